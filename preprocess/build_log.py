@@ -1,0 +1,75 @@
+"""build_log.json: clock times, machine and memory, the only file in which two equal builds may differ."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from preprocess import __version__
+
+# Libraries that touch a build's bytes, by tokenizer.
+LIBRARIES = ("numpy", "pyarrow", "xxhash")
+TOKENIZER_LIBRARIES = {"gpt2": ("tiktoken", "gigatoken"), "sentencepiece": ("sentencepiece", "gigatoken")}
+
+
+class BuildLog:
+    """Collects what a build took; `finish` gives what the file holds."""
+
+    def __init__(self) -> None:
+        self._started = datetime.datetime.now(datetime.UTC)
+        self._clock = time.perf_counter()
+        self._phases: dict[str, float] = {}
+        self._notes: dict[str, str] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time one phase of the build."""
+        begin = time.perf_counter()
+        yield
+        self._phases[name] = round(time.perf_counter() - begin, 3)
+
+    def note(self, key: str, value: str) -> None:
+        """A fact about how this build was made that changed none of its bytes."""
+        self._notes[key] = value
+
+    def finish(self, text_bytes: int) -> dict[str, Any]:
+        elapsed_s = time.perf_counter() - self._clock
+        return {
+            **self._notes,
+            "started": self._started.isoformat(timespec="seconds"),
+            "elapsed_s": round(elapsed_s, 3),
+            "elapsed_s_by_phase": self._phases,
+            "text_bytes_per_s": round(text_bytes / elapsed_s),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "machine": {"system": platform.system(), "machine": platform.machine(), "cpus": os.cpu_count()},
+        }
+
+
+def made_with(tokenizer: str) -> dict[str, str]:
+    """Versions of Folio, Python, its Unicode tables and the libraries that touch bytes."""
+    names = (*LIBRARIES, *TOKENIZER_LIBRARIES.get(tokenizer, ()))
+    versions = {"folio": __version__, "python": platform.python_version(), "unicode": unicodedata.unidata_version}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return versions
+
+
+def peak_memory_bytes() -> int | None:
+    """The most memory this process held so far; None where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

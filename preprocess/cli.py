@@ -1,0 +1,199 @@
+"""The command `preprocess`: parse, call one function, print its result; nothing else.
+
+Only click is imported up here, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from preprocess import __version__
+from preprocess.errors import FolioError, explain_os_error, printable
+
+INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells have it
+
+
+class _Failure(click.ClickException):
+    """One line on stderr and an exit status."""
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(printable(message.replace("\n", " ")))
+        self.exit_code = exit_status
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"error: {self.message}", err=True)
+
+
+class _Group(click.Group):
+    """Turns every way a command can end badly into one line and a status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FolioError as e:
+            raise _Failure(str(e), e.exit_status) from e
+        except BrokenPipeError:
+            raise
+        except OSError as e:
+            raise _Failure(explain_os_error(e), 1) from e
+        except KeyboardInterrupt as e:
+            raise _Failure("interrupted; nothing was changed, run the same command again", INTERRUPTED_STATUS) from e
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="preprocess")
+def main() -> None:
+    """Folio: raw text in, token shards out.
+
+    Builds land in shards/NAME, or under $FOLIO_SHARDS.
+    """
+
+
+@main.command()
+@click.option("--corpus", required=True, metavar="NAME", help="A built-in corpus: tinyshakespeare, synthetic.")
+@click.option("--source", type=click.Path(path_type=Path), metavar="FILE", help="A copy of the corpus' file; skips the network.")
+@click.option("--name", metavar="NAME", help="Name of the build.  [default: the corpus]")
+@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder to build in place of shards/NAME.")
+@click.option("--document", type=click.Choice(["file", "passage"]), help="What one document is.")
+@click.option("--authors/--no-authors", default=None, help="Put author, city and year tokens in front of each document.")
+@click.option("--eot", type=click.Choice(["append", "none"]), help="End-of-text token behind each document.")
+@click.option("--tokenizer", type=click.Choice(["gpt2", "sentencepiece", "char", "byte"]), help="How text becomes ids.")
+@click.option("--num-pieces", type=int, metavar="N", help="Vocabulary of a sentencepiece tokenizer.")
+@click.option("--num-pairs", type=int, metavar="N", help="Sentence pairs of the synthetic corpus.")
+@click.option("--val-fraction", type=float, metavar="F", help="Share of the validation split.")
+@click.option("--shard-tokens", type=int, metavar="N", help="A shard ends at the document that takes it to N tokens.")
+@click.option("--seed", type=int, metavar="N", help="Decides the split, and the synthetic corpus.")
+@click.option("--replace", is_flag=True, help="Replace another build of this name.")
+@click.option("--quiet", is_flag=True, help="Print the result and warnings only.")
+def build(corpus: str, source: Path | None, name: str | None, output: Path | None, replace: bool, quiet: bool, **overrides: Any) -> None:
+    """Build token shards from a corpus.
+
+    What is not given comes from the corpus' recipe. Run again, the same command finds its build there and does nothing.
+    """
+    from preprocess.build import build as run_build
+    from preprocess.progress import Progress
+    from preprocess.recipe import load_recipe
+    from preprocess.shards.format import Build, check_name, default_root
+
+    recipe = load_recipe(corpus, **overrides)
+    name = check_name(name or corpus)
+    folder = output or default_root() / name
+    # A build cleans up after itself on the way out; SIGTERM takes the same way as Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: _interrupt())
+    is_new = run_build(recipe, folder, name=name, source=source, replace=replace, progress=Progress(quiet=quiet))
+    made = Build(folder)
+    click.echo(f"{'built' if is_new else 'already built, nothing to do:'} {printable(str(folder))}")
+    click.echo(_summary(made))
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@main.command("list")
+def list_command() -> None:
+    """List the builds in shards/ (or $FOLIO_SHARDS)."""
+    from preprocess.shards.format import Build, default_root, list_builds
+
+    builds = list_builds(default_root())
+    if not builds:
+        click.echo(f"no builds in {printable(str(default_root()))}; `preprocess build --corpus NAME` makes one", err=True)
+        return
+    rows = [("name", "tokenizer", "vocabulary", "train tokens", "val tokens", "documents")]
+    for folder in builds:
+        try:
+            m = Build(folder).manifest
+            documents = sum(split["documents"] for split in m["splits"].values())
+            counts = (m["vocab_size"], m["splits"]["train"]["tokens"], m["splits"]["val"]["tokens"], documents)
+            rows.append((folder.name, m["tokenizer"]["kind"], *(f"{n:,}" for n in counts)))
+        except FolioError as e:
+            rows.append((folder.name, f"damaged: {e}", "", "", "", ""))
+    _table(rows)
+
+
+def _table(rows: list[tuple[str, ...]]) -> None:
+    # A damaged build's reason may be long: it runs over, it does not widen the columns.
+    widths = [max(len(row[i]) for row in rows if row[-1] or i == 0) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        click.echo(printable("  ".join(cells).rstrip()))
+
+
+@main.command()
+@click.argument("name")
+@click.option("--document", type=int, metavar="N", help="Decode document N of the split, counted from 0.")
+@click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True, help="Where --document counts.")
+def show(name: str, document: int | None, split: str) -> None:
+    """Tell what a build holds, or decode one of its documents. NAME: a build or its folder."""
+    from preprocess.shards.format import Build
+
+    made = Build(name)
+    if document is None:
+        click.echo(_summary(made))
+        return
+    from preprocess.tokenizers import load_tokenizer
+
+    tokenizer = load_tokenizer(made.folder, made.manifest)
+    spelled = {i: text for text, i in made.manifest["special_tokens"].items()}
+    ids = made.document(split, document)
+    is_control = [int(i) in spelled for i in ids]
+    front = next((i for i, control in enumerate(is_control) if not control), len(ids))
+    back = len(ids) - next((i for i, control in enumerate(reversed(is_control)) if not control), 0)
+    controls = " ".join(spelled[int(i)] for i in ids[:front]), " ".join(spelled[int(i)] for i in ids[max(front, back) :])
+    # Control tokens stand on lines of their own, on stderr: what stdout gets is the document's text and nothing else.
+    click.echo(printable(controls[0]), err=True)
+    click.echo(_for_output(tokenizer.decode(ids[front : max(front, back)])), nl=False)
+    click.echo(printable(controls[1]), err=True)
+
+
+def _for_output(text: str) -> str:
+    """Escaped for a terminal, exact for a file or pipe."""
+    return printable(text) if sys.stdout.isatty() else text
+
+
+@main.command()
+@click.argument("name")
+def verify(name: str) -> None:
+    """Re-hash every file of a build and compare with its manifest. NAME: a build or its folder."""
+    from preprocess.shards.format import Build
+    from preprocess.shards.format import verify as find_faults
+
+    made = Build(name)
+    faults = list(find_faults(made))
+    for fault in faults:
+        click.echo(printable(fault), err=True)
+    if faults:
+        raise _Failure(f"{made.folder} is damaged ({len(faults)} faults above); copy the build again or rebuild it", 1)
+    click.echo(f"{printable(str(made.folder))} is whole: build {made.build_id}")
+
+
+@main.command()
+@click.argument("name")
+@click.option("--format", "format_", type=click.Choice(["nanogpt"]), required=True, help="Whose files to write.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write them to.")
+@click.option("--replace", is_flag=True, help="Write over files that are there.")
+def export(name: str, format_: str, output: Path, replace: bool) -> None:
+    """Write a build in another tool's format. NAME: a build or its folder."""
+    from preprocess.interchange import export_nanogpt
+    from preprocess.shards.format import Build
+
+    for path in export_nanogpt(Build(name), output, replace=replace):
+        click.echo(f"{printable(str(path))}  {os.path.getsize(path):,} bytes")
+
+
+def _summary(made: Any) -> str:
+    m = made.manifest
+    lines = [
+        f"  build      {m['build_id']}",
+        f"  tokenizer  {m['tokenizer']['kind']}, {m['vocab_size']:,} ids of which {len(m['special_tokens']):,} control, {m['dtype']}",
+    ]
+    for split, entry in m["splits"].items():
+        counts = f"{entry['tokens']:>13,} tokens  {entry['documents']:>9,} documents  {entry['text_bytes']:>13,} bytes of text"
+        lines.append(f"  {split:9}  {counts}  {len(entry['shards'])} shard{'s' if len(entry['shards']) != 1 else ''}")
+    return printable("\n".join(lines))

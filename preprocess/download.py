@@ -1,0 +1,140 @@
+"""The files of a corpus: from a mirror, the user's cache, or the network, vouched for by their sha256.
+
+Asked in this order: `--source FILE`, which ends the search; `PREPROCESS_MIRROR`, a folder or URL laid out as
+`<corpus>/<file name>`; the cache; the file's own URL. Where a file came from changes no byte of a build.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from preprocess.errors import FolioError, MisuseError
+from preprocess.progress import Progress
+from preprocess.recipe import SourceFile
+from preprocess.shards.format import sha256_file
+
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
+RETRIES = 3
+RETRY_STATUSES = (429, 500, 502, 503, 504)
+CHUNK_BYTES = 1 << 18
+
+
+def cache_folder() -> Path:
+    """`$FOLIO_CACHE`, else the system's cache folder of this user."""
+    import platformdirs
+
+    return Path(os.environ.get("FOLIO_CACHE") or platformdirs.user_cache_dir("folio", appauthor=False))
+
+
+def find_file(corpus: str, file: SourceFile, *, source: Path | None, progress: Progress) -> Path:
+    """A local path whose content has the sha256 of `file`.
+
+    Raises MisuseError where `source` is no file, FolioError where nothing has the file or what has it has another.
+    """
+    if source is not None:
+        if not source.is_file():
+            raise MisuseError(f"--source {source} is not a file; name a copy of {file.name}")
+        _check(source, file, where=str(source))
+        return source
+    failures: list[str] = []
+    target = cache_folder() / corpus / file.name
+    mirror = os.environ.get("PREPROCESS_MIRROR")
+    if mirror and (found := _from_mirror(mirror, corpus, file, target, failures, progress)):
+        return found
+    if target.is_file():
+        if sha256_file(target) == file.sha256:
+            return target
+        progress.warn(f"{target} is damaged and is fetched again")
+    if _fetch(file.url, file, target, failures, progress):
+        return target
+    raise FolioError(
+        f"could not get {corpus}/{file.name}: {'; '.join(failures)}; go online, or pass --source FILE, or set PREPROCESS_MIRROR to a folder with {corpus}/{file.name}"
+    )
+
+
+def _from_mirror(mirror: str, corpus: str, file: SourceFile, target: Path, failures: list[str], progress: Progress) -> Path | None:
+    if mirror.startswith(("http://", "https://")):
+        url = f"{mirror.rstrip('/')}/{quote(corpus)}/{quote(file.name)}"
+        return target if _fetch(url, file, target, failures, progress) else None
+    path = Path(mirror) / corpus / file.name
+    if not path.is_file():
+        failures.append(f"the mirror has no {path}")
+        return None
+    _check(path, file, where=str(path))
+    return path
+
+
+def _check(path: Path, file: SourceFile, *, where: str) -> None:
+    if (got := sha256_file(path)) != file.sha256:
+        raise FolioError(
+            f"{where} has sha256 {got} and {path.stat().st_size:,} bytes, wanted {file.sha256} and {file.size_bytes:,}; "
+            f"this is not the {file.name} the corpus is made of: get another copy"
+        )
+
+
+def _fetch(url: str, file: SourceFile, target: Path, failures: list[str], progress: Progress) -> bool:
+    """Download `url` onto `target`; a failure is told in `failures`, a file of another content is an error."""
+    import requests
+
+    shown = safe_url(url)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _session() as session, session.get(url, stream=True, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)) as response:
+            if response.status_code != requests.codes.ok:
+                failures.append(f"{shown} answered {response.status_code} {response.reason}")
+                return False
+            _save(response, aside, file, progress)
+        _check(aside, file, where=shown)
+        os.replace(aside, target)
+        return True
+    except requests.RequestException as e:
+        failures.append(f"{shown}: {_why(e)}")
+        return False
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _save(response: object, aside: Path, file: SourceFile, progress: Progress) -> None:
+    with progress.bar(f"download {file.name}", total=file.size_bytes, unit="B") as bar, open(aside, "wb") as out:
+        for chunk in response.iter_content(CHUNK_BYTES):  # type: ignore[attr-defined]
+            out.write(chunk)
+            bar.update(len(chunk))
+            if out.tell() > file.size_bytes:
+                break  # the checksum cannot fit any more; a mirror that never ends must not fill the disk
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _session():  # type: ignore[no-untyped-def]
+    import requests
+    from requests.adapters import HTTPAdapter
+    from urllib3.util.retry import Retry
+
+    session = requests.Session()
+    retry = Retry(total=RETRIES, backoff_factor=0.5, status_forcelist=RETRY_STATUSES, raise_on_status=False)
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
+    return session
+
+
+def _why(error: Exception) -> str:
+    """The kind of failure in two words: requests' own messages repeat the URL, credentials and all."""
+    import requests
+
+    if isinstance(error, requests.Timeout):
+        return "timed out"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate is not trusted"
+    if isinstance(error, requests.ConnectionError):
+        return "no connection"
+    return type(error).__name__
+
+
+def safe_url(url: str) -> str:
+    """`url` without user name, password, query and fragment: fit to be printed or stored."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
