@@ -1,0 +1,86 @@
+"""What several test files share: a small corpus on disk, a builder, and where the mirror is."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preprocess.build import build
+from preprocess.progress import Progress
+from preprocess.recipe import Recipe, SourceFile
+from preprocess.shards.format import Build
+
+ROOT = Path(__file__).resolve().parent.parent
+VERSE = "O Romeo, Romeo! wherefore art thou Romeo?\nDeny thy father and refuse thy name;\n\nOr, if thou wilt not, be but sworn my love,\n\n"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the tests' own, so that none depends on what this user has downloaded."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["FOLIO_CACHE"] = str(folder)
+    os.environ.pop("FOLIO_SHARDS", None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mirror() -> Path:
+    """The folder of real corpora; a test that wants it is skipped where there is none."""
+    where = os.environ.get("PREPROCESS_MIRROR")
+    if not where or not Path(where).is_dir():
+        pytest.skip("needs real corpora: set PREPROCESS_MIRROR to a folder laid out as <corpus>/<file name>")
+    return Path(where)
+
+
+@pytest.fixture
+def text_recipe(tmp_path: Path) -> Callable[..., tuple[Recipe, Path]]:
+    """Makes a recipe for a text of the test's own, and the file that holds it."""
+
+    def make(text: str | bytes = VERSE * 40, **settings: Any) -> tuple[Recipe, Path]:
+        data = text.encode() if isinstance(text, str) else text
+        path = tmp_path / "input.txt"
+        path.write_bytes(data)
+        file = SourceFile(name="input.txt", sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data), url="http://127.0.0.1:9/none")
+        settings = {"dedup": False, "split": "contiguous", "tokenizer": "byte", **settings}
+        return Recipe(corpus="own", description="", licence="", format="text", files=(file,), **settings), path
+
+    return make
+
+
+@pytest.fixture
+def build_text(text_recipe: Callable[..., tuple[Recipe, Path]], tmp_path: Path) -> Callable[..., Build]:
+    """Builds a text of the test's own and opens it."""
+
+    def make(text: str | bytes = VERSE * 40, *, name: str = "own", replace: bool = False, **settings: Any) -> Build:
+        recipe, path = text_recipe(text, **settings)
+        folder = tmp_path / "shards" / name
+        build(recipe, folder, name=name, source=path, replace=replace, progress=Progress(quiet=True))
+        return Build(folder)
+
+    return make
+
+
+@pytest.fixture
+def preprocess(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the command in a process of its own, in `tmp_path`, without a network to reach."""
+
+    def run(*arguments: str, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        # A proxy that nobody listens at: whatever a machine can reach, these tests reach nothing but loopback.
+        offline = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "", "NO_PROXY": "127.0.0.1", "PYTHONPATH": str(ROOT)}
+        environment = {k: v for k, v in os.environ.items() if k not in ("PREPROCESS_MIRROR", "FOLIO_SHARDS")} | offline | (env or {})
+        command = [sys.executable, "-m", "preprocess", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout)
+
+    return run
+
+
+def file_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file of a build but the one that may differ."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "build_log.json"}

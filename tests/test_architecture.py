@@ -1,0 +1,115 @@
+"""The arrows between the rooms, held by the syntax trees of the sources."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PREPROCESS = sorted((ROOT / "preprocess").rglob("*.py"))
+TRAIN = sorted((ROOT / "train").glob("*.py"))
+TRAIN_MAY_IMPORT = ("preprocess.shards", "preprocess.errors")
+TRAIN_FUNCTIONS_MAY_IMPORT = (*TRAIN_MAY_IMPORT, "preprocess.stream", "preprocess.tokenizers")
+# Each heavy or optional library lives in these files alone, and stays out of all others.
+HOMES = {
+    "click": {"preprocess/cli.py"},
+    "gigatoken": {"preprocess/tokenizers/gigatoken_engine.py"},
+    "awkward": {"preprocess/tokenizers/gigatoken_engine.py"},
+    "tiktoken": {"preprocess/tokenizers/gpt2.py"},
+    "tiktoken_ext": {"preprocess/tokenizers/gpt2.py"},
+    "sentencepiece": {"preprocess/tokenizers/sentencepiece_bpe.py"},
+    "tqdm": {"preprocess/progress.py"},
+    "matplotlib": {"train/plot.py"},
+}
+LIGHT = ("preprocess/__init__.py", "preprocess/errors.py", "preprocess/shards/__init__.py", "preprocess/shards/format.py", "preprocess/shards/windows.py")
+
+
+def imports(path: Path, *, in_functions: bool) -> Iterator[str]:
+    """Full names of the modules that `path` imports at module level, or inside its functions."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+    for node in ast.walk(tree):
+        if (id(node) in inside) != in_functions:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import hides an arrow"
+            yield node.module or ""
+
+
+def all_imports(path: Path) -> set[str]:
+    return {*imports(path, in_functions=False), *imports(path, in_functions=True)}
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def under(module: str, allowed: tuple[str, ...]) -> bool:
+    return any(module == a or module.startswith(a + ".") for a in allowed)
+
+
+@pytest.mark.parametrize("path", TRAIN, ids=name)
+def test_training_crosses_only_to_the_shards(path: Path) -> None:
+    for module in imports(path, in_functions=False):
+        assert not module.startswith("preprocess") or under(module, TRAIN_MAY_IMPORT), module
+    for module in imports(path, in_functions=True):
+        assert not module.startswith("preprocess") or under(module, TRAIN_FUNCTIONS_MAY_IMPORT), module
+
+
+@pytest.mark.parametrize("path", PREPROCESS, ids=name)
+def test_preprocessing_knows_nothing_of_training(path: Path) -> None:
+    siblings = {p.stem for p in TRAIN}
+    for module in all_imports(path):
+        assert module.split(".")[0] not in {"torch", "train", *siblings}, module
+
+
+@pytest.mark.parametrize("path", LIGHT)
+def test_the_contract_needs_numpy_alone(path: str) -> None:
+    for module in all_imports(ROOT / path):
+        assert module.split(".")[0] in {"numpy", *sys.stdlib_module_names} or module in ("preprocess.errors", "preprocess.shards.windows"), module
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "preprocess/stages").glob("*.py")), ids=name)
+def test_stages_know_no_click_engine_or_clock(path: Path) -> None:
+    forbidden = ("preprocess.build", "preprocess.assemble", "preprocess.cli", "preprocess.engines", "preprocess.progress", "preprocess.download", "time", "datetime")
+    for module in all_imports(path):
+        assert not under(module, forbidden), module
+
+
+@pytest.mark.parametrize("path", [p for p in PREPROCESS if p.name not in ("cli.py", "__main__.py")], ids=name)
+def test_nothing_imports_the_command(path: Path) -> None:
+    assert "preprocess.cli" not in all_imports(path)
+
+
+@pytest.mark.parametrize("path", PREPROCESS + TRAIN, ids=name)
+def test_heavy_libraries_stay_at_home(path: Path) -> None:
+    for module in all_imports(path):
+        home = HOMES.get(module.split(".")[0])
+        assert home is None or name(path) in home, f"{name(path)} imports {module}"
+
+
+@pytest.mark.parametrize("path", PREPROCESS + TRAIN + sorted((ROOT / "tests").glob("*.py")), ids=name)
+def test_nobody_unpickles(path: Path) -> None:
+    assert not all_imports(path) & {"pickle", "dill", "joblib", "shelve", "marshal"}
+
+
+def loaded_by(code: str) -> set[str]:
+    out = subprocess.run([sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(out.stdout.split())
+
+
+def test_the_contract_loads_no_arrow() -> None:
+    loaded = loaded_by("import preprocess.shards.format, preprocess.shards.windows")
+    assert "numpy" in loaded and not loaded & {"pyarrow", "click", "tiktoken", "torch", "requests"}
+
+
+def test_help_loads_click_alone() -> None:
+    loaded = loaded_by("import preprocess.cli")
+    assert "click" in loaded and not loaded & {"numpy", "pyarrow", "torch", "requests", "tiktoken"}

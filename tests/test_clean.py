@@ -1,0 +1,59 @@
+"""Cleaning: each rule does its own, counts it, and all together are idempotent."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preprocess.documents import make_batch
+from preprocess.recipe import CLEANING_RULES
+from preprocess.stages.clean import clean
+
+NASTY = st.text(st.sampled_from("ab\r\n\t\x00\x0b\x1b\x7f\x85\x9f\ufeff é\u0301e\u0327한ᄀ가") | st.characters(exclude_categories=["Cs"]), max_size=30)
+
+
+def run(texts: list[str], rules: tuple[str, ...] = CLEANING_RULES) -> tuple[list[str], dict[str, int]]:
+    batch, counts = clean(make_batch({"text": pa.array(texts, pa.large_string())}, len(texts)), rules)
+    return batch.column("text").to_pylist(), counts
+
+
+@pytest.mark.parametrize(
+    ("rule", "before", "after"),
+    [
+        ("line_ends", "a\r\nb\rc\n\r\n", "a\nb\nc\n\n"),
+        ("control_characters", "a\x00b\x1b[31mc\td\n\x7f\x9be", "ab[31mc\td\ne"),
+        ("byte_order_mark", "\ufeff\ufeffa\ufeffb", "a\ufeffb"),
+        ("nfc", "e\u0301\u1100\u1161", "é가"),
+    ],
+)
+def test_a_rule_changes_what_it_says_and_counts_it(rule: str, before: str, after: str) -> None:
+    assert run([before, "clean"], (rule,)) == ([after, "clean"], {rule: 1})
+    others = tuple(r for r in CLEANING_RULES if r != rule)
+    assert run([before], others)[0][0] != after
+
+
+def test_nothing_is_trimmed() -> None:
+    texts = ["  a  ", "\n\n\t", "", " \u00a0x\u3000"]
+    assert run(texts) == (texts, dict.fromkeys(CLEANING_RULES, 0))
+
+
+@given(st.lists(NASTY, max_size=5))
+def test_cleaning_is_idempotent_and_leaves_what_it_promises(texts: list[str]) -> None:
+    once, _ = run(texts)
+    assert run(once) == (once, dict.fromkeys(CLEANING_RULES, 0))
+    for text in once:
+        assert unicodedata.is_normalized("NFC", text) and not text.startswith("\ufeff")
+        assert not [c for c in text if unicodedata.category(c) == "Cc" and c not in "\t\n"]
+
+
+@given(st.lists(NASTY, min_size=2, max_size=5))
+def test_a_document_is_cleaned_alike_in_any_batch(texts: list[str]) -> None:
+    assert run(texts)[0] == [run([text])[0][0] for text in texts]
+
+
+def test_an_empty_batch_is_cleaned() -> None:
+    assert run([]) == ([], dict.fromkeys(CLEANING_RULES, 0))
