@@ -32,7 +32,6 @@ from preprocess.stages.dedup import content_hashes, first_occurrences, group_key
 from preprocess.stages.read import read_text_file
 from preprocess.stages.split import cut_document, exact_split
 from preprocess.stats import describe_authors, describe_languages, describe_lengths, ratio
-
 from preprocess.tokenizers import make_tokenizer
 
 PAIRS_PER_BATCH = 4096
@@ -143,14 +142,17 @@ def decide(recipe: Recipe, prepared: Prepared, progress: Progress, log: BuildLog
         full = table_text_bytes(prepared.table) > 0
         keep = full & (first_occurrences(prepared.hashes) if recipe.dedup else True)
         if not keep.any():
-            raise FolioError(f"{recipe.corpus} is empty: of {len(full):,} documents read none holds text; give it text, or check its cleaning rules")
+            raise FolioError(
+                f"{recipe.corpus} is empty: of {len(full):,} documents read none holds text; give it text, or check its cleaning rules"
+            )
         rows = np.flatnonzero(keep)
         table, hashes = prepared.table.take(pa.array(rows)), prepared.hashes[rows]
         in_val = _sides(recipe, prepared, table, hashes, rows)
         if recipe.tokenizer == "sentencepiece":
             progress.say(f"training {recipe.num_pieces:,} SentencePiece pieces on {int((~in_val).sum()):,} training documents")
         tokenizer = make_tokenizer(recipe, _texts(table, ~in_val), _texts(table, np.ones(len(rows), bool)))
-        control_ids, front = ({}, np.empty((len(rows), 0), np.int64))
+        control_ids: dict[str, int] = {}
+        front = np.empty((len(rows), 0), np.int64)
         if recipe.authors:
             control_ids, front = assign_ids(table, tokenizer.vocab_size, tokenizer.special_tokens)
         if recipe.bos:
@@ -167,7 +169,9 @@ def _sides(recipe: Recipe, prepared: Prepared, table: pa.Table, hashes: np.ndarr
     in_val = prepared.in_val[rows]
     if in_val.all() or not in_val.any():
         side = "training" if in_val.all() else "validation"
-        raise FolioError(f"{recipe.corpus} is too short to cut: its {side} side would be empty; give it more text or another --val-fraction")
+        raise FolioError(
+            f"{recipe.corpus} is too short to cut: its {side} side would be empty; give it more text or another --val-fraction"
+        )
     return in_val
 
 

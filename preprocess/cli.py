@@ -19,17 +19,6 @@ from preprocess.errors import FolioError, explain_os_error, printable
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells have it
 
 
-class _Failure(click.ClickException):
-    """One line on stderr and an exit status."""
-
-    def __init__(self, message: str, exit_status: int) -> None:
-        super().__init__(printable(message.replace("\n", " ")))
-        self.exit_code = exit_status
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"error: {self.message}", err=True)
-
-
 class _Group(click.Group):
     """Turns every way a command can end badly into one line and a status."""
 
@@ -37,13 +26,15 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except FolioError as e:
-            raise _Failure(str(e), e.exit_status) from e
+            message, status = str(e), e.exit_status
         except BrokenPipeError:
-            raise
+            raise  # click's own business: the reader of a pipe went away
         except OSError as e:
-            raise _Failure(explain_os_error(e), 1) from e
-        except KeyboardInterrupt as e:
-            raise _Failure("interrupted; nothing was changed, run the same command again", INTERRUPTED_STATUS) from e
+            message, status = explain_os_error(e), 1
+        except KeyboardInterrupt:
+            message, status = "interrupted; nothing was changed, run the same command again", INTERRUPTED_STATUS
+        click.echo(f"error: {printable(' '.join(message.split()))}", err=True)
+        ctx.exit(status)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -105,7 +96,7 @@ def list_command() -> None:
     if not builds:
         click.echo(f"no builds in {printable(str(default_root()))}; `preprocess build --corpus NAME` makes one", err=True)
         return
-    rows = [("name", "tokenizer", "vocabulary", "train tokens", "val tokens", "documents")]
+    rows: list[tuple[str, ...]] = [("name", "tokenizer", "vocabulary", "train tokens", "val tokens", "documents")]
     for folder in builds:
         try:
             m = Build(folder).manifest
@@ -169,7 +160,7 @@ def verify(name: str) -> None:
     for fault in faults:
         click.echo(printable(fault), err=True)
     if faults:
-        raise _Failure(f"{made.folder} is damaged ({len(faults)} faults above); copy the build again or rebuild it", 1)
+        raise FolioError(f"{made.folder} is damaged, {len(faults)} faults above; copy the build again or rebuild it")
     click.echo(f"{printable(str(made.folder))} is whole: build {made.build_id}")
 
 

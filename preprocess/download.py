@@ -51,7 +51,8 @@ def find_file(corpus: str, file: SourceFile, *, source: Path | None, progress: P
     if _fetch(file.url, file, target, failures, progress):
         return target
     raise FolioError(
-        f"could not get {corpus}/{file.name}: {'; '.join(failures)}; go online, or pass --source FILE, or set PREPROCESS_MIRROR to a folder with {corpus}/{file.name}"
+        f"could not get {corpus}/{file.name}: {'; '.join(failures)}; go online, or pass --source FILE, "
+        f"or set PREPROCESS_MIRROR to a folder with {corpus}/{file.name}"
     )
 
 

@@ -30,7 +30,7 @@ def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
             with open(aside, "wb") as file:
                 for shard in build.shards(split):
                     for start in range(0, len(shard.tokens), HASH_CHUNK_BYTES):
-                        file.write(memoryview(shard.tokens[start : start + HASH_CHUNK_BYTES]).cast("B"))
+                        shard.tokens[start : start + HASH_CHUNK_BYTES].tofile(file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(aside, path)

@@ -31,7 +31,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 def is_there_already(folder: Path, recipe: dict[str, Any], sources: list[dict[str, Any]], *, replace: bool) -> bool:
     """Whether `folder` holds this very build. Raises where it holds anything else that may not go."""
-    if folder.is_dir() and not any(folder.iterdir()) or not (folder.exists() or folder.is_symlink()):
+    if (folder.is_dir() and not any(folder.iterdir())) or not (folder.exists() or folder.is_symlink()):
         return False
     if not (folder / MANIFEST).is_file():
         raise MisuseError(f"{folder} is there and is no build; move it away, or choose another --name or --output")

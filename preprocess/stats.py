@@ -34,7 +34,12 @@ def describe_languages(table: pa.Table, lengths: np.ndarray, text_bytes: np.ndar
     for code, tag in enumerate(tags.dictionary.to_pylist()):
         rows = codes == code
         num_tokens, num_bytes = int(lengths[rows].sum()), int(text_bytes[rows].sum())
-        out[tag] = {"documents": int(rows.sum()), "text_bytes": num_bytes, "tokens": num_tokens, "bytes_per_token": ratio(num_bytes, num_tokens)}
+        out[tag] = {
+            "documents": int(rows.sum()),
+            "text_bytes": num_bytes,
+            "tokens": num_tokens,
+            "bytes_per_token": ratio(num_bytes, num_tokens),
+        }
     return out
 
 

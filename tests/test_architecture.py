@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT
 
 PREPROCESS = sorted((ROOT / "preprocess").rglob("*.py"))
@@ -26,7 +27,13 @@ HOMES = {
     "tqdm": {"preprocess/progress.py"},
     "matplotlib": {"train/plot.py"},
 }
-LIGHT = ("preprocess/__init__.py", "preprocess/errors.py", "preprocess/shards/__init__.py", "preprocess/shards/format.py", "preprocess/shards/windows.py")
+LIGHT = (
+    "preprocess/__init__.py",
+    "preprocess/errors.py",
+    "preprocess/shards/__init__.py",
+    "preprocess/shards/format.py",
+    "preprocess/shards/windows.py",
+)
 
 
 def imports(path: Path, *, in_functions: bool) -> Iterator[str]:
@@ -73,12 +80,24 @@ def test_preprocessing_knows_nothing_of_training(path: Path) -> None:
 @pytest.mark.parametrize("path", LIGHT)
 def test_the_contract_needs_numpy_alone(path: str) -> None:
     for module in all_imports(ROOT / path):
-        assert module.split(".")[0] in {"numpy", *sys.stdlib_module_names} or module in ("preprocess.errors", "preprocess.shards.windows"), module
+        assert module.split(".")[0] in {"numpy", *sys.stdlib_module_names} or module in (
+            "preprocess.errors",
+            "preprocess.shards.windows",
+        ), module
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "preprocess/stages").glob("*.py")), ids=name)
 def test_stages_know_no_click_engine_or_clock(path: Path) -> None:
-    forbidden = ("preprocess.build", "preprocess.assemble", "preprocess.cli", "preprocess.engines", "preprocess.progress", "preprocess.download", "time", "datetime")
+    forbidden = (
+        "preprocess.build",
+        "preprocess.assemble",
+        "preprocess.cli",
+        "preprocess.engines",
+        "preprocess.progress",
+        "preprocess.download",
+        "time",
+        "datetime",
+    )
     for module in all_imports(path):
         assert not under(module, forbidden), module
 
@@ -101,7 +120,9 @@ def test_nobody_unpickles(path: Path) -> None:
 
 
 def loaded_by(code: str) -> set[str]:
-    out = subprocess.run([sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], cwd=ROOT, capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     return set(out.stdout.split())
 
 

@@ -13,7 +13,9 @@ from preprocess.documents import make_batch
 from preprocess.recipe import CLEANING_RULES
 from preprocess.stages.clean import clean
 
-NASTY = st.text(st.sampled_from("ab\r\n\t\x00\x0b\x1b\x7f\x85\x9f\ufeff é\u0301e\u0327한ᄀ가") | st.characters(exclude_categories=["Cs"]), max_size=30)
+NASTY = st.text(
+    st.sampled_from("ab\r\n\t\x00\x0b\x1b\x7f\x85\x9f\ufeff é\u0301e\u0327한ᄀ가") | st.characters(exclude_categories=["Cs"]), max_size=30
+)
 
 
 def run(texts: list[str], rules: tuple[str, ...] = CLEANING_RULES) -> tuple[list[str], dict[str, int]]:

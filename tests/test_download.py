@@ -105,7 +105,9 @@ def test_a_wrong_checksum_is_told_and_not_kept(server: Server, empty_cache: Path
 
 
 def test_no_network_is_one_line_that_says_what_to_do() -> None:
-    with pytest.raises(FolioError, match=r"http://127\.0\.0\.1:9/x: no connection; go online, or pass --source FILE, or set PREPROCESS_MIRROR"):
+    with pytest.raises(
+        FolioError, match=r"http://127\.0\.0\.1:9/x: no connection; go online, or pass --source FILE, or set PREPROCESS_MIRROR"
+    ):
         find("http://127.0.0.1:9/x")
 
 

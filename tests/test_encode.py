@@ -13,7 +13,9 @@ from preprocess.stages.encode import EngineMismatch, encode_checked, sample_for_
 from preprocess.tokenizers.characters import ByteTokenizer
 
 CONTROL = st.sampled_from([-1, 900, 901, 902])
-DOCUMENT = st.tuples(st.lists(st.integers(0, 9), max_size=5), st.lists(CONTROL, min_size=3, max_size=3), st.lists(CONTROL, min_size=1, max_size=1))
+DOCUMENT = st.tuples(
+    st.lists(st.integers(0, 9), max_size=5), st.lists(CONTROL, min_size=3, max_size=3), st.lists(CONTROL, min_size=1, max_size=1)
+)
 
 
 @given(st.lists(DOCUMENT, max_size=8))

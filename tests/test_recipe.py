@@ -24,7 +24,7 @@ def test_overrides_replace_and_none_does_not() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"tokeniser": "byte"}, "no setting is called 'tokeniser'; did you mean 'tokenizer'?"),
+        ({"tokeniser": "byte"}, "no setting is called 'tokeniser'; did you mean 'tokenizer'"),
         ({"tokenizer": 3}, "tokenizer is 3, wanted str"),
         ({"tokenizer": "bpe"}, "tokenizer is 'bpe', wanted one of gpt2, sentencepiece, char, byte"),
         ({"num_pairs": True}, "num_pairs is True, wanted int"),

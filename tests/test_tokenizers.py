@@ -144,7 +144,9 @@ def test_a_tampered_vocabulary_is_not_believed(monkeypatch: pytest.MonkeyPatch, 
         gpt2._tiktoken_ranks(tmp_path / "tiktoken")
 
 
-@pytest.mark.parametrize("settings", [{"tokenizer": "gpt2"}, {"tokenizer": "sentencepiece", "num_pieces": 320}, {"tokenizer": "char"}, {"tokenizer": "byte"}])
+@pytest.mark.parametrize(
+    "settings", [{"tokenizer": "gpt2"}, {"tokenizer": "sentencepiece", "num_pieces": 320}, {"tokenizer": "char"}, {"tokenizer": "byte"}]
+)
 def test_a_builds_own_files_are_enough_to_decode(build_text: Callable[..., Build], settings: dict) -> None:
     text = "".join(f"Über {i} café\n\n" for i in range(60))
     build = build_text(text, document="passage", passage_characters=30, **settings)

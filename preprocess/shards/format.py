@@ -116,7 +116,7 @@ class _HashedFile:
         self._digest = hashlib.sha256()
 
     def write(self, data: np.ndarray) -> None:
-        view = memoryview(np.ascontiguousarray(data)).cast("B") if data.size else b""
+        view = np.ascontiguousarray(data).view(np.uint8).data
         self._file.write(view)
         self._digest.update(view)
 
@@ -223,7 +223,7 @@ def default_root() -> Path:
 def check_name(name: str) -> str:
     if not BUILD_NAME.fullmatch(name):
         raise MisuseError(
-            f"a build cannot be named {name!r}: wanted up to 64 of a-z, 0-9, '.', '_' and '-', the first a letter or digit; choose another --name"
+            f"a build cannot be named {name!r}: wanted at most 64 of a-z 0-9 . _ -, the first a letter or digit; choose another --name"
         )
     return name
 
@@ -277,7 +277,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ShardError(f"{path} has format {got!r}, wanted {FORMAT!r}; this is not a Folio build")
     if manifest.get("version") != VERSION:
         raise ShardError(
-            f"{path} has version {manifest.get('version')!r}, this Folio reads version {VERSION}; install the Folio that made it, or rebuild"
+            f"{path} has version {manifest.get('version')!r}, this Folio reads version {VERSION}; install the Folio that made it"
         )
     if missing := sorted(MANIFEST_KEYS - manifest.keys()):
         raise ShardError(f"{path} lacks {', '.join(missing)}; copy the build again or rebuild it")
@@ -322,9 +322,13 @@ class Build:
         for split in SPLITS:
             for entry in m["splits"][split]["shards"]:
                 if not re.fullmatch(rf"{split}-\d{{5}}\.bin", entry["file"]):
-                    raise ShardError(f"{self.folder / MANIFEST} names the file {entry['file']!r}, wanted {split}-NNNNN.bin; do not use this build")
+                    raise ShardError(
+                        f"{self.folder / MANIFEST} names the file {entry['file']!r}, not {split}-NNNNN.bin; do not use this build"
+                    )
                 if entry["max_id"] >= m["vocab_size"]:
-                    raise ShardError(f"{entry['file']} holds id {entry['max_id']}, its vocabulary ends at {m['vocab_size'] - 1}; rebuild it")
+                    raise ShardError(
+                        f"{entry['file']} holds id {entry['max_id']}, its vocabulary ends at {m['vocab_size'] - 1}; rebuild it"
+                    )
                 for name, size in self._sizes(entry).items():
                     self._check_file(name, size)
         self._check_file(STATS, None)
@@ -342,7 +346,9 @@ class Build:
         if not path.is_file():
             raise ShardError(f"{path} is missing; copy the build again or rebuild it")
         if size_bytes is not None and path.stat().st_size != size_bytes:
-            raise ShardError(f"{path} has {path.stat().st_size:,} bytes, its manifest says {size_bytes:,}; copy the build again or rebuild it")
+            raise ShardError(
+                f"{path} has {path.stat().st_size:,} bytes, its manifest says {size_bytes:,}; copy the build again or rebuild it"
+            )
 
     def shards(self, split: str) -> list[Shard]:
         """The shards of `split`, in order, mapped read-only. An empty file maps to an empty array."""

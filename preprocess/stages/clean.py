@@ -39,7 +39,9 @@ def _mend(texts: pa.LargeStringArray, needs: pa.BooleanArray, mend: Callable[[pa
 
 
 def _line_ends(texts: pa.LargeStringArray) -> tuple[pa.Array, int]:
-    return _mend(texts, pc.match_substring(texts, "\r"), lambda rows: pc.replace_substring(pc.replace_substring(rows, "\r\n", "\n"), "\r", "\n"))
+    return _mend(
+        texts, pc.match_substring(texts, "\r"), lambda rows: pc.replace_substring(pc.replace_substring(rows, "\r\n", "\n"), "\r", "\n")
+    )
 
 
 def _control_characters(texts: pa.LargeStringArray) -> tuple[pa.Array, int]:

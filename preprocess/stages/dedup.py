@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -19,9 +20,9 @@ def hash128(chunks: Iterable[bytes | memoryview], num_chunks: int) -> np.ndarray
 def content_hashes(texts: pa.LargeStringArray) -> np.ndarray:
     """The hash of each cleaned text's UTF-8 bytes: (D, 16) uint8, as `.docs` stores it."""
     data, borders = text_buffers(texts)
-    view = memoryview(np.ascontiguousarray(data))
+    view = np.ascontiguousarray(data).data
     edges = borders.tolist()
-    return hash128((view[a:b] for a, b in zip(edges, edges[1:], strict=False)), len(texts))
+    return hash128((view[a:b] for a, b in itertools.pairwise(edges)), len(texts))
 
 
 def group_keys(groups: pa.StringArray, hashes: np.ndarray) -> np.ndarray:

@@ -47,7 +47,9 @@ def load_tokenizer(folder: Path, manifest: dict[str, Any]) -> Tokenizer:
     try:
         return _from_files(kind, files, has_eot=manifest["eot_id"] is not None)
     except (ValueError, KeyError, RuntimeError) as e:
-        raise FolioError(f"the {kind} tokenizer in {folder / TOKENIZER_DIR} cannot be read ({e}); copy the build again or rebuild it") from e
+        raise FolioError(
+            f"the {kind} tokenizer in {folder / TOKENIZER_DIR} cannot be read ({e}); copy the build again or rebuild it"
+        ) from e
 
 
 def _from_files(kind: str, files: dict[str, bytes], *, has_eot: bool) -> Tokenizer:
@@ -65,4 +67,6 @@ def _from_files(kind: str, files: dict[str, bytes], *, has_eot: bool) -> Tokeniz
         return characters.CharTokenizer(files[characters.ALPHABET_FILE].decode("utf-8"), has_eot=has_eot)
     if kind == "byte":
         return characters.ByteTokenizer(has_eot=has_eot)
-    raise FolioError(f"this build's tokenizer is of kind {kind!r}, this Folio knows gpt2, sentencepiece, char and byte; install a newer one")
+    raise FolioError(
+        f"this build's tokenizer is of kind {kind!r}, this Folio knows gpt2, sentencepiece, char and byte; install a newer one"
+    )

@@ -74,7 +74,9 @@ def load() -> Gpt2Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         _copy_offline_files(folder)
     except OSError as e:
-        raise FolioError(f"cannot write to the cache folder {folder} ({e.strerror}); set FOLIO_CACHE to a folder that can be written") from e
+        raise FolioError(
+            f"cannot write to the cache folder {folder} ({e.strerror}); set FOLIO_CACHE to a folder that can be written"
+        ) from e
     return Gpt2Tokenizer(_spell_ranks(_tiktoken_ranks(folder)))
 
 

@@ -22,7 +22,7 @@ SPACE = "\u2581"
 PAD, UNK, BOS, EOS = "<pad>", "<unk>", "<bos>", "<eos>"
 # The trainer drops a sentence longer than max_sentence_length; documents are cut to lines, and lines to this.
 MAX_SENTENCE_BYTES = 1 << 20
-TRAINING = {
+TRAINING: dict[str, Any] = {
     "model_type": "bpe",
     "normalization_rule_name": "identity",
     "add_dummy_prefix": False,
@@ -102,7 +102,9 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 
 def _explain(error: RuntimeError, num_pieces: int) -> FolioError:
     if limit := re.search(r"value <= (\d+)", str(error)):
-        return MisuseError(f"the training documents have too few distinct words for {num_pieces:,} pieces; pass --num-pieces {limit[1]} or less")
+        return MisuseError(
+            f"the training documents have too few distinct words for {num_pieces:,} pieces; pass --num-pieces {limit[1]} or less"
+        )
     if "required_chars" in str(error) or "smaller than" in str(error):
         return MisuseError(f"{num_pieces:,} pieces do not even hold the corpus' characters and 256 bytes; pass a larger --num-pieces")
     return FolioError(f"SentencePiece could not be trained: {error}")

@@ -1,0 +1,144 @@
+"""The command as a person meets it: what it prints, how it ends, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import VERSE
+from preprocess.shards.format import Build, readable_json
+
+Run = Callable[..., subprocess.CompletedProcess]
+TINY = ("build", "--corpus", "synthetic", "--num-pairs", "40", "--tokenizer", "byte", "--quiet")
+
+
+def refused(done: subprocess.CompletedProcess, status: int, *wanted: str) -> None:
+    """It ended with `status` and one last line that says all of `wanted`."""
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.lower().startswith("error: "), last
+    for words in wanted:
+        assert words in last, last
+
+
+def test_the_way_of_a_build(preprocess: Run, tmp_path: Path) -> None:
+    built = preprocess(*TINY)
+    assert built.returncode == 0 and built.stderr == "" and built.stdout.startswith("built shards/synthetic\n")
+    assert preprocess(*TINY).stdout.startswith("already built, nothing to do: shards/synthetic\n")
+    listed = preprocess("list").stdout.splitlines()
+    assert listed[0].split() == ["name", "tokenizer", "vocabulary", "train", "tokens", "val", "tokens", "documents"]
+    assert listed[1].split()[:2] == ["synthetic", "byte"] and listed[1].split()[-1] == "80"
+    build_id = Build(tmp_path / "shards/synthetic").build_id
+    assert build_id in preprocess("show", "synthetic").stdout
+    assert preprocess("verify", "shards/synthetic").stdout == f"shards/synthetic is whole: build {build_id}\n"
+
+
+def test_show_decodes_a_document(preprocess: Run, tmp_path: Path) -> None:
+    preprocess(*TINY)
+    done = preprocess("show", "synthetic", "--document", "0")
+    front, back = done.stderr.splitlines()
+    assert front.startswith("<author_") and "> <year_" in front and back == "<|endoftext|>"
+    ids = Build(tmp_path / "shards/synthetic").document("train", 0)
+    assert done.stdout.encode() == bytes(ids[3:-1].tolist())
+    refused(preprocess("show", "synthetic", "--document", "9999", "--split", "val"), 2, "it has 8, counted from 0")
+
+
+def test_progress_is_on_stderr_and_quiet_is_quiet(preprocess: Run) -> None:
+    loud = preprocess("build", "--corpus", "synthetic", "--num-pairs", "400", "--num-pieces", "500")
+    assert "training 500 SentencePiece pieces on 720 training documents" in loud.stderr
+    assert "encoding 800 documents with gigatoken" in loud.stderr and "\r" not in loud.stderr
+    assert "training" not in loud.stdout
+
+
+def test_help_names_everything(preprocess: Run) -> None:
+    text = preprocess("--help").stdout
+    assert all(command in text for command in ("build", "export", "list", "show", "verify"))
+    assert "[default: the corpus]" in preprocess("build", "-h").stdout
+    assert preprocess("--version").stdout.startswith("preprocess, version ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (("build", "--corpus", "tinyshakespear"), "did you mean 'tinyshakespeare'"),
+        (("build", "--corpus", "synthetic", "--name", "../x"), "choose another --name"),
+        (("build", "--corpus", "synthetic", "--val-fraction", "2"), "wanted a number between 0 and 1"),
+        (("build", "--corpus", "synthetic", "--num-pieces", "9"), "num_pieces is 9, wanted 300 to 64,000"),
+        (("build", "--corpus", "synthetic", "--source", "x"), "--source stands for one file"),
+        (("build", "--corpus", "tinyshakespeare", "--source", "nowhere.txt"), "nowhere.txt is not a file"),
+        (("build",), "Missing option '--corpus'"),
+        (("build", "--corpse", "x"), "--corpus"),
+        (("show", "nothing"), "no build 'nothing': no manifest.json in shards/nothing"),
+        (("show", "no/thing"), "no manifest.json in no/thing"),
+        (("export", "nothing", "--format", "nanogpt", "--output", "o"), "no build"),
+    ],
+)
+def test_misuse_has_status_2(preprocess: Run, arguments: tuple[str, ...], wanted: str) -> None:
+    refused(preprocess(*arguments), 2, wanted)
+
+
+def test_no_network_is_status_1_and_soon(preprocess: Run, tmp_path: Path) -> None:
+    done = preprocess("build", "--corpus", "tinyshakespeare", env={"FOLIO_CACHE": str(tmp_path / "none")}, timeout=60)
+    refused(done, 1, "could not get tinyshakespeare/input.txt", "no connection", "--source FILE")
+    assert not (tmp_path / "shards/tinyshakespeare").exists()
+
+
+def test_a_wrong_file_is_status_1(preprocess: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text(VERSE)
+    refused(preprocess("build", "--corpus", "tinyshakespeare", "--source", "mine.txt"), 1, "mine.txt has sha256", "wanted 86c4e6")
+
+
+def test_a_manifest_of_version_99_and_a_cut_shard_are_status_1(preprocess: Run, tmp_path: Path) -> None:
+    preprocess(*TINY)
+    folder = tmp_path / "shards/synthetic"
+    good = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(readable_json(json.loads(good) | {"version": 99}))
+    for command in (("show", "synthetic"), ("verify", "synthetic"), TINY):
+        refused(preprocess(*command), 1, "version 99", "reads version 1")
+    assert "damaged: " in preprocess("list").stdout
+    (folder / "manifest.json").write_bytes(good)
+    os.truncate(folder / "val-00000.bin", 3)
+    for command in (("show", "synthetic"), ("verify", "synthetic"), TINY):
+        refused(preprocess(*command), 1, "val-00000.bin has 3 bytes, its manifest says")
+
+
+def test_verify_names_what_is_damaged(preprocess: Run, tmp_path: Path) -> None:
+    preprocess(*TINY)
+    path = tmp_path / "shards/synthetic/train-00000.bin"
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+    done = preprocess("verify", "synthetic")
+    refused(done, 1, "shards/synthetic is damaged, 1 faults above")
+    assert done.stderr.splitlines()[0].startswith("train-00000.bin has sha256")
+
+
+def test_a_folder_that_may_not_be_written(preprocess: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(preprocess(*TINY, "--output", "file/x"), 1, "file")
+    refused(preprocess(*TINY, "--output", "file"), 2, "is there and is no build")
+
+
+def test_folio_shards_moves_everything(preprocess: Run, tmp_path: Path) -> None:
+    env = {"FOLIO_SHARDS": str(tmp_path / "elsewhere")}
+    preprocess(*TINY, env=env)
+    assert (tmp_path / "elsewhere/synthetic/manifest.json").is_file() and not (tmp_path / "shards").exists()
+    assert "synthetic" in preprocess("list", env=env).stdout
+    refused(preprocess("show", "other", env=env), 2, f"{tmp_path}/elsewhere/other and shards/other")
+
+
+def test_no_builds_is_said(preprocess: Run) -> None:
+    done = preprocess("list")
+    assert done.returncode == 0 and "no builds in shards" in done.stderr
+
+
+def test_escape_sequences_are_shown_not_obeyed(preprocess: Run, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    done = preprocess("show", "evil\x1b[2J")
+    assert done.returncode == 2 and "\x1b" not in done.stderr
