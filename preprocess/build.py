@@ -6,6 +6,7 @@ appear. A build that fails or is killed leaves nothing that looks finished.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from preprocess.stages.dedup import content_hashes, first_occurrences, group_key
 from preprocess.stages.read import read_text_file
 from preprocess.stages.split import cut_document, exact_split
 from preprocess.stats import describe_authors, describe_languages, describe_lengths, ratio
+from preprocess.synthetic import generate_pairs
 from preprocess.tokenizers import make_tokenizer
 
 PAIRS_PER_BATCH = 4096
@@ -114,10 +116,8 @@ def prepare(job: Plan, progress: Progress, log: BuildLog) -> Prepared:
 
 def _read(recipe: Recipe, paths: list[Path]) -> Iterator[pa.RecordBatch]:
     if recipe.format == "synthetic":
-        from preprocess.synthetic import generate_pairs
-
         pairs = generate_pairs(recipe.num_pairs, seed=recipe.seed)
-        while chunk := [pair for pair, _ in zip(pairs, range(PAIRS_PER_BATCH), strict=False)]:
+        while chunk := list(itertools.islice(pairs, PAIRS_PER_BATCH)):
             yield _pair_batch(chunk)
     for number, path in enumerate(paths):
         yield read_text_file(path.read_bytes(), name=str(path), source=number, recipe=recipe)
@@ -155,9 +155,7 @@ def decide(recipe: Recipe, prepared: Prepared, progress: Progress, log: BuildLog
         front = np.empty((len(rows), 0), np.int64)
         if recipe.authors:
             control_ids, front = assign_ids(table, tokenizer.vocab_size, tokenizer.special_tokens)
-        if recipe.bos:
-            if tokenizer.bos_id is None:
-                raise MisuseError(f"bos is set, but the {tokenizer.kind} tokenizer has no such token; set bos = false")
+        if recipe.bos and tokenizer.bos_id is not None:
             front = np.insert(front, 0, tokenizer.bos_id, axis=1)
     num_empty = int((~full).sum())
     return Decided(table, hashes, in_val, tokenizer, control_ids, front, num_empty, len(full) - num_empty - len(rows))

@@ -62,6 +62,7 @@ def _from_mirror(mirror: str, corpus: str, file: SourceFile, target: Path, failu
         return target if _fetch(url, file, target, failures, progress) else None
     path = Path(mirror) / corpus / file.name
     if not path.is_file():
+        progress.warn(f"PREPROCESS_MIRROR has no {path}")
         failures.append(f"the mirror has no {path}")
         return None
     _check(path, file, where=str(path))

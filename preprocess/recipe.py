@@ -30,7 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 RANGES: dict[str, tuple[float, float]] = {
     "passage_characters": (1, 1 << 40),
     "num_pieces": (300, 64_000),
-    "num_pairs": (1, 1 << 40),
+    "num_pairs": (1, 1_000_000),  # of far more that are possible: every sentence made is remembered
     "shard_tokens": (1, 1 << 40),
     "seed": (0, (1 << 64) - 1),
     "year": (0, 9999),
@@ -73,7 +73,7 @@ class Recipe:
     split: str = "exact"
     val_fraction: float = 0.1
     authors: bool = True  # control tokens of author, city and year in front of each document
-    bos: bool = False
+    bos: bool = False  # the tokenizer's begin-of-text token in front of each document, where it has one
     eot: str = "append"
     num_pieces: int = 3_000  # sentencepiece only
     shard_tokens: int = 100_000_000

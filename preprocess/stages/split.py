@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from preprocess.documents import SCHEMA
+from preprocess.documents import SCHEMA, make_batch
 from preprocess.errors import FolioError
 from preprocess.shards.windows import keyed_hash
 
@@ -64,11 +65,9 @@ def cut_document(batch: pa.RecordBatch, *, val_fraction: float, passage_characte
             pieces.append(side[start:end])
             in_val.append(is_val)
             start = end
-    rows = batch.take(pa.array(np.zeros(len(pieces), np.int64)))
-    columns = [rows.column(name) for name in SCHEMA.names]
-    columns[SCHEMA.get_field_index("text")] = pa.array(pieces, pa.large_string())
-    columns[SCHEMA.get_field_index("position")] = pa.array(np.arange(len(pieces)), pa.uint64())
-    return pa.record_batch(columns, schema=SCHEMA), np.array(in_val, bool)
+    columns: dict[str, Any] = {field.name: batch.column(field.name)[0].as_py() for field in SCHEMA if field.name != "text"}
+    columns |= {"text": pa.array(pieces, pa.large_string()), "position": np.arange(len(pieces))}
+    return make_batch(columns, len(pieces)), np.array(in_val, bool)
 
 
 def exact_split(groups: np.ndarray, val_fraction: float, *, seed: int) -> np.ndarray:
