@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocess.stages.authors import FIELDS
+from preprocess.shards.format import CONTROL_FIELDS
 
 QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
@@ -46,7 +46,7 @@ def describe_languages(table: pa.Table, lengths: np.ndarray, text_bytes: np.ndar
 def describe_authors(table: pa.Table) -> dict[str, Any]:
     """For author, city and year: how many documents have one, how many distinct there are, and documents of each."""
     out = {}
-    for field in FIELDS:
+    for field in CONTROL_FIELDS:
         counts = pc.value_counts(table.column(field).combine_chunks().drop_null()).to_pylist()
         by_value = {str(c["values"]): c["counts"] for c in counts}
         out[field] = {"documents": sum(by_value.values()), "distinct": len(by_value), "documents_by_value": by_value}

@@ -7,7 +7,8 @@ import pytest
 
 from preprocess.documents import make_batch
 from preprocess.errors import FolioError
-from preprocess.stages.authors import assign_ids, spell
+from preprocess.shards.format import spell_control_token
+from preprocess.stages.authors import assign_ids
 
 
 def table(**columns: list) -> pa.Table:
@@ -16,8 +17,8 @@ def table(**columns: list) -> pa.Table:
 
 
 def test_spelling() -> None:
-    assert spell("author", "Anna  Akimova\t") == "<author_Anna__Akimova_>"
-    assert spell("year", 987) == "<year_0987>"
+    assert spell_control_token("author", "Anna  Akimova\t") == "<author_Anna__Akimova_>"
+    assert spell_control_token("year", 987) == "<year_0987>"
 
 
 def test_ids_follow_first_appearance_author_city_year() -> None:

@@ -26,6 +26,7 @@ STATS = "stats.json"
 BUILD_LOG = "build_log.json"
 TOKENIZER_DIR = "tokenizer"
 SPLITS = ("train", "val")
+CONTROL_FIELDS = ("author", "city", "year")  # also their order in front of a document
 BUILD_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 END_DTYPE = np.dtype("<u8")
 DOC_DTYPE = np.dtype([("hash", "u1", 16), ("source", "<u4"), ("lang", "<u4"), ("position", "<u8")])
@@ -47,6 +48,12 @@ class ShardError(FolioError):
 def token_dtype(vocab_size: int) -> str:
     """The dtype string of a vocabulary: `<u2` if and only if every id below `vocab_size` fits 16 bits."""
     return "<u2" if vocab_size <= MAX_UINT16_VOCAB else "<u4"
+
+
+def spell_control_token(field: str, value: str | int) -> str:
+    """`<author_Anna_Akimova>`, `<year_1623>`: white space as `_`."""
+    name = f"{value:04d}" if isinstance(value, int) else "".join("_" if c.isspace() else c for c in value)
+    return f"<{field}_{name}>"
 
 
 def canonical_json(value: Any) -> bytes:

@@ -1,0 +1,134 @@
+"""The model, its optimizer and its learning rate."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from config import Config
+from model import GPT, INIT_STD
+from optim import learning_rate_at, make_optimizer
+from sample import draw, generate
+
+CONFIG = Config(data="x", out_dir="y", n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.1)
+VOCAB_SIZE = 31
+
+
+def make_model(vocab_size: int = VOCAB_SIZE) -> GPT:
+    torch.manual_seed(0)
+    return GPT(CONFIG, vocab_size).eval()
+
+
+def random_ids(*shape: int) -> torch.Tensor:
+    return torch.randint(VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_padded_ids_take_no_part_in_the_loss() -> None:
+    model, ids = make_model(), random_ids(3, 17)
+    x, y = ids[:, :-1], ids[:, 1:]
+    logits = model.logits(model.features(x))
+    assert logits.shape == (3, 16, 64)
+    assert torch.isneginf(logits[..., VOCAB_SIZE:]).all()
+    exact = F.cross_entropy(logits[..., :VOCAB_SIZE].transpose(1, 2), y, reduction="none").mean(dim=1)
+    losses = model(x, y)
+    torch.testing.assert_close(losses, exact)
+    losses.mean().backward()
+    assert model.wte.weight.grad is not None
+    assert (model.wte.weight.grad[VOCAB_SIZE:] == 0).all()
+    assert (model.wte.weight.grad[:VOCAB_SIZE] != 0).any(dim=1).all()
+
+
+def test_a_vocabulary_of_a_full_multiple_has_no_padding() -> None:
+    model = make_model(128)
+    assert model.wte.weight.shape[0] == 128
+    assert torch.isfinite(model.padding_bias).all()
+
+
+def test_padded_ids_are_never_sampled() -> None:
+    model = make_model()
+    with torch.no_grad():  # the padding would be by far the likeliest
+        model.wte.weight[VOCAB_SIZE:] = 100.0
+    config = Config(data="x", out_dir="y", sample_tokens=200, temperature=50.0, top_k=None)
+    ids = generate(model, [0], config=config, eot_id=None)
+    assert len(ids) == 200
+    assert max(ids) < VOCAB_SIZE
+
+
+def test_drawing() -> None:
+    logits = torch.tensor([0.0, 3.0, 2.0, -1.0])
+    generator = torch.Generator().manual_seed(0)
+    greedy = Config(data="x", out_dir="y", temperature=0.0)
+    assert draw(logits, greedy, generator=generator) == 1
+    assert draw(logits, Config(data="x", out_dir="y", temperature=1e-30), generator=generator) == 1
+    top_two = Config(data="x", out_dir="y", temperature=100.0, top_k=2)
+    assert {draw(logits, top_two, generator=generator) for _ in range(100)} == {1, 2}
+    everything = Config(data="x", out_dir="y", temperature=100.0, top_k=None)
+    assert {draw(logits, everything, generator=generator) for _ in range(200)} == {0, 1, 2, 3}
+
+
+def test_generation_stops_at_the_end_and_crops_to_the_block() -> None:
+    model = make_model()
+    config = Config(data="x", out_dir="y", sample_tokens=40, temperature=5.0)
+    ids = generate(model, [1, 2, 3], config=config, eot_id=None)
+    assert len(ids) == 40  # more than block_size
+    assert generate(model, [1, 2, 3], config=config, eot_id=ids[5]) == ids[: ids.index(ids[5])]
+    assert generate(model, [1, 2, 3], config=config, eot_id=None) == ids
+
+
+def test_no_position_sees_a_later_one() -> None:
+    model, ids = make_model(), random_ids(1, 16)
+    other = ids.clone()
+    other[0, 10] = (other[0, 10] + 1) % VOCAB_SIZE
+    before, after = model.features(ids), model.features(other)
+    torch.testing.assert_close(before[:, :10], after[:, :10])
+    assert not torch.allclose(before[:, 10], after[:, 10])
+
+
+def test_first_loss_is_that_of_guessing() -> None:
+    ids = random_ids(8, 17)
+    assert make_model()(ids[:, :-1], ids[:, 1:]).mean().item() == pytest.approx(math.log(VOCAB_SIZE), abs=0.1)
+
+
+def test_names_are_those_of_hugging_face() -> None:
+    block = ["ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"]
+    modules = [f"h.{n}.{name}" for n in range(2) for name in block] + ["ln_f"]
+    expected = {"wte.weight", "wpe.weight"} | {f"{m}.{kind}" for m in modules for kind in ("weight", "bias")}
+    assert set(make_model().state_dict()) == expected
+
+
+def test_gpt2_has_124_million_parameters() -> None:
+    with torch.device("meta"):
+        model = GPT(Config(data="x", out_dir="y"), 50_257)
+    assert model.num_parameters - 768 * (model.wte.weight.shape[0] - 50_257) == 124_439_808
+
+
+def test_residual_projections_start_smaller() -> None:
+    weights = dict(make_model().named_parameters())
+    assert weights["h.0.mlp.c_fc.weight"].std().item() == pytest.approx(INIT_STD, rel=0.1)
+    assert weights["h.0.mlp.c_proj.weight"].std().item() == pytest.approx(INIT_STD / 2, rel=0.1)
+
+
+def test_only_matrices_decay() -> None:
+    model = make_model()
+    decaying, still = make_optimizer(model, CONFIG, device=torch.device("cpu")).param_groups
+    assert (decaying["weight_decay"], still["weight_decay"]) == (CONFIG.weight_decay, 0.0)
+    assert all(p.dim() == 2 for p in decaying["params"])
+    assert all(p.dim() == 1 for p in still["params"])
+    assert len(decaying["params"]) + len(still["params"]) == len(list(model.parameters()))
+
+
+def test_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
+    config = Config(data="x", out_dir="y", learning_rate=1.0, min_lr=0.1, warmup_steps=10, max_steps=110)
+    rates = [learning_rate_at(step, config) for step in range(111)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert (rates[10], rates[60], rates[110]) == pytest.approx((1.0, 0.55, 0.1))
+    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
+
+
+def test_learning_rate_of_a_run_that_is_all_warmup() -> None:
+    config = Config(data="x", out_dir="y", learning_rate=1.0, min_lr=0.1, warmup_steps=5, max_steps=5)
+    assert [learning_rate_at(step, config) for step in (0, 4, 5)] == pytest.approx([0.2, 1.0, 1.0])

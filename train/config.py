@@ -1,0 +1,239 @@
+"""The settings of a run: typed, documented, and read from assignments that are parsed, never executed."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from assignments import LARGEST_NUMBER, read_assignments
+from preprocess.errors import MisuseError
+
+USAGE = "python train/train.py CONFIG.py [--key=value ...] [--restart]"
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+NONE, TRUE, FALSE = ("none", "None"), ("true", "True", "1"), ("false", "False", "0")
+
+
+def setting(default: Any = dataclasses.MISSING, doc: str = "", *, least: float | None = None, free: bool = False) -> Any:
+    """A field of Config. `least`: the smallest value allowed. `free`: a run may be resumed with another value, as no loss depends on it."""
+    return dataclasses.field(default=default, metadata={"doc": doc, "least": least, "free": free})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Every setting of a run. `None` means off. Raises MisuseError for a value out of its range."""
+
+    data: str = setting(doc="the build to train on: its name, or its folder if it holds a '/'", free=True)  # build_id is compared instead
+    out_dir: str = setting(doc="where the run is kept; by default runs/<name of the config file>", free=True)
+    device: str = setting("auto", "auto, cpu, mps, cuda or cuda:N; auto takes the first there is of cuda, mps, cpu", free=True)
+    seed: int = setting(1337, "decides the first weights, the dropout and the order of the data", least=0)
+    n_layer: int = setting(12, "transformer blocks", least=1)
+    n_head: int = setting(12, "attention heads of a block", least=1)
+    n_embd: int = setting(768, "width; a multiple of n_head", least=1)
+    block_size: int = setting(1024, "tokens a window, the longest context", least=1)
+    dropout: float = setting(0.0, "share of activations dropped in training", least=0)
+    batch_size: int = setting(12, "windows a forward pass", least=1)
+    gradient_accumulation_steps: int = setting(1, "forward passes an optimizer step", least=1)
+    max_steps: int = setting(5_000, "optimizer steps of the whole run", least=1)
+    learning_rate: float = setting(6e-4, "the highest, reached after warmup_steps", least=0)
+    min_lr: float = setting(6e-5, "the last, reached at max_steps along a cosine", least=0)
+    warmup_steps: int = setting(100, "steps of linear warmup", least=0)
+    weight_decay: float = setting(0.1, "of matrices and embeddings; biases and norms have none", least=0)
+    beta1: float = setting(0.9, "AdamW's memory of the gradient", least=0)
+    beta2: float = setting(0.95, "AdamW's memory of its square", least=0)
+    grad_clip: float | None = setting(1.0, "the largest gradient norm; none leaves gradients as they are", least=0)
+    precision: str = setting("auto", "auto, fp32, bf16 or fp16; auto is fp32 but on cuda, and there bf16 if it can, else fp16")
+    compile: bool = setting(False, "torch.compile: faster steps for a minute at the start", free=True)
+    log_interval: int = setting(10, "steps between rows of training loss", least=1)
+    eval_interval: int = setting(250, "steps between evaluations", least=1)
+    eval_tokens: int | None = setting(None, "validation tokens an evaluation reads; none: the whole split", least=1)
+    checkpoint_interval: int = setting(250, "steps between checkpoints", least=1, free=True)
+    keep_checkpoints: int = setting(3, "how many of the last checkpoints stay on the disk", least=1, free=True)
+    sample_interval: int | None = setting(None, "steps between samples of text; none: one at the end", least=1, free=True)
+    sample_tokens: int = setting(200, "tokens a sample", least=1, free=True)
+    sample_prompt: str = setting("", "text that a sample continues", free=True)
+    sample_author: str | None = setting(None, "author of a sample, as the build's control tokens name them", free=True)
+    sample_city: str | None = setting(None, "city of a sample", free=True)
+    sample_year: int | None = setting(None, "year of a sample", least=0, free=True)
+    temperature: float = setting(0.8, "of sampling: 0 always takes the likeliest token", least=0, free=True)
+    top_k: int | None = setting(200, "sampling chooses among this many likeliest tokens; none: among all", least=1, free=True)
+    resume: str = setting("auto", "auto: the run in out_dir; never: begin in an empty one; or a run or checkpoint to begin from", free=True)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_range(field.name, getattr(self, field.name), least=field.metadata["least"])
+        for key in ("learning_rate", "grad_clip"):
+            _demand(getattr(self, key) != 0, f"{key} is 0, wanted more")
+        for key in ("dropout", "beta1", "beta2"):
+            _demand(getattr(self, key) < 1, f"{key} is {getattr(self, key)}, wanted at least 0 and less than 1")
+        _demand(self.data != "", "data is empty, wanted the name of a build; `preprocess list` shows what is there")
+        _demand(self.out_dir != "", "out_dir is empty, wanted a folder")
+        _demand(self.precision in PRECISIONS, f"precision is {self.precision!r}, wanted one of {', '.join(PRECISIONS)}")
+        _demand(
+            self.n_embd % self.n_head == 0,
+            f"n_embd {self.n_embd} is no multiple of n_head {self.n_head}; change one of them",
+        )
+        _demand(
+            self.min_lr <= self.learning_rate,
+            f"min_lr {self.min_lr} is above learning_rate {self.learning_rate}; lower it",
+        )
+        _demand(
+            self.warmup_steps <= self.max_steps, f"warmup_steps {self.warmup_steps:,} is more than max_steps {self.max_steps:,}; lower it"
+        )
+        _demand(
+            self.eval_tokens is None or self.eval_tokens >= self.block_size,
+            f"eval_tokens {self.eval_tokens} holds no window of block_size {self.block_size}; raise it, or set none",
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every setting by name, as JSON holds it."""
+        return dataclasses.asdict(self)
+
+    def lines(self) -> list[str]:
+        """`key  value` for each setting, aligned."""
+        settings = self.as_dict()
+        width = max(map(len, settings))
+        return [f"{key:<{width}}  {_spell(value)}" for key, value in settings.items()]
+
+
+def _spell(value: Any) -> str:
+    if value is None:
+        return "none"
+    return repr(value) if value == "" or not str(value).isprintable() else str(value)
+
+
+def _demand(holds: bool, message: str) -> None:
+    if not holds:
+        raise MisuseError(message)
+
+
+def _check_range(key: str, value: Any, *, least: float | None) -> None:
+    if least is None or value is None:
+        return
+    _demand(math.isfinite(value) and value <= LARGEST_NUMBER, f"{key} is {value}, wanted a number up to {LARGEST_NUMBER:.0e}")
+    _demand(value >= least, f"{key} is {value}, wanted {least} or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What a command line asks for."""
+
+    config_path: Path | None
+    overrides: dict[str, str]
+    restart: bool
+    help: bool
+
+
+def parse_command_line(arguments: Sequence[str]) -> Command:
+    """One config file, `--key=value` any number of times, `--restart`, `--help`. Raises MisuseError for anything else."""
+    paths = [a for a in arguments if not a.startswith("-")]
+    overrides: dict[str, str] = {}
+    for argument in (a for a in arguments if a.startswith("-") and a not in ("--restart", "--help", "-h")):
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not equals:
+            raise MisuseError(f"cannot read {argument!r}, wanted --key=value such as --max_steps=100; usage: {USAGE}")
+        _require_known(key, "the command line")
+        overrides[key] = value
+    wants_help = "--help" in arguments or "-h" in arguments
+    if len(paths) != 1 and not wants_help:
+        raise MisuseError(f"got {len(paths)} config files ({' '.join(paths) or 'none'}), wanted one; usage: {USAGE}")
+    return Command(config_path=Path(paths[0]) if paths else None, overrides=overrides, restart="--restart" in arguments, help=wants_help)
+
+
+def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
+    """The settings of a config file with `overrides`, text as typed on a command line, in their place.
+
+    Raises MisuseError for a file that cannot be read, anything in it but assignments, an unknown key or a bad value.
+    """
+    values = {key: coerce(key, value, where=f"{path}, line {line}") for key, (value, line) in read_assignments(path).items()}
+    values |= {key: coerce_text(key, text) for key, text in overrides.items()}
+    values.setdefault("out_dir", f"runs/{path.stem}")
+    if "data" not in values:
+        raise MisuseError(f"{path} does not set data; name a build in it, data = 'NAME', or add --data=NAME")
+    return Config(**values)
+
+
+def config_from_saved(settings: Any, where: str) -> Config:
+    """The Config that `as_dict` gave, from parsed JSON of unknown origin. Raises MisuseError."""
+    if not isinstance(settings, dict):
+        raise MisuseError(f"{where} has no settings; it was not written by Folio")
+    for key in ("data", "out_dir"):
+        if key not in settings:
+            raise MisuseError(f"{where} does not set {key}; it was not written by this Folio")
+    return Config(**{key: coerce(key, value, where=where) for key, value in settings.items()})
+
+
+def changed_settings(old: Config, new: Config) -> list[str]:
+    """`key old → new` for each setting that a loss depends on and that differs."""
+    before, now = old.as_dict(), new.as_dict()
+    bound = [f.name for f in dataclasses.fields(Config) if not f.metadata["free"]]
+    return [f"{key} {before[key]} → {now[key]}" for key in bound if before[key] != now[key]]
+
+
+def describe_settings() -> str:
+    """The settings with their defaults and what they mean, for `--help`."""
+    lines = [
+        f"usage: {USAGE}",
+        "",
+        "  --restart  forget the run in out_dir and begin again",
+        "",
+        "settings, in CONFIG.py or as --key=value:",
+    ]
+    for field in dataclasses.fields(Config):
+        default = "" if field.default is dataclasses.MISSING else f" [{'none' if field.default is None else field.default!r}]"
+        lines.append(f"  {field.name:<28} {field.metadata['doc']}{default}")
+    return "\n".join(lines)
+
+
+def _require_known(key: str, where: str) -> None:
+    known = [f.name for f in dataclasses.fields(Config)]
+    if key in known:
+        return
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0)
+    raise MisuseError(f"{where}: no setting is called {key!r}; did you mean {close[0]!r}? `python train/train.py --help` lists them")
+
+
+def _type_of(key: str) -> tuple[type, bool]:
+    """The type of a setting without its None, and whether it may be None."""
+    hint = typing.get_type_hints(Config)[key]
+    options = typing.get_args(hint) or (hint,)
+    return next(t for t in options if t is not type(None)), type(None) in options
+
+
+def _bad_value(key: str, value: Any, *, where: str) -> MisuseError:
+    kind, optional = _type_of(key)
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind] + (" or none" if optional else "")
+    return MisuseError(f"{where}: {key} is {value!r}, wanted {wanted}")
+
+
+def coerce(key: str, value: Any, *, where: str) -> Any:
+    """`value`, of a file, as the type of the setting `key`: an int may stand for a float. Raises MisuseError."""
+    _require_known(key, where)
+    kind, optional = _type_of(key)
+    if value is None and optional:
+        return None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise _bad_value(key, value, where=where)
+    return value
+
+
+def coerce_text(key: str, text: str) -> Any:
+    """`text`, of a command line, as the type of the setting `key`. Raises MisuseError."""
+    kind, optional = _type_of(key)
+    if optional and text in NONE:
+        return None
+    if kind is bool:
+        if text not in TRUE + FALSE:
+            raise _bad_value(key, text, where="the command line")
+        return text in TRUE
+    try:
+        return kind(text)
+    except ValueError as e:
+        raise _bad_value(key, text, where="the command line") from e

@@ -1,0 +1,103 @@
+"""A run's folder: who may write in it, and whether a run in it begins, continues or is over."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from checkpoint import CHECKPOINTS_DIR, Checkpoint, Origin, committed, find_checkpoint, newest
+from config import Config, changed_settings, config_from_saved
+from preprocess.errors import FolioError, MisuseError
+from preprocess.shards.format import Build
+from tracking import METRICS_FILE
+
+SETTINGS_FILE = "settings.json"
+LOCK_FILE = ".lock"
+SHORT_ID = 12  # hexadecimal digits that tell two builds apart in a message
+
+
+@contextmanager
+def locked(out_dir: Path) -> Iterator[None]:
+    """Make `out_dir` and hold it for this process. Raises MisuseError where it cannot be a folder, FolioError where another run has it."""
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as e:
+        raise MisuseError(f"out_dir {out_dir} cannot be a folder, a file is in the way; choose another --out_dir") from e
+    lock = FileLock(out_dir / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as e:
+        raise FolioError(f"another process is training in {out_dir}; wait until it ends, or choose another --out_dir") from e
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def find_start(config: Config, build: Build, *, restart: bool, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The checkpoint to continue from; None to begin at step 0. Changes nothing on the disk.
+
+    Raises MisuseError where out_dir holds a run that this one is not, FolioError where its checkpoints are damaged.
+    """
+    out_dir = Path(config.out_dir)
+    has_run = bool(committed(out_dir)) or (out_dir / METRICS_FILE).exists()
+    if config.resume != "auto":
+        _require_empty(config, has_run=has_run and not restart)
+        checkpoint = None if config.resume == "never" else _other_start(config, warn)
+    else:
+        checkpoint = None if restart else newest(out_dir, warn)
+    if checkpoint is not None:
+        _require_vocabulary(checkpoint, build)
+    if checkpoint is not None and config.resume == "auto":
+        _require_same(checkpoint.origin, config, build=build)
+    return checkpoint
+
+
+def _require_empty(config: Config, *, has_run: bool) -> None:
+    if has_run:
+        raise MisuseError(
+            f"{config.out_dir} already holds a run, resume={config.resume} wants an empty folder; "
+            "continue it with --resume=auto, begin again with --restart, or choose another --out_dir"
+        )
+
+
+def _other_start(config: Config, warn: Callable[[str], None]) -> Checkpoint:
+    path = Path(config.resume)
+    if path.resolve().is_relative_to(Path(config.out_dir).resolve()):
+        raise MisuseError(f"resume={path} lies in out_dir {config.out_dir}; choose another --out_dir, or --resume=auto")
+    checkpoint = find_checkpoint(path, warn)
+    if checkpoint.step >= config.max_steps:
+        raise MisuseError(f"{checkpoint.folder} has done {checkpoint.step:,} steps; raise --max_steps, {config.max_steps:,}, above it")
+    return checkpoint
+
+
+def _require_vocabulary(checkpoint: Checkpoint, build: Build) -> None:
+    if build.vocab_size > checkpoint.vocab_size:
+        raise MisuseError(
+            f"the vocabulary of {build.name}, {build.vocab_size:,} ids, is larger than the model's "
+            f"{checkpoint.vocab_size:,} in {checkpoint.folder}; "
+            "train on the build it began with, or begin again with --restart or another --out_dir"
+        )
+
+
+def _require_same(origin: Origin, config: Config, *, build: Build) -> None:
+    changes = changed_settings(config_from_saved(origin.settings, config.out_dir), config)
+    if origin.build_id != build.build_id:
+        changes.append(f"data {origin.settings.get('data')} {origin.build_id[:SHORT_ID]} → {build.name} {build.build_id[:SHORT_ID]}")
+    if changes:
+        raise MisuseError(
+            f"{config.out_dir} holds a run with other settings ({', '.join(changes)}); "
+            "go back to them to continue it, begin again with --restart, or choose another --out_dir"
+        )
+
+
+def forget(out_dir: Path) -> None:
+    """Delete what a run wrote into its folder, and nothing else that lies there."""
+    (out_dir / SETTINGS_FILE).unlink(missing_ok=True)
+    (out_dir / METRICS_FILE).unlink(missing_ok=True)
+    if (out_dir / CHECKPOINTS_DIR).is_dir():
+        shutil.rmtree(out_dir / CHECKPOINTS_DIR)

@@ -1,0 +1,187 @@
+"""What a run tells while it goes: rows in metrics.jsonl, and lines on the console."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from preprocess.errors import FolioError, printable
+from preprocess.shards.format import write_durable
+
+if TYPE_CHECKING:  # plot.py reads rows and must not wait for torch
+    from evaluate import Evaluation
+
+METRICS_FILE = "metrics.jsonl"
+CLEAR_LINE = "\r\x1b[K"
+
+
+class Metrics:
+    """Appends rows to metrics.jsonl. Each has `step`, and is written at once, so that a crash loses none before it."""
+
+    def __init__(self, out_dir: Path, last_step: int) -> None:
+        """Begins by cutting the file back to the rows up to `last_step`, in one piece."""
+        path = out_dir / METRICS_FILE
+        kept = [row for row in read_rows(path) if row["step"] <= last_step]
+        write_durable(path, b"".join(map(_row_bytes, kept)))
+        # Unbuffered: on a full disk a buffer would fail a second time when it is closed.
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+
+    def write(self, step: int, **values: float | None) -> None:
+        """Add a row. A number that JSON cannot hold, infinite or not a number, becomes null."""
+        finite = {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
+        self._file.write(_row_bytes({"step": step, **finite}))
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _row_bytes(row: dict[str, Any]) -> bytes:
+    return json.dumps(row, allow_nan=False).encode() + b"\n"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; none where there is no file. A torn last line is left out.
+
+    Raises FolioError for a line before the last that is no row.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row["step"], int):
+                raise TypeError("step is no whole number")
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
+            if number == len(lines) - 1:  # a crash of the machine can leave a last line of zeros
+                break
+            raise FolioError(f"{path}, line {number} is no row of metrics ({e}); take the line out, or begin again with --restart") from e
+        rows.append(row)
+    return rows
+
+
+class Clock:
+    """Time spent on training steps. What is done inside `pause` counts for the time left, not for the speed."""
+
+    def __init__(self, step: int) -> None:
+        self._began = self._lap_began = time.monotonic()
+        self._first_step = self._lap_step = step
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        paused_at = time.monotonic()
+        yield
+        self._lap_began += time.monotonic() - paused_at
+
+    def lap(self, step: int) -> float:
+        """Seconds a step took since the last lap, on the mean."""
+        now = time.monotonic()
+        seconds_per_step = (now - self._lap_began) / max(step - self._lap_step, 1)
+        self._lap_began, self._lap_step = now, step
+        return seconds_per_step
+
+    def seconds_left(self, step: int, max_steps: int) -> float:
+        """What the remaining steps will take if they go as those of this process did, pauses included."""
+        return (time.monotonic() - self._began) / max(step - self._first_step, 1) * (max_steps - step)
+
+
+class Console:
+    """Lines that stay, and on a terminal one live line below them that is rewritten in place."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._is_terminal, self._is_live = stream, stream.isatty(), False
+
+    def line(self, text: str) -> None:
+        """One or more lines that stay."""
+        self._write((CLEAR_LINE if self._is_live else "") + printable(text) + "\n", is_live=False)
+
+    def live(self, text: str) -> None:
+        """The newest progress: in place on a terminal, elsewhere a line of its own."""
+        if not self._is_terminal:
+            return self.line(text)
+        # Cut to the width: a line that wraps cannot be rewritten.
+        width = shutil.get_terminal_size().columns - 1
+        self._write(CLEAR_LINE + printable(text)[:width], is_live=True)
+
+    def close(self) -> None:
+        """End the live line, so that what others print does not land on it."""
+        if self._is_live:
+            self._write("\n", is_live=False)
+
+    def _write(self, text: str, *, is_live: bool) -> None:
+        self._is_live = is_live
+        self._stream.write(text)
+        self._stream.flush()
+
+
+class Report:
+    """A run's metrics, console and clock: each event becomes a row and a line. A context manager."""
+
+    def __init__(self, out_dir: Path, *, step: int, max_steps: int, tokens_per_step: int) -> None:
+        """`step`: how many steps are done; -1 where not even the model was evaluated. Rows of later ones are cut off."""
+        self._console = Console(sys.stdout)
+        self._metrics = Metrics(out_dir, last_step=step)
+        self._clock = Clock(max(step, 0))
+        self._max_steps, self._tokens_per_step = max_steps, tokens_per_step
+
+    def say(self, text: str) -> None:
+        self._console.line(text)
+
+    def pause(self) -> AbstractContextManager[None]:
+        return self._clock.pause()
+
+    def training(self, step: int, *, loss: float, learning_rate: float, grad_norm: float) -> None:
+        tokens_per_s = self._tokens_per_step / self._clock.lap(step)
+        self._metrics.write(step, train_loss=loss, learning_rate=learning_rate, grad_norm=grad_norm, tokens_per_s=tokens_per_s)
+        self._console.live(
+            f"step {step:,}/{self._max_steps:,}  loss {loss:.4f}  lr {spell_rate(learning_rate)}  {tokens_per_s:,.0f} tokens/s  "
+            f"{spell_duration(self._clock.seconds_left(step, self._max_steps))} left"
+        )
+
+    def evaluation(self, step: int, result: Evaluation) -> None:
+        values = {"perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
+        self._metrics.write(step, val_loss=result.loss, val_loss_stderr=result.stderr, **values)
+        bits = "n/a" if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"
+        error = "" if result.stderr is None else f" ± {result.stderr:.4f}"
+        self._console.line(
+            f"step {step:,}/{self._max_steps:,}  val loss {result.loss:.4f}{error}  "
+            f"perplexity {result.perplexity:,.2f}  bits per byte {bits}"
+        )
+
+    def sync(self) -> None:
+        """Make the rows durable: call before committing a checkpoint that follows them."""
+        self._metrics.sync()
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._console.close()
+        self._metrics.close()
+
+
+def spell_rate(value: float) -> str:
+    """A learning rate: 1.0e-3."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def spell_duration(seconds: float) -> str:
+    """45s, 1m 20s, 2h 05m."""
+    whole = round(seconds)
+    minutes, hours = whole // 60, whole // 3600
+    if hours:
+        return f"{hours:,}h {minutes % 60:02d}m"
+    return f"{minutes}m {whole % 60:02d}s" if minutes else f"{whole}s"
