@@ -14,7 +14,8 @@ from preprocess.build_log import BuildLog
 from preprocess.documents import table_text_bytes
 from preprocess.progress import Progress
 from preprocess.recipe import Recipe
-from preprocess.shards.format import DOC_DTYPE, ShardWriter
+from preprocess.shards.format import DOC_DTYPE
+from preprocess.shards.writer import ShardWriter
 from preprocess.stages.encode import EngineMismatch, encode_checked, sample_for_check, surround
 from preprocess.tokenizers.interface import Tokenizer
 

@@ -26,6 +26,7 @@ from preprocess.progress import Progress
 from preprocess.publish import finish_interrupted_replace, is_there_already, one_at_a_time, publish
 from preprocess.recipe import Recipe
 from preprocess.shards import format as shard_format
+from preprocess.shards.files import readable_json, sha256_bytes, sync_folder, write_durable
 from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR
 from preprocess.stages.authors import assign_ids
 from preprocess.stages.clean import clean
@@ -183,11 +184,11 @@ def seal(job: Plan, prepared: Prepared, decided: Decided, assembled: Assembled, 
     """Tokenizer in, stats.json, build_log.json, and last manifest.json."""
     tokenizer = decided.tokenizer
     for file_name, data in tokenizer.files.items():
-        shard_format.write_durable(aside / TOKENIZER_DIR / file_name, data)
-    shard_format.sync_folder(aside / TOKENIZER_DIR)
-    stats = shard_format.readable_json(_stats(job.recipe, prepared, decided, assembled))
-    shard_format.write_durable(aside / STATS, stats)
-    shard_format.write_durable(aside / BUILD_LOG, shard_format.readable_json(log.finish(int(table_text_bytes(decided.table).sum()))))
+        write_durable(aside / TOKENIZER_DIR / file_name, data)
+    sync_folder(aside / TOKENIZER_DIR)
+    stats = readable_json(_stats(job.recipe, prepared, decided, assembled))
+    write_durable(aside / STATS, stats)
+    write_durable(aside / BUILD_LOG, readable_json(log.finish(int(table_text_bytes(decided.table).sum()))))
     fields = {
         "format": shard_format.FORMAT,
         "version": shard_format.VERSION,
@@ -201,17 +202,17 @@ def seal(job: Plan, prepared: Prepared, decided: Decided, assembled: Assembled, 
         "special_tokens": {**tokenizer.special_tokens, **decided.control_ids},
         "tokenizer": {
             "kind": tokenizer.kind,
-            "files": {file_name: shard_format.sha256_bytes(data) for file_name, data in tokenizer.files.items()},
+            "files": {file_name: sha256_bytes(data) for file_name, data in tokenizer.files.items()},
             "settings": tokenizer.settings,
         },
         "splits": assembled.splits,
         "recipe": job.recipe.resolved(),
         "sources": job.sources,
         "languages": {str(number): tag for tag, number in language_numbers(decided.table).items()},
-        "stats_sha256": shard_format.sha256_bytes(stats),
+        "stats_sha256": sha256_bytes(stats),
         "made_with": made_with(job.recipe.tokenizer),
     }
-    shard_format.write_durable(aside / MANIFEST, shard_format.readable_json(shard_format.seal(fields)))
+    write_durable(aside / MANIFEST, readable_json(shard_format.seal(fields)))
 
 
 def _stats(recipe: Recipe, prepared: Prepared, decided: Decided, assembled: Assembled) -> dict[str, Any]:

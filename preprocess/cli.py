@@ -153,7 +153,7 @@ def _for_output(text: str) -> str:
 def verify(name: str) -> None:
     """Re-hash every file of a build and compare with its manifest. NAME: a build or its folder."""
     from preprocess.shards.format import Build
-    from preprocess.shards.format import verify as find_faults
+    from preprocess.shards.verify import verify as find_faults
 
     made = Build(name)
     faults = list(find_faults(made))

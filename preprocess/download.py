@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from preprocess.errors import FolioError, MisuseError
 from preprocess.progress import Progress
 from preprocess.recipe import SourceFile
-from preprocess.shards.format import sha256_file
+from preprocess.shards.files import sha256_file
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
 RETRIES = 3

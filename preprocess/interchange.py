@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.errors import MisuseError
-from preprocess.shards.format import HASH_CHUNK_BYTES, SPLITS, Build, sync_folder
+from preprocess.shards.files import HASH_CHUNK_BYTES, sync_folder
+from preprocess.shards.format import SPLITS, Build
 
 
 def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.format import MANIFEST, Build, read_manifest, sync_folder
+from preprocess.shards.files import sync_folder
+from preprocess.shards.format import MANIFEST, Build, read_manifest
 
 
 @contextmanager

@@ -27,12 +27,14 @@ HOMES = {
     "tqdm": {"preprocess/progress.py"},
     "matplotlib": {"train/plot.py"},
 }
-LIGHT = (
-    "preprocess/__init__.py",
-    "preprocess/errors.py",
-    "preprocess/shards/__init__.py",
-    "preprocess/shards/format.py",
-    "preprocess/shards/windows.py",
+    "__init__.py",
+    "errors.py",
+    "shards/__init__.py",
+    "shards/files.py",
+    "shards/format.py",
+    "shards/verify.py",
+    "shards/windows.py",
+    "shards/writer.py",
 )
 
 
@@ -77,13 +79,15 @@ def test_preprocessing_knows_nothing_of_training(path: Path) -> None:
         assert module.split(".")[0] not in {"torch", "train", *siblings}, module
 
 
-@pytest.mark.parametrize("path", LIGHT)
-def test_the_contract_needs_numpy_alone(path: str) -> None:
-    for module in all_imports(ROOT / path):
-        assert module.split(".")[0] in {"numpy", *sys.stdlib_module_names} or module in (
-            "preprocess.errors",
-            "preprocess.shards.windows",
-        ), module
+LIGHT = [ROOT / "preprocess" / n for n in ("__init__.py", "errors.py")] + sorted((ROOT / "preprocess/shards").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", LIGHT, ids=name)
+def test_the_contract_needs_numpy_alone(path: Path) -> None:
+    for module in all_imports(path):
+        assert module.split(".")[0] in {"numpy", *sys.stdlib_module_names} or under(module, ("preprocess.errors", "preprocess.shards")), (
+            module
+        )
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "preprocess/stages").glob("*.py")), ids=name)

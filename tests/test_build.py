@@ -26,7 +26,8 @@ from preprocess.download import find_file
 from preprocess.errors import FolioError, MisuseError
 from preprocess.progress import Progress
 from preprocess.recipe import Recipe, load_recipe
-from preprocess.shards.format import Build, verify
+from preprocess.shards.format import Build
+from preprocess.shards.verify import verify
 from preprocess.tokenizers import load_tokenizer, make_tokenizer
 from preprocess.tokenizers.interface import Encoded
 

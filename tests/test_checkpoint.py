@@ -28,7 +28,7 @@ from config import Config
 from model import GPT
 from optim import make_optimizer
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.format import readable_json, sha256_file
+from preprocess.shards.files import readable_json, sha256_file
 from train_helpers import TINY, VOCAB_SIZE, small_disk
 
 CPU = torch.device("cpu")

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from conftest import VERSE
-from preprocess.shards.format import Build, readable_json
+from preprocess.shards.files import readable_json
+from preprocess.shards.format import Build
 
 Run = Callable[..., subprocess.CompletedProcess]
 TINY = ("build", "--corpus", "synthetic", "--num-pairs", "40", "--tokenizer", "byte", "--quiet")

@@ -12,19 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.format import (
-    DOC_DTYPE,
-    Build,
-    ShardError,
-    ShardWriter,
-    canonical_json,
-    check_name,
-    find_build,
-    readable_json,
-    seal,
-    token_dtype,
-    verify,
-)
+from preprocess.shards.files import canonical_json, readable_json
+from preprocess.shards.format import DOC_DTYPE, Build, ShardError, check_name, find_build, seal, token_dtype
+from preprocess.shards.verify import verify
+from preprocess.shards.writer import ShardWriter
 
 
 def docs_table(n: int, first: int = 0) -> np.ndarray:
@@ -123,7 +114,11 @@ def test_refusals_name_what_was_got_and_wanted(build_text: Callable[..., Build])
             ({"dtype": "|O"}, "dtype"),
             ({"splits": {"train": {}}}, "malformed"),
             ({"splits": []}, "malformed"),
-            ({"vocab_size": 10}, "its vocabulary ends at 9"),
+            ({"vocab_size": 10, "special_tokens": {}}, "its vocabulary ends at 9"),
+            ({"vocab_size": None}, "malformed: it has vocab_size None"),
+            ({"special_tokens": {"<x>": 999}}, "gives '<x>' the id 999"),
+            ({"recipe": None}, "malformed: it has recipe None"),
+            ({"vocab_size": True}, "malformed: it has vocab_size True"),
         ]
     ):
         build = build_text(name=f"b{n}")
@@ -137,7 +132,7 @@ def test_a_file_name_cannot_lead_out_of_the_build(build_text: Callable[..., Buil
     splits = build.manifest["splits"]
     splits["train"]["shards"][0]["file"] = "../../train-00000.bin"
     edit(build, splits=splits)
-    with pytest.raises(ShardError, match="do not use this build"):
+    with pytest.raises(ShardError, match=r"names the file '\.\./\.\./train-00000\.bin'"):
         Build(build.folder)
 
 

@@ -19,7 +19,8 @@ import pytest
 from filelock import FileLock
 
 from preprocess.errors import FolioError
-from preprocess.shards.format import MANIFEST, readable_json, seal
+from preprocess.shards.files import readable_json
+from preprocess.shards.format import MANIFEST, seal
 from tracking import Metrics, read_rows, spell_duration, spell_rate
 from train_helpers import TINY, VOCAB_SIZE, command, environment, invoke, losses, make_build, rows, run_script, small_disk, write_config
 

@@ -19,7 +19,9 @@ import pytest
 import torch
 
 from command import run_command
-from preprocess.shards.format import DOC_DTYPE, MANIFEST, STATS, ShardWriter, readable_json, seal, sha256_bytes
+from preprocess.shards.files import readable_json, sha256_bytes
+from preprocess.shards.format import DOC_DTYPE, MANIFEST, STATS, seal
+from preprocess.shards.writer import ShardWriter
 
 REPO = Path(__file__).parent.parent
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz"

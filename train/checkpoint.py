@@ -25,7 +25,7 @@ from torch import Tensor
 
 from model import GPT
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.format import readable_json, sha256_file, sync_folder, write_durable
+from preprocess.shards.files import readable_json, sha256_file, sync_folder, write_durable
 
 FORMAT = "folio-checkpoint"
 VERSION = 1

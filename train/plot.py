@@ -9,7 +9,7 @@ from typing import Any
 
 from command import Parser, run_command
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.format import write_durable
+from preprocess.shards.files import write_durable
 from tracking import METRICS_FILE, read_rows
 
 FORMATS = (".png", ".svg")

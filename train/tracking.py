@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from preprocess.errors import FolioError, printable
-from preprocess.shards.format import write_durable
+from preprocess.shards.files import write_durable
 
 if TYPE_CHECKING:  # plot.py reads rows and must not wait for torch
     from evaluate import Evaluation

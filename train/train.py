@@ -23,7 +23,8 @@ from evaluate import evaluate
 from model import GPT
 from optim import learning_rate_at, make_optimizer, set_learning_rate
 from preprocess.errors import FolioError, printable
-from preprocess.shards.format import Build, readable_json, write_durable
+from preprocess.shards.files import readable_json, write_durable
+from preprocess.shards.format import Build
 from run_folder import SETTINGS_FILE, find_start, forget, locked
 from sample import control_tokens, sample_text
 from tracking import Report

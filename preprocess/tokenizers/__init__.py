@@ -33,7 +33,8 @@ def make_tokenizer(recipe: Recipe, train_texts: Iterator[str], all_texts: Iterat
 
 def load_tokenizer(folder: Path, manifest: dict[str, Any]) -> Tokenizer:
     """The tokenizer stored with the build in `folder`; needs no network. Raises FolioError where a file does not match."""
-    from preprocess.shards.format import TOKENIZER_DIR, sha256_bytes
+    from preprocess.shards.files import sha256_bytes
+    from preprocess.shards.format import TOKENIZER_DIR
 
     files = {}
     for name, expected in manifest["tokenizer"]["files"].items():
