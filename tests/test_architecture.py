@@ -27,15 +27,6 @@ HOMES = {
     "tqdm": {"preprocess/progress.py"},
     "matplotlib": {"train/plot.py"},
 }
-    "__init__.py",
-    "errors.py",
-    "shards/__init__.py",
-    "shards/files.py",
-    "shards/format.py",
-    "shards/verify.py",
-    "shards/windows.py",
-    "shards/writer.py",
-)
 
 
 def imports(path: Path, *, in_functions: bool) -> Iterator[str]:
