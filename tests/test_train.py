@@ -245,7 +245,7 @@ def test_restart_forgets_the_run_and_nothing_else(folder: Path) -> None:
     assert invoke("train.py", config).returncode == 0
     (out_dir / "notes.txt").write_text("mine")
     before = text_of(out_dir)
-    assert invoke("train.py", config, "--restart", "--block_size=4000").returncode == 1
+    assert invoke("train.py", config, "--restart", "--block_size=4000").returncode == 2
     assert invoke("train.py", config, "--restart", "--sample_author=Nobody").returncode == 2
     assert text_of(out_dir) == before  # what is refused deletes nothing
     assert invoke("train.py", config, "--restart", "--max_steps=7").returncode == 0
@@ -307,7 +307,7 @@ REFUSALS: dict[str, tuple[list[str], Callable[[Path], object], int, str]] = {
     "block longer than val": (
         ["--block_size=300"],
         lambda t: None,
-        1,
+        2,
         "block_size 300 needs 301 tokens in a row, the longest val shard has 276",
     ),
     "truncated shard": ([], lambda t: truncate_shard(t / "tiny"), 1, "val-00000.bin has 100 bytes, its manifest says 552"),

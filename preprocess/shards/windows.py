@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from preprocess.errors import FolioError
+from preprocess.errors import MisuseError
 
 
 def mix64(x: np.ndarray) -> np.ndarray:
@@ -32,10 +32,10 @@ def keyed_hash(seed: int, values: np.ndarray) -> np.ndarray:
 
 
 def require_windows(lengths: Sequence[int], block_size: int, split: str) -> None:
-    """Raise FolioError unless some shard of `lengths` tokens holds a window of `block_size + 1`."""
+    """Raise MisuseError unless some shard of `lengths` tokens holds a window of `block_size + 1`."""
     longest = max(lengths, default=0)
     if longest <= block_size:
-        raise FolioError(
+        raise MisuseError(
             f"block_size {block_size} needs {block_size + 1} tokens in a row, the longest {split} shard has {longest}; "
             f"set --block_size={max(longest - 1, 1)} or less, or build from more text"
         )
