@@ -21,7 +21,7 @@ from preprocess.tokenizers.interface import Tokenizer
 
 # Enough documents at a time that the cost of a call vanishes, few enough that a batch's ids stay in cache and memory.
 BATCH_BYTES = 8 << 20
-# tiktoken does 5 MB/s where gigatoken does 100: checking a megabyte of a build costs 0.2 s, whatever its size.
+# tiktoken does 5 MB/s where gigatoken does 100: checking about a megabyte of a split costs 0.2 s, whatever its size.
 CHECKED_BYTES = 1 << 20
 
 
@@ -77,25 +77,28 @@ def assemble(recipe: Recipe, decided: Decided, aside: Path, progress: Progress, 
 
 def _write_splits(recipe: Recipe, decided: Decided, aside: Path, progress: Progress) -> Assembled:
     sizes = table_text_bytes(decided.table)
-    in_sample = np.zeros(len(sizes), bool)
-    in_sample[sample_for_check(decided.hashes, CHECKED_BYTES / int(sizes.sum()), seed=recipe.seed)] = True
     languages = language_numbers(decided.table)
     back = np.full((len(sizes), 1), decided.tokenizer.eot_id if recipe.eot == "append" else -1, np.int64)
     splits, lengths = {}, {}
     with progress.bar("encode", total=int(sizes.sum()), unit="B") as bar:
         for split, side in (("train", ~decided.in_val), ("val", decided.in_val)):
-            lengths[split] = np.empty(0, np.int64)
+            rows_of_split = np.flatnonzero(side)
+            in_sample = np.zeros(len(sizes), bool)
+            share = CHECKED_BYTES / max(int(sizes[rows_of_split].sum()), 1)
+            in_sample[rows_of_split[sample_for_check(decided.hashes[rows_of_split], share, seed=recipe.seed)]] = True
+            lengths_by_batch = []
             with ShardWriter(aside, split, vocab_size=decided.vocab_size, shard_tokens=recipe.shard_tokens) as writer:
-                for rows in _batches(np.flatnonzero(side), sizes):
+                for rows in _batches(rows_of_split, sizes):
                     batch = decided.table.take(pa.array(rows)).combine_chunks()
                     texts = batch.column("text").chunk(0)
                     ids, ends = encode_checked(decided.tokenizer, texts, np.flatnonzero(in_sample[rows]))
                     ids, ends = surround(ids, ends, decided.front[rows], back[rows])
                     num_bytes = int(sizes[rows].sum())
                     writer.append(ids, ends, _doc_table(batch, decided.hashes[rows], languages), text_bytes=num_bytes)
-                    lengths[split] = np.concatenate([lengths[split], np.diff(ends, prepend=0)])
+                    lengths_by_batch.append(np.diff(ends, prepend=0))
                     bar.update(num_bytes)
                 splits[split] = writer.finish()
+            lengths[split] = np.concatenate(lengths_by_batch)
     return Assembled(splits, lengths)
 
 

@@ -27,14 +27,14 @@ from preprocess.publish import finish_interrupted_replace, is_there_already, one
 from preprocess.recipe import Recipe
 from preprocess.shards import format as shard_format
 from preprocess.shards.files import readable_json, sha256_bytes, sync_folder, write_durable
-from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR
+from preprocess.shards.format import BUILD_LOG, CONTROL_FIELDS, MANIFEST, STATS, TOKENIZER_DIR
 from preprocess.stages.authors import assign_ids
 from preprocess.stages.clean import clean
 from preprocess.stages.dedup import content_hashes, first_occurrences, group_keys
 from preprocess.stages.read import read_text_file
 from preprocess.stages.split import cut_document, exact_split
 from preprocess.stats import describe_authors, describe_languages, describe_lengths, ratio
-from preprocess.synthetic import generate_pairs
+from preprocess.synthetic import VOCABULARY_FILE, generate_pairs, vocabulary_file
 from preprocess.tokenizers import make_tokenizer
 
 PAIRS_PER_BATCH = 4096
@@ -65,6 +65,8 @@ def build(recipe: Recipe, folder: Path, *, name: str, source: Path | None, repla
 
     Raises MisuseError or FolioError with one line that says what to do; whatever was in `folder` is then untouched.
     """
+    # Resolved, so that a link and the folder it leads to share one lock, and the build lands where the link leads.
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(folder):
         finish_interrupted_replace(folder)
@@ -91,7 +93,10 @@ def plan(recipe: Recipe, source: Path | None, progress: Progress, *, name: str) 
     if source is not None and len(recipe.files) != 1:
         raise MisuseError(f"--source stands for one file, {recipe.corpus} has {len(recipe.files)}; leave it out")
     paths = [find_file(recipe.corpus, file, source=source, progress=progress) for file in recipe.files]
-    sources = [{"name": file.name, "bytes": file.size_bytes, "sha256": file.sha256} for file in recipe.files]
+    sources = [{"name": file.name, "bytes": file.bytes, "sha256": file.sha256} for file in recipe.files]
+    if recipe.format == "synthetic":
+        vocabulary = vocabulary_file()
+        sources = [{"name": VOCABULARY_FILE, "bytes": len(vocabulary), "sha256": sha256_bytes(vocabulary)}]
     return Plan(name, recipe, paths, sources)
 
 
@@ -121,7 +126,10 @@ def _read(recipe: Recipe, paths: list[Path]) -> Iterator[pa.RecordBatch]:
         while chunk := list(itertools.islice(pairs, PAIRS_PER_BATCH)):
             yield _pair_batch(chunk)
     for number, path in enumerate(paths):
-        yield read_text_file(path.read_bytes(), name=str(path), source=number, recipe=recipe)
+        data = path.read_bytes()
+        if sha256_bytes(data) != recipe.files[number].sha256:
+            raise FolioError(f"{path} changed while it was read; let it rest and run the same command again")
+        yield read_text_file(data, name=str(path), source=number, recipe=recipe)
 
 
 def _pair_batch(pairs: list[Any]) -> pa.RecordBatch:
@@ -132,7 +140,7 @@ def _pair_batch(pairs: list[Any]) -> pa.RecordBatch:
         "position": [2 * pair.number + side for pair in pairs for side in (0, 1)],
         "group": [str(pair.number) for pair in pairs for _ in (0, 1)],
     }
-    for field in ("author", "city", "year"):
+    for field in CONTROL_FIELDS:
         columns[field] = [getattr(pair, field) for pair in pairs for _ in (0, 1)]
     return make_batch({**columns, "source": 0}, 2 * len(pairs))
 
@@ -237,7 +245,7 @@ def _stats(recipe: Recipe, prepared: Prepared, decided: Decided, assembled: Asse
         "tokens_per_document": {split: describe_lengths(lengths) for split, lengths in assembled.lengths.items()},
         "languages": describe_languages(table, all_lengths, sizes),
         "authors": describe_authors(table),
-        "vocabulary": {"tokenizer": decided.tokenizer.vocab_size, "authors": len(decided.control_ids), "vocab_size": decided.vocab_size},
+        "vocabulary": {"tokenizer": decided.tokenizer.vocab_size, "control": len(decided.control_ids), "vocab_size": decided.vocab_size},
     }
     if decided.tokenizer.kind == "sentencepiece":
         # SentencePiece spells the space with U+2581: where a text has that sign, decoding gives a space.

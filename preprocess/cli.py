@@ -1,6 +1,6 @@
 """The command `preprocess`: parse, call one function, print its result; nothing else.
 
-Only click is imported up here, so that `--help` answers at once.
+Nothing heavy is imported up here, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -9,32 +9,41 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from preprocess import __version__
-from preprocess.errors import FolioError, explain_os_error, printable
+from preprocess.errors import FolioError, explain_os_error, one_line, printable
+from preprocess.recipe import CHOICES
 
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells have it
 
 
 class _Group(click.Group):
-    """Turns every way a command can end badly into one line and a status."""
+    """Turns every way a command can end badly, click's own included, into one line and a status."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+            sys.exit(status if isinstance(status, int) else 0)
+        except click.UsageError as e:
+            help_command = f"{e.ctx.command_path if e.ctx else 'preprocess'} --help"
+            _fail(f"{e.format_message().rstrip('.')}; `{help_command}` tells what there is", e.exit_code)
         except FolioError as e:
-            message, status = str(e), e.exit_status
+            _fail(str(e), e.exit_status)
         except BrokenPipeError:
-            raise  # click's own business: the reader of a pipe went away
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains again while it exits
+            sys.exit(1)
         except OSError as e:
-            message, status = explain_os_error(e), 1
-        except KeyboardInterrupt:
-            message, status = "interrupted; nothing was changed, run the same command again", INTERRUPTED_STATUS
-        click.echo(f"error: {printable(' '.join(message.split()))}", err=True)
-        ctx.exit(status)
+            _fail(explain_os_error(e), 1)
+        except (KeyboardInterrupt, click.Abort):
+            _fail("interrupted; nothing half-done is left, run the same command again", INTERRUPTED_STATUS)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    click.echo(f"error: {one_line(message)}", err=True)
+    sys.exit(status)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -47,14 +56,14 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--corpus", required=True, metavar="NAME", help="A built-in corpus: tinyshakespeare, synthetic.")
+@click.option("--corpus", required=True, metavar="NAME", help="A built-in corpus, such as tinyshakespeare; an unknown name lists them.")
 @click.option("--source", type=click.Path(path_type=Path), metavar="FILE", help="A copy of the corpus' file; skips the network.")
 @click.option("--name", metavar="NAME", help="Name of the build.  [default: the corpus]")
 @click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder to build in place of shards/NAME.")
-@click.option("--document", type=click.Choice(["file", "passage"]), help="What one document is.")
+@click.option("--document", type=click.Choice(CHOICES["document"]), help="What one document is.")
 @click.option("--authors/--no-authors", default=None, help="Put author, city and year tokens in front of each document.")
-@click.option("--eot", type=click.Choice(["append", "none"]), help="End-of-text token behind each document.")
-@click.option("--tokenizer", type=click.Choice(["gpt2", "sentencepiece", "char", "byte"]), help="How text becomes ids.")
+@click.option("--eot", type=click.Choice(CHOICES["eot"]), help="End-of-text token behind each document.")
+@click.option("--tokenizer", type=click.Choice(CHOICES["tokenizer"]), help="How text becomes ids.")
 @click.option("--num-pieces", type=int, metavar="N", help="Vocabulary of a sentencepiece tokenizer.")
 @click.option("--num-pairs", type=int, metavar="N", help="Sentence pairs of the synthetic corpus.")
 @click.option("--val-fraction", type=float, metavar="F", help="Share of the validation split.")
@@ -73,13 +82,13 @@ def build(corpus: str, source: Path | None, name: str | None, output: Path | Non
     from preprocess.shards.format import Build, check_name, default_root
 
     recipe = load_recipe(corpus, **overrides)
-    name = check_name(name or corpus)
-    folder = output or default_root() / name
+    name = check_name(corpus if name is None else name)
+    folder = default_root() / name if output is None else output
     # A build cleans up after itself on the way out; SIGTERM takes the same way as Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: _interrupt())
     is_new = run_build(recipe, folder, name=name, source=source, replace=replace, progress=Progress(quiet=quiet))
     made = Build(folder)
-    click.echo(f"{'built' if is_new else 'already built, nothing to do:'} {printable(str(folder))}")
+    click.echo(f"{'built' if is_new else 'already built, nothing to do:'} {one_line(str(folder))}")
     click.echo(_summary(made))
 
 
@@ -94,7 +103,7 @@ def list_command() -> None:
 
     builds = list_builds(default_root())
     if not builds:
-        click.echo(f"no builds in {printable(str(default_root()))}; `preprocess build --corpus NAME` makes one", err=True)
+        click.echo(f"no builds in {one_line(str(default_root()))}; `preprocess build --corpus NAME` makes one", err=True)
         return
     rows: list[tuple[str, ...]] = [("name", "tokenizer", "vocabulary", "train tokens", "val tokens", "documents")]
     for folder in builds:
@@ -103,7 +112,7 @@ def list_command() -> None:
             documents = sum(split["documents"] for split in m["splits"].values())
             counts = (m["vocab_size"], m["splits"]["train"]["tokens"], m["splits"]["val"]["tokens"], documents)
             rows.append((folder.name, m["tokenizer"]["kind"], *(f"{n:,}" for n in counts)))
-        except FolioError as e:
+        except (FolioError, OSError) as e:
             rows.append((folder.name, f"damaged: {e}", "", "", "", ""))
     _table(rows)
 
@@ -113,7 +122,7 @@ def _table(rows: list[tuple[str, ...]]) -> None:
     widths = [max(len(row[i]) for row in rows if row[-1] or i == 0) for i in range(len(rows[0]))]
     for row in rows:
         cells = [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        click.echo(printable("  ".join(cells).rstrip()))
+        click.echo(one_line("  ".join(cells).rstrip()))
 
 
 @main.command()
@@ -138,14 +147,13 @@ def show(name: str, document: int | None, split: str) -> None:
     back = len(ids) - next((i for i, control in enumerate(reversed(is_control)) if not control), 0)
     controls = " ".join(spelled[int(i)] for i in ids[:front]), " ".join(spelled[int(i)] for i in ids[max(front, back) :])
     # Control tokens stand on lines of their own, on stderr: what stdout gets is the document's text and nothing else.
-    click.echo(printable(controls[0]), err=True)
-    click.echo(_for_output(tokenizer.decode(ids[front : max(front, back)])), nl=False)
-    click.echo(printable(controls[1]), err=True)
-
-
-def _for_output(text: str) -> str:
-    """Escaped for a terminal, exact for a file or pipe."""
-    return printable(text) if sys.stdout.isatty() else text
+    click.echo(one_line(controls[0]), err=True)
+    text = tokenizer.decode_bytes(ids[front : max(front, back)])
+    if sys.stdout is not None and sys.stdout.isatty():
+        click.echo(printable(text.decode("utf-8", errors="replace")), nl=False)
+    else:
+        click.echo(text, nl=False)  # bytes: a file or pipe gets the document exactly, whatever the locale
+    click.echo(one_line(controls[1]), err=True)
 
 
 @main.command()
@@ -158,10 +166,10 @@ def verify(name: str) -> None:
     made = Build(name)
     faults = list(find_faults(made))
     for fault in faults:
-        click.echo(printable(fault), err=True)
+        click.echo(one_line(fault), err=True)
     if faults:
         raise FolioError(f"{made.folder} is damaged, {len(faults)} faults above; copy the build again or rebuild it")
-    click.echo(f"{printable(str(made.folder))} is whole: build {made.build_id}")
+    click.echo(f"{one_line(str(made.folder))} is whole: build {made.build_id}")
 
 
 @main.command()
@@ -175,7 +183,7 @@ def export(name: str, format_: str, output: Path, replace: bool) -> None:
     from preprocess.shards.format import Build
 
     for path in export_nanogpt(Build(name), output, replace=replace):
-        click.echo(f"{printable(str(path))}  {os.path.getsize(path):,} bytes")
+        click.echo(f"{one_line(str(path))}  {os.path.getsize(path):,} bytes")
 
 
 def _summary(made: Any) -> str:
@@ -187,4 +195,4 @@ def _summary(made: Any) -> str:
     for split, entry in m["splits"].items():
         counts = f"{entry['tokens']:>13,} tokens  {entry['documents']:>9,} documents  {entry['text_bytes']:>13,} bytes of text"
         lines.append(f"  {split:9}  {counts}  {len(entry['shards'])} shard{'s' if len(entry['shards']) != 1 else ''}")
-    return printable("\n".join(lines))
+    return "\n".join(map(one_line, lines))

@@ -6,18 +6,19 @@ Asked in this order: `--source FILE`, which ends the search; `PREPROCESS_MIRROR`
 
 from __future__ import annotations
 
+import hashlib
 import os
-import uuid
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.progress import Progress
 from preprocess.recipe import SourceFile
-from preprocess.shards.files import sha256_file
+from preprocess.shards.files import sha256_file, written_aside
 
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 60
-RETRIES = 3
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 30
+RETRIES = 2
 RETRY_STATUSES = (429, 500, 502, 503, 504)
 CHUNK_BYTES = 1 << 18
 
@@ -37,7 +38,7 @@ def find_file(corpus: str, file: SourceFile, *, source: Path | None, progress: P
     if source is not None:
         if not source.is_file():
             raise MisuseError(f"--source {source} is not a file; name a copy of {file.name}")
-        _check(source, file, where=str(source))
+        _check_file(source, file)
         return source
     failures: list[str] = []
     target = cache_folder() / corpus / file.name
@@ -57,7 +58,7 @@ def find_file(corpus: str, file: SourceFile, *, source: Path | None, progress: P
 
 
 def _from_mirror(mirror: str, corpus: str, file: SourceFile, target: Path, failures: list[str], progress: Progress) -> Path | None:
-    if mirror.startswith(("http://", "https://")):
+    if mirror.lower().startswith(("http://", "https://")):
         url = f"{mirror.rstrip('/')}/{quote(corpus)}/{quote(file.name)}"
         return target if _fetch(url, file, target, failures, progress) else None
     path = Path(mirror) / corpus / file.name
@@ -65,16 +66,20 @@ def _from_mirror(mirror: str, corpus: str, file: SourceFile, target: Path, failu
         progress.warn(f"PREPROCESS_MIRROR has no {path}")
         failures.append(f"the mirror has no {path}")
         return None
-    _check(path, file, where=str(path))
+    _check_file(path, file)
     return path
 
 
-def _check(path: Path, file: SourceFile, *, where: str) -> None:
-    if (got := sha256_file(path)) != file.sha256:
+def _check(sha256: str, size_bytes: int, file: SourceFile, *, where: str) -> None:
+    if sha256 != file.sha256:
         raise FolioError(
-            f"{where} has sha256 {got} and {path.stat().st_size:,} bytes, wanted {file.sha256} and {file.size_bytes:,}; "
+            f"{where} has sha256 {sha256} and {size_bytes:,} bytes, wanted {file.sha256} and {file.bytes:,}; "
             f"this is not the {file.name} the corpus is made of: get another copy"
         )
+
+
+def _check_file(path: Path, file: SourceFile) -> None:
+    _check(sha256_file(path), path.stat().st_size, file, where=str(path))
 
 
 def _fetch(url: str, file: SourceFile, target: Path, failures: list[str], progress: Progress) -> bool:
@@ -82,33 +87,38 @@ def _fetch(url: str, file: SourceFile, target: Path, failures: list[str], progre
     import requests
 
     shown = safe_url(url)
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    progress.say(f"fetching {shown}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _session() as session, session.get(url, stream=True, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)) as response:
-            if response.status_code != requests.codes.ok:
-                failures.append(f"{shown} answered {response.status_code} {response.reason}")
-                return False
-            _save(response, aside, file, progress)
-        _check(aside, file, where=shown)
-        os.replace(aside, target)
-        return True
+        for attempt in range(1 + RETRIES):
+            try:
+                with _session() as session, session.get(url, stream=True, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)) as response:
+                    if response.status_code != requests.codes.ok:
+                        failures.append(f"{shown} answered {response.status_code} {response.reason}")
+                        return False
+                    _save(response, target, file, shown, progress)
+                return True
+            except requests.exceptions.ChunkedEncodingError as e:  # the session retries a request, not an answer that breaks off
+                if attempt == RETRIES:
+                    failures.append(f"{shown}: {_why(e)}")
     except requests.RequestException as e:
         failures.append(f"{shown}: {_why(e)}")
-        return False
-    finally:
-        aside.unlink(missing_ok=True)
+    except OSError as e:
+        raise FolioError(f"cannot keep {file.name} in {target.parent} ({e.strerror}); set FOLIO_CACHE to a folder with room") from e
+    return False
 
 
-def _save(response: object, aside: Path, file: SourceFile, progress: Progress) -> None:
-    with progress.bar(f"download {file.name}", total=file.size_bytes, unit="B") as bar, open(aside, "wb") as out:
-        for chunk in response.iter_content(CHUNK_BYTES):  # type: ignore[attr-defined]
+def _save(response: Any, target: Path, file: SourceFile, shown: str, progress: Progress) -> None:
+    with progress.bar(f"download {file.name}", total=file.bytes, unit="B") as bar, written_aside(target) as out:
+        digest, size_bytes = hashlib.sha256(), 0
+        for chunk in response.iter_content(CHUNK_BYTES):
             out.write(chunk)
+            digest.update(chunk)
+            size_bytes += len(chunk)
             bar.update(len(chunk))
-            if out.tell() > file.size_bytes:
+            if size_bytes > file.bytes:
                 break  # the checksum cannot fit any more; a mirror that never ends must not fill the disk
-        out.flush()
-        os.fsync(out.fileno())
+        _check(digest.hexdigest(), size_bytes, file, where=shown)
 
 
 def _session():  # type: ignore[no-untyped-def]
@@ -117,7 +127,9 @@ def _session():  # type: ignore[no-untyped-def]
     from urllib3.util.retry import Retry
 
     session = requests.Session()
-    retry = Retry(total=RETRIES, backoff_factor=0.5, status_forcelist=RETRY_STATUSES, raise_on_status=False)
+    retry = Retry(
+        total=RETRIES, backoff_factor=0.5, status_forcelist=RETRY_STATUSES, raise_on_status=False, respect_retry_after_header=False
+    )
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(max_retries=retry))
     return session
@@ -126,17 +138,26 @@ def _session():  # type: ignore[no-untyped-def]
 def _why(error: Exception) -> str:
     """The kind of failure in two words: requests' own messages repeat the URL, credentials and all."""
     import requests
+    from urllib3.exceptions import ReadTimeoutError
 
-    if isinstance(error, requests.Timeout):
+    reason = getattr(error.args[0], "reason", None) if error.args else None  # what the last of several tries met
+    if isinstance(error, requests.Timeout) or isinstance(reason, ReadTimeoutError):
         return "timed out"
     if isinstance(error, requests.exceptions.SSLError):
         return "its certificate is not trusted"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the connection broke off"
     if isinstance(error, requests.ConnectionError):
         return "no connection"
-    return type(error).__name__
+    if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
+        return "not a URL"
+    return f"no usable answer ({type(error).__name__})"
 
 
 def safe_url(url: str) -> str:
     """`url` without user name, password, query and fragment: fit to be printed or stored."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "the given URL"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -38,6 +38,11 @@ def printable(text: str) -> str:
     return "".join(c if c in "\t\n" or not _obeyed(c) else c.encode("unicode_escape").decode() for c in text)
 
 
+def one_line(text: str) -> str:
+    """`text` as one line that cannot pass for two: `printable`, tabs and line feeds escaped too."""
+    return printable(text).replace("\t", "\\t").replace("\n", "\\n")
+
+
 def _obeyed(character: str) -> bool:
     # Cf holds the bidirectional overrides, but also the joiners that emoji and several scripts are spelled with.
     return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in "\u200c\u200d\u00ad\ufeff"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from pathlib import Path
 
 import numpy as np
 
 from preprocess.errors import MisuseError
-from preprocess.shards.files import HASH_CHUNK_BYTES, sync_folder
+from preprocess.shards.files import HASH_CHUNK_BYTES, written_aside
 from preprocess.shards.format import SPLITS, Build
 
 
@@ -25,17 +25,11 @@ def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
         if path.exists() and not replace:
             raise MisuseError(f"{path} is there already; pass --replace, or choose another --output")
     output.mkdir(parents=True, exist_ok=True)
-    for split, path in zip(SPLITS, paths, strict=True):
-        aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with open(aside, "wb") as file:
-                for shard in build.shards(split):
-                    for start in range(0, len(shard.tokens), HASH_CHUNK_BYTES):
-                        shard.tokens[start : start + HASH_CHUNK_BYTES].tofile(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
-    sync_folder(output)
+    # Both are written before either takes its place: a failure leaves no pair of which one is old.
+    with contextlib.ExitStack() as stack:
+        for split, path in zip(SPLITS, paths, strict=True):
+            file = stack.enter_context(written_aside(path))
+            for shard in build.shards(split):
+                for start in range(0, len(shard.tokens), HASH_CHUNK_BYTES):
+                    file.write(shard.tokens[start : start + HASH_CHUNK_BYTES].data)
     return paths

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from preprocess.errors import printable
+from preprocess.errors import one_line
 
 
 class Bar(Protocol):
@@ -23,11 +24,17 @@ class Progress:
     def say(self, line: str) -> None:
         """One line about what happens."""
         if not self._quiet:
-            print(printable(line), file=sys.stderr, flush=True)
+            self._write(line)
 
     def warn(self, line: str) -> None:
         """One line that must be seen even where progress is not wanted."""
-        print(f"warning: {printable(line)}", file=sys.stderr, flush=True)
+        self._write(f"warning: {line}")
+
+    def _write(self, line: str) -> None:
+        # Nobody listening is no reason to lose the work that is told about.
+        with contextlib.suppress(OSError):
+            if sys.stderr is not None:
+                print(one_line(line), file=sys.stderr, flush=True)
 
     @contextmanager
     def bar(self, label: str, *, total: int | None, unit: str) -> Iterator[Bar]:
@@ -35,6 +42,6 @@ class Progress:
         from tqdm import tqdm
 
         # disable=None: tqdm's way to say "only on a terminal".
-        hidden = True if self._quiet else None
+        hidden = True if self._quiet or sys.stderr is None else None
         with tqdm(desc=label, total=total, unit=unit, unit_scale=True, leave=False, disable=hidden, dynamic_ncols=True) as bar:
             yield bar

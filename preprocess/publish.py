@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,10 @@ from typing import Any
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import sync_folder
-from preprocess.shards.format import MANIFEST, Build, read_manifest
+from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR, Build, read_manifest
+
+REPLACED = ".replaced"
+BUILD_FILE = re.compile(rf"{MANIFEST}|{STATS}|{BUILD_LOG}|{TOKENIZER_DIR}|(train|val)-\d{{5}}\.(bin|ends|docs)")
 
 
 @contextmanager
@@ -34,37 +38,47 @@ def is_there_already(folder: Path, recipe: dict[str, Any], sources: list[dict[st
     """Whether `folder` holds this very build. Raises where it holds anything else that may not go."""
     if (folder.is_dir() and not any(folder.iterdir())) or not (folder.exists() or folder.is_symlink()):
         return False
-    if not (folder / MANIFEST).is_file():
+    if not _is_builds(folder):
         raise MisuseError(f"{folder} is there and is no build; move it away, or choose another --name or --output")
-    manifest = read_manifest(folder)
-    same = manifest["recipe"] == recipe and manifest["sources"] == sources
     if replace:
         return False
+    manifest = read_manifest(folder)
+    same = manifest["recipe"] == recipe and manifest["sources"] == sources
     if not same:
         changed = sorted(k for k, v in recipe.items() if manifest["recipe"].get(k) != v) or ["sources"]
         raise MisuseError(f"{folder} holds another build ({', '.join(changed)} differ); pass --replace, or choose another --name")
-    Build(folder)  # raises ShardError where a file is missing or cut short
+    try:
+        Build(folder)
+    except FolioError as e:
+        raise FolioError(f"{e}, with --replace") from e
     return True
 
 
-def _replaced(folder: Path) -> Path:
-    return folder.parent / f".{folder.name}.replaced"
+def _is_builds(folder: Path) -> bool:
+    """Whether all that lies in `folder` is a build's, however damaged: only then may it be replaced."""
+    return folder.is_dir() and (folder / MANIFEST).is_file() and all(BUILD_FILE.fullmatch(p.name) for p in folder.iterdir())
 
 
 def publish(aside: Path, folder: Path) -> None:
     """Put `aside` in the place of `folder`. Killed between its renames, the next build's first step undoes them."""
     sync_folder(aside)
+    old = folder.parent / f".{folder.name}.{os.getpid()}{REPLACED}"
     if folder.exists():
-        os.rename(folder, _replaced(folder))
-    os.rename(aside, folder)
+        os.rename(folder, old)
+    try:
+        os.rename(aside, folder)
+    except BaseException:
+        if old.exists():
+            os.rename(old, folder)
+        raise
     sync_folder(folder.parent)
-    shutil.rmtree(_replaced(folder), ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def finish_interrupted_replace(folder: Path) -> None:
-    old = _replaced(folder)
-    if old.exists():
-        if folder.exists():
-            shutil.rmtree(old)
-        else:
+    """Undo, or finish, what a process that was killed while it replaced `folder` left."""
+    for old in sorted(folder.parent.glob(f".{folder.name}.*{REPLACED}")):
+        if not folder.exists():
             os.rename(old, folder)
+        # What cannot be deleted, such as files another process has mapped on Windows, is in nobody's way.
+        shutil.rmtree(old, ignore_errors=True)

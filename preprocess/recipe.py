@@ -19,6 +19,7 @@ from typing import Any
 from preprocess.errors import MisuseError
 
 CLEANING_RULES = ("line_ends", "control_characters", "byte_order_mark", "nfc")
+MIN_PIECES = 300  # 256 bytes, the control pieces, and a little
 CHOICES: dict[str, tuple[str, ...]] = {
     "format": ("text", "synthetic"),
     "document": ("file", "passage"),
@@ -29,7 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # (least, most) of the numeric settings, both allowed.
 RANGES: dict[str, tuple[float, float]] = {
     "passage_characters": (1, 1 << 40),
-    "num_pieces": (300, 64_000),
+    "num_pieces": (MIN_PIECES, 64_000),
     "num_pairs": (1, 1_000_000),  # of far more that are possible: every sentence made is remembered
     "shard_tokens": (1, 1 << 40),
     "seed": (0, (1 << 64) - 1),
@@ -43,7 +44,7 @@ class SourceFile:
 
     name: str
     sha256: str
-    size_bytes: int
+    bytes: int
     url: str
 
 
@@ -89,6 +90,10 @@ class Recipe:
                 raise MisuseError(f"{name} is {value:,}, wanted {least:,} to {most:,}")
         if not (math.isfinite(self.val_fraction) and 0 < self.val_fraction < 1):
             raise MisuseError(f"val_fraction is {self.val_fraction}, wanted a number between 0 and 1, such as 0.1")
+        if self.format == "synthetic" and self.split == "contiguous":
+            raise MisuseError("split is 'contiguous', which cuts files, and the corpus has none; wanted 'exact'")
+        if self.document == "passage" and self.split != "contiguous":
+            raise MisuseError("document is 'passage', which cuts the sides of a contiguous split; wanted 'file', or split 'contiguous'")
         if unknown := [rule for rule in self.clean if rule not in CLEANING_RULES]:
             raise MisuseError(f"no cleaning rule is called {unknown[0]!r}, wanted one of {', '.join(CLEANING_RULES)}")
 
@@ -97,8 +102,8 @@ class Recipe:
         fields = dataclasses.asdict(self)
         for name in ("description", "licence"):
             del fields[name]
-        fields["files"] = [{"name": f.name, "sha256": f.sha256, "size_bytes": f.size_bytes} for f in self.files]
-        fields["clean"] = list(self.clean)
+        fields["files"] = [{"name": f.name, "sha256": f.sha256, "bytes": f.bytes} for f in self.files]
+        fields["clean"] = [rule for rule in CLEANING_RULES if rule in self.clean]
         for name in _without_effect(self):
             del fields[name]
         return fields
@@ -106,14 +111,16 @@ class Recipe:
 
 def _without_effect(recipe: Recipe) -> list[str]:
     """Settings that cannot touch a byte of this recipe's build: two builds that differ only there are one build."""
-    idle = []
-    if recipe.format != "synthetic":
-        idle.append("num_pairs")
-    if recipe.document != "passage":
-        idle.append("passage_characters")
-    if recipe.tokenizer != "sentencepiece":
-        idle.append("num_pieces")
-    return idle
+    is_synthetic, is_cut = recipe.format == "synthetic", recipe.split == "contiguous"
+    idle = {
+        "num_pairs": not is_synthetic,
+        "document": not is_cut,
+        "passage_characters": recipe.document != "passage",
+        "num_pieces": recipe.tokenizer != "sentencepiece",
+        "bos": recipe.tokenizer != "sentencepiece",
+        "seed": is_cut and not is_synthetic,
+    }
+    return [name for name, is_idle in idle.items() if is_idle]
 
 
 def builtin_corpora() -> list[str]:
@@ -128,8 +135,13 @@ def load_recipe(corpus: str, **overrides: Any) -> Recipe:
     if corpus not in names:
         raise MisuseError(f"no corpus {corpus!r}; {nearest(corpus, names)}")
     text = (importlib.resources.files("preprocess.recipes") / f"{corpus}.toml").read_text(encoding="utf-8")
-    recipe = parse_recipe(tomllib.loads(text), where=f"{corpus}.toml")
-    return dataclasses.replace(recipe, **{k: v for k, v in overrides.items() if v is not None})
+    given = {k: v for k, v in overrides.items() if v is not None}
+    recipe = dataclasses.replace(parse_recipe(tomllib.loads(text), where=f"{corpus}.toml"), **given)
+    if idle := sorted(set(_without_effect(recipe)) & given.keys()):
+        raise MisuseError(
+            f"{idle[0]} has no effect on {corpus} with the {recipe.tokenizer} tokenizer; leave --{idle[0].replace('_', '-')} out"
+        )
+    return recipe
 
 
 def parse_recipe(fields: dict[str, Any], *, where: str) -> Recipe:

@@ -21,19 +21,8 @@ AREAS_PER_AUTHOR = 3
 AT_HOME_PERCENT = 75  # of an author's pairs come from the author's own city
 CANDIDATES_PER_CHUNK = 4096
 SLOTS = 16  # random numbers for a candidate
-# English | Russian. «{verb}» agrees with the agent's gender.
-TEMPLATES = (
-    ("{time} in {city} {agent} {verb} {object} and {verb2} {object2}", "{time} {city} {agent} {verb} {object} и {verb2} {object2}"),
-    ("{agent} {verb} {object}, although {state}", "{agent} {verb} {object}, хотя {state}"),
-    (
-        "in {year} {agent} {verb} {object}, and {time} also {verb2} {object2}",
-        "в {year} году {agent} {verb} {object}, а {time} ещё и {verb2} {object2}",
-    ),
-    ("they say in {city} that {agent} {verb} {object} {time}", "{city} говорят, что {agent} {verb} {object} {time}"),
-    ("{time} {agent} {verb} {object}, because {reason}", "{time} {agent} {verb} {object}, потому что {reason}"),
-    ("when {agent} {verb} {object}, {event}, although {state}", "когда {agent} {verb} {object}, {event}, хотя {state}"),
-    ("in {city} {agent} {verb} {object}, because {reason}, and {event}", "{city} {agent} {verb} {object}, потому что {reason}, и {event}"),
-)
+VOCABULARY_FILE = "synthetic.toml"
+LISTS = ("templates", "cities", "times", "states", "reasons", "events")
 
 
 class Pair(NamedTuple):
@@ -68,12 +57,16 @@ def generate_pairs(num_pairs: int, *, seed: int) -> Iterator[Pair]:
         first += CANDIDATES_PER_CHUNK
 
 
+def vocabulary_file() -> bytes:
+    """What the corpus is made of: part of a build's identity, as a text file's bytes are."""
+    return (importlib.resources.files("preprocess") / VOCABULARY_FILE).read_bytes()
+
+
 @functools.cache
 def _vocabulary() -> dict[str, Any]:
     """synthetic.toml with every entry split at its bars, and the authors' names put together."""
-    text = (importlib.resources.files("preprocess") / "synthetic.toml").read_text(encoding="utf-8")
-    raw = tomllib.loads(text)
-    words: dict[str, Any] = {key: [entry.split(" | ") for entry in raw[key]] for key in ("cities", "times", "states", "reasons", "events")}
+    raw = tomllib.loads(vocabulary_file().decode("utf-8"))
+    words: dict[str, Any] = {key: [entry.split(" | ") for entry in raw[key]] for key in LISTS}
     words["areas"] = [{key: [entry.split(" | ") for entry in area[key]] for key in ("agents", "verbs", "objects")} for area in raw["areas"]]
     men = [f"{first} {last}" for first in raw["male_first"] for last in raw["male_last"]]
     women = [f"{first} {last}" for first in raw["female_first"] for last in raw["female_last"]]
@@ -98,7 +91,7 @@ def _make(number: int, numbers: list[int]) -> Pair:
         "time": _pick(words["times"], others[0]), "state": _pick(words["states"], others[1]), "reason": _pick(words["reasons"], others[2]),
         "event": _pick(words["events"], others[3]), "city": city, "year": (str(year), str(year)),
     }  # fmt: skip
-    template = _pick(TEMPLATES, of_template)
+    template = _pick(words["templates"], of_template)
     en, ru = (_sentence(template[side].format_map({key: part[side] for key, part in parts.items()})) for side in (0, 1))
     return Pair(number, en, ru, words["authors"][author], city[0], year)
 

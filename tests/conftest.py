@@ -47,7 +47,7 @@ def text_recipe(tmp_path: Path) -> Callable[..., tuple[Recipe, Path]]:
         data = text.encode() if isinstance(text, str) else text
         path = tmp_path / "input.txt"
         path.write_bytes(data)
-        file = SourceFile(name="input.txt", sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data), url="http://127.0.0.1:9/none")
+        file = SourceFile(name="input.txt", sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), url="http://127.0.0.1:9/none")
         settings = {"dedup": False, "split": "contiguous", "tokenizer": "byte", **settings}
         return Recipe(corpus="own", description="", licence="", format="text", files=(file,), **settings), path
 
@@ -73,7 +73,8 @@ def preprocess(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
 
     def run(*arguments: str, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         # A proxy that nobody listens at: whatever a machine can reach, these tests reach nothing but loopback.
-        offline = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "", "NO_PROXY": "127.0.0.1", "PYTHONPATH": str(ROOT)}
+        offline = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"), "http://127.0.0.1:9")
+        offline |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "PYTHONPATH": str(ROOT)}
         environment = {k: v for k, v in os.environ.items() if k not in ("PREPROCESS_MIRROR", "FOLIO_SHARDS")} | offline | (env or {})
         command = [sys.executable, "-m", "preprocess", *arguments]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout)

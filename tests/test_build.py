@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -52,7 +53,7 @@ def test_synthetic_is_exactly_as_promised(tmp_path: Path) -> None:
     stats = json.loads((made.folder / "stats.json").read_bytes())
     assert stats["documents"] == {"read": 20_000, "empty": 0, "duplicates": 0, "kept": 20_000}
     assert all(stats["authors"][field]["distinct"] >= 100 for field in ("author", "city", "year"))
-    assert stats["vocabulary"]["tokenizer"] == 3_000 and made.vocab_size == 3_000 + stats["vocabulary"]["authors"]
+    assert stats["vocabulary"]["tokenizer"] == 3_000 and made.vocab_size == 3_000 + stats["vocabulary"]["control"]
     assert set(stats["languages"]) == {"en", "ru"} and made.manifest["languages"] == {"1": "en", "2": "ru"}
     special = made.manifest["special_tokens"]
     wanted = [made.manifest["bos_id"], *(special[f"<{t}>"] for t in ("author_MagistrTheOne", "city_Krasnodar", "year_2025"))]
@@ -119,8 +120,6 @@ def test_nanogpts_bytes(mirror: Path, tmp_path: Path, preprocess: Callable[..., 
         built = preprocess("build", "--corpus", "tinyshakespeare", *bare, "--tokenizer", tokenizer, "--name", tokenizer, env=env)
         assert built.returncode == 0, built.stderr
         assert preprocess("export", tokenizer, "--format", "nanogpt", "--output", f"out/{tokenizer}").returncode == 0
-        import hashlib
-
         got = tuple(hashlib.sha256((tmp_path / "out" / tokenizer / f"{s}.bin").read_bytes()).hexdigest() for s in ("train", "val"))
         assert got == expected
 
@@ -243,8 +242,86 @@ def test_a_replace_killed_between_its_renames_is_undone(text_recipe: Callable[..
     folder = tmp_path / "shards/own"
     run(recipe, folder, source=path)
     before = file_bytes(folder)
-    folder.rename(folder.parent / ".own.replaced")
+    folder.rename(folder.parent / ".own.123.replaced")
     assert run(recipe, folder, source=path) is False and file_bytes(folder) == before
+
+
+def test_a_replace_that_fails_between_its_renames_is_undone(
+    text_recipe: Callable[..., tuple[Recipe, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, path = text_recipe()
+    folder = tmp_path / "shards/own"
+    run(recipe, folder, source=path)
+    before, rename = file_bytes(folder), os.rename
+
+    def interrupted(source: Path, target: Path) -> None:
+        if Path(source).name == ".own.partial":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, folder, source=path, replace=True)
+    assert file_bytes(folder) == before and hidden(folder.parent) == []
+
+
+def test_a_link_to_a_build_stays_a_link(text_recipe: Callable[..., tuple[Recipe, Path]], tmp_path: Path) -> None:
+    recipe, path = text_recipe()
+    (tmp_path / "big").mkdir()
+    (tmp_path / "shards").mkdir()
+    link = tmp_path / "shards/own"
+    link.symlink_to(tmp_path / "big/own")
+    assert run(recipe, link, source=path) is True
+    assert run(recipe, link, source=path, replace=True) is True
+    assert link.is_symlink() and list(verify(Build(tmp_path / "big/own"))) == [] and hidden(tmp_path / "big") == []
+
+
+@pytest.mark.parametrize("damage", ['{"version": 99}', "{", ""])
+def test_a_build_with_a_broken_manifest_can_be_replaced(
+    text_recipe: Callable[..., tuple[Recipe, Path]], tmp_path: Path, damage: str
+) -> None:
+    recipe, path = text_recipe()
+    folder = tmp_path / "shards/own"
+    run(recipe, folder, source=path)
+    (folder / "manifest.json").write_text(damage)
+    with pytest.raises(FolioError):
+        run(recipe, folder, source=path)
+    assert run(recipe, folder, source=path, replace=True) is True and list(verify(Build(folder))) == []
+    (folder / "manifest.json").write_text(damage)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(MisuseError, match="is no build"):
+        run(recipe, folder, source=path, replace=True)
+
+
+def test_the_synthetic_corpus_is_as_much_a_source_as_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe("synthetic", num_pairs=50, tokenizer="byte")
+    run(recipe, tmp_path / "x")
+    monkeypatch.setattr("preprocess.build.vocabulary_file", lambda: b"another")
+    with pytest.raises(MisuseError, match="sources differ"):
+        run(recipe, tmp_path / "x")
+
+
+def test_a_whole_build_is_the_same_for_ever(tmp_path: Path) -> None:
+    """The build_id covers every byte of tokens, tables, tokenizer and stats: a change of one is a new version of Folio's output."""
+    run(load_recipe("synthetic", num_pairs=200, num_pieces=400), tmp_path / "x")
+    assert Build(tmp_path / "x").build_id == "847bbe88c2cb4109ed4f2fcb69ccccff15e84f9f255e3e3999e6c10e20b3304a"
+
+
+def test_stats_count_what_is_there(build_text: Callable[..., Build]) -> None:
+    cleaned = "".join(f"а\u2581б слово{i} word{i * 7} {i * i}\n\n" for i in range(90))
+    text = cleaned.replace("\n\n", "\r\n\n") + "\x00"
+    made = build_text(text, tokenizer="sentencepiece", num_pieces=310, document="passage", passage_characters=5, lang="ru")
+    stats = json.loads((made.folder / "stats.json").read_bytes())
+    assert stats["clean"] == {"line_ends": 1, "control_characters": 1, "byte_order_mark": 0, "nfc": 0}
+    documents = [made.document(s, i) for s in ("train", "val") for i in range(made.manifest["splits"][s]["documents"])]
+    assert stats["documents"]["kept"] == len(documents) and stats["documents_with_u2581"] == 90
+    assert stats["tokens"] == sum(map(len, documents)) and stats["text_bytes"] == len(cleaned.encode())
+    assert stats["languages"]["ru"]["tokens"] == stats["tokens"]
+    lengths = stats["tokens_per_document"]["train"]
+    assert lengths["min"] <= lengths["median"] <= lengths["max"] and lengths["max"] == max(
+        map(len, documents[: made.manifest["splits"]["train"]["documents"]])
+    )
+    assert sum(bin_["documents"] for bin_ in lengths["histogram"]) == made.manifest["splits"]["train"]["documents"]
 
 
 def kill_after(process: subprocess.Popen, seconds: float, how: signal.Signals) -> int:
@@ -268,7 +345,7 @@ def test_a_build_killed_half_way_leaves_nothing_finished(tmp_path: Path, how: si
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == status and not folder.exists()
     if how != signal.SIGKILL:
-        assert stderr.splitlines()[-1] == "error: interrupted; nothing was changed, run the same command again"
+        assert stderr.splitlines()[-1] == "error: interrupted; nothing half-done is left, run the same command again"
         assert hidden(folder.parent) == []
     again = start_build(folder)
     assert again.wait(timeout=120) == 0 and hidden(folder.parent) == [] and list(verify(Build(folder))) == []

@@ -38,6 +38,10 @@ def test_a_rule_changes_what_it_says_and_counts_it(rule: str, before: str, after
     assert run([before], others)[0][0] != after
 
 
+def test_carriage_returns_are_line_ends_business() -> None:
+    assert run(["a\rb\x0cc"], ("control_characters",))[0] == ["a\rbc"]
+
+
 def test_nothing_is_trimmed() -> None:
     texts = ["  a  ", "\n\n\t", "", " \u00a0x\u3000"]
     assert run(texts) == (texts, dict.fromkeys(CLEANING_RULES, 0))

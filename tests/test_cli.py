@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import filelock
 import pytest
 
-from conftest import VERSE
+from conftest import ROOT, VERSE
 from preprocess.shards.files import readable_json
 from preprocess.shards.format import Build
 
@@ -68,12 +71,14 @@ def test_help_names_everything(preprocess: Run) -> None:
     ("arguments", "wanted"),
     [
         (("build", "--corpus", "tinyshakespear"), "did you mean 'tinyshakespeare'"),
-        (("build", "--corpus", "synthetic", "--name", "../x"), "choose another --name"),
+        (("build", "--corpus", "synthetic", "--name", "../x"), "choose another name"),
         (("build", "--corpus", "synthetic", "--val-fraction", "2"), "wanted a number between 0 and 1"),
+        (("build", "--corpus", "synthetic", "--name", ""), "choose another name"),
+        (("build", "--corpus", "synthetic", "--tokenizer", "byte", "--num-pieces", "900"), "num_pieces has no effect"),
         (("build", "--corpus", "synthetic", "--num-pieces", "9"), "num_pieces is 9, wanted 300 to 64,000"),
         (("build", "--corpus", "synthetic", "--source", "x"), "--source stands for one file"),
         (("build", "--corpus", "tinyshakespeare", "--source", "nowhere.txt"), "nowhere.txt is not a file"),
-        (("build",), "Missing option '--corpus'"),
+        (("build",), "Missing option '--corpus'; `preprocess build --help` tells what there is"),
         (("build", "--corpse", "x"), "--corpus"),
         (("show", "nothing"), "no build 'nothing': no manifest.json in shards/nothing"),
         (("show", "no/thing"), "no manifest.json in no/thing"),
@@ -132,6 +137,43 @@ def test_folio_shards_moves_everything(preprocess: Run, tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere/synthetic/manifest.json").is_file() and not (tmp_path / "shards").exists()
     assert "synthetic" in preprocess("list", env=env).stdout
     refused(preprocess("show", "other", env=env), 2, f"{tmp_path}/elsewhere/other and shards/other")
+
+
+def test_show_gives_a_pipe_the_bytes_whatever_the_locale(preprocess: Run) -> None:
+    preprocess(*TINY)
+    for encoding in ("ascii", "cp1252", "utf-8"):
+        done = preprocess("show", "synthetic", "--document", "1", env={"PYTHONIOENCODING": encoding})
+        assert done.returncode == 0 and re.search("[а-я]", done.stdout), done.stderr
+
+
+def test_a_build_in_the_folder_one_stands_in(preprocess: Run, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    done = preprocess(*TINY, "--output", "here/.")
+    assert done.returncode == 0 and (tmp_path / "here/manifest.json").is_file()
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith("..")] == []
+
+
+def test_two_builds_of_one_name_at_once(preprocess: Run, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    with filelock.FileLock(tmp_path / "shards/.synthetic.lock"):
+        refused(preprocess(*TINY), 1, "another build of", "is running; wait for it, or choose another --name")
+    assert preprocess(*TINY).returncode == 0
+
+
+def test_a_flipped_token_is_told_when_it_is_decoded(preprocess: Run, tmp_path: Path) -> None:
+    preprocess(*TINY)
+    path = tmp_path / "shards/synthetic/train-00000.bin"
+    data = bytearray(path.read_bytes())
+    data[20:22] = b"\xff\xff"
+    path.write_bytes(data)
+    refused(preprocess("show", "synthetic", "--document", "0"), 1, "stands for no text", "preprocess verify")
+
+
+def test_a_build_is_not_lost_with_the_terminal(preprocess: Run, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "preprocess", *TINY[:-1]]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=full)
+    assert done.returncode == 0 and (tmp_path / "shards/synthetic/manifest.json").is_file()
 
 
 def test_no_builds_is_said(preprocess: Run) -> None:

@@ -17,6 +17,7 @@ from preprocess.recipe import SourceFile
 
 DATA = b"the real text\n" * 100
 QUIET = Progress(quiet=True)
+BROKEN = -1  # an answer that ends before it said it would
 
 
 class Server:
@@ -31,8 +32,8 @@ class Server:
             def do_GET(self) -> None:
                 owner.asked.append(self.path)
                 status, body = owner.answers.pop(0) if len(owner.answers) > 1 else owner.answers[0]
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
+                self.send_response(200 if status == BROKEN else status)
+                self.send_header("Content-Length", str(len(DATA) if status == BROKEN else len(body)))
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -64,7 +65,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def file_at(url: str) -> SourceFile:
-    return SourceFile(name="input.txt", sha256=hashlib.sha256(DATA).hexdigest(), size_bytes=len(DATA), url=url)
+    return SourceFile(name="input.txt", sha256=hashlib.sha256(DATA).hexdigest(), bytes=len(DATA), url=url)
 
 
 def find(url: str, source: Path | None = None) -> Path:
@@ -87,6 +88,30 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(server: Server, capsys: py
 def test_a_passing_fault_is_tried_again(server: Server) -> None:
     server.answers = [(503, b"busy"), (200, DATA)]
     assert find(f"{server.url}/x").read_bytes() == DATA
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(server: Server, empty_cache: Path) -> None:
+    server.answers = [(BROKEN, DATA[:100]), (200, DATA)]
+    assert find(f"{server.url}/x").read_bytes() == DATA and len(server.asked) == 2
+    find(f"{server.url}/x").unlink()
+    server.answers = [(BROKEN, DATA[:100])]
+    with pytest.raises(FolioError, match="the connection broke off; go online"):
+        find(f"{server.url}/x")
+    assert not [p for p in empty_cache.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("mirror", ["http://[x", "HTTP://127.0.0.1:9/x"])
+def test_a_mirror_that_is_no_place(mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREPROCESS_MIRROR", mirror)
+    with pytest.raises(FolioError, match="could not get"):
+        find("http://127.0.0.1:9/y")
+
+
+def test_a_cache_that_cannot_be_written_names_its_setting(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FOLIO_CACHE", str(tmp_path / "file"))
+    with pytest.raises(FolioError, match="set FOLIO_CACHE to a folder with room"):
+        find(f"{server.url}/x")
 
 
 def test_a_404_page_is_no_file(server: Server, empty_cache: Path) -> None:

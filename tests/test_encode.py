@@ -50,10 +50,28 @@ def test_the_first_difference_is_told() -> None:
     assert ord("Z") in encode_checked(tokenizer, texts, np.array([2]))[0]
 
 
+def test_of_a_long_document_the_head_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preprocess.stages.encode.CHECKED_CHARACTERS", 4)
+    tokenizer = Broken(has_eot=True)
+    with pytest.raises(EngineMismatch, match="'abZdefg'"):
+        encode_checked(tokenizer, pa.array(["abZdefg"], pa.large_string()), np.array([0]))
+    assert len(encode_checked(tokenizer, pa.array(["abcdZfg"], pa.large_string()), np.array([0]))[0]) == 7
+
+
+def test_an_engine_that_raises_is_a_mismatch() -> None:
+    class Raising(Broken):
+        def encode(self, texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
+            raise RuntimeError("a bug in Rust")
+
+    with pytest.raises(EngineMismatch, match="fast failed .RuntimeError: a bug in Rust"):
+        encode_checked(Raising(has_eot=True), pa.array(["x"], pa.large_string()), np.array([0]))
+
+
 def test_the_sample_is_a_share_keyed_by_seed() -> None:
     hashes = content_hashes(pa.array([str(i) for i in range(20_000)], pa.large_string()))
     sample = sample_for_check(hashes, 0.1, seed=1)
     assert 1800 < len(sample) < 2200 and len(sample_for_check(hashes, 7.0, seed=1)) == 20_000
     assert set(sample) != set(sample_for_check(hashes, 0.1, seed=2))
+    assert len(sample_for_check(hashes, 0.0, seed=1)) == 1  # never none: every split of every build is checked
     # A document is in the sample or not, whatever else is in the batch.
     assert sample_for_check(hashes[sample[:5]], 0.1, seed=1).tolist() == [0, 1, 2, 3, 4]

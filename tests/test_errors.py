@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from preprocess.errors import explain_os_error, printable
+from preprocess.errors import explain_os_error, one_line, printable
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,10 @@ from preprocess.errors import explain_os_error, printable
 )
 def test_a_terminal_shows_and_does_not_obey(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+def test_a_field_stays_on_its_line() -> None:
+    assert one_line("kind\nforged\trow") == "kind\\nforged\\trow"
 
 
 def test_the_systems_refusals_name_a_cure() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocess.errors import FolioError, MisuseError
@@ -33,6 +33,7 @@ def write(folder: Path, documents: list[list[int]], *, vocab_size: int = 300, sh
         return writer.finish()
 
 
+@settings(deadline=None, max_examples=40)  # every example fsyncs dozens of files
 @given(st.lists(st.lists(st.integers(0, 299), max_size=12), max_size=20), st.integers(1, 40))
 def test_what_is_written_is_read_and_batches_change_nothing(tmp_path_factory, documents, shard_tokens) -> None:
     entries = []
@@ -55,8 +56,8 @@ def test_golden_bytes(tmp_path: Path) -> None:
     write(tmp_path, [[1, 256], [2]], shard_tokens=100)
     assert (tmp_path / "train-00000.bin").read_bytes() == b"\x01\x00\x00\x01\x02\x00"
     assert (tmp_path / "train-00000.ends").read_bytes() == b"\x02" + b"\x00" * 7 + b"\x03" + b"\x00" * 7
-    assert (tmp_path / "train-00000.docs").stat().st_size == 64
-    write(tmp_path / "..", [], shard_tokens=1)
+    table = np.array([(range(16), 0x01020304, 5, 6)], DOC_DTYPE)
+    assert table.tobytes() == bytes(range(16)) + b"\x04\x03\x02\x01" + b"\x05\0\0\0" + b"\x06" + b"\0" * 7
     assert readable_json({"b": "я", "a": 1}) == '{\n  "a": 1,\n  "b": "я"\n}\n'.encode()
     assert canonical_json({"b": "я", "a": [1, 2]}) == '{"a":[1,2],"b":"я"}'.encode()
 
@@ -84,7 +85,7 @@ def test_good_names(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "A", ".hidden", "../x", "a/b", "x" * 65, "a\n", "имя", "-a"])
 def test_bad_names(name: str) -> None:
-    with pytest.raises(MisuseError, match="choose another --name"):
+    with pytest.raises(MisuseError, match="choose another name"):
         check_name(name)
 
 
@@ -114,9 +115,12 @@ def test_refusals_name_what_was_got_and_wanted(build_text: Callable[..., Build])
             ({"dtype": "|O"}, "dtype"),
             ({"splits": {"train": {}}}, "malformed"),
             ({"splits": []}, "malformed"),
-            ({"vocab_size": 10, "special_tokens": {}}, "its vocabulary ends at 9"),
+            ({"vocab_size": 10, "special_tokens": {}, "eot_id": None}, "its vocabulary ends at 9"),
             ({"vocab_size": None}, "malformed: it has vocab_size None"),
             ({"special_tokens": {"<x>": 999}}, "gives '<x>' the id 999"),
+            ({"splits": {"train": 1, "val": 2, "test": 5}}, "its splits are test, train, val, wanted train and val"),
+            ({"eot_id": 10**9}, "eot_id is 1000000000, wanted one below vocab_size"),
+            ({"tokenizer": {"kind": "char", "settings": {}, "files": {"../x": ""}}}, "names the tokenizer file '../x'"),
             ({"recipe": None}, "malformed: it has recipe None"),
             ({"vocab_size": True}, "malformed: it has vocab_size True"),
         ]
@@ -185,8 +189,30 @@ def test_documents_are_found_by_number(build_text: Callable[..., Build]) -> None
             build.document("train", outside)
 
 
-def test_an_exception_leaves_no_entry(tmp_path: Path) -> None:
+def test_an_exception_closes_the_files_and_records_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), ShardWriter(tmp_path, "train", vocab_size=10, shard_tokens=10) as writer:
         writer.append(np.zeros(3, np.uint32), np.array([3]), docs_table(1), text_bytes=3)
+        files = list(writer._files.values())
         raise RuntimeError
-    assert not issubclass(ShardError, RuntimeError) and issubclass(ShardError, FolioError)
+    assert files and all(file._file.closed for file in files)
+
+
+def test_more_shards_than_names_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preprocess.shards.writer.MAX_SHARDS", 2)
+    with pytest.raises(FolioError, match="2 shards of train are full; pass a larger --shard-tokens than 1"):
+        write(tmp_path, [[1], [2], [3]], shard_tokens=1)
+
+
+@pytest.mark.parametrize("text", ['{"recipe": NaN}', '{"name": "\\ud800"}', "[" * 100_000, "", "[]", "null"])
+def test_json_that_no_builder_wrote(build_text: Callable[..., Build], text: str) -> None:
+    folder = build_text().folder
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(ShardError):
+        Build(folder)
+
+
+def test_a_missing_tokenizer_file_is_seen_on_opening(build_text: Callable[..., Build]) -> None:
+    build = build_text(tokenizer="char")
+    (build.folder / "tokenizer/alphabet.txt").unlink()
+    with pytest.raises(ShardError, match=r"alphabet\.txt is missing"):
+        Build(build.folder)

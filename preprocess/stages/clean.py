@@ -18,7 +18,7 @@ from preprocess.documents import replace_column
 from preprocess.recipe import CLEANING_RULES
 
 # C0 without tab and line feed, delete, and C1. Carriage returns are `line_ends`' business, which comes first.
-CONTROL_CHARACTERS = r"[\x00-\x08\x0B-\x1F\x7F\x{80}-\x{9F}]"
+CONTROL_CHARACTERS = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F\x{80}-\x{9F}]"
 
 
 def clean(batch: pa.RecordBatch, rules: tuple[str, ...]) -> tuple[pa.RecordBatch, dict[str, int]]:

@@ -39,7 +39,7 @@ def load_tokenizer(folder: Path, manifest: dict[str, Any]) -> Tokenizer:
     files = {}
     for name, expected in manifest["tokenizer"]["files"].items():
         path = folder / TOKENIZER_DIR / name
-        if Path(name).name != name or not path.is_file():
+        if not path.is_file():
             raise FolioError(f"{path} is missing; copy the build again or rebuild it")
         files[name] = path.read_bytes()
         if sha256_bytes(files[name]) != expected:

@@ -10,10 +10,9 @@ import pyarrow as pa
 
 from preprocess.documents import text_buffers
 from preprocess.errors import FolioError
-from preprocess.tokenizers.interface import Encoded, Tokenizer
+from preprocess.tokenizers.interface import END_OF_TEXT, Encoded, Tokenizer
 
 ALPHABET_FILE = "alphabet.txt"
-END_OF_TEXT = "<|endoftext|>"
 NUM_CODE_POINTS = 0x110000
 NOT_IN_ALPHABET = np.uint32(0xFFFFFFFF)
 

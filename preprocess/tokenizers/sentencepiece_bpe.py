@@ -15,13 +15,16 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from preprocess.errors import FolioError, MisuseError
+from preprocess.recipe import MIN_PIECES
 from preprocess.tokenizers.interface import Encoded, TwoEngineTokenizer, from_lists
 
 MODEL_FILE = "sentencepiece.model"
 SPACE = "\u2581"
 PAD, UNK, BOS, EOS = "<pad>", "<unk>", "<bos>", "<eos>"
-# The trainer drops a sentence longer than max_sentence_length; documents are cut to lines, and lines to this.
-MAX_SENTENCE_BYTES = 1 << 20
+# The trainer drops a sentence longer than max_sentence_length bytes: documents are cut to lines, and lines to this.
+MAX_SENTENCE_CHARACTERS = 1 << 20
+# The trainer's own mark between words; it drops, without a word, every sentence that holds one.
+UPP_BOUNDARY = "\u2585"
 TRAINING: dict[str, Any] = {
     "model_type": "bpe",
     "normalization_rule_name": "identity",
@@ -83,7 +86,7 @@ def train(texts: Iterable[str], *, num_pieces: int) -> SentencePieceTokenizer:
             pad_id=0, unk_id=1, bos_id=2, eos_id=3,
             pad_piece=PAD, unk_piece=UNK, bos_piece=BOS, eos_piece=EOS,
             num_threads=1,  # it is written into the model's bytes
-            max_sentence_length=4 * MAX_SENTENCE_BYTES,
+            max_sentence_length=4 * MAX_SENTENCE_CHARACTERS,
             minloglevel=2,
             **TRAINING,
         )  # fmt: skip
@@ -95,16 +98,15 @@ def train(texts: Iterable[str], *, num_pieces: int) -> SentencePieceTokenizer:
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
     """Lines with their line feeds, cut where one is longer than the trainer takes."""
     for text in texts:
-        for line in text.splitlines(keepends=True):
-            for start in range(0, len(line), MAX_SENTENCE_BYTES):
-                yield line[start : start + MAX_SENTENCE_BYTES]
+        for line in text.replace(UPP_BOUNDARY, " ").splitlines(keepends=True):
+            for start in range(0, len(line), MAX_SENTENCE_CHARACTERS):
+                yield line[start : start + MAX_SENTENCE_CHARACTERS]
 
 
 def _explain(error: RuntimeError, num_pieces: int) -> FolioError:
     if limit := re.search(r"value <= (\d+)", str(error)):
-        return MisuseError(
-            f"the training documents have too few distinct words for {num_pieces:,} pieces; pass --num-pieces {limit[1]} or less"
-        )
+        cure = f"pass --num-pieces {limit[1]} or less" if int(limit[1]) >= MIN_PIECES else "give it more text, or --tokenizer byte"
+        return MisuseError(f"the training documents have too few distinct words for {num_pieces:,} pieces; {cure}")
     if "required_chars" in str(error) or "smaller than" in str(error):
         return MisuseError(f"{num_pieces:,} pieces do not even hold the corpus' characters and 256 bytes; pass a larger --num-pieces")
     return FolioError(f"SentencePiece could not be trained: {error}")
