@@ -20,7 +20,7 @@ SMALL = [f"--{key}={value}" for key, value in SETTINGS.items()]
 
 
 def script(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "train" / arguments[0]), *arguments[1:]]
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
 

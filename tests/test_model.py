@@ -122,13 +122,13 @@ def test_only_matrices_decay() -> None:
 
 
 def test_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
-    config = Config(data="x", out_dir="y", learning_rate=1.0, min_lr=0.1, warmup_steps=10, max_steps=110)
-    rates = [learning_rate_at(step, config) for step in range(111)]
-    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    config = Config(data="x", out_dir="y", learning_rate=1.0, min_lr=0.1, warmup_steps=10, max_steps=111)
+    rates = [learning_rate_at(step, config) for step in range(111)]  # one for each update of the run
+    assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert (rates[10], rates[60], rates[110]) == pytest.approx((1.0, 0.55, 0.1))
-    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
+    assert rates.count(max(rates)) == 1 and all(a > b for a, b in itertools.pairwise(rates[10:]))
 
 
 def test_learning_rate_of_a_run_that_is_all_warmup() -> None:
     config = Config(data="x", out_dir="y", learning_rate=1.0, min_lr=0.1, warmup_steps=5, max_steps=5)
-    assert [learning_rate_at(step, config) for step in (0, 4, 5)] == pytest.approx([0.2, 1.0, 1.0])
+    assert [learning_rate_at(step, config) for step in (0, 4)] == pytest.approx([1 / 6, 5 / 6])

@@ -17,7 +17,7 @@ LARGEST_NUMBER = 1e18
 def read_assignments(path: Path) -> dict[str, tuple[Any, int]]:
     """What the file assigns: name → value and line.
 
-    Allowed are literals, lists and tuples, arithmetic on numbers, and names assigned earlier in the file.
+    Allowed are literals, arithmetic on numbers, and names assigned earlier in the file.
     Raises MisuseError that names the file, and the line where there is one.
     """
     try:
@@ -58,22 +58,24 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 
 def _evaluate(node: ast.expr, names: Mapping[str, Any]) -> Any:
     match node:
-        case ast.Constant(value=bool() | int() | float() | str() | None):
+        case ast.Constant(value=bool() | float() | str() | None):
             return node.value
+        case ast.Constant(value=int() as number):
+            if number > LARGEST_NUMBER:
+                raise _Refused(f"a number is beyond {LARGEST_NUMBER:.0e}")
+            return number
         case ast.Name(id=name) if name in names:
             return names[name]
-        case ast.List(elts=items) | ast.Tuple(elts=items):
-            return tuple(_evaluate(item, names) for item in items)
         case ast.UnaryOp() if type(node.op) in _OPERATORS:
             return _calculate(node.op, _evaluate(node.operand, names))
         case ast.BinOp() if type(node.op) in _OPERATORS:
             return _calculate(node.op, _evaluate(node.left, names), _evaluate(node.right, names))
-    raise _Refused(f"cannot read {ast.unparse(node)!r}")
+    raise _Refused(f"cannot read {ast.unparse(node)[:80]!r}")
 
 
 def _calculate(operation: ast.operator | ast.unaryop, *operands: Any) -> Any:
     if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in operands):
-        raise _Refused(f"arithmetic is on numbers, got {', '.join(repr(x) for x in operands)}")
+        raise _Refused(f"arithmetic is on numbers, got {', '.join(repr(x)[:40] for x in operands)}")
     try:
         # A power is tried on floats first: 9 ** 9 ** 9 as an int would take all memory.
         for numbers in [[float(x) for x in operands], operands] if isinstance(operation, ast.Pow) else [operands]:

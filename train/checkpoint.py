@@ -9,6 +9,7 @@ Nothing is pickled, so loading one from a stranger runs nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from config import Config
 from model import GPT
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import readable_json, sha256_file, sync_folder, write_durable
@@ -36,6 +38,7 @@ COMMITTED = re.compile(r"step-(\d{8,18})")
 ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 LEFTOVER = re.compile(r"\.step-.*\.(partial|removed)")
 RNG_PREFIX = "rng."
+LARGEST_STEP, LARGEST_VOCAB_SIZE = 10**15, 1 << 32
 
 
 class CheckpointError(FolioError):
@@ -51,7 +54,6 @@ class Training:
     scaler: torch.amp.GradScaler
     device: torch.device
     step: int = 0  # optimizer steps done
-    best_val_loss: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,7 @@ class Origin:
 
     settings: dict[str, Any]
     build_id: str
+    tokenizer_sha256: str  # of the manifest's `tokenizer`: two builds that share it mean the same by an id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,6 @@ class Checkpoint:
     folder: Path
     step: int
     vocab_size: int
-    best_val_loss: float | None
     scaler: dict[str, Any]
     origin: Origin
 
@@ -128,7 +130,7 @@ def _write(folder: Path, tensors: Mapping[str, dict[str, Tensor]], *, training: 
     files = {}
     for name, content in tensors.items():
         save_file(content, folder / name)
-        with open(folder / name, "rb") as file:
+        with open(folder / name, "r+b") as file:  # Windows syncs only what is open for writing
             os.fsync(file.fileno())
         files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
     info = {
@@ -137,9 +139,9 @@ def _write(folder: Path, tensors: Mapping[str, dict[str, Tensor]], *, training: 
         "step": training.step,
         "settings": origin.settings,
         "build_id": origin.build_id,
+        "tokenizer_sha256": origin.tokenizer_sha256,
         "vocab_size": training.model.vocab_size,
         "scaler": training.scaler.state_dict(),
-        "best_val_loss": training.best_val_loss,
         "files": files,
     }
     write_durable(folder / INFO_FILE, readable_json(info))
@@ -173,19 +175,19 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises CheckpointError for one that is damaged, FolioError for one of another format or version.
     """
     info = _read_info(folder)
-    names = {p.name for p in folder.iterdir()}
-    if extra := sorted(names - {INFO_FILE, *TENSOR_FILES}):
-        raise CheckpointError(f"{folder} holds {extra[0]!r}, which is no part of a checkpoint; take it out if you trust the rest")
+    # Not damage, so never passed over or deleted: a person put it there. Hidden files are some system's own.
+    if extra := sorted(p.name for p in folder.iterdir() if p.name not in (INFO_FILE, *TENSOR_FILES) and not p.name.startswith(".")):
+        raise FolioError(f"{folder} holds {extra[0]!r}, which is no part of a checkpoint; take it out if you trust the rest")
     try:
         for name in TENSOR_FILES:
             _check_file(folder / name, info["files"][name])
+        named = COMMITTED.fullmatch(folder.name)
         return Checkpoint(
             folder=folder,
-            step=_typed(info["step"], int),
-            vocab_size=_typed(info["vocab_size"], int),
-            best_val_loss=info["best_val_loss"] and float(info["best_val_loss"]),
+            step=_whole(info["step"], int(named[1]) if named else 0, int(named[1]) if named else LARGEST_STEP),
+            vocab_size=_whole(info["vocab_size"], 1, LARGEST_VOCAB_SIZE),
             scaler=_typed(info["scaler"], dict),
-            origin=Origin(settings=_typed(info["settings"], dict), build_id=_typed(info["build_id"], str)),
+            origin=Origin(**{f.name: _typed(info[f.name], dict if f.name == "settings" else str) for f in dataclasses.fields(Origin)}),
         )
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f"{folder / INFO_FILE} is malformed ({type(e).__name__}: {e}); use another checkpoint") from e
@@ -212,6 +214,13 @@ def _typed(value: Any, kind: type) -> Any:
     return value
 
 
+def _whole(value: Any, least: int, most: int) -> int:
+    number: int = _typed(value, int)
+    if not least <= number <= most:
+        raise ValueError(f"got {str(number)[:40]}, wanted {least} to {most}")
+    return number
+
+
 def _check_file(path: Path, entry: dict[str, Any]) -> None:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; use another checkpoint")
@@ -231,7 +240,7 @@ def newest(out_dir: Path, warn: Callable[[str], None]) -> Checkpoint | None:
         try:
             return open_checkpoint(folder)
         except CheckpointError as e:
-            warn(f"{e}; falling back to the one before")
+            warn(f"{e}; passed over")
     if folders:
         raise FolioError(f"none of the {len(folders)} checkpoints in {out_dir} is whole; restore one, or begin again with --restart")
     return None
@@ -245,6 +254,24 @@ def find_checkpoint(path: Path, warn: Callable[[str], None]) -> Checkpoint:
     if checkpoint is None:
         raise MisuseError(f"{path} is neither a checkpoint nor a run with one; wanted a folder such as runs/small")
     return checkpoint
+
+
+def require_shapes(checkpoint: Checkpoint, config: Config) -> None:
+    """Raise MisuseError unless the checkpoint's weights are those of a model of `config`; neither is allocated for it."""
+    with torch.device("meta"):
+        wanted = {name: list(p.shape) for name, p in GPT(config, checkpoint.vocab_size).state_dict().items()}
+    path = checkpoint.folder / MODEL_FILE
+    try:
+        with safe_open(path, "pt") as file:
+            got = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as e:
+        raise CheckpointError(f"{path} is no safetensors file ({e}); use another checkpoint") from e
+    for name in sorted(got.keys() | wanted.keys()):
+        if got.get(name) != wanted.get(name):
+            shapes = [tuple(shape) if shape else "nothing" for shape in (got.get(name), wanted.get(name))]
+            raise MisuseError(
+                f"{path} has {shapes[0]} for {name}, the settings ask for {shapes[1]}; train with the settings it was made with"
+            )
 
 
 def load_model(checkpoint: Checkpoint, model: GPT) -> None:
@@ -267,10 +294,10 @@ def restore(checkpoint: Checkpoint, training: Training) -> None:
         training.optimizer.load_state_dict({"state": states, "param_groups": training.optimizer.state_dict()["param_groups"]})
         if checkpoint.scaler and training.scaler.is_enabled():
             training.scaler.load_state_dict(checkpoint.scaler)
-        _set_random_states(tensors, training.device)
+        _set_random_states(tensors, training.device, seed=checkpoint.step)
     except (KeyError, TypeError, ValueError, RuntimeError) as e:
         raise CheckpointError(f"{checkpoint.folder} cannot be continued ({e}); use another checkpoint") from e
-    training.step, training.best_val_loss = checkpoint.step, checkpoint.best_val_loss
+    training.step = checkpoint.step
 
 
 def _load_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -304,10 +331,17 @@ def _random_states(device: torch.device) -> dict[str, Tensor]:
     states = {RNG_PREFIX + "cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states[RNG_PREFIX + "cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        states[RNG_PREFIX + "mps"] = torch.mps.get_rng_state()
     return states
 
 
-def _set_random_states(tensors: Mapping[str, Tensor], device: torch.device) -> None:
+def _set_random_states(tensors: Mapping[str, Tensor], device: torch.device, *, seed: int) -> None:
+    """`seed`: where the run comes from another device, whose generator has no state for this one."""
+    torch.manual_seed(seed)
     torch.set_rng_state(tensors[RNG_PREFIX + "cpu"].clone())
-    if device.type == "cuda" and RNG_PREFIX + "cuda" in tensors:
-        torch.cuda.set_rng_state(tensors[RNG_PREFIX + "cuda"].clone(), device)
+    state = tensors.get(RNG_PREFIX + device.type)
+    if device.type == "cuda" and state is not None:
+        torch.cuda.set_rng_state(state.clone(), device)
+    if device.type == "mps" and state is not None:
+        torch.mps.set_rng_state(state.clone())

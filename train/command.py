@@ -22,6 +22,8 @@ class Parser(argparse.ArgumentParser):
 
 def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     """The exit status of `main(arguments)`; an error of the user's or the system's is one line on stderr."""
+    # A closed stream is None: what would be said there is said to nobody.
+    sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter must not end a run
@@ -34,6 +36,8 @@ def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again while it exits
         return 1
+    except MemoryError:
+        return _fail("out of memory; take a smaller model, batch_size or block_size", 1)
     except OSError as e:
         return _fail(explain_os_error(e), 1)
     except KeyboardInterrupt:

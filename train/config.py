@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ NONE, TRUE, FALSE = ("none", "None"), ("true", "True", "1"), ("false", "False", 
 
 
 def setting(default: Any = dataclasses.MISSING, doc: str = "", *, least: float | None = None, free: bool = False) -> Any:
-    """A field of Config. `least`: the smallest value allowed. `free`: a run may be resumed with another value, as no loss depends on it."""
+    """A field of Config. `least`: the smallest value allowed. `free`: a run may be continued with another value."""
     return dataclasses.field(default=default, metadata={"doc": doc, "least": least, "free": free})
 
 
@@ -113,10 +112,22 @@ def _demand(holds: bool, message: str) -> None:
 
 
 def _check_range(key: str, value: Any, *, least: float | None) -> None:
+    if isinstance(value, str):
+        holds = value.isprintable() or all(c.isspace() or c.isprintable() for c in value)
+        _demand(holds and _is_utf8(value), f"{key} is {value!r:.80}, wanted text without control characters that is UTF-8")
     if least is None or value is None:
         return
-    _demand(math.isfinite(value) and value <= LARGEST_NUMBER, f"{key} is {value}, wanted a number up to {LARGEST_NUMBER:.0e}")
+    # Compared as it is: a whole number of 400 digits is no float.
+    _demand(abs(value) <= LARGEST_NUMBER, f"{key} is {str(value)[:40]}, wanted a number up to {LARGEST_NUMBER:.0e}")
     _demand(value >= least, f"{key} is {value}, wanted {least} or more")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +163,7 @@ def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
     """
     values = {key: coerce(key, value, where=f"{path}, line {line}") for key, (value, line) in read_assignments(path).items()}
     values |= {key: coerce_text(key, text) for key, text in overrides.items()}
-    values.setdefault("out_dir", f"runs/{path.stem}")
+    values["out_dir"] = str(Path(values.get("out_dir", f"runs/{path.stem}")).expanduser())
     if "data" not in values:
         raise MisuseError(f"{path} does not set data; name a build in it, data = 'NAME', or add --data=NAME")
     return Config(**values)
@@ -208,7 +219,7 @@ def _type_of(key: str) -> tuple[type, bool]:
 def _bad_value(key: str, value: Any, *, where: str) -> MisuseError:
     kind, optional = _type_of(key)
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind] + (" or none" if optional else "")
-    return MisuseError(f"{where}: {key} is {value!r}, wanted {wanted}")
+    return MisuseError(f"{where}: {key} is {value!r:.80}, wanted {wanted}")
 
 
 def coerce(key: str, value: Any, *, where: str) -> Any:
@@ -217,7 +228,7 @@ def coerce(key: str, value: Any, *, where: str) -> Any:
     kind, optional = _type_of(key)
     if value is None and optional:
         return None
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER:
         return float(value)
     if type(value) is not kind:
         raise _bad_value(key, value, where=where)

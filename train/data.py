@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from config import Config
+from preprocess.errors import FolioError
 from preprocess.shards.format import Build
 from preprocess.shards.windows import RandomWindows, gather, require_windows, sequential_windows
 
@@ -23,12 +24,18 @@ class Windows:
         # A memory map's subclass of ndarray costs microseconds at every slice; a plain view of it does not.
         self._tokens = [np.asarray(shard.tokens) for shard in build.shards(split)]
         self.lengths = [len(tokens) for tokens in self._tokens]
-        self.block_size = block_size
+        self.block_size, self._name, self._vocab_size = block_size, build.name, build.vocab_size
         require_windows(self.lengths, block_size, split)
 
     def batch(self, shard: np.ndarray, start: np.ndarray, *, device: torch.device) -> Batch:
         """The windows at (`shard`, `start`), (B,) int64 each, on `device`."""
-        windows = to_device(gather(self._tokens, shard, start, self.block_size), device)  # (B, T + 1)
+        tokens = gather(self._tokens, shard, start, self.block_size)  # (B, T + 1)
+        # Opening a build reads no token: a flipped bit shows here, and on a GPU it would take the whole process with it.
+        if tokens.max() >= self._vocab_size:
+            raise FolioError(
+                f"{self._name} holds id {tokens.max()}, its vocabulary ends at {self._vocab_size - 1}; check it with `preprocess verify`"
+            )
+        windows = to_device(tokens, device)
         return windows[:, :-1], windows[:, 1:]
 
 

@@ -8,7 +8,7 @@ import torch
 
 from preprocess.errors import MisuseError
 
-DEVICE = re.compile(r"cpu|mps|cuda(:\d{1,2})?")
+DEVICE = re.compile(r"cpu|mps|cuda(:(0|[1-9]\d?))?")
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

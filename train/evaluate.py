@@ -11,6 +11,8 @@ from torch import nn
 
 from data import ValidationData
 
+LARGEST_EXPONENT = 700  # beyond, exp is more than a float holds
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -22,7 +24,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return math.exp(self.loss) if self.loss < LARGEST_EXPONENT else math.inf
 
 
 @torch.no_grad()

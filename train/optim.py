@@ -31,6 +31,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 def learning_rate_at(step: int, config: Config) -> float:
     """The rate of the update that follows `step` updates: linear warmup, then a cosine from learning_rate to min_lr."""
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(config.max_steps - config.warmup_steps, 1)
+        return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
+    progress = (step - config.warmup_steps) / max(config.max_steps - 1 - config.warmup_steps, 1)
     return config.min_lr + 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))) * (config.learning_rate - config.min_lr)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from command import Parser, run_command
-from preprocess.errors import FolioError, MisuseError
+from preprocess.errors import FolioError, MisuseError, one_line
 from preprocess.shards.files import write_durable
 from tracking import METRICS_FILE, read_rows
 
@@ -30,10 +30,10 @@ def draw_losses(runs: list[Path], output: Path) -> None:
     figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), layout="constrained")
     axes = figure.add_subplot()
     for number, run in enumerate(runs):
-        _draw_run(axes, run, colour=COLOURS[number % len(COLOURS)], prefix=f"{run.resolve().name} " if len(runs) > 1 else "")
+        _draw_run(axes, run, colour=COLOURS[number % len(COLOURS)], prefix=f"{_label(run)} " if len(runs) > 1 else "")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss, nats a token")
-    axes.set_title("Loss of " + ", ".join(run.resolve().name for run in runs))
+    axes.set_title("Loss of " + ", ".join(map(_label, runs)))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
@@ -41,6 +41,12 @@ def draw_losses(runs: list[Path], output: Path) -> None:
     figure.savefig(image, format=output.suffix.removeprefix("."), dpi=DOTS_PER_INCH)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_durable(output, image.getvalue())
+
+
+def _label(run: Path) -> str:
+    """The run's name as matplotlib shows it: a dollar begins no formula, an underscore hides no line."""
+    name = run.resolve().name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
 
 
 def _draw_run(axes: Any, run: Path, *, colour: str, prefix: str) -> None:
@@ -62,7 +68,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     output = options.output or options.runs[0] / "loss.png"
     draw_losses(options.runs, output)
-    print(f"wrote {output}")
+    print(one_line(f"wrote {output}"))
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,14 +11,25 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from checkpoint import CHECKPOINTS_DIR, Checkpoint, Origin, committed, find_checkpoint, newest
+from checkpoint import (
+    CHECKPOINTS_DIR,
+    Checkpoint,
+    Origin,
+    committed,
+    find_checkpoint,
+    newest,
+    remove_leftovers,
+    require_shapes,
+)
 from config import Config, changed_settings, config_from_saved
 from preprocess.errors import FolioError, MisuseError
+from preprocess.shards.files import canonical_json, sha256_bytes
 from preprocess.shards.format import Build
 from tracking import METRICS_FILE
 
 SETTINGS_FILE = "settings.json"
 LOCK_FILE = ".lock"
+FORGOTTEN = ".checkpoints.removed"
 SHORT_ID = 12  # hexadecimal digits that tell two builds apart in a message
 
 
@@ -44,17 +57,53 @@ def find_start(config: Config, build: Build, *, restart: bool, warn: Callable[[s
     Raises MisuseError where out_dir holds a run that this one is not, FolioError where its checkpoints are damaged.
     """
     out_dir = Path(config.out_dir)
-    has_run = bool(committed(out_dir)) or (out_dir / METRICS_FILE).exists()
+    has_run = bool(committed(out_dir)) or _has_rows(out_dir)
     if config.resume != "auto":
         _require_empty(config, has_run=has_run and not restart)
         checkpoint = None if config.resume == "never" else _other_start(config, warn)
     else:
         checkpoint = None if restart else newest(out_dir, warn)
-    if checkpoint is not None:
-        _require_vocabulary(checkpoint, build)
-    if checkpoint is not None and config.resume == "auto":
+    if checkpoint is None:
+        if config.resume == "auto" and has_run and not restart:
+            _require_same_settings(out_dir, config)
+        return None
+    _require_vocabulary(checkpoint, config, build)
+    if config.resume == "auto":
         _require_same(checkpoint.origin, config, build=build)
+    require_shapes(checkpoint, config)
     return checkpoint
+
+
+def _has_rows(out_dir: Path) -> bool:
+    path = out_dir / METRICS_FILE
+    return path.is_file() and path.stat().st_size > 0
+
+
+def origin_of(config: Config, build: Build) -> Origin:
+    """What every checkpoint of this run will say it was made from."""
+    return Origin(
+        settings=config.as_dict(), build_id=build.build_id, tokenizer_sha256=sha256_bytes(canonical_json(build.manifest["tokenizer"]))
+    )
+
+
+def _require_same_settings(out_dir: Path, config: Config) -> None:
+    """A run that was cut short before its first checkpoint begins anew, but not with other settings over its rows."""
+    path = out_dir / SETTINGS_FILE
+    if not path.is_file():
+        return
+    try:
+        saved = json.loads(path.read_bytes())
+    except ValueError as e:
+        raise FolioError(f"{path} is not JSON ({e}); begin again with --restart, or choose another --out_dir") from e
+    if changes := changed_settings(config_from_saved(saved, str(path)), config):
+        raise MisuseError(_other_settings(config, changes))
+
+
+def _other_settings(config: Config, changes: list[str]) -> str:
+    return (
+        f"{config.out_dir} holds a run with other settings ({', '.join(changes)}); "
+        "go back to them to continue it, begin again with --restart, or choose another --out_dir"
+    )
 
 
 def _require_empty(config: Config, *, has_run: bool) -> None:
@@ -75,12 +124,17 @@ def _other_start(config: Config, warn: Callable[[str], None]) -> Checkpoint:
     return checkpoint
 
 
-def _require_vocabulary(checkpoint: Checkpoint, build: Build) -> None:
+def _require_vocabulary(checkpoint: Checkpoint, config: Config, build: Build) -> None:
     if build.vocab_size > checkpoint.vocab_size:
         raise MisuseError(
             f"the vocabulary of {build.name}, {build.vocab_size:,} ids, is larger than the model's "
             f"{checkpoint.vocab_size:,} in {checkpoint.folder}; "
             "train on the build it began with, or begin again with --restart or another --out_dir"
+        )
+    if checkpoint.origin.tokenizer_sha256 != origin_of(config, build).tokenizer_sha256:
+        raise MisuseError(
+            f"{build.name} has another tokenizer than {checkpoint.folder} was trained with, so that every id means something else; "
+            "train on a build that shares its tokenizer, or begin again with --restart or another --out_dir"
         )
 
 
@@ -89,15 +143,20 @@ def _require_same(origin: Origin, config: Config, *, build: Build) -> None:
     if origin.build_id != build.build_id:
         changes.append(f"data {origin.settings.get('data')} {origin.build_id[:SHORT_ID]} → {build.name} {build.build_id[:SHORT_ID]}")
     if changes:
-        raise MisuseError(
-            f"{config.out_dir} holds a run with other settings ({', '.join(changes)}); "
-            "go back to them to continue it, begin again with --restart, or choose another --out_dir"
-        )
+        raise MisuseError(_other_settings(config, changes))
 
 
 def forget(out_dir: Path) -> None:
     """Delete what a run wrote into its folder, and nothing else that lies there."""
-    (out_dir / SETTINGS_FILE).unlink(missing_ok=True)
-    (out_dir / METRICS_FILE).unlink(missing_ok=True)
+    # Renamed first: a deletion cut short must not leave some of the checkpoints, to be continued from.
     if (out_dir / CHECKPOINTS_DIR).is_dir():
-        shutil.rmtree(out_dir / CHECKPOINTS_DIR)
+        os.rename(out_dir / CHECKPOINTS_DIR, out_dir / f"{FORGOTTEN}.{os.getpid()}")
+    (out_dir / METRICS_FILE).unlink(missing_ok=True)
+    (out_dir / SETTINGS_FILE).unlink(missing_ok=True)
+
+
+def tidy(out_dir: Path) -> None:
+    """Delete what saves and deletions that were cut short left behind."""
+    for path in out_dir.glob(f"{FORGOTTEN}.*"):
+        shutil.rmtree(path, ignore_errors=True)
+    remove_leftovers(out_dir)

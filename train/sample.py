@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from checkpoint import find_checkpoint, load_model
+from checkpoint import find_checkpoint, load_model, require_shapes
 from command import Parser, run_command
 from config import Config, config_from_saved
 from device import choose_device
@@ -20,6 +20,7 @@ from preprocess.errors import FolioError, MisuseError, printable
 from preprocess.shards.format import CONTROL_FIELDS, Build, spell_control_token
 
 # What an invocation that leaves them out means to be without, whatever the run's own samples began with.
+GREEDY_BELOW = 1e-6  # a temperature that float32 cannot divide by
 PROMPT = ("sample_prompt", "sample_author", "sample_city", "sample_year")
 
 
@@ -48,7 +49,9 @@ def generate(model: GPT, ids: list[int], *, config: Config, eot_id: int | None) 
 
 def draw(logits: torch.Tensor, config: Config, *, generator: torch.Generator) -> int:
     """One id, by temperature and top_k: temperature 0 takes the likeliest. `logits`: (vocab_size,) float32."""
-    if config.temperature == 0:
+    if not logits.isfinite().all():
+        raise FolioError("the model's output is not finite: its weights are damaged, or its training diverged; use another checkpoint")
+    if config.temperature < GREEDY_BELOW:
         return int(logits.argmax())
     logits, ids = logits.topk(min(config.top_k or len(logits), len(logits)))
     # The highest is taken off before dividing: a temperature near 0 would take it to infinity.
@@ -107,6 +110,7 @@ def main(arguments: list[str]) -> int:
     build = Build(config.data)
     if build.build_id != checkpoint.origin.build_id:
         raise MisuseError(f"{checkpoint.folder} was trained on another build than {build.folder} is now; put that one there")
+    require_shapes(checkpoint, config)
     model = GPT(config, checkpoint.vocab_size)
     load_model(checkpoint, model)
     print(printable(sample_text(model.to(device), build, config=config)))

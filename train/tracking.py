@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -37,7 +38,9 @@ class Metrics:
     def write(self, step: int, **values: float | None) -> None:
         """Add a row. A number that JSON cannot hold, infinite or not a number, becomes null."""
         finite = {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
-        self._file.write(_row_bytes({"step": step, **finite}))
+        row = memoryview(_row_bytes({"step": step, **finite}))
+        while row:  # a raw write may be short: on a disk that fills up, the rest is what raises
+            row = row[self._file.write(row) :]
 
     def sync(self) -> None:
         os.fsync(self._file.fileno())
@@ -60,8 +63,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     lines = path.read_bytes().split(b"\n")
     rows = []
     for number, line in enumerate(lines[:-1], start=1):
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_constant=_refuse_constant)
             if not isinstance(row["step"], int):
                 raise TypeError("step is no whole number")
         except (ValueError, KeyError, TypeError, RecursionError) as e:
@@ -70,6 +75,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise FolioError(f"{path}, line {number} is no row of metrics ({e}); take the line out, or begin again with --restart") from e
         rows.append(row)
     return rows
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON's")
 
 
 class Clock:
@@ -90,7 +99,7 @@ class Clock:
         now = time.monotonic()
         seconds_per_step = (now - self._lap_began) / max(step - self._lap_step, 1)
         self._lap_began, self._lap_step = now, step
-        return seconds_per_step
+        return max(seconds_per_step, 1e-9)
 
     def seconds_left(self, step: int, max_steps: int) -> float:
         """What the remaining steps will take if they go as those of this process did, pauses included."""
@@ -122,8 +131,10 @@ class Console:
 
     def _write(self, text: str, *, is_live: bool) -> None:
         self._is_live = is_live
-        self._stream.write(text)
-        self._stream.flush()
+        # A run outlives whoever reads along: `| tee` dies of the very Ctrl-C that asks for a checkpoint.
+        with contextlib.suppress(BrokenPipeError):
+            self._stream.write(text)
+            self._stream.flush()
 
 
 class Report:

@@ -1,0 +1,217 @@
+"""The training loop against one written by hand, and what it does when things around it break."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoint import Training, committed, open_checkpoint, restore, save
+from config import load_config
+from data import TrainingData
+from device import choose_device
+from model import GPT
+from preprocess.shards.format import Build
+from run_folder import forget, origin_of
+from train_helpers import command, environment, invoke, losses, make_build, rows, write_config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("loop")
+    make_build(folder / "tiny")
+    return folder
+
+
+def test_five_steps_are_what_a_plain_loop_computes(folder: Path) -> None:
+    """Accumulation, clipping, warmup, betas, decay: none may be ignored, so each is set where it matters."""
+    settings = {"max_steps": 5, "warmup_steps": 2, "learning_rate": 0.02, "grad_clip": 0.3, "beta1": 0.8, "beta2": 0.9, "weight_decay": 0.5}
+    path = write_config(folder / "five.py", folder / "tiny", dropout=0.0, **settings)
+    assert invoke("train.py", path).returncode == 0
+    config, build = load_config(path, {}), Build(folder / "tiny")
+    torch.manual_seed(config.seed)
+    model = GPT(config, build.vocab_size)
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    others = [p for p in model.parameters() if p.dim() != 2]
+    groups = [{"params": matrices, "weight_decay": 0.5}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.8, 0.9))
+    data = TrainingData(build, config, device=torch.device("cpu"))
+    rates = [0.02 / 3, 0.04 / 3, *(0.001 + 0.5 * 0.019 * (1 + math.cos(math.pi * k / 2)) for k in range(3))]
+    for step, rate in enumerate(rates):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = sum(model(*data.batch(2 * step + micro)).mean() for micro in range(2)) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+        optimizer.step()
+        row = next(r for r in rows(folder / "five") if r["step"] == step + 1 and "train_loss" in r)
+        assert row["learning_rate"] == pytest.approx(rate)
+        assert (row["train_loss"], row["grad_norm"]) == pytest.approx((loss.item(), norm.item()), rel=1e-4)
+
+
+def test_the_gradient_scaler_comes_back(folder: Path, tmp_path: Path) -> None:
+    config, build, device = (
+        load_config(write_config(folder / "scaler.py", folder / "tiny"), {}),
+        Build(folder / "tiny"),
+        torch.device("cpu"),
+    )
+
+    def fresh() -> Training:
+        torch.manual_seed(0)
+        model = GPT(config, build.vocab_size)
+        scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=256.0, growth_interval=1)
+        return Training(model=model, optimizer=torch.optim.AdamW(model.parameters()), scaler=scaler, device=device)
+
+    one = fresh()
+    one.scaler.scale(one.model(*TrainingData(build, config, device=device).batch(0)).mean()).backward()
+    one.scaler.step(one.optimizer)
+    one.scaler.update()
+    one.step = 1
+    two = fresh()
+    restore(open_checkpoint(save(one, tmp_path, origin=origin_of(config, build), keep=1)), two)
+    assert two.scaler.get_scale() == one.scaler.get_scale() == 512.0
+
+
+def test_a_loss_that_is_not_finite_is_never_saved(folder: Path) -> None:
+    path = write_config(
+        folder / "nan.py", folder / "tiny", learning_rate=1e18, min_lr=0.0, warmup_steps=0, log_interval=1000, eval_interval=1000
+    )
+    done = invoke("train.py", path, "--checkpoint_interval=3")
+    assert done.returncode == 1 and "training has diverged; lower learning_rate" in done.stderr
+    assert committed(folder / "nan") == []
+
+
+@pytest.mark.parametrize("streams", ["stdout", "both"])
+def test_a_reader_that_dies_of_the_same_ctrl_c_costs_no_checkpoint(folder: Path, streams: str) -> None:
+    """`train.py … 2>&1 | tee log`, and Ctrl-C: the terminal sends it to both."""
+    path = write_config(folder / f"tee_{streams}.py", folder / "tiny", max_steps=100_000)
+    stderr = subprocess.STDOUT if streams == "both" else subprocess.DEVNULL
+    with subprocess.Popen(command("train.py", path), stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment()) as process:
+        assert process.stdout
+        while not process.stdout.readline().startswith("step 5/"):
+            assert process.poll() is None
+        process.stdout.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 128 + signal.SIGINT
+    assert len(committed(folder / f"tee_{streams}")) > 0
+
+
+def test_a_run_goes_on_with_nobody_to_tell(folder: Path) -> None:
+    path = write_config(folder / "closed.py", folder / "tiny")
+    line = " ".join(f"'{word}'" for word in command("train.py", path)) + " >&- 2>&-"
+    assert subprocess.run(["bash", "-c", line], env=environment(), timeout=120).returncode == 0
+    assert len(committed(folder / "closed")) > 0
+
+
+@pytest.mark.parametrize(
+    ("argument", "status", "complaint"),
+    [
+        ("--n_embd=100000000", 1, "do not fit the memory of cpu; halve batch_size"),
+        ("--batch_size=100000000000000", 1, "memory"),
+        ("--sample_prompt=\udcff", 2, "that is UTF-8"),
+        ("--sample_author=Nobody", 2, "has no author 'Nobody'"),
+        ("--max_steps=" + "9" * 400, 2, "wanted a number up to 1e+18"),
+        ("--device=cuda:01", 2, "wanted auto, cpu, mps"),
+    ],
+)
+def test_restart_forgets_nothing_until_the_new_run_can_start(folder: Path, argument: str, status: int, complaint: str) -> None:
+    path = write_config(folder / "kept.py", folder / "tiny")
+    if not (folder / "kept").exists():
+        assert invoke("train.py", path).returncode == 0
+    before = losses(folder / "kept")
+    done = invoke("train.py", path, "--restart", argument)
+    assert (done.returncode, done.stderr.count("\n")) == (status, 1) and complaint in done.stderr, done.stderr
+    assert losses(folder / "kept") == before and len(committed(folder / "kept")) == 3
+
+
+def test_restart_with_a_checkpoint_of_another_shape_forgets_nothing(folder: Path) -> None:
+    path = write_config(folder / "shaped.py", folder / "tiny")
+    assert invoke("train.py", path).returncode == 0
+    done = invoke("train.py", path, "--out_dir=" + str(folder / "fresh"), f"--resume={folder / 'shaped'}", "--n_embd=16", "--max_steps=40")
+    assert done.returncode == 2 and "the settings ask for" in done.stderr and not (folder / "fresh" / "metrics.jsonl").exists()
+
+
+def test_a_deletion_cut_short_leaves_no_run_to_continue(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_config(folder / "half.py", folder / "tiny")
+    assert invoke("train.py", path).returncode == 0
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        forget(folder / "half")
+    monkeypatch.undo()
+    assert committed(folder / "half") == []
+    assert invoke("train.py", path).returncode == 0
+    assert not [p for p in (folder / "half").iterdir() if p.name.startswith(".checkpoints")]
+
+
+def test_rows_without_a_checkpoint_are_not_overwritten_by_other_settings(folder: Path) -> None:
+    path = write_config(folder / "rows.py", folder / "tiny", max_steps=5, checkpoint_interval=1000)
+    assert invoke("train.py", path).returncode == 0
+    for checkpoint in committed(folder / "rows"):
+        for file in checkpoint.iterdir():
+            file.unlink()
+        checkpoint.rmdir()
+    before = rows(folder / "rows")
+    done = invoke("train.py", path, "--learning_rate=0.5")
+    assert done.returncode == 2 and "learning_rate 0.01 → 0.5" in done.stderr and rows(folder / "rows") == before
+
+
+def test_a_stray_file_costs_no_checkpoint(folder: Path) -> None:
+    path = write_config(folder / "stray.py", folder / "tiny")
+    assert invoke("train.py", path).returncode == 0
+    before = [p.name for p in committed(folder / "stray")]
+    (committed(folder / "stray")[-1] / ".DS_Store").write_bytes(b"")
+    assert "is finished" in invoke("train.py", path).stdout
+    (committed(folder / "stray")[-1] / "notes.txt").write_text("")
+    done = invoke("train.py", path)
+    assert done.returncode == 1 and "take it out" in done.stderr and [p.name for p in committed(folder / "stray")] == before
+
+
+@pytest.mark.parametrize(
+    "edit", [{"step": -5}, {"step": 5}, {"step": 10**400}, {"vocab_size": -64}, {"vocab_size": 10**15}, {"tokenizer_sha256": None}]
+)
+def test_values_that_no_save_wrote_are_passed_over(folder: Path, edit: dict) -> None:
+    path = write_config(folder / "edited.py", folder / "tiny")
+    assert invoke("train.py", path, "--restart").returncode == 0
+    info = committed(folder / "edited")[-1] / "checkpoint.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | edit))
+    done = invoke("train.py", path)
+    assert done.returncode == 0 and "is malformed" in done.stderr and "continuing after step 18" in done.stdout
+
+
+def test_another_tokenizer_of_the_same_size_is_refused(folder: Path, tmp_path: Path) -> None:
+    path = write_config(folder / "spoken.py", folder / "tiny")
+    assert invoke("train.py", path).returncode == 0
+    other = make_build(tmp_path / "other", tokenizer={"kind": "byte", "files": {}, "settings": {}})
+    done = invoke("train.py", path, f"--data={other}", f"--out_dir={tmp_path / 'run'}", f"--resume={folder / 'spoken'}", "--max_steps=40")
+    assert done.returncode == 2 and "has another tokenizer than" in done.stderr
+
+
+def test_a_flipped_bit_in_a_shard_is_told(folder: Path, tmp_path: Path) -> None:
+    build = make_build(tmp_path / "flipped")
+    shard = build / "val-00000.bin"
+    data = bytearray(shard.read_bytes())
+    data[1] = 0xFF
+    shard.write_bytes(data)
+    done = invoke("train.py", write_config(tmp_path / "run.py", build))
+    assert done.returncode == 1 and "its vocabulary ends at" in done.stderr and "preprocess verify" in done.stderr
+
+
+def test_the_settings_on_disk_say_what_was_meant_by_auto(folder: Path) -> None:
+    path = write_config(folder / "auto.py", folder / "tiny", max_steps=4, device="auto", precision="auto")
+    assert invoke("train.py", path).returncode == 0
+    saved = json.loads((folder / "auto" / "settings.json").read_text())
+    assert saved["device"] == str(choose_device("auto")) and saved["precision"] != "auto"
+
+
+def test_a_home_folder_is_meant_by_its_sign(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write_config(folder / "home.py", folder / "tiny", out_dir="~/run", max_steps=4)
+    assert invoke("train.py", path).returncode == 0 and (tmp_path / "run" / "metrics.jsonl").is_file()
+    assert not os.path.exists("~")
