@@ -252,7 +252,7 @@ def find_checkpoint(path: Path, warn: Callable[[str], None]) -> Checkpoint:
         return open_checkpoint(path)
     checkpoint = newest(path, warn)
     if checkpoint is None:
-        raise MisuseError(f"{path} is neither a checkpoint nor a run with one; wanted a folder such as runs/small")
+        raise MisuseError(f"{path} is neither a checkpoint nor a run that has one; name the out_dir of a run that has saved")
     return checkpoint
 
 
