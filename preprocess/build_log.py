@@ -41,6 +41,7 @@ class BuildLog:
         self._notes[key] = value
 
     def finish(self, text_bytes: int) -> dict[str, Any]:
+        """What build_log.json holds; `text_bytes`: UTF-8 bytes of the documents that were kept."""
         elapsed_s = time.perf_counter() - self._clock
         return {
             **self._notes,

@@ -21,7 +21,7 @@ Run = Callable[..., subprocess.CompletedProcess]
 TINY = ("build", "--corpus", "synthetic", "--num-pairs", "40", "--tokenizer", "byte", "--quiet")
 
 
-def refused(done: subprocess.CompletedProcess, status: int, *wanted: str) -> None:
+def check_refused(done: subprocess.CompletedProcess, status: int, *wanted: str) -> None:
     """It ended with `status` and one last line that says all of `wanted`."""
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
@@ -50,7 +50,7 @@ def test_show_decodes_a_document(preprocess: Run, tmp_path: Path) -> None:
     assert front.startswith("<author_") and "> <year_" in front and back == "<|endoftext|>"
     ids = Build(tmp_path / "shards/synthetic").document("train", 0)
     assert done.stdout.encode() == bytes(ids[3:-1].tolist())
-    refused(preprocess("show", "synthetic", "--document", "9999", "--split", "val"), 2, "it has 8, counted from 0")
+    check_refused(preprocess("show", "synthetic", "--document", "9999", "--split", "val"), 2, "it has 8, counted from 0")
 
 
 def test_progress_is_on_stderr_and_quiet_is_quiet(preprocess: Run) -> None:
@@ -86,18 +86,18 @@ def test_help_names_everything(preprocess: Run) -> None:
     ],
 )
 def test_misuse_has_status_2(preprocess: Run, arguments: tuple[str, ...], wanted: str) -> None:
-    refused(preprocess(*arguments), 2, wanted)
+    check_refused(preprocess(*arguments), 2, wanted)
 
 
 def test_no_network_is_status_1_and_soon(preprocess: Run, tmp_path: Path) -> None:
     done = preprocess("build", "--corpus", "tinyshakespeare", env={"FOLIO_CACHE": str(tmp_path / "none")}, timeout=60)
-    refused(done, 1, "could not get tinyshakespeare/input.txt", "no connection", "--source FILE")
+    check_refused(done, 1, "could not get tinyshakespeare/input.txt", "no connection", "--source FILE")
     assert not (tmp_path / "shards/tinyshakespeare").exists()
 
 
 def test_a_wrong_file_is_status_1(preprocess: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text(VERSE)
-    refused(preprocess("build", "--corpus", "tinyshakespeare", "--source", "mine.txt"), 1, "mine.txt has sha256", "wanted 86c4e6")
+    check_refused(preprocess("build", "--corpus", "tinyshakespeare", "--source", "mine.txt"), 1, "mine.txt has sha256", "wanted 86c4e6")
 
 
 def test_a_manifest_of_version_99_and_a_cut_shard_are_status_1(preprocess: Run, tmp_path: Path) -> None:
@@ -106,12 +106,12 @@ def test_a_manifest_of_version_99_and_a_cut_shard_are_status_1(preprocess: Run, 
     good = (folder / "manifest.json").read_bytes()
     (folder / "manifest.json").write_bytes(readable_json(json.loads(good) | {"version": 99}))
     for command in (("show", "synthetic"), ("verify", "synthetic"), TINY):
-        refused(preprocess(*command), 1, "version 99", "reads version 1")
+        check_refused(preprocess(*command), 1, "version 99", "reads version 1")
     assert "damaged: " in preprocess("list").stdout
     (folder / "manifest.json").write_bytes(good)
     os.truncate(folder / "val-00000.bin", 3)
     for command in (("show", "synthetic"), ("verify", "synthetic"), TINY):
-        refused(preprocess(*command), 1, "val-00000.bin has 3 bytes, its manifest says")
+        check_refused(preprocess(*command), 1, "val-00000.bin has 3 bytes, its manifest says")
 
 
 def test_verify_names_what_is_damaged(preprocess: Run, tmp_path: Path) -> None:
@@ -121,14 +121,14 @@ def test_verify_names_what_is_damaged(preprocess: Run, tmp_path: Path) -> None:
     data[0] ^= 1
     path.write_bytes(data)
     done = preprocess("verify", "synthetic")
-    refused(done, 1, "shards/synthetic is damaged, 1 faults above")
+    check_refused(done, 1, "shards/synthetic is damaged, 1 faults above")
     assert done.stderr.splitlines()[0].startswith("train-00000.bin has sha256")
 
 
 def test_a_folder_that_may_not_be_written(preprocess: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    refused(preprocess(*TINY, "--output", "file/x"), 1, "file")
-    refused(preprocess(*TINY, "--output", "file"), 2, "is there and is no build")
+    check_refused(preprocess(*TINY, "--output", "file/x"), 1, "file")
+    check_refused(preprocess(*TINY, "--output", "file"), 2, "is there and is no build")
 
 
 def test_folio_shards_moves_everything(preprocess: Run, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_folio_shards_moves_everything(preprocess: Run, tmp_path: Path) -> None:
     preprocess(*TINY, env=env)
     assert (tmp_path / "elsewhere/synthetic/manifest.json").is_file() and not (tmp_path / "shards").exists()
     assert "synthetic" in preprocess("list", env=env).stdout
-    refused(preprocess("show", "other", env=env), 2, f"{tmp_path}/elsewhere/other and shards/other")
+    check_refused(preprocess("show", "other", env=env), 2, f"{tmp_path}/elsewhere/other and shards/other")
 
 
 def test_show_gives_a_pipe_the_bytes_whatever_the_locale(preprocess: Run) -> None:
@@ -156,7 +156,7 @@ def test_a_build_in_the_folder_one_stands_in(preprocess: Run, tmp_path: Path) ->
 def test_two_builds_of_one_name_at_once(preprocess: Run, tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     with filelock.FileLock(tmp_path / "shards/.synthetic.lock"):
-        refused(preprocess(*TINY), 1, "another build of", "is running; wait for it, or choose another --name")
+        check_refused(preprocess(*TINY), 1, "another build of", "is running; wait for it, or choose another --name")
     assert preprocess(*TINY).returncode == 0
 
 
@@ -166,7 +166,7 @@ def test_a_flipped_token_is_told_when_it_is_decoded(preprocess: Run, tmp_path: P
     data = bytearray(path.read_bytes())
     data[20:22] = b"\xff\xff"
     path.write_bytes(data)
-    refused(preprocess("show", "synthetic", "--document", "0"), 1, "stands for no text", "preprocess verify")
+    check_refused(preprocess("show", "synthetic", "--document", "0"), 1, "stands for no text", "preprocess verify")
 
 
 def test_a_build_is_not_lost_with_the_terminal(preprocess: Run, tmp_path: Path) -> None:

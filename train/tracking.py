@@ -154,6 +154,7 @@ class Report:
         return self._clock.pause()
 
     def training(self, step: int, *, loss: float, learning_rate: float, grad_norm: float) -> None:
+        """A row and a live line for an optimizer step; the speed is that of the steps since the last."""
         tokens_per_s = self._tokens_per_step / self._clock.lap(step)
         self._metrics.write(step, train_loss=loss, learning_rate=learning_rate, grad_norm=grad_norm, tokens_per_s=tokens_per_s)
         self._console.live(
@@ -162,6 +163,7 @@ class Report:
         )
 
     def evaluation(self, step: int, result: Evaluation) -> None:
+        """A row and a line for an evaluation."""
         values = {"perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
         self._metrics.write(step, val_loss=result.loss, val_loss_stderr=result.stderr, **values)
         bits = "n/a" if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"

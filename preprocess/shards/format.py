@@ -84,6 +84,7 @@ def default_root() -> Path:
 
 
 def check_name(name: str) -> str:
+    """`name`, if a build may be called so. Raises MisuseError."""
     if not BUILD_NAME.fullmatch(name):
         raise MisuseError(
             f"a build cannot be named {name!r}: wanted at most 64 of a-z 0-9 . _ -, the first a letter or digit; choose another name"

@@ -84,6 +84,7 @@ class TwoEngineTokenizer(Tokenizer):
         raise NotImplementedError
 
     def start_fast_engine(self) -> str | None:
+        """As the interface says; gigatoken is the engine, and must agree on the probe."""
         from preprocess.tokenizers.gigatoken_engine import GigatokenEngine
 
         try:
