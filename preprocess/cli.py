@@ -56,7 +56,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--corpus", required=True, metavar="NAME", help="A built-in corpus, such as tinyshakespeare; an unknown name lists them.")
+@click.option("--corpus", required=True, metavar="NAME", help="A built-in corpus; `preprocess corpora` lists them.")
 @click.option("--source", type=click.Path(path_type=Path), metavar="FILE", help="A copy of the corpus' file; skips the network.")
 @click.option("--name", metavar="NAME", help="Name of the build.  [default: the corpus]")
 @click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder to build in place of shards/NAME.")
@@ -154,6 +154,36 @@ def show(name: str, document: int | None, split: str) -> None:
     else:
         click.echo(text, nl=False)  # bytes: a file or pipe gets the document exactly, whatever the locale
     click.echo(one_line(controls[1]), err=True)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print stats.json as it is.")
+def stats(name: str, as_json: bool) -> None:
+    """Tell what a build counted: documents, languages, authors, lengths, cleaning. NAME: a build or its folder."""
+    from preprocess.shards.format import Build
+    from preprocess.stats import read_stats, spell_stats
+
+    data = read_stats(Build(name))
+    if as_json:
+        click.echo(data, nl=False)
+    else:
+        click.echo("\n".join(map(one_line, spell_stats(data))))
+
+
+@main.command()
+def corpora() -> None:
+    """List the built-in corpora with their size and licence."""
+    from preprocess.recipe import builtin_corpora, load_recipe
+
+    rows: list[tuple[str, ...]] = [("name", "licence", "size", "what it is")]
+    for name in builtin_corpora():
+        recipe = load_recipe(name)
+        num_bytes = sum(file.bytes for file in recipe.files)
+        rows.append((name, recipe.licence, f"{num_bytes:,} bytes" if num_bytes else "generated", recipe.description))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for row in rows:
+        click.echo(one_line("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]])))
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocess.shards.format import CONTROL_FIELDS
+from preprocess.errors import FolioError
+from preprocess.shards.files import sha256_bytes
+from preprocess.shards.format import CONTROL_FIELDS, SPLITS, STATS, Build
 
 QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
@@ -56,3 +59,34 @@ def describe_authors(table: pa.Table) -> dict[str, Any]:
 def ratio(a: int, b: int) -> float | None:
     """a / b to four places; None where b is 0."""
     return round(a / b, 4) if b else None
+
+
+def read_stats(build: Build) -> bytes:
+    """The stats.json of `build`, as its manifest vouches for it. Raises FolioError where it is another."""
+    data = (build.folder / STATS).read_bytes()
+    if sha256_bytes(data) != build.manifest["stats_sha256"]:
+        raise FolioError(f"{build.folder / STATS} is not the file its manifest vouches for; copy the build again or rebuild it")
+    return data
+
+
+def spell_stats(data: bytes) -> list[str]:
+    """What stats.json holds, as lines for a person."""
+    stats = json.loads(data)
+    documents = ", ".join(f"{stats['documents'][key]:,} {key}" for key in ("read", "empty", "duplicates", "kept"))
+    lines = [
+        f"documents   {documents}",
+        "cleaned     " + (", ".join(f"{rule} {count:,}" for rule, count in stats["clean"].items()) or "nothing"),
+        f"{'':12}{'documents':>12}{'tokens':>16}{'bytes of text':>17}{'bytes/token':>13}",
+    ]
+    for name, entry in [*((split, stats["splits"][split]) for split in SPLITS), *stats["languages"].items()]:
+        per_token = ratio(entry["text_bytes"], entry["tokens"]) or 0.0
+        lines.append(f"{name:12}{entry['documents']:>12,}{entry['tokens']:>16,}{entry['text_bytes']:>17,}{per_token:>13.2f}")
+    for split in SPLITS:
+        lengths = stats["tokens_per_document"][split]
+        lines.append(f"tokens per document of {split}: mean {lengths['mean']:,}, " + ", ".join(f"{q} {lengths[q]:,}" for q in QUANTILES))
+    for field, entry in stats["authors"].items():
+        if entry["distinct"]:
+            most = sorted(entry["documents_by_value"].items(), key=lambda item: (-item[1], item[0]))[:5]
+            named = ", ".join(f"{value} {count:,}" for value, count in most)
+            lines.append(f"{field:12}{entry['distinct']:,} in {entry['documents']:,} documents; most often {named}")
+    return lines

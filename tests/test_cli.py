@@ -62,7 +62,7 @@ def test_progress_is_on_stderr_and_quiet_is_quiet(preprocess: Run) -> None:
 
 def test_help_names_everything(preprocess: Run) -> None:
     text = preprocess("--help").stdout
-    assert all(command in text for command in ("build", "export", "list", "show", "verify"))
+    assert all(command in text for command in ("build", "corpora", "export", "list", "show", "stats", "verify"))
     assert "[default: the corpus]" in preprocess("build", "-h").stdout
     assert preprocess("--version").stdout.startswith("preprocess, version ")
 
@@ -174,6 +174,28 @@ def test_a_build_is_not_lost_with_the_terminal(preprocess: Run, tmp_path: Path) 
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=full)
     assert done.returncode == 0 and (tmp_path / "shards/synthetic/manifest.json").is_file()
+
+
+def test_stats_for_a_person_and_for_a_program(preprocess: Run, tmp_path: Path) -> None:
+    preprocess(*TINY)
+    lines = preprocess("stats", "synthetic").stdout.splitlines()
+    assert lines[0] == "documents   80 read, 0 empty, 0 duplicates, 80 kept"
+    table = {line.split()[0]: line.split()[1:] for line in lines[3:7]}
+    assert set(table) == {"train", "val", "en", "ru"} and table["train"][0] == "72" and table["en"][0] == table["ru"][0] == "40"
+    m = Build(tmp_path / "shards/synthetic").manifest
+    assert table["val"][1] == f"{m['splits']['val']['tokens']:,}"
+    assert any(line.startswith("author ") and "most often" in line for line in lines)
+    done = preprocess("stats", "synthetic", "--json")
+    assert done.stdout == (tmp_path / "shards/synthetic/stats.json").read_text()
+    (tmp_path / "shards/synthetic/stats.json").write_text("{}")
+    check_refused(preprocess("stats", "synthetic"), 1, "stats.json is not the file its manifest vouches for")
+
+
+def test_corpora_are_listed_with_size_and_licence(preprocess: Run) -> None:
+    lines = preprocess("corpora").stdout.splitlines()
+    assert lines[0].split() == ["name", "licence", "size", "what", "it", "is"]
+    assert any(line.startswith("tinyshakespeare  public domain  1,115,394 bytes  40,000 lines") for line in lines)
+    assert any(line.startswith("synthetic        public domain  generated ") for line in lines)
 
 
 def test_no_builds_is_said(preprocess: Run) -> None:
