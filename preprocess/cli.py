@@ -15,7 +15,7 @@ import click
 
 from preprocess import __version__
 from preprocess.errors import FolioError, explain_os_error, one_line, printable
-from preprocess.recipe import CHOICES
+from preprocess.recipe import CHOICES, CLEANING_RULES
 
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells have it
 
@@ -66,12 +66,15 @@ def main() -> None:
 @click.option("--tokenizer", type=click.Choice(CHOICES["tokenizer"]), help="How text becomes ids.")
 @click.option("--num-pieces", type=int, metavar="N", help="Vocabulary of a sentencepiece tokenizer.")
 @click.option("--num-pairs", type=int, metavar="N", help="Sentence pairs of the synthetic corpus.")
+@click.option("--clean", metavar="RULE,…", help=f"Cleaning rules, of {', '.join(CLEANING_RULES)}; or none.")
 @click.option("--val-fraction", type=float, metavar="F", help="Share of the validation split.")
 @click.option("--shard-tokens", type=int, metavar="N", help="A shard ends at the document that takes it to N tokens.")
 @click.option("--seed", type=int, metavar="N", help="Decides the split, and the synthetic corpus.")
 @click.option("--replace", is_flag=True, help="Replace another build of this name.")
 @click.option("--quiet", is_flag=True, help="Print the result and warnings only.")
-def build(corpus: str, source: Path | None, name: str | None, output: Path | None, replace: bool, quiet: bool, **overrides: Any) -> None:
+def build(
+    corpus: str, source: Path | None, name: str | None, output: Path | None, clean: str | None, replace: bool, quiet: bool, **overrides: Any
+) -> None:
     """Build token shards from a corpus.
 
     What is not given comes from the corpus' recipe. Run again, the same command finds its build there and does nothing.
@@ -81,7 +84,8 @@ def build(corpus: str, source: Path | None, name: str | None, output: Path | Non
     from preprocess.recipe import load_recipe
     from preprocess.shards.format import Build, check_name, default_root
 
-    recipe = load_recipe(corpus, **overrides)
+    rules = None if clean is None else tuple(rule for rule in clean.split(",") if clean != "none")
+    recipe = load_recipe(corpus, clean=rules, **overrides)
     name = check_name(corpus if name is None else name)
     folder = default_root() / name if output is None else output
     # A build cleans up after itself on the way out; SIGTERM takes the same way as Ctrl-C.

@@ -18,7 +18,9 @@ from typing import Any
 
 from preprocess.errors import MisuseError
 
-CLEANING_RULES = ("line_ends", "control_characters", "byte_order_mark", "nfc")
+# In the order they are applied: entities may spell any character, and only what is left at the end is trimmed.
+CLEANING_RULES = ("html_entities", "line_ends", "control_characters", "byte_order_mark", "nfc", "white_space", "trim")
+DEFAULT_RULES = ("line_ends", "control_characters", "byte_order_mark", "nfc")
 MIN_PIECES = 300  # 256 bytes, the control pieces, and a little
 CHOICES: dict[str, tuple[str, ...]] = {
     "format": ("text", "synthetic"),
@@ -69,7 +71,7 @@ class Recipe:
     city: str | None = None
     year: int | None = None
     lang: str | None = None
-    clean: tuple[str, ...] = CLEANING_RULES
+    clean: tuple[str, ...] = DEFAULT_RULES
     dedup: bool = True
     split: str = "exact"
     val_fraction: float = 0.1

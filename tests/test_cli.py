@@ -198,6 +198,13 @@ def test_corpora_are_listed_with_size_and_licence(preprocess: Run) -> None:
     assert any(line.startswith("synthetic        public domain  generated ") for line in lines)
 
 
+def test_cleaning_rules_are_switched(preprocess: Run, tmp_path: Path) -> None:
+    for rules, expected in (("none", {}), ("nfc,trim", {"nfc": 0, "trim": 0})):
+        assert preprocess(*TINY, "--clean", rules, "--replace").returncode == 0
+        assert json.loads(preprocess("stats", "synthetic", "--json").stdout)["clean"] == expected
+    check_refused(preprocess(*TINY, "--clean", "nfc,shine"), 2, "no cleaning rule is called 'shine'", "html_entities")
+
+
 def test_no_builds_is_said(preprocess: Run) -> None:
     done = preprocess("list")
     assert done.returncode == 0 and "no builds in shards" in done.stderr

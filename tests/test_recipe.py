@@ -36,7 +36,7 @@ def test_overrides_replace_and_none_does_not() -> None:
         ({"num_pairs": 0}, "num_pairs is 0, wanted 1 to"),
         ({"val_fraction": 1.0}, "val_fraction is 1.0, wanted a number between 0 and 1"),
         ({"val_fraction": float("nan")}, "val_fraction is nan"),
-        ({"clean": ["nfc", "trim"]}, "no cleaning rule is called 'trim'"),
+        ({"clean": ["nfc", "shine"]}, "no cleaning rule is called 'shine'"),
         ({"year": 20_000}, "year is 20,000, wanted 0 to 9,999"),
         ({"files": [{"name": "a"}]}, r"files\[0\]: sha256 is missing, wanted str"),
         ({"seed": -1}, "seed is -1"),

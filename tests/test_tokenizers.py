@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from preprocess.documents import make_batch
 from preprocess.errors import FolioError, MisuseError
-from preprocess.recipe import CLEANING_RULES
+from preprocess.recipe import DEFAULT_RULES
 from preprocess.shards.format import Build
 from preprocess.stages.clean import clean
 from preprocess.tokenizers import gpt2, load_tokenizer, sentencepiece_bpe
@@ -31,7 +31,7 @@ def arrow(texts: list[str]) -> pa.LargeStringArray:
 
 
 def cleaned(texts: list[str]) -> list[str]:
-    return clean(make_batch({"text": arrow(texts)}, len(texts)), CLEANING_RULES)[0].column("text").to_pylist()
+    return clean(make_batch({"text": arrow(texts)}, len(texts)), DEFAULT_RULES)[0].column("text").to_pylist()
 
 
 def documents(ids: np.ndarray, ends: np.ndarray) -> Iterator[np.ndarray]:

@@ -2,11 +2,13 @@
 
 Detect first, mend only the rows that need it: on clean ASCII text all rules together cost a scan each and no copy.
 Their order is fixed (recipe.CLEANING_RULES) and makes the whole idempotent: mending line ends and dropping control
-characters can uncover a byte order mark, and nothing after NFC can undo it.
+characters can uncover a byte order mark, and nothing after NFC can undo it. Only `html_entities` is not idempotent, as
+`&amp;lt;` spells an entity's own spelling: it takes one layer off.
 """
 
 from __future__ import annotations
 
+import html
 import unicodedata
 from collections.abc import Callable
 
@@ -19,6 +21,9 @@ from preprocess.recipe import CLEANING_RULES
 
 # C0 without tab and line feed, delete, and C1. Carriage returns are `line_ends`' business, which comes first.
 CONTROL_CHARACTERS = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F\x{80}-\x{9F}]"
+
+# White space at either end; a byte order mark behind white space counts as some, or trimming would uncover it.
+OUTER_SPACE = r"\A[\s\p{Z}\x{85}\x{FEFF}]+|[\s\p{Z}\x{85}]+\z"
 
 
 def clean(batch: pa.RecordBatch, rules: tuple[str, ...]) -> tuple[pa.RecordBatch, dict[str, int]]:
@@ -65,4 +70,36 @@ def _nfc(texts: pa.LargeStringArray) -> tuple[pa.Array, int]:
     return _mend(texts, pa.array(needs), normalize)
 
 
-_RULES = {"line_ends": _line_ends, "control_characters": _control_characters, "byte_order_mark": _byte_order_mark, "nfc": _nfc}
+def _html_entities(texts: pa.LargeStringArray) -> tuple[pa.Array, int]:
+    needs = np.zeros(len(texts), bool)
+    for row in np.flatnonzero(pc.match_substring_regex(texts, "&#?[0-9A-Za-z]").to_numpy(zero_copy_only=False)):
+        text = texts[row].as_py()
+        needs[row] = html.unescape(text) != text
+    return _mend(texts, pa.array(needs), lambda rows: pa.array(map(html.unescape, rows.to_pylist()), pa.large_string()))
+
+
+def _white_space(texts: pa.LargeStringArray) -> tuple[pa.Array, int]:
+    """Runs of spaces and tabs become a space, more than one blank line becomes one, and lines end where their text does."""
+    needs = pc.match_substring_regex(texts, r"[ \t]{2,}|\t|[ \t]\n|\n{3,}")
+
+    def mend(rows: pa.Array) -> pa.Array:
+        rows = pc.replace_substring_regex(rows, r"[ \t]+", " ")
+        return pc.replace_substring_regex(pc.replace_substring(rows, " \n", "\n"), r"\n{3,}", "\n\n")
+
+    return _mend(texts, needs, mend)
+
+
+def _trim(texts: pa.LargeStringArray) -> tuple[pa.Array, int]:
+    needs = pc.match_substring_regex(texts, OUTER_SPACE)
+    return _mend(texts, needs, lambda rows: pc.replace_substring_regex(rows, OUTER_SPACE, ""))
+
+
+_RULES = {
+    "html_entities": _html_entities,
+    "line_ends": _line_ends,
+    "control_characters": _control_characters,
+    "byte_order_mark": _byte_order_mark,
+    "nfc": _nfc,
+    "white_space": _white_space,
+    "trim": _trim,
+}
