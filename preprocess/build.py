@@ -26,7 +26,7 @@ from preprocess.progress import Progress
 from preprocess.publish import finish_interrupted_replace, is_there_already, one_at_a_time, publish
 from preprocess.recipe import Recipe
 from preprocess.shards import format as shard_format
-from preprocess.shards.files import readable_json, sha256_bytes, sync_folder, write_durable
+from preprocess.shards.files import readable_json, sha256_bytes, write_durable
 from preprocess.shards.format import BUILD_LOG, CONTROL_FIELDS, MANIFEST, STATS, TOKENIZER_DIR
 from preprocess.stages.authors import assign_ids
 from preprocess.stages.clean import clean
@@ -193,7 +193,6 @@ def seal(job: Plan, prepared: Prepared, decided: Decided, assembled: Assembled, 
     tokenizer = decided.tokenizer
     for file_name, data in tokenizer.files.items():
         write_durable(aside / TOKENIZER_DIR / file_name, data)
-    sync_folder(aside / TOKENIZER_DIR)
     stats = readable_json(_stats(job.recipe, prepared, decided, assembled))
     write_durable(aside / STATS, stats)
     write_durable(aside / BUILD_LOG, readable_json(log.finish(int(table_text_bytes(decided.table).sum()))))
@@ -224,10 +223,10 @@ def seal(job: Plan, prepared: Prepared, decided: Decided, assembled: Assembled, 
 
 
 def _stats(recipe: Recipe, prepared: Prepared, decided: Decided, assembled: Assembled) -> dict[str, Any]:
-    order = np.concatenate([np.flatnonzero(~decided.in_val), np.flatnonzero(decided.in_val)])
-    table = decided.table.take(pa.array(order))
-    all_lengths = np.concatenate([assembled.lengths["train"], assembled.lengths["val"]])
-    sizes = table_text_bytes(decided.table)[order]
+    # Lengths come by split and are put in the table's order: the other way round would copy the whole text.
+    table, sizes = decided.table, table_text_bytes(decided.table)
+    all_lengths = np.empty(len(sizes), np.int64)
+    all_lengths[~decided.in_val], all_lengths[decided.in_val] = assembled.lengths["train"], assembled.lengths["val"]
     num_tokens, num_bytes = int(all_lengths.sum()), int(sizes.sum())
     stats: dict[str, Any] = {
         "documents": {

@@ -10,9 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocess.errors import FolioError
-from preprocess.shards.files import sha256_bytes
-from preprocess.shards.format import CONTROL_FIELDS, SPLITS, STATS, Build
+from preprocess.shards.format import CONTROL_FIELDS, SPLITS, STATS, Build, read_vouched
 
 QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
@@ -63,10 +61,7 @@ def ratio(a: int, b: int) -> float | None:
 
 def read_stats(build: Build) -> bytes:
     """The stats.json of `build`, as its manifest vouches for it. Raises FolioError where it is another."""
-    data = (build.folder / STATS).read_bytes()
-    if sha256_bytes(data) != build.manifest["stats_sha256"]:
-        raise FolioError(f"{build.folder / STATS} is not the file its manifest vouches for; copy the build again or rebuild it")
-    return data
+    return read_vouched(build.folder / STATS, build.manifest["stats_sha256"])
 
 
 def spell_stats(data: bytes) -> list[str]:

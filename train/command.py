@@ -44,6 +44,11 @@ def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> int:
         return 128 + signal.SIGINT
 
 
+def warn(line: str) -> None:
+    """One line on stderr about what goes on all the same."""
+    print("warning:", one_line(line), file=sys.stderr, flush=True)
+
+
 def _fail(message: str, status: int) -> int:
     print("error:", one_line(message), file=sys.stderr)
     return status

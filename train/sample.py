@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from checkpoint import find_checkpoint, load_model, require_shapes
-from command import Parser, run_command
+from command import Parser, run_command, warn
 from config import Config, config_from_saved
 from device import choose_device
 from model import GPT
@@ -103,7 +103,7 @@ def _nearest(token: str, field: str, *, special: dict[str, int]) -> str:
 
 def main(arguments: list[str]) -> int:
     options = _parse(arguments)
-    checkpoint = find_checkpoint(options.pop("run"), lambda line: print("warning:", printable(line), file=sys.stderr))
+    checkpoint = find_checkpoint(options.pop("run"), warn)
     config = config_from_saved(checkpoint.origin.settings, str(checkpoint.folder))
     config = dataclasses.replace(config, **{key: value for key, value in options.items() if value is not None or key in PROMPT})
     device = choose_device(config.device)

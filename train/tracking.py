@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from preprocess.errors import FolioError, printable
-from preprocess.shards.files import write_durable
+from preprocess.shards.files import parse_json, write_durable
 
 if TYPE_CHECKING:  # plot.py reads rows and must not wait for torch
     from evaluate import Evaluation
@@ -66,7 +66,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, parse_constant=_refuse_constant)
+            row = parse_json(line)
             if not isinstance(row["step"], int):
                 raise TypeError("step is no whole number")
         except (ValueError, KeyError, TypeError, RecursionError) as e:
@@ -75,10 +75,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise FolioError(f"{path}, line {number} is no row of metrics ({e}); take the line out, or begin again with --restart") from e
         rows.append(row)
     return rows
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON's")
 
 
 class Clock:

@@ -21,7 +21,7 @@ os.environ["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "1000")
 import torch
 
 from checkpoint import Checkpoint, Training, restore, save
-from command import run_command
+from command import run_command, warn
 from config import Config, describe_settings, load_config, parse_command_line
 from data import TrainingData, ValidationData
 from device import choose_device, choose_precision, describe_device, make_autocast
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     control_tokens(build.manifest, config)
     out_dir = Path(config.out_dir)
     with locked(out_dir):
-        start = find_start(config, build, restart=command.restart, warn=_warn)
+        start = find_start(config, build, restart=command.restart, warn=warn)
         if start is not None and start.step >= config.max_steps:
             print(
                 one_line(f"{out_dir} is finished: all {config.max_steps:,} steps are done, nothing is left to do; --restart trains again")
@@ -208,10 +208,6 @@ def _require_finite(values: dict[str, float], step: int, *, config: Config, scal
                 f"the {name} is {value} at step {step:,}, wanted a finite number: training has diverged; "
                 f"lower learning_rate (now {config.learning_rate:g}) or raise warmup_steps, and begin again with --restart"
             )
-
-
-def _warn(line: str) -> None:
-    print("warning:", one_line(line), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

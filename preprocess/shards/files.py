@@ -23,6 +23,15 @@ def readable_json(value: Any) -> bytes:
     return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
+def parse_json(data: bytes) -> Any:
+    """What `data` spells. Raises ValueError for what is no JSON, NaN and the infinities among it, RecursionError for too deep a nest."""
+    return json.loads(data, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON's")
+
+
 def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

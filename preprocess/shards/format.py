@@ -6,7 +6,6 @@ NumPy and the standard library, so that training on a machine with neither Arrow
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.files import canonical_json, readable_json, sha256_bytes
+from preprocess.shards.files import canonical_json, parse_json, readable_json, sha256_bytes
 
 FORMAT = "folio-shards"
 VERSION = 1
@@ -131,7 +130,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The parsed manifest of the build in `folder`, its format, version and keys checked. Raises ShardError."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        manifest = parse_json(path.read_bytes())
         readable_json(manifest)  # what cannot be spelled again, such as half a surrogate pair, no builder wrote
     except FileNotFoundError as e:
         raise ShardError(f"{folder} is no build: it has no {MANIFEST}; name a build that `preprocess list` shows") from e
@@ -151,8 +150,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON's")
+def read_vouched(path: Path, expected_sha256: str) -> bytes:
+    """The content of a build's file that its manifest vouches for. Raises ShardError where it is missing or another."""
+    if not path.is_file():
+        raise ShardError(f"{path} is missing; copy the build again or rebuild it")
+    data = path.read_bytes()
+    if sha256_bytes(data) != expected_sha256:
+        raise ShardError(f"{path} is not the file its manifest vouches for; copy the build again or rebuild it")
+    return data
 
 
 def _check_types(manifest: dict[str, Any]) -> None:

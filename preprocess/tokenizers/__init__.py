@@ -33,17 +33,10 @@ def make_tokenizer(recipe: Recipe, train_texts: Iterator[str], all_texts: Iterat
 
 def load_tokenizer(folder: Path, manifest: dict[str, Any]) -> Tokenizer:
     """The tokenizer stored with the build in `folder`; needs no network. Raises FolioError where a file does not match."""
-    from preprocess.shards.files import sha256_bytes
-    from preprocess.shards.format import TOKENIZER_DIR
+    from preprocess.shards.format import TOKENIZER_DIR, read_vouched
 
-    files = {}
-    for name, expected in manifest["tokenizer"]["files"].items():
-        path = folder / TOKENIZER_DIR / name
-        if not path.is_file():
-            raise FolioError(f"{path} is missing; copy the build again or rebuild it")
-        files[name] = path.read_bytes()
-        if sha256_bytes(files[name]) != expected:
-            raise FolioError(f"{path} is not the file its manifest vouches for; copy the build again or rebuild it")
+    expected = manifest["tokenizer"]["files"]
+    files = {name: read_vouched(folder / TOKENIZER_DIR / name, sha256) for name, sha256 in expected.items()}
     kind = manifest["tokenizer"]["kind"]
     try:
         return _from_files(kind, files, has_eot=manifest["eot_id"] is not None)
