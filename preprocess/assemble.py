@@ -1,129 +1,181 @@
-"""Decided documents → shards: encode, place control ids, write, hash."""
+"""Encoded documents → shards. Most of it is copying: control tokens have their places already, and only get their ids."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from preprocess.build_log import BuildLog
-from preprocess.documents import table_text_bytes
+from preprocess.engines import InProcess, ProcessPool, Task
+from preprocess.placement import SIDE_OF_SPLIT, Placement, Segment
 from preprocess.progress import Progress
-from preprocess.recipe import Recipe
-from preprocess.shards.format import DOC_DTYPE
-from preprocess.shards.writer import ShardWriter
-from preprocess.stages.encode import EngineMismatch, encode_checked, sample_for_check, surround
-from preprocess.tokenizers.interface import Tokenizer
+from preprocess.shards.files import parse_json, readable_json, write_durable
+from preprocess.shards.format import CONTROL_FIELDS, DOC_DTYPE, SPLITS, token_dtype
+from preprocess.shards.writer import Place, ShardPlan, ShardSealer, create_shard, write_documents
+from preprocess.work import WorkFolder, map_array
 
-# Enough documents at a time that the cost of a call vanishes, few enough that a batch's ids stay in cache and memory.
-BATCH_BYTES = 8 << 20
-# tiktoken does 5 MB/s where gigatoken does 100: checking about a megabyte of a split costs 0.2 s, whatever its size.
-CHECKED_BYTES = 1 << 20
+CHUNK_TOKENS = 4 << 20
 
 
 @dataclass(frozen=True)
-class Decided:
-    """The documents that stay, and all that must be known before the first is written."""
+class Target:
+    """What is the same for every segment of a build."""
 
-    table: pa.Table
-    hashes: np.ndarray  # (K, 16) uint8
-    in_val: np.ndarray  # (K,) bool
-    tokenizer: Tokenizer
-    control_ids: dict[str, int]
-    front: np.ndarray  # (K, F) ids to put in front of each document, −1 for none
-    num_empty: int
-    num_duplicates: int
-
-    @property
-    def vocab_size(self) -> int:
-        return self.tokenizer.vocab_size + len(self.control_ids)
+    work: WorkFolder
+    folder: Path
+    vocab_size: int
+    id_dtype: str  # of the ids in the work folder
+    has_bos: bool
 
 
 @dataclass(frozen=True)
-class Assembled:
-    """What was written."""
+class Tables:
+    """What turns the numbers of a partition into those of the build."""
 
-    splits: dict[str, dict[str, Any]]  # as the manifest holds them
-    lengths: dict[str, np.ndarray]  # of each split, its documents' lengths in tokens, control ids included
-
-
-def assemble(recipe: Recipe, decided: Decided, aside: Path, progress: Progress, log: BuildLog) -> Assembled:
-    """Write every split's shards into `aside`.
-
-    Where the fast engine turns out to differ from the reference, the reference encodes everything anew.
-    """
-    tokenizer = decided.tokenizer
-    with log.phase("assemble"):
-        if why_not := tokenizer.start_fast_engine():
-            progress.warn(f"{why_not}; {tokenizer.reference_engine} encodes this build")
-            log.note("engine_fallback", why_not)
-        try:
-            progress.say(f"encoding {decided.table.num_rows:,} documents with {tokenizer.engine}")
-            result = _write_splits(recipe, decided, aside, progress)
-        except EngineMismatch as e:
-            progress.warn(f"{e}; {tokenizer.reference_engine} encodes the whole build")
-            log.note("engine_fallback", str(e))
-            tokenizer.use_reference()
-            for path in aside.glob("*.*"):
-                path.unlink()
-            result = _write_splits(recipe, decided, aside, progress)
-    log.note("engine", tokenizer.engine)
-    return result
+    lookups: dict[str, np.ndarray]
+    languages: np.ndarray  # number in the partition's list → number in `.docs`; the last entry, which −1 picks, is 0
+    positions_before: np.ndarray  # by source
 
 
-def _write_splits(recipe: Recipe, decided: Decided, aside: Path, progress: Progress) -> Assembled:
-    sizes = table_text_bytes(decided.table)
-    languages = language_numbers(decided.table)
-    back = np.full((len(sizes), 1), decided.tokenizer.eot_id if recipe.eot == "append" else -1, np.int64)
-    splits, lengths = {}, {}
-    with progress.bar("encode", total=int(sizes.sum()), unit="B") as bar:
-        for split, side in (("train", ~decided.in_val), ("val", decided.in_val)):
-            rows_of_split = np.flatnonzero(side)
-            in_sample = np.zeros(len(sizes), bool)
-            share = CHECKED_BYTES / max(int(sizes[rows_of_split].sum()), 1)
-            in_sample[rows_of_split[sample_for_check(decided.hashes[rows_of_split], share, seed=recipe.seed)]] = True
-            lengths_by_batch = []
-            with ShardWriter(aside, split, vocab_size=decided.vocab_size, shard_tokens=recipe.shard_tokens) as writer:
-                for rows in _batches(rows_of_split, sizes):
-                    batch = decided.table.take(pa.array(rows)).combine_chunks()
-                    texts = batch.column("text").chunk(0)
-                    ids, ends = encode_checked(decided.tokenizer, texts, np.flatnonzero(in_sample[rows]))
-                    ids, ends = surround(ids, ends, decided.front[rows], back[rows])
-                    num_bytes = int(sizes[rows].sum())
-                    writer.append(ids, ends, _doc_table(batch, decided.hashes[rows], languages), text_bytes=num_bytes)
-                    lengths_by_batch.append(np.diff(ends, prepend=0))
-                    bar.update(num_bytes)
-                splits[split] = writer.finish()
-            lengths[split] = np.concatenate(lengths_by_batch)
-    return Assembled(splits, lengths)
+def write_segment(target: Target, plan: ShardPlan, segment: Segment, tables: Tables) -> int:
+    """Write the documents of `segment` at their place; returns the largest id."""
+    work = target.work
+    rows = np.flatnonzero(work.sides(segment.partition) == SIDE_OF_SPLIT[segment.split])[segment.first : segment.last]
+    documents, lengths = work.documents(segment.partition), work.lengths(segment.partition)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    ids = map_array(work.file(segment.partition, "ids"), np.dtype(target.id_dtype))
+    place, max_id = segment.place, -1
+    for chosen in _chunks(rows, lengths):
+        table = documents[chosen]
+        out = _gather(ids, ends, lengths, chosen).astype(token_dtype(target.vocab_size), copy=False)
+        new_ends = np.cumsum(lengths[chosen], dtype=np.int64)
+        _put_control_ids(out, new_ends - lengths[chosen], table, target, tables)
+        docs = _doc_table(table, tables)
+        max_id = max(max_id, write_documents(target.folder, plan, place, out, new_ends, docs, vocab_size=target.vocab_size))
+        place = Place(place.num_tokens + len(out), place.num_documents + len(chosen))
+    return max_id
 
 
-def _batches(rows: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
-    """`rows` in runs of about BATCH_BYTES of text."""
-    cumulative = np.cumsum(sizes[rows])
-    start = 0
-    while start < len(rows):
-        before = int(cumulative[start - 1]) if start else 0
-        stop = max(int(np.searchsorted(cumulative, before + BATCH_BYTES, side="right")), start + 1)
-        yield rows[start:stop]
-        start = stop
+def _chunks(rows: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
+    """`rows` in runs that span about CHUNK_TOKENS of the partition."""
+    spans = np.cumsum(lengths, dtype=np.int64)[rows] // CHUNK_TOKENS
+    borders = np.flatnonzero(np.diff(spans)) + 1
+    for first, last in itertools.pairwise([0, *borders.tolist(), len(rows)]):
+        yield rows[first:last]
 
 
-def language_numbers(table: pa.Table) -> dict[str, int]:
-    """Tag → number in `.docs`, by sorted tag from 1; 0 is for documents that name no language."""
-    return {tag: number for number, tag in enumerate(sorted(set(table.column("lang").unique().to_pylist()) - {None}), start=1)}
+def _gather(ids: np.ndarray, ends: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The ids of the documents `rows`, which rise: a copy of their own."""
+    first, last = int(rows[0]), int(rows[-1]) + 1
+    span = ids[int(ends[first] - lengths[first]) : int(ends[last - 1])]
+    if last - first == len(rows):
+        return np.array(span)
+    is_chosen = np.zeros(last - first, bool)
+    is_chosen[rows - first] = True
+    return span[np.repeat(is_chosen, lengths[first:last])]
 
 
-def _doc_table(batch: pa.Table, hashes: np.ndarray, languages: dict[str, int]) -> np.ndarray:
-    docs = np.empty(len(hashes), DOC_DTYPE)
-    docs["hash"] = hashes
-    docs["source"] = batch.column("source").to_numpy()
-    tags = batch.column("lang").chunk(0).dictionary_encode()
-    numbers = np.array([0, *(languages[tag] for tag in tags.dictionary.to_pylist())], np.uint32)
-    docs["lang"] = numbers[tags.indices.fill_null(-1).to_numpy(zero_copy_only=False) + 1]
-    docs["position"] = batch.column("position").to_numpy()
+def _put_control_ids(out: np.ndarray, starts: np.ndarray, table: np.ndarray, target: Target, tables: Tables) -> None:
+    places = starts + target.has_bos
+    for name in CONTROL_FIELDS if tables.lookups else ():
+        has = table[name] >= 0
+        out[places[has]] = tables.lookups[name][table[name][has]]
+        places = places + has
+
+
+def _doc_table(table: np.ndarray, tables: Tables) -> np.ndarray:
+    docs = np.empty(len(table), DOC_DTYPE)
+    docs["hash"], docs["source"] = table["hash"], table["source"]
+    docs["lang"] = tables.languages[table["lang"]]
+    docs["position"] = table["position"] + tables.positions_before[table["source"]]
     return docs
+
+
+def assemble(
+    target: Target, placement: Placement, receipts: list[dict[str, Any]], pool: InProcess | ProcessPool, progress: Progress
+) -> dict[str, list[dict[str, Any]]]:
+    """Write all shards into `target.folder`; the manifest's `shards` of each split.
+
+    A shard that an earlier attempt has finished, which its receipt says, is not written again.
+    """
+    entries: dict[int, dict[str, Any]] = {}
+    with progress.bar("assemble", total=sum(plan.num_tokens for plan in placement.shards), unit="tokens") as bar:
+        for index, plan in enumerate(placement.shards):
+            if (entry := _finished(target, plan)) is not None:
+                entries[index] = entry
+                bar.update(plan.num_tokens)
+        todo = [index for index in range(len(placement.shards)) if index not in entries]
+        open_shards: dict[int, _OpenShard] = {}
+        for task, max_id in pool.run(_tasks(target, placement, receipts, todo, open_shards)):
+            index, number = task.key
+            shard = open_shards[index]
+            bar.update(shard.segments[number].num_tokens)
+            if shard.note(number, max_id):
+                entries[index] = open_shards.pop(index).finish()
+                write_durable(_receipt(target, shard.plan), readable_json(entries[index]))
+    by_split: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    for index, plan in enumerate(placement.shards):
+        by_split[plan.split].append(entries[index])
+    return by_split
+
+
+def _tasks(
+    target: Target, placement: Placement, receipts: list[dict[str, Any]], todo: list[int], open_shards: dict[int, _OpenShard]
+) -> Iterator[Task]:
+    for index in todo:
+        plan = placement.shards[index]
+        create_shard(target.folder, plan, vocab_size=target.vocab_size)
+        open_shards[index] = _OpenShard(target, plan, placement.segments[index])
+        for number, segment in enumerate(placement.segments[index]):
+            tags = receipts[segment.partition]["lists"]["lang"]
+            languages = np.array([*(placement.languages.get(tag, 0) for tag in tags), 0], np.uint32)
+            tables = Tables(placement.lookups[segment.partition], languages, placement.positions_before[segment.partition])
+            label = f"shard {plan.split}-{plan.number:05d} of partition {segment.partition}"
+            yield Task(label, write_segment, (target, plan, segment, tables), (index, number))
+
+
+class _OpenShard:
+    """A shard that is being written, hashed from the front as far as its segments are there without a gap."""
+
+    def __init__(self, target: Target, plan: ShardPlan, segments: list[Segment]) -> None:
+        self.plan, self.segments = plan, segments
+        self._sealer = ShardSealer(target.folder, plan, vocab_size=target.vocab_size)
+        self._is_written = [False] * len(segments)
+        self._next, self._max_id = 0, -1
+
+    def note(self, number: int, max_id: int) -> bool:
+        """Segment `number` is written; whether all are."""
+        self._is_written[number] = True
+        self._max_id = max(self._max_id, max_id)
+        before = self._next
+        while self._next < len(self.segments) and self._is_written[self._next]:
+            self._next += 1
+        if self._next > before:
+            last = self.segments[self._next - 1]
+            self._sealer.advance(last.place.num_tokens + last.num_tokens, last.place.num_documents + last.last - last.first)
+        return self._next == len(self.segments)
+
+    def finish(self) -> dict[str, Any]:
+        return self._sealer.finish(self._max_id)
+
+
+def _receipt(target: Target, plan: ShardPlan) -> Path:
+    return target.work.path / f"{plan.split}-{plan.number:05d}.shard.json"
+
+
+def _finished(target: Target, plan: ShardPlan) -> dict[str, Any] | None:
+    """The entry of a shard that was written, hashed and synced before, if its files still have their sizes."""
+    try:
+        entry: dict[str, Any] = parse_json(_receipt(target, plan).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    sizes = {"bin": entry["bytes"], "ends": 8 * plan.num_documents, "docs": DOC_DTYPE.itemsize * plan.num_documents}
+    for suffix, size_bytes in sizes.items():
+        path = plan.path(target.folder, suffix)
+        if not path.is_file() or path.stat().st_size != size_bytes:
+            return None
+    return entry

@@ -1,253 +1,240 @@
 """The story of a build: plan, prepare, decide, assemble, seal.
 
-Everything is written aside, in a hidden folder beside the build; the manifest comes last; one rename makes the build
-appear. A build that fails or is killed leaves nothing that looks finished.
+Everything is made in a hidden folder beside the build; the manifest comes last; one rename makes the build appear. A build that fails or
+is killed leaves nothing that looks finished, and what it had done of the partitions is there for the next.
 """
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from preprocess.assemble import Assembled, Decided, assemble, language_numbers
+from preprocess.assemble import Target, assemble
 from preprocess.build_log import BuildLog, made_with
-from preprocess.documents import SCHEMA, make_batch, table_text_bytes
-from preprocess.download import find_file
-from preprocess.errors import FolioError, MisuseError
+from preprocess.decide import Decided, decide_sides
+from preprocess.engines import InProcess, ProcessPool, Task, WorkerDied
+from preprocess.errors import FolioError
+from preprocess.placement import Placement, place
+from preprocess.plan import Plan, make_plan, require_space
+from preprocess.prepare import Job, encode_partition, has_bos, prepare_partition
 from preprocess.progress import Progress
 from preprocess.publish import finish_interrupted_replace, is_there_already, one_at_a_time, publish
 from preprocess.recipe import Recipe
 from preprocess.shards import format as shard_format
-from preprocess.shards.files import readable_json, sha256_bytes, write_durable
-from preprocess.shards.format import BUILD_LOG, CONTROL_FIELDS, MANIFEST, STATS, TOKENIZER_DIR
-from preprocess.stages.authors import assign_ids
-from preprocess.stages.clean import clean
-from preprocess.stages.dedup import content_hashes, first_occurrences, group_keys
-from preprocess.stages.read import read_text_file
-from preprocess.stages.split import cut_document, exact_split
-from preprocess.stats import describe_authors, describe_languages, describe_lengths, ratio
-from preprocess.synthetic import VOCABULARY_FILE, generate_pairs, vocabulary_file
-from preprocess.tokenizers import make_tokenizer
+from preprocess.shards.files import canonical_json, readable_json, sha256_bytes, write_durable
+from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR
+from preprocess.stages.encode import EngineMismatch
+from preprocess.stats import describe_build
+from preprocess.tokenizers.interface import Tokenizer
+from preprocess.training_texts import train_tokenizer
+from preprocess.work import REFUSED, open_work, work_root
 
-PAIRS_PER_BATCH = 4096
+WORK_VERSION = 1  # of the files in the work folder
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is to be built, from which files."""
-
-    name: str
-    recipe: Recipe
-    paths: list[Path]  # of the inputs, each vouched for
-    sources: list[dict[str, Any]]  # their entries in the manifest
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """All documents as read and cleaned, in order of source and position."""
-
-    table: pa.Table
-    hashes: np.ndarray  # (D, 16) uint8
-    in_val: np.ndarray | None  # (D,) bool where reading decides the side
-    rule_counts: dict[str, int]
-
-
-def build(recipe: Recipe, folder: Path, *, name: str, source: Path | None, replace: bool, progress: Progress) -> bool:
+def build(
+    recipe: Recipe, folder: Path, *, name: str, replace: bool, progress: Progress, source: Path | None = None, workers: int = 1
+) -> bool:
     """Make the build of `recipe` in `folder`; False where it is there already.
 
-    Raises MisuseError or FolioError with one line that says what to do; whatever was in `folder` is then untouched.
+    `source`: a copy of the one file the recipe vouches for. Raises MisuseError or FolioError with one line that says what to do;
+    whatever was in `folder` is then untouched.
     """
     # Resolved, so that a link and the folder it leads to share one lock, and the build lands where the link leads.
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(folder):
         finish_interrupted_replace(folder)
-        job = plan(recipe, source, progress, name=name)
-        if is_there_already(folder, recipe.resolved(), job.sources, replace=replace):
-            return False
-        aside = folder.parent / f".{folder.name}.partial"
-        shutil.rmtree(aside, ignore_errors=True)  # of an attempt that was killed: nobody else holds the lock
-        try:
-            (aside / TOKENIZER_DIR).mkdir(parents=True)
-            log = BuildLog()
-            prepared = prepare(job, progress, log)
-            decided = decide(recipe, prepared, progress, log)
-            assembled = assemble(recipe, decided, aside, progress, log)
-            seal(job, prepared, decided, assembled, aside, log)
-            publish(aside, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        log = BuildLog()
+        with log.phase("plan"):
+            plan = make_plan(recipe, source, progress)
+            if is_there_already(folder, plan.recipe.resolved(), plan.entries(), replace=replace):
+                return False
+            require_space(plan, folder.parent)
+        num_workers = max(min(workers, len(plan.partitions)), 1)
+        # One partition cannot be shared between processes: then the encoding of each batch is, between threads.
+        with _kept_for_the_next(folder, progress), ProcessPool(num_workers) if num_workers > 1 else InProcess() as pool:
+            for use_reference in (False, True):
+                try:
+                    _Attempt(plan, folder, name, pool, progress, log, use_reference, workers if num_workers == 1 else 1).run()
+                    break
+                except EngineMismatch as e:
+                    progress.warn(f"{e}; the reference library encodes the whole build")
+                    log.note("engine_fallback", str(e))
     return True
 
 
-def plan(recipe: Recipe, source: Path | None, progress: Progress, *, name: str) -> Plan:
-    """The inputs, found and checked, in the recipe's order."""
-    if source is not None and len(recipe.files) != 1:
-        raise MisuseError(f"--source stands for one file, {recipe.corpus} has {len(recipe.files)}; leave it out")
-    paths = [find_file(recipe.corpus, file, source=source, progress=progress) for file in recipe.files]
-    sources = [{"name": file.name, "bytes": file.bytes, "sha256": file.sha256} for file in recipe.files]
-    if recipe.format == "synthetic":
-        vocabulary = vocabulary_file()
-        sources = [{"name": VOCABULARY_FILE, "bytes": len(vocabulary), "sha256": sha256_bytes(vocabulary)}]
-    return Plan(name, recipe, paths, sources)
+@contextmanager
+def _kept_for_the_next(folder: Path, progress: Progress) -> Iterator[None]:
+    """Where the build is interrupted, leave what it has done of the partitions and tell of it; else leave nothing.
+
+    A build that fails by its recipe or its text is not gone on with: what mends it makes it another build.
+    """
+    try:
+        yield
+    except BaseException as e:
+        root = work_root(folder)
+        is_final = isinstance(e, FolioError) and not isinstance(e, WorkerDied)
+        if not is_final and any(root.glob("*/part-*.json")):
+            progress.say(f"what is done so far is kept in {root}; the same command goes on from there")
+        else:
+            shutil.rmtree(root, ignore_errors=True)
+        raise
 
 
-def prepare(job: Plan, progress: Progress, log: BuildLog) -> Prepared:
-    """Read, clean, cut and fingerprint every input."""
-    recipe = job.recipe
-    progress.say(f"reading {recipe.corpus}")
-    batches, sides = [], []
-    counts: dict[str, int] = {}
-    with log.phase("prepare"):
-        for batch in _read(recipe, job.paths):
-            batch, changed = clean(batch, recipe.clean)
-            counts = {rule: counts.get(rule, 0) + n for rule, n in changed.items()}
-            if recipe.split == "contiguous":
-                passage_characters = recipe.passage_characters if recipe.document == "passage" else None
-                batch, in_val = cut_document(batch, val_fraction=recipe.val_fraction, passage_characters=passage_characters)
-                sides.append(in_val)
-            batches.append(batch)
-        table = pa.Table.from_batches(batches, schema=SCHEMA)
-        hashes = [content_hashes(batch.column("text")) for batch in batches]
-    return Prepared(table, np.concatenate(hashes or [np.empty((0, 16), np.uint8)]), np.concatenate(sides) if sides else None, counts)
+@dataclass(frozen=True)
+class _Prepared:
+    job: Job
+    receipts: list[dict[str, Any]]
+    tokenizer: Tokenizer
+    decided: Decided
 
 
-def _read(recipe: Recipe, paths: list[Path]) -> Iterator[pa.RecordBatch]:
-    if recipe.format == "synthetic":
-        pairs = generate_pairs(recipe.num_pairs, seed=recipe.seed)
-        while chunk := list(itertools.islice(pairs, PAIRS_PER_BATCH)):
-            yield _pair_batch(chunk)
-    for number, path in enumerate(paths):
-        data = path.read_bytes()
-        if sha256_bytes(data) != recipe.files[number].sha256:
-            raise FolioError(f"{path} changed while it was read; let it rest and run the same command again")
-        yield read_text_file(data, name=str(path), source=number, recipe=recipe)
+class _Attempt:
+    """One way through the phases, in a work folder of its own."""
+
+    def __init__(
+        self, plan: Plan, folder: Path, name: str, pool: InProcess | ProcessPool, progress: Progress, log: BuildLog,
+        use_reference: bool, num_threads: int,
+    ) -> None:  # fmt: skip
+        self._plan, self._recipe, self._folder, self._name = plan, plan.recipe, folder, name
+        self._pool, self._progress, self._log = pool, progress, log
+        key = {
+            "work": WORK_VERSION, "format": shard_format.VERSION, "recipe": plan.recipe.resolved(), "sources": plan.entries(),
+            "metadata": [s.metadata for s in plan.sources], "partitions": [dataclasses.astuple(p) for p in plan.partitions],
+            "made_with": made_with(plan.tokenizer_kind), "use_reference": use_reference,
+        }  # fmt: skip
+        self._work = open_work(folder, sha256_bytes(canonical_json(key))[:16])
+        self._job = Job(plan.recipe, tuple(plan.sources), self._work, None, use_reference, num_threads)
+
+    def run(self) -> None:
+        prepared = self._prepare()
+        placement = self._place(prepared)
+        aside = self._work.path / "build"
+        (aside / TOKENIZER_DIR).mkdir(parents=True, exist_ok=True)
+        shards = self._assemble(prepared, placement, aside)
+        self._seal(prepared, placement, shards, aside)
+        publish(aside, self._folder)
+        self._clear()
+
+    def _prepare(self) -> _Prepared:
+        """Every partition read, the sides decided, and every document encoded."""
+        tokenizer = None
+        if self._plan.tokenizer is not None:
+            tokenizer = self._plan.tokenizer
+            self._job = self._with_tokenizer(tokenizer)
+        with self._log.phase("prepare"):
+            partitions = [(p.number, (self._job, p)) for p in self._plan.partitions]
+            receipts = self._run("prepare", prepare_partition, partitions, self._plan.partition_bytes())
+        with self._log.phase("decide"):
+            decided = decide_sides(self._recipe, self._work, [receipt["num_documents"] for receipt in receipts])
+        if tokenizer is None:
+            with self._log.phase("train_tokenizer"):
+                tokenizer = train_tokenizer(self._recipe, self._work, decided, receipts, self._progress)
+                self._job = self._with_tokenizer(tokenizer)
+            with self._log.phase("encode"):
+                numbers = [(p.number, (self._job, p.number)) for p in self._plan.partitions]
+                self._note_engines(self._run("encode", encode_partition, numbers, [receipt["text_bytes"] for receipt in receipts]))
+        else:
+            self._note_engines(receipts)
+        return _Prepared(self._job, receipts, tokenizer, decided)
+
+    def _with_tokenizer(self, tokenizer: Tokenizer) -> Job:
+        """The job with a tokenizer whose files lie in the work folder, where tasks find them."""
+        (self._work.path / TOKENIZER_DIR).mkdir(exist_ok=True)
+        for file_name, data in tokenizer.files.items():
+            write_durable(self._work.path / TOKENIZER_DIR / file_name, data)
+        return dataclasses.replace(self._job, tokenizer={"tokenizer": _entry(tokenizer), "eot_id": tokenizer.eot_id})
+
+    def _run(self, task: str, function: Any, arguments: list[tuple[int, Any]], sizes: list[int]) -> list[dict[str, Any]]:
+        """The receipts of `function` for every partition; those that an earlier attempt has left are taken as they are."""
+        receipts = {number: receipt for number, _ in arguments if (receipt := self._work.receipt(number, task)) is not None}
+        if receipts:
+            self._progress.say(f"{len(receipts):,} of {len(arguments):,} partitions are done already")
+        tasks = (Task(f"partition {number}", function, args, number) for number, args in arguments if number not in receipts)
+        with self._progress.bar(task, total=sum(sizes), unit="B") as bar:
+            bar.update(sum(sizes[number] for number in receipts))
+            documents = sum(receipt.get("num_documents", 0) for receipt in receipts.values())
+            for done, receipt in self._pool.run(tasks):
+                receipts[done.key] = receipt
+                documents += receipt.get("num_documents", 0)
+                bar.update(sizes[done.key], documents)
+        return [receipts[number] for number, _ in arguments]
+
+    def _note_engines(self, receipts: list[dict[str, Any]]) -> None:
+        self._log.note_memory([receipt["peak_memory_bytes"] for receipt in receipts])
+        self._log.note("engine", ", ".join(sorted({receipt["engine"] for receipt in receipts})))
+        if reasons := sorted({receipt["engine_fallback"] for receipt in receipts if receipt["engine_fallback"]}):
+            self._log.note("engine_fallback", reasons[0])
+            self._progress.warn(f"{reasons[0]}; the reference library encodes this build")
+
+    def _place(self, prepared: _Prepared) -> Placement:
+        with self._log.phase("place"):
+            return place(self._recipe, self._work, prepared.decided, prepared.receipts, prepared.tokenizer)
+
+    def _assemble(self, prepared: _Prepared, placement: Placement, aside: Path) -> dict[str, list[dict[str, Any]]]:
+        tokenizer = prepared.tokenizer
+        target = Target(
+            self._work, aside, tokenizer.vocab_size + len(placement.control_ids), shard_format.token_dtype(tokenizer.vocab_size),
+            has_bos(self._recipe, tokenizer),
+        )  # fmt: skip
+        with self._log.phase("assemble"):
+            return assemble(target, placement, prepared.receipts, self._pool, self._progress)
+
+    def _seal(self, prepared: _Prepared, placement: Placement, shards: dict[str, list[dict[str, Any]]], aside: Path) -> None:
+        """Tokenizer in, stats.json, build_log.json, and last manifest.json."""
+        tokenizer, recipe, counts = prepared.tokenizer, self._recipe, placement.counts
+        for source in self._plan.sources:
+            if source.path:
+                source.require_unchanged()
+        for file_name, data in tokenizer.files.items():
+            write_durable(aside / TOKENIZER_DIR / file_name, data)
+        vocab_size = tokenizer.vocab_size + len(placement.control_ids)
+        stats = readable_json(describe_build(recipe, prepared.receipts, prepared.decided.dropped, counts, tokenizer, vocab_size))
+        write_durable(aside / STATS, stats)
+        write_durable(aside / BUILD_LOG, readable_json(self._log.finish(counts.total("text_bytes"), self._pool.num_workers)))
+        fields = {
+            "format": shard_format.FORMAT,
+            "version": shard_format.VERSION,
+            "name": self._name,
+            "dtype": shard_format.token_dtype(vocab_size),
+            "vocab_size": vocab_size,
+            "bos_id": tokenizer.bos_id,
+            "eot_id": tokenizer.eot_id,
+            "pad_id": tokenizer.pad_id,
+            "unk_id": tokenizer.unk_id,
+            "special_tokens": {**tokenizer.special_tokens, **placement.control_ids},
+            "tokenizer": _entry(tokenizer),
+            "splits": {split: {**counts.splits[split], "shards": entries} for split, entries in shards.items()},
+            "recipe": recipe.resolved(),
+            "sources": self._plan.entries(),
+            "languages": {str(number): tag for tag, number in placement.languages.items()},
+            "stats_sha256": sha256_bytes(stats),
+            "made_with": made_with(tokenizer.kind),
+        }
+        write_durable(aside / MANIFEST, readable_json(shard_format.seal(fields)))
+
+    def _clear(self) -> None:
+        """Delete the work folder; what could not be read stays, in one file beside the builds."""
+        root = work_root(self._folder)
+        refused = sorted(self._work.path.glob("part-*.refused"))
+        if refused:
+            with open(root / REFUSED, "wb") as out:
+                for path in refused:
+                    with open(path, "rb") as file:
+                        shutil.copyfileobj(file, out)
+            self._progress.warn(f"records that could not be read were left out; they are kept in {root / REFUSED}")
+        shutil.rmtree(self._work.path, ignore_errors=True)
+        if not refused:
+            shutil.rmtree(root, ignore_errors=True)
 
 
-def _pair_batch(pairs: list[Any]) -> pa.RecordBatch:
-    """Both sides of each pair, English first, as documents of one group."""
-    columns: dict[str, Any] = {
-        "text": [text for pair in pairs for text in (pair.en, pair.ru)],
-        "lang": ["en", "ru"] * len(pairs),
-        "position": [2 * pair.number + side for pair in pairs for side in (0, 1)],
-        "group": [str(pair.number) for pair in pairs for _ in (0, 1)],
-    }
-    for field in CONTROL_FIELDS:
-        columns[field] = [getattr(pair, field) for pair in pairs for _ in (0, 1)]
-    return make_batch({**columns, "source": 0}, 2 * len(pairs))
-
-
-def decide(recipe: Recipe, prepared: Prepared, progress: Progress, log: BuildLog) -> Decided:
-    """Which documents stay, on which side, and what every id means."""
-    with log.phase("decide"):
-        full = table_text_bytes(prepared.table) > 0
-        keep = full & (first_occurrences(prepared.hashes) if recipe.dedup else True)
-        if not keep.any():
-            raise FolioError(
-                f"{recipe.corpus} is empty: of {len(full):,} documents read none holds text; give it text, or check its cleaning rules"
-            )
-        rows = np.flatnonzero(keep)
-        table, hashes = prepared.table.take(pa.array(rows)), prepared.hashes[rows]
-        in_val = _sides(recipe, prepared, table, hashes, rows)
-        if recipe.tokenizer == "sentencepiece":
-            progress.say(f"training {recipe.num_pieces:,} SentencePiece pieces on {int((~in_val).sum()):,} training documents")
-        tokenizer = make_tokenizer(recipe, _texts(table, ~in_val), _texts(table, np.ones(len(rows), bool)))
-        control_ids: dict[str, int] = {}
-        front = np.empty((len(rows), 0), np.int64)
-        if recipe.authors:
-            control_ids, front = assign_ids(table, tokenizer.vocab_size, tokenizer.special_tokens)
-        if recipe.bos and tokenizer.bos_id is not None:
-            front = np.insert(front, 0, tokenizer.bos_id, axis=1)
-    num_empty = int((~full).sum())
-    return Decided(table, hashes, in_val, tokenizer, control_ids, front, num_empty, len(full) - num_empty - len(rows))
-
-
-def _sides(recipe: Recipe, prepared: Prepared, table: pa.Table, hashes: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    if prepared.in_val is None:
-        return exact_split(group_keys(table.column("group").combine_chunks(), hashes), recipe.val_fraction, seed=recipe.seed)
-    in_val = prepared.in_val[rows]
-    if in_val.all() or not in_val.any():
-        side = "training" if in_val.all() else "validation"
-        raise FolioError(
-            f"{recipe.corpus} is too short to cut: its {side} side would be empty; give it more text or another --val-fraction"
-        )
-    return in_val
-
-
-def _texts(table: pa.Table, mask: np.ndarray) -> Iterator[str]:
-    for chunk in table.column("text").filter(pa.array(mask)).chunks:
-        for text in chunk:
-            yield text.as_py()
-
-
-def seal(job: Plan, prepared: Prepared, decided: Decided, assembled: Assembled, aside: Path, log: BuildLog) -> None:
-    """Tokenizer in, stats.json, build_log.json, and last manifest.json."""
-    tokenizer = decided.tokenizer
-    for file_name, data in tokenizer.files.items():
-        write_durable(aside / TOKENIZER_DIR / file_name, data)
-    stats = readable_json(_stats(job.recipe, prepared, decided, assembled))
-    write_durable(aside / STATS, stats)
-    write_durable(aside / BUILD_LOG, readable_json(log.finish(int(table_text_bytes(decided.table).sum()))))
-    fields = {
-        "format": shard_format.FORMAT,
-        "version": shard_format.VERSION,
-        "name": job.name,
-        "dtype": shard_format.token_dtype(decided.vocab_size),
-        "vocab_size": decided.vocab_size,
-        "bos_id": tokenizer.bos_id,
-        "eot_id": tokenizer.eot_id,
-        "pad_id": tokenizer.pad_id,
-        "unk_id": tokenizer.unk_id,
-        "special_tokens": {**tokenizer.special_tokens, **decided.control_ids},
-        "tokenizer": {
-            "kind": tokenizer.kind,
-            "files": {file_name: sha256_bytes(data) for file_name, data in tokenizer.files.items()},
-            "settings": tokenizer.settings,
-        },
-        "splits": assembled.splits,
-        "recipe": job.recipe.resolved(),
-        "sources": job.sources,
-        "languages": {str(number): tag for tag, number in language_numbers(decided.table).items()},
-        "stats_sha256": sha256_bytes(stats),
-        "made_with": made_with(job.recipe.tokenizer),
-    }
-    write_durable(aside / MANIFEST, readable_json(shard_format.seal(fields)))
-
-
-def _stats(recipe: Recipe, prepared: Prepared, decided: Decided, assembled: Assembled) -> dict[str, Any]:
-    # Lengths come by split and are put in the table's order: the other way round would copy the whole text.
-    table, sizes = decided.table, table_text_bytes(decided.table)
-    all_lengths = np.empty(len(sizes), np.int64)
-    all_lengths[~decided.in_val], all_lengths[decided.in_val] = assembled.lengths["train"], assembled.lengths["val"]
-    num_tokens, num_bytes = int(all_lengths.sum()), int(sizes.sum())
-    stats: dict[str, Any] = {
-        "documents": {
-            "read": prepared.table.num_rows,
-            "empty": decided.num_empty,
-            "duplicates": decided.num_duplicates,
-            "kept": table.num_rows,
-        },
-        "clean": prepared.rule_counts,
-        "split": {"mode": recipe.split, "val_fraction": recipe.val_fraction},
-        "splits": {split: {key: entry[key] for key in ("documents", "tokens", "text_bytes")} for split, entry in assembled.splits.items()},
-        "tokens": num_tokens,
-        "text_bytes": num_bytes,
-        "bytes_per_token": ratio(num_bytes, num_tokens),
-        "tokens_per_document": {split: describe_lengths(lengths) for split, lengths in assembled.lengths.items()},
-        "languages": describe_languages(table, all_lengths, sizes),
-        "authors": describe_authors(table),
-        "vocabulary": {"tokenizer": decided.tokenizer.vocab_size, "control": len(decided.control_ids), "vocab_size": decided.vocab_size},
-    }
-    if decided.tokenizer.kind == "sentencepiece":
-        # SentencePiece spells the space with U+2581: where a text has that sign, decoding gives a space.
-        spelled = [pc.count_substring(chunk, "\u2581") for chunk in table.column("text").chunks]
-        stats["documents_with_u2581"] = sum(int(pc.sum(pc.greater(c, 0)).as_py() or 0) for c in spelled)
-    return stats
+def _entry(tokenizer: Tokenizer) -> dict[str, Any]:
+    """`tokenizer` of the manifest."""
+    hashes = {file_name: sha256_bytes(data) for file_name, data in tokenizer.files.items()}
+    return {"kind": tokenizer.kind, "files": hashes, "settings": tokenizer.settings}

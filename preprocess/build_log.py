@@ -17,7 +17,10 @@ from preprocess import __version__
 
 # Libraries that touch a build's bytes, by tokenizer.
 LIBRARIES = ("numpy", "pyarrow", "xxhash")
-TOKENIZER_LIBRARIES = {"gpt2": ("tiktoken", "gigatoken"), "sentencepiece": ("sentencepiece", "gigatoken")}
+TOKENIZER_LIBRARIES = {
+    "gpt2": ("tiktoken", "gigatoken"), "tiktoken": ("tiktoken", "gigatoken"), "sentencepiece": ("sentencepiece", "gigatoken"),
+    "huggingface": ("tokenizers", "gigatoken"),
+}  # fmt: skip
 
 
 class BuildLog:
@@ -28,6 +31,7 @@ class BuildLog:
         self._clock = time.perf_counter()
         self._phases: dict[str, float] = {}
         self._notes: dict[str, str] = {}
+        self._worker_bytes = 0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -40,7 +44,11 @@ class BuildLog:
         """A fact about how this build was made that changed none of its bytes."""
         self._notes[key] = value
 
-    def finish(self, text_bytes: int) -> dict[str, Any]:
+    def note_memory(self, worker_bytes: list[int | None]) -> None:
+        """The most memory that each of several tasks saw its process hold."""
+        self._worker_bytes = max([self._worker_bytes, *(n or 0 for n in worker_bytes)])
+
+    def finish(self, text_bytes: int, num_workers: int) -> dict[str, Any]:
         """What build_log.json holds; `text_bytes`: UTF-8 bytes of the documents that were kept."""
         elapsed_s = time.perf_counter() - self._clock
         return {
@@ -49,7 +57,9 @@ class BuildLog:
             "elapsed_s": round(elapsed_s, 3),
             "elapsed_s_by_phase": self._phases,
             "text_bytes_per_s": round(text_bytes / elapsed_s),
-            "peak_memory_bytes": peak_memory_bytes(),
+            "text_bytes_per_s_by_phase": {name: round(text_bytes / s) for name, s in self._phases.items() if s},
+            "workers": num_workers,
+            "peak_memory_bytes": {"main": peak_memory_bytes(), "largest_worker": self._worker_bytes or None},
             "machine": {"system": platform.system(), "machine": platform.machine(), "cpus": os.cpu_count()},
         }
 

@@ -15,7 +15,7 @@ import click
 
 from preprocess import __version__
 from preprocess.errors import FolioError, explain_os_error, one_line, printable
-from preprocess.recipe import CHOICES, CLEANING_RULES
+from preprocess.recipe import CHOICES, CLEANING_RULES, COLUMN_SETTINGS
 
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells have it
 
@@ -38,7 +38,7 @@ class _Group(click.Group):
         except OSError as e:
             _fail(explain_os_error(e), 1)
         except (KeyboardInterrupt, click.Abort):
-            _fail("interrupted; nothing half-done is left, run the same command again", INTERRUPTED_STATUS)
+            _fail("interrupted; run the same command again, it goes on where it was", INTERRUPTED_STATUS)
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -55,43 +55,106 @@ def main() -> None:
     """
 
 
+COLUMNS = {
+    name: f"Column of the {name.removesuffix('_column')}." for name in COLUMN_SETTINGS if name not in ("text_column", "split_column")
+}
+
+
+def _recipe_options(command: Any) -> Any:
+    """The settings of a recipe that a build and a sample of one can be given."""
+    options = [
+        click.option(
+            "--corpus", metavar="NAME", help="A built-in corpus (`preprocess corpora`), or a recipe of your own: path/to/mine.toml."
+        ),
+        click.option("--input", "inputs", multiple=True, metavar="PATH", help="Your own files: a file, a folder, or a glob in quotes."),
+        click.option(
+            "--source", type=click.Path(path_type=Path), metavar="FILE", help="A copy of the corpus' one file; skips the network."
+        ),
+        click.option("--format", type=click.Choice(CHOICES["format"][:-1]), help="Of the files, where their names do not tell."),
+        click.option("--document", type=click.Choice(CHOICES["document"]), help="What one document of a text file is."),
+        click.option("--separator", metavar="TEXT", help="What stands between documents."),
+        click.option("--text-column", metavar="COLUMN", help="Column of the text.  [default: text]"),
+        click.option("--template", metavar="TEXT", help='Joins columns to a text: "Q: {question}\\nA: {answer}".'),
+        click.option("--where", metavar="CONDITION", help="Rows to take: 'language == \"en\" and score >= 0.5'."),
+        *(click.option(f"--{name.replace('_', '-')}", metavar="COLUMN", help=text) for name, text in COLUMNS.items()),
+        click.option("--split-column", metavar="COLUMN", help="Column of the side, for --split given."),
+        click.option("--author", metavar="NAME", help="Of every document that names none; --city, --year and --lang likewise."),
+        click.option("--city", metavar="NAME", hidden=True),
+        click.option("--year", type=int, metavar="N", hidden=True),
+        click.option("--lang", metavar="TAG", hidden=True),
+        click.option("--name-pattern", metavar="REGEX", help="Metadata from files' names: '(?P<year>\\d{4})-(?P<author>\\w+)'."),
+        click.option("--group-by", type=click.Choice(CHOICES["group_by"]), help="What may not straddle the split."),
+        click.option("--invalid-utf8", type=click.Choice(CHOICES["invalid_utf8"]), help="What to do where text is not UTF-8."),
+        click.option("--oversized", type=click.Choice(CHOICES["oversized"]), help="What to do with a record too long to be cut."),
+        click.option("--max-documents", type=int, metavar="N", help="Keep N documents, drawn by --seed."),
+        click.option("--clean", metavar="RULE,…", help=f"Cleaning rules, of {', '.join(CLEANING_RULES)}; or none."),
+        click.option("--min-characters", type=int, metavar="N", help="Leave shorter documents out."),
+        click.option("--max-characters", type=int, metavar="N", help="Leave longer documents out."),
+        click.option("--dedup/--no-dedup", default=None, help="Leave out documents equal to an earlier one."),
+        click.option("--split", type=click.Choice(CHOICES["split"]), help="How training and validation are told apart."),
+        click.option("--val-fraction", type=float, metavar="F", help="Share of the validation split."),
+        click.option("--authors/--no-authors", default=None, help="Put author, city and year tokens in front of each document."),
+        click.option("--eot", type=click.Choice(CHOICES["eot"]), help="End-of-text token behind each document."),
+        click.option(
+            "--tokenizer", metavar="NAME", help="gpt2, sentencepiece, char, byte, another tiktoken encoding, or a tokenizer's file."
+        ),
+        click.option("--num-pieces", type=int, metavar="N", help="Vocabulary of a sentencepiece tokenizer."),
+        click.option("--num-pairs", type=int, metavar="N", help="Sentence pairs of the synthetic corpus."),
+        click.option("--seed", type=int, metavar="N", help="Decides the split, what is drawn, and the synthetic corpus."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _load(corpus: str | None, inputs: tuple[str, ...], clean: str | None, overrides: dict[str, Any]) -> Any:
+    """The recipe that the options ask for."""
+    from preprocess.corpora import load_recipe
+
+    if corpus is None and not inputs:
+        raise click.UsageError("nothing to build from: pass --corpus NAME, or --input with your own files")
+    rules = None if clean is None else tuple(rule for rule in clean.split(",") if clean != "none")
+    return load_recipe(corpus, inputs=inputs or None, clean=rules, **overrides)
+
+
 @main.command()
-@click.option("--corpus", required=True, metavar="NAME", help="A built-in corpus; `preprocess corpora` lists them.")
-@click.option("--source", type=click.Path(path_type=Path), metavar="FILE", help="A copy of the corpus' file; skips the network.")
+@_recipe_options
+@click.option("--shard-tokens", type=int, metavar="N", help="A shard ends at the document that takes it to N tokens.")
 @click.option("--name", metavar="NAME", help="Name of the build.  [default: the corpus]")
 @click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder to build in place of shards/NAME.")
-@click.option("--document", type=click.Choice(CHOICES["document"]), help="What one document is.")
-@click.option("--authors/--no-authors", default=None, help="Put author, city and year tokens in front of each document.")
-@click.option("--eot", type=click.Choice(CHOICES["eot"]), help="End-of-text token behind each document.")
-@click.option("--tokenizer", type=click.Choice(CHOICES["tokenizer"]), help="How text becomes ids.")
-@click.option("--num-pieces", type=int, metavar="N", help="Vocabulary of a sentencepiece tokenizer.")
-@click.option("--num-pairs", type=int, metavar="N", help="Sentence pairs of the synthetic corpus.")
-@click.option("--clean", metavar="RULE,…", help=f"Cleaning rules, of {', '.join(CLEANING_RULES)}; or none.")
-@click.option("--val-fraction", type=float, metavar="F", help="Share of the validation split.")
-@click.option("--shard-tokens", type=int, metavar="N", help="A shard ends at the document that takes it to N tokens.")
-@click.option("--seed", type=int, metavar="N", help="Decides the split, and the synthetic corpus.")
+@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Processes to work in.  [default: the cores, at most 8]")
 @click.option("--replace", is_flag=True, help="Replace another build of this name.")
 @click.option("--quiet", is_flag=True, help="Print the result and warnings only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def build(
-    corpus: str, source: Path | None, name: str | None, output: Path | None, clean: str | None, replace: bool, quiet: bool, **overrides: Any
-) -> None:
-    """Build token shards from a corpus.
+    corpus: str | None, inputs: tuple[str, ...], source: Path | None, name: str | None, output: Path | None, clean: str | None,
+    workers: int | None, replace: bool, quiet: bool, as_json: bool, **overrides: Any,
+) -> None:  # fmt: skip
+    """Build token shards from a corpus or from your own files.
 
-    What is not given comes from the corpus' recipe. Run again, the same command finds its build there and does nothing.
+    What is not given comes from the corpus' recipe. Run again, the same command finds its build there and does nothing; a build that
+    was interrupted goes on where it was.
     """
     from preprocess.build import build as run_build
+    from preprocess.engines import default_workers
     from preprocess.progress import Progress
-    from preprocess.recipe import load_recipe
     from preprocess.shards.format import Build, check_name, default_root
 
-    rules = None if clean is None else tuple(rule for rule in clean.split(",") if clean != "none")
-    recipe = load_recipe(corpus, clean=rules, **overrides)
-    name = check_name(corpus if name is None else name)
+    recipe = _load(corpus, inputs, clean, overrides)
+    name = check_name(recipe.corpus if name is None else name)
     folder = default_root() / name if output is None else output
     # A build cleans up after itself on the way out; SIGTERM takes the same way as Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: _interrupt())
-    is_new = run_build(recipe, folder, name=name, source=source, replace=replace, progress=Progress(quiet=quiet))
+    progress = Progress(quiet=quiet or as_json)
+    is_new = run_build(recipe, folder, name=name, source=source, replace=replace, progress=progress, workers=workers or default_workers())
     made = Build(folder)
+    if as_json:
+        import json
+
+        splits = {split: {k: entry[k] for k in ("documents", "tokens", "text_bytes")} for split, entry in made.manifest["splits"].items()}
+        result = {"folder": str(made.folder), "build_id": made.build_id, "is_new": is_new, "vocab_size": made.vocab_size, "splits": splits}
+        click.echo(json.dumps(result, ensure_ascii=False))
+        return
     click.echo(f"{'built' if is_new else 'already built, nothing to do:'} {one_line(str(folder))}")
     click.echo(_summary(made))
 
@@ -178,7 +241,7 @@ def stats(name: str, as_json: bool) -> None:
 @main.command()
 def corpora() -> None:
     """List the built-in corpora with their size and licence."""
-    from preprocess.recipe import builtin_corpora, load_recipe
+    from preprocess.corpora import builtin_corpora, load_recipe
 
     rows: list[tuple[str, ...]] = [("name", "licence", "size", "what it is")]
     for name in builtin_corpora():

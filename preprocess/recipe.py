@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib.resources
 import math
-import tomllib
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -19,22 +18,31 @@ from typing import Any
 from preprocess.errors import MisuseError
 
 # In the order they are applied: entities may spell any character, and only what is left at the end is trimmed.
-CLEANING_RULES = ("html_entities", "line_ends", "control_characters", "byte_order_mark", "nfc", "white_space", "trim")
+CLEANING_RULES = ("mojibake", "html_entities", "line_ends", "control_characters", "byte_order_mark", "nfc", "white_space", "trim")
 DEFAULT_RULES = ("line_ends", "control_characters", "byte_order_mark", "nfc")
 MIN_PIECES = 300  # 256 bytes, the control pieces, and a little
+TABLES = ("jsonl", "csv", "parquet")  # formats whose records have columns
+COLUMN_SETTINGS = ("text_column", "author_column", "city_column", "year_column", "lang_column", "group_column", "split_column")
 CHOICES: dict[str, tuple[str, ...]] = {
-    "format": ("text", "synthetic"),
-    "document": ("file", "passage"),
-    "split": ("exact", "contiguous"),
-    "tokenizer": ("gpt2", "sentencepiece", "char", "byte"),
+    "format": ("auto", "text", *TABLES, "synthetic"),
+    "document": ("file", "line", "paragraph", "passage", "separator"),
+    "group_by": ("content", "position", "source"),
+    "invalid_utf8": ("error", "replace", "skip"),
+    "oversized": ("error", "skip"),
+    "split": ("exact", "threshold", "contiguous", "given"),
     "eot": ("append", "none"),
 }
 # (least, most) of the numeric settings, both allowed.
 RANGES: dict[str, tuple[float, float]] = {
     "passage_characters": (1, 1 << 40),
     "num_pieces": (MIN_PIECES, 64_000),
+    "sample_bytes": (1, 1 << 40),
     "num_pairs": (1, 1_000_000),  # of far more that are possible: every sentence made is remembered
     "shard_tokens": (1, 1 << 40),
+    "max_document_bytes": (1, 1 << 30),
+    "max_documents": (1, 1 << 62),
+    "min_characters": (1, 1 << 40),
+    "max_characters": (1, 1 << 40),
     "seed": (0, (1 << 64) - 1),
     "year": (0, 9999),
 }
@@ -42,36 +50,57 @@ RANGES: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """One file of a corpus: its name under the corpus, and what vouches for it."""
+    """One file of a corpus: its name under the corpus, what vouches for it, and where it can be had ("": only from a mirror)."""
 
     name: str
     sha256: str
     bytes: int
-    url: str
+    url: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What to read, how to treat it, and how to write it.
 
-    `description`, `licence` and the files' `url` are for people and for fetching: they are not in the manifest, so
-    correcting them changes no `build_id`.
+    `description`, `licence`, `inputs` and the files' `url` are for people and for finding: they are not in the manifest, so
+    correcting them changes no `build_id`. What was read is: the manifest's `sources` name it.
     """
 
     corpus: str
-    description: str
-    licence: str
-    format: str  # text: the files below; synthetic: generated from `seed`
-    tokenizer: str
-    files: tuple[SourceFile, ...] = ()
+    description: str = ""
+    licence: str = ""
+    format: str = "auto"  # auto: by the end of each file's name; synthetic: generated from `seed`
+    tokenizer: str = "gpt2"  # gpt2, sentencepiece, char, byte, another encoding of tiktoken's, or a tokenizer's file
+    tokenizer_sha256: str | None = None  # of a tokenizer's file, found when it is read
+    files: tuple[SourceFile, ...] = ()  # fetched and vouched for
+    inputs: tuple[str, ...] = ()  # files, folders and globs of the user's own
+    hub: str = ""  # whose Parquet files `inputs` are to name, where the corpus is too large to be fetched file by file
     num_pairs: int = 10_000  # synthetic only
-    document: str = "file"  # file: a document a file; passage: cut at blank lines
+    document: str = "file"  # text only: what one document is
+    separator: str = "<|endoftext|>"
     passage_characters: int = 2_000
-    author: str | None = None  # of every document, where the text does not say
+    text_column: str = "text"  # tables only, as all columns, `template` and `where`
+    template: str | None = None  # joins columns to a text in place of text_column
+    where: str | None = None  # which rows to take
+    author: str | None = None  # of every document, where neither a column nor the file's name says
     city: str | None = None
     year: int | None = None
     lang: str | None = None
+    author_column: str | None = None
+    city_column: str | None = None
+    year_column: str | None = None
+    lang_column: str | None = None
+    group_column: str | None = None
+    split_column: str | None = None
+    name_pattern: str | None = None  # regular expression over a file's name, with named groups
+    group_by: str = "content"  # what may not straddle the split; position: the same place in each of several files
+    invalid_utf8: str = "error"
+    max_document_bytes: int = 64_000_000  # a longer document is cut at white space into several
+    oversized: str = "error"  # what happens to one without white space to cut at
+    max_documents: int | None = None
     clean: tuple[str, ...] = DEFAULT_RULES
+    min_characters: int | None = None
+    max_characters: int | None = None
     dedup: bool = True
     split: str = "exact"
     val_fraction: float = 0.1
@@ -79,6 +108,7 @@ class Recipe:
     bos: bool = False  # the tokenizer's begin-of-text token in front of each document, where it has one
     eot: str = "append"
     num_pieces: int = 3_000  # sentencepiece only
+    sample_bytes: int = 50_000_000  # sentencepiece only: about so much of the training documents is learned from
     shard_tokens: int = 100_000_000
     seed: int = 0
 
@@ -92,58 +122,79 @@ class Recipe:
                 raise MisuseError(f"{name} is {value:,}, wanted {least:,} to {most:,}")
         if not (math.isfinite(self.val_fraction) and 0 < self.val_fraction < 1):
             raise MisuseError(f"val_fraction is {self.val_fraction}, wanted a number between 0 and 1, such as 0.1")
-        if self.format == "synthetic" and self.split == "contiguous":
-            raise MisuseError("split is 'contiguous', which cuts files, and the corpus has none; wanted 'exact'")
-        if self.document == "passage" and self.split != "contiguous":
-            raise MisuseError("document is 'passage', which cuts the sides of a contiguous split; wanted 'file', or split 'contiguous'")
+        self._check_split()
         if unknown := [rule for rule in self.clean if rule not in CLEANING_RULES]:
             raise MisuseError(f"no cleaning rule is called {unknown[0]!r}, wanted one of {', '.join(CLEANING_RULES)}")
+        if not self.separator:
+            raise MisuseError("separator is empty, wanted the text that stands between documents, such as '<|endoftext|>'")
+        for text in (self.where, self.template, self.name_pattern):
+            _check_expression(self, text)
+
+    def _check_split(self) -> None:
+        if self.split == "contiguous" and self.format not in ("auto", "text"):
+            raise MisuseError(f"split is 'contiguous', which cuts text files, and the corpus is {self.format}; wanted 'exact'")
+        if self.split == "contiguous" and self.document not in ("file", "passage"):
+            raise MisuseError(f"document is {self.document!r}, a contiguous split makes a file's two sides 'file' or 'passage'")
+        names_split = self.split_column is not None or "(?P<split>" in (self.name_pattern or "")
+        if self.split == "given" and not names_split:
+            raise MisuseError("split is 'given' and nothing gives it; name a split_column, or a group (?P<split>…) in name_pattern")
+        if self.split == "given" and self.max_documents is None and self.group_by != "content":
+            raise MisuseError(f"group_by is {self.group_by!r}, which a given split does not ask for; leave one of them out")
 
     def resolved(self) -> dict[str, Any]:
         """The recipe as `manifest.json` holds it: settings that decide bytes, whether given or default."""
         fields = dataclasses.asdict(self)
-        for name in ("description", "licence"):
+        for name in ("description", "licence", "inputs", "hub"):
             del fields[name]
         fields["files"] = [{"name": f.name, "sha256": f.sha256, "bytes": f.bytes} for f in self.files]
         fields["clean"] = [rule for rule in CLEANING_RULES if rule in self.clean]
+        fields["tokenizer"] = re.split(r"[/\\]", self.tokenizer)[-1]  # the manifest names no path of this machine
         for name in _without_effect(self):
             del fields[name]
         return fields
 
 
+def _check_expression(recipe: Recipe, text: str | None) -> None:
+    """Refuse a condition, template or pattern that is none before anything is read."""
+    if text is None:
+        return
+    from preprocess.conditions import parse_condition
+    from preprocess.templates import parse_name_pattern, parse_template
+
+    parse = parse_condition if text is recipe.where else parse_template if text is recipe.template else parse_name_pattern
+    parse(text)
+
+
 def _without_effect(recipe: Recipe) -> list[str]:
     """Settings that cannot touch a byte of this recipe's build: two builds that differ only there are one build."""
-    is_synthetic, is_cut = recipe.format == "synthetic", recipe.split == "contiguous"
+    is_synthetic, is_table, is_text = recipe.format == "synthetic", recipe.format in TABLES, recipe.format == "text"
+    is_given, is_trained = recipe.split in ("contiguous", "given"), recipe.tokenizer == "sentencepiece"
+    by_column = dict.fromkeys((*COLUMN_SETTINGS, "template", "where"), is_synthetic or is_text)
     idle = {
+        **by_column,
+        "text_column": by_column["text_column"] or recipe.template is not None,
+        "tokenizer_sha256": recipe.tokenizer_sha256 is None,
         "num_pairs": not is_synthetic,
-        "document": not is_cut,
+        "document": is_synthetic or is_table,
         "passage_characters": recipe.document != "passage",
-        "num_pieces": recipe.tokenizer != "sentencepiece",
-        "bos": recipe.tokenizer != "sentencepiece",
-        "seed": is_cut and not is_synthetic,
+        "separator": recipe.document != "separator",
+        "name_pattern": is_synthetic,
+        "group_by": is_synthetic or is_given,
+        "invalid_utf8": is_synthetic,
+        "val_fraction": recipe.split == "given",
+        "num_pieces": not is_trained,
+        "sample_bytes": not is_trained,
+        "bos": recipe.tokenizer in ("gpt2", "char", "byte"),
+        "seed": is_given and not is_synthetic and not is_trained and recipe.max_documents is None,
     }
     return [name for name, is_idle in idle.items() if is_idle]
 
 
-def builtin_corpora() -> list[str]:
-    """Names of the built-in recipes, sorted."""
-    folder = importlib.resources.files("preprocess.recipes")
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-
-
-def load_recipe(corpus: str, **overrides: Any) -> Recipe:
-    """The built-in recipe of `corpus`, with every override that is not None put in its place. Raises MisuseError."""
-    names = builtin_corpora()
-    if corpus not in names:
-        raise MisuseError(f"no corpus {corpus!r}; {nearest(corpus, names)}")
-    text = (importlib.resources.files("preprocess.recipes") / f"{corpus}.toml").read_text(encoding="utf-8")
-    given = {k: v for k, v in overrides.items() if v is not None}
-    recipe = dataclasses.replace(parse_recipe(tomllib.loads(text), where=f"{corpus}.toml"), **given)
-    if idle := sorted(set(_without_effect(recipe)) & given.keys()):
-        raise MisuseError(
-            f"{idle[0]} has no effect on {corpus} with the {recipe.tokenizer} tokenizer; leave --{idle[0].replace('_', '-')} out"
-        )
-    return recipe
+def refuse_idle(recipe: Recipe, given: Iterable[str], what: str) -> None:
+    """Raise MisuseError for a setting that was `given` and that cannot change anything."""
+    if idle := sorted(set(_without_effect(recipe)) & set(given)):
+        flag = idle[0].replace("_", "-")
+        raise MisuseError(f"{idle[0]} has no effect on {what} with the {recipe.tokenizer} tokenizer; leave --{flag} out")
 
 
 def parse_recipe(fields: dict[str, Any], *, where: str) -> Recipe:

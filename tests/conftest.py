@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from preprocess.build import build
 from preprocess.progress import Progress
 from preprocess.recipe import Recipe, SourceFile
 from preprocess.shards.format import Build
+from preprocess.shards.writer import Place, ShardPlan, ShardSealer, create_shard, cut_shards, write_documents
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSE = "O Romeo, Romeo! wherefore art thou Romeo?\nDeny thy father and refuse thy name;\n\nOr, if thou wilt not, be but sworn my love,\n\n"
@@ -80,6 +82,23 @@ def preprocess(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout)
 
     return run
+
+
+def write_split(
+    folder: Path, split: str, ids: Any, ends: Any, docs: Any, *, vocab_size: int, shard_tokens: int = 1 << 20, text_bytes: int = 0
+) -> dict[str, Any]:
+    """Shards of documents that lie in memory; returns the manifest's entry of the split."""
+    ends = np.asarray(ends, np.int64)
+    lengths = np.diff(ends, prepend=0)
+    shards: list[dict[str, Any]] = []
+    for first, last, _ in cut_shards(lengths, 0, shard_tokens):
+        begin = int(ends[first] - lengths[first])
+        plan = ShardPlan(split, len(shards), int(ends[last - 1]) - begin, last - first)
+        create_shard(folder, plan, vocab_size=vocab_size)
+        part = ids[begin : int(ends[last - 1])], ends[first:last] - begin, docs[first:last]
+        max_id = write_documents(folder, plan, Place(0, 0), *part, vocab_size=vocab_size)
+        shards.append(ShardSealer(folder, plan, vocab_size=vocab_size).finish(max_id))
+    return {"tokens": len(ids), "documents": len(ends), "text_bytes": text_bytes, "shards": shards}
 
 
 def file_bytes(folder: Path) -> dict[str, bytes]:

@@ -16,29 +16,44 @@ PREPROCESS = sorted((ROOT / "preprocess").rglob("*.py"))
 TRAIN = sorted((ROOT / "train").glob("*.py"))
 TRAIN_MAY_IMPORT = ("preprocess.shards", "preprocess.errors")
 TRAIN_FUNCTIONS_MAY_IMPORT = (*TRAIN_MAY_IMPORT, "preprocess.tokenizers")
-# What each room of preprocess/ may reach; build.py, assemble.py and cli.py stand above all of them.
+# What each room of preprocess/ may reach; build.py and what it alone calls stand above all of them, and cli.py above these.
 CONTRACT = ("preprocess.errors", "preprocess.shards")
+LANGUAGES = ("preprocess.conditions", "preprocess.templates")  # of recipes
+DATA = (*CONTRACT, *LANGUAGES, "preprocess.recipe", "preprocess.documents", "preprocess.sources", "preprocess.columns")
 ROOMS = {
     "shards": CONTRACT,
     "documents.py": CONTRACT,
-    "recipe.py": CONTRACT,
+    "columns.py": CONTRACT,
+    "conditions.py": (*CONTRACT, "preprocess.columns"),
+    "templates.py": (*CONTRACT, "preprocess.columns"),
+    "recipe.py": (*CONTRACT, *LANGUAGES),
+    "corpora.py": (*CONTRACT, "preprocess.recipe", "preprocess.recipes"),
+    "sources.py": (*CONTRACT, *LANGUAGES, "preprocess.recipe", "preprocess.readers"),
+    "readers": (*DATA, "preprocess.readers"),
     "synthetic.py": CONTRACT,
     "progress.py": CONTRACT,
     "publish.py": CONTRACT,
-    "interchange.py": CONTRACT,
-    "stats.py": CONTRACT,
+    "interchange.py": (*CONTRACT, "preprocess.tokenizers"),
+    "buckets.py": CONTRACT,
+    "work.py": CONTRACT,
+    "engines.py": CONTRACT,
     "build_log.py": ("preprocess.__version__",),
+    "stats.py": (*CONTRACT, "preprocess.recipe", "preprocess.tokenizers.interface"),
+    "decide.py": (*CONTRACT, "preprocess.recipe", "preprocess.work", "preprocess.buckets"),
     "download.py": (*CONTRACT, "preprocess.recipe", "preprocess.progress"),
     "tokenizers": (*CONTRACT, "preprocess.recipe", "preprocess.documents", "preprocess.tokenizers", "preprocess.download"),
-    "stages": (*CONTRACT, "preprocess.recipe", "preprocess.documents", "preprocess.tokenizers"),
+    "stages": (*DATA, "preprocess.readers", "preprocess.tokenizers", "preprocess.stages"),
 }
 # Each heavy or optional library lives in these files alone, and stays out of all others.
 HOMES = {
     "click": {"preprocess/cli.py"},
-    "gigatoken": {"preprocess/tokenizers/gigatoken_engine.py"},
-    "awkward": {"preprocess/tokenizers/gigatoken_engine.py"},
-    "tiktoken": {"preprocess/tokenizers/gpt2.py"},
-    "tiktoken_ext": {"preprocess/tokenizers/gpt2.py"},
+    "gigatoken": {"preprocess/tokenizers/gigatoken_engine.py", "preprocess/worker_modules.py"},
+    "awkward": {"preprocess/tokenizers/gigatoken_engine.py", "preprocess/worker_modules.py"},
+    "tiktoken": {"preprocess/tokenizers/tiktoken_bpe.py"},
+    "tiktoken_ext": {"preprocess/tokenizers/tiktoken_bpe.py"},
+    "tokenizers": {"preprocess/tokenizers/huggingface.py"},
+    "ftfy": {"preprocess/stages/mojibake.py"},
+    "orjson": {"preprocess/readers/jsonl.py"},
     "sentencepiece": {"preprocess/tokenizers/sentencepiece_bpe.py"},
     "tqdm": {"preprocess/progress.py"},
     "matplotlib": {"train/plot.py"},

@@ -56,8 +56,11 @@ def test_show_decodes_a_document(preprocess: Run, tmp_path: Path) -> None:
 def test_progress_is_on_stderr_and_quiet_is_quiet(preprocess: Run) -> None:
     loud = preprocess("build", "--corpus", "synthetic", "--num-pairs", "400", "--num-pieces", "500")
     assert "training 500 SentencePiece pieces on 720 training documents" in loud.stderr
-    assert "encoding 800 documents with gigatoken" in loud.stderr and "\r" not in loud.stderr
+    assert re.search(r"^prepare: .*, 800 documents, \d+\.\d s, ", loud.stderr, re.MULTILINE) and "\r" not in loud.stderr
+    assert re.search(r"^assemble: ([\d,]+) of \1 tokens, ", loud.stderr, re.MULTILINE)
     assert "training" not in loud.stdout
+    silent = preprocess("build", "--corpus", "synthetic", "--num-pairs", "400", "--num-pieces", "500", "--name", "other", "--json")
+    assert silent.stderr == "" and json.loads(silent.stdout)["splits"]["train"]["documents"] == 720
 
 
 def test_help_names_everything(preprocess: Run) -> None:
@@ -78,7 +81,10 @@ def test_help_names_everything(preprocess: Run) -> None:
         (("build", "--corpus", "synthetic", "--num-pieces", "9"), "num_pieces is 9, wanted 300 to 64,000"),
         (("build", "--corpus", "synthetic", "--source", "x"), "--source stands for one file"),
         (("build", "--corpus", "tinyshakespeare", "--source", "nowhere.txt"), "nowhere.txt is not a file"),
-        (("build",), "Missing option '--corpus'; `preprocess build --help` tells what there is"),
+        (
+            ("build",),
+            "nothing to build from: pass --corpus NAME, or --input with your own files; `preprocess build --help` tells what there is",
+        ),
         (("build", "--corpse", "x"), "--corpus"),
         (("show", "nothing"), "no build 'nothing': no manifest.json in shards/nothing"),
         (("show", "no/thing"), "no manifest.json in no/thing"),
@@ -180,7 +186,7 @@ def test_stats_for_a_person_and_for_a_program(preprocess: Run, tmp_path: Path) -
     preprocess(*TINY)
     lines = preprocess("stats", "synthetic").stdout.splitlines()
     assert lines[0] == "documents   80 read, 0 empty, 0 duplicates, 80 kept"
-    table = {line.split()[0]: line.split()[1:] for line in lines[3:7]}
+    table = {line.split()[0]: line.split()[1:] for line in lines[4:8]}
     assert set(table) == {"train", "val", "en", "ru"} and table["train"][0] == "72" and table["en"][0] == table["ru"][0] == "40"
     m = Build(tmp_path / "shards/synthetic").manifest
     assert table["val"][1] == f"{m['splits']['val']['tokens']:,}"

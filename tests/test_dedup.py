@@ -1,4 +1,4 @@
-"""Content hashes and duplicates."""
+"""Hashes of contents and groups."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocess.stages.dedup import content_hashes, first_occurrences, group_keys
+from preprocess.stages.dedup import content_hashes, group_hashes
 
 
 def arrow(texts: list[str]) -> pa.LargeStringArray:
@@ -21,13 +21,7 @@ def test_a_hash_is_of_the_text_alone(texts: list[str], skip: int) -> None:
     assert [bytes(h) for h in hashes] == [xxhash.xxh3_128(t.encode()).digest() for t in texts[skip:]]
 
 
-@given(st.lists(st.text("ab", max_size=2), max_size=20))
-def test_the_first_of_equal_documents_stays(texts: list[str]) -> None:
-    kept = first_occurrences(content_hashes(arrow(texts)))
-    assert [t for t, k in zip(texts, kept, strict=True) if k] == list(dict.fromkeys(texts))
-
-
 def test_groups_go_by_name_and_the_nameless_by_content() -> None:
     hashes = content_hashes(arrow(["x", "y", "x", "z"]))
-    keys = group_keys(pa.array(["1", "1", None, "2"]), hashes)
-    assert keys.shape == (4, 2) and (keys[0] == keys[1]).all() and len(np.unique(keys, axis=0)) == 3
+    keys = group_hashes(pa.array(["1", "1", None, "2"]), hashes)
+    assert keys.shape == (4, 16) and (keys[0] == keys[1]).all() and len(np.unique(keys, axis=0)) == 3

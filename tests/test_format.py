@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import write_split
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import canonical_json, readable_json
 from preprocess.shards.format import DOC_DTYPE, Build, ShardError, check_name, find_build, seal, token_dtype
 from preprocess.shards.verify import verify
-from preprocess.shards.writer import ShardWriter
+from preprocess.shards.writer import Place, ShardPlan, ShardSealer, create_shard, write_documents
 
 
 def docs_table(n: int, first: int = 0) -> np.ndarray:
@@ -24,25 +26,18 @@ def docs_table(n: int, first: int = 0) -> np.ndarray:
     return table
 
 
-def write(folder: Path, documents: list[list[int]], *, vocab_size: int = 300, shard_tokens: int = 10, batch: int = 3) -> dict:
-    with ShardWriter(folder, "train", vocab_size=vocab_size, shard_tokens=shard_tokens) as writer:
-        for i in range(0, len(documents), batch):
-            part = documents[i : i + batch]
-            ids = np.array([t for d in part for t in d], np.uint32)
-            writer.append(ids, np.cumsum([len(d) for d in part]), docs_table(len(part), i), text_bytes=1)
-        return writer.finish()
+def write(folder: Path, documents: list[list[int]], *, vocab_size: int = 300, shard_tokens: int = 10) -> dict:
+    ids = np.array([t for d in documents for t in d], np.uint32)
+    ends = np.cumsum([len(d) for d in documents])
+    return write_split(folder, "train", ids, ends, docs_table(len(documents)), vocab_size=vocab_size, shard_tokens=shard_tokens)
 
 
 @settings(deadline=None, max_examples=40)  # every example fsyncs dozens of files
 @given(st.lists(st.lists(st.integers(0, 299), max_size=12), max_size=20), st.integers(1, 40))
-def test_what_is_written_is_read_and_batches_change_nothing(tmp_path_factory, documents, shard_tokens) -> None:
-    entries = []
-    for batch in (1, 4, 100):
-        folder = tmp_path_factory.mktemp("w")
-        entries.append(write(folder, documents, shard_tokens=shard_tokens, batch=batch)["shards"])
-    assert entries[0] == entries[1] == entries[2]
+def test_what_is_written_is_read(tmp_path_factory, documents, shard_tokens) -> None:
+    folder = tmp_path_factory.mktemp("w")
     got, sizes = [], []
-    for entry in entries[2]:
+    for entry in write(folder, documents, shard_tokens=shard_tokens)["shards"]:
         tokens = np.fromfile(folder / entry["file"], "<u2").tolist()
         ends = np.fromfile((folder / entry["file"]).with_suffix(".ends"), "<u8").tolist()
         got += [tokens[a:b] for a, b in zip([0, *ends], ends, strict=False)]
@@ -189,17 +184,41 @@ def test_documents_are_found_by_number(build_text: Callable[..., Build]) -> None
             build.document("train", outside)
 
 
-def test_an_exception_closes_the_files_and_records_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), ShardWriter(tmp_path, "train", vocab_size=10, shard_tokens=10) as writer:
-        writer.append(np.zeros(3, np.uint32), np.array([3]), docs_table(1), text_bytes=3)
-        files = list(writer._files.values())
-        raise RuntimeError
-    assert files and all(file._file.closed for file in files)
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 299), min_size=1, max_size=9), min_size=2, max_size=12), st.data())
+def test_the_order_in_which_a_shard_is_filled_changes_nothing(tmp_path_factory, documents, data) -> None:
+    """Two parts written in either order, hashed as they come or at the end."""
+    cut = data.draw(st.integers(1, len(documents) - 1))
+    ids, ends = np.array([t for d in documents for t in d], np.uint32), np.cumsum([len(d) for d in documents])
+    plan = ShardPlan("train", 0, len(ids), len(documents))
+    entries = []
+    for order in ((0, 1), (1, 0)):
+        folder = tmp_path_factory.mktemp("w")
+        create_shard(folder, plan, vocab_size=300)
+        sealer, border = ShardSealer(folder, plan, vocab_size=300), int(ends[cut - 1])
+        docs = docs_table(len(documents))
+        parts = [(Place(0, 0), ids[:border], ends[:cut], docs[:cut]), (Place(border, cut), ids[border:], ends[cut:] - border, docs[cut:])]
+        max_id = -1
+        for part in order:
+            max_id = max(max_id, write_documents(folder, plan, *parts[part], vocab_size=300))
+            if order == (0, 1) and part == 0:
+                sealer.advance(border, cut)
+        entries.append(sealer.finish(max_id))
+    assert entries[0] == entries[1]
+    assert entries[0]["sha256"] == hashlib.sha256(ids.astype("<u2").tobytes()).hexdigest() and entries[0]["max_id"] == int(ids.max())
+    assert np.fromfile(folder / "train-00000.ends", "<u8").tolist() == ends.tolist()
+
+
+def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
+    plan = ShardPlan("train", 0, 3, 1)
+    create_shard(tmp_path, plan, vocab_size=10)
+    with pytest.raises(ValueError, match="do not belong together"):
+        write_documents(tmp_path, plan, Place(0, 0), np.zeros(3, np.uint32), np.array([2]), docs_table(1), vocab_size=10)
 
 
 def test_more_shards_than_names_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("preprocess.shards.writer.MAX_SHARDS", 2)
-    with pytest.raises(FolioError, match="2 shards of train are full; pass a larger --shard-tokens than 1"):
+    with pytest.raises(FolioError, match="2 shards of train are full; pass a larger --shard-tokens"):
         write(tmp_path, [[1], [2], [3]], shard_tokens=1)
 
 

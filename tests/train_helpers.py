@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from command import run_command
+from conftest import write_split
 from preprocess.shards.files import readable_json, sha256_bytes
 from preprocess.shards.format import DOC_DTYPE, MANIFEST, STATS, seal
-from preprocess.shards.writer import ShardWriter
 
 REPO = Path(__file__).parent.parent
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz"
@@ -50,10 +50,9 @@ def make_build(folder: Path, *, train_repeats: int = 40, val_repeats: int = 6, v
     document = np.concatenate([[AUTHOR_ID], ids_of(SENTENCE), [EOT_ID]]).astype(np.uint16)
     splits = {}
     for split, repeats in (("train", train_repeats), ("val", val_repeats)):
-        with ShardWriter(folder, split, vocab_size=vocab_size, shard_tokens=1 << 20) as writer:
-            ends = np.arange(1, repeats + 1) * len(document)
-            writer.append(np.tile(document, repeats), ends, np.zeros(repeats, DOC_DTYPE), text_bytes=len(SENTENCE) * repeats)
-            splits[split] = writer.finish()
+        ids, ends = np.tile(document, repeats), np.arange(1, repeats + 1) * len(document)
+        text_bytes = len(SENTENCE) * repeats
+        splits[split] = write_split(folder, split, ids, ends, np.zeros(repeats, DOC_DTYPE), vocab_size=vocab_size, text_bytes=text_bytes)
     (folder / STATS).write_bytes(b"{}\n")
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "alphabet.txt").write_text(ALPHABET, encoding="utf-8")

@@ -1,129 +1,140 @@
-"""Writes the shards of a split, hashing as it goes."""
+"""Writes shards: at their full size from the start, so that several processes may fill one, each in its own places.
+
+The size of every shard is known before the first token is written, as the lengths of all documents are.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from preprocess.errors import FolioError
-from preprocess.shards.format import END_DTYPE, token_dtype
+from preprocess.shards.files import HASH_CHUNK_BYTES
+from preprocess.shards.format import DOC_DTYPE, END_DTYPE, token_dtype
 
 MAX_SHARDS = 100_000  # five digits in the name
+SUFFIXES = ("bin", "ends", "docs")
 
 
-class _HashedFile:
-    """A file that is hashed while it is written, so that sealing reads nothing back."""
+@dataclass(frozen=True)
+class ShardPlan:
+    """A shard to be: which one, and how large."""
 
-    def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = open(path, "xb")  # noqa: SIM115 (closed by finish or abandon)
-        self._digest = hashlib.sha256()
+    split: str
+    number: int
+    num_tokens: int
+    num_documents: int
 
-    def write(self, data: np.ndarray) -> None:
-        view = np.ascontiguousarray(data).view(np.uint8).data
-        try:
-            self._file.write(view)
-        except OSError as e:
-            raise OSError(e.errno, e.strerror, self._file.name) from e  # a write's own error does not say which disk
-        self._digest.update(view)
-
-    def finish(self) -> str:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        return self._digest.hexdigest()
-
-    def abandon(self) -> None:
-        self._file.close()
+    def path(self, folder: Path, suffix: str) -> Path:
+        return folder / f"{self.split}-{self.number:05d}.{suffix}"
 
 
-class ShardWriter:
-    """Writes the shards of one split: tokens, ends and document table, hashed as they go.
+def cut_shards(lengths: np.ndarray, fill: int, shard_tokens: int) -> Iterator[tuple[int, int, bool]]:
+    """Runs of documents, first and exclusive last, that go to one shard, and whether they fill it.
 
-    A context manager: leaving it by an exception closes the files and records nothing. `finish` returns the
-    manifest's entry of the split. A shard ends at the first document's end at which it holds `shard_tokens` or more.
+    `lengths`: (D,) tokens of each document. `fill`: tokens in the shard already. A shard ends at the first document's end at which it
+    holds `shard_tokens` or more.
     """
+    ends = np.cumsum(lengths, dtype=np.int64)
+    first = 0
+    while first < len(ends):
+        begin = int(ends[first - 1]) if first else 0
+        last = int(np.searchsorted(ends, begin + shard_tokens - fill, side="left")) + 1
+        yield first, min(last, len(ends)), last <= len(ends)
+        first, fill = last, 0
 
-    def __init__(self, folder: Path, split: str, *, vocab_size: int, shard_tokens: int) -> None:
-        self._folder, self._split, self._vocab_size, self._shard_tokens = folder, split, vocab_size, shard_tokens
-        self._dtype = np.dtype(token_dtype(vocab_size))
-        self._shards: list[dict[str, Any]] = []
-        self._files: dict[str, _HashedFile] = {}
-        self._text_bytes = self._tokens = self._documents = 0
-        self._max_id = -1
 
-    def append(self, ids: np.ndarray, ends: np.ndarray, docs: np.ndarray, *, text_bytes: int) -> None:
-        """Add whole documents.
+def create_shard(folder: Path, plan: ShardPlan, *, vocab_size: int) -> None:
+    """Make the files of a shard at their full size. Raises FolioError where there are more than names for them."""
+    if plan.number >= MAX_SHARDS:
+        raise FolioError(f"{MAX_SHARDS:,} shards of {plan.split} are full; pass a larger --shard-tokens")
+    itemsizes = (np.dtype(token_dtype(vocab_size)).itemsize, END_DTYPE.itemsize, DOC_DTYPE.itemsize)
+    counts = (plan.num_tokens, plan.num_documents, plan.num_documents)
+    for suffix, count, itemsize in zip(SUFFIXES, counts, itemsizes, strict=True):
+        path = plan.path(folder, suffix)
+        with open(path, "wb") as file:
+            if hasattr(os, "posix_fallocate") and count:
+                os.posix_fallocate(file.fileno(), 0, count * itemsize)  # a disk that is too small shows now, not half-way
+            file.truncate(count * itemsize)
 
-        `ids`: (N,) any unsigned dtype, flat. `ends`: (D,) exclusive end of each document in `ids`.
-        `docs`: (D,) of DOC_DTYPE. `text_bytes`: UTF-8 bytes of the documents' cleaned text.
-        Raises ValueError for an id outside the vocabulary, OSError when the disk is full, FolioError when there are too many shards.
-        """
-        if len(ends) != len(docs) or (len(ends) and int(ends[-1]) != len(ids)) or (not len(ends) and len(ids)):
-            raise ValueError(f"{len(ids)} ids, {len(ends)} ends and {len(docs)} documents do not belong together")
-        if len(ids) and int(ids.max()) >= self._vocab_size:
-            raise ValueError(f"id {int(ids.max())} is outside the vocabulary of {self._vocab_size}")
-        self._text_bytes += text_bytes
-        first = 0
-        while first < len(ends):
-            begin = int(ends[first - 1]) if first else 0
-            # The shard is full at the first end that takes it to shard_tokens: that document is its last.
-            room = self._shard_tokens - self._tokens
-            last = min(int(np.searchsorted(ends, begin + room, side="left")), len(ends) - 1)
-            self._write(ids[begin : int(ends[last])], ends[first : last + 1] - begin, docs[first : last + 1])
-            if self._tokens >= self._shard_tokens:
-                self._close_shard()
-            first = last + 1
 
-    def _write(self, ids: np.ndarray, ends: np.ndarray, docs: np.ndarray) -> None:
-        if not self._files:
-            if len(self._shards) == MAX_SHARDS:
-                raise FolioError(
-                    f"{MAX_SHARDS:,} shards of {self._split} are full; pass a larger --shard-tokens than {self._shard_tokens:,}"
-                )
-            stem = f"{self._split}-{len(self._shards):05d}"
-            for suffix in ("bin", "ends", "docs"):
-                self._files[suffix] = _HashedFile(self._folder / f"{stem}.{suffix}")
-        self._files["bin"].write(ids.astype(self._dtype, copy=False))
-        self._files["ends"].write((ends.astype(END_DTYPE) + np.uint64(self._tokens)).astype(END_DTYPE))
-        self._files["docs"].write(docs)
-        self._tokens += len(ids)
-        self._documents += len(ends)
-        self._max_id = max(self._max_id, int(ids.max()) if len(ids) else -1)
+@dataclass(frozen=True)
+class Place:
+    """Where in a shard something is to be written: so many tokens and documents come before it."""
 
-    def _close_shard(self) -> None:
-        hashes = {suffix: file.finish() for suffix, file in self._files.items()}
-        self._shards.append(
-            {
-                "file": f"{self._split}-{len(self._shards):05d}.bin",
-                "tokens": self._tokens,
-                "documents": self._documents,
-                "max_id": self._max_id,
-                "bytes": self._tokens * self._dtype.itemsize,
-                "sha256": hashes["bin"],
-                "ends_sha256": hashes["ends"],
-                "docs_sha256": hashes["docs"],
-            }
-        )
-        self._files, self._tokens, self._documents, self._max_id = {}, 0, 0, -1
+    num_tokens: int
+    num_documents: int
 
-    def finish(self) -> dict[str, Any]:
-        """Close the last shard and return `splits.<split>` of the manifest."""
-        if self._files:
-            self._close_shard()
+
+def write_documents(
+    folder: Path, plan: ShardPlan, place: Place, ids: np.ndarray, ends: np.ndarray, docs: np.ndarray, *, vocab_size: int
+) -> int:
+    """Write whole documents at their place, and return their largest id, −1 for none.
+
+    `ids`: (N,) any unsigned dtype, flat. `ends`: (D,) exclusive end of each document in `ids`. `docs`: (D,) of DOC_DTYPE.
+    Raises ValueError for an id outside the vocabulary, or for what does not belong together, OSError when the disk is full.
+    """
+    if len(ends) != len(docs) or (len(ends) and int(ends[-1]) != len(ids)) or (not len(ends) and len(ids)):
+        raise ValueError(f"{len(ids)} ids, {len(ends)} ends and {len(docs)} documents do not belong together")
+    max_id = int(ids.max()) if len(ids) else -1
+    if max_id >= vocab_size:
+        raise ValueError(f"id {max_id} is outside the vocabulary of {vocab_size}")
+    columns = {
+        "bin": (ids.astype(token_dtype(vocab_size), copy=False), place.num_tokens),
+        "ends": (ends.astype(END_DTYPE) + np.asarray(place.num_tokens, END_DTYPE), place.num_documents),
+        "docs": (docs, place.num_documents),
+    }
+    for suffix, (array, offset) in columns.items():
+        path = plan.path(folder, suffix)
+        try:
+            with open(path, "r+b") as file:
+                file.seek(offset * array.dtype.itemsize)
+                file.write(np.ascontiguousarray(array).view(np.uint8).data)
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, str(path)) from e  # a write's own error does not say which disk
+    return max_id
+
+
+class ShardSealer:
+    """Hashes a shard's files, as far as they are written, and makes them durable; `finish` gives the manifest's entry."""
+
+    def __init__(self, folder: Path, plan: ShardPlan, *, vocab_size: int) -> None:
+        self._plan = plan
+        self._itemsize = np.dtype(token_dtype(vocab_size)).itemsize
+        self._paths = {suffix: plan.path(folder, suffix) for suffix in SUFFIXES}
+        self._digests = {suffix: hashlib.sha256() for suffix in SUFFIXES}
+        self._done = dict.fromkeys(SUFFIXES, 0)
+
+    def advance(self, num_tokens: int, num_documents: int) -> None:
+        """Hash up to so many tokens and documents, which are written."""
+        itemsizes = {"bin": self._itemsize, "ends": END_DTYPE.itemsize, "docs": DOC_DTYPE.itemsize}
+        for suffix in SUFFIXES:
+            upto = (num_tokens if suffix == "bin" else num_documents) * itemsizes[suffix]
+            with open(self._paths[suffix], "rb") as file:
+                file.seek(self._done[suffix])
+                while self._done[suffix] < upto and (chunk := file.read(min(HASH_CHUNK_BYTES, upto - self._done[suffix]))):
+                    self._digests[suffix].update(chunk)
+                    self._done[suffix] += len(chunk)
+
+    def finish(self, max_id: int) -> dict[str, Any]:
+        """Hash the rest, sync all, and return the shard's entry in the manifest. `max_id`: of all that was written."""
+        self.advance(self._plan.num_tokens, self._plan.num_documents)
+        for path in self._paths.values():
+            with open(path, "r+b") as file:
+                os.fsync(file.fileno())
         return {
-            "tokens": sum(s["tokens"] for s in self._shards),
-            "documents": sum(s["documents"] for s in self._shards),
-            "text_bytes": self._text_bytes,
-            "shards": self._shards,
+            "file": self._paths["bin"].name,
+            "tokens": self._plan.num_tokens,
+            "documents": self._plan.num_documents,
+            "max_id": max_id,
+            "bytes": self._plan.num_tokens * self._itemsize,
+            "sha256": self._digests["bin"].hexdigest(),
+            "ends_sha256": self._digests["ends"].hexdigest(),
+            "docs_sha256": self._digests["docs"].hexdigest(),
         }
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.abandon()

@@ -1,4 +1,4 @@
-"""Content hashes, and which of several equal documents stays."""
+"""Hashes of what documents and groups are, by which equal ones are known."""
 
 from __future__ import annotations
 
@@ -25,24 +25,12 @@ def content_hashes(texts: pa.LargeStringArray) -> np.ndarray:
     return hash128((view[a:b] for a, b in itertools.pairwise(edges)), len(texts))
 
 
-def group_keys(groups: pa.StringArray, hashes: np.ndarray) -> np.ndarray:
-    """What the split goes by: the hash of each document's group, or of its content where it has none: (D, 2) uint64."""
+def group_hashes(groups: pa.StringArray, hashes: np.ndarray) -> np.ndarray:
+    """What the split goes by: the hash of each document's group, or of its content where it has none: (D, 16) uint8."""
     keys = hashes.copy()
     named = np.flatnonzero(groups.is_valid().to_numpy(zero_copy_only=False))
     if len(named):
         # A group's name never equals a content hash by being some document's text: it is hashed under a prefix.
         names = groups.take(pa.array(named)).to_pylist()
         keys[named] = hash128((b"group\0" + name.encode() for name in names), len(named))
-    return np.ascontiguousarray(keys).view(">u8").astype(np.uint64)
-
-
-def first_occurrences(hashes: np.ndarray) -> np.ndarray:
-    """True where no earlier row has the same hash: (D,) bool for (D, 16) uint8."""
-    pairs = np.ascontiguousarray(hashes).view(np.uint64)
-    order = np.lexsort((pairs[:, 1], pairs[:, 0]))  # stable: equal hashes stay in order of position
-    ranked = pairs[order]
-    first = np.ones(len(hashes), bool)
-    first[1:] = (ranked[1:] != ranked[:-1]).any(axis=1)
-    keep = np.empty(len(hashes), bool)
-    keep[order] = first
-    return keep
+    return keys

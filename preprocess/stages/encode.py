@@ -66,19 +66,20 @@ def surround(ids: np.ndarray, ends: np.ndarray, front: np.ndarray, back: np.ndar
     """Put control ids around each document.
 
     `ids` (N,), `ends` (D,) as `encode` gives them; `front` (D, F) and `back` (D, K): ids to place before and after
-    each document, −1 for none. Returns the new flat ids, uint32, and the new ends.
+    each document, −1 for none. Returns the new flat ids, of the dtype of `ids`, and the new ends.
     """
-    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
     num_front, num_back = (front >= 0).sum(axis=1), (back >= 0).sum(axis=1)
+    if not num_front.any() and not num_back.any():
+        return ids, ends
     new_ends = ends + np.cumsum(num_front + num_back)
-    out = np.empty(int(new_ends[-1]) if len(ends) else 0, np.uint32)
     new_starts = np.concatenate([[0], new_ends[:-1]]).astype(np.int64)
-    shift = new_starts + num_front - starts
-    out[np.arange(len(ids)) + np.repeat(shift, ends - starts)] = ids
-    for column in range(front.shape[1]):
-        rows = np.flatnonzero(front[:, column] >= 0)
-        out[new_starts[rows] + (front[rows, :column] >= 0).sum(axis=1)] = front[rows, column]
-    for column in range(back.shape[1]):
-        rows = np.flatnonzero(back[:, column] >= 0)
-        out[new_ends[rows] - num_back[rows] + (back[rows, :column] >= 0).sum(axis=1)] = back[rows, column]
+    out = np.empty(int(new_ends[-1]), ids.dtype)
+    is_text = np.ones(len(out), bool)  # a mask moves 3 GB/s, an array of places half of that in eight times the memory
+    for table, base in ((front, new_starts), (back, new_ends - num_back)):
+        for column in range(table.shape[1]):
+            rows = np.flatnonzero(table[:, column] >= 0)
+            places = base[rows] + (table[rows, :column] >= 0).sum(axis=1)
+            out[places] = table[rows, column]
+            is_text[places] = False
+    out[is_text] = ids
     return out, new_ends

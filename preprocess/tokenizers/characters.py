@@ -43,15 +43,16 @@ class CharTokenizer(_Plain):
 
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
         data, borders = text_buffers(texts)
-        ids = self._ids[_code_points(data)]
+        ids = self._ids[code_points(data)]
         if len(ids) and ids.max() == NOT_IN_ALPHABET:
-            missing = chr(int(_code_points(data)[np.argmax(ids)]))
+            missing = chr(int(code_points(data)[np.argmax(ids)]))
             raise FolioError(f"the character {missing!r} is not in this build's alphabet; write without it, or use another tokenizer")
         return ids, _characters_before(data, borders[1:])
 
 
 class ByteTokenizer(_Plain):
     kind: ClassVar[str] = "byte"
+    is_byte_level = True
 
     def __init__(self, *, has_eot: bool) -> None:
         self._set_pieces([bytes([b]) for b in range(256)], has_eot=has_eot)
@@ -70,7 +71,7 @@ def train_char(texts: Iterable[str], *, has_eot: bool) -> CharTokenizer:
     return CharTokenizer("".join(sorted(seen)), has_eot=has_eot)
 
 
-def _code_points(utf8: np.ndarray) -> np.ndarray:
+def code_points(utf8: np.ndarray) -> np.ndarray:
     return np.frombuffer(utf8.tobytes().decode("utf-8").encode("utf-32-le"), np.uint32)
 
 

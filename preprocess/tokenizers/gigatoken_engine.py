@@ -5,6 +5,7 @@ The only file that imports gigatoken and awkward (0.2 s).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,34 +14,58 @@ import pyarrow as pa
 
 from preprocess.documents import text_buffers
 
-# gigatoken 0.10 keeps every word it ever saw: about 8 bytes for each byte of random words. A new one costs 50 ms, so
-# starting anew at this many bytes bounds it at about half a gigabyte whatever the text.
-RENEW_AFTER_BYTES = 64 << 20
+# gigatoken 0.10 keeps every word it ever saw: natural text settles at 300 MB, random words take 8 bytes for each of theirs. A new one
+# costs 50 ms and a slower start.
+MAX_CACHE_BYTES = 256 << 20
+MAX_ENCODED_BYTES = 64 << 20  # where the system does not tell how much memory a process holds
+PAGE_BYTES = 4096
 
 
 class GigatokenEngine:
-    """Encodes batches with a gigatoken tokenizer that `make` creates anew from time to time.
+    """Encodes batches with a gigatoken tokenizer that `make` creates anew when it has grown too large.
 
     Raises ImportError where gigatoken or awkward cannot be imported.
     """
 
-    def __init__(self, make: Callable[[Any], Any]) -> None:
+    def __init__(self, make: Callable[[Any], Any], *, num_threads: int = 1) -> None:
         """`make`: given the class gigatoken.Tokenizer, returns one. It must know no control token: it would see them in text."""
+        os.environ.setdefault("RAYON_NUM_THREADS", str(num_threads))
         import awkward
         import gigatoken
 
         self._awkward, self._make, self._class = awkward, make, gigatoken.Tokenizer
-        self._tokenizer = make(self._class)
-        self._encoded_bytes = 0
+        self._is_parallel = num_threads > 1
+        self._renew()
+
+    def _renew(self) -> None:
+        self._tokenizer: Any = None  # the old one's memory goes before the new one's comes
+        self._tokenizer = self._make(self._class)
+        self._encoded_bytes, self._resident_bytes = 0, resident_bytes()
 
     def encode(self, texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
         """Flat ids (N,) uint32 and each text's exclusive end (D,) int64."""
         contents, index = self._awkward.contents, self._awkward.index
         data, borders = text_buffers(texts)
-        if self._encoded_bytes > RENEW_AFTER_BYTES:
-            self._tokenizer, self._encoded_bytes = self._make(self._class), 0
+        if self._is_full(len(data)):
+            self._renew()
         self._encoded_bytes += len(data)
         characters = contents.NumpyArray(data, parameters={"__array__": "char"})
         column = contents.ListOffsetArray(index.Index64(borders), characters, parameters={"__array__": "string"})
-        layout = self._tokenizer.encode_batch(self._awkward.Array(column)).layout
+        layout = self._tokenizer.encode_batch(self._awkward.Array(column), parallel=self._is_parallel).layout
         return np.asarray(layout.content.data), np.asarray(layout.offsets.data)[1:]
+
+    def _is_full(self, num_bytes: int) -> bool:
+        now = resident_bytes()
+        if now is None or self._resident_bytes is None:
+            return self._encoded_bytes > MAX_ENCODED_BYTES
+        # What else a process holds comes and goes with the batch: only growth beyond several batches is the cache's.
+        return now - self._resident_bytes > MAX_CACHE_BYTES + 4 * num_bytes
+
+
+def resident_bytes() -> int | None:
+    """Memory that this process holds; None where the system does not say so in a file (all but Linux)."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * PAGE_BYTES
+    except OSError:
+        return None

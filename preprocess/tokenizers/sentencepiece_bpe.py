@@ -10,13 +10,14 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.recipe import MIN_PIECES
-from preprocess.tokenizers.interface import Encoded, TwoEngineTokenizer, from_lists
+from preprocess.tokenizers.interface import Encoded, TwoEngineTokenizer, find_loss, from_lists, read_bounded
 
 MODEL_FILE = "sentencepiece.model"
 SPACE = "\u2581"
@@ -34,26 +35,30 @@ TRAINING: dict[str, Any] = {
     "split_by_unicode_script": True,
     "character_coverage": 0.9995,
 }
-_PROBE = ("", " ", "\n\n \n", "a  b\t\tc", "Привет, мир! Hello 123", "<bos> <eos></s> <0x0A>", "日本語 👩‍👩‍👧", "\u00a0x\u200b e\u0301")
 
 
 class SentencePieceTokenizer(TwoEngineTokenizer):
     kind: ClassVar[str] = "sentencepiece"
     reference_engine: ClassVar[str] = "sentencepiece"
-    probe: ClassVar[tuple[str, ...]] = _PROBE
 
-    def __init__(self, model: bytes) -> None:
-        """`model`: a serialised SentencePiece ModelProto. Raises RuntimeError where it is none."""
+    def __init__(self, model: bytes, *, training: dict[str, Any] | None = None) -> None:
+        """`model`: a serialised SentencePiece ModelProto, ours or another's; `training`: what it was trained with, if known.
+
+        Another's may normalise, put a space in front, or know characters it cannot spell: `loss` then says so, and
+        decoding gives what the pieces spell. Raises RuntimeError where it is no model.
+        """
         import sentencepiece
 
         self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
-        p = self._processor
-        self.pad_id, self.unk_id, self.bos_id, self.eot_id = p.pad_id(), p.unk_id(), p.bos_id(), p.eos_id()
-        self.special_tokens = {p.id_to_piece(i): i for i in range(p.get_piece_size()) if p.is_control(i) or p.is_unknown(i)}
-        self.pieces = [self._piece(i) for i in range(p.get_piece_size())]
+        p, ids = self._processor, range(self._processor.get_piece_size())
+        self.pad_id, self.unk_id, self.bos_id, self.eot_id = (_or_none(i) for i in (p.pad_id(), p.unk_id(), p.bos_id(), p.eos_id()))
+        self.special_tokens = {p.id_to_piece(i): i for i in ids if p.is_control(i) or p.is_unknown(i)}
+        self.pieces = [self._piece(i) for i in ids]
+        self.fallback_ids = [i for i in ids if p.is_byte(i)]
         self.files = {MODEL_FILE: model}
-        self.settings = {"num_pieces": p.get_piece_size(), **TRAINING}
+        self.settings = {"num_pieces": len(ids), **(training or {})}
         self.engine = self.reference_engine
+        self.loss = find_loss(self, self.probe)
 
     def _piece(self, i: int) -> bytes:
         if self._processor.is_control(i) or self._processor.is_unknown(i):
@@ -71,6 +76,18 @@ class SentencePieceTokenizer(TwoEngineTokenizer):
 
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
         return from_lists(self._processor.encode(texts.to_pylist(), num_threads=1))
+
+
+def _or_none(i: int) -> int | None:
+    return i if i >= 0 else None  # SentencePiece says -1 for a control piece that a model lacks
+
+
+def load(path: Path) -> SentencePieceTokenizer:
+    """The model in the file `path`. Raises FolioError where it is none."""
+    try:
+        return SentencePieceTokenizer(read_bounded(path))
+    except RuntimeError as e:
+        raise FolioError(f"{path} is no SentencePiece model; wanted the .model file that its trainer wrote") from e
 
 
 def train(texts: Iterable[str], *, num_pieces: int) -> SentencePieceTokenizer:
@@ -92,7 +109,7 @@ def train(texts: Iterable[str], *, num_pieces: int) -> SentencePieceTokenizer:
         )  # fmt: skip
     except RuntimeError as e:
         raise _explain(e, num_pieces) from e
-    return SentencePieceTokenizer(model.getvalue())
+    return SentencePieceTokenizer(model.getvalue(), training=TRAINING)
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:

@@ -1,0 +1,108 @@
+"""What is to be built, from which files, in which partitions, and whether there is room for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preprocess.download import find_file
+from preprocess.errors import FolioError, MisuseError
+from preprocess.progress import Progress
+from preprocess.readers import check_source
+from preprocess.recipe import Recipe
+from preprocess.shards.files import sha256_bytes
+from preprocess.sources import Partition, Piece, Source, cut, describe_sources, find_inputs
+from preprocess.synthetic import VOCABULARY_FILE, vocabulary_file
+from preprocess.tokenizers import load_named, tokenizer_kind
+from preprocess.tokenizers.interface import Tokenizer
+
+# Work and shards together, in bytes for a byte of input: ids of two bytes, at four bytes of text each, twice, and tables.
+DISK_PER_INPUT_BYTE = 1.5
+COMPRESSED = 4  # how much text a compressed file may hold for each of its bytes
+SYNTHETIC_BYTES_PER_PAIR = 400
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known before the first document is read."""
+
+    recipe: Recipe
+    sources: list[Source]
+    partitions: list[Partition]
+    tokenizer_kind: str
+    tokenizer: Tokenizer | None  # where it needs no training
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The manifest's `sources`."""
+        return [source.entry() for source in self.sources]
+
+    def partition_bytes(self) -> list[int]:
+        """About how many bytes of input each partition is, for the bar."""
+        return [sum(_piece_bytes(self.sources[piece.source], piece) for piece in p.pieces) for p in self.partitions]
+
+
+def _piece_bytes(source: Source, piece: Piece) -> int:
+    if source.format == "parquet" or piece.stop is None:
+        return source.size_bytes if piece.stop is None else source.size_bytes // max(piece.stop, 1) * (piece.stop - piece.start)
+    return piece.stop - piece.start
+
+
+def make_plan(recipe: Recipe, source: Path | None, progress: Progress) -> Plan:
+    """The inputs found, vouched for and cut; the tokenizer loaded. Raises MisuseError or FolioError."""
+    kind = tokenizer_kind(recipe.tokenizer)
+    sources = _sources(recipe, source, progress)
+    formats = {s.format for s in sources}
+    if recipe.format == "auto" and len(formats) == 1:
+        # Known now, so that settings of other formats do not tell apart builds that are alike.
+        recipe = dataclasses.replace(recipe, format=formats.pop())
+    if recipe.split == "contiguous" and formats - {"text"}:
+        raise MisuseError(f"split is 'contiguous', which cuts text files, and {sources[0].path} is {sources[0].format}; wanted 'exact'")
+    for entry in sources:
+        check_source(entry, recipe)
+    is_trained = recipe.tokenizer in ("sentencepiece", "char")
+    tokenizer = None if is_trained else load_named(recipe.tokenizer, has_eot=recipe.eot == "append")
+    if tokenizer is not None and tokenizer.loss is not None:
+        progress.warn(f"the tokenizer does not give every text back as it was: {tokenizer.loss}")
+    if recipe.tokenizer != recipe.resolved()["tokenizer"] and tokenizer is not None:
+        recipe = dataclasses.replace(recipe, tokenizer_sha256=sha256_bytes(b"".join(tokenizer.files.values())))
+    return Plan(recipe, sources, cut(sources, recipe), kind, tokenizer)
+
+
+def _sources(recipe: Recipe, source: Path | None, progress: Progress) -> list[Source]:
+    if source is not None and (len(recipe.files) != 1 or recipe.inputs):
+        raise MisuseError(f"--source stands for one file, {recipe.corpus} has {len(recipe.files)}; leave it out")
+    if recipe.format == "synthetic":
+        if recipe.inputs:
+            raise MisuseError(f"--input {recipe.inputs[0]}: {recipe.corpus} is generated and reads no file; leave it out")
+        vocabulary = vocabulary_file()
+        return [Source(0, VOCABULARY_FILE, "", "synthetic", "", len(vocabulary), 0, sha256_bytes(vocabulary), {})]
+    if recipe.inputs:
+        progress.say(f"reading the names and checksums of {', '.join(recipe.inputs)[:200]}")
+        return describe_sources(find_inputs(recipe.inputs), recipe, {})
+    if not recipe.files:
+        where = f"the Parquet files of {recipe.hub}" if recipe.hub else "its files"
+        raise MisuseError(f"{recipe.corpus} is not fetched by itself; pass --input with {where}, for example --input 'data/*.parquet'")
+    paths = [find_file(recipe.corpus, file, source=source, progress=progress) for file in recipe.files]
+    vouched = {file.name: file.sha256 for file in recipe.files}
+    return describe_sources([(file.name, path) for file, path in zip(recipe.files, paths, strict=True)], recipe, vouched)
+
+
+def estimated_disk_bytes(plan: Plan) -> int:
+    """About how much disk the build needs while it is made."""
+    if plan.recipe.format == "synthetic":
+        return plan.recipe.num_pairs * SYNTHETIC_BYTES_PER_PAIR
+    sizes = (s.size_bytes * (COMPRESSED if s.compression or s.format == "parquet" else 1) for s in plan.sources)
+    return int(sum(sizes) * DISK_PER_INPUT_BYTE)
+
+
+def require_space(plan: Plan, folder: Path) -> None:
+    """Raise FolioError where the disk of `folder` has visibly too little room."""
+    needed, free = estimated_disk_bytes(plan), shutil.disk_usage(folder).free
+    if needed > free:
+        raise FolioError(
+            f"no space left on the disk: {folder} has {free:,} bytes free, this build may need about {needed:,}; free some, or choose "
+            "another disk with --output"
+        )

@@ -1,0 +1,133 @@
+"""JSON lines → records. A line that cannot be read is kept aside and counted; the others are not harmed.
+
+orjson reads line by line: one parser for good and bad lines alike, so that no byte depends on which of them share a block. Arrow's
+own reader would be faster, but gives up a block for one bad line, and takes text that looks like a date for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from preprocess.errors import FolioError
+from preprocess.readers.opening import blocks
+from preprocess.readers.records import Losses, Needed, Records, needed_columns, require_columns
+from preprocess.readers.runs import longest_record, refuse_oversized, runs
+from preprocess.recipe import Recipe
+from preprocess.sources import Piece, Source
+
+TYPES = {"text": pa.large_string(), "number": pa.float64(), "boolean": pa.bool_(), "null": pa.large_string()}
+NOT_UTF8 = "is not UTF-8"
+
+
+def check_jsonl(source: Source, recipe: Recipe) -> None:
+    """Raise MisuseError where the first line of `source` is an object that lacks a column which the recipe needs."""
+    head = next(blocks(source, 0, None if source.compression else min(source.size_bytes, 1 << 20)), b"")
+    try:
+        first = orjson.loads(head.lstrip().partition(b"\n")[0])
+    except orjson.JSONDecodeError:
+        return  # the reader will tell
+    if isinstance(first, dict):
+        require_columns(source, needed_columns(recipe), list(first))
+
+
+def read_jsonl(source: Source, piece: Piece, recipe: Recipe, losses: Losses) -> Iterator[Records]:
+    """The records of `piece`, each needed column of the kind it is needed as; a key that a line lacks is null."""
+    needed = needed_columns(recipe)
+    number = 0
+    for offset, run in runs(source, piece.start, piece.stop, recipe, losses):
+        rows: list[tuple[list[Any], list[Any]]] = []
+        starts = []
+        for line in run.split(b"\n"):
+            start, offset = offset, offset + len(line) + 1
+            if len(line) > longest_record(source, recipe):
+                refuse_oversized(f"{source.path}: at byte {start:,} begins", recipe)
+                losses.counts["oversized"] += 1
+            elif line.strip():
+                row = _row(line, needed, recipe, losses)
+                if row == NOT_UTF8:
+                    _refuse_utf8(source, start, line, recipe)
+                    losses.counts["invalid_utf8"] += 1
+                elif isinstance(row, str):
+                    losses.refuse(source.name, f"byte {start}", row, line)
+                else:
+                    rows.append(row)
+                    starts.append(start)
+        if rows:
+            columns = _arrays(needed.columns, [row[0] for row in rows])
+            yield Records(columns, number, _arrays(needed.where, [row[1] for row in rows]), np.array(starts, np.int64))
+        number += len(rows)
+
+
+def _arrays(kinds: dict[str, str], rows: list[list[Any]]) -> dict[str, pa.Array]:
+    values = zip(*rows, strict=True) if kinds else ()
+    return {name: pa.array(column, TYPES[kind]) for (name, kind), column in zip(kinds.items(), values, strict=True)}
+
+
+def _row(line: bytes, needed: Needed, recipe: Recipe, losses: Losses) -> tuple[list[Any], list[Any]] | str:
+    """What `line` holds of the needed columns and of the condition's, or why it cannot be used."""
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError as e:
+        if _is_utf8(line):
+            return f"no JSON: {e}"
+        if recipe.invalid_utf8 != "replace":
+            return NOT_UTF8
+        losses.counts["invalid_utf8"] += 1
+        return _row(line.decode("utf-8", "replace").encode(), needed, recipe, losses)
+    if not isinstance(record, dict):
+        return f"a JSON {_json_type(record)}, wanted an object"
+    try:
+        columns = [_as_text(record.get(name), name, needed) for name in needed.columns]
+        return columns, [_as_kind(record.get(name), name, kind) for name, kind in needed.where.items()]
+    except TypeError as e:
+        return str(e)
+
+
+def _as_text(value: Any, name: str, needed: Needed) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if name == needed.strict or not isinstance(value, bool | int | float):
+        raise TypeError(f"{name} is a {_json_type(value)}, wanted text")
+    return orjson.dumps(value).decode()
+
+
+def _as_kind(value: Any, name: str, kind: str) -> Any:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = {"number": is_number, "text": isinstance(value, str), "boolean": isinstance(value, bool), "null": True}
+    if value is None or fits[kind]:
+        return str(value) if kind == "null" and value is not None else value
+    raise TypeError(f"{name} is a {_json_type(value)}, the condition wants {kind}")
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _refuse_utf8(source: Source, start: int, line: bytes, recipe: Recipe) -> None:
+    if recipe.invalid_utf8 == "error":
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as e:
+            raise FolioError(explain_utf8(source.path, start + e.start, line[e.start], e.reason)) from e
+
+
+def explain_utf8(path: str, offset: int, byte: int, reason: str) -> str:
+    """The line for bytes that are no UTF-8."""
+    return (
+        f"{path} is not UTF-8: byte 0x{byte:02x} at offset {offset:,} ({reason}); convert it, for example with "
+        "`iconv -f WINDOWS-1251 -t UTF-8`, or pass --invalid-utf8 replace or skip"
+    )
+
+
+def _json_type(value: Any) -> str:
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")

@@ -1,0 +1,49 @@
+"""What a tokenizer of the corpus' own is trained on: its training documents, at most about `sample_bytes` of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from preprocess.buckets import two_halves
+from preprocess.decide import Decided
+from preprocess.prepare import spilled_texts
+from preprocess.progress import Progress
+from preprocess.recipe import Recipe
+from preprocess.shards.windows import keyed_hash
+from preprocess.tokenizers import characters, sentencepiece_bpe
+from preprocess.tokenizers.interface import Tokenizer
+from preprocess.work import TRAIN, WorkFolder
+
+
+def train_tokenizer(recipe: Recipe, work: WorkFolder, decided: Decided, receipts: list[dict[str, Any]], progress: Progress) -> Tokenizer:
+    """The tokenizer that `recipe` asks for: characters of both sides, or pieces of the training side's documents."""
+    if recipe.tokenizer == "char":
+        points = sorted({point for receipt in receipts for point in receipt["alphabet"]})
+        return characters.CharTokenizer("".join(map(chr, points)), has_eot=recipe.eot == "append")
+    count = sum(int((sides == TRAIN).sum()) for _, sides in decided.partitions())
+    progress.say(
+        f"training {recipe.num_pieces:,} SentencePiece pieces on {count:,} training documents, at most {recipe.sample_bytes:,} bytes"
+    )
+    return sentencepiece_bpe.train(_sample(recipe, work, decided), num_pieces=recipe.num_pieces)
+
+
+def _sample(recipe: Recipe, work: WorkFolder, decided: Decided) -> Iterator[str]:
+    """Training documents in reading order: all, or of more than `sample_bytes` those with a small keyed hash of their content."""
+    total = 0
+    for number, sides in decided.partitions():
+        total += int(work.documents(number)["text_bytes"][sides == TRAIN].sum(dtype=np.int64))
+    share = min(Fraction(recipe.sample_bytes, max(total, 1)), Fraction(1))
+    limit = min(int(share * 2**64), 2**64 - 1)
+    for number, sides in decided.partitions():
+        high, low = two_halves(work.documents(number)["hash"])
+        chosen = (sides == TRAIN) & (keyed_hash(recipe.seed, high ^ low) <= np.uint64(limit))
+        first = 0
+        for texts in spilled_texts(work, number):
+            for text in texts.filter(pa.array(chosen[first : first + len(texts)])):
+                yield text.as_py()
+            first += len(texts)
