@@ -135,18 +135,24 @@ def build(
     What is not given comes from the corpus' recipe. Run again, the same command finds its build there and does nothing; a build that
     was interrupted goes on where it was.
     """
+    from preprocess.engines import default_workers, warm_up
+    from preprocess.sources import PARTITION_BYTES, input_bytes
+
+    recipe = _load(corpus, inputs, clean, overrides)
+    workers = workers or default_workers()
+    if workers > 1 and input_bytes(recipe) > PARTITION_BYTES:
+        warm_up()  # half a second that passes while this process imports and hashes
+
     from preprocess.build import build as run_build
-    from preprocess.engines import default_workers
     from preprocess.progress import Progress
     from preprocess.shards.format import Build, check_name, default_root
 
-    recipe = _load(corpus, inputs, clean, overrides)
     name = check_name(recipe.corpus if name is None else name)
     folder = default_root() / name if output is None else output
     # A build cleans up after itself on the way out; SIGTERM takes the same way as Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: _interrupt())
     progress = Progress(quiet=quiet or as_json)
-    is_new = run_build(recipe, folder, name=name, source=source, replace=replace, progress=progress, workers=workers or default_workers())
+    is_new = run_build(recipe, folder, name=name, source=source, replace=replace, progress=progress, workers=workers)
     made = Build(folder)
     if as_json:
         import json

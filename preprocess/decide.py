@@ -162,32 +162,37 @@ def _border(decided: Decided, work: WorkFolder, seed: int, rank: Callable[[int, 
     buckets = Buckets(work.path, "groups", GROUP, decided.num_kept)
     for _, _, groups in _keyed_groups(decided, work, seed):
         buckets.append(groups)
-    sizes = []
+    sizes, last = [], None
     for rows in buckets:
-        ordered, counts = _distinct(rows)
-        sizes.append((len(ordered), counts))
-    total = sum(n for n, _ in sizes)
-    wanted = rank(total, np.concatenate([counts for _, counts in sizes]))
+        last = rows, *_distinct(rows)
+        sizes.append(last[2])
+    total = sum(map(len, sizes))
+    wanted = rank(total, np.concatenate(sizes))
     border = None
-    for rows, (count, _) in zip(buckets, sizes, strict=True):
-        if 0 < wanted <= count:
-            last = _distinct(rows)[0][wanted - 1]
-            border = int(last["h"]), int(last["high"]), int(last["low"])
-        wanted -= count
+    for rows, counts in zip([last[0]] if last and len(sizes) == 1 else buckets, sizes, strict=True):
+        if 0 < wanted <= len(counts):
+            order = last[1] if last and rows is last[0] else _distinct(rows)[0]
+            group = rows[order[wanted - 1]]
+            border = int(group["h"]), int(group["high"]), int(group["low"])
+        wanted -= len(counts)
     buckets.delete()
     return total, border
 
 
 def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct groups of (N,) GROUP in order, and how many rows each has."""
+    """Of (N,) GROUP, the places of the distinct groups in order, and how many rows each has."""
     order = np.argsort(rows["h"])
-    if (rows["h"][order][1:] == rows["h"][order][:-1]).any():
-        order = np.lexsort((rows["low"], rows["high"], rows["h"]))  # ties of the 64-bit key are settled by the 128 bits themselves
-    ordered = rows[order]
-    is_new = np.ones(len(ordered), bool)
-    is_new[1:] = ordered[1:] != ordered[:-1]
+    keys = rows["h"][order]
+    is_new = np.ones(len(rows), bool)
+    is_new[1:] = keys[1:] != keys[:-1]
+    if is_new.all():
+        return order, np.ones(len(rows), np.int64)
+    order = np.lexsort((rows["low"], rows["high"], rows["h"]))  # ties of the 64-bit key are settled by the 128 bits themselves
+    for name in ("high", "low"):
+        ordered = rows[name][order]
+        is_new[1:] |= ordered[1:] != ordered[:-1]
     starts = np.flatnonzero(is_new)
-    return ordered[starts], np.diff(np.append(starts, len(ordered)))
+    return order[starts], np.diff(np.append(starts, len(rows)))
 
 
 def _is_within(keys: np.ndarray, high: np.ndarray, low: np.ndarray, border: Border | None) -> np.ndarray:

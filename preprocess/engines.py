@@ -97,6 +97,16 @@ class ProcessPool:
             worker.stop()
 
 
+def warm_up() -> None:
+    """Have the modules that workers need imported by the server they are forked from, while this process does something else."""
+    if START_METHOD == "forkserver":
+        from multiprocessing import forkserver
+
+        multiprocessing.get_context(START_METHOD).set_forkserver_preload(PRELOADED)
+        with _without_main():
+            forkserver.ensure_running()
+
+
 class _Worker:
     """One process, this end of its pipe, and the task it has."""
 

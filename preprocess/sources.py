@@ -92,6 +92,11 @@ def find_inputs(inputs: Iterable[str]) -> list[tuple[str, Path]]:
     return named
 
 
+def input_bytes(recipe: Recipe) -> int:
+    """About how many bytes there are to read."""
+    return sum(path.stat().st_size for _, path in find_inputs(recipe.inputs)) if recipe.inputs else sum(file.bytes for file in recipe.files)
+
+
 def _expand(entry: str) -> Iterator[Path]:
     path = Path(entry)
     if path.is_dir():

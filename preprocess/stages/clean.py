@@ -53,10 +53,16 @@ def _count_bytes(texts: pa.LargeStringArray, is_meant: Callable[[np.ndarray], np
     return sum(int(np.count_nonzero(is_meant(data[start : start + SCAN_BYTES]))) for start in range(0, len(data), SCAN_BYTES))
 
 
-def _may_be_control(data: np.ndarray) -> np.ndarray:
-    # 0xC2 begins the characters from U+0080 to U+00BF, of which half are control characters.
-    is_low = (data < 0x20) & (data != 0x0A) & (data != 0x09)
-    return is_low | (data == 0x7F) | (data == 0xC2)
+def _has_control(texts: pa.LargeStringArray) -> bool:
+    if _count_bytes(texts, lambda data: ((data < 0x20) & (data != 0x0A) & (data != 0x09)) | (data == 0x7F)):
+        return True
+    data, _ = text_buffers(texts)
+    for start in range(0, len(data), SCAN_BYTES):
+        # 0xC2 begins the characters from U+0080 to U+00BF, of which the first half are control characters.
+        begins = start + np.flatnonzero(data[start : start + SCAN_BYTES] == 0xC2)
+        if len(begins) and bool((data[begins + 1] < 0xA0).any()):
+            return True
+    return False
 
 
 def _line_ends(texts: pa.LargeStringArray) -> tuple[pa.Array, int]:
@@ -68,7 +74,7 @@ def _line_ends(texts: pa.LargeStringArray) -> tuple[pa.Array, int]:
 
 
 def _control_characters(texts: pa.LargeStringArray) -> tuple[pa.Array, int]:
-    if not _count_bytes(texts, _may_be_control):
+    if not _has_control(texts):
         return texts, 0
     needs = pc.match_substring_regex(texts, CONTROL_CHARACTERS)
     return _mend(texts, needs, lambda rows: pc.replace_substring_regex(rows, CONTROL_CHARACTERS, ""))
@@ -99,7 +105,8 @@ def _rows_that_may_compose(texts: pa.LargeStringArray) -> np.ndarray:
     found = []
     for start in range(0, len(data), SCAN_BYTES):
         chunk = data[start : start + SCAN_BYTES]
-        suspects = start + np.flatnonzero((chunk >= 0xCC) & ((chunk & 0xFE) != 0xD0) & ((chunk < 0xE4) | (chunk > 0xE9)))
+        suspects = start + np.flatnonzero((chunk >= 0xCC) & ((chunk & 0xFE) != 0xD0))
+        suspects = suspects[(data[suspects] < 0xE4) | (data[suspects] > 0xE9)]
         if len(suspects):
             first, second, third = data[suspects], data[suspects + 1], data[np.minimum(suspects + 2, len(data) - 1)]
             is_general = (first == 0xE2) & (((second == 0x80) & (third >= 0x82)) | (second == 0x81) | (second == 0x82))
