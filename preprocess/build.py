@@ -18,7 +18,7 @@ from preprocess.assemble import Target, assemble
 from preprocess.build_log import BuildLog, made_with
 from preprocess.decide import Decided, decide_sides
 from preprocess.engines import InProcess, ProcessPool, Task, WorkerDied
-from preprocess.errors import FolioError
+from preprocess.errors import FolioError, MisuseError
 from preprocess.placement import Placement, place
 from preprocess.plan import Plan, make_plan, require_space
 from preprocess.prepare import Job, encode_partition, has_bos, prepare_partition
@@ -30,6 +30,8 @@ from preprocess.shards.files import canonical_json, readable_json, sha256_bytes,
 from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR
 from preprocess.stages.encode import EngineMismatch
 from preprocess.stats import describe_build
+from preprocess.tokenizers import TRAINED
+from preprocess.tokenizers.folders import save
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.training_texts import train_tokenizer
 from preprocess.work import REFUSED, open_work, work_root
@@ -67,6 +69,28 @@ def build(
                     progress.warn(f"{e}; the reference library encodes the whole build")
                     log.note("engine_fallback", str(e))
     return True
+
+
+def train_alone(recipe: Recipe, output: Path, *, source: Path | None, replace: bool, progress: Progress, workers: int) -> Tokenizer:
+    """Train the tokenizer that `recipe` asks for as a build would, and write its files to the folder `output`.
+
+    Raises MisuseError where it is one that is not trained, or where `output` holds one and `replace` is not set.
+    """
+    if recipe.tokenizer not in TRAINED:
+        raise MisuseError(f"the {recipe.tokenizer} tokenizer is not trained; wanted one of {', '.join(TRAINED)}")
+    output = output.resolve()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not replace:
+        raise MisuseError(f"{output} is there already; pass --replace, or choose another --output")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(output):
+        plan = make_plan(recipe, source, progress)
+        num_workers = max(min(workers, len(plan.partitions)), 1)
+        with _kept_for_the_next(output, progress), ProcessPool(num_workers) if num_workers > 1 else InProcess() as pool:
+            attempt = _Attempt(plan, output, output.name, pool, progress, BuildLog(), use_reference=False, num_threads=1)
+            tokenizer = attempt.train()
+            save(tokenizer, output)
+            attempt.clear()
+    return tokenizer
 
 
 @contextmanager
@@ -120,7 +144,28 @@ class _Attempt:
         shards = self._assemble(prepared, placement, aside)
         self._seal(prepared, placement, shards, aside)
         publish(aside, self._folder)
-        self._clear()
+        self.clear()
+
+    def train(self) -> Tokenizer:
+        """The tokenizer of the build, and no more."""
+        receipts = self._read()
+        return self._train(receipts, self._decide(receipts))
+
+    def _read(self) -> list[dict[str, Any]]:
+        with self._log.phase("prepare"):
+            partitions = [(p.number, (self._job, p)) for p in self._plan.partitions]
+            return self._run("prepare", prepare_partition, partitions, self._plan.partition_bytes())
+
+    def _decide(self, receipts: list[dict[str, Any]]) -> Decided:
+        with self._log.phase("decide"):
+            decided = decide_sides(self._recipe, self._work, [receipt["num_documents"] for receipt in receipts])
+        if decided.note:
+            self._progress.warn(decided.note)
+        return decided
+
+    def _train(self, receipts: list[dict[str, Any]], decided: Decided) -> Tokenizer:
+        with self._log.phase("train_tokenizer"):
+            return train_tokenizer(self._recipe, self._work, decided, receipts, self._progress)
 
     def _prepare(self) -> _Prepared:
         """Every partition read, the sides decided, and every document encoded."""
@@ -128,15 +173,11 @@ class _Attempt:
         if self._plan.tokenizer is not None:
             tokenizer = self._plan.tokenizer
             self._job = self._with_tokenizer(tokenizer)
-        with self._log.phase("prepare"):
-            partitions = [(p.number, (self._job, p)) for p in self._plan.partitions]
-            receipts = self._run("prepare", prepare_partition, partitions, self._plan.partition_bytes())
-        with self._log.phase("decide"):
-            decided = decide_sides(self._recipe, self._work, [receipt["num_documents"] for receipt in receipts])
+        receipts = self._read()
+        decided = self._decide(receipts)
         if tokenizer is None:
-            with self._log.phase("train_tokenizer"):
-                tokenizer = train_tokenizer(self._recipe, self._work, decided, receipts, self._progress)
-                self._job = self._with_tokenizer(tokenizer)
+            tokenizer = self._train(receipts, decided)
+            self._job = self._with_tokenizer(tokenizer)
             with self._log.phase("encode"):
                 numbers = [(p.number, (self._job, p.number)) for p in self._plan.partitions]
                 self._note_engines(self._run("encode", encode_partition, numbers, [receipt["text_bytes"] for receipt in receipts]))
@@ -219,7 +260,7 @@ class _Attempt:
         }
         write_durable(aside / MANIFEST, readable_json(shard_format.seal(fields)))
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         """Delete the work folder; what could not be read stays, in one file beside the builds."""
         root = work_root(self._folder)
         refused = sorted(self._work.path.glob("part-*.refused"))

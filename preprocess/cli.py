@@ -253,7 +253,9 @@ def corpora() -> None:
     for name in builtin_corpora():
         recipe = load_recipe(name)
         num_bytes = sum(file.bytes for file in recipe.files)
-        rows.append((name, recipe.licence, f"{num_bytes:,} bytes" if num_bytes else "generated", recipe.description))
+        size = f"{num_bytes:,} bytes" if num_bytes else recipe.size
+        where = f"; --input with the Parquet files of {recipe.hub}" if recipe.hub else ""
+        rows.append((name, recipe.licence, size, recipe.description + where))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     for row in rows:
         click.echo(one_line("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]])))
@@ -277,16 +279,107 @@ def verify(name: str) -> None:
 
 @main.command()
 @click.argument("name")
-@click.option("--format", "format_", type=click.Choice(["nanogpt"]), required=True, help="Whose files to write.")
+@click.option("--format", "format_", type=click.Choice(["nanogpt", "text"]), required=True, help="Whose files to write.")
+@click.option("--by", type=click.Choice(["language"]), help="Text only: a file for each language.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write them to.")
 @click.option("--replace", is_flag=True, help="Write over files that are there.")
-def export(name: str, format_: str, output: Path, replace: bool) -> None:
-    """Write a build in another tool's format. NAME: a build or its folder."""
-    from preprocess.interchange import export_nanogpt
+def export(name: str, format_: str, by: str | None, output: Path, replace: bool) -> None:
+    """Write a build in another tool's format, or as text. NAME: a build or its folder."""
+    from preprocess.interchange import export_nanogpt, export_text
     from preprocess.shards.format import Build
 
-    for path in export_nanogpt(Build(name), output, replace=replace):
+    if by is not None and format_ != "text":
+        raise click.UsageError("--by goes with --format text")
+    if format_ == "text":
+        paths = export_text(Build(name), output, by_language=by is not None, replace=replace)
+    else:
+        paths = export_nanogpt(Build(name), output, replace=replace)
+    for path in paths:
         click.echo(f"{one_line(str(path))}  {os.path.getsize(path):,} bytes")
+
+
+@main.command()
+@_recipe_options
+@click.option("-n", "num_documents", type=click.IntRange(1), default=200, show_default=True, metavar="N", help="Documents to look at.")
+@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Of the build that is foreseen.  [default: the cores, at most 8]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def sample(
+    corpus: str | None, inputs: tuple[str, ...], source: Path | None, clean: str | None, num_documents: int, workers: int | None,
+    as_json: bool, **overrides: Any,
+) -> None:  # fmt: skip
+    """Tell what a build would be like: tokens per document, speed, and the time, disk and memory it will need."""
+    from preprocess.engines import default_workers
+    from preprocess.plan import make_plan
+    from preprocess.progress import Progress
+    from preprocess.sampling import sample_build, spell_sample
+
+    plan = make_plan(_load(corpus, inputs, clean, overrides), source, Progress(quiet=True))
+    result = sample_build(plan, num_documents, workers=workers or default_workers())
+    if as_json:
+        import json
+
+        click.echo(json.dumps(result, ensure_ascii=False, indent=2))
+    else:
+        click.echo("\n".join(map(one_line, spell_sample(result))))
+
+
+@main.group()
+def tokenizer() -> None:
+    """Train a tokenizer on its own, or look at one."""
+
+
+@tokenizer.command()
+@_recipe_options
+@click.option("--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write it to.")
+@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Processes to work in.  [default: the cores, at most 8]")
+@click.option("--replace", is_flag=True, help="Write over a tokenizer that is there.")
+@click.option("--quiet", is_flag=True, help="Print the result and warnings only.")
+def train(
+    corpus: str | None, inputs: tuple[str, ...], source: Path | None, clean: str | None, output: Path, workers: int | None,
+    replace: bool, quiet: bool, **overrides: Any,
+) -> None:  # fmt: skip
+    """Train SentencePiece pieces, or collect the characters, of a corpus' training documents; `build --tokenizer DIR` uses them."""
+    from preprocess.build import train_alone
+    from preprocess.engines import default_workers
+    from preprocess.progress import Progress
+
+    recipe = _load(corpus, inputs, clean, {**overrides, "tokenizer": overrides["tokenizer"] or "sentencepiece"})
+    progress = Progress(quiet=quiet)
+    signal.signal(signal.SIGTERM, lambda *_: _interrupt())
+    made = train_alone(recipe, output, source=source, replace=replace, progress=progress, workers=workers or default_workers())
+    click.echo(f"trained {made.kind} with {made.vocab_size:,} ids: {', '.join(one_line(str(output / name)) for name in made.files)}")
+
+
+@tokenizer.command()
+@click.argument("name")
+@_recipe_options
+@click.option("-n", "num_documents", type=click.IntRange(1), default=1000, show_default=True, metavar="N", help="Documents to look at.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(
+    name: str, corpus: str | None, inputs: tuple[str, ...], source: Path | None, clean: str | None, num_documents: int, as_json: bool,
+    **overrides: Any,
+) -> None:  # fmt: skip
+    """Tell how well a tokenizer fits a text: coverage, tokens per word and bytes per token, by language.
+
+    NAME: a tokenizer (gpt2, a file, a folder) with --corpus or --input; or else a build, whose validation documents are looked at.
+    """
+    from preprocess.inspection import inspect_build, inspect_named
+    from preprocess.plan import make_plan
+    from preprocess.progress import Progress
+    from preprocess.shards.format import Build
+    from preprocess.tokenizers.inspect import spell_inspection
+
+    if corpus is None and not inputs:
+        found = inspect_build(Build(name), num_documents)
+    else:
+        recipe = _load(corpus, inputs, clean, {**overrides, "tokenizer": "byte"})  # no other is to be trained for this
+        found = inspect_named(name, make_plan(recipe, source, Progress(quiet=True)), num_documents)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(found, ensure_ascii=False, indent=2))
+    else:
+        click.echo("\n".join(map(one_line, spell_inspection(found))))
 
 
 def _summary(made: Any) -> str:

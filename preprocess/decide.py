@@ -30,6 +30,7 @@ class Decided:
     work: WorkFolder
     num_documents: list[int]  # of each partition
     dropped: dict[str, int] = field(default_factory=dict)
+    note: str | None = None  # what somebody should hear of
 
     def __post_init__(self) -> None:
         for number, count in enumerate(self.num_documents):
@@ -81,6 +82,8 @@ def _hold_out(decided: Decided, work: WorkFolder) -> None:
             sides[is_out] = DROPPED
             count += int(is_out.sum())
     decided.dropped["held_out"] = count
+    if not has_train:
+        decided.note = "nothing is given for training: what is given for testing trains"
 
 
 def _drop_duplicates(decided: Decided, work: WorkFolder, num_documents: int) -> None:

@@ -1,8 +1,11 @@
-"""Other tools' files, written from a build."""
+"""Other tools' files, and plain text, written from a build."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import numpy as np
 from preprocess.errors import MisuseError
 from preprocess.shards.files import HASH_CHUNK_BYTES, written_aside
 from preprocess.shards.format import SPLITS, Build
+from preprocess.tokenizers import load_tokenizer
 
 
 def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
@@ -33,3 +37,43 @@ def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
                 for start in range(0, len(shard.tokens), HASH_CHUNK_BYTES):
                     file.write(shard.tokens[start : start + HASH_CHUNK_BYTES].data)
     return paths
+
+
+def export_text(build: Build, output: Path, *, by_language: bool, replace: bool) -> list[Path]:
+    """Write the documents' text: `train.txt` and `val.txt`, or `train_ru.txt`, `val_en.txt` and so on by language.
+
+    A blank line stands behind each document. `unknown` stands for documents that name no language. Control
+    tokens are left out. Raises MisuseError where a file is there and `replace` is not set.
+    """
+    tags = {0: "unknown", **{int(number): tag for number, tag in build.manifest["languages"].items()}}
+    names = {number: f"_{_plain(tag)}" for number, tag in tags.items()} if by_language else dict.fromkeys(tags, "")
+    if len(set(names.values())) < len(names) and by_language:
+        raise MisuseError(f"two languages of {build.name} would share a file: {', '.join(tags.values())}; leave --by out")
+    languages = {split: set(np.unique(build.docs(split)["lang"]).tolist()) for split in SPLITS}
+    paths = {(split, number): output / f"{split}{names[number]}.txt" for split in SPLITS for number in languages[split]}
+    for path in paths.values():
+        if path.exists() and not replace:
+            raise MisuseError(f"{path} is there already; pass --replace, or choose another --output")
+    tokenizer = load_tokenizer(build.folder, build.manifest)
+    is_control = np.zeros(build.vocab_size, bool)
+    is_control[list(build.manifest["special_tokens"].values())] = True
+    output.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        files = {path: stack.enter_context(written_aside(path)) for path in dict.fromkeys(paths.values())}
+        for split in SPLITS:
+            numbers = build.docs(split)["lang"]
+            for place, ids in enumerate(_documents(build, split)):
+                text = tokenizer.decode_bytes(ids[~is_control[ids]])
+                files[paths[split, int(numbers[place])]].write(text + b"\n\n")
+    return list(dict.fromkeys(paths.values()))
+
+
+def _documents(build: Build, split: str) -> Iterator[np.ndarray]:
+    for shard in build.shards(split):
+        for begin, end in itertools.pairwise([0, *shard.ends.tolist()]):
+            yield shard.tokens[begin:end]
+
+
+def _plain(tag: str) -> str:
+    """A language's tag as part of a file's name: it comes from the text's metadata, which may hold anything."""
+    return re.sub(r"[^A-Za-z0-9-]", "_", tag)[:32]

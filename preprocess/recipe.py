@@ -62,7 +62,7 @@ class SourceFile:
 class Recipe:
     """What to read, how to treat it, and how to write it.
 
-    `description`, `licence`, `inputs` and the files' `url` are for people and for finding: they are not in the manifest, so
+    `description`, `licence`, `size`, `hub`, `inputs` and the files' `url` are for people and for finding: they are not in the manifest, so
     correcting them changes no `build_id`. What was read is: the manifest's `sources` name it.
     """
 
@@ -74,6 +74,7 @@ class Recipe:
     tokenizer_sha256: str | None = None  # of a tokenizer's file, found when it is read
     files: tuple[SourceFile, ...] = ()  # fetched and vouched for
     inputs: tuple[str, ...] = ()  # files, folders and globs of the user's own
+    size: str = ""  # where no file tells it
     hub: str = ""  # whose Parquet files `inputs` are to name, where the corpus is too large to be fetched file by file
     num_pairs: int = 10_000  # synthetic only
     document: str = "file"  # text only: what one document is
@@ -144,7 +145,7 @@ class Recipe:
     def resolved(self) -> dict[str, Any]:
         """The recipe as `manifest.json` holds it: settings that decide bytes, whether given or default."""
         fields = dataclasses.asdict(self)
-        for name in ("description", "licence", "inputs", "hub"):
+        for name in ("description", "licence", "inputs", "hub", "size"):
             del fields[name]
         fields["files"] = [{"name": f.name, "sha256": f.sha256, "bytes": f.bytes} for f in self.files]
         fields["clean"] = [rule for rule in CLEANING_RULES if rule in self.clean]
