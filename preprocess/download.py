@@ -49,7 +49,9 @@ def find_file(corpus: str, file: SourceFile, *, source: Path | None, progress: P
         if sha256_file(target) == file.sha256:
             return target
         progress.warn(f"{target} is damaged and is fetched again")
-    if _fetch(file.url, file, target, failures, progress):
+    if not file.url:
+        failures.append("no address of it is known")
+    elif _fetch(file.url, file, target, failures, progress):
         return target
     raise FolioError(
         f"could not get {corpus}/{file.name}: {'; '.join(failures)}; go online, or pass --source FILE, "

@@ -14,7 +14,7 @@ from preprocess.progress import Progress
 from preprocess.readers import check_source
 from preprocess.recipe import Recipe
 from preprocess.shards.files import sha256_bytes
-from preprocess.sources import Partition, Piece, Source, cut, describe_sources, find_inputs
+from preprocess.sources import Partition, Source, cut, describe_sources, find_inputs
 from preprocess.synthetic import VOCABULARY_FILE, vocabulary_file
 from preprocess.tokenizers import load_named, tokenizer_kind
 from preprocess.tokenizers.interface import Tokenizer
@@ -41,13 +41,7 @@ class Plan:
 
     def partition_bytes(self) -> list[int]:
         """About how many bytes of input each partition is, for the bar."""
-        return [sum(_piece_bytes(self.sources[piece.source], piece) for piece in p.pieces) for p in self.partitions]
-
-
-def _piece_bytes(source: Source, piece: Piece) -> int:
-    if source.format == "parquet" or piece.stop is None:
-        return source.size_bytes if piece.stop is None else source.size_bytes // max(piece.stop, 1) * (piece.stop - piece.start)
-    return piece.stop - piece.start
+        return [sum(piece.size_bytes for piece in p.pieces) for p in self.partitions]
 
 
 def make_plan(recipe: Recipe, source: Path | None, progress: Progress) -> Plan:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from preprocess.errors import MisuseError
+from preprocess.shards.files import PLAIN_NAME
 
 # In the order they are applied: entities may spell any character, and only what is left at the end is trimmed.
 CLEANING_RULES = ("mojibake", "html_entities", "line_ends", "control_characters", "byte_order_mark", "nfc", "white_space", "trim")
@@ -56,6 +57,10 @@ class SourceFile:
     sha256: str
     bytes: int
     url: str = ""
+
+    def __post_init__(self) -> None:
+        if not PLAIN_NAME.fullmatch(self.name):
+            raise MisuseError(f"files: {self.name!r} is no plain file name; wanted letters, digits and . _ - alone")
 
 
 @dataclass(frozen=True, kw_only=True)

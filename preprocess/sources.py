@@ -61,6 +61,7 @@ class Piece:
     source: int
     start: int = 0
     stop: int | None = None
+    size_bytes: int = 0  # about, for the bar and for estimates
 
 
 @dataclass(frozen=True)
@@ -164,19 +165,18 @@ def cut(sources: list[Source], recipe: Recipe) -> list[Partition]:
     pieces: list[Piece] = []
     held = 0
     for source in sources:
-        for piece, size in _pieces(source, recipe):
-            if pieces and held + size > PARTITION_BYTES:
+        for piece in _pieces(source, recipe):
+            if pieces and held + piece.size_bytes > PARTITION_BYTES:
                 partitions.append(Partition(len(partitions), tuple(pieces)))
                 pieces, held = [], 0
             pieces.append(piece)
-            held += size
+            held += piece.size_bytes
     if pieces:
         partitions.append(Partition(len(partitions), tuple(pieces)))
     return partitions
 
 
-def _pieces(source: Source, recipe: Recipe) -> Iterator[tuple[Piece, int]]:
-    """Each piece of `source` with about how many bytes it is."""
+def _pieces(source: Source, recipe: Recipe) -> Iterator[Piece]:
     if source.format == "parquet":
         from preprocess.readers.parquet import row_group_bytes
 
@@ -184,7 +184,7 @@ def _pieces(source: Source, recipe: Recipe) -> Iterator[tuple[Piece, int]]:
         for group, size in enumerate(sizes := row_group_bytes(source, recipe)):
             held += size
             if held >= PARTITION_BYTES or group == len(sizes) - 1:
-                yield Piece(source.number, start, group + 1), held
+                yield Piece(source.number, start, group + 1, held)
                 start, held = group + 1, 0
     elif _can_be_cut(source, recipe):
         from preprocess.readers.runs import borders_of, next_border
@@ -192,10 +192,10 @@ def _pieces(source: Source, recipe: Recipe) -> Iterator[tuple[Piece, int]]:
         start, borders = 0, borders_of(source, recipe)
         while start < source.size_bytes:
             stop = next_border(source, borders, start + PARTITION_BYTES)
-            yield Piece(source.number, start, stop), stop - start
+            yield Piece(source.number, start, stop, stop - start)
             start = stop
     else:
-        yield Piece(source.number), source.size_bytes
+        yield Piece(source.number, size_bytes=source.size_bytes)
 
 
 def _can_be_cut(source: Source, recipe: Recipe) -> bool:

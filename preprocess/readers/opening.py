@@ -18,9 +18,13 @@ BLOCK_BYTES = 8 << 20
 def opened(source: Source) -> Iterator[Any]:
     """A stream with `read(n)` of the decompressed content. Raises FolioError where the file changed since it was planned with."""
     source.require_unchanged()
-    # Arrow's streams decompress in bounded memory, take files of several frames, and refuse one that ends in the middle of a frame.
-    with pa.input_stream(source.path, compression=source.compression or None, buffer_size=1 << 20) as stream:
-        yield stream
+    if source.compression:
+        # Arrow's streams decompress in bounded memory, take files of several frames, and refuse one that ends in the middle of a frame.
+        with pa.input_stream(source.path, compression=source.compression, buffer_size=1 << 20) as stream:
+            yield stream
+    else:
+        with open(source.path, "rb", buffering=0) as file:
+            yield file
     source.require_unchanged()
 
 
@@ -29,7 +33,8 @@ def blocks(source: Source, start: int, stop: int | None) -> Iterator[bytes]:
     with opened(source) as stream:
         if start:
             stream.seek(start)
-        left = stop - start if stop is not None else None
+        # No further than the file was long: one that grows while it is read would have no end.
+        left = None if source.compression else (source.size_bytes if stop is None else stop) - start
         while left is None or left > 0:
             try:
                 block: bytes = stream.read(BLOCK_BYTES if left is None else min(BLOCK_BYTES, left))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.files import canonical_json, parse_json, readable_json, sha256_bytes
+from preprocess.shards.files import PLAIN_NAME, canonical_json, parse_json, readable_json, sha256_bytes
 
 FORMAT = "folio-shards"
 VERSION = 1
@@ -26,7 +26,6 @@ BUILD_LOG = "build_log.json"
 TOKENIZER_DIR = "tokenizer"
 SPLITS = ("train", "val")
 CONTROL_FIELDS = ("author", "city", "year")  # also their order in front of a document
-PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 BUILD_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 END_DTYPE = np.dtype("<u8")
 DOC_DTYPE = np.dtype([("hash", "u1", 16), ("source", "<u4"), ("lang", "<u4"), ("position", "<u8")])
