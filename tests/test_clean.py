@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 
 import pyarrow as pa
@@ -10,8 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from preprocess.documents import make_batch
+from preprocess.errors import MisuseError
 from preprocess.recipe import CLEANING_RULES, DEFAULT_RULES
-from preprocess.stages.clean import clean
+from preprocess.stages.clean import _rows_that_may_compose, clean
+from preprocess.stages.filter import within_bounds
 
 NASTY = st.text(
     st.sampled_from("ab\r\n\t\x00\x0b\x1b\x7f\x85\x9f\ufeff é\u0301e\u0327한ᄀ가") | st.characters(exclude_categories=["Cs"]), max_size=30
@@ -62,8 +65,8 @@ def test_cleaning_is_idempotent_and_leaves_what_it_promises(texts: list[str]) ->
 @settings(max_examples=500)
 @example([" \ufeffa", "\ufeff a", "\u3000\ufeff\u3000", " \u0301", "a \n \n \n b"])
 @given(st.lists(NASTY, max_size=5))
-def test_all_rules_but_entities_are_idempotent_together(texts: list[str]) -> None:
-    rules = CLEANING_RULES[1:]
+def test_all_rules_but_the_guessing_ones_are_idempotent_together(texts: list[str]) -> None:
+    rules = tuple(rule for rule in CLEANING_RULES if rule not in ("mojibake", "html_entities"))
     once, _ = run(texts, rules)
     assert run(once, rules) == (once, dict.fromkeys(rules, 0))
     assert all(text == text.strip() or text.strip() == "" for text in once)
@@ -76,3 +79,35 @@ def test_a_document_is_cleaned_alike_in_any_batch(texts: list[str]) -> None:
 
 def test_an_empty_batch_is_cleaned() -> None:
     assert run([]) == ([], dict.fromkeys(DEFAULT_RULES, 0))
+
+
+def test_mojibake_is_mended_where_it_is_and_nowhere_else() -> None:
+    broken, fine = "ÐŸÑ€Ð¸Ð²ÐµÑ‚, Ð¼Ð¸Ñ€ â€” cafÃ©", "naïve café – “quoted” … &amp; ½"
+    assert run([broken, fine, "plain"], ("mojibake",)) == (["Привет, мир — café", fine, "plain"], {"mojibake": 1})
+
+
+def test_mojibake_without_ftfy_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    with pytest.raises(MisuseError, match="pip install 'folio-lm.mojibake.'"):
+        run(["é"], ("mojibake",))
+    assert run(["e"], ("mojibake",)) == (["e"], {"mojibake": 0})
+
+
+def test_no_character_that_nfc_may_touch_is_overlooked() -> None:
+    """All of Unicode: what the scan by bytes passes over never changes, never moves and never combines with what precedes it."""
+    characters = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    # What ends a composed character can combine with what stands in front of it.
+    followers = {unicodedata.normalize("NFD", c)[-1] for c in characters if len(unicodedata.normalize("NFD", c)) > 1}
+    looked_at = set(_rows_that_may_compose(pa.array(characters, pa.large_string())).tolist())
+    assert 20_000 < len(characters) - len(looked_at) < 100_000
+    for row, character in enumerate(characters):
+        if row not in looked_at:
+            assert unicodedata.is_normalized("NFC", character) and not unicodedata.combining(character)
+            assert character not in followers
+
+
+def test_bounds_of_length() -> None:
+    texts = pa.array(["", "яя", "яяя", "abcd"], pa.large_string())
+    keep, counts = within_bounds(texts, 2, 3)
+    assert keep.tolist() == [False, True, True, False] and counts == {"too_short": 1, "too_long": 1}
+    assert within_bounds(texts, None, None)[1] == {} and within_bounds(texts, None, None)[0].all()
