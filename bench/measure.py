@@ -1,7 +1,8 @@
 """What the benches share: fresh processes, their time and memory, builds in folders of their own, tables.
 
 Time is wall clock from before the process starts until it has ended. Memory is the largest sum of unique set sizes (USS) over the
-process and its descendants, sampled every 50 ms. CPU seconds count descendants too.
+process and its descendants, sampled every 50 ms in a run of its own: looking takes up to a tenth of a machine of two cores. CPU seconds
+count descendants too.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Run:
     cpu_seconds: float
     peak_bytes: int
     found: Any = None
+    is_watched: bool = False
 
 
 @dataclass
@@ -52,6 +54,7 @@ class _Sampler:
     """Watches a process tree from a thread until `stop`."""
 
     pid: int
+    with_memory: bool
     peak_bytes: int = 0
     cpu_of: dict[int, float] = field(default_factory=dict)
 
@@ -77,7 +80,7 @@ class _Sampler:
         total = 0
         for process in processes:
             try:
-                total += process.memory_full_info().uss
+                total += process.memory_full_info().uss if self.with_memory else 0
                 times = process.cpu_times()
             except psutil.Error:
                 continue  # it has ended in between
@@ -85,13 +88,13 @@ class _Sampler:
         return total
 
 
-def measure(command: Sequence[str], log: Path) -> Run:
+def measure(command: Sequence[str], log: Path, *, with_memory: bool) -> Run:
     """Runs `command` in the repository's root, its output going to `log`; exits with the log's end where it fails."""
     os.sync()  # what the run before left unwritten is not this one's to write
     with open(log, "wb") as file:
         begin = perf_counter()
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
-        sampler = _Sampler(process.pid)
+        sampler = _Sampler(process.pid, with_memory)
         # The process stays a zombie until the sampler lets go of its number.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         seconds = perf_counter() - begin
@@ -102,7 +105,7 @@ def measure(command: Sequence[str], log: Path) -> Run:
         sys.exit(f"exit status {process.returncode}: {' '.join(command)}\n{log.read_text(errors='replace')[-TAIL_CHARACTERS:]}")
     # wait4 misses descendants that nobody waited for; the sampler misses the last 50 ms of each.
     cpu_seconds = max(usage.ru_utime + usage.ru_stime, sum(sampler.cpu_of.values()))
-    return Run(seconds, cpu_seconds, sampler.peak_bytes)
+    return Run(seconds, cpu_seconds, sampler.peak_bytes, is_watched=with_memory)
 
 
 @contextmanager
@@ -115,20 +118,20 @@ def fresh_folder(scratch: Path) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def run_job(job: Job, scratch: Path, find: Callable[[Path], Any] | None = None) -> Run:
+def run_job(job: Job, scratch: Path, find: Callable[[Path], Any] | None = None, *, with_memory: bool = True) -> Run:
     """Runs `job` in a fresh folder, lets `find` look at what it left there, deletes it."""
     with fresh_folder(scratch) as folder:
-        run = measure(job(folder), folder / "log.txt")
+        run = measure(job(folder), folder / "log.txt", with_memory=with_memory)
         run.found = None if find is None else find(folder)
     return run
 
 
 def alternate(jobs: dict[str, Job], repeat: int, scratch: Path, find: Callable[[Path], Any] | None = None) -> dict[str, list[Run]]:
-    """Runs every job once, then every job once more, until each has run `repeat` times."""
+    """Runs every job once for its memory, then every job in turn, until each has been timed `repeat` times."""
     runs: dict[str, list[Run]] = {name: [] for name in jobs}
-    for _ in range(repeat):
+    for turn in range(repeat + 1):
         for name, job in jobs.items():
-            run = run_job(job, scratch, find)
+            run = run_job(job, scratch, find, with_memory=turn == 0)
             runs[name].append(run)
             print(f"  {name}: {run.seconds:.2f} s", file=sys.stderr, flush=True)
     return runs
@@ -182,12 +185,13 @@ def print_runs(runs: dict[str, list[Run]], *, against: str | None = None) -> Non
     header = ["job", "seconds of each run", "median", "CPU s", "cores", "peak MB", *([f"÷ {against}"] if against else [])]
     rows = [header]
     for name, of_job in runs.items():
-        seconds = median([run.seconds for run in of_job])
-        row = [name, " ".join(f"{run.seconds:.2f}" for run in of_job), f"{seconds:.2f}"]
-        cpu_seconds = median([run.cpu_seconds for run in of_job])
+        timed = [run for run in of_job if not run.is_watched]
+        seconds = median([run.seconds for run in timed])
+        row = [name, " ".join(f"{run.seconds:.2f}" for run in timed), f"{seconds:.2f}"]
+        cpu_seconds = median([run.cpu_seconds for run in timed])
         row += [f"{cpu_seconds:.2f}", f"{cpu_seconds / seconds:.2f}", f"{max(run.peak_bytes for run in of_job) / 1e6:,.0f}"]
         if against:
-            row.append(f"{seconds / median([run.seconds for run in runs[against]]):.2f}")
+            row.append(f"{seconds / median([run.seconds for run in runs[against] if not run.is_watched]):.2f}")
         rows.append(row)
     print_table(rows)
 
