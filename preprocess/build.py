@@ -28,6 +28,7 @@ from preprocess.recipe import Recipe
 from preprocess.shards import format as shard_format
 from preprocess.shards.files import canonical_json, readable_json, sha256_bytes, write_durable
 from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR
+from preprocess.sources import Partition
 from preprocess.stages.encode import EngineMismatch
 from preprocess.stats import describe_build
 from preprocess.tokenizers import TRAINED
@@ -134,7 +135,7 @@ class _Attempt:
             "made_with": made_with(plan.tokenizer_kind), "use_reference": use_reference,
         }  # fmt: skip
         self._work = open_work(folder, sha256_bytes(canonical_json(key))[:16])
-        self._job = Job(plan.recipe, tuple(plan.sources), self._work, None, use_reference, num_threads)
+        self._job = Job(plan.recipe, {}, self._work, None, use_reference, num_threads)
 
     def run(self) -> None:
         prepared = self._prepare()
@@ -153,8 +154,12 @@ class _Attempt:
 
     def _read(self) -> list[dict[str, Any]]:
         with self._log.phase("prepare"):
-            partitions = [(p.number, (self._job, p)) for p in self._plan.partitions]
+            partitions = [(p.number, (self._job_for(p), p)) for p in self._plan.partitions]
             return self._run("prepare", prepare_partition, partitions, self._plan.partition_bytes())
+
+    def _job_for(self, partition: Partition) -> Job:
+        numbers = {piece.source for piece in partition.pieces}
+        return dataclasses.replace(self._job, sources={number: self._plan.sources[number] for number in numbers})
 
     def _decide(self, receipts: list[dict[str, Any]]) -> Decided:
         with self._log.phase("decide"):

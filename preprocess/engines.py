@@ -1,18 +1,23 @@
 """Where tasks run: in this process, or in worker processes; a cluster would be a third way.
 
-Each worker has a pipe of its own and one task at a time, so that a worker that dies is missed at once, with the name of its task: nothing
-waits for an answer that cannot come. Results are yielded as they come; no byte of a build depends on their order.
+Each worker has a pipe of its own, the task it works on and the one that comes next, so that it never waits for this process to wake, and
+that a worker that dies is missed at once, with the name of its task: nothing waits for an answer that cannot come. Results are yielded as
+they come; no byte of a build depends on their order.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import multiprocessing
 import os
+import queue
 import signal
 import sys
+import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -23,6 +28,7 @@ from preprocess.errors import FolioError
 # fork would copy threads' locks in whatever state they are; Windows has spawn alone.
 START_METHOD = "spawn" if os.name == "nt" else "forkserver"
 PRELOADED = ["preprocess.worker_modules"]
+TASKS_PER_WORKER = 2
 
 
 @dataclass(frozen=True)
@@ -76,18 +82,16 @@ class ProcessPool:
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Any]]:
         """Each task with its result, as they come. Raises what a task raised, and FolioError where a worker died."""
         waiting = iter(tasks)
-        idle = list(self._workers)
-        while True:
-            while idle and (task := next(waiting, None)) is not None:
-                idle.pop().give(task)
-            busy = [worker for worker in self._workers if worker.task is not None]
-            if not busy:
-                return
+        for _ in range(TASKS_PER_WORKER):
+            for worker, task in zip(self._workers, waiting, strict=False):
+                worker.give(task)
+        while busy := [worker for worker in self._workers if worker.tasks]:
             ready = wait([w.pipe for w in busy] + [w.process.sentinel for w in busy])
             for worker in busy:
                 if worker.pipe in ready or worker.process.sentinel in ready:
-                    yield worker.collect()
-                    idle.append(worker)
+                    done = worker.collect()
+                    worker.give(*itertools.islice(waiting, 1))
+                    yield done
 
     def __enter__(self) -> ProcessPool:
         return self
@@ -108,7 +112,7 @@ def warm_up() -> None:
 
 
 class _Worker:
-    """One process, this end of its pipe, and the task it has."""
+    """One process, this end of its pipe, and the tasks it has."""
 
     def __init__(self, context: Any) -> None:
         self.pipe, theirs = context.Pipe()
@@ -116,16 +120,16 @@ class _Worker:
         with _without_main():
             self.process.start()
         theirs.close()
-        self.task: Task | None = None
+        self.tasks: deque[Task] = deque()  # the one it works on, and those that wait in its pipe
 
-    def give(self, task: Task) -> None:
-        self.task = task
+    def give(self, *tasks: Task) -> None:
+        self.tasks.extend(tasks)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `collect` tells of a worker that died
-            self.pipe.send((task.function, task.arguments))
+            for task in tasks:
+                self.pipe.send((task.function, task.arguments))
 
     def collect(self) -> tuple[Task, Any]:
-        assert self.task is not None
-        task, self.task = self.task, None
+        task = self.tasks.popleft()
         try:
             is_good, result = self.pipe.recv()
         except (EOFError, ConnectionResetError) as e:
@@ -171,18 +175,28 @@ def _cause(status: int | None) -> str:
 
 
 def _serve(pipe: Connection) -> None:
-    """A worker's life: task after task, until the pipe closes."""
+    """A worker's life: task after task, until the pipe closes, which ends it wherever it is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the main process ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     limit_threads(1)
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    # Whatever is sent is taken at once: were both ends to wait for the other to take what they send, they would wait for ever.
+    threading.Thread(target=_take, args=(pipe, tasks), daemon=True).start()
+    while True:
+        function, arguments = tasks.get()
+        try:
+            answer = True, function(*arguments)
+        except BaseException as e:  # whatever it is, the main process has to hear of it
+            answer = False, _portable(e)
+        pipe.send(answer)
+
+
+def _take(pipe: Connection, tasks: queue.SimpleQueue[Any]) -> None:
+    try:
         while True:
-            function, arguments = pipe.recv()
-            try:
-                answer = True, function(*arguments)
-            except BaseException as e:  # whatever it is, the main process has to hear of it
-                answer = False, _portable(e)
-            pipe.send(answer)
+            tasks.put(pipe.recv())
+    except (EOFError, OSError):
+        os._exit(0)  # the main process has closed the pipe, or is gone: nobody wants what is being done here
 
 
 def _portable(error: BaseException) -> tuple[str, str, tuple[Any, ...]]:

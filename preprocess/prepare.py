@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ class Job:
     """All that a task needs to know, small enough to travel to another process."""
 
     recipe: Recipe
-    sources: tuple[Source, ...]
+    sources: Mapping[int, Source]  # by number: those that the task reads, of perhaps a million
     work: WorkFolder
     tokenizer: (
         dict[str, Any] | None
@@ -217,11 +217,12 @@ class Encoder:
         files["lengths"].write(np.diff(ends, prepend=0).astype(LENGTH))
 
     def _sample(self, documents: np.ndarray) -> np.ndarray:
-        """The rows to compare with the reference: the first 128 kB, and a thousandth, at least one, of every batch."""
+        """The rows to compare with the reference: 128 kB at first, at least one, and then a thousandth."""
         if not self.tokenizer.has_fast_engine or not len(documents):
             return np.empty(0, np.int64)
         share = max((CHECKED_BYTES - self._checked_bytes) / int(documents["text_bytes"].sum(dtype=np.int64)), CHECKED_FRACTION)
-        sample = sample_for_check(documents["hash"], share, seed=self._recipe.seed)
+        is_first = self._checked_bytes == 0
+        sample = sample_for_check(documents["hash"], share, seed=self._recipe.seed, at_least_one=is_first)
         self._checked_bytes += int(documents["text_bytes"][sample].sum(dtype=np.int64))
         return sample
 

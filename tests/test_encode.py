@@ -69,9 +69,10 @@ def test_an_engine_that_raises_is_a_mismatch() -> None:
 
 def test_the_sample_is_a_share_keyed_by_seed() -> None:
     hashes = content_hashes(pa.array([str(i) for i in range(20_000)], pa.large_string()))
-    sample = sample_for_check(hashes, 0.1, seed=1)
-    assert 1800 < len(sample) < 2200 and len(sample_for_check(hashes, 7.0, seed=1)) == 20_000
-    assert set(sample) != set(sample_for_check(hashes, 0.1, seed=2))
-    assert len(sample_for_check(hashes, 0.0, seed=1)) == 1  # never none: every split of every build is checked
+    sample = sample_for_check(hashes, 0.1, seed=1, at_least_one=False)
+    assert 1800 < len(sample) < 2200 and len(sample_for_check(hashes, 7.0, seed=1, at_least_one=False)) == 20_000
+    assert set(sample) != set(sample_for_check(hashes, 0.1, seed=2, at_least_one=False))
+    assert len(sample_for_check(hashes, 0.0, seed=1, at_least_one=True)) == 1  # never none: every process checks something
+    assert len(sample_for_check(hashes, 0.0, seed=1, at_least_one=False)) == 0
     # A document is in the sample or not, whatever else is in the batch.
-    assert sample_for_check(hashes[sample[:5]], 0.1, seed=1).tolist() == [0, 1, 2, 3, 4]
+    assert sample_for_check(hashes[sample[:5]], 0.1, seed=1, at_least_one=False).tolist() == [0, 1, 2, 3, 4]

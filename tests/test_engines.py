@@ -105,3 +105,14 @@ def is_alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+def echo(data: bytes) -> bytes:
+    return data
+
+
+def test_large_tasks_and_large_results_do_not_wait_for_each_other() -> None:
+    data = os.urandom(4 << 20)  # twenty times what a pipe holds, both ways
+    with ProcessPool(2) as pool:
+        results = [result for _, result in pool.run([Task(str(i), echo, (data,)) for i in range(12)])]
+    assert results == [data] * 12

@@ -22,11 +22,12 @@ class EngineMismatch(Exception):
 CHECKED_CHARACTERS = 1 << 16
 
 
-def sample_for_check(hashes: np.ndarray, fraction: float, *, seed: int) -> np.ndarray:
-    """The documents whose ids are compared with the reference's: (S,) row numbers, about `fraction` of (D, 16) hashes, at least one."""
+def sample_for_check(hashes: np.ndarray, fraction: float, *, seed: int, at_least_one: bool) -> np.ndarray:
+    """The documents whose ids are compared with the reference's: (S,) row numbers, about `fraction` of (D, 16) hashes."""
     key = keyed_hash(seed, np.ascontiguousarray(hashes[:, :8]).view("<u8").reshape(-1))
     in_sample = key <= np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
-    in_sample[np.argmin(key)] = True
+    if at_least_one:
+        in_sample[np.argmin(key)] = True
     return np.flatnonzero(in_sample)
 
 
