@@ -65,7 +65,7 @@ def test_progress_is_on_stderr_and_quiet_is_quiet(preprocess: Run) -> None:
 
 def test_help_names_everything(preprocess: Run) -> None:
     text = preprocess("--help").stdout
-    assert all(command in text for command in ("build", "corpora", "export", "list", "show", "stats", "verify"))
+    assert all(command in text for command in ("build", "corpora", "export", "list", "sample", "show", "stats", "tokenizer", "verify"))
     assert "[default: the corpus]" in preprocess("build", "-h").stdout
     assert preprocess("--version").stdout.startswith("preprocess, version ")
 
@@ -200,8 +200,9 @@ def test_stats_for_a_person_and_for_a_program(preprocess: Run, tmp_path: Path) -
 def test_corpora_are_listed_with_size_and_licence(preprocess: Run) -> None:
     lines = preprocess("corpora").stdout.splitlines()
     assert lines[0].split() == ["name", "licence", "size", "what", "it", "is"]
-    assert any(line.startswith("tinyshakespeare  public domain  1,115,394 bytes  40,000 lines") for line in lines)
-    assert any(line.startswith("synthetic        public domain  generated ") for line in lines)
+    assert any(line.split()[:6] == ["tinyshakespeare", "public", "domain", "1,115,394", "bytes", "40,000"] for line in lines)
+    assert any(line.split()[:4] == ["synthetic", "public", "domain", "generated"] for line in lines)
+    assert any(line.startswith("synth ") and "--input with the Parquet files of PleIAs/SYNTH" in line for line in lines)
 
 
 def test_cleaning_rules_are_switched(preprocess: Run, tmp_path: Path) -> None:
