@@ -55,7 +55,7 @@ def build(
         finish_interrupted_replace(folder)
         log = BuildLog()
         with log.phase("plan"):
-            plan = make_plan(recipe, source, progress)
+            plan = make_plan(recipe, source, progress, num_threads=workers)
             if is_there_already(folder, plan.recipe.resolved(), plan.entries(), replace=replace):
                 return False
             require_space(plan, folder.parent)
@@ -84,7 +84,7 @@ def train_alone(recipe: Recipe, output: Path, *, source: Path | None, replace: b
         raise MisuseError(f"{output} is there already; pass --replace, or choose another --output")
     output.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(output):
-        plan = make_plan(recipe, source, progress)
+        plan = make_plan(recipe, source, progress, num_threads=workers)
         num_workers = max(min(workers, len(plan.partitions)), 1)
         with _kept_for_the_next(output, progress), ProcessPool(num_workers) if num_workers > 1 else InProcess() as pool:
             attempt = _Attempt(plan, output, output.name, pool, progress, BuildLog(), use_reference=False, num_threads=1)

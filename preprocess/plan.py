@@ -44,10 +44,10 @@ class Plan:
         return [sum(piece.size_bytes for piece in p.pieces) for p in self.partitions]
 
 
-def make_plan(recipe: Recipe, source: Path | None, progress: Progress) -> Plan:
-    """The inputs found, vouched for and cut; the tokenizer loaded. Raises MisuseError or FolioError."""
+def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_threads: int = 1) -> Plan:
+    """The inputs found, vouched for and cut; the tokenizer loaded. `num_threads`: to hash in. Raises MisuseError or FolioError."""
     kind = tokenizer_kind(recipe.tokenizer)
-    sources = _sources(recipe, source, progress)
+    sources = _sources(recipe, source, progress, num_threads)
     formats = {s.format for s in sources}
     if recipe.format == "auto" and len(formats) == 1:
         # Known now, so that settings of other formats do not tell apart builds that are alike.
@@ -65,7 +65,7 @@ def make_plan(recipe: Recipe, source: Path | None, progress: Progress) -> Plan:
     return Plan(recipe, sources, cut(sources, recipe), kind, tokenizer)
 
 
-def _sources(recipe: Recipe, source: Path | None, progress: Progress) -> list[Source]:
+def _sources(recipe: Recipe, source: Path | None, progress: Progress, num_threads: int) -> list[Source]:
     if source is not None and (len(recipe.files) != 1 or recipe.inputs):
         raise MisuseError(f"--source stands for one file, {recipe.corpus} has {len(recipe.files)}; leave it out")
     if recipe.format == "synthetic":
@@ -75,13 +75,15 @@ def _sources(recipe: Recipe, source: Path | None, progress: Progress) -> list[So
         return [Source(0, VOCABULARY_FILE, "", "synthetic", "", len(vocabulary), 0, sha256_bytes(vocabulary), {})]
     if recipe.inputs:
         progress.say(f"reading the names and checksums of {', '.join(recipe.inputs)[:200]}")
-        return describe_sources(find_inputs(recipe.inputs), recipe, {})
+        return describe_sources(find_inputs(recipe.inputs), recipe, {}, num_threads=num_threads)
     if not recipe.files:
         where = f"the Parquet files of {recipe.hub}" if recipe.hub else "its files"
         raise MisuseError(f"{recipe.corpus} is not fetched by itself; pass --input with {where}, for example --input 'data/*.parquet'")
     paths = [find_file(recipe.corpus, file, source=source, progress=progress) for file in recipe.files]
     vouched = {file.name: file.sha256 for file in recipe.files}
-    return describe_sources([(file.name, path) for file, path in zip(recipe.files, paths, strict=True)], recipe, vouched)
+    return describe_sources(
+        [(file.name, path) for file, path in zip(recipe.files, paths, strict=True)], recipe, vouched, num_threads=num_threads
+    )
 
 
 def estimated_disk_bytes(plan: Plan) -> int:

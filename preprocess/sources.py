@@ -23,7 +23,6 @@ SUFFIXES = {
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 # Enough that a task's overhead vanishes, few enough that two workers end together: 400 MB are 25 tasks.
 PARTITION_BYTES = 16 << 20
-HASH_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -120,13 +119,14 @@ def _format_by_name(name: str) -> tuple[str | None, str]:
     return SUFFIXES.get(os.path.splitext(stem)[1] if compression else suffix), compression
 
 
-def describe_sources(named: list[tuple[str, Path]], recipe: Recipe, vouched: dict[str, str]) -> list[Source]:
+def describe_sources(named: list[tuple[str, Path]], recipe: Recipe, vouched: dict[str, str], *, num_threads: int) -> list[Source]:
     """A Source for each name and path. `vouched`: sha256 by name where it is known already; the others are hashed.
 
     Raises MisuseError for a file whose format its name does not tell, or whose name does not match `name_pattern`.
     """
     metadata = _metadata_of_names([name for name, _ in named], recipe)
-    with ThreadPoolExecutor(HASH_THREADS) as pool:  # hashlib lets other threads run
+    stats = [path.stat() for _, path in named]  # before they are hashed: what changes from here on is noticed
+    with ThreadPoolExecutor(num_threads) as pool:  # hashlib lets other threads run
         hashes = list(pool.map(lambda item: vouched.get(item[0]) or sha256_file(item[1]), named))
     sources = []
     for number, ((name, path), sha256) in enumerate(zip(named, hashes, strict=True)):
@@ -136,7 +136,7 @@ def describe_sources(named: list[tuple[str, Path]], recipe: Recipe, vouched: dic
             raise MisuseError(f"the name of {path} does not tell its format; pass --format text, {', '.join(TABLES)}")
         if compression and format_ == "parquet":
             raise MisuseError(f"{path} is a compressed Parquet file, which compresses by itself; decompress it")
-        stat = path.stat()
+        stat = stats[number]
         sources.append(Source(number, name, str(path), format_, compression, stat.st_size, stat.st_mtime_ns, sha256, metadata[number]))
     return sources
 

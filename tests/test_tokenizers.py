@@ -141,10 +141,10 @@ def test_a_vocabulary_that_cannot_be_is_explained(num_pieces: int) -> None:
         sentencepiece_bpe.train(LINES, num_pieces=num_pieces)
 
 
-def test_gpt2_needs_no_network_and_no_second_copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_gpt2_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FOLIO_CACHE", str(tmp_path))
     assert tiktoken_bpe.load().files == tiktoken_bpe.load().files
-    assert len(list((tmp_path / "tiktoken").iterdir())) == 2
+    assert len(list((tmp_path / "tiktoken").iterdir())) == 3  # tiktoken's two, and the ranks made of them
 
 
 def test_gpt2s_missing_vocabulary_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ class TiktokenTokenizer(TwoEngineTokenizer):
             self._encoding = tiktoken.Encoding(
                 self._name, pat_str=self._pattern, mergeable_ranks=self.ranks, special_tokens=self.special_tokens
             )
-        return from_lists(self._encoding.encode_ordinary_batch(texts.to_pylist(), num_threads=os.cpu_count() or 1))
+        return from_lists(self._encoding.encode_ordinary_batch(texts.to_pylist(), num_threads=1))
 
 
 class Gpt2Tokenizer(TiktokenTokenizer):
