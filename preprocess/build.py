@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from preprocess.tokenizers.interface import Tokenizer
 from preprocess.training_texts import train_tokenizer
 from preprocess.work import REFUSED, open_work, work_root
 
+LOSSES = ("malformed", "oversized", "invalid_utf8", "null_text", "unreadable_year")
 WORK_VERSION = 1  # of the files in the work folder
 
 
@@ -57,14 +59,18 @@ def build(
         with log.phase("plan"):
             plan = make_plan(recipe, source, progress, num_threads=workers)
             if is_there_already(folder, plan.recipe.resolved(), plan.entries(), replace=replace):
+                clear_work(folder, progress)  # of a build that was killed when it was there and its work not yet gone
                 return False
-            require_space(plan, folder.parent)
+            require_space(plan, folder)
         num_workers = max(min(workers, len(plan.partitions)), 1)
         # One partition cannot be shared between processes: then the encoding of each batch is, between threads.
-        with _kept_for_the_next(folder, progress), ProcessPool(num_workers) if num_workers > 1 else InProcess() as pool:
+        num_threads = workers if num_workers == 1 else 1
+        with _kept_for_the_next(folder, progress):
             for use_reference in (False, True):
                 try:
-                    _Attempt(plan, folder, name, pool, progress, log, use_reference, workers if num_workers == 1 else 1).run()
+                    # Workers of its own for each attempt: those of one that failed may still have its tasks.
+                    with ProcessPool(num_workers) if num_workers > 1 else InProcess() as pool:
+                        _Attempt(plan, folder, name, pool, progress, log, use_reference, num_threads).run()
                     break
                 except EngineMismatch as e:
                     progress.warn(f"{e}; the reference library encodes the whole build")
@@ -80,6 +86,10 @@ def train_alone(recipe: Recipe, output: Path, *, source: Path | None, replace: b
     if recipe.tokenizer not in TRAINED:
         raise MisuseError(f"the {recipe.tokenizer} tokenizer is not trained; wanted one of {', '.join(TRAINED)}")
     output = output.resolve()
+    if (output / MANIFEST).exists():
+        raise MisuseError(f"{output} is a build, which holds its own tokenizer; choose another --output")
+    if output.is_file():
+        raise MisuseError(f"{output} is a file; name a folder")
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not replace:
         raise MisuseError(f"{output} is there already; pass --replace, or choose another --output")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +100,7 @@ def train_alone(recipe: Recipe, output: Path, *, source: Path | None, replace: b
             attempt = _Attempt(plan, output, output.name, pool, progress, BuildLog(), use_reference=False, num_threads=1)
             tokenizer = attempt.train()
             save(tokenizer, output)
-            attempt.clear()
+            clear_work(output, progress)
     return tokenizer
 
 
@@ -108,7 +118,7 @@ def _kept_for_the_next(folder: Path, progress: Progress) -> Iterator[None]:
         if not is_final and any(root.glob("*/part-*.json")):
             progress.say(f"what is done so far is kept in {root}; the same command goes on from there")
         else:
-            shutil.rmtree(root, ignore_errors=True)
+            clear_work(folder, progress)
         raise
 
 
@@ -144,8 +154,9 @@ class _Attempt:
         (aside / TOKENIZER_DIR).mkdir(parents=True, exist_ok=True)
         shards = self._assemble(prepared, placement, aside)
         self._seal(prepared, placement, shards, aside)
+        self._tell_losses(prepared)
         publish(aside, self._folder)
-        self.clear()
+        clear_work(self._folder, self._progress)
 
     def train(self) -> Tokenizer:
         """The tokenizer of the build, and no more."""
@@ -162,11 +173,24 @@ class _Attempt:
         return dataclasses.replace(self._job, sources={number: self._plan.sources[number] for number in numbers})
 
     def _decide(self, receipts: list[dict[str, Any]]) -> Decided:
+        self._require_documents(receipts)
         with self._log.phase("decide"):
             decided = decide_sides(self._recipe, self._work, [receipt["num_documents"] for receipt in receipts])
         if decided.note:
             self._progress.warn(decided.note)
         return decided
+
+    def _require_documents(self, receipts: list[dict[str, Any]]) -> None:
+        if not any(receipt["num_documents"] for receipt in receipts):
+            dropped: Counter[str] = Counter()
+            for receipt in receipts:
+                dropped.update(receipt["dropped"])
+            read = "; ".join(
+                [f"{dropped.total():,} documents were read", *(f"{n:,} {reason.replace('_', ' ')}" for reason, n in dropped.items() if n)]
+            )
+            raise FolioError(
+                f"no document is left of {self._recipe.corpus}: {read}; check its files, columns, conditions and cleaning rules"
+            )
 
     def _train(self, receipts: list[dict[str, Any]], decided: Decided) -> Tokenizer:
         with self._log.phase("train_tokenizer"):
@@ -232,6 +256,15 @@ class _Attempt:
         with self._log.phase("assemble"):
             return assemble(target, placement, prepared.receipts, self._pool, self._progress)
 
+    def _tell_losses(self, prepared: _Prepared) -> None:
+        """One warning for what the corpus may not have meant to lose; stats.json has all of it."""
+        dropped: Counter[str] = Counter()
+        for receipt in prepared.receipts:
+            dropped.update({reason: n for reason, n in receipt["dropped"].items() if reason in LOSSES})
+        if dropped.total():
+            counted = ", ".join(f"{dropped[reason]:,} {reason.replace('_', ' ')}" for reason in LOSSES if dropped[reason])
+            self._progress.warn(f"some documents were not taken as they are: {counted}; `preprocess stats` tells of all")
+
     def _seal(self, prepared: _Prepared, placement: Placement, shards: dict[str, list[dict[str, Any]]], aside: Path) -> None:
         """Tokenizer in, stats.json, build_log.json, and last manifest.json."""
         tokenizer, recipe, counts = prepared.tokenizer, self._recipe, placement.counts
@@ -265,19 +298,23 @@ class _Attempt:
         }
         write_durable(aside / MANIFEST, readable_json(shard_format.seal(fields)))
 
-    def clear(self) -> None:
-        """Delete the work folder; what could not be read stays, in one file beside the builds."""
-        root = work_root(self._folder)
-        refused = sorted(self._work.path.glob("part-*.refused"))
-        if refused:
-            with open(root / REFUSED, "wb") as out:
-                for path in refused:
-                    with open(path, "rb") as file:
-                        shutil.copyfileobj(file, out)
-            self._progress.warn(f"records that could not be read were left out; they are kept in {root / REFUSED}")
-        shutil.rmtree(self._work.path, ignore_errors=True)
-        if not refused:
-            shutil.rmtree(root, ignore_errors=True)
+
+def clear_work(folder: Path, progress: Progress) -> None:
+    """Delete the work on the build `folder`; what could not be read stays, in one file beside the builds."""
+    root = work_root(folder)
+    if refused := sorted(root.glob("*/part-*.refused")):
+        with open(root / REFUSED, "wb") as out:
+            for path in refused:
+                with open(path, "rb") as file:
+                    shutil.copyfileobj(file, out)
+        with open(root / REFUSED, "rb") as file:
+            count = sum(1 for _ in file)
+        progress.warn(f"{count:,} records that could not be read were left out; they are kept, with place and reason, in {root / REFUSED}")
+    for path in root.iterdir() if root.is_dir() else ():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+    if root.is_dir() and not any(root.iterdir()):
+        root.rmdir()
 
 
 def _entry(tokenizer: Tokenizer) -> dict[str, Any]:

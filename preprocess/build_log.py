@@ -16,7 +16,7 @@ from typing import Any
 from preprocess import __version__
 
 # Libraries that touch a build's bytes, by tokenizer.
-LIBRARIES = ("numpy", "pyarrow", "xxhash")
+LIBRARIES = ("numpy", "pyarrow", "xxhash", "orjson", "ftfy")
 TOKENIZER_LIBRARIES = {
     "gpt2": ("tiktoken", "gigatoken"), "tiktoken": ("tiktoken", "gigatoken"), "sentencepiece": ("sentencepiece", "gigatoken"),
     "huggingface": ("tokenizers", "gigatoken"),

@@ -29,7 +29,7 @@ class _Group(click.Group):
             sys.exit(status if isinstance(status, int) else 0)
         except click.UsageError as e:
             help_command = f"{e.ctx.command_path if e.ctx else 'preprocess'} --help"
-            _fail(f"{e.format_message().rstrip('.')}; `{help_command}` tells what there is", e.exit_code)
+            _fail(f"{_shorten(e.format_message())}; `{help_command}` tells what there is", e.exit_code)
         except FolioError as e:
             _fail(str(e), e.exit_status)
         except BrokenPipeError:
@@ -37,8 +37,18 @@ class _Group(click.Group):
             sys.exit(1)
         except OSError as e:
             _fail(explain_os_error(e), 1)
+        except MemoryError:
+            _fail("out of memory; use fewer --workers, or a machine with more", 1)
         except (KeyboardInterrupt, click.Abort):
             _fail("interrupted; run the same command again, it goes on where it was", INTERRUPTED_STATUS)
+
+
+def _shorten(message: str) -> str:
+    """click's message on one line; a shell that spelled out a glob may have put a thousand names into it."""
+    message = " ".join(message.split()).rstrip(".")
+    if "unexpected extra argument" in message:
+        return f"{message[:120]}{'…' if len(message) > 120 else ''}: files are named by --input, a glob in quotes"
+    return message
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -66,7 +76,13 @@ def _recipe_options(command: Any) -> Any:
         click.option(
             "--corpus", metavar="NAME", help="A built-in corpus (`preprocess corpora`), or a recipe of your own: path/to/mine.toml."
         ),
-        click.option("--input", "inputs", multiple=True, metavar="PATH", help="Your own files: a file, a folder, or a glob in quotes."),
+        click.option(
+            "--input",
+            "inputs",
+            multiple=True,
+            metavar="PATH",
+            help="Your own files: a file, a folder, or a glob in quotes; may be repeated.",
+        ),
         click.option(
             "--source", type=click.Path(path_type=Path), metavar="FILE", help="A copy of the corpus' one file; skips the network."
         ),
@@ -120,7 +136,7 @@ def _load(corpus: str | None, inputs: tuple[str, ...], clean: str | None, overri
 @main.command()
 @_recipe_options
 @click.option("--shard-tokens", type=int, metavar="N", help="A shard ends at the document that takes it to N tokens.")
-@click.option("--name", metavar="NAME", help="Name of the build.  [default: the corpus]")
+@click.option("--name", metavar="NAME", help="Name of the build.  [default: the corpus, or own]")
 @click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder to build in place of shards/NAME.")
 @click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Processes to work in.  [default: the cores, at most 8]")
 @click.option("--replace", is_flag=True, help="Replace another build of this name.")
@@ -366,10 +382,13 @@ def inspect(
     from preprocess.inspection import inspect_build, inspect_named
     from preprocess.plan import make_plan
     from preprocess.progress import Progress
-    from preprocess.shards.format import Build
+    from preprocess.shards.format import MANIFEST, Build
+    from preprocess.tokenizers import tokenizer_names
     from preprocess.tokenizers.inspect import spell_inspection
 
     if corpus is None and not inputs:
+        if ("/" not in name and name in tokenizer_names()) or (Path(name).exists() and not (Path(name) / MANIFEST).is_file()):
+            raise click.UsageError(f"{name} is a tokenizer: pass --corpus or --input with the text to try it on")
         found = inspect_build(Build(name), num_documents)
     else:
         recipe = _load(corpus, inputs, clean, {**overrides, "tokenizer": "byte"})  # no other is to be trained for this

@@ -35,7 +35,9 @@ def load_recipe(corpus: str | None, **overrides: Any) -> Recipe:
     else:
         names = builtin_corpora()
         if corpus not in names:
-            raise MisuseError(f"no corpus {corpus!r}; {nearest(corpus, names)}, or the path of a recipe.toml")
+            raise MisuseError(
+                f"no corpus {corpus!r}; {nearest(corpus, names)} A recipe of your own is named by its path, such as ./mine.toml"
+            )
         text = (importlib.resources.files("preprocess.recipes") / f"{corpus}.toml").read_text(encoding="utf-8")
         recipe = parse_recipe(tomllib.loads(text), where=f"{corpus}.toml")
     if "template" in given and "text_column" in given:

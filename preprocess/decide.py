@@ -50,9 +50,7 @@ class Decided:
 
 
 def decide_sides(recipe: Recipe, work: WorkFolder, num_documents: list[int]) -> Decided:
-    """Deduplicate, cap and split the documents of all partitions. Raises FolioError where nothing is left, or a side would be empty."""
-    if not sum(num_documents):
-        raise FolioError(f"{recipe.corpus} is empty: no document holds text; give it text, or check its cleaning rules and conditions")
+    """Deduplicate, cap and split the documents of all partitions. Raises FolioError where a side would be empty."""
     decided = Decided(work, num_documents)
     if recipe.split == "given":
         _hold_out(decided, work)
@@ -139,9 +137,14 @@ def _split_exactly(decided: Decided, work: WorkFolder, recipe: Recipe) -> None:
     total, border = _border(decided, work, recipe.seed, lambda num_groups, _: round(num_groups * recipe.val_fraction))
     num_val = round(total * recipe.val_fraction)
     if num_val in (0, total):
+        if total == 1 and decided.num_kept > 1:
+            raise FolioError(
+                f"all {decided.num_kept:,} documents are one group, which cannot be split; choose another group_by or group_column"
+            )
         raise FolioError(
-            f"{total:,} documents cannot be split with val_fraction {recipe.val_fraction}: one side would be empty; add documents, cut "
-            "them smaller (--document paragraph, or --split contiguous for one long text), or choose another --val-fraction"
+            f"{total:,} {'document' if total == 1 else 'documents'} cannot be split with val_fraction {recipe.val_fraction}: one side "
+            "would be empty; add documents, cut them smaller (--document paragraph, or --split contiguous for one long text), or choose "
+            "another --val-fraction"
         )
     _split_by(decided, work, recipe.seed, lambda keys, high, low: _is_within(keys, high, low, border))
 
@@ -155,6 +158,8 @@ def _drop_over(decided: Decided, work: WorkFolder, max_documents: int, *, seed: 
     _, border = _border(
         decided, work, ~seed & (2**64 - 1), lambda _, counts: int(np.searchsorted(np.cumsum(counts), max_documents, "right"))
     )
+    if border is None:
+        raise FolioError(f"max_documents is {max_documents:,}, and the first group that was drawn has more documents; raise it")
     for number, kept, groups in _keyed_groups(decided, work, ~seed & (2**64 - 1)):
         decided.sides(number)[kept[~_is_within(groups["h"], groups["high"], groups["low"], border)]] = DROPPED
     decided.dropped["over_max_documents"] = before - decided.num_kept

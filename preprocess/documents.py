@@ -56,13 +56,3 @@ def text_buffers(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
 def text_bytes(texts: pa.LargeStringArray) -> np.ndarray:
     """UTF-8 bytes of each text: (D,) int64."""
     return np.diff(text_buffers(texts)[1])
-
-
-def table_text_bytes(table: pa.Table) -> np.ndarray:
-    """UTF-8 bytes of each document of `table`: (D,) int64."""
-    return np.concatenate([text_bytes(chunk) for chunk in table.column("text").chunks] or [np.empty(0, np.int64)])
-
-
-def texts_from_buffers(data: np.ndarray, offsets: np.ndarray) -> pa.LargeStringArray:
-    """The inverse of `text_buffers`. `data` must be UTF-8 and no border may fall inside a character."""
-    return pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets.astype(np.int64)), pa.py_buffer(data))

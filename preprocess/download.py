@@ -53,9 +53,9 @@ def find_file(corpus: str, file: SourceFile, *, source: Path | None, progress: P
         failures.append("no address of it is known")
     elif _fetch(file.url, file, target, failures, progress):
         return target
+    how = "go online, or pass --source FILE" if file.url else "pass --input with a folder of its files"
     raise FolioError(
-        f"could not get {corpus}/{file.name}: {'; '.join(failures)}; go online, or pass --source FILE, "
-        f"or set PREPROCESS_MIRROR to a folder with {corpus}/{file.name}"
+        f"could not get {corpus}/{file.name}: {'; '.join(failures)}; {how}, or set PREPROCESS_MIRROR to a folder with {corpus}/{file.name}"
     )
 
 

@@ -197,12 +197,15 @@ def _take(pipe: Connection, tasks: queue.SimpleQueue[Any]) -> None:
             tasks.put(pipe.recv())
     except (EOFError, OSError):
         os._exit(0)  # the main process has closed the pipe, or is gone: nobody wants what is being done here
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # what cannot be understood cannot be answered: the main process sees the worker go
 
 
 def _portable(error: BaseException) -> tuple[str, str, tuple[Any, ...]]:
     """`error` as the module and name of its class and what it is made of, if it is one that the main process can make again."""
     if isinstance(error, OSError):
-        return "builtins", "OSError", (error.errno, error.strerror, error.filename)
+        return "builtins", "OSError", (error.errno, error.strerror, error.filename) if error.errno is not None else (str(error),)
     if type(error).__module__.startswith("preprocess.") or isinstance(error, MemoryError):
         return type(error).__module__, type(error).__qualname__, tuple(map(str, error.args))
     return "builtins", "RuntimeError", ("".join(traceback.format_exception(error)),)

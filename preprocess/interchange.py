@@ -10,10 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess.errors import MisuseError
+from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import HASH_CHUNK_BYTES, written_aside
-from preprocess.shards.format import SPLITS, Build
+from preprocess.shards.format import MANIFEST, SPLITS, Build
 from preprocess.tokenizers import load_tokenizer
+
+MAX_LANGUAGES = 200  # files that are open at a time
+
+
+def _refuse_build(output: Path) -> None:
+    if (output / MANIFEST).exists():
+        raise MisuseError(f"{output} is a build, in which nothing else may lie; choose another --output")
+    if output.is_file():
+        raise MisuseError(f"{output} is a file; name a folder")
 
 
 def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
@@ -24,6 +33,7 @@ def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
     """
     if build.dtype != np.dtype("<u2"):
         raise MisuseError(f"{build.name} has {build.vocab_size:,} ids, nanoGPT reads uint16; rebuild with a vocabulary of at most 65,536")
+    _refuse_build(output)
     paths = [output / f"{split}.bin" for split in SPLITS]
     for path in paths:
         if path.exists() and not replace:
@@ -49,6 +59,11 @@ def export_text(build: Build, output: Path, *, by_language: bool, replace: bool)
     names = {number: f"_{_plain(tag)}" for number, tag in tags.items()} if by_language else dict.fromkeys(tags, "")
     if len(set(names.values())) < len(names) and by_language:
         raise MisuseError(f"two languages of {build.name} would share a file: {', '.join(tags.values())}; leave --by out")
+    if by_language and len(tags) > MAX_LANGUAGES:
+        raise MisuseError(
+            f"{build.name} has {len(tags):,} languages, a file for each of at most {MAX_LANGUAGES} can be written; leave --by out"
+        )
+    _refuse_build(output)
     languages = {split: set(np.unique(build.docs(split)["lang"]).tolist()) for split in SPLITS}
     paths = {(split, number): output / f"{split}{names[number]}.txt" for split in SPLITS for number in languages[split]}
     for path in paths.values():
@@ -63,6 +78,8 @@ def export_text(build: Build, output: Path, *, by_language: bool, replace: bool)
         for split in SPLITS:
             numbers = build.docs(split)["lang"]
             for place, ids in enumerate(_documents(build, split)):
+                if len(ids) and int(ids.max()) >= build.vocab_size:
+                    raise FolioError(f"{build.folder} holds an id outside its vocabulary; check it with `preprocess verify`")
                 text = tokenizer.decode_bytes(ids[~is_control[ids]])
                 files[paths[split, int(numbers[place])]].write(text + b"\n\n")
     return list(dict.fromkeys(paths.values()))

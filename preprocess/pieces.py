@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,12 +35,13 @@ def documents_of(source: Source, piece: Piece, recipe: Recipe, losses: Losses, c
     """Read, cleaned, cut, bounded: all documents of `piece` that hold text. `losses` counts what went, `cleaned` what rules changed."""
     if source.format == "synthetic":
         batches = _cleaned(_synthetic(recipe), recipe, cleaned)
+        losses.num_positions = 2 * recipe.num_pairs
     elif recipe.split == "contiguous":
         batches = _contiguous(source, piece, recipe, losses, cleaned)
     else:
         batches = _cleaned(_read(source, piece, recipe, losses), recipe, cleaned)
         if recipe.document == "passage" and source.format == "text":
-            batches = _passages(batches, recipe, None)
+            batches = _passages(batches, recipe, None, losses)
     for batch, sides in batches:
         keep, counts = within_bounds(batch.column("text"), recipe.min_characters, recipe.max_characters)
         losses.counts.update(counts)
@@ -78,7 +78,7 @@ def _sides(names: pa.Array | None, num_documents: int, source: Source) -> np.nda
     return lookup[encoded.indices.to_numpy()] if num_documents else np.empty(0, np.int8)
 
 
-def _passages(batches: Documents, recipe: Recipe, border: int | None) -> Documents:
+def _passages(batches: Documents, recipe: Recipe, border: int | None, losses: Losses) -> Documents:
     """Documents cut into passages where the recipe asks for it, and at `border`, the number of characters that train, where given."""
     size = recipe.passage_characters if recipe.document == "passage" else None
     position = consumed = 0
@@ -89,10 +89,10 @@ def _passages(batches: Documents, recipe: Recipe, border: int | None) -> Documen
             )
             numbers = pa.array(np.arange(position, position + pieces.num_rows), pa.uint64())
             position += pieces.num_rows
+            losses.num_positions = position
+            consumed += _num_characters(batch.slice(row, 1)) if border is not None else 0
             side = np.where(in_val, VAL, TRAIN).astype(np.int8) if border is not None else np.repeat(sides[row : row + 1], pieces.num_rows)
             yield replace_column(pieces, "position", numbers), side
-        if border is not None:
-            consumed += _num_characters(batch)
 
 
 def _num_characters(batch: pa.RecordBatch) -> int:
@@ -101,10 +101,10 @@ def _num_characters(batch: pa.RecordBatch) -> int:
 
 def _contiguous(source: Source, piece: Piece, recipe: Recipe, losses: Losses, cleaned: Counter[str]) -> Documents:
     """The file read twice: its share of characters is known only when all of it is cleaned, and it may not fit into memory."""
-    unused = Losses(Path())
+    unused = Losses(None)
     first = _cleaned(_read(source, piece, recipe, unused), recipe, Counter())
     border = contiguous_cut(sum(_num_characters(batch) for batch, _ in first), recipe.val_fraction)
-    yield from _passages(_cleaned(_read(source, piece, recipe, losses), recipe, cleaned), recipe, border)
+    yield from _passages(_cleaned(_read(source, piece, recipe, losses), recipe, cleaned), recipe, border, losses)
 
 
 def _synthetic(recipe: Recipe) -> Documents:

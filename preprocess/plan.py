@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from preprocess.download import find_file
 from preprocess.errors import FolioError, MisuseError
 from preprocess.progress import Progress
 from preprocess.readers import check_source
-from preprocess.recipe import Recipe
+from preprocess.recipe import Recipe, refuse_without_effect
 from preprocess.shards.files import sha256_bytes
 from preprocess.sources import Partition, Source, cut, describe_sources, find_inputs
 from preprocess.synthetic import VOCABULARY_FILE, vocabulary_file
-from preprocess.tokenizers import load_named, tokenizer_kind
+from preprocess.tokenizers import is_path, load_named, tokenizer_kind
 from preprocess.tokenizers.interface import Tokenizer
+from preprocess.work import work_root
 
 # Work and shards together, in bytes for a byte of input: ids of two bytes, at four bytes of text each, twice, and tables.
 DISK_PER_INPUT_BYTE = 1.5
@@ -52,6 +54,12 @@ def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_th
     if recipe.format == "auto" and len(formats) == 1:
         # Known now, so that settings of other formats do not tell apart builds that are alike.
         recipe = dataclasses.replace(recipe, format=formats.pop())
+        refuse_without_effect(recipe)
+    elif "text" in formats and (recipe.where or recipe.template):
+        text = next(s.path for s in sources if s.format == "text")
+        raise MisuseError(f"where and template are for tables, and {text} is text; leave it out, or build it by itself")
+    if not recipe.dedup and recipe.split in ("exact", "threshold") and (recipe.group_by != "content" or recipe.group_column is not None):
+        progress.warn("without deduplication equal documents of different groups may fall on both sides of the split")
     if recipe.split == "contiguous" and formats - {"text"}:
         raise MisuseError(f"split is 'contiguous', which cuts text files, and {sources[0].path} is {sources[0].format}; wanted 'exact'")
     for entry in sources:
@@ -60,13 +68,15 @@ def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_th
     tokenizer = None if is_trained else load_named(recipe.tokenizer, has_eot=recipe.eot == "append")
     if tokenizer is not None and tokenizer.loss is not None:
         progress.warn(f"the tokenizer does not give every text back as it was: {tokenizer.loss}")
-    if recipe.tokenizer != recipe.resolved()["tokenizer"] and tokenizer is not None:
+    if is_path(recipe.tokenizer) and tokenizer is not None:
         recipe = dataclasses.replace(recipe, tokenizer_sha256=sha256_bytes(b"".join(tokenizer.files.values())))
     return Plan(recipe, sources, cut(sources, recipe), kind, tokenizer)
 
 
 def _sources(recipe: Recipe, source: Path | None, progress: Progress, num_threads: int) -> list[Source]:
-    if source is not None and (len(recipe.files) != 1 or recipe.inputs):
+    if source is not None and recipe.inputs:
+        raise MisuseError("--source is a copy of the corpus' own file, --input names other files; leave one of them out")
+    if source is not None and len(recipe.files) != 1:
         raise MisuseError(f"--source stands for one file, {recipe.corpus} has {len(recipe.files)}; leave it out")
     if recipe.format == "synthetic":
         if recipe.inputs:
@@ -75,7 +85,12 @@ def _sources(recipe: Recipe, source: Path | None, progress: Progress, num_thread
         return [Source(0, VOCABULARY_FILE, "", "synthetic", "", len(vocabulary), 0, sha256_bytes(vocabulary), {})]
     if recipe.inputs:
         progress.say(f"reading the names and checksums of {', '.join(recipe.inputs)[:200]}")
-        return describe_sources(find_inputs(recipe.inputs), recipe, {}, num_threads=num_threads)
+        named, left_out = find_inputs(recipe.inputs)
+        if left_out:
+            kinds = Counter(Path(name).suffix.lower() or "no suffix" for name in left_out)
+            shown = ", ".join(f"{n:,} {kind}" for kind, n in kinds.most_common(6))
+            progress.warn(f"{len(left_out):,} files were passed over, whose names tell no format: {shown}")
+        return describe_sources(named, recipe, {}, num_threads=num_threads)
     if not recipe.files:
         where = f"the Parquet files of {recipe.hub}" if recipe.hub else "its files"
         raise MisuseError(f"{recipe.corpus} is not fetched by itself; pass --input with {where}, for example --input 'data/*.parquet'")
@@ -95,10 +110,11 @@ def estimated_disk_bytes(plan: Plan) -> int:
 
 
 def require_space(plan: Plan, folder: Path) -> None:
-    """Raise FolioError where the disk of `folder` has visibly too little room."""
-    needed, free = estimated_disk_bytes(plan), shutil.disk_usage(folder).free
+    """Raise FolioError where the disk has visibly too little room for the build `folder`; what work on it holds already counts as free."""
+    done = sum(path.stat().st_size for path in work_root(folder).rglob("*") if path.is_file())
+    needed, free = estimated_disk_bytes(plan), shutil.disk_usage(folder.parent).free + done
     if needed > free:
         raise FolioError(
-            f"no space left on the disk: {folder} has {free:,} bytes free, this build may need about {needed:,}; free some, or choose "
-            "another disk with --output"
+            f"no space left on the disk: {folder.parent} has {free:,} bytes free, this build may need about {needed:,}; free some, or "
+            "choose another disk with --output"
         )

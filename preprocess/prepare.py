@@ -61,12 +61,11 @@ def prepare_partition(job: Job, partition: Partition) -> dict[str, Any]:
     with job.work.writing(partition.number, *writer.outputs) as files:
         writer.open(files)
         for piece in partition.pieces:
-            count = 0
+            losses.num_positions = 0
             for batch, sides in documents_of(job.sources[piece.source], piece, job.recipe, losses, cleaned):
                 if batch.num_rows:
-                    count = int(batch.column("position")[-1].as_py()) + 1
                     losses.counts["empty"] += writer.write(batch, sides)
-            num_positions.append([piece.source, count])
+            num_positions.append([piece.source, losses.num_positions])
         writer.close()
         losses.flush()
     fields = {

@@ -24,6 +24,8 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
     import filelock
 
     lock = filelock.FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
+    if folder.exists() and not folder.is_dir():
+        raise MisuseError(f"{folder} is a file; name a folder that is not there yet")
     try:
         lock.acquire()
     except filelock.Timeout as e:
@@ -50,7 +52,7 @@ def is_there_already(folder: Path, recipe: dict[str, Any], sources: list[dict[st
     try:
         Build(folder)
     except FolioError as e:
-        raise FolioError(f"{e}, with --replace") from e
+        raise FolioError(f"{folder} is damaged ({str(e).split(';')[0]}); pass --replace to build it anew") from e
     return True
 
 

@@ -24,6 +24,7 @@ DEFAULT_RULES = ("line_ends", "control_characters", "byte_order_mark", "nfc")
 MIN_PIECES = 300  # 256 bytes, the control pieces, and a little
 TABLES = ("jsonl", "csv", "parquet")  # formats whose records have columns
 COLUMN_SETTINGS = ("text_column", "author_column", "city_column", "year_column", "lang_column", "group_column", "split_column")
+BY_FORMAT = (*COLUMN_SETTINGS, "template", "where", "document", "separator", "passage_characters")  # some formats have no use for these
 CHOICES: dict[str, tuple[str, ...]] = {
     "format": ("auto", "text", *TABLES, "synthetic"),
     "document": ("file", "line", "paragraph", "passage", "separator"),
@@ -119,6 +120,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not PLAIN_NAME.fullmatch(self.corpus):
+            raise MisuseError(f"a corpus cannot be called {self.corpus!r}; wanted letters, digits and . _ - alone")
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise MisuseError(f"{name} is {getattr(self, name)!r}, wanted one of {', '.join(allowed)}")
@@ -137,6 +140,8 @@ class Recipe:
             _check_expression(self, text)
 
     def _check_split(self) -> None:
+        if self.format == "synthetic" and self.group_by != "content":
+            raise MisuseError(f"group_by is {self.group_by!r}, the pairs of a generated corpus are its groups; leave it out")
         if self.split == "contiguous" and self.format not in ("auto", "text"):
             raise MisuseError(f"split is 'contiguous', which cuts text files, and the corpus is {self.format}; wanted 'exact'")
         if self.split == "contiguous" and self.document not in ("file", "passage"):
@@ -144,6 +149,12 @@ class Recipe:
         names_split = self.split_column is not None or "(?P<split>" in (self.name_pattern or "")
         if self.split == "given" and not names_split:
             raise MisuseError("split is 'given' and nothing gives it; name a split_column, or a group (?P<split>…) in name_pattern")
+        if self.group_column is not None and self.group_by != "content":
+            raise MisuseError(
+                f"group_by is {self.group_by!r} and group_column {self.group_column!r}: both say what a group is; leave one out"
+            )
+        if self.split_column is not None and self.split != "given":
+            raise MisuseError(f"split_column goes with split 'given', and split is {self.split!r}; pass --split given")
         if self.split == "given" and self.max_documents is None and self.group_by != "content":
             raise MisuseError(f"group_by is {self.group_by!r}, which a given split does not ask for; leave one of them out")
 
@@ -185,7 +196,7 @@ def _without_effect(recipe: Recipe) -> list[str]:
         "passage_characters": recipe.document != "passage",
         "separator": recipe.document != "separator",
         "name_pattern": is_synthetic,
-        "group_by": is_synthetic or is_given,
+        "group_by": is_synthetic or (is_given and recipe.max_documents is None),
         "invalid_utf8": is_synthetic,
         "val_fraction": recipe.split == "given",
         "num_pieces": not is_trained,
@@ -194,6 +205,14 @@ def _without_effect(recipe: Recipe) -> list[str]:
         "seed": is_given and not is_synthetic and not is_trained and recipe.max_documents is None,
     }
     return [name for name, is_idle in idle.items() if is_idle]
+
+
+def refuse_without_effect(recipe: Recipe) -> None:
+    """Raise MisuseError for a setting that is not as it is by default and, now that the format is known, cannot change anything."""
+    for field in dataclasses.fields(Recipe):
+        if field.name in _without_effect(recipe) and field.name in BY_FORMAT and getattr(recipe, field.name) != field.default:
+            flag = field.name.replace("_", "-")
+            raise MisuseError(f"{field.name} has no effect on {recipe.format} files; leave --{flag} out, or name other files")
 
 
 def refuse_idle(recipe: Recipe, given: Iterable[str], what: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,7 +97,7 @@ def _read(plan: Plan) -> _Seen:
         begin, before = time.perf_counter(), seen.text_bytes
         is_whole = True
         for piece in plan.partitions[number].pieces:
-            for batch, _ in documents_of(plan.sources[piece.source], piece, plan.recipe, Losses(Path()), Counter()):
+            for batch, _ in documents_of(plan.sources[piece.source], piece, plan.recipe, Losses(None), Counter()):
                 batch = batch.filter(pa.array(text_bytes(batch.column("text")) > 0))
                 texts = batch.column("text")
                 seen.texts.append(texts)

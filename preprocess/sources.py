@@ -16,11 +16,13 @@ from typing import Any
 from preprocess.errors import FolioError, MisuseError
 from preprocess.recipe import TABLES, Recipe
 from preprocess.shards.files import sha256_file
+from preprocess.shards.format import MANIFEST, TOKENIZER_DIR
 
 SUFFIXES = {
-    ".txt": "text", ".text": "text", ".md": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet",
+    ".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet",
 }  # fmt: skip
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+ARCHIVES = (".tar.gz", ".tgz", ".tar.zst", ".tar", ".zip", ".7z", ".rar", ".bz2", ".xz", ".lz4", ".lzma")
 # Enough that a task's overhead vanishes, few enough that two workers end together: 400 MB are 25 tasks.
 PARTITION_BYTES = 16 << 20
 
@@ -71,17 +73,21 @@ class Partition:
     pieces: tuple[Piece, ...]
 
 
-def find_inputs(inputs: Iterable[str]) -> list[tuple[str, Path]]:
-    """Name and path of every file that `inputs` (files, folders, globs) stand for, by name; each once.
+def find_inputs(inputs: Iterable[str]) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Name and path of every file that `inputs` (files, folders, globs) stand for, by name, each once; and what folders held besides.
 
     The name is relative to the folder that all of them share. Raises MisuseError where one stands for nothing.
     """
     paths: set[Path] = set()
+    left_out: list[str] = []
     for entry in inputs:
-        found = list(_expand(entry))
+        found, passed_over = _expand(entry)
         if not found:
-            raise MisuseError(f"--input {entry} matches no file; name a file, a folder, or a glob in quotes such as 'data/*.jsonl.zst'")
+            why = f"; {len(passed_over):,} files are there whose names tell no format: pass a glob and --format" if passed_over else ""
+            wanted = "name a file, a folder, or a glob in quotes such as 'data/*.jsonl.zst'"
+            raise MisuseError(f"--input {entry or repr(entry)} matches no file{why}; {wanted}")
         paths.update(path.resolve() for path in found)
+        left_out += passed_over
     base = os.path.commonpath([path.parent for path in paths])
     named = sorted((path.relative_to(base).as_posix(), path) for path in paths)
     for name, path in named:
@@ -89,28 +95,45 @@ def find_inputs(inputs: Iterable[str]) -> list[tuple[str, Path]]:
             name.encode("utf-8")
         except UnicodeEncodeError as e:
             raise MisuseError(f"the name of {path} is not UTF-8, which no manifest can hold; rename the file") from e
-    return named
+    return named, left_out
 
 
 def input_bytes(recipe: Recipe) -> int:
     """About how many bytes there are to read."""
-    return sum(path.stat().st_size for _, path in find_inputs(recipe.inputs)) if recipe.inputs else sum(file.bytes for file in recipe.files)
+    return (
+        sum(path.stat().st_size for _, path in find_inputs(recipe.inputs)[0]) if recipe.inputs else sum(file.bytes for file in recipe.files)
+    )
 
 
-def _expand(entry: str) -> Iterator[Path]:
+def _expand(entry: str) -> tuple[list[Path], list[str]]:
+    """The files that `entry` stands for; and, of a folder, the names of those whose format their names do not tell."""
     path = Path(entry)
+    if not entry:
+        return [], []
     if path.is_dir():
-        yield from (p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path)) and _format_by_name(p.name)[0])
-    elif path.exists():
+        return _walk(path)
+    if path.exists():
         if not path.is_file():
             raise MisuseError(f"--input {entry} is no regular file; name a file, a folder or a glob")
-        yield path
-    else:
-        yield from (p for p in map(Path, glob.glob(entry, recursive=True)) if p.is_file())
+        return [path], []
+    return [p for p in map(Path, glob.glob(entry, recursive=True)) if p.is_file()], []
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _walk(folder: Path) -> tuple[list[Path], list[str]]:
+    """The files below `folder`, but for hidden ones and those of builds, which were made of others."""
+    found: list[Path] = []
+    left_out: list[str] = []
+    for here, folders, names in os.walk(folder):
+        if MANIFEST in names and TOKENIZER_DIR in folders:
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(here) / name for name in names if not name.startswith(".")):
+            if path.is_file() and _format_by_name(path.name)[0]:
+                found.append(path)
+            elif path.is_file():
+                left_out.append(path.name)
+    return found, left_out
 
 
 def _format_by_name(name: str) -> tuple[str | None, str]:
@@ -132,6 +155,8 @@ def describe_sources(named: list[tuple[str, Path]], recipe: Recipe, vouched: dic
     for number, ((name, path), sha256) in enumerate(zip(named, hashes, strict=True)):
         by_name, compression = _format_by_name(name)
         format_ = by_name if recipe.format == "auto" else recipe.format
+        if name.lower().endswith(ARCHIVES):
+            raise MisuseError(f"{path} is an archive or of a compression that is not read; unpack it (gzip and zstd are read as they are)")
         if format_ is None:
             raise MisuseError(f"the name of {path} does not tell its format; pass --format text, {', '.join(TABLES)}")
         if compression and format_ == "parquet":

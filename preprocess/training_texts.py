@@ -19,6 +19,8 @@ from preprocess.tokenizers import characters, sentencepiece_bpe
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.work import TRAIN, WorkFolder
 
+SLICE_CHARACTERS = 1 << 16
+
 
 def train_tokenizer(recipe: Recipe, work: WorkFolder, decided: Decided, receipts: list[dict[str, Any]], progress: Progress) -> Tokenizer:
     """The tokenizer that `recipe` asks for: characters of both sides, or pieces of the training side's documents."""
@@ -33,17 +35,26 @@ def train_tokenizer(recipe: Recipe, work: WorkFolder, decided: Decided, receipts
 
 
 def _sample(recipe: Recipe, work: WorkFolder, decided: Decided) -> Iterator[str]:
-    """Training documents in reading order: all, or of more than `sample_bytes` those with a small keyed hash of their content."""
+    """Slices of training documents in reading order: all, or of more than `sample_bytes` those with a small keyed hash."""
     total = 0
     for number, sides in decided.partitions():
         total += int(work.documents(number)["text_bytes"][sides == TRAIN].sum(dtype=np.int64))
     share = min(Fraction(recipe.sample_bytes, max(total, 1)), Fraction(1))
     limit = min(int(share * 2**64), 2**64 - 1)
     for number, sides in decided.partitions():
-        high, low = two_halves(work.documents(number)["hash"])
-        chosen = (sides == TRAIN) & (keyed_hash(recipe.seed, high ^ low) <= np.uint64(limit))
+        documents = work.documents(number)
+        high, low = two_halves(documents["hash"])
         first = 0
         for texts in spilled_texts(work, number):
-            for text in texts.filter(pa.array(chosen[first : first + len(texts)])):
-                yield text.as_py()
+            rows = first + np.flatnonzero(sides[first : first + len(texts)] == TRAIN)
+            for row, text in zip(rows.tolist(), texts.take(pa.array(rows - first)), strict=True):
+                yield from _slices(text.as_py(), int(high[row] ^ low[row]), recipe.seed, limit)
             first += len(texts)
+
+
+def _slices(text: str, key: int, seed: int, limit: int) -> Iterator[str]:
+    """The slices of a document that are drawn: a short one is a slice, of a long one only a part may be needed."""
+    for number, start in enumerate(range(0, len(text), SLICE_CHARACTERS)):
+        place = np.array([(key + number) & (2**64 - 1)], np.uint64)
+        if limit == 2**64 - 1 or int(keyed_hash(seed, place)[0]) <= limit:
+            yield text[start : start + SLICE_CHARACTERS]

@@ -156,6 +156,6 @@ def open_work(folder: Path, key: str) -> WorkFolder:
             shutil.rmtree(other) if other.is_dir() else other.unlink()
     path = root / key
     path.mkdir(exist_ok=True)
-    for stale in path.glob("*.partial"):
+    for stale in path.rglob("*.partial"):
         stale.unlink(missing_ok=True)
     return WorkFolder(path)

@@ -209,9 +209,9 @@ def test_a_folder_that_is_no_build_is_left_alone(text_recipe: Callable[..., tupl
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"", "own is empty: no document holds text"),
-        (b"\xef\xbb\xbf", "no document holds text"),
-        (b"\x00\x01", "no document holds text"),
+        (b"", "no document is left of own: 0 documents were read"),
+        (b"\xef\xbb\xbf", "no document is left of own"),
+        (b"\x00\x01", "no document is left of own"),
         (b"x", "its training side would be empty"),
         (b"good \xff bad" * 9, r"is not UTF-8: byte 0xff at offset 5 .*iconv"),
         (b"cut short \xd0", r"byte 0xd0 at offset 10 \(unexpected end of data\)"),

@@ -66,7 +66,7 @@ def test_progress_is_on_stderr_and_quiet_is_quiet(preprocess: Run) -> None:
 def test_help_names_everything(preprocess: Run) -> None:
     text = preprocess("--help").stdout
     assert all(command in text for command in ("build", "corpora", "export", "list", "sample", "show", "stats", "tokenizer", "verify"))
-    assert "[default: the corpus]" in preprocess("build", "-h").stdout
+    assert "[default: the corpus, or own]" in " ".join(preprocess("build", "-h").stdout.split())
     assert preprocess("--version").stdout.startswith("preprocess, version ")
 
 
@@ -134,7 +134,7 @@ def test_verify_names_what_is_damaged(preprocess: Run, tmp_path: Path) -> None:
 def test_a_folder_that_may_not_be_written(preprocess: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     check_refused(preprocess(*TINY, "--output", "file/x"), 1, "file")
-    check_refused(preprocess(*TINY, "--output", "file"), 2, "is there and is no build")
+    check_refused(preprocess(*TINY, "--output", "file"), 2, "is a file; name a folder")
 
 
 def test_folio_shards_moves_everything(preprocess: Run, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from preprocess.corpora import load_recipe
 from preprocess.errors import FolioError, MisuseError
 from preprocess.plan import make_plan
 from preprocess.progress import Progress
+from preprocess.readers.runs import place_to_cut
 from preprocess.shards.format import Build, check_name
 from preprocess.shards.verify import verify
 from preprocess.tokenizers import load_tokenizer
@@ -120,13 +121,13 @@ def test_where_a_file_is_cut_changes_nothing(
 
 
 def test_a_file_a_document_and_names_are_relative(tmp_path: Path) -> None:
-    for name in ("b/two.txt", "b/deep/three.md", "a.txt", ".hidden.txt", "b/.git/x.txt", "picture.png"):
+    for name in ("b/two.txt", "b/deep/three.txt", "a.txt", ".hidden.txt", "b/.git/x.txt", "picture.png"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_text(name)
     made = make(tmp_path, tmp_path / "in")
-    assert documents(made) == ["a.txt", "b/deep/three.md", "b/two.txt"] == [s["name"] for s in made.manifest["sources"]]
+    assert documents(made) == ["a.txt", "b/deep/three.txt", "b/two.txt"] == [s["name"] for s in made.manifest["sources"]]
     assert str(tmp_path) not in (made.folder / "manifest.json").read_text()
-    again = make(tmp_path, tmp_path / "in/b/*.txt", tmp_path / "in/*.txt", tmp_path / "in/b/**/*.md", name="again")
+    again = make(tmp_path, tmp_path / "in/b/*.txt", tmp_path / "in/*.txt", tmp_path / "in/b/**/*.txt", name="again")
     assert documents(again) == documents(made)
 
 
@@ -382,7 +383,7 @@ def test_inputs_that_are_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["txt", "jsonl", "csv"])
 def test_an_empty_file_alone_and_among_others(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"a.{suffix}").write_bytes(b"" if suffix != "csv" else b"text\n")
-    with pytest.raises(FolioError, match="is empty: no document holds text"):
+    with pytest.raises(FolioError, match="no document is left of own"):
         make(tmp_path, tmp_path / f"a.{suffix}")
     (tmp_path / "b.jsonl").write_text('{"text": "one"}\n{"text": "two"}')
     assert documents(make(tmp_path, tmp_path / f"a.{suffix}", tmp_path / "b.jsonl")) == ["one", "two"]
@@ -518,7 +519,7 @@ def test_a_recipe_of_ones_own_and_its_data_travel_together(tmp_path: Path, monke
         ("where = 'open(\"/etc/passwd\") == 1'", "function call"),
         ("where = '__import__(\"os\") == 1'", "function call"),
         ('name_pattern = "(?<=a)(?P<year>b)"', "name_pattern|pattern"),
-        ('corpus = "../../evil"', "cannot be named"),
+        ('corpus = "../../evil"', "a corpus cannot be called"),
         ('inputz = ["a"]', "no setting is called 'inputz'; did you mean 'inputs'"),
         ("max_documents = 0", "max_documents is 0"),
         ("= broken", "is not TOML"),
@@ -539,3 +540,157 @@ def test_hostile_and_mistaken_recipes(tmp_path: Path, text: str, message: str) -
 def test_a_recipe_that_is_not_there() -> None:
     with pytest.raises(MisuseError, match="no recipe nowhere/mine.toml"):
         load_recipe("nowhere/mine.toml")
+
+
+# What reviewers and users broke.
+
+
+@FIXTURE
+@given(
+    st.lists(st.text("ab \n\ré=", max_size=90), min_size=2, max_size=6),
+    st.sampled_from(["line", "paragraph", "separator", "file", "jsonl"]),
+    st.integers(1, 70),
+    st.sampled_from([1, 3, 17, 200]),
+    st.integers(5, 40),
+)
+def test_long_records_are_cut_alike_wherever_blocks_and_partitions_end(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    texts: list[str],
+    document: str,
+    partition_bytes: int,
+    block_bytes: int,
+    limit: int,
+) -> None:
+    folder = tmp_path_factory.mktemp("x")
+    path = folder / ("a.jsonl" if document == "jsonl" else "a.txt")
+    if document == "jsonl":
+        path.write_text("\n".join(json.dumps({"text": t}, ensure_ascii=False) for t in [*texts, "the end", "of all"]), encoding="utf-8")
+    else:
+        path.write_bytes("=*=".join([*texts, "the end", "of all"]).encode())
+    settings_: dict[str, Any] = {} if document == "jsonl" else {"document": document}
+    if document == "separator":
+        settings_["separator"] = "=*="
+    made = []
+    for partition, block in ((1 << 20, 1 << 20), (partition_bytes, block_bytes)):
+        monkeypatch.setattr("preprocess.sources.PARTITION_BYTES", partition)
+        monkeypatch.setattr("preprocess.readers.opening.BLOCK_BYTES", block)
+        try:
+            built = make(folder, path, max_document_bytes=limit, oversized="skip", min_characters=2, name=f"b{block}", **settings_)
+        except FolioError as e:
+            made.append(str(e).split(":")[0])
+        else:
+            counts = stats(built)
+            made.append((documents(built), counts["documents"], counts["mended"], built.build_id))
+    assert made[0] == made[1]
+
+
+def test_positions_do_not_depend_on_partitions_where_documents_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"text": f"{i} is long enough text" if i % 3 else "x", "lang": "en" if i % 5 else "fr"} for i in range(400)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ids = set()
+    for size in (1 << 20, 1000, 3000):
+        monkeypatch.setattr("preprocess.sources.PARTITION_BYTES", size)
+        ids.add(make(tmp_path, tmp_path / "a.jsonl", min_characters=20, where='lang == "en"').build_id)
+    assert len(ids) == 1
+
+
+def test_a_megabyte_of_spaces_at_the_cut_takes_no_time() -> None:
+    data = b"word " * 100 + b" " * 1_000_000 + b"more"
+    begin = time.perf_counter()
+    assert place_to_cut(data, len(data) - 10) == 499 and time.perf_counter() - begin < 1
+    assert place_to_cut(b"x" * 1000, 500) == 0
+
+
+def test_a_byte_order_mark_costs_no_record(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + b'{"text": "one"}\n{"text": "two"}\n')
+    assert documents(make(tmp_path, tmp_path / "a.jsonl")) == ["one", "two"]
+
+
+def test_settings_for_tables_are_refused_on_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo")
+    (tmp_path / "b.jsonl").write_text('{"text": "one"}\n{"text": "two"}')
+    for overrides in ({"where": 'lang == "en"'}, {"text_column": "body"}, {"template": "{a}"}, {"author_column": "a"}):
+        with pytest.raises(MisuseError, match="has no effect on text files"):
+            make(tmp_path, tmp_path / "a.txt", document="line", **overrides)
+    with pytest.raises(MisuseError, match="document has no effect on jsonl files"):
+        make(tmp_path, tmp_path / "b.jsonl", document="line")
+    with pytest.raises(MisuseError, match="where and template are for tables, and .*a.txt is text"):
+        make(tmp_path, tmp_path, where='text == "one"')
+    with pytest.raises(MisuseError, match="split_column goes with split 'given'"):
+        make(tmp_path, tmp_path / "b.jsonl", split_column="s")
+
+
+def test_what_a_folder_holds_besides_is_told_and_builds_are_not_read(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}')
+    for name in ("doc.pdf", "tab.tsv", "more.tsv"):
+        (data / name).write_text("x")
+    made = make(data / "shards", data)
+    assert "3 files were passed over, whose names tell no format: 2 .tsv, 1 .pdf" in capsys.readouterr().err
+    assert make(data / "shards", data, name="again").build_id == made.build_id
+    (data / "a.jsonl").unlink()
+    with pytest.raises(MisuseError, match="matches no file; 3 files are there whose names tell no format"):
+        make(tmp_path, data)
+    with pytest.raises(MisuseError, match="--input '' matches no file"):
+        make(tmp_path, "")
+    for name in ("a.tar.gz", "a.zip", "a.jsonl.bz2"):
+        (data / name).write_bytes(b"x")
+        with pytest.raises(MisuseError, match="is an archive or of a compression that is not read"):
+            make(tmp_path, data / name, format="jsonl")
+
+
+def test_nothing_left_says_why_and_keeps_the_evidence(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('["a list"]\n{"text": 5}\n')
+    with pytest.raises(FolioError, match="no document is left of own: 2 documents were read; 2 malformed"):
+        make(tmp_path, tmp_path / "a.jsonl")
+    assert len((tmp_path / ".x.work/refused.jsonl").read_text().splitlines()) == 2
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "n": 1}\n')
+    with pytest.raises(FolioError, match="1 documents were read; 1 filtered"):
+        make(tmp_path, tmp_path / "a.jsonl", where="n > 5")
+
+
+def test_losses_are_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = [{"text": "a"}, {"text": "b"}, {"body": "c"}, {"text": 7}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    make(tmp_path, tmp_path / "a.jsonl")
+    err = capsys.readouterr().err
+    assert "some documents were not taken as they are: 1 malformed, 1 null text" in err and "1 records that could not be read" in err
+
+
+@pytest.mark.parametrize("value", ["9007199254740993", "123456789012345678901234567890"])
+def test_numbers_beyond_what_a_float_holds(tmp_path: Path, value: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "a", "id": {value}}}\n{{"text": "b", "id": 2}}\n{{"text": "c", "id": 3}}')
+    assert documents(make(tmp_path, tmp_path / "a.jsonl", where="id > 2")) == ["a", "c"]
+    made = documents(make(tmp_path, tmp_path / "a.jsonl", template="{id}"))
+    assert made == ([value] if len(value) < 20 else []) + ["2", "3"]  # more digits than anything can tell apart: malformed
+
+
+def test_a_condition_of_several_kinds_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "id": 1}')
+    with pytest.raises(MisuseError, match="compares id with values of several kinds"):
+        make(tmp_path, tmp_path / "a.jsonl", where='id == 1 or id == "a"')
+
+
+def test_years_with_spaces_around_them(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,y\na, 1999 \nb,1\n")
+    assert stats(make(tmp_path, tmp_path / "a.csv", year_column="y"))["authors"]["year"]["documents_by_value"] == {"1": 1, "1999": 1}
+
+
+def test_sources_of_one_group_cannot_be_split(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": w}) for w in WORDS))
+    with pytest.raises(FolioError, match="all 40 documents are one group"):
+        make(tmp_path, tmp_path / "a.jsonl", group_by="source")
+
+
+def test_a_tokenizer_file_without_a_folder_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": w}) for w in WORDS))
+    (tmp_path / "my.txt").write_text("\nabcdefghijklmnopqrstuvwxyz0123456789")
+    recipe = load_recipe(None, inputs=("a.jsonl",), tokenizer="my.txt", val_fraction=0.5)
+    build(recipe, tmp_path / "x", name="x", replace=False, progress=QUIET)
+    assert build(recipe, tmp_path / "x", name="x", replace=False, progress=QUIET) is False
+    (tmp_path / "my.txt").write_text("\n0123456789abcdefghijklmnopqrstuvwxyz")
+    with pytest.raises(MisuseError, match="holds another build .tokenizer_sha256 differ"):
+        build(recipe, tmp_path / "x", name="x", replace=False, progress=QUIET)

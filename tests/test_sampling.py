@@ -64,7 +64,9 @@ def test_nothing_to_sample(tmp_path: Path) -> None:
 def test_a_tokenizer_is_trained_looked_at_and_used(mirror: Path, tmp_path: Path, preprocess: Run) -> None:
     env = {"PREPROCESS_MIRROR": str(mirror)}
     for workers in ("1", "2"):
-        made = preprocess("tokenizer", "train", "--corpus", "pud", "--num-pieces", "900", "--output", f"tok{workers}", "--workers", workers, env=env)
+        made = preprocess(
+            "tokenizer", "train", "--corpus", "pud", "--num-pieces", "900", "--output", f"tok{workers}", "--workers", workers, env=env
+        )
         assert made.returncode == 0 and "trained sentencepiece with 900 ids: tok" in made.stdout, made.stderr
     assert (tmp_path / "tok1/sentencepiece.model").read_bytes() == (tmp_path / "tok2/sentencepiece.model").read_bytes()
     assert [p.name for p in tmp_path.glob(".tok1*")] == [".tok1.lock"]

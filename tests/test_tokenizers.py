@@ -86,6 +86,7 @@ def test_slices_of_a_column_encode_alike(tokenizers: dict[str, Tokenizer]) -> No
 
 def test_gigatokens_caches_are_dropped_in_time(tokenizers: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("preprocess.tokenizers.gigatoken_engine.MAX_CACHE_BYTES", -(1 << 40))
+    monkeypatch.setattr("preprocess.tokenizers.gigatoken_engine.MIN_GROWTH_BYTES", -(1 << 40))
     tokenizer = tokenizers["gpt2"]
     before = tokenizer._fast._tokenizer
     expected = tokenizer.encode_reference(arrow(LINES))[0].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,12 +11,13 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.readers.opening import BLOCK_BYTES, opened
+from preprocess.readers.opening import BLOCK_BYTES, blocks, opened
 from preprocess.readers.records import Losses, Records, needed_columns, require_columns
 from preprocess.recipe import Recipe
 from preprocess.sources import Source
 
-MAX_HEADER_BYTES = 1 << 20
+MAX_HEADER_BYTES = 8 << 20
+MAX_BLOCK_BYTES = (1 << 31) - 1  # what Arrow takes
 NUMBER = r"\A[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\z"
 
 
@@ -25,8 +27,7 @@ def check_csv(source: Source, recipe: Recipe) -> None:
 
 
 def _header(source: Source, recipe: Recipe) -> list[str]:
-    with opened(source) as stream:
-        first = stream.read(MAX_HEADER_BYTES)
+    first = b"".join(itertools.islice(blocks(source, 0, None if source.compression else min(source.size_bytes, MAX_HEADER_BYTES)), 1))
     try:
         table = pa.csv.read_csv(
             pa.BufferReader(first[: first.rfind(b"\n") + 1] or first),
@@ -52,7 +53,7 @@ def read_csv(source: Source, recipe: Recipe, losses: Losses) -> Iterator[Records
         losses.refuse(source.name, f"row {row.number or 'of unknown number'}", reason, (row.text or "").encode())
         return "skip"
 
-    read = pa.csv.ReadOptions(use_threads=False, block_size=max(BLOCK_BYTES, 2 * recipe.max_document_bytes))
+    read = pa.csv.ReadOptions(use_threads=False, block_size=min(max(BLOCK_BYTES, 2 * recipe.max_document_bytes), MAX_BLOCK_BYTES))
     # Bytes, so that what is no UTF-8 meets the recipe's policy; nothing is taken for a null, a number or a date.
     convert = pa.csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.binary()), include_columns=needed.names, strings_can_be_null=False, check_utf8=False

@@ -13,41 +13,49 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from preprocess.errors import FolioError
+from preprocess.errors import FolioError, MisuseError
 from preprocess.readers.opening import blocks
-from preprocess.readers.records import Losses, Needed, Records, needed_columns, require_columns
-from preprocess.readers.runs import longest_record, refuse_oversized, runs
+from preprocess.readers.records import Losses, Needed, Records, explain_utf8, needed_columns, require_columns
+from preprocess.readers.runs import runs
 from preprocess.recipe import Recipe
 from preprocess.sources import Piece, Source
 
 TYPES = {"text": pa.large_string(), "number": pa.float64(), "boolean": pa.bool_(), "null": pa.large_string()}
 NOT_UTF8 = "is not UTF-8"
+HEAD_BYTES = 1 << 20
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows puts it in front of files; JSON has none
 
 
 def check_jsonl(source: Source, recipe: Recipe) -> None:
-    """Raise MisuseError where the first line of `source` is an object that lacks a column which the recipe needs."""
-    head = next(blocks(source, 0, None if source.compression else min(source.size_bytes, 1 << 20)), b"")
-    try:
-        first = orjson.loads(head.lstrip().partition(b"\n")[0])
-    except orjson.JSONDecodeError:
-        return  # the reader will tell
-    if isinstance(first, dict):
-        require_columns(source, needed_columns(recipe), list(first))
+    """Raise MisuseError where no object of the first megabyte has a column that the recipe needs, or the condition is mixed up."""
+    needed = needed_columns(recipe)
+    if mixed := [name for name, kind in needed.where.items() if kind == "mixed"]:
+        raise MisuseError(f"the condition compares {mixed[0]} with values of several kinds; wanted text, numbers or true and false")
+    head = next(blocks(source, 0, None if source.compression else min(source.size_bytes, HEAD_BYTES)), b"")[:HEAD_BYTES]
+    keys: dict[str, None] = {}
+    for line in head.removeprefix(BYTE_ORDER_MARK).splitlines():
+        try:
+            record = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            continue  # the reader will tell
+        if isinstance(record, dict):
+            keys.update(dict.fromkeys(record))
+    if keys:
+        require_columns(source, needed, list(keys))
 
 
 def read_jsonl(source: Source, piece: Piece, recipe: Recipe, losses: Losses) -> Iterator[Records]:
     """The records of `piece`, each needed column of the kind it is needed as; a key that a line lacks is null."""
     needed = needed_columns(recipe)
     number = 0
-    for offset, run in runs(source, piece.start, piece.stop, recipe, losses):
+    for offset, run, _ in runs(source, piece.start, piece.stop, recipe, losses):
         rows: list[tuple[list[Any], list[Any]]] = []
         starts = []
         for line in run.split(b"\n"):
             start, offset = offset, offset + len(line) + 1
-            if len(line) > longest_record(source, recipe):
-                refuse_oversized(f"{source.path}: at byte {start:,} begins", recipe)
-                losses.counts["oversized"] += 1
-            elif line.strip():
+            if start == 0:
+                line = line.removeprefix(BYTE_ORDER_MARK)
+            if line.strip():
                 row = _row(line, needed, recipe, losses)
                 if row == NOT_UTF8:
                     _refuse_utf8(source, start, line, recipe)
@@ -93,6 +101,8 @@ def _as_text(value: Any, name: str, needed: Needed) -> str | None:
         return value
     if name == needed.strict or not isinstance(value, bool | int | float):
         raise TypeError(f"{name} is a {_json_type(value)}, wanted text")
+    if isinstance(value, float) and value.is_integer() and abs(value) >= 2**53:
+        raise TypeError(f"{name} is a number of more digits than can be told apart, wanted it in quotes")
     return orjson.dumps(value).decode()
 
 
@@ -100,7 +110,9 @@ def _as_kind(value: Any, name: str, kind: str) -> Any:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = {"number": is_number, "text": isinstance(value, str), "boolean": isinstance(value, bool), "null": True}
     if value is None or fits[kind]:
-        return str(value) if kind == "null" and value is not None else value
+        if value is None:
+            return None
+        return str(value) if kind == "null" else float(value) if kind == "number" else value
     raise TypeError(f"{name} is a {_json_type(value)}, the condition wants {kind}")
 
 
@@ -117,15 +129,7 @@ def _refuse_utf8(source: Source, start: int, line: bytes, recipe: Recipe) -> Non
         try:
             line.decode("utf-8")
         except UnicodeDecodeError as e:
-            raise FolioError(explain_utf8(source.path, start + e.start, line[e.start], e.reason)) from e
-
-
-def explain_utf8(path: str, offset: int, byte: int, reason: str) -> str:
-    """The line for bytes that are no UTF-8."""
-    return (
-        f"{path} is not UTF-8: byte 0x{byte:02x} at offset {offset:,} ({reason}); convert it, for example with "
-        "`iconv -f WINDOWS-1251 -t UTF-8`, or pass --invalid-utf8 replace or skip"
-    )
+            raise FolioError(explain_utf8(source.path, f"at offset {start + e.start:,}", line[e.start], e.reason)) from e
 
 
 def _json_type(value: Any) -> str:

@@ -41,6 +41,14 @@ def needed_columns(recipe: Recipe) -> Needed:
     return Needed({name: "text" for name in (*texts, *named) if name is not None}, kinds, strict)
 
 
+def explain_utf8(path: str, where: str, byte: int, reason: str) -> str:
+    """The line for bytes that are no UTF-8."""
+    return (
+        f"{path} is not UTF-8: byte 0x{byte:02x} {where} ({reason}); convert it, as `iconv -f WINDOWS-1251 -t UTF-8` does for one old "
+        "character set, or pass --invalid-utf8 replace or skip"
+    )
+
+
 def require_columns(source: Source, needed: Needed, there: list[str]) -> None:
     """Raise MisuseError where the table `source`, whose columns are `there`, lacks one that is needed."""
     for name in needed.names:
@@ -67,9 +75,10 @@ class Records:
 class Losses:
     """What reading a partition left out, counted by reason; records that cannot be read are kept aside, so that nothing is lost."""
 
-    def __init__(self, path: Path) -> None:
-        """`path`: where to keep them, a file of JSON lines that appears with the first."""
+    def __init__(self, path: Path | None) -> None:
+        """`path`: where to keep them, a file of JSON lines that appears with the first; None for nowhere."""
         self.counts: Counter[str] = Counter()
+        self.num_positions = 0  # how many numbers the documents of the piece have had so far, those that were dropped among them
         self._path = path
         self._lines: list[str] = []
 
@@ -83,7 +92,7 @@ class Losses:
 
     def flush(self) -> None:
         """Write what has come together."""
-        if self._lines:
+        if self._lines and self._path is not None:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.writelines(self._lines)
-            self._lines.clear()
+        self._lines.clear()

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from preprocess.errors import FolioError
 from preprocess.readers.opening import blocks
@@ -18,6 +21,8 @@ from preprocess.sources import Source
 NO_CUT_BYTES = 16 << 20  # so long a stretch without white space is no text
 PROBE_BYTES = 1 << 16
 WHITE_SPACE = b" \n\t\r"
+SPACES = np.zeros(256, bool)
+SPACES[list(WHITE_SPACE)] = True
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,23 @@ class Borders:
         """The last border within `data`, its end included; 0 where there is none."""
         return max((found + len(mark) for mark in self.marks if (found := data.rfind(mark)) >= 0), default=0)
 
-    def first(self, data: bytes | bytearray) -> int | None:
-        """The first border within `data`, its end included, its beginning not."""
-        return min((found + len(mark) for mark in self.marks if (found := data.find(mark)) >= 0), default=None)
+    def first(self, data: bytes | bytearray, least: int = 1) -> int | None:
+        """The first border within `data`, its end included, that is at or behind `least`."""
+        found = ((data.find(mark, max(least - len(mark), 0)), len(mark)) for mark in self.marks)
+        return min((place + length for place, length in found if place >= 0), default=None)
 
 
 LINES = Borders((b"\n",))
 PARAGRAPHS = Borders((b"\n\n", b"\n\r\n"))
 WHOLE = Borders(())
+
+
+class Run(NamedTuple):
+    """Whole records, or a part of one that is too long for a document."""
+
+    offset: int  # in the decompressed file, in bytes
+    data: bytes
+    is_part: bool
 
 
 def borders_of(source: Source, recipe: Recipe) -> Borders:
@@ -61,50 +75,100 @@ def next_border(source: Source, borders: Borders, place: int) -> int:
         file.seek(start)
         while block := file.read(PROBE_BYTES):
             data = tail + block
-            begin = max(place - start - borders.reach, 0)
-            found = borders.first(data[begin:])
+            found = borders.first(data, max(place - start, 1))
             if found is not None:
-                return start + begin + found
-            keep = min(borders.reach, len(data))
-            tail, start = data[len(data) - keep :], start + len(data) - keep
+                return start + found
+            tail = data[max(len(data) - borders.reach, 0) :]
+            start += len(data) - len(tail)
     return source.size_bytes
 
 
-def runs(source: Source, start: int, stop: int | None, recipe: Recipe, losses: Losses) -> Iterator[tuple[int, bytes]]:
-    """Runs of whole records, each with its byte offset in the decompressed file.
-
-    A record longer than `max_document_bytes` is cut at white space, the rest of it going on as a record of its own. Raises
-    FolioError for one that cannot be cut, unless the recipe skips it; `losses` counts these.
+class _Cutter:
+    """Takes blocks, gives runs. Nothing that it gives depends on where blocks end: a record counts as long if its first `limit` bytes
+    hold no border, which is asked only when so many are there.
     """
-    borders = borders_of(source, recipe)
-    limit = longest_record(source, recipe)
-    data, offset, is_skipping = bytearray(), start, False
 
-    def take(end: int) -> tuple[int, bytes]:
-        nonlocal offset
-        run = offset, bytes(data[:end])
-        del data[:end]
-        offset += end
+    def __init__(self, source: Source, start: int, recipe: Recipe, losses: Losses) -> None:
+        self._source, self._recipe, self._losses = source, recipe, losses
+        self._borders, self._limit = borders_of(source, recipe), longest_record(source, recipe)
+        # What no document begins with, so that a long one is measured from where it begins.
+        leads = {"paragraph": WHITE_SPACE, "separator": b"\r\n"}
+        self._lead = leads.get(recipe.document, b"") if source.format == "text" else b""
+        self._data, self._offset = bytearray(), start
+        self._is_part = self._is_skipping = False  # the data begins within a long record, or within one that is left out
+
+    def feed(self, block: bytes) -> Iterator[Run]:
+        """The runs that are whole with `block`."""
+        self._data += block
+        while len(self._data) > self._limit:
+            yield from self._first()
+        if self._is_part or self._is_skipping:
+            yield from self._rest()
+        if not self._is_part and not self._is_skipping and (end := self._borders.last(self._data)):
+            yield self._take(end)
+
+    def finish(self) -> Iterator[Run]:
+        """What is left at the end of the piece."""
+        if self._data and not self._is_skipping:
+            yield self._take(len(self._data))
+
+    def _first(self) -> Iterator[Run]:
+        """Of more data than a document may have, some from the front."""
+        if self._is_part or self._is_skipping:
+            yield from self._rest()
+            if not self._is_part and not self._is_skipping:
+                return
+        elif end := self._borders.last(self._data[: self._limit]):
+            yield self._take(end)
+            return
+        elif self._lead and (num_lead := len(self._data) - len(self._data.lstrip(self._lead))):
+            self._take(num_lead)
+            return
+        if self._is_skipping:
+            self._take(max(len(self._data) - self._borders.reach, 1))
+        elif len(self._data) > self._limit:
+            yield from self._cut()
+
+    def _cut(self) -> Iterator[Run]:
+        cut = place_to_cut(self._data, self._limit) if self._source.format != "jsonl" else 0  # half a JSON value is none
+        if cut:
+            self._losses.counts["cut"] += 1
+            self._is_part = True
+            yield self._take(cut)
+        else:
+            refuse_oversized(
+                f"{self._source.path}: at byte {self._offset:,} begins", self._recipe, can_be_cut=self._source.format != "jsonl"
+            )
+            self._losses.counts["oversized"] += 1
+            self._is_part, self._is_skipping = False, True
+
+    def _rest(self) -> Iterator[Run]:
+        """The end of a long record, if it is there and no longer than a document may be."""
+        end = self._borders.first(self._data[: self._limit] if self._is_part else self._data)
+        if end is not None:
+            run = self._take(end)
+            if self._is_part:
+                yield run
+            self._is_part = self._is_skipping = False
+
+    def _take(self, end: int) -> Run:
+        with memoryview(self._data) as view:
+            run = Run(self._offset, bytes(view[:end]), self._is_part)
+        del self._data[:end]
+        self._offset += end
         return run
 
+
+def runs(source: Source, start: int, stop: int | None, recipe: Recipe, losses: Losses) -> Iterator[Run]:
+    """All of a piece in runs.
+
+    A record longer than `max_document_bytes` is cut at white space. Raises FolioError for one that cannot be cut, unless the recipe
+    skips it; `losses` counts both.
+    """
+    cutter = _Cutter(source, start, recipe, losses)
     for block in blocks(source, start, stop):
-        data += block
-        if is_skipping:
-            border = borders.first(data)
-            take(border or max(len(data) - borders.reach, 0))
-            is_skipping = border is None
-        if not is_skipping and (end := borders.last(data)):
-            yield take(end)
-        while len(data) > limit and not is_skipping:
-            cut = place_to_cut(data, limit) if source.format != "jsonl" else 0  # half a JSON value is none
-            if cut:
-                yield take(cut)
-            else:
-                refuse_oversized(f"{source.path}: at byte {offset:,} begins", recipe)
-                losses.counts["oversized"] += 1
-                is_skipping = True
-    if data and not is_skipping:
-        yield take(len(data))
+        yield from cutter.feed(block)
+    yield from cutter.finish()
 
 
 def longest_record(source: Source, recipe: Recipe) -> int:
@@ -112,23 +176,24 @@ def longest_record(source: Source, recipe: Recipe) -> int:
     return recipe.max_document_bytes * (2 if source.format == "jsonl" else 1)
 
 
-def refuse_oversized(where: str, recipe: Recipe) -> None:
+def refuse_oversized(where: str, recipe: Recipe, *, can_be_cut: bool) -> None:
     """Raise FolioError for a record that cannot be cut, unless the recipe skips it. `where`: what it is, for the message."""
     if recipe.oversized == "error":
+        what = "a record that is" if can_be_cut else "a line of JSON that is"
+        why = "and has no white space to cut it at" if can_be_cut else "by far, and a line cannot be cut"
         raise FolioError(
-            f"{where} a record that is longer than max_document_bytes ({recipe.max_document_bytes:,}) and has no white space to cut it at; "
-            "mend it, or pass --oversized skip to leave it out"
+            f"{where} {what} longer than max_document_bytes ({recipe.max_document_bytes:,}) {why}; mend it, or pass --oversized skip to "
+            "leave it out"
         )
 
 
-def place_to_cut(data: bytes | bytearray, limit: int) -> int:
-    """The last place within the first `limit` bytes where white space follows something else; 0 where the last 16 MB have none.
+def place_to_cut(data: bytes | bytearray | memoryview, limit: int, start: int = 0) -> int:
+    """The last place within `limit` bytes from `start` where white space follows something else; 0 where the last 16 MB have none.
 
     In front of white space: there GPT-2's pre-tokenizer must cut anyway, so that no id changes.
     """
-    floor = max(limit - NO_CUT_BYTES, 0)
-    end = limit
-    while (end := max(data.rfind(bytes([c]), floor, end) for c in WHITE_SPACE)) > floor:
-        if data[end - 1] not in WHITE_SPACE:
-            return end
-    return 0
+    floor = start + max(limit - NO_CUT_BYTES, 0)
+    window = np.frombuffer(data, np.uint8, count=start + limit + 1 - floor, offset=floor)
+    is_space = SPACES[window]
+    places = np.flatnonzero(is_space[1:] & ~is_space[:-1])
+    return floor + 1 + int(places[-1]) if len(places) else 0

@@ -20,15 +20,23 @@ BLANK[[9, 10, 13, 32]] = True
 def read_text(source: Source, piece: Piece, recipe: Recipe, losses: Losses) -> Iterator[Records]:
     """The records of `piece` as a column of bytes named `text`."""
     number = 0
-    for offset, run in runs(source, piece.start, piece.stop, recipe, losses):
-        if recipe.document == "line":
+    ends = {"line": b"\r\n", "paragraph": b" \t\r\n", "separator": b"\r\n"}.get(recipe.document, b"")
+    for offset, run, is_part in runs(source, piece.start, piece.stop, recipe, losses):
+        if is_part:
+            # Not looked into again: what the last part ends with is all that is no text.
+            part = run.removesuffix(b"\n" if recipe.document == "line" else b"")
+            part = part.removesuffix(recipe.separator.encode()) if recipe.document == "separator" else part
+            texts, starts = pa.array([part.rstrip(ends)] if ends else [part], pa.large_binary()), np.zeros(1, np.int64)
+        elif recipe.document == "line":
             texts, starts = _lines(run)
         elif recipe.document == "paragraph":
             texts, starts = _paragraphs(run)
         elif recipe.document == "separator":
             texts, starts = _between(run, recipe.separator.encode())
         else:
-            texts, starts = pa.array([run], pa.large_binary()), np.zeros(1, np.int64)
+            borders = pa.py_buffer(np.array([0, len(run)], np.int64))
+            texts = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, borders, pa.py_buffer(run)])  # no copy: it may be 64 MB
+            starts = np.zeros(1, np.int64)
         if len(texts):
             yield Records({"text": texts}, number, offsets=offset + starts)
         number += len(texts)

@@ -10,16 +10,16 @@ import pyarrow.compute as pc
 
 from preprocess.columns import as_text
 from preprocess.conditions import parse_condition
-from preprocess.documents import SCHEMA, make_batch, text_bytes
+from preprocess.documents import make_batch, text_bytes
 from preprocess.errors import FolioError
-from preprocess.readers.records import Losses, Records
+from preprocess.readers.records import Losses, Records, explain_utf8
 from preprocess.readers.runs import place_to_cut, refuse_oversized
 from preprocess.recipe import TABLES, Recipe
 from preprocess.sources import Source
 from preprocess.templates import parse_template
 
 METADATA = ("author", "city", "year", "lang", "group", "split")
-YEAR = r"\A\s*[0-9]{1,4}(\.0)?\s*\z"
+YEAR = r"\A[0-9]{1,4}(\.0)?\z"
 
 
 class DocumentMaker:
@@ -45,6 +45,7 @@ class DocumentMaker:
             is_null = texts.is_null().to_numpy(zero_copy_only=False)
             self._losses.counts["null_text"] += int((keep & is_null).sum())
             keep &= ~is_null
+        self._losses.num_positions = records.first + records.num_records + self._num_extra
         rows = np.flatnonzero(keep)
         fields = {name: self._metadata(name, columns) for name in METADATA}
         fields |= {"text": texts, "position": pa.array(np.arange(len(keep), dtype=np.uint64) + np.uint64(records.first + self._num_extra))}
@@ -78,7 +79,7 @@ class DocumentMaker:
             try:
                 texts.append(None if data is None else data.decode("utf-8"))
             except UnicodeDecodeError as e:
-                self._losses.counts["invalid_utf8"] += 1
+                self._losses.counts["invalid_utf8"] += bool(keep[row])
                 if self._recipe.invalid_utf8 == "error":
                     raise FolioError(self._explain(records, row, data, e)) from e
                 keep[row] &= self._recipe.invalid_utf8 == "replace"
@@ -90,10 +91,7 @@ class DocumentMaker:
             where = f"at offset {int(records.offsets[row]) + error.start:,}"
         else:
             where = f"at offset {error.start:,} of row {records.first + row:,}"
-        return (
-            f"{self._source.path} is not UTF-8: byte 0x{data[error.start]:02x} {where} ({error.reason}); convert it, for example with "
-            "`iconv -f WINDOWS-1251 -t UTF-8`, or pass --invalid-utf8 replace or skip"
-        )
+        return explain_utf8(self._source.path, where, data[error.start], error.reason)
 
     def _texts(self, columns: dict[str, pa.Array]) -> pa.LargeStringArray:
         if self._template is not None:
@@ -114,6 +112,7 @@ class DocumentMaker:
         return pc.if_else(pc.equal(values, ""), None, values)
 
     def _years(self, values: pa.Array) -> pa.Array:
+        values = pc.utf8_trim_whitespace(values)
         is_year = pc.match_substring_regex(values, YEAR)
         unreadable = pc.and_(pc.invert(is_year), pc.not_equal(values, ""))
         self._losses.counts["unreadable_year"] += pc.sum(unreadable).as_py() or 0
@@ -123,32 +122,33 @@ class DocumentMaker:
         sizes = text_bytes(batch.column("text"))
         if not len(sizes) or int(sizes.max()) <= self._recipe.max_document_bytes:
             return batch, side
-        parts: list[bytes] = []
+        parts: list[memoryview] = []
         rows: list[int] = []
         positions: list[int] = []
         extra = 0
         for row, (text, position) in enumerate(zip(batch.column("text"), batch.column("position").to_pylist(), strict=True)):
-            cut = list(self._parts(text.as_buffer().to_pybytes(), position))
+            cut = self._parts(memoryview(text.as_buffer()), position)
             parts += cut
             rows += [row] * len(cut)
             positions += range(position + extra, position + extra + len(cut))
             extra += max(len(cut) - 1, 0)
         self._num_extra += extra
+        self._losses.num_positions += extra
         self._losses.counts["cut"] += extra
-        taken = batch.take(pa.array(rows, pa.int64()))
-        columns = {field.name: taken.column(field.name) for field in SCHEMA}
+        taken = batch.drop_columns(["text"]).take(pa.array(rows, pa.int64()))
+        columns = {name: taken.column(name) for name in taken.schema.names}
         columns |= {"text": pa.array(parts, pa.large_binary()).cast(pa.large_string()), "position": pa.array(positions, pa.uint64())}
         return make_batch(columns, len(rows)), side.take(pa.array(rows, pa.int64())) if side is not None else None
 
-    def _parts(self, data: bytes, position: int) -> list[bytes]:
-        parts: list[bytes] = []
-        limit = self._recipe.max_document_bytes
-        while len(data) > limit:
-            place = place_to_cut(data, limit)
+    def _parts(self, data: memoryview, position: int) -> list[memoryview]:
+        parts: list[memoryview] = []
+        start, limit = 0, self._recipe.max_document_bytes
+        while len(data) - start > limit:
+            place = place_to_cut(data, limit, start)
             if not place:
-                refuse_oversized(f"{self._source.path}: document {position:,} is", self._recipe)
+                refuse_oversized(f"{self._source.path}: document {position:,} is", self._recipe, can_be_cut=True)
                 self._losses.counts["oversized"] += 1
                 return parts
-            parts.append(data[:place])
-            data = data[place:]
-        return [*parts, data]
+            parts.append(data[start:place])
+            start = place
+        return [*parts, data[start:]]

@@ -6,33 +6,14 @@ Named are: gpt2 and tiktoken's other encodings; sentencepiece and char, which ar
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.recipe import Recipe, nearest
+from preprocess.recipe import nearest
 from preprocess.tokenizers.interface import Tokenizer
 
 TRAINED = ("sentencepiece", "char")  # named without a file, these are trained on the corpus
-
-
-def make_tokenizer(recipe: Recipe, train_texts: Iterator[str], all_texts: Iterator[str]) -> Tokenizer:
-    """The tokenizer that `recipe` asks for, trained where it is one that is trained.
-
-    `train_texts`: the training documents, which are all that SentencePiece sees. `all_texts`: both sides, for `char`,
-    whose alphabet is that of the whole corpus.
-    """
-    has_eot = recipe.eot == "append"
-    if recipe.tokenizer == "sentencepiece":
-        from preprocess.tokenizers import sentencepiece_bpe
-
-        return sentencepiece_bpe.train(train_texts, num_pieces=recipe.num_pieces)
-    if recipe.tokenizer == "char":
-        from preprocess.tokenizers import characters
-
-        return characters.train_char(all_texts, has_eot=has_eot)
-    return load_named(recipe.tokenizer, has_eot=has_eot)
 
 
 def load_named(name: str, *, has_eot: bool = True) -> Tokenizer:
@@ -42,7 +23,7 @@ def load_named(name: str, *, has_eot: bool = True) -> Tokenizer:
     where a file cannot be had or read.
     """
     kind = tokenizer_kind(name)
-    if _is_path(name):
+    if is_path(name):
         from preprocess.tokenizers import folders
 
         return folders.load_folder(Path(name), has_eot=has_eot)
@@ -62,7 +43,7 @@ def tokenizer_kind(name: str) -> str:
 
     Raises MisuseError with the nearest known name, or with what a folder lacks.
     """
-    if _is_path(name):
+    if is_path(name):
         from preprocess.tokenizers import folders
 
         return folders.find_tokenizer(Path(name))[0]
@@ -83,7 +64,7 @@ def tokenizer_names() -> list[str]:
     return sorted({*tiktoken_bpe.encoding_names(), "byte", *TRAINED})
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
     """A value with a separator or a tokenizer file's suffix is a path; so that a file here hides no name, no other is."""
     return "/" in name or os.sep in name or name in (".", "..") or name.endswith((".json", ".model", ".tiktoken", ".txt"))
 

@@ -5,6 +5,7 @@ The only file that imports gigatoken and awkward (0.2 s).
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +15,12 @@ import pyarrow as pa
 
 from preprocess.documents import text_buffers
 
-# gigatoken 0.10 keeps every word it ever saw: natural text settles at 300 MB, random words take 8 bytes for each of theirs. A new one
+# gigatoken 0.10 keeps every word it ever saw: natural text settles at 200 MB, random words take 8 bytes for each of theirs. A new one
 # costs 50 ms and a slower start.
-MAX_CACHE_BYTES = 256 << 20
+MAX_CACHE_BYTES = 224 << 20
+# Some of what is let go stays with the process: it must have grown by so much again before that is worth another start.
+MIN_GROWTH_BYTES = 48 << 20
 MAX_ENCODED_BYTES = 64 << 20  # where the system does not tell how much memory a process holds
-PAGE_BYTES = 4096
 
 
 class GigatokenEngine:
@@ -36,9 +38,11 @@ class GigatokenEngine:
         self._awkward, self._make, self._class = awkward, make, gigatoken.Tokenizer
         self._is_parallel = num_threads > 1
         self._renew()
+        self._first_bytes = self._resident_bytes
 
     def _renew(self) -> None:
         self._tokenizer: Any = None  # the old one's memory goes before the new one's comes
+        _give_back()
         self._tokenizer = self._make(self._class)
         self._encoded_bytes, self._resident_bytes = 0, resident_bytes()
 
@@ -56,16 +60,24 @@ class GigatokenEngine:
 
     def _is_full(self, num_bytes: int) -> bool:
         now = resident_bytes()
-        if now is None or self._resident_bytes is None:
+        if now is None or self._first_bytes is None or self._resident_bytes is None:
             return self._encoded_bytes > MAX_ENCODED_BYTES
-        # What else a process holds comes and goes with the batch: only growth beyond several batches is the cache's.
-        return now - self._resident_bytes > MAX_CACHE_BYTES + 4 * num_bytes
+        # What is about to be encoded is there already, in two or three copies of which none is the cache's.
+        held = now - 2 * num_bytes
+        return held - self._first_bytes > MAX_CACHE_BYTES and held - self._resident_bytes > MIN_GROWTH_BYTES
+
+
+def _give_back() -> None:
+    """Have the C library return to the system what it holds for later: a third of what a full cache had (glibc alone knows how)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def resident_bytes() -> int | None:
     """Memory that this process holds; None where the system does not say so in a file (all but Linux)."""
     try:
         with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * PAGE_BYTES
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return None
