@@ -32,8 +32,8 @@ from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR
 from preprocess.sources import Partition
 from preprocess.stages.encode import EngineMismatch
 from preprocess.stats import describe_build
-from preprocess.tokenizers import TRAINED
-from preprocess.tokenizers.folders import save
+from preprocess.tokenizers import TRAINED, TRAINED_FILES
+from preprocess.tokenizers.folders import require_no_other, save
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.training_texts import train_tokenizer
 from preprocess.work import REFUSED, open_work, work_root
@@ -92,6 +92,7 @@ def train_alone(recipe: Recipe, output: Path, *, source: Path | None, replace: b
         raise MisuseError(f"{output} is a file; name a folder")
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not replace:
         raise MisuseError(f"{output} is there already; pass --replace, or choose another --output")
+    require_no_other(output, TRAINED_FILES[recipe.tokenizer])  # now, not after all the work
     output.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(output):
         plan = make_plan(recipe, source, progress, num_threads=workers)

@@ -70,9 +70,9 @@ COLUMNS = {
 }
 
 
-def _recipe_options(command: Any) -> Any:
-    """The settings of a recipe that a build and a sample of one can be given."""
-    options = [
+def _source_options() -> list[Any]:
+    """What is read."""
+    return [
         click.option(
             "--corpus", metavar="NAME", help="A built-in corpus (`preprocess corpora`), or a recipe of your own: path/to/mine.toml."
         ),
@@ -102,6 +102,12 @@ def _recipe_options(command: Any) -> Any:
         click.option("--group-by", type=click.Choice(CHOICES["group_by"]), help="What may not straddle the split."),
         click.option("--invalid-utf8", type=click.Choice(CHOICES["invalid_utf8"]), help="What to do where text is not UTF-8."),
         click.option("--oversized", type=click.Choice(CHOICES["oversized"]), help="What to do with a record too long to be cut."),
+    ]
+
+
+def _treatment_options() -> list[Any]:
+    """What happens to it."""
+    return [
         click.option("--max-documents", type=int, metavar="N", help="Keep N documents, drawn by --seed."),
         click.option("--clean", metavar="RULE,…", help=f"Cleaning rules, of {', '.join(CLEANING_RULES)}; or none."),
         click.option("--min-characters", type=int, metavar="N", help="Leave shorter documents out."),
@@ -118,7 +124,11 @@ def _recipe_options(command: Any) -> Any:
         click.option("--num-pairs", type=int, metavar="N", help="Sentence pairs of the synthetic corpus."),
         click.option("--seed", type=int, metavar="N", help="Decides the split, what is drawn, and the synthetic corpus."),
     ]
-    for option in reversed(options):
+
+
+def _recipe_options(command: Any) -> Any:
+    """The settings of a recipe that a build and a sample of one can be given."""
+    for option in reversed(_source_options() + _treatment_options()):
         command = option(command)
     return command
 

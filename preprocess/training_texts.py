@@ -23,7 +23,7 @@ SLICE_CHARACTERS = 1 << 16
 
 
 def train_tokenizer(recipe: Recipe, work: WorkFolder, decided: Decided, receipts: list[dict[str, Any]], progress: Progress) -> Tokenizer:
-    """The tokenizer that `recipe` asks for: characters of both sides, or pieces of the training side's documents."""
+    """The tokenizer that `recipe` asks for: characters of all that was read, or pieces of the training side's documents."""
     if recipe.tokenizer == "char":
         points = sorted({point for receipt in receipts for point in receipt["alphabet"]})
         return characters.CharTokenizer("".join(map(chr, points)), has_eot=recipe.eot == "append")

@@ -26,9 +26,11 @@ from preprocess.errors import FolioError
 from preprocess.progress import Progress
 from preprocess.shards.format import Build
 from preprocess.shards.verify import verify
+from preprocess.stages.encode import EngineMismatch
 from preprocess.work import work_root
 
 QUIET = Progress(quiet=True)
+COLUMNS = {"author_column": "who", "year_column": "year", "lang_column": "lang", "group_column": "pair"}
 FIXTURE = settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -55,8 +57,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(corpus: Path, folder: Path, *, workers: int = 1, **overrides: Any) -> Build:
-    columns = {"author_column": "who", "year_column": "year", "lang_column": "lang", "group_column": "pair"}
-    recipe = load_recipe(None, inputs=(str(corpus),), **{**columns, "tokenizer": "gpt2", "shard_tokens": 4000, **overrides})
+    recipe = load_recipe(None, inputs=(str(corpus),), **{**COLUMNS, "tokenizer": "gpt2", "shard_tokens": 4000, **overrides})
     build(recipe, folder, name="x", replace=True, progress=QUIET, workers=workers)
     made = Build(folder)
     assert list(verify(made)) == []
@@ -269,3 +270,52 @@ def test_too_little_disk_is_said_before_anything_is_done(corpus: Path, tmp_path:
     with pytest.raises(FolioError, match="no space left on the disk: .* has 1,000 bytes free, this build may need about"):
         run(corpus, tmp_path / "x")
     assert not list(tmp_path.glob(".x.work"))
+
+
+def test_a_build_killed_behind_its_publication_leaves_no_work_for_ever(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("preprocess.build.clear_work", lambda *_: (_ for _ in ()).throw(SystemExit()))
+        with pytest.raises(SystemExit):
+            run(corpus, tmp_path / "x")
+    assert (tmp_path / "x/manifest.json").exists() and list(work_root(tmp_path / "x").glob("*/part-*"))
+    recipe = load_recipe(None, inputs=(str(corpus),), tokenizer="gpt2", shard_tokens=4000, **COLUMNS)
+    assert build(recipe, tmp_path / "x", name="x", replace=False, progress=QUIET) is False
+    assert [p.name for p in work_root(tmp_path / "x").iterdir()] == ["refused.jsonl"] and "27 records" in capsys.readouterr().err
+
+
+def test_what_a_killed_attempt_left_half_written_is_not_published(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("preprocess.build.publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            run(corpus, tmp_path / "x")
+    (next(work_root(tmp_path / "x").glob("*/build")) / ".manifest.json.77.partial").write_text("half")
+    made = run(corpus, tmp_path / "x")
+    assert not [p.name for p in made.folder.iterdir() if p.name.startswith(".")]
+
+
+def test_an_engine_that_errs_ends_its_workers_before_the_reference_begins(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The first pool fails half-way, with tasks still in its workers' hands: none of their answers may reach the second attempt."""
+    pools: list[engines.ProcessPool] = []
+
+    class Failing(engines.ProcessPool):
+        def __init__(self, num_workers: int) -> None:
+            super().__init__(num_workers)
+            pools.append(self)
+
+        def run(self, tasks: Any) -> Iterator[Any]:
+            for number, done in enumerate(super().run(tasks)):
+                if len(pools) == 1 and number == 5:
+                    raise EngineMismatch("gigatoken differs from tiktoken on 'x'")
+                yield done
+
+    monkeypatch.setattr("preprocess.sources.PARTITION_BYTES", 3000)
+    monkeypatch.setattr("preprocess.build.ProcessPool", Failing)
+    made = run(corpus, tmp_path / "x", workers=2)
+    assert len(pools) == 2 and not any(worker.process.is_alive() for worker in pools[0]._workers)
+    assert "the reference library encodes the whole build" in capsys.readouterr().err
+    assert json.loads((made.folder / "build_log.json").read_bytes())["engine"] == "tiktoken"
+    assert file_bytes(made.folder) == file_bytes(run(corpus, tmp_path / "whole/x").folder)

@@ -98,7 +98,7 @@ def _nfc(texts: pa.LargeStringArray) -> tuple[pa.Array, int]:
 def _rows_that_may_compose(texts: pa.LargeStringArray) -> np.ndarray:
     """Numbers of the rows with a character that NFC might touch, some that it does not among them.
 
-    By the bytes that characters begin with: below U+0300, Cyrillic to U+047F, U+2002 to U+20CF, U+3000 to U+3029 and U+4000 to U+9FFF
+    By the bytes that characters begin with: below U+0300, Cyrillic to U+047F, U+2002 to U+20BF, U+3000 to U+3029 and U+4000 to U+9FFF
     hold nothing that NFC changes, or that combines with what stands in front of it (tests/test_clean.py asks unicodedata).
     """
     data, borders = text_buffers(texts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from preprocess.errors import FolioError, MisuseError
@@ -20,12 +21,17 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
     """
     if not tokenizer.files:
         raise MisuseError(f"the {tokenizer.kind} tokenizer has no files to save; name it where it is wanted")
+    require_no_other(folder, tokenizer.files.keys())
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in PATTERNS:
-        if others := sorted({p.name for p in folder.glob(pattern)} - tokenizer.files.keys()):
-            raise MisuseError(f"{folder} already has the tokenizer {others[0]}; name another folder for this one")
     for name, data in tokenizer.files.items():
         write_durable(folder / name, data)
+
+
+def require_no_other(folder: Path, names: Iterable[str]) -> None:
+    """Raise MisuseError where `folder` has a tokenizer's files of other names than these."""
+    for pattern in PATTERNS:
+        if others := sorted({p.name for p in folder.glob(pattern)} - set(names)):
+            raise MisuseError(f"{folder} already has the tokenizer {others[0]}; name another folder for this one")
 
 
 def load_folder(path: Path, *, has_eot: bool = True) -> Tokenizer:
