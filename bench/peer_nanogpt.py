@@ -1,7 +1,8 @@
 """A peer: the recipe by which nanoGPT prepares OpenWebText, on a Parquet file of one's own.
 
 Hugging Face datasets splits and maps tiktoken over the documents; a memory map takes the tokens in 1024 batches. Its caches lie in
-the output folder, so that a fresh folder is a cold start.
+the output folder, so that a fresh folder is a cold start. The recipe hands `np.concatenate` a column of the batch, which datasets 4 and
+later read row by row; `--column-at-once` reads it in one go, which the recipe does not do.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def tokenize(splits: Any, processes: int) -> Any:
     return splits.map(encode, remove_columns=["text"], desc="tokenizing", num_proc=processes)
 
 
-def write(split: Any, path: Path) -> int:
+def write(split: Any, path: Path, *, column_at_once: bool) -> int:
     """One flat file of uint16; how many tokens it holds."""
     total = int(split.with_format("numpy")["len"][:].sum())
     tokens = np.memmap(path, dtype=np.uint16, mode="w+", shape=(total,))
@@ -46,7 +47,7 @@ def write(split: Any, path: Path) -> int:
     begin = 0
     for number in range(num_batches):
         batch = split.shard(num_shards=num_batches, index=number, contiguous=True).with_format("numpy")
-        ids = np.concatenate(list(batch["ids"][:]))
+        ids = np.concatenate(list(batch["ids"][:] if column_at_once else batch["ids"]))
         tokens[begin : begin + len(ids)] = ids
         begin += len(ids)
     tokens.flush()
@@ -58,12 +59,13 @@ def main() -> None:
     parser.add_argument("input", type=Path, help="a Parquet file with a column `text`")
     parser.add_argument("--output", type=Path, required=True, help="a fresh folder")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--column-at-once", action="store_true", help="faster than the recipe: see above")
     arguments = parser.parse_args()
     # Before datasets is imported: it reads them once.
     os.environ.update(HF_HOME=str(arguments.output / "hf"), HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
     splits = tokenize(load(arguments.input, arguments.processes), arguments.processes)
     for name, split in (("train", splits["train"]), ("val", splits["test"])):
-        print(name, write(split, arguments.output / f"{name}.bin"), "tokens")
+        print(name, write(split, arguments.output / f"{name}.bin", column_at_once=arguments.column_at_once), "tokens")
 
 
 if __name__ == "__main__":

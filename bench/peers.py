@@ -10,11 +10,11 @@ from measure import Job
 from vocabulary import Vocabulary
 
 HERE = Path(__file__).resolve().parent
-PEERS = ("nanogpt", "datatrove", "gigatoken", "gigatoken-parquet")
+PEERS = ("nanogpt", "nanogpt-columns", "datatrove", "gigatoken", "gigatoken-parquet")
 
 
-def nanogpt(forms: Forms) -> Job:
-    return lambda folder: _script("peer_nanogpt.py", forms.parquet, "--output", folder)
+def nanogpt(forms: Forms, *options: str) -> Job:
+    return lambda folder: _script("peer_nanogpt.py", forms.parquet, "--output", folder, *options)
 
 
 def datatrove(forms: Forms, vocabulary: Vocabulary) -> Job:
@@ -33,6 +33,8 @@ def job(name: str, forms: Forms, vocabulary: Vocabulary) -> Job:
     """The peer `name` as its time is taken."""
     if name == "nanogpt":
         return nanogpt(forms)
+    if name == "nanogpt-columns":
+        return nanogpt(forms, "--column-at-once")
     if name == "datatrove":
         return datatrove(forms, vocabulary)
     return gigatoken([forms.parquet if name == "gigatoken-parquet" else forms.text], vocabulary)

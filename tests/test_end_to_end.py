@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from conftest import ROOT
+from preprocess.shards.format import Build
 
 SETTINGS = {
     "data": "synthetic", "out_dir": "run", "device": "cpu", "n_layer": 2, "n_head": 2, "n_embd": 48, "block_size": 32, "batch_size": 16,
@@ -55,3 +58,25 @@ def test_nanogpts_own_files_and_ours_hold_one_text(preprocess: Callable[..., sub
     ids = np.fromfile(tmp_path / "out/val.bin", np.uint16)
     shown = "".join(preprocess("show", "synthetic", "--split", "val", "--document", str(n)).stdout for n in range(10))
     assert bytes(ids[ids < 256].tolist()).decode() == shown
+
+
+def test_the_readmes_example_word_for_word(mirror: Path, tmp_path: Path, preprocess: Callable[..., subprocess.CompletedProcess]) -> None:
+    """The commands of README's section on bringing your own text, on the speeches it speaks of."""
+    shutil.copytree(mirror / "inaugural", tmp_path / "inaugural")
+    block = next(part for part in (ROOT / "README.md").read_text(encoding="utf-8").split("```") if "--name speeches" in part)
+    printed = []
+    for line in block.strip().splitlines():
+        command, *arguments = shlex.split(line)
+        assert command == "preprocess"
+        done = preprocess(*arguments)
+        assert done.returncode == 0, done.stderr
+        printed.append(done)
+    shown = printed[1]
+    assert shown.stderr.splitlines() == ["<author_Washington> <year_1789>", "<|endoftext|>"]
+    assert shown.stdout == (mirror / "inaugural/1789-Washington.txt").read_text()
+    made = Build(tmp_path / "shards/speeches")
+    spelled = {i: text for text, i in made.manifest["special_tokens"].items()}
+    for split in ("train", "val"):
+        for number, entry in enumerate(made.docs(split)):
+            year, author = made.manifest["sources"][int(entry["source"])]["name"].removesuffix(".txt").split("-")
+            assert [spelled[int(i)] for i in made.document(split, number)[:2]] == [f"<author_{author}>", f"<year_{year}>"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,9 @@ class ShardSealer:
         self._paths = {suffix: plan.path(folder, suffix) for suffix in SUFFIXES}
         self._digests = {suffix: hashlib.sha256() for suffix in SUFFIXES}
         self._done = dict.fromkeys(SUFFIXES, 0)
+        # The disk is kept busy while segments are still being written: at the end there is little left to wait for.
+        self._flusher = ThreadPoolExecutor(1)
+        self._flushing: Future[None] | None = None
 
     def advance(self, num_tokens: int, num_documents: int) -> None:
         """Hash up to so many tokens and documents, which are written."""
@@ -121,13 +125,15 @@ class ShardSealer:
                 while self._done[suffix] < upto and (chunk := file.read(min(HASH_CHUNK_BYTES, upto - self._done[suffix]))):
                     self._digests[suffix].update(chunk)
                     self._done[suffix] += len(chunk)
+        if self._flushing is None or self._flushing.done():
+            self._flushing = self._flusher.submit(_sync, self._paths["bin"])
 
     def finish(self, max_id: int) -> dict[str, Any]:
         """Hash the rest, sync all, and return the shard's entry in the manifest. `max_id`: of all that was written."""
         self.advance(self._plan.num_tokens, self._plan.num_documents)
+        self._flusher.shutdown()
         for path in self._paths.values():
-            with open(path, "r+b") as file:
-                os.fsync(file.fileno())
+            _sync(path)
         return {
             "file": self._paths["bin"].name,
             "tokens": self._plan.num_tokens,
@@ -138,3 +144,8 @@ class ShardSealer:
             "ends_sha256": self._digests["ends"].hexdigest(),
             "docs_sha256": self._digests["docs"].hexdigest(),
         }
+
+
+def _sync(path: Path) -> None:
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
