@@ -185,7 +185,7 @@ def print_runs(runs: dict[str, list[Run]], *, against: str | None = None) -> Non
     header = ["job", "seconds of each run", "median", "CPU s", "cores", "peak MB", *([f"÷ {against}"] if against else [])]
     rows = [header]
     for name, of_job in runs.items():
-        timed = [run for run in of_job if not run.is_watched]
+        timed = [run for run in of_job if not run.is_watched] or of_job
         seconds = median([run.seconds for run in timed])
         row = [name, " ".join(f"{run.seconds:.2f}" for run in timed), f"{seconds:.2f}"]
         cpu_seconds = median([run.cpu_seconds for run in timed])

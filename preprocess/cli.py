@@ -6,6 +6,7 @@ Nothing heavy is imported up here, so that `--help` answers at once.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -88,7 +89,7 @@ def _source_options() -> list[Any]:
         ),
         click.option("--format", type=click.Choice(CHOICES["format"][:-1]), help="Of the files, where their names do not tell."),
         click.option("--document", type=click.Choice(CHOICES["document"]), help="What one document of a text file is."),
-        click.option("--separator", metavar="TEXT", help="What stands between documents."),
+        click.option("--separator", metavar="TEXT", help="What stands between documents; \\n is a line feed."),
         click.option("--text-column", metavar="COLUMN", help="Column of the text.  [default: text]"),
         click.option("--template", metavar="TEXT", help='Joins columns to a text: "Q: {question}\\nA: {answer}".'),
         click.option("--where", metavar="CONDITION", help="Rows to take: 'language == \"en\" and score >= 0.5'."),
@@ -133,12 +134,21 @@ def _recipe_options(command: Any) -> Any:
     return command
 
 
+def _unescape(text: str | None) -> str | None:
+    """What a shell cannot type easily: `\\n`, `\\t` and `\\\\` as a line feed, a tab and a backslash."""
+    if text is None:
+        return None
+    return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], text)
+
+
 def _load(corpus: str | None, inputs: tuple[str, ...], clean: str | None, overrides: dict[str, Any]) -> Any:
     """The recipe that the options ask for."""
     from preprocess.corpora import load_recipe
 
     if corpus is None and not inputs:
         raise click.UsageError("nothing to build from: pass --corpus NAME, or --input with your own files")
+    for name in ("template", "separator"):
+        overrides[name] = _unescape(overrides[name])
     rules = None if clean is None else tuple(rule for rule in clean.split(",") if clean != "none")
     return load_recipe(corpus, inputs=inputs or None, clean=rules, **overrides)
 

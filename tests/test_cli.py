@@ -221,3 +221,27 @@ def test_escape_sequences_are_shown_not_obeyed(preprocess: Run, tmp_path: Path) 
     (tmp_path / "shards").mkdir()
     done = preprocess("show", "evil\x1b[2J")
     assert done.returncode == 2 and "\x1b" not in done.stderr
+
+
+def test_a_line_feed_can_be_typed_in_a_shell(preprocess: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"q": f"q{i}", "a": f"\\n{i}"}) for i in range(4)))
+    template = r"Q: {q}\nA: {a}\\n"
+    done = preprocess("build", "--input", "a.jsonl", "--template", template, "--tokenizer", "byte", "--val-fraction", "0.5", "--name", "x")
+    assert done.returncode == 0, done.stderr
+    found = {preprocess("show", "x", "--document", n, "--split", s).stdout for s in ("train", "val") for n in "01"}
+    assert found == {f"Q: q{i}\nA: \\n{i}\\n" for i in range(4)}
+    (tmp_path / "b.txt").write_text("one\n--\ntwo\n--\nthree")
+    separated = (
+        "--document",
+        "separator",
+        "--separator",
+        r"\n--\n",
+        "--tokenizer",
+        "byte",
+        "--val-fraction",
+        "0.3",
+        "--name",
+        "y",
+        "--json",
+    )
+    assert json.loads(preprocess("build", "--input", "b.txt", *separated).stdout)["splits"]["train"]["documents"] == 2
