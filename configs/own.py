@@ -1,11 +1,12 @@
 # A small GPT-2 for text of your own: configs/small.py without Shakespeare in front of its samples.
 # First: preprocess build --input 'data/*.jsonl'; that build is called `own`, another is chosen by --data=NAME --out_dir=runs/NAME.
 data = "own"
+
 n_layer = 6
 n_head = 6
 n_embd = 384
 block_size = 256
-# The text is small, a third of a million tokens: dropout holds off learning it by heart.
+# A small text is learned by heart, which dropout holds off; 0 for one of many million tokens.
 dropout = 0.2
 
 batch_size = 32
