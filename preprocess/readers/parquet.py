@@ -23,8 +23,8 @@ WHOLE_GROUP_BYTES = 32 << 20
 def _opened(source: Source) -> Iterator[Any]:
     source.require_unchanged()
     try:
-        # binary_type: large offsets from the start; memory_map: no copy of the compressed pages.
-        with pq.ParquetFile(source.path, memory_map=True, binary_type=pa.large_binary(), pre_buffer=False) as file:
+        # binary_type: large offsets from the start. Not mapped: what is read of a mapped file counts as this process' memory.
+        with pq.ParquetFile(source.path, memory_map=False, binary_type=pa.large_binary(), pre_buffer=False) as file:
             yield file
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError) as e:
         source.require_unchanged()

@@ -17,9 +17,9 @@ from preprocess.documents import text_buffers
 
 # gigatoken 0.10 keeps every word it ever saw: natural text settles at 200 MB, random words take 8 bytes for each of theirs. A new one
 # costs 50 ms and a slower start.
-MAX_CACHE_BYTES = 224 << 20
+MAX_CACHE_BYTES = 160 << 20
 # Some of what is let go stays with the process: it must have grown by so much again before that is worth another start.
-MIN_GROWTH_BYTES = 48 << 20
+MIN_GROWTH_BYTES = 32 << 20
 MAX_ENCODED_BYTES = 64 << 20  # where the system does not tell how much memory a process holds
 
 
@@ -75,9 +75,10 @@ def _give_back() -> None:
 
 
 def resident_bytes() -> int | None:
-    """Memory that this process holds; None where the system does not say so in a file (all but Linux)."""
+    """Memory of its own that this process holds, mapped files apart; None where the system does not say so in a file (all but Linux)."""
     try:
         with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            _, resident, shared, *_ = map(int, file.read().split())
+            return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return None
