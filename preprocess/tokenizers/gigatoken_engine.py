@@ -17,7 +17,7 @@ from preprocess.documents import text_buffers
 
 # gigatoken 0.10 keeps every word it ever saw: natural text settles at 200 MB, random words take 8 bytes for each of theirs. A new one
 # costs 50 ms and a slower start.
-MAX_CACHE_BYTES = 160 << 20
+MAX_CACHE_BYTES = 192 << 20
 # Some of what is let go stays with the process: it must have grown by so much again before that is worth another start.
 MIN_GROWTH_BYTES = 32 << 20
 MAX_ENCODED_BYTES = 64 << 20  # where the system does not tell how much memory a process holds
