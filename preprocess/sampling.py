@@ -27,7 +27,7 @@ from preprocess.work import DOCUMENT
 PARTITIONS_READ = 4
 ENOUGH_BYTES = 32 << 20  # of one partition; a compressed file is one partition, whatever its length
 # Measured with gpt2 on 400 MB of long documents: the main process, each worker, and the seconds that starting takes.
-MAIN_BYTES, WORKER_BYTES, START_S = 150 << 20, 400 << 20, 1.0
+MAIN_BYTES, WORKER_BYTES, START_S = 100 << 20, 300 << 20, 1.0
 
 
 @dataclass
