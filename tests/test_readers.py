@@ -694,3 +694,12 @@ def test_a_tokenizer_file_without_a_folder_is_known_by_its_content(tmp_path: Pat
     (tmp_path / "my.txt").write_text("\n0123456789abcdefghijklmnopqrstuvwxyz")
     with pytest.raises(MisuseError, match="holds another build .tokenizer_sha256 differ"):
         build(recipe, tmp_path / "x", name="x", replace=False, progress=QUIET)
+
+
+def test_a_column_with_a_dot_in_its_name_beside_a_nested_one(tmp_path: Path) -> None:
+    rows = pa.table({"my.text": [f"t{i}" for i in range(40)], "meta": [{"a": i} for i in range(40)]})
+    pq.write_table(rows, tmp_path / "a.parquet", row_group_size=7)
+    made = make(tmp_path, tmp_path / "a.parquet", text_column="my.text", where="`my.text` != 't3'")
+    assert documents(made) == [f"t{i}" for i in range(40) if i != 3]
+    plan = make_plan(load_recipe(None, inputs=(str(tmp_path / "a.parquet"),), tokenizer="byte", text_column="my.text"), None, QUIET)
+    assert plan.partition_bytes()[0] > 40 * 2

@@ -48,7 +48,8 @@ def row_group_bytes(source: Source, recipe: Recipe) -> list[int]:
 def _group_bytes(file: Any, group: int, names: set[str]) -> int:
     entry = file.metadata.row_group(group)
     columns = (entry.column(i) for i in range(entry.num_columns))
-    return sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] in names)
+    # A dot may be part of a column's name, or lead into one that is nested.
+    return sum(c.total_uncompressed_size for c in columns if {c.path_in_schema, c.path_in_schema.split(".")[0]} & names)
 
 
 def _require_text(source: Source, name: str, type_: pa.DataType, *, is_strict: bool) -> None:
