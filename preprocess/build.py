@@ -234,7 +234,7 @@ class _Attempt:
             for done, receipt in self._pool.run(tasks):
                 receipts[done.key] = receipt
                 documents += receipt.get("num_documents", 0)
-                bar.update(sizes[done.key], documents)
+                bar.update(sizes[done.key], documents if "num_documents" in receipt else None)
         return [receipts[number] for number, _ in arguments]
 
     def _note_engines(self, receipts: list[dict[str, Any]]) -> None:

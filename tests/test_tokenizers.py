@@ -228,3 +228,15 @@ def test_a_damaged_tokenizer_is_refused(build_text: Callable[..., Build]) -> Non
     build.manifest["tokenizer"]["files"] = {}
     with pytest.raises(FolioError, match="of kind 'wordpiece'"):
         load_tokenizer(build.folder, build.manifest)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, FolioError("told")])
+def test_what_ends_the_texts_is_not_the_trainers_fault(error: type[BaseException] | BaseException) -> None:
+    """The trainer makes a RuntimeError of whatever its iterator raises: Ctrl-C must stay Ctrl-C."""
+
+    def texts() -> Iterator[str]:
+        yield from ("some words to learn from " * 3 for _ in range(50))
+        raise error
+
+    with pytest.raises(error if isinstance(error, type) else type(error)):
+        sentencepiece_bpe.train(texts(), num_pieces=300)

@@ -95,9 +95,10 @@ def train(texts: Iterable[str], *, num_pieces: int) -> SentencePieceTokenizer:
     import sentencepiece
 
     model = io.BytesIO()
+    raised: list[BaseException] = []
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(texts),
+            sentence_iterator=_noted(_sentences(texts), raised),
             model_writer=model,
             vocab_size=num_pieces,
             pad_id=0, unk_id=1, bos_id=2, eos_id=3,
@@ -108,8 +109,21 @@ def train(texts: Iterable[str], *, num_pieces: int) -> SentencePieceTokenizer:
             **TRAINING,
         )  # fmt: skip
     except RuntimeError as e:
+        if raised:
+            raise raised[0] from None  # such as Ctrl-C, of which the trainer makes a RuntimeError
         raise _explain(e, num_pieces) from e
     return SentencePieceTokenizer(model.getvalue(), training=TRAINING)
+
+
+def _noted(sentences: Iterator[str], raised: list[BaseException]) -> Iterator[str]:
+    """`sentences`, and in `raised` what ended them before their end."""
+    try:
+        yield from sentences
+    except GeneratorExit:
+        raise
+    except BaseException as e:
+        raised.append(e)
+        raise
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
