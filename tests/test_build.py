@@ -349,7 +349,7 @@ def test_a_build_killed_half_way_leaves_nothing_finished(tmp_path: Path, how: si
     assert process.returncode == status and not folder.exists()
     if how != signal.SIGKILL:
         assert stderr.splitlines()[-1] == "error: interrupted; run the same command again, it goes on where it was"
-        assert hidden(folder.parent) == []
+        assert hidden(folder.parent) in ([], [".synthetic.work"])  # what is done by then is kept for the next
     again = start_build(folder)
     assert again.wait(timeout=120) == 0 and hidden(folder.parent) == [] and list(verify(Build(folder))) == []
 
