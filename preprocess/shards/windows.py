@@ -11,24 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from preprocess.errors import MisuseError
-
-
-def mix64(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
-
-    `x`: any shape of uint64; returns the same shape, each value mapped by a bijection that looks random.
-    """
-    with np.errstate(over="ignore"):
-        x = (x + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def keyed_hash(seed: int, values: np.ndarray) -> np.ndarray:
-    """uint64 hashes of `values` (uint64, any shape) under `seed` (any non-negative int below 2**64)."""
-    key = mix64(np.array([seed], dtype=np.uint64))[0]
-    return mix64(mix64(values.astype(np.uint64) ^ key) ^ key)
+from preprocess.shards.permutation import keyed_hash, mix64, permute
 
 
 def require_windows(lengths: Sequence[int], block_size: int, split: str) -> None:
@@ -61,6 +44,45 @@ class RandomWindows:
         return shard, place - self._first[shard]
 
 
+class EpochWindows:
+    """Non-overlapping windows that cover every shard once an epoch, in another order and from other starts each epoch.
+
+    Sample i lies in epoch i // `windows_per_epoch`. In an epoch each shard is cut as by `sequential_windows`, but from an
+    offset of its own, drawn among those that leave as many windows as offset 0 does.
+    """
+
+    windows_per_epoch: int
+    num_unvisited: int  # tokens in no window, the same number every epoch: at most `block_size` a shard, at its head and tail
+
+    def __init__(self, lengths: Sequence[int], block_size: int, *, seed: int) -> None:
+        """`lengths`: tokens of each shard. A shard shorter than a window gives none. Raises MisuseError for a seed beyond 64 bits."""
+        tokens = np.asarray(lengths, dtype=np.int64)
+        counts = np.maximum(tokens - 1, 0) // block_size  # (S,) windows of each shard
+        self._edges = np.cumsum(counts)  # (S,) exclusive ends of each shard's windows in one long line
+        self._first = self._edges - counts
+        self._offsets = (np.maximum(tokens - 1, 0) % block_size + 1).astype(np.uint64)  # (S,) how many to draw from
+        self._shard_keys = mix64(np.arange(len(tokens), dtype=np.uint64))
+        self._key = keyed_hash(seed, np.frombuffer(b"epochwin", dtype="<u8"))
+        self._block_size = block_size
+        if not len(counts) or not self._edges[-1]:
+            raise ValueError("no shard holds a window: call require_windows first")
+        self.windows_per_epoch = int(self._edges[-1])
+        self.num_unvisited = int((tokens - counts * block_size - (counts > 0)).sum())
+
+    def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`samples`: (B,) sample numbers, of any epochs. Returns the shard (B,) and the start in it (B,), both int64."""
+        epoch, index = np.divmod(samples.astype(np.uint64), np.uint64(self.windows_per_epoch))
+        epoch_key = mix64(epoch ^ self._key)
+        window = permute(index, self.windows_per_epoch, epoch_key).astype(np.int64)
+        shard = np.searchsorted(self._edges, window, side="right")
+        offset = mix64(epoch_key ^ self._shard_keys[shard]) % self._offsets[shard]
+        return shard, (window - self._first[shard]) * self._block_size + offset.astype(np.int64)
+
+    def num_epochs(self, num_samples: int) -> float:
+        """How many epochs the first `num_samples` samples are."""
+        return num_samples / self.windows_per_epoch
+
+
 def sequential_windows(lengths: Sequence[int], block_size: int, num_windows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Non-overlapping windows from each shard's start: shard (W,) and start (W,), int64; at most `num_windows`.
 
@@ -80,3 +102,22 @@ def gather(tokens: Sequence[np.ndarray], shard: np.ndarray, start: np.ndarray, b
         rows = shard == s
         out[rows] = np.lib.stride_tricks.sliding_window_view(tokens[s], block_size + 1)[start[rows]]
     return out
+
+
+def document_numbers(ends: Sequence[np.ndarray], shard: np.ndarray, start: np.ndarray, block_size: int) -> np.ndarray:
+    """Which document each input of the windows at (`shard`, `start`), each (B,) int64, belongs to: (B, block_size) int32.
+
+    Counted in each window from 0, one more at every token that opens a document. `ends`: each shard's exclusive document
+    ends, uint64, ascending. A batch reads two binary searches a window and the ends inside it, no more.
+    """
+    opens = np.zeros((len(shard), block_size), np.int8)
+    for s in np.unique(shard):
+        rows = np.flatnonzero(shard == s)
+        # Against int64 the search would turn all the ends into float64: a copy of the whole file.
+        begin = start[rows].astype(np.uint64)
+        low = np.searchsorted(ends[s], begin, side="right")
+        counts = np.searchsorted(ends[s], begin + np.uint64(block_size), side="left") - low
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        columns = ends[s][np.repeat(low, counts) + within] - np.repeat(begin, counts)
+        opens[np.repeat(rows, counts), columns] = 1
+    return np.cumsum(opens, axis=1, dtype=np.int32)
