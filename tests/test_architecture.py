@@ -57,6 +57,7 @@ HOMES = {
     "sentencepiece": {"preprocess/tokenizers/sentencepiece_bpe.py"},
     "tqdm": {"preprocess/progress.py"},
     "matplotlib": {"train/plot.py"},
+    "psutil": {"train/memory.py"},
 }
 
 

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from checkpoint import (
     CheckpointError,
     Origin,
-    Training,
     committed,
     find_checkpoint,
     newest,
@@ -25,10 +24,9 @@ from checkpoint import (
     save,
 )
 from config import Config
-from model import GPT
-from optim import make_optimizer
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import readable_json, sha256_file
+from state import Training, new_training
 from train_helpers import TINY, VOCAB_SIZE, small_disk
 
 CPU = torch.device("cpu")
@@ -39,21 +37,21 @@ ORIGIN = Origin(settings=CONFIG.as_dict(), build_id="0" * 64, tokenizer_sha256="
 
 
 def make_training(config: Config = CONFIG) -> Training:
-    model = GPT(config, VOCAB_SIZE)
-    return Training(
-        model=model, optimizer=make_optimizer(model, config, device=CPU), scaler=torch.amp.GradScaler("cpu", enabled=False), device=CPU
-    )
+    return new_training(config, VOCAB_SIZE, device=CPU)
 
 
 def take_step(training: Training) -> float:
-    """One update on random tokens, dropout on, from the generator that checkpoints keep."""
+    """One update, on tokens that follow from the step as a run's samples do."""
+    torch.manual_seed(training.step)
     ids = torch.randint(VOCAB_SIZE, (4, 17))
     loss = training.model(ids[:, :-1], ids[:, 1:]).mean()
     loss.backward()
-    training.optimizer.step()
-    training.optimizer.zero_grad()
+    for optimizer in training.optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
     training.step += 1
-    return loss.item()
+    training.num_samples += 4
+    return float(loss)
 
 
 @pytest.fixture
@@ -81,10 +79,9 @@ def test_what_comes_back_goes_on_alike(saved: tuple[Training, Path]) -> None:
 
 def test_files_are_plain_and_readable_by_whoever_may_read_the_folder(saved: tuple[Training, Path]) -> None:
     _, folder = saved
-    assert {p.name for p in folder.iterdir()} == {"model.safetensors", "optimizer.safetensors", "checkpoint.json"}
+    assert {p.name for p in folder.iterdir()} == {"model.safetensors", "training.safetensors", "checkpoint.json"}
     assert len({p.stat().st_mode for p in folder.iterdir()}) == 1
-    assert "h.0.attn.c_attn.weight.exp_avg_sq" in load_file(folder / "optimizer.safetensors")
-    assert load_file(folder / "optimizer.safetensors")["rng.cpu"].dtype == torch.uint8
+    assert "h.0.attn.c_attn.weight.exp_avg_sq" in load_file(folder / "training.safetensors")
 
 
 def edit_info(folder: Path, **fields: object) -> None:
@@ -118,14 +115,14 @@ def write_pickle_for_model(folder: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing file": (lambda f: (f / "optimizer.safetensors").unlink(), "optimizer.safetensors is missing"),
+    "missing file": (lambda f: (f / "training.safetensors").unlink(), "training.safetensors is missing"),
     "truncated": (lambda f: os.truncate(f / "model.safetensors", 1000), "has 1,000 bytes"),
     "flipped bit": (flip_a_bit, "does not have the sha256"),
     "no info": (lambda f: (f / "checkpoint.json").unlink(), "has no checkpoint.json"),
     "info cut short": (lambda f: os.truncate(f / "checkpoint.json", 100), "is not JSON"),
     "info nested": (lambda f: (f / "checkpoint.json").write_text("[" * 100_000), "is not JSON"),
     "other format": (lambda f: edit_info(f, format="elsewhere"), "not of the format"),
-    "other version": (lambda f: edit_info(f, version=99), "has version 99, this Folio reads version 1"),
+    "other version": (lambda f: edit_info(f, version=99), "has version 99, this Folio reads version 2"),
     "no step": (lambda f: edit_info(f, step="many"), "malformed"),
     "no files": (lambda f: edit_info(f, files=[]), "malformed"),
     "pickle beside": (lambda f: (f / "extra.pt").write_bytes(TRAP), "holds 'extra.pt'"),
@@ -133,11 +130,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "other shape": (lambda f: replace_tensors(f, lambda t: t.update({"ln_f.bias": torch.zeros(7)})), r"has \(7,\) for ln_f.bias"),
     "tensor lacking": (lambda f: replace_tensors(f, lambda t: t.pop("ln_f.bias")), "has nothing for ln_f.bias"),
     "tensor more": (lambda f: replace_tensors(f, lambda t: t.update({"x": torch.zeros(7)})), "the model needs nothing"),
-    "generator lacking": (lambda f: replace_tensors(f, lambda t: t.pop("rng.cpu"), "optimizer.safetensors"), "cannot be continued"),
-    "generator spoilt": (
-        lambda f: replace_tensors(f, lambda t: t.update({"rng.cpu": torch.zeros(3)}), "optimizer.safetensors"),
-        "cannot be continued",
+    "moment lacking": (
+        lambda f: replace_tensors(f, lambda t: t.pop("ln_f.bias.exp_avg"), "training.safetensors"),
+        "has nothing for ln_f.bias.exp_avg",
     ),
+    "no samples": (lambda f: edit_info(f, num_samples="all"), "cannot be continued"),
+    "negative samples": (lambda f: edit_info(f, num_samples=-1), "cannot be continued"),
+    "no watch": (lambda f: edit_info(f, watch=None), "malformed"),
+    "watch without a loss": (lambda f: edit_info(f, watch={"best_step": 1, "best_loss": None, "num_since": 0}), "cannot be continued"),
 }
 
 
@@ -193,8 +193,8 @@ def test_a_newer_version_is_not_passed_over(tmp_path: Path) -> None:
     for _ in range(2):
         take_step(training)
         save(training, tmp_path, origin=ORIGIN, keep=3)
-    edit_info(committed(tmp_path)[-1], version=2)
-    with pytest.raises(FolioError, match="has version 2"):
+    edit_info(committed(tmp_path)[-1], version=3)
+    with pytest.raises(FolioError, match="has version 3"):
         newest(tmp_path, fail_on_warning)
 
 

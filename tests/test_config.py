@@ -108,7 +108,7 @@ def test_misspelt_setting_names_the_nearest(tmp_path: Path) -> None:
         ("--learning_rate=0", "learning_rate is 0"),
         ("--min_lr=1", "above learning_rate"),
         ("--warmup_steps=6000", "more than max_steps"),
-        ("--precision=fp8", "wanted one of auto, fp32, bf16, fp16"),
+        ("--precision=fp8", "wanted one of auto, fp32, tf32, bf16, fp16"),
         ("--eval_tokens=10", "holds no window of block_size"),
         ("--grad_clip=0", "grad_clip is 0"),
         ("--max_steps=1e3", "max_steps is '1e3', wanted a whole number"),

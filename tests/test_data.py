@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from builds import Builds, open_builds
 from config import Config
 from data import TrainingData, ValidationData, to_device
 from preprocess.errors import FolioError
-from preprocess.shards.format import Build
 from train_helpers import make_build
 
 CPU = torch.device("cpu")
@@ -20,44 +20,45 @@ def config_of(**settings: object) -> Config:
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    return Build(make_build(tmp_path_factory.mktemp("builds") / "tiny"))
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
+    return open_builds(str(make_build(tmp_path_factory.mktemp("builds") / "tiny")))
 
 
-def test_targets_are_the_next_tokens(build: Build) -> None:
-    ids, targets = TrainingData(build, config_of(), device=CPU).batch(0)
+def test_targets_are_the_next_tokens(builds: Builds) -> None:
+    ids, targets, documents = TrainingData(builds, config_of(), device=CPU).batch(0, 4)
+    assert documents is None
     assert ids.shape == targets.shape == (4, 16)
     assert ids.dtype == targets.dtype == torch.int64
     assert torch.equal(ids[:, 1:], targets[:, :-1])
-    text = build.shards("train")[0].tokens
+    text = builds.vocabulary.shards("train")[0].tokens
     windows = np.lib.stride_tricks.sliding_window_view(text, 17)
     assert all((windows == np.concatenate([x, y[-1:]])).all(axis=1).any() for x, y in zip(ids.numpy(), targets.numpy(), strict=True))
 
 
-def test_samples_depend_on_their_number_and_the_seed_alone(build: Build) -> None:
-    whole = torch.cat([TrainingData(build, config_of(), device=CPU).batch(n)[0] for n in range(6)])
-    one_by_one = torch.cat([TrainingData(build, config_of(batch_size=1), device=CPU).batch(n)[0] for n in range(24)])
+def test_samples_depend_on_their_number_and_the_seed_alone(builds: Builds) -> None:
+    whole = torch.cat([TrainingData(builds, config_of(), device=CPU).batch(4 * n, 4)[0] for n in range(6)])
+    one_by_one = torch.cat([TrainingData(builds, config_of(), device=CPU).batch(n, 1)[0] for n in range(24)])
     assert torch.equal(whole, one_by_one)
-    assert not torch.equal(whole[:4], TrainingData(build, config_of(seed=1), device=CPU).batch(0)[0])
+    assert not torch.equal(whole[:4], TrainingData(builds, config_of(seed=1), device=CPU).batch(0, 4)[0])
 
 
-def test_validation_reads_each_window_once_in_order(build: Build) -> None:
-    data = ValidationData(build, config_of(), device=CPU)
-    tokens = torch.from_numpy(build.shards("val")[0].tokens.astype(np.int64))
-    batches = list(data)
+def test_validation_reads_each_window_once_in_order(builds: Builds) -> None:
+    data = ValidationData(builds, config_of(), device=CPU)
+    tokens = torch.from_numpy(builds.vocabulary.shards("val")[0].tokens.astype(np.int64))
+    batches = [(ids, targets) for _, (ids, targets, _) in data.batches(4)]
     assert data.num_windows == (len(tokens) - 1) // 16 == sum(len(ids) for ids, _ in batches)
     assert torch.equal(torch.cat([ids for ids, _ in batches]).flatten(), tokens[: data.num_windows * 16])
     assert torch.equal(torch.cat([targets for _, targets in batches]).flatten(), tokens[1 : data.num_windows * 16 + 1])
 
 
 @pytest.mark.parametrize(("eval_tokens", "num_windows"), [(16, 1), (47, 2), (48, 3), (1 << 40, 17)])
-def test_eval_tokens_bounds_the_windows(build: Build, eval_tokens: int, num_windows: int) -> None:
-    assert ValidationData(build, config_of(eval_tokens=eval_tokens), device=CPU).num_windows == num_windows
+def test_eval_tokens_bounds_the_windows(builds: Builds, eval_tokens: int, num_windows: int) -> None:
+    assert ValidationData(builds, config_of(eval_tokens=eval_tokens), device=CPU).num_windows == num_windows
 
 
-def test_a_block_longer_than_every_shard_is_refused(build: Build) -> None:
+def test_a_block_longer_than_every_shard_is_refused(builds: Builds) -> None:
     with pytest.raises(FolioError, match="longest val shard has 276; set --block_size=275 or less"):
-        ValidationData(build, config_of(block_size=276), device=CPU)
+        ValidationData(builds, config_of(block_size=276), device=CPU)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])

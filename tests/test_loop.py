@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoint import Training, committed, open_checkpoint, restore, save
+from builds import open_builds
+from checkpoint import committed, open_checkpoint, origin_of, restore, save
 from config import load_config
 from data import TrainingData
 from device import choose_device
-from model import GPT
-from preprocess.shards.format import Build
-from run_folder import forget, origin_of
+from model import make_model
+from run_folder import forget
+from state import Training, new_training
 from train_helpers import command, environment, invoke, losses, make_build, rows, write_config
 
 
@@ -34,19 +35,19 @@ def test_five_steps_are_what_a_plain_loop_computes(folder: Path) -> None:
     settings = {"max_steps": 5, "warmup_steps": 2, "learning_rate": 0.02, "grad_clip": 0.3, "beta1": 0.8, "beta2": 0.9, "weight_decay": 0.5}
     path = write_config(folder / "five.py", folder / "tiny", dropout=0.0, **settings)
     assert invoke("train.py", path).returncode == 0
-    config, build = load_config(path, {}), Build(folder / "tiny")
+    config, builds = load_config(path, {}), open_builds(str(folder / "tiny"))
     torch.manual_seed(config.seed)
-    model = GPT(config, build.vocab_size)
+    model = make_model(config, builds.vocab_size)
     matrices = [p for p in model.parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if p.dim() != 2]
     groups = [{"params": matrices, "weight_decay": 0.5}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.8, 0.9))
-    data = TrainingData(build, config, device=torch.device("cpu"))
+    data = TrainingData(builds, config, device=torch.device("cpu"))
     rates = [0.02 / 3, 0.04 / 3, *(0.001 + 0.5 * 0.019 * (1 + math.cos(math.pi * k / 2)) for k in range(3))]
     for step, rate in enumerate(rates):
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = sum(model(*data.batch(2 * step + micro)).mean() for micro in range(2)) / 2
+        loss = sum(model(*data.batch(4 * (2 * step + micro), 4)).mean() for micro in range(2)) / 2
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)
@@ -57,26 +58,19 @@ def test_five_steps_are_what_a_plain_loop_computes(folder: Path) -> None:
 
 
 def test_the_gradient_scaler_comes_back(folder: Path, tmp_path: Path) -> None:
-    config, build, device = (
-        load_config(write_config(folder / "scaler.py", folder / "tiny"), {}),
-        Build(folder / "tiny"),
-        torch.device("cpu"),
-    )
+    path, device = write_config(folder / "scaler.py", folder / "tiny", precision="fp16"), torch.device("cpu")
+    config, builds = load_config(path, {}), open_builds(str(folder / "tiny"))
 
     def fresh() -> Training:
-        torch.manual_seed(0)
-        model = GPT(config, build.vocab_size)
-        scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=256.0, growth_interval=1)
-        return Training(model=model, optimizer=torch.optim.AdamW(model.parameters()), scaler=scaler, device=device)
+        return new_training(config, builds.vocab_size, device=device)
 
-    one = fresh()
-    one.scaler.scale(one.model(*TrainingData(build, config, device=device).batch(0)).mean()).backward()
-    one.scaler.step(one.optimizer)
+    one, two = fresh(), fresh()
+    one.scaler.scale(one.model(*TrainingData(builds, config, device=device).batch(0, 4)).mean() * math.inf).backward()
+    one.scaler.unscale_(one.optimizers[0])
     one.scaler.update()
     one.step = 1
-    two = fresh()
-    restore(open_checkpoint(save(one, tmp_path, origin=origin_of(config, build), keep=1)), two)
-    assert two.scaler.get_scale() == one.scaler.get_scale() == 512.0
+    restore(open_checkpoint(save(one, tmp_path, origin=origin_of(config, builds), keep=1)), two)
+    assert two.scaler.get_scale() == one.scaler.get_scale() == 32768.0
 
 
 def test_a_loss_that_is_not_finite_is_never_saved(folder: Path) -> None:
@@ -113,8 +107,7 @@ def test_a_run_goes_on_with_nobody_to_tell(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("argument", "status", "complaint"),
     [
-        ("--n_embd=100000000", 1, "do not fit the memory of cpu; halve batch_size"),
-        ("--batch_size=100000000000000", 1, "memory"),
+        ("--n_embd=100000000", 1, "do not fit the memory of cpu; take a smaller model"),
         ("--sample_prompt=\udcff", 2, "that is UTF-8"),
         ("--sample_author=Nobody", 2, "has no author 'Nobody'"),
         ("--max_steps=" + "9" * 400, 2, "wanted a number up to 1e+18"),

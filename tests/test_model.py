@@ -10,17 +10,17 @@ import torch
 from torch.nn import functional as F
 
 from config import Config
-from model import GPT, INIT_STD
-from optim import learning_rate_at, make_optimizer
+from gpt2 import GPT2, INIT_STD
+from optim import make_optimizers, schedule_factor
 from sample import draw, generate
 
 CONFIG = Config(data="x", out_dir="y", n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.1)
 VOCAB_SIZE = 31
 
 
-def make_model(vocab_size: int = VOCAB_SIZE) -> GPT:
+def make_model(vocab_size: int = VOCAB_SIZE) -> GPT2:
     torch.manual_seed(0)
-    return GPT(CONFIG, vocab_size).eval()
+    return GPT2(CONFIG, vocab_size).eval()
 
 
 def random_ids(*shape: int) -> torch.Tensor:
@@ -102,7 +102,7 @@ def test_names_are_those_of_hugging_face() -> None:
 
 def test_gpt2_has_124_million_parameters() -> None:
     with torch.device("meta"):
-        model = GPT(Config(data="x", out_dir="y"), 50_257)
+        model = GPT2(Config(data="x", out_dir="y"), 50_257)
     assert model.num_parameters - 768 * (model.wte.weight.shape[0] - 50_257) == 124_439_808
 
 
@@ -114,7 +114,7 @@ def test_residual_projections_start_smaller() -> None:
 
 def test_only_matrices_decay() -> None:
     model = make_model()
-    decaying, still = make_optimizer(model, CONFIG, device=torch.device("cpu")).param_groups
+    decaying, still = make_optimizers(model, CONFIG, device=torch.device("cpu"))[0].param_groups
     assert (decaying["weight_decay"], still["weight_decay"]) == (CONFIG.weight_decay, 0.0)
     assert all(p.dim() == 2 for p in decaying["params"])
     assert all(p.dim() == 1 for p in still["params"])
@@ -123,7 +123,7 @@ def test_only_matrices_decay() -> None:
 
 def test_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
     config = Config(data="x", out_dir="y", learning_rate=1.0, min_lr=0.1, warmup_steps=10, max_steps=111)
-    rates = [learning_rate_at(step, config) for step in range(111)]  # one for each update of the run
+    rates = [schedule_factor(step, config) for step in range(111)]  # one for each update of the run
     assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert (rates[10], rates[60], rates[110]) == pytest.approx((1.0, 0.55, 0.1))
     assert rates.count(max(rates)) == 1 and all(a > b for a, b in itertools.pairwise(rates[10:]))
@@ -131,4 +131,4 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine() -> None:
 
 def test_learning_rate_of_a_run_that_is_all_warmup() -> None:
     config = Config(data="x", out_dir="y", learning_rate=1.0, min_lr=0.1, warmup_steps=5, max_steps=5)
-    assert [learning_rate_at(step, config) for step in (0, 4)] == pytest.approx([1 / 6, 5 / 6])
+    assert [schedule_factor(step, config) for step in (0, 4)] == pytest.approx([1 / 6, 5 / 6])

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -56,11 +57,12 @@ def test_the_loss_falls_and_everything_is_written(whole: Path) -> None:
     assert train[0] > 3 and train[-1] < 0.5
     assert [row["step"] for row in evaluations] == [0, 30, 60, 90, 120, 150]
     assert evaluations[-1]["val_loss"] < 0.4
-    assert set(evaluations[0]) == {"step", "val_loss", "val_loss_stderr", "perplexity", "bits_per_byte"}
-    assert set(rows(whole)[1]) == {"step", "train_loss", "learning_rate", "grad_norm", "tokens_per_s"}
+    assert set(evaluations[0]) == {"step", "val_loss", "val_loss_stderr", "perplexity", "bits_per_byte", "evaluation_share"}
+    speed = {"tokens_per_s", "mfu", "peak_memory_bytes"}
+    assert set(rows(whole)[1]) == {"step", "train_loss", "learning_rate", "grad_norm", "skipped_updates"} | speed
     assert json.loads((whole / "settings.json").read_text())["max_steps"] == 150
-    assert {p.name for p in whole.iterdir()} == {".lock", "checkpoints", "metrics.jsonl", "settings.json"}
-    assert len(list((whole / "checkpoints").iterdir())) == 8  # every 20 steps, and the last
+    assert {p.name for p in whole.iterdir()} == {".lock", "build", "checkpoints", "metrics.jsonl", "settings.json"}
+    assert len(list((whole / "checkpoints").iterdir())) == 10  # every 20 steps, the last, and after 30 and 90 the best so far
 
 
 def test_what_it_prints(folder: Path) -> None:
@@ -322,7 +324,7 @@ REFUSALS: dict[str, tuple[list[str], Callable[[Path], object], int, str]] = {
     "config is not UTF-8": ([], lambda t: (t / "run.py").write_bytes(b"data = '\xff'"), 2, "is not UTF-8"),
     "author unknown": (["--sample_author=Ana Akimova"], lambda t: None, 2, "did you mean 'Anna_Akimova'?"),
     "no such device": (["--device=cuda:99"], lambda t: None, 2, "is not there"),
-    "precision of another device": (["--precision=fp16"], lambda t: None, 2, "precision fp16 does not go with device cpu"),
+    "precision of another device": (["--precision=tf32"], lambda t: None, 2, "precision tf32 does not go with device cpu"),
     "terminal escapes": (["--data=\x1b[31mred"], lambda t: None, 2, r"\x1b[31mred"),
 }
 
@@ -367,25 +369,36 @@ def test_help_lists_the_settings() -> None:
     assert result.returncode == 0 and "gradient_accumulation_steps" in result.stdout
 
 
+def fill(disk: Path, *, left_bytes: int) -> None:
+    (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - left_bytes))
+
+
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(folder: Path, whole: Path, tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk") as disk:
-        arguments = [folder / "whole.py", f"--out_dir={disk / 'run'}"]  # keeps 20 checkpoints of 0.35 MB
-        result = invoke("train.py", *arguments)
-        assert (result.returncode, result.stderr.count("\n")) == (1, 1)
-        assert "cannot save the checkpoint of step 60" in result.stderr and "step-00000040, which is whole" in result.stderr
-        assert sorted(p.name for p in (disk / "run" / "checkpoints").iterdir()) == ["step-00000020", "step-00000040"]
-        shutil.rmtree(disk / "run" / "checkpoints" / "step-00000020")
-        assert invoke("train.py", *arguments, "--keep_checkpoints=1").returncode == 0
+    with small_disk(tmp_path / "disk", size_mb=4) as disk:
+        config = write_config(disk / "run.py", folder / "tiny", **LONG | {"keep_checkpoints": 2})
+        status, err = run_until(config, "step 25/", lambda _: fill(disk, left_bytes=100_000))  # a checkpoint has 0.35 MB
+        assert status == 1 and re.fullmatch(r"error: cannot save the checkpoint of step \d+ .*; free some, .* which is whole\n", err)
+        assert all(re.fullmatch(r"step-\d{8}", p.name) for p in (disk / "run" / "checkpoints").iterdir())
+        (disk / "filler").unlink()
+        assert invoke("train.py", config).returncode == 0
         assert losses(disk / "run") == losses(whole)
 
 
-def test_metrics_on_a_full_disk(folder: Path, whole: Path, tmp_path: Path) -> None:
+def test_metrics_on_a_full_disk(folder: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", size_mb=4) as disk:
+        seldom = {"checkpoint_interval": 10_000, "eval_interval": 10_000, "max_steps": 100_000}
+        config = write_config(disk / "run.py", folder / "tiny", **seldom)
+        status, err = run_until(config, "step 5/", lambda _: fill(disk, left_bytes=0))
+        assert (status, err.count("\n")) == (1, 1)
+        assert "no space left" in err.lower()
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints_is_told_before_the_first_step(folder: Path, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
-        (disk / "run").mkdir()
-        (disk / "filler").write_bytes(bytes((1 << 20) - 5 * 4096))
-        result = invoke("train.py", folder / "whole.py", f"--out_dir={disk / 'run'}", "--checkpoint_interval=1000")
-        assert (result.returncode, result.stderr.count("\n")) == (1, 1)
-        assert "no space left" in result.stderr.lower()
+        result = invoke("train.py", folder / "whole.py", f"--out_dir={disk / 'run'}")
+        assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+        assert "will need 7.4 MB more, 1.0 MB are free there; free some, lower keep_checkpoints (now 20)" in result.stderr
+        assert not (disk / "run" / "metrics.jsonl").exists()
 
 
 # Rows and words

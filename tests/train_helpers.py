@@ -25,6 +25,7 @@ from preprocess.shards.format import DOC_DTYPE, MANIFEST, STATS, seal
 
 REPO = Path(__file__).parent.parent
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz"
+OF_THE_CLOCK = ("tokens_per_s", "mfu", "evaluation_share")
 EOT_ID = len(ALPHABET)
 AUTHOR_ID = EOT_ID + 1
 VOCAB_SIZE = EOT_ID + 3
@@ -99,10 +100,10 @@ def invoke(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A disk of one megabyte, mounted at `folder`; the test is skipped where that is not permitted."""
+def small_disk(folder: Path, size_mb: int = 1) -> Iterator[Path]:
+    """A disk of its own, mounted at `folder`; the test is skipped where that is not permitted."""
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m", "tmpfs", str(folder)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small disk is not permitted here")
     try:
@@ -116,5 +117,5 @@ def rows(out_dir: Path) -> list[dict[str, Any]]:
 
 
 def losses(out_dir: Path) -> list[dict[str, Any]]:
-    """The rows without the one value that is of the clock."""
-    return [{key: value for key, value in row.items() if key != "tokens_per_s"} for row in rows(out_dir)]
+    """The rows without the values that are of the clock."""
+    return [{key: value for key, value in row.items() if key not in OF_THE_CLOCK} for row in rows(out_dir)]

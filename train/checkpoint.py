@@ -1,8 +1,8 @@
 """Checkpoints: folders `checkpoints/step-00000500/`, committed by a rename.
 
-    model.safetensors      the weights, by parameter name
-    optimizer.safetensors  `<parameter name>.<exp_avg | exp_avg_sq | step>`, and the random generators' states
-    checkpoint.json        format, version, step, settings, build_id, …, and the size and sha256 of the two others
+    model.safetensors     the weights, by parameter name
+    training.safetensors  `<parameter name>.<exp_avg | exp_avg_sq | step | momentum_buffer>`, and the losses that patience compares with
+    checkpoint.json       format, version, step, num_samples, settings, build_id, …, and the size and sha256 of the two others
 
 Nothing is pickled, so loading one from a stranger runs nothing.
 """
@@ -24,36 +24,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from builds import Builds
 from config import Config
-from model import GPT
+from language_model import LanguageModel
+from model import make_model
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import readable_json, sha256_file, sync_folder, write_durable
+from state import REFERENCE, Training, load_training, slots, training_numbers, training_tensors
 
 FORMAT = "folio-checkpoint"
-VERSION = 1
+VERSION = 2
 CHECKPOINTS_DIR = "checkpoints"
-INFO_FILE, MODEL_FILE, OPTIMIZER_FILE = "checkpoint.json", "model.safetensors", "optimizer.safetensors"
-TENSOR_FILES = (MODEL_FILE, OPTIMIZER_FILE)
+INFO_FILE, MODEL_FILE, TRAINING_FILE = "checkpoint.json", "model.safetensors", "training.safetensors"
+TENSOR_FILES = (MODEL_FILE, TRAINING_FILE)
 COMMITTED = re.compile(r"step-(\d{8,18})")
-ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 LEFTOVER = re.compile(r"\.step-.*\.(partial|removed)")
-RNG_PREFIX = "rng."
 LARGEST_STEP, LARGEST_VOCAB_SIZE = 10**15, 1 << 32
 
 
 class CheckpointError(FolioError):
     """A checkpoint that is not whole, or does not fit the model."""
-
-
-@dataclass
-class Training:
-    """All that an optimizer step changes."""
-
-    model: GPT
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    device: torch.device
-    step: int = 0  # optimizer steps done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +55,11 @@ class Origin:
     tokenizer_sha256: str  # of the manifest's `tokenizer`: two builds that share it mean the same by an id
 
 
+def origin_of(config: Config, builds: Builds) -> Origin:
+    """What every checkpoint of a run of `config` on `builds` says it was made from."""
+    return Origin(settings=config.as_dict(), build_id=builds.build_id, tokenizer_sha256=builds.tokenizer_sha256)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A checkpoint whose files are whole; its tensors are not read yet."""
@@ -72,7 +67,9 @@ class Checkpoint:
     folder: Path
     step: int
     vocab_size: int
-    scaler: dict[str, Any]
+    best_step: int | None  # of the run's best evaluation so far
+    num_since: int  # evaluations since one that was better beyond noise
+    numbers: dict[str, Any]  # as checkpoint.json holds them
     origin: Origin
 
 
@@ -81,6 +78,10 @@ def committed(out_dir: Path) -> list[Path]:
     folder = out_dir / CHECKPOINTS_DIR
     found = [p for p in folder.iterdir() if COMMITTED.fullmatch(p.name)] if folder.is_dir() else []
     return sorted(found, key=_step_of)
+
+
+def step_folder(out_dir: Path, step: int) -> Path:
+    return out_dir / CHECKPOINTS_DIR / f"step-{step:08d}"
 
 
 def _step_of(folder: Path) -> int:
@@ -96,14 +97,14 @@ def remove_leftovers(out_dir: Path) -> None:
 
 
 def save(training: Training, out_dir: Path, *, origin: Origin, keep: int) -> Path:
-    """Commit a checkpoint of `training`, then delete all but the last `keep`.
+    """Commit a checkpoint of `training`, then delete all but the last `keep` and the best.
 
     Raises FolioError when it cannot be written; then what was committed before is untouched and nothing partial stays.
     """
-    folder = out_dir / CHECKPOINTS_DIR
-    target = folder / f"step-{training.step:08d}"
+    target = step_folder(out_dir, training.step)
+    folder = target.parent
     aside = folder / f".{target.name}.{os.getpid()}.partial"
-    tensors = {MODEL_FILE: training.model.state_dict(), OPTIMIZER_FILE: _optimizer_tensors(training)}
+    tensors = {MODEL_FILE: training.model.state_dict(), TRAINING_FILE: training_tensors(training)}
     try:
         aside.mkdir(parents=True)
         _write(aside, tensors, training=training, origin=origin)
@@ -114,15 +115,15 @@ def save(training: Training, out_dir: Path, *, origin: Origin, keep: int) -> Pat
     except (OSError, SafetensorError) as e:
         shutil.rmtree(aside, ignore_errors=True)
         raise FolioError(_cannot_save(e, out_dir, tensors=tensors, step=training.step)) from e
-    _prune(out_dir, step=training.step, keep=keep)
+    _prune(out_dir, step=training.step, keep=keep, best_step=training.watch.best_step)
     return target
 
 
-def _prune(out_dir: Path, *, step: int, keep: int) -> None:
+def _prune(out_dir: Path, *, step: int, keep: int, best_step: int | None) -> None:
     # One of a later step is of a future that the run went back behind: it must not push out a good one.
     later = [p for p in committed(out_dir) if _step_of(p) > step]
     rest = [p for p in committed(out_dir) if _step_of(p) <= step]
-    for folder in later + rest[:-keep]:
+    for folder in later + [p for p in rest[:-keep] if _step_of(p) != best_step]:
         _remove(folder)
 
 
@@ -136,12 +137,9 @@ def _write(folder: Path, tensors: Mapping[str, dict[str, Tensor]], *, training: 
     info = {
         "format": FORMAT,
         "version": VERSION,
-        "step": training.step,
-        "settings": origin.settings,
-        "build_id": origin.build_id,
-        "tokenizer_sha256": origin.tokenizer_sha256,
+        **training_numbers(training),
+        **dataclasses.asdict(origin),
         "vocab_size": training.model.vocab_size,
-        "scaler": training.scaler.state_dict(),
         "files": files,
     }
     write_durable(folder / INFO_FILE, readable_json(info))
@@ -186,7 +184,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             folder=folder,
             step=_whole(info["step"], int(named[1]) if named else 0, int(named[1]) if named else LARGEST_STEP),
             vocab_size=_whole(info["vocab_size"], 1, LARGEST_VOCAB_SIZE),
-            scaler=_typed(info["scaler"], dict),
+            best_step=None if info["watch"]["best_step"] is None else _whole(info["watch"]["best_step"], 0, LARGEST_STEP),
+            num_since=_whole(info["watch"]["num_since"], 0, LARGEST_STEP),
+            numbers=info,
             origin=Origin(**{f.name: _typed(info[f.name], dict if f.name == "settings" else str) for f in dataclasses.fields(Origin)}),
         )
     except (KeyError, TypeError, ValueError) as e:
@@ -246,20 +246,25 @@ def newest(out_dir: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
-def find_checkpoint(path: Path, warn: Callable[[str], None]) -> Checkpoint:
-    """The checkpoint that `path` is, or the newest of the run that it is. Raises MisuseError where it is neither."""
+def find_checkpoint(path: Path, warn: Callable[[str], None], *, best: bool = False) -> Checkpoint:
+    """The checkpoint that `path` is, or the newest of the run that it is, or the `best`. Raises MisuseError where it is neither."""
     if (path / INFO_FILE).exists():
         return open_checkpoint(path)
     checkpoint = newest(path, warn)
     if checkpoint is None:
         raise MisuseError(f"{path} is neither a checkpoint nor a run that has one; name the out_dir of a run that has saved")
-    return checkpoint
+    return open_checkpoint(step_folder(path, checkpoint.best_step)) if best and checkpoint.best_step is not None else checkpoint
+
+
+def run_of(checkpoint: Checkpoint) -> Path:
+    """The folder of the run that a checkpoint lies in."""
+    return checkpoint.folder.parent.parent
 
 
 def require_shapes(checkpoint: Checkpoint, config: Config) -> None:
     """Raise MisuseError unless the checkpoint's weights are those of a model of `config`; neither is allocated for it."""
     with torch.device("meta"):
-        wanted = {name: list(p.shape) for name, p in GPT(config, checkpoint.vocab_size).state_dict().items()}
+        wanted = {name: list(p.shape) for name, p in make_model(config, checkpoint.vocab_size).state_dict().items()}
     path = checkpoint.folder / MODEL_FILE
     try:
         with safe_open(path, "pt") as file:
@@ -274,7 +279,7 @@ def require_shapes(checkpoint: Checkpoint, config: Config) -> None:
             )
 
 
-def load_model(checkpoint: Checkpoint, model: GPT) -> None:
+def load_model(checkpoint: Checkpoint, model: LanguageModel) -> None:
     """Copy the checkpoint's weights into `model`, on whatever device it is. Raises CheckpointError."""
     parameters = model.state_dict()
     tensors = _load_tensors(checkpoint.folder / MODEL_FILE, {name: tuple(p.shape) for name, p in parameters.items()})
@@ -283,65 +288,25 @@ def load_model(checkpoint: Checkpoint, model: GPT) -> None:
 
 
 def restore(checkpoint: Checkpoint, training: Training) -> None:
-    """Bring `training` to where it was when it was saved, the random generators included. Raises CheckpointError."""
+    """Bring `training` to where it was when it was saved. Raises CheckpointError."""
     load_model(checkpoint, training.model)
-    parameters = _parameters(training)
-    slots = {f"{name}.{key}": tuple(p.shape) if key != "step" else () for name, p in parameters for key in ADAMW_STATE}
-    tensors = _load_tensors(checkpoint.folder / OPTIMIZER_FILE, slots)
-    # Cloned: what is mapped from a file may lie unaligned, and then the last bit of a vectorised sum can differ.
-    states = {i: {key: tensors[f"{name}.{key}"].clone() for key in ADAMW_STATE} for i, (name, _) in enumerate(parameters)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in slots(training)}
+    tensors = _load_tensors(checkpoint.folder / TRAINING_FILE, shapes, optional=(REFERENCE,))
     try:
-        training.optimizer.load_state_dict({"state": states, "param_groups": training.optimizer.state_dict()["param_groups"]})
-        if checkpoint.scaler and training.scaler.is_enabled():
-            training.scaler.load_state_dict(checkpoint.scaler)
-        _set_random_states(tensors, training.device, seed=checkpoint.step)
-    except (KeyError, TypeError, ValueError, RuntimeError) as e:
+        load_training(training, checkpoint.numbers, tensors)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as e:
         raise CheckpointError(f"{checkpoint.folder} cannot be continued ({e}); use another checkpoint") from e
-    training.step = checkpoint.step
 
 
-def _load_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The tensors of `path`: exactly those of `shapes`, and the states of random generators."""
+def _load_tensors(path: Path, shapes: Mapping[str, tuple[int, ...]], *, optional: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """The tensors of `path`: exactly those of `shapes`, and any of `optional`."""
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except SafetensorError as e:
         raise CheckpointError(f"{path} is no safetensors file ({e}); use another checkpoint") from e
-    for name in sorted(shapes.keys() | tensors.keys()):
+    for name in sorted(shapes.keys() | tensors.keys() - set(optional)):
         got = tuple(tensors[name].shape) if name in tensors else "nothing"
         wanted = shapes.get(name, "nothing")
-        if got != wanted and not name.startswith(RNG_PREFIX):
+        if got != wanted:
             raise CheckpointError(f"{path} has {got} for {name}, the model needs {wanted}; use a checkpoint of a model of these settings")
     return tensors
-
-
-def _parameters(training: Training) -> list[tuple[str, Tensor]]:
-    """Name and parameter, in the order by which the optimizer numbers them."""
-    names = {parameter: name for name, parameter in training.model.named_parameters()}
-    return [(names[p], p) for group in training.optimizer.param_groups for p in group["params"]]
-
-
-def _optimizer_tensors(training: Training) -> dict[str, Tensor]:
-    state = training.optimizer.state
-    tensors = {f"{name}.{key}": state[p][key] for name, p in _parameters(training) for key in ADAMW_STATE}
-    return tensors | _random_states(training.device)
-
-
-def _random_states(device: torch.device) -> dict[str, Tensor]:
-    """The state of each generator that training draws from, uint8."""
-    states = {RNG_PREFIX + "cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states[RNG_PREFIX + "cuda"] = torch.cuda.get_rng_state(device)
-    if device.type == "mps":
-        states[RNG_PREFIX + "mps"] = torch.mps.get_rng_state()
-    return states
-
-
-def _set_random_states(tensors: Mapping[str, Tensor], device: torch.device, *, seed: int) -> None:
-    """`seed`: where the run comes from another device, whose generator has no state for this one."""
-    torch.manual_seed(seed)
-    torch.set_rng_state(tensors[RNG_PREFIX + "cpu"].clone())
-    state = tensors.get(RNG_PREFIX + device.type)
-    if device.type == "cuda" and state is not None:
-        torch.cuda.set_rng_state(state.clone(), device)
-    if device.type == "mps" and state is not None:
-        torch.mps.set_rng_state(state.clone())

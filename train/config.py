@@ -14,7 +14,13 @@ from assignments import LARGEST_NUMBER, read_assignments
 from preprocess.errors import MisuseError
 
 USAGE = "python train/train.py CONFIG.py [--key=value ...] [--restart]"
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+CHOICES = {
+    "arch": ("gpt2", "modern"),
+    "sampling": ("random", "epochs"),
+    "optimizer": ("adamw", "muon"),
+    "schedule": ("cosine", "linear", "wsd"),
+    "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
+}
 NONE, TRUE, FALSE = ("none", "None"), ("true", "True", "1"), ("false", "False", "0")
 
 
@@ -27,32 +33,60 @@ def setting(default: Any = dataclasses.MISSING, doc: str = "", *, least: float |
 class Config:
     """Every setting of a run. `None` means off. Raises MisuseError for a value out of its range."""
 
-    data: str = setting(doc="the build to train on: its name, or its folder if it holds a '/'", free=True)  # build_id is compared instead
+    data: str = setting(
+        doc="the build to train on: its name, or its folder if it holds a '/'; several by weight: one:0.7,other:0.3", free=True
+    )  # build_id is compared instead
     out_dir: str = setting(doc="where the run is kept; by default runs/<name of the config file>", free=True)
+    init_from: str | None = setting(None, "weights to begin with: a run, a checkpoint, or a Hugging Face gpt2 folder; none: new ones")
     device: str = setting("auto", "auto, cpu, mps, cuda or cuda:N; auto takes the first there is of cuda, mps, cpu", free=True)
     seed: int = setting(1337, "decides the first weights, the dropout and the order of the data", least=0)
+
+    arch: str = setting(
+        "gpt2", "gpt2, or modern: rotary positions, RMS and QK norm, ReLU², zero-initialised projections, untied capped head"
+    )
     n_layer: int = setting(12, "transformer blocks", least=1)
     n_head: int = setting(12, "attention heads of a block", least=1)
     n_embd: int = setting(768, "width; a multiple of n_head", least=1)
     block_size: int = setting(1024, "tokens a window, the longest context", least=1)
     dropout: float = setting(0.0, "share of activations dropped in training", least=0)
-    batch_size: int = setting(12, "windows a forward pass", least=1)
-    gradient_accumulation_steps: int = setting(1, "forward passes an optimizer step", least=1)
+    mask_documents: bool = setting(False, "no token attends to another document's")
+
+    sampling: str = setting("random", "random: windows anywhere; epochs: every window once, in another order and place each epoch")
+    batch_size: int = setting(12, "windows a forward pass", least=1, free=True)  # its product with the next is compared instead
+    gradient_accumulation_steps: int = setting(1, "forward passes an optimizer step, of all processes together", least=1, free=True)
+    gradient_checkpointing: bool = setting(
+        False, "compute activations twice instead of keeping them: less memory, a third more time", free=True
+    )
+
     max_steps: int = setting(5_000, "optimizer steps of the whole run", least=1)
-    learning_rate: float = setting(6e-4, "the highest, reached after warmup_steps", least=0)
-    min_lr: float = setting(6e-5, "the last, reached at max_steps along a cosine", least=0)
+    optimizer: str = setting("adamw", "adamw, or muon: Muon for the blocks' matrices, AdamW for the rest")
+    learning_rate: float = setting(6e-4, "AdamW's highest, reached after warmup_steps", least=0)
+    muon_learning_rate: float = setting(0.02, "Muon's highest; it rises and falls as AdamW's does", least=0)
+    min_lr: float = setting(6e-5, "AdamW's last, reached at max_steps", least=0)
+    schedule: str = setting(
+        "cosine", "from the highest to the last: cosine; linear; or wsd: highest until decay_steps before the end, then linear"
+    )
     warmup_steps: int = setting(100, "steps of linear warmup", least=0)
+    decay_steps: int | None = setting(None, "of the schedule wsd; none: a fifth of max_steps", least=1)
     weight_decay: float = setting(0.1, "of matrices and embeddings; biases and norms have none", least=0)
     beta1: float = setting(0.9, "AdamW's memory of the gradient", least=0)
     beta2: float = setting(0.95, "AdamW's memory of its square", least=0)
+    muon_momentum: float = setting(0.95, "Muon's memory of the gradient", least=0)
     grad_clip: float | None = setting(1.0, "the largest gradient norm; none leaves gradients as they are", least=0)
-    precision: str = setting("auto", "auto, fp32, bf16 or fp16; auto is fp32 but on cuda, and there bf16 if it can, else fp16")
+
+    precision: str = setting(
+        "auto", "auto, fp32, tf32, bf16 or fp16; auto is fp32 but on cuda, and there bf16 if it can, else fp16", free=True
+    )
     compile: bool = setting(False, "torch.compile: faster steps for a minute at the start", free=True)
+
     log_interval: int = setting(10, "steps between rows of training loss", least=1)
     eval_interval: int = setting(250, "steps between evaluations", least=1)
     eval_tokens: int | None = setting(None, "validation tokens an evaluation reads; none: the whole split", least=1)
+    patience: int | None = setting(
+        None, "stop after this many evaluations without an improvement beyond noise; none: never", least=1, free=True
+    )
     checkpoint_interval: int = setting(250, "steps between checkpoints", least=1, free=True)
-    keep_checkpoints: int = setting(3, "how many of the last checkpoints stay on the disk", least=1, free=True)
+    keep_checkpoints: int = setting(3, "how many of the last checkpoints stay on the disk, beside the best", least=1, free=True)
     sample_interval: int | None = setting(None, "steps between samples of text; none: one at the end", least=1, free=True)
     sample_tokens: int = setting(200, "tokens a sample", least=1, free=True)
     sample_prompt: str = setting("", "text that a sample continues", free=True)
@@ -61,22 +95,31 @@ class Config:
     sample_year: int | None = setting(None, "year of a sample", least=0, free=True)
     temperature: float = setting(0.8, "of sampling: 0 always takes the likeliest token", least=0, free=True)
     top_k: int | None = setting(200, "sampling chooses among this many likeliest tokens; none: among all", least=1, free=True)
+    top_p: float | None = setting(
+        None, "sampling chooses among the likeliest tokens that together have this probability; none: all", least=0, free=True
+    )
     resume: str = setting("auto", "auto: the run in out_dir; never: begin in an empty one; or a run or checkpoint to begin from", free=True)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_range(field.name, getattr(self, field.name), least=field.metadata["least"])
-        for key in ("learning_rate", "grad_clip"):
+        for key, choices in CHOICES.items():
+            _demand(getattr(self, key) in choices, f"{key} is {getattr(self, key)!r}, wanted one of {', '.join(choices)}")
+        for key in ("learning_rate", "muon_learning_rate", "grad_clip", "top_p"):
             _demand(getattr(self, key) != 0, f"{key} is 0, wanted more")
-        for key in ("dropout", "beta1", "beta2"):
+        for key in ("dropout", "beta1", "beta2", "muon_momentum"):
             _demand(getattr(self, key) < 1, f"{key} is {getattr(self, key)}, wanted at least 0 and less than 1")
         _demand(self.data != "", "data is empty, wanted the name of a build; `preprocess list` shows what is there")
         _demand(self.out_dir != "", "out_dir is empty, wanted a folder")
-        _demand(self.precision in PRECISIONS, f"precision is {self.precision!r}, wanted one of {', '.join(PRECISIONS)}")
         _demand(
             self.n_embd % self.n_head == 0,
             f"n_embd {self.n_embd} is no multiple of n_head {self.n_head}; change one of them",
         )
+        _demand(
+            self.arch == "gpt2" or self.n_embd // self.n_head % 2 == 0,
+            f"n_embd / n_head is {self.n_embd // self.n_head}, the modern architecture wants an even number; change one of them",
+        )
+        _demand(self.top_p is None or self.top_p <= 1, f"top_p is {self.top_p}, wanted more than 0 and at most 1")
         _demand(
             self.min_lr <= self.learning_rate,
             f"min_lr {self.min_lr} is above learning_rate {self.learning_rate}; lower it",
@@ -85,9 +128,18 @@ class Config:
             self.warmup_steps <= self.max_steps, f"warmup_steps {self.warmup_steps:,} is more than max_steps {self.max_steps:,}; lower it"
         )
         _demand(
+            self.decay_steps is None or (self.schedule == "wsd" and self.decay_steps + self.warmup_steps <= self.max_steps),
+            f"decay_steps is {self.decay_steps}, wanted schedule wsd and at most max_steps {self.max_steps:,} less warmup_steps",
+        )
+        _demand(
             self.eval_tokens is None or self.eval_tokens >= self.block_size,
             f"eval_tokens {self.eval_tokens} holds no window of block_size {self.block_size}; raise it, or set none",
         )
+
+    @property
+    def windows_per_step(self) -> int:
+        """Of all processes and forward passes together."""
+        return self.batch_size * self.gradient_accumulation_steps
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting by name, as JSON holds it."""
@@ -183,7 +235,10 @@ def changed_settings(old: Config, new: Config) -> list[str]:
     """`key old → new` for each setting that a loss depends on and that differs."""
     before, now = old.as_dict(), new.as_dict()
     bound = [f.name for f in dataclasses.fields(Config) if not f.metadata["free"]]
-    return [f"{key} {before[key]} → {now[key]}" for key in bound if before[key] != now[key]]
+    changes = [f"{key} {before[key]} → {now[key]}" for key in bound if before[key] != now[key]]
+    if old.windows_per_step != new.windows_per_step:
+        changes.append(f"batch_size × gradient_accumulation_steps {old.windows_per_step:,} → {new.windows_per_step:,}")
+    return changes
 
 
 def describe_settings() -> str:

@@ -1,80 +1,137 @@
-"""Batches from the shards of a build: which windows, and how they reach the device."""
+"""Builds' tokens, mapped: which windows make which batch, and how they reach the device."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from builds import Builds
 from config import Config
-from preprocess.errors import FolioError
+from distributed import World
+from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.format import Build
-from preprocess.shards.windows import RandomWindows, gather, require_windows, sequential_windows
+from preprocess.shards.mixture import Mixture
+from preprocess.shards.permutation import keyed_hash
+from preprocess.shards.windows import EpochWindows, RandomWindows, document_numbers, gather, require_windows, sequential_windows
 
-Batch = tuple[Tensor, Tensor]  # inputs and targets, (B, T) int64 each
+Batch = tuple[Tensor, Tensor, Tensor | None]  # inputs, targets, and, where documents are masked, document numbers: (B, T) int64 each
+Place = tuple[np.ndarray, np.ndarray]  # shard and start of windows: (B,) int64 each
+DROPOUT_KEY = 0x5EED  # so that dropout and the choice of windows do not draw the same numbers
+MOST_WINDOWS = 1 << 16  # of a forward pass; no device computes more at once any faster
+ORDERS: dict[str, Callable[..., RandomWindows | EpochWindows]] = {"random": RandomWindows, "epochs": EpochWindows}
 
 
 class Windows:
     """One split's shards, mapped once, and the windows of `block_size` tokens in them."""
 
-    def __init__(self, build: Build, split: str, *, block_size: int) -> None:
+    def __init__(self, build: Build, split: str, config: Config) -> None:
         """Raises FolioError when no shard of the split holds a window."""
+        shards = build.shards(split)
         # A memory map's subclass of ndarray costs microseconds at every slice; a plain view of it does not.
-        self._tokens = [np.asarray(shard.tokens) for shard in build.shards(split)]
+        self._tokens = [np.asarray(shard.tokens) for shard in shards]
+        self._ends = [np.asarray(shard.ends) for shard in shards]
         self.lengths = [len(tokens) for tokens in self._tokens]
-        self.block_size, self._name, self._vocab_size = block_size, build.name, build.vocab_size
-        require_windows(self.lengths, block_size, split)
+        self.dtype = build.dtype
+        self._block_size = config.block_size
+        self._name, self._vocab_size = build.name, build.vocab_size
+        require_windows(self.lengths, config.block_size, split)
 
-    def batch(self, shard: np.ndarray, start: np.ndarray, *, device: torch.device) -> Batch:
-        """The windows at (`shard`, `start`), (B,) int64 each, on `device`."""
-        tokens = gather(self._tokens, shard, start, self.block_size)  # (B, T + 1)
+    def tokens(self, place: Place) -> np.ndarray:
+        """The windows at `place`: (B, T + 1) of the build's dtype."""
+        tokens = gather(self._tokens, *place, self._block_size)
         # Opening a build reads no token: a flipped bit shows here, and on a GPU it would take the whole process with it.
-        if tokens.max() >= self._vocab_size:
+        if tokens.max(initial=0) >= self._vocab_size:
             raise FolioError(
                 f"{self._name} holds id {tokens.max()}, its vocabulary ends at {self._vocab_size - 1}; check it with `preprocess verify`"
             )
-        windows = to_device(tokens, device)
-        return windows[:, :-1], windows[:, 1:]
+        return tokens
+
+    def documents(self, place: Place) -> np.ndarray:
+        """The number of each input's document within its window: (B, T)."""
+        return document_numbers(self._ends, *place, self._block_size)
+
+
+class Mixed:
+    """One split of several builds: rows of a batch come from one or another."""
+
+    def __init__(self, builds: Builds, split: str, config: Config, *, device: torch.device) -> None:
+        self.parts = [Windows(build, split, config) for build in builds.builds]
+        self._block_size, self._masks_documents, self._device = config.block_size, config.mask_documents, device
+        self._dtype = np.result_type(*(part.dtype for part in self.parts))
+
+    def batch(self, source: np.ndarray, places: Callable[[int, np.ndarray], Place]) -> Batch:
+        """Row r is of the build number `source[r]`; `places(s, rows)` tells where those rows of build `s` lie."""
+        tokens = np.empty((len(source), self._block_size + 1), self._dtype)
+        documents = np.empty((len(source), self._block_size), np.int32) if self._masks_documents else None
+        for number, part in enumerate(self.parts):
+            rows = np.flatnonzero(source == number)
+            if len(rows):
+                place = places(number, rows)
+                tokens[rows] = part.tokens(place)
+                if documents is not None:
+                    documents[rows] = part.documents(place)
+        windows = to_device(tokens, self._device)
+        return windows[:, :-1], windows[:, 1:], None if documents is None else torch.from_numpy(documents).to(self._device)
 
 
 class TrainingData:
-    """The endless line of training batches. Batch `number` depends on nothing but the seed, so resuming needs one integer."""
+    """The endless line of training samples. Sample `number` depends on nothing but the seed, so resuming needs one integer."""
 
-    def __init__(self, build: Build, config: Config, *, device: torch.device) -> None:
-        self._windows = Windows(build, "train", block_size=config.block_size)
-        self._random = RandomWindows(self._windows.lengths, config.block_size, seed=config.seed)
-        self._batch_size, self._device = config.batch_size, device
-        self.num_tokens = sum(self._windows.lengths)
+    def __init__(self, builds: Builds, config: Config, *, device: torch.device) -> None:
+        self._mixed = Mixed(builds, "train", config, device=device)
+        # Another seed for each build, or two of the same size would be read in the same order.
+        self._orders = [
+            ORDERS[config.sampling](part.lengths, config.block_size, seed=config.seed + number)
+            for number, part in enumerate(self._mixed.parts)
+        ]
+        self._mixture = Mixture(builds.shares, seed=config.seed) if len(builds.builds) > 1 else None
+        self.num_tokens = sum(sum(part.lengths) for part in self._mixed.parts)
 
-    def batch(self, number: int) -> Batch:
-        """Micro-batch `number`, counted from 0 over the whole run: step × accumulation + micro."""
-        samples = np.arange(number * self._batch_size, (number + 1) * self._batch_size, dtype=np.uint64)
-        return self._windows.batch(*self._random.locate(samples), device=self._device)
+    def batch(self, first: int, count: int) -> Batch:
+        """Samples number `first` to `first + count`, counted from 0 over the whole run."""
+        samples = np.arange(first, first + count, dtype=np.uint64)
+        source, number = self._mixture.assign(samples) if self._mixture else (np.zeros(count, np.int64), samples)
+        return self._mixed.batch(source, lambda build, rows: self._orders[build].locate(number[rows]))
 
 
 class ValidationData:
     """The fixed windows that every evaluation of a run reads, in order."""
 
-    def __init__(self, build: Build, config: Config, *, device: torch.device) -> None:
-        self._windows = Windows(build, "val", block_size=config.block_size)
-        wanted = None if config.eval_tokens is None else config.eval_tokens // config.block_size
-        self._shard, self._start = sequential_windows(self._windows.lengths, config.block_size, wanted)
-        self._batch_size, self._device = config.batch_size, device
-        split = build.manifest["splits"]["val"]
-        self.split_tokens: int = split["tokens"]
-        self.split_text_bytes: int = split["text_bytes"]
+    def __init__(self, builds: Builds, config: Config, *, device: torch.device) -> None:
+        self._mixed = Mixed(builds, "val", config, device=device)
+        lengths = [part.lengths for part in self._mixed.parts]
+        wanted = _allot(config.eval_tokens, builds.shares, config.block_size)
+        places = [sequential_windows(part, config.block_size, most) for part, most in zip(lengths, wanted, strict=True)]
+        self._source = np.repeat(np.arange(len(places)), [len(shard) for shard, _ in places])
+        self._shard, self._start = (np.concatenate(column) for column in zip(*places, strict=True))
+        splits = [build.manifest["splits"]["val"] for build in builds.builds]
+        self.split_tokens = sum(split["tokens"] for split in splits)
+        self.split_text_bytes = sum(split["text_bytes"] for split in splits)
 
     @property
     def num_windows(self) -> int:
         return len(self._shard)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Every window, batch_size at a time, fewer in the last batch."""
-        for first in range(0, self.num_windows, self._batch_size):
-            rows = slice(first, first + self._batch_size)
-            yield self._windows.batch(self._shard[rows], self._start[rows], device=self._device)
+    def batch(self, numbers: np.ndarray) -> Batch:
+        """Windows number `numbers`, (B,)."""
+        return self._mixed.batch(self._source[numbers], lambda _, rows: (self._shard[numbers[rows]], self._start[numbers[rows]]))
+
+    def batches(self, batch_size: int, *, rank: int = 0, num_ranks: int = 1) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Every num_ranks-th window beginning with number `rank`, batch_size at a time, fewer in the last: their numbers, and they."""
+        mine = np.arange(rank, self.num_windows, num_ranks)
+        for first in range(0, len(mine), batch_size):
+            numbers = mine[first : first + batch_size]
+            yield numbers, self.batch(numbers)
+
+
+def _allot(eval_tokens: int | None, shares: Sequence[float], block_size: int) -> list[int | None]:
+    """How many windows an evaluation reads of each build: its share, and at least one."""
+    if eval_tokens is None:
+        return [None] * len(shares)
+    return [max(round(eval_tokens // block_size * share), 1) for share in shares]
 
 
 def to_device(tokens: np.ndarray, device: torch.device) -> Tensor:
@@ -85,3 +142,54 @@ def to_device(tokens: np.ndarray, device: torch.device) -> Tensor:
     bits = 8 * tokens.dtype.itemsize
     narrow = torch.from_numpy(tokens.view(f"i{tokens.dtype.itemsize}")).pin_memory()
     return narrow.to(device, non_blocking=True).to(torch.int64) & ((1 << bits) - 1)
+
+
+class Feed:
+    """This process' part of the samples of each step, a micro-batch at a time, the next one made while the device computes.
+
+    Step samples are numbered through; micro-batch m of process r holds `micro_batch` of them from (m · processes + r) · micro_batch on.
+    So the samples of a step are the same for any number of processes and any micro-batch.
+    """
+
+    def __init__(self, data: TrainingData, *, windows_per_step: int, micro_batch: int, world: World) -> None:
+        """`micro_batch` divides this process' share of windows_per_step."""
+        self._data, self._world, self._micro_batch = data, world, micro_batch
+        self.accumulation = windows_per_step // (world.size * micro_batch)
+        self._ready: tuple[int, Batch] | None = None
+
+    def first_sample(self, step_begin: int, micro: int) -> int:
+        """The number of the first sample of micro-batch `micro` of the step whose samples begin at `step_begin`.
+
+        `micro` = accumulation is the first micro-batch of the next step.
+        """
+        return step_begin + (micro * self._world.size + self._world.rank) * self._micro_batch
+
+    def prepare(self, first: int) -> None:
+        self._ready = first, self._data.batch(first, self._micro_batch)
+
+    def take(self, first: int) -> Batch:
+        """The micro-batch of samples from `first` on: the prepared one, or, where training went another way, a new one."""
+        if self._ready is None or self._ready[0] != first:
+            self.prepare(first)
+        assert self._ready is not None
+        return self._ready[1]
+
+
+def share_of_step(windows_per_step: int, world: World) -> int:
+    """Windows of a step that each process computes. Raises MisuseError where they cannot be shared out evenly."""
+    if windows_per_step % world.size:
+        raise MisuseError(
+            f"batch_size × gradient_accumulation_steps is {windows_per_step:,}, which {world.size} processes cannot share evenly; "
+            f"make it a multiple of {world.size}"
+        )
+    return windows_per_step // world.size
+
+
+def largest_micro_batch(share: int, most: int) -> int:
+    """The largest number of windows up to `most`, and up to MOST_WINDOWS, that divides `share`."""
+    return next(n for n in range(min(share, most, MOST_WINDOWS), 0, -1) if share % n == 0)
+
+
+def dropout_seed(seed: int, first_sample: int) -> int:
+    """What torch's generator begins a micro-batch with, so that dropout too follows from the sample number alone."""
+    return int(keyed_hash(seed ^ DROPOUT_KEY, np.array([first_sample], np.uint64))[0])

@@ -8,9 +8,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
+from builds import Builds
 from checkpoint import (
     CHECKPOINTS_DIR,
     Checkpoint,
@@ -23,11 +25,12 @@ from checkpoint import (
 )
 from config import Config, changed_settings, config_from_saved
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.files import canonical_json, sha256_bytes
-from preprocess.shards.format import Build
+from preprocess.shards.files import readable_json, write_durable
+from preprocess.shards.format import MANIFEST, TOKENIZER_DIR, read_manifest
 from tracking import METRICS_FILE
 
 SETTINGS_FILE = "settings.json"
+VOCABULARY_DIR = "build"  # the manifest and the tokenizer of the build: all that text needs, so that a run can leave its machine
 LOCK_FILE = ".lock"
 FORGOTTEN = ".checkpoints.removed"
 SHORT_ID = 12  # hexadecimal digits that tell two builds apart in a message
@@ -51,7 +54,7 @@ def locked(out_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def find_start(config: Config, build: Build, *, restart: bool, warn: Callable[[str], None]) -> Checkpoint | None:
+def find_start(config: Config, builds: Builds, *, restart: bool, warn: Callable[[str], None]) -> Checkpoint | None:
     """The checkpoint to continue from; None to begin at step 0. Changes nothing on the disk.
 
     Raises MisuseError where out_dir holds a run that this one is not, FolioError where its checkpoints are damaged.
@@ -67,9 +70,9 @@ def find_start(config: Config, build: Build, *, restart: bool, warn: Callable[[s
         if config.resume == "auto" and has_run and not restart:
             _require_same_settings(out_dir, config)
         return None
-    _require_vocabulary(checkpoint, config, build)
+    _require_vocabulary(checkpoint, builds)
     if config.resume == "auto":
-        _require_same(checkpoint.origin, config, build=build)
+        _require_same(checkpoint.origin, config, builds=builds)
     require_shapes(checkpoint, config)
     return checkpoint
 
@@ -77,13 +80,6 @@ def find_start(config: Config, build: Build, *, restart: bool, warn: Callable[[s
 def _has_rows(out_dir: Path) -> bool:
     path = out_dir / METRICS_FILE
     return path.is_file() and path.stat().st_size > 0
-
-
-def origin_of(config: Config, build: Build) -> Origin:
-    """What every checkpoint of this run will say it was made from."""
-    return Origin(
-        settings=config.as_dict(), build_id=build.build_id, tokenizer_sha256=sha256_bytes(canonical_json(build.manifest["tokenizer"]))
-    )
 
 
 def _require_same_settings(out_dir: Path, config: Config) -> None:
@@ -124,26 +120,41 @@ def _other_start(config: Config, warn: Callable[[str], None]) -> Checkpoint:
     return checkpoint
 
 
-def _require_vocabulary(checkpoint: Checkpoint, config: Config, build: Build) -> None:
-    if build.vocab_size > checkpoint.vocab_size:
+def _require_vocabulary(checkpoint: Checkpoint, builds: Builds) -> None:
+    if builds.vocab_size > checkpoint.vocab_size:
         raise MisuseError(
-            f"the vocabulary of {build.name}, {build.vocab_size:,} ids, is larger than the model's "
+            f"the vocabulary of {builds.name}, {builds.vocab_size:,} ids, is larger than the model's "
             f"{checkpoint.vocab_size:,} in {checkpoint.folder}; "
-            "train on the build it began with, or begin again with --restart or another --out_dir"
+            "train on the build it began with, or take its weights alone into a new run, by --init_from"
         )
-    if checkpoint.origin.tokenizer_sha256 != origin_of(config, build).tokenizer_sha256:
+    if checkpoint.origin.tokenizer_sha256 != builds.tokenizer_sha256:
         raise MisuseError(
-            f"{build.name} has another tokenizer than {checkpoint.folder} was trained with, so that every id means something else; "
+            f"{builds.name} has another tokenizer than {checkpoint.folder} was trained with, so that every id means something else; "
             "train on a build that shares its tokenizer, or begin again with --restart or another --out_dir"
         )
 
 
-def _require_same(origin: Origin, config: Config, *, build: Build) -> None:
+def _require_same(origin: Origin, config: Config, *, builds: Builds) -> None:
     changes = changed_settings(config_from_saved(origin.settings, config.out_dir), config)
-    if origin.build_id != build.build_id:
-        changes.append(f"data {origin.settings.get('data')} {origin.build_id[:SHORT_ID]} → {build.name} {build.build_id[:SHORT_ID]}")
+    if origin.build_id != builds.build_id:
+        changes.append(f"data {origin.settings.get('data')} {origin.build_id[:SHORT_ID]} → {builds.name} {builds.build_id[:SHORT_ID]}")
     if changes:
         raise MisuseError(_other_settings(config, changes))
+
+
+def write_run(config: Config, builds: Builds) -> None:
+    """Put into out_dir what every checkpoint in it shares: the settings, and what turns ids into text."""
+    out_dir, source = Path(config.out_dir), builds.vocabulary
+    folder = out_dir / VOCABULARY_DIR
+    (folder / TOKENIZER_DIR).mkdir(parents=True, exist_ok=True)
+    for name in [f"{TOKENIZER_DIR}/{file}" for file in source.manifest["tokenizer"]["files"]] + [MANIFEST]:
+        write_durable(folder / name, (source.folder / name).read_bytes())
+    write_durable(out_dir / SETTINGS_FILE, readable_json(config.as_dict()))
+
+
+def read_vocabulary(run: Path) -> dict[str, Any]:
+    """The manifest that a run keeps, whose tokenizer lies beside it in the run's VOCABULARY_DIR. Raises FolioError."""
+    return read_manifest(run / VOCABULARY_DIR)
 
 
 def forget(out_dir: Path) -> None:

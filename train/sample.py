@@ -15,7 +15,8 @@ from checkpoint import find_checkpoint, load_model, require_shapes
 from command import Parser, run_command, warn
 from config import Config, config_from_saved
 from device import choose_device
-from model import GPT
+from language_model import LanguageModel
+from model import make_model
 from preprocess.errors import FolioError, MisuseError, printable
 from preprocess.shards.format import CONTROL_FIELDS, Build, spell_control_token
 
@@ -25,7 +26,7 @@ PROMPT = ("sample_prompt", "sample_author", "sample_city", "sample_year")
 
 
 @torch.no_grad()
-def generate(model: GPT, ids: list[int], *, config: Config, eot_id: int | None) -> list[int]:
+def generate(model: LanguageModel, ids: list[int], *, config: Config, eot_id: int | None) -> list[int]:
     """The ids that follow `ids`, of which there must be one: up to sample_tokens, fewer where `eot_id` is drawn, which is left out.
 
     Draws from a generator of its own: training's random numbers stay as they were. Costs a full forward pass a token.
@@ -59,7 +60,7 @@ def draw(logits: torch.Tensor, config: Config, *, generator: torch.Generator) ->
     return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
 
 
-def sample_text(model: GPT, build: Build, *, config: Config) -> str:
+def sample_text(model: LanguageModel, build: Build, *, config: Config) -> str:
     """The prompt that `config` describes and what the model makes of it, control tokens in front as they are spelled.
 
     Raises MisuseError for a name that the build does not know, FolioError for text that its tokenizer cannot encode.
@@ -111,7 +112,7 @@ def main(arguments: list[str]) -> int:
     if build.build_id != checkpoint.origin.build_id:
         raise MisuseError(f"{checkpoint.folder} was trained on another build than {build.folder} is now; put that one there")
     require_shapes(checkpoint, config)
-    model = GPT(config, checkpoint.vocab_size)
+    model = make_model(config, checkpoint.vocab_size)
     load_model(checkpoint, model)
     print(printable(sample_text(model.to(device), build, config=config)))
     return 0

@@ -9,8 +9,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -133,15 +134,34 @@ class Console:
             self._stream.flush()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a step of all processes together does, and what their devices could do at most."""
+
+    tokens_per_step: int
+    flops_per_token: float
+    peak_flops: float | None  # of all devices together; None where it is not known
+    memory_bytes: Callable[[], int | None]  # the most a GPU has held so far
+
+    def speed(self, tokens_per_s: float) -> dict[str, float | None]:
+        """Tokens a second, the share of the devices' peak (model FLOPs utilisation, Chowdhery et al. 2022), and memory."""
+        mfu = None if self.peak_flops is None else tokens_per_s * self.flops_per_token / self.peak_flops
+        return {"tokens_per_s": tokens_per_s, "mfu": mfu, "peak_memory_bytes": self.memory_bytes()}
+
+
 class Report:
     """A run's metrics, console and clock: each event becomes a row and a line. A context manager."""
 
-    def __init__(self, out_dir: Path, *, step: int, max_steps: int, tokens_per_step: int) -> None:
-        """`step`: how many steps are done; -1 where not even the model was evaluated. Rows of later ones are cut off."""
-        self._console = Console(sys.stdout)
-        self._metrics = Metrics(out_dir, last_step=step)
+    def __init__(self, out_dir: Path | None, *, step: int, max_steps: int, work: Work) -> None:
+        """`out_dir`: none in all processes but the main one, which then say nothing.
+
+        `step`: how many steps are done; -1 where not even the model was evaluated. Rows of later ones are cut off.
+        """
+        self._console = Console(sys.stdout if out_dir else open(os.devnull, "w"))  # noqa: SIM115 (closed with the process)
+        self._metrics = Metrics(out_dir, last_step=step) if out_dir else None
+        self._out_dir, self._max_steps, self._work = out_dir, max_steps, work
         self._clock = Clock(max(step, 0))
-        self._max_steps, self._tokens_per_step = max_steps, tokens_per_step
+        self._began, self._evaluation_s = time.monotonic(), 0.0
 
     def say(self, text: str) -> None:
         self._console.line(text)
@@ -149,19 +169,35 @@ class Report:
     def pause(self) -> AbstractContextManager[None]:
         return self._clock.pause()
 
-    def training(self, step: int, *, loss: float, learning_rate: float, grad_norm: float) -> None:
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """What is done inside counts as evaluation."""
+        began = time.monotonic()
+        with self.pause():
+            yield
+        self._evaluation_s += time.monotonic() - began
+
+    @property
+    def evaluation_share(self) -> float:
+        """Of this process' time since the run began or was continued."""
+        return self._evaluation_s / max(time.monotonic() - self._began, 1e-9)
+
+    def training(self, step: int, *, loss: float, learning_rate: float, grad_norm: float, skipped_updates: int) -> None:
         """A row and a live line for an optimizer step; the speed is that of the steps since the last."""
-        tokens_per_s = self._tokens_per_step / self._clock.lap(step)
-        self._metrics.write(step, train_loss=loss, learning_rate=learning_rate, grad_norm=grad_norm, tokens_per_s=tokens_per_s)
+        tokens_per_s = self._work.tokens_per_step / self._clock.lap(step)
+        speed = self._work.speed(tokens_per_s)
+        row = {"train_loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm, "skipped_updates": skipped_updates}
+        self._row(step, **row, **speed)
+        extra = "".join(f"  {text}" for text in spell_speed(speed))
         self._console.live(
-            f"step {step:,}/{self._max_steps:,}  loss {loss:.4f}  lr {spell_rate(learning_rate)}  {tokens_per_s:,.0f} tokens/s  "
+            f"step {step:,}/{self._max_steps:,}  loss {loss:.4f}  lr {spell_rate(learning_rate)}  grad norm {grad_norm:.2f}{extra}  "
             f"{spell_duration(self._clock.seconds_left(step, self._max_steps))} left"
         )
 
     def evaluation(self, step: int, result: Evaluation) -> None:
         """A row and a line for an evaluation."""
-        values = {"perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
-        self._metrics.write(step, val_loss=result.loss, val_loss_stderr=result.stderr, **values)
+        values = {"perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte, "evaluation_share": self.evaluation_share}
+        self._row(step, val_loss=result.loss, val_loss_stderr=result.stderr, **values)
         bits = "n/a" if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"
         error = "" if result.stderr is None else f" ± {result.stderr:.4f}"
         self._console.line(
@@ -169,16 +205,37 @@ class Report:
             f"perplexity {result.perplexity:,.2f}  bits per byte {bits}"
         )
 
+    def went_back(self, step: int, *, from_step: int, skipped_samples: int) -> None:
+        """The run stands at `step` again: later rows are cut off, and one says what happened."""
+        if self._metrics and self._out_dir:
+            self._metrics.close()
+            self._metrics = Metrics(self._out_dir, last_step=step)
+        self._row(step, went_back_from_step=from_step, skipped_samples=skipped_samples)
+        self._clock = Clock(step)
+
     def sync(self) -> None:
         """Make the rows durable: call before committing a checkpoint that follows them."""
-        self._metrics.sync()
+        if self._metrics:
+            self._metrics.sync()
+
+    def _row(self, step: int, **values: float | None) -> None:
+        if self._metrics:
+            self._metrics.write(step, **values)
 
     def __enter__(self) -> Report:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._console.close()
-        self._metrics.close()
+        if self._metrics:
+            self._metrics.close()
+
+
+def spell_speed(speed: dict[str, float | None]) -> list[str]:
+    """What a Work's speed says, as a console shows it."""
+    tokens_per_s, mfu, memory_bytes = (speed[key] for key in ("tokens_per_s", "mfu", "peak_memory_bytes"))
+    spelled = [f"{tokens_per_s:,.0f} tokens/s", "MFU n/a" if mfu is None else f"MFU {mfu:.1%}"]
+    return spelled if memory_bytes is None else [*spelled, f"{memory_bytes / 1e9:.1f} GB"]
 
 
 def spell_rate(value: float) -> str:

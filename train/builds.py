@@ -1,0 +1,89 @@
+"""What the setting `data` names: one build, or several that are mixed by weight."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from preprocess.errors import MisuseError
+from preprocess.shards.files import canonical_json, sha256_bytes
+from preprocess.shards.format import Build
+
+WEIGHTED = re.compile(r"\s*(\S.*):(\d+(?:\.\d*)?|\.\d+)\s*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Builds:
+    """Builds of one tokenizer, and the share of the samples that each gives; shares add up to 1."""
+
+    builds: tuple[Build, ...]
+    shares: tuple[float, ...]
+    vocabulary: Build  # the one among them that knows every control token
+
+    @property
+    def name(self) -> str:
+        if len(self.builds) == 1:
+            return self.builds[0].name
+        return ", ".join(f"{build.name} {share:.1%}" for build, share in zip(self.builds, self.shares, strict=True))
+
+    @property
+    def build_id(self) -> str:
+        """Of a mixture a hash of its builds' ids and shares."""
+        if len(self.builds) == 1:
+            return self.builds[0].build_id
+        return sha256_bytes(canonical_json([[build.build_id, repr(share)] for build, share in zip(self.builds, self.shares, strict=True)]))
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        """Two builds that share it mean the same by the ids that are not control tokens."""
+        return tokenizer_sha256(self.vocabulary)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.vocabulary.vocab_size
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return self.vocabulary.manifest
+
+
+def open_builds(setting: str) -> Builds:
+    """The builds that `setting` names: `NAME`, or `NAME:WEIGHT,NAME:WEIGHT`.
+
+    Raises ShardError for a build that is not whole, MisuseError where there is none or where two do not share a tokenizer.
+    """
+    parts = setting.split(",")
+    matches = [WEIGHTED.fullmatch(part) for part in parts]
+    if not any(matches):
+        build = Build(setting)
+        return Builds(builds=(build,), shares=(1.0,), vocabulary=build)
+    weights = [float(match[2]) if match else 0.0 for match in matches]
+    if not all(0 < weight < math.inf for weight in weights):
+        bare = next(part for part, weight in zip(parts, weights, strict=True) if not 0 < weight < math.inf)
+        raise MisuseError(f"data is {setting!r}, in which {bare.strip()!r} has no weight above 0; write NAME:WEIGHT,NAME:WEIGHT")
+    builds = tuple(Build(match[1]) for match in matches if match)
+    vocabulary = max(builds, key=lambda build: build.vocab_size)
+    for build in builds:
+        _require_same_ids(build, vocabulary)
+    return Builds(builds=builds, shares=tuple(weight / sum(weights) for weight in weights), vocabulary=vocabulary)
+
+
+def tokenizer_sha256(build: Build) -> str:
+    return sha256_bytes(canonical_json(build.manifest["tokenizer"]))
+
+
+def _require_same_ids(build: Build, vocabulary: Build) -> None:
+    if tokenizer_sha256(build) != tokenizer_sha256(vocabulary):
+        raise MisuseError(
+            f"{build.name} and {vocabulary.name} have different tokenizers, so that an id means one thing here and another there; "
+            "build one with the other's tokenizer: preprocess build --tokenizer FOLDER"
+        )
+    known = vocabulary.manifest["special_tokens"]
+    for token, i in build.manifest["special_tokens"].items():
+        if known.get(token) != i:
+            raise MisuseError(
+                f"the control token {token} is id {i} in {build.name} and {known.get(token, 'unknown')} in {vocabulary.name}; "
+                "build one of them with --no-authors, or both as one corpus"
+            )

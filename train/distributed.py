@@ -1,0 +1,84 @@
+"""Several processes that train one model, as torchrun starts them: who is who, and what they tell each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from preprocess.errors import MisuseError
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The processes of a run, `size` of them; the main one, rank 0, alone writes and speaks."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    num_local: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def highest(self, value: int) -> int:
+        """The highest of all processes' values. On a GPU it does not wait for the GPU: the word goes over the CPU."""
+        if self.size == 1:
+            return value
+        told = torch.tensor(value, dtype=torch.int64)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        return int(told)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """`tensor`, summed in place over all processes."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite `tensors` with those of the main process."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """`model` such that a backward pass averages the gradients of all processes."""
+        if self.size == 1:
+            return model
+        return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+    def will_average(self, wrapped: nn.Module, *, is_last: bool) -> None:
+        """Whether the next backward pass sends gradients: of the passes of a step, only the last needs to."""
+        if isinstance(wrapped, DistributedDataParallel):
+            wrapped.require_backward_grad_sync = is_last
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """The world that torchrun's environment tells of; without it, of this process alone."""
+    if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
+        yield World()
+        return
+    names = {"rank": "RANK", "size": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "num_local": "LOCAL_WORLD_SIZE"}
+    try:
+        world = World(**{key: int(os.environ.get(name, default)) for (key, name), default in zip(names.items(), "0101", strict=True)})
+    except ValueError as e:
+        raise MisuseError(f"torchrun's environment cannot be read: {e}; start the run with torchrun, or without RANK and WORLD_SIZE") from e
+    if world.size == 1:
+        yield world
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
+    # Gloo carries what is told over the CPU, such as signals; NCCL carries gradients.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield world
+    finally:
+        dist.destroy_process_group()

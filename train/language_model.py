@@ -1,0 +1,141 @@
+"""What every architecture shares: a padded vocabulary, the loss, attention, and the memory of generation.
+
+`gpt2.py` and `modern.py` are the architectures. Shapes: B rows, T tokens, C width, H heads, D = C / H, V padded vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from config import Config
+
+# A vocabulary of 50,257 makes the head's matrix product misaligned, and slower by a quarter on GPUs.
+VOCAB_MULTIPLE = 64
+# Tokens whose logits are held at once under gradient checkpointing: 0.4 GB of 50,304 logits as bf16 and float32, and their gradients.
+HEAD_CHUNK = 1024
+
+
+@dataclass
+class KeyValues:
+    """The keys and values of one layer so far, (B, H, block_size, D) each, of which `length` positions are filled."""
+
+    keys: Tensor
+    values: Tensor
+    length: int = 0
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (B, H, T, D) each; returns all that is filled."""
+        end = self.length + keys.shape[2]
+        self.keys[:, :, self.length : end] = keys
+        self.values[:, :, self.length : end] = values
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+def split_heads(x: Tensor, n_head: int) -> Tensor:
+    """(B, T, C) as (B, H, T, D)."""
+    B, T, _ = x.shape
+    return x.view(B, T, n_head, -1).transpose(1, 2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, cache: KeyValues | None, dropout: float) -> Tensor:
+    """Causal attention of (B, H, T, D) each, within documents where there is a `mask`: (B, T, C).
+
+    With a `cache`, whose keys come first: either it is empty, or T is 1.
+    """
+    is_causal = mask is None
+    if cache is not None:
+        is_causal = cache.length == 0
+        k, v = cache.extend(k, v)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, dropout_p=dropout)
+    B, H, T, D = y.shape
+    return y.transpose(1, 2).reshape(B, T, H * D)
+
+
+def document_mask(documents: Tensor) -> Tensor:
+    """`documents`: (B, T), the number of each token's document. Which token sees which: (B, 1, T, T) bool, causal."""
+    T = documents.shape[1]
+    causal = torch.ones(T, T, dtype=torch.bool, device=documents.device).tril()
+    return (causal & (documents[:, :, None] == documents[:, None, :]))[:, None]
+
+
+class LanguageModel(nn.Module):
+    """What training, evaluation and sampling ask of a model. An architecture is a subclass with `h`, `embed`, `normed` and `logits`."""
+
+    h: nn.ModuleList
+    padding_bias: Tensor
+
+    def __init__(self, config: Config, vocab_size: int) -> None:
+        """`vocab_size` is exact; inside, it is padded to a multiple of 64."""
+        super().__init__()
+        self.vocab_size, self.block_size, self.dropout = vocab_size, config.block_size, config.dropout
+        self.n_head, self.n_embd, self.gradient_checkpointing = config.n_head, config.n_embd, config.gradient_checkpointing
+        self.padded_vocab_size = math.ceil(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        # Added to the logits: a padded id has no probability, so it takes no part in the loss and is never sampled.
+        bias = torch.zeros(self.padded_vocab_size).masked_fill(torch.arange(self.padded_vocab_size) >= vocab_size, -math.inf)
+        self.register_buffer("padding_bias", bias, persistent=False)
+
+    def embed(self, ids: Tensor, first: int) -> Tensor:
+        """`ids`: (B, T) int64, the first at position `first`. Returns (B, T, C)."""
+        raise NotImplementedError
+
+    def normed(self, x: Tensor) -> Tensor:
+        """What the last block gives, (B, T, C), as the head reads it."""
+        raise NotImplementedError
+
+    def logits(self, features: Tensor) -> Tensor:
+        """`features`: (…, C). Returns (…, V); the padded ids' are -inf."""
+        raise NotImplementedError
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def flops_per_token(self) -> float:
+        """Of forward and backward: 6 a weight of a matrix product, and 12 · layers · C · T of attention.
+
+        As in the PaLM paper's appendix B (Chowdhery et al. 2022), which counts attention as if it were not causal.
+        """
+        in_blocks = sum(p.numel() for p in self.h.parameters() if p.dim() == 2)
+        return 6.0 * (in_blocks + self.padded_vocab_size * self.n_embd) + 12.0 * len(self.h) * self.n_embd * self.block_size
+
+    def empty_cache(self, batch_size: int) -> list[KeyValues]:
+        """The memory that generation of `batch_size` rows starts with, one a layer, in the dtype and on the device of the weights."""
+        like = next(self.parameters())
+        shape = batch_size, self.n_head, self.block_size, self.n_embd // self.n_head
+        return [KeyValues(like.new_empty(shape), like.new_empty(shape)) for _ in self.h]
+
+    def features(self, ids: Tensor, documents: Tensor | None = None, cache: list[KeyValues] | None = None) -> Tensor:
+        """`ids`: (B, T) int64, T up to block_size with what `cache` holds. Returns (B, T, C), what the head reads.
+
+        With `documents`, (B, T), no token sees one of another document.
+        """
+        x = self.embed(ids, cache[0].length if cache else 0)
+        mask = None if documents is None else document_mask(documents)
+        for number, block in enumerate(self.h):
+            if self.gradient_checkpointing and self.training:
+                # Only dropout draws, and then the second forward pass must draw the same.
+                x = checkpoint(block, x, mask, use_reentrant=False, preserve_rng_state=self.dropout > 0)
+            else:
+                x = block(x, mask, cache[number] if cache else None)
+        return self.normed(x)
+
+    def forward(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
+        """`ids`, `targets`, `documents`: (B, T) int64. Returns the mean loss of each row in nats: (B,) float32."""
+        features, wanted = self.features(ids, documents).flatten(0, 1), targets.flatten()  # (B·T, C), (B·T,)
+        if self.gradient_checkpointing and self.training:
+            chunks = zip(features.split(HEAD_CHUNK), wanted.split(HEAD_CHUNK), strict=True)
+            losses = torch.cat([checkpoint(self._losses, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks])
+        else:
+            losses = self._losses(features, wanted)
+        return losses.view(targets.shape).mean(dim=1)
+
+    def _losses(self, features: Tensor, targets: Tensor) -> Tensor:
+        """`features`: (N, C), `targets`: (N,). Returns (N,) float32."""
+        return F.cross_entropy(self.logits(features).float(), targets, reduction="none")
