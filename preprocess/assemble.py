@@ -14,9 +14,9 @@ from preprocess.engines import InProcess, ProcessPool, Task
 from preprocess.placement import SIDE_OF_SPLIT, Placement, Segment
 from preprocess.progress import Progress
 from preprocess.shards.files import parse_json, readable_json, write_durable
-from preprocess.shards.format import CONTROL_FIELDS, DOC_DTYPE, SPLITS, token_dtype
+from preprocess.shards.format import CONTROL_FIELDS, DOC_DTYPE, SPLITS, map_array, token_dtype
 from preprocess.shards.writer import Place, ShardPlan, ShardSealer, create_shard, write_documents
-from preprocess.work import WorkFolder, map_array
+from preprocess.work import WorkFolder
 
 CHUNK_TOKENS = 4 << 20
 
@@ -173,8 +173,7 @@ def _finished(target: Target, plan: ShardPlan) -> dict[str, Any] | None:
         entry: dict[str, Any] = parse_json(_receipt(target, plan).read_bytes())
     except (FileNotFoundError, ValueError):
         return None
-    sizes = {"bin": entry["bytes"], "ends": 8 * plan.num_documents, "docs": DOC_DTYPE.itemsize * plan.num_documents}
-    for suffix, size_bytes in sizes.items():
+    for suffix, size_bytes in plan.sizes(target.vocab_size).items():
         path = plan.path(target.folder, suffix)
         if not path.is_file() or path.stat().st_size != size_bytes:
             return None

@@ -19,6 +19,7 @@ import numpy as np
 import xxhash
 
 from preprocess.shards.files import parse_json
+from preprocess.shards.format import map_array
 
 # One document, as prepared. `group`: what may not straddle the split; author, city and lang: numbers in the partition's lists, −1 for none.
 DOCUMENT = np.dtype(
@@ -135,11 +136,6 @@ def hash_file(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return str(digest.hexdigest())
-
-
-def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
-    """A file as a read-only array; an empty file cannot be mapped and gives an empty one."""
-    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
 
 
 def work_root(folder: Path) -> Path:

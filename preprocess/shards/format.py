@@ -58,6 +58,15 @@ def token_dtype(vocab_size: int) -> str:
     return "<u2" if vocab_size <= MAX_UINT16_VOCAB else "<u4"
 
 
+def file_sizes(num_tokens: int, num_documents: int, dtype: np.dtype) -> dict[str, int]:
+    """Bytes of the three files of a shard with tokens of `dtype`, by suffix."""
+    return {
+        "bin": num_tokens * dtype.itemsize,
+        "ends": num_documents * END_DTYPE.itemsize,
+        "docs": num_documents * DOC_DTYPE.itemsize,
+    }
+
+
 def spell_control_token(field: str, value: str | int) -> str:
     """`<author_Anna_Akimova>`, `<year_1623>`: white space as `_`."""
     name = f"{value:04d}" if isinstance(value, int) else "".join("_" if c.isspace() else c for c in value)
@@ -237,23 +246,15 @@ class Build:
                     raise ShardError(
                         f"{entry['file']} holds id {entry['max_id']}, its vocabulary ends at {m['vocab_size'] - 1}; rebuild it"
                     )
-                for name, size in self._sizes(entry).items():
-                    self._check_file(name, size)
+                path = self.folder / entry["file"]
+                for suffix, size_bytes in file_sizes(entry["tokens"], entry["documents"], self.dtype).items():
+                    self._check_file(path.with_suffix(f".{suffix}"), size_bytes)
                 if entry["bytes"] != entry["tokens"] * self.dtype.itemsize:
                     raise ShardError(f"{entry['file']} has bytes that are not tokens × {self.dtype.itemsize} in its manifest; rebuild it")
         for name in (STATS, *(f"{TOKENIZER_DIR}/{file}" for file in m["tokenizer"]["files"])):
-            self._check_file(name, None)
+            self._check_file(self.folder / name, None)
 
-    def _sizes(self, entry: dict[str, Any]) -> dict[str, int]:
-        stem = entry["file"].removesuffix(".bin")
-        return {
-            entry["file"]: entry["tokens"] * self.dtype.itemsize,
-            f"{stem}.ends": entry["documents"] * END_DTYPE.itemsize,
-            f"{stem}.docs": entry["documents"] * DOC_DTYPE.itemsize,
-        }
-
-    def _check_file(self, name: str, size_bytes: int | None) -> None:
-        path = self.folder / name
+    def _check_file(self, path: Path, size_bytes: int | None) -> None:
         if not path.is_file():
             raise ShardError(f"{path} is missing; copy the build again or rebuild it")
         if size_bytes is not None and path.stat().st_size != size_bytes:
@@ -268,11 +269,11 @@ class Build:
     def map_shard(self, entry: dict[str, Any]) -> Shard:
         """One shard, by its entry in the manifest."""
         path = self.folder / entry["file"]
-        return Shard(path, _map_array(path, self.dtype), _map_array(path.with_suffix(".ends"), END_DTYPE))
+        return Shard(path, map_array(path, self.dtype), map_array(path.with_suffix(".ends"), END_DTYPE))
 
     def docs(self, split: str) -> np.ndarray:
         """The document table of `split`: (D,) of DOC_DTYPE, mapped where there is one shard."""
-        tables = [_map_array((self.folder / e["file"]).with_suffix(".docs"), DOC_DTYPE) for e in self.manifest["splits"][split]["shards"]]
+        tables = [map_array((self.folder / e["file"]).with_suffix(".docs"), DOC_DTYPE) for e in self.manifest["splits"][split]["shards"]]
         return np.concatenate(tables) if len(tables) != 1 else tables[0]
 
     def document(self, split: str, number: int) -> np.ndarray:
@@ -287,8 +288,6 @@ class Build:
         raise MisuseError(f"no document {number} in the {split} split of {self.name}: it has {count:,}, counted from 0")
 
 
-def _map_array(path: Path, dtype: np.dtype) -> np.ndarray:
-    # np.memmap refuses an empty file; a split without documents is legitimate.
-    if path.stat().st_size == 0:
-        return np.empty(0, dtype)
-    return np.memmap(path, dtype=dtype, mode="r")
+def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
+    """A file as a read-only array; an empty file cannot be mapped and gives an empty one."""
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)

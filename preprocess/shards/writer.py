@@ -17,10 +17,9 @@ import numpy as np
 
 from preprocess.errors import FolioError
 from preprocess.shards.files import HASH_CHUNK_BYTES
-from preprocess.shards.format import DOC_DTYPE, END_DTYPE, token_dtype
+from preprocess.shards.format import END_DTYPE, file_sizes, token_dtype
 
 MAX_SHARDS = 100_000  # five digits in the name
-SUFFIXES = ("bin", "ends", "docs")
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,10 @@ class ShardPlan:
 
     def path(self, folder: Path, suffix: str) -> Path:
         return folder / f"{self.split}-{self.number:05d}.{suffix}"
+
+    def sizes(self, vocab_size: int) -> dict[str, int]:
+        """Bytes of its files, by suffix."""
+        return file_sizes(self.num_tokens, self.num_documents, np.dtype(token_dtype(vocab_size)))
 
 
 def cut_shards(lengths: np.ndarray, fill: int, shard_tokens: int) -> Iterator[tuple[int, int, bool]]:
@@ -55,14 +58,11 @@ def create_shard(folder: Path, plan: ShardPlan, *, vocab_size: int) -> None:
     """Make the files of a shard at their full size. Raises FolioError where there are more than names for them."""
     if plan.number >= MAX_SHARDS:
         raise FolioError(f"{MAX_SHARDS:,} shards of {plan.split} are full; pass a larger --shard-tokens")
-    itemsizes = (np.dtype(token_dtype(vocab_size)).itemsize, END_DTYPE.itemsize, DOC_DTYPE.itemsize)
-    counts = (plan.num_tokens, plan.num_documents, plan.num_documents)
-    for suffix, count, itemsize in zip(SUFFIXES, counts, itemsizes, strict=True):
-        path = plan.path(folder, suffix)
-        with open(path, "wb") as file:
-            if hasattr(os, "posix_fallocate") and count:
-                os.posix_fallocate(file.fileno(), 0, count * itemsize)  # a disk that is too small shows now, not half-way
-            file.truncate(count * itemsize)
+    for suffix, size_bytes in plan.sizes(vocab_size).items():
+        with open(plan.path(folder, suffix), "wb") as file:
+            if hasattr(os, "posix_fallocate") and size_bytes:
+                os.posix_fallocate(file.fileno(), 0, size_bytes)  # a disk that is too small shows now, not half-way
+            file.truncate(size_bytes)
 
 
 @dataclass(frozen=True)
@@ -106,20 +106,17 @@ class ShardSealer:
     """Hashes a shard's files, as far as they are written, and makes them durable; `finish` gives the manifest's entry."""
 
     def __init__(self, folder: Path, plan: ShardPlan, *, vocab_size: int) -> None:
-        self._plan = plan
-        self._itemsize = np.dtype(token_dtype(vocab_size)).itemsize
-        self._paths = {suffix: plan.path(folder, suffix) for suffix in SUFFIXES}
-        self._digests = {suffix: hashlib.sha256() for suffix in SUFFIXES}
-        self._done = dict.fromkeys(SUFFIXES, 0)
+        self._plan, self._dtype = plan, np.dtype(token_dtype(vocab_size))
+        self._paths = {suffix: plan.path(folder, suffix) for suffix in plan.sizes(vocab_size)}
+        self._digests = {suffix: hashlib.sha256() for suffix in self._paths}
+        self._done = dict.fromkeys(self._paths, 0)
         # The disk is kept busy while segments are still being written: at the end there is little left to wait for.
         self._flusher = ThreadPoolExecutor(1)
         self._flushing: Future[None] | None = None
 
     def advance(self, num_tokens: int, num_documents: int) -> None:
         """Hash up to so many tokens and documents, which are written."""
-        itemsizes = {"bin": self._itemsize, "ends": END_DTYPE.itemsize, "docs": DOC_DTYPE.itemsize}
-        for suffix in SUFFIXES:
-            upto = (num_tokens if suffix == "bin" else num_documents) * itemsizes[suffix]
+        for suffix, upto in file_sizes(num_tokens, num_documents, self._dtype).items():
             with open(self._paths[suffix], "rb") as file:
                 file.seek(self._done[suffix])
                 while self._done[suffix] < upto and (chunk := file.read(min(HASH_CHUNK_BYTES, upto - self._done[suffix]))):
@@ -139,7 +136,7 @@ class ShardSealer:
             "tokens": self._plan.num_tokens,
             "documents": self._plan.num_documents,
             "max_id": max_id,
-            "bytes": self._plan.num_tokens * self._itemsize,
+            "bytes": self._plan.num_tokens * self._dtype.itemsize,
             "sha256": self._digests["bin"].hexdigest(),
             "ends_sha256": self._digests["ends"].hexdigest(),
             "docs_sha256": self._digests["docs"].hexdigest(),
