@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
+from preprocess.interchange import UNKNOWN_LANGUAGE, language_tags, texts_of
 from preprocess.plan import Plan
 from preprocess.sampling import read_some
 from preprocess.shards.format import Build
 from preprocess.tokenizers import load_named, load_tokenizer
 from preprocess.tokenizers.inspect import inspect
 
-UNKNOWN_LANGUAGE = "unknown"
-
 
 def inspect_build(build: Build, num_documents: int) -> dict[str, dict[str, Any]]:
     """The build's tokenizer on its first `num_documents` validation documents, by language."""
     tokenizer = load_tokenizer(build.folder, build.manifest)
-    tags = {0: UNKNOWN_LANGUAGE, **{int(number): tag for number, tag in build.manifest["languages"].items()}}
-    special = np.zeros(build.vocab_size, bool)
-    special[list(build.manifest["special_tokens"].values())] = True
+    tags = language_tags(build)
     texts: dict[str, list[str]] = {}
-    for number, entry in enumerate(build.docs("val")[:num_documents].tolist()):
-        ids = build.document("val", number)
-        texts.setdefault(tags[entry[2]], []).append(tokenizer.decode(ids[~special[ids]]))
+    for number, text in itertools.islice(texts_of(build, "val", tokenizer), num_documents):
+        texts.setdefault(tags[number], []).append(text.decode("utf-8", errors="replace"))
     return _inspect(tokenizer, texts)
 
 

@@ -14,7 +14,9 @@ from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import HASH_CHUNK_BYTES, written_aside
 from preprocess.shards.format import MANIFEST, SPLITS, Build
 from preprocess.tokenizers import load_tokenizer
+from preprocess.tokenizers.interface import Tokenizer
 
+UNKNOWN_LANGUAGE = "unknown"
 MAX_LANGUAGES = 200  # files that are open at a time
 
 
@@ -55,7 +57,7 @@ def export_text(build: Build, output: Path, *, by_language: bool, replace: bool)
     A blank line stands behind each document. `unknown` stands for documents that name no language. Control
     tokens are left out. Raises MisuseError where a file is there and `replace` is not set.
     """
-    tags = {0: "unknown", **{int(number): tag for number, tag in build.manifest["languages"].items()}}
+    tags = language_tags(build)
     names = {number: f"_{_plain(tag)}" for number, tag in tags.items()} if by_language else dict.fromkeys(tags, "")
     if len(set(names.values())) < len(names) and by_language:
         raise MisuseError(f"two languages of {build.name} would share a file: {', '.join(tags.values())}; leave --by out")
@@ -70,19 +72,31 @@ def export_text(build: Build, output: Path, *, by_language: bool, replace: bool)
         if path.exists() and not replace:
             raise MisuseError(f"{path} is there already; pass --replace, or choose another --output")
     tokenizer = load_tokenizer(build.folder, build.manifest)
-    is_control = np.zeros(build.vocab_size, bool)
-    is_control[list(build.manifest["special_tokens"].values())] = True
     output.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         files = {path: stack.enter_context(written_aside(path)) for path in dict.fromkeys(paths.values())}
         for split in SPLITS:
-            numbers = build.docs(split)["lang"]
-            for place, ids in enumerate(_documents(build, split)):
-                if len(ids) and int(ids.max()) >= build.vocab_size:
-                    raise FolioError(f"{build.folder} holds an id outside its vocabulary; check it with `preprocess verify`")
-                text = tokenizer.decode_bytes(ids[~is_control[ids]])
-                files[paths[split, int(numbers[place])]].write(text + b"\n\n")
+            for number, text in texts_of(build, split, tokenizer):
+                files[paths[split, number]].write(text + b"\n\n")
     return list(dict.fromkeys(paths.values()))
+
+
+def language_tags(build: Build) -> dict[int, str]:
+    """The tag that each number of a language in the document tables stands for."""
+    return {0: UNKNOWN_LANGUAGE, **{int(number): tag for number, tag in build.manifest["languages"].items()}}
+
+
+def texts_of(build: Build, split: str, tokenizer: Tokenizer) -> Iterator[tuple[int, bytes]]:
+    """The number of the language, and the text in UTF-8, of each document of `split`, control tokens left out.
+
+    Raises FolioError for an id outside the vocabulary.
+    """
+    is_control = np.zeros(build.vocab_size, bool)
+    is_control[list(build.manifest["special_tokens"].values())] = True
+    for number, ids in zip(build.docs(split)["lang"], _documents(build, split), strict=True):
+        if len(ids) and int(ids.max()) >= build.vocab_size:
+            raise FolioError(f"{build.folder} holds an id outside its vocabulary; check it with `preprocess verify`")
+        yield int(number), tokenizer.decode_bytes(ids[~is_control[ids]])
 
 
 def _documents(build: Build, split: str) -> Iterator[np.ndarray]:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preprocess.errors import MisuseError
-from preprocess.interchange import export_nanogpt
+from preprocess.errors import FolioError, MisuseError
+from preprocess.inspection import inspect_build
+from preprocess.interchange import export_nanogpt, export_text
 from preprocess.shards.format import Build
 
 
@@ -38,3 +39,13 @@ def test_ids_that_need_more_than_16_bits_are_refused(build_text: Callable[..., B
     made.manifest |= {"dtype": "<u4", "vocab_size": 70_000}
     with pytest.raises(MisuseError, match="has 70,000 ids, nanoGPT reads uint16"):
         export_nanogpt(made, tmp_path, replace=False)
+
+
+def test_an_id_outside_the_vocabulary_is_told(build_text: Callable[..., Build], tmp_path: Path) -> None:
+    made = build_text()
+    with open(made.folder / "val-00000.bin", "r+b") as file:
+        file.write(b"\xff\xff")
+    with pytest.raises(FolioError, match="holds an id outside its vocabulary; check it with `preprocess verify`"):
+        export_text(made, tmp_path / "out", by_language=False, replace=False)
+    with pytest.raises(FolioError, match="holds an id outside its vocabulary"):
+        inspect_build(made, 10)
