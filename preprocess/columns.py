@@ -30,6 +30,11 @@ def kind(of: pa.DataType) -> str:
     return "null" if pa.types.is_null(of) else "other"
 
 
+def is_text_or_bytes(of: pa.DataType) -> bool:
+    """Whether a column of this type holds text, or bytes that may be text."""
+    return of in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
+
+
 def kind_of_value(value: Value) -> str:
     """The `kind` of the columns that `value` compares with."""
     if isinstance(value, str):

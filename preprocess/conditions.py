@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
-from preprocess.errors import MisuseError, one_line
+from preprocess.errors import MAX_SHOWN, MisuseError, one_line, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 MAX_CHARACTERS = 4_000
 MAX_DEPTH = 50  # of parentheses and `not` within each other; the parser takes four Python frames for each
-MAX_SHOWN = 80  # characters of a condition, or of a name or value in it, that a message repeats
 
 EXAMPLE = 'comparisons of columns with values, such as language == "en"'
 TOKEN = re.compile(
@@ -136,7 +135,7 @@ class _Token:
     def __str__(self) -> str:
         if self.kind == "end":
             return "the end"
-        return f"the value {_shown(_spell_value(self.value))}" if self.kind == "value" else f"the {self.kind} {_shown(str(self.value))}"
+        return f"the value {shown(_spell_value(self.value))}" if self.kind == "value" else f"the {self.kind} {shown(str(self.value))}"
 
 
 def _tokens(text: str) -> Iterator[_Token]:
@@ -180,10 +179,10 @@ def _number(text: str, spelled: str, place: int) -> int | float:
     if spelled.lstrip("-").isdigit():
         whole = int(spelled) if len(spelled) < 1_000 else 1 << 64  # Python refuses to read ints of more than 4,300 digits
         if not -(1 << 63) <= whole < 1 << 63:
-            _refuse(text, place, f"the number {_shown(spelled)}", "whole numbers of 64 bits, or one with a point or exponent")
+            _refuse(text, place, f"the number {shown(spelled)}", "whole numbers of 64 bits, or one with a point or exponent")
         return whole
     if not math.isfinite(number := float(spelled)):
-        _refuse(text, place, f"the number {_shown(spelled)}", "numbers that a 64-bit float can hold")
+        _refuse(text, place, f"the number {shown(spelled)}", "numbers that a 64-bit float can hold")
     return number
 
 
@@ -276,7 +275,7 @@ class _Parser:
             column = self.column()
             if self.next.value in ("in", "not") and self.next.kind == "keyword":
                 return self.membership(column)
-            operator = self.operator(f"what to compare {_shown(column)} with, such as == true or in [1, 2]")
+            operator = self.operator(f"what to compare {shown(column)} with, such as == true or in [1, 2]")
             value = self.value()
         if operator not in ("==", "!=") and (value.value is None or isinstance(value.value, bool)):
             _refuse(self.text, place, f"{value} compared by size", "== or !=")
@@ -291,7 +290,7 @@ class _Parser:
         values: list[Value] = []
         while not values or self.accept("mark", ","):
             if self.next.value is None and self.next.kind == "value":
-                self.refuse(f"values; a null is found by {_shown(column)} == null")
+                self.refuse(f"values; a null is found by {shown(column)} == null")
             values.append(self.value().value)
         if not self.accept("mark", "]"):
             self.refuse("`,` or `]`")
@@ -313,7 +312,7 @@ class _Parser:
     def value(self) -> _Token:
         if self.next.kind == "name":
             place, name = self.next.place, self.column()
-            _refuse(self.text, place, f"the name {_shown(name)} as a value", "text in quotes, a number, true, false or null")
+            _refuse(self.text, place, f"the name {shown(name)} as a value", "text in quotes, a number, true, false or null")
         if self.next.kind != "value":
             self.refuse("text in quotes, a number, true, false or null")
         return self.take()
@@ -385,10 +384,10 @@ def _compare(node: Comparison, table: Mapping[str, pa.Array], spelling: str) -> 
 
     from preprocess import columns
 
-    name = _shown(node.column)
+    name = shown(node.column)
     if node.column not in table:
-        known = ", ".join(_shown(n) for n in list(table)[:20])
-        raise MisuseError(f"condition '{_shown(spelling)}': no column is called {name}; the table has {known or 'no columns'}")
+        known = ", ".join(shown(n) for n in list(table)[:20])
+        raise MisuseError(f"condition '{shown(spelling)}': no column is called {name}; the table has {known or 'no columns'}")
     column = table[node.column]
     if node.value is None:
         return columns.is_null(column) if node.operator == "==" else pc.invert(columns.is_null(column))
@@ -396,8 +395,8 @@ def _compare(node: Comparison, table: Mapping[str, pa.Array], spelling: str) -> 
     held = columns.kind(column.type)
     for value in values:
         if held not in ("null", columns.kind_of_value(value)):
-            got = f"column {name} holds {_shown(str(column.type))}, compared with {_shown(_spell_value(value))}"
-            raise MisuseError(f"condition '{_shown(spelling)}': {got}; wanted {WANTED.get(held, 'null, which alone compares with it')}")
+            got = f"column {name} holds {shown(str(column.type))}, compared with {shown(_spell_value(value))}"
+            raise MisuseError(f"condition '{shown(spelling)}': {got}; wanted {WANTED.get(held, 'null, which alone compares with it')}")
     if not isinstance(node.value, tuple):
         return columns.compare(column, node.operator, node.value)
     found = columns.is_in(column, node.value)
@@ -406,9 +405,5 @@ def _compare(node: Comparison, table: Mapping[str, pa.Array], spelling: str) -> 
 
 def _refuse(text: str, place: int, got: str, wanted: str) -> NoReturn:
     start = max(0, place - MAX_SHOWN // 2) if len(text) > MAX_SHOWN else 0
-    shown = ("…" if start else "") + _shown(text[start:])
-    raise MisuseError(f"condition '{shown}': {got} at column {place + 1:,}; wanted {wanted}")
-
-
-def _shown(text: str) -> str:
-    return one_line(text[:MAX_SHOWN]) + ("…" if len(text) > MAX_SHOWN else "")
+    around = ("…" if start else "") + shown(text[start:])
+    raise MisuseError(f"condition '{around}': {got} at column {place + 1:,}; wanted {wanted}")

@@ -6,6 +6,8 @@ A message is one line that says what was got, what was wanted and what to do.
 import errno
 import unicodedata
 
+MAX_SHOWN = 80  # characters of a name, a value or an expression that a message repeats
+
 
 class FolioError(Exception):
     """The work could not be done. Exit status 1."""
@@ -41,6 +43,16 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """`text` as one line that cannot pass for two: `printable`, tabs and line feeds escaped too."""
     return printable(text).replace("\t", "\\t").replace("\n", "\\n")
+
+
+def shown(text: str) -> str:
+    """`text` on one line, and no more of it than a message should repeat."""
+    return one_line(text[:MAX_SHOWN]) + ("…" if len(text) > MAX_SHOWN else "")
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, without what it says below."""
+    return str(error).splitlines()[0][:200]
 
 
 def _obeyed(character: str) -> bool:

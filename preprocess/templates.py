@@ -14,13 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from preprocess.errors import FolioError, MisuseError, one_line
+from preprocess.errors import FolioError, MisuseError, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 MAX_PATTERN_CHARACTERS = 1_000
-MAX_SHOWN = 80  # characters of a template, pattern or name that a message repeats
 NAME_FIELDS = ("author", "city", "year", "lang", "group", "split")  # what the name of a file may say of its documents
 
 PIECE = re.compile(r"(?P<literal>[^{}]+)|(?P<brace>\{\{|\}\})|\{(?P<column>[A-Za-z_][A-Za-z0-9_]*)\}")
@@ -68,7 +67,7 @@ def parse_template(text: str) -> Template:
             literals[-1] += match["literal"] or match["brace"][0]
         place = match.end()
     if not slots:
-        raise MisuseError(f"template '{_shown(text)}' names no column; wanted one at least, such as {{text}}")
+        raise MisuseError(f"template '{shown(text)}' names no column; wanted one at least, such as {{text}}")
     if half := re.search(r"[\ud800-\udfff]", text):
         raise MisuseError(f"template: half of a surrogate pair, {half[0]!r}, at character {half.start() + 1:,}; wanted whole characters")
     return Template(tuple(literals), tuple(slots))
@@ -94,7 +93,7 @@ class NamePattern:
 
         for name in names:
             if re.search(r"[\ud800-\udfff]", name):
-                raise FolioError(f"the file name '{_shown(name)}' is not UTF-8, and a pattern is to read it; rename the file")
+                raise FolioError(f"the file name '{shown(name)}' is not UTF-8, and a pattern is to read it; rename the file")
         found = pc.extract_regex(pa.array(names, pa.string()), self.pattern).to_pylist()
         return [{} if fields is None else {field: value or None for field, value in fields.items()} for fields in found]
 
@@ -106,7 +105,7 @@ def parse_name_pattern(text: str) -> NamePattern:
 
     if len(text) > MAX_PATTERN_CHARACTERS:
         raise MisuseError(f"a name pattern of {len(text):,} characters; wanted at most {MAX_PATTERN_CHARACTERS:,}")
-    where = f"name pattern '{_shown(text)}'"
+    where = f"name pattern '{shown(text)}'"
     try:
         groups = pc.extract_regex(pa.array([], pa.string()), text).type
     except pa.ArrowInvalid as error:
@@ -118,7 +117,7 @@ def parse_name_pattern(text: str) -> NamePattern:
         raise MisuseError(f"{where}: no named group; wanted one at least, such as (?P<year>\\d{{4}})")
     for field in fields:
         if field not in NAME_FIELDS:
-            raise MisuseError(f"{where}: a group named {_shown(field)}; wanted {', '.join(NAME_FIELDS)}")
+            raise MisuseError(f"{where}: a group named {shown(field)}; wanted {', '.join(NAME_FIELDS)}")
         if fields.count(field) > 1:
             raise MisuseError(f"{where}: two groups named {field}; wanted each field once")
     return NamePattern(text, fields)
@@ -127,7 +126,7 @@ def parse_name_pattern(text: str) -> NamePattern:
 def _refusal(reason: str) -> str:
     if "unnamed groups" in reason:
         return "a group without a name; wanted (?:…) where a group only groups, or (?P<year>…)"
-    reason = _shown(reason.removeprefix("Invalid regular expression: "))
+    reason = shown(reason.removeprefix("Invalid regular expression: "))
     return f"{reason}; wanted a regular expression of RE2, which has no look-around and no back-references"
 
 
@@ -135,10 +134,10 @@ def _as_text(columns: Mapping[str, pa.Array], name: str) -> pa.LargeStringArray:
     from preprocess.columns import as_text, kind
 
     if name not in columns:
-        known = ", ".join(_shown(n) for n in list(columns)[:20])
-        raise MisuseError(f"template: no column is called {_shown(name)}; the table has {known or 'no columns'}")
+        known = ", ".join(shown(n) for n in list(columns)[:20])
+        raise MisuseError(f"template: no column is called {shown(name)}; the table has {known or 'no columns'}")
     if kind(columns[name].type) == "other":
-        got = f"column {_shown(name)} holds {_shown(str(columns[name].type))}"
+        got = f"column {shown(name)} holds {shown(str(columns[name].type))}"
         raise MisuseError(f"template: {got}; wanted text, numbers, true and false, which alone are joined")
     return as_text(columns[name])
 
@@ -146,11 +145,7 @@ def _as_text(columns: Mapping[str, pa.Array], name: str) -> pa.LargeStringArray:
 def _refuse_part(text: str, place: int) -> NoReturn:
     end = text.find("}", place + 1) if text[place] == "{" else place
     part = text[place : end + 1] if end >= 0 else text[place:]
-    got = f"'{_shown(part)}'" + ("" if end >= 0 else ", which never closes,")
+    got = f"'{shown(part)}'" + ("" if end >= 0 else ", which never closes,")
     raise MisuseError(
         f"template: {got} at character {place + 1:,}; wanted {{name}} with the plain name of a column, or {{{{ and }}}} for braces"
     )
-
-
-def _shown(text: str) -> str:
-    return one_line(text[:MAX_SHOWN]) + ("…" if len(text) > MAX_SHOWN else "")

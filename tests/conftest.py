@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,11 @@ def write_split(
         max_id = write_documents(folder, plan, Place(0, 0), *part, vocab_size=vocab_size)
         shards.append(ShardSealer(folder, plan, vocab_size=vocab_size).finish(max_id))
     return {"tokens": len(ids), "documents": len(ends), "text_bytes": text_bytes, "shards": shards}
+
+
+def assert_one_line(message: str) -> None:
+    """That a message is short, and that no terminal would take it for two."""
+    assert len(message) < 500 and not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in message), ascii(message)
 
 
 def file_bytes(folder: Path) -> dict[str, bytes]:

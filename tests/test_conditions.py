@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import operator
 import time
-import unicodedata
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import assert_one_line
 from preprocess.conditions import MAX_CHARACTERS, MAX_DEPTH, Comparison, Condition, Junction, Negation, Node, parse_condition
 from preprocess.errors import MisuseError
 
@@ -121,10 +121,6 @@ def test_mistakes_are_named(text: str, message: str) -> None:
         parse_condition(text)
     assert message in str(caught.value)
     assert_one_line(str(caught.value))
-
-
-def assert_one_line(message: str) -> None:
-    assert len(message) < 500 and not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in message), ascii(message)
 
 
 def test_the_deepest_and_the_longest_still_work() -> None:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import assert_one_line
 from preprocess.errors import FolioError, MisuseError
 from preprocess.templates import NAME_FIELDS, NamePattern, parse_name_pattern
-from test_conditions import assert_one_line
 
 
 def test_fields_are_found_anywhere_in_the_name() -> None:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import assert_one_line
 from preprocess.errors import MisuseError
 from preprocess.templates import Template, parse_template
-from test_conditions import assert_one_line
 
 
 def joined(text: str, **columns: Any) -> list[str | None]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from preprocess.errors import FolioError, MisuseError
+from preprocess.errors import FolioError, MisuseError, first_line
 from preprocess.readers.opening import BLOCK_BYTES, blocks, opened
 from preprocess.readers.records import Losses, Records, needed_columns, require_columns
 from preprocess.recipe import Recipe
@@ -22,11 +22,7 @@ NUMBER = r"\A[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\z"
 
 
 def check_csv(source: Source, recipe: Recipe) -> None:
-    """Raise MisuseError where the header of `source` lacks a column which the recipe needs."""
-    _header(source, recipe)
-
-
-def _header(source: Source, recipe: Recipe) -> list[str]:
+    """Raise MisuseError where the header of `source` lacks a column which the recipe needs, or names one twice; FolioError for none."""
     first = b"".join(itertools.islice(blocks(source, 0, None if source.compression else min(source.size_bytes, MAX_HEADER_BYTES)), 1))
     try:
         table = pa.csv.read_csv(
@@ -40,13 +36,11 @@ def _header(source: Source, recipe: Recipe) -> list[str]:
     if len(set(names)) != len(names):
         raise MisuseError(f"{source.path} names a column twice in its header: {', '.join(names)[:200]}; rename one")
     require_columns(source, needed_columns(recipe), names)
-    return names
 
 
 def read_csv(source: Source, recipe: Recipe, losses: Losses) -> Iterator[Records]:
     """The records of the whole file: quotes may hold line feeds, so that no part of it can be read by itself."""
     needed = needed_columns(recipe)
-    names = _header(source, recipe)
 
     def refuse(row: Any) -> str:
         reason = f"{row.actual_columns} values, wanted {row.expected_columns}"
@@ -56,7 +50,7 @@ def read_csv(source: Source, recipe: Recipe, losses: Losses) -> Iterator[Records
     read = pa.csv.ReadOptions(use_threads=False, block_size=min(max(BLOCK_BYTES, 2 * recipe.max_document_bytes), MAX_BLOCK_BYTES))
     # Bytes, so that what is no UTF-8 meets the recipe's policy; nothing is taken for a null, a number or a date.
     convert = pa.csv.ConvertOptions(
-        column_types=dict.fromkeys(names, pa.binary()), include_columns=needed.names, strings_can_be_null=False, check_utf8=False
+        column_types=dict.fromkeys(needed.names, pa.binary()), include_columns=needed.names, strings_can_be_null=False, check_utf8=False
     )
     number = 0
     try:
@@ -67,7 +61,9 @@ def read_csv(source: Source, recipe: Recipe, losses: Losses) -> Iterator[Records
                     yield Records({name: batch.column(name) for name in needed.columns}, number, where)
                 number += batch.num_rows
     except (pa.ArrowInvalid, OSError) as e:
-        raise FolioError(f"{source.path} cannot be read as CSV behind row {number:,} ({_short(e)}); mend it, or cut its longest row") from e
+        raise FolioError(
+            f"{source.path} cannot be read as CSV behind row {number:,} ({first_line(e)}); mend it, or cut its longest row"
+        ) from e
 
 
 def _parse_options(handler: Any) -> Any:
@@ -85,7 +81,3 @@ def _as_kind(values: pa.Array, kind: str, name: str, source: Source) -> pa.Array
         return values.cast(pa.large_string())
     except pa.ArrowInvalid as e:
         raise FolioError(f"{source.path}: the column {name} of the condition is not UTF-8; convert the file") from e
-
-
-def _short(error: Exception) -> str:
-    return str(error).splitlines()[0][:200]

@@ -21,7 +21,6 @@ from preprocess.recipe import Recipe
 from preprocess.sources import Piece, Source
 
 TYPES = {"text": pa.large_string(), "number": pa.float64(), "boolean": pa.bool_(), "null": pa.large_string()}
-NOT_UTF8 = "is not UTF-8"
 HEAD_BYTES = 1 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows puts it in front of files; JSON has none
 
@@ -55,16 +54,20 @@ def read_jsonl(source: Source, piece: Piece, recipe: Recipe, losses: Losses) -> 
             start, offset = offset, offset + len(line) + 1
             if start == 0:
                 line = line.removeprefix(BYTE_ORDER_MARK)
-            if line.strip():
+            if not line.strip():
+                continue
+            try:
                 row = _row(line, needed, recipe, losses)
-                if row == NOT_UTF8:
-                    _refuse_utf8(source, start, line, recipe)
-                    losses.counts["invalid_utf8"] += 1
-                elif isinstance(row, str):
-                    losses.refuse(source.name, f"byte {start}", row, line)
-                else:
-                    rows.append(row)
-                    starts.append(start)
+            except UnicodeDecodeError as e:
+                if recipe.invalid_utf8 == "error":
+                    raise FolioError(explain_utf8(source.path, f"at offset {start + e.start:,}", line[e.start], e.reason)) from e
+                losses.counts["invalid_utf8"] += 1
+                continue
+            if isinstance(row, str):
+                losses.refuse(source.name, f"byte {start}", row, line)
+            else:
+                rows.append(row)
+                starts.append(start)
         if rows:
             columns = _arrays(needed.columns, [row[0] for row in rows])
             yield Records(columns, number, _arrays(needed.where, [row[1] for row in rows]), np.array(starts, np.int64))
@@ -77,16 +80,21 @@ def _arrays(kinds: dict[str, str], rows: list[list[Any]]) -> dict[str, pa.Array]
 
 
 def _row(line: bytes, needed: Needed, recipe: Recipe, losses: Losses) -> tuple[list[Any], list[Any]] | str:
-    """What `line` holds of the needed columns and of the condition's, or why it cannot be used."""
+    """What `line` holds of the needed columns and of the condition's, or why it cannot be used.
+
+    Raises UnicodeDecodeError where it is not UTF-8 and the recipe does not replace what is not.
+    """
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as e:
-        if _is_utf8(line):
-            return f"no JSON: {e}"
-        if recipe.invalid_utf8 != "replace":
-            return NOT_UTF8
-        losses.counts["invalid_utf8"] += 1
-        return _row(line.decode("utf-8", "replace").encode(), needed, recipe, losses)
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError:
+            if recipe.invalid_utf8 != "replace":
+                raise
+            losses.counts["invalid_utf8"] += 1
+            return _row(line.decode("utf-8", "replace").encode(), needed, recipe, losses)
+        return f"no JSON: {e}"
     if not isinstance(record, dict):
         return f"a JSON {_json_type(record)}, wanted an object"
     try:
@@ -114,22 +122,6 @@ def _as_kind(value: Any, name: str, kind: str) -> Any:
             return None
         return str(value) if kind == "null" else float(value) if kind == "number" else value
     raise TypeError(f"{name} is a {_json_type(value)}, the condition wants {kind}")
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _refuse_utf8(source: Source, start: int, line: bytes, recipe: Recipe) -> None:
-    if recipe.invalid_utf8 == "error":
-        try:
-            line.decode("utf-8")
-        except UnicodeDecodeError as e:
-            raise FolioError(explain_utf8(source.path, f"at offset {start + e.start:,}", line[e.start], e.reason)) from e
 
 
 def _json_type(value: Any) -> str:

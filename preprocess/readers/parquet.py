@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocess.errors import FolioError, MisuseError
+from preprocess.columns import is_text_or_bytes
+from preprocess.errors import FolioError, MisuseError, first_line
 from preprocess.readers.records import Records, needed_columns, require_columns
 from preprocess.recipe import Recipe
 from preprocess.sources import Piece, Source
@@ -28,9 +29,7 @@ def _opened(source: Source) -> Iterator[Any]:
             yield file
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError) as e:
         source.require_unchanged()
-        raise FolioError(
-            f"{source.path} cannot be read as Parquet ({str(e).splitlines()[0][:200]}); it is damaged or cut short, copy it again"
-        ) from e
+        raise FolioError(f"{source.path} cannot be read as Parquet ({first_line(e)}); it is damaged or cut short, copy it again") from e
     source.require_unchanged()
 
 
@@ -54,9 +53,8 @@ def _group_bytes(file: Any, group: int, names: set[str]) -> int:
 
 def _require_text(source: Source, name: str, type_: pa.DataType, *, is_strict: bool) -> None:
     value = type_.value_type if pa.types.is_dictionary(type_) else type_
-    is_text = pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_binary(value) or pa.types.is_large_binary(value)
     is_spelled = pa.types.is_integer(value) or pa.types.is_floating(value) or pa.types.is_boolean(value)
-    if not is_text and (is_strict or not is_spelled):
+    if not is_text_or_bytes(value) and (is_strict or not is_spelled):
         raise MisuseError(
             f"the column {name!r} of {source.path} is of type {type_}, wanted text; name another with --text-column or the like"
         )

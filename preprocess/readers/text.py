@@ -8,13 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from preprocess.readers.records import Losses, Records
-from preprocess.readers.runs import runs
+from preprocess.readers.runs import SPACES, runs
 from preprocess.recipe import Recipe
 from preprocess.sources import Piece, Source
 
 LINE_FEED, RETURN = 10, 13
-BLANK = np.zeros(256, bool)
-BLANK[[9, 10, 13, 32]] = True
 
 
 def read_text(source: Source, piece: Piece, recipe: Recipe, losses: Losses) -> Iterator[Records]:
@@ -61,7 +59,7 @@ def _paragraphs(run: bytes) -> tuple[pa.Array, np.ndarray]:
     """Runs of lines that are not blank, the line feeds between them included."""
     data = np.frombuffer(run, np.uint8)
     starts, ends = _line_borders(data)
-    inked = np.concatenate([[0], np.cumsum(~BLANK[data])])
+    inked = np.concatenate([[0], np.cumsum(~SPACES[data])])
     is_full = inked[ends] > inked[starts]
     before = np.concatenate([[False], is_full[:-1]])
     after = np.concatenate([is_full[1:], [False]])

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocess.columns import as_text
+from preprocess.columns import as_text, is_text_or_bytes
 from preprocess.conditions import parse_condition
 from preprocess.documents import make_batch, text_bytes
 from preprocess.errors import FolioError
@@ -61,9 +61,7 @@ class DocumentMaker:
         """`column` as valid strings; rows that may not be are dealt with as the recipe says."""
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
-        if not (
-            pa.types.is_string(column.type) or pa.types.is_binary(column.type) or column.type in (pa.large_string(), pa.large_binary())
-        ):
+        if not is_text_or_bytes(column.type):
             return as_text(column)
         if self._source.format == "jsonl":
             return column  # orjson has checked it
