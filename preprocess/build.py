@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,18 +23,18 @@ from preprocess.placement import Placement, place
 from preprocess.plan import Plan, make_plan, require_space
 from preprocess.prepare import Job, encode_partition, has_bos, prepare_partition
 from preprocess.progress import Progress
-from preprocess.publish import finish_interrupted_replace, is_there_already, one_at_a_time, publish
+from preprocess.publish import finish_interrupted_replace, is_there_already, one_at_a_time, publish, require_no_build
 from preprocess.recipe import Recipe
 from preprocess.shards import format as shard_format
 from preprocess.shards.files import canonical_json, readable_json, sha256_bytes, write_durable
 from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR
 from preprocess.sources import Partition
 from preprocess.stages.encode import EngineMismatch
-from preprocess.stats import describe_build
-from preprocess.tokenizers import TRAINED, TRAINED_FILES
+from preprocess.stats import describe_build, spell_counts, sum_counts
+from preprocess.tokenizers import TRAINED
 from preprocess.tokenizers.folders import require_no_other, save
 from preprocess.tokenizers.interface import Tokenizer
-from preprocess.training_texts import train_tokenizer
+from preprocess.training_texts import TRAINED_FILE, train_tokenizer
 from preprocess.work import REFUSED, open_work, work_root
 
 LOSSES = ("malformed", "oversized", "invalid_utf8", "null_text", "unreadable_year")
@@ -62,14 +61,13 @@ def build(
                 clear_work(folder, progress)  # of a build that was killed when it was there and its work not yet gone
                 return False
             require_space(plan, folder)
-        num_workers = max(min(workers, len(plan.partitions)), 1)
-        # One partition cannot be shared between processes: then the encoding of each batch is, between threads.
-        num_threads = workers if num_workers == 1 else 1
         with _kept_for_the_next(folder, progress):
             for use_reference in (False, True):
                 try:
                     # Workers of its own for each attempt: those of one that failed may still have its tasks.
-                    with ProcessPool(num_workers) if num_workers > 1 else InProcess() as pool:
+                    with _pool(plan, workers) as pool:
+                        # One partition cannot be shared between processes: then the encoding of each batch is, between threads.
+                        num_threads = workers if pool.num_workers == 1 else 1
                         _Attempt(plan, folder, name, pool, progress, log, use_reference, num_threads).run()
                     break
                 except EngineMismatch as e:
@@ -86,23 +84,25 @@ def train_alone(recipe: Recipe, output: Path, *, source: Path | None, replace: b
     if recipe.tokenizer not in TRAINED:
         raise MisuseError(f"the {recipe.tokenizer} tokenizer is not trained; wanted one of {', '.join(TRAINED)}")
     output = output.resolve()
-    if (output / MANIFEST).exists():
-        raise MisuseError(f"{output} is a build, which holds its own tokenizer; choose another --output")
-    if output.is_file():
-        raise MisuseError(f"{output} is a file; name a folder")
+    require_no_build(output, "which holds its own tokenizer")
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not replace:
         raise MisuseError(f"{output} is there already; pass --replace, or choose another --output")
-    require_no_other(output, TRAINED_FILES[recipe.tokenizer])  # now, not after all the work
+    require_no_other(output, [TRAINED_FILE[recipe.tokenizer]])  # now, not after all the work
     output.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(output):
         plan = make_plan(recipe, source, progress, num_threads=workers)
-        num_workers = max(min(workers, len(plan.partitions)), 1)
-        with _kept_for_the_next(output, progress), ProcessPool(num_workers) if num_workers > 1 else InProcess() as pool:
+        with _kept_for_the_next(output, progress), _pool(plan, workers) as pool:
             attempt = _Attempt(plan, output, output.name, pool, progress, BuildLog(), use_reference=False, num_threads=1)
             tokenizer = attempt.train()
             save(tokenizer, output)
             clear_work(output, progress)
     return tokenizer
+
+
+def _pool(plan: Plan, workers: int) -> InProcess | ProcessPool:
+    """Where the plan's tasks run: in no more processes than there are partitions, or in this one."""
+    num_workers = min(workers, len(plan.partitions))
+    return ProcessPool(num_workers) if num_workers > 1 else InProcess()
 
 
 @contextmanager
@@ -125,7 +125,6 @@ def _kept_for_the_next(folder: Path, progress: Progress) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Prepared:
-    job: Job
     receipts: list[dict[str, Any]]
     tokenizer: Tokenizer
     decided: Decided
@@ -183,12 +182,8 @@ class _Attempt:
 
     def _require_documents(self, receipts: list[dict[str, Any]]) -> None:
         if not any(receipt["num_documents"] for receipt in receipts):
-            dropped: Counter[str] = Counter()
-            for receipt in receipts:
-                dropped.update(receipt["dropped"])
-            read = "; ".join(
-                [f"{dropped.total():,} documents were read", *(f"{n:,} {reason.replace('_', ' ')}" for reason, n in dropped.items() if n)]
-            )
+            dropped = {reason: n for reason, n in sum_counts(receipts, "dropped").items() if n}
+            read = "; ".join([f"{sum(dropped.values()):,} documents were read", *spell_counts(dropped)])
             raise FolioError(
                 f"no document is left of {self._recipe.corpus}: {read}; check its files, columns, conditions and cleaning rules"
             )
@@ -213,7 +208,7 @@ class _Attempt:
                 self._note_engines(self._run("encode", encode_partition, numbers, [receipt["text_bytes"] for receipt in receipts]))
         else:
             self._note_engines(receipts)
-        return _Prepared(self._job, receipts, tokenizer, decided)
+        return _Prepared(receipts, tokenizer, decided)
 
     def _with_tokenizer(self, tokenizer: Tokenizer) -> Job:
         """The job with a tokenizer whose files lie in the work folder, where tasks find them."""
@@ -259,11 +254,9 @@ class _Attempt:
 
     def _tell_losses(self, prepared: _Prepared) -> None:
         """One warning for what the corpus may not have meant to lose; stats.json has all of it."""
-        dropped: Counter[str] = Counter()
-        for receipt in prepared.receipts:
-            dropped.update({reason: n for reason, n in receipt["dropped"].items() if reason in LOSSES})
-        if dropped.total():
-            counted = ", ".join(f"{dropped[reason]:,} {reason.replace('_', ' ')}" for reason in LOSSES if dropped[reason])
+        dropped = sum_counts(prepared.receipts, "dropped")
+        if lost := {reason: dropped[reason] for reason in LOSSES if dropped[reason]}:
+            counted = ", ".join(spell_counts(lost))
             self._progress.warn(f"some documents were not taken as they are: {counted}; `preprocess stats` tells of all")
 
     def _seal(self, prepared: _Prepared, placement: Placement, shards: dict[str, list[dict[str, Any]]], aside: Path) -> None:

@@ -11,20 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.errors import FolioError, MisuseError
+from preprocess.publish import require_no_build
 from preprocess.shards.files import HASH_CHUNK_BYTES, written_aside
-from preprocess.shards.format import MANIFEST, SPLITS, Build
+from preprocess.shards.format import SPLITS, Build
 from preprocess.tokenizers import load_tokenizer
 from preprocess.tokenizers.interface import Tokenizer
 
 UNKNOWN_LANGUAGE = "unknown"
 MAX_LANGUAGES = 200  # files that are open at a time
-
-
-def _refuse_build(output: Path) -> None:
-    if (output / MANIFEST).exists():
-        raise MisuseError(f"{output} is a build, in which nothing else may lie; choose another --output")
-    if output.is_file():
-        raise MisuseError(f"{output} is a file; name a folder")
 
 
 def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
@@ -35,7 +29,7 @@ def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
     """
     if build.dtype != np.dtype("<u2"):
         raise MisuseError(f"{build.name} has {build.vocab_size:,} ids, nanoGPT reads uint16; rebuild with a vocabulary of at most 65,536")
-    _refuse_build(output)
+    require_no_build(output, "in which nothing else may lie")
     paths = [output / f"{split}.bin" for split in SPLITS]
     for path in paths:
         if path.exists() and not replace:
@@ -65,7 +59,7 @@ def export_text(build: Build, output: Path, *, by_language: bool, replace: bool)
         raise MisuseError(
             f"{build.name} has {len(tags):,} languages, a file for each of at most {MAX_LANGUAGES} can be written; leave --by out"
         )
-    _refuse_build(output)
+    require_no_build(output, "in which nothing else may lie")
     languages = {split: set(np.unique(build.docs(split)["lang"]).tolist()) for split in SPLITS}
     paths = {(split, number): output / f"{split}{names[number]}.txt" for split in SPLITS for number in languages[split]}
     for path in paths.values():

@@ -17,7 +17,7 @@ from preprocess.recipe import Recipe, refuse_without_effect
 from preprocess.shards.files import sha256_bytes
 from preprocess.sources import Partition, Source, cut, describe_sources, find_inputs
 from preprocess.synthetic import VOCABULARY_FILE, vocabulary_file
-from preprocess.tokenizers import is_path, load_named, tokenizer_kind
+from preprocess.tokenizers import TRAINED, is_path, load_named, tokenizer_kind
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.work import work_root
 
@@ -64,8 +64,7 @@ def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_th
         raise MisuseError(f"split is 'contiguous', which cuts text files, and {sources[0].path} is {sources[0].format}; wanted 'exact'")
     for entry in sources:
         check_source(entry, recipe)
-    is_trained = recipe.tokenizer in ("sentencepiece", "char")
-    tokenizer = None if is_trained else load_named(recipe.tokenizer, has_eot=recipe.eot == "append")
+    tokenizer = None if recipe.tokenizer in TRAINED else load_named(recipe.tokenizer, has_eot=recipe.eot == "append")
     if tokenizer is not None and tokenizer.loss is not None:
         progress.warn(f"the tokenizer does not give every text back as it was: {tokenizer.loss}")
     if is_path(recipe.tokenizer) and tokenizer is not None:

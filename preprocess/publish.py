@@ -36,6 +36,14 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def require_no_build(output: Path, why: str) -> None:
+    """Raise MisuseError where other files than a build's cannot be written to `output`. `why`: what a build has against them."""
+    if (output / MANIFEST).exists():
+        raise MisuseError(f"{output} is a build, {why}; choose another --output")
+    if output.is_file():
+        raise MisuseError(f"{output} is a file; name a folder")
+
+
 def is_there_already(folder: Path, recipe: dict[str, Any], sources: list[dict[str, Any]], *, replace: bool) -> bool:
     """Whether `folder` holds this very build. Raises where it holds anything else that may not go."""
     if (folder.is_dir() and not any(folder.iterdir())) or not (folder.exists() or folder.is_symlink()):

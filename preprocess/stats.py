@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -96,11 +97,8 @@ def describe_build(
     recipe: Recipe, receipts: list[dict[str, Any]], dropped: dict[str, int], counts: Counts, tokenizer: Tokenizer, vocab_size: int
 ) -> dict[str, Any]:
     """What stats.json holds. `receipts`: of every partition; `dropped`: what was decided against, by reason."""
-    by_reason = Counter(dropped)
-    cleaned: Counter[str] = Counter()
-    for receipt in receipts:
-        by_reason.update(receipt["dropped"])
-        cleaned.update(receipt["cleaned"])
+    by_reason, cleaned = sum_counts(receipts, "dropped"), sum_counts(receipts, "cleaned")
+    by_reason.update(dropped)
     mended = {name: by_reason.pop(name, 0) for name in ("cut", "unreadable_year")}
     if recipe.invalid_utf8 == "replace":
         mended["invalid_utf8"] = by_reason.pop("invalid_utf8", 0)
@@ -126,6 +124,19 @@ def describe_build(
     return stats
 
 
+def sum_counts(receipts: list[dict[str, Any]], key: str) -> Counter[str]:
+    """What the partitions' receipts counted under `key`, "dropped" or "cleaned", all together."""
+    total: Counter[str] = Counter()
+    for receipt in receipts:
+        total.update(receipt[key])
+    return total
+
+
+def spell_counts(counts: Mapping[str, int]) -> list[str]:
+    """Each of `counts` as `1,234 null text`."""
+    return [f"{n:,} {reason.replace('_', ' ')}" for reason, n in counts.items()]
+
+
 def ratio(a: int, b: int) -> float | None:
     """a / b to four places; None where b is 0."""
     return round(a / b, 4) if b else None
@@ -142,7 +153,7 @@ def spell_stats(data: bytes) -> list[str]:
     always = ("read", "empty", "duplicates", "kept")
     counted = {key: n for key in ("read", *REASONS, "kept") if (n := stats["documents"][key]) or key in always}
     lines = [
-        "documents   " + ", ".join(f"{n:,} {key.replace('_', ' ')}" for key, n in counted.items()),
+        "documents   " + ", ".join(spell_counts(counted)),
         "cleaned     " + (", ".join(f"{rule} {count:,}" for rule, count in stats["clean"].items()) or "nothing"),
         "mended      " + (", ".join(f"{what} {count:,}" for what, count in stats["mended"].items() if count) or "nothing"),
         f"{'':12}{'documents':>12}{'tokens':>16}{'bytes of text':>17}{'bytes/token':>13}",

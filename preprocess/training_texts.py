@@ -20,6 +20,7 @@ from preprocess.tokenizers.interface import Tokenizer
 from preprocess.work import TRAIN, WorkFolder
 
 SLICE_CHARACTERS = 1 << 16
+TRAINED_FILE = {"sentencepiece": sentencepiece_bpe.MODEL_FILE, "char": characters.ALPHABET_FILE}  # what each is written to
 
 
 def train_tokenizer(recipe: Recipe, work: WorkFolder, decided: Decided, receipts: list[dict[str, Any]], progress: Progress) -> Tokenizer:

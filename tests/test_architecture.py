@@ -33,7 +33,7 @@ ROOMS = {
     "synthetic.py": CONTRACT,
     "progress.py": CONTRACT,
     "publish.py": CONTRACT,
-    "interchange.py": (*CONTRACT, "preprocess.tokenizers"),
+    "interchange.py": (*CONTRACT, "preprocess.publish", "preprocess.tokenizers"),
     "buckets.py": CONTRACT,
     "work.py": CONTRACT,
     "engines.py": CONTRACT,

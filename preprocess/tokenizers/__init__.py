@@ -13,7 +13,6 @@ from preprocess.errors import FolioError, MisuseError
 from preprocess.recipe import nearest
 from preprocess.tokenizers.interface import Tokenizer
 
-TRAINED_FILES = {"sentencepiece": ("sentencepiece.model",), "char": ("alphabet.txt",)}
 TRAINED = ("sentencepiece", "char")  # named without a file, these are trained on the corpus
 
 
