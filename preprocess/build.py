@@ -19,6 +19,7 @@ from preprocess.build_log import BuildLog, made_with
 from preprocess.decide import Decided, decide_sides
 from preprocess.engines import InProcess, ProcessPool, Task, WorkerDied
 from preprocess.errors import FolioError, MisuseError
+from preprocess.partitions import Partition
 from preprocess.placement import Placement, place
 from preprocess.plan import Plan, make_plan, require_space
 from preprocess.prepare import Job, encode_partition, has_bos, prepare_partition
@@ -28,7 +29,6 @@ from preprocess.recipe import Recipe
 from preprocess.shards import format as shard_format
 from preprocess.shards.files import canonical_json, readable_json, sha256_bytes, write_durable
 from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR
-from preprocess.sources import Partition
 from preprocess.stages.encode import EngineMismatch
 from preprocess.stats import describe_build, spell_counts, sum_counts
 from preprocess.tokenizers import TRAINED

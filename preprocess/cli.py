@@ -172,11 +172,11 @@ def build(
     was interrupted goes on where it was.
     """
     from preprocess.engines import default_workers, warm_up
-    from preprocess.sources import PARTITION_BYTES, input_bytes
+    from preprocess.sources import PARTITION_BYTES, is_larger
 
     recipe = _load(corpus, inputs, clean, overrides)
     workers = workers or default_workers()
-    if workers > 1 and input_bytes(recipe) > PARTITION_BYTES:
+    if workers > 1 and is_larger(recipe, PARTITION_BYTES):
         warm_up()  # half a second that passes while this process imports and hashes
 
     from preprocess.build import build as run_build

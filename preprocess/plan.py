@@ -11,11 +11,12 @@ from typing import Any
 
 from preprocess.download import find_file
 from preprocess.errors import FolioError, MisuseError
+from preprocess.partitions import Partition, cut
 from preprocess.progress import Progress
 from preprocess.readers import check_source
 from preprocess.recipe import Recipe, refuse_without_effect
 from preprocess.shards.files import sha256_bytes
-from preprocess.sources import Partition, Source, cut, describe_sources, find_inputs
+from preprocess.sources import Source, describe_sources, find_inputs
 from preprocess.synthetic import VOCABULARY_FILE, vocabulary_file
 from preprocess.tokenizers import TRAINED, is_path, load_named, tokenizer_kind
 from preprocess.tokenizers.interface import Tokenizer

@@ -17,11 +17,12 @@ import pyarrow.compute as pc
 
 from preprocess.build_log import peak_memory_bytes
 from preprocess.documents import text_buffers, text_bytes
+from preprocess.partitions import Partition
 from preprocess.pieces import documents_of
 from preprocess.readers.records import Losses
 from preprocess.recipe import Recipe
 from preprocess.shards.format import CONTROL_FIELDS, token_dtype
-from preprocess.sources import Partition, Source
+from preprocess.sources import Source
 from preprocess.stages.dedup import content_hashes, group_hashes, hash128
 from preprocess.stages.encode import encode_checked, sample_for_check, surround
 from preprocess.tokenizers import load_tokenizer

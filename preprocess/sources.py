@@ -1,11 +1,9 @@
-"""What a build reads: the files found, told apart by format, vouched for by their sha256, and cut into partitions.
-
-Partitions are a matter of speed only: no byte of a build depends on where they begin.
-"""
+"""What a build reads: the files found, told apart by format, and vouched for by their sha256."""
 
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -65,14 +63,6 @@ class Piece:
     size_bytes: int = 0  # about, for the bar and for estimates
 
 
-@dataclass(frozen=True)
-class Partition:
-    """What one task reads."""
-
-    number: int
-    pieces: tuple[Piece, ...]
-
-
 def find_inputs(inputs: Iterable[str]) -> tuple[list[tuple[str, Path]], list[str]]:
     """Name and path of every file that `inputs` (files, folders, globs) stand for, by name, each once; and what folders held besides.
 
@@ -80,14 +70,11 @@ def find_inputs(inputs: Iterable[str]) -> tuple[list[tuple[str, Path]], list[str
     """
     paths: set[Path] = set()
     left_out: list[str] = []
-    for entry in inputs:
-        found, passed_over = _expand(entry)
-        if not found:
-            why = f"; {len(passed_over):,} files are there whose names tell no format: pass a glob and --format" if passed_over else ""
-            wanted = "name a file, a folder, or a glob in quotes such as 'data/*.jsonl.zst'"
-            raise MisuseError(f"--input {entry or repr(entry)} matches no file{why}; {wanted}")
-        paths.update(path.resolve() for path in found)
-        left_out += passed_over
+    for path, is_read in _expand(inputs):
+        if is_read:
+            paths.add(path.resolve())
+        else:
+            left_out.append(path.name)
     base = os.path.commonpath([path.parent for path in paths])
     named = sorted((path.relative_to(base).as_posix(), path) for path in paths)
     for name, path in named:
@@ -98,42 +85,54 @@ def find_inputs(inputs: Iterable[str]) -> tuple[list[tuple[str, Path]], list[str
     return named, left_out
 
 
-def input_bytes(recipe: Recipe) -> int:
-    """About how many bytes there are to read."""
-    return (
-        sum(path.stat().st_size for _, path in find_inputs(recipe.inputs)[0]) if recipe.inputs else sum(file.bytes for file in recipe.files)
-    )
+def is_larger(recipe: Recipe, num_bytes: int) -> bool:
+    """Whether there is more than `num_bytes` to read. Of many files, only as many are looked at as it takes to know."""
+    found = (path.stat().st_size for path, is_read in _expand(recipe.inputs) if is_read)
+    sizes = found if recipe.inputs else (file.bytes for file in recipe.files)
+    return any(total > num_bytes for total in itertools.accumulate(sizes))
 
 
-def _expand(entry: str) -> tuple[list[Path], list[str]]:
-    """The files that `entry` stands for; and, of a folder, the names of those whose format their names do not tell."""
+def _expand(inputs: Iterable[str]) -> Iterator[tuple[Path, bool]]:
+    """The files that `inputs` stand for, and whether each is to be read: not those in folders whose names tell no format.
+
+    Raises MisuseError where one stands for nothing.
+    """
+    for entry in inputs:
+        num_read = num_passed_over = 0
+        for path, is_read in _expand_one(entry):
+            num_read += is_read
+            num_passed_over += not is_read
+            yield path, is_read
+        if not num_read:
+            why = f"; {num_passed_over:,} files are there whose names tell no format: pass a glob and --format" if num_passed_over else ""
+            wanted = "name a file, a folder, or a glob in quotes such as 'data/*.jsonl.zst'"
+            raise MisuseError(f"--input {entry or repr(entry)} matches no file{why}; {wanted}")
+
+
+def _expand_one(entry: str) -> Iterator[tuple[Path, bool]]:
     path = Path(entry)
     if not entry:
-        return [], []
+        return
     if path.is_dir():
-        return _walk(path)
-    if path.exists():
+        yield from _walk(path)
+    elif path.exists():
         if not path.is_file():
             raise MisuseError(f"--input {entry} is no regular file; name a file, a folder or a glob")
-        return [path], []
-    return [p for p in map(Path, glob.glob(entry, recursive=True)) if p.is_file()], []
+        yield path, True
+    else:
+        yield from ((p, True) for p in map(Path, glob.iglob(entry, recursive=True)) if p.is_file())
 
 
-def _walk(folder: Path) -> tuple[list[Path], list[str]]:
+def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
     """The files below `folder`, but for hidden ones and those of builds, which were made of others."""
-    found: list[Path] = []
-    left_out: list[str] = []
     for here, folders, names in os.walk(folder):
         if MANIFEST in names and TOKENIZER_DIR in folders:
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (Path(here) / name for name in names if not name.startswith(".")):
-            if path.is_file() and _format_by_name(path.name)[0]:
-                found.append(path)
-            elif path.is_file():
-                left_out.append(path.name)
-    return found, left_out
+            if path.is_file():
+                yield path, _format_by_name(path.name)[0] is not None
 
 
 def _format_by_name(name: str) -> tuple[str | None, str]:
@@ -182,59 +181,3 @@ def _metadata_of_names(names: list[str], recipe: Recipe) -> list[dict[str, Any]]
             fields["year"] = int(fields["year"])
         metadata.append(fields)
     return metadata
-
-
-def cut(sources: list[Source], recipe: Recipe) -> list[Partition]:
-    """The partitions of `sources`, in reading order; each source's pieces are in order, and small sources share a partition."""
-    partitions: list[Partition] = []
-    pieces: list[Piece] = []
-    held = 0
-    for source in sources:
-        for piece in _pieces(source, recipe):
-            if pieces and held + piece.size_bytes > PARTITION_BYTES:
-                partitions.append(Partition(len(partitions), tuple(pieces)))
-                pieces, held = [], 0
-            pieces.append(piece)
-            held += piece.size_bytes
-    if pieces:
-        partitions.append(Partition(len(partitions), tuple(pieces)))
-    return partitions
-
-
-def _pieces(source: Source, recipe: Recipe) -> Iterator[Piece]:
-    if source.format == "parquet":
-        from preprocess.readers.parquet import row_group_bytes
-
-        start = held = 0
-        for group, size in enumerate(sizes := row_group_bytes(source, recipe)):
-            held += size
-            if held >= PARTITION_BYTES or group == len(sizes) - 1:
-                yield Piece(source.number, start, group + 1, held)
-                start, held = group + 1, 0
-    elif _can_be_cut(source, recipe):
-        from preprocess.readers.runs import borders_of, next_border
-
-        start, borders = 0, borders_of(source, recipe)
-        while start < source.size_bytes:
-            stop = next_border(source, borders, start + PARTITION_BYTES)
-            yield Piece(source.number, start, stop, stop - start)
-            start = stop
-    else:
-        yield Piece(source.number, size_bytes=source.size_bytes)
-
-
-def _can_be_cut(source: Source, recipe: Recipe) -> bool:
-    """Whether a reader that starts anywhere in the file finds the same documents as one that starts at its head."""
-    if source.compression or recipe.group_by == "position" or source.size_bytes <= PARTITION_BYTES:
-        return False
-    if source.format == "jsonl":
-        return True
-    separator = recipe.separator
-    overlaps = any(
-        separator.endswith(separator[:n]) for n in range(1, len(separator))
-    )  # such as "==": found at other places from elsewhere
-    return (
-        source.format == "text"
-        and recipe.split != "contiguous"
-        and (recipe.document in ("line", "paragraph") or (recipe.document == "separator" and not overlaps))
-    )
