@@ -84,13 +84,13 @@ def place(recipe: Recipe, work: WorkFolder, decided: Decided, receipts: list[dic
     for number, receipt in enumerate(receipts):
         documents, lengths, sides = work.documents(number), work.lengths(number), decided.sides(number)
         is_kept = sides >= 0
-        kept = np.asarray(documents[is_kept])
+        kept, kept_lengths = np.asarray(documents[is_kept]), lengths[is_kept]
         result.lookups.append(control.number(kept, receipt["lists"]) if recipe.authors else {})
         tags |= {receipt["lists"]["lang"][n] for n in np.unique(kept["lang"]).tolist() if n >= 0}
         for split in SPLITS:
             rows = sides[is_kept] == SIDE_OF_SPLIT[split]
-            shards.add(split, number, lengths[is_kept][rows])
-            result.counts.add(split, kept[rows], lengths[is_kept][rows], receipt["lists"])
+            shards.add(split, number, kept_lengths[rows])
+            result.counts.add(split, kept[rows], kept_lengths[rows], receipt["lists"])
     result.control_ids = control.by_spelling
     result.languages = {tag: n for n, tag in enumerate(sorted(tags), start=1)}
     result.shards, result.segments = shards.finish()

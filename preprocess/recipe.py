@@ -136,8 +136,7 @@ class Recipe:
             raise MisuseError(f"no cleaning rule is called {unknown[0]!r}, wanted one of {', '.join(CLEANING_RULES)}")
         if not self.separator:
             raise MisuseError("separator is empty, wanted the text that stands between documents, such as '<|endoftext|>'")
-        for text in (self.where, self.template, self.name_pattern):
-            _check_expression(self, text)
+        _check_expressions(self)
 
     def _check_split(self) -> None:
         if self.format == "synthetic" and self.group_by != "content":
@@ -171,15 +170,17 @@ class Recipe:
         return fields
 
 
-def _check_expression(recipe: Recipe, text: str | None) -> None:
+def _check_expressions(recipe: Recipe) -> None:
     """Refuse a condition, template or pattern that is none before anything is read."""
-    if text is None:
-        return
     from preprocess.conditions import parse_condition
     from preprocess.templates import parse_name_pattern, parse_template
 
-    parse = parse_condition if text is recipe.where else parse_template if text is recipe.template else parse_name_pattern
-    parse(text)
+    if recipe.where is not None:
+        parse_condition(recipe.where)
+    if recipe.template is not None:
+        parse_template(recipe.template)
+    if recipe.name_pattern is not None:
+        parse_name_pattern(recipe.name_pattern)
 
 
 def _without_effect(recipe: Recipe) -> list[str]:
