@@ -84,7 +84,8 @@ def run(
         return 0
     try:
         # All that can fail is made before anything in out_dir changes.
-        training = new_training(config, start.vocab_size if start else builds.vocab_size, device=device)
+        vocab_size = world.highest(start.vocab_size if start else builds.vocab_size)
+        training = new_training(config, vocab_size, device=device)
         if start is not None:
             restore(start, training)
         elif config.init_from is not None and world.is_main:
@@ -156,7 +157,7 @@ def train(
             report.say(f"continuing after step {start.step:,}, from {start.folder}")
             if config.resume != "auto" and world.is_main:  # from here on the run stands on its own
                 save(training, out_dir, origin=origin, keep=config.keep_checkpoints)
-        else:
+        if training.step == 0:
             with report.evaluating():
                 report.evaluation(0, evaluate(model, val_data, batch_size=found.micro_batch, autocast=autocast, world=world))
 
