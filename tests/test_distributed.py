@@ -100,7 +100,10 @@ def test_what_one_process_refuses_ends_all(folder: Path) -> None:
     odd = write_config(folder / "odd.py", folder / "tiny", **LONG | {"batch_size": 3, "gradient_accumulation_steps": 1})
     result = run(odd)
     assert result.returncode != 0
-    assert "error: batch_size × gradient_accumulation_steps is 3, which 2 processes cannot share evenly; make it a multiple of 2" in result.stderr
+    assert (
+        "error: batch_size × gradient_accumulation_steps is 3, which 2 processes cannot share evenly; make it a multiple of 2"
+        in result.stderr
+    )
     missing = run(odd, "--data=nowhere")
     assert missing.returncode != 0 and "error: no build 'nowhere'" in missing.stderr
 
@@ -127,7 +130,9 @@ def test_the_samples_of_a_step_are_the_same_for_any_world(folder: Path, sampling
     assert [number for number, _ in steps[0]] == list(range(48, 64))
 
 
-@pytest.mark.parametrize(("share", "most", "found"), [(12, 12, 12), (12, 11, 6), (12, 5, 4), (7, 6, 1), (1, 100, 1), (10**15, 10**15, 64_000)])
+@pytest.mark.parametrize(
+    ("share", "most", "found"), [(12, 12, 12), (12, 11, 6), (12, 5, 4), (7, 6, 1), (1, 100, 1), (10**15, 10**15, 64_000)]
+)
 def test_the_largest_micro_batch(share: int, most: int, found: int) -> None:
     assert largest_micro_batch(share, most) == found
 

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from config import Config
 from gpt2 import GPT2, INIT_STD
 from optim import make_optimizers, schedule_factor
-from sample import draw, generate
 
 CONFIG = Config(data="x", out_dir="y", n_layer=2, n_head=2, n_embd=32, block_size=16, dropout=0.1)
 VOCAB_SIZE = 31
@@ -46,37 +45,6 @@ def test_a_vocabulary_of_a_full_multiple_has_no_padding() -> None:
     model = make_model(128)
     assert model.wte.weight.shape[0] == 128
     assert torch.isfinite(model.padding_bias).all()
-
-
-def test_padded_ids_are_never_sampled() -> None:
-    model = make_model()
-    with torch.no_grad():  # the padding would be by far the likeliest
-        model.wte.weight[VOCAB_SIZE:] = 100.0
-    config = Config(data="x", out_dir="y", sample_tokens=200, temperature=50.0, top_k=None)
-    ids = generate(model, [0], config=config, eot_id=None)
-    assert len(ids) == 200
-    assert max(ids) < VOCAB_SIZE
-
-
-def test_drawing() -> None:
-    logits = torch.tensor([0.0, 3.0, 2.0, -1.0])
-    generator = torch.Generator().manual_seed(0)
-    greedy = Config(data="x", out_dir="y", temperature=0.0)
-    assert draw(logits, greedy, generator=generator) == 1
-    assert draw(logits, Config(data="x", out_dir="y", temperature=1e-30), generator=generator) == 1
-    top_two = Config(data="x", out_dir="y", temperature=100.0, top_k=2)
-    assert {draw(logits, top_two, generator=generator) for _ in range(100)} == {1, 2}
-    everything = Config(data="x", out_dir="y", temperature=100.0, top_k=None)
-    assert {draw(logits, everything, generator=generator) for _ in range(200)} == {0, 1, 2, 3}
-
-
-def test_generation_stops_at_the_end_and_crops_to_the_block() -> None:
-    model = make_model()
-    config = Config(data="x", out_dir="y", sample_tokens=40, temperature=5.0)
-    ids = generate(model, [1, 2, 3], config=config, eot_id=None)
-    assert len(ids) == 40  # more than block_size
-    assert generate(model, [1, 2, 3], config=config, eot_id=ids[5]) == ids[: ids.index(ids[5])]
-    assert generate(model, [1, 2, 3], config=config, eot_id=None) == ids
 
 
 def test_no_position_sees_a_later_one() -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from config import Config
-from model import GPT
+from gpt2 import GPT2
 from preprocess.errors import MisuseError
 from preprocess.shards.format import Build
-from sample import control_tokens, sample_text
-from train_helpers import AUTHOR_ID, EOT_ID, SENTENCE, TINY, VOCAB_SIZE, invoke, make_build, write_config
+from sample import control_tokens, sample_text, show
+from train_helpers import AUTHOR_ID, EOT_ID, SENTENCE, TINY, VOCAB_SIZE, invoke, make_build, rows, write_config
 
 
 def config_of(**settings: object) -> Config:
@@ -77,6 +80,10 @@ def test_a_checkpoint_may_be_named(run: Path) -> None:
         (["--tokens", "0"], "sample_tokens is 0"),
         (["--tokens", "x"], "argument --tokens: invalid int value"),
         (["--temperature", "-1"], "temperature is -1.0"),
+        (["--top_p", "1.5"], "top_p is 1.5, wanted more than 0 and at most 1"),
+        (["--top_p", "0"], "top_p is 0, wanted more"),
+        (["--num_samples", "0"], "num_samples is 0, wanted 1 or more"),
+        (["--seed", "-1"], "seed is -1, wanted 0 or more"),
         (["--device", "tpu"], "device is 'tpu', wanted auto"),
         (["--author", "Nobody"], "did you mean 'Anna_Akimova'?"),
     ],
@@ -87,19 +94,104 @@ def test_misuse(run: Path, arguments: list[str], complaint: str) -> None:
     assert complaint in result.stderr
 
 
-def test_no_run_and_another_build(run: Path, tmp_path: Path) -> None:
+def test_what_is_no_run(tmp_path: Path) -> None:
     assert "neither a checkpoint nor a run" in invoke("sample.py", tmp_path).stderr
-    config = write_config(tmp_path / "run.py", make_build(tmp_path / "tiny"), max_steps=6)
+
+
+def test_the_shards_may_have_gone(run: Path) -> None:
+    build, away = run.parent / "tiny", run.parent / "away"
+    build.rename(away)
+    try:
+        assert invoke("sample.py", run, "--temperature", 0, "--tokens", 60).stdout == SENTENCE + "\n"
+    finally:
+        away.rename(build)
+
+
+def test_a_checkpoint_may_be_named_from_inside_its_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run / "checkpoints")
+    assert invoke("sample.py", "step-00000150", "--tokens", 3).returncode == 0
+    monkeypatch.chdir("step-00000150")
+    assert invoke("sample.py", ".", "--tokens", 3).returncode == 0
+
+
+def test_a_checkpoint_outside_its_run_says_what_is_missing(run: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "elsewhere" / "checkpoint"
+    shutil.copytree(run / "checkpoints" / "step-00000150", alone)
+    result = invoke("sample.py", alone)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert f"{tmp_path / 'build' / 'manifest.json'} is missing" in result.stderr
+    shutil.copytree(run / "build", tmp_path / "build")
+    assert invoke("sample.py", alone, "--tokens", 3).returncode == 0
+
+
+def copy_of(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def test_a_changed_tokenizer_is_refused(run: Path, tmp_path: Path) -> None:
+    copy = copy_of(run, tmp_path)
+    alphabet = copy / "build" / "tokenizer" / "alphabet.txt"
+    alphabet.write_text(alphabet.read_text()[::-1])
+    result = invoke("sample.py", copy)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert f"{alphabet} is not the file its manifest vouches for" in result.stderr
+
+
+def test_another_tokenizer_than_the_models_is_refused(run: Path, tmp_path: Path) -> None:
+    copy, other = copy_of(run, tmp_path), make_build(tmp_path / "other", tokenizer={"kind": "byte", "files": {}, "settings": {}})
+    shutil.copy(other / "manifest.json", copy / "build" / "manifest.json")
+    result = invoke("sample.py", copy)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert "is of another tokenizer than" in result.stderr
+
+
+def test_the_best_checkpoint_or_the_newest(tmp_path: Path) -> None:
+    """A run that learns, then forgets: its steps grow ruinous after a warm-up that was gentle."""
+    build = make_build(tmp_path / "tiny")
+    config = write_config(
+        tmp_path / "run.py", build, dropout=0.0, max_steps=60, warmup_steps=60, learning_rate=0.8, min_lr=0.8, eval_interval=10,
+        checkpoint_interval=10, keep_checkpoints=1, grad_clip=None,
+    )  # fmt: skip
     assert invoke("train.py", config).returncode == 0
-    (tmp_path / "tiny").rename(tmp_path / "old")
-    make_build(tmp_path / "tiny", train_repeats=50)
-    result = invoke("sample.py", tmp_path / "run")
-    assert result.returncode == 2
-    assert "another build" in result.stderr
+    evaluated = {row["step"]: row["val_loss"] for row in rows(tmp_path / "run") if "val_loss" in row}
+    best = min(evaluated, key=lambda step: evaluated[step])
+    assert 0 < best < 60
+    folder = tmp_path / "run" / "checkpoints"
+    by_step = {step: invoke("sample.py", folder / f"step-{step:08d}", "--tokens", 60).stdout for step in (best, 60)}
+    assert by_step[best] != by_step[60]
+    assert invoke("sample.py", tmp_path / "run", "--tokens", 60).stdout == by_step[60]
+    assert invoke("sample.py", tmp_path / "run", "--tokens", 60, "--best").stdout == by_step[best]
+
+
+def test_several_samples_are_told_apart_and_the_first_is_the_one(run: Path) -> None:
+    hot = ["--temperature", 3, "--tokens", 12, "--prompt", "fox"]
+    one, three = invoke("sample.py", run, *hot).stdout, invoke("sample.py", run, *hot, "--num_samples", 3).stdout
+    parts = re.fullmatch(r"--- sample 1 of 3 ---\n(.*)\n--- sample 2 of 3 ---\n(.*)\n--- sample 3 of 3 ---\n(.*)", three, re.DOTALL)
+    assert parts and parts[1] == one
+    assert len(set(parts.groups())) == 3 and all(text.startswith("fox") for text in parts.groups())
+    assert invoke("sample.py", run, *hot, "--num_samples", 3).stdout == three
+    assert invoke("sample.py", run, *hot, "--seed", 2).stdout != one
+
+
+def test_top_p_narrows_to_the_likeliest(run: Path) -> None:
+    greedy = invoke("sample.py", run, "--tokens", 40, "--temperature", 0).stdout
+    assert invoke("sample.py", run, "--tokens", 40, "--temperature", 1, "--top_p", 1e-6).stdout == greedy
+
+
+def test_text_is_printed_as_it_comes_and_obeyed_by_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+
+    class Terminal(io.StringIO):
+        def flush(self) -> None:
+            flushed.append(self.getvalue())
+
+    monkeypatch.setattr("sys.stdout", Terminal())
+    show(iter(["fox", "\x1b[31m", "es"]))
+    assert flushed == ["fox", "fox\\x1b[31m", "fox\\x1b[31mes", "fox\\x1b[31mes\n"]
 
 
 def test_training_randomness_and_mode_are_left_alone(run: Path) -> None:
-    build, model = Build(run.parent / "tiny"), GPT(config_of(), VOCAB_SIZE)
+    build, model = Build(run.parent / "tiny"), GPT2(config_of(), VOCAB_SIZE)
     before = torch.get_rng_state()
     first = sample_text(model, build, config=config_of(temperature=2.0))
     assert torch.equal(before, torch.get_rng_state())
@@ -108,8 +200,16 @@ def test_training_randomness_and_mode_are_left_alone(run: Path) -> None:
 
 
 def test_control_ids_that_a_model_draws_are_silent(run: Path) -> None:
-    model = GPT(config_of(), VOCAB_SIZE)
+    model = GPT2(config_of(), VOCAB_SIZE)
     with torch.no_grad():  # draws the author's id and nothing else
         model.ln_f.bias.copy_(100 * model.wte.weight[AUTHOR_ID])
     assert EOT_ID != AUTHOR_ID
+    assert sample_text(model, Build(run.parent / "tiny"), config=config_of(temperature=0.0, sample_prompt="fox")) == "fox"
+
+
+def test_ids_that_this_build_does_not_know_are_silent(run: Path) -> None:
+    """A model that was trained on a build of more authors goes on with one of fewer."""
+    model = GPT2(config_of(), VOCAB_SIZE + 5)
+    with torch.no_grad():
+        model.ln_f.bias.copy_(100 * model.wte.weight[VOCAB_SIZE + 4])
     assert sample_text(model, Build(run.parent / "tiny"), config=config_of(temperature=0.0, sample_prompt="fox")) == "fox"

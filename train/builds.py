@@ -38,7 +38,7 @@ class Builds:
     @property
     def tokenizer_sha256(self) -> str:
         """Two builds that share it mean the same by the ids that are not control tokens."""
-        return tokenizer_sha256(self.vocabulary)
+        return tokenizer_sha256(self.manifest)
 
     @property
     def vocab_size(self) -> int:
@@ -70,12 +70,12 @@ def open_builds(setting: str) -> Builds:
     return Builds(builds=builds, shares=tuple(weight / sum(weights) for weight in weights), vocabulary=vocabulary)
 
 
-def tokenizer_sha256(build: Build) -> str:
-    return sha256_bytes(canonical_json(build.manifest["tokenizer"]))
+def tokenizer_sha256(manifest: dict[str, Any]) -> str:
+    return sha256_bytes(canonical_json(manifest["tokenizer"]))
 
 
 def _require_same_ids(build: Build, vocabulary: Build) -> None:
-    if tokenizer_sha256(build) != tokenizer_sha256(vocabulary):
+    if tokenizer_sha256(build.manifest) != tokenizer_sha256(vocabulary.manifest):
         raise MisuseError(
             f"{build.name} and {vocabulary.name} have different tokenizers, so that an id means one thing here and another there; "
             "build one with the other's tokenizer: preprocess build --tokenizer FOLDER"

@@ -258,7 +258,7 @@ def find_checkpoint(path: Path, warn: Callable[[str], None], *, best: bool = Fal
 
 def run_of(checkpoint: Checkpoint) -> Path:
     """The folder of the run that a checkpoint lies in."""
-    return checkpoint.folder.parent.parent
+    return checkpoint.folder.resolve().parent.parent  # "." has no parent but itself
 
 
 def require_shapes(checkpoint: Checkpoint, config: Config) -> None:

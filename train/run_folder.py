@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from builds import Builds
+from builds import Builds, tokenizer_sha256
 from checkpoint import (
     CHECKPOINTS_DIR,
     Checkpoint,
@@ -22,6 +22,7 @@ from checkpoint import (
     newest,
     remove_leftovers,
     require_shapes,
+    run_of,
 )
 from config import Config, changed_settings, config_from_saved
 from preprocess.errors import FolioError, MisuseError
@@ -155,6 +156,25 @@ def write_run(config: Config, builds: Builds) -> None:
 def read_vocabulary(run: Path) -> dict[str, Any]:
     """The manifest that a run keeps, whose tokenizer lies beside it in the run's VOCABULARY_DIR. Raises FolioError."""
     return read_manifest(run / VOCABULARY_DIR)
+
+
+def vocabulary_of(checkpoint: Checkpoint) -> tuple[Path, dict[str, Any]]:
+    """The folder that holds the tokenizer, in TOKENIZER_DIR, and the manifest by which the ids of a checkpoint's model become text.
+
+    Raises MisuseError for a checkpoint that lies in no run, FolioError where what the run keeps is damaged or another's.
+    """
+    run = run_of(checkpoint)
+    folder = run / VOCABULARY_DIR
+    if not (folder / MANIFEST).is_file():
+        raise MisuseError(
+            f"{folder / MANIFEST} is missing, which {checkpoint.folder} needs to turn ids into text; "
+            f"name a checkpoint inside its run, or copy the run's folder {VOCABULARY_DIR} there"
+        )
+    manifest = read_vocabulary(run)
+    is_own = tokenizer_sha256(manifest) == checkpoint.origin.tokenizer_sha256
+    if not is_own or manifest["vocab_size"] > checkpoint.vocab_size:
+        raise FolioError(f"{folder} is of another tokenizer than {checkpoint.folder}; copy the folder {VOCABULARY_DIR} of its run there")
+    return folder, manifest
 
 
 def forget(out_dir: Path) -> None:

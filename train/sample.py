@@ -5,59 +5,24 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from checkpoint import find_checkpoint, load_model, require_shapes
 from command import Parser, run_command, warn
 from config import Config, config_from_saved
 from device import choose_device
+from generate import decode_stream, generate
 from language_model import LanguageModel
 from model import make_model
 from preprocess.errors import FolioError, MisuseError, printable
 from preprocess.shards.format import CONTROL_FIELDS, Build, spell_control_token
+from run_folder import vocabulary_of
 
 # What an invocation that leaves them out means to be without, whatever the run's own samples began with.
-GREEDY_BELOW = 1e-6  # a temperature that float32 cannot divide by
 PROMPT = ("sample_prompt", "sample_author", "sample_city", "sample_year")
-
-
-@torch.no_grad()
-def generate(model: LanguageModel, ids: list[int], *, config: Config, eot_id: int | None) -> list[int]:
-    """The ids that follow `ids`, of which there must be one: up to sample_tokens, fewer where `eot_id` is drawn, which is left out.
-
-    Draws from a generator of its own: training's random numbers stay as they were. Costs a full forward pass a token.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    new: list[int] = []
-    try:
-        for _ in range(config.sample_tokens):
-            window = torch.tensor([[*ids, *new][-model.block_size :]], device=device)  # (1, T)
-            # The padded ids, beyond vocab_size, have no probability; they are cut off so that no rounding can give them one.
-            logits = model.logits(model.features(window)[0, -1]).float()[: model.vocab_size]  # (vocab_size,)
-            if (drawn := draw(logits.cpu(), config, generator=generator)) == eot_id:
-                break
-            new.append(drawn)
-    finally:
-        model.train(was_training)
-    return new
-
-
-def draw(logits: torch.Tensor, config: Config, *, generator: torch.Generator) -> int:
-    """One id, by temperature and top_k: temperature 0 takes the likeliest. `logits`: (vocab_size,) float32."""
-    if not logits.isfinite().all():
-        raise FolioError("the model's output is not finite: its weights are damaged, or its training diverged; use another checkpoint")
-    if config.temperature < GREEDY_BELOW:
-        return int(logits.argmax())
-    logits, ids = logits.topk(min(config.top_k or len(logits), len(logits)))
-    # The highest is taken off before dividing: a temperature near 0 would take it to infinity.
-    probabilities = ((logits - logits[0]) / config.temperature).softmax(dim=0)
-    return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
 
 
 def sample_text(model: LanguageModel, build: Build, *, config: Config) -> str:
@@ -65,19 +30,33 @@ def sample_text(model: LanguageModel, build: Build, *, config: Config) -> str:
 
     Raises MisuseError for a name that the build does not know, FolioError for text that its tokenizer cannot encode.
     """
-    try:
-        from preprocess.tokenizers import load_tokenizer
-    except ImportError as e:
-        raise FolioError(f"text needs the tokenizer's libraries, and {e.name} is not installed; pip install folio-lm") from e
-    manifest = build.manifest
-    controls = control_tokens(manifest, config)
-    tokenizer = load_tokenizer(build.folder, manifest)
-    ids = [*controls.values(), *tokenizer.encode_text(config.sample_prompt).tolist()]
-    start = ids or [manifest["eot_id"] or 0]
-    new = generate(model, start, config=config, eot_id=manifest["eot_id"])
-    silent = set(manifest["special_tokens"].values())
-    text = tokenizer.decode(np.array([i for i in new if i not in silent and i < build.vocab_size], dtype=np.uint32))
-    return " ".join([*controls, config.sample_prompt + text])
+    return "".join(Sampler(model, build.folder, build.manifest, config=config).stream())
+
+
+class Sampler:
+    """A model, what turns its ids into text, and a prompt: texts that begin alike."""
+
+    def __init__(self, model: LanguageModel, folder: Path, manifest: dict[str, Any], *, config: Config) -> None:
+        """`folder` holds the tokenizer of `manifest`. Raises as sample_text does."""
+        try:
+            from preprocess.tokenizers import load_tokenizer
+        except ImportError as e:
+            raise FolioError(f"text needs the tokenizer's libraries, and {e.name} is not installed; pip install folio-lm") from e
+        self._model, self._config = model, config
+        controls = control_tokens(manifest, config)
+        self._tokenizer = load_tokenizer(folder, manifest)
+        self._eot_id: int | None = manifest["eot_id"]
+        ids = [*controls.values(), *self._tokenizer.encode_text(config.sample_prompt).tolist()]
+        self._ids = ids or [self._eot_id or 0]
+        self._prompt = " ".join([*controls, config.sample_prompt])
+        # Ids that stand for no text: control tokens, and those of a larger build that the model was trained on before this one.
+        self._silent = {*manifest["special_tokens"].values(), *range(manifest["vocab_size"], model.vocab_size)}
+
+    def stream(self, number: int = 0) -> Iterator[str]:
+        """The text of sample `number`, prompt first, in pieces as they come. Raises FolioError where the model is damaged."""
+        yield self._prompt
+        with closing(generate(self._model, self._ids, config=self._config, eot_id=self._eot_id, number=number)) as ids:
+            yield from decode_stream(self._tokenizer.decode_bytes, (i for i in ids if i not in self._silent))
 
 
 def control_tokens(manifest: dict[str, Any], config: Config) -> dict[str, int]:
@@ -104,23 +83,35 @@ def _nearest(token: str, field: str, *, special: dict[str, int]) -> str:
 
 def main(arguments: list[str]) -> int:
     options = _parse(arguments)
-    checkpoint = find_checkpoint(options.pop("run"), warn)
+    run, best, num_samples = options.pop("run"), options.pop("best"), options.pop("num_samples")
+    if num_samples < 1:
+        raise MisuseError(f"num_samples is {num_samples}, wanted 1 or more")
+    checkpoint = find_checkpoint(run, warn, best=best)
     config = config_from_saved(checkpoint.origin.settings, str(checkpoint.folder))
     config = dataclasses.replace(config, **{key: value for key, value in options.items() if value is not None or key in PROMPT})
     device = choose_device(config.device)
-    build = Build(config.data)
-    if build.build_id != checkpoint.origin.build_id:
-        raise MisuseError(f"{checkpoint.folder} was trained on another build than {build.folder} is now; put that one there")
+    folder, manifest = vocabulary_of(checkpoint)
     require_shapes(checkpoint, config)
     model = make_model(config, checkpoint.vocab_size)
     load_model(checkpoint, model)
-    print(printable(sample_text(model.to(device), build, config=config)))
+    sampler = Sampler(model.to(device), folder, manifest, config=config)
+    for number in range(num_samples):
+        if num_samples > 1:
+            print("\n" * (number > 0) + f"--- sample {number + 1} of {num_samples} ---")
+        show(sampler.stream(number))
     return 0
+
+
+def show(texts: Iterator[str]) -> None:
+    """Print a sample piece by piece, each as soon as it is there."""
+    for text in texts:
+        print(printable(text), end="", flush=True)
+    print(flush=True)
 
 
 def _parse(arguments: list[str]) -> dict[str, Any]:
     """RUN, and settings by name; None where one is not given."""
-    parser = Parser(prog="python train/sample.py", description="Text from the newest checkpoint of a run.")
+    parser = Parser(prog="python train/sample.py", description="Text from a run's newest checkpoint, as it is drawn.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the out_dir of a run, or a checkpoint in it")
     parser.add_argument("--prompt", dest="sample_prompt", default="", metavar="TEXT", help="text to continue")
     parser.add_argument("--author", dest="sample_author", metavar="NAME", help="author whose control token stands in front")
@@ -129,7 +120,10 @@ def _parse(arguments: list[str]) -> dict[str, Any]:
     parser.add_argument("--tokens", dest="sample_tokens", type=int, metavar="N", help="tokens to draw at most [the run's]")
     parser.add_argument("--temperature", type=float, metavar="X", help="0 always takes the likeliest token [the run's]")
     parser.add_argument("--top_k", type=int, metavar="K", help="draw from the K likeliest tokens [the run's]")
-    parser.add_argument("--seed", type=int, help="the same seed draws the same text [the run's]")
+    parser.add_argument("--top_p", type=float, metavar="P", help="draw from the likeliest that together have the probability P [the run's]")
+    parser.add_argument("--num_samples", type=int, default=1, metavar="N", help="texts to draw, each from numbers of its own [1]")
+    parser.add_argument("--seed", type=int, help="the same seed draws the same texts [the run's]")
+    parser.add_argument("--best", action="store_true", help="the checkpoint of the lowest validation loss, not the newest")
     parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N [auto]")
     return vars(parser.parse_args(arguments))
 

@@ -236,7 +236,7 @@ def _pieces(described: dict[str, Any], vocab: dict[str, int], special_tokens: di
 def _speller(described: dict[str, Any]) -> Callable[[str], bytes]:
     """How a piece's text becomes the bytes it stands for, by the file's decoder."""
     if "ByteLevel" in _types(described, "decoder", "pre_tokenizer"):
-        byte_of = _byte_alphabet()
+        byte_of = byte_alphabet()
         return lambda text: bytes([byte_of[c] for c in text]) if byte_of.keys() >= set(text) else text.encode()
     decoders = {str(component.get("type")): component for component in _components(described, "decoder")}
     if "Metaspace" in decoders or "Replace" in decoders:
@@ -258,7 +258,7 @@ def _spell_spaced(text: str, space: str, *, falls_back: bool) -> bytes:
     return text.replace(space, " ").encode()
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """The character that spells each byte in a byte-level vocabulary: printable ones themselves, the others from U+0100 on."""
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = [b for b in range(256) if b not in printable]

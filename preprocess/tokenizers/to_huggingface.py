@@ -16,7 +16,7 @@ from preprocess.errors import FolioError
 from preprocess.shards.files import canonical_json, parse_json, readable_json
 from preprocess.tokenizers import load_tokenizer
 from preprocess.tokenizers.characters import ByteTokenizer, CharTokenizer
-from preprocess.tokenizers.huggingface import JSON_FILE, HuggingFaceTokenizer, _byte_alphabet
+from preprocess.tokenizers.huggingface import JSON_FILE, HuggingFaceTokenizer, byte_alphabet
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.tokenizers.sentencepiece_bpe import MODEL_FILE, SPACE, SentencePieceTokenizer
 from preprocess.tokenizers.tiktoken_bpe import PRETOKENIZERS, RANK_SUFFIX, TiktokenTokenizer, find_encoding
@@ -150,7 +150,7 @@ def _for_oniguruma(pattern: str) -> str:
 
 
 def _byte_level(ranks: Mapping[bytes, int], pre_tokenizer: Described) -> Described:
-    character_of = {b: c for c, b in _byte_alphabet().items()}
+    character_of = {b: c for c, b in byte_alphabet().items()}
 
     def spell(piece: bytes) -> str:
         return "".join([character_of[b] for b in piece])
