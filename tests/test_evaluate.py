@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from builds import Builds, open_builds
 from config import Config
 from data import ValidationData
-from evaluate import Evaluation, evaluate
+from evaluate import Evaluation, Watch, evaluate, is_better
 from gpt2 import GPT2
 from train_helpers import TINY, VOCAB_SIZE, make_build
 
@@ -73,3 +73,47 @@ def test_one_window_has_no_standard_error(builds: Builds) -> None:
 
 def test_a_loss_beyond_all_measure_has_infinite_perplexity() -> None:
     assert Evaluation(loss=1e6, stderr=None, bits_per_byte=None, losses=torch.ones(1)).perplexity == math.inf
+
+
+def seen(*losses: torch.Tensor) -> Watch:
+    watch = Watch()
+    for step, each in enumerate(losses, start=1):
+        watch.see(step, Evaluation(loss=each.mean().item(), stderr=None, bits_per_byte=None, losses=each))
+    return watch
+
+
+def test_an_improvement_counts_only_beyond_noise() -> None:
+    """Windows differ among each other far more than two evaluations of the same: only the difference, window by window, tells."""
+    generator = torch.Generator().manual_seed(0)
+    hard = 3 + torch.randn(400, generator=generator)  # of a mean loss known to ± 0.05
+    noise = 0.02 * torch.randn(400, generator=generator)
+    assert is_better(hard - 0.01 + noise, hard), "a hundredth, on every window: ten times the standard error of the difference"
+    assert not is_better(hard - noise.mean() + noise, hard)
+    assert not is_better(hard, hard) and not is_better(hard + 0.01, hard)
+    assert is_better(torch.tensor([2.0]), torch.tensor([3.0])), "of one window there is no noise to know"
+
+
+def test_patience_counts_evaluations_since_a_real_improvement() -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = 3 + torch.randn(400, generator=generator)
+    jitter = [0.02 * torch.randn(400, generator=generator) for _ in range(3)]
+    jitter = [each - each.mean() - 1e-5 * (n + 1) for n, each in enumerate(jitter)]  # each the lowest so far, by next to nothing
+    watch = seen(base, *(base + each for each in jitter))
+    assert (watch.num_since, watch.best_step) == (3, 4)
+    assert watch.is_out_of(3) and not watch.is_out_of(4) and not watch.is_out_of(None)
+    assert seen(base, base + jitter[0], base - 0.1).num_since == 0
+
+
+def test_an_evaluation_that_is_not_finite_is_no_best() -> None:
+    watch = seen(torch.tensor([2.0, 3.0]), torch.tensor([math.nan, 1.0]), torch.tensor([-math.inf, 1.0]))
+    assert (watch.best_step, watch.best_loss) == (1, 2.5)
+
+
+def test_shared_out_it_is_the_same(builds: Builds) -> None:
+    _, data = setup(builds)
+    parts = [list(data.batches(3, rank=rank, num_ranks=4)) for rank in range(4)]
+    assert sorted(n for part in parts for numbers, _ in part for n in numbers.tolist()) == list(range(data.num_windows))
+    whole = next(data.batches(data.num_windows))[1][0]
+    for part in parts:
+        for numbers, (ids, _, _) in part:
+            assert torch.equal(ids, whole[numbers])

@@ -64,7 +64,7 @@ def open_builds(setting: str) -> Builds:
         bare = next(part for part, weight in zip(parts, weights, strict=True) if not 0 < weight < math.inf)
         raise MisuseError(f"data is {setting!r}, in which {bare.strip()!r} has no weight above 0; write NAME:WEIGHT,NAME:WEIGHT")
     builds = tuple(Build(match[1]) for match in matches if match)
-    vocabulary = max(builds, key=lambda build: build.vocab_size)
+    vocabulary = max(builds, key=lambda build: len(build.manifest["special_tokens"]))
     for build in builds:
         _require_same_ids(build, vocabulary)
     return Builds(builds=builds, shares=tuple(weight / sum(weights) for weight in weights), vocabulary=vocabulary)

@@ -104,7 +104,7 @@ def _existing(folder: Path) -> Path:
 
 def _fit(config: Config, training: Training, data: tuple[TrainingData, ValidationData], *, share: int, world: World) -> tuple[int, float]:
     """The largest micro-batch, up to batch_size, that every process has the memory for, and seconds for one: halved until it fits."""
-    micro_batch = largest_micro_batch(share, min(config.batch_size, _estimate(config, training, data[0])))
+    micro_batch = largest_micro_batch(share, min(config.batch_size, windows_that_fit(config, training, data[0])))
     while True:
         micro_s = _try(partial(_trial, config, training, data[0], micro_batch=micro_batch), training)
         if not world.highest(micro_s is None):
@@ -116,7 +116,7 @@ def _fit(config: Config, training: Training, data: tuple[TrainingData, Validatio
     return micro_batch, micro_s
 
 
-def _estimate(config: Config, training: Training, data: TrainingData) -> int:
+def windows_that_fit(config: Config, training: Training, data: TrainingData) -> int:
     """How many windows this machine's memory holds a forward and a backward pass of; on a GPU, which can be asked by trying: any number.
 
     A system that has promised more than it has ends the process that takes it, without a word: so it is not tried.
