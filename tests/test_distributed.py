@@ -56,7 +56,7 @@ def test_two_processes_are_one_with_accumulation(folder: Path, settings: dict[st
     config = write_config(folder / f"{name}.py", folder / "tiny", **LONG, **settings)
     result = run(config)
     assert result.returncode == 0, result.stderr
-    assert "in fp32, 2 processes" in result.stdout and result.stdout.count("val loss") == 5
+    assert "in fp32, 2 processes" in result.stdout and "in each of 2 processes: " in result.stdout and result.stdout.count("val loss") == 5
     assert invoke("train.py", config, f"--out_dir={folder / name}_alone").returncode == 0
     together, alone = values(folder / name), values(folder / f"{name}_alone")
     assert together.keys() == alone.keys()

@@ -74,7 +74,7 @@ class Mixed:
                 if documents is not None:
                     documents[rows] = part.documents(place)
         windows = to_device(tokens, self._device)
-        return windows[:, :-1], windows[:, 1:], None if documents is None else torch.from_numpy(documents).to(self._device)
+        return windows[:, :-1], windows[:, 1:], None if documents is None else to_device(documents, self._device)
 
 
 class TrainingData:
@@ -135,7 +135,7 @@ def _allot(eval_tokens: int | None, shares: Sequence[float], block_size: int) ->
 
 
 def to_device(tokens: np.ndarray, device: torch.device) -> Tensor:
-    """`tokens`, unsigned, any shape, as int64 on `device`. To a GPU they travel narrow and widen there."""
+    """`tokens`, none negative, any shape, as int64 on `device`. To a GPU they travel narrow and widen there."""
     if device.type != "cuda":
         return torch.from_numpy(tokens.astype(np.int64)).to(device)
     # Few of torch's kernels take unsigned integers: the same bits travel signed, and the mask takes the sign away.

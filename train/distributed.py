@@ -52,7 +52,9 @@ class World:
         """`model` such that a backward pass averages the gradients of all processes."""
         if self.size == 1:
             return model
-        return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        device_ids = [device.index] if device.type == "cuda" else None
+        # The buffers are constants: nothing of them need be told.
+        return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def will_average(self, wrapped: nn.Module, *, is_last: bool) -> None:
         """Whether the next backward pass sends gradients: of the passes of a step, only the last needs to."""

@@ -68,7 +68,7 @@ class Muon(torch.optim.Optimizer):
         for p in params:
             self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
         momenta = [self.state[p]["momentum_buffer"] for p in params]
-        blended = torch.stack(momenta).lerp_(grads, taken * torch.as_tensor(1 - group["momentum"], device=grads.device))
+        blended = torch.stack(momenta).lerp_(grads, taken * (1 - group["momentum"]))
         updates = orthogonalize(grads.lerp(blended, group["momentum"]))  # Nesterov's look ahead
         rows, columns = params[0].shape
         rate = group["lr"] * max(1.0, rows / columns) ** 0.5

@@ -206,11 +206,11 @@ def _describe_memory(config: Config, training: Training, *, micro_batch: int, sh
 
 
 def _memory_parts(config: Config, *, micro_batch: int, share: int, world: World) -> Iterator[str]:
-    passes = f"{share // micro_batch:,} forward passes of {micro_batch:,} windows"
-    if micro_batch < largest_micro_batch(share, config.batch_size):
-        yield f"memory holds no batch of {config.batch_size:,} windows: a step is {passes} instead, with the same tokens"
-    else:
-        yield f"a step is {passes}" + (f" in each of {world.size} processes" if world.size > 1 else "")
+    halved = micro_batch < largest_micro_batch(share, config.batch_size)
+    if halved:
+        yield f"memory holds no batch of {config.batch_size:,} windows: they are cut smaller, with the same tokens a step"
+    where = f" in each of {world.size} processes" if world.size > 1 else ""
+    yield f"forward passes a step{where}: {share // micro_batch:,}, of {micro_batch:,} windows"
 
 
 def _describe_time(config: Config, training: Training, *, step_s: float, evaluation_s: float) -> str:

@@ -234,7 +234,8 @@ class Report:
 def spell_speed(speed: dict[str, float | None]) -> list[str]:
     """What a Work's speed says, as a console shows it."""
     tokens_per_s, mfu, memory_bytes = (speed[key] for key in ("tokens_per_s", "mfu", "peak_memory_bytes"))
-    spelled = [f"{tokens_per_s:,.0f} tokens/s", "MFU n/a" if mfu is None else f"MFU {mfu:.1%}"]
+    spelled = [f"{tokens_per_s:,.0f} tokens/s"]
+    spelled += [] if mfu is None else [f"MFU {mfu:.1%}"]
     return spelled if memory_bytes is None else [*spelled, f"{memory_bytes / 1e9:.1f} GB"]
 
 

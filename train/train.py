@@ -41,7 +41,7 @@ from device import (
     set_matmul_precision,
 )
 from distributed import World, joined
-from evaluate import evaluate
+from evaluate import Watch, evaluate
 from optim import schedule_factor, set_learning_rate, update
 from preflight import Preflight, is_out_of_memory, preflight, too_large
 from preprocess.errors import FolioError, one_line
@@ -88,6 +88,8 @@ def run(
         training = new_training(config, vocab_size, device=device)
         if start is not None:
             restore(start, training)
+            if config.resume != "auto":  # what was best there is not here
+                training.watch = Watch()
         elif config.init_from is not None and world.is_main:
             initialize(training.model, config, builds, warn=warn)
         copy_from_main(training, world)
@@ -117,7 +119,7 @@ def _is_finished(start: Checkpoint | None, config: Config) -> bool:
             )
         )
         return True
-    if config.patience is not None and start.num_since >= config.patience:
+    if config.resume == "auto" and config.patience is not None and start.num_since >= config.patience:
         print(
             one_line(
                 f"{config.out_dir} stopped early, after step {start.step:,}: {start.num_since} evaluations without an improvement "
@@ -152,6 +154,7 @@ def train(
         report.say("\n".join([*config.lines(), *found.lines]))
         report.say(f"{builds.name}: {train_data.num_tokens:,} training tokens, {val_data.num_windows:,} validation windows")
         where = f"on {describe_device(device)} in {config.precision}" + (f", {world.size} processes" if world.size > 1 else "")
+        where += ", MFU n/a: its peak is not known" if work.peak_flops is None else ""
         report.say(f"{model.num_parameters:,} parameters, {work.tokens_per_step:,} tokens a step, {where}")
         if start is not None:
             report.say(f"continuing after step {start.step:,}, from {start.folder}")
@@ -215,7 +218,8 @@ def train(
                 report.evaluation(step, evaluation)
                 if is_last and not math.isfinite(evaluation.loss):
                     raise FolioError(diverged(config, step, f"the validation loss is {evaluation.loss}"))
-                is_saving |= training.watch.see(step, evaluation)
+                # The main process alone watches: what follows is the same in all.
+                is_saving |= bool(world.highest(world.is_main and training.watch.see(step, evaluation)))
                 is_stopping |= bool(world.highest(world.is_main and training.watch.is_out_of(config.patience)))
                 is_saving |= is_stopping
             # While updates are refused, the weights may be what is wrong: what is saved then could be no good.
