@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import shutil
+import textwrap
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ CHOICES = {
     "schedule": ("cosine", "linear", "wsd"),
     "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
 }
+HELP_INDENT = 31
 NONE, TRUE, FALSE = ("none", "None"), ("true", "True", "1"), ("false", "False", "0")
 
 
@@ -250,9 +253,12 @@ def describe_settings() -> str:
         "",
         "settings, in CONFIG.py or as --key=value:",
     ]
+    width = max(shutil.get_terminal_size().columns - 1, 2 * HELP_INDENT)
     for field in dataclasses.fields(Config):
-        default = "" if field.default is dataclasses.MISSING else f" [{'none' if field.default is None else field.default!r}]"
-        lines.append(f"  {field.name:<28} {field.metadata['doc']}{default}")
+        default = "" if field.default is dataclasses.MISSING else f" [{_spell(field.default)}]"
+        name = f"  {field.name:<{HELP_INDENT - 3}} "
+        text = f"{field.metadata['doc']}{default}"
+        lines.append(textwrap.fill(text, width, initial_indent=name, subsequent_indent=" " * HELP_INDENT, break_on_hyphens=False))
     return "\n".join(lines)
 
 
