@@ -91,7 +91,7 @@ def test_a_signal_stops_all_of_them_after_the_same_step(folder: Path) -> None:
             assert process.poll() is None
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal: to the launcher and all that it started
         out, _ = process.communicate(timeout=60)
-    assert "stopped after step " in out and "and saved" in out.replace(", saved", " and saved")
+    assert "stopped after step " in out and ", saved; " in out
     last = newest(folder / "signal", pytest.fail)
     assert last is not None and last.step == max(row["step"] for row in rows(folder / "signal"))
 
@@ -100,12 +100,75 @@ def test_what_one_process_refuses_ends_all(folder: Path) -> None:
     odd = write_config(folder / "odd.py", folder / "tiny", **LONG | {"batch_size": 3, "gradient_accumulation_steps": 1})
     result = run(odd)
     assert result.returncode != 0
-    assert (
-        "error: batch_size × gradient_accumulation_steps is 3, which 2 processes cannot share evenly; make it a multiple of 2"
-        in result.stderr
-    )
-    missing = run(odd, "--data=nowhere")
-    assert missing.returncode != 0 and "error: no build 'nowhere'" in missing.stderr
+    assert "steps is 3, which 2 processes cannot share evenly; make it a multiple of 2" in result.stderr
+
+
+def test_what_the_main_process_alone_refuses_is_said_once(folder: Path) -> None:
+    config = write_config(folder / "refused.py", folder / "tiny", **LONG)
+    assert invoke("train.py", config).returncode == 0
+    result = run(config, "--learning_rate=0.5")
+    assert result.returncode != 0 and result.stderr.count("error: ") == 1, result.stderr
+    assert "holds a run with other settings (learning_rate 0.01 → 0.5)" in result.stderr and "Connection" not in result.stderr
+    finished = run(config)
+    assert finished.returncode == 0 and finished.stdout.count("is finished: all 20 steps are done") == 1
+
+
+BY_HAND = """
+import os, sys
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/train"]
+import torch, train
+from command import run_command
+from gpt2 import GPT2
+from model import ARCHITECTURES
+
+class Poisoned(GPT2):
+    calls = 0
+    def forward(self, ids, targets, documents=None):
+        losses = super().forward(ids, targets, documents)
+        Poisoned.calls += self.training
+        return losses * float("nan") if self.training and int(sys.argv[3]) <= Poisoned.calls < int(sys.argv[4]) else losses
+
+ARCHITECTURES["gpt2"] = Poisoned
+sys.exit(run_command(train.main, [sys.argv[2], *sys.argv[5].replace("RANK", os.environ["RANK"]).split()]))
+"""
+
+
+def run_by_hand(tmp_path: Path, config: Path, poisoned: range, arguments: str) -> subprocess.CompletedProcess[str]:
+    script = tmp_path / "by_hand.py"
+    script.write_text(BY_HAND)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), str(REPO), str(config)]
+    line = [*launcher, str(poisoned.start), str(poisoned.stop), arguments]
+    return subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=120)
+
+
+def test_all_go_back_together_also_after_a_restart(folder: Path, tmp_path: Path) -> None:
+    """What only the main process knows, such as the best so far, must not lead it another way than the others."""
+    settings = LONG | {
+        "eval_interval": 4,
+        "log_interval": 1000,
+        "checkpoint_interval": 8,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 24,
+        "keep_checkpoints": 9,
+    }
+    config = write_config(folder / "together.py", folder / "tiny", **settings)
+    assert invoke("train.py", config, "--max_steps=24").returncode == 0
+    for checkpoint in committed(folder / "together"):
+        if checkpoint.name != "step-00000008":
+            shutil.rmtree(checkpoint)
+    # Of four passes of the preflight and one a step: those of the steps 12 to 19.
+    result = run_by_hand(tmp_path, config, range(8, 16), "")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "continuing after step 8" in result.stdout and "back from step " in result.stdout and "finished after step 24" in result.stdout
+    endless = run_by_hand(tmp_path, config, range(6, 10_000), "--restart")
+    assert endless.returncode != 0 and endless.stderr.count("error: ") == 1 and "training has diverged" in endless.stderr
+
+
+def test_processes_with_other_settings_are_refused(folder: Path, tmp_path: Path) -> None:
+    """As of two machines of which one has an older config file."""
+    config = write_config(folder / "apart.py", folder / "tiny", **LONG)
+    result = run_by_hand(tmp_path, config, range(0), "--seed=1RANK")
+    assert result.returncode != 0 and "was started with settings, a build or a torch of its own" in result.stderr
 
 
 @pytest.mark.parametrize("sampling", ["random", "epochs"])

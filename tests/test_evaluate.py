@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from builds import Builds, open_builds
 from config import Config
 from data import ValidationData
-from evaluate import Evaluation, Watch, evaluate, is_better
+from evaluate import Evaluation, Strata, Watch, evaluate, is_better
 from gpt2 import GPT2
 from train_helpers import TINY, VOCAB_SIZE, make_build
 
@@ -32,6 +32,15 @@ def setup(builds: Builds, **settings: object) -> tuple[GPT2, ValidationData]:
 
 def look(model: GPT2, data: ValidationData, batch_size: int = 4) -> Evaluation:
     return evaluate(model, data, batch_size=batch_size, autocast=contextlib.nullcontext())
+
+
+def one_build(num_windows: int) -> Strata:
+    return Strata(source=np.zeros(num_windows, np.int64), shares=(1.0,))
+
+
+def evaluation(losses: torch.Tensor) -> Evaluation:
+    strata = one_build(len(losses))
+    return Evaluation(loss=losses.mean().item(), stderr=None, bits_per_byte=None, by_build={}, losses=losses, strata=strata)
 
 
 def test_against_a_computation_by_hand(builds: Builds) -> None:
@@ -72,13 +81,16 @@ def test_one_window_has_no_standard_error(builds: Builds) -> None:
 
 
 def test_a_loss_beyond_all_measure_has_infinite_perplexity() -> None:
-    assert Evaluation(loss=1e6, stderr=None, bits_per_byte=None, losses=torch.ones(1)).perplexity == math.inf
+    assert evaluation(torch.full((1,), 1e6)).perplexity == math.inf
 
 
 def seen(*losses: torch.Tensor) -> Watch:
     watch = Watch()
     for step, each in enumerate(losses, start=1):
-        watch.see(step, Evaluation(loss=each.mean().item(), stderr=None, bits_per_byte=None, losses=each))
+        watch.see(
+            step,
+            evaluation(each),
+        )
     return watch
 
 
@@ -87,10 +99,12 @@ def test_an_improvement_counts_only_beyond_noise() -> None:
     generator = torch.Generator().manual_seed(0)
     hard = 3 + torch.randn(400, generator=generator)  # of a mean loss known to ± 0.05
     noise = 0.02 * torch.randn(400, generator=generator)
-    assert is_better(hard - 0.01 + noise, hard), "a hundredth, on every window: ten times the standard error of the difference"
-    assert not is_better(hard - noise.mean() + noise, hard)
-    assert not is_better(hard, hard) and not is_better(hard + 0.01, hard)
-    assert is_better(torch.tensor([2.0]), torch.tensor([3.0])), "of one window there is no noise to know"
+    assert is_better(hard - 0.01 + noise, hard, one_build(400)), (
+        "a hundredth, on every window: ten times the standard error of the difference"
+    )
+    assert not is_better(hard - noise.mean() + noise, hard, one_build(400))
+    assert not is_better(hard, hard, one_build(400)) and not is_better(hard + 0.01, hard, one_build(400))
+    assert is_better(torch.tensor([2.0]), torch.tensor([3.0]), one_build(1)), "of one window there is no noise to know"
 
 
 def test_patience_counts_evaluations_since_a_real_improvement() -> None:
@@ -117,3 +131,20 @@ def test_shared_out_it_is_the_same(builds: Builds) -> None:
     for part in parts:
         for numbers, (ids, _, _) in part:
             assert torch.equal(ids, whole[numbers])
+
+
+def test_builds_weigh_by_their_share_not_their_size() -> None:
+    """A tenth of the windows, half of the samples: half of the loss."""
+    source = np.repeat([0, 1], [90, 10])
+    values = torch.cat([torch.randn(90, generator=torch.Generator().manual_seed(0)), 5 + torch.randn(10)])
+    mean, stderr = Strata(source=source, shares=(0.5, 0.5)).mean_and_stderr(values)
+    one, two = values[:90].double(), values[90:].double()
+    assert mean == pytest.approx((one.mean().item() + two.mean().item()) / 2)
+    assert stderr == pytest.approx(math.sqrt(one.var().item() / 90 / 4 + two.var().item() / 10 / 4))
+    assert Strata(source=source, shares=(0.5, 0.5)).means(values) == pytest.approx([one.mean().item(), two.mean().item()])
+
+
+def test_of_one_build_the_mean_is_the_plain_one() -> None:
+    values = torch.randn(50, generator=torch.Generator().manual_seed(0)).double()
+    mean, stderr = one_build(50).mean_and_stderr(values)
+    assert (mean, stderr) == pytest.approx((values.mean().item(), values.std().item() / math.sqrt(50)))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from builds import open_builds
-from checkpoint import committed, open_checkpoint, origin_of, restore, save
+from checkpoint import committed, newest, open_checkpoint, origin_of, restore, save
 from config import load_config
 from data import TrainingData
 from device import choose_device
@@ -73,13 +73,82 @@ def test_the_gradient_scaler_comes_back(folder: Path, tmp_path: Path) -> None:
     assert two.scaler.get_scale() == one.scaler.get_scale() == 32768.0
 
 
-def test_a_loss_that_is_not_finite_is_never_saved(folder: Path) -> None:
-    path = write_config(
-        folder / "nan.py", folder / "tiny", learning_rate=1e18, min_lr=0.0, warmup_steps=0, log_interval=1000, eval_interval=1000
-    )
-    done = invoke("train.py", path, "--checkpoint_interval=3")
+@pytest.mark.parametrize(
+    "intervals",
+    [
+        {"checkpoint_interval": 3, "eval_interval": 1000, "log_interval": 1000},
+        {"checkpoint_interval": 1, "eval_interval": 1000},
+        {"checkpoint_interval": 1, "eval_interval": 1},
+        {"checkpoint_interval": 1000, "eval_interval": 1},
+    ],
+    ids=str,
+)
+def test_weights_that_are_no_good_are_never_saved(folder: Path, intervals: dict[str, int]) -> None:
+    """The first update is finite, and ruins them: no gradient tells so before the next step."""
+    name = "nan" + "_".join(map(str, intervals.values()))
+    path = write_config(folder / f"{name}.py", folder / "tiny", learning_rate=1e18, min_lr=0.0, warmup_steps=0, **intervals)
+    done = invoke("train.py", path)
     assert done.returncode == 1 and "training has diverged; lower learning_rate" in done.stderr
-    assert committed(folder / "nan") == []
+    assert committed(folder / name) == []
+
+
+def test_samples_come_when_they_are_due(folder: Path) -> None:
+    seldom = {"log_interval": 1000, "eval_interval": 1000, "checkpoint_interval": 1000}
+    path = write_config(folder / "samples.py", folder / "tiny", **seldom, sample_interval=7, sample_author="Anna Akimova")
+    assert invoke("train.py", path).stdout.count("<author_Anna_Akimova> ") == 4  # after 7, 14 and 21 steps, and at the end
+
+
+def test_a_fork_of_a_run_that_ran_out_of_patience_goes_on(folder: Path, tmp_path: Path) -> None:
+    """On other data the best of the old run says nothing, and its checkpoint is not in the new folder."""
+    settings = {"max_steps": 60, "warmup_steps": 60, "learning_rate": 2.0, "dropout": 0.0, "eval_interval": 2, "patience": 2}
+    path = write_config(folder / "impatient.py", folder / "tiny", **settings)
+    assert "stopped early" in invoke("train.py", path).stdout
+    other = make_build(tmp_path / "other", train_repeats=30, val_repeats=6)
+    fork = [path, f"--data={other}", f"--out_dir={tmp_path / 'fork'}", f"--resume={folder / 'impatient'}"]
+    done = invoke("train.py", *fork, "--patience=none")
+    assert done.returncode == 0 and "finished after step 60" in done.stdout, done.stderr
+    best = newest(tmp_path / "fork", pytest.fail)
+    assert best is not None and best.best_step is not None
+    assert invoke("sample.py", tmp_path / "fork", "--best", "--tokens", 2).returncode == 0
+
+
+def test_a_run_that_was_never_evaluated_has_no_best(folder: Path) -> None:
+    path = write_config(folder / "unknown.py", folder / "tiny", max_steps=100_000, eval_interval=100_000, checkpoint_interval=5)
+    with subprocess.Popen(command("train.py", path), stdout=subprocess.PIPE, text=True, env=environment()) as process:
+        assert process.stdout
+        while not process.stdout.readline().startswith("step 6/"):
+            assert process.poll() is None
+        process.kill()
+    done = invoke("sample.py", folder / "unknown", "--best")
+    assert done.returncode == 2 and "has no checkpoint that an evaluation found the best; leave --best out" in done.stderr
+
+
+STRANGE: dict[str, tuple[dict[str, object], str]] = {
+    "a scale that is text": ({"scaler": {"scale": "x"}}, "cannot be continued"),
+    "a scale below zero": ({"scaler": {"scale": -1.0}}, "cannot be continued"),
+    "an interval that is text": ({"scaler": {"growth_interval": "x"}}, "cannot be continued"),
+    "a factor that does not back off": ({"scaler": {"backoff_factor": 2.0}}, "cannot be continued"),
+    "a micro-batch of none": ({"micro_batch": "all"}, "cannot be continued"),
+    "a context without end": ({"settings": {"block_size": 10**13}}, "block_size is 10000000000000, wanted a number up to 16,777,216"),
+    "layers without end": ({"settings": {"n_layer": 10**9}}, "n_layer is 1000000000, wanted a number up to 1,000"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_numbers_that_no_run_has_are_one_line(folder: Path, name: str) -> None:
+    path = write_config(folder / "strange.py", folder / "tiny", precision="fp16", arch="modern")
+    assert invoke("train.py", path, "--restart").returncode == 0
+    changes, complaint = STRANGE[name]
+    for checkpoint in committed(folder / "strange"):
+        info = json.loads((checkpoint / "checkpoint.json").read_text())
+        for key, value in changes.items():
+            info[key] = info[key] | value if isinstance(value, dict) else value
+        (checkpoint / "checkpoint.json").write_text(json.dumps(info))
+    if "settings" in changes:
+        done = invoke("sample.py", folder / "strange")
+    else:
+        done = invoke("train.py", path, f"--resume={folder / 'strange'}", f"--out_dir={folder / 'fork'}", "--max_steps=30")
+    assert (done.returncode, done.stderr.count("\n")) == (2 if "settings" in changes else 1, 1) and complaint in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("streams", ["stdout", "both"])

@@ -91,7 +91,7 @@ def invoke(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """As run_script, but in this process: torch takes seconds to import."""
     spec = importlib.util.spec_from_file_location(f"script_{script.removesuffix('.py')}", REPO / "train" / script)
     assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for their own
     spec.loader.exec_module(module)
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):

@@ -10,7 +10,6 @@ Nothing is pickled, so loading one from a stranger runs nothing.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 import shutil
@@ -29,7 +28,7 @@ from config import Config
 from language_model import LanguageModel
 from model import make_model
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.files import readable_json, sha256_file, sync_folder, write_durable
+from preprocess.shards.files import parse_json, readable_json, sha256_file, sync_folder, write_durable
 from state import REFERENCE, Training, load_training, slots, training_numbers, training_tensors
 
 FORMAT = "folio-checkpoint"
@@ -130,9 +129,7 @@ def _prune(out_dir: Path, *, step: int, keep: int, best_step: int | None) -> Non
 def _write(folder: Path, tensors: Mapping[str, dict[str, Tensor]], *, training: Training, origin: Origin) -> None:
     files = {}
     for name, content in tensors.items():
-        save_file(content, folder / name)
-        with open(folder / name, "r+b") as file:  # Windows syncs only what is open for writing
-            os.fsync(file.fileno())
+        write_tensors(folder / name, content)
         files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
     info = {
         "format": FORMAT,
@@ -145,6 +142,13 @@ def _write(folder: Path, tensors: Mapping[str, dict[str, Tensor]], *, training: 
     write_durable(folder / INFO_FILE, readable_json(info))
     for name in TENSOR_FILES:  # safetensors lets none but the owner read what it writes
         shutil.copymode(folder / INFO_FILE, folder / name)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file, on the disk when this returns. Raises OSError or SafetensorError."""
+    save_file(tensors, path, metadata=metadata)
+    with open(path, "r+b") as file:  # Windows syncs only what is open for writing
+        os.fsync(file.fileno())
 
 
 def _remove(folder: Path) -> None:
@@ -196,7 +200,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def _read_info(folder: Path) -> dict[str, Any]:
     path = folder / INFO_FILE
     try:
-        info = json.loads(path.read_bytes())
+        info = parse_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as e:
         raise CheckpointError(f"{folder} has no {INFO_FILE}; use another checkpoint") from e
     except (ValueError, RecursionError) as e:
@@ -253,7 +257,11 @@ def find_checkpoint(path: Path, warn: Callable[[str], None], *, best: bool = Fal
     checkpoint = newest(path, warn)
     if checkpoint is None:
         raise MisuseError(f"{path} is neither a checkpoint nor a run that has one; name the out_dir of a run that has saved")
-    return open_checkpoint(step_folder(path, checkpoint.best_step)) if best and checkpoint.best_step is not None else checkpoint
+    if not best:
+        return checkpoint
+    if checkpoint.best_step is None or not (folder := step_folder(path, checkpoint.best_step)).is_dir():
+        raise MisuseError(f"{path} has no checkpoint that an evaluation found the best; leave --best out to take the newest")
+    return open_checkpoint(folder)
 
 
 def run_of(checkpoint: Checkpoint) -> Path:

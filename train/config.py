@@ -27,9 +27,11 @@ HELP_INDENT = 31
 NONE, TRUE, FALSE = ("none", "None"), ("true", "True", "1"), ("false", "False", "0")
 
 
-def setting(default: Any = dataclasses.MISSING, doc: str = "", *, least: float | None = None, free: bool = False) -> Any:
-    """A field of Config. `least`: the smallest value allowed. `free`: a run may be continued with another value."""
-    return dataclasses.field(default=default, metadata={"doc": doc, "least": least, "free": free})
+def setting(
+    default: Any = dataclasses.MISSING, doc: str = "", *, least: float | None = None, most: float = LARGEST_NUMBER, free: bool = False
+) -> Any:
+    """A field of Config. `least`, `most`: the values allowed. `free`: a run may be continued with another value."""
+    return dataclasses.field(default=default, metadata={"doc": doc, "least": least, "most": most, "free": free})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +49,10 @@ class Config:
     arch: str = setting(
         "gpt2", "gpt2, or modern: rotary positions, RMS and QK norm, ReLU², zero-initialised projections, untied capped head"
     )
-    n_layer: int = setting(12, "transformer blocks", least=1)
-    n_head: int = setting(12, "attention heads of a block", least=1)
+    n_layer: int = setting(12, "transformer blocks", least=1, most=1_000)
+    n_head: int = setting(12, "attention heads of a block", least=1, most=10_000)
     n_embd: int = setting(768, "width; a multiple of n_head", least=1)
-    block_size: int = setting(1024, "tokens a window, the longest context", least=1)
+    block_size: int = setting(1024, "tokens a window, the longest context", least=1, most=1 << 24)
     dropout: float = setting(0.0, "share of activations dropped in training", least=0)
     mask_documents: bool = setting(False, "no token attends to another document's")
 
@@ -105,7 +107,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check_range(field.name, getattr(self, field.name), least=field.metadata["least"])
+            _check_range(field.name, getattr(self, field.name), least=field.metadata["least"], most=field.metadata["most"])
         for key, choices in CHOICES.items():
             _demand(getattr(self, key) in choices, f"{key} is {getattr(self, key)!r}, wanted one of {', '.join(choices)}")
         for key in ("learning_rate", "muon_learning_rate", "grad_clip", "top_p"):
@@ -166,14 +168,14 @@ def _demand(holds: bool, message: str) -> None:
         raise MisuseError(message)
 
 
-def _check_range(key: str, value: Any, *, least: float | None) -> None:
+def _check_range(key: str, value: Any, *, least: float | None, most: float) -> None:
     if isinstance(value, str):
         holds = value.isprintable() or all(c.isspace() or c.isprintable() for c in value)
         _demand(holds and _is_utf8(value), f"{key} is {value!r:.80}, wanted text without control characters that is UTF-8")
     if least is None or value is None:
         return
     # Compared as it is: a whole number of 400 digits is no float.
-    _demand(abs(value) <= LARGEST_NUMBER, f"{key} is {str(value)[:40]}, wanted a number up to {LARGEST_NUMBER:.0e}")
+    _demand(abs(value) <= most, f"{key} is {str(value)[:40]}, wanted a number up to {most:{'.0e' if most == LARGEST_NUMBER else ',d'}}")
     _demand(value >= least, f"{key} is {value}, wanted {least} or more")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +19,12 @@ from preprocess.shards.mixture import Mixture
 from preprocess.shards.permutation import keyed_hash
 from preprocess.shards.windows import EpochWindows, RandomWindows, document_numbers, gather, require_windows, sequential_windows
 
-Batch = tuple[Tensor, Tensor, Tensor | None]  # inputs, targets, and, where documents are masked, document numbers: (B, T) int64 each
+Batch = tuple[
+    Tensor, Tensor, Tensor | None
+]  # inputs, targets, and, where documents are masked, their documents' numbers: (B, T) int64 each
 Place = tuple[np.ndarray, np.ndarray]  # shard and start of windows: (B,) int64 each
-DROPOUT_KEY = 0x5EED  # so that dropout and the choice of windows do not draw the same numbers
+# So that what follows from the seed does not follow from one another.
+DROPOUT_KEY, BUILD_KEY = 0x5EED, 0xB01D
 MOST_WINDOWS = 1 << 16  # of a forward pass; no device computes more at once any faster
 ORDERS: dict[str, Callable[..., RandomWindows | EpochWindows]] = {"random": RandomWindows, "epochs": EpochWindows}
 
@@ -82,9 +87,8 @@ class TrainingData:
 
     def __init__(self, builds: Builds, config: Config, *, device: torch.device) -> None:
         self._mixed = Mixed(builds, "train", config, device=device)
-        # Another seed for each build, or two of the same size would be read in the same order.
         self._orders = [
-            ORDERS[config.sampling](part.lengths, config.block_size, seed=config.seed + number)
+            ORDERS[config.sampling](part.lengths, config.block_size, seed=build_seed(config.seed, number))
             for number, part in enumerate(self._mixed.parts)
         ]
         self._mixture = Mixture(builds.shares, seed=config.seed) if len(builds.builds) > 1 else None
@@ -105,11 +109,11 @@ class ValidationData:
         lengths = [part.lengths for part in self._mixed.parts]
         wanted = _allot(config.eval_tokens, builds.shares, config.block_size)
         places = [sequential_windows(part, config.block_size, most) for part, most in zip(lengths, wanted, strict=True)]
-        self._source = np.repeat(np.arange(len(places)), [len(shard) for shard, _ in places])
+        self.source = np.repeat(np.arange(len(places)), [len(shard) for shard, _ in places])
         self._shard, self._start = (np.concatenate(column) for column in zip(*places, strict=True))
-        splits = [build.manifest["splits"]["val"] for build in builds.builds]
-        self.split_tokens = sum(split["tokens"] for split in splits)
-        self.split_text_bytes = sum(split["text_bytes"] for split in splits)
+        self.shares = builds.shares
+        self.names = [build.name for build in builds.builds]
+        self.splits: list[dict[str, Any]] = [build.manifest["splits"]["val"] for build in builds.builds]
 
     @property
     def num_windows(self) -> int:
@@ -117,7 +121,7 @@ class ValidationData:
 
     def batch(self, numbers: np.ndarray) -> Batch:
         """Windows number `numbers`, (B,)."""
-        return self._mixed.batch(self._source[numbers], lambda _, rows: (self._shard[numbers[rows]], self._start[numbers[rows]]))
+        return self._mixed.batch(self.source[numbers], lambda _, rows: (self._shard[numbers[rows]], self._start[numbers[rows]]))
 
     def batches(self, batch_size: int, *, rank: int = 0, num_ranks: int = 1) -> Iterator[tuple[np.ndarray, Batch]]:
         """Every num_ranks-th window beginning with number `rank`, batch_size at a time, fewer in the last: their numbers, and they."""
@@ -125,6 +129,24 @@ class ValidationData:
         for first in range(0, len(mine), batch_size):
             numbers = mine[first : first + batch_size]
             yield numbers, self.batch(numbers)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run reads."""
+
+    train: TrainingData
+    val: ValidationData
+
+
+def open_data(builds: Builds, config: Config, *, device: torch.device) -> Data:
+    """Raises FolioError where no shard holds a window."""
+    return Data(TrainingData(builds, config, device=device), ValidationData(builds, config, device=device))
+
+
+def build_seed(seed: int, number: int) -> int:
+    """What the order of build `number` of a mixture follows from: the first's from `seed`, as if it were alone."""
+    return seed if number == 0 else int(keyed_hash(seed ^ BUILD_KEY, np.array([number], np.uint64))[0])
 
 
 def _allot(eval_tokens: int | None, shares: Sequence[float], block_size: int) -> list[int | None]:

@@ -13,9 +13,9 @@ AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Dense matrix products of bf16 and fp16, in 10¹² operations a second, as the makers' data sheets give them;
 # the first whose words are part of the device's name. tf32 has half of it.
 PEAK_TFLOPS = {
-    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "H20": 148, "GH200": 989, "B200": 2250, "B300": 2250, "GB200": 2500,
+    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200 NVL": 835, "H200": 989, "H20": 148, "GH200": 989, "B200": 2250, "GB200": 2500,
     "A100": 312, "A800": 312, "A40": 150, "A10G": 70, "A10": 125, "A30": 165, "A6000": 155, "L40S": 362, "L40": 181, "L4": 121,
-    "T4": 65, "V100": 125, "RTX 5090": 210, "RTX 4090": 165, "RTX 3090": 71,
+    "T4": 65, "V100-SXM2": 125, "V100-PCIE": 112, "RTX 5090": 210, "RTX 4090": 165, "RTX 3090": 71,
 }  # fmt: skip
 HALF_OF_PEAK = ("tf32",)
 
@@ -33,11 +33,13 @@ def choose_device(wanted: str, *, local_rank: int = 0, num_local: int = 1) -> to
     device = torch.device(wanted)
     if not there[device.type]:
         raise MisuseError(f"device {wanted!r} is not there, only {', '.join(n for n, t in there.items() if t)}; set --device=auto")
-    if device.type == "cuda" and num_local > 1:
-        if device.index is not None:
-            raise MisuseError(f"device is {wanted!r}, but {num_local} processes run on this machine; set --device=cuda, each takes its own")
-        device = torch.device("cuda", local_rank)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type != "cuda":
+        return device
+    if device.index is None:
+        device = torch.device("cuda", local_rank if num_local > 1 else 0)
+    elif num_local > 1:
+        raise MisuseError(f"device is {wanted!r}, but {num_local} processes run on this machine; set --device=cuda, each takes its own")
+    if device.index >= torch.cuda.device_count():
         raise MisuseError(f"device {str(device)!r} is not there, the last is cuda:{torch.cuda.device_count() - 1}; set --device=auto")
     return device
 
@@ -73,6 +75,8 @@ def describe_device(device: torch.device) -> str:
 
 def peak_flops(name: str, precision: str) -> float | None:
     """Operations a second that the GPU called `name` can do at most in `precision`; None where that is not known."""
+    if re.search(r"\b(Laptop|Max-Q)\b", name):  # of which there are many, each with a limit of its own
+        return None
     tflops = next((peak for words, peak in PEAK_TFLOPS.items() if re.search(rf"\b{words}\b", name)), None)
     if tflops is None or precision == "fp32":
         return None

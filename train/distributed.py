@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from preprocess.errors import MisuseError
+
+TIMEOUT = timedelta(hours=1)  # the others wait while the main process saves and writes samples
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +42,24 @@ class World:
         dist.all_reduce(told, dist.ReduceOp.MAX)
         return int(told)
 
+    def is_same(self, value: int) -> bool:
+        """Whether all processes have the same value."""
+        return self.highest(value) == -self.highest(-value)
+
+    def by_main(self, action: Callable[[], Result]) -> Result | None:
+        """What `action` returns in the main process; None in the others, which end quietly where it raises there."""
+        if not self.is_main:
+            if status := self.highest(0):
+                sys.exit(status)
+            return None
+        try:
+            result = action()
+        except Exception as e:
+            self.highest(getattr(e, "exit_status", 1))
+            raise
+        self.highest(0)
+        return result
+
     def sum(self, tensor: Tensor) -> Tensor:
         """`tensor`, summed in place over all processes."""
         if self.size > 1:
@@ -53,8 +77,10 @@ class World:
         if self.size == 1:
             return model
         device_ids = [device.index] if device.type == "cuda" else None
-        # The buffers are constants: nothing of them need be told.
-        return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        wrapped = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+        # The buffers are constants: nothing of them need be told at each pass. The argument for it has another name in torch 2.13.
+        wrapped.broadcast_buffers = False
+        return wrapped
 
     def will_average(self, wrapped: nn.Module, *, is_last: bool) -> None:
         """Whether the next backward pass sends gradients: of the passes of a step, only the last needs to."""
@@ -63,8 +89,8 @@ class World:
 
 
 @contextmanager
-def joined() -> Iterator[World]:
-    """The world that torchrun's environment tells of; without it, of this process alone."""
+def joined(*, by_cuda: bool) -> Iterator[World]:
+    """The world that torchrun's environment tells of, whose models are on GPUs where `by_cuda`; without it, of this process alone."""
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         yield World()
         return
@@ -76,10 +102,11 @@ def joined() -> Iterator[World]:
     if world.size == 1:
         yield world
         return
-    if torch.cuda.is_available():
+    # Gloo carries what is told over the CPU, such as signals; NCCL, which Windows has not, carries gradients.
+    by_nccl = by_cuda and dist.is_nccl_available()
+    if by_cuda:
         torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
-    # Gloo carries what is told over the CPU, such as signals; NCCL carries gradients.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if by_nccl else "gloo", timeout=TIMEOUT)
     try:
         yield world
     finally:

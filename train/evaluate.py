@@ -6,11 +6,13 @@ import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from data import ValidationData
 from distributed import World
+from language_model import evaluating
 
 LARGEST_EXPONENT = 700  # beyond, exp is more than a float holds
 # Standard errors of the difference that an improvement must exceed: by chance, one in forty does.
@@ -18,13 +20,40 @@ NOISE = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
+class Strata:
+    """Which windows come from which build, and the share of each build: evaluations weigh builds as training does."""
+
+    source: np.ndarray  # (W,) the number of each window's build
+    shares: tuple[float, ...]
+
+    def means(self, values: Tensor) -> list[float]:
+        """The mean of `values`, (W,), over the windows of each build."""
+        return [part.mean().item() for part in self._parts(values)]
+
+    def mean_and_stderr(self, values: Tensor) -> tuple[float, float | None]:
+        """The mean of `values`, (W,), and its standard error, of a stratified sample; None where a build has one window."""
+        parts = self._parts(values)
+        mean = math.fsum(share * part.mean().item() for share, part in zip(self.shares, parts, strict=True))
+        if min(map(len, parts)) < 2:
+            return mean, None
+        variance = math.fsum(share**2 * part.var().item() / len(part) for share, part in zip(self.shares, parts, strict=True))
+        return mean, math.sqrt(variance)
+
+    def _parts(self, values: Tensor) -> list[Tensor]:
+        exact = values.double()
+        return [exact[torch.from_numpy(self.source == number)] for number in range(len(self.shares))]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Losses are in nats a token. `stderr` is of the mean over windows; None where there is one window."""
+    """Losses are in nats a token. `stderr` is of the mean over windows; None where a build has one window."""
 
     loss: float
     stderr: float | None
-    bits_per_byte: float | None  # None where the split has no text, only control tokens
+    bits_per_byte: float | None  # None where a split has no text, only control tokens
+    by_build: dict[str, float]  # the loss on each build of a mixture; of one build: empty
     losses: Tensor = field(compare=False)  # (W,) float32 on the CPU, each window's mean
+    strata: Strata = field(compare=False)
 
     @property
     def perplexity(self) -> float:
@@ -41,37 +70,35 @@ def evaluate(
     """
     world = world or World()
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
-        losses = torch.zeros(data.num_windows, device=device)
+    losses = torch.zeros(data.num_windows, device=device)
+    with evaluating(model):
         for numbers, (ids, targets, documents) in data.batches(batch_size, rank=world.rank, num_ranks=world.size):
             with autocast:
                 losses[torch.from_numpy(numbers).to(device)] = model(ids, targets, documents)
-    finally:
-        model.train(was_training)
     return summarize(world.sum(losses).cpu(), data)
 
 
 def summarize(losses: Tensor, data: ValidationData) -> Evaluation:
     """`losses`: (W,) float32, the mean of each window. Windows are equally long, so their mean weighs every token alike."""
-    exact, count = losses.double(), len(losses)
-    loss = exact.mean().item()
-    stderr = exact.std().item() / math.sqrt(count) if count > 1 else None
-    bits_per_token = loss / math.log(2)
-    bits_per_byte = bits_per_token * data.split_tokens / data.split_text_bytes if data.split_text_bytes else None
-    return Evaluation(loss=loss, stderr=stderr, bits_per_byte=bits_per_byte, losses=losses)
+    strata = Strata(source=data.source, shares=data.shares)
+    loss, stderr = strata.mean_and_stderr(losses)
+    means = strata.means(losses)
+    by_build = dict(zip(data.names, means, strict=True)) if len(means) > 1 else {}
+    bits_per_byte = None
+    if all(split["text_bytes"] for split in data.splits):
+        per_byte = (mean / math.log(2) * split["tokens"] / split["text_bytes"] for mean, split in zip(means, data.splits, strict=True))
+        bits_per_byte = math.fsum(share * bits for share, bits in zip(data.shares, per_byte, strict=True))
+    return Evaluation(loss=loss, stderr=stderr, bits_per_byte=bits_per_byte, by_build=by_build, losses=losses, strata=strata)
 
 
-def is_better(losses: Tensor, than: Tensor) -> bool:
+def is_better(losses: Tensor, than: Tensor, strata: Strata) -> bool:
     """Whether the loss is lower by more than noise. Both: (W,), of the same windows, whose differences vary far less than they do.
 
     A window that is hard is hard for both: of two evaluations of one run, the standard error of the mean difference is a
     small part of either one's own.
     """
-    gain = (than - losses).double()  # (W,)
-    stderr = gain.std().item() / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
-    return gain.mean().item() > NOISE * stderr
+    gain, stderr = strata.mean_and_stderr(than - losses)
+    return gain > NOISE * (stderr or 0.0)
 
 
 @dataclass
@@ -87,7 +114,11 @@ class Watch:
         """Take note of an evaluation; returns whether its loss is the lowest so far."""
         if not math.isfinite(evaluation.loss):
             return False
-        if self.reference is None or len(self.reference) != len(evaluation.losses) or is_better(evaluation.losses, self.reference):
+        if (
+            self.reference is None
+            or len(self.reference) != len(evaluation.losses)
+            or is_better(evaluation.losses, self.reference, evaluation.strata)
+        ):
             self.reference, self.num_since = evaluation.losses, 0
         else:
             self.num_since += 1

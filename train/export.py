@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from checkpoint import MODEL_FILE, Checkpoint, find_checkpoint, require_shapes
+from checkpoint import MODEL_FILE, Checkpoint, find_checkpoint, require_shapes, write_tensors
 from command import Parser, run_command, warn
 from config import Config, config_from_saved
 from gpt2 import INIT_STD
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
         for name, data in files.items():
             write_durable(aside / name, data)
         tensors = exported_tensors(checkpoint, config)
-        write_tensors(aside / MODEL_FILE, tensors)
+        write_model(aside / MODEL_FILE, tensors)
     num_parameters = sum(tensor.numel() for tensor in tensors.values())
     print(f"{options.output}: {config.arch} of step {checkpoint.step:,}, {num_parameters:,} parameters, {checkpoint.vocab_size:,} ids")
     return 0
@@ -127,15 +127,13 @@ def tokenizer_files(folder: Path, manifest: dict[str, Any], config: Config) -> d
     return files
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file, durable, as readable as its neighbours. Raises FolioError where there is no room."""
+def write_model(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write the weights, as readable as their neighbours. Raises FolioError where there is no room."""
     try:
-        save_file(tensors, path, metadata=METADATA)
+        write_tensors(path, tensors, METADATA)
     except SafetensorError as e:
         size_mb = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
         raise FolioError(f"cannot write {path.name} of {size_mb:,.1f} MB ({e}); free some room, or choose another --output") from e
-    with open(path, "r+b") as file:  # Windows syncs only what is open for writing
-        os.fsync(file.fileno())
     shutil.copymode(path.with_name(HF_CONFIG), path)  # safetensors lets none but the owner read what it writes
 
 

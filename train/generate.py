@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from config import Config
-from language_model import KeyValues, LanguageModel
+from language_model import KeyValues, LanguageModel, evaluating
 from preprocess.errors import FolioError
 from preprocess.shards.permutation import keyed_hash
 
@@ -34,7 +33,7 @@ def generate(model: LanguageModel, ids: list[int], *, config: Config, eot_id: in
     """
     generator = torch.Generator().manual_seed(sample_seed(config.seed, number))
     context, cache = ids[-model.block_size :], model.empty_cache(1)
-    with _evaluating(model):
+    with evaluating(model):
         for _ in range(config.sample_tokens):
             drawn = draw(_next_logits(model, context, cache), config, generator=generator)
             if drawn == eot_id:
@@ -95,14 +94,3 @@ def decode_stream(decode_bytes: Callable[[np.ndarray], bytes], ids: Iterable[int
             yield text
     if text := decoder.decode(b"", final=True):
         yield text
-
-
-@contextmanager
-def _evaluating(model: LanguageModel) -> Iterator[None]:
-    """Without dropout; afterwards in the mode it was in."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

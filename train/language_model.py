@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +65,17 @@ def document_mask(documents: Tensor) -> Tensor:
     T = documents.shape[1]
     causal = torch.ones(T, T, dtype=torch.bool, device=documents.device).tril()
     return (causal & (documents[:, :, None] == documents[:, None, :]))[:, None]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout; afterwards in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 class LanguageModel(nn.Module):
@@ -129,7 +142,7 @@ class LanguageModel(nn.Module):
     def forward(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         """`ids`, `targets`, `documents`: (B, T) int64. Returns the mean loss of each row in nats: (B,) float32."""
         features, wanted = self.features(ids, documents).flatten(0, 1), targets.flatten()  # (B·T, C), (B·T,)
-        if self.gradient_checkpointing and self.training:
+        if self.gradient_checkpointing:
             chunks = zip(features.split(HEAD_CHUNK), wanted.split(HEAD_CHUNK), strict=True)
             losses = torch.cat([checkpoint(self._losses, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks])
         else:

@@ -1,16 +1,16 @@
-"""How much memory there is, and how much of it a forward pass will keep."""
+"""How much memory there is, and how much of it some computation takes at its peak."""
 
 from __future__ import annotations
 
+import weakref
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
-import torch
-from torch import Tensor
-
-from data import Batch
-from language_model import LanguageModel
+from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 CGROUP = Path("/sys/fs/cgroup")  # where Linux tells a container its limit
 
@@ -18,24 +18,35 @@ CGROUP = Path("/sys/fs/cgroup")  # where Linux tells a container its limit
 def available_bytes() -> int:
     """What this machine, or the container that this process runs in, can still give to it."""
     available = int(psutil.virtual_memory().available)
-    with suppress(OSError, ValueError):  # no such files, or "max": no limit
+    with suppress(OSError, ValueError, KeyError):  # no such files, or "max": no limit
         limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-        available = min(available, limit - used)
+        told = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        available = min(available, limit - used + int(told["inactive_file"]))  # files that were read give way
     return available
 
 
-def kept_bytes(model: LanguageModel, batch: Batch) -> int:
-    """Bytes that a forward pass of `batch` keeps for the backward pass, the weights not counted."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
+class PeakMemory(TorchDispatchMode):
+    """A context that counts the bytes of the tensors made in it, on whatever device: `peak_bytes` at once at most.
 
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    What kernels take and give back within themselves is not seen. The idea is that of torch's own memory tracker
+    (torch.distributed._tools.mem_tracker), which is not public.
+    """
 
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        loss = model(*batch)  # held until all is counted: what is freed may lie where the next tensor does
-    del loss
-    return sum(kept.values())
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak_bytes = 0
+        self._held: dict[int, int] = {}  # storage → bytes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._hold(tensor.untyped_storage())
+        return made
+
+    def _hold(self, storage: UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._held:
+            self._held[key] = storage.nbytes()
+            self.peak_bytes = max(self.peak_bytes, sum(self._held.values()))
+            weakref.finalize(storage, self._held.pop, key, None)

@@ -66,7 +66,8 @@ class Muon(torch.optim.Optimizer):
             taken = 1.0 - self.found_inf
             grads = torch.where(self.found_inf > 0, 0.0, grads)  # never by multiplying: 0 × NaN is NaN
         for p in params:
-            self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         momenta = [self.state[p]["momentum_buffer"] for p in params]
         blended = torch.stack(momenta).lerp_(grads, taken * (1 - group["momentum"]))
         updates = orthogonalize(grads.lerp(blended, group["momentum"]))  # Nesterov's look ahead
@@ -138,7 +139,9 @@ def schedule_factor(step: int, config: Config) -> float:
 def allocate_state(optimizer: torch.optim.Optimizer) -> None:
     """Give every parameter the slots that its first step would make, all zero: memory is then taken before training begins."""
     states: dict[int, dict[str, Tensor]] = {}
+    counts_on_device = bool(optimizer.defaults.get("fused"))  # else the host reads the count of steps, for each parameter
     for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         slots = SLOTS[type(optimizer).__name__]
-        states[i] = {key: torch.zeros((), device=p.device) if key == "step" else torch.zeros_like(p) for key in slots}
+        step_device = p.device if counts_on_device else torch.device("cpu")
+        states[i] = {key: torch.zeros((), device=step_device) if key == "step" else torch.zeros_like(p) for key in slots}
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

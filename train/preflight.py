@@ -10,14 +10,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from builds import Builds
 from checkpoint import CHECKPOINTS_DIR
 from config import Config
-from data import TrainingData, ValidationData, largest_micro_batch, share_of_step
+from data import Batch, Data, TrainingData, largest_micro_batch, share_of_step
 from device import make_autocast
 from distributed import World
-from memory import available_bytes, kept_bytes
+from language_model import HEAD_CHUNK, evaluating
+from memory import PeakMemory, available_bytes
 from optim import update
 from preprocess.errors import FolioError
 from preprocess.shards.format import SPLITS
@@ -25,9 +27,9 @@ from state import Training, training_tensors
 from tracking import spell_duration
 
 # What torch says of memory on the devices that have no error of their own for it.
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
-# What a backward pass takes at its peak, of what the forward pass has kept: it frees from behind while it makes gradients.
-BACKWARD_FACTOR = 1.25
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Storage size calculation overflowed", "CUBLAS_STATUS_ALLOC_FAILED")
+# How much of the memory of a CPU to plan with: allocators keep some, and kernels take some that is not seen.
+USABLE_FRACTION = 0.8
 SLOW_TRIAL_S = 20.0  # a first trial that takes as long is not repeated for a better estimate
 
 
@@ -39,29 +41,42 @@ class Preflight:
     lines: list[str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Seconds for a forward and backward pass with an update, and for a batch of an evaluation, per window."""
+
+    pass_s: float
+    window_evaluation_s: float
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY))
 
 
-def preflight(config: Config, builds: Builds, training: Training, data: tuple[TrainingData, ValidationData], *, world: World) -> Preflight:
-    """Check what can be known before the first step, and try one. Leaves `training` as it was.
+def preflight(config: Config, builds: Builds, training: Training, data: Data, *, wrapped: nn.Module, world: World) -> Preflight:
+    """Check what can be known before the first step, and try one of `wrapped`, the model as processes share it.
 
+    Leaves `training` as it was, but for `micro_batch`, and the model compiled where the settings ask for it.
     Raises FolioError where the run could not end well, MisuseError where a step cannot be shared out.
     """
     checkpoint_bytes = _checkpoint_bytes(training)
-    if world.is_main:
-        _require_disk(config, checkpoint_bytes)
+    world.by_main(lambda: _require_disk(config, checkpoint_bytes))
     share = share_of_step(config.windows_per_step, world)
-    micro_batch, micro_s = _fit(config, training, data, share=share, world=world)
-    step_s = micro_s * (share // micro_batch)
-    evaluation_s = _evaluation_s(config, training, data[1], micro_batch=micro_batch, world=world)
+    most = -world.highest(-windows_that_fit(config, training, data, world=world))
+    if config.compile:  # not before: other sizes than those of training would be compiled for
+        training.model.compile()
+    micro_batch, trial = _fit(config, training, data, share=share, most=most, wrapped=wrapped, world=world)
+    evaluation_s = trial.window_evaluation_s * data.val.num_windows / world.size
     lines = [
         _describe_builds(builds),
-        _describe_steps(config, data[0]),
+        _describe_steps(config, data.train),
         f"{config.keep_checkpoints + 1} checkpoints of {checkpoint_bytes / 1e6:,.1f} MB and one in the making fit the disk",
-        _describe_memory(config, training, micro_batch=micro_batch, share=share, world=world),
-        _describe_time(config, training, step_s=step_s, evaluation_s=evaluation_s),
+        *_describe_memory(config, training, micro_batch=micro_batch, share=share, world=world),
+        _describe_time(config, training, step_s=trial.pass_s * (share // micro_batch), evaluation_s=evaluation_s),
     ]
+    training.micro_batch = micro_batch
+    if training.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(training.device)  # the run tells its own
     return Preflight(micro_batch=micro_batch, lines=[f"preflight: {line}" for line in lines])
 
 
@@ -102,32 +117,41 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
-def _fit(config: Config, training: Training, data: tuple[TrainingData, ValidationData], *, share: int, world: World) -> tuple[int, float]:
-    """The largest micro-batch, up to batch_size, that every process has the memory for, and seconds for one: halved until it fits."""
-    micro_batch = largest_micro_batch(share, min(config.batch_size, windows_that_fit(config, training, data[0])))
+def _fit(config: Config, training: Training, data: Data, *, share: int, most: int, wrapped: nn.Module, world: World) -> tuple[int, Trial]:
+    """The largest micro-batch up to batch_size and `most` that every process has the memory for, halved until it fits, and its trial."""
+    micro_batch = largest_micro_batch(share, min(config.batch_size, most))
+    before = training.micro_batch
+    if before and before < micro_batch and share % before == 0:  # memory was scarce; with another, dropout would draw other numbers
+        micro_batch = before
     while True:
-        micro_s = _try(partial(_trial, config, training, data[0], micro_batch=micro_batch), training)
-        if not world.highest(micro_s is None):
+        trial = _try(partial(_trial, config, training, data, micro_batch=micro_batch, wrapped=wrapped, world=world), training)
+        if not world.highest(trial is None):
             break
         if micro_batch == 1:
             raise FolioError(too_large(config, training.device))
         micro_batch = largest_micro_batch(share, micro_batch // 2)
-    assert micro_s is not None
-    return micro_batch, micro_s
+        if config.compile:
+            torch.compiler.reset()  # or the next size would be compiled for any size
+    assert trial is not None
+    return micro_batch, trial
 
 
-def windows_that_fit(config: Config, training: Training, data: TrainingData) -> int:
-    """How many windows this machine's memory holds a forward and a backward pass of; on a GPU, which can be asked by trying: any number.
+def windows_that_fit(config: Config, training: Training, data: Data, *, world: World) -> int:
+    """How many windows this machine's memory holds a pass of; on a GPU, which can be asked by trying: any number.
 
     A system that has promised more than it has ends the process that takes it, without a word: so it is not tried.
     """
     if training.device.type == "cuda":
         return config.batch_size
-    batch = data.batch(training.num_samples, 1)
-    with make_autocast(config.precision, training.device):
-        window_bytes = kept_bytes(training.model, batch) * BACKWARD_FACTOR
-    gradient_bytes = sum(p.nbytes for p in training.model.parameters())
-    return max(int((available_bytes() - gradient_bytes) // window_bytes), 1)
+    few = max(HEAD_CHUNK // config.block_size, 1)  # from here on, memory grows evenly with the windows
+    peaks = []
+    for num_windows in (few, 2 * few):
+        with PeakMemory() as memory:
+            _pass(config, training, data, training.model, micro_batch=num_windows)
+        peaks.append(memory.peak_bytes)
+    window_bytes = max((peaks[1] - peaks[0]) // few, 1)
+    usable_bytes = available_bytes() * USABLE_FRACTION / world.num_local
+    return max(int((usable_bytes - (peaks[0] - few * window_bytes)) // window_bytes), 1)
 
 
 def too_large(config: Config, device: torch.device) -> str:
@@ -137,7 +161,14 @@ def too_large(config: Config, device: torch.device) -> str:
     )
 
 
-def _try(trial: Callable[[], float], training: Training) -> float | None:
+def ran_out_of_memory(training: Training) -> str:
+    return (
+        f"out of memory on {training.device} after step {training.step:,}, with {training.micro_batch or 0:,} windows a forward pass; "
+        "run the same command with half the batch_size and twice the gradient_accumulation_steps: it continues from the last checkpoint"
+    )
+
+
+def _try(trial: Callable[[], Trial], training: Training) -> Trial | None:
     """What `trial` returns, or None where memory did not suffice for it."""
     try:
         return trial()
@@ -148,45 +179,46 @@ def _try(trial: Callable[[], float], training: Training) -> float | None:
     training.model.zero_grad(set_to_none=True)
     if training.device.type == "cuda":
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(training.device)
     return None
 
 
-def _trial(config: Config, training: Training, data: TrainingData, *, micro_batch: int) -> float:
-    """Seconds for a micro-batch, forward and backward, and an update that is refused, so that it changes nothing.
-
-    The second time counts: the first also compiles, or finds its kernels.
-    """
-    autocast = make_autocast(config.precision, training.device)
-    elapsed_s = 0.0
+def _trial(config: Config, training: Training, data: Data, *, micro_batch: int, wrapped: nn.Module, world: World) -> Trial:
+    """The second time counts: the first also compiles, or finds its kernels."""
+    world.will_average(wrapped, is_last=False)  # where one process has too little memory, the others must not wait for it
+    numbers, batch = next(data.val.batches(micro_batch, rank=world.rank, num_ranks=world.size), (None, None))
+    pass_s = evaluation_s = 0.0
     for _ in range(2):
-        _wait(training.device)
-        began = time.monotonic()
-        ids, targets, documents = data.batch(training.num_samples, micro_batch)
-        with autocast:
-            loss = training.model(ids, targets, documents).mean()
-        training.scaler.scale(loss).backward()
-        update(training.optimizers, torch.zeros((), dtype=torch.bool, device=training.device))
-        training.model.zero_grad(set_to_none=True)
-        _wait(training.device)
-        elapsed_s = time.monotonic() - began
-        if elapsed_s > SLOW_TRIAL_S:
+        pass_s = _timed(training.device, lambda: _pass(config, training, data, wrapped, micro_batch=micro_batch))
+        if batch is not None:
+            evaluation_s = _timed(training.device, partial(_evaluate_batch, config, training, batch))
+        if pass_s > SLOW_TRIAL_S and not config.compile:
             break
-    return elapsed_s
+    return Trial(pass_s=pass_s, window_evaluation_s=evaluation_s / len(numbers) if numbers is not None else 0.0)
 
 
-def _evaluation_s(config: Config, training: Training, data: ValidationData, *, micro_batch: int, world: World) -> float:
-    """Seconds that an evaluation will take, from one of its batches."""
-    training.model.eval()
-    try:
-        for numbers, (ids, targets, documents) in data.batches(micro_batch, rank=world.rank, num_ranks=world.size):
-            began = time.monotonic()
-            with torch.no_grad(), make_autocast(config.precision, training.device):
-                training.model(ids, targets, documents)
-            _wait(training.device)
-            return (time.monotonic() - began) * data.num_windows / world.size / len(numbers)
-    finally:
-        training.model.train()
-    return 0.0
+def _pass(config: Config, training: Training, data: Data, wrapped: nn.Module, *, micro_batch: int) -> None:
+    """A micro-batch, forward and backward, and an update that is refused, so that it changes nothing."""
+    ids, targets, documents = data.train.batch(training.num_samples, micro_batch)
+    with make_autocast(config.precision, training.device):
+        loss = wrapped(ids, targets, documents).mean()
+    training.scaler.scale(loss).backward()
+    update(training.optimizers, torch.zeros((), dtype=torch.bool, device=training.device))
+    training.model.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def _evaluate_batch(config: Config, training: Training, batch: Batch) -> None:
+    with evaluating(training.model), make_autocast(config.precision, training.device):
+        training.model(*batch)
+
+
+def _timed(device: torch.device, work: Callable[[], None]) -> float:
+    _wait(device)
+    began = time.monotonic()
+    work()
+    _wait(device)
+    return time.monotonic() - began
 
 
 def _wait(device: torch.device) -> None:
@@ -196,21 +228,15 @@ def _wait(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def _describe_memory(config: Config, training: Training, *, micro_batch: int, share: int, world: World) -> str:
-    parts = list(_memory_parts(config, micro_batch=micro_batch, share=share, world=world))
-    if training.device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(training.device)
-        peak = torch.cuda.max_memory_allocated(training.device)
-        parts.append(f"one needs {peak / 1e9:,.1f} GB of {total / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are left")
-    return "; ".join(parts)
-
-
-def _memory_parts(config: Config, *, micro_batch: int, share: int, world: World) -> Iterator[str]:
-    halved = micro_batch < largest_micro_batch(share, config.batch_size)
-    if halved:
+def _describe_memory(config: Config, training: Training, *, micro_batch: int, share: int, world: World) -> Iterator[str]:
+    if micro_batch < largest_micro_batch(share, config.batch_size):
         yield f"memory holds no batch of {config.batch_size:,} windows: they are cut smaller, with the same tokens a step"
     where = f" in each of {world.size} processes" if world.size > 1 else ""
     yield f"forward passes a step{where}: {share // micro_batch:,}, of {micro_batch:,} windows"
+    if training.device.type == "cuda":
+        _, total = torch.cuda.mem_get_info(training.device)
+        peak = torch.cuda.max_memory_allocated(training.device)
+        yield f"a step needs {peak / 1e9:,.1f} GB of the GPU's {total / 1e9:,.1f} GB"
 
 
 def _describe_time(config: Config, training: Training, *, step_s: float, evaluation_s: float) -> str:

@@ -78,6 +78,20 @@ def find_start(config: Config, builds: Builds, *, restart: bool, warn: Callable[
     return checkpoint
 
 
+def what_is_finished(start: Checkpoint, config: Config) -> str | None:
+    """Why a run that is found at `start` has nothing left to do; None where it has."""
+    if config.resume != "auto":
+        return None
+    if start.step >= config.max_steps:
+        return f"{config.out_dir} is finished: all {config.max_steps:,} steps are done, nothing is left to do; --restart trains again"
+    if config.patience is not None and start.num_since >= config.patience:
+        return (
+            f"{config.out_dir} stopped early, after step {start.step:,}: {start.num_since} evaluations without an improvement "
+            "beyond noise; a higher --patience goes on, --restart trains again"
+        )
+    return None
+
+
 def _has_rows(out_dir: Path) -> bool:
     path = out_dir / METRICS_FILE
     return path.is_file() and path.stat().st_size > 0

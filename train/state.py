@@ -32,6 +32,7 @@ class Training:
     device: torch.device
     skipped: Tensor  # (2,) int64 on the device: updates refused in a row, and of the whole run
     step: int = 0  # optimizer steps done
+    micro_batch: int | None = None  # windows a forward pass, once known: where it changes, dropout draws other numbers
     num_samples: int = 0  # samples drawn; more than the steps' where some were skipped by going back
     watch: Watch = field(default_factory=Watch)
 
@@ -74,6 +75,7 @@ def training_numbers(training: Training) -> dict[str, Any]:
     return {
         "step": training.step,
         "num_samples": training.num_samples,
+        "micro_batch": training.micro_batch,
         "skipped_updates": int(training.skipped[1]),
         "scaler": training.scaler.state_dict(),
         "watch": {
@@ -99,9 +101,18 @@ def load_training(training: Training, numbers: Mapping[str, Any], tensors: Mappi
     reference = tensors[REFERENCE].clone() if REFERENCE in tensors else None
     training.watch = Watch(best_step=best_step, best_loss=best_loss, num_since=_number(watch["num_since"], int), reference=reference)
     if numbers["scaler"] and training.scaler.is_enabled():
-        training.scaler.load_state_dict(dict(numbers["scaler"]))
+        training.scaler.load_state_dict(_scaler_state(numbers["scaler"]))
+    training.micro_batch = None if numbers["micro_batch"] is None else _number(numbers["micro_batch"], int)
     training.step, training.num_samples = _number(numbers["step"], int), _number(numbers["num_samples"], int)
     training.skipped.copy_(torch.tensor([0, _number(numbers["skipped_updates"], int)]))
+
+
+def _scaler_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    kinds: dict[str, Callable[[Any], Any]] = {"scale": float, "growth_factor": float, "backoff_factor": float} | {"growth_interval": int}
+    found = {key: _number(state[key], kind) for key, kind in kinds.items()} | {"_growth_tracker": _number(state["_growth_tracker"], int)}
+    if not (found["scale"] > 0 and found["growth_factor"] > 1 > found["backoff_factor"] > 0 and found["growth_interval"] > 0):
+        raise ValueError(f"scaler is {found}, which none could work with")
+    return found
 
 
 def _number(value: Any, kind: Callable[[Any], Any]) -> Any:
@@ -114,10 +125,9 @@ def copy_from_main(training: Training, world: World) -> None:
     """Bring every process to where the main one is."""
     world.copy_from_main([*training.model.state_dict().values(), *(tensor for _, tensor in slots(training)), training.skipped])
     scaler = training.scaler.state_dict()
-    told = torch.tensor(
-        [training.step, training.num_samples, scaler.get("scale", 0.0), scaler.get("_growth_tracker", 0)], dtype=torch.float64
-    )  # whole numbers are exact in it up to 2**53
+    numbers = [training.step, training.num_samples, training.micro_batch or 0, scaler.get("scale", 0.0), scaler.get("_growth_tracker", 0)]
+    told = torch.tensor(numbers, dtype=torch.float64)  # whole numbers are exact in it up to 2**53
     world.copy_from_main([told])
-    training.step, training.num_samples = int(told[0]), int(told[1])
+    training.step, training.num_samples, training.micro_batch = int(told[0]), int(told[1]), int(told[2]) or None
     if scaler:
-        training.scaler.load_state_dict(scaler | {"scale": told[2].item(), "_growth_tracker": int(told[3])})
+        training.scaler.load_state_dict(scaler | {"scale": told[3].item(), "_growth_tracker": int(told[4])})

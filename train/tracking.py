@@ -197,12 +197,14 @@ class Report:
     def evaluation(self, step: int, result: Evaluation) -> None:
         """A row and a line for an evaluation."""
         values = {"perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte, "evaluation_share": self.evaluation_share}
-        self._row(step, val_loss=result.loss, val_loss_stderr=result.stderr, **values)
+        by_build = {f"val_loss/{name}": loss for name, loss in result.by_build.items()}
+        self._row(step, val_loss=result.loss, val_loss_stderr=result.stderr, **values, **by_build)
         bits = "n/a" if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"
         error = "" if result.stderr is None else f" ± {result.stderr:.4f}"
+        each = "".join(f"  {name} {loss:.4f}" for name, loss in result.by_build.items())
         self._console.line(
             f"step {step:,}/{self._max_steps:,}  val loss {result.loss:.4f}{error}  "
-            f"perplexity {result.perplexity:,.2f}  bits per byte {bits}"
+            f"perplexity {result.perplexity:,.2f}  bits per byte {bits}{each}"
         )
 
     def went_back(self, step: int, *, from_step: int, skipped_samples: int) -> None:

@@ -10,10 +10,9 @@ import contextlib
 import dataclasses
 import math
 import os
-import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 # Before torch reads it: libgomp's threads spin for each other, and where another process wants a core too, they spin in
 # its way. On 2 cores: 13,700 tokens/s on an idle machine with either value; beside one busy process 6,900, not 4,100.
@@ -26,11 +25,12 @@ if __name__ == "__main__" and {"--help", "-h"} & {*sys.argv}:  # before torch, w
     sys.exit(0)
 
 import torch
+from torch import Tensor, nn
 
 from builds import Builds, open_builds
-from checkpoint import Checkpoint, newest, origin_of, restore, save
+from checkpoint import Checkpoint, origin_of, restore, save
 from command import run_command, warn
-from data import Feed, TrainingData, ValidationData, dropout_seed
+from data import Data, Feed, dropout_seed, open_data
 from device import (
     choose_device,
     choose_precision,
@@ -41,17 +41,21 @@ from device import (
     set_matmul_precision,
 )
 from distributed import World, joined
+from divergence import go_back, refused_too_often, unfit_to_save
 from evaluate import Watch, evaluate
 from optim import schedule_factor, set_learning_rate, update
-from preflight import Preflight, is_out_of_memory, preflight, too_large
-from preprocess.errors import FolioError, one_line
+from preflight import Preflight, is_out_of_memory, preflight, ran_out_of_memory, too_large
+from preprocess.errors import FolioError, MisuseError, one_line
+from preprocess.shards.files import canonical_json, sha256_bytes
 from pretrained import initialize
-from run_folder import find_start, forget, locked, tidy, write_run
+from run_folder import find_start, forget, locked, tidy, what_is_finished, write_run
 from sample import control_tokens, sample_text
+from signals import StopRequest
 from state import Training, copy_from_main, new_training
 from tracking import Report, Work
 
 CHECK_INTERVAL = 10  # steps after which the host asks the device at least whether its numbers are still finite
+OF_EACH_PROCESS = ("data", "out_dir", "device")  # settings in which processes on several machines may differ
 
 
 def main(arguments: list[str]) -> int:
@@ -60,7 +64,7 @@ def main(arguments: list[str]) -> int:
         print(describe_settings())
         return 0
     config = load_config(command.config_path, command.overrides)
-    with joined() as world:
+    with joined(by_cuda=config.device != "cpu" and torch.cuda.is_available()) as world:
         device = choose_device(config.device, local_rank=world.local_rank, num_local=world.num_local)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -68,66 +72,96 @@ def main(arguments: list[str]) -> int:
         set_matmul_precision(precision)
         config = dataclasses.replace(config, device=str(device), precision=precision)
         builds = open_builds(config.data)
-        control_tokens(builds.manifest, config)
-        data = TrainingData(builds, config, device=device), ValidationData(builds, config, device=device)
+        control_tokens(builds.manifest, config)  # for what it refuses: an author of no sample in the build
+        data = open_data(builds, config, device=device)
         with locked(Path(config.out_dir)) if world.is_main else contextlib.nullcontext():
             return run(command, config, builds, data=data, world=world, device=device)
 
 
-def run(
-    command: Command, config: Config, builds: Builds, *, data: tuple[TrainingData, ValidationData], world: World, device: torch.device
-) -> int:
+def run(command: Command, config: Config, builds: Builds, *, data: Data, world: World, device: torch.device) -> int:
     """Begin or continue the run that lives in out_dir. Returns the exit status."""
-    out_dir = Path(config.out_dir)
-    start = find_start(config, builds, restart=command.restart, warn=warn) if world.is_main else None
-    if world.highest(_is_finished(start, config)):
+    _require_same(config, builds, world)
+    start = world.by_main(lambda: find_start(config, builds, restart=command.restart, warn=warn))
+    finished = what_is_finished(start, config) if start else None
+    if world.highest(finished is not None):
+        print(one_line(finished or ""), end="\n" if finished else "")
         return 0
     try:
         # All that can fail is made before anything in out_dir changes.
-        vocab_size = world.highest(start.vocab_size if start else builds.vocab_size)
-        training = new_training(config, vocab_size, device=device)
-        if start is not None:
-            restore(start, training)
-            if config.resume != "auto":  # what was best there is not here
-                training.watch = Watch()
-        elif config.init_from is not None and world.is_main:
-            initialize(training.model, config, builds, warn=warn)
-        copy_from_main(training, world)
-        if config.compile:
-            training.model.compile()
-        found = preflight(config, builds, training, data, world=world)
-        if world.is_main:
-            if command.restart:
-                forget(out_dir)
-            tidy(out_dir)
-            write_run(config, builds)
-        return train(config, builds, training=training, data=data, start=start, found=found, world=world)
+        training = begin(config, builds, start=start, world=world, device=device)
+        wrapped = world.wrap(training.model, device)
+        found = preflight(config, builds, training, data, wrapped=wrapped, world=world)
     except (MemoryError, RuntimeError) as e:
         if not is_out_of_memory(e):
             raise
         raise FolioError(too_large(config, device)) from e
 
+    def write() -> None:
+        if command.restart:
+            forget(Path(config.out_dir))
+        tidy(Path(config.out_dir))
+        write_run(config, builds)
 
-def _is_finished(start: Checkpoint | None, config: Config) -> bool:
-    """Whether nothing is left to do, which is then said."""
-    if start is None:
-        return False
-    if start.step >= config.max_steps:
-        print(
-            one_line(
-                f"{config.out_dir} is finished: all {config.max_steps:,} steps are done, nothing is left to do; --restart trains again"
-            )
+    world.by_main(write)
+    try:
+        return train(config, builds, training=training, wrapped=wrapped, data=data, start=start, found=found, world=world)
+    except (MemoryError, RuntimeError) as e:
+        if not is_out_of_memory(e):
+            raise
+        raise FolioError(ran_out_of_memory(training)) from e
+
+
+def _require_same(config: Config, builds: Builds, world: World) -> None:
+    """Raise MisuseError where processes would train different things."""
+    settings = {key: value for key, value in config.as_dict().items() if key not in OF_EACH_PROCESS}
+    told = [settings, builds.build_id, torch.__version__]
+    if not world.is_same(int(sha256_bytes(canonical_json(told))[:12], 16)):
+        raise MisuseError(
+            f"process {world.rank} was started with settings, a build or a torch of its own; start all with the same ones "
+            f"(here build_id {builds.build_id[:12]}, torch {torch.__version__})"
         )
-        return True
-    if config.resume == "auto" and config.patience is not None and start.num_since >= config.patience:
-        print(
-            one_line(
-                f"{config.out_dir} stopped early, after step {start.step:,}: {start.num_since} evaluations without an improvement "
-                f"beyond noise; a higher --patience goes on, --restart trains again"
-            )
+
+
+def begin(config: Config, builds: Builds, *, start: Checkpoint | None, world: World, device: torch.device) -> Training:
+    """Training as the seed makes it, as it was at `start`, or with the weights that `init_from` names; in all processes alike."""
+    vocab_size = world.highest(start.vocab_size if start else builds.vocab_size)
+    training = new_training(config, vocab_size, device=device)
+
+    def load() -> None:
+        if start is not None:
+            restore(start, training)
+            if config.resume != "auto":  # what was best there is not here
+                training.watch = Watch()
+            if start.origin.settings["batch_size"] != config.batch_size:
+                training.micro_batch = None
+        elif config.init_from is not None:
+            initialize(training.model, config, builds, warn=warn)
+
+    world.by_main(load)
+    copy_from_main(training, world)
+    return training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Due:
+    """What a step is followed by: the same in all processes, or they would wait for each other for ever."""
+
+    logging: bool
+    evaluating: bool
+    saving: bool
+    sampling: bool
+    checking: bool
+
+    @classmethod
+    def after(cls, step: int, config: Config, *, is_stopping: bool) -> Due:
+        is_last = step == config.max_steps
+        return cls(
+            logging=is_last or step % config.log_interval == 0,
+            evaluating=is_last or step % config.eval_interval == 0,
+            saving=is_last or is_stopping or step % config.checkpoint_interval == 0,
+            sampling=config.sample_interval is not None and step % config.sample_interval == 0 and not is_last,
+            checking=step % CHECK_INTERVAL == 0,
         )
-        return True
-    return False
 
 
 def train(
@@ -135,115 +169,132 @@ def train(
     builds: Builds,
     *,
     training: Training,
-    data: tuple[TrainingData, ValidationData],
+    wrapped: nn.Module,
+    data: Data,
     start: Checkpoint | None,
     found: Preflight,
     world: World,
 ) -> int:
     """From the step that `training` is at to max_steps, or until a signal or patience ends it. Returns the exit status."""
-    out_dir, max_steps, windows_per_step = Path(config.out_dir), config.max_steps, config.windows_per_step
-    model, optimizers, scaler, device = training.model, training.optimizers, training.scaler, training.device
-    wrapped = world.wrap(model, device)
-    train_data, val_data = data
+    model, device = training.model, training.device
     autocast = make_autocast(config.precision, device)
-    origin = origin_of(config, builds)
-    feed = Feed(train_data, windows_per_step=windows_per_step, micro_batch=found.micro_batch, world=world)
+    feed = Feed(data.train, windows_per_step=config.windows_per_step, micro_batch=found.micro_batch, world=world)
     work = _work(config, training, world)
-    last_row = start.step if start else -1
-    with Report(out_dir if world.is_main else None, step=last_row, max_steps=max_steps, work=work) as report, StopRequest(training) as stop:
+    out_dir, last_row = Path(config.out_dir), start.step if start else -1
+
+    def save_now() -> None:
+        save(training, out_dir, origin=origin_of(config, builds), keep=config.keep_checkpoints)
+
+    with (
+        Report(out_dir if world.is_main else None, step=last_row, max_steps=config.max_steps, work=work) as report,
+        StopRequest(training, world) as stop,
+    ):
         report.say("\n".join([*config.lines(), *found.lines]))
-        report.say(f"{builds.name}: {train_data.num_tokens:,} training tokens, {val_data.num_windows:,} validation windows")
+        report.say(f"{builds.name}: {data.train.num_tokens:,} training tokens, {data.val.num_windows:,} validation windows")
         where = f"on {describe_device(device)} in {config.precision}" + (f", {world.size} processes" if world.size > 1 else "")
         where += ", MFU n/a: its peak is not known" if work.peak_flops is None else ""
         report.say(f"{model.num_parameters:,} parameters, {work.tokens_per_step:,} tokens a step, {where}")
         if start is not None:
             report.say(f"continuing after step {start.step:,}, from {start.folder}")
-            if config.resume != "auto" and world.is_main:  # from here on the run stands on its own
-                save(training, out_dir, origin=origin, keep=config.keep_checkpoints)
+        if training.step > 0 and config.resume != "auto":  # from here on the run stands on its own
+            world.by_main(save_now)
         if training.step == 0:
             with report.evaluating():
-                report.evaluation(0, evaluate(model, val_data, batch_size=found.micro_batch, autocast=autocast, world=world))
+                report.evaluation(0, evaluate(model, data.val, batch_size=found.micro_batch, autocast=autocast, world=world))
 
         came_back_to: int | None = None
         is_saving = is_stopping = False
         signum = 0
-        while training.step < max_steps and not is_stopping:
-            # The step: gradients of its samples, a micro-batch at a time, then an update unless a number is not finite.
-            factor = schedule_factor(training.step, config)
-            set_learning_rate(optimizers, factor)
-            loss = torch.zeros((), device=device)  # summed where it is: reading it would wait for the device
-            for micro in range(feed.accumulation):
-                first_sample = feed.first_sample(training.num_samples, micro)
-                ids, targets, documents = feed.take(first_sample)
-                if config.dropout:
-                    torch.manual_seed(dropout_seed(config.seed, first_sample))
-                world.will_average(wrapped, is_last=micro == feed.accumulation - 1)
-                with autocast:
-                    micro_loss = wrapped(ids, targets, documents).mean() / feed.accumulation
-                scaler.scale(micro_loss).backward()
-                loss += micro_loss.detach()
-                feed.prepare(feed.first_sample(training.num_samples, micro + 1))  # while the device computes
-            loss = world.sum(loss) / world.size
-            for optimizer in optimizers:
-                scaler.unscale_(optimizer)
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
-            is_good = loss.isfinite() & grad_norm.isfinite()
-            update(optimizers, is_good)
-            scaler.update()
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            training.skipped.copy_(torch.stack([torch.where(is_good, 0, training.skipped[0] + 1), training.skipped[1] + ~is_good]))
-            training.step += 1
-            training.num_samples += windows_per_step
-
+        while training.step < config.max_steps and not is_stopping:
+            outcome = take_step(training, wrapped, feed, config, autocast=autocast, world=world)
             # The signal is read once: one that comes after this is for the next step. All processes heed one's.
-            step, is_last, signum = training.step, training.step == max_steps, world.highest(stop.signum)
+            step, signum = training.step, world.highest(stop.signum)
             is_stopping = bool(signum)
-            is_logging = is_last or step % config.log_interval == 0
-            is_evaluating = is_last or step % config.eval_interval == 0
-            is_saving |= is_last or is_stopping or step % config.checkpoint_interval == 0
-            if not (is_logging or is_evaluating or is_saving or step % CHECK_INTERVAL == 0):
+            due = Due.after(step, config, is_stopping=is_stopping)
+            is_saving |= due.saving
+            if not (is_saving or due.logging or due.evaluating or due.sampling or due.checking):
                 continue
-            in_a_row, skipped_updates = training.skipped.tolist()
-            if in_a_row >= training.most_skipped:
-                came_back_to = go_back(training, out_dir, world=world, report=report, before=came_back_to, config=config)
-                is_saving = is_stopping
-                continue
-            if is_logging:
-                values = {"loss": loss.item(), "grad_norm": grad_norm.item()}
-                report.training(step, learning_rate=config.learning_rate * factor, skipped_updates=skipped_updates, **values)
-            if is_evaluating:
+            trouble = refused_too_often(training)
+            refused, all_refused = training.skipped.tolist()
+            if due.logging and not trouble:
+                values = {"loss": outcome.loss.item(), "grad_norm": outcome.grad_norm.item()}
+                report.training(step, learning_rate=config.learning_rate * outcome.rate, skipped_updates=all_refused, **values)
+            if due.evaluating and not trouble:
                 with report.evaluating():
-                    evaluation = evaluate(model, val_data, batch_size=found.micro_batch, autocast=autocast, world=world)
+                    evaluation = evaluate(model, data.val, batch_size=found.micro_batch, autocast=autocast, world=world)
                 report.evaluation(step, evaluation)
-                if is_last and not math.isfinite(evaluation.loss):
-                    raise FolioError(diverged(config, step, f"the validation loss is {evaluation.loss}"))
-                # The main process alone watches: what follows is the same in all.
-                is_saving |= bool(world.highest(world.is_main and training.watch.see(step, evaluation)))
-                is_stopping |= bool(world.highest(world.is_main and training.watch.is_out_of(config.patience)))
-                is_saving |= is_stopping
+                if not math.isfinite(evaluation.loss):
+                    trouble = f"the validation loss is {evaluation.loss}"
+                elif refused == 0:
+                    # The main process alone watches: what follows from it is the same in all.
+                    is_saving |= bool(world.highest(world.is_main and training.watch.see(step, evaluation)))
+                    is_stopping |= bool(world.highest(world.is_main and training.watch.is_out_of(config.patience)))
+                    is_saving |= is_stopping
             # While updates are refused, the weights may be what is wrong: what is saved then could be no good.
-            if is_saving and (in_a_row == 0 or is_last):
+            if is_saving and not trouble and (refused == 0 or step == config.max_steps):
                 with report.pause():
-                    report.sync()
-                    if world.is_main:
-                        save(training, out_dir, origin=origin, keep=config.keep_checkpoints)
+                    trouble = unfit_to_save(training, data.val, autocast=autocast, world=world)
+                    if not trouble:
+                        report.sync()
+                        world.by_main(save_now)
+                        is_saving = False
+            if trouble:
+                came_back_to = go_back(training, config, trouble=trouble, before=came_back_to, world=world, report=report)
                 is_saving = False
-            if config.sample_interval and step % config.sample_interval == 0 and not is_last:
+            elif due.sampling:
                 with report.pause():
                     show_sample(report, training, builds=builds, config=config, world=world)
 
-        step, watch = training.step, training.watch
-        best = "" if watch.best_step is None else f"; the lowest validation loss was {watch.best_loss:.4f}, after step {watch.best_step:,}"
-        if signum and step < max_steps:
-            saved = "the last updates were not finite, so that it was not saved" if is_saving else "saved"
-            report.say(f"stopped after step {step:,} of {max_steps:,}, {saved}; go on with --resume=auto")
+        report.say(_last_words(training, config, signum=signum, is_saved=not is_saving))
+        if signum and training.step < config.max_steps:
             return 128 + signum
-        reason = "finished" if step == max_steps else f"stopped early, {watch.num_since} evaluations without an improvement beyond noise,"
-        report.say(f"{reason} after step {step:,}; the model is in {out_dir}{best}")
         report.say(f"evaluations took {report.evaluation_share:.1%} of the time")
         show_sample(report, training, builds=builds, config=config, world=world)
         return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Of a step: loss and gradient norm, () each, still on the device, and the share of the highest learning rate it took."""
+
+    loss: Tensor
+    grad_norm: Tensor
+    rate: float
+
+
+def take_step(training: Training, wrapped: nn.Module, feed: Feed, config: Config, *, autocast: torch.autocast, world: World) -> Outcome:
+    """The gradients of a step's samples, a micro-batch at a time, then an update, unless a number is not finite.
+
+    Nothing in it waits for the device.
+    """
+    optimizers, scaler = training.optimizers, training.scaler
+    rate = schedule_factor(training.step, config)
+    set_learning_rate(optimizers, rate)
+    loss = torch.zeros((), device=training.device)  # summed where it is
+    for micro in range(feed.accumulation):
+        first_sample = feed.first_sample(training.num_samples, micro)
+        ids, targets, documents = feed.take(first_sample)
+        if config.dropout:
+            torch.manual_seed(dropout_seed(config.seed, first_sample))
+        world.will_average(wrapped, is_last=micro == feed.accumulation - 1)
+        with autocast:
+            micro_loss = wrapped(ids, targets, documents).mean() / feed.accumulation
+        scaler.scale(micro_loss).backward()
+        loss += micro_loss.detach()
+        feed.prepare(feed.first_sample(training.num_samples, micro + 1))  # while the device computes
+    loss = world.sum(loss) / world.size
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
+    grad_norm = torch.nn.utils.clip_grad_norm_(training.model.parameters(), config.grad_clip or math.inf)
+    is_good = loss.isfinite() & grad_norm.isfinite()
+    update(optimizers, is_good)
+    scaler.update()
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    training.skipped.copy_(torch.stack([torch.where(is_good, 0, training.skipped[0] + 1), training.skipped[1] + ~is_good]))
+    training.step += 1
+    training.num_samples += config.windows_per_step
+    return Outcome(loss=loss, grad_norm=grad_norm, rate=rate)
 
 
 def _work(config: Config, training: Training, world: World) -> Work:
@@ -256,60 +307,19 @@ def _work(config: Config, training: Training, world: World) -> Work:
     )
 
 
-def go_back(training: Training, out_dir: Path, *, world: World, report: Report, before: int | None, config: Config) -> int:
-    """Return to the newest checkpoint, but go on with the samples that come next. Returns its step.
-
-    Raises FolioError where there is none, or where it is the one that the run came back to `before`: then it would not help.
-    """
-    from_step, num_samples = training.step, training.num_samples
-    checkpoint = newest(out_dir, warn) if world.is_main else None
-    step = world.highest(-1 if checkpoint is None else checkpoint.step)
-    reason = f"{training.most_skipped} updates in a row were not finite"
-    if step < 0 or step == before:
-        raise FolioError(diverged(config, from_step, reason + ("" if step < 0 else f", again since the return to step {before:,}")))
-    if checkpoint is not None:
-        restore(checkpoint, training)
-    copy_from_main(training, world)
-    skipped_samples = num_samples - training.num_samples
-    training.num_samples = num_samples
-    report.went_back(step, from_step=from_step, skipped_samples=skipped_samples)
-    report.say(
-        f"{reason}: back from step {from_step:,} to the checkpoint of step {step:,}, without the {skipped_samples:,} samples between"
+def _last_words(training: Training, config: Config, *, signum: int, is_saved: bool) -> str:
+    """How the run ended, and what is on the disk."""
+    step, watch = training.step, training.watch
+    if signum and step < config.max_steps:
+        saved = "saved" if is_saved else "the last updates were not finite, so that it was not saved"
+        return f"stopped after step {step:,} of {config.max_steps:,}, {saved}; go on with --resume=auto"
+    reason = (
+        "finished" if step == config.max_steps else f"stopped early, {watch.num_since} evaluations without an improvement beyond noise,"
     )
-    return step
-
-
-def diverged(config: Config, step: int, reason: str) -> str:
-    return (
-        f"{reason} at step {step:,}: training has diverged; "
-        f"lower learning_rate (now {config.learning_rate:g}) or raise warmup_steps, and begin again with --restart"
-    )
-
-
-class StopRequest:
-    """Signals while training: the first asks for an end after the step, the second ends the process at once."""
-
-    def __init__(self, training: Training) -> None:
-        self.signum = 0
-        self._training = training
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> StopRequest:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self._before[signum] = signal.signal(signum, self._receive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)  # type: ignore[arg-type]
-
-    def _receive(self, signum: int, _: FrameType | None) -> None:
-        if self.signum:
-            os._exit(128 + signum)
-        self.signum = signum
-        # Not by print: the signal may have come in the middle of one, and a buffered stream cannot be entered twice.
-        with contextlib.suppress(OSError):  # `2>&1 | tee` died of the same Ctrl-C
-            os.write(2, f"\nfinishing step {self._training.step + 1:,}, saving; once more to abort\n".encode())
+    refused = int(training.skipped[0])
+    left_out = f"; the last {refused:,} updates were not finite and are left out" if refused else ""
+    best = "" if watch.best_step is None else f"; the lowest validation loss was {watch.best_loss:.4f}, after step {watch.best_step:,}"
+    return f"{reason} after step {step:,}; the model is in {config.out_dir}{left_out}{best}"
 
 
 def show_sample(report: Report, training: Training, *, builds: Builds, config: Config, world: World) -> None:
