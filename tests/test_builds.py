@@ -94,7 +94,8 @@ def test_the_vocabulary_is_that_of_the_build_that_knows_most(folder: Path) -> No
         ("{0}/one:1,{0}/two", "in which '{0}/two' has no weight above 0; write NAME:WEIGHT,NAME:WEIGHT"),
         ("{0}/one:1,{0}/two:0", "has no weight above 0"),
         ("{0}/one:1,{0}/nowhere:1", "no build '{0}/nowhere'"),
-        ("{0}/one,{0}/two", "no build"),
+        ("{0}/one,{0}/two", "several builds are mixed by NAME:WEIGHT,NAME:WEIGHT"),
+        ("{0}/one:1,{0}/two/../one:2", "in which a build stands twice; add its weights up"),
     ],
 )
 def test_what_cannot_be_mixed(folder: Path, data: str, complaint: str) -> None:

@@ -255,7 +255,7 @@ def test_a_full_disk_leaves_nothing(runs: dict[str, Path], tmp_path: Path) -> No
 def test_an_export_that_is_cut_short_leaves_nothing(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
 ) -> None:
-    def interrupted(path: Path, tensors: object) -> None:
+    def interrupted(path: Path, *_: object) -> None:
         path.write_bytes(b"half")
         raise error
 

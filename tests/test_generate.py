@@ -144,7 +144,7 @@ def test_drawing() -> None:
     assert drawn(temperature=100.0, top_k=2) == {1, 2}
     assert drawn(temperature=100.0, top_k=None) == {0, 1, 2, 3}
     # At temperature 1 the probabilities are 0.70, 0.26, 0.03, 0.01.
-    assert drawn(temperature=1.0, top_p=0.69) == {1}
+    assert drawn(temperature=1.0, top_p=0.69) == drawn(temperature=1.0, top_p=1e-300) == {1}
     assert drawn(temperature=1.0, top_p=0.71) == {1, 2}
     assert drawn(temperature=100.0, top_p=1.0) == {0, 1, 2, 3}
     # Of the two that top_k leaves, the first has 0.73: the nucleus is of what is left.

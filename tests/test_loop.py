@@ -92,6 +92,26 @@ def test_weights_that_are_no_good_are_never_saved(folder: Path, intervals: dict[
     assert committed(folder / name) == []
 
 
+def test_what_contradicts_itself_is_refused(folder: Path) -> None:
+    path = write_config(folder / "both.py", folder / "tiny")
+    assert invoke("train.py", path).returncode == 0
+    for arguments, complaint in (
+        ([f"--resume={folder / 'both'}", "--init_from=x", f"--out_dir={folder / 'n'}"], "brings weights of its own"),
+        ([f"--resume={folder / 'both'}", "--optimizer=muon", f"--out_dir={folder / 'n'}", "--max_steps=30"], "set --optimizer=adamw"),
+        ([f"--init_from={folder / 'both'}", "--restart"], "lies in out_dir"),
+        (["--restart=true"], "wanted --restart alone"),
+        (["--init_from="], "init_from is empty"),
+    ):
+        done = invoke("train.py", path, *arguments)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and complaint in done.stderr, done.stderr
+    assert len(committed(folder / "both")) == 3
+
+
+def test_a_joiner_is_no_control_character(folder: Path) -> None:
+    path = write_config(folder / "joined.py", folder / "tiny", max_steps=4)
+    assert "no sample: " in invoke("train.py", path, "--sample_prompt=\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645").stdout
+
+
 def test_samples_come_when_they_are_due(folder: Path) -> None:
     seldom = {"log_interval": 1000, "eval_interval": 1000, "checkpoint_interval": 1000}
     path = write_config(folder / "samples.py", folder / "tiny", **seldom, sample_interval=7, sample_author="Anna Akimova")

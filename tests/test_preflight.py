@@ -68,6 +68,13 @@ def test_what_it_says(folder: Path) -> None:
     assert time.startswith("preflight: about ") and "1,000 steps of 0.0" in time and "11 evaluations of 0.0" in time
 
 
+@pytest.mark.parametrize(("max_steps", "step", "evaluations"), [(15, 0, 3), (20, 0, 3), (20, 10, 1), (15, 12, 1), (5, 0, 2)])
+def test_evaluations_are_counted(folder: Path, max_steps: int, step: int, evaluations: int) -> None:
+    config, training, data = prepared(folder, max_steps=max_steps, eval_interval=10)
+    training.step = step
+    assert f", {evaluations} evaluations of " in look(config, training, data).lines[-1]
+
+
 def test_too_large_a_batch_is_cut_into_more_passes_with_the_same_tokens(folder: Path) -> None:
     """Under a real limit: this process may take no more address space than it has, and 160 MB."""
     settings = {"block_size": 128, "batch_size": 512, "gradient_accumulation_steps": 1, "max_steps": 2, "warmup_steps": 0}

@@ -85,7 +85,7 @@ def test_a_checkpoint_may_be_named(run: Path) -> None:
         (["--num_samples", "0"], "num_samples is 0, wanted 1 or more"),
         (["--seed", "-1"], "seed is -1, wanted 0 or more"),
         (["--device", "tpu"], "device is 'tpu', wanted auto"),
-        (["--author", "Nobody"], "did you mean 'Anna_Akimova'?"),
+        (["--author", "Nobody"], "it names 1, such as 'Anna_Akimova'"),
     ],
 )
 def test_misuse(run: Path, arguments: list[str], complaint: str) -> None:

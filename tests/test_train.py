@@ -12,6 +12,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,7 +154,7 @@ def run_until(config: Path, beginning: str, stop: Callable[[subprocess.Popen[str
     return process.returncode, err
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_interrupted_is_as_never_interrupted(folder: Path, whole: Path, signum: signal.Signals) -> None:
     name = signum.name.lower()
     config = write_config(folder / f"{name}.py", folder / "tiny", **LONG)
@@ -377,8 +378,56 @@ def test_divergence_stops_with_its_step(folder: Path) -> None:
 
 
 def test_help_lists_the_settings() -> None:
-    result = invoke("train.py", "--help")
+    result = run_script("train.py", "--help")
     assert result.returncode == 0 and "gradient_accumulation_steps" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) < 100
+
+
+def test_help_is_there_before_torch_is() -> None:
+    line = [sys.executable, "-X", "importtime", *command("train.py", "--help")[1:]]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=60)
+    assert done.returncode == 0 and "torch" not in done.stderr
+
+
+def test_help_to_nobody_is_no_traceback() -> None:
+    line = " ".join(f"'{word}'" for word in command("train.py", "--help"))
+    done = subprocess.run(["bash", "-c", f"{line} > /dev/full"], capture_output=True, text=True, env=environment(), timeout=60)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+
+
+def test_a_run_that_nohup_shields_goes_on(folder: Path) -> None:
+    config = write_config(folder / "nohup.py", folder / "tiny", max_steps=60)
+    line = ["bash", "-c", "trap '' HUP; exec " + " ".join(f"'{word}'" for word in command("train.py", config))]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+        assert process.stdout
+        while not process.stdout.readline().startswith("step 5/"):
+            assert process.poll() is None
+        process.send_signal(signal.SIGHUP)
+        assert "finished after step 60" in process.stdout.read()
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_told_and_what_is_left_is_whole(folder: Path) -> None:
+    config = write_config(folder / "deleted.py", folder / "tiny", max_steps=100_000, checkpoint_interval=400)
+    status, err = run_until(config, "step 5/", lambda _: shutil.rmtree(folder / "deleted"))
+    assert status == 1 and err.count("\n") == 1
+    assert re.search(r"was deleted or moved while this run wrote into it; step \d+ is saved there now", err)
+    assert invoke("sample.py", folder / "deleted", "--tokens", 2).returncode == 0
+    status, _ = run_until(config, "continuing after step ", lambda process: process.send_signal(signal.SIGTERM))
+    assert status == 128 + signal.SIGTERM
+
+
+def test_ctrl_c_while_the_last_sample_is_drawn_ends_it(folder: Path) -> None:
+    make_build(folder / "endless", eot_id=None)  # whose texts nothing ends
+    config = write_config(folder / "talks.py", folder / "endless", sample_tokens=1_000_000)
+    status, err = run_until(config, "evaluations took", lambda process: (time.sleep(0.5), process.send_signal(signal.SIGINT)))
+    assert (status, err) == (128 + signal.SIGINT, "")
+
+
+def test_a_start_that_fails_leaves_no_folder(folder: Path) -> None:
+    config = write_config(folder / "failed.py", folder / "tiny")
+    for arguments in (["--resume=nowhere"], ["--init_from=nowhere"], ["--keep_checkpoints=100000000000"]):
+        assert invoke("train.py", config, *arguments).returncode in (1, 2)
+        assert not (folder / "failed").exists()
 
 
 def fill(disk: Path, *, left_bytes: int) -> None:
@@ -408,7 +457,7 @@ def test_metrics_on_a_full_disk(folder: Path, tmp_path: Path) -> None:
 def test_a_disk_that_cannot_hold_the_checkpoints_is_told_before_the_first_step(folder: Path, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         result = invoke("train.py", folder / "whole.py", f"--out_dir={disk / 'run'}")
-        assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+        assert (result.returncode, result.stderr.count("\n")) == (1, 1) and "preflight" not in result.stdout
         assert "will need 7.4 MB more, 1.0 MB are free there; free some, lower keep_checkpoints (now 20)" in result.stderr
         assert not (disk / "run" / "metrics.jsonl").exists()
 
@@ -421,6 +470,10 @@ def test_rows_that_cannot_be_read(tmp_path: Path) -> None:
     assert read_rows(path) == []
     path.write_bytes(b'{"step": 1}\n\0\0\0\n')  # zeros, as a machine that lost power leaves them
     assert read_rows(path) == [{"step": 1}]
+    for row in (b'{"step": 1, "val_loss": "3.5"}', b'{"step": -1}', b'{"step": 1, "val_loss": [1]}', b'{"step": ' + b"9" * 300 + b"}"):
+        path.write_bytes(row + b'\n{"step": 2}\n')
+        with pytest.raises(FolioError, match="line 1 is no row of metrics"):
+            read_rows(path)
     path.write_bytes(b'{"step": 1}\n[]\n{"step": 2}\n')
     with pytest.raises(FolioError, match="line 2 is no row of metrics"):
         read_rows(path)

@@ -28,7 +28,7 @@ def read_assignments(path: Path) -> dict[str, tuple[Any, int]]:
     except UnicodeDecodeError as e:
         raise MisuseError(f"the config file {path} is not UTF-8 text (byte {e.start}); save it as UTF-8") from e
     except SyntaxError as e:
-        raise MisuseError(f"{path}, line {e.lineno}: {e.msg}; wanted assignments such as max_steps = 100") from e
+        raise MisuseError(f"{path}, line {e.lineno or 1}: {e.msg}; wanted assignments such as max_steps = 100") from e
     except (ValueError, RecursionError, MemoryError) as e:
         raise MisuseError(f"{path} cannot be read as assignments ({e or type(e).__name__}); wanted lines such as max_steps = 100") from e
     values: dict[str, Any] = {}
@@ -82,6 +82,8 @@ def _calculate(operation: ast.operator | ast.unaryop, *operands: Any) -> Any:
             value = _OPERATORS[type(operation)](*numbers)
             if isinstance(value, complex) or not abs(value) <= LARGEST_NUMBER:
                 raise _Refused(f"a result is beyond {LARGEST_NUMBER:.0e}")
-    except (ZeroDivisionError, OverflowError) as e:
+    except OverflowError as e:
+        raise _Refused(f"a result is beyond {LARGEST_NUMBER:.0e}") from e
+    except ZeroDivisionError as e:
         raise _Refused(str(e)) from e
     return value

@@ -57,13 +57,19 @@ def open_builds(setting: str) -> Builds:
     parts = setting.split(",")
     matches = [WEIGHTED.fullmatch(part) for part in parts]
     if not any(matches):
-        build = Build(setting)
+        try:
+            build = Build(setting)
+        except MisuseError as e:
+            hint = "; several builds are mixed by NAME:WEIGHT,NAME:WEIGHT" if {",", ":"} & {*setting} else ""
+            raise MisuseError(f"{e}{hint}") from e
         return Builds(builds=(build,), shares=(1.0,), vocabulary=build)
     weights = [float(match[2]) if match else 0.0 for match in matches]
     if not all(0 < weight < math.inf for weight in weights):
         bare = next(part for part, weight in zip(parts, weights, strict=True) if not 0 < weight < math.inf)
         raise MisuseError(f"data is {setting!r}, in which {bare.strip()!r} has no weight above 0; write NAME:WEIGHT,NAME:WEIGHT")
     builds = tuple(Build(match[1]) for match in matches if match)
+    if len({build.folder.resolve() for build in builds}) < len(builds):
+        raise MisuseError(f"data is {setting!r}, in which a build stands twice; add its weights up")
     vocabulary = max(builds, key=lambda build: len(build.manifest["special_tokens"]))
     for build in builds:
         _require_same_ids(build, vocabulary)

@@ -10,6 +10,7 @@ Nothing is pickled, so loading one from a stranger runs nothing.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import re
 import shutil
@@ -38,6 +39,7 @@ INFO_FILE, MODEL_FILE, TRAINING_FILE = "checkpoint.json", "model.safetensors", "
 TENSOR_FILES = (MODEL_FILE, TRAINING_FILE)
 COMMITTED = re.compile(r"step-(\d{8,18})")
 LEFTOVER = re.compile(r"\.step-.*\.(partial|removed)")
+ADVICE = "; use another checkpoint"
 LARGEST_STEP, LARGEST_VOCAB_SIZE = 10**15, 1 << 32
 
 
@@ -159,15 +161,16 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _cannot_save(error: Exception, out_dir: Path, *, tensors: Mapping[str, dict[str, Tensor]], step: int) -> str:
+def _cannot_save(error: OSError | SafetensorError, out_dir: Path, *, tensors: Mapping[str, dict[str, Tensor]], step: int) -> str:
     reason = error.strerror if isinstance(error, OSError) else str(error)
     need_mb = sum(t.nbytes for content in tensors.values() for t in content.values()) / 1e6
     free_mb = shutil.disk_usage(out_dir).free / 1e6
     kept = committed(out_dir)
+    is_full = isinstance(error, SafetensorError) or error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+    cure = "free some" if is_full else "put that right"
     return (
         f"cannot save the checkpoint of step {step:,} in {out_dir}: {reason}; it needs {need_mb:,.1f} MB, {free_mb:,.1f} MB are free; "
-        f"free some, then run the same command again: it continues from "
-        + (f"{kept[-1].name}, which is whole" if kept else "the beginning")
+        f"{cure}, then run the same command again: it continues from " + (f"{kept[-1].name}, which is whole" if kept else "the beginning")
     )
 
 
@@ -244,7 +247,7 @@ def newest(out_dir: Path, warn: Callable[[str], None]) -> Checkpoint | None:
         try:
             return open_checkpoint(folder)
         except CheckpointError as e:
-            warn(f"{e}; passed over")
+            warn(f"{str(e).removesuffix(ADVICE)}; passed over, for the one before it")
     if folders:
         raise FolioError(f"none of the {len(folders)} checkpoints in {out_dir} is whole; restore one, or begin again with --restart")
     return None
@@ -253,6 +256,8 @@ def newest(out_dir: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 def find_checkpoint(path: Path, warn: Callable[[str], None], *, best: bool = False) -> Checkpoint:
     """The checkpoint that `path` is, or the newest of the run that it is, or the `best`. Raises MisuseError where it is neither."""
     if (path / INFO_FILE).exists():
+        if best:
+            raise MisuseError(f"{path} is one checkpoint, --best chooses among those of a run; name the run, or leave --best out")
         return open_checkpoint(path)
     checkpoint = newest(path, warn)
     if checkpoint is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from assignments import LARGEST_NUMBER, read_assignments
-from preprocess.errors import MisuseError
+from preprocess.errors import MisuseError, printable
 
 USAGE = "python train/train.py CONFIG.py [--key=value ...] [--restart]"
 CHOICES = {
@@ -116,6 +116,12 @@ class Config:
             _demand(getattr(self, key) < 1, f"{key} is {getattr(self, key)}, wanted at least 0 and less than 1")
         _demand(self.data != "", "data is empty, wanted the name of a build; `preprocess list` shows what is there")
         _demand(self.out_dir != "", "out_dir is empty, wanted a folder")
+        _demand(self.init_from != "", "init_from is empty, wanted a run, a checkpoint or a Hugging Face folder, or none")
+        _demand(self.resume != "", "resume is empty, wanted auto, never, or a run or checkpoint")
+        _demand(
+            self.resume in ("auto", "never") or self.init_from is None,
+            f"resume={self.resume} brings weights of its own, so that init_from={self.init_from} would do nothing; leave one of them out",
+        )
         _demand(
             self.n_embd % self.n_head == 0,
             f"n_embd {self.n_embd} is no multiple of n_head {self.n_head}; change one of them",
@@ -170,8 +176,9 @@ def _demand(holds: bool, message: str) -> None:
 
 def _check_range(key: str, value: Any, *, least: float | None, most: float) -> None:
     if isinstance(value, str):
-        holds = value.isprintable() or all(c.isspace() or c.isprintable() for c in value)
-        _demand(holds and _is_utf8(value), f"{key} is {value!r:.80}, wanted text without control characters that is UTF-8")
+        _demand(
+            printable(value) == value and _is_utf8(value), f"{key} is {value!r:.80}, wanted text without control characters that is UTF-8"
+        )
     if least is None or value is None:
         return
     # Compared as it is: a whole number of 400 digits is no float.
@@ -203,6 +210,8 @@ def parse_command_line(arguments: Sequence[str]) -> Command:
     overrides: dict[str, str] = {}
     for argument in (a for a in arguments if a.startswith("-") and a not in ("--restart", "--help", "-h")):
         key, equals, value = argument.removeprefix("--").partition("=")
+        if key in ("restart", "help"):
+            raise MisuseError(f"cannot read {argument!r}, wanted --{key} alone; usage: {USAGE}")
         if not argument.startswith("--") or not equals:
             raise MisuseError(f"cannot read {argument!r}, wanted --key=value such as --max_steps=100; usage: {USAGE}")
         _require_known(key, "the command line")
@@ -246,6 +255,11 @@ def changed_settings(old: Config, new: Config) -> list[str]:
     return changes
 
 
+def print_help(_: Sequence[str]) -> int:
+    print(describe_settings())
+    return 0
+
+
 def describe_settings() -> str:
     """The settings with their defaults and what they mean, for `--help`."""
     lines = [
@@ -268,8 +282,9 @@ def _require_known(key: str, where: str) -> None:
     known = [f.name for f in dataclasses.fields(Config)]
     if key in known:
         return
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0)
-    raise MisuseError(f"{where}: no setting is called {key!r}; did you mean {close[0]!r}? `python train/train.py --help` lists them")
+    close = difflib.get_close_matches(key, known, n=1)
+    nearest = f"did you mean {close[0]!r}? " if close else ""
+    raise MisuseError(f"{where}: no setting is called {key!r}; {nearest}`python train/train.py --help` lists them")
 
 
 def _type_of(key: str) -> tuple[type, bool]:

@@ -41,7 +41,7 @@ class Windows:
         self.lengths = [len(tokens) for tokens in self._tokens]
         self.dtype = build.dtype
         self._block_size = config.block_size
-        self._name, self._vocab_size = build.name, build.vocab_size
+        self._name, self._vocab_size = str(build.folder), build.vocab_size
         require_windows(self.lengths, config.block_size, split)
 
     def tokens(self, place: Place) -> np.ndarray:

@@ -15,8 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from preprocess.errors import MisuseError
+from preprocess.errors import FolioError, MisuseError, first_line
 
+# What Gloo and NCCL say when another process is gone.
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL error", "remote process")
 TIMEOUT = timedelta(hours=1)  # the others wait while the main process saves and writes samples
 Result = TypeVar("Result")
 
@@ -99,6 +101,8 @@ def joined(*, by_cuda: bool) -> Iterator[World]:
         world = World(**{key: int(os.environ.get(name, default)) for (key, name), default in zip(names.items(), "0101", strict=True)})
     except ValueError as e:
         raise MisuseError(f"torchrun's environment cannot be read: {e}; start the run with torchrun, or without RANK and WORLD_SIZE") from e
+    if not 0 <= world.rank < world.size:
+        raise MisuseError(f"RANK is {world.rank} of WORLD_SIZE {world.size}; start the run with torchrun, or without RANK and WORLD_SIZE")
     if world.size == 1:
         yield world
         return
@@ -106,8 +110,19 @@ def joined(*, by_cuda: bool) -> Iterator[World]:
     by_nccl = by_cuda and dist.is_nccl_available()
     if by_cuda:
         torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if by_nccl else "gloo", timeout=TIMEOUT)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if by_nccl else "gloo", timeout=TIMEOUT)
+    except ValueError as e:
+        raise MisuseError(f"the processes cannot find each other: {first_line(e)}; start the run with torchrun") from e
     try:
         yield world
+        world.highest(0)  # where one takes down its connections while another still uses them, either may abort
+    except RuntimeError as e:
+        if not any(words in str(e) for words in LOST):
+            raise
+        raise FolioError(
+            f"another process of the run has ended, and process {world.rank} with it; "
+            "see what that one says, then run the same command again: it continues from the last checkpoint"
+        ) from e
     finally:
         dist.destroy_process_group()

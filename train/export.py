@@ -24,7 +24,7 @@ from command import Parser, run_command, warn
 from config import Config, config_from_saved
 from gpt2 import INIT_STD
 from modern import LOGIT_CAP, ROTARY_BASE
-from preprocess.errors import FolioError, MisuseError
+from preprocess.errors import FolioError, MisuseError, one_line
 from preprocess.shards.files import readable_json, sync_folder, write_durable
 from pretrained import HF_CONFIG, HF_GPT2, HF_PREFIX, TRANSPOSED, VOCABULARY_WEIGHTS
 from run_folder import vocabulary_of
@@ -52,7 +52,8 @@ def main(arguments: list[str]) -> int:
         tensors = exported_tensors(checkpoint, config)
         write_model(aside / MODEL_FILE, tensors)
     num_parameters = sum(tensor.numel() for tensor in tensors.values())
-    print(f"{options.output}: {config.arch} of step {checkpoint.step:,}, {num_parameters:,} parameters, {checkpoint.vocab_size:,} ids")
+    what = f"{config.arch} of step {checkpoint.step:,}, {num_parameters:,} parameters, {checkpoint.vocab_size:,} ids"
+    print(one_line(f"{options.output}: {what}"))
     return 0
 
 

@@ -77,7 +77,9 @@ def draw(logits: Tensor, config: Config, *, generator: torch.Generator) -> int:
     probabilities = ((logits - logits[0]) / config.temperature).softmax(dim=0)  # (K,), falling
     if config.top_p is not None:
         before = probabilities.cumsum(dim=0) - probabilities
-        probabilities = probabilities.where(before < config.top_p, 0.0)
+        is_kept = before < config.top_p
+        is_kept[0] = True  # also for a top_p that is nothing in float32
+        probabilities = probabilities.where(is_kept, 0.0)
     return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
 
 

@@ -231,6 +231,8 @@ def _wait(device: torch.device) -> None:
 def _describe_memory(config: Config, training: Training, *, micro_batch: int, share: int, world: World) -> Iterator[str]:
     if micro_batch < largest_micro_batch(share, config.batch_size):
         yield f"memory holds no batch of {config.batch_size:,} windows: they are cut smaller, with the same tokens a step"
+    elif micro_batch < min(share, config.batch_size):
+        yield f"{share:,} windows cannot be cut evenly into passes of {config.batch_size:,}; a batch_size that divides them is faster"
     where = f" in each of {world.size} processes" if world.size > 1 else ""
     yield f"forward passes a step{where}: {share // micro_batch:,}, of {micro_batch:,} windows"
     if training.device.type == "cuda":
@@ -241,7 +243,8 @@ def _describe_memory(config: Config, training: Training, *, micro_batch: int, sh
 
 def _describe_time(config: Config, training: Training, *, step_s: float, evaluation_s: float) -> str:
     steps = config.max_steps - training.step
-    evaluations = steps // config.eval_interval + 1
+    # After each eval_interval steps, after the last step, and before the first.
+    evaluations = -(-config.max_steps // config.eval_interval) - training.step // config.eval_interval + (training.step == 0)
     total_s = steps * step_s + evaluations * evaluation_s
     return (
         f"about {spell_duration(total_s)}: {steps:,} steps of {step_s:.3g} s, "

@@ -56,7 +56,10 @@ def initialize(model: LanguageModel, config: Config, builds: Builds, *, warn: Ca
     Control tokens are known by their text, all other ids by their number. Positions beyond block_size are left out.
     Raises MisuseError where the source does not fit the settings or the build, FolioError where it is damaged.
     """
-    source = _open_source(Path(config.init_from or "").expanduser(), config, builds, model, warn)
+    path = Path(config.init_from or "").expanduser()
+    if path.resolve().is_relative_to(Path(config.out_dir).resolve()):
+        raise MisuseError(f"init_from={path} lies in out_dir {config.out_dir}, which this run would replace; choose another --out_dir")
+    source = _open_source(path, config, builds, model, warn)
     rows = _rows(source, builds)  # (vocab_size,)
     if not source.has_own_manifest:
         warn(f"init_from {source.path}: its ids are taken to be those of {builds.name}'s tokenizer; another's would stand for other text")

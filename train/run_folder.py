@@ -40,6 +40,7 @@ SHORT_ID = 12  # hexadecimal digits that tell two builds apart in a message
 @contextmanager
 def locked(out_dir: Path) -> Iterator[None]:
     """Make `out_dir` and hold it for this process. Raises MisuseError where it cannot be a folder, FolioError where another run has it."""
+    is_new = not out_dir.exists()
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as e:
@@ -53,6 +54,8 @@ def locked(out_dir: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if is_new and [path.name for path in out_dir.iterdir()] == [LOCK_FILE]:  # nothing came of it
+            shutil.rmtree(out_dir, ignore_errors=True)
 
 
 def find_start(config: Config, builds: Builds, *, restart: bool, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -130,18 +133,24 @@ def _other_start(config: Config, warn: Callable[[str], None]) -> Checkpoint:
     if path.resolve().is_relative_to(Path(config.out_dir).resolve()):
         raise MisuseError(f"resume={path} lies in out_dir {config.out_dir}; choose another --out_dir, or --resume=auto")
     checkpoint = find_checkpoint(path, warn)
+    if (theirs := checkpoint.origin.settings.get("optimizer")) != config.optimizer:
+        raise MisuseError(f"{checkpoint.folder} is of the optimizer {theirs}; set --optimizer={theirs}, or take its weights by --init_from")
     if checkpoint.step >= config.max_steps:
         raise MisuseError(f"{checkpoint.folder} has done {checkpoint.step:,} steps; raise --max_steps, {config.max_steps:,}, above it")
     return checkpoint
 
 
 def _require_vocabulary(checkpoint: Checkpoint, builds: Builds) -> None:
+    _require_tokenizer(checkpoint, builds)
     if builds.vocab_size > checkpoint.vocab_size:
         raise MisuseError(
             f"the vocabulary of {builds.name}, {builds.vocab_size:,} ids, is larger than the model's "
             f"{checkpoint.vocab_size:,} in {checkpoint.folder}; "
             "train on the build it began with, or take its weights alone into a new run, by --init_from"
         )
+
+
+def _require_tokenizer(checkpoint: Checkpoint, builds: Builds) -> None:
     if checkpoint.origin.tokenizer_sha256 != builds.tokenizer_sha256:
         raise MisuseError(
             f"{builds.name} has another tokenizer than {checkpoint.folder} was trained with, so that every id means something else; "
@@ -165,6 +174,11 @@ def write_run(config: Config, builds: Builds) -> None:
     for name in [f"{TOKENIZER_DIR}/{file}" for file in source.manifest["tokenizer"]["files"]] + [MANIFEST]:
         write_durable(folder / name, (source.folder / name).read_bytes())
     write_durable(out_dir / SETTINGS_FILE, readable_json(config.as_dict()))
+
+
+def is_run(out_dir: Path) -> bool:
+    """Whether what write_run wrote is still there."""
+    return (out_dir / SETTINGS_FILE).is_file() and (out_dir / VOCABULARY_DIR / MANIFEST).is_file()
 
 
 def read_vocabulary(run: Path) -> dict[str, Any]:

@@ -76,9 +76,10 @@ def control_tokens(manifest: dict[str, Any], config: Config) -> dict[str, int]:
 
 
 def _nearest(token: str, field: str, *, special: dict[str, int]) -> str:
-    known = [t for t in special if t.startswith(f"<{field}_")]
-    close = difflib.get_close_matches(token, known, n=1, cutoff=0)
-    return f"did you mean {close[0].removeprefix(f'<{field}_').removesuffix('>')!r}?" if close else f"it names none; leave the {field} out"
+    known = {t: t.removeprefix(f"<{field}_").removesuffix(">") for t in special if t.startswith(f"<{field}_")}
+    if close := difflib.get_close_matches(token, known, n=1):
+        return f"did you mean {known[close[0]]!r}?"
+    return f"it names {len(known):,}, such as {next(iter(known.values()))!r}" if known else f"it names none; leave the {field} out"
 
 
 def main(arguments: list[str]) -> int:

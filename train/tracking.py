@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # plot.py reads rows and must not wait for torch
     from evaluate import Evaluation
 
 METRICS_FILE = "metrics.jsonl"
+LARGEST_STEP = 10**15
 CLEAR_LINE = "\r\x1b[K"
 
 
@@ -68,8 +69,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = parse_json(line)
-            if not isinstance(row["step"], int):
+            if type(row["step"]) is not int or not 0 <= row["step"] <= LARGEST_STEP:
                 raise TypeError("step is no whole number")
+            if bad := [key for key, value in row.items() if type(value) not in (int, float, type(None))]:
+                raise TypeError(f"{bad[0]} is no number")
         except (ValueError, KeyError, TypeError, RecursionError) as e:
             if number == len(lines) - 1:  # a crash of the machine can leave a last line of zeros
                 break

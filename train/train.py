@@ -18,18 +18,17 @@ from pathlib import Path
 # its way. On 2 cores: 13,700 tokens/s on an idle machine with either value; beside one busy process 6,900, not 4,100.
 os.environ["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "1000")
 
-from config import Command, Config, describe_settings, load_config, parse_command_line
+from command import run_command, warn
+from config import Command, Config, load_config, parse_command_line, print_help
 
 if __name__ == "__main__" and {"--help", "-h"} & {*sys.argv}:  # before torch, whose import takes seconds
-    print(describe_settings())
-    sys.exit(0)
+    sys.exit(run_command(print_help, []))
 
 import torch
 from torch import Tensor, nn
 
 from builds import Builds, open_builds
 from checkpoint import Checkpoint, origin_of, restore, save
-from command import run_command, warn
 from data import Data, Feed, dropout_seed, open_data
 from device import (
     choose_device,
@@ -48,7 +47,7 @@ from preflight import Preflight, is_out_of_memory, preflight, ran_out_of_memory,
 from preprocess.errors import FolioError, MisuseError, one_line
 from preprocess.shards.files import canonical_json, sha256_bytes
 from pretrained import initialize
-from run_folder import find_start, forget, locked, tidy, what_is_finished, write_run
+from run_folder import find_start, forget, is_run, locked, tidy, what_is_finished, write_run
 from sample import control_tokens, sample_text
 from signals import StopRequest
 from state import Training, copy_from_main, new_training
@@ -61,8 +60,7 @@ OF_EACH_PROCESS = ("data", "out_dir", "device")  # settings in which processes o
 def main(arguments: list[str]) -> int:
     command = parse_command_line(arguments)
     if command.help or command.config_path is None:
-        print(describe_settings())
-        return 0
+        return print_help(arguments)
     config = load_config(command.config_path, command.overrides)
     with joined(by_cuda=config.device != "cpu" and torch.cuda.is_available()) as world:
         device = choose_device(config.device, local_rank=world.local_rank, num_local=world.num_local)
@@ -86,6 +84,8 @@ def run(command: Command, config: Config, builds: Builds, *, data: Data, world: 
     if world.highest(finished is not None):
         print(one_line(finished or ""), end="\n" if finished else "")
         return 0
+    if world.is_main:
+        print("\n".join(config.lines()), flush=True)
     try:
         # All that can fail is made before anything in out_dir changes.
         training = begin(config, builds, start=start, world=world, device=device)
@@ -183,67 +183,71 @@ def train(
     out_dir, last_row = Path(config.out_dir), start.step if start else -1
 
     def save_now() -> None:
+        was_there = is_run(out_dir)
         save(training, out_dir, origin=origin_of(config, builds), keep=config.keep_checkpoints)
+        if not was_there:
+            write_run(config, builds)
+            raise FolioError(
+                f"{out_dir} was deleted or moved while this run wrote into it; step {training.step:,} is saved there now, "
+                "the rows of metrics are lost; run the same command again, it continues from there"
+            )
 
-    with (
-        Report(out_dir if world.is_main else None, step=last_row, max_steps=config.max_steps, work=work) as report,
-        StopRequest(training, world) as stop,
-    ):
-        report.say("\n".join([*config.lines(), *found.lines]))
-        report.say(f"{builds.name}: {data.train.num_tokens:,} training tokens, {data.val.num_windows:,} validation windows")
-        where = f"on {describe_device(device)} in {config.precision}" + (f", {world.size} processes" if world.size > 1 else "")
-        where += ", MFU n/a: its peak is not known" if work.peak_flops is None else ""
-        report.say(f"{model.num_parameters:,} parameters, {work.tokens_per_step:,} tokens a step, {where}")
-        if start is not None:
-            report.say(f"continuing after step {start.step:,}, from {start.folder}")
-        if training.step > 0 and config.resume != "auto":  # from here on the run stands on its own
-            world.by_main(save_now)
-        if training.step == 0:
-            with report.evaluating():
-                report.evaluation(0, evaluate(model, data.val, batch_size=found.micro_batch, autocast=autocast, world=world))
-
+    with Report(out_dir if world.is_main else None, step=last_row, max_steps=config.max_steps, work=work) as report:
         came_back_to: int | None = None
         is_saving = is_stopping = False
         signum = 0
-        while training.step < config.max_steps and not is_stopping:
-            outcome = take_step(training, wrapped, feed, config, autocast=autocast, world=world)
-            # The signal is read once: one that comes after this is for the next step. All processes heed one's.
-            step, signum = training.step, world.highest(stop.signum)
-            is_stopping = bool(signum)
-            due = Due.after(step, config, is_stopping=is_stopping)
-            is_saving |= due.saving
-            if not (is_saving or due.logging or due.evaluating or due.sampling or due.checking):
-                continue
-            trouble = refused_too_often(training)
-            refused, all_refused = training.skipped.tolist()
-            if due.logging and not trouble:
-                values = {"loss": outcome.loss.item(), "grad_norm": outcome.grad_norm.item()}
-                report.training(step, learning_rate=config.learning_rate * outcome.rate, skipped_updates=all_refused, **values)
-            if due.evaluating and not trouble:
+        with StopRequest(training, world) as stop:
+            report.say("\n".join(found.lines))
+            report.say(f"{builds.name}: {data.train.num_tokens:,} training tokens, {data.val.num_windows:,} validation windows")
+            where = f"on {describe_device(device)} in {config.precision}" + (f", {world.size} processes" if world.size > 1 else "")
+            where += ", MFU n/a: its peak is not known" if work.peak_flops is None else ""
+            report.say(f"{model.num_parameters:,} parameters, {work.tokens_per_step:,} tokens a step, {where}")
+            if start is not None:
+                report.say(f"continuing after step {start.step:,}, from {start.folder}")
+            if training.step > 0 and config.resume != "auto":  # from here on the run stands on its own
+                world.by_main(save_now)
+            if training.step == 0:
                 with report.evaluating():
-                    evaluation = evaluate(model, data.val, batch_size=found.micro_batch, autocast=autocast, world=world)
-                report.evaluation(step, evaluation)
-                if not math.isfinite(evaluation.loss):
-                    trouble = f"the validation loss is {evaluation.loss}"
-                elif refused == 0:
-                    # The main process alone watches: what follows from it is the same in all.
-                    is_saving |= bool(world.highest(world.is_main and training.watch.see(step, evaluation)))
-                    is_stopping |= bool(world.highest(world.is_main and training.watch.is_out_of(config.patience)))
-                    is_saving |= is_stopping
-            # While updates are refused, the weights may be what is wrong: what is saved then could be no good.
-            if is_saving and not trouble and (refused == 0 or step == config.max_steps):
-                with report.pause():
-                    trouble = unfit_to_save(training, data.val, autocast=autocast, world=world)
-                    if not trouble:
-                        report.sync()
-                        world.by_main(save_now)
-                        is_saving = False
-            if trouble:
-                came_back_to = go_back(training, config, trouble=trouble, before=came_back_to, world=world, report=report)
-                is_saving = False
-            elif due.sampling:
-                with report.pause():
-                    show_sample(report, training, builds=builds, config=config, world=world)
+                    report.evaluation(0, evaluate(model, data.val, batch_size=found.micro_batch, autocast=autocast, world=world))
+            while training.step < config.max_steps and not is_stopping:
+                outcome = take_step(training, wrapped, feed, config, autocast=autocast, world=world)
+                # The signal is read once: one that comes after this is for the next step. All processes heed one's.
+                step, signum = training.step, world.highest(stop.signum)
+                is_stopping = bool(signum)
+                due = Due.after(step, config, is_stopping=is_stopping)
+                is_saving |= due.saving
+                if not (is_saving or due.logging or due.evaluating or due.sampling or due.checking):
+                    continue
+                trouble = refused_too_often(training)
+                refused, all_refused = training.skipped.tolist()
+                if due.logging and not trouble:
+                    values = {"loss": outcome.loss.item(), "grad_norm": outcome.grad_norm.item()}
+                    report.training(step, learning_rate=config.learning_rate * outcome.rate, skipped_updates=all_refused, **values)
+                if due.evaluating and not trouble:
+                    with report.evaluating():
+                        evaluation = evaluate(model, data.val, batch_size=found.micro_batch, autocast=autocast, world=world)
+                    report.evaluation(step, evaluation)
+                    if not math.isfinite(evaluation.loss):
+                        trouble = f"the validation loss is {evaluation.loss}"
+                    elif refused == 0:
+                        # The main process alone watches: what follows from it is the same in all.
+                        is_saving |= bool(world.highest(world.is_main and training.watch.see(step, evaluation)))
+                        is_stopping |= bool(world.highest(world.is_main and training.watch.is_out_of(config.patience)))
+                        is_saving |= is_stopping
+                # While updates are refused, the weights may be what is wrong: what is saved then could be no good.
+                if is_saving and not trouble and (refused == 0 or step == config.max_steps):
+                    with report.pause():
+                        trouble = unfit_to_save(training, data.val, autocast=autocast, world=world)
+                        if not trouble:
+                            report.sync()
+                            world.by_main(save_now)
+                            is_saving = False
+                if trouble:
+                    came_back_to = go_back(training, config, trouble=trouble, before=came_back_to, world=world, report=report)
+                    is_saving = False
+                elif due.sampling:
+                    with report.pause():
+                        show_sample(report, training, builds=builds, config=config, world=world)
 
         report.say(_last_words(training, config, signum=signum, is_saved=not is_saving))
         if signum and training.step < config.max_steps:
