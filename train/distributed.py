@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -125,4 +126,5 @@ def joined(*, by_cuda: bool) -> Iterator[World]:
             "see what that one says, then run the same command again: it continues from the last checkpoint"
         ) from e
     finally:
+        gc.collect()  # DistributedDataParallel is a cycle that holds on to the group
         dist.destroy_process_group()
