@@ -24,7 +24,7 @@ from preprocess.shards.files import readable_json
 from preprocess.shards.format import DOC_DTYPE, MANIFEST, Build, seal
 from preprocess.shards.torch_data import Documents, ShuffledWindows, TokenWindows, make_loader, pad_documents
 from preprocess.shards.windows import EpochWindows, RandomWindows
-from train_helpers import make_build
+from train_helpers import environment, make_build
 
 VOCAB_SIZE = 50_000
 LENGTHS = [5, 40, 1, 17, 90, 2, 2, 60, 33, 8, 8, 8, 70, 3, 20, 4]  # tokens of the documents
@@ -428,3 +428,12 @@ def test_without_torch_one_line_says_so() -> None:
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 1
     assert ran.stderr.splitlines()[-1].endswith("needs PyTorch, and there is no module 'torch'; run: pip install torch")
+
+
+def test_the_bench_of_loaders_runs(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "bench/loader.py"), "--smoke", "--scratch", str(tmp_path), "--folio-python", sys.executable]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=200)
+    assert ran.returncode == 0, ran.stderr
+    table = [line.split("|")[1:-1] for line in ran.stdout.splitlines() if line.startswith("|")]
+    assert [[cell.strip() for cell in row[:2]] for row in table[2:]] == [["TokenWindows", "2"], ["ShuffledWindows", "2"]]
+    assert all(float(row[3]) > 0 for row in table[2:])
