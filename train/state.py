@@ -12,7 +12,7 @@ from torch import Tensor
 
 from config import Config
 from distributed import World
-from evaluate import Watch
+from evaluation import Watch
 from language_model import LanguageModel
 from model import make_model
 from optim import SLOTS, allocate_state, make_optimizers

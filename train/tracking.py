@@ -19,7 +19,7 @@ from preprocess.errors import FolioError, printable
 from preprocess.shards.files import parse_json, write_durable
 
 if TYPE_CHECKING:  # plot.py reads rows and must not wait for torch
-    from evaluate import Evaluation
+    from evaluation import Evaluation
 
 METRICS_FILE = "metrics.jsonl"
 LARGEST_STEP = 10**15

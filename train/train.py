@@ -41,7 +41,7 @@ from device import (
 )
 from distributed import World, joined
 from divergence import go_back, refused_too_often, unfit_to_save
-from evaluate import Watch, evaluate
+from evaluation import Watch, evaluate
 from optim import schedule_factor, set_learning_rate, update
 from preflight import Preflight, is_out_of_memory, preflight, ran_out_of_memory, too_large
 from preprocess.errors import FolioError, MisuseError, one_line

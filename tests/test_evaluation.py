@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from builds import Builds, open_builds
 from config import Config
 from data import ValidationData
-from evaluate import Evaluation, Strata, Watch, evaluate, is_better
+from evaluation import Evaluation, Strata, Watch, evaluate, is_better
 from gpt2 import GPT2
 from train_helpers import TINY, VOCAB_SIZE, make_build
 
