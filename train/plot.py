@@ -165,7 +165,7 @@ def _fit_steps(axes: Axes, steps: Sequence[int]) -> None:
     first, last = min(steps), max(steps)
     room = max((last - first) * 0.02, 0.6)
     axes.set_xlim(first - room, last + room)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel("optimizer step")
 
