@@ -512,9 +512,9 @@ def test_killed_fifty_times_in_the_middle_of_saving(folder: Path) -> None:
     for _ in range(50):
         status, _ = run_until(config, "step ", lambda process: (time.sleep(moments.uniform(0.0, 0.15)), process.kill()))
         assert status == -signal.SIGKILL
-        half_done += any(path.name.startswith(".step-") for path in (out_dir / "checkpoints").iterdir())
+        half_done += any((out_dir / "checkpoints").glob(".step-*"))
         found = newest(out_dir, pytest.fail)
-        assert found is not None and max(row["step"] for row in read_rows(out_dir / "metrics.jsonl")) - found.step <= 1
+        assert max(row["step"] for row in read_rows(out_dir / "metrics.jsonl")) - (found.step if found else 0) <= 1
     assert half_done > 25, "most were in the middle of a save"
     assert invoke("train.py", config).returncode == 0
     assert invoke("train.py", config, f"--out_dir={folder / 'unharmed'}", "--checkpoint_interval=600").returncode == 0

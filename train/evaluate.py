@@ -57,10 +57,10 @@ from preflight import is_out_of_memory
 from preprocess.errors import FolioError, MisuseError, one_line, printable, shown
 from preprocess.shards.files import canonical_json, parse_json, sha256_bytes, write_durable
 from preprocess.shards.permutation import keyed_hash, permute
-from run_folder import vocabulary_of
+from run_folder import EVALUATIONS_DIR, EVALUATIONS_FILE, vocabulary_of
 from sample import control_tokens
 
-EVALUATIONS_FILE, LOSSES_DIR, LOCK_FILE = "evaluations.jsonl", "evaluations", ".lock"
+LOCK_FILE = ".lock"
 SHORT_KEY = 12  # hexadecimal digits of a file's name
 IDENTITY = ("step", "model_sha256", "build_id", "block_size", "precision")  # what a window's loss follows from
 KINDS = {"key": str, "data": str, "device": str, "num_windows": int, "num_parameters": int} | dict.fromkeys(IDENTITY, str)
@@ -174,9 +174,9 @@ def _folder_of(run: Path) -> Path:
 @contextmanager
 def _alone(out_dir: Path) -> Iterator[None]:
     """Hold the evaluations of a run for this process; a process that trains in it goes on meanwhile."""
-    (out_dir / LOSSES_DIR).mkdir(exist_ok=True)
+    (out_dir / EVALUATIONS_DIR).mkdir(exist_ok=True)
     try:
-        with FileLock(out_dir / LOSSES_DIR / LOCK_FILE, timeout=0):
+        with FileLock(out_dir / EVALUATIONS_DIR / LOCK_FILE, timeout=0):
             yield
     except Timeout as e:
         raise FolioError(f"another process is evaluating {out_dir}; wait until it ends") from e
@@ -352,7 +352,7 @@ def perform(job: Job, out_dir: Path) -> Row:
     set_matmul_precision(config.precision)
     model = _load(job.checkpoint, config).to(device)
     data = ValidationData(job.builds, config, device=device)
-    result = _measure(job, model, data, out_dir / LOSSES_DIR / losses_file(job.identity))
+    result = _measure(job, model, data, out_dir / EVALUATIONS_DIR / losses_file(job.identity))
     is_finite = math.isfinite(result.loss)
     values = (result.loss, result.stderr, result.perplexity, result.bits_per_byte)
     return {
@@ -549,9 +549,10 @@ def _difference(one: tuple[Path, str, Row], other: tuple[Path, str, Row]) -> str
     what = f"{other_name} − {name}"
     if any(row[key] != other_row[key] for key in ("build_id", "block_size", "num_windows")):
         return f"{what}: not evaluated on the same windows ({_spell_windows(other_row)}; {_spell_windows(row)})"
-    kept, other_kept = read_losses(folder / LOSSES_DIR / losses_file(row)), read_losses(other_folder / LOSSES_DIR / losses_file(other_row))
+    kept = read_losses(folder / EVALUATIONS_DIR / losses_file(row))
+    other_kept = read_losses(other_folder / EVALUATIONS_DIR / losses_file(other_row))
     if kept is None or other_kept is None or len(kept[0]) != len(other_kept[0]):
-        return f"{what}: the losses of the windows are missing in {LOSSES_DIR}"
+        return f"{what}: the losses of the windows are missing in {EVALUATIONS_DIR}"
     gain, stderr = kept[1].mean_and_stderr(other_kept[0].double() - kept[0].double())
     if not math.isfinite(gain):
         return f"{what}: n/a"

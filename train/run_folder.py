@@ -33,6 +33,7 @@ from tracking import METRICS_FILE
 SETTINGS_FILE = "settings.json"
 VOCABULARY_DIR = "build"  # the manifest and the tokenizer of the build: all that text needs, so that a run can leave its machine
 LOCK_FILE = ".lock"
+EVALUATIONS_FILE, EVALUATIONS_DIR = "evaluations.jsonl", "evaluations"  # what evaluate.py writes
 FORGOTTEN = ".checkpoints.removed"
 SHORT_ID = 12  # hexadecimal digits that tell two builds apart in a message
 
@@ -210,7 +211,9 @@ def forget(out_dir: Path) -> None:
     # Renamed first: a deletion cut short must not leave some of the checkpoints, to be continued from.
     if (out_dir / CHECKPOINTS_DIR).is_dir():
         os.rename(out_dir / CHECKPOINTS_DIR, out_dir / f"{FORGOTTEN}.{os.getpid()}")
-    (out_dir / METRICS_FILE).unlink(missing_ok=True)
+    for name in (METRICS_FILE, EVALUATIONS_FILE):
+        (out_dir / name).unlink(missing_ok=True)
+    shutil.rmtree(out_dir / EVALUATIONS_DIR, ignore_errors=True)
     (out_dir / SETTINGS_FILE).unlink(missing_ok=True)
 
 
