@@ -16,9 +16,11 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 import checkpoint as checkpoint_module
-import evaluate
 import evaluation
 from checkpoint import committed
+from comparison import table
+from evaluations import read_losses
+from questions import draw_questions
 from train_helpers import AUTHOR_ID, EOT_ID, SENTENCE, invoke, make_build, rows, write_config
 
 CPU = ("--device", "cpu")
@@ -271,7 +273,7 @@ def test_a_mixture(folder: Path, tmp_path: Path) -> None:
     for key in ("val_loss", "val_loss_stderr", "bits_per_byte", "val_loss/tiny", "val_loss/other"):
         assert row[key] == told[key]
     (file,) = (tmp_path / "run" / "evaluations").glob("*.safetensors")
-    losses, strata = evaluate.read_losses(file) or pytest.fail("not read")
+    losses, strata = read_losses(file) or pytest.fail("not read")
     assert strata.mean_and_stderr(losses) == (row["val_loss"], row["val_loss_stderr"]) and strata.shares == (0.25, 0.75)
 
 
@@ -339,7 +341,7 @@ def test_losses_that_are_damaged_are_made_again(run: Path) -> None:
 )
 def test_losses_that_none_wrote(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     save_file(tensors, tmp_path / "x.safetensors")
-    assert evaluate.read_losses(tmp_path / "x.safetensors") is None
+    assert read_losses(tmp_path / "x.safetensors") is None
 
 
 def test_questions_are_beginnings_of_validation_documents(learned: Path) -> None:
@@ -362,7 +364,7 @@ def test_fewer_questions_are_the_first_of_more(folder: Path) -> None:
             return np.array([1, 2, *[10 + number] * (number % 50), 3])
 
     builds: Any = types.SimpleNamespace(builds=[Documents(), Documents()], manifest=Documents().manifest)
-    ten, thousands = (evaluate.draw_questions(builds, count, Spelling()) for count in (10, 2000))
+    ten, thousands = (draw_questions(builds, count, Spelling()) for count in (10, 2000))
     assert thousands[:10] == ten and len({tuple(question.ids) for question in ten}) == 10
     for question in thousands:
         text = question.ids[2:]
@@ -499,7 +501,7 @@ def test_a_table_fits_the_terminal(width: int) -> None:
         "bits_per_byte": None,
         "num_parameters": 10**9,
     }
-    lines = evaluate.table([("a" * 100, row), ("b", row | {"val_loss": None, "val_loss_stderr": None})], width)
+    lines = table([("a" * 100, row), ("b", row | {"val_loss": None, "val_loss_stderr": None})], width)
     assert all(len(line) <= width for line in lines) and len({len(line) for line in lines}) == 1
     if width >= 80:
         assert "parameters" in lines[0] and ("…" in lines[1]) == (width == 80) and "3.2500 ± 0.0100" in lines[1] and " n/a " in lines[2]

@@ -10,25 +10,19 @@ import argparse
 import dataclasses
 import functools
 import importlib
-import json
 import math
 import os
 import shutil
 import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
 
 from builds import Builds, open_builds
 from checkpoint import (
@@ -45,35 +39,24 @@ from checkpoint import (
     require_shapes,
 )
 from command import Parser, run_command, warn
+from comparison import compare, spell, spell_loss
 from config import Config, config_from_saved
 from data import MOST_WINDOWS, ValidationData
 from device import choose_device, choose_precision, make_autocast, set_matmul_precision
-from evaluation import NOISE, Evaluation, Strata, evaluate, summarize
+from evaluation import Evaluation, evaluate, summarize
+from evaluations import IDENTITY, KINDS, NUMBERS, Row, append_row, finite, losses_file, read_evaluations, read_losses, write_losses
 from generate import decode_stream, generate
 from language_model import LanguageModel
 from model import make_model
-from plot import names_apart, shorten
 from preflight import is_out_of_memory
 from preprocess.errors import FolioError, MisuseError, one_line, printable, shown
-from preprocess.shards.files import canonical_json, parse_json, sha256_bytes, write_durable
-from preprocess.shards.permutation import keyed_hash, permute
-from run_folder import EVALUATIONS_DIR, EVALUATIONS_FILE, vocabulary_of
-from sample import control_tokens
+from preprocess.shards.files import canonical_json, sha256_bytes
+from questions import Question, draw_questions, load_text_tokenizer, question_of, read_prompts
+from run_folder import EVALUATIONS_DIR, vocabulary_of
 
 LOCK_FILE = ".lock"
-SHORT_KEY = 12  # hexadecimal digits of a file's name
-IDENTITY = ("step", "model_sha256", "build_id", "block_size", "precision")  # what a window's loss follows from
-KINDS = {"key": str, "data": str, "device": str, "num_windows": int, "num_parameters": int} | dict.fromkeys(IDENTITY, str)
-KINDS |= {"step": int, "block_size": int}
-NUMBERS = ("val_loss", "val_loss_stderr", "perplexity", "bits_per_byte")  # null where there is none
-QUESTION_TOKENS = 16  # of a document's text, and at most half of it, so that something is left to answer
-QUESTION_SEED = 0xA5C  # not a run's own: runs that are compared are asked the same
 MOST_LOGITS = 1 << 27  # of a forward pass on a CPU, 0.5 GB: where its memory ends, the system ends the process without a word
 TAG = "folio_evaluation"  # by which MLflow finds an evaluation again
-NARROWEST_NAME = 8  # characters of a run's name that a table keeps
-HEADER = ("run", "step", "val loss", "perplexity", "bits per byte", "parameters")
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,14 +72,6 @@ class Asked:
     @property
     def is_asking(self) -> bool:
         return bool(self.num_questions or self.prompts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What a model is to continue: as it is shown, control tokens as they are spelled, and its ids, of which there is one."""
-
-    prompt: str
-    ids: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +116,7 @@ def evaluate_run(run: Path, which: str, asked: Asked, *, device: torch.device, l
                 is_new = row is None
                 if row is None:
                     row = perform(job, out_dir)
-                    _append(out_dir, row)
+                    append_row(out_dir, row)
             except CheckpointError as e:
                 if which != "all":
                     raise
@@ -223,8 +198,8 @@ def prepare(checkpoint: Checkpoint, asked: Asked, *, device: torch.device, warn:
         sample_year=None,
     )
     builds = _open(config.data, checkpoint, is_other=asked.data is not None, warn=warn)
-    tokenizer = _load_tokenizer(builds) if asked.is_asking else None
-    questions = draw_questions(builds, asked.num_questions, tokenizer) + [_question(p, builds, tokenizer, config) for p in asked.prompts]
+    tokenizer = load_text_tokenizer(builds) if asked.is_asking else None
+    questions = draw_questions(builds, asked.num_questions, tokenizer) + [question_of(p, builds, tokenizer, config) for p in asked.prompts]
     return Job(checkpoint=checkpoint, config=config, builds=builds, tokenizer=tokenizer, questions=questions)
 
 
@@ -270,78 +245,6 @@ def _require_same_ids(builds: Builds, checkpoint: Checkpoint) -> None:
             )
 
 
-def _load_tokenizer(builds: Builds) -> Any:
-    try:
-        from preprocess.tokenizers import load_tokenizer
-    except ImportError as e:
-        raise FolioError(f"text needs the tokenizer's libraries, and {e.name} is not installed; pip install folio-lm") from e
-    return load_tokenizer(builds.vocabulary.folder, builds.manifest)
-
-
-def draw_questions(builds: Builds, count: int, tokenizer: Any) -> list[Question]:
-    """The beginnings of `count` validation documents, their control tokens in front; fewer are the first of more.
-
-    Raises MisuseError where there are not as many.
-    """
-    sizes = [build.manifest["splits"]["val"]["documents"] for build in builds.builds]
-    if count > sum(sizes):
-        raise MisuseError(f"--questions is {count:,}, the validation split has {sum(sizes):,} documents; ask for fewer")
-    if not count:
-        return []
-    keys = keyed_hash(QUESTION_SEED, np.zeros(count, np.uint64))
-    numbers = permute(np.arange(count, dtype=np.uint64), sum(sizes), keys).astype(np.int64)
-    edges = np.cumsum(sizes)
-    documents = []
-    for number in numbers.tolist():
-        build = int(np.searchsorted(edges, number, side="right"))
-        documents.append(builds.builds[build].document("val", number - int(edges[build] - sizes[build])))
-    return [_beginning(document.tolist(), builds, tokenizer) for document in documents]
-
-
-def _beginning(ids: list[int], builds: Builds, tokenizer: Any) -> Question:
-    """The control tokens that a document begins with, and the first of its text."""
-    manifest = builds.manifest
-    spelled = {i: token for token, i in manifest["special_tokens"].items()}
-    body = ids[:-1] if ids[-1:] == [manifest["eot_id"]] else ids
-    first = next((n for n, i in enumerate(body) if i not in spelled), len(body))
-    most = max(1, min(QUESTION_TOKENS, (len(body) - first) // 2))
-    text = body[first : first + most]
-    prompt = " ".join([*(spelled[i] for i in body[:first]), tokenizer.decode(np.array(text, np.uint32))])
-    return Question(prompt=prompt, ids=[*body[:first], *text] or [manifest["eot_id"] or 0])
-
-
-def _question(prompt: str, builds: Builds, tokenizer: Any, config: Config) -> Question:
-    """A prompt, with what every document begins with. Raises FolioError for text that the tokenizer cannot encode."""
-    controls = control_tokens(builds.manifest, config)
-    return Question(prompt=" ".join([*controls, prompt]), ids=[*controls.values(), *tokenizer.encode_text(prompt).tolist()])
-
-
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """The prompts in a file, one a line: of a .jsonl the `prompt` of each object, else text. Empty lines are none. Raises MisuseError."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
-        raise MisuseError(f"there is no file of prompts {path}; name one by --prompts") from e
-    except UnicodeDecodeError as e:
-        raise MisuseError(f"{path} is not UTF-8 ({e.reason} at byte {e.start:,}); save it as UTF-8") from e
-    is_json = path.suffix.lower() == ".jsonl"
-    told = [(number, line.removesuffix("\r")) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not told:
-        raise MisuseError(f"{path} has no prompts; write one a line")
-    return tuple(_prompt_of(line, f"{path}, line {number}") if is_json else line for number, line in told)
-
-
-def _prompt_of(line: str, where: str) -> str:
-    try:
-        prompt = parse_json(line.encode())["prompt"]
-        if type(prompt) is not str or not prompt:
-            raise TypeError("prompt is no text")
-        prompt.encode()
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
-        raise MisuseError(f'{where} is {shown(line)}, wanted an object with a text as "prompt" ({type(e).__name__})') from e
-    return prompt
-
-
 def perform(job: Job, out_dir: Path) -> Row:
     """Make the evaluation: the row that tells of it. The losses of its windows are kept in `out_dir`.
 
@@ -357,8 +260,8 @@ def perform(job: Job, out_dir: Path) -> Row:
     values = (result.loss, result.stderr, result.perplexity, result.bits_per_byte)
     return {
         **job.identity,
-        **dict(zip(NUMBERS, map(_finite, values), strict=True)),
-        **{f"val_loss/{name}": _finite(loss) for name, loss in result.by_build.items()},
+        **dict(zip(NUMBERS, map(finite, values), strict=True)),
+        **{f"val_loss/{name}": finite(loss) for name, loss in result.by_build.items()},
         "data": job.builds.name,
         "num_windows": data.num_windows,
         "num_parameters": model.num_parameters,
@@ -367,10 +270,6 @@ def perform(job: Job, out_dir: Path) -> Row:
         "elapsed_s": round(time.monotonic() - began, 3),
         "key": job.key,
     }
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _load(checkpoint: Checkpoint, config: Config) -> LanguageModel:
@@ -424,145 +323,16 @@ def _answer(question: Question, model: LanguageModel, job: Job) -> dict[str, str
     return {"prompt": question.prompt, "answer": "".join(decode_stream(job.tokenizer.decode_bytes, drawn))}
 
 
-def losses_file(identity: Row) -> str:
-    """The name of the file that holds the losses of the windows; the same for all questions."""
-    key = sha256_bytes(canonical_json({name: identity[name] for name in IDENTITY}))
-    return f"{identity['step']:08d}-{key[:SHORT_KEY]}.safetensors"
-
-
-def write_losses(path: Path, result: Evaluation) -> None:
-    """Each window's loss, (W,) float32; how many are of each build, (B,) int64; and the builds' shares, (B,) float64."""
-    counts = np.bincount(result.strata.source, minlength=len(result.strata.shares))
-    shares = torch.tensor(result.strata.shares, dtype=torch.float64)
-    write_durable(path, save({"losses": result.losses, "num_windows": torch.from_numpy(counts), "shares": shares}))
-
-
-def read_losses(path: Path) -> tuple[Tensor, Strata] | None:
-    """What write_losses wrote; None where there is nothing, or nothing whole."""
-    try:
-        tensors = load_file(path)
-        losses, counts, shares = tensors["losses"], tensors["num_windows"], tensors["shares"]
-        if losses.dtype != torch.float32 or losses.shape != (int(counts.sum()),) or counts.shape != shares.shape or counts.min() < 1:
-            return None
-        return losses, Strata(source=np.repeat(np.arange(len(counts)), counts.numpy()), shares=tuple(shares.tolist()))
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError):
-        return None
-
-
-def read_evaluations(out_dir: Path) -> list[Row]:
-    """The rows of a run's EVALUATIONS_FILE; none where there is no file. A torn last line is left out.
-
-    Raises FolioError for a line before that is no row.
-    """
-    path = out_dir / EVALUATIONS_FILE
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-            if bad := [key for key, kind in KINDS.items() if type(row[key]) is not kind]:
-                raise TypeError(f"{bad[0]} is {row[bad[0]]!r:.40}")
-            if bad := [key for key in NUMBERS if type(row[key]) not in (int, float, type(None))]:
-                raise TypeError(f"{bad[0]} is no number")
-            rows.append(row | {key: None if row[key] is None else float(row[key]) for key in NUMBERS})
-        except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as e:
-            raise FolioError(f"{path}, line {number} is no evaluation ({type(e).__name__}: {e}); take the line out") from e
-    return rows
-
-
-def _append(out_dir: Path, row: Row) -> None:
-    """Add a row, and cut off a torn one before it. The file is replaced whole: a crash leaves it as it was or with the row."""
-    path = out_dir / EVALUATIONS_FILE
-    before = path.read_bytes() if path.is_file() else b""
-    write_durable(path, before[: before.rfind(b"\n") + 1] + json.dumps(row, allow_nan=False).encode() + b"\n")
-
-
 def describe(row: Row) -> str:
     """An evaluation in a line."""
-    texts = [f"step {row['step']:,}", f"val loss {_spell_loss(row)}", f"perplexity {_spell(row['perplexity'], ',.2f')}"]
-    texts += [f"bits per byte {_spell(row['bits_per_byte'], '.4f')}"]
+    texts = [f"step {row['step']:,}", f"val loss {spell_loss(row)}", f"perplexity {spell(row['perplexity'], ',.2f')}"]
+    texts += [f"bits per byte {spell(row['bits_per_byte'], '.4f')}"]
     return "  ".join([*texts, f"{row['num_windows']:,} windows of {row['data']}, in {row['precision']} on {row['device']}"])
-
-
-def _spell(value: float | None, form: str) -> str:
-    return "n/a" if value is None else f"{value:{form}}"
-
-
-def _spell_loss(row: Row) -> str:
-    return _spell(row["val_loss"], ".4f") + ("" if row["val_loss_stderr"] is None else f" ± {row['val_loss_stderr']:.4f}")
 
 
 def _show_answers(row: Row) -> None:
     for number, each in enumerate(row.get("answers", []), start=1):
         print(printable(f"question {number}: {each['prompt']}\nanswer {number}: {each['answer']}"), flush=True)
-
-
-def compare(runs: Sequence[Path], *, best: bool, build_id: str | None, width: int) -> str:
-    """A table of the newest or best evaluation of each run, and below what each differs by from the first, in lines of at most `width`.
-
-    Of a run that has evaluations on `build_id`, one of these; else one on the data that it was evaluated on last.
-    Raises MisuseError for a run without any, or one that stands twice.
-    """
-    names = names_apart(runs)
-    rows = [_choose(run, best=best, build_id=build_id) for run in runs]
-    lines = table(list(zip(names, rows, strict=True)), width)
-    for run, name, row in list(zip(runs, names, rows, strict=True))[1:]:
-        text = _difference((runs[0], names[0], rows[0]), (run, name, row))
-        lines += textwrap.wrap(one_line(text), width, subsequent_indent="  ")
-    return "\n".join(lines)
-
-
-def _choose(run: Path, *, best: bool, build_id: str | None) -> Row:
-    rows = read_evaluations(run)
-    if not rows:
-        raise MisuseError(f"{run} has no evaluations; make one: python train/evaluate.py {run}")
-    on_these = [row for row in rows if row["build_id"] == build_id] or [row for row in rows if row["build_id"] == rows[-1]["build_id"]]
-    latest_first = on_these[::-1]  # of a step that was trained twice, the one that was evaluated last
-    if best:
-        return min(latest_first, key=lambda row: math.inf if row["val_loss"] is None else row["val_loss"])
-    return max(latest_first, key=lambda row: row["step"])
-
-
-def table(entries: Sequence[tuple[str, Row]], width: int) -> list[str]:
-    """Lines of a table, a run each, in at most `width` characters: names are shortened, then the last columns left out."""
-    cells = [list(HEADER)] + [
-        [name, f"{row['step']:,}", _spell_loss(row), _spell(row["perplexity"], ",.2f"), _spell(row["bits_per_byte"], ".4f"),
-         f"{row['num_parameters']:,}"]
-        for name, row in entries
-    ]  # fmt: skip
-    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADER))]
-    narrowest = min(widths[0], NARROWEST_NAME)
-    while len(widths) > 1 and narrowest + sum(2 + each for each in widths[1:]) > width:
-        widths.pop()
-    widths[0] = max(min(widths[0], width - sum(2 + each for each in widths[1:])), 1)
-    return [
-        "  ".join([f"{shorten(line[0], widths[0]):<{widths[0]}}", *(f"{cell:>{w}}" for cell, w in zip(line[1:], widths[1:], strict=False))])
-        for line in cells
-    ]
-
-
-def _difference(one: tuple[Path, str, Row], other: tuple[Path, str, Row]) -> str:
-    """How much higher or lower the loss of `other` is, window by window."""
-    (folder, name, row), (other_folder, other_name, other_row) = one, other
-    what = f"{other_name} − {name}"
-    if any(row[key] != other_row[key] for key in ("build_id", "block_size", "num_windows")):
-        return f"{what}: not evaluated on the same windows ({_spell_windows(other_row)}; {_spell_windows(row)})"
-    kept = read_losses(folder / EVALUATIONS_DIR / losses_file(row))
-    other_kept = read_losses(other_folder / EVALUATIONS_DIR / losses_file(other_row))
-    if kept is None or other_kept is None or len(kept[0]) != len(other_kept[0]):
-        return f"{what}: the losses of the windows are missing in {EVALUATIONS_DIR}"
-    gain, stderr = kept[1].mean_and_stderr(other_kept[0].double() - kept[0].double())
-    if not math.isfinite(gain):
-        return f"{what}: n/a"
-    error = "" if stderr is None else f" ± {stderr:.4f}"
-    verdict = "" if stderr is None else ", beyond noise" if abs(gain) > NOISE * stderr else ", within noise"
-    return f"{what}: {gain:+.4f}{error} nats a token on the same {row['num_windows']:,} windows{verdict}"
-
-
-def _spell_windows(row: Row) -> str:
-    return f"{row['num_windows']:,} of {row['data']} {row['build_id'][:SHORT_KEY]}, block_size {row['block_size']:,}"
 
 
 def open_mlflow() -> Callable[[Path, Row], bool]:

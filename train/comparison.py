@@ -1,0 +1,91 @@
+"""Evaluations of several runs in a table, and their difference window by window."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from evaluation import NOISE
+from evaluations import SHORT_KEY, Row, losses_file, read_evaluations, read_losses
+from plot import names_apart, shorten
+from preprocess.errors import MisuseError, one_line
+from run_folder import EVALUATIONS_DIR
+
+NARROWEST_NAME = 8  # characters of a run's name that a table keeps
+HEADER = ("run", "step", "val loss", "perplexity", "bits per byte", "parameters")
+
+
+def compare(runs: Sequence[Path], *, best: bool, build_id: str | None, width: int) -> str:
+    """A table of the newest or best evaluation of each run, and below what each differs by from the first, in lines of at most `width`.
+
+    Of a run that has evaluations on `build_id`, one of these; else one on the data that it was evaluated on last.
+    Raises MisuseError for a run without any, or one that stands twice.
+    """
+    names = names_apart(runs)
+    rows = [_choose(run, best=best, build_id=build_id) for run in runs]
+    lines = table(list(zip(names, rows, strict=True)), width)
+    for run, name, row in list(zip(runs, names, rows, strict=True))[1:]:
+        text = _difference((runs[0], names[0], rows[0]), (run, name, row))
+        lines += textwrap.wrap(one_line(text), width, subsequent_indent="  ")
+    return "\n".join(lines)
+
+
+def _choose(run: Path, *, best: bool, build_id: str | None) -> Row:
+    rows = read_evaluations(run)
+    if not rows:
+        raise MisuseError(f"{run} has no evaluations; make one: python train/evaluate.py {run}")
+    on_these = [row for row in rows if row["build_id"] == build_id] or [row for row in rows if row["build_id"] == rows[-1]["build_id"]]
+    latest_first = on_these[::-1]  # of a step that was trained twice, the one that was evaluated last
+    if best:
+        return min(latest_first, key=lambda row: math.inf if row["val_loss"] is None else row["val_loss"])
+    return max(latest_first, key=lambda row: row["step"])
+
+
+def table(entries: Sequence[tuple[str, Row]], width: int) -> list[str]:
+    """Lines of a table, a run each, in at most `width` characters: names are shortened, then the last columns left out."""
+    cells = [list(HEADER)] + [
+        [name, f"{row['step']:,}", spell_loss(row), spell(row["perplexity"], ",.2f"), spell(row["bits_per_byte"], ".4f"),
+         f"{row['num_parameters']:,}"]
+        for name, row in entries
+    ]  # fmt: skip
+    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADER))]
+    narrowest = min(widths[0], NARROWEST_NAME)
+    while len(widths) > 1 and narrowest + sum(2 + each for each in widths[1:]) > width:
+        widths.pop()
+    widths[0] = max(min(widths[0], width - sum(2 + each for each in widths[1:])), 1)
+    return [
+        "  ".join([f"{shorten(line[0], widths[0]):<{widths[0]}}", *(f"{cell:>{w}}" for cell, w in zip(line[1:], widths[1:], strict=False))])
+        for line in cells
+    ]
+
+
+def _difference(one: tuple[Path, str, Row], other: tuple[Path, str, Row]) -> str:
+    """How much higher or lower the loss of `other` is, window by window."""
+    (folder, name, row), (other_folder, other_name, other_row) = one, other
+    what = f"{other_name} − {name}"
+    if any(row[key] != other_row[key] for key in ("build_id", "block_size", "num_windows")):
+        return f"{what}: not evaluated on the same windows ({_spell_windows(other_row)}; {_spell_windows(row)})"
+    kept = read_losses(folder / EVALUATIONS_DIR / losses_file(row))
+    other_kept = read_losses(other_folder / EVALUATIONS_DIR / losses_file(other_row))
+    if kept is None or other_kept is None or len(kept[0]) != len(other_kept[0]):
+        return f"{what}: the losses of the windows are missing in {EVALUATIONS_DIR}"
+    gain, stderr = kept[1].mean_and_stderr(other_kept[0].double() - kept[0].double())
+    if not math.isfinite(gain):
+        return f"{what}: n/a"
+    error = "" if stderr is None else f" ± {stderr:.4f}"
+    verdict = "" if stderr is None else ", beyond noise" if abs(gain) > NOISE * stderr else ", within noise"
+    return f"{what}: {gain:+.4f}{error} nats a token on the same {row['num_windows']:,} windows{verdict}"
+
+
+def _spell_windows(row: Row) -> str:
+    return f"{row['num_windows']:,} of {row['data']} {row['build_id'][:SHORT_KEY]}, block_size {row['block_size']:,}"
+
+
+def spell(value: float | None, form: str) -> str:
+    return "n/a" if value is None else f"{value:{form}}"
+
+
+def spell_loss(row: Row) -> str:
+    return spell(row["val_loss"], ".4f") + ("" if row["val_loss_stderr"] is None else f" ± {row['val_loss_stderr']:.4f}")
