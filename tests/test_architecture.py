@@ -60,6 +60,9 @@ HOMES = {
     "tqdm": {"preprocess/progress.py"},
     "matplotlib": {"train/plot.py"},
     "psutil": {"train/memory.py"},
+    "tensorboard": {"train/trackers.py"},
+    "mlflow": {"train/trackers.py"},
+    "wandb": {"train/trackers.py"},
 }
 
 

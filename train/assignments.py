@@ -12,12 +12,13 @@ from preprocess.errors import MisuseError
 
 # More than any setting can mean, and little enough that no arithmetic in a config file takes time or memory.
 LARGEST_NUMBER = 1e18
+LONGEST_LIST = 100
 
 
 def read_assignments(path: Path) -> dict[str, tuple[Any, int]]:
     """What the file assigns: name → value and line.
 
-    Allowed are literals, arithmetic on numbers, and names assigned earlier in the file.
+    Allowed are literals, arithmetic on numbers, names assigned earlier in the file, and lists of these, but not of lists.
     Raises MisuseError that names the file, and the line where there is one.
     """
     try:
@@ -42,7 +43,7 @@ def read_assignments(path: Path) -> dict[str, tuple[Any, int]]:
         try:
             values[key] = _evaluate(statement.value, values)
         except (_Refused, RecursionError) as e:
-            raise MisuseError(f"{where}: {e}; write a literal, arithmetic on numbers, or a setting assigned above") from e
+            raise MisuseError(f"{where}: {e}; write a literal, arithmetic on numbers, a list of them, or a setting assigned above") from e
     return {key: (value, lines[key]) for key, value in values.items()}
 
 
@@ -66,11 +67,22 @@ def _evaluate(node: ast.expr, names: Mapping[str, Any]) -> Any:
             return number
         case ast.Name(id=name) if name in names:
             return names[name]
+        case ast.List(elts=elements):
+            if len(elements) > LONGEST_LIST:
+                raise _Refused(f"a list has {len(elements):,} elements, at most {LONGEST_LIST} are read")
+            return [_evaluate_element(element, names) for element in elements]
         case ast.UnaryOp() if type(node.op) in _OPERATORS:
             return _calculate(node.op, _evaluate(node.operand, names))
         case ast.BinOp() if type(node.op) in _OPERATORS:
             return _calculate(node.op, _evaluate(node.left, names), _evaluate(node.right, names))
     raise _Refused(f"cannot read {ast.unparse(node)[:80]!r}")
+
+
+def _evaluate_element(node: ast.expr, names: Mapping[str, Any]) -> Any:
+    value = _evaluate(node, names)
+    if isinstance(value, list):
+        raise _Refused("a list holds a list")
+    return value
 
 
 def _calculate(operation: ast.operator | ast.unaryop, *operands: Any) -> Any:

@@ -23,6 +23,7 @@ CHOICES = {
     "schedule": ("cosine", "linear", "wsd"),
     "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
 }
+TRACKERS = ("tensorboard", "mlflow", "wandb")
 HELP_INDENT = 31
 NONE, TRUE, FALSE = ("none", "None"), ("true", "True", "1"), ("false", "False", "0")
 
@@ -103,6 +104,9 @@ class Config:
     top_p: float | None = setting(
         None, "sampling chooses among the likeliest tokens that together have this probability; none: all", least=0, free=True
     )
+    track: tuple[str, ...] = setting(
+        (), "where metrics go beside metrics.jsonl: any of tensorboard, mlflow, wandb, as a list or separated by commas", free=True
+    )
     resume: str = setting("auto", "auto: the run in out_dir; never: begin in an empty one; or a run or checkpoint to begin from", free=True)
 
     def __post_init__(self) -> None:
@@ -110,6 +114,9 @@ class Config:
             _check_range(field.name, getattr(self, field.name), least=field.metadata["least"], most=field.metadata["most"])
         for key, choices in CHOICES.items():
             _demand(getattr(self, key) in choices, f"{key} is {getattr(self, key)!r}, wanted one of {', '.join(choices)}")
+        for name in self.track:
+            _demand(name in TRACKERS, f"track holds {name!r:.80}; {_nearest_tracker(name)}")
+        _demand(len({*self.track}) == len(self.track), f"track is {', '.join(self.track):.80}, in which one stands twice; name each once")
         for key in ("learning_rate", "muon_learning_rate", "grad_clip", "top_p"):
             _demand(getattr(self, key) != 0, f"{key} is 0, wanted more")
         for key in ("dropout", "beta1", "beta2", "muon_momentum"):
@@ -154,7 +161,7 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting by name, as JSON holds it."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"track": list(self.track)}
 
     def lines(self) -> list[str]:
         """`key  value` for each setting, aligned."""
@@ -164,14 +171,21 @@ class Config:
 
 
 def _spell(value: Any) -> str:
-    if value is None:
+    if value is None or value in ([], ()):
         return "none"
+    if isinstance(value, list):
+        return ", ".join(value)
     return repr(value) if value == "" or not str(value).isprintable() else str(value)
 
 
 def _demand(holds: bool, message: str) -> None:
     if not holds:
         raise MisuseError(message)
+
+
+def _nearest_tracker(name: str) -> str:
+    close = difflib.get_close_matches(name, TRACKERS, n=1)
+    return (f"did you mean {close[0]!r}? " if close else "") + f"wanted any of {', '.join(TRACKERS)}"
 
 
 def _check_range(key: str, value: Any, *, least: float | None, most: float) -> None:
@@ -288,15 +302,18 @@ def _require_known(key: str, where: str) -> None:
 
 
 def _type_of(key: str) -> tuple[type, bool]:
-    """The type of a setting without its None, and whether it may be None."""
+    """The type of a setting without its None, and whether it may be None; a tuple holds texts, and None is an empty one."""
     hint = typing.get_type_hints(Config)[key]
+    if typing.get_origin(hint) is tuple:
+        return tuple, True
     options = typing.get_args(hint) or (hint,)
     return next(t for t in options if t is not type(None)), type(None) in options
 
 
 def _bad_value(key: str, value: Any, *, where: str) -> MisuseError:
     kind, optional = _type_of(key)
-    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind] + (" or none" if optional else "")
+    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list of texts such as ['tensorboard']"}
+    wanted = kinds[kind] + (" or none" if optional else "")
     return MisuseError(f"{where}: {key} is {value!r:.80}, wanted {wanted}")
 
 
@@ -305,7 +322,9 @@ def coerce(key: str, value: Any, *, where: str) -> Any:
     _require_known(key, where)
     kind, optional = _type_of(key)
     if value is None and optional:
-        return None
+        return () if kind is tuple else None
+    if kind is tuple and type(value) is list and all(type(item) is str for item in value):
+        return tuple(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER:
         return float(value)
     if type(value) is not kind:
@@ -316,6 +335,8 @@ def coerce(key: str, value: Any, *, where: str) -> Any:
 def coerce_text(key: str, text: str) -> Any:
     """`text`, of a command line, as the type of the setting `key`. Raises MisuseError."""
     kind, optional = _type_of(key)
+    if kind is tuple:
+        return () if text in ("", *NONE) else tuple(part.strip() for part in text.split(","))
     if optional and text in NONE:
         return None
     if kind is bool:

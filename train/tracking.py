@@ -9,14 +9,16 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from command import warn
 from preprocess.errors import FolioError, printable
 from preprocess.shards.files import parse_json, write_durable
+from trackers import Trackers
 
 if TYPE_CHECKING:  # plot.py reads rows and must not wait for torch
     from evaluation import Evaluation
@@ -153,18 +155,28 @@ class Work:
 
 
 class Report:
-    """A run's metrics, console and clock: each event becomes a row and a line. A context manager."""
+    """A run's metrics, trackers, console and clock: each event becomes a row and a line. A context manager."""
 
-    def __init__(self, out_dir: Path | None, *, step: int, max_steps: int, work: Work) -> None:
+    def __init__(
+        self, out_dir: Path | None, *, step: int, max_steps: int, work: Work, track: Sequence[str], about: Mapping[str, Any]
+    ) -> None:
         """`out_dir`: none in all processes but the main one, which then say nothing.
 
         `step`: how many steps are done; -1 where not even the model was evaluated. Rows of later ones are cut off.
+        `track`, `about`: the trackers, and what they are told of the run (Trackers).
         """
         self._console = Console(sys.stdout if out_dir else open(os.devnull, "w"))  # noqa: SIM115 (closed with the process)
+        rows = read_rows(out_dir / METRICS_FILE) if track and out_dir and (out_dir / METRICS_FILE).exists() else None
         self._metrics = Metrics(out_dir, last_step=step) if out_dir else None
         self._out_dir, self._max_steps, self._work = out_dir, max_steps, work
         self._clock = Clock(max(step, 0))
         self._began, self._evaluation_s = time.monotonic(), 0.0
+        self._is_stopped = False
+        self._trackers = Trackers(track if out_dir else (), out_dir or Path(), about=about, step=step, rows=rows, warn=self._warn)
+
+    def _warn(self, text: str) -> None:
+        self._console.close()
+        warn(text)
 
     def say(self, text: str) -> None:
         self._console.line(text)
@@ -210,11 +222,21 @@ class Report:
             f"perplexity {result.perplexity:,.2f}  bits per byte {bits}{each}"
         )
 
+    def sample(self, step: int, text: str) -> None:
+        """A text that the model drew."""
+        self._console.line(f"\n{text}\n")
+        self._trackers.sample(step, text)
+
+    def stopped(self) -> None:
+        """A signal ends the run before its last step."""
+        self._is_stopped = True
+
     def went_back(self, step: int, *, from_step: int, skipped_samples: int) -> None:
         """The run stands at `step` again: later rows are cut off, and one says what happened."""
         if self._metrics and self._out_dir:
             self._metrics.close()
             self._metrics = Metrics(self._out_dir, last_step=step)
+        self._trackers.went_back(step)
         self._row(step, went_back_from_step=from_step, skipped_samples=skipped_samples)
         self._clock = Clock(step)
 
@@ -226,14 +248,17 @@ class Report:
     def _row(self, step: int, **values: float | None) -> None:
         if self._metrics:
             self._metrics.write(step, **values)
+        self._trackers.row(step, values)
 
     def __enter__(self) -> Report:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._console.close()
         if self._metrics:
             self._metrics.close()
+        is_killed = self._is_stopped or (kind is not None and issubclass(kind, KeyboardInterrupt))
+        self._trackers.close("killed" if is_killed else "finished" if kind is None else "failed")
 
 
 def spell_speed(speed: dict[str, float | None]) -> list[str]:

@@ -51,6 +51,7 @@ from run_folder import find_start, forget, is_run, locked, tidy, what_is_finishe
 from sample import control_tokens, sample_text
 from signals import StopRequest
 from state import Training, copy_from_main, new_training
+from trackers import require_trackers
 from tracking import Report, Work
 
 CHECK_INTERVAL = 10  # steps after which the host asks the device at least whether its numbers are still finite
@@ -79,6 +80,7 @@ def main(arguments: list[str]) -> int:
 def run(command: Command, config: Config, builds: Builds, *, data: Data, world: World, device: torch.device) -> int:
     """Begin or continue the run that lives in out_dir. Returns the exit status."""
     _require_same(config, builds, world)
+    world.by_main(lambda: require_trackers(config.track))
     start = world.by_main(lambda: find_start(config, builds, restart=command.restart, warn=warn))
     finished = what_is_finished(start, config) if start else None
     if world.highest(finished is not None):
@@ -192,7 +194,9 @@ def train(
                 "the rows of metrics are lost; run the same command again, it continues from there"
             )
 
-    with Report(out_dir if world.is_main else None, step=last_row, max_steps=config.max_steps, work=work) as report:
+    about = {"config": config.as_dict(), "build_id": builds.build_id, "build_name": builds.name}
+    main_dir = out_dir if world.is_main else None
+    with Report(main_dir, step=last_row, max_steps=config.max_steps, work=work, track=config.track, about=about) as report:
         came_back_to: int | None = None
         is_saving = is_stopping = False
         signum = 0
@@ -251,6 +255,7 @@ def train(
 
         report.say(_last_words(training, config, signum=signum, is_saved=not is_saving))
         if signum and training.step < config.max_steps:
+            report.stopped()
             return 128 + signum
         report.say(f"evaluations took {report.evaluation_share:.1%} of the time")
         show_sample(report, training, builds=builds, config=config, world=world)
@@ -331,7 +336,7 @@ def show_sample(report: Report, training: Training, *, builds: Builds, config: C
     if not world.is_main:
         return
     try:
-        report.say(f"\n{sample_text(training.model, builds.vocabulary, config=config)}\n")
+        report.sample(training.step, sample_text(training.model, builds.vocabulary, config=config))
     except FolioError as e:
         report.say(f"no sample: {e}")
 
