@@ -68,6 +68,22 @@ def test_booleans(tmp_path: Path, text: str, value: bool) -> None:
         "max_steps = None",
         "compile = 1",
         "data = ('a', 'b')",
+        "data = ['a']",
+        "max_steps = [3]",
+        "track = 'mlflow'",
+        "track = ('mlflow',)",
+        "track = {'mlflow'}",
+        "track = [1]",
+        "track = [['mlflow']]",
+        "names = ['mlflow']; track = [names]",
+        "track = [*['mlflow']]",
+        "track = ['mlflow'] + ['wandb']",
+        "track = ['mlflow'] * 3",
+        "track = ['mlflow'][0]",
+        "track = [t for t in 'ab']",
+        "track = [open('hacked', 'w')]",
+        "track = [" + "'mlflow'," * 101 + "]",
+        "track = [" * 300 + "]" * 300,
         "seed = True",
     ],
 )
@@ -128,6 +144,49 @@ def test_ranges(tmp_path: Path, override: str, complaint: str) -> None:
 def test_command_lines_that_cannot_be_read(arguments: list[str]) -> None:
     with pytest.raises(MisuseError, match="usage: python train/train.py"):
         parse_command_line(arguments)
+
+
+@pytest.mark.parametrize(
+    ("line", "override", "track"),
+    [
+        ("track = ['tensorboard', 'mlflow']", None, ("tensorboard", "mlflow")),
+        ("track = []", None, ()),
+        ("track = None", None, ()),
+        ("track = ['wandb']", "tensorboard, mlflow", ("tensorboard", "mlflow")),
+        ("track = ['wandb']", "none", ()),
+        ("track = ['wandb']", "", ()),
+    ],
+)
+def test_lists(tmp_path: Path, line: str, override: str | None, track: tuple[str, ...]) -> None:
+    config = load(tmp_path, f"data = 'x'\n{line}\n", *([] if override is None else [f"--track={override}"]))
+    assert config.track == track
+    assert config.as_dict()["track"] == list(track)
+    assert config_from_saved(json.loads(json.dumps(config.as_dict())), "here") == config
+    assert f"track                        {', '.join(track) or 'none'}" in config.lines()
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("tensorbord", "track holds 'tensorbord'; did you mean 'tensorboard'? wanted any of tensorboard, mlflow, wandb"),
+        ("x" * 1000, "wanted any of"),
+        ("mlflow,,wandb", "track holds ''; wanted any of"),
+        ("mlflow,mlflow", "in which one stands twice"),
+        ("\x1b[31m", r"track holds '\x1b[31m'; wanted any of"),
+    ],
+)
+def test_trackers_that_nobody_knows(tmp_path: Path, text: str, complaint: str) -> None:
+    for arguments in ([f"data = 'x'\ntrack = {text.split(',')!r}\n"], ["data = 'x'", f"--track={text}"]):
+        with pytest.raises(MisuseError) as error:
+            load(tmp_path, *arguments)
+        assert complaint in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 250
+
+
+@pytest.mark.parametrize("saved", [3, {}, [1], [["mlflow"]], "mlflow", [None], ["mlflow"] * 1000])
+def test_saved_lists_that_are_none(tmp_path: Path, saved: object) -> None:
+    settings = load(tmp_path, "data = 'x'").as_dict() | {"track": saved}
+    with pytest.raises(MisuseError, match="track is"):
+        config_from_saved(settings, "here")
 
 
 def test_data_must_be_named(tmp_path: Path) -> None:

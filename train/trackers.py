@@ -1,6 +1,6 @@
 """TensorBoard, MLflow and Weights & Biases: told what metrics.jsonl is told, and never in a run's way.
 
-Each lives in a process of its own, `python train/trackers.py NAME`, that is told events as lines of JSON and answers each
+Each lives in a process of its own, `trackers.py NAME OUT_DIR`, that is told events as lines of JSON and answers each
 line with one. So what it imports, patches, prints or waits for touches no run, and one that hangs can be killed. The end
 of its input, without an event that says how the run ended, means that the run was killed.
 """
@@ -21,14 +21,17 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from filelock import FileLock
+
 from preprocess.errors import MisuseError, one_line
 from preprocess.shards.files import parse_json, readable_json, write_durable
 
-TRACKERS_FILE = "trackers.json"  # of a run: how each tracker calls it
+TRACKERS_DIR = "trackers"  # of a run: how each tracker calls it
 TENSORBOARD_DIR = "tensorboard"
 DEFAULT_EXPERIMENT = "folio"
 MOST_CALL_S = 60.0  # that a tracker may take over one answer: MLflow's first, which makes its database, took 14 on 2 busy cores
@@ -74,20 +77,18 @@ class Trackers:
         *,
         about: Mapping[str, Any],
         step: int,
-        rows: list[dict[str, Any]] | None,
+        history: list[dict[str, Any]] | None,
         warn: Callable[[str], None],
     ) -> None:
         """`about`: the settings as `config`, `build_id` and `build_name`. `step`: as Report's.
 
-        `rows`: those of the metrics.jsonl that is continued, before it is cut off; None where a run begins.
+        `history`: the rows of the run that is continued, up to `step`, for trackers that were not told all; None of a new run.
         """
-        ids = _Ids(out_dir / TRACKERS_FILE, is_new=rows is None)
-        told = {"sample": max((row["step"] for row in rows or []), default=-1)}
-        for row in rows or []:
-            told |= {key: max(row["step"], told.get(key, -1)) for key, value in row.items() if key != "step" and value is not None}
-        begin = {"event": "begin", "out_dir": str(out_dir), "step": step, "is_new": rows is None, "told": told, **about}
+        begin = {"event": "begin", "out_dir": str(out_dir), "step": step, "is_new": history is None, **about}
         self._warn = warn
-        self._trackers = [_Tracker(name, begin | {"run_id": ids.of(name)}, keep_id=ids.keep) for name in names]
+        self._trackers = [_Tracker(name, begin, most_waiting=MOST_WAITING + len(history or [])) for name in names]
+        for row in history or []:
+            self.row(row["step"], {key: value for key, value in row.items() if key != "step"})
 
     def row(self, step: int, values: Mapping[str, float | None]) -> None:
         """What is no finite number is left out."""
@@ -121,44 +122,26 @@ class Trackers:
             self._warn(f"{tracker.name} is switched off for the rest of this run: {without_secrets(tracker.failure or '', os.environ)}")
 
 
-class _Ids:
-    """How each tracker calls the run, in a file of the run's folder. Several threads may ask."""
-
-    def __init__(self, path: Path, *, is_new: bool) -> None:
-        self._path, self._lock = path, threading.Lock()
-        self._ids = {} if is_new else _read_ids(path)
-
-    def of(self, name: str) -> str | None:
-        return self._ids.get(name)
-
-    def keep(self, name: str, run_id: str) -> None:
-        with self._lock:
-            self._ids[name] = run_id
-            write_durable(self._path, readable_json({name: {"run_id": run_id} for name, run_id in self._ids.items()}))
-
-
-def _read_ids(path: Path) -> dict[str, str]:
-    """None where there is no file, or not what `keep` wrote: its trackers then begin a run of their own."""
-    try:
-        saved = parse_json(path.read_bytes())
-        return {name: entry["run_id"] for name, entry in saved.items() if RUN_ID.fullmatch(entry["run_id"])}
-    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
-        return {}
-
-
 class _Tracker:
     """One tracker's process, and the thread that tells it what waits. `failure` is why it is given up."""
 
-    def __init__(self, name: str, begin: Event, *, keep_id: Callable[[str, str], None]) -> None:
-        self.name, self._keep_id = name, keep_id
+    def __init__(self, name: str, begin: Event, *, most_waiting: int) -> None:
+        self.name, self._most_waiting = name, most_waiting
         self.failure: str | None = None
         self._waiting: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._asked_s: float | None = None  # when the answer that is waited for was asked
         self._waiting.put(begin)
         self._thread = threading.Thread(target=self._serve, name=f"tracker {name}", daemon=True)
         try:
+            # -P: its neighbours here would hide libraries of their names.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", str(Path(__file__).resolve()), name],  # its neighbours here would hide libraries of their names
+                [
+                    sys.executable,
+                    "-P",
+                    str(Path(__file__).resolve()),
+                    name,
+                    begin["out_dir"],
+                ],  # its neighbours here would hide libraries of their names
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -172,8 +155,8 @@ class _Tracker:
         asked_s = self._asked_s
         if asked_s is not None and time.monotonic() - asked_s > MOST_CALL_S:
             self._end(f"no answer for {MOST_CALL_S:g} s")
-        elif self._waiting.qsize() >= MOST_WAITING:
-            self._end(f"{MOST_WAITING:,} rows behind the run")
+        elif self._waiting.qsize() >= self._most_waiting:
+            self._end(f"{self._most_waiting:,} rows behind the run")
         elif self.failure is None:
             self._waiting.put(event)
 
@@ -220,8 +203,6 @@ class _Tracker:
         said = json.loads(answer)
         if "error" in said:
             raise RuntimeError(said["error"])
-        if said["run_id"]:
-            self._keep_id(self.name, said["run_id"])
         self._asked_s = None
         return events[-1]["event"] != "end"
 
@@ -245,12 +226,60 @@ def without_secrets(text: str, environment: Mapping[str, str]) -> str:
 # In the process of a tracker
 
 
+class Told:
+    """Each value of each step once, over restarts."""
+
+    def __init__(self, last: dict[str, int]) -> None:
+        """`last`: of each name the last step that has it."""
+        self.last = last
+
+    @classmethod
+    def kept_in(cls, path: Path) -> Told:
+        return cls({key: step for key, step in _read(path).items() if type(step) is int})
+
+    def keep(self, path: Path) -> None:
+        """For trackers whose files cannot be asked. Not made durable: a machine that crashes may tell a few rows twice."""
+        aside = path.with_suffix(".partial")
+        aside.write_bytes(readable_json(self.last))
+        os.replace(aside, path)
+
+    def is_new(self, key: str, step: int) -> bool:
+        """Whether `key` of `step` is to be told; from now on it is told."""
+        if step <= self.last.get(key, -1):
+            return False
+        self.last[key] = step
+        return True
+
+    def new_values(self, row: Event) -> dict[str, float]:
+        return {key: value for key, value in row["values"].items() if self.is_new(key, row["step"])}
+
+    def cut(self, step: int) -> None:
+        """What was told of later steps is undone."""
+        self.last = {key: min(last, step) for key, last in self.last.items()}
+
+
+def _kept(begin: Event, name: str) -> Path:
+    """A file of a tracker's own in the run's folder."""
+    return Path(begin["out_dir"]) / TRACKERS_DIR / name
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a file of a tracker's own holds; nothing where it is not there, or was not written by it."""
+    try:
+        saved = parse_json(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return saved if isinstance(saved, dict) else {}
+
+
+def _read_run_id(begin: Event, name: str) -> str | None:
+    """How the tracker called the run that is continued; None where none is."""
+    run_id = None if begin["is_new"] else _read(_kept(begin, name)).get("run_id")
+    return run_id if isinstance(run_id, str) and RUN_ID.fullmatch(run_id) else None
+
+
 class Backend(Protocol):
     """What a tracker's library is asked to do. Each call may raise anything."""
-
-    @property
-    def run_id(self) -> str | None:
-        """How to continue the run; None where its folder says it."""
 
     def rows(self, rows: list[Event]) -> None: ...
     def sample(self, event: Event) -> None: ...
@@ -261,8 +290,6 @@ class Backend(Protocol):
 class TensorBoard:
     """Event files in the run's folder. Those of a continued run begin with a mark, by which readers forget what came after it."""
 
-    run_id = None
-
     def __init__(self, begin: Event) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -271,9 +298,10 @@ class TensorBoard:
             for path in folder.glob("events.out.tfevents.*"):
                 path.unlink()
         self._writer = EventFileWriter(str(folder))
-        # A folder from before the metrics.jsonl that begins now is of another run.
-        first_step = 0 if begin["is_new"] else begin["step"] + 1
-        self.went_back(first_step - 1)
+        self._told_path = _kept(begin, "tensorboard.told.json")
+        self._told = Told.kept_in(self._told_path)
+        # What lies there from before the metrics.jsonl that begins now is of another run.
+        self.went_back(-1 if begin["is_new"] else begin["step"])
         config = "\n".join(f"{key} = {value!r}" for key, value in begin["config"].items())
         for tag, text in (("config", config), ("build", f"{begin['build_name']}\n{begin['build_id']}")):
             self._text(tag, text, step=max(begin["step"] + 1, 0), time_s=time.time())
@@ -283,9 +311,10 @@ class TensorBoard:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         for row in rows:
-            values = [Summary.Value(tag=key, simple_value=value) for key, value in row["values"].items()]
+            values = [Summary.Value(tag=key, simple_value=value) for key, value in self._told.new_values(row).items()]
             self._add(row["step"], row["time_s"], summary=Summary(value=values))
         self._writer.flush()
+        self._told.keep(self._told_path)
 
     def sample(self, event: Event) -> None:
         self._text("sample", event["text"], step=event["step"], time_s=event["time_s"])
@@ -295,6 +324,7 @@ class TensorBoard:
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         self._add(step + 1, time.time(), session_log=SessionLog(status=SessionLog.START))
+        self._told.cut(step)
 
     def end(self, status: str) -> None:
         self._writer.close()
@@ -311,24 +341,6 @@ class TensorBoard:
         self._writer.add_event(Record(step=step, wall_time=time_s, **content))
 
 
-class Told:
-    """Each value of each step once, for trackers that can take nothing back."""
-
-    def __init__(self, told: dict[str, int]) -> None:
-        """`told`: of each name the last step that has it."""
-        self._told = told
-
-    def is_new(self, key: str, step: int) -> bool:
-        """Whether `key` of `step` is to be told; from now on it is told."""
-        if step <= self._told.get(key, -1):
-            return False
-        self._told[key] = step
-        return True
-
-    def new_values(self, row: Event) -> dict[str, float]:
-        return {key: value for key, value in row["values"].items() if self.is_new(key, row["step"])}
-
-
 class MLflow:
     """A run on the server that MLFLOW_TRACKING_URI names, or where MLflow keeps runs by default."""
 
@@ -340,10 +352,12 @@ class MLflow:
         from mlflow.tracking import MlflowClient
 
         self._client = MlflowClient()
-        is_continued = begin["run_id"] is not None and self._has(begin["run_id"])
-        self.run_id: str = begin["run_id"] if is_continued else self._create(begin)
-        self._told = Told(begin["told"] if is_continued else {})
-        self._client.update_run(self.run_id, status="RUNNING")
+        before = _read_run_id(begin, "mlflow.json")
+        self._run_id: str = before if before and self._has(before) else self._create(begin)
+        write_durable(_kept(begin, "mlflow.json"), readable_json({"run_id": self._run_id}))
+        # Each name's newest value; a row that was on its way when an earlier process was killed may be there or not.
+        self._told = Told({metric.key: metric.step for metric in self._client.get_run(self._run_id).to_proto().data.metrics})
+        self._client.update_run(self._run_id, status="RUNNING")
         self._describe(begin)
 
     def _has(self, run_id: str) -> bool:
@@ -367,10 +381,10 @@ class MLflow:
         """The settings: as parameters, of which MLflow lets none change, and as a file, which tells the newest."""
         from mlflow.entities import Param
 
-        known = self._client.get_run(self.run_id).data.params
+        known = self._client.get_run(self._run_id).data.params
         params = {key: str(value)[:MLFLOW_PARAM_CHARACTERS] for key, value in begin["config"].items()}
-        self._client.log_batch(self.run_id, params=[Param(key, value) for key, value in params.items() if key not in known])
-        self._client.log_text(self.run_id, readable_json(begin["config"]).decode(), "settings.json")
+        self._client.log_batch(self._run_id, params=[Param(key, value) for key, value in params.items() if key not in known])
+        self._client.log_text(self._run_id, readable_json(begin["config"]).decode(), "settings.json")
 
     def rows(self, rows: list[Event]) -> None:
         from mlflow.entities import Metric
@@ -378,19 +392,20 @@ class MLflow:
         metrics = [
             Metric(_mlflow_name(key), value, round(row["time_s"] * 1000), row["step"])
             for row in rows
-            for key, value in self._told.new_values(row).items()
+            for key, value in row["values"].items()
+            if self._told.is_new(_mlflow_name(key), row["step"])
         ]
         for start in range(0, len(metrics), MLFLOW_METRICS):
-            self._client.log_batch(self.run_id, metrics=metrics[start : start + MLFLOW_METRICS])
+            self._client.log_batch(self._run_id, metrics=metrics[start : start + MLFLOW_METRICS])
 
     def sample(self, event: Event) -> None:
-        self._client.log_text(self.run_id, event["text"], f"samples/step-{event['step']:08d}.txt")
+        self._client.log_text(self._run_id, event["text"], f"samples/step-{event['step']:08d}.txt")
 
     def went_back(self, step: int) -> None:
         """Nothing: what was told stays."""
 
     def end(self, status: str) -> None:
-        self._client.set_terminated(self.run_id, ENDS[status])
+        self._client.set_terminated(self._run_id, ENDS[status])
 
 
 def _run_name(begin: Event) -> str:
@@ -410,19 +425,22 @@ class WeightsAndBiases:
         import wandb
 
         self._wandb = wandb
-        self.run_id: str = begin["run_id"] or wandb.util.generate_id()
-        self._told = Told(begin["told"] if begin["run_id"] else {})
+        before = _read_run_id(begin, "wandb.json")
+        run_id = before or uuid.uuid4().hex
+        self._told_path = _kept(begin, "wandb.told.json")
+        self._told = Told.kept_in(self._told_path) if before else Told({})
         config = {**begin["config"], "build_id": begin["build_id"], "build_name": begin["build_name"]}
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or DEFAULT_EXPERIMENT,
             name=os.environ.get("WANDB_NAME") or _run_name(begin),
-            id=self.run_id,
+            id=run_id,
             resume="allow",
             dir=os.environ.get("WANDB_DIR") or begin["out_dir"],
             mode=os.environ.get("WANDB_MODE") or "offline",
             # The process that is seen from here is not the run's: neither its output nor its code tells anything.
             settings=wandb.Settings(console="off", silent=True, save_code=False, disable_git=True, init_timeout=MOST_CALL_S),
         )
+        write_durable(_kept(begin, "wandb.json"), readable_json({"run_id": run_id}))
         self._run.config.update(config, allow_val_change=True)
         # Its own count of steps only rises; ours goes back to a checkpoint.
         self._run.define_metric("*", step_metric="step")
@@ -431,11 +449,13 @@ class WeightsAndBiases:
         for row in rows:
             if values := self._told.new_values(row):
                 self._run.log({"step": row["step"], **values})
+        self._told.keep(self._told_path)
 
     def sample(self, event: Event) -> None:
         if self._told.is_new("sample", event["step"]):
             text = f'<pre style="white-space: pre-wrap">{html.escape(event["text"])}</pre>'
             self._run.log({"step": event["step"], "sample": self._wandb.Html(text, inject=False)})
+            self._told.keep(self._told_path)
 
     def went_back(self, step: int) -> None:
         """Nothing: what was told stays."""
@@ -456,7 +476,7 @@ def serve(name: str, told: Iterable[bytes], answer: Callable[[Mapping[str, Any]]
             for events in _together(json.loads(line)):
                 backend = _perform(name, backend, events)
                 is_over |= events[-1]["event"] == "end"
-            answer({"run_id": backend.run_id if backend else None})
+            answer({})
         if backend and not is_over:
             backend.end("killed")
     except Exception as e:
@@ -485,7 +505,8 @@ def _perform(name: str, backend: Backend | None, events: list[Event]) -> Backend
     return backend
 
 
-def main(name: str) -> None:
+def main(name: str, out_dir: str) -> None:
+    """The process of a tracker, from the run's first word to its end."""
     for signum in ("SIGINT", "SIGTERM", "SIGHUP"):  # a scheduler sends them to every process of a job; the run tells how it ends
         if hasattr(signal, signum):
             signal.signal(getattr(signal, signum), signal.SIG_IGN)
@@ -498,7 +519,14 @@ def main(name: str) -> None:
         with contextlib.suppress(BrokenPipeError):  # the run is gone
             answers.write(json.dumps(said).encode() + b"\n")
 
-    serve(name, _until_the_run_is_gone(told), answer)
+    folder = Path(out_dir) / TRACKERS_DIR
+    try:
+        folder.mkdir(exist_ok=True)
+        # The process of a run that was killed may still be telling what it was told.
+        with FileLock(folder / f".{name}.lock", timeout=MOST_CALL_S):
+            serve(name, _until_the_run_is_gone(told), answer)
+    except OSError as e:
+        answer({"error": describe(e)})
 
 
 def _until_the_run_is_gone(told: Iterable[bytes]) -> Iterator[bytes]:
@@ -510,4 +538,4 @@ def _until_the_run_is_gone(told: Iterable[bytes]) -> Iterator[bytes]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -166,13 +166,19 @@ class Report:
         `track`, `about`: the trackers, and what they are told of the run (Trackers).
         """
         self._console = Console(sys.stdout if out_dir else open(os.devnull, "w"))  # noqa: SIM115 (closed with the process)
-        rows = read_rows(out_dir / METRICS_FILE) if track and out_dir and (out_dir / METRICS_FILE).exists() else None
+        is_new = out_dir is None or not (out_dir / METRICS_FILE).exists()
         self._metrics = Metrics(out_dir, last_step=step) if out_dir else None
         self._out_dir, self._max_steps, self._work = out_dir, max_steps, work
         self._clock = Clock(max(step, 0))
         self._began, self._evaluation_s = time.monotonic(), 0.0
         self._is_stopped = False
-        self._trackers = Trackers(track if out_dir else (), out_dir or Path(), about=about, step=step, rows=rows, warn=self._warn)
+        self._trackers = self._start_trackers(track, about, step=step, is_new=is_new)
+
+    def _start_trackers(self, track: Sequence[str], about: Mapping[str, Any], *, step: int, is_new: bool) -> Trackers:
+        if not track or self._out_dir is None:
+            return Trackers((), Path(), about=about, step=step, history=None, warn=self._warn)
+        history = None if is_new else read_rows(self._out_dir / METRICS_FILE)  # which Metrics has cut off
+        return Trackers(track, self._out_dir, about=about, step=step, history=history, warn=self._warn)
 
     def _warn(self, text: str) -> None:
         self._console.close()
