@@ -25,19 +25,19 @@ from preprocess.plan import Plan, make_plan, require_space
 from preprocess.prepare import Job, encode_partition, has_bos, prepare_partition
 from preprocess.progress import Progress
 from preprocess.publish import finish_interrupted_replace, is_there_already, one_at_a_time, publish, require_no_build
+from preprocess.readers.records import UNMEANT
 from preprocess.recipe import Recipe
 from preprocess.shards import format as shard_format
 from preprocess.shards.files import canonical_json, readable_json, sha256_bytes, write_durable
 from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR
 from preprocess.stages.encode import EngineMismatch
 from preprocess.stats import describe_build, spell_counts, sum_counts
-from preprocess.tokenizers import TRAINED
+from preprocess.tokenizers import TRAINED, describe_tokenizer
 from preprocess.tokenizers.folders import require_no_other, save
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.training_texts import TRAINED_FILE, train_tokenizer
 from preprocess.work import REFUSED, open_work, work_root
 
-LOSSES = ("malformed", "oversized", "invalid_utf8", "null_text", "unreadable_year")
 WORK_VERSION = 1  # of the files in the work folder
 
 
@@ -215,7 +215,7 @@ class _Attempt:
         (self._work.path / TOKENIZER_DIR).mkdir(exist_ok=True)
         for file_name, data in tokenizer.files.items():
             write_durable(self._work.path / TOKENIZER_DIR / file_name, data)
-        return dataclasses.replace(self._job, tokenizer={"tokenizer": _entry(tokenizer), "eot_id": tokenizer.eot_id})
+        return dataclasses.replace(self._job, tokenizer={"tokenizer": describe_tokenizer(tokenizer), "eot_id": tokenizer.eot_id})
 
     def _run(self, task: str, function: Any, arguments: list[tuple[int, Any]], sizes: list[int]) -> list[dict[str, Any]]:
         """The receipts of `function` for every partition; those that an earlier attempt has left are taken as they are."""
@@ -255,7 +255,7 @@ class _Attempt:
     def _tell_losses(self, prepared: _Prepared) -> None:
         """One warning for what the corpus may not have meant to lose; stats.json has all of it."""
         dropped = sum_counts(prepared.receipts, "dropped")
-        if lost := {reason: dropped[reason] for reason in LOSSES if dropped[reason]}:
+        if lost := {reason: dropped[reason] for reason in UNMEANT if dropped[reason]}:
             counted = ", ".join(spell_counts(lost))
             self._progress.warn(f"some documents were not taken as they are: {counted}; `preprocess stats` tells of all")
 
@@ -282,7 +282,7 @@ class _Attempt:
             "pad_id": tokenizer.pad_id,
             "unk_id": tokenizer.unk_id,
             "special_tokens": {**tokenizer.special_tokens, **placement.control_ids},
-            "tokenizer": _entry(tokenizer),
+            "tokenizer": describe_tokenizer(tokenizer),
             "splits": {split: {**counts.splits[split], "shards": entries} for split, entries in shards.items()},
             "recipe": recipe.resolved(),
             "sources": self._plan.entries(),
@@ -309,9 +309,3 @@ def clear_work(folder: Path, progress: Progress) -> None:
             shutil.rmtree(path, ignore_errors=True)
     if root.is_dir() and not any(root.iterdir()):
         root.rmdir()
-
-
-def _entry(tokenizer: Tokenizer) -> dict[str, Any]:
-    """`tokenizer` of the manifest."""
-    hashes = {file_name: sha256_bytes(data) for file_name, data in tokenizer.files.items()}
-    return {"kind": tokenizer.kind, "files": hashes, "settings": tokenizer.settings}

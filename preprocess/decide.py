@@ -63,7 +63,7 @@ def decide_sides(recipe: Recipe, work: WorkFolder, num_documents: list[int]) -> 
             known = work.documents(number)["side"]
             sides[(sides != DROPPED) & (known == VAL)] = VAL
     elif recipe.split == "threshold":
-        _split_by(decided, work, recipe.seed, lambda keys, high, low: keys < np.uint64(Fraction(str(recipe.val_fraction)) * 2**64))
+        _split_by(decided, work, recipe.seed, lambda keys, high, low: is_below(keys, recipe.val_fraction))
     else:
         _split_exactly(decided, work, recipe)
     _require_both(decided, recipe)
@@ -126,10 +126,21 @@ def _keyed_groups(decided: Decided, work: WorkFolder, seed: int) -> Iterator[tup
     """Partition by partition, the kept rows and their groups as GROUP: the keyed hash, then the group's own 128 bits."""
     for number, sides in decided.partitions():
         kept = np.flatnonzero(sides != DROPPED)
-        groups = np.empty(len(kept), GROUP)
-        high, low = two_halves(work.documents(number)["group"][kept])
-        groups["h"], groups["high"], groups["low"] = keyed_hash(seed, high ^ keyed_hash(seed, low)), high, low
-        yield number, kept, groups
+        yield number, kept, keyed_groups(work.documents(number)["group"][kept], seed)
+
+
+def keyed_groups(hashes: np.ndarray, seed: int) -> np.ndarray:
+    """Groups' hashes, (D, 16) uint8, as (D,) GROUP: the keyed hash that they are drawn by, then their own 128 bits."""
+    groups = np.empty(len(hashes), GROUP)
+    high, low = two_halves(hashes)
+    groups["h"], groups["high"], groups["low"] = keyed_hash(seed, high ^ keyed_hash(seed, low)), high, low
+    return groups
+
+
+def is_below(keys: np.ndarray, fraction: float) -> np.ndarray:
+    """Which keyed hashes, (D,) uint64, validate in a split by threshold: (D,) bool."""
+    below: np.ndarray = keys < np.uint64(Fraction(str(fraction)) * 2**64)
+    return below
 
 
 def _split_exactly(decided: Decided, work: WorkFolder, recipe: Recipe) -> None:

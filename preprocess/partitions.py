@@ -28,7 +28,7 @@ def cut(inputs: list[Source], recipe: Recipe) -> list[Partition]:
     pieces: list[Piece] = []
     held = 0
     for source in inputs:
-        for piece in _pieces(source, recipe):
+        for piece in pieces_of(source, recipe):
             if pieces and held + piece.size_bytes > sources.PARTITION_BYTES:
                 partitions.append(Partition(len(partitions), tuple(pieces)))
                 pieces, held = [], 0
@@ -39,7 +39,8 @@ def cut(inputs: list[Source], recipe: Recipe) -> list[Partition]:
     return partitions
 
 
-def _pieces(source: Source, recipe: Recipe) -> Iterator[Piece]:
+def pieces_of(source: Source, recipe: Recipe) -> Iterator[Piece]:
+    """The pieces of one source, in order, looked for as they are asked for."""
     if source.format == "parquet":
         from preprocess.readers.parquet import row_group_bytes
 

@@ -26,6 +26,7 @@ from preprocess.work import work_root
 DISK_PER_INPUT_BYTE = 1.5
 COMPRESSED = 4  # how much text a compressed file may hold for each of its bytes
 SYNTHETIC_BYTES_PER_PAIR = 400
+UNHASHED = "none"  # in place of a sha256
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,10 @@ class Plan:
 def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_threads: int = 1) -> Plan:
     """The inputs found, vouched for and cut; the tokenizer loaded. `num_threads`: to hash in. Raises MisuseError or FolioError."""
     kind = tokenizer_kind(recipe.tokenizer)
-    sources = _sources(recipe, source, progress, num_threads)
-    formats = {s.format for s in sources}
-    if recipe.format == "auto" and len(formats) == 1:
-        # Known now, so that settings of other formats do not tell apart builds that are alike.
-        recipe = dataclasses.replace(recipe, format=formats.pop())
-        refuse_without_effect(recipe)
-    elif "text" in formats and (recipe.where or recipe.template):
-        text = next(s.path for s in sources if s.format == "text")
-        raise MisuseError(f"where and template are for tables, and {text} is text; leave it out, or build it by itself")
+    sources = find_sources(recipe, source, progress, num_threads=num_threads)
+    recipe = settle_format(recipe, sources)
     if not recipe.dedup and recipe.split in ("exact", "threshold") and (recipe.group_by != "content" or recipe.group_column is not None):
         progress.warn("without deduplication equal documents of different groups may fall on both sides of the split")
-    if recipe.split == "contiguous" and formats - {"text"}:
-        raise MisuseError(f"split is 'contiguous', which cuts text files, and {sources[0].path} is {sources[0].format}; wanted 'exact'")
     for entry in sources:
         check_source(entry, recipe)
     tokenizer = None if recipe.tokenizer in TRAINED else load_named(recipe.tokenizer, has_eot=recipe.eot == "append")
@@ -73,7 +65,23 @@ def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_th
     return Plan(recipe, sources, cut(sources, recipe), kind, tokenizer)
 
 
-def _sources(recipe: Recipe, source: Path | None, progress: Progress, num_threads: int) -> list[Source]:
+def settle_format(recipe: Recipe, sources: list[Source]) -> Recipe:
+    """`recipe` with the one format of all `sources`, where they share one. Raises MisuseError for settings that do not go with theirs."""
+    formats = {s.format for s in sources}
+    if recipe.split == "contiguous" and formats - {"text"}:
+        raise MisuseError(f"split is 'contiguous', which cuts text files, and {sources[0].path} is {sources[0].format}; wanted 'exact'")
+    if recipe.format == "auto" and len(formats) == 1:
+        # Known now, so that settings of other formats do not tell apart builds that are alike.
+        recipe = dataclasses.replace(recipe, format=formats.pop())
+        refuse_without_effect(recipe)
+    elif "text" in formats and (recipe.where or recipe.template):
+        text = next(s.path for s in sources if s.format == "text")
+        raise MisuseError(f"where and template are for tables, and {text} is text; leave it out, or build it by itself")
+    return recipe
+
+
+def find_sources(recipe: Recipe, source: Path | None, progress: Progress, *, num_threads: int = 1, is_hashed: bool = True) -> list[Source]:
+    """The files that `recipe` names, found. `is_hashed`: whether those of `inputs` are read for their sha256, or have UNHASHED for it."""
     if source is not None and recipe.inputs:
         raise MisuseError("--source is a copy of the corpus' own file, --input names other files; leave one of them out")
     if source is not None and len(recipe.files) != 1:
@@ -90,7 +98,8 @@ def _sources(recipe: Recipe, source: Path | None, progress: Progress, num_thread
             kinds = Counter(Path(name).suffix.lower() or "no suffix" for name in left_out)
             shown = ", ".join(f"{n:,} {kind}" for kind, n in kinds.most_common(6))
             progress.warn(f"{len(left_out):,} files were passed over, whose names tell no format: {shown}")
-        return describe_sources(named, recipe, {}, num_threads=num_threads)
+        vouched = {} if is_hashed else dict.fromkeys((name for name, _ in named), UNHASHED)
+        return describe_sources(named, recipe, vouched, num_threads=num_threads)
     if not recipe.files:
         where = f"the Parquet files of {recipe.hub}" if recipe.hub else "its files"
         raise MisuseError(f"{recipe.corpus} is not fetched by itself; pass --input with {where}, for example --input 'data/*.parquet'")

@@ -118,7 +118,7 @@ class _Writer:
         documents = np.empty(batch.num_rows, DOCUMENT)
         hashes = content_hashes(batch.column("text"))
         documents["hash"], documents["side"], documents["text_bytes"] = hashes, sides, sizes
-        documents["group"] = self._groups(batch, hashes)
+        documents["group"] = groups_of(batch, hashes, self._job.recipe)
         documents["source"] = batch.column("source").to_numpy()
         documents["position"] = batch.column("position").to_numpy()
         documents["year"] = batch.column("year").fill_null(-1).to_numpy()
@@ -128,12 +128,6 @@ class _Writer:
         if self._job.recipe.tokenizer == "sentencepiece":
             documents["has_u2581"] = pc.match_substring(batch.column("text"), SPACE).to_numpy(zero_copy_only=False)
         return documents
-
-    def _groups(self, batch: pa.RecordBatch, hashes: np.ndarray) -> np.ndarray:
-        if self._job.recipe.group_by == "position":
-            positions = batch.column("position").to_pylist()
-            return hash128((b"position\0%d" % position for position in positions), len(positions))
-        return group_hashes(batch.column("group"), hashes)
 
     def _numbers(self, name: str, column: pa.StringArray) -> np.ndarray:
         """Each value's number in the partition's list of values, −1 for null."""
@@ -157,6 +151,14 @@ class _Writer:
             "alphabet": np.flatnonzero(self._seen).tolist() if self._seen is not None else None,
             **(self._encoder.notes() if self._encoder else {}),
         }
+
+
+def groups_of(batch: pa.RecordBatch, hashes: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """What may not straddle the split, as (D, 16) uint8: the hash of each document's group. `hashes`: of their contents, (D, 16)."""
+    if recipe.group_by == "position":
+        positions = batch.column("position").to_pylist()
+        return hash128((b"position\0%d" % position for position in positions), len(positions))
+    return group_hashes(batch.column("group"), hashes)
 
 
 def encode_partition(job: Job, number: int) -> dict[str, Any]:
@@ -200,7 +202,7 @@ class Encoder:
         self._recipe = job.recipe
         self._why_not = None if job.use_reference else self.tokenizer.start_fast_engine(num_threads=job.num_threads)
         self._dtype = np.dtype(token_dtype(self.tokenizer.vocab_size))
-        self._checked_bytes = 0
+        self._check = SampleForCheck(job.recipe.seed)
 
     def notes(self) -> dict[str, Any]:
         """What the receipt says of how it was encoded."""
@@ -208,20 +210,27 @@ class Encoder:
 
     def encode(self, texts: pa.LargeStringArray, documents: np.ndarray, files: dict[str, Any]) -> None:
         """Append the ids and lengths of `texts`, whose rows of the table are `documents`. Raises EngineMismatch."""
-        ids, ends = encode_checked(self.tokenizer, texts, self._sample(documents))
+        sample = self._check.rows(documents["hash"], documents["text_bytes"]) if self.tokenizer.has_fast_engine else np.empty(0, np.int64)
+        ids, ends = encode_checked(self.tokenizer, texts, sample)
         back = np.full((len(ends), 1), self.tokenizer.eot_id if has_eot(self._recipe, self.tokenizer) else -1, np.int64)
         ids, ends = surround(ids, ends, front_places(documents, self._recipe, self.tokenizer), back)
         files["ids"].write(ids.astype(self._dtype, copy=False))
         files["lengths"].write(np.diff(ends, prepend=0).astype(LENGTH))
 
-    def _sample(self, documents: np.ndarray) -> np.ndarray:
-        """The rows to compare with the reference: 128 kB at first, at least one, and then a thousandth."""
-        if not self.tokenizer.has_fast_engine or not len(documents):
+
+class SampleForCheck:
+    """Which documents the reference encodes too: 128 kB of a process' first, at least one, and then a thousandth."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed, self._checked_bytes = seed, 0
+
+    def rows(self, hashes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """The rows of a batch to compare, (S,), by its contents' hashes (D, 16) and sizes in bytes (D,)."""
+        if not len(hashes):
             return np.empty(0, np.int64)
-        share = max((CHECKED_BYTES - self._checked_bytes) / int(documents["text_bytes"].sum(dtype=np.int64)), CHECKED_FRACTION)
-        is_first = self._checked_bytes == 0
-        sample = sample_for_check(documents["hash"], share, seed=self._recipe.seed, at_least_one=is_first)
-        self._checked_bytes += int(documents["text_bytes"][sample].sum(dtype=np.int64))
+        share = max((CHECKED_BYTES - self._checked_bytes) / int(sizes.sum(dtype=np.int64)), CHECKED_FRACTION)
+        sample = sample_for_check(hashes, share, seed=self._seed, at_least_one=self._checked_bytes == 0)
+        self._checked_bytes += int(sizes[sample].sum(dtype=np.int64))
         return sample
 
 

@@ -17,6 +17,9 @@ from preprocess.recipe import COLUMN_SETTINGS, Recipe
 from preprocess.sources import Source
 from preprocess.templates import parse_template
 
+# What a corpus may not have meant to lose, of all that `Losses` counts.
+UNMEANT = ("malformed", "oversized", "invalid_utf8", "null_text", "unreadable_year")
+
 
 @dataclass(frozen=True)
 class Needed:

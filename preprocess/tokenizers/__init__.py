@@ -11,6 +11,7 @@ from typing import Any
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.recipe import nearest
+from preprocess.shards.files import sha256_bytes
 from preprocess.tokenizers.interface import Tokenizer
 
 TRAINED = ("sentencepiece", "char")  # named without a file, these are trained on the corpus
@@ -81,6 +82,12 @@ def load_tokenizer(folder: Path, manifest: dict[str, Any]) -> Tokenizer:
         raise FolioError(
             f"the {stored['kind']} tokenizer in {folder / TOKENIZER_DIR} cannot be read ({e}); copy the build again or rebuild it"
         ) from e
+
+
+def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    """`tokenizer` of a manifest, from which and its files `load_tokenizer` makes it again."""
+    hashes = {name: sha256_bytes(data) for name, data in tokenizer.files.items()}
+    return {"kind": tokenizer.kind, "files": hashes, "settings": tokenizer.settings}
 
 
 def _from_files(kind: str, files: dict[str, bytes], settings: dict[str, Any], *, has_eot: bool) -> Tokenizer:
