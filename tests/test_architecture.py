@@ -21,6 +21,12 @@ CONTRACT = ("preprocess.errors", "preprocess.shards")
 TORCH_DATA = ROOT / "preprocess/shards/torch_data.py"  # what other loops read builds with: the one file of preprocess/ that knows torch
 LANGUAGES = ("preprocess.conditions", "preprocess.templates")  # of recipes
 DATA = (*CONTRACT, *LANGUAGES, "preprocess.recipe", "preprocess.documents", "preprocess.sources", "preprocess.columns")
+# A stream is another story told by the same rooms: it stands beside build.py, above what builds alone do with their work folder.
+STREAM = (
+    *DATA, "preprocess.readers", "preprocess.stages", "preprocess.tokenizers", "preprocess.stream", "preprocess.corpora", "preprocess.plan",
+    "preprocess.partitions", "preprocess.pieces", "preprocess.prepare", "preprocess.decide", "preprocess.work", "preprocess.stats",
+    "preprocess.progress", "preprocess.build_log",
+)  # fmt: skip
 ROOMS = {
     "shards": CONTRACT,
     "documents.py": CONTRACT,
@@ -45,6 +51,7 @@ ROOMS = {
     "download.py": (*CONTRACT, "preprocess.recipe", "preprocess.progress"),
     "tokenizers": (*CONTRACT, "preprocess.recipe", "preprocess.documents", "preprocess.tokenizers", "preprocess.download"),
     "stages": (*DATA, "preprocess.readers", "preprocess.tokenizers", "preprocess.stages"),
+    "stream": STREAM,
 }
 # Each heavy or optional library lives in these files alone, and stays out of all others.
 HOMES = {
