@@ -237,6 +237,28 @@ def test_a_stream_gives_the_tokens_of_the_build(tmp_path: Path, group: dict[str,
         )
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"split": "contiguous", "document": "passage", "passage_characters": 50, "inputs": "*.txt"},
+        {"split": "given", "split_column": "side", "inputs": "*.jsonl", "lang": "en"},
+    ],
+)
+def test_sides_that_are_given_are_those_of_the_build(tmp_path: Path, given: dict[str, Any]) -> None:
+    texts = some_texts(90)
+    _written(tmp_path / "x.txt", "\n\n".join(texts).encode())
+    sides = ("train", "val", "test")
+    _written(tmp_path / "x.jsonl", "".join(json.dumps({"text": t, "side": sides[i % 3]}) + "\n" for i, t in enumerate(texts)).encode())
+    recipe = load_recipe(None, tokenizer="byte", dedup=False, **{**given, "inputs": (str(tmp_path / given["inputs"]),)})
+    build(recipe, tmp_path / "b", name="b", replace=False, progress=Progress(quiet=True))
+    made = Build(tmp_path / "b")
+    for split in ("train", "val"):
+        found = documents_in(TokenStream(open_corpus(recipe), block_size=7, split=split, stream_buffer=0, tail="pad"))
+        assert found == [
+            made.document(split, i)[:-1].astype(np.uint8).tobytes() for i in range(made.manifest["splits"][split]["documents"])
+        ]
+
+
 def test_files_of_the_other_side_are_not_opened(tmp_path: Path) -> None:
     write_parquet(tmp_path / "validation-0.parquet", ["validates"])
     (tmp_path / "train-0.parquet").write_bytes(b"no Parquet")
@@ -433,6 +455,7 @@ def test_states_of_other_streams_are_refused(tmp_path: Path, corpus: StreamCorpu
         ({"author_column": "absent", "authors": False}, "no column 'absent'"),
         ({"where": 'text == "never"'}, "no document is left"),
         ({"tokenizer": "nonsense"}, "no tokenizer is called"),
+        ({"tokeniser": "byte"}, "did you mean 'tokenizer'"),
     ],
 )
 def test_what_a_stream_cannot_do_is_refused(tmp_path: Path, overrides: dict[str, Any], wanted: str) -> None:

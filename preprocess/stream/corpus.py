@@ -18,7 +18,7 @@ from preprocess.corpora import load_recipe
 from preprocess.errors import FolioError, MisuseError
 from preprocess.plan import find_sources, settle_format
 from preprocess.progress import Progress
-from preprocess.recipe import Recipe
+from preprocess.recipe import Recipe, nearest
 from preprocess.shards import format as shard_format
 from preprocess.shards.files import canonical_json, readable_json, sha256_bytes, write_durable
 from preprocess.shards.format import CONTROL_FIELDS, MANIFEST, SPLITS, TOKENIZER_DIR, spell_control_token
@@ -106,9 +106,10 @@ def open_corpus(
     Raises MisuseError for what a stream cannot do, FolioError where a file cannot be had. Inputs are listed, not read.
     """
     tell = tell or Progress(quiet=True).warn
-    recipe = load_recipe(None if isinstance(corpus, Recipe) else corpus, **overrides) if not isinstance(corpus, Recipe) else corpus
-    if isinstance(corpus, Recipe) and overrides:
-        recipe = dataclasses.replace(corpus, **overrides)
+    if unknown := sorted(overrides.keys() - {f.name for f in dataclasses.fields(Recipe)}):
+        raise MisuseError(f"no setting is called {unknown[0]!r}; {nearest(unknown[0], [f.name for f in dataclasses.fields(Recipe)])}")
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()}
+    recipe = dataclasses.replace(corpus, **given) if isinstance(corpus, Recipe) else load_recipe(corpus, **given)
     _refuse_trained(recipe)
     sources = find_sources(recipe, None, Progress(quiet=True), is_hashed=False)
     recipe, notes = as_streamed(settle_format(recipe, sources))

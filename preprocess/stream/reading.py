@@ -100,10 +100,12 @@ class DocumentReader:
     seed: int
     epochs: int | None
     retries: Retries
+    sides: dict[int, int] = field(init=False)  # of whole files, by number, where their names tell
     test_trains: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.test_trains = bool(self._sides_by_name()) and TRAIN not in self._sides_by_name().values()
+        self.sides = self._sides_by_name()
+        self.test_trains = bool(self.sides) and TRAIN not in self.sides.values()
 
     def read(self, start: Cursor) -> Iterator[Selected]:
         """The documents from `start` on, epoch after epoch. Raises FolioError where a pass over the corpus gives none."""
@@ -156,7 +158,7 @@ class DocumentReader:
 
     def _is_of_other_side(self, source: Source) -> bool:
         """Whether a file need not be opened. Under a cap it must: the cap counts both sides' documents."""
-        side = self._sides_by_name().get(source.number)
+        side = self.sides.get(source.number)
         if side is None or self.corpus.recipe.max_documents is not None:
             return False
         side = TRAIN if side == HELD_OUT and self.test_trains else side
