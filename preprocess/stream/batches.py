@@ -40,7 +40,7 @@ class ValidationBlocks:
 
 def validation_blocks(
     corpus: StreamCorpus, *, block_size: int, eval_tokens: int | None, retries: Retries | None = None
-) -> ValidationBlocks:  # fmt: skip
+) -> ValidationBlocks:
     """The first `eval_tokens` // block_size blocks of the validation side, at least one, in the documents' order; None: all of it.
 
     The same for every rank, for it is shared with none. Where few documents validate many are read to find them: of a `val_fraction`

@@ -82,12 +82,12 @@ class Selected:
 
     batch: pa.RecordBatch
     hashes: np.ndarray  # (D, 16) uint8, of the contents
-    cursors: Cursor  # its place, but for `row` and `number`
+    place: Cursor  # of the piece; `row` and `number` are below
     rows: np.ndarray  # (D,) each document's `row`
     numbers: np.ndarray  # (D,) and `number`
 
     def cursor(self, document: int, offset: int) -> Cursor:
-        return replace(self.cursors, row=int(self.rows[document]), number=int(self.numbers[document]), offset=offset)
+        return replace(self.place, row=int(self.rows[document]), number=int(self.numbers[document]), offset=offset)
 
 
 @dataclass
@@ -178,9 +178,7 @@ class DocumentReader:
                 failures += 1
                 wait(source, e, failures, self.retries, self.corpus.tell)
 
-    def _select(
-        self, batch: pa.RecordBatch, sides: np.ndarray, place: Cursor, row: int, number: int
-    ) -> tuple[Selected, int]:  # fmt: skip
+    def _select(self, batch: pa.RecordBatch, sides: np.ndarray, place: Cursor, row: int, number: int) -> tuple[Selected, int]:
         """Of a batch whose first document is `row` of the piece and would be `number` of the epoch, what is wanted; and the next number."""
         recipe = self.corpus.recipe
         hashes = content_hashes(batch.column("text"))
