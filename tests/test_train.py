@@ -497,6 +497,7 @@ def test_rates(rate: float, words: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_killed_fifty_times_in_the_middle_of_saving(folder: Path) -> None:
     """kill -9 while it saves after every step: nothing but whole checkpoints is ever found, and no more than one step is lost."""
     # 20 MB a checkpoint: saving takes nearly all of the time, so that nearly every kill falls into it.
