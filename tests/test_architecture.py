@@ -15,7 +15,7 @@ from conftest import ROOT
 PREPROCESS = sorted((ROOT / "preprocess").rglob("*.py"))
 TRAIN = sorted((ROOT / "train").glob("*.py"))
 TRAIN_MAY_IMPORT = ("preprocess.shards", "preprocess.errors")
-TRAIN_FUNCTIONS_MAY_IMPORT = (*TRAIN_MAY_IMPORT, "preprocess.tokenizers")
+TRAIN_FUNCTIONS_MAY_IMPORT = (*TRAIN_MAY_IMPORT, "preprocess.tokenizers", "preprocess.stream")
 # What each room of preprocess/ may reach; build.py and what it alone calls stand above all of them, and cli.py above these.
 CONTRACT = ("preprocess.errors", "preprocess.shards")
 TORCH_DATA = ROOT / "preprocess/shards/torch_data.py"  # what other loops read builds with: the one file of preprocess/ that knows torch
@@ -77,8 +77,9 @@ def imports(path: Path, *, in_functions: bool) -> Iterator[str]:
     """Full names of the modules that `path` imports at module level, or inside its functions."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+    for_types = {id(n) for f in ast.walk(tree) if isinstance(f, ast.If) and ast.unparse(f.test) == "TYPE_CHECKING" for n in ast.walk(f)}
     for node in ast.walk(tree):
-        if (id(node) in inside) != in_functions:
+        if (id(node) in inside) != in_functions or id(node) in for_types:
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -193,10 +193,10 @@ def test_text_is_printed_as_it_comes_and_obeyed_by_no_terminal(monkeypatch: pyte
 def test_training_randomness_and_mode_are_left_alone(run: Path) -> None:
     build, model = Build(run.parent / "tiny"), GPT2(config_of(), VOCAB_SIZE)
     before = torch.get_rng_state()
-    first = sample_text(model, build, config=config_of(temperature=2.0))
+    first = sample_text(model, build.folder, build.manifest, config=config_of(temperature=2.0))
     assert torch.equal(before, torch.get_rng_state())
     assert model.training
-    assert sample_text(model, build, config=config_of(temperature=2.0)) == first
+    assert sample_text(model, build.folder, build.manifest, config=config_of(temperature=2.0)) == first
 
 
 def test_control_ids_that_a_model_draws_are_silent(run: Path) -> None:
@@ -204,7 +204,8 @@ def test_control_ids_that_a_model_draws_are_silent(run: Path) -> None:
     with torch.no_grad():  # draws the author's id and nothing else
         model.ln_f.bias.copy_(100 * model.wte.weight[AUTHOR_ID])
     assert EOT_ID != AUTHOR_ID
-    assert sample_text(model, Build(run.parent / "tiny"), config=config_of(temperature=0.0, sample_prompt="fox")) == "fox"
+    folder, config = run.parent / "tiny", config_of(temperature=0.0, sample_prompt="fox")
+    assert sample_text(model, folder, Build(folder).manifest, config=config) == "fox"
 
 
 def test_ids_that_this_build_does_not_know_are_silent(run: Path) -> None:
@@ -212,4 +213,5 @@ def test_ids_that_this_build_does_not_know_are_silent(run: Path) -> None:
     model = GPT2(config_of(), VOCAB_SIZE + 5)
     with torch.no_grad():
         model.ln_f.bias.copy_(100 * model.wte.weight[VOCAB_SIZE + 4])
-    assert sample_text(model, Build(run.parent / "tiny"), config=config_of(temperature=0.0, sample_prompt="fox")) == "fox"
+    folder, config = run.parent / "tiny", config_of(temperature=0.0, sample_prompt="fox")
+    assert sample_text(model, folder, Build(folder).manifest, config=config) == "fox"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from preprocess.errors import MisuseError
-from preprocess.shards.files import canonical_json, sha256_bytes
-from preprocess.shards.format import Build
+from preprocess.shards.files import canonical_json, sha256_bytes, write_durable
+from preprocess.shards.format import MANIFEST, SPLITS, TOKENIZER_DIR, Build
 
 WEIGHTED = re.compile(r"\s*(\S.*):(\d+(?:\.\d*)?|\.\d+)\s*")
 
@@ -47,6 +48,19 @@ class Builds:
     @property
     def manifest(self) -> dict[str, Any]:
         return self.vocabulary.manifest
+
+    def save_vocabulary(self, folder: Path) -> None:
+        """Write the manifest and the tokenizer of the build that knows most, all that text needs, into `folder`."""
+        source = self.vocabulary
+        (folder / TOKENIZER_DIR).mkdir(parents=True, exist_ok=True)
+        for name in [f"{TOKENIZER_DIR}/{file}" for file in source.manifest["tokenizer"]["files"]] + [MANIFEST]:
+            write_durable(folder / name, (source.folder / name).read_bytes())
+
+    def describe(self) -> str:
+        """What there is, as a preflight tells it; opening has refused a shard that is cut short, and an id beyond the vocabulary."""
+        shards = [entry for build in self.builds for split in SPLITS for entry in build.manifest["splits"][split]["shards"]]
+        highest = max((entry["max_id"] for entry in shards), default=-1)
+        return f"{self.name}: {len(shards):,} shards are there in full size, the highest id is {highest:,} of {self.vocab_size:,}"
 
 
 def open_builds(setting: str) -> Builds:

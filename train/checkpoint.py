@@ -24,13 +24,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from builds import Builds
 from config import Config
 from language_model import LanguageModel
 from model import make_model
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import parse_json, readable_json, sha256_file, sync_folder, write_durable
 from state import REFERENCE, Training, load_training, slots, training_numbers, training_tensors
+from streams import Source
 
 FORMAT = "folio-checkpoint"
 VERSION = 2
@@ -56,7 +56,7 @@ class Origin:
     tokenizer_sha256: str  # of the manifest's `tokenizer`: two builds that share it mean the same by an id
 
 
-def origin_of(config: Config, builds: Builds) -> Origin:
+def origin_of(config: Config, builds: Source) -> Origin:
     """What every checkpoint of a run of `config` on `builds` says it was made from."""
     return Origin(settings=config.as_dict(), build_id=builds.build_id, tokenizer_sha256=builds.tokenizer_sha256)
 

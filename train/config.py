@@ -39,9 +39,11 @@ def setting(
 class Config:
     """Every setting of a run. `None` means off. Raises MisuseError for a value out of its range."""
 
+    # Not compared between restarts: what it names has a build_id, which is.
     data: str = setting(
-        doc="the build to train on: its name, or its folder if it holds a '/'; several by weight: one:0.7,other:0.3", free=True
-    )  # build_id is compared instead
+        doc="the build to train on: its name, or its folder if it holds a '/'; several by weight: one:0.7,other:0.3; or stream:RECIPE",
+        free=True,
+    )
     out_dir: str = setting(doc="where the run is kept; by default runs/<name of the config file>", free=True)
     init_from: str | None = setting(None, "weights to begin with: a run, a checkpoint, or a Hugging Face gpt2 folder; none: new ones")
     device: str = setting("auto", "auto, cpu, mps, cuda or cuda:N; auto takes the first there is of cuda, mps, cpu", free=True)
@@ -58,6 +60,7 @@ class Config:
     mask_documents: bool = setting(False, "no token attends to another document's")
 
     sampling: str = setting("random", "random: windows anywhere; epochs: every window once, in another order and place each epoch")
+    stream_buffer: int = setting(10_000, "windows that a stream shuffles together; 0: as they come", least=0, most=1 << 24)
     batch_size: int = setting(12, "windows a forward pass", least=1, free=True)  # its product with the next is compared instead
     gradient_accumulation_steps: int = setting(1, "forward passes an optimizer step, of all processes together", least=1, free=True)
     gradient_checkpointing: bool = setting(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -82,6 +82,31 @@ class Mixed:
         return windows[:, :-1], windows[:, 1:], None if documents is None else to_device(documents, self._device)
 
 
+class TrainingSamples(Protocol):
+    """What a run asks of its training samples: TrainingData has them of builds, StreamedTraining of a stream."""
+
+    num_tokens: int | None  # None where nobody knows
+
+    def batch(self, first: int, count: int) -> Batch: ...
+    def trial_batch(self, count: int) -> Batch: ...
+    def state_at(self, first: int) -> dict[str, Any] | None: ...
+    def go_to(self, state: dict[str, Any] | None) -> None: ...
+
+
+class ValidationWindows(Protocol):
+    """What an evaluation asks: ValidationData has it of builds, StreamedValidation of a stream."""
+
+    source: np.ndarray  # (W,) which build each window comes from
+    shares: tuple[float, ...]
+    names: list[str]
+    splits: list[dict[str, Any]]  # of each build, with tokens and text_bytes
+
+    @property
+    def num_windows(self) -> int: ...
+    def batch(self, numbers: np.ndarray) -> Batch: ...
+    def batches(self, batch_size: int, *, rank: int = 0, num_ranks: int = 1) -> Iterator[tuple[np.ndarray, Batch]]: ...
+
+
 class TrainingData:
     """The endless line of training samples. Sample `number` depends on nothing but the seed, so resuming needs one integer."""
 
@@ -92,7 +117,20 @@ class TrainingData:
             for number, part in enumerate(self._mixed.parts)
         ]
         self._mixture = Mixture(builds.shares, seed=config.seed) if len(builds.builds) > 1 else None
-        self.num_tokens = sum(sum(part.lengths) for part in self._mixed.parts)
+        self.num_tokens: int | None = sum(sum(part.lengths) for part in self._mixed.parts)
+
+    def trial_batch(self, count: int) -> Batch:
+        """`count` samples to try a step with."""
+        return self.batch(0, count)
+
+    def state_at(self, first: int) -> dict[str, Any] | None:
+        """None: samples follow from their number."""
+        return None
+
+    def go_to(self, state: dict[str, Any] | None) -> None:
+        """Raises MisuseError where a checkpoint holds a place in a stream."""
+        if state is not None:
+            raise MisuseError("the checkpoint holds a place in a stream; take its weights alone, by --init_from")
 
     def batch(self, first: int, count: int) -> Batch:
         """Samples number `first` to `first + count`, counted from 0 over the whole run."""
@@ -135,8 +173,8 @@ class ValidationData:
 class Data:
     """What a run reads."""
 
-    train: TrainingData
-    val: ValidationData
+    train: TrainingSamples
+    val: ValidationWindows
 
 
 def open_data(builds: Builds, config: Config, *, device: torch.device) -> Data:
@@ -173,7 +211,7 @@ class Feed:
     So the samples of a step are the same for any number of processes and any micro-batch.
     """
 
-    def __init__(self, data: TrainingData, *, windows_per_step: int, micro_batch: int, world: World) -> None:
+    def __init__(self, data: TrainingSamples, *, windows_per_step: int, micro_batch: int, world: World) -> None:
         """`micro_batch` divides this process' share of windows_per_step."""
         self._data, self._world, self._micro_batch = data, world, micro_batch
         self.accumulation = windows_per_step // (world.size * micro_batch)

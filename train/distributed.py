@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from preprocess.errors import FolioError, MisuseError, first_line
+from preprocess.shards.files import canonical_json, parse_json
 
 # What Gloo and NCCL say when another process is gone.
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL error", "remote process")
@@ -62,6 +63,23 @@ class World:
             raise
         self.highest(0)
         return result
+
+    def tell(self, value: Any) -> Any:
+        """The main process' `value`, which JSON can hold, in all."""
+        return self.gather(value if self.is_main else None)[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process' `value`, which JSON can hold, by rank."""
+        if self.size == 1:
+            return [value]
+        told = canonical_json(value)
+        padded = torch.zeros(self.highest(len(told)), dtype=torch.uint8)
+        padded[: len(told)] = torch.frombuffer(bytearray(told), dtype=torch.uint8)
+        lengths = [torch.zeros((), dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor(len(told)))
+        parts = [torch.zeros_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return [parse_json(bytes(part[: int(length)].tolist())) for part, length in zip(parts, lengths, strict=True)]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """`tensor`, summed in place over all processes."""

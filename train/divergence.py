@@ -12,7 +12,7 @@ import torch
 from checkpoint import Checkpoint, newest, restore
 from command import warn
 from config import Config
-from data import ValidationData
+from data import ValidationWindows
 from distributed import World
 from language_model import evaluating
 from preprocess.errors import FolioError
@@ -27,7 +27,7 @@ def refused_too_often(training: Training) -> str | None:
 
 
 @torch.no_grad()
-def unfit_to_save(training: Training, data: ValidationData, *, autocast: AbstractContextManager[object], world: World) -> str | None:
+def unfit_to_save(training: Training, data: ValidationWindows, *, autocast: AbstractContextManager[object], world: World) -> str | None:
     """What is wrong where the weights give a validation window no finite loss: a last, finite update can have ruined them."""
     numbers = np.arange(1)
     with evaluating(training.model), autocast:

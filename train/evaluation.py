@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data import ValidationData
+from data import ValidationWindows
 from distributed import World
 from language_model import evaluating
 
@@ -62,7 +62,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, data: ValidationData, *, batch_size: int, autocast: AbstractContextManager[object], world: World | None = None
+    model: nn.Module, data: ValidationWindows, *, batch_size: int, autocast: AbstractContextManager[object], world: World | None = None
 ) -> Evaluation:
     """Mean loss over every target of every window, under the precision of training (`autocast`); shared out among `world`.
 
@@ -78,7 +78,7 @@ def evaluate(
     return summarize(world.sum(losses).cpu(), data)
 
 
-def summarize(losses: Tensor, data: ValidationData) -> Evaluation:
+def summarize(losses: Tensor, data: ValidationWindows) -> Evaluation:
     """`losses`: (W,) float32, the mean of each window. Windows are equally long, so their mean weighs every token alike."""
     strata = Strata(source=data.source, shares=data.shares)
     loss, stderr = strata.mean_and_stderr(losses)

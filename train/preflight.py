@@ -12,18 +12,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from builds import Builds
 from checkpoint import CHECKPOINTS_DIR
 from config import Config
-from data import Batch, Data, TrainingData, largest_micro_batch, share_of_step
+from data import Batch, Data, TrainingSamples, largest_micro_batch, share_of_step
 from device import make_autocast
 from distributed import World
 from language_model import HEAD_CHUNK, evaluating
 from memory import PeakMemory, available_bytes
 from optim import update
 from preprocess.errors import FolioError
-from preprocess.shards.format import SPLITS
 from state import Training, training_tensors
+from streams import Source
 from tracking import spell_duration
 
 # What torch says of memory on the devices that have no error of their own for it.
@@ -53,7 +52,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY))
 
 
-def preflight(config: Config, builds: Builds, training: Training, data: Data, *, wrapped: nn.Module, world: World) -> Preflight:
+def preflight(config: Config, builds: Source, training: Training, data: Data, *, wrapped: nn.Module, world: World) -> Preflight:
     """Check what can be known before the first step, and try one of `wrapped`, the model as processes share it.
 
     Leaves `training` as it was, but for `micro_batch`, and the model compiled where the settings ask for it.
@@ -68,7 +67,7 @@ def preflight(config: Config, builds: Builds, training: Training, data: Data, *,
     micro_batch, trial = _fit(config, training, data, share=share, most=most, wrapped=wrapped, world=world)
     evaluation_s = trial.window_evaluation_s * data.val.num_windows / world.size
     lines = [
-        _describe_builds(builds),
+        builds.describe(),
         _describe_steps(config, data.train),
         f"{config.keep_checkpoints + 1} checkpoints of {checkpoint_bytes / 1e6:,.1f} MB and one in the making fit the disk",
         *_describe_memory(config, training, micro_batch=micro_batch, share=share, world=world),
@@ -80,19 +79,13 @@ def preflight(config: Config, builds: Builds, training: Training, data: Data, *,
     return Preflight(micro_batch=micro_batch, lines=[f"preflight: {line}" for line in lines])
 
 
-def _describe_builds(builds: Builds) -> str:
-    shards = [entry for build in builds.builds for split in SPLITS for entry in build.manifest["splits"][split]["shards"]]
-    highest = max((entry["max_id"] for entry in shards), default=-1)  # opening a build has refused one beyond its vocabulary
-    return f"{builds.name}: {len(shards):,} shards are there in full size, the highest id is {highest:,} of {builds.vocab_size:,}"
-
-
-def _describe_steps(config: Config, data: TrainingData) -> str:
+def _describe_steps(config: Config, data: TrainingSamples) -> str:
     tokens = config.max_steps * config.windows_per_step * config.block_size
-    times = tokens / data.num_tokens
+    times = "" if data.num_tokens is None else f", {tokens / data.num_tokens:,.2f} times the training tokens"
     warmup = (
         f"the learning rate rises for {config.warmup_steps:,} of them" if config.warmup_steps else "the learning rate begins at its highest"
     )
-    return f"{config.max_steps:,} steps read {tokens:,} tokens, {times:,.2f} times the training tokens; {warmup}"
+    return f"{config.max_steps:,} steps read {tokens:,} tokens{times}; {warmup}"
 
 
 def _checkpoint_bytes(training: Training) -> int:
@@ -199,7 +192,7 @@ def _trial(config: Config, training: Training, data: Data, *, micro_batch: int, 
 
 def _pass(config: Config, training: Training, data: Data, wrapped: nn.Module, *, micro_batch: int) -> None:
     """A micro-batch, forward and backward, and an update that is refused, so that it changes nothing."""
-    ids, targets, documents = data.train.batch(training.num_samples, micro_batch)
+    ids, targets, documents = data.train.trial_batch(micro_batch)
     with make_autocast(config.precision, training.device):
         loss = wrapped(ids, targets, documents).mean()
     training.scaler.scale(loss).backward()

@@ -11,7 +11,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from builds import Builds
 from checkpoint import INFO_FILE, MODEL_FILE, committed, find_checkpoint, require_shapes
 from config import Config, config_from_saved
 from language_model import LanguageModel
@@ -19,6 +18,7 @@ from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import PLAIN_NAME, parse_json
 from preprocess.shards.format import CONTROL_FIELDS
 from run_folder import vocabulary_of
+from streams import Source as Text
 
 VOCABULARY_WEIGHTS = ("wte.weight", "lm_head.weight")  # a row an id
 POSITIONS = "wpe.weight"
@@ -48,7 +48,7 @@ class Source:
     has_own_manifest: bool  # so that special_tokens are all that there are
 
 
-def initialize(model: LanguageModel, config: Config, builds: Builds, *, warn: Callable[[str], None]) -> None:
+def initialize(model: LanguageModel, config: Config, builds: Text, *, warn: Callable[[str], None]) -> None:
     """Overwrite the new `model`'s weights with those of `init_from`; the padding of its vocabulary stays as it was drawn.
 
     Rows of ids that the source does not know, such as those of authors, become the mean of the rows that it does (Hewitt 2021,
@@ -73,7 +73,7 @@ def initialize(model: LanguageModel, config: Config, builds: Builds, *, warn: Ca
             parameter.copy_(tensor[: config.block_size] if name == POSITIONS else tensor)
 
 
-def _rows(source: Source, builds: Builds) -> Tensor:
+def _rows(source: Source, builds: Text) -> Tensor:
     """The source's row for each id of the builds: (vocab_size,) int64, −1 where it has none. Raises MisuseError."""
     rows = torch.arange(builds.vocab_size)
     for token, i in builds.manifest["special_tokens"].items():
@@ -97,7 +97,7 @@ def _take(weight: Tensor, rows: Tensor) -> Tensor:
     return taken
 
 
-def _open_source(path: Path, config: Config, builds: Builds, model: LanguageModel, warn: Callable[[str], None]) -> Source:
+def _open_source(path: Path, config: Config, builds: Text, model: LanguageModel, warn: Callable[[str], None]) -> Source:
     if (path / HF_CONFIG).is_file():
         return _open_huggingface(path, config, model)
     if (path / INFO_FILE).is_file() or committed(path):
@@ -107,7 +107,7 @@ def _open_source(path: Path, config: Config, builds: Builds, model: LanguageMode
     )
 
 
-def _open_run(path: Path, config: Config, builds: Builds, warn: Callable[[str], None]) -> Source:
+def _open_run(path: Path, config: Config, builds: Text, warn: Callable[[str], None]) -> Source:
     checkpoint = find_checkpoint(path, warn)
     theirs = config_from_saved(checkpoint.origin.settings, str(checkpoint.folder))
     if checkpoint.origin.tokenizer_sha256 != builds.tokenizer_sha256:

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from builds import Builds, tokenizer_sha256
+from builds import tokenizer_sha256
 from checkpoint import (
     CHECKPOINTS_DIR,
     Checkpoint,
@@ -27,7 +27,8 @@ from checkpoint import (
 from config import Config, changed_settings, config_from_saved
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import readable_json, write_durable
-from preprocess.shards.format import MANIFEST, TOKENIZER_DIR, read_manifest
+from preprocess.shards.format import MANIFEST, read_manifest
+from streams import Source
 from tracking import METRICS_FILE
 
 SETTINGS_FILE = "settings.json"
@@ -59,7 +60,7 @@ def locked(out_dir: Path) -> Iterator[None]:
             shutil.rmtree(out_dir, ignore_errors=True)
 
 
-def find_start(config: Config, builds: Builds, *, restart: bool, warn: Callable[[str], None]) -> Checkpoint | None:
+def find_start(config: Config, builds: Source, *, restart: bool, warn: Callable[[str], None]) -> Checkpoint | None:
     """The checkpoint to continue from; None to begin at step 0. Changes nothing on the disk.
 
     Raises MisuseError where out_dir holds a run that this one is not, FolioError where its checkpoints are damaged.
@@ -141,7 +142,7 @@ def _other_start(config: Config, warn: Callable[[str], None]) -> Checkpoint:
     return checkpoint
 
 
-def _require_vocabulary(checkpoint: Checkpoint, builds: Builds) -> None:
+def _require_vocabulary(checkpoint: Checkpoint, builds: Source) -> None:
     _require_tokenizer(checkpoint, builds)
     if builds.vocab_size > checkpoint.vocab_size:
         raise MisuseError(
@@ -151,7 +152,7 @@ def _require_vocabulary(checkpoint: Checkpoint, builds: Builds) -> None:
         )
 
 
-def _require_tokenizer(checkpoint: Checkpoint, builds: Builds) -> None:
+def _require_tokenizer(checkpoint: Checkpoint, builds: Source) -> None:
     if checkpoint.origin.tokenizer_sha256 != builds.tokenizer_sha256:
         raise MisuseError(
             f"{builds.name} has another tokenizer than {checkpoint.folder} was trained with, so that every id means something else; "
@@ -159,7 +160,7 @@ def _require_tokenizer(checkpoint: Checkpoint, builds: Builds) -> None:
         )
 
 
-def _require_same(origin: Origin, config: Config, *, builds: Builds) -> None:
+def _require_same(origin: Origin, config: Config, *, builds: Source) -> None:
     changes = changed_settings(config_from_saved(origin.settings, config.out_dir), config)
     if origin.build_id != builds.build_id:
         changes.append(f"data {origin.settings.get('data')} {origin.build_id[:SHORT_ID]} → {builds.name} {builds.build_id[:SHORT_ID]}")
@@ -167,13 +168,10 @@ def _require_same(origin: Origin, config: Config, *, builds: Builds) -> None:
         raise MisuseError(_other_settings(config, changes))
 
 
-def write_run(config: Config, builds: Builds) -> None:
+def write_run(config: Config, builds: Source) -> None:
     """Put into out_dir what every checkpoint in it shares: the settings, and what turns ids into text."""
-    out_dir, source = Path(config.out_dir), builds.vocabulary
-    folder = out_dir / VOCABULARY_DIR
-    (folder / TOKENIZER_DIR).mkdir(parents=True, exist_ok=True)
-    for name in [f"{TOKENIZER_DIR}/{file}" for file in source.manifest["tokenizer"]["files"]] + [MANIFEST]:
-        write_durable(folder / name, (source.folder / name).read_bytes())
+    out_dir = Path(config.out_dir)
+    builds.save_vocabulary(out_dir / VOCABULARY_DIR)
     write_durable(out_dir / SETTINGS_FILE, readable_json(config.as_dict()))
 
 

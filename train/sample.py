@@ -18,19 +18,21 @@ from generate import decode_stream, generate
 from language_model import LanguageModel
 from model import make_model
 from preprocess.errors import FolioError, MisuseError, printable
-from preprocess.shards.format import CONTROL_FIELDS, Build, spell_control_token
+from preprocess.shards.format import CONTROL_FIELDS, spell_control_token
 from run_folder import vocabulary_of
 
 # What an invocation that leaves them out means to be without, whatever the run's own samples began with.
 PROMPT = ("sample_prompt", "sample_author", "sample_city", "sample_year")
 
 
-def sample_text(model: LanguageModel, build: Build, *, config: Config) -> str:
+def sample_text(model: LanguageModel, folder: Path, manifest: dict[str, Any], *, config: Config) -> str:
     """The prompt that `config` describes and what the model makes of it, control tokens in front as they are spelled.
+
+    `folder` holds the tokenizer of `manifest`.
 
     Raises MisuseError for a name that the build does not know, FolioError for text that its tokenizer cannot encode.
     """
-    return "".join(Sampler(model, build.folder, build.manifest, config=config).stream())
+    return "".join(Sampler(model, folder, manifest, config=config).stream())
 
 
 class Sampler:

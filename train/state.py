@@ -34,6 +34,7 @@ class Training:
     step: int = 0  # optimizer steps done
     micro_batch: int | None = None  # windows a forward pass, once known: where it changes, dropout draws other numbers
     num_samples: int = 0  # samples drawn; more than the steps' where some were skipped by going back
+    streams: list[Any] | None = None  # where each process' stream stands, as JSON holds it; None for builds
     watch: Watch = field(default_factory=Watch)
 
     @property
@@ -76,6 +77,7 @@ def training_numbers(training: Training) -> dict[str, Any]:
         "step": training.step,
         "num_samples": training.num_samples,
         "micro_batch": training.micro_batch,
+        "streams": training.streams,
         "skipped_updates": int(training.skipped[1]),
         "scaler": training.scaler.state_dict(),
         "watch": {
@@ -103,6 +105,10 @@ def load_training(training: Training, numbers: Mapping[str, Any], tensors: Mappi
     if numbers["scaler"] and training.scaler.is_enabled():
         training.scaler.load_state_dict(_scaler_state(numbers["scaler"]))
     training.micro_batch = None if numbers["micro_batch"] is None else _number(numbers["micro_batch"], int)
+    streams = numbers["streams"]
+    if streams is not None and not (isinstance(streams, list) and all(isinstance(state, dict) for state in streams)):
+        raise ValueError(f"streams is {streams!r:.40}, wanted a list of objects")
+    training.streams = streams
     training.step, training.num_samples = _number(numbers["step"], int), _number(numbers["num_samples"], int)
     training.skipped.copy_(torch.tensor([0, _number(numbers["skipped_updates"], int)]))
 
@@ -124,6 +130,7 @@ def _number(value: Any, kind: Callable[[Any], Any]) -> Any:
 def copy_from_main(training: Training, world: World) -> None:
     """Bring every process to where the main one is."""
     world.copy_from_main([*training.model.state_dict().values(), *(tensor for _, tensor in slots(training)), training.skipped])
+    training.streams = world.tell(training.streams)
     scaler = training.scaler.state_dict()
     numbers = [training.step, training.num_samples, training.micro_batch or 0, scaler.get("scale", 0.0), scaler.get("_growth_tracker", 0)]
     told = torch.tensor(numbers, dtype=torch.float64)  # whole numbers are exact in it up to 2**53

@@ -27,9 +27,8 @@ if __name__ == "__main__" and {"--help", "-h"} & {*sys.argv}:  # before torch, w
 import torch
 from torch import Tensor, nn
 
-from builds import Builds, open_builds
 from checkpoint import Checkpoint, origin_of, restore, save
-from data import Data, Feed, dropout_seed, open_data
+from data import Data, Feed, dropout_seed
 from device import (
     choose_device,
     choose_precision,
@@ -47,10 +46,11 @@ from preflight import Preflight, is_out_of_memory, preflight, ran_out_of_memory,
 from preprocess.errors import FolioError, MisuseError, one_line
 from preprocess.shards.files import canonical_json, sha256_bytes
 from pretrained import initialize
-from run_folder import find_start, forget, is_run, locked, tidy, what_is_finished, write_run
+from run_folder import VOCABULARY_DIR, find_start, forget, is_run, locked, tidy, what_is_finished, write_run
 from sample import control_tokens, sample_text
 from signals import StopRequest
 from state import Training, copy_from_main, new_training
+from streams import Source, open_samples, open_source
 from trackers import require_trackers
 from tracking import Report, Work
 
@@ -70,14 +70,14 @@ def main(arguments: list[str]) -> int:
         precision = choose_precision(config.precision, device)
         set_matmul_precision(precision)
         config = dataclasses.replace(config, device=str(device), precision=precision)
-        builds = open_builds(config.data)
+        builds = open_source(config.data)
         control_tokens(builds.manifest, config)  # for what it refuses: an author of no sample in the build
-        data = open_data(builds, config, device=device)
+        data = open_samples(builds, config, device=device, world=world)
         with locked(Path(config.out_dir)) if world.is_main else contextlib.nullcontext():
             return run(command, config, builds, data=data, world=world, device=device)
 
 
-def run(command: Command, config: Config, builds: Builds, *, data: Data, world: World, device: torch.device) -> int:
+def run(command: Command, config: Config, builds: Source, *, data: Data, world: World, device: torch.device) -> int:
     """Begin or continue the run that lives in out_dir. Returns the exit status."""
     _require_same(config, builds, world)
     world.by_main(lambda: require_trackers(config.track))
@@ -90,7 +90,7 @@ def run(command: Command, config: Config, builds: Builds, *, data: Data, world: 
         print("\n".join(config.lines()), flush=True)
     try:
         # All that can fail is made before anything in out_dir changes.
-        training = begin(config, builds, start=start, world=world, device=device)
+        training = begin(config, builds, data=data, start=start, world=world, device=device)
         wrapped = world.wrap(training.model, device)
         found = preflight(config, builds, training, data, wrapped=wrapped, world=world)
     except (MemoryError, RuntimeError) as e:
@@ -113,7 +113,7 @@ def run(command: Command, config: Config, builds: Builds, *, data: Data, world: 
         raise FolioError(ran_out_of_memory(training)) from e
 
 
-def _require_same(config: Config, builds: Builds, world: World) -> None:
+def _require_same(config: Config, builds: Source, world: World) -> None:
     """Raise MisuseError where processes would train different things."""
     settings = {key: value for key, value in config.as_dict().items() if key not in OF_EACH_PROCESS}
     told = [settings, builds.build_id, torch.__version__]
@@ -124,7 +124,7 @@ def _require_same(config: Config, builds: Builds, world: World) -> None:
         )
 
 
-def begin(config: Config, builds: Builds, *, start: Checkpoint | None, world: World, device: torch.device) -> Training:
+def begin(config: Config, builds: Source, *, data: Data, start: Checkpoint | None, world: World, device: torch.device) -> Training:
     """Training as the seed makes it, as it was at `start`, or with the weights that `init_from` names; in all processes alike."""
     vocab_size = world.highest(start.vocab_size if start else builds.vocab_size)
     training = new_training(config, vocab_size, device=device)
@@ -141,6 +141,10 @@ def begin(config: Config, builds: Builds, *, start: Checkpoint | None, world: Wo
 
     world.by_main(load)
     copy_from_main(training, world)
+    if training.step > 0:
+        if training.streams is not None and len(training.streams) != world.size:
+            raise MisuseError(f"the run was of {len(training.streams)} processes, and a stream cannot be shared anew among {world.size}")
+        data.train.go_to(training.streams[world.rank] if training.streams is not None else None)
     return training
 
 
@@ -168,7 +172,7 @@ class Due:
 
 def train(
     config: Config,
-    builds: Builds,
+    builds: Source,
     *,
     training: Training,
     wrapped: nn.Module,
@@ -183,6 +187,11 @@ def train(
     feed = Feed(data.train, windows_per_step=config.windows_per_step, micro_batch=found.micro_batch, world=world)
     work = _work(config, training, world)
     out_dir, last_row = Path(config.out_dir), start.step if start else -1
+
+    def save_everything() -> None:
+        state = data.train.state_at(feed.first_sample(training.num_samples, 0))
+        training.streams = None if state is None else world.gather(state)
+        world.by_main(save_now)
 
     def save_now() -> None:
         was_there = is_run(out_dir)
@@ -202,14 +211,15 @@ def train(
         signum = 0
         with StopRequest(training, world) as stop:
             report.say("\n".join(found.lines))
-            report.say(f"{builds.name}: {data.train.num_tokens:,} training tokens, {data.val.num_windows:,} validation windows")
+            num_tokens = "no end of" if data.train.num_tokens is None else f"{data.train.num_tokens:,}"
+            report.say(f"{builds.name}: {num_tokens} training tokens, {data.val.num_windows:,} validation windows")
             where = f"on {describe_device(device)} in {config.precision}" + (f", {world.size} processes" if world.size > 1 else "")
             where += ", MFU n/a: its peak is not known" if work.peak_flops is None else ""
             report.say(f"{model.num_parameters:,} parameters, {work.tokens_per_step:,} tokens a step, {where}")
             if start is not None:
                 report.say(f"continuing after step {start.step:,}, from {start.folder}")
             if training.step > 0 and config.resume != "auto":  # from here on the run stands on its own
-                world.by_main(save_now)
+                save_everything()
             if training.step == 0:
                 with report.evaluating():
                     report.evaluation(0, evaluate(model, data.val, batch_size=found.micro_batch, autocast=autocast, world=world))
@@ -244,7 +254,7 @@ def train(
                         trouble = unfit_to_save(training, data.val, autocast=autocast, world=world)
                         if not trouble:
                             report.sync()
-                            world.by_main(save_now)
+                            save_everything()
                             is_saving = False
                 if trouble:
                     came_back_to = go_back(training, config, trouble=trouble, before=came_back_to, world=world, report=report)
@@ -331,12 +341,12 @@ def _last_words(training: Training, config: Config, *, signum: int, is_saved: bo
     return f"{reason} after step {step:,}; the model is in {config.out_dir}{left_out}{best}"
 
 
-def show_sample(report: Report, training: Training, *, builds: Builds, config: Config, world: World) -> None:
+def show_sample(report: Report, training: Training, *, builds: Source, config: Config, world: World) -> None:
     """Print a sample, or why there is none: a run that trained well does not fail for it."""
     if not world.is_main:
         return
     try:
-        report.sample(training.step, sample_text(training.model, builds.vocabulary, config=config))
+        report.sample(training.step, sample_text(training.model, Path(config.out_dir) / VOCABULARY_DIR, builds.manifest, config=config))
     except FolioError as e:
         report.say(f"no sample: {e}")
 

@@ -1,0 +1,142 @@
+"""A run straight from text: it learns, it is continued to the last bit, and it leaves all that its text needs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoint import committed
+from config import Config
+from data import Feed
+from distributed import World
+from preprocess.errors import MisuseError
+from streams import StreamedText, open_samples, open_source
+from train_helpers import REPO, SENTENCE, environment, invoke, losses, make_build, rows, write_config
+
+SETTINGS = {"dropout": 0.1, "stream_buffer": 16, "eval_tokens": 256, "max_steps": 12, "checkpoint_interval": 4, "keep_checkpoints": 9}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of 400 one-line documents, of which no two are alike."""
+    folder = tmp_path_factory.mktemp("streams")
+    (folder / "input.txt").write_text("".join(f"{n} {SENTENCE}" for n in range(400)))
+    recipe = 'inputs = ["input.txt"]\ndocument = "line"\ntokenizer = "byte"\nsplit = "threshold"\ndedup = false\nval_fraction = 0.2\n'
+    (folder / "mine.toml").write_text(recipe)
+    return folder
+
+
+def config_of(folder: Path, name: str, **settings: object) -> Path:
+    return write_config(folder / f"{name}.py", folder, **SETTINGS | {"data": f"stream:{folder / 'mine.toml'}"} | settings)
+
+
+def test_it_learns_and_leaves_what_text_needs(folder: Path) -> None:
+    config = config_of(folder, "learns", max_steps=120, eval_interval=60, checkpoint_interval=60)
+    result = invoke("train.py", config)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "no end of training tokens, 16 validation windows" in result.stdout and "read as it comes" in result.stdout
+    evaluations = [row["val_loss"] for row in rows(folder / "learns") if "val_loss" in row]
+    assert evaluations[-1] < evaluations[0] / 2
+    assert rows(folder / "learns")[-1]["bits_per_byte"] > 0
+    shutil.move(folder / "input.txt", folder / "away.txt")  # text needs neither the source nor the recipe
+    try:
+        done = invoke("sample.py", folder / "learns", "--prompt", "12 the quick", "--tokens", 8)
+    finally:
+        shutil.move(folder / "away.txt", folder / "input.txt")
+    assert done.returncode == 0 and done.stdout.startswith("12 the quick"), done.stderr
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_is_as_never_interrupted(folder: Path, optimizer: str) -> None:
+    config = config_of(folder, optimizer, optimizer=optimizer)
+    assert invoke("train.py", config).returncode == 0
+    for after in (4, 8):
+        copy = folder / f"{optimizer}_from_{after}"
+        shutil.copytree(folder / optimizer, copy)
+        for checkpoint in committed(copy):
+            if int(checkpoint.name[-8:]) > after:
+                shutil.rmtree(checkpoint)
+        assert invoke("train.py", config, f"--out_dir={copy}").returncode == 0
+        assert losses(copy) == losses(folder / optimizer)
+        for file in ("model.safetensors", "training.safetensors"):
+            assert (committed(copy)[-1] / file).read_bytes() == (committed(folder / optimizer)[-1] / file).read_bytes()
+
+
+def test_a_preflight_takes_nothing_from_the_stream(folder: Path) -> None:
+    config = Config(data=f"stream:{folder / 'mine.toml'}", out_dir="y", block_size=16, batch_size=4, stream_buffer=0, eval_tokens=256)
+    source, cpu = open_source(config.data), torch.device("cpu")
+    data = open_samples(source, config, device=cpu, world=World())
+    fresh = open_samples(source, config, device=cpu, world=World())
+    tried = data.train.trial_batch(10)[0]
+    feed = Feed(data.train, windows_per_step=8, micro_batch=4, world=World())
+    taken = torch.cat([feed.take(feed.first_sample(0, micro))[0] for micro in range(2)])
+    assert torch.equal(taken, torch.cat([fresh.train.batch(n, 4)[0] for n in (0, 4)])) and torch.equal(taken, tried[:8])
+    assert torch.equal(feed.take(4)[0], taken[4:]), "asked again, the same"
+    feed.prepare(8)
+    state = data.train.state_at(8)
+    ahead = [data.train.batch(n, 4)[0] for n in (8, 12)]
+    fresh.train.go_to(state)
+    assert all(torch.equal(fresh.train.batch(n, 4)[0], batch) for n, batch in zip((8, 12), ahead, strict=True))
+
+
+def test_two_processes_read_all_of_it_once_and_resume(folder: Path) -> None:
+    config = config_of(folder, "two", dropout=0.0)
+    line = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(REPO / "train" / "train.py"),
+        str(config),
+    ]
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run([*line, *arguments], capture_output=True, text=True, env=environment(), timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run()
+    copy = folder / "two_from_4"
+    shutil.copytree(folder / "two", copy)
+    for checkpoint in committed(copy)[1:]:
+        shutil.rmtree(checkpoint)
+    assert "continuing after step " in run(f"--out_dir={copy}")
+    assert losses(copy) == losses(folder / "two")
+    shutil.rmtree(committed(copy)[-1])
+    fewer = invoke("train.py", config, f"--out_dir={copy}")
+    assert fewer.returncode == 2 and "the run was of 2 processes, and a stream cannot be shared anew among 1" in fewer.stderr
+
+
+def test_what_a_stream_cannot_have_is_one_line(folder: Path, tmp_path: Path) -> None:
+    for settings, complaint in (
+        ("--sampling=epochs", "a stream is read in its own order"),
+        ("--mask_documents=true", "a stream is read in its own order"),
+        ("--data=stream:nowhere", "nowhere"),
+        ("--data=stream:", "no corpus ''"),
+        ("--eval_tokens=none --block_size=100000", "too few for a block"),
+    ):
+        done = invoke("train.py", config_of(folder, "refused"), *settings.split())
+        assert done.returncode in (1, 2) and done.stderr.count("\n") == 1 and complaint in done.stderr, done.stderr
+        assert not (folder / "refused").exists()
+
+
+def test_builds_and_streams_are_not_continued_as_the_other(folder: Path, tmp_path: Path) -> None:
+    config = config_of(folder, "begun")
+    assert invoke("train.py", config).returncode == 0
+    build = make_build(tmp_path / "tiny")
+    other = invoke("train.py", config, f"--data={build}")
+    assert other.returncode == 2 and "another tokenizer" in other.stderr
+    (folder / "input.txt").write_text((folder / "input.txt").read_text() + "one more line\n")
+    changed = invoke("train.py", config, "--max_steps=20")
+    assert changed.returncode == 2 and "holds a run with other settings" in changed.stderr
+    with pytest.raises(MisuseError, match="holds no place in a stream"):
+        source = open_source(f"stream:{folder / 'mine.toml'}")
+        assert isinstance(source, StreamedText)
+        small = Config(data="x", out_dir="y", block_size=16, eval_tokens=64)
+        open_samples(source, small, device=torch.device("cpu"), world=World()).train.go_to(None)

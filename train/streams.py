@@ -1,0 +1,154 @@
+"""Training straight from text, without shards: `data = "stream:RECIPE"`.
+
+A stream has no random access, so it is read in order, and where it stands is kept in the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from builds import Builds, open_builds, tokenizer_sha256
+from command import warn
+from config import Config
+from data import Batch, Data, open_data, to_device
+from distributed import World
+from preprocess.errors import FolioError, MisuseError
+
+if TYPE_CHECKING:
+    from preprocess.stream import StreamCorpus, TokenStream
+
+PREFIX = "stream:"
+
+
+class StreamedText:
+    """What a run reads where `data` names a recipe. Has what Builds has, but shards."""
+
+    def __init__(self, setting: str) -> None:
+        """`setting` without its prefix: a built-in corpus, or the path of a recipe. Raises FolioError."""
+        try:
+            from preprocess.stream import open_corpus
+        except ImportError as e:
+            raise FolioError(f"a stream needs the libraries of preprocess, and {e.name} is not installed; pip install folio-lm") from e
+        self._corpus: StreamCorpus = open_corpus(setting, tell=warn)
+        self.manifest: dict[str, Any] = self._corpus.manifest()
+        self.name = f"{PREFIX}{self._corpus.name}"
+        self.build_id = self._corpus.sha256
+        self.vocab_size = self._corpus.vocab_size
+        self.tokenizer_sha256 = tokenizer_sha256(self.manifest)
+
+    def save_vocabulary(self, folder: Path) -> None:
+        """Write the manifest and the tokenizer, all that text needs."""
+        self._corpus.save_vocabulary(folder)
+
+    def describe(self) -> str:
+        return f"{self.name}: read as it comes, up to {self.vocab_size:,} ids"
+
+    def open(self, config: Config, *, device: torch.device, world: World) -> Data:
+        """Raises MisuseError for settings that a stream cannot have, FolioError where there is no validation text."""
+        if config.sampling != "random" or config.mask_documents:
+            raise MisuseError("a stream is read in its own order and joins documents; set sampling = 'random' and mask_documents = False")
+        return Data(
+            StreamedTraining(self._corpus, config, device=device, world=world), StreamedValidation(self._corpus, config, device=device)
+        )
+
+
+class StreamedTraining:
+    """The line of training samples of this process, in the order of its stream."""
+
+    num_tokens: int | None = None  # nobody knows before the end
+
+    def __init__(self, corpus: StreamCorpus, config: Config, *, device: torch.device, world: World) -> None:
+        from preprocess.stream import TokenStream
+
+        self._stream: TokenStream = TokenStream(
+            corpus, block_size=config.block_size, seed=config.seed, stream_buffer=config.stream_buffer,
+            rank=world.rank, world_size=world.size, epochs=None,
+        )  # fmt: skip
+        self._device = device
+        # Blocks that were read ahead, each with the state of the stream in front of it.
+        self._ahead: deque[tuple[dict[str, Any], np.ndarray]] = deque()
+        self._last: tuple[int, dict[str, Any], Batch] | None = None  # first sample, state in front of it, and the batch given last
+
+    def trial_batch(self, count: int) -> Batch:
+        """The next `count` windows, which stay the next ones."""
+        while len(self._ahead) < count:
+            state = self._stream.state_dict()
+            self._ahead.append((state, next(self._stream)))
+        return self._to_batch([block for _, block in list(self._ahead)[:count]])
+
+    def batch(self, first: int, count: int) -> Batch:
+        """The next `count` windows; asked again for samples from the same `first` on, the same."""
+        if self._last is None or self._last[0] != first:
+            batch = self.trial_batch(count)
+            self._last = first, self._ahead[0][0], batch
+            for _ in range(count):
+                self._ahead.popleft()
+        return self._last[2]
+
+    def state_at(self, first: int) -> dict[str, Any] | None:
+        """Where the stream stands in front of the samples from `first` on: those given last, or those to come."""
+        if self._last is not None and self._last[0] == first:
+            return self._last[1]
+        return self._ahead[0][0] if self._ahead else self._stream.state_dict()
+
+    def go_to(self, state: dict[str, Any] | None) -> None:
+        """Stand where `state_at` told. Raises MisuseError for a state of another stream."""
+        if state is None:
+            raise MisuseError("the checkpoint holds no place in a stream; train on the build that it was trained on")
+        self._stream.load_state_dict(state)
+        self._ahead.clear()
+        self._last = None
+
+    def _to_batch(self, blocks: list[np.ndarray]) -> Batch:
+        windows = to_device(np.stack(blocks), self._device)
+        return windows[:, :-1], windows[:, 1:], None
+
+
+class StreamedValidation:
+    """The fixed blocks that every evaluation of a run reads, in order."""
+
+    def __init__(self, corpus: StreamCorpus, config: Config, *, device: torch.device) -> None:
+        from preprocess.stream import validation_blocks
+
+        found = validation_blocks(corpus, block_size=config.block_size, eval_tokens=config.eval_tokens)
+        self._blocks, self._device = found.blocks, device
+        self.source, self.names = np.zeros(len(found.blocks), np.int64), [corpus.name]
+        self.shares: tuple[float, ...] = (1.0,)
+        self.splits = [{"tokens": found.num_tokens, "text_bytes": found.num_text_bytes}]
+
+    @property
+    def num_windows(self) -> int:
+        return len(self._blocks)
+
+    def batch(self, numbers: np.ndarray) -> Batch:
+        """Windows number `numbers`, (B,)."""
+        windows = to_device(self._blocks[numbers], self._device)
+        return windows[:, :-1], windows[:, 1:], None
+
+    def batches(self, batch_size: int, *, rank: int = 0, num_ranks: int = 1) -> Iterator[tuple[np.ndarray, Batch]]:
+        """As ValidationData has them."""
+        mine = np.arange(rank, self.num_windows, num_ranks)
+        for begin in range(0, len(mine), batch_size):
+            numbers = mine[begin : begin + batch_size]
+            yield numbers, self.batch(numbers)
+
+
+Source = Builds | StreamedText
+
+
+def open_source(setting: str) -> Source:
+    """What the setting `data` names: builds, or after `stream:` a recipe. Raises FolioError, MisuseError."""
+    return StreamedText(setting.removeprefix(PREFIX)) if setting.startswith(PREFIX) else open_builds(setting)
+
+
+def open_samples(source: Source, config: Config, *, device: torch.device, world: World) -> Data:
+    """The samples of a run. Raises FolioError where there is not one."""
+    if isinstance(source, StreamedText):
+        return source.open(config, device=device, world=world)
+    return open_data(source, config, device=device)
