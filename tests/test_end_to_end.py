@@ -6,10 +6,13 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from conftest import ROOT
 from preprocess.shards.format import Build
@@ -80,3 +83,31 @@ def test_the_readmes_example_word_for_word(mirror: Path, tmp_path: Path, preproc
         for number, entry in enumerate(made.docs(split)):
             year, author = made.manifest["sources"][int(entry["source"])]["name"].removesuffix(".txt").split("-")
             assert [spelled[int(i)] for i in made.document(split, number)[:2]] == [f"<author_{author}>", f"<year_{year}>"]
+
+
+@pytest.mark.slow
+def test_the_walk_through_word_for_word(tmp_path: Path, preprocess: Callable[..., subprocess.CompletedProcess]) -> None:
+    """Every command of docs/training.md's walk-through, as it stands there, Ctrl-C included."""
+    text = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    lines = [line for part in text[text.index("## A walk-through") :].split("```")[1::2] for line in part.strip().splitlines()]
+    assert len(lines) == 6 and lines[1] == lines[2]
+    assert preprocess(*shlex.split(lines[0])[1:]).returncode == 0
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    commands = [[sys.executable, str(ROOT / arguments[1]), *arguments[2:]] for arguments in map(shlex.split, lines[1:])]
+    with subprocess.Popen(commands[0], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        while not process.stdout.readline().startswith("step 60/600"):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "finishing step " in err and "go on with --resume=auto" in out
+    results = [subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300) for line in commands[1:]]
+    assert [(done.returncode, done.stderr) for done in results] == [(0, "")] * 4
+    assert "continuing after step " in results[0].stdout and "the lowest validation loss was " in results[0].stdout
+    kept = list((tmp_path / "runs/walk/checkpoints").iterdir())
+    assert len(kept) in (3, 4)
+    rows = (tmp_path / "runs/walk/evaluations.jsonl").read_text().splitlines()
+    assert len(rows) == len(kept) and all(len(json.loads(row)["answers"]) == 2 for row in rows)
+    assert results[2].stdout.count("--- sample ") == 2
+    assert (tmp_path / "runs/walk/curves.svg").read_bytes().startswith(b"<?xml") and list((tmp_path / "runs/walk/tensorboard").iterdir())
