@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,9 +69,7 @@ def test_what_was_skipped_is_still_known_after_a_restart(folder: Path, poison: C
     before = losses(folder / "known")
     for checkpoint in committed(folder / "known"):
         if int(checkpoint.name[-8:]) > 10:
-            for file in checkpoint.iterdir():
-                file.unlink()
-            checkpoint.rmdir()
+            shutil.rmtree(checkpoint)
     assert invoke("train.py", config).returncode == 0
     assert losses(folder / "known") == before
 
@@ -105,9 +104,7 @@ def test_what_comes_after_going_back_is_resumed_alike(folder: Path, poison: Call
     before = losses(folder / "back_again")
     for checkpoint in committed(folder / "back_again"):
         if int(checkpoint.name[-8:]) > 20:
-            for file in checkpoint.iterdir():
-                file.unlink()
-            checkpoint.rmdir()
+            shutil.rmtree(checkpoint)
     assert invoke("train.py", config).returncode == 0
     assert losses(folder / "back_again") == before
 

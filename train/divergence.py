@@ -20,9 +20,8 @@ from state import Training, copy_from_main
 from tracking import Report
 
 
-def refused_too_often(training: Training) -> str | None:
-    """What is wrong where so many updates in a row were refused that training has diverged. Waits for the device."""
-    refused = int(training.skipped[0])
+def refused_too_often(training: Training, refused: int) -> str | None:
+    """What is wrong where `refused` updates in a row are so many that training has diverged."""
     return f"{refused} updates in a row were not finite" if refused >= training.most_skipped else None
 
 

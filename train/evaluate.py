@@ -51,10 +51,10 @@ from model import make_model
 from preflight import is_out_of_memory
 from preprocess.errors import FolioError, MisuseError, one_line, printable, shown
 from preprocess.shards.files import canonical_json, sha256_bytes
-from questions import Question, draw_questions, load_text_tokenizer, question_of, read_prompts
-from run_folder import EVALUATIONS_DIR, vocabulary_of
+from questions import Question, draw_questions, question_of, read_prompts
+from run_folder import EVALUATIONS_DIR, LOCK_FILE, vocabulary_of
+from sample import load_text_tokenizer
 
-LOCK_FILE = ".lock"
 MOST_LOGITS = 1 << 27  # of a forward pass on a CPU, 0.5 GB: where its memory ends, the system ends the process without a word
 TAG = "folio_evaluation"  # by which MLflow finds an evaluation again
 
@@ -198,7 +198,7 @@ def prepare(checkpoint: Checkpoint, asked: Asked, *, device: torch.device, warn:
         sample_year=None,
     )
     builds = _open(config.data, checkpoint, is_other=asked.data is not None, warn=warn)
-    tokenizer = load_text_tokenizer(builds) if asked.is_asking else None
+    tokenizer = load_text_tokenizer(builds.vocabulary.folder, builds.manifest) if asked.is_asking else None
     questions = draw_questions(builds, asked.num_questions, tokenizer) + [question_of(p, builds, tokenizer, config) for p in asked.prompts]
     return Job(checkpoint=checkpoint, config=config, builds=builds, tokenizer=tokenizer, questions=questions)
 

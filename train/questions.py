@@ -10,7 +10,7 @@ import numpy as np
 
 from builds import Builds
 from config import Config
-from preprocess.errors import FolioError, MisuseError, shown
+from preprocess.errors import MisuseError, shown
 from preprocess.shards.files import parse_json
 from preprocess.shards.permutation import keyed_hash, permute
 from sample import control_tokens
@@ -25,14 +25,6 @@ class Question:
 
     prompt: str
     ids: list[int]
-
-
-def load_text_tokenizer(builds: Builds) -> Any:
-    try:
-        from preprocess.tokenizers import load_tokenizer
-    except ImportError as e:
-        raise FolioError(f"text needs the tokenizer's libraries, and {e.name} is not installed; pip install folio-lm") from e
-    return load_tokenizer(builds.vocabulary.folder, builds.manifest)
 
 
 def draw_questions(builds: Builds, count: int, tokenizer: Any) -> list[Question]:

@@ -35,18 +35,23 @@ def sample_text(model: LanguageModel, folder: Path, manifest: dict[str, Any], *,
     return "".join(Sampler(model, folder, manifest, config=config).stream())
 
 
+def load_text_tokenizer(folder: Path, manifest: dict[str, Any]) -> Any:
+    """The tokenizer of `manifest`, which `folder` holds. Raises FolioError where it is not whole, or its libraries are missing."""
+    try:
+        from preprocess.tokenizers import load_tokenizer
+    except ImportError as e:
+        raise FolioError(f"text needs the tokenizer's libraries, and {e.name} is not installed; pip install folio-lm") from e
+    return load_tokenizer(folder, manifest)
+
+
 class Sampler:
     """A model, what turns its ids into text, and a prompt: texts that begin alike."""
 
     def __init__(self, model: LanguageModel, folder: Path, manifest: dict[str, Any], *, config: Config) -> None:
         """`folder` holds the tokenizer of `manifest`. Raises as sample_text does."""
-        try:
-            from preprocess.tokenizers import load_tokenizer
-        except ImportError as e:
-            raise FolioError(f"text needs the tokenizer's libraries, and {e.name} is not installed; pip install folio-lm") from e
         self._model, self._config = model, config
         controls = control_tokens(manifest, config)
-        self._tokenizer = load_tokenizer(folder, manifest)
+        self._tokenizer = load_text_tokenizer(folder, manifest)
         self._eot_id: int | None = manifest["eot_id"]
         ids = [*controls.values(), *self._tokenizer.encode_text(config.sample_prompt).tolist()]
         self._ids = ids or [self._eot_id or 0]

@@ -232,8 +232,8 @@ def train(
                 is_saving |= due.saving
                 if not (is_saving or due.logging or due.evaluating or due.sampling or due.checking):
                     continue
-                trouble = refused_too_often(training)
                 refused, all_refused = training.skipped.tolist()
+                trouble = refused_too_often(training, refused)
                 if due.logging and not trouble:
                     values = {"loss": outcome.loss.item(), "grad_norm": outcome.grad_norm.item()}
                     report.training(step, learning_rate=config.learning_rate * outcome.rate, skipped_updates=all_refused, **values)
