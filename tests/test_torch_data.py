@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -167,6 +168,11 @@ def test_two_workers_and_two_processes_give_the_samples_of_one(build: Build, bat
     assert passes[0] != passes[1] != passes[2]
 
 
+def test_workers_of_a_copy_go_on_to_the_next_pass(build: Build) -> None:
+    loader = DataLoader(copy.deepcopy(ShuffledWindows(build, block_size=6)), 5, num_workers=1)
+    assert pairs_of(loader) != pairs_of(loader)
+
+
 def test_looking_ahead_in_this_process_moves_no_worker(build: Build) -> None:
     dataset = ShuffledWindows(build, block_size=6)
     first = pairs_of(make_loader(ShuffledWindows(build, block_size=6)))
@@ -253,6 +259,35 @@ def test_a_dataset_resumes_on_its_own(build: Build) -> None:
     again.load_state_dict(state)
     assert again.state_dict() == state
     assert [x.tolist() for _ in range(2) for x, _ in again] == wanted[5:]
+
+
+def test_a_state_taken_outside_of_workers_is_not_gone_on_from_in_them(build: Build) -> None:
+    dataset = ShuffledWindows(build, block_size=6)
+    iterator = iter(dataset)
+    state = [next(iterator) for _ in range(10)] and dataset.state_dict()
+    resumed = ShuffledWindows(build, block_size=6)
+    resumed.load_state_dict(state)
+    with pytest.raises(MisuseError, match="the state is of .* no workers; this is .* worker 0 of 2"):
+        list(DataLoader(resumed, 5, num_workers=2))
+
+
+def test_what_workers_read_is_no_state_of_this_process(build: Build) -> None:
+    dataset = ShuffledWindows(build, block_size=6)
+    assert dataset.state_dict()["taken"] == 0
+    iterator = iter(DataLoader(dataset, 5, num_workers=1))
+    next(iterator)
+    with pytest.raises(MisuseError, match="take the state of a StatefulDataLoader") as raised:
+        dataset.state_dict()
+    assert_one_line(str(raised.value))
+
+
+@pytest.mark.parametrize("damage", [{"taken": -5}, {"pass": "1"}, {"pass": None}, {"taken": True}])
+def test_a_damaged_state_is_refused(build: Build, damage: dict[str, Any]) -> None:
+    dataset = ShuffledWindows(build, block_size=6)
+    with pytest.raises(FolioError, match="holds no place in a pass; take another checkpoint"):
+        dataset.load_state_dict(dataset.state_dict() | damage)
+    with pytest.raises(MisuseError, match="the state is of None"):
+        dataset.load_state_dict({})
 
 
 def test_a_state_of_another_dataset_is_refused(build: Build) -> None:
@@ -383,13 +418,15 @@ def test_batches_are_pinned(build: Build) -> None:
     ("make", "message"),
     [
         (lambda build: TokenWindows(build, "test"), "no split 'test': a build has train and val"),
-        (lambda build: TokenWindows(build, block_size=0), "block_size is 0; wanted 1 or more"),
+        (lambda build: TokenWindows(build, block_size=0), "block_size is 0; wanted a whole number, 1 or more"),
         (lambda build: TokenWindows(build, block_size=4, stride=0), "stride is 0"),
+        (lambda build: TokenWindows(build, block_size=4, stride=1.5), "stride is 1.5; wanted a whole number"),
         (lambda build: TokenWindows(build, block_size=1000), "block_size 1000 needs 1001 tokens in a row"),
         (lambda build: ShuffledWindows(build, block_size=1000), "block_size 1000 needs 1001 tokens in a row"),
         (lambda build: ShuffledWindows(build, block_size=4, order="sorted"), "no order 'sorted'; choose one of epochs, random"),
         (lambda build: ShuffledWindows(build, block_size=4, order="random", seed=-1), "seed -1"),
         (lambda build: ShuffledWindows(build, block_size=4, num_samples=0), "num_samples is 0"),
+        (lambda build: ShuffledWindows(build, block_size=4).set_epoch(-1), "epoch is -1; wanted 0 to"),
         (lambda build: ShuffledWindows(build, block_size=4, rank=1), "give both or neither"),
         (lambda build: ShuffledWindows(build, block_size=4, rank=2, world_size=2), "rank is 2 of world_size 2"),
         (lambda build: Documents(build, max_tokens=0), "max_tokens is 0"),

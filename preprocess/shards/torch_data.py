@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ ORDERS: dict[str, type[EpochWindows] | type[RandomWindows]] = {"epochs": EpochWi
 IGNORED = -100  # the target that torch's cross_entropy, and so Hugging Face's models, leave out
 CHUNK = 32  # samples that ShuffledWindows gathers at once: one by one they take about ten times as long
 MOST_WORKERS = 64
+LAST_PASS = (1 << 31) - 2  # the number behind it is still an int32
 
 
 class TokenWindows(Dataset[Pair]):
@@ -107,29 +109,51 @@ class ShuffledWindows(IterableDataset[Pair]):
         self._settings = f"build {self._split.build.build_id[:12]} {split}, block_size {block_size}, {order}, seed {seed}, "
         # The next pass of worker w of n at [n, w], of no worker at [0, 0]: each writes a place of its own, so none waits for another.
         self._passes = torch.zeros((MOST_WORKERS + 1, MOST_WORKERS), dtype=torch.int32).share_memory_()
-        self._resume: tuple[int, int] | None = None
+        self._resume: dict[str, Any] | None = None  # the state that was loaded, until it is gone on from
         self._position: list[int] = []  # pass, and samples that this reader has given of it
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._passes.share_memory_()  # a copy's is not: its workers would count passes each for itself, and lose count with each pass
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next `iter()` pass number `epoch`, from 0, in workers too."""
+        if not 0 <= epoch <= LAST_PASS:
+            raise MisuseError(f"epoch is {epoch}; wanted 0 to {LAST_PASS:,}")
         self._passes.fill_(epoch)
         self._resume, self._position = None, []
 
     def state_dict(self) -> dict[str, Any]:
-        """How far this process, or in a worker this worker, has read."""
-        number, taken = self._position or self._resume or (int(self._passes[self._slot()]), 0)
+        """How far this process, or in a worker this worker, has read. Raises MisuseError where workers read and this process does not."""
+        if self._resume is not None:
+            return self._resume
+        slot = self._slot()
+        if not self._position and slot == (0, 0) and bool((self._passes != self._passes[slot]).any()):
+            raise MisuseError("workers read this dataset, and each knows its own place alone; take the state of a StatefulDataLoader")
+        number, taken = self._position or (int(self._passes[slot]), 0)
         return {"pass": number, "taken": taken, "of": self._describe()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Make the next `iter()` go on from `state`. Raises MisuseError for a state of other data, settings, processes or workers."""
-        if state["of"] != self._describe():
-            raise MisuseError(f"the state is of {state['of']}; this is {self._describe()}; resume with what the state was saved with")
-        self._resume, self._position = (state["pass"], state["taken"]), []
+        """Make the next `iter()` the rest of the pass that `state` is of: nothing, where that pass had been read to its end.
+
+        Raises MisuseError for a state of other data, settings, processes or workers, FolioError for one that is damaged.
+        """
+        self._require_own(state)
+        if any(type(state.get(key)) is not int or not 0 <= state[key] <= most for key, most in (("pass", LAST_PASS), ("taken", 1 << 62))):
+            raise FolioError("the state holds no place in a pass; take another checkpoint")
+        self._resume, self._position = dict(state), []
+
+    def _require_own(self, state: dict[str, Any]) -> None:
+        if state.get("of") != self._describe():
+            raise MisuseError(f"the state is of {state.get('of')}; this is {self._describe()}; resume with what the state was saved with")
 
     def __iter__(self) -> Iterator[Pair]:
         slot = self._slot()
-        number, taken = self._resume or (int(self._passes[slot]), 0)
-        self._resume = None
+        number, taken = int(self._passes[slot]), 0
+        if self._resume is not None:
+            self._require_own(self._resume)  # workers get it from the process that loaded it
+            number, taken = self._resume["pass"], self._resume["taken"]
+            self._resume = None
         self._passes[slot] = number + 1
         self._position = position = [number, taken]
         num_workers, worker = slot
@@ -255,6 +279,6 @@ def _own_process() -> tuple[int, int]:
 
 
 def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise MisuseError(f"{name} is {value}; wanted 1 or more")
+    if not isinstance(value, Integral) or value < 1:
+        raise MisuseError(f"{name} is {value!r}; wanted a whole number, 1 or more")
     return int(value)
