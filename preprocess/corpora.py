@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.errors import MisuseError
-from preprocess.recipe import Recipe, nearest, parse_recipe, refuse_idle
+from preprocess.recipe import Recipe, check_settings, nearest, parse_recipe, refuse_idle
 
 OWN = "own"  # what a corpus is called that is nothing but files
 MAX_RECIPE_BYTES = 10 << 20
@@ -21,32 +21,32 @@ def builtin_corpora() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
-def load_recipe(corpus: str | None, **overrides: Any) -> Recipe:
+def load_recipe(corpus: Recipe | str | None, **overrides: Any) -> Recipe:
     """The recipe of `corpus`, with every override that is not None put in its place.
 
-    `corpus`: a built-in name, the path of a recipe (with a separator, or ending in `.toml`), or None for the files of `inputs` alone.
-    Raises MisuseError.
+    `corpus`: a recipe, a built-in name, the path of a recipe (with a separator, or ending in `.toml`), or None for the files of `inputs`
+    alone. Raises MisuseError.
     """
-    given = {k: v for k, v in overrides.items() if v is not None}
-    if corpus is None:
-        recipe = Recipe(corpus=OWN)
-    elif corpus.endswith(".toml") or "/" in corpus or "\\" in corpus:
-        recipe = _read(Path(corpus))
-    else:
-        names = builtin_corpora()
-        if corpus not in names:
-            raise MisuseError(
-                f"no corpus {corpus!r}; {nearest(corpus, names)} A recipe of your own is named by its path, such as ./mine.toml"
-            )
-        text = (importlib.resources.files("preprocess.recipes") / f"{corpus}.toml").read_text(encoding="utf-8")
-        recipe = parse_recipe(tomllib.loads(text), where=f"{corpus}.toml")
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items() if v is not None}
+    check_settings(given)
+    recipe = corpus if isinstance(corpus, Recipe) else Recipe(corpus=OWN) if corpus is None else _find(corpus)
     if "template" in given and "text_column" in given:
         raise MisuseError("text_column and template both say what a row's text is; leave one of them out")
     if "inputs" in given:
         given["files"] = ()
     recipe = dataclasses.replace(recipe, **given)
-    refuse_idle(recipe, given.keys() - {"files"}, corpus or "these files")
+    refuse_idle(recipe, given.keys() - {"files"}, corpus.corpus if isinstance(corpus, Recipe) else corpus or "these files")
     return recipe
+
+
+def _find(corpus: str) -> Recipe:
+    if corpus.endswith(".toml") or "/" in corpus or "\\" in corpus:
+        return _read(Path(corpus))
+    names = builtin_corpora()
+    if corpus not in names:
+        raise MisuseError(f"no corpus {corpus!r}; {nearest(corpus, names)} A recipe of your own is named by its path, such as ./mine.toml")
+    text = (importlib.resources.files("preprocess.recipes") / f"{corpus}.toml").read_text(encoding="utf-8")
+    return parse_recipe(tomllib.loads(text), where=f"{corpus}.toml")
 
 
 def _read(path: Path) -> Recipe:

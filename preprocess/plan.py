@@ -27,6 +27,7 @@ DISK_PER_INPUT_BYTE = 1.5
 COMPRESSED = 4  # how much text a compressed file may hold for each of its bytes
 SYNTHETIC_BYTES_PER_PAIR = 400
 UNHASHED = "none"  # in place of a sha256
+STRADDLING = "without deduplication equal documents of different groups may fall on both sides of the split"
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_th
     kind = tokenizer_kind(recipe.tokenizer)
     sources = find_sources(recipe, source, progress, num_threads=num_threads)
     recipe = settle_format(recipe, sources)
-    if not recipe.dedup and recipe.split in ("exact", "threshold") and (recipe.group_by != "content" or recipe.group_column is not None):
-        progress.warn("without deduplication equal documents of different groups may fall on both sides of the split")
+    if may_straddle(recipe):
+        progress.warn(STRADDLING)
     for entry in sources:
         check_source(entry, recipe)
     tokenizer = None if recipe.tokenizer in TRAINED else load_named(recipe.tokenizer, has_eot=recipe.eot == "append")
@@ -63,6 +64,11 @@ def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_th
     if is_path(recipe.tokenizer) and tokenizer is not None:
         recipe = dataclasses.replace(recipe, tokenizer_sha256=sha256_bytes(b"".join(tokenizer.files.values())))
     return Plan(recipe, sources, cut(sources, recipe), kind, tokenizer)
+
+
+def may_straddle(recipe: Recipe) -> bool:
+    """Whether equal documents may fall on both sides of the split."""
+    return not recipe.dedup and recipe.split in ("exact", "threshold") and (recipe.group_by != "content" or recipe.group_column is not None)
 
 
 def settle_format(recipe: Recipe, sources: list[Source]) -> Recipe:

@@ -230,16 +230,21 @@ def parse_recipe(fields: dict[str, Any], *, where: str) -> Recipe:
     return recipe
 
 
-def _parse(cls: Any, fields: dict[str, Any], where: str) -> Any:
+def check_settings(fields: dict[str, Any], *, where: str = "", cls: Any = Recipe) -> None:
+    """Raise MisuseError for a setting that `cls` has not, or of another type. `where`: what the message begins with."""
     hints = typing.get_type_hints(cls)
     for key, value in fields.items():
         if key not in hints:
-            raise MisuseError(f"{where}: no setting is called {key!r}; {nearest(key, hints)}")
+            raise MisuseError(f"{where}no setting is called {key!r}; {nearest(key, hints)}")
         if not _fits(value, hints[key]):
-            raise MisuseError(f"{where}: {key} is {value!r}, wanted {_spell(hints[key])}")
+            raise MisuseError(f"{where}{key} is {value!r}, wanted {_spell(hints[key])}")
+
+
+def _parse(cls: Any, fields: dict[str, Any], where: str) -> Any:
+    check_settings(fields, where=f"{where}: ", cls=cls)
     missing = [f.name for f in dataclasses.fields(cls) if f.name not in fields and f.default is dataclasses.MISSING]
     if missing:
-        raise MisuseError(f"{where}: {missing[0]} is missing, wanted {_spell(hints[missing[0]])}")
+        raise MisuseError(f"{where}: {missing[0]} is missing, wanted {_spell(typing.get_type_hints(cls)[missing[0]])}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 

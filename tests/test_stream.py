@@ -456,6 +456,7 @@ def test_states_of_other_streams_are_refused(tmp_path: Path, corpus: StreamCorpu
         ({"where": 'text == "never"'}, "no document is left"),
         ({"tokenizer": "nonsense"}, "no tokenizer is called"),
         ({"tokeniser": "byte"}, "did you mean 'tokenizer'"),
+        ({"val_fraction": "0.1"}, "val_fraction is '0.1', wanted float"),
     ],
 )
 def test_what_a_stream_cannot_do_is_refused(tmp_path: Path, overrides: dict[str, Any], wanted: str) -> None:
@@ -469,6 +470,7 @@ def test_what_a_stream_cannot_do_is_refused(tmp_path: Path, overrides: dict[str,
     "arguments",
     [
         {"block_size": 0},
+        {"block_size": 8.5},
         {"rank": 1},
         {"worker": -1},
         {"stream_buffer": -1},
@@ -482,6 +484,32 @@ def test_arguments_out_of_range_are_refused(corpus: StreamCorpus, arguments: dic
     with pytest.raises(MisuseError, match=next(iter(arguments))) as caught:
         TokenStream(corpus, **{"block_size": 4, **arguments})
     assert_one_line(str(caught.value))
+
+
+def test_inputs_are_no_single_string(tmp_path: Path) -> None:
+    """Taken for a list of letters, the first of them would name all of the disk."""
+    path = str(write_parquet(tmp_path / "x.parquet", ["x"]))
+    with pytest.raises(MisuseError, match=r"inputs is '.*x.parquet', wanted tuple\[str") as caught:
+        open_corpus(None, inputs=path, tokenizer="byte")
+    assert_one_line(str(caught.value))
+
+
+def test_settings_are_refused_of_a_recipe_as_of_its_name(tmp_path: Path) -> None:
+    inputs = (str(write_parquet(tmp_path / "x.parquet", ["x"])),)
+    for corpus in ("synth", load_recipe("synth")):
+        with pytest.raises(MisuseError, match="text_column has no effect on synth"):
+            open_corpus(corpus, inputs=inputs, text_column="text")
+
+
+def test_all_that_should_be_heard_goes_to_tell(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_parquet(tmp_path / "x.parquet", ["x"])
+    (tmp_path / "notes.pdf").touch()
+    lines: list[str] = []
+    opened(tmp_path, tell=lines.append, group_by="position", dedup=True)
+    for line, word in zip(lines, ("files were passed over", "equal ones are not taken out", "both sides of the split"), strict=True):
+        assert word in line
+        assert_one_line(line)
+    assert capfd.readouterr().err == ""
 
 
 def test_padding_wants_a_token(tmp_path: Path) -> None:
@@ -499,7 +527,8 @@ def test_what_was_not_taken_as_it_is_is_told(tmp_path: Path) -> None:
 def test_a_recipe_may_be_streamed_by_itself(tmp_path: Path) -> None:
     write_parquet(tmp_path / "x.parquet", some_texts(5))
     (tmp_path / "mine.toml").write_text('inputs = ["x.parquet"]\ntokenizer = "byte"\nsplit = "threshold"\ndedup = false\n')
-    assert len(next(TokenStream(str(tmp_path / "mine.toml"), block_size=4))) == 5
+    for path in (tmp_path / "mine.toml", str(tmp_path / "mine.toml")):
+        assert len(next(TokenStream(path, block_size=4))) == 5
     recipe = Recipe(corpus="own", inputs=(str(tmp_path / "x.parquet"),), tokenizer="byte", split="threshold", dedup=False)
     assert len(next(TokenStream(recipe, block_size=4))) == 5
 

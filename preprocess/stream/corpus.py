@@ -16,9 +16,9 @@ import numpy as np
 from preprocess.build_log import made_with
 from preprocess.corpora import load_recipe
 from preprocess.errors import FolioError, MisuseError
-from preprocess.plan import find_sources, settle_format
+from preprocess.plan import STRADDLING, find_sources, may_straddle, settle_format
 from preprocess.progress import Progress
-from preprocess.recipe import Recipe, nearest
+from preprocess.recipe import Recipe
 from preprocess.shards import format as shard_format
 from preprocess.shards.files import canonical_json, readable_json, sha256_bytes, write_durable
 from preprocess.shards.format import CONTROL_FIELDS, MANIFEST, SPLITS, TOKENIZER_DIR, spell_control_token
@@ -97,7 +97,7 @@ class StreamCorpus:
 
 
 def open_corpus(
-    corpus: Recipe | str | None, *, tell: Tell | None = None, use_reference: bool = False, num_threads: int = 1, **overrides: Any
+    corpus: Recipe | str | Path | None, *, tell: Tell | None = None, use_reference: bool = False, num_threads: int = 1, **overrides: Any
 ) -> StreamCorpus:
     """The corpus `corpus`, ready to be streamed: a Recipe, the name of a built-in one, the path of a TOML file, or None for `inputs` alone.
 
@@ -106,12 +106,9 @@ def open_corpus(
     Raises MisuseError for what a stream cannot do, FolioError where a file cannot be had. Inputs are listed, not read.
     """
     tell = tell or Progress(quiet=True).warn
-    if unknown := sorted(overrides.keys() - {f.name for f in dataclasses.fields(Recipe)}):
-        raise MisuseError(f"no setting is called {unknown[0]!r}; {nearest(unknown[0], [f.name for f in dataclasses.fields(Recipe)])}")
-    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()}
-    recipe = dataclasses.replace(corpus, **given) if isinstance(corpus, Recipe) else load_recipe(corpus, **given)
+    recipe = load_recipe(str(corpus) if isinstance(corpus, Path) else corpus, **overrides)
     _refuse_trained(recipe)
-    sources = find_sources(recipe, None, Progress(quiet=True), is_hashed=False)
+    sources = find_sources(recipe, None, _Telling(tell), is_hashed=False)
     recipe, notes = as_streamed(settle_format(recipe, sources))
     tokenizer = load_named(recipe.tokenizer, has_eot=recipe.eot == "append")
     if is_path(recipe.tokenizer):
@@ -123,6 +120,17 @@ def open_corpus(
     for note in notes:
         tell(note)
     return StreamCorpus(recipe, tuple(sources), tokenizer, _control_ids(recipe, sources, tokenizer), tuple(notes), tell)
+
+
+class _Telling(Progress):
+    """Of which only warnings are heard, by `tell`."""
+
+    def __init__(self, tell: Tell) -> None:
+        super().__init__(quiet=True)
+        self._tell = tell
+
+    def warn(self, line: str) -> None:
+        self._tell(line)
 
 
 def _refuse_trained(recipe: Recipe) -> None:
@@ -151,6 +159,8 @@ def as_streamed(recipe: Recipe) -> tuple[Recipe, list[str]]:
     if recipe.dedup:
         changes["dedup"] = False
         notes.append("a stream cannot remember every document: equal ones are not taken out (dedup = false says so)")
+    if may_straddle(dataclasses.replace(recipe, dedup=False)):
+        notes.append(STRADDLING)
     if recipe.split == "exact":
         changes["split"] = "threshold"
         notes.append("a stream cannot count the documents first: the split is by threshold, not exact (split = 'threshold' says so)")

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, fields
+from numbers import Integral
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +37,7 @@ class TokenStream(Iterator[np.ndarray]):
     """Iterates over blocks, (block_size + 1,) of `dtype`, each the caller's own."""
 
     def __init__(
-        self, corpus: StreamCorpus | Recipe | str, *, block_size: int, split: Literal["train", "val"] = "train", seed: int = 0,
+        self, corpus: StreamCorpus | Recipe | str | Path, *, block_size: int, split: Literal["train", "val"] = "train", seed: int = 0,
         stream_buffer: int = 10_000, tail: Literal["drop", "pad"] = "drop", rank: int = 0, world_size: int = 1, worker: int = 0,
         num_workers: int = 1, epochs: int | None = 1, retries: Retries | None = None,
     ) -> None:  # fmt: skip
@@ -189,7 +191,7 @@ class TokenStream(Iterator[np.ndarray]):
 
 
 def _require(name: str, value: int, least: int, most: int) -> None:
-    if not least <= value <= most:
+    if not isinstance(value, Integral) or not least <= value <= most:
         raise MisuseError(f"{name} is {value:,}, wanted {least:,} to {most:,}")
 
 
