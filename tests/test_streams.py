@@ -69,7 +69,7 @@ def test_resumed_is_as_never_interrupted(folder: Path, optimizer: str) -> None:
 
 def test_a_preflight_takes_nothing_from_the_stream(folder: Path) -> None:
     config = Config(data=f"stream:{folder / 'mine.toml'}", out_dir="y", block_size=16, batch_size=4, stream_buffer=0, eval_tokens=256)
-    source, cpu = open_source(config.data), torch.device("cpu")
+    source, cpu = open_source(config.data, world=World()), torch.device("cpu")
     data = open_samples(source, config, device=cpu, world=World())
     fresh = open_samples(source, config, device=cpu, world=World())
     tried = data.train.trial_batch(10)[0]
@@ -84,8 +84,27 @@ def test_a_preflight_takes_nothing_from_the_stream(folder: Path) -> None:
     assert all(torch.equal(fresh.train.batch(n, 4)[0], batch) for n, batch in zip((8, 12), ahead, strict=True))
 
 
-def test_two_processes_read_all_of_it_once_and_resume(folder: Path) -> None:
-    config = config_of(folder, "two", dropout=0.0)
+def test_processes_share_the_documents_out(folder: Path) -> None:
+    config = Config(data=f"stream:{folder / 'mine.toml'}", out_dir="y", block_size=16, batch_size=4, stream_buffer=0, eval_tokens=256)
+    source = open_source(config.data, world=World())
+
+    def documents(rank: int, size: int) -> list[str]:
+        """Those of more than the first epoch, whole ones."""
+        samples = open_samples(source, config, device=torch.device("cpu"), world=World(rank=rank, size=size)).train
+        blocks = [
+            torch.cat([inputs, targets[:, -1:]], 1) for inputs, targets, _ in (samples.batch(n, 4) for n in range(0, 1400 // size, 4))
+        ]
+        text = torch.cat(blocks).flatten().clamp(max=255).to(torch.uint8).numpy().tobytes().decode("latin-1")
+        return text.split("\xff")[:-1]
+
+    alone, shares = documents(0, 1), [documents(rank, 2) for rank in range(2)]
+    assert 300 < len(set(alone)) < len(alone) and not set(shares[0]) & set(shares[1])
+    assert set(shares[0]) | set(shares[1]) == set(alone)
+
+
+def test_two_processes_resume_and_one_speaks(folder: Path) -> None:
+    (folder / "capped.toml").write_text((folder / "mine.toml").read_text() + "max_documents = 390\n")
+    config = config_of(folder, "two", dropout=0.0, data=f"stream:{folder / 'capped.toml'}")
     line = [
         sys.executable,
         "-m",
@@ -99,6 +118,7 @@ def test_two_processes_read_all_of_it_once_and_resume(folder: Path) -> None:
     def run(*arguments: str) -> str:
         done = subprocess.run([*line, *arguments], capture_output=True, text=True, env=environment(), timeout=120)
         assert done.returncode == 0, done.stderr
+        assert done.stderr.count("max_documents takes the first 390") == 1
         return done.stdout
 
     run()
@@ -136,7 +156,7 @@ def test_builds_and_streams_are_not_continued_as_the_other(folder: Path, tmp_pat
     changed = invoke("train.py", config, "--max_steps=20")
     assert changed.returncode == 2 and "holds a run with other settings" in changed.stderr
     with pytest.raises(MisuseError, match="holds no place in a stream"):
-        source = open_source(f"stream:{folder / 'mine.toml'}")
+        source = open_source(f"stream:{folder / 'mine.toml'}", world=World())
         assert isinstance(source, StreamedText)
         small = Config(data="x", out_dir="y", block_size=16, eval_tokens=64)
         open_samples(source, small, device=torch.device("cpu"), world=World()).train.go_to(None)

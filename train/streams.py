@@ -6,7 +6,7 @@ A stream has no random access, so it is read in order, and where it stands is ke
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +29,13 @@ PREFIX = "stream:"
 class StreamedText:
     """What a run reads where `data` names a recipe. Has what Builds has, but shards."""
 
-    def __init__(self, setting: str) -> None:
-        """`setting` without its prefix: a built-in corpus, or the path of a recipe. Raises FolioError."""
+    def __init__(self, setting: str, tell: Callable[[str], None]) -> None:
+        """`setting` without its prefix: a built-in corpus, or the path of a recipe. `tell`: as open_corpus has it. Raises FolioError."""
         try:
             from preprocess.stream import open_corpus
         except ImportError as e:
             raise FolioError(f"a stream needs the libraries of preprocess, and {e.name} is not installed; pip install folio-lm") from e
-        self._corpus: StreamCorpus = open_corpus(setting, tell=warn)
+        self._corpus: StreamCorpus = open_corpus(setting, tell=tell)
         self.manifest: dict[str, Any] = self._corpus.manifest()
         self.name = f"{PREFIX}{self._corpus.name}"
         self.build_id = self._corpus.sha256
@@ -142,9 +142,12 @@ class StreamedValidation:
 Source = Builds | StreamedText
 
 
-def open_source(setting: str) -> Source:
+def open_source(setting: str, *, world: World) -> Source:
     """What the setting `data` names: builds, or after `stream:` a recipe. Raises FolioError, MisuseError."""
-    return StreamedText(setting.removeprefix(PREFIX)) if setting.startswith(PREFIX) else open_builds(setting)
+    if not setting.startswith(PREFIX):
+        return open_builds(setting)
+    # All processes read all of the text, and would say the same of it.
+    return StreamedText(setting.removeprefix(PREFIX), warn if world.is_main else lambda line: None)
 
 
 def open_samples(source: Source, config: Config, *, device: torch.device, world: World) -> Data:

@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
         precision = choose_precision(config.precision, device)
         set_matmul_precision(precision)
         config = dataclasses.replace(config, device=str(device), precision=precision)
-        builds = open_source(config.data)
+        builds = open_source(config.data, world=world)
         control_tokens(builds.manifest, config)  # for what it refuses: an author of no sample in the build
         data = open_samples(builds, config, device=device, world=world)
         with locked(Path(config.out_dir)) if world.is_main else contextlib.nullcontext():
