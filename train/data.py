@@ -13,11 +13,11 @@ from torch import Tensor
 from builds import Builds
 from config import Config
 from distributed import World
-from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.format import Build
+from preprocess.errors import MisuseError
+from preprocess.shards.mapped import MappedSplit
 from preprocess.shards.mixture import Mixture
 from preprocess.shards.permutation import keyed_hash
-from preprocess.shards.windows import EpochWindows, RandomWindows, document_numbers, gather, require_windows, sequential_windows
+from preprocess.shards.windows import ORDERS, document_numbers, require_windows, sequential_windows
 
 Batch = tuple[
     Tensor, Tensor, Tensor | None
@@ -26,46 +26,18 @@ Place = tuple[np.ndarray, np.ndarray]  # shard and start of windows: (B,) int64 
 # So that what follows from the seed does not follow from one another.
 DROPOUT_KEY, BUILD_KEY = 0x5EED, 0xB01D
 MOST_WINDOWS = 1 << 16  # of a forward pass; no device computes more at once any faster
-ORDERS: dict[str, Callable[..., RandomWindows | EpochWindows]] = {"random": RandomWindows, "epochs": EpochWindows}
-
-
-class Windows:
-    """One split's shards, mapped once, and the windows of `block_size` tokens in them."""
-
-    def __init__(self, build: Build, split: str, config: Config) -> None:
-        """Raises FolioError when no shard of the split holds a window."""
-        shards = build.shards(split)
-        # A memory map's subclass of ndarray costs microseconds at every slice; a plain view of it does not.
-        self._tokens = [np.asarray(shard.tokens) for shard in shards]
-        self._ends = [np.asarray(shard.ends) for shard in shards]
-        self.lengths = [len(tokens) for tokens in self._tokens]
-        self.dtype = build.dtype
-        self._block_size = config.block_size
-        self._name, self._vocab_size = str(build.folder), build.vocab_size
-        require_windows(self.lengths, config.block_size, split)
-
-    def tokens(self, place: Place) -> np.ndarray:
-        """The windows at `place`: (B, T + 1) of the build's dtype."""
-        tokens = gather(self._tokens, *place, self._block_size)
-        # Opening a build reads no token: a flipped bit shows here, and on a GPU it would take the whole process with it.
-        if tokens.max(initial=0) >= self._vocab_size:
-            raise FolioError(
-                f"{self._name} holds id {tokens.max()}, its vocabulary ends at {self._vocab_size - 1}; check it with `preprocess verify`"
-            )
-        return tokens
-
-    def documents(self, place: Place) -> np.ndarray:
-        """The number of each input's document within its window: (B, T)."""
-        return document_numbers(self._ends, *place, self._block_size)
 
 
 class Mixed:
     """One split of several builds: rows of a batch come from one or another."""
 
     def __init__(self, builds: Builds, split: str, config: Config, *, device: torch.device) -> None:
-        self.parts = [Windows(build, split, config) for build in builds.builds]
+        """Raises FolioError where a build's split holds no window."""
+        self.parts = [MappedSplit(build, split) for build in builds.builds]
+        for part in self.parts:
+            require_windows(part.lengths, config.block_size, split)
         self._block_size, self._masks_documents, self._device = config.block_size, config.mask_documents, device
-        self._dtype = np.result_type(*(part.dtype for part in self.parts))
+        self._dtype = np.result_type(*(part.build.dtype for part in self.parts))
 
     def batch(self, source: np.ndarray, places: Callable[[int, np.ndarray], Place]) -> Batch:
         """Row r is of the build number `source[r]`; `places(s, rows)` tells where those rows of build `s` lie."""
@@ -75,9 +47,9 @@ class Mixed:
             rows = np.flatnonzero(source == number)
             if len(rows):
                 place = places(number, rows)
-                tokens[rows] = part.tokens(place)
+                tokens[rows] = part.windows(*place, self._block_size)
                 if documents is not None:
-                    documents[rows] = part.documents(place)
+                    documents[rows] = document_numbers(part.ends, *place, self._block_size)
         windows = to_device(tokens, self._device)
         return windows[:, :-1], windows[:, 1:], None if documents is None else to_device(documents, self._device)
 

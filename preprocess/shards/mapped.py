@@ -1,4 +1,4 @@
-"""One split of a build as torch_data.py reads it: mapped, checked, and mapped anew where it is unpickled. NumPy only."""
+"""One split of a build as training and torch_data.py read it: mapped, checked, and mapped anew where it is unpickled. NumPy only."""
 
 from __future__ import annotations
 
@@ -33,23 +33,26 @@ class MappedSplit:
         return _reopen, (self.build.folder.absolute(), self.name, self.build.build_id)
 
     def windows(self, shard: np.ndarray, start: np.ndarray, block_size: int) -> np.ndarray:
-        """The windows at (`shard`, `start`), each (B,) int64: (B, block_size + 1) int64. Raises FolioError as `checked` does."""
+        """The windows at (`shard`, `start`), each (B,) int64: (B, block_size + 1) of the build's dtype. Raises as `checked` does."""
         return self.checked(gather(self.tokens, shard, start, block_size))
 
     def document(self, shard: int, place: int, max_tokens: int | None) -> np.ndarray:
-        """The first `max_tokens` ids of a shard's document: (L,) int64. Raises FolioError as `checked` does."""
+        """The first `max_tokens` ids of a shard's document: (L,) of the build's dtype. Raises FolioError as `checked` does."""
         begin = int(self.ends[shard][place - 1]) if place else 0
         end = int(self.ends[shard][place])
         return self.checked(self.tokens[shard][begin : end if max_tokens is None else min(end, begin + max_tokens)])
 
     def checked(self, ids: np.ndarray) -> np.ndarray:
-        """`ids`, any shape, as int64. Raises FolioError where one is beyond the vocabulary: on a GPU it would end the whole process."""
+        """`ids`, any shape. Raises FolioError where one is beyond the vocabulary.
+
+        Opening a build reads no token: a flipped bit shows here, and on a GPU it would take the whole process with it.
+        """
         if ids.max(initial=0) >= self.build.vocab_size:
             raise FolioError(
                 f"{self.build.folder} holds id {ids.max()}, its vocabulary ends at {self.build.vocab_size - 1}; "
                 "check it with `preprocess verify`"
             )
-        return ids.astype(np.int64)
+        return ids
 
 
 def _reopen(folder: Path, split: str, build_id: str) -> MappedSplit:

@@ -18,7 +18,7 @@ from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.format import Build
 from preprocess.shards.mapped import MappedSplit, locate_items
 from preprocess.shards.permutation import keyed_hash
-from preprocess.shards.windows import EpochWindows, RandomWindows, require_windows
+from preprocess.shards.windows import ORDERS, require_windows
 
 try:
     import torch
@@ -28,7 +28,6 @@ except ModuleNotFoundError as e:
     raise FolioError(f"preprocess.shards.torch_data needs PyTorch, and there is no module {e.name!r}; run: pip install torch") from e
 
 Pair = tuple[Tensor, Tensor]  # inputs and targets, (T,) int64 each: views of one tensor, to be cloned before one is changed in place
-ORDERS: dict[str, type[EpochWindows] | type[RandomWindows]] = {"epochs": EpochWindows, "random": RandomWindows}
 IGNORED = -100  # the target that torch's cross_entropy, and so Hugging Face's models, leave out
 CHUNK = 32  # samples that ShuffledWindows gathers at once: one by one they take about ten times as long
 MOST_WORKERS = 64
@@ -210,7 +209,7 @@ class Documents(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         """Raises IndexError outside the dataset, FolioError for a token outside the vocabulary."""
         (shard,), (place,) = locate_items(self._edges, [index])
-        return torch.from_numpy(self._split.document(shard, place, self._max_tokens))
+        return torch.from_numpy(self._split.document(shard, place, self._max_tokens).astype(np.int64))
 
     def collate(self, documents: Sequence[Tensor]) -> dict[str, Tensor]:
         """`pad_documents` with the build's `pad_id`: a DataLoader's `collate_fn`. Raises MisuseError where the build has none."""
@@ -253,8 +252,8 @@ def make_loader(dataset: Dataset[Any], *, batch_size: int = 32, num_workers: int
 
 
 def _pairs(windows: np.ndarray) -> list[Pair]:
-    """Windows, (B, T + 1) int64, as B shifted pairs."""
-    tensor = torch.from_numpy(windows)
+    """Windows, (B, T + 1), as B shifted pairs."""
+    tensor = torch.from_numpy(windows.astype(np.int64))
     return list(zip(tensor[:, :-1], tensor[:, 1:], strict=True))
 
 

@@ -83,6 +83,9 @@ class EpochWindows:
         return num_samples / self.windows_per_epoch
 
 
+ORDERS: dict[str, type[EpochWindows] | type[RandomWindows]] = {"epochs": EpochWindows, "random": RandomWindows}
+
+
 def sequential_windows(lengths: Sequence[int], block_size: int, num_windows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Non-overlapping windows from each shard's start: shard (W,) and start (W,), int64; at most `num_windows`.
 
