@@ -7,11 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conftest import ROOT
-from train_helpers import environment, make_build
+from train_helpers import SENTENCE, environment, make_build
 
 EXAMPLES = ROOT / "examples"
 
@@ -36,6 +37,62 @@ def test_the_plain_loop_learns(tmp_path: Path) -> None:
 def test_the_plain_loop_stays_short() -> None:
     lines = (EXAMPLES / "plain_loop.py").read_text().splitlines()
     assert sum(bool(line.strip()) and not line.startswith('"""') for line in lines) <= 30
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """Of lines which begin with their numbers."""
+    (tmp_path / "input.txt").write_text("".join(f"{n:03} {SENTENCE}" for n in range(300)))
+    settings = 'inputs = ["input.txt"]\ndocument = "line"\ntokenizer = "byte"\nsplit = "threshold"\ndedup = false\n'
+    (tmp_path / "mine.toml").write_text(settings)
+    return tmp_path / "mine.toml"
+
+
+def test_the_loop_over_a_stream_learns(recipe: Path) -> None:
+    printed = run_example("stream_loop.py", recipe)
+    assert_falls([float(loss) for loss in re.findall(r"^step \d+: loss ([\d.]+)$", printed, re.MULTILINE)])
+
+
+WORKERS = """
+import sys
+from torch.utils.data import DataLoader
+from stream_loop import Blocks
+from preprocess.stream import TokenStream
+
+if __name__ == "__main__":
+    settings = {"block_size": 47, "stream_buffer": 9, "seed": 3}  # a block is a line and its end-of-text
+    alone = sorted(block[:47].tolist() for block in TokenStream(sys.argv[1], **settings))
+    assert len(alone) > 200
+    for method in ("fork", "spawn"):
+        loader = DataLoader(Blocks(sys.argv[1], **settings), 7, num_workers=2, multiprocessing_context=method, persistent_workers=True)
+        for _ in range(2):
+            assert sorted(row for x, _ in loader for row in x.tolist()) == alone, method
+"""
+
+
+def test_workers_of_the_example_read_all_of_it_once(recipe: Path) -> None:
+    (recipe.parent / "workers.py").write_text(WORKERS)
+    env = environment() | {"PYTHONPATH": f"{EXAMPLES}:{ROOT}"}
+    ran = subprocess.run([sys.executable, recipe.parent / "workers.py", recipe], capture_output=True, text=True, env=env, timeout=200)
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_loop_over_a_stream_resumes(recipe: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int) -> None:
+    stateful_dataloader = pytest.importorskip("torchdata.stateful_dataloader")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    blocks_of = importlib.import_module("stream_loop").Blocks
+
+    def make() -> Any:
+        return stateful_dataloader.StatefulDataLoader(blocks_of(str(recipe), block_size=31, stream_buffer=9), 5, num_workers=num_workers)
+
+    wanted = [x.tolist() for x, _ in make()]
+    stopped, resumed = make(), make()
+    iterator = iter(stopped)
+    assert [next(iterator)[0].tolist() for _ in range(11)] == wanted[:11]
+    resumed.load_state_dict(stopped.state_dict())
+    assert [x.tolist() for x, _ in resumed] == wanted[11:] != []
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("accelerate"), reason="Hugging Face's Trainer needs accelerate, which is not installed")

@@ -101,6 +101,13 @@ def test_a_loader_batches_every_item_once(build: Build) -> None:
     assert pairs_of(make_loader(dataset, shuffle=True, num_workers=2, batch_size=5)) == pairs_of(batches)
 
 
+@pytest.mark.parametrize("num_processes", [2, 3, 100])
+def test_a_range_shares_items_out(build: Build, num_processes: int) -> None:
+    dataset = TokenWindows(build, block_size=4)
+    shares = [pairs_of(make_loader(dataset, batch_size=5, sampler=range(r, len(dataset), num_processes))) for r in range(num_processes)]
+    assert sorted(window for share in shares for window in share) == pairs_of(make_loader(dataset))
+
+
 # Shuffled windows, shared out
 
 
