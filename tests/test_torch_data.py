@@ -457,6 +457,18 @@ def test_a_flipped_bit_is_no_token(tmp_path: Path) -> None:
             list(dataset)
 
 
+def test_a_build_of_more_files_than_may_be_open_says_what_to_do(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    build = numbered_build(tmp_path / "many", [10] * 100, shard_tokens=10)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds() + 100, before[1]))
+    try:
+        with pytest.raises(FolioError, match="is one file more than this process may open; allow it more, as `ulimit -n 65536` does"):
+            TokenWindows(build, block_size=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 def test_a_build_that_was_replaced_is_noticed(tmp_path: Path) -> None:
     dataset = Documents(make_build(tmp_path / "one"))
     sent = bytes(ForkingPickler.dumps(dataset))

@@ -6,6 +6,7 @@ NumPy and the standard library, so that training on a machine with neither Arrow
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Mapping
@@ -290,4 +291,10 @@ class Build:
 
 def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
     """A file as a read-only array; an empty file cannot be mapped and gives an empty one."""
-    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
+    try:
+        return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
+    except OSError as e:
+        if e.errno != errno.EMFILE:
+            raise
+        # A map holds on to its file: two for each shard, so that a usual limit of 1,024 is met at 50 billion tokens.
+        raise ShardError(f"{path} is one file more than this process may open; allow it more, as `ulimit -n 65536` does") from e
