@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -306,6 +307,24 @@ def test_synth_with_its_template_in_english_and_capped(tmp_path: Path) -> None:
         texts += [part for part in parts if part]
     wanted = [f"Q: query {i}\n\nReasoning:\nsynthetic_reasoning {i}\n\nA: synthetic_answer {i}" for i in range(300) if i % 3][:50]
     assert "".join(texts).count("Q: ") == 50 and all(text in "".join(texts) for text in wanted)
+
+
+def test_the_documentation_runs_as_it_stands(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        path = tmp_path / "wikitext-103-raw-v1" / f"{split}-00000-of-00001.parquet"
+        path.parent.mkdir(exist_ok=True)
+        write_parquet(path, [f" Paragraph {i} of an article , with @-@ signs . \n" for i in range(2_000)])
+    (tmp_path / "synth").mkdir()
+    texts = {name: ["English", "French"] * 20 for name in ("query", "synthetic_reasoning", "synthetic_answer")}
+    pq.write_table(pa.table({**texts, "language": ["en", "fr"] * 20}), tmp_path / "synth" / "x.parquet")
+    first, second = re.findall(r"```python\n(.*?)```", (ROOT / "docs/streaming.md").read_text(encoding="utf-8"), re.DOTALL)
+    first += "print(inputs.shape, targets.dtype, val.blocks.shape[1], state['drawn'] // 8 == stream.num_blocks // 8 > 10)\n"
+    second += "print(repr(corpus.tokenizer.decode(next(TokenStream(corpus, block_size=100)))))\n"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run([sys.executable, "-c", first + second], cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert ran.returncode == 0, ran.stderr
+    shapes, english = ran.stdout.splitlines()
+    assert shapes == "(8, 256) uint16 257 True" and "Q: English" in english and "French" not in english
 
 
 class Flaky:
