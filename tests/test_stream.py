@@ -505,6 +505,20 @@ def test_arguments_out_of_range_are_refused(corpus: StreamCorpus, arguments: dic
     assert_one_line(str(caught.value))
 
 
+def test_engines_that_differ_end_a_stream_and_the_reference_is_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_parquet(tmp_path / "x.parquet", some_texts(40))
+    fast, reference = opened(path, tokenizer="gpt2"), opened(path, tokenizer="gpt2", use_reference=True)
+    assert (fast.tokenizer.engine, reference.tokenizer.engine) == ("gigatoken", "tiktoken")
+    wanted = list(TokenStream(fast, block_size=8))
+    assert np.array_equal(list(TokenStream(reference, block_size=8)), wanted)
+    engine = fast.tokenizer._fast  # type: ignore[attr-defined]
+    really = engine.encode
+    monkeypatch.setattr(engine, "encode", lambda texts: (really(texts)[0] ^ 1, really(texts)[1]))
+    with pytest.raises(FolioError, match="gigatoken differs from tiktoken .* use_reference=True and begin anew") as caught:
+        list(TokenStream(fast, block_size=8))
+    assert_one_line(str(caught.value))
+
+
 def test_inputs_are_no_single_string(tmp_path: Path) -> None:
     """Taken for a list of letters, the first of them would name all of the disk."""
     path = str(write_parquet(tmp_path / "x.parquet", ["x"]))

@@ -16,17 +16,16 @@ from preprocess.stream.token_stream import TokenStream
 Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, (B, T) each, of the stream's dtype
 
 
-def batches(stream: TokenStream, batch_size: int, *, is_last_kept: bool = False) -> Iterator[Batch]:
+def batches(stream: TokenStream, batch_size: int) -> Iterator[Batch]:
     """Blocks of `stream`, `batch_size` at a time, none read ahead: between two batches, `stream.state_dict()` is where the loop stands.
 
-    `is_last_kept`: whether fewer blocks at the end make a batch too. Both arrays are views of one. Raises as the stream does.
+    Fewer blocks at the end make no batch. Both arrays are views of one. Raises as the stream does.
     """
     if batch_size < 1:
         raise MisuseError(f"batch_size is {batch_size:,}, wanted 1 or more")
-    while blocks := list(itertools.islice(stream, batch_size)):
-        if len(blocks) == batch_size or is_last_kept:
-            tokens = np.stack(blocks)
-            yield tokens[:, :-1], tokens[:, 1:]
+    while len(blocks := list(itertools.islice(stream, batch_size))) == batch_size:
+        tokens = np.stack(blocks)
+        yield tokens[:, :-1], tokens[:, 1:]
 
 
 @dataclass(frozen=True)

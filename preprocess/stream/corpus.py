@@ -37,7 +37,6 @@ class StreamCorpus:
     sources: tuple[Source, ...]
     tokenizer: Tokenizer
     control_ids: dict[str, int]  # spelling → id, behind the tokenizer's own
-    notes: tuple[str, ...]  # what differs from a build, one line each
     tell: Tell
 
     @property
@@ -97,12 +96,12 @@ class StreamCorpus:
 
 
 def open_corpus(
-    corpus: Recipe | str | Path | None, *, tell: Tell | None = None, use_reference: bool = False, num_threads: int = 1, **overrides: Any
+    corpus: Recipe | str | Path | None, *, tell: Tell | None = None, use_reference: bool = False, **overrides: Any
 ) -> StreamCorpus:
     """The corpus `corpus`, ready to be streamed: a Recipe, the name of a built-in one, the path of a TOML file, or None for `inputs` alone.
 
     `overrides`: settings of the recipe. `tell`: takes one line for whatever somebody should hear of, by default a warning on stderr.
-    `use_reference`: encode with the reference library even where there is a faster one. `num_threads`: of the faster one.
+    `use_reference`: encode with the reference library even where there is a faster one.
     Raises MisuseError for what a stream cannot do, FolioError where a file cannot be had. Inputs are listed, not read.
     """
     tell = tell or Progress(quiet=True).warn
@@ -115,11 +114,11 @@ def open_corpus(
         recipe = dataclasses.replace(recipe, tokenizer_sha256=sha256_bytes(b"".join(tokenizer.files.values())))
     if tokenizer.loss is not None:
         notes.append(f"the tokenizer does not give every text back as it was: {tokenizer.loss}")
-    if not use_reference and (why := tokenizer.start_fast_engine(num_threads=num_threads)):
+    if not use_reference and (why := tokenizer.start_fast_engine()):
         notes.append(f"{why}; the reference library encodes this stream")
     for note in notes:
         tell(note)
-    return StreamCorpus(recipe, tuple(sources), tokenizer, _control_ids(recipe, sources, tokenizer), tuple(notes), tell)
+    return StreamCorpus(recipe, tuple(sources), tokenizer, _control_ids(recipe, sources, tokenizer), tell)
 
 
 class _Telling(Progress):

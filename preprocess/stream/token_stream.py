@@ -87,10 +87,6 @@ class TokenStream(Iterator[np.ndarray]):
         """How many blocks were given out, before and since a state was loaded."""
         return self._group * self._group_blocks + self._drawn
 
-    @property
-    def vocab_size(self) -> int:
-        return self.corpus.vocab_size
-
     def __iter__(self) -> TokenStream:
         return self
 
