@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -517,6 +518,16 @@ def test_engines_that_differ_end_a_stream_and_the_reference_is_at_hand(tmp_path:
     with pytest.raises(FolioError, match="gigatoken differs from tiktoken .* use_reference=True and begin anew") as caught:
         list(TokenStream(fast, block_size=8))
     assert_one_line(str(caught.value))
+
+
+def test_a_recipe_is_sent_to_another_process_not_an_open_corpus(corpus: StreamCorpus) -> None:
+    stream = TokenStream(corpus, block_size=8)
+    for unsendable in (corpus, stream):
+        with pytest.raises(MisuseError, match="send its recipe, and open the stream there") as caught:
+            ForkingPickler.dumps(unsendable)
+        assert_one_line(str(caught.value))
+    again = TokenStream(ForkingPickler.loads(ForkingPickler.dumps(corpus.recipe)), block_size=8)
+    assert np.array_equal(list(again), list(stream))
 
 
 def test_inputs_are_no_single_string(tmp_path: Path) -> None:

@@ -254,6 +254,25 @@ def test_a_stateful_loader_resumes_at_the_next_batch(build: Build, num_workers: 
         assert batches_of(resumed) == wanted[number]
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+@pytest.mark.parametrize("kind", [TokenWindows, Documents])
+def test_a_stateful_loader_resumes_items_that_it_shuffles(build: Build, num_workers: int, kind: Any) -> None:
+    stateful_dataloader = pytest.importorskip("torchdata.stateful_dataloader")
+    dataset = kind(build, **({"block_size": 6} if kind is TokenWindows else {}))
+
+    def make() -> Any:
+        torch.manual_seed(1)
+        return stateful_dataloader.StatefulDataLoader(dataset, None, shuffle=True, num_workers=num_workers)
+
+    wanted = list(map(str, make()))
+    stopped, resumed = make(), make()
+    iterator = iter(stopped)
+    assert [str(next(iterator)) for _ in range(5)] == wanted[:5]
+    resumed.load_state_dict(stopped.state_dict())
+    assert list(map(str, resumed)) == wanted[5:]
+
+
 def test_a_dataset_resumes_on_its_own(build: Build) -> None:
     dataset, again = ShuffledWindows(build, block_size=6), ShuffledWindows(build, block_size=6)
     wanted = [x.tolist() for _ in range(2) for x, _ in dataset]

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -38,6 +38,10 @@ class StreamCorpus:
     tokenizer: Tokenizer
     control_ids: dict[str, int]  # spelling → id, behind the tokenizer's own
     tell: Tell
+
+    def __reduce__(self) -> NoReturn:
+        """Its engines are compiled: pickle would stumble over one of their modules, and say no more than that."""
+        raise MisuseError("an open corpus cannot be sent to another process; send its recipe, and open the stream there")
 
     @property
     def name(self) -> str:
