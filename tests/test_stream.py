@@ -269,6 +269,18 @@ def test_files_of_the_other_side_are_not_opened(tmp_path: Path) -> None:
     assert documents_in(TokenStream(corpus, block_size=4, split="val", tail="pad")) == [b"validates"]
 
 
+def test_a_cap_counts_the_documents_of_both_sides(tmp_path: Path) -> None:
+    for name in ("train", "test", "validation"):
+        write_parquet(tmp_path / f"{name}-0.parquet", [f"{name} {i}" for i in range(3)])
+    corpus = open_corpus("wikitext-103", inputs=(str(tmp_path),), tokenizer="byte", max_documents=4)
+    sides = {split: documents_in(TokenStream(corpus, block_size=4, split=split, stream_buffer=0, tail="pad")) for split in ("train", "val")}
+    assert sides == {"train": [b"train 0", b"train 1", b"train 2"], "val": [b"validation 0"]}
+
+
+def test_a_block_keeps_no_other_in_memory(corpus: StreamCorpus) -> None:
+    assert next(TokenStream(corpus, block_size=8)).base is None
+
+
 def test_what_is_given_for_testing_trains_where_nothing_else_does(tmp_path: Path) -> None:
     for name in ("validation", "test"):
         write_parquet(tmp_path / f"{name}-0.parquet", [name])
