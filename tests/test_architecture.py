@@ -67,9 +67,9 @@ HOMES = {
     "tqdm": {"preprocess/progress.py"},
     "matplotlib": {"train/plot.py"},
     "psutil": {"train/memory.py"},
-    "tensorboard": {"train/trackers.py"},
-    "mlflow": {"train/trackers.py"},
-    "wandb": {"train/trackers.py"},
+    "tensorboard": {"train/tracker_tensorboard.py"},
+    "mlflow": {"train/tracker_mlflow.py"},
+    "wandb": {"train/tracker_wandb.py"},
 }
 
 

@@ -29,7 +29,9 @@ from data import TrainingData
 from gpt2 import GPT2
 from model import ARCHITECTURES
 from preprocess.errors import MisuseError
-from trackers import Told, _read_run_id, require_trackers, without_secrets
+from redact import describe, without_secrets
+from tracker_memory import Told, read_run_id
+from trackers import require_trackers
 from tracking import Report, Work
 from train_helpers import command, environment, invoke, losses, make_build, rows, small_disk, write_config
 
@@ -460,7 +462,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str) -> None:
     """A tracker of this code instead of TensorBoard's, as a process of its own that is told and asked alike."""
     path = tmp_path / "fake.py"
     path.write_text(code)
-    monkeypatch.setattr(trackers, "__file__", str(path))
+    monkeypatch.setattr(trackers, "PROCESS", path)
 
 
 ANSWER = "import os, sys, time\nfor number, line in enumerate(sys.stdin):\n "
@@ -524,15 +526,21 @@ def test_strange_ids_are_no_ids(tmp_path: Path, saved: bytes) -> None:
     begin = {"out_dir": str(tmp_path), "is_new": False}
     (tmp_path / "trackers").mkdir()
     (tmp_path / "trackers" / "mlflow.json").write_bytes(b'{"run_id": "a1"}')
-    assert _read_run_id(begin, "mlflow.json") == "a1" and _read_run_id(begin | {"is_new": True}, "mlflow.json") is None
+    assert read_run_id(begin, "mlflow.json") == "a1" and read_run_id(begin | {"is_new": True}, "mlflow.json") is None
     (tmp_path / "trackers" / "mlflow.json").write_bytes(saved)
-    assert _read_run_id(begin, "mlflow.json") is None
+    assert read_run_id(begin, "mlflow.json") is None
 
 
 def test_secrets_are_not_told() -> None:
     told = {"MLFLOW_TRACKING_URI": "https://me:s3/cr@t!@host/x", "WANDB_API_KEY": "0123abcd"}
     assert without_secrets("GET https://me:s3/cr@t!@host/x refused, s3/cr@t! 0123abcd", told) == "GET https://host/x refused, *** ***"
     assert without_secrets("http://who:what@host/path?a@b https://host", {}) == "http://host/path?a@b https://host"
+
+
+def test_a_long_message_shows_no_part_of_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    assert "0123" not in describe(OSError("x" * 290 + "0123456789abcdef"))
+    assert describe(OSError("  \n\ta\x1bb\nc")) == "a\\x1bb" and describe(OSError()) == "OSError"
 
 
 def test_each_value_is_told_once() -> None:
