@@ -68,7 +68,7 @@ HOMES = {
     "matplotlib": {"train/plot.py"},
     "psutil": {"train/memory.py"},
     "tensorboard": {"train/tracker_tensorboard.py"},
-    "mlflow": {"train/tracker_mlflow.py"},
+    "mlflow": {"train/tracker_mlflow.py", "train/mlflow_evaluations.py"},
     "wandb": {"train/tracker_wandb.py"},
 }
 

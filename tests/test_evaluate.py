@@ -15,8 +15,9 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-import checkpoint as checkpoint_module
-import evaluation
+import evaluation_job
+import mlflow_evaluations
+import trackers
 from checkpoint import committed
 from comparison import table
 from evaluations import read_losses
@@ -92,8 +93,8 @@ def test_a_new_checkpoint_is_evaluated_and_no_other(run: Path, monkeypatch: pyte
     before = (run / "evaluations.jsonl").read_bytes()
     aside.rename(newest)
     calls = []
-    really = evaluation.evaluate
-    monkeypatch.setattr(evaluation, "evaluate", lambda *a, **k: calls.append(a) or really(*a, **k))
+    really = evaluation_job.evaluate
+    monkeypatch.setattr(evaluation_job, "evaluate", lambda *a, **k: calls.append(a) or really(*a, **k))
     result = invoke("evaluate.py", run, "--all", *CPU)
     assert len(calls) == 1 and result.stdout.count("(evaluated before)") == 2 and "nothing" not in result.stdout
     assert (run / "evaluations.jsonl").read_bytes().startswith(before)
@@ -128,7 +129,7 @@ def test_a_row_that_is_none_is_told(run: Path, line: str | None) -> None:
 
 
 def test_what_was_done_stays_when_it_is_interrupted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    really, left = evaluation.evaluate, [1, 1]
+    really, left = evaluation_job.evaluate, [1, 1]
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         if not left:
@@ -136,7 +137,7 @@ def test_what_was_done_stays_when_it_is_interrupted(run: Path, monkeypatch: pyte
         left.pop()
         return really(*args, **kwargs)
 
-    monkeypatch.setattr(evaluation, "evaluate", interrupted)
+    monkeypatch.setattr(evaluation_job, "evaluate", interrupted)
     result = invoke("evaluate.py", run, "--all", *CPU)
     assert (result.returncode, result.stderr) == (130, "") and [row["step"] for row in evaluations(run)] == [12, 18]
     monkeypatch.undo()
@@ -155,7 +156,7 @@ def test_a_damaged_checkpoint_is_a_line_and_the_rest_goes_on(run: Path) -> None:
 
 def test_a_checkpoint_that_vanishes_is_a_line_and_the_rest_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As training deletes it, which keeps only the last ones."""
-    really = checkpoint_module.require_shapes
+    really = evaluation_job.require_shapes
 
     def vanished(checkpoint: Any, config: Any) -> None:
         if checkpoint.step == 12:
@@ -163,7 +164,7 @@ def test_a_checkpoint_that_vanishes_is_a_line_and_the_rest_goes_on(run: Path, mo
             shutil.rmtree(run / "checkpoints" / "step-00000018")
         really(checkpoint, config)
 
-    monkeypatch.setattr(checkpoint_module, "require_shapes", vanished)
+    monkeypatch.setattr(evaluation_job, "require_shapes", vanished)
     result = invoke("evaluate.py", run, "--all", *CPU)
     assert (result.returncode, result.stderr.count("\n")) == (0, 2), result.stderr
     assert all(line.startswith("warning: ") and "passed over" in line for line in result.stderr.splitlines())
@@ -179,13 +180,13 @@ def test_where_all_are_damaged_it_fails(run: Path) -> None:
 
 
 def test_weights_that_are_not_finite_are_a_row_without_a_loss(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    really = checkpoint_module.load_model
+    really = evaluation_job.load_model
 
     def ruined(checkpoint: Any, model: Any) -> None:
         really(checkpoint, model)
         next(iter(model.state_dict().values())).fill_(torch.nan)
 
-    monkeypatch.setattr(checkpoint_module, "load_model", ruined)
+    monkeypatch.setattr(evaluation_job, "load_model", ruined)
     result = invoke("evaluate.py", run, "--questions", 2, *CPU)
     assert (result.returncode, result.stderr) == (0, "") and "val loss n/a" in result.stdout
     (row,) = evaluations(run)
@@ -200,7 +201,7 @@ def test_one_process_at_a_time(run: Path) -> None:
 
 
 def test_memory_that_holds_fewer_windows(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    really, sizes = evaluation.evaluate, []
+    really, sizes = evaluation_job.evaluate, []
 
     def short(model: Any, data: Any, *, batch_size: int, autocast: Any) -> Any:
         sizes.append(batch_size)
@@ -208,9 +209,9 @@ def test_memory_that_holds_fewer_windows(run: Path, monkeypatch: pytest.MonkeyPa
             raise RuntimeError("CUDA out of memory. Tried to allocate")
         return really(model, data, batch_size=batch_size, autocast=autocast)
 
-    monkeypatch.setattr(evaluation, "evaluate", short)
+    monkeypatch.setattr(evaluation_job, "evaluate", short)
     assert invoke("evaluate.py", run, *CPU).returncode == 0 and sizes == [4, 2, 1]
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
+    monkeypatch.setattr(evaluation_job, "evaluate", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
     require_one_line(
         invoke("evaluate.py", run / "checkpoints" / "step-00000012", *CPU), 1, "a single window does not fit the memory of cpu"
     )
@@ -244,7 +245,7 @@ def test_data_that_do_not_fit(folder: Path, run: Path, tmp_path: Path) -> None:
     foreign = make_build(tmp_path / "foreign", tokenizer={"kind": "byte", "files": {}, "settings": {}})
     require_one_line(invoke("evaluate.py", run, "--data", foreign, *CPU), 2, "has another tokenizer than")
     authors = make_build(tmp_path / "authors", special_tokens={"<|endoftext|>": EOT_ID, "<author_Other>": AUTHOR_ID})
-    require_one_line(invoke("evaluate.py", run, "--data", authors, *CPU), 2, "build the data with --no-authors")
+    require_one_line(invoke("evaluate.py", run, "--data", authors, *CPU), 2, "build authors with --no-authors")
     require_one_line(invoke("evaluate.py", run, "--data", tmp_path / "none", *CPU), 2, "no build")
 
 
@@ -255,9 +256,9 @@ def test_the_runs_own_data_must_be_what_they_were(run: Path, tmp_path: Path) -> 
         told = json.loads(info.read_text())
         told["settings"]["data"] = str(data)
         info.write_text(json.dumps(told))
-    require_one_line(invoke("evaluate.py", run, *CPU), 2, "or name the build that the run trained on by --data")
+    require_one_line(invoke("evaluate.py", run, *CPU), 2, "or name other data of its tokenizer by --data")
     make_build(data, val_repeats=8)
-    require_one_line(invoke("evaluate.py", run, *CPU), 2, f"is not the build any more that {committed(run)[-1]} was trained on")
+    require_one_line(invoke("evaluate.py", run, *CPU), 2, f"data is not what {committed(run)[-1]} was trained on any more")
     assert invoke("evaluate.py", run, "--data", data, *CPU).returncode == 0
 
 
@@ -309,7 +310,7 @@ def test_prompts_are_answered_as_sampling_answers_them(learned: Path, tmp_path: 
 
 def test_other_questions_are_another_evaluation_of_the_same_losses(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert invoke("evaluate.py", run, *CPU).returncode == 0
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("the losses are known"))
+    monkeypatch.setattr(evaluation_job, "evaluate", lambda *_, **__: pytest.fail("the losses are known"))
     for extra in (["--questions", 2], ["--questions", 3], ["--questions", 3, "--tokens", 5], ["--questions", 3, "--temperature", 1]):
         assert invoke("evaluate.py", run, *extra, *CPU).returncode == 0
     found = evaluations(run)
@@ -518,20 +519,12 @@ def test_names_of_runs_are_obeyed_by_no_terminal(run: Path, tmp_path: Path) -> N
 
 
 class Server:
-    """What an MLflow server keeps, behind a client with the functions that are called; it refuses the call number `fails_at`."""
+    """What an MLflow server keeps, behind a client with the functions that are called; it refuses the requests that are in `refused`."""
 
     def __init__(self) -> None:
         self.experiments: dict[str, str] = {}
         self.runs: dict[str, dict[str, Any]] = {}
-        self.fails_at: int | None = None
-        self.error: type[Exception] = type("MlflowException", (Exception,), {})
-        self._calls = 0
-
-    def module(self) -> types.ModuleType:
-        module = types.ModuleType("mlflow")
-        module.MlflowClient = lambda: self  # type: ignore[attr-defined]
-        module.exceptions = types.SimpleNamespace(MlflowException=self.error)  # type: ignore[attr-defined]
-        return module
+        self.refused: set[str] = set()
 
     def get_experiment_by_name(self, name: str) -> Any:
         return types.SimpleNamespace(experiment_id=self.experiments[name]) if name in self.experiments else None
@@ -552,14 +545,12 @@ class Server:
         self.runs[i] = {"experiment": experiment_id, "name": run_name, "tags": tags, "status": "RUNNING", "metrics": {}, "params": {}}
         return self._info(i)
 
-    def log_metric(self, run_id: str, key: str, value: float, step: int) -> None:
-        self._calls += 1
-        if self._calls == self.fails_at:
-            raise self.error("no connection\nto it")
-        self.runs[run_id]["metrics"][key] = value, step
-
-    def log_param(self, run_id: str, key: str, value: Any) -> None:
-        assert self.runs[run_id]["params"].setdefault(key, value) == value
+    def log_batch(self, run_id: str, metrics: list[Any], params: list[Any]) -> None:
+        if "log_batch" in self.refused:
+            raise ConnectionError("no connection to http://me:secret@host\nto it")
+        self.runs[run_id]["metrics"] |= {m.key: (m.value, m.step) for m in metrics}
+        for param in params:
+            assert self.runs[run_id]["params"].setdefault(param.key, param.value) == param.value
 
     def log_dict(self, run_id: str, content: dict[str, Any], file: str) -> None:
         self.runs[run_id][file] = content
@@ -571,7 +562,13 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server()
-    monkeypatch.setitem(sys.modules, "mlflow", server.module())
+    entities = types.ModuleType("mlflow.entities")
+    entities.Metric = lambda *values: types.SimpleNamespace(**dict(zip(("key", "value", "timestamp", "step"), values, strict=True)))  # type: ignore[attr-defined]
+    entities.Param = lambda key, value: types.SimpleNamespace(key=key, value=value)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mlflow", types.ModuleType("mlflow"))
+    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
+    monkeypatch.setattr(trackers, "_is_installed", lambda _: True)
+    monkeypatch.setattr(mlflow_evaluations, "open_client", lambda: server)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
     return server
 
@@ -593,11 +590,12 @@ def test_mlflow_has_a_run_a_checkpoint_once(run: Path, server: Server) -> None:
 
 
 def test_mlflow_that_fails_loses_nothing_and_is_completed(run: Path, server: Server) -> None:
-    server.fails_at = 2
+    server.refused.add("log_batch")
     result = invoke("evaluate.py", run, "--mlflow", *CPU)
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
-    assert "MLflow refused step 24 (no connection\\nto it); run the same command again" in result.stderr
+    assert "MLflow did not take step 24 (no connection to http://host); run the same command again" in result.stderr
     assert len(evaluations(run)) == 1 and server.runs["run0"]["status"] == "RUNNING"
+    server.refused.clear()
     assert "step 24 is logged to MLflow" in invoke("evaluate.py", run, "--mlflow", *CPU).stdout
     assert len(server.runs) == 1 and server.runs["run0"]["status"] == "FINISHED" and len(server.runs["run0"]["metrics"]) == 4
 
@@ -609,6 +607,10 @@ def test_mlflows_own_variable_names_the_experiment(run: Path, server: Server, mo
 
 
 def test_without_mlflow_nothing_is_begun(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "mlflow", None)
-    require_one_line(invoke("evaluate.py", run, "--mlflow", *CPU), 1, "--mlflow needs mlflow, which is not installed; pip install mlflow")
+    monkeypatch.setattr(trackers, "_is_installed", lambda _: False)
+    complaint = "--mlflow wants mlflow, which is not installed; pip install 'folio-lm[mlflow]', or leave it out"
+    require_one_line(invoke("evaluate.py", run, "--mlflow", *CPU), 2, complaint)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(trackers, "_is_installed", lambda name: name == "mlflow")
+    require_one_line(invoke("evaluate.py", run, "--mlflow", *CPU), 2, "MLFLOW_TRACKING_URI names no server")
     assert not (run / "evaluations.jsonl").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from checkpoint import committed
 from config import Config
 from data import Feed
 from distributed import World
+from evaluations import NUMBERS
 from preprocess.errors import MisuseError
 from streams import StreamedText, open_samples, open_source
 from train_helpers import REPO, SENTENCE, environment, invoke, losses, make_build, rows, write_config
@@ -144,6 +146,35 @@ def test_what_a_stream_cannot_have_is_one_line(folder: Path, tmp_path: Path) -> 
         done = invoke("train.py", config_of(folder, "refused"), *settings.split())
         assert done.returncode in (1, 2) and done.stderr.count("\n") == 1 and complaint in done.stderr, done.stderr
         assert not (folder / "refused").exists()
+
+
+def test_checkpoints_are_evaluated_on_all_of_the_streams_own_validation_text(folder: Path, tmp_path: Path) -> None:
+    config = config_of(folder, "judged", eval_tokens=None, eval_interval=4)
+    assert invoke("train.py", config).returncode == 0
+    run, cpu = folder / "judged", ("--device", "cpu")
+    (tmp_path / "prompts.txt").write_text("12 the quick\n")
+    result = invoke("evaluate.py", run, "--all", "--prompts", tmp_path / "prompts.txt", "--tokens", 4, *cpu)
+    assert (result.returncode, result.stderr) == (0, "") and result.stdout.count("to its end for all of its validation text") == 1
+    told = {row["step"]: row for row in rows(run) if "val_loss" in row}
+    found = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in found] == [4, 8, 12] and all(row["answers"] for row in found)
+    for row in found:
+        assert {key: row[key] for key in NUMBERS} == {key: told[row["step"]][key] for key in NUMBERS}
+    again = invoke("evaluate.py", run, "--all", "--prompts", tmp_path / "prompts.txt", "--tokens", 4, *cpu)
+    assert "nothing was left" in again.stdout and "to its end" not in again.stdout
+    compared = invoke("evaluate.py", "--data", f"stream:{folder / 'mine.toml'}", "--compare", run)
+    assert compared.returncode == 0 and compared.stdout.splitlines()[1].split()[1] == "12"
+    asked = invoke("evaluate.py", run, "--questions", 2, *cpu)
+    assert asked.returncode == 2 and "--questions is of a build's documents, and stream:mine keeps none; name prompts" in asked.stderr
+    source = folder / "input.txt"
+    text = source.read_text()
+    source.write_text(text + "one more line\n")
+    other = invoke("evaluate.py", run, *cpu)
+    source.unlink()
+    gone = invoke("evaluate.py", run, *cpu)
+    source.write_text(text)
+    assert (other.returncode, other.stderr.count("\n")) == (2, 1) and "takes it all the same" in other.stderr
+    assert (gone.returncode, gone.stderr.count("\n")) == (2, 1) and "name other data of its tokenizer by --data" in gone.stderr
 
 
 def test_builds_and_streams_are_not_continued_as_the_other(folder: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from preprocess.errors import MisuseError, shown
 from preprocess.shards.files import parse_json
 from preprocess.shards.permutation import keyed_hash, permute
 from sample import control_tokens
+from streams import Source, StreamedText
 
 QUESTION_TOKENS = 16  # of a document's text, and at most half of it, so that something is left to answer
 QUESTION_SEED = 0xA5C  # not a run's own: runs that are compared are asked the same
@@ -27,16 +28,20 @@ class Question:
     ids: list[int]
 
 
-def draw_questions(builds: Builds, count: int, tokenizer: Any) -> list[Question]:
+def draw_questions(builds: Source, count: int, tokenizer: Any) -> list[Question]:
     """The beginnings of `count` validation documents, their control tokens in front; fewer are the first of more.
 
-    Raises MisuseError where there are not as many.
+    Raises MisuseError where there are not as many, or none can be found again.
     """
+    if not count:
+        return []
+    if isinstance(builds, StreamedText):
+        raise MisuseError(
+            f"--questions is of a build's documents, and {builds.name} keeps none; name prompts by --prompts, or a build by --data"
+        )
     sizes = [build.manifest["splits"]["val"]["documents"] for build in builds.builds]
     if count > sum(sizes):
         raise MisuseError(f"--questions is {count:,}, the validation split has {sum(sizes):,} documents; ask for fewer")
-    if not count:
-        return []
     keys = keyed_hash(QUESTION_SEED, np.zeros(count, np.uint64))
     numbers = permute(np.arange(count, dtype=np.uint64), sum(sizes), keys).astype(np.int64)
     edges = np.cumsum(sizes)
@@ -59,9 +64,9 @@ def _beginning(ids: list[int], builds: Builds, tokenizer: Any) -> Question:
     return Question(prompt=prompt, ids=[*body[:first], *text] or [manifest["eot_id"] or 0])
 
 
-def question_of(prompt: str, builds: Builds, tokenizer: Any, config: Config) -> Question:
-    """A prompt, with what every document begins with. Raises FolioError for text that the tokenizer cannot encode."""
-    controls = control_tokens(builds.manifest, config)
+def question_of(prompt: str, manifest: dict[str, Any], tokenizer: Any, config: Config) -> Question:
+    """A prompt, with what every document begins with by `manifest`. Raises FolioError for text that the tokenizer cannot encode."""
+    controls = control_tokens(manifest, config)
     return Question(prompt=" ".join([*controls, prompt]), ids=[*controls.values(), *tokenizer.encode_text(prompt).tolist()])
 
 

@@ -16,7 +16,7 @@ import torch
 from builds import Builds, open_builds, tokenizer_sha256
 from command import warn
 from config import Config
-from data import Batch, Data, open_data, to_device
+from data import Batch, Data, ValidationData, ValidationWindows, open_data, to_device
 from distributed import World
 from preprocess.errors import FolioError, MisuseError
 
@@ -53,9 +53,11 @@ class StreamedText:
         """Raises MisuseError for settings that a stream cannot have, FolioError where there is no validation text."""
         if config.sampling != "random" or config.mask_documents:
             raise MisuseError("a stream is read in its own order and joins documents; set sampling = 'random' and mask_documents = False")
-        return Data(
-            StreamedTraining(self._corpus, config, device=device, world=world), StreamedValidation(self._corpus, config, device=device)
-        )
+        return Data(StreamedTraining(self._corpus, config, device=device, world=world), self.open_validation(config, device=device))
+
+    def open_validation(self, config: Config, *, device: torch.device) -> StreamedValidation:
+        """Where `config` sets no eval_tokens, this reads the text to its end. Raises FolioError where there is no validation text."""
+        return StreamedValidation(self._corpus, config, device=device)
 
 
 class StreamedTraining:
@@ -155,3 +157,10 @@ def open_samples(source: Source, config: Config, *, device: torch.device, world:
     if isinstance(source, StreamedText):
         return source.open(config, device=device, world=world)
     return open_data(source, config, device=device)
+
+
+def open_validation(source: Source, config: Config, *, device: torch.device) -> ValidationWindows:
+    """The windows that an evaluation reads. Raises FolioError where there is not one."""
+    if isinstance(source, StreamedText):
+        return source.open_validation(config, device=device)
+    return ValidationData(source, config, device=device)

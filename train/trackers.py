@@ -32,14 +32,14 @@ MOST_AT_ONCE = 500  # events a line; MLflow takes 1,000 metrics a request, a row
 Event = dict[str, Any]
 
 
-def require_trackers(names: Sequence[str]) -> None:
-    """Raise MisuseError where one is not installed."""
+def require_trackers(names: Sequence[str], *, named_by: str = "track") -> None:
+    """Raise MisuseError where one is not installed; `named_by` is the setting that wants them."""
     for name in names:
         if not _is_installed(name):
-            raise MisuseError(f"track holds {name}, which is not installed; pip install 'folio-lm[{name}]', or take it out of track")
+            raise MisuseError(f"{named_by} wants {name}, which is not installed; pip install 'folio-lm[{name}]', or leave it out")
     if "mlflow" in names and not os.environ.get("MLFLOW_TRACKING_URI") and not _is_installed("sqlalchemy"):
         raise MisuseError(
-            "track holds mlflow, MLFLOW_TRACKING_URI names no server, and mlflow-skinny keeps no runs of its own; "
+            f"{named_by} wants mlflow, MLFLOW_TRACKING_URI names no server, and mlflow-skinny keeps no runs of its own; "
             "set it, or pip install 'folio-lm[mlflow]'"
         )
 
