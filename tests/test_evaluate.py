@@ -418,6 +418,8 @@ def test_files_of_prompts_that_are_none(run: Path, tmp_path: Path, name: str, co
         (["RUN", "--device", "tpu"], "device is 'tpu'"),
         (["RUN", "--data", "no such"], "a build cannot be named"),
         (["--compare", "RUN"], "has no evaluations; make one: python train/evaluate.py"),
+        (["RUN", "--compare", "RUN/../run"], "is named 2 times; name each run once"),
+        (["RUN", "--compare", "RUN/nosuch"], "has no evaluations; make one"),
         (["--all", "--compare", "RUN"], "--all evaluates, and --compare alone does not"),
         (["--mlflow", "--compare", "RUN"], "--mlflow evaluates, and --compare alone does not"),
     ],
@@ -425,6 +427,7 @@ def test_files_of_prompts_that_are_none(run: Path, tmp_path: Path, name: str, co
 def test_misuse(run: Path, arguments: list[str], complaint: str) -> None:
     result = invoke("evaluate.py", *(argument.replace("RUN", str(run)) for argument in arguments))
     require_one_line(result, 2, complaint)
+    assert not (run / "evaluations.jsonl").exists()
 
 
 def test_a_checkpoint_outside_its_run(run: Path, tmp_path: Path) -> None:
@@ -506,6 +509,11 @@ def test_a_table_fits_the_terminal(width: int) -> None:
     assert all(len(line) <= width for line in lines) and len({len(line) for line in lines}) == 1
     if width >= 80:
         assert "parameters" in lines[0] and ("…" in lines[1]) == (width == 80) and "3.2500 ± 0.0100" in lines[1] and " n/a " in lines[2]
+
+
+def test_a_perplexity_beyond_all_measure_is_short() -> None:
+    row = {"step": 1, "val_loss": 690.0, "val_loss_stderr": None, "perplexity": 4.6e299, "bits_per_byte": None, "num_parameters": 1}
+    assert table([("a", row)], 80)[1].split() == ["a", "1", "690.0000", "4.6e+299", "n/a", "1"]
 
 
 def test_names_of_runs_are_obeyed_by_no_terminal(run: Path, tmp_path: Path) -> None:

@@ -171,6 +171,11 @@ def test_values_beyond_all_measure(tmp_path: Path) -> None:
     assert "warning: wild: 12 values beyond 1e+30 are left out of the picture" in result.stderr
 
 
+def test_large_values_are_told_in_few_characters(tmp_path: Path) -> None:
+    figure = figure_of(write_metrics(tmp_path / "wild", rows=[{"step": s, "train_loss": 1e12 * s, "val_loss": 1e29} for s in (1, 2)]))
+    assert max(map(len, texts(figure))) <= len("loss, nats a token") and "1e+29" in texts(figure)
+
+
 def test_the_users_backend_and_settings_do_not_matter(tmp_path: Path) -> None:
     run = write_metrics(tmp_path / "demo")
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")

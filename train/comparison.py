@@ -12,6 +12,7 @@ from evaluations import SHORT_KEY, Row, losses_file, read_evaluations, read_loss
 from plot import names_apart, shorten
 from preprocess.errors import MisuseError, one_line
 from run_folder import EVALUATIONS_DIR
+from tracking import spell_perplexity
 
 NARROWEST_NAME = 8  # characters of a run's name that a table keeps
 HEADER = ("run", "step", "val loss", "perplexity", "bits per byte", "parameters")
@@ -32,10 +33,22 @@ def compare(runs: Sequence[Path], *, best: bool, build_id: str | None, width: in
     return "\n".join(lines)
 
 
-def _choose(run: Path, *, best: bool, build_id: str | None) -> Row:
+def require_comparable(run: Path, others: Sequence[Path]) -> None:
+    """Raise MisuseError where `others` have no evaluations, or `run`, which is to be evaluated, is one of them."""
+    names_apart([run, *others])
+    for other in others:
+        _rows(other)
+
+
+def _rows(run: Path) -> list[Row]:
     rows = read_evaluations(run)
     if not rows:
         raise MisuseError(f"{run} has no evaluations; make one: python train/evaluate.py {run}")
+    return rows
+
+
+def _choose(run: Path, *, best: bool, build_id: str | None) -> Row:
+    rows = _rows(run)
     on_these = [row for row in rows if row["build_id"] == build_id] or [row for row in rows if row["build_id"] == rows[-1]["build_id"]]
     latest_first = on_these[::-1]  # of a step that was trained twice, the one that was evaluated last
     if best:
@@ -46,7 +59,7 @@ def _choose(run: Path, *, best: bool, build_id: str | None) -> Row:
 def table(entries: Sequence[tuple[str, Row]], width: int) -> list[str]:
     """Lines of a table, a run each, in at most `width` characters: names are shortened, then the last columns left out."""
     cells = [list(HEADER)] + [
-        [name, f"{row['step']:,}", spell_loss(row), spell(row["perplexity"], ",.2f"), spell(row["bits_per_byte"], ".4f"),
+        [name, f"{row['step']:,}", spell_loss(row), spell_perplexity(row["perplexity"]), spell(row["bits_per_byte"], ".4f"),
          f"{row['num_parameters']:,}"]
         for name, row in entries
     ]  # fmt: skip

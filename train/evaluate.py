@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from checkpoint import ADVICE, CHECKPOINTS_DIR, INFO_FILE, Checkpoint, CheckpointError, committed, find_checkpoint, open_checkpoint
 from command import Parser, run_command, warn
-from comparison import compare, spell, spell_loss
+from comparison import compare, require_comparable, spell, spell_loss
 from config import Config
 from data import ValidationWindows
 from device import choose_device
@@ -31,6 +31,7 @@ from questions import read_prompts
 from run_folder import EVALUATIONS_DIR, LOCK_FILE
 from streams import Source, StreamedText, open_source, open_validation
 from trackers import require_trackers
+from tracking import spell_perplexity
 
 
 def evaluate_run(run: Path, which: str, asked: Asked, *, device: torch.device, log: Callable[[Path, Row], bool] | None) -> tuple[Path, Row]:
@@ -122,7 +123,7 @@ def _pass_over(error: FolioError) -> None:
 
 def describe(row: Row) -> str:
     """An evaluation in a line."""
-    texts = [f"step {row['step']:,}", f"val loss {spell_loss(row)}", f"perplexity {spell(row['perplexity'], ',.2f')}"]
+    texts = [f"step {row['step']:,}", f"val loss {spell_loss(row)}", f"perplexity {spell_perplexity(row['perplexity'])}"]
     texts += [f"bits per byte {spell(row['bits_per_byte'], '.4f')}"]
     return "  ".join([*texts, f"{row['num_windows']:,} windows of {row['data']}, in {row['precision']} on {row['device']}"])
 
@@ -146,6 +147,8 @@ def main(arguments: list[str]) -> int:
             temperature=options.temperature or 0.0,
         )
         which = "all" if options.all else "best" if options.best else "newest"
+        if runs:  # now, not after an hour
+            require_comparable(_folder_of(options.run), runs)
         if options.mlflow:
             require_trackers(["mlflow"], named_by="--mlflow")
         log = log_evaluation if options.mlflow else None

@@ -152,7 +152,7 @@ def _dress(axes: Axes, title: str) -> None:
     axes.set_ylabel(title)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:g}")
     if title != PANELS[0][0]:
         axes.set_ylim(bottom=0)
         axes.locator_params(axis="y", nbins=4)

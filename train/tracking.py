@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # plot.py reads rows and must not wait for torch
 
 METRICS_FILE = "metrics.jsonl"
 LARGEST_STEP = 10**15
+LARGEST_IN_FULL = 1e7  # a perplexity that is spelled digit by digit
 CLEAR_LINE = "\r\x1b[K"
 
 
@@ -225,7 +226,7 @@ class Report:
         each = "".join(f"  {name} {loss:.4f}" for name, loss in result.by_build.items())
         self._console.line(
             f"step {step:,}/{self._max_steps:,}  val loss {result.loss:.4f}{error}  "
-            f"perplexity {result.perplexity:,.2f}  bits per byte {bits}{each}"
+            f"perplexity {spell_perplexity(result.perplexity)}  bits per byte {bits}{each}"
         )
 
     def sample(self, step: int, text: str) -> None:
@@ -273,6 +274,11 @@ def spell_speed(speed: dict[str, float | None]) -> list[str]:
     spelled = [f"{tokens_per_s:,.0f} tokens/s"]
     spelled += [] if mfu is None else [f"MFU {mfu:.1%}"]
     return spelled if memory_bytes is None else [*spelled, f"{memory_bytes / 1e9:.1f} GB"]
+
+
+def spell_perplexity(value: float | None) -> str:
+    """25.79; 1.1e+26 of a loss that is beyond all vocabularies."""
+    return "n/a" if value is None else f"{value:,.2f}" if value < LARGEST_IN_FULL else f"{value:.1e}"
 
 
 def spell_rate(value: float) -> str:
