@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TRACKERS := build/trackers
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo test test-slow test-trackers lint clean
 
 setup: $(READY)
 
@@ -23,8 +24,19 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-test-slow: setup
+test-slow: setup test-trackers
 	$(BIN)/python -m pytest -m slow
+
+# MLflow wants an older pyarrow than constraints.txt has: it and W&B live apart, and borrow everything else.
+test-trackers: $(TRACKERS)/.ready
+	$(TRACKERS)/bin/python -m pytest tests/test_trackers.py -k 'mlflow or wandb'
+
+$(TRACKERS)/.ready: $(READY)
+	$(BIN)/python -m venv --clear $(TRACKERS)
+	$(TRACKERS)/bin/python -m pip install --quiet mlflow==3.17.2 wandb==0.31.0
+	$(BIN)/python -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
+	  > $$($(TRACKERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/folio.pth
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff check .

@@ -38,9 +38,7 @@ from train_helpers import command, environment, invoke, losses, make_build, rows
 
 def needs(*modules: str) -> pytest.MarkDecorator:
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    return pytest.mark.skipif(
-        bool(missing), reason=f"not installed: {', '.join(missing)}; pip install mlflow wandb, in an environment apart"
-    )
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}; run by `make test-trackers`")
 
 
 MLFLOW_SERVER = needs("mlflow", "sqlalchemy", "uvicorn", "fastapi")
@@ -337,6 +335,44 @@ def test_mlflow_without_a_server_keeps_runs_in_the_working_folder(folder: Path, 
     assert run.info.status == "FINISHED" and run.data.metrics["val_loss"] == rows(folder / "local")[-1]["val_loss"]
 
 
+@MLFLOW_SERVER
+def test_mlflow_has_one_run_a_checkpoint_however_often_it_is_evaluated(
+    untracked: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    run, client = Path(shutil.copytree(untracked, tmp_path / "judged")), MlflowClient(mlflow_server)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    line = ("evaluate.py", run, "--all", "--mlflow", "--questions", 1, "--device", "cpu")
+    assert "step 12 is logged to MLflow" in invoke(*line).stdout
+    client.update_run(mlflow_runs(mlflow_server, "judged")[0].info.run_id, status="RUNNING")  # as if it had been cut short
+    results = [invoke(*line) for _ in range(2)]
+    assert [(result.returncode, result.stderr, result.stdout.count("is logged")) for result in results] == [(0, "", 1), (0, "", 0)]
+    found = {run.data.tags["folio_evaluation"]: run for run in mlflow_runs(mlflow_server, "judged")}
+    told = {row["key"]: row for row in map(json.loads, (run / "evaluations.jsonl").read_text().splitlines())}
+    assert found.keys() == told.keys() and len(found) == 3
+    for key, row in told.items():
+        assert (found[key].info.run_name, found[key].info.status) == (f"judged step {row['step']}", "FINISHED")
+        assert found[key].data.metrics == {name: row[name] for name in ("val_loss", "val_loss_stderr", "perplexity", "bits_per_byte")}
+        assert found[key].data.params["build_id"] == row["build_id"] and found[key].data.params["step"] == str(row["step"])
+        answers = Path(client.download_artifacts(found[key].info.run_id, "answers.json")).read_text()
+        assert json.loads(answers) == {"answers": row["answers"]}
+
+
+@needs("mlflow", "sqlalchemy")
+@pytest.mark.parametrize("uri", ["http://me:se:cret@127.0.0.1:9/x", "nosuch://place", "sqlite:////proc/nosuch/runs.db"])
+def test_mlflow_that_cannot_be_had_is_one_line_of_an_evaluation(
+    uri: str, untracked: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = shutil.copytree(untracked, tmp_path / "judged")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    began = time.monotonic()
+    result = invoke("evaluate.py", run, "--mlflow", "--device", "cpu")
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1) and "MLflow did not take step 24 (" in result.stderr
+    assert "cret" not in result.stderr and time.monotonic() - began < 60
+    assert len((run / "evaluations.jsonl").read_text().splitlines()) == 1
+
+
 # Weights & Biases
 
 
@@ -429,7 +465,7 @@ def test_a_full_disk_switches_tensorboard_off(folder: Path, untracked: Path, tmp
 
 
 @needs("mlflow", "sqlalchemy")
-def test_a_port_that_nobody_listens_on(folder: Path, untracked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_on_a_port_that_nobody_listens_on(folder: Path, untracked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:se:cret@127.0.0.1:9/x")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     config = write_config(folder / "nobody.py", folder / "tiny", track=["mlflow"])
@@ -447,7 +483,7 @@ def silent_server() -> Iterator[int]:
 
 
 @needs("mlflow", "sqlalchemy")
-def test_a_server_that_never_answers(folder: Path, untracked: Path, silent_server: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_whose_server_never_answers(folder: Path, untracked: Path, silent_server: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent_server}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1000")
     monkeypatch.setattr(trackers, "MOST_END_S", 3.0)
