@@ -24,6 +24,7 @@ from torch import Tensor
 
 import trackers
 from builds import open_builds
+from checkpoint import committed
 from config import load_config
 from data import TrainingData
 from gpt2 import GPT2
@@ -209,6 +210,18 @@ def test_what_a_tracker_was_not_told_it_is_told_by_the_next_start(folder: Path) 
 
 
 @needs("tensorboard")
+def test_a_run_that_was_begun_again_without_a_tracker_is_another_run_to_it(folder: Path) -> None:
+    config, out_dir = folder / "anew.py", folder / "anew"
+    assert invoke("train.py", write_config(config, folder / "tiny", track=["tensorboard"], max_steps=40)).returncode == 0
+    (out_dir / "trackers" / "mlflow.json").write_text('{"run_id": "of_the_run_before"}')
+    assert invoke("train.py", write_config(config, folder / "tiny", seed=7), "--restart").returncode == 0
+    assert not [*(out_dir / "trackers").glob("*.json")]
+    shutil.rmtree(committed(out_dir)[-1])
+    assert invoke("train.py", write_config(config, folder / "tiny", seed=7, track=["tensorboard"])).returncode == 0
+    assert_same(read_events(out_dir)[0], out_dir)
+
+
+@needs("tensorboard")
 def test_the_losses_of_each_build_are_told(folder: Path, tmp_path: Path) -> None:
     make_build(tmp_path / "other", train_repeats=30, val_repeats=6)
     config = write_config(tmp_path / "mixed.py", folder / "tiny", data=f"{folder / 'tiny'}:1,{tmp_path / 'other'}:1", max_steps=6)
@@ -274,6 +287,10 @@ def test_mlflow_reads_back_one_run_over_a_restart(
     told_to = rows(folder / "flow")[-1]["step"]
     variables = {"MLFLOW_TRACKING_URI": mlflow_server, "MLFLOW_EXPERIMENT_NAME": "own"}
     assert stop_at(config, f"step {told_to + 3}/", signal.SIGKILL, **variables) == -signal.SIGKILL
+    deadline = time.monotonic() + 60
+    while mlflow_runs(mlflow_server, "own")[0].info.status != "KILLED":  # as the process that outlives it says
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
     assert stop_at(config, f"step {told_to + 20}/", signal.SIGTERM, **variables) == 128 + signal.SIGTERM
     (run,) = mlflow_runs(mlflow_server, "own")
     steps = {key: [step for step, _ in values] for key, values in mlflow_metrics(mlflow_server, run).items()}

@@ -29,6 +29,7 @@ from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import readable_json, write_durable
 from preprocess.shards.format import MANIFEST, read_manifest
 from streams import Source
+from trackers import forget_trackers
 from tracking import METRICS_FILE
 
 SETTINGS_FILE = "settings.json"
@@ -212,6 +213,7 @@ def forget(out_dir: Path) -> None:
     for name in (METRICS_FILE, EVALUATIONS_FILE):
         (out_dir / name).unlink(missing_ok=True)
     shutil.rmtree(out_dir / EVALUATIONS_DIR, ignore_errors=True)
+    forget_trackers(out_dir)
     (out_dir / SETTINGS_FILE).unlink(missing_ok=True)
 
 

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tracker_memory import Told, kept
-from trackers import Event
-
-FOLDER = "tensorboard"
+from trackers import TENSORBOARD_DIR, Event
 
 
 class TensorBoard:
@@ -18,11 +16,7 @@ class TensorBoard:
     def __init__(self, begin: Event) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        folder = Path(begin["out_dir"]) / FOLDER
-        if begin["is_new"] and begin["step"] < 0:  # --restart
-            for path in folder.glob("events.out.tfevents.*"):
-                path.unlink()
-        self._writer = EventFileWriter(str(folder))
+        self._writer = EventFileWriter(str(Path(begin["out_dir"]) / TENSORBOARD_DIR))
         self._told_path = kept(begin, "tensorboard.told.json")
         self._told = Told.kept_in(self._told_path)
         # What lies there from before the metrics.jsonl that begins now is of another run.

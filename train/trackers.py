@@ -23,7 +23,7 @@ from typing import Any
 from preprocess.errors import MisuseError
 from redact import describe
 
-TRACKERS_DIR = "trackers"  # of a run: how each tracker calls it
+TRACKERS_DIR, TENSORBOARD_DIR = "trackers", "tensorboard"  # of a run: how each tracker calls it; TensorBoard's files
 PROCESS = Path(__file__).with_name("tracker_process.py")
 MOST_CALL_S = 60.0  # that a tracker may take over one answer: MLflow's first, which makes its database, took 14 on 2 busy cores
 MOST_END_S = 60.0  # that the end of a run waits for all of them
@@ -42,6 +42,12 @@ def require_trackers(names: Sequence[str], *, named_by: str = "track") -> None:
             f"{named_by} wants mlflow, MLFLOW_TRACKING_URI names no server, and mlflow-skinny keeps no runs of its own; "
             "set it, or pip install 'folio-lm[mlflow]'"
         )
+
+
+def forget_trackers(out_dir: Path) -> None:
+    """Make the run that begins in `out_dir` another one than before, to trackers that it names now or later."""
+    for path in [*(out_dir / TRACKERS_DIR).glob("*.json"), *(out_dir / TENSORBOARD_DIR).glob("events.out.tfevents.*")]:
+        path.unlink(missing_ok=True)
 
 
 def _is_installed(name: str) -> bool:
