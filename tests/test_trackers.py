@@ -34,7 +34,7 @@ from redact import describe, without_secrets
 from tracker_memory import Told, read_run_id
 from trackers import require_trackers
 from tracking import Report, Work
-from train_helpers import command, environment, invoke, losses, make_build, rows, small_disk, write_config
+from train_helpers import REPO, command, environment, invoke, losses, make_build, rows, small_disk, write_config
 
 
 def needs(*modules: str) -> pytest.MarkDecorator:
@@ -469,6 +469,18 @@ def test_a_folder_that_cannot_be(folder: Path, untracked: Path) -> None:
     (folder / "blocked").mkdir()
     (folder / "blocked" / "tensorboard").write_text("in the way")
     assert_untouched(invoke("train.py", config), folder / "blocked", untracked, "tensorboard is switched off for the rest of this run: ")
+
+
+@needs("tensorboard")
+def test_a_library_of_the_same_name_is_in_no_trackers_way(
+    folder: Path, untracked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("trackers", "tracker_tensorboard", "redact"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('a stranger')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(REPO)]))
+    config = write_config(folder / "namesake.py", folder / "tiny", track=["tensorboard"])
+    assert_untouched(invoke("train.py", config), folder / "namesake", untracked)
+    assert_same(read_events(folder / "namesake")[0], folder / "namesake")
 
 
 @needs("tensorboard")

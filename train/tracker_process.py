@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-if __name__ == "__main__":
-    sys.path.append(str(Path(__file__).parent))  # last, not first: its neighbours would hide libraries of their names
-
 from filelock import FileLock
 
 from redact import describe
+from tracker_mlflow import MLflow
+from tracker_tensorboard import TensorBoard
+from tracker_wandb import WeightsAndBiases
 from trackers import MOST_CALL_S, MOST_END_S, TRACKERS_DIR, Event
 
 
@@ -34,21 +34,7 @@ class Backend(Protocol):
     def end(self, status: str) -> None: ...
 
 
-def open_backend(begin: Event, name: str) -> Backend:
-    match name:
-        case "tensorboard":
-            from tracker_tensorboard import TensorBoard
-
-            return TensorBoard(begin)
-        case "mlflow":
-            from tracker_mlflow import MLflow
-
-            return MLflow(begin)
-        case "wandb":
-            from tracker_wandb import WeightsAndBiases
-
-            return WeightsAndBiases(begin)
-    raise ValueError(f"no tracker is called {name}")
+BACKENDS: dict[str, Callable[[Event], Backend]] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WeightsAndBiases}
 
 
 def serve(name: str, told: Iterable[bytes], answer: Callable[[Mapping[str, Any]], None]) -> None:
@@ -76,7 +62,7 @@ def _together(events: list[Event]) -> Iterator[list[Event]]:
 
 def _perform(name: str, backend: Backend | None, events: list[Event]) -> Backend:
     if backend is None:
-        return open_backend(events[0], name)
+        return BACKENDS[name](events[0])
     match events[0]:
         case {"event": "row"}:
             backend.rows(events)
@@ -122,4 +108,5 @@ def _until_the_run_is_gone(told: Iterable[bytes]) -> Iterator[bytes]:
 
 
 if __name__ == "__main__":
+    del sys.path[0]  # this folder: its files, of which all that is needed is imported, would hide libraries of their names
     main(*sys.argv[1:])

@@ -122,7 +122,7 @@ class _Tracker:
         self._thread = threading.Thread(target=self._serve, name=f"tracker {name}", daemon=True)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", str(PROCESS), name, begin["out_dir"]],
+                [sys.executable, str(PROCESS), name, begin["out_dir"]],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
