@@ -211,10 +211,11 @@ def test_memory_that_holds_fewer_windows(run: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(evaluation_job, "evaluate", short)
     assert invoke("evaluate.py", run, *CPU).returncode == 0 and sizes == [4, 2, 1]
-    monkeypatch.setattr(evaluation_job, "evaluate", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
-    require_one_line(
-        invoke("evaluate.py", run / "checkpoints" / "step-00000012", *CPU), 1, "a single window does not fit the memory of cpu"
-    )
+    for function, error in (("evaluate", MemoryError()), ("load_model", RuntimeError("CUDA out of memory. Tried to allocate"))):
+        with monkeypatch.context() as patched:
+            patched.setattr(evaluation_job, function, lambda *_, error=error, **__: (_ for _ in ()).throw(error))
+            result = invoke("evaluate.py", run / "checkpoints" / "step-00000012", *CPU)
+        require_one_line(result, 1, "the model and a single window do not fit the memory of cpu; take another --device")
 
 
 def test_a_precision_that_the_device_lacks_is_told(run: Path) -> None:

@@ -147,6 +147,15 @@ def perform(job: Job, data: ValidationWindows, out_dir: Path) -> Row:
 
     Raises CheckpointError where the weights are damaged or have been deleted, FolioError where memory does not hold a window.
     """
+    try:
+        return _perform(job, data, out_dir)
+    except (MemoryError, RuntimeError) as e:
+        if not is_out_of_memory(e):
+            raise
+        raise FolioError(f"the model and a single window do not fit the memory of {job.config.device}; take another --device") from e
+
+
+def _perform(job: Job, data: ValidationWindows, out_dir: Path) -> Row:
     began, config = time.monotonic(), job.config
     device = torch.device(config.device)
     set_matmul_precision(config.precision)
@@ -191,10 +200,8 @@ def _measure(job: Job, model: LanguageModel, data: ValidationWindows, path: Path
             result = evaluate(model, data, batch_size=batch_size, autocast=autocast)
             break
         except (MemoryError, RuntimeError) as e:
-            if not is_out_of_memory(e):
+            if not is_out_of_memory(e) or batch_size == 1:
                 raise
-            if batch_size == 1:
-                raise FolioError(f"a single window does not fit the memory of {job.config.device}; take another --device") from e
         batch_size //= 2
     write_losses(path, result)
     return result
