@@ -574,7 +574,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     entities = types.ModuleType("mlflow.entities")
     entities.Metric = lambda *values: types.SimpleNamespace(**dict(zip(("key", "value", "timestamp", "step"), values, strict=True)))  # type: ignore[attr-defined]
     entities.Param = lambda key, value: types.SimpleNamespace(key=key, value=value)  # type: ignore[attr-defined]
+    exceptions = types.ModuleType("mlflow.exceptions")
+    exceptions.MlflowException = OSError  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mlflow", types.ModuleType("mlflow"))
+    monkeypatch.setitem(sys.modules, "mlflow.exceptions", exceptions)
     monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
     monkeypatch.setattr(trackers, "_is_installed", lambda _: True)
     monkeypatch.setattr(mlflow_evaluations, "open_client", lambda: server)

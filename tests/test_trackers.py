@@ -32,6 +32,7 @@ from model import ARCHITECTURES
 from preprocess.errors import MisuseError
 from redact import describe, without_secrets
 from tracker_memory import Told, read_run_id
+from tracker_mlflow import experiment_id
 from trackers import require_trackers
 from tracking import Report, Work
 from train_helpers import REPO, command, environment, invoke, losses, make_build, rows, small_disk, write_config
@@ -350,6 +351,21 @@ def test_mlflow_without_a_server_keeps_runs_in_the_working_folder(folder: Path, 
     assert_untouched(invoke("train.py", config), folder / "local", untracked)
     (run,) = mlflow_runs(f"sqlite:///{tmp_path / 'mlflow.db'}", "folio")
     assert run.info.status == "FINISHED" and run.data.metrics["val_loss"] == rows(folder / "local")[-1]["val_loss"]
+
+
+@MLFLOW_SERVER
+def test_mlflow_of_two_runs_that_begin_at_once_has_one_experiment(mlflow_server: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    class Slower(MlflowClient):  # type: ignore[misc]
+        """Asks whether there is the experiment just before the other run makes it."""
+
+        def create_experiment(self, name: str) -> str:
+            MlflowClient(mlflow_server).create_experiment(name)
+            return str(super().create_experiment(name))
+
+    first = experiment_id(Slower(mlflow_server), "at once")
+    assert first == experiment_id(MlflowClient(mlflow_server), "at once")
 
 
 @MLFLOW_SERVER

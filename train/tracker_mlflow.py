@@ -31,9 +31,17 @@ def open_client() -> MlflowClient:
 
 def experiment_id(client: MlflowClient, default: str) -> str:
     """Of the experiment that MLFLOW_EXPERIMENT_NAME names, else of `default`; made where it is not there."""
+    from mlflow.exceptions import MlflowException
+
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or default
-    experiment = client.get_experiment_by_name(name)
-    return str(experiment.experiment_id if experiment else client.create_experiment(name))
+    if (experiment := client.get_experiment_by_name(name)) is not None:
+        return str(experiment.experiment_id)
+    try:
+        return str(client.create_experiment(name))
+    except MlflowException:  # another run that begins may have made it just now
+        if (experiment := client.get_experiment_by_name(name)) is None:
+            raise
+        return str(experiment.experiment_id)
 
 
 def metric_name(key: str) -> str:
