@@ -368,6 +368,19 @@ def test_mlflow_of_two_runs_that_begin_at_once_has_one_experiment(mlflow_server:
     assert first == experiment_id(MlflowClient(mlflow_server), "at once")
 
 
+@needs("mlflow", "sqlalchemy")
+def test_mlflow_of_runs_that_begin_at_once_makes_its_file_once(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    about = {"config": {}, "build_id": "", "build_name": ""}
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+    runs = [trackers.Trackers(["mlflow"], folder, about=about, step=-1, history=None, warn=warnings.append) for folder in folders]
+    for run in runs:
+        run.close("finished")
+    assert warnings == [] and len(mlflow_runs(f"sqlite:///{tmp_path / 'mlflow.db'}", "folio")) == 3
+
+
 @MLFLOW_SERVER
 def test_mlflow_has_one_run_a_checkpoint_however_often_it_is_evaluated(
     untracked: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
+
+from filelock import FileLock
 
 from preprocess.shards.files import readable_json
 from tracker_memory import DEFAULT_PROJECT, Told, keep_run_id, read_run_id, run_name
-from trackers import Event
+from trackers import MOST_CALL_S, Event
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 METRICS_A_REQUEST = 1_000  # that MLflow takes
+LOCK_FILE = ".mlflow.lock"  # in the working folder, where MLflow's own file is
 PARAM_CHARACTERS = 500  # that every server since 2.0 takes
 ENDS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}  # of a run, and what MLflow calls it
 
@@ -26,7 +30,10 @@ def open_client() -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.tracking import MlflowClient
 
-    return MlflowClient()
+    is_file = (os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:").startswith("sqlite:")
+    # Of two processes that make the tables of one file at once, one fails.
+    with FileLock(LOCK_FILE, timeout=MOST_CALL_S) if is_file else nullcontext():
+        return MlflowClient()
 
 
 def experiment_id(client: MlflowClient, default: str) -> str:
