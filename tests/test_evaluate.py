@@ -374,6 +374,14 @@ def test_fewer_questions_are_the_first_of_more(folder: Path) -> None:
         assert len(text) == (max(1, min(16, (text[0] - 10) % 50 // 2)) if text else 0)
 
 
+def test_a_prompt_that_the_tokenizer_drops_is_answered_from_the_end_of_a_text(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = types.SimpleNamespace(encode_text=lambda _: np.zeros(0, np.uint32), decode_bytes=lambda ids: b"x" * len(ids))
+    monkeypatch.setattr(evaluation_job, "load_text_tokenizer", lambda *_: tokenizer)
+    (run / "p.jsonl").write_text('{"prompt": " "}\n')
+    result = invoke("evaluate.py", run, "--prompts", run / "p.jsonl", "--tokens", 3, *CPU)
+    assert (result.returncode, result.stderr, len(evaluations(run)[-1]["answers"])) == (0, "", 1)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [

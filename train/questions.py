@@ -61,13 +61,18 @@ def _beginning(ids: list[int], builds: Builds, tokenizer: Any) -> Question:
     most = max(1, min(QUESTION_TOKENS, (len(body) - first) // 2))
     text = body[first : first + most]
     prompt = " ".join([*(spelled[i] for i in body[:first]), tokenizer.decode(np.array(text, np.uint32))])
-    return Question(prompt=prompt, ids=[*body[:first], *text] or [manifest["eot_id"] or 0])
+    return _question(prompt, [*body[:first], *text], manifest)
 
 
 def question_of(prompt: str, manifest: dict[str, Any], tokenizer: Any, config: Config) -> Question:
     """A prompt, with what every document begins with by `manifest`. Raises FolioError for text that the tokenizer cannot encode."""
     controls = control_tokens(manifest, config)
-    return Question(prompt=" ".join([*controls, prompt]), ids=[*controls.values(), *tokenizer.encode_text(prompt).tolist()])
+    return _question(" ".join([*controls, prompt]), [*controls.values(), *tokenizer.encode_text(prompt).tolist()], manifest)
+
+
+def _question(prompt: str, ids: list[int], manifest: dict[str, Any]) -> Question:
+    """Where there is no id to go on from, since a tokenizer drops what it normalises away, the end of a text stands for it."""
+    return Question(prompt=prompt, ids=ids or [manifest["eot_id"] or 0])
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
