@@ -637,6 +637,15 @@ def test_a_long_message_shows_no_part_of_a_secret(monkeypatch: pytest.MonkeyPatc
     assert describe(OSError("  \n\ta\x1bb\nc")) == "a\\x1bb" and describe(OSError()) == "OSError"
 
 
+def test_what_is_no_finite_number_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    about: dict[str, Any] = {"config": {}, "build_id": "", "build_name": ""}
+    told: list[dict[str, Any]] = []
+    none = trackers.Trackers((), tmp_path, about=about, step=-1, history=None, warn=lambda _: None)
+    monkeypatch.setattr(none, "_send", told.append)
+    none.row(1, {"a": float("nan"), "b": float("-inf"), "c": None, "d": 10**400, "e": -1.5, "f": 2})
+    assert [event["values"] for event in told] == [{"e": -1.5, "f": 2}]
+
+
 def test_each_value_is_told_once() -> None:
     told = Told({"loss": 3})
     assert [told.is_new("loss", step) for step in (2, 3, 4, 4, 2, 5)] == [False, False, True, False, False, True]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import math
 import os
 import queue
 import subprocess
@@ -80,7 +79,7 @@ class Trackers:
 
     def row(self, step: int, values: Mapping[str, float | None]) -> None:
         """What is no finite number is left out."""
-        told = {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
+        told = {key: value for key, value in values.items() if value is not None and abs(value) <= sys.float_info.max}
         self._send({"event": "row", "step": step, "time_s": time.time(), "values": told})
 
     def sample(self, step: int, text: str) -> None:
