@@ -23,6 +23,7 @@ from comparison import compare, require_comparable, spell, spell_loss
 from config import Config
 from data import ValidationWindows
 from device import choose_device
+from distributed import World
 from evaluation_job import Asked, perform, prepare
 from evaluations import Row, append_row, read_evaluations
 from mlflow_evaluations import log_evaluation
@@ -42,7 +43,10 @@ def evaluate_run(run: Path, which: str, asked: Asked, *, device: torch.device, l
     """
     out_dir, once = _folder_of(run), functools.cache(warn)
     # Opened once for all checkpoints: a stream's validation text takes a pass over all of it.
-    open_text, open_windows = functools.cache(open_source), functools.cache(functools.partial(_open_windows, device=device))
+    open_text, open_windows = (
+        functools.cache(functools.partial(open_source, world=World())),
+        functools.cache(functools.partial(_open_windows, device=device)),
+    )
     num_new, last = 0, None
     with _alone(out_dir):
         for checkpoint in _checkpoints(run, which):
@@ -137,7 +141,7 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     runs: list[Path] = options.compare
     if options.run is None:
-        build_id = None if options.data is None else open_source(options.data).build_id
+        build_id = None if options.data is None else open_source(options.data, world=World()).build_id
     else:
         asked = Asked(
             data=options.data,
