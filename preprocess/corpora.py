@@ -44,7 +44,10 @@ def _find(corpus: str) -> Recipe:
         return _read(Path(corpus))
     names = builtin_corpora()
     if corpus not in names:
-        raise MisuseError(f"no corpus {corpus!r}; {nearest(corpus, names)} A recipe of your own is named by its path, such as ./mine.toml")
+        folder = ", which is a folder" if Path(corpus).is_dir() and corpus else ""
+        raise MisuseError(
+            f"no corpus {corpus!r}{folder}; a recipe of your own is named by its path, such as ./mine.toml; {nearest(corpus, names)}"
+        )
     text = (importlib.resources.files("preprocess.recipes") / f"{corpus}.toml").read_text(encoding="utf-8")
     return parse_recipe(tomllib.loads(text), where=f"{corpus}.toml")
 

@@ -61,7 +61,8 @@ class ChunkEncoder:
         try:
             ids, ends = encode_checked(self._tokenizer, texts, sample)
         except EngineMismatch as e:
-            raise FolioError(f"{e}; open the corpus with use_reference=True and begin anew") from e
+            cure = "begin anew with open_corpus(…, use_reference=True), or train on a build, which changes to the reference by itself"
+            raise FolioError(f"{e}, and blocks were given out; {cure}") from e
         front = np.tile(self._front(selected), (last - first, 1))
         ids, ends = surround(ids, ends, front, np.full((last - first, 1), self._back, np.int64))
         return Chunk(ids.astype(self._corpus.dtype, copy=False), ends, selected, first, int(sizes.sum()))

@@ -55,7 +55,7 @@ def tokenizer_kind(name: str) -> str:
     if name in tiktoken_bpe.encoding_names():
         return "tiktoken"
     instead = f"did you mean ./{name}?" if Path(name).exists() else nearest(name, tokenizer_names())
-    raise MisuseError(f"no tokenizer is called {name!r}; {instead} A file is named by its path, such as ./tokenizer.json")
+    raise MisuseError(f"no tokenizer is called {name!r}; a file is named by its path, such as ./tokenizer.json; {instead}")
 
 
 def tokenizer_names() -> list[str]:
