@@ -132,15 +132,25 @@ def test_two_processes_resume_and_one_speaks(folder: Path) -> None:
     assert losses(copy) == losses(folder / "two")
     shutil.rmtree(committed(copy)[-1])
     fewer = invoke("train.py", config, f"--out_dir={copy}")
-    assert fewer.returncode == 2 and "the run was of 2 processes, and a stream cannot be shared anew among 1" in fewer.stderr
+    assert fewer.returncode == 2 and "a stream cannot be shared anew among 1; continue it with torchrun --nproc_per_node=2" in fewer.stderr
 
 
-def test_what_a_stream_cannot_have_is_one_line(folder: Path, tmp_path: Path) -> None:
+def test_what_a_stream_cannot_have_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = make_build(tmp_path / "tiny")
+    monkeypatch.chdir(REPO)
     for settings, complaint in (
-        ("--sampling=epochs", "a stream is read in its own order"),
-        ("--mask_documents=true", "a stream is read in its own order"),
+        ("--sampling=epochs", "sampling is 'epochs', and a stream is read in its own order; set sampling = 'random'"),
+        ("--mask_documents=true", "mask_documents is True, and a stream"),
         ("--data=stream:nowhere", "nowhere"),
         ("--data=stream:", "no corpus ''"),
+        (f"--data=stream:{folder / 'mine.toml'}:0.5", "a stream has no weight and is not mixed; name one recipe"),
+        (f"--data=one:0.5,stream:{folder / 'mine.toml'}", "a stream has no weight and is not mixed"),
+        (f"--data=stream:{folder / 'mine.toml'},two", "a stream has no weight and is not mixed"),
+        (f"--data=stream:{build}", "is a build, which is read without 'stream:'"),
+        (
+            "--data=stream:docs",
+            "no corpus 'docs', which is a folder; a recipe of your own is named by its path, such as ./mine.toml; wanted one of",
+        ),
         ("--eval_tokens=none --block_size=100000", "too few for a block"),
     ):
         done = invoke("train.py", config_of(folder, "refused"), *settings.split())

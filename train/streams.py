@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from builds import Builds, open_builds, tokenizer_sha256
+from builds import WEIGHTED, Builds, open_builds, tokenizer_sha256
 from command import warn
 from config import Config
 from data import Batch, Data, ValidationData, ValidationWindows, open_data, to_device
 from distributed import World
 from preprocess.errors import FolioError, MisuseError
+from preprocess.shards.format import find_build
 
 if TYPE_CHECKING:
     from preprocess.stream import StreamCorpus, TokenStream
@@ -51,8 +52,14 @@ class StreamedText:
 
     def open(self, config: Config, *, device: torch.device, world: World) -> Data:
         """Raises MisuseError for settings that a stream cannot have, FolioError where there is no validation text."""
-        if config.sampling != "random" or config.mask_documents:
-            raise MisuseError("a stream is read in its own order and joins documents; set sampling = 'random' and mask_documents = False")
+        if config.sampling != "random":
+            raise MisuseError(
+                f"sampling is {config.sampling!r}, and a stream is read in its own order; set sampling = 'random', or train on a build"
+            )
+        if config.mask_documents:
+            raise MisuseError(
+                "mask_documents is True, and a stream's windows do not tell documents apart; set it to False, or train on a build"
+            )
         return Data(StreamedTraining(self._corpus, config, device=device, world=world), self.open_validation(config, device=device))
 
     def open_validation(self, config: Config, *, device: torch.device) -> StreamedValidation:
@@ -146,10 +153,27 @@ Source = Builds | StreamedText
 
 def open_source(setting: str, *, world: World) -> Source:
     """What the setting `data` names: builds, or after `stream:` a recipe. Raises FolioError, MisuseError."""
-    if not setting.startswith(PREFIX):
+    parts = setting.split(",")
+    if not any(part.strip().startswith(PREFIX) for part in parts):
         return open_builds(setting)
+    recipe = setting.removeprefix(PREFIX)
+    if recipe == setting or (not Path(recipe).is_file() and (len(parts) > 1 or WEIGHTED.fullmatch(recipe))):
+        raise MisuseError(
+            f"data is {setting!r}, and a stream has no weight and is not mixed; name one recipe, or build each to mix the builds"
+        )
     # All processes read all of the text, and would say the same of it.
-    return StreamedText(setting.removeprefix(PREFIX), warn if world.is_main else lambda line: None)
+    try:
+        return StreamedText(recipe, warn if world.is_main else lambda line: None)
+    except MisuseError as e:
+        hint = f"; {recipe} is a build, which is read without {PREFIX!r}" if _is_build(recipe) else ""
+        raise MisuseError(f"{e}{hint}") from e
+
+
+def _is_build(name: str) -> bool:
+    try:
+        return bool(find_build(name))
+    except MisuseError:
+        return False
 
 
 def open_samples(source: Source, config: Config, *, device: torch.device, world: World) -> Data:

@@ -143,7 +143,11 @@ def begin(config: Config, builds: Source, *, data: Data, start: Checkpoint | Non
     copy_from_main(training, world)
     if training.step > 0:
         if training.streams is not None and len(training.streams) != world.size:
-            raise MisuseError(f"the run was of {len(training.streams)} processes, and a stream cannot be shared anew among {world.size}")
+            num_then = len(training.streams)
+            raise MisuseError(
+                f"the run was of {num_then} processes, and a stream cannot be shared anew among {world.size}; continue it with torchrun "
+                f"--nproc_per_node={num_then}, or take its weights into another --out_dir, by --init_from"
+            )
         data.train.go_to(training.streams[world.rank] if training.streams is not None else None)
     return training
 
