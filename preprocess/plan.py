@@ -16,7 +16,7 @@ from preprocess.progress import Progress
 from preprocess.readers import check_source
 from preprocess.recipe import Recipe, refuse_without_effect
 from preprocess.shards.files import sha256_bytes
-from preprocess.sources import Source, describe_sources, find_inputs
+from preprocess.sources import OPTION, Source, describe_sources, find_inputs
 from preprocess.synthetic import VOCABULARY_FILE, vocabulary_file
 from preprocess.tokenizers import TRAINED, is_path, load_named, tokenizer_kind
 from preprocess.tokenizers.interface import Tokenizer
@@ -86,20 +86,25 @@ def settle_format(recipe: Recipe, sources: list[Source]) -> Recipe:
     return recipe
 
 
-def find_sources(recipe: Recipe, source: Path | None, progress: Progress, *, num_threads: int = 1, is_hashed: bool = True) -> list[Source]:
-    """The files that `recipe` names, found. `is_hashed`: whether those of `inputs` are read for their sha256, or have UNHASHED for it."""
+def find_sources(
+    recipe: Recipe, source: Path | None, progress: Progress, *, num_threads: int = 1, is_hashed: bool = True, asked_by: str = OPTION
+) -> list[Source]:
+    """The files that `recipe` names, found. `is_hashed`: whether those of `inputs` are read for their sha256, or have UNHASHED for it.
+
+    `asked_by`: where `inputs` stand, as a message says it.
+    """
     if source is not None and recipe.inputs:
         raise MisuseError("--source is a copy of the corpus' own file, --input names other files; leave one of them out")
     if source is not None and len(recipe.files) != 1:
         raise MisuseError(f"--source stands for one file, {recipe.corpus} has {len(recipe.files)}; leave it out")
     if recipe.format == "synthetic":
         if recipe.inputs:
-            raise MisuseError(f"--input {recipe.inputs[0]}: {recipe.corpus} is generated and reads no file; leave it out")
+            raise MisuseError(f"{asked_by} {recipe.inputs[0]}: {recipe.corpus} is generated and reads no file; leave it out")
         vocabulary = vocabulary_file()
         return [Source(0, VOCABULARY_FILE, "", "synthetic", "", len(vocabulary), 0, sha256_bytes(vocabulary), {})]
     if recipe.inputs:
         progress.say(f"reading the names and checksums of {', '.join(recipe.inputs)[:200]}")
-        named, left_out = find_inputs(recipe.inputs)
+        named, left_out = find_inputs(recipe.inputs, asked_by)
         if left_out:
             kinds = Counter(Path(name).suffix.lower() or "no suffix" for name in left_out)
             shown = ", ".join(f"{n:,} {kind}" for kind, n in kinds.most_common(6))
@@ -108,7 +113,13 @@ def find_sources(recipe: Recipe, source: Path | None, progress: Progress, *, num
         return describe_sources(named, recipe, vouched, num_threads=num_threads)
     if not recipe.files:
         where = f"the Parquet files of {recipe.hub}" if recipe.hub else "its files"
-        raise MisuseError(f"{recipe.corpus} is not fetched by itself; pass --input with {where}, for example --input 'data/*.parquet'")
+        if asked_by == OPTION:
+            raise MisuseError(f"{recipe.corpus} is not fetched by itself; pass --input with {where}, for example --input 'data/*.parquet'")
+        file = f"a copy of preprocess/recipes/{recipe.corpus}.toml" if recipe.hub else "a recipe file"
+        raise MisuseError(
+            f"{recipe.corpus} names no files to read; in {file} write inputs = ['data/*.parquet'] with {where}, in Python pass "
+            "inputs=('data/*.parquet',)"
+        )
     paths = [find_file(recipe.corpus, file, source=source, progress=progress) for file in recipe.files]
     vouched = {file.name: file.sha256 for file in recipe.files}
     return describe_sources(

@@ -20,9 +20,18 @@ SUFFIXES = {
     ".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet",
 }  # fmt: skip
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+OPTION = "--input"  # what asks for `inputs` on the command line
 ARCHIVES = (".tar.gz", ".tgz", ".tar.zst", ".tar", ".zip", ".7z", ".rar", ".bz2", ".xz", ".lz4", ".lzma")
 # Enough that a task's overhead vanishes, few enough that two workers end together: 400 MB are 25 tasks.
 PARTITION_BYTES = 16 << 20
+
+
+class SourceChanged(FolioError):
+    """A file is not the one that was planned with: `what` says how."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; let it rest and run the same command again")
+        self.what = what
 
 
 @dataclass(frozen=True)
@@ -40,13 +49,14 @@ class Source:
     metadata: dict[str, Any]  # what the file's name says: author, city, year, lang, group, split
 
     def require_unchanged(self) -> None:
-        """Raise FolioError where the file is not the one that was planned with."""
+        """Raise SourceChanged where the file is not the one that was planned with, FolioError where it is gone."""
         try:
             now = os.stat(self.path)
         except FileNotFoundError as e:
             raise FolioError(f"{self.path} went away while it was read; put it back and run the same command again") from e
         if (now.st_size, now.st_mtime_ns) != (self.size_bytes, self.mtime_ns):
-            raise FolioError(f"{self.path} changed while it was read; let it rest and run the same command again")
+            sizes = f"{self.size_bytes:,} bytes, now {now.st_size:,}" if now.st_size != self.size_bytes else "it was written anew"
+            raise SourceChanged(f"{self.path} changed while it was read ({sizes})")
 
     def entry(self) -> dict[str, Any]:
         """As the manifest holds it."""
@@ -63,14 +73,15 @@ class Piece:
     size_bytes: int = 0  # about, for the bar and for estimates
 
 
-def find_inputs(inputs: Iterable[str]) -> tuple[list[tuple[str, Path]], list[str]]:
+def find_inputs(inputs: Iterable[str], asked_by: str = OPTION) -> tuple[list[tuple[str, Path]], list[str]]:
     """Name and path of every file that `inputs` (files, folders, globs) stand for, by name, each once; and what folders held besides.
 
-    The name is relative to the folder that all of them share. Raises MisuseError where one stands for nothing.
+    The name is relative to the folder that all of them share. `asked_by`: where a message says that they are named.
+    Raises MisuseError where one stands for nothing.
     """
     paths: set[Path] = set()
     left_out: list[str] = []
-    for path, is_read in _expand(inputs):
+    for path, is_read in _expand(inputs, asked_by):
         if is_read:
             paths.add(path.resolve())
         else:
@@ -92,24 +103,24 @@ def is_larger(recipe: Recipe, num_bytes: int) -> bool:
     return any(total > num_bytes for total in itertools.accumulate(sizes))
 
 
-def _expand(inputs: Iterable[str]) -> Iterator[tuple[Path, bool]]:
+def _expand(inputs: Iterable[str], asked_by: str = OPTION) -> Iterator[tuple[Path, bool]]:
     """The files that `inputs` stand for, and whether each is to be read: not those in folders whose names tell no format.
 
     Raises MisuseError where one stands for nothing.
     """
     for entry in inputs:
         num_read = num_passed_over = 0
-        for path, is_read in _expand_one(entry):
+        for path, is_read in _expand_one(entry, asked_by):
             num_read += is_read
             num_passed_over += not is_read
             yield path, is_read
         if not num_read:
             why = f"; {num_passed_over:,} files are there whose names tell no format: pass a glob and --format" if num_passed_over else ""
             wanted = "name a file, a folder, or a glob in quotes such as 'data/*.jsonl.zst'"
-            raise MisuseError(f"--input {entry or repr(entry)} matches no file{why}; {wanted}")
+            raise MisuseError(f"{asked_by} {entry or repr(entry)} matches no file{why}; {wanted}")
 
 
-def _expand_one(entry: str) -> Iterator[tuple[Path, bool]]:
+def _expand_one(entry: str, asked_by: str) -> Iterator[tuple[Path, bool]]:
     path = Path(entry)
     if not entry:
         return
@@ -117,7 +128,7 @@ def _expand_one(entry: str) -> Iterator[tuple[Path, bool]]:
         yield from _walk(path)
     elif path.exists():
         if not path.is_file():
-            raise MisuseError(f"--input {entry} is no regular file; name a file, a folder or a glob")
+            raise MisuseError(f"{asked_by} {entry} is no regular file; name a file, a folder or a glob")
         yield path, True
     else:
         yield from ((p, True) for p in map(Path, glob.iglob(entry, recursive=True)) if p.is_file())

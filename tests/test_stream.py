@@ -544,6 +544,38 @@ def test_a_recipe_is_sent_to_another_process_not_an_open_corpus(corpus: StreamCo
     assert np.array_equal(list(again), list(stream))
 
 
+def test_a_file_that_changes_must_be_as_it_was(tmp_path: Path) -> None:
+    path = _written(tmp_path / "x.txt", "\n".join(some_texts(20)).encode())
+    corpus = opened(path, document="line")
+    size = path.stat().st_size
+    with open(path, "a") as file:
+        file.write("more\n")
+    wanted = rf"x.txt changed while it was read \({size:,} bytes, now {size + 5:,}\); put it back as it was and go on from the last state"
+    with pytest.raises(FolioError, match=wanted) as caught:
+        next(TokenStream(corpus, block_size=8))
+    assert_one_line(str(caught.value))
+
+
+def test_inputs_that_are_missing_are_told_where_they_are_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('inputs = ["gone.txt"]\n')
+    (tmp_path / "none.toml").write_text('format = "text"\n')
+    for corpus, inputs, wanted in (
+        (str(tmp_path / "mine.toml"), {}, rf"mine.toml: inputs {tmp_path}/gone.txt matches no file"),
+        (tmp_path / "mine.toml", {"inputs": ("other.txt",)}, r"^inputs other.txt matches no file"),
+        (
+            str(tmp_path / "none.toml"),
+            {},
+            r"none names no files to read; in a recipe file write inputs = \['data/\*.parquet'\] with its files",
+        ),
+        ("wikitext-103", {}, "in a copy of preprocess/recipes/wikitext-103.toml write inputs = .* with the Parquet files of "),
+        (None, {}, r"in Python pass inputs=\('data/\*.parquet',\)"),
+    ):
+        with pytest.raises(MisuseError, match=wanted) as caught:
+            open_corpus(corpus, **inputs)
+        assert "--input" not in str(caught.value)
+        assert_one_line(str(caught.value))
+
+
 def test_inputs_are_no_single_string(tmp_path: Path) -> None:
     """Taken for a list of letters, the first of them would name all of the disk."""
     path = str(write_parquet(tmp_path / "x.parquet", ["x"]))

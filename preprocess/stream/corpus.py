@@ -111,7 +111,8 @@ def open_corpus(
     tell = tell or Progress(quiet=True).warn
     recipe = load_recipe(str(corpus) if isinstance(corpus, Path) else corpus, **overrides)
     _refuse_trained(recipe)
-    sources = find_sources(recipe, None, _Telling(tell), is_hashed=False)
+    where = f"{corpus}: " if isinstance(corpus, str | Path) and "inputs" not in overrides else ""
+    sources = find_sources(recipe, None, _Telling(tell), is_hashed=False, asked_by=f"{where}inputs")
     recipe, notes = as_streamed(settle_format(recipe, sources))
     tokenizer = load_named(recipe.tokenizer, has_eot=recipe.eot == "append")
     if is_path(recipe.tokenizer):

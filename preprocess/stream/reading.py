@@ -21,7 +21,7 @@ from preprocess.prepare import groups_of
 from preprocess.readers import check_source
 from preprocess.readers.records import UNMEANT, Losses
 from preprocess.shards.permutation import keyed_hash, permute
-from preprocess.sources import Piece, Source
+from preprocess.sources import Piece, Source, SourceChanged
 from preprocess.stages.dedup import content_hashes
 from preprocess.stats import spell_counts
 from preprocess.stream.corpus import StreamCorpus, Tell
@@ -225,6 +225,8 @@ def wait(source: Source, error: OSError | FolioError, failures: int, retries: Re
 
     Readers make a FolioError of what a library says of a damaged file; whether the file or the way to it is bad, only its cause hints at.
     """
+    if isinstance(error, SourceChanged):
+        raise FolioError(f"{error.what}; put it back as it was and go on from the last state, or begin anew") from error
     cause = error if isinstance(error, OSError) else error.__cause__
     if not isinstance(cause, OSError) or cause.errno in FINAL:
         if isinstance(error, FolioError):
