@@ -193,11 +193,42 @@ def test_builds_and_streams_are_not_continued_as_the_other(folder: Path, tmp_pat
     build = make_build(tmp_path / "tiny")
     other = invoke("train.py", config, f"--data={build}")
     assert other.returncode == 2 and "another tokenizer" in other.stderr
-    (folder / "input.txt").write_text((folder / "input.txt").read_text() + "one more line\n")
-    changed = invoke("train.py", config, "--max_steps=20")
-    assert changed.returncode == 2 and "holds a run with other settings" in changed.stderr
     with pytest.raises(MisuseError, match="holds no place in a stream"):
         source = open_source(f"stream:{folder / 'mine.toml'}", world=World())
         assert isinstance(source, StreamedText)
         small = Config(data="x", out_dir="y", block_size=16, eval_tokens=64)
         open_samples(source, small, device=torch.device("cpu"), world=World()).train.go_to(None)
+
+
+def test_a_stream_that_is_another_says_what_changed(folder: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.toml"
+    (tmp_path / "texts").mkdir()
+    shutil.copy(folder / "input.txt", tmp_path / "texts" / "input.txt")
+    told = (folder / "mine.toml").read_text().replace("input.txt", "texts") + "max_documents = 390\n"
+    recipe.write_text(told)
+    config = config_of(tmp_path, "begun")
+    first = invoke("train.py", config)
+    assert first.returncode == 0 and "takes the first 390" in first.stderr
+    again = invoke("train.py", config)
+    assert again.returncode == 0 and "nothing is left to do" in again.stdout and again.stderr == ""
+    size = (tmp_path / "texts" / "input.txt").stat().st_size
+
+    def refusal() -> str:
+        done = invoke("train.py", config)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert f"holds a run with other settings (stream:{recipe}: " in done.stderr
+        return done.stderr.partition(f"stream:{recipe}: ")[2]
+
+    recipe.write_text(told.replace("0.2", "0.3"))
+    assert refusal().startswith("val_fraction 0.2 → 0.3); go back to them")
+    recipe.write_text(told + 'corpus = "other"\n')
+    assert refusal().startswith("corpus 'mine' → 'other')")
+    recipe.write_text(told)
+    (tmp_path / "texts" / "more.txt").write_text("more\n")
+    assert refusal().startswith("more.txt no such file → 5 bytes)")
+    (tmp_path / "texts" / "more.txt").unlink()
+    with open(tmp_path / "texts" / "input.txt", "a") as file:
+        file.write("more\n")
+    assert refusal().startswith(f"input.txt {size:,} bytes → {size + 5:,} bytes)")
+    shutil.rmtree(tmp_path / "begun" / "build")
+    assert refusal().startswith("its recipe or its files changed)")

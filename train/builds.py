@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from preprocess.errors import MisuseError
 from preprocess.shards.files import canonical_json, sha256_bytes, write_durable
@@ -22,6 +22,7 @@ class Builds:
     builds: tuple[Build, ...]
     shares: tuple[float, ...]
     vocabulary: Build  # the one among them that knows every control token
+    notes: ClassVar[list[str]] = []  # as a stream has them
 
     @property
     def name(self) -> str:

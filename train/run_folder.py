@@ -28,7 +28,7 @@ from config import Config, changed_settings, config_from_saved
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import readable_json, write_durable
 from preprocess.shards.format import MANIFEST, read_manifest
-from streams import Source
+from streams import Source, StreamedText
 from trackers import forget_trackers
 from tracking import METRICS_FILE
 
@@ -164,9 +164,21 @@ def _require_tokenizer(checkpoint: Checkpoint, builds: Source) -> None:
 def _require_same(origin: Origin, config: Config, *, builds: Source) -> None:
     changes = changed_settings(config_from_saved(origin.settings, config.out_dir), config)
     if origin.build_id != builds.build_id:
-        changes.append(f"data {origin.settings.get('data')} {origin.build_id[:SHORT_ID]} → {builds.name} {builds.build_id[:SHORT_ID]}")
+        before = origin.settings.get("data")
+        told = _other_text(config, builds) if isinstance(builds, StreamedText) else None
+        ids = [build_id[:SHORT_ID] for build_id in (origin.build_id, builds.build_id)]
+        changes.append(f"{config.data}: {told}" if told else f"data {before} {ids[0]} → {config.data} {ids[1]}")
     if changes:
         raise MisuseError(_other_settings(config, changes))
+
+
+def _other_text(config: Config, stream: StreamedText) -> str | None:
+    """What the run in out_dir streamed otherwise, by the vocabulary that it left; None where it streamed nothing."""
+    try:
+        before = read_manifest(Path(config.out_dir) / VOCABULARY_DIR)
+    except FolioError:
+        return "its recipe or its files changed"
+    return None if any(entry["shards"] for entry in before["splits"].values()) else stream.difference(before)
 
 
 def write_run(config: Config, builds: Source) -> None:

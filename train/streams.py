@@ -18,7 +18,7 @@ from command import warn
 from config import Config
 from data import Batch, Data, ValidationData, ValidationWindows, open_data, to_device
 from distributed import World
-from preprocess.errors import FolioError, MisuseError
+from preprocess.errors import FolioError, MisuseError, shown
 from preprocess.shards.format import find_build
 
 if TYPE_CHECKING:
@@ -31,12 +31,17 @@ class StreamedText:
     """What a run reads where `data` names a recipe. Has what Builds has, but shards."""
 
     def __init__(self, setting: str, tell: Callable[[str], None]) -> None:
-        """`setting` without its prefix: a built-in corpus, or the path of a recipe. `tell`: as open_corpus has it. Raises FolioError."""
+        """`setting` without its prefix: a built-in corpus, or the path of a recipe. `tell`: as open_corpus has it, but that what is
+        told of the opening waits in `notes`, for a run that has something left to do. Raises FolioError.
+        """
         try:
             from preprocess.stream import open_corpus
         except ImportError as e:
             raise FolioError(f"a stream needs the libraries of preprocess, and {e.name} is not installed; pip install folio-lm") from e
-        self._corpus: StreamCorpus = open_corpus(setting, tell=tell)
+        self.notes: list[str] = []
+        self._tell: Callable[[str], None] = self.notes.append
+        self._corpus: StreamCorpus = open_corpus(setting, tell=lambda line: self._tell(line))
+        self._tell = tell
         self.manifest: dict[str, Any] = self._corpus.manifest()
         self.name = f"{PREFIX}{self._corpus.name}"
         self.build_id = self._corpus.sha256
@@ -46,6 +51,22 @@ class StreamedText:
     def save_vocabulary(self, folder: Path) -> None:
         """Write the manifest and the tokenizer, all that text needs."""
         self._corpus.save_vocabulary(folder)
+
+    def difference(self, before: dict[str, Any]) -> str:
+        """The first thing that differs from the stream whose manifest was `before`: a setting of the recipe, or a file."""
+        then, now = before["recipe"], self.manifest["recipe"]
+        for key in sorted(then.keys() | now.keys()):
+            if then.get(key) != now.get(key):
+                return f"{key} {shown(repr(then.get(key)))} → {shown(repr(now.get(key)))}"
+        sizes = [
+            {str(file.get("name")): file.get("bytes") for file in manifest["sources"] if isinstance(file, dict)}
+            for manifest in (before, self.manifest)
+        ]
+        for name in sorted(sizes[0].keys() | sizes[1].keys()):
+            if sizes[0].get(name) != sizes[1].get(name):
+                said = [f"{size[name]:,} bytes" if isinstance(size.get(name), int) else "no such file" for size in sizes]
+                return f"{shown(name)} {said[0]} → {said[1]}"
+        return "its recipe or its files changed"
 
     def describe(self) -> str:
         return f"{self.name}: read as it comes, up to {self.vocab_size:,} ids"

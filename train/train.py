@@ -87,6 +87,8 @@ def run(command: Command, config: Config, builds: Source, *, data: Data, world: 
         print(one_line(finished or ""), end="\n" if finished else "")
         return 0
     if world.is_main:
+        for note in builds.notes:
+            warn(note)
         print("\n".join(config.lines()), flush=True)
     try:
         # All that can fail is made before anything in out_dir changes.
