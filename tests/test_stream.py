@@ -472,7 +472,16 @@ def test_states_of_other_streams_are_refused(tmp_path: Path, corpus: StreamCorpu
         with pytest.raises(MisuseError, match=name) as caught:
             other.load_state_dict(state)
         assert_one_line(str(caught.value))
-    for damaged in ({}, {**state, "version": 2}, {**state, "drawn": -1}, {**state, "cursor": {}}, {**state, "group": "1"}, []):
+    for damaged in (
+        {},
+        {**state, "version": 2},
+        {**state, "drawn": -1},
+        {**state, "cursor": {}},
+        {**state, "cursor": "x"},
+        {**state, "group": None},
+        {**state, "group": "1"},
+        [],
+    ):
         with pytest.raises(FolioError) as caught:
             stream.load_state_dict(damaged)  # type: ignore[arg-type]
         assert_one_line(str(caught.value))
@@ -503,6 +512,7 @@ def test_what_a_stream_cannot_do_is_refused(tmp_path: Path, overrides: dict[str,
     [
         {"block_size": 0},
         {"block_size": 8.5},
+        {"block_size": "8"},
         {"rank": 1},
         {"worker": -1},
         {"stream_buffer": -1},
@@ -510,6 +520,7 @@ def test_what_a_stream_cannot_do_is_refused(tmp_path: Path, overrides: dict[str,
         {"tail": "keep"},
         {"epochs": 0},
         {"seed": -1},
+        {"seed": "a"},
     ],
 )
 def test_arguments_out_of_range_are_refused(corpus: StreamCorpus, arguments: dict[str, Any]) -> None:
@@ -600,6 +611,22 @@ def test_all_that_should_be_heard_goes_to_tell(tmp_path: Path, capfd: pytest.Cap
         assert word in line
         assert_one_line(line)
     assert capfd.readouterr().err == ""
+
+
+def test_a_source_smaller_than_a_block_is_told(tmp_path: Path) -> None:
+    corpus = opened(write_parquet(tmp_path / "x.parquet", some_texts(9)))
+    whole = len(b"".join(documents_in(TokenStream(corpus, block_size=1, tail="pad", stream_buffer=0))))
+    assert whole > 9
+    for share, cure in (({}, "smaller block_size$"), ({"world_size": 2}, "smaller block_size or fewer processes and workers$")):
+        stream = TokenStream(corpus, block_size=10**6, **share)
+        for _ in range(2):
+            with pytest.raises(
+                FolioError, match=f"the train side of own has [0-9]+ tokens .*, too few for a block of 1,000,001; .* {cure}"
+            ) as caught:
+                next(stream)
+            assert_one_line(str(caught.value))
+    with pytest.raises(FolioError, match="the val side of own has .* or a larger val_fraction"):
+        validation_blocks(corpus, block_size=10**6, eval_tokens=None)
 
 
 def test_padding_wants_a_token(tmp_path: Path) -> None:

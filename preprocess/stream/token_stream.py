@@ -91,7 +91,9 @@ class TokenStream(Iterator[np.ndarray]):
         return self
 
     def __next__(self) -> np.ndarray:
-        """The next block. Raises FolioError where reading fails; asked again, the stream reads again and nothing is lost."""
+        """The next block. Raises FolioError where reading fails, and asked again reads again, so that nothing is lost; and where there
+        is text, but less than one block of it.
+        """
         try:
             self._prepare()
         except BaseException:
@@ -111,12 +113,23 @@ class TokenStream(Iterator[np.ndarray]):
         if self._blocks is None:
             self._blocks = self._read(self._start, self._group)
             self._fill(self._current, self._group_blocks)
+            if not self._current and not self.num_blocks:
+                raise FolioError(self._explain_no_block())
             self._order = self._order_of(self._group, len(self._current))
             for place in self._order[: self._drawn]:
                 self._current[place] = None
         self._fill(self._coming, self._drawn)
         if self._drawn == len(self._current) and self._coming:
             self._turn()
+
+    def _explain_no_block(self) -> str:
+        split, share = self._reader.split, self._reader.share
+        cures = ["choose a smaller block_size", *(["a larger val_fraction"] if split == "val" else [])]
+        cures += ["fewer processes and workers"] if share.world_size * share.num_workers > 1 else []
+        return (
+            f"the {split} side of {self.corpus.name} has {self.num_tokens:,} tokens for this stream, too few for a block of "
+            f"{self.block_size + 1:,}; {' or '.join(cures)}"
+        )
 
     def _fill(self, blocks: list[np.ndarray | None], most: int) -> None:
         assert self._blocks is not None
@@ -179,7 +192,7 @@ class TokenStream(Iterator[np.ndarray]):
         try:
             numbers = [state["group"], state["drawn"], *(state["cursor"][f.name] for f in fields(Cursor))]
         except (KeyError, TypeError) as e:
-            raise FolioError(f"the state of the stream lacks {e}; take another checkpoint") from e
+            raise FolioError("the state of the stream does not hold all of a place; take another checkpoint") from e
         group, drawn, *place = numbers
         if any(type(n) is not int or n < 0 for n in numbers) or drawn > self._group_blocks or place[1] >= len(self.corpus.sources):
             raise FolioError("the state of the stream holds numbers that none has; take another checkpoint")
@@ -188,7 +201,8 @@ class TokenStream(Iterator[np.ndarray]):
 
 def _require(name: str, value: int, least: int, most: int) -> None:
     if not isinstance(value, Integral) or not least <= value <= most:
-        raise MisuseError(f"{name} is {value:,}, wanted {least:,} to {most:,}")
+        told = f"{value:,}" if isinstance(value, Integral) else repr(value)
+        raise MisuseError(f"{name} is {told}, wanted a whole number, {least:,} to {most:,}")
 
 
 def _padding(corpus: StreamCorpus) -> int:
