@@ -57,7 +57,7 @@ def test_eval_tokens_bounds_the_windows(builds: Builds, eval_tokens: int, num_wi
 
 
 def test_a_block_longer_than_every_shard_is_refused(builds: Builds) -> None:
-    with pytest.raises(FolioError, match="longest val shard has 276; set --block_size=275 or less"):
+    with pytest.raises(FolioError, match="longest val shard has 276; set block_size=275 or less"):
         ValidationData(builds, config_of(block_size=276), device=CPU)
 
 

@@ -34,7 +34,7 @@ def test_seeds_differ() -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_a_seed_beyond_64_bits_is_refused(seed) -> None:
-    with pytest.raises(MisuseError, match=f"seed {seed} is not from 0 to"):
+    with pytest.raises(MisuseError, match=f"seed {seed} is not a whole number from 0 to"):
         keyed_hash(seed, np.arange(3))
 
 

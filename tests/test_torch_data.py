@@ -451,6 +451,13 @@ def test_batches_are_pinned(build: Build) -> None:
         (lambda build: ShuffledWindows(build, block_size=1000), "block_size 1000 needs 1001 tokens in a row"),
         (lambda build: ShuffledWindows(build, block_size=4, order="sorted"), "no order 'sorted'; choose one of epochs, random"),
         (lambda build: ShuffledWindows(build, block_size=4, order="random", seed=-1), "seed -1"),
+        (lambda build: ShuffledWindows(build, block_size=2.5), "block_size is 2.5; wanted a whole number"),
+        (lambda build: ShuffledWindows(build, block_size="64"), "block_size is '64'; wanted a whole number"),
+        (lambda build: TokenWindows(build, block_size=1000), "; set block_size="),
+        (lambda build: ShuffledWindows(build, block_size=4, seed="a"), "seed 'a' is not a whole number from 0 to"),
+        (lambda build: ShuffledWindows(build, block_size=4).set_epoch("x"), "epoch is 'x'; wanted 0 to"),
+        (lambda build: ShuffledWindows(None), "a dataset cannot be made of None; wanted a build"),
+        (lambda build: make_loader("walk"), "a loader cannot be made of 'walk'; wanted a dataset"),
         (lambda build: ShuffledWindows(build, block_size=4, num_samples=0), "num_samples is 0"),
         (lambda build: ShuffledWindows(build, block_size=4).set_epoch(-1), "epoch is -1; wanted 0 to"),
         (lambda build: ShuffledWindows(build, block_size=4, rank=1), "give both or neither"),
@@ -496,6 +503,27 @@ def test_a_build_that_was_replaced_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "other").rename(tmp_path / "one")
     with pytest.raises(FolioError, match="has been replaced by another build"):
         ForkingPickler.loads(sent)
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_spawned_worker_is_not_begun_where_the_build_is_another(tmp_path: Path, capfd: pytest.CaptureFixture[str], is_gone: bool) -> None:
+    dataset = ShuffledWindows(make_build(tmp_path / "one"), block_size=8)
+    (tmp_path / "one").rename(tmp_path / "gone")
+    if not is_gone:
+        make_build(tmp_path / "one", train_repeats=3)
+    loader = make_loader(dataset, num_workers=2, multiprocessing_context="spawn")
+    with pytest.raises(FolioError, match="is no build" if is_gone else "has been replaced by another build"):
+        next(iter(loader))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("ends", [[5, 4, 3], [1, 2, 4], [1, 2, 1 << 60], [0, 0, 0]])
+def test_damaged_ends_are_no_documents(tmp_path: Path, ends: list[int]) -> None:
+    folder = numbered_build(tmp_path / "damaged", [1, 1, 3], shard_tokens=100).folder
+    np.array(ends, "<u8").tofile(folder / "train-00000.ends")
+    with pytest.raises(FolioError, match="train-00000.ends does not rise to the shard's 5 tokens; copy the build again") as raised:
+        Documents(folder)
+    assert_one_line(str(raised.value))
 
 
 def test_without_torch_one_line_says_so() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.format import SPLITS, Build
+from preprocess.shards.format import SPLITS, Build, ShardError, read_manifest
 from preprocess.shards.windows import gather
 
 
@@ -21,6 +21,8 @@ class MappedSplit:
         """`build`: an open one, its name, or its folder. Raises ShardError, and MisuseError where there is no such build or split."""
         if split not in SPLITS:
             raise MisuseError(f"no split {split!r}: a build has {' and '.join(SPLITS)}; name one of them")
+        if not isinstance(build, Build | str | Path):
+            raise MisuseError(f"a dataset cannot be made of {build!r:.80}; wanted a build: its name, its folder, or an open Build")
         self.build = build if isinstance(build, Build) else Build(build)
         self.name = split
         shards = self.build.shards(split)
@@ -30,7 +32,17 @@ class MappedSplit:
         self.lengths = [len(tokens) for tokens in self.tokens]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.build.folder.absolute(), self.name, self.build.build_id)
+        """Raises FolioError where the build is gone or is another by now: a worker that is spawned would say so in its own traceback."""
+        folder = self.build.folder.absolute()
+        _require_same(read_manifest(folder)["build_id"], self.build.build_id, folder)
+        return _reopen, (folder, self.name, self.build.build_id)
+
+    def require_ends(self) -> None:
+        """Raise ShardError unless the document ends of each shard rise to its number of tokens."""
+        for tokens, ends, entry in zip(self.tokens, self.ends, self.build.manifest["splits"][self.name]["shards"], strict=True):
+            if len(ends) and (ends[-1] != len(tokens) or bool((ends[1:] < ends[:-1]).any())):
+                path = (self.build.folder / entry["file"]).with_suffix(".ends")
+                raise ShardError(f"{path} does not rise to the shard's {len(tokens):,} tokens; copy the build again or rebuild it")
 
     def windows(self, shard: np.ndarray, start: np.ndarray, block_size: int) -> np.ndarray:
         """The windows at (`shard`, `start`), each (B,) int64: (B, block_size + 1) of the build's dtype. Raises as `checked` does."""
@@ -57,9 +69,13 @@ class MappedSplit:
 
 def _reopen(folder: Path, split: str, build_id: str) -> MappedSplit:
     again = MappedSplit(folder, split)
-    if again.build.build_id != build_id:
-        raise FolioError(f"{folder} has been replaced by another build since the dataset was made; make the dataset anew")
+    _require_same(again.build.build_id, build_id, folder)
     return again
+
+
+def _require_same(now: str, then: str, folder: Path) -> None:
+    if now != then:
+        raise FolioError(f"{folder} has been replaced by another build since the dataset was made; make the dataset anew")
 
 
 def locate_items(edges: np.ndarray, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

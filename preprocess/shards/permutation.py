@@ -6,6 +6,7 @@ None of it is cryptography. The values decide the bytes of builds and the order 
 from __future__ import annotations
 
 from math import isqrt
+from numbers import Integral
 
 import numpy as np
 
@@ -31,8 +32,8 @@ def mix64(x: np.ndarray) -> np.ndarray:
 
 def keyed_hash(seed: int, values: np.ndarray) -> np.ndarray:
     """uint64 hashes of `values` (uint64, any shape) under `seed`. Raises MisuseError for a seed outside 0 to 2**64 - 1."""
-    if not 0 <= seed < 1 << 64:
-        raise MisuseError(f"seed {seed} is not from 0 to 2**64 - 1; set one that is")
+    if not isinstance(seed, Integral) or not 0 <= seed < 1 << 64:
+        raise MisuseError(f"seed {seed!r} is not a whole number from 0 to 2**64 - 1; set one that is")
     key = mix64(np.array([seed], dtype=np.uint64))[0]
     return mix64(mix64(values.astype(np.uint64) ^ key) ^ key)
 

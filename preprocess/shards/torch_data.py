@@ -46,7 +46,7 @@ class TokenWindows(Dataset[Pair]):
         """`build`: an open one, its name, or its folder. Raises ShardError or MisuseError where it cannot give a single window."""
         self._split = MappedSplit(build, split)
         self._block_size = _positive("block_size", block_size)
-        self._stride = _positive("stride", block_size if stride is None else stride)
+        self._stride = _positive("stride", self._block_size if stride is None else stride)
         require_windows(self._split.lengths, self._block_size, split)
         counts = [max(-(-(length - self._block_size) // self._stride), 0) for length in self._split.lengths]
         self._edges = np.cumsum(counts)  # (S,) exclusive ends of each shard's items
@@ -97,7 +97,7 @@ class ShuffledWindows(IterableDataset[Pair]):
         """
         self._split = MappedSplit(build, split)
         self._block_size = _positive("block_size", block_size)
-        if order not in ORDERS:
+        if order not in tuple(ORDERS):
             raise MisuseError(f"no order {order!r}; choose one of {', '.join(ORDERS)}")
         keyed_hash(seed, np.empty(0, np.uint64))  # refuses a seed beyond 64 bits here, not in a worker
         require_windows(self._split.lengths, self._block_size, split)
@@ -117,8 +117,8 @@ class ShuffledWindows(IterableDataset[Pair]):
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next `iter()` pass number `epoch`, from 0, in workers too."""
-        if not 0 <= epoch <= LAST_PASS:
-            raise MisuseError(f"epoch is {epoch}; wanted 0 to {LAST_PASS:,}")
+        if not isinstance(epoch, Integral) or not 0 <= epoch <= LAST_PASS:
+            raise MisuseError(f"epoch is {epoch!r}; wanted 0 to {LAST_PASS:,}")
         self._passes.fill_(epoch)
         self._resume, self._position = None, []
 
@@ -192,6 +192,7 @@ class Documents(Dataset[Tensor]):
     def __init__(self, build: Build | str | Path, split: str = "train", *, max_tokens: int | None = None) -> None:
         """`build`: an open one, its name, or its folder. Raises ShardError, or MisuseError where it has no document."""
         self._split = MappedSplit(build, split)
+        self._split.require_ends()
         self._max_tokens = None if max_tokens is None else _positive("max_tokens", max_tokens)
         self._edges = np.cumsum([len(ends) for ends in self._split.ends], dtype=np.int64)  # (S,) exclusive ends of each shard's documents
         if not len(self):
@@ -241,8 +242,10 @@ def pad_documents(documents: Sequence[Tensor], pad_id: int) -> dict[str, Tensor]
 def make_loader(dataset: Dataset[Any], *, batch_size: int = 32, num_workers: int = 0, **options: Any) -> DataLoader[Any]:
     """A DataLoader whose workers persist, whose batches are pinned where there is a GPU, and which collates as `dataset` wants.
 
-    Each of the `options` goes to DataLoader as it is, in place of these defaults.
+    Each of the `options` goes to DataLoader as it is, in place of these defaults. Raises MisuseError where `dataset` is none.
     """
+    if not isinstance(dataset, Dataset):
+        raise MisuseError(f"a loader cannot be made of {dataset!r:.80}; wanted a dataset, such as ShuffledWindows(build)")
     usual: dict[str, Any] = {
         "persistent_workers": num_workers > 0,
         "pin_memory": torch.cuda.is_available(),

@@ -20,7 +20,7 @@ def require_windows(lengths: Sequence[int], block_size: int, split: str) -> None
     if longest <= block_size:
         raise MisuseError(
             f"block_size {block_size} needs {block_size + 1} tokens in a row, the longest {split} shard has {longest}; "
-            f"set --block_size={max(longest - 1, 1)} or less, or build from more text"
+            f"set block_size={max(longest - 1, 1)} or less, or build from more text"
         )
 
 
