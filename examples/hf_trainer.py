@@ -3,17 +3,19 @@
 Needs transformers and accelerate.
 """
 
-import sys
+import argparse
 
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
+from preprocess.errors import FolioError
 from preprocess.shards.format import Build
 from preprocess.shards.torch_data import Documents
 
 MAX_TOKENS, STEPS = 64, 50
 
-if __name__ == "__main__":
-    build, out_dir = Build(sys.argv[1]), sys.argv[2]
+
+def train(where, out_dir):
+    build = Build(where)
     documents = Documents(build, max_tokens=MAX_TOKENS)
     ids = {"bos_token_id": documents.bos_id, "eos_token_id": documents.eot_id, "pad_token_id": documents.pad_id}
     config = GPT2Config(vocab_size=build.vocab_size, n_positions=MAX_TOKENS, n_embd=64, n_layer=2, n_head=4, **ids)
@@ -28,3 +30,14 @@ if __name__ == "__main__":
         use_cpu=True,
     )
     Trainer(GPT2LMHeadModel(config), settings, train_dataset=documents, data_collator=documents.collate).train()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("build", help="its name or its folder")
+    parser.add_argument("out_dir", help="where the Trainer writes")
+    arguments = parser.parse_args()
+    try:
+        train(arguments.build, arguments.out_dir)
+    except FolioError as e:
+        raise SystemExit(f"error: {e}") from e

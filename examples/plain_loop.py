@@ -1,11 +1,12 @@
 """Trains a tiny model on a build in a plain loop: python examples/plain_loop.py BUILD"""
 
-import sys
+import argparse
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from preprocess.errors import FolioError
 from preprocess.shards.format import Build
 from preprocess.shards.torch_data import ShuffledWindows, make_loader
 
@@ -24,8 +25,8 @@ class TinyModel(nn.Module):
         return self.head(self.block(self.embed(x) + self.position.weight[: x.shape[1]], src_mask=mask, is_causal=True))
 
 
-if __name__ == "__main__":
-    build = Build(sys.argv[1])
+def train(where):
+    build = Build(where)
     model = TinyModel(build.vocab_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     windows = ShuffledWindows(build, block_size=BLOCK_SIZE, order="random", num_samples=32 * STEPS)
@@ -36,3 +37,12 @@ if __name__ == "__main__":
         optimizer.zero_grad()
         if step % 10 == 0 or step == STEPS - 1:
             print(f"step {step}: loss {loss.item():.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("build", help="its name or its folder")
+    try:
+        train(parser.parse_args().build)
+    except FolioError as e:
+        raise SystemExit(f"error: {e}") from e

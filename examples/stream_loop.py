@@ -1,13 +1,14 @@
 """Trains a tiny model straight from text, which two DataLoader workers read and encode: python examples/stream_loop.py RECIPE"""
 
+import argparse
 import itertools
-import sys
 
 import torch
 from plain_loop import BLOCK_SIZE, STEPS, TinyModel
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from preprocess.errors import FolioError
 from preprocess.stream import TokenStream, open_corpus
 
 
@@ -36,9 +37,15 @@ class Blocks(IterableDataset):
 
 
 if __name__ == "__main__":
-    model = TinyModel(open_corpus(sys.argv[1]).vocab_size)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", help="the path of a TOML file, or the name of a built-in corpus")
+    recipe = parser.parse_args().recipe
+    try:
+        model = TinyModel(open_corpus(recipe).vocab_size)
+    except FolioError as e:
+        raise SystemExit(f"error: {e}") from e
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    blocks = Blocks(sys.argv[1], block_size=BLOCK_SIZE, stream_buffer=100, epochs=None)
+    blocks = Blocks(recipe, block_size=BLOCK_SIZE, stream_buffer=100, epochs=None)
     for step, (x, y) in enumerate(itertools.islice(DataLoader(blocks, batch_size=32, num_workers=2), STEPS)):
         loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
         loss.backward()
