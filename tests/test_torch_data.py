@@ -457,6 +457,7 @@ def test_batches_are_pinned(build: Build) -> None:
         (lambda build: ShuffledWindows(build, block_size=4, seed="a"), "seed 'a' is not a whole number from 0 to"),
         (lambda build: ShuffledWindows(build, block_size=4).set_epoch("x"), "epoch is 'x'; wanted 0 to"),
         (lambda build: ShuffledWindows(None), "a dataset cannot be made of None; wanted a build"),
+        (lambda build: ShuffledWindows(build, block_size=4).load_state_dict(None), "the state is of None; this is build"),
         (lambda build: make_loader("walk"), "a loader cannot be made of 'walk'; wanted a dataset"),
         (lambda build: ShuffledWindows(build, block_size=4, num_samples=0), "num_samples is 0"),
         (lambda build: ShuffledWindows(build, block_size=4).set_epoch(-1), "epoch is -1; wanted 0 to"),

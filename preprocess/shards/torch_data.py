@@ -143,8 +143,9 @@ class ShuffledWindows(IterableDataset[Pair]):
         self._resume, self._position = dict(state), []
 
     def _require_own(self, state: dict[str, Any]) -> None:
-        if state.get("of") != self._describe():
-            raise MisuseError(f"the state is of {state.get('of')}; this is {self._describe()}; resume with what the state was saved with")
+        told = state.get("of") if isinstance(state, dict) else None
+        if told != self._describe():
+            raise MisuseError(f"the state is of {told}; this is {self._describe()}; resume with what the state was saved with")
 
     def __iter__(self) -> Iterator[Pair]:
         slot = self._slot()

@@ -226,7 +226,7 @@ def wait(source: Source, error: OSError | FolioError, failures: int, retries: Re
     Readers make a FolioError of what a library says of a damaged file; whether the file or the way to it is bad, only its cause hints at.
     """
     if isinstance(error, SourceChanged):
-        raise FolioError(f"{error.what}; put it back as it was and go on from the last state, or begin anew") from error
+        raise FolioError(f"{error.what}; put it back as it was and go on from the last state or checkpoint, or begin anew") from error
     cause = error if isinstance(error, OSError) else error.__cause__
     if not isinstance(cause, OSError) or cause.errno in FINAL:
         if isinstance(error, FolioError):
