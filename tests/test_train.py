@@ -252,7 +252,7 @@ def test_changed_data_is_named(folder: Path, whole: Path) -> None:
     make_build(folder / "other", train_repeats=41)
     result = invoke("train.py", folder / "whole.py", f"--data={folder / 'other'}")
     assert result.returncode == 2
-    assert f"data {folder / 'tiny'} " in result.stderr and " → other " in result.stderr
+    assert f"data {folder / 'tiny'} " in result.stderr and f" → {folder / 'other'} " in result.stderr
     shutil.copytree(folder / "tiny", folder / "moved")
     assert invoke("train.py", folder / "whole.py", f"--data={folder / 'moved'}").returncode == 0  # the same build elsewhere
 
