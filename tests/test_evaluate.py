@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
+import checkpoint
 import evaluation_job
 import mlflow_evaluations
 import trackers
@@ -158,17 +159,63 @@ def test_a_checkpoint_that_vanishes_is_a_line_and_the_rest_goes_on(run: Path, mo
     """As training deletes it, which keeps only the last ones."""
     really = evaluation_job.require_shapes
 
-    def vanished(checkpoint: Any, config: Any) -> None:
-        if checkpoint.step == 12:
-            shutil.rmtree(checkpoint.folder)
+    def vanished(found: Any, config: Any) -> None:
+        if found.step == 12:
+            shutil.rmtree(found.folder)
             shutil.rmtree(run / "checkpoints" / "step-00000018")
-        really(checkpoint, config)
+        really(found, config)
 
     monkeypatch.setattr(evaluation_job, "require_shapes", vanished)
     result = invoke("evaluate.py", run, "--all", *CPU)
     assert (result.returncode, result.stderr.count("\n")) == (0, 2), result.stderr
     assert all(line.startswith("warning: ") and "passed over" in line for line in result.stderr.splitlines())
     assert [row["step"] for row in evaluations(run)] == [24]
+
+
+@pytest.mark.parametrize("which", [(), ("--best",), ("--all",)])
+@pytest.mark.parametrize("when", ["opened", "loaded"])
+def test_checkpoints_that_training_deletes_meanwhile_are_listed_again(
+    run: Path, monkeypatch: pytest.MonkeyPatch, which: tuple[str, ...], when: str
+) -> None:
+    """As a run with fast checkpoints does: those that were listed are all gone, and there is a newer one."""
+    later = committed(run)[-1].rename(run / "later")
+    best = json.loads((later / "checkpoint.json").read_text())["watch"]["best_step"]
+    assert best == 24
+    for each in committed(run):
+        info = each / "checkpoint.json"
+        told = json.loads(info.read_text())
+        told["watch"]["best_step"] = told["step"]
+        info.write_text(json.dumps(told))
+
+    def train_on() -> None:
+        if later.exists():
+            for each in committed(run):
+                shutil.rmtree(each)
+            later.rename(run / "checkpoints" / "step-00000024")
+
+    module, name = (checkpoint, "_check_file") if when == "opened" else (evaluation_job, "require_shapes")
+    really = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *a: (train_on(), really(*a))[1])
+    result = invoke("evaluate.py", run, *which, *CPU)
+    assert (result.returncode, [row["step"] for row in evaluations(run)]) == (0, [24]), result.stderr
+    assert all(line.startswith("warning: ") and "passed over" in line for line in result.stderr.splitlines())
+
+
+def test_checkpoints_that_are_always_gone_are_listed_a_few_times(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newest, asked = committed(run)[-1], []
+
+    def gone(found: Any, *_: Any) -> None:
+        asked.append(found.step)
+        shutil.rmtree(found.folder)
+        shutil.copytree(kept, newest.with_name(f"step-{found.step + 1:08d}"))
+        info = newest.with_name(f"step-{found.step + 1:08d}") / "checkpoint.json"
+        info.write_text(info.read_text().replace(f'"step": {24}', f'"step": {found.step + 1}'))
+        raise checkpoint.CheckpointError("gone")
+
+    kept = shutil.copytree(newest, run / "kept")
+    monkeypatch.setattr(evaluation_job, "require_shapes", gone)
+    result = invoke("evaluate.py", run, *CPU)
+    assert (result.returncode, asked) == (1, [24, 25, 26, 27, 28]) and "no checkpoint of" in result.stderr
 
 
 def test_where_all_are_damaged_it_fails(run: Path) -> None:
@@ -182,8 +229,8 @@ def test_where_all_are_damaged_it_fails(run: Path) -> None:
 def test_weights_that_are_not_finite_are_a_row_without_a_loss(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     really = evaluation_job.load_model
 
-    def ruined(checkpoint: Any, model: Any) -> None:
-        really(checkpoint, model)
+    def ruined(found: Any, model: Any) -> None:
+        really(found, model)
         next(iter(model.state_dict().values())).fill_(torch.nan)
 
     monkeypatch.setattr(evaluation_job, "load_model", ruined)

@@ -40,6 +40,7 @@ TENSOR_FILES = (MODEL_FILE, TRAINING_FILE)
 COMMITTED = re.compile(r"step-(\d{8,18})")
 LEFTOVER = re.compile(r"\.step-.*\.(partial|removed)")
 ADVICE = "; use another checkpoint"
+MOST_LISTINGS = 5  # of a run whose checkpoints are deleted while they are opened, since it still trains
 LARGEST_STEP, LARGEST_VOCAB_SIZE = 10**15, 1 << 32
 
 
@@ -180,10 +181,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises CheckpointError for one that is damaged, FolioError for one of another format or version.
     """
     info = _read_info(folder)
-    # Not damage, so never passed over or deleted: a person put it there. Hidden files are some system's own.
-    if extra := sorted(p.name for p in folder.iterdir() if p.name not in (INFO_FILE, *TENSOR_FILES) and not p.name.startswith(".")):
-        raise FolioError(f"{folder} holds {extra[0]!r}, which is no part of a checkpoint; take it out if you trust the rest")
     try:
+        # Not damage, so never passed over or deleted: a person put it there. Hidden files are some system's own.
+        if extra := sorted(p.name for p in folder.iterdir() if p.name not in (INFO_FILE, *TENSOR_FILES) and not p.name.startswith(".")):
+            raise FolioError(f"{folder} holds {extra[0]!r}, which is no part of a checkpoint; take it out if you trust the rest")
         for name in TENSOR_FILES:
             _check_file(folder / name, info["files"][name])
         named = COMMITTED.fullmatch(folder.name)
@@ -196,6 +197,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             numbers=info,
             origin=Origin(**{f.name: _typed(info[f.name], dict if f.name == "settings" else str) for f in dataclasses.fields(Origin)}),
         )
+    except FileNotFoundError as e:  # between two looks at it
+        raise CheckpointError(f"{folder} has been deleted meanwhile{ADVICE}") from e
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f"{folder / INFO_FILE} is malformed ({type(e).__name__}: {e}); use another checkpoint") from e
 
@@ -240,14 +243,20 @@ def _check_file(path: Path, entry: dict[str, Any]) -> None:
 def newest(out_dir: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest whole checkpoint of a run; None where none was committed.
 
-    A damaged one is told to `warn` and the one before is taken. Raises FolioError when all are damaged.
+    A damaged one is told to `warn` and the one before is taken. Where one is deleted by a process that trains, there are newer
+    ones: they are listed again. Raises FolioError when all are damaged.
     """
-    folders = committed(out_dir)
-    for folder in reversed(folders):
-        try:
-            return open_checkpoint(folder)
-        except CheckpointError as e:
-            warn(f"{str(e).removesuffix(ADVICE)}; passed over, for the one before it")
+    for _ in range(MOST_LISTINGS):
+        folders = committed(out_dir)
+        for folder in reversed(folders):
+            try:
+                return open_checkpoint(folder)
+            except CheckpointError as e:
+                if not folder.exists():
+                    break
+                warn(f"{str(e).removesuffix(ADVICE)}; passed over, for the one before it")
+        else:
+            break
     if folders:
         raise FolioError(f"none of the {len(folders)} checkpoints in {out_dir} is whole; restore one, or begin again with --restart")
     return None

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from checkpoint import ADVICE, CHECKPOINTS_DIR, INFO_FILE, Checkpoint, CheckpointError, committed, find_checkpoint, open_checkpoint
+from checkpoint import CheckpointError
 from command import Parser, run_command, warn
 from comparison import compare, require_comparable, spell, spell_loss
 from config import Config
@@ -26,8 +26,9 @@ from device import choose_device
 from distributed import World
 from evaluation_job import Asked, perform, prepare
 from evaluations import Row, append_row, read_evaluations
+from listing import checkpoints_of, folder_of, pass_over
 from mlflow_evaluations import log_evaluation
-from preprocess.errors import FolioError, MisuseError, one_line, printable
+from preprocess.errors import FolioError, one_line, printable
 from questions import read_prompts
 from run_folder import EVALUATIONS_DIR, LOCK_FILE
 from streams import Source, StreamedText, open_source, open_validation
@@ -41,7 +42,7 @@ def evaluate_run(run: Path, which: str, asked: Asked, *, device: torch.device, l
     `log` takes each row, of before or of now, somewhere else, and returns whether it was not there yet. Returns the run's folder
     and the last row. Raises MisuseError for what does not fit, FolioError where no checkpoint can be evaluated.
     """
-    out_dir, once = _folder_of(run), functools.cache(warn)
+    out_dir, once = folder_of(run), functools.cache(warn)
     # Opened once for all checkpoints: a stream's validation text takes a pass over all of it.
     open_text, open_windows = (
         functools.cache(functools.partial(open_source, world=World())),
@@ -49,7 +50,7 @@ def evaluate_run(run: Path, which: str, asked: Asked, *, device: torch.device, l
     )
     num_new, last = 0, None
     with _alone(out_dir):
-        for checkpoint in _checkpoints(run, which):
+        for checkpoint in checkpoints_of(run, which):
             try:
                 job = prepare(checkpoint, asked, device=device, open_source=open_text, warn=once)
                 row = next((row for row in read_evaluations(out_dir) if row["key"] == job.key), None)
@@ -58,15 +59,17 @@ def evaluate_run(run: Path, which: str, asked: Asked, *, device: torch.device, l
                     row = perform(job, open_windows(job.source, job.config), out_dir)
                     append_row(out_dir, row)
             except CheckpointError as e:
-                if which != "all":
+                if which != "all" and (checkpoint.folder.exists() or checkpoint.folder == run):
                     raise
-                _pass_over(e)
+                pass_over(e)
                 continue
             print(one_line(describe(row)) + ("" if is_new else "  (evaluated before)"), flush=True)
             _show_answers(row if is_new else {})
             if log and log(out_dir, row):
                 print(f"step {row['step']:,} is logged to MLflow", flush=True)
             num_new, last = num_new + is_new, row
+            if which != "all":
+                break
     if last is None:
         raise FolioError(f"no checkpoint of {run} can be evaluated; train again, or restore one")
     if not num_new:
@@ -80,18 +83,6 @@ def _open_windows(source: Source, config: Config, *, device: torch.device) -> Va
     return open_validation(source, config, device=device)
 
 
-def _folder_of(run: Path) -> Path:
-    """The folder of the run that `run` is, or is a checkpoint of."""
-    if not (run / INFO_FILE).exists():
-        if not committed(run):
-            raise MisuseError(f"{run} is neither a checkpoint nor a run that has one; name the out_dir of a run that has saved")
-        return run
-    folder = run.resolve().parent
-    if folder.name != CHECKPOINTS_DIR:
-        raise MisuseError(f"{run} lies in no run, where its evaluations would be kept; name a checkpoint inside its run")
-    return folder.parent
-
-
 @contextmanager
 def _alone(out_dir: Path) -> Iterator[None]:
     """Hold the evaluations of a run for this process; a process that trains in it goes on meanwhile."""
@@ -101,28 +92,6 @@ def _alone(out_dir: Path) -> Iterator[None]:
             yield
     except Timeout as e:
         raise FolioError(f"another process is evaluating {out_dir}; wait until it ends") from e
-
-
-def _checkpoints(run: Path, which: str) -> Iterator[Checkpoint]:
-    """The checkpoints that `which` names; of all, those that are whole, oldest first."""
-    if which != "all":
-        yield find_checkpoint(run, warn, best=which == "best")
-        return
-    if (run / INFO_FILE).exists():
-        raise MisuseError(f"{run} is one checkpoint, --all takes those of a run; name the run, or leave --all out")
-    for folder in committed(run):
-        try:
-            checkpoint = open_checkpoint(folder)
-        except FolioError as e:
-            _pass_over(e)
-        except FileNotFoundError:  # training goes on, and keeps only the last ones
-            warn(f"{folder} has been deleted meanwhile; passed over")
-        else:
-            yield checkpoint
-
-
-def _pass_over(error: FolioError) -> None:
-    warn(f"{str(error).removesuffix(ADVICE)}; passed over")
 
 
 def describe(row: Row) -> str:
@@ -152,7 +121,7 @@ def main(arguments: list[str]) -> int:
         )
         which = "all" if options.all else "best" if options.best else "newest"
         if runs:  # now, not after an hour
-            require_comparable(_folder_of(options.run), runs)
+            require_comparable(folder_of(options.run), runs)
         if options.mlflow:
             require_trackers(["mlflow"], named_by="--mlflow")
         log = log_evaluation if options.mlflow else None
