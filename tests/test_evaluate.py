@@ -393,6 +393,20 @@ def test_losses_that_none_wrote(tmp_path: Path, tensors: dict[str, torch.Tensor]
     assert read_losses(tmp_path / "x.safetensors") is None
 
 
+def test_the_loss_is_told_before_anything_is_asked(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation_job, "generate", interrupted)
+    result = invoke("evaluate.py", run, "--questions", 1, *CPU)
+    assert result.returncode == 130 and result.stdout.startswith("step 24  val loss ") and result.stdout.count("\n") == 1
+    assert not (run / "evaluations.jsonl").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(evaluation_job, "evaluate", lambda *_, **__: pytest.fail("the losses are known"))
+    again = invoke("evaluate.py", run, "--questions", 1, *CPU)
+    assert again.stdout.startswith(result.stdout) and len(evaluations(run)[0]["answers"]) == 1
+
+
 def test_questions_are_beginnings_of_validation_documents(learned: Path) -> None:
     assert invoke("evaluate.py", learned, "--questions", 6, "--tokens", 60, *CPU).returncode == 0
     for each in evaluations(learned)[-1]["answers"]:
@@ -520,8 +534,40 @@ def test_two_runs_are_compared_window_by_window(folder: Path, tmp_path: Path, mo
     before = snapshot(tmp_path)
     assert invoke("evaluate.py", "--compare", one, two).stdout.splitlines() == lines
     assert snapshot(tmp_path) == before
-    (next((two / "evaluations").glob("*.safetensors"))).unlink()
-    assert "the losses of the windows are missing" in invoke("evaluate.py", "--compare", one, two).stdout
+
+
+@pytest.mark.parametrize("damage", ["unlink", "cut", "folder", "another"])
+def test_losses_that_are_missing_are_told_and_made_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    one, two = (Path(shutil.copytree(folder / name, tmp_path / name)) for name in ("one", "two"))
+    monkeypatch.setenv("COLUMNS", "1000")
+    for each in (one, two):
+        assert invoke("evaluate.py", each, "--questions", 1, *CPU).returncode == 0
+    compared = invoke("evaluate.py", "--compare", one, two).stdout
+    rows_before = evaluations(two)
+    (file,) = (two / "evaluations").glob("*.safetensors")
+    whole = file.read_bytes()
+    if damage == "folder":
+        shutil.rmtree(two / "evaluations")
+    elif damage == "unlink":
+        file.unlink()
+    elif damage == "another":  # whole, of as many windows as no evaluation of this row
+        save_file({"losses": torch.ones(3), "num_windows": torch.tensor([3]), "shares": torch.ones(1, dtype=torch.float64)}, file)
+    else:
+        file.write_bytes(whole[:-4])
+    told = invoke("evaluate.py", "--compare", one, two).stdout.splitlines()[-1]
+    newest = committed(two)[-1]
+    assert f"the losses of the windows of {two}, step 24 on tiny, are missing or damaged" in told
+    assert told.endswith(f"python train/evaluate.py {newest}") and str(one) not in told
+    result = invoke("evaluate.py", two, "--questions", 1, *CPU)
+    assert (result.returncode, result.stderr, result.stdout.count("\n")) == (0, "", 1)
+    assert "(evaluated before; the losses of its windows were missing)" in result.stdout
+    assert file.read_bytes() == whole and evaluations(two) == rows_before
+    assert invoke("evaluate.py", "--compare", one, two).stdout == compared
+    file.unlink()
+    shutil.rmtree(newest)
+    assert "this one's checkpoint is gone" in invoke("evaluate.py", "--compare", one, two).stdout
 
 
 def test_runs_on_other_windows_have_no_difference(folder: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

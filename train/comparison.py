@@ -7,11 +7,11 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from checkpoint import step_folder
 from evaluation import NOISE
-from evaluations import SHORT_KEY, Row, losses_file, read_evaluations, read_losses
+from evaluations import SHORT_KEY, Row, losses_of, read_evaluations
 from plot import names_apart, shorten
 from preprocess.errors import MisuseError, one_line
-from run_folder import EVALUATIONS_DIR
 from tracking import spell_perplexity
 
 NARROWEST_NAME = 8  # characters of a run's name that a table keeps
@@ -80,16 +80,23 @@ def _difference(one: tuple[Path, str, Row], other: tuple[Path, str, Row]) -> str
     what = f"{other_name} − {name}"
     if any(row[key] != other_row[key] for key in ("build_id", "block_size", "num_windows")):
         return f"{what}: not evaluated on the same windows ({_spell_windows(other_row)}; {_spell_windows(row)})"
-    kept = read_losses(folder / EVALUATIONS_DIR / losses_file(row))
-    other_kept = read_losses(other_folder / EVALUATIONS_DIR / losses_file(other_row))
-    if kept is None or other_kept is None or len(kept[0]) != len(other_kept[0]):
-        return f"{what}: the losses of the windows are missing in {EVALUATIONS_DIR}"
+    kept, other_kept = losses_of(folder, row), losses_of(other_folder, other_row)
+    if kept is None or other_kept is None:
+        lacking = [(folder, row)] if kept is None else []
+        lacking += [(other_folder, other_row)] if other_kept is None else []
+        return f"{what}: {'; '.join(_spell_lacking(*each) for each in lacking)}"
     gain, stderr = kept[1].mean_and_stderr(other_kept[0].double() - kept[0].double())
     if not math.isfinite(gain):
         return f"{what}: n/a"
     error = "" if stderr is None else f" ± {stderr:.4f}"
     verdict = "" if stderr is None else ", beyond noise" if abs(gain) > NOISE * stderr else ", within noise"
     return f"{what}: {gain:+.4f}{error} nats a token on the same {row['num_windows']:,} windows{verdict}"
+
+
+def _spell_lacking(run: Path, row: Row) -> str:
+    checkpoint = step_folder(run, row["step"])
+    cure = f"python train/evaluate.py {checkpoint}" if checkpoint.is_dir() else "evaluate another step, this one's checkpoint is gone"
+    return f"the losses of the windows of {run}, step {row['step']:,} on {row['data']}, are missing or damaged; make them again: {cure}"
 
 
 def _spell_windows(row: Row) -> str:

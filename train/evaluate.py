@@ -7,6 +7,7 @@ RUN/evaluations/<step>-<key>.safetensors the loss of each window, by which two r
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import shutil
 import sys
@@ -24,8 +25,8 @@ from config import Config
 from data import ValidationWindows
 from device import choose_device
 from distributed import World
-from evaluation_job import Asked, perform, prepare
-from evaluations import Row, append_row, read_evaluations
+from evaluation_job import Asked, Job, perform, prepare
+from evaluations import Row, append_row, losses_of, read_evaluations
 from listing import checkpoints_of, folder_of, pass_over
 from mlflow_evaluations import log_evaluation
 from preprocess.errors import FolioError, one_line, printable
@@ -53,18 +54,12 @@ def evaluate_run(run: Path, which: str, asked: Asked, *, device: torch.device, l
         for checkpoint in checkpoints_of(run, which):
             try:
                 job = prepare(checkpoint, asked, device=device, open_source=open_text, warn=once)
-                row = next((row for row in read_evaluations(out_dir) if row["key"] == job.key), None)
-                is_new = row is None
-                if row is None:
-                    row = perform(job, open_windows(job.source, job.config), out_dir)
-                    append_row(out_dir, row)
+                row, is_new = _evaluate(job, open_windows, out_dir)
             except CheckpointError as e:
                 if which != "all" and (checkpoint.folder.exists() or checkpoint.folder == run):
                     raise
                 pass_over(e)
                 continue
-            print(one_line(describe(row)) + ("" if is_new else "  (evaluated before)"), flush=True)
-            _show_answers(row if is_new else {})
             if log and log(out_dir, row):
                 print(f"step {row['step']:,} is logged to MLflow", flush=True)
             num_new, last = num_new + is_new, row
@@ -75,6 +70,27 @@ def evaluate_run(run: Path, which: str, asked: Asked, *, device: torch.device, l
     if not num_new:
         print("nothing was left to evaluate")
     return out_dir, last
+
+
+def _evaluate(job: Job, open_windows: Callable[[Source, Config], ValidationWindows], out_dir: Path) -> tuple[Row, bool]:
+    """The row of an evaluation, told, and whether there was anything to do for it."""
+    before = next((row for row in read_evaluations(out_dir) if row["key"] == job.key), None)
+    if before is not None and losses_of(out_dir, before) is not None:
+        _tell(before, "  (evaluated before)")
+        return before, False
+    if before is not None:
+        tell = functools.partial(_tell, more="  (evaluated before; the losses of its windows were missing)")
+        perform(dataclasses.replace(job, questions=[]), open_windows(job.source, job.config), out_dir, tell=tell)
+        return before, True
+    row = perform(job, open_windows(job.source, job.config), out_dir, tell=_tell)
+    append_row(out_dir, row)
+    for number, each in enumerate(row["answers"], start=1):
+        print(printable(f"question {number}: {each['prompt']}\nanswer {number}: {each['answer']}"), flush=True)
+    return row, True
+
+
+def _tell(row: Row, more: str = "") -> None:
+    print(one_line(describe(row)) + more, flush=True)
 
 
 def _open_windows(source: Source, config: Config, *, device: torch.device) -> ValidationWindows:
@@ -99,11 +115,6 @@ def describe(row: Row) -> str:
     texts = [f"step {row['step']:,}", f"val loss {spell_loss(row)}", f"perplexity {spell_perplexity(row['perplexity'])}"]
     texts += [f"bits per byte {spell(row['bits_per_byte'], '.4f')}"]
     return "  ".join([*texts, f"{row['num_windows']:,} windows of {row['data']}, in {row['precision']} on {row['device']}"])
-
-
-def _show_answers(row: Row) -> None:
-    for number, each in enumerate(row.get("answers", []), start=1):
-        print(printable(f"question {number}: {each['prompt']}\nanswer {number}: {each['answer']}"), flush=True)
 
 
 def main(arguments: list[str]) -> int:

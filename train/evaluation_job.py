@@ -142,28 +142,32 @@ def _open(
     return source
 
 
-def perform(job: Job, data: ValidationWindows, out_dir: Path) -> Row:
+def perform(job: Job, data: ValidationWindows, out_dir: Path, *, tell: Callable[[Row], None]) -> Row:
     """Make the evaluation: the row that tells of it. The losses of its windows are kept in `out_dir`.
 
+    `tell` is called with all of the row but the answers, before anything is written or asked: that may fail, or take long.
     Raises CheckpointError where the weights are damaged or have been deleted, FolioError where memory does not hold a window.
     """
     try:
-        return _perform(job, data, out_dir)
+        return _perform(job, data, out_dir, tell=tell)
     except (MemoryError, RuntimeError) as e:
         if not is_out_of_memory(e):
             raise
         raise FolioError(f"the model and a single window do not fit the memory of {job.config.device}; take another --device") from e
 
 
-def _perform(job: Job, data: ValidationWindows, out_dir: Path) -> Row:
+def _perform(job: Job, data: ValidationWindows, out_dir: Path, *, tell: Callable[[Row], None]) -> Row:
     began, config = time.monotonic(), job.config
     device = torch.device(config.device)
     set_matmul_precision(config.precision)
     model = _load(job.checkpoint, config).to(device)
-    result = _measure(job, model, data, out_dir / EVALUATIONS_DIR / losses_file(job.identity))
+    path = out_dir / EVALUATIONS_DIR / losses_file(job.identity)
+    kept = read_losses(path)
+    is_kept = kept is not None and len(kept[0]) == data.num_windows
+    result = summarize(kept[0], data) if kept is not None and is_kept else _measure(job, model, data)
     is_finite = math.isfinite(result.loss)
     values = (result.loss, result.stderr, result.perplexity, result.bits_per_byte)
-    return {
+    row = {
         **job.identity,
         **dict(zip(NUMBERS, map(finite, values), strict=True)),
         **{f"val_loss/{name}": finite(loss) for name, loss in result.by_build.items()},
@@ -171,10 +175,12 @@ def _perform(job: Job, data: ValidationWindows, out_dir: Path) -> Row:
         "num_windows": data.num_windows,
         "num_parameters": model.num_parameters,
         "device": str(device),
-        "answers": [_answer(question, model, job) for question in job.questions] if is_finite else [],
-        "elapsed_s": round(time.monotonic() - began, 3),
-        "key": job.key,
     }
+    tell(row)
+    if not is_kept:
+        write_losses(path, result)
+    answers = [_answer(question, model, job) for question in job.questions] if is_finite else []
+    return {**row, "answers": answers, "elapsed_s": round(time.monotonic() - began, 3), "key": job.key}
 
 
 def _load(checkpoint: Checkpoint, config: Config) -> LanguageModel:
@@ -189,22 +195,16 @@ def _load(checkpoint: Checkpoint, config: Config) -> LanguageModel:
     return model
 
 
-def _measure(job: Job, model: LanguageModel, data: ValidationWindows, path: Path) -> Evaluation:
-    """The evaluation by the losses in `path`, where they have been kept before, else by the model, and they are kept."""
-    kept = read_losses(path)
-    if kept is not None and len(kept[0]) == data.num_windows:
-        return summarize(kept[0], data)
+def _measure(job: Job, model: LanguageModel, data: ValidationWindows) -> Evaluation:
+    """The evaluation by the model, of fewer windows at once where the memory holds no more."""
     autocast, batch_size = make_autocast(job.config.precision, torch.device(job.config.device)), _batch_size(job)
     while True:
         try:
-            result = evaluate(model, data, batch_size=batch_size, autocast=autocast)
-            break
+            return evaluate(model, data, batch_size=batch_size, autocast=autocast)
         except (MemoryError, RuntimeError) as e:
             if not is_out_of_memory(e) or batch_size == 1:
                 raise
         batch_size //= 2
-    write_losses(path, result)
-    return result
 
 
 def _batch_size(job: Job) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from evaluation import Evaluation, Strata
 from preprocess.errors import FolioError
 from preprocess.shards.files import canonical_json, parse_json, sha256_bytes, write_durable
-from run_folder import EVALUATIONS_FILE
+from run_folder import EVALUATIONS_DIR, EVALUATIONS_FILE
 
 SHORT_KEY = 12  # hexadecimal digits of a file's name
 IDENTITY = ("step", "model_sha256", "build_id", "block_size", "precision")  # what a window's loss follows from
@@ -49,6 +49,12 @@ def read_losses(path: Path) -> tuple[Tensor, Strata] | None:
         return losses, Strata(source=np.repeat(np.arange(len(counts)), counts.numpy()), shares=tuple(shares.tolist()))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError):
         return None
+
+
+def losses_of(out_dir: Path, row: Row) -> tuple[Tensor, Strata] | None:
+    """The losses of the windows of an evaluation of the run in `out_dir`; None where they are missing or damaged."""
+    kept = read_losses(out_dir / EVALUATIONS_DIR / losses_file(row))
+    return kept if kept is not None and len(kept[0]) == row["num_windows"] else None
 
 
 def read_evaluations(out_dir: Path) -> list[Row]:
