@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -23,9 +26,10 @@ from checkpoint import committed
 from comparison import table
 from evaluations import read_losses
 from questions import draw_questions
-from train_helpers import AUTHOR_ID, EOT_ID, SENTENCE, invoke, make_build, rows, write_config
+from train_helpers import AUTHOR_ID, EOT_ID, SENTENCE, invoke, make_build, rows, small_disk, write_config
 
 CPU = ("--device", "cpu")
+STOPPED = "stopped; what is evaluated is kept, and the same command goes on with the rest\n"
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +144,44 @@ def test_what_was_done_stays_when_it_is_interrupted(run: Path, monkeypatch: pyte
 
     monkeypatch.setattr(evaluation_job, "evaluate", interrupted)
     result = invoke("evaluate.py", run, "--all", *CPU)
-    assert (result.returncode, result.stderr) == (130, "") and [row["step"] for row in evaluations(run)] == [12, 18]
+    assert (result.returncode, result.stderr) == (130, STOPPED) and [row["step"] for row in evaluations(run)] == [12, 18]
     monkeypatch.undo()
     assert invoke("evaluate.py", run, "--all", *CPU).returncode == 0
     assert [row["step"] for row in evaluations(run)] == [12, 18, 24]
+
+
+def test_an_order_to_terminate_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ordered(*_: Any, **__: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr(evaluation_job, "evaluate", ordered)
+    before = signal.getsignal(signal.SIGTERM)
+    result = invoke("evaluate.py", run, *CPU)
+    assert (result.returncode, result.stdout, result.stderr) == (143, "", STOPPED)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("place", ["evaluations.jsonl", "evaluations"])
+def test_what_is_in_the_way_is_told_before_anything_is_evaluated(run: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    (run / place).mkdir() if place.endswith(".jsonl") else (run / place).write_text("")
+    monkeypatch.setattr(evaluation_job, "evaluate", lambda *_, **__: pytest.fail("told too late"))
+    what = "a folder" if place.endswith(".jsonl") else "a file"
+    require_one_line(invoke("evaluate.py", run, *CPU), 1, f"{what} is in the way at {run / place}; move it elsewhere")
+    if what == "a folder":
+        require_one_line(invoke("evaluate.py", "--compare", run), 1, f"{what} is in the way at {run / place}; move it elsewhere")
+
+
+def test_a_full_disk_is_named_and_the_loss_told(folder: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        run = Path(shutil.copytree(folder / "one", disk / "run", ignore=shutil.ignore_patterns("step-00000012", "step-00000018")))
+        (run / "evaluations").mkdir()
+        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free))
+        result = invoke("evaluate.py", run, *CPU)
+        assert result.returncode == 1 and result.stdout.startswith("step 24  val loss "), result.stderr
+        assert f"error: no space left on the disk ({run / 'evaluations'}" in result.stderr and ".partial" not in result.stderr
+        os.truncate(disk / "filler", 0)
+        assert invoke("evaluate.py", run, *CPU).stdout == result.stdout
 
 
 def test_a_damaged_checkpoint_is_a_line_and_the_rest_goes_on(run: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 import plot
-from train_helpers import command, environment, invoke
+from train_helpers import command, environment, invoke, small_disk
 
 
 def write_metrics(run: Path, *, tail: str = "", rows: list[dict[str, Any]] | None = None, scale: float = 1.0) -> Path:
@@ -50,6 +51,14 @@ def require_inside(figure: Any) -> None:
             box = text.get_window_extent()
             is_tick = text.get_text().replace(",", "").lstrip("-−").replace(".", "").isdigit()
             assert is_tick or (box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height), text.get_text()
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    run = write_metrics(tmp_path / "demo")
+    with small_disk(tmp_path / "disk") as disk:
+        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free))
+        result = invoke("plot.py", run, "--output", disk / "loss.png")
+        assert result.returncode == 1 and f"no space left on the disk ({disk / 'loss.png'})" in result.stderr
 
 
 def test_a_run_is_drawn_beside_its_metrics(tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from preprocess.errors import FolioError, MisuseError, explain_os_error, one_line
@@ -39,9 +42,51 @@ def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     except MemoryError:
         return _fail("out of memory; take a smaller model, batch_size or block_size", 1)
     except OSError as e:
-        return _fail(explain_os_error(e), 1)
+        return _fail(explain(e), 1)
+    except Terminated:
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+class Terminated(KeyboardInterrupt):
+    """An order to end, inside `told_when_stopped`."""
+
+
+@contextmanager
+def told_when_stopped(line: str) -> Iterator[None]:
+    """Where Ctrl-C or an order to terminate ends what is inside, `line` on stderr."""
+
+    def terminate(*_: object) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(one_line(line), file=sys.stderr, flush=True)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """The system's errors inside name `path`: of a write it tells no name, of a file put in place another."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno is None:
+            raise
+        raise OSError(e.errno, e.strerror, str(path)) from e
+
+
+def explain(error: OSError) -> str:
+    """One line for what the system refused, and what to do where that is known."""
+    if error.errno in (errno.EISDIR, errno.EEXIST) and error.filename:
+        what = "a folder" if error.errno == errno.EISDIR else "a file"
+        return f"{what} is in the way at {error.filename}; move it elsewhere, and run the same command again"
+    return explain_os_error(error)
 
 
 def warn(line: str) -> None:

@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from checkpoint import CheckpointError
-from command import Parser, run_command, warn
+from command import Parser, run_command, told_when_stopped, warn
 from comparison import compare, require_comparable, spell, spell_loss
 from config import Config
 from data import ValidationWindows
@@ -35,6 +35,8 @@ from run_folder import EVALUATIONS_DIR, LOCK_FILE
 from streams import Source, StreamedText, open_source, open_validation
 from trackers import require_trackers
 from tracking import spell_perplexity
+
+STOPPED = "stopped; what is evaluated is kept, and the same command goes on with the rest"
 
 
 def evaluate_run(run: Path, which: str, asked: Asked, *, device: torch.device, log: Callable[[Path, Row], bool] | None) -> tuple[Path, Row]:
@@ -136,7 +138,8 @@ def main(arguments: list[str]) -> int:
         if options.mlflow:
             require_trackers(["mlflow"], named_by="--mlflow")
         log = log_evaluation if options.mlflow else None
-        out_dir, row = evaluate_run(options.run, which, asked, device=choose_device(options.device), log=log)
+        with told_when_stopped(STOPPED):
+            out_dir, row = evaluate_run(options.run, which, asked, device=choose_device(options.device), log=log)
         runs, build_id = [out_dir, *runs], row["build_id"]
     if options.compare:
         print(compare(runs, best=options.best, build_id=build_id, width=shutil.get_terminal_size().columns))

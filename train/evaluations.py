@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from command import naming
 from evaluation import Evaluation, Strata
 from preprocess.errors import FolioError
 from preprocess.shards.files import canonical_json, parse_json, sha256_bytes, write_durable
@@ -36,7 +37,8 @@ def write_losses(path: Path, result: Evaluation) -> None:
     """Each window's loss, (W,) float32; how many are of each build, (B,) int64; and the builds' shares, (B,) float64."""
     counts = np.bincount(result.strata.source, minlength=len(result.strata.shares))
     shares = torch.tensor(result.strata.shares, dtype=torch.float64)
-    write_durable(path, save({"losses": result.losses, "num_windows": torch.from_numpy(counts), "shares": shares}))
+    with naming(path):
+        write_durable(path, save({"losses": result.losses, "num_windows": torch.from_numpy(counts), "shares": shares}))
 
 
 def read_losses(path: Path) -> tuple[Tensor, Strata] | None:
@@ -60,10 +62,10 @@ def losses_of(out_dir: Path, row: Row) -> tuple[Tensor, Strata] | None:
 def read_evaluations(out_dir: Path) -> list[Row]:
     """The rows of a run's EVALUATIONS_FILE; none where there is no file. A torn last line is left out.
 
-    Raises FolioError for a line before that is no row.
+    Raises FolioError for a line before that is no row, OSError where it is no file.
     """
     path = out_dir / EVALUATIONS_FILE
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -84,7 +86,8 @@ def append_row(out_dir: Path, row: Row) -> None:
     """Add a row, and cut off a torn one before it. The file is replaced whole: a crash leaves it as it was or with the row."""
     path = out_dir / EVALUATIONS_FILE
     before = path.read_bytes() if path.is_file() else b""
-    write_durable(path, before[: before.rfind(b"\n") + 1] + json.dumps(row, allow_nan=False).encode() + b"\n")
+    with naming(path):
+        write_durable(path, before[: before.rfind(b"\n") + 1] + json.dumps(row, allow_nan=False).encode() + b"\n")
 
 
 def finite(value: float | None) -> float | None:

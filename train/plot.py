@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from command import Parser, run_command, warn
+from command import Parser, naming, run_command, warn
 from preprocess.errors import FolioError, MisuseError, one_line
 from preprocess.shards.files import write_durable
 from tracking import METRICS_FILE, read_rows
@@ -295,7 +295,8 @@ def plot(runs: Sequence[Path], output: Path, *, warn: Callable[[str], None]) -> 
         output.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as e:
         raise MisuseError(f"output {output} cannot be in {output.parent}, which is no folder; choose another --output") from e
-    write_durable(output, image.getvalue())
+    with naming(output):
+        write_durable(output, image.getvalue())
 
 
 def main(arguments: list[str]) -> int:
