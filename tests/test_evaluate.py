@@ -527,14 +527,16 @@ def test_files_of_prompts_that_are_none(run: Path, tmp_path: Path, name: str, co
         (["RUN", "--data", "no such"], "a build cannot be named"),
         (["--compare", "RUN"], "has no evaluations; make one: python train/evaluate.py"),
         (["RUN", "--compare", "RUN/../run"], "is named 2 times; name each run once"),
-        (["RUN", "--compare", "RUN/nosuch"], "has no evaluations; make one"),
+        (["RUN", "--compare", "RUN/nosuch"], "there is no run RUN/nosuch; name the out_dir of a run"),
+        (["--compare", "RUN/nosuch"], "there is no run RUN/nosuch; name the out_dir of a run"),
+        (["RUN", "--compare", "RUN/build"], "has no evaluations; make one"),
         (["--all", "--compare", "RUN"], "--all evaluates, and --compare alone does not"),
         (["--mlflow", "--compare", "RUN"], "--mlflow evaluates, and --compare alone does not"),
     ],
 )
 def test_misuse(run: Path, arguments: list[str], complaint: str) -> None:
     result = invoke("evaluate.py", *(argument.replace("RUN", str(run)) for argument in arguments))
-    require_one_line(result, 2, complaint)
+    require_one_line(result, 2, complaint.replace("RUN", str(run)) if "/nosuch" in complaint else complaint)
     assert not (run / "evaluations.jsonl").exists()
 
 
@@ -621,6 +623,25 @@ def test_runs_on_other_windows_have_no_difference(folder: Path, run: Path, tmp_p
     assert "on the same 25 windows" not in invoke("evaluate.py", "--compare", run, two).stdout
     assert invoke("evaluate.py", run, "--data", other, *CPU).returncode == 0
     assert "on the same 25 windows" in invoke("evaluate.py", "--data", other, "--compare", run, two).stdout
+
+
+def test_runs_are_compared_on_data_that_both_have(folder: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = make_build(tmp_path / "other", val_repeats=9)
+    two = Path(shutil.copytree(folder / "two", tmp_path / "two"))
+    monkeypatch.setenv("COLUMNS", "1000")
+    for each in (run, two):
+        assert invoke("evaluate.py", each, *CPU).returncode == 0
+    for last in (run, two):
+        assert invoke("evaluate.py", last, "--data", other, *CPU).returncode == 0
+        if last is run:  # which alone was evaluated on the other data, and last
+            for pair in ((run, two), (two, run)):
+                assert "on the same 17 windows" in invoke("evaluate.py", "--compare", *pair).stdout
+    assert "on the same 25 windows" in invoke("evaluate.py", "--compare", run, two).stdout
+    lines = (run / "evaluations.jsonl").read_text().splitlines(keepends=True)
+    (run / "evaluations.jsonl").write_text(lines[1])
+    (two / "evaluations.jsonl").write_text((two / "evaluations.jsonl").read_text().splitlines(keepends=True)[0])
+    told = invoke("evaluate.py", "--compare", run, two).stdout
+    assert told.endswith("; evaluate both with the same --data, where they share a tokenizer\n")
 
 
 def test_the_newest_or_the_best_is_compared(run: Path) -> None:

@@ -21,11 +21,15 @@ HEADER = ("run", "step", "val loss", "perplexity", "bits per byte", "parameters"
 def compare(runs: Sequence[Path], *, best: bool, build_id: str | None, width: int) -> str:
     """A table of the newest or best evaluation of each run, and below what each differs by from the first, in lines of at most `width`.
 
-    Of a run that has evaluations on `build_id`, one of these; else one on the data that it was evaluated on last.
+    Of a run that has evaluations on `build_id`, one of these; else one on the data that it was evaluated on last. Where `build_id` is
+    None, the data are those that all were evaluated on, of several those of the first run's newest evaluation.
     Raises MisuseError for a run without any, or one that stands twice.
     """
-    names = names_apart(runs)
-    rows = [_choose(run, best=best, build_id=build_id) for run in runs]
+    names, told = names_apart(runs), [_rows(run) for run in runs]
+    if build_id is None:
+        known = [{row["build_id"] for row in rows} for rows in told]
+        build_id = next((row["build_id"] for row in told[0][::-1] if all(row["build_id"] in each for each in known)), None)
+    rows = [_choose(each, best=best, build_id=build_id) for each in told]
     lines = table(list(zip(names, rows, strict=True)), width)
     for run, name, row in list(zip(runs, names, rows, strict=True))[1:]:
         text = _difference((runs[0], names[0], rows[0]), (run, name, row))
@@ -41,14 +45,15 @@ def require_comparable(run: Path, others: Sequence[Path]) -> None:
 
 
 def _rows(run: Path) -> list[Row]:
+    if not run.exists():
+        raise MisuseError(f"there is no run {run}; name the out_dir of a run, such as runs/demo")
     rows = read_evaluations(run)
     if not rows:
         raise MisuseError(f"{run} has no evaluations; make one: python train/evaluate.py {run}")
     return rows
 
 
-def _choose(run: Path, *, best: bool, build_id: str | None) -> Row:
-    rows = _rows(run)
+def _choose(rows: Sequence[Row], *, best: bool, build_id: str | None) -> Row:
     on_these = [row for row in rows if row["build_id"] == build_id] or [row for row in rows if row["build_id"] == rows[-1]["build_id"]]
     latest_first = on_these[::-1]  # of a step that was trained twice, the one that was evaluated last
     if best:
@@ -79,7 +84,8 @@ def _difference(one: tuple[Path, str, Row], other: tuple[Path, str, Row]) -> str
     (folder, name, row), (other_folder, other_name, other_row) = one, other
     what = f"{other_name} − {name}"
     if any(row[key] != other_row[key] for key in ("build_id", "block_size", "num_windows")):
-        return f"{what}: not evaluated on the same windows ({_spell_windows(other_row)}; {_spell_windows(row)})"
+        cure = "; evaluate both with the same --data, where they share a tokenizer" if row["block_size"] == other_row["block_size"] else ""
+        return f"{what}: not evaluated on the same windows ({_spell_windows(other_row)}; {_spell_windows(row)}){cure}"
     kept, other_kept = losses_of(folder, row), losses_of(other_folder, other_row)
     if kept is None or other_kept is None:
         lacking = [(folder, row)] if kept is None else []
