@@ -130,7 +130,9 @@ def test_a_row_that_is_none_is_told(run: Path, line: str | None) -> None:
     if line is None:
         line = path.read_text().replace('"val_loss": 1', '"val_loss": "1"', 1).strip().replace('"1".', '"1" ')
     path.write_text(f"{line}\n" + path.read_text())
-    require_one_line(invoke("evaluate.py", run, *CPU), 1, "line 1 is no evaluation")
+    result = invoke("evaluate.py", run, *CPU)
+    require_one_line(result, 1, "line 1 is no evaluation (")
+    assert "Error" not in result.stderr
 
 
 def test_what_was_done_stays_when_it_is_interrupted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,6 +475,17 @@ def test_fewer_questions_are_the_first_of_more(folder: Path) -> None:
         assert len(text) == (max(1, min(16, (text[0] - 10) % 50 // 2)) if text else 0)
 
 
+def test_of_a_long_prompt_the_end_is_asked_and_kept(learned: Path, tmp_path: Path) -> None:
+    prompt = (SENTENCE.strip() + " ") * 1000
+    (tmp_path / "long.txt").write_text(prompt + "\n" + prompt[-48:] + "\n")
+    result = invoke("evaluate.py", learned, "--prompts", tmp_path / "long.txt", "--tokens", 20, *CPU)
+    assert result.returncode == 0 and len(result.stdout) < 1000
+    long, short = evaluations(learned)[-1]["answers"]
+    assert (long["prompt"], short["prompt"]) == ("…" + prompt[-48:], prompt[-48:]) and long["answer"] == short["answer"]
+    sampled = invoke("sample.py", learned, "--prompt", prompt, "--temperature", 0, "--tokens", 20, *CPU).stdout
+    assert sampled.rstrip("\n") == (prompt + long["answer"]).rstrip("\n")
+
+
 def test_a_prompt_that_the_tokenizer_drops_is_answered_from_the_end_of_a_text(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = types.SimpleNamespace(encode_text=lambda _: np.zeros(0, np.uint32), decode_bytes=lambda ids: b"x" * len(ids))
     monkeypatch.setattr(evaluation_job, "load_text_tokenizer", lambda *_: tokenizer)
@@ -500,6 +513,7 @@ def test_files_of_prompts_that_are_none(run: Path, tmp_path: Path, name: str, co
     (tmp_path / name).write_bytes(content)
     result = invoke("evaluate.py", run, "--prompts", tmp_path / name, *CPU)
     require_one_line(result, result.returncode, complaint)
+    assert "Error)" not in result.stderr
     assert result.returncode in (1, 2) and len(result.stderr) < 600 and not (run / "evaluations.jsonl").exists()
 
 
@@ -516,7 +530,7 @@ def test_files_of_prompts_that_are_none(run: Path, tmp_path: Path, name: str, co
         (["RUN", "--questions", "7"], "--questions is 7, the validation split has 6 documents; ask for fewer"),
         (["RUN", "--questions", "x"], "invalid int value"),
         (["RUN", "--questions", "1", "--prompts", "p"], "not allowed with argument"),
-        (["RUN", "--prompts", "RUN"], "there is no file of prompts"),
+        (["RUN", "--prompts", "RUN"], "is a folder; name a file in it"),
         (["RUN", "--prompts", "RUN/nosuch"], "there is no file of prompts"),
         (["RUN", "--questions", "1", "--tokens", "0"], "--tokens is 0, wanted 1 or more"),
         (["RUN", "--tokens", "5"], "--tokens is of answers, and nothing is asked"),

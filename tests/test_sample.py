@@ -77,8 +77,9 @@ def test_a_checkpoint_may_be_named(run: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--tokens", "0"], "sample_tokens is 0"),
+        (["--tokens", "0"], "error: --tokens is 0"),
         (["--tokens", "x"], "argument --tokens: invalid int value"),
+        (["--prompt", "a\x1b"], r"error: --prompt is 'a\x1b', wanted text without control characters"),
         (["--temperature", "-1"], "temperature is -1.0"),
         (["--top_p", "1.5"], "top_p is 1.5, wanted more than 0 and at most 1"),
         (["--top_p", "0"], "top_p is 0, wanted more"),

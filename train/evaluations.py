@@ -72,13 +72,17 @@ def read_evaluations(out_dir: Path) -> list[Row]:
             continue
         try:
             row = parse_json(line)
+            if not isinstance(row, dict):
+                raise TypeError("it is no object")
+            if lacking := [key for key in (*KINDS, *NUMBERS) if key not in row]:
+                raise TypeError(f"it has no {lacking[0]}")
             if bad := [key for key, kind in KINDS.items() if type(row[key]) is not kind]:
                 raise TypeError(f"{bad[0]} is {row[bad[0]]!r:.40}")
             if bad := [key for key in NUMBERS if type(row[key]) not in (int, float, type(None))]:
                 raise TypeError(f"{bad[0]} is no number")
             rows.append(row | {key: None if row[key] is None else float(row[key]) for key in NUMBERS})
-        except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as e:
-            raise FolioError(f"{path}, line {number} is no evaluation ({type(e).__name__}: {e}); take the line out") from e
+        except (ValueError, TypeError, RecursionError, OverflowError) as e:
+            raise FolioError(f"{path}, line {number} is no evaluation ({e}); take the line out") from e
     return rows
 
 

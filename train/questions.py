@@ -65,9 +65,17 @@ def _beginning(ids: list[int], builds: Builds, tokenizer: Any) -> Question:
 
 
 def question_of(prompt: str, manifest: dict[str, Any], tokenizer: Any, config: Config) -> Question:
-    """A prompt, with what every document begins with by `manifest`. Raises FolioError for text that the tokenizer cannot encode."""
+    """A prompt, with what every document begins with by `manifest`; of one that is longer than a window the end, which a model sees.
+
+    Raises FolioError for text that the tokenizer cannot encode.
+    """
     controls = control_tokens(manifest, config)
-    return _question(" ".join([*controls, prompt]), [*controls.values(), *tokenizer.encode_text(prompt).tolist()], manifest)
+    ids = [*controls.values(), *tokenizer.encode_text(prompt).tolist()]
+    if len(ids) > config.block_size:
+        ids = ids[-config.block_size :]
+        text = [i for i in ids if i not in controls.values()]
+        return _question("…" + tokenizer.decode(np.array(text, np.uint32)), ids, manifest)
+    return _question(" ".join([*controls, prompt]), ids, manifest)
 
 
 def _question(prompt: str, ids: list[int], manifest: dict[str, Any]) -> Question:
@@ -79,8 +87,10 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     """The prompts in a file, one a line: of a .jsonl the `prompt` of each object, else text. Empty lines are none. Raises MisuseError."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
+    except (FileNotFoundError, NotADirectoryError) as e:
         raise MisuseError(f"there is no file of prompts {path}; name one by --prompts") from e
+    except IsADirectoryError as e:
+        raise MisuseError(f"--prompts {path} is a folder; name a file in it") from e
     except UnicodeDecodeError as e:
         raise MisuseError(f"{path} is not UTF-8 ({e.reason} at byte {e.start:,}); save it as UTF-8") from e
     is_json = path.suffix.lower() == ".jsonl"
@@ -94,8 +104,8 @@ def _prompt_of(line: str, where: str) -> str:
     try:
         prompt = parse_json(line.encode())["prompt"]
         if type(prompt) is not str or not prompt:
-            raise TypeError("prompt is no text")
+            raise TypeError
         prompt.encode()
     except (ValueError, KeyError, TypeError, RecursionError) as e:
-        raise MisuseError(f'{where} is {shown(line)}, wanted an object with a text as "prompt" ({type(e).__name__})') from e
+        raise MisuseError(f'{where} is {shown(line)}, wanted an object with a text as "prompt"') from e
     return prompt

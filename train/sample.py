@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -96,7 +97,11 @@ def main(arguments: list[str]) -> int:
         raise MisuseError(f"num_samples is {num_samples}, wanted 1 or more")
     checkpoint = find_checkpoint(run, warn, best=best)
     config = config_from_saved(checkpoint.origin.settings, str(checkpoint.folder))
-    config = dataclasses.replace(config, **{key: value for key, value in options.items() if value is not None or key in PROMPT})
+    given = {key: value for key, value in options.items() if value is not None or key in PROMPT}
+    try:
+        config = dataclasses.replace(config, **given)
+    except MisuseError as e:  # which calls the settings as a config does
+        raise MisuseError(re.sub("^sample_", "--", str(e))) from e
     device = choose_device(config.device)
     folder, manifest = vocabulary_of(checkpoint)
     require_shapes(checkpoint, config)
