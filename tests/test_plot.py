@@ -204,6 +204,7 @@ def test_misuse(tmp_path: Path) -> None:
     empty = write_metrics(tmp_path / "empty", rows=[{"step": 1, "grad_norm": 1.0}])
     for arguments, complaint in (
         ([tmp_path], "has no losses: it holds no metrics.jsonl"),
+        ([run / "metrics.jsonl"], f"is a file; name the folder of a run, such as {run}"),
         ([empty], "has no losses to draw in metrics.jsonl"),
         ([tmp_path / "nosuch"], f"there is no run {tmp_path / 'nosuch'}"),
         ([run, tmp_path / "x" / ".." / "demo"], "is named 2 times; name each run once"),
@@ -222,6 +223,7 @@ def test_what_is_no_row_is_told(tmp_path: Path, row: str) -> None:
     run = write_metrics(tmp_path / "demo", tail=f'{row}\n{{"step": 60, "train_loss": 1.0}}\n')
     result = invoke("plot.py", run)
     assert (result.returncode, result.stderr.count("\n")) == (1, 1) and "line 53 is no row of metrics" in result.stderr
+    assert "indices" not in result.stderr and "('step')" not in result.stderr
 
 
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

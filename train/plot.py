@@ -59,6 +59,8 @@ def read_curves(run: Path, name: str) -> Curves:
     path = run / METRICS_FILE
     if not run.exists():
         raise MisuseError(f"there is no run {run}; name the out_dir of a run, such as runs/demo")
+    if run.is_file():
+        raise MisuseError(f"{run} is a file; name the folder of a run, such as {run.parent}")
     if not path.is_file():
         raise MisuseError(f"{run} has no losses: it holds no {METRICS_FILE}; name the out_dir of a run, such as runs/demo")
     rows = read_rows(path)

@@ -72,11 +72,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = parse_json(line)
-            if type(row["step"]) is not int or not 0 <= row["step"] <= LARGEST_STEP:
+            if not isinstance(row, dict):
+                raise TypeError("it is no object")
+            if type(row.get("step")) is not int or not 0 <= row["step"] <= LARGEST_STEP:
                 raise TypeError("step is no whole number")
             if bad := [key for key, value in row.items() if type(value) not in (int, float, type(None))]:
                 raise TypeError(f"{bad[0]} is no number")
-        except (ValueError, KeyError, TypeError, RecursionError) as e:
+        except (ValueError, TypeError, RecursionError) as e:
             if number == len(lines) - 1:  # a crash of the machine can leave a last line of zeros
                 break
             raise FolioError(f"{path}, line {number} is no row of metrics ({e}); take the line out, or begin again with --restart") from e
