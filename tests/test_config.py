@@ -172,6 +172,7 @@ def test_lists(tmp_path: Path, line: str, override: str | None, track: tuple[str
         ("x" * 1000, "wanted any of"),
         ("mlflow,,wandb", "track holds ''; wanted any of"),
         ("mlflow,mlflow", "in which one stands twice"),
+        ("none,mlflow", "track holds none, which switches all off; write it alone, or leave it out"),
         ("\x1b[31m", r"track holds '\x1b[31m'; wanted any of"),
     ],
 )
@@ -180,6 +181,12 @@ def test_trackers_that_nobody_knows(tmp_path: Path, text: str, complaint: str) -
         with pytest.raises(MisuseError) as error:
             load(tmp_path, *arguments)
         assert complaint in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 250
+
+
+@pytest.mark.parametrize("text", ["['tensorboard', 'mlflow']", '["tensorboard","mlflow"]', "[tensorboard, mlflow]", "tensorboard, mlflow"])
+def test_trackers_may_be_written_as_in_a_config_file(tmp_path: Path, text: str) -> None:
+    assert load(tmp_path, "data = 'x'", f"--track={text}").track == ("tensorboard", "mlflow")
+    assert load(tmp_path, "data = 'x'", "--track=[]").track == ()
 
 
 @pytest.mark.parametrize("saved", [3, {}, [1], [["mlflow"]], "mlflow", [None], ["mlflow"] * 1000])

@@ -118,6 +118,7 @@ class Config:
         for key, choices in CHOICES.items():
             _demand(getattr(self, key) in choices, f"{key} is {getattr(self, key)!r}, wanted one of {', '.join(choices)}")
         for name in self.track:
+            _demand(name not in NONE, f"track holds {name}, which switches all off; write it alone, or leave it out")
             _demand(name in TRACKERS, f"track holds {name!r:.80}; {_nearest_tracker(name)}")
         _demand(len({*self.track}) == len(self.track), f"track is {', '.join(self.track):.80}, in which one stands twice; name each once")
         for key in ("learning_rate", "muon_learning_rate", "grad_clip", "top_p"):
@@ -339,7 +340,8 @@ def coerce_text(key: str, text: str) -> Any:
     """`text`, of a command line, as the type of the setting `key`. Raises MisuseError."""
     kind, optional = _type_of(key)
     if kind is tuple:
-        return () if text in ("", *NONE) else tuple(part.strip() for part in text.split(","))
+        inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text  # as a config file spells it
+        return () if inner.strip() in ("", *NONE) else tuple(part.strip().strip("'\"") for part in inner.split(","))
     if optional and text in NONE:
         return None
     if kind is bool:
