@@ -211,6 +211,42 @@ def test_what_a_tracker_was_not_told_it_is_told_by_the_next_start(folder: Path) 
 
 
 @needs("tensorboard")
+def test_what_a_tracker_was_not_told_of_a_finished_run_it_is_told_by_the_same_command(folder: Path) -> None:
+    config, out_dir = write_config(folder / "rest.py", folder / "tiny", track=["tensorboard"]), folder / "rest"
+    out_dir.mkdir()
+    (out_dir / "tensorboard").write_text("in the way")
+    for _ in range(2):  # the second finds the run finished, and the cause still there
+        result = invoke("train.py", config)
+        assert (result.returncode, result.stderr.count("\n")) == (0, 1) and "is told" not in result.stdout
+        assert "once that is put right, the same command tells it what it misses" in result.stderr
+    told = (out_dir / "metrics.jsonl").read_bytes()
+    (out_dir / "tensorboard").unlink()
+    end = result.stdout
+    assert end.startswith(f"{out_dir} is finished")
+    assert invoke("train.py", config).stdout == "tensorboard is told what it was not told before\n" + end
+    files = [*(out_dir / "tensorboard").iterdir()]
+    assert invoke("train.py", config).stdout == end and [*(out_dir / "tensorboard").iterdir()] == files
+    assert_same(read_events(out_dir)[0], out_dir)
+    assert (out_dir / "metrics.jsonl").read_bytes() == told
+
+
+@needs("tensorboard")
+def test_a_tracker_named_after_the_end_is_told_all(folder: Path, untracked: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "after.py", folder / "tiny")
+    shutil.copytree(untracked, tmp_path / "after")
+    assert "tensorboard is told" in invoke("train.py", config, "--track=tensorboard").stdout
+    assert "told" not in invoke("train.py", config, "--track=tensorboard").stdout
+    assert_same(read_events(tmp_path / "after")[0], tmp_path / "after")
+
+
+@pytest.mark.parametrize("saved", [b"", b"[]", b"{}", b'{"step": "x"}', b'{"step": null}', b'{"step": 1e999}', b"[" * 100_000])
+def test_what_does_not_say_how_far_a_tracker_was_told_says_nothing(tmp_path: Path, saved: bytes) -> None:
+    (tmp_path / "trackers").mkdir()
+    (tmp_path / "trackers" / "wandb.finished.json").write_bytes(saved)
+    assert trackers._told_to(tmp_path, "wandb") is None and trackers._told_to(tmp_path, "mlflow") is None
+
+
+@needs("tensorboard")
 def test_a_run_that_was_begun_again_without_a_tracker_is_another_run_to_it(folder: Path) -> None:
     config, out_dir = folder / "anew.py", folder / "anew"
     assert invoke("train.py", write_config(config, folder / "tiny", track=["tensorboard"], max_steps=40)).returncode == 0

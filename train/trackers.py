@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.errors import MisuseError
+from preprocess.shards.files import parse_json, readable_json, write_durable
 from redact import describe
 
 TRACKERS_DIR, TENSORBOARD_DIR = "trackers", "tensorboard"  # of a run: how each tracker calls it; TensorBoard's files
@@ -54,6 +55,27 @@ def _is_installed(name: str) -> bool:
     return spec is not None and spec.origin is not None  # a folder `wandb` in which runs lie is no library
 
 
+def tell_the_rest(
+    names: Iterable[str], out_dir: Path, *, about: Mapping[str, Any], rows: list[dict[str, Any]], warn: Callable[[str], None]
+) -> list[str]:
+    """Tell trackers what they were not told of a run that is finished; returns which now were. `about`, `warn`: as Trackers'."""
+    if not rows:
+        return []
+    last = rows[-1]["step"]
+    behind = [name for name in names if _told_to(out_dir, name) != last]
+    trackers = Trackers(behind, out_dir, about=about, step=last, history=rows, warn=warn)
+    trackers.close("finished")
+    return [name for name in behind if _told_to(out_dir, name) == last]
+
+
+def _told_to(out_dir: Path, name: str) -> int | None:
+    """The last step of a run that a tracker was told to its end; None where it was not."""
+    try:
+        return int(parse_json((out_dir / TRACKERS_DIR / f"{name}.finished.json").read_bytes())["step"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return None
+
+
 class Trackers:
     """All trackers of a run. Nothing here raises or waits, but for `close`, which waits at most MOST_END_S."""
 
@@ -72,13 +94,14 @@ class Trackers:
         `history`: the rows of the run that is continued, up to `step`, for trackers that were not told all; None of a new run.
         """
         begin = {"event": "begin", "out_dir": str(out_dir), "step": step, "is_new": history is None, **about}
-        self._warn = warn
+        self._warn, self._out_dir, self._last = warn, out_dir, step
         self._trackers = [_Tracker(name, begin, most_waiting=MOST_WAITING + len(history or [])) for name in names]
         for row in history or []:
             self.row(row["step"], {key: value for key, value in row.items() if key != "step"})
 
     def row(self, step: int, values: Mapping[str, float | None]) -> None:
         """What is no finite number is left out."""
+        self._last = step
         told = {key: value for key, value in values.items() if value is not None and abs(value) <= sys.float_info.max}
         self._send({"event": "row", "step": step, "time_s": time.time(), "values": told})
 
@@ -96,6 +119,9 @@ class Trackers:
         for tracker in self._trackers:
             tracker.join(deadline - time.monotonic())
         self._give_up()
+        for tracker in self._trackers if status == "finished" else []:
+            with contextlib.suppress(OSError):  # without it, the same is told once more, and left out there
+                write_durable(self._out_dir / TRACKERS_DIR / f"{tracker.name}.finished.json", readable_json({"step": self._last}))
 
     def _send(self, event: Event) -> None:
         for tracker in self._trackers:
@@ -106,7 +132,8 @@ class Trackers:
         failed = [tracker for tracker in self._trackers if tracker.failure]
         self._trackers = [tracker for tracker in self._trackers if tracker not in failed]
         for tracker in failed:
-            self._warn(f"{tracker.name} is switched off for the rest of this run: {tracker.failure}")
+            reason = f"{tracker.name} is switched off for the rest of this run: {tracker.failure}"
+            self._warn(f"{reason}; once that is put right, the same command tells it what it misses")
 
 
 class _Tracker:

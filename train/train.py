@@ -13,6 +13,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Before torch reads it: libgomp's threads spin for each other, and where another process wants a core too, they spin in
 # its way. On 2 cores: 13,700 tokens/s on an idle machine with either value; beside one busy process 6,900, not 4,100.
@@ -51,8 +52,8 @@ from sample import control_tokens, sample_text
 from signals import StopRequest
 from state import Training, copy_from_main, new_training
 from streams import Source, open_samples, open_source
-from trackers import require_trackers
-from tracking import Report, Work
+from trackers import require_trackers, tell_the_rest
+from tracking import METRICS_FILE, Report, Work, read_rows
 
 CHECK_INTERVAL = 10  # steps after which the host asks the device at least whether its numbers are still finite
 OF_EACH_PROCESS = ("data", "out_dir", "device")  # settings in which processes on several machines may differ
@@ -84,6 +85,8 @@ def run(command: Command, config: Config, builds: Source, *, data: Data, world: 
     start = world.by_main(lambda: find_start(config, builds, restart=command.restart, warn=warn))
     finished = what_is_finished(start, config) if start else None
     if world.highest(finished is not None):
+        if world.is_main:
+            tell_trackers(config, builds)
         print(one_line(finished or ""), end="\n" if finished else "")
         return 0
     if world.is_main:
@@ -113,6 +116,18 @@ def run(command: Command, config: Config, builds: Source, *, data: Data, world: 
         if not is_out_of_memory(e):
             raise
         raise FolioError(ran_out_of_memory(training)) from e
+
+
+def tell_trackers(config: Config, builds: Source) -> None:
+    """Of a run that is finished: what trackers were not told of it."""
+    out_dir = Path(config.out_dir)
+    for name in tell_the_rest(config.track, out_dir, about=_about(config, builds), rows=read_rows(out_dir / METRICS_FILE), warn=warn):
+        print(f"{name} is told what it was not told before", flush=True)
+
+
+def _about(config: Config, builds: Source) -> dict[str, Any]:
+    """What trackers are told of a run."""
+    return {"config": config.as_dict(), "build_id": builds.build_id, "build_name": builds.name}
 
 
 def _require_same(config: Config, builds: Source, world: World) -> None:
@@ -209,7 +224,7 @@ def train(
                 "the rows of metrics are lost; run the same command again, it continues from there"
             )
 
-    about = {"config": config.as_dict(), "build_id": builds.build_id, "build_name": builds.name}
+    about = _about(config, builds)
     main_dir = out_dir if world.is_main else None
     with Report(main_dir, step=last_row, max_steps=config.max_steps, work=work, track=config.track, about=about) as report:
         came_back_to: int | None = None
