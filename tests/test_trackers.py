@@ -533,7 +533,11 @@ def test_a_folder_that_cannot_be(folder: Path, untracked: Path) -> None:
     config = write_config(folder / "blocked.py", folder / "tiny", track=["tensorboard"])
     (folder / "blocked").mkdir()
     (folder / "blocked" / "tensorboard").write_text("in the way")
-    assert_untouched(invoke("train.py", config), folder / "blocked", untracked, "tensorboard is switched off for the rest of this run: ")
+    place = folder / "blocked" / "tensorboard"
+    complaint = (
+        f"tensorboard is switched off for the rest of this run: a file is in the way at {place}; once that is put right, the same command"
+    )
+    assert_untouched(invoke("train.py", config), folder / "blocked", untracked, complaint)
 
 
 @needs("tensorboard")
@@ -555,7 +559,8 @@ def test_a_full_disk_switches_tensorboard_off(folder: Path, untracked: Path, tmp
         (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free))
         (folder / "full").mkdir()
         (folder / "full" / "tensorboard").symlink_to(disk)
-        assert_untouched(invoke("train.py", config), folder / "full", untracked, "No space left on device")
+        complaint = f"this run: No space left on device ({folder / 'full' / 'tensorboard'}); once that is put right, the same command"
+        assert_untouched(invoke("train.py", config), folder / "full", untracked, complaint)
 
 
 @needs("mlflow", "sqlalchemy")

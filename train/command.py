@@ -15,6 +15,8 @@ from typing import NoReturn
 
 from preprocess.errors import FolioError, MisuseError, explain_os_error, one_line
 
+IN_THE_WAY = {errno.EISDIR: "a folder", errno.EEXIST: "a file"}  # of what was to be made
+
 
 class Parser(argparse.ArgumentParser):
     """argparse whose complaints are one line, like every other."""
@@ -83,10 +85,16 @@ def naming(path: Path) -> Iterator[None]:
 
 def explain(error: OSError) -> str:
     """One line for what the system refused, and what to do where that is known."""
-    if error.errno in (errno.EISDIR, errno.EEXIST) and error.filename:
-        what = "a folder" if error.errno == errno.EISDIR else "a file"
-        return f"{what} is in the way at {error.filename}; move it elsewhere, and run the same command again"
+    if error.errno in IN_THE_WAY and error.filename:
+        return f"{reason(error)}; move it elsewhere, and run the same command again"
     return explain_os_error(error)
+
+
+def reason(error: OSError) -> str:
+    """What the system refused, and where."""
+    if error.errno in IN_THE_WAY and error.filename:
+        return f"{IN_THE_WAY[error.errno]} is in the way at {error.filename}"
+    return f"{error.strerror} ({error.filename})" if error.strerror and error.filename else str(error)
 
 
 def warn(line: str) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 
+from command import reason
 from preprocess.errors import one_line
 
 MOST_CHARACTERS = 300
@@ -15,7 +16,8 @@ USER_INFO = re.compile(r"://[^/\s'\"]*@")
 
 def describe(error: BaseException) -> str:
     """The first line of what an error says, and no more of it than a warning should hold."""
-    lines = [line.strip() for line in without_secrets(str(error), os.environ).splitlines() if line.strip()]
+    text = reason(error) if isinstance(error, OSError) else str(error)
+    lines = [line.strip() for line in without_secrets(text, os.environ).splitlines() if line.strip()]
     return one_line(lines[0] if lines else type(error).__name__)[:MOST_CHARACTERS]
 
 
