@@ -631,6 +631,20 @@ def test_a_tracker_that(name: str, folder: Path, untracked: Path, tmp_path: Path
     assert time.monotonic() - began < 9, "given up while the run went on, not at its end"
 
 
+@pytest.mark.parametrize(("most_quiet_s", "is_told"), [(0.1, True), (60.0, False)])
+def test_a_run_that_waits_for_a_tracker_says_so(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_quiet_s: float, is_told: bool
+) -> None:
+    """One that never answers, then one that does at once."""
+    fake(monkeypatch, tmp_path, ANSWER + ("time.sleep(1000)" if is_told else "print('{}', flush=True)"))
+    monkeypatch.setattr(trackers, "MOST_QUIET_S", most_quiet_s)
+    if is_told:
+        monkeypatch.setattr(trackers, "MOST_END_S", 3.0)
+    result = invoke("train.py", write_config(tmp_path / "run.py", folder / "tiny", track=["tensorboard"]))
+    assert result.stdout.count("\nwaiting for tensorboard, 3 s at most\n") == is_told
+    assert ("it did not end within 3 s of the run" in result.stderr) == is_told and ("waiting" in result.stdout) == is_told
+
+
 def test_what_is_not_installed_is_told_before_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("wandb", "sqlalchemy") else find(name))

@@ -27,6 +27,7 @@ TRACKERS_DIR, TENSORBOARD_DIR = "trackers", "tensorboard"  # of a run: how each 
 PROCESS = Path(__file__).with_name("tracker_process.py")
 MOST_CALL_S = 60.0  # that a tracker may take over one answer: MLflow's first, which makes its database, took 14 on 2 busy cores
 MOST_END_S = 60.0  # that the end of a run waits for all of them
+MOST_QUIET_S = 3.0  # that it waits without a word
 MOST_WAITING = 20_000  # events that a tracker may lag behind
 MOST_AT_ONCE = 500  # events a line; MLflow takes 1,000 metrics a request, a row has at most a few
 Event = dict[str, Any]
@@ -56,7 +57,13 @@ def _is_installed(name: str) -> bool:
 
 
 def tell_the_rest(
-    names: Iterable[str], out_dir: Path, *, about: Mapping[str, Any], rows: list[dict[str, Any]], warn: Callable[[str], None]
+    names: Iterable[str],
+    out_dir: Path,
+    *,
+    about: Mapping[str, Any],
+    rows: list[dict[str, Any]],
+    say: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> list[str]:
     """Tell trackers what they were not told of a run that is finished; returns which now were. `about`, `warn`: as Trackers'."""
     if not rows:
@@ -64,7 +71,7 @@ def tell_the_rest(
     last = rows[-1]["step"]
     behind = [name for name in names if _told_to(out_dir, name) != last]
     trackers = Trackers(behind, out_dir, about=about, step=last, history=rows, warn=warn)
-    trackers.close("finished")
+    trackers.close("finished", say=say)
     return [name for name in behind if _told_to(out_dir, name) == last]
 
 
@@ -112,10 +119,12 @@ class Trackers:
         """What was told of later steps is undone."""
         self._send({"event": "back", "step": step})
 
-    def close(self, status: str) -> None:
-        """`status`: finished, failed or killed. Waits until all is told."""
+    def close(self, status: str, say: Callable[[str], None] = lambda _: None) -> None:
+        """`status`: finished, failed or killed. Waits until all is told; `say` is told of it where that takes a while."""
         self._send({"event": "end", "status": status})
         deadline = time.monotonic() + MOST_END_S
+        if slow := [tracker.name for tracker in self._trackers if not tracker.ends_by(deadline - MOST_END_S + MOST_QUIET_S)]:
+            say(f"waiting for {', '.join(slow)}, {MOST_END_S:g} s at most")
         for tracker in self._trackers:
             tracker.join(deadline - time.monotonic())
         self._give_up()
@@ -166,6 +175,12 @@ class _Tracker:
             self._end(f"{self._most_waiting:,} rows behind the run")
         elif self.failure is None:
             self._waiting.put(event)
+
+    def ends_by(self, deadline: float) -> bool:
+        """Whether the last event is answered until then, by time.monotonic."""
+        if self.failure is None:
+            self._thread.join(max(deadline - time.monotonic(), 0))
+        return self.failure is not None or not self._thread.is_alive()
 
     def join(self, timeout_s: float) -> None:
         """Wait until the last event is answered, then end the process if it has not ended."""

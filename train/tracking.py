@@ -267,7 +267,7 @@ class Report:
         if self._metrics:
             self._metrics.close()
         is_killed = self._is_stopped or (kind is not None and issubclass(kind, KeyboardInterrupt))
-        self._trackers.close("killed" if is_killed else "finished" if kind is None else "failed")
+        self._trackers.close("killed" if is_killed else "finished" if kind is None else "failed", say=self._console.line)
 
 
 def spell_speed(speed: dict[str, float | None]) -> list[str]:

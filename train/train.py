@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import sys
@@ -120,9 +121,10 @@ def run(command: Command, config: Config, builds: Source, *, data: Data, world: 
 
 def tell_trackers(config: Config, builds: Source) -> None:
     """Of a run that is finished: what trackers were not told of it."""
-    out_dir = Path(config.out_dir)
-    for name in tell_the_rest(config.track, out_dir, about=_about(config, builds), rows=read_rows(out_dir / METRICS_FILE), warn=warn):
-        print(f"{name} is told what it was not told before", flush=True)
+    out_dir, say = Path(config.out_dir), functools.partial(print, flush=True)
+    rows = read_rows(out_dir / METRICS_FILE)
+    for name in tell_the_rest(config.track, out_dir, about=_about(config, builds), rows=rows, say=say, warn=warn):
+        say(f"{name} is told what it was not told before")
 
 
 def _about(config: Config, builds: Source) -> dict[str, Any]:
