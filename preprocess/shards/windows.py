@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from preprocess.errors import MisuseError
-from preprocess.shards.permutation import keyed_hash, mix64, permute
+from preprocess.shards.permutation import hash_key, hash_under, keyed_hash, mix64, permute
 
 
 def require_windows(lengths: Sequence[int], block_size: int, split: str) -> None:
@@ -32,14 +32,14 @@ class RandomWindows:
         starts = np.maximum(np.asarray(lengths, dtype=np.int64) - block_size, 0)
         self._edges = np.cumsum(starts)  # (S,) exclusive ends of each shard's starts in one long line
         self._first = self._edges - starts
-        self._seed = seed
+        self._key, self._total = hash_key(seed), np.uint64(self._edges[-1] if len(starts) else 0)
         if not len(starts) or not self._edges[-1]:
             raise ValueError("no shard holds a window: call require_windows first")
 
     def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`samples`: (B,) sample numbers. Returns the shard (B,) and the start in it (B,), both int64."""
         # The remainder's bias is total / 2**64: one part in ten million for a trillion tokens.
-        place = (keyed_hash(self._seed, samples) % np.uint64(self._edges[-1])).astype(np.int64)
+        place = (hash_under(self._key, samples) % self._total).astype(np.int64)
         shard = np.searchsorted(self._edges, place, side="right")
         return shard, place - self._first[shard]
 
@@ -100,6 +100,8 @@ def sequential_windows(lengths: Sequence[int], block_size: int, num_windows: int
 
 def gather(tokens: Sequence[np.ndarray], shard: np.ndarray, start: np.ndarray, block_size: int) -> np.ndarray:
     """The windows at (`shard`, `start`), each (B,): (B, block_size + 1) of the shards' dtype, one fancy index a shard."""
+    if len(tokens) == 1:
+        return np.lib.stride_tricks.sliding_window_view(tokens[0], block_size + 1)[start]
     out = np.empty((len(shard), block_size + 1), tokens[0].dtype)
     for s in np.unique(shard):
         rows = shard == s
