@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import subprocess
 import sys
@@ -198,3 +199,20 @@ def test_a_gpu_is_always_named_by_its_number(monkeypatch: pytest.MonkeyPatch) ->
         choose_device("cuda:2")
     with pytest.raises(MisuseError, match="2 processes run on this machine; set --device=cuda, each takes its own"):
         choose_device("cuda:0", local_rank=0, num_local=2)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="of glibc alone")
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    program = (
+        "import resource, sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/train']\n"
+        "import torch; from memory import keep_freed_memory\n"
+        "def faults():\n"
+        "    begin = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(20):\n"
+        "        blocks = [torch.zeros(1 << 20) for _ in range(4)]; del blocks\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begin\n"
+        "before = faults(); keep_freed_memory(); faults(); print(before, faults())"
+    )
+    result = subprocess.run([sys.executable, "-c", program, str(REPO)], env=environment(), capture_output=True, text=True, check=True)
+    before, after = map(int, result.stdout.split())
+    assert before > 1_000 > 100 > after

@@ -43,6 +43,7 @@ from device import (
 from distributed import World, joined
 from divergence import go_back, refused_too_often, unfit_to_save
 from evaluation import Watch, evaluate
+from memory import keep_freed_memory
 from optim import schedule_factor, set_learning_rate, update
 from preflight import Preflight, is_out_of_memory, preflight, ran_out_of_memory, too_large
 from preprocess.errors import FolioError, MisuseError, one_line
@@ -69,6 +70,8 @@ def main(arguments: list[str]) -> int:
         device = choose_device(config.device, local_rank=world.local_rank, num_local=world.num_local)
         if device.type == "cuda":
             torch.cuda.set_device(device)
+        elif device.type == "cpu":
+            keep_freed_memory()
         precision = choose_precision(config.precision, device)
         set_matmul_precision(precision)
         config = dataclasses.replace(config, device=str(device), precision=precision)
