@@ -161,7 +161,8 @@ def as_documented(folder: Path, ids: np.ndarray) -> np.ndarray:
         a, b = x[..., : D // 2], x[..., D // 2 :]
         return np.concatenate([a * np.cos(angle) + b * np.sin(angle), b * np.cos(angle) - a * np.sin(angle)], axis=-1)
 
-    x = norm(w["wte.weight"][ids], epsilon)
+    e = norm(w["wte.weight"][ids], epsilon)
+    x = norm(e + w["shift"] * np.concatenate([np.zeros_like(e[:1]), e[:-1]]), epsilon)
     for n in range(config["n_layer"]):
         parts = np.split(norm(x, epsilon) @ w[f"h.{n}.attn.c_attn.weight"].T, 3, axis=1)
         q, k, v = (part.reshape(T, H, D).transpose(1, 0, 2) for part in parts)  # (H, T, D)

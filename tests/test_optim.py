@@ -10,7 +10,18 @@ from torch import nn
 
 from config import Config
 from model import make_model
-from optim import Muon, allocate_state, make_optimizers, orthogonalize, schedule_factor, update
+from optim import (
+    FEW_POLYNOMIALS,
+    POLAR_EXPRESS,
+    ROOM_FOR_ROUNDING,
+    SMALL_MATRIX,
+    Muon,
+    allocate_state,
+    make_optimizers,
+    orthogonalize,
+    schedule_factor,
+    update,
+)
 
 CPU = torch.device("cpu")
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16}
@@ -20,8 +31,11 @@ def config_of(**settings: object) -> Config:
     return Config(**({"data": "x", "out_dir": "y", **SIZES} | settings))  # type: ignore[arg-type]
 
 
-def test_muon_does_what_torch_does() -> None:
-    """torch's computes in bfloat16, of which it leaves two digits; a wrong scale or momentum would show in the first."""
+def test_muon_does_what_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its polynomial for ours. It computes in bfloat16, of which it leaves two digits; a wrong scale would show in the first."""
+    monkeypatch.setattr("optim.POLAR_EXPRESS", 5 * [(3.4445, -4.7750, 2.0315)])
+    monkeypatch.setattr("optim.FEW_POLYNOMIALS", 5)
+    monkeypatch.setattr("optim.ROOM_FOR_ROUNDING", 1.0)
     torch.manual_seed(0)
     begin = [torch.randn(shape) for shape in ((8, 16), (16, 8), (8, 16), (12, 12))]
     ours, theirs = ([nn.Parameter(w.clone()) for w in begin] for _ in range(2))
@@ -37,13 +51,26 @@ def test_muon_does_what_torch_does() -> None:
         assert (one - other).norm() < 0.02 * (other - first).norm()
 
 
-def test_singular_values_come_near_one() -> None:
+@pytest.mark.parametrize("size", [128, 300])
+def test_the_gram_matrix_alone_gives_what_the_polynomials_do(size: int) -> None:
     torch.manual_seed(0)
-    matrices = torch.randn(3, 20, 50)
+    matrices = torch.randn(2, size, 4 * size) * torch.logspace(0, -3, size)[:, None]
+    x = matrices.double()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) * ROOM_FOR_ROUNDING)
+    for a, b, c in POLAR_EXPRESS[: FEW_POLYNOMIALS if size <= SMALL_MATRIX else None]:
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    assert (orthogonalize(matrices).double() - x).norm() < 1e-3 * x.norm()
+
+
+@pytest.mark.parametrize(("size", "lowest", "highest", "likeness"), [(20, 0.1, 1.9, 0.85), (257, 0.85, 1.15, 0.99)])
+def test_singular_values_come_near_one(size: int, lowest: float, highest: float, likeness: float) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(3, size, 3 * size)
     values = torch.linalg.svdvals(orthogonalize(matrices))
-    assert values.shape == (3, 20) and values.min() > 0.6 and values.max() < 1.3
+    assert values.shape == (3, size) and values.min() > lowest and values.max() < highest
     u, _, vt = torch.linalg.svd(matrices, full_matrices=False)
-    assert nn.functional.cosine_similarity(orthogonalize(matrices).flatten(1), (u @ vt).flatten(1)).min() > 0.95
+    assert nn.functional.cosine_similarity(orthogonalize(matrices).flatten(1), (u @ vt).flatten(1)).min() > likeness
     torch.testing.assert_close(orthogonalize(matrices.mT), orthogonalize(matrices).mT)
 
 
@@ -54,8 +81,22 @@ def test_muon_takes_the_blocks_matrices_and_nothing_else() -> None:
     by_muon = {names[id(p)] for group in muon.param_groups for p in group["params"]}
     matrices = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     assert by_muon == {f"h.{n}.{name}.weight" for n in range(2) for name in matrices}
-    assert {names[id(p)] for group in adamw.param_groups for p in group["params"]} == {"wte.weight", "lm_head.weight"}
+    rest = {"wte.weight", "lm_head.weight", "shift"}
+    assert {names[id(p)] for group in adamw.param_groups for p in group["params"]} == rest
     assert (adamw.param_groups[0]["lr"], muon.param_groups[0]["lr"]) == (6e-4, 0.3)
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "modern"])
+def test_the_embedding_may_have_a_rate_of_its_own(arch: str) -> None:
+    model = make_model(config_of(arch=arch), 31)
+    names = {id(p): name for name, p in model.named_parameters()}
+    (adamw,) = make_optimizers(model, config_of(arch=arch, embedding_learning_rate=0.3), device=CPU)
+    rates = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in adamw.param_groups for p in group["params"]}
+    assert rates.keys() == {*names.values()} and rates.pop("wte.weight") == (0.3, 0.1)
+    assert {name for name, (_, decay) in rates.items() if decay} == {name for name, p in model.named_parameters() if p.dim() > 1} - {
+        "wte.weight"
+    }
+    assert {rate for rate, _ in rates.values()} == {6e-4}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

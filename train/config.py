@@ -70,6 +70,7 @@ class Config:
     max_steps: int = setting(5_000, "optimizer steps of the whole run", least=1)
     optimizer: str = setting("adamw", "adamw, or muon: Muon for the blocks' matrices, AdamW for the rest")
     learning_rate: float = setting(6e-4, "AdamW's highest, reached after warmup_steps", least=0)
+    embedding_learning_rate: float | None = setting(None, "AdamW's highest for the token embedding; none: learning_rate", least=0)
     muon_learning_rate: float = setting(0.02, "Muon's highest; it rises and falls as AdamW's does", least=0)
     min_lr: float = setting(6e-5, "AdamW's last, reached at max_steps", least=0)
     schedule: str = setting(
@@ -121,7 +122,7 @@ class Config:
             _demand(name not in NONE, f"track holds {name}, which switches all off; write it alone, or leave it out")
             _demand(name in TRACKERS, f"track holds {name!r:.80}; {_nearest_tracker(name)}")
         _demand(len({*self.track}) == len(self.track), f"track is {', '.join(self.track):.80}, in which one stands twice; name each once")
-        for key in ("learning_rate", "muon_learning_rate", "grad_clip", "top_p"):
+        for key in ("learning_rate", "embedding_learning_rate", "muon_learning_rate", "grad_clip", "top_p"):
             _demand(getattr(self, key) != 0, f"{key} is 0, wanted more")
         for key in ("dropout", "beta1", "beta2", "muon_momentum"):
             _demand(getattr(self, key) < 1, f"{key} is {getattr(self, key)}, wanted at least 0 and less than 1")

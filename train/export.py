@@ -23,10 +23,11 @@ from checkpoint import MODEL_FILE, Checkpoint, find_checkpoint, require_shapes, 
 from command import Parser, run_command, warn
 from config import Config, config_from_saved
 from gpt2 import INIT_STD
+from language_model import VOCABULARY_WEIGHTS
 from modern import LOGIT_CAP, ROTARY_BASE
 from preprocess.errors import FolioError, MisuseError, one_line
 from preprocess.shards.files import readable_json, sync_folder, write_durable
-from pretrained import HF_CONFIG, HF_GPT2, HF_PREFIX, TRANSPOSED, VOCABULARY_WEIGHTS
+from pretrained import HF_CONFIG, HF_GPT2, HF_PREFIX, TRANSPOSED
 from run_folder import vocabulary_of
 
 GENERATION_CONFIG = "generation_config.json"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from config import Config
-from language_model import KeyValues, LanguageModel, evaluating
+from language_model import Cache, LanguageModel, evaluating
 from preprocess.errors import FolioError
 from preprocess.shards.permutation import keyed_hash
 
@@ -48,15 +48,14 @@ def next_context(context: list[int], drawn: int, *, block_size: int) -> list[int
     return longer if len(longer) <= block_size else longer[-max(1, block_size // 2) :]
 
 
-def _next_logits(model: LanguageModel, context: list[int], cache: list[KeyValues]) -> Tensor:
+def _next_logits(model: LanguageModel, context: list[int], cache: Cache) -> Tensor:
     """The logits of what follows `context`, (vocab_size,) float32 on the CPU.
 
     `cache` holds all of it but the last token, or else is emptied and filled by it.
     """
-    if cache[0].length != len(context) - 1:
-        for layer in cache:
-            layer.length = 0
-    ids = torch.tensor([context[cache[0].length :]], device=model.padding_bias.device)  # (1, T)
+    if cache.length != len(context) - 1:
+        cache.clear()
+    ids = torch.tensor([context[cache.length :]], device=model.padding_bias.device)  # (1, T)
     features = model.features(ids, cache=cache)[0, -1]  # (C,)
     # The padded ids, beyond vocab_size, have no probability; they are cut off so that no rounding can give them one.
     return model.logits(features).float()[: model.vocab_size].cpu()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from config import Config
-from language_model import KeyValues, LanguageModel, attend, split_heads
+from language_model import Cache, KeyValues, LanguageModel, attend, split_heads
 
 INIT_STD = 0.02
 
@@ -70,7 +70,8 @@ class GPT2(LanguageModel):
             if name.endswith("c_proj.weight"):  # GPT-2 scales what is added to the residual stream by its depth
                 nn.init.normal_(parameter, std=INIT_STD / math.sqrt(2 * config.n_layer))
 
-    def embed(self, ids: Tensor, first: int) -> Tensor:
+    def embed(self, ids: Tensor, documents: Tensor | None, cache: Cache | None) -> Tensor:
+        first = cache.length if cache else 0
         positions = torch.arange(first, first + ids.shape[1], device=ids.device)  # (T,)
         return F.dropout(self.wte(ids) + self.wpe(positions), self.dropout, self.training)  # (B, T, C)
 

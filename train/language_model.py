@@ -19,6 +19,7 @@ from config import Config
 
 # A vocabulary of 50,257 makes the head's matrix product misaligned, and slower by a quarter on GPUs.
 VOCAB_MULTIPLE = 64
+VOCABULARY_WEIGHTS = ("wte.weight", "lm_head.weight")  # a row an id
 # Tokens whose logits are held at once under gradient checkpointing: 0.4 GB of 50,304 logits as bf16 and float32, and their gradients.
 HEAD_CHUNK = 1024
 
@@ -38,6 +39,23 @@ class KeyValues:
         self.values[:, :, self.length : end] = values
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+@dataclass
+class Cache:
+    """What generation keeps of a text so far: every layer's keys and values, and the last id, (B, 1), none where there is no text yet."""
+
+    layers: list[KeyValues]
+    last: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        return self.layers[0].length
+
+    def clear(self) -> None:
+        self.last = None
+        for layer in self.layers:
+            layer.length = 0
 
 
 def split_heads(x: Tensor, n_head: int) -> Tensor:
@@ -94,8 +112,8 @@ class LanguageModel(nn.Module):
         bias = torch.zeros(self.padded_vocab_size).masked_fill(torch.arange(self.padded_vocab_size) >= vocab_size, -math.inf)
         self.register_buffer("padding_bias", bias, persistent=False)
 
-    def embed(self, ids: Tensor, first: int) -> Tensor:
-        """`ids`: (B, T) int64, the first at position `first`. Returns (B, T, C)."""
+    def embed(self, ids: Tensor, documents: Tensor | None, cache: Cache | None) -> Tensor:
+        """`ids`, `documents`: (B, T) int64; they follow what `cache` holds. Returns (B, T, C)."""
         raise NotImplementedError
 
     def normed(self, x: Tensor) -> Tensor:
@@ -108,7 +126,9 @@ class LanguageModel(nn.Module):
 
     @property
     def num_parameters(self) -> int:
-        return sum(p.numel() for p in self.parameters())
+        """Without the rows of padded ids, which take no part in anything."""
+        padding = (self.padded_vocab_size - self.vocab_size) * self.n_embd
+        return sum(p.numel() - (padding if name in VOCABULARY_WEIGHTS else 0) for name, p in self.named_parameters())
 
     def flops_per_token(self) -> float:
         """Of forward and backward: 6 a weight of a matrix product, and 12 · layers · C · T of attention.
@@ -118,25 +138,27 @@ class LanguageModel(nn.Module):
         in_blocks = sum(p.numel() for p in self.h.parameters() if p.dim() == 2)
         return 6.0 * (in_blocks + self.padded_vocab_size * self.n_embd) + 12.0 * len(self.h) * self.n_embd * self.block_size
 
-    def empty_cache(self, batch_size: int) -> list[KeyValues]:
-        """The memory that generation of `batch_size` rows starts with, one a layer, in the dtype and on the device of the weights."""
+    def empty_cache(self, batch_size: int) -> Cache:
+        """What generation of `batch_size` rows starts with, in the dtype and on the device of the weights."""
         like = next(self.parameters())
         shape = batch_size, self.n_head, self.block_size, self.n_embd // self.n_head
-        return [KeyValues(like.new_empty(shape), like.new_empty(shape)) for _ in self.h]
+        return Cache([KeyValues(like.new_empty(shape), like.new_empty(shape)) for _ in self.h])
 
-    def features(self, ids: Tensor, documents: Tensor | None = None, cache: list[KeyValues] | None = None) -> Tensor:
+    def features(self, ids: Tensor, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """`ids`: (B, T) int64, T up to block_size with what `cache` holds. Returns (B, T, C), what the head reads.
 
         With `documents`, (B, T), no token sees one of another document.
         """
-        x = self.embed(ids, cache[0].length if cache else 0)
+        x = self.embed(ids, documents, cache)
         mask = None if documents is None else document_mask(documents)
         for number, block in enumerate(self.h):
             if self.gradient_checkpointing and self.training:
                 # Only dropout draws, and then the second forward pass must draw the same.
                 x = checkpoint(block, x, mask, use_reentrant=False, preserve_rng_state=self.dropout > 0)
             else:
-                x = block(x, mask, cache[number] if cache else None)
+                x = block(x, mask, cache.layers[number] if cache else None)
+        if cache:
+            cache.last = ids[:, -1:]
         return self.normed(x)
 
     def forward(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from checkpoint import INFO_FILE, MODEL_FILE, committed, find_checkpoint, require_shapes
 from config import Config, config_from_saved
-from language_model import LanguageModel
+from language_model import VOCABULARY_WEIGHTS, LanguageModel
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import PLAIN_NAME, parse_json
 from preprocess.shards.format import CONTROL_FIELDS
 from run_folder import vocabulary_of
 from streams import Source as Text
 
-VOCABULARY_WEIGHTS = ("wte.weight", "lm_head.weight")  # a row an id
 POSITIONS = "wpe.weight"
 SHAPE_SETTINGS = ("arch", "n_layer", "n_head", "n_embd")
 HF_CONFIG, HF_INDEX, HF_TOKENIZER = "config.json", "model.safetensors.index.json", "tokenizer.json"
