@@ -4,6 +4,7 @@
 # --n_embd=128 --block_size=64 --batch_size=8 --max_steps=500 --eval_tokens=8192 --out_dir=runs/small_cpu
 data = "tinyshakespeare"
 
+arch = "modern"
 n_layer = 6
 n_head = 6
 n_embd = 384
@@ -13,12 +14,18 @@ dropout = 0.2
 
 batch_size = 32
 gradient_accumulation_steps = 1
-max_steps = 1_500
-warmup_steps = 100
-learning_rate = 1e-3
-min_lr = learning_rate / 10
-# A step has few tokens, so that the square of the gradient wants a longer memory than GPT-2's.
-beta2 = 0.99
+max_steps = 500
+warmup_steps = 0
+schedule = "linear"
+min_lr = 0
+
+optimizer = "muon"
+muon_learning_rate = 0.02
+embedding_learning_rate = 0.3
+learning_rate = 6e-3  # of the head
+beta1 = 0.8
+beta2 = 0.95
+weight_decay = 0.0
 
 eval_interval = 100
 checkpoint_interval = 100
