@@ -1,0 +1,156 @@
+"""A peer: nanoGPT's train.py as it stands, with a clock around it.
+
+    python bench/peer_nanogpt_train.py NANOGPT_DIR BUILD --output FOLDER --seed 1 config/train_shakespeare_char.py --max_iters=100
+
+BUILD becomes its train.bin and val.bin. Its seed stands in its source; `--seed` is added to it. The clock stands still while it evaluates
+and while it saves; where it would save, its weights go to FOLDER/STEP.safetensors. FOLDER/result.json says the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import runpy
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from measure import ROOT
+from safetensors.torch import save_file
+from torch import nn
+
+sys.path.insert(0, str(ROOT))
+from preprocess.shards.format import Build
+
+RESULT = "result.json"
+PROBE_WINDOWS = 32  # whose loss by its own model shows that its weights were read rightly
+
+
+class Clock:
+    """Seconds of training: it runs but for what lies between `stop` and `go`."""
+
+    def __init__(self) -> None:
+        self.elapsed_s, self.start_s = 0.0, 0.0
+        self._since: float | None = None
+
+    def go(self) -> None:
+        _wait_for_device()
+        if not self.start_s:
+            self.start_s = time.time() - psutil.Process().create_time()
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        _wait_for_device()
+        self.elapsed_s += 0.0 if self._since is None else time.perf_counter() - self._since
+        self._since = None
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def hook(clock: Clock, folder: Path, *, seed: int) -> dict[str, Any]:
+    """Put the clock and the seed where nanoGPT passes by. Returns what becomes the result."""
+    result: dict[str, Any] = {"marks": []}
+    manual_seed, set_mode = torch.manual_seed, nn.Module.train
+
+    def train(self: nn.Module, mode: bool = True) -> nn.Module:
+        # It evaluates between model.eval(), which is train(False), and model.train(); children follow their parent.
+        if not train.is_inside:  # type: ignore[attr-defined] # a function's own attribute
+            train.is_inside = True  # type: ignore[attr-defined]
+            try:
+                return clocked(self, mode)
+            finally:
+                train.is_inside = False  # type: ignore[attr-defined]
+        return set_mode(self, mode)
+
+    def clocked(self: nn.Module, mode: bool) -> nn.Module:
+        if mode:
+            set_mode(self, mode)
+            clock.go()
+        else:
+            clock.stop()
+            set_mode(self, mode)
+        return self
+
+    def save(checkpoint: dict[str, Any], _: str) -> None:
+        clock.stop()
+        step = checkpoint["iter_num"]
+        # Clones: the head and the token embedding are one tensor, which the format refuses.
+        weights = {name.removeprefix("_orig_mod."): tensor.detach().cpu().clone() for name, tensor in checkpoint["model"].items()}
+        save_file(weights, folder / f"{step}.safetensors")
+        result["marks"].append({"step": step, "elapsed_s": clock.elapsed_s})
+        result["model_args"] = checkpoint["model_args"]
+        clock.go()
+
+    train.is_inside = False  # type: ignore[attr-defined]
+    replaced: list[tuple[Any, str, Callable[..., Any]]] = [
+        (torch, "manual_seed", lambda number: manual_seed(number + seed)), (nn.Module, "train", train), (torch, "save", save),
+    ]  # fmt: skip
+    for owner, name, function in replaced:
+        setattr(owner, name, function)
+    return result
+
+
+def write_data(build_folder: Path, folder: Path) -> None:
+    """BUILD's tokens as nanoGPT reads them, and the size of its vocabulary."""
+    folder.mkdir()
+    build = Build(str(build_folder))
+    for split in ("train", "val"):
+        np.concatenate([shard.tokens for shard in build.shards(split)]).astype(np.uint16).tofile(folder / f"{split}.bin")
+    (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": build.vocab_size}))
+
+
+def probe_loss(variables: dict[str, Any], folder: Path) -> float:
+    """The mean loss on the first validation windows, by nanoGPT's own model as it was when it last saved."""
+    from safetensors.torch import load_file
+
+    model = variables["raw_model"]
+    last = max(folder.glob("*.safetensors"), key=lambda path: int(path.stem))
+    model.load_state_dict(load_file(last))
+    size = variables["block_size"]
+    tokens = np.fromfile(folder / "data" / "val.bin", dtype=np.uint16).astype(np.int64)
+    windows = torch.from_numpy(tokens[: PROBE_WINDOWS * size + 1].copy())
+    ids, targets = (part.view(-1, size).to(variables["device"]) for part in (windows[:-1], windows[1:]))
+    model.eval()
+    with torch.no_grad():
+        return model(ids, targets)[1].item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("nanogpt", type=Path)
+    parser.add_argument("build", type=Path)
+    parser.add_argument("--output", type=Path, required=True, help="a fresh folder")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments, settings = parser.parse_known_args()
+    folder = arguments.output.absolute()
+    folder.mkdir(parents=True)
+    write_data(arguments.build.absolute(), folder / "data")
+    # It reads its configurator, and imports its model, from where it lies.
+    os.chdir(arguments.nanogpt)
+    sys.path[0] = str(Path.cwd())
+    sys.argv = ["train.py", *settings, f"--dataset={folder / 'data'}", f"--out_dir={folder}", "--always_save_checkpoint=True"]
+    clock = Clock()
+    result = hook(clock, folder, seed=arguments.seed)
+    variables = runpy.run_path("train.py", run_name="__main__")
+    result |= {
+        "start_s": clock.start_s,
+        "tokens_per_step": variables["tokens_per_iter"],
+        "num_parameters": sum(p.numel() for p in variables["raw_model"].parameters()),
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        "probe_loss": probe_loss(variables, folder),
+    }
+    (folder / RESULT).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""How soon a validation loss is reached: our trainer's recipes, and nanoGPT, on the same bytes, in turn.
+
+    NANOGPT_DIR=... python bench/time_to_loss.py shards/tinyshakespeare_char --preset shakespeare-cpu --seeds 3
+
+One evaluator reads the weights that each run left at its marks: the same windows, in fp32, for all; nanoGPT's weights in our GPT-2, whose
+loss must be its own model's. The target is the highest loss that nanoGPT's seeds end with, or `--target`. A run has reached it at the
+first mark at or below it which the next mark confirms, or which is its last. Without NANOGPT_DIR only ours run, and `--target` is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from measure import absolute, fresh_folder, print_machine, print_table
+from peer_nanogpt_train import PROBE_WINDOWS
+from trainers import NANOGPT, Mark, Trained, load, require_same_loss, run_folio, run_nanogpt
+
+from builds import open_builds
+from data import ValidationData
+from device import make_autocast
+from evaluation import evaluate
+
+EVALUATION_TOKENS = 1 << 16  # of a forward pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What runs: nanoGPT's settings, and a config and settings for each of our recipes; marks every so many steps."""
+
+    nanogpt: tuple[str, ...]
+    nanogpt_interval: int
+    folio: dict[str, tuple[str, ...]]
+    folio_interval: dict[str, int]
+
+
+SMALL = ("--n_layer=4", "--n_head=4", "--n_embd=128", "--block_size=64", "--batch_size=12", "--dropout=0.0")
+NANOGPT_CPU = ("config/train_shakespeare_char.py", "--device=cpu", "--compile=False")
+PRESETS = {
+    # nanoGPT's README: the configuration for a laptop.
+    "shakespeare-cpu": Preset(
+        nanogpt=(*NANOGPT_CPU, *SMALL, "--max_iters=2000", "--lr_decay_iters=2000"),
+        nanogpt_interval=200,
+        folio={
+            "Folio": ("configs/shakespeare_char_cpu.py", "--device=cpu"),
+            "Folio, plain": ("configs/plain_shakespeare_char.py", "--device=cpu", *SMALL, "--max_steps=2000"),
+        },
+        folio_interval={"Folio": 10, "Folio, plain": 200},
+    ),
+    # nanoGPT's README: the configuration for one GPU; both compiled.
+    "shakespeare-gpu": Preset(
+        nanogpt=("config/train_shakespeare_char.py",),
+        nanogpt_interval=250,
+        folio={
+            "Folio": ("configs/shakespeare_char.py", "--device=cuda", "--compile=true"),
+            "Folio, plain": ("configs/plain_shakespeare_char.py", "--device=cuda", "--compile=true"),
+        },
+        folio_interval={"Folio": 50, "Folio, plain": 250},
+    ),
+    "smoke": Preset(
+        nanogpt=(*NANOGPT_CPU, *SMALL, "--max_iters=8", "--lr_decay_iters=8"),
+        nanogpt_interval=4,
+        folio={"Folio": ("configs/shakespeare_char_cpu.py", "--device=cpu", "--max_steps=8", "--warmup_steps=2")},
+        folio_interval={"Folio": 4},
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A run and the validation loss at each of its marks, in nats."""
+
+    run: Trained
+    losses: list[float]
+
+    def reached(self, target: float) -> Mark | None:
+        """The first mark at or below `target` that the next one confirms."""
+        below = [loss <= target for loss in self.losses]
+        for mark, is_below, is_confirmed in zip(self.run.marks, below, [*below[1:], True], strict=True):
+            if is_below and is_confirmed:
+                return mark
+        return None
+
+    def seconds_to(self, target: float) -> float | None:
+        """Seconds of training until then, without compilation."""
+        mark = self.reached(target)
+        return None if mark is None else mark.elapsed_s - self.run.compilation_s
+
+
+def measure_curve(run: Trained, build: Path, *, device: torch.device) -> Curve:
+    """Every mark's loss on the whole validation split, in windows of the run's block_size."""
+    builds = open_builds(str(build))
+    data = ValidationData(builds, run.config, device=device)
+    batch_size = max(EVALUATION_TOKENS // run.config.block_size, 1)
+    losses = []
+    for mark in run.marks:
+        model = load(run, mark, builds.vocab_size).to(device)
+        evaluation = evaluate(model, data, batch_size=batch_size, autocast=make_autocast("fp32", device))
+        losses.append(evaluation.loss)
+    require_same_loss(run, evaluation.losses[:PROBE_WINDOWS].mean().item())
+    return Curve(run=run, losses=losses)
+
+
+def run_all(preset: Preset, build: Path, scratch: Path, *, seeds: int, nanogpt: Path | None) -> dict[str, list[Curve]]:
+    """Every trainer once a seed, in turn; evaluated when all have run, so that nothing else is in a run's way."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    runs: dict[str, list[Trained]] = {}
+    for seed in range(1, seeds + 1):
+        ours = [
+            run_folio(name, arguments, build=build, folder=scratch / f"{number}-{seed}", seed=seed, interval=preset.folio_interval[name])
+            for number, (name, arguments) in enumerate(preset.folio.items())
+        ]
+        folder = scratch / f"nanogpt-{seed}"
+        theirs = nanogpt and run_nanogpt(nanogpt, preset.nanogpt, build=build, folder=folder, seed=seed, interval=preset.nanogpt_interval)
+        for run in [*ours, *([theirs] if theirs else [])]:
+            runs.setdefault(run.name, []).append(run)
+            print(
+                f"  {run.name}, seed {seed}: {run.marks[-1].elapsed_s:.1f} s for {run.marks[-1].step:,} steps", file=sys.stderr, flush=True
+            )
+    return {name: [measure_curve(run, build, device=device) for run in of_name] for name, of_name in runs.items()}
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean ± standard deviation, of one value without."""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):,.{digits}f}{deviation}"
+
+
+def print_curves(curves: dict[str, list[Curve]], target: float) -> None:
+    """A row for each trainer: what it took to the target, and, over its whole run, what it ended with."""
+    header = ["trainer", "parameters", "seconds to target", "÷ nanoGPT's", "with start and compilation", "start s", "compile s", "steps"]
+    header += ["tokens", "tokens/s", "whole run s", "loss at its end"]
+    rows = [header]
+    seconds = {name: [curve.seconds_to(target) for curve in of_name] for name, of_name in curves.items()}
+    for name, of_name in curves.items():
+        first, marks = of_name[0].run, [curve.reached(target) for curve in of_name]
+        row = [name, f"{first.num_parameters:,}"]
+        if None in marks:
+            row += [f"not reached by {marks.count(None)} of {len(marks)}", *[""] * 6]
+        else:
+            took = [value for value in seconds[name] if value is not None]
+            whole = [mark.elapsed_s + curve.run.start_s for mark, curve in zip(marks, of_name, strict=True) if mark]
+            theirs = [value for value in seconds.get(NANOGPT, []) if value is not None]
+            row += [spread(took, 1), f"{statistics.mean(theirs) / statistics.mean(took):.2f} times sooner" if theirs else "not measured"]
+            row += [spread(whole, 1), spread([c.run.start_s for c in of_name], 1), spread([c.run.compilation_s for c in of_name], 1)]
+            steps = statistics.mean(mark.step for mark in marks if mark)
+            row += [f"{steps:,.0f}", f"{steps * first.tokens_per_step:,.0f}"]
+        row += [f"{statistics.median(c.run.tokens_per_step / c.run.step_s for c in of_name):,.0f}"]
+        row += [spread([c.run.marks[-1].elapsed_s for c in of_name], 1), spread([c.losses[-1] for c in of_name], 4)]
+        rows.append(row)
+    print_table(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("build", type=absolute)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="shakespeare-cpu")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--target", type=float, help="a validation loss in nats")
+    parser.add_argument("--scratch", type=absolute, default=absolute("/tmp/folio-bench"))
+    arguments = parser.parse_args()
+    nanogpt = absolute(os.environ["NANOGPT_DIR"]) if "NANOGPT_DIR" in os.environ else None
+    if nanogpt is None and arguments.target is None:
+        parser.error("NANOGPT_DIR is not set, wanted nanoGPT's checkout, or --target")
+    with fresh_folder(arguments.scratch) as scratch:
+        curves = run_all(PRESETS[arguments.preset], arguments.build, scratch, seeds=arguments.seeds, nanogpt=nanogpt)
+    target = arguments.target if arguments.target is not None else max(curve.losses[-1] for curve in curves[NANOGPT])
+    print_machine(Path(sys.executable))
+    print(f"torch {torch.__version__}, {arguments.preset}, seeds 1 to {arguments.seeds}; target: validation loss {target:.4f}\n")
+    print_curves(curves, target)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""What the benches of training share: both trainers in processes of their own, on a clock that leaves out evaluating and saving."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from measure import ROOT, TAIL_CHARACTERS
+from peer_nanogpt_train import RESULT
+
+sys.path.insert(0, str(ROOT / "train"))
+from safetensors.torch import load_file
+
+from checkpoint import load_model, newest, open_checkpoint, step_folder
+from config import Config, load_config
+from language_model import LanguageModel
+from model import make_model
+from preprocess.errors import FolioError
+from tracking import METRICS_FILE, read_rows
+
+NANOGPT = "nanoGPT"
+BEGINS = re.compile(r" tokens a step, on ")  # the last line before the first step
+MORE_THAN_A_RUN_HAS = 10**6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """Where a run stood: seconds of training since its first step, and the weights it had then."""
+
+    step: int
+    elapsed_s: float
+    weights: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A run that has ended. `start_s`: from the start of its process to the first step; `config` has the shape of its model."""
+
+    name: str
+    seed: int
+    config: Config
+    start_s: float
+    marks: list[Mark]
+    tokens_per_step: int
+    num_parameters: int
+    peak_memory_bytes: int | None
+    probe_loss: float | None = None  # of nanoGPT, by its own model
+
+    @property
+    def step_s(self) -> float:
+        """A step's seconds, the median over the stretches between marks, of which the first is left out: it holds the compilation."""
+        stretches = [(b.elapsed_s - a.elapsed_s) / (b.step - a.step) for a, b in zip(self.marks, self.marks[1:], strict=False)]
+        return sorted(stretches)[len(stretches) // 2]
+
+    @property
+    def compilation_s(self) -> float:
+        """What the first stretch took longer than a later one."""
+        return max(self.marks[0].elapsed_s - self.step_s * self.marks[0].step, 0.0)
+
+
+def run_folio(name: str, arguments: Sequence[str], *, build: Path, folder: Path, seed: int, interval: int) -> Trained:
+    """`arguments`: a config file and settings. Marks every `interval` steps."""
+    settings = [
+        f"--data={build}",
+        f"--out_dir={folder}",
+        f"--seed={seed}",
+        f"--log_interval={interval}",
+        f"--checkpoint_interval={interval}",
+    ]
+    settings = [*arguments[1:], *settings, f"--eval_interval={MORE_THAN_A_RUN_HAS}", "--eval_tokens=8192", "--sample_tokens=1"]
+    config = load_config(ROOT / arguments[0], settings_of(settings))
+    keep = f"--keep_checkpoints={config.max_steps // interval + 1}"
+    start_s = _run([sys.executable, "train/train.py", arguments[0], *settings, keep], folder.with_suffix(".log"))
+    tokens_per_step = config.windows_per_step * config.block_size
+    marks, elapsed_s, last_step, peak = [], 0.0, 0, None
+    for row in read_rows(folder / METRICS_FILE):
+        if "tokens_per_s" in row:
+            elapsed_s += (row["step"] - last_step) * tokens_per_step / row["tokens_per_s"]
+            last_step, peak = row["step"], row["peak_memory_bytes"]
+            marks.append(Mark(step=last_step, elapsed_s=elapsed_s, weights=step_folder(folder, last_step)))
+    checkpoint = newest(folder, warn=print)
+    assert checkpoint is not None
+    model = make_model(config, checkpoint.vocab_size)
+    return Trained(
+        name=name, seed=seed, config=config, start_s=start_s, marks=marks, tokens_per_step=tokens_per_step,
+        num_parameters=model.num_parameters, peak_memory_bytes=peak,
+    )  # fmt: skip
+
+
+def settings_of(arguments: Sequence[str]) -> dict[str, str]:
+    """`--key=value` of a command line, by key."""
+    return dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
+
+
+def run_nanogpt(nanogpt: Path, arguments: Sequence[str], *, build: Path, folder: Path, seed: int, interval: int) -> Trained:
+    """`arguments`: a config file and settings of nanoGPT's train.py. Marks every `interval` steps."""
+    settings = [*arguments, f"--eval_interval={interval}", "--eval_iters=1"]
+    command = [sys.executable, "bench/peer_nanogpt_train.py", str(nanogpt), str(build), "--output", str(folder), "--seed", str(seed)]
+    _run([*command, *settings], folder.with_suffix(".log"))
+    result: dict[str, Any] = json.loads((folder / RESULT).read_bytes())
+    sizes = {key: result["model_args"][key] for key in ("n_layer", "n_head", "n_embd", "block_size", "dropout")}
+    return Trained(
+        name=NANOGPT, seed=seed, config=Config(data=str(build), out_dir=str(folder), arch="gpt2", **sizes), start_s=result["start_s"],
+        marks=[Mark(**mark, weights=folder / f"{mark['step']}.safetensors") for mark in result["marks"]],
+        **{key: result[key] for key in ("tokens_per_step", "num_parameters", "peak_memory_bytes", "probe_loss")},
+    )  # fmt: skip
+
+
+def load(trained: Trained, mark: Mark, vocab_size: int) -> LanguageModel:
+    """The model as it was at `mark`; nanoGPT's as our GPT-2, with zeros for the biases it leaves out."""
+    model = make_model(trained.config, vocab_size)
+    if trained.name != NANOGPT:
+        load_model(open_checkpoint(mark.weights), model)
+        return model
+    theirs = {name.removeprefix("transformer."): tensor for name, tensor in load_file(mark.weights).items()}
+    for name, parameter in model.named_parameters():
+        parameter.data.zero_()
+        if name in theirs:
+            parameter.data[: len(theirs[name])] = theirs[name]
+    return model
+
+
+def require_same_loss(trained: Trained, loss: float) -> None:
+    """Raise FolioError unless `loss`, of our model on the probe, is nanoGPT's own."""
+    if trained.probe_loss is not None and abs(loss - trained.probe_loss) > 1e-3:
+        raise FolioError(f"nanoGPT's model has a loss of {trained.probe_loss:.5f} on the probe, its weights in ours {loss:.5f}")
+
+
+def _run(command: list[str], log: Path) -> float:
+    """Runs `command` in the repository's root; exits with the log's end where it fails. Returns the seconds until BEGINS was said."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    began, start_s = perf_counter(), 0.0
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        open(log, "w") as file,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            start_s = start_s or (perf_counter() - began if BEGINS.search(line) else 0.0)
+            file.write(line)
+    if process.returncode:
+        sys.exit(f"exit status {process.returncode}: {' '.join(command)}\n{log.read_text(errors='replace')[-TAIL_CHARACTERS:]}")
+    return start_s

@@ -1,0 +1,62 @@
+"""The benches of training run to their tables. nanoGPT's half of them runs where NANOGPT_DIR names its checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+WITH_NANOGPT = [False, pytest.param(True, marks=pytest.mark.skipif("NANOGPT_DIR" not in os.environ, reason="NANOGPT_DIR is not set"))]
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("build") / "chars"
+    run("-m", "preprocess", "build", "--corpus", "synthetic", "--tokenizer", "char", "--output", folder, "--quiet", with_nanogpt=False)
+    return folder
+
+
+def run(*arguments: object, with_nanogpt: bool) -> str:
+    environment = {key: value for key, value in os.environ.items() if with_nanogpt or key != "NANOGPT_DIR"}
+    command = [sys.executable, *map(str, arguments)]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def rows(output: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in output.splitlines() if line.startswith("| ")]
+
+
+@pytest.mark.parametrize("with_nanogpt", WITH_NANOGPT)
+def test_time_to_loss(build: Path, tmp_path: Path, with_nanogpt: bool) -> None:
+    target = [] if with_nanogpt else ["--target=9"]
+    options = ["--preset=smoke", "--seeds=2", f"--scratch={tmp_path}"]
+    table = rows(run("bench/time_to_loss.py", build, *options, *target, with_nanogpt=with_nanogpt))
+    assert [row[0] for row in table] == ["trainer", "Folio", *(["nanoGPT"] if with_nanogpt else [])]
+    ours = dict(zip(table[0], table[1], strict=True))
+    assert ours["steps"] == "4" and float(ours["seconds to target"].split()[0]) >= 0 and "±" in ours["loss at its end"]
+    assert (ours["÷ nanoGPT's"] == "not measured") is not with_nanogpt
+    assert not list(tmp_path.iterdir()), "what a bench makes, it deletes"
+
+
+def test_a_target_is_wanted_without_nanogpt(build: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "NANOGPT_DIR"}
+    command = [sys.executable, "bench/time_to_loss.py", str(build), "--preset=smoke"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and "NANOGPT_DIR is not set, wanted nanoGPT's checkout, or --target" in result.stderr
+
+
+@pytest.mark.parametrize("with_nanogpt", WITH_NANOGPT)
+def test_step_time(build: Path, tmp_path: Path, with_nanogpt: bool) -> None:
+    options = ["--preset=smoke", "--repeat=1", "--num-tokens=200000", f"--scratch={tmp_path}"]
+    table = rows(run("bench/step_time.py", build, *options, with_nanogpt=with_nanogpt))
+    heads = [row[0] for row in table]
+    assert heads == ["trainer", "Folio", *(["nanoGPT"] if with_nanogpt else []), "recipe", "Folio", "batch", "8×256", "12×1024", "64×1024"]
+    parts = dict(zip(table[heads.index("recipe")], table[heads.index("recipe") + 1], strict=True))
+    assert float(parts["sum"]) == pytest.approx(sum(float(value) for name, value in parts.items() if name.endswith("ms")), abs=0.1)
+    assert not list(tmp_path.iterdir())
