@@ -144,6 +144,7 @@ def main() -> None:
     variables = runpy.run_path("train.py", run_name="__main__")
     result |= {
         "start_s": clock.start_s,
+        "is_compiled": variables["compile"],
         "tokens_per_step": variables["tokens_per_iter"],
         "num_parameters": sum(p.numel() for p in variables["raw_model"].parameters()),
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,

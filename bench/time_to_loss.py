@@ -42,6 +42,34 @@ class Preset:
 
 SMALL = ("--n_layer=4", "--n_head=4", "--n_embd=128", "--block_size=64", "--batch_size=12", "--dropout=0.0")
 NANOGPT_CPU = ("config/train_shakespeare_char.py", "--device=cpu", "--compile=False")
+PLAIN = ("configs/plain_shakespeare_char.py", "--device=cpu", *SMALL, "--max_steps=200", "--warmup_steps=20")
+MUON = (*PLAIN, "--arch=modern", "--optimizer=muon")
+RATES = (
+    *MUON,
+    "--embedding_learning_rate=0.3",
+    "--learning_rate=0.015",
+    "--min_lr=0.0015",
+    "--beta1=0.8",
+    "--beta2=0.95",
+    "--weight_decay=0",
+)
+WHOLE = ("configs/shakespeare_char_cpu.py", "--device=cpu")
+LADDER = {
+    "GPT-2, AdamW": PLAIN,
+    "modern, AdamW": (*PLAIN, "--arch=modern"),
+    "+ Muon": MUON,
+    "+ rates for embedding and head": RATES,
+    "+ a line down to nothing, no warmup": (*RATES, "--schedule=linear", "--min_lr=0", "--warmup_steps=0"),
+    "+ Muon's rate 0.03, its momentum 0.9": (*WHOLE, "--n_head=4"),
+    "+ 2 heads: the whole": WHOLE,
+    "whole, 24 windows a step, 100 steps": (*WHOLE, "--batch_size=24", "--max_steps=100"),
+    "whole, 6 windows a step, 400 steps": (*WHOLE, "--batch_size=6", "--max_steps=400"),
+    "whole, cosine": (*WHOLE, "--schedule=cosine"),
+    "whole, warmup of 20 steps": (*WHOLE, "--warmup_steps=20"),
+    "whole, Muon's momentum 0.95": (*WHOLE, "--muon_momentum=0.95"),
+    "whole, weight decay 0.1": (*WHOLE, "--weight_decay=0.1"),
+    "whole, head's rate 0.005": (*WHOLE, "--learning_rate=0.005"),
+}
 PRESETS = {
     # nanoGPT's README: the configuration for a laptop.
     "shakespeare-cpu": Preset(
@@ -62,6 +90,13 @@ PRESETS = {
             "Folio, plain": ("configs/plain_shakespeare_char.py", "--device=cuda", "--compile=true"),
         },
         folio_interval={"Folio": 50, "Folio, plain": 250},
+    ),
+    # What each part of the recipe gives, in as many steps, one change after the other; then changes to the whole that were not kept.
+    "ladder": Preset(
+        nanogpt=(*NANOGPT_CPU, *SMALL, "--max_iters=200", "--lr_decay_iters=200", "--warmup_iters=20"),
+        nanogpt_interval=200,
+        folio=LADDER,
+        folio_interval=dict.fromkeys(LADDER, 200),
     ),
     "smoke": Preset(
         nanogpt=(*NANOGPT_CPU, *SMALL, "--max_iters=8", "--lr_decay_iters=8"),

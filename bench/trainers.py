@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -49,6 +51,7 @@ class Trained:
     config: Config
     start_s: float
     marks: list[Mark]
+    is_compiled: bool
     tokens_per_step: int
     num_parameters: int
     peak_memory_bytes: int | None
@@ -56,14 +59,15 @@ class Trained:
 
     @property
     def step_s(self) -> float:
-        """A step's seconds, the median over the stretches between marks, of which the first is left out: it holds the compilation."""
-        stretches = [(b.elapsed_s - a.elapsed_s) / (b.step - a.step) for a, b in zip(self.marks, self.marks[1:], strict=False)]
-        return sorted(stretches)[len(stretches) // 2]
+        """Of a step: the median over the stretches between marks. The first, with the compilation, counts only where it is alone."""
+        first = self.marks[0].elapsed_s / self.marks[0].step
+        stretches = [(b.elapsed_s - a.elapsed_s) / (b.step - a.step) for a, b in itertools.pairwise(self.marks)]
+        return statistics.median(stretches or [first])
 
     @property
     def compilation_s(self) -> float:
-        """What the first stretch took longer than a later one."""
-        return max(self.marks[0].elapsed_s - self.step_s * self.marks[0].step, 0.0)
+        """What the first stretch took longer than a later one; of what is not compiled, nothing."""
+        return 0.0 if not self.is_compiled else max(self.marks[0].elapsed_s - self.step_s * self.marks[0].step, 0.0)
 
 
 def run_folio(name: str, arguments: Sequence[str], *, build: Path, folder: Path, seed: int, interval: int) -> Trained:
@@ -90,7 +94,7 @@ def run_folio(name: str, arguments: Sequence[str], *, build: Path, folder: Path,
     assert checkpoint is not None
     model = make_model(config, checkpoint.vocab_size)
     return Trained(
-        name=name, seed=seed, config=config, start_s=start_s, marks=marks, tokens_per_step=tokens_per_step,
+        name=name, seed=seed, config=config, start_s=start_s, marks=marks, is_compiled=config.compile, tokens_per_step=tokens_per_step,
         num_parameters=model.num_parameters, peak_memory_bytes=peak,
     )  # fmt: skip
 
@@ -110,7 +114,7 @@ def run_nanogpt(nanogpt: Path, arguments: Sequence[str], *, build: Path, folder:
     return Trained(
         name=NANOGPT, seed=seed, config=Config(data=str(build), out_dir=str(folder), arch="gpt2", **sizes), start_s=result["start_s"],
         marks=[Mark(**mark, weights=folder / f"{mark['step']}.safetensors") for mark in result["marks"]],
-        **{key: result[key] for key in ("tokens_per_step", "num_parameters", "peak_memory_bytes", "probe_loss")},
+        **{key: result[key] for key in ("tokens_per_step", "num_parameters", "peak_memory_bytes", "probe_loss", "is_compiled")},
     )  # fmt: skip
 
 
