@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 from preprocess.shards.format import Build
 
 RESULT = "result.json"
+GPT2_IDS, PADDED_GPT2_IDS = 50_257, 50_304
 PROBE_WINDOWS = 32  # whose loss by its own model shows that its weights were read rightly
 
 
@@ -106,7 +107,8 @@ def write_data(build_folder: Path, folder: Path) -> None:
     build = Build(str(build_folder))
     for split in ("train", "val"):
         np.concatenate([shard.tokens for shard in build.shards(split)]).astype(np.uint16).tofile(folder / f"{split}.bin")
-    (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": build.vocab_size}))
+    if not GPT2_IDS <= build.vocab_size <= PADDED_GPT2_IDS:  # else it takes the latter by itself, which is faster
+        (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": build.vocab_size}))
 
 
 def probe_loss(variables: dict[str, Any], folder: Path) -> float:
