@@ -23,7 +23,7 @@ from time import perf_counter
 import numpy as np
 import torch
 from measure import ROOT, absolute, fresh_folder, print_machine, print_table
-from trainers import NANOGPT, Trained, run_folio, run_nanogpt, settings_of
+from trainers import NANOGPT, Trained, nanogpt_checkout, run_folio, run_nanogpt, settings_of
 
 from builds import Builds, open_builds
 from config import Config, load_config
@@ -245,14 +245,15 @@ def folio_batches(builds: Builds, path: Path, batch_size: int, block_size: int) 
     return lambda: data.batch(next(first), batch_size)
 
 
-def in_turn(jobs: list[Callable[[], object]], rounds: int = 300) -> list[float]:
-    """Median microseconds of each job."""
+def in_turn(jobs: list[Callable[[], object]], turns: int = 10, rounds: int = 50) -> list[float]:
+    """Median microseconds of each job, in blocks of `rounds`: nanoGPT maps its file anew for each batch, which would empty our page tables."""
     took: list[list[float]] = [[] for _ in jobs]
-    for _ in range(rounds):
+    for _ in range(turns):
         for job, of_job in zip(jobs, took, strict=True):
-            began = perf_counter()
-            job()
-            of_job.append((perf_counter() - began) * 1e6)
+            for _ in range(rounds):
+                began = perf_counter()
+                job()
+                of_job.append((perf_counter() - began) * 1e6)
     return [statistics.median(of_job) for of_job in took]
 
 
@@ -265,7 +266,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=absolute, default=absolute("/tmp/folio-bench"))
     arguments = parser.parse_args()
     preset = PRESETS[arguments.preset]
-    nanogpt = absolute(os.environ["NANOGPT_DIR"]) if "NANOGPT_DIR" in os.environ else None
+    nanogpt = nanogpt_checkout()
     print_machine(Path(sys.executable))
     print(f"torch {torch.__version__}, {arguments.preset}\n", flush=True)
     builds = open_builds(str(arguments.build))

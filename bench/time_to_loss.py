@@ -10,7 +10,6 @@ first mark at or below it which the next mark confirms, or which is its last. Wi
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 import torch
 from measure import absolute, fresh_folder, print_machine, print_table
 from peer_nanogpt_train import PROBE_WINDOWS
-from trainers import NANOGPT, Mark, Trained, load, require_same_loss, run_folio, run_nanogpt
+from trainers import NANOGPT, Mark, Trained, load, nanogpt_checkout, require_same_loss, run_folio, run_nanogpt
 
 from builds import open_builds
 from data import ValidationData
@@ -198,7 +197,9 @@ def main() -> None:
     parser.add_argument("--target", type=float, help="a validation loss in nats")
     parser.add_argument("--scratch", type=absolute, default=absolute("/tmp/folio-bench"))
     arguments = parser.parse_args()
-    nanogpt = absolute(os.environ["NANOGPT_DIR"]) if "NANOGPT_DIR" in os.environ else None
+    nanogpt = nanogpt_checkout()
+    if arguments.seeds < 1:
+        parser.error(f"--seeds is {arguments.seeds}, wanted 1 or more")
     if nanogpt is None and arguments.target is None:
         parser.error("NANOGPT_DIR is not set, wanted nanoGPT's checkout, or --target")
     with fresh_folder(arguments.scratch) as scratch:

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from measure import ROOT, TAIL_CHARACTERS
+from measure import ROOT, TAIL_CHARACTERS, absolute
 from peer_nanogpt_train import RESULT
 
 sys.path.insert(0, str(ROOT / "train"))
@@ -97,6 +97,14 @@ def run_folio(name: str, arguments: Sequence[str], *, build: Path, folder: Path,
         name=name, seed=seed, config=config, start_s=start_s, marks=marks, is_compiled=config.compile, tokens_per_step=tokens_per_step,
         num_parameters=model.num_parameters, peak_memory_bytes=peak,
     )  # fmt: skip
+
+
+def nanogpt_checkout() -> Path | None:
+    """The folder that NANOGPT_DIR names; None where it names nothing. Ends the process where train.py is not in it."""
+    folder = os.environ.get("NANOGPT_DIR")
+    if folder and not (Path(folder) / "train.py").is_file():
+        sys.exit(f"error: NANOGPT_DIR is {folder}, which holds no train.py; wanted a checkout of nanoGPT, or unset it")
+    return absolute(folder) if folder else None
 
 
 def settings_of(arguments: Sequence[str]) -> dict[str, str]:

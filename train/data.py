@@ -42,7 +42,7 @@ class Mixed:
     def batch(self, source: np.ndarray, places: Callable[[int, np.ndarray], Place]) -> Batch:
         """Row r is of the build number `source[r]`; `places(s, rows)` tells where those rows of build `s` lie."""
         if len(self.parts) == 1:
-            return self._alone(places(0, np.arange(len(source))))
+            return self.alone(places(0, np.arange(len(source))))
         tokens = np.empty((len(source), self._block_size + 1), self._dtype)
         documents = np.empty((len(source), self._block_size), np.int32) if self._masks_documents else None
         for number, part in enumerate(self.parts):
@@ -54,8 +54,8 @@ class Mixed:
                     documents[rows] = document_numbers(part.ends, *place, self._block_size)
         return self._on_device(tokens, documents)
 
-    def _alone(self, place: Place) -> Batch:
-        """Of one build, whose rows need no putting together: a third of a small batch's time."""
+    def alone(self, place: Place) -> Batch:
+        """Of the only build, whose rows need no putting together: a third of a small batch's time."""
         (part,) = self.parts
         documents = document_numbers(part.ends, *place, self._block_size) if self._masks_documents else None
         return self._on_device(part.windows(*place, self._block_size), documents)
@@ -118,7 +118,9 @@ class TrainingData:
     def batch(self, first: int, count: int) -> Batch:
         """Samples number `first` to `first + count`, counted from 0 over the whole run."""
         samples = np.arange(first, first + count, dtype=np.uint64)
-        source, number = self._mixture.assign(samples) if self._mixture else (np.zeros(count, np.int64), samples)
+        if self._mixture is None:
+            return self._mixed.alone(self._orders[0].locate(samples))
+        source, number = self._mixture.assign(samples)
         return self._mixed.batch(source, lambda build, rows: self._orders[build].locate(number[rows]))
 
 
