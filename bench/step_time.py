@@ -246,7 +246,7 @@ def folio_batches(builds: Builds, path: Path, batch_size: int, block_size: int) 
 
 
 def in_turn(jobs: list[Callable[[], object]], turns: int = 10, rounds: int = 50) -> list[float]:
-    """Median microseconds of each job, in blocks of `rounds`: nanoGPT maps its file anew for each batch, which would empty our page tables."""
+    """Median microseconds of each job, in blocks of `rounds`: nanoGPT maps its file for each batch, which would empty our page tables."""
     took: list[list[float]] = [[] for _ in jobs]
     for _ in range(turns):
         for job, of_job in zip(jobs, took, strict=True):
