@@ -115,7 +115,7 @@ def probe_loss(variables: dict[str, Any], folder: Path) -> float:
     """The mean loss on the first validation windows, by nanoGPT's own model as it was when it last saved."""
     from safetensors.torch import load_file
 
-    model = variables["raw_model"]
+    model = getattr(variables["raw_model"], "_orig_mod", variables["raw_model"])  # as it was before it was compiled
     last = max(folder.glob("*.safetensors"), key=lambda path: int(path.stem))
     model.load_state_dict(load_file(last))
     size = variables["block_size"]

@@ -3,8 +3,9 @@
     NANOGPT_DIR=... python bench/time_to_loss.py shards/tinyshakespeare_char --preset shakespeare-cpu --seeds 3
 
 One evaluator reads the weights that each run left at its marks: the same windows, in fp32, for all; nanoGPT's weights in our GPT-2, whose
-loss must be its own model's. The target is the highest loss that nanoGPT's seeds end with, or `--target`. A run has reached it at the
-first mark at or below it which the next mark confirms, or which is its last. Without NANOGPT_DIR only ours run, and `--target` is needed.
+loss must be its own model's. The target is the lowest loss that nanoGPT reaches, the highest of its seeds', or `--target`. A run has
+reached it at the first mark at or below it which the next mark confirms, or which is its last. Without NANOGPT_DIR only ours run, and
+`--target` is needed.
 """
 
 from __future__ import annotations
@@ -73,19 +74,19 @@ PRESETS = {
     # nanoGPT's README: the configuration for a laptop.
     "shakespeare-cpu": Preset(
         nanogpt=(*NANOGPT_CPU, *SMALL, "--max_iters=2000", "--lr_decay_iters=2000"),
-        nanogpt_interval=200,
+        nanogpt_interval=100,
         folio={"Folio": ("configs/shakespeare_char_cpu.py", "--device=cpu")},
         folio_interval={"Folio": 10},
     ),
     # nanoGPT's README: the configuration for one GPU; both compiled.
     "shakespeare-gpu": Preset(
         nanogpt=("config/train_shakespeare_char.py",),
-        nanogpt_interval=250,
+        nanogpt_interval=100,
         folio={
             "Folio": ("configs/shakespeare_char.py", "--device=cuda", "--compile=true"),
             "Folio, plain": ("configs/plain_shakespeare_char.py", "--device=cuda", "--compile=true"),
         },
-        folio_interval={"Folio": 50, "Folio, plain": 250},
+        folio_interval={"Folio": 50, "Folio, plain": 100},
     ),
     # What each part of the recipe gives, in as many steps, one change after the other; then changes to the whole that were not kept.
     "ladder": Preset(
@@ -204,10 +205,10 @@ def main() -> None:
         parser.error("NANOGPT_DIR is not set, wanted nanoGPT's checkout, or --target")
     with fresh_folder(arguments.scratch) as scratch:
         curves = run_all(PRESETS[arguments.preset], arguments.build, scratch, seeds=arguments.seeds, nanogpt=nanogpt)
-    target = arguments.target if arguments.target is not None else max(curve.losses[-1] for curve in curves[NANOGPT])
-    (num_windows,) = {
-        curve.num_windows for of_name in curves.values() for curve in of_name
-    }  # one number, or the losses mean different things
+    target = arguments.target if arguments.target is not None else max(min(curve.losses) for curve in curves[NANOGPT])
+    num_windows, *others = {curve.num_windows for of_name in curves.values() for curve in of_name}
+    if others:
+        sys.exit(f"error: runs were judged on {num_windows:,} and {others[0]:,} windows; give all of them one block_size")
     print_machine(Path(sys.executable))
     print(f"torch {torch.__version__}, {arguments.preset}, seeds 1 to {arguments.seeds}; target: {target:.4f} on {num_windows:,} windows\n")
     print_curves(curves, target)

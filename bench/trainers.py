@@ -83,6 +83,8 @@ def run_folio(name: str, arguments: Sequence[str], *, build: Path, folder: Path,
     config = load_config(ROOT / arguments[0], settings_of(settings))
     keep = f"--keep_checkpoints={config.max_steps // interval + 1}"
     start_s = _run([sys.executable, "train/train.py", arguments[0], *settings, keep], folder.with_suffix(".log"))
+    if start_s is None:
+        raise FolioError("train.py never said that it begins; trainers.BEGINS must match its line")
     tokens_per_step = config.windows_per_step * config.block_size
     marks, elapsed_s, last_step, peak = [], 0.0, 0, None
     for row in read_rows(folder / METRICS_FILE):
@@ -114,7 +116,7 @@ def settings_of(arguments: Sequence[str]) -> dict[str, str]:
 
 def run_nanogpt(nanogpt: Path, arguments: Sequence[str], *, build: Path, folder: Path, seed: int, interval: int) -> Trained:
     """`arguments`: a config file and settings of nanoGPT's train.py. Marks every `interval` steps."""
-    settings = [*arguments, f"--eval_interval={interval}", "--eval_iters=1"]
+    settings = [*arguments, f"--eval_interval={interval}", "--eval_iters=1", f"--log_interval={interval}"]
     command = [sys.executable, "bench/peer_nanogpt_train.py", str(nanogpt), str(build), "--output", str(folder), "--seed", str(seed)]
     _run([*command, *settings], folder.with_suffix(".log"))
     result: dict[str, Any] = json.loads((folder / RESULT).read_bytes())
@@ -146,10 +148,10 @@ def require_same_loss(trained: Trained, loss: float) -> None:
         raise FolioError(f"nanoGPT's model has a loss of {trained.probe_loss:.5f} on the probe, its weights in ours {loss:.5f}")
 
 
-def _run(command: list[str], log: Path) -> float:
-    """Runs `command` in the repository's root; exits with the log's end where it fails. Returns the seconds until BEGINS was said."""
+def _run(command: list[str], log: Path) -> float | None:
+    """Runs `command` in the repository's root; exits with the log's end where it fails. Returns the seconds until it said BEGINS."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    began, start_s = perf_counter(), 0.0
+    began, start_s = perf_counter(), None
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
         open(log, "w") as file,
@@ -157,7 +159,8 @@ def _run(command: list[str], log: Path) -> float:
     ):
         assert process.stdout is not None
         for line in process.stdout:
-            start_s = start_s or (perf_counter() - began if BEGINS.search(line) else 0.0)
+            if start_s is None and BEGINS.search(line):
+                start_s = perf_counter() - began
             file.write(line)
     if process.returncode:
         sys.exit(f"exit status {process.returncode}: {' '.join(command)}\n{log.read_text(errors='replace')[-TAIL_CHARACTERS:]}")

@@ -34,7 +34,7 @@ log_interval = 10
 eval_interval = 250
 eval_tokens = 10 * 1024 * 1024
 checkpoint_interval = 1_000
-keep_checkpoints = 2  # 1.5 GB each, and the best beside them
+keep_checkpoints = 2  # 1.6 GB each, and the best beside them
 
 sample_interval = 1_000
 sample_prompt = "The history of"

@@ -1,4 +1,4 @@
-# A small GPT-2 for text of your own: configs/small.py without Shakespeare in front of its samples.
+# A small GPT for text of your own: configs/small.py without Shakespeare in front of its samples.
 # First: preprocess build --input 'data/*.jsonl'; that build is called `own`, another is chosen by --data=NAME --out_dir=runs/NAME.
 data = "own"
 

@@ -1,6 +1,6 @@
-# Characters of Shakespeare with the model of nanoGPT's config, the same width and depth, and the modern recipe.
+# Characters of Shakespeare with the width and depth of nanoGPT's config, and the modern recipe.
 # First: preprocess build --corpus tinyshakespeare --tokenizer char --document file --no-authors --eot none --name tinyshakespeare_char
-# A minute or two on one GPU; on a CPU take configs/shakespeare_char_cpu.py. The plain recipe is configs/plain_shakespeare_char.py.
+# For one GPU, where Folio has not measured it. On a CPU: configs/shakespeare_char_cpu.py; nanoGPT's: configs/plain_shakespeare_char.py
 data = "tinyshakespeare_char"
 
 arch = "modern"

@@ -8,7 +8,7 @@ n_layer = 4
 n_head = 2  # a head of 64 numbers learns more here than two of 32
 n_embd = 128
 block_size = 64
-dropout = 0.0  # no character is read twice
+dropout = 0.0  # few characters are read twice
 
 batch_size = 12  # more windows a step cost more than they bring
 gradient_accumulation_steps = 1

@@ -6,8 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import step_time
+import time_to_loss
+from time_to_loss import Curve
+from trainers import Mark, Trained, settings_of
+
+from config import Config, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 WITH_NANOGPT = [False, pytest.param(True, marks=pytest.mark.skipif("NANOGPT_DIR" not in os.environ, reason="NANOGPT_DIR is not set"))]
@@ -42,6 +49,33 @@ def test_time_to_loss(build: Path, tmp_path: Path, with_nanogpt: bool) -> None:
     assert ours["steps"] == "4" and float(ours["seconds to target"].split()[0]) >= 0 and "±" in ours["loss at its end"]
     assert (ours["÷ nanoGPT's"] == "not measured") is not with_nanogpt
     assert not list(tmp_path.iterdir()), "what a bench makes, it deletes"
+
+
+SIZES = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("losses", "step"),
+    [([3.0, 1.9, 1.8], 20), ([1.9, 2.1, 1.9, 1.8], 30), ([3.0, 2.5, 2.0], 30), ([3.0, 2.5, 2.1], None), ([1.0, 3.0], None)],
+)
+def test_a_target_is_reached_where_the_next_mark_confirms_it(losses: list[float], step: int | None) -> None:
+    marks = [Mark(step=10 * (i + 1), elapsed_s=i + 5.0, weights=Path()) for i in range(len(losses))]
+    run = Trained(
+        name="x", seed=1, config=Config(data="x", out_dir="y", **SIZES), start_s=1.0, marks=marks, is_compiled=True,  # type: ignore[arg-type]
+        tokens_per_step=8, num_parameters=1, peak_memory_bytes=None,
+    )  # fmt: skip
+    mark = Curve(run=run, losses=losses, num_windows=1).reached(2.0)
+    assert (mark and mark.step) == step
+    assert (run.step_s, run.compilation_s) == (0.1, 4.0)
+
+
+@pytest.mark.parametrize("bench", [time_to_loss, step_time])
+def test_every_preset_is_one_that_the_trainer_takes(bench: ModuleType) -> None:
+    for preset in bench.PRESETS.values():
+        for path, *settings in preset.folio.values():
+            steps = [f"--max_steps={preset.steps}", "--warmup_steps=0"] if bench is step_time else []
+            config = load_config(ROOT / path, settings_of([*settings, *steps]))
+            assert config.device in ("cpu", "cuda")
 
 
 def test_a_target_is_wanted_without_nanogpt(build: Path) -> None:

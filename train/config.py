@@ -70,7 +70,9 @@ class Config:
     max_steps: int = setting(5_000, "optimizer steps of the whole run", least=1)
     optimizer: str = setting("adamw", "adamw, or muon: Muon for the blocks' matrices, AdamW for the rest")
     learning_rate: float = setting(6e-4, "AdamW's highest, reached after warmup_steps", least=0)
-    embedding_learning_rate: float | None = setting(None, "AdamW's highest for the token embedding; none: learning_rate", least=0)
+    embedding_learning_rate: float | None = setting(
+        None, "AdamW's highest for the token embedding, which is also gpt2's head; none: learning_rate", least=0
+    )
     muon_learning_rate: float = setting(0.02, "Muon's highest; it rises and falls as AdamW's does", least=0)
     min_lr: float = setting(6e-5, "AdamW's last, reached at max_steps", least=0)
     schedule: str = setting(

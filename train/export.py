@@ -31,7 +31,7 @@ from pretrained import HF_CONFIG, HF_GPT2, HF_PREFIX, TRANSPOSED
 from run_folder import vocabulary_of
 
 GENERATION_CONFIG = "generation_config.json"
-MODERN_TYPE, MODERN_VERSION = "folio-modern", 1
+MODERN_TYPE, MODERN_VERSION = "folio-modern", 2
 # transformers refuses a file that does not name its framework.
 METADATA = {"format": "pt"}
 

@@ -26,7 +26,8 @@ def keep_freed_memory() -> None:
     """Have the C library keep what a step frees for the next one; elsewhere than on Linux with glibc, nothing is done.
 
     Otherwise it gives large blocks back, and the system hands them out again page by page, cleared: 600 to 1,400 page faults a step of
-    a small model on a CPU, 3 to 5 % of its time.
+    a small model on a CPU, 3 to 5 % of its time. Up to KEPT_IN_HEAP more stays with the process; blocks above LARGEST_IN_HEAP, the most
+    that glibc allows, go back as before.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

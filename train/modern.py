@@ -1,8 +1,9 @@
 """A GPT with what has been found to learn faster since GPT-2, each a line or two.
 
-Rotary positions (Su et al. 2021), RMS norm without weights (Zhang & Sennrich 2019), norm of queries and keys (Henry et al. 2020),
-ReLU² (So et al. 2021), no biases, an untied head, projections into the residual stream and the head that begin at zero, and
-logits softly capped (Gemma 2): together as in Keller Jordan's modded-nanogpt, whose records measured what each gives.
+Each embedding with a learned part of the one before (RWKV's token shift, Peng et al. 2023; modded-nanogpt's smear), rotary positions (Su
+et al. 2021), RMS norm without weights (Zhang & Sennrich 2019), norm of queries and keys (Henry et al. 2020), ReLU² (So et al. 2021), no
+biases, an untied head, projections into the residual stream and the head that begin at zero, and logits softly capped (Gemma 2): as in
+Keller Jordan's modded-nanogpt, whose records measured what each gives there.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class RandomWindows:
     """Windows drawn uniformly, with replacement, over every start in every shard."""
 
     def __init__(self, lengths: Sequence[int], block_size: int, *, seed: int) -> None:
-        """`lengths`: tokens of each shard. A shard shorter than a window gives none."""
+        """`lengths`: tokens of each shard. A shard shorter than a window gives none. Raises MisuseError for a seed beyond 64 bits."""
         starts = np.maximum(np.asarray(lengths, dtype=np.int64) - block_size, 0)
         self._edges = np.cumsum(starts)  # (S,) exclusive ends of each shard's starts in one long line
         self._first = self._edges - starts
