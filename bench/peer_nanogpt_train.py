@@ -105,6 +105,8 @@ def write_data(build_folder: Path, folder: Path) -> None:
     """BUILD's tokens as nanoGPT reads them, and the size of its vocabulary."""
     folder.mkdir()
     build = Build(str(build_folder))
+    if build.vocab_size > 1 << 16:
+        sys.exit(f"error: {build_folder} has {build.vocab_size:,} ids, nanoGPT reads 16 bits; take a build of up to 65,536 ids")
     for split in ("train", "val"):
         np.concatenate([shard.tokens for shard in build.shards(split)]).astype(np.uint16).tofile(folder / f"{split}.bin")
     if not GPT2_IDS <= build.vocab_size <= PADDED_GPT2_IDS:  # else it takes the latter by itself, which is faster

@@ -167,7 +167,16 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 def print_curves(curves: dict[str, list[Curve]], target: float) -> None:
     """A row for each trainer: what it took to the target, and, over its whole run, what it ended with."""
-    header = ["trainer", "parameters", "seconds to target", "÷ nanoGPT's", "with start and compilation", "start s", "compile s", "steps"]
+    header = [
+        "trainer",
+        "parameters",
+        "seconds to target",
+        "times sooner than nanoGPT",
+        "with start and compilation",
+        "start s",
+        "compile s",
+        "steps",
+    ]
     header += ["tokens", "tokens/s", "whole run s", "loss at its end"]
     rows = [header]
     seconds = {name: [curve.seconds_to(target) for curve in of_name] for name, of_name in curves.items()}
@@ -180,10 +189,10 @@ def print_curves(curves: dict[str, list[Curve]], target: float) -> None:
             took = [value for value in seconds[name] if value is not None]
             whole = [mark.elapsed_s + curve.run.start_s for mark, curve in zip(marks, of_name, strict=True) if mark]
             theirs = [value for value in seconds.get(NANOGPT, []) if value is not None]
-            row += [spread(took, 1), f"{statistics.mean(theirs) / statistics.mean(took):.2f} times sooner" if theirs else "not measured"]
+            row += [spread(took, 1), f"{statistics.mean(theirs) / statistics.mean(took):.1f}" if theirs else "not measured"]
             row += [spread(whole, 1), spread([c.run.start_s for c in of_name], 1), spread([c.run.compilation_s for c in of_name], 1)]
-            steps = statistics.mean(mark.step for mark in marks if mark)
-            row += [f"{steps:,.0f}", f"{steps * first.tokens_per_step:,.0f}"]
+            steps = [float(mark.step) for mark in marks if mark]
+            row += [spread(steps, 0), f"{statistics.mean(steps) * first.tokens_per_step:,.0f}"]
         row += [f"{statistics.median(c.run.tokens_per_step / c.run.step_s for c in of_name):,.0f}"]
         row += [spread([c.run.marks[-1].elapsed_s for c in of_name], 1), spread([c.losses[-1] for c in of_name], 4)]
         rows.append(row)
