@@ -92,7 +92,7 @@ def test_names(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert kinds.pop("cl100k_base") == kinds.pop("o200k_harmony") == "tiktoken"
     assert {name for name, kind in kinds.items() if name == kind} == {"byte", "char", "gpt2", "sentencepiece"}
     assert load_named("byte", has_eot=False).vocab_size == 256 and load_named("r50k_base").vocab_size == 50_257
-    with pytest.raises(MisuseError, match="no tokenizer is called 'cl100k'; did you mean 'cl100k_base'"):
+    with pytest.raises(MisuseError, match="no tokenizer is called 'cl100k'; .*did you mean 'cl100k_base'"):
         load_named("cl100k")
     with pytest.raises(MisuseError, match="char tokenizer is trained on a corpus"):
         load_named("char")

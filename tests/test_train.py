@@ -73,7 +73,7 @@ def test_what_it_prints(folder: Path) -> None:
     lines = result.stdout.splitlines()
     assert (result.returncode, result.stderr) == (0, "")
     assert f"n_embd                       {TINY['n_embd']}" in lines
-    assert "28,032 parameters, 128 tokens a step, on cpu in fp32, MFU n/a: its peak is not known" in lines
+    assert "26,976 parameters, 128 tokens a step, on cpu in fp32, MFU n/a: its peak is not known" in lines
     assert "\r" not in result.stdout and "\x1b" not in result.stdout
     (step,) = [line for line in lines if line.startswith("step 10/24  loss ")]
     assert "  lr 8.5e-3  " in step and step.endswith(" left") and " tokens/s  " in step
@@ -202,7 +202,7 @@ def test_a_second_signal_ends_at_once(folder: Path) -> None:
 
 def test_a_signal_during_the_first_evaluation_is_heeded(folder: Path) -> None:
     config = write_config(folder / "early.py", folder / "tiny", max_steps=100_000)
-    status, _ = run_until(config, "28,032 parameters", lambda process: process.send_signal(signal.SIGTERM))
+    status, _ = run_until(config, "26,976 parameters", lambda process: process.send_signal(signal.SIGTERM))
     assert status == 128 + signal.SIGTERM
     assert [p.name for p in (folder / "early" / "checkpoints").iterdir()] == [f"step-{rows(folder / 'early')[-1]['step']:08d}"]
 
