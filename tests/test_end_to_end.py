@@ -100,7 +100,7 @@ def test_the_walk_through_word_for_word(tmp_path: Path, preprocess: Callable[...
         while not process.stdout.readline().startswith("step 60/600"):
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 130 and "finishing step " in err and "go on with --resume=auto" in out
     results = [subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300) for line in commands[1:]]
     assert [(done.returncode, done.stderr) for done in results] == [(0, "")] * 4
