@@ -23,7 +23,7 @@ from time import perf_counter
 import numpy as np
 import torch
 from measure import ROOT, absolute, fresh_folder, print_machine, print_table
-from trainers import NANOGPT, Trained, nanogpt_checkout, run_folio, run_nanogpt, settings_of
+from trainers import NANOGPT, NANOGPT_CPU, SMALL, Trained, nanogpt_checkout, run_folio, run_nanogpt, settings_of
 
 from builds import Builds, open_builds
 from config import Config, load_config
@@ -51,11 +51,10 @@ class Preset:
     interval: int
 
 
-SMALL = ("--n_layer=4", "--n_head=4", "--n_embd=128", "--block_size=64", "--batch_size=12", "--dropout=0.0")
 GPT2 = ("--n_layer=12", "--n_head=12", "--n_embd=768", "--block_size=1024", "--batch_size=64", "--gradient_accumulation_steps=1")
 PRESETS = {
     "shakespeare-cpu": Preset(
-        nanogpt=("config/train_shakespeare_char.py", "--device=cpu", "--compile=False", *SMALL),
+        nanogpt=(*NANOGPT_CPU, *SMALL),
         folio={
             "Folio, plain": ("configs/plain_shakespeare_char.py", "--device=cpu", *SMALL),
             "Folio": ("configs/shakespeare_char_cpu.py", "--device=cpu"),
@@ -73,7 +72,7 @@ PRESETS = {
         interval=10,
     ),
     "smoke": Preset(
-        nanogpt=("config/train_shakespeare_char.py", "--device=cpu", "--compile=False", *SMALL),
+        nanogpt=(*NANOGPT_CPU, *SMALL),
         folio={"Folio": ("configs/shakespeare_char_cpu.py", "--device=cpu")},
         steps=8,
         interval=4,

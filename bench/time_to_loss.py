@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from measure import absolute, fresh_folder, print_machine, print_table
 from peer_nanogpt_train import PROBE_WINDOWS
-from trainers import NANOGPT, Mark, Trained, load, nanogpt_checkout, require_same_loss, run_folio, run_nanogpt
+from trainers import NANOGPT, NANOGPT_CPU, SMALL, Mark, Trained, load, nanogpt_checkout, require_same_loss, run_folio, run_nanogpt
 
 from builds import open_builds
 from data import ValidationData
@@ -40,8 +40,6 @@ class Preset:
     folio_interval: dict[str, int]
 
 
-SMALL = ("--n_layer=4", "--n_head=4", "--n_embd=128", "--block_size=64", "--batch_size=12", "--dropout=0.0")
-NANOGPT_CPU = ("config/train_shakespeare_char.py", "--device=cpu", "--compile=False")
 PLAIN = ("configs/plain_shakespeare_char.py", "--device=cpu", *SMALL, "--max_steps=200", "--warmup_steps=20")
 MUON = (*PLAIN, "--arch=modern", "--optimizer=muon")
 RATES = (

@@ -31,6 +31,9 @@ from tracking import METRICS_FILE, read_rows
 NANOGPT = "nanoGPT"
 BEGINS = re.compile(r" tokens a step, on ")  # the last line before the first step
 MORE_THAN_A_RUN_HAS = 10**6
+# nanoGPT's README: what a laptop trains, in settings of both trainers, and its config.
+SMALL = ("--n_layer=4", "--n_head=4", "--n_embd=128", "--block_size=64", "--batch_size=12", "--dropout=0.0")
+NANOGPT_CPU = ("config/train_shakespeare_char.py", "--device=cpu", "--compile=False")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,13 @@ class ValidationWindows(Protocol):
     @property
     def num_windows(self) -> int: ...
     def batch(self, numbers: np.ndarray) -> Batch: ...
-    def batches(self, batch_size: int, *, rank: int = 0, num_ranks: int = 1) -> Iterator[tuple[np.ndarray, Batch]]: ...
+
+    def batches(self, batch_size: int, *, rank: int = 0, num_ranks: int = 1) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Every num_ranks-th window beginning with number `rank`, batch_size at a time, fewer in the last: their numbers, and they."""
+        mine = np.arange(rank, self.num_windows, num_ranks)
+        for first in range(0, len(mine), batch_size):
+            numbers = mine[first : first + batch_size]
+            yield numbers, self.batch(numbers)
 
 
 class TrainingData:
@@ -124,7 +130,7 @@ class TrainingData:
         return self._mixed.batch(source, lambda build, rows: self._orders[build].locate(number[rows]))
 
 
-class ValidationData:
+class ValidationData(ValidationWindows):
     """The fixed windows that every evaluation of a run reads, in order."""
 
     def __init__(self, builds: Builds, config: Config, *, device: torch.device) -> None:
@@ -145,13 +151,6 @@ class ValidationData:
     def batch(self, numbers: np.ndarray) -> Batch:
         """Windows number `numbers`, (B,)."""
         return self._mixed.batch(self.source[numbers], lambda _, rows: (self._shard[numbers[rows]], self._start[numbers[rows]]))
-
-    def batches(self, batch_size: int, *, rank: int = 0, num_ranks: int = 1) -> Iterator[tuple[np.ndarray, Batch]]:
-        """Every num_ranks-th window beginning with number `rank`, batch_size at a time, fewer in the last: their numbers, and they."""
-        mine = np.arange(rank, self.num_windows, num_ranks)
-        for first in range(0, len(mine), batch_size):
-            numbers = mine[first : first + batch_size]
-            yield numbers, self.batch(numbers)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ A stream has no random access, so it is read in order, and where it stands is ke
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +140,7 @@ class StreamedTraining:
         return windows[:, :-1], windows[:, 1:], None
 
 
-class StreamedValidation:
+class StreamedValidation(ValidationWindows):
     """The fixed blocks that every evaluation of a run reads, in order."""
 
     def __init__(self, corpus: StreamCorpus, config: Config, *, device: torch.device) -> None:
@@ -160,13 +160,6 @@ class StreamedValidation:
         """Windows number `numbers`, (B,)."""
         windows = to_device(self._blocks[numbers], self._device)
         return windows[:, :-1], windows[:, 1:], None
-
-    def batches(self, batch_size: int, *, rank: int = 0, num_ranks: int = 1) -> Iterator[tuple[np.ndarray, Batch]]:
-        """As ValidationData has them."""
-        mine = np.arange(rank, self.num_windows, num_ranks)
-        for begin in range(0, len(mine), batch_size):
-            numbers = mine[begin : begin + batch_size]
-            yield numbers, self.batch(numbers)
 
 
 Source = Builds | StreamedText
