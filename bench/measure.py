@@ -34,6 +34,7 @@ TAIL_CHARACTERS = 3000
 NAME = "bench"
 LIBRARIES = ("datasets", "datatrove", "gigatoken", "tiktoken", "tokenizers", "numpy", "pyarrow")
 FOLIO_LIBRARIES = ("folio-lm", "gigatoken", "tiktoken", "numpy", "pyarrow")
+TRAINING_LIBRARIES = ("folio-lm", "torch", "numpy")
 
 Job = Callable[[Path], list[str]]  # given a fresh folder, the command that works in it
 
@@ -168,10 +169,22 @@ def absolute(path: str) -> Path:
     return Path(path).absolute()
 
 
+def positive(text: str) -> int:
+    """For argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}, wanted 1 or more")
+    return number
+
+
 def add_options(parser: argparse.ArgumentParser, *, repeat: int) -> None:
-    """The options of every bench."""
-    parser.add_argument("--repeat", type=int, default=repeat, help=f"runs of each job, interleaved (default: {repeat})")
+    """The options of every bench that runs jobs."""
+    parser.add_argument("--repeat", type=positive, default=repeat, help=f"runs of each job, interleaved (default: {repeat})")
     parser.add_argument("--folio-python", type=absolute, default=ROOT / ".venv/bin/python", help="the Python that has Folio")
+    add_scratch(parser)
+
+
+def add_scratch(parser: argparse.ArgumentParser) -> None:
     scratch = Path(tempfile.gettempdir()) / "folio-bench"
     parser.add_argument("--scratch", type=absolute, default=scratch, help=f"folder for what is made and deleted (default: {scratch})")
 
@@ -208,19 +221,23 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 def print_machine(folio_python: Path) -> None:
     """Where and when, and with what."""
-    memory = psutil.virtual_memory().total / 2**30
-    print(f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}, {_today()}")
-    print("peers: " + _versions(LIBRARIES))
-    program = "import sys; sys.path.insert(0, sys.argv[1]); import measure; print(measure._versions(measure.FOLIO_LIBRARIES))"
+    print(describe_machine())
+    print("peers: " + versions(LIBRARIES))
+    program = "import sys; sys.path.insert(0, sys.argv[1]); import measure; print(measure.versions(measure.FOLIO_LIBRARIES))"
     ask = [str(folio_python), "-c", program, str(Path(__file__).parent)]
     print("Folio: " + subprocess.run(ask, stdout=subprocess.PIPE, text=True, check=True).stdout.strip(), flush=True)
+
+
+def describe_machine() -> str:
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}, {_today()}"
 
 
 def _today() -> str:
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
-def _versions(libraries: Sequence[str]) -> str:
+def versions(libraries: Sequence[str]) -> str:
     return ", ".join(f"{name} {_version(name)}" for name in libraries)
 
 

@@ -4,7 +4,8 @@
 
 Three tables. Tokens a second: both trainers as they are run, in turn, the median over the stretches between their marks. Shares: our
 step with the device waited for after each part, so that the parts add up to a little more than a step. Batches: ours and nanoGPT's
-`get_batch`, of 400 million tokens. Without NANOGPT_DIR only ours run.
+`get_batch`, of 400 million tokens. Without NANOGPT_DIR only ours run. `--preset gpt2-vocabulary-cpu` shows what a head of 50,257 ids
+takes, for which BUILD has to be one in GPT-2's BPE.
 """
 
 from __future__ import annotations
@@ -15,15 +16,27 @@ import runpy
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import torch
-from measure import ROOT, absolute, fresh_folder, print_machine, print_table
-from trainers import NANOGPT, NANOGPT_CPU, SMALL, Trained, nanogpt_checkout, run_folio, run_nanogpt, settings_of
+from measure import ROOT, fresh_folder, positive, print_table
+from trainers import (
+    NANOGPT,
+    NANOGPT_CPU,
+    SMALL,
+    Trained,
+    in_rotation,
+    nanogpt_checkout,
+    parse,
+    print_place,
+    run_folio,
+    run_nanogpt,
+    settings_of,
+)
 
 from builds import Builds, open_builds
 from config import Config, load_config
@@ -38,7 +51,8 @@ from state import new_training
 
 NUM_TOKENS = 400_000_000
 SHAPES = ((8, 256), (12, 1024), (64, 1024))
-WARM_UP = 5
+WARM_UP = 5  # steps
+ROUNDS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +65,7 @@ class Preset:
     interval: int
 
 
+WIDER = ("--block_size=256", "--batch_size=16")
 GPT2 = ("--n_layer=12", "--n_head=12", "--n_embd=768", "--block_size=1024", "--batch_size=64", "--gradient_accumulation_steps=1")
 PRESETS = {
     "shakespeare-cpu": Preset(
@@ -71,6 +86,15 @@ PRESETS = {
         steps=60,
         interval=10,
     ),
+    "gpt2-vocabulary-cpu": Preset(
+        nanogpt=(*NANOGPT_CPU, *SMALL, *WIDER),
+        folio={
+            "Folio, plain": ("configs/plain_shakespeare_char.py", "--device=cpu", *SMALL, *WIDER),
+            "Folio": ("configs/shakespeare_char_cpu.py", "--device=cpu", *WIDER),
+        },
+        steps=8,
+        interval=2,
+    ),
     "smoke": Preset(
         nanogpt=(*NANOGPT_CPU, *SMALL),
         folio={"Folio": ("configs/shakespeare_char_cpu.py", "--device=cpu")},
@@ -82,30 +106,30 @@ PRESETS = {
 
 def run_in_turn(preset: Preset, build: Path, scratch: Path, *, repeat: int, nanogpt: Path | None) -> dict[str, list[Trained]]:
     """Every trainer `repeat` times."""
-    runs: dict[str, list[Trained]] = {}
+    runs: dict[str, list[Trained]] = {name: [] for name in [*preset.folio, *([NANOGPT] if nanogpt else [])]}
     for turn in range(repeat):
-        common = {"build": build, "seed": turn + 1, "interval": preset.interval}
-        for number, (name, arguments) in enumerate(preset.folio.items()):
-            settings = [*arguments, f"--max_steps={preset.steps}", "--warmup_steps=0"]
-            runs.setdefault(name, []).append(run_folio(name, settings, folder=scratch / f"{number}-{turn}", **common))
-        if nanogpt:
-            settings = [*preset.nanogpt, f"--max_iters={preset.steps}"]
-            runs.setdefault(NANOGPT, []).append(run_nanogpt(nanogpt, settings, folder=scratch / f"nanogpt-{turn}", **common))
+        for name in in_rotation(list(runs), turn):
+            common = {"build": build, "folder": scratch / f"{list(runs).index(name)}-{turn}", "seed": turn + 1, "interval": preset.interval}
+            if name in preset.folio:
+                run = run_folio(name, [*preset.folio[name], f"--max_steps={preset.steps}", "--warmup_steps=0"], **common)
+            else:
+                assert nanogpt is not None
+                run = run_nanogpt(nanogpt, [*preset.nanogpt, f"--max_iters={preset.steps}"], **common)
+            runs[name].append(run)
         print(f"  turn {turn + 1} of {repeat}", file=sys.stderr, flush=True)
     return runs
 
 
 def print_speed(runs: dict[str, list[Trained]], *, vocab_size: int, matrix_flops: float) -> None:
     theirs = statistics.median(run.tokens_per_step / run.step_s for run in runs[NANOGPT]) if NANOGPT in runs else None
-    rows = [["trainer", "parameters", "tokens/s of each run", "median", "ms a step", "× nanoGPT", "of the matrix rate", "peak GB"]]
+    rows = [["trainer", "parameters", "tokens/s of each run", "median", "ms a step", "× nanoGPT", "of the matrix rate", "peak MB"]]
     for name, of_name in runs.items():
         speeds = [run.tokens_per_step / run.step_s for run in of_name]
         speed = statistics.median(speeds)
         row = [name, f"{of_name[0].num_parameters:,}", " ".join(f"{s:,.0f}" for s in speeds), f"{speed:,.0f}"]
         row += [f"{of_name[0].tokens_per_step / speed * 1e3:.1f}", f"{speed / theirs:.2f}" if theirs else "not measured"]
         row += [f"{speed * flops_per_token(of_name[0], vocab_size) / matrix_flops:.0%}"]
-        peaks = [run.peak_memory_bytes for run in of_name if run.peak_memory_bytes is not None]
-        rows.append([*row, f"{max(peaks) / 1e9:.1f}" if peaks else "n/a"])
+        rows.append([*row, f"{max(run.peak_memory_bytes for run in of_name) / 1e6:,.0f}"])
     print_table(rows)
 
 
@@ -204,7 +228,8 @@ def nanogpt_batches(nanogpt: Path, folder: Path) -> Callable[[int, int], Callabl
     os.chdir(nanogpt)
     ours = sys.modules.pop("model")  # theirs has the same name
     try:
-        get_batch = runpy.run_path("train.py", run_name="__main__")["get_batch"]
+        with redirect_stdout(sys.stderr):
+            get_batch = runpy.run_path("train.py", run_name="__main__")["get_batch"]
     finally:
         sys.modules["model"] = ours
         sys.argv, sys.path[0] = argv, first
@@ -218,9 +243,10 @@ def nanogpt_batches(nanogpt: Path, folder: Path) -> Callable[[int, int], Callabl
 
 
 def time_batches(build: Path, scratch: Path, *, num_tokens: int, nanogpt: Path | None) -> list[list[str]]:
-    """Microseconds of a batch on the CPU, in turn: the median of many. BUILD's tokens, repeated up to `num_tokens`.
+    """Microseconds of a batch on the CPU: the median of many. BUILD's tokens, repeated up to `num_tokens`.
 
-    Each shape twice: while our map still meets pages for the first time, and when it has met them all, as late in an epoch.
+    Each shape twice: many batches in a row, as such functions are timed everywhere, and ours and theirs by turns, where each finds the
+    caches full of the other's. In training they are full of the model's.
     """
     builds = open_builds(str(build))
     tokens = np.concatenate([np.asarray(shard.tokens) for shard in builds.builds[0].shards("train")]).astype(np.uint16)
@@ -229,15 +255,15 @@ def time_batches(build: Path, scratch: Path, *, num_tokens: int, nanogpt: Path |
     for split in ("train", "val"):
         np.resize(tokens, num_tokens).tofile(folder / f"{split}.bin")
     theirs = nanogpt_batches(nanogpt, folder) if nanogpt else None
-    rows = [["batch", "pages", "Folio µs", "nanoGPT µs", "times as fast"]]
+    mapped = np.asarray(np.memmap(folder / "train.bin", dtype="<u2", mode="r"))
+    mapped[:: 1 << 11].max()  # meets every page
+    rows = [["batch", "calls", "Folio µs", "nanoGPT µs", "times as fast"]]
     for batch_size, block_size in SHAPES:
-        mapped = np.asarray(np.memmap(folder / "train.bin", dtype="<u2", mode="r"))
-        ours = folio_batches(builds, mapped, batch_size, block_size)
-        for pages in ("first met", "all met"):
-            took = in_turn([ours, *([theirs(batch_size, block_size)] if theirs else [])])
+        jobs = [folio_batches(builds, mapped, batch_size, block_size), *([theirs(batch_size, block_size)] if theirs else [])]
+        for calls, in_a_row in (("in a row", ROUNDS // 10), ("by turns", 1)):
+            took = time_jobs(jobs, in_a_row=in_a_row)
             ratio = f"{took[1] / took[0]:.1f}" if theirs else "not measured"
-            rows.append([f"{batch_size}×{block_size}", pages, f"{took[0]:,.0f}", f"{took[1]:,.0f}" if theirs else "not measured", ratio])
-            mapped[:: 1 << 11].max()  # meets every page
+            rows.append([f"{batch_size}×{block_size}", calls, f"{took[0]:,.0f}", f"{took[1]:,.0f}" if theirs else "not measured", ratio])
     return rows
 
 
@@ -251,29 +277,28 @@ def folio_batches(builds: Builds, tokens: np.ndarray, batch_size: int, block_siz
     return lambda: data.batch(next(first), batch_size)
 
 
-def in_turn(jobs: list[Callable[[], object]], rounds: int = 300) -> list[float]:
-    """Median microseconds of each job."""
+def time_jobs(jobs: list[Callable[[], object]], *, in_a_row: int) -> list[float]:
+    """Median microseconds of each job: ROUNDS calls, `in_a_row` of one job and then of the next."""
     took: list[list[float]] = [[] for _ in jobs]
-    for _ in range(rounds):
+    for _ in range(ROUNDS // in_a_row):
         for job, of_job in zip(jobs, took, strict=True):
-            began = perf_counter()
-            job()
-            of_job.append((perf_counter() - began) * 1e6)
+            for _ in range(in_a_row):
+                began = perf_counter()
+                job()
+                of_job.append((perf_counter() - began) * 1e6)
     return [statistics.median(of_job) for of_job in took]
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repeat", type=positive, default=5)
+    parser.add_argument("--num-tokens", type=positive, default=NUM_TOKENS, help="that batches are drawn from")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("build", type=absolute)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="shakespeare-cpu")
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--num-tokens", type=int, default=NUM_TOKENS, help="that batches are drawn from")
-    parser.add_argument("--scratch", type=absolute, default=absolute("/tmp/folio-bench"))
-    arguments = parser.parse_args()
+    arguments = parse(__doc__, list(PRESETS), add_options)
     preset = PRESETS[arguments.preset]
     nanogpt = nanogpt_checkout()
-    print_machine(Path(sys.executable))
-    print(f"torch {torch.__version__}, {arguments.preset}\n", flush=True)
+    print_place(arguments.preset, nanogpt)
     builds = open_builds(str(arguments.build))
     with fresh_folder(arguments.scratch) as scratch:
         runs = run_in_turn(preset, arguments.build, scratch, repeat=arguments.repeat, nanogpt=nanogpt)

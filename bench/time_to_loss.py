@@ -13,14 +13,29 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from measure import absolute, fresh_folder, print_machine, print_table
+from measure import fresh_folder, positive, print_table
 from peer_nanogpt_train import PROBE_WINDOWS
-from trainers import NANOGPT, NANOGPT_CPU, SMALL, Mark, Trained, load, nanogpt_checkout, require_same_loss, run_folio, run_nanogpt
+from trainers import (
+    NANOGPT,
+    NANOGPT_CPU,
+    SMALL,
+    Mark,
+    Trained,
+    in_rotation,
+    load,
+    nanogpt_checkout,
+    parse,
+    print_place,
+    require_same_loss,
+    run_folio,
+    run_nanogpt,
+)
 
 from builds import open_builds
 from data import ValidationData
@@ -73,8 +88,11 @@ PRESETS = {
     "shakespeare-cpu": Preset(
         nanogpt=(*NANOGPT_CPU, *SMALL, "--max_iters=2000", "--lr_decay_iters=2000"),
         nanogpt_interval=100,
-        folio={"Folio": ("configs/shakespeare_char_cpu.py", "--device=cpu")},
-        folio_interval={"Folio": 10},
+        folio={
+            "Folio": ("configs/shakespeare_char_cpu.py", "--device=cpu"),
+            "Folio, plain": ("configs/plain_shakespeare_char.py", "--device=cpu", *SMALL, "--max_steps=2000"),
+        },
+        folio_interval={"Folio": 10, "Folio, plain": 100},
     ),
     # nanoGPT's README: the configuration for one GPU; both compiled.
     "shakespeare-gpu": Preset(
@@ -121,7 +139,7 @@ class Curve:
     def seconds_to(self, target: float) -> float | None:
         """Seconds of training until then, without compilation."""
         mark = self.reached(target)
-        return None if mark is None else mark.elapsed_s - self.run.compilation_s
+        return None if mark is None else mark.elapsed_s - self.run.compiled_in_steps_s
 
 
 def measure_curve(run: Trained, build: Path, *, device: torch.device) -> Curve:
@@ -141,20 +159,28 @@ def measure_curve(run: Trained, build: Path, *, device: torch.device) -> Curve:
 def run_all(preset: Preset, build: Path, scratch: Path, *, seeds: int, nanogpt: Path | None) -> dict[str, list[Curve]]:
     """Every trainer once a seed, in turn; evaluated when all have run, so that nothing else is in a run's way."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    runs: dict[str, list[Trained]] = {}
+    jobs: dict[str, Callable[[int], Trained]] = {}
+    for number, (name, arguments) in enumerate(preset.folio.items()):
+        jobs[name] = partial(_run_ours, name, arguments, build, scratch / str(number), preset.folio_interval[name])
+    if nanogpt:
+        jobs[NANOGPT] = partial(_run_theirs, nanogpt, preset, build, scratch)
+    runs: dict[str, list[Trained]] = {name: [] for name in jobs}
     for seed in range(1, seeds + 1):
-        ours = [
-            run_folio(name, arguments, build=build, folder=scratch / f"{number}-{seed}", seed=seed, interval=preset.folio_interval[name])
-            for number, (name, arguments) in enumerate(preset.folio.items())
-        ]
-        folder = scratch / f"nanogpt-{seed}"
-        theirs = nanogpt and run_nanogpt(nanogpt, preset.nanogpt, build=build, folder=folder, seed=seed, interval=preset.nanogpt_interval)
-        for run in [*ours, *([theirs] if theirs else [])]:
-            runs.setdefault(run.name, []).append(run)
-            print(
-                f"  {run.name}, seed {seed}: {run.marks[-1].elapsed_s:.1f} s for {run.marks[-1].step:,} steps", file=sys.stderr, flush=True
-            )
+        for name in in_rotation(list(jobs), seed - 1):
+            run = jobs[name](seed)
+            runs[name].append(run)
+            last = run.marks[-1]
+            print(f"  {name}, seed {seed}: {last.elapsed_s:.1f} s for {last.step:,} steps", file=sys.stderr, flush=True)
     return {name: [measure_curve(run, build, device=device) for run in of_name] for name, of_name in runs.items()}
+
+
+def _run_ours(name: str, arguments: Sequence[str], build: Path, scratch: Path, interval: int, seed: int) -> Trained:
+    return run_folio(name, arguments, build=build, folder=scratch / str(seed), seed=seed, interval=interval)
+
+
+def _run_theirs(nanogpt: Path, preset: Preset, build: Path, scratch: Path, seed: int) -> Trained:
+    folder = scratch / f"nanogpt-{seed}"
+    return run_nanogpt(nanogpt, preset.nanogpt, build=build, folder=folder, seed=seed, interval=preset.nanogpt_interval)
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -185,7 +211,9 @@ def print_curves(curves: dict[str, list[Curve]], target: float) -> None:
             row += [f"not reached by {marks.count(None)} of {len(marks)}", *[""] * 6]
         else:
             took = [value for value in seconds[name] if value is not None]
-            whole = [mark.elapsed_s + curve.run.start_s for mark, curve in zip(marks, of_name, strict=True) if mark]
+            whole = [
+                mark.elapsed_s + curve.run.start_s + curve.run.compiled_before_s for mark, curve in zip(marks, of_name, strict=True) if mark
+            ]
             theirs = [value for value in seconds.get(NANOGPT, []) if value is not None]
             row += [spread(took, 1), f"{statistics.mean(theirs) / statistics.mean(took):.1f}" if theirs else "not measured"]
             row += [spread(whole, 1), spread([c.run.start_s for c in of_name], 1), spread([c.run.compilation_s for c in of_name], 1)]
@@ -197,27 +225,24 @@ def print_curves(curves: dict[str, list[Curve]], target: float) -> None:
     print_table(rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("build", type=absolute)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="shakespeare-cpu")
-    parser.add_argument("--seeds", type=int, default=3)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", type=positive, default=3)
     parser.add_argument("--target", type=float, help="a validation loss in nats")
-    parser.add_argument("--scratch", type=absolute, default=absolute("/tmp/folio-bench"))
-    arguments = parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse(__doc__, list(PRESETS), add_options)
     nanogpt = nanogpt_checkout()
-    if arguments.seeds < 1:
-        parser.error(f"--seeds is {arguments.seeds}, wanted 1 or more")
     if nanogpt is None and arguments.target is None:
-        parser.error("NANOGPT_DIR is not set, wanted nanoGPT's checkout, or --target")
+        sys.exit("error: NANOGPT_DIR is not set, wanted nanoGPT's checkout, or --target")
     with fresh_folder(arguments.scratch) as scratch:
         curves = run_all(PRESETS[arguments.preset], arguments.build, scratch, seeds=arguments.seeds, nanogpt=nanogpt)
     target = arguments.target if arguments.target is not None else max(min(curve.losses) for curve in curves[NANOGPT])
     num_windows, *others = {curve.num_windows for of_name in curves.values() for curve in of_name}
     if others:
         sys.exit(f"error: runs were judged on {num_windows:,} and {others[0]:,} windows; give all of them one block_size")
-    print_machine(Path(sys.executable))
-    print(f"torch {torch.__version__}, {arguments.preset}, seeds 1 to {arguments.seeds}; target: {target:.4f} on {num_windows:,} windows\n")
+    print_place(arguments.preset, nanogpt)
+    print(f"seeds 1 to {arguments.seeds}; target: {target:.4f} on {num_windows:,} windows\n")
     print_curves(curves, target)
 
 

@@ -75,12 +75,12 @@ SIZES = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8}
 def test_a_target_is_reached_where_the_next_mark_confirms_it(losses: list[float], step: int | None) -> None:
     marks = [Mark(step=10 * (i + 1), elapsed_s=i + 5.0, weights=Path()) for i in range(len(losses))]
     run = Trained(
-        name="x", seed=1, config=Config(data="x", out_dir="y", **SIZES), start_s=1.0, marks=marks, is_compiled=True,  # type: ignore[arg-type]
-        tokens_per_step=8, num_parameters=1, peak_memory_bytes=None,
+        name="x", seed=1, config=Config(data="x", out_dir="y", **SIZES), start_s=1.0, compiled_before_s=2.0, marks=marks,  # type: ignore[arg-type]
+        is_compiled=True, tokens_per_step=8, num_parameters=1, peak_memory_bytes=1,
     )  # fmt: skip
     mark = Curve(run=run, losses=losses, num_windows=1).reached(2.0)
     assert (mark and mark.step) == step
-    assert (run.step_s, run.compilation_s) == (0.1, 4.0)
+    assert (run.step_s, run.compiled_in_steps_s, run.compilation_s) == (0.1, 4.0, 6.0)
 
 
 @pytest.mark.parametrize("bench", [time_to_loss, step_time])
@@ -96,7 +96,7 @@ def test_a_target_is_wanted_without_nanogpt(build: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "NANOGPT_DIR"}
     command = [sys.executable, "bench/time_to_loss.py", str(build), "--preset=smoke"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 2 and "NANOGPT_DIR is not set, wanted nanoGPT's checkout, or --target" in result.stderr
+    assert result.returncode == 1 and "NANOGPT_DIR is not set, wanted nanoGPT's checkout, or --target" in result.stderr
 
 
 @pytest.mark.slow

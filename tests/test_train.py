@@ -135,6 +135,7 @@ def test_compiled_is_the_same_to_rounding(folder: Path) -> None:
     assert invoke("train.py", config).returncode == 0
     result = invoke("train.py", config, "--compile=true", f"--out_dir={folder / 'compiled'}")
     assert result.returncode == 0, result.stderr
+    assert re.search(r"^preflight: compiled in [1-9]\d*\.\d s$", result.stdout, re.MULTILINE)  # which is what a bench takes for its time
     plain, compiled = ([row.get("train_loss") or row["val_loss"] for row in rows(folder / name)] for name in ("plain", "compiled"))
     assert compiled == pytest.approx(plain, rel=1e-4)
 

@@ -42,10 +42,11 @@ class Preflight:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Seconds for a forward and backward pass with an update, and for a batch of an evaluation, per window."""
+    """Seconds for a forward and backward pass with an update, for a batch of an evaluation, per window, and what came before both once."""
 
     pass_s: float
     window_evaluation_s: float
+    compilation_s: float
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -71,6 +72,7 @@ def preflight(config: Config, builds: Source, training: Training, data: Data, *,
         _describe_steps(config, data.train),
         f"{config.keep_checkpoints + 1} checkpoints of {checkpoint_bytes / 1e6:,.1f} MB and one in the making fit the disk",
         *_describe_memory(config, training, micro_batch=micro_batch, share=share, world=world),
+        *([f"compiled in {trial.compilation_s:.1f} s"] if config.compile else []),
         _describe_time(config, training, step_s=trial.pass_s * (share // micro_batch), evaluation_s=evaluation_s),
     ]
     training.micro_batch = micro_batch
@@ -180,14 +182,16 @@ def _trial(config: Config, training: Training, data: Data, *, micro_batch: int, 
     """The second time counts: the first also compiles, or finds its kernels."""
     world.will_average(wrapped, is_last=False)  # where one process has too little memory, the others must not wait for it
     numbers, batch = next(data.val.batches(micro_batch, rank=world.rank, num_ranks=world.size), (None, None))
-    pass_s = evaluation_s = 0.0
+    passes_s: list[float] = []
+    evaluations_s: list[float] = []
     for _ in range(2):
-        pass_s = _timed(training.device, lambda: _pass(config, training, data, wrapped, micro_batch=micro_batch))
-        if batch is not None:
-            evaluation_s = _timed(training.device, partial(_evaluate_batch, config, training, batch))
-        if pass_s > SLOW_TRIAL_S and not config.compile:
+        passes_s.append(_timed(training.device, lambda: _pass(config, training, data, wrapped, micro_batch=micro_batch)))
+        evaluations_s.append(0.0 if batch is None else _timed(training.device, partial(_evaluate_batch, config, training, batch)))
+        if passes_s[0] > SLOW_TRIAL_S and not config.compile:
             break
-    return Trial(pass_s=pass_s, window_evaluation_s=evaluation_s / len(numbers) if numbers is not None else 0.0)
+    compilation_s = passes_s[0] - passes_s[-1] + evaluations_s[0] - evaluations_s[-1]
+    window_s = evaluations_s[-1] / len(numbers) if numbers is not None else 0.0
+    return Trial(pass_s=passes_s[-1], window_evaluation_s=window_s, compilation_s=max(compilation_s, 0.0))
 
 
 def _pass(config: Config, training: Training, data: Data, wrapped: nn.Module, *, micro_batch: int) -> None:
