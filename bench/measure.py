@@ -12,6 +12,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -138,6 +139,22 @@ def alternate(jobs: dict[str, Job], repeat: int, scratch: Path, find: Callable[[
     return runs
 
 
+def forget_peak(pid: int) -> None:
+    """From now on the peak of that process counts anew, where the system can: on Linux."""
+    with suppress(OSError):
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def peak_bytes(pid: int) -> int | None:
+    """The largest resident set of that process since it started, or since its peak was forgotten; None where the system does not tell."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None  # a process that has just ended has none
+
+
 def folio(python: Path, *arguments: str) -> Job:
     """A build with `arguments`, in the fresh folder with all that it puts beside itself."""
 
@@ -171,10 +188,9 @@ def absolute(path: str) -> Path:
 
 def positive(text: str) -> int:
     """For argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}, wanted 1 or more")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, wanted a whole number, 1 or more")
+    return int(text)
 
 
 def add_options(parser: argparse.ArgumentParser, *, repeat: int) -> None:

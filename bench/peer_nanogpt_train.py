@@ -1,8 +1,8 @@
 """A peer: nanoGPT's train.py as it stands, with a clock around it.
 
-    python bench/peer_nanogpt_train.py NANOGPT_DIR BUILD --output FOLDER --seed 1 config/train_shakespeare_char.py --max_iters=100
+    python bench/peer_nanogpt_train.py NANOGPT_DIR FOLDER --seed 1 config/train_shakespeare_char.py --max_iters=100
 
-BUILD becomes its train.bin and val.bin, which its start does not count. Its seed stands in its source; `--seed` is added to it. The clock
+FOLDER/data holds a build as nanoGPT reads it (trainers.py::write_data). Its seed stands in its source; `--seed` is added to it. The clock
 stands still while it evaluates and while it saves; where it would save, its weights go to FOLDER/STEP.safetensors. FOLDER/result.json
 says the rest.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pickle
 import runpy
 import sys
 import time
@@ -23,34 +22,40 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from measure import ROOT
+from measure import forget_peak, peak_bytes
 from safetensors.torch import save_file
 from torch import nn
 
-sys.path.insert(0, str(ROOT))
-from preprocess.shards.format import Build
-
 RESULT = "result.json"
-GPT2_IDS, PADDED_GPT2_IDS = 50_257, 50_304
 PROBE_WINDOWS = 32  # whose loss by its own model shows that its weights were read rightly
 
 
 class Clock:
-    """Seconds of training: it runs but for what lies between `stop` and `go`."""
+    """Seconds of training: it runs but for what lies between `stop` and `go`.
+
+    nanoGPT evaluates before its first step: `start_s` is the time until then, and `first_evaluation_s` of that what the evaluation took,
+    for which it also compiles.
+    """
 
     def __init__(self) -> None:
-        self.elapsed_s, self.start_s = 0.0, 0.0
+        self.elapsed_s, self.start_s, self.first_evaluation_s = 0.0, 0.0, 0.0
         self._since: float | None = None
+        self._first_stop: float | None = None
 
     def go(self) -> None:
         _wait_for_device()
+        now = time.perf_counter()
         if not self.start_s:
             self.start_s = time.time() - psutil.Process().create_time()
-        self._since = time.perf_counter()
+            self.first_evaluation_s = now - (self._first_stop or now)
+            forget_peak(os.getpid())
+        self._since = now
 
     def stop(self) -> None:
         _wait_for_device()
-        self.elapsed_s += 0.0 if self._since is None else time.perf_counter() - self._since
+        now = time.perf_counter()
+        self._first_stop = self._first_stop or now
+        self.elapsed_s += 0.0 if self._since is None else now - self._since
         self._since = None
 
 
@@ -102,18 +107,6 @@ def hook(clock: Clock, folder: Path, *, seed: int) -> dict[str, Any]:
     return result
 
 
-def write_data(build_folder: Path, folder: Path) -> None:
-    """BUILD's tokens as nanoGPT reads them, and the size of its vocabulary."""
-    folder.mkdir()
-    build = Build(str(build_folder))
-    if build.vocab_size > 1 << 16:
-        sys.exit(f"error: {build_folder} has {build.vocab_size:,} ids, nanoGPT reads 16 bits; take a build of up to 65,536 ids")
-    for split in ("train", "val"):
-        np.concatenate([shard.tokens for shard in build.shards(split)]).astype(np.uint16).tofile(folder / f"{split}.bin")
-    if not GPT2_IDS <= build.vocab_size <= PADDED_GPT2_IDS:  # else it takes the latter by itself, which is faster
-        (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": build.vocab_size}))
-
-
 def probe_loss(variables: dict[str, Any], folder: Path) -> float:
     """The mean loss on the first validation windows, by nanoGPT's own model as it was when it last saved."""
     from safetensors.torch import load_file
@@ -123,7 +116,8 @@ def probe_loss(variables: dict[str, Any], folder: Path) -> float:
     model.load_state_dict(load_file(last))
     size = variables["block_size"]
     tokens = np.fromfile(folder / "data" / "val.bin", dtype=np.uint16).astype(np.int64)
-    windows = torch.from_numpy(tokens[: PROBE_WINDOWS * size + 1].copy())
+    num_windows = min(PROBE_WINDOWS, (len(tokens) - 1) // size)
+    windows = torch.from_numpy(tokens[: num_windows * size + 1].copy())
     ids, targets = (part.view(-1, size).to(variables["device"]) for part in (windows[:-1], windows[1:]))
     model.eval()
     with torch.no_grad():
@@ -133,15 +127,10 @@ def probe_loss(variables: dict[str, Any], folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("nanogpt", type=Path)
-    parser.add_argument("build", type=Path)
-    parser.add_argument("--output", type=Path, required=True, help="a fresh folder")
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     arguments, settings = parser.parse_known_args()
-    folder = arguments.output.absolute()
-    folder.mkdir(parents=True)
-    began = time.perf_counter()
-    write_data(arguments.build.absolute(), folder / "data")
-    ours_s = time.perf_counter() - began
+    folder = arguments.folder.absolute()
     # It reads its configurator, and imports its model, from where it lies.
     os.chdir(arguments.nanogpt)
     sys.path[0] = str(Path.cwd())
@@ -149,12 +138,15 @@ def main() -> None:
     clock = Clock()
     result = hook(clock, folder, seed=arguments.seed)
     variables = runpy.run_path("train.py", run_name="__main__")
+    memory_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_bytes(os.getpid())  # before the probe
+    compiled_s = clock.first_evaluation_s if variables["compile"] else 0.0
     result |= {
-        "start_s": clock.start_s - ours_s,
+        "start_s": clock.start_s - compiled_s,
+        "compiled_before_s": compiled_s,
         "is_compiled": variables["compile"],
         "tokens_per_step": variables["tokens_per_iter"],
         "num_parameters": sum(p.numel() for p in variables["raw_model"].parameters()),
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        "peak_memory_bytes": memory_bytes,
         "probe_loss": probe_loss(variables, folder),
     }
     (folder / RESULT).write_text(json.dumps(result))

@@ -2,8 +2,9 @@
 
     NANOGPT_DIR=... python bench/step_time.py shards/tinyshakespeare_char --preset shakespeare-cpu
 
-Three tables. Tokens a second: both trainers as they are run, in turn, the median over the stretches between their marks. Shares: our
-step with the device waited for after each part, so that the parts add up to a little more than a step. Batches: ours and nanoGPT's
+Three tables. Tokens a second: both trainers as they are run, in turn, the median over the stretches between their marks. Shares: their
+steps, in turn within one process, with the device waited for after each part, so that the parts add up to a little more than a step;
+freed memory goes back to the system there, which `train.py` on a CPU does not allow. Batches: ours and nanoGPT's
 `get_batch`, of 400 million tokens. Without NANOGPT_DIR only ours run. `--preset gpt2-vocabulary-cpu` shows what a head of 50,257 ids
 takes, for which BUILD has to be one in GPT-2's BPE.
 """
@@ -13,45 +14,35 @@ from __future__ import annotations
 import argparse
 import os
 import runpy
+import shutil
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
 from measure import ROOT, fresh_folder, positive, print_table
-from trainers import (
-    NANOGPT,
-    NANOGPT_CPU,
-    SMALL,
-    Trained,
-    in_rotation,
-    nanogpt_checkout,
-    parse,
-    print_place,
-    run_folio,
-    run_nanogpt,
-    settings_of,
-)
+from trainers import NANOGPT, NANOGPT_CPU, SMALL, Trained, parse, print_place, run_all, run_bench, settings_of, write_data
 
 from builds import Builds, open_builds
 from config import Config, load_config
 from data import Feed, TrainingData
 from device import choose_device, choose_precision, make_autocast, set_matmul_precision
 from distributed import World
-from memory import keep_freed_memory
 from model import make_model
 from optim import update
+from preprocess.errors import FolioError
 from preprocess.shards.windows import RandomWindows
 from state import new_training
 
 NUM_TOKENS = 400_000_000
 SHAPES = ((8, 256), (12, 1024), (64, 1024))
-WARM_UP = 5  # steps
+WARM_UP, IN_A_ROW = 5, 10  # steps
 ROUNDS = 1000
 
 
@@ -104,32 +95,19 @@ PRESETS = {
 }
 
 
-def run_in_turn(preset: Preset, build: Path, scratch: Path, *, repeat: int, nanogpt: Path | None) -> dict[str, list[Trained]]:
-    """Every trainer `repeat` times."""
-    runs: dict[str, list[Trained]] = {name: [] for name in [*preset.folio, *([NANOGPT] if nanogpt else [])]}
-    for turn in range(repeat):
-        for name in in_rotation(list(runs), turn):
-            common = {"build": build, "folder": scratch / f"{list(runs).index(name)}-{turn}", "seed": turn + 1, "interval": preset.interval}
-            if name in preset.folio:
-                run = run_folio(name, [*preset.folio[name], f"--max_steps={preset.steps}", "--warmup_steps=0"], **common)
-            else:
-                assert nanogpt is not None
-                run = run_nanogpt(nanogpt, [*preset.nanogpt, f"--max_iters={preset.steps}"], **common)
-            runs[name].append(run)
-        print(f"  turn {turn + 1} of {repeat}", file=sys.stderr, flush=True)
-    return runs
-
-
 def print_speed(runs: dict[str, list[Trained]], *, vocab_size: int, matrix_flops: float) -> None:
-    theirs = statistics.median(run.tokens_per_step / run.step_s for run in runs[NANOGPT]) if NANOGPT in runs else None
+    """The ratio is the median of those of the turns, beside the least and the most."""
+    speeds = {name: [run.tokens_per_step / run.step_s for run in of_name] for name, of_name in runs.items()}
     rows = [["trainer", "parameters", "tokens/s of each run", "median", "ms a step", "× nanoGPT", "of the matrix rate", "peak MB"]]
     for name, of_name in runs.items():
-        speeds = [run.tokens_per_step / run.step_s for run in of_name]
-        speed = statistics.median(speeds)
-        row = [name, f"{of_name[0].num_parameters:,}", " ".join(f"{s:,.0f}" for s in speeds), f"{speed:,.0f}"]
-        row += [f"{of_name[0].tokens_per_step / speed * 1e3:.1f}", f"{speed / theirs:.2f}" if theirs else "not measured"]
+        speed = statistics.median(speeds[name])
+        ratios = [ours / theirs for ours, theirs in zip(speeds[name], speeds.get(NANOGPT, []), strict=False)]
+        row = [name, f"{of_name[0].num_parameters:,}", " ".join(f"{s:,.0f}" for s in speeds[name]), f"{speed:,.0f}"]
+        row += [f"{of_name[0].tokens_per_step / speed * 1e3:.1f}"]
+        row += [f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "not measured"]
         row += [f"{speed * flops_per_token(of_name[0], vocab_size) / matrix_flops:.0%}"]
-        rows.append([*row, f"{max(run.peak_memory_bytes for run in of_name) / 1e6:,.0f}"])
+        peaks = [run.peak_memory_bytes for run in of_name if run.peak_memory_bytes is not None]
+        rows.append([*row, f"{max(peaks) / 1e6:,.0f}" if peaks else "n/a"])
     print_table(rows)
 
 
@@ -174,22 +152,23 @@ class Parts:
         self.ms.setdefault(name, []).append((perf_counter() - began) * 1e3)
 
 
-def time_parts(config: Config, builds: Builds, *, device: torch.device, steps: int) -> dict[str, list[float]]:
+Step = Callable[[Parts], None]  # takes a training step, and the time of each part of it
+
+
+def folio_step(config: Config, builds: Builds, *, device: torch.device) -> Step:
     """What train.py's take_step does, part by part."""
-    if device.type == "cpu":
-        keep_freed_memory()
     training = new_training(config, builds.vocab_size, device=device)
-    world, parts = World(), Parts(device)
     data = TrainingData(builds, config, device=device)
-    feed = Feed(data, windows_per_step=config.batch_size, micro_batch=config.batch_size, world=world)
+    feed = Feed(data, windows_per_step=config.batch_size, micro_batch=config.batch_size, world=World())
     model = torch.compile(training.model) if config.compile else training.model
     autocast = make_autocast(config.precision, device)
-    for step in range(WARM_UP + steps):
+    first = iter(range(0, 1 << 40, config.batch_size))
+
+    def step(parts: Parts) -> None:
         with parts.timed("data"):
-            feed.prepare(step * config.batch_size)
-            ids, targets, documents = feed.take(step * config.batch_size)
+            ids, targets, documents = feed.take(next(first))
         with parts.timed("forward and loss"), autocast:
-            loss = model(ids, targets, documents).mean()
+            loss, _ = model(ids, targets, documents)
         with parts.timed("backward"):
             training.scaler.scale(loss).backward()
         with parts.timed("clipping"):
@@ -198,42 +177,81 @@ def time_parts(config: Config, builds: Builds, *, device: torch.device, steps: i
             update(training.optimizers, loss.isfinite() & norm.isfinite())
             for optimizer in training.optimizers:
                 optimizer.zero_grad(set_to_none=True)
-    return {name: ms[WARM_UP:] for name, ms in parts.ms.items()}
+
+    return step
 
 
-def print_parts(by_recipe: dict[str, dict[str, list[float]]]) -> None:
-    names = list(next(iter(by_recipe.values())))
-    rows = [["recipe", *(f"{name}, ms" for name in names), "sum", "data's share"]]
-    for recipe, parts in by_recipe.items():
+def nanogpt_step(nanogpt: Path, folder: Path, settings: Sequence[str]) -> Step:
+    """What its loop does, with its own model and optimizer."""
+    theirs = run_up_to_training(nanogpt, folder, settings)
+    model, raw, optimizer, scaler = (theirs[name] for name in ("model", "raw_model", "optimizer", "scaler"))
+
+    def step(parts: Parts) -> None:
+        with parts.timed("data"):
+            ids, targets = theirs["get_batch"]("train")
+        with parts.timed("forward and loss"), theirs["ctx"]:
+            _, loss = model(ids, targets)
+        with parts.timed("backward"):
+            scaler.scale(loss).backward()
+        with parts.timed("clipping"):
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(raw.parameters(), theirs["grad_clip"])
+        with parts.timed("optimizer"):
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def time_parts(steps: dict[str, Step], *, device: torch.device, num_steps: int) -> dict[str, dict[str, list[float]]]:
+    """Milliseconds of each part of `num_steps` steps of each, IN_A_ROW of one and then of the next: in one process all fare alike."""
+    parts = {name: Parts(device) for name in steps}
+    for name, step in steps.items():
+        for _ in range(WARM_UP):
+            step(parts[name])
+        parts[name].ms.clear()
+    for _ in range(0, num_steps, IN_A_ROW):
+        for name, step in steps.items():
+            for _ in range(IN_A_ROW):
+                step(parts[name])
+    return {name: of_name.ms for name, of_name in parts.items()}
+
+
+def print_parts(by_trainer: dict[str, dict[str, list[float]]]) -> None:
+    """Medians. The ratio is that of the sums."""
+    names = list(next(iter(by_trainer.values())))
+    rows = [["trainer", *(f"{name}, ms" for name in names), "sum", "data's share", "× nanoGPT"]]
+    sums = {trainer: sum(statistics.median(parts[name]) for name in names) for trainer, parts in by_trainer.items()}
+    for trainer, parts in by_trainer.items():
         medians = [statistics.median(parts[name]) for name in names]
-        share = medians[names.index("data")] / sum(medians)
-        rows.append([recipe, *(f"{m:.2f}" for m in medians), f"{sum(medians):.2f}", f"{share:.2%}"])
+        share = medians[names.index("data")] / sums[trainer]
+        ratio = f"{sums[NANOGPT] / sums[trainer]:.2f}" if NANOGPT in sums else "not measured"
+        rows.append([trainer, *(f"{m:.2f}" for m in medians), f"{sums[trainer]:.2f}", f"{share:.2%}", ratio])
     print_table(rows)
 
 
-def nanogpt_batches(nanogpt: Path, folder: Path) -> Callable[[int, int], Callable[[], object]]:
-    """Its get_batch: train.py is run up to its first evaluation, after which it ends, and leaves its functions."""
-    tiny = (
-        "--n_layer=1",
-        "--n_head=1",
-        "--n_embd=8",
-        "--block_size=8",
-        "--batch_size=1",
-        "--eval_iters=1",
-        "--compile=False",
-        "--device=cpu",
-    )
+def run_up_to_training(nanogpt: Path, folder: Path, settings: Sequence[str]) -> dict[str, Any]:
+    """nanoGPT's train.py, up to its first evaluation, after which it ends, and leaves its variables. `folder` has its data."""
     argv, cwd, first = sys.argv, Path.cwd(), sys.path[0]
-    sys.argv, sys.path[0] = ["train.py", "--eval_only=True", f"--dataset={folder}", f"--out_dir={folder}", *tiny], str(nanogpt)
+    # Settings replace those before them: a config file comes first, and none evaluates for long.
+    sys.argv = ["train.py", *settings, "--eval_only=True", "--eval_iters=1", f"--dataset={folder}", f"--out_dir={folder}"]
+    sys.path[0] = str(nanogpt)
     os.chdir(nanogpt)
     ours = sys.modules.pop("model")  # theirs has the same name
     try:
         with redirect_stdout(sys.stderr):
-            get_batch = runpy.run_path("train.py", run_name="__main__")["get_batch"]
+            return runpy.run_path("train.py", run_name="__main__")
     finally:
         sys.modules["model"] = ours
         sys.argv, sys.path[0] = argv, first
         os.chdir(cwd)
+
+
+def nanogpt_batches(nanogpt: Path, folder: Path) -> Callable[[int, int], Callable[[], object]]:
+    """Its get_batch, on the CPU."""
+    sizes = ("--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=8", "--batch_size=1")
+    get_batch = run_up_to_training(nanogpt, folder, [*sizes, "--compile=False", "--device=cpu"])["get_batch"]
 
     def batches(batch_size: int, block_size: int) -> Callable[[], object]:
         get_batch.__globals__.update(batch_size=batch_size, block_size=block_size)
@@ -242,13 +260,12 @@ def nanogpt_batches(nanogpt: Path, folder: Path) -> Callable[[int, int], Callabl
     return batches
 
 
-def time_batches(build: Path, scratch: Path, *, num_tokens: int, nanogpt: Path | None) -> list[list[str]]:
-    """Microseconds of a batch on the CPU: the median of many. BUILD's tokens, repeated up to `num_tokens`.
+def time_batches(builds: Builds, scratch: Path, *, num_tokens: int, nanogpt: Path | None) -> list[list[str]]:
+    """Microseconds of a batch on the CPU: the median of many. The build's tokens, repeated up to `num_tokens`.
 
     Each shape twice: many batches in a row, as such functions are timed everywhere, and ours and theirs by turns, where each finds the
     caches full of the other's. In training they are full of the model's.
     """
-    builds = open_builds(str(build))
     tokens = np.concatenate([np.asarray(shard.tokens) for shard in builds.builds[0].shards("train")]).astype(np.uint16)
     folder = scratch / "tokens"
     folder.mkdir()
@@ -291,34 +308,49 @@ def time_jobs(jobs: list[Callable[[], object]], *, in_a_row: int) -> list[float]
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeat", type=positive, default=5)
-    parser.add_argument("--num-tokens", type=positive, default=NUM_TOKENS, help="that batches are drawn from")
+    parser.add_argument("--num-tokens", type=positive, default=NUM_TOKENS, help="that batches are drawn from; four bytes of disk each")
+
+
+def require_options(own: argparse.Namespace, _: Path | None) -> None:
+    """Raise FolioError for a number of tokens that holds no window, or that the disk does not."""
+    least = max(block_size for _, block_size in SHAPES) + 1
+    if own.num_tokens < least:
+        raise FolioError(f"--num-tokens is {own.num_tokens:,}, a batch wants {least:,} or more")
+    own.scratch.mkdir(parents=True, exist_ok=True)
+    need, free = 2 * 2 * own.num_tokens, shutil.disk_usage(own.scratch).free
+    if need > free:
+        raise FolioError(
+            f"{need / 1e6:,.0f} MB are needed, {own.scratch} has {free / 1e6:,.0f} MB free; give another --scratch, or fewer --num-tokens"
+        )
 
 
 def main() -> None:
-    arguments = parse(__doc__, list(PRESETS), add_options)
-    preset = PRESETS[arguments.preset]
-    nanogpt = nanogpt_checkout()
-    print_place(arguments.preset, nanogpt)
-    builds = open_builds(str(arguments.build))
-    with fresh_folder(arguments.scratch) as scratch:
-        runs = run_in_turn(preset, arguments.build, scratch, repeat=arguments.repeat, nanogpt=nanogpt)
-        parts = {}
+    options = parse(__doc__, PRESETS, add_options, require_options)
+    own, preset = options.own, PRESETS[options.own.preset]
+    print_place(own.preset, options.nanogpt)
+    builds = open_builds(str(options.build.folder))
+    with fresh_folder(options.scratch) as scratch:
+        folio = {name: [*recipe, f"--max_steps={preset.steps}", "--warmup_steps=0"] for name, recipe in preset.folio.items()}
+        nanogpt, intervals = [*preset.nanogpt, f"--max_iters={preset.steps}"], dict.fromkeys([*folio, NANOGPT], preset.interval)
+        runs = run_all(folio, nanogpt, options, scratch, turns=own.repeat, intervals=intervals)
+        steps: dict[str, Step] = {}
         for name, (path, *settings) in preset.folio.items():
-            config = load_config(ROOT / path, settings_of(settings) | {"data": str(arguments.build)})
+            config = load_config(ROOT / path, settings_of(settings) | {"data": str(options.build.folder)})
             device = choose_device(config.device)
             config = replace(config, device=str(device), precision=choose_precision(config.precision, device))
             set_matmul_precision(config.precision)
-            parts[name] = time_parts(config, builds, device=device, steps=min(preset.steps, 100))
-        print_speed(
-            runs,
-            vocab_size=builds.vocab_size,
-            matrix_flops=matrix_rate(device, config.precision, size=8192 if device.type == "cuda" else 2048),
-        )
+            steps[name] = folio_step(config, builds, device=device)
+        if options.nanogpt:
+            write_data(options.build, scratch / "data")
+            steps[NANOGPT] = nanogpt_step(options.nanogpt, scratch / "data", preset.nanogpt)
+        parts = time_parts(steps, device=device, num_steps=min(preset.steps, 100))
+        size = 8192 if device.type == "cuda" else 2048
+        print_speed(runs, vocab_size=builds.vocab_size, matrix_flops=matrix_rate(device, config.precision, size=size))
         print()
         print_parts(parts)
-        print()
-        print_table(time_batches(arguments.build, scratch, num_tokens=arguments.num_tokens, nanogpt=nanogpt))
+        print(flush=True)
+        print_table(time_batches(builds, scratch, num_tokens=own.num_tokens, nanogpt=options.nanogpt))
 
 
 if __name__ == "__main__":
-    main()
+    run_bench(main)

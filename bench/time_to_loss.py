@@ -3,46 +3,34 @@
     NANOGPT_DIR=... python bench/time_to_loss.py shards/tinyshakespeare_char --preset shakespeare-cpu --seeds 3
 
 One evaluator reads the weights that each run left at its marks: the same windows, in fp32, for all; nanoGPT's weights in our GPT-2, whose
-loss must be its own model's. The target is the lowest loss that nanoGPT reaches, the highest of its seeds', or `--target`. A run has
-reached it at the first mark at or below it which the next mark confirms, or which is its last. Without NANOGPT_DIR only ours run, and
-`--target` is needed.
+loss must be its own model's. The target is the lowest loss that each of nanoGPT's seeds reaches, or `--target`. A run has reached it at
+the first mark at or below it which the next mark confirms, or which is its last. Without NANOGPT_DIR only ours run, and `--target` is
+needed.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from measure import fresh_folder, positive, print_table
 from peer_nanogpt_train import PROBE_WINDOWS
-from trainers import (
-    NANOGPT,
-    NANOGPT_CPU,
-    SMALL,
-    Mark,
-    Trained,
-    in_rotation,
-    load,
-    nanogpt_checkout,
-    parse,
-    print_place,
-    require_same_loss,
-    run_folio,
-    run_nanogpt,
-)
+from trainers import NANOGPT, NANOGPT_CPU, SMALL, Mark, Trained, load, parse, print_place, require_same_loss, run_all, run_bench
 
 from builds import open_builds
 from data import ValidationData
 from device import make_autocast
 from evaluation import evaluate
+from memory import keep_freed_memory
+from preprocess.errors import FolioError
+from preprocess.shards.format import Build
 
-EVALUATION_TOKENS = 1 << 16  # of a forward pass
+EVALUATION_TOKENS = 1 << 14  # of a forward pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +45,18 @@ class Preset:
 
 PLAIN = ("configs/plain_shakespeare_char.py", "--device=cpu", *SMALL, "--max_steps=200", "--warmup_steps=20")
 MUON = (*PLAIN, "--arch=modern", "--optimizer=muon")
-RATES = (
-    *MUON,
-    "--embedding_learning_rate=0.3",
-    "--learning_rate=0.015",
-    "--min_lr=0.0015",
-    "--beta1=0.8",
-    "--beta2=0.95",
-    "--weight_decay=0",
-)
+EMBEDDING = (*MUON, "--embedding_learning_rate=0.3")
+HEAD = (*EMBEDDING, "--learning_rate=0.015", "--min_lr=0.0015")
+BETAS = (*HEAD, "--beta1=0.8", "--beta2=0.95", "--weight_decay=0")
 WHOLE = ("configs/shakespeare_char_cpu.py", "--device=cpu")
 LADDER = {
     "GPT-2, AdamW": PLAIN,
     "modern, AdamW": (*PLAIN, "--arch=modern"),
-    "+ Muon": MUON,
-    "+ rates for embedding and head": RATES,
-    "+ a line down to nothing, no warmup": (*RATES, "--schedule=linear", "--min_lr=0", "--warmup_steps=0"),
+    "+ Muon for the blocks' matrices": MUON,
+    "+ the embedding's rate 0.3": EMBEDDING,
+    "+ the head's rate 0.015": HEAD,
+    "+ β 0.8 and 0.95, no weight decay": BETAS,
+    "+ a line down to nothing, no warmup": (*BETAS, "--schedule=linear", "--min_lr=0", "--warmup_steps=0"),
     "+ Muon's rate 0.03, its momentum 0.9": (*WHOLE, "--n_head=4"),
     "+ 2 heads: the whole": WHOLE,
     "whole, 24 windows a step, 100 steps": (*WHOLE, "--batch_size=24", "--max_steps=100"),
@@ -82,6 +66,7 @@ LADDER = {
     "whole, Muon's momentum 0.95": (*WHOLE, "--muon_momentum=0.95"),
     "whole, weight decay 0.1": (*WHOLE, "--weight_decay=0.1"),
     "whole, head's rate 0.005": (*WHOLE, "--learning_rate=0.005"),
+    "whole, bf16": (*WHOLE, "--precision=bf16"),
 }
 PRESETS = {
     # nanoGPT's README: the configuration for a laptop.
@@ -141,10 +126,15 @@ class Curve:
         mark = self.reached(target)
         return None if mark is None else mark.elapsed_s - self.run.compiled_in_steps_s
 
+    def all_seconds_to(self, target: float) -> float | None:
+        """Seconds from the start of the process until then, evaluating and saving left out."""
+        seconds = self.seconds_to(target)
+        return None if seconds is None else self.run.start_s + self.run.compilation_s + seconds
 
-def measure_curve(run: Trained, build: Path, *, device: torch.device) -> Curve:
+
+def measure_curve(run: Trained, build: Build, *, device: torch.device) -> Curve:
     """Every mark's loss on the whole validation split, in windows of the run's block_size."""
-    builds = open_builds(str(build))
+    builds = open_builds(str(build.folder))
     data = ValidationData(builds, replace(run.config, eval_tokens=None), device=device)
     batch_size = max(EVALUATION_TOKENS // run.config.block_size, 1)
     losses = []
@@ -156,73 +146,55 @@ def measure_curve(run: Trained, build: Path, *, device: torch.device) -> Curve:
     return Curve(run=run, losses=losses, num_windows=data.num_windows)
 
 
-def run_all(preset: Preset, build: Path, scratch: Path, *, seeds: int, nanogpt: Path | None) -> dict[str, list[Curve]]:
-    """Every trainer once a seed, in turn; evaluated when all have run, so that nothing else is in a run's way."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    jobs: dict[str, Callable[[int], Trained]] = {}
-    for number, (name, arguments) in enumerate(preset.folio.items()):
-        jobs[name] = partial(_run_ours, name, arguments, build, scratch / str(number), preset.folio_interval[name])
-    if nanogpt:
-        jobs[NANOGPT] = partial(_run_theirs, nanogpt, preset, build, scratch)
-    runs: dict[str, list[Trained]] = {name: [] for name in jobs}
-    for seed in range(1, seeds + 1):
-        for name in in_rotation(list(jobs), seed - 1):
-            run = jobs[name](seed)
-            runs[name].append(run)
-            last = run.marks[-1]
-            print(f"  {name}, seed {seed}: {last.elapsed_s:.1f} s for {last.step:,} steps", file=sys.stderr, flush=True)
-    return {name: [measure_curve(run, build, device=device) for run in of_name] for name, of_name in runs.items()}
+def choose_target(losses: Sequence[Sequence[float]]) -> float:
+    """The lowest loss that every run reaches and its next mark confirms. `losses`: of each run, one a mark."""
+    return max(min(max(pair) for pair in zip(of_run, [*of_run[1:], of_run[-1]], strict=True)) for of_run in losses)
 
 
-def _run_ours(name: str, arguments: Sequence[str], build: Path, scratch: Path, interval: int, seed: int) -> Trained:
-    return run_folio(name, arguments, build=build, folder=scratch / str(seed), seed=seed, interval=interval)
+def spread(values: Sequence[float | None], digits: int) -> str:
+    """Mean ± standard deviation, of one value without; None is a target that was not reached."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return f"not reached by {len(values) - len(known)} of {len(values)}"
+    deviation = f" ± {statistics.stdev(known):,.{digits}f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):,.{digits}f}{deviation}"
 
 
-def _run_theirs(nanogpt: Path, preset: Preset, build: Path, scratch: Path, seed: int) -> Trained:
-    folder = scratch / f"nanogpt-{seed}"
-    return run_nanogpt(nanogpt, preset.nanogpt, build=build, folder=folder, seed=seed, interval=preset.nanogpt_interval)
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Mean ± standard deviation, of one value without."""
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):,.{digits}f}{deviation}"
+HEADER = (
+    "trainer", "parameters", "seconds to target", "times sooner than nanoGPT", "start s", "compile s", "with both, s", "times sooner",
+    "steps", "tokens", "tokens/s", "whole run s", "lowest loss", "loss at its end",
+)  # fmt: skip
 
 
 def print_curves(curves: dict[str, list[Curve]], target: float) -> None:
     """A row for each trainer: what it took to the target, and, over its whole run, what it ended with."""
-    header = [
-        "trainer",
-        "parameters",
-        "seconds to target",
-        "times sooner than nanoGPT",
-        "with start and compilation",
-        "start s",
-        "compile s",
-        "steps",
-    ]
-    header += ["tokens", "tokens/s", "whole run s", "loss at its end"]
-    rows = [header]
-    seconds = {name: [curve.seconds_to(target) for curve in of_name] for name, of_name in curves.items()}
+    rows, theirs = [HEADER], curves.get(NANOGPT, [])
     for name, of_name in curves.items():
-        first, marks = of_name[0].run, [curve.reached(target) for curve in of_name]
-        row = [name, f"{first.num_parameters:,}"]
-        if None in marks:
-            row += [f"not reached by {marks.count(None)} of {len(marks)}", *[""] * 6]
-        else:
-            took = [value for value in seconds[name] if value is not None]
-            whole = [
-                mark.elapsed_s + curve.run.start_s + curve.run.compiled_before_s for mark, curve in zip(marks, of_name, strict=True) if mark
-            ]
-            theirs = [value for value in seconds.get(NANOGPT, []) if value is not None]
-            row += [spread(took, 1), f"{statistics.mean(theirs) / statistics.mean(took):.1f}" if theirs else "not measured"]
-            row += [spread(whole, 1), spread([c.run.start_s for c in of_name], 1), spread([c.run.compilation_s for c in of_name], 1)]
-            steps = [float(mark.step) for mark in marks if mark]
-            row += [spread(steps, 0), f"{statistics.mean(steps) * first.tokens_per_step:,.0f}"]
-        row += [f"{statistics.median(c.run.tokens_per_step / c.run.step_s for c in of_name):,.0f}"]
-        row += [spread([c.run.marks[-1].elapsed_s for c in of_name], 1), spread([c.losses[-1] for c in of_name], 4)]
-        rows.append(row)
+        runs = [curve.run for curve in of_name]
+        row = [
+            name,
+            f"{runs[0].num_parameters:,}",
+            spread([c.seconds_to(target) for c in of_name], 1),
+            times_sooner(of_name, theirs, target),
+        ]
+        row += [spread([run.start_s for run in runs], 1), spread([run.compilation_s for run in runs], 1)]
+        row += [spread([c.all_seconds_to(target) for c in of_name], 1), times_sooner(of_name, theirs, target, with_start=True)]
+        steps = [None if mark is None else float(mark.step) for mark in (curve.reached(target) for curve in of_name)]
+        row += [spread(steps, 0), spread([None if s is None else s * runs[0].tokens_per_step for s in steps], 0)]
+        row += [f"{statistics.median(run.tokens_per_step / run.step_s for run in runs):,.0f}"]
+        row += [spread([run.marks[-1].elapsed_s for run in runs], 1), spread([min(c.losses) for c in of_name], 4)]
+        rows.append((*row, spread([c.losses[-1] for c in of_name], 4)))
     print_table(rows)
+
+
+def times_sooner(ours: Sequence[Curve], theirs: Sequence[Curve], target: float, *, with_start: bool = False) -> str:
+    """The mean of nanoGPT's seconds to `target` by the mean of ours, and the least and the most of a seed's."""
+    pairs = [[c.all_seconds_to(target) if with_start else c.seconds_to(target) for c in curves] for curves in (ours, theirs)]
+    a, b = ([s for s in seconds if s is not None] for seconds in pairs)
+    if not theirs or len(a) + len(b) < len(ours) + len(theirs):
+        return "n/a" if theirs else "not measured"
+    ratios = [their_s / our_s for our_s, their_s in zip(a, b, strict=True)]
+    return f"{statistics.mean(b) / statistics.mean(a):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -230,21 +202,33 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", type=float, help="a validation loss in nats")
 
 
+def require_options(own: argparse.Namespace, nanogpt: Path | None) -> None:
+    """Raise FolioError for options that lead nowhere."""
+    if own.target is not None and not 0 < own.target < math.inf:
+        raise FolioError(f"--target is {own.target}, wanted a validation loss in nats such as 1.9")
+    if nanogpt is None and own.target is None:
+        raise FolioError("NANOGPT_DIR is not set, wanted nanoGPT's checkout, or --target")
+
+
 def main() -> None:
-    arguments = parse(__doc__, list(PRESETS), add_options)
-    nanogpt = nanogpt_checkout()
-    if nanogpt is None and arguments.target is None:
-        sys.exit("error: NANOGPT_DIR is not set, wanted nanoGPT's checkout, or --target")
-    with fresh_folder(arguments.scratch) as scratch:
-        curves = run_all(PRESETS[arguments.preset], arguments.build, scratch, seeds=arguments.seeds, nanogpt=nanogpt)
-    target = arguments.target if arguments.target is not None else max(min(curve.losses) for curve in curves[NANOGPT])
+    options = parse(__doc__, PRESETS, add_options, require_options)
+    preset, seeds = PRESETS[options.own.preset], options.own.seeds
+    intervals = preset.folio_interval | {NANOGPT: preset.nanogpt_interval}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        keep_freed_memory()
+    with fresh_folder(options.scratch) as scratch:
+        runs = run_all(preset.folio, preset.nanogpt, options, scratch, turns=seeds, intervals=intervals)
+        # When all have run, so that nothing else is in a run's way.
+        curves = {name: [measure_curve(run, options.build, device=device) for run in of_name] for name, of_name in runs.items()}
+    target = options.own.target or choose_target([curve.losses for curve in curves[NANOGPT]])
     num_windows, *others = {curve.num_windows for of_name in curves.values() for curve in of_name}
     if others:
-        sys.exit(f"error: runs were judged on {num_windows:,} and {others[0]:,} windows; give all of them one block_size")
-    print_place(arguments.preset, nanogpt)
-    print(f"seeds 1 to {arguments.seeds}; target: {target:.4f} on {num_windows:,} windows\n")
+        raise FolioError(f"runs were judged on {num_windows:,} and {others[0]:,} windows; give all of them one block_size")
+    print_place(options.own.preset, options.nanogpt)
+    print(f"seeds 1 to {seeds}; target: {target:.4f} on {num_windows:,} windows\n")
     print_curves(curves, target)
 
 
 if __name__ == "__main__":
-    main()
+    run_bench(main)

@@ -7,18 +7,22 @@ import hashlib
 import itertools
 import json
 import os
+import pickle
 import re
+import signal
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
-from measure import ROOT, TAIL_CHARACTERS, TRAINING_LIBRARIES, absolute, add_scratch, describe_machine, versions
+from measure import ROOT, TAIL_CHARACTERS, TRAINING_LIBRARIES, absolute, add_scratch, describe_machine, forget_peak, peak_bytes, versions
 from peer_nanogpt_train import RESULT
 
 sys.path.insert(0, str(ROOT / "train"))
@@ -29,12 +33,16 @@ from config import Config, load_config
 from language_model import LanguageModel
 from model import make_model
 from preprocess.errors import FolioError
+from preprocess.shards.format import Build
 from tracking import METRICS_FILE, read_rows
 
 NANOGPT = "nanoGPT"
 BEGINS = re.compile(r" tokens a step, on ")  # the last line before the first step
 COMPILED = re.compile(r"^preflight: compiled in ([\d.]+) s")
 MORE_THAN_A_RUN_HAS = 10**6
+IDS_OF_16_BITS = 1 << 16
+GPT2_IDS, PADDED_GPT2_IDS = 50_257, 50_304
+NANOGPT_FILES = ("train.py", "model.py", "configurator.py", "config/train_shakespeare_char.py")
 # nanoGPT's README: what a laptop trains, in settings of both trainers, and its config.
 SMALL = ("--n_layer=4", "--n_head=4", "--n_embd=128", "--block_size=64", "--batch_size=12", "--dropout=0.0")
 NANOGPT_CPU = ("config/train_shakespeare_char.py", "--device=cpu", "--compile=False")
@@ -54,7 +62,8 @@ class Trained:
     """A run that has ended; `config` has the shape of its model.
 
     `start_s`: from the start of its process to the first step, without `compiled_before_s`, what it compiled for in that time.
-    `peak_memory_bytes`: on a GPU of the tensors at once, else of the process.
+    `num_parameters`: without the rows that pad a vocabulary. `peak_memory_bytes`, from the first step on: on a GPU of the tensors, else of
+    the process, where the system tells.
     """
 
     name: str
@@ -66,7 +75,7 @@ class Trained:
     is_compiled: bool
     tokens_per_step: int
     num_parameters: int
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None
     probe_loss: float | None = None  # of nanoGPT, by its own model
 
     @property
@@ -88,30 +97,75 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class _Process:
-    """One that has ended well. `began_s`: from its start until it said BEGINS; what it said of COMPILED; its largest resident set."""
+    """One that has ended well. `began_s`: from its start until it said BEGINS; what it said of COMPILED; its memory from there on."""
 
     began_s: float | None
     compiled_s: float
-    peak_bytes: int
+    peak_bytes: int | None
 
 
-def parse(description: str | None, preset_names: Sequence[str], add: Callable[[argparse.ArgumentParser], None]) -> argparse.Namespace:
-    """The arguments of both benches of training; `add` adds a bench's own."""
+def run_bench(main: Callable[[], None]) -> None:
+    """`main`; a signal, a full disk or bad input ends it in a line, after what it had under way was ended and what it made deleted."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("stopped; what was made is deleted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except (FolioError, OSError) as e:
+        sys.exit(f"error: {e}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What both benches of training are told. `nanogpt`: its checkout, None where only ours run."""
+
+    own: argparse.Namespace  # with `preset` among the bench's own
+    build: Build
+    nanogpt: Path | None
+    scratch: Path
+
+
+def parse(
+    description: str | None,
+    presets: dict[str, Any],
+    add: Callable[[argparse.ArgumentParser], None],
+    require: Callable[[argparse.Namespace, Path | None], None],
+) -> Options:
+    """What the command line says, all of it looked at before anything runs. `add` adds a bench's own options, `require` looks at them.
+
+    Ends the process with status 2 where it asks for what cannot be.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("build", type=absolute)
-    parser.add_argument("--preset", choices=sorted(preset_names), default="shakespeare-cpu")
+    parser.add_argument("build", help="a folder, or the name of a build")
+    parser.add_argument("--preset", choices=sorted(presets), default="shakespeare-cpu")
     add(parser)
     add_scratch(parser)
-    return parser.parse_args()
+    own = parser.parse_args()
+    try:
+        build, nanogpt = Build(own.build), nanogpt_checkout()
+        if build.vocab_size > IDS_OF_16_BITS:
+            raise FolioError(
+                f"{own.build} has {build.vocab_size:,} ids, nanoGPT reads 16 bits; take a build of up to {IDS_OF_16_BITS:,} ids"
+            )
+        arguments = [a for recipe in presets[own.preset].folio.values() for a in recipe]
+        if "--device=cuda" in arguments and not torch.cuda.is_available():
+            raise FolioError(f"--preset {own.preset} wants a CUDA GPU, which torch does not find; take one for the CPU")
+        require(own, nanogpt)
+        own.scratch.mkdir(parents=True, exist_ok=True)
+    except (FolioError, OSError) as e:
+        parser.error(str(e))
+    return Options(own=own, build=build, nanogpt=nanogpt, scratch=own.scratch)
 
 
 def print_place(preset: str, nanogpt: Path | None) -> None:
-    """Machine, date and versions; nanoGPT's by the sha256 of its files, as a checkout need not know its commit."""
+    """Machine, date and versions; nanoGPT's by its files, as a checkout need not know its commit."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     print(f"{describe_machine()}, {gpu}\n{versions(TRAINING_LIBRARIES)}, {torch.get_num_threads()} threads; preset {preset}")
-    files = [nanogpt / name for name in ("train.py", "model.py")] if nanogpt else []
-    if files:
-        print("nanoGPT: " + ", ".join(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}" for file in files))
+    if nanogpt:
+        names = [*NANOGPT_FILES[:-1], *sorted(str(file.relative_to(nanogpt)) for file in (nanogpt / "config").glob("*.py"))]
+        digest = hashlib.sha256(b"".join((nanogpt / name).read_bytes() for name in names)).hexdigest()
+        print(f"nanoGPT: sha256 {digest[:12]} of {', '.join(NANOGPT_FILES[:-1])} and config/*.py, one after the other")
     print(flush=True)
 
 
@@ -121,10 +175,10 @@ def in_rotation(names: Sequence[str], turn: int) -> list[str]:
     return [*names[first:], *names[:first]]
 
 
-def run_folio(name: str, arguments: Sequence[str], *, build: Path, folder: Path, seed: int, interval: int) -> Trained:
+def run_folio(name: str, arguments: Sequence[str], *, build: Build, folder: Path, seed: int, interval: int) -> Trained:
     """`arguments`: a config file and settings. Marks every `interval` steps."""
     settings = [
-        f"--data={build}",
+        f"--data={build.folder.absolute()}",
         f"--out_dir={folder}",
         f"--seed={seed}",
         f"--log_interval={interval}",
@@ -154,11 +208,25 @@ def run_folio(name: str, arguments: Sequence[str], *, build: Path, folder: Path,
 
 
 def nanogpt_checkout() -> Path | None:
-    """The folder that NANOGPT_DIR names; None where it names nothing. Ends the process where train.py is not in it."""
+    """The folder that NANOGPT_DIR names; None where it names nothing. Raises FolioError where it is no checkout."""
     folder = os.environ.get("NANOGPT_DIR")
-    if folder and not (Path(folder) / "train.py").is_file():
-        sys.exit(f"error: NANOGPT_DIR is {folder}, which holds no train.py; wanted a checkout of nanoGPT, or unset it")
-    return absolute(folder) if folder else None
+    if not folder:
+        return None
+    missing = [name for name in NANOGPT_FILES if not (Path(folder) / name).is_file()]
+    if missing:
+        raise FolioError(f"NANOGPT_DIR is {folder}, which holds no {missing[0]}; wanted a checkout of nanoGPT, or unset it")
+    return absolute(folder)
+
+
+def write_data(build: Build, folder: Path) -> None:
+    """The build's tokens as nanoGPT reads them, and the size of its vocabulary."""
+    folder.mkdir(parents=True)
+    for split in ("train", "val"):
+        with open(folder / f"{split}.bin", "wb") as file:
+            for shard in build.shards(split):
+                shard.tokens.astype(np.uint16).tofile(file)
+    if not GPT2_IDS <= build.vocab_size <= PADDED_GPT2_IDS:  # else it takes the latter by itself, which is faster
+        (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": build.vocab_size}))
 
 
 def settings_of(arguments: Sequence[str]) -> dict[str, str]:
@@ -166,18 +234,21 @@ def settings_of(arguments: Sequence[str]) -> dict[str, str]:
     return dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
 
 
-def run_nanogpt(nanogpt: Path, arguments: Sequence[str], *, build: Path, folder: Path, seed: int, interval: int) -> Trained:
+def run_nanogpt(nanogpt: Path, arguments: Sequence[str], *, build: Build, folder: Path, seed: int, interval: int) -> Trained:
     """`arguments`: a config file and settings of nanoGPT's train.py. Marks every `interval` steps."""
     settings = [*arguments, f"--eval_interval={interval}", "--eval_iters=1", f"--log_interval={interval}"]
-    command = [sys.executable, "bench/peer_nanogpt_train.py", str(nanogpt), str(build), "--output", str(folder), "--seed", str(seed)]
-    process = _run([*command, *settings], folder.with_suffix(".log"))
+    write_data(build, folder / "data")
+    command = [sys.executable, "bench/peer_nanogpt_train.py", str(nanogpt), str(folder), "--seed", str(seed)]
+    _run([*command, *settings], folder.with_suffix(".log"))
     result: dict[str, Any] = json.loads((folder / RESULT).read_bytes())
     sizes = {key: result["model_args"][key] for key in ("n_layer", "n_head", "n_embd", "block_size", "dropout")}
+    padding = (result["model_args"]["vocab_size"] - build.vocab_size) * sizes["n_embd"]
     return Trained(
-        name=NANOGPT, seed=seed, config=Config(data=str(build), out_dir=str(folder), arch="gpt2", **sizes), start_s=result["start_s"],
-        compiled_before_s=0.0, peak_memory_bytes=result["peak_memory_bytes"] or process.peak_bytes,
+        name=NANOGPT, seed=seed, config=Config(data=str(build.folder), out_dir=str(folder), arch="gpt2", **sizes),
         marks=[Mark(**mark, weights=folder / f"{mark['step']}.safetensors") for mark in result["marks"]],
-        **{key: result[key] for key in ("tokens_per_step", "num_parameters", "probe_loss", "is_compiled")},
+        num_parameters=result["num_parameters"] - padding,
+        **{key: result[key] for key in ("start_s", "compiled_before_s", "tokens_per_step", "peak_memory_bytes")},
+        **{key: result[key] for key in ("probe_loss", "is_compiled")},
     )  # fmt: skip
 
 
@@ -201,24 +272,52 @@ def require_same_loss(trained: Trained, loss: float) -> None:
         raise FolioError(f"nanoGPT's model has a loss of {trained.probe_loss:.5f} on the probe, its weights in ours {loss:.5f}")
 
 
+def run_all(
+    folio: dict[str, Sequence[str]], nanogpt: Sequence[str], options: Options, scratch: Path, *, turns: int, intervals: dict[str, int]
+) -> dict[str, list[Trained]]:
+    """Every recipe of ours, and nanoGPT where it is there, `turns` times in turn, with the seeds 1, 2, …; `intervals`: between marks."""
+    runs: dict[str, list[Trained]] = {name: [] for name in [*folio, *([NANOGPT] if options.nanogpt else [])]}
+    for turn in range(turns):
+        for name in in_rotation(list(runs), turn):
+            run = partial(run_folio, name, folio[name]) if name in folio else partial(run_nanogpt, options.nanogpt or Path(), nanogpt)
+            folder = scratch / f"{list(runs).index(name)}-{turn}"
+            trained = run(build=options.build, folder=folder, seed=turn + 1, interval=intervals[name])
+            runs[name].append(trained)
+            last = trained.marks[-1]
+            print(f"  {name}, seed {turn + 1}: {last.elapsed_s:.1f} s for {last.step:,} steps", file=sys.stderr, flush=True)
+    return runs
+
+
 def _run(command: list[str], log: Path) -> _Process:
-    """Runs `command` in the repository's root; exits with the log's end where it fails."""
+    """Runs `command` in the repository's root; raises FolioError where it fails, and leaves nothing running where it is broken off."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    began, began_s, compiled_s = perf_counter(), None, 0.0
+    began, began_s, compiled_s, peak = perf_counter(), None, 0.0, None
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
         open(log, "w") as file,
         subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
     ):
         assert process.stdout is not None
-        for line in process.stdout:
-            if began_s is None and BEGINS.search(line):
-                began_s = perf_counter() - began
-            if said := COMPILED.match(line):
-                compiled_s = float(said[1])
-            file.write(line)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        try:
+            for line in process.stdout:
+                if began_s is None and BEGINS.search(line):
+                    began_s = perf_counter() - began
+                    forget_peak(process.pid)
+                elif began_s is not None:
+                    peak = peak_bytes(process.pid) or peak
+                if said := COMPILED.match(line):
+                    compiled_s = float(said[1])
+                file.write(line)
+        except BaseException:
+            process.kill()  # what it would still save is deleted anyway
+            raise
     if process.returncode:
-        sys.exit(f"exit status {process.returncode}: {' '.join(command)}\n{log.read_text(errors='replace')[-TAIL_CHARACTERS:]}")
-    return _Process(began_s=began_s, compiled_s=compiled_s, peak_bytes=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+        raise FolioError(f"exit status {process.returncode} of {' '.join(command)}\n{_last_words(log)}")
+    return _Process(began_s=began_s, compiled_s=compiled_s, peak_bytes=peak)
+
+
+def _last_words(log: Path) -> str:
+    """The error that a trainer ended with, or else the log's end."""
+    text = log.read_text(errors="replace")
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    return errors[-1] if errors else text[-TAIL_CHARACTERS:]

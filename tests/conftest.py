@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import unicodedata
@@ -22,6 +23,13 @@ from preprocess.shards.writer import Place, ShardPlan, ShardSealer, create_shard
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSE = "O Romeo, Romeo! wherefore art thou Romeo?\nDeny thy father and refuse thy name;\n\nOr, if thou wilt not, be but sworn my love,\n\n"
+
+
+def pytest_configure() -> None:
+    """Signals that tests send reach their processes, though a shell that started us in the background, or nohup, had them ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -76,8 +76,8 @@ def test_validation_reads_all_of_them(folder: Path) -> None:
     both = ValidationData(builds, config_of(), device=CPU)
     assert both.num_windows == sum(data.num_windows for data in alone)
     assert both.names == ["one", "two"] and [split["tokens"] for split in both.splits] == [6 * 46, 12 * 46]
-    windows = torch.cat([ids for _, (ids, _, _) in both.batches(5)])
-    assert torch.equal(windows, torch.cat([ids for data in alone for _, (ids, _, _) in data.batches(5)]))
+    windows = both.batch(np.arange(both.num_windows))[0]
+    assert torch.equal(windows, torch.cat([data.batch(np.arange(data.num_windows))[0] for data in alone]))
     assert ValidationData(builds, config_of(eval_tokens=16 * 8), device=CPU).num_windows == 6 + 2
 
 

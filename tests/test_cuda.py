@@ -15,9 +15,9 @@ from config import load_config
 from data import Feed, open_data
 from device import choose_device, choose_precision, make_autocast, peak_memory_bytes
 from distributed import World
+from loop import take_step
 from preflight import preflight
 from state import new_training
-from train import take_step
 from train_helpers import invoke, losses, make_build, rows, write_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

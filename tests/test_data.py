@@ -8,7 +8,7 @@ import torch
 
 from builds import Builds, open_builds
 from config import Config
-from data import TrainingData, ValidationData, to_device
+from data import LOCATED_AT_ONCE, TrainingData, ValidationData, to_device
 from preprocess.errors import FolioError
 from train_helpers import make_build
 
@@ -42,13 +42,31 @@ def test_samples_depend_on_their_number_and_the_seed_alone(builds: Builds) -> No
     assert not torch.equal(whole[:4], TrainingData(builds, config_of(seed=1), device=CPU).batch(0, 4)[0])
 
 
-def test_validation_reads_each_window_once_in_order(builds: Builds) -> None:
+@pytest.mark.parametrize("sampling", ["random", "epochs"])
+def test_places_that_were_located_ahead_are_those_of_the_samples(builds: Builds, sampling: str) -> None:
+    """Batches of 12 do not divide what is located at once; then back, and on by the strides of one process of three."""
+    data = TrainingData(builds, config_of(sampling=sampling), device=CPU)
+    firsts = [*range(0, 3 * LOCATED_AT_ONCE, 12), 0, 12, *range(24, 3000, 36), 1, 3 * LOCATED_AT_ONCE]
+    whole = TrainingData(builds, config_of(sampling=sampling), device=CPU).batch(0, 3 * LOCATED_AT_ONCE + 12)[0]
+    assert LOCATED_AT_ONCE % 12 != 0
+    for first in firsts:
+        assert torch.equal(data.batch(first, 12)[0], whole[first : first + 12])
+
+
+def test_validation_reads_each_window_in_order(builds: Builds) -> None:
     data = ValidationData(builds, config_of(), device=CPU)
     tokens = torch.from_numpy(builds.vocabulary.shards("val")[0].tokens.astype(np.int64))
-    batches = [(ids, targets) for _, (ids, targets, _) in data.batches(4)]
-    assert data.num_windows == (len(tokens) - 1) // 16 == sum(len(ids) for ids, _ in batches)
-    assert torch.equal(torch.cat([ids for ids, _ in batches]).flatten(), tokens[: data.num_windows * 16])
-    assert torch.equal(torch.cat([targets for _, targets in batches]).flatten(), tokens[1 : data.num_windows * 16 + 1])
+    assert data.num_windows == (len(tokens) - 1) // 16 == 17
+    inputs, wanted = torch.zeros(17, 16, dtype=torch.int64), torch.zeros(17, 16, dtype=torch.int64)
+    numbers_of = []
+    for numbers, (ids, targets, _) in data.batches(4):
+        assert len(ids) == 4, "another shape would be compiled anew"
+        inputs[numbers], wanted[numbers] = ids, targets
+        numbers_of.append(numbers.tolist())
+    assert numbers_of == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15], [13, 14, 15, 16]]
+    assert torch.equal(inputs.flatten(), tokens[: data.num_windows * 16])
+    assert torch.equal(wanted.flatten(), tokens[1 : data.num_windows * 16 + 1])
+    assert [len(numbers) for numbers, _ in data.batches(20)] == [17]
 
 
 @pytest.mark.parametrize(("eval_tokens", "num_windows"), [(16, 1), (47, 2), (48, 3), (1 << 40, 17)])

@@ -124,9 +124,9 @@ from model import ARCHITECTURES
 class Poisoned(GPT2):
     calls = 0
     def forward(self, ids, targets, documents=None):
-        losses = super().forward(ids, targets, documents)
+        loss, losses = super().forward(ids, targets, documents)
         Poisoned.calls += self.training
-        return losses * float("nan") if self.training and int(sys.argv[3]) <= Poisoned.calls < int(sys.argv[4]) else losses
+        return loss * (float("nan") if self.training and int(sys.argv[3]) <= Poisoned.calls < int(sys.argv[4]) else 1), losses
 
 ARCHITECTURES["gpt2"] = Poisoned
 sys.exit(run_command(train.main, [sys.argv[2], *sys.argv[5].replace("RANK", os.environ["RANK"]).split()]))

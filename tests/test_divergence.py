@@ -39,9 +39,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[..., None]
         bad = {data.batch(step * size, size)[0].numpy().tobytes() for step in steps}
 
         class Poisoned(GPT2):
-            def forward(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
-                losses = super().forward(ids, targets, documents)
-                return losses * value if self.training and ids.numpy().tobytes() in bad else losses
+            def forward(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
+                loss, losses = super().forward(ids, targets, documents)
+                return loss * (value if self.training and ids.numpy().tobytes() in bad else 1), losses
 
         monkeypatch.setitem(ARCHITECTURES, "gpt2", Poisoned)
 

@@ -47,7 +47,7 @@ def test_five_steps_are_what_a_plain_loop_computes(folder: Path) -> None:
     for step, rate in enumerate(rates):
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = sum(model(*data.batch(4 * (2 * step + micro), 4)).mean() for micro in range(2)) / 2
+        loss = sum(model(*data.batch(4 * (2 * step + micro), 4))[0] for micro in range(2)) / 2
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)
@@ -65,7 +65,7 @@ def test_the_gradient_scaler_comes_back(folder: Path, tmp_path: Path) -> None:
         return new_training(config, builds.vocab_size, device=device)
 
     one, two = fresh(), fresh()
-    one.scaler.scale(one.model(*TrainingData(builds, config, device=device).batch(0, 4)).mean() * math.inf).backward()
+    one.scaler.scale(one.model(*TrainingData(builds, config, device=device).batch(0, 4))[0] * math.inf).backward()
     one.scaler.unscale_(one.optimizers[0])
     one.scaler.update()
     one.step = 1

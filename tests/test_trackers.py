@@ -84,9 +84,9 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, range], None]:
         bad = {data.batch(sample, micro)[0].numpy().tobytes() for step in steps for sample in range(step * size, (step + 1) * size, micro)}
 
         class Poisoned(GPT2):
-            def forward(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
-                values = super().forward(ids, targets, documents)
-                return values * torch.nan if self.training and ids.numpy().tobytes() in bad else values
+            def forward(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
+                loss, losses = super().forward(ids, targets, documents)
+                return loss * (torch.nan if self.training and ids.numpy().tobytes() in bad else 1), losses
 
         monkeypatch.setitem(ARCHITECTURES, "gpt2", Poisoned)
 

@@ -297,7 +297,7 @@ def require_shapes(checkpoint: Checkpoint, config: Config) -> None:
         if got.get(name) != wanted.get(name):
             shapes = [tuple(shape) if shape else "nothing" for shape in (got.get(name), wanted.get(name))]
             raise MisuseError(
-                f"{path} has {shapes[0]} for {name}, the settings ask for {shapes[1]}; train with the settings it was made with"
+                f"{path} has {shapes[0]} for {name}, the settings ask for {shapes[1]}; take the settings, and the Folio, it was made with"
             )
 
 

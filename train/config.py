@@ -153,8 +153,12 @@ class Config:
             self.warmup_steps <= self.max_steps, f"warmup_steps {self.warmup_steps:,} is more than max_steps {self.max_steps:,}; lower it"
         )
         _demand(
-            self.decay_steps is None or (self.schedule == "wsd" and self.decay_steps + self.warmup_steps <= self.max_steps),
-            f"decay_steps is {self.decay_steps}, wanted schedule wsd and at most max_steps {self.max_steps:,} less warmup_steps",
+            self.decay_steps is None or self.schedule == "wsd",
+            f"decay_steps is {self.decay_steps}, schedule {self.schedule}: only wsd has such steps; set decay_steps none, or schedule wsd",
+        )
+        _demand(
+            (self.decay_steps or 0) + self.warmup_steps <= self.max_steps,
+            f"warmup_steps {self.warmup_steps:,} and decay_steps {self.decay_steps} are more than max_steps {self.max_steps:,}; lower them",
         )
         _demand(
             self.eval_tokens is None or self.eval_tokens >= self.block_size,
@@ -270,7 +274,7 @@ def changed_settings(old: Config, new: Config) -> list[str]:
     """`key old → new` for each setting that a loss depends on and that differs."""
     before, now = old.as_dict(), new.as_dict()
     bound = [f.name for f in dataclasses.fields(Config) if not f.metadata["free"]]
-    changes = [f"{key} {before[key]} → {now[key]}" for key in bound if before[key] != now[key]]
+    changes = [f"{key} {_spell(before[key])} → {_spell(now[key])}" for key in bound if before[key] != now[key]]
     if old.windows_per_step != new.windows_per_step:
         changes.append(f"batch_size × gradient_accumulation_steps {old.windows_per_step:,} → {new.windows_per_step:,}")
     return changes

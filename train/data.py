@@ -25,7 +25,7 @@ Batch = tuple[
 Places = tuple[np.ndarray, np.ndarray, np.ndarray]  # which build, which of its shards, and the start in it, of windows: (B,) int64 each
 # So that what follows from the seed does not follow from one another.
 DROPOUT_KEY, BUILD_KEY = 0x5EED, 0xB01D
-LOCATED_AT_ONCE = 1024  # samples; to locate that many takes three times as long as to locate twelve
+LOCATED_AT_ONCE = 1024  # samples; to locate that many takes twice as long as to locate twelve
 MOST_WINDOWS = 1 << 16  # of a forward pass; no device computes more at once any faster
 
 
@@ -50,14 +50,15 @@ class Mixed:
         for number, part in enumerate(self.parts):
             rows = np.flatnonzero(source == number)
             if len(rows):
-                tokens[rows], numbers = self._read(part, shard[rows], start[rows])
-                if documents is not None and numbers is not None:
-                    documents[rows] = numbers
+                tokens[rows], of_rows = self._read(part, shard[rows], start[rows])
+                if documents is not None:
+                    documents[rows] = of_rows
         return self._on_device(tokens, documents)
 
-    def _read(self, part: MappedSplit, shard: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        numbers = document_numbers(part.ends, shard, start, self._block_size) if self._masks_documents else None
-        return part.windows(shard, start, self._block_size), numbers
+    def _read(self, part: MappedSplit, shard: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, Any]:
+        """Windows, and where documents are masked their documents' numbers."""
+        documents = document_numbers(part.ends, shard, start, self._block_size) if self._masks_documents else None
+        return part.windows(shard, start, self._block_size), documents
 
     def _on_device(self, tokens: np.ndarray, documents: np.ndarray | None) -> Batch:
         windows = to_device(tokens, self._device)
@@ -88,10 +89,15 @@ class ValidationWindows(Protocol):
     def batch(self, numbers: np.ndarray) -> Batch: ...
 
     def batches(self, batch_size: int, *, rank: int = 0, num_ranks: int = 1) -> Iterator[tuple[np.ndarray, Batch]]:
-        """Every num_ranks-th window beginning with number `rank`, batch_size at a time, fewer in the last: their numbers, and they."""
+        """Every num_ranks-th window beginning with number `rank`, batch_size at a time: their numbers, and they.
+
+        Where they are no multiple of it, the last batch begins early, with windows that came before: batches of one shape, for
+        another would be compiled anew. Only fewer than batch_size in all come in a smaller one.
+        """
         mine = np.arange(rank, self.num_windows, num_ranks)
         for first in range(0, len(mine), batch_size):
-            numbers = mine[first : first + batch_size]
+            begin = max(min(first, len(mine) - batch_size), 0)
+            numbers = mine[begin : begin + batch_size]
             yield numbers, self.batch(numbers)
 
 
@@ -106,7 +112,7 @@ class TrainingData:
         ]
         self._mixture = Mixture(builds.shares, seed=config.seed) if len(builds.builds) > 1 else None
         self.num_tokens: int | None = sum(sum(part.lengths) for part in self._mixed.parts)
-        self._located_from, self._located = 0, self._locate(np.empty(0, np.uint64))
+        self._located_from, self._located = 0, self._locate(np.empty(0, np.uint64))  # places that were found, of samples in a row
 
     def trial_batch(self, count: int) -> Batch:
         """`count` samples to try a step with."""
@@ -123,13 +129,14 @@ class TrainingData:
 
     def batch(self, first: int, count: int) -> Batch:
         """Samples number `first` to `first + count`, counted from 0 over the whole run."""
-        begin = first - self._located_from
-        if not 0 <= begin <= len(self._located[0]) - count:
+        begin, num_located = first - self._located_from, len(self._located[0])
+        if not 0 <= begin <= num_located - count:
+            # One of many processes skips what the others read; only what is read on from here is worth locating before it is asked for.
+            reads_on = 0 < begin <= num_located
             self._located_from, begin = first, 0
-            self._located = self._locate(np.arange(first, first + max(count, LOCATED_AT_ONCE), dtype=np.uint64))
-        source, shard, start = self._located
-        rows = slice(begin, begin + count)
-        return self._mixed.batch((source[rows], shard[rows], start[rows]))
+            self._located = self._locate(np.arange(first, first + (max(count, LOCATED_AT_ONCE) if reads_on else count), dtype=np.uint64))
+        source, shard, start = (column[begin : begin + count] for column in self._located)
+        return self._mixed.batch((source, shard, start))
 
     def _locate(self, samples: np.ndarray) -> Places:
         if self._mixture is None:
@@ -209,7 +216,7 @@ class Feed:
 
     def __init__(self, data: TrainingSamples, *, windows_per_step: int, micro_batch: int, world: World) -> None:
         """`micro_batch` divides this process' share of windows_per_step."""
-        self._data, self._world, self._micro_batch = data, world, micro_batch
+        self._data, self._world, self.micro_batch = data, world, micro_batch
         self.accumulation = windows_per_step // (world.size * micro_batch)
         self._ready: tuple[int, Batch] | None = None
 
@@ -218,10 +225,10 @@ class Feed:
 
         `micro` = accumulation is the first micro-batch of the next step.
         """
-        return step_begin + (micro * self._world.size + self._world.rank) * self._micro_batch
+        return step_begin + (micro * self._world.size + self._world.rank) * self.micro_batch
 
     def prepare(self, first: int) -> None:
-        self._ready = first, self._data.batch(first, self._micro_batch)
+        self._ready = first, self._data.batch(first, self.micro_batch)
 
     def take(self, first: int) -> Batch:
         """The micro-batch of samples from `first` on: the prepared one, or, where training went another way, a new one."""

@@ -6,7 +6,6 @@ import math
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from checkpoint import Checkpoint, newest, restore
@@ -27,10 +26,15 @@ def refused_too_often(training: Training, refused: int) -> str | None:
 
 @torch.no_grad()
 def unfit_to_save(training: Training, data: ValidationWindows, *, autocast: AbstractContextManager[object], world: World) -> str | None:
-    """What is wrong where the weights give a validation window no finite loss: a last, finite update can have ruined them."""
-    numbers = np.arange(1)
-    with evaluating(training.model), autocast:
-        loss = float(training.model(*data.batch(numbers)).mean()) if world.is_main else 0.0
+    """What is wrong where the weights give validation windows no finite loss: a last, finite update can have ruined them.
+
+    One window would do; a micro-batch of them is what the model is compiled for.
+    """
+    loss = 0.0
+    if world.is_main:
+        _, (ids, targets, documents) = next(data.batches(training.micro_batch or 1))
+        with evaluating(training.model), autocast:
+            loss = float(training.model(ids, targets, documents)[0])
     return "the loss of a validation window is not finite" if world.highest(not math.isfinite(loss)) else None
 
 

@@ -74,7 +74,7 @@ def evaluate(
     with evaluating(model):
         for numbers, (ids, targets, documents) in data.batches(batch_size, rank=world.rank, num_ranks=world.size):
             with autocast:
-                losses[torch.from_numpy(numbers).to(device)] = model(ids, targets, documents)
+                _, losses[torch.from_numpy(numbers).to(device)] = model(ids, targets, documents)
     return summarize(world.sum(losses).cpu(), data)
 
 

@@ -55,7 +55,7 @@ def _next_logits(model: LanguageModel, context: list[int], cache: Cache) -> Tens
     """
     if cache.length != len(context) - 1:
         cache.clear()
-    ids = torch.tensor([context[cache.length :]], device=model.padding_bias.device)  # (1, T)
+    ids = torch.tensor([context[cache.length :]], device=model.head.device)  # (1, T)
     features = model.features(ids, cache=cache)[0, -1]  # (C,)
     # The padded ids, beyond vocab_size, have no probability; they are cut off so that no rounding can give them one.
     return model.logits(features).float()[: model.vocab_size].cpu()

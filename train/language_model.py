@@ -16,12 +16,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from config import Config
+from head import HeadLoss, logits_of
 
 # A vocabulary of 50,257 makes the head's matrix product misaligned, and slower by a quarter on GPUs.
 VOCAB_MULTIPLE = 64
 VOCABULARY_WEIGHTS = ("wte.weight", "lm_head.weight")  # a row an id
-# Tokens whose logits are held at once under gradient checkpointing: 0.4 GB of 50,304 logits as bf16 and float32, and their gradients.
-HEAD_CHUNK = 1024
 
 
 @dataclass
@@ -72,6 +71,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, cache: KeyVa
     is_causal = mask is None
     if cache is not None:
         is_causal = cache.length == 0
+        assert is_causal or q.shape[2] == 1
         k, v = cache.extend(k, v)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, dropout_p=dropout)
     B, H, T, D = y.shape
@@ -97,10 +97,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class LanguageModel(nn.Module):
-    """What training, evaluation and sampling ask of a model. An architecture is a subclass with `h`, `embed`, `normed` and `logits`."""
+    """What training, evaluation and sampling ask of a model. An architecture is a subclass with `h`, `embed`, `normed` and `head`."""
 
     h: nn.ModuleList
-    padding_bias: Tensor
+    logit_cap: float | None = None  # which logits are softly kept within
 
     def __init__(self, config: Config, vocab_size: int) -> None:
         """`vocab_size` is exact; inside, it is padded to a multiple of 64."""
@@ -108,9 +108,6 @@ class LanguageModel(nn.Module):
         self.vocab_size, self.block_size, self.dropout = vocab_size, config.block_size, config.dropout
         self.n_head, self.n_embd, self.gradient_checkpointing = config.n_head, config.n_embd, config.gradient_checkpointing
         self.padded_vocab_size = math.ceil(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-        # Added to the logits: a padded id has no probability, so it takes no part in the loss and is never sampled.
-        bias = torch.zeros(self.padded_vocab_size).masked_fill(torch.arange(self.padded_vocab_size) >= vocab_size, -math.inf)
-        self.register_buffer("padding_bias", bias, persistent=False)
 
     def embed(self, ids: Tensor, documents: Tensor | None, cache: Cache | None) -> Tensor:
         """`ids`, `documents`: (B, T) int64; they follow what `cache` holds. Returns (B, T, C)."""
@@ -120,8 +117,9 @@ class LanguageModel(nn.Module):
         """What the last block gives, (B, T, C), as the head reads it."""
         raise NotImplementedError
 
-    def logits(self, features: Tensor) -> Tensor:
-        """`features`: (…, C). Returns (…, V); the padded ids' are -inf."""
+    @property
+    def head(self) -> Tensor:
+        """The weight of the last matrix product, (V, C)."""
         raise NotImplementedError
 
     @property
@@ -161,16 +159,18 @@ class LanguageModel(nn.Module):
             cache.last = ids[:, -1:]
         return self.normed(x)
 
-    def forward(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
-        """`ids`, `targets`, `documents`: (B, T) int64. Returns the mean loss of each row in nats: (B,) float32."""
-        features, wanted = self.features(ids, documents).flatten(0, 1), targets.flatten()  # (B·T, C), (B·T,)
-        if self.gradient_checkpointing:
-            chunks = zip(features.split(HEAD_CHUNK), wanted.split(HEAD_CHUNK), strict=True)
-            losses = torch.cat([checkpoint(self._losses, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks])
-        else:
-            losses = self._losses(features, wanted)
-        return losses.view(targets.shape).mean(dim=1)
+    def logits(self, features: Tensor) -> Tensor:
+        """`features`: (…, C). Returns (…, V); the padded ids' are -inf."""
+        return logits_of(features, self.head, cap=self.logit_cap, vocab_size=self.vocab_size)
 
-    def _losses(self, features: Tensor, targets: Tensor) -> Tensor:
-        """`features`: (N, C), `targets`: (N,). Returns (N,) float32."""
-        return F.cross_entropy(self.logits(features).float(), targets, reduction="none")
+    def forward(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`ids`, `targets`, `documents`: (B, T) int64.
+
+        Returns the mean loss in nats, (), which alone has a gradient, and each row's, (B,); both float32.
+        """
+        features, weight = self.features(ids, documents).flatten(0, 1), self.head  # (B·T, C), (V, C)
+        if torch.is_autocast_enabled(features.device.type):
+            dtype = torch.get_autocast_dtype(features.device.type)
+            features, weight = features.to(dtype), weight.to(dtype)
+        loss, losses = HeadLoss.apply(features, weight, targets.flatten(), self.logit_cap, self.vocab_size, torch.is_grad_enabled())
+        return loss, losses.view(targets.shape).mean(dim=1)

@@ -83,6 +83,8 @@ class Block(nn.Module):
 
 
 class Modern(LanguageModel):
+    logit_cap = LOGIT_CAP
+
     def __init__(self, config: Config, vocab_size: int) -> None:
         super().__init__(config, vocab_size)
         self.wte = nn.Embedding(self.padded_vocab_size, config.n_embd)
@@ -105,9 +107,9 @@ class Modern(LanguageModel):
     def normed(self, x: Tensor) -> Tensor:
         return norm(x)
 
-    def logits(self, features: Tensor) -> Tensor:
-        logits = LOGIT_CAP * torch.tanh(self.lm_head(features) / LOGIT_CAP)
-        return logits if self.vocab_size == self.padded_vocab_size else logits + self.padding_bias
+    @property
+    def head(self) -> Tensor:
+        return self.lm_head.weight
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -33,7 +33,7 @@ SLOTS: dict[str, tuple[str, ...]] = {"AdamW": ("step", "exp_avg", "exp_avg_sq"),
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """`matrices`: (K, A, B). Returns them with all singular values of the order of 1: about U Vᵀ of each one's U S Vᵀ.
+    """`matrices`: (K, A, B). Returns about U Vᵀ of each one's U S Vᵀ: singular values near 1, by three polynomials from 0.1 to 1.9.
 
     On CUDA in bfloat16, which loses nothing that matters here; elsewhere that would cost time.
     """
@@ -58,8 +58,8 @@ def _step_by_step(x: Tensor, polynomials: Sequence[tuple[float, float, float]]) 
 def _factor(gram: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> Tensor:
     """What the polynomials together multiply x by, from `gram` = x xᵀ, (K, A, A), alone: it is the shorter side's, and x is not touched.
 
-    A third less to multiply for the matrices of a block. In bfloat16 its rounding would show; in float32 three polynomials of a matrix of
-    128 rows stray by 3 millionths.
+    A third less to multiply for the matrices of a block. In bfloat16 its rounding would show; in float32 a random matrix of 128 rows
+    strays by 3 millionths from what the polynomials give one after the other, one of rank 1 and 768 rows by two thousandths.
     """
     factor = step = None
     for a, b, c in polynomials:

@@ -17,7 +17,7 @@ from config import Config
 from data import Batch, Data, TrainingSamples, largest_micro_batch, share_of_step
 from device import make_autocast
 from distributed import World
-from language_model import HEAD_CHUNK, evaluating
+from language_model import evaluating
 from memory import PeakMemory, available_bytes
 from optim import update
 from preprocess.errors import FolioError
@@ -27,8 +27,10 @@ from tracking import spell_duration
 
 # What torch says of memory on the devices that have no error of their own for it.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Storage size calculation overflowed", "CUBLAS_STATUS_ALLOC_FAILED")
-# How much of the memory of a CPU to plan with: allocators keep some, and kernels take some that is not seen.
-USABLE_FRACTION = 0.8
+# How much of the memory of a CPU to plan with: in glibc's heap, aligned blocks of some megabytes leave holes that the next ones of their
+# size do not fit, so that a process takes up to 1.8 times what its tensors do (measured).
+USABLE_FRACTION = 0.5
+TRIED_TOKENS = 1024
 SLOW_TRIAL_S = 20.0  # a first trial that takes as long is not repeated for a better estimate
 
 
@@ -138,7 +140,7 @@ def windows_that_fit(config: Config, training: Training, data: Data, *, world: W
     """
     if training.device.type == "cuda":
         return config.batch_size
-    few = max(HEAD_CHUNK // config.block_size, 1)  # from here on, memory grows evenly with the windows
+    few = max(TRIED_TOKENS // config.block_size, 1)  # from here on, memory grows evenly with the windows
     peaks = []
     for num_windows in (few, 2 * few):
         with PeakMemory() as memory:
@@ -198,7 +200,7 @@ def _pass(config: Config, training: Training, data: Data, wrapped: nn.Module, *,
     """A micro-batch, forward and backward, and an update that is refused, so that it changes nothing."""
     ids, targets, documents = data.train.trial_batch(micro_batch)
     with make_autocast(config.precision, training.device):
-        loss = wrapped(ids, targets, documents).mean()
+        loss, _ = wrapped(ids, targets, documents)
     training.scaler.scale(loss).backward()
     update(training.optimizers, torch.zeros((), dtype=torch.bool, device=training.device))
     training.model.zero_grad(set_to_none=True)

@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +25,10 @@ if __name__ == "__main__" and {"--help", "-h"} & {*sys.argv}:  # before torch, w
     sys.exit(run_command(print_help, []))
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from checkpoint import Checkpoint, origin_of, restore, save
-from data import Data, Feed, dropout_seed
+from checkpoint import Checkpoint, restore
+from data import Data, Feed
 from device import (
     choose_device,
     choose_precision,
@@ -41,23 +39,21 @@ from device import (
     set_matmul_precision,
 )
 from distributed import World, joined
-from divergence import go_back, refused_too_often, unfit_to_save
-from evaluation import Watch, evaluate
+from evaluation import Watch
+from loop import Loop, take_step
 from memory import keep_freed_memory
-from optim import schedule_factor, set_learning_rate, update
 from preflight import Preflight, is_out_of_memory, preflight, ran_out_of_memory, too_large
 from preprocess.errors import FolioError, MisuseError, one_line
 from preprocess.shards.files import canonical_json, sha256_bytes
 from pretrained import initialize
-from run_folder import VOCABULARY_DIR, find_start, forget, is_run, locked, tidy, what_is_finished, write_run
-from sample import control_tokens, sample_text
+from run_folder import find_start, forget, locked, tidy, what_is_finished, write_run
+from sample import control_tokens
 from signals import StopRequest
 from state import Training, copy_from_main, new_training
 from streams import Source, open_samples, open_source
 from trackers import require_trackers, tell_the_rest
 from tracking import METRICS_FILE, Report, Work, read_rows
 
-CHECK_INTERVAL = 10  # steps after which the host asks the device at least whether its numbers are still finite
 OF_EACH_PROCESS = ("data", "out_dir", "device")  # settings in which processes on several machines may differ
 
 
@@ -93,13 +89,13 @@ def run(command: Command, config: Config, builds: Source, *, data: Data, world: 
             tell_trackers(config, builds)
         print(one_line(finished or ""), end="\n" if finished else "")
         return 0
-    if world.is_main:
-        for note in builds.notes:
-            warn(note)
-        print("\n".join(config.lines()), flush=True)
     try:
         # All that can fail is made before anything in out_dir changes.
         training = begin(config, builds, data=data, start=start, world=world, device=device)
+        if world.is_main:
+            for note in builds.notes:
+                warn(note)
+            print("\n".join(config.lines()), flush=True)
         wrapped = world.wrap(training.model, device)
         found = preflight(config, builds, training, data, wrapped=wrapped, world=world)
     except (MemoryError, RuntimeError) as e:
@@ -174,28 +170,6 @@ def begin(config: Config, builds: Source, *, data: Data, start: Checkpoint | Non
     return training
 
 
-@dataclass(frozen=True, kw_only=True)
-class Due:
-    """What a step is followed by: the same in all processes, or they would wait for each other for ever."""
-
-    logging: bool
-    evaluating: bool
-    saving: bool
-    sampling: bool
-    checking: bool
-
-    @classmethod
-    def after(cls, step: int, config: Config, *, is_stopping: bool) -> Due:
-        is_last = step == config.max_steps
-        return cls(
-            logging=is_last or step % config.log_interval == 0,
-            evaluating=is_last or step % config.eval_interval == 0,
-            saving=is_last or is_stopping or step % config.checkpoint_interval == 0,
-            sampling=config.sample_interval is not None and step % config.sample_interval == 0 and not is_last,
-            checking=step % CHECK_INTERVAL == 0,
-        )
-
-
 def train(
     config: Config,
     builds: Source,
@@ -208,138 +182,44 @@ def train(
     world: World,
 ) -> int:
     """From the step that `training` is at to max_steps, or until a signal or patience ends it. Returns the exit status."""
-    model, device = training.model, training.device
-    autocast = make_autocast(config.precision, device)
+    autocast = make_autocast(config.precision, training.device)
     feed = Feed(data.train, windows_per_step=config.windows_per_step, micro_batch=found.micro_batch, world=world)
-    work = _work(config, training, world)
-    out_dir, last_row = Path(config.out_dir), start.step if start else -1
-
-    def save_everything() -> None:
-        state = data.train.state_at(feed.first_sample(training.num_samples, 0))
-        training.streams = None if state is None else world.gather(state)
-        world.by_main(save_now)
-
-    def save_now() -> None:
-        was_there = is_run(out_dir)
-        save(training, out_dir, origin=origin_of(config, builds), keep=config.keep_checkpoints)
-        if not was_there:
-            write_run(config, builds)
-            raise FolioError(
-                f"{out_dir} was deleted or moved while this run wrote into it; step {training.step:,} is saved there now, "
-                "the rows of metrics are lost; run the same command again, it continues from there"
-            )
-
-    about = _about(config, builds)
-    main_dir = out_dir if world.is_main else None
-    with Report(main_dir, step=last_row, max_steps=config.max_steps, work=work, track=config.track, about=about) as report:
-        came_back_to: int | None = None
-        is_saving = is_stopping = False
-        signum = 0
+    work, about = _work(config, training, world), _about(config, builds)
+    out_dir = Path(config.out_dir) if world.is_main else None
+    first_step, signum = start.step if start else -1, 0
+    with Report(out_dir, step=first_step, max_steps=config.max_steps, work=work, track=config.track, about=about) as report:
+        loop = Loop(config, builds, training=training, data=data, feed=feed, report=report, autocast=autocast, world=world)
         with StopRequest(training, world) as stop:
-            report.say("\n".join(found.lines))
-            num_tokens = "no end of" if data.train.num_tokens is None else f"{data.train.num_tokens:,}"
-            report.say(f"{builds.name}: {num_tokens} training tokens, {data.val.num_windows:,} validation windows")
-            where = f"on {describe_device(device)} in {config.precision}" + (f", {world.size} processes" if world.size > 1 else "")
-            where += ", MFU n/a: its peak is not known" if work.peak_flops is None else ""
-            report.say(f"{model.num_parameters:,} parameters, {work.tokens_per_step:,} tokens a step, {where}")
+            report.say("\n".join([*found.lines, *_first_words(config, builds, training=training, data=data, work=work, world=world)]))
             if start is not None:
                 report.say(f"continuing after step {start.step:,}, from {start.folder}")
             if training.step > 0 and config.resume != "auto":  # from here on the run stands on its own
-                save_everything()
+                loop.save_everything()
             if training.step == 0:
-                with report.evaluating():
-                    report.evaluation(0, evaluate(model, data.val, batch_size=found.micro_batch, autocast=autocast, world=world))
-            while training.step < config.max_steps and not is_stopping:
+                loop.evaluate()
+            while training.step < config.max_steps and not loop.is_stopping:
                 outcome = take_step(training, wrapped, feed, config, autocast=autocast, world=world)
                 # The signal is read once: one that comes after this is for the next step. All processes heed one's.
-                step, signum = training.step, world.highest(stop.signum)
-                is_stopping = bool(signum)
-                due = Due.after(step, config, is_stopping=is_stopping)
-                is_saving |= due.saving
-                if not (is_saving or due.logging or due.evaluating or due.sampling or due.checking):
-                    continue
-                refused, all_refused = training.skipped.tolist()
-                trouble = refused_too_often(training, refused)
-                if due.logging and not trouble:
-                    values = {"loss": outcome.loss.item(), "grad_norm": outcome.grad_norm.item()}
-                    report.training(step, learning_rate=config.learning_rate * outcome.rate, skipped_updates=all_refused, **values)
-                if due.evaluating and not trouble:
-                    with report.evaluating():
-                        evaluation = evaluate(model, data.val, batch_size=found.micro_batch, autocast=autocast, world=world)
-                    report.evaluation(step, evaluation)
-                    if not math.isfinite(evaluation.loss):
-                        trouble = f"the validation loss is {evaluation.loss}"
-                    elif refused == 0:
-                        # The main process alone watches: what follows from it is the same in all.
-                        is_saving |= bool(world.highest(world.is_main and training.watch.see(step, evaluation)))
-                        is_stopping |= bool(world.highest(world.is_main and training.watch.is_out_of(config.patience)))
-                        is_saving |= is_stopping
-                # While updates are refused, the weights may be what is wrong: what is saved then could be no good.
-                if is_saving and not trouble and (refused == 0 or step == config.max_steps):
-                    with report.pause():
-                        trouble = unfit_to_save(training, data.val, autocast=autocast, world=world)
-                        if not trouble:
-                            report.sync()
-                            save_everything()
-                            is_saving = False
-                if trouble:
-                    came_back_to = go_back(training, config, trouble=trouble, before=came_back_to, world=world, report=report)
-                    is_saving = False
-                elif due.sampling:
-                    with report.pause():
-                        show_sample(report, training, builds=builds, config=config, world=world)
-
-        report.say(_last_words(training, config, signum=signum, is_saved=not is_saving))
+                signum = world.highest(stop.signum)
+                loop.follow(outcome, is_stopping=bool(signum))
+        report.say(_last_words(training, config, signum=signum, is_saved=not loop.is_saving))
         if signum and training.step < config.max_steps:
             report.stopped()
             return 128 + signum
         report.say(f"evaluations took {report.evaluation_share:.1%} of the time")
-        show_sample(report, training, builds=builds, config=config, world=world)
+        loop.sample()
         return 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """Of a step: loss and gradient norm, () each, still on the device, and the share of the highest learning rate it took."""
-
-    loss: Tensor
-    grad_norm: Tensor
-    rate: float
-
-
-def take_step(training: Training, wrapped: nn.Module, feed: Feed, config: Config, *, autocast: torch.autocast, world: World) -> Outcome:
-    """The gradients of a step's samples, a micro-batch at a time, then an update, unless a number is not finite.
-
-    Nothing in it waits for the device.
-    """
-    optimizers, scaler = training.optimizers, training.scaler
-    rate = schedule_factor(training.step, config)
-    set_learning_rate(optimizers, rate)
-    loss = torch.zeros((), device=training.device)  # summed where it is
-    for micro in range(feed.accumulation):
-        first_sample = feed.first_sample(training.num_samples, micro)
-        ids, targets, documents = feed.take(first_sample)
-        if config.dropout:
-            torch.manual_seed(dropout_seed(config.seed, first_sample))
-        world.will_average(wrapped, is_last=micro == feed.accumulation - 1)
-        with autocast:
-            micro_loss = wrapped(ids, targets, documents).mean() / feed.accumulation
-        scaler.scale(micro_loss).backward()
-        loss += micro_loss.detach()
-        feed.prepare(feed.first_sample(training.num_samples, micro + 1))  # while the device computes
-    loss = world.sum(loss) / world.size
-    for optimizer in optimizers:
-        scaler.unscale_(optimizer)
-    grad_norm = torch.nn.utils.clip_grad_norm_(training.model.parameters(), config.grad_clip or math.inf)
-    is_good = loss.isfinite() & grad_norm.isfinite()
-    update(optimizers, is_good)
-    scaler.update()
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    training.skipped.copy_(torch.stack([torch.where(is_good, 0, training.skipped[0] + 1), training.skipped[1] + ~is_good]))
-    training.step += 1
-    training.num_samples += config.windows_per_step
-    return Outcome(loss=loss, grad_norm=grad_norm, rate=rate)
+def _first_words(config: Config, builds: Source, *, training: Training, data: Data, work: Work, world: World) -> list[str]:
+    """What is trained, and on what."""
+    num_tokens = "no end of" if data.train.num_tokens is None else f"{data.train.num_tokens:,}"
+    where = f"on {describe_device(training.device)} in {config.precision}" + (f", {world.size} processes" if world.size > 1 else "")
+    where += ", MFU n/a: its peak is not known" if work.peak_flops is None else ""
+    return [
+        f"{builds.name}: {num_tokens} training tokens, {data.val.num_windows:,} validation windows",
+        f"{training.model.num_parameters:,} parameters, {work.tokens_per_step:,} tokens a step, {where}",
+    ]
 
 
 def _work(config: Config, training: Training, world: World) -> Work:
@@ -365,16 +245,6 @@ def _last_words(training: Training, config: Config, *, signum: int, is_saved: bo
     left_out = f"; the last {refused:,} updates were not finite and are left out" if refused else ""
     best = "" if watch.best_step is None else f"; the lowest validation loss was {watch.best_loss:.4f}, after step {watch.best_step:,}"
     return f"{reason} after step {step:,}; the model is in {config.out_dir}{left_out}{best}"
-
-
-def show_sample(report: Report, training: Training, *, builds: Source, config: Config, world: World) -> None:
-    """Print a sample, or why there is none: a run that trained well does not fail for it."""
-    if not world.is_main:
-        return
-    try:
-        report.sample(training.step, sample_text(training.model, Path(config.out_dir) / VOCABULARY_DIR, builds.manifest, config=config))
-    except FolioError as e:
-        report.say(f"no sample: {e}")
 
 
 if __name__ == "__main__":

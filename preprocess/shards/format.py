@@ -115,7 +115,8 @@ def find_build(where: str) -> Path:
             return folder
     places = " and ".join(str(t) for t in tried)
     raise MisuseError(
-        f"no build {where!r}: no {MANIFEST} in {places}; `preprocess list` shows what is there, `preprocess build --corpus NAME` makes one"
+        f"no build {where!r}: no {MANIFEST} in {places}; "
+        "`preprocess list` shows what is there, `preprocess build --help` says how to make one"
     )
 
 
