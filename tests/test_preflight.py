@@ -135,7 +135,8 @@ def test_what_is_counted_is_what_a_process_takes(settings: dict[str, object], tm
     )
     done = subprocess.run([sys.executable, "-c", measured, str(REPO)], capture_output=True, text=True, env=environment(), check=True)
     counted, grown = map(int, done.stdout.split())
-    assert counted > 20e6 and 0.4 * counted < grown < counted / USABLE_FRACTION
+    taken_once = 30e6  # by libraries, and the first holes in the heap
+    assert counted > 20e6 and 0.4 * counted < grown < counted / USABLE_FRACTION + taken_once
 
 
 def test_the_count_follows_what_is_freed() -> None:

@@ -115,7 +115,11 @@ def _existing(folder: Path) -> Path:
 
 
 def _fit(config: Config, training: Training, data: Data, *, share: int, most: int, wrapped: nn.Module, world: World) -> tuple[int, Trial]:
-    """The largest micro-batch up to batch_size and `most` that every process has the memory for, halved until it fits, and its trial."""
+    """The largest micro-batch up to batch_size and `most` that every process has the memory for, halved until it fits, and its trial.
+
+    Where a CPU's memory did not suffice, half of what just fitted: a step later the heap has other holes.
+    """
+    has_room = True  # as far as is known
     micro_batch = largest_micro_batch(share, min(config.batch_size, most))
     before = training.micro_batch
     if before and before < micro_batch and share % before == 0:  # memory was scarce; with another, dropout would draw other numbers
@@ -123,9 +127,13 @@ def _fit(config: Config, training: Training, data: Data, *, share: int, most: in
     while True:
         trial = _try(partial(_trial, config, training, data, micro_batch=micro_batch, wrapped=wrapped, world=world), training)
         if not world.highest(trial is None):
-            break
-        if micro_batch == 1:
+            if has_room or micro_batch == 1 or training.device.type != "cpu":
+                break
+            has_room = True
+        elif micro_batch == 1:
             raise FolioError(too_large(config, training.device))
+        else:
+            has_room = False
         micro_batch = largest_micro_batch(share, micro_batch // 2)
         if config.compile:
             torch.compiler.reset()  # or the next size would be compiled for any size
