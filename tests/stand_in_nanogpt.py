@@ -60,6 +60,7 @@ for iter_num in range(settings["max_iters"] + 1):
         raw_model.train()
         if iter_num > 0:
             arguments = {key: settings[key] for key in ("n_layer", "n_head", "n_embd", "block_size", "dropout")}
+            arguments["vocab_size"] = raw_model.transformer.padded_vocab_size
             torch.save(
                 {"model": raw_model.state_dict(), "iter_num": iter_num, "model_args": arguments},
                 os.path.join(settings["out_dir"], "ckpt.pt"),
