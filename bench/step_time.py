@@ -316,7 +316,6 @@ def require_options(own: argparse.Namespace, _: Path | None) -> None:
     least = max(block_size for _, block_size in SHAPES) + 1
     if own.num_tokens < least:
         raise FolioError(f"--num-tokens is {own.num_tokens:,}, a batch wants {least:,} or more")
-    own.scratch.mkdir(parents=True, exist_ok=True)
     need, free = 2 * 2 * own.num_tokens, shutil.disk_usage(own.scratch).free
     if need > free:
         raise FolioError(

@@ -151,8 +151,8 @@ def parse(
         arguments = [a for recipe in presets[own.preset].folio.values() for a in recipe]
         if "--device=cuda" in arguments and not torch.cuda.is_available():
             raise FolioError(f"--preset {own.preset} wants a CUDA GPU, which torch does not find; take one for the CPU")
-        require(own, nanogpt)
         own.scratch.mkdir(parents=True, exist_ok=True)
+        require(own, nanogpt)
     except (FolioError, OSError) as e:
         parser.error(str(e))
     return Options(own=own, build=build, nanogpt=nanogpt, scratch=own.scratch)

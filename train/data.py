@@ -112,7 +112,8 @@ class TrainingData:
         ]
         self._mixture = Mixture(builds.shares, seed=config.seed) if len(builds.builds) > 1 else None
         self.num_tokens: int | None = sum(sum(part.lengths) for part in self._mixed.parts)
-        self._located_from, self._located = 0, self._locate(np.empty(0, np.uint64))  # places that were found, of samples in a row
+        none = np.empty(0, np.int64)
+        self._located_from, self._located = 0, (none, none, none)  # places that were found, of samples in a row
 
     def trial_batch(self, count: int) -> Batch:
         """`count` samples to try a step with."""
