@@ -10,11 +10,16 @@ every word is made up: 3 to 10 lower-case letters.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started by path: this folder would hide the packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -73,7 +78,9 @@ def cut(chunk: list[bytes], document_bytes: int, rng: np.random.Generator) -> It
         start, before = stop, int(ends[stop - 1])
 
 
-def documents(chunks: Iterator[list[bytes]], num_bytes: int, document_bytes: int, rng: np.random.Generator) -> Iterator[bytes]:
+def documents(
+    chunks: Iterator[list[bytes]], num_bytes: int, document_bytes: int, rng: np.random.Generator
+) -> Iterator[bytes]:
     """Documents of about `document_bytes` each until there are `num_bytes`; fresh words or a random cut make each its own."""
     made = 0
     for chunk in chunks:
@@ -126,11 +133,15 @@ def write_text(path: Path, texts: Iterator[bytes], *, end: bytes = b"\n") -> tup
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mirror", type=Path, default=os.environ.get("PREPROCESS_MIRROR"), help="folder of corpora")
-    parser.add_argument("--words", choices=("natural", "random"), default="natural", help="random: none of a corpus (default: natural)")
+    parser.add_argument(
+        "--words", choices=("natural", "random"), default="natural", help="random: none of a corpus (default: natural)"
+    )
     parser.add_argument("--mb", type=int, default=400)
     parser.add_argument("--document-bytes", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, required=True, help="a .parquet, or a .txt of one line for each document")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="a .parquet, or a .txt of one line for each document"
+    )
     arguments = parser.parse_args()
     if arguments.words == "natural" and arguments.mirror is None:
         parser.error("natural words come from corpora: name their folder with --mirror or PREPROCESS_MIRROR")
@@ -141,7 +152,9 @@ def main() -> None:
         texts = natural(arguments.mirror, num_bytes, document_bytes, seed=arguments.seed)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     count, size = (write_parquet if arguments.output.suffix == ".parquet" else write_text)(arguments.output, texts)
-    print(f"{arguments.output}: {count:,} documents, {size:,} bytes of text, {arguments.output.stat().st_size:,} bytes on disk")
+    print(
+        f"{arguments.output}: {count:,} documents, {size:,} bytes of text, {arguments.output.stat().st_size:,} bytes on disk"
+    )
 
 
 if __name__ == "__main__":

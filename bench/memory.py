@@ -10,11 +10,16 @@ python bench/memory.py --mirror CORPORA
 
 from __future__ import annotations
 
-import argparse
+import sys
 from pathlib import Path
 
-from measure import Job, add_options, alternate, folio, inputs, print_machine, print_runs, warm
-from texts import add_text_options, natural_files, random_file, text_folder, unbroken_file
+if __name__ == "__main__":  # started by path: this folder would hide the packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+
+from bench.lib.measure import Job, add_options, alternate, folio, inputs, print_machine, print_runs, warm
+from bench.lib.texts import add_text_options, natural_files, random_file, text_folder, unbroken_file
 
 CASES = ("natural-small", "natural-large", "random", "unbroken")
 
@@ -30,7 +35,9 @@ def files_of(case: str, arguments: argparse.Namespace) -> list[Path]:
 
 def job(case: str, files: list[Path], arguments: argparse.Namespace) -> Job:
     options = ["--tokenizer", "gpt2", "--workers", str(arguments.workers)]
-    if case == "unbroken" and arguments.scale < 1:  # so little is a single document, which the default split does not take
+    if (
+        case == "unbroken" and arguments.scale < 1
+    ):  # so little is a single document, which the default split does not take
         options += ["--split", "contiguous"]
     return folio(arguments.folio_python, *inputs(files), *options)
 
@@ -38,7 +45,9 @@ def job(case: str, files: list[Path], arguments: argparse.Namespace) -> Job:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
-    parser.add_argument("--scale", type=float, default=1.0, help="make every text so much smaller, to try the bench (default: 1)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="make every text so much smaller, to try the bench (default: 1)"
+    )
     parser.add_argument("--workers", type=int, default=2, help="(default: 2)")
     add_text_options(parser)
     add_options(parser, repeat=1)
@@ -49,7 +58,11 @@ def main() -> None:
         print(f"{case}: {len(paths)} files, {sum(path.stat().st_size for path in paths):,} bytes on disk")
         warm(paths)
     print()
-    print_runs(alternate({case: job(case, paths, arguments) for case, paths in files.items()}, arguments.repeat, arguments.scratch))
+    print_runs(
+        alternate(
+            {case: job(case, paths, arguments) for case, paths in files.items()}, arguments.repeat, arguments.scratch
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -11,34 +11,49 @@ takes, for which BUILD has to be one in GPT-2's BPE.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started by path: this folder would hide the packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import os
 import runpy
 import shutil
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
-from measure import ROOT, fresh_folder, positive, print_table
-from trainers import NANOGPT, NANOGPT_CPU, SMALL, Trained, parse, print_place, run_all, run_bench, settings_of, write_data
 
-from builds import Builds, open_builds
-from config import Config, load_config
-from data import Feed, TrainingData
-from device import choose_device, choose_precision, make_autocast, set_matmul_precision
-from distributed import World
-from model import make_model
-from optim import update
+from bench.lib.measure import ROOT, fresh_folder, positive, print_table
+from bench.lib.trainers import (
+    NANOGPT,
+    NANOGPT_CPU,
+    SMALL,
+    Trained,
+    parse,
+    print_place,
+    run_all,
+    run_bench,
+    settings_of,
+    write_data,
+)
 from preprocess.errors import FolioError
 from preprocess.shards.windows import RandomWindows
-from state import new_training
+from train.config import Config, load_config
+from train.core.device import choose_device, choose_precision, make_autocast, set_matmul_precision
+from train.core.distributed import World
+from train.data.batches import Feed, TrainingData
+from train.data.builds import Builds, open_builds
+from train.model import make_model
+from train.optim import update
+from train.run.state import new_training
 
 NUM_TOKENS = 400_000_000
 SHAPES = ((8, 256), (12, 1024), (64, 1024))
@@ -57,7 +72,14 @@ class Preset:
 
 
 WIDER = ("--block_size=256", "--batch_size=16")
-GPT2 = ("--n_layer=12", "--n_head=12", "--n_embd=768", "--block_size=1024", "--batch_size=64", "--gradient_accumulation_steps=1")
+GPT2 = (
+    "--n_layer=12",
+    "--n_head=12",
+    "--n_embd=768",
+    "--block_size=1024",
+    "--batch_size=64",
+    "--gradient_accumulation_steps=1",
+)
 PRESETS = {
     "shakespeare-cpu": Preset(
         nanogpt=(*NANOGPT_CPU, *SMALL),
@@ -98,13 +120,26 @@ PRESETS = {
 def print_speed(runs: dict[str, list[Trained]], *, vocab_size: int, matrix_flops: float) -> None:
     """The ratio is the median of those of the turns, beside the least and the most."""
     speeds = {name: [run.tokens_per_step / run.step_s for run in of_name] for name, of_name in runs.items()}
-    rows = [["trainer", "parameters", "tokens/s of each run", "median", "ms a step", "× nanoGPT", "of the matrix rate", "peak MB"]]
+    rows = [
+        [
+            "trainer",
+            "parameters",
+            "tokens/s of each run",
+            "median",
+            "ms a step",
+            "× nanoGPT",
+            "of the matrix rate",
+            "peak MB",
+        ]
+    ]
     for name, of_name in runs.items():
         speed = statistics.median(speeds[name])
         ratios = [ours / theirs for ours, theirs in zip(speeds[name], speeds.get(NANOGPT, []), strict=False)]
         row = [name, f"{of_name[0].num_parameters:,}", " ".join(f"{s:,.0f}" for s in speeds[name]), f"{speed:,.0f}"]
         row += [f"{of_name[0].tokens_per_step / speed * 1e3:.1f}"]
-        row += [f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "not measured"]
+        row += [
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "not measured"
+        ]
         row += [f"{speed * flops_per_token(of_name[0], vocab_size) / matrix_flops:.0%}"]
         peaks = [run.peak_memory_bytes for run in of_name if run.peak_memory_bytes is not None]
         rows.append([*row, f"{max(peaks) / 1e6:,.0f}" if peaks else "n/a"])
@@ -235,7 +270,14 @@ def run_up_to_training(nanogpt: Path, folder: Path, settings: Sequence[str]) -> 
     """nanoGPT's train.py, up to its first evaluation, after which it ends, and leaves its variables. `folder` has its data."""
     argv, cwd, first = sys.argv, Path.cwd(), sys.path[0]
     # Settings replace those before them: a config file comes first, and none evaluates for long.
-    sys.argv = ["train.py", *settings, "--eval_only=True", "--eval_iters=1", f"--dataset={folder}", f"--out_dir={folder}"]
+    sys.argv = [
+        "train.py",
+        *settings,
+        "--eval_only=True",
+        "--eval_iters=1",
+        f"--dataset={folder}",
+        f"--out_dir={folder}",
+    ]
     sys.path[0] = str(nanogpt)
     os.chdir(nanogpt)
     ours = sys.modules.pop("model")  # theirs has the same name
@@ -276,11 +318,22 @@ def time_batches(builds: Builds, scratch: Path, *, num_tokens: int, nanogpt: Pat
     mapped[:: 1 << 11].max()  # meets every page
     rows = [["batch", "calls", "Folio µs", "nanoGPT µs", "times as fast"]]
     for batch_size, block_size in SHAPES:
-        jobs = [folio_batches(builds, mapped, batch_size, block_size), *([theirs(batch_size, block_size)] if theirs else [])]
+        jobs = [
+            folio_batches(builds, mapped, batch_size, block_size),
+            *([theirs(batch_size, block_size)] if theirs else []),
+        ]
         for calls, in_a_row in (("in a row", ROUNDS // 10), ("by turns", 1)):
             took = time_jobs(jobs, in_a_row=in_a_row)
             ratio = f"{took[1] / took[0]:.1f}" if theirs else "not measured"
-            rows.append([f"{batch_size}×{block_size}", calls, f"{took[0]:,.0f}", f"{took[1]:,.0f}" if theirs else "not measured", ratio])
+            rows.append(
+                [
+                    f"{batch_size}×{block_size}",
+                    calls,
+                    f"{took[0]:,.0f}",
+                    f"{took[1]:,.0f}" if theirs else "not measured",
+                    ratio,
+                ]
+            )
     return rows
 
 
@@ -308,7 +361,9 @@ def time_jobs(jobs: list[Callable[[], object]], *, in_a_row: int) -> list[float]
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeat", type=positive, default=5)
-    parser.add_argument("--num-tokens", type=positive, default=NUM_TOKENS, help="that batches are drawn from; four bytes of disk each")
+    parser.add_argument(
+        "--num-tokens", type=positive, default=NUM_TOKENS, help="that batches are drawn from; four bytes of disk each"
+    )
 
 
 def require_options(own: argparse.Namespace, _: Path | None) -> None:
@@ -329,8 +384,13 @@ def main() -> None:
     print_place(own.preset, options.nanogpt)
     builds = open_builds(str(options.build.folder))
     with fresh_folder(options.scratch) as scratch:
-        folio = {name: [*recipe, f"--max_steps={preset.steps}", "--warmup_steps=0"] for name, recipe in preset.folio.items()}
-        nanogpt, intervals = [*preset.nanogpt, f"--max_iters={preset.steps}"], dict.fromkeys([*folio, NANOGPT], preset.interval)
+        folio = {
+            name: [*recipe, f"--max_steps={preset.steps}", "--warmup_steps=0"] for name, recipe in preset.folio.items()
+        }
+        nanogpt, intervals = (
+            [*preset.nanogpt, f"--max_iters={preset.steps}"],
+            dict.fromkeys([*folio, NANOGPT], preset.interval),
+        )
         runs = run_all(folio, nanogpt, options, scratch, turns=own.repeat, intervals=intervals)
         steps: dict[str, Step] = {}
         for name, (path, *settings) in preset.folio.items():

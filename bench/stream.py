@@ -12,26 +12,35 @@ Tokens per second count from the first batch on; per CPU second, from the start 
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started by path: this folder would hide the packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from vocabulary import default_cache, write_vocabulary
+from bench.lib.vocabulary import default_cache, write_vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
 END_OF_TEXT = "<|endoftext|>"
 DOCUMENTS_AT_ONCE = 1000  # the default of `map`
 SMOKE_DOCUMENTS = 3000
 # Before anything that reads it is imported: one thread each, so that engines are compared, not cores.
-ONE_THREAD = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ONE_THREAD = {
+    "RAYON_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
 
 
 def folio_batches(path: str, arguments: argparse.Namespace) -> Iterator[Any]:
@@ -75,7 +84,9 @@ def _peer_tokenizer(tokenizer_json: str) -> tuple[Any, int]:
         bare = Tokenizer.from_file(tokenizer_json)
         return lambda texts: [found.ids for found in bare.encode_batch_fast(texts)], bare.token_to_id(END_OF_TEXT)
     wrapped = GPT2TokenizerFast(tokenizer_file=tokenizer_json)
-    return lambda texts: wrapped(texts, return_attention_mask=False)["input_ids"], wrapped.convert_tokens_to_ids(END_OF_TEXT)
+    return lambda texts: wrapped(texts, return_attention_mask=False)["input_ids"], wrapped.convert_tokens_to_ids(
+        END_OF_TEXT
+    )
 
 
 def measure_here(name: str, path: str, arguments: argparse.Namespace) -> dict[str, float]:
@@ -123,21 +134,30 @@ def smoke_file(folder: Path) -> str:
     import pyarrow.parquet as pq
 
     path = folder / "smoke.parquet"
-    pq.write_table(pa.table({"text": [f"The document number {i}, of some words. " * 9 for i in range(SMOKE_DOCUMENTS)]}), path)
+    pq.write_table(
+        pa.table({"text": [f"The document number {i}, of some words. " * 9 for i in range(SMOKE_DOCUMENTS)]}), path
+    )
     return str(path)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", help="Parquet files with a column `text`")
-    parser.add_argument("--peer-python", help="a Python that has `datasets`, and `transformers` or `tokenizers` (default: no peer)")
+    parser.add_argument(
+        "--peer-python", help="a Python that has `datasets`, and `transformers` or `tokenizers` (default: no peer)"
+    )
     parser.add_argument("--block-size", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--stream-buffer", type=int, default=10_000)
     parser.add_argument(
-        "--seconds", type=float, default=0, help="stop each so long behind its first batch (default: at the end of the file)"
+        "--seconds",
+        type=float,
+        default=0,
+        help="stop each so long behind its first batch (default: at the end of the file)",
     )
-    parser.add_argument("--smoke", action="store_true", help="a small file, made up, and the byte tokenizer: to try the bench")
+    parser.add_argument(
+        "--smoke", action="store_true", help="a small file, made up, and the byte tokenizer: to try the bench"
+    )
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     parser.add_argument("--tokenizer-json", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -155,7 +175,9 @@ def main() -> None:
         folder = Path(name)
         tools = {"Folio": sys.executable} | ({"datasets": arguments.peer_python} if arguments.peer_python else {})
         tokenizer_json = write_vocabulary(default_cache(), folder).tokenizer_json if arguments.peer_python else folder
-        print("| stream | text | tokens | tokens/s | tokens per CPU s | first batch | peak memory |\n|---|---|---|---|---|---|---|")
+        print(
+            "| stream | text | tokens | tokens/s | tokens per CPU s | first batch | peak memory |\n|---|---|---|---|---|---|---|"
+        )
         for path in arguments.paths or [smoke_file(folder)]:
             for tool, python in tools.items():
                 got = measure(tool, python, path, arguments, tokenizer_json)

@@ -10,25 +10,42 @@ needed.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started by path: this folder would hide the packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
-from measure import fresh_folder, positive, print_table
-from peer_nanogpt_train import PROBE_WINDOWS
-from trainers import NANOGPT, NANOGPT_CPU, SMALL, Mark, Trained, load, parse, print_place, require_same_loss, run_all, run_bench
 
-from builds import open_builds
-from data import ValidationData
-from device import make_autocast
-from evaluation import evaluate
-from memory import keep_freed_memory
+from bench.baselines.nanogpt_train import PROBE_WINDOWS
+from bench.lib.measure import fresh_folder, positive, print_table
+from bench.lib.trainers import (
+    NANOGPT,
+    NANOGPT_CPU,
+    SMALL,
+    Mark,
+    Trained,
+    load,
+    parse,
+    print_place,
+    require_same_loss,
+    run_all,
+    run_bench,
+)
 from preprocess.errors import FolioError
 from preprocess.shards.format import Build
+from train.core.device import make_autocast
+from train.core.memory import keep_freed_memory
+from train.data.batches import ValidationData
+from train.data.builds import open_builds
+from train.run.validation import evaluate
 
 EVALUATION_TOKENS = 1 << 14  # of a forward pass
 
@@ -178,7 +195,10 @@ def print_curves(curves: dict[str, list[Curve]], target: float) -> None:
             times_sooner(of_name, theirs, target),
         ]
         row += [spread([run.start_s for run in runs], 1), spread([run.compilation_s for run in runs], 1)]
-        row += [spread([c.all_seconds_to(target) for c in of_name], 1), times_sooner(of_name, theirs, target, with_start=True)]
+        row += [
+            spread([c.all_seconds_to(target) for c in of_name], 1),
+            times_sooner(of_name, theirs, target, with_start=True),
+        ]
         steps = [None if mark is None else float(mark.step) for mark in (curve.reached(target) for curve in of_name)]
         row += [spread(steps, 0), spread([None if s is None else s * runs[0].tokens_per_step for s in steps], 0)]
         row += [f"{statistics.median(run.tokens_per_step / run.step_s for run in runs):,.0f}"]
@@ -189,7 +209,9 @@ def print_curves(curves: dict[str, list[Curve]], target: float) -> None:
 
 def times_sooner(ours: Sequence[Curve], theirs: Sequence[Curve], target: float, *, with_start: bool = False) -> str:
     """The mean of nanoGPT's seconds to `target` by the mean of ours, and the least and the most of a seed's."""
-    pairs = [[c.all_seconds_to(target) if with_start else c.seconds_to(target) for c in curves] for curves in (ours, theirs)]
+    pairs = [
+        [c.all_seconds_to(target) if with_start else c.seconds_to(target) for c in curves] for curves in (ours, theirs)
+    ]
     a, b = ([s for s in seconds if s is not None] for seconds in pairs)
     if not theirs or len(a) + len(b) < len(ours) + len(theirs):
         return "n/a" if theirs else "not measured"
@@ -220,11 +242,16 @@ def main() -> None:
     with fresh_folder(options.scratch) as scratch:
         runs = run_all(preset.folio, preset.nanogpt, options, scratch, turns=seeds, intervals=intervals)
         # When all have run, so that nothing else is in a run's way.
-        curves = {name: [measure_curve(run, options.build, device=device) for run in of_name] for name, of_name in runs.items()}
+        curves = {
+            name: [measure_curve(run, options.build, device=device) for run in of_name]
+            for name, of_name in runs.items()
+        }
     target = options.own.target or choose_target([curve.losses for curve in curves[NANOGPT]])
     num_windows, *others = {curve.num_windows for of_name in curves.values() for curve in of_name}
     if others:
-        raise FolioError(f"runs were judged on {num_windows:,} and {others[0]:,} windows; give all of them one block_size")
+        raise FolioError(
+            f"runs were judged on {num_windows:,} and {others[0]:,} windows; give all of them one block_size"
+        )
     print_place(options.own.preset, options.nanogpt)
     print(f"seeds 1 to {seeds}; target: {target:.4f} on {num_windows:,} windows\n")
     print_curves(curves, target)

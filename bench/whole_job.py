@@ -9,16 +9,33 @@ with Folio's default settings: cleaning, deduplication, split, hashes and all.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
+if __name__ == "__main__":  # started by path: this folder would hide the packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+from collections.abc import Iterable
+
 import numpy as np
-from forms import Forms, documents_of, make_forms, read_datatrove, read_folio, read_gigatoken, read_nanogpt
-from measure import NAME, absolute, add_options, alternate, folio, fresh_folder, inputs, print_machine, print_runs, run_job, warm
-from peers import PEERS, datatrove, gigatoken, job, nanogpt
-from vocabulary import Vocabulary, default_cache, write_vocabulary
+
+from bench.baselines.jobs import PEERS, datatrove, gigatoken, job, nanogpt
+from bench.lib.forms import Forms, documents_of, make_forms, read_datatrove, read_folio, read_gigatoken, read_nanogpt
+from bench.lib.measure import (
+    NAME,
+    absolute,
+    add_options,
+    alternate,
+    folio,
+    fresh_folder,
+    inputs,
+    print_machine,
+    print_runs,
+    run_job,
+    warm,
+)
+from bench.lib.vocabulary import Vocabulary, default_cache, write_vocabulary
 
 NEUTRAL = ("--tokenizer", "gpt2", "--clean", "none", "--no-dedup", "--no-authors", "--workers", "2")
 
@@ -28,7 +45,9 @@ def reference(texts: list[str]) -> tuple[list[np.ndarray], int]:
     import tiktoken
 
     encoding = tiktoken.get_encoding("gpt2")
-    return [np.array([*encoding.encode_ordinary(text), encoding.eot_token], np.uint16) for text in texts], encoding.eot_token
+    return [
+        np.array([*encoding.encode_ordinary(text), encoding.eot_token], np.uint16) for text in texts
+    ], encoding.eot_token
 
 
 def check(name: str, found: Iterable[np.ndarray], wanted: Iterable[np.ndarray], *, ordered: bool = True) -> None:
@@ -58,7 +77,9 @@ def prove(peers: list[str], forms: Forms, vocabulary: Vocabulary, arguments: arg
         found = run_job(datatrove(forms, vocabulary), scratch, read_datatrove).found
         check("datatrove = Folio", found, wanted, ordered=False)
     if "gigatoken-parquet" in peers:
-        found = run_job(gigatoken([forms.parquet], vocabulary, output="ids.npz"), scratch, lambda f: read_gigatoken(f / "ids.npz")).found
+        found = run_job(
+            gigatoken([forms.parquet], vocabulary, output="ids.npz"), scratch, lambda f: read_gigatoken(f / "ids.npz")
+        ).found
         check("gigatoken-parquet = Folio", (np.append(ids, eot) for ids in found), wanted)
     if "gigatoken" in peers:
         prove_gigatoken(forms, vocabulary, arguments, eot)
@@ -67,7 +88,9 @@ def prove(peers: list[str], forms: Forms, vocabulary: Vocabulary, arguments: arg
 def prove_gigatoken(forms: Forms, vocabulary: Vocabulary, arguments: argparse.Namespace, eot: int) -> None:
     """On text files, each of which is one document to gigatoken: Folio builds from the same files."""
     files = list(forms.text_halves)
-    found = run_job(gigatoken(files, vocabulary, output="ids.npz"), arguments.scratch, lambda f: read_gigatoken(f / "ids.npz")).found
+    found = run_job(
+        gigatoken(files, vocabulary, output="ids.npz"), arguments.scratch, lambda f: read_gigatoken(f / "ids.npz")
+    ).found
     build = folio(arguments.folio_python, *inputs(files), *NEUTRAL, "--document", "file", "--val-fraction", "0.5")
     wanted = run_job(build, arguments.scratch, lambda folder: read_folio(folder / NAME)).found.values()
     check("gigatoken = Folio, from text files", (np.append(ids, eot) for ids in found), wanted)
@@ -75,10 +98,14 @@ def prove_gigatoken(forms: Forms, vocabulary: Vocabulary, arguments: argparse.Na
 
 def compare(peers: list[str], forms: Forms, vocabulary: Vocabulary, arguments: argparse.Namespace) -> None:
     """Times, interleaved."""
-    build = folio(arguments.folio_python, *inputs([forms.parquet]), "--tokenizer", "gpt2", "--workers", str(arguments.workers))
+    build = folio(
+        arguments.folio_python, *inputs([forms.parquet]), "--tokenizer", "gpt2", "--workers", str(arguments.workers)
+    )
     warm(forms.files)
     jobs = {"folio": build, **{name: job(name, forms, vocabulary) for name in peers}}
-    print(f"\n{forms.num_documents:,} documents, {forms.num_bytes:,} bytes of text, {forms.parquet.stat().st_size:,} of Parquet\n")
+    print(
+        f"\n{forms.num_documents:,} documents, {forms.num_bytes:,} bytes of text, {forms.parquet.stat().st_size:,} of Parquet\n"
+    )
     print_runs(alternate(jobs, arguments.repeat, arguments.scratch), against="folio")
 
 
@@ -96,7 +123,9 @@ def main() -> None:
     parser.add_argument("--mb", type=float, help="take the first so many MB of each text (default: all)")
     parser.add_argument("--proof-mb", type=float, default=5, help="MB to compare tokens on; 0: none (default: 5)")
     parser.add_argument("--workers", type=int, default=2, help="Folio's (default: 2)")
-    parser.add_argument("--vocabulary", type=absolute, default=default_cache(), help="tiktoken's cache folder, GPT-2's files in it")
+    parser.add_argument(
+        "--vocabulary", type=absolute, default=default_cache(), help="tiktoken's cache folder, GPT-2's files in it"
+    )
     add_options(parser, repeat=3)
     arguments = parser.parse_args()
     print_machine(arguments.folio_python)
@@ -105,7 +134,12 @@ def main() -> None:
         with fresh_folder(arguments.scratch) as folder:
             vocabulary = write_vocabulary(arguments.vocabulary, folder / "vocabulary")
             if arguments.proof_mb:
-                prove(arguments.peers, make_forms(text, folder / "proof", max_bytes=round(arguments.proof_mb * 1e6)), vocabulary, arguments)
+                prove(
+                    arguments.peers,
+                    make_forms(text, folder / "proof", max_bytes=round(arguments.proof_mb * 1e6)),
+                    vocabulary,
+                    arguments,
+                )
             if arguments.repeat:
                 max_bytes = None if arguments.mb is None else round(arguments.mb * 1e6)
                 compare(arguments.peers, make_forms(text, folder / "text", max_bytes=max_bytes), vocabulary, arguments)

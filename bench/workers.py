@@ -7,11 +7,16 @@ The column `cores` is CPU seconds by seconds: one worker keeps to one core.
 
 from __future__ import annotations
 
-import argparse
+import sys
 from pathlib import Path
 
-from measure import add_options, alternate, folio, inputs, print_machine, print_runs, warm
-from texts import add_text_options, natural_files, text_folder
+if __name__ == "__main__":  # started by path: this folder would hide the packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+
+from bench.lib.measure import add_options, alternate, folio, inputs, print_machine, print_runs, warm
+from bench.lib.texts import add_text_options, natural_files, text_folder
 
 
 def main() -> None:
@@ -22,7 +27,9 @@ def main() -> None:
     add_text_options(parser)
     add_options(parser, repeat=3)
     arguments = parser.parse_args()
-    files = [path.resolve() for path in arguments.files] or natural_files(text_folder(arguments), arguments.mirror, 3, arguments.mb)
+    files = [path.resolve() for path in arguments.files] or natural_files(
+        text_folder(arguments), arguments.mirror, 3, arguments.mb
+    )
     print_machine(arguments.folio_python)
     print(f"{len(files)} files, {sum(path.stat().st_size for path in files):,} bytes of Parquet\n", flush=True)
     warm(files)

@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from preprocess.errors import FolioError
 from preprocess.shards.format import Build
-from preprocess.shards.torch_data import Documents
+from preprocess.shards.torch_dataset import Documents
 
 MAX_TOKENS, STEPS = 64, 50
 

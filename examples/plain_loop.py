@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from preprocess.errors import FolioError
 from preprocess.shards.format import Build
-from preprocess.shards.torch_data import ShuffledWindows, make_loader
+from preprocess.shards.torch_dataset import ShuffledWindows, make_loader
 
 WIDTH, BLOCK_SIZE, STEPS = 64, 64, 100
 

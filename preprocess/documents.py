@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+UNKNOWN, TRAIN, VAL, HELD_OUT = -1, 0, 1, 2  # `side`
+
 SCHEMA = pa.schema(
     [
         ("text", pa.large_string()),
@@ -46,7 +48,9 @@ def replace_column(batch: pa.RecordBatch, name: str, values: pa.Array) -> pa.Rec
 def text_buffers(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
     """The UTF-8 bytes of all texts, (N,) uint8, and their borders in it, (D + 1,) int64 from 0; no copy."""
     offsets = (
-        np.frombuffer(texts.buffers()[1], np.int64, count=len(texts) + 1, offset=texts.offset * 8) if len(texts) else np.zeros(1, np.int64)
+        np.frombuffer(texts.buffers()[1], np.int64, count=len(texts) + 1, offset=texts.offset * 8)
+        if len(texts)
+        else np.zeros(1, np.int64)
     )
     buffer = texts.buffers()[2]
     data = np.frombuffer(buffer, np.uint8) if buffer is not None and buffer.size else np.empty(0, np.uint8)

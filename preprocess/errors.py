@@ -57,4 +57,7 @@ def first_line(error: Exception) -> str:
 
 def _obeyed(character: str) -> bool:
     # Cf holds the bidirectional overrides, but also the joiners that emoji and several scripts are spelled with.
-    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in "\u200c\u200d\u00ad\ufeff"
+    return (
+        unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        and character not in "\u200c\u200d\u00ad\ufeff"
+    )

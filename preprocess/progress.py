@@ -96,4 +96,6 @@ class _Lines:
         done = f"{self._amount:,} of {self._total:,} {self._unit}{documents}"
         rest_s = elapsed_s * (self._total - self._amount) / self._amount if self._amount else 0.0
         left = f", {rest_s:.0f} s left" if self._amount < self._total else ""
-        self._say(f"{self._label}: {done}, {elapsed_s:.1f} s, {self._amount / elapsed_s / 1e6:.1f} M{self._unit}/s{left}")
+        self._say(
+            f"{self._label}: {done}, {elapsed_s:.1f} s, {self._amount / elapsed_s / 1e6:.1f} M{self._unit}/s{left}"
+        )

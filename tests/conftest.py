@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from preprocess.build import build
+from preprocess.build.build import build
 from preprocess.progress import Progress
-from preprocess.recipe import Recipe, SourceFile
+from preprocess.recipes.schema import Recipe, SourceFile
 from preprocess.shards.format import Build
 from preprocess.shards.writer import Place, ShardPlan, ShardSealer, create_shard, cut_shards, write_documents
 
@@ -58,7 +58,9 @@ def text_recipe(tmp_path: Path) -> Callable[..., tuple[Recipe, Path]]:
         data = text.encode() if isinstance(text, str) else text
         path = tmp_path / "input.txt"
         path.write_bytes(data)
-        file = SourceFile(name="input.txt", sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), url="http://127.0.0.1:9/none")
+        file = SourceFile(
+            name="input.txt", sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), url="http://127.0.0.1:9/none"
+        )
         settings = {"dedup": False, "split": "contiguous", "tokenizer": "byte", **settings}
         return Recipe(corpus="own", description="", licence="", format="text", files=(file,), **settings), path
 
@@ -82,11 +84,17 @@ def build_text(text_recipe: Callable[..., tuple[Recipe, Path]], tmp_path: Path) 
 def preprocess(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the command in a process of its own, in `tmp_path`, without a network to reach."""
 
-    def run(*arguments: str, env: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, env: dict[str, str] | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
         # A proxy that nobody listens at: whatever a machine can reach, these tests reach nothing but loopback.
         offline = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"), "http://127.0.0.1:9")
         offline |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "PYTHONPATH": str(ROOT)}
-        environment = {k: v for k, v in os.environ.items() if k not in ("PREPROCESS_MIRROR", "FOLIO_SHARDS")} | offline | (env or {})
+        environment = (
+            {k: v for k, v in os.environ.items() if k not in ("PREPROCESS_MIRROR", "FOLIO_SHARDS")}
+            | offline
+            | (env or {})
+        )
         command = [sys.executable, "-m", "preprocess", *arguments]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout)
 
@@ -94,7 +102,15 @@ def preprocess(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
 
 
 def write_split(
-    folder: Path, split: str, ids: Any, ends: Any, docs: Any, *, vocab_size: int, shard_tokens: int = 1 << 20, text_bytes: int = 0
+    folder: Path,
+    split: str,
+    ids: Any,
+    ends: Any,
+    docs: Any,
+    *,
+    vocab_size: int,
+    shard_tokens: int = 1 << 20,
+    text_bytes: int = 0,
 ) -> dict[str, Any]:
     """Shards of documents that lie in memory; returns the manifest's entry of the split."""
     ends = np.asarray(ends, np.int64)
@@ -112,9 +128,15 @@ def write_split(
 
 def assert_one_line(message: str) -> None:
     """That a message is short, and that no terminal would take it for two."""
-    assert len(message) < 500 and not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in message), ascii(message)
+    assert len(message) < 500 and not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in message), ascii(
+        message
+    )
 
 
 def file_bytes(folder: Path) -> dict[str, bytes]:
     """Every file of a build but the one that may differ."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "build_log.json"}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != "build_log.json"
+    }

@@ -1,4 +1,4 @@
-"""The arrows between the rooms, held by the syntax trees of the sources."""
+"""Which folder may import which, checked on the syntax trees of the sources."""
 
 from __future__ import annotations
 
@@ -10,66 +10,67 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from tests.conftest import ROOT
 
 PREPROCESS = sorted((ROOT / "preprocess").rglob("*.py"))
-TRAIN = sorted((ROOT / "train").glob("*.py"))
-TRAIN_MAY_IMPORT = ("preprocess.shards", "preprocess.errors")
-TRAIN_FUNCTIONS_MAY_IMPORT = (*TRAIN_MAY_IMPORT, "preprocess.tokenizers", "preprocess.stream")
-# What each room of preprocess/ may reach; build.py and what it alone calls stand above all of them, and cli.py above these.
+TRAIN = sorted((ROOT / "train").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 CONTRACT = ("preprocess.errors", "preprocess.shards")
-TORCH_DATA = ROOT / "preprocess/shards/torch_data.py"  # what other loops read builds with: the one file of preprocess/ that knows torch
-LANGUAGES = ("preprocess.conditions", "preprocess.templates")  # of recipes
-DATA = (*CONTRACT, *LANGUAGES, "preprocess.recipe", "preprocess.documents", "preprocess.sources", "preprocess.columns")
-# A stream is another story told by the same rooms: it stands beside build.py, above what builds alone do with their work folder.
-STREAM = (
-    *DATA, "preprocess.readers", "preprocess.stages", "preprocess.tokenizers", "preprocess.stream", "preprocess.corpora", "preprocess.plan",
-    "preprocess.partitions", "preprocess.pieces", "preprocess.prepare", "preprocess.decide", "preprocess.work", "preprocess.stats",
-    "preprocess.progress", "preprocess.build_log",
-)  # fmt: skip
-ROOMS = {
-    "shards": CONTRACT,
-    "documents.py": CONTRACT,
-    "columns.py": CONTRACT,
-    "conditions.py": (*CONTRACT, "preprocess.columns"),
-    "templates.py": (*CONTRACT, "preprocess.columns"),
-    "recipe.py": (*CONTRACT, *LANGUAGES),
-    "corpora.py": (*CONTRACT, "preprocess.recipe", "preprocess.recipes"),
-    "sources.py": (*CONTRACT, *LANGUAGES, "preprocess.recipe"),
-    "partitions.py": (*CONTRACT, "preprocess.recipe", "preprocess.sources", "preprocess.readers"),
-    "readers": (*DATA, "preprocess.readers"),
-    "synthetic.py": CONTRACT,
+# Each folder (or file) and what of the same package it may import beside itself. `build`, `stream` and `exchange` are siblings.
+PREPROCESS_RULES = {
+    "errors.py": (),
     "progress.py": CONTRACT,
-    "publish.py": CONTRACT,
-    "interchange.py": (*CONTRACT, "preprocess.publish", "preprocess.tokenizers"),
-    "buckets.py": CONTRACT,
-    "work.py": CONTRACT,
-    "engines.py": CONTRACT,
-    "build_log.py": ("preprocess.__version__",),
-    "stats.py": (*CONTRACT, "preprocess.recipe", "preprocess.tokenizers.interface"),
-    "decide.py": (*CONTRACT, "preprocess.recipe", "preprocess.work", "preprocess.buckets"),
-    "download.py": (*CONTRACT, "preprocess.recipe", "preprocess.progress"),
-    "tokenizers": (*CONTRACT, "preprocess.recipe", "preprocess.documents", "preprocess.tokenizers", "preprocess.download"),
-    "stages": (*DATA, "preprocess.readers", "preprocess.tokenizers", "preprocess.stages"),
-    "stream": STREAM,
+    "documents.py": CONTRACT,
+    "versions.py": ("preprocess.__version__",),
+    "shards": CONTRACT,
+    "recipes": CONTRACT,
+    "inputs": (*CONTRACT, "preprocess.recipes", "preprocess.progress"),
+    "readers": (*CONTRACT, "preprocess.recipes", "preprocess.documents", "preprocess.inputs"),
+    "tokenizers": (*CONTRACT, "preprocess.recipes", "preprocess.documents", "preprocess.inputs.download"),
+    "stages": (
+        *CONTRACT,
+        "preprocess.recipes",
+        "preprocess.documents",
+        "preprocess.inputs",
+        "preprocess.readers",
+        "preprocess.tokenizers",
+    ),
 }
-# Each heavy or optional library lives in these files alone, and stays out of all others.
+LOWER = (*CONTRACT, *(f"preprocess.{name.removesuffix('.py')}" for name in PREPROCESS_RULES))
+PREPROCESS_RULES |= {"build": LOWER, "stream": LOWER, "exchange": LOWER}
+TRAIN_CORE = ("train.config", "train.core")
+TRAIN_RULES = {
+    "core": (),
+    "config.py": ("train.core",),
+    "optim.py": TRAIN_CORE,
+    "model": TRAIN_CORE,
+    "data": TRAIN_CORE,
+    "trackers": TRAIN_CORE,
+    "run": (*TRAIN_CORE, "train.optim", "train.model", "train.data", "train.trackers"),
+    "evaluation": (*TRAIN_CORE, "train.model", "train.data", "train.trackers", "train.run"),
+}
+COMMANDS = ("train.train", "train.sample", "train.evaluate", "train.export", "train.plot", "preprocess.cli")
+TRAIN_MAY_IMPORT = CONTRACT
+TRAIN_FUNCTIONS_MAY_IMPORT = (*CONTRACT, "preprocess.tokenizers", "preprocess.stream")
+# The one module of preprocess/ that imports torch: for training loops other than ours.
+TORCH_DATASET = ROOT / "preprocess/shards/torch_dataset.py"
+# Each heavy or optional library is imported by these files alone.
 HOMES = {
-    "click": {"preprocess/cli.py"},
-    "gigatoken": {"preprocess/tokenizers/gigatoken_engine.py", "preprocess/worker_modules.py"},
-    "awkward": {"preprocess/tokenizers/gigatoken_engine.py", "preprocess/worker_modules.py"},
+    "click": {"preprocess/cli"},
+    "gigatoken": {"preprocess/tokenizers/gigatoken_engine.py", "preprocess/build/engines/worker_modules.py"},
+    "awkward": {"preprocess/tokenizers/gigatoken_engine.py", "preprocess/build/engines/worker_modules.py"},
     "tiktoken": {"preprocess/tokenizers/tiktoken_bpe.py"},
     "tiktoken_ext": {"preprocess/tokenizers/tiktoken_bpe.py"},
     "tokenizers": {"preprocess/tokenizers/huggingface.py"},
     "ftfy": {"preprocess/stages/mojibake.py"},
-    "orjson": {"preprocess/readers/jsonl.py"},
+    "orjson": {"preprocess/readers/json.py"},
     "sentencepiece": {"preprocess/tokenizers/sentencepiece_bpe.py"},
     "tqdm": {"preprocess/progress.py"},
     "matplotlib": {"train/plot.py"},
-    "psutil": {"train/memory.py"},
-    "tensorboard": {"train/tracker_tensorboard.py"},
-    "mlflow": {"train/tracker_mlflow.py", "train/mlflow_evaluations.py"},
-    "wandb": {"train/tracker_wandb.py"},
+    "psutil": {"train/core/memory.py"},
+    "tensorboard": {"train/trackers/tensorboard_backend.py"},
+    "mlflow": {"train/trackers/mlflow_backend.py", "train/evaluation/mlflow_runs.py"},
+    "wandb": {"train/trackers/wandb_backend.py"},
 }
 
 
@@ -77,16 +78,17 @@ def imports(path: Path, *, in_functions: bool) -> Iterator[str]:
     """Full names of the modules that `path` imports at module level, or inside its functions."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
-    for_types = {id(n) for f in ast.walk(tree) if isinstance(f, ast.If) and ast.unparse(f.test) == "TYPE_CHECKING" for n in ast.walk(f)}
+    type_checking = [f for f in ast.walk(tree) if isinstance(f, ast.If) and ast.unparse(f.test) == "TYPE_CHECKING"]
+    for_types = {id(n) for f in type_checking for n in ast.walk(f)}
     for node in ast.walk(tree):
         if (id(node) in inside) != in_functions or id(node) in for_types:
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: a relative import hides an arrow"
+            assert node.level == 0, f"{path}: use an absolute import"
             yield node.module or ""
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)  # a name may be a module: `from preprocess import cli`
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)  # a name may be a module
 
 
 def all_imports(path: Path) -> set[str]:
@@ -101,8 +103,36 @@ def under(module: str, allowed: tuple[str, ...]) -> bool:
     return any(module == a or module.startswith(a + ".") for a in allowed)
 
 
+def check_rule(package: str, folder: str, allowed: tuple[str, ...]) -> None:
+    place = ROOT / package / folder
+    files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+    assert files and all(path.exists() for path in files)
+    own = f"{package}.{folder.removesuffix('.py')}"
+    for path in files:
+        for module in all_imports(path) - {package}:
+            assert module.split(".")[0] != package or under(module, (own, *allowed)), f"{name(path)} imports {module}"
+
+
+@pytest.mark.parametrize("folder", PREPROCESS_RULES)
+def test_preprocess_imports_point_one_way(folder: str) -> None:
+    check_rule("preprocess", folder, PREPROCESS_RULES[folder])
+
+
+@pytest.mark.parametrize("folder", TRAIN_RULES)
+def test_train_imports_point_one_way(folder: str) -> None:
+    check_rule("train", folder, TRAIN_RULES[folder])
+
+
+@pytest.mark.parametrize("package", ["preprocess", "train"])
+def test_every_folder_has_a_rule(package: str) -> None:
+    rules = PREPROCESS_RULES if package == "preprocess" else TRAIN_RULES
+    commands = {"cli", "__main__.py", "__init__.py", *(f"{c.split('.')[1]}.py" for c in COMMANDS)}
+    found = {p.name for p in (ROOT / package).iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert found - commands == set(rules)
+
+
 @pytest.mark.parametrize("path", TRAIN, ids=name)
-def test_training_crosses_only_to_the_shards(path: Path) -> None:
+def test_train_imports_only_the_contract_of_preprocess(path: Path) -> None:
     for module in imports(path, in_functions=False):
         assert not module.startswith("preprocess") or under(module, TRAIN_MAY_IMPORT), module
     for module in imports(path, in_functions=True):
@@ -110,73 +140,63 @@ def test_training_crosses_only_to_the_shards(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PREPROCESS, ids=name)
-def test_preprocessing_knows_nothing_of_training(path: Path) -> None:
-    siblings = {p.stem for p in TRAIN}
+def test_preprocess_imports_neither_train_nor_torch(path: Path) -> None:
     for module in all_imports(path):
-        assert module.split(".")[0] not in {"torch", "train", *siblings} or (path == TORCH_DATA and under(module, ("torch",))), module
+        assert module.split(".")[0] not in {"torch", "train"} or (path == TORCH_DATASET and under(module, ("torch",)))
 
 
 @pytest.mark.parametrize("path", PREPROCESS + TRAIN, ids=name)
-def test_datasets_for_other_loops_are_for_those_alone(path: Path) -> None:
-    assert "preprocess.shards.torch_data" not in all_imports(path)
+def test_torch_dataset_is_imported_by_users_only(path: Path) -> None:
+    assert "preprocess.shards.torch_dataset" not in all_imports(path)
 
 
 LIGHT = [ROOT / "preprocess" / n for n in ("__init__.py", "errors.py")] + sorted(
-    {*(ROOT / "preprocess/shards").glob("*.py")} - {TORCH_DATA}
+    {*(ROOT / "preprocess/shards").glob("*.py")} - {TORCH_DATASET}
 )
 
 
 @pytest.mark.parametrize("path", LIGHT, ids=name)
-def test_the_contract_needs_numpy_alone(path: Path) -> None:
+def test_contract_imports_numpy_and_stdlib_only(path: Path) -> None:
     for module in all_imports(path):
-        assert module.split(".")[0] in {"numpy", *sys.stdlib_module_names} or under(module, ("preprocess.errors", "preprocess.shards")), (
-            module
-        )
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_arrows_run_one_way(room: str) -> None:
-    place = ROOT / "preprocess" / room
-    for path in sorted(place.glob("*.py")) if place.is_dir() else [place]:
-        for module in all_imports(path):
-            is_own = module.split(".")[0] == "preprocess" and module != "preprocess"
-            assert not is_own or under(module, ROOMS[room]), f"{name(path)} imports {module}"
+        assert module.split(".")[0] in {"numpy", *sys.stdlib_module_names} or under(module, CONTRACT), module
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "preprocess/stages").glob("*.py")), ids=name)
-def test_stages_know_no_clock(path: Path) -> None:
+def test_stages_import_no_clock_or_randomness(path: Path) -> None:
     assert not all_imports(path) & {"time", "datetime", "random", "os"}
 
 
-@pytest.mark.parametrize("path", [p for p in PREPROCESS if p.name not in ("cli.py", "__main__.py")], ids=name)
-def test_nothing_imports_the_command(path: Path) -> None:
-    assert "preprocess.cli" not in all_imports(path)
+LIBRARY = [p for p in PREPROCESS + TRAIN if name(p).removesuffix(".py").replace("/", ".") not in COMMANDS]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name)
+def test_library_modules_import_no_command(path: Path) -> None:
+    if name(path) != "preprocess/__main__.py" and "preprocess/cli" not in name(path):
+        assert not [module for module in all_imports(path) if under(module, COMMANDS)]
 
 
 @pytest.mark.parametrize("path", PREPROCESS + TRAIN, ids=name)
-def test_heavy_libraries_stay_at_home(path: Path) -> None:
+def test_heavy_libraries_have_one_importer(path: Path) -> None:
     for module in all_imports(path):
         home = HOMES.get(module.split(".")[0])
-        assert home is None or name(path) in home, f"{name(path)} imports {module}"
+        assert home is None or {name(path), name(path.parent)} & home, f"{name(path)} imports {module}"
 
 
-@pytest.mark.parametrize("path", PREPROCESS + TRAIN + sorted((ROOT / "tests").glob("*.py")), ids=name)
-def test_nobody_unpickles(path: Path) -> None:
+@pytest.mark.parametrize("path", PREPROCESS + TRAIN + TESTS, ids=name)
+def test_nothing_unpickles(path: Path) -> None:
     assert not all_imports(path) & {"pickle", "dill", "joblib", "shelve", "marshal"}
 
 
 def loaded_by(code: str) -> set[str]:
-    out = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return set(out.stdout.split())
+    command = [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"]
+    return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
 
 
-def test_the_contract_loads_no_arrow() -> None:
+def test_contract_loads_no_arrow() -> None:
     loaded = loaded_by("import preprocess.shards.format, preprocess.shards.windows")
     assert "numpy" in loaded and not loaded & {"pyarrow", "click", "tiktoken", "torch", "requests"}
 
 
-def test_help_loads_click_alone() -> None:
-    loaded = loaded_by("import preprocess.cli")
+def test_help_loads_only_click() -> None:
+    loaded = loaded_by("import preprocess.cli.cli")
     assert "click" in loaded and not loaded & {"numpy", "pyarrow", "torch", "requests", "tiktoken"}

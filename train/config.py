@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from assignments import LARGEST_NUMBER, read_assignments
 from preprocess.errors import MisuseError, printable
+from train.core.config_file import LARGEST_NUMBER, read_assignments
 
 USAGE = "python train/train.py CONFIG.py [--key=value ...] [--restart]"
 CHOICES = {
@@ -29,7 +29,12 @@ NONE, TRUE, FALSE = ("none", "None"), ("true", "True", "1"), ("false", "False", 
 
 
 def setting(
-    default: Any = dataclasses.MISSING, doc: str = "", *, least: float | None = None, most: float = LARGEST_NUMBER, free: bool = False
+    default: Any = dataclasses.MISSING,
+    doc: str = "",
+    *,
+    least: float | None = None,
+    most: float = LARGEST_NUMBER,
+    free: bool = False,
 ) -> Any:
     """A field of Config. `least`, `most`: the values allowed. `free`: a run may be continued with another value."""
     return dataclasses.field(default=default, metadata={"doc": doc, "least": least, "most": most, "free": free})
@@ -45,12 +50,17 @@ class Config:
         free=True,
     )
     out_dir: str = setting(doc="where the run is kept; by default runs/<name of the config file>", free=True)
-    init_from: str | None = setting(None, "weights to begin with: a run, a checkpoint, or a Hugging Face gpt2 folder; none: new ones")
-    device: str = setting("auto", "auto, cpu, mps, cuda or cuda:N; auto takes the first there is of cuda, mps, cpu", free=True)
+    init_from: str | None = setting(
+        None, "weights to begin with: a run, a checkpoint, or a Hugging Face gpt2 folder; none: new ones"
+    )
+    device: str = setting(
+        "auto", "auto, cpu, mps, cuda or cuda:N; auto takes the first there is of cuda, mps, cpu", free=True
+    )
     seed: int = setting(1337, "decides the first weights, the dropout and the order of the data", least=0)
 
     arch: str = setting(
-        "gpt2", "gpt2, or modern: rotary positions, RMS and QK norm, ReLU², zero-initialised projections, untied capped head"
+        "gpt2",
+        "gpt2, or modern: rotary positions, RMS and QK norm, ReLU², zero-initialised projections, untied capped head",
     )
     n_layer: int = setting(12, "transformer blocks", least=1, most=1_000)
     n_head: int = setting(12, "attention heads of a block", least=1, most=10_000)
@@ -59,10 +69,18 @@ class Config:
     dropout: float = setting(0.0, "share of activations dropped in training", least=0)
     mask_documents: bool = setting(False, "no token attends to another document's")
 
-    sampling: str = setting("random", "random: windows anywhere; epochs: every window once, in another order and place each epoch")
-    stream_buffer: int = setting(10_000, "windows that a stream shuffles together; 0: as they come", least=0, most=1 << 24)
-    batch_size: int = setting(12, "windows a forward pass", least=1, free=True)  # its product with the next is compared instead
-    gradient_accumulation_steps: int = setting(1, "forward passes an optimizer step, of all processes together", least=1, free=True)
+    sampling: str = setting(
+        "random", "random: windows anywhere; epochs: every window once, in another order and place each epoch"
+    )
+    stream_buffer: int = setting(
+        10_000, "windows that a stream shuffles together; 0: as they come", least=0, most=1 << 24
+    )
+    batch_size: int = setting(
+        12, "windows a forward pass", least=1, free=True
+    )  # its product with the next is compared instead
+    gradient_accumulation_steps: int = setting(
+        1, "forward passes an optimizer step, of all processes together", least=1, free=True
+    )
     gradient_checkpointing: bool = setting(
         False, "compute activations twice instead of keeping them: less memory, a third more time", free=True
     )
@@ -76,7 +94,8 @@ class Config:
     muon_learning_rate: float = setting(0.02, "Muon's highest; it rises and falls as AdamW's does", least=0)
     min_lr: float = setting(6e-5, "AdamW's last, reached at max_steps", least=0)
     schedule: str = setting(
-        "cosine", "from the highest to the last: cosine; linear; or wsd: highest until decay_steps before the end, then linear"
+        "cosine",
+        "from the highest to the last: cosine; linear; or wsd: highest until decay_steps before the end, then linear",
     )
     warmup_steps: int = setting(100, "steps of linear warmup", least=0)
     decay_steps: int | None = setting(None, "of the schedule wsd; none: a fifth of max_steps", least=1)
@@ -87,7 +106,9 @@ class Config:
     grad_clip: float | None = setting(1.0, "the largest gradient norm; none leaves gradients as they are", least=0)
 
     precision: str = setting(
-        "auto", "auto, fp32, tf32, bf16 or fp16; auto is fp32 but on cuda, and there bf16 if it can, else fp16", free=True
+        "auto",
+        "auto, fp32, tf32, bf16 or fp16; auto is fp32 but on cuda, and there bf16 if it can, else fp16",
+        free=True,
     )
     compile: bool = setting(False, "torch.compile: faster steps for a minute at the start", free=True)
 
@@ -98,39 +119,63 @@ class Config:
         None, "stop after this many evaluations without an improvement beyond noise; none: never", least=1, free=True
     )
     checkpoint_interval: int = setting(250, "steps between checkpoints", least=1, free=True)
-    keep_checkpoints: int = setting(3, "how many of the last checkpoints stay on the disk, beside the best", least=1, free=True)
-    sample_interval: int | None = setting(None, "steps between samples of text; none: one at the end", least=1, free=True)
+    keep_checkpoints: int = setting(
+        3, "how many of the last checkpoints stay on the disk, beside the best", least=1, free=True
+    )
+    sample_interval: int | None = setting(
+        None, "steps between samples of text; none: one at the end", least=1, free=True
+    )
     sample_tokens: int = setting(200, "tokens a sample", least=1, free=True)
     sample_prompt: str = setting("", "text that a sample continues", free=True)
     sample_author: str | None = setting(None, "author of a sample, as the build's control tokens name them", free=True)
     sample_city: str | None = setting(None, "city of a sample", free=True)
     sample_year: int | None = setting(None, "year of a sample", least=0, free=True)
     temperature: float = setting(0.8, "of sampling: 0 always takes the likeliest token", least=0, free=True)
-    top_k: int | None = setting(200, "sampling chooses among this many likeliest tokens; none: among all", least=1, free=True)
+    top_k: int | None = setting(
+        200, "sampling chooses among this many likeliest tokens; none: among all", least=1, free=True
+    )
     top_p: float | None = setting(
-        None, "sampling chooses among the likeliest tokens that together have this probability; none: all", least=0, free=True
+        None,
+        "sampling chooses among the likeliest tokens that together have this probability; none: all",
+        least=0,
+        free=True,
     )
     track: tuple[str, ...] = setting(
-        (), "where metrics go beside metrics.jsonl: any of tensorboard, mlflow, wandb, as a list or separated by commas", free=True
+        (),
+        "where metrics go beside metrics.jsonl: any of tensorboard, mlflow, wandb, as a list or separated by commas",
+        free=True,
     )
-    resume: str = setting("auto", "auto: the run in out_dir; never: begin in an empty one; or a run or checkpoint to begin from", free=True)
+    resume: str = setting(
+        "auto",
+        "auto: the run in out_dir; never: begin in an empty one; or a run or checkpoint to begin from",
+        free=True,
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check_range(field.name, getattr(self, field.name), least=field.metadata["least"], most=field.metadata["most"])
+            _check_range(
+                field.name, getattr(self, field.name), least=field.metadata["least"], most=field.metadata["most"]
+            )
         for key, choices in CHOICES.items():
-            _demand(getattr(self, key) in choices, f"{key} is {getattr(self, key)!r}, wanted one of {', '.join(choices)}")
+            _demand(
+                getattr(self, key) in choices, f"{key} is {getattr(self, key)!r}, wanted one of {', '.join(choices)}"
+            )
         for name in self.track:
             _demand(name not in NONE, f"track holds {name}, which switches all off; write it alone, or leave it out")
             _demand(name in TRACKERS, f"track holds {name!r:.80}; {_nearest_tracker(name)}")
-        _demand(len({*self.track}) == len(self.track), f"track is {', '.join(self.track):.80}, in which one stands twice; name each once")
+        _demand(
+            len({*self.track}) == len(self.track),
+            f"track is {', '.join(self.track):.80}, in which one stands twice; name each once",
+        )
         for key in ("learning_rate", "embedding_learning_rate", "muon_learning_rate", "grad_clip", "top_p"):
             _demand(getattr(self, key) != 0, f"{key} is 0, wanted more")
         for key in ("dropout", "beta1", "beta2", "muon_momentum"):
             _demand(getattr(self, key) < 1, f"{key} is {getattr(self, key)}, wanted at least 0 and less than 1")
         _demand(self.data != "", "data is empty, wanted the name of a build; `preprocess list` shows what is there")
         _demand(self.out_dir != "", "out_dir is empty, wanted a folder")
-        _demand(self.init_from != "", "init_from is empty, wanted a run, a checkpoint or a Hugging Face folder, or none")
+        _demand(
+            self.init_from != "", "init_from is empty, wanted a run, a checkpoint or a Hugging Face folder, or none"
+        )
         _demand(self.resume != "", "resume is empty, wanted auto, never, or a run or checkpoint")
         _demand(
             self.resume in ("auto", "never") or self.init_from is None,
@@ -150,7 +195,8 @@ class Config:
             f"min_lr {self.min_lr} is above learning_rate {self.learning_rate}; lower it",
         )
         _demand(
-            self.warmup_steps <= self.max_steps, f"warmup_steps {self.warmup_steps:,} is more than max_steps {self.max_steps:,}; lower it"
+            self.warmup_steps <= self.max_steps,
+            f"warmup_steps {self.warmup_steps:,} is more than max_steps {self.max_steps:,}; lower it",
         )
         _demand(
             self.decay_steps is None or self.schedule == "wsd",
@@ -202,12 +248,16 @@ def _nearest_tracker(name: str) -> str:
 def _check_range(key: str, value: Any, *, least: float | None, most: float) -> None:
     if isinstance(value, str):
         _demand(
-            printable(value) == value and _is_utf8(value), f"{key} is {value!r:.80}, wanted text without control characters that is UTF-8"
+            printable(value) == value and _is_utf8(value),
+            f"{key} is {value!r:.80}, wanted text without control characters that is UTF-8",
         )
     if least is None or value is None:
         return
     # Compared as it is: a whole number of 400 digits is no float.
-    _demand(abs(value) <= most, f"{key} is {str(value)[:40]}, wanted a number up to {most:{'.0e' if most == LARGEST_NUMBER else ',d'}}")
+    _demand(
+        abs(value) <= most,
+        f"{key} is {str(value)[:40]}, wanted a number up to {most:{'.0e' if most == LARGEST_NUMBER else ',d'}}",
+    )
     _demand(value >= least, f"{key} is {value}, wanted {least} or more")
 
 
@@ -244,7 +294,12 @@ def parse_command_line(arguments: Sequence[str]) -> Command:
     wants_help = "--help" in arguments or "-h" in arguments
     if len(paths) != 1 and not wants_help:
         raise MisuseError(f"got {len(paths)} config files ({' '.join(paths) or 'none'}), wanted one; usage: {USAGE}")
-    return Command(config_path=Path(paths[0]) if paths else None, overrides=overrides, restart="--restart" in arguments, help=wants_help)
+    return Command(
+        config_path=Path(paths[0]) if paths else None,
+        overrides=overrides,
+        restart="--restart" in arguments,
+        help=wants_help,
+    )
 
 
 def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
@@ -252,7 +307,9 @@ def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
 
     Raises MisuseError for a file that cannot be read, anything in it but assignments, an unknown key or a bad value.
     """
-    values = {key: coerce(key, value, where=f"{path}, line {line}") for key, (value, line) in read_assignments(path).items()}
+    values = {
+        key: coerce(key, value, where=f"{path}, line {line}") for key, (value, line) in read_assignments(path).items()
+    }
     values |= {key: coerce_text(key, text) for key, text in overrides.items()}
     values["out_dir"] = str(Path(values.get("out_dir", f"runs/{path.stem}")).expanduser())
     if "data" not in values:
@@ -299,7 +356,9 @@ def describe_settings() -> str:
         default = "" if field.default is dataclasses.MISSING else f" [{_spell(field.default)}]"
         name = f"  {field.name:<{HELP_INDENT - 3}} "
         text = f"{field.metadata['doc']}{default}"
-        lines.append(textwrap.fill(text, width, initial_indent=name, subsequent_indent=" " * HELP_INDENT, break_on_hyphens=False))
+        lines.append(
+            textwrap.fill(text, width, initial_indent=name, subsequent_indent=" " * HELP_INDENT, break_on_hyphens=False)
+        )
     return "\n".join(lines)
 
 
@@ -323,7 +382,13 @@ def _type_of(key: str) -> tuple[type, bool]:
 
 def _bad_value(key: str, value: Any, *, where: str) -> MisuseError:
     kind, optional = _type_of(key)
-    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a list of texts such as ['tensorboard']"}
+    kinds = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        tuple: "a list of texts such as ['tensorboard']",
+    }
     wanted = kinds[kind] + (" or none" if optional else "")
     return MisuseError(f"{where}: {key} is {value!r:.80}, wanted {wanted}")
 

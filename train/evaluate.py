@@ -6,40 +6,46 @@ RUN/evaluations/<step>-<key>.safetensors the loss of each window, by which two r
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started by path: this folder would hide the package `train`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 import argparse
 import dataclasses
 import functools
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
-from checkpoint import CheckpointError
-from command import Parser, run_command, told_when_stopped, warn
-from comparison import compare, require_comparable, spell, spell_loss
-from config import Config
-from data import ValidationWindows
-from device import choose_device
-from distributed import World
-from evaluation_job import Asked, Job, perform, prepare
-from evaluations import Row, append_row, losses_of, read_evaluations
-from listing import checkpoints_of, folder_of, pass_over
-from mlflow_evaluations import log_evaluation
 from preprocess.errors import FolioError, one_line, printable
-from questions import read_prompts
-from run_folder import EVALUATIONS_DIR, LOCK_FILE
-from streams import Source, StreamedText, open_source, open_validation
-from trackers import require_trackers
-from tracking import spell_perplexity
+from train.config import Config
+from train.core.cli import Parser, run_command, told_when_stopped, warn
+from train.core.device import choose_device
+from train.core.distributed import World
+from train.data.batches import ValidationWindows
+from train.data.streams import Source, StreamedText, open_source, open_validation
+from train.evaluation.comparison import compare, require_comparable, spell, spell_loss
+from train.evaluation.job import Asked, Job, perform, prepare
+from train.evaluation.list_checkpoints import checkpoints_of, folder_of, pass_over
+from train.evaluation.mlflow_runs import log_evaluation
+from train.evaluation.prompts import read_prompts
+from train.evaluation.results import Row, append_row, losses_of, read_evaluations
+from train.run.checkpoint import CheckpointError
+from train.run.metrics import spell_perplexity
+from train.run.run_dir import EVALUATIONS_DIR, LOCK_FILE
+from train.trackers.client import require_trackers
 
 STOPPED = "stopped; what is evaluated is kept, and the same command goes on with the rest"
 
 
-def evaluate_run(run: Path, which: str, asked: Asked, *, device: torch.device, log: Callable[[Path, Row], bool] | None) -> tuple[Path, Row]:
+def evaluate_run(
+    run: Path, which: str, asked: Asked, *, device: torch.device, log: Callable[[Path, Row], bool] | None
+) -> tuple[Path, Row]:
     """Evaluate the checkpoints of `run` that `which` names, newest, best or all, unless they have been; tell all about it.
 
     `log` takes each row, of before or of now, somewhere else, and returns whether it was not there yet. Returns the run's folder
@@ -114,9 +120,15 @@ def _alone(out_dir: Path) -> Iterator[None]:
 
 def describe(row: Row) -> str:
     """An evaluation in a line."""
-    texts = [f"step {row['step']:,}", f"val loss {spell_loss(row)}", f"perplexity {spell_perplexity(row['perplexity'])}"]
+    texts = [
+        f"step {row['step']:,}",
+        f"val loss {spell_loss(row)}",
+        f"perplexity {spell_perplexity(row['perplexity'])}",
+    ]
     texts += [f"bits per byte {spell(row['bits_per_byte'], '.4f')}"]
-    return "  ".join([*texts, f"{row['num_windows']:,} windows of {row['data']}, in {row['precision']} on {row['device']}"])
+    return "  ".join(
+        [*texts, f"{row['num_windows']:,} windows of {row['data']}, in {row['precision']} on {row['device']}"]
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -154,16 +166,26 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="the out_dir of a run, or a checkpoint in it")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--all", action="store_true", help="every checkpoint, not the newest")
-    which.add_argument("--best", action="store_true", help="the checkpoint of the lowest validation loss, not the newest")
+    which.add_argument(
+        "--best", action="store_true", help="the checkpoint of the lowest validation loss, not the newest"
+    )
     parser.add_argument("--data", metavar="DATA", help="other data of the same tokenizer [the run's]")
     asking = parser.add_mutually_exclusive_group()
-    asking.add_argument("--questions", type=int, metavar="N", help="have the beginnings of N validation documents continued")
-    asking.add_argument("--prompts", type=Path, metavar="FILE", help="have prompts continued, one a line: text, or .jsonl with `prompt`")
+    asking.add_argument(
+        "--questions", type=int, metavar="N", help="have the beginnings of N validation documents continued"
+    )
+    asking.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="have prompts continued, one a line: text, or .jsonl with `prompt`"
+    )
     parser.add_argument("--tokens", type=int, metavar="N", help="tokens of an answer at most [the run's sample_tokens]")
-    parser.add_argument("--temperature", type=float, metavar="X", help="of answers; 0 always takes the likeliest token [0]")
+    parser.add_argument(
+        "--temperature", type=float, metavar="X", help="of answers; 0 always takes the likeliest token [0]"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N [auto]")
     parser.add_argument("--mlflow", action="store_true", help="log each evaluation to MLflow, once")
-    parser.add_argument("--compare", nargs="+", type=Path, default=[], metavar="RUN", help="a table of the evaluations of these and RUN")
+    parser.add_argument(
+        "--compare", nargs="+", type=Path, default=[], metavar="RUN", help="a table of the evaluations of these and RUN"
+    )
     options = parser.parse_args(arguments)
     if options.run is None and not options.compare:
         parser.error("no run is named, wanted RUN, or --compare RUN RUN")

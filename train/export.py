@@ -6,12 +6,16 @@ names. docs/exported_model.md says what is in the folder.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started by path: this folder would hide the package `train`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,16 +23,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from checkpoint import MODEL_FILE, Checkpoint, find_checkpoint, require_shapes, write_tensors
-from command import Parser, run_command, warn
-from config import Config, config_from_saved
-from gpt2 import INIT_STD
-from language_model import VOCABULARY_WEIGHTS
-from modern import LOGIT_CAP, ROTARY_BASE
 from preprocess.errors import FolioError, MisuseError, one_line
 from preprocess.shards.files import readable_json, sync_folder, write_durable
-from pretrained import HF_CONFIG, HF_GPT2, HF_PREFIX, TRANSPOSED
-from run_folder import vocabulary_of
+from train.config import Config, config_from_saved
+from train.core.cli import Parser, run_command, warn
+from train.model.base import VOCABULARY_WEIGHTS
+from train.model.gpt2 import INIT_STD
+from train.model.modern import LOGIT_CAP, ROTARY_BASE
+from train.run.checkpoint import MODEL_FILE, Checkpoint, find_checkpoint, require_shapes, write_tensors
+from train.run.init_from import HF_CONFIG, HF_GPT2, HF_PREFIX, TRANSPOSED
+from train.run.run_dir import vocabulary_of
 
 GENERATION_CONFIG = "generation_config.json"
 MODERN_TYPE, MODERN_VERSION = "folio-modern", 2
@@ -37,10 +41,16 @@ METADATA = {"format": "pt"}
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(prog="python train/export.py", description="A run's model and tokenizer as a folder that other programs load.")
+    parser = Parser(
+        prog="python train/export.py", description="A run's model and tokenizer as a folder that other programs load."
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="the out_dir of a run, or a checkpoint in it")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where to write: a new or an empty folder")
-    parser.add_argument("--best", action="store_true", help="the checkpoint of the lowest validation loss, not the newest")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="where to write: a new or an empty folder"
+    )
+    parser.add_argument(
+        "--best", action="store_true", help="the checkpoint of the lowest validation loss, not the newest"
+    )
     options = parser.parse_args(arguments)
     checkpoint = find_checkpoint(options.run, warn, best=options.best)
     config = config_from_saved(checkpoint.origin.settings, str(checkpoint.folder))
@@ -68,7 +78,9 @@ def exported_tensors(checkpoint: Checkpoint, config: Config) -> dict[str, Tensor
     for name in VOCABULARY_WEIGHTS & tensors.keys():
         tensors[name] = tensors[name][: checkpoint.vocab_size]
     if config.arch == "gpt2":
-        tensors = {HF_PREFIX + name: tensor.t() if name.endswith(TRANSPOSED) else tensor for name, tensor in tensors.items()}
+        tensors = {
+            HF_PREFIX + name: tensor.t() if name.endswith(TRANSPOSED) else tensor for name, tensor in tensors.items()
+        }
     return {name: tensor.float().contiguous() for name, tensor in tensors.items()}
 
 
@@ -124,7 +136,9 @@ def tokenizer_files(folder: Path, manifest: dict[str, Any], config: Config) -> d
     try:
         from preprocess.tokenizers.to_huggingface import huggingface_files
     except ImportError as e:
-        raise FolioError(f"an export needs the tokenizer's libraries, and {e.name} is not installed; pip install folio-lm") from e
+        raise FolioError(
+            f"an export needs the tokenizer's libraries, and {e.name} is not installed; pip install folio-lm"
+        ) from e
     files: dict[str, bytes] = huggingface_files(folder, manifest, model_max_length=config.block_size)
     return files
 
@@ -135,7 +149,9 @@ def write_model(path: Path, tensors: dict[str, Tensor]) -> None:
         write_tensors(path, tensors, METADATA)
     except SafetensorError as e:
         size_mb = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
-        raise FolioError(f"cannot write {path.name} of {size_mb:,.1f} MB ({e}); free some room, or choose another --output") from e
+        raise FolioError(
+            f"cannot write {path.name} of {size_mb:,.1f} MB ({e}); free some room, or choose another --output"
+        ) from e
     shutil.copymode(path.with_name(HF_CONFIG), path)  # safetensors lets none but the owner read what it writes
 
 

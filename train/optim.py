@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from config import Config
+from train.config import Config
 
 # Where AdamW has one kernel for all parameters, which also leaves out an update that `found_inf` refuses.
 FUSED_DEVICES = ("cuda", "cpu")
@@ -120,18 +120,24 @@ def make_optimizers(model: nn.Module, config: Config, *, device: torch.device) -
     """
     by_muon = [p for p in model.get_submodule("h").parameters() if p.dim() == 2] if config.optimizer == "muon" else []
     rest = [p for p in model.parameters() if not any(p is matrix for matrix in by_muon)]
-    rates = {id(p): config.embedding_learning_rate or config.learning_rate for p in model.get_submodule("wte").parameters()}
+    rates = {
+        id(p): config.embedding_learning_rate or config.learning_rate for p in model.get_submodule("wte").parameters()
+    }
     by_kind: dict[tuple[float, float], list[Tensor]] = {}
     for p in rest:
         kind = rates.get(id(p), config.learning_rate), config.weight_decay if p.dim() >= 2 else 0.0
         by_kind.setdefault(kind, []).append(p)
-    groups = [{"params": params, "lr": lr, "weight_decay": weight_decay} for (lr, weight_decay), params in by_kind.items()]
+    groups = [
+        {"params": params, "lr": lr, "weight_decay": weight_decay} for (lr, weight_decay), params in by_kind.items()
+    ]
     fused = device.type in FUSED_DEVICES
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
     ]
     if by_muon:
-        optimizers.append(Muon(by_muon, lr=config.muon_learning_rate, momentum=config.muon_momentum, weight_decay=config.weight_decay))
+        optimizers.append(
+            Muon(by_muon, lr=config.muon_learning_rate, momentum=config.muon_momentum, weight_decay=config.weight_decay)
+        )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["highest_lr"] = group["lr"]
@@ -178,9 +184,13 @@ def schedule_factor(step: int, config: Config) -> float:
 def allocate_state(optimizer: torch.optim.Optimizer) -> None:
     """Give every parameter the slots that its first step would make, all zero: memory is then taken before training begins."""
     states: dict[int, dict[str, Tensor]] = {}
-    counts_on_device = bool(optimizer.defaults.get("fused"))  # else the host reads the count of steps, for each parameter
+    counts_on_device = bool(
+        optimizer.defaults.get("fused")
+    )  # else the host reads the count of steps, for each parameter
     for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         slots = SLOTS[type(optimizer).__name__]
         step_device = p.device if counts_on_device else torch.device("cpu")
-        states[i] = {key: torch.zeros((), device=step_device) if key == "step" else torch.zeros_like(p) for key in slots}
+        states[i] = {
+            key: torch.zeros((), device=step_device) if key == "step" else torch.zeros_like(p) for key in slots
+        }
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

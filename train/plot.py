@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started by path: this folder would hide the package `train`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 import io
 import os
-import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from command import Parser, naming, run_command, warn
 from preprocess.errors import FolioError, MisuseError, one_line
 from preprocess.shards.files import write_durable
-from tracking import METRICS_FILE, read_rows
+from train.core.cli import Parser, naming, run_command, warn
+from train.core.names import names_apart, shorten
+from train.run.metrics import METRICS_FILE, read_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +41,10 @@ WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 8.0, 6.4, 144
 LEGEND_ROW_INCHES = 0.22
 TITLE_POINTS, LEGEND_POINTS = 12, 10
 TITLE_INCHES, NAME_INCHES, LEGEND_INCHES, LEGEND_HANDLE_INCHES = 7.4, 3.4, 7.6, 0.75
-LABEL_GAP, MOST_LABELS = 0.065, 14  # of the loss panel's height, from one value at its right edge to the next; as many as fit
+LABEL_GAP, MOST_LABELS = (
+    0.065,
+    14,
+)  # of the loss panel's height, from one value at its right edge to the next; as many as fit
 LARGEST = 1e30  # of a value that is drawn: the arithmetic of axes overflows long before a float does
 
 
@@ -62,10 +69,14 @@ def read_curves(run: Path, name: str) -> Curves:
     if run.is_file():
         raise MisuseError(f"{run} is a file; name the folder of a run, such as {run.parent}")
     if not path.is_file():
-        raise MisuseError(f"{run} has no losses: it holds no {METRICS_FILE}; name the out_dir of a run, such as runs/demo")
+        raise MisuseError(
+            f"{run} has no losses: it holds no {METRICS_FILE}; name the out_dir of a run, such as runs/demo"
+        )
     rows = read_rows(path)
     told = {key: [(row["step"], row[key]) for row in rows if row.get(key) is not None] for key in KEYS}
-    drawn = {key: [(step, float(value)) for step, value in pairs if abs(value) <= LARGEST] for key, pairs in told.items()}
+    drawn = {
+        key: [(step, float(value)) for step, value in pairs if abs(value) <= LARGEST] for key, pairs in told.items()
+    }
     if not drawn["train_loss"] and not drawn["val_loss"]:
         raise MisuseError(f"{run} has no losses to draw in {METRICS_FILE}; train it further, or name another run")
     return Curves(
@@ -78,29 +89,6 @@ def read_curves(run: Path, name: str) -> Curves:
 
 def _is_step(value: Any) -> bool:
     return value is not None and 0 <= value <= LARGEST
-
-
-def names_apart(runs: Sequence[Path]) -> list[str]:
-    """A name for each run: as much of the end of its path as tells it from the others. Raises MisuseError for one that stands twice."""
-    paths = [run.resolve() for run in runs]
-    for path, count in Counter(paths).items():
-        if count > 1:
-            raise MisuseError(f"{runs[paths.index(path)]} is named {count} times; name each run once")
-    return [_shortest_end(path.parts, [other.parts for other in paths if other != path]) for path in paths]
-
-
-def _shortest_end(parts: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> str:
-    lengths = range(1, len(parts) + 1)
-    count = next((n for n in lengths if all(other[-n:] != parts[-n:] for other in others)), len(parts))
-    return one_line("/".join(parts[-count:]))
-
-
-def shorten(name: str, most: int) -> str:
-    """`name` in at most `most` characters: what is too much is taken out of its middle."""
-    if len(name) <= most:
-        return name
-    head = (most - 1) // 2
-    return f"{name[:head]}…{name[len(name) - (most - 1 - head) :]}"
 
 
 def draw(runs: Sequence[Curves]) -> Figure:
@@ -140,7 +128,12 @@ def _style(key: str, number: int) -> dict[str, Any]:
     """How the curve `key` of run `number` is drawn: thin and pale what is noisy, so that the one that matters is read off it."""
     style: dict[str, Any] = {"color": _colour(number)}
     if key == "val_loss":
-        return style | {"linewidth": 2, "marker": MARKERS[number // len(COLOURS) % len(MARKERS)], "markersize": 4.5, "zorder": 3}
+        return style | {
+            "linewidth": 2,
+            "marker": MARKERS[number // len(COLOURS) % len(MARKERS)],
+            "markersize": 4.5,
+            "zorder": 3,
+        }
     if key == "train_loss":
         return style | {"linewidth": 0.9, "alpha": 0.4, "zorder": 2}
     return style | {"linewidth": 1.2, "alpha": 0.85, "zorder": 2}
@@ -182,7 +175,13 @@ def _tell_values(axes: Axes, runs: Sequence[Curves]) -> None:
     for (number, value), height in zip(last, heights, strict=True):
         text = f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
         axes.annotate(
-            text, (1.0, height), xycoords="axes fraction", xytext=(5, 0), textcoords="offset points", va="center", color=_colour(number)
+            text,
+            (1.0, height),
+            xycoords="axes fraction",
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            color=_colour(number),
         )
 
 
@@ -217,7 +216,9 @@ def _add_legends(figure: Figure, axes: Axes, runs: Sequence[Curves], names: Sequ
     if several:
         lines = [Line2D([], [], **_style("val_loss", number)) for number in range(len(runs))]
         labels = [f" {name}" if name.startswith("_") else name for name in names]  # an underscore would hide it
-        legend = figure.legend(lines, labels, loc="outside lower center", ncols=num_columns, fontsize=LEGEND_POINTS, frameon=False)
+        legend = figure.legend(
+            lines, labels, loc="outside lower center", ncols=num_columns, fontsize=LEGEND_POINTS, frameon=False
+        )
         for text in legend.get_texts():
             text.set_parse_math(False)
 
@@ -233,7 +234,11 @@ def _tell_returns(runs: Sequence[Curves]) -> str:
 def _fitted_names(names: Sequence[str]) -> list[str]:
     """Each name as the legend has room for; where two would then be the same, all are numbered."""
     fitted = [_fit(_shown(name), NAME_INCHES, LEGEND_POINTS) for name in names]
-    return fitted if len({*fitted}) == len(fitted) else [f"{number}: {name}" for number, name in enumerate(fitted, start=1)]
+    return (
+        fitted
+        if len({*fitted}) == len(fitted)
+        else [f"{number}: {name}" for number, name in enumerate(fitted, start=1)]
+    )
 
 
 def _fit(name: str, inches: float, points: int) -> str:
@@ -284,7 +289,9 @@ def plot(runs: Sequence[Path], output: Path, *, warn: Callable[[str], None]) -> 
     if output.is_dir():
         raise MisuseError(f"output {output} is a folder; name a file in it, such as {output / 'loss.png'}")
     if kind not in FORMATS:
-        raise MisuseError(f"output {output} ends in {output.suffix!r}, wanted {' or '.join(FORMATS)}; choose another --output")
+        raise MisuseError(
+            f"output {output} ends in {output.suffix!r}, wanted {' or '.join(FORMATS)}; choose another --output"
+        )
     curves = [read_curves(run, name) for run, name in zip(runs, names_apart(runs), strict=True)]
     for run in curves:
         if run.num_left_out:
@@ -296,13 +303,17 @@ def plot(runs: Sequence[Path], output: Path, *, warn: Callable[[str], None]) -> 
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as e:
-        raise MisuseError(f"output {output} cannot be in {output.parent}, which is no folder; choose another --output") from e
+        raise MisuseError(
+            f"output {output} cannot be in {output.parent}, which is no folder; choose another --output"
+        ) from e
     with naming(output):
         write_durable(output, image.getvalue())
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(prog="python train/plot.py", description="Draw loss, learning rate and throughput of one run or more.")
+    parser = Parser(
+        prog="python train/plot.py", description="Draw loss, learning rate and throughput of one run or more."
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the out_dir of a run")
     parser.add_argument("--output", type=Path, metavar="FILE", help="a .png or .svg [loss.png in the first RUN]")
     options = parser.parse_args(arguments)

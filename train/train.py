@@ -6,20 +6,24 @@ Several processes: `torchrun --nproc_per_node=8 train/train.py configs/small.py`
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started by path: this folder would hide the package `train`
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 import contextlib
 import dataclasses
 import functools
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 # Before torch reads it: libgomp's threads spin for each other, and where another process wants a core too, they spin in
 # its way. On 2 cores: 13,700 tokens/s on an idle machine with either value; beside one busy process 6,900, not 4,100.
 os.environ["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "1000")
 
-from command import run_command, warn
-from config import Command, Config, load_config, parse_command_line, print_help
+from train.config import Command, Config, load_config, parse_command_line, print_help
+from train.core.cli import run_command, warn
 
 if __name__ == "__main__" and {"--help", "-h"} & {*sys.argv}:  # before torch, whose import takes seconds
     sys.exit(run_command(print_help, []))
@@ -27,9 +31,9 @@ if __name__ == "__main__" and {"--help", "-h"} & {*sys.argv}:  # before torch, w
 import torch
 from torch import nn
 
-from checkpoint import Checkpoint, restore
-from data import Data, Feed
-from device import (
+from preprocess.errors import FolioError, MisuseError, one_line
+from preprocess.shards.files import canonical_json, sha256_bytes
+from train.core.device import (
     choose_device,
     choose_precision,
     describe_device,
@@ -38,21 +42,21 @@ from device import (
     peak_memory_bytes,
     set_matmul_precision,
 )
-from distributed import World, joined
-from evaluation import Watch
-from loop import Loop, take_step
-from memory import keep_freed_memory
-from preflight import Preflight, is_out_of_memory, preflight, ran_out_of_memory, too_large
-from preprocess.errors import FolioError, MisuseError, one_line
-from preprocess.shards.files import canonical_json, sha256_bytes
-from pretrained import initialize
-from run_folder import find_start, forget, locked, tidy, what_is_finished, write_run
-from sample import control_tokens
-from signals import StopRequest
-from state import Training, copy_from_main, new_training
-from streams import Source, open_samples, open_source
-from trackers import require_trackers, tell_the_rest
-from tracking import METRICS_FILE, Report, Work, read_rows
+from train.core.distributed import World, joined
+from train.core.memory import keep_freed_memory
+from train.data.batches import Data, Feed
+from train.data.streams import Source, open_samples, open_source
+from train.model.sampler import control_tokens
+from train.run.after_step import Loop, take_step
+from train.run.checkpoint import Checkpoint, restore
+from train.run.init_from import initialize
+from train.run.metrics import METRICS_FILE, Report, Work, read_rows
+from train.run.preflight import Preflight, is_out_of_memory, preflight, ran_out_of_memory, too_large
+from train.run.run_dir import find_start, forget, locked, tidy, what_is_finished, write_run
+from train.run.signals import StopRequest
+from train.run.state import Training, copy_from_main, new_training
+from train.run.validation import Watch
+from train.trackers.client import require_trackers, tell_the_rest
 
 OF_EACH_PROCESS = ("data", "out_dir", "device")  # settings in which processes on several machines may differ
 
@@ -111,7 +115,9 @@ def run(command: Command, config: Config, builds: Source, *, data: Data, world: 
 
     world.by_main(write)
     try:
-        return train(config, builds, training=training, wrapped=wrapped, data=data, start=start, found=found, world=world)
+        return train(
+            config, builds, training=training, wrapped=wrapped, data=data, start=start, found=found, world=world
+        )
     except (MemoryError, RuntimeError) as e:
         if not is_out_of_memory(e):
             raise
@@ -142,7 +148,9 @@ def _require_same(config: Config, builds: Source, world: World) -> None:
         )
 
 
-def begin(config: Config, builds: Source, *, data: Data, start: Checkpoint | None, world: World, device: torch.device) -> Training:
+def begin(
+    config: Config, builds: Source, *, data: Data, start: Checkpoint | None, world: World, device: torch.device
+) -> Training:
     """Training as the seed makes it, as it was at `start`, or with the weights that `init_from` names; in all processes alike."""
     vocab_size = world.highest(start.vocab_size if start else builds.vocab_size)
     training = new_training(config, vocab_size, device=device)
@@ -187,10 +195,18 @@ def train(
     work, about = _work(config, training, world), _about(config, builds)
     out_dir = Path(config.out_dir) if world.is_main else None
     first_step, signum = start.step if start else -1, 0
-    with Report(out_dir, step=first_step, max_steps=config.max_steps, work=work, track=config.track, about=about) as report:
-        loop = Loop(config, builds, training=training, data=data, feed=feed, report=report, autocast=autocast, world=world)
+    with Report(
+        out_dir, step=first_step, max_steps=config.max_steps, work=work, track=config.track, about=about
+    ) as report:
+        loop = Loop(
+            config, builds, training=training, data=data, feed=feed, report=report, autocast=autocast, world=world
+        )
         with StopRequest(training, world) as stop:
-            report.say("\n".join([*found.lines, *_first_words(config, builds, training=training, data=data, work=work, world=world)]))
+            report.say(
+                "\n".join(
+                    [*found.lines, *_first_words(config, builds, training=training, data=data, work=work, world=world)]
+                )
+            )
             if start is not None:
                 report.say(f"continuing after step {start.step:,}, from {start.folder}")
             if training.step > 0 and config.resume != "auto":  # from here on the run stands on its own
@@ -211,10 +227,14 @@ def train(
         return 0
 
 
-def _first_words(config: Config, builds: Source, *, training: Training, data: Data, work: Work, world: World) -> list[str]:
+def _first_words(
+    config: Config, builds: Source, *, training: Training, data: Data, work: Work, world: World
+) -> list[str]:
     """What is trained, and on what."""
     num_tokens = "no end of" if data.train.num_tokens is None else f"{data.train.num_tokens:,}"
-    where = f"on {describe_device(training.device)} in {config.precision}" + (f", {world.size} processes" if world.size > 1 else "")
+    where = f"on {describe_device(training.device)} in {config.precision}" + (
+        f", {world.size} processes" if world.size > 1 else ""
+    )
     where += ", MFU n/a: its peak is not known" if work.peak_flops is None else ""
     return [
         f"{builds.name}: {num_tokens} training tokens, {data.val.num_windows:,} validation windows",
@@ -239,11 +259,17 @@ def _last_words(training: Training, config: Config, *, signum: int, is_saved: bo
         saved = "saved" if is_saved else "the last updates were not finite, so that it was not saved"
         return f"stopped after step {step:,} of {config.max_steps:,}, {saved}; go on with --resume=auto"
     reason = (
-        "finished" if step == config.max_steps else f"stopped early, {watch.num_since} evaluations without an improvement beyond noise,"
+        "finished"
+        if step == config.max_steps
+        else f"stopped early, {watch.num_since} evaluations without an improvement beyond noise,"
     )
     refused = int(training.skipped[0])
     left_out = f"; the last {refused:,} updates were not finite and are left out" if refused else ""
-    best = "" if watch.best_step is None else f"; the lowest validation loss was {watch.best_loss:.4f}, after step {watch.best_step:,}"
+    best = (
+        ""
+        if watch.best_step is None
+        else f"; the lowest validation loss was {watch.best_loss:.4f}, after step {watch.best_step:,}"
+    )
     return f"{reason} after step {step:,}; the model is in {config.out_dir}{left_out}{best}"
 
 

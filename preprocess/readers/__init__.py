@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from preprocess.inputs.input_files import Piece, Source
     from preprocess.readers.records import Losses, Records
-    from preprocess.recipe import Recipe
-    from preprocess.sources import Piece, Source
+    from preprocess.recipes.schema import Recipe
 
 
 def read_piece(source: Source, piece: Piece, recipe: Recipe, losses: Losses) -> Iterator[Records]:
@@ -18,7 +18,7 @@ def read_piece(source: Source, piece: Piece, recipe: Recipe, losses: Losses) -> 
 
         yield from read_parquet(source, piece, recipe)
     elif source.format == "jsonl":
-        from preprocess.readers.jsonl import read_jsonl
+        from preprocess.readers.json import read_jsonl
 
         yield from read_jsonl(source, piece, recipe, losses)
     elif source.format == "csv":
@@ -34,7 +34,7 @@ def read_piece(source: Source, piece: Piece, recipe: Recipe, losses: Losses) -> 
 def check_source(source: Source, recipe: Recipe) -> None:
     """Raise MisuseError where `source` visibly lacks what the recipe needs, before any work is done."""
     if source.format == "jsonl":
-        from preprocess.readers.jsonl import check_jsonl
+        from preprocess.readers.json import check_jsonl
 
         check_jsonl(source, recipe)
     elif source.format == "csv":

@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from preprocess.errors import FolioError, MisuseError, first_line
-from preprocess.readers.opening import BLOCK_BYTES, blocks, opened
+from preprocess.inputs.input_files import Source
+from preprocess.readers.decompress import BLOCK_BYTES, blocks, opened
 from preprocess.readers.records import Losses, Records, needed_columns, require_columns
-from preprocess.recipe import Recipe
-from preprocess.sources import Source
+from preprocess.recipes.schema import Recipe
 
 MAX_HEADER_BYTES = 8 << 20
 MAX_BLOCK_BYTES = (1 << 31) - 1  # what Arrow takes
@@ -23,7 +23,9 @@ NUMBER = r"\A[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\z"
 
 def check_csv(source: Source, recipe: Recipe) -> None:
     """Raise MisuseError where the header of `source` lacks a column which the recipe needs, or names one twice; FolioError for none."""
-    first = b"".join(itertools.islice(blocks(source, 0, None if source.compression else min(source.size_bytes, MAX_HEADER_BYTES)), 1))
+    first = b"".join(
+        itertools.islice(blocks(source, 0, None if source.compression else min(source.size_bytes, MAX_HEADER_BYTES)), 1)
+    )
     try:
         table = pa.csv.read_csv(
             pa.BufferReader(first[: first.rfind(b"\n") + 1] or first),
@@ -47,17 +49,24 @@ def read_csv(source: Source, recipe: Recipe, losses: Losses) -> Iterator[Records
         losses.refuse(source.name, f"row {row.number or 'of unknown number'}", reason, (row.text or "").encode())
         return "skip"
 
-    read = pa.csv.ReadOptions(use_threads=False, block_size=min(max(BLOCK_BYTES, 2 * recipe.max_document_bytes), MAX_BLOCK_BYTES))
+    read = pa.csv.ReadOptions(
+        use_threads=False, block_size=min(max(BLOCK_BYTES, 2 * recipe.max_document_bytes), MAX_BLOCK_BYTES)
+    )
     # Bytes, so that what is no UTF-8 meets the recipe's policy; nothing is taken for a null, a number or a date.
     convert = pa.csv.ConvertOptions(
-        column_types=dict.fromkeys(needed.names, pa.binary()), include_columns=needed.names, strings_can_be_null=False, check_utf8=False
+        column_types=dict.fromkeys(needed.names, pa.binary()),
+        include_columns=needed.names,
+        strings_can_be_null=False,
+        check_utf8=False,
     )
     number = 0
     try:
         with opened(source) as stream, pa.csv.open_csv(stream, read, _parse_options(refuse), convert) as reader:
             for batch in reader:
                 if batch.num_rows:
-                    where = {name: _as_kind(batch.column(name), kind, name, source) for name, kind in needed.where.items()}
+                    where = {
+                        name: _as_kind(batch.column(name), kind, name, source) for name, kind in needed.where.items()
+                    }
                     yield Records({name: batch.column(name) for name in needed.columns}, number, where)
                 number += batch.num_rows
     except (pa.ArrowInvalid, OSError) as e:
@@ -76,7 +85,9 @@ def _as_kind(values: pa.Array, kind: str, name: str, source: Source) -> pa.Array
         is_number = pc.match_substring_regex(text, NUMBER)
         return pc.if_else(is_number, text, None).cast(pa.large_string()).cast(pa.float64())
     if kind in ("boolean", "mixed"):
-        raise MisuseError(f"the condition compares {name} with {kind} values, in {source.path} every value is text; put it in quotes")
+        raise MisuseError(
+            f"the condition compares {name} with {kind} values, in {source.path} every value is text; put it in quotes"
+        )
     try:
         return values.cast(pa.large_string())
     except pa.ArrowInvalid as e:

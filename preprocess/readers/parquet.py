@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocess.columns import is_text_or_bytes
 from preprocess.errors import FolioError, MisuseError, first_line
+from preprocess.inputs.input_files import Piece, Source
 from preprocess.readers.records import Records, needed_columns, require_columns
-from preprocess.recipe import Recipe
-from preprocess.sources import Piece, Source
+from preprocess.recipes.columns import is_text_or_bytes
+from preprocess.recipes.schema import Recipe
 
 BATCH_BYTES = 8 << 20
 # A whole row group is read at once where it is no larger: a third faster than batch by batch.
@@ -29,7 +29,9 @@ def _opened(source: Source) -> Iterator[Any]:
             yield file
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError) as e:
         source.require_unchanged()
-        raise FolioError(f"{source.path} cannot be read as Parquet ({first_line(e)}); it is damaged or cut short, copy it again") from e
+        raise FolioError(
+            f"{source.path} cannot be read as Parquet ({first_line(e)}); it is damaged or cut short, copy it again"
+        ) from e
     source.require_unchanged()
 
 
@@ -81,4 +83,8 @@ def _batches(file: Any, group: int, names: list[str]) -> Iterator[pa.RecordBatch
         table = file.read_row_group(group, columns=names, use_threads=False).combine_chunks()
         yield from (batch for batch in table.to_batches(max_chunksize=rows) if batch.num_rows)
     else:
-        yield from (b for b in file.iter_batches(batch_size=rows, row_groups=[group], columns=names, use_threads=False) if b.num_rows)
+        yield from (
+            b
+            for b in file.iter_batches(batch_size=rows, row_groups=[group], columns=names, use_threads=False)
+            if b.num_rows
+        )

@@ -5,17 +5,18 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from preprocess.conditions import parse_condition
 from preprocess.errors import MisuseError
-from preprocess.recipe import COLUMN_SETTINGS, Recipe
-from preprocess.sources import Source
-from preprocess.templates import parse_template
+from preprocess.inputs.input_files import Source
+from preprocess.recipes.row_filter import parse_condition
+from preprocess.recipes.schema import COLUMN_SETTINGS, Recipe
+from preprocess.recipes.templates import parse_template
 
 # What a corpus may not have meant to lose, of all that `Losses` counts.
 UNMEANT = ("malformed", "oversized", "invalid_utf8", "null_text", "unreadable_year")
@@ -58,7 +59,9 @@ def require_columns(source: Source, needed: Needed, there: list[str]) -> None:
         if name not in there:
             shown = ", ".join(there[:20]) + (" …" if len(there) > 20 else "")
             setting = "--text-column, --template" if name in needed.columns else "--where"
-            raise MisuseError(f"{source.path} has no column {name!r}, it has {shown or 'none'}; name another with {setting} or the like")
+            raise MisuseError(
+                f"{source.path} has no column {name!r}, it has {shown or 'none'}; name another with {setting} or the like"
+            )
 
 
 @dataclass
@@ -81,14 +84,21 @@ class Losses:
     def __init__(self, path: Path | None) -> None:
         """`path`: where to keep them, a file of JSON lines that appears with the first; None for nowhere."""
         self.counts: Counter[str] = Counter()
-        self.num_positions = 0  # how many numbers the documents of the piece have had so far, those that were dropped among them
+        self.num_positions = (
+            0  # how many numbers the documents of the piece have had so far, those that were dropped among them
+        )
         self._path = path
         self._lines: list[str] = []
 
     def refuse(self, source: str, place: str, reason: str, record: bytes) -> None:
         """Keep a malformed record: its file, where in it, what is wrong, and its bytes, with those that are no UTF-8 escaped."""
         self.counts["malformed"] += 1
-        entry = {"source": source, "place": place, "reason": reason, "record": record.decode("utf-8", "backslashreplace")}
+        entry = {
+            "source": source,
+            "place": place,
+            "reason": reason,
+            "record": record.decode("utf-8", "backslashreplace"),
+        }
         self._lines.append(json.dumps(entry) + "\n")
         if len(self._lines) >= 1000:
             self.flush()
@@ -99,3 +109,8 @@ class Losses:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.writelines(self._lines)
         self._lines.clear()
+
+
+def spell_counts(counts: Mapping[str, int]) -> list[str]:
+    """Each of `counts` as `1,234 null text`."""
+    return [f"{n:,} {reason.replace('_', ' ')}" for reason, n in counts.items()]

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from preprocess.inputs.input_files import Piece, Source
+from preprocess.readers.record_blocks import SPACES, runs
 from preprocess.readers.records import Losses, Records
-from preprocess.readers.runs import SPACES, runs
-from preprocess.recipe import Recipe
-from preprocess.sources import Piece, Source
+from preprocess.recipes.schema import Recipe
 
 LINE_FEED, RETURN = 10, 13
 
@@ -33,7 +33,9 @@ def read_text(source: Source, piece: Piece, recipe: Recipe, losses: Losses) -> I
             texts, starts = _between(run, recipe.separator.encode())
         else:
             borders = pa.py_buffer(np.array([0, len(run)], np.int64))
-            texts = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, borders, pa.py_buffer(run)])  # no copy: it may be 64 MB
+            texts = pa.LargeBinaryArray.from_buffers(
+                pa.large_binary(), 1, [None, borders, pa.py_buffer(run)]
+            )  # no copy: it may be 64 MB
             starts = np.zeros(1, np.int64)
         if len(texts):
             yield Records({"text": texts}, number, offsets=offset + starts)
@@ -84,4 +86,6 @@ def _slices(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> pa.LargeB
     step[ends] -= 1
     keep = np.cumsum(step[:-1], dtype=np.int8).astype(bool)
     offsets = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int64)
-    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(starts), [None, pa.py_buffer(offsets), pa.py_buffer(data[keep])])
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(starts), [None, pa.py_buffer(offsets), pa.py_buffer(data[keep])]
+    )

@@ -143,7 +143,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = parse_json(path.read_bytes())
         readable_json(manifest)  # what cannot be spelled again, such as half a surrogate pair, no builder wrote
     except FileNotFoundError as e:
-        raise ShardError(f"{folder} is no build: it has no {MANIFEST}; name a build that `preprocess list` shows") from e
+        raise ShardError(
+            f"{folder} is no build: it has no {MANIFEST}; name a build that `preprocess list` shows"
+        ) from e
     except (ValueError, RecursionError) as e:
         raise ShardError(f"{path} is not JSON ({e}); copy the build again or rebuild it") from e
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -241,7 +243,9 @@ class Build:
     def _check(self) -> None:
         m = self.manifest
         if m["dtype"] not in TOKEN_DTYPES:
-            raise ShardError(f"{self.folder / MANIFEST} has dtype {m['dtype']!r}, wanted one of {', '.join(TOKEN_DTYPES)}; rebuild it")
+            raise ShardError(
+                f"{self.folder / MANIFEST} has dtype {m['dtype']!r}, wanted one of {', '.join(TOKEN_DTYPES)}; rebuild it"
+            )
         for split in SPLITS:
             for entry in m["splits"][split]["shards"]:
                 if entry["max_id"] >= m["vocab_size"]:
@@ -252,7 +256,9 @@ class Build:
                 for suffix, size_bytes in file_sizes(entry["tokens"], entry["documents"], self.dtype).items():
                     self._check_file(path.with_suffix(f".{suffix}"), size_bytes)
                 if entry["bytes"] != entry["tokens"] * self.dtype.itemsize:
-                    raise ShardError(f"{entry['file']} has bytes that are not tokens × {self.dtype.itemsize} in its manifest; rebuild it")
+                    raise ShardError(
+                        f"{entry['file']} has bytes that are not tokens × {self.dtype.itemsize} in its manifest; rebuild it"
+                    )
         for name in (STATS, *(f"{TOKENIZER_DIR}/{file}" for file in m["tokenizer"]["files"])):
             self._check_file(self.folder / name, None)
 
@@ -275,7 +281,10 @@ class Build:
 
     def docs(self, split: str) -> np.ndarray:
         """The document table of `split`: (D,) of DOC_DTYPE, mapped where there is one shard."""
-        tables = [map_array((self.folder / e["file"]).with_suffix(".docs"), DOC_DTYPE) for e in self.manifest["splits"][split]["shards"]]
+        tables = [
+            map_array((self.folder / e["file"]).with_suffix(".docs"), DOC_DTYPE)
+            for e in self.manifest["splits"][split]["shards"]
+        ]
         return np.concatenate(tables) if len(tables) != 1 else tables[0]
 
     def document(self, split: str, number: int) -> np.ndarray:
@@ -298,4 +307,14 @@ def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
         if e.errno != errno.EMFILE:
             raise
         # A map holds on to its file: two for each shard, so that a usual limit of 1,024 is met at 50 billion tokens.
-        raise ShardError(f"{path} is one file more than this process may open; allow it more, as `ulimit -n 65536` does") from e
+        raise ShardError(
+            f"{path} is one file more than this process may open; allow it more, as `ulimit -n 65536` does"
+        ) from e
+
+
+def require_no_build(output: Path, why: str) -> None:
+    """Raise MisuseError where other files than a build's cannot be written to `output`. `why`: what a build has against them."""
+    if (output / MANIFEST).exists():
+        raise MisuseError(f"{output} is a build, {why}; choose another --output")
+    if output.is_file():
+        raise MisuseError(f"{output} is a file; name a folder")

@@ -22,7 +22,9 @@ class MappedSplit:
         if split not in SPLITS:
             raise MisuseError(f"no split {split!r}: a build has {' and '.join(SPLITS)}; name one of them")
         if not isinstance(build, Build | str | Path):
-            raise MisuseError(f"a dataset cannot be made of {build!r:.80}; wanted a build: its name, its folder, or an open Build")
+            raise MisuseError(
+                f"a dataset cannot be made of {build!r:.80}; wanted a build: its name, its folder, or an open Build"
+            )
         self.build = build if isinstance(build, Build) else Build(build)
         self.name = split
         shards = self.build.shards(split)
@@ -39,10 +41,14 @@ class MappedSplit:
 
     def require_ends(self) -> None:
         """Raise ShardError unless the document ends of each shard rise to its number of tokens."""
-        for tokens, ends, entry in zip(self.tokens, self.ends, self.build.manifest["splits"][self.name]["shards"], strict=True):
+        for tokens, ends, entry in zip(
+            self.tokens, self.ends, self.build.manifest["splits"][self.name]["shards"], strict=True
+        ):
             if len(ends) and (ends[-1] != len(tokens) or bool((ends[1:] < ends[:-1]).any())):
                 path = (self.build.folder / entry["file"]).with_suffix(".ends")
-                raise ShardError(f"{path} does not rise to the shard's {len(tokens):,} tokens; copy the build again or rebuild it")
+                raise ShardError(
+                    f"{path} does not rise to the shard's {len(tokens):,} tokens; copy the build again or rebuild it"
+                )
 
     def windows(self, shard: np.ndarray, start: np.ndarray, block_size: int) -> np.ndarray:
         """The windows at (`shard`, `start`), each (B,) int64: (B, block_size + 1) of the build's dtype. Raises as `checked` does."""
@@ -75,7 +81,9 @@ def _reopen(folder: Path, split: str, build_id: str) -> MappedSplit:
 
 def _require_same(now: str, then: str, folder: Path) -> None:
     if now != then:
-        raise FolioError(f"{folder} has been replaced by another build since the dataset was made; make the dataset anew")
+        raise FolioError(
+            f"{folder} has been replaced by another build since the dataset was made; make the dataset anew"
+        )
 
 
 def locate_items(edges: np.ndarray, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

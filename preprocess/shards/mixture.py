@@ -51,7 +51,9 @@ def _share_out(weights: Sequence[float]) -> list[int]:
     In fractions, since the last bit of a sum of floats is not the same in every version of Python.
     """
     if not all(isfinite(w) and w >= 0 for w in weights) or not any(weights):
-        raise MisuseError(f"the weights {list(weights)} are no mixture; give each build 0 or more, and one of them more than 0")
+        raise MisuseError(
+            f"the weights {list(weights)} are no mixture; give each build 0 or more, and one of them more than 0"
+        )
     if len(weights) > CYCLE:
         raise MisuseError(f"{len(weights)} builds are too many for a mixture; give at most {CYCLE}")
     slots = [0] * len(weights)

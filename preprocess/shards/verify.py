@@ -47,8 +47,13 @@ def _verify_shard(build: Build, entry: dict[str, Any]) -> Iterator[str]:
     for suffix, key in ((".bin", "sha256"), (".ends", "ends_sha256"), (".docs", "docs_sha256")):
         yield from _verify_hash(path.with_suffix(suffix), entry[key])
     shard = build.map_shard(entry)
-    if len(shard.ends) and (int(shard.ends[-1]) != len(shard.tokens) or bool(np.any(np.diff(shard.ends.astype(np.int64)) < 0))):
+    if len(shard.ends) and (
+        int(shard.ends[-1]) != len(shard.tokens) or bool(np.any(np.diff(shard.ends.astype(np.int64)) < 0))
+    ):
         yield f"{path.stem}.ends does not rise to {len(shard.tokens)}"
-    max_id = max((int(shard.tokens[i : i + HASH_CHUNK_BYTES].max()) for i in range(0, len(shard.tokens), HASH_CHUNK_BYTES)), default=-1)
+    max_id = max(
+        (int(shard.tokens[i : i + HASH_CHUNK_BYTES].max()) for i in range(0, len(shard.tokens), HASH_CHUNK_BYTES)),
+        default=-1,
+    )
     if max_id != entry["max_id"]:
         yield f"{path.name} holds ids up to {max_id}, its manifest says {entry['max_id']}"

@@ -52,7 +52,9 @@ class EpochWindows:
     """
 
     windows_per_epoch: int
-    num_unvisited: int  # tokens in no window, the same number every epoch: at most `block_size` a shard, at its head and tail
+    num_unvisited: (
+        int  # tokens in no window, the same number every epoch: at most `block_size` a shard, at its head and tail
+    )
 
     def __init__(self, lengths: Sequence[int], block_size: int, *, seed: int) -> None:
         """`lengths`: tokens of each shard. A shard shorter than a window gives none. Raises MisuseError for a seed beyond 64 bits."""
@@ -86,7 +88,9 @@ class EpochWindows:
 ORDERS: dict[str, type[EpochWindows] | type[RandomWindows]] = {"epochs": EpochWindows, "random": RandomWindows}
 
 
-def sequential_windows(lengths: Sequence[int], block_size: int, num_windows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def sequential_windows(
+    lengths: Sequence[int], block_size: int, num_windows: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Non-overlapping windows from each shard's start: shard (W,) and start (W,), int64; at most `num_windows`.
 
     Consecutive windows share one token, the last target of one being the first input of the next, so that every

@@ -119,7 +119,9 @@ class ShardSealer:
         for suffix, upto in file_sizes(num_tokens, num_documents, self._dtype).items():
             with open(self._paths[suffix], "rb") as file:
                 file.seek(self._done[suffix])
-                while self._done[suffix] < upto and (chunk := file.read(min(HASH_CHUNK_BYTES, upto - self._done[suffix]))):
+                while self._done[suffix] < upto and (
+                    chunk := file.read(min(HASH_CHUNK_BYTES, upto - self._done[suffix]))
+                ):
                     self._digests[suffix].update(chunk)
                     self._done[suffix] += len(chunk)
         if self._flushing is None or self._flushing.done():

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocess.documents import replace_column, text_buffers
-from preprocess.recipe import CLEANING_RULES
+from preprocess.recipes.schema import CLEANING_RULES
 
 # C0 without tab and line feed, delete, and C1. Carriage returns are `line_ends`' business, which comes first.
 CONTROL_CHARACTERS = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F\x{80}-\x{9F}]"
@@ -39,7 +39,9 @@ def clean(batch: pa.RecordBatch, rules: tuple[str, ...]) -> tuple[pa.RecordBatch
     return replace_column(batch, "text", texts), counts
 
 
-def _mend(texts: pa.LargeStringArray, needs: pa.BooleanArray, mend: Callable[[pa.Array], pa.Array]) -> tuple[pa.Array, int]:
+def _mend(
+    texts: pa.LargeStringArray, needs: pa.BooleanArray, mend: Callable[[pa.Array], pa.Array]
+) -> tuple[pa.Array, int]:
     """`texts` with the rows of `needs` mended, and how many these are."""
     count = pc.sum(needs).as_py() or 0
     if not count:
@@ -50,7 +52,9 @@ def _mend(texts: pa.LargeStringArray, needs: pa.BooleanArray, mend: Callable[[pa
 def _count_bytes(texts: pa.LargeStringArray, is_meant: Callable[[np.ndarray], np.ndarray]) -> int:
     """How many bytes of all texts together `is_meant` picks, looked at in pieces that stay in cache."""
     data, _ = text_buffers(texts)
-    return sum(int(np.count_nonzero(is_meant(data[start : start + SCAN_BYTES]))) for start in range(0, len(data), SCAN_BYTES))
+    return sum(
+        int(np.count_nonzero(is_meant(data[start : start + SCAN_BYTES]))) for start in range(0, len(data), SCAN_BYTES)
+    )
 
 
 def _has_control(texts: pa.LargeStringArray) -> bool:
@@ -69,7 +73,9 @@ def _line_ends(texts: pa.LargeStringArray) -> tuple[pa.Array, int]:
     if not _count_bytes(texts, lambda data: data == 0x0D):
         return texts, 0
     return _mend(
-        texts, pc.match_substring(texts, "\r"), lambda rows: pc.replace_substring(pc.replace_substring(rows, "\r\n", "\n"), "\r", "\n")
+        texts,
+        pc.match_substring(texts, "\r"),
+        lambda rows: pc.replace_substring(pc.replace_substring(rows, "\r\n", "\n"), "\r", "\n"),
     )
 
 
@@ -112,7 +118,9 @@ def _rows_that_may_compose(texts: pa.LargeStringArray) -> np.ndarray:
             is_general = (first == 0xE2) & (((second == 0x80) & (third >= 0x82)) | (second == 0x81) | (second == 0x82))
             is_ideographic = (first == 0xE3) & (second == 0x80) & (third <= 0xA9)
             found.append(suspects[~(is_general | is_ideographic)])
-    return np.unique(np.searchsorted(borders, np.concatenate(found), side="right") - 1) if found else np.empty(0, np.int64)
+    return (
+        np.unique(np.searchsorted(borders, np.concatenate(found), side="right") - 1) if found else np.empty(0, np.int64)
+    )
 
 
 def _mojibake(texts: pa.LargeStringArray) -> tuple[pa.Array, int]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import xxhash
 
 from preprocess.documents import text_buffers
+from preprocess.recipes.schema import Recipe
 
 
 def hash128(chunks: Iterable[bytes | memoryview], num_chunks: int) -> np.ndarray:
@@ -34,3 +35,17 @@ def group_hashes(groups: pa.StringArray, hashes: np.ndarray) -> np.ndarray:
         names = groups.take(pa.array(named)).to_pylist()
         keys[named] = hash128((b"group\0" + name.encode() for name in names), len(named))
     return keys
+
+
+def groups_of(batch: pa.RecordBatch, hashes: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """What may not straddle the split, as (D, 16) uint8: the hash of each document's group. `hashes`: of their contents, (D, 16)."""
+    if recipe.group_by == "position":
+        positions = batch.column("position").to_pylist()
+        return hash128((b"position\0%d" % position for position in positions), len(positions))
+    return group_hashes(batch.column("group"), hashes)
+
+
+def two_halves(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 16) uint8 as two (N,) u8 that order as the bytes do."""
+    halves = np.ascontiguousarray(hashes).view(">u8").reshape(-1, 2)
+    return halves[:, 0].astype(np.uint64), halves[:, 1].astype(np.uint64)

@@ -9,6 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from preprocess.documents import SCHEMA, make_batch
+from preprocess.shards.windows import keyed_hash
+from preprocess.stages.dedup import two_halves
+
+GROUP = np.dtype([("h", "<u8"), ("high", "<u8"), ("low", "<u8")])
 
 BLANK_LINE = "\n\n"
 
@@ -43,7 +47,9 @@ def _skip_line_feeds(text: str, start: int) -> int:
     return start
 
 
-def cut_document(batch: pa.RecordBatch, *, border: int | None, passage_characters: int | None) -> tuple[pa.RecordBatch, np.ndarray]:
+def cut_document(
+    batch: pa.RecordBatch, *, border: int | None, passage_characters: int | None
+) -> tuple[pa.RecordBatch, np.ndarray]:
     """The one document of `batch` cut at `border`, a number of characters of which any may be, and in passages; either None for not.
 
     Returns the pieces in reading order, and for each whether it is behind the border: (D,) bool. A side without a character gives none.
@@ -58,5 +64,21 @@ def cut_document(batch: pa.RecordBatch, *, border: int | None, passage_character
             pieces.append(side[start:end])
             is_behind.append(behind)
             start = end
-    columns: dict[str, Any] = {field.name: batch.column(field.name)[0].as_py() for field in SCHEMA if field.name != "text"}
+    columns: dict[str, Any] = {
+        field.name: batch.column(field.name)[0].as_py() for field in SCHEMA if field.name != "text"
+    }
     return make_batch({**columns, "text": pa.array(pieces, pa.large_string())}, len(pieces)), np.array(is_behind, bool)
+
+
+def keyed_groups(hashes: np.ndarray, seed: int) -> np.ndarray:
+    """Groups' hashes, (D, 16) uint8, as (D,) GROUP: the keyed hash that they are drawn by, then their own 128 bits."""
+    groups = np.empty(len(hashes), GROUP)
+    high, low = two_halves(hashes)
+    groups["h"], groups["high"], groups["low"] = keyed_hash(seed, high ^ keyed_hash(seed, low)), high, low
+    return groups
+
+
+def is_below(keys: np.ndarray, fraction: float) -> np.ndarray:
+    """Which keyed hashes, (D,) uint64, validate in a split by threshold: (D,) bool."""
+    below: np.ndarray = keys < np.uint64(Fraction(str(fraction)) * 2**64)
+    return below

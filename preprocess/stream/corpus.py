@@ -13,18 +13,18 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from preprocess.build_log import made_with
-from preprocess.corpora import load_recipe
 from preprocess.errors import FolioError, MisuseError
-from preprocess.plan import STRADDLING, find_sources, may_straddle, settle_format
+from preprocess.inputs.find_inputs import find_sources
+from preprocess.inputs.input_files import Source, settle_format
 from preprocess.progress import Progress
-from preprocess.recipe import Recipe
+from preprocess.recipes.catalog import load_recipe
+from preprocess.recipes.schema import STRADDLING, Recipe, may_straddle
 from preprocess.shards import format as shard_format
 from preprocess.shards.files import canonical_json, readable_json, sha256_bytes, write_durable
 from preprocess.shards.format import CONTROL_FIELDS, MANIFEST, SPLITS, TOKENIZER_DIR, spell_control_token
-from preprocess.sources import Source
 from preprocess.tokenizers import TRAINED, describe_tokenizer, is_path, load_named
 from preprocess.tokenizers.interface import Tokenizer
+from preprocess.versions import made_with
 
 Tell = Callable[[str], None]
 
@@ -41,7 +41,9 @@ class StreamCorpus:
 
     def __reduce__(self) -> NoReturn:
         """Its engines are compiled: pickle would stumble over one of their modules, and say no more than that."""
-        raise MisuseError("an open corpus cannot be sent to another process; send its recipe, and open the stream there")
+        raise MisuseError(
+            "an open corpus cannot be sent to another process; send its recipe, and open the stream there"
+        )
 
     @property
     def name(self) -> str:
@@ -60,7 +62,9 @@ class StreamCorpus:
     @property
     def sha256(self) -> str:
         """Of all that decides the tokens and is known without reading: the recipe, the files' names and sizes, the tokenizer."""
-        return sha256_bytes(canonical_json([self.recipe.resolved(), self._entries(), describe_tokenizer(self.tokenizer)]))
+        return sha256_bytes(
+            canonical_json([self.recipe.resolved(), self._entries(), describe_tokenizer(self.tokenizer)])
+        )
 
     def manifest(self) -> dict[str, Any]:
         """A build's manifest with no shards: what `load_tokenizer`, sampling and exporting want to know of a vocabulary."""
@@ -153,7 +157,11 @@ def as_streamed(recipe: Recipe) -> tuple[Recipe, list[str]]:
     if recipe.authors:
         names = [f"{field}_column" for field in CONTROL_FIELDS if getattr(recipe, f"{field}_column") is not None]
         if names or recipe.format == "synthetic":
-            what = f"{names[0]} is {getattr(recipe, names[0])!r}" if names else f"{recipe.corpus} is generated with authors"
+            what = (
+                f"{names[0]} is {getattr(recipe, names[0])!r}"
+                if names
+                else f"{recipe.corpus} is generated with authors"
+            )
             raise MisuseError(
                 f"{what}, and a stream knows the control tokens only of what the recipe or the files' names say; pass --no-authors "
                 "(authors = false), or build the corpus"
@@ -167,9 +175,13 @@ def as_streamed(recipe: Recipe) -> tuple[Recipe, list[str]]:
         notes.append(STRADDLING)
     if recipe.split == "exact":
         changes["split"] = "threshold"
-        notes.append("a stream cannot count the documents first: the split is by threshold, not exact (split = 'threshold' says so)")
+        notes.append(
+            "a stream cannot count the documents first: the split is by threshold, not exact (split = 'threshold' says so)"
+        )
     if recipe.max_documents is not None:
-        notes.append(f"a stream cannot draw documents by rank: max_documents takes the first {recipe.max_documents:,} of both sides")
+        notes.append(
+            f"a stream cannot draw documents by rank: max_documents takes the first {recipe.max_documents:,} of both sides"
+        )
     return dataclasses.replace(recipe, **changes), notes
 
 

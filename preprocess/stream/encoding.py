@@ -10,9 +10,8 @@ import numpy as np
 
 from preprocess.documents import text_bytes
 from preprocess.errors import FolioError
-from preprocess.prepare import SampleForCheck, has_bos, has_eot
 from preprocess.shards.format import CONTROL_FIELDS, spell_control_token
-from preprocess.stages.encode import EngineMismatch, encode_checked, surround
+from preprocess.stages.encode import EngineMismatch, SampleForCheck, encode_checked, has_bos, has_eot, surround
 from preprocess.stream.corpus import StreamCorpus
 from preprocess.stream.reading import Cursor, Selected
 

@@ -12,20 +12,17 @@ from itertools import count, islice
 import numpy as np
 import pyarrow as pa
 
-from preprocess.decide import is_below, keyed_groups
-from preprocess.documents import text_bytes
+from preprocess.documents import HELD_OUT, TRAIN, VAL, text_bytes
 from preprocess.errors import FolioError, explain_os_error, first_line
-from preprocess.partitions import pieces_of
-from preprocess.pieces import SIDES, documents_of
-from preprocess.prepare import groups_of
+from preprocess.inputs.input_files import Piece, Source, SourceChanged
 from preprocess.readers import check_source
-from preprocess.readers.records import UNMEANT, Losses
+from preprocess.readers.partitions import pieces_of
+from preprocess.readers.records import UNMEANT, Losses, spell_counts
 from preprocess.shards.permutation import keyed_hash, permute
-from preprocess.sources import Piece, Source, SourceChanged
-from preprocess.stages.dedup import content_hashes
-from preprocess.stats import spell_counts
+from preprocess.stages.dedup import content_hashes, groups_of
+from preprocess.stages.pipeline import SIDES, documents_of
+from preprocess.stages.split import is_below, keyed_groups
 from preprocess.stream.corpus import StreamCorpus, Tell
-from preprocess.work import HELD_OUT, TRAIN, VAL
 
 SIDE_OF_SPLIT = {"train": TRAIN, "val": VAL}
 SHARE_KEY = 0x5A4E  # so that who reads a document does not follow from where the shuffle puts it
@@ -64,7 +61,10 @@ class Share:
         if num_shares == 1:
             return np.ones(len(numbers), bool)
         cycle, place = np.divmod(numbers.astype(np.uint64), np.uint64(num_shares))
-        taken: np.ndarray = permute(place, num_shares, keyed_hash(seed ^ SHARE_KEY, cycle)) == self.rank * self.num_workers + self.worker
+        taken: np.ndarray = (
+            permute(place, num_shares, keyed_hash(seed ^ SHARE_KEY, cycle))
+            == self.rank * self.num_workers + self.worker
+        )
         return taken
 
 
@@ -178,7 +178,9 @@ class DocumentReader:
                 failures += 1
                 wait(source, e, failures, self.retries, self.corpus.tell)
 
-    def _select(self, batch: pa.RecordBatch, sides: np.ndarray, place: Cursor, row: int, number: int) -> tuple[Selected, int]:
+    def _select(
+        self, batch: pa.RecordBatch, sides: np.ndarray, place: Cursor, row: int, number: int
+    ) -> tuple[Selected, int]:
         """Of a batch whose first document is `row` of the piece and would be `number` of the epoch, what is wanted; and the next number."""
         recipe = self.corpus.recipe
         hashes = content_hashes(batch.column("text"))
@@ -197,7 +199,9 @@ class DocumentReader:
         kept = batch if keep.all() else batch.filter(pa.array(keep))
         return Selected(kept, hashes[rows], place, rows + row, numbers[rows]), int(after[-1]) if len(after) else number
 
-    def _documents(self, source: Source, piece: Piece, skip: int, lost: Counter[str]) -> Iterator[tuple[int, pa.RecordBatch, np.ndarray]]:
+    def _documents(
+        self, source: Source, piece: Piece, skip: int, lost: Counter[str]
+    ) -> Iterator[tuple[int, pa.RecordBatch, np.ndarray]]:
         """The documents of `piece` behind the first `skip`, each batch with the row that it begins at.
 
         Where reading fails, the piece is read again and what was given out already passed over.
@@ -226,7 +230,9 @@ def wait(source: Source, error: OSError | FolioError, failures: int, retries: Re
     Readers make a FolioError of what a library says of a damaged file; whether the file or the way to it is bad, only its cause hints at.
     """
     if isinstance(error, SourceChanged):
-        raise FolioError(f"{error.what}; put it back as it was and go on from the last state or checkpoint, or begin anew") from error
+        raise FolioError(
+            f"{error.what}; put it back as it was and go on from the last state or checkpoint, or begin anew"
+        ) from error
     cause = error if isinstance(error, OSError) else error.__cause__
     if not isinstance(cause, OSError) or cause.errno in FINAL:
         if isinstance(error, FolioError):
@@ -240,5 +246,7 @@ def wait(source: Source, error: OSError | FolioError, failures: int, retries: Re
             "last state"
         ) from error
     seconds = retries.backoff_s * 2 ** (failures - 1)
-    tell(f"{source.path} could not be read ({first_line(cause)}); try {failures + 1} of {retries.tries} in {seconds:g} s")
+    tell(
+        f"{source.path} could not be read ({first_line(cause)}); try {failures + 1} of {retries.tries} in {seconds:g} s"
+    )
     time.sleep(seconds)

@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from preprocess import sources
 from preprocess.errors import FolioError, MisuseError
-from preprocess.recipe import Recipe
+from preprocess.inputs import input_files as sources
+from preprocess.recipes.schema import Recipe
 from preprocess.shards.permutation import keyed_hash, permute
 from preprocess.stream.corpus import StreamCorpus, open_corpus
 from preprocess.stream.encoding import ChunkEncoder
@@ -147,7 +147,9 @@ class TokenStream(Iterator[np.ndarray]):
         if size <= 1:
             return [0] * size
         key = keyed_hash(self._seed ^ SHUFFLE_KEY, np.array([group], np.uint64))
-        return permute(np.arange(size, dtype=np.uint64), size, np.full(size, key[0], np.uint64)).astype(np.int64).tolist()
+        return (
+            permute(np.arange(size, dtype=np.uint64), size, np.full(size, key[0], np.uint64)).astype(np.int64).tolist()
+        )
 
     def _read(self, start: Cursor, group: int) -> Iterator[np.ndarray]:
         """All blocks in the order of the documents, from `start` on, where `group` begins."""
@@ -194,7 +196,11 @@ class TokenStream(Iterator[np.ndarray]):
         except (KeyError, TypeError) as e:
             raise FolioError("the state of the stream does not hold all of a place; take another checkpoint") from e
         group, drawn, *place = numbers
-        if any(type(n) is not int or n < 0 for n in numbers) or drawn > self._group_blocks or place[1] >= len(self.corpus.sources):
+        if (
+            any(type(n) is not int or n < 0 for n in numbers)
+            or drawn > self._group_blocks
+            or place[1] >= len(self.corpus.sources)
+        ):
             raise FolioError("the state of the stream holds numbers that none has; take another checkpoint")
         self._begin(Cursor(*place), group, drawn)
 
@@ -209,18 +215,24 @@ def _padding(corpus: StreamCorpus) -> int:
     tokenizer = corpus.tokenizer
     found = next((i for i in (tokenizer.pad_id, tokenizer.eot_id) if i is not None), None)
     if found is None:
-        raise MisuseError(f"tail is 'pad', and the {tokenizer.kind} tokenizer has no token to pad with; wanted tail 'drop'")
+        raise MisuseError(
+            f"tail is 'pad', and the {tokenizer.kind} tokenizer has no token to pad with; wanted tail 'drop'"
+        )
     return found
 
 
 def _require_same(state: dict[str, Any], identity: dict[str, Any]) -> None:
     version = state.get("version") if isinstance(state, dict) else None
     if version != STATE_VERSION:
-        raise MisuseError(f"the state is of version {version!r}, this Folio reads version {STATE_VERSION}; use the Folio that wrote it")
+        raise MisuseError(
+            f"the state is of version {version!r}, this Folio reads version {STATE_VERSION}; use the Folio that wrote it"
+        )
     told = state.get("stream")
     for name, value in identity.items():
         other = told.get(name) if isinstance(told, dict) else None
         if other != value:
             what = "recipe, files or tokenizer" if name == "corpus" else name
             shown = "" if name == "corpus" else f" ({other!r}, now {value!r})"
-            raise MisuseError(f"the state is of a stream with another {what}{shown}; open the stream as it was, or begin a new one")
+            raise MisuseError(
+                f"the state is of a stream with another {what}{shown}; open the stream as it was, or begin a new one"
+            )

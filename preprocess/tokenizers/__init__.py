@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.recipe import nearest
+from preprocess.recipes.schema import nearest
 from preprocess.shards.files import sha256_bytes
 from preprocess.tokenizers.interface import Tokenizer
 
@@ -29,7 +29,9 @@ def load_named(name: str, *, has_eot: bool = True) -> Tokenizer:
 
         return folders.load_folder(Path(name), has_eot=has_eot)
     if kind in TRAINED:
-        raise MisuseError(f"the {name} tokenizer is trained on a corpus and was asked for without one; name the file of a trained one")
+        raise MisuseError(
+            f"the {name} tokenizer is trained on a corpus and was asked for without one; name the file of a trained one"
+        )
     if kind == "byte":
         from preprocess.tokenizers import characters
 
@@ -55,7 +57,9 @@ def tokenizer_kind(name: str) -> str:
     if name in tiktoken_bpe.encoding_names():
         return "tiktoken"
     instead = f"did you mean ./{name}?" if Path(name).exists() else nearest(name, tokenizer_names())
-    raise MisuseError(f"no tokenizer is called {name!r}; a file is named by its path, such as ./tokenizer.json; {instead}")
+    raise MisuseError(
+        f"no tokenizer is called {name!r}; a file is named by its path, such as ./tokenizer.json; {instead}"
+    )
 
 
 def tokenizer_names() -> list[str]:
@@ -67,7 +71,9 @@ def tokenizer_names() -> list[str]:
 
 def is_path(name: str) -> bool:
     """A value with a separator or a tokenizer file's suffix is a path; so that a file here hides no name, no other is."""
-    return "/" in name or os.sep in name or name in (".", "..") or name.endswith((".json", ".model", ".tiktoken", ".txt"))
+    return (
+        "/" in name or os.sep in name or name in (".", "..") or name.endswith((".json", ".model", ".tiktoken", ".txt"))
+    )
 
 
 def load_tokenizer(folder: Path, manifest: dict[str, Any]) -> Tokenizer:

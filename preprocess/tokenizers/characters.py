@@ -46,7 +46,9 @@ class CharTokenizer(_Plain):
         ids = self._ids[code_points(data)]
         if len(ids) and ids.max() == NOT_IN_ALPHABET:
             missing = chr(int(code_points(data)[np.argmax(ids)]))
-            raise FolioError(f"the character {missing!r} is not in this build's alphabet; write without it, or use another tokenizer")
+            raise FolioError(
+                f"the character {missing!r} is not in this build's alphabet; write without it, or use another tokenizer"
+            )
         return ids, _characters_before(data, borders[1:])
 
 

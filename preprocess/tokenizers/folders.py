@@ -66,7 +66,9 @@ def find_tokenizer(path: Path) -> tuple[str, Path]:
     if not file.is_file():
         raise MisuseError(f"{file} is not there; name a tokenizer's file, or the folder that holds it")
     if file.suffix not in KIND_OF_SUFFIX:
-        raise MisuseError(f"{file} is no tokenizer's file by its name, wanted one that ends in {', '.join(KIND_OF_SUFFIX)}")
+        raise MisuseError(
+            f"{file} is no tokenizer's file by its name, wanted one that ends in {', '.join(KIND_OF_SUFFIX)}"
+        )
     kind = KIND_OF_SUFFIX[file.suffix]
     return "gpt2" if file.name == "gpt2.tiktoken" else kind, file
 

@@ -16,7 +16,16 @@ import pyarrow as pa
 
 from preprocess.errors import FolioError
 from preprocess.shards.files import parse_json
-from preprocess.tokenizers.interface import FATAL, MAX_VOCAB_SIZE, PROBE, Encoded, TwoEngineTokenizer, find_loss, from_lists, read_bounded
+from preprocess.tokenizers.interface import (
+    FATAL,
+    MAX_VOCAB_SIZE,
+    PROBE,
+    Encoded,
+    TwoEngineTokenizer,
+    find_loss,
+    from_lists,
+    read_bounded,
+)
 
 JSON_FILE = "tokenizer.json"
 # Which special token plays which part: the first of these that the file has.
@@ -59,7 +68,9 @@ class HuggingFaceTokenizer(TwoEngineTokenizer):
         self._encoder = _make_encoder(described, self.special_tokens, self.unk_id)
         self.pieces = _pieces(described, vocab, self.special_tokens, num_ids)
         self.is_byte_level = "ByteLevel" in _types(described, "decoder", "pre_tokenizer")
-        self.fallback_ids = [i for text, i in vocab.items() if _BYTE_PIECE.fullmatch(text)] if _falls_back(described) else ()
+        self.fallback_ids = (
+            [i for text, i in vocab.items() if _BYTE_PIECE.fullmatch(text)] if _falls_back(described) else ()
+        )
         self.files = {JSON_FILE: data}
         self.settings = {"model": str(described["model"].get("type"))}
         self._described = described
@@ -76,7 +87,9 @@ class HuggingFaceTokenizer(TwoEngineTokenizer):
             self.special_tokens.setdefault(unknown, vocab[unknown])
         has = self.special_tokens
         parts = (EOT_NAMES, BOS_NAMES, PAD_NAMES, (unknown, *UNK_NAMES))
-        self.eot_id, self.bos_id, self.pad_id, self.unk_id = (next((has[name] for name in names if name in has), None) for names in parts)
+        self.eot_id, self.bos_id, self.pad_id, self.unk_id = (
+            next((has[name] for name in names if name in has), None) for names in parts
+        )
 
     def _make_gigatoken(self, tokenizer_class: Any) -> Any:
         # gigatoken would find control tokens in text.
@@ -98,7 +111,9 @@ class HuggingFaceTokenizer(TwoEngineTokenizer):
         except FATAL:
             raise
         except BaseException as e:
-            raise FolioError(f"the library tokenizers could not encode with this {JSON_FILE} ({str(e)[:200]}); use another") from e
+            raise FolioError(
+                f"the library tokenizers could not encode with this {JSON_FILE} ({str(e)[:200]}); use another"
+            ) from e
         ids, ends = from_lists([one.ids for one in encoded])
         if self._is_control[ids].any():
             i = int(ids[np.argmax(self._is_control[ids])])
@@ -113,7 +128,9 @@ def load(path: Path) -> HuggingFaceTokenizer:
     try:
         return HuggingFaceTokenizer(data)
     except (ValueError, RecursionError) as e:
-        raise FolioError(f"{path} is no {JSON_FILE} that can be used ({e}); wanted one that the library tokenizers saved") from e
+        raise FolioError(
+            f"{path} is no {JSON_FILE} that can be used ({e}); wanted one that the library tokenizers saved"
+        ) from e
 
 
 def _parse(data: bytes) -> dict[str, Any]:
@@ -133,7 +150,9 @@ def _parse(data: bytes) -> dict[str, Any]:
 def _vocabulary(described: dict[str, Any]) -> dict[str, int]:
     """Text of each piece → id; Unigram models have a list of (text, score), all others a mapping. Raises ValueError."""
     vocab = described["model"].get("vocab")
-    if isinstance(vocab, list) and all(isinstance(entry, list) and entry and isinstance(entry[0], str) for entry in vocab):
+    if isinstance(vocab, list) and all(
+        isinstance(entry, list) and entry and isinstance(entry[0], str) for entry in vocab
+    ):
         return {entry[0]: i for i, entry in enumerate(vocab)}
     if not isinstance(vocab, dict) or not all(_is_id(i) for i in vocab.values()):
         raise ValueError("its model has no vocabulary")
@@ -167,7 +186,9 @@ def _make_encoder(described: dict[str, Any], special_tokens: dict[str, int], unk
     try:
         import tokenizers
     except ImportError as e:
-        raise FolioError(f"a {JSON_FILE} is read by the library tokenizers; install it with `pip install 'folio-lm[huggingface]'`") from e
+        raise FolioError(
+            f"a {JSON_FILE} is read by the library tokenizers; install it with `pip install 'folio-lm[huggingface]'`"
+        ) from e
     # With a character that Unicode will never assign. A model that finds one in text all the same: see encode_reference.
     hidden = {name: f"\U0010ffff{i}\U0010ffff" for name, i in special_tokens.items() if i != unk_id}
     renamed = json.dumps(described | _renamed(described, hidden))
@@ -181,16 +202,23 @@ def _make_encoder(described: dict[str, Any], special_tokens: dict[str, int], unk
     for token in described["added_tokens"]:
         name = hidden.get(token["content"], token["content"])
         if encoder.token_to_id(name) != token["id"]:
-            raise ValueError(f"it gives {token['content']!r} the id {token['id']}, the library reads {encoder.token_to_id(name)}")
+            raise ValueError(
+                f"it gives {token['content']!r} the id {token['id']}, the library reads {encoder.token_to_id(name)}"
+            )
     return encoder
 
 
 def _renamed(described: dict[str, Any], hidden: dict[str, str]) -> dict[str, Any]:
     """Model and added tokens with every name in `hidden` replaced, and no merge that makes or takes one of them."""
     model, vocab = described["model"], described["model"]["vocab"]
-    added = [{**token, "content": hidden.get(token["content"], token["content"])} for token in described["added_tokens"]]
+    added = [
+        {**token, "content": hidden.get(token["content"], token["content"])} for token in described["added_tokens"]
+    ]
     if isinstance(vocab, list):
-        return {"added_tokens": added, "model": {**model, "vocab": [[hidden.get(entry[0], entry[0]), *entry[1:]] for entry in vocab]}}
+        return {
+            "added_tokens": added,
+            "model": {**model, "vocab": [[hidden.get(entry[0], entry[0]), *entry[1:]] for entry in vocab]},
+        }
     model = {**model, "vocab": {hidden.get(text, text): i for text, i in vocab.items()}}
     if merges := model.get("merges"):
         model["merges"] = [merge for merge in merges if not _touches(merge, hidden)]
@@ -221,7 +249,9 @@ def _falls_back(described: dict[str, Any]) -> bool:
     return "ByteFallback" in _types(described, "decoder") or described["model"].get("byte_fallback") is True
 
 
-def _pieces(described: dict[str, Any], vocab: dict[str, int], special_tokens: dict[str, int], num_ids: int) -> Sequence[bytes]:
+def _pieces(
+    described: dict[str, Any], vocab: dict[str, int], special_tokens: dict[str, int], num_ids: int
+) -> Sequence[bytes]:
     spell = _speller(described)
     pieces = [b""] * num_ids
     for text, i in vocab.items():
@@ -266,5 +296,8 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def _texts_with_added(added: list[dict[str, Any]]) -> tuple[str, ...]:
-    sorts = ([token["content"] for token in added if _is_text(token) == wanted][:MAX_PROBED_TOKENS] for wanted in (True, False))
+    sorts = (
+        [token["content"] for token in added if _is_text(token) == wanted][:MAX_PROBED_TOKENS]
+        for wanted in (True, False)
+    )
     return tuple(f"a{text} {text}  b" for texts in sorts for text in texts)

@@ -37,9 +37,14 @@ def inspect(tokenizer: Tokenizer, texts_by_language: Mapping[str, pa.LargeString
 def spell_inspection(inspection: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The lines of a table, a language each, columns aligned."""
     rows = [["language", *HEADINGS.values()]]
-    rows += [[language, *(_spell(name, figures[name]) for name in HEADINGS)] for language, figures in inspection.items()]
+    rows += [
+        [language, *(_spell(name, figures[name]) for name in HEADINGS)] for language, figures in inspection.items()
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]) for row in rows]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
 
 
 def _spell(name: str, value: float | None) -> str:
@@ -65,7 +70,9 @@ def _inspect_language(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> dict[
         "tokens": num_tokens,
         "tokens_per_word": _ratio(num_tokens, num_words),
         "bytes_per_token": _ratio(num_bytes, num_tokens),
-        "character_coverage": None if tokenizer.is_byte_level else _ratio(num_characters - num_uncovered, num_characters),
+        "character_coverage": None
+        if tokenizer.is_byte_level
+        else _ratio(num_characters - num_uncovered, num_characters),
         "single_token_words": _ratio(int(counts[is_single].sum()), num_words),
     }
 
@@ -99,7 +106,10 @@ def _look_at_words(tokenizer: Tokenizer, words: pa.LargeStringArray) -> tuple[np
     bare, is_unknown = _lengths(tokenizer, words)
     if tokenizer.kind == "char":  # a space is another token, or unknown
         return bare == 1, is_unknown
-    spaced, _ = _lengths(tokenizer, pc.binary_join_element_wise(pa.scalar("", pa.large_string()), words, pa.scalar(" ", pa.large_string())))
+    spaced, _ = _lengths(
+        tokenizer,
+        pc.binary_join_element_wise(pa.scalar("", pa.large_string()), words, pa.scalar(" ", pa.large_string())),
+    )
     return (bare == 1) | (spaced == 1), is_unknown
 
 

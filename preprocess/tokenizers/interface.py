@@ -151,5 +151,7 @@ def read_bounded(path: Path) -> bytes:
     if not path.is_file():
         raise MisuseError(f"{path} is not a file; name a tokenizer's file, or the folder that holds it")
     if (size_bytes := path.stat().st_size) > MAX_FILE_BYTES:
-        raise FolioError(f"{path} has {size_bytes:,} bytes, wanted at most {MAX_FILE_BYTES:,}; this is no tokenizer's file")
+        raise FolioError(
+            f"{path} has {size_bytes:,} bytes, wanted at most {MAX_FILE_BYTES:,}; this is no tokenizer's file"
+        )
     return path.read_bytes()

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.recipe import MIN_PIECES
+from preprocess.recipes.schema import MIN_PIECES
 from preprocess.tokenizers.interface import Encoded, TwoEngineTokenizer, find_loss, from_lists, read_bounded
 
 MODEL_FILE = "sentencepiece.model"
@@ -51,7 +51,9 @@ class SentencePieceTokenizer(TwoEngineTokenizer):
 
         self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
         p, ids = self._processor, range(self._processor.get_piece_size())
-        self.pad_id, self.unk_id, self.bos_id, self.eot_id = (_or_none(i) for i in (p.pad_id(), p.unk_id(), p.bos_id(), p.eos_id()))
+        self.pad_id, self.unk_id, self.bos_id, self.eot_id = (
+            _or_none(i) for i in (p.pad_id(), p.unk_id(), p.bos_id(), p.eos_id())
+        )
         self.special_tokens = {p.id_to_piece(i): i for i in ids if p.is_control(i) or p.is_unknown(i)}
         self.pieces = [self._piece(i) for i in ids]
         self.fallback_ids = [i for i in ids if p.is_byte(i)]
@@ -136,8 +138,14 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 
 def _explain(error: RuntimeError, num_pieces: int) -> FolioError:
     if limit := re.search(r"value <= (\d+)", str(error)):
-        cure = f"pass --num-pieces {limit[1]} or less" if int(limit[1]) >= MIN_PIECES else "give it more text, or --tokenizer byte"
+        cure = (
+            f"pass --num-pieces {limit[1]} or less"
+            if int(limit[1]) >= MIN_PIECES
+            else "give it more text, or --tokenizer byte"
+        )
         return MisuseError(f"the training documents have too few distinct words for {num_pieces:,} pieces; {cure}")
     if "required_chars" in str(error) or "smaller than" in str(error):
-        return MisuseError(f"{num_pieces:,} pieces do not even hold the corpus' characters and 256 bytes; pass a larger --num-pieces")
+        return MisuseError(
+            f"{num_pieces:,} pieces do not even hold the corpus' characters and 256 bytes; pass a larger --num-pieces"
+        )
     return FolioError(f"SentencePiece could not be trained: {error}")

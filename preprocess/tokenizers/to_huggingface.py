@@ -61,7 +61,9 @@ def huggingface_files(folder: Path, manifest: dict[str, Any], *, model_max_lengt
     if isinstance(tokenizer, HuggingFaceTokenizer):
         described = _extend(tokenizer, special_tokens)
     else:
-        described = EMPTY | _describe(tokenizer) | {"added_tokens": [_added(name, i) for i, name in sorted(name_of.items())]}
+        described = (
+            EMPTY | _describe(tokenizer) | {"added_tokens": [_added(name, i) for i, name in sorted(name_of.items())]}
+        )
         # Without a gap: libraries take the number of pieces for the next id, or for the rows of an embedding.
         vocab = described["model"]["vocab"]
         free = set(range(manifest["vocab_size"])).difference(vocab.values())
@@ -109,7 +111,15 @@ def _describe(tokenizer: Tokenizer) -> Described:
 
 
 def _added(name: str, i: int) -> Described:
-    return {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "id": i,
+        "content": name,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
 
 
 def _extend(tokenizer: HuggingFaceTokenizer, special_tokens: dict[str, int]) -> Described:
@@ -122,9 +132,13 @@ def _extend(tokenizer: HuggingFaceTokenizer, special_tokens: dict[str, int]) -> 
         added[name] = {**_added(name, i), **added.get(name, {}), "normalized": False, "special": True}
     described["added_tokens"] = sorted(added.values(), key=lambda token: token["id"])
     try:
-        HuggingFaceTokenizer(canonical_json(described))  # reads it with the library, and compares the ids of added tokens
+        HuggingFaceTokenizer(
+            canonical_json(described)
+        )  # reads it with the library, and compares the ids of added tokens
     except ValueError as e:
-        raise FolioError(f"this build's {JSON_FILE} does not take its control tokens ({e}); build with another tokenizer") from e
+        raise FolioError(
+            f"this build's {JSON_FILE} does not take its control tokens ({e}); build with another tokenizer"
+        ) from e
     return described
 
 
@@ -155,7 +169,10 @@ def _byte_level(ranks: Mapping[bytes, int], pre_tokenizer: Described) -> Describ
     def spell(piece: bytes) -> str:
         return "".join([character_of[b] for b in piece])
 
-    vocab, merges = {spell(piece): i for piece, i in ranks.items()}, [[spell(a), spell(b)] for a, b in recover_merges(ranks)]
+    vocab, merges = (
+        {spell(piece): i for piece, i in ranks.items()},
+        [[spell(a), spell(b)] for a, b in recover_merges(ranks)],
+    )
     return {
         "pre_tokenizer": pre_tokenizer,
         "decoder": BYTE_LEVEL,
@@ -183,7 +200,9 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> Described:
     pieces = [dict(_fields(value)) for number, value in fields if number == 1]
     trainer, normalizer = (dict(_fields(dict(fields).get(number, b""))) for number in (2, 3))
     ranks = {p[1].decode(): -_float(p.get(2, bytes(4))) for p in pieces if p.get(3, NORMAL) == NORMAL}
-    _require_plain(trainer, normalizer, types={p.get(3, NORMAL) for p in pieces}, has_ties=len(set(ranks.values())) < len(ranks))
+    _require_plain(
+        trainer, normalizer, types={p.get(3, NORMAL) for p in pieces}, has_ties=len(set(ranks.values())) < len(ranks)
+    )
     spell = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     unspell = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
     prefix = [{"type": "Prepend", "prepend": SPACE}] if normalizer.get(3, True) else []
@@ -213,7 +232,9 @@ def _require_plain(trainer: dict[int, Any], normalizer: dict[int, Any], *, types
         "scores two pieces alike": has_ties,
     }
     if unlike := [name for name, is_so in what.items() if is_so]:
-        raise FolioError(f"this SentencePiece model {unlike[0]}, and has no exact {JSON_FILE}; wanted one as Folio trains, build with that")
+        raise FolioError(
+            f"this SentencePiece model {unlike[0]}, and has no exact {JSON_FILE}; wanted one as Folio trains, build with that"
+        )
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
