@@ -237,7 +237,7 @@ def test_a_run_goes_on_with_nobody_to_tell(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("argument", "status", "complaint"),
     [
-        ("--n_embd=100000000", 1, "do not fit the memory of cpu; take a smaller model"),
+        ("--n_embd=10000000000", 1, "do not fit the memory of cpu; take a smaller model"),
         ("--sample_prompt=\udcff", 2, "that is UTF-8"),
         ("--sample_author=Nobody", 2, "has no author 'Nobody'"),
         ("--max_steps=" + "9" * 400, 2, "wanted a number up to 1e+18"),

@@ -170,7 +170,7 @@ def test_the_count_follows_what_is_freed() -> None:
 
 
 def test_a_model_that_does_not_fit_at_all_is_one_line(folder: Path) -> None:
-    result = invoke("train.py", write_config(folder / "huge.py", folder / "tiny"), "--n_embd=100000000")
+    result = invoke("train.py", write_config(folder / "huge.py", folder / "tiny"), "--n_embd=10000000000")
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert (
         "do not fit the memory of cpu; take a smaller model or block_size, or --gradient_checkpointing=true"
