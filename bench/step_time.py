@@ -49,7 +49,7 @@ from preprocess.shards.windows import RandomWindows
 from train.config import Config, load_config
 from train.core.device import choose_device, choose_precision, make_autocast, set_matmul_precision
 from train.core.distributed import World
-from train.data.batches import Feed, TrainingData
+from train.data.batches import Prefetcher, TrainingData
 from train.data.builds import Builds, open_builds
 from train.model import make_model
 from train.optim import update
@@ -194,14 +194,14 @@ def folio_step(config: Config, builds: Builds, *, device: torch.device) -> Step:
     """What train.py's take_step does, part by part."""
     training = new_training(config, builds.vocab_size, device=device)
     data = TrainingData(builds, config, device=device)
-    feed = Feed(data, windows_per_step=config.batch_size, micro_batch=config.batch_size, world=World())
+    prefetcher = Prefetcher(data, windows_per_step=config.batch_size, micro_batch=config.batch_size, world=World())
     model = torch.compile(training.model) if config.compile else training.model
     autocast = make_autocast(config.precision, device)
     first = iter(range(0, 1 << 40, config.batch_size))
 
     def step(parts: Parts) -> None:
         with parts.timed("data"):
-            ids, targets, documents = feed.take(next(first))
+            ids, targets, documents = prefetcher.take(next(first))
         with parts.timed("forward and loss"), autocast:
             loss, _ = model(ids, targets, documents)
         with parts.timed("backward"):
@@ -366,7 +366,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def require_options(own: argparse.Namespace, _: Path | None) -> None:
+def check_options(own: argparse.Namespace, _: Path | None) -> None:
     """Raise FolioError for a number of tokens that holds no window, or that the disk does not."""
     least = max(block_size for _, block_size in SHAPES) + 1
     if own.num_tokens < least:
@@ -379,7 +379,7 @@ def require_options(own: argparse.Namespace, _: Path | None) -> None:
 
 
 def main() -> None:
-    options = parse(__doc__, PRESETS, add_options, require_options)
+    options = parse(__doc__, PRESETS, add_options, check_options)
     own, preset = options.own, PRESETS[options.own.preset]
     print_place(own.preset, options.nanogpt)
     builds = open_builds(str(options.build.folder))

@@ -32,10 +32,10 @@ from bench.lib.trainers import (
     SMALL,
     Mark,
     Trained,
+    check_same_loss,
     load,
     parse,
     print_place,
-    require_same_loss,
     run_all,
     run_bench,
 )
@@ -127,12 +127,12 @@ class Curve:
     """A run and the validation loss at each of its marks, in nats."""
 
     run: Trained
-    losses: list[float]
+    rejects: list[float]
     num_windows: int  # that each loss is the mean of
 
     def reached(self, target: float) -> Mark | None:
         """The first mark at or below `target` that the next one confirms."""
-        below = [loss <= target for loss in self.losses]
+        below = [loss <= target for loss in self.rejects]
         for mark, is_below, is_confirmed in zip(self.run.marks, below, [*below[1:], True], strict=True):
             if is_below and is_confirmed:
                 return mark
@@ -144,7 +144,7 @@ class Curve:
         return None if mark is None else mark.elapsed_s - self.run.compiled_in_steps_s
 
     def all_seconds_to(self, target: float) -> float | None:
-        """Seconds from the start of the process until then, evaluating and saving left out."""
+        """Seconds from the start of the process until then, evaluation_mode and saving left out."""
         seconds = self.seconds_to(target)
         return None if seconds is None else self.run.start_s + self.run.compilation_s + seconds
 
@@ -154,18 +154,18 @@ def measure_curve(run: Trained, build: Build, *, device: torch.device) -> Curve:
     builds = open_builds(str(build.folder))
     data = ValidationData(builds, replace(run.config, eval_tokens=None), device=device)
     batch_size = max(EVALUATION_TOKENS // run.config.block_size, 1)
-    losses = []
+    rejects = []
     for mark in run.marks:
         model = load(run, mark, builds.vocab_size).to(device)
         evaluation = evaluate(model, data, batch_size=batch_size, autocast=make_autocast("fp32", device))
-        losses.append(evaluation.loss)
-    require_same_loss(run, evaluation.losses[:PROBE_WINDOWS].mean().item())
-    return Curve(run=run, losses=losses, num_windows=data.num_windows)
+        rejects.append(evaluation.loss)
+    check_same_loss(run, evaluation.rejects[:PROBE_WINDOWS].mean().item())
+    return Curve(run=run, rejects=rejects, num_windows=data.num_windows)
 
 
-def choose_target(losses: Sequence[Sequence[float]]) -> float:
-    """The lowest loss that every run reaches and its next mark confirms. `losses`: of each run, one a mark."""
-    return max(min(max(pair) for pair in zip(of_run, [*of_run[1:], of_run[-1]], strict=True)) for of_run in losses)
+def choose_target(rejects: Sequence[Sequence[float]]) -> float:
+    """The lowest loss that every run reaches and its next mark confirms. `rejects`: of each run, one a mark."""
+    return max(min(max(pair) for pair in zip(of_run, [*of_run[1:], of_run[-1]], strict=True)) for of_run in rejects)
 
 
 def spread(values: Sequence[float | None], digits: int) -> str:
@@ -202,8 +202,8 @@ def print_curves(curves: dict[str, list[Curve]], target: float) -> None:
         steps = [None if mark is None else float(mark.step) for mark in (curve.reached(target) for curve in of_name)]
         row += [spread(steps, 0), spread([None if s is None else s * runs[0].tokens_per_step for s in steps], 0)]
         row += [f"{statistics.median(run.tokens_per_step / run.step_s for run in runs):,.0f}"]
-        row += [spread([run.marks[-1].elapsed_s for run in runs], 1), spread([min(c.losses) for c in of_name], 4)]
-        rows.append((*row, spread([c.losses[-1] for c in of_name], 4)))
+        row += [spread([run.marks[-1].elapsed_s for run in runs], 1), spread([min(c.rejects) for c in of_name], 4)]
+        rows.append((*row, spread([c.rejects[-1] for c in of_name], 4)))
     print_table(rows)
 
 
@@ -224,7 +224,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", type=float, help="a validation loss in nats")
 
 
-def require_options(own: argparse.Namespace, nanogpt: Path | None) -> None:
+def check_options(own: argparse.Namespace, nanogpt: Path | None) -> None:
     """Raise FolioError for options that lead nowhere."""
     if own.target is not None and not 0 < own.target < math.inf:
         raise FolioError(f"--target is {own.target}, wanted a validation loss in nats such as 1.9")
@@ -233,7 +233,7 @@ def require_options(own: argparse.Namespace, nanogpt: Path | None) -> None:
 
 
 def main() -> None:
-    options = parse(__doc__, PRESETS, add_options, require_options)
+    options = parse(__doc__, PRESETS, add_options, check_options)
     preset, seeds = PRESETS[options.own.preset], options.own.seeds
     intervals = preset.folio_interval | {NANOGPT: preset.nanogpt_interval}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -246,7 +246,7 @@ def main() -> None:
             name: [measure_curve(run, options.build, device=device) for run in of_name]
             for name, of_name in runs.items()
         }
-    target = options.own.target or choose_target([curve.losses for curve in curves[NANOGPT]])
+    target = options.own.target or choose_target([curve.rejects for curve in curves[NANOGPT]])
     num_windows, *others = {curve.num_windows for of_name in curves.values() for curve in of_name}
     if others:
         raise FolioError(

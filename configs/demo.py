@@ -21,7 +21,7 @@ eval_interval = 100
 eval_tokens = 256 * block_size  # half a second an evaluation
 checkpoint_interval = 100
 
-sample_author = "MagistrTheOne"
-sample_city = "Krasnodar"
-sample_year = 2025
-sample_tokens = 60
+completion_author = "MagistrTheOne"
+completion_city = "Krasnodar"
+completion_year = 2025
+completion_tokens = 60

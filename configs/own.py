@@ -29,4 +29,4 @@ eval_interval = 100
 checkpoint_interval = 100
 log_interval = 10
 
-sample_tokens = 200
+completion_tokens = 200

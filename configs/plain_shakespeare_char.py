@@ -24,4 +24,4 @@ eval_interval = 250
 checkpoint_interval = 250
 log_interval = 10
 
-sample_tokens = 500
+completion_tokens = 500

@@ -30,4 +30,4 @@ eval_interval = 50
 checkpoint_interval = 50
 log_interval = 10
 
-sample_tokens = 300
+completion_tokens = 300

@@ -31,6 +31,6 @@ eval_interval = 100
 checkpoint_interval = 100
 log_interval = 10
 
-sample_author = "William Shakespeare"
-sample_year = 1623
-sample_tokens = 200
+completion_author = "William Shakespeare"
+completion_year = 1623
+completion_tokens = 200

@@ -46,7 +46,7 @@ def replace_column(batch: pa.RecordBatch, name: str, values: pa.Array) -> pa.Rec
 
 
 def text_buffers(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """The UTF-8 bytes of all texts, (N,) uint8, and their borders in it, (D + 1,) int64 from 0; no copy."""
+    """The UTF-8 bytes of all texts, (N,) uint8, and their boundaries in it, (D + 1,) int64 from 0; no copy."""
     offsets = (
         np.frombuffer(texts.buffers()[1], np.int64, count=len(texts) + 1, offset=texts.offset * 8)
         if len(texts)

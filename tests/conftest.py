@@ -17,9 +17,9 @@ import pytest
 
 from preprocess.build.build import build
 from preprocess.progress import Progress
-from preprocess.recipes.schema import Recipe, SourceFile
+from preprocess.recipes.schema import CorpusFile, Recipe
 from preprocess.shards.format import Build
-from preprocess.shards.writer import Place, ShardPlan, ShardSealer, create_shard, cut_shards, write_documents
+from preprocess.shards.writer import ShardPlan, ShardSealer, WriteOffset, create_shard, cut_shards, write_documents
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSE = "O Romeo, Romeo! wherefore art thou Romeo?\nDeny thy father and refuse thy name;\n\nOr, if thou wilt not, be but sworn my love,\n\n"
@@ -58,7 +58,7 @@ def text_recipe(tmp_path: Path) -> Callable[..., tuple[Recipe, Path]]:
         data = text.encode() if isinstance(text, str) else text
         path = tmp_path / "input.txt"
         path.write_bytes(data)
-        file = SourceFile(
+        file = CorpusFile(
             name="input.txt", sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), url="http://127.0.0.1:9/none"
         )
         settings = {"dedup": False, "split": "contiguous", "tokenizer": "byte", **settings}
@@ -121,7 +121,7 @@ def write_split(
         plan = ShardPlan(split, len(shards), int(ends[last - 1]) - begin, last - first)
         create_shard(folder, plan, vocab_size=vocab_size)
         part = ids[begin : int(ends[last - 1])], ends[first:last] - begin, docs[first:last]
-        max_id = write_documents(folder, plan, Place(0, 0), *part, vocab_size=vocab_size)
+        max_id = write_documents(folder, plan, WriteOffset(0, 0), *part, vocab_size=vocab_size)
         shards.append(ShardSealer(folder, plan, vocab_size=vocab_size).finish(max_id))
     return {"tokens": len(ids), "documents": len(ends), "text_bytes": text_bytes, "shards": shards}
 

@@ -16,9 +16,19 @@ from preprocess.errors import MisuseError, printable
 from train.core.config_file import LARGEST_NUMBER, read_assignments
 
 USAGE = "python train/train.py CONFIG.py [--key=value ...] [--restart]"
+# Names that earlier versions gave to settings. Config files and checkpoints that use them are still read.
+RENAMED = {
+    "sampling": "data_order",
+    "sample_interval": "completion_interval",
+    "sample_tokens": "completion_tokens",
+    "sample_prompt": "completion_prompt",
+    "sample_author": "completion_author",
+    "sample_city": "completion_city",
+    "sample_year": "completion_year",
+}
 CHOICES = {
     "arch": ("gpt2", "modern"),
-    "sampling": ("random", "epochs"),
+    "data_order": ("random", "epochs"),
     "optimizer": ("adamw", "muon"),
     "schedule": ("cosine", "linear", "wsd"),
     "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
@@ -69,7 +79,7 @@ class Config:
     dropout: float = setting(0.0, "share of activations dropped in training", least=0)
     mask_documents: bool = setting(False, "no token attends to another document's")
 
-    sampling: str = setting(
+    data_order: str = setting(
         "random", "random: windows anywhere; epochs: every window once, in another order and place each epoch"
     )
     stream_buffer: int = setting(
@@ -122,14 +132,16 @@ class Config:
     keep_checkpoints: int = setting(
         3, "how many of the last checkpoints stay on the disk, beside the best", least=1, free=True
     )
-    sample_interval: int | None = setting(
+    completion_interval: int | None = setting(
         None, "steps between samples of text; none: one at the end", least=1, free=True
     )
-    sample_tokens: int = setting(200, "tokens a sample", least=1, free=True)
-    sample_prompt: str = setting("", "text that a sample continues", free=True)
-    sample_author: str | None = setting(None, "author of a sample, as the build's control tokens name them", free=True)
-    sample_city: str | None = setting(None, "city of a sample", free=True)
-    sample_year: int | None = setting(None, "year of a sample", least=0, free=True)
+    completion_tokens: int = setting(200, "tokens a sample", least=1, free=True)
+    completion_prompt: str = setting("", "text that a sample continues", free=True)
+    completion_author: str | None = setting(
+        None, "author of a sample, as the build's control tokens name them", free=True
+    )
+    completion_city: str | None = setting(None, "city of a sample", free=True)
+    completion_year: int | None = setting(None, "year of a sample", least=0, free=True)
     temperature: float = setting(0.8, "of sampling: 0 always takes the likeliest token", least=0, free=True)
     top_k: int | None = setting(
         200, "sampling chooses among this many likeliest tokens; none: among all", least=1, free=True
@@ -224,10 +236,10 @@ class Config:
         """`key  value` for each setting, aligned."""
         settings = self.as_dict()
         width = max(map(len, settings))
-        return [f"{key:<{width}}  {_spell(value)}" for key, value in settings.items()]
+        return [f"{key:<{width}}  {_format(value)}" for key, value in settings.items()]
 
 
-def _spell(value: Any) -> str:
+def _format(value: Any) -> str:
     if value is None or value in ([], ()):
         return "none"
     if isinstance(value, list):
@@ -289,7 +301,8 @@ def parse_command_line(arguments: Sequence[str]) -> Command:
             raise MisuseError(f"cannot read {argument!r}, wanted --{key} alone; usage: {USAGE}")
         if not argument.startswith("--") or not equals:
             raise MisuseError(f"cannot read {argument!r}, wanted --key=value such as --max_steps=100; usage: {USAGE}")
-        _require_known(key, "the command line")
+        key = current_name(key)
+        _check_known(key, "the command line")
         overrides[key] = value
     wants_help = "--help" in arguments or "-h" in arguments
     if len(paths) != 1 and not wants_help:
@@ -308,7 +321,8 @@ def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
     Raises MisuseError for a file that cannot be read, anything in it but assignments, an unknown key or a bad value.
     """
     values = {
-        key: coerce(key, value, where=f"{path}, line {line}") for key, (value, line) in read_assignments(path).items()
+        current_name(key): coerce(current_name(key), value, where=f"{path}, line {line}")
+        for key, (value, line) in read_assignments(path).items()
     }
     values |= {key: coerce_text(key, text) for key, text in overrides.items()}
     values["out_dir"] = str(Path(values.get("out_dir", f"runs/{path.stem}")).expanduser())
@@ -324,14 +338,15 @@ def config_from_saved(settings: Any, where: str) -> Config:
     for key in ("data", "out_dir"):
         if key not in settings:
             raise MisuseError(f"{where} does not set {key}; it was not written by this Folio")
-    return Config(**{key: coerce(key, value, where=where) for key, value in settings.items()})
+    renamed = {current_name(key): value for key, value in settings.items()}
+    return Config(**{key: coerce(key, value, where=where) for key, value in renamed.items()})
 
 
 def changed_settings(old: Config, new: Config) -> list[str]:
     """`key old → new` for each setting that a loss depends on and that differs."""
     before, now = old.as_dict(), new.as_dict()
     bound = [f.name for f in dataclasses.fields(Config) if not f.metadata["free"]]
-    changes = [f"{key} {_spell(before[key])} → {_spell(now[key])}" for key in bound if before[key] != now[key]]
+    changes = [f"{key} {_format(before[key])} → {_format(now[key])}" for key in bound if before[key] != now[key]]
     if old.windows_per_step != new.windows_per_step:
         changes.append(f"batch_size × gradient_accumulation_steps {old.windows_per_step:,} → {new.windows_per_step:,}")
     return changes
@@ -353,7 +368,7 @@ def describe_settings() -> str:
     ]
     width = max(shutil.get_terminal_size().columns - 1, 2 * HELP_INDENT)
     for field in dataclasses.fields(Config):
-        default = "" if field.default is dataclasses.MISSING else f" [{_spell(field.default)}]"
+        default = "" if field.default is dataclasses.MISSING else f" [{_format(field.default)}]"
         name = f"  {field.name:<{HELP_INDENT - 3}} "
         text = f"{field.metadata['doc']}{default}"
         lines.append(
@@ -362,7 +377,12 @@ def describe_settings() -> str:
     return "\n".join(lines)
 
 
-def _require_known(key: str, where: str) -> None:
+def current_name(key: str) -> str:
+    """Return the name of a setting that configs, checkpoints and commands of earlier versions call `key`."""
+    return RENAMED.get(key, key)
+
+
+def _check_known(key: str, where: str) -> None:
     known = [f.name for f in dataclasses.fields(Config)]
     if key in known:
         return
@@ -395,7 +415,7 @@ def _bad_value(key: str, value: Any, *, where: str) -> MisuseError:
 
 def coerce(key: str, value: Any, *, where: str) -> Any:
     """`value`, of a file, as the type of the setting `key`: an int may stand for a float. Raises MisuseError."""
-    _require_known(key, where)
+    _check_known(key, where)
     kind, optional = _type_of(key)
     if value is None and optional:
         return () if kind is tuple else None

@@ -24,21 +24,21 @@ from filelock import FileLock, Timeout
 
 from preprocess.errors import FolioError, one_line, printable
 from train.config import Config
-from train.core.cli import Parser, run_command, told_when_stopped, warn
+from train.core.cli import Parser, log_when_stopped, run_command, warn
 from train.core.device import choose_device
 from train.core.distributed import World
 from train.data.batches import ValidationWindows
-from train.data.streams import Source, StreamedText, open_source, open_validation
-from train.evaluation.comparison import compare, require_comparable, spell, spell_loss
+from train.data.streams import DataSource, StreamedText, open_data_source, open_validation
+from train.evaluation.comparison import check_comparable, compare, format_loss, spell
 from train.evaluation.job import Asked, Job, perform, prepare
 from train.evaluation.list_checkpoints import checkpoints_of, folder_of, pass_over
 from train.evaluation.mlflow_runs import log_evaluation
 from train.evaluation.prompts import read_prompts
 from train.evaluation.results import Row, append_row, losses_of, read_evaluations
 from train.run.checkpoint import CheckpointError
-from train.run.metrics import spell_perplexity
+from train.run.metrics import format_perplexity
 from train.run.run_dir import EVALUATIONS_DIR, LOCK_FILE
-from train.trackers.client import require_trackers
+from train.trackers.client import check_trackers
 
 STOPPED = "stopped; what is evaluated is kept, and the same command goes on with the rest"
 
@@ -54,14 +54,14 @@ def evaluate_run(
     out_dir, once = folder_of(run), functools.cache(warn)
     # Opened once for all checkpoints: a stream's validation text takes a pass over all of it.
     open_text, open_windows = (
-        functools.cache(functools.partial(open_source, world=World())),
+        functools.cache(functools.partial(open_data_source, world=World())),
         functools.cache(functools.partial(_open_windows, device=device)),
     )
     num_new, last = 0, None
     with _alone(out_dir):
         for checkpoint in checkpoints_of(run, which):
             try:
-                job = prepare(checkpoint, asked, device=device, open_source=open_text, warn=once)
+                job = prepare(checkpoint, asked, device=device, open_data_source=open_text, warn=once)
                 row, is_new = _evaluate(job, open_windows, out_dir)
             except CheckpointError as e:
                 if which != "all" and (checkpoint.folder.exists() or checkpoint.folder == run):
@@ -80,7 +80,9 @@ def evaluate_run(
     return out_dir, last
 
 
-def _evaluate(job: Job, open_windows: Callable[[Source, Config], ValidationWindows], out_dir: Path) -> tuple[Row, bool]:
+def _evaluate(
+    job: Job, open_windows: Callable[[DataSource, Config], ValidationWindows], out_dir: Path
+) -> tuple[Row, bool]:
     """The row of an evaluation, told, and whether there was anything to do for it."""
     before = next((row for row in read_evaluations(out_dir) if row["key"] == job.key), None)
     if before is not None and losses_of(out_dir, before) is not None:
@@ -101,7 +103,7 @@ def _tell(row: Row, more: str = "") -> None:
     print(one_line(describe(row)) + more, flush=True)
 
 
-def _open_windows(source: Source, config: Config, *, device: torch.device) -> ValidationWindows:
+def _open_windows(source: DataSource, config: Config, *, device: torch.device) -> ValidationWindows:
     if isinstance(source, StreamedText):
         print(f"reading {one_line(source.name)} to its end for all of its validation text", flush=True)
     return open_validation(source, config, device=device)
@@ -122,8 +124,8 @@ def describe(row: Row) -> str:
     """An evaluation in a line."""
     texts = [
         f"step {row['step']:,}",
-        f"val loss {spell_loss(row)}",
-        f"perplexity {spell_perplexity(row['perplexity'])}",
+        f"val loss {format_loss(row)}",
+        f"perplexity {format_perplexity(row['perplexity'])}",
     ]
     texts += [f"bits per byte {spell(row['bits_per_byte'], '.4f')}"]
     return "  ".join(
@@ -135,22 +137,22 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     runs: list[Path] = options.compare
     if options.run is None:
-        build_id = None if options.data is None else open_source(options.data, world=World()).build_id
+        build_id = None if options.data is None else open_data_source(options.data, world=World()).build_id
     else:
         asked = Asked(
             data=options.data,
             num_questions=options.questions or 0,
             prompts=read_prompts(options.prompts) if options.prompts else (),
-            sample_tokens=options.tokens,
+            completion_tokens=options.tokens,
             temperature=options.temperature or 0.0,
         )
         which = "all" if options.all else "best" if options.best else "newest"
         if runs:  # now, not after an hour
-            require_comparable(folder_of(options.run), runs)
+            check_comparable(folder_of(options.run), runs)
         if options.mlflow:
-            require_trackers(["mlflow"], named_by="--mlflow")
+            check_trackers(["mlflow"], named_by="--mlflow")
         log = log_evaluation if options.mlflow else None
-        with told_when_stopped(STOPPED):
+        with log_when_stopped(STOPPED):
             out_dir, row = evaluate_run(options.run, which, asked, device=choose_device(options.device), log=log)
         runs, build_id = [out_dir, *runs], row["build_id"]
     if options.compare:
@@ -177,7 +179,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     asking.add_argument(
         "--prompts", type=Path, metavar="FILE", help="have prompts continued, one a line: text, or .jsonl with `prompt`"
     )
-    parser.add_argument("--tokens", type=int, metavar="N", help="tokens of an answer at most [the run's sample_tokens]")
+    parser.add_argument(
+        "--tokens", type=int, metavar="N", help="tokens of an answer at most [the run's completion_tokens]"
+    )
     parser.add_argument(
         "--temperature", type=float, metavar="X", help="of answers; 0 always takes the likeliest token [0]"
     )

@@ -30,7 +30,7 @@ from train.core.cli import Parser, run_command, warn
 from train.model.base import VOCABULARY_WEIGHTS
 from train.model.gpt2 import INIT_STD
 from train.model.modern import LOGIT_CAP, ROTARY_BASE
-from train.run.checkpoint import MODEL_FILE, Checkpoint, find_checkpoint, require_shapes, write_tensors
+from train.run.checkpoint import MODEL_FILE, Checkpoint, check_shapes, find_checkpoint, write_tensors
 from train.run.init_from import HF_CONFIG, HF_GPT2, HF_PREFIX, TRANSPOSED
 from train.run.run_dir import vocabulary_of
 
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     checkpoint = find_checkpoint(options.run, warn, best=options.best)
     config = config_from_saved(checkpoint.origin.settings, str(checkpoint.folder))
-    require_shapes(checkpoint, config)
+    check_shapes(checkpoint, config)
     folder, manifest = vocabulary_of(checkpoint)
     with new_folder(options.output) as aside:
         files = tokenizer_files(folder, manifest, config) | config_files(config, manifest, checkpoint.vocab_size)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from preprocess.errors import FolioError, MisuseError, one_line
 from preprocess.shards.files import write_durable
-from train.core.cli import Parser, naming, run_command, warn
+from train.core.cli import Parser, add_path_to_errors, run_command, warn
 from train.core.names import names_apart, shorten
 from train.run.metrics import METRICS_FILE, read_rows
 
@@ -306,7 +306,7 @@ def plot(runs: Sequence[Path], output: Path, *, warn: Callable[[str], None]) -> 
         raise MisuseError(
             f"output {output} cannot be in {output.parent}, which is no folder; choose another --output"
         ) from e
-    with naming(output):
+    with add_path_to_errors(output):
         write_durable(output, image.getvalue())
 
 

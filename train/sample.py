@@ -19,11 +19,11 @@ from train.core.cli import Parser, run_command, warn
 from train.core.device import choose_device
 from train.model import make_model
 from train.model.sampler import Sampler
-from train.run.checkpoint import find_checkpoint, load_model, require_shapes
+from train.run.checkpoint import check_shapes, find_checkpoint, load_model
 from train.run.run_dir import vocabulary_of
 
 # What an invocation that leaves them out means to be without, whatever the run's own samples began with.
-PROMPT = ("sample_prompt", "sample_author", "sample_city", "sample_year")
+PROMPT = ("completion_prompt", "completion_author", "completion_city", "completion_year")
 
 
 def main(arguments: list[str]) -> int:
@@ -37,10 +37,10 @@ def main(arguments: list[str]) -> int:
     try:
         config = dataclasses.replace(config, **given)
     except MisuseError as e:  # which calls the settings as a config does
-        raise MisuseError(re.sub("^sample_", "--", str(e))) from e
+        raise MisuseError(re.sub("^completion_", "--", str(e))) from e
     device = choose_device(config.device)
     folder, manifest = vocabulary_of(checkpoint)
-    require_shapes(checkpoint, config)
+    check_shapes(checkpoint, config)
     model = make_model(config, checkpoint.vocab_size)
     load_model(checkpoint, model)
     sampler = Sampler(model.to(device), folder, manifest, config=config)
@@ -62,16 +62,18 @@ def _parse(arguments: list[str]) -> dict[str, Any]:
     """RUN, and settings by name; None where one is not given."""
     parser = Parser(prog="python train/sample.py", description="Text from a run's newest checkpoint, as it is drawn.")
     parser.add_argument("run", type=Path, metavar="RUN", help="the out_dir of a run, or a checkpoint in it")
-    parser.add_argument("--prompt", dest="sample_prompt", default="", metavar="TEXT", help="text to continue")
+    parser.add_argument("--prompt", dest="completion_prompt", default="", metavar="TEXT", help="text to continue")
     parser.add_argument(
-        "--author", dest="sample_author", metavar="NAME", help="author whose control token stands in front"
-    )
-    parser.add_argument("--city", dest="sample_city", metavar="NAME", help="city whose control token stands in front")
-    parser.add_argument(
-        "--year", dest="sample_year", type=int, metavar="YEAR", help="year whose control token stands in front"
+        "--author", dest="completion_author", metavar="NAME", help="author whose control token stands in front"
     )
     parser.add_argument(
-        "--tokens", dest="sample_tokens", type=int, metavar="N", help="tokens to draw at most [the run's]"
+        "--city", dest="completion_city", metavar="NAME", help="city whose control token stands in front"
+    )
+    parser.add_argument(
+        "--year", dest="completion_year", type=int, metavar="YEAR", help="year whose control token stands in front"
+    )
+    parser.add_argument(
+        "--tokens", dest="completion_tokens", type=int, metavar="N", help="tokens to draw at most [the run's]"
     )
     parser.add_argument("--temperature", type=float, metavar="X", help="0 always takes the likeliest token [the run's]")
     parser.add_argument("--top_k", type=int, metavar="K", help="draw from the K likeliest tokens [the run's]")

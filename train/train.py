@@ -42,10 +42,10 @@ from train.core.device import (
     peak_memory_bytes,
     set_matmul_precision,
 )
-from train.core.distributed import World, joined
+from train.core.distributed import World, init_processes
 from train.core.memory import keep_freed_memory
-from train.data.batches import Data, Feed
-from train.data.streams import Source, open_samples, open_source
+from train.data.batches import Data, Prefetcher
+from train.data.streams import DataSource, open_data_source, open_data_splits
 from train.model.sampler import control_tokens
 from train.run.after_step import Loop, take_step
 from train.run.checkpoint import Checkpoint, restore
@@ -54,9 +54,9 @@ from train.run.metrics import METRICS_FILE, Report, Work, read_rows
 from train.run.preflight import Preflight, is_out_of_memory, preflight, ran_out_of_memory, too_large
 from train.run.run_dir import find_start, forget, locked, tidy, what_is_finished, write_run
 from train.run.signals import StopRequest
-from train.run.state import Training, copy_from_main, new_training
-from train.run.validation import Watch
-from train.trackers.client import require_trackers, tell_the_rest
+from train.run.state import Training, broadcast_state, new_training
+from train.run.validation import EarlyStopping
+from train.trackers.client import check_trackers, tell_the_rest
 
 OF_EACH_PROCESS = ("data", "out_dir", "device")  # settings in which processes on several machines may differ
 
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
     if command.help or command.config_path is None:
         return print_help(arguments)
     config = load_config(command.config_path, command.overrides)
-    with joined(by_cuda=config.device != "cpu" and torch.cuda.is_available()) as world:
+    with init_processes(by_cuda=config.device != "cpu" and torch.cuda.is_available()) as world:
         device = choose_device(config.device, local_rank=world.local_rank, num_local=world.num_local)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -75,20 +75,20 @@ def main(arguments: list[str]) -> int:
         precision = choose_precision(config.precision, device)
         set_matmul_precision(precision)
         config = dataclasses.replace(config, device=str(device), precision=precision)
-        builds = open_source(config.data, world=world)
+        builds = open_data_source(config.data, world=world)
         control_tokens(builds.manifest, config)  # for what it refuses: an author of no sample in the build
-        data = open_samples(builds, config, device=device, world=world)
+        data = open_data_splits(builds, config, device=device, world=world)
         with locked(Path(config.out_dir)) if world.is_main else contextlib.nullcontext():
             return run(command, config, builds, data=data, world=world, device=device)
 
 
-def run(command: Command, config: Config, builds: Source, *, data: Data, world: World, device: torch.device) -> int:
+def run(command: Command, config: Config, builds: DataSource, *, data: Data, world: World, device: torch.device) -> int:
     """Begin or continue the run that lives in out_dir. Returns the exit status."""
-    _require_same(config, builds, world)
-    world.by_main(lambda: require_trackers(config.track))
-    start = world.by_main(lambda: find_start(config, builds, restart=command.restart, warn=warn))
+    _check_same(config, builds, world)
+    world.run_on_main(lambda: check_trackers(config.track))
+    start = world.run_on_main(lambda: find_start(config, builds, restart=command.restart, warn=warn))
     finished = what_is_finished(start, config) if start else None
-    if world.highest(finished is not None):
+    if world.all_reduce_max(finished is not None):
         if world.is_main:
             tell_trackers(config, builds)
         print(one_line(finished or ""), end="\n" if finished else "")
@@ -113,7 +113,7 @@ def run(command: Command, config: Config, builds: Source, *, data: Data, world: 
         tidy(Path(config.out_dir))
         write_run(config, builds)
 
-    world.by_main(write)
+    world.run_on_main(write)
     try:
         return train(
             config, builds, training=training, wrapped=wrapped, data=data, start=start, found=found, world=world
@@ -124,7 +124,7 @@ def run(command: Command, config: Config, builds: Source, *, data: Data, world: 
         raise FolioError(ran_out_of_memory(training)) from e
 
 
-def tell_trackers(config: Config, builds: Source) -> None:
+def tell_trackers(config: Config, builds: DataSource) -> None:
     """Of a run that is finished: what trackers were not told of it."""
     out_dir, say = Path(config.out_dir), functools.partial(print, flush=True)
     rows = read_rows(out_dir / METRICS_FILE)
@@ -132,16 +132,16 @@ def tell_trackers(config: Config, builds: Source) -> None:
         say(f"{name} is told what it was not told before")
 
 
-def _about(config: Config, builds: Source) -> dict[str, Any]:
+def _about(config: Config, builds: DataSource) -> dict[str, Any]:
     """What trackers are told of a run."""
     return {"config": config.as_dict(), "build_id": builds.build_id, "build_name": builds.name}
 
 
-def _require_same(config: Config, builds: Source, world: World) -> None:
+def _check_same(config: Config, builds: DataSource, world: World) -> None:
     """Raise MisuseError where processes would train different things."""
     settings = {key: value for key, value in config.as_dict().items() if key not in OF_EACH_PROCESS}
     told = [settings, builds.build_id, torch.__version__]
-    if not world.is_same(int(sha256_bytes(canonical_json(told))[:12], 16)):
+    if not world.all_equal(int(sha256_bytes(canonical_json(told))[:12], 16)):
         raise MisuseError(
             f"process {world.rank} was started with settings, a build or a torch of its own; start all with the same ones "
             f"(here build_id {builds.build_id[:12]}, torch {torch.__version__})"
@@ -149,24 +149,24 @@ def _require_same(config: Config, builds: Source, world: World) -> None:
 
 
 def begin(
-    config: Config, builds: Source, *, data: Data, start: Checkpoint | None, world: World, device: torch.device
+    config: Config, builds: DataSource, *, data: Data, start: Checkpoint | None, world: World, device: torch.device
 ) -> Training:
     """Training as the seed makes it, as it was at `start`, or with the weights that `init_from` names; in all processes alike."""
-    vocab_size = world.highest(start.vocab_size if start else builds.vocab_size)
+    vocab_size = world.all_reduce_max(start.vocab_size if start else builds.vocab_size)
     training = new_training(config, vocab_size, device=device)
 
     def load() -> None:
         if start is not None:
             restore(start, training)
             if config.resume != "auto":  # what was best there is not here
-                training.watch = Watch()
+                training.early_stopping = EarlyStopping()
             if start.origin.settings["batch_size"] != config.batch_size:
                 training.micro_batch = None
         elif config.init_from is not None:
             initialize(training.model, config, builds, warn=warn)
 
-    world.by_main(load)
-    copy_from_main(training, world)
+    world.run_on_main(load)
+    broadcast_state(training, world)
     if training.step > 0:
         if training.streams is not None and len(training.streams) != world.size:
             num_then = len(training.streams)
@@ -180,7 +180,7 @@ def begin(
 
 def train(
     config: Config,
-    builds: Source,
+    builds: DataSource,
     *,
     training: Training,
     wrapped: nn.Module,
@@ -191,7 +191,9 @@ def train(
 ) -> int:
     """From the step that `training` is at to max_steps, or until a signal or patience ends it. Returns the exit status."""
     autocast = make_autocast(config.precision, training.device)
-    feed = Feed(data.train, windows_per_step=config.windows_per_step, micro_batch=found.micro_batch, world=world)
+    prefetcher = Prefetcher(
+        data.train, windows_per_step=config.windows_per_step, micro_batch=found.micro_batch, world=world
+    )
     work, about = _work(config, training, world), _about(config, builds)
     out_dir = Path(config.out_dir) if world.is_main else None
     first_step, signum = start.step if start else -1, 0
@@ -199,7 +201,14 @@ def train(
         out_dir, step=first_step, max_steps=config.max_steps, work=work, track=config.track, about=about
     ) as report:
         loop = Loop(
-            config, builds, training=training, data=data, feed=feed, report=report, autocast=autocast, world=world
+            config,
+            builds,
+            training=training,
+            data=data,
+            prefetcher=prefetcher,
+            report=report,
+            autocast=autocast,
+            world=world,
         )
         with StopRequest(training, world) as stop:
             report.say(
@@ -214,9 +223,9 @@ def train(
             if training.step == 0:
                 loop.evaluate()
             while training.step < config.max_steps and not loop.is_stopping:
-                outcome = take_step(training, wrapped, feed, config, autocast=autocast, world=world)
+                outcome = take_step(training, wrapped, prefetcher, config, autocast=autocast, world=world)
                 # The signal is read once: one that comes after this is for the next step. All processes heed one's.
-                signum = world.highest(stop.signum)
+                signum = world.all_reduce_max(stop.signum)
                 loop.follow(outcome, is_stopping=bool(signum))
         report.say(_last_words(training, config, signum=signum, is_saved=not loop.is_saving))
         if signum and training.step < config.max_steps:
@@ -228,7 +237,7 @@ def train(
 
 
 def _first_words(
-    config: Config, builds: Source, *, training: Training, data: Data, work: Work, world: World
+    config: Config, builds: DataSource, *, training: Training, data: Data, work: Work, world: World
 ) -> list[str]:
     """What is trained, and on what."""
     num_tokens = "no end of" if data.train.num_tokens is None else f"{data.train.num_tokens:,}"
@@ -254,7 +263,7 @@ def _work(config: Config, training: Training, world: World) -> Work:
 
 def _last_words(training: Training, config: Config, *, signum: int, is_saved: bool) -> str:
     """How the run ended, and what is on the disk."""
-    step, watch = training.step, training.watch
+    step, watch = training.step, training.early_stopping
     if signum and step < config.max_steps:
         saved = "saved" if is_saved else "the last updates were not finite, so that it was not saved"
         return f"stopped after step {step:,} of {config.max_steps:,}, {saved}; go on with --resume=auto"

@@ -36,7 +36,7 @@ class Forms:
 
 
 def make_forms(path: Path, folder: Path, *, max_bytes: int | None = None) -> Forms:
-    """Of the documents of the Parquet file `path`, the first `max_bytes` or all; a line feed ends each in the text files."""
+    """Of the documents of the Parquet file `path`, the first `max_bytes` or all; a line prefetcher ends each in the text files."""
     texts = _first(pq.ParquetFile(path), max_bytes)
     folder.mkdir(parents=True, exist_ok=True)
     whole, halves = folder / "all.parquet", folder / "halves"

@@ -1,4 +1,4 @@
-"""What the benches of training share: both trainers in processes of their own, on a clock that leaves out evaluating and saving."""
+"""What the benches of training share: both trainers in processes of their own, on a clock that leaves out evaluation_mode and saving."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from preprocess.shards.format import Build
 from train.config import Config, load_config
 from train.model import make_model
 from train.model.base import LanguageModel
-from train.run.checkpoint import load_model, newest, open_checkpoint, step_folder
+from train.run.checkpoint import find_newest_checkpoint, load_model, open_checkpoint, step_folder
 from train.run.metrics import METRICS_FILE, read_rows
 
 NANOGPT = "nanoGPT"
@@ -202,7 +202,7 @@ def run_folio(name: str, arguments: Sequence[str], *, build: Build, folder: Path
         *settings,
         f"--eval_interval={MORE_THAN_A_RUN_HAS}",
         "--eval_tokens=8192",
-        "--sample_tokens=1",
+        "--completion_tokens=1",
     ]
     config = load_config(ROOT / arguments[0], settings_of(settings))
     keep = f"--keep_checkpoints={config.max_steps // interval + 1}"
@@ -216,7 +216,7 @@ def run_folio(name: str, arguments: Sequence[str], *, build: Build, folder: Path
             elapsed_s += (row["step"] - last_step) * tokens_per_step / row["tokens_per_s"]
             last_step, peak = row["step"], row["peak_memory_bytes"]
             marks.append(Mark(step=last_step, elapsed_s=elapsed_s, weights=step_folder(folder, last_step)))
-    checkpoint = newest(folder, warn=print)
+    checkpoint = find_newest_checkpoint(folder, warn=print)
     assert checkpoint is not None
     model = make_model(config, checkpoint.vocab_size)
     return Trained(
@@ -289,7 +289,7 @@ def load(trained: Trained, mark: Mark, vocab_size: int) -> LanguageModel:
     return model
 
 
-def require_same_loss(trained: Trained, loss: float) -> None:
+def check_same_loss(trained: Trained, loss: float) -> None:
     """Raise FolioError unless `loss`, of our model on the probe, is nanoGPT's own."""
     if trained.probe_loss is not None and abs(loss - trained.probe_loss) > 1e-3:
         raise FolioError(

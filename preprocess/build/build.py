@@ -17,10 +17,10 @@ from typing import Any
 from preprocess.build.build_log import BuildLog
 from preprocess.build.dedup_and_split import Decided, decide_sides
 from preprocess.build.engines.local import InProcess, ProcessPool, Task, WorkerDied
-from preprocess.build.plan import Plan, make_plan, require_space
+from preprocess.build.plan import Plan, check_space, make_plan
 from preprocess.build.prepare import Job, encode_partition, prepare_partition
 from preprocess.build.publish import finish_interrupted_replace, is_there_already, one_at_a_time, publish
-from preprocess.build.shard_layout import Placement, place
+from preprocess.build.shard_layout import ShardLayout, lay_out_shards
 from preprocess.build.stats import describe_build, sum_counts
 from preprocess.build.train_tokenizer import TRAINED_FILE, train_tokenizer
 from preprocess.build.work_dir import REFUSED, open_work, work_root
@@ -28,14 +28,14 @@ from preprocess.build.write_shards import Target, assemble
 from preprocess.errors import FolioError, MisuseError
 from preprocess.progress import Progress
 from preprocess.readers.partitions import Partition
-from preprocess.readers.records import UNMEANT, spell_counts
+from preprocess.readers.records import UNMEANT, format_counts
 from preprocess.recipes.schema import Recipe
 from preprocess.shards import format as shard_format
 from preprocess.shards.files import canonical_json, readable_json, sha256_bytes, write_durable
-from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR, require_no_build
-from preprocess.stages.encode import EngineMismatch, has_bos
+from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR, check_no_build
+from preprocess.stages.encode import BackendMismatch, has_bos
 from preprocess.tokenizers import TRAINED, describe_tokenizer
-from preprocess.tokenizers.folders import require_no_other, save
+from preprocess.tokenizers.folders import check_no_other, save
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.versions import made_with
 
@@ -68,7 +68,7 @@ def build(
             if is_there_already(folder, plan.recipe.resolved(), plan.entries(), replace=replace):
                 clear_work(folder, progress)  # of a build that was killed when it was there and its work not yet gone
                 return False
-            require_space(plan, folder)
+            check_space(plan, folder)
         with _kept_for_the_next(folder, progress):
             for use_reference in (False, True):
                 try:
@@ -78,9 +78,9 @@ def build(
                         num_threads = workers if pool.num_workers == 1 else 1
                         _Attempt(plan, folder, name, pool, progress, log, use_reference, num_threads).run()
                     break
-                except EngineMismatch as e:
+                except BackendMismatch as e:
                     progress.warn(f"{e}; the reference library encodes the whole build")
-                    log.note("engine_fallback", str(e))
+                    log.note("backend_fallback", str(e))
     return True
 
 
@@ -94,10 +94,10 @@ def train_alone(
     if recipe.tokenizer not in TRAINED:
         raise MisuseError(f"the {recipe.tokenizer} tokenizer is not trained; wanted one of {', '.join(TRAINED)}")
     output = output.resolve()
-    require_no_build(output, "which holds its own tokenizer")
+    check_no_build(output, "which holds its own tokenizer")
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not replace:
         raise MisuseError(f"{output} is there already; pass --replace, or choose another --output")
-    require_no_other(output, [TRAINED_FILE[recipe.tokenizer]])  # now, not after all the work
+    check_no_other(output, [TRAINED_FILE[recipe.tokenizer]])  # now, not after all the work
     output.parent.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(output):
         plan = make_plan(recipe, source, progress, num_threads=workers)
@@ -161,12 +161,12 @@ class _Attempt:
 
     def run(self) -> None:
         prepared = self._prepare()
-        placement = self._place(prepared)
+        layout = self._place(prepared)
         aside = self._work.path / "build"
         (aside / TOKENIZER_DIR).mkdir(parents=True, exist_ok=True)
-        shards = self._assemble(prepared, placement, aside)
-        self._seal(prepared, placement, shards, aside)
-        self._tell_losses(prepared)
+        shards = self._assemble(prepared, layout, aside)
+        self._seal(prepared, layout, shards, aside)
+        self._warn_about_rejects(prepared)
         publish(aside, self._folder)
         clear_work(self._folder, self._progress)
 
@@ -181,21 +181,21 @@ class _Attempt:
             return self._run("prepare", prepare_partition, partitions, self._plan.partition_bytes())
 
     def _job_for(self, partition: Partition) -> Job:
-        numbers = {piece.source for piece in partition.pieces}
+        numbers = {span.source for span in partition.spans}
         return dataclasses.replace(self._job, sources={number: self._plan.sources[number] for number in numbers})
 
     def _decide(self, receipts: list[dict[str, Any]]) -> Decided:
-        self._require_documents(receipts)
+        self._check_documents(receipts)
         with self._log.phase("decide"):
             decided = decide_sides(self._recipe, self._work, [receipt["num_documents"] for receipt in receipts])
         if decided.note:
             self._progress.warn(decided.note)
         return decided
 
-    def _require_documents(self, receipts: list[dict[str, Any]]) -> None:
+    def _check_documents(self, receipts: list[dict[str, Any]]) -> None:
         if not any(receipt["num_documents"] for receipt in receipts):
             dropped = {reason: n for reason, n in sum_counts(receipts, "dropped").items() if n}
-            read = "; ".join([f"{sum(dropped.values()):,} documents were read", *spell_counts(dropped)])
+            read = "; ".join([f"{sum(dropped.values()):,} documents were read", *format_counts(dropped)])
             raise FolioError(
                 f"no document is left of {self._recipe.corpus}: {read}; check its files, columns, conditions and cleaning rules"
             )
@@ -217,11 +217,11 @@ class _Attempt:
             self._job = self._with_tokenizer(tokenizer)
             with self._log.phase("encode"):
                 numbers = [(p.number, (self._job, p.number)) for p in self._plan.partitions]
-                self._note_engines(
+                self._log_backends(
                     self._run("encode", encode_partition, numbers, [receipt["text_bytes"] for receipt in receipts])
                 )
         else:
-            self._note_engines(receipts)
+            self._log_backends(receipts)
         return _Prepared(receipts, tokenizer, decided)
 
     def _with_tokenizer(self, tokenizer: Tokenizer) -> Job:
@@ -254,46 +254,46 @@ class _Attempt:
                 bar.update(sizes[done.key], documents if "num_documents" in receipt else None)
         return [receipts[number] for number, _ in arguments]
 
-    def _note_engines(self, receipts: list[dict[str, Any]]) -> None:
+    def _log_backends(self, receipts: list[dict[str, Any]]) -> None:
         self._log.note_memory([receipt["peak_memory_bytes"] for receipt in receipts])
         self._log.note("engine", ", ".join(sorted({receipt["engine"] for receipt in receipts})))
-        if reasons := sorted({receipt["engine_fallback"] for receipt in receipts if receipt["engine_fallback"]}):
-            self._log.note("engine_fallback", reasons[0])
+        if reasons := sorted({receipt["backend_fallback"] for receipt in receipts if receipt["backend_fallback"]}):
+            self._log.note("backend_fallback", reasons[0])
             self._progress.warn(f"{reasons[0]}; the reference library encodes this build")
 
-    def _place(self, prepared: _Prepared) -> Placement:
+    def _place(self, prepared: _Prepared) -> ShardLayout:
         with self._log.phase("place"):
-            return place(self._recipe, self._work, prepared.decided, prepared.receipts, prepared.tokenizer)
+            return lay_out_shards(self._recipe, self._work, prepared.decided, prepared.receipts, prepared.tokenizer)
 
-    def _assemble(self, prepared: _Prepared, placement: Placement, aside: Path) -> dict[str, list[dict[str, Any]]]:
+    def _assemble(self, prepared: _Prepared, layout: ShardLayout, aside: Path) -> dict[str, list[dict[str, Any]]]:
         tokenizer = prepared.tokenizer
         target = Target(
-            self._work, aside, tokenizer.vocab_size + len(placement.control_ids), shard_format.token_dtype(tokenizer.vocab_size),
+            self._work, aside, tokenizer.vocab_size + len(layout.control_ids), shard_format.token_dtype(tokenizer.vocab_size),
             has_bos(self._recipe, tokenizer),
         )  # fmt: skip
         with self._log.phase("assemble"):
-            return assemble(target, placement, prepared.receipts, self._pool, self._progress)
+            return assemble(target, layout, prepared.receipts, self._pool, self._progress)
 
-    def _tell_losses(self, prepared: _Prepared) -> None:
+    def _warn_about_rejects(self, prepared: _Prepared) -> None:
         """One warning for what the corpus may not have meant to lose; stats.json has all of it."""
         dropped = sum_counts(prepared.receipts, "dropped")
         if lost := {reason: dropped[reason] for reason in UNMEANT if dropped[reason]}:
-            counted = ", ".join(spell_counts(lost))
+            counted = ", ".join(format_counts(lost))
             self._progress.warn(
                 f"some documents were not taken as they are: {counted}; `preprocess stats` tells of all"
             )
 
     def _seal(
-        self, prepared: _Prepared, placement: Placement, shards: dict[str, list[dict[str, Any]]], aside: Path
+        self, prepared: _Prepared, layout: ShardLayout, shards: dict[str, list[dict[str, Any]]], aside: Path
     ) -> None:
         """Tokenizer in, stats.json, build_log.json, and last manifest.json."""
-        tokenizer, recipe, counts = prepared.tokenizer, self._recipe, placement.counts
+        tokenizer, recipe, counts = prepared.tokenizer, self._recipe, layout.counts
         for source in self._plan.sources:
             if source.path:
-                source.require_unchanged()
+                source.check_unchanged()
         for file_name, data in tokenizer.files.items():
             write_durable(aside / TOKENIZER_DIR / file_name, data)
-        vocab_size = tokenizer.vocab_size + len(placement.control_ids)
+        vocab_size = tokenizer.vocab_size + len(layout.control_ids)
         stats = readable_json(
             describe_build(recipe, prepared.receipts, prepared.decided.dropped, counts, tokenizer, vocab_size)
         )
@@ -311,12 +311,12 @@ class _Attempt:
             "eot_id": tokenizer.eot_id,
             "pad_id": tokenizer.pad_id,
             "unk_id": tokenizer.unk_id,
-            "special_tokens": {**tokenizer.special_tokens, **placement.control_ids},
+            "special_tokens": {**tokenizer.special_tokens, **layout.control_ids},
             "tokenizer": describe_tokenizer(tokenizer),
             "splits": {split: {**counts.splits[split], "shards": entries} for split, entries in shards.items()},
             "recipe": recipe.resolved(),
             "sources": self._plan.entries(),
-            "languages": {str(number): tag for tag, number in placement.languages.items()},
+            "languages": {str(number): tag for tag, number in layout.languages.items()},
             "stats_sha256": sha256_bytes(stats),
             "made_with": made_with(tokenizer.kind),
         }

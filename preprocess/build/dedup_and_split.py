@@ -1,7 +1,7 @@
 """What can only be decided when all documents are known: which stay, on which side, and what ids control tokens have.
 
 Each question is asked of the documents' tables alone, partition by partition, in memory that does not grow with their number: hashes go
-through buckets on disk, and of a split by rank only the border is kept.
+through buckets on disk, and of a split by rank only the boundary is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from preprocess.stages.dedup import two_halves
 from preprocess.stages.split import GROUP, is_below, keyed_groups
 
 ROW = np.dtype([("h", "<u8"), ("low", "<u8"), ("index", "<u8")])
-Border = tuple[int, int, int]  # the last group, in order of (keyed hash, high, low), that is on the near side
+Boundary = tuple[int, int, int]  # the last group, in order of (keyed hash, high, low), that is on the near side
 
 
 @dataclass
@@ -66,7 +66,7 @@ def decide_sides(recipe: Recipe, work: WorkFolder, num_documents: list[int]) -> 
         _split_by(decided, work, recipe.seed, lambda keys, high, low: is_below(keys, recipe.val_fraction))
     else:
         _split_exactly(decided, work, recipe)
-    _require_both(decided, recipe)
+    _check_both(decided, recipe)
     return decided
 
 
@@ -131,7 +131,9 @@ def _keyed_groups(decided: Decided, work: WorkFolder, seed: int) -> Iterator[tup
 
 def _split_exactly(decided: Decided, work: WorkFolder, recipe: Recipe) -> None:
     """round(N × val_fraction) of N groups validate: those with the smallest keyed hash."""
-    total, border = _border(decided, work, recipe.seed, lambda num_groups, _: round(num_groups * recipe.val_fraction))
+    total, boundary = _boundary(
+        decided, work, recipe.seed, lambda num_groups, _: round(num_groups * recipe.val_fraction)
+    )
     num_val = round(total * recipe.val_fraction)
     if num_val in (0, total):
         if total == 1 and decided.num_kept > 1:
@@ -143,7 +145,7 @@ def _split_exactly(decided: Decided, work: WorkFolder, recipe: Recipe) -> None:
             "would be empty; add documents, cut them smaller (--document paragraph, or --split contiguous for one long text), or choose "
             "another --val-fraction"
         )
-    _split_by(decided, work, recipe.seed, lambda keys, high, low: _is_within(keys, high, low, border))
+    _split_by(decided, work, recipe.seed, lambda keys, high, low: _is_within(keys, high, low, boundary))
 
 
 def _drop_over(decided: Decided, work: WorkFolder, max_documents: int, *, seed: int) -> None:
@@ -152,24 +154,24 @@ def _drop_over(decided: Decided, work: WorkFolder, max_documents: int, *, seed: 
     if before <= max_documents:
         decided.dropped["over_max_documents"] = 0
         return
-    _, border = _border(
+    _, boundary = _boundary(
         decided,
         work,
         ~seed & (2**64 - 1),
         lambda _, counts: int(np.searchsorted(np.cumsum(counts), max_documents, "right")),
     )
-    if border is None:
+    if boundary is None:
         raise FolioError(
             f"max_documents is {max_documents:,}, and the first group that was drawn has more documents; raise it"
         )
     for number, kept, groups in _keyed_groups(decided, work, ~seed & (2**64 - 1)):
-        decided.sides(number)[kept[~_is_within(groups["h"], groups["high"], groups["low"], border)]] = DROPPED
+        decided.sides(number)[kept[~_is_within(groups["h"], groups["high"], groups["low"], boundary)]] = DROPPED
     decided.dropped["over_max_documents"] = before - decided.num_kept
 
 
-def _border(
+def _boundary(
     decided: Decided, work: WorkFolder, seed: int, rank: Callable[[int, np.ndarray], int]
-) -> tuple[int, Border | None]:
+) -> tuple[int, Boundary | None]:
     """How many groups there are, and the one of the wanted rank. `rank`: given their number and each one's documents, how many to take."""
     buckets = Buckets(work.path, "groups", GROUP, decided.num_kept)
     for _, _, groups in _keyed_groups(decided, work, seed):
@@ -180,15 +182,15 @@ def _border(
         sizes.append(last[2])
     total = sum(map(len, sizes))
     wanted = rank(total, np.concatenate(sizes))
-    border = None
+    boundary = None
     for rows, counts in zip([last[0]] if last and len(sizes) == 1 else buckets, sizes, strict=True):
         if 0 < wanted <= len(counts):
             order = last[1] if last and rows is last[0] else _distinct(rows)[0]
             group = rows[order[wanted - 1]]
-            border = int(group["h"]), int(group["high"]), int(group["low"])
+            boundary = int(group["h"]), int(group["high"]), int(group["low"])
         wanted -= len(counts)
     buckets.delete()
-    return total, border
+    return total, boundary
 
 
 def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -209,11 +211,11 @@ def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order[starts], np.diff(np.append(starts, len(rows)))
 
 
-def _is_within(keys: np.ndarray, high: np.ndarray, low: np.ndarray, border: Border | None) -> np.ndarray:
-    if border is None:
+def _is_within(keys: np.ndarray, high: np.ndarray, low: np.ndarray, boundary: Boundary | None) -> np.ndarray:
+    if boundary is None:
         return np.zeros(len(keys), bool)
-    key, border_high, border_low = map(np.uint64, border)
-    tie = (high < border_high) | ((high == border_high) & (low <= border_low))
+    key, boundary_high, boundary_low = map(np.uint64, boundary)
+    tie = (high < boundary_high) | ((high == boundary_high) & (low <= boundary_low))
     return (keys < key) | ((keys == key) & tie)
 
 
@@ -224,7 +226,7 @@ def _split_by(
         decided.sides(number)[kept[is_val(groups["h"], groups["high"], groups["low"])]] = VAL
 
 
-def _require_both(decided: Decided, recipe: Recipe) -> None:
+def _check_both(decided: Decided, recipe: Recipe) -> None:
     for side, name in ((TRAIN, "training"), (VAL, "validation")):
         if not any(bool((sides == side).any()) for _, sides in decided.partitions()):
             if recipe.split == "contiguous":

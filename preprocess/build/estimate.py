@@ -15,7 +15,7 @@ from preprocess.build.stats import describe_lengths, ratio
 from preprocess.build.work_dir import DOCUMENT
 from preprocess.documents import text_bytes
 from preprocess.errors import FolioError
-from preprocess.readers.records import Losses
+from preprocess.readers.records import Rejects
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.format import DOC_DTYPE, END_DTYPE
 from preprocess.shards.windows import keyed_hash
@@ -42,13 +42,13 @@ class _Seen:
     elapsed_s: float = 0.0
 
 
-def sample_build(plan: Plan, num_documents: int, *, workers: int) -> dict[str, Any]:
+def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> dict[str, Any]:
     """Figures of a seeded sample of `num_documents` and estimates for the whole. Raises FolioError where there is no document."""
     recipe = plan.recipe
     seen = _read(plan)
     texts, _ = _choose(seen, num_documents, seed=recipe.seed)
     tokenizer = _tokenizer(plan, recipe, texts)
-    tokenizer.start_fast_engine()
+    tokenizer.start_fast_backend()
     begin = time.perf_counter()
     ids, ends = tokenizer.encode(texts)
     encode_s = time.perf_counter() - begin
@@ -96,8 +96,8 @@ def _read(plan: Plan) -> _Seen:
     for number in order[:PARTITIONS_READ].tolist():
         begin, before = time.perf_counter(), seen.text_bytes
         is_whole = True
-        for piece in plan.partitions[number].pieces:
-            for batch, _ in documents_of(plan.sources[piece.source], piece, plan.recipe, Losses(None), Counter()):
+        for span in plan.partitions[number].spans:
+            for batch, _ in documents_of(plan.sources[span.source], span, plan.recipe, Rejects(None), Counter()):
                 batch = batch.filter(pa.array(text_bytes(batch.column("text")) > 0))
                 texts = batch.column("text")
                 seen.texts.append(texts)
@@ -133,7 +133,7 @@ def _tokenizer(plan: Plan, recipe: Recipe, texts: pa.LargeStringArray) -> Tokeni
     return sentencepiece_bpe.train(texts.to_pylist(), num_pieces=recipe.num_pieces)
 
 
-def spell_sample(result: dict[str, Any]) -> list[str]:
+def format_estimate(result: dict[str, Any]) -> list[str]:
     """The figures for a person."""
     lengths, build = result["tokens_per_document"], result["build"]
     return [

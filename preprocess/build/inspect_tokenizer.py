@@ -35,5 +35,5 @@ def inspect_named(name: str, plan: Plan, num_documents: int) -> dict[str, dict[s
 
 
 def _inspect(tokenizer: Any, texts: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
-    tokenizer.start_fast_engine()
+    tokenizer.start_fast_backend()
     return inspect(tokenizer, {tag: pa.array(found, pa.large_string()) for tag, found in sorted(texts.items())})

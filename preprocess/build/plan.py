@@ -10,10 +10,10 @@ from typing import Any
 
 from preprocess.build.work_dir import work_root
 from preprocess.errors import FolioError
-from preprocess.inputs.find_inputs import find_sources
-from preprocess.inputs.input_files import Source, settle_format
+from preprocess.inputs.find_inputs import find_input_files
+from preprocess.inputs.input_files import InputFile, settle_format
 from preprocess.progress import Progress
-from preprocess.readers import check_source
+from preprocess.readers import check_input_file
 from preprocess.readers.partitions import Partition, cut
 from preprocess.recipes.schema import STRADDLING, Recipe, may_straddle
 from preprocess.shards.files import sha256_bytes
@@ -31,7 +31,7 @@ class Plan:
     """All that is known before the first document is read."""
 
     recipe: Recipe
-    sources: list[Source]
+    sources: list[InputFile]
     partitions: list[Partition]
     tokenizer_kind: str
     tokenizer: Tokenizer | None  # where it needs no training
@@ -42,18 +42,18 @@ class Plan:
 
     def partition_bytes(self) -> list[int]:
         """About how many bytes of input each partition is, for the bar."""
-        return [sum(piece.size_bytes for piece in p.pieces) for p in self.partitions]
+        return [sum(span.size_bytes for span in p.spans) for p in self.partitions]
 
 
 def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_threads: int = 1) -> Plan:
     """The inputs found, vouched for and cut; the tokenizer loaded. `num_threads`: to hash in. Raises MisuseError or FolioError."""
     kind = tokenizer_kind(recipe.tokenizer)
-    sources = find_sources(recipe, source, progress, num_threads=num_threads)
+    sources = find_input_files(recipe, source, progress, num_threads=num_threads)
     recipe = settle_format(recipe, sources)
     if may_straddle(recipe):
         progress.warn(STRADDLING)
     for entry in sources:
-        check_source(entry, recipe)
+        check_input_file(entry, recipe)
     tokenizer = None if recipe.tokenizer in TRAINED else load_named(recipe.tokenizer, has_eot=recipe.eot == "append")
     if tokenizer is not None and tokenizer.loss is not None:
         progress.warn(f"the tokenizer does not give every text back as it was: {tokenizer.loss}")
@@ -70,7 +70,7 @@ def estimated_disk_bytes(plan: Plan) -> int:
     return int(sum(sizes) * DISK_PER_INPUT_BYTE)
 
 
-def require_space(plan: Plan, folder: Path) -> None:
+def check_space(plan: Plan, folder: Path) -> None:
     """Raise FolioError where the disk has visibly too little room for the build `folder`; what work on it holds already counts as free."""
     done = sum(path.stat().st_size for path in work_root(folder).rglob("*") if path.is_file())
     needed, free = estimated_disk_bytes(plan), shutil.disk_usage(folder.parent).free + done

@@ -18,13 +18,13 @@ import pyarrow.compute as pc
 from preprocess.build.build_log import peak_memory_bytes
 from preprocess.build.work_dir import DOCUMENT, LENGTH, WorkFolder
 from preprocess.documents import text_buffers, text_bytes
-from preprocess.inputs.input_files import Source
+from preprocess.inputs.input_files import InputFile
 from preprocess.readers.partitions import Partition
-from preprocess.readers.records import Losses
+from preprocess.readers.records import Rejects
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.format import CONTROL_FIELDS, token_dtype
 from preprocess.stages.dedup import content_hashes, groups_of
-from preprocess.stages.encode import SampleForCheck, encode_checked, has_bos, has_eot, surround
+from preprocess.stages.encode import SpotCheck, encode_checked, has_bos, has_eot, surround
 from preprocess.stages.pipeline import documents_of
 from preprocess.tokenizers import load_tokenizer
 from preprocess.tokenizers.characters import NUM_CODE_POINTS, code_points
@@ -39,7 +39,7 @@ class Job:
     """All that a task needs to know, small enough to travel to another process."""
 
     recipe: Recipe
-    sources: Mapping[int, Source]  # by number: those that the task reads, of perhaps a million
+    sources: Mapping[int, InputFile]  # by number: those that the task reads, of perhaps a million
     work: WorkFolder
     # Where it is known, `tokenizer` and `eot_id` as the manifest has them; its files lie in the work folder.
     tokenizer: dict[str, Any] | None
@@ -53,20 +53,20 @@ def prepare_partition(job: Job, partition: Partition) -> dict[str, Any]:
     writer = _Writer(job, partition.number)
     refused = job.work.file(partition.number, "refused")
     refused.unlink(missing_ok=True)
-    losses, cleaned, num_positions = Losses(refused), Counter[str](), []
+    rejects, cleaned, num_positions = Rejects(refused), Counter[str](), []
     with job.work.writing(partition.number, *writer.outputs) as files:
         writer.open(files)
-        for piece in partition.pieces:
-            losses.num_positions = 0
-            for batch, sides in documents_of(job.sources[piece.source], piece, job.recipe, losses, cleaned):
+        for span in partition.spans:
+            rejects.num_positions = 0
+            for batch, sides in documents_of(job.sources[span.source], span, job.recipe, rejects, cleaned):
                 if batch.num_rows:
-                    losses.counts["empty"] += writer.write(batch, sides)
-            num_positions.append([piece.source, losses.num_positions])
+                    rejects.counts["empty"] += writer.write(batch, sides)
+            num_positions.append([span.source, rejects.num_positions])
         writer.close()
-        losses.flush()
+        rejects.flush()
     fields = {
         "num_positions": num_positions,
-        "dropped": dict(losses.counts),
+        "dropped": dict(rejects.counts),
         "cleaned": dict(cleaned),
         "elapsed_s": round(time.perf_counter() - begin, 3),
         **writer.fields(),
@@ -191,33 +191,33 @@ class Encoder:
         assert job.tokenizer is not None
         self.tokenizer: Tokenizer = load_tokenizer(job.work.path, job.tokenizer)
         self._recipe = job.recipe
-        self._why_not = None if job.use_reference else self.tokenizer.start_fast_engine(num_threads=job.num_threads)
+        self._why_not = None if job.use_reference else self.tokenizer.start_fast_backend(num_threads=job.num_threads)
         self._dtype = np.dtype(token_dtype(self.tokenizer.vocab_size))
-        self._check = SampleForCheck(job.recipe.seed)
+        self._check = SpotCheck(job.recipe.seed)
 
     def notes(self) -> dict[str, Any]:
         """What the receipt says of how it was encoded."""
         return {
             "engine": self.tokenizer.engine,
-            "engine_fallback": self._why_not,
+            "backend_fallback": self._why_not,
             "peak_memory_bytes": peak_memory_bytes(),
         }
 
     def encode(self, texts: pa.LargeStringArray, documents: np.ndarray, files: dict[str, Any]) -> None:
-        """Append the ids and lengths of `texts`, whose rows of the table are `documents`. Raises EngineMismatch."""
+        """Append the ids and lengths of `texts`, whose rows of the table are `documents`. Raises BackendMismatch."""
         sample = (
             self._check.rows(documents["hash"], documents["text_bytes"])
-            if self.tokenizer.has_fast_engine
+            if self.tokenizer.has_fast_backend
             else np.empty(0, np.int64)
         )
         ids, ends = encode_checked(self.tokenizer, texts, sample)
         back = np.full((len(ends), 1), self.tokenizer.eot_id if has_eot(self._recipe, self.tokenizer) else -1, np.int64)
-        ids, ends = surround(ids, ends, front_places(documents, self._recipe, self.tokenizer), back)
+        ids, ends = surround(ids, ends, control_slots(documents, self._recipe, self.tokenizer), back)
         files["ids"].write(ids.astype(self._dtype, copy=False))
         files["lengths"].write(np.diff(ends, prepend=0).astype(LENGTH))
 
 
-def front_places(documents: np.ndarray, recipe: Recipe, tokenizer: Tokenizer) -> np.ndarray:
+def control_slots(documents: np.ndarray, recipe: Recipe, tokenizer: Tokenizer) -> np.ndarray:
     """(D, F) ids for `surround`: the begin-of-text id, and 0 wherever an id will be known later, −1 for nothing."""
     columns = [np.full(len(documents), tokenizer.bos_id if has_bos(recipe, tokenizer) else -1, np.int64)]
     for name in CONTROL_FIELDS if recipe.authors else ():

@@ -13,8 +13,8 @@ from preprocess.build.work_dir import WorkFolder
 from preprocess.documents import TRAIN, VAL
 from preprocess.errors import FolioError
 from preprocess.recipes.schema import Recipe
-from preprocess.shards.format import CONTROL_FIELDS, SPLITS, spell_control_token
-from preprocess.shards.writer import Place, ShardPlan, cut_shards
+from preprocess.shards.format import CONTROL_FIELDS, SPLITS, format_control_token
+from preprocess.shards.writer import ShardPlan, WriteOffset, cut_shards
 from preprocess.tokenizers.interface import Tokenizer
 
 SIDE_OF_SPLIT = {"train": TRAIN, "val": VAL}
@@ -30,12 +30,12 @@ class Segment:
     shard: int
     first: int  # the documents' numbers among the kept ones of the split in the partition
     last: int
-    place: Place
+    place: WriteOffset
     num_tokens: int
 
 
 @dataclass
-class Placement:
+class ShardLayout:
     """The plan of the assembly."""
 
     shards: list[ShardPlan] = field(default_factory=list)
@@ -78,7 +78,7 @@ class _ControlIds:
     def _id(self, name: str, value: str | int) -> int:
         key = (name, value)
         if key not in self._by_value:
-            spelling = spell_control_token(name, value)
+            spelling = format_control_token(name, value)
             if spelling in self.by_spelling or spelling in self._taken:
                 raise FolioError(
                     f"two control tokens would be spelled {spelling!r}; rename one of the two in the source"
@@ -88,11 +88,11 @@ class _ControlIds:
         return self._by_value[key]
 
 
-def place(
+def lay_out_shards(
     recipe: Recipe, work: WorkFolder, decided: Decided, receipts: list[dict[str, Any]], tokenizer: Tokenizer
-) -> Placement:
+) -> ShardLayout:
     """The plan of all shards, by the tables of all partitions."""
-    result = Placement(positions_before=positions_before([receipt["num_positions"] for receipt in receipts]))
+    result = ShardLayout(positions_before=positions_before([receipt["num_positions"] for receipt in receipts]))
     control, shards, tags = _ControlIds(tokenizer), _Shards(recipe.shard_tokens), set()
     for number, receipt in enumerate(receipts):
         documents, lengths, sides = work.documents(number), work.lengths(number), decided.sides(number)
@@ -124,7 +124,7 @@ class _Shards:
         """The kept documents of a partition, by their lengths in tokens."""
         for first, last, is_full in cut_shards(lengths, self._tokens[split], self._shard_tokens):
             num_tokens = int(lengths[first:last].sum())
-            where = Place(self._tokens[split], self._documents[split])
+            where = WriteOffset(self._tokens[split], self._documents[split])
             self._open[split].append(Segment(partition, split, len(self._done[split]), first, last, where, num_tokens))
             self._tokens[split] += num_tokens
             self._documents[split] += last - first

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from preprocess.readers.records import spell_counts
+from preprocess.readers.records import format_counts
 from preprocess.recipes.schema import CLEANING_RULES, Recipe
 from preprocess.shards.format import CONTROL_FIELDS, SPLITS, STATS, Build, read_vouched
 from preprocess.tokenizers.interface import Tokenizer
@@ -169,13 +169,13 @@ def read_stats(build: Build) -> bytes:
     return read_vouched(build.folder / STATS, build.manifest["stats_sha256"])
 
 
-def spell_stats(data: bytes) -> list[str]:
+def format_stats(data: bytes) -> list[str]:
     """What stats.json holds, as lines for a person."""
     stats = json.loads(data)
     always = ("read", "empty", "duplicates", "kept")
     counted = {key: n for key in ("read", *REASONS, "kept") if (n := stats["documents"][key]) or key in always}
     lines = [
-        "documents   " + ", ".join(spell_counts(counted)),
+        "documents   " + ", ".join(format_counts(counted)),
         "cleaned     " + (", ".join(f"{rule} {count:,}" for rule, count in stats["clean"].items()) or "nothing"),
         "mended      "
         + (", ".join(f"{what} {count:,}" for what, count in stats["mended"].items() if count) or "nothing"),

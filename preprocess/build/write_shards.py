@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from preprocess.build.engines.local import InProcess, ProcessPool, Task
-from preprocess.build.shard_layout import SIDE_OF_SPLIT, Placement, Segment
+from preprocess.build.shard_layout import SIDE_OF_SPLIT, Segment, ShardLayout
 from preprocess.build.work_dir import WorkFolder
 from preprocess.progress import Progress
 from preprocess.shards.files import parse_json, readable_json, write_durable
 from preprocess.shards.format import CONTROL_FIELDS, DOC_DTYPE, SPLITS, map_array, token_dtype
-from preprocess.shards.writer import Place, ShardPlan, ShardSealer, create_shard, write_documents
+from preprocess.shards.writer import ShardPlan, ShardSealer, WriteOffset, create_shard, write_documents
 
 CHUNK_TOKENS = 4 << 20
 
@@ -58,15 +58,15 @@ def write_segment(target: Target, plan: ShardPlan, segment: Segment, tables: Tab
         max_id = max(
             max_id, write_documents(target.folder, plan, place, out, new_ends, docs, vocab_size=target.vocab_size)
         )
-        place = Place(place.num_tokens + len(out), place.num_documents + len(chosen))
+        place = WriteOffset(place.num_tokens + len(out), place.num_documents + len(chosen))
     return max_id
 
 
 def _chunks(rows: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
     """`rows` in runs that span about CHUNK_TOKENS of the partition."""
     spans = np.cumsum(lengths, dtype=np.int64)[rows] // CHUNK_TOKENS
-    borders = np.flatnonzero(np.diff(spans)) + 1
-    for first, last in itertools.pairwise([0, *borders.tolist(), len(rows)]):
+    boundaries = np.flatnonzero(np.diff(spans)) + 1
+    for first, last in itertools.pairwise([0, *boundaries.tolist(), len(rows)]):
         yield rows[first:last]
 
 
@@ -99,7 +99,7 @@ def _doc_table(table: np.ndarray, tables: Tables) -> np.ndarray:
 
 def assemble(
     target: Target,
-    placement: Placement,
+    layout: ShardLayout,
     receipts: list[dict[str, Any]],
     pool: InProcess | ProcessPool,
     progress: Progress,
@@ -109,14 +109,14 @@ def assemble(
     A shard that an earlier attempt has finished, which its receipt says, is not written again.
     """
     entries: dict[int, dict[str, Any]] = {}
-    with progress.bar("assemble", total=sum(plan.num_tokens for plan in placement.shards), unit="tokens") as bar:
-        for index, plan in enumerate(placement.shards):
+    with progress.bar("assemble", total=sum(plan.num_tokens for plan in layout.shards), unit="tokens") as bar:
+        for index, plan in enumerate(layout.shards):
             if (entry := _finished(target, plan)) is not None:
                 entries[index] = entry
                 bar.update(plan.num_tokens)
-        todo = [index for index in range(len(placement.shards)) if index not in entries]
+        todo = [index for index in range(len(layout.shards)) if index not in entries]
         open_shards: dict[int, _OpenShard] = {}
-        for task, max_id in pool.run(_tasks(target, placement, receipts, todo, open_shards)):
+        for task, max_id in pool.run(_tasks(target, layout, receipts, todo, open_shards)):
             index, number = task.key
             shard = open_shards[index]
             bar.update(shard.segments[number].num_tokens)
@@ -124,28 +124,26 @@ def assemble(
                 entries[index] = open_shards.pop(index).finish()
                 write_durable(_receipt(target, shard.plan), readable_json(entries[index]))
     by_split: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    for index, plan in enumerate(placement.shards):
+    for index, plan in enumerate(layout.shards):
         by_split[plan.split].append(entries[index])
     return by_split
 
 
 def _tasks(
     target: Target,
-    placement: Placement,
+    layout: ShardLayout,
     receipts: list[dict[str, Any]],
     todo: list[int],
     open_shards: dict[int, _OpenShard],
 ) -> Iterator[Task]:
     for index in todo:
-        plan = placement.shards[index]
+        plan = layout.shards[index]
         create_shard(target.folder, plan, vocab_size=target.vocab_size)
-        open_shards[index] = _OpenShard(target, plan, placement.segments[index])
-        for number, segment in enumerate(placement.segments[index]):
+        open_shards[index] = _OpenShard(target, plan, layout.segments[index])
+        for number, segment in enumerate(layout.segments[index]):
             tags = receipts[segment.partition]["lists"]["lang"]
-            languages = np.array([*(placement.languages.get(tag, 0) for tag in tags), 0], np.uint32)
-            tables = Tables(
-                placement.lookups[segment.partition], languages, placement.positions_before[segment.partition]
-            )
+            languages = np.array([*(layout.languages.get(tag, 0) for tag in tags), 0], np.uint32)
+            tables = Tables(layout.lookups[segment.partition], languages, layout.positions_before[segment.partition])
             label = f"shard {plan.split}-{plan.number:05d} of partition {segment.partition}"
             yield Task(label, write_segment, (target, plan, segment, tables), (index, number))
 

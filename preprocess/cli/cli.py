@@ -316,14 +316,14 @@ def show(name: str, document: int | None, split: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print stats.json as it is.")
 def stats(name: str, as_json: bool) -> None:
     """Tell what a build counted: documents, languages, authors, lengths, cleaning. NAME: a build or its folder."""
-    from preprocess.build.stats import read_stats, spell_stats
+    from preprocess.build.stats import format_stats, read_stats
     from preprocess.shards.format import Build
 
     data = read_stats(Build(name))
     if as_json:
         click.echo(data, nl=False)
     else:
-        click.echo("\n".join(map(one_line, spell_stats(data))))
+        click.echo("\n".join(map(one_line, format_stats(data))))
 
 
 @main.command()
@@ -403,24 +403,24 @@ def export(name: str, format_: str, by: str | None, output: Path, replace: bool)
     help="Of the build that is foreseen.  [default: the cores, at most 8]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def sample(
+def estimate(
     corpus: str | None, inputs: tuple[str, ...], source: Path | None, clean: str | None, num_documents: int, workers: int | None,
     as_json: bool, **overrides: Any,
 ) -> None:  # fmt: skip
     """Tell what a build would be like: tokens per document, speed, and the time, disk and memory it will need."""
     from preprocess.build.engines.local import default_workers
-    from preprocess.build.estimate import sample_build, spell_sample
+    from preprocess.build.estimate import estimate_build, format_estimate
     from preprocess.build.plan import make_plan
     from preprocess.progress import Progress
 
     plan = make_plan(_load(corpus, inputs, clean, overrides), source, Progress(quiet=True))
-    result = sample_build(plan, num_documents, workers=workers or default_workers())
+    result = estimate_build(plan, num_documents, workers=workers or default_workers())
     if as_json:
         import json
 
         click.echo(json.dumps(result, ensure_ascii=False, indent=2))
     else:
-        click.echo("\n".join(map(one_line, spell_sample(result))))
+        click.echo("\n".join(map(one_line, format_estimate(result))))
 
 
 @main.group()
@@ -482,7 +482,7 @@ def inspect(
     from preprocess.progress import Progress
     from preprocess.shards.format import MANIFEST, Build
     from preprocess.tokenizers import tokenizer_names
-    from preprocess.tokenizers.inspect import spell_inspection
+    from preprocess.tokenizers.inspect import format_inspection
 
     if corpus is None and not inputs:
         if ("/" not in name and name in tokenizer_names()) or (
@@ -498,7 +498,7 @@ def inspect(
 
         click.echo(json.dumps(found, ensure_ascii=False, indent=2))
     else:
-        click.echo("\n".join(map(one_line, spell_inspection(found))))
+        click.echo("\n".join(map(one_line, format_inspection(found))))
 
 
 def _summary(made: Any) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from preprocess.errors import MisuseError
 from preprocess.shards.files import HASH_CHUNK_BYTES, written_aside
-from preprocess.shards.format import SPLITS, Build, require_no_build
+from preprocess.shards.format import SPLITS, Build, check_no_build
 
 
 def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
@@ -22,7 +22,7 @@ def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
         raise MisuseError(
             f"{build.name} has {build.vocab_size:,} ids, nanoGPT reads uint16; rebuild with a vocabulary of at most 65,536"
         )
-    require_no_build(output, "in which nothing else may lie")
+    check_no_build(output, "in which nothing else may lie")
     paths = [output / f"{split}.bin" for split in SPLITS]
     for path in paths:
         if path.exists() and not replace:

@@ -10,7 +10,7 @@ import numpy as np
 
 from preprocess.errors import MisuseError
 from preprocess.shards.files import written_aside
-from preprocess.shards.format import SPLITS, Build, require_no_build
+from preprocess.shards.format import SPLITS, Build, check_no_build
 from preprocess.tokenizers import load_tokenizer
 from preprocess.tokenizers.build_texts import language_tags, texts_of
 
@@ -33,7 +33,7 @@ def export_text(build: Build, output: Path, *, by_language: bool, replace: bool)
         raise MisuseError(
             f"{build.name} has {len(tags):,} languages, a file for each of at most {MAX_LANGUAGES} can be written; leave --by out"
         )
-    require_no_build(output, "in which nothing else may lie")
+    check_no_build(output, "in which nothing else may lie")
     languages = {split: set(np.unique(build.docs(split)["lang"]).tolist()) for split in SPLITS}
     paths = {(split, number): output / f"{split}{names[number]}.txt" for split in SPLITS for number in languages[split]}
     for path in paths.values():

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.progress import Progress
-from preprocess.recipes.schema import SourceFile
+from preprocess.recipes.schema import CorpusFile
 from preprocess.shards.files import sha256_file, written_aside
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 30
@@ -30,7 +30,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FOLIO_CACHE") or platformdirs.user_cache_dir("folio", appauthor=False))
 
 
-def find_file(corpus: str, file: SourceFile, *, source: Path | None, progress: Progress) -> Path:
+def find_file(corpus: str, file: CorpusFile, *, source: Path | None, progress: Progress) -> Path:
     """A local path whose content has the sha256 of `file`.
 
     Raises MisuseError where `source` is no file, FolioError where nothing has the file or what has it has another.
@@ -60,7 +60,7 @@ def find_file(corpus: str, file: SourceFile, *, source: Path | None, progress: P
 
 
 def _from_mirror(
-    mirror: str, corpus: str, file: SourceFile, target: Path, failures: list[str], progress: Progress
+    mirror: str, corpus: str, file: CorpusFile, target: Path, failures: list[str], progress: Progress
 ) -> Path | None:
     if mirror.lower().startswith(("http://", "https://")):
         url = f"{mirror.rstrip('/')}/{quote(corpus)}/{quote(file.name)}"
@@ -74,7 +74,7 @@ def _from_mirror(
     return path
 
 
-def _check(sha256: str, size_bytes: int, file: SourceFile, *, where: str) -> None:
+def _check(sha256: str, size_bytes: int, file: CorpusFile, *, where: str) -> None:
     if sha256 != file.sha256:
         raise FolioError(
             f"{where} has sha256 {sha256} and {size_bytes:,} bytes, wanted {file.sha256} and {file.bytes:,}; "
@@ -82,11 +82,11 @@ def _check(sha256: str, size_bytes: int, file: SourceFile, *, where: str) -> Non
         )
 
 
-def _check_file(path: Path, file: SourceFile) -> None:
+def _check_file(path: Path, file: CorpusFile) -> None:
     _check(sha256_file(path), path.stat().st_size, file, where=str(path))
 
 
-def _fetch(url: str, file: SourceFile, target: Path, failures: list[str], progress: Progress) -> bool:
+def _fetch(url: str, file: CorpusFile, target: Path, failures: list[str], progress: Progress) -> bool:
     """Download `url` onto `target`; a failure is told in `failures`, a file of another content is an error."""
     import requests
 
@@ -119,7 +119,7 @@ def _fetch(url: str, file: SourceFile, target: Path, failures: list[str], progre
     return False
 
 
-def _save(response: Any, target: Path, file: SourceFile, shown: str, progress: Progress) -> None:
+def _save(response: Any, target: Path, file: CorpusFile, shown: str, progress: Progress) -> None:
     with progress.bar(f"download {file.name}", total=file.bytes, unit="B") as bar, written_aside(target) as out:
         digest, size_bytes = hashlib.sha256(), 0
         for chunk in response.iter_content(CHUNK_BYTES):

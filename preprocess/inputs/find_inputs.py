@@ -11,7 +11,7 @@ from pathlib import Path
 
 from preprocess.errors import MisuseError
 from preprocess.inputs.download import find_file
-from preprocess.inputs.input_files import Source, describe_sources, format_by_name
+from preprocess.inputs.input_files import InputFile, describe_input_files, format_by_name
 from preprocess.inputs.synthetic import VOCABULARY_FILE, vocabulary_file
 from preprocess.progress import Progress
 from preprocess.recipes.schema import Recipe
@@ -100,7 +100,7 @@ def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
                 yield path, format_by_name(path.name)[0] is not None
 
 
-def find_sources(
+def find_input_files(
     recipe: Recipe,
     source: Path | None,
     progress: Progress,
@@ -108,7 +108,7 @@ def find_sources(
     num_threads: int = 1,
     is_hashed: bool = True,
     asked_by: str = OPTION,
-) -> list[Source]:
+) -> list[InputFile]:
     """The files that `recipe` names, found. `is_hashed`: whether those of `inputs` are read for their sha256, or have UNHASHED for it.
 
     `asked_by`: where `inputs` stand, as a message says it.
@@ -125,7 +125,7 @@ def find_sources(
                 f"{asked_by} {recipe.inputs[0]}: {recipe.corpus} is generated and reads no file; leave it out"
             )
         vocabulary = vocabulary_file()
-        return [Source(0, VOCABULARY_FILE, "", "synthetic", "", len(vocabulary), 0, sha256_bytes(vocabulary), {})]
+        return [InputFile(0, VOCABULARY_FILE, "", "synthetic", "", len(vocabulary), 0, sha256_bytes(vocabulary), {})]
     if recipe.inputs:
         progress.say(f"reading the names and checksums of {', '.join(recipe.inputs)[:200]}")
         named, left_out = find_inputs(recipe.inputs, asked_by)
@@ -134,7 +134,7 @@ def find_sources(
             shown = ", ".join(f"{n:,} {kind}" for kind, n in kinds.most_common(6))
             progress.warn(f"{len(left_out):,} files were passed over, whose names tell no format: {shown}")
         vouched = {} if is_hashed else dict.fromkeys((name for name, _ in named), UNHASHED)
-        return describe_sources(named, recipe, vouched, num_threads=num_threads)
+        return describe_input_files(named, recipe, vouched, num_threads=num_threads)
     if not recipe.files:
         where = f"the Parquet files of {recipe.hub}" if recipe.hub else "its files"
         if asked_by == OPTION:
@@ -148,7 +148,7 @@ def find_sources(
         )
     paths = [find_file(recipe.corpus, file, source=source, progress=progress) for file in recipe.files]
     vouched = {file.name: file.sha256 for file in recipe.files}
-    return describe_sources(
+    return describe_input_files(
         [(file.name, path) for file, path in zip(recipe.files, paths, strict=True)],
         recipe,
         vouched,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.recipes.schema import TABLES, Recipe, refuse_without_effect
+from preprocess.recipes.schema import TABLES, Recipe, reject_without_effect
 from preprocess.shards.files import sha256_file
 
 SUFFIXES = {
@@ -22,7 +22,7 @@ ARCHIVES = (".tar.gz", ".tgz", ".tar.zst", ".tar", ".zip", ".7z", ".rar", ".bz2"
 PARTITION_BYTES = 16 << 20
 
 
-class SourceChanged(FolioError):
+class InputChanged(FolioError):
     """A file is not the one that was planned with: `what` says how."""
 
     def __init__(self, what: str) -> None:
@@ -31,7 +31,7 @@ class SourceChanged(FolioError):
 
 
 @dataclass(frozen=True)
-class Source:
+class InputFile:
     """One input, as it was when the build was planned."""
 
     number: int  # in the manifest's `sources`
@@ -44,8 +44,8 @@ class Source:
     sha256: str
     metadata: dict[str, Any]  # what the file's name says: author, city, year, lang, group, split
 
-    def require_unchanged(self) -> None:
-        """Raise SourceChanged where the file is not the one that was planned with, FolioError where it is gone."""
+    def check_unchanged(self) -> None:
+        """Raise InputChanged where the file is not the one that was planned with, FolioError where it is gone."""
         try:
             now = os.stat(self.path)
         except FileNotFoundError as e:
@@ -58,7 +58,7 @@ class Source:
                 if now.st_size != self.size_bytes
                 else "it was written anew"
             )
-            raise SourceChanged(f"{self.path} changed while it was read ({sizes})")
+            raise InputChanged(f"{self.path} changed while it was read ({sizes})")
 
     def entry(self) -> dict[str, Any]:
         """As the manifest holds it."""
@@ -66,7 +66,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Span:
     """A part of one source: bytes of text and JSONL, row groups of Parquet; `stop` None: to the end."""
 
     source: int
@@ -81,10 +81,10 @@ def format_by_name(name: str) -> tuple[str | None, str]:
     return SUFFIXES.get(os.path.splitext(stem)[1] if compression else suffix), compression
 
 
-def describe_sources(
+def describe_input_files(
     named: list[tuple[str, Path]], recipe: Recipe, vouched: dict[str, str], *, num_threads: int
-) -> list[Source]:
-    """A Source for each name and path. `vouched`: sha256 by name where it is known already; the others are hashed.
+) -> list[InputFile]:
+    """A InputFile for each name and path. `vouched`: sha256 by name where it is known already; the others are hashed.
 
     Raises MisuseError for a file whose format its name does not tell, or whose name does not match `name_pattern`.
     """
@@ -106,7 +106,7 @@ def describe_sources(
             raise MisuseError(f"{path} is a compressed Parquet file, which compresses by itself; decompress it")
         stat = stats[number]
         sources.append(
-            Source(
+            InputFile(
                 number, name, str(path), format_, compression, stat.st_size, stat.st_mtime_ns, sha256, metadata[number]
             )
         )
@@ -135,7 +135,7 @@ def _metadata_of_names(names: list[str], recipe: Recipe) -> list[dict[str, Any]]
     return metadata
 
 
-def settle_format(recipe: Recipe, sources: list[Source]) -> Recipe:
+def settle_format(recipe: Recipe, sources: list[InputFile]) -> Recipe:
     """`recipe` with the one format of all `sources`, where they share one. Raises MisuseError for settings that do not go with theirs."""
     formats = {s.format for s in sources}
     if recipe.split == "contiguous" and formats - {"text"}:
@@ -145,7 +145,7 @@ def settle_format(recipe: Recipe, sources: list[Source]) -> Recipe:
     if recipe.format == "auto" and len(formats) == 1:
         # Known now, so that settings of other formats do not tell apart builds that are alike.
         recipe = dataclasses.replace(recipe, format=formats.pop())
-        refuse_without_effect(recipe)
+        reject_without_effect(recipe)
     elif "text" in formats and (recipe.where or recipe.template):
         text = next(s.path for s in sources if s.format == "text")
         raise MisuseError(f"where and template are for tables, and {text} is text; leave it out, or build it by itself")

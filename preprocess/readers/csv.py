@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from preprocess.errors import FolioError, MisuseError, first_line
-from preprocess.inputs.input_files import Source
+from preprocess.inputs.input_files import InputFile
 from preprocess.readers.decompress import BLOCK_BYTES, blocks, opened
-from preprocess.readers.records import Losses, Records, needed_columns, require_columns
+from preprocess.readers.records import Records, Rejects, check_columns, needed_columns
 from preprocess.recipes.schema import Recipe
 
 MAX_HEADER_BYTES = 8 << 20
@@ -21,7 +21,7 @@ MAX_BLOCK_BYTES = (1 << 31) - 1  # what Arrow takes
 NUMBER = r"\A[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\z"
 
 
-def check_csv(source: Source, recipe: Recipe) -> None:
+def check_csv(source: InputFile, recipe: Recipe) -> None:
     """Raise MisuseError where the header of `source` lacks a column which the recipe needs, or names one twice; FolioError for none."""
     first = b"".join(
         itertools.islice(blocks(source, 0, None if source.compression else min(source.size_bytes, MAX_HEADER_BYTES)), 1)
@@ -37,16 +37,16 @@ def check_csv(source: Source, recipe: Recipe) -> None:
     names: list[str] = table.column_names
     if len(set(names)) != len(names):
         raise MisuseError(f"{source.path} names a column twice in its header: {', '.join(names)[:200]}; rename one")
-    require_columns(source, needed_columns(recipe), names)
+    check_columns(source, needed_columns(recipe), names)
 
 
-def read_csv(source: Source, recipe: Recipe, losses: Losses) -> Iterator[Records]:
+def read_csv(source: InputFile, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:
     """The records of the whole file: quotes may hold line feeds, so that no part of it can be read by itself."""
     needed = needed_columns(recipe)
 
     def refuse(row: Any) -> str:
         reason = f"{row.actual_columns} values, wanted {row.expected_columns}"
-        losses.refuse(source.name, f"row {row.number or 'of unknown number'}", reason, (row.text or "").encode())
+        rejects.refuse(source.name, f"row {row.number or 'of unknown number'}", reason, (row.text or "").encode())
         return "skip"
 
     read = pa.csv.ReadOptions(
@@ -79,7 +79,7 @@ def _parse_options(handler: Any) -> Any:
     return pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=handler)
 
 
-def _as_kind(values: pa.Array, kind: str, name: str, source: Source) -> pa.Array:
+def _as_kind(values: pa.Array, kind: str, name: str, source: InputFile) -> pa.Array:
     if kind == "number":
         text = values.cast(pa.large_binary())
         is_number = pc.match_substring_regex(text, NUMBER)

@@ -9,15 +9,15 @@ from typing import Any
 import pyarrow as pa
 
 from preprocess.errors import FolioError
-from preprocess.inputs.input_files import Source
+from preprocess.inputs.input_files import InputFile
 
 BLOCK_BYTES = 8 << 20
 
 
 @contextmanager
-def opened(source: Source) -> Iterator[Any]:
+def opened(source: InputFile) -> Iterator[Any]:
     """A stream with `read(n)` of the decompressed content. Raises FolioError where the file changed since it was planned with."""
-    source.require_unchanged()
+    source.check_unchanged()
     if source.compression:
         # Arrow's streams decompress in bounded memory, take files of several frames, and refuse one that ends in the middle of a frame.
         with pa.input_stream(source.path, compression=source.compression, buffer_size=1 << 20) as stream:
@@ -25,10 +25,10 @@ def opened(source: Source) -> Iterator[Any]:
     else:
         with open(source.path, "rb", buffering=0) as file:
             yield file
-    source.require_unchanged()
+    source.check_unchanged()
 
 
-def blocks(source: Source, start: int, stop: int | None) -> Iterator[bytes]:
+def blocks(source: InputFile, start: int, stop: int | None) -> Iterator[bytes]:
     """The bytes from `start` to `stop`, about BLOCK_BYTES at a time. Only a file that is not compressed has a `start` but 0."""
     with opened(source) as stream:
         if start:

@@ -14,10 +14,10 @@ import orjson
 import pyarrow as pa
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.inputs.input_files import Piece, Source
+from preprocess.inputs.input_files import InputFile, Span
 from preprocess.readers.decompress import blocks
 from preprocess.readers.record_blocks import runs
-from preprocess.readers.records import Losses, Needed, Records, explain_utf8, needed_columns, require_columns
+from preprocess.readers.records import Needed, Records, Rejects, check_columns, explain_utf8, needed_columns
 from preprocess.recipes.schema import Recipe
 
 TYPES = {"text": pa.large_string(), "number": pa.float64(), "boolean": pa.bool_(), "null": pa.large_string()}
@@ -25,7 +25,7 @@ HEAD_BYTES = 1 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows puts it in front of files; JSON has none
 
 
-def check_jsonl(source: Source, recipe: Recipe) -> None:
+def check_jsonl(source: InputFile, recipe: Recipe) -> None:
     """Raise MisuseError where no object of the first megabyte has a column that the recipe needs, or the condition is mixed up."""
     needed = needed_columns(recipe)
     if mixed := [name for name, kind in needed.where.items() if kind == "mixed"]:
@@ -42,14 +42,14 @@ def check_jsonl(source: Source, recipe: Recipe) -> None:
         if isinstance(record, dict):
             keys.update(dict.fromkeys(record))
     if keys:
-        require_columns(source, needed, list(keys))
+        check_columns(source, needed, list(keys))
 
 
-def read_jsonl(source: Source, piece: Piece, recipe: Recipe, losses: Losses) -> Iterator[Records]:
-    """The records of `piece`, each needed column of the kind it is needed as; a key that a line lacks is null."""
+def read_jsonl(source: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:
+    """The records of `span`, each needed column of the kind it is needed as; a key that a line lacks is null."""
     needed = needed_columns(recipe)
     number = 0
-    for offset, run, _ in runs(source, piece.start, piece.stop, recipe, losses):
+    for offset, run, _ in runs(source, span.start, span.stop, recipe, rejects):
         rows: list[tuple[list[Any], list[Any]]] = []
         starts = []
         for line in run.split(b"\n"):
@@ -59,16 +59,16 @@ def read_jsonl(source: Source, piece: Piece, recipe: Recipe, losses: Losses) -> 
             if not line.strip():
                 continue
             try:
-                row = _row(line, needed, recipe, losses)
+                row = _row(line, needed, recipe, rejects)
             except UnicodeDecodeError as e:
                 if recipe.invalid_utf8 == "error":
                     raise FolioError(
                         explain_utf8(source.path, f"at offset {start + e.start:,}", line[e.start], e.reason)
                     ) from e
-                losses.counts["invalid_utf8"] += 1
+                rejects.counts["invalid_utf8"] += 1
                 continue
             if isinstance(row, str):
-                losses.refuse(source.name, f"byte {start}", row, line)
+                rejects.refuse(source.name, f"byte {start}", row, line)
             else:
                 rows.append(row)
                 starts.append(start)
@@ -83,7 +83,7 @@ def _arrays(kinds: dict[str, str], rows: list[list[Any]]) -> dict[str, pa.Array]
     return {name: pa.array(column, TYPES[kind]) for (name, kind), column in zip(kinds.items(), values, strict=True)}
 
 
-def _row(line: bytes, needed: Needed, recipe: Recipe, losses: Losses) -> tuple[list[Any], list[Any]] | str:
+def _row(line: bytes, needed: Needed, recipe: Recipe, rejects: Rejects) -> tuple[list[Any], list[Any]] | str:
     """What `line` holds of the needed columns and of the condition's, or why it cannot be used.
 
     Raises UnicodeDecodeError where it is not UTF-8 and the recipe does not replace what is not.
@@ -96,8 +96,8 @@ def _row(line: bytes, needed: Needed, recipe: Recipe, losses: Losses) -> tuple[l
         except UnicodeDecodeError:
             if recipe.invalid_utf8 != "replace":
                 raise
-            losses.counts["invalid_utf8"] += 1
-            return _row(line.decode("utf-8", "replace").encode(), needed, recipe, losses)
+            rejects.counts["invalid_utf8"] += 1
+            return _row(line.decode("utf-8", "replace").encode(), needed, recipe, rejects)
         return f"no JSON: {e}"
     if not isinstance(record, dict):
         return f"a JSON {_json_type(record)}, wanted an object"

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocess.errors import FolioError, MisuseError, first_line
-from preprocess.inputs.input_files import Piece, Source
-from preprocess.readers.records import Records, needed_columns, require_columns
+from preprocess.inputs.input_files import InputFile, Span
+from preprocess.readers.records import Records, check_columns, needed_columns
 from preprocess.recipes.columns import is_text_or_bytes
 from preprocess.recipes.schema import Recipe
 
@@ -21,28 +21,28 @@ WHOLE_GROUP_BYTES = 32 << 20
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[Any]:
-    source.require_unchanged()
+def _opened(source: InputFile) -> Iterator[Any]:
+    source.check_unchanged()
     try:
         # binary_type: large offsets from the start. Not mapped: what is read of a mapped file counts as this process' memory.
         with pq.ParquetFile(source.path, memory_map=False, binary_type=pa.large_binary(), pre_buffer=False) as file:
             yield file
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError) as e:
-        source.require_unchanged()
+        source.check_unchanged()
         raise FolioError(
             f"{source.path} cannot be read as Parquet ({first_line(e)}); it is damaged or cut short, copy it again"
         ) from e
-    source.require_unchanged()
+    source.check_unchanged()
 
 
-def row_group_bytes(source: Source, recipe: Recipe) -> list[int]:
+def row_group_bytes(source: InputFile, recipe: Recipe) -> list[int]:
     """About how many bytes the needed columns of each row group are. Raises MisuseError for a missing column or one that is no text."""
     with _opened(source) as file:
         needed = needed_columns(recipe)
         schema = file.schema_arrow
-        require_columns(source, needed, schema.names)
+        check_columns(source, needed, schema.names)
         for name in needed.columns:
-            _require_text(source, name, schema.field(name).type, is_strict=name == needed.strict)
+            _check_text(source, name, schema.field(name).type, is_strict=name == needed.strict)
         return [_group_bytes(file, group, set(needed.names)) for group in range(file.num_row_groups)]
 
 
@@ -53,7 +53,7 @@ def _group_bytes(file: Any, group: int, names: set[str]) -> int:
     return sum(c.total_uncompressed_size for c in columns if {c.path_in_schema, c.path_in_schema.split(".")[0]} & names)
 
 
-def _require_text(source: Source, name: str, type_: pa.DataType, *, is_strict: bool) -> None:
+def _check_text(source: InputFile, name: str, type_: pa.DataType, *, is_strict: bool) -> None:
     value = type_.value_type if pa.types.is_dictionary(type_) else type_
     is_spelled = pa.types.is_integer(value) or pa.types.is_floating(value) or pa.types.is_boolean(value)
     if not is_text_or_bytes(value) and (is_strict or not is_spelled):
@@ -62,13 +62,13 @@ def _require_text(source: Source, name: str, type_: pa.DataType, *, is_strict: b
         )
 
 
-def read_parquet(source: Source, piece: Piece, recipe: Recipe) -> Iterator[Records]:
-    """The records of the row groups from `piece.start` to `piece.stop`."""
+def read_parquet(source: InputFile, span: Span, recipe: Recipe) -> Iterator[Records]:
+    """The records of the row groups from `span.start` to `span.stop`."""
     needed = needed_columns(recipe)
     number = 0
     with _opened(source) as file:
-        stop = file.num_row_groups if piece.stop is None else piece.stop
-        for group in range(piece.start, stop):
+        stop = file.num_row_groups if span.stop is None else span.stop
+        for group in range(span.start, stop):
             for batch in _batches(file, group, needed.names):
                 columns = {name: batch.column(name) for name in needed.columns}
                 yield Records(columns, number, {name: batch.column(name) for name in needed.where})

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from preprocess.inputs import input_files as sources
-from preprocess.inputs.input_files import Piece, Source
-from preprocess.readers.record_blocks import borders_of, next_border
+from preprocess.inputs.input_files import InputFile, Span
+from preprocess.readers.record_blocks import boundaries_of, next_boundary
 from preprocess.recipes.schema import Recipe
 
 
@@ -19,28 +19,28 @@ class Partition:
     """What one task reads."""
 
     number: int
-    pieces: tuple[Piece, ...]
+    spans: tuple[Span, ...]
 
 
-def cut(inputs: list[Source], recipe: Recipe) -> list[Partition]:
-    """The partitions of `inputs`, in reading order; each source's pieces are in order, and small sources share a partition."""
+def cut(inputs: list[InputFile], recipe: Recipe) -> list[Partition]:
+    """The partitions of `inputs`, in reading order; each source's spans are in order, and small sources share a partition."""
     partitions: list[Partition] = []
-    pieces: list[Piece] = []
+    spans: list[Span] = []
     held = 0
     for source in inputs:
-        for piece in pieces_of(source, recipe):
-            if pieces and held + piece.size_bytes > sources.PARTITION_BYTES:
-                partitions.append(Partition(len(partitions), tuple(pieces)))
-                pieces, held = [], 0
-            pieces.append(piece)
-            held += piece.size_bytes
-    if pieces:
-        partitions.append(Partition(len(partitions), tuple(pieces)))
+        for span in iter_spans(source, recipe):
+            if spans and held + span.size_bytes > sources.PARTITION_BYTES:
+                partitions.append(Partition(len(partitions), tuple(spans)))
+                spans, held = [], 0
+            spans.append(span)
+            held += span.size_bytes
+    if spans:
+        partitions.append(Partition(len(partitions), tuple(spans)))
     return partitions
 
 
-def pieces_of(source: Source, recipe: Recipe) -> Iterator[Piece]:
-    """The pieces of one source, in order, looked for as they are asked for."""
+def iter_spans(source: InputFile, recipe: Recipe) -> Iterator[Span]:
+    """The spans of one source, in order, looked for as they are asked for."""
     if source.format == "parquet":
         from preprocess.readers.parquet import row_group_bytes
 
@@ -48,19 +48,19 @@ def pieces_of(source: Source, recipe: Recipe) -> Iterator[Piece]:
         for group, size in enumerate(sizes := row_group_bytes(source, recipe)):
             held += size
             if held >= sources.PARTITION_BYTES or group == len(sizes) - 1:
-                yield Piece(source.number, start, group + 1, held)
+                yield Span(source.number, start, group + 1, held)
                 start, held = group + 1, 0
     elif _can_be_cut(source, recipe):
-        start, borders = 0, borders_of(source, recipe)
+        start, boundaries = 0, boundaries_of(source, recipe)
         while start < source.size_bytes:
-            stop = next_border(source, borders, start + sources.PARTITION_BYTES)
-            yield Piece(source.number, start, stop, stop - start)
+            stop = next_boundary(source, boundaries, start + sources.PARTITION_BYTES)
+            yield Span(source.number, start, stop, stop - start)
             start = stop
     else:
-        yield Piece(source.number, size_bytes=source.size_bytes)
+        yield Span(source.number, size_bytes=source.size_bytes)
 
 
-def _can_be_cut(source: Source, recipe: Recipe) -> bool:
+def _can_be_cut(source: InputFile, recipe: Recipe) -> bool:
     """Whether a reader that starts anywhere in the file finds the same documents as one that starts at its head."""
     if source.compression or recipe.group_by == "position" or source.size_bytes <= sources.PARTITION_BYTES:
         return False

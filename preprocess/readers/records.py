@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from preprocess.errors import MisuseError
-from preprocess.inputs.input_files import Source
+from preprocess.inputs.input_files import InputFile
 from preprocess.recipes.row_filter import parse_condition
 from preprocess.recipes.schema import COLUMN_SETTINGS, Recipe
 from preprocess.recipes.templates import parse_template
 
-# What a corpus may not have meant to lose, of all that `Losses` counts.
+# What a corpus may not have meant to lose, of all that `Rejects` counts.
 UNMEANT = ("malformed", "oversized", "invalid_utf8", "null_text", "unreadable_year")
 
 
@@ -53,7 +53,7 @@ def explain_utf8(path: str, where: str, byte: int, reason: str) -> str:
     )
 
 
-def require_columns(source: Source, needed: Needed, there: list[str]) -> None:
+def check_columns(source: InputFile, needed: Needed, there: list[str]) -> None:
     """Raise MisuseError where the table `source`, whose columns are `there`, lacks one that is needed."""
     for name in needed.names:
         if name not in there:
@@ -66,10 +66,10 @@ def require_columns(source: Source, needed: Needed, there: list[str]) -> None:
 
 @dataclass
 class Records:
-    """Consecutive records of one piece."""
+    """Consecutive records of one span."""
 
     columns: dict[str, pa.Array]  # by column name; text may be strings or bytes, and is not yet known to be UTF-8
-    first: int  # number of the first of them within the piece
+    first: int  # number of the first of them within the span
     where: dict[str, pa.Array] = field(default_factory=dict)  # what the condition looks at
     offsets: np.ndarray | None = None  # (R,) where each begins in the file, in bytes, where the format has such places
 
@@ -78,14 +78,14 @@ class Records:
         return len(next(iter(self.columns.values())))
 
 
-class Losses:
+class Rejects:
     """What reading a partition left out, counted by reason; records that cannot be read are kept aside, so that nothing is lost."""
 
     def __init__(self, path: Path | None) -> None:
         """`path`: where to keep them, a file of JSON lines that appears with the first; None for nowhere."""
         self.counts: Counter[str] = Counter()
         self.num_positions = (
-            0  # how many numbers the documents of the piece have had so far, those that were dropped among them
+            0  # how many numbers the documents of the span have had so far, those that were dropped among them
         )
         self._path = path
         self._lines: list[str] = []
@@ -111,6 +111,6 @@ class Losses:
         self._lines.clear()
 
 
-def spell_counts(counts: Mapping[str, int]) -> list[str]:
+def format_counts(counts: Mapping[str, int]) -> list[str]:
     """Each of `counts` as `1,234 null text`."""
     return [f"{n:,} {reason.replace('_', ' ')}" for reason, n in counts.items()]

@@ -7,19 +7,19 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from preprocess.inputs.input_files import Piece, Source
+from preprocess.inputs.input_files import InputFile, Span
 from preprocess.readers.record_blocks import SPACES, runs
-from preprocess.readers.records import Losses, Records
+from preprocess.readers.records import Records, Rejects
 from preprocess.recipes.schema import Recipe
 
 LINE_FEED, RETURN = 10, 13
 
 
-def read_text(source: Source, piece: Piece, recipe: Recipe, losses: Losses) -> Iterator[Records]:
-    """The records of `piece` as a column of bytes named `text`."""
+def read_text(source: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:
+    """The records of `span` as a column of bytes named `text`."""
     number = 0
     ends = {"line": b"\r\n", "paragraph": b" \t\r\n", "separator": b"\r\n"}.get(recipe.document, b"")
-    for offset, run, is_part in runs(source, piece.start, piece.stop, recipe, losses):
+    for offset, run, is_part in runs(source, span.start, span.stop, recipe, rejects):
         if is_part:
             # Not looked into again: what the last part ends with is all that is no text.
             part = run.removesuffix(b"\n" if recipe.document == "line" else b"")
@@ -32,9 +32,9 @@ def read_text(source: Source, piece: Piece, recipe: Recipe, losses: Losses) -> I
         elif recipe.document == "separator":
             texts, starts = _between(run, recipe.separator.encode())
         else:
-            borders = pa.py_buffer(np.array([0, len(run)], np.int64))
+            boundaries = pa.py_buffer(np.array([0, len(run)], np.int64))
             texts = pa.LargeBinaryArray.from_buffers(
-                pa.large_binary(), 1, [None, borders, pa.py_buffer(run)]
+                pa.large_binary(), 1, [None, boundaries, pa.py_buffer(run)]
             )  # no copy: it may be 64 MB
             starts = np.zeros(1, np.int64)
         if len(texts):
@@ -45,11 +45,11 @@ def read_text(source: Source, piece: Piece, recipe: Recipe, losses: Losses) -> I
 def _lines(run: bytes) -> tuple[pa.Array, np.ndarray]:
     """Every line without its end, CRLF included."""
     data = np.frombuffer(run, np.uint8)
-    starts, ends = _line_borders(data)
+    starts, ends = _line_boundaries(data)
     return _slices(data, starts, ends), starts
 
 
-def _line_borders(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _line_boundaries(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     feeds = np.flatnonzero(data == LINE_FEED)
     ends = feeds if len(feeds) and feeds[-1] == len(data) - 1 else np.append(feeds, len(data))
     starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
@@ -60,7 +60,7 @@ def _line_borders(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _paragraphs(run: bytes) -> tuple[pa.Array, np.ndarray]:
     """Runs of lines that are not blank, the line feeds between them included."""
     data = np.frombuffer(run, np.uint8)
-    starts, ends = _line_borders(data)
+    starts, ends = _line_boundaries(data)
     inked = np.concatenate([[0], np.cumsum(~SPACES[data])])
     is_full = inked[ends] > inked[starts]
     before = np.concatenate([[False], is_full[:-1]])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.errors import MisuseError
-from preprocess.recipes.schema import Recipe, check_settings, nearest, parse_recipe, refuse_idle
+from preprocess.recipes.schema import Recipe, check_settings, nearest, parse_recipe, reject_idle
 
 OWN = "own"  # what a corpus is called that is nothing but files
 MAX_RECIPE_BYTES = 10 << 20
@@ -35,7 +35,7 @@ def load_recipe(corpus: Recipe | str | None, **overrides: Any) -> Recipe:
     if "inputs" in given:
         given["files"] = ()
     recipe = dataclasses.replace(recipe, **given)
-    refuse_idle(
+    reject_idle(
         recipe, given.keys() - {"files"}, corpus.corpus if isinstance(corpus, Recipe) else corpus or "these files"
     )
     return recipe

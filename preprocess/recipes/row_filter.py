@@ -121,7 +121,7 @@ class Condition:
 def parse_condition(text: str) -> Condition:
     """`text` as a condition. Raises MisuseError with one line that says what was got, where, and what was wanted."""
     tree = _Parser(text).parse()
-    spelling = _spell(tree)
+    spelling = _format(tree)
     if len(spelling) > MAX_CHARACTERS:  # escapes and spaces may lengthen it, and it must be readable again
         raise MisuseError(
             f"a condition of {len(spelling):,} characters once spelled out; wanted at most {MAX_CHARACTERS:,}"
@@ -142,7 +142,7 @@ class _Token:
         if self.kind == "end":
             return "the end"
         return (
-            f"the value {shown(_spell_value(self.value))}"
+            f"the value {shown(_format_value(self.value))}"
             if self.kind == "value"
             else f"the {self.kind} {shown(str(self.value))}"
         )
@@ -153,7 +153,7 @@ def _tokens(text: str) -> Iterator[_Token]:
         raise MisuseError(f"a condition of {len(text):,} characters; wanted at most {MAX_CHARACTERS:,}")
     if stray := CONTROL.search(text):
         wanted = f"it written \\u{ord(stray[0]):04x} within quotes, or not at all"
-        _refuse(text, stray.start(), f"the control character {stray[0]!r}", wanted)
+        _reject(text, stray.start(), f"the control character {stray[0]!r}", wanted)
     place = 0
     while place < len(text):
         match = TOKEN.match(text, place)
@@ -163,7 +163,7 @@ def _tokens(text: str) -> Iterator[_Token]:
                 f"the character {text[place]!r}",
                 f"{EXAMPLE}; odd names of columns go in backticks",
             )
-            _refuse(text, place, got, wanted)
+            _reject(text, place, got, wanted)
         if match.lastgroup != "space":
             yield _token(text, match)
         place = match.end()
@@ -179,7 +179,7 @@ def _token(text: str, match: re.Match[str]) -> _Token:
         return _Token("keyword" if spelled in KEYWORDS else "name", spelled, place)
     if group == "name":
         if not spelled or one_line(spelled) != spelled:
-            _refuse(
+            _reject(
                 text,
                 place,
                 "backticks around nothing" if not spelled else "a control character in a name",
@@ -199,12 +199,12 @@ def _number(text: str, spelled: str, place: int) -> int | float:
             int(spelled) if len(spelled) < 1_000 else 1 << 64
         )  # Python refuses to read ints of more than 4,300 digits
         if not -(1 << 63) <= whole < 1 << 63:
-            _refuse(
+            _reject(
                 text, place, f"the number {shown(spelled)}", "whole numbers of 64 bits, or one with a point or exponent"
             )
         return whole
     if not math.isfinite(number := float(spelled)):
-        _refuse(text, place, f"the number {shown(spelled)}", "numbers that a 64-bit float can hold")
+        _reject(text, place, f"the number {shown(spelled)}", "numbers that a 64-bit float can hold")
     return number
 
 
@@ -214,7 +214,7 @@ def _unquoted(text: str, spelled: str, place: int) -> str:
         if len(escape) == 5:
             return chr(int(escape[1:], 16))
         if escape not in ESCAPES:
-            _refuse(
+            _reject(
                 text,
                 place + match.start(),
                 f"the escape \\{one_line(escape)}",
@@ -226,7 +226,7 @@ def _unquoted(text: str, spelled: str, place: int) -> str:
     try:  # \ud83d\ude00 is one character, as in JSON
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     except UnicodeDecodeError:
-        _refuse(text, place, "half of a surrogate pair", r"both halves, such as \ud83d\ude00, or the character itself")
+        _reject(text, place, "half of a surrogate pair", r"both halves, such as \ud83d\ude00, or the character itself")
 
 
 # Tokens to a tree.
@@ -254,7 +254,7 @@ class _Parser:
         return is_there
 
     def refuse(self, wanted: str) -> NoReturn:
-        _refuse(self.text, self.next.place, str(self.next), wanted)
+        _reject(self.text, self.next.place, str(self.next), wanted)
 
     def parse(self) -> Node:
         tree = self.disjunction()
@@ -296,7 +296,7 @@ class _Parser:
             value = self.take()
             operator = self.operator(f"a comparison after {value}; a column goes before `in`")
             if self.next.kind == "value":
-                _refuse(self.text, place, "a value compared with a value", EXAMPLE)
+                _reject(self.text, place, "a value compared with a value", EXAMPLE)
             column, operator = self.column(), MIRRORED[operator]
         else:
             column = self.column()
@@ -305,7 +305,7 @@ class _Parser:
             operator = self.operator(f"what to compare {shown(column)} with, such as == true or in [1, 2]")
             value = self.value()
         if operator not in ("==", "!=") and (value.value is None or isinstance(value.value, bool)):
-            _refuse(self.text, place, f"{value} compared by size", "== or !=")
+            _reject(self.text, place, f"{value} compared by size", "== or !=")
         if self.next.kind == "operator":
             self.refuse("one comparison at a time, such as 0 < score and score < 1")
         return Comparison(column, operator, value.value)
@@ -333,13 +333,13 @@ class _Parser:
             self.refuse(EXAMPLE)
         token = self.take()
         if (self.next.kind, self.next.value) == ("mark", "("):
-            _refuse(self.text, self.next.place, "a function call", EXAMPLE)
+            _reject(self.text, self.next.place, "a function call", EXAMPLE)
         return str(token.value)
 
     def value(self) -> _Token:
         if self.next.kind == "name":
             place, name = self.next.place, self.column()
-            _refuse(
+            _reject(
                 self.text, place, f"the name {shown(name)} as a value", "text in quotes, a number, true, false or null"
             )
         if self.next.kind != "value":
@@ -370,24 +370,24 @@ def _columns(node: Node) -> Iterator[str]:
             yield from _columns(part)
 
 
-def _spell(node: Node) -> str:
+def _format(node: Node) -> str:
     if isinstance(node, Junction):
-        return f" {node.word} ".join(_spell_within(node, part) for part in node.parts)
+        return f" {node.word} ".join(_format_within(node, part) for part in node.parts)
     if isinstance(node, Negation):
-        return f"not {_spell_within(node, node.part)}"
+        return f"not {_format_within(node, node.part)}"
     is_plain = PLAIN_NAME.fullmatch(node.column) and node.column not in (*KEYWORDS, *CONSTANTS)
     value = (
-        f"[{', '.join(map(_spell_value, node.value))}]" if isinstance(node.value, tuple) else _spell_value(node.value)
+        f"[{', '.join(map(_format_value, node.value))}]" if isinstance(node.value, tuple) else _format_value(node.value)
     )
     return f"{node.column if is_plain else f'`{node.column}`'} {node.operator} {value}"
 
 
-def _spell_within(node: Negation | Junction, part: Node) -> str:
+def _format_within(node: Negation | Junction, part: Node) -> str:
     is_looser = isinstance(part, Junction) and (isinstance(node, Negation) or part.word == "or")
-    return f"({_spell(part)})" if is_looser else _spell(part)
+    return f"({_format(part)})" if is_looser else _format(part)
 
 
-def _spell_value(value: Value) -> str:
+def _format_value(value: Value) -> str:
     if not isinstance(value, str):
         return (
             {None: "null", True: "true", False: "false"}[value]
@@ -395,10 +395,10 @@ def _spell_value(value: Value) -> str:
             else repr(value)
         )
     escapes = {character: f"\\{letter}" for letter, character in ESCAPES.items() if character != "'"}
-    return '"' + "".join(escapes.get(c) or (c if one_line(c) == c else _spell_units(c)) for c in value) + '"'
+    return '"' + "".join(escapes.get(c) or (c if one_line(c) == c else _format_units(c)) for c in value) + '"'
 
 
-def _spell_units(character: str) -> str:
+def _format_units(character: str) -> str:
     units = character.encode("utf-16-be")
     return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
 
@@ -432,7 +432,7 @@ def _compare(node: Comparison, table: Mapping[str, pa.Array], spelling: str) -> 
     held = columns.kind(column.type)
     for value in values:
         if held not in ("null", columns.kind_of_value(value)):
-            got = f"column {name} holds {shown(str(column.type))}, compared with {shown(_spell_value(value))}"
+            got = f"column {name} holds {shown(str(column.type))}, compared with {shown(_format_value(value))}"
             raise MisuseError(
                 f"condition '{shown(spelling)}': {got}; wanted {WANTED.get(held, 'null, which alone compares with it')}"
             )
@@ -442,7 +442,7 @@ def _compare(node: Comparison, table: Mapping[str, pa.Array], spelling: str) -> 
     return found if node.operator == "in" else pc.and_not(pc.invert(columns.is_null(column)), found)
 
 
-def _refuse(text: str, place: int, got: str, wanted: str) -> NoReturn:
+def _reject(text: str, place: int, got: str, wanted: str) -> NoReturn:
     start = max(0, place - MAX_SHOWN // 2) if len(text) > MAX_SHOWN else 0
     around = ("…" if start else "") + shown(text[start:])
     raise MisuseError(f"condition '{around}': {got} at column {place + 1:,}; wanted {wanted}")

@@ -77,7 +77,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceFile:
+class CorpusFile:
     """One file of a corpus: its name under the corpus, what vouches for it, and where it can be had ("": only from a mirror)."""
 
     name: str
@@ -104,7 +104,7 @@ class Recipe:
     format: str = "auto"  # auto: by the end of each file's name; synthetic: generated from `seed`
     tokenizer: str = "gpt2"  # gpt2, sentencepiece, char, byte, another encoding of tiktoken's, or a tokenizer's file
     tokenizer_sha256: str | None = None  # of a tokenizer's file, found when it is read
-    files: tuple[SourceFile, ...] = ()  # fetched and vouched for
+    files: tuple[CorpusFile, ...] = ()  # fetched and vouched for
     inputs: tuple[str, ...] = ()  # files, folders and globs of the user's own
     size: str = ""  # where no file tells it
     hub: str = ""  # whose Parquet files `inputs` are to name, where the corpus is too large to be fetched file by file
@@ -246,7 +246,7 @@ def _without_effect(recipe: Recipe) -> list[str]:
     return [name for name, is_idle in idle.items() if is_idle]
 
 
-def refuse_without_effect(recipe: Recipe) -> None:
+def reject_without_effect(recipe: Recipe) -> None:
     """Raise MisuseError for a setting that is not as it is by default and, now that the format is known, cannot change anything."""
     for field in dataclasses.fields(Recipe):
         if (
@@ -260,7 +260,7 @@ def refuse_without_effect(recipe: Recipe) -> None:
             )
 
 
-def refuse_idle(recipe: Recipe, given: Iterable[str], what: str) -> None:
+def reject_idle(recipe: Recipe, given: Iterable[str], what: str) -> None:
     """Raise MisuseError for a setting that was `given` and that cannot change anything."""
     if idle := sorted(set(_without_effect(recipe)) & set(given)):
         flag = idle[0].replace("_", "-")
@@ -271,7 +271,7 @@ def refuse_idle(recipe: Recipe, given: Iterable[str], what: str) -> None:
 
 def parse_recipe(fields: dict[str, Any], *, where: str) -> Recipe:
     """A Recipe from parsed TOML; an unknown key, a missing one or a wrong type is a MisuseError that names it."""
-    files = tuple(_parse(SourceFile, entry, f"{where}: files[{i}]") for i, entry in enumerate(fields.get("files", [])))
+    files = tuple(_parse(CorpusFile, entry, f"{where}: files[{i}]") for i, entry in enumerate(fields.get("files", [])))
     recipe: Recipe = _parse(Recipe, {**fields, "files": files}, where)
     return recipe
 
@@ -283,14 +283,14 @@ def check_settings(fields: dict[str, Any], *, where: str = "", cls: Any = Recipe
         if key not in hints:
             raise MisuseError(f"{where}no setting is called {key!r}; {nearest(key, hints)}")
         if not _fits(value, hints[key]):
-            raise MisuseError(f"{where}{key} is {value!r}, wanted {_spell(hints[key])}")
+            raise MisuseError(f"{where}{key} is {value!r}, wanted {_format(hints[key])}")
 
 
 def _parse(cls: Any, fields: dict[str, Any], where: str) -> Any:
     check_settings(fields, where=f"{where}: ", cls=cls)
     missing = [f.name for f in dataclasses.fields(cls) if f.name not in fields and f.default is dataclasses.MISSING]
     if missing:
-        raise MisuseError(f"{where}: {missing[0]} is missing, wanted {_spell(typing.get_type_hints(cls)[missing[0]])}")
+        raise MisuseError(f"{where}: {missing[0]} is missing, wanted {_format(typing.get_type_hints(cls)[missing[0]])}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 
@@ -305,7 +305,7 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
 
 
-def _spell(hint: Any) -> str:
+def _format(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and typing.get_origin(hint) is None else str(hint)
 
 

@@ -61,7 +61,7 @@ def parse_template(text: str) -> Template:
     while place < len(text):
         match = PIECE.match(text, place)
         if match is None:
-            _refuse_part(text, place)
+            _reject_part(text, place)
         if name := match["column"]:
             slots.append(name)
             literals.append("")
@@ -148,7 +148,7 @@ def _as_text(columns: Mapping[str, pa.Array], name: str) -> pa.LargeStringArray:
     return as_text(columns[name])
 
 
-def _refuse_part(text: str, place: int) -> NoReturn:
+def _reject_part(text: str, place: int) -> NoReturn:
     end = text.find("}", place + 1) if text[place] == "{" else place
     part = text[place : end + 1] if end >= 0 else text[place:]
     got = f"'{shown(part)}'" + ("" if end >= 0 else ", which never closes,")

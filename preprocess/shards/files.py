@@ -27,10 +27,10 @@ def readable_json(value: Any) -> bytes:
 
 def parse_json(data: bytes) -> Any:
     """What `data` spells. Raises ValueError for what is no JSON, NaN and the infinities among it, RecursionError for too deep a nest."""
-    return json.loads(data, parse_constant=_refuse_constant)
+    return json.loads(data, parse_constant=_reject_constant)
 
 
-def _refuse_constant(name: str) -> None:
+def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON's")
 
 

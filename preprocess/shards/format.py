@@ -68,7 +68,7 @@ def file_sizes(num_tokens: int, num_documents: int, dtype: np.dtype) -> dict[str
     }
 
 
-def spell_control_token(field: str, value: str | int) -> str:
+def format_control_token(field: str, value: str | int) -> str:
     """`<author_Anna_Akimova>`, `<year_1623>`: white space as `_`."""
     name = f"{value:04d}" if isinstance(value, int) else "".join("_" if c.isspace() else c for c in value)
     return f"<{field}_{name}>"
@@ -312,7 +312,7 @@ def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
         ) from e
 
 
-def require_no_build(output: Path, why: str) -> None:
+def check_no_build(output: Path, why: str) -> None:
     """Raise MisuseError where other files than a build's cannot be written to `output`. `why`: what a build has against them."""
     if (output / MANIFEST).exists():
         raise MisuseError(f"{output} is a build, {why}; choose another --output")

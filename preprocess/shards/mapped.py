@@ -36,10 +36,10 @@ class MappedSplit:
     def __reduce__(self) -> tuple[Any, ...]:
         """Raises FolioError where the build is gone or is another by now: a worker that is spawned would say so in its own traceback."""
         folder = self.build.folder.absolute()
-        _require_same(read_manifest(folder)["build_id"], self.build.build_id, folder)
+        _check_same(read_manifest(folder)["build_id"], self.build.build_id, folder)
         return _reopen, (folder, self.name, self.build.build_id)
 
-    def require_ends(self) -> None:
+    def check_ends(self) -> None:
         """Raise ShardError unless the document ends of each shard rise to its number of tokens."""
         for tokens, ends, entry in zip(
             self.tokens, self.ends, self.build.manifest["splits"][self.name]["shards"], strict=True
@@ -75,11 +75,11 @@ class MappedSplit:
 
 def _reopen(folder: Path, split: str, build_id: str) -> MappedSplit:
     again = MappedSplit(folder, split)
-    _require_same(again.build.build_id, build_id, folder)
+    _check_same(again.build.build_id, build_id, folder)
     return again
 
 
-def _require_same(now: str, then: str, folder: Path) -> None:
+def _check_same(now: str, then: str, folder: Path) -> None:
     if now != then:
         raise FolioError(
             f"{folder} has been replaced by another build since the dataset was made; make the dataset anew"

@@ -18,7 +18,7 @@ from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.format import Build
 from preprocess.shards.mapped import MappedSplit, locate_items
 from preprocess.shards.permutation import keyed_hash
-from preprocess.shards.windows import ORDERS, require_windows
+from preprocess.shards.windows import ORDERS, check_windows
 
 try:
     import torch
@@ -53,7 +53,7 @@ class TokenWindows(Dataset[Pair]):
         self._split = MappedSplit(build, split)
         self._block_size = _positive("block_size", block_size)
         self._stride = _positive("stride", self._block_size if stride is None else stride)
-        require_windows(self._split.lengths, self._block_size, split)
+        check_windows(self._split.lengths, self._block_size, split)
         counts = [max(-(-(length - self._block_size) // self._stride), 0) for length in self._split.lengths]
         self._edges = np.cumsum(counts)  # (S,) exclusive ends of each shard's items
 
@@ -106,7 +106,7 @@ class ShuffledWindows(IterableDataset[Pair]):
         if order not in tuple(ORDERS):
             raise MisuseError(f"no order {order!r}; choose one of {', '.join(ORDERS)}")
         keyed_hash(seed, np.empty(0, np.uint64))  # refuses a seed beyond 64 bits here, not in a worker
-        require_windows(self._split.lengths, self._block_size, split)
+        check_windows(self._split.lengths, self._block_size, split)
         self._order = ORDERS[order](self._split.lengths, self._block_size, seed=seed)
         windows = sum((length - 1) // self._block_size for length in self._split.lengths if length)
         self.num_samples = _positive("num_samples", windows if num_samples is None else num_samples)
@@ -147,7 +147,7 @@ class ShuffledWindows(IterableDataset[Pair]):
 
         Raises MisuseError for a state of other data, settings, processes or workers, FolioError for one that is damaged.
         """
-        self._require_own(state)
+        self._check_own(state)
         if any(
             type(state.get(key)) is not int or not 0 <= state[key] <= most
             for key, most in (("pass", LAST_PASS), ("taken", 1 << 62))
@@ -155,7 +155,7 @@ class ShuffledWindows(IterableDataset[Pair]):
             raise FolioError("the state holds no place in a pass; take another checkpoint")
         self._resume, self._position = dict(state), []
 
-    def _require_own(self, state: dict[str, Any]) -> None:
+    def _check_own(self, state: dict[str, Any]) -> None:
         told = state.get("of") if isinstance(state, dict) else None
         if told != self._describe():
             raise MisuseError(
@@ -166,7 +166,7 @@ class ShuffledWindows(IterableDataset[Pair]):
         slot = self._slot()
         number, taken = int(self._passes[slot]), 0
         if self._resume is not None:
-            self._require_own(self._resume)  # workers get it from the process that loaded it
+            self._check_own(self._resume)  # workers get it from the process that loaded it
             number, taken = self._resume["pass"], self._resume["taken"]
             self._resume = None
         self._passes[slot] = number + 1
@@ -210,7 +210,7 @@ class Documents(Dataset[Tensor]):
     def __init__(self, build: Build | str | Path, split: str = "train", *, max_tokens: int | None = None) -> None:
         """`build`: an open one, its name, or its folder. Raises ShardError, or MisuseError where it has no document."""
         self._split = MappedSplit(build, split)
-        self._split.require_ends()
+        self._split.check_ends()
         self._max_tokens = None if max_tokens is None else _positive("max_tokens", max_tokens)
         self._edges = np.cumsum(
             [len(ends) for ends in self._split.ends], dtype=np.int64

@@ -14,7 +14,7 @@ from preprocess.errors import MisuseError
 from preprocess.shards.permutation import hash_key, hash_under, keyed_hash, mix64, permute
 
 
-def require_windows(lengths: Sequence[int], block_size: int, split: str) -> None:
+def check_windows(lengths: Sequence[int], block_size: int, split: str) -> None:
     """Raise MisuseError unless some shard of `lengths` tokens holds a window of `block_size + 1`."""
     longest = max(lengths, default=0)
     if longest <= block_size:
@@ -34,7 +34,7 @@ class RandomWindows:
         self._first = self._edges - starts
         self._key, self._total = hash_key(seed), np.uint64(self._edges[-1] if len(starts) else 0)
         if not len(starts) or not self._edges[-1]:
-            raise ValueError("no shard holds a window: call require_windows first")
+            raise ValueError("no shard holds a window: call check_windows first")
 
     def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`samples`: (B,) sample numbers. Returns the shard (B,) and the start in it (B,), both int64."""
@@ -67,7 +67,7 @@ class EpochWindows:
         self._key = keyed_hash(seed, np.frombuffer(b"epochwin", dtype="<u8"))
         self._block_size = block_size
         if not len(counts) or not self._edges[-1]:
-            raise ValueError("no shard holds a window: call require_windows first")
+            raise ValueError("no shard holds a window: call check_windows first")
         self.windows_per_epoch = int(self._edges[-1])
         self.num_unvisited = int((tokens - counts * block_size - (counts > 0)).sum())
 

@@ -66,7 +66,7 @@ def create_shard(folder: Path, plan: ShardPlan, *, vocab_size: int) -> None:
 
 
 @dataclass(frozen=True)
-class Place:
+class WriteOffset:
     """Where in a shard something is to be written: so many tokens and documents come before it."""
 
     num_tokens: int
@@ -74,7 +74,14 @@ class Place:
 
 
 def write_documents(
-    folder: Path, plan: ShardPlan, place: Place, ids: np.ndarray, ends: np.ndarray, docs: np.ndarray, *, vocab_size: int
+    folder: Path,
+    plan: ShardPlan,
+    place: WriteOffset,
+    ids: np.ndarray,
+    ends: np.ndarray,
+    docs: np.ndarray,
+    *,
+    vocab_size: int,
 ) -> int:
     """Write whole documents at their place, and return their largest id, −1 for none.
 

@@ -50,7 +50,7 @@ def _mend(
 
 
 def _count_bytes(texts: pa.LargeStringArray, is_meant: Callable[[np.ndarray], np.ndarray]) -> int:
-    """How many bytes of all texts together `is_meant` picks, looked at in pieces that stay in cache."""
+    """How many bytes of all texts together `is_meant` picks, looked at in spans that stay in cache."""
     data, _ = text_buffers(texts)
     return sum(
         int(np.count_nonzero(is_meant(data[start : start + SCAN_BYTES]))) for start in range(0, len(data), SCAN_BYTES)
@@ -107,7 +107,7 @@ def _rows_that_may_compose(texts: pa.LargeStringArray) -> np.ndarray:
     By the bytes that characters begin with: below U+0300, Cyrillic to U+047F, U+2002 to U+20BF, U+3000 to U+3029 and U+4000 to U+9FFF
     hold nothing that NFC changes, or that combines with what stands in front of it (tests/test_clean.py asks unicodedata).
     """
-    data, borders = text_buffers(texts)
+    data, boundaries = text_buffers(texts)
     found = []
     for start in range(0, len(data), SCAN_BYTES):
         chunk = data[start : start + SCAN_BYTES]
@@ -119,7 +119,9 @@ def _rows_that_may_compose(texts: pa.LargeStringArray) -> np.ndarray:
             is_ideographic = (first == 0xE3) & (second == 0x80) & (third <= 0xA9)
             found.append(suspects[~(is_general | is_ideographic)])
     return (
-        np.unique(np.searchsorted(borders, np.concatenate(found), side="right") - 1) if found else np.empty(0, np.int64)
+        np.unique(np.searchsorted(boundaries, np.concatenate(found), side="right") - 1)
+        if found
+        else np.empty(0, np.int64)
     )
 
 

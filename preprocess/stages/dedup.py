@@ -20,9 +20,9 @@ def hash128(chunks: Iterable[bytes | memoryview], num_chunks: int) -> np.ndarray
 
 def content_hashes(texts: pa.LargeStringArray) -> np.ndarray:
     """The hash of each cleaned text's UTF-8 bytes: (D, 16) uint8, as `.docs` stores it."""
-    data, borders = text_buffers(texts)
+    data, boundaries = text_buffers(texts)
     view = np.ascontiguousarray(data).data
-    edges = borders.tolist()
+    edges = boundaries.tolist()
     return hash128((view[a:b] for a, b in itertools.pairwise(edges)), len(texts))
 
 

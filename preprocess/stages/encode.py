@@ -19,7 +19,7 @@ CHECKED_BYTES = 1 << 17
 CHECKED_FRACTION = 1 / 1024
 
 
-class EngineMismatch(Exception):
+class BackendMismatch(Exception):
     """The fast engine and the reference gave different ids for a document."""
 
 
@@ -27,7 +27,7 @@ class EngineMismatch(Exception):
 CHECKED_CHARACTERS = 1 << 16
 
 
-def sample_for_check(hashes: np.ndarray, fraction: float, *, seed: int, at_least_one: bool) -> np.ndarray:
+def choose_spot_check(hashes: np.ndarray, fraction: float, *, seed: int, at_least_one: bool) -> np.ndarray:
     """The documents whose ids are compared with the reference's: (S,) row numbers, about `fraction` of (D, 16) hashes."""
     key = keyed_hash(seed, np.ascontiguousarray(hashes[:, :8]).view("<u8").reshape(-1))
     in_sample = key <= np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
@@ -39,18 +39,18 @@ def sample_for_check(hashes: np.ndarray, fraction: float, *, seed: int, at_least
 def encode_checked(tokenizer: Tokenizer, texts: pa.LargeStringArray, sample: np.ndarray) -> Encoded:
     """Ids of all texts, flat (N,) uint32, and each text's exclusive end in them (D,) int64.
 
-    The rows of `sample` are encoded by the reference too; the first difference, or the fast engine's failing, raises EngineMismatch.
+    The rows of `sample` are encoded by the reference too; the first difference, or the fast engine's failing, raises BackendMismatch.
     """
-    if not tokenizer.has_fast_engine:
+    if not tokenizer.has_fast_backend:
         return tokenizer.encode(texts)
     try:
         ids, ends = tokenizer.encode(texts)
         if len(sample):
             _compare(tokenizer, texts.take(pa.array(sample)), _documents(ids, ends, sample))
-    except (EngineMismatch, MemoryError):
+    except (BackendMismatch, MemoryError):
         raise
     except Exception as e:  # whatever a compiled library may raise: the reference can still do the work
-        raise EngineMismatch(f"{tokenizer.engine} failed ({type(e).__name__}: {e})") from e
+        raise BackendMismatch(f"{tokenizer.engine} failed ({type(e).__name__}: {e})") from e
     return ids, ends
 
 
@@ -61,8 +61,8 @@ def _compare(tokenizer: Tokenizer, texts: pa.LargeStringArray, got: list[np.ndar
         # The head of a long text is encoded anew: its ids are not the first of the whole text's.
         whole = ids if head == text else tokenizer.encode(pa.array([head.as_py()], pa.large_string()))[0]
         if not np.array_equal(whole, wanted):
-            raise EngineMismatch(
-                f"{tokenizer.engine} differs from {tokenizer.reference_engine} on {text.as_py()[:60]!r}"
+            raise BackendMismatch(
+                f"{tokenizer.engine} differs from {tokenizer.reference_backend} on {text.as_py()[:60]!r}"
             )
 
 
@@ -93,7 +93,7 @@ def surround(ids: np.ndarray, ends: np.ndarray, front: np.ndarray, back: np.ndar
     return out, new_ends
 
 
-class SampleForCheck:
+class SpotCheck:
     """Which documents the reference encodes too: 128 kB of a process' first, at least one, and then a thousandth."""
 
     def __init__(self, seed: int) -> None:
@@ -104,7 +104,7 @@ class SampleForCheck:
         if not len(hashes):
             return np.empty(0, np.int64)
         share = max((CHECKED_BYTES - self._checked_bytes) / int(sizes.sum(dtype=np.int64)), CHECKED_FRACTION)
-        sample = sample_for_check(hashes, share, seed=self._seed, at_least_one=self._checked_bytes == 0)
+        sample = choose_spot_check(hashes, share, seed=self._seed, at_least_one=self._checked_bytes == 0)
         self._checked_bytes += int(sizes[sample].sum(dtype=np.int64))
         return sample
 

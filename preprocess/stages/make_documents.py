@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 
 from preprocess.documents import make_batch, text_bytes
 from preprocess.errors import FolioError
-from preprocess.inputs.input_files import Source
-from preprocess.readers.record_blocks import place_to_cut, refuse_oversized
-from preprocess.readers.records import Losses, Records, explain_utf8
+from preprocess.inputs.input_files import InputFile
+from preprocess.readers.record_blocks import find_cut, reject_oversized
+from preprocess.readers.records import Records, Rejects, explain_utf8
 from preprocess.recipes.columns import as_text, is_text_or_bytes
 from preprocess.recipes.row_filter import parse_condition
 from preprocess.recipes.schema import TABLES, Recipe
@@ -23,10 +23,10 @@ YEAR = r"\A[0-9]{1,4}(\.0)?\z"
 
 
 class DocumentMaker:
-    """Makes documents of one piece's records; keeps count, so that every document has its number in the piece."""
+    """Makes documents of one span's records; keeps count, so that every document has its number in the span."""
 
-    def __init__(self, source: Source, recipe: Recipe, losses: Losses) -> None:
-        self._source, self._recipe, self._losses = source, recipe, losses
+    def __init__(self, source: InputFile, recipe: Recipe, rejects: Rejects) -> None:
+        self._source, self._recipe, self._losses = source, recipe, rejects
         self._is_table = source.format in TABLES
         self._condition = parse_condition(recipe.where) if recipe.where and self._is_table else None
         self._template = parse_template(recipe.template) if recipe.template is not None and self._is_table else None
@@ -156,9 +156,9 @@ class DocumentMaker:
         parts: list[memoryview] = []
         start, limit = 0, self._recipe.max_document_bytes
         while len(data) - start > limit:
-            place = place_to_cut(data, limit, start)
+            place = find_cut(data, limit, start)
             if not place:
-                refuse_oversized(f"{self._source.path}: document {position:,} is", self._recipe, can_be_cut=True)
+                reject_oversized(f"{self._source.path}: document {position:,} is", self._recipe, can_be_cut=True)
                 self._losses.counts["oversized"] += 1
                 return parts
             parts.append(data[start:place])

@@ -1,4 +1,4 @@
-"""A piece of a source → its cleaned documents, batch by batch, with what is known of their sides of the split."""
+"""A span of a source → its cleaned documents, batch by batch, with what is known of their sides of the split."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 
 from preprocess.documents import HELD_OUT, TRAIN, UNKNOWN, VAL, make_batch, replace_column
 from preprocess.errors import FolioError
-from preprocess.inputs.input_files import Piece, Source
+from preprocess.inputs.input_files import InputFile, Span
 from preprocess.inputs.synthetic import generate_pairs
-from preprocess.readers import read_piece
-from preprocess.readers.records import Losses
+from preprocess.readers import read_span
+from preprocess.readers.records import Rejects
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.format import CONTROL_FIELDS
 from preprocess.stages.clean import clean
@@ -30,20 +30,20 @@ PAIRS_PER_BATCH = 4096
 SIDES = {"train": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "dev": VAL, "test": HELD_OUT}
 
 
-def documents_of(source: Source, piece: Piece, recipe: Recipe, losses: Losses, cleaned: Counter[str]) -> Documents:
-    """Read, cleaned, cut, bounded: all documents of `piece` that hold text. `losses` counts what went, `cleaned` what rules changed."""
+def documents_of(source: InputFile, span: Span, recipe: Recipe, rejects: Rejects, cleaned: Counter[str]) -> Documents:
+    """Read, cleaned, cut, bounded: all documents of `span` that hold text. `rejects` counts what went, `cleaned` what rules changed."""
     if source.format == "synthetic":
         batches = _cleaned(_synthetic(recipe), recipe, cleaned)
-        losses.num_positions = 2 * recipe.num_pairs
+        rejects.num_positions = 2 * recipe.num_pairs
     elif recipe.split == "contiguous":
-        batches = _contiguous(source, piece, recipe, losses, cleaned)
+        batches = _contiguous(source, span, recipe, rejects, cleaned)
     else:
-        batches = _cleaned(_read(source, piece, recipe, losses), recipe, cleaned)
+        batches = _cleaned(_read(source, span, recipe, rejects), recipe, cleaned)
         if recipe.document == "passage" and source.format == "text":
-            batches = _passages(batches, recipe, None, losses)
+            batches = _passages(batches, recipe, None, rejects)
     for batch, sides in batches:
         keep, counts = within_bounds(batch.column("text"), recipe.min_characters, recipe.max_characters)
-        losses.counts.update(counts)
+        rejects.counts.update(counts)
         yield (batch, sides) if keep.all() else (batch.filter(pa.array(keep)), sides[keep])
 
 
@@ -54,9 +54,9 @@ def _cleaned(batches: Documents, recipe: Recipe, cleaned: Counter[str]) -> Docum
         yield batch, sides
 
 
-def _read(source: Source, piece: Piece, recipe: Recipe, losses: Losses) -> Documents:
-    maker = DocumentMaker(source, recipe, losses)
-    for records in read_piece(source, piece, recipe, losses):
+def _read(source: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Documents:
+    maker = DocumentMaker(source, recipe, rejects)
+    for records in read_span(source, span, recipe, rejects):
         batch, names = maker.make(records)
         yield (
             batch,
@@ -66,7 +66,7 @@ def _read(source: Source, piece: Piece, recipe: Recipe, losses: Losses) -> Docum
         )
 
 
-def _sides(names: pa.Array | None, num_documents: int, source: Source) -> np.ndarray:
+def _sides(names: pa.Array | None, num_documents: int, source: InputFile) -> np.ndarray:
     """The side that each name of a split stands for."""
     if names is None:
         raise FolioError(
@@ -84,37 +84,37 @@ def _sides(names: pa.Array | None, num_documents: int, source: Source) -> np.nda
     return lookup[encoded.indices.to_numpy()] if num_documents else np.empty(0, np.int8)
 
 
-def _passages(batches: Documents, recipe: Recipe, border: int | None, losses: Losses) -> Documents:
-    """Documents cut into passages where the recipe asks for it, and at `border`, the number of characters that train, where given."""
+def _passages(batches: Documents, recipe: Recipe, boundary: int | None, rejects: Rejects) -> Documents:
+    """Documents cut into passages where the recipe asks for it, and at `boundary`, the number of characters that train, where given."""
     size = recipe.passage_characters if recipe.document == "passage" else None
     position = consumed = 0
     for batch, sides in batches:
         for row in range(batch.num_rows):
-            pieces, in_val = cut_document(
-                batch.slice(row, 1), border=None if border is None else border - consumed, passage_characters=size
+            spans, in_val = cut_document(
+                batch.slice(row, 1), boundary=None if boundary is None else boundary - consumed, passage_characters=size
             )
-            numbers = pa.array(np.arange(position, position + pieces.num_rows), pa.uint64())
-            position += pieces.num_rows
-            losses.num_positions = position
-            consumed += _num_characters(batch.slice(row, 1)) if border is not None else 0
+            numbers = pa.array(np.arange(position, position + spans.num_rows), pa.uint64())
+            position += spans.num_rows
+            rejects.num_positions = position
+            consumed += _num_characters(batch.slice(row, 1)) if boundary is not None else 0
             side = (
                 np.where(in_val, VAL, TRAIN).astype(np.int8)
-                if border is not None
-                else np.repeat(sides[row : row + 1], pieces.num_rows)
+                if boundary is not None
+                else np.repeat(sides[row : row + 1], spans.num_rows)
             )
-            yield replace_column(pieces, "position", numbers), side
+            yield replace_column(spans, "position", numbers), side
 
 
 def _num_characters(batch: pa.RecordBatch) -> int:
     return pc.sum(pc.utf8_length(batch.column("text"))).as_py() or 0
 
 
-def _contiguous(source: Source, piece: Piece, recipe: Recipe, losses: Losses, cleaned: Counter[str]) -> Documents:
+def _contiguous(source: InputFile, span: Span, recipe: Recipe, rejects: Rejects, cleaned: Counter[str]) -> Documents:
     """The file read twice: its share of characters is known only when all of it is cleaned, and it may not fit into memory."""
-    unused = Losses(None)
-    first = _cleaned(_read(source, piece, recipe, unused), recipe, Counter())
-    border = contiguous_cut(sum(_num_characters(batch) for batch, _ in first), recipe.val_fraction)
-    yield from _passages(_cleaned(_read(source, piece, recipe, losses), recipe, cleaned), recipe, border, losses)
+    unused = Rejects(None)
+    first = _cleaned(_read(source, span, recipe, unused), recipe, Counter())
+    boundary = contiguous_cut(sum(_num_characters(batch) for batch, _ in first), recipe.val_fraction)
+    yield from _passages(_cleaned(_read(source, span, recipe, rejects), recipe, cleaned), recipe, boundary, rejects)
 
 
 def _synthetic(recipe: Recipe) -> Documents:

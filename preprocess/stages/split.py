@@ -48,26 +48,26 @@ def _skip_line_feeds(text: str, start: int) -> int:
 
 
 def cut_document(
-    batch: pa.RecordBatch, *, border: int | None, passage_characters: int | None
+    batch: pa.RecordBatch, *, boundary: int | None, passage_characters: int | None
 ) -> tuple[pa.RecordBatch, np.ndarray]:
-    """The one document of `batch` cut at `border`, a number of characters of which any may be, and in passages; either None for not.
+    """The one document of `batch` cut at `boundary`, a number of characters of which any may be, and in passages; either None for not.
 
-    Returns the pieces in reading order, and for each whether it is behind the border: (D,) bool. A side without a character gives none.
+    Returns the spans in reading order, and for each whether it is behind the boundary: (D,) bool. A side without a character gives none.
     """
     text = batch.column("text")[0].as_py()
-    border = len(text) if border is None else min(max(border, 0), len(text))
-    pieces: list[str] = []
+    boundary = len(text) if boundary is None else min(max(boundary, 0), len(text))
+    spans: list[str] = []
     is_behind: list[bool] = []
-    for side, behind in ((text[:border], False), (text[border:], True)):
+    for side, behind in ((text[:boundary], False), (text[boundary:], True)):
         start = 0
         for end in (passage_ends(side, passage_characters) if passage_characters else [len(side)]) if side else []:
-            pieces.append(side[start:end])
+            spans.append(side[start:end])
             is_behind.append(behind)
             start = end
     columns: dict[str, Any] = {
         field.name: batch.column(field.name)[0].as_py() for field in SCHEMA if field.name != "text"
     }
-    return make_batch({**columns, "text": pa.array(pieces, pa.large_string())}, len(pieces)), np.array(is_behind, bool)
+    return make_batch({**columns, "text": pa.array(spans, pa.large_string())}, len(spans)), np.array(is_behind, bool)
 
 
 def keyed_groups(hashes: np.ndarray, seed: int) -> np.ndarray:

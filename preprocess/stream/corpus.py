@@ -14,14 +14,14 @@ from typing import Any, NoReturn
 import numpy as np
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.inputs.find_inputs import find_sources
-from preprocess.inputs.input_files import Source, settle_format
+from preprocess.inputs.find_inputs import find_input_files
+from preprocess.inputs.input_files import InputFile, settle_format
 from preprocess.progress import Progress
 from preprocess.recipes.catalog import load_recipe
 from preprocess.recipes.schema import STRADDLING, Recipe, may_straddle
 from preprocess.shards import format as shard_format
 from preprocess.shards.files import canonical_json, readable_json, sha256_bytes, write_durable
-from preprocess.shards.format import CONTROL_FIELDS, MANIFEST, SPLITS, TOKENIZER_DIR, spell_control_token
+from preprocess.shards.format import CONTROL_FIELDS, MANIFEST, SPLITS, TOKENIZER_DIR, format_control_token
 from preprocess.tokenizers import TRAINED, describe_tokenizer, is_path, load_named
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.versions import made_with
@@ -34,7 +34,7 @@ class StreamCorpus:
     """A corpus as streams read it; any number of them may share one."""
 
     recipe: Recipe  # as a stream can follow it
-    sources: tuple[Source, ...]
+    sources: tuple[InputFile, ...]
     tokenizer: Tokenizer
     control_ids: dict[str, int]  # spelling → id, behind the tokenizer's own
     tell: Tell
@@ -114,16 +114,16 @@ def open_corpus(
     """
     tell = tell or Progress(quiet=True).warn
     recipe = load_recipe(str(corpus) if isinstance(corpus, Path) else corpus, **overrides)
-    _refuse_trained(recipe)
+    _reject_trained(recipe)
     where = f"{corpus}: " if isinstance(corpus, str | Path) and "inputs" not in overrides else ""
-    sources = find_sources(recipe, None, _Telling(tell), is_hashed=False, asked_by=f"{where}inputs")
+    sources = find_input_files(recipe, None, _Telling(tell), is_hashed=False, asked_by=f"{where}inputs")
     recipe, notes = as_streamed(settle_format(recipe, sources))
     tokenizer = load_named(recipe.tokenizer, has_eot=recipe.eot == "append")
     if is_path(recipe.tokenizer):
         recipe = dataclasses.replace(recipe, tokenizer_sha256=sha256_bytes(b"".join(tokenizer.files.values())))
     if tokenizer.loss is not None:
         notes.append(f"the tokenizer does not give every text back as it was: {tokenizer.loss}")
-    if not use_reference and (why := tokenizer.start_fast_engine()):
+    if not use_reference and (why := tokenizer.start_fast_backend()):
         notes.append(f"{why}; the reference library encodes this stream")
     for note in notes:
         tell(note)
@@ -141,7 +141,7 @@ class _Telling(Progress):
         self._tell(line)
 
 
-def _refuse_trained(recipe: Recipe) -> None:
+def _reject_trained(recipe: Recipe) -> None:
     if recipe.tokenizer in TRAINED:
         raise MisuseError(
             f"the {recipe.tokenizer} tokenizer is trained on a corpus, which a stream reads only once; train it with `preprocess tokenizer "
@@ -185,7 +185,7 @@ def as_streamed(recipe: Recipe) -> tuple[Recipe, list[str]]:
     return dataclasses.replace(recipe, **changes), notes
 
 
-def _control_ids(recipe: Recipe, sources: list[Source], tokenizer: Tokenizer) -> dict[str, int]:
+def _control_ids(recipe: Recipe, sources: list[InputFile], tokenizer: Tokenizer) -> dict[str, int]:
     """Ids behind the tokenizer's for what recipe and files' names say of documents, in the order in which the files are read.
 
     A build numbers alike, but leaves out files of which it keeps no document. Raises FolioError where two are spelled alike.
@@ -195,7 +195,7 @@ def _control_ids(recipe: Recipe, sources: list[Source], tokenizer: Tokenizer) ->
         for field in CONTROL_FIELDS:
             value = source.metadata.get(field, getattr(recipe, field))
             if value is not None:
-                found.setdefault((field, value), spell_control_token(field, value))
+                found.setdefault((field, value), format_control_token(field, value))
     ids: dict[str, int] = {}
     for spelling in found.values():
         if spelling in ids or spelling in tokenizer.special_tokens:

@@ -10,8 +10,8 @@ import numpy as np
 
 from preprocess.documents import text_bytes
 from preprocess.errors import FolioError
-from preprocess.shards.format import CONTROL_FIELDS, spell_control_token
-from preprocess.stages.encode import EngineMismatch, SampleForCheck, encode_checked, has_bos, has_eot, surround
+from preprocess.shards.format import CONTROL_FIELDS, format_control_token
+from preprocess.stages.encode import BackendMismatch, SpotCheck, encode_checked, has_bos, has_eot, surround
 from preprocess.stream.corpus import StreamCorpus
 from preprocess.stream.reading import Cursor, Selected
 
@@ -40,7 +40,7 @@ class ChunkEncoder:
 
     def __init__(self, corpus: StreamCorpus) -> None:
         self._corpus, self._tokenizer = corpus, corpus.tokenizer
-        self._check = SampleForCheck(corpus.recipe.seed)
+        self._check = SpotCheck(corpus.recipe.seed)
         eot_id = corpus.tokenizer.eot_id if has_eot(corpus.recipe, corpus.tokenizer) else None
         self._back = -1 if eot_id is None else eot_id
 
@@ -48,18 +48,18 @@ class ChunkEncoder:
         """All of `selected`, in order. Raises FolioError where the engines differ: blocks given out cannot be taken back."""
         sizes = text_bytes(selected.batch.column("text"))
         group = np.cumsum(sizes) // CHUNK_BYTES
-        borders = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(sizes)]
-        for first, last in itertools.pairwise(borders):
+        boundaries = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(sizes)]
+        for first, last in itertools.pairwise(boundaries):
             yield self._encode(selected, first, last, sizes[first:last])
 
     def _encode(self, selected: Selected, first: int, last: int, sizes: np.ndarray) -> Chunk:
         texts = selected.batch.column("text").slice(first, last - first)
         sample = np.empty(0, np.int64)
-        if self._tokenizer.has_fast_engine:
+        if self._tokenizer.has_fast_backend:
             sample = self._check.rows(selected.hashes[first:last], sizes)
         try:
             ids, ends = encode_checked(self._tokenizer, texts, sample)
-        except EngineMismatch as e:
+        except BackendMismatch as e:
             cure = "begin anew with open_corpus(…, use_reference=True), or train on a build, which changes to the reference by itself"
             raise FolioError(f"{e}, and blocks were given out; {cure}") from e
         front = np.tile(self._front(selected), (last - first, 1))
@@ -72,5 +72,5 @@ class ChunkEncoder:
         front = [tokenizer.bos_id if has_bos(recipe, tokenizer) and tokenizer.bos_id is not None else -1]
         for field in CONTROL_FIELDS if recipe.authors else ():
             value = selected.batch.column(field)[0].as_py()
-            front.append(-1 if value is None else self._corpus.control_ids[spell_control_token(field, value)])
+            front.append(-1 if value is None else self._corpus.control_ids[format_control_token(field, value)])
         return np.array(front, np.int64)

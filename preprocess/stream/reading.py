@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from preprocess.documents import HELD_OUT, TRAIN, VAL, text_bytes
 from preprocess.errors import FolioError, explain_os_error, first_line
-from preprocess.inputs.input_files import Piece, Source, SourceChanged
-from preprocess.readers import check_source
-from preprocess.readers.partitions import pieces_of
-from preprocess.readers.records import UNMEANT, Losses, spell_counts
+from preprocess.inputs.input_files import InputChanged, InputFile, Span
+from preprocess.readers import check_input_file
+from preprocess.readers.partitions import iter_spans
+from preprocess.readers.records import UNMEANT, Rejects, format_counts
 from preprocess.shards.permutation import keyed_hash, permute
 from preprocess.stages.dedup import content_hashes, groups_of
 from preprocess.stages.pipeline import SIDES, documents_of
@@ -36,8 +36,8 @@ class Cursor:
 
     epoch: int = 0
     source: int = 0
-    piece: int = 0  # of the source, as partitions.py cuts it
-    row: int = 0  # how many documents of the piece come before, those of other sides and shares among them
+    span: int = 0  # of the source, as partitions.py cuts it
+    row: int = 0  # how many documents of the span come before, those of other sides and shares among them
     number: int = 0  # how many documents of the epoch come before `row` that hold text and are not held out
     offset: int = 0
 
@@ -78,11 +78,11 @@ class Retries:
 
 @dataclass(frozen=True)
 class Selected:
-    """Consecutive documents of a piece that are of the wanted side and share."""
+    """Consecutive documents of a span that are of the wanted side and share."""
 
     batch: pa.RecordBatch
     hashes: np.ndarray  # (D, 16) uint8, of the contents
-    place: Cursor  # of the piece; `row` and `number` are below
+    place: Cursor  # of the span; `row` and `number` are below
     rows: np.ndarray  # (D,) each document's `row`
     numbers: np.ndarray  # (D,) and `number`
 
@@ -136,17 +136,17 @@ class DocumentReader:
                 continue
             is_first = source.number == start.source
             lost = Counter[str]()
-            for index, piece in self._pieces(source, start.piece if is_first else 0):
+            for index, span in self._pieces(source, start.span if is_first else 0):
                 place = Cursor(start.epoch, source.number, index)
-                skip = start.row if is_first and index == start.piece else 0
-                for row, batch, sides in self._documents(source, piece, skip, lost):
+                skip = start.row if is_first and index == start.span else 0
+                for row, batch, sides in self._documents(source, span, skip, lost):
                     selected, number = self._select(batch, sides, place, row, number)
                     if len(selected.rows):
                         yield selected
                     if most is not None and number >= most:
                         return
             if any(lost[reason] for reason in UNMEANT):
-                counted = ", ".join(spell_counts({reason: lost[reason] for reason in UNMEANT if lost[reason]}))
+                counted = ", ".join(format_counts({reason: lost[reason] for reason in UNMEANT if lost[reason]}))
                 self.corpus.tell(f"{source.path}: some documents were not taken as they are: {counted}")
 
     def _sides_by_name(self) -> dict[int, int]:
@@ -156,7 +156,7 @@ class DocumentReader:
         named = {source.number: SIDES.get(source.metadata.get("split", "")) for source in self.corpus.sources}
         return {number: side for number, side in named.items() if side is not None}
 
-    def _is_of_other_side(self, source: Source) -> bool:
+    def _is_of_other_side(self, source: InputFile) -> bool:
         """Whether a file need not be opened. Under a cap it must: the cap counts both sides' documents."""
         side = self.sides.get(source.number)
         if side is None or self.corpus.recipe.max_documents is not None:
@@ -164,14 +164,14 @@ class DocumentReader:
         side = TRAIN if side == HELD_OUT and self.test_trains else side
         return side != SIDE_OF_SPLIT[self.split]
 
-    def _pieces(self, source: Source, first: int) -> Iterator[tuple[int, Piece]]:
-        """The pieces of a file from number `first` on, with their numbers."""
+    def _pieces(self, source: InputFile, first: int) -> Iterator[tuple[int, Span]]:
+        """The spans of a file from number `first` on, with their numbers."""
         index, failures = first, 0
         while True:
             try:
-                check_source(source, self.corpus.recipe)
-                for piece in islice(pieces_of(source, self.corpus.recipe), index, None):
-                    yield index, piece
+                check_input_file(source, self.corpus.recipe)
+                for span in islice(iter_spans(source, self.corpus.recipe), index, None):
+                    yield index, span
                     index, failures = index + 1, 0
                 return
             except (OSError, FolioError) as e:
@@ -181,7 +181,7 @@ class DocumentReader:
     def _select(
         self, batch: pa.RecordBatch, sides: np.ndarray, place: Cursor, row: int, number: int
     ) -> tuple[Selected, int]:
-        """Of a batch whose first document is `row` of the piece and would be `number` of the epoch, what is wanted; and the next number."""
+        """Of a batch whose first document is `row` of the span and would be `number` of the epoch, what is wanted; and the next number."""
         recipe = self.corpus.recipe
         hashes = content_hashes(batch.column("text"))
         if recipe.split == "threshold":
@@ -200,36 +200,36 @@ class DocumentReader:
         return Selected(kept, hashes[rows], place, rows + row, numbers[rows]), int(after[-1]) if len(after) else number
 
     def _documents(
-        self, source: Source, piece: Piece, skip: int, lost: Counter[str]
+        self, source: InputFile, span: Span, skip: int, lost: Counter[str]
     ) -> Iterator[tuple[int, pa.RecordBatch, np.ndarray]]:
-        """The documents of `piece` behind the first `skip`, each batch with the row that it begins at.
+        """The documents of `span` behind the first `skip`, each batch with the row that it begins at.
 
-        Where reading fails, the piece is read again and what was given out already passed over.
+        Where reading fails, the span is read again and what was given out already passed over.
         """
         taken, failures = skip, 0
         while True:
-            losses, row = Losses(None), 0
+            rejects, row = Rejects(None), 0
             try:
-                for batch, sides in documents_of(source, piece, self.corpus.recipe, losses, Counter()):
+                for batch, sides in documents_of(source, span, self.corpus.recipe, rejects, Counter()):
                     end = row + batch.num_rows
                     if end > taken:
                         passed_over = max(taken - row, 0)
                         yield row + passed_over, batch.slice(passed_over), sides[passed_over:]
                         taken, failures = end, 0
                     row = end
-                lost.update(losses.counts)
+                lost.update(rejects.counts)
                 return
             except (OSError, FolioError) as e:
                 failures += 1
                 wait(source, e, failures, self.retries, self.corpus.tell)
 
 
-def wait(source: Source, error: OSError | FolioError, failures: int, retries: Retries, tell: Tell) -> None:
+def wait(source: InputFile, error: OSError | FolioError, failures: int, retries: Retries, tell: Tell) -> None:
     """Tell of a failure that may pass, and wait a while. Raises FolioError for any other, and when there were as many as may be.
 
     Readers make a FolioError of what a library says of a damaged file; whether the file or the way to it is bad, only its cause hints at.
     """
-    if isinstance(error, SourceChanged):
+    if isinstance(error, InputChanged):
         raise FolioError(
             f"{error.what}; put it back as it was and go on from the last state or checkpoint, or begin anew"
         ) from error

@@ -50,15 +50,15 @@ class TokenStream(Iterator[np.ndarray]):
         """
         self.corpus = corpus if isinstance(corpus, StreamCorpus) else open_corpus(corpus)
         self.block_size, self.dtype = block_size, self.corpus.dtype
-        _require("block_size", block_size, 1, 1 << 32)
-        _require("stream_buffer", stream_buffer, 0, MOST_BUFFERED)
-        _require("world_size", world_size, 1, 1 << 16)
-        _require("num_workers", num_workers, 1, 1 << 16)
-        _require("rank", rank, 0, world_size - 1)
-        _require("worker", worker, 0, num_workers - 1)
-        _require("seed", seed, 0, (1 << 64) - 1)
+        _check("block_size", block_size, 1, 1 << 32)
+        _check("stream_buffer", stream_buffer, 0, MOST_BUFFERED)
+        _check("world_size", world_size, 1, 1 << 16)
+        _check("num_workers", num_workers, 1, 1 << 16)
+        _check("rank", rank, 0, world_size - 1)
+        _check("worker", worker, 0, num_workers - 1)
+        _check("seed", seed, 0, (1 << 64) - 1)
         if epochs is not None:
-            _require("epochs", epochs, 1, 1 << 32)
+            _check("epochs", epochs, 1, 1 << 32)
         for name, value, allowed in (("split", split, tuple(SIDE_OF_SPLIT)), ("tail", tail, TAILS)):
             if value not in allowed:
                 raise MisuseError(f"{name} is {value!r}, wanted {' or '.join(allowed)}")
@@ -187,10 +187,10 @@ class TokenStream(Iterator[np.ndarray]):
         """Go on where the stream stood that gave `state`: its next block is this one's next, bit for bit.
 
         What is read again, at the next block: the group that was being given out, as much of the next as the buffer held, and in front
-        of them the piece of the file (16 MB; of compressed files and CSV all of it), which is read and cleaned, not encoded.
+        of them the span of the file (16 MB; of compressed files and CSV all of it), which is read and cleaned, not encoded.
         Raises MisuseError for the state of another stream, FolioError for one that is damaged.
         """
-        _require_same(state, self._identity)
+        _check_same(state, self._identity)
         try:
             numbers = [state["group"], state["drawn"], *(state["cursor"][f.name] for f in fields(Cursor))]
         except (KeyError, TypeError) as e:
@@ -205,7 +205,7 @@ class TokenStream(Iterator[np.ndarray]):
         self._begin(Cursor(*place), group, drawn)
 
 
-def _require(name: str, value: int, least: int, most: int) -> None:
+def _check(name: str, value: int, least: int, most: int) -> None:
     if not isinstance(value, Integral) or not least <= value <= most:
         told = f"{value:,}" if isinstance(value, Integral) else repr(value)
         raise MisuseError(f"{name} is {told}, wanted a whole number, {least:,} to {most:,}")
@@ -221,7 +221,7 @@ def _padding(corpus: StreamCorpus) -> int:
     return found
 
 
-def _require_same(state: dict[str, Any], identity: dict[str, Any]) -> None:
+def _check_same(state: dict[str, Any], identity: dict[str, Any]) -> None:
     version = state.get("version") if isinstance(state, dict) else None
     if version != STATE_VERSION:
         raise MisuseError(

@@ -18,7 +18,7 @@ NOT_IN_ALPHABET = np.uint32(0xFFFFFFFF)
 
 
 class _Plain(Tokenizer):
-    reference_engine: ClassVar[str] = "numpy"
+    reference_backend: ClassVar[str] = "numpy"
     engine = "numpy"
 
     def _set_pieces(self, pieces: list[bytes], *, has_eot: bool) -> None:
@@ -42,14 +42,14 @@ class CharTokenizer(_Plain):
         self._ids[[ord(c) for c in alphabet]] = np.arange(len(alphabet), dtype=np.uint32)
 
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
-        data, borders = text_buffers(texts)
+        data, boundaries = text_buffers(texts)
         ids = self._ids[code_points(data)]
         if len(ids) and ids.max() == NOT_IN_ALPHABET:
             missing = chr(int(code_points(data)[np.argmax(ids)]))
             raise FolioError(
                 f"the character {missing!r} is not in this build's alphabet; write without it, or use another tokenizer"
             )
-        return ids, _characters_before(data, borders[1:])
+        return ids, _characters_before(data, boundaries[1:])
 
 
 class ByteTokenizer(_Plain):
@@ -61,8 +61,8 @@ class ByteTokenizer(_Plain):
         self.files = {}
 
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
-        data, borders = text_buffers(texts)
-        return data.astype(np.uint32), borders[1:]
+        data, boundaries = text_buffers(texts)
+        return data.astype(np.uint32), boundaries[1:]
 
 
 def train_char(texts: Iterable[str], *, has_eot: bool) -> CharTokenizer:
@@ -77,7 +77,7 @@ def code_points(utf8: np.ndarray) -> np.ndarray:
     return np.frombuffer(utf8.tobytes().decode("utf-8").encode("utf-32-le"), np.uint32)
 
 
-def _characters_before(utf8: np.ndarray, borders: np.ndarray) -> np.ndarray:
-    """How many characters start before each byte offset of `borders`: (D,) int64."""
+def _characters_before(utf8: np.ndarray, boundaries: np.ndarray) -> np.ndarray:
+    """How many characters start before each byte offset of `boundaries`: (D,) int64."""
     starts_before = np.concatenate([[0], np.cumsum((utf8 & 0xC0) != 0x80)])
-    return starts_before[borders].astype(np.int64)
+    return starts_before[boundaries].astype(np.int64)

@@ -21,13 +21,13 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
     """
     if not tokenizer.files:
         raise MisuseError(f"the {tokenizer.kind} tokenizer has no files to save; name it where it is wanted")
-    require_no_other(folder, tokenizer.files.keys())
+    check_no_other(folder, tokenizer.files.keys())
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in tokenizer.files.items():
         write_durable(folder / name, data)
 
 
-def require_no_other(folder: Path, names: Iterable[str]) -> None:
+def check_no_other(folder: Path, names: Iterable[str]) -> None:
     """Raise MisuseError where `folder` has a tokenizer's files of other names than these."""
     for pattern in PATTERNS:
         if others := sorted({p.name for p in folder.glob(pattern)} - set(names)):

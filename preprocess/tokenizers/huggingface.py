@@ -21,7 +21,7 @@ from preprocess.tokenizers.interface import (
     MAX_VOCAB_SIZE,
     PROBE,
     Encoded,
-    TwoEngineTokenizer,
+    TwoBackendTokenizer,
     find_loss,
     from_lists,
     read_bounded,
@@ -37,7 +37,7 @@ MAX_PROBED_TOKENS = 64  # added tokens of each sort that go into the probe; a fi
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-class HuggingFaceTokenizer(TwoEngineTokenizer):
+class HuggingFaceTokenizer(TwoBackendTokenizer):
     """The tokenizer of a tokenizer.json, its control tokens invisible to text and its template, cuts and padding off.
 
     Every added token is a control token but runs of white space that are not marked special (GPT-NeoX's). The mark
@@ -51,7 +51,7 @@ class HuggingFaceTokenizer(TwoEngineTokenizer):
     """
 
     kind: ClassVar[str] = "huggingface"
-    reference_engine: ClassVar[str] = "tokenizers"
+    reference_backend: ClassVar[str] = "tokenizers"
 
     def __init__(self, data: bytes) -> None:
         """`data`: the file's bytes. Raises ValueError (or RecursionError) where it is no tokenizer.json that can be used.
@@ -78,7 +78,7 @@ class HuggingFaceTokenizer(TwoEngineTokenizer):
         harmless = {self.unk_id} - {self.eot_id, self.bos_id, self.pad_id}
         self._is_control = np.zeros(num_ids, bool)
         self._is_control[[i for i in self.special_tokens.values() if i not in harmless]] = True
-        self.engine = self.reference_engine
+        self.engine = self.reference_backend
         self.probe = (*PROBE, *_texts_with_added(added))
         self.loss = find_loss(self, self.probe)
 
@@ -98,7 +98,7 @@ class HuggingFaceTokenizer(TwoEngineTokenizer):
 
     def encode(self, texts: pa.LargeStringArray) -> Encoded:
         """As the interface says. A batch in which gigatoken finds a control token is encoded by the reference."""
-        if self.has_fast_engine:
+        if self.has_fast_backend:
             ids, ends = self._fast.encode(texts)
             if not self._is_control[ids].any():
                 return ids, ends
@@ -272,7 +272,7 @@ def _speller(described: dict[str, Any]) -> Callable[[str], bytes]:
     if "Metaspace" in decoders or "Replace" in decoders:
         space = str(decoders.get("Metaspace", {}).get("replacement", "\u2581"))
         falls_back = _falls_back(described)
-        return lambda text: _spell_spaced(text, space, falls_back=falls_back)
+        return lambda text: _format_spaced(text, space, falls_back=falls_back)
     if "WordPiece" in decoders:
         prefix = str(decoders["WordPiece"].get("prefix", "##"))
         return lambda text: (text.removeprefix(prefix) if text.startswith(prefix) else f" {text}").encode()
@@ -282,7 +282,7 @@ def _speller(described: dict[str, Any]) -> Callable[[str], bytes]:
     return lambda text: f" {text}".encode()  # no decoder: the library puts a space between tokens
 
 
-def _spell_spaced(text: str, space: str, *, falls_back: bool) -> bytes:
+def _format_spaced(text: str, space: str, *, falls_back: bool) -> bytes:
     if falls_back and (byte := _BYTE_PIECE.fullmatch(text)):
         return bytes([int(byte[1], 16)])
     return text.replace(space, " ").encode()

@@ -34,11 +34,11 @@ def inspect(tokenizer: Tokenizer, texts_by_language: Mapping[str, pa.LargeString
     return {language: _inspect_language(tokenizer, texts) for language, texts in texts_by_language.items()}
 
 
-def spell_inspection(inspection: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def format_inspection(inspection: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The lines of a table, a language each, columns aligned."""
     rows = [["language", *HEADINGS.values()]]
     rows += [
-        [language, *(_spell(name, figures[name]) for name in HEADINGS)] for language, figures in inspection.items()
+        [language, *(_format(name, figures[name]) for name in HEADINGS)] for language, figures in inspection.items()
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
@@ -47,7 +47,7 @@ def spell_inspection(inspection: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _spell(name: str, value: float | None) -> str:
+def _format(name: str, value: float | None) -> str:
     if value is None:
         return "–"
     if name in SHARES:
@@ -118,19 +118,19 @@ def _lengths(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> tuple[np.ndarr
     lengths, unknown = [np.empty(0, np.int64)], [np.empty(0, bool)]
     for part in _slices(texts):
         ids, ends = tokenizer.encode(part)
-        borders = np.concatenate([[0], ends])
+        boundaries = np.concatenate([[0], ends])
         is_unknown = np.zeros(len(ids), bool) if tokenizer.unk_id is None else ids == tokenizer.unk_id
         unknown_before = np.concatenate([[0], np.cumsum(is_unknown)])
-        lengths.append(np.diff(borders))
-        unknown.append(np.diff(unknown_before[borders]) > 0)
+        lengths.append(np.diff(boundaries))
+        unknown.append(np.diff(unknown_before[boundaries]) > 0)
     return np.concatenate(lengths), np.concatenate(unknown)
 
 
 def _slices(texts: pa.LargeStringArray) -> Iterator[pa.LargeStringArray]:
     """`texts` in runs of about SLICE_BYTES, at least one text each."""
-    borders = text_buffers(texts)[1]
+    boundaries = text_buffers(texts)[1]
     begin = 0
     while begin < len(texts):
-        end = max(begin + 1, int(np.searchsorted(borders, borders[begin] + SLICE_BYTES, side="right")) - 1)
+        end = max(begin + 1, int(np.searchsorted(boundaries, boundaries[begin] + SLICE_BYTES, side="right")) - 1)
         yield texts.slice(begin, end - begin)
         begin = end

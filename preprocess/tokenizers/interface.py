@@ -35,7 +35,7 @@ class Tokenizer:
     """Ids 0 … vocab_size − 1, `special_tokens` (text → id) among them; control tokens of authors come after these."""
 
     kind: ClassVar[str]
-    reference_engine: ClassVar[str]  # the library that decides what is right
+    reference_backend: ClassVar[str]  # the library that decides what is right
     engine: str  # the library that encodes
     special_tokens: dict[str, int]
     bos_id: int | None = None
@@ -59,8 +59,8 @@ class Tokenizer:
         return len(self.pieces)
 
     @property
-    def has_fast_engine(self) -> bool:
-        return self.engine != self.reference_engine
+    def has_fast_backend(self) -> bool:
+        return self.engine != self.reference_backend
 
     def encode(self, texts: pa.LargeStringArray) -> Encoded:
         """Ids of every text; control tokens' spellings in them are ordinary text. No text may be null."""
@@ -69,13 +69,13 @@ class Tokenizer:
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
         raise NotImplementedError
 
-    def start_fast_engine(self, *, num_threads: int = 1) -> str | None:
+    def start_fast_backend(self, *, num_threads: int = 1) -> str | None:
         """Encode with the fast engine from now on, if there is one and it agrees; returns why it does not, or None."""
         return None
 
     def use_reference(self) -> None:
         """From now on, encode with the reference engine."""
-        self.engine = self.reference_engine
+        self.engine = self.reference_backend
 
     def encode_text(self, text: str) -> np.ndarray:
         """Ids of one text: (N,) uint32. Raises FolioError for a character that a `char` tokenizer does not know."""
@@ -95,7 +95,7 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
-class TwoEngineTokenizer(Tokenizer):
+class TwoBackendTokenizer(Tokenizer):
     """A tokenizer whose reference library is slow: gigatoken encodes in its place wherever both agree."""
 
     probe: tuple[str, ...] = PROBE
@@ -104,12 +104,12 @@ class TwoEngineTokenizer(Tokenizer):
     def _make_gigatoken(self, tokenizer_class: Any) -> Any:
         raise NotImplementedError
 
-    def start_fast_engine(self, *, num_threads: int = 1) -> str | None:
+    def start_fast_backend(self, *, num_threads: int = 1) -> str | None:
         """As the interface says; gigatoken is the engine, and must agree on the probe."""
-        from preprocess.tokenizers.gigatoken_engine import GigatokenEngine
+        from preprocess.tokenizers.gigatoken_backend import GigatokenBackend
 
         try:
-            self._fast = GigatokenEngine(self._make_gigatoken, num_threads=num_threads)
+            self._fast = GigatokenBackend(self._make_gigatoken, num_threads=num_threads)
             probe = pa.array(self.probe, pa.large_string())
             fast = self._fast.encode(probe)
         except FATAL:
@@ -118,12 +118,12 @@ class TwoEngineTokenizer(Tokenizer):
             why = str(e).partition("\n")[0]  # below it stands a place in its source
             return f"gigatoken cannot be used ({type(e).__name__}: {why})"
         if any(a.tolist() != b.tolist() for a, b in zip(fast, self.encode_reference(probe), strict=True)):
-            return f"gigatoken differs from {self.reference_engine} on the probe text"
+            return f"gigatoken differs from {self.reference_backend} on the probe text"
         self.engine = "gigatoken"
         return None
 
     def encode(self, texts: pa.LargeStringArray) -> Encoded:
-        encoded: Encoded = self._fast.encode(texts) if self.has_fast_engine else self.encode_reference(texts)
+        encoded: Encoded = self._fast.encode(texts) if self.has_fast_backend else self.encode_reference(texts)
         return encoded
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.recipes.schema import MIN_PIECES
-from preprocess.tokenizers.interface import Encoded, TwoEngineTokenizer, find_loss, from_lists, read_bounded
+from preprocess.tokenizers.interface import Encoded, TwoBackendTokenizer, find_loss, from_lists, read_bounded
 
 MODEL_FILE = "sentencepiece.model"
 SPACE = "\u2581"
@@ -37,9 +37,9 @@ TRAINING: dict[str, Any] = {
 }
 
 
-class SentencePieceTokenizer(TwoEngineTokenizer):
+class SentencePieceTokenizer(TwoBackendTokenizer):
     kind: ClassVar[str] = "sentencepiece"
-    reference_engine: ClassVar[str] = "sentencepiece"
+    reference_backend: ClassVar[str] = "sentencepiece"
 
     def __init__(self, model: bytes, *, training: dict[str, Any] | None = None) -> None:
         """`model`: a serialised SentencePiece ModelProto, ours or another's; `training`: what it was trained with, if known.
@@ -59,7 +59,7 @@ class SentencePieceTokenizer(TwoEngineTokenizer):
         self.fallback_ids = [i for i in ids if p.is_byte(i)]
         self.files = {MODEL_FILE: model}
         self.settings = {"num_pieces": len(ids), **(training or {})}
-        self.engine = self.reference_engine
+        self.engine = self.reference_backend
         self.loss = find_loss(self, self.probe)
 
     def _piece(self, i: int) -> bytes:

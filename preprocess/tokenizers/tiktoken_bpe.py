@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from preprocess.errors import FolioError
 from preprocess.shards.files import sha256_bytes, write_durable
-from preprocess.tokenizers.interface import END_OF_TEXT, MAX_VOCAB_SIZE, Encoded, TwoEngineTokenizer, from_lists
+from preprocess.tokenizers.interface import END_OF_TEXT, MAX_VOCAB_SIZE, Encoded, TwoBackendTokenizer, from_lists
 
 GPT2 = "gpt2"
 SAME_RANKS_AS_GPT2 = "r50k_base"
@@ -49,11 +49,11 @@ class Encoding:
     files: dict[str, str]  # URL → sha256
 
 
-class TiktokenTokenizer(TwoEngineTokenizer):
+class TiktokenTokenizer(TwoBackendTokenizer):
     """Ids are tiktoken's; those between the last rank and the special tokens stand for nothing and are never made."""
 
     kind = "tiktoken"
-    reference_engine: ClassVar[str] = "tiktoken"
+    reference_backend: ClassVar[str] = "tiktoken"
     is_byte_level = True
 
     def __init__(self, name: str, rank_file: bytes) -> None:
@@ -71,7 +71,7 @@ class TiktokenTokenizer(TwoEngineTokenizer):
         self.settings = {"encoding": name, "pattern": encoding.pattern}
         self._name, self._pattern = name, encoding.pattern
         self._encoding: Any = None
-        self.engine = self.reference_engine
+        self.engine = self.reference_backend
 
     def _make_gigatoken(self, tokenizer_class: Any) -> Any:
         # No special_tokens: gigatoken would turn their text into their ids. It reads ranks from a file only, and only
@@ -81,7 +81,7 @@ class TiktokenTokenizer(TwoEngineTokenizer):
         filler = dict(zip(unused, gaps, strict=False))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / (self._name + RANK_SUFFIX)
-            path.write_bytes(_spell_ranks(self.ranks | filler))
+            path.write_bytes(_format_ranks(self.ranks | filler))
             return tokenizer_class.from_tiktoken(path, pretokenizer=PRETOKENIZERS[self._name])
 
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
@@ -162,10 +162,10 @@ def load(name: str = GPT2) -> TiktokenTokenizer:
 def _rank_file(name: str, encoding: Encoding, folder: Path) -> bytes:
     """The ranks in tiktoken's spelling. GPT-2's are kept so, which saves making them anew of two other files each time (0.3 s)."""
     if name != GPT2:
-        return _spell_ranks(_tiktoken_ranks(encoding, folder))
+        return _format_ranks(_tiktoken_ranks(encoding, folder))
     kept, (sha256,) = folder / f"{GPT2}{RANK_SUFFIX}", find_encoding(SAME_RANKS_AS_GPT2).files.values()
     if not _has(kept, sha256):
-        spelled = _spell_ranks(_tiktoken_ranks(encoding, folder))
+        spelled = _format_ranks(_tiktoken_ranks(encoding, folder))
         if sha256_bytes(spelled) != sha256:
             return spelled
         write_durable(kept, spelled)
@@ -209,9 +209,9 @@ def _made_of_gpt2s(folder: Path) -> Iterator[bytes]:
     if not all(_has(folder / _cache_name(url), sha256) for url, sha256 in gpt2.files.items()):
         return  # nothing is fetched for the sake of another encoding
     ranks = _tiktoken_ranks(gpt2, folder)
-    yield _spell_ranks(ranks)
+    yield _format_ranks(ranks)
     first = gpt2.special_tokens[END_OF_TEXT] + 1
-    yield _spell_ranks({**ranks, **{b" " * n: first + n - 2 for n in range(2, LONGEST_SPACES_OF_P50K + 1)}})
+    yield _format_ranks({**ranks, **{b" " * n: first + n - 2 for n in range(2, LONGEST_SPACES_OF_P50K + 1)}})
 
 
 def _tiktoken_ranks(encoding: Encoding, folder: Path) -> dict[bytes, int]:
@@ -259,7 +259,7 @@ def _plain_name(url: str) -> str:
     return url.rpartition("/")[2]
 
 
-def _spell_ranks(ranks: dict[bytes, int]) -> bytes:
+def _format_ranks(ranks: dict[bytes, int]) -> bytes:
     return b"".join(
         base64.b64encode(piece) + b" %d\n" % rank for piece, rank in sorted(ranks.items(), key=lambda item: item[1])
     )

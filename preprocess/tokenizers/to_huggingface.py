@@ -75,7 +75,7 @@ def recover_merges(ranks: Mapping[Piece, float]) -> Iterator[tuple[Piece, Piece]
     """The pairs that make each piece, in the order of the ranks.
 
     `ranks`: piece → rank, of an encoder that merges the two neighbours whose joined text has the lowest rank. When it comes
-    to a piece, all lower ranks within it are merged, and none across its borders: where these alone leave two parts of the
+    to a piece, all lower ranks within it are merged, and none across its boundaries: where these alone leave two parts of the
     piece's text, no other pair ever makes it. Trained ranks leave two of every piece; if ever they do not, a part with a
     higher rank may make it, and every pair is named. Idea: Karpathy's minbpe (`recover_merges`), after tiktoken's issue 60.
     """
@@ -200,7 +200,7 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> Described:
     pieces = [dict(_fields(value)) for number, value in fields if number == 1]
     trainer, normalizer = (dict(_fields(dict(fields).get(number, b""))) for number in (2, 3))
     ranks = {p[1].decode(): -_float(p.get(2, bytes(4))) for p in pieces if p.get(3, NORMAL) == NORMAL}
-    _require_plain(
+    _check_plain(
         trainer, normalizer, types={p.get(3, NORMAL) for p in pieces}, has_ties=len(set(ranks.values())) < len(ranks)
     )
     spell = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
@@ -221,7 +221,7 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> Described:
     }
 
 
-def _require_plain(trainer: dict[int, Any], normalizer: dict[int, Any], *, types: set[int], has_ties: bool) -> None:
+def _check_plain(trainer: dict[int, Any], normalizer: dict[int, Any], *, types: set[int], has_ties: bool) -> None:
     what = {
         "is no BPE": trainer.get(3) != BPE,
         "puts a space behind the text": trainer.get(24),

@@ -107,7 +107,7 @@ SIZES = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8}
 
 
 @pytest.mark.parametrize(
-    ("losses", "step"),
+    ("rejects", "step"),
     [
         ([3.0, 1.9, 1.8], 20),
         ([1.9, 2.1, 1.9, 1.8], 30),
@@ -116,33 +116,33 @@ SIZES = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8}
         ([1.0, 3.0], None),
     ],
 )
-def test_a_target_is_reached_where_the_next_mark_confirms_it(losses: list[float], step: int | None) -> None:
-    marks = [Mark(step=10 * (i + 1), elapsed_s=i + 5.0, weights=Path()) for i in range(len(losses))]
+def test_a_target_is_reached_where_the_next_mark_confirms_it(rejects: list[float], step: int | None) -> None:
+    marks = [Mark(step=10 * (i + 1), elapsed_s=i + 5.0, weights=Path()) for i in range(len(rejects))]
     run = Trained(
         name="x", seed=1, config=Config(data="x", out_dir="y", **SIZES), start_s=1.0, compiled_before_s=2.0, marks=marks,  # type: ignore[arg-type]
         is_compiled=True, tokens_per_step=8, num_parameters=1, peak_memory_bytes=1,
     )  # fmt: skip
-    mark = Curve(run=run, losses=losses, num_windows=1).reached(2.0)
+    mark = Curve(run=run, rejects=rejects, num_windows=1).reached(2.0)
     assert (mark and mark.step) == step
     assert (run.step_s, run.compiled_in_steps_s, run.compilation_s) == (0.1, 4.0, 6.0)
 
 
 @pytest.mark.parametrize(
-    ("losses", "target"),
+    ("rejects", "target"),
     [
         ([[3.0, 2.0, 1.5]], 1.5),
         ([[3.0, 2.0, 2.5]], 2.5),  # its lowest has no mark that confirms it
         ([[3.0, 1.4, 1.5, 1.7], [3.0, 1.6, 1.45, 1.8]], 1.6),
     ],
 )
-def test_the_target_is_one_that_every_run_reaches(losses: list[list[float]], target: float) -> None:
-    assert choose_target(losses) == target
-    marks = [Mark(step=10 * (i + 1), elapsed_s=i + 5.0, weights=Path()) for i in range(len(losses[0]))]
+def test_the_target_is_one_that_every_run_reaches(rejects: list[list[float]], target: float) -> None:
+    assert choose_target(rejects) == target
+    marks = [Mark(step=10 * (i + 1), elapsed_s=i + 5.0, weights=Path()) for i in range(len(rejects[0]))]
     run = Trained(
         name="x", seed=1, config=Config(data="x", out_dir="y", **SIZES), start_s=1.0, compiled_before_s=2.0, marks=marks,  # type: ignore[arg-type]
         is_compiled=False, tokens_per_step=8, num_parameters=1, peak_memory_bytes=None,
     )  # fmt: skip
-    curves = [Curve(run=run, losses=of_run, num_windows=1) for of_run in losses]
+    curves = [Curve(run=run, rejects=of_run, num_windows=1) for of_run in rejects]
     assert all(curve.reached(target) and not curve.reached(target - 0.3) for curve in curves)
     assert [curve.all_seconds_to(target) for curve in curves] == [curve.seconds_to(target) + 3.0 for curve in curves]  # type: ignore[operator]
     assert time_to_loss.times_sooner(curves, curves, target) == "1.0 (1.0 to 1.0)"

@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 SETTINGS = {
     "data": "synthetic", "out_dir": "run", "device": "cpu", "n_layer": 2, "n_head": 2, "n_embd": 48, "block_size": 32, "batch_size": 16,
     "max_steps": 120, "warmup_steps": 10, "learning_rate": 3e-3, "eval_interval": 60, "eval_tokens": 2048, "log_interval": 20,
-    "checkpoint_interval": 60, "sample_tokens": 30,
+    "checkpoint_interval": 60, "completion_tokens": 30,
 }  # fmt: skip
 SMALL = [f"--{key}={value}" for key, value in SETTINGS.items()]
 

@@ -24,9 +24,9 @@ def run_example(name: str, *arguments: object) -> str:
     return ran.stdout
 
 
-def assert_falls(losses: list[float]) -> None:
+def assert_falls(rejects: list[float]) -> None:
     """The sentence of the build can be learnt by heart."""
-    assert len(losses) >= 5 and losses[-1] < losses[0] / 2, losses
+    assert len(rejects) >= 5 and rejects[-1] < rejects[0] / 2, rejects
 
 
 def test_the_plain_loop_learns(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ torch.set_num_threads(1)
 TINY = {
     "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "batch_size": 4, "gradient_accumulation_steps": 2, "dropout": 0.1,
     "max_steps": 24, "warmup_steps": 4, "learning_rate": 1e-2, "min_lr": 1e-3, "log_interval": 1, "eval_interval": 6,
-    "checkpoint_interval": 6, "sample_tokens": 8, "device": "cpu",
+    "checkpoint_interval": 6, "completion_tokens": 8, "device": "cpu",
 }  # fmt: skip
 
 
@@ -119,6 +119,6 @@ def rows(out_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def losses(out_dir: Path) -> list[dict[str, Any]]:
+def rejects(out_dir: Path) -> list[dict[str, Any]]:
     """The rows without the values that are of the clock."""
     return [{key: value for key, value in row.items() if key not in OF_THE_CLOCK} for row in rows(out_dir)]

@@ -24,10 +24,10 @@ def test_file_then_command_line(tmp_path: Path) -> None:
         tmp_path,
         "data = 'x'\nmax_steps = 200\ndropout = 0\n",
         "--max_steps=1_000",
-        "--sample_prompt=a=b",
+        "--completion_prompt=a=b",
         "--grad_clip=none",
     )
-    assert (config.max_steps, config.dropout, config.sample_prompt, config.grad_clip) == (1000, 0.0, "a=b", None)
+    assert (config.max_steps, config.dropout, config.completion_prompt, config.grad_clip) == (1000, 0.0, "a=b", None)
     assert type(config.dropout) is float
     assert config.n_layer == Config(data="x", out_dir="y").n_layer
     assert config.out_dir == "runs/mine"
@@ -219,7 +219,7 @@ def test_data_must_be_named(tmp_path: Path) -> None:
 
 
 def test_saved_settings_come_back(tmp_path: Path) -> None:
-    config = load(tmp_path, "data = 'x'", "--top_k=none", "--sample_author=Анна")
+    config = load(tmp_path, "data = 'x'", "--top_k=none", "--completion_author=Анна")
     assert config_from_saved(json.loads(json.dumps(config.as_dict())), "here") == config
     with pytest.raises(MisuseError, match="no setting is called 'n_layers'"):
         config_from_saved(config.as_dict() | {"n_layers": 1}, "here")

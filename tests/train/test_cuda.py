@@ -13,10 +13,10 @@ from tests.helpers.runs import invoke, losses, make_build, rows, write_config
 from train.config import load_config
 from train.core.device import choose_device, choose_precision, make_autocast, peak_memory_bytes
 from train.core.distributed import World
-from train.data.batches import Feed, open_data
+from train.data.batches import Prefetcher, open_data
 from train.data.builds import open_builds
 from train.run.after_step import take_step
-from train.run.checkpoint import committed
+from train.run.checkpoint import list_checkpoints
 from train.run.preflight import preflight
 from train.run.state import new_training
 
@@ -42,7 +42,7 @@ def test_each_kind_learns_and_resumes(folder: Path, arch: str, optimizer: str, p
     before = [row["train_loss"] for row in rows(folder / name) if "train_loss" in row]
     assert rows(folder / name)[-1]["val_loss"] < 1.5
     assert all(row["peak_memory_bytes"] > 0 for row in rows(folder / name) if "train_loss" in row)
-    for checkpoint in committed(folder / name)[1:]:
+    for checkpoint in list_checkpoints(folder / name)[1:]:
         shutil.rmtree(checkpoint)
     assert invoke("train.py", config).returncode == 0
     after = [row["train_loss"] for row in rows(folder / name) if "train_loss" in row]
@@ -57,13 +57,15 @@ def test_a_step_waits_for_nothing(folder: Path, settings: dict[str, object]) -> 
     config = load_config(path, {})
     device, builds, world = choose_device("cuda"), open_builds(config.data), World()
     training, data = new_training(config, builds.vocab_size, device=device), open_data(builds, config, device=device)
-    feed = Feed(data.train, windows_per_step=config.windows_per_step, micro_batch=config.batch_size, world=world)
+    prefetcher = Prefetcher(
+        data.train, windows_per_step=config.windows_per_step, micro_batch=config.batch_size, world=world
+    )
     autocast = make_autocast(choose_precision(config.precision, device), device)
-    take_step(training, training.model, feed, config, autocast=autocast, world=world)
+    take_step(training, training.model, prefetcher, config, autocast=autocast, world=world)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(3):
-            take_step(training, training.model, feed, config, autocast=autocast, world=world)
+            take_step(training, training.model, prefetcher, config, autocast=autocast, world=world)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -72,7 +74,7 @@ def test_a_run_moves_between_gpu_and_cpu(folder: Path) -> None:
     config = write_config(folder / "moves.py", folder / "tiny", device="cuda", precision="fp32", checkpoint_interval=6)
     assert invoke("train.py", config, "--checkpoint_interval=6").returncode == 0
     whole = [row for row in losses(folder / "moves") if "val_loss" in row]
-    for checkpoint in committed(folder / "moves")[1:]:
+    for checkpoint in list_checkpoints(folder / "moves")[1:]:
         shutil.rmtree(checkpoint)
     assert invoke("train.py", config, "--device=cpu").returncode == 0
     moved = [row for row in losses(folder / "moves") if "val_loss" in row]

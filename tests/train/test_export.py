@@ -133,7 +133,7 @@ def test_transformers_draws_our_tokens(
 ) -> None:
     theirs = load_with_transformers(exported["gpt2"], monkeypatch)
     model, config = ours(runs["gpt2"])
-    greedy = Config(**(config.as_dict() | {"temperature": 0.0, "sample_tokens": 48 - len(start)}))
+    greedy = Config(**(config.as_dict() | {"temperature": 0.0, "completion_tokens": 48 - len(start)}))
     expected = list(generate(model, start, config=greedy, eot_id=EOT_ID))
     ids = torch.tensor([start])
     got = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=48 - len(start), do_sample=False)[

@@ -42,7 +42,7 @@ def texts(figure: Any) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
 
 
-def require_inside(figure: Any) -> None:
+def check_inside(figure: Any) -> None:
     """That no text runs over the figure's edge."""
     from matplotlib.text import Text
 
@@ -78,7 +78,7 @@ def test_three_panels_over_the_same_steps(tmp_path: Path) -> None:
     assert figure.axes[1].lines[0].get_ydata().tolist() == [1e-3] * 49
     assert figure.axes[2].lines[0].get_ydata()[0] == 901
     assert {"training", "validation", "demo", "0.757"} <= {*texts(figure)}
-    require_inside(figure)
+    check_inside(figure)
 
 
 def test_the_validation_loss_is_what_meets_the_eye(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_several_runs_have_a_colour_each_and_names_below(tmp_path: Path) -> None
     assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == ["a/run", "b/run", "_c$x$"]
     heights = sorted(text.xy[1] for text in figure.axes[0].texts)
     assert all(above - below > plot.LABEL_GAP * 0.99 for below, above in itertools.pairwise(heights))
-    require_inside(figure)
+    check_inside(figure)
 
 
 def test_the_same_picture_again(tmp_path: Path) -> None:
@@ -125,11 +125,11 @@ def test_a_long_name_is_shortened_in_its_middle(tmp_path: Path, letter: str) -> 
     alone = figure_of(runs[0])
     title = alone.get_suptitle()
     assert title.startswith("first_") and title.endswith("_one") and "…" in title
-    require_inside(alone)
+    check_inside(alone)
     together = figure_of(*runs)
     names = [text.get_text() for text in together.legends[0].get_texts()]
     assert len({*names}) == 3
-    require_inside(together)
+    check_inside(together)
 
 
 def test_as_much_of_a_path_as_tells_runs_apart(tmp_path: Path) -> None:

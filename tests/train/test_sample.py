@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_control_tokens_go_in_by_id(run: Path) -> None:
     manifest = Build(run.parent / "tiny").manifest
-    config = config_of(sample_author="Anna Akimova", sample_year=2025)
+    config = config_of(completion_author="Anna Akimova", completion_year=2025)
     assert control_tokens(manifest, config) == {"<author_Anna_Akimova>": AUTHOR_ID, "<year_2025>": AUTHOR_ID + 1}
     with_bos = manifest | {
         "recipe": {"bos": True},
@@ -50,9 +50,9 @@ def test_control_tokens_go_in_by_id(run: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"sample_author": "Anna Akimov"}, "has no author 'Anna Akimov'; did you mean 'Anna_Akimova'?"),
-        ({"sample_year": 25}, "has no year 25; did you mean '2025'?"),
-        ({"sample_city": "Omsk"}, "it names none; leave the city out"),
+        ({"completion_author": "Anna Akimov"}, "has no author 'Anna Akimov'; did you mean 'Anna_Akimova'?"),
+        ({"completion_year": 25}, "has no year 25; did you mean '2025'?"),
+        ({"completion_city": "Omsk"}, "it names none; leave the city out"),
     ],
 )
 def test_unknown_names(run: Path, settings: dict[str, object], complaint: str) -> None:
@@ -219,7 +219,7 @@ def test_control_ids_that_a_model_draws_are_silent(run: Path) -> None:
     with torch.no_grad():  # draws the author's id and nothing else
         model.ln_f.bias.copy_(100 * model.wte.weight[AUTHOR_ID])
     assert EOT_ID != AUTHOR_ID
-    folder, config = run.parent / "tiny", config_of(temperature=0.0, sample_prompt="fox")
+    folder, config = run.parent / "tiny", config_of(temperature=0.0, completion_prompt="fox")
     assert sample_text(model, folder, Build(folder).manifest, config=config) == "fox"
 
 
@@ -228,5 +228,5 @@ def test_ids_that_this_build_does_not_know_are_silent(run: Path) -> None:
     model = GPT2(config_of(), VOCAB_SIZE + 5)
     with torch.no_grad():
         model.ln_f.bias.copy_(100 * model.wte.weight[VOCAB_SIZE + 4])
-    folder, config = run.parent / "tiny", config_of(temperature=0.0, sample_prompt="fox")
+    folder, config = run.parent / "tiny", config_of(temperature=0.0, completion_prompt="fox")
     assert sample_text(model, folder, Build(folder).manifest, config=config) == "fox"

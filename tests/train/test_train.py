@@ -37,8 +37,8 @@ from tests.helpers.runs import (
     small_disk,
     write_config,
 )
-from train.run.checkpoint import newest
-from train.run.metrics import Metrics, read_rows, spell_duration, spell_rate
+from train.run.checkpoint import find_newest_checkpoint
+from train.run.metrics import Metrics, format_duration, format_rate, read_rows
 
 LONG = {"max_steps": 150, "checkpoint_interval": 20, "eval_interval": 30, "keep_checkpoints": 20}
 
@@ -91,7 +91,8 @@ def test_the_loss_falls_and_everything_is_written(whole: Path) -> None:
 
 def test_what_it_prints(folder: Path) -> None:
     result = run_script(
-        "train.py", write_config(folder / "prints.py", folder / "tiny", log_interval=10, sample_author="Anna Akimova")
+        "train.py",
+        write_config(folder / "prints.py", folder / "tiny", log_interval=10, completion_author="Anna Akimova"),
     )
     lines = result.stdout.splitlines()
     assert (result.returncode, result.stderr) == (0, "")
@@ -129,7 +130,7 @@ def _read_until_closed(fd: int) -> Iterator[bytes]:
 
 
 def test_how_often_it_looks_changes_no_training_loss(folder: Path, whole: Path) -> None:
-    config = write_config(folder / "looks.py", folder / "tiny", **LONG, sample_interval=15, eval_tokens=64)
+    config = write_config(folder / "looks.py", folder / "tiny", **LONG, completion_interval=15, eval_tokens=64)
     assert invoke("train.py", config, "--eval_interval=7", "--log_interval=5").returncode == 0
     ours = [row for row in losses(folder / "looks") if "train_loss" in row]
     assert ours == [row for row in losses(whole) if "train_loss" in row and row["step"] % 5 == 0]
@@ -299,7 +300,7 @@ def test_restart_forgets_the_run_and_nothing_else(folder: Path) -> None:
     (out_dir / "notes.txt").write_text("mine")
     before = text_of(out_dir)
     assert invoke("train.py", config, "--restart", "--block_size=4000").returncode == 2
-    assert invoke("train.py", config, "--restart", "--sample_author=Nobody").returncode == 2
+    assert invoke("train.py", config, "--restart", "--completion_author=Nobody").returncode == 2
     assert text_of(out_dir) == before  # what is refused deletes nothing
     assert invoke("train.py", config, "--restart", "--max_steps=7").returncode == 0
     assert [p.name for p in sorted((out_dir / "checkpoints").iterdir())] == ["step-00000006", "step-00000007"]
@@ -381,7 +382,7 @@ REFUSALS: dict[str, tuple[list[str], Callable[[Path], object], int, str]] = {
     "config not there": ([], lambda t: (t / "run.py").unlink(), 2, "is not there"),
     "config is a folder": ([], lambda t: ((t / "run.py").unlink(), (t / "run.py").mkdir()), 2, "is a folder"),
     "config is not UTF-8": ([], lambda t: (t / "run.py").write_bytes(b"data = '\xff'"), 2, "is not UTF-8"),
-    "author unknown": (["--sample_author=Ana Akimova"], lambda t: None, 2, "did you mean 'Anna_Akimova'?"),
+    "author unknown": (["--completion_author=Ana Akimova"], lambda t: None, 2, "did you mean 'Anna_Akimova'?"),
     "no such device": (["--device=cuda:99"], lambda t: None, 2, "is not there"),
     "precision of another device": (
         ["--precision=tf32"],
@@ -476,7 +477,7 @@ def test_a_folder_that_is_deleted_meanwhile_is_told_and_what_is_left_is_whole(fo
 
 def test_ctrl_c_while_the_last_sample_is_drawn_ends_it(folder: Path) -> None:
     make_build(folder / "endless", eot_id=None)  # whose texts nothing ends
-    config = write_config(folder / "talks.py", folder / "endless", sample_tokens=1_000_000)
+    config = write_config(folder / "talks.py", folder / "endless", completion_tokens=1_000_000)
     status, err = run_until(
         config, "evaluations took", lambda process: (time.sleep(0.5), process.send_signal(signal.SIGINT))
     )
@@ -561,12 +562,12 @@ def test_a_number_that_json_cannot_hold_is_null(tmp_path: Path) -> None:
     ("seconds", "words"), [(0.4, "0s"), (59.6, "1m 00s"), (80, "1m 20s"), (7500, "2h 05m"), (400_000, "111h 06m")]
 )
 def test_durations(seconds: float, words: str) -> None:
-    assert spell_duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
 @pytest.mark.parametrize(("rate", "words"), [(1e-3, "1.0e-3"), (6e-12, "6.0e-12"), (2.0, "2.0e0")])
 def test_rates(rate: float, words: str) -> None:
-    assert spell_rate(rate) == words
+    assert format_rate(rate) == words
 
 
 @pytest.mark.slow
@@ -587,7 +588,7 @@ def test_killed_fifty_times_in_the_middle_of_saving(folder: Path) -> None:
         status, _ = run_until(config, "step ", lambda process: (time.sleep(moments.uniform(0.0, 0.15)), process.kill()))
         assert status == -signal.SIGKILL
         half_done += any((out_dir / "checkpoints").glob(".step-*"))
-        found = newest(out_dir, pytest.fail)
+        found = find_newest_checkpoint(out_dir, pytest.fail)
         assert max(row["step"] for row in read_rows(out_dir / "metrics.jsonl")) - (found.step if found else 0) <= 1
     assert half_done > 25, "most were in the middle of a save"
     assert invoke("train.py", config).returncode == 0

@@ -52,11 +52,11 @@ def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> int:
 
 
 class Terminated(KeyboardInterrupt):
-    """An order to end, inside `told_when_stopped`."""
+    """An order to end, inside `log_when_stopped`."""
 
 
 @contextmanager
-def told_when_stopped(line: str) -> Iterator[None]:
+def log_when_stopped(line: str) -> Iterator[None]:
     """Where Ctrl-C or an order to terminate ends what is inside, `line` on stderr."""
 
     def terminate(*_: object) -> NoReturn:
@@ -73,7 +73,7 @@ def told_when_stopped(line: str) -> Iterator[None]:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def add_path_to_errors(path: Path) -> Iterator[None]:
     """The system's errors inside name `path`: of a write it tells no name, of a file put in place another."""
     try:
         yield

@@ -38,7 +38,7 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def highest(self, value: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         """The highest of all processes' values. On a GPU it does not wait for the GPU: the word goes over the CPU."""
         if self.size == 1:
             return value
@@ -46,25 +46,25 @@ class World:
         dist.all_reduce(told, dist.ReduceOp.MAX)
         return int(told)
 
-    def is_same(self, value: int) -> bool:
+    def all_equal(self, value: int) -> bool:
         """Whether all processes have the same value."""
-        return self.highest(value) == -self.highest(-value)
+        return self.all_reduce_max(value) == -self.all_reduce_max(-value)
 
-    def by_main(self, action: Callable[[], Result]) -> Result | None:
+    def run_on_main(self, action: Callable[[], Result]) -> Result | None:
         """What `action` returns in the main process; None in the others, which end quietly where it raises there."""
         if not self.is_main:
-            if status := self.highest(0):
+            if status := self.all_reduce_max(0):
                 sys.exit(status)
             return None
         try:
             result = action()
         except Exception as e:
-            self.highest(getattr(e, "exit_status", 1))
+            self.all_reduce_max(getattr(e, "exit_status", 1))
             raise
-        self.highest(0)
+        self.all_reduce_max(0)
         return result
 
-    def tell(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The main process' `value`, which JSON can hold, in all."""
         return self.gather(value if self.is_main else None)[0]
 
@@ -73,7 +73,7 @@ class World:
         if self.size == 1:
             return [value]
         told = canonical_json(value)
-        padded = torch.zeros(self.highest(len(told)), dtype=torch.uint8)
+        padded = torch.zeros(self.all_reduce_max(len(told)), dtype=torch.uint8)
         padded[: len(told)] = torch.frombuffer(bytearray(told), dtype=torch.uint8)
         lengths = [torch.zeros((), dtype=torch.int64) for _ in range(self.size)]
         dist.all_gather(lengths, torch.tensor(len(told)))
@@ -81,13 +81,13 @@ class World:
         dist.all_gather(parts, padded)
         return [parse_json(bytes(part[: int(length)].tolist())) for part, length in zip(parts, lengths, strict=True)]
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """`tensor`, summed in place over all processes."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite `tensors` with those of the main process."""
         if self.size > 1:
             for tensor in tensors:
@@ -103,14 +103,14 @@ class World:
         wrapped.broadcast_buffers = False
         return wrapped
 
-    def will_average(self, wrapped: nn.Module, *, is_last: bool) -> None:
+    def set_gradient_sync(self, wrapped: nn.Module, *, is_last: bool) -> None:
         """Whether the next backward pass sends gradients: of the passes of a step, only the last needs to."""
         if isinstance(wrapped, DistributedDataParallel):
             wrapped.require_backward_grad_sync = is_last
 
 
 @contextmanager
-def joined(*, by_cuda: bool) -> Iterator[World]:
+def init_processes(*, by_cuda: bool) -> Iterator[World]:
     """The world that torchrun's environment tells of, whose models are on GPUs where `by_cuda`; without it, of this process alone."""
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         yield World()
@@ -144,7 +144,7 @@ def joined(*, by_cuda: bool) -> Iterator[World]:
         raise MisuseError(f"the processes cannot find each other: {first_line(e)}; start the run with torchrun") from e
     try:
         yield world
-        world.highest(0)  # where one takes down its connections while another still uses them, either may abort
+        world.all_reduce_max(0)  # where one takes down its connections while another still uses them, either may abort
     except RuntimeError as e:
         if not any(words in str(e) for words in LOST):
             raise

@@ -14,7 +14,7 @@ from preprocess.errors import MisuseError
 from preprocess.shards.mapped import MappedSplit
 from preprocess.shards.mixture import Mixture
 from preprocess.shards.permutation import keyed_hash
-from preprocess.shards.windows import ORDERS, document_numbers, require_windows, sequential_windows
+from preprocess.shards.windows import ORDERS, check_windows, document_numbers, sequential_windows
 from train.config import Config
 from train.core.distributed import World
 from train.data.builds import Builds
@@ -38,7 +38,7 @@ class Mixed:
         """Raises FolioError where a build's split holds no window."""
         self.parts = [MappedSplit(build, split) for build in builds.builds]
         for part in self.parts:
-            require_windows(part.lengths, config.block_size, split)
+            check_windows(part.lengths, config.block_size, split)
         self._block_size, self._masks_documents, self._device = config.block_size, config.mask_documents, device
         self._dtype = np.result_type(*(part.build.dtype for part in self.parts))
 
@@ -109,7 +109,7 @@ class TrainingData:
     def __init__(self, builds: Builds, config: Config, *, device: torch.device) -> None:
         self._mixed = Mixed(builds, "train", config, device=device)
         self._orders = [
-            ORDERS[config.sampling](part.lengths, config.block_size, seed=build_seed(config.seed, number))
+            ORDERS[config.data_order](part.lengths, config.block_size, seed=build_seed(config.seed, number))
             for number, part in enumerate(self._mixed.parts)
         ]
         self._mixture = Mixture(builds.shares, seed=config.seed) if len(builds.builds) > 1 else None
@@ -212,7 +212,7 @@ def to_device(tokens: np.ndarray, device: torch.device) -> Tensor:
     return narrow.to(device, non_blocking=True).to(torch.int64) & ((1 << bits) - 1)
 
 
-class Feed:
+class Prefetcher:
     """This process' part of the samples of each step, a micro-batch at a time, the next one made while the device computes.
 
     Step samples are numbered through; micro-batch m of process r holds `micro_batch` of them from (m · processes + r) · micro_batch on.

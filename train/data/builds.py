@@ -95,7 +95,7 @@ def open_builds(setting: str) -> Builds:
         raise MisuseError(f"data is {setting!r}, in which a build stands twice; add its weights up")
     vocabulary = max(builds, key=lambda build: len(build.manifest["special_tokens"]))
     for build in builds:
-        _require_same_meaning(build, vocabulary)
+        _check_same_meaning(build, vocabulary)
     return Builds(builds=builds, shares=tuple(weight / sum(weights) for weight in weights), vocabulary=vocabulary)
 
 
@@ -103,16 +103,16 @@ def tokenizer_sha256(manifest: dict[str, Any]) -> str:
     return sha256_bytes(canonical_json(manifest["tokenizer"]))
 
 
-def _require_same_meaning(build: Build, vocabulary: Build) -> None:
+def _check_same_meaning(build: Build, vocabulary: Build) -> None:
     if tokenizer_sha256(build.manifest) != tokenizer_sha256(vocabulary.manifest):
         raise MisuseError(
             f"{build.name} and {vocabulary.name} have different tokenizers, so that an id means one thing here and another there; "
             "build one with the other's tokenizer: preprocess build --tokenizer FOLDER"
         )
-    require_same_control_tokens(build.name, build.manifest, known_by=vocabulary.name, known=vocabulary.manifest)
+    check_same_control_tokens(build.name, build.manifest, known_by=vocabulary.name, known=vocabulary.manifest)
 
 
-def require_same_control_tokens(name: str, manifest: dict[str, Any], *, known_by: str, known: dict[str, Any]) -> None:
+def check_same_control_tokens(name: str, manifest: dict[str, Any], *, known_by: str, known: dict[str, Any]) -> None:
     """Raise MisuseError for a control token of `manifest` that has another id in the manifest `known`, or none."""
     ids = known["special_tokens"]
     for token, i in manifest["special_tokens"].items():

@@ -77,9 +77,9 @@ class StreamedText:
 
     def open(self, config: Config, *, device: torch.device, world: World) -> Data:
         """Raises MisuseError for settings that a stream cannot have, FolioError where there is no validation text."""
-        if config.sampling != "random":
+        if config.data_order != "random":
             raise MisuseError(
-                f"sampling is {config.sampling!r}, and a stream is read in its own order; set sampling = 'random', or train on a build"
+                f"data_order is {config.data_order!r}, and a stream is read in its own order; set data_order = 'random', or train on a build"
             )
         if config.mask_documents:
             raise MisuseError(
@@ -171,10 +171,10 @@ class StreamedValidation(ValidationWindows):
         return windows[:, :-1], windows[:, 1:], None
 
 
-Source = Builds | StreamedText
+DataSource = Builds | StreamedText
 
 
-def open_source(setting: str, *, world: World) -> Source:
+def open_data_source(setting: str, *, world: World) -> DataSource:
     """What the setting `data` names: builds, or after `stream:` a recipe. Raises FolioError, MisuseError."""
     parts = setting.split(",")
     if not any(part.strip().startswith(PREFIX) for part in parts):
@@ -199,14 +199,14 @@ def _is_build(name: str) -> bool:
         return False
 
 
-def open_samples(source: Source, config: Config, *, device: torch.device, world: World) -> Data:
+def open_data_splits(source: DataSource, config: Config, *, device: torch.device, world: World) -> Data:
     """The samples of a run. Raises FolioError where there is not one."""
     if isinstance(source, StreamedText):
         return source.open(config, device=device, world=world)
     return open_data(source, config, device=device)
 
 
-def open_validation(source: Source, config: Config, *, device: torch.device) -> ValidationWindows:
+def open_validation(source: DataSource, config: Config, *, device: torch.device) -> ValidationWindows:
     """The windows that an evaluation reads. Raises FolioError where there is not one."""
     if isinstance(source, StreamedText):
         return source.open_validation(config, device=device)

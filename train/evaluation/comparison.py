@@ -11,7 +11,7 @@ from preprocess.errors import MisuseError, one_line
 from train.core.names import names_apart, shorten
 from train.evaluation.results import SHORT_KEY, Row, losses_of, read_evaluations
 from train.run.checkpoint import step_folder
-from train.run.metrics import spell_perplexity
+from train.run.metrics import format_perplexity
 from train.run.validation import NOISE
 
 NARROWEST_NAME = 8  # characters of a run's name that a table keeps
@@ -39,7 +39,7 @@ def compare(runs: Sequence[Path], *, best: bool, build_id: str | None, width: in
     return "\n".join(lines)
 
 
-def require_comparable(run: Path, others: Sequence[Path]) -> None:
+def check_comparable(run: Path, others: Sequence[Path]) -> None:
     """Raise MisuseError where `others` have no evaluations, or `run`, which is to be evaluated, is one of them."""
     names_apart([run, *others])
     for other in others:
@@ -68,7 +68,7 @@ def _choose(rows: Sequence[Row], *, best: bool, build_id: str | None) -> Row:
 def table(entries: Sequence[tuple[str, Row]], width: int) -> list[str]:
     """Lines of a table, a run each, in at most `width` characters: names are shortened, then the last columns left out."""
     cells = [list(HEADER)] + [
-        [name, f"{row['step']:,}", spell_loss(row), spell_perplexity(row["perplexity"]), spell(row["bits_per_byte"], ".4f"),
+        [name, f"{row['step']:,}", format_loss(row), format_perplexity(row["perplexity"]), spell(row["bits_per_byte"], ".4f"),
          f"{row['num_parameters']:,}"]
         for name, row in entries
     ]  # fmt: skip
@@ -98,12 +98,12 @@ def _difference(one: tuple[Path, str, Row], other: tuple[Path, str, Row]) -> str
             if row["block_size"] == other_row["block_size"]
             else ""
         )
-        return f"{what}: not evaluated on the same windows ({_spell_windows(other_row)}; {_spell_windows(row)}){cure}"
+        return f"{what}: not evaluated on the same windows ({_format_windows(other_row)}; {_format_windows(row)}){cure}"
     kept, other_kept = losses_of(folder, row), losses_of(other_folder, other_row)
     if kept is None or other_kept is None:
         lacking = [(folder, row)] if kept is None else []
         lacking += [(other_folder, other_row)] if other_kept is None else []
-        return f"{what}: {'; '.join(_spell_lacking(*each) for each in lacking)}"
+        return f"{what}: {'; '.join(_format_missing(*each) for each in lacking)}"
     gain, stderr = kept[1].mean_and_stderr(other_kept[0].double() - kept[0].double())
     if not math.isfinite(gain):
         return f"{what}: n/a"
@@ -112,7 +112,7 @@ def _difference(one: tuple[Path, str, Row], other: tuple[Path, str, Row]) -> str
     return f"{what}: {gain:+.4f}{error} nats a token on the same {row['num_windows']:,} windows{verdict}"
 
 
-def _spell_lacking(run: Path, row: Row) -> str:
+def _format_missing(run: Path, row: Row) -> str:
     checkpoint = step_folder(run, row["step"])
     cure = (
         f"python train/evaluate.py {checkpoint}"
@@ -122,7 +122,7 @@ def _spell_lacking(run: Path, row: Row) -> str:
     return f"the losses of the windows of {run}, step {row['step']:,} on {row['data']}, are missing or damaged; make them again: {cure}"
 
 
-def _spell_windows(row: Row) -> str:
+def _format_windows(row: Row) -> str:
     return f"{row['num_windows']:,} of {row['data']} {row['build_id'][:SHORT_KEY]}, block_size {row['block_size']:,}"
 
 
@@ -130,7 +130,7 @@ def spell(value: float | None, form: str) -> str:
     return "n/a" if value is None else f"{value:{form}}"
 
 
-def spell_loss(row: Row) -> str:
+def format_loss(row: Row) -> str:
     return spell(row["val_loss"], ".4f") + (
         "" if row["val_loss_stderr"] is None else f" ± {row['val_loss_stderr']:.4f}"
     )

@@ -17,15 +17,15 @@ from preprocess.shards.files import canonical_json, sha256_bytes
 from train.config import Config, config_from_saved
 from train.core.device import choose_precision, make_autocast, set_matmul_precision
 from train.data.batches import MOST_WINDOWS, ValidationWindows
-from train.data.builds import require_same_control_tokens
-from train.data.streams import Source
+from train.data.builds import check_same_control_tokens
+from train.data.streams import DataSource
 from train.evaluation.prompts import Question, draw_questions, question_of
 from train.evaluation.results import IDENTITY, NUMBERS, Row, finite, losses_file, read_losses, write_losses
 from train.model import make_model
 from train.model.base import LanguageModel
 from train.model.generate import decode_stream, generate
 from train.model.sampler import load_text_tokenizer
-from train.run.checkpoint import ADVICE, MODEL_FILE, Checkpoint, CheckpointError, load_model, require_shapes
+from train.run.checkpoint import ADVICE, MODEL_FILE, Checkpoint, CheckpointError, check_shapes, load_model
 from train.run.preflight import is_out_of_memory
 from train.run.run_dir import EVALUATIONS_DIR, vocabulary_of
 from train.run.validation import Evaluation, evaluate, summarize
@@ -42,7 +42,7 @@ class Asked:
     data: str | None = None
     num_questions: int = 0
     prompts: tuple[str, ...] = ()
-    sample_tokens: int | None = None
+    completion_tokens: int | None = None
     temperature: float = 0.0
 
     @property
@@ -56,7 +56,7 @@ class Job:
 
     checkpoint: Checkpoint
     config: Config
-    source: Source
+    source: DataSource
     manifest: dict[str, Any]  # of the run's own vocabulary
     tokenizer: Any  # None where nothing is asked
     questions: list[Question]
@@ -73,7 +73,7 @@ class Job:
         """The same for the same evaluation: the same losses, and the same questions answered in the same way."""
         config = self.config
         how = [
-            config.sample_tokens,
+            config.completion_tokens,
             config.temperature,
             *([config.top_k, config.top_p, config.seed] if config.temperature else []),
         ]
@@ -86,7 +86,7 @@ def prepare(
     asked: Asked,
     *,
     device: torch.device,
-    open_source: Callable[[str], Source],
+    open_data_source: Callable[[str], DataSource],
     warn: Callable[[str], None],
 ) -> Job:
     """What evaluating `checkpoint` takes, but for its weights and the windows.
@@ -100,13 +100,15 @@ def prepare(
         device=str(device),
         precision=_precision(saved.precision, device, warn=warn),
         eval_tokens=None,
-        sample_tokens=asked.sample_tokens or saved.sample_tokens,
+        completion_tokens=asked.completion_tokens or saved.completion_tokens,
         temperature=asked.temperature,
-        sample_author=None,
-        sample_city=None,
-        sample_year=None,
+        completion_author=None,
+        completion_city=None,
+        completion_year=None,
     )
-    source = _open(config.data, checkpoint, is_other=asked.data is not None, open_source=open_source, warn=warn)
+    source = _open(
+        config.data, checkpoint, is_other=asked.data is not None, open_data_source=open_data_source, warn=warn
+    )
     if not asked.is_asking:
         return Job(checkpoint=checkpoint, config=config, source=source, manifest={}, tokenizer=None, questions=[])
     folder, manifest = vocabulary_of(checkpoint)
@@ -133,12 +135,12 @@ def _open(
     checkpoint: Checkpoint,
     *,
     is_other: bool,
-    open_source: Callable[[str], Source],
+    open_data_source: Callable[[str], DataSource],
     warn: Callable[[str], None],
-) -> Source:
+) -> DataSource:
     """The text to evaluate on: what the run trained on, or other that it was told to take."""
     try:
-        source = open_source(data)
+        source = open_data_source(data)
     except MisuseError as e:
         raise e if is_other else MisuseError(f"{e}; or name other data of its tokenizer by --data") from e
     if source.build_id == checkpoint.origin.build_id:
@@ -152,7 +154,7 @@ def _open(
         raise MisuseError(
             f"{source.name} is not what {checkpoint.folder} was trained on any more; --data={data} takes it all the same"
         )
-    require_same_control_tokens(
+    check_same_control_tokens(
         source.name, source.manifest, known_by=str(checkpoint.folder), known=vocabulary_of(checkpoint)[1]
     )
     warn(f"{source.name} is not the data that the run trained on, but of the same tokenizer")
@@ -204,7 +206,7 @@ def _perform(job: Job, data: ValidationWindows, out_dir: Path, *, tell: Callable
 
 def _load(checkpoint: Checkpoint, config: Config) -> LanguageModel:
     try:
-        require_shapes(checkpoint, config)
+        check_shapes(checkpoint, config)
         model = make_model(config, checkpoint.vocab_size)
         load_model(checkpoint, model)
     except OSError as e:

@@ -13,8 +13,8 @@ from train.run.checkpoint import (
     INFO_FILE,
     MOST_LISTINGS,
     Checkpoint,
-    committed,
     find_checkpoint,
+    list_checkpoints,
     open_checkpoint,
 )
 
@@ -22,7 +22,7 @@ from train.run.checkpoint import (
 def folder_of(run: Path) -> Path:
     """The folder of the run that `run` is, or is a checkpoint of."""
     if not (run / INFO_FILE).exists():
-        if not committed(run):
+        if not list_checkpoints(run):
             raise MisuseError(
                 f"{run} is neither a checkpoint nor a run that has one; name the out_dir of a run that has saved"
             )
@@ -48,7 +48,7 @@ def checkpoints_of(run: Path, which: str) -> Iterator[Checkpoint]:
         if which != "all":
             yield find_checkpoint(run, warn, best=which == "best")
             continue
-        folders = [folder for folder in committed(run) if folder not in seen]
+        folders = [folder for folder in list_checkpoints(run) if folder not in seen]
         for folder in folders:
             try:
                 checkpoint = open_checkpoint(folder)

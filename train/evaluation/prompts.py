@@ -13,7 +13,7 @@ from preprocess.shards.files import parse_json
 from preprocess.shards.permutation import keyed_hash, permute
 from train.config import Config
 from train.data.builds import Builds
-from train.data.streams import Source, StreamedText
+from train.data.streams import DataSource, StreamedText
 from train.model.sampler import control_tokens
 
 QUESTION_TOKENS = 16  # of a document's text, and at most half of it, so that something is left to answer
@@ -28,7 +28,7 @@ class Question:
     ids: list[int]
 
 
-def draw_questions(builds: Source, count: int, tokenizer: Any) -> list[Question]:
+def draw_questions(builds: DataSource, count: int, tokenizer: Any) -> list[Question]:
     """The beginnings of `count` validation documents, their control tokens in front; fewer are the first of more.
 
     Raises MisuseError where there are not as many, or none can be found again.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from preprocess.errors import FolioError
 from preprocess.shards.files import canonical_json, parse_json, sha256_bytes, write_durable
-from train.core.cli import naming
+from train.core.cli import add_path_to_errors
 from train.run.run_dir import EVALUATIONS_DIR, EVALUATIONS_FILE
 from train.run.validation import Evaluation, Strata
 
@@ -39,7 +39,7 @@ def write_losses(path: Path, result: Evaluation) -> None:
     """Each window's loss, (W,) float32; how many are of each build, (B,) int64; and the builds' shares, (B,) float64."""
     counts = np.bincount(result.strata.source, minlength=len(result.strata.shares))
     shares = torch.tensor(result.strata.shares, dtype=torch.float64)
-    with naming(path):
+    with add_path_to_errors(path):
         write_durable(path, save({"losses": result.losses, "num_windows": torch.from_numpy(counts), "shares": shares}))
 
 
@@ -97,7 +97,7 @@ def append_row(out_dir: Path, row: Row) -> None:
     """Add a row, and cut off a torn one before it. The file is replaced whole: a crash leaves it as it was or with the row."""
     path = out_dir / EVALUATIONS_FILE
     before = path.read_bytes() if path.is_file() else b""
-    with naming(path):
+    with add_path_to_errors(path):
         write_durable(path, before[: before.rfind(b"\n") + 1] + json.dumps(row, allow_nan=False).encode() + b"\n")
 
 

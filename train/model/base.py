@@ -86,7 +86,7 @@ def document_mask(documents: Tensor) -> Tensor:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Without dropout; afterwards in the mode it was in."""
     was_training = model.training
     model.eval()

@@ -12,12 +12,12 @@ from torch import Tensor
 from preprocess.errors import FolioError
 from preprocess.shards.permutation import keyed_hash
 from train.config import Config
-from train.model.base import Cache, LanguageModel, evaluating
+from train.model.base import Cache, LanguageModel, evaluation_mode
 
 GREEDY_BELOW = 1e-6  # a temperature that float32 cannot divide by
 
 
-def sample_seed(seed: int, number: int) -> int:
+def completion_seed(seed: int, number: int) -> int:
     """What the generator of sample `number` begins with; the first, 0, begins with `seed` itself."""
     return seed if number == 0 else int(keyed_hash(seed, np.array([number], np.uint64))[0])
 
@@ -26,17 +26,17 @@ def sample_seed(seed: int, number: int) -> int:
 def generate(
     model: LanguageModel, ids: list[int], *, config: Config, eot_id: int | None, number: int = 0
 ) -> Generator[int, None, None]:
-    """The ids that follow `ids`, of which there must be one: up to sample_tokens, fewer where `eot_id` is drawn, which is left out.
+    """The ids that follow `ids`, of which there must be one: up to completion_tokens, fewer where `eot_id` is drawn, which is left out.
 
     The model reads at most block_size tokens: of longer `ids` the last, and when these have become more, their last half, from
     position 0 on. So each token costs one row of the model, not a window, but where it begins anew: once in block_size / 2 tokens.
     Draws from a generator of its own, which follows from seed and the sample's `number`: training's random numbers stay as they
     were. Raises FolioError where the model's output is not finite.
     """
-    generator = torch.Generator().manual_seed(sample_seed(config.seed, number))
+    generator = torch.Generator().manual_seed(completion_seed(config.seed, number))
     context, cache = ids[-model.block_size :], model.empty_cache(1)
-    with evaluating(model):
-        for _ in range(config.sample_tokens):
+    with evaluation_mode(model):
+        for _ in range(config.completion_tokens):
             drawn = draw(_next_logits(model, context, cache), config, generator=generator)
             if drawn == eot_id:
                 return
@@ -87,7 +87,7 @@ def draw(logits: Tensor, config: Config, *, generator: torch.Generator) -> int:
 
 
 def decode_stream(decode_bytes: Callable[[np.ndarray], bytes], ids: Iterable[int]) -> Iterator[str]:
-    """The text of `ids` as it becomes certain, nothing twice: joined, it is the tokenizer's `decode` of all of them.
+    """The text of `ids` as it becomes certain, nothing twice: init_processes, it is the tokenizer's `decode` of all of them.
 
     `decode_bytes` is the tokenizer's, and raises FolioError for an id beyond its last. A character whose bytes are not all there
     yet waits.

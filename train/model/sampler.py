@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.format import CONTROL_FIELDS, spell_control_token
+from preprocess.shards.format import CONTROL_FIELDS, format_control_token
 from train.config import Config
 from train.model.base import LanguageModel
 from train.model.generate import decode_stream, generate
@@ -45,9 +45,9 @@ class Sampler:
         controls = control_tokens(manifest, config)
         self._tokenizer = load_text_tokenizer(folder, manifest)
         self._eot_id: int | None = manifest["eot_id"]
-        ids = [*controls.values(), *self._tokenizer.encode_text(config.sample_prompt).tolist()]
+        ids = [*controls.values(), *self._tokenizer.encode_text(config.completion_prompt).tolist()]
         self._ids = ids or [self._eot_id or 0]
-        self._prompt = " ".join([*controls, config.sample_prompt])
+        self._prompt = " ".join([*controls, config.completion_prompt])
         # Ids that stand for no text: control tokens, and those of a larger build that the model was trained on before this one.
         self._silent = {*manifest["special_tokens"].values(), *range(manifest["vocab_size"], model.vocab_size)}
 
@@ -65,9 +65,9 @@ def control_tokens(manifest: dict[str, Any], config: Config) -> dict[str, int]:
     if manifest["recipe"].get("bos") and manifest["bos_id"] is not None:
         found |= {token: i for token, i in special.items() if i == manifest["bos_id"]}
     for field in CONTROL_FIELDS:
-        name = getattr(config, f"sample_{field}")
+        name = getattr(config, f"completion_{field}")
         if name is not None:
-            token = spell_control_token(field, name)
+            token = format_control_token(field, name)
             if token not in special:
                 raise MisuseError(
                     f"the build {manifest['name']} has no {field} {name!r}; {_nearest(token, field, special=special)}"

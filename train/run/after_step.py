@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from preprocess.errors import FolioError
 from train.config import Config
 from train.core.distributed import World
-from train.data.batches import Data, Feed, dropout_seed
-from train.data.streams import Source
+from train.data.batches import Data, Prefetcher, dropout_seed
+from train.data.streams import DataSource
 from train.model.sampler import sample_text
 from train.optim import schedule_factor, set_learning_rate, update
 from train.run.checkpoint import origin_of, save
-from train.run.divergence import go_back, refused_too_often, unfit_to_save
+from train.run.divergence import refused_too_often, roll_back, unfit_to_save
 from train.run.metrics import Report
 from train.run.run_dir import VOCABULARY_DIR, is_run, write_run
 from train.run.state import Training
@@ -43,7 +43,7 @@ class Due:
             logging=is_last or step % config.log_interval == 0,
             evaluating=is_last or step % config.eval_interval == 0,
             saving=is_last or is_stopping or step % config.checkpoint_interval == 0,
-            sampling=config.sample_interval is not None and step % config.sample_interval == 0 and not is_last,
+            sampling=config.completion_interval is not None and step % config.completion_interval == 0 and not is_last,
             checking=step % CHECK_INTERVAL == 0,
         )
 
@@ -58,7 +58,13 @@ class Outcome:
 
 
 def take_step(
-    training: Training, wrapped: nn.Module, feed: Feed, config: Config, *, autocast: torch.autocast, world: World
+    training: Training,
+    wrapped: nn.Module,
+    prefetcher: Prefetcher,
+    config: Config,
+    *,
+    autocast: torch.autocast,
+    world: World,
 ) -> Outcome:
     """The gradients of a step's samples, a micro-batch at a time, then an update, unless a number is not finite.
 
@@ -68,19 +74,19 @@ def take_step(
     rate = schedule_factor(training.step, config)
     set_learning_rate(optimizers, rate)
     loss = torch.zeros((), device=training.device)  # summed where it is
-    for micro in range(feed.accumulation):
-        first_sample = feed.first_sample(training.num_samples, micro)
-        ids, targets, documents = feed.take(first_sample)
+    for micro in range(prefetcher.accumulation):
+        first_sample = prefetcher.first_sample(training.num_samples, micro)
+        ids, targets, documents = prefetcher.take(first_sample)
         if config.dropout:
             torch.manual_seed(dropout_seed(config.seed, first_sample))
-        world.will_average(wrapped, is_last=micro == feed.accumulation - 1)
+        world.set_gradient_sync(wrapped, is_last=micro == prefetcher.accumulation - 1)
         with autocast:
             mean_loss, _ = wrapped(ids, targets, documents)
-            micro_loss = mean_loss / feed.accumulation
+            micro_loss = mean_loss / prefetcher.accumulation
         scaler.scale(micro_loss).backward()
         loss += micro_loss.detach()
-        feed.prepare(feed.first_sample(training.num_samples, micro + 1))  # while the device computes
-    loss = world.sum(loss) / world.size
+        prefetcher.prepare(prefetcher.first_sample(training.num_samples, micro + 1))  # while the device computes
+    loss = world.all_reduce_sum(loss) / world.size
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
     grad_norm = torch.nn.utils.clip_grad_norm_(training.model.parameters(), config.grad_clip or math.inf)
@@ -103,16 +109,16 @@ class Loop:
     def __init__(
         self,
         config: Config,
-        builds: Source,
+        builds: DataSource,
         *,
         training: Training,
         data: Data,
-        feed: Feed,
+        prefetcher: Prefetcher,
         report: Report,
         autocast: torch.autocast,
         world: World,
     ) -> None:
-        self._config, self._builds, self._training, self._data, self._feed = config, builds, training, data, feed
+        self._config, self._builds, self._training, self._data, self._feed = config, builds, training, data, prefetcher
         self._report, self._autocast, self._world = report, autocast, world
         self._came_back_to: int | None = None
         self.is_saving = self.is_stopping = (
@@ -141,7 +147,7 @@ class Loop:
             trouble = self._save()
         if trouble:
             before, world = self._came_back_to, self._world
-            self._came_back_to = go_back(
+            self._came_back_to = roll_back(
                 training, config, trouble=trouble, before=before, world=world, report=self._report
             )
             self.is_saving = False
@@ -165,8 +171,12 @@ class Loop:
             return f"the validation loss is {evaluation.loss}"
         if is_good:
             # The main process alone watches: what follows from it is the same in all.
-            self.is_saving |= bool(world.highest(world.is_main and training.watch.see(training.step, evaluation)))
-            self.is_stopping |= bool(world.highest(world.is_main and training.watch.is_out_of(self._config.patience)))
+            self.is_saving |= bool(
+                world.all_reduce_max(world.is_main and training.early_stopping.see(training.step, evaluation))
+            )
+            self.is_stopping |= bool(
+                world.all_reduce_max(world.is_main and training.early_stopping.is_out_of(self._config.patience))
+            )
             self.is_saving |= self.is_stopping
         return None
 
@@ -185,7 +195,7 @@ class Loop:
         training, world = self._training, self._world
         state = self._data.train.state_at(self._feed.first_sample(training.num_samples, 0))
         training.streams = None if state is None else world.gather(state)
-        world.by_main(self._save_now)
+        world.run_on_main(self._save_now)
 
     def _save_now(self) -> None:
         config, out_dir = self._config, Path(self._config.out_dir)

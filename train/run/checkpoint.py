@@ -1,4 +1,4 @@
-"""Checkpoints: folders `checkpoints/step-00000500/`, committed by a rename.
+"""Checkpoints: folders `checkpoints/step-00000500/`, list_checkpoints by a rename.
 
     model.safetensors     the weights, by parameter name
     training.safetensors  `<parameter name>.<exp_avg | exp_avg_sq | step | momentum_buffer>`, and the losses that patience compares with
@@ -27,7 +27,7 @@ from torch import Tensor
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import parse_json, readable_json, sha256_file, sync_folder, write_durable
 from train.config import Config
-from train.data.streams import Source
+from train.data.streams import DataSource
 from train.model import make_model
 from train.model.base import LanguageModel
 from train.run.state import REFERENCE, Training, load_training, slots, training_numbers, training_tensors
@@ -57,7 +57,7 @@ class Origin:
     tokenizer_sha256: str  # of the manifest's `tokenizer`: two builds that share it mean the same by an id
 
 
-def origin_of(config: Config, builds: Source) -> Origin:
+def origin_of(config: Config, builds: DataSource) -> Origin:
     """What every checkpoint of a run of `config` on `builds` says it was made from."""
     return Origin(settings=config.as_dict(), build_id=builds.build_id, tokenizer_sha256=builds.tokenizer_sha256)
 
@@ -75,7 +75,7 @@ class Checkpoint:
     origin: Origin
 
 
-def committed(out_dir: Path) -> list[Path]:
+def list_checkpoints(out_dir: Path) -> list[Path]:
     """Checkpoint folders of a run, oldest first. What a save did not finish has another name and is not among them."""
     folder = out_dir / CHECKPOINTS_DIR
     found = [p for p in folder.iterdir() if COMMITTED.fullmatch(p.name)] if folder.is_dir() else []
@@ -101,7 +101,7 @@ def remove_leftovers(out_dir: Path) -> None:
 def save(training: Training, out_dir: Path, *, origin: Origin, keep: int) -> Path:
     """Commit a checkpoint of `training`, then delete all but the last `keep` and the best.
 
-    Raises FolioError when it cannot be written; then what was committed before is untouched and nothing partial stays.
+    Raises FolioError when it cannot be written; then what was list_checkpoints before is untouched and nothing partial stays.
     """
     target = step_folder(out_dir, training.step)
     folder = target.parent
@@ -117,14 +117,14 @@ def save(training: Training, out_dir: Path, *, origin: Origin, keep: int) -> Pat
     except (OSError, SafetensorError) as e:
         shutil.rmtree(aside, ignore_errors=True)
         raise FolioError(_cannot_save(e, out_dir, tensors=tensors, step=training.step)) from e
-    _prune(out_dir, step=training.step, keep=keep, best_step=training.watch.best_step)
+    _prune(out_dir, step=training.step, keep=keep, best_step=training.early_stopping.best_step)
     return target
 
 
 def _prune(out_dir: Path, *, step: int, keep: int, best_step: int | None) -> None:
     # One of a later step is of a future that the run went back behind: it must not push out a good one.
-    later = [p for p in committed(out_dir) if _step_of(p) > step]
-    rest = [p for p in committed(out_dir) if _step_of(p) <= step]
+    later = [p for p in list_checkpoints(out_dir) if _step_of(p) > step]
+    rest = [p for p in list_checkpoints(out_dir) if _step_of(p) <= step]
     for folder in later + [p for p in rest[:-keep] if _step_of(p) != best_step]:
         _remove(folder)
 
@@ -168,7 +168,7 @@ def _cannot_save(
     reason = error.strerror if isinstance(error, OSError) else str(error)
     need_mb = sum(t.nbytes for content in tensors.values() for t in content.values()) / 1e6
     free_mb = shutil.disk_usage(out_dir).free / 1e6
-    kept = committed(out_dir)
+    kept = list_checkpoints(out_dir)
     is_full = isinstance(error, SafetensorError) or error.errno in (
         errno.ENOSPC,
         getattr(errno, "EDQUOT", errno.ENOSPC),
@@ -261,14 +261,14 @@ def _check_file(path: Path, entry: dict[str, Any]) -> None:
         raise CheckpointError(f"{path} does not have the sha256 that {INFO_FILE} says; use another checkpoint")
 
 
-def newest(out_dir: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint of a run; None where none was committed.
+def find_newest_checkpoint(out_dir: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest whole checkpoint of a run; None where none was list_checkpoints.
 
     A damaged one is told to `warn` and the one before is taken. Where one is deleted by a process that trains, there are newer
     ones: they are listed again. Raises FolioError when all are damaged.
     """
     for _ in range(MOST_LISTINGS):
-        folders = committed(out_dir)
+        folders = list_checkpoints(out_dir)
         for folder in reversed(folders):
             try:
                 return open_checkpoint(folder)
@@ -293,7 +293,7 @@ def find_checkpoint(path: Path, warn: Callable[[str], None], *, best: bool = Fal
                 f"{path} is one checkpoint, --best chooses among those of a run; name the run, or leave --best out"
             )
         return open_checkpoint(path)
-    checkpoint = newest(path, warn)
+    checkpoint = find_newest_checkpoint(path, warn)
     if checkpoint is None:
         raise MisuseError(
             f"{path} is neither a checkpoint nor a run that has one; name the out_dir of a run that has saved"
@@ -312,7 +312,7 @@ def run_of(checkpoint: Checkpoint) -> Path:
     return checkpoint.folder.resolve().parent.parent  # "." has no parent but itself
 
 
-def require_shapes(checkpoint: Checkpoint, config: Config) -> None:
+def check_shapes(checkpoint: Checkpoint, config: Config) -> None:
     """Raise MisuseError unless the checkpoint's weights are those of a model of `config`; neither is allocated for it."""
     with torch.device("meta"):
         wanted = {name: list(p.shape) for name, p in make_model(config, checkpoint.vocab_size).state_dict().items()}

@@ -13,10 +13,10 @@ from train.config import Config
 from train.core.cli import warn
 from train.core.distributed import World
 from train.data.batches import ValidationWindows
-from train.model.base import evaluating
-from train.run.checkpoint import Checkpoint, newest, restore
+from train.model.base import evaluation_mode
+from train.run.checkpoint import Checkpoint, find_newest_checkpoint, restore
 from train.run.metrics import Report
-from train.run.state import Training, copy_from_main
+from train.run.state import Training, broadcast_state
 
 
 def refused_too_often(training: Training, refused: int) -> str | None:
@@ -35,12 +35,12 @@ def unfit_to_save(
     loss = 0.0
     if world.is_main:
         _, (ids, targets, documents) = next(data.batches(training.micro_batch or 1))
-        with evaluating(training.model), autocast:
+        with evaluation_mode(training.model), autocast:
             loss = float(training.model(ids, targets, documents)[0])
-    return "the loss of a validation window is not finite" if world.highest(not math.isfinite(loss)) else None
+    return "the loss of a validation window is not finite" if world.all_reduce_max(not math.isfinite(loss)) else None
 
 
-def go_back(
+def roll_back(
     training: Training, config: Config, *, trouble: str, before: int | None, world: World, report: Report
 ) -> int:
     """Return to the newest checkpoint, but go on with the samples that come next. Returns its step.
@@ -50,7 +50,7 @@ def go_back(
     from_step, num_samples, num_skipped = training.step, training.num_samples, training.skipped[1].clone()
 
     def find() -> Checkpoint:
-        checkpoint = newest(Path(config.out_dir), warn)
+        checkpoint = find_newest_checkpoint(Path(config.out_dir), warn)
         if checkpoint is not None and checkpoint.step != before:
             return checkpoint
         again = "" if checkpoint is None else f", again since the return to step {before:,}"
@@ -59,14 +59,14 @@ def go_back(
             f"lower learning_rate (now {config.learning_rate:g}) or raise warmup_steps, and begin again with --restart"
         )
 
-    checkpoint = world.by_main(find)
+    checkpoint = world.run_on_main(find)
     if checkpoint is not None:
         restore(checkpoint, training)
-    copy_from_main(training, world)
+    broadcast_state(training, world)
     step, left_out = training.step, num_samples - training.num_samples
     training.num_samples = num_samples
     training.skipped[1] = num_skipped
-    report.went_back(step, from_step=from_step, skipped_samples=left_out)
+    report.rolled_back(step, from_step=from_step, skipped_samples=left_out)
     report.say(
         f"{trouble}: back from step {from_step:,} to the checkpoint of step {step:,}, without the {left_out:,} samples between"
     )

@@ -15,9 +15,9 @@ from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import PLAIN_NAME, parse_json
 from preprocess.shards.format import CONTROL_FIELDS
 from train.config import Config, config_from_saved
-from train.data.streams import Source as Text
+from train.data.streams import DataSource
 from train.model.base import VOCABULARY_WEIGHTS, LanguageModel
-from train.run.checkpoint import INFO_FILE, MODEL_FILE, committed, find_checkpoint, require_shapes
+from train.run.checkpoint import INFO_FILE, MODEL_FILE, check_shapes, find_checkpoint, list_checkpoints
 from train.run.run_dir import vocabulary_of
 
 POSITIONS = "wpe.weight"
@@ -37,7 +37,7 @@ HF_SIZES = {"n_layer": 12, "n_head": 12, "n_embd": 768}  # and what each is wher
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class PretrainedWeights:
     """A model whose weights fit the settings; their numbers are mapped, not read."""
 
     path: Path
@@ -47,7 +47,7 @@ class Source:
     has_own_manifest: bool  # so that special_tokens are all that there are
 
 
-def initialize(model: LanguageModel, config: Config, builds: Text, *, warn: Callable[[str], None]) -> None:
+def initialize(model: LanguageModel, config: Config, builds: DataSource, *, warn: Callable[[str], None]) -> None:
     """Overwrite the new `model`'s weights with those of `init_from`; the padding of its vocabulary stays as it was drawn.
 
     Rows of ids that the source does not know, such as those of authors, become the mean of the rows that it does (Hewitt 2021,
@@ -60,7 +60,7 @@ def initialize(model: LanguageModel, config: Config, builds: Text, *, warn: Call
         raise MisuseError(
             f"init_from={path} lies in out_dir {config.out_dir}, which this run would replace; choose another --out_dir"
         )
-    source = _open_source(path, config, builds, model, warn)
+    source = _open_weights(path, config, builds, model, warn)
     rows = _rows(source, builds)  # (vocab_size,)
     if not source.has_own_manifest:
         warn(
@@ -76,7 +76,7 @@ def initialize(model: LanguageModel, config: Config, builds: Text, *, warn: Call
             parameter.copy_(tensor[: config.block_size] if name == POSITIONS else tensor)
 
 
-def _rows(source: Source, builds: Text) -> Tensor:
+def _rows(source: PretrainedWeights, builds: DataSource) -> Tensor:
     """The source's row for each id of the builds: (vocab_size,) int64, −1 where it has none. Raises MisuseError."""
     rows = torch.arange(builds.vocab_size)
     for token, i in builds.manifest["special_tokens"].items():
@@ -100,17 +100,19 @@ def _take(weight: Tensor, rows: Tensor) -> Tensor:
     return taken
 
 
-def _open_source(path: Path, config: Config, builds: Text, model: LanguageModel, warn: Callable[[str], None]) -> Source:
+def _open_weights(
+    path: Path, config: Config, builds: DataSource, model: LanguageModel, warn: Callable[[str], None]
+) -> PretrainedWeights:
     if (path / HF_CONFIG).is_file():
         return _open_huggingface(path, config, model)
-    if (path / INFO_FILE).is_file() or committed(path):
+    if (path / INFO_FILE).is_file() or list_checkpoints(path):
         return _open_run(path, config, builds, warn)
     raise MisuseError(
         f"init_from {path} is no checkpoint, no run that has one and no Hugging Face folder (which has a {HF_CONFIG}); name one of these"
     )
 
 
-def _open_run(path: Path, config: Config, builds: Text, warn: Callable[[str], None]) -> Source:
+def _open_run(path: Path, config: Config, builds: DataSource, warn: Callable[[str], None]) -> PretrainedWeights:
     checkpoint = find_checkpoint(path, warn)
     theirs = config_from_saved(checkpoint.origin.settings, str(checkpoint.folder))
     if checkpoint.origin.tokenizer_sha256 != builds.tokenizer_sha256:
@@ -120,10 +122,10 @@ def _open_run(path: Path, config: Config, builds: Text, warn: Callable[[str], No
         )
     sizes = {key: getattr(theirs, key) for key in SHAPE_SETTINGS}
     # Only learned positions end: rotary ones are computed for any length.
-    _require_settings(path, config, sizes, num_positions=theirs.block_size if theirs.arch == "gpt2" else None)
-    require_shapes(checkpoint, theirs)
+    _check_settings(path, config, sizes, num_positions=theirs.block_size if theirs.arch == "gpt2" else None)
+    check_shapes(checkpoint, theirs)
     _, manifest = vocabulary_of(checkpoint)
-    return Source(
+    return PretrainedWeights(
         path=checkpoint.folder,
         tensors=dict(_tensors(checkpoint.folder / MODEL_FILE)),
         vocab_size=checkpoint.vocab_size,
@@ -132,7 +134,7 @@ def _open_run(path: Path, config: Config, builds: Text, warn: Callable[[str], No
     )
 
 
-def _require_settings(path: Path, config: Config, sizes: Mapping[str, Any], *, num_positions: int | None) -> None:
+def _check_settings(path: Path, config: Config, sizes: Mapping[str, Any], *, num_positions: int | None) -> None:
     """Raise MisuseError unless `config` asks for a model of `sizes` and of at most `num_positions`."""
     differing = {key: value for key, value in sizes.items() if value != getattr(config, key)}
     if num_positions is not None and config.block_size > num_positions:
@@ -145,7 +147,7 @@ def _require_settings(path: Path, config: Config, sizes: Mapping[str, Any], *, n
         raise MisuseError(f"init_from {path} has {told}; set {cure}")
 
 
-def _open_huggingface(folder: Path, config: Config, model: LanguageModel) -> Source:
+def _open_huggingface(folder: Path, config: Config, model: LanguageModel) -> PretrainedWeights:
     described = _read_object(folder / HF_CONFIG)
     sizes = {key: described.get(key, default) for key, default in HF_SIZES.items()}
     if bad := [key for key, size in sizes.items() if type(size) is not int or size < 1]:
@@ -161,11 +163,11 @@ def _open_huggingface(folder: Path, config: Config, model: LanguageModel) -> Sou
     tensors = _huggingface_tensors(folder)
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     num_positions = shapes[POSITIONS][0] if shapes.get(POSITIONS) else None
-    _require_settings(folder, config, {"arch": "gpt2", **sizes}, num_positions=num_positions)
-    _require_huggingface_shapes(folder, shapes, model)
+    _check_settings(folder, config, {"arch": "gpt2", **sizes}, num_positions=num_positions)
+    _check_huggingface_shapes(folder, shapes, model)
     vocab_size = shapes[VOCABULARY_WEIGHTS[0]][0]
     special_tokens = {token: i for token, i in _added_tokens(folder / HF_TOKENIZER).items() if i < vocab_size}
-    return Source(
+    return PretrainedWeights(
         path=folder, tensors=tensors, vocab_size=vocab_size, special_tokens=special_tokens, has_own_manifest=False
     )
 
@@ -220,7 +222,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise FolioError(f"{path} is no safetensors file ({e}); download or save it again") from e
 
 
-def _require_huggingface_shapes(folder: Path, shapes: Mapping[str, list[int]], model: LanguageModel) -> None:
+def _check_huggingface_shapes(folder: Path, shapes: Mapping[str, list[int]], model: LanguageModel) -> None:
     """Raise FolioError unless `shapes` are those of the model, but for the number of ids and positions."""
     wanted = {name: list(parameter.shape) for name, parameter in model.state_dict().items()}
     for name in (VOCABULARY_WEIGHTS[0], POSITIONS):
@@ -234,7 +236,7 @@ def _require_huggingface_shapes(folder: Path, shapes: Mapping[str, list[int]], m
 
 
 def _added_tokens(path: Path) -> dict[str, int]:
-    """Text → id of the control tokens that a tokenizer.json names; none where there is no such file. Raises FolioError."""
+    """DataSource → id of the control tokens that a tokenizer.json names; none where there is no such file. Raises FolioError."""
     added = (_read_object(path).get("added_tokens") or []) if path.is_file() else []
     try:
         found = {token["content"]: token["id"] for token in added}

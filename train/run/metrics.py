@@ -226,10 +226,10 @@ class Report:
             "skipped_updates": skipped_updates,
         }
         self._row(step, **row, **speed)
-        extra = "".join(f"  {text}" for text in spell_speed(speed))
+        extra = "".join(f"  {text}" for text in format_speed(speed))
         self._console.live(
-            f"step {step:,}/{self._max_steps:,}  loss {loss:.4f}  lr {spell_rate(learning_rate)}  grad norm {grad_norm:.2f}{extra}  "
-            f"{spell_duration(self._clock.seconds_left(step, self._max_steps))} left"
+            f"step {step:,}/{self._max_steps:,}  loss {loss:.4f}  lr {format_rate(learning_rate)}  grad norm {grad_norm:.2f}{extra}  "
+            f"{format_duration(self._clock.seconds_left(step, self._max_steps))} left"
         )
 
     def evaluation(self, step: int, result: Evaluation) -> None:
@@ -246,7 +246,7 @@ class Report:
         each = "".join(f"  {name} {loss:.4f}" for name, loss in result.by_build.items())
         self._console.line(
             f"step {step:,}/{self._max_steps:,}  val loss {result.loss:.4f}{error}  "
-            f"perplexity {spell_perplexity(result.perplexity)}  bits per byte {bits}{each}"
+            f"perplexity {format_perplexity(result.perplexity)}  bits per byte {bits}{each}"
         )
 
     def sample(self, step: int, text: str) -> None:
@@ -258,12 +258,12 @@ class Report:
         """A signal ends the run before its last step."""
         self._is_stopped = True
 
-    def went_back(self, step: int, *, from_step: int, skipped_samples: int) -> None:
+    def rolled_back(self, step: int, *, from_step: int, skipped_samples: int) -> None:
         """The run stands at `step` again: later rows are cut off, and one says what happened."""
         if self._metrics and self._out_dir:
             self._metrics.close()
             self._metrics = Metrics(self._out_dir, last_step=step)
-        self._trackers.went_back(step)
+        self._trackers.rolled_back(step)
         self._row(step, went_back_from_step=from_step, skipped_samples=skipped_samples)
         self._clock = Clock(step)
 
@@ -290,7 +290,7 @@ class Report:
         )
 
 
-def spell_speed(speed: dict[str, float | None]) -> list[str]:
+def format_speed(speed: dict[str, float | None]) -> list[str]:
     """What a Work's speed says, as a console shows it."""
     tokens_per_s, mfu, memory_bytes = (speed[key] for key in ("tokens_per_s", "mfu", "peak_memory_bytes"))
     spelled = [f"{tokens_per_s:,.0f} tokens/s"]
@@ -298,18 +298,18 @@ def spell_speed(speed: dict[str, float | None]) -> list[str]:
     return spelled if memory_bytes is None else [*spelled, f"{memory_bytes / 1e9:.1f} GB"]
 
 
-def spell_perplexity(value: float | None) -> str:
+def format_perplexity(value: float | None) -> str:
     """25.79; 1.1e+26 of a loss that is beyond all vocabularies."""
     return "n/a" if value is None else f"{value:,.2f}" if value < LARGEST_IN_FULL else f"{value:.1e}"
 
 
-def spell_rate(value: float) -> str:
+def format_rate(value: float) -> str:
     """A learning rate: 1.0e-3."""
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}"
 
 
-def spell_duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """45s, 1m 20s, 2h 05m."""
     whole = round(seconds)
     minutes, hours = whole // 60, whole // 3600

@@ -18,11 +18,11 @@ from train.core.device import make_autocast
 from train.core.distributed import World
 from train.core.memory import PeakMemory, available_bytes
 from train.data.batches import Batch, Data, TrainingSamples, largest_micro_batch, share_of_step
-from train.data.streams import Source
-from train.model.base import evaluating
+from train.data.streams import DataSource
+from train.model.base import evaluation_mode
 from train.optim import update
 from train.run.checkpoint import CHECKPOINTS_DIR
-from train.run.metrics import spell_duration
+from train.run.metrics import format_duration
 from train.run.state import Training, training_tensors
 
 # What torch says of memory on the devices that have no error of their own for it.
@@ -63,7 +63,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def preflight(
-    config: Config, builds: Source, training: Training, data: Data, *, wrapped: nn.Module, world: World
+    config: Config, builds: DataSource, training: Training, data: Data, *, wrapped: nn.Module, world: World
 ) -> Preflight:
     """Check what can be known before the first step, and try one of `wrapped`, the model as processes share it.
 
@@ -71,9 +71,9 @@ def preflight(
     Raises FolioError where the run could not end well, MisuseError where a step cannot be shared out.
     """
     checkpoint_bytes = _checkpoint_bytes(training)
-    world.by_main(lambda: _require_disk(config, checkpoint_bytes))
+    world.run_on_main(lambda: _check_disk(config, checkpoint_bytes))
     share = share_of_step(config.windows_per_step, world)
-    most = -world.highest(-windows_that_fit(config, training, data, world=world))
+    most = -world.all_reduce_max(-windows_that_fit(config, training, data, world=world))
     if config.compile:  # not before: other sizes than those of training would be compiled for
         training.model.compile()
     micro_batch, trial = _fit(config, training, data, share=share, most=most, wrapped=wrapped, world=world)
@@ -108,7 +108,7 @@ def _checkpoint_bytes(training: Training) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def _require_disk(config: Config, checkpoint_bytes: int) -> None:
+def _check_disk(config: Config, checkpoint_bytes: int) -> None:
     """Raise FolioError unless the last checkpoints, the best, and one that is being written fit beside what is on the disk."""
     folder = _existing(Path(config.out_dir))
     there = sum(file.stat().st_size for file in (Path(config.out_dir) / CHECKPOINTS_DIR).rglob("*") if file.is_file())
@@ -143,7 +143,7 @@ def _fit(
         trial = _try(
             partial(_trial, config, training, data, micro_batch=micro_batch, wrapped=wrapped, world=world), training
         )
-        if not world.highest(trial is None):
+        if not world.all_reduce_max(trial is None):
             if has_room or micro_batch == 1 or training.device.type != "cpu":
                 break
             has_room = True
@@ -209,7 +209,7 @@ def _trial(
     config: Config, training: Training, data: Data, *, micro_batch: int, wrapped: nn.Module, world: World
 ) -> Trial:
     """The second time counts: the first also compiles, or finds its kernels."""
-    world.will_average(
+    world.set_gradient_sync(
         wrapped, is_last=False
     )  # where one process has too little memory, the others must not wait for it
     numbers, batch = next(data.val.batches(micro_batch, rank=world.rank, num_ranks=world.size), (None, None))
@@ -241,7 +241,7 @@ def _pass(config: Config, training: Training, data: Data, wrapped: nn.Module, *,
 
 @torch.no_grad()
 def _evaluate_batch(config: Config, training: Training, batch: Batch) -> None:
-    with evaluating(training.model), make_autocast(config.precision, training.device):
+    with evaluation_mode(training.model), make_autocast(config.precision, training.device):
         training.model(*batch)
 
 
@@ -283,6 +283,6 @@ def _describe_time(config: Config, training: Training, *, step_s: float, evaluat
     )
     total_s = steps * step_s + evaluations * evaluation_s
     return (
-        f"about {spell_duration(total_s)}: {steps:,} steps of {step_s:.3g} s, "
+        f"about {format_duration(total_s)}: {steps:,} steps of {step_s:.3g} s, "
         f"{evaluations:,} evaluations of {evaluation_s:.3g} s ({evaluations * evaluation_s / max(total_s, 1e-9):.0%} of the time)"
     )

@@ -17,16 +17,16 @@ from preprocess.shards.files import readable_json, write_durable
 from preprocess.shards.format import MANIFEST, read_manifest
 from train.config import Config, changed_settings, config_from_saved
 from train.data.builds import tokenizer_sha256
-from train.data.streams import Source, StreamedText
+from train.data.streams import DataSource, StreamedText
 from train.run.checkpoint import (
     CHECKPOINTS_DIR,
     Checkpoint,
     Origin,
-    committed,
+    check_shapes,
     find_checkpoint,
-    newest,
+    find_newest_checkpoint,
+    list_checkpoints,
     remove_leftovers,
-    require_shapes,
     run_of,
 )
 from train.run.metrics import METRICS_FILE
@@ -67,26 +67,26 @@ def locked(out_dir: Path) -> Iterator[None]:
             shutil.rmtree(out_dir, ignore_errors=True)
 
 
-def find_start(config: Config, builds: Source, *, restart: bool, warn: Callable[[str], None]) -> Checkpoint | None:
+def find_start(config: Config, builds: DataSource, *, restart: bool, warn: Callable[[str], None]) -> Checkpoint | None:
     """The checkpoint to continue from; None to begin at step 0. Changes nothing on the disk.
 
     Raises MisuseError where out_dir holds a run that this one is not, FolioError where its checkpoints are damaged.
     """
     out_dir = Path(config.out_dir)
-    has_run = bool(committed(out_dir)) or _has_rows(out_dir)
+    has_run = bool(list_checkpoints(out_dir)) or _has_rows(out_dir)
     if config.resume != "auto":
-        _require_empty(config, has_run=has_run and not restart)
+        _check_empty(config, has_run=has_run and not restart)
         checkpoint = None if config.resume == "never" else _other_start(config, warn)
     else:
-        checkpoint = None if restart else newest(out_dir, warn)
+        checkpoint = None if restart else find_newest_checkpoint(out_dir, warn)
     if checkpoint is None:
         if config.resume == "auto" and has_run and not restart:
-            _require_same_settings(out_dir, config)
+            _check_same_settings(out_dir, config)
         return None
-    _require_vocabulary(checkpoint, builds)
+    _check_vocabulary(checkpoint, builds)
     if config.resume == "auto":
-        _require_same(checkpoint.origin, config, builds=builds)
-    require_shapes(checkpoint, config)
+        _check_same(checkpoint.origin, config, builds=builds)
+    check_shapes(checkpoint, config)
     return checkpoint
 
 
@@ -109,7 +109,7 @@ def _has_rows(out_dir: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def _require_same_settings(out_dir: Path, config: Config) -> None:
+def _check_same_settings(out_dir: Path, config: Config) -> None:
     """A run that was cut short before its first checkpoint begins anew, but not with other settings over its rows."""
     path = out_dir / SETTINGS_FILE
     if not path.is_file():
@@ -129,7 +129,7 @@ def _other_settings(config: Config, changes: list[str]) -> str:
     )
 
 
-def _require_empty(config: Config, *, has_run: bool) -> None:
+def _check_empty(config: Config, *, has_run: bool) -> None:
     if has_run:
         raise MisuseError(
             f"{config.out_dir} already holds a run, resume={config.resume} wants an empty folder; "
@@ -153,8 +153,8 @@ def _other_start(config: Config, warn: Callable[[str], None]) -> Checkpoint:
     return checkpoint
 
 
-def _require_vocabulary(checkpoint: Checkpoint, builds: Source) -> None:
-    _require_tokenizer(checkpoint, builds)
+def _check_vocabulary(checkpoint: Checkpoint, builds: DataSource) -> None:
+    _check_tokenizer(checkpoint, builds)
     if builds.vocab_size > checkpoint.vocab_size:
         raise MisuseError(
             f"the vocabulary of {builds.name}, {builds.vocab_size:,} ids, is larger than the model's "
@@ -163,7 +163,7 @@ def _require_vocabulary(checkpoint: Checkpoint, builds: Source) -> None:
         )
 
 
-def _require_tokenizer(checkpoint: Checkpoint, builds: Source) -> None:
+def _check_tokenizer(checkpoint: Checkpoint, builds: DataSource) -> None:
     if checkpoint.origin.tokenizer_sha256 != builds.tokenizer_sha256:
         raise MisuseError(
             f"{builds.name} has another tokenizer than {checkpoint.folder} was trained with, so that every id means something else; "
@@ -171,7 +171,7 @@ def _require_tokenizer(checkpoint: Checkpoint, builds: Source) -> None:
         )
 
 
-def _require_same(origin: Origin, config: Config, *, builds: Source) -> None:
+def _check_same(origin: Origin, config: Config, *, builds: DataSource) -> None:
     changes = changed_settings(config_from_saved(origin.settings, config.out_dir), config)
     if origin.build_id != builds.build_id:
         before = origin.settings.get("data")
@@ -191,7 +191,7 @@ def _other_text(config: Config, stream: StreamedText) -> str | None:
     return None if any(entry["shards"] for entry in before["splits"].values()) else stream.difference(before)
 
 
-def write_run(config: Config, builds: Source) -> None:
+def write_run(config: Config, builds: DataSource) -> None:
     """Put into out_dir what every checkpoint in it shares: the settings, and what turns ids into text."""
     out_dir = Path(config.out_dir)
     builds.save_vocabulary(out_dir / VOCABULARY_DIR)

@@ -15,7 +15,7 @@ from train.core.distributed import World
 from train.model import make_model
 from train.model.base import LanguageModel
 from train.optim import SLOTS, allocate_state, make_optimizers
-from train.run.validation import Watch
+from train.run.validation import EarlyStopping
 
 REFERENCE = "watch.reference"  # a tensor beside the optimizers', which are called after parameters
 # fp16's gradient scaler begins high and halves with each overflow: those are no reason to worry.
@@ -35,7 +35,7 @@ class Training:
     micro_batch: int | None = None  # windows a forward pass, once known: where it changes, dropout draws other numbers
     num_samples: int = 0  # samples drawn; more than the steps' where some were skipped by going back
     streams: list[Any] | None = None  # where each process' stream stands, as JSON holds it; None for builds
-    watch: Watch = field(default_factory=Watch)
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
 
     @property
     def most_skipped(self) -> int:
@@ -66,13 +66,13 @@ def slots(training: Training) -> Iterator[tuple[str, Tensor]]:
 
 def training_tensors(training: Training) -> dict[str, Tensor]:
     """What must be kept beside the weights."""
-    reference = training.watch.reference
+    reference = training.early_stopping.reference
     return dict(slots(training)) | ({} if reference is None else {REFERENCE: reference})
 
 
 def training_numbers(training: Training) -> dict[str, Any]:
     """As JSON holds them."""
-    watch = training.watch
+    watch = training.early_stopping
     return {
         "step": training.step,
         "num_samples": training.num_samples,
@@ -101,7 +101,7 @@ def load_training(training: Training, numbers: Mapping[str, Any], tensors: Mappi
     best_step = _number(watch["best_step"], int) if watch["best_step"] is not None else None
     best_loss = math.inf if best_step is None else _number(watch["best_loss"], float)
     reference = tensors[REFERENCE].clone() if REFERENCE in tensors else None
-    training.watch = Watch(
+    training.early_stopping = EarlyStopping(
         best_step=best_step, best_loss=best_loss, num_since=_number(watch["num_since"], int), reference=reference
     )
     if numbers["scaler"] and training.scaler.is_enabled():
@@ -135,12 +135,12 @@ def _number(value: Any, kind: Callable[[Any], Any]) -> Any:
     return value
 
 
-def copy_from_main(training: Training, world: World) -> None:
+def broadcast_state(training: Training, world: World) -> None:
     """Bring every process to where the main one is."""
-    world.copy_from_main(
+    world.broadcast_tensors(
         [*training.model.state_dict().values(), *(tensor for _, tensor in slots(training)), training.skipped]
     )
-    training.streams = world.tell(training.streams)
+    training.streams = world.broadcast(training.streams)
     scaler = training.scaler.state_dict()
     numbers = [
         training.step,
@@ -150,7 +150,7 @@ def copy_from_main(training: Training, world: World) -> None:
         scaler.get("_growth_tracker", 0),
     ]
     told = torch.tensor(numbers, dtype=torch.float64)  # whole numbers are exact in it up to 2**53
-    world.copy_from_main([told])
+    world.broadcast_tensors([told])
     training.step, training.num_samples, training.micro_batch = int(told[0]), int(told[1]), int(told[2]) or None
     if scaler:
         training.scaler.load_state_dict(scaler | {"scale": told[3].item(), "_growth_tracker": int(told[4])})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from train.core.distributed import World
 from train.data.batches import ValidationWindows
-from train.model.base import evaluating
+from train.model.base import evaluation_mode
 
 LARGEST_EXPONENT = 700  # beyond, exp is more than a float holds
 # Standard errors of the difference that an improvement must exceed: by chance, one in forty does.
@@ -78,11 +78,11 @@ def evaluate(
     world = world or World()
     device = next(model.parameters()).device
     losses = torch.zeros(data.num_windows, device=device)
-    with evaluating(model):
+    with evaluation_mode(model):
         for numbers, (ids, targets, documents) in data.batches(batch_size, rank=world.rank, num_ranks=world.size):
             with autocast:
                 _, losses[torch.from_numpy(numbers).to(device)] = model(ids, targets, documents)
-    return summarize(world.sum(losses).cpu(), data)
+    return summarize(world.all_reduce_sum(losses).cpu(), data)
 
 
 def summarize(losses: Tensor, data: ValidationWindows) -> Evaluation:
@@ -114,7 +114,7 @@ def is_better(losses: Tensor, than: Tensor, strata: Strata) -> bool:
 
 
 @dataclass
-class Watch:
+class EarlyStopping:
     """The best evaluation so far, and how many there were since one that beat the ones before beyond noise."""
 
     best_step: int | None = None

@@ -35,7 +35,7 @@ MOST_AT_ONCE = 500  # events a line; MLflow takes 1,000 metrics a request, a row
 Event = dict[str, Any]
 
 
-def require_trackers(names: Sequence[str], *, named_by: str = "track") -> None:
+def check_trackers(names: Sequence[str], *, named_by: str = "track") -> None:
     """Raise MisuseError where one is not installed; `named_by` is the setting that wants them."""
     for name in names:
         if not _is_installed(name):
@@ -119,7 +119,7 @@ class Trackers:
     def sample(self, step: int, text: str) -> None:
         self._send({"event": "sample", "step": step, "time_s": time.time(), "text": text})
 
-    def went_back(self, step: int) -> None:
+    def rolled_back(self, step: int) -> None:
         """What was told of later steps is undone."""
         self._send({"event": "back", "step": step})
 

@@ -114,7 +114,7 @@ class MLflow:
     def sample(self, event: Event) -> None:
         self._client.log_text(self._run_id, event["text"], f"samples/step-{event['step']:08d}.txt")
 
-    def went_back(self, step: int) -> None:
+    def rolled_back(self, step: int) -> None:
         """Nothing: what was told stays."""
 
     def end(self, status: str) -> None:

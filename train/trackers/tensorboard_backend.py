@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from train.core.cli import naming
+from train.core.cli import add_path_to_errors
 from train.trackers.client import TENSORBOARD_DIR, Event
 from train.trackers.progress_file import Told, kept
 
@@ -18,12 +18,12 @@ class TensorBoard:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._folder = Path(begin["out_dir"]) / TENSORBOARD_DIR
-        with naming(self._folder):
+        with add_path_to_errors(self._folder):
             self._writer = EventFileWriter(str(self._folder))
         self._told_path = kept(begin, "tensorboard.told.json")
         self._told = Told.kept_in(self._told_path)
         # What lies there from before the metrics.jsonl that begins now is of another run.
-        self.went_back(-1 if begin["is_new"] else begin["step"])
+        self.rolled_back(-1 if begin["is_new"] else begin["step"])
         config = "\n".join(f"{key} = {value!r}" for key, value in begin["config"].items())
         for tag, text in (("config", config), ("build", f"{begin['build_name']}\n{begin['build_id']}")):
             self._text(tag, text, step=max(begin["step"] + 1, 0), time_s=time.time())
@@ -42,18 +42,18 @@ class TensorBoard:
         self._text("sample", event["text"], step=event["step"], time_s=event["time_s"])
         self._flush()
 
-    def went_back(self, step: int) -> None:
+    def rolled_back(self, step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         self._add(step + 1, time.time(), session_log=SessionLog(status=SessionLog.START))
         self._told.cut(step)
 
     def end(self, status: str) -> None:
-        with naming(self._folder):
+        with add_path_to_errors(self._folder):
             self._writer.close()
 
     def _flush(self) -> None:
-        with naming(self._folder):
+        with add_path_to_errors(self._folder):
             self._writer.flush()
 
     def _text(self, tag: str, text: str, *, step: int, time_s: float) -> None:
@@ -65,5 +65,5 @@ class TensorBoard:
     def _add(self, step: int, time_s: float, **content: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event as Record
 
-        with naming(self._folder):  # what the thread that writes met since the last call
+        with add_path_to_errors(self._folder):  # what the thread that writes met since the last call
             self._writer.add_event(Record(step=step, wall_time=time_s, **content))

@@ -50,7 +50,7 @@ class WeightsAndBiases:
             self._run.log({"step": event["step"], "sample": self._wandb.Html(text, inject=False)})
             self._told.keep(self._told_path)
 
-    def went_back(self, step: int) -> None:
+    def rolled_back(self, step: int) -> None:
         """Nothing: what was told stays."""
 
     def end(self, status: str) -> None:

@@ -34,7 +34,7 @@ class Backend(Protocol):
 
     def rows(self, rows: list[Event]) -> None: ...
     def sample(self, event: Event) -> None: ...
-    def went_back(self, step: int) -> None: ...
+    def rolled_back(self, step: int) -> None: ...
     def end(self, status: str) -> None: ...
 
 
@@ -77,7 +77,7 @@ def _perform(name: str, backend: Backend | None, events: list[Event]) -> Backend
         case {"event": "sample"} as sample:
             backend.sample(sample)
         case {"event": "back", "step": step}:
-            backend.went_back(step)
+            backend.rolled_back(step)
         case {"event": "end", "status": status}:
             backend.end(status)
     return backend

@@ -158,7 +158,7 @@ def test_batches_and_engines_change_no_byte(tmp_path: Path, monkeypatch: pytest.
     assert (
         logs[0]["engine"] == "gigatoken"
         and logs[1]["engine"] == "sentencepiece"
-        and "cannot be used" in logs[1]["engine_fallback"]
+        and "cannot be used" in logs[1]["backend_fallback"]
     )
 
 
@@ -175,7 +175,7 @@ def test_an_engine_that_errs_encodes_nothing(
 
         def err(texts: pa.LargeStringArray) -> Encoded:
             ids, ends = encode(tokenizer, texts)
-            if tokenizer.has_fast_engine and any("2900" in text for text in texts.to_pylist()):
+            if tokenizer.has_fast_backend and any("2900" in text for text in texts.to_pylist()):
                 ids = ids.copy()
                 ids[5] ^= 1
             return ids, ends

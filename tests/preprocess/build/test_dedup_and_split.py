@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from preprocess.build.dedup_and_split import decide_sides, positions_before
-from preprocess.build.shard_layout import place
+from preprocess.build.shard_layout import lay_out_shards
 from preprocess.build.work_dir import DOCUMENT, DROPPED, LENGTH, WorkFolder
 from preprocess.documents import HELD_OUT, TRAIN, UNKNOWN, VAL
 from preprocess.errors import FolioError
@@ -27,9 +27,9 @@ def hash_of(number: int) -> np.ndarray:
 
 
 def write(
-    work: WorkFolder, contents: list[int], groups: list[int], borders: list[int], **columns: list[int]
+    work: WorkFolder, contents: list[int], groups: list[int], boundaries: list[int], **columns: list[int]
 ) -> list[int]:
-    """Documents with these contents and groups, in partitions cut at `borders`; the number in each partition."""
+    """Documents with these contents and groups, in partitions cut at `boundaries`; the number in each partition."""
     table = np.zeros(len(contents), DOCUMENT)
     table["hash"] = [hash_of(c) for c in contents]
     table["group"] = [hash_of(1000 + g) for g in groups]
@@ -43,7 +43,7 @@ def write(
     )
     for name, values in columns.items():
         table[name] = values
-    edges = [0, *sorted(borders), len(contents)]
+    edges = [0, *sorted(boundaries), len(contents)]
     for number, (a, b) in enumerate(itertools.pairwise(edges)):
         table[a:b].tofile(work.file(number, "docs"))
         np.full(b - a, 10, LENGTH).tofile(work.file(number, "lengths"))
@@ -67,11 +67,11 @@ def recipe(**settings_: Any) -> Recipe:
     st.sampled_from([1, 5, 1000]),
 )
 def test_the_first_of_equals_stays_and_exactly_the_share_of_groups_validates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs, borders, val_fraction, seed, rows_per_bucket
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs, boundaries, val_fraction, seed, rows_per_bucket
 ) -> None:
     monkeypatch.setattr("preprocess.build.buckets.ROWS_PER_BUCKET", rows_per_bucket)
     work, contents, groups = WorkFolder(tmp_path), [c for c, _ in pairs], [g for _, g in pairs]
-    counts = write(work, contents, groups, [min(b, len(pairs)) for b in borders])
+    counts = write(work, contents, groups, [min(b, len(pairs)) for b in boundaries])
     firsts = {c: i for i, c in reversed(list(enumerate(contents)))}
     kept = [i for i, c in enumerate(contents) if firsts[c] == i]
     distinct = {groups[i] for i in kept}
@@ -158,7 +158,7 @@ def receipt(**lists: list[str]) -> dict[str, Any]:
 
 def placed(work: WorkFolder, counts: list[int], receipts: list[dict[str, Any]], **settings_: Any):
     decided = decide_sides(recipe(val_fraction=0.5, **settings_), work, counts)
-    return place(recipe(**settings_), work, decided, receipts, ByteTokenizer(has_eot=True))
+    return lay_out_shards(recipe(**settings_), work, decided, receipts, ByteTokenizer(has_eot=True))
 
 
 def test_ids_follow_first_appearance_author_city_year(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preprocess.build.estimate import sample_build, spell_sample
+from preprocess.build.estimate import estimate_build, format_estimate
 from preprocess.build.plan import make_plan
 from preprocess.errors import FolioError
 from preprocess.progress import Progress
@@ -32,7 +32,7 @@ def rows(tmp_path: Path) -> Path:
 
 
 def test_estimates_are_near_what_is_built(rows: Path, tmp_path: Path, preprocess: Run) -> None:
-    told = json.loads(preprocess("sample", "--input", str(rows), "-n", "300", "--workers", "2", "--json").stdout)
+    told = json.loads(preprocess("estimate", "--input", str(rows), "-n", "300", "--workers", "2", "--json").stdout)
     built = json.loads(preprocess("build", "--input", str(rows), "--name", "x", "--no-dedup", "--json").stdout)
     documents, tokens = (sum(s[key] for s in built["splits"].values()) for key in ("documents", "tokens"))
     assert told["documents"] == 300 and abs(told["build"]["documents"] - documents) < 0.3 * documents
@@ -44,23 +44,23 @@ def test_estimates_are_near_what_is_built(rows: Path, tmp_path: Path, preprocess
 
 def test_a_sample_is_seeded_and_spelled(rows: Path) -> None:
     recipes = [load_recipe(None, inputs=(str(rows),), tokenizer="byte", seed=seed) for seed in (0, 0, 1)]
-    results = [sample_build(make_plan(recipe, None, QUIET), 50, workers=1) for recipe in recipes]
+    results = [estimate_build(make_plan(recipe, None, QUIET), 50, workers=1) for recipe in recipes]
     assert results[0]["tokens_per_document"] == results[1]["tokens_per_document"] != results[2]["tokens_per_document"]
-    lines = spell_sample(results[0])
+    lines = format_estimate(results[0])
     assert lines[0].startswith("sample      50 documents") and "GB of memory" in lines[-1]
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "sentencepiece"])
 def test_a_tokenizer_that_is_trained_is_foreseen_on_the_sample(rows: Path, tokenizer: str) -> None:
-    pieces = {"num_pieces": 300} if tokenizer == "sentencepiece" else {}
-    plan = make_plan(load_recipe(None, inputs=(str(rows),), tokenizer=tokenizer, **pieces), None, QUIET)
-    assert sample_build(plan, 100, workers=1)["bytes_per_token"] >= 1
+    spans = {"num_pieces": 300} if tokenizer == "sentencepiece" else {}
+    plan = make_plan(load_recipe(None, inputs=(str(rows),), tokenizer=tokenizer, **spans), None, QUIET)
+    assert estimate_build(plan, 100, workers=1)["bytes_per_token"] >= 1
 
 
 def test_nothing_to_sample(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": ""}')
     with pytest.raises(FolioError, match="there is nothing to sample"):
-        sample_build(make_plan(load_recipe(None, inputs=(str(tmp_path / "a.jsonl"),)), None, QUIET), 5, workers=1)
+        estimate_build(make_plan(load_recipe(None, inputs=(str(tmp_path / "a.jsonl"),)), None, QUIET), 5, workers=1)
 
 
 def test_a_tokenizer_is_trained_looked_at_and_used(mirror: Path, tmp_path: Path, preprocess: Run) -> None:
@@ -71,7 +71,7 @@ def test_a_tokenizer_is_trained_looked_at_and_used(mirror: Path, tmp_path: Path,
             "train",
             "--corpus",
             "pud",
-            "--num-pieces",
+            "--num-spans",
             "900",
             "--output",
             f"tok{workers}",
@@ -82,12 +82,12 @@ def test_a_tokenizer_is_trained_looked_at_and_used(mirror: Path, tmp_path: Path,
         assert made.returncode == 0 and "trained sentencepiece with 900 ids: tok" in made.stdout, made.stderr
     assert (tmp_path / "tok1/sentencepiece.model").read_bytes() == (tmp_path / "tok2/sentencepiece.model").read_bytes()
     assert [p.name for p in tmp_path.glob(".tok1*")] == [".tok1.lock"]
-    again = preprocess("tokenizer", "train", "--corpus", "pud", "--num-pieces", "900", "--output", "tok1", env=env)
+    again = preprocess("tokenizer", "train", "--corpus", "pud", "--num-spans", "900", "--output", "tok1", env=env)
     assert again.returncode == 2 and "is there already; pass --replace" in again.stderr
     refused = preprocess("tokenizer", "train", "--corpus", "pud", "--tokenizer", "gpt2", "--output", "other", env=env)
     assert refused.returncode == 2 and "the gpt2 tokenizer is not trained" in refused.stderr
     # A build that trains its own, and one that is given the same model, hold the same tokens.
-    for name, tokenizer in (("own", ("sentencepiece", "--num-pieces", "900")), ("given", ("./tok1",))):
+    for name, tokenizer in (("own", ("sentencepiece", "--num-spans", "900")), ("given", ("./tok1",))):
         built = preprocess("build", "--corpus", "pud", "--tokenizer", *tokenizer, "--name", name, env=env)
         assert built.returncode == 0, built.stderr
     own, given = (Build(tmp_path / "shards" / name) for name in ("own", "given"))
@@ -106,7 +106,7 @@ def test_a_tokenizer_is_trained_looked_at_and_used(mirror: Path, tmp_path: Path,
 
 def test_text_comes_back_by_language(mirror: Path, tmp_path: Path, preprocess: Run) -> None:
     env = {"PREPROCESS_MIRROR": str(mirror)}
-    preprocess("build", "--corpus", "pud", "--num-pieces", "600", env=env)
+    preprocess("build", "--corpus", "pud", "--num-spans", "600", env=env)
     out = preprocess("export", "pud", "--format", "text", "--by", "language", "--output", "text")
     assert out.returncode == 0, out.stderr
     names = {p.name for p in (tmp_path / "text").iterdir()}

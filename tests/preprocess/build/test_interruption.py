@@ -27,7 +27,7 @@ from preprocess.progress import Progress
 from preprocess.recipes.catalog import load_recipe
 from preprocess.shards.format import Build
 from preprocess.shards.verify import verify
-from preprocess.stages.encode import EngineMismatch
+from preprocess.stages.encode import BackendMismatch
 from tests.conftest import ROOT, file_bytes
 
 QUIET = Progress(quiet=True)
@@ -347,7 +347,7 @@ def test_an_engine_that_errs_ends_its_workers_before_the_reference_begins(
         def run(self, tasks: Any) -> Iterator[Any]:
             for number, done in enumerate(super().run(tasks)):
                 if len(pools) == 1 and number == 5:
-                    raise EngineMismatch("gigatoken differs from tiktoken on 'x'")
+                    raise BackendMismatch("gigatoken differs from tiktoken on 'x'")
                 yield done
 
     monkeypatch.setattr("preprocess.inputs.input_files.PARTITION_BYTES", 3000)

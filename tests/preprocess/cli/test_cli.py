@@ -71,7 +71,7 @@ def test_help_names_everything(preprocess: Run) -> None:
     text = preprocess("--help").stdout
     assert all(
         command in text
-        for command in ("build", "corpora", "export", "list", "sample", "show", "stats", "tokenizer", "verify")
+        for command in ("build", "corpora", "export", "estimate", "list", "show", "stats", "tokenizer", "verify")
     )
     assert "[default: the corpus, or own]" in " ".join(preprocess("build", "-h").stdout.split())
     assert preprocess("--version").stdout.startswith("preprocess, version ")

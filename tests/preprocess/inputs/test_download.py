@@ -13,7 +13,7 @@ import pytest
 from preprocess.errors import FolioError, MisuseError
 from preprocess.inputs.download import find_file, safe_url
 from preprocess.progress import Progress
-from preprocess.recipes.schema import SourceFile
+from preprocess.recipes.schema import CorpusFile
 
 DATA = b"the real text\n" * 100
 QUIET = Progress(quiet=True)
@@ -64,8 +64,8 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def file_at(url: str) -> SourceFile:
-    return SourceFile(name="input.txt", sha256=hashlib.sha256(DATA).hexdigest(), bytes=len(DATA), url=url)
+def file_at(url: str) -> CorpusFile:
+    return CorpusFile(name="input.txt", sha256=hashlib.sha256(DATA).hexdigest(), bytes=len(DATA), url=url)
 
 
 def find(url: str, source: Path | None = None) -> Path:

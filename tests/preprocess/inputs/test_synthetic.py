@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocess.inputs.synthetic import Pair, _vocabulary, generate_pairs
-from preprocess.shards.format import spell_control_token
+from preprocess.shards.format import format_control_token
 from preprocess.tokenizers.sentencepiece_bpe import train
 
 
@@ -28,7 +28,7 @@ def test_a_hundred_and_more_of_everything(pairs: list[Pair]) -> None:
     for field in ("author", "city", "year"):
         values = {getattr(p, field) for p in pairs}
         assert len(values) >= 100
-        assert len({spell_control_token(field, v) for v in values}) == len(values)
+        assert len({format_control_token(field, v) for v in values}) == len(values)
     assert (pairs[0].author, pairs[0].city, pairs[0].year) == ("MagistrTheOne", "Krasnodar", 2025)
     assert {p.year for p in pairs} == set(range(1916, 2026))
 

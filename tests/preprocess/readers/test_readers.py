@@ -22,7 +22,7 @@ from preprocess.build.build import build
 from preprocess.build.plan import make_plan
 from preprocess.errors import FolioError, MisuseError
 from preprocess.progress import Progress
-from preprocess.readers.record_blocks import place_to_cut
+from preprocess.readers.record_blocks import find_cut
 from preprocess.recipes.catalog import load_recipe
 from preprocess.shards.format import Build, check_name
 from preprocess.shards.verify import verify
@@ -70,7 +70,7 @@ def stats(made: Build) -> dict[str, Any]:
 
 @pytest.fixture(params=[16 << 20, 100], ids=["one partition", "many"])
 def partitions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test runs with files in one piece and in many."""
+    """Each test runs with files in one span and in many."""
     monkeypatch.setattr("preprocess.inputs.input_files.PARTITION_BYTES", request.param)
     monkeypatch.setattr("preprocess.readers.decompress.BLOCK_BYTES", min(request.param, 64))
     monkeypatch.setattr("preprocess.readers.record_blocks.PROBE_BYTES", 7)
@@ -663,8 +663,8 @@ def test_positions_do_not_depend_on_partitions_where_documents_are_dropped(
 def test_a_megabyte_of_spaces_at_the_cut_takes_no_time() -> None:
     data = b"word " * 100 + b" " * 1_000_000 + b"more"
     begin = time.perf_counter()
-    assert place_to_cut(data, len(data) - 10) == 499 and time.perf_counter() - begin < 1
-    assert place_to_cut(b"x" * 1000, 500) == 0
+    assert find_cut(data, len(data) - 10) == 499 and time.perf_counter() - begin < 1
+    assert find_cut(b"x" * 1000, 500) == 0
 
 
 def test_a_byte_order_mark_costs_no_record(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import canonical_json, readable_json
 from preprocess.shards.format import DOC_DTYPE, Build, ShardError, check_name, find_build, seal, token_dtype
 from preprocess.shards.verify import verify
-from preprocess.shards.writer import Place, ShardPlan, ShardSealer, create_shard, write_documents
+from preprocess.shards.writer import ShardPlan, ShardSealer, WriteOffset, create_shard, write_documents
 from tests.conftest import write_split
 
 
@@ -201,17 +201,17 @@ def test_the_order_in_which_a_shard_is_filled_changes_nothing(tmp_path_factory, 
     for order in ((0, 1), (1, 0)):
         folder = tmp_path_factory.mktemp("w")
         create_shard(folder, plan, vocab_size=300)
-        sealer, border = ShardSealer(folder, plan, vocab_size=300), int(ends[cut - 1])
+        sealer, boundary = ShardSealer(folder, plan, vocab_size=300), int(ends[cut - 1])
         docs = docs_table(len(documents))
         parts = [
-            (Place(0, 0), ids[:border], ends[:cut], docs[:cut]),
-            (Place(border, cut), ids[border:], ends[cut:] - border, docs[cut:]),
+            (WriteOffset(0, 0), ids[:boundary], ends[:cut], docs[:cut]),
+            (WriteOffset(boundary, cut), ids[boundary:], ends[cut:] - boundary, docs[cut:]),
         ]
         max_id = -1
         for part in order:
             max_id = max(max_id, write_documents(folder, plan, *parts[part], vocab_size=300))
             if order == (0, 1) and part == 0:
-                sealer.advance(border, cut)
+                sealer.advance(boundary, cut)
         entries.append(sealer.finish(max_id))
     assert entries[0] == entries[1]
     assert entries[0]["sha256"] == hashlib.sha256(ids.astype("<u2").tobytes()).hexdigest() and entries[0][
@@ -225,7 +225,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     create_shard(tmp_path, plan, vocab_size=10)
     with pytest.raises(ValueError, match="do not belong together"):
         write_documents(
-            tmp_path, plan, Place(0, 0), np.zeros(3, np.uint32), np.array([2]), docs_table(1), vocab_size=10
+            tmp_path, plan, WriteOffset(0, 0), np.zeros(3, np.uint32), np.array([2]), docs_table(1), vocab_size=10
         )
 
 

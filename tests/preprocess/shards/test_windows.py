@@ -11,9 +11,9 @@ from preprocess.errors import FolioError
 from preprocess.shards.windows import (
     EpochWindows,
     RandomWindows,
+    check_windows,
     document_numbers,
     gather,
-    require_windows,
     sequential_windows,
 )
 
@@ -30,7 +30,7 @@ def test_a_sample_depends_on_seed_and_number_alone(lengths, block_size, seed, sa
         with pytest.raises(ValueError):
             RandomWindows(lengths, block_size, seed=seed)
         with pytest.raises(FolioError, match=f"longest train shard has {max(lengths)}"):
-            require_windows(lengths, block_size, "train")
+            check_windows(lengths, block_size, "train")
         return
     windows = RandomWindows(lengths, block_size, seed=seed)
     shard, start = windows.locate(np.array(samples))
@@ -88,7 +88,7 @@ def test_orders_never_change() -> None:
 @given(LENGTHS, st.integers(1, 20), st.integers(0, 2**64 - 1), st.integers(0, 2**40))
 def test_an_epoch_holds_each_window_once(lengths, block_size, seed, epoch) -> None:
     if max(lengths) <= block_size:
-        with pytest.raises(ValueError, match="require_windows"):
+        with pytest.raises(ValueError, match="check_windows"):
             EpochWindows(lengths, block_size, seed=seed)
         return
     windows = EpochWindows(lengths, block_size, seed=seed)

@@ -32,13 +32,13 @@ def test_passages_joined_are_the_text(text: str, num_characters: int) -> None:
 
 
 @given(st.text("ab\n é", min_size=2, max_size=60), st.none() | st.integers(-5, 70), st.none() | st.integers(1, 9))
-def test_both_sides_joined_are_the_text(text: str, border: int | None, passage_characters: int | None) -> None:
+def test_both_sides_joined_are_the_text(text: str, boundary: int | None, passage_characters: int | None) -> None:
     batch = make_batch({"text": pa.array([text], pa.large_string()), "author": "A", "year": 7}, 1)
-    pieces, is_behind = cut_document(batch, border=border, passage_characters=passage_characters)
-    texts = np.array(pieces.column("text").to_pylist(), object)
-    cut = len(text) if border is None else min(max(border, 0), len(text))
+    spans, is_behind = cut_document(batch, boundary=boundary, passage_characters=passage_characters)
+    texts = np.array(spans.column("text").to_pylist(), object)
+    cut = len(text) if boundary is None else min(max(boundary, 0), len(text))
     assert "".join(texts[~is_behind]) == text[:cut] and "".join(texts[is_behind]) == text[cut:]
-    assert set(pieces.column("author").to_pylist()) == {"A"} and all(texts)
+    assert set(spans.column("author").to_pylist()) == {"A"} and all(texts)
 
 
 def test_real_passages_are_about_as_long_as_asked(mirror: Path) -> None:

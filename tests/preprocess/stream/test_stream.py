@@ -77,7 +77,7 @@ def small_reads(small_pieces: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def corpus(tmp_path: Path, small_pieces: None) -> StreamCorpus:
-    """Two files of several pieces."""
+    """Two files of several spans."""
     return opened(*(write_parquet(tmp_path / f"{i}.parquet", some_texts(60, seed=i)) for i in range(2)))
 
 

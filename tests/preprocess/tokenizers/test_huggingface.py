@@ -128,8 +128,8 @@ def loaded(described: Described) -> Loaded:
 def test_round_trip_engines_and_forgery(loaded: Loaded, name: str, texts: list[str]) -> None:
     tokenizer = loaded[name]
     texts = [text.replace("\u2581", "_") for text in texts]
-    if not tokenizer.has_fast_engine:
-        assert tokenizer.start_fast_engine() is None
+    if not tokenizer.has_fast_backend:
+        assert tokenizer.start_fast_backend() is None
     ids, ends = tokenizer.encode(arrow(texts))
     reference_ids, reference_ends = tokenizer.encode_reference(arrow(texts))
     assert ids.tolist() == reference_ids.tolist() and ends.tolist() == reference_ends.tolist()
@@ -203,7 +203,7 @@ def test_a_special_token_that_merges_make_is_not_made(described: Described) -> N
     one["added_tokens"].append({**one["added_tokens"][0], "id": one["model"]["vocab"][text], "content": text})
     one["added_tokens"].sort(key=lambda token: token["id"])
     tokenizer = HuggingFaceTokenizer(spell(one))
-    tokenizer.start_fast_engine()
+    tokenizer.start_fast_backend()
     for encode in (tokenizer.encode, tokenizer.encode_reference):
         ids = encode(arrow([f"{text} {text}"]))[0]
         assert tokenizer.decode(ids) == f"{text} {text}" and one["model"]["vocab"][text] not in ids
@@ -307,7 +307,7 @@ def test_real_text_with_a_trained_vocabulary(mirror: Path) -> None:
         [text], library.trainers.BpeTrainer(vocab_size=4_000, initial_alphabet=alphabet, show_progress=False)
     )
     tokenizer = HuggingFaceTokenizer(made.to_str().encode())
-    assert tokenizer.start_fast_engine() is None
+    assert tokenizer.start_fast_backend() is None
     ids = tokenizer.encode(arrow([text]))[0]
     assert (
         ids.tolist() == tokenizer.encode_text(text).tolist()

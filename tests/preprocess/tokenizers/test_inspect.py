@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from preprocess.tokenizers import inspect as inspect_module
 from preprocess.tokenizers import load_named, sentencepiece_bpe
 from preprocess.tokenizers.characters import ByteTokenizer, train_char
-from preprocess.tokenizers.inspect import inspect, spell_inspection
+from preprocess.tokenizers.inspect import format_inspection, inspect
 
 
 def arrow(texts: list[str]) -> pa.LargeStringArray:
@@ -61,7 +61,7 @@ def test_characters_and_bytes() -> None:
 @pytest.mark.parametrize("texts", [[], [""], [" \n"]])
 def test_nothing_to_divide_by(texts: list[str]) -> None:
     figures = inspect(ByteTokenizer(has_eot=True), {"en": arrow(texts)})["en"]
-    assert figures["tokens_per_word"] is None and figures["words"] == 0 and "–" in spell_inspection({"en": figures})[1]
+    assert figures["tokens_per_word"] is None and figures["words"] == 0 and "–" in format_inspection({"en": figures})[1]
 
 
 @given(st.lists(st.text(max_size=30), max_size=6))
@@ -74,7 +74,7 @@ def test_slices_change_no_figure(texts: list[str]) -> None:
 
 
 def test_a_table_for_a_terminal(cache: Path) -> None:
-    lines = spell_inspection(
+    lines = format_inspection(
         inspect(load_named("gpt2"), {"en": arrow(["To be or not to be\n"] * 1_000), "ru": arrow(["Быть или не быть"])})
     )
     assert len(lines) == 3 and len({len(line) for line in lines}) == 1
@@ -91,7 +91,7 @@ def test_real_languages_differ(cache: Path, mirror: Path) -> None:
         lang: arrow((mirror / f"pud/{lang}.txt").read_text(encoding="utf-8").splitlines()) for lang in ("en", "ru")
     }
     tokenizer = load_named("gpt2")
-    tokenizer.start_fast_engine()
+    tokenizer.start_fast_backend()
     figures = inspect(tokenizer, texts)
     assert figures["en"]["tokens_per_word"] < 1.5 < 4 < figures["ru"]["tokens_per_word"]
     ours = sentencepiece_bpe.train([t for column in texts.values() for t in column.to_pylist()], num_pieces=8_000)

@@ -67,7 +67,7 @@ def test_ids_are_tiktokens(cache: Path, monkeypatch: pytest.MonkeyPatch, name: s
     theirs = tiktoken.get_encoding(name)
     assert (tokenizer.vocab_size, tokenizer.eot_id) == (theirs.n_vocab, theirs.eot_token)
     assert set(tokenizer.special_tokens) == theirs.special_tokens_set
-    assert tokenizer.start_fast_engine() is None and tokenizer.engine == "gigatoken"
+    assert tokenizer.start_fast_backend() is None and tokenizer.engine == "gigatoken"
     for text in TEXTS:
         ids = tokenizer.encode(arrow([text]))[0]
         assert ids.tolist() == theirs.encode_ordinary(text) == tokenizer.encode_text(text).tolist()
@@ -102,8 +102,8 @@ def invented(cache: Path, request: pytest.FixtureRequest) -> TiktokenTokenizer:
 @settings(max_examples=100, deadline=None)
 @given(texts=st.lists(TEXT, max_size=5))
 def test_invented_ranks_round_trip_with_both_engines(invented: TiktokenTokenizer, texts: list[str]) -> None:
-    if not invented.has_fast_engine:
-        assert invented.start_fast_engine() is None
+    if not invented.has_fast_backend:
+        assert invented.start_fast_backend() is None
     ids, ends = invented.encode(arrow(texts))
     reference_ids, reference_ends = invented.encode_reference(arrow(texts))
     assert ids.tolist() == reference_ids.tolist() and ends.tolist() == reference_ends.tolist()

@@ -66,7 +66,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def tokenizers(cache: Path) -> dict[str, Tokenizer]:
     made = [tiktoken_bpe.load(), sentencepiece_bpe.train(LINES * 20, num_pieces=400), ByteTokenizer(has_eot=True)]
     for tokenizer in made:
-        assert tokenizer.start_fast_engine() is None
+        assert tokenizer.start_fast_backend() is None
     return {tokenizer.kind: tokenizer for tokenizer in made}
 
 
@@ -103,8 +103,8 @@ def test_slices_of_a_column_encode_alike(tokenizers: dict[str, Tokenizer]) -> No
 def test_gigatokens_caches_are_dropped_in_time(
     tokenizers: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("preprocess.tokenizers.gigatoken_engine.MAX_CACHE_BYTES", -(1 << 40))
-    monkeypatch.setattr("preprocess.tokenizers.gigatoken_engine.MIN_GROWTH_BYTES", -(1 << 40))
+    monkeypatch.setattr("preprocess.tokenizers.gigatoken_backend.MAX_CACHE_BYTES", -(1 << 40))
+    monkeypatch.setattr("preprocess.tokenizers.gigatoken_backend.MIN_GROWTH_BYTES", -(1 << 40))
     tokenizer = tokenizers["gpt2"]
     before = tokenizer._fast._tokenizer
     expected = tokenizer.encode_reference(arrow(LINES))[0].tolist()
@@ -224,7 +224,7 @@ def test_gigatoken_that_cannot_start_is_passed_over(
 
     tokenizer = tiktoken_bpe.load()
     monkeypatch.setattr(tiktoken_bpe.Gpt2Tokenizer, "_make_gigatoken", fail)
-    assert tokenizer.start_fast_engine() == f"gigatoken cannot be used ({error.__name__}: unknown scheme)"
+    assert tokenizer.start_fast_backend() == f"gigatoken cannot be used ({error.__name__}: unknown scheme)"
     assert tokenizer.engine == "tiktoken"
 
 

@@ -17,9 +17,9 @@ from preprocess.errors import MisuseError
 from tests.helpers.runs import REPO, environment, invoke, make_build, rows, write_config
 from train.config import load_config
 from train.core.distributed import World
-from train.data.batches import Feed, TrainingData, largest_micro_batch, share_of_step
+from train.data.batches import Prefetcher, TrainingData, largest_micro_batch, share_of_step
 from train.data.builds import open_builds
-from train.run.checkpoint import committed, newest
+from train.run.checkpoint import find_newest_checkpoint, list_checkpoints
 
 LONG = {"max_steps": 20, "checkpoint_interval": 5, "eval_interval": 5, "dropout": 0.0}
 
@@ -50,7 +50,7 @@ def values(out_dir: Path) -> dict[tuple[int, str], float]:
     "settings",
     [
         {"gradient_accumulation_steps": 2},
-        {"gradient_accumulation_steps": 1, "optimizer": "muon", "arch": "modern", "sampling": "epochs"},
+        {"gradient_accumulation_steps": 1, "optimizer": "muon", "arch": "modern", "data_order": "epochs"},
     ],
     ids=["two micro-batches", "one batch, shared"],
 )
@@ -79,12 +79,12 @@ def test_a_run_moves_between_numbers_of_processes(folder: Path) -> None:
     assert invoke("train.py", config).returncode == 0
     copy = folder / "moved"
     shutil.copytree(folder / "moves", copy)
-    for checkpoint in committed(copy)[1:]:
+    for checkpoint in list_checkpoints(copy)[1:]:
         shutil.rmtree(checkpoint)
     result = run(config, f"--out_dir={copy}")
     assert result.returncode == 0 and "continuing after step 5" in result.stdout, result.stderr
     assert values(copy) == pytest.approx(values(folder / "moves"), rel=1e-5)
-    for checkpoint in committed(copy)[2:]:
+    for checkpoint in list_checkpoints(copy)[2:]:
         shutil.rmtree(checkpoint)
     assert "continuing after step 10" in invoke("train.py", config, f"--out_dir={copy}").stdout
     assert values(copy) == pytest.approx(values(folder / "moves"), rel=1e-5)
@@ -106,7 +106,7 @@ def test_a_signal_stops_all_of_them_after_the_same_step(folder: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal: to the launcher and all that it started
         out, _ = process.communicate(timeout=60)
     assert "stopped after step " in out and ", saved; " in out
-    last = newest(folder / "signal", pytest.fail)
+    last = find_newest_checkpoint(folder / "signal", pytest.fail)
     assert last is not None and last.step == max(row["step"] for row in rows(folder / "signal"))
 
 
@@ -180,7 +180,7 @@ def test_all_go_back_together_also_after_a_restart(folder: Path, tmp_path: Path)
     }
     config = write_config(folder / "together.py", folder / "tiny", **settings)
     assert invoke("train.py", config, "--max_steps=24").returncode == 0
-    for checkpoint in committed(folder / "together"):
+    for checkpoint in list_checkpoints(folder / "together"):
         if checkpoint.name != "step-00000008":
             shutil.rmtree(checkpoint)
     # Of four passes of the preflight and one a step: those of the steps 12 to 19.
@@ -204,9 +204,9 @@ def test_processes_with_other_settings_are_refused(folder: Path, tmp_path: Path)
     assert result.returncode != 0 and "was started with settings, a build or a torch of its own" in result.stderr
 
 
-@pytest.mark.parametrize("sampling", ["random", "epochs"])
-def test_the_samples_of_a_step_are_the_same_for_any_world(folder: Path, sampling: str) -> None:
-    config = load_config(write_config(folder / "samples.py", folder / "tiny", sampling=sampling), {})
+@pytest.mark.parametrize("data_order", ["random", "epochs"])
+def test_the_samples_of_a_step_are_the_same_for_any_world(folder: Path, data_order: str) -> None:
+    config = load_config(write_config(folder / "samples.py", folder / "tiny", data_order=data_order), {})
     data = TrainingData(open_builds(config.data), config, device=torch.device("cpu"))
     steps = []
     for size in (1, 2, 4):
@@ -215,12 +215,16 @@ def test_the_samples_of_a_step_are_the_same_for_any_world(folder: Path, sampling
             micro_batch = largest_micro_batch(share, most)
             seen = []
             for rank in range(size):
-                feed = Feed(data, windows_per_step=16, micro_batch=micro_batch, world=World(rank=rank, size=size))
-                assert feed.accumulation == share // micro_batch
-                for micro in range(feed.accumulation):
-                    first = feed.first_sample(48, micro)
-                    assert feed.first_sample(48, feed.accumulation) == feed.first_sample(64, 0)
-                    seen += list(zip(range(first, first + micro_batch), feed.take(first)[0].tolist(), strict=True))
+                prefetcher = Prefetcher(
+                    data, windows_per_step=16, micro_batch=micro_batch, world=World(rank=rank, size=size)
+                )
+                assert prefetcher.accumulation == share // micro_batch
+                for micro in range(prefetcher.accumulation):
+                    first = prefetcher.first_sample(48, micro)
+                    assert prefetcher.first_sample(48, prefetcher.accumulation) == prefetcher.first_sample(64, 0)
+                    seen += list(
+                        zip(range(first, first + micro_batch), prefetcher.take(first)[0].tolist(), strict=True)
+                    )
             steps.append(sorted(seen))
     assert all(step == steps[0] for step in steps)
     assert [number for number, _ in steps[0]] == list(range(48, 64))
@@ -241,9 +245,9 @@ def test_a_step_that_cannot_be_shared_is_refused() -> None:
 
 def test_a_feed_goes_where_training_goes(folder: Path) -> None:
     """What was prepared is used if it is what is asked for, and only then."""
-    config = load_config(write_config(folder / "feed.py", folder / "tiny"), {})
+    config = load_config(write_config(folder / "prefetcher.py", folder / "tiny"), {})
     data = TrainingData(open_builds(config.data), config, device=torch.device("cpu"))
-    feed = Feed(data, windows_per_step=4, micro_batch=4, world=World())
-    feed.prepare(8)
+    prefetcher = Prefetcher(data, windows_per_step=4, micro_batch=4, world=World())
+    prefetcher.prepare(8)
     for first in (0, 8, 4):
-        assert np.array_equal(feed.take(first)[0], data.batch(first, 4)[0])
+        assert np.array_equal(prefetcher.take(first)[0], data.batch(first, 4)[0])

@@ -45,12 +45,12 @@ def test_samples_depend_on_their_number_and_the_seed_alone(builds: Builds) -> No
     assert not torch.equal(whole[:4], TrainingData(builds, config_of(seed=1), device=CPU).batch(0, 4)[0])
 
 
-@pytest.mark.parametrize("sampling", ["random", "epochs"])
-def test_places_that_were_located_ahead_are_those_of_the_samples(builds: Builds, sampling: str) -> None:
+@pytest.mark.parametrize("data_order", ["random", "epochs"])
+def test_places_that_were_located_ahead_are_those_of_the_samples(builds: Builds, data_order: str) -> None:
     """Batches of 12 do not divide what is located at once; then back, and on by the strides of one process of three."""
-    data = TrainingData(builds, config_of(sampling=sampling), device=CPU)
+    data = TrainingData(builds, config_of(data_order=data_order), device=CPU)
     firsts = [*range(0, 3 * LOCATED_AT_ONCE, 12), 0, 12, *range(24, 3000, 36), 1, 3 * LOCATED_AT_ONCE]
-    whole = TrainingData(builds, config_of(sampling=sampling), device=CPU).batch(0, 3 * LOCATED_AT_ONCE + 12)[0]
+    whole = TrainingData(builds, config_of(data_order=data_order), device=CPU).batch(0, 3 * LOCATED_AT_ONCE + 12)[0]
     assert LOCATED_AT_ONCE % 12 != 0
     for first in firsts:
         assert torch.equal(data.batch(first, 12)[0], whole[first : first + 12])

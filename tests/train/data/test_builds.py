@@ -48,7 +48,7 @@ def test_weights_become_shares(folder: Path) -> None:
 
 def test_samples_come_from_each_by_its_share_and_rows_keep_their_order(folder: Path) -> None:
     builds = open_builds(f"{folder / 'one'}:3,{folder / 'two'}:1")
-    data = TrainingData(builds, config_of(sampling="epochs"), device=CPU)
+    data = TrainingData(builds, config_of(data_order="epochs"), device=CPU)
     whole = data.batch(0, 4000)[0]
     assert torch.equal(whole, torch.cat([data.batch(n, 400)[0] for n in range(0, 4000, 400)]))
     # The two hold the same sentence, and differ by their length alone: where a window lies tells them apart only by chance.

@@ -15,10 +15,10 @@ from preprocess.errors import MisuseError
 from tests.helpers.runs import REPO, SENTENCE, environment, invoke, losses, make_build, rows, write_config
 from train.config import Config
 from train.core.distributed import World
-from train.data.batches import Feed
-from train.data.streams import StreamedText, open_samples, open_source
+from train.data.batches import Prefetcher
+from train.data.streams import StreamedText, open_data_source, open_data_splits
 from train.evaluation.results import NUMBERS
-from train.run.checkpoint import committed
+from train.run.checkpoint import list_checkpoints
 
 SETTINGS = {
     "dropout": 0.1,
@@ -69,13 +69,15 @@ def test_resumed_is_as_never_interrupted(folder: Path, optimizer: str) -> None:
     for after in (4, 8):
         copy = folder / f"{optimizer}_from_{after}"
         shutil.copytree(folder / optimizer, copy)
-        for checkpoint in committed(copy):
+        for checkpoint in list_checkpoints(copy):
             if int(checkpoint.name[-8:]) > after:
                 shutil.rmtree(checkpoint)
         assert invoke("train.py", config, f"--out_dir={copy}").returncode == 0
         assert losses(copy) == losses(folder / optimizer)
         for file in ("model.safetensors", "training.safetensors"):
-            assert (committed(copy)[-1] / file).read_bytes() == (committed(folder / optimizer)[-1] / file).read_bytes()
+            assert (list_checkpoints(copy)[-1] / file).read_bytes() == (
+                list_checkpoints(folder / optimizer)[-1] / file
+            ).read_bytes()
 
 
 def test_a_preflight_takes_nothing_from_the_stream(folder: Path) -> None:
@@ -87,15 +89,15 @@ def test_a_preflight_takes_nothing_from_the_stream(folder: Path) -> None:
         stream_buffer=0,
         eval_tokens=256,
     )
-    source, cpu = open_source(config.data, world=World()), torch.device("cpu")
-    data = open_samples(source, config, device=cpu, world=World())
-    fresh = open_samples(source, config, device=cpu, world=World())
+    source, cpu = open_data_source(config.data, world=World()), torch.device("cpu")
+    data = open_data_splits(source, config, device=cpu, world=World())
+    fresh = open_data_splits(source, config, device=cpu, world=World())
     tried = data.train.trial_batch(10)[0]
-    feed = Feed(data.train, windows_per_step=8, micro_batch=4, world=World())
-    taken = torch.cat([feed.take(feed.first_sample(0, micro))[0] for micro in range(2)])
+    prefetcher = Prefetcher(data.train, windows_per_step=8, micro_batch=4, world=World())
+    taken = torch.cat([prefetcher.take(prefetcher.first_sample(0, micro))[0] for micro in range(2)])
     assert torch.equal(taken, torch.cat([fresh.train.batch(n, 4)[0] for n in (0, 4)])) and torch.equal(taken, tried[:8])
-    assert torch.equal(feed.take(4)[0], taken[4:]), "asked again, the same"
-    feed.prepare(8)
+    assert torch.equal(prefetcher.take(4)[0], taken[4:]), "asked again, the same"
+    prefetcher.prepare(8)
     state = data.train.state_at(8)
     ahead = [data.train.batch(n, 4)[0] for n in (8, 12)]
     fresh.train.go_to(state)
@@ -111,11 +113,11 @@ def test_processes_share_the_documents_out(folder: Path) -> None:
         stream_buffer=0,
         eval_tokens=256,
     )
-    source = open_source(config.data, world=World())
+    source = open_data_source(config.data, world=World())
 
     def documents(rank: int, size: int) -> list[str]:
         """Those of more than the first epoch, whole ones."""
-        samples = open_samples(source, config, device=torch.device("cpu"), world=World(rank=rank, size=size)).train
+        samples = open_data_splits(source, config, device=torch.device("cpu"), world=World(rank=rank, size=size)).train
         blocks = [
             torch.cat([inputs, targets[:, -1:]], 1)
             for inputs, targets, _ in (samples.batch(n, 4) for n in range(0, 1400 // size, 4))
@@ -150,11 +152,11 @@ def test_two_processes_resume_and_one_speaks(folder: Path) -> None:
     run()
     copy = folder / "two_from_4"
     shutil.copytree(folder / "two", copy)
-    for checkpoint in committed(copy)[1:]:
+    for checkpoint in list_checkpoints(copy)[1:]:
         shutil.rmtree(checkpoint)
     assert "continuing after step " in run(f"--out_dir={copy}")
     assert losses(copy) == losses(folder / "two")
-    shutil.rmtree(committed(copy)[-1])
+    shutil.rmtree(list_checkpoints(copy)[-1])
     fewer = invoke("train.py", config, f"--out_dir={copy}")
     assert (
         fewer.returncode == 2
@@ -166,7 +168,10 @@ def test_what_a_stream_cannot_have_is_one_line(folder: Path, tmp_path: Path, mon
     build = make_build(tmp_path / "tiny")
     monkeypatch.chdir(REPO)
     for settings, complaint in (
-        ("--sampling=epochs", "sampling is 'epochs', and a stream is read in its own order; set sampling = 'random'"),
+        (
+            "--data_order=epochs",
+            "data_order is 'epochs', and a stream is read in its own order; set data_order = 'random'",
+        ),
         ("--mask_documents=true", "mask_documents is True, and a stream"),
         ("--data=stream:nowhere", "nowhere"),
         ("--data=stream:", "no corpus ''"),
@@ -229,10 +234,10 @@ def test_builds_and_streams_are_not_continued_as_the_other(folder: Path, tmp_pat
     other = invoke("train.py", config, f"--data={build}")
     assert other.returncode == 2 and "another tokenizer" in other.stderr
     with pytest.raises(MisuseError, match="holds no place in a stream"):
-        source = open_source(f"stream:{folder / 'mine.toml'}", world=World())
+        source = open_data_source(f"stream:{folder / 'mine.toml'}", world=World())
         assert isinstance(source, StreamedText)
         small = Config(data="x", out_dir="y", block_size=16, eval_tokens=64)
-        open_samples(source, small, device=torch.device("cpu"), world=World()).train.go_to(None)
+        open_data_splits(source, small, device=torch.device("cpu"), world=World()).train.go_to(None)
 
 
 def test_a_stream_that_is_another_says_what_changed(folder: Path, tmp_path: Path) -> None:

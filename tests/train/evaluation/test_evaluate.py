@@ -25,7 +25,7 @@ from train.evaluation.comparison import table
 from train.evaluation.prompts import draw_questions
 from train.evaluation.results import read_losses
 from train.run import checkpoint
-from train.run.checkpoint import committed
+from train.run.checkpoint import list_checkpoints
 from train.trackers import client as trackers
 
 CPU = ("--device", "cpu")
@@ -55,7 +55,7 @@ def snapshot(run: Path) -> dict[str, tuple[bytes, int]]:
     return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
-def require_one_line(result: Any, status: int, complaint: str) -> None:
+def check_one_line(result: Any, status: int, complaint: str) -> None:
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (status, "", 1), (
         result.stderr + result.stdout
     )
@@ -96,7 +96,7 @@ def test_a_second_call_changes_no_byte(run: Path) -> None:
 
 
 def test_a_new_checkpoint_is_evaluated_and_no_other(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    newest = committed(run)[-1]
+    newest = list_checkpoints(run)[-1]
     aside = newest.rename(run / "aside")
     assert invoke("evaluate.py", run, "--all", *CPU).returncode == 0
     before = (run / "evaluations.jsonl").read_bytes()
@@ -135,7 +135,7 @@ def test_a_row_that_is_none_is_told(run: Path, line: str | None) -> None:
         line = path.read_text().replace('"val_loss": 1', '"val_loss": "1"', 1).strip().replace('"1".', '"1" ')
     path.write_text(f"{line}\n" + path.read_text())
     result = invoke("evaluate.py", run, *CPU)
-    require_one_line(result, 1, "line 1 is no evaluation (")
+    check_one_line(result, 1, "line 1 is no evaluation (")
     assert "Error" not in result.stderr
 
 
@@ -178,9 +178,9 @@ def test_what_is_in_the_way_is_told_before_anything_is_evaluated(
     (run / place).mkdir() if place.endswith(".jsonl") else (run / place).write_text("")
     monkeypatch.setattr(evaluation_job, "evaluate", lambda *_, **__: pytest.fail("told too late"))
     what = "a folder" if place.endswith(".jsonl") else "a file"
-    require_one_line(invoke("evaluate.py", run, *CPU), 1, f"{what} is in the way at {run / place}; move it elsewhere")
+    check_one_line(invoke("evaluate.py", run, *CPU), 1, f"{what} is in the way at {run / place}; move it elsewhere")
     if what == "a folder":
-        require_one_line(
+        check_one_line(
             invoke("evaluate.py", "--compare", run), 1, f"{what} is in the way at {run / place}; move it elsewhere"
         )
 
@@ -215,7 +215,7 @@ def test_a_damaged_checkpoint_is_a_line_and_the_rest_goes_on(run: Path) -> None:
 
 def test_a_checkpoint_that_vanishes_is_a_line_and_the_rest_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As training deletes it, which keeps only the last ones."""
-    really = evaluation_job.require_shapes
+    really = evaluation_job.check_shapes
 
     def vanished(found: Any, config: Any) -> None:
         if found.step == 12:
@@ -223,7 +223,7 @@ def test_a_checkpoint_that_vanishes_is_a_line_and_the_rest_goes_on(run: Path, mo
             shutil.rmtree(run / "checkpoints" / "step-00000018")
         really(found, config)
 
-    monkeypatch.setattr(evaluation_job, "require_shapes", vanished)
+    monkeypatch.setattr(evaluation_job, "check_shapes", vanished)
     result = invoke("evaluate.py", run, "--all", *CPU)
     assert (result.returncode, result.stderr.count("\n")) == (0, 2), result.stderr
     assert all(line.startswith("warning: ") and "passed over" in line for line in result.stderr.splitlines())
@@ -236,10 +236,10 @@ def test_checkpoints_that_training_deletes_meanwhile_are_listed_again(
     run: Path, monkeypatch: pytest.MonkeyPatch, which: tuple[str, ...], when: str
 ) -> None:
     """As a run with fast checkpoints does: those that were listed are all gone, and there is a newer one."""
-    later = committed(run)[-1].rename(run / "later")
+    later = list_checkpoints(run)[-1].rename(run / "later")
     best = json.loads((later / "checkpoint.json").read_text())["watch"]["best_step"]
     assert best == 24
-    for each in committed(run):
+    for each in list_checkpoints(run):
         info = each / "checkpoint.json"
         told = json.loads(info.read_text())
         told["watch"]["best_step"] = told["step"]
@@ -247,11 +247,11 @@ def test_checkpoints_that_training_deletes_meanwhile_are_listed_again(
 
     def train_on() -> None:
         if later.exists():
-            for each in committed(run):
+            for each in list_checkpoints(run):
                 shutil.rmtree(each)
             later.rename(run / "checkpoints" / "step-00000024")
 
-    module, name = (checkpoint, "_check_file") if when == "opened" else (evaluation_job, "require_shapes")
+    module, name = (checkpoint, "_check_file") if when == "opened" else (evaluation_job, "check_shapes")
     really = getattr(module, name)
     monkeypatch.setattr(module, name, lambda *a: (train_on(), really(*a))[1])
     result = invoke("evaluate.py", run, *which, *CPU)
@@ -260,7 +260,7 @@ def test_checkpoints_that_training_deletes_meanwhile_are_listed_again(
 
 
 def test_checkpoints_that_are_always_gone_are_listed_a_few_times(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    newest, asked = committed(run)[-1], []
+    newest, asked = list_checkpoints(run)[-1], []
 
     def gone(found: Any, *_: Any) -> None:
         asked.append(found.step)
@@ -271,13 +271,13 @@ def test_checkpoints_that_are_always_gone_are_listed_a_few_times(run: Path, monk
         raise checkpoint.CheckpointError("gone")
 
     kept = shutil.copytree(newest, run / "kept")
-    monkeypatch.setattr(evaluation_job, "require_shapes", gone)
+    monkeypatch.setattr(evaluation_job, "check_shapes", gone)
     result = invoke("evaluate.py", run, *CPU)
     assert (result.returncode, asked) == (1, [24, 25, 26, 27, 28]) and "no checkpoint of" in result.stderr
 
 
 def test_where_all_are_damaged_it_fails(run: Path) -> None:
-    for each in committed(run):
+    for each in list_checkpoints(run):
         (each / "model.safetensors").write_bytes(b"")
     result = invoke("evaluate.py", run, "--all", *CPU)
     assert result.returncode == 1 and result.stderr.splitlines()[-1].startswith("error: no checkpoint of ")
@@ -302,7 +302,7 @@ def test_weights_that_are_not_finite_are_a_row_without_a_loss(run: Path, monkeyp
 def test_one_process_at_a_time(run: Path) -> None:
     (run / "evaluations").mkdir()
     with FileLock(run / "evaluations" / ".lock"):
-        require_one_line(invoke("evaluate.py", run, *CPU), 1, "another process is evaluating")
+        check_one_line(invoke("evaluate.py", run, *CPU), 1, "another process is evaluating")
 
 
 def test_memory_that_holds_fewer_windows(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,11 +323,11 @@ def test_memory_that_holds_fewer_windows(run: Path, monkeypatch: pytest.MonkeyPa
         with monkeypatch.context() as patched:
             patched.setattr(evaluation_job, function, lambda *_, error=error, **__: (_ for _ in ()).throw(error))
             result = invoke("evaluate.py", run / "checkpoints" / "step-00000012", *CPU)
-        require_one_line(result, 1, "the model and a single window do not fit the memory of cpu; take another --device")
+        check_one_line(result, 1, "the model and a single window do not fit the memory of cpu; take another --device")
 
 
 def test_a_precision_that_the_device_lacks_is_told(run: Path) -> None:
-    for each in committed(run):
+    for each in list_checkpoints(run):
         info = each / "checkpoint.json"
         told = json.loads(info.read_text())
         told["settings"]["precision"] = "tf32"
@@ -359,23 +359,23 @@ def test_other_data_of_the_same_tokenizer(run: Path, tmp_path: Path) -> None:
 
 def test_data_that_do_not_fit(folder: Path, run: Path, tmp_path: Path) -> None:
     foreign = make_build(tmp_path / "foreign", tokenizer={"kind": "byte", "files": {}, "settings": {}})
-    require_one_line(invoke("evaluate.py", run, "--data", foreign, *CPU), 2, "has another tokenizer than")
+    check_one_line(invoke("evaluate.py", run, "--data", foreign, *CPU), 2, "has another tokenizer than")
     authors = make_build(tmp_path / "authors", special_tokens={"<|endoftext|>": EOT_ID, "<author_Other>": AUTHOR_ID})
-    require_one_line(invoke("evaluate.py", run, "--data", authors, *CPU), 2, "build authors with --no-authors")
-    require_one_line(invoke("evaluate.py", run, "--data", tmp_path / "none", *CPU), 2, "no build")
+    check_one_line(invoke("evaluate.py", run, "--data", authors, *CPU), 2, "build authors with --no-authors")
+    check_one_line(invoke("evaluate.py", run, "--data", tmp_path / "none", *CPU), 2, "no build")
 
 
 def test_the_runs_own_data_must_be_what_they_were(run: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    for each in committed(run):
+    for each in list_checkpoints(run):
         info = each / "checkpoint.json"
         told = json.loads(info.read_text())
         told["settings"]["data"] = str(data)
         info.write_text(json.dumps(told))
-    require_one_line(invoke("evaluate.py", run, *CPU), 2, "or name other data of its tokenizer by --data")
+    check_one_line(invoke("evaluate.py", run, *CPU), 2, "or name other data of its tokenizer by --data")
     make_build(data, val_repeats=8)
-    require_one_line(
-        invoke("evaluate.py", run, *CPU), 2, f"data is not what {committed(run)[-1]} was trained on any more"
+    check_one_line(
+        invoke("evaluate.py", run, *CPU), 2, f"data is not what {list_checkpoints(run)[-1]} was trained on any more"
     )
     assert invoke("evaluate.py", run, "--data", data, *CPU).returncode == 0
 
@@ -561,7 +561,7 @@ def test_a_prompt_that_the_tokenizer_drops_is_answered_from_the_end_of_a_text(
 def test_files_of_prompts_that_are_none(run: Path, tmp_path: Path, name: str, content: bytes, complaint: str) -> None:
     (tmp_path / name).write_bytes(content)
     result = invoke("evaluate.py", run, "--prompts", tmp_path / name, *CPU)
-    require_one_line(result, result.returncode, complaint)
+    check_one_line(result, result.returncode, complaint)
     assert "Error)" not in result.stderr
     assert result.returncode in (1, 2) and len(result.stderr) < 600 and not (run / "evaluations.jsonl").exists()
 
@@ -599,13 +599,13 @@ def test_files_of_prompts_that_are_none(run: Path, tmp_path: Path, name: str, co
 )
 def test_misuse(run: Path, arguments: list[str], complaint: str) -> None:
     result = invoke("evaluate.py", *(argument.replace("RUN", str(run)) for argument in arguments))
-    require_one_line(result, 2, complaint.replace("RUN", str(run)) if "/nosuch" in complaint else complaint)
+    check_one_line(result, 2, complaint.replace("RUN", str(run)) if "/nosuch" in complaint else complaint)
     assert not (run / "evaluations.jsonl").exists()
 
 
 def test_a_checkpoint_outside_its_run(run: Path, tmp_path: Path) -> None:
-    alone = shutil.copytree(committed(run)[-1], tmp_path / "elsewhere" / "checkpoint")
-    require_one_line(invoke("evaluate.py", alone, *CPU), 2, "lies in no run")
+    alone = shutil.copytree(list_checkpoints(run)[-1], tmp_path / "elsewhere" / "checkpoint")
+    check_one_line(invoke("evaluate.py", alone, *CPU), 2, "lies in no run")
 
 
 # --- comparison
@@ -663,7 +663,7 @@ def test_losses_that_are_missing_are_told_and_made_again(
     else:
         file.write_bytes(whole[:-4])
     told = invoke("evaluate.py", "--compare", one, two).stdout.splitlines()[-1]
-    newest = committed(two)[-1]
+    newest = list_checkpoints(two)[-1]
     assert f"the losses of the windows of {two}, step 24 on tiny, are missing or damaged" in told
     assert told.endswith(f"python train/evaluate.py {newest}") and str(one) not in told
     result = invoke("evaluate.py", two, "--questions", 1, *CPU)
@@ -882,8 +882,8 @@ def test_mlflows_own_variable_names_the_experiment(run: Path, server: Server, mo
 def test_without_mlflow_nothing_is_begun(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "_is_installed", lambda _: False)
     complaint = "--mlflow wants mlflow, which is not installed; pip install 'folio-lm[mlflow]', or leave it out"
-    require_one_line(invoke("evaluate.py", run, "--mlflow", *CPU), 2, complaint)
+    check_one_line(invoke("evaluate.py", run, "--mlflow", *CPU), 2, complaint)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(trackers, "_is_installed", lambda name: name == "mlflow")
-    require_one_line(invoke("evaluate.py", run, "--mlflow", *CPU), 2, "MLFLOW_TRACKING_URI names no server")
+    check_one_line(invoke("evaluate.py", run, "--mlflow", *CPU), 2, "MLFLOW_TRACKING_URI names no server")
     assert not (run / "evaluations.jsonl").exists()

@@ -17,14 +17,14 @@ from preprocess.tokenizers.interface import Tokenizer
 from train.config import Config
 from train.model import make_model
 from train.model.base import LanguageModel
-from train.model.generate import decode_stream, draw, generate, next_context, sample_seed
+from train.model.generate import completion_seed, decode_stream, draw, generate, next_context
 
 VOCAB_SIZE, BLOCK_SIZE = 31, 12
 ARCHITECTURES = ("gpt2", "modern")
 
 
 def config_of(**settings: object) -> Config:
-    tiny = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": BLOCK_SIZE, "dropout": 0.1, "sample_tokens": 40}
+    tiny = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": BLOCK_SIZE, "dropout": 0.1, "completion_tokens": 40}
     return Config(**({"data": "x", "out_dir": "y"} | tiny | settings))  # type: ignore[arg-type]
 
 
@@ -49,7 +49,7 @@ def without_cache(model: LanguageModel, ids: list[int], config: Config) -> list[
     """What generate must give: the same contexts, each read anew and whole."""
     generator, new = torch.Generator().manual_seed(config.seed), []
     context = ids[-model.block_size :]
-    for _ in range(config.sample_tokens):
+    for _ in range(config.completion_tokens):
         logits = model.logits(model.features(torch.tensor([context])))[0, -1, :VOCAB_SIZE]
         new.append(draw(logits, config, generator=generator))
         context = [*context, new[-1]]
@@ -63,8 +63,8 @@ def without_cache(model: LanguageModel, ids: list[int], config: Config) -> list[
 @pytest.mark.parametrize("num_prompt", [1, 5, BLOCK_SIZE, BLOCK_SIZE + 7])
 def test_the_cache_changes_no_token(arch: str, temperature: float, num_prompt: int) -> None:
     model, prompt = model_of(arch), [(7 * i) % VOCAB_SIZE for i in range(num_prompt)]
-    config = config_of(temperature=temperature, sample_tokens=3 * BLOCK_SIZE)
-    got = draw_all(model, prompt, temperature=temperature, sample_tokens=3 * BLOCK_SIZE)
+    config = config_of(temperature=temperature, completion_tokens=3 * BLOCK_SIZE)
+    got = draw_all(model, prompt, temperature=temperature, completion_tokens=3 * BLOCK_SIZE)
     assert got == without_cache(model, prompt, config)
     assert temperature == 0 or len(set(got)) > 3, "a model that says one thing would hide what it read"
 
@@ -95,7 +95,7 @@ def test_each_token_costs_one_row_but_where_the_context_is_read_anew(monkeypatch
     model, read = model_of(), []
     features = model.features
     monkeypatch.setattr(model, "features", lambda ids, **rest: read.append(ids.shape[1]) or features(ids, **rest))  # type: ignore[func-returns-value]
-    draw_all(model, [1, 2, 3], sample_tokens=2 * BLOCK_SIZE)
+    draw_all(model, [1, 2, 3], completion_tokens=2 * BLOCK_SIZE)
     half = BLOCK_SIZE // 2
     assert read == ([3] + [1] * (BLOCK_SIZE - 3) + [half] + ([1] * (BLOCK_SIZE - half) + [half]) * 2)[: 2 * BLOCK_SIZE]
 
@@ -119,7 +119,7 @@ def test_padded_ids_are_never_drawn(arch: str) -> None:
         for name, parameter in model.named_parameters():
             if name in ("wte.weight", "lm_head.weight"):
                 parameter[VOCAB_SIZE:] = 100.0
-    ids = draw_all(model, [0], sample_tokens=200, temperature=50.0, top_k=None)
+    ids = draw_all(model, [0], completion_tokens=200, temperature=50.0, top_k=None)
     assert len(ids) == 200 and max(ids) < VOCAB_SIZE
 
 
@@ -128,7 +128,7 @@ def test_samples_follow_from_seed_and_number() -> None:
     texts = [draw_all(model, [1], seed=seed, number=number, temperature=2.0) for seed in (1, 2) for number in (0, 1, 2)]
     assert len({tuple(text) for text in texts}) == 6
     assert draw_all(model, [1], seed=2, number=1, temperature=2.0) == texts[4]
-    assert sample_seed(1337, 0) == 1337
+    assert completion_seed(1337, 0) == 1337
 
 
 def test_the_mode_comes_back_even_if_nobody_waits_for_the_end() -> None:

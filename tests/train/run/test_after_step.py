@@ -18,7 +18,7 @@ from train.core.device import choose_device
 from train.data.batches import TrainingData
 from train.data.builds import open_builds
 from train.model import make_model
-from train.run.checkpoint import committed, newest, open_checkpoint, origin_of, restore, save
+from train.run.checkpoint import find_newest_checkpoint, list_checkpoints, open_checkpoint, origin_of, restore, save
 from train.run.run_dir import forget
 from train.run.state import Training, new_training
 
@@ -99,7 +99,7 @@ def test_weights_that_are_no_good_are_never_saved(folder: Path, intervals: dict[
     )
     done = invoke("train.py", path)
     assert done.returncode == 1 and "training has diverged; lower learning_rate" in done.stderr
-    assert committed(folder / name) == []
+    assert list_checkpoints(folder / name) == []
 
 
 def test_what_contradicts_itself_is_refused(folder: Path) -> None:
@@ -117,21 +117,21 @@ def test_what_contradicts_itself_is_refused(folder: Path) -> None:
     ):
         done = invoke("train.py", path, *arguments)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1) and complaint in done.stderr, done.stderr
-    assert len(committed(folder / "both")) == 3
+    assert len(list_checkpoints(folder / "both")) == 3
 
 
 def test_a_joiner_is_no_control_character(folder: Path) -> None:
-    path = write_config(folder / "joined.py", folder / "tiny", max_steps=4)
+    path = write_config(folder / "init_processes.py", folder / "tiny", max_steps=4)
     assert (
         "no sample: "
-        in invoke("train.py", path, "--sample_prompt=\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645").stdout
+        in invoke("train.py", path, "--completion_prompt=\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645").stdout
     )
 
 
 def test_samples_come_when_they_are_due(folder: Path) -> None:
     seldom = {"log_interval": 1000, "eval_interval": 1000, "checkpoint_interval": 1000}
     path = write_config(
-        folder / "samples.py", folder / "tiny", **seldom, sample_interval=7, sample_author="Anna Akimova"
+        folder / "samples.py", folder / "tiny", **seldom, completion_interval=7, completion_author="Anna Akimova"
     )
     assert (
         invoke("train.py", path).stdout.count("<author_Anna_Akimova> ") == 4
@@ -154,7 +154,7 @@ def test_a_fork_of_a_run_that_ran_out_of_patience_goes_on(folder: Path, tmp_path
     fork = [path, f"--data={other}", f"--out_dir={tmp_path / 'fork'}", f"--resume={folder / 'impatient'}"]
     done = invoke("train.py", *fork, "--patience=none")
     assert done.returncode == 0 and "finished after step 60" in done.stdout, done.stderr
-    best = newest(tmp_path / "fork", pytest.fail)
+    best = find_newest_checkpoint(tmp_path / "fork", pytest.fail)
     assert best is not None and best.best_step is not None
     assert invoke("sample.py", tmp_path / "fork", "--best", "--tokens", 2).returncode == 0
 
@@ -193,7 +193,7 @@ def test_numbers_that_no_run_has_are_one_line(folder: Path, name: str) -> None:
     path = write_config(folder / "strange.py", folder / "tiny", precision="fp16", arch="modern")
     assert invoke("train.py", path, "--restart").returncode == 0
     changes, complaint = STRANGE[name]
-    for checkpoint in committed(folder / "strange"):
+    for checkpoint in list_checkpoints(folder / "strange"):
         info = json.loads((checkpoint / "checkpoint.json").read_text())
         for key, value in changes.items():
             info[key] = info[key] | value if isinstance(value, dict) else value
@@ -224,22 +224,22 @@ def test_a_reader_that_dies_of_the_same_ctrl_c_costs_no_checkpoint(folder: Path,
         process.stdout.close()
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 128 + signal.SIGINT
-    assert len(committed(folder / f"tee_{streams}")) > 0
+    assert len(list_checkpoints(folder / f"tee_{streams}")) > 0
 
 
 def test_a_run_goes_on_with_nobody_to_tell(folder: Path) -> None:
     path = write_config(folder / "closed.py", folder / "tiny")
     line = " ".join(f"'{word}'" for word in command("train.py", path)) + " >&- 2>&-"
     assert subprocess.run(["bash", "-c", line], env=environment(), timeout=120).returncode == 0
-    assert len(committed(folder / "closed")) > 0
+    assert len(list_checkpoints(folder / "closed")) > 0
 
 
 @pytest.mark.parametrize(
     ("argument", "status", "complaint"),
     [
         ("--n_embd=10000000000", 1, "do not fit the memory of cpu; take a smaller model"),
-        ("--sample_prompt=\udcff", 2, "that is UTF-8"),
-        ("--sample_author=Nobody", 2, "has no author 'Nobody'"),
+        ("--completion_prompt=\udcff", 2, "that is UTF-8"),
+        ("--completion_author=Nobody", 2, "has no author 'Nobody'"),
         ("--max_steps=" + "9" * 400, 2, "wanted a number up to 1e+18"),
         ("--device=cuda:01", 2, "wanted auto, cpu, mps"),
     ],
@@ -253,7 +253,7 @@ def test_restart_forgets_nothing_until_the_new_run_can_start(
     before = losses(folder / "kept")
     done = invoke("train.py", path, "--restart", argument)
     assert (done.returncode, done.stderr.count("\n")) == (status, 1) and complaint in done.stderr, done.stderr
-    assert losses(folder / "kept") == before and len(committed(folder / "kept")) == 3
+    assert losses(folder / "kept") == before and len(list_checkpoints(folder / "kept")) == 3
 
 
 def test_restart_with_a_checkpoint_of_another_shape_forgets_nothing(folder: Path) -> None:
@@ -281,7 +281,7 @@ def test_a_deletion_cut_short_leaves_no_run_to_continue(folder: Path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         forget(folder / "half")
     monkeypatch.undo()
-    assert committed(folder / "half") == []
+    assert list_checkpoints(folder / "half") == []
     assert invoke("train.py", path).returncode == 0
     assert not [p for p in (folder / "half").iterdir() if p.name.startswith(".checkpoints")]
 
@@ -289,7 +289,7 @@ def test_a_deletion_cut_short_leaves_no_run_to_continue(folder: Path, monkeypatc
 def test_rows_without_a_checkpoint_are_not_overwritten_by_other_settings(folder: Path) -> None:
     path = write_config(folder / "rows.py", folder / "tiny", max_steps=5, checkpoint_interval=1000)
     assert invoke("train.py", path).returncode == 0
-    for checkpoint in committed(folder / "rows"):
+    for checkpoint in list_checkpoints(folder / "rows"):
         for file in checkpoint.iterdir():
             file.unlink()
         checkpoint.rmdir()
@@ -301,15 +301,15 @@ def test_rows_without_a_checkpoint_are_not_overwritten_by_other_settings(folder:
 def test_a_stray_file_costs_no_checkpoint(folder: Path) -> None:
     path = write_config(folder / "stray.py", folder / "tiny")
     assert invoke("train.py", path).returncode == 0
-    before = [p.name for p in committed(folder / "stray")]
-    (committed(folder / "stray")[-1] / ".DS_Store").write_bytes(b"")
+    before = [p.name for p in list_checkpoints(folder / "stray")]
+    (list_checkpoints(folder / "stray")[-1] / ".DS_Store").write_bytes(b"")
     assert "is finished" in invoke("train.py", path).stdout
-    (committed(folder / "stray")[-1] / "notes.txt").write_text("")
+    (list_checkpoints(folder / "stray")[-1] / "notes.txt").write_text("")
     done = invoke("train.py", path)
     assert (
         done.returncode == 1
         and "take it out" in done.stderr
-        and [p.name for p in committed(folder / "stray")] == before
+        and [p.name for p in list_checkpoints(folder / "stray")] == before
     )
 
 
@@ -327,7 +327,7 @@ def test_a_stray_file_costs_no_checkpoint(folder: Path) -> None:
 def test_values_that_no_save_wrote_are_passed_over(folder: Path, edit: dict) -> None:
     path = write_config(folder / "edited.py", folder / "tiny")
     assert invoke("train.py", path, "--restart").returncode == 0
-    info = committed(folder / "edited")[-1] / "checkpoint.json"
+    info = list_checkpoints(folder / "edited")[-1] / "checkpoint.json"
     info.write_text(json.dumps(json.loads(info.read_text()) | edit))
     done = invoke("train.py", path)
     assert done.returncode == 0 and "is malformed" in done.stderr and "continuing after step 18" in done.stdout

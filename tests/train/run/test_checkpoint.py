@@ -19,9 +19,9 @@ from train.config import Config
 from train.run.checkpoint import (
     CheckpointError,
     Origin,
-    committed,
     find_checkpoint,
-    newest,
+    find_newest_checkpoint,
+    list_checkpoints,
     open_checkpoint,
     remove_leftovers,
     restore,
@@ -174,7 +174,7 @@ def test_only_the_last_are_kept(tmp_path: Path) -> None:
     for _ in range(5):
         take_step(training)
         save(training, tmp_path, origin=ORIGIN, keep=2)
-    assert [p.name for p in committed(tmp_path)] == ["step-00000004", "step-00000005"]
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000004", "step-00000005"]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
@@ -183,19 +183,19 @@ def test_the_damaged_newest_is_told_and_passed_over(tmp_path: Path) -> None:
     for _ in range(3):
         take_step(training)
         save(training, tmp_path, origin=ORIGIN, keep=3)
-    flip_a_bit(committed(tmp_path)[-1])
+    flip_a_bit(list_checkpoints(tmp_path)[-1])
     warnings: list[str] = []
-    checkpoint = newest(tmp_path, warnings.append)
+    checkpoint = find_newest_checkpoint(tmp_path, warnings.append)
     assert checkpoint is not None and checkpoint.step == 2
     assert len(warnings) == 1 and "step-00000003/model.safetensors" in warnings[0]
 
     restore(checkpoint, training)
     save(training, tmp_path, origin=ORIGIN, keep=1)  # the damaged one, of a later step, must not push this one out
-    assert [p.name for p in committed(tmp_path)] == ["step-00000002"]
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000002"]
 
-    flip_a_bit(committed(tmp_path)[0])
+    flip_a_bit(list_checkpoints(tmp_path)[0])
     with pytest.raises(FolioError, match="none of the 1 checkpoints"):
-        newest(tmp_path, warnings.append)
+        find_newest_checkpoint(tmp_path, warnings.append)
 
 
 def test_a_newer_version_is_not_passed_over(tmp_path: Path) -> None:
@@ -203,16 +203,16 @@ def test_a_newer_version_is_not_passed_over(tmp_path: Path) -> None:
     for _ in range(2):
         take_step(training)
         save(training, tmp_path, origin=ORIGIN, keep=3)
-    edit_info(committed(tmp_path)[-1], version=3)
+    edit_info(list_checkpoints(tmp_path)[-1], version=3)
     with pytest.raises(FolioError, match="has version 3"):
-        newest(tmp_path, fail_on_warning)
+        find_newest_checkpoint(tmp_path, fail_on_warning)
 
 
 def test_what_was_cut_short_does_not_count(saved: tuple[Training, Path], tmp_path: Path) -> None:
     _, folder = saved
     shutil.copytree(folder, folder.with_name(".step-00000009.123.partial"))
     shutil.copytree(folder, folder.with_name(".step-00000000.123.removed"))
-    found = newest(tmp_path, fail_on_warning)
+    found = find_newest_checkpoint(tmp_path, fail_on_warning)
     assert found is not None and found.folder == folder
     remove_leftovers(tmp_path)
     assert list((tmp_path / "checkpoints").iterdir()) == [folder]
@@ -235,5 +235,5 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
                 take_step(training)
                 save(training, disk, origin=ORIGIN, keep=9)
         assert sorted(p.name for p in (disk / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
-        found = newest(disk, fail_on_warning)
+        found = find_newest_checkpoint(disk, fail_on_warning)
     assert found is not None and found.step == training.step - 1

@@ -16,7 +16,7 @@ from train.data.batches import TrainingData
 from train.data.builds import open_builds
 from train.model import ARCHITECTURES
 from train.model.gpt2 import GPT2
-from train.run.checkpoint import committed
+from train.run.checkpoint import list_checkpoints
 
 SETTINGS = {
     "max_steps": 30,
@@ -75,7 +75,7 @@ def test_what_was_skipped_is_still_known_after_a_restart(folder: Path, poison: C
     poison(config, range(7, 9))
     assert invoke("train.py", config).returncode == 0
     before = losses(folder / "known")
-    for checkpoint in committed(folder / "known"):
+    for checkpoint in list_checkpoints(folder / "known"):
         if int(checkpoint.name[-8:]) > 10:
             shutil.rmtree(checkpoint)
     assert invoke("train.py", config).returncode == 0
@@ -86,7 +86,7 @@ def test_nothing_is_saved_while_updates_are_skipped(folder: Path, poison: Callab
     config = write_config(folder / "postponed.py", folder / "tiny", **SETTINGS, keep_checkpoints=99)
     poison(config, range(8, 11))  # of the steps 9, 10 and 11: 10 is one that saves
     assert invoke("train.py", config).returncode == 0
-    assert [int(p.name[-8:]) for p in committed(folder / "postponed")] == [5, 12, 15, 20, 25, 30]
+    assert [int(p.name[-8:]) for p in list_checkpoints(folder / "postponed")] == [5, 12, 15, 20, 25, 30]
 
 
 def test_after_several_the_run_goes_back_and_leaves_those_samples_out(
@@ -112,7 +112,7 @@ def test_what_comes_after_going_back_is_resumed_alike(folder: Path, poison: Call
     poison(config, range(11, 16))
     assert invoke("train.py", config).returncode == 0
     before = losses(folder / "back_again")
-    for checkpoint in committed(folder / "back_again"):
+    for checkpoint in list_checkpoints(folder / "back_again"):
         if int(checkpoint.name[-8:]) > 20:
             shutil.rmtree(checkpoint)
     assert invoke("train.py", config).returncode == 0
@@ -128,7 +128,7 @@ def test_when_going_back_does_not_help_it_stops(folder: Path, poison: Callable[.
         "5 updates in a row were not finite, again since the return to step 10 at step 15: training has diverged"
         in result.stderr
     )
-    assert [int(p.name[-8:]) for p in committed(folder / "stops")] == [5, 10]
+    assert [int(p.name[-8:]) for p in list_checkpoints(folder / "stops")] == [5, 10]
 
 
 def test_without_a_checkpoint_it_stops_at_once(folder: Path, poison: Callable[..., None]) -> None:
@@ -139,7 +139,7 @@ def test_without_a_checkpoint_it_stops_at_once(folder: Path, poison: Callable[..
         result.returncode == 1
         and "5 updates in a row were not finite at step 5: training has diverged" in result.stderr
     )
-    assert committed(folder / "at_once") == []
+    assert list_checkpoints(folder / "at_once") == []
 
 
 def test_it_is_noticed_however_seldom_the_run_reports(folder: Path, poison: Callable[..., None]) -> None:

@@ -19,7 +19,7 @@ from train.core.distributed import World
 from train.core.memory import PeakMemory, available_bytes
 from train.data.batches import Data, open_data
 from train.data.builds import open_builds
-from train.run.metrics import Work, spell_speed
+from train.run.metrics import Work, format_speed
 from train.run.preflight import TRIED_TOKENS, USABLE_FRACTION, Preflight, Trial, _trial, preflight, windows_that_fit
 from train.run.state import Training, new_training, training_numbers, training_tensors
 
@@ -200,9 +200,9 @@ def test_peaks_of_known_devices(name: str, precision: str, tflops: float | None)
 
 def test_speed_in_words() -> None:
     work = Work(tokens_per_step=1, flops_per_token=1e9, peak_flops=1e12, memory_bytes=lambda: 3_210_000_000)
-    assert spell_speed(work.speed(500.0)) == ["500 tokens/s", "MFU 50.0%", "3.2 GB"]
+    assert format_speed(work.speed(500.0)) == ["500 tokens/s", "MFU 50.0%", "3.2 GB"]
     unknown = Work(tokens_per_step=1, flops_per_token=1e9, peak_flops=None, memory_bytes=lambda: None)
-    assert spell_speed(unknown.speed(500.0)) == ["500 tokens/s"]
+    assert format_speed(unknown.speed(500.0)) == ["500 tokens/s"]
 
 
 def test_auto_takes_what_the_device_can() -> None:

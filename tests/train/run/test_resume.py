@@ -10,12 +10,12 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.helpers.runs import invoke, losses, make_build, rows, write_config
-from train.run.checkpoint import committed, newest, open_checkpoint
+from train.run.checkpoint import find_newest_checkpoint, list_checkpoints, open_checkpoint
 
 # Each differs from TINY, which has dropout, two micro-batches a step, random windows, AdamW and fp32.
 KINDS: dict[str, dict[str, Any]] = {
-    "epochs": {"sampling": "epochs"},
-    "epochs, muon, bf16": {"sampling": "epochs", "optimizer": "muon", "precision": "bf16"},
+    "epochs": {"data_order": "epochs"},
+    "epochs, muon, bf16": {"data_order": "epochs", "optimizer": "muon", "precision": "bf16"},
     "muon, modern": {"optimizer": "muon", "arch": "modern"},
     "bf16": {"precision": "bf16"},
     "fp16": {"precision": "fp16"},
@@ -37,7 +37,7 @@ def interrupt(out_dir: Path, *, after: int) -> Path:
     """A copy of a finished run as a kill after the checkpoint of step `after` would have left it."""
     copy = out_dir.with_name(f"{out_dir.name}_from_{after}")
     shutil.copytree(out_dir, copy)
-    for checkpoint in committed(copy):
+    for checkpoint in list_checkpoints(copy):
         if int(checkpoint.name[-8:]) > after:
             shutil.rmtree(checkpoint)
     return copy
@@ -45,7 +45,7 @@ def interrupt(out_dir: Path, *, after: int) -> Path:
 
 def assert_same_end(one: Path, other: Path) -> None:
     assert losses(one) == losses(other)
-    last = [committed(run)[-1] for run in (one, other)]
+    last = [list_checkpoints(run)[-1] for run in (one, other)]
     for file in ("model.safetensors", "training.safetensors"):
         assert (last[0] / file).read_bytes() == (last[1] / file).read_bytes(), file
 
@@ -81,7 +81,7 @@ def test_the_settings_do_what_they_say(folder: Path) -> None:
     assert invoke("train.py", write_config(folder / "plain.py", folder / "tiny", **short)).returncode == 0
     plain = [row["train_loss"] for row in rows(folder / "plain") if "train_loss" in row]
     for key, value in {
-        "sampling": "epochs",
+        "data_order": "epochs",
         "optimizer": "muon",
         "arch": "modern",
         "mask_documents": True,
@@ -134,10 +134,10 @@ def test_the_best_checkpoint_stays_beside_the_last(folder: Path) -> None:
     best = min(evaluations, key=lambda step: evaluations[step])
     assert best < 34
     assert f"the lowest validation loss was {evaluations[best]:.4f}, after step {best}" in result.stdout
-    assert [int(p.name[-8:]) for p in committed(folder / "worse")] == [best, 36, 40]
-    last = newest(folder / "worse", pytest.fail)
+    assert [int(p.name[-8:]) for p in list_checkpoints(folder / "worse")] == [best, 36, 40]
+    last = find_newest_checkpoint(folder / "worse", pytest.fail)
     assert last is not None and last.best_step == best
-    assert open_checkpoint(committed(folder / "worse")[0]).step == best
+    assert open_checkpoint(list_checkpoints(folder / "worse")[0]).step == best
 
 
 def test_patience_ends_a_run_and_a_higher_one_goes_on(folder: Path) -> None:
@@ -154,7 +154,7 @@ def test_patience_ends_a_run_and_a_higher_one_goes_on(folder: Path) -> None:
     stopped = max(row["step"] for row in rows(folder / "patient"))
     assert result.returncode == 0 and stopped < 60
     assert f"stopped early, 3 evaluations without an improvement beyond noise, after step {stopped};" in result.stdout
-    assert committed(folder / "patient")[-1].name == f"step-{stopped:08d}"
+    assert list_checkpoints(folder / "patient")[-1].name == f"step-{stopped:08d}"
     again = invoke("train.py", config, "--patience=3")
     assert again.returncode == 0 and "stopped early" in again.stdout and again.stdout.count("\n") == 1
     further = invoke("train.py", config, "--patience=6")
@@ -184,5 +184,5 @@ def test_a_checkpoint_holds_no_random_state(folder: Path) -> None:
     """So that it moves between devices and numbers of processes: what dropout draws follows from the sample number."""
     config = write_config(folder / "stateless.py", folder / "tiny", max_steps=2, warmup_steps=0, checkpoint_interval=1)
     assert invoke("train.py", config).returncode == 0
-    names = load_file(committed(folder / "stateless")[-1] / "training.safetensors").keys()
+    names = load_file(list_checkpoints(folder / "stateless")[-1] / "training.safetensors").keys()
     assert {name.rsplit(".", 1)[1] for name in names} == {"step", "exp_avg", "exp_avg_sq", "reference"}

@@ -16,7 +16,7 @@ from train.config import Config
 from train.data.batches import ValidationData
 from train.data.builds import Builds, open_builds
 from train.model.gpt2 import GPT2
-from train.run.validation import Evaluation, Strata, Watch, evaluate, is_better
+from train.run.validation import EarlyStopping, Evaluation, Strata, evaluate, is_better
 
 
 @pytest.fixture
@@ -86,8 +86,8 @@ def test_a_loss_beyond_all_measure_has_infinite_perplexity() -> None:
     assert evaluation(torch.full((1,), 1e6)).perplexity == math.inf
 
 
-def seen(*losses: torch.Tensor) -> Watch:
-    watch = Watch()
+def seen(*losses: torch.Tensor) -> EarlyStopping:
+    watch = EarlyStopping()
     for step, each in enumerate(losses, start=1):
         watch.see(
             step,

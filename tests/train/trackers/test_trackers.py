@@ -29,10 +29,10 @@ from train.data.batches import TrainingData
 from train.data.builds import open_builds
 from train.model import ARCHITECTURES
 from train.model.gpt2 import GPT2
-from train.run.checkpoint import committed
+from train.run.checkpoint import list_checkpoints
 from train.run.metrics import Report, Work
 from train.trackers import client as trackers
-from train.trackers.client import require_trackers
+from train.trackers.client import check_trackers
 from train.trackers.mlflow_backend import experiment_id
 from train.trackers.progress_file import Told, read_run_id
 from train.trackers.redact import describe, without_secrets
@@ -165,7 +165,7 @@ def assert_same(told: dict[str, list[tuple[int, float]]], out_dir: Path) -> None
 
 @needs("tensorboard")
 def test_tensorboard_reads_back_what_metrics_jsonl_holds(folder: Path, untracked: Path) -> None:
-    config = write_config(folder / "board.py", folder / "tiny", track=["tensorboard"], sample_interval=9)
+    config = write_config(folder / "board.py", folder / "tiny", track=["tensorboard"], completion_interval=9)
     result = invoke("train.py", config)
     assert_untouched(result, folder / "board", untracked)
     assert "\ntrack                        tensorboard\n" in result.stdout
@@ -276,7 +276,7 @@ def test_a_run_that_was_begun_again_without_a_tracker_is_another_run_to_it(folde
     (out_dir / "trackers" / "mlflow.json").write_text('{"run_id": "of_the_run_before"}')
     assert invoke("train.py", write_config(config, folder / "tiny", seed=7), "--restart").returncode == 0
     assert not [*(out_dir / "trackers").glob("*.json")]
-    shutil.rmtree(committed(out_dir)[-1])
+    shutil.rmtree(list_checkpoints(out_dir)[-1])
     assert invoke("train.py", write_config(config, folder / "tiny", seed=7, track=["tensorboard"])).returncode == 0
     assert_same(read_events(out_dir)[0], out_dir)
 
@@ -376,7 +376,7 @@ def test_mlflow_has_all_that_a_run_tells(
     from mlflow.tracking import MlflowClient
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
-    config = write_config(folder / "told.py", folder / "tiny", track=["mlflow"], sample_interval=9)
+    config = write_config(folder / "told.py", folder / "tiny", track=["mlflow"], completion_interval=9)
     result = invoke("train.py", config)
     assert_untouched(result, folder / "told", untracked)
     (run,) = mlflow_runs(mlflow_server, "folio")
@@ -543,7 +543,7 @@ def wandb_history(out_dir: Path) -> dict[str, list[tuple[int, Any]]]:
 
 @WANDB
 def test_wandb_keeps_all_that_a_run_tells(folder: Path, untracked: Path) -> None:
-    config = write_config(folder / "biases.py", folder / "tiny", track=["wandb"], sample_interval=9)
+    config = write_config(folder / "biases.py", folder / "tiny", track=["wandb"], completion_interval=9)
     result = invoke("train.py", config)
     assert_untouched(result, folder / "biases", untracked)
     history = wandb_history(folder / "biases")
@@ -726,7 +726,7 @@ def test_a_folder_of_runs_is_no_library(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "runs_of_somebody").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(MisuseError, match="not installed"):
-        require_trackers(["runs_of_somebody"])
+        check_trackers(["runs_of_somebody"])
 
 
 def test_other_processes_than_the_main_one_tell_nothing(tmp_path: Path) -> None:

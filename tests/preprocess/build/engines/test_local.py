@@ -12,7 +12,7 @@ import pytest
 
 from preprocess.build.engines.local import InProcess, ProcessPool, Task, WorkerDied
 from preprocess.errors import FolioError, MisuseError
-from preprocess.stages.encode import EngineMismatch
+from preprocess.stages.encode import BackendMismatch
 
 
 def double(x: int) -> int:
@@ -23,7 +23,7 @@ def double(x: int) -> int:
 def fail(kind: str) -> None:
     raise {
         "folio": FolioError("told"), "misuse": MisuseError("told"), "os": OSError(28, "No space left on device", "/x"),
-        "mismatch": EngineMismatch("told"), "other": ZeroDivisionError("told"),
+        "mismatch": BackendMismatch("told"), "other": ZeroDivisionError("told"),
     }[kind]  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def test_every_task_comes_back_once(workers: int) -> None:
         ("folio", FolioError, "told"),
         ("misuse", MisuseError, "told"),
         ("os", OSError, "No space left"),
-        ("mismatch", EngineMismatch, "told"),
+        ("mismatch", BackendMismatch, "told"),
         ("other", RuntimeError, "ZeroDivisionError: told"),
     ],
 )

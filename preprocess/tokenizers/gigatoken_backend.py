@@ -23,7 +23,7 @@ MIN_GROWTH_BYTES = 32 << 20
 MAX_ENCODED_BYTES = 64 << 20  # where the system does not tell how much memory a process holds
 
 
-class GigatokenEngine:
+class GigatokenBackend:
     """Encodes batches with a gigatoken tokenizer that `make` creates anew when it has grown too large.
 
     Raises ImportError where gigatoken or awkward cannot be imported.
@@ -49,12 +49,12 @@ class GigatokenEngine:
     def encode(self, texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
         """Flat ids (N,) uint32 and each text's exclusive end (D,) int64."""
         contents, index = self._awkward.contents, self._awkward.index
-        data, borders = text_buffers(texts)
+        data, boundaries = text_buffers(texts)
         if self._is_full(len(data)):
             self._renew()
         self._encoded_bytes += len(data)
         characters = contents.NumpyArray(data, parameters={"__array__": "char"})
-        column = contents.ListOffsetArray(index.Index64(borders), characters, parameters={"__array__": "string"})
+        column = contents.ListOffsetArray(index.Index64(boundaries), characters, parameters={"__array__": "string"})
         layout = self._tokenizer.encode_batch(self._awkward.Array(column), parallel=self._is_parallel).layout
         return np.asarray(layout.content.data), np.asarray(layout.offsets.data)[1:]
 
