@@ -1,17 +1,18 @@
-# make demo: set up and run the main job on an embedded corpus.  make test: set up and run the tests.
+# make demo: set up, then build a small corpus and train on it.  make test: set up and run the tests.
+# make wheel: write the wheel to dist/.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TRACKERS := build/trackers
 
-.PHONY: setup demo test test-slow test-trackers lint clean
+.PHONY: setup demo test test-slow test-trackers lint wheel clean
 
 setup: $(READY)
 
-$(READY): setup.cfg pyproject.toml constraints.txt
+$(READY): setup.cfg setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "Folio needs Python 3.11 or later, '$(PYTHON)' is older; run: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	  echo "Folio needs Python 3.11 or later, but '$(PYTHON)' is older; run: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[offline,plot,mojibake,huggingface,dev]'
 	@touch $@
@@ -27,9 +28,10 @@ test: setup
 test-slow: setup test-trackers
 	$(BIN)/python -m pytest -m slow
 
-# MLflow wants an older pyarrow than constraints.txt has: it and W&B live apart, and borrow everything else.
+# MLflow needs an older pyarrow than constraints.txt has. It and W&B are installed in a second environment, which
+# takes all other packages from the first.
 test-trackers: $(TRACKERS)/.ready
-	$(TRACKERS)/bin/python -m pytest tests/test_trackers.py -k 'mlflow or wandb'
+	$(TRACKERS)/bin/python -m pytest tests/train/trackers -k 'mlflow or wandb'
 
 $(TRACKERS)/.ready: $(READY)
 	$(BIN)/python -m venv --clear $(TRACKERS)
@@ -43,5 +45,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Removes build/lib first: setuptools would also pack modules that an earlier build left there.
+wheel: setup
+	rm -rf build/lib
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
+
 clean:
-	rm -rf $(VENV) runs/demo shards/synthetic build *.egg-info
+	rm -rf $(VENV) runs/demo shards/synthetic build dist *.egg-info

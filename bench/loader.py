@@ -1,10 +1,13 @@
-"""How fast batches of 32 × 256 tokens reach a loop: torch_data's datasets under DataLoader, the trainer's own data, and a peer.
+"""Measure how fast batches of 32 × 256 tokens reach a training loop.
 
-The peer is Hugging Face's `datasets` streaming the same text files through GPT2TokenizerFast, tokenized anew each epoch where Folio built
-once; it does not shuffle. `--peer-python` names a Python that has datasets, transformers and torch. Each job is a fresh process, and
-counts for `--seconds` after its first batches.
+Compared are the datasets of preprocess/shards/torch_dataset.py under DataLoader, the trainer's
+reader (train/data/batches.py), and a baseline: Hugging Face `datasets`, which streams the same text
+files through GPT2TokenizerFast. The baseline tokenizes again in each epoch, whereas Folio tokenizes
+once, and it does not shuffle. `--baseline-python` names a Python that has datasets, psutil, torch
+and transformers. Each job is a fresh process that counts tokens for `--seconds` after its first
+batches.
 
-    python bench/loader.py --mirror CORPORA --peer-python PYTHON
+    python bench/loader.py --mirror CORPORA --baseline-python PYTHON
 """
 
 from __future__ import annotations
@@ -18,59 +21,45 @@ if __name__ == "__main__":  # started by path: this folder would hide the packag
 import argparse
 import json
 import subprocess
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from itertools import chain
+from statistics import median
 from time import perf_counter
 from typing import Any
 
-from bench.lib.measure import (
-    NAME,
-    Job,
-    Run,
-    absolute,
-    add_options,
-    alternate,
-    folio,
-    fresh_folder,
-    measure,
-    median,
-    print_machine,
-    print_table,
-)
-from bench.lib.texts import LONG_BYTES, add_text_options, kept, text_folder
+from bench.lib.folio_build import BUILD_NAME, build_job, input_options
+from bench.lib.measure import Job, Measurement, fresh_folder, measure, run_alternately, select_timed
+from bench.lib.options import add_run_options, add_text_options, parse_path
+from bench.lib.report import print_machine, print_table
+from bench.lib.texts import LONG_DOCUMENT_BYTES, make_text_folder, require_mirror, write_if_missing
 from bench.lib.vocabulary import default_cache, write_vocabulary
-from bench.make_text import natural, random, write_text
+from bench.make_text import generate_natural, generate_random, write_text
 
 BATCH_SIZE, BLOCK_SIZE = 32, 256
-WARM_UP = 16  # batches, more than DataLoader has workers fetch ahead
-LINES = 50  # that the peer tokenizes at once, about 0.1 million tokens: with its default of 1,000 a run would end between two of them
-RESULT = "result.json"
-PEER = "datasets, streaming"
-READERS = [
-    ("TokenWindows", 0),
-    ("TokenWindows", 2),
-    ("ShuffledWindows", 0),
-    ("ShuffledWindows", 2),
-    ("train/data/batches.py", 0),
-]
+WARM_UP_BATCHES = 16  # more than the workers of DataLoader prefetch
+# Lines that the baseline tokenizes at once, about 0.1 million tokens. With its default of 1,000 lines a run would end
+# before the second call.
+BASELINE_LINES = 50
+NUM_FILES = 2  # `datasets` does not divide a file among workers, so each worker needs one
+RESULT_FILE = "result.json"
+TRAINER, BASELINE = "train/data/batches.py", "datasets, streaming"
+READERS = [("TokenWindows", 0), ("TokenWindows", 2), ("ShuffledWindows", 0), ("ShuffledWindows", 2), (TRAINER, 0)]
+SMOKE_READERS = [("TokenWindows", 2), ("ShuffledWindows", 2)]
 
 
 def folio_batches(reader: str, build: str, num_workers: int) -> Iterator[Any]:
-    """Endless batches, inputs first, each (32, 256)."""
-    if reader == "train/data/batches.py":
-        yield from trainer_batches(build)
+    """Yield batches of a dataset under DataLoader without end: (inputs, targets), (32, 256) each."""
     from preprocess.shards.torch_dataset import ShuffledWindows, TokenWindows, make_loader
 
-    kinds = {"TokenWindows": TokenWindows, "ShuffledWindows": ShuffledWindows}
-    loader = make_loader(
-        kinds[reader](build, block_size=BLOCK_SIZE), batch_size=BATCH_SIZE, num_workers=num_workers, drop_last=True
-    )
+    types = {"TokenWindows": TokenWindows, "ShuffledWindows": ShuffledWindows}
+    dataset = types[reader](build, block_size=BLOCK_SIZE)
+    loader = make_loader(dataset, batch_size=BATCH_SIZE, num_workers=num_workers, drop_last=True)
     while True:
         yield from loader
 
 
 def trainer_batches(build: str) -> Iterator[Any]:
+    """Yield the trainer's batches without end."""
     import torch
 
     from train.config import Config
@@ -79,13 +68,14 @@ def trainer_batches(build: str) -> Iterator[Any]:
 
     config = Config(data=build, out_dir="none", block_size=BLOCK_SIZE, batch_size=BATCH_SIZE)
     data = TrainingData(open_builds(build), config, device=torch.device("cpu"))
-    first = 0
+    first_sample = 0
     while True:
-        yield data.batch(first, BATCH_SIZE)
-        first += BATCH_SIZE
+        yield data.batch(first_sample, BATCH_SIZE)
+        first_sample += BATCH_SIZE
 
 
-def peer_batches(tokenizer_json: str, files: list[str], num_workers: int) -> Iterator[Any]:
+def baseline_batches(tokenizer_json: str, files: list[str], num_workers: int) -> Iterator[Any]:
+    """Yield the baseline's batches without end."""
     import torch
     from datasets import load_dataset
     from torch.utils.data import DataLoader
@@ -93,126 +83,119 @@ def peer_batches(tokenizer_json: str, files: list[str], num_workers: int) -> Ite
 
     tokenizer = GPT2TokenizerFast(tokenizer_file=tokenizer_json)
 
-    def cut(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        ids = list(
-            chain.from_iterable([*line, tokenizer.eos_token_id] for line in tokenizer(batch["text"])["input_ids"])
-        )
+    def to_windows(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        lines = tokenizer(rows["text"])["input_ids"]
+        ids = list(chain.from_iterable([*line, tokenizer.eos_token_id] for line in lines))
         starts = range(0, len(ids) - BLOCK_SIZE, BLOCK_SIZE)
         return {"x": [ids[s : s + BLOCK_SIZE] for s in starts], "y": [ids[s + 1 : s + BLOCK_SIZE + 1] for s in starts]}
 
-    # Its format "torch" makes a tensor of each single token, which holds the loop to 0.04 million a second.
+    # The format "torch" of `datasets` makes a tensor of each token, which limits the loop to 0.04 million tokens/s.
     def collate(rows: list[dict[str, list[int]]]) -> list[torch.Tensor]:
         return [torch.tensor([row[name] for row in rows]) for name in ("x", "y")]
 
     lines = load_dataset("text", data_files=files, split="train", streaming=True)
-    windows = lines.map(cut, batched=True, batch_size=LINES, remove_columns=["text"])
+    windows = lines.map(to_windows, batched=True, batch_size=BASELINE_LINES, remove_columns=["text"])
     while True:
         yield from DataLoader(windows, BATCH_SIZE, num_workers=num_workers, drop_last=True, collate_fn=collate)
 
 
-def count(batches: Iterable[Any], seconds: float) -> dict[str, float]:
-    """Input tokens in at least `seconds`, and how long it took."""
-    line = iter(batches)
-    for _ in range(WARM_UP):
-        assert next(line)[0].shape == (BATCH_SIZE, BLOCK_SIZE)
-    tokens, begin = 0, perf_counter()
-    while (elapsed := perf_counter() - begin) < seconds:
-        tokens += next(line)[0].numel()
-    return {"tokens": tokens, "seconds": elapsed}
+def count_tokens(batches: Iterator[Any], seconds: float) -> dict[str, float]:
+    """Return the number of input tokens that arrive in at least `seconds`, and the exact time."""
+    for _ in range(WARM_UP_BATCHES):
+        assert next(batches)[0].shape == (BATCH_SIZE, BLOCK_SIZE)
+    num_tokens, begin = 0, perf_counter()
+    while (elapsed_s := perf_counter() - begin) < seconds:
+        num_tokens += next(batches)[0].numel()
+    return {"tokens": num_tokens, "elapsed_s": elapsed_s}
 
 
-def run_inside(reader: str, num_workers: str, seconds: str, output: str, *what: str) -> None:
-    """A job, in its own process. `what`: the build, or the tokenizer and the text files."""
-    batches = (
-        peer_batches(what[0], list(what[1:]), int(num_workers))
-        if reader == PEER
-        else folio_batches(reader, what[0], int(num_workers))
-    )
-    Path(output, RESULT).write_text(json.dumps(count(batches, float(seconds))))
+def run_worker(reader: str, num_workers: str, seconds: str, output: str, *inputs: str) -> None:
+    """Count the tokens of one reader in this process.
+
+    `inputs`: the build, or for the baseline the tokenizer and the text files.
+    """
+    if reader == TRAINER:
+        batches = trainer_batches(inputs[0])
+    elif reader == BASELINE:
+        batches = baseline_batches(inputs[0], list(inputs[1:]), int(num_workers))
+    else:
+        batches = folio_batches(reader, inputs[0], int(num_workers))
+    Path(output, RESULT_FILE).write_text(json.dumps(count_tokens(batches, float(seconds))))
 
 
-def command(python: Path, reader: str, num_workers: int, seconds: float, what: list[str], folder: Path) -> list[str]:
-    return [
-        str(python),
-        str(Path(__file__).resolve()),
-        "--inside",
-        reader,
-        str(num_workers),
-        str(seconds),
-        str(folder),
-        *what,
-    ]
+def reader_job(python: Path, reader: str, num_workers: int, seconds: float, inputs: list[str]) -> Job:
+    """Return a job that calls `run_worker` in a fresh process of `python`."""
+    command = [str(python), str(Path(__file__).resolve()), "--worker", reader, str(num_workers), str(seconds)]
+    return lambda folder: [*command, str(folder), *inputs]
 
 
 def make_texts(arguments: argparse.Namespace) -> list[Path]:
-    """Two files of one document a line, since `datasets` gives each worker files of its own."""
-    if arguments.mirror is None and not arguments.smoke:
-        sys.exit("natural words come from corpora: name their folder with --mirror or PREPROCESS_MIRROR")
-    folder = text_folder(arguments)
-    if arguments.smoke:
-        return [
-            kept(folder / f"smoke-{n}.txt", lambda path, n=n: write_text(path, random(200_000, 400, seed=n)))
-            for n in range(2)
-        ]
-    size, mirror = arguments.mb * 500_000, arguments.mirror
-    return [
-        kept(
-            folder / f"natural-{size}-{n}.txt",
-            lambda path, n=n: write_text(path, natural(mirror, size, LONG_BYTES, seed=n)),
+    """Return text files with a document per line, and make them if necessary."""
+    if not arguments.smoke:
+        require_mirror(arguments.mirror)
+    folder, file_bytes = make_text_folder(arguments), arguments.mb * 1_000_000 // NUM_FILES
+
+    def write(number: int) -> Callable[[Path], object]:
+        if arguments.smoke:
+            return lambda path: write_text(path, generate_random(200_000, 400, seed=number))
+        return lambda path: write_text(
+            path, generate_natural(arguments.mirror, file_bytes, LONG_DOCUMENT_BYTES, seed=number)
         )
-        for n in range(2)
-    ]
+
+    prefix = "smoke" if arguments.smoke else f"natural-{file_bytes}"
+    return [write_if_missing(folder / f"{prefix}-{number}.txt", write(number)) for number in range(NUM_FILES)]
 
 
 def make_jobs(arguments: argparse.Namespace, build: Path, files: list[Path], scratch: Path) -> dict[str, Job]:
-    readers = READERS[1::2] if arguments.smoke else READERS
-    jobs: dict[str, Job] = {
-        f"{reader}|{n}": partial(command, arguments.folio_python, reader, n, arguments.seconds, [str(build)])
-        for reader, n in readers
+    """Return the jobs by name: the reader, a vertical bar, and the number of workers."""
+    jobs = {
+        f"{reader}|{n}": reader_job(arguments.folio_python, reader, n, arguments.seconds, [str(build)])
+        for reader, n in (SMOKE_READERS if arguments.smoke else READERS)
     }
-    if arguments.peer_python and has_peer(arguments.peer_python):
+    if arguments.baseline_python and has_baseline(arguments.baseline_python):
         tokenizer = write_vocabulary(default_cache(), scratch / "vocabulary").tokenizer_json
-        of_peer = [str(tokenizer), *map(str, files)]
+        inputs = [str(tokenizer), *map(str, files)]
         jobs |= {
-            f"{PEER}|{n}": partial(command, arguments.peer_python, PEER, n, arguments.seconds, of_peer) for n in (0, 2)
+            f"{BASELINE}|{n}": reader_job(arguments.baseline_python, BASELINE, n, arguments.seconds, inputs)
+            for n in (0, 2)
         }
     return jobs
 
 
-def has_peer(python: Path) -> bool:
-    imports = subprocess.run(
-        [str(python), "-c", "import datasets, transformers, torch"], capture_output=True, text=True
-    )
+def has_baseline(python: Path) -> bool:
+    """Return whether `python` has the libraries of the baseline; if not, print which one is missing."""
+    command = [str(python), "-c", "import datasets, psutil, torch, transformers"]
+    imports = subprocess.run(command, capture_output=True, text=True)
     if imports.returncode:
-        print(f"no peer: {imports.stderr.strip().splitlines()[-1]}")
+        print(f"no baseline: {imports.stderr.strip().splitlines()[-1]}")
     return not imports.returncode
 
 
-def print_rates(runs: dict[str, list[Run]]) -> None:
+def print_rates(measurements: dict[str, list[Measurement]]) -> None:
     rows = [["reader", "workers", "million tokens/s of each run", "median", "peak MB"]]
-    for name, of_job in runs.items():
-        rates = [
-            run.found["tokens"] / run.found["seconds"] / 1e6 for run in of_job if not run.is_watched or len(of_job) == 1
-        ]
-        peak_mb = max(run.peak_bytes for run in of_job) / 1e6
-        rows.append(
-            [*name.split("|"), " ".join(f"{rate:.2f}" for rate in rates), f"{median(rates):.2f}", f"{peak_mb:,.0f}"]
-        )
+    for name, of_job in measurements.items():
+        results = [measurement.result for measurement in select_timed(of_job)]
+        rates = [result["tokens"] / result["elapsed_s"] / 1e6 for result in results]
+        peak_mb = max(measurement.peak_bytes for measurement in of_job) / 1e6
+        cells = [" ".join(f"{rate:.2f}" for rate in rates), f"{median(rates):.2f}", f"{peak_mb:,.0f}"]
+        rows.append([*name.split("|"), *cells])
     print_table(rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mb", type=int, default=40, help="of text, in two files (default: 40)")
-    parser.add_argument("--seconds", type=float, default=5, help="that each run counts for (default: 5)")
+    parser.add_argument("--mb", type=int, default=40, help=f"MB of text, in {NUM_FILES} files (default: 40)")
+    parser.add_argument("--seconds", type=float, default=5, help="duration of the count in each run (default: 5)")
     parser.add_argument(
-        "--peer-python", type=absolute, help="a Python with datasets, transformers and torch (default: no peer)"
+        "--baseline-python",
+        type=parse_path,
+        help="a Python with datasets, psutil, torch and transformers (default: no baseline)",
     )
     parser.add_argument(
-        "--smoke", action="store_true", help="whether it runs at all, in seconds, on bytes of random words"
+        "--smoke", action="store_true", help="try the bench in seconds, with a byte tokenizer and random words"
     )
     add_text_options(parser)
-    add_options(parser, repeat=3)
+    add_run_options(parser, repeat=3)
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.seconds, arguments.repeat = 0.1, 0
@@ -220,19 +203,17 @@ def main() -> None:
     if not arguments.smoke:
         print_machine(arguments.folio_python)
     with fresh_folder(arguments.scratch) as scratch:
-        options = ["--document", "line", "--tokenizer", "byte" if arguments.smoke else "gpt2"]
-        options += [word for path in files for word in ("--input", str(path))]
-        built = measure(folio(arguments.folio_python, *options)(scratch), scratch / "build.txt", with_memory=False)
-        print(
-            f"the build of {sum(path.stat().st_size for path in files):,} bytes of text, once: {built.seconds:.1f} s\n",
-            flush=True,
+        tokenizer = "byte" if arguments.smoke else "gpt2"
+        job = build_job(arguments.folio_python, "--document", "line", "--tokenizer", tokenizer, *input_options(files))
+        build = measure(job(scratch), scratch / "build.txt", with_memory=False)
+        text_bytes = sum(path.stat().st_size for path in files)
+        print(f"one build of {text_bytes:,} bytes of text: {build.elapsed_s:.1f} s\n", flush=True)
+        jobs = make_jobs(arguments, scratch / BUILD_NAME, files, scratch)
+        measurements = run_alternately(
+            jobs, arguments.repeat, arguments.scratch, lambda folder: json.loads((folder / RESULT_FILE).read_bytes())
         )
-        jobs = make_jobs(arguments, scratch / NAME, files, scratch)
-        runs = alternate(
-            jobs, arguments.repeat, arguments.scratch, lambda folder: json.loads((folder / RESULT).read_bytes())
-        )
-    print_rates(runs)
+    print_rates(measurements)
 
 
 if __name__ == "__main__":
-    run_inside(*sys.argv[2:]) if sys.argv[1:2] == ["--inside"] else main()
+    run_worker(*sys.argv[2:]) if sys.argv[1:2] == ["--worker"] else main()

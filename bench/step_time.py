@@ -1,12 +1,17 @@
-"""Where a training step's time goes, how many tokens a second that makes beside nanoGPT, and how soon a batch is there.
+"""Measure training steps: tokens per second beside nanoGPT, the parts of a step, and the time to read a batch.
 
     NANOGPT_DIR=... python bench/step_time.py shards/tinyshakespeare_char --preset shakespeare-cpu
 
-Three tables. Tokens a second: both trainers as they are run, in turn, the median over the stretches between their marks. Shares: their
-steps, in turn within one process, with the device waited for after each part, so that the parts add up to a little more than a step;
-freed memory goes back to the system there, which `train.py` on a CPU does not allow. Batches: ours and nanoGPT's
-`get_batch`, of 400 million tokens. Without NANOGPT_DIR only ours run. `--preset gpt2-vocabulary-cpu` shows what a head of 50,257 ids
-takes, for which BUILD has to be one in GPT-2's BPE.
+Prints three tables:
+
+1. Tokens per second of both trainers as users run them, in turn. A run's rate is the median over the
+   intervals between its snapshots.
+2. The parts of a step. The steps of both trainers alternate in one process, and the process waits
+   for the device after each part, so the parts add up to slightly more than a step takes.
+3. The time to read a batch from 400 million tokens: Folio's TrainingData and nanoGPT's `get_batch`.
+
+Without NANOGPT_DIR only Folio runs. `--preset gpt2-vocabulary-cpu` shows the cost of a head with
+50,257 ids; BUILD must use GPT-2's tokenizer.
 """
 
 from __future__ import annotations
@@ -18,52 +23,50 @@ if __name__ == "__main__":  # started by path: this folder would hide the packag
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import math
 import os
 import runpy
 import shutil
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from statistics import median
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils import clip_grad_norm_
 
-from bench.lib.measure import ROOT, fresh_folder, positive, print_table
-from bench.lib.trainers import (
-    NANOGPT,
-    NANOGPT_CPU,
-    SMALL,
-    Trained,
-    parse,
-    print_place,
-    run_all,
-    run_bench,
-    settings_of,
-    write_data,
-)
+from bench.lib.measure import ROOT, fresh_folder
+from bench.lib.options import parse_positive
+from bench.lib.report import print_table
+from bench.lib.trainers import NANOGPT, NANOGPT_CPU, SMALL, TrainingRun, parse_settings, run_all, write_data
+from bench.lib.training_options import Options, parse_options, print_environment, run_bench
 from preprocess.errors import FolioError
 from preprocess.shards.windows import RandomWindows
 from train.config import Config, load_config
-from train.core.device import choose_device, choose_precision, make_autocast, set_matmul_precision
 from train.core.distributed import World
 from train.data.batches import Prefetcher, TrainingData
 from train.data.builds import Builds, open_builds
 from train.model import make_model
 from train.optim import update
-from train.run.state import new_training
+from train.run.context import Run, open_run
+from train.run.state import new_state
 
 NUM_TOKENS = 400_000_000
-SHAPES = ((8, 256), (12, 1024), (64, 1024))
-WARM_UP, IN_A_ROW = 5, 10  # steps
-ROUNDS = 1000
+BATCH_SHAPES = ((8, 256), (12, 1024), (64, 1024))  # (windows, tokens)
+WARM_UP_STEPS, CONSECUTIVE_STEPS = 5, 10
+MAX_PART_STEPS = 100  # steps of each trainer in the second table
+NUM_CALLS = 1000
+NUM_MATRIX_PRODUCTS = 20
+MATRIX_SIZE = {"cuda": 8192, "cpu": 2048}
+NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """The same model and batch for both; `steps` of each run, a mark every `interval`."""
+    """Settings of both trainers for the same model and batch; each run has `steps`, with a snapshot per `interval`."""
 
     nanogpt: tuple[str, ...]
     folio: dict[str, tuple[str, ...]]
@@ -117,121 +120,135 @@ PRESETS = {
 }
 
 
-def print_speed(runs: dict[str, list[Trained]], *, vocab_size: int, matrix_flops: float) -> None:
-    """The ratio is the median of those of the turns, beside the least and the most."""
-    speeds = {name: [run.tokens_per_step / run.step_s for run in of_name] for name, of_name in runs.items()}
-    rows = [
-        [
-            "trainer",
-            "parameters",
-            "tokens/s of each run",
-            "median",
-            "ms a step",
-            "× nanoGPT",
-            "of the matrix rate",
-            "peak MB",
-        ]
-    ]
-    for name, of_name in runs.items():
-        speed = statistics.median(speeds[name])
-        ratios = [ours / theirs for ours, theirs in zip(speeds[name], speeds.get(NANOGPT, []), strict=False)]
-        row = [name, f"{of_name[0].num_parameters:,}", " ".join(f"{s:,.0f}" for s in speeds[name]), f"{speed:,.0f}"]
-        row += [f"{of_name[0].tokens_per_step / speed * 1e3:.1f}"]
-        row += [
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else "not measured"
-        ]
-        row += [f"{speed * flops_per_token(of_name[0], vocab_size) / matrix_flops:.0%}"]
-        peaks = [run.peak_memory_bytes for run in of_name if run.peak_memory_bytes is not None]
-        rows.append([*row, f"{max(peaks) / 1e6:,.0f}" if peaks else "n/a"])
+# 1. Tokens per second
+
+
+def print_rates(runs: dict[str, list[TrainingRun]], *, vocab_size: int, matrix_flops_per_s: float) -> None:
+    """Print the rates. The ratio is the median over the turns, followed by the smallest and the largest."""
+    rates = {name: [run.tokens_per_step / run.step_s for run in of_trainer] for name, of_trainer in runs.items()}
+    head = ["trainer", "parameters", "tokens/s of each run", "median", "ms per step", "× nanoGPT"]
+    rows = [[*head, "of the matrix rate", "peak MB"]]
+    for name, of_trainer in runs.items():
+        rate = median(rates[name])
+        ratios = [folio / nanogpt for folio, nanogpt in zip(rates[name], rates.get(NANOGPT, []), strict=False)]
+        peaks = [run.peak_memory_bytes for run in of_trainer if run.peak_memory_bytes is not None]
+        rows.append(
+            [
+                name,
+                f"{of_trainer[0].num_parameters:,}",
+                " ".join(f"{r:,.0f}" for r in rates[name]),
+                f"{rate:,.0f}",
+                f"{of_trainer[0].tokens_per_step / rate * 1e3:.1f}",
+                f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else NOT_MEASURED,
+                f"{rate * count_flops_per_token(of_trainer[0].config, vocab_size) / matrix_flops_per_s:.0%}",
+                f"{max(peaks) / 1e6:,.0f}" if peaks else "n/a",
+            ]
+        )
     print_table(rows)
 
 
-def flops_per_token(run: Trained, vocab_size: int) -> float:
-    """By the trainer's own count, for all alike."""
+def count_flops_per_token(config: Config, vocab_size: int) -> float:
+    """Return the floating-point operations per token as train.py counts them, for both trainers."""
     with torch.device("meta"):
-        return make_model(run.config, vocab_size).flops_per_token()
+        return make_model(config, vocab_size).flops_per_token()
 
 
-def matrix_rate(device: torch.device, precision: str, *, size: int) -> float:
-    """Floating-point operations a second of a square matrix product: the median of 20."""
+def measure_matrix_rate(device: torch.device, precision: str) -> float:
+    """Return the floating-point operations per second of a product of two square matrices."""
+    size = MATRIX_SIZE[device.type]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    took = []
-    for _ in range(20):
-        wait(device)
-        began = perf_counter()
-        a @ b
-        wait(device)
-        took.append(perf_counter() - began)
-    return 2.0 * size**3 / statistics.median(took)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))  # (size, size)
+    times = StepTimes(device)
+    for _ in range(NUM_MATRIX_PRODUCTS):
+        with times.measure("product"):
+            a @ b
+    return 2.0 * size**3 / (times.median_ms("product") / 1e3)
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+# 2. The parts of a step
 
 
-class Parts:
-    """Milliseconds of each part of a step, one step after the other."""
+class StepTimes:
+    """Milliseconds of each part of the steps of one trainer."""
 
     def __init__(self, device: torch.device) -> None:
-        self.ms: dict[str, list[float]] = {}
+        self._ms: dict[str, list[float]] = {}
         self._device = device
 
     @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        wait(self._device)
-        began = perf_counter()
+    def measure(self, part: str) -> Iterator[None]:
+        """Measure the block as a part of a step, from an idle device to an idle device."""
+        self._synchronize()
+        begin = perf_counter()
         yield
-        wait(self._device)
-        self.ms.setdefault(name, []).append((perf_counter() - began) * 1e3)
+        self._synchronize()
+        self._ms.setdefault(part, []).append((perf_counter() - begin) * 1e3)
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    @property
+    def parts(self) -> list[str]:
+        return list(self._ms)
+
+    def median_ms(self, part: str) -> float:
+        return median(self._ms[part])
+
+    def clear(self) -> None:
+        self._ms.clear()
 
 
-Step = Callable[[Parts], None]  # takes a training step, and the time of each part of it
+Step = Callable[[StepTimes], None]  # runs one training step and measures its parts
 
 
-def folio_step(config: Config, builds: Builds, *, device: torch.device) -> Step:
-    """What train.py's take_step does, part by part."""
-    training = new_training(config, builds.vocab_size, device=device)
-    data = TrainingData(builds, config, device=device)
-    prefetcher = Prefetcher(data, windows_per_step=config.batch_size, micro_batch=config.batch_size, world=World())
-    model = torch.compile(training.model) if config.compile else training.model
-    autocast = make_autocast(config.precision, device)
-    first = iter(range(0, 1 << 40, config.batch_size))
+def make_folio_step(run: Run) -> Step:
+    """Return `optimizer_step` of train/train.py, divided into parts; with one micro-batch and a constant learning rate."""
+    config = run.config
+    state = new_state(config, run.source.vocab_size, device=run.device)
+    prefetcher = Prefetcher(
+        run.data.train, windows_per_step=config.batch_size, micro_batch=config.batch_size, world=run.world
+    )
+    if config.compile:
+        state.model.compile()
 
-    def step(parts: Parts) -> None:
-        with parts.timed("data"):
-            ids, targets, documents = prefetcher.take(next(first))
-        with parts.timed("forward and loss"), autocast:
-            loss, _ = model(ids, targets, documents)
-        with parts.timed("backward"):
-            training.scaler.scale(loss).backward()
-        with parts.timed("clipping"):
-            norm = torch.nn.utils.clip_grad_norm_(training.model.parameters(), config.grad_clip or float("inf"))
-        with parts.timed("optimizer"):
-            update(training.optimizers, loss.isfinite() & norm.isfinite())
-            for optimizer in training.optimizers:
+    def step(times: StepTimes) -> None:
+        with times.measure("data"):
+            ids, targets, documents = prefetcher.take(state.num_samples)
+        with times.measure("forward and loss"), run.autocast:
+            loss, _ = state.model(ids, targets, documents)
+        with times.measure("backward"):
+            state.scaler.scale(loss).backward()
+        with times.measure("clipping"):
+            for optimizer in state.optimizers:
+                state.scaler.unscale_(optimizer)
+            grad_norm = clip_grad_norm_(state.model.parameters(), config.grad_clip or math.inf)
+        with times.measure("optimizer"):
+            update(state.optimizers, loss.isfinite() & grad_norm.isfinite())
+            state.scaler.update()
+            for optimizer in state.optimizers:
                 optimizer.zero_grad(set_to_none=True)
+        state.num_samples += config.batch_size
 
     return step
 
 
-def nanogpt_step(nanogpt: Path, folder: Path, settings: Sequence[str]) -> Step:
-    """What its loop does, with its own model and optimizer."""
-    theirs = run_up_to_training(nanogpt, folder, settings)
-    model, raw, optimizer, scaler = (theirs[name] for name in ("model", "raw_model", "optimizer", "scaler"))
+def make_nanogpt_step(nanogpt: Path, folder: Path, settings: Sequence[str]) -> Step:
+    """Return a step of nanoGPT's training loop, with its model and optimizer, divided into parts."""
+    variables = run_until_training(nanogpt, folder, settings)
+    model, raw_model, optimizer, scaler = (variables[name] for name in ("model", "raw_model", "optimizer", "scaler"))
 
-    def step(parts: Parts) -> None:
-        with parts.timed("data"):
-            ids, targets = theirs["get_batch"]("train")
-        with parts.timed("forward and loss"), theirs["ctx"]:
+    def step(times: StepTimes) -> None:
+        with times.measure("data"):
+            ids, targets = variables["get_batch"]("train")
+        with times.measure("forward and loss"), variables["ctx"]:
             _, loss = model(ids, targets)
-        with parts.timed("backward"):
+        with times.measure("backward"):
             scaler.scale(loss).backward()
-        with parts.timed("clipping"):
+        with times.measure("clipping"):
             scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(raw.parameters(), theirs["grad_clip"])
-        with parts.timed("optimizer"):
+            clip_grad_norm_(raw_model.parameters(), variables["grad_clip"])
+        with times.measure("optimizer"):
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -239,176 +256,176 @@ def nanogpt_step(nanogpt: Path, folder: Path, settings: Sequence[str]) -> Step:
     return step
 
 
-def time_parts(steps: dict[str, Step], *, device: torch.device, num_steps: int) -> dict[str, dict[str, list[float]]]:
-    """Milliseconds of each part of `num_steps` steps of each, IN_A_ROW of one and then of the next: in one process all fare alike."""
-    parts = {name: Parts(device) for name in steps}
-    for name, step in steps.items():
-        for _ in range(WARM_UP):
-            step(parts[name])
-        parts[name].ms.clear()
-    for _ in range(0, num_steps, IN_A_ROW):
-        for name, step in steps.items():
-            for _ in range(IN_A_ROW):
-                step(parts[name])
-    return {name: of_name.ms for name, of_name in parts.items()}
-
-
-def print_parts(by_trainer: dict[str, dict[str, list[float]]]) -> None:
-    """Medians. The ratio is that of the sums."""
-    names = list(next(iter(by_trainer.values())))
-    rows = [["trainer", *(f"{name}, ms" for name in names), "sum", "data's share", "× nanoGPT"]]
-    sums = {trainer: sum(statistics.median(parts[name]) for name in names) for trainer, parts in by_trainer.items()}
-    for trainer, parts in by_trainer.items():
-        medians = [statistics.median(parts[name]) for name in names]
-        share = medians[names.index("data")] / sums[trainer]
-        ratio = f"{sums[NANOGPT] / sums[trainer]:.2f}" if NANOGPT in sums else "not measured"
-        rows.append([trainer, *(f"{m:.2f}" for m in medians), f"{sums[trainer]:.2f}", f"{share:.2%}", ratio])
-    print_table(rows)
-
-
-def run_up_to_training(nanogpt: Path, folder: Path, settings: Sequence[str]) -> dict[str, Any]:
-    """nanoGPT's train.py, up to its first evaluation, after which it ends, and leaves its variables. `folder` has its data."""
-    argv, cwd, first = sys.argv, Path.cwd(), sys.path[0]
-    # Settings replace those before them: a config file comes first, and none evaluates for long.
-    sys.argv = [
-        "train.py",
-        *settings,
-        "--eval_only=True",
-        "--eval_iters=1",
-        f"--dataset={folder}",
-        f"--out_dir={folder}",
-    ]
+def run_until_training(nanogpt: Path, folder: Path, settings: Sequence[str]) -> dict[str, Any]:
+    """Run nanoGPT's train.py to the end of its first evaluation, and return its globals. `folder` has its data."""
+    argv, cwd, first_path = sys.argv, Path.cwd(), sys.path[0]
+    # A later setting replaces an earlier one, so these follow the preset's.
+    forced_settings = ["--eval_only=True", "--eval_iters=1", f"--dataset={folder}", f"--out_dir={folder}"]
+    sys.argv = ["train.py", *settings, *forced_settings]
     sys.path[0] = str(nanogpt)
     os.chdir(nanogpt)
-    ours = sys.modules.pop("model")  # theirs has the same name
     try:
         with redirect_stdout(sys.stderr):
             return runpy.run_path("train.py", run_name="__main__")
     finally:
-        sys.modules["model"] = ours
-        sys.argv, sys.path[0] = argv, first
+        sys.argv, sys.path[0] = argv, first_path
         os.chdir(cwd)
 
 
-def nanogpt_batches(nanogpt: Path, folder: Path) -> Callable[[int, int], Callable[[], object]]:
-    """Its get_batch, on the CPU."""
-    sizes = ("--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=8", "--batch_size=1")
-    get_batch = run_up_to_training(nanogpt, folder, [*sizes, "--compile=False", "--device=cpu"])["get_batch"]
+def measure_parts(steps: dict[str, Step], *, device: torch.device, num_steps: int) -> dict[str, StepTimes]:
+    """Measure `num_steps` steps of each trainer, CONSECUTIVE_STEPS of one and then of the next."""
+    times = {name: StepTimes(device) for name in steps}
+    for name, step in steps.items():
+        for _ in range(WARM_UP_STEPS):
+            step(times[name])
+        times[name].clear()
+    for _ in range(0, num_steps, CONSECUTIVE_STEPS):
+        for name, step in steps.items():
+            for _ in range(CONSECUTIVE_STEPS):
+                step(times[name])
+    return times
 
-    def batches(batch_size: int, block_size: int) -> Callable[[], object]:
-        get_batch.__globals__.update(batch_size=batch_size, block_size=block_size)
-        return lambda: get_batch("train")
 
-    return batches
+def print_parts(times: dict[str, StepTimes]) -> None:
+    """Print the median of each part. The ratio is that of the sums."""
+    parts = next(iter(times.values())).parts
+    rows = [["trainer", *(f"{part}, ms" for part in parts), "sum", "data share", "× nanoGPT"]]
+    medians = {name: [of_trainer.median_ms(part) for part in parts] for name, of_trainer in times.items()}
+    for name, part_ms in medians.items():
+        step_ms = sum(part_ms)
+        data_share = part_ms[parts.index("data")] / step_ms
+        ratio = f"{sum(medians[NANOGPT]) / step_ms:.2f}" if NANOGPT in medians else NOT_MEASURED
+        rows.append([name, *(f"{ms:.2f}" for ms in part_ms), f"{step_ms:.2f}", f"{data_share:.2%}", ratio])
+    print_table(rows)
 
 
-def time_batches(builds: Builds, scratch: Path, *, num_tokens: int, nanogpt: Path | None) -> list[list[str]]:
-    """Microseconds of a batch on the CPU: the median of many. The build's tokens, repeated up to `num_tokens`.
+# 3. The time to read a batch
 
-    Each shape twice: many batches in a row, as such functions are timed everywhere, and ours and theirs by turns, where each finds the
-    caches full of the other's. In training they are full of the model's.
+
+def measure_batches(builds: Builds, scratch: Path, *, num_tokens: int, nanogpt: Path | None) -> list[list[str]]:
+    """Return a table of microseconds per batch on the CPU, from the tokens of `builds` repeated up to `num_tokens`.
+
+    Each shape is measured twice: many calls in a row, and Folio's and nanoGPT's calls in turn, so
+    that each finds the caches filled by the other. In training the model fills them.
     """
     tokens = np.concatenate([np.asarray(shard.tokens) for shard in builds.builds[0].shards("train")]).astype(np.uint16)
     folder = scratch / "tokens"
     folder.mkdir()
     for split in ("train", "val"):
         np.resize(tokens, num_tokens).tofile(folder / f"{split}.bin")
-    theirs = nanogpt_batches(nanogpt, folder) if nanogpt else None
+    make_nanogpt_reader = load_nanogpt_reader(nanogpt, folder) if nanogpt else None
     mapped = np.asarray(np.memmap(folder / "train.bin", dtype="<u2", mode="r"))
-    mapped[:: 1 << 11].max()  # meets every page
-    rows = [["batch", "calls", "Folio µs", "nanoGPT µs", "times as fast"]]
-    for batch_size, block_size in SHAPES:
-        jobs = [
-            folio_batches(builds, mapped, batch_size, block_size),
-            *([theirs(batch_size, block_size)] if theirs else []),
-        ]
-        for calls, in_a_row in (("in a row", ROUNDS // 10), ("by turns", 1)):
-            took = time_jobs(jobs, in_a_row=in_a_row)
-            ratio = f"{took[1] / took[0]:.1f}" if theirs else "not measured"
+    mapped[:: 1 << 11].max()  # touches every page
+    rows = [["batch", "calls", "Folio, µs", "nanoGPT, µs", "speed-up"]]
+    for batch_size, block_size in BATCH_SHAPES:
+        readers = [make_folio_reader(builds, mapped, batch_size, block_size)]
+        if make_nanogpt_reader:
+            readers.append(make_nanogpt_reader(batch_size, block_size))
+        for order, num_consecutive in (("in a row", NUM_CALLS // 10), ("in turn", 1)):
+            folio_us, *nanogpt_us = measure_calls(readers, num_consecutive=num_consecutive)
+            cells = [f"{us:,.0f}" for us in nanogpt_us] + [f"{us / folio_us:.1f}" for us in nanogpt_us]
             rows.append(
-                [
-                    f"{batch_size}×{block_size}",
-                    calls,
-                    f"{took[0]:,.0f}",
-                    f"{took[1]:,.0f}" if theirs else "not measured",
-                    ratio,
-                ]
+                [f"{batch_size}×{block_size}", order, f"{folio_us:,.0f}", *(cells or [NOT_MEASURED, NOT_MEASURED])]
             )
     return rows
 
 
-def folio_batches(builds: Builds, tokens: np.ndarray, batch_size: int, block_size: int) -> Callable[[], object]:
-    """Training samples as train.py draws them, `tokens` in the place of the build's own."""
+def load_nanogpt_reader(nanogpt: Path, folder: Path) -> Callable[[int, int], Callable[[], object]]:
+    """Return a function of (batch_size, block_size) that returns nanoGPT's `get_batch` on the CPU."""
+    sizes = ("--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=8", "--batch_size=1")
+    get_batch = run_until_training(nanogpt, folder, [*sizes, "--compile=False", "--device=cpu"])["get_batch"]
+
+    def make_reader(batch_size: int, block_size: int) -> Callable[[], object]:
+        get_batch.__globals__.update(batch_size=batch_size, block_size=block_size)
+        return lambda: get_batch("train")
+
+    return make_reader
+
+
+def make_folio_reader(builds: Builds, tokens: np.ndarray, batch_size: int, block_size: int) -> Callable[[], object]:
+    """Return a function that reads the next training samples, with `tokens` instead of the build's."""
     config = Config(data=builds.name, out_dir="none", block_size=block_size, batch_size=batch_size)
     data = TrainingData(builds, config, device=torch.device("cpu"))
-    data._mixed.parts[0].tokens = [tokens]
+    data._split.parts[0].tokens = [tokens]
     data._orders = [RandomWindows([len(tokens)], block_size, seed=1)]
-    first = iter(range(0, 1 << 40, batch_size))
-    return lambda: data.batch(next(first), batch_size)
+    first_samples = iter(range(0, 1 << 40, batch_size))
+    return lambda: data.batch(next(first_samples), batch_size)
 
 
-def time_jobs(jobs: list[Callable[[], object]], *, in_a_row: int) -> list[float]:
-    """Median microseconds of each job: ROUNDS calls, `in_a_row` of one job and then of the next."""
-    took: list[list[float]] = [[] for _ in jobs]
-    for _ in range(ROUNDS // in_a_row):
-        for job, of_job in zip(jobs, took, strict=True):
-            for _ in range(in_a_row):
-                began = perf_counter()
-                job()
-                of_job.append((perf_counter() - began) * 1e6)
-    return [statistics.median(of_job) for of_job in took]
+def measure_calls(functions: list[Callable[[], object]], *, num_consecutive: int) -> list[float]:
+    """Return the median microseconds per call of each function, called `num_consecutive` times in a row each."""
+    us: list[list[float]] = [[] for _ in functions]
+    for _ in range(NUM_CALLS // num_consecutive):
+        for function, of_function in zip(functions, us, strict=True):
+            for _ in range(num_consecutive):
+                begin = perf_counter()
+                function()
+                of_function.append((perf_counter() - begin) * 1e6)
+    return [median(of_function) for of_function in us]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--repeat", type=positive, default=5)
+    parser.add_argument("--repeat", type=parse_positive, default=5, help="runs of each trainer (default: 5)")
     parser.add_argument(
-        "--num-tokens", type=positive, default=NUM_TOKENS, help="that batches are drawn from; four bytes of disk each"
+        "--num-tokens",
+        type=parse_positive,
+        default=NUM_TOKENS,
+        help=f"tokens from which batches are read; each takes 4 bytes of disk (default: {NUM_TOKENS:,})",
     )
 
 
-def check_options(own: argparse.Namespace, _: Path | None) -> None:
-    """Raise FolioError for a number of tokens that holds no window, or that the disk does not."""
-    least = max(block_size for _, block_size in SHAPES) + 1
-    if own.num_tokens < least:
-        raise FolioError(f"--num-tokens is {own.num_tokens:,}, a batch wants {least:,} or more")
-    need, free = 2 * 2 * own.num_tokens, shutil.disk_usage(own.scratch).free
-    if need > free:
+def check_options(arguments: argparse.Namespace, _: Path | None) -> None:
+    """Raise FolioError if the tokens are fewer than a window or do not fit on the disk."""
+    min_tokens = max(block_size for _, block_size in BATCH_SHAPES) + 1
+    if arguments.num_tokens < min_tokens:
+        raise FolioError(f"--num-tokens must be at least {min_tokens:,} for a batch, got {arguments.num_tokens:,}")
+    needed_bytes, free_bytes = 2 * 2 * arguments.num_tokens, shutil.disk_usage(arguments.scratch).free
+    if needed_bytes > free_bytes:
         raise FolioError(
-            f"{need / 1e6:,.0f} MB are needed, {own.scratch} has {free / 1e6:,.0f} MB free; give another --scratch, or fewer --num-tokens"
+            f"{needed_bytes / 1e6:,.0f} MB are needed in {arguments.scratch}, but {free_bytes / 1e6:,.0f} MB are free; "
+            "choose another --scratch, or fewer --num-tokens"
         )
+
+
+def open_runs(preset: Preset, options: Options) -> dict[str, Run]:
+    """Return the Run of each of Folio's recipes."""
+    return {
+        name: open_run(
+            load_config(ROOT / config_file, parse_settings(settings) | {"data": str(options.build.folder)}), World()
+        )
+        for name, (config_file, *settings) in preset.folio.items()
+    }
 
 
 def main() -> None:
-    options = parse(__doc__, PRESETS, add_options, check_options)
-    own, preset = options.own, PRESETS[options.own.preset]
-    print_place(own.preset, options.nanogpt)
+    options = parse_options(__doc__, PRESETS, add_options, check_options)
+    preset = PRESETS[options.arguments.preset]
+    print_environment(options.arguments.preset, options.nanogpt)
     builds = open_builds(str(options.build.folder))
     with fresh_folder(options.scratch) as scratch:
-        folio = {
-            name: [*recipe, f"--max_steps={preset.steps}", "--warmup_steps=0"] for name, recipe in preset.folio.items()
+        recipes = {
+            name: [*arguments, f"--max_steps={preset.steps}", "--warmup_steps=0"]
+            for name, arguments in preset.folio.items()
         }
-        nanogpt, intervals = (
-            [*preset.nanogpt, f"--max_iters={preset.steps}"],
-            dict.fromkeys([*folio, NANOGPT], preset.interval),
+        nanogpt_arguments = [*preset.nanogpt, f"--max_iters={preset.steps}"]
+        intervals = dict.fromkeys([*recipes, NANOGPT], preset.interval)
+        training_runs = run_all(
+            recipes, nanogpt_arguments, options, scratch, num_turns=options.arguments.repeat, intervals=intervals
         )
-        runs = run_all(folio, nanogpt, options, scratch, turns=own.repeat, intervals=intervals)
-        steps: dict[str, Step] = {}
-        for name, (path, *settings) in preset.folio.items():
-            config = load_config(ROOT / path, settings_of(settings) | {"data": str(options.build.folder)})
-            device = choose_device(config.device)
-            config = replace(config, device=str(device), precision=choose_precision(config.precision, device))
-            set_matmul_precision(config.precision)
-            steps[name] = folio_step(config, builds, device=device)
+        runs = open_runs(preset, options)
+        steps = {name: make_folio_step(run) for name, run in runs.items()}
         if options.nanogpt:
             write_data(options.build, scratch / "data")
-            steps[NANOGPT] = nanogpt_step(options.nanogpt, scratch / "data", preset.nanogpt)
-        parts = time_parts(steps, device=device, num_steps=min(preset.steps, 100))
-        size = 8192 if device.type == "cuda" else 2048
-        print_speed(runs, vocab_size=builds.vocab_size, matrix_flops=matrix_rate(device, config.precision, size=size))
+            steps[NANOGPT] = make_nanogpt_step(options.nanogpt, scratch / "data", preset.nanogpt)
+        *_, last_run = runs.values()
+        times = measure_parts(steps, device=last_run.device, num_steps=min(preset.steps, MAX_PART_STEPS))
+        matrix_flops_per_s = measure_matrix_rate(last_run.device, last_run.config.precision)
+        print_rates(training_runs, vocab_size=builds.vocab_size, matrix_flops_per_s=matrix_flops_per_s)
         print()
-        print_parts(parts)
+        print_parts(times)
         print(flush=True)
-        print_table(time_batches(builds, scratch, num_tokens=own.num_tokens, nanogpt=options.nanogpt))
+        num_tokens = options.arguments.num_tokens
+        print_table(measure_batches(builds, scratch, num_tokens=num_tokens, nanogpt=options.nanogpt))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Folio against its peers: Parquet in, tokens out, from the start of the process to its end.
+"""Compare Folio with the baselines: from Parquet to tokens, from the start of the process to its end.
 
-First, on a part of each text, that all of them make the same tokens: with cleaning, deduplication and control tokens off, every
-document of Folio's build must equal tiktoken's ids and an end of text, and the peers' documents must be those same ones. Then times,
-with Folio's default settings: cleaning, deduplication, split, hashes and all.
+First, on a part of each text, check that all tools produce the same tokens. Cleaning, deduplication
+and control tokens are off for this. Each document of Folio's build must be tiktoken's ids and an
+end-of-text id, and the baselines' documents must equal Folio's. Then measure times with Folio's
+default settings, which include cleaning, deduplication, split and hashes.
 
-    python bench/whole_job.py long.parquet short.parquet --peers gigatoken,datatrove,nanogpt --mb 80 --repeat 3
+    python bench/whole_job.py long.parquet short.parquet --baselines gigatoken,datatrove,nanogpt --mb 80 --repeat 3
 """
 
 from __future__ import annotations
@@ -17,132 +18,151 @@ if __name__ == "__main__":  # started by path: this folder would hide the packag
 
 import argparse
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
-from bench.baselines.jobs import PEERS, datatrove, gigatoken, job, nanogpt
-from bench.lib.forms import Forms, documents_of, make_forms, read_datatrove, read_folio, read_gigatoken, read_nanogpt
-from bench.lib.measure import (
-    NAME,
-    absolute,
-    add_options,
-    alternate,
-    folio,
-    fresh_folder,
-    inputs,
-    print_machine,
-    print_runs,
-    run_job,
-    warm,
+from bench.baselines.jobs import BASELINES, datatrove_job, gigatoken_job, make_job, nanogpt_job
+from bench.lib.folio_build import BUILD_NAME, build_job, input_options
+from bench.lib.measure import fresh_folder, read_once, run_alternately, run_job
+from bench.lib.options import add_run_options, parse_path
+from bench.lib.report import print_machine, print_measurements
+from bench.lib.text_formats import (
+    TextFiles,
+    read_datatrove,
+    read_documents,
+    read_folio,
+    read_gigatoken,
+    read_nanogpt,
+    write_text_files,
 )
 from bench.lib.vocabulary import Vocabulary, default_cache, write_vocabulary
 
-NEUTRAL = ("--tokenizer", "gpt2", "--clean", "none", "--no-dedup", "--no-authors", "--workers", "2")
+ONLY_ENCODE = ("--tokenizer", "gpt2", "--clean", "none", "--no-dedup", "--no-authors", "--workers", "2")
 
 
-def reference(texts: list[str]) -> tuple[list[np.ndarray], int]:
-    """tiktoken's ids of each text and an end of text behind them; the end of text's id."""
+def encode_with_tiktoken(texts: list[str]) -> tuple[list[np.ndarray], int]:
+    """Return each text's ids followed by the end-of-text id, and that id."""
     import tiktoken
 
     encoding = tiktoken.get_encoding("gpt2")
-    return [
-        np.array([*encoding.encode_ordinary(text), encoding.eot_token], np.uint16) for text in texts
-    ], encoding.eot_token
+    eot_id = encoding.eot_token
+    return [np.array([*encoding.encode_ordinary(text), eot_id], np.uint16) for text in texts], eot_id
 
 
-def check(name: str, found: Iterable[np.ndarray], wanted: Iterable[np.ndarray], *, ordered: bool = True) -> None:
-    """Exits where the documents differ; not `ordered`: as a multiset."""
-    sides = [[tokens.astype("<u2").tobytes() for tokens in side] for side in (found, wanted)]
+def check_equal(
+    name: str, documents: Iterable[np.ndarray], expected: Iterable[np.ndarray], *, ordered: bool = True
+) -> None:
+    """Exit unless the documents have the same tokens, in the same order if `ordered`."""
+    found_tokens, expected_tokens = (
+        [tokens.astype("<u2").tobytes() for tokens in side] for side in (documents, expected)
+    )
     if not ordered:
-        sides = [sorted(side) for side in sides]
-    if len(sides[0]) != len(sides[1]):
-        sys.exit(f"{name}: {len(sides[0]):,} documents, wanted {len(sides[1]):,}")
-    if different := sum(a != b for a, b in zip(*sides, strict=True)):
-        sys.exit(f"{name}: {different:,} of {len(sides[0]):,} documents have other tokens")
-    num_tokens = sum(map(len, sides[0])) // 2
+        found_tokens, expected_tokens = sorted(found_tokens), sorted(expected_tokens)
+    if len(found_tokens) != len(expected_tokens):
+        sys.exit(f"{name}: expected {len(expected_tokens):,} documents, got {len(found_tokens):,}")
+    if num_different := sum(a != b for a, b in zip(found_tokens, expected_tokens, strict=True)):
+        sys.exit(f"{name}: {num_different:,} of {len(found_tokens):,} documents have different tokens")
+    num_tokens = sum(map(len, found_tokens)) // 2
     order = "in order" if ordered else "in any order"
-    print(f"same tokens: {name}, {len(sides[0]):,} documents, {num_tokens:,} tokens, {order}", flush=True)
+    print(f"same tokens: {name}, {len(found_tokens):,} documents, {num_tokens:,} tokens, {order}", flush=True)
 
 
-def prove(peers: list[str], forms: Forms, vocabulary: Vocabulary, arguments: argparse.Namespace) -> None:
-    """That Folio and the peers make the same tokens of `forms`."""
-    scratch = arguments.scratch
-    wanted, eot = reference(documents_of(forms.parquet))
-    build = folio(arguments.folio_python, *inputs([forms.parquet]), *NEUTRAL)
-    check("Folio = tiktoken", run_job(build, scratch, lambda folder: read_folio(folder / NAME)).found.values(), wanted)
-    if "nanogpt" in peers:
-        found = run_job(nanogpt(forms), scratch, lambda folder: read_nanogpt(folder, eot)).found
-        check("nanogpt = Folio", found, wanted, ordered=False)
-    if "datatrove" in peers:
-        found = run_job(datatrove(forms, vocabulary), scratch, read_datatrove).found
-        check("datatrove = Folio", found, wanted, ordered=False)
-    if "gigatoken-parquet" in peers:
-        found = run_job(
-            gigatoken([forms.parquet], vocabulary, output="ids.npz"), scratch, lambda f: read_gigatoken(f / "ids.npz")
-        ).found
-        check("gigatoken-parquet = Folio", (np.append(ids, eot) for ids in found), wanted)
-    if "gigatoken" in peers:
-        prove_gigatoken(forms, vocabulary, arguments, eot)
+@dataclass(frozen=True)
+class Comparison:
+    """One text and the tools that are compared on it."""
+
+    baselines: list[str]
+    vocabulary: Vocabulary
+    folio_python: Path
+    workers: int
+    scratch: Path
+
+    def check_tokens(self, files: TextFiles) -> None:
+        """Exit unless Folio and the baselines produce the same tokens from `files`."""
+        expected, eot_id = encode_with_tiktoken(read_documents(files.parquet))
+        check_equal("Folio = tiktoken", self._build(*input_options([files.parquet])), expected)
+        if "nanogpt" in self.baselines:
+            documents = run_job(nanogpt_job(files), self.scratch, lambda folder: read_nanogpt(folder, eot_id)).result
+            check_equal("nanogpt = Folio", documents, expected, ordered=False)
+        if "datatrove" in self.baselines:
+            documents = run_job(datatrove_job(files, self.vocabulary), self.scratch, read_datatrove).result
+            check_equal("datatrove = Folio", documents, expected, ordered=False)
+        if "gigatoken-parquet" in self.baselines:
+            check_equal("gigatoken-parquet = Folio", self._encode_with_gigatoken([files.parquet], eot_id), expected)
+        if "gigatoken" in self.baselines:
+            # For gigatoken a text file is one document, so Folio builds from the same text files.
+            inputs = list(files.text_halves)
+            expected_from_text = self._build(*input_options(inputs), "--document", "file", "--val-fraction", "0.5")
+            documents = self._encode_with_gigatoken(inputs, eot_id)
+            check_equal("gigatoken = Folio, from text files", documents, expected_from_text)
+
+    def _build(self, *options: str) -> list[np.ndarray]:
+        job = build_job(self.folio_python, *options, *ONLY_ENCODE)
+        documents = run_job(job, self.scratch, lambda folder: read_folio(folder / BUILD_NAME)).result
+        return list(documents.values())
+
+    def _encode_with_gigatoken(self, inputs: list[Path], eot_id: int) -> list[np.ndarray]:
+        job = gigatoken_job(inputs, self.vocabulary, output="ids.npz")
+        documents = run_job(job, self.scratch, lambda folder: read_gigatoken(folder / "ids.npz")).result
+        return [np.append(ids, eot_id) for ids in documents]
+
+    def measure_times(self, files: TextFiles, *, repeat: int) -> None:
+        """Run Folio and the baselines on `files` in turn, and print their times."""
+        options = [*input_options([files.parquet]), "--tokenizer", "gpt2", "--workers", str(self.workers)]
+        jobs = {"folio": build_job(self.folio_python, *options)}
+        jobs |= {name: make_job(name, files, self.vocabulary) for name in self.baselines}
+        read_once(files.files)
+        parquet_bytes = files.parquet.stat().st_size
+        print(f"\n{files.num_documents:,} documents, {files.num_bytes:,} bytes of text, {parquet_bytes:,} of Parquet\n")
+        print_measurements(run_alternately(jobs, repeat, self.scratch), relative_to="folio")
 
 
-def prove_gigatoken(forms: Forms, vocabulary: Vocabulary, arguments: argparse.Namespace, eot: int) -> None:
-    """On text files, each of which is one document to gigatoken: Folio builds from the same files."""
-    files = list(forms.text_halves)
-    found = run_job(
-        gigatoken(files, vocabulary, output="ids.npz"), arguments.scratch, lambda f: read_gigatoken(f / "ids.npz")
-    ).found
-    build = folio(arguments.folio_python, *inputs(files), *NEUTRAL, "--document", "file", "--val-fraction", "0.5")
-    wanted = run_job(build, arguments.scratch, lambda folder: read_folio(folder / NAME)).found.values()
-    check("gigatoken = Folio, from text files", (np.append(ids, eot) for ids in found), wanted)
-
-
-def compare(peers: list[str], forms: Forms, vocabulary: Vocabulary, arguments: argparse.Namespace) -> None:
-    """Times, interleaved."""
-    build = folio(
-        arguments.folio_python, *inputs([forms.parquet]), "--tokenizer", "gpt2", "--workers", str(arguments.workers)
-    )
-    warm(forms.files)
-    jobs = {"folio": build, **{name: job(name, forms, vocabulary) for name in peers}}
-    print(
-        f"\n{forms.num_documents:,} documents, {forms.num_bytes:,} bytes of text, {forms.parquet.stat().st_size:,} of Parquet\n"
-    )
-    print_runs(alternate(jobs, arguments.repeat, arguments.scratch), against="folio")
-
-
-def names(text: str) -> list[str]:
-    chosen = text.split(",")
-    if unknown := [name for name in chosen if name not in PEERS]:
-        raise argparse.ArgumentTypeError(f"no peer is called {unknown[0]!r}, wanted some of {', '.join(PEERS)}")
-    return chosen
+def parse_baselines(text: str) -> list[str]:
+    """Return the names in a list separated by commas."""
+    names = text.split(",")
+    if unknown := [name for name in names if name not in BASELINES]:
+        raise argparse.ArgumentTypeError(f"no baseline {unknown[0]!r}; choose from {', '.join(BASELINES)}")
+    return names
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", type=Path, nargs="+", help="Parquet files with a column `text`")
-    parser.add_argument("--peers", type=names, default=list(PEERS), help=f"of {', '.join(PEERS)} (default: all)")
-    parser.add_argument("--mb", type=float, help="take the first so many MB of each text (default: all)")
-    parser.add_argument("--proof-mb", type=float, default=5, help="MB to compare tokens on; 0: none (default: 5)")
-    parser.add_argument("--workers", type=int, default=2, help="Folio's (default: 2)")
     parser.add_argument(
-        "--vocabulary", type=absolute, default=default_cache(), help="tiktoken's cache folder, GPT-2's files in it"
+        "--baselines",
+        type=parse_baselines,
+        default=list(BASELINES),
+        help=f"some of {','.join(BASELINES)} (default: all)",
     )
-    add_options(parser, repeat=3)
+    parser.add_argument("--mb", type=float, help="use the first MB of each text only (default: all)")
+    parser.add_argument("--proof-mb", type=float, default=5, help="MB to compare tokens on; 0: none (default: 5)")
+    parser.add_argument("--workers", type=int, default=2, help="workers of Folio (default: 2)")
+    parser.add_argument(
+        "--vocabulary",
+        type=parse_path,
+        default=default_cache(),
+        help="tiktoken's cache folder with GPT-2's files (default: TIKTOKEN_CACHE_DIR, or Folio's cache)",
+    )
+    add_run_options(parser, repeat=3)
     arguments = parser.parse_args()
     print_machine(arguments.folio_python)
     for text in arguments.texts:
         print(f"\n## {text.name}\n", flush=True)
         with fresh_folder(arguments.scratch) as folder:
-            vocabulary = write_vocabulary(arguments.vocabulary, folder / "vocabulary")
+            comparison = Comparison(
+                arguments.baselines,
+                write_vocabulary(arguments.vocabulary, folder / "vocabulary"),
+                arguments.folio_python,
+                arguments.workers,
+                arguments.scratch,
+            )
             if arguments.proof_mb:
-                prove(
-                    arguments.peers,
-                    make_forms(text, folder / "proof", max_bytes=round(arguments.proof_mb * 1e6)),
-                    vocabulary,
-                    arguments,
-                )
-            if arguments.repeat:
-                max_bytes = None if arguments.mb is None else round(arguments.mb * 1e6)
-                compare(arguments.peers, make_forms(text, folder / "text", max_bytes=max_bytes), vocabulary, arguments)
+                max_bytes = round(arguments.proof_mb * 1e6)
+                comparison.check_tokens(write_text_files(text, folder / "proof", max_bytes=max_bytes))
+            max_bytes = None if arguments.mb is None else round(arguments.mb * 1e6)
+            files = write_text_files(text, folder / "text", max_bytes=max_bytes)
+            comparison.measure_times(files, repeat=arguments.repeat)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""What the second worker brings: the same build with --workers 2 and --workers 1, in turn, on 1.2 GB in three files.
+"""Measure the speed-up by a second worker: the same build with --workers 2 and --workers 1, in turn.
 
-The column `cores` is CPU seconds by seconds: one worker keeps to one core.
+The input is 1.2 GB in three files. The column `cores` is CPU seconds divided by seconds: one worker
+uses one core.
 
     python bench/workers.py --mirror CORPORA
 """
@@ -15,27 +16,36 @@ if __name__ == "__main__":  # started by path: this folder would hide the packag
 
 import argparse
 
-from bench.lib.measure import add_options, alternate, folio, inputs, print_machine, print_runs, warm
-from bench.lib.texts import add_text_options, natural_files, text_folder
+from bench.lib.folio_build import build_job, input_options
+from bench.lib.measure import read_once, run_alternately
+from bench.lib.options import add_run_options, add_text_options
+from bench.lib.report import print_machine, print_measurements
+from bench.lib.texts import make_natural_files, make_text_folder
+
+NUM_FILES = 3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="*", help="Parquet files (default: three are made)")
-    parser.add_argument("--mb", type=int, default=400, help="of each file that is made (default: 400)")
+    parser.add_argument("--mb", type=int, default=400, help="MB of text in each file that is made (default: 400)")
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 1], help="numbers of workers (default: 2 1)")
     add_text_options(parser)
-    add_options(parser, repeat=3)
+    add_run_options(parser, repeat=3)
     arguments = parser.parse_args()
-    files = [path.resolve() for path in arguments.files] or natural_files(
-        text_folder(arguments), arguments.mirror, 3, arguments.mb
-    )
+    files = [path.resolve() for path in arguments.files]
+    if not files:
+        files = make_natural_files(make_text_folder(arguments), arguments.mirror, NUM_FILES, arguments.mb)
     print_machine(arguments.folio_python)
     print(f"{len(files)} files, {sum(path.stat().st_size for path in files):,} bytes of Parquet\n", flush=True)
-    warm(files)
-    options = [*inputs(files), "--tokenizer", "gpt2"]
-    jobs = {f"workers {n}": folio(arguments.folio_python, *options, "--workers", str(n)) for n in arguments.workers}
-    print_runs(alternate(jobs, arguments.repeat, arguments.scratch), against=f"workers {arguments.workers[0]}")
+    read_once(files)
+    options = [*input_options(files), "--tokenizer", "gpt2"]
+    jobs = {
+        f"workers {num_workers}": build_job(arguments.folio_python, *options, "--workers", str(num_workers))
+        for num_workers in arguments.workers
+    }
+    measurements = run_alternately(jobs, arguments.repeat, arguments.scratch)
+    print_measurements(measurements, relative_to=f"workers {arguments.workers[0]}")
 
 
 if __name__ == "__main__":

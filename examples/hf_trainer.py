@@ -1,6 +1,6 @@
-"""Trains a tiny GPT-2 on a build's documents by Hugging Face's Trainer: python examples/hf_trainer.py BUILD OUT_DIR
+"""Train a tiny GPT-2 on the documents of a build with Hugging Face's Trainer.
 
-Needs transformers and accelerate.
+Usage: `python examples/hf_trainer.py BUILD OUT_DIR`. Needs transformers and accelerate.
 """
 
 import argparse
@@ -34,8 +34,8 @@ def train(where, out_dir):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("build", help="its name or its folder")
-    parser.add_argument("out_dir", help="where the Trainer writes")
+    parser.add_argument("build", help="name or folder of the build")
+    parser.add_argument("out_dir", help="folder that the Trainer writes to")
     arguments = parser.parse_args()
     try:
         train(arguments.build, arguments.out_dir)

@@ -1,4 +1,4 @@
-"""Trains a tiny model on a build in a plain loop: python examples/plain_loop.py BUILD"""
+"""Train a tiny model on a build, in a plain loop: `python examples/plain_loop.py BUILD`."""
 
 import argparse
 
@@ -30,7 +30,7 @@ def train(where):
     model = TinyModel(build.vocab_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     windows = ShuffledWindows(build, block_size=BLOCK_SIZE, order="random", num_samples=32 * STEPS)
-    for step, (x, y) in enumerate(make_loader(windows)):
+    for step, (x, y) in enumerate(make_loader(windows)):  # (32, BLOCK_SIZE) int64 each
         loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
         loss.backward()
         optimizer.step()
@@ -41,7 +41,7 @@ def train(where):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("build", help="its name or its folder")
+    parser.add_argument("build", help="name or folder of the build")
     try:
         train(parser.parse_args().build)
     except FolioError as e:

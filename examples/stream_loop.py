@@ -1,4 +1,7 @@
-"""Trains a tiny model straight from text, which two DataLoader workers read and encode: python examples/stream_loop.py RECIPE"""
+"""Train a tiny model directly on text, which two DataLoader workers read and encode.
+
+Usage: `python examples/stream_loop.py RECIPE`.
+"""
 
 import argparse
 import itertools
@@ -13,7 +16,7 @@ from preprocess.stream import TokenStream, open_corpus
 
 
 class Blocks(IterableDataset):
-    """Shifted pairs of a recipe's blocks; each worker opens a stream of its own share."""
+    """Yields inputs and targets, (T,) int64 each, from a stream. Each worker opens the stream of its share."""
 
     def __init__(self, recipe, **settings):
         self.recipe, self.settings, self.state, self.stream = recipe, settings, None, None
@@ -38,7 +41,7 @@ class Blocks(IterableDataset):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipe", help="the path of a TOML file, or the name of a built-in corpus")
+    parser.add_argument("recipe", help="path of a TOML file, or name of a built-in corpus")
     recipe = parser.parse_args().recipe
     try:
         model = TinyModel(open_corpus(recipe).vocab_size)

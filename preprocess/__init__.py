@@ -1,3 +1,3 @@
-"""Folio's first half: text in, token shards out."""
+"""Turns raw text into token shards, the first half of Folio."""
 
 __version__ = "0.1.0"

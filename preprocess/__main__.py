@@ -1,5 +1,5 @@
-"""`python -m preprocess`, for machines where the console script is not on the path."""
+"""`python -m preprocess`, for machines on which the command `preprocess` is not on the path."""
 
-from preprocess.cli.cli import main
+from preprocess.cli.main import main
 
 main(prog_name="preprocess")

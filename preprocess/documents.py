@@ -1,6 +1,6 @@
-"""The batch of documents: what flows from stage to stage.
+"""The Arrow schema of a batch of documents, which every stage takes and returns.
 
-Columns, not objects: a stage that looks at a million documents makes no million Python objects.
+Stages work on columns, so that a batch of many documents needs no Python object per document.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-UNKNOWN, TRAIN, VAL, HELD_OUT = -1, 0, 1, 2  # `side`
+UNKNOWN, TRAIN, VAL, HELD_OUT = -1, 0, 1, 2  # the side of the split that a document belongs to
 
 SCHEMA = pa.schema(
     [
@@ -19,15 +19,18 @@ SCHEMA = pa.schema(
         ("city", pa.string()),
         ("year", pa.int32()),
         ("lang", pa.string()),
-        ("group", pa.string()),  # documents of one group go to one side of the split; null: the content decides
-        ("source", pa.uint32()),  # which input, in the order of the manifest's `sources`
-        ("position", pa.uint64()),  # the document's number within its source, from 0
+        ("group", pa.string()),  # all documents of a group go to one side of the split; null: the content is the group
+        ("source", pa.uint32()),  # index of the input file in the manifest's `sources`
+        ("position", pa.uint64()),  # index of the document in its input file, from 0
     ]
 )
 
 
 def make_batch(columns: dict[str, Any], num_documents: int) -> pa.RecordBatch:
-    """A batch of `num_documents`; a column not given is null, one given as a single value is repeated."""
+    """Return a batch of `num_documents` with the columns of SCHEMA.
+
+    A column given as a single value is repeated for every document. A missing column is null.
+    """
     arrays = []
     for field in SCHEMA:
         value = columns.get(field.name)
@@ -41,12 +44,16 @@ def make_batch(columns: dict[str, Any], num_documents: int) -> pa.RecordBatch:
 
 
 def replace_column(batch: pa.RecordBatch, name: str, values: pa.Array) -> pa.RecordBatch:
-    """`batch` with another column `name`."""
+    """Return `batch` with the column `name` replaced by `values`."""
     return batch.set_column(batch.schema.get_field_index(name), SCHEMA.field(name), values)
 
 
-def text_buffers(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """The UTF-8 bytes of all texts, (N,) uint8, and their boundaries in it, (D + 1,) int64 from 0; no copy."""
+def get_text_buffers(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the UTF-8 bytes of D texts, (N,) uint8, and their offsets, (D + 1,) int64.
+
+    Text i is `data[offsets[i] : offsets[i + 1]]`. The bytes are a view of Arrow's buffer, not a
+    copy.
+    """
     offsets = (
         np.frombuffer(texts.buffers()[1], np.int64, count=len(texts) + 1, offset=texts.offset * 8)
         if len(texts)
@@ -54,9 +61,9 @@ def text_buffers(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
     )
     buffer = texts.buffers()[2]
     data = np.frombuffer(buffer, np.uint8) if buffer is not None and buffer.size else np.empty(0, np.uint8)
-    return data[offsets[0] : offsets[-1]], offsets - offsets[0]
+    return data[offsets[0] : offsets[-1]], offsets - offsets[0]  # a slice of an array need not begin at byte 0
 
 
-def text_bytes(texts: pa.LargeStringArray) -> np.ndarray:
-    """UTF-8 bytes of each text: (D,) int64."""
-    return np.diff(text_buffers(texts)[1])
+def count_text_bytes(texts: pa.LargeStringArray) -> np.ndarray:
+    """Return the number of UTF-8 bytes of each text: (D,) int64."""
+    return np.diff(get_text_buffers(texts)[1])

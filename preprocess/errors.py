@@ -1,6 +1,8 @@
-"""The two ways a request can end badly, for both halves of Folio.
+"""The two kinds of errors that a user can fix, and the helpers that print untrusted text safely.
 
-A message is one line that says what was got, what was wanted and what to do.
+Both halves of Folio use them. An error message is one line that says what was found, what was
+expected, and what to do. Commands print the message without a traceback, so every other exception
+is a bug.
 """
 
 import errno
@@ -10,54 +12,57 @@ MAX_SHOWN = 80  # characters of a name, a value or an expression that a message 
 
 
 class FolioError(Exception):
-    """The work could not be done. Exit status 1."""
+    """The work could not be done, e.g. because a file is damaged. Commands exit with status 1."""
 
     exit_status = 1
 
 
 class MisuseError(FolioError):
-    """What was asked for cannot be meant: a wrong name, setting or combination. Exit status 2."""
+    """The request is wrong, e.g. a name or a setting in it. Commands exit with status 2."""
 
     exit_status = 2
 
 
 def explain_os_error(error: OSError) -> str:
-    """One line for what the system refused, with the cure where there is a usual one."""
-    where = f" ({error.filename})" if error.filename else ""
+    """Return one line for an error of the operating system, with advice for the common ones."""
+    file = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-        return f"no space left on the disk{where}; free some, or choose a folder on another disk, and run the same command again"
+        return (
+            f"no space left on the disk{file}; free some, or choose a directory on another disk, and run the same "
+            "command again"
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"may not write or read{where}: {error.strerror}; choose a folder that is yours"
-    return f"{error.strerror or error}{where}"
+        return f"cannot read or write{file}: {error.strerror}; choose a directory that you may write to"
+    return f"{error.strerror or error}{file}"
 
 
 def printable(text: str) -> str:
-    """`text` with every control or formatting character but tab and line feed escaped.
+    """Return `text` with every control and formatting character escaped, except tab and line feed.
 
-    Names, messages and decoded tokens come from files of unknown origin: a terminal must show them, never obey them
-    (escape sequences, and the bidirectional overrides that make text read as what it is not).
+    Names, messages and decoded tokens come from untrusted files. Printed as they are, they could
+    contain escape sequences, which a terminal executes, or bidirectional overrides, which make a
+    text look like another one.
     """
-    return "".join(c if c in "\t\n" or not _obeyed(c) else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c.encode("unicode_escape").decode() if _must_escape(c) else c for c in text)
 
 
 def one_line(text: str) -> str:
-    """`text` as one line that cannot pass for two: `printable`, tabs and line feeds escaped too."""
+    """Return `text` like `printable`, with tabs and line feeds escaped too."""
     return printable(text).replace("\t", "\\t").replace("\n", "\\n")
 
 
-def shown(text: str) -> str:
-    """`text` on one line, and no more of it than a message should repeat."""
+def shorten(text: str) -> str:
+    """Return at most the first MAX_SHOWN characters of `text`, on one line, for a message."""
     return one_line(text[:MAX_SHOWN]) + ("…" if len(text) > MAX_SHOWN else "")
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says, without what it says below."""
+    """Return the first line of a library's error message. Further lines are usually a traceback."""
     return str(error).splitlines()[0][:200]
 
 
-def _obeyed(character: str) -> bool:
-    # Cf holds the bidirectional overrides, but also the joiners that emoji and several scripts are spelled with.
-    return (
-        unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
-        and character not in "\u200c\u200d\u00ad\ufeff"
-    )
+def _must_escape(character: str) -> bool:
+    # Cf contains the bidirectional overrides, but also the joiners that emoji and scripts need.
+    if character in "\t\n\u200c\u200d\u00ad\ufeff":
+        return False
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")

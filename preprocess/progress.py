@@ -1,4 +1,4 @@
-"""What a person sees while work goes on: lines, and a live bar where there is a terminal."""
+"""Shows what a command is doing: log lines, and a progress bar if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -11,59 +11,65 @@ from typing import Any, Protocol
 
 from preprocess.errors import one_line
 
-LINE_INTERVAL_S = 10.0
+LOG_INTERVAL_S = 10.0
 
 
 class Bar(Protocol):
-    """What a phase tells of how far it is: `update` by what has come, in the bar's unit, and so many documents in all."""
+    """The progress of one phase."""
 
-    def update(self, amount: int, num_documents: int | None = None) -> None: ...
+    def update(self, amount: int, num_documents: int | None = None) -> None:
+        """Add `amount` in the unit of the bar. `num_documents`: the total so far, if known."""
 
 
 class Progress:
-    """Writes to stderr, so that what a command prints on stdout is its result alone."""
+    """Writes log lines, warnings and progress to stderr; stdout is for the result of a command."""
 
     def __init__(self, *, quiet: bool = False) -> None:
+        """`quiet`: write warnings only."""
         self._quiet = quiet
 
-    def say(self, line: str) -> None:
-        """One line about what happens."""
+    def log(self, line: str) -> None:
+        """Write one line, unless quiet."""
         if not self._quiet:
             self._write(line)
 
     def warn(self, line: str) -> None:
-        """One line that must be seen even where progress is not wanted."""
+        """Write one line as a warning, even if quiet."""
         self._write(f"warning: {line}")
 
     def _write(self, line: str) -> None:
-        # Nobody listening is no reason to lose the work that is told about.
+        # A closed terminal or pipe must not stop the work.
         with contextlib.suppress(OSError):
             if sys.stderr is not None:
                 print(one_line(line), file=sys.stderr, flush=True)
 
     @contextmanager
     def bar(self, label: str, *, total: int, unit: str) -> Iterator[Bar]:
-        """A phase that counts to `total` of `unit`: a live bar on a terminal, a line now and then where there is none."""
+        """Show the progress of a phase that counts to `total` in `unit`.
+
+        On a terminal this is a live bar, otherwise a log line every LOG_INTERVAL_S seconds and one
+        at the end.
+        """
         if self._quiet or sys.stderr is None:
-            yield _Silent()
+            yield _SilentBar()
         elif sys.stderr.isatty():
             from tqdm import tqdm
 
             with tqdm(desc=label, total=total, unit=unit, unit_scale=True, leave=False, dynamic_ncols=True) as bar:
-                yield _Live(bar)
+                yield _TerminalBar(bar)
         else:
-            lines = _Lines(self.say, label, total, unit)
+            lines = _LogLines(self.log, label, total, unit)
             yield lines
-            lines.tell()
+            lines.log_progress()
 
 
-class _Silent:
+class _SilentBar:
     def update(self, amount: int, num_documents: int | None = None) -> None:
         pass
 
 
-class _Live:
-    """tqdm's: how far, how fast, how long still."""
+class _TerminalBar:
+    """A tqdm bar: amount, rate and remaining time."""
 
     def __init__(self, bar: Any) -> None:
         self._bar = bar
@@ -74,28 +80,27 @@ class _Live:
         self._bar.update(amount)
 
 
-class _Lines:
-    """For files and pipes: a line every LINE_INTERVAL_S, and one at the end."""
+class _LogLines:
+    """The same as log lines, for files and pipes."""
 
-    def __init__(self, say: Callable[[str], None], label: str, total: int, unit: str) -> None:
-        self._say, self._label, self._total, self._unit = say, label, total, unit
-        self._begin = self._told = time.monotonic()
+    def __init__(self, log: Callable[[str], None], label: str, total: int, unit: str) -> None:
+        self._log, self._label, self._total, self._unit = log, label, total, unit
+        self._begin = self._last_logged = time.monotonic()
         self._amount = 0
         self._num_documents: int | None = None
 
     def update(self, amount: int, num_documents: int | None = None) -> None:
         self._amount += amount
         self._num_documents = num_documents if num_documents is not None else self._num_documents
-        if time.monotonic() - self._told > LINE_INTERVAL_S:
-            self.tell()
+        if time.monotonic() - self._last_logged > LOG_INTERVAL_S:
+            self.log_progress()
 
-    def tell(self) -> None:
-        self._told = time.monotonic()
-        elapsed_s = max(self._told - self._begin, 1e-3)
+    def log_progress(self) -> None:
+        self._last_logged = time.monotonic()
+        elapsed_s = max(self._last_logged - self._begin, 1e-3)
         documents = f", {self._num_documents:,} documents" if self._num_documents is not None else ""
         done = f"{self._amount:,} of {self._total:,} {self._unit}{documents}"
-        rest_s = elapsed_s * (self._total - self._amount) / self._amount if self._amount else 0.0
-        left = f", {rest_s:.0f} s left" if self._amount < self._total else ""
-        self._say(
-            f"{self._label}: {done}, {elapsed_s:.1f} s, {self._amount / elapsed_s / 1e6:.1f} M{self._unit}/s{left}"
-        )
+        remaining_s = elapsed_s * (self._total - self._amount) / self._amount if self._amount else 0.0
+        remaining = f", {remaining_s:.0f} s left" if self._amount < self._total else ""
+        rate = f"{self._amount / elapsed_s / 1e6:.1f} M{self._unit}/s"
+        self._log(f"{self._label}: {done}, {elapsed_s:.1f} s, {rate}{remaining}")

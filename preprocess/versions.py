@@ -1,4 +1,9 @@
-"""TODO."""
+"""The versions that a build depends on.
+
+A recipe and its input files decide the bytes of a build, but so do the libraries: another version
+of ftfy may clean a text differently. The manifest therefore records their versions as `made_with`,
+and the work of an interrupted build is continued only by the same versions.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +13,22 @@ import unicodedata
 
 from preprocess import __version__
 
-# Libraries that touch a build's bytes, by tokenizer.
 LIBRARIES = ("numpy", "pyarrow", "xxhash", "orjson", "ftfy")
-TOKENIZER_LIBRARIES = {
-    "gpt2": ("tiktoken", "gigatoken"), "tiktoken": ("tiktoken", "gigatoken"), "sentencepiece": ("sentencepiece", "gigatoken"),
+LIBRARIES_OF_TOKENIZER = {
+    "gpt2": ("tiktoken", "gigatoken"),
+    "tiktoken": ("tiktoken", "gigatoken"),
+    "sentencepiece": ("sentencepiece", "gigatoken"),
     "huggingface": ("tokenizers", "gigatoken"),
-}  # fmt: skip
+}
 
 
-def made_with(tokenizer: str) -> dict[str, str]:
-    """Versions of Folio, Python, its Unicode tables and the libraries that touch bytes."""
-    names = (*LIBRARIES, *TOKENIZER_LIBRARIES.get(tokenizer, ()))
+def collect_versions(tokenizer_kind: str) -> dict[str, str]:
+    """Return the versions of everything that affects the bytes of a build.
+
+    The version of a library that is not installed is "absent".
+    """
     versions = {"folio": __version__, "python": platform.python_version(), "unicode": unicodedata.unidata_version}
-    for name in names:
+    for name in (*LIBRARIES, *LIBRARIES_OF_TOKENIZER.get(tokenizer_kind, ())):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""What several test files share: a small corpus on disk, a builder, and where the mirror is."""
+"""Fixtures and helpers of several test files: corpora, builds, and the command `preprocess`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,17 @@ from preprocess.shards.format import Build
 from preprocess.shards.writer import ShardPlan, ShardSealer, WriteOffset, create_shard, cut_shards, write_documents
 
 ROOT = Path(__file__).resolve().parent.parent
-VERSE = "O Romeo, Romeo! wherefore art thou Romeo?\nDeny thy father and refuse thy name;\n\nOr, if thou wilt not, be but sworn my love,\n\n"
+VERSE = (
+    "O Romeo, Romeo! wherefore art thou Romeo?\nDeny thy father and refuse thy name;\n\n"
+    "Or, if thou wilt not, be but sworn my love,\n\n"
+)
 
 
 def pytest_configure() -> None:
-    """Signals that tests send reach their processes, though a shell that started us in the background, or nohup, had them ignored."""
+    """Restore the default signal handlers, which the processes that tests start inherit.
+
+    A shell ignores SIGINT for background processes, and nohup ignores SIGHUP.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -34,7 +40,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of the tests' own, so that none depends on what this user has downloaded."""
+    """Use an empty cache, so that no test depends on what the user has downloaded."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["FOLIO_CACHE"] = str(folder)
     os.environ.pop("FOLIO_SHARDS", None)
@@ -43,16 +49,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mirror() -> Path:
-    """The folder of real corpora; a test that wants it is skipped where there is none."""
-    where = os.environ.get("PREPROCESS_MIRROR")
-    if not where or not Path(where).is_dir():
+    """Return the folder of real corpora, $PREPROCESS_MIRROR. Without it the test is skipped."""
+    folder = os.environ.get("PREPROCESS_MIRROR")
+    if not folder or not Path(folder).is_dir():
         pytest.skip("needs real corpora: set PREPROCESS_MIRROR to a folder laid out as <corpus>/<file name>")
-    return Path(where)
+    return Path(folder)
 
 
 @pytest.fixture
 def text_recipe(tmp_path: Path) -> Callable[..., tuple[Recipe, Path]]:
-    """Makes a recipe for a text of the test's own, and the file that holds it."""
+    """Return a function that writes a text to a file, and returns a recipe for it and the path."""
 
     def make(text: str | bytes = VERSE * 40, **settings: Any) -> tuple[Recipe, Path]:
         data = text.encode() if isinstance(text, str) else text
@@ -69,7 +75,7 @@ def text_recipe(tmp_path: Path) -> Callable[..., tuple[Recipe, Path]]:
 
 @pytest.fixture
 def build_text(text_recipe: Callable[..., tuple[Recipe, Path]], tmp_path: Path) -> Callable[..., Build]:
-    """Builds a text of the test's own and opens it."""
+    """Return a function that makes a build of a text and opens it."""
 
     def make(text: str | bytes = VERSE * 40, *, name: str = "own", replace: bool = False, **settings: Any) -> Build:
         recipe, path = text_recipe(text, **settings)
@@ -82,12 +88,12 @@ def build_text(text_recipe: Callable[..., tuple[Recipe, Path]], tmp_path: Path) 
 
 @pytest.fixture
 def preprocess(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the command in a process of its own, in `tmp_path`, without a network to reach."""
+    """Return a function that runs the command `preprocess` in `tmp_path`, without a network."""
 
     def run(
         *arguments: str, env: dict[str, str] | None = None, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
-        # A proxy that nobody listens at: whatever a machine can reach, these tests reach nothing but loopback.
+        # Nothing listens on the proxy's port, so that only loopback can be reached.
         offline = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"), "http://127.0.0.1:9")
         offline |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "PYTHONPATH": str(ROOT)}
         environment = (
@@ -112,7 +118,11 @@ def write_split(
     shard_tokens: int = 1 << 20,
     text_bytes: int = 0,
 ) -> dict[str, Any]:
-    """Shards of documents that lie in memory; returns the manifest's entry of the split."""
+    """Write documents to shards, and return the manifest's entry of the split.
+
+    `ids`: (N,) of all documents. `ends`: (D,) exclusive end of each in `ids`. `docs`: (D,) of
+    DOC_DTYPE.
+    """
     ends = np.asarray(ends, np.int64)
     lengths = np.diff(ends, prepend=0)
     shards: list[dict[str, Any]] = []
@@ -127,14 +137,14 @@ def write_split(
 
 
 def assert_one_line(message: str) -> None:
-    """That a message is short, and that no terminal would take it for two."""
+    """Assert that a message is short, and is one line on any terminal."""
     assert len(message) < 500 and not any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in message), ascii(
         message
     )
 
 
 def file_bytes(folder: Path) -> dict[str, bytes]:
-    """Every file of a build but the one that may differ."""
+    """Return the content of every file of a build, except build_log.json, which may differ."""
     return {
         str(p.relative_to(folder)): p.read_bytes()
         for p in sorted(folder.rglob("*"))

@@ -1,7 +1,10 @@
-"""How good a run's checkpoints are, on the whole validation split: `python train/evaluate.py RUN [--all] [--questions N] …`.
+"""Evaluate checkpoints on the whole validation split.
 
-RUN/evaluations.jsonl                    a row an evaluation, written when it is complete; the same one is never made twice
-RUN/evaluations/<step>-<key>.safetensors the loss of each window, by which two runs are compared: `--compare RUN RUN …`
+    python train/evaluate.py RUN [--all | --best] [--prompts FILE_OR_N] [--compare RUN …]
+
+Each evaluation appends a row to RUN/evaluations.jsonl, and an evaluation that is there already is
+not made again. The losses of its windows are stored in RUN/evaluations/, so that `--compare` can
+compare runs window by window.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ if __name__ == "__main__":  # started by path: this folder would hide the packag
 import argparse
 import dataclasses
 import functools
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,89 +33,156 @@ from train.core.device import choose_device
 from train.core.distributed import World
 from train.data.batches import ValidationWindows
 from train.data.streams import DataSource, StreamedText, open_data_source, open_validation
-from train.evaluation.comparison import check_comparable, compare, format_loss, spell
-from train.evaluation.job import Asked, Job, perform, prepare
-from train.evaluation.list_checkpoints import checkpoints_of, folder_of, pass_over
+from train.evaluation.comparison import check_comparable, compare_runs, format_loss, format_number
+from train.evaluation.job import EvaluationJob, EvaluationSettings, prepare_job, run_job
 from train.evaluation.mlflow_runs import log_evaluation
 from train.evaluation.prompts import read_prompts
-from train.evaluation.results import Row, append_row, losses_of, read_evaluations
+from train.evaluation.results import EvaluationRow, append_evaluation, read_evaluations, read_losses_of_row
+from train.evaluation.select_checkpoints import find_run_dir, iter_checkpoints, warn_skipped
 from train.run.checkpoint import CheckpointError
-from train.run.metrics import format_perplexity
+from train.run.console import format_perplexity
 from train.run.run_dir import EVALUATIONS_DIR, LOCK_FILE
-from train.trackers.client import check_trackers
+from train.trackers.check import check_trackers
 
-STOPPED = "stopped; what is evaluated is kept, and the same command goes on with the rest"
+STOPPED = "stopped; the evaluations so far are saved, run the same command again to continue"
+
+
+def main(arguments: list[str]) -> int:
+    """Evaluate or compare the runs that the command line names. Return the exit status."""
+    options = _parse(arguments)
+    runs: list[Path] = options.compare
+    if options.run is None:
+        build_id = None if options.data is None else open_data_source(options.data, world=World()).build_id
+    else:
+        which = "all" if options.all else "best" if options.best else "newest"
+        if runs:
+            check_comparable(find_run_dir(options.run), runs)
+        if options.mlflow:
+            check_trackers(["mlflow"], option="--mlflow")
+        settings, device = _make_settings(options), choose_device(options.device)
+        with log_when_stopped(STOPPED):
+            log = log_evaluation if options.mlflow else None
+            output = Output(quiet=options.quiet, json=options.json)
+            out_dir, row = evaluate_run(options.run, which, settings, device=device, log=log, output=output)
+        runs, build_id = [out_dir, *runs], row.build_id
+    if options.compare:
+        width = shutil.get_terminal_size().columns
+        print(compare_runs(runs, best=options.best, build_id=build_id, width=width))
+    return 0
 
 
 def evaluate_run(
-    run: Path, which: str, asked: Asked, *, device: torch.device, log: Callable[[Path, Row], bool] | None
-) -> tuple[Path, Row]:
-    """Evaluate the checkpoints of `run` that `which` names, newest, best or all, unless they have been; tell all about it.
+    run: Path,
+    which: str,
+    settings: EvaluationSettings,
+    *,
+    device: torch.device,
+    log: Callable[[Path, EvaluationRow], bool] | None,
+    output: Output,
+) -> tuple[Path, EvaluationRow]:
+    """Evaluate checkpoints of `run` that have not been evaluated yet, and print all results.
 
-    `log` takes each row, of before or of now, somewhere else, and returns whether it was not there yet. Returns the run's folder
-    and the last row. Raises MisuseError for what does not fit, FolioError where no checkpoint can be evaluated.
+    `which` is "newest", "best" or "all". `log` is called with the run directory and each row, old
+    or new, and returns whether the row was logged now. Returns the run directory and the last row.
+    Raises MisuseError if an argument does not fit, and FolioError if no checkpoint can be evaluated.
     """
-    out_dir, once = folder_of(run), functools.cache(warn)
-    # Opened once for all checkpoints: a stream's validation text takes a pass over all of it.
-    open_text, open_windows = (
-        functools.cache(functools.partial(open_data_source, world=World())),
-        functools.cache(functools.partial(_open_windows, device=device)),
-    )
+    out_dir, warn_once = find_run_dir(run), functools.cache(warn)
+    # Opened once for all checkpoints: to find the validation text of a stream, all of the stream
+    # has to be read.
+    open_source = functools.cache(functools.partial(open_data_source, world=World()))
+    open_windows = functools.cache(functools.partial(_open_windows, device=device, output=output))
     num_new, last = 0, None
-    with _alone(out_dir):
-        for checkpoint in checkpoints_of(run, which):
+    with _lock_evaluations(out_dir):
+        for checkpoint in iter_checkpoints(run, which):
             try:
-                job = prepare(checkpoint, asked, device=device, open_data_source=open_text, warn=once)
-                row, is_new = _evaluate(job, open_windows, out_dir)
+                job = prepare_job(checkpoint, settings, device=device, open_data_source=open_source, warn=warn_once)
+                row, is_new = _evaluate(job, open_windows, out_dir, output)
             except CheckpointError as e:
-                if which != "all" and (checkpoint.folder.exists() or checkpoint.folder == run):
+                is_deleted = not checkpoint.folder.exists() and checkpoint.folder != run
+                if which != "all" and not is_deleted:
                     raise
-                pass_over(e)
+                warn_skipped(e)
                 continue
             if log and log(out_dir, row):
-                print(f"step {row['step']:,} is logged to MLflow", flush=True)
+                output.note(f"step {row.step:,} is logged to MLflow")
             num_new, last = num_new + is_new, row
             if which != "all":
                 break
     if last is None:
         raise FolioError(f"no checkpoint of {run} can be evaluated; train again, or restore one")
     if not num_new:
-        print("nothing was left to evaluate")
+        output.note("nothing was left to evaluate")
     return out_dir, last
 
 
 def _evaluate(
-    job: Job, open_windows: Callable[[DataSource, Config], ValidationWindows], out_dir: Path
-) -> tuple[Row, bool]:
-    """The row of an evaluation, told, and whether there was anything to do for it."""
-    before = next((row for row in read_evaluations(out_dir) if row["key"] == job.key), None)
-    if before is not None and losses_of(out_dir, before) is not None:
-        _tell(before, "  (evaluated before)")
-        return before, False
-    if before is not None:
-        tell = functools.partial(_tell, more="  (evaluated before; the losses of its windows were missing)")
-        perform(dataclasses.replace(job, questions=[]), open_windows(job.source, job.config), out_dir, tell=tell)
-        return before, True
-    row = perform(job, open_windows(job.source, job.config), out_dir, tell=_tell)
-    append_row(out_dir, row)
-    for number, each in enumerate(row["answers"], start=1):
-        print(printable(f"question {number}: {each['prompt']}\nanswer {number}: {each['answer']}"), flush=True)
+    job: EvaluationJob, open_windows: Callable[[DataSource, Config], ValidationWindows], out_dir: Path, output: Output
+) -> tuple[EvaluationRow, bool]:
+    """Print the row of an evaluation, and return it and whether something had to be computed."""
+    previous = next((row for row in read_evaluations(out_dir) if row.key == job.key), None)
+    if previous is not None and read_losses_of_row(out_dir, previous) is not None:
+        output.losses(previous, "  (evaluated before)")
+        output.json_row(previous)
+        return previous, False
+    if previous is not None:
+        log = functools.partial(output.losses, note="  (evaluated before; the losses of its windows were missing)")
+        run_job(dataclasses.replace(job, prompts=[]), open_windows(job.source, job.config), out_dir, log=log)
+        output.json_row(previous)
+        return previous, True
+    row = run_job(job, open_windows(job.source, job.config), out_dir, log=output.losses)
+    append_evaluation(out_dir, row)
+    output.completions(row)
+    output.json_row(row)
     return row, True
 
 
-def _tell(row: Row, more: str = "") -> None:
-    print(one_line(describe(row)) + more, flush=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Output:
+    """Prints evaluations: as text, or with `json` one JSON object per line. With `quiet`, results only."""
+
+    quiet: bool = False
+    json: bool = False
+
+    def note(self, line: str) -> None:
+        """Print a line that is not a result."""
+        if not self.quiet and not self.json:
+            print(one_line(line), flush=True)
+
+    def json_row(self, row: EvaluationRow) -> None:
+        """Print a finished evaluation as JSON, if that is asked for."""
+        if self.json:
+            print(json.dumps(row.as_dict()), flush=True)
+
+    def losses(self, row: EvaluationRow, note: str = "") -> None:
+        """Print the losses of an evaluation as text."""
+        if self.json:
+            return
+        columns = (
+            f"step {row.step:,}",
+            f"val loss {format_loss(row)}",
+            f"perplexity {format_perplexity(row.perplexity)}",
+            f"bits per byte {format_number(row.bits_per_byte, '.4f')}",
+            f"{row.num_windows:,} windows of {row.data}, in {row.precision} on {row.device}",
+        )
+        print(one_line("  ".join(columns)) + note, flush=True)
+
+    def completions(self, row: EvaluationRow) -> None:
+        """Print the prompts and completions of an evaluation as text."""
+        if self.json:
+            return
+        for number, each in enumerate(row.completions, start=1):
+            print(printable(f"prompt {number}: {each.prompt}\ncompletion {number}: {each.completion}"), flush=True)
 
 
-def _open_windows(source: DataSource, config: Config, *, device: torch.device) -> ValidationWindows:
+def _open_windows(source: DataSource, config: Config, *, device: torch.device, output: Output) -> ValidationWindows:
     if isinstance(source, StreamedText):
-        print(f"reading {one_line(source.name)} to its end for all of its validation text", flush=True)
+        output.note(f"reading all of {source.name} for its validation text")
     return open_validation(source, config, device=device)
 
 
 @contextmanager
-def _alone(out_dir: Path) -> Iterator[None]:
-    """Hold the evaluations of a run for this process; a process that trains in it goes on meanwhile."""
+def _lock_evaluations(out_dir: Path) -> Iterator[None]:
+    """Let only one process evaluate a run at a time. It may be trained meanwhile."""
     (out_dir / EVALUATIONS_DIR).mkdir(exist_ok=True)
     try:
         with FileLock(out_dir / EVALUATIONS_DIR / LOCK_FILE, timeout=0):
@@ -120,91 +191,77 @@ def _alone(out_dir: Path) -> Iterator[None]:
         raise FolioError(f"another process is evaluating {out_dir}; wait until it ends") from e
 
 
-def describe(row: Row) -> str:
-    """An evaluation in a line."""
-    texts = [
-        f"step {row['step']:,}",
-        f"val loss {format_loss(row)}",
-        f"perplexity {format_perplexity(row['perplexity'])}",
-    ]
-    texts += [f"bits per byte {spell(row['bits_per_byte'], '.4f')}"]
-    return "  ".join(
-        [*texts, f"{row['num_windows']:,} windows of {row['data']}, in {row['precision']} on {row['device']}"]
+def _make_settings(options: argparse.Namespace) -> EvaluationSettings:
+    prompts = "0" if options.prompts is None else options.prompts
+    is_count = prompts.isdecimal()
+    return EvaluationSettings(
+        data=options.data,
+        num_prompts=int(prompts) if is_count else 0,
+        prompts=() if is_count else read_prompts(Path(prompts)),
+        completion_tokens=options.tokens,
+        temperature=options.temperature or 0.0,
     )
-
-
-def main(arguments: list[str]) -> int:
-    options = _parse(arguments)
-    runs: list[Path] = options.compare
-    if options.run is None:
-        build_id = None if options.data is None else open_data_source(options.data, world=World()).build_id
-    else:
-        asked = Asked(
-            data=options.data,
-            num_questions=options.questions or 0,
-            prompts=read_prompts(options.prompts) if options.prompts else (),
-            completion_tokens=options.tokens,
-            temperature=options.temperature or 0.0,
-        )
-        which = "all" if options.all else "best" if options.best else "newest"
-        if runs:  # now, not after an hour
-            check_comparable(folder_of(options.run), runs)
-        if options.mlflow:
-            check_trackers(["mlflow"], named_by="--mlflow")
-        log = log_evaluation if options.mlflow else None
-        with log_when_stopped(STOPPED):
-            out_dir, row = evaluate_run(options.run, which, asked, device=choose_device(options.device), log=log)
-        runs, build_id = [out_dir, *runs], row["build_id"]
-    if options.compare:
-        print(compare(runs, best=options.best, build_id=build_id, width=shutil.get_terminal_size().columns))
-    return 0
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python train/evaluate.py",
-        description="The loss of a run's checkpoints on the whole validation split; each is evaluated once.",
+        description="Compute the loss of a run's checkpoints on the whole validation split; each is evaluated once.",
+        json=True,
     )
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="the out_dir of a run, or a checkpoint in it")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--all", action="store_true", help="every checkpoint, not the newest")
+    which.add_argument("--all", action="store_true", help="evaluate every checkpoint, instead of the newest")
     which.add_argument(
-        "--best", action="store_true", help="the checkpoint of the lowest validation loss, not the newest"
+        "--best",
+        action="store_true",
+        help="evaluate the checkpoint of the lowest validation loss, instead of the newest",
     )
     parser.add_argument("--data", metavar="DATA", help="other data of the same tokenizer [the run's]")
-    asking = parser.add_mutually_exclusive_group()
-    asking.add_argument(
-        "--questions", type=int, metavar="N", help="have the beginnings of N validation documents continued"
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument(
+        "--prompts",
+        metavar="FILE_OR_N",
+        help="complete the prompts in a file, one per line (text, or .jsonl with the key `prompt`), or N beginnings of "
+        "validation documents",
     )
-    asking.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="have prompts continued, one a line: text, or .jsonl with `prompt`"
+    prompts.add_argument("--questions", dest="prompts", help=argparse.SUPPRESS)  # an earlier name
+    parser.add_argument(
+        "--tokens", type=int, metavar="N", help="maximum length of a completion [the run's completion_tokens]"
     )
     parser.add_argument(
-        "--tokens", type=int, metavar="N", help="tokens of an answer at most [the run's completion_tokens]"
-    )
-    parser.add_argument(
-        "--temperature", type=float, metavar="X", help="of answers; 0 always takes the likeliest token [0]"
+        "--temperature", type=float, metavar="X", help="of completions; 0 always takes the most likely token [0]"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N [auto]")
     parser.add_argument("--mlflow", action="store_true", help="log each evaluation to MLflow, once")
     parser.add_argument(
-        "--compare", nargs="+", type=Path, default=[], metavar="RUN", help="a table of the evaluations of these and RUN"
+        "--compare", nargs="+", type=Path, default=[], metavar="RUN", help="print a table of RUN and these runs"
     )
     options = parser.parse_args(arguments)
+    _check_options(parser, options)
+    return options
+
+
+def _check_options(parser: Parser, options: argparse.Namespace) -> None:
+    if options.json and options.compare:
+        parser.error("--json prints evaluations, and --compare prints a table; leave one of them out")
     if options.run is None and not options.compare:
-        parser.error("no run is named, wanted RUN, or --compare RUN RUN")
-    is_asking = options.questions is not None or options.prompts is not None
-    for name in ("all", "questions", "prompts", "mlflow", "tokens", "temperature"):
+        parser.error("no run is given, expected RUN, or --compare RUN RUN")
+    for name in ("all", "prompts", "mlflow", "tokens", "temperature"):
         if (value := getattr(options, name)) is None or value is False:
             continue
         if options.run is None:
-            parser.error(f"--{name} evaluates, and --compare alone does not; name the RUN to evaluate before --compare")
-        if name in ("tokens", "temperature") and not is_asking:
-            parser.error(f"--{name} is of answers, and nothing is asked; add --questions N or --prompts FILE")
-    for name in ("questions", "tokens"):
-        if (number := getattr(options, name)) is not None and number < 1:
-            parser.error(f"--{name} is {number}, wanted 1 or more")
-    return options
+            parser.error(
+                f"--{name} needs a run to evaluate, and --compare alone evaluates none; put RUN before --compare"
+            )
+        if name in ("tokens", "temperature") and options.prompts is None:
+            parser.error(
+                f"--{name} applies to completions, and there are no prompts; add --prompts FILE or --prompts N"
+            )
+    for name in ("prompts", "tokens"):
+        value = str(getattr(options, name))
+        if value.removeprefix("-").isdecimal() and int(value) < 1:
+            parser.error(f"--{name} must be at least 1, got {value}")
 
 
 if __name__ == "__main__":

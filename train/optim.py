@@ -1,4 +1,19 @@
-"""The optimizers, and their learning rates."""
+"""The optimizers (AdamW and Muon), their parameter groups, and the learning rate schedule.
+
+Muon (Keller Jordan 2024) replaces the momentum of a weight matrix, U S Vᵀ, by about U Vᵀ: every
+direction is updated by the same amount, so that rare directions are learned as fast as frequent
+ones. Instead of a singular value decomposition, a few odd polynomials a x + b x³ + c x⁵ of the
+matrix bring its singular values near 1. They need only matrix products. Two things make this cheap
+here: all matrices of one shape are processed in one batch, and on a CPU the polynomials are
+multiplied together in the Gram matrix of the shorter side (`polynomial_factor`), which saves a
+third of the products.
+
+An update whose loss or gradient is not finite must be skipped, and the host must not wait for the
+device to know it. Both optimizers therefore take `found_inf`, a tensor on the device: if it is 1,
+weights and moments keep their values.
+
+Shapes: K matrices of A rows and B columns.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +22,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from train.config import Config
+from train.model.base import LanguageModel
 
-# Where AdamW has one kernel for all parameters, which also leaves out an update that `found_inf` refuses.
+# On these devices AdamW has one fused kernel for all parameters, which also skips an update if
+# `found_inf` is 1.
 FUSED_DEVICES = ("cuda", "cpu")
-# Polynomials a x + b x³ + c x⁵ that, one after the other, bring singular values between 0.001 and 1 as near to 1 as such polynomials can
-# (Polar Express, Amsel et al. 2025; computed by its algorithm).
+# The coefficients (a, b, c) that, one polynomial after the other, bring singular values from 0.001
+# to 1 as near to 1 as such polynomials can (Polar Express, Amsel et al. 2025; computed by its
+# algorithm).
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -22,49 +40,56 @@ POLAR_EXPRESS = (
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
-# Of a small matrix few singular values are small. At 128 rows the first three learned as much as all (bench/README.md), in three fifths of
-# the time, which is a quarter of such a model's step.
-SMALL_MATRIX, FEW_POLYNOMIALS = 256, 3
-ROOM_FOR_ROUNDING = 1.02  # beyond 1, the first polynomial grows fast
-ROOM_FOR_EACH = 1.01  # and each is steep where the one before has its highest values: the authors' safety factor
+# A small matrix has few small singular values. At 128 rows three polynomials learned as much as
+# five (bench/README.md) in three fifths of the time, which is a quarter of such a model's step.
+SMALL_MATRIX_ROWS, NUM_SMALL_POLYNOMIALS = 256, 3
+NORM_MARGIN = 1.02  # the first polynomial grows fast beyond 1, and rounding may exceed it
+STEP_MARGIN = 1.01  # the same before each polynomial in bfloat16: the safety factor of Polar Express
 WSD_DECAY_FRACTION = 0.2
-# What each optimizer keeps of a parameter; all but `step` have its shape.
+# The state that each optimizer keeps per parameter; all except `step` have the parameter's shape.
 SLOTS: dict[str, tuple[str, ...]] = {"AdamW": ("step", "exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """`matrices`: (K, A, B). Returns about U Vᵀ of each one's U S Vᵀ: singular values near 1, by three polynomials from 0.1 to 1.9.
+    """Return about U Vᵀ for each matrix U S Vᵀ of `matrices`, (K, A, B): singular values near 1.
 
-    On CUDA in bfloat16, which loses nothing that matters here; elsewhere that would cost time.
+    Three polynomials leave them between 0.1 and 1.9. Computes in bfloat16 on CUDA, where it is
+    faster and as good.
     """
     x = matrices.bfloat16() if matrices.is_cuda else matrices
     is_tall = x.shape[1] > x.shape[2]
     x = x.mT if is_tall else x
-    x = x / (x.norm(dim=(1, 2), keepdim=True) * ROOM_FOR_ROUNDING + 1e-7)
-    polynomials = POLAR_EXPRESS[:FEW_POLYNOMIALS] if x.shape[1] <= SMALL_MATRIX else POLAR_EXPRESS
-    x = _step_by_step(x, polynomials) if x.is_cuda else _factor(x @ x.mT, polynomials) @ x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) * NORM_MARGIN + 1e-7)
+    polynomials = POLAR_EXPRESS[:NUM_SMALL_POLYNOMIALS] if x.shape[1] <= SMALL_MATRIX_ROWS else POLAR_EXPRESS
+    x = apply_polynomials(x, polynomials) if x.is_cuda else polynomial_factor(x @ x.mT, polynomials) @ x
     return (x.mT if is_tall else x).to(matrices.dtype)
 
 
-def _step_by_step(x: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> Tensor:
-    """The polynomials of `x`, (K, A, B), one after the other, with room for the rounding of bfloat16 before each."""
+def apply_polynomials(x: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> Tensor:
+    """Return the polynomials of `x`, (K, A, B), applied one after the other, with a margin for
+    rounding before each.
+    """
     for a, b, c in polynomials:
-        x = x / ROOM_FOR_EACH
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        # The polynomial of x / STEP_MARGIN, with the division moved into the coefficients.
+        a, b, c = a / STEP_MARGIN, b / STEP_MARGIN**3, c / STEP_MARGIN**5
+        gram = x @ x.mT  # (K, A, A)
+        # a x + (b gram + c gram²) x, with the sums inside the products: three kernels instead of
+        # nine, and less rounding.
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
 
-def _factor(gram: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> Tensor:
-    """What the polynomials together multiply x by, from `gram` = x xᵀ, (K, A, A), alone: it is the shorter side's, and x is not touched.
+def polynomial_factor(gram: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> Tensor:
+    """Return P, (K, A, A), such that P @ x equals applying the polynomials to x in turn.
 
-    A third less to multiply for the matrices of a block. In bfloat16 its rounding would show; in float32 a random matrix of 128 rows
-    strays by 3 millionths from what the polynomials give one after the other, one of rank 1 and 768 rows by two thousandths.
+    Needs only the Gram matrix x xᵀ, (K, A, A), of the shorter side. In float32 the result of a
+    random matrix of 128 rows differs by 3e-6 from `apply_polynomials`, that of a matrix of rank 1
+    and 768 rows by 2e-3; bfloat16 is too coarse.
     """
     factor = step = None
     for a, b, c in polynomials:
         if step is not None:
-            gram = step @ gram @ step  # of x as it is by now; polynomials of one matrix can be multiplied in any order
+            gram = step @ gram @ step  # of the current x; polynomials of one matrix commute
         step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         step.diagonal(dim1=1, dim2=2).add_(a)
         factor = step if factor is None else step @ factor
@@ -73,66 +98,68 @@ def _factor(gram: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> 
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised (Keller Jordan 2024), for matrices.
+    """Momentum orthogonalized by `orthogonalize`, for matrices.
 
-    Does what torch.optim.Muon does, which takes one matrix after the other and cannot refuse an update on the device: this one
-    multiplies all matrices of a shape at once, and leaves weights and momentum as they are where `found_inf` is 1.
+    Computes what torch.optim.Muon computes, but for all matrices of one shape at once, and skips an
+    update if `found_inf` is 1, which torch's cannot do without waiting for the device.
     """
 
-    found_inf: Tensor | None = None  # () float32, set before a step, as AdamW's
+    found_inf: Tensor | None = None  # () float32, set before `step`, as for AdamW
 
     def __init__(self, params: Iterable[Tensor], *, lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override] # nobody gives it one
+    def step(self, closure: Any = None) -> None:  # type: ignore[override] # no caller passes a closure
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
                     by_shape.setdefault(p.shape, []).append(p)
             for params in by_shape.values():
-                self._step(params, group)
+                self._update(params, group)
 
-    def _step(self, params: list[Tensor], group: dict[str, Any]) -> None:
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
         grads = torch.stack([p.grad for p in params if p.grad is not None])  # (K, A, B)
-        taken: Tensor | float = 1.0  # 0 where the update is refused
+        is_applied: Tensor | float = 1.0  # 0.0 if the update is skipped
         if self.found_inf is not None:
-            taken = 1.0 - self.found_inf
-            grads = torch.where(self.found_inf > 0, 0.0, grads)  # never by multiplying: 0 × NaN is NaN
+            is_applied = 1.0 - self.found_inf
+            grads = torch.where(self.found_inf > 0, 0.0, grads)  # not by multiplying: 0 × NaN is NaN
         for p in params:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         momenta = [self.state[p]["momentum_buffer"] for p in params]
-        blended = torch.stack(momenta).lerp_(grads, taken * (1 - group["momentum"]))
-        updates = orthogonalize(grads.lerp(blended, group["momentum"]))  # Nesterov's look ahead
-        rows, columns = params[0].shape
-        rate = group["lr"] * max(1.0, rows / columns) ** 0.5
-        torch._foreach_copy_(momenta, list(blended.unbind()))
-        torch._foreach_mul_(params, 1.0 - group["lr"] * group["weight_decay"] * taken)
-        torch._foreach_add_(params, list((updates * (-rate * taken)).unbind()))
+        momentum = torch.stack(momenta).lerp_(grads, is_applied * (1 - group["momentum"]))  # (K, A, B)
+        updates = orthogonalize(grads.lerp(momentum, group["momentum"]))  # Nesterov momentum
+        num_rows, num_columns = params[0].shape
+        lr = group["lr"] * max(1.0, num_rows / num_columns) ** 0.5
+        torch._foreach_copy_(momenta, list(momentum.unbind()))
+        torch._foreach_mul_(params, 1.0 - group["lr"] * group["weight_decay"] * is_applied)
+        torch._foreach_add_(params, list((updates * (-lr * is_applied)).unbind()))
 
 
-def make_optimizers(model: nn.Module, config: Config, *, device: torch.device) -> list[torch.optim.Optimizer]:
-    """AdamW over `model`; or Muon over its blocks' matrices, and AdamW over the rest. Matrices and embeddings decay.
+def make_optimizers(model: LanguageModel, config: Config, *, device: torch.device) -> list[torch.optim.Optimizer]:
+    """Return AdamW over all of `model`; or Muon over the matrices of its blocks and AdamW over the
+    rest.
 
-    With embedding_learning_rate, the token embedding has a rate of its own: a step moves few of its rows.
+    Only parameters of two dimensions decay. With embedding_learning_rate, the token embedding has
+    its learning rate.
     """
-    by_muon = [p for p in model.get_submodule("h").parameters() if p.dim() == 2] if config.optimizer == "muon" else []
-    rest = [p for p in model.parameters() if not any(p is matrix for matrix in by_muon)]
-    rates = {
-        id(p): config.embedding_learning_rate or config.learning_rate for p in model.get_submodule("wte").parameters()
-    }
-    by_kind: dict[tuple[float, float], list[Tensor]] = {}
-    for p in rest:
-        kind = rates.get(id(p), config.learning_rate), config.weight_decay if p.dim() >= 2 else 0.0
-        by_kind.setdefault(kind, []).append(p)
-    groups = [
-        {"params": params, "lr": lr, "weight_decay": weight_decay} for (lr, weight_decay), params in by_kind.items()
-    ]
-    fused = device.type in FUSED_DEVICES
+    by_muon = [p for p in model.h.parameters() if p.dim() == 2] if config.optimizer == "muon" else []
+    embedding_lr = config.embedding_learning_rate or config.learning_rate
+    groups: dict[tuple[float, float], list[Tensor]] = {}  # (learning rate, weight decay) → parameters
+    for p in model.parameters():
+        if not any(p is matrix for matrix in by_muon):
+            lr = embedding_lr if p is model.wte.weight else config.learning_rate
+            groups.setdefault((lr, config.weight_decay if p.dim() >= 2 else 0.0), []).append(p)
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
+        torch.optim.AdamW(
+            [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()],
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            fused=device.type in FUSED_DEVICES,
+            capturable=device.type == "cuda",  # by a CUDA graph (run/captured_step.py)
+        )
     ]
     if by_muon:
         optimizers.append(
@@ -140,57 +167,66 @@ def make_optimizers(model: nn.Module, config: Config, *, device: torch.device) -
         )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["highest_lr"] = group["lr"]
+            group["max_lr"] = group["lr"]
+            if device.type == "cuda":  # a CUDA graph repeats the numbers that it was recorded with, but reads tensors
+                group["lr"] = torch.tensor(group["lr"], device=device)
     return optimizers
 
 
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
-    """Set every rate to `factor` times its highest."""
+    """Set the learning rate of every parameter group to `factor` times its maximum."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = factor * group["highest_lr"]
+            lr = factor * group["max_lr"]
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
 
 
-def update(optimizers: Iterable[torch.optim.Optimizer], is_good: Tensor) -> None:
-    """Take a step, or, where `is_good`, () bool, is false, none: neither weights nor moments change.
+def update(optimizers: Iterable[torch.optim.Optimizer], is_finite: Tensor) -> None:
+    """Apply an optimizer step, or none if `is_finite`, () bool, is false: weights and moments then
+    keep their values.
 
-    The device decides by itself, so that nobody waits for it; but where AdamW is not fused.
+    The device decides without the host waiting for it, unless AdamW is not fused.
     """
     for optimizer in optimizers:
-        is_refusable = isinstance(optimizer, Muon) or optimizer.defaults.get("fused")
-        if is_refusable or is_good:
-            optimizer.found_inf = (~is_good).float()  # type: ignore[attr-defined] # as GradScaler tells a fused optimizer
+        can_skip = isinstance(optimizer, Muon) or optimizer.defaults.get("fused")
+        if can_skip or is_finite:
+            optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined] # as GradScaler does for fused AdamW
             optimizer.step()
 
 
 def schedule_factor(step: int, config: Config) -> float:
-    """The share of the highest learning rate for the update that follows `step` updates.
+    """Return the learning rate of the update after `step` updates, as a fraction of the maximum.
 
-    Linear warmup; then, to min_lr at max_steps, a cosine, a line, or (wsd: warmup, stable, decay) nothing until the last
-    decay_steps, and a line there (Hu et al. 2024, MiniCPM).
+    Linear warmup; then down to min_lr at max_steps along a cosine or a line, or (wsd: warmup,
+    stable, decay; Hu et al. 2024, MiniCPM) constant until the last decay_steps and a line there.
     """
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
-    last = config.min_lr / config.learning_rate
+    final = config.min_lr / config.learning_rate
     begin = config.warmup_steps
     if config.schedule == "wsd":
         decay_steps = config.decay_steps or max(round(config.max_steps * WSD_DECAY_FRACTION), 1)
         begin = max(config.max_steps - 1 - decay_steps, begin)
     progress = min(max(step - begin, 0) / max(config.max_steps - 1 - begin, 1), 1.0)
-    left = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
-    return last + left * (1 - last)
+    remaining = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
+    return final + remaining * (1 - final)
 
 
 def allocate_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter the slots that its first step would make, all zero: memory is then taken before training begins."""
+    """Allocate the optimizer's state, all zeros, so that its memory is in use before training
+    starts.
+    """
     states: dict[int, dict[str, Tensor]] = {}
-    counts_on_device = bool(
-        optimizer.defaults.get("fused")
-    )  # else the host reads the count of steps, for each parameter
+    # The count of steps is on the host for an AdamW that is not fused, or each step would wait for
+    # the device.
+    is_fused = bool(optimizer.defaults.get("fused"))
     for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        slots = SLOTS[type(optimizer).__name__]
-        step_device = p.device if counts_on_device else torch.device("cpu")
+        step_device = p.device if is_fused else torch.device("cpu")
         states[i] = {
-            key: torch.zeros((), device=step_device) if key == "step" else torch.zeros_like(p) for key in slots
+            key: torch.zeros((), device=step_device) if key == "step" else torch.zeros_like(p)
+            for key in SLOTS[type(optimizer).__name__]
         }
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,285 +1,276 @@
-"""Train a GPT on a build: `python train/train.py configs/small.py [--key=value ...] [--restart] [--help]`.
+"""Train a GPT: `python train/train.py configs/small.py [--key=value ...] [--restart] [--help]`.
 
-The same command continues a run that was interrupted. On CPU it then writes the same losses to the last bit.
-Several processes: `torchrun --nproc_per_node=8 train/train.py configs/small.py`.
+Read this file from top to bottom. main() opens the data and the device; setup() creates or restores
+the training state; train() is the training loop; optimizer_step() is one update, by
+forward_backward() and clip_and_update(). Two objects are passed along: `run` holds what stays the
+same (configuration, data, device, processes, autocast), `state` what training changes (model,
+optimizers, counters).
+
+The same command resumes an interrupted run. On a CPU it then logs the same losses to the last bit.
+On several GPUs: `torchrun --nproc_per_node=8 train/train.py configs/small.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import sys
+from functools import partial
 from pathlib import Path
 
-if __name__ == "__main__":  # started by path: this folder would hide the package `train`
+if __name__ == "__main__":  # started by path: the folder train/ would hide the package `train`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import contextlib
-import dataclasses
-import functools
-import os
-from typing import Any
+# libgomp reads this when torch is imported. Its threads wait for each other in busy loops, which
+# slows down other processes and, beside one busy process on 2 cores, training itself (from 6,900 to
+# 4,100 tokens/s). The idle machine is as fast.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-# Before torch reads it: libgomp's threads spin for each other, and where another process wants a core too, they spin in
-# its way. On 2 cores: 13,700 tokens/s on an idle machine with either value; beside one busy process 6,900, not 4,100.
-os.environ["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "1000")
-
-from train.config import Command, Config, load_config, parse_command_line, print_help
+from train.config import answer_question, load_config, parse_command_line
 from train.core.cli import run_command, warn
 
-if __name__ == "__main__" and {"--help", "-h"} & {*sys.argv}:  # before torch, whose import takes seconds
-    sys.exit(run_command(print_help, []))
+if __name__ == "__main__" and answer_question(sys.argv[1:]):  # --help, before torch, whose import takes seconds
+    sys.exit(0)
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from preprocess.errors import FolioError, MisuseError, one_line
-from preprocess.shards.files import canonical_json, sha256_bytes
-from train.core.device import (
-    choose_device,
-    choose_precision,
-    describe_device,
-    device_peak_flops,
-    make_autocast,
-    peak_memory_bytes,
-    set_matmul_precision,
+from preprocess.errors import MisuseError
+from train.core.distributed import init_processes
+from train.core.memory import translate_out_of_memory
+from train.data.batches import Batch, Prefetcher, dropout_seed
+from train.optim import schedule_factor, set_learning_rate, update
+from train.run.after_step import (
+    check_and_save,
+    check_evaluation,
+    due_after,
+    evaluate_and_log,
+    log_completion,
+    save_checkpoint,
+    update_early_stopping,
 )
-from train.core.distributed import World, init_processes
-from train.core.memory import keep_freed_memory
-from train.data.batches import Data, Prefetcher
-from train.data.streams import DataSource, open_data_source, open_data_splits
-from train.model.sampler import control_tokens
-from train.run.after_step import Loop, take_step
+from train.run.captured_step import CapturedStep, can_capture_step
 from train.run.checkpoint import Checkpoint, restore
+from train.run.context import Run, open_run
+from train.run.divergence import check_skipped, roll_back
+from train.run.finished import report_finished
 from train.run.init_from import initialize
-from train.run.metrics import METRICS_FILE, Report, Work, read_rows
-from train.run.preflight import Preflight, is_out_of_memory, preflight, ran_out_of_memory, too_large
-from train.run.run_dir import find_start, forget, locked, tidy, what_is_finished, write_run
+from train.run.logger import RunLogger
+from train.run.messages import describe_end, describe_start, step_cost
+from train.run.preflight import describe_out_of_memory, describe_too_large, preflight
+from train.run.run_dir import find_start, lock_run_dir, prepare_run_dir
 from train.run.signals import StopRequest
-from train.run.state import Training, broadcast_state, new_training
+from train.run.state import StepResult, TrainingState, broadcast_state, new_state
 from train.run.validation import EarlyStopping
-from train.trackers.client import check_trackers, tell_the_rest
-
-OF_EACH_PROCESS = ("data", "out_dir", "device")  # settings in which processes on several machines may differ
 
 
 def main(arguments: list[str]) -> int:
-    command = parse_command_line(arguments)
-    if command.help or command.config_path is None:
-        return print_help(arguments)
-    config = load_config(command.config_path, command.overrides)
-    with init_processes(by_cuda=config.device != "cpu" and torch.cuda.is_available()) as world:
-        device = choose_device(config.device, local_rank=world.local_rank, num_local=world.num_local)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        elif device.type == "cpu":
-            keep_freed_memory()
-        precision = choose_precision(config.precision, device)
-        set_matmul_precision(precision)
-        config = dataclasses.replace(config, device=str(device), precision=precision)
-        builds = open_data_source(config.data, world=world)
-        control_tokens(builds.manifest, config)  # for what it refuses: an author of no sample in the build
-        data = open_data_splits(builds, config, device=device, world=world)
-        with locked(Path(config.out_dir)) if world.is_main else contextlib.nullcontext():
-            return run(command, config, builds, data=data, world=world, device=device)
-
-
-def run(command: Command, config: Config, builds: DataSource, *, data: Data, world: World, device: torch.device) -> int:
-    """Begin or continue the run that lives in out_dir. Returns the exit status."""
-    _check_same(config, builds, world)
-    world.run_on_main(lambda: check_trackers(config.track))
-    start = world.run_on_main(lambda: find_start(config, builds, restart=command.restart, warn=warn))
-    finished = what_is_finished(start, config) if start else None
-    if world.all_reduce_max(finished is not None):
-        if world.is_main:
-            tell_trackers(config, builds)
-        print(one_line(finished or ""), end="\n" if finished else "")
+    """Train the run that the command line describes. Return the exit status."""
+    if answer_question(arguments):
         return 0
-    try:
-        # All that can fail is made before anything in out_dir changes.
-        training = begin(config, builds, data=data, start=start, world=world, device=device)
-        if world.is_main:
-            for note in builds.notes:
-                warn(note)
-            print("\n".join(config.lines()), flush=True)
-        wrapped = world.wrap(training.model, device)
-        found = preflight(config, builds, training, data, wrapped=wrapped, world=world)
-    except (MemoryError, RuntimeError) as e:
-        if not is_out_of_memory(e):
-            raise
-        raise FolioError(too_large(config, device)) from e
-
-    def write() -> None:
-        if command.restart:
-            forget(Path(config.out_dir))
-        tidy(Path(config.out_dir))
-        write_run(config, builds)
-
-    world.run_on_main(write)
-    try:
-        return train(
-            config, builds, training=training, wrapped=wrapped, data=data, start=start, found=found, world=world
-        )
-    except (MemoryError, RuntimeError) as e:
-        if not is_out_of_memory(e):
-            raise
-        raise FolioError(ran_out_of_memory(training)) from e
-
-
-def tell_trackers(config: Config, builds: DataSource) -> None:
-    """Of a run that is finished: what trackers were not told of it."""
-    out_dir, say = Path(config.out_dir), functools.partial(print, flush=True)
-    rows = read_rows(out_dir / METRICS_FILE)
-    for name in tell_the_rest(config.track, out_dir, about=_about(config, builds), rows=rows, say=say, warn=warn):
-        say(f"{name} is told what it was not told before")
-
-
-def _about(config: Config, builds: DataSource) -> dict[str, Any]:
-    """What trackers are told of a run."""
-    return {"config": config.as_dict(), "build_id": builds.build_id, "build_name": builds.name}
-
-
-def _check_same(config: Config, builds: DataSource, world: World) -> None:
-    """Raise MisuseError where processes would train different things."""
-    settings = {key: value for key, value in config.as_dict().items() if key not in OF_EACH_PROCESS}
-    told = [settings, builds.build_id, torch.__version__]
-    if not world.all_equal(int(sha256_bytes(canonical_json(told))[:12], 16)):
-        raise MisuseError(
-            f"process {world.rank} was started with settings, a build or a torch of its own; start all with the same ones "
-            f"(here build_id {builds.build_id[:12]}, torch {torch.__version__})"
-        )
-
-
-def begin(
-    config: Config, builds: DataSource, *, data: Data, start: Checkpoint | None, world: World, device: torch.device
-) -> Training:
-    """Training as the seed makes it, as it was at `start`, or with the weights that `init_from` names; in all processes alike."""
-    vocab_size = world.all_reduce_max(start.vocab_size if start else builds.vocab_size)
-    training = new_training(config, vocab_size, device=device)
-
-    def load() -> None:
-        if start is not None:
-            restore(start, training)
-            if config.resume != "auto":  # what was best there is not here
-                training.early_stopping = EarlyStopping()
-            if start.origin.settings["batch_size"] != config.batch_size:
-                training.micro_batch = None
-        elif config.init_from is not None:
-            initialize(training.model, config, builds, warn=warn)
-
-    world.run_on_main(load)
-    broadcast_state(training, world)
-    if training.step > 0:
-        if training.streams is not None and len(training.streams) != world.size:
-            num_then = len(training.streams)
-            raise MisuseError(
-                f"the run was of {num_then} processes, and a stream cannot be shared anew among {world.size}; continue it with torchrun "
-                f"--nproc_per_node={num_then}, or take its weights into another --out_dir, by --init_from"
+    command = parse_command_line(arguments)
+    config = load_config(command.config_path, command.overrides)
+    with init_processes(use_cuda=config.device != "cpu" and torch.cuda.is_available()) as world:
+        run = open_run(config, world, quiet=command.quiet)
+        with lock_run_dir(run.out_dir) if world.is_main else contextlib.nullcontext():
+            checkpoint = world.run_on_main(
+                lambda: find_start(run.config, run.source, restart=command.restart, warn=warn)
             )
-        data.train.go_to(training.streams[world.rank] if training.streams is not None else None)
-    return training
+            if report_finished(run, checkpoint):
+                return 0
+            # Everything that can fail is made before anything in out_dir changes.
+            with translate_out_of_memory(lambda: describe_too_large(run)):
+                state, model, lines = setup(run, checkpoint)
+            world.run_on_main(lambda: prepare_run_dir(run.config, run.source, restart=command.restart))
+            with translate_out_of_memory(lambda: describe_out_of_memory(state)):
+                return train(run, state, model, checkpoint, lines)
+
+
+def setup(run: Run, checkpoint: Checkpoint | None) -> tuple[TrainingState, nn.Module, list[str]]:
+    """Create the training state, load `checkpoint` or init_from into it, and run the preflight.
+
+    `checkpoint` is given in the main process only. Returns the state, the model as the processes
+    share it (state.model itself if there is one process), and the lines of the preflight.
+    """
+    config, world = run.config, run.world
+    vocab_size = world.all_reduce_max(checkpoint.vocab_size if checkpoint else run.source.vocab_size)
+    state = new_state(config, vocab_size, device=run.device)
+    world.run_on_main(lambda: load_weights(run, state, checkpoint))
+    broadcast_state(state, world)
+    if state.step > 0:
+        restore_data_position(run, state)
+    if world.is_main:
+        for line in run.source.warnings:
+            warn(line)
+        if not run.quiet:
+            print("\n".join(config.describe_changes()), flush=True)
+    model = world.wrap(state.model, run.device)
+    return state, model, preflight(run, state, model)
+
+
+def load_weights(run: Run, state: TrainingState, checkpoint: Checkpoint | None) -> None:
+    """Load `checkpoint`, or the weights that init_from names, or leave the random weights."""
+    config = run.config
+    if checkpoint is not None:
+        restore(checkpoint, state)
+        if config.resume != "auto":  # a new run from another run's checkpoint: that run's best is not here
+            state.early_stopping = EarlyStopping()
+        if checkpoint.origin.settings["batch_size"] != config.batch_size:
+            state.micro_batch = None
+    elif config.init_from is not None:
+        initialize(state.model, config, run.source, warn=warn)
+
+
+def restore_data_position(run: Run, state: TrainingState) -> None:
+    """Continue a stream where the checkpoint was saved.
+
+    Builds need nothing: their samples follow from the number.
+    """
+    streams, world = state.streams, run.world
+    if streams is not None and len(streams) != world.size:
+        raise MisuseError(
+            f"the run had {len(streams)} processes, and its stream cannot be divided among {world.size}; continue it with "
+            f"torchrun --nproc_per_node={len(streams)}, or start a run in another --out_dir with its weights, by --init_from"
+        )
+    run.data.train.restore(streams[world.rank] if streams is not None else None)
 
 
 def train(
-    config: Config,
-    builds: DataSource,
-    *,
-    training: Training,
-    wrapped: nn.Module,
-    data: Data,
-    start: Checkpoint | None,
-    found: Preflight,
-    world: World,
+    run: Run, state: TrainingState, model: nn.Module, checkpoint: Checkpoint | None, preflight_lines: list[str]
 ) -> int:
-    """From the step that `training` is at to max_steps, or until a signal or patience ends it. Returns the exit status."""
-    autocast = make_autocast(config.precision, training.device)
+    """Train from `state.step` to max_steps, or until a signal or early stopping.
+
+    Return the exit status.
+    """
+    config, world = run.config, run.world
+    micro_batch = state.micro_batch or 1
     prefetcher = Prefetcher(
-        data.train, windows_per_step=config.windows_per_step, micro_batch=found.micro_batch, world=world
+        run.data.train, windows_per_step=config.windows_per_step, micro_batch=micro_batch, world=world
     )
-    work, about = _work(config, training, world), _about(config, builds)
-    out_dir = Path(config.out_dir) if world.is_main else None
-    first_step, signum = start.step if start else -1, 0
-    with Report(
-        out_dir, step=first_step, max_steps=config.max_steps, work=work, track=config.track, about=about
-    ) as report:
-        loop = Loop(
-            config,
-            builds,
-            training=training,
-            data=data,
-            prefetcher=prefetcher,
-            report=report,
-            autocast=autocast,
-            world=world,
-        )
-        with StopRequest(training, world) as stop:
-            report.say(
-                "\n".join(
-                    [*found.lines, *_first_words(config, builds, training=training, data=data, work=work, world=world)]
-                )
+    cost = step_cost(run, state)
+    first_step = checkpoint.step if checkpoint else -1
+    with (
+        RunLogger(run.info, cost, step=first_step, is_main=world.is_main, quiet=run.quiet) as logger,
+        StopRequest(state, world) as stop,
+    ):
+        logger.print("\n".join([*preflight_lines, *describe_start(run, state, cost)]))
+        if checkpoint is not None:
+            logger.print(f"continuing after step {checkpoint.step:,}, from {checkpoint.folder}")
+        if state.step > 0 and config.resume != "auto":
+            save_checkpoint(run, state, prefetcher)  # from here on the run does not need the other run
+        if state.step == 0:
+            evaluate_and_log(run, state, logger, batch_size=micro_batch)
+        is_stopping = is_saving = False  # is_saving: a checkpoint is due, and may have to wait for finite updates
+        previous_rollback, signum = None, 0
+        captured_step = None
+        if can_capture_step(run, state, prefetcher):
+            captured_step = CapturedStep(
+                run,
+                state,
+                prefetcher,
+                forward_backward=partial(forward_backward, run, state, model, num_micro_batches=1),
+                clip_and_update=partial(clip_and_update, run, state),
             )
-            if start is not None:
-                report.say(f"continuing after step {start.step:,}, from {start.folder}")
-            if training.step > 0 and config.resume != "auto":  # from here on the run stands on its own
-                loop.save_everything()
-            if training.step == 0:
-                loop.evaluate()
-            while training.step < config.max_steps and not loop.is_stopping:
-                outcome = take_step(training, wrapped, prefetcher, config, autocast=autocast, world=world)
-                # The signal is read once: one that comes after this is for the next step. All processes heed one's.
-                signum = world.all_reduce_max(stop.signum)
-                loop.follow(outcome, is_stopping=bool(signum))
-        report.say(_last_words(training, config, signum=signum, is_saved=not loop.is_saving))
-        if signum and training.step < config.max_steps:
-            report.stopped()
+        while state.step < config.max_steps and not is_stopping:
+            if captured_step is not None:  # the same kernels, started at once as a CUDA graph
+                result = captured_step.take()
+            else:
+                result = optimizer_step(run, state, model, prefetcher)
+            # Read once, agreed on by all processes: a later signal belongs to the next step.
+            signum = world.all_reduce_max(stop.signum)
+            is_stopping = signum > 0
+            due = due_after(state.step, config)
+            is_saving |= due.save or is_stopping
+            if not (is_saving or due.anything):
+                continue  # the host has not waited for the device
+
+            num_skipped, total_skipped = state.skipped.tolist()
+            problem = check_skipped(state, num_skipped)
+            if due.log and not problem:
+                logger.log_step(
+                    state.step,
+                    loss=result.loss.item(),
+                    learning_rate=config.learning_rate * result.learning_rate_factor,
+                    grad_norm=result.grad_norm.item(),
+                    skipped_updates=total_skipped,
+                )
+            if due.evaluate and not problem:
+                evaluation = evaluate_and_log(run, state, logger, batch_size=micro_batch)
+                problem = check_evaluation(evaluation)
+                if not problem and num_skipped == 0:
+                    is_best, is_exhausted = update_early_stopping(run, state, evaluation)
+                    is_stopping |= is_exhausted
+                    is_saving |= is_best or is_stopping
+            # While updates are skipped the weights may be the cause, so they are not saved, except
+            # at the end.
+            if is_saving and not problem and (num_skipped == 0 or state.step == config.max_steps):
+                problem = check_and_save(run, state, prefetcher, logger)
+                is_saving = bool(problem)
+            if problem:
+                previous_rollback = roll_back(run, state, logger, problem=problem, previous_rollback=previous_rollback)
+                is_saving = False
+            elif due.complete:
+                log_completion(run, state, logger)
+
+        logger.print(describe_end(run, state, signum=signum, is_saved=not is_saving))
+        if signum and state.step < config.max_steps:
+            logger.mark_stopped()
             return 128 + signum
-        report.say(f"evaluations took {report.evaluation_share:.1%} of the time")
-        loop.sample()
+        logger.print(f"evaluations took {logger.evaluation_share:.1%} of the time")
+        log_completion(run, state, logger)
         return 0
 
 
-def _first_words(
-    config: Config, builds: DataSource, *, training: Training, data: Data, work: Work, world: World
-) -> list[str]:
-    """What is trained, and on what."""
-    num_tokens = "no end of" if data.train.num_tokens is None else f"{data.train.num_tokens:,}"
-    where = f"on {describe_device(training.device)} in {config.precision}" + (
-        f", {world.size} processes" if world.size > 1 else ""
-    )
-    where += ", MFU n/a: its peak is not known" if work.peak_flops is None else ""
-    return [
-        f"{builds.name}: {num_tokens} training tokens, {data.val.num_windows:,} validation windows",
-        f"{training.model.num_parameters:,} parameters, {work.tokens_per_step:,} tokens a step, {where}",
-    ]
+def optimizer_step(run: Run, state: TrainingState, model: nn.Module, prefetcher: Prefetcher) -> StepResult:
+    """Compute the gradients of a step's samples, one micro-batch at a time, and update the weights.
+
+    The update is skipped if the loss or a gradient is not finite. Nothing here waits for the
+    device.
+    """
+    config, world = run.config, run.world
+    factor = schedule_factor(state.step, config)
+    set_learning_rate(state.optimizers, factor)
+    loss = torch.zeros((), device=state.device)
+    for micro in range(prefetcher.num_micro_batches):
+        first_sample = prefetcher.first_sample(state.num_samples, micro)
+        batch = prefetcher.take(first_sample)
+        if config.dropout:
+            torch.manual_seed(dropout_seed(config.seed, first_sample))
+        world.set_gradient_sync(model, is_last=micro == prefetcher.num_micro_batches - 1)
+        loss += forward_backward(run, state, model, batch, prefetcher.num_micro_batches)
+        prefetcher.prepare(prefetcher.first_sample(state.num_samples, micro + 1))  # while the device computes
+    loss = world.all_reduce_sum(loss) / world.size
+    grad_norm = clip_and_update(run, state, loss)
+    state.step += 1
+    state.num_samples += config.windows_per_step
+    return StepResult(loss=loss, grad_norm=grad_norm, learning_rate_factor=factor)
 
 
-def _work(config: Config, training: Training, world: World) -> Work:
-    peak = device_peak_flops(training.device, config.precision)
-    return Work(
-        tokens_per_step=config.windows_per_step * config.block_size,
-        flops_per_token=training.model.flops_per_token(),
-        peak_flops=None if peak is None else peak * world.size,
-        memory_bytes=lambda: peak_memory_bytes(training.device),
-    )
+def forward_backward(run: Run, state: TrainingState, model: nn.Module, batch: Batch, num_micro_batches: int) -> Tensor:
+    """Add the gradients of a micro-batch. Return its part of the step's loss, () float32."""
+    ids, targets, documents = batch  # (B, T) each; documents None unless masked
+    with run.autocast:
+        mean_loss, _ = model(ids, targets, documents)
+        micro_loss: Tensor = mean_loss / num_micro_batches
+    state.scaler.scale(micro_loss).backward()
+    return micro_loss.detach()
 
 
-def _last_words(training: Training, config: Config, *, signum: int, is_saved: bool) -> str:
-    """How the run ended, and what is on the disk."""
-    step, watch = training.step, training.early_stopping
-    if signum and step < config.max_steps:
-        saved = "saved" if is_saved else "the last updates were not finite, so that it was not saved"
-        return f"stopped after step {step:,} of {config.max_steps:,}, {saved}; go on with --resume=auto"
-    reason = (
-        "finished"
-        if step == config.max_steps
-        else f"stopped early, {watch.num_since} evaluations without an improvement beyond noise,"
-    )
-    refused = int(training.skipped[0])
-    left_out = f"; the last {refused:,} updates were not finite and are left out" if refused else ""
-    best = (
-        ""
-        if watch.best_step is None
-        else f"; the lowest validation loss was {watch.best_loss:.4f}, after step {watch.best_step:,}"
-    )
-    return f"{reason} after step {step:,}; the model is in {config.out_dir}{left_out}{best}"
+def clip_and_update(run: Run, state: TrainingState, loss: Tensor) -> Tensor:
+    """Clip the gradients, and update if all numbers are finite. Return the norm before clipping."""
+    scaler = state.scaler
+    for optimizer in state.optimizers:
+        scaler.unscale_(optimizer)
+    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), run.config.grad_clip or math.inf)
+    is_finite = loss.isfinite() & grad_norm.isfinite()
+    update(state.optimizers, is_finite)
+    scaler.update()
+    for optimizer in state.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    in_a_row, total = state.skipped
+    state.skipped.copy_(torch.stack([torch.where(is_finite, 0, in_a_row + 1), total + ~is_finite]))
+    return grad_norm
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A peer: datatrove's ParquetReader and DocumentTokenizer, a task for each file, as its own settings have them."""
+"""A baseline: datatrove's ParquetReader and DocumentTokenizer with their default settings, one task per file."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ if __name__ == "__main__":  # started by path: this folder would hide the packag
 import argparse
 import os
 
-END_OF_TEXT = "<|endoftext|>"
+from bench.lib.vocabulary import END_OF_TEXT
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="of Parquet files with a column `text`, as many as there are tasks")
+    parser.add_argument("folder", type=Path, help="Parquet files with a column `text`, one per task")
     parser.add_argument("--tokenizer", type=Path, required=True, help="GPT-2's tokenizer.json")
-    parser.add_argument("--output", type=Path, required=True, help="a fresh folder")
-    parser.add_argument("--tasks", type=int, default=2)
+    parser.add_argument("--output", type=Path, required=True, help="an empty folder")
+    parser.add_argument("--tasks", type=int, default=2, help="(default: 2)")
     arguments = parser.parse_args()
     os.environ.update(HF_HOME=str(arguments.output / "hf"), HF_HUB_OFFLINE="1")
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.readers import ParquetReader
     from datatrove.pipeline.tokens import DocumentTokenizer
 
-    tokens = DocumentTokenizer(
+    tokenizer = DocumentTokenizer(
         str(arguments.output / "tokens"), tokenizer_name_or_path=str(arguments.tokenizer), eos_token=END_OF_TEXT, seed=0
     )
-    steps = [ParquetReader(str(arguments.folder), glob_pattern="*.parquet"), tokens]
     LocalPipelineExecutor(
-        steps, tasks=arguments.tasks, workers=arguments.tasks, logging_dir=str(arguments.output / "logs")
+        [ParquetReader(str(arguments.folder), glob_pattern="*.parquet"), tokenizer],
+        tasks=arguments.tasks,
+        workers=arguments.tasks,
+        logging_dir=str(arguments.output / "logs"),
     ).run()
 
 

@@ -1,6 +1,6 @@
-"""A peer: gigatoken alone, from files to ids in memory; nothing is cleaned, cut, hashed or written.
+"""A baseline: gigatoken alone, from files to ids in memory. It does not clean, split, hash or write anything.
 
-A text file is one document; of a Parquet file, each row of the column `text` is.
+A text file is one document; in a Parquet file, each row of the column `text` is one.
 """
 
 from __future__ import annotations
@@ -12,27 +12,23 @@ if __name__ == "__main__":  # started by path: this folder would hide the packag
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import argparse
-from typing import Any
 
 import numpy as np
-
-
-def source_of(paths: list[Path]) -> Any:
-    from gigatoken import ParquetFileSource, TextFileSource
-
-    return ParquetFileSource(list(paths)) if paths[0].suffix == ".parquet" else TextFileSource(list(paths))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("inputs", type=Path, nargs="+", help="text files, or Parquet files")
     parser.add_argument("--ranks", type=Path, required=True, help="GPT-2's ranks in tiktoken's text format")
-    parser.add_argument("--output", type=Path, help="file for the ids and each document's end; none when time is taken")
+    parser.add_argument(
+        "--output", type=Path, help="file for the ids and the end of each document (default: not written, for timing)"
+    )
     arguments = parser.parse_args()
-    from gigatoken import Tokenizer
+    from gigatoken import ParquetFileSource, TextFileSource, Tokenizer
 
     tokenizer = Tokenizer.from_tiktoken(arguments.ranks, pretokenizer="gpt2")
-    layout = tokenizer.encode_files(source_of(arguments.inputs)).layout
+    source_type = ParquetFileSource if arguments.inputs[0].suffix == ".parquet" else TextFileSource
+    layout = tokenizer.encode_files(source_type(list(arguments.inputs))).layout
     ids, ends = np.asarray(layout.content.data), np.asarray(layout.offsets.data)[1:]
     print(f"{len(ends)} documents, {len(ids)} tokens")
     if arguments.output is not None:

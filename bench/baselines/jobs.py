@@ -1,46 +1,47 @@
-"""The peers as jobs: each a fresh process of the Python that runs the bench, working in a fresh folder."""
+"""The baselines as jobs. Each runs in a fresh process with the Python of the bench."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from bench.lib.forms import Forms
 from bench.lib.measure import Job
+from bench.lib.text_formats import TextFiles
 from bench.lib.vocabulary import Vocabulary
 
-HERE = Path(__file__).resolve().parent
-PEERS = ("nanogpt", "nanogpt-columns", "datatrove", "gigatoken", "gigatoken-parquet")
+FOLDER = Path(__file__).resolve().parent
+BASELINES = ("nanogpt", "nanogpt-columns", "datatrove", "gigatoken", "gigatoken-parquet")
 
 
-def nanogpt(forms: Forms, *options: str) -> Job:
-    return lambda folder: _script("nanogpt.py", forms.parquet, "--output", folder, *options)
+def make_job(name: str, files: TextFiles, vocabulary: Vocabulary) -> Job:
+    """Return the baseline `name` as it is timed."""
+    if name == "nanogpt":
+        return nanogpt_job(files)
+    if name == "nanogpt-columns":
+        return nanogpt_job(files, "--column-at-once")
+    if name == "datatrove":
+        return datatrove_job(files, vocabulary)
+    return gigatoken_job([files.parquet if name == "gigatoken-parquet" else files.text], vocabulary)
 
 
-def datatrove(forms: Forms, vocabulary: Vocabulary) -> Job:
-    return lambda folder: _script(
-        "datatrove.py", forms.halves, "--tokenizer", vocabulary.tokenizer_json, "--output", folder
-    )
+def nanogpt_job(files: TextFiles, *options: str) -> Job:
+    return lambda folder: _make_command("nanogpt.py", files.parquet, "--output", folder, *options)
 
 
-def gigatoken(files: list[Path], vocabulary: Vocabulary, *, output: str | None = None) -> Job:
+def datatrove_job(files: TextFiles, vocabulary: Vocabulary) -> Job:
+    tokenizer = vocabulary.tokenizer_json
+    return lambda folder: _make_command("datatrove.py", files.halves, "--tokenizer", tokenizer, "--output", folder)
+
+
+def gigatoken_job(inputs: list[Path], vocabulary: Vocabulary, *, output: str | None = None) -> Job:
+    """Return a job that encodes `inputs`, and writes the ids to the file `output` in its folder unless it is None."""
+
     def command(folder: Path) -> list[str]:
-        kept = ["--output", str(folder / output)] if output else []
-        return _script("gigatoken.py", *files, "--ranks", vocabulary.rank_file, *kept)
+        output_options = ["--output", str(folder / output)] if output else []
+        return _make_command("gigatoken.py", *inputs, "--ranks", vocabulary.rank_file, *output_options)
 
     return command
 
 
-def job(name: str, forms: Forms, vocabulary: Vocabulary) -> Job:
-    """The peer `name` as its time is taken."""
-    if name == "nanogpt":
-        return nanogpt(forms)
-    if name == "nanogpt-columns":
-        return nanogpt(forms, "--column-at-once")
-    if name == "datatrove":
-        return datatrove(forms, vocabulary)
-    return gigatoken([forms.parquet if name == "gigatoken-parquet" else forms.text], vocabulary)
-
-
-def _script(name: str, *arguments: str | Path) -> list[str]:
-    return [sys.executable, str(HERE / name), *map(str, arguments)]
+def _make_command(script: str, *arguments: str | Path) -> list[str]:
+    return [sys.executable, str(FOLDER / script), *map(str, arguments)]

@@ -1,8 +1,10 @@
-"""A peer: the recipe by which nanoGPT prepares OpenWebText, on a Parquet file of one's own.
+"""A baseline: nanoGPT's recipe for OpenWebText (data/openwebtext/prepare.py), applied to a Parquet file.
 
-Hugging Face datasets splits and maps tiktoken over the documents; a memory map takes the tokens in 1024 batches. Its caches lie in
-the output folder, so that a fresh folder is a cold start. The recipe hands `np.concatenate` a column of the batch, which datasets 4 and
-later read row by row; `--column-at-once` reads it in one go, which the recipe does not do.
+Hugging Face datasets splits the documents and maps tiktoken over them; the tokens are copied to a
+memory map in 1024 batches. The caches are in the output folder, so an empty folder is a cold start.
+
+The recipe passes a column of the batch to `np.concatenate`, which datasets 4 and later read row by
+row. `--column-at-once` reads the column in one call, as older versions did; the recipe does not.
 """
 
 from __future__ import annotations
@@ -24,14 +26,16 @@ SEED = 2357
 NUM_BATCHES = 1024
 
 
-def load(path: Path, processes: int) -> Any:
+def load_splits(path: Path, num_processes: int) -> Any:
+    """Return the documents of `path`, shuffled and split."""
     from datasets import load_dataset
 
-    dataset = load_dataset("parquet", data_files=str(path), split="train", num_proc=processes)
+    dataset = load_dataset("parquet", data_files=str(path), split="train", num_proc=num_processes)
     return dataset.train_test_split(test_size=VAL_FRACTION, seed=SEED, shuffle=True)
 
 
-def tokenize(splits: Any, processes: int) -> Any:
+def tokenize(splits: Any, num_processes: int) -> Any:
+    """Replace each text by its ids, which end with the end-of-text id, and their number."""
     import tiktoken
 
     encoding = tiktoken.get_encoding("gpt2")
@@ -41,11 +45,11 @@ def tokenize(splits: Any, processes: int) -> Any:
         ids.append(encoding.eot_token)
         return {"ids": ids, "len": len(ids)}
 
-    return splits.map(encode, remove_columns=["text"], desc="tokenizing", num_proc=processes)
+    return splits.map(encode, remove_columns=["text"], desc="tokenizing", num_proc=num_processes)
 
 
-def write(split: Any, path: Path, *, column_at_once: bool) -> int:
-    """One flat file of uint16; how many tokens it holds."""
+def write_tokens(split: Any, path: Path, *, column_at_once: bool) -> int:
+    """Write the ids of `split` to a flat file of uint16. Return their number."""
     total = int(split.with_format("numpy")["len"][:].sum())
     tokens = np.memmap(path, dtype=np.uint16, mode="w+", shape=(total,))
     num_batches = min(NUM_BATCHES, len(split))
@@ -62,15 +66,16 @@ def write(split: Any, path: Path, *, column_at_once: bool) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("input", type=Path, help="a Parquet file with a column `text`")
-    parser.add_argument("--output", type=Path, required=True, help="a fresh folder")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--output", type=Path, required=True, help="an empty folder")
+    parser.add_argument("--processes", type=int, default=2, help="(default: 2)")
     parser.add_argument("--column-at-once", action="store_true", help="faster than the recipe: see above")
     arguments = parser.parse_args()
-    # Before datasets is imported: it reads them once.
+    # datasets reads these variables when it is imported.
     os.environ.update(HF_HOME=str(arguments.output / "hf"), HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-    splits = tokenize(load(arguments.input, arguments.processes), arguments.processes)
+    splits = tokenize(load_splits(arguments.input, arguments.processes), arguments.processes)
     for name, split in (("train", splits["train"]), ("val", splits["test"])):
-        print(name, write(split, arguments.output / f"{name}.bin", column_at_once=arguments.column_at_once), "tokens")
+        path = arguments.output / f"{name}.bin"
+        print(name, write_tokens(split, path, column_at_once=arguments.column_at_once), "tokens")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""build_log.json: clock times, machine and memory, the only file in which two equal builds may differ."""
+"""build_log.json: the times, machine and memory of a build.
+
+It is the only file in which two equal builds may differ.
+"""
 
 from __future__ import annotations
 
@@ -11,53 +14,59 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from preprocess.build.receipts import EncodingReport
+
 
 class BuildLog:
-    """Collects what a build took; `finish` gives what the file holds."""
+    """Measures the phases of a build, and collects facts for people."""
 
     def __init__(self) -> None:
         self._started = datetime.datetime.now(datetime.UTC)
-        self._clock = time.perf_counter()
-        self._phases: dict[str, float] = {}
-        self._notes: dict[str, str] = {}
-        self._worker_bytes = 0
+        self._begin = time.perf_counter()
+        self._elapsed_s: dict[str, float] = {}  # by phase
+        self._backend: dict[str, str] = {}
+        self._worker_memory_bytes = 0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time one phase of the build."""
+        """Measure the time of the block."""
         begin = time.perf_counter()
         yield
-        self._phases[name] = round(time.perf_counter() - begin, 3)
+        self._elapsed_s[name] = round(time.perf_counter() - begin, 3)
 
-    def note(self, key: str, value: str) -> None:
-        """A fact about how this build was made that changed none of its bytes."""
-        self._notes[key] = value
+    def add_backend_fallback(self, reason: str) -> None:
+        """Record why the fast backend is not used."""
+        self._backend["backend_fallback"] = reason
 
-    def note_memory(self, worker_bytes: list[int | None]) -> None:
-        """The most memory that each of several tasks saw its process hold."""
-        self._worker_bytes = max([self._worker_bytes, *(n or 0 for n in worker_bytes)])
+    def add_encoding_reports(self, reports: list[EncodingReport]) -> None:
+        """Record the backends that encoded the documents, and the peak memory of the workers."""
+        self._backend["backend"] = ", ".join(sorted({report.backend for report in reports}))
+        self._worker_memory_bytes = max((report.peak_memory_bytes or 0 for report in reports), default=0)
 
-    def finish(self, text_bytes: int, num_workers: int) -> dict[str, Any]:
-        """What build_log.json holds; `text_bytes`: UTF-8 bytes of the documents that were kept."""
-        elapsed_s = time.perf_counter() - self._clock
+    def to_json(self, text_bytes: int, num_workers: int) -> dict[str, Any]:
+        """Return the content of build_log.json.
+
+        `text_bytes`: UTF-8 bytes of the documents in the build.
+        """
+        elapsed_s = time.perf_counter() - self._begin
         return {
-            **self._notes,
+            **self._backend,
             "started": self._started.isoformat(timespec="seconds"),
             "elapsed_s": round(elapsed_s, 3),
-            "elapsed_s_by_phase": self._phases,
+            "elapsed_s_by_phase": self._elapsed_s,
             "text_bytes_per_s": round(text_bytes / elapsed_s),
-            "text_bytes_per_s_by_phase": {name: round(text_bytes / s) for name, s in self._phases.items() if s},
+            "text_bytes_per_s_by_phase": {name: round(text_bytes / s) for name, s in self._elapsed_s.items() if s},
             "workers": num_workers,
-            "peak_memory_bytes": {"main": peak_memory_bytes(), "largest_worker": self._worker_bytes or None},
+            "peak_memory_bytes": {"main": get_peak_memory_bytes(), "largest_worker": self._worker_memory_bytes or None},
             "machine": {"system": platform.system(), "machine": platform.machine(), "cpus": os.cpu_count()},
         }
 
 
-def peak_memory_bytes() -> int | None:
-    """The most memory this process held so far; None where the system does not say (Windows)."""
+def get_peak_memory_bytes() -> int | None:
+    """Return the peak memory of this process so far. Windows does not report it."""
     try:
         import resource
     except ImportError:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux reports kilobytes

@@ -1,254 +1,271 @@
-"""What can only be decided when all documents are known: which stay, on which side, and what ids control tokens have.
+"""The phase that needs all documents at once: drop duplicates, limit their number, and split them.
 
-Each question is asked of the documents' tables alone, partition by partition, in memory that does not grow with their number: hashes go
-through buckets on disk, and of a split by rank only the boundary is kept.
+The problem: an exact split has round(N * val_fraction) validation groups of N. They must be chosen
+at random, but by the recipe alone, and with memory that does not depend on N.
+
+The idea: every group has a hash that is keyed by the seed (stages/split.py), and the groups with
+the smallest hashes are for validation. The result is as if the groups were shuffled and the first k
+were taken. It does not require all hashes in sorted order, only the k-th smallest, the *boundary*:
+
+1. Write the keyed hash of every document to buckets on disk (buckets.py), and count the groups in
+   each bucket. A group with many documents is one group, so a bucket is sorted to count it.
+2. Sort the one bucket that contains the k-th group, to find the boundary.
+3. Read the documents again: a group is for validation if its hash is at most the boundary.
+
+`max_documents` keeps whole groups in the same way, in the order of another hash. Duplicates are
+found in buckets of the content hashes. No text is read: the input is the table of documents, 66
+bytes each. The memory is that of one bucket, about 200 MB, for any number of documents. The buckets
+need 24 bytes per document on the disk, and the result is one byte per document.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from preprocess.build.buckets import Buckets
-from preprocess.build.work_dir import DROPPED, WorkFolder
+from preprocess.build.work_dir import DROPPED, WorkDir
 from preprocess.documents import HELD_OUT, TRAIN, VAL
 from preprocess.errors import FolioError
 from preprocess.recipes.schema import Recipe
-from preprocess.stages.dedup import two_halves
-from preprocess.stages.split import GROUP, is_below, keyed_groups
+from preprocess.stages.dedup import to_uint64_halves
+from preprocess.stages.split import GROUP_DTYPE, is_below_threshold, key_groups
 
-ROW = np.dtype([("h", "<u8"), ("low", "<u8"), ("index", "<u8")])
-Boundary = tuple[int, int, int]  # the last group, in order of (keyed hash, high, low), that is on the near side
+# h, low: the halves of the content hash; index: of the document among all documents of the build.
+CONTENT_DTYPE = np.dtype([("h", "<u8"), ("low", "<u8"), ("index", "<u8")])
 
 
 @dataclass
-class Decided:
-    """The side of every document, in the work folder's files; and how many were dropped for what."""
+class SplitAssignment:
+    """The side of every document, in files of the work directory, and how many were dropped."""
 
-    work: WorkFolder
+    work_dir: WorkDir
     num_documents: list[int]  # of each partition
-    dropped: dict[str, int] = field(default_factory=dict)
-    note: str | None = None  # what somebody should hear of
+    dropped: dict[str, int] = field(default_factory=dict)  # reason -> number of documents
+    warning: str | None = None
 
     def __post_init__(self) -> None:
-        for number, count in enumerate(self.num_documents):
-            self.work.file(number, "sides").write_bytes(bytes([TRAIN]) * count)
+        for partition, count in enumerate(self.num_documents):
+            self.work_dir.file(partition, "sides").write_bytes(bytes([TRAIN]) * count)
 
-    def sides(self, number: int) -> np.ndarray:
-        """TRAIN, VAL or DROPPED for each document of a partition: (D,) int8, which may be changed."""
-        return self.work.sides(number)
+    def sides(self, partition: int) -> np.ndarray:
+        """Map TRAIN, VAL or DROPPED for each document of a partition: (D,) int8, writable."""
+        return self.work_dir.sides(partition)
 
     def partitions(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Every partition's number and sides."""
-        return ((number, self.sides(number)) for number in range(len(self.num_documents)))
+        """Yield the number and the sides of every partition."""
+        return ((partition, self.sides(partition)) for partition in range(len(self.num_documents)))
 
-    @property
-    def num_kept(self) -> int:
+    def count_kept(self) -> int:
+        """Return the number of documents that are not dropped."""
         return sum(int(np.count_nonzero(sides != DROPPED)) for _, sides in self.partitions())
 
 
-def decide_sides(recipe: Recipe, work: WorkFolder, num_documents: list[int]) -> Decided:
-    """Deduplicate, cap and split the documents of all partitions. Raises FolioError where a side would be empty."""
-    decided = Decided(work, num_documents)
+def dedup_and_split(recipe: Recipe, work_dir: WorkDir, num_documents: list[int]) -> SplitAssignment:
+    """Decide which documents are in the build, and on which side of the split.
+
+    `num_documents`: of each partition. Raises FolioError if a side would be empty.
+    """
+    assignment = SplitAssignment(work_dir, num_documents)
     if recipe.split == "given":
-        _hold_out(decided, work)
+        _drop_test_documents(assignment)
     if recipe.dedup:
-        _drop_duplicates(decided, work, sum(num_documents))
+        _drop_duplicates(assignment)
     if recipe.max_documents is not None:
-        _drop_over(decided, work, recipe.max_documents, seed=recipe.seed)
+        _limit_documents(assignment, recipe.max_documents, seed=recipe.seed)
     if recipe.split in ("contiguous", "given"):
-        for number, sides in decided.partitions():
-            known = work.documents(number)["side"]
-            sides[(sides != DROPPED) & (known == VAL)] = VAL
+        for partition, sides in assignment.partitions():
+            is_val = work_dir.documents(partition)["side"] == VAL
+            sides[(sides != DROPPED) & is_val] = VAL
     elif recipe.split == "threshold":
-        _split_by(decided, work, recipe.seed, lambda keys, high, low: is_below(keys, recipe.val_fraction))
+        _mark_val(assignment, recipe.seed, lambda groups: is_below_threshold(groups["h"], recipe.val_fraction))
     else:
-        _split_exactly(decided, work, recipe)
-    _check_both(decided, recipe)
-    return decided
+        _split_exactly(assignment, recipe)
+    _check_sides(assignment, recipe)
+    return assignment
 
 
-def _hold_out(decided: Decided, work: WorkFolder) -> None:
-    """What the corpus gives for testing stays out, unless it is all there is to train on."""
-    has_train = any(bool((work.documents(n)["side"] == TRAIN).any()) for n in range(len(decided.num_documents)))
-    count = 0
-    for number, sides in decided.partitions():
-        is_out = work.documents(number)["side"] == HELD_OUT
-        if has_train:
-            sides[is_out] = DROPPED
-            count += int(is_out.sum())
-    decided.dropped["held_out"] = count
-    if not has_train:
-        decided.note = "nothing is given for training: what is given for testing trains"
+def _drop_test_documents(assignment: SplitAssignment) -> None:
+    """Drop the test documents, or train on them if the corpus has no training documents."""
+    work_dir, num_partitions = assignment.work_dir, len(assignment.num_documents)
+    assignment.dropped["held_out"] = 0
+    if not any(bool((work_dir.documents(i)["side"] == TRAIN).any()) for i in range(num_partitions)):
+        assignment.warning = "the corpus has no training documents; its test documents are used for training"
+        return
+    for partition, sides in assignment.partitions():
+        is_test = work_dir.documents(partition)["side"] == HELD_OUT
+        sides[is_test] = DROPPED
+        assignment.dropped["held_out"] += int(is_test.sum())
 
 
-def _drop_duplicates(decided: Decided, work: WorkFolder, num_documents: int) -> None:
-    """Of documents with the same content hash the first stays."""
-    buckets = Buckets(work.path, "hashes", ROW, num_documents)
-    first, starts = 0, []
-    for number, sides in decided.partitions():
-        starts.append(first)
-        kept = np.flatnonzero(sides != DROPPED)
-        rows = np.empty(len(kept), ROW)
-        rows["h"], rows["low"] = two_halves(work.documents(number)["hash"][kept])
-        rows["index"] = kept + first
-        buckets.append(rows)
-        first += len(sides)
-    count = 0
-    for rows in buckets:
-        indices = np.sort(repeated(rows))
-        edges = np.searchsorted(indices, [*starts, first])
-        for number in np.flatnonzero(np.diff(edges)).tolist():
-            decided.sides(number)[indices[edges[number] : edges[number + 1]] - np.uint64(starts[number])] = DROPPED
-        count += len(indices)
-    buckets.delete()
-    decided.dropped["duplicates"] = count
+def _drop_duplicates(assignment: SplitAssignment) -> None:
+    """Keep only the first of all documents with the same content hash."""
+    num_duplicates = 0
+    # Documents are numbered across partitions, in reading order.
+    starts = np.cumsum([0, *assignment.num_documents]).astype(np.uint64)
+    with Buckets(assignment.work_dir.path, "hashes", CONTENT_DTYPE, sum(assignment.num_documents)) as buckets:
+        for partition, sides in assignment.partitions():
+            kept = np.flatnonzero(sides != DROPPED)
+            rows = np.empty(len(kept), CONTENT_DTYPE)
+            rows["h"], rows["low"] = to_uint64_halves(assignment.work_dir.documents(partition)["hash"][kept])
+            rows["index"] = kept.astype(np.uint64) + starts[partition]
+            buckets.append(rows)
+        for rows in buckets:
+            duplicates = np.sort(find_duplicates(rows))
+            edges = np.searchsorted(duplicates, starts)
+            for partition in np.flatnonzero(np.diff(edges)).tolist():
+                indices = duplicates[edges[partition] : edges[partition + 1]] - starts[partition]
+                assignment.sides(partition)[indices] = DROPPED
+            num_duplicates += len(duplicates)
+    assignment.dropped["duplicates"] = num_duplicates
 
 
-def repeated(rows: np.ndarray) -> np.ndarray:
-    """Of (N,) ROW in order of index, the indices of rows whose 128 bits an earlier row has."""
+def find_duplicates(rows: np.ndarray) -> np.ndarray:
+    """Return the `index` of every row whose 128-bit hash a row with a smaller index has too.
+
+    `rows`: (N,) of CONTENT_DTYPE. Returns (M,) u8, unordered.
+    """
     order = np.argsort(rows["h"])
-    ordered = rows["h"][order]
-    same = ordered[1:] == ordered[:-1]
-    if not same.any():
+    keys = rows["h"][order]
+    equals_next = keys[1:] == keys[:-1]
+    if not equals_next.any():
         return np.empty(0, np.uint64)
-    # Only rows that share 64 bits are sorted by all they have.
-    suspects = rows[order[np.append(same, False) | np.insert(same, 0, False)]]
-    suspects = suspects[np.lexsort((suspects["index"], suspects["low"], suspects["h"]))]
-    equal = (suspects["h"][1:] == suspects["h"][:-1]) & (suspects["low"][1:] == suspects["low"][:-1])
-    indices: np.ndarray = suspects["index"][1:][equal]
+    # A sort by all 128 bits and the index is slow, so only rows that share 64 bits are sorted so.
+    candidates = rows[order[np.append(equals_next, False) | np.insert(equals_next, 0, False)]]
+    candidates = candidates[np.lexsort((candidates["index"], candidates["low"], candidates["h"]))]
+    is_repeated = (candidates["h"][1:] == candidates["h"][:-1]) & (candidates["low"][1:] == candidates["low"][:-1])
+    indices: np.ndarray = candidates["index"][1:][is_repeated]
     return indices
 
 
-def _keyed_groups(decided: Decided, work: WorkFolder, seed: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Partition by partition, the kept rows and their groups as GROUP: the keyed hash, then the group's own 128 bits."""
-    for number, sides in decided.partitions():
+class _GroupKey(NamedTuple):
+    """The order of groups: by their keyed hash, and by their own 128 bits if these are equal."""
+
+    h: int
+    high: int
+    low: int
+
+
+def _keyed_groups(assignment: SplitAssignment, seed: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield (number, rows, groups) for each partition.
+
+    `rows`: (K,) indices of its kept documents. `groups`: their groups, (K,) of GROUP_DTYPE.
+    """
+    for partition, sides in assignment.partitions():
         kept = np.flatnonzero(sides != DROPPED)
-        yield number, kept, keyed_groups(work.documents(number)["group"][kept], seed)
+        yield partition, kept, key_groups(assignment.work_dir.documents(partition)["group"][kept], seed)
 
 
-def _split_exactly(decided: Decided, work: WorkFolder, recipe: Recipe) -> None:
-    """round(N × val_fraction) of N groups validate: those with the smallest keyed hash."""
-    total, boundary = _boundary(
-        decided, work, recipe.seed, lambda num_groups, _: round(num_groups * recipe.val_fraction)
-    )
-    num_val = round(total * recipe.val_fraction)
-    if num_val in (0, total):
-        if total == 1 and decided.num_kept > 1:
-            raise FolioError(
-                f"all {decided.num_kept:,} documents are one group, which cannot be split; choose another group_by or group_column"
-            )
-        raise FolioError(
-            f"{total:,} {'document' if total == 1 else 'documents'} cannot be split with val_fraction {recipe.val_fraction}: one side "
-            "would be empty; add documents, cut them smaller (--document paragraph, or --split contiguous for one long text), or choose "
-            "another --val-fraction"
-        )
-    _split_by(decided, work, recipe.seed, lambda keys, high, low: _is_within(keys, high, low, boundary))
-
-
-def _drop_over(decided: Decided, work: WorkFolder, max_documents: int, *, seed: int) -> None:
-    """Keep whole groups, those with the smallest keyed hash, as long as they hold no more than `max_documents` together."""
-    before = decided.num_kept
-    if before <= max_documents:
-        decided.dropped["over_max_documents"] = 0
-        return
-    _, boundary = _boundary(
-        decided,
-        work,
-        ~seed & (2**64 - 1),
-        lambda _, counts: int(np.searchsorted(np.cumsum(counts), max_documents, "right")),
-    )
-    if boundary is None:
-        raise FolioError(
-            f"max_documents is {max_documents:,}, and the first group that was drawn has more documents; raise it"
-        )
-    for number, kept, groups in _keyed_groups(decided, work, ~seed & (2**64 - 1)):
-        decided.sides(number)[kept[~_is_within(groups["h"], groups["high"], groups["low"], boundary)]] = DROPPED
-    decided.dropped["over_max_documents"] = before - decided.num_kept
-
-
-def _boundary(
-    decided: Decided, work: WorkFolder, seed: int, rank: Callable[[int, np.ndarray], int]
-) -> tuple[int, Boundary | None]:
-    """How many groups there are, and the one of the wanted rank. `rank`: given their number and each one's documents, how many to take."""
-    buckets = Buckets(work.path, "groups", GROUP, decided.num_kept)
-    for _, _, groups in _keyed_groups(decided, work, seed):
+def _write_group_buckets(assignment: SplitAssignment, seed: int) -> Buckets:
+    """Return buckets with one row for each kept document: the key of its group."""
+    buckets = Buckets(assignment.work_dir.path, "groups", GROUP_DTYPE, assignment.count_kept())
+    for _, _, groups in _keyed_groups(assignment, seed):
         buckets.append(groups)
-    sizes, last = [], None
-    for rows in buckets:
-        last = rows, *_distinct(rows)
-        sizes.append(last[2])
-    total = sum(map(len, sizes))
-    wanted = rank(total, np.concatenate(sizes))
-    boundary = None
-    for rows, counts in zip([last[0]] if last and len(sizes) == 1 else buckets, sizes, strict=True):
-        if 0 < wanted <= len(counts):
-            order = last[1] if last and rows is last[0] else _distinct(rows)[0]
-            group = rows[order[wanted - 1]]
-            boundary = int(group["h"]), int(group["high"]), int(group["low"])
-        wanted -= len(counts)
-    buckets.delete()
-    return total, boundary
+    return buckets
 
 
-def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of (N,) GROUP, the places of the distinct groups in order, and how many rows each has."""
+def _sort_groups(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct groups of (N,) GROUP_DTYPE in ascending order, and their sizes."""
     order = np.argsort(rows["h"])
     keys = rows["h"][order]
     is_new = np.ones(len(rows), bool)
     is_new[1:] = keys[1:] != keys[:-1]
     if is_new.all():
-        return order, np.ones(len(rows), np.int64)
-    order = np.lexsort(
-        (rows["low"], rows["high"], rows["h"])
-    )  # ties of the 64-bit key are settled by the 128 bits themselves
+        return rows[order], np.ones(len(rows), np.int64)
+    rows = rows[np.lexsort((rows["low"], rows["high"], rows["h"]))]
     for name in ("high", "low"):
-        ordered = rows[name][order]
-        is_new[1:] |= ordered[1:] != ordered[:-1]
+        is_new[1:] |= rows[name][1:] != rows[name][:-1]
     starts = np.flatnonzero(is_new)
-    return order[starts], np.diff(np.append(starts, len(rows)))
+    return rows[starts], np.diff(np.append(starts, len(rows)))
 
 
-def _is_within(keys: np.ndarray, high: np.ndarray, low: np.ndarray, boundary: Boundary | None) -> np.ndarray:
+def _is_at_most(groups: np.ndarray, boundary: _GroupKey) -> np.ndarray:
+    """Return which of (N,) groups are not after `boundary` in the order of groups: (N,) bool."""
+    h, high, low = (np.uint64(value) for value in boundary)
+    is_low_at_most = (groups["high"] < high) | ((groups["high"] == high) & (groups["low"] <= low))
+    is_at_most: np.ndarray = (groups["h"] < h) | ((groups["h"] == h) & is_low_at_most)
+    return is_at_most
+
+
+def _split_exactly(assignment: SplitAssignment, recipe: Recipe) -> None:
+    """Assign round(N * val_fraction) of N groups to validation, those with the smallest hashes."""
+    with _write_group_buckets(assignment, recipe.seed) as buckets:
+        num_groups = [len(_sort_groups(rows)[0]) for rows in buckets]  # of each bucket
+        num_val = round(sum(num_groups) * recipe.val_fraction)
+        if num_val in (0, sum(num_groups)):
+            _reject_split(assignment, recipe, sum(num_groups))
+        num_groups_up_to = np.cumsum(num_groups)
+        bucket = int(np.searchsorted(num_groups_up_to, num_val))  # the first with num_groups_up_to >= num_val
+        rank = num_val - int(num_groups_up_to[bucket]) + num_groups[bucket]  # in the bucket, from 1
+        groups, _ = _sort_groups(buckets.read(bucket))
+        boundary = _GroupKey(*groups[rank - 1].tolist())
+    _mark_val(assignment, recipe.seed, lambda groups: _is_at_most(groups, boundary))
+
+
+def _reject_split(assignment: SplitAssignment, recipe: Recipe, num_groups: int) -> None:
+    num_kept = assignment.count_kept()
+    if num_groups == 1 and num_kept > 1:
+        raise FolioError(
+            f"all {num_kept:,} documents are one group, which cannot be split; choose another group_by or group_column"
+        )
+    raise FolioError(
+        f"{num_groups:,} {'document' if num_groups == 1 else 'documents'} cannot be split with val_fraction "
+        f"{recipe.val_fraction}: one side would be empty; add documents, cut them smaller (--document paragraph, or "
+        "--split contiguous for one long text), or choose another --val-fraction"
+    )
+
+
+def _limit_documents(assignment: SplitAssignment, max_documents: int, *, seed: int) -> None:
+    """Keep groups in the order of their keyed hash, until the next would exceed `max_documents`."""
+    num_before = assignment.count_kept()
+    assignment.dropped["over_max_documents"] = 0
+    if num_before <= max_documents:
+        return
+    # Another order than that of the split: else `threshold` would find few training groups.
+    seed = ~seed & (2**64 - 1)
+    boundary, num_kept = None, 0
+    with _write_group_buckets(assignment, seed) as buckets:
+        for rows in buckets:
+            groups, sizes = _sort_groups(rows)
+            num_kept_up_to = num_kept + np.cumsum(sizes)
+            num_fitting = int(np.searchsorted(num_kept_up_to, max_documents, "right"))
+            if num_fitting:
+                boundary = _GroupKey(*groups[num_fitting - 1].tolist())
+                num_kept = int(num_kept_up_to[num_fitting - 1])
+            if num_fitting < len(groups):
+                break
     if boundary is None:
-        return np.zeros(len(keys), bool)
-    key, boundary_high, boundary_low = map(np.uint64, boundary)
-    tie = (high < boundary_high) | ((high == boundary_high) & (low <= boundary_low))
-    return (keys < key) | ((keys == key) & tie)
+        raise FolioError(
+            f"max_documents is {max_documents:,}, but the first group that was drawn has more documents; raise it"
+        )
+    for partition, kept, groups in _keyed_groups(assignment, seed):
+        assignment.sides(partition)[kept[~_is_at_most(groups, boundary)]] = DROPPED
+    assignment.dropped["over_max_documents"] = num_before - num_kept
 
 
-def _split_by(
-    decided: Decided, work: WorkFolder, seed: int, is_val: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-) -> None:
-    for number, kept, groups in _keyed_groups(decided, work, seed):
-        decided.sides(number)[kept[is_val(groups["h"], groups["high"], groups["low"])]] = VAL
+def _mark_val(assignment: SplitAssignment, seed: int, is_val: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Assign the kept documents to validation whose groups satisfy `is_val`.
+
+    `is_val`: (K,) of GROUP_DTYPE -> (K,) bool.
+    """
+    for partition, kept, groups in _keyed_groups(assignment, seed):
+        assignment.sides(partition)[kept[is_val(groups)]] = VAL
 
 
-def _check_both(decided: Decided, recipe: Recipe) -> None:
+def _check_sides(assignment: SplitAssignment, recipe: Recipe) -> None:
+    """Raise FolioError if a side has no documents."""
     for side, name in ((TRAIN, "training"), (VAL, "validation")):
-        if not any(bool((sides == side).any()) for _, sides in decided.partitions()):
-            if recipe.split == "contiguous":
-                raise FolioError(
-                    f"{recipe.corpus} is too short to cut: its {name} side would be empty; give it more text or another --val-fraction"
-                )
+        if any(bool((sides == side).any()) for _, sides in assignment.partitions()):
+            continue
+        if recipe.split == "contiguous":
             raise FolioError(
-                f"the {name} side of {recipe.corpus} would be empty with the {recipe.split} split; add documents, or choose another split"
+                f"{recipe.corpus} is too short to cut: its {name} side would be empty; give it more text or another "
+                "--val-fraction"
             )
-
-
-def positions_before(num_positions: list[list[list[int]]]) -> list[np.ndarray]:
-    """What to add to the positions of a partition's documents, by source: `num_positions` lists [source, documents] of its pieces."""
-    counted: dict[int, int] = {}
-    before = []
-    for pieces in num_positions:
-        first: dict[int, int] = {}
-        for source, count in pieces:
-            first.setdefault(source, counted.get(source, 0))
-            counted[source] = counted.get(source, 0) + count
-        table = np.zeros(max(first, default=0) + 1, np.uint64)
-        for source, start in first.items():
-            table[source] = start
-        before.append(table)
-    return before
+        raise FolioError(
+            f"the {name} side of {recipe.corpus} would be empty with the {recipe.split} split; add documents, or "
+            "choose another split"
+        )

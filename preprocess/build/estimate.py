@@ -1,148 +1,168 @@
-"""What a build would be like, by a look at some of its documents: tokens per document, speed, and what it will need."""
+"""Estimates a build from some of its documents: tokens per document, speed, disk space and memory.
+
+It reads a few partitions, chosen by the seed, with the code of a build. It encodes `num_documents`
+of the documents with one thread, and scales the figures to the size of the input. Duplicates are
+not removed, so a corpus with many of them becomes a smaller build than estimated.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from preprocess.build.plan import Plan
-from preprocess.build.stats import describe_lengths, ratio
-from preprocess.build.work_dir import DOCUMENT
-from preprocess.documents import text_bytes
+from preprocess.build.stats import compute_ratio, describe_lengths
+from preprocess.build.work_dir import DOCUMENT_DTYPE
+from preprocess.documents import count_text_bytes
 from preprocess.errors import FolioError
+from preprocess.inputs.input_files import Span
 from preprocess.readers.records import Rejects
 from preprocess.recipes.schema import Recipe
-from preprocess.shards.format import DOC_DTYPE, END_DTYPE
+from preprocess.shards.format import DOC_DTYPE, END_DTYPE, token_dtype
 from preprocess.shards.windows import keyed_hash
-from preprocess.stages.dedup import content_hashes
-from preprocess.stages.pipeline import documents_of
+from preprocess.stages.dedup import hash_contents
+from preprocess.stages.pipeline import read_documents
 from preprocess.tokenizers import characters, sentencepiece_bpe
 from preprocess.tokenizers.interface import Tokenizer
 
-PARTITIONS_READ = 4
-ENOUGH_BYTES = 32 << 20  # of one partition; a compressed file is one partition, whatever its length
-# Measured with gpt2 on 400 MB of long documents: the main process, each worker, and the seconds that starting takes.
-MAIN_BYTES, WORKER_BYTES, START_S = 100 << 20, 300 << 20, 1.0
+NUM_PARTITIONS_READ = 4
+MAX_TEXT_BYTES = 32 << 20  # of one partition; a compressed file is one partition, however large it is
+# Measured with gpt2 on 400 MB of long documents.
+MAIN_MEMORY_BYTES, WORKER_MEMORY_BYTES, START_S = 100 << 20, 300 << 20, 1.0
 
 
 @dataclass
-class _Seen:
-    """What was read for the sample."""
+class _ReadDocuments:
+    """The documents that were read, as one array per batch, and what it took to read them."""
 
-    texts: list[pa.LargeStringArray]
-    languages: list[pa.StringArray]
-    hashes: list[np.ndarray]
+    texts: list[pa.LargeStringArray] = field(default_factory=list)
+    languages: list[pa.StringArray] = field(default_factory=list)
+    hashes: list[np.ndarray] = field(default_factory=list)  # (D, 16) uint8 each
     input_bytes: int = 0
     text_bytes: int = 0
     elapsed_s: float = 0.0
 
 
 def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> dict[str, Any]:
-    """Figures of a seeded sample of `num_documents` and estimates for the whole. Raises FolioError where there is no document."""
-    recipe = plan.recipe
-    seen = _read(plan)
-    texts, _ = _choose(seen, num_documents, seed=recipe.seed)
-    tokenizer = _tokenizer(plan, recipe, texts)
+    """Return the figures of `num_documents` documents, and under "build" those of the whole build.
+
+    `workers`: the number of processes of the build. Raises FolioError if no document has text.
+    """
+    found = _read_partitions(plan)
+    texts, _ = _choose(found, num_documents, seed=plan.recipe.seed)
+    tokenizer = plan.tokenizer or _train_on(texts, plan.recipe)
     tokenizer.start_fast_backend()
     begin = time.perf_counter()
     ids, ends = tokenizer.encode(texts)
     encode_s = time.perf_counter() - begin
-    sampled_bytes = int(text_bytes(texts).sum())
-    lengths = Counter(np.diff(ends, prepend=0).tolist())
-    share = seen.text_bytes / max(seen.input_bytes, 1)
-    total_bytes = int(sum(plan.partition_bytes()) * share)
-    num_tokens = int(total_bytes * len(ids) / max(sampled_bytes, 1))
-    total_documents = int(total_bytes * sum(map(len, seen.texts)) / max(seen.text_bytes, 1))
-    bytes_per_s = 1 / (seen.elapsed_s / max(seen.text_bytes, 1) + encode_s / max(sampled_bytes, 1))
+    encoded_bytes = max(int(count_text_bytes(texts).sum()), 1)
+    read_bytes = max(found.text_bytes, 1)
+    # Scale what was read, and what was encoded of it, to all of the input.
+    total_bytes = int(sum(plan.partition_bytes()) * (found.text_bytes / max(found.input_bytes, 1)))
+    total_tokens = int(total_bytes * len(ids) / encoded_bytes)
+    total_documents = int(total_bytes * sum(map(len, found.texts)) / read_bytes)
+    s_per_byte = found.elapsed_s / read_bytes + encode_s / encoded_bytes
     return {
         "documents": len(texts),
-        "tokens_per_document": describe_lengths(lengths),
-        "bytes_per_token": ratio(sampled_bytes, len(ids)),
+        "tokens_per_document": describe_lengths(Counter(np.diff(ends, prepend=0).tolist())),
+        "bytes_per_token": compute_ratio(encoded_bytes, len(ids)),
         "tokens_per_s": round(len(ids) / max(encode_s, 1e-9)),
-        "engine": tokenizer.engine,
+        "engine": tokenizer.backend,  # the key that scripts read
         "build": {
             "documents": total_documents,
             "text_bytes": total_bytes,
-            "tokens": num_tokens,
-            "elapsed_s": round(START_S + total_bytes / bytes_per_s / workers, 1),
-            "disk_bytes": _disk_bytes(num_tokens, total_documents, tokenizer),
-            "memory_bytes": MAIN_BYTES + WORKER_BYTES * min(workers, len(plan.partitions)),
+            "tokens": total_tokens,
+            "elapsed_s": round(START_S + total_bytes * s_per_byte / workers, 1),
+            "disk_bytes": _estimate_disk_bytes(total_tokens, total_documents, tokenizer),
+            "memory_bytes": MAIN_MEMORY_BYTES + WORKER_MEMORY_BYTES * min(workers, len(plan.partitions)),
             "workers": workers,
         },
     }
 
 
-def read_some(plan: Plan, num_documents: int) -> tuple[pa.LargeStringArray, pa.StringArray]:
-    """A seeded sample of a corpus' documents: their texts, and their languages. Raises FolioError where there is none."""
-    return _choose(_read(plan), num_documents, seed=plan.recipe.seed)
+def choose_documents(plan: Plan, num_documents: int) -> tuple[pa.LargeStringArray, pa.StringArray]:
+    """Return the texts and languages of `num_documents` documents, chosen by the recipe's seed.
+
+    Raises FolioError if no document has text.
+    """
+    return _choose(_read_partitions(plan), num_documents, seed=plan.recipe.seed)
 
 
-def _disk_bytes(num_tokens: int, num_documents: int, tokenizer: Tokenizer) -> int:
-    """Ids and tables, in the work folder and in the shards."""
-    itemsize = 2 if tokenizer.vocab_size <= 1 << 16 else 4
-    return 2 * num_tokens * itemsize + num_documents * (DOCUMENT.itemsize + DOC_DTYPE.itemsize + END_DTYPE.itemsize)
+def _estimate_disk_bytes(num_tokens: int, num_documents: int, tokenizer: Tokenizer) -> int:
+    """Return the size of the ids and tables in the work directory and in the shards."""
+    bytes_per_token = np.dtype(token_dtype(tokenizer.vocab_size)).itemsize
+    bytes_per_document = DOCUMENT_DTYPE.itemsize + DOC_DTYPE.itemsize + END_DTYPE.itemsize
+    return 2 * num_tokens * bytes_per_token + num_documents * bytes_per_document
 
 
-def _read(plan: Plan) -> _Seen:
-    """Some partitions, drawn by the seed, read and cleaned."""
-    seen, numbers = _Seen([], [], []), np.arange(len(plan.partitions), dtype=np.uint64)
+def _read_partitions(plan: Plan) -> _ReadDocuments:
+    """Read and clean the documents of NUM_PARTITIONS_READ partitions, chosen by the seed."""
+    found = _ReadDocuments()
+    numbers = np.arange(len(plan.partitions), dtype=np.uint64)
     order = np.argsort(keyed_hash(plan.recipe.seed, numbers), kind="stable")
     sizes = plan.partition_bytes()
-    for number in order[:PARTITIONS_READ].tolist():
-        begin, before = time.perf_counter(), seen.text_bytes
-        is_whole = True
+    for number in order[:NUM_PARTITIONS_READ].tolist():
+        begin, bytes_before = time.perf_counter(), found.text_bytes
+        is_complete = True
         for span in plan.partitions[number].spans:
-            for batch, _ in documents_of(plan.sources[span.source], span, plan.recipe, Rejects(None), Counter()):
-                batch = batch.filter(pa.array(text_bytes(batch.column("text")) > 0))
-                texts = batch.column("text")
-                seen.texts.append(texts)
-                seen.languages.append(batch.column("lang"))
-                seen.hashes.append(content_hashes(texts))
-                seen.text_bytes += int(text_bytes(texts).sum())
-                if seen.text_bytes - before > ENOUGH_BYTES:
-                    is_whole = False
-                    break
-            if not is_whole:
+            is_complete = _read_span(plan, span, found, max_text_bytes=bytes_before + MAX_TEXT_BYTES)
+            if not is_complete:
                 break
-        seen.elapsed_s += time.perf_counter() - begin
-        # Of a partition that is not read to its end, nobody knows how much input the text read was: as much, say.
-        seen.input_bytes += sizes[number] if is_whole else seen.text_bytes - before
-    return seen
+        found.elapsed_s += time.perf_counter() - begin
+        # The input size of a partially read partition is unknown. Assume that it is the text size.
+        found.input_bytes += sizes[number] if is_complete else found.text_bytes - bytes_before
+    return found
 
 
-def _choose(seen: _Seen, num_documents: int, *, seed: int) -> tuple[pa.LargeStringArray, pa.StringArray]:
-    texts = pa.concat_arrays(seen.texts) if seen.texts else pa.array([], pa.large_string())
+def _read_span(plan: Plan, span: Span, found: _ReadDocuments, *, max_text_bytes: int) -> bool:
+    """Add the documents of `span` to `found`. Returns False if `max_text_bytes` stopped it."""
+    input_file = plan.input_files[span.file_number]
+    for batch, _ in read_documents(input_file, span, plan.recipe, Rejects(None), Counter()):
+        batch = batch.filter(pa.array(count_text_bytes(batch.column("text")) > 0))
+        texts = batch.column("text")
+        found.texts.append(texts)
+        found.languages.append(batch.column("lang"))
+        found.hashes.append(hash_contents(texts))
+        found.text_bytes += int(count_text_bytes(texts).sum())
+        if found.text_bytes > max_text_bytes:
+            return False
+    return True
+
+
+def _choose(found: _ReadDocuments, num_documents: int, *, seed: int) -> tuple[pa.LargeStringArray, pa.StringArray]:
+    """Return the texts and languages of the documents with the smallest keyed content hashes."""
+    texts = pa.concat_arrays(found.texts) if found.texts else pa.array([], pa.large_string())
     if not len(texts):
-        raise FolioError("there is nothing to sample: no document holds text; check the cleaning rules and conditions")
-    keys = keyed_hash(seed, np.ascontiguousarray(np.concatenate(seen.hashes)[:, :8]).view("<u8").reshape(-1))
-    rows = pa.array(np.sort(np.argsort(keys, kind="stable")[:num_documents]))
-    return texts.take(rows), pa.concat_arrays(seen.languages).take(rows)
+        raise FolioError("no document has any text; check the input files, the cleaning rules and the conditions")
+    first_halves = np.ascontiguousarray(np.concatenate(found.hashes)[:, :8]).view("<u8").reshape(-1)
+    order = np.argsort(keyed_hash(seed, first_halves), kind="stable")
+    rows = pa.array(np.sort(order[:num_documents]))
+    return texts.take(rows), pa.concat_arrays(found.languages).take(rows)
 
 
-def _tokenizer(plan: Plan, recipe: Recipe, texts: pa.LargeStringArray) -> Tokenizer:
-    """The build's own, or one trained on the sample alone, which is a little worse."""
-    if plan.tokenizer is not None:
-        return plan.tokenizer
+def _train_on(texts: pa.LargeStringArray, recipe: Recipe) -> Tokenizer:
+    """Train a tokenizer on `texts`. That of the build has more text and needs fewer tokens."""
     if recipe.tokenizer == "char":
         return characters.train_char(texts.to_pylist(), has_eot=recipe.eot == "append")
     return sentencepiece_bpe.train(texts.to_pylist(), num_pieces=recipe.num_pieces)
 
 
-def format_estimate(result: dict[str, Any]) -> list[str]:
-    """The figures for a person."""
-    lengths, build = result["tokens_per_document"], result["build"]
+def format_estimate(estimate: dict[str, Any]) -> list[str]:
+    """Return the result of `estimate_build` as lines for a person."""
+    lengths, build = estimate["tokens_per_document"], estimate["build"]
+    quantiles = ", ".join(f"{name} {lengths[name]:,}" for name in ("mean", "median", "p05", "p95", "max"))
+    disk_gb, memory_gb = build["disk_bytes"] / 1e9, build["memory_bytes"] / 1e9
     return [
-        f"sample      {result['documents']:,} documents, {result['bytes_per_token']:.2f} bytes per token",
-        f"tokens per document: mean {lengths['mean']:,}, median {lengths['median']:,}, p05 {lengths['p05']:,}, p95 {lengths['p95']:,}, "
-        f"max {lengths['max']:,}",
-        f"encoding    {result['tokens_per_s']:,} tokens/s with {result['engine']}, one thread",
-        f"the build   about {build['documents']:,} documents, {build['text_bytes']:,} bytes of text, {build['tokens']:,} tokens, before "
-        "deduplication",
-        f"will need   about {build['elapsed_s']:,} s with {build['workers']} workers, {build['disk_bytes'] / 1e9:,.2f} GB of disk, "
-        f"{build['memory_bytes'] / 1e9:,.2f} GB of memory",
+        f"documents   {estimate['documents']:,} were encoded, {estimate['bytes_per_token']:.2f} bytes per token",
+        f"tokens per document: {quantiles}",
+        f"encoding    {estimate['tokens_per_s']:,} tokens/s with {estimate['engine']}, one thread",
+        f"the build   about {build['documents']:,} documents, {build['text_bytes']:,} bytes of text, "
+        f"{build['tokens']:,} tokens, before deduplication",
+        f"will need   about {build['elapsed_s']:,} s with {build['workers']} workers, {disk_gb:,.2f} GB of disk, "
+        f"{memory_gb:,.2f} GB of memory",
     ]

@@ -1,4 +1,4 @@
-"""How well a tokenizer fits text: a build's own on its validation documents, or any on a sample of a corpus."""
+"""Inspect a build's tokenizer on its validation documents, or any tokenizer on part of a corpus."""
 
 from __future__ import annotations
 
@@ -7,33 +7,40 @@ from typing import Any
 
 import pyarrow as pa
 
-from preprocess.build.estimate import read_some
+from preprocess.build.estimate import choose_documents
 from preprocess.build.plan import Plan
 from preprocess.shards.format import Build
-from preprocess.tokenizers import load_named, load_tokenizer
-from preprocess.tokenizers.build_texts import UNKNOWN_LANGUAGE, language_tags, texts_of
-from preprocess.tokenizers.inspect import inspect
+from preprocess.tokenizers import load_tokenizer, load_tokenizer_by_name
+from preprocess.tokenizers.decode_build import UNKNOWN_LANGUAGE, decode_documents, list_language_tags
+from preprocess.tokenizers.inspect import inspect_tokenizer
+from preprocess.tokenizers.interface import Tokenizer
 
 
 def inspect_build(build: Build, num_documents: int) -> dict[str, dict[str, Any]]:
-    """The build's tokenizer on its first `num_documents` validation documents, by language."""
+    """Return the figures of a build's tokenizer by language, see `inspect_tokenizer`.
+
+    They are measured on the first `num_documents` validation documents.
+    """
     tokenizer = load_tokenizer(build.folder, build.manifest)
-    tags = language_tags(build)
+    tags = list_language_tags(build)
     texts: dict[str, list[str]] = {}
-    for number, text in itertools.islice(texts_of(build, "val", tokenizer), num_documents):
-        texts.setdefault(tags[number], []).append(text.decode("utf-8", errors="replace"))
-    return _inspect(tokenizer, texts)
+    for language, text in itertools.islice(decode_documents(build, "val", tokenizer), num_documents):
+        texts.setdefault(tags[language], []).append(text.decode("utf-8", errors="replace"))
+    return _inspect_texts(tokenizer, texts)
 
 
-def inspect_named(name: str, plan: Plan, num_documents: int) -> dict[str, dict[str, Any]]:
-    """The tokenizer `name` on a seeded sample of `num_documents` of a corpus, by language."""
-    texts, languages = read_some(plan, num_documents)
+def inspect_by_name(name: str, plan: Plan, num_documents: int) -> dict[str, dict[str, Any]]:
+    """Return the figures of the tokenizer `name` by language, see `inspect_tokenizer`.
+
+    They are measured on `num_documents` documents of a corpus, chosen by the recipe's seed.
+    """
+    texts, languages = choose_documents(plan, num_documents)
     by_language: dict[str, list[str]] = {}
     for text, language in zip(texts.to_pylist(), languages.to_pylist(), strict=True):
         by_language.setdefault(language or UNKNOWN_LANGUAGE, []).append(text)
-    return _inspect(load_named(name), by_language)
+    return _inspect_texts(load_tokenizer_by_name(name), by_language)
 
 
-def _inspect(tokenizer: Any, texts: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+def _inspect_texts(tokenizer: Tokenizer, texts: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
     tokenizer.start_fast_backend()
-    return inspect(tokenizer, {tag: pa.array(found, pa.large_string()) for tag, found in sorted(texts.items())})
+    return inspect_tokenizer(tokenizer, {tag: pa.array(texts[tag], pa.large_string()) for tag in sorted(texts)})

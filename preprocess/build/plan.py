@@ -1,4 +1,8 @@
-"""What is to be built, from which files, in which partitions, and whether there is room for it."""
+"""The first phase of a build: find the input files, make partitions, and load the tokenizer.
+
+Everything that can be checked without reading a document is checked here, so that a wrong setting
+is reported at once and not after hours of work.
+"""
 
 from __future__ import annotations
 
@@ -8,74 +12,88 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preprocess.build.work_dir import work_root
+from preprocess.build.work_dir import get_work_root
 from preprocess.errors import FolioError
 from preprocess.inputs.find_inputs import find_input_files
-from preprocess.inputs.input_files import InputFile, settle_format
+from preprocess.inputs.input_files import InputFile, resolve_format
 from preprocess.progress import Progress
 from preprocess.readers import check_input_file
-from preprocess.readers.partitions import Partition, cut
-from preprocess.recipes.schema import STRADDLING, Recipe, may_straddle
+from preprocess.readers.partitions import Partition, make_partitions
+from preprocess.recipes.schema import DUPLICATES_SPLIT_WARNING, Recipe, can_split_duplicates
 from preprocess.shards.files import sha256_bytes
-from preprocess.tokenizers import TRAINED, is_path, load_named, tokenizer_kind
+from preprocess.tokenizers import TRAINED_KINDS, find_tokenizer_kind, is_tokenizer_path, load_tokenizer_by_name
 from preprocess.tokenizers.interface import Tokenizer
 
-# Work and shards together, in bytes for a byte of input: ids of two bytes, at four bytes of text each, twice, and tables.
-DISK_PER_INPUT_BYTE = 1.5
-COMPRESSED = 4  # how much text a compressed file may hold for each of its bytes
-SYNTHETIC_BYTES_PER_PAIR = 400
+# Work and shards together need, per byte of input, 1 byte for ids (a token represents 4 bytes of
+# text, and its id of 2 bytes is stored twice) and up to 0.5 bytes for tables.
+DISK_BYTES_PER_INPUT_BYTE = 1.5
+TEXT_BYTES_PER_COMPRESSED_BYTE = 4
+DISK_BYTES_PER_SYNTHETIC_PAIR = 400
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is known before the first document is read."""
+    """Everything that is known before the first document is read."""
 
     recipe: Recipe
-    sources: list[InputFile]
+    input_files: list[InputFile]
     partitions: list[Partition]
     tokenizer_kind: str
-    tokenizer: Tokenizer | None  # where it needs no training
+    tokenizer: Tokenizer | None  # unless it is trained on the documents
 
-    def entries(self) -> list[dict[str, Any]]:
-        """The manifest's `sources`."""
-        return [source.entry() for source in self.sources]
+    def source_entries(self) -> list[dict[str, Any]]:
+        """Return the manifest's `sources`."""
+        return [input_file.manifest_entry() for input_file in self.input_files]
 
     def partition_bytes(self) -> list[int]:
-        """About how many bytes of input each partition is, for the bar."""
-        return [sum(span.size_bytes for span in p.spans) for p in self.partitions]
+        """Return the approximate number of input bytes of each partition, for the progress bar."""
+        return [sum(span.size_bytes for span in partition.spans) for partition in self.partitions]
 
 
 def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_threads: int = 1) -> Plan:
-    """The inputs found, vouched for and cut; the tokenizer loaded. `num_threads`: to hash in. Raises MisuseError or FolioError."""
-    kind = tokenizer_kind(recipe.tokenizer)
-    sources = find_input_files(recipe, source, progress, num_threads=num_threads)
-    recipe = settle_format(recipe, sources)
-    if may_straddle(recipe):
-        progress.warn(STRADDLING)
-    for entry in sources:
-        check_input_file(entry, recipe)
-    tokenizer = None if recipe.tokenizer in TRAINED else load_named(recipe.tokenizer, has_eot=recipe.eot == "append")
-    if tokenizer is not None and tokenizer.loss is not None:
-        progress.warn(f"the tokenizer does not give every text back as it was: {tokenizer.loss}")
-    if is_path(recipe.tokenizer) and tokenizer is not None:
-        recipe = dataclasses.replace(recipe, tokenizer_sha256=sha256_bytes(b"".join(tokenizer.files.values())))
-    return Plan(recipe, sources, cut(sources, recipe), kind, tokenizer)
+    """Return the plan of a build.
+
+    `source`: the user's copy of the corpus' only file. `num_threads`: for hashing the input files.
+    Raises MisuseError or FolioError if the build cannot be made.
+    """
+    tokenizer_kind = find_tokenizer_kind(recipe.tokenizer)
+    input_files = find_input_files(recipe, source, progress, num_threads=num_threads)
+    recipe = resolve_format(recipe, input_files)
+    if can_split_duplicates(recipe):
+        progress.warn(DUPLICATES_SPLIT_WARNING)
+    for input_file in input_files:
+        check_input_file(input_file, recipe)
+    tokenizer = None
+    if recipe.tokenizer not in TRAINED_KINDS:
+        tokenizer = load_tokenizer_by_name(recipe.tokenizer, has_eot=recipe.eot == "append")
+        if tokenizer.round_trip_issue is not None:
+            progress.warn(f"decoding does not return every text unchanged: {tokenizer.round_trip_issue}")
+        if is_tokenizer_path(recipe.tokenizer):
+            recipe = dataclasses.replace(recipe, tokenizer_sha256=sha256_bytes(b"".join(tokenizer.files.values())))
+    return Plan(recipe, input_files, make_partitions(input_files, recipe), tokenizer_kind, tokenizer)
 
 
-def estimated_disk_bytes(plan: Plan) -> int:
-    """About how much disk the build needs while it is made."""
+def estimate_disk_bytes(plan: Plan) -> int:
+    """Return about how much disk space the build needs while it is made."""
     if plan.recipe.format == "synthetic":
-        return plan.recipe.num_pairs * SYNTHETIC_BYTES_PER_PAIR
-    sizes = (s.size_bytes * (COMPRESSED if s.compression or s.format == "parquet" else 1) for s in plan.sources)
-    return int(sum(sizes) * DISK_PER_INPUT_BYTE)
+        return plan.recipe.num_pairs * DISK_BYTES_PER_SYNTHETIC_PAIR
+    num_bytes = 0
+    for input_file in plan.input_files:
+        is_compressed = input_file.compression or input_file.format == "parquet"
+        num_bytes += input_file.size_bytes * (TEXT_BYTES_PER_COMPRESSED_BYTE if is_compressed else 1)
+    return int(num_bytes * DISK_BYTES_PER_INPUT_BYTE)
 
 
-def check_space(plan: Plan, folder: Path) -> None:
-    """Raise FolioError where the disk has visibly too little room for the build `folder`; what work on it holds already counts as free."""
-    done = sum(path.stat().st_size for path in work_root(folder).rglob("*") if path.is_file())
-    needed, free = estimated_disk_bytes(plan), shutil.disk_usage(folder.parent).free + done
-    if needed > free:
+def check_disk_space(plan: Plan, output_dir: Path) -> None:
+    """Raise FolioError if the disk of `output_dir` is clearly too small for the build.
+
+    The space that unfinished work on this build occupies counts as free.
+    """
+    work_bytes = sum(path.stat().st_size for path in get_work_root(output_dir).rglob("*") if path.is_file())
+    needed_bytes = estimate_disk_bytes(plan)
+    free_bytes = shutil.disk_usage(output_dir.parent).free + work_bytes
+    if needed_bytes > free_bytes:
         raise FolioError(
-            f"no space left on the disk: {folder.parent} has {free:,} bytes free, this build may need about {needed:,}; free some, or "
-            "choose another disk with --output"
+            f"no space left on the disk: {output_dir.parent} has {free_bytes:,} bytes free, this build may need about "
+            f"{needed_bytes:,}; free some, or choose another disk with --output"
         )

@@ -1,11 +1,18 @@
-"""The work on one partition, wherever it runs: read, clean, fingerprint and, where the tokenizer is known, encode.
+"""The tasks on one partition: read and clean its documents, hash them, and encode them.
 
-What comes out lies in the work folder: a table of documents, and their ids or else their text.
+If the tokenizer is known, `prepare_partition` does everything in one pass: each batch of documents
+is read, cleaned, hashed and encoded while it is in memory, and only tables and ids are written. If
+the tokenizer is yet to be trained, it writes the cleaned texts instead, and `encode_partition`
+encodes them after the training.
+
+Duplicates are encoded too. Which documents are in the build is known only after all partitions have
+been read, and it is faster to encode some in vain than to store and read the texts again. The
+control tokens of a document (author, city, year) get their ids at that time as well; until then the
+encoded document has the id 0 in their place, so that its length is final.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,211 +22,221 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocess.build.build_log import peak_memory_bytes
-from preprocess.build.work_dir import DOCUMENT, LENGTH, WorkFolder
-from preprocess.documents import text_buffers, text_bytes
+from preprocess.build.build_log import get_peak_memory_bytes
+from preprocess.build.receipts import EncodeReceipt, EncodingReport, FileChecksum, PrepareReceipt
+from preprocess.build.work_dir import DOCUMENT_DTYPE, LENGTH_DTYPE, REJECTS_SUFFIX, HashedFile, WorkDir
+from preprocess.documents import count_text_bytes, get_text_buffers
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.partitions import Partition
 from preprocess.readers.records import Rejects
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.format import CONTROL_FIELDS, token_dtype
-from preprocess.stages.dedup import content_hashes, groups_of
-from preprocess.stages.encode import SpotCheck, encode_checked, has_bos, has_eot, surround
-from preprocess.stages.pipeline import documents_of
+from preprocess.stages.dedup import hash_contents, hash_groups
+from preprocess.stages.encode import SpotCheck, add_control_tokens, encode_checked, has_bos, has_eot
+from preprocess.stages.pipeline import read_documents
 from preprocess.tokenizers import load_tokenizer
-from preprocess.tokenizers.characters import NUM_CODE_POINTS, code_points
-from preprocess.tokenizers.interface import Tokenizer
-from preprocess.tokenizers.sentencepiece_bpe import SPACE
+from preprocess.tokenizers.characters import NUM_CODE_POINTS, decode_code_points
+from preprocess.tokenizers.sentencepiece_bpe import SPACE_MARKER
 
-LISTED = ("author", "city", "lang")
+INDEXED_COLUMNS = ("author", "city", "lang")  # a document table has an index into the distinct values
 
 
 @dataclass(frozen=True)
-class Job:
-    """All that a task needs to know, small enough to travel to another process."""
+class TaskContext:
+    """What a task needs besides its partition. It is pickled for every task, so it is small."""
 
     recipe: Recipe
-    sources: Mapping[int, InputFile]  # by number: those that the task reads, of perhaps a million
-    work: WorkFolder
-    # Where it is known, `tokenizer` and `eot_id` as the manifest has them; its files lie in the work folder.
+    input_files: Mapping[int, InputFile]  # by number: only those that the task reads, of perhaps a million
+    work_dir: WorkDir
+    # The manifest's `tokenizer` and `eot_id`, with which the tokenizer is loaded from the work
+    # directory. Not set if it is yet to be trained.
     tokenizer: dict[str, Any] | None
-    use_reference: bool = False  # encode with the reference library even where there is a faster one
-    num_threads: int = 1  # for the encoding of one batch
+    use_reference: bool = False  # encode with the reference backend even if there is a faster one
+    num_threads: int = 1  # for encoding one batch
 
 
-def prepare_partition(job: Job, partition: Partition) -> dict[str, Any]:
-    """Do all of it, and return the receipt."""
-    begin = time.perf_counter()
-    writer = _Writer(job, partition.number)
-    refused = job.work.file(partition.number, "refused")
-    refused.unlink(missing_ok=True)
-    rejects, cleaned, num_positions = Rejects(refused), Counter[str](), []
-    with job.work.writing(partition.number, *writer.outputs) as files:
+def prepare_partition(context: TaskContext, partition: Partition) -> PrepareReceipt:
+    """Read, clean and hash the documents of a partition; encode them if there is a tokenizer."""
+    work_dir = context.work_dir
+    rejects_path = work_dir.file(partition.number, REJECTS_SUFFIX)
+    rejects_path.unlink(missing_ok=True)  # `rejects` appends to it
+    rejects, cleaned, num_positions = Rejects(rejects_path), Counter[str](), []
+    writer = _PartitionWriter(context)
+    with work_dir.create_files(partition.number, *writer.suffixes) as files:
         writer.open(files)
         for span in partition.spans:
             rejects.num_positions = 0
-            for batch, sides in documents_of(job.sources[span.source], span, job.recipe, rejects, cleaned):
+            input_file = context.input_files[span.file_number]
+            for batch, sides in read_documents(input_file, span, context.recipe, rejects, cleaned):
                 if batch.num_rows:
                     rejects.counts["empty"] += writer.write(batch, sides)
-            num_positions.append([span.source, rejects.num_positions])
+            num_positions.append((span.file_number, rejects.num_positions))
         writer.close()
         rejects.flush()
-    fields = {
-        "num_positions": num_positions,
-        "dropped": dict(rejects.counts),
-        "cleaned": dict(cleaned),
-        "elapsed_s": round(time.perf_counter() - begin, 3),
-        **writer.fields(),
-    }
-    return job.work.save_receipt(partition.number, "prepare", fields, files)
+    receipt = PrepareReceipt(
+        files=_get_checksums(files),
+        num_documents=writer.num_documents,
+        text_bytes=writer.text_bytes,
+        num_positions=num_positions,
+        dropped=dict(rejects.counts),
+        cleaned=dict(cleaned),
+        values={name: list(indices) for name, indices in writer.value_indices.items()},
+        alphabet=np.flatnonzero(writer.is_in_alphabet).tolist() if writer.is_in_alphabet is not None else None,
+        encoding=writer.encoder.report() if writer.encoder else None,
+    )
+    work_dir.write_receipt(partition.number, receipt)
+    return receipt
 
 
-class _Writer:
-    """Documents of one partition → its files."""
-
-    def __init__(self, job: Job, number: int) -> None:
-        self._job, self._encoder = job, encoder_of(job) if job.tokenizer is not None else None
-        self.outputs = ("docs", "ids", "lengths") if self._encoder else ("docs", "text")
-        self._lists: dict[str, dict[str, int]] = {name: {} for name in LISTED}
-        self._seen = np.zeros(NUM_CODE_POINTS, bool) if job.recipe.tokenizer == "char" else None
-        self._num_documents = self._text_bytes = 0
-
-    def open(self, files: dict[str, Any]) -> None:
-        self._files = files
-        if not self._encoder:
-            schema = pa.schema([("text", pa.large_string())])
-            options = pa.ipc.IpcWriteOptions(compression="lz4")
-            self._spill = pa.ipc.new_stream(pa.PythonFile(files["text"], "w"), schema, options=options)
-
-    def write(self, batch: pa.RecordBatch, sides: np.ndarray) -> int:
-        """Take a batch; returns how many of its documents were empty and left out."""
-        sizes = text_bytes(batch.column("text"))
-        num_empty = int(np.count_nonzero(sizes == 0))
-        if num_empty:
-            full = sizes > 0
-            batch, sides, sizes = batch.filter(pa.array(full)), sides[full], sizes[full]
-        texts = batch.column("text")
-        documents = self._table(batch, sides, sizes)
-        self._files["docs"].write(documents)
-        self._num_documents += len(documents)
-        self._text_bytes += int(sizes.sum())
-        if self._seen is not None:
-            self._seen[code_points(text_buffers(texts)[0])] = True
-        if self._encoder:
-            self._encoder.encode(texts, documents, self._files)
-        else:
-            self._spill.write_batch(pa.record_batch([texts], ["text"]))
-        return num_empty
-
-    def _table(self, batch: pa.RecordBatch, sides: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        documents = np.empty(batch.num_rows, DOCUMENT)
-        hashes = content_hashes(batch.column("text"))
-        documents["hash"], documents["side"], documents["text_bytes"] = hashes, sides, sizes
-        documents["group"] = groups_of(batch, hashes, self._job.recipe)
-        documents["source"] = batch.column("source").to_numpy()
-        documents["position"] = batch.column("position").to_numpy()
-        documents["year"] = batch.column("year").fill_null(-1).to_numpy()
-        for name in LISTED:
-            documents[name] = self._numbers(name, batch.column(name))
-        documents["has_u2581"] = False
-        if self._job.recipe.tokenizer == "sentencepiece":
-            documents["has_u2581"] = pc.match_substring(batch.column("text"), SPACE).to_numpy(zero_copy_only=False)
-        return documents
-
-    def _numbers(self, name: str, column: pa.StringArray) -> np.ndarray:
-        """Each value's number in the partition's list of values, −1 for null."""
-        if column.null_count == len(column):
-            return np.full(len(column), -1, np.int32)
-        known = self._lists[name]
-        encoded = column.dictionary_encode()
-        lookup = np.array(
-            [*(known.setdefault(value, len(known)) for value in encoded.dictionary.to_pylist()), -1], np.int32
-        )
-        return lookup[encoded.indices.fill_null(len(lookup) - 1).to_numpy(zero_copy_only=False)]
-
-    def close(self) -> None:
-        if not self._encoder:
-            self._spill.close()
-
-    def fields(self) -> dict[str, Any]:
-        """What the receipt says of them."""
-        return {
-            "num_documents": self._num_documents,
-            "text_bytes": self._text_bytes,
-            "lists": {name: list(known) for name, known in self._lists.items()},
-            "alphabet": np.flatnonzero(self._seen).tolist() if self._seen is not None else None,
-            **(self._encoder.notes() if self._encoder else {}),
-        }
-
-
-def encode_partition(job: Job, number: int) -> dict[str, Any]:
-    """The ids of a partition whose text was spilled, now that there is a tokenizer; returns the receipt."""
-    begin = time.perf_counter()
-    encoder, documents, first = encoder_of(job), job.work.documents(number), 0
-    with job.work.writing(number, "ids", "lengths") as files:
-        for texts in spilled_texts(job.work, number):
+def encode_partition(context: TaskContext, partition: int) -> EncodeReceipt:
+    """Encode the texts that `prepare_partition` has written, now that there is a tokenizer."""
+    work_dir = context.work_dir
+    encoder, documents, first = get_encoder(context), work_dir.documents(partition), 0
+    with work_dir.create_files(partition, "ids", "lengths") as files:
+        for texts in read_texts(work_dir, partition):
             encoder.encode(texts, documents[first : first + len(texts)], files)
             first += len(texts)
-    fields = {"elapsed_s": round(time.perf_counter() - begin, 3), **encoder.notes()}
-    return job.work.save_receipt(number, "encode", fields, files)
+    receipt = EncodeReceipt(files=_get_checksums(files), num_documents=first, encoding=encoder.report())
+    work_dir.write_receipt(partition, receipt)
+    return receipt
 
 
-def spilled_texts(work: WorkFolder, number: int) -> Iterator[pa.LargeStringArray]:
-    """The texts of a partition's documents, batch by batch."""
-    with pa.memory_map(str(work.file(number, "text"))) as file, pa.ipc.open_stream(file) as reader:
+def read_texts(work_dir: WorkDir, partition: int) -> Iterator[pa.LargeStringArray]:
+    """Yield the texts of a partition's documents in batches."""
+    with pa.memory_map(str(work_dir.file(partition, "text"))) as file, pa.ipc.open_stream(file) as reader:
         for batch in reader:
             yield batch.column(0)
 
 
-_encoders: dict[tuple[Any, ...], Encoder] = {}  # of this process; one at a time
+def _get_checksums(files: Mapping[str, HashedFile]) -> dict[str, FileChecksum]:
+    return {suffix: file.checksum for suffix, file in files.items()}
 
 
-def encoder_of(job: Job) -> Encoder:
-    """The encoder of a job: one a process, since its engine learns as it goes and takes a tenth of a second to start."""
-    assert job.tokenizer is not None
-    key = (str(job.work.path), *job.tokenizer["tokenizer"]["files"].values(), job.use_reference, job.num_threads)
+class _PartitionWriter:
+    """Writes the document table of one partition, and its ids or its texts."""
+
+    def __init__(self, context: TaskContext) -> None:
+        self._recipe = context.recipe
+        self.encoder = get_encoder(context) if context.tokenizer is not None else None
+        self.suffixes = ("docs", "ids", "lengths") if self.encoder else ("docs", "text")
+        self.num_documents = self.text_bytes = 0
+        self.value_indices: dict[str, dict[str, int]] = {name: {} for name in INDEXED_COLUMNS}
+        self.is_in_alphabet = np.zeros(NUM_CODE_POINTS, bool) if self._recipe.tokenizer == "char" else None
+
+    def open(self, files: Mapping[str, HashedFile]) -> None:
+        self._files = files
+        if not self.encoder:
+            schema = pa.schema([("text", pa.large_string())])
+            options = pa.ipc.IpcWriteOptions(compression="lz4")
+            self._text_writer = pa.ipc.new_stream(pa.PythonFile(files["text"], "w"), schema, options=options)
+
+    def write(self, batch: pa.RecordBatch, sides: np.ndarray) -> int:
+        """Write a batch of documents, and return how many were left out because they are empty."""
+        sizes = count_text_bytes(batch.column("text"))
+        num_empty = int(np.count_nonzero(sizes == 0))
+        if num_empty:
+            has_text = sizes > 0
+            batch, sides, sizes = batch.filter(pa.array(has_text)), sides[has_text], sizes[has_text]
+        texts = batch.column("text")
+        documents = self._make_document_table(batch, sides, sizes)
+        self._files["docs"].write(documents)
+        self.num_documents += len(documents)
+        self.text_bytes += int(sizes.sum())
+        if self.is_in_alphabet is not None:
+            self.is_in_alphabet[decode_code_points(get_text_buffers(texts)[0])] = True
+        if self.encoder:
+            self.encoder.encode(texts, documents, self._files)
+        else:
+            self._text_writer.write_batch(pa.record_batch([texts], ["text"]))
+        return num_empty
+
+    def _make_document_table(self, batch: pa.RecordBatch, sides: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        documents = np.empty(batch.num_rows, DOCUMENT_DTYPE)
+        hashes = hash_contents(batch.column("text"))
+        documents["hash"], documents["side"], documents["text_bytes"] = hashes, sides, sizes
+        documents["group"] = hash_groups(batch, hashes, self._recipe)
+        documents["source"] = batch.column("source").to_numpy()
+        documents["position"] = batch.column("position").to_numpy()
+        documents["year"] = batch.column("year").fill_null(-1).to_numpy()
+        for name in INDEXED_COLUMNS:
+            documents[name] = self._index_values(name, batch.column(name))
+        documents["has_u2581"] = False
+        if self._recipe.tokenizer == "sentencepiece":
+            contains_marker = pc.match_substring(batch.column("text"), SPACE_MARKER)
+            documents["has_u2581"] = contains_marker.to_numpy(zero_copy_only=False)
+        return documents
+
+    def _index_values(self, name: str, column: pa.StringArray) -> np.ndarray:
+        """Return the index of each value in the distinct values, -1 for null: (D,) int32."""
+        if column.null_count == len(column):
+            return np.full(len(column), -1, np.int32)
+        indices = self.value_indices[name]
+        encoded = column.dictionary_encode()
+        of_batch = [indices.setdefault(value, len(indices)) for value in encoded.dictionary.to_pylist()]
+        lookup = np.array([*of_batch, -1], np.int32)  # its last entry is for null
+        return lookup[encoded.indices.fill_null(len(of_batch)).to_numpy(zero_copy_only=False)]
+
+    def close(self) -> None:
+        if not self.encoder:
+            self._text_writer.close()
+
+
+_encoders: dict[tuple[Any, ...], Encoder] = {}  # at most one
+
+
+def get_encoder(context: TaskContext) -> Encoder:
+    """Return the encoder of this process, and create it if necessary.
+
+    It is kept from task to task: gigatoken needs a tenth of a second to start, and becomes faster
+    with use, as it caches words.
+    """
+    assert context.tokenizer is not None
+    files_sha256 = context.tokenizer["tokenizer"]["files"].values()
+    key = (str(context.work_dir.path), *files_sha256, context.use_reference, context.num_threads)
     if key not in _encoders:
         _encoders.clear()
-        _encoders[key] = Encoder(job)
+        _encoders[key] = Encoder(context)
     return _encoders[key]
 
 
 class Encoder:
-    """Texts → stored documents: ids with a place in front for each control token, checked on a sample against the reference."""
+    """Encodes documents with their control tokens, and compares some with the reference backend."""
 
-    def __init__(self, job: Job) -> None:
-        assert job.tokenizer is not None
-        self.tokenizer: Tokenizer = load_tokenizer(job.work.path, job.tokenizer)
-        self._recipe = job.recipe
-        self._why_not = None if job.use_reference else self.tokenizer.start_fast_backend(num_threads=job.num_threads)
-        self._dtype = np.dtype(token_dtype(self.tokenizer.vocab_size))
-        self._check = SpotCheck(job.recipe.seed)
+    def __init__(self, context: TaskContext) -> None:
+        assert context.tokenizer is not None
+        self._recipe = context.recipe
+        self._tokenizer = load_tokenizer(context.work_dir.path, context.tokenizer)
+        self._backend_fallback = None
+        if not context.use_reference:
+            self._backend_fallback = self._tokenizer.start_fast_backend(num_threads=context.num_threads)
+        self._dtype = np.dtype(token_dtype(self._tokenizer.vocab_size))
+        self._spot_check = SpotCheck(context.recipe.seed)
 
-    def notes(self) -> dict[str, Any]:
-        """What the receipt says of how it was encoded."""
-        return {
-            "engine": self.tokenizer.engine,
-            "backend_fallback": self._why_not,
-            "peak_memory_bytes": peak_memory_bytes(),
-        }
+    def report(self) -> EncodingReport:
+        """Return how the documents were encoded, for the receipt."""
+        return EncodingReport(self._tokenizer.backend, self._backend_fallback, get_peak_memory_bytes())
 
-    def encode(self, texts: pa.LargeStringArray, documents: np.ndarray, files: dict[str, Any]) -> None:
-        """Append the ids and lengths of `texts`, whose rows of the table are `documents`. Raises BackendMismatch."""
-        sample = (
-            self._check.rows(documents["hash"], documents["text_bytes"])
-            if self.tokenizer.has_fast_backend
-            else np.empty(0, np.int64)
-        )
-        ids, ends = encode_checked(self.tokenizer, texts, sample)
-        back = np.full((len(ends), 1), self.tokenizer.eot_id if has_eot(self._recipe, self.tokenizer) else -1, np.int64)
-        ids, ends = surround(ids, ends, control_slots(documents, self._recipe, self.tokenizer), back)
+    def encode(self, texts: pa.LargeStringArray, documents: np.ndarray, files: Mapping[str, HashedFile]) -> None:
+        """Append the ids and lengths of D texts to the files "ids" and "lengths".
+
+        `documents`: (D,) of DOCUMENT_DTYPE. Raises BackendMismatch if the fast backend fails or
+        differs from the reference.
+        """
+        tokenizer = self._tokenizer
+        checked_rows = np.empty(0, np.int64)
+        if tokenizer.has_fast_backend:
+            checked_rows = self._spot_check.choose_rows(documents["hash"], documents["text_bytes"])
+        ids, ends = encode_checked(tokenizer, texts, checked_rows)
+        eot_id = tokenizer.eot_id if has_eot(self._recipe, tokenizer) else -1
+        trailing = np.full((len(ends), 1), eot_id, np.int64)  # (D, 1)
+        ids, ends = add_control_tokens(ids, ends, self._make_leading_ids(documents), trailing)
         files["ids"].write(ids.astype(self._dtype, copy=False))
-        files["lengths"].write(np.diff(ends, prepend=0).astype(LENGTH))
+        files["lengths"].write(np.diff(ends, prepend=0).astype(LENGTH_DTYPE))
 
-
-def control_slots(documents: np.ndarray, recipe: Recipe, tokenizer: Tokenizer) -> np.ndarray:
-    """(D, F) ids for `surround`: the begin-of-text id, and 0 wherever an id will be known later, −1 for nothing."""
-    columns = [np.full(len(documents), tokenizer.bos_id if has_bos(recipe, tokenizer) else -1, np.int64)]
-    for name in CONTROL_FIELDS if recipe.authors else ():
-        columns.append(np.where(documents[name] >= 0, 0, -1))
-    return np.stack(columns, axis=1)
+    def _make_leading_ids(self, documents: np.ndarray) -> np.ndarray:
+        """Return the ids before each document, (D, F). Authors, cities and years have the id 0."""
+        bos_id = self._tokenizer.bos_id if has_bos(self._recipe, self._tokenizer) else -1
+        columns = [np.full(len(documents), bos_id, np.int64)]
+        for name in CONTROL_FIELDS if self._recipe.authors else ():
+            columns.append(np.where(documents[name] >= 0, 0, -1))
+        return np.stack(columns, axis=1)

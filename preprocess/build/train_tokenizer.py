@@ -1,67 +1,76 @@
-"""What a tokenizer of the corpus' own is trained on: its training documents, at most about `sample_bytes` of them."""
+"""Train a tokenizer on the documents of a build.
+
+A SentencePiece trainer needs memory for all of its text, so a large corpus is reduced to about
+`sample_bytes` of it. The choice depends only on the seed and the content: every document is cut
+into slices, and a slice is used if its keyed hash is small enough. Slices rather than documents are
+chosen, since a document may be a whole book.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from preprocess.build.dedup_and_split import Decided
-from preprocess.build.prepare import spilled_texts
-from preprocess.build.work_dir import WorkFolder
+from preprocess.build.dedup_and_split import SplitAssignment
+from preprocess.build.prepare import read_texts
+from preprocess.build.receipts import PrepareReceipt
 from preprocess.documents import TRAIN
 from preprocess.progress import Progress
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.windows import keyed_hash
-from preprocess.stages.dedup import two_halves
+from preprocess.stages.dedup import to_uint64_halves
 from preprocess.tokenizers import characters, sentencepiece_bpe
 from preprocess.tokenizers.interface import Tokenizer
 
 SLICE_CHARACTERS = 1 << 16
-TRAINED_FILE = {
-    "sentencepiece": sentencepiece_bpe.MODEL_FILE,
-    "char": characters.ALPHABET_FILE,
-}  # what each is written to
+MAX_UINT64 = 2**64 - 1
+TRAINED_FILE_NAMES = {"sentencepiece": sentencepiece_bpe.MODEL_FILE, "char": characters.ALPHABET_FILE}
 
 
 def train_tokenizer(
-    recipe: Recipe, work: WorkFolder, decided: Decided, receipts: list[dict[str, Any]], progress: Progress
+    recipe: Recipe, assignment: SplitAssignment, receipts: list[PrepareReceipt], progress: Progress
 ) -> Tokenizer:
-    """The tokenizer that `recipe` asks for: characters of all that was read, or pieces of the training side's documents."""
+    """Train the tokenizer of `recipe` after the documents have been read and split.
+
+    A `char` tokenizer gets every character of the corpus, validation documents included, so that
+    both splits can be encoded. SentencePiece is trained on training documents only.
+    """
     if recipe.tokenizer == "char":
-        points = sorted({point for receipt in receipts for point in receipt["alphabet"]})
-        return characters.CharTokenizer("".join(map(chr, points)), has_eot=recipe.eot == "append")
-    count = sum(int((sides == TRAIN).sum()) for _, sides in decided.partitions())
-    progress.say(
-        f"training {recipe.num_pieces:,} SentencePiece pieces on {count:,} training documents, at most {recipe.sample_bytes:,} bytes"
+        code_points = sorted({point for receipt in receipts for point in receipt.alphabet or ()})
+        return characters.CharTokenizer("".join(map(chr, code_points)), has_eot=recipe.eot == "append")
+    num_documents = sum(int((sides == TRAIN).sum()) for _, sides in assignment.partitions())
+    progress.log(
+        f"training {recipe.num_pieces:,} SentencePiece pieces on {num_documents:,} training documents, "
+        f"at most {recipe.sample_bytes:,} bytes"
     )
-    return sentencepiece_bpe.train(_sample(recipe, work, decided), num_pieces=recipe.num_pieces)
+    return sentencepiece_bpe.train(_choose_texts(recipe, assignment), num_pieces=recipe.num_pieces)
 
 
-def _sample(recipe: Recipe, work: WorkFolder, decided: Decided) -> Iterator[str]:
-    """Slices of training documents in reading order: all, or of more than `sample_bytes` those with a small keyed hash."""
-    total = 0
-    for number, sides in decided.partitions():
-        total += int(work.documents(number)["text_bytes"][sides == TRAIN].sum(dtype=np.int64))
-    share = min(Fraction(recipe.sample_bytes, max(total, 1)), Fraction(1))
-    limit = min(int(share * 2**64), 2**64 - 1)
-    for number, sides in decided.partitions():
-        documents = work.documents(number)
-        high, low = two_halves(documents["hash"])
+def _choose_texts(recipe: Recipe, assignment: SplitAssignment) -> Iterator[str]:
+    """Yield slices of training documents in reading order, about `recipe.sample_bytes` in total."""
+    work_dir, total_bytes = assignment.work_dir, 0
+    for number, sides in assignment.partitions():
+        total_bytes += int(work_dir.documents(number)["text_bytes"][sides == TRAIN].sum(dtype=np.int64))
+    fraction = min(Fraction(recipe.sample_bytes, max(total_bytes, 1)), Fraction(1))
+    max_key = min(int(fraction * 2**64), MAX_UINT64)
+    for number, sides in assignment.partitions():
+        documents = work_dir.documents(number)
+        high, low = to_uint64_halves(documents["hash"])
         first = 0
-        for texts in spilled_texts(work, number):
+        for texts in read_texts(work_dir, number):
             rows = first + np.flatnonzero(sides[first : first + len(texts)] == TRAIN)
             for row, text in zip(rows.tolist(), texts.take(pa.array(rows - first)), strict=True):
-                yield from _slices(text.as_py(), int(high[row] ^ low[row]), recipe.seed, limit)
+                document_key = int(high[row] ^ low[row])
+                yield from _choose_slices(text.as_py(), document_key, seed=recipe.seed, max_key=max_key)
             first += len(texts)
 
 
-def _slices(text: str, key: int, seed: int, limit: int) -> Iterator[str]:
-    """The slices of a document that are drawn: a short one is a slice, of a long one only a part may be needed."""
+def _choose_slices(text: str, document_key: int, *, seed: int, max_key: int) -> Iterator[str]:
+    """Yield the slices of a document whose keyed hash is at most `max_key`."""
     for number, start in enumerate(range(0, len(text), SLICE_CHARACTERS)):
-        place = np.array([(key + number) & (2**64 - 1)], np.uint64)
-        if limit == 2**64 - 1 or int(keyed_hash(seed, place)[0]) <= limit:
+        slice_key = np.array([(document_key + number) & MAX_UINT64], np.uint64)
+        if max_key == MAX_UINT64 or int(keyed_hash(seed, slice_key)[0]) <= max_key:
             yield text[start : start + SLICE_CHARACTERS]

@@ -1,121 +1,131 @@
-"""The work folder of a build: what its tasks hand to each other, and what a build that was killed finds again.
+"""The work directory of a build: the files of its tasks, from which an interrupted build continues.
 
-`.NAME.work/KEY/` beside the build, KEY the hash of all that went in: another recipe, input or format has another folder. A file counts
-only with its receipt, written behind it, which holds its size and hash: no fsync is needed, for what a crash has damaged does not match.
+It is `.NAME.work/KEY/` beside the build. KEY is a hash of everything that decides the work: recipe,
+input files, versions. A changed recipe therefore has another work directory, and stale work is
+never used. For each partition it contains `part-00007.docs` (a table of its documents), `.ids` and
+`.lengths` (its tokens), or `.text` until there is a tokenizer, `.sides` (train, val or dropped),
+and receipts.
+
+A file counts only if a receipt has its size and hash. That makes the build safe against crashes
+without a single fsync, which would be slow for so many files. A killed process leaves files without
+a receipt, and their task runs again. After a power failure a receipt may be on the disk although
+the data is not; then the hashes differ, and the task runs again as well.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import xxhash
 
-from preprocess.shards.files import parse_json
+from preprocess.build.receipts import FileChecksum, PartitionReceipt, read_receipt, write_receipt
+from preprocess.progress import Progress
+from preprocess.shards.files import HASH_CHUNK_BYTES
 from preprocess.shards.format import map_array
 
-# One document, as prepared. `group`: what may not straddle the split; author, city and lang: numbers in the partition's lists, −1 for none.
-DOCUMENT = np.dtype(
+# One row per document. `group`: the hash of what must not be in both splits. `author`, `city` and
+# `lang`: indices into the receipt's `values`. -1 means that the document has no such value.
+DOCUMENT_DTYPE = np.dtype(
     [
         ("hash", "u1", 16), ("group", "u1", 16), ("position", "<u8"), ("text_bytes", "<u4"), ("source", "<u4"),
         ("author", "<i4"), ("city", "<i4"), ("year", "<i4"), ("lang", "<i4"), ("side", "i1"), ("has_u2581", "?"),
     ]
 )  # fmt: skip
-DROPPED = -1  # as decided
-LENGTH = np.dtype("<u4")  # tokens of each document, control ids included
-REFUSED = "refused.jsonl"
+LENGTH_DTYPE = np.dtype("<u4")  # tokens of a document, control tokens included
+DROPPED = -1  # the side of a document that is not in the build
+REJECTS_SUFFIX = "rejects"  # of a partition's records that could not be read
+REJECTS_FILE = "refused.jsonl"  # all of them; remains after the build
+
+Receipt = TypeVar("Receipt", bound=PartitionReceipt)
 
 
 @dataclass(frozen=True)
-class WorkFolder:
-    """Where the files of each partition lie: `part-00007.docs`, `.ids`, `.lengths`, `.text`, `.prepare.json` and the like."""
+class WorkDir:
+    """The files of a work directory. Partitions are identified by their number."""
 
     path: Path
 
-    def file(self, number: int, suffix: str) -> Path:
-        return self.path / f"part-{number:05d}.{suffix}"
+    def file(self, partition: int, suffix: str) -> Path:
+        """Return the path of a partition's file."""
+        return self.path / f"part-{partition:05d}.{suffix}"
 
     @contextmanager
-    def writing(self, number: int, *suffixes: str) -> Iterator[dict[str, Any]]:
-        """Files to write, by suffix; they take their places when the block ends well."""
-        asides = {suffix: self.path / f"part-{number:05d}.{suffix}.{os.getpid()}.partial" for suffix in suffixes}
+    def create_files(self, partition: int, *suffixes: str) -> Iterator[dict[str, HashedFile]]:
+        """Yield a new file for each suffix. They get their names if the block succeeds."""
+        paths = {suffix: self.file(partition, f"{suffix}.{os.getpid()}.partial") for suffix in suffixes}
         files = {}
         try:
-            for suffix, aside in asides.items():
-                files[suffix] = HashedFile(aside)
+            for suffix, path in paths.items():
+                files[suffix] = HashedFile(path)
             yield files
             for suffix, file in files.items():
                 file.close()
-                os.replace(asides[suffix], self.file(number, suffix))
+                os.replace(paths[suffix], self.file(partition, suffix))
         finally:
             for suffix, file in files.items():
                 file.close()
-                asides[suffix].unlink(missing_ok=True)
+                paths[suffix].unlink(missing_ok=True)
 
-    def save_receipt(self, number: int, task: str, fields: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
-        """Note that `task` is done with the partition: `fields`, and size and hash of the `files` it wrote."""
-        receipt = {**fields, "files": {suffix: [file.size_bytes, file.hash] for suffix, file in files.items()}}
-        aside = self.file(number, f"{task}.{os.getpid()}.partial")
-        aside.write_bytes(json.dumps(receipt).encode())
-        os.replace(aside, self.file(number, f"{task}.json"))
+    def write_receipt(self, partition: int, receipt: PartitionReceipt) -> None:
+        """Record that a task is finished. Its files must have their names already."""
+        write_receipt(self.file(partition, f"{receipt.TASK}.json"), receipt)
+
+    def read_receipt(self, partition: int, receipt_type: type[Receipt]) -> Receipt | None:
+        """Return the receipt of a finished task, if it has one and its files are unchanged."""
+        receipt = read_receipt(self.file(partition, f"{receipt_type.TASK}.json"), receipt_type)
+        if receipt is None:
+            return None
+        for suffix, expected in receipt.files.items():
+            path = self.file(partition, suffix)
+            if not path.is_file() or path.stat().st_size != expected.size_bytes or _hash_file(path) != expected.xxh3:
+                return None
         return receipt
 
-    def receipt(self, number: int, task: str) -> dict[str, Any] | None:
-        """What `task` noted of the partition, if its files are what they were; else None, and the task must be done again."""
-        try:
-            receipt = parse_json(self.file(number, f"{task}.json").read_bytes())
-            for suffix, (size_bytes, hash_) in receipt["files"].items():
-                path = self.file(number, suffix)
-                if path.stat().st_size != size_bytes or hash_file(path) != hash_:
-                    return None
-        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
-            return None
-        return dict(receipt)
+    def documents(self, partition: int) -> np.ndarray:
+        """Map the table of a partition's documents: (D,) of DOCUMENT_DTYPE, read-only."""
+        return map_array(self.file(partition, "docs"), DOCUMENT_DTYPE)
 
-    def documents(self, number: int) -> np.ndarray:
-        """The table of documents of a partition: (D,) of DOCUMENT, mapped."""
-        return map_array(self.file(number, "docs"), DOCUMENT)
+    def lengths(self, partition: int) -> np.ndarray:
+        """Map the number of tokens of each document of a partition: (D,) u4, read-only."""
+        return map_array(self.file(partition, "lengths"), LENGTH_DTYPE)
 
-    def lengths(self, number: int) -> np.ndarray:
-        """Tokens of each document of a partition: (D,) u4."""
-        return map_array(self.file(number, "lengths"), LENGTH)
-
-    def sides(self, number: int) -> np.ndarray:
-        """Each document's side, TRAIN, VAL or DROPPED, as decided: (D,) int8, mapped for reading and writing."""
-        path = self.file(number, "sides")
+    def sides(self, partition: int) -> np.ndarray:
+        """Map TRAIN, VAL or DROPPED for each document of a partition: (D,) int8, writable."""
+        path = self.file(partition, "sides")
         return np.memmap(path, np.int8, "r+") if path.stat().st_size else np.empty(0, np.int8)
 
 
 class HashedFile:
-    """A file that is hashed while it is written."""
+    """A file that is hashed while it is written. Arrow can write to it as to a Python file."""
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "wb")  # noqa: SIM115 (closed by `writing`)
+        self._file = open(path, "wb")  # noqa: SIM115 (closed by `create_files`)
         self._path = path
         self._digest = xxhash.xxh3_64()
-        self.size_bytes = 0
+        self._size_bytes = 0
 
     def write(self, data: Any) -> int:
-        """Write an array or bytes."""
+        """Write an array or bytes, and return the number of bytes."""
         view = np.ascontiguousarray(data).view(np.uint8).data if isinstance(data, np.ndarray) else memoryview(data)
         try:
             self._file.write(view)
         except OSError as e:
-            raise OSError(e.errno, e.strerror, str(self._path)) from e  # a write's own error does not say which disk
+            raise OSError(e.errno, e.strerror, str(self._path)) from e  # the error of a write does not name the file
         self._digest.update(view)
-        self.size_bytes += view.nbytes
+        self._size_bytes += view.nbytes
         return view.nbytes
 
     @property
-    def hash(self) -> str:
-        return str(self._digest.hexdigest())
+    def checksum(self) -> FileChecksum:
+        """The size and hash of what was written so far."""
+        return FileChecksum(self._size_bytes, self._digest.hexdigest())
 
     @property
     def closed(self) -> bool:
@@ -128,29 +138,58 @@ class HashedFile:
         self._file.close()
 
 
-def hash_file(path: Path) -> str:
-    """XXH3's 64 bits of a file's content, hexadecimal."""
+def _hash_file(path: Path) -> str:
+    """Return the 64-bit XXH3 hash of a file's content, in hexadecimal."""
     digest = xxhash.xxh3_64()
     with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
+        while chunk := file.read(HASH_CHUNK_BYTES):
             digest.update(chunk)
     return str(digest.hexdigest())
 
 
-def work_root(folder: Path) -> Path:
-    """Where work on the build `folder` lies."""
-    return folder.parent / f".{folder.name}.work"
+def get_work_root(output_dir: Path) -> Path:
+    """Return the directory that contains the work directories of the build `output_dir`."""
+    return output_dir.parent / f".{output_dir.name}.work"
 
 
-def open_work(folder: Path, key: str) -> WorkFolder:
-    """The work folder of this very job, which may hold what an earlier attempt has done; that of any other job is deleted."""
-    root = work_root(folder)
+def open_work_dir(output_dir: Path, key: str) -> WorkDir:
+    """Return the work directory for `key`, which may contain the work of an interrupted build.
+
+    The work directories of other keys are deleted.
+    """
+    root = get_work_root(output_dir)
     root.mkdir(parents=True, exist_ok=True)
-    for other in root.iterdir():
-        if other.name != key:
-            shutil.rmtree(other) if other.is_dir() else other.unlink()
+    for stale in root.iterdir():
+        if stale.name != key:
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
     path = root / key
     path.mkdir(exist_ok=True)
     for stale in path.rglob("*.partial"):
         stale.unlink(missing_ok=True)
-    return WorkFolder(path)
+    return WorkDir(path)
+
+
+def delete_work(output_dir: Path, progress: Progress) -> None:
+    """Delete the work on the build `output_dir`.
+
+    Records that could not be read are kept in REJECTS_FILE, with a warning.
+    """
+    root = get_work_root(output_dir)
+    if not root.is_dir():
+        return
+    if rejects := sorted(root.glob(f"*/part-*.{REJECTS_SUFFIX}")):
+        with open(root / REJECTS_FILE, "wb") as out:
+            for path in rejects:
+                with open(path, "rb") as file:
+                    shutil.copyfileobj(file, out)
+        with open(root / REJECTS_FILE, "rb") as file:
+            num_records = sum(1 for _ in file)
+        progress.warn(
+            f"{num_records:,} records that could not be read are not in the build; they are kept in "
+            f"{root / REJECTS_FILE}, with file, position and error"
+        )
+    for path in root.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+    if not any(root.iterdir()):
+        root.rmdir()

@@ -1,4 +1,10 @@
-"""Encoded documents → shards. Most of it is copying: control tokens have their places already, and only get their ids."""
+"""The phase that writes the shards: copy documents to their offsets, and fill in control ids.
+
+A task writes one segment (shard_layout.py). It is mostly a copy from the ids of a partition to a
+file that has its final size. Control tokens already have their place at the front of each document;
+only their ids are filled in. The main process hashes each shard from the front as far as it is
+complete.
+"""
 
 from __future__ import annotations
 
@@ -6,72 +12,156 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from preprocess.build.engines.local import InProcess, ProcessPool, Task
-from preprocess.build.shard_layout import SIDE_OF_SPLIT, Segment, ShardLayout
-from preprocess.build.work_dir import WorkFolder
+from preprocess.build.engines.interface import Engine, Task
+from preprocess.build.receipts import read_receipt, write_receipt
+from preprocess.build.shard_layout import SIDE_OF_SPLIT, IdMaps, PlannedShard, Segment, ShardLayout
+from preprocess.build.work_dir import WorkDir
 from preprocess.progress import Progress
-from preprocess.shards.files import parse_json, readable_json, write_durable
 from preprocess.shards.format import CONTROL_FIELDS, DOC_DTYPE, SPLITS, map_array, token_dtype
+from preprocess.shards.manifest import ShardEntry
 from preprocess.shards.writer import ShardPlan, ShardSealer, WriteOffset, create_shard, write_documents
 
-CHUNK_TOKENS = 4 << 20
+CHUNK_TOKENS = 4 << 20  # copied at once
 
 
 @dataclass(frozen=True)
-class Target:
-    """What is the same for every segment of a build."""
+class ShardOutput:
+    """The source, the destination and the format of all shards."""
 
-    work: WorkFolder
-    folder: Path
-    vocab_size: int
-    id_dtype: str  # of the ids in the work folder
+    work_dir: WorkDir
+    directory: Path
+    vocab_size: int  # control tokens included
+    stored_dtype: str  # of the ids in the work directory
     has_bos: bool
 
 
-@dataclass(frozen=True)
-class Tables:
-    """What turns the numbers of a partition into those of the build."""
+def write_shards(
+    output: ShardOutput, layout: ShardLayout, engine: Engine, progress: Progress
+) -> dict[str, list[ShardEntry]]:
+    """Write all shards to `output.directory`, and return the manifest's entries of each split.
 
-    lookups: dict[str, np.ndarray]
-    languages: np.ndarray  # number in the partition's list → number in `.docs`; the last entry, which −1 picks, is 0
-    positions_before: np.ndarray  # by source
+    A shard that an interrupted build has finished is not written again.
+    """
+    entries: dict[int, ShardEntry] = {}
+    with progress.bar("write_shards", total=sum(s.plan.num_tokens for s in layout.shards), unit="tokens") as bar:
+        for index, shard in enumerate(layout.shards):
+            if (entry := _find_finished(output, shard.plan)) is not None:
+                entries[index] = entry
+                bar.update(shard.plan.num_tokens)
+        unfinished = [index for index in range(len(layout.shards)) if index not in entries]
+        open_shards: dict[int, _OpenShard] = {}
+        for task, max_id in engine.run(_make_tasks(output, layout, unfinished, open_shards)):
+            index, number = task.key
+            shard = layout.shards[index]
+            bar.update(shard.segments[number].num_tokens)
+            open_shards[index].add(number, max_id)
+            if open_shards[index].is_complete():
+                entries[index] = open_shards.pop(index).finish()
+                write_receipt(_receipt_path(output, shard.plan), entries[index])
+    by_split: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
+    for index, shard in enumerate(layout.shards):
+        by_split[shard.plan.split].append(entries[index])
+    return by_split
 
 
-def write_segment(target: Target, plan: ShardPlan, segment: Segment, tables: Tables) -> int:
-    """Write the documents of `segment` at their place; returns the largest id."""
-    work = target.work
-    rows = np.flatnonzero(work.sides(segment.partition) == SIDE_OF_SPLIT[segment.split])[segment.first : segment.last]
-    documents, lengths = work.documents(segment.partition), work.lengths(segment.partition)
+def _receipt_path(output: ShardOutput, plan: ShardPlan) -> Path:
+    return plan.path(output.work_dir.path, "shard.json")
+
+
+def _find_finished(output: ShardOutput, plan: ShardPlan) -> ShardEntry | None:
+    """Return the entry of a finished shard: it has a receipt, and files of the right size.
+
+    The files were flushed to the disk before the receipt was written, so they need not be hashed.
+    """
+    entry = read_receipt(_receipt_path(output, plan), ShardEntry)
+    for suffix, size_bytes in plan.sizes(output.vocab_size).items():
+        path = plan.path(output.directory, suffix)
+        if not path.is_file() or path.stat().st_size != size_bytes:
+            return None
+    return entry
+
+
+def _make_tasks(
+    output: ShardOutput, layout: ShardLayout, unfinished: list[int], open_shards: dict[int, _OpenShard]
+) -> Iterator[Task]:
+    """Yield the tasks of the shards `unfinished`, and add each shard to `open_shards`."""
+    for index in unfinished:
+        shard = layout.shards[index]
+        create_shard(output.directory, shard.plan, vocab_size=output.vocab_size)
+        open_shards[index] = _OpenShard(output, shard)
+        for number, segment in enumerate(shard.segments):
+            label = f"shard {shard.plan.split}-{shard.plan.number:05d} of partition {segment.partition}"
+            arguments = (output, shard.plan, segment, layout.id_maps[segment.partition])
+            yield Task(label, write_segment, arguments, key=(index, number))
+
+
+class _OpenShard:
+    """A shard that is being written. It is hashed up to the first segment that is missing."""
+
+    def __init__(self, output: ShardOutput, shard: PlannedShard) -> None:
+        self._segments = shard.segments
+        self._sealer = ShardSealer(output.directory, shard.plan, vocab_size=output.vocab_size)
+        self._is_written = [False] * len(shard.segments)
+        self._num_hashed = 0  # segments
+        self._max_id = -1
+
+    def add(self, number: int, max_id: int) -> None:
+        """Record that segment `number` is written, and hash what is now complete from the front."""
+        self._is_written[number] = True
+        self._max_id = max(self._max_id, max_id)
+        before = self._num_hashed
+        while self._num_hashed < len(self._segments) and self._is_written[self._num_hashed]:
+            self._num_hashed += 1
+        if self._num_hashed > before:
+            segment = self._segments[self._num_hashed - 1]
+            self._sealer.advance(
+                segment.offset.num_tokens + segment.num_tokens,
+                segment.offset.num_documents + segment.last - segment.first,
+            )
+
+    def is_complete(self) -> bool:
+        return self._num_hashed == len(self._segments)
+
+    def finish(self) -> ShardEntry:
+        """Flush the shard to the disk, and return its entry in the manifest."""
+        return ShardEntry(**self._sealer.finish(self._max_id))
+
+
+def write_segment(output: ShardOutput, plan: ShardPlan, segment: Segment, id_maps: IdMaps) -> int:
+    """The task of one segment: write its documents at their offset, and return the largest id."""
+    work_dir = output.work_dir
+    in_split = work_dir.sides(segment.partition) == SIDE_OF_SPLIT[segment.split]
+    rows = np.flatnonzero(in_split)[segment.first : segment.last]
+    documents, lengths = work_dir.documents(segment.partition), work_dir.lengths(segment.partition)
     ends = np.cumsum(lengths, dtype=np.int64)
-    ids = map_array(work.file(segment.partition, "ids"), np.dtype(target.id_dtype))
-    place, max_id = segment.place, -1
-    for chosen in _chunks(rows, lengths):
-        table = documents[chosen]
-        out = _gather(ids, ends, lengths, chosen).astype(token_dtype(target.vocab_size), copy=False)
-        new_ends = np.cumsum(lengths[chosen], dtype=np.int64)
-        _put_control_ids(out, new_ends - lengths[chosen], table, target, tables)
-        docs = _doc_table(table, tables)
-        max_id = max(
-            max_id, write_documents(target.folder, plan, place, out, new_ends, docs, vocab_size=target.vocab_size)
+    ids = map_array(work_dir.file(segment.partition, "ids"), np.dtype(output.stored_dtype))
+    offset, max_id = segment.offset, -1
+    for chunk in _split_into_chunks(rows, ends):
+        table = documents[chunk]
+        chunk_ids = _gather_ids(ids, ends, lengths, chunk).astype(token_dtype(output.vocab_size), copy=False)
+        chunk_ends = np.cumsum(lengths[chunk], dtype=np.int64)
+        _fill_in_control_ids(chunk_ids, chunk_ends - lengths[chunk] + output.has_bos, table, id_maps)
+        docs = _make_doc_table(table, id_maps)
+        chunk_max_id = write_documents(
+            output.directory, plan, offset, chunk_ids, chunk_ends, docs, vocab_size=output.vocab_size
         )
-        place = WriteOffset(place.num_tokens + len(out), place.num_documents + len(chosen))
+        max_id = max(max_id, chunk_max_id)
+        offset = WriteOffset(offset.num_tokens + len(chunk_ids), offset.num_documents + len(chunk))
     return max_id
 
 
-def _chunks(rows: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
-    """`rows` in runs that span about CHUNK_TOKENS of the partition."""
-    spans = np.cumsum(lengths, dtype=np.int64)[rows] // CHUNK_TOKENS
-    boundaries = np.flatnonzero(np.diff(spans)) + 1
+def _split_into_chunks(rows: np.ndarray, ends: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield consecutive parts of `rows`, each from about CHUNK_TOKENS tokens of the partition."""
+    boundaries = np.flatnonzero(np.diff(ends[rows] // CHUNK_TOKENS)) + 1
     for first, last in itertools.pairwise([0, *boundaries.tolist(), len(rows)]):
         yield rows[first:last]
 
 
-def _gather(ids: np.ndarray, ends: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The ids of the documents `rows`, which rise: a copy of their own."""
+def _gather_ids(ids: np.ndarray, ends: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return a copy of the ids of the documents `rows`, which are in ascending order."""
     first, last = int(rows[0]), int(rows[-1]) + 1
     span = ids[int(ends[first] - lengths[first]) : int(ends[last - 1])]
     if last - first == len(rows):
@@ -81,112 +171,21 @@ def _gather(ids: np.ndarray, ends: np.ndarray, lengths: np.ndarray, rows: np.nda
     return span[np.repeat(is_chosen, lengths[first:last])]
 
 
-def _put_control_ids(out: np.ndarray, starts: np.ndarray, table: np.ndarray, target: Target, tables: Tables) -> None:
-    places = starts + target.has_bos
-    for name in CONTROL_FIELDS if tables.lookups else ():
-        has = table[name] >= 0
-        out[places[has]] = tables.lookups[name][table[name][has]]
-        places = places + has
+def _fill_in_control_ids(ids: np.ndarray, offsets: np.ndarray, table: np.ndarray, id_maps: IdMaps) -> None:
+    """Write the ids of author, city and year.
+
+    `offsets`: (D,) positions in `ids` of the documents' first control tokens.
+    """
+    for name in CONTROL_FIELDS if id_maps.control_ids else ():
+        has_value = table[name] >= 0
+        ids[offsets[has_value]] = id_maps.control_ids[name][table[name][has_value]]
+        offsets = offsets + has_value
 
 
-def _doc_table(table: np.ndarray, tables: Tables) -> np.ndarray:
+def _make_doc_table(table: np.ndarray, id_maps: IdMaps) -> np.ndarray:
+    """Return what `.docs` contains for the documents in `table`: (D,) of DOC_DTYPE."""
     docs = np.empty(len(table), DOC_DTYPE)
     docs["hash"], docs["source"] = table["hash"], table["source"]
-    docs["lang"] = tables.languages[table["lang"]]
-    docs["position"] = table["position"] + tables.positions_before[table["source"]]
+    docs["lang"] = id_maps.languages[table["lang"]]
+    docs["position"] = table["position"] + id_maps.position_offsets[table["source"]]
     return docs
-
-
-def assemble(
-    target: Target,
-    layout: ShardLayout,
-    receipts: list[dict[str, Any]],
-    pool: InProcess | ProcessPool,
-    progress: Progress,
-) -> dict[str, list[dict[str, Any]]]:
-    """Write all shards into `target.folder`; the manifest's `shards` of each split.
-
-    A shard that an earlier attempt has finished, which its receipt says, is not written again.
-    """
-    entries: dict[int, dict[str, Any]] = {}
-    with progress.bar("assemble", total=sum(plan.num_tokens for plan in layout.shards), unit="tokens") as bar:
-        for index, plan in enumerate(layout.shards):
-            if (entry := _finished(target, plan)) is not None:
-                entries[index] = entry
-                bar.update(plan.num_tokens)
-        todo = [index for index in range(len(layout.shards)) if index not in entries]
-        open_shards: dict[int, _OpenShard] = {}
-        for task, max_id in pool.run(_tasks(target, layout, receipts, todo, open_shards)):
-            index, number = task.key
-            shard = open_shards[index]
-            bar.update(shard.segments[number].num_tokens)
-            if shard.note(number, max_id):
-                entries[index] = open_shards.pop(index).finish()
-                write_durable(_receipt(target, shard.plan), readable_json(entries[index]))
-    by_split: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    for index, plan in enumerate(layout.shards):
-        by_split[plan.split].append(entries[index])
-    return by_split
-
-
-def _tasks(
-    target: Target,
-    layout: ShardLayout,
-    receipts: list[dict[str, Any]],
-    todo: list[int],
-    open_shards: dict[int, _OpenShard],
-) -> Iterator[Task]:
-    for index in todo:
-        plan = layout.shards[index]
-        create_shard(target.folder, plan, vocab_size=target.vocab_size)
-        open_shards[index] = _OpenShard(target, plan, layout.segments[index])
-        for number, segment in enumerate(layout.segments[index]):
-            tags = receipts[segment.partition]["lists"]["lang"]
-            languages = np.array([*(layout.languages.get(tag, 0) for tag in tags), 0], np.uint32)
-            tables = Tables(layout.lookups[segment.partition], languages, layout.positions_before[segment.partition])
-            label = f"shard {plan.split}-{plan.number:05d} of partition {segment.partition}"
-            yield Task(label, write_segment, (target, plan, segment, tables), (index, number))
-
-
-class _OpenShard:
-    """A shard that is being written, hashed from the front as far as its segments are there without a gap."""
-
-    def __init__(self, target: Target, plan: ShardPlan, segments: list[Segment]) -> None:
-        self.plan, self.segments = plan, segments
-        self._sealer = ShardSealer(target.folder, plan, vocab_size=target.vocab_size)
-        self._is_written = [False] * len(segments)
-        self._next, self._max_id = 0, -1
-
-    def note(self, number: int, max_id: int) -> bool:
-        """Segment `number` is written; whether all are."""
-        self._is_written[number] = True
-        self._max_id = max(self._max_id, max_id)
-        before = self._next
-        while self._next < len(self.segments) and self._is_written[self._next]:
-            self._next += 1
-        if self._next > before:
-            last = self.segments[self._next - 1]
-            self._sealer.advance(
-                last.place.num_tokens + last.num_tokens, last.place.num_documents + last.last - last.first
-            )
-        return self._next == len(self.segments)
-
-    def finish(self) -> dict[str, Any]:
-        return self._sealer.finish(self._max_id)
-
-
-def _receipt(target: Target, plan: ShardPlan) -> Path:
-    return target.work.path / f"{plan.split}-{plan.number:05d}.shard.json"
-
-
-def _finished(target: Target, plan: ShardPlan) -> dict[str, Any] | None:
-    """The entry of a shard that was written, hashed and synced before, if its files still have their sizes."""
-    try:
-        entry: dict[str, Any] = parse_json(_receipt(target, plan).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    for suffix, size_bytes in plan.sizes(target.vocab_size).items():
-        path = plan.path(target.folder, suffix)
-        if not path.is_file() or path.stat().st_size != size_bytes:
-            return None
-    return entry

@@ -1,4 +1,9 @@
-"""TODO."""
+"""nanoGPT's format: one file of bare uint16 tokens per split.
+
+nanoGPT maps `train.bin` and `val.bin` into memory and reads windows at random offsets. The files
+have no header: the shards' tokens follow each other, and document boundaries are lost except for
+the end-of-text ids among the tokens.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +13,34 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.errors import MisuseError
-from preprocess.shards.files import HASH_CHUNK_BYTES, written_aside
-from preprocess.shards.format import SPLITS, Build, check_no_build
+from preprocess.exchange.output import check_output
+from preprocess.shards.files import open_atomic
+from preprocess.shards.format import SPLITS, Build
+
+CHUNK_TOKENS = 1 << 20
 
 
 def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
-    """Write `train.bin` and `val.bin`: bare little-endian uint16 tokens, the shards one after the other.
+    """Write `train.bin` and `val.bin` into the folder `output`, and return their paths.
 
-    No `meta.pkl`: it is a pickle, and nanoGPT's sampler takes one to mean a character vocabulary.
-    Raises MisuseError where the ids need more than 16 bits, or where a file is there and `replace` is not set.
+    The tokens are little-endian uint16. No `meta.pkl` is written: it would be a pickle, and
+    nanoGPT's sample.py would take it for the vocabulary of a character-level model. Raises
+    MisuseError if the ids need more than 16 bits, or if a file exists and `replace` is not set.
     """
     if build.dtype != np.dtype("<u2"):
         raise MisuseError(
-            f"{build.name} has {build.vocab_size:,} ids, nanoGPT reads uint16; rebuild with a vocabulary of at most 65,536"
+            f"{build.name} has {build.vocab_size:,} ids, but nanoGPT reads uint16; "
+            "rebuild with a vocabulary of at most 65,536"
         )
-    check_no_build(output, "in which nothing else may lie")
     paths = [output / f"{split}.bin" for split in SPLITS]
-    for path in paths:
-        if path.exists() and not replace:
-            raise MisuseError(f"{path} is there already; pass --replace, or choose another --output")
+    check_output(output, paths, replace=replace)
     output.mkdir(parents=True, exist_ok=True)
-    # Both are written before either takes its place: a failure leaves no pair of which one is old.
+    # Both files are written before either is renamed, so an error while writing leaves the old
+    # pair.
     with contextlib.ExitStack() as stack:
         for split, path in zip(SPLITS, paths, strict=True):
-            file = stack.enter_context(written_aside(path))
+            file = stack.enter_context(open_atomic(path))
             for shard in build.shards(split):
-                for start in range(0, len(shard.tokens), HASH_CHUNK_BYTES):
-                    file.write(shard.tokens[start : start + HASH_CHUNK_BYTES].data)
+                for start in range(0, len(shard.tokens), CHUNK_TOKENS):
+                    file.write(shard.tokens[start : start + CHUNK_TOKENS].data)
     return paths

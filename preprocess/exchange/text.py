@@ -1,4 +1,4 @@
-"""Other tools' files, and plain text, written from a build."""
+"""Plain text, decoded from a build."""
 
 from __future__ import annotations
 
@@ -9,46 +9,64 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.errors import MisuseError
-from preprocess.shards.files import written_aside
-from preprocess.shards.format import SPLITS, Build, check_no_build
+from preprocess.exchange.output import check_output
+from preprocess.shards.files import open_atomic
+from preprocess.shards.format import SPLITS, Build
 from preprocess.tokenizers import load_tokenizer
-from preprocess.tokenizers.build_texts import language_tags, texts_of
+from preprocess.tokenizers.decode_build import decode_documents, list_language_tags
 
-MAX_LANGUAGES = 200  # files that are open at a time
+MAX_LANGUAGES = 200  # one open file each
 
 
 def export_text(build: Build, output: Path, *, by_language: bool, replace: bool) -> list[Path]:
-    """Write the documents' text: `train.txt` and `val.txt`, or `train_ru.txt`, `val_en.txt` and so on by language.
+    """Write the text of all documents into the folder `output`; return the paths of the files.
 
-    A blank line stands behind each document. `unknown` stands for documents that name no language. Control
-    tokens are left out. Raises MisuseError where a file is there and `replace` is not set.
+    The files are `train.txt` and `val.txt`, or with `by_language` one per split and language, such
+    as `train_ru.txt`, where documents without a language go to `train_unknown.txt`. A blank line
+    follows each document, and control tokens are omitted. Raises MisuseError if a file exists and
+    `replace` is not set, or if there cannot be a file for each language.
     """
-    tags = language_tags(build)
-    names = {number: f"_{_plain(tag)}" for number, tag in tags.items()} if by_language else dict.fromkeys(tags, "")
-    if len(set(names.values())) < len(names) and by_language:
-        raise MisuseError(
-            f"two languages of {build.name} would share a file: {', '.join(tags.values())}; leave --by out"
-        )
-    if by_language and len(tags) > MAX_LANGUAGES:
-        raise MisuseError(
-            f"{build.name} has {len(tags):,} languages, a file for each of at most {MAX_LANGUAGES} can be written; leave --by out"
-        )
-    check_no_build(output, "in which nothing else may lie")
+    suffixes = _make_suffixes(build) if by_language else dict.fromkeys(list_language_tags(build), "")
     languages = {split: set(np.unique(build.docs(split)["lang"]).tolist()) for split in SPLITS}
-    paths = {(split, number): output / f"{split}{names[number]}.txt" for split in SPLITS for number in languages[split]}
-    for path in paths.values():
-        if path.exists() and not replace:
-            raise MisuseError(f"{path} is there already; pass --replace, or choose another --output")
+    paths = {
+        (split, language): output / f"{split}{suffixes[language]}.txt"
+        for split in SPLITS
+        for language in languages[split]
+    }
+    distinct_paths = list(dict.fromkeys(paths.values()))
+    check_output(output, distinct_paths, replace=replace)
     tokenizer = load_tokenizer(build.folder, build.manifest)
     output.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        files = {path: stack.enter_context(written_aside(path)) for path in dict.fromkeys(paths.values())}
+        files = {path: stack.enter_context(open_atomic(path)) for path in distinct_paths}
         for split in SPLITS:
-            for number, text in texts_of(build, split, tokenizer):
-                files[paths[split, number]].write(text + b"\n\n")
-    return list(dict.fromkeys(paths.values()))
+            for language, text in decode_documents(build, split, tokenizer):
+                files[paths[split, language]].write(text + b"\n\n")
+    return distinct_paths
 
 
-def _plain(tag: str) -> str:
-    """A language's tag as part of a file's name: it comes from the text's metadata, which may hold anything."""
+def _make_suffixes(build: Build) -> dict[int, str]:
+    """Return the suffix of each language's file names.
+
+    Raises MisuseError if there are too many, or two are equal.
+    """
+    tags = list_language_tags(build)
+    suffixes = {number: f"_{_make_file_name_part(tag)}" for number, tag in tags.items()}
+    if len(set(suffixes.values())) < len(suffixes):
+        raise MisuseError(
+            f"two languages of {build.name} would share a file: {', '.join(tags.values())}; omit --by language"
+        )
+    if len(tags) > MAX_LANGUAGES:
+        raise MisuseError(
+            f"{build.name} has {len(tags):,} languages, but at most {MAX_LANGUAGES} files can be written; "
+            "omit --by language"
+        )
+    return suffixes
+
+
+def _make_file_name_part(tag: str) -> str:
+    """Return a language tag as part of a file name.
+
+    Tags come from the input's metadata and may hold anything.
+    """
     return re.sub(r"[^A-Za-z0-9-]", "_", tag)[:32]

@@ -1,7 +1,13 @@
-"""The files of a corpus: from a mirror, the user's cache, or the network, vouched for by their sha256.
+"""Obtain the files of a built-in corpus, and verify them by their sha256.
 
-Asked in this order: `--source FILE`, which ends the search; `PREPROCESS_MIRROR`, a folder or URL laid out as
-`<corpus>/<file name>`; the cache; the file's own URL. Where a file came from changes no byte of a build.
+A file is looked for in this order:
+
+1. the user's copy, `--source FILE` (no other is tried);
+2. the mirror `PREPROCESS_MIRROR`, a folder or URL laid out as `<corpus>/<file name>`;
+3. the cache;
+4. the file's URL in the recipe.
+
+The checksum must match whatever the origin, so the origin of a file never changes a build.
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from preprocess.errors import FolioError, MisuseError
 from preprocess.progress import Progress
 from preprocess.recipes.schema import CorpusFile
-from preprocess.shards.files import sha256_file, written_aside
+from preprocess.shards.files import open_atomic, sha256_file
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10, 30
 RETRIES = 2
@@ -23,104 +29,112 @@ RETRY_STATUSES = (429, 500, 502, 503, 504)
 CHUNK_BYTES = 1 << 18
 
 
-def cache_folder() -> Path:
-    """`$FOLIO_CACHE`, else the system's cache folder of this user."""
+def get_cache_folder() -> Path:
+    """Return `$FOLIO_CACHE` if it is set, otherwise the system's cache folder for this user."""
     import platformdirs
 
     return Path(os.environ.get("FOLIO_CACHE") or platformdirs.user_cache_dir("folio", appauthor=False))
 
 
-def find_file(corpus: str, file: CorpusFile, *, source: Path | None, progress: Progress) -> Path:
-    """A local path whose content has the sha256 of `file`.
+class _DownloadError(Exception):
+    """A URL did not deliver a file; another origin may. The message gives the reason."""
 
-    Raises MisuseError where `source` is no file, FolioError where nothing has the file or what has it has another.
+
+def find_file(corpus: str, file: CorpusFile, *, source: Path | None, progress: Progress) -> Path:
+    """Return a local path whose content has the sha256 of `file`.
+
+    Raises MisuseError if `source` is not a file, and FolioError if no origin has the file or if an
+    origin has a different content.
     """
     if source is not None:
         if not source.is_file():
             raise MisuseError(f"--source {source} is not a file; name a copy of {file.name}")
         _check_file(source, file)
         return source
+    cached = get_cache_folder() / corpus / file.name
     failures: list[str] = []
-    target = cache_folder() / corpus / file.name
     mirror = os.environ.get("PREPROCESS_MIRROR")
-    if mirror and (found := _from_mirror(mirror, corpus, file, target, failures, progress)):
-        return found
-    if target.is_file():
-        if sha256_file(target) == file.sha256:
-            return target
-        progress.warn(f"{target} is damaged and is fetched again")
-    if not file.url:
-        failures.append("no address of it is known")
-    elif _fetch(file.url, file, target, failures, progress):
-        return target
-    how = "go online, or pass --source FILE" if file.url else "pass --input with a folder of its files"
+    if mirror and mirror.lower().startswith(("http://", "https://")):
+        try:
+            _download(f"{mirror.rstrip('/')}/{quote(corpus)}/{quote(file.name)}", file, cached, progress)
+            return cached
+        except _DownloadError as e:
+            failures.append(str(e))
+    elif mirror:
+        path = Path(mirror) / corpus / file.name
+        if path.is_file():
+            _check_file(path, file)
+            return path
+        progress.warn(f"PREPROCESS_MIRROR has no {path}")
+        failures.append(f"the mirror has no {path}")
+    if cached.is_file():
+        if sha256_file(cached) == file.sha256:
+            return cached
+        progress.warn(f"{cached} is damaged; it is downloaded again")
+    if file.url:
+        try:
+            _download(file.url, file, cached, progress)
+            return cached
+        except _DownloadError as e:
+            failures.append(str(e))
+    else:
+        failures.append("the recipe has no URL for it")
+    advice = "go online, or pass --source FILE" if file.url else "pass --input with a folder of its files"
     raise FolioError(
-        f"could not get {corpus}/{file.name}: {'; '.join(failures)}; {how}, or set PREPROCESS_MIRROR to a folder with {corpus}/{file.name}"
+        f"could not get {corpus}/{file.name}: {'; '.join(failures)}; {advice}, or set PREPROCESS_MIRROR to a folder "
+        f"with {corpus}/{file.name}"
     )
 
 
-def _from_mirror(
-    mirror: str, corpus: str, file: CorpusFile, target: Path, failures: list[str], progress: Progress
-) -> Path | None:
-    if mirror.lower().startswith(("http://", "https://")):
-        url = f"{mirror.rstrip('/')}/{quote(corpus)}/{quote(file.name)}"
-        return target if _fetch(url, file, target, failures, progress) else None
-    path = Path(mirror) / corpus / file.name
-    if not path.is_file():
-        progress.warn(f"PREPROCESS_MIRROR has no {path}")
-        failures.append(f"the mirror has no {path}")
-        return None
-    _check_file(path, file)
-    return path
+def _check_file(path: Path, file: CorpusFile) -> None:
+    _check_sha256(sha256_file(path), path.stat().st_size, file, origin=str(path))
 
 
-def _check(sha256: str, size_bytes: int, file: CorpusFile, *, where: str) -> None:
+def _check_sha256(sha256: str, size_bytes: int, file: CorpusFile, *, origin: str) -> None:
     if sha256 != file.sha256:
         raise FolioError(
-            f"{where} has sha256 {sha256} and {size_bytes:,} bytes, wanted {file.sha256} and {file.bytes:,}; "
-            f"this is not the {file.name} the corpus is made of: get another copy"
+            f"{origin} has sha256 {sha256} and {size_bytes:,} bytes, expected {file.sha256} and {file.bytes:,}; "
+            f"this is not the {file.name} of the corpus: get another copy"
         )
 
 
-def _check_file(path: Path, file: CorpusFile) -> None:
-    _check(sha256_file(path), path.stat().st_size, file, where=str(path))
+def _download(url: str, file: CorpusFile, target: Path, progress: Progress) -> None:
+    """Download `url` to `target`.
 
-
-def _fetch(url: str, file: CorpusFile, target: Path, failures: list[str], progress: Progress) -> bool:
-    """Download `url` onto `target`; a failure is told in `failures`, a file of another content is an error."""
+    Raises _DownloadError if the URL does not deliver a file, FolioError if the file has a different
+    content than `file` or cannot be written.
+    """
     import requests
 
-    shown = safe_url(url)
-    progress.say(f"fetching {shown}")
+    origin = redact_url(url)
+    progress.log(f"downloading {origin}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         for attempt in range(1 + RETRIES):
             try:
                 with (
-                    _session() as session,
+                    _make_session() as session,
                     session.get(url, stream=True, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)) as response,
                 ):
                     if response.status_code != requests.codes.ok:
-                        failures.append(f"{shown} answered {response.status_code} {response.reason}")
-                        return False
-                    _save(response, target, file, shown, progress)
-                return True
-            except (
-                requests.exceptions.ChunkedEncodingError
-            ) as e:  # the session retries a request, not an answer that breaks off
+                        raise _DownloadError(f"{origin} answered {response.status_code} {response.reason}")
+                    _save(response, target, file, origin, progress)
+                return
+            except requests.exceptions.ChunkedEncodingError:
+                # The session repeats failed requests, but not a response that breaks off.
                 if attempt == RETRIES:
-                    failures.append(f"{shown}: {_why(e)}")
+                    raise
     except requests.RequestException as e:
-        failures.append(f"{shown}: {_why(e)}")
+        raise _DownloadError(f"{origin}: {_explain(e)}") from e
     except OSError as e:
         raise FolioError(
-            f"cannot keep {file.name} in {target.parent} ({e.strerror}); set FOLIO_CACHE to a folder with room"
+            f"cannot write {file.name} to {target.parent} ({e.strerror}); set FOLIO_CACHE to a folder with enough space"
         ) from e
-    return False
 
 
-def _save(response: Any, target: Path, file: CorpusFile, shown: str, progress: Progress) -> None:
-    with progress.bar(f"download {file.name}", total=file.bytes, unit="B") as bar, written_aside(target) as out:
+def _save(response: Any, target: Path, file: CorpusFile, origin: str, progress: Progress) -> None:
+    """Write the body of `response` to `target`, unless its checksum is wrong."""
+    with progress.bar(f"download {file.name}", total=file.bytes, unit="B") as bar, open_atomic(target) as out:
         digest, size_bytes = hashlib.sha256(), 0
         for chunk in response.iter_content(CHUNK_BYTES):
             out.write(chunk)
@@ -128,11 +142,11 @@ def _save(response: Any, target: Path, file: CorpusFile, shown: str, progress: P
             size_bytes += len(chunk)
             bar.update(len(chunk))
             if size_bytes > file.bytes:
-                break  # the checksum cannot fit any more; a mirror that never ends must not fill the disk
-        _check(digest.hexdigest(), size_bytes, file, where=shown)
+                break  # the checksum is wrong already; an endless response must not fill the disk
+        _check_sha256(digest.hexdigest(), size_bytes, file, origin=origin)
 
 
-def _session():  # type: ignore[no-untyped-def]
+def _make_session():  # type: ignore[no-untyped-def]
     import requests
     from requests.adapters import HTTPAdapter
     from urllib3.util.retry import Retry
@@ -150,12 +164,15 @@ def _session():  # type: ignore[no-untyped-def]
     return session
 
 
-def _why(error: Exception) -> str:
-    """The kind of failure in two words: requests' own messages repeat the URL, credentials and all."""
+def _explain(error: Exception) -> str:
+    """Return a short description of a failed request.
+
+    The messages of requests are not used because they contain the URL and with it its credentials.
+    """
     import requests
     from urllib3.exceptions import ReadTimeoutError
 
-    reason = getattr(error.args[0], "reason", None) if error.args else None  # what the last of several tries met
+    reason = getattr(error.args[0], "reason", None) if error.args else None  # after retries: the last failure
     if isinstance(error, requests.Timeout) or isinstance(reason, ReadTimeoutError):
         return "timed out"
     if isinstance(error, requests.exceptions.SSLError):
@@ -166,11 +183,11 @@ def _why(error: Exception) -> str:
         return "no connection"
     if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
         return "not a URL"
-    return f"no usable answer ({type(error).__name__})"
+    return f"no usable response ({type(error).__name__})"
 
 
-def safe_url(url: str) -> str:
-    """`url` without user name, password, query and fragment: fit to be printed or stored."""
+def redact_url(url: str) -> str:
+    """Return `url` without user name, password, query and fragment, for messages."""
     try:
         parts = urlsplit(url)
     except ValueError:

@@ -1,4 +1,9 @@
-"""What a build reads: the files found, told apart by format, and vouched for by their sha256."""
+"""The files that a build reads: their formats, their checksums, and what their names say.
+
+Sizes, modification times and checksums are recorded when a build is planned. Readers compare them
+again while they read, so that a file that changes in the meantime is an error and not a mixture of
+two versions.
+"""
 
 from __future__ import annotations
 
@@ -10,143 +15,164 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.recipes.schema import TABLES, Recipe, reject_without_effect
+from preprocess.recipes.schema import TABLE_FORMATS, Recipe, reject_settings_of_other_formats
+from preprocess.recipes.templates import parse_name_pattern
 from preprocess.shards.files import sha256_file
 
 SUFFIXES = {
     ".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet",
 }  # fmt: skip
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-ARCHIVES = (".tar.gz", ".tgz", ".tar.zst", ".tar", ".zip", ".7z", ".rar", ".bz2", ".xz", ".lz4", ".lzma")
-# Enough that a task's overhead vanishes, few enough that two workers end together: 400 MB are 25 tasks.
+UNSUPPORTED_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar", ".zip", ".7z", ".rar", ".bz2", ".xz", ".lz4", ".lzma")
+# Large enough that the fixed cost of a task is negligible, small enough that all workers finish at
+# about the same time: 400 MB make 25 tasks.
 PARTITION_BYTES = 16 << 20
 
 
 class InputChanged(FolioError):
-    """A file is not the one that was planned with: `what` says how."""
+    """An input file changed after the build was planned. `reason` describes the change."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what}; let it rest and run the same command again")
-        self.what = what
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; wait until the file no longer changes, then run the same command again")
+        self.reason = reason
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """One input, as it was when the build was planned."""
+    """A file that a build reads, as it was when the build was planned."""
 
-    number: int  # in the manifest's `sources`
-    name: str  # relative, POSIX: what the manifest and the name pattern see
+    number: int  # its index in the manifest's `sources`
+    name: str  # relative path with `/`, as in the manifest and for `name_pattern`
     path: str
-    format: str
+    format: str  # text, jsonl, csv, parquet or synthetic
     compression: str  # gzip, zstd or ""
     size_bytes: int
     mtime_ns: int
     sha256: str
-    metadata: dict[str, Any]  # what the file's name says: author, city, year, lang, group, split
+    metadata: dict[str, Any]  # found by `name_pattern`: author, city, year, lang, group, split
 
     def check_unchanged(self) -> None:
-        """Raise InputChanged where the file is not the one that was planned with, FolioError where it is gone."""
+        """Raise InputChanged if size or modification time differ, FolioError if it is gone."""
         try:
-            now = os.stat(self.path)
+            stat = os.stat(self.path)
         except FileNotFoundError as e:
             raise FolioError(
-                f"{self.path} went away while it was read; put it back and run the same command again"
+                f"{self.path} was removed while it was read; restore it and run the same command again"
             ) from e
-        if (now.st_size, now.st_mtime_ns) != (self.size_bytes, self.mtime_ns):
-            sizes = (
-                f"{self.size_bytes:,} bytes, now {now.st_size:,}"
-                if now.st_size != self.size_bytes
-                else "it was written anew"
+        if stat.st_size != self.size_bytes:
+            raise InputChanged(
+                f"{self.path} changed while it was read ({self.size_bytes:,} bytes, now {stat.st_size:,})"
             )
-            raise InputChanged(f"{self.path} changed while it was read ({sizes})")
+        if stat.st_mtime_ns != self.mtime_ns:
+            raise InputChanged(f"{self.path} changed while it was read (it was written again)")
 
-    def entry(self) -> dict[str, Any]:
-        """As the manifest holds it."""
+    def manifest_entry(self) -> dict[str, Any]:
+        """Return the file's entry in the manifest's `sources`."""
         return {"name": self.name, "bytes": self.size_bytes, "sha256": self.sha256}
 
 
 @dataclass(frozen=True)
 class Span:
-    """A part of one source: bytes of text and JSONL, row groups of Parquet; `stop` None: to the end."""
+    """A range of one input file: bytes of text and JSON lines, row groups of Parquet."""
 
-    source: int
+    file_number: int  # InputFile.number
     start: int = 0
-    stop: int | None = None
-    size_bytes: int = 0  # about, for the bar and for estimates
+    stop: int | None = None  # exclusive; None for the end of the file
+    size_bytes: int = 0  # approximate; for progress bars and estimates
 
 
-def format_by_name(name: str) -> tuple[str | None, str]:
+def detect_format(name: str) -> tuple[str | None, str]:
+    """Return the format and the compression that a file name ends in.
+
+    The format is None if the suffix is unknown; the compression is "" if there is none.
+    """
     stem, suffix = os.path.splitext(name.lower())
     compression = COMPRESSIONS.get(suffix, "")
     return SUFFIXES.get(os.path.splitext(stem)[1] if compression else suffix), compression
 
 
 def describe_input_files(
-    named: list[tuple[str, Path]], recipe: Recipe, vouched: dict[str, str], *, num_threads: int
+    paths: list[tuple[str, Path]], recipe: Recipe, known_sha256: dict[str, str], *, num_threads: int
 ) -> list[InputFile]:
-    """A InputFile for each name and path. `vouched`: sha256 by name where it is known already; the others are hashed.
+    """Return an InputFile for each (name, path) in `paths`, in the same order.
 
-    Raises MisuseError for a file whose format its name does not tell, or whose name does not match `name_pattern`.
+    `known_sha256` maps names to checksums that need not be computed. Other files are read and
+    hashed in `num_threads` threads. Raises MisuseError if the format of a file is unknown or not
+    supported, or if its name does not match `recipe.name_pattern`.
     """
-    metadata = _metadata_of_names([name for name, _ in named], recipe)
-    stats = [path.stat() for _, path in named]  # before they are hashed: what changes from here on is noticed
-    with ThreadPoolExecutor(num_threads) as pool:  # hashlib lets other threads run
-        hashes = list(pool.map(lambda item: vouched.get(item[0]) or sha256_file(item[1]), named))
-    sources = []
-    for number, ((name, path), sha256) in enumerate(zip(named, hashes, strict=True)):
-        by_name, compression = format_by_name(name)
-        format_ = by_name if recipe.format == "auto" else recipe.format
-        if name.lower().endswith(ARCHIVES):
-            raise MisuseError(
-                f"{path} is an archive or of a compression that is not read; unpack it (gzip and zstd are read as they are)"
-            )
-        if format_ is None:
-            raise MisuseError(f"the name of {path} does not tell its format; pass --format text, {', '.join(TABLES)}")
-        if compression and format_ == "parquet":
-            raise MisuseError(f"{path} is a compressed Parquet file, which compresses by itself; decompress it")
-        stat = stats[number]
-        sources.append(
+    metadata = _parse_names([name for name, _ in paths], recipe)
+    stats = [path.stat() for _, path in paths]  # before hashing, so that a change during hashing is detected
+    with ThreadPoolExecutor(num_threads) as pool:  # hashlib releases the GIL
+        hashes = list(pool.map(lambda item: known_sha256.get(item[0]) or sha256_file(item[1]), paths))
+    files = []
+    for number, ((name, path), stat, sha256) in enumerate(zip(paths, stats, hashes, strict=True)):
+        format_, compression = _check_format(name, path, recipe)
+        files.append(
             InputFile(
                 number, name, str(path), format_, compression, stat.st_size, stat.st_mtime_ns, sha256, metadata[number]
             )
         )
-    return sources
+    return files
 
 
-def _metadata_of_names(names: list[str], recipe: Recipe) -> list[dict[str, Any]]:
+def _check_format(name: str, path: Path, recipe: Recipe) -> tuple[str, str]:
+    """Return the format and the compression that a file is read with."""
+    detected, compression = detect_format(name)
+    format_ = detected if recipe.format == "auto" else recipe.format
+    if name.lower().endswith(UNSUPPORTED_SUFFIXES):
+        raise MisuseError(
+            f"{path} is an archive or has an unsupported compression; unpack it (gzip and zstd are read directly)"
+        )
+    if format_ is None:
+        raise MisuseError(
+            f"the format of {path} is not clear from its name; pass --format text, {' or '.join(TABLE_FORMATS)}"
+        )
+    if compression and format_ == "parquet":
+        raise MisuseError(f"{path} is a compressed Parquet file; decompress it, Parquet has its own compression")
+    return format_, compression
+
+
+def _parse_names(names: list[str], recipe: Recipe) -> list[dict[str, Any]]:
+    """Return the metadata that `recipe.name_pattern` finds in each of `names`."""
     if recipe.name_pattern is None:
         return [{} for _ in names]
-    from preprocess.recipes.templates import parse_name_pattern
-
     metadata: list[dict[str, Any]] = []
-    for name, found in zip(names, parse_name_pattern(recipe.name_pattern).extract(names), strict=True):
-        if not found:
+    for name, groups in zip(names, parse_name_pattern(recipe.name_pattern).extract(names), strict=True):
+        if not groups:
             raise MisuseError(
-                f"name_pattern {recipe.name_pattern!r} does not match {name!r}; widen the pattern, or leave the file out"
+                f"name_pattern {recipe.name_pattern!r} does not match {name!r}; widen the pattern, or leave the file "
+                "out"
             )
-        fields: dict[str, Any] = {field: value for field, value in found.items() if value}
+        fields: dict[str, Any] = {field: value for field, value in groups.items() if value}
         if "year" in fields:
             if not (fields["year"].isascii() and fields["year"].isdecimal() and len(fields["year"]) <= 4):
                 raise MisuseError(
-                    f"name_pattern finds the year {fields['year']!r} in {name!r}, wanted up to four digits"
+                    f"name_pattern must find a year of up to four digits, found {fields['year']!r} in {name!r}"
                 )
             fields["year"] = int(fields["year"])
         metadata.append(fields)
     return metadata
 
 
-def settle_format(recipe: Recipe, sources: list[InputFile]) -> Recipe:
-    """`recipe` with the one format of all `sources`, where they share one. Raises MisuseError for settings that do not go with theirs."""
-    formats = {s.format for s in sources}
+def resolve_format(recipe: Recipe, files: list[InputFile]) -> Recipe:
+    """Return `recipe` with `format` "auto" replaced by the format of `files`, if all have the same.
+
+    With a resolved format, settings of other formats are left out of the manifest, so they cannot
+    make two equal builds look different. Raises MisuseError for settings that do not apply to the
+    formats of `files`.
+    """
+    formats = {file.format for file in files}
     if recipe.split == "contiguous" and formats - {"text"}:
         raise MisuseError(
-            f"split is 'contiguous', which cuts text files, and {sources[0].path} is {sources[0].format}; wanted 'exact'"
+            f"split 'contiguous' cuts text files, but {files[0].path} is {files[0].format}; set split to 'exact'"
         )
     if recipe.format == "auto" and len(formats) == 1:
-        # Known now, so that settings of other formats do not tell apart builds that are alike.
         recipe = dataclasses.replace(recipe, format=formats.pop())
-        reject_without_effect(recipe)
+        reject_settings_of_other_formats(recipe)
     elif "text" in formats and (recipe.where or recipe.template):
-        text = next(s.path for s in sources if s.format == "text")
-        raise MisuseError(f"where and template are for tables, and {text} is text; leave it out, or build it by itself")
+        path = next(file.path for file in files if file.format == "text")
+        raise MisuseError(
+            f"where and template apply to tables, but {path} is text; leave them out, or build the text files "
+            "separately"
+        )
     return recipe

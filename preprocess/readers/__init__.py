@@ -1,4 +1,4 @@
-"""Files of every format → records: `read_span` gives a span's records a few megabytes at a time, in bounded memory."""
+"""Readers turn input files of every format into records, a few megabytes at a time."""
 
 from __future__ import annotations
 
@@ -11,33 +11,42 @@ if TYPE_CHECKING:
     from preprocess.recipes.schema import Recipe
 
 
-def read_span(source: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:
-    """The records of `span` in order. What cannot be read is counted in `rejects`, or ends the build with a FolioError."""
-    if source.format == "parquet":
+def read_span(input_file: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:
+    """Yield the records of `span` in file order.
+
+    Records that cannot be read are counted in `rejects`. Raises FolioError if the file cannot be
+    read, or if a record is one that the recipe does not allow (invalid UTF-8, too long).
+    """
+    # Each reader imports the library of its format, so import only the reader that is needed.
+    if input_file.format == "parquet":
         from preprocess.readers.parquet import read_parquet
 
-        yield from read_parquet(source, span, recipe)
-    elif source.format == "jsonl":
+        yield from read_parquet(input_file, span, recipe)
+    elif input_file.format == "jsonl":
         from preprocess.readers.json import read_jsonl
 
-        yield from read_jsonl(source, span, recipe, rejects)
-    elif source.format == "csv":
+        yield from read_jsonl(input_file, span, recipe, rejects)
+    elif input_file.format == "csv":
         from preprocess.readers.csv import read_csv
 
-        yield from read_csv(source, recipe, rejects)
+        yield from read_csv(input_file, recipe, rejects)
     else:
         from preprocess.readers.text import read_text
 
-        yield from read_text(source, span, recipe, rejects)
+        yield from read_text(input_file, span, recipe, rejects)
 
 
-def check_input_file(source: InputFile, recipe: Recipe) -> None:
-    """Raise MisuseError where `source` visibly lacks what the recipe needs, before any work is done."""
-    if source.format == "jsonl":
+def check_input_file(input_file: InputFile, recipe: Recipe) -> None:
+    """Raise MisuseError if the head of a JSONL or CSV file lacks a column that the recipe needs.
+
+    Parquet files are checked when their row groups are listed (parquet.py). Text files have no
+    columns.
+    """
+    if input_file.format == "jsonl":
         from preprocess.readers.json import check_jsonl
 
-        check_jsonl(source, recipe)
-    elif source.format == "csv":
+        check_jsonl(input_file, recipe)
+    elif input_file.format == "csv":
         from preprocess.readers.csv import check_csv
 
-        check_csv(source, recipe)
+        check_csv(input_file, recipe)

@@ -1,4 +1,8 @@
-"""Files as streams of bytes, decompressed on the way; what is cut short or no such file at all is told, never passed over."""
+"""Input files as streams of decompressed bytes.
+
+A file that is truncated, damaged, or changed since the build was planned raises an error. It is
+never treated as a shorter file.
+"""
 
 from __future__ import annotations
 
@@ -15,34 +19,42 @@ BLOCK_BYTES = 8 << 20
 
 
 @contextmanager
-def opened(source: InputFile) -> Iterator[Any]:
-    """A stream with `read(n)` of the decompressed content. Raises FolioError where the file changed since it was planned with."""
-    source.check_unchanged()
-    if source.compression:
-        # Arrow's streams decompress in bounded memory, take files of several frames, and refuse one that ends in the middle of a frame.
-        with pa.input_stream(source.path, compression=source.compression, buffer_size=1 << 20) as stream:
+def open_stream(input_file: InputFile) -> Iterator[Any]:
+    """Open a stream whose `read(n)` returns decompressed bytes.
+
+    Raises FolioError if the file has changed since the build was planned, before or after reading.
+    """
+    input_file.check_unchanged()
+    if input_file.compression:
+        # Arrow decompresses in bounded memory, reads files of several frames, and raises an error
+        # if a frame is truncated.
+        with pa.input_stream(input_file.path, compression=input_file.compression, buffer_size=1 << 20) as stream:
             yield stream
     else:
-        with open(source.path, "rb", buffering=0) as file:
+        with open(input_file.path, "rb", buffering=0) as file:
             yield file
-    source.check_unchanged()
+    input_file.check_unchanged()
 
 
-def blocks(source: InputFile, start: int, stop: int | None) -> Iterator[bytes]:
-    """The bytes from `start` to `stop`, about BLOCK_BYTES at a time. Only a file that is not compressed has a `start` but 0."""
-    with opened(source) as stream:
+def read_blocks(input_file: InputFile, start: int, stop: int | None) -> Iterator[bytes]:
+    """Yield the bytes from `start` to `stop`, or to the end, in blocks of at most BLOCK_BYTES.
+
+    A compressed file can only be read whole: with `start` 0 and without a `stop`.
+    """
+    with open_stream(input_file) as stream:
         if start:
             stream.seek(start)
-        # No further than the file was long: one that grows while it is read would have no end.
-        left = None if source.compression else (source.size_bytes if stop is None else stop) - start
+        # Stop at the planned size: a file that grows while it is read would otherwise never end.
+        left = None if input_file.compression else (input_file.size_bytes if stop is None else stop) - start
         while left is None or left > 0:
             try:
                 block: bytes = stream.read(BLOCK_BYTES if left is None else min(BLOCK_BYTES, left))
             except OSError as e:
-                if not source.compression:
+                if not input_file.compression:
                     raise
                 raise FolioError(
-                    f"{source.path} cannot be decompressed ({e}): it is cut short or no {source.compression} file; copy it again"
+                    f"{input_file.path} cannot be decompressed ({e}): it is truncated or not a "
+                    f"{input_file.compression} file; copy it again"
                 ) from e
             if not block:
                 break

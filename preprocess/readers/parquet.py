@@ -1,4 +1,4 @@
-"""Parquet → records, a few megabytes of text at a time."""
+"""Parquet files as records, a few megabytes of text at a time."""
 
 from __future__ import annotations
 
@@ -11,80 +11,82 @@ import pyarrow.parquet as pq
 
 from preprocess.errors import FolioError, MisuseError, first_line
 from preprocess.inputs.input_files import InputFile, Span
-from preprocess.readers.records import Records, check_columns, needed_columns
+from preprocess.readers.records import Records, check_columns, find_required_columns
 from preprocess.recipes.columns import is_text_or_bytes
 from preprocess.recipes.schema import Recipe
 
 BATCH_BYTES = 8 << 20
-# A whole row group is read at once where it is no larger: a third faster than batch by batch.
+# A row group up to this size is read at once, which is a third faster than batch by batch.
 WHOLE_GROUP_BYTES = 32 << 20
 
 
 @contextmanager
-def _opened(source: InputFile) -> Iterator[Any]:
-    source.check_unchanged()
+def _open_parquet(input_file: InputFile) -> Iterator[Any]:
+    input_file.check_unchanged()
     try:
-        # binary_type: large offsets from the start. Not mapped: what is read of a mapped file counts as this process' memory.
-        with pq.ParquetFile(source.path, memory_map=False, binary_type=pa.large_binary(), pre_buffer=False) as file:
+        # binary_type: read the 64-bit offsets that batches have, so that they are not converted.
+        # memory_map: the pages of a mapped file would count as memory of this process.
+        with pq.ParquetFile(input_file.path, memory_map=False, binary_type=pa.large_binary(), pre_buffer=False) as file:
             yield file
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError) as e:
-        source.check_unchanged()
+        input_file.check_unchanged()
         raise FolioError(
-            f"{source.path} cannot be read as Parquet ({first_line(e)}); it is damaged or cut short, copy it again"
+            f"{input_file.path} cannot be read as Parquet ({first_line(e)}); it is damaged or truncated, copy it again"
         ) from e
-    source.check_unchanged()
+    input_file.check_unchanged()
 
 
-def row_group_bytes(source: InputFile, recipe: Recipe) -> list[int]:
-    """About how many bytes the needed columns of each row group are. Raises MisuseError for a missing column or one that is no text."""
-    with _opened(source) as file:
-        needed = needed_columns(recipe)
+def get_row_group_bytes(input_file: InputFile, recipe: Recipe) -> list[int]:
+    """Return the approximate size of the required columns of each row group, in bytes.
+
+    Raises MisuseError if a required column is missing or does not contain text.
+    """
+    with _open_parquet(input_file) as file:
+        required = find_required_columns(recipe)
         schema = file.schema_arrow
-        check_columns(source, needed, schema.names)
-        for name in needed.columns:
-            _check_text(source, name, schema.field(name).type, is_strict=name == needed.strict)
-        return [_group_bytes(file, group, set(needed.names)) for group in range(file.num_row_groups)]
+        check_columns(input_file, required, schema.names)
+        for name in required.columns:
+            _check_type(input_file, name, schema.field(name).type, text_only=name == required.text_only)
+        return [_count_group_bytes(file, group, set(required.names)) for group in range(file.num_row_groups)]
 
 
-def _group_bytes(file: Any, group: int, names: set[str]) -> int:
-    entry = file.metadata.row_group(group)
-    columns = (entry.column(i) for i in range(entry.num_columns))
-    # A dot may be part of a column's name, or lead into one that is nested.
+def _count_group_bytes(file: Any, group: int, names: set[str]) -> int:
+    metadata = file.metadata.row_group(group)
+    columns = (metadata.column(i) for i in range(metadata.num_columns))
+    # The path of a column "a.b" is either the column "a.b" or the field "b" of a nested column "a".
     return sum(c.total_uncompressed_size for c in columns if {c.path_in_schema, c.path_in_schema.split(".")[0]} & names)
 
 
-def _check_text(source: InputFile, name: str, type_: pa.DataType, *, is_strict: bool) -> None:
+def _check_type(input_file: InputFile, name: str, type_: pa.DataType, *, text_only: bool) -> None:
     value = type_.value_type if pa.types.is_dictionary(type_) else type_
-    is_spelled = pa.types.is_integer(value) or pa.types.is_floating(value) or pa.types.is_boolean(value)
-    if not is_text_or_bytes(value) and (is_strict or not is_spelled):
+    is_formattable = pa.types.is_integer(value) or pa.types.is_floating(value) or pa.types.is_boolean(value)
+    if not is_text_or_bytes(value) and (text_only or not is_formattable):
         raise MisuseError(
-            f"the column {name!r} of {source.path} is of type {type_}, wanted text; name another with --text-column or the like"
+            f"column {name!r} of {input_file.path} has type {type_}, expected text; "
+            "choose another with --text-column, --template, --author-column or similar"
         )
 
 
-def read_parquet(source: InputFile, span: Span, recipe: Recipe) -> Iterator[Records]:
-    """The records of the row groups from `span.start` to `span.stop`."""
-    needed = needed_columns(recipe)
-    number = 0
-    with _opened(source) as file:
+def read_parquet(input_file: InputFile, span: Span, recipe: Recipe) -> Iterator[Records]:
+    """Yield the records of the row groups from `span.start` to `span.stop`, or to the last."""
+    required = find_required_columns(recipe)
+    num_rows = 0
+    with _open_parquet(input_file) as file:
         stop = file.num_row_groups if span.stop is None else span.stop
         for group in range(span.start, stop):
-            for batch in _batches(file, group, needed.names):
-                columns = {name: batch.column(name) for name in needed.columns}
-                yield Records(columns, number, {name: batch.column(name) for name in needed.where})
-                number += batch.num_rows
+            for batch in _read_batches(file, group, required.names):
+                columns = {name: batch.column(name) for name in required.columns}
+                yield Records(columns, num_rows, {name: batch.column(name) for name in required.where})
+                num_rows += batch.num_rows
 
 
-def _batches(file: Any, group: int, names: list[str]) -> Iterator[pa.RecordBatch]:
-    num_rows = file.metadata.row_group(group).num_rows
-    num_bytes = _group_bytes(file, group, set(names))
-    rows = max(num_rows * BATCH_BYTES // max(num_bytes, 1), 1)
-    if num_bytes <= WHOLE_GROUP_BYTES:
+def _read_batches(file: Any, group: int, names: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the non-empty batches of a row group, of about BATCH_BYTES each."""
+    group_bytes = _count_group_bytes(file, group, set(names))
+    rows_per_batch = max(file.metadata.row_group(group).num_rows * BATCH_BYTES // max(group_bytes, 1), 1)
+    if group_bytes <= WHOLE_GROUP_BYTES:
         table = file.read_row_group(group, columns=names, use_threads=False).combine_chunks()
-        yield from (batch for batch in table.to_batches(max_chunksize=rows) if batch.num_rows)
+        batches = iter(table.to_batches(max_chunksize=rows_per_batch))
     else:
-        yield from (
-            b
-            for b in file.iter_batches(batch_size=rows, row_groups=[group], columns=names, use_threads=False)
-            if b.num_rows
-        )
+        batches = file.iter_batches(batch_size=rows_per_batch, row_groups=[group], columns=names, use_threads=False)
+    yield from (batch for batch in batches if batch.num_rows)

@@ -1,6 +1,18 @@
-"""Sources cut into partitions, each what one task reads.
+"""Divide the input files into partitions, the units of work of a build.
 
-Partitions are a matter of speed only: no byte of a build depends on where they begin.
+The problem: a build with many workers needs many tasks of similar size, but its bytes must not
+depend on how the input was divided.
+
+The idea: a partition is a list of spans, and a span begins and ends at record boundaries, so that
+every record is in exactly one span. Whatever depends on more than one record is decided after all
+partitions are read. Inside a span, documents are numbered from 0, and the number of documents in
+the earlier spans of the same file is added later. Duplicates and the split follow from hashes of
+contents and groups. Control ids and output offsets are assigned over all partitions in reading
+order. The size of partitions therefore changes only the speed.
+
+A file that only has a meaning as a whole is one span: a compressed file (it cannot be read from the
+middle), a CSV file (quotes may contain line feeds), a file that is one document or is split at a
+share of its characters, and a file whose documents are grouped by their position.
 """
 
 from __future__ import annotations
@@ -8,69 +20,75 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from preprocess.inputs import input_files as sources
+from preprocess.inputs import input_files as inputs
 from preprocess.inputs.input_files import InputFile, Span
-from preprocess.readers.record_blocks import boundaries_of, next_boundary
+from preprocess.readers.record_blocks import find_next_boundary, get_boundaries
 from preprocess.recipes.schema import Recipe
 
 
 @dataclass(frozen=True)
 class Partition:
-    """What one task reads."""
+    """The spans that one task reads."""
 
     number: int
     spans: tuple[Span, ...]
 
 
-def cut(inputs: list[InputFile], recipe: Recipe) -> list[Partition]:
-    """The partitions of `inputs`, in reading order; each source's spans are in order, and small sources share a partition."""
+def make_partitions(input_files: list[InputFile], recipe: Recipe) -> list[Partition]:
+    """Return partitions of about PARTITION_BYTES, in reading order. Small files share one."""
     partitions: list[Partition] = []
     spans: list[Span] = []
-    held = 0
-    for source in inputs:
-        for span in iter_spans(source, recipe):
-            if spans and held + span.size_bytes > sources.PARTITION_BYTES:
+    size_bytes = 0
+    for input_file in input_files:
+        for span in iter_spans(input_file, recipe):
+            if spans and size_bytes + span.size_bytes > inputs.PARTITION_BYTES:
                 partitions.append(Partition(len(partitions), tuple(spans)))
-                spans, held = [], 0
+                spans, size_bytes = [], 0
             spans.append(span)
-            held += span.size_bytes
+            size_bytes += span.size_bytes
     if spans:
         partitions.append(Partition(len(partitions), tuple(spans)))
     return partitions
 
 
-def iter_spans(source: InputFile, recipe: Recipe) -> Iterator[Span]:
-    """The spans of one source, in order, looked for as they are asked for."""
-    if source.format == "parquet":
-        from preprocess.readers.parquet import row_group_bytes
+def iter_spans(input_file: InputFile, recipe: Recipe) -> Iterator[Span]:
+    """Yield the spans of one input file in order, and read the file no further than needed."""
+    if input_file.format == "parquet":
+        from preprocess.readers.parquet import get_row_group_bytes
 
-        start = held = 0
-        for group, size in enumerate(sizes := row_group_bytes(source, recipe)):
-            held += size
-            if held >= sources.PARTITION_BYTES or group == len(sizes) - 1:
-                yield Span(source.number, start, group + 1, held)
-                start, held = group + 1, 0
-    elif _can_be_cut(source, recipe):
-        start, boundaries = 0, boundaries_of(source, recipe)
-        while start < source.size_bytes:
-            stop = next_boundary(source, boundaries, start + sources.PARTITION_BYTES)
-            yield Span(source.number, start, stop, stop - start)
+        start = size_bytes = 0
+        group_bytes = get_row_group_bytes(input_file, recipe)
+        for group, num_bytes in enumerate(group_bytes):
+            size_bytes += num_bytes
+            if size_bytes >= inputs.PARTITION_BYTES or group == len(group_bytes) - 1:
+                yield Span(input_file.number, start, group + 1, size_bytes)
+                start, size_bytes = group + 1, 0
+    elif _can_divide(input_file, recipe):
+        start, boundaries = 0, get_boundaries(input_file, recipe)
+        while start < input_file.size_bytes:
+            stop = find_next_boundary(input_file, boundaries, start + inputs.PARTITION_BYTES)
+            yield Span(input_file.number, start, stop, stop - start)
             start = stop
     else:
-        yield Span(source.number, size_bytes=source.size_bytes)
+        yield Span(input_file.number, size_bytes=input_file.size_bytes)
 
 
-def _can_be_cut(source: InputFile, recipe: Recipe) -> bool:
-    """Whether a reader that starts anywhere in the file finds the same documents as one that starts at its head."""
-    if source.compression or recipe.group_by == "position" or source.size_bytes <= sources.PARTITION_BYTES:
+def _can_divide(input_file: InputFile, recipe: Recipe) -> bool:
+    """Return whether a file is larger than a partition and can be read from any record boundary."""
+    if input_file.compression or recipe.group_by == "position" or input_file.size_bytes <= inputs.PARTITION_BYTES:
         return False
-    if source.format == "jsonl":
+    if input_file.format == "jsonl":
         return True
-    # A separator such as "==", which ends as it begins, is found at other places from elsewhere.
-    separator = recipe.separator
-    overlaps = any(separator.endswith(separator[:n]) for n in range(1, len(separator)))
-    return (
-        source.format == "text"
-        and recipe.split != "contiguous"
-        and (recipe.document in ("line", "paragraph") or (recipe.document == "separator" and not overlaps))
+    if input_file.format != "text" or recipe.split == "contiguous":
+        return False
+    return recipe.document in ("line", "paragraph") or (
+        recipe.document == "separator" and not _overlaps_itself(recipe.separator)
     )
+
+
+def _overlaps_itself(separator: str) -> bool:
+    """Return whether `separator` ends as it begins, like "==".
+
+    Which bytes of "===" are a separator then depends on the offset at which a reader starts.
+    """
+    return any(separator.endswith(separator[:n]) for n in range(1, len(separator)))

@@ -1,7 +1,22 @@
-"""A file's bytes in runs of whole records, in bounded memory, whatever the length of a record.
+"""Cut an input file into blocks of whole records, in bounded memory.
 
-A boundary is a place where a record can begin: behind a line feed, behind a blank line, behind a separator. Whether a place is a
-boundary shows from the few bytes in front of it, so that a reader may start anywhere and find the same records.
+The problem: a file is streamed in blocks of a few megabytes that end anywhere, but a reader needs
+whole records (lines, paragraphs, texts between separators), and a single record may be too large
+for memory.
+
+The idea: a *boundary* is an offset at which a record can begin, namely after a line feed, after a
+blank line or after a separator. Whether an offset is a boundary depends only on the few bytes
+directly before it; `reach` is how many. A reader can therefore start at any boundary and finds the
+same records as a reader that starts at the head of the file (partitions.py excludes the separators
+for which this is not true). Incoming bytes are collected in a buffer, and the buffer is passed on
+up to its last boundary.
+
+A record longer than `max_document_bytes` is cut at white space into several parts. This is decided
+by the first `max_document_bytes` bytes of a record and not by the bytes that happen to be in the
+buffer, so that the documents do not depend on the size of the incoming blocks.
+
+The cost: every byte is copied into the buffer and out of it. The buffer holds at most one incoming
+block and one record of the maximum size.
 """
 
 from __future__ import annotations
@@ -14,190 +29,198 @@ import numpy as np
 
 from preprocess.errors import FolioError
 from preprocess.inputs.input_files import InputFile
-from preprocess.readers.decompress import blocks
+from preprocess.readers.decompress import read_blocks
 from preprocess.readers.records import Rejects
 from preprocess.recipes.schema import Recipe
 
-NO_CUT_BYTES = 16 << 20  # so long a stretch without white space is no text
+CUT_SEARCH_BYTES = 16 << 20  # data without white space over this length is not treated as text
 PROBE_BYTES = 1 << 16
 WHITE_SPACE = b" \n\t\r"
-SPACES = np.zeros(256, bool)
-SPACES[list(WHITE_SPACE)] = True
+IS_SPACE = np.zeros(256, bool)  # by byte value
+IS_SPACE[list(WHITE_SPACE)] = True
 
 
 @dataclass(frozen=True)
 class Boundaries:
-    """Where records begin: behind any of `marks`; with no marks, at the file's head alone."""
+    """The offsets directly after any of `marks`. Without marks, a whole file is one record."""
 
     marks: tuple[bytes, ...]
 
     @property
     def reach(self) -> int:
-        """How many bytes in front of a place tell whether it is a boundary."""
+        """The number of bytes before an offset that decide whether it is a boundary."""
         return max(map(len, self.marks), default=0)
 
-    def last(self, data: bytes | bytearray) -> int:
-        """The last boundary within `data`, its end included; 0 where there is none."""
+    def find_last(self, data: bytes | bytearray) -> int:
+        """Return the last boundary in `data`, which may be its end, or else 0."""
         return max((found + len(mark) for mark in self.marks if (found := data.rfind(mark)) >= 0), default=0)
 
-    def first(self, data: bytes | bytearray, least: int = 1) -> int | None:
-        """The first boundary within `data`, its end included, that is at or behind `least`."""
-        found = ((data.find(mark, max(least - len(mark), 0)), len(mark)) for mark in self.marks)
-        return min((place + length for place, length in found if place >= 0), default=None)
+    def find_first(self, data: bytes | bytearray, min_offset: int = 1) -> int | None:
+        """Return the first boundary >= `min_offset` in `data`, if any. It may be the end."""
+        found = ((data.find(mark, max(min_offset - len(mark), 0)), len(mark)) for mark in self.marks)
+        return min((start + length for start, length in found if start >= 0), default=None)
 
 
-LINES = Boundaries((b"\n",))
-PARAGRAPHS = Boundaries((b"\n\n", b"\n\r\n"))
-WHOLE = Boundaries(())
+LINE_BOUNDARIES = Boundaries((b"\n",))
+PARAGRAPH_BOUNDARIES = Boundaries((b"\n\n", b"\n\r\n"))
+NO_BOUNDARIES = Boundaries(())
 
 
-class Run(NamedTuple):
-    """Whole records, or a part of one that is too long for a document."""
+class RecordBlock(NamedTuple):
+    """Whole records, or one part of a record that is too long for a document."""
 
-    offset: int  # in the decompressed file, in bytes
+    offset: int  # of the first byte in the decompressed file
     data: bytes
     is_part: bool
 
 
-def boundaries_of(source: InputFile, recipe: Recipe) -> Boundaries:
-    """What separates the records of `source`."""
-    if source.format == "jsonl":
-        return LINES
-    by_document = {"line": LINES, "paragraph": PARAGRAPHS, "separator": Boundaries((recipe.separator.encode(),))}
-    return by_document.get(recipe.document, WHOLE)
+def get_boundaries(input_file: InputFile, recipe: Recipe) -> Boundaries:
+    """Return the boundaries between the records of a text or JSONL file."""
+    if input_file.format == "jsonl":
+        return LINE_BOUNDARIES
+    by_document = {
+        "line": LINE_BOUNDARIES,
+        "paragraph": PARAGRAPH_BOUNDARIES,
+        "separator": Boundaries((recipe.separator.encode(),)),
+    }
+    return by_document.get(recipe.document, NO_BOUNDARIES)
 
 
-def next_boundary(source: InputFile, boundaries: Boundaries, place: int) -> int:
-    """The first boundary at or behind byte `place` of an uncompressed file; its end where there is none."""
-    start = max(place - boundaries.reach, 0)
+def find_next_boundary(input_file: InputFile, boundaries: Boundaries, min_offset: int) -> int:
+    """Return the first boundary >= `min_offset` of an uncompressed file, or the end of the file."""
+    start = max(min_offset - boundaries.reach, 0)  # a boundary at min_offset is seen from the bytes before it
     tail = b""
-    with open(source.path, "rb") as file:
+    with open(input_file.path, "rb") as file:
         file.seek(start)
         while block := file.read(PROBE_BYTES):
             data = tail + block
-            found = boundaries.first(data, max(place - start, 1))
+            found = boundaries.find_first(data, max(min_offset - start, 1))
             if found is not None:
                 return start + found
             tail = data[max(len(data) - boundaries.reach, 0) :]
             start += len(data) - len(tail)
-    return source.size_bytes
+    return input_file.size_bytes
 
 
-class _Cutter:
-    """Takes blocks, gives runs. Nothing that it gives depends on where blocks end: a record counts as long if its first `limit` bytes
-    hold no boundary, which is asked only when so many are there.
+def read_record_blocks(
+    input_file: InputFile, start: int, stop: int | None, recipe: Recipe, rejects: Rejects
+) -> Iterator[RecordBlock]:
+    """Yield the bytes from `start`, a boundary, to `stop`, or to the end, as record blocks.
+
+    A record longer than `max_document_bytes` is cut at white space. A record that cannot be cut
+    raises FolioError or, if the recipe says so, is left out. `rejects` counts both.
     """
-
-    def __init__(self, source: InputFile, start: int, recipe: Recipe, rejects: Rejects) -> None:
-        self._source, self._recipe, self._losses = source, recipe, rejects
-        self._boundaries, self._limit = boundaries_of(source, recipe), longest_record(source, recipe)
-        # What no document begins with, so that a long one is measured from where it begins.
-        leads = {"paragraph": WHITE_SPACE, "separator": b"\r\n"}
-        self._lead = leads.get(recipe.document, b"") if source.format == "text" else b""
-        self._data, self._offset = bytearray(), start
-        self._is_part = self._is_skipping = (
-            False  # the data begins within a long record, or within one that is left out
-        )
-
-    def feed(self, block: bytes) -> Iterator[Run]:
-        """The runs that are whole with `block`."""
-        self._data += block
-        while len(self._data) > self._limit:
-            yield from self._first()
-        if self._is_part or self._is_skipping:
-            yield from self._rest()
-        if not self._is_part and not self._is_skipping and (end := self._boundaries.last(self._data)):
-            yield self._take(end)
-
-    def finish(self) -> Iterator[Run]:
-        """What is left at the end of the span."""
-        if self._data and not self._is_skipping:
-            yield self._take(len(self._data))
-
-    def _first(self) -> Iterator[Run]:
-        """Of more data than a document may have, some from the front."""
-        if self._is_part or self._is_skipping:
-            yield from self._rest()
-            if not self._is_part and not self._is_skipping:
-                return
-        elif end := self._boundaries.last(self._data[: self._limit]):
-            yield self._take(end)
-            return
-        elif self._lead and (num_lead := len(self._data) - len(self._data.lstrip(self._lead))):
-            self._take(num_lead)
-            return
-        if self._is_skipping:
-            self._take(max(len(self._data) - self._boundaries.reach, 1))
-        elif len(self._data) > self._limit:
-            yield from self._cut()
-
-    def _cut(self) -> Iterator[Run]:
-        cut = find_cut(self._data, self._limit) if self._source.format != "jsonl" else 0  # half a JSON value is none
-        if cut:
-            self._losses.counts["cut"] += 1
-            self._is_part = True
-            yield self._take(cut)
-        else:
-            reject_oversized(
-                f"{self._source.path}: at byte {self._offset:,} begins",
-                self._recipe,
-                can_be_cut=self._source.format != "jsonl",
-            )
-            self._losses.counts["oversized"] += 1
-            self._is_part, self._is_skipping = False, True
-
-    def _rest(self) -> Iterator[Run]:
-        """The end of a long record, if it is there and no longer than a document may be."""
-        end = self._boundaries.first(self._data[: self._limit] if self._is_part else self._data)
-        if end is not None:
-            run = self._take(end)
-            if self._is_part:
-                yield run
-            self._is_part = self._is_skipping = False
-
-    def _take(self, end: int) -> Run:
-        with memoryview(self._data) as view:
-            run = Run(self._offset, bytes(view[:end]), self._is_part)
-        del self._data[:end]
-        self._offset += end
-        return run
-
-
-def runs(source: InputFile, start: int, stop: int | None, recipe: Recipe, rejects: Rejects) -> Iterator[Run]:
-    """All of a span in runs.
-
-    A record longer than `max_document_bytes` is cut at white space. Raises FolioError for one that cannot be cut, unless the recipe
-    skips it; `rejects` counts both.
-    """
-    cutter = _Cutter(source, start, recipe, rejects)
-    for block in blocks(source, start, stop):
-        yield from cutter.feed(block)
+    cutter = _RecordCutter(input_file, start, recipe, rejects)
+    for block in read_blocks(input_file, start, stop):
+        yield from cutter.add(block)
     yield from cutter.finish()
 
 
-def longest_record(source: InputFile, recipe: Recipe) -> int:
-    """The bytes that a record may have before it is cut; a line of JSON, which cannot be cut, may spell a document twice as long."""
-    return recipe.max_document_bytes * (2 if source.format == "jsonl" else 1)
+class _RecordCutter:
+    """Collect incoming blocks in a buffer and cut record blocks from its front."""
+
+    def __init__(self, input_file: InputFile, start: int, recipe: Recipe, rejects: Rejects) -> None:
+        self._input_file, self._recipe, self._rejects = input_file, recipe, rejects
+        self._can_cut = input_file.format != "jsonl"  # half a line of JSON is not JSON
+        # A line of JSON may be twice as long, because escapes can double the length of its text.
+        self._max_bytes = recipe.max_document_bytes * (1 if self._can_cut else 2)
+        self._boundaries = get_boundaries(input_file, recipe)
+        # Readers strip these bytes from the start of a document, so that the length of a long
+        # record is counted from the first byte after them.
+        leading_bytes = {"paragraph": WHITE_SPACE, "separator": b"\r\n"}
+        self._leading_bytes = leading_bytes.get(recipe.document, b"") if input_file.format == "text" else b""
+        self._buffer = bytearray()
+        self._offset = start  # of the buffer's first byte in the file
+        self._is_part = False  # the buffer begins inside a long record that is being cut
+        self._is_skipping = False  # the buffer begins inside a long record that is left out
+
+    def add(self, block: bytes) -> Iterator[RecordBlock]:
+        """Append `block` to the buffer and yield the record blocks that are complete."""
+        self._buffer += block
+        while len(self._buffer) > self._max_bytes:
+            yield from self._shrink()
+        if self._is_part or self._is_skipping:
+            yield from self._end_long_record()
+        if not self._is_part and not self._is_skipping and (end := self._boundaries.find_last(self._buffer)):
+            yield self._take(end)
+
+    def finish(self) -> Iterator[RecordBlock]:
+        """Yield the rest of the buffer after the last block was added."""
+        if self._buffer and not self._is_skipping:
+            yield self._take(len(self._buffer))
+
+    def _shrink(self) -> Iterator[RecordBlock]:
+        """Remove bytes from the front of a buffer that is longer than one record may be."""
+        if self._is_part or self._is_skipping:
+            yield from self._end_long_record()
+            if not self._is_part and not self._is_skipping:
+                return
+        elif end := self._boundaries.find_last(self._buffer[: self._max_bytes]):
+            yield self._take(end)
+            return
+        elif self._leading_bytes and (num_leading := len(self._buffer) - len(self._buffer.lstrip(self._leading_bytes))):
+            self._take(num_leading)
+            return
+        if self._is_skipping:
+            # Keep the last bytes: they may be the first bytes of a mark.
+            self._take(max(len(self._buffer) - self._boundaries.reach, 1))
+        elif len(self._buffer) > self._max_bytes:
+            yield from self._cut_long_record()
+
+    def _cut_long_record(self) -> Iterator[RecordBlock]:
+        cut = find_cut(self._buffer, self._max_bytes) if self._can_cut else 0
+        if cut:
+            self._rejects.counts["cut"] += 1
+            self._is_part = True
+            yield self._take(cut)
+        else:
+            record = f"{self._input_file.path}: the record at byte {self._offset:,}"
+            reject_oversized(record, self._recipe, self._rejects, can_be_cut=self._can_cut)
+            self._is_part, self._is_skipping = False, True
+
+    def _end_long_record(self) -> Iterator[RecordBlock]:
+        """Take the rest of a long record if its end is in the buffer and needs no further cut."""
+        end = self._boundaries.find_first(self._buffer[: self._max_bytes] if self._is_part else self._buffer)
+        if end is not None:
+            last_part = self._take(end)
+            if self._is_part:
+                yield last_part
+            self._is_part = self._is_skipping = False
+
+    def _take(self, end: int) -> RecordBlock:
+        """Remove the first `end` bytes from the buffer and return them."""
+        with memoryview(self._buffer) as view:
+            block = RecordBlock(self._offset, bytes(view[:end]), self._is_part)
+        del self._buffer[:end]
+        self._offset += end
+        return block
 
 
-def reject_oversized(where: str, recipe: Recipe, *, can_be_cut: bool) -> None:
-    """Raise FolioError for a record that cannot be cut, unless the recipe skips it. `where`: what it is, for the message."""
-    if recipe.oversized == "error":
-        what = "a record that is" if can_be_cut else "a line of JSON that is"
-        why = "and has no white space to cut it at" if can_be_cut else "by far, and a line cannot be cut"
-        raise FolioError(
-            f"{where} {what} longer than max_document_bytes ({recipe.max_document_bytes:,}) {why}; mend it, or pass --oversized skip to "
-            "leave it out"
-        )
+def reject_oversized(record: str, recipe: Recipe, rejects: Rejects, *, can_be_cut: bool) -> None:
+    """Raise FolioError for a record that is too long and cannot be cut, or count it as left out.
 
-
-def find_cut(data: bytes | bytearray | memoryview, limit: int, start: int = 0) -> int:
-    """The last place within `limit` bytes from `start` where white space follows something else; 0 where the last 16 MB have none.
-
-    In front of white space: there GPT-2's pre-tokenizer must cut anyway, so that no id changes.
+    `recipe.oversized` decides which. `record` names the file and the record in the message.
     """
-    floor = start + max(limit - NO_CUT_BYTES, 0)
-    window = np.frombuffer(data, np.uint8, count=start + limit + 1 - floor, offset=floor)
-    is_space = SPACES[window]
-    places = np.flatnonzero(is_space[1:] & ~is_space[:-1])
-    return floor + 1 + int(places[-1]) if len(places) else 0
+    if recipe.oversized == "error":
+        limit = f"max_document_bytes ({recipe.max_document_bytes:,})"
+        problem = (
+            f"is longer than {limit} and has no white space to cut it at"
+            if can_be_cut
+            else f"is longer than twice {limit}, and a line of JSON cannot be cut"
+        )
+        raise FolioError(f"{record} {problem}; shorten it, or pass --oversized skip to leave it out")
+    rejects.counts["oversized"] += 1
+
+
+def find_cut(data: bytes | bytearray | memoryview, max_bytes: int, start: int = 0) -> int:
+    """Return the last offset in `data` at which the text from `start` can be cut.
+
+    Returns 0 if the text has no such offset. A cut is made directly before white space that follows
+    a non-space byte, at most `max_bytes` after `start` and in the last CUT_SEARCH_BYTES of that
+    range. GPT-2's pre-tokenizer always splits there, so that cutting changes no token id.
+    """
+    first = start + max(max_bytes - CUT_SEARCH_BYTES, 0)
+    window = np.frombuffer(data, np.uint8, count=start + max_bytes + 1 - first, offset=first)
+    is_space = IS_SPACE[window]
+    cuts = np.flatnonzero(is_space[1:] & ~is_space[:-1])
+    return first + 1 + int(cuts[-1]) if len(cuts) else 0

@@ -1,4 +1,4 @@
-"""What every reader gives: records as columns, before anything is made of them."""
+"""Types that all readers share: required columns, batches of records, and rejected records."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ from preprocess.recipes.row_filter import parse_condition
 from preprocess.recipes.schema import COLUMN_SETTINGS, Recipe
 from preprocess.recipes.templates import parse_template
 
-# What a corpus may not have meant to lose, of all that `Rejects` counts.
-UNMEANT = ("malformed", "oversized", "invalid_utf8", "null_text", "unreadable_year")
+# The counts of `Rejects` that a user should be warned about. The others follow from the recipe.
+WARNED_REASONS = ("malformed", "oversized", "invalid_utf8", "null_text", "unreadable_year")
+FLUSH_RECORDS = 1000
 
 
 @dataclass(frozen=True)
-class Needed:
-    """Which columns a recipe asks a table for, and as what: "text", "number", "boolean", "null" or "mixed"."""
+class RequiredColumns:
+    """The columns that a recipe needs, by name, with the kind of their values.
 
-    columns: dict[str, str]  # for the document and its metadata
+    A kind is "text", "number", "boolean", "null" or "mixed", as in preprocess.recipes.columns.
+    """
+
+    columns: dict[str, str]  # for the text and the metadata of a document
     where: dict[str, str]  # for the condition
-    strict: str | None  # the column whose values must be text; numbers in the others are spelled out
+    text_only: str | None  # the column whose values must be text; in the others, numbers are formatted as text
 
     @property
     def names(self) -> list[str]:
@@ -36,42 +40,42 @@ class Needed:
 
 
 @functools.lru_cache(maxsize=4)
-def needed_columns(recipe: Recipe) -> Needed:
-    """What `recipe` needs of a table."""
-    named = [getattr(recipe, setting) for setting in COLUMN_SETTINGS[1:]]
+def find_required_columns(recipe: Recipe) -> RequiredColumns:
+    """Return the columns that `recipe` needs from a table."""
+    metadata = [getattr(recipe, setting) for setting in COLUMN_SETTINGS if setting != "text_column"]
     texts = parse_template(recipe.template).columns if recipe.template is not None else (recipe.text_column,)
-    kinds = parse_condition(recipe.where).kinds if recipe.where is not None else {}
-    strict = recipe.text_column if recipe.template is None else None
-    return Needed({name: "text" for name in (*texts, *named) if name is not None}, kinds, strict)
+    where = parse_condition(recipe.where).kinds if recipe.where is not None else {}
+    text_only = recipe.text_column if recipe.template is None else None
+    return RequiredColumns({name: "text" for name in (*texts, *metadata) if name is not None}, where, text_only)
 
 
-def explain_utf8(path: str, where: str, byte: int, reason: str) -> str:
-    """The line for bytes that are no UTF-8."""
-    return (
-        f"{path} is not UTF-8: byte 0x{byte:02x} {where} ({reason}); convert it, as `iconv -f WINDOWS-1251 -t UTF-8` does for one old "
-        "character set, or pass --invalid-utf8 replace or skip"
-    )
-
-
-def check_columns(source: InputFile, needed: Needed, there: list[str]) -> None:
-    """Raise MisuseError where the table `source`, whose columns are `there`, lacks one that is needed."""
-    for name in needed.names:
-        if name not in there:
-            shown = ", ".join(there[:20]) + (" …" if len(there) > 20 else "")
-            setting = "--text-column, --template" if name in needed.columns else "--where"
+def check_columns(input_file: InputFile, required: RequiredColumns, names: list[str]) -> None:
+    """Raise MisuseError if a required column is not among `names`, the columns of `input_file`."""
+    for name in required.names:
+        if name not in names:
+            shown = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
+            flags = "--text-column, --template, --author-column or similar" if name in required.columns else "--where"
             raise MisuseError(
-                f"{source.path} has no column {name!r}, it has {shown or 'none'}; name another with {setting} or the like"
+                f"{input_file.path} has no column {name!r}, it has {shown or 'no columns'}; choose another with {flags}"
             )
+
+
+def format_utf8_error(path: str, location: str, byte: int, reason: str) -> str:
+    """Return the error message for bytes that are not UTF-8. `location` is like "at offset 5"."""
+    return (
+        f"{path} is not UTF-8: byte 0x{byte:02x} {location} ({reason}); convert the file, for example with "
+        "`iconv -f WINDOWS-1251 -t UTF-8`, or pass --invalid-utf8 replace or skip"
+    )
 
 
 @dataclass
 class Records:
-    """Consecutive records of one span."""
+    """Consecutive records of one span, as columns of R values."""
 
-    columns: dict[str, pa.Array]  # by column name; text may be strings or bytes, and is not yet known to be UTF-8
-    first: int  # number of the first of them within the span
-    where: dict[str, pa.Array] = field(default_factory=dict)  # what the condition looks at
-    offsets: np.ndarray | None = None  # (R,) where each begins in the file, in bytes, where the format has such places
+    columns: dict[str, pa.Array]  # by name; strings, or bytes that are not yet known to be UTF-8
+    first: int  # index of the first record within the span
+    where: dict[str, pa.Array] = field(default_factory=dict)  # the columns that the condition reads
+    offsets: np.ndarray | None = None  # (R,) int64, byte offset of each record in the file; not for CSV and Parquet
 
     @property
     def num_records(self) -> int:
@@ -79,32 +83,33 @@ class Records:
 
 
 class Rejects:
-    """What reading a partition left out, counted by reason; records that cannot be read are kept aside, so that nothing is lost."""
+    """Counts, by reason, the records that a partition drops or changes; keeps malformed records."""
 
     def __init__(self, path: Path | None) -> None:
-        """`path`: where to keep them, a file of JSON lines that appears with the first; None for nowhere."""
+        """Append malformed records to the JSONL file `path`; without it they are only counted.
+
+        The file is created when the first record is written.
+        """
         self.counts: Counter[str] = Counter()
-        self.num_positions = (
-            0  # how many numbers the documents of the span have had so far, those that were dropped among them
-        )
+        self.num_positions = 0  # documents of the current span so far, including the dropped ones
         self._path = path
         self._lines: list[str] = []
 
-    def refuse(self, source: str, place: str, reason: str, record: bytes) -> None:
-        """Keep a malformed record: its file, where in it, what is wrong, and its bytes, with those that are no UTF-8 escaped."""
+    def reject(self, name: str, location: str, reason: str, record: bytes) -> None:
+        """Count and keep a malformed record of the input file `name`. Invalid UTF-8 is escaped."""
         self.counts["malformed"] += 1
         entry = {
-            "source": source,
-            "place": place,
+            "source": name,
+            "place": location,
             "reason": reason,
             "record": record.decode("utf-8", "backslashreplace"),
         }
         self._lines.append(json.dumps(entry) + "\n")
-        if len(self._lines) >= 1000:
+        if len(self._lines) >= FLUSH_RECORDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has come together."""
+        """Write the records that are kept in memory to the file."""
         if self._lines and self._path is not None:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.writelines(self._lines)
@@ -112,5 +117,5 @@ class Rejects:
 
 
 def format_counts(counts: Mapping[str, int]) -> list[str]:
-    """Each of `counts` as `1,234 null text`."""
+    """Return each of `counts` as text, such as `1,234 null text`."""
     return [f"{n:,} {reason.replace('_', ' ')}" for reason, n in counts.items()]

@@ -1,4 +1,4 @@
-"""Plain text → records: a file, a line, a paragraph, or what stands between separators."""
+"""Plain text files as records: a file, a line, a paragraph, or the text between two separators."""
 
 from __future__ import annotations
 
@@ -8,84 +8,98 @@ import numpy as np
 import pyarrow as pa
 
 from preprocess.inputs.input_files import InputFile, Span
-from preprocess.readers.record_blocks import SPACES, runs
+from preprocess.readers.record_blocks import IS_SPACE, WHITE_SPACE, RecordBlock, read_record_blocks
 from preprocess.readers.records import Records, Rejects
 from preprocess.recipes.schema import Recipe
 
-LINE_FEED, RETURN = 10, 13
+LINE_FEED, CARRIAGE_RETURN = 10, 13
+TRAILING_BYTES = {"line": b"\r\n", "paragraph": WHITE_SPACE, "separator": b"\r\n"}
 
 
-def read_text(source: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:
-    """The records of `span` as a column of bytes named `text`."""
-    number = 0
-    ends = {"line": b"\r\n", "paragraph": b" \t\r\n", "separator": b"\r\n"}.get(recipe.document, b"")
-    for offset, run, is_part in runs(source, span.start, span.stop, recipe, rejects):
-        if is_part:
-            # Not looked into again: what the last part ends with is all that is no text.
-            part = run.removesuffix(b"\n" if recipe.document == "line" else b"")
-            part = part.removesuffix(recipe.separator.encode()) if recipe.document == "separator" else part
-            texts, starts = pa.array([part.rstrip(ends)] if ends else [part], pa.large_binary()), np.zeros(1, np.int64)
-        elif recipe.document == "line":
-            texts, starts = _lines(run)
-        elif recipe.document == "paragraph":
-            texts, starts = _paragraphs(run)
-        elif recipe.document == "separator":
-            texts, starts = _between(run, recipe.separator.encode())
-        else:
-            boundaries = pa.py_buffer(np.array([0, len(run)], np.int64))
-            texts = pa.LargeBinaryArray.from_buffers(
-                pa.large_binary(), 1, [None, boundaries, pa.py_buffer(run)]
-            )  # no copy: it may be 64 MB
-            starts = np.zeros(1, np.int64)
+def read_text(input_file: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:
+    """Yield the records of `span` as one column of bytes named `text`."""
+    num_records = 0
+    for block in read_record_blocks(input_file, span.start, span.stop, recipe, rejects):
+        texts, starts = _split_block(block, recipe)
         if len(texts):
-            yield Records({"text": texts}, number, offsets=offset + starts)
-        number += len(texts)
+            yield Records({"text": texts}, num_records, offsets=block.offset + starts)
+        num_records += len(texts)
 
 
-def _lines(run: bytes) -> tuple[pa.Array, np.ndarray]:
-    """Every line without its end, CRLF included."""
-    data = np.frombuffer(run, np.uint8)
-    starts, ends = _line_boundaries(data)
-    return _slices(data, starts, ends), starts
+def _split_block(block: RecordBlock, recipe: Recipe) -> tuple[pa.Array, np.ndarray]:
+    """Return the R texts of `block` as bytes, and their offsets in it, (R,) int64."""
+    if block.is_part:
+        return pa.array([_strip_part(block.data, recipe)], pa.large_binary()), np.zeros(1, np.int64)
+    if recipe.document == "line":
+        return _split_lines(block.data)
+    if recipe.document == "paragraph":
+        return _split_paragraphs(block.data)
+    if recipe.document == "separator":
+        return _split_at_separator(block.data, recipe.separator.encode())
+    # A whole file: refer to the bytes instead of copying them, as they may be 64 MB.
+    offsets = pa.py_buffer(np.array([0, len(block.data)], np.int64))
+    text = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(block.data)])
+    return text, np.zeros(1, np.int64)
 
 
-def _line_boundaries(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    feeds = np.flatnonzero(data == LINE_FEED)
-    ends = feeds if len(feeds) and feeds[-1] == len(data) - 1 else np.append(feeds, len(data))
+def _strip_part(part: bytes, recipe: Recipe) -> bytes:
+    """Return a part of a long record without the mark and the white space that may end it."""
+    mark = {"line": "\n", "separator": recipe.separator}.get(recipe.document, "")
+    trailing = TRAILING_BYTES.get(recipe.document)
+    part = part.removesuffix(mark.encode())
+    return part.rstrip(trailing) if trailing else part
+
+
+def _split_lines(data: bytes) -> tuple[pa.Array, np.ndarray]:
+    """Return all lines without their line ends (LF or CRLF), and their starts."""
+    array = np.frombuffer(data, np.uint8)
+    starts, ends = _find_lines(array)
+    return _take_slices(array, starts, ends), starts
+
+
+def _find_lines(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return starts and ends, (L,) int64 each, of the lines without their line ends."""
+    feeds = np.flatnonzero(array == LINE_FEED)
+    ends = feeds if len(feeds) and feeds[-1] == len(array) - 1 else np.append(feeds, len(array))
     starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
-    has_return = (ends > starts) & (data[np.maximum(ends - 1, 0)] == RETURN)
+    has_return = (ends > starts) & (array[np.maximum(ends - 1, 0)] == CARRIAGE_RETURN)
     return starts, ends - has_return
 
 
-def _paragraphs(run: bytes) -> tuple[pa.Array, np.ndarray]:
-    """Runs of lines that are not blank, the line feeds between them included."""
-    data = np.frombuffer(run, np.uint8)
-    starts, ends = _line_boundaries(data)
-    inked = np.concatenate([[0], np.cumsum(~SPACES[data])])
-    is_full = inked[ends] > inked[starts]
-    before = np.concatenate([[False], is_full[:-1]])
-    after = np.concatenate([is_full[1:], [False]])
-    firsts = starts[is_full & ~before]
-    return _slices(data, firsts, ends[is_full & ~after]), firsts
+def _split_paragraphs(data: bytes) -> tuple[pa.Array, np.ndarray]:
+    """Return runs of non-blank lines, with the line feeds inside them, and their starts."""
+    array = np.frombuffer(data, np.uint8)
+    starts, ends = _find_lines(array)
+    num_printed = np.concatenate([[0], np.cumsum(~IS_SPACE[array])])  # non-space bytes before each offset
+    is_full = num_printed[ends] > num_printed[starts]  # (L,) lines that are not blank
+    follows_full = np.concatenate([[False], is_full[:-1]])
+    precedes_full = np.concatenate([is_full[1:], [False]])
+    first_starts = starts[is_full & ~follows_full]
+    last_ends = ends[is_full & ~precedes_full]
+    return _take_slices(array, first_starts, last_ends), first_starts
 
 
-def _between(run: bytes, separator: bytes) -> tuple[pa.Array, np.ndarray]:
-    """What stands between separators, without the line ends around each; a text that ends with one has nothing behind it."""
-    parts = run.split(separator)
-    if not parts[-1].strip(b"\r\n"):
-        parts.pop()
-    sizes = np.array([len(part) + len(separator) for part in parts], np.int64)
+def _split_at_separator(data: bytes, separator: bytes) -> tuple[pa.Array, np.ndarray]:
+    """Return the texts between separators, without the line ends around each, and their starts.
+
+    If only line ends follow the last separator, they are not a text.
+    """
+    texts = data.split(separator)
+    if not texts[-1].strip(b"\r\n"):
+        texts.pop()
+    sizes = np.array([len(text) + len(separator) for text in texts], np.int64)
     starts = np.cumsum(sizes) - sizes
-    return pa.array([part.strip(b"\r\n") for part in parts], pa.large_binary()), starts
+    return pa.array([text.strip(b"\r\n") for text in texts], pa.large_binary()), starts
 
 
-def _slices(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> pa.LargeBinaryArray:
-    """data[starts[i]:ends[i]] for each i, the slices rising and apart."""
-    step = np.zeros(len(data) + 1, np.int8)
-    step[starts] += 1
-    step[ends] -= 1
-    keep = np.cumsum(step[:-1], dtype=np.int8).astype(bool)
+def _take_slices(array: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> pa.LargeBinaryArray:
+    """Return array[starts[i] : ends[i]] for each i. The slices must be ascending and disjoint."""
+    # A running sum of +1 at each start and -1 at each end is 1 inside the slices and 0 outside.
+    steps = np.zeros(len(array) + 1, np.int8)
+    steps[starts] += 1
+    steps[ends] -= 1
+    is_inside = np.cumsum(steps[:-1], dtype=np.int8).astype(bool)
     offsets = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int64)
     return pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), len(starts), [None, pa.py_buffer(offsets), pa.py_buffer(data[keep])]
+        pa.large_binary(), len(starts), [None, pa.py_buffer(offsets), pa.py_buffer(array[is_inside])]
     )

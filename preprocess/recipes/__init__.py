@@ -1,1 +1,1 @@
-"""The built-in corpora, one TOML file each."""
+"""Recipes: the settings of a build. Each TOML file in this folder is a built-in corpus."""

@@ -1,4 +1,4 @@
-"""Where recipes come from: built in, a TOML file of the user's, or nothing but `--input`."""
+"""Load recipes: built in, from a TOML file, or for the files of `--input` alone."""
 
 from __future__ import annotations
 
@@ -9,60 +9,67 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.errors import MisuseError
-from preprocess.recipes.schema import Recipe, check_settings, nearest, parse_recipe, reject_idle
+from preprocess.recipes.schema import Recipe, check_settings, parse_recipe, reject_unused_settings, suggest
 
-OWN = "own"  # what a corpus is called that is nothing but files
+UNNAMED_CORPUS = "own"  # name of a corpus that consists of the files of `inputs` only
 MAX_RECIPE_BYTES = 10 << 20
 
 
-def builtin_corpora() -> list[str]:
-    """Names of the built-in recipes, sorted."""
+def list_builtin_corpora() -> list[str]:
+    """Return the names of the built-in recipes, sorted."""
     folder = importlib.resources.files("preprocess.recipes")
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
 def load_recipe(corpus: Recipe | str | None, **overrides: Any) -> Recipe:
-    """The recipe of `corpus`, with every override that is not None put in its place.
+    """Return the recipe of `corpus`, with the settings in `overrides` that are not None.
 
-    `corpus`: a recipe, a built-in name, the path of a recipe (with a separator, or ending in `.toml`), or None for the files of `inputs`
-    alone. Raises MisuseError.
+    `corpus` is a Recipe, the name of a built-in corpus, the path of a TOML file (it contains a
+    separator or ends in `.toml`), or None for the files of `inputs` alone. Raises MisuseError if
+    there is no such recipe, or if a setting is invalid or has no effect.
     """
-    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items() if v is not None}
+    given: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items() if value is not None
+    }
     check_settings(given)
-    recipe = corpus if isinstance(corpus, Recipe) else Recipe(corpus=OWN) if corpus is None else _find(corpus)
+    if corpus is None:
+        recipe = Recipe(corpus=UNNAMED_CORPUS)
+    else:
+        recipe = corpus if isinstance(corpus, Recipe) else _load(corpus)
     if "template" in given and "text_column" in given:
-        raise MisuseError("text_column and template both say what a row's text is; leave one of them out")
+        raise MisuseError("text_column and template both define the text of a row; leave one of them out")
     if "inputs" in given:
         given["files"] = ()
     recipe = dataclasses.replace(recipe, **given)
-    reject_idle(
-        recipe, given.keys() - {"files"}, corpus.corpus if isinstance(corpus, Recipe) else corpus or "these files"
-    )
+    name = corpus.corpus if isinstance(corpus, Recipe) else corpus or "these files"
+    reject_unused_settings(recipe, given.keys() - {"files"}, name)
     return recipe
 
 
-def _find(corpus: str) -> Recipe:
+def _load(corpus: str) -> Recipe:
     if corpus.endswith(".toml") or "/" in corpus or "\\" in corpus:
-        return _read(Path(corpus))
-    names = builtin_corpora()
+        return _read_file(Path(corpus))
+    names = list_builtin_corpora()
     if corpus not in names:
         folder = ", which is a folder" if Path(corpus).is_dir() and corpus else ""
         raise MisuseError(
-            f"no corpus {corpus!r}{folder}; a recipe of your own is named by its path, such as ./mine.toml; {nearest(corpus, names)}"
+            f"no corpus {corpus!r}{folder}; to use a recipe file, name its path, such as ./mine.toml; "
+            f"{suggest(corpus, names)}"
         )
     text = (importlib.resources.files("preprocess.recipes") / f"{corpus}.toml").read_text(encoding="utf-8")
-    return parse_recipe(tomllib.loads(text), where=f"{corpus}.toml")
+    return parse_recipe(tomllib.loads(text), origin=f"{corpus}.toml")
 
 
-def _read(path: Path) -> Recipe:
+def _read_file(path: Path) -> Recipe:
     if not path.is_file():
-        raise MisuseError(f"no recipe {path}; name a TOML file, or one of {', '.join(builtin_corpora())}")
+        raise MisuseError(f"no recipe {path}; name a TOML file, or one of {', '.join(list_builtin_corpora())}")
     try:
-        if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise MisuseError(f"{path} has {path.stat().st_size:,} bytes, which is no recipe; name a TOML file")
+        size_bytes = path.stat().st_size
+        if size_bytes > MAX_RECIPE_BYTES:
+            raise MisuseError(f"{path} has {size_bytes:,} bytes, too many for a recipe; name a TOML file")
         fields = tomllib.loads(path.read_bytes().decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as e:
-        raise MisuseError(f"{path} is not TOML ({e}); mend it, or begin from a built-in recipe") from e
-    recipe = parse_recipe({"corpus": path.stem, **fields}, where=str(path))
-    # Inputs are the recipe's neighbours: a recipe and its data travel together.
+        raise MisuseError(f"{path} is not TOML ({e}); correct it, or start from a built-in recipe") from e
+    recipe = parse_recipe({"corpus": path.stem, **fields}, origin=str(path))
+    # Inputs are relative to the recipe, so that a recipe and its data can be moved together.
     return dataclasses.replace(recipe, inputs=tuple(str(path.parent / entry) for entry in recipe.inputs))

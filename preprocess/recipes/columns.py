@@ -1,6 +1,7 @@
-"""Whole columns of any table, compared with values or turned into text: the Arrow behind conditions and templates.
+"""Compare whole Arrow columns with values, and convert them to text.
 
-A column comes as a reader gives it: of any width, dictionary-encoded or not, with nulls anywhere.
+Row filters and templates use these functions. A column may have any width and any nulls, and it may
+be dictionary-encoded. Comparisons are exact, and a null never compares as true.
 """
 
 from __future__ import annotations
@@ -12,107 +13,108 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Value = str | int | float | bool | None  # Any, below: of the column's `kind`, which is for the caller to know
+Value = str | int | float | bool | None
 
 COMPARISONS = {"==": "equal", "!=": "not_equal", "<": "less", "<=": "less_equal", ">": "greater", ">=": "greater_equal"}
 
 
-def kind(of: pa.DataType) -> str:
-    """What a column of this type holds: "text", "number", "boolean", "null", or "other" that no value compares with."""
-    if pa.types.is_dictionary(of):
-        return kind(of.value_type)
-    if of in (pa.string(), pa.large_string(), pa.string_view()):
+def get_kind(data_type: pa.DataType) -> str:
+    """Return "text", "number", "boolean", "null", or "other" for types without comparisons."""
+    if pa.types.is_dictionary(data_type):
+        return get_kind(data_type.value_type)
+    if data_type in (pa.string(), pa.large_string(), pa.string_view()):
         return "text"
-    if pa.types.is_integer(of) or pa.types.is_floating(of):
+    if pa.types.is_integer(data_type) or pa.types.is_floating(data_type):
         return "number"
-    if pa.types.is_boolean(of):
+    if pa.types.is_boolean(data_type):
         return "boolean"
-    return "null" if pa.types.is_null(of) else "other"
+    return "null" if pa.types.is_null(data_type) else "other"
 
 
-def is_text_or_bytes(of: pa.DataType) -> bool:
-    """Whether a column of this type holds text, or bytes that may be text."""
-    return of in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
-
-
-def kind_of_value(value: Value) -> str:
-    """The `kind` of the columns that `value` compares with."""
-    if isinstance(value, str):
-        return "text"
-    return "boolean" if isinstance(value, bool) else "null" if value is None else "number"
+def is_text_or_bytes(data_type: pa.DataType) -> bool:
+    """Return whether a column of this type holds text, or bytes that may be text."""
+    return data_type in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 
 
 def is_null(column: pa.Array) -> pa.BooleanArray:
-    """Where `column` has no value; a dictionary may hold its nulls on either side."""
-    return pc.is_null(_decoded(column))
+    """Return which rows are null. In a dictionary column the index or the value may be null."""
+    return pc.is_null(_decode(column))
 
 
 def compare(column: pa.Array, operator: str, value: Any) -> pa.BooleanArray:
-    """Where `column` `operator` `value` holds; false where it is null. The value is of the column's `kind`."""
-    column = _decoded(column)
+    """Return for which rows `column operator value` holds; false for nulls.
+
+    `operator` is a key of COMPARISONS; `value` has the kind of the column.
+    """
+    column = _decode(column)
     if pa.types.is_null(column.type):
-        return _constant(column, False)
+        return pa.repeat(False, len(column))
     if pa.types.is_integer(column.type):
         return _compare_integers(column, operator, value)
     if pa.types.is_floating(column.type):
-        column, value = column.cast(pa.float64()), _rounded(value, column.type)
+        column, value = column.cast(pa.float64()), _round_to_type(value, column.type)
     return _call(column, operator, value)
 
 
 def is_in(column: pa.Array, values: tuple[Any, ...]) -> pa.BooleanArray:
-    """Where `column` equals one of `values`, which are of the column's `kind`; false where it is null."""
-    column = _decoded(column)
+    """Return which rows equal one of `values`, of the kind of the column; false for nulls."""
+    column = _decode(column)
     if pa.types.is_null(column.type):
-        return _constant(column, False)
+        return pa.repeat(False, len(column))
     if pa.types.is_integer(column.type):
-        low, high = _range(column.type)
-        values = tuple(int(v) for v in values if v == math.floor(v) and low <= v <= high)
+        min_value, max_value = _integer_range(column.type)
+        values = tuple(int(v) for v in values if v == math.floor(v) and min_value <= v <= max_value)
     elif pa.types.is_floating(column.type):
-        # `is_in` hashes, and so tells 0.0 from -0.0, which are equal everywhere else.
-        rounded = [_rounded(v, column.type) for v in values]
+        # Arrow's is_in compares hashes, for which 0.0 and -0.0 differ. Look for both.
+        rounded = [_round_to_type(v, column.type) for v in values]
         column, values = column.cast(pa.float64()), (*rounded, *(-v for v in rounded if v == 0))
     return pc.is_in(column, value_set=pa.array(values, column.type))
 
 
-def as_text(column: pa.Array) -> pa.LargeStringArray:
-    """`column`, of any `kind` but "other", as text; null stays null. A float is spelled as Arrow does: 1.0 is 1."""
-    return _decoded(column).cast(pa.large_string())
+def cast_to_text(column: pa.Array) -> pa.LargeStringArray:
+    """Convert a column of any kind except "other" to text. Nulls stay null; 1.0 becomes "1"."""
+    return _decode(column).cast(pa.large_string())
 
 
-def _decoded(column: pa.Array) -> pa.Array:
+def _decode(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    return (
-        column.cast(pa.large_string()) if column.type == pa.string_view() else column
-    )  # Arrow compares no views before version 20
-
-
-def _constant(column: pa.Array, value: bool) -> pa.BooleanArray:
-    return pc.is_valid(column) if value else pa.repeat(False, len(column))
+    # Arrow cannot compare string views before version 20.
+    return column.cast(pa.large_string()) if column.type == pa.string_view() else column
 
 
 def _call(column: pa.Array, operator: str, value: Value) -> pa.BooleanArray:
     return pc.call_function(COMPARISONS[operator], [column, pa.scalar(value, column.type)]).fill_null(False)
 
 
-def _rounded(value: float, of: pa.DataType) -> float:
-    """`value` in the column's own precision, so that 0.1 equals the 0.1 of a float32 column; beyond its range, as it is."""
+def _round_to_type(value: float, data_type: pa.DataType) -> float:
+    """Round `value` to the precision of a float type.
+
+    Then 0.1 equals the 0.1 of a float32 column. A value outside the range of the type is not
+    rounded.
+    """
     with np.errstate(over="ignore"):
-        rounded = float(of.to_pandas_dtype()(value))
+        rounded = float(data_type.to_pandas_dtype()(value))
     return rounded if math.isfinite(rounded) else float(value)
 
 
-def _range(of: pa.DataType) -> tuple[int, int]:
-    info = np.iinfo(of.to_pandas_dtype())
+def _integer_range(data_type: pa.DataType) -> tuple[int, int]:
+    info = np.iinfo(data_type.to_pandas_dtype())
     return int(info.min), int(info.max)
 
 
 def _compare_integers(column: pa.Array, operator: str, value: float) -> pa.BooleanArray:
-    """Exact, where Arrow would go through floats or refuse: `x < 2.5` is `x < 3`, and every uint8 is below 300."""
-    low, high = _range(column.type)
+    """Compare integers with an integer or float of any size, exactly.
+
+    Arrow would convert both to floats, or fail if the value does not fit into the column's type.
+    Here `x < 2.5` becomes `x < 3`, and a comparison with a value outside the range of the type has
+    the same result for all rows.
+    """
+    min_value, max_value = _integer_range(column.type)
     bound = math.ceil(value) if operator in ("<", ">=") else math.floor(value)
-    if operator in ("==", "!=") and (bound != value or not low <= bound <= high):
-        return _constant(column, operator == "!=")
-    if not low <= bound <= high:
-        return _constant(column, (operator in ("<", "<=")) == (bound > high))
-    return _call(column, operator, bound)
+    in_range = min_value <= bound <= max_value
+    if in_range and (bound == value or operator not in ("==", "!=")):
+        return _call(column, operator, bound)
+    # No value of the column equals `value`, or all values are on the same side of it.
+    holds = operator == "!=" or operator in (("<", "<=") if bound > max_value else (">", ">="))
+    return pc.is_valid(column) if holds else pa.repeat(False, len(column))

@@ -1,28 +1,37 @@
-"""Conditions: which rows of a table a recipe takes, such as `score >= 0.5 and not (lang in ["ru", "en"])`.
+"""Conditions that select rows of a table, such as `score >= 0.5 and not (lang in ["ru", "en"])`.
 
-    condition   = conjunction { "or" conjunction }
-    conjunction = negation { "and" negation }
-    negation    = "not" negation | "(" condition ")" | comparison
-    comparison  = column ( "==" | "!=" | "<" | "<=" | ">" | ">=" ) value | column [ "not" ] "in" "[" value { "," value } "]"
-    column      = a plain name, or any name in backticks
-    value       = text in single or double quotes, a number, true, false, null
+    condition  = comparison | "(" condition ")" | "not" condition
+               | condition "and" condition | condition "or" condition
+    comparison = column ( "==" | "!=" | "<" | "<=" | ">" | ">=" ) value
+               | column [ "not" ] "in" "[" value { "," value } "]"
+    column     = a name of ASCII letters, digits and _, or any name in backticks
+    value      = text in single or double quotes, a number, true, false, null
 
-The value of a comparison may also stand first. A comparison with a null in the column is false, `!=` and `not in` too;
-`not` turns it as any other. Only `== null` and `!= null` find nulls. Text is ordered by code points.
+The value of a comparison may also be on the left. Text is ordered by code points. A comparison with
+a null in the column is false, also for `!=` and `not in`; `not` negates that result like any other.
+Only `== null` and `!= null` find nulls.
 
-Parsed here, never evaluated as Python; Arrow is loaded only to apply a condition.
+The grammar is a subset of Python's, so Python's parser decides precedence and parentheses. No
+Python code is evaluated: columns and values are read here and replaced by the placeholder `_`. From
+
+    `my column` == "x" or score > 0.5
+
+Python's parser sees `_ == _ or _ > _`, and its syntax tree is converted into the nodes below.
+Python accepts more than the grammar, such as calls, f-strings, 0x10, 1_000 and adjacent strings.
+All of that is rejected when columns and values are read, by the parser, or during the conversion.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
-from preprocess.errors import MAX_SHOWN, MisuseError, one_line, shown
+from preprocess.errors import MAX_SHOWN, MisuseError, one_line, shorten
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,29 +39,31 @@ if TYPE_CHECKING:
     from preprocess.recipes.columns import Value
 
 MAX_CHARACTERS = 4_000
-MAX_DEPTH = 50  # of parentheses and `not` within each other; the parser takes four Python frames for each
+MAX_DEPTH = 100  # levels of `and`, `or` and `not`; Python's parser allows 200 nested parentheses
 
-EXAMPLE = 'comparisons of columns with values, such as language == "en"'
+EXAMPLE = 'comparisons such as language == "en", joined with and, or, not'
 TOKEN = re.compile(
     r"""(?P<space>[ \t\r\n]+)
       | (?P<number>-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?![A-Za-z0-9_.]))
       | (?P<word>[A-Za-z_][A-Za-z0-9_]*)
       | `(?P<name>[^`]*)`
       | (?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
-      | (?P<operator>[=!<>]=|[<>])
-      | (?P<mark>[()\[\],])""",
+      | (?P<mark>[=!<>]=|[<>()\[\],])""",
     re.DOTALL | re.VERBOSE,
 )
-CONTROL = re.compile(
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]"
-)  # all but the white space of TOML, and half characters
+# Control characters except TOML's white space, and surrogates.
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 CONSTANTS = {"true": True, "false": False, "null": None}
 KEYWORDS = ("and", "or", "not", "in")
 ESCAPES = {'"': '"', "'": "'", "\\": "\\", "n": "\n", "t": "\t", "r": "\r"}
+OPERATORS: dict[type[ast.cmpop], str] = {
+    ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=",
+    ast.In: "in", ast.NotIn: "not in",
+}  # fmt: skip
 MIRRORED = {"==": "==", "!=": "!=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
-# What stands where no token can begin: what to call it, and what to write instead.
-STRAY = {
+# Characters that begin no token: what they are called, and what to write instead.
+MISTAKES = {
     '"': ("a quote that is never closed", 'text such as "en"'),
     "'": ("a quote that is never closed", "text such as 'en'"),
     "`": ("a backtick that is never closed", "a column such as `my column`"),
@@ -60,28 +71,38 @@ STRAY = {
     "!": ("a single !", "!= or not"),
     "&": ("&", "and"),
     "|": ("|", "or"),
-    ".": ("a dot", "the plain name of a column; one of other characters than letters, digits and _ goes in backticks"),
-    **dict.fromkeys("-0123456789", ("a number misspelled", "one such as 5, -0.5 or 1e6")),
+    ".": ("a dot", "a name without dots, a name in backticks, or a number such as 0.5"),
+    **dict.fromkeys("-0123456789", ("a malformed number", "a number such as 5, -0.5 or 1e6")),
 }
-WANTED = {"text": 'text in quotes, such as "en"', "number": "a number, such as 0.5", "boolean": "true or false"}
+EXPECTED = {"text": 'text in quotes, such as "en"', "number": "a number, such as 0.5", "boolean": "true or false"}
 
 
 @dataclass(frozen=True)
 class Comparison:
+    """A comparison of a column with a value, or with a tuple of values for "in" and "not in"."""
+
     column: str
-    operator: str  # one of MIRRORED, or "in", "not in"
-    value: Value | tuple[Value, ...]  # a tuple for the last two
+    operator: str  # a value of OPERATORS
+    value: Value | tuple[Value, ...]
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        return self.value if isinstance(self.value, tuple) else (self.value,)
 
 
 @dataclass(frozen=True)
 class Negation:
+    """`not part`."""
+
     part: Node
 
 
 @dataclass(frozen=True)
 class Junction:
-    word: str  # "and", "or"
-    parts: tuple[Node, ...]  # none of them a junction of the same word
+    """The parts joined by `and` or `or`."""
+
+    word: str  # "and" or "or"
+    parts: tuple[Node, ...]  # at least two, none of them a Junction with the same word
 
 
 Node = Comparison | Negation | Junction
@@ -89,360 +110,323 @@ Node = Comparison | Negation | Junction
 
 @dataclass(frozen=True)
 class Condition:
-    """A parsed condition. Its canonical spelling is its identity: `parse_condition(str(c)) == c`."""
+    """A parsed condition. Two conditions are equal if their canonical texts are.
 
-    spelling: str
+    `parse_condition(str(condition))` returns an equal condition.
+    """
+
+    canonical_text: str
     tree: Node = field(compare=False, repr=False)
 
     def __str__(self) -> str:
-        return self.spelling
+        return self.canonical_text
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns it looks at, in the order they appear."""
-        return tuple(dict.fromkeys(_columns(self.tree)))
+        """The columns that the condition uses, each once, in order of appearance."""
+        return tuple(dict.fromkeys(comparison.column for comparison in _iter_comparisons(self.tree)))
 
     @property
     def kinds(self) -> dict[str, str]:
-        """What each column is compared with: "text", "number" or "boolean"; "null" where with nothing else, "mixed" where with several."""
-        kinds: dict[str, set[str]] = {name: set() for name in self.columns}
-        for comparison in _comparisons(self.tree):
-            values = comparison.value if isinstance(comparison.value, tuple) else (comparison.value,)
-            kinds[comparison.column].update(_kind(value) for value in values if value is not None)
-        return {
-            name: (found.pop() if len(found) == 1 else "mixed" if found else "null") for name, found in kinds.items()
-        }
+        """The kind of the values that each column is compared with.
 
-    def apply(self, table_columns: Mapping[str, pa.Array]) -> pa.BooleanArray:
-        """Which rows it chooses, without nulls. Raises MisuseError for a column that is missing or of another type."""
-        return _evaluate(self.tree, table_columns, self.spelling)
+        It is "text", "number" or "boolean"; "mixed" for several of these, "null" for null only.
+        """
+        kinds: dict[str, set[str]] = {name: set() for name in self.columns}
+        for comparison in _iter_comparisons(self.tree):
+            kinds[comparison.column].update(_get_kind(value) for value in comparison.values if value is not None)
+        return {name: "mixed" if len(found) > 1 else next(iter(found), "null") for name, found in kinds.items()}
+
+    def apply(self, table: Mapping[str, pa.Array]) -> pa.BooleanArray:
+        """Return which rows of `table` satisfy the condition, (R,) without nulls.
+
+        `table` maps column names to columns of R rows. Raises MisuseError if a column is missing,
+        or if its type cannot be compared with the value in the condition.
+        """
+        return _evaluate(self.tree, table, self.canonical_text)
 
 
 def parse_condition(text: str) -> Condition:
-    """`text` as a condition. Raises MisuseError with one line that says what was got, where, and what was wanted."""
-    tree = _Parser(text).parse()
-    spelling = _format(tree)
-    if len(spelling) > MAX_CHARACTERS:  # escapes and spaces may lengthen it, and it must be readable again
-        raise MisuseError(
-            f"a condition of {len(spelling):,} characters once spelled out; wanted at most {MAX_CHARACTERS:,}"
-        )
-    return Condition(spelling, tree)
+    """Parse a condition.
 
-
-# Text to tokens.
-
-
-@dataclass(frozen=True)
-class _Token:
-    kind: str  # name, value, operator, keyword, mark, end
-    value: Value
-    place: int  # in the text, from 0
-
-    def __str__(self) -> str:
-        if self.kind == "end":
-            return "the end"
-        return (
-            f"the value {shown(_format_value(self.value))}"
-            if self.kind == "value"
-            else f"the {self.kind} {shown(str(self.value))}"
-        )
-
-
-def _tokens(text: str) -> Iterator[_Token]:
+    Raises MisuseError with one line that says what was found, at which column, and what is
+    expected.
+    """
     if len(text) > MAX_CHARACTERS:
-        raise MisuseError(f"a condition of {len(text):,} characters; wanted at most {MAX_CHARACTERS:,}")
-    if stray := CONTROL.search(text):
-        wanted = f"it written \\u{ord(stray[0]):04x} within quotes, or not at all"
-        _reject(text, stray.start(), f"the control character {stray[0]!r}", wanted)
-    place = 0
-    while place < len(text):
-        match = TOKEN.match(text, place)
-        if match is None:
-            known = STRAY.get(text[place])
-            got, wanted = known or (
-                f"the character {text[place]!r}",
-                f"{EXAMPLE}; odd names of columns go in backticks",
-            )
-            _reject(text, place, got, wanted)
-        if match.lastgroup != "space":
-            yield _token(text, match)
-        place = match.end()
-    yield _Token("end", None, len(text))
+        raise MisuseError(f"a condition must have at most {MAX_CHARACTERS:,} characters, got {len(text):,}")
+    tree = _Parser(text.strip(" \t\r\n")).parse()
+    canonical_text = _format(tree)
+    if len(canonical_text) > MAX_CHARACTERS:  # spaces and escapes can make it longer than `text`
+        raise MisuseError(
+            f"a condition must have at most {MAX_CHARACTERS:,} characters in its canonical form, got "
+            f"{len(canonical_text):,}"
+        )
+    return Condition(canonical_text, tree)
 
 
-def _token(text: str, match: re.Match[str]) -> _Token:
-    group, place = match.lastgroup or "", match.start()
-    spelled = match[group]
-    if group == "word":
-        if spelled in CONSTANTS:
-            return _Token("value", CONSTANTS[spelled], place)
-        return _Token("keyword" if spelled in KEYWORDS else "name", spelled, place)
-    if group == "name":
-        if not spelled or one_line(spelled) != spelled:
-            _reject(
-                text,
-                place,
-                "backticks around nothing" if not spelled else "a control character in a name",
-                "the name of a column",
-            )
-        return _Token("name", spelled, place)
-    if group == "number":
-        return _Token("value", _number(text, spelled, place), place)
-    if group == "text":
-        return _Token("value", _unquoted(text, spelled, place), place)
-    return _Token(group, spelled, place)
+def _get_kind(value: Value) -> str:
+    if value is None:
+        return "null"
+    return "text" if isinstance(value, str) else "boolean" if isinstance(value, bool) else "number"
 
 
-def _number(text: str, spelled: str, place: int) -> int | float:
-    if spelled.lstrip("-").isdigit():
-        whole = (
-            int(spelled) if len(spelled) < 1_000 else 1 << 64
-        )  # Python refuses to read ints of more than 4,300 digits
-        if not -(1 << 63) <= whole < 1 << 63:
-            _reject(
-                text, place, f"the number {shown(spelled)}", "whole numbers of 64 bits, or one with a point or exponent"
-            )
-        return whole
-    if not math.isfinite(number := float(spelled)):
-        _reject(text, place, f"the number {shown(spelled)}", "numbers that a 64-bit float can hold")
-    return number
-
-
-def _unquoted(text: str, spelled: str, place: int) -> str:
-    def unescaped(match: re.Match[str]) -> str:
-        escape = match[1]
-        if len(escape) == 5:
-            return chr(int(escape[1:], 16))
-        if escape not in ESCAPES:
-            _reject(
-                text,
-                place + match.start(),
-                f"the escape \\{one_line(escape)}",
-                r"one of \" \' \\ \n \t \r \u and four hexadecimal digits",
-            )
-        return ESCAPES[escape]
-
-    value = re.sub(r"\\(u[0-9A-Fa-f]{4}|.)", unescaped, spelled[:-1], flags=re.DOTALL)[1:]
-    try:  # \ud83d\ude00 is one character, as in JSON
-        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
-    except UnicodeDecodeError:
-        _reject(text, place, "half of a surrogate pair", r"both halves, such as \ud83d\ude00, or the character itself")
-
-
-# Tokens to a tree.
+# Parsing.
 
 
 class _Parser:
+    """Parses one condition.
+
+    Python parses `source`, in which every token of n characters is padded with spaces to 2n. So
+    tokens are always separated, and position p of the source is position p // 2 of the text.
+    """
+
     def __init__(self, text: str) -> None:
         self.text = text
-        self.tokens = list(_tokens(text))
-        self.place = 0  # of the next token in `tokens`
-        self.depth = 0
-
-    @property
-    def next(self) -> _Token:
-        return self.tokens[self.place]
-
-    def take(self) -> _Token:
-        token = self.next
-        self.place += token.kind != "end"
-        return token
-
-    def accept(self, kind: str, value: str) -> bool:
-        if is_there := (self.next.kind, self.next.value) == (kind, value):
-            self.take()
-        return is_there
-
-    def refuse(self, wanted: str) -> NoReturn:
-        _reject(self.text, self.next.place, str(self.next), wanted)
+        self.columns: dict[int, str] = {}  # by position in the text
+        self.values: dict[int, Value] = {}  # by position in the text
+        self.source = self._replace_operands()
 
     def parse(self) -> Node:
-        tree = self.disjunction()
-        if self.next.kind != "end":
-            self.refuse("`and`, `or` or the end")
-        return tree
+        try:
+            tree = ast.parse(self.source, mode="eval")
+        except SyntaxError as error:
+            # The offset counts from 1. At the end of the source it is 0, as if a new line began.
+            position = (error.offset - 1) // 2 if error.offset else len(self.text)
+            found = "the end" if position >= len(self.text) else error.msg.partition(". ")[0]
+            self._reject(position, found, EXAMPLE)
+        except (MemoryError, RecursionError):
+            self._reject(0, "a condition that is nested too deeply", f"at most {MAX_DEPTH} levels of and, or and not")
+        return self._convert(tree.body, depth=0)
 
-    def disjunction(self) -> Node:
-        return self.junction("or", lambda: self.junction("and", self.negation))
+    def _replace_operands(self) -> str:
+        if match := CONTROL.search(self.text):
+            code = f"\\u{ord(match[0]):04x}"
+            self._reject(match.start(), f"the control character {match[0]!r}", f"it written as {code} within quotes")
+        source = []
+        position = 0
+        while position < len(self.text):
+            match = TOKEN.match(self.text, position)
+            if match is None:
+                character = self.text[position]
+                default = (f"the character {character!r}", f"{EXAMPLE}; other names of columns need backticks")
+                self._reject(position, *MISTAKES.get(character, default))
+            source.append(self._replace_operand(match).ljust(2 * len(match[0])))
+            position = match.end()
+        return "".join(source)
 
-    def junction(self, word: str, parse_part: Callable[[], Node]) -> Node:
-        parts = [parse_part()]
-        while self.accept("keyword", word):
-            parts.append(parse_part())
-        flat = [
-            p for part in parts for p in (part.parts if isinstance(part, Junction) and part.word == word else (part,))
-        ]
-        return Junction(word, tuple(flat)) if len(parts) > 1 else parts[0]
-
-    def negation(self) -> Node:
-        if self.depth > MAX_DEPTH:
-            self.refuse(f"parentheses and `not` at most {MAX_DEPTH} deep")
-        self.depth += 1
-        node: Node
-        if self.accept("keyword", "not"):
-            node = Negation(self.negation())
-        elif self.accept("mark", "("):
-            node = self.disjunction()
-            if not self.accept("mark", ")"):
-                self.refuse("`and`, `or` or `)`")
+    def _replace_operand(self, match: re.Match[str]) -> str:
+        kind, token, position = match.lastgroup, match[match.lastgroup or 0], match.start()
+        if kind == "space":
+            return ""
+        if kind == "mark" or (kind == "word" and token in KEYWORDS):
+            return token
+        if kind == "word" and token in CONSTANTS:
+            self.values[position] = CONSTANTS[token]
+        elif kind == "word":  # also Python's keywords, such as a column `class`
+            self.columns[position] = token
+        elif kind == "name":
+            if not token or one_line(token) != token:
+                mistake = "a control character in a name" if token else "an empty name in backticks"
+                self._reject(position, mistake, "the name of a column")
+            self.columns[position] = token
+        elif kind == "number":
+            self.values[position] = self._parse_number(token, position)
         else:
-            node = self.comparison()
-        self.depth -= 1
-        return node
+            self.values[position] = self._parse_text(token, position)
+        return "_"
 
-    def comparison(self) -> Comparison:
-        place = self.next.place
-        if self.next.kind == "value":
-            value = self.take()
-            operator = self.operator(f"a comparison after {value}; a column goes before `in`")
-            if self.next.kind == "value":
-                _reject(self.text, place, "a value compared with a value", EXAMPLE)
-            column, operator = self.column(), MIRRORED[operator]
-        else:
-            column = self.column()
-            if self.next.value in ("in", "not") and self.next.kind == "keyword":
-                return self.membership(column)
-            operator = self.operator(f"what to compare {shown(column)} with, such as == true or in [1, 2]")
-            value = self.value()
-        if operator not in ("==", "!=") and (value.value is None or isinstance(value.value, bool)):
-            _reject(self.text, place, f"{value} compared by size", "== or !=")
-        if self.next.kind == "operator":
-            self.refuse("one comparison at a time, such as 0 < score and score < 1")
-        return Comparison(column, operator, value.value)
+    def _parse_number(self, token: str, position: int) -> int | float:
+        if token.lstrip("-").isdigit():
+            # int() raises ValueError for more than 4,300 digits, and 64 bits have 19.
+            number = int(token) if len(token) < 1_000 else 1 << 64
+            if not -(1 << 63) <= number < 1 << 63:
+                expected = "a whole number of 64 bits, or a number with a point or exponent"
+                self._reject(position, f"the number {shorten(token)}", expected)
+            return number
+        if not math.isfinite(real := float(token)):
+            self._reject(position, f"the number {shorten(token)}", "a number that a 64-bit float can hold")
+        return real
 
-    def membership(self, column: str) -> Comparison:
-        is_negated = self.accept("keyword", "not")
-        if not (self.accept("keyword", "in") and self.accept("mark", "[")):
-            self.refuse('a list, such as in ["ru", "en"]')
-        values: list[Value] = []
-        while not values or self.accept("mark", ","):
-            if self.next.value is None and self.next.kind == "value":
-                self.refuse(f"values; a null is found by {shown(column)} == null")
-            values.append(self.value().value)
-        if not self.accept("mark", "]"):
-            self.refuse("`,` or `]`")
-        return Comparison(column, "not in" if is_negated else "in", tuple(values))
+    def _parse_text(self, token: str, position: int) -> str:
+        def unescape(match: re.Match[str]) -> str:
+            escape = match[1]
+            if len(escape) == 5:
+                return chr(int(escape[1:], 16))
+            if escape not in ESCAPES:
+                expected = r"one of \" \' \\ \n \t \r, or \u and four hexadecimal digits"
+                self._reject(position + match.start(), f"the escape \\{one_line(escape)}", expected)
+            return ESCAPES[escape]
 
-    def operator(self, wanted: str) -> str:
-        if self.next.kind != "operator":
-            self.refuse(wanted)
-        return str(self.take().value)
-
-    def column(self) -> str:
-        if self.next.kind != "name":
-            self.refuse(EXAMPLE)
-        token = self.take()
-        if (self.next.kind, self.next.value) == ("mark", "("):
-            _reject(self.text, self.next.place, "a function call", EXAMPLE)
-        return str(token.value)
-
-    def value(self) -> _Token:
-        if self.next.kind == "name":
-            place, name = self.next.place, self.column()
-            _reject(
-                self.text, place, f"the name {shown(name)} as a value", "text in quotes, a number, true, false or null"
+        units = re.sub(r"\\(u[0-9A-Fa-f]{4}|.)", unescape, token[:-1], flags=re.DOTALL)[1:]
+        try:  # as in JSON, \ud83d\ude00 is one character
+            return units.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        except UnicodeDecodeError:
+            self._reject(
+                position, "half of a surrogate pair", r"both halves, such as \ud83d\ude00, or the character itself"
             )
-        if self.next.kind != "value":
-            self.refuse("text in quotes, a number, true, false or null")
-        return self.take()
+
+    def _convert(self, node: ast.expr, depth: int) -> Node:
+        match node:
+            case ast.BoolOp() | ast.UnaryOp(op=ast.Not()) if depth >= MAX_DEPTH:
+                self._reject(node, "and, or and not nested too deeply", f"at most {MAX_DEPTH} levels")
+            case ast.BoolOp(op=op, values=values):
+                return _join("and" if isinstance(op, ast.And) else "or", [self._convert(v, depth + 1) for v in values])
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                return Negation(self._convert(operand, depth + 1))
+            case ast.Compare(ops=[_], comparators=[_]):
+                return self._convert_comparison(node)
+            case ast.Compare():
+                self._reject(
+                    node.comparators[1], "a second comparison", "one at a time, such as 0 < score and score < 1"
+                )
+        self._reject(node, self._describe(node), EXAMPLE)
+
+    def _convert_comparison(self, node: ast.Compare) -> Comparison:
+        left, operator, right = node.left, OPERATORS[type(node.ops[0])], node.comparators[0]
+        if operator in ("in", "not in"):
+            column = self._get_column(left)
+            return Comparison(column, operator, self._get_list(right, column))
+        if _get_position(left) in self.values:
+            if _get_position(right) in self.values:
+                self._reject(left, "a value compared with a value", EXAMPLE)
+            left, operator, right = right, MIRRORED[operator], left
+        column, value = self._get_column(left), self._get_value(right)
+        if operator not in ("==", "!=") and (value is None or isinstance(value, bool)):
+            self._reject(right, f"{self._describe(right)} compared by size", "== or !=")
+        return Comparison(column, operator, value)
+
+    def _get_column(self, node: ast.expr) -> str:
+        if not isinstance(node, ast.Name) or _get_position(node) not in self.columns:
+            self._reject(node, self._describe(node), 'the name of a column, as in language == "en"')
+        return self.columns[_get_position(node)]
+
+    def _get_value(self, node: ast.expr) -> Value:
+        if not isinstance(node, ast.Name) or _get_position(node) not in self.values:
+            self._reject(node, f"{self._describe(node)} as a value", "text in quotes, a number, true, false or null")
+        return self.values[_get_position(node)]
+
+    def _get_list(self, node: ast.expr, column: str) -> tuple[Value, ...]:
+        if not isinstance(node, ast.List):
+            self._reject(node, self._describe(node), 'a list, such as in ["ru", "en"]')
+        inside = self.source[node.col_offset : node.end_col_offset].rstrip("] ")
+        if inside.endswith(","):  # Python's syntax tree does not show it
+            self._reject(
+                _get_position(node) + len(inside) // 2, "a comma after the last value", "a list such as [1, 2]"
+            )
+        if not node.elts:
+            self._reject(node, "an empty list", 'a list of values, such as ["ru", "en"]')
+        values = tuple(self._get_value(element) for element in node.elts)
+        if None in values:
+            self._reject(node.elts[values.index(None)], "null in a list", f"{shorten(column)} == null to find nulls")
+        return values
+
+    def _describe(self, node: ast.expr) -> str:
+        if isinstance(node, ast.Name):
+            position = _get_position(node)
+            if position in self.columns:
+                return f"the name {shorten(self.columns[position])}"
+            return f"the value {shorten(_format_value(self.values[position]))}"
+        return "a function call" if isinstance(node, ast.Call) else "an expression"
+
+    def _reject(self, place: ast.expr | int, found: str, expected: str) -> NoReturn:
+        position = place if isinstance(place, int) else _get_position(place)
+        start = max(0, position - MAX_SHOWN // 2) if len(self.text) > MAX_SHOWN else 0
+        excerpt = ("…" if start else "") + shorten(self.text[start:])
+        raise MisuseError(f"condition '{excerpt}': {found} at column {position + 1:,}; expected {expected}")
 
 
-# A tree to text, and to rows.
+def _get_position(node: ast.expr) -> int:
+    """Return the position in the text of a node's first token."""
+    return node.col_offset // 2
 
 
-def _comparisons(node: Node) -> Iterator[Comparison]:
+def _join(word: str, parts: list[Node]) -> Junction:
+    """Join `parts`. `a and (b and c)` becomes one Junction of three parts."""
+    flat: list[Node] = []
+    for part in parts:
+        flat.extend(part.parts if isinstance(part, Junction) and part.word == word else (part,))
+    return Junction(word, tuple(flat))
+
+
+# Formatting.
+
+
+def _iter_comparisons(node: Node) -> Iterator[Comparison]:
     if isinstance(node, Comparison):
         yield node
     else:
         for part in node.parts if isinstance(node, Junction) else (node.part,):
-            yield from _comparisons(part)
-
-
-def _kind(value: Value) -> str:
-    return "text" if isinstance(value, str) else "boolean" if isinstance(value, bool) else "number"
-
-
-def _columns(node: Node) -> Iterator[str]:
-    if isinstance(node, Comparison):
-        yield node.column
-    else:
-        for part in (node.part,) if isinstance(node, Negation) else node.parts:
-            yield from _columns(part)
+            yield from _iter_comparisons(part)
 
 
 def _format(node: Node) -> str:
     if isinstance(node, Junction):
-        return f" {node.word} ".join(_format_within(node, part) for part in node.parts)
+        return f" {node.word} ".join(_format_part(node, part) for part in node.parts)
     if isinstance(node, Negation):
-        return f"not {_format_within(node, node.part)}"
+        return f"not {_format_part(node, node.part)}"
     is_plain = PLAIN_NAME.fullmatch(node.column) and node.column not in (*KEYWORDS, *CONSTANTS)
-    value = (
-        f"[{', '.join(map(_format_value, node.value))}]" if isinstance(node.value, tuple) else _format_value(node.value)
-    )
-    return f"{node.column if is_plain else f'`{node.column}`'} {node.operator} {value}"
+    column = node.column if is_plain else f"`{node.column}`"
+    if isinstance(node.value, tuple):
+        return f"{column} {node.operator} [{', '.join(map(_format_value, node.value))}]"
+    return f"{column} {node.operator} {_format_value(node.value)}"
 
 
-def _format_within(node: Negation | Junction, part: Node) -> str:
-    is_looser = isinstance(part, Junction) and (isinstance(node, Negation) or part.word == "or")
-    return f"({_format(part)})" if is_looser else _format(part)
+def _format_part(parent: Negation | Junction, part: Node) -> str:
+    needs_parentheses = isinstance(part, Junction) and (isinstance(parent, Negation) or part.word == "or")
+    return f"({_format(part)})" if needs_parentheses else _format(part)
 
 
 def _format_value(value: Value) -> str:
-    if not isinstance(value, str):
-        return (
-            {None: "null", True: "true", False: "false"}[value]
-            if value is None or isinstance(value, bool)
-            else repr(value)
-        )
-    escapes = {character: f"\\{letter}" for letter, character in ESCAPES.items() if character != "'"}
-    return '"' + "".join(escapes.get(c) or (c if one_line(c) == c else _format_units(c)) for c in value) + '"'
+    if isinstance(value, str):
+        escapes = {character: f"\\{letter}" for letter, character in ESCAPES.items() if character != "'"}
+        return '"' + "".join(escapes.get(c) or (c if one_line(c) == c else _escape(c)) for c in value) + '"'
+    if value is None or isinstance(value, bool):
+        return next(word for word, constant in CONSTANTS.items() if constant is value)
+    return repr(value)
 
 
-def _format_units(character: str) -> str:
+def _escape(character: str) -> str:
     units = character.encode("utf-16-be")
     return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
 
 
-def _evaluate(node: Node, table: Mapping[str, pa.Array], spelling: str) -> pa.BooleanArray:
+# Evaluation. Arrow is imported here only, so that a recipe can be checked without it.
+
+
+def _evaluate(node: Node, table: Mapping[str, pa.Array], text: str) -> pa.BooleanArray:
     import pyarrow.compute as pc
 
     if isinstance(node, Comparison):
-        return _compare(node, table, spelling)
+        return _compare(node, table, text)
     if isinstance(node, Negation):
-        return pc.invert(_evaluate(node.part, table, spelling))
+        return pc.invert(_evaluate(node.part, table, text))
     combine = pc.and_ if node.word == "and" else pc.or_
-    return functools.reduce(combine, (_evaluate(part, table, spelling) for part in node.parts))
+    return functools.reduce(combine, (_evaluate(part, table, text) for part in node.parts))
 
 
-def _compare(node: Comparison, table: Mapping[str, pa.Array], spelling: str) -> pa.BooleanArray:
+def _compare(node: Comparison, table: Mapping[str, pa.Array], text: str) -> pa.BooleanArray:
     import pyarrow.compute as pc
 
     from preprocess.recipes import columns
 
-    name = shown(node.column)
+    name = shorten(node.column)
     if node.column not in table:
-        known = ", ".join(shown(n) for n in list(table)[:20])
+        known = ", ".join(shorten(n) for n in list(table)[:20])
         raise MisuseError(
-            f"condition '{shown(spelling)}': no column is called {name}; the table has {known or 'no columns'}"
+            f"condition '{shorten(text)}': no column is called {name}; the table has {known or 'no columns'}"
         )
     column = table[node.column]
     if node.value is None:
         return columns.is_null(column) if node.operator == "==" else pc.invert(columns.is_null(column))
-    values = node.value if isinstance(node.value, tuple) else (node.value,)
-    held = columns.kind(column.type)
-    for value in values:
-        if held not in ("null", columns.kind_of_value(value)):
-            got = f"column {name} holds {shown(str(column.type))}, compared with {shown(_format_value(value))}"
+    column_kind = columns.get_kind(column.type)
+    for value in node.values:
+        if column_kind not in ("null", _get_kind(value)):
+            expected = EXPECTED.get(column_kind, "null, the only value that such a column can be compared with")
             raise MisuseError(
-                f"condition '{shown(spelling)}': {got}; wanted {WANTED.get(held, 'null, which alone compares with it')}"
+                f"condition '{shorten(text)}': column {name} is of type {shorten(str(column.type))}, compared with "
+                f"{shorten(_format_value(value))}; expected {expected}"
             )
     if not isinstance(node.value, tuple):
         return columns.compare(column, node.operator, node.value)
     found = columns.is_in(column, node.value)
     return found if node.operator == "in" else pc.and_not(pc.invert(columns.is_null(column)), found)
-
-
-def _reject(text: str, place: int, got: str, wanted: str) -> NoReturn:
-    start = max(0, place - MAX_SHOWN // 2) if len(text) > MAX_SHOWN else 0
-    around = ("…" if start else "") + shown(text[start:])
-    raise MisuseError(f"condition '{around}': {got} at column {place + 1:,}; wanted {wanted}")

@@ -1,85 +1,128 @@
-"""Two small languages by which a recipe makes fields out of what a file gives: templates, and patterns of file names.
+"""Templates that join columns into one text, and patterns that find metadata in file names.
 
-A template, `"Q: {query}\\n\\nA: {answer}"`, joins columns into one text. What stands in a column is data: braces in it stay as
-they are. A pattern, `(?P<year>\\d{4})-(?P<author>\\w+)`, finds fields in the names of files. Neither is evaluated as Python, and
-patterns are RE2's: their time is linear in the name. In RE2 `\\w` and `\\d` are ASCII; `\\pL` is any letter.
+A template such as `"Q: {query}\\n\\nA: {answer}"` has the syntax of Python's str.format, restricted
+to plain column names. Braces in the value of a column are data and are not interpreted.
 
-Arrow is loaded only to join and to match.
+A name pattern such as `(?P<year>\\d{4})-(?P<author>\\w+)` is a regular expression of RE2, whose
+time is linear in the length of the name. In RE2 `\\w` and `\\d` are ASCII; `\\pL` is any letter.
+
+pyarrow is imported inside the functions that need it, so that a template can be checked without it.
 """
 
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from preprocess.errors import FolioError, MisuseError, shown
+from preprocess.errors import FolioError, MisuseError, shorten
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 MAX_PATTERN_CHARACTERS = 1_000
-NAME_FIELDS = ("author", "city", "year", "lang", "group", "split")  # what the name of a file may say of its documents
+NAME_FIELDS = ("author", "city", "year", "lang", "group", "split")  # metadata that a file name can contain
 
-PIECE = re.compile(r"(?P<literal>[^{}]+)|(?P<brace>\{\{|\}\})|\{(?P<column>[A-Za-z_][A-Za-z0-9_]*)\}")
+COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Template:
-    """A parsed template: the text around the columns, and the columns between: one literal more than columns."""
+    """A parsed template: literals[0], fields[0], literals[1], fields[1], …, literals[-1]."""
 
-    literals: tuple[str, ...]
-    slots: tuple[str, ...]
+    literals: tuple[str, ...]  # one more than fields
+    fields: tuple[str, ...]  # column names
 
     def __str__(self) -> str:
-        escaped = [literal.replace("{", "{{").replace("}", "}}") for literal in self.literals]
-        return escaped[0] + "".join(
-            f"{{{name}}}{literal}" for name, literal in zip(self.slots, escaped[1:], strict=True)
-        )
+        first, *others = map(_escape, self.literals)
+        return first + "".join(f"{{{name}}}{literal}" for name, literal in zip(self.fields, others, strict=True))
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns it joins, each once, in the order they appear."""
-        return tuple(dict.fromkeys(self.slots))
+        """The columns that the template joins, each once, in order of appearance."""
+        return tuple(dict.fromkeys(self.fields))
 
     def join(self, columns: Mapping[str, pa.Array]) -> pa.LargeStringArray:
-        """One text a row; null where a column of the template is. Raises MisuseError for a column missing or of lists and the like."""
+        """Return the text of each row, (R,); null if a column of the template is null in that row.
+
+        Raises MisuseError if a column is missing or has a type that is not converted to text, such
+        as a list.
+        """
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        texts = {name: _as_text(columns, name) for name in self.columns}
+        texts = {name: _get_text_column(columns, name) for name in self.columns}
         parts = [pa.scalar(self.literals[0], pa.large_string())]
-        for name, literal in zip(self.slots, self.literals[1:], strict=True):
+        for name, literal in zip(self.fields, self.literals[1:], strict=True):
             parts += [texts[name], pa.scalar(literal, pa.large_string())]
         return pc.binary_join_element_wise(*parts, pa.scalar("", pa.large_string()), null_handling="emit_null")
 
 
 def parse_template(text: str) -> Template:
-    """`text` as a template. Raises MisuseError that names the part which is neither text nor a plain {column}."""
-    literals, slots, place = [""], [], 0
-    while place < len(text):
-        match = PIECE.match(text, place)
-        if match is None:
-            _reject_part(text, place)
-        if name := match["column"]:
-            slots.append(name)
+    """Parse a template.
+
+    Raises MisuseError if a field is anything but `{name}` with the plain name of a column.
+    Positional fields, attributes, indexes, conversions and format specifications are not allowed.
+    """
+    literals, fields = [""], []
+    position = 0  # in `text`, of the part that comes next
+    error = None
+    try:
+        for literal, name, _, _ in string.Formatter().parse(text):
+            literals[-1] += literal
+            position += len(_escape(literal))
+            if name is None:
+                continue
+            field = f"{{{name}}}"
+            if not (COLUMN_NAME.fullmatch(name) and text.startswith(field, position)):
+                error = "not a plain field"
+                break
+            fields.append(name)
             literals.append("")
-        else:
-            literals[-1] += match["literal"] or match["brace"][0]
-        place = match.end()
-    if not slots:
-        raise MisuseError(f"template '{shown(text)}' names no column; wanted one at least, such as {{text}}")
-    if half := re.search(r"[\ud800-\udfff]", text):
+            position += len(field)
+    except ValueError as e:
+        error = str(e)
+    if error is not None:
+        end = text.find("}", position) + 1 or len(text)
         raise MisuseError(
-            f"template: half of a surrogate pair, {half[0]!r}, at character {half.start() + 1:,}; wanted whole characters"
+            f"template: '{shorten(text[position:end])}' at character {position + 1:,} ({error}); expected {{name}} "
+            "with the plain name of a column, or {{ and }} for braces"
         )
-    return Template(tuple(literals), tuple(slots))
+    if not fields:
+        raise MisuseError(f"template '{shorten(text)}' contains no column; add at least one, such as {{text}}")
+    if surrogate := SURROGATE.search(text):
+        raise MisuseError(
+            f"template: half of a surrogate pair, {surrogate[0]!r}, at character {surrogate.start() + 1:,}; "
+            "write the whole character"
+        )
+    return Template(tuple(literals), tuple(fields))
+
+
+def _escape(literal: str) -> str:
+    return literal.replace("{", "{{").replace("}", "}}")
+
+
+def _get_text_column(columns: Mapping[str, pa.Array], name: str) -> pa.LargeStringArray:
+    """Return the column `name` converted to text."""
+    from preprocess.recipes.columns import cast_to_text, get_kind
+
+    if name not in columns:
+        known = ", ".join(shorten(n) for n in list(columns)[:20])
+        raise MisuseError(f"template: no column is called {shorten(name)}; the table has {known or 'no columns'}")
+    if get_kind(columns[name].type) == "other":
+        raise MisuseError(
+            f"template: column {shorten(name)} is of type {shorten(str(columns[name].type))}; only text, numbers and "
+            "booleans can be joined"
+        )
+    return cast_to_text(columns[name])
 
 
 @dataclass(frozen=True)
 class NamePattern:
-    """A pattern that RE2 has accepted, and the fields its groups name."""
+    """A regular expression that RE2 accepts, and the metadata fields that its groups find."""
 
     pattern: str
     fields: tuple[str, ...]
@@ -88,70 +131,55 @@ class NamePattern:
         return self.pattern
 
     def extract(self, names: list[str]) -> list[dict[str, str | None]]:
-        """For each POSIX relative name the fields of its first match, anywhere in it; {} where nothing matches.
+        """Return the fields of the first match in each of `names`, relative paths with `/`.
 
-        A group that matched nothing is None. Raises FolioError for a name that is not UTF-8.
+        A match may be anywhere in a name. The dict is empty if there is no match; a field is None
+        if its group matched nothing. Raises FolioError if a name is not UTF-8.
         """
         import pyarrow as pa
         import pyarrow.compute as pc
 
         for name in names:
-            if re.search(r"[\ud800-\udfff]", name):
+            if SURROGATE.search(name):
                 raise FolioError(
-                    f"the file name '{shown(name)}' is not UTF-8, and a pattern is to read it; rename the file"
+                    f"the file name '{shorten(name)}' is not UTF-8, so name_pattern cannot be matched; rename the file"
                 )
-        found = pc.extract_regex(pa.array(names, pa.string()), self.pattern).to_pylist()
-        return [{} if fields is None else {field: value or None for field, value in fields.items()} for fields in found]
+        matches = pc.extract_regex(pa.array(names, pa.string()), self.pattern).to_pylist()
+        return [
+            {} if groups is None else {field: value or None for field, value in groups.items()} for groups in matches
+        ]
 
 
 def parse_name_pattern(text: str) -> NamePattern:
-    """`text` as a pattern over file names. Raises MisuseError where RE2 refuses it or its groups are not fields."""
+    """Parse a pattern for file names.
+
+    Raises MisuseError if RE2 does not accept it, or if its groups are not named after NAME_FIELDS.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if len(text) > MAX_PATTERN_CHARACTERS:
-        raise MisuseError(f"a name pattern of {len(text):,} characters; wanted at most {MAX_PATTERN_CHARACTERS:,}")
-    where = f"name pattern '{shown(text)}'"
+        raise MisuseError(f"name_pattern must have at most {MAX_PATTERN_CHARACTERS:,} characters, got {len(text):,}")
+    prefix = f"name_pattern '{shorten(text)}'"
     try:
         groups = pc.extract_regex(pa.array([], pa.string()), text).type
     except pa.ArrowInvalid as error:
-        raise MisuseError(f"{where}: {_refusal(str(error))}") from None
+        raise MisuseError(f"{prefix}: {_explain_re2_error(str(error))}") from None
     except UnicodeEncodeError:
-        raise MisuseError(f"{where}: half of a surrogate pair; wanted whole characters") from None
+        raise MisuseError(f"{prefix}: half of a surrogate pair; write the whole character") from None
     fields = tuple(groups.field(i).name for i in range(groups.num_fields))
     if not fields:
-        raise MisuseError(f"{where}: no named group; wanted one at least, such as (?P<year>\\d{{4}})")
+        raise MisuseError(f"{prefix}: no named group; add at least one, such as (?P<year>\\d{{4}})")
     for field in fields:
         if field not in NAME_FIELDS:
-            raise MisuseError(f"{where}: a group named {shown(field)}; wanted {', '.join(NAME_FIELDS)}")
+            raise MisuseError(f"{prefix}: a group named {shorten(field)}; expected one of {', '.join(NAME_FIELDS)}")
         if fields.count(field) > 1:
-            raise MisuseError(f"{where}: two groups named {field}; wanted each field once")
+            raise MisuseError(f"{prefix}: two groups named {field}; use each name once")
     return NamePattern(text, fields)
 
 
-def _refusal(reason: str) -> str:
+def _explain_re2_error(reason: str) -> str:
     if "unnamed groups" in reason:
-        return "a group without a name; wanted (?:…) where a group only groups, or (?P<year>…)"
-    reason = shown(reason.removeprefix("Invalid regular expression: "))
-    return f"{reason}; wanted a regular expression of RE2, which has no look-around and no back-references"
-
-
-def _as_text(columns: Mapping[str, pa.Array], name: str) -> pa.LargeStringArray:
-    from preprocess.recipes.columns import as_text, kind
-
-    if name not in columns:
-        known = ", ".join(shown(n) for n in list(columns)[:20])
-        raise MisuseError(f"template: no column is called {shown(name)}; the table has {known or 'no columns'}")
-    if kind(columns[name].type) == "other":
-        got = f"column {shown(name)} holds {shown(str(columns[name].type))}"
-        raise MisuseError(f"template: {got}; wanted text, numbers, true and false, which alone are joined")
-    return as_text(columns[name])
-
-
-def _reject_part(text: str, place: int) -> NoReturn:
-    end = text.find("}", place + 1) if text[place] == "{" else place
-    part = text[place : end + 1] if end >= 0 else text[place:]
-    got = f"'{shown(part)}'" + ("" if end >= 0 else ", which never closes,")
-    raise MisuseError(
-        f"template: {got} at character {place + 1:,}; wanted {{name}} with the plain name of a column, or {{{{ and }}}} for braces"
-    )
+        return "a group without a name; write (?:…) for a group that captures nothing, or a name as in (?P<year>…)"
+    reason = shorten(reason.removeprefix("Invalid regular expression: "))
+    return f"{reason}; expected a regular expression of RE2, which has no look-around and no back-references"

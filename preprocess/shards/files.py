@@ -1,4 +1,10 @@
-"""Files that are whole or not there, their hashes, and the two spellings of JSON. NumPy and the standard library only."""
+"""Atomic writes, hashes, and the two JSON formats of Folio. NumPy and the standard library only.
+
+A process can be killed at any byte, and a machine can lose power. So a file is written under a
+temporary name in the same folder, flushed to the disk with fsync, and then renamed. A rename is
+atomic: readers find the old file or the new one, never a part of it. The folder is flushed as
+well, because the new name is an entry in the folder, not in the file.
+"""
 
 from __future__ import annotations
 
@@ -6,40 +12,84 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
+
+from preprocess.errors import FolioError
 
 HASH_CHUNK_BYTES = 1 << 20
-PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # of a file: no folder, nothing hidden
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # a file name without a folder, not hidden
+REPLACED_SUFFIX = ".replaced"  # of a directory that is being replaced
+
+Row = TypeVar("Row")
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one spelling that hashes are taken of: sorted keys, no spaces, UTF-8."""
+    """Return `value` as the JSON that hashes are computed from: sorted keys, no spaces, UTF-8."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def readable_json(value: Any) -> bytes:
-    """The one spelling that files hold: sorted keys, two spaces, a final line feed."""
+    """Return `value` as the JSON that files contain: sorted keys, indented, a final line feed."""
     return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def parse_json(data: bytes) -> Any:
-    """What `data` spells. Raises ValueError for what is no JSON, NaN and the infinities among it, RecursionError for too deep a nest."""
+    """Return the value of the JSON text `data`.
+
+    Raises ValueError if it is not JSON (NaN and infinities are not), RecursionError if it is nested
+    too deeply.
+    """
     return json.loads(data, parse_constant=_reject_constant)
 
 
 def _reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON's")
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def read_json_lines(
+    path: Path,
+    parse_row: Callable[[dict[str, Any]], Row],
+    *,
+    row_name: str,
+    advice: str,
+    drop_bad_last_line: bool = False,
+) -> list[Row]:
+    """Return the rows of a JSON-lines file, [] if it does not exist. Blank lines are skipped.
+
+    A last line without a line feed is dropped: a crash interrupted its write. `parse_row` converts
+    the JSON object of a line to a row; it raises ValueError or TypeError to reject it. A rejected
+    line raises FolioError with `row_name` (what the line should be) and `advice` (what to do). With
+    `drop_bad_last_line` the last complete line may be bad too and is dropped: in a file that is
+    appended to, a power failure can leave a block of zeros at the end.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = parse_json(line)
+            if not isinstance(value, dict):
+                raise TypeError("it is not an object")
+            rows.append(parse_row(value))
+        except (ValueError, TypeError, OverflowError, RecursionError) as e:
+            if drop_bad_last_line and number == len(lines):
+                break
+            raise FolioError(f"{path}, line {number} is not {row_name} ({e}); {advice}") from e
+    return rows
 
 
 def sha256_bytes(data: bytes) -> str:
+    """Return the hexadecimal SHA-256 of `data`."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """The hexadecimal sha256 of a file's content, read a megabyte at a time."""
+    """Return the hexadecimal SHA-256 of a file, which is read one megabyte at a time."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(HASH_CHUNK_BYTES):
@@ -48,7 +98,10 @@ def sha256_file(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable, where the system lets a folder be opened (Windows does not)."""
+    """Flush the entries of `folder` (its file names) to the disk.
+
+    On Windows, which cannot do this, the call has no effect.
+    """
     if os.name == "nt":
         return
     fd = os.open(folder, os.O_RDONLY)
@@ -59,21 +112,58 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` when the block ends well, whole and durable; otherwise nothing changes."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that replaces `path` when the block ends without an exception.
+
+    The new file is complete and on the disk when the block has ended. After an exception `path` is
+    unchanged and the temporary file is deleted.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(aside, "wb") as file:
+        with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(temporary, path)
         sync_folder(path.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_durable(path: Path, data: bytes) -> None:
-    """Write `data` onto `path`: a crash leaves the old file or the new one, never half."""
-    with written_aside(path) as file:
+    """Write `data` to `path`. A crash leaves the old file or the new one, never a part of it."""
+    with open_atomic(path) as file:
         file.write(data)
+
+
+def replace_directory(new: Path, target: Path) -> None:
+    """Rename the directory `new` to `target`, and delete the directory that was `target`, if any.
+
+    The files in `new` must be on the disk already; this function flushes the directory entries. An
+    exception leaves `target` as it was. No rename can replace a directory that is not empty, so two
+    are needed: the old directory is first renamed to `.NAME.PID.replaced`. If the process is killed
+    between the two, `restore_replaced_directory` undoes the first.
+    """
+    sync_folder(new)
+    old = target.parent / f".{target.name}.{os.getpid()}{REPLACED_SUFFIX}"
+    if target.exists():
+        os.rename(target, old)
+    try:
+        os.rename(new, target)
+    except BaseException:
+        if old.exists():
+            os.rename(old, target)
+        raise
+    sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_replaced_directory(target: Path) -> None:
+    """Repair what a killed `replace_directory` left: put the old one back if the new is missing."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.\d+{re.escape(REPLACED_SUFFIX)}")
+    for old in sorted(path for path in target.parent.iterdir() if name.fullmatch(path.name)):
+        if not target.exists():
+            os.rename(old, target)
+        # Nothing to delete if `old` was just renamed. Windows cannot delete files that a process
+        # has mapped; they stay.
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,7 +1,13 @@
-"""The shards on disk, version 1: names, dtypes, manifest, reader. writer.py writes them, verify.py checks them.
+"""The shards on disk, version 1: file names, dtypes, and `Build`, which opens a build for reading.
 
-docs/shard_format.md says it in prose. This file is the only place that knows the layout, and it imports nothing but
-NumPy and the standard library, so that training on a machine with neither Arrow nor a tokenizer works.
+The layout is described in docs/shard_format.md and known to this folder only: writer.py writes
+shards, verify.py checks them, manifest.py has the keys of manifest.json. This module needs NumPy
+and the standard library only, so that a machine that only trains needs neither Arrow nor a
+tokenizer.
+
+A shard is three files without headers: `.bin` has the token ids, `.ends` the exclusive end of each
+document in tokens, `.docs` one record per document. All three are memory-mapped, so opening a build
+takes the same time and memory for a megabyte as for a terabyte.
 """
 
 from __future__ import annotations
@@ -9,7 +15,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.files import PLAIN_NAME, canonical_json, parse_json, readable_json, sha256_bytes
+from preprocess.shards.files import canonical_json, parse_json, readable_json, sha256_bytes
+from preprocess.shards.manifest import SPLITS, ShardEntry, parse_manifest
 
 FORMAT = "folio-shards"
 VERSION = 1
@@ -25,42 +31,27 @@ MANIFEST = "manifest.json"
 STATS = "stats.json"
 BUILD_LOG = "build_log.json"
 TOKENIZER_DIR = "tokenizer"
-SPLITS = ("train", "val")
-CONTROL_FIELDS = ("author", "city", "year")  # also their order in front of a document
+CONTROL_FIELDS = ("author", "city", "year")  # in the order of their tokens before a document's text
 BUILD_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 END_DTYPE = np.dtype("<u8")
 DOC_DTYPE = np.dtype([("hash", "u1", 16), ("source", "<u4"), ("lang", "<u4"), ("position", "<u8")])
 TOKEN_DTYPES = ("<u2", "<u4")
 MAX_UINT16_VOCAB = 1 << 16
-# `build_id` names what the bytes are; these keys say only what the build is called and what made it.
+# The build_id identifies the bytes of a build; these keys do not change them.
 NOT_IN_BUILD_ID = ("name", "build_id", "made_with", "checksum")
 
 
-# What each key must be; a reader that finds anything else refuses the build. `name` and `bytes` of `sources` are free.
-_ID = (int, type(None))
-MANIFEST_TYPES: dict[str, type | tuple[type, ...]] = {
-    "format": str, "version": int, "name": str, "dtype": str, "vocab_size": int, "bos_id": _ID, "eot_id": _ID, "pad_id": _ID, "unk_id": _ID,
-    "special_tokens": dict, "tokenizer": dict, "splits": dict, "recipe": dict, "sources": list, "languages": dict, "stats_sha256": str,
-    "build_id": str, "made_with": dict, "checksum": str,
-}  # fmt: skip
-TOKENIZER_TYPES = {"kind": str, "files": dict, "settings": dict}
-SPLIT_TYPES = {"tokens": int, "documents": int, "text_bytes": int, "shards": list}
-SHARD_TYPES = {
-    "file": str, "tokens": int, "documents": int, "max_id": int, "bytes": int, "sha256": str, "ends_sha256": str, "docs_sha256": str,
-}  # fmt: skip
-
-
 class ShardError(FolioError):
-    """A build that is not there, not whole, or not of a version this reader knows."""
+    """A build is missing, incomplete or damaged, or has a version that this reader lacks."""
 
 
 def token_dtype(vocab_size: int) -> str:
-    """The dtype string of a vocabulary: `<u2` if and only if every id below `vocab_size` fits 16 bits."""
+    """Return the dtype of token ids: "<u2" if ids below `vocab_size` fit 16 bits, else "<u4"."""
     return "<u2" if vocab_size <= MAX_UINT16_VOCAB else "<u4"
 
 
 def file_sizes(num_tokens: int, num_documents: int, dtype: np.dtype) -> dict[str, int]:
-    """Bytes of the three files of a shard with tokens of `dtype`, by suffix."""
+    """Return the size in bytes of the three files of a shard with tokens of `dtype`, by suffix."""
     return {
         "bin": num_tokens * dtype.itemsize,
         "ends": num_documents * END_DTYPE.itemsize,
@@ -69,252 +60,251 @@ def file_sizes(num_tokens: int, num_documents: int, dtype: np.dtype) -> dict[str
 
 
 def format_control_token(field: str, value: str | int) -> str:
-    """`<author_Anna_Akimova>`, `<year_1623>`: white space as `_`."""
+    """Return a control token such as `<author_Anna_Akimova>` or `<year_1623>`.
+
+    White space becomes `_`.
+    """
     name = f"{value:04d}" if isinstance(value, int) else "".join("_" if c.isspace() else c for c in value)
     return f"<{field}_{name}>"
 
 
 def seal(fields: dict[str, Any]) -> dict[str, Any]:
-    """`fields` with `build_id` and `checksum` computed; the result is what `manifest.json` holds."""
+    """Return the object that manifest.json contains: `fields` with `build_id` and `checksum`."""
     manifest = {k: v for k, v in fields.items() if k not in ("build_id", "checksum")}
-    manifest["build_id"] = build_id_of(manifest)
+    manifest["build_id"] = compute_build_id(manifest)
     manifest["checksum"] = sha256_bytes(canonical_json(manifest))
     return manifest
 
 
-def build_id_of(manifest: dict[str, Any]) -> str:
+def compute_build_id(manifest: dict[str, Any]) -> str:
+    """Return the hash of all keys that determine the bytes of a build."""
     return sha256_bytes(canonical_json({k: v for k, v in manifest.items() if k not in NOT_IN_BUILD_ID}))
 
 
 def default_root() -> Path:
-    """Where builds go and are looked for first: `$FOLIO_SHARDS`, else `./shards`."""
+    """Return the folder in which builds are looked up by name: `$FOLIO_SHARDS`, or `./shards`."""
     return Path(os.environ.get("FOLIO_SHARDS") or "shards")
 
 
 def check_name(name: str) -> str:
-    """`name`, if a build may be called so. Raises MisuseError."""
+    """Return `name` if it is a valid name of a build. Raises MisuseError if it is not."""
     if not BUILD_NAME.fullmatch(name):
         raise MisuseError(
-            f"a build cannot be named {name!r}: wanted at most 64 of a-z 0-9 . _ -, the first a letter or digit; choose another name"
+            f"a build cannot be named {name!r}: expected up to 64 of a-z 0-9 . _ -, beginning with a letter or digit; "
+            "choose another name"
         )
     return name
 
 
-def find_build(where: str) -> Path:
-    """The folder of a build: a value with a path separator is one, any other is looked up by name.
+def find_build(name_or_folder: str) -> Path:
+    """Return the folder of a build. A value with a path separator is a folder, any other is a name.
 
-    Raises MisuseError that lists what was tried.
+    A name is looked up in `default_root()`, then in `./shards`. Raises MisuseError with the folders
+    that were tried if they have no manifest.
     """
-    if "/" in where or os.sep in where:
-        tried = [Path(where)]
+    if "/" in name_or_folder or os.sep in name_or_folder:
+        candidates = [Path(name_or_folder)]
     else:
-        check_name(where)
-        tried = list(dict.fromkeys([default_root() / where, Path("shards") / where]))
-    for folder in tried:
+        check_name(name_or_folder)
+        candidates = list(dict.fromkeys([default_root() / name_or_folder, Path("shards") / name_or_folder]))
+    for folder in candidates:
         if (folder / MANIFEST).is_file():
             return folder
-    places = " and ".join(str(t) for t in tried)
+    tried = " and ".join(map(str, candidates))
     raise MisuseError(
-        f"no build {where!r}: no {MANIFEST} in {places}; "
-        "`preprocess list` shows what is there, `preprocess build --help` says how to make one"
+        f"no build {name_or_folder!r}: no {MANIFEST} in {tried}; "
+        "`preprocess list` shows the builds that exist, `preprocess build --help` explains how to make one"
     )
 
 
 def list_builds(root: Path) -> list[Path]:
-    """Every folder under `root` that holds a manifest, by name."""
+    """Return every folder in `root` that has a manifest, sorted by name."""
     if not root.is_dir():
         return []
     return sorted(p for p in root.iterdir() if BUILD_NAME.fullmatch(p.name) and (p / MANIFEST).is_file())
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One shard's tokens and document ends, mapped, not read."""
+def check_no_build(output: Path, why: str) -> None:
+    """Raise MisuseError if `output` is a build or a file. Other files must not be put into a build.
 
-    path: Path
-    tokens: np.ndarray  # (N,) of the build's dtype, read-only
-    ends: np.ndarray  # (D,) u8, exclusive ends
+    `why`: a relative clause for the message that says why a build must not be written to.
+    """
+    if (output / MANIFEST).exists():
+        raise MisuseError(f"{output} is a build, {why}; choose another --output")
+    if output.is_file():
+        raise MisuseError(f"{output} is a file; name a folder")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The parsed manifest of the build in `folder`, its format, version and keys checked. Raises ShardError."""
+    """Return the JSON object of the manifest of the build in `folder`, after checking its keys.
+
+    Raises ShardError if it is missing or malformed, or has an unknown format or version.
+    """
     path = folder / MANIFEST
     try:
         manifest = parse_json(path.read_bytes())
-        readable_json(manifest)  # what cannot be spelled again, such as half a surrogate pair, no builder wrote
+        readable_json(manifest)  # rejects what no builder can write, such as half a surrogate pair
     except FileNotFoundError as e:
         raise ShardError(
-            f"{folder} is no build: it has no {MANIFEST}; name a build that `preprocess list` shows"
+            f"{folder} is not a build: it has no {MANIFEST}; choose a build that `preprocess list` shows"
         ) from e
     except (ValueError, RecursionError) as e:
         raise ShardError(f"{path} is not JSON ({e}); copy the build again or rebuild it") from e
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        got = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise ShardError(f"{path} has format {got!r}, wanted {FORMAT!r}; this is not a Folio build")
+    found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    if not isinstance(manifest, dict) or found != FORMAT:
+        raise ShardError(f"{path} has format {found!r}, expected {FORMAT!r}; this is not a Folio build")
     if manifest.get("version") != VERSION:
         raise ShardError(
-            f"{path} has version {manifest.get('version')!r}, this Folio reads version {VERSION}; install the Folio that made it"
+            f"{path} has version {manifest.get('version')!r}, this Folio reads version {VERSION}; "
+            "install the Folio that made it"
         )
     try:
-        _check_types(manifest)
+        parse_manifest(manifest)
     except TypeError as e:
         raise ShardError(f"{path} is malformed: {e}; copy the build again or rebuild it") from e
     return manifest
 
 
-def read_vouched(path: Path, expected_sha256: str) -> bytes:
-    """The content of a build's file that its manifest vouches for. Raises ShardError where it is missing or another."""
+def read_verified(path: Path, expected_sha256: str) -> bytes:
+    """Return the contents of a file of a build, whose hash is in the manifest.
+
+    Raises ShardError if the file is missing or has another hash.
+    """
     if not path.is_file():
         raise ShardError(f"{path} is missing; copy the build again or rebuild it")
     data = path.read_bytes()
     if sha256_bytes(data) != expected_sha256:
-        raise ShardError(f"{path} is not the file its manifest vouches for; copy the build again or rebuild it")
+        raise ShardError(f"{path} does not have the sha256 in its manifest; copy the build again or rebuild it")
     return data
 
 
-def _check_types(manifest: dict[str, Any]) -> None:
-    _want(manifest, MANIFEST_TYPES, "it")
-    _want(manifest["tokenizer"], TOKENIZER_TYPES, "tokenizer")
-    for name, i in manifest["special_tokens"].items():
-        if type(i) is not int or not 0 <= i < manifest["vocab_size"]:
-            raise TypeError(f"special_tokens gives {name!r} the id {i!r}, wanted one below vocab_size")
-    for key in ("bos_id", "eot_id", "pad_id", "unk_id"):
-        if manifest[key] is not None and not 0 <= manifest[key] < manifest["vocab_size"]:
-            raise TypeError(f"{key} is {manifest[key]}, wanted one below vocab_size")
-    for name in manifest["tokenizer"]["files"]:
-        if not PLAIN_NAME.fullmatch(name):
-            raise TypeError(f"it names the tokenizer file {name!r}, which is no plain file name")
-    if set(manifest["splits"]) != set(SPLITS):
-        raise TypeError(f"its splits are {', '.join(sorted(manifest['splits']))}, wanted {' and '.join(SPLITS)}")
-    for split in SPLITS:
-        entry = manifest["splits"][split]
-        _want(entry, SPLIT_TYPES, f"splits.{split}")
-        for shard in entry["shards"]:
-            _want(shard, SHARD_TYPES, f"a shard of {split}")
-            if not re.fullmatch(rf"{split}-\d{{5}}\.bin", shard["file"]):
-                raise TypeError(f"it names the file {shard['file']!r}, not {split}-NNNNN.bin")
+@dataclass(frozen=True)
+class Shard:
+    """The memory-mapped arrays of one shard."""
 
-
-def _want(value: Any, types: Mapping[str, type | tuple[type, ...]], what: str) -> None:
-    """Raise TypeError unless `value` is an object with a value of the right type for each key, no number below −1."""
-    if not isinstance(value, dict):
-        raise TypeError(f"{what} is {_short(value)}, wanted an object")
-    for key, kind in types.items():
-        if key not in value:
-            raise TypeError(f"{what} lacks {key}")
-        got = value[key]
-        if not isinstance(got, kind) or isinstance(got, bool) or (isinstance(got, int) and got < -1):
-            raise TypeError(f"{what} has {key} {_short(got)}")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    path: Path
+    tokens: np.ndarray  # (N,) of the build's dtype, read-only
+    ends: np.ndarray  # (D,) uint64, exclusive end of each document in `tokens`
 
 
 class Build:
-    """A build opened for reading: the manifest, and the shards' tokens as memory maps.
+    """A build opened for reading.
 
-    Opening reads no token: it checks format, version, dtype and that every file is there with the size the manifest
-    gives it. Raises ShardError, or MisuseError when there is no such build.
+    Opening reads the manifest but no token data. It checks that every file exists and has the size
+    that follows from the manifest; `preprocess verify` checks the contents.
     """
 
-    def __init__(self, where: str | Path) -> None:
-        self.folder = where if isinstance(where, Path) else find_build(where)
-        self.manifest = read_manifest(self.folder)
+    def __init__(self, name_or_folder: str | Path) -> None:
+        """Open the build in a folder (a Path), or the build that `find_build` finds (a str).
+
+        Raises MisuseError if it does not exist, ShardError if it is incomplete or damaged.
+        """
+        self.folder = name_or_folder if isinstance(name_or_folder, Path) else find_build(name_or_folder)
+        self.manifest = read_manifest(self.folder)  # the JSON object as stored
+        self.typed_manifest = parse_manifest(self.manifest)
         self._check()
 
     @property
     def name(self) -> str:
-        return str(self.manifest["name"])
+        return self.typed_manifest.name
 
     @property
     def build_id(self) -> str:
-        return str(self.manifest["build_id"])
+        return self.typed_manifest.build_id
 
     @property
     def vocab_size(self) -> int:
-        return int(self.manifest["vocab_size"])
+        return self.typed_manifest.vocab_size
 
     @property
     def dtype(self) -> np.dtype:
-        return np.dtype(self.manifest["dtype"])
+        return np.dtype(self.typed_manifest.dtype)
 
     def _check(self) -> None:
-        m = self.manifest
-        if m["dtype"] not in TOKEN_DTYPES:
+        if self.typed_manifest.dtype not in TOKEN_DTYPES:
             raise ShardError(
-                f"{self.folder / MANIFEST} has dtype {m['dtype']!r}, wanted one of {', '.join(TOKEN_DTYPES)}; rebuild it"
+                f"{self.folder / MANIFEST} has dtype {self.typed_manifest.dtype!r}, "
+                f"expected one of {', '.join(TOKEN_DTYPES)}; rebuild it"
             )
         for split in SPLITS:
-            for entry in m["splits"][split]["shards"]:
-                if entry["max_id"] >= m["vocab_size"]:
-                    raise ShardError(
-                        f"{entry['file']} holds id {entry['max_id']}, its vocabulary ends at {m['vocab_size'] - 1}; rebuild it"
-                    )
-                path = self.folder / entry["file"]
-                for suffix, size_bytes in file_sizes(entry["tokens"], entry["documents"], self.dtype).items():
-                    self._check_file(path.with_suffix(f".{suffix}"), size_bytes)
-                if entry["bytes"] != entry["tokens"] * self.dtype.itemsize:
-                    raise ShardError(
-                        f"{entry['file']} has bytes that are not tokens × {self.dtype.itemsize} in its manifest; rebuild it"
-                    )
-        for name in (STATS, *(f"{TOKENIZER_DIR}/{file}" for file in m["tokenizer"]["files"])):
+            for entry in self.typed_manifest.splits[split].shards:
+                self._check_shard(entry)
+        for name in (STATS, *(f"{TOKENIZER_DIR}/{file}" for file in self.typed_manifest.tokenizer.files)):
             self._check_file(self.folder / name, None)
+
+    def _check_shard(self, entry: ShardEntry) -> None:
+        if entry.max_id >= self.vocab_size:
+            raise ShardError(
+                f"{entry.file} holds id {entry.max_id}, its vocabulary ends at {self.vocab_size - 1}; rebuild it"
+            )
+        path = self.folder / entry.file
+        for suffix, size_bytes in file_sizes(entry.tokens, entry.documents, self.dtype).items():
+            self._check_file(path.with_suffix(f".{suffix}"), size_bytes)
+        if entry.bytes != entry.tokens * self.dtype.itemsize:
+            raise ShardError(
+                f"{entry.file} has bytes that are not tokens × {self.dtype.itemsize} in its manifest; rebuild it"
+            )
 
     def _check_file(self, path: Path, size_bytes: int | None) -> None:
         if not path.is_file():
             raise ShardError(f"{path} is missing; copy the build again or rebuild it")
         if size_bytes is not None and path.stat().st_size != size_bytes:
             raise ShardError(
-                f"{path} has {path.stat().st_size:,} bytes, its manifest says {size_bytes:,}; copy the build again or rebuild it"
+                f"{path} has {path.stat().st_size:,} bytes, its manifest says {size_bytes:,}; "
+                "copy the build again or rebuild it"
             )
 
     def shards(self, split: str) -> list[Shard]:
-        """The shards of `split`, in order, mapped read-only. An empty file maps to an empty array."""
-        return [self.map_shard(entry) for entry in self.manifest["splits"][split]["shards"]]
+        """Return the shards of `split`, in order, memory-mapped and read-only."""
+        return [self.map_shard(entry) for entry in self.typed_manifest.splits[split].shards]
 
-    def map_shard(self, entry: dict[str, Any]) -> Shard:
-        """One shard, by its entry in the manifest."""
-        path = self.folder / entry["file"]
+    def map_shard(self, entry: ShardEntry) -> Shard:
+        """Return the memory-mapped arrays of one shard."""
+        path = self.folder / entry.file
         return Shard(path, map_array(path, self.dtype), map_array(path.with_suffix(".ends"), END_DTYPE))
 
     def docs(self, split: str) -> np.ndarray:
-        """The document table of `split`: (D,) of DOC_DTYPE, mapped where there is one shard."""
+        """Return the document records of `split`, (D,) of DOC_DTYPE.
+
+        The records of one shard are memory-mapped, those of several are copied.
+        """
         tables = [
-            map_array((self.folder / e["file"]).with_suffix(".docs"), DOC_DTYPE)
-            for e in self.manifest["splits"][split]["shards"]
+            map_array((self.folder / entry.file).with_suffix(".docs"), DOC_DTYPE)
+            for entry in self.typed_manifest.splits[split].shards
         ]
         return np.concatenate(tables) if len(tables) != 1 else tables[0]
 
     def document(self, split: str, number: int) -> np.ndarray:
-        """The ids of document `number` of `split`, counted from 0. Raises MisuseError outside the split."""
-        remaining = number
+        """Return the ids of document `number` of `split`, counted from 0.
+
+        Raises MisuseError if it is out of range.
+        """
+        index = number  # in the current shard
         for shard in self.shards(split) if number >= 0 else []:
-            if remaining < len(shard.ends):
-                begin = int(shard.ends[remaining - 1]) if remaining else 0
-                return shard.tokens[begin : int(shard.ends[remaining])]
-            remaining -= len(shard.ends)
-        count = self.manifest["splits"][split]["documents"]
-        raise MisuseError(f"no document {number} in the {split} split of {self.name}: it has {count:,}, counted from 0")
+            if index < len(shard.ends):
+                begin = int(shard.ends[index - 1]) if index else 0
+                return shard.tokens[begin : int(shard.ends[index])]
+            index -= len(shard.ends)
+        num_documents = self.typed_manifest.splits[split].documents
+        raise MisuseError(
+            f"no document {number} in the {split} split of {self.name}: it has {num_documents:,}, counted from 0"
+        )
 
 
 def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
-    """A file as a read-only array; an empty file cannot be mapped and gives an empty one."""
+    """Return a file as a read-only memory-mapped array.
+
+    An empty file cannot be mapped and gives an empty array.
+
+    Raises ShardError if the process has as many open files as it may have.
+    """
     try:
         return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
     except OSError as e:
         if e.errno != errno.EMFILE:
             raise
-        # A map holds on to its file: two for each shard, so that a usual limit of 1,024 is met at 50 billion tokens.
+        # A map keeps its file open, and a shard has two: 50 billion tokens reach the usual limit of
+        # 1,024 files.
         raise ShardError(
-            f"{path} is one file more than this process may open; allow it more, as `ulimit -n 65536` does"
+            f"{path} exceeds the number of files that this process may open; raise the limit, e.g. `ulimit -n 65536`"
         ) from e
-
-
-def check_no_build(output: Path, why: str) -> None:
-    """Raise MisuseError where other files than a build's cannot be written to `output`. `why`: what a build has against them."""
-    if (output / MANIFEST).exists():
-        raise MisuseError(f"{output} is a build, {why}; choose another --output")
-    if output.is_file():
-        raise MisuseError(f"{output} is a file; name a folder")

@@ -1,4 +1,15 @@
-"""Sample number → which of several builds it comes from, and the how-manyth sample of that build it is. NumPy only."""
+"""The build that each training sample comes from, when a run trains on several builds by weight.
+
+Drawing a build at random for each sample would meet the weights only on average, and the k-th
+sample of a build would depend on all draws before it. Here both are a pure function of (seed,
+sample number). Samples are divided into cycles of 65,536. In every cycle each build has the same
+number of slots, its weight rounded to a whole number of them, and a keyed permutation of the cycle
+(permutation.py) says which slot a sample takes. So the proportions hold exactly in every cycle, and
+the number of a sample within its build follows from the cycle and the slot: the numbers 0, 1, 2, …
+of each build are used once each.
+
+Assigning B samples takes O(B) time; the only tables have one number per build. NumPy only.
+"""
 
 from __future__ import annotations
 
@@ -11,62 +22,68 @@ import numpy as np
 from preprocess.errors import MisuseError
 from preprocess.shards.permutation import keyed_hash, mix64, permute
 
-CYCLE = 65_536  # samples; a weight is met to about one part in this many
+CYCLE = 65_536  # samples; weights are met to about one part in this many
 
 
 class Mixture:
-    """Samples dealt out to sources by weight, as a pure function of (seed, sample number).
+    """Assigns samples to builds in proportion to weights.
 
-    Time is cut into cycles of 65,536 samples. In each, every source has its slots, in proportion to its weight; which slot
-    a sample takes is a permutation keyed by (seed, cycle). So each source's numbers 0, 1, 2, … are used exactly once, those
-    of one cycle in shuffled order. A mixture of one source shuffles too: its first n cycles hold the same samples as the
-    source alone, in another order.
+    Within a cycle the numbers of a build's samples come in shuffled order. That holds for a mixture
+    of one build too: its first n cycles have the same samples as the build alone, in another order.
     """
 
-    slots: tuple[int, ...]  # of each source in a cycle
+    slots: tuple[int, ...]  # the number of slots of each build in a cycle
 
     def __init__(self, weights: Sequence[float], *, seed: int) -> None:
-        """`weights`: of each source, to any sum. Zero takes a source out, any other weight gives it a slot a cycle at least.
+        """`weights`: of each build; they need not sum to 1.
 
-        Raises MisuseError for weights that are negative, not finite or all zero, for more than 65,536 of them, and for a
-        seed beyond 64 bits.
+
+        Zero excludes a build, any other weight gets a slot.
+
+        Raises MisuseError for weights that are negative, not finite or all zero, for more than
+        65,536 weights, and for a seed beyond 64 bits.
         """
-        self.slots = tuple(_share_out(weights))
+        self.slots = tuple(_apportion_slots(weights))
         self._num_slots = np.array(self.slots, dtype=np.uint64)
-        self._edges = np.cumsum(self._num_slots, dtype=np.uint64)  # (S,) exclusive ends of each source's slots
-        self._first = self._edges - self._num_slots
-        self._key = keyed_hash(seed, np.frombuffer(b"mixture\0", dtype="<u8"))
+        self._edges = np.cumsum(self._num_slots, dtype=np.uint64)  # (S,) exclusive end of each build's slots
+        self._first = self._edges - self._num_slots  # (S,)
+        self._key = keyed_hash(seed, np.frombuffer(b"mixture\0", dtype="<u8"))  # (1,)
 
     def assign(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`samples`: (B,) sample numbers. Returns the source (B,) int64 and the sample's number in it (B,) uint64."""
-        cycle, place = np.divmod(samples.astype(np.uint64), np.uint64(CYCLE))
-        slot = permute(place, CYCLE, mix64(cycle ^ self._key))
-        source = np.searchsorted(self._edges, slot, side="right")
-        return source, cycle * self._num_slots[source] + slot - self._first[source]
+        """Return the build (B,) int64 and the number within it (B,) uint64 of `samples`.
+
+        `samples`: (B,), sample numbers.
+        """
+        cycle, index = np.divmod(samples.astype(np.uint64), np.uint64(CYCLE))
+        slot = permute(index, CYCLE, mix64(cycle ^ self._key))
+        build = np.searchsorted(self._edges, slot, side="right")
+        return build, cycle * self._num_slots[build] + slot - self._first[build]
 
 
-def _share_out(weights: Sequence[float]) -> list[int]:
-    """Slots of each source: one for every weight that is too small for one, the rest by largest remainder, ties to the first.
+def _apportion_slots(weights: Sequence[float]) -> list[int]:
+    """Return the number of slots of each build.
 
-    In fractions, since the last bit of a sum of floats is not the same in every version of Python.
+    A weight above 0 that is worth less than one slot gets one. The other builds share the rest by
+    the largest-remainder method, with ties to the earlier build. Fractions are used because the
+    last bit of a sum of floats differs between versions of Python.
     """
     if not all(isfinite(w) and w >= 0 for w in weights) or not any(weights):
         raise MisuseError(
-            f"the weights {list(weights)} are no mixture; give each build 0 or more, and one of them more than 0"
+            f"weights must be finite, at least 0 and not all 0, got {list(weights)}; give each build such a weight"
         )
     if len(weights) > CYCLE:
         raise MisuseError(f"{len(weights)} builds are too many for a mixture; give at most {CYCLE}")
     slots = [0] * len(weights)
     rest = {s: Fraction(w) for s, w in enumerate(weights) if w}
     while True:
-        unit = sum(rest.values(), Fraction(0)) / (CYCLE - sum(slots))  # the weight of one slot
-        small = [s for s, w in rest.items() if w < unit]
+        slot_weight = sum(rest.values(), Fraction(0)) / (CYCLE - sum(slots))
+        small = [s for s, w in rest.items() if w < slot_weight]
         if not small:
             break
         for s in small:
             slots[s] = 1
             del rest[s]
-    exact = {s: w / unit for s, w in rest.items()}
+    exact = {s: w / slot_weight for s, w in rest.items()}
     for s, share in exact.items():
         slots[s] = int(share)
     by_remainder = sorted(exact, key=lambda s: exact[s] % 1, reverse=True)

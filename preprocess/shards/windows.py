@@ -1,7 +1,21 @@
-"""Sample number → window of tokens.
+"""The window of tokens of each training sample, as a pure function of the sample's number.
 
-A window is `block_size + 1` consecutive tokens of one shard. What a sample number means depends on the seed alone:
-not on rank, worker, batch size or history, so resuming needs one integer (architecture law 7). NumPy only.
+A window is `block_size + 1` consecutive tokens of one shard: the inputs and targets of a sample. A
+usual data loader draws windows from a random generator. Then the result depends on the batch size
+and on the number of processes, and resuming needs the generator's state. Here sample i is computed
+from (seed, i) alone. Resuming needs one integer, and each process computes its share of the samples
+without communication, so the number of GPUs changes no sample. There are two data orders:
+
+- "random" (RandomWindows): a hash of (seed, i) selects any start in any shard, with replacement.
+  Windows overlap. After an epoch's worth of samples, 37 % of the tokens are still unread.
+- "epochs" (EpochWindows): each shard is cut into windows that do not overlap. Sample i belongs to
+  epoch i // n, for n windows in all, and takes the window that a keyed permutation of 0 … n − 1
+  (permutation.py) gives for i mod n. The key depends on (seed, epoch). The first window of a shard
+  begins at an offset that is hashed from (seed, epoch, shard), so that the cuts differ in each
+  epoch.
+
+Locating B samples takes O(B) time and memory, however many tokens there are: 65 µs for a batch of
+64. The only tables have one number per shard. NumPy only.
 """
 
 from __future__ import annotations
@@ -11,11 +25,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from preprocess.errors import MisuseError
-from preprocess.shards.permutation import hash_key, hash_under, keyed_hash, mix64, permute
+from preprocess.shards.permutation import hash_with_key, keyed_hash, make_hash_key, mix64, permute
 
 
 def check_windows(lengths: Sequence[int], block_size: int, split: str) -> None:
-    """Raise MisuseError unless some shard of `lengths` tokens holds a window of `block_size + 1`."""
+    """Raise MisuseError if each shard, of `lengths` tokens, is shorter than a window."""
     longest = max(lengths, default=0)
     if longest <= block_size:
         raise MisuseError(
@@ -25,116 +39,133 @@ def check_windows(lengths: Sequence[int], block_size: int, split: str) -> None:
 
 
 class RandomWindows:
-    """Windows drawn uniformly, with replacement, over every start in every shard."""
+    """Windows drawn uniformly, with replacement, from all possible starts in all shards."""
 
     def __init__(self, lengths: Sequence[int], block_size: int, *, seed: int) -> None:
-        """`lengths`: tokens of each shard. A shard shorter than a window gives none. Raises MisuseError for a seed beyond 64 bits."""
-        starts = np.maximum(np.asarray(lengths, dtype=np.int64) - block_size, 0)
-        self._edges = np.cumsum(starts)  # (S,) exclusive ends of each shard's starts in one long line
-        self._first = self._edges - starts
-        self._key, self._total = hash_key(seed), np.uint64(self._edges[-1] if len(starts) else 0)
-        if not len(starts) or not self._edges[-1]:
-            raise ValueError("no shard holds a window: call check_windows first")
+        """`lengths`: the number of tokens of each shard; shards shorter than a window are not used.
+
+        Raises MisuseError for a seed beyond 64 bits.
+        """
+        num_starts = np.maximum(np.asarray(lengths, dtype=np.int64) - block_size, 0)  # (S,)
+        # All starts are numbered, shard after shard. Those of shard s begin with first[s] and end
+        # before edges[s].
+        self._edges = np.cumsum(num_starts)  # (S,)
+        self._first = self._edges - num_starts  # (S,)
+        self._key, self._total = make_hash_key(seed), np.uint64(self._edges[-1] if len(num_starts) else 0)
+        if not len(num_starts) or not self._edges[-1]:
+            raise ValueError("no shard has a window: call check_windows first")
 
     def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`samples`: (B,) sample numbers. Returns the shard (B,) and the start in it (B,), both int64."""
-        # The remainder's bias is total / 2**64: one part in ten million for a trillion tokens.
-        place = (hash_under(self._key, samples) % self._total).astype(np.int64)
-        shard = np.searchsorted(self._edges, place, side="right")
-        return shard, place - self._first[shard]
+        """Return the shard (B,) and the start in it (B,), both int64, of each sample.
+
+        `samples`: (B,), sample numbers.
+        """
+        # The modulo is biased by total / 2**64: one part in ten million for a trillion tokens.
+        number = (hash_with_key(self._key, samples) % self._total).astype(np.int64)
+        shard = np.searchsorted(self._edges, number, side="right")
+        return shard, number - self._first[shard]
 
 
 class EpochWindows:
-    """Non-overlapping windows that cover every shard once an epoch, in another order and from other starts each epoch.
-
-    Sample i lies in epoch i // `windows_per_epoch`. In an epoch each shard is cut as by `sequential_windows`, but from an
-    offset of its own, drawn among those that leave as many windows as offset 0 does.
-    """
+    """Windows without overlap that cover each shard once per epoch, in a new order each epoch."""
 
     windows_per_epoch: int
-    num_unvisited: (
-        int  # tokens in no window, the same number every epoch: at most `block_size` a shard, at its head and tail
-    )
+    num_unvisited: int  # tokens per epoch in no window: at most block_size per shard, at its two ends
 
     def __init__(self, lengths: Sequence[int], block_size: int, *, seed: int) -> None:
-        """`lengths`: tokens of each shard. A shard shorter than a window gives none. Raises MisuseError for a seed beyond 64 bits."""
-        tokens = np.asarray(lengths, dtype=np.int64)
+        """`lengths`: the number of tokens of each shard; shards shorter than a window are not used.
+
+        Raises MisuseError for a seed beyond 64 bits.
+        """
+        tokens = np.asarray(lengths, dtype=np.int64)  # (S,)
         counts = np.maximum(tokens - 1, 0) // block_size  # (S,) windows of each shard
-        self._edges = np.cumsum(counts)  # (S,) exclusive ends of each shard's windows in one long line
-        self._first = self._edges - counts
-        self._offsets = (np.maximum(tokens - 1, 0) % block_size + 1).astype(np.uint64)  # (S,) how many to draw from
-        self._shard_keys = mix64(np.arange(len(tokens), dtype=np.uint64))
-        self._key = keyed_hash(seed, np.frombuffer(b"epochwin", dtype="<u8"))
+        # All windows are numbered, shard after shard. Those of shard s begin with first[s] and end
+        # before edges[s].
+        self._edges = np.cumsum(counts)  # (S,)
+        self._first = self._edges - counts  # (S,)
+        # How many offsets cut a shard into as many windows as offset 0 does.
+        self._num_offsets = (np.maximum(tokens - 1, 0) % block_size + 1).astype(np.uint64)  # (S,)
+        self._shard_keys = mix64(np.arange(len(tokens), dtype=np.uint64))  # (S,)
+        self._key = keyed_hash(seed, np.frombuffer(b"epochwin", dtype="<u8"))  # (1,)
         self._block_size = block_size
         if not len(counts) or not self._edges[-1]:
-            raise ValueError("no shard holds a window: call check_windows first")
+            raise ValueError("no shard has a window: call check_windows first")
         self.windows_per_epoch = int(self._edges[-1])
         self.num_unvisited = int((tokens - counts * block_size - (counts > 0)).sum())
 
     def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`samples`: (B,) sample numbers, of any epochs. Returns the shard (B,) and the start in it (B,), both int64."""
+        """Return the shard (B,) and the start in it (B,), both int64, of each sample.
+
+        `samples`: (B,), sample numbers.
+        """
         epoch, index = np.divmod(samples.astype(np.uint64), np.uint64(self.windows_per_epoch))
         epoch_key = mix64(epoch ^ self._key)
         window = permute(index, self.windows_per_epoch, epoch_key).astype(np.int64)
         shard = np.searchsorted(self._edges, window, side="right")
-        offset = mix64(epoch_key ^ self._shard_keys[shard]) % self._offsets[shard]
+        offset = mix64(epoch_key ^ self._shard_keys[shard]) % self._num_offsets[shard]
         return shard, (window - self._first[shard]) * self._block_size + offset.astype(np.int64)
 
     def num_epochs(self, num_samples: int) -> float:
-        """How many epochs the first `num_samples` samples are."""
+        """Return the number of epochs in the first `num_samples` samples."""
         return num_samples / self.windows_per_epoch
 
 
 ORDERS: dict[str, type[EpochWindows] | type[RandomWindows]] = {"epochs": EpochWindows, "random": RandomWindows}
 
 
-def sequential_windows(
-    lengths: Sequence[int], block_size: int, num_windows: int | None = None
+def list_sequential_windows(
+    lengths: Sequence[int], block_size: int, max_windows: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Non-overlapping windows from each shard's start: shard (W,) and start (W,), int64; at most `num_windows`.
+    """Return the shard (W,) and the start in it (W,), int64, of consecutive windows.
 
-    Consecutive windows share one token, the last target of one being the first input of the next, so that every
-    token but a shard's first is a target once.
+    A window begins at the last token of the window before it, so every token of a shard except the
+    first is a target exactly once, up to an incomplete window at the end.
     """
     counts = [max((n - 1) // block_size, 0) for n in lengths]
     shard = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     start = np.concatenate([np.arange(c, dtype=np.int64) * block_size for c in counts] or [np.empty(0, np.int64)])
-    return shard[:num_windows], start[:num_windows]
+    return shard[:max_windows], start[:max_windows]
 
 
-def gather(tokens: Sequence[np.ndarray], shard: np.ndarray, start: np.ndarray, block_size: int) -> np.ndarray:
-    """The windows at (`shard`, `start`), each (B,): (B, block_size + 1) of the shards' dtype, one fancy index a shard."""
+def gather_windows(tokens: Sequence[np.ndarray], shard: np.ndarray, start: np.ndarray, block_size: int) -> np.ndarray:
+    """Return the windows at (`shard`, `start`), each (B,), as an array (B, block_size + 1).
+
+    `tokens`: the tokens of each shard. A batch takes one indexing operation per shard.
+    """
     if len(tokens) == 1:
-        return _every_window(tokens[0], block_size)[start]
+        return _view_windows(tokens[0], block_size)[start]
     out = np.empty((len(shard), block_size + 1), tokens[0].dtype)
     for s in np.unique(shard):
         rows = shard == s
-        out[rows] = _every_window(tokens[s], block_size)[start[rows]]
+        out[rows] = _view_windows(tokens[s], block_size)[start[rows]]
     return out
 
 
-def _every_window(tokens: np.ndarray, block_size: int) -> np.ndarray:
-    """A view, (N - block_size, block_size + 1), of a shard's (N,) contiguous tokens, N at least block_size: row i starts at token i.
+def _view_windows(tokens: np.ndarray, block_size: int) -> np.ndarray:
+    """Return all windows of contiguous tokens (N,) as a view (N - block_size, block_size + 1).
 
-    What NumPy's sliding_window_view returns, in a tenth of its 9 µs, which are a quarter of a small batch. To be read only: rows overlap.
+    It equals NumPy's sliding_window_view, which takes 9 µs, a quarter of the time of a small batch;
+    this takes a tenth of that. Rows overlap, so the view must not be written to.
     """
     return np.ndarray((len(tokens) - block_size, block_size + 1), tokens.dtype, tokens, strides=tokens.strides * 2)
 
 
-def document_numbers(ends: Sequence[np.ndarray], shard: np.ndarray, start: np.ndarray, block_size: int) -> np.ndarray:
-    """Which document each input of the windows at (`shard`, `start`), each (B,) int64, belongs to: (B, block_size) int32.
+def number_documents(ends: Sequence[np.ndarray], shard: np.ndarray, start: np.ndarray, block_size: int) -> np.ndarray:
+    """Return the number of the document of each input token: (B, block_size) int32.
 
-    Counted in each window from 0, one more at every token that opens a document. `ends`: each shard's exclusive document
-    ends, uint64, ascending. A batch reads two binary searches a window and the ends inside it, no more.
+    Documents are counted from 0 in each window. `ends`: the exclusive document ends of each shard,
+    uint64, ascending. `shard`, `start`: (B,) int64, of the windows. A batch reads the ends inside
+    its windows, found by two binary searches per window.
     """
-    opens = np.zeros((len(shard), block_size), np.int8)
+    is_first = np.zeros((len(shard), block_size), np.int8)  # 1 at the first token of a document, except column 0
     for s in np.unique(shard):
         rows = np.flatnonzero(shard == s)
-        # Against int64 the search would turn all the ends into float64: a copy of the whole file.
+        # Searching uint64 ends for int64 values would convert all ends to float64: a copy of the
+        # whole file.
         begin = start[rows].astype(np.uint64)
         low = np.searchsorted(ends[s], begin, side="right")
         counts = np.searchsorted(ends[s], begin + np.uint64(block_size), side="left") - low
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         columns = ends[s][np.repeat(low, counts) + within] - np.repeat(begin, counts)
-        opens[np.repeat(rows, counts), columns] = 1
-    return np.cumsum(opens, axis=1, dtype=np.int32)
+        is_first[np.repeat(rows, counts), columns] = 1
+    return np.cumsum(is_first, axis=1, dtype=np.int32)

@@ -1,6 +1,15 @@
-"""Writes shards: at their full size from the start, so that several processes may fill one, each in its own places.
+"""Write shards: files of their final size, which several processes fill at known offsets.
 
-The size of every shard is known before the first token is written, as the lengths of all documents are.
+A build knows the length of every document before it writes the first token, so it knows in which
+shard and at which offset each document goes. `create_shard` creates the files at full size, and
+workers then write their documents into the same files without locks and in any order, each at its
+offset (`write_documents`). The bytes do not depend on who writes first. Reserving the space at the
+start also means that a full disk is noticed before the work, not after it.
+
+The manifest needs a hash of each file. Hashing after the last write would read every byte again
+from the disk, so `ShardSealer` hashes from the front while workers are still writing further back,
+when the bytes are in the system's cache, and flushes to the disk in the background. The cost is one
+sequential read of the cached files; at the end there is little left to hash or flush.
 """
 
 from __future__ import annotations
@@ -9,7 +18,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +27,14 @@ import numpy as np
 from preprocess.errors import FolioError
 from preprocess.shards.files import HASH_CHUNK_BYTES
 from preprocess.shards.format import END_DTYPE, file_sizes, token_dtype
+from preprocess.shards.manifest import ShardEntry
 
-MAX_SHARDS = 100_000  # five digits in the name
+MAX_SHARDS = 100_000  # file names have five digits
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A shard to be: which one, and how large."""
+    """The name and the final size of a shard that is to be written."""
 
     split: str
     number: int
@@ -35,39 +45,43 @@ class ShardPlan:
         return folder / f"{self.split}-{self.number:05d}.{suffix}"
 
     def sizes(self, vocab_size: int) -> dict[str, int]:
-        """Bytes of its files, by suffix."""
+        """Return the size in bytes of each file, by suffix."""
         return file_sizes(self.num_tokens, self.num_documents, np.dtype(token_dtype(vocab_size)))
 
 
-def cut_shards(lengths: np.ndarray, fill: int, shard_tokens: int) -> Iterator[tuple[int, int, bool]]:
-    """Runs of documents, first and exclusive last, that go to one shard, and whether they fill it.
+def cut_shards(lengths: np.ndarray, num_tokens: int, shard_tokens: int) -> Iterator[tuple[int, int, bool]]:
+    """Yield (first, last, is_full) for each shard, which gets the documents first … last − 1.
 
-    `lengths`: (D,) tokens of each document. `fill`: tokens in the shard already. A shard ends at the first document's end at which it
-    holds `shard_tokens` or more.
+    `is_full` is False for a shard that accepts more documents. `lengths`: (D,) tokens of each
+    document. `num_tokens`: tokens that the first shard already has. A shard ends with the first
+    document that takes it to `shard_tokens` or more.
     """
     ends = np.cumsum(lengths, dtype=np.int64)
     first = 0
     while first < len(ends):
         begin = int(ends[first - 1]) if first else 0
-        last = int(np.searchsorted(ends, begin + shard_tokens - fill, side="left")) + 1
+        last = int(np.searchsorted(ends, begin + shard_tokens - num_tokens, side="left")) + 1
         yield first, min(last, len(ends)), last <= len(ends)
-        first, fill = last, 0
+        first, num_tokens = last, 0
 
 
 def create_shard(folder: Path, plan: ShardPlan, *, vocab_size: int) -> None:
-    """Make the files of a shard at their full size. Raises FolioError where there are more than names for them."""
+    """Create the files of a shard at their final size.
+
+    Raises FolioError if there are too many shards to name.
+    """
     if plan.number >= MAX_SHARDS:
         raise FolioError(f"{MAX_SHARDS:,} shards of {plan.split} are full; pass a larger --shard-tokens")
     for suffix, size_bytes in plan.sizes(vocab_size).items():
         with open(plan.path(folder, suffix), "wb") as file:
             if hasattr(os, "posix_fallocate") and size_bytes:
-                os.posix_fallocate(file.fileno(), 0, size_bytes)  # a disk that is too small shows now, not half-way
+                os.posix_fallocate(file.fileno(), 0, size_bytes)  # fails now if the disk is too small
             file.truncate(size_bytes)
 
 
 @dataclass(frozen=True)
 class WriteOffset:
-    """Where in a shard something is to be written: so many tokens and documents come before it."""
+    """A position in a shard, as the number of tokens and documents before it."""
 
     num_tokens: int
     num_documents: int
@@ -76,17 +90,18 @@ class WriteOffset:
 def write_documents(
     folder: Path,
     plan: ShardPlan,
-    place: WriteOffset,
+    offset: WriteOffset,
     ids: np.ndarray,
     ends: np.ndarray,
     docs: np.ndarray,
     *,
     vocab_size: int,
 ) -> int:
-    """Write whole documents at their place, and return their largest id, −1 for none.
+    """Write complete documents at `offset` and return their largest id (−1 without tokens).
 
-    `ids`: (N,) any unsigned dtype, flat. `ends`: (D,) exclusive end of each document in `ids`. `docs`: (D,) of DOC_DTYPE.
-    Raises ValueError for an id outside the vocabulary, or for what does not belong together, OSError when the disk is full.
+    `ids`: (N,) of any unsigned dtype. `ends`: (D,) exclusive end of each document in `ids`. `docs`:
+    (D,) of DOC_DTYPE. Raises ValueError for an id outside the vocabulary and for arrays that do not
+    belong together, OSError with the path if the disk is full.
     """
     if len(ends) != len(docs) or (len(ends) and int(ends[-1]) != len(ids)) or (not len(ends) and len(ids)):
         raise ValueError(f"{len(ids)} ids, {len(ends)} ends and {len(docs)} documents do not belong together")
@@ -94,62 +109,71 @@ def write_documents(
     if max_id >= vocab_size:
         raise ValueError(f"id {max_id} is outside the vocabulary of {vocab_size}")
     columns = {
-        "bin": (ids.astype(token_dtype(vocab_size), copy=False), place.num_tokens),
-        "ends": (ends.astype(END_DTYPE) + np.asarray(place.num_tokens, END_DTYPE), place.num_documents),
-        "docs": (docs, place.num_documents),
+        "bin": (ids.astype(token_dtype(vocab_size), copy=False), offset.num_tokens),
+        "ends": (ends.astype(END_DTYPE) + np.asarray(offset.num_tokens, END_DTYPE), offset.num_documents),
+        "docs": (docs, offset.num_documents),
     }
-    for suffix, (array, offset) in columns.items():
+    for suffix, (array, num_before) in columns.items():
         path = plan.path(folder, suffix)
         try:
             with open(path, "r+b") as file:
-                file.seek(offset * array.dtype.itemsize)
+                file.seek(num_before * array.dtype.itemsize)
                 file.write(np.ascontiguousarray(array).view(np.uint8).data)
         except OSError as e:
-            raise OSError(e.errno, e.strerror, str(path)) from e  # a write's own error does not say which disk
+            raise OSError(e.errno, e.strerror, str(path)) from e  # the error of a write has no file name
     return max_id
 
 
 class ShardSealer:
-    """Hashes a shard's files, as far as they are written, and makes them durable; `finish` gives the manifest's entry."""
+    """Hashes a shard's files while they are being written and flushes them to the disk.
+
+    `finish` returns the shard's entry in the manifest.
+    """
 
     def __init__(self, folder: Path, plan: ShardPlan, *, vocab_size: int) -> None:
         self._plan, self._dtype = plan, np.dtype(token_dtype(vocab_size))
         self._paths = {suffix: plan.path(folder, suffix) for suffix in plan.sizes(vocab_size)}
         self._digests = {suffix: hashlib.sha256() for suffix in self._paths}
-        self._done = dict.fromkeys(self._paths, 0)
-        # The disk is kept busy while segments are still being written: at the end there is little left to wait for.
+        self._num_hashed = dict.fromkeys(self._paths, 0)  # bytes
         self._flusher = ThreadPoolExecutor(1)
         self._flushing: Future[None] | None = None
 
     def advance(self, num_tokens: int, num_documents: int) -> None:
-        """Hash up to so many tokens and documents, which are written."""
-        for suffix, upto in file_sizes(num_tokens, num_documents, self._dtype).items():
+        """Hash the files up to the first `num_tokens` tokens and `num_documents` documents.
+
+        These must have been written.
+        """
+        for suffix, end in file_sizes(num_tokens, num_documents, self._dtype).items():
             with open(self._paths[suffix], "rb") as file:
-                file.seek(self._done[suffix])
-                while self._done[suffix] < upto and (
-                    chunk := file.read(min(HASH_CHUNK_BYTES, upto - self._done[suffix]))
+                file.seek(self._num_hashed[suffix])
+                while (num_left := end - self._num_hashed[suffix]) > 0 and (
+                    chunk := file.read(min(HASH_CHUNK_BYTES, num_left))
                 ):
                     self._digests[suffix].update(chunk)
-                    self._done[suffix] += len(chunk)
+                    self._num_hashed[suffix] += len(chunk)
         if self._flushing is None or self._flushing.done():
             self._flushing = self._flusher.submit(_sync, self._paths["bin"])
 
     def finish(self, max_id: int) -> dict[str, Any]:
-        """Hash the rest, sync all, and return the shard's entry in the manifest. `max_id`: of all that was written."""
+        """Hash the rest, flush the files, and return the shard's entry in the manifest.
+
+        `max_id`: the largest id that was written to the shard, −1 without tokens.
+        """
         self.advance(self._plan.num_tokens, self._plan.num_documents)
         self._flusher.shutdown()
         for path in self._paths.values():
             _sync(path)
-        return {
-            "file": self._paths["bin"].name,
-            "tokens": self._plan.num_tokens,
-            "documents": self._plan.num_documents,
-            "max_id": max_id,
-            "bytes": self._plan.num_tokens * self._dtype.itemsize,
-            "sha256": self._digests["bin"].hexdigest(),
-            "ends_sha256": self._digests["ends"].hexdigest(),
-            "docs_sha256": self._digests["docs"].hexdigest(),
-        }
+        entry = ShardEntry(
+            file=self._paths["bin"].name,
+            tokens=self._plan.num_tokens,
+            documents=self._plan.num_documents,
+            max_id=max_id,
+            bytes=self._plan.num_tokens * self._dtype.itemsize,
+            sha256=self._digests["bin"].hexdigest(),
+            ends_sha256=self._digests["ends"].hexdigest(),
+            docs_sha256=self._digests["docs"].hexdigest(),
+        )
+        return asdict(entry)
 
 
 def _sync(path: Path) -> None:

@@ -1,1 +1,1 @@
-"""What happens to a batch of documents, one file a step: pure functions of a batch and its settings."""
+"""Stages of preprocessing, one module each: pure functions of a batch of documents and settings."""

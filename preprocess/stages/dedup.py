@@ -1,4 +1,20 @@
-"""Hashes of what documents and groups are, by which equal ones are known."""
+"""Hashes that identify the contents and the groups of documents.
+
+The problem: duplicates can be anywhere in a corpus, and neither all texts nor a comparison of all
+pairs of texts is possible for a billion documents.
+
+The idea: two documents are duplicates if the 128-bit hashes of their cleaned UTF-8 bytes are equal.
+The probability that n different texts contain a collision is about n² / 2¹²⁹: 10⁻²¹ for a billion
+documents (with 64 bits it would be 3 %). The hashes are compared on disk, in buckets, after all
+partitions are read (build/dedup_and_split.py).
+
+A group is a set of documents that must be on one side of the split, such as the translations of one
+sentence: with one of them in training, the validation loss of the other would be too low. A group
+is identified by a hash too. A document without a group is grouped by its content, so that equal
+documents are on one side even if duplicates are kept.
+
+The cost: 32 bytes per document, 16 for each hash.
+"""
 
 from __future__ import annotations
 
@@ -9,43 +25,54 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from preprocess.documents import text_buffers
+from preprocess.documents import get_text_buffers
 from preprocess.recipes.schema import Recipe
 
 
 def hash128(chunks: Iterable[bytes | memoryview], num_chunks: int) -> np.ndarray:
-    """XXH3's 128-bit hash of each chunk, big-endian as its specification prints it: (num_chunks, 16) uint8."""
+    """Return the 128-bit XXH3 hash of each chunk, in its canonical big-endian form.
+
+    Returns (num_chunks, 16) uint8.
+    """
     return np.frombuffer(b"".join(map(xxhash.xxh3_128_digest, chunks)), np.uint8).reshape(num_chunks, 16)
 
 
-def content_hashes(texts: pa.LargeStringArray) -> np.ndarray:
-    """The hash of each cleaned text's UTF-8 bytes: (D, 16) uint8, as `.docs` stores it."""
-    data, boundaries = text_buffers(texts)
+def hash_contents(texts: pa.LargeStringArray) -> np.ndarray:
+    """Return the hash of each text's UTF-8 bytes: (D, 16) uint8, as stored in `.docs` files."""
+    data, offsets = get_text_buffers(texts)
     view = np.ascontiguousarray(data).data
-    edges = boundaries.tolist()
-    return hash128((view[a:b] for a, b in itertools.pairwise(edges)), len(texts))
+    return hash128((view[start:end] for start, end in itertools.pairwise(offsets.tolist())), len(texts))
 
 
-def group_hashes(groups: pa.StringArray, hashes: np.ndarray) -> np.ndarray:
-    """What the split goes by: the hash of each document's group, or of its content where it has none: (D, 16) uint8."""
-    keys = hashes.copy()
+def hash_group_names(groups: pa.StringArray, hashes: np.ndarray) -> np.ndarray:
+    """Return the hash of each document's group name, (D, 16) uint8.
+
+    A document without a group keeps its content hash from `hashes`, (D, 16).
+    """
+    group_hashes = hashes.copy()
     named = np.flatnonzero(groups.is_valid().to_numpy(zero_copy_only=False))
     if len(named):
-        # A group's name never equals a content hash by being some document's text: it is hashed under a prefix.
+        # The prefix keeps a group name apart from a document whose text equals that name.
         names = groups.take(pa.array(named)).to_pylist()
-        keys[named] = hash128((b"group\0" + name.encode() for name in names), len(named))
-    return keys
+        group_hashes[named] = hash128((b"group\0" + name.encode() for name in names), len(named))
+    return group_hashes
 
 
-def groups_of(batch: pa.RecordBatch, hashes: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """What may not straddle the split, as (D, 16) uint8: the hash of each document's group. `hashes`: of their contents, (D, 16)."""
+def hash_groups(batch: pa.RecordBatch, hashes: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Return the hash of each document's group as `recipe.group_by` defines it: (D, 16) uint8.
+
+    `hashes` are the content hashes of the documents, (D, 16).
+    """
     if recipe.group_by == "position":
         positions = batch.column("position").to_pylist()
         return hash128((b"position\0%d" % position for position in positions), len(positions))
-    return group_hashes(batch.column("group"), hashes)
+    return hash_group_names(batch.column("group"), hashes)
 
 
-def two_halves(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 16) uint8 as two (N,) u8 that order as the bytes do."""
+def to_uint64_halves(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the high and the low halves of hashes, (N, 16) uint8, as two arrays (N,) uint64.
+
+    The pairs (high, low) sort in the order of the bytes.
+    """
     halves = np.ascontiguousarray(hashes).view(">u8").reshape(-1, 2)
     return halves[:, 0].astype(np.uint64), halves[:, 1].astype(np.uint64)

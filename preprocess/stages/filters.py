@@ -1,4 +1,4 @@
-"""Documents too short or too long, left out and counted."""
+"""Filters that drop documents by their length."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
-def within_bounds(
+def select_by_length(
     texts: pa.LargeStringArray, min_characters: int | None, max_characters: int | None
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """Which texts keep within the bounds, each None for unbounded: (D,) bool; and how many were too short and too long."""
+    """Return which of D texts to keep, (D,) bool, and how many are "too_short" and "too_long".
+
+    Both bounds are inclusive and optional.
+    """
     keep, counts = np.ones(len(texts), bool), {}
     if min_characters is not None or max_characters is not None:
         lengths = pc.utf8_length(texts).to_numpy()
-        for name, is_out in (
-            ("too_short", lengths < (min_characters or 0)),
-            ("too_long", lengths > (max_characters if max_characters is not None else np.iinfo(np.int64).max)),
-        ):
-            counts[name] = int(is_out.sum())
-            keep &= ~is_out
+        is_too_short = lengths < (min_characters or 0)
+        is_too_long = lengths > (max_characters if max_characters is not None else np.iinfo(np.int64).max)
+        counts = {"too_short": int(is_too_short.sum()), "too_long": int(is_too_long.sum())}
+        keep = ~(is_too_short | is_too_long)
     return keep, counts

@@ -1,4 +1,8 @@
-"""Records → documents: text checked to be UTF-8, columns joined, rows chosen, metadata put in place, long texts cut."""
+"""Make documents from the records of a reader.
+
+The columns are decoded, the rows that the condition excludes are dropped, the text is joined from
+the columns, metadata is added, and long texts are cut.
+"""
 
 from __future__ import annotations
 
@@ -8,159 +12,166 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocess.documents import make_batch, text_bytes
+from preprocess.documents import count_text_bytes, make_batch
 from preprocess.errors import FolioError
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.record_blocks import find_cut, reject_oversized
-from preprocess.readers.records import Records, Rejects, explain_utf8
-from preprocess.recipes.columns import as_text, is_text_or_bytes
+from preprocess.readers.records import Records, Rejects, format_utf8_error
+from preprocess.recipes.columns import cast_to_text, is_text_or_bytes
 from preprocess.recipes.row_filter import parse_condition
-from preprocess.recipes.schema import TABLES, Recipe
+from preprocess.recipes.schema import TABLE_FORMATS, Recipe
 from preprocess.recipes.templates import parse_template
 
 METADATA = ("author", "city", "year", "lang", "group", "split")
-YEAR = r"\A[0-9]{1,4}(\.0)?\z"
+YEAR_PATTERN = r"\A[0-9]{1,4}(\.0)?\z"
 
 
 class DocumentMaker:
-    """Makes documents of one span's records; keeps count, so that every document has its number in the span."""
+    """Makes documents from the records of one span and numbers them from 0 within the span."""
 
-    def __init__(self, source: InputFile, recipe: Recipe, rejects: Rejects) -> None:
-        self._source, self._recipe, self._losses = source, recipe, rejects
-        self._is_table = source.format in TABLES
+    def __init__(self, input_file: InputFile, recipe: Recipe, rejects: Rejects) -> None:
+        self._input_file, self._recipe, self._rejects = input_file, recipe, rejects
+        self._is_table = input_file.format in TABLE_FORMATS
         self._condition = parse_condition(recipe.where) if recipe.where and self._is_table else None
         self._template = parse_template(recipe.template) if recipe.template is not None and self._is_table else None
-        self._num_extra = 0  # documents that cutting has added so far
+        self._num_extra = 0  # documents of the span that were added by cutting others
 
     def make(self, records: Records) -> tuple[pa.RecordBatch, pa.StringArray | None]:
-        """The documents of `records`, in order, and what a column or the file's name says of their side of the split."""
+        """Return the documents of `records` in order, and the name of the split of each.
+
+        The names are only returned if a column or the name of the file gives them. Raises
+        FolioError if a record is one that the recipe does not allow.
+        """
         keep = np.ones(records.num_records, bool)
         columns = {name: self._decode(column, records, keep) for name, column in records.columns.items()}
         if self._condition is not None:
-            chosen = self._condition.apply(records.where).to_numpy(zero_copy_only=False)
-            self._losses.counts["filtered"] += int((keep & ~chosen).sum())
-            keep &= chosen
-        texts = self._texts(columns)
+            is_selected = self._condition.apply(records.where).to_numpy(zero_copy_only=False)
+            self._rejects.counts["filtered"] += int((keep & ~is_selected).sum())
+            keep &= is_selected
+        texts = self._join_texts(columns)
         if texts.null_count:
             is_null = texts.is_null().to_numpy(zero_copy_only=False)
-            self._losses.counts["null_text"] += int((keep & is_null).sum())
+            self._rejects.counts["null_text"] += int((keep & is_null).sum())
             keep &= ~is_null
-        self._losses.num_positions = records.first + records.num_records + self._num_extra
+        first_position = records.first + self._num_extra
+        self._rejects.num_positions = first_position + records.num_records
+        fields = {name: self._get_metadata(name, columns) for name in METADATA}
+        fields["text"] = texts
+        fields["position"] = pa.array(np.arange(len(keep), dtype=np.uint64) + np.uint64(first_position))
         rows = np.flatnonzero(keep)
-        fields = {name: self._metadata(name, columns) for name in METADATA}
-        fields |= {
-            "text": texts,
-            "position": pa.array(np.arange(len(keep), dtype=np.uint64) + np.uint64(records.first + self._num_extra)),
-        }
         if len(rows) < len(keep):
-            take = pa.array(rows)
+            kept = pa.array(rows)
             fields = {
-                name: value.take(take) if isinstance(value, pa.Array) else value for name, value in fields.items()
+                name: value.take(kept) if isinstance(value, pa.Array) else value for name, value in fields.items()
             }
-        side = fields.pop("split")
-        batch = make_batch({**fields, "source": self._source.number}, len(rows))
-        side = side if isinstance(side, pa.Array) or side is None else pa.repeat(pa.scalar(side), len(rows))
-        return self._cut_long(batch, side)
+        split = fields.pop("split")
+        batch = make_batch({**fields, "source": self._input_file.number}, len(rows))
+        split = split if isinstance(split, pa.Array) or split is None else pa.repeat(pa.scalar(split), len(rows))
+        return self._cut_long(batch, split)
 
     def _decode(self, column: pa.Array, records: Records, keep: np.ndarray) -> pa.Array:
-        """`column` as valid strings; rows that may not be are dealt with as the recipe says."""
+        """Return `column` as valid strings. Clear `keep` for rows with invalid UTF-8 to skip."""
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         if not is_text_or_bytes(column.type):
-            return as_text(column)
-        if self._source.format == "jsonl":
-            return column  # orjson has checked it
+            return cast_to_text(column)
+        if self._input_file.format == "jsonl":
+            return column  # orjson accepts only UTF-8
         try:
-            # Through bytes: a cast to strings checks UTF-8 (8 GB/s), one from strings to strings does not.
+            # A cast from bytes to strings verifies UTF-8 (8 GB/s), one between strings does not.
             return column.cast(pa.large_binary()).cast(pa.large_string())
         except pa.ArrowInvalid:
-            return self._mend(column.cast(pa.large_binary()), records, keep)
+            return self._decode_rows(column.cast(pa.large_binary()), records, keep)
 
-    def _mend(self, column: pa.LargeBinaryArray, records: Records, keep: np.ndarray) -> pa.Array:
+    def _decode_rows(self, column: pa.LargeBinaryArray, records: Records, keep: np.ndarray) -> pa.Array:
+        """Decode a column that contains invalid UTF-8, row by row, as the recipe says."""
         texts: list[str | None] = []
         for row, data in enumerate(column.to_pylist()):
             try:
                 texts.append(None if data is None else data.decode("utf-8"))
             except UnicodeDecodeError as e:
-                self._losses.counts["invalid_utf8"] += bool(keep[row])
+                self._rejects.counts["invalid_utf8"] += bool(keep[row])
                 if self._recipe.invalid_utf8 == "error":
-                    raise FolioError(self._explain(records, row, data, e)) from e
+                    raise FolioError(self._format_utf8_error(records, row, data, e)) from e
                 keep[row] &= self._recipe.invalid_utf8 == "replace"
                 texts.append(data.decode("utf-8", "replace"))
         return pa.array(texts, pa.large_string())
 
-    def _explain(self, records: Records, row: int, data: bytes, error: UnicodeDecodeError) -> str:
+    def _format_utf8_error(self, records: Records, row: int, data: bytes, error: UnicodeDecodeError) -> str:
         if records.offsets is not None:
-            where = f"at offset {int(records.offsets[row]) + error.start:,}"
+            location = f"at offset {int(records.offsets[row]) + error.start:,}"
         else:
-            where = f"at offset {error.start:,} of row {records.first + row:,}"
-        return explain_utf8(self._source.path, where, data[error.start], error.reason)
+            location = f"at offset {error.start:,} of row {records.first + row:,}"
+        return format_utf8_error(self._input_file.path, location, data[error.start], error.reason)
 
-    def _texts(self, columns: dict[str, pa.Array]) -> pa.LargeStringArray:
+    def _join_texts(self, columns: dict[str, pa.Array]) -> pa.LargeStringArray:
         if self._template is not None:
             return self._template.join(columns)
         return columns[self._recipe.text_column if self._is_table else "text"]
 
-    def _metadata(self, name: str, columns: dict[str, pa.Array]) -> Any:
-        """Of each document by its column, else of all by the file's name, else as the recipe fixes it."""
+    def _get_metadata(self, name: str, columns: dict[str, pa.Array]) -> Any:
+        """Return a column of values, one value for all documents, or no value.
+
+        A column takes precedence over the name of the file, and the name over the recipe's value.
+        """
         column = getattr(self._recipe, f"{name}_column") if self._is_table else None
         if column is None:
-            fixed = self._source.metadata.get(
-                name, getattr(self._recipe, name, None) if name not in ("group", "split") else None
-            )
             if name == "group" and self._recipe.group_by == "source":
-                return self._source.name
-            return fixed
+                return self._input_file.name
+            default = getattr(self._recipe, name, None) if name not in ("group", "split") else None
+            return self._input_file.metadata.get(name, default)
         values = columns[column]
         if name == "year":
-            return self._years(values)
+            return self._parse_years(values)
         return pc.if_else(pc.equal(values, ""), None, values)
 
-    def _years(self, values: pa.Array) -> pa.Array:
+    def _parse_years(self, values: pa.Array) -> pa.Array:
         values = pc.utf8_trim_whitespace(values)
-        is_year = pc.match_substring_regex(values, YEAR)
-        unreadable = pc.and_(pc.invert(is_year), pc.not_equal(values, ""))
-        self._losses.counts["unreadable_year"] += pc.sum(unreadable).as_py() or 0
+        is_year = pc.match_substring_regex(values, YEAR_PATTERN)
+        is_unreadable = pc.and_(pc.invert(is_year), pc.not_equal(values, ""))
+        self._rejects.counts["unreadable_year"] += pc.sum(is_unreadable).as_py() or 0
         return pc.if_else(is_year, values, None).cast(pa.float64()).cast(pa.int32())
 
     def _cut_long(
-        self, batch: pa.RecordBatch, side: pa.StringArray | None
+        self, batch: pa.RecordBatch, split: pa.StringArray | None
     ) -> tuple[pa.RecordBatch, pa.StringArray | None]:
-        sizes = text_bytes(batch.column("text"))
+        """Cut texts that are longer than `max_document_bytes` into several documents."""
+        sizes = count_text_bytes(batch.column("text"))
         if not len(sizes) or int(sizes.max()) <= self._recipe.max_document_bytes:
-            return batch, side
+            return batch, split
         parts: list[memoryview] = []
-        rows: list[int] = []
+        rows: list[int] = []  # of `batch`, for each part
         positions: list[int] = []
-        extra = 0
+        num_extra = 0
         for row, (text, position) in enumerate(
             zip(batch.column("text"), batch.column("position").to_pylist(), strict=True)
         ):
-            cut = self._parts(memoryview(text.as_buffer()), position)
-            parts += cut
-            rows += [row] * len(cut)
-            positions += range(position + extra, position + extra + len(cut))
-            extra += max(len(cut) - 1, 0)
-        self._num_extra += extra
-        self._losses.num_positions += extra
-        self._losses.counts["cut"] += extra
+            text_parts = self._cut_text(memoryview(text.as_buffer()), position)
+            parts += text_parts
+            rows += [row] * len(text_parts)
+            positions += range(position + num_extra, position + num_extra + len(text_parts))
+            num_extra += max(len(text_parts) - 1, 0)
+        self._num_extra += num_extra
+        self._rejects.num_positions += num_extra
+        self._rejects.counts["cut"] += num_extra
         taken = batch.drop_columns(["text"]).take(pa.array(rows, pa.int64()))
         columns = {name: taken.column(name) for name in taken.schema.names}
         columns |= {
             "text": pa.array(parts, pa.large_binary()).cast(pa.large_string()),
             "position": pa.array(positions, pa.uint64()),
         }
-        return make_batch(columns, len(rows)), side.take(pa.array(rows, pa.int64())) if side is not None else None
+        return make_batch(columns, len(rows)), split.take(pa.array(rows, pa.int64())) if split is not None else None
 
-    def _parts(self, data: memoryview, position: int) -> list[memoryview]:
+    def _cut_text(self, text: memoryview, position: int) -> list[memoryview]:
+        """Return the parts of one text. A rest that cannot be cut is an error or is dropped."""
         parts: list[memoryview] = []
-        start, limit = 0, self._recipe.max_document_bytes
-        while len(data) - start > limit:
-            place = find_cut(data, limit, start)
-            if not place:
-                reject_oversized(f"{self._source.path}: document {position:,} is", self._recipe, can_be_cut=True)
-                self._losses.counts["oversized"] += 1
+        start, max_bytes = 0, self._recipe.max_document_bytes
+        while len(text) - start > max_bytes:
+            end = find_cut(text, max_bytes, start)
+            if not end:
+                record = f"{self._input_file.path}: document {position:,}"
+                reject_oversized(record, self._recipe, self._rejects, can_be_cut=True)
                 return parts
-            parts.append(data[start:place])
-            start = place
-        return [*parts, data[start:]]
+            parts.append(text[start:end])
+            start = end
+        return [*parts, text[start:]]

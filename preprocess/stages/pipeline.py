@@ -1,4 +1,8 @@
-"""A span of a source → its cleaned documents, batch by batch, with what is known of their sides of the split."""
+"""Read a span of an input file and chain the stages that turn it into cleaned documents.
+
+The documents come in batches, together with the side of the split of each document as far as it is
+known while reading. A random split is decided later (split.py), so that its side is UNKNOWN here.
+"""
 
 from __future__ import annotations
 
@@ -20,115 +24,137 @@ from preprocess.readers.records import Rejects
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.format import CONTROL_FIELDS
 from preprocess.stages.clean import clean
-from preprocess.stages.filters import within_bounds
+from preprocess.stages.filters import select_by_length
 from preprocess.stages.make_documents import DocumentMaker
-from preprocess.stages.split import contiguous_cut, cut_document
+from preprocess.stages.split import compute_contiguous_cut, cut_document
 
-Documents = Iterator[tuple[pa.RecordBatch, np.ndarray]]  # SCHEMA, and (D,) int8 of the sides that work.py names
+Documents = Iterator[tuple[pa.RecordBatch, np.ndarray]]  # a batch of SCHEMA, and the documents' sides, (D,) int8
 
 PAIRS_PER_BATCH = 4096
-SIDES = {"train": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "dev": VAL, "test": HELD_OUT}
+SIDE_BY_NAME = {"train": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "dev": VAL, "test": HELD_OUT}
 
 
-def documents_of(source: InputFile, span: Span, recipe: Recipe, rejects: Rejects, cleaned: Counter[str]) -> Documents:
-    """Read, cleaned, cut, bounded: all documents of `span` that hold text. `rejects` counts what went, `cleaned` what rules changed."""
-    if source.format == "synthetic":
-        batches = _cleaned(_synthetic(recipe), recipe, cleaned)
+def read_documents(
+    input_file: InputFile, span: Span, recipe: Recipe, rejects: Rejects, cleaned: Counter[str]
+) -> Documents:
+    """Yield the documents of `span`: read, cleaned, cut into passages and filtered by length.
+
+    `rejects` counts the records and documents that are dropped, and `cleaned` the documents that
+    each cleaning rule changed. Raises FolioError if the file cannot be read.
+    """
+    if input_file.format == "synthetic":
+        batches = _clean_batches(_generate_synthetic(recipe), recipe, cleaned)
         rejects.num_positions = 2 * recipe.num_pairs
     elif recipe.split == "contiguous":
-        batches = _contiguous(source, span, recipe, rejects, cleaned)
+        batches = _read_contiguous(input_file, span, recipe, rejects, cleaned)
     else:
-        batches = _cleaned(_read(source, span, recipe, rejects), recipe, cleaned)
-        if recipe.document == "passage" and source.format == "text":
-            batches = _passages(batches, recipe, None, rejects)
+        batches = _clean_batches(_read_batches(input_file, span, recipe, rejects), recipe, cleaned)
+        if recipe.document == "passage" and input_file.format == "text":
+            batches = _cut_batches(batches, recipe, None, rejects)
     for batch, sides in batches:
-        keep, counts = within_bounds(batch.column("text"), recipe.min_characters, recipe.max_characters)
+        keep, counts = select_by_length(batch.column("text"), recipe.min_characters, recipe.max_characters)
         rejects.counts.update(counts)
         yield (batch, sides) if keep.all() else (batch.filter(pa.array(keep)), sides[keep])
 
 
-def _cleaned(batches: Documents, recipe: Recipe, cleaned: Counter[str]) -> Documents:
+def _clean_batches(batches: Documents, recipe: Recipe, cleaned: Counter[str]) -> Documents:
     for batch, sides in batches:
         batch, counts = clean(batch, recipe.clean)
         cleaned.update(counts)
         yield batch, sides
 
 
-def _read(source: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Documents:
-    maker = DocumentMaker(source, recipe, rejects)
-    for records in read_span(source, span, recipe, rejects):
+def _read_batches(input_file: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Documents:
+    maker = DocumentMaker(input_file, recipe, rejects)
+    for records in read_span(input_file, span, recipe, rejects):
         batch, names = maker.make(records)
-        yield (
-            batch,
-            _sides(names, batch.num_rows, source)
-            if recipe.split == "given"
-            else np.full(batch.num_rows, UNKNOWN, np.int8),
-        )
+        if recipe.split == "given":
+            yield batch, _parse_sides(names, input_file)
+        else:
+            yield batch, np.full(batch.num_rows, UNKNOWN, np.int8)
 
 
-def _sides(names: pa.Array | None, num_documents: int, source: InputFile) -> np.ndarray:
-    """The side that each name of a split stands for."""
+def _parse_sides(names: pa.Array | None, input_file: InputFile) -> np.ndarray:
+    """Return the side for the name of each document's split: (D,) int8."""
     if names is None:
         raise FolioError(
-            f"{source.path} says nothing of the split; name a split_column that it has, or a group (?P<split>…) in name_pattern"
+            f"{input_file.path} gives no split for its documents; set split_column to one of its columns, "
+            "or add a group (?P<split>…) to name_pattern"
         )
     encoded = names.dictionary_encode()
-    for name in encoded.dictionary.to_pylist():
-        if name not in SIDES:
-            raise FolioError(f"{source.path} gives the split {name!r}, wanted one of {', '.join(SIDES)}; rename it")
+    distinct_names = encoded.dictionary.to_pylist()
+    for name in distinct_names:
+        if name not in SIDE_BY_NAME:
+            raise FolioError(
+                f"{input_file.path} contains the split {name!r}, expected one of {', '.join(SIDE_BY_NAME)}; rename it"
+            )
     if encoded.null_count:
         raise FolioError(
-            f"{source.path} gives no split for {encoded.null_count:,} documents; fill it in, or choose another split"
+            f"{input_file.path} gives no split for {encoded.null_count:,} documents; fill in the missing values, "
+            "or choose another --split"
         )
-    lookup = np.array([SIDES[name] for name in encoded.dictionary.to_pylist()], np.int8)
-    return lookup[encoded.indices.to_numpy()] if num_documents else np.empty(0, np.int8)
+    if not len(names):
+        return np.empty(0, np.int8)
+    return np.array([SIDE_BY_NAME[name] for name in distinct_names], np.int8)[encoded.indices.to_numpy()]
 
 
-def _passages(batches: Documents, recipe: Recipe, boundary: int | None, rejects: Rejects) -> Documents:
-    """Documents cut into passages where the recipe asks for it, and at `boundary`, the number of characters that train, where given."""
-    size = recipe.passage_characters if recipe.document == "passage" else None
-    position = consumed = 0
+def _cut_batches(batches: Documents, recipe: Recipe, boundary: int | None, rejects: Rejects) -> Documents:
+    """Cut documents at `boundary` and, if the recipe says so, into passages; number the parts.
+
+    `boundary`, if given, is the number of characters of all documents together that are for
+    training.
+    """
+    passage_characters = recipe.passage_characters if recipe.document == "passage" else None
+    position = num_characters = 0  # of the parts, and of the documents, so far
     for batch, sides in batches:
         for row in range(batch.num_rows):
-            spans, in_val = cut_document(
-                batch.slice(row, 1), boundary=None if boundary is None else boundary - consumed, passage_characters=size
+            document = batch.slice(row, 1)
+            parts, is_after_boundary = cut_document(
+                document,
+                boundary=None if boundary is None else boundary - num_characters,
+                passage_characters=passage_characters,
             )
-            numbers = pa.array(np.arange(position, position + spans.num_rows), pa.uint64())
-            position += spans.num_rows
+            positions = pa.array(np.arange(position, position + parts.num_rows), pa.uint64())
+            position += parts.num_rows
             rejects.num_positions = position
-            consumed += _num_characters(batch.slice(row, 1)) if boundary is not None else 0
-            side = (
-                np.where(in_val, VAL, TRAIN).astype(np.int8)
-                if boundary is not None
-                else np.repeat(sides[row : row + 1], spans.num_rows)
-            )
-            yield replace_column(spans, "position", numbers), side
+            if boundary is None:
+                part_sides = np.repeat(sides[row : row + 1], parts.num_rows)
+            else:
+                num_characters += _count_characters(document)
+                part_sides = np.where(is_after_boundary, VAL, TRAIN).astype(np.int8)
+            yield replace_column(parts, "position", positions), part_sides
 
 
-def _num_characters(batch: pa.RecordBatch) -> int:
+def _count_characters(batch: pa.RecordBatch) -> int:
     return pc.sum(pc.utf8_length(batch.column("text"))).as_py() or 0
 
 
-def _contiguous(source: InputFile, span: Span, recipe: Recipe, rejects: Rejects, cleaned: Counter[str]) -> Documents:
-    """The file read twice: its share of characters is known only when all of it is cleaned, and it may not fit into memory."""
-    unused = Rejects(None)
-    first = _cleaned(_read(source, span, recipe, unused), recipe, Counter())
-    boundary = contiguous_cut(sum(_num_characters(batch) for batch, _ in first), recipe.val_fraction)
-    yield from _passages(_cleaned(_read(source, span, recipe, rejects), recipe, cleaned), recipe, boundary, rejects)
+def _read_contiguous(
+    input_file: InputFile, span: Span, recipe: Recipe, rejects: Rejects, cleaned: Counter[str]
+) -> Documents:
+    """Read a file twice: first to count the characters of the cleaned text, then to cut it.
+
+    The file is not kept in memory between the two, because it may not fit.
+    """
+    first_pass = _clean_batches(_read_batches(input_file, span, recipe, Rejects(None)), recipe, Counter())
+    num_characters = sum(_count_characters(batch) for batch, _ in first_pass)
+    boundary = compute_contiguous_cut(num_characters, recipe.val_fraction)
+    second_pass = _clean_batches(_read_batches(input_file, span, recipe, rejects), recipe, cleaned)
+    yield from _cut_batches(second_pass, recipe, boundary, rejects)
 
 
-def _synthetic(recipe: Recipe) -> Documents:
+def _generate_synthetic(recipe: Recipe) -> Documents:
     pairs = generate_pairs(recipe.num_pairs, seed=recipe.seed)
     while chunk := list(itertools.islice(pairs, PAIRS_PER_BATCH)):
-        yield _pair_batch(chunk), np.full(2 * len(chunk), UNKNOWN, np.int8)
+        yield _make_pair_batch(chunk), np.full(2 * len(chunk), UNKNOWN, np.int8)
 
 
-def _pair_batch(pairs: list[Any]) -> pa.RecordBatch:
-    """Both sides of each pair, English first, as documents of one group."""
+def _make_pair_batch(pairs: list[Any]) -> pa.RecordBatch:
+    """Return the English and then the Russian text of each pair, as documents of one group."""
     columns: dict[str, Any] = {
         "text": [text for pair in pairs for text in (pair.en, pair.ru)],
         "lang": ["en", "ru"] * len(pairs),
-        "position": [2 * pair.number + side for pair in pairs for side in (0, 1)],
+        "position": [2 * pair.number + i for pair in pairs for i in (0, 1)],
         "group": [str(pair.number) for pair in pairs for _ in (0, 1)],
     }
     for field in CONTROL_FIELDS:

@@ -1,4 +1,7 @@
-"""Documents straight to blocks of tokens: nothing on the disk, memory that does not grow with the source, and any place to go on from."""
+"""Turns documents directly into blocks of tokens, without shards on the disk.
+
+Memory does not grow with the input, and a stream can resume at any block.
+"""
 
 from preprocess.stream.batches import ValidationBlocks, batches, validation_blocks
 from preprocess.stream.corpus import StreamCorpus, open_corpus

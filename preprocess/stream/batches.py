@@ -1,4 +1,4 @@
-"""Blocks as a training loop takes them: batches of inputs and targets, and a fixed list to validate on."""
+"""Batches of blocks for a training loop, and the fixed blocks that it validates on."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, (B, T) each, of the
 
 
 def batches(stream: TokenStream, batch_size: int) -> Iterator[Batch]:
-    """Blocks of `stream`, `batch_size` at a time, none read ahead: between two batches, `stream.state_dict()` is where the loop stands.
+    """Yield inputs and targets, (batch_size, block_size) each: views of one array.
 
-    Fewer blocks at the end make no batch. Both arrays are views of one. Raises as the stream does.
+    No block is read ahead, so between two batches `stream.state_dict()` is the state of the loop. A
+    last batch with fewer blocks is dropped. Raises as the stream does.
     """
     if batch_size < 1:
-        raise MisuseError(f"batch_size is {batch_size:,}, wanted 1 or more")
+        raise MisuseError(f"batch_size must be 1 or more, got {batch_size:,}")
     while len(blocks := list(itertools.islice(stream, batch_size))) == batch_size:
-        tokens = np.stack(blocks)
+        tokens = np.stack(blocks)  # (B, T + 1)
         yield tokens[:, :-1], tokens[:, 1:]
 
 
@@ -33,19 +34,21 @@ class ValidationBlocks:
     """The fixed blocks that every evaluation reads."""
 
     blocks: np.ndarray  # (N, block_size + 1) of the corpus' dtype
-    num_tokens: int  # of the documents that were read for them
-    num_text_bytes: int  # of the same: their ratio makes bits per byte of nats per token
+    num_tokens: int  # of the documents that were read for the blocks
+    num_text_bytes: int  # of the same documents: with num_tokens it converts nats per token to bits per byte
 
 
 def validation_blocks(
     corpus: StreamCorpus, *, block_size: int, eval_tokens: int | None, retries: Retries | None = None
 ) -> ValidationBlocks:
-    """The first `eval_tokens` // block_size blocks of the validation side, at least one, in the documents' order; None: all of it.
+    """Return the first `eval_tokens` // block_size blocks (at least one) of the validation split.
 
-    The same for every rank, for it is shared with none. Where few documents validate many are read to find them: of a `val_fraction`
-    of 0.001 a thousand times the text; none of the others is encoded. Raises FolioError where there is not one block.
+    The blocks are in the order of the documents; without `eval_tokens` they are all blocks. Every
+    rank gets the same. With a small `val_fraction` most documents are read and discarded: with
+    0.001 a thousand times the validation text is read, but not encoded. Raises FolioError if the
+    split has less than one block.
     """
     stream = TokenStream(corpus, block_size=block_size, split="val", stream_buffer=0, retries=retries)
-    most = None if eval_tokens is None else max(eval_tokens // block_size, 1)
-    blocks = np.stack(list(itertools.islice(stream, most)))
+    max_blocks = None if eval_tokens is None else max(eval_tokens // block_size, 1)
+    blocks = np.stack(list(itertools.islice(stream, max_blocks)))
     return ValidationBlocks(blocks, stream.num_tokens, stream.num_text_bytes)

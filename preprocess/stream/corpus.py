@@ -1,6 +1,9 @@
-"""What a stream reads, opened but not read: files found and not hashed, the tokenizer, and ids for the control tokens.
+"""The corpus of a stream: its recipe, its files, its tokenizer, and the ids of its control tokens.
 
-A build may look at all documents before it decides; a stream meets each once. What that rules out is refused here, or told.
+A build reads all documents before it decides which to keep; a stream meets each document once. So a
+stream cannot deduplicate, split by exact count, train a tokenizer, or number control tokens that it
+has not seen. `open_corpus` changes such settings and logs a line, or rejects them if a change would
+alter the vocabulary. The files are listed but not read, and not hashed.
 """
 
 from __future__ import annotations
@@ -13,34 +16,36 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from preprocess.errors import FolioError, MisuseError
+from preprocess.errors import MisuseError
 from preprocess.inputs.find_inputs import find_input_files
-from preprocess.inputs.input_files import InputFile, settle_format
+from preprocess.inputs.input_files import InputFile, resolve_format
 from preprocess.progress import Progress
 from preprocess.recipes.catalog import load_recipe
-from preprocess.recipes.schema import STRADDLING, Recipe, may_straddle
+from preprocess.recipes.schema import DUPLICATES_SPLIT_WARNING, Recipe, can_split_duplicates
 from preprocess.shards import format as shard_format
+from preprocess.shards.control_tokens import ControlTokenIds
 from preprocess.shards.files import canonical_json, readable_json, sha256_bytes, write_durable
-from preprocess.shards.format import CONTROL_FIELDS, MANIFEST, SPLITS, TOKENIZER_DIR, format_control_token
-from preprocess.tokenizers import TRAINED, describe_tokenizer, is_path, load_named
+from preprocess.shards.format import CONTROL_FIELDS, MANIFEST, TOKENIZER_DIR
+from preprocess.shards.manifest import SPLITS
+from preprocess.tokenizers import TRAINED_KINDS, is_tokenizer_path, load_tokenizer_by_name, make_tokenizer_entry
 from preprocess.tokenizers.interface import Tokenizer
-from preprocess.versions import made_with
+from preprocess.versions import collect_versions
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class StreamCorpus:
-    """A corpus as streams read it; any number of them may share one."""
+    """An open corpus. Any number of streams may share one."""
 
-    recipe: Recipe  # as a stream can follow it
-    sources: tuple[InputFile, ...]
+    recipe: Recipe  # with the changes that a stream needs
+    input_files: tuple[InputFile, ...]
     tokenizer: Tokenizer
-    control_ids: dict[str, int]  # spelling → id, behind the tokenizer's own
-    tell: Tell
+    control_ids: dict[str, int]  # control token -> id, after the tokenizer's ids
+    log: Log
 
     def __reduce__(self) -> NoReturn:
-        """Its engines are compiled: pickle would stumble over one of their modules, and say no more than that."""
+        """Reject pickling with advice: pickle would fail at a compiled object of the tokenizer."""
         raise MisuseError(
             "an open corpus cannot be sent to another process; send its recipe, and open the stream there"
         )
@@ -51,25 +56,31 @@ class StreamCorpus:
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are, control tokens among them."""
+        """The number of ids, control tokens included."""
         return self.tokenizer.vocab_size + len(self.control_ids)
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the blocks: uint16 where every id fits, else uint32."""
+        """The dtype of the blocks: uint16 if every id fits, else uint32."""
         return np.dtype(shard_format.token_dtype(self.vocab_size))
 
     @property
     def sha256(self) -> str:
-        """Of all that decides the tokens and is known without reading: the recipe, the files' names and sizes, the tokenizer."""
+        """The hash of what determines the tokens, as far as it is known without reading the files.
+
+        It covers the recipe, the names and sizes of the files, and the tokenizer.
+        """
         return sha256_bytes(
-            canonical_json([self.recipe.resolved(), self._entries(), describe_tokenizer(self.tokenizer)])
+            canonical_json([self.recipe.resolved(), self._source_entries(), make_tokenizer_entry(self.tokenizer)])
         )
 
     def manifest(self) -> dict[str, Any]:
-        """A build's manifest with no shards: what `load_tokenizer`, sampling and exporting want to know of a vocabulary."""
+        """Return the manifest of a build without shards.
+
+        `load_tokenizer`, sampling and exporting read the vocabulary from it.
+        """
         tokenizer = self.tokenizer
-        empty = {"tokens": 0, "documents": 0, "text_bytes": 0, "shards": []}
+        empty_split = {"tokens": 0, "documents": 0, "text_bytes": 0, "shards": []}
         return shard_format.seal(
             {
                 "format": shard_format.FORMAT,
@@ -82,123 +93,131 @@ class StreamCorpus:
                 "pad_id": tokenizer.pad_id,
                 "unk_id": tokenizer.unk_id,
                 "special_tokens": {**tokenizer.special_tokens, **self.control_ids},
-                "tokenizer": describe_tokenizer(tokenizer),
-                "splits": dict.fromkeys(SPLITS, empty),
+                "tokenizer": make_tokenizer_entry(tokenizer),
+                "splits": dict.fromkeys(SPLITS, empty_split),
                 "recipe": self.recipe.resolved(),
-                "sources": self._entries(),
+                "sources": self._source_entries(),
                 "languages": {},
                 "stats_sha256": "",
-                "made_with": made_with(tokenizer.kind),
+                "made_with": collect_versions(tokenizer.kind),
             }
         )
 
     def save_vocabulary(self, folder: Path) -> None:
-        """Write the manifest and the tokenizer's files into `folder`, where `read_manifest` and `load_tokenizer` find them."""
+        """Write manifest and tokenizer to `folder`, for `read_manifest` and `load_tokenizer`."""
         (folder / TOKENIZER_DIR).mkdir(parents=True, exist_ok=True)
         for name, data in self.tokenizer.files.items():
             write_durable(folder / TOKENIZER_DIR / name, data)
         write_durable(folder / MANIFEST, readable_json(self.manifest()))
 
-    def _entries(self) -> list[dict[str, Any]]:
-        return [{"name": source.name, "bytes": source.size_bytes} for source in self.sources]
+    def _source_entries(self) -> list[dict[str, Any]]:
+        return [{"name": file.name, "bytes": file.size_bytes} for file in self.input_files]
 
 
 def open_corpus(
-    corpus: Recipe | str | Path | None, *, tell: Tell | None = None, use_reference: bool = False, **overrides: Any
+    corpus: Recipe | str | Path | None, *, log: Log | None = None, use_reference: bool = False, **overrides: Any
 ) -> StreamCorpus:
-    """The corpus `corpus`, ready to be streamed: a Recipe, the name of a built-in one, the path of a TOML file, or None for `inputs` alone.
+    """Return the corpus of a recipe, ready to be streamed. Its files are listed, not read.
 
-    `overrides`: settings of the recipe. `tell`: takes one line for whatever somebody should hear of, by default a warning on stderr.
-    `use_reference`: encode with the reference library even where there is a faster one.
-    Raises MisuseError for what a stream cannot do, FolioError where a file cannot be had. Inputs are listed, not read.
+    `corpus` is a Recipe, the name of a built-in corpus, the path of a TOML file, or None for the
+    files of `inputs` alone. `overrides` are settings of the recipe. `log` is called with each line
+    that a user should see; by default it is printed to stderr as a warning. With `use_reference`
+    the reference library encodes even if there is a faster one. Raises MisuseError for settings
+    that a stream cannot have, FolioError if a file cannot be obtained.
     """
-    tell = tell or Progress(quiet=True).warn
+    log = log or Progress(quiet=True).warn
     recipe = load_recipe(str(corpus) if isinstance(corpus, Path) else corpus, **overrides)
-    _reject_trained(recipe)
-    where = f"{corpus}: " if isinstance(corpus, str | Path) and "inputs" not in overrides else ""
-    sources = find_input_files(recipe, None, _Telling(tell), is_hashed=False, asked_by=f"{where}inputs")
-    recipe, notes = as_streamed(settle_format(recipe, sources))
-    tokenizer = load_named(recipe.tokenizer, has_eot=recipe.eot == "append")
-    if is_path(recipe.tokenizer):
+    _reject_trained_tokenizer(recipe)
+    prefix = f"{corpus}: " if isinstance(corpus, str | Path) and "inputs" not in overrides else ""
+    input_files = find_input_files(
+        recipe, None, _WarningsToLog(log), compute_sha256=False, inputs_name=f"{prefix}inputs"
+    )
+    recipe, notes = adapt_recipe(resolve_format(recipe, input_files))
+    tokenizer = load_tokenizer_by_name(recipe.tokenizer, has_eot=recipe.eot == "append")
+    if is_tokenizer_path(recipe.tokenizer):
         recipe = dataclasses.replace(recipe, tokenizer_sha256=sha256_bytes(b"".join(tokenizer.files.values())))
-    if tokenizer.loss is not None:
-        notes.append(f"the tokenizer does not give every text back as it was: {tokenizer.loss}")
-    if not use_reference and (why := tokenizer.start_fast_backend()):
-        notes.append(f"{why}; the reference library encodes this stream")
+    if tokenizer.round_trip_issue is not None:
+        notes.append(f"the tokenizer does not reproduce every text: {tokenizer.round_trip_issue}")
+    if not use_reference and (reason := tokenizer.start_fast_backend()):
+        notes.append(f"{reason}; the reference library encodes this stream")
     for note in notes:
-        tell(note)
-    return StreamCorpus(recipe, tuple(sources), tokenizer, _control_ids(recipe, sources, tokenizer), tell)
+        log(note)
+    return StreamCorpus(
+        recipe, tuple(input_files), tokenizer, _number_control_tokens(recipe, input_files, tokenizer), log
+    )
 
 
-class _Telling(Progress):
-    """Of which only warnings are heard, by `tell`."""
+class _WarningsToLog(Progress):
+    """A Progress that forwards warnings to `log` and drops everything else."""
 
-    def __init__(self, tell: Tell) -> None:
+    def __init__(self, log: Log) -> None:
         super().__init__(quiet=True)
-        self._tell = tell
+        self._forward = log
 
     def warn(self, line: str) -> None:
-        self._tell(line)
+        self._forward(line)
 
 
-def _reject_trained(recipe: Recipe) -> None:
-    if recipe.tokenizer in TRAINED:
+def _reject_trained_tokenizer(recipe: Recipe) -> None:
+    if recipe.tokenizer in TRAINED_KINDS:
         raise MisuseError(
-            f"the {recipe.tokenizer} tokenizer is trained on a corpus, which a stream reads only once; train it with `preprocess tokenizer "
-            "train` and name its folder as the tokenizer, or name gpt2 or byte"
+            f"the {recipe.tokenizer} tokenizer is trained on a corpus, which a stream reads only once; train it with "
+            "`preprocess tokenizer train` and name its folder as the tokenizer, or name gpt2 or byte"
         )
 
 
-def as_streamed(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """`recipe` without what takes a look at all documents first, and a line for each difference.
+def adapt_recipe(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """Return `recipe` without settings that need all documents first, and a line per change.
 
-    Raises MisuseError for control tokens whose number only all documents tell: every id of the vocabulary must be known beforehand.
+    Raises MisuseError if the recipe takes control tokens from a column: every id of the vocabulary
+    must be known before the first block.
     """
-    if recipe.authors:
-        names = [f"{field}_column" for field in CONTROL_FIELDS if getattr(recipe, f"{field}_column") is not None]
-        if names or recipe.format == "synthetic":
-            what = (
-                f"{names[0]} is {getattr(recipe, names[0])!r}"
-                if names
-                else f"{recipe.corpus} is generated with authors"
-            )
-            raise MisuseError(
-                f"{what}, and a stream knows the control tokens only of what the recipe or the files' names say; pass --no-authors "
-                "(authors = false), or build the corpus"
-            )
+    _reject_unknown_control_tokens(recipe)
     changes: dict[str, Any] = {}
     notes = []
     if recipe.dedup:
         changes["dedup"] = False
-        notes.append("a stream cannot remember every document: equal ones are not taken out (dedup = false says so)")
-    if may_straddle(dataclasses.replace(recipe, dedup=False)):
-        notes.append(STRADDLING)
+        notes.append("a stream cannot remember every document: duplicates are kept (set dedup = false to confirm)")
+    if can_split_duplicates(dataclasses.replace(recipe, dedup=False)):
+        notes.append(DUPLICATES_SPLIT_WARNING)
     if recipe.split == "exact":
         changes["split"] = "threshold"
         notes.append(
-            "a stream cannot count the documents first: the split is by threshold, not exact (split = 'threshold' says so)"
+            "a stream cannot count the documents first: the split is by threshold, not exact "
+            "(set split = 'threshold' to confirm)"
         )
     if recipe.max_documents is not None:
         notes.append(
-            f"a stream cannot draw documents by rank: max_documents takes the first {recipe.max_documents:,} of both sides"
+            "a stream cannot choose documents by rank: max_documents takes the first "
+            f"{recipe.max_documents:,} of both splits together"
         )
     return dataclasses.replace(recipe, **changes), notes
 
 
-def _control_ids(recipe: Recipe, sources: list[InputFile], tokenizer: Tokenizer) -> dict[str, int]:
-    """Ids behind the tokenizer's for what recipe and files' names say of documents, in the order in which the files are read.
+def _reject_unknown_control_tokens(recipe: Recipe) -> None:
+    if not recipe.authors:
+        return
+    columns = {f"{field}_column": getattr(recipe, f"{field}_column") for field in CONTROL_FIELDS}
+    found = [f"{setting} is {column!r}" for setting, column in columns.items() if column is not None]
+    if recipe.format == "synthetic":
+        found.append(f"{recipe.corpus} is generated with authors")
+    if found:
+        raise MisuseError(
+            f"{found[0]}, but a stream must know all control tokens before it reads documents, from the recipe or the "
+            "names of the files; pass --no-authors (authors = false), or build the corpus"
+        )
 
-    A build numbers alike, but leaves out files of which it keeps no document. Raises FolioError where two are spelled alike.
+
+def _number_control_tokens(recipe: Recipe, input_files: list[InputFile], tokenizer: Tokenizer) -> dict[str, int]:
+    """Return the ids of the control tokens that the recipe and the file names give, by token.
+
+    They are numbered in the order in which the files are read. A build has the same ids if it keeps
+    a document of every file.
     """
-    found: dict[tuple[str, str | int], str] = {}
-    for source in sources if recipe.authors else ():
+    control = ControlTokenIds(tokenizer.vocab_size, tokenizer.special_tokens)
+    for file in input_files if recipe.authors else ():
         for field in CONTROL_FIELDS:
-            value = source.metadata.get(field, getattr(recipe, field))
+            value = file.metadata.get(field, getattr(recipe, field))
             if value is not None:
-                found.setdefault((field, value), format_control_token(field, value))
-    ids: dict[str, int] = {}
-    for spelling in found.values():
-        if spelling in ids or spelling in tokenizer.special_tokens:
-            raise FolioError(f"two control tokens would be spelled {spelling!r}; rename one of the two in the source")
-        ids[spelling] = tokenizer.vocab_size + len(ids)
-    return ids
+                control.assign(field, value)
+    return control.by_token

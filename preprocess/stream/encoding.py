@@ -1,4 +1,10 @@
-"""Documents → ids with control tokens around them, a megabyte of text at a time, each token's place in the corpus known."""
+"""Encode documents to ids with control tokens around them, and keep the cursor of every token.
+
+A batch of documents has 8 MB of text. It is encoded in chunks of one megabyte, so that the first
+block does not wait for the whole batch (the reference library encodes 5 MB/s). The fast library is
+checked against the reference on a few documents, as in a build. A build restarts with the reference
+if they differ; a stream has already given blocks to its caller, so it ends with an error.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preprocess.documents import text_bytes
+from preprocess.documents import count_text_bytes
 from preprocess.errors import FolioError
 from preprocess.shards.format import CONTROL_FIELDS, format_control_token
-from preprocess.stages.encode import BackendMismatch, SpotCheck, encode_checked, has_bos, has_eot, surround
+from preprocess.stages.encode import BackendMismatch, SpotCheck, add_control_tokens, encode_checked, has_bos, has_eot
 from preprocess.stream.corpus import StreamCorpus
-from preprocess.stream.reading import Cursor, Selected
+from preprocess.stream.reading import Cursor, SelectedDocuments
 
-CHUNK_BYTES = 1 << 20  # so that the first block does not wait for the 8 MB of a batch, where the reference does 5 MB/s
+CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -23,20 +29,23 @@ class Chunk:
     """The ids of consecutive documents."""
 
     ids: np.ndarray  # (N,) of the stream's dtype
-    ends: np.ndarray  # (D,) int64, exclusive, of each document in them
-    selected: Selected
-    first: int  # number of the first of the D documents among the selected
+    ends: np.ndarray  # (D,) int64, exclusive end of each document in `ids`
+    selected: SelectedDocuments
+    first: int  # index in `selected` of the first of the D documents
     text_bytes: int
 
-    def cursor(self, place: int) -> Cursor:
-        """The place behind the first `place` ids, 1 or more: in the document that the last of them is of, which may be its end."""
-        document = int(np.searchsorted(self.ends, place))
+    def cursor(self, num_ids: int) -> Cursor:
+        """Return the position after the first `num_ids` ids, at least 1.
+
+        It is in the document that contains the last of them, possibly at its end.
+        """
+        document = int(np.searchsorted(self.ends, num_ids))
         start = int(self.ends[document - 1]) if document else 0
-        return self.selected.cursor(self.first + document, place - start)
+        return self.selected.cursor(self.first + document, num_ids - start)
 
 
 class ChunkEncoder:
-    """Encodes as builds do: with the fast engine, on a sample compared with the reference."""
+    """Encodes documents with the fast library and checks some of them against the reference."""
 
     def __init__(self, corpus: StreamCorpus) -> None:
         self._corpus, self._tokenizer = corpus, corpus.tokenizer
@@ -44,30 +53,39 @@ class ChunkEncoder:
         eot_id = corpus.tokenizer.eot_id if has_eot(corpus.recipe, corpus.tokenizer) else None
         self._back = -1 if eot_id is None else eot_id
 
-    def encode(self, selected: Selected) -> Iterator[Chunk]:
-        """All of `selected`, in order. Raises FolioError where the engines differ: blocks given out cannot be taken back."""
-        sizes = text_bytes(selected.batch.column("text"))
-        group = np.cumsum(sizes) // CHUNK_BYTES
-        boundaries = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(sizes)]
+    def encode(self, selected: SelectedDocuments) -> Iterator[Chunk]:
+        """Yield the chunks of `selected`, in order.
+
+        Raises FolioError if the two libraries differ.
+        """
+        sizes = count_text_bytes(selected.batch.column("text"))
+        chunk_of_document = np.cumsum(sizes) // CHUNK_BYTES
+        boundaries = [0, *(np.flatnonzero(np.diff(chunk_of_document)) + 1).tolist(), len(sizes)]
         for first, last in itertools.pairwise(boundaries):
             yield self._encode(selected, first, last, sizes[first:last])
 
-    def _encode(self, selected: Selected, first: int, last: int, sizes: np.ndarray) -> Chunk:
+    def _encode(self, selected: SelectedDocuments, first: int, last: int, sizes: np.ndarray) -> Chunk:
         texts = selected.batch.column("text").slice(first, last - first)
-        sample = np.empty(0, np.int64)
+        rows_to_check = np.empty(0, np.int64)
         if self._tokenizer.has_fast_backend:
-            sample = self._check.rows(selected.hashes[first:last], sizes)
+            rows_to_check = self._check.choose_rows(selected.hashes[first:last], sizes)
         try:
-            ids, ends = encode_checked(self._tokenizer, texts, sample)
+            ids, ends = encode_checked(self._tokenizer, texts, rows_to_check)
         except BackendMismatch as e:
-            cure = "begin anew with open_corpus(…, use_reference=True), or train on a build, which changes to the reference by itself"
-            raise FolioError(f"{e}, and blocks were given out; {cure}") from e
-        front = np.tile(self._front(selected), (last - first, 1))
-        ids, ends = surround(ids, ends, front, np.full((last - first, 1), self._back, np.int64))
+            raise FolioError(
+                f"{e}, and blocks were already returned; open the corpus again with "
+                "open_corpus(…, use_reference=True), or train on a build, which switches to the reference by itself"
+            ) from e
+        front = np.tile(self._front(selected), (last - first, 1))  # (D, 1 + F)
+        back = np.full((last - first, 1), self._back, np.int64)  # (D, 1)
+        ids, ends = add_control_tokens(ids, ends, front, back)
         return Chunk(ids.astype(self._corpus.dtype, copy=False), ends, selected, first, int(sizes.sum()))
 
-    def _front(self, selected: Selected) -> np.ndarray:
-        """(1 + F,) ids in front of each document, −1 for none: as open_corpus has seen to, a file's documents have all the same."""
+    def _front(self, selected: SelectedDocuments) -> np.ndarray:
+        """Return the ids before each document, (1 + F,), -1 for no id.
+
+        All documents of a file have the same: `adapt_recipe` rejects control tokens from columns.
+        """
         recipe, tokenizer = self._corpus.recipe, self._tokenizer
         front = [tokenizer.bos_id if has_bos(recipe, tokenizer) and tokenizer.bos_id is not None else -1]
         for field in CONTROL_FIELDS if recipe.authors else ():

@@ -1,4 +1,21 @@
-"""The documents of one share of a corpus, from any place on: files opened as they come, reread where reading fails."""
+"""Read the documents of one share of a corpus, from any position, despite temporary read errors.
+
+Shares. With R ranks and W workers in each, R·W readers divide the documents without communication.
+Each numbers all documents of the epoch in the same order. Of R·W consecutive documents each reader
+takes one, and a permutation keyed by the seed says which. Taking every (R·W)-th document instead
+would give one reader only English and the other only Russian if they alternate in the file. Every
+share reads and cleans all of the text (a quarter of the work) and encodes only its part.
+
+Positions. Files are cut into spans of about 16 MB, as in a build; a compressed file or a CSV file
+is one span. A `Cursor` is the epoch, the file, the span, and the row in the span. Resuming skips
+files and spans without reading them, and reads the span of the cursor from its beginning. Rows
+before the cursor are cleaned but not encoded.
+
+Retries. Reading over a network fails now and then. A span whose reading fails is read again from
+its beginning, after a pause that doubles each time, and the documents that were already yielded are
+skipped. So an error that passes loses and repeats no document. Errors that cannot pass, such as a
+missing or malformed file, are raised at once.
+"""
 
 from __future__ import annotations
 
@@ -12,241 +29,268 @@ from itertools import count, islice
 import numpy as np
 import pyarrow as pa
 
-from preprocess.documents import HELD_OUT, TRAIN, VAL, text_bytes
+from preprocess.documents import HELD_OUT, TRAIN, VAL, count_text_bytes
 from preprocess.errors import FolioError, explain_os_error, first_line
 from preprocess.inputs.input_files import InputChanged, InputFile, Span
 from preprocess.readers import check_input_file
 from preprocess.readers.partitions import iter_spans
-from preprocess.readers.records import UNMEANT, Rejects, format_counts
+from preprocess.readers.records import WARNED_REASONS, Rejects, format_counts
 from preprocess.shards.permutation import keyed_hash, permute
-from preprocess.stages.dedup import content_hashes, groups_of
-from preprocess.stages.pipeline import SIDES, documents_of
-from preprocess.stages.split import is_below, keyed_groups
-from preprocess.stream.corpus import StreamCorpus, Tell
+from preprocess.stages.dedup import hash_contents, hash_groups
+from preprocess.stages.pipeline import SIDE_BY_NAME, read_documents
+from preprocess.stages.split import is_below_threshold, key_groups
+from preprocess.stream.corpus import Log, StreamCorpus
 
 SIDE_OF_SPLIT = {"train": TRAIN, "val": VAL}
-SHARE_KEY = 0x5A4E  # so that who reads a document does not follow from where the shuffle puts it
-# Trying again mends none of these.
-FINAL = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
+SHARE_KEY = 0x5A4E  # makes the shares independent of the shuffled order, which has the same seed
+# Errors that a retry cannot repair.
+PERMANENT_ERRORS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place in a corpus: in front of token `offset` of a document."""
+    """A position in a corpus: before token `offset` of a document.
+
+    States contain the fields under these names.
+    """
 
     epoch: int = 0
-    source: int = 0
-    span: int = 0  # of the source, as partitions.py cuts it
-    row: int = 0  # how many documents of the span come before, those of other sides and shares among them
-    number: int = 0  # how many documents of the epoch come before `row` that hold text and are not held out
+    source: int = 0  # the number of the input file
+    span: int = 0  # the number of the span in the file
+    row: int = 0  # documents of the span before this one, including those of the other split and other shares
+    number: int = 0  # documents of the epoch before `row`; empty and held-out documents are not counted
     offset: int = 0
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of the documents is read: that of worker `worker` of rank `rank`."""
+    """The part of the documents that worker `worker` of rank `rank` reads."""
 
     rank: int = 0
     world_size: int = 1
     worker: int = 0
     num_workers: int = 1
 
-    def takes(self, numbers: np.ndarray, seed: int) -> np.ndarray:
-        """Which of the documents `numbers`, (D,) int64, are of this share: (D,) bool.
+    @property
+    def num_shares(self) -> int:
+        return self.world_size * self.num_workers
 
-        Of as many consecutive documents as there are shares each takes one, which one by a permutation keyed by `seed`: documents that
-        alternate, as translations do, do not all go one way.
-        """
-        num_shares = self.world_size * self.num_workers
-        if num_shares == 1:
+    @property
+    def index(self) -> int:
+        return self.rank * self.num_workers + self.worker
+
+    def contains(self, numbers: np.ndarray, seed: int) -> np.ndarray:
+        """Return whether this share has each of the documents `numbers`, (D,) int64: (D,) bool."""
+        if self.num_shares == 1:
             return np.ones(len(numbers), bool)
-        cycle, place = np.divmod(numbers.astype(np.uint64), np.uint64(num_shares))
-        taken: np.ndarray = (
-            permute(place, num_shares, keyed_hash(seed ^ SHARE_KEY, cycle))
-            == self.rank * self.num_workers + self.worker
-        )
-        return taken
+        cycle, index = np.divmod(numbers.astype(np.uint64), np.uint64(self.num_shares))
+        is_own: np.ndarray = permute(index, self.num_shares, keyed_hash(seed ^ SHARE_KEY, cycle)) == self.index
+        return is_own
 
 
 @dataclass(frozen=True)
 class Retries:
-    """How often a file is tried at one place, and how long is waited: `backoff_s`, and twice as long each time."""
+    """How often reading is tried at one position, and the pause after a failure.
+
+    The first pause is `backoff_s` seconds; each further one is twice as long.
+    """
 
     tries: int = 5
     backoff_s: float = 0.5
 
 
 @dataclass(frozen=True)
-class Selected:
-    """Consecutive documents of a span that are of the wanted side and share."""
+class SelectedDocuments:
+    """Documents of a span that belong to the requested split and share, in order."""
 
-    batch: pa.RecordBatch
-    hashes: np.ndarray  # (D, 16) uint8, of the contents
-    place: Cursor  # of the span; `row` and `number` are below
-    rows: np.ndarray  # (D,) each document's `row`
-    numbers: np.ndarray  # (D,) and `number`
+    batch: pa.RecordBatch  # D documents
+    hashes: np.ndarray  # (D, 16) uint8, content hashes
+    span_start: Cursor
+    rows: np.ndarray  # (D,) int64, `row` of the cursor of each document
+    numbers: np.ndarray  # (D,) int64, `number` of the cursor of each document
 
     def cursor(self, document: int, offset: int) -> Cursor:
-        return replace(self.place, row=int(self.rows[document]), number=int(self.numbers[document]), offset=offset)
+        """Return the position before token `offset` of a document, given by its index."""
+        return replace(self.span_start, row=int(self.rows[document]), number=int(self.numbers[document]), offset=offset)
 
 
 @dataclass
 class DocumentReader:
-    """Reads one side and one share of a corpus."""
+    """Reads one split and one share of a corpus."""
 
     corpus: StreamCorpus
     split: str
     share: Share
     seed: int
-    epochs: int | None
+    epochs: int | None  # None: without end
     retries: Retries
-    sides: dict[int, int] = field(init=False)  # of whole files, by number, where their names tell
-    test_trains: bool = field(init=False)
+    side_of_file: dict[int, int] = field(init=False)  # file number -> side, if the names of the files give the split
+    is_test_for_training: bool = field(init=False)  # the names give a test split and no training split
 
     def __post_init__(self) -> None:
-        self.sides = self._sides_by_name()
-        self.test_trains = bool(self.sides) and TRAIN not in self.sides.values()
+        self.side_of_file = self._find_sides_by_name()
+        self.is_test_for_training = bool(self.side_of_file) and TRAIN not in self.side_of_file.values()
 
-    def read(self, start: Cursor) -> Iterator[Selected]:
-        """The documents from `start` on, epoch after epoch. Raises FolioError where a pass over the corpus gives none."""
+    def read(self, start: Cursor) -> Iterator[SelectedDocuments]:
+        """Yield the documents from `start` on, epoch after epoch.
+
+        Raises FolioError if an epoch has no document for this split and share.
+        """
         for epoch in count(start.epoch):
             if epoch == self.epochs:
                 return
-            begin = start if epoch == start.epoch else Cursor(epoch)
-            num_found = 0
-            for found in self._epoch(begin):
-                num_found += 1
-                yield found
-            if not num_found and begin == Cursor(epoch):
-                raise FolioError(self._explain_nothing())
+            epoch_start = start if epoch == start.epoch else Cursor(epoch)
+            is_empty = True
+            for selected in self._read_epoch(epoch_start):
+                is_empty = False
+                yield selected
+            if is_empty and epoch_start == Cursor(epoch):
+                raise FolioError(self._explain_no_document())
 
-    def _explain_nothing(self) -> str:
+    def _explain_no_document(self) -> str:
         share = self.share
-        num_shares = share.world_size * share.num_workers
-        where = f"share {share.rank * share.num_workers + share.worker} of {num_shares} of " if num_shares > 1 else ""
+        is_shared = share.num_shares > 1
+        part = f"share {share.index} of {share.num_shares} of " if is_shared else ""
         return (
-            f"no document is left for {where}the {self.split} side of {self.corpus.name}; check its files, columns, conditions, cleaning "
-            f"rules and val_fraction{', or share it among fewer' if where else ''}"
+            f"no document is left for {part}the {self.split} split of {self.corpus.name}; check its files, columns, "
+            f"conditions, cleaning rules and val_fraction{', or divide it among fewer' if is_shared else ''}"
         )
 
-    def _epoch(self, start: Cursor) -> Iterator[Selected]:
-        most, number = self.corpus.recipe.max_documents, start.number
-        for source in self.corpus.sources[start.source :]:
-            if self._is_of_other_side(source):
+    def _read_epoch(self, start: Cursor) -> Iterator[SelectedDocuments]:
+        max_documents, number = self.corpus.recipe.max_documents, start.number
+        for file in self.corpus.input_files[start.source :]:
+            if self._can_skip(file):
                 continue
-            is_first = source.number == start.source
-            lost = Counter[str]()
-            for index, span in self._pieces(source, start.span if is_first else 0):
-                place = Cursor(start.epoch, source.number, index)
-                skip = start.row if is_first and index == start.span else 0
-                for row, batch, sides in self._documents(source, span, skip, lost):
-                    selected, number = self._select(batch, sides, place, row, number)
+            is_first_file = file.number == start.source
+            reject_counts = Counter[str]()
+            for index, span in self._iter_spans(file, start.span if is_first_file else 0):
+                span_start = Cursor(start.epoch, file.number, index)
+                num_skipped = start.row if is_first_file and index == start.span else 0
+                for row, batch, sides in self._read_span(file, span, num_skipped, reject_counts):
+                    selected, number = self._select(batch, sides, span_start, row, number)
                     if len(selected.rows):
                         yield selected
-                    if most is not None and number >= most:
+                    if max_documents is not None and number >= max_documents:
                         return
-            if any(lost[reason] for reason in UNMEANT):
-                counted = ", ".join(format_counts({reason: lost[reason] for reason in UNMEANT if lost[reason]}))
-                self.corpus.tell(f"{source.path}: some documents were not taken as they are: {counted}")
+            self._log_rejects(file, reject_counts)
 
-    def _sides_by_name(self) -> dict[int, int]:
-        """The side of every source, where the files' names give it and nothing else does."""
+    def _log_rejects(self, file: InputFile, reject_counts: Counter[str]) -> None:
+        counts = {reason: reject_counts[reason] for reason in WARNED_REASONS if reject_counts[reason]}
+        if counts:
+            self.corpus.log(f"{file.path}: some documents were dropped or changed: {', '.join(format_counts(counts))}")
+
+    def _find_sides_by_name(self) -> dict[int, int]:
+        """Return the side of each file, if the split is given by the names of the files."""
         if self.corpus.recipe.split != "given" or self.corpus.recipe.split_column is not None:
             return {}
-        named = {source.number: SIDES.get(source.metadata.get("split", "")) for source in self.corpus.sources}
-        return {number: side for number, side in named.items() if side is not None}
+        sides = {file.number: SIDE_BY_NAME.get(file.metadata.get("split", "")) for file in self.corpus.input_files}
+        return {number: side for number, side in sides.items() if side is not None}
 
-    def _is_of_other_side(self, source: InputFile) -> bool:
-        """Whether a file need not be opened. Under a cap it must: the cap counts both sides' documents."""
-        side = self.sides.get(source.number)
+    def _can_skip(self, file: InputFile) -> bool:
+        """Return whether a file has no document of this split.
+
+        With max_documents all files must be counted.
+        """
+        side = self.side_of_file.get(file.number)
         if side is None or self.corpus.recipe.max_documents is not None:
             return False
-        side = TRAIN if side == HELD_OUT and self.test_trains else side
+        side = TRAIN if side == HELD_OUT and self.is_test_for_training else side
         return side != SIDE_OF_SPLIT[self.split]
 
-    def _pieces(self, source: InputFile, first: int) -> Iterator[tuple[int, Span]]:
-        """The spans of a file from number `first` on, with their numbers."""
-        index, failures = first, 0
+    def _iter_spans(self, file: InputFile, first: int) -> Iterator[tuple[int, Span]]:
+        """Yield the number and the span for each span of a file, from number `first` on."""
+        index, num_failures = first, 0
         while True:
             try:
-                check_input_file(source, self.corpus.recipe)
-                for span in islice(iter_spans(source, self.corpus.recipe), index, None):
+                check_input_file(file, self.corpus.recipe)
+                for span in islice(iter_spans(file, self.corpus.recipe), index, None):
                     yield index, span
-                    index, failures = index + 1, 0
+                    index, num_failures = index + 1, 0
                 return
             except (OSError, FolioError) as e:
-                failures += 1
-                wait(source, e, failures, self.retries, self.corpus.tell)
+                num_failures += 1
+                wait_before_retry(file, e, num_failures, self.retries, self.corpus.log)
+
+    def _read_span(
+        self, file: InputFile, span: Span, num_skipped: int, reject_counts: Counter[str]
+    ) -> Iterator[tuple[int, pa.RecordBatch, np.ndarray]]:
+        """Yield (row, batch, sides) for the documents of `span` after the first `num_skipped`.
+
+        `row` is that of the batch's first document.
+        """
+        num_read, num_failures = num_skipped, 0
+        while True:
+            rejects, row = Rejects(None), 0
+            try:
+                for batch, sides in read_documents(file, span, self.corpus.recipe, rejects, Counter()):
+                    end = row + batch.num_rows
+                    if end > num_read:
+                        skip = max(num_read - row, 0)  # read before the failure, or before the cursor
+                        yield row + skip, batch.slice(skip), sides[skip:]
+                        num_read, num_failures = end, 0
+                    row = end
+                reject_counts.update(rejects.counts)
+                return
+            except (OSError, FolioError) as e:
+                num_failures += 1
+                wait_before_retry(file, e, num_failures, self.retries, self.corpus.log)
 
     def _select(
-        self, batch: pa.RecordBatch, sides: np.ndarray, place: Cursor, row: int, number: int
-    ) -> tuple[Selected, int]:
-        """Of a batch whose first document is `row` of the span and would be `number` of the epoch, what is wanted; and the next number."""
+        self, batch: pa.RecordBatch, sides: np.ndarray, span_start: Cursor, row: int, number: int
+    ) -> tuple[SelectedDocuments, int]:
+        """Return the documents of a batch that belong to this split and share.
+
+        `row` and `number` are those of the batch's first document. Also returns the number of the
+        first document after the batch.
+        """
         recipe = self.corpus.recipe
-        hashes = content_hashes(batch.column("text"))
+        hashes = hash_contents(batch.column("text"))
         if recipe.split == "threshold":
-            keys = keyed_groups(groups_of(batch, hashes, recipe), recipe.seed)["h"]
-            sides = np.where(is_below(keys, recipe.val_fraction), VAL, TRAIN)
-        elif self.test_trains:
+            keys = key_groups(hash_groups(batch, hashes, recipe), recipe.seed)["h"]
+            sides = np.where(is_below_threshold(keys, recipe.val_fraction), VAL, TRAIN)
+        elif self.is_test_for_training:
             sides = np.where(sides == HELD_OUT, TRAIN, sides)
-        is_counted = (text_bytes(batch.column("text")) > 0) & (sides != HELD_OUT)
-        after = number + np.cumsum(is_counted, dtype=np.int64)
-        numbers = after - is_counted
-        keep = is_counted & (sides == SIDE_OF_SPLIT[self.split]) & self.share.takes(numbers, self.seed)
+        is_counted = (count_text_bytes(batch.column("text")) > 0) & (sides != HELD_OUT)  # (D,)
+        next_numbers = number + np.cumsum(is_counted, dtype=np.int64)  # (D,)
+        numbers = next_numbers - is_counted  # (D,)
+        keep = is_counted & (sides == SIDE_OF_SPLIT[self.split]) & self.share.contains(numbers, self.seed)
         if recipe.max_documents is not None:
             keep &= numbers < recipe.max_documents
         rows = np.flatnonzero(keep)
         kept = batch if keep.all() else batch.filter(pa.array(keep))
-        return Selected(kept, hashes[rows], place, rows + row, numbers[rows]), int(after[-1]) if len(after) else number
-
-    def _documents(
-        self, source: InputFile, span: Span, skip: int, lost: Counter[str]
-    ) -> Iterator[tuple[int, pa.RecordBatch, np.ndarray]]:
-        """The documents of `span` behind the first `skip`, each batch with the row that it begins at.
-
-        Where reading fails, the span is read again and what was given out already passed over.
-        """
-        taken, failures = skip, 0
-        while True:
-            rejects, row = Rejects(None), 0
-            try:
-                for batch, sides in documents_of(source, span, self.corpus.recipe, rejects, Counter()):
-                    end = row + batch.num_rows
-                    if end > taken:
-                        passed_over = max(taken - row, 0)
-                        yield row + passed_over, batch.slice(passed_over), sides[passed_over:]
-                        taken, failures = end, 0
-                    row = end
-                lost.update(rejects.counts)
-                return
-            except (OSError, FolioError) as e:
-                failures += 1
-                wait(source, e, failures, self.retries, self.corpus.tell)
+        selected = SelectedDocuments(kept, hashes[rows], span_start, rows + row, numbers[rows])
+        return selected, int(next_numbers[-1]) if len(next_numbers) else number
 
 
-def wait(source: InputFile, error: OSError | FolioError, failures: int, retries: Retries, tell: Tell) -> None:
-    """Tell of a failure that may pass, and wait a while. Raises FolioError for any other, and when there were as many as may be.
+def wait_before_retry(
+    file: InputFile, error: OSError | FolioError, num_failures: int, retries: Retries, log: Log
+) -> None:
+    """Log a failure that may be temporary and pause.
 
-    Readers make a FolioError of what a library says of a damaged file; whether the file or the way to it is bad, only its cause hints at.
+    Raises FolioError for any other, or after the last try.
+
+    Readers convert a library's errors to FolioError. Whether the file is damaged or could not be
+    read shows only in the cause: an OSError may be temporary.
     """
     if isinstance(error, InputChanged):
         raise FolioError(
-            f"{error.what}; put it back as it was and go on from the last state or checkpoint, or begin anew"
+            f"{error.reason}; restore the file and continue from the last state or checkpoint, or start again"
         ) from error
     cause = error if isinstance(error, OSError) else error.__cause__
-    if not isinstance(cause, OSError) or cause.errno in FINAL:
+    if not isinstance(cause, OSError) or cause.errno in PERMANENT_ERRORS:
         if isinstance(error, FolioError):
             raise error
         raise FolioError(explain_os_error(error)) from error
-    if failures >= retries.tries:
+    if num_failures >= retries.tries:
         if isinstance(error, FolioError):
             raise error
         raise FolioError(
-            f"{source.path} could not be read in {failures} tries ({first_line(cause)}); see to its disk or network and go on from the "
-            "last state"
+            f"{file.path} could not be read in {num_failures} tries ({first_line(cause)}); check its disk or network "
+            "and continue from the last state"
         ) from error
-    seconds = retries.backoff_s * 2 ** (failures - 1)
-    tell(
-        f"{source.path} could not be read ({first_line(cause)}); try {failures + 1} of {retries.tries} in {seconds:g} s"
+    seconds = retries.backoff_s * 2 ** (num_failures - 1)
+    log(
+        f"{file.path} could not be read ({first_line(cause)}); "
+        f"try {num_failures + 1} of {retries.tries} in {seconds:g} s"
     )
     time.sleep(seconds)

@@ -1,12 +1,19 @@
-"""A corpus as blocks of tokens, in a shuffled order that its seed and the place in it decide, and a state to go on from.
+"""A corpus as shuffled blocks of tokens, with a small state from which it resumes.
 
-Blocks are cut from the documents' tokens joined, one behind the other: every token lies in one block. A block has block_size + 1 tokens,
-inputs and targets of a sample, so that a first token is no sample's target: 1 in block_size + 1 of them. Overlapping blocks by a token
-would mend that and give the overlapped one twice.
+Blocks. The tokens of the documents are joined and cut into blocks of block_size + 1, so each token
+is in exactly one block. A block is the inputs and targets of one sample. Its first token is not a
+target of any sample: 1 in block_size + 1 tokens. (Blocks that overlap by one token would avoid
+that, but use the shared token twice.)
 
-The buffer is shuffled by groups: `stream_buffer` consecutive blocks are a group, given out in an order that is a permutation keyed by
-(seed, group), while those of the next group take the places that become free. So what the buffer holds follows from the seed and from
-how many blocks were given out, and a state is where the group begins and how many of its blocks are gone: a few integers.
+Shuffling. A stream cannot shuffle what it has not read, so it shuffles within a buffer. The usual
+shuffle buffer returns a random element and replaces it by the next one; its content depends on its
+whole history, so its state is the content: with 10,000 blocks of 1,024 tokens, 20 MB. Here
+`stream_buffer` consecutive blocks are a group, and a group is returned in the order of a
+permutation keyed by (seed, number of the group). While a group is returned, the blocks of the next
+group fill the places that become free. So the content of the buffer follows from the seed and the
+number of blocks returned, and the state is a position in the order: the cursor at which the group
+begins, and how many of its blocks have been returned. The cost is at resuming: the group is read
+and encoded again.
 """
 
 from __future__ import annotations
@@ -20,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.inputs import input_files as sources
+from preprocess.inputs import input_files
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.permutation import keyed_hash, permute
 from preprocess.stream.corpus import StreamCorpus, open_corpus
@@ -28,142 +35,177 @@ from preprocess.stream.encoding import ChunkEncoder
 from preprocess.stream.reading import SIDE_OF_SPLIT, Cursor, DocumentReader, Retries, Share
 
 STATE_VERSION = 1
-SHUFFLE_KEY = 0x5F17  # so that the order of blocks does not follow from how documents are shared
-MOST_BUFFERED = 1 << 24  # blocks; their order alone takes 8 bytes for each
+SHUFFLE_KEY = 0x5F17  # makes the order of blocks independent of the shares, which have the same seed
+MAX_BUFFERED_BLOCKS = 1 << 24  # their order alone takes 8 bytes per block
 TAILS = ("drop", "pad")
 
 
 class TokenStream(Iterator[np.ndarray]):
-    """Iterates over blocks, (block_size + 1,) of `dtype`, each the caller's own."""
+    """Iterates over blocks, arrays (block_size + 1,) of `dtype`, which the caller may change.
+
+    `num_tokens`, `num_text_bytes` and `num_documents` count what was encoded since the stream was
+    opened, failed, or loaded a state. `num_padded` is the number of padding tokens, which are at
+    the end of one block of the last group.
+    """
 
     def __init__(
-        self, corpus: StreamCorpus | Recipe | str | Path, *, block_size: int, split: Literal["train", "val"] = "train", seed: int = 0,
-        stream_buffer: int = 10_000, tail: Literal["drop", "pad"] = "drop", rank: int = 0, world_size: int = 1, worker: int = 0,
-        num_workers: int = 1, epochs: int | None = 1, retries: Retries | None = None,
-    ) -> None:  # fmt: skip
-        """`corpus`: what `open_corpus` gives or takes. `seed`: of the order and of who reads which document; the same for all shares.
+        self,
+        corpus: StreamCorpus | Recipe | str | Path,
+        *,
+        block_size: int,
+        split: Literal["train", "val"] = "train",
+        seed: int = 0,
+        stream_buffer: int = 10_000,
+        tail: Literal["drop", "pad"] = "drop",
+        rank: int = 0,
+        world_size: int = 1,
+        worker: int = 0,
+        num_workers: int = 1,
+        epochs: int | None = 1,
+        retries: Retries | None = None,
+    ) -> None:
+        """`corpus`: an open corpus, or what `open_corpus` accepts.
 
-        `stream_buffer`: blocks that are shuffled together; 0 or 1 for the order as it is. `tail`: what becomes of the tokens behind the
-        last whole block: left out, or filled up with the padding token. `rank` of `world_size` and `worker` of `num_workers`: whose
-        documents these are. `epochs`: passes over the corpus, None for no end; a block may hold the end of one and the begin of the next.
-        Raises MisuseError or FolioError.
+        `seed` determines the order of blocks and the division into shares, so it must be the same
+        for all shares. `stream_buffer` blocks are shuffled together; 0 or 1 keeps the order of the
+        documents. `tail`: "drop" drops the tokens after the last whole block, "pad" fills a last
+        block with the padding token. The stream reads the share of `worker` of `num_workers` in
+        `rank` of `world_size`. `epochs`: passes over the corpus, None for no end; a block may
+        contain the end of one pass and the start of the next. `retries`: for temporary read errors.
+
+        Raises MisuseError for invalid arguments, and as `open_corpus` does.
         """
         self.corpus = corpus if isinstance(corpus, StreamCorpus) else open_corpus(corpus)
         self.block_size, self.dtype = block_size, self.corpus.dtype
-        _check("block_size", block_size, 1, 1 << 32)
-        _check("stream_buffer", stream_buffer, 0, MOST_BUFFERED)
-        _check("world_size", world_size, 1, 1 << 16)
-        _check("num_workers", num_workers, 1, 1 << 16)
-        _check("rank", rank, 0, world_size - 1)
-        _check("worker", worker, 0, num_workers - 1)
-        _check("seed", seed, 0, (1 << 64) - 1)
+        _check_integer("block_size", block_size, 1, 1 << 32)
+        _check_integer("stream_buffer", stream_buffer, 0, MAX_BUFFERED_BLOCKS)
+        _check_integer("world_size", world_size, 1, 1 << 16)
+        _check_integer("num_workers", num_workers, 1, 1 << 16)
+        _check_integer("rank", rank, 0, world_size - 1)
+        _check_integer("worker", worker, 0, num_workers - 1)
+        _check_integer("seed", seed, 0, (1 << 64) - 1)
         if epochs is not None:
-            _check("epochs", epochs, 1, 1 << 32)
+            _check_integer("epochs", epochs, 1, 1 << 32)
         for name, value, allowed in (("split", split, tuple(SIDE_OF_SPLIT)), ("tail", tail, TAILS)):
             if value not in allowed:
-                raise MisuseError(f"{name} is {value!r}, wanted {' or '.join(allowed)}")
-        self._pad_id = _padding(self.corpus) if tail == "pad" else None
-        self._seed, self._group_blocks = seed, max(stream_buffer, 1)
+                raise MisuseError(f"{name} must be {' or '.join(allowed)}, got {value!r}")
+        self._pad_id = _find_pad_id(self.corpus) if tail == "pad" else None
+        self._seed, self._group_size = seed, max(stream_buffer, 1)
         share = Share(rank, world_size, worker, num_workers)
         self._reader = DocumentReader(self.corpus, split, share, seed, epochs, retries or Retries())
+        # What a state belongs to. A state of a stream with another identity cannot be loaded.
         self._identity = {
-            "corpus": self.corpus.sha256, "block_size": block_size, "split": split, "seed": seed, "stream_buffer": self._group_blocks,
-            "tail": tail, **asdict(share), "epochs": epochs, "piece_bytes": sources.PARTITION_BYTES,
-        }  # fmt: skip
-        self._begin(Cursor(), 0, 0)
+            "corpus": self.corpus.sha256,
+            "block_size": block_size,
+            "split": split,
+            "seed": seed,
+            "stream_buffer": self._group_size,
+            "tail": tail,
+            **asdict(share),
+            "epochs": epochs,
+            "piece_bytes": input_files.PARTITION_BYTES,
+        }
+        self._restart(Cursor(), 0, 0)
 
-    def _begin(self, start: Cursor, group: int, drawn: int) -> None:
-        """Stand behind the first `drawn` blocks of the group number `group`, whose tokens begin at `start`."""
-        self._group, self._drawn, self._start = group, drawn, start
-        self._starts: dict[int, Cursor] = {}  # of groups that are to come
-        self._current: list[np.ndarray | None] = []
-        self._coming: list[np.ndarray | None] = []
-        self._order: list[int] = []
+    def _restart(self, group_start: Cursor, group: int, num_drawn: int) -> None:
+        """Continue after the first `num_drawn` blocks of `group`, which begins at `group_start`."""
+        self._group_start, self._group, self._num_drawn = group_start, group, num_drawn
+        self._next_starts: dict[int, Cursor] = {}  # group number -> its first token, for groups after this one
+        self._current: list[np.ndarray | None] = []  # blocks of this group in reading order; None when returned
+        self._upcoming: list[np.ndarray | None] = []  # blocks of the next group
+        self._order: list[int] = []  # index in `_current` of each block to return
         self.num_tokens = self.num_text_bytes = self.num_documents = self.num_padded = 0
-        self._blocks: Iterator[np.ndarray] | None = None
+        self._blocks: Iterator[np.ndarray] | None = None  # the source of blocks, in reading order
 
     @property
     def num_blocks(self) -> int:
-        """How many blocks were given out, before and since a state was loaded."""
-        return self._group * self._group_blocks + self._drawn
+        """The number of blocks returned, including those before a loaded state."""
+        return self._group * self._group_size + self._num_drawn
 
     def __iter__(self) -> TokenStream:
         return self
 
     def __next__(self) -> np.ndarray:
-        """The next block. Raises FolioError where reading fails, and asked again reads again, so that nothing is lost; and where there
-        is text, but less than one block of it.
+        """Return the next block.
+
+        Raises FolioError if reading fails, or if the text is shorter than one block. After a
+        failure the next call reads the group again, so no block is lost.
         """
         try:
             self._prepare()
         except BaseException:
-            self._begin(self._start, self._group, self._drawn)
+            self._restart(self._group_start, self._group, self._num_drawn)
             raise
-        if self._drawn >= len(self._current):
+        if self._num_drawn >= len(self._current):
             raise StopIteration
-        place = self._order[self._drawn]
-        block = self._current[place]
+        index = self._order[self._num_drawn]
+        block = self._current[index]
         assert block is not None
-        self._current[place] = None
-        self._drawn += 1
-        return block.copy()  # one of a chunk's, all of which it would keep in memory
+        self._current[index] = None
+        self._num_drawn += 1
+        return block.copy()  # a view would keep all blocks of its chunk in memory
 
     def _prepare(self) -> None:
-        """Have the next block ready, and in the places of those that are gone the next group's."""
+        """Read until the next block is available, and one of the next group per block returned."""
         if self._blocks is None:
-            self._blocks = self._read(self._start, self._group)
-            self._fill(self._current, self._group_blocks)
+            self._blocks = self._read_blocks(self._group_start, self._group)
+            self._fill(self._current, self._group_size)
             if not self._current and not self.num_blocks:
                 raise FolioError(self._explain_no_block())
-            self._order = self._order_of(self._group, len(self._current))
-            for place in self._order[: self._drawn]:
-                self._current[place] = None
-        self._fill(self._coming, self._drawn)
-        if self._drawn == len(self._current) and self._coming:
-            self._turn()
+            self._order = self._shuffle(self._group, len(self._current))
+            for index in self._order[: self._num_drawn]:
+                self._current[index] = None
+        self._fill(self._upcoming, self._num_drawn)
+        if self._num_drawn == len(self._current) and self._upcoming:
+            self._start_next_group()
 
     def _explain_no_block(self) -> str:
         split, share = self._reader.split, self._reader.share
-        cures = ["choose a smaller block_size", *(["a larger val_fraction"] if split == "val" else [])]
-        cures += ["fewer processes and workers"] if share.world_size * share.num_workers > 1 else []
+        advice = ["choose a smaller block_size", *(["a larger val_fraction"] if split == "val" else [])]
+        advice += ["fewer processes and workers"] if share.num_shares > 1 else []
         return (
-            f"the {split} side of {self.corpus.name} has {self.num_tokens:,} tokens for this stream, too few for a block of "
-            f"{self.block_size + 1:,}; {' or '.join(cures)}"
+            f"the {split} split of {self.corpus.name} has {self.num_tokens:,} tokens for this stream, too few for a "
+            f"block of {self.block_size + 1:,}; {' or '.join(advice)}"
         )
 
-    def _fill(self, blocks: list[np.ndarray | None], most: int) -> None:
+    def _fill(self, blocks: list[np.ndarray | None], size: int) -> None:
         assert self._blocks is not None
-        while len(blocks) < most and (block := next(self._blocks, None)) is not None:
+        while len(blocks) < size and (block := next(self._blocks, None)) is not None:
             blocks.append(block)
 
-    def _turn(self) -> None:
-        """Begin with the next group."""
-        self._group, self._drawn = self._group + 1, 0
-        self._current, self._coming = self._coming, []
-        self._order = self._order_of(self._group, len(self._current))
-        self._start = self._starts.pop(self._group)
+    def _start_next_group(self) -> None:
+        self._group, self._num_drawn = self._group + 1, 0
+        self._current, self._upcoming = self._upcoming, []
+        self._order = self._shuffle(self._group, len(self._current))
+        self._group_start = self._next_starts.pop(self._group)
 
-    def _order_of(self, group: int, size: int) -> list[int]:
+    def _shuffle(self, group: int, size: int) -> list[int]:
+        """Return the order in which the `size` blocks of a group are returned."""
         if size <= 1:
             return [0] * size
         key = keyed_hash(self._seed ^ SHUFFLE_KEY, np.array([group], np.uint64))
-        return (
-            permute(np.arange(size, dtype=np.uint64), size, np.full(size, key[0], np.uint64)).astype(np.int64).tolist()
-        )
+        order = permute(np.arange(size, dtype=np.uint64), size, np.full(size, key[0], np.uint64))
+        return order.astype(np.int64).tolist()
 
-    def _read(self, start: Cursor, group: int) -> Iterator[np.ndarray]:
-        """All blocks in the order of the documents, from `start` on, where `group` begins."""
-        width = self.block_size + 1
-        rest, num_tokens, skip = np.empty(0, self.dtype), 0, start.offset
+    def _read_blocks(self, start: Cursor, group: int) -> Iterator[np.ndarray]:
+        """Yield all blocks in reading order from `start`, the first token of `group`.
+
+        The cursors at which later groups begin are kept in `_next_starts`.
+        """
+        width, group_tokens = self.block_size + 1, self._group_size * (self.block_size + 1)
+        rest = np.empty(0, self.dtype)  # tokens that do not fill a block yet
+        num_tokens = 0  # read since `start`
+        skip = start.offset  # tokens of the first document that belong to the group before
         encoder = ChunkEncoder(self.corpus)
         for selected in self._reader.read(start):
             for chunk in encoder.encode(selected):
                 self.num_tokens += len(chunk.ids)
                 self.num_text_bytes += chunk.text_bytes
                 self.num_documents += len(chunk.ends)
-                ids, whole = chunk.ids[skip:], self._group_blocks * width
-                for end in range((num_tokens // whole + 1) * whole, num_tokens + len(ids) + 1, whole):
-                    self._starts[group + end // whole] = chunk.cursor(end - num_tokens + skip)
+                ids = chunk.ids[skip:]
+                next_end = (num_tokens // group_tokens + 1) * group_tokens
+                for end in range(next_end, num_tokens + len(ids) + 1, group_tokens):
+                    self._next_starts[group + end // group_tokens] = chunk.cursor(end - num_tokens + skip)
                 num_tokens, skip = num_tokens + len(ids), 0
                 joined = np.concatenate([rest, ids])
                 blocks = joined[: len(joined) // width * width].reshape(-1, width)
@@ -174,65 +216,67 @@ class TokenStream(Iterator[np.ndarray]):
             yield np.concatenate([rest, np.full(self.num_padded, self._pad_id, self.dtype)])
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, as JSON can hold it: some twenty integers and strings, whatever the buffer holds."""
+        """Return the position in the stream, as JSON values: some twenty integers and strings."""
         return {
             "version": STATE_VERSION,
             "stream": dict(self._identity),
             "group": self._group,
-            "drawn": self._drawn,
-            "cursor": asdict(self._start),
+            "drawn": self._num_drawn,
+            "cursor": asdict(self._group_start),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the stream stood that gave `state`: its next block is this one's next, bit for bit.
+        """Continue at the position of `state`: the next block is the one that would have come next.
 
-        What is read again, at the next block: the group that was being given out, as much of the next as the buffer held, and in front
-        of them the span of the file (16 MB; of compressed files and CSV all of it), which is read and cleaned, not encoded.
-        Raises MisuseError for the state of another stream, FolioError for one that is damaged.
+        The next block costs reading and encoding this group again, and as much of the next group as
+        the buffer contained. The span of the file before the group (16 MB, or all of a compressed
+        or CSV file) is read and cleaned but not encoded. Raises MisuseError for the state of
+        another stream, FolioError for a damaged state.
         """
-        _check_same(state, self._identity)
+        _check_identity(state, self._identity)
         try:
-            numbers = [state["group"], state["drawn"], *(state["cursor"][f.name] for f in fields(Cursor))]
+            cursor = Cursor(*(state["cursor"][f.name] for f in fields(Cursor)))
+            group, num_drawn = state["group"], state["drawn"]
         except (KeyError, TypeError) as e:
-            raise FolioError("the state of the stream does not hold all of a place; take another checkpoint") from e
-        group, drawn, *place = numbers
+            raise FolioError("the state of the stream has no complete position; use another checkpoint") from e
         if (
-            any(type(n) is not int or n < 0 for n in numbers)
-            or drawn > self._group_blocks
-            or place[1] >= len(self.corpus.sources)
+            any(type(n) is not int or n < 0 for n in (group, num_drawn, *asdict(cursor).values()))
+            or num_drawn > self._group_size
+            or cursor.source >= len(self.corpus.input_files)
         ):
-            raise FolioError("the state of the stream holds numbers that none has; take another checkpoint")
-        self._begin(Cursor(*place), group, drawn)
+            raise FolioError("the state of the stream has an impossible position; use another checkpoint")
+        self._restart(cursor, group, num_drawn)
 
 
-def _check(name: str, value: int, least: int, most: int) -> None:
-    if not isinstance(value, Integral) or not least <= value <= most:
-        told = f"{value:,}" if isinstance(value, Integral) else repr(value)
-        raise MisuseError(f"{name} is {told}, wanted a whole number, {least:,} to {most:,}")
+def _check_integer(name: str, value: int, min_value: int, max_value: int) -> None:
+    if not isinstance(value, Integral) or not min_value <= value <= max_value:
+        got = f"{value:,}" if isinstance(value, Integral) else repr(value)
+        raise MisuseError(f"{name} must be a whole number from {min_value:,} to {max_value:,}, got {got}")
 
 
-def _padding(corpus: StreamCorpus) -> int:
+def _find_pad_id(corpus: StreamCorpus) -> int:
     tokenizer = corpus.tokenizer
-    found = next((i for i in (tokenizer.pad_id, tokenizer.eot_id) if i is not None), None)
-    if found is None:
+    pad_id = tokenizer.eot_id if tokenizer.pad_id is None else tokenizer.pad_id
+    if pad_id is None:
         raise MisuseError(
-            f"tail is 'pad', and the {tokenizer.kind} tokenizer has no token to pad with; wanted tail 'drop'"
+            f"tail is 'pad', but the {tokenizer.kind} tokenizer has no token to pad with; set tail to 'drop'"
         )
-    return found
+    return pad_id
 
 
-def _check_same(state: dict[str, Any], identity: dict[str, Any]) -> None:
+def _check_identity(state: dict[str, Any], identity: dict[str, Any]) -> None:
     version = state.get("version") if isinstance(state, dict) else None
     if version != STATE_VERSION:
         raise MisuseError(
-            f"the state is of version {version!r}, this Folio reads version {STATE_VERSION}; use the Folio that wrote it"
+            f"the state has version {version!r}, this Folio reads version {STATE_VERSION}; use the Folio that wrote it"
         )
-    told = state.get("stream")
+    stored = state.get("stream")
     for name, value in identity.items():
-        other = told.get(name) if isinstance(told, dict) else None
-        if other != value:
+        stored_value = stored.get(name) if isinstance(stored, dict) else None
+        if stored_value != value:
             what = "recipe, files or tokenizer" if name == "corpus" else name
-            shown = "" if name == "corpus" else f" ({other!r}, now {value!r})"
+            values = "" if name == "corpus" else f" ({stored_value!r}, now {value!r})"
             raise MisuseError(
-                f"the state is of a stream with another {what}{shown}; open the stream as it was, or begin a new one"
+                f"the state belongs to a stream with another {what}{values}; "
+                "open the stream with its settings, or start a new one"
             )

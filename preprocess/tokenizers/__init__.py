@@ -1,6 +1,13 @@
-"""Every tokenizer by its name: load, encode a batch, decode, train.
+"""Load a tokenizer by its name, from a file or folder, or from a build.
 
-Named are: gpt2 and tiktoken's other encodings; sentencepiece and char, which are trained; byte; and files, by path.
+A recipe names its tokenizer with one string:
+
+- an encoding of tiktoken: `gpt2`, `cl100k_base`, `o200k_base`, …;
+- `byte`: one id per byte;
+- `sentencepiece` or `char`: trained on the corpus during the build;
+- a path: the file or folder of an existing tokenizer, such as `./tokenizer.json`.
+
+Each kind has its module. A module, and the library it needs, is imported only when it is used.
 """
 
 from __future__ import annotations
@@ -10,27 +17,29 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.recipes.schema import nearest
+from preprocess.recipes.schema import suggest
 from preprocess.shards.files import sha256_bytes
 from preprocess.tokenizers.interface import Tokenizer
 
-TRAINED = ("sentencepiece", "char")  # named without a file, these are trained on the corpus
+TRAINED_KINDS = ("sentencepiece", "char")  # these names ask for a tokenizer that the build trains
+KIND_BY_SUFFIX = {".model": "sentencepiece", ".json": "huggingface", ".tiktoken": "tiktoken", ".txt": "char"}
 
 
-def load_named(name: str, *, has_eot: bool = True) -> Tokenizer:
-    """A tokenizer that needs no training: an encoding of tiktoken's, `byte`, or the path of a tokenizer's file or folder.
+def load_tokenizer_by_name(name: str, *, has_eot: bool = True) -> Tokenizer:
+    """Load a tokenizer that needs no training: a tiktoken encoding, `byte`, or a file or folder.
 
-    `has_eot`: whether `byte` and `char` have an end-of-text id. Raises MisuseError for what is none of these, FolioError
-    where a file cannot be had or read.
+    `has_eot` says whether `byte` and `char` tokenizers get an end-of-text id. Raises MisuseError if
+    `name` is unknown or must be trained first, and FolioError if a file is unavailable or invalid.
     """
-    kind = tokenizer_kind(name)
-    if is_path(name):
+    kind = find_tokenizer_kind(name)
+    if is_tokenizer_path(name):
         from preprocess.tokenizers import folders
 
-        return folders.load_folder(Path(name), has_eot=has_eot)
-    if kind in TRAINED:
+        return folders.load_from_path(Path(name), has_eot=has_eot)
+    if kind in TRAINED_KINDS:
         raise MisuseError(
-            f"the {name} tokenizer is trained on a corpus and was asked for without one; name the file of a trained one"
+            f"the {name} tokenizer must be trained on a corpus first, and no corpus was given; "
+            "pass the path of a trained one"
         )
     if kind == "byte":
         from preprocess.tokenizers import characters
@@ -41,57 +50,63 @@ def load_named(name: str, *, has_eot: bool = True) -> Tokenizer:
     return tiktoken_bpe.load(name)
 
 
-def tokenizer_kind(name: str) -> str:
-    """gpt2, tiktoken, sentencepiece, huggingface, char or byte: the kind of what `name` names, nothing of it read.
+def find_tokenizer_kind(name: str) -> str:
+    """Return the kind of the tokenizer `name`.
 
-    Raises MisuseError with the nearest known name, or with what a folder lacks.
+    It is one of gpt2, tiktoken, sentencepiece, huggingface, char and byte. Only names are examined;
+    no file is read. Raises MisuseError for an unknown name, with the closest known one, and for a
+    path without a tokenizer.
     """
-    if is_path(name):
+    if is_tokenizer_path(name):
         from preprocess.tokenizers import folders
 
-        return folders.find_tokenizer(Path(name))[0]
-    if name in ("gpt2", "byte", *TRAINED):
+        return folders.find_tokenizer_file(Path(name))[0]
+    if name in ("gpt2", "byte", *TRAINED_KINDS):
         return name
     from preprocess.tokenizers import tiktoken_bpe
 
-    if name in tiktoken_bpe.encoding_names():
+    if name in tiktoken_bpe.list_encodings():
         return "tiktoken"
-    instead = f"did you mean ./{name}?" if Path(name).exists() else nearest(name, tokenizer_names())
-    raise MisuseError(
-        f"no tokenizer is called {name!r}; a file is named by its path, such as ./tokenizer.json; {instead}"
-    )
+    suggestion = f"did you mean ./{name}?" if Path(name).exists() else suggest(name, list_tokenizers())
+    raise MisuseError(f"unknown tokenizer {name!r}; pass a file by its path, such as ./tokenizer.json; {suggestion}")
 
 
-def tokenizer_names() -> list[str]:
-    """Every tokenizer that has a name, sorted."""
+def list_tokenizers() -> list[str]:
+    """Return all names that a recipe accepts for its tokenizer, sorted; paths are not included."""
     from preprocess.tokenizers import tiktoken_bpe
 
-    return sorted({*tiktoken_bpe.encoding_names(), "byte", *TRAINED})
+    return sorted({*tiktoken_bpe.list_encodings(), "byte", *TRAINED_KINDS})
 
 
-def is_path(name: str) -> bool:
-    """A value with a separator or a tokenizer file's suffix is a path; so that a file here hides no name, no other is."""
-    return (
-        "/" in name or os.sep in name or name in (".", "..") or name.endswith((".json", ".model", ".tiktoken", ".txt"))
-    )
+def is_tokenizer_path(name: str) -> bool:
+    """Return whether `name` is a path: it contains a separator or has a tokenizer file's suffix.
+
+    The file system is not consulted, so a file called `gpt2` in the working directory does not
+    replace the encoding of that name.
+    """
+    return "/" in name or os.sep in name or name in (".", "..") or name.endswith(tuple(KIND_BY_SUFFIX))
 
 
 def load_tokenizer(folder: Path, manifest: dict[str, Any]) -> Tokenizer:
-    """The tokenizer stored with the build in `folder`; needs no network. Raises FolioError where a file does not match."""
-    from preprocess.shards.format import TOKENIZER_DIR, read_vouched
+    """Load the tokenizer that is stored with the build in `folder`; this needs no network.
+
+    Raises FolioError if a file is missing, differs from the manifest's hash or cannot be read.
+    """
+    from preprocess.shards.format import TOKENIZER_DIR, read_verified
 
     stored = manifest["tokenizer"]
-    files = {name: read_vouched(folder / TOKENIZER_DIR / name, sha256) for name, sha256 in stored["files"].items()}
+    files = {name: read_verified(folder / TOKENIZER_DIR / name, sha256) for name, sha256 in stored["files"].items()}
     try:
         return _from_files(stored["kind"], files, stored["settings"], has_eot=manifest["eot_id"] is not None)
     except (ValueError, KeyError, RuntimeError) as e:
         raise FolioError(
-            f"the {stored['kind']} tokenizer in {folder / TOKENIZER_DIR} cannot be read ({e}); copy the build again or rebuild it"
+            f"the {stored['kind']} tokenizer in {folder / TOKENIZER_DIR} cannot be read ({e}); "
+            "copy the build again or rebuild it"
         ) from e
 
 
-def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """`tokenizer` of a manifest, from which and its files `load_tokenizer` makes it again."""
+def make_tokenizer_entry(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the entry `tokenizer` of a manifest, from which `load_tokenizer` loads it again."""
     hashes = {name: sha256_bytes(data) for name, data in tokenizer.files.items()}
     return {"kind": tokenizer.kind, "files": hashes, "settings": tokenizer.settings}
 
@@ -117,6 +132,6 @@ def _from_files(kind: str, files: dict[str, bytes], settings: dict[str, Any], *,
     if kind == "byte":
         return characters.ByteTokenizer(has_eot=has_eot)
     raise FolioError(
-        f"this build's tokenizer is of kind {kind!r}, this Folio knows gpt2, tiktoken, sentencepiece, huggingface, char and byte; "
-        "install a newer one"
+        f"the tokenizer of this build is of kind {kind!r}, but this Folio knows only "
+        "gpt2, tiktoken, sentencepiece, huggingface, char and byte; install a newer Folio"
     )

@@ -1,4 +1,8 @@
-"""One id a character, or one a byte: for small models, for comparison with nanoGPT, and for tests."""
+"""Tokenizers with one id per character or one id per byte.
+
+They suit small models, comparisons with nanoGPT's character-level examples, and tests. Encoding is
+a table lookup in NumPy, so one backend suffices.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from preprocess.documents import text_buffers
+from preprocess.documents import get_text_buffers
 from preprocess.errors import FolioError
 from preprocess.tokenizers.interface import END_OF_TEXT, Encoded, Tokenizer
 
@@ -17,67 +21,79 @@ NUM_CODE_POINTS = 0x110000
 NOT_IN_ALPHABET = np.uint32(0xFFFFFFFF)
 
 
-class _Plain(Tokenizer):
+class _AlphabetTokenizer(Tokenizer):
     reference_backend: ClassVar[str] = "numpy"
-    engine = "numpy"
+    backend = "numpy"
 
-    def _set_pieces(self, pieces: list[bytes], *, has_eot: bool) -> None:
-        """The end-of-text id comes after the alphabet, and only where documents end with it, so that ids stay nanoGPT's."""
-        self.eot_id = len(pieces) if has_eot else None
-        self.pieces = [*pieces, b""] if has_eot else pieces
-        self.special_tokens = {END_OF_TEXT: len(pieces)} if has_eot else {}
+    def _set_alphabet(self, alphabet: list[bytes], *, has_eot: bool) -> None:
+        """Use the index in `alphabet` as id, and the id after the last for the end of text.
+
+        Without an end-of-text token the ids of a `char` tokenizer are those of nanoGPT's
+        prepare.py.
+        """
+        self.eot_id = len(alphabet) if has_eot else None
+        self.id_to_bytes = [*alphabet, b""] if has_eot else alphabet
+        self.special_tokens = {END_OF_TEXT: len(alphabet)} if has_eot else {}
         self.settings = {}
 
 
-class CharTokenizer(_Plain):
+class CharTokenizer(_AlphabetTokenizer):
+    """One id per character of a fixed alphabet."""
+
     kind: ClassVar[str] = "char"
 
     def __init__(self, alphabet: str, *, has_eot: bool) -> None:
-        """`alphabet`: every character once; its place is its id."""
+        """`alphabet` holds every character once; a character's index is its id."""
         if len(set(alphabet)) != len(alphabet):
             raise ValueError(f"{ALPHABET_FILE} repeats a character")
-        self._set_pieces([c.encode() for c in alphabet], has_eot=has_eot)
+        self._set_alphabet([c.encode() for c in alphabet], has_eot=has_eot)
         self.files = {ALPHABET_FILE: alphabet.encode()}
-        self._ids = np.full(NUM_CODE_POINTS, NOT_IN_ALPHABET, np.uint32)
-        self._ids[[ord(c) for c in alphabet]] = np.arange(len(alphabet), dtype=np.uint32)
+        self._id_of_code_point = np.full(NUM_CODE_POINTS, NOT_IN_ALPHABET, np.uint32)
+        self._id_of_code_point[[ord(c) for c in alphabet]] = np.arange(len(alphabet), dtype=np.uint32)
 
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
-        data, boundaries = text_buffers(texts)
-        ids = self._ids[code_points(data)]
+        """Encode every text. Raises FolioError for a character that is not in the alphabet."""
+        data, boundaries = get_text_buffers(texts)
+        ids = self._id_of_code_point[decode_code_points(data)]
         if len(ids) and ids.max() == NOT_IN_ALPHABET:
-            missing = chr(int(code_points(data)[np.argmax(ids)]))
+            missing = chr(int(decode_code_points(data)[np.argmax(ids)]))
             raise FolioError(
-                f"the character {missing!r} is not in this build's alphabet; write without it, or use another tokenizer"
+                f"the character {missing!r} is not in the alphabet of this tokenizer; "
+                "remove it from the text, or use another tokenizer"
             )
-        return ids, _characters_before(data, boundaries[1:])
+        return ids, _count_characters_before(data, boundaries[1:])
 
 
-class ByteTokenizer(_Plain):
+class ByteTokenizer(_AlphabetTokenizer):
+    """One id per byte of UTF-8: the byte's value."""
+
     kind: ClassVar[str] = "byte"
     is_byte_level = True
 
     def __init__(self, *, has_eot: bool) -> None:
-        self._set_pieces([bytes([b]) for b in range(256)], has_eot=has_eot)
+        self._set_alphabet([bytes([b]) for b in range(256)], has_eot=has_eot)
         self.files = {}
 
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
-        data, boundaries = text_buffers(texts)
+        """Encode every text."""
+        data, boundaries = get_text_buffers(texts)
         return data.astype(np.uint32), boundaries[1:]
 
 
 def train_char(texts: Iterable[str], *, has_eot: bool) -> CharTokenizer:
-    """The alphabet of `texts`, sorted by code point."""
-    seen: set[str] = set()
+    """Return a tokenizer whose alphabet is every character of `texts`, sorted by code point."""
+    alphabet: set[str] = set()
     for text in texts:
-        seen.update(text)
-    return CharTokenizer("".join(sorted(seen)), has_eot=has_eot)
+        alphabet.update(text)
+    return CharTokenizer("".join(sorted(alphabet)), has_eot=has_eot)
 
 
-def code_points(utf8: np.ndarray) -> np.ndarray:
+def decode_code_points(utf8: np.ndarray) -> np.ndarray:
+    """Return the code point of every character in the UTF-8 bytes `utf8`: (C,) uint32."""
     return np.frombuffer(utf8.tobytes().decode("utf-8").encode("utf-32-le"), np.uint32)
 
 
-def _characters_before(utf8: np.ndarray, boundaries: np.ndarray) -> np.ndarray:
-    """How many characters start before each byte offset of `boundaries`: (D,) int64."""
-    starts_before = np.concatenate([[0], np.cumsum((utf8 & 0xC0) != 0x80)])
-    return starts_before[boundaries].astype(np.int64)
+def _count_characters_before(utf8: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Return the number of characters that start before each byte offset: (D,) int64."""
+    num_started = np.concatenate([[0], np.cumsum((utf8 & 0xC0) != 0x80)])  # 0b10xxxxxx continues a character
+    return num_started[offsets].astype(np.int64)

@@ -1,4 +1,4 @@
-"""A tokenizer on its own, outside a build: a folder with its files, or a file that comes from elsewhere."""
+"""Tokenizers outside a build: save one to a folder, and load one from a file or folder."""
 
 from __future__ import annotations
 
@@ -7,39 +7,42 @@ from pathlib import Path
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import write_durable
-from preprocess.tokenizers.interface import Tokenizer, read_bounded
+from preprocess.tokenizers import KIND_BY_SUFFIX
+from preprocess.tokenizers.interface import Tokenizer, read_tokenizer_file
 
-# What a folder is searched for, in this order; one of Hugging Face's may hold several.
-PATTERNS = ("sentencepiece.model", "tokenizer.json", "*.model", "*.tiktoken", "alphabet.txt")
-KIND_OF_SUFFIX = {".model": "sentencepiece", ".json": "huggingface", ".tiktoken": "tiktoken", ".txt": "char"}
+# A folder is searched for these, in this order. A folder downloaded from Hugging Face may hold
+# several of them.
+FILE_PATTERNS = ("sentencepiece.model", "tokenizer.json", "*.model", "*.tiktoken", "alphabet.txt")
 
 
-def save(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the files of `tokenizer` into `folder`, made where it is missing, each whole or not there.
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the files of `tokenizer` into `folder`, which is created if necessary.
 
-    Raises MisuseError for `byte`, which has none, and where the folder has another tokenizer's.
+    Each file is written completely or not at all. Raises MisuseError for `byte`, which has no
+    files, and if `folder` holds another tokenizer.
     """
     if not tokenizer.files:
-        raise MisuseError(f"the {tokenizer.kind} tokenizer has no files to save; name it where it is wanted")
-    check_no_other(folder, tokenizer.files.keys())
+        raise MisuseError(f"the {tokenizer.kind} tokenizer has no files to save; use it by its name instead")
+    check_no_other_tokenizer(folder, tokenizer.files.keys())
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in tokenizer.files.items():
         write_durable(folder / name, data)
 
 
-def check_no_other(folder: Path, names: Iterable[str]) -> None:
-    """Raise MisuseError where `folder` has a tokenizer's files of other names than these."""
-    for pattern in PATTERNS:
+def check_no_other_tokenizer(folder: Path, names: Iterable[str]) -> None:
+    """Raise MisuseError if `folder` holds a tokenizer's file that is not one of `names`."""
+    for pattern in FILE_PATTERNS:
         if others := sorted({p.name for p in folder.glob(pattern)} - set(names)):
-            raise MisuseError(f"{folder} already has the tokenizer {others[0]}; name another folder for this one")
+            raise MisuseError(f"{folder} already holds another tokenizer, {others[0]}; choose another folder")
 
 
-def load_folder(path: Path, *, has_eot: bool = True) -> Tokenizer:
-    """The tokenizer in the file or folder `path`; `has_eot`: whether an alphabet gets an end-of-text id.
+def load_from_path(path: Path, *, has_eot: bool = True) -> Tokenizer:
+    """Load the tokenizer in the file or folder `path`.
 
-    Raises MisuseError where there is none or no single one, FolioError where its file cannot be read.
+    `has_eot` says whether a `char` tokenizer gets an end-of-text id. Raises MisuseError if there is
+    not exactly one tokenizer at `path`, and FolioError if its file cannot be read.
     """
-    kind, file = find_tokenizer(path)
+    kind, file = find_tokenizer_file(path)
     if kind == "sentencepiece":
         from preprocess.tokenizers import sentencepiece_bpe
 
@@ -52,32 +55,35 @@ def load_folder(path: Path, *, has_eot: bool = True) -> Tokenizer:
         if kind == "char":
             from preprocess.tokenizers import characters
 
-            return characters.CharTokenizer(read_bounded(file).decode("utf-8"), has_eot=has_eot)
+            return characters.CharTokenizer(read_tokenizer_file(file).decode("utf-8"), has_eot=has_eot)
         from preprocess.tokenizers import tiktoken_bpe
 
-        return tiktoken_bpe.from_rank_file(file.stem, read_bounded(file))
+        return tiktoken_bpe.from_rank_file(file.stem, read_tokenizer_file(file))
     except ValueError as e:
-        raise FolioError(f"{file} cannot be read ({e}); wanted a file that Folio wrote, under its own name") from e
+        raise FolioError(f"{file} cannot be read ({e}); pass a file that Folio wrote, under its original name") from e
 
 
-def find_tokenizer(path: Path) -> tuple[str, Path]:
-    """Kind and file of the tokenizer at `path`, by names alone. Raises MisuseError."""
-    file = _only_file(path) if path.is_dir() else path
+def find_tokenizer_file(path: Path) -> tuple[str, Path]:
+    """Return the kind and the file of the tokenizer at `path`, judged by file names alone.
+
+    Raises MisuseError if the file is missing or ambiguous.
+    """
+    file = _find_only_file(path) if path.is_dir() else path
     if not file.is_file():
-        raise MisuseError(f"{file} is not there; name a tokenizer's file, or the folder that holds it")
-    if file.suffix not in KIND_OF_SUFFIX:
+        raise MisuseError(f"{file} does not exist; pass a tokenizer's file, or the folder that holds it")
+    if file.suffix not in KIND_BY_SUFFIX:
         raise MisuseError(
-            f"{file} is no tokenizer's file by its name, wanted one that ends in {', '.join(KIND_OF_SUFFIX)}"
+            f"{file} is not named like a tokenizer's file; pass one whose name ends in {', '.join(KIND_BY_SUFFIX)}"
         )
-    kind = KIND_OF_SUFFIX[file.suffix]
+    kind = KIND_BY_SUFFIX[file.suffix]
     return "gpt2" if file.name == "gpt2.tiktoken" else kind, file
 
 
-def _only_file(folder: Path) -> Path:
-    for pattern in PATTERNS:
+def _find_only_file(folder: Path) -> Path:
+    for pattern in FILE_PATTERNS:
         found = sorted(folder.glob(pattern))
         if len(found) > 1:
-            raise MisuseError(f"{folder} has {found[0].name} and {found[1].name}; name the one that is meant")
+            raise MisuseError(f"{folder} holds both {found[0].name} and {found[1].name}; pass the path of one file")
         if found:
             return found[0]
-    raise MisuseError(f"{folder} holds no tokenizer, wanted one of {', '.join(PATTERNS)}; name another folder")
+    raise MisuseError(f"{folder} holds no tokenizer, expected one of {', '.join(FILE_PATTERNS)}; pass another folder")

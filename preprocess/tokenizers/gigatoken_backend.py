@@ -1,6 +1,20 @@
-"""gigatoken as an engine: the Arrow column's buffers in, NumPy views out, its caches bounded.
+"""gigatoken as the fast backend.
 
-The only file that imports gigatoken and awkward (0.2 s).
+gigatoken is a BPE encoder in Rust. The reference libraries (tiktoken, sentencepiece, tokenizers)
+take and return Python objects and encode about 5 MB/s; gigatoken reads a whole Arrow column,
+remembers the ids of every word it has seen, and encodes about 200 MB/s. Encoding would otherwise
+dominate the time of a build.
+
+A second implementation may disagree with the first. gigatoken is therefore given no control tokens,
+which it would find in text. When it starts, it must encode PROBE_TEXTS as the reference does
+(`TwoBackendTokenizer.start_fast_backend`). During a build both encode some of the documents
+(`preprocess/stages/encode.py`); after a difference the build starts again with the reference alone.
+
+Text and ids are not copied: awkward, gigatoken's array library, wraps Arrow's buffers, and the ids
+are returned as NumPy views. The cost is memory, because the cache of words only grows.
+`GigatokenBackend` therefore replaces its tokenizer when the process has become too large.
+
+The import of gigatoken and awkward takes 0.2 s, so it happens when a backend is created.
 """
 
 from __future__ import annotations
@@ -13,69 +27,78 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from preprocess.documents import text_buffers
+from preprocess.documents import get_text_buffers
 
-# gigatoken 0.10 keeps every word it ever saw: natural text settles at 200 MB, random words take 8 bytes for each of theirs. A new one
-# costs 50 ms and a slower start.
+# The cache of gigatoken 0.10 settles at 200 MB on natural text. Random words take 8 bytes per byte
+# of text. A new tokenizer costs 50 ms and encodes slowly until its cache has filled.
 MAX_CACHE_BYTES = 192 << 20
-# Some of what is let go stays with the process: it must have grown by so much again before that is worth another start.
+# Part of a released cache stays with the process. Another restart frees little until the process
+# has grown by this much since the last one.
 MIN_GROWTH_BYTES = 32 << 20
-MAX_ENCODED_BYTES = 64 << 20  # where the system does not tell how much memory a process holds
+MAX_ENCODED_BYTES = 64 << 20  # of text per restart, on systems that do not report a process's memory
 
 
 class GigatokenBackend:
-    """Encodes batches with a gigatoken tokenizer that `make` creates anew when it has grown too large.
+    """Encodes batches with gigatoken, and restarts it when its cache becomes too large.
 
-    Raises ImportError where gigatoken or awkward cannot be imported.
+    Raises ImportError if gigatoken or awkward cannot be imported.
     """
 
-    def __init__(self, make: Callable[[Any], Any], *, num_threads: int = 1) -> None:
-        """`make`: given the class gigatoken.Tokenizer, returns one. It must know no control token: it would see them in text."""
-        os.environ.setdefault("RAYON_NUM_THREADS", str(num_threads))
+    def __init__(self, make_tokenizer: Callable[[Any], Any], *, num_threads: int = 1) -> None:
+        """`make_tokenizer` takes the class gigatoken.Tokenizer and returns an instance of it.
+
+        The instance must not know any control token.
+        """
+        os.environ.setdefault("RAYON_NUM_THREADS", str(num_threads))  # read when Rust's thread pool starts
         import awkward
         import gigatoken
 
-        self._awkward, self._make, self._class = awkward, make, gigatoken.Tokenizer
+        self._awkward, self._make_tokenizer, self._class = awkward, make_tokenizer, gigatoken.Tokenizer
         self._is_parallel = num_threads > 1
-        self._renew()
-        self._first_bytes = self._resident_bytes
+        self._restart()
+        self._baseline_bytes = self._restart_bytes
 
-    def _renew(self) -> None:
-        self._tokenizer: Any = None  # the old one's memory goes before the new one's comes
-        _give_back()
-        self._tokenizer = self._make(self._class)
-        self._encoded_bytes, self._resident_bytes = 0, resident_bytes()
+    def _restart(self) -> None:
+        self._tokenizer: Any = None  # release the old cache before the new tokenizer is made
+        _trim_heap()
+        self._tokenizer = self._make_tokenizer(self._class)
+        self._encoded_bytes, self._restart_bytes = 0, measure_resident_bytes()
 
     def encode(self, texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-        """Flat ids (N,) uint32 and each text's exclusive end (D,) int64."""
+        """Return flat ids (N,) uint32 and the exclusive end of each text in them (D,) int64."""
         contents, index = self._awkward.contents, self._awkward.index
-        data, boundaries = text_buffers(texts)
-        if self._is_full(len(data)):
-            self._renew()
+        data, boundaries = get_text_buffers(texts)
+        if self._is_cache_full(len(data)):
+            self._restart()
         self._encoded_bytes += len(data)
         characters = contents.NumpyArray(data, parameters={"__array__": "char"})
         column = contents.ListOffsetArray(index.Index64(boundaries), characters, parameters={"__array__": "string"})
         layout = self._tokenizer.encode_batch(self._awkward.Array(column), parallel=self._is_parallel).layout
         return np.asarray(layout.content.data), np.asarray(layout.offsets.data)[1:]
 
-    def _is_full(self, num_bytes: int) -> bool:
-        now = resident_bytes()
-        if now is None or self._first_bytes is None or self._resident_bytes is None:
+    def _is_cache_full(self, batch_bytes: int) -> bool:
+        now_bytes = measure_resident_bytes()
+        if now_bytes is None or self._baseline_bytes is None or self._restart_bytes is None:
             return self._encoded_bytes > MAX_ENCODED_BYTES
-        # What is about to be encoded is there already, in two or three copies of which none is the cache's.
-        held = now - 2 * num_bytes
-        return held - self._first_bytes > MAX_CACHE_BYTES and held - self._resident_bytes > MIN_GROWTH_BYTES
+        # The batch is already in memory, in two or three copies. They are not part of the cache.
+        used_bytes = now_bytes - 2 * batch_bytes
+        return (
+            used_bytes - self._baseline_bytes > MAX_CACHE_BYTES and used_bytes - self._restart_bytes > MIN_GROWTH_BYTES
+        )
 
 
-def _give_back() -> None:
-    """Have the C library return to the system what it holds for later: a third of what a full cache had (glibc alone knows how)."""
+def _trim_heap() -> None:
+    """Make glibc return freed memory to the system, which is a third of a full cache.
+
+    Does nothing with another C library.
+    """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
 
 
-def resident_bytes() -> int | None:
-    """Memory of its own that this process holds, mapped files apart; None where the system does not say so in a file (all but Linux)."""
+def measure_resident_bytes() -> int | None:
+    """Return the resident memory of this process without mapped files; None except on Linux."""
     try:
         with open("/proc/self/statm", "rb") as file:
             _, resident, shared, *_ = map(int, file.read().split())

@@ -1,6 +1,21 @@
-"""Any Hugging Face `tokenizer.json`: the library `tokenizers` decides what is right, gigatoken encodes where it agrees.
+"""Tokenizers from a Hugging Face `tokenizer.json`, of any model type.
 
-The only file that imports `tokenizers` (the extra `huggingface`).
+The library `tokenizers` (the extra `huggingface`) is the reference backend; only this module
+imports it. Three things happen when a file is loaded:
+
+- Whatever adds to a text, cuts it or is random is switched off: templates, truncation, padding and
+  BPE dropout.
+- Control tokens are hidden. The library finds added tokens in text, so a document that mentions
+  `</s>` would contain a real `</s>`. They are therefore renamed in the file that the library gets,
+  in the vocabulary too, since a Unigram or word-level model would find them there.
+- The tokenizer is tested for being lossless. The bytes of each id follow from the file's decoder.
+  PROBE_TEXTS, and texts with the file's added tokens, are encoded and decoded again, and the first
+  one that comes back changed is reported as `round_trip_issue`; a build warns about it.
+
+Byte-level BPE (GPT-2, Llama 3) is lossless, and so is BPE with SentencePiece's conventions, U+2581
+for a space and `<0xNN>` for a byte. Decoding is only approximate if the file normalises text (lower
+case, NFKC), puts a space in front of it (Llama 2), or has no fixed bytes for an id (WordPiece and
+word-level models, which put a space in front of each word).
 """
 
 from __future__ import annotations
@@ -17,87 +32,87 @@ import pyarrow as pa
 from preprocess.errors import FolioError
 from preprocess.shards.files import parse_json
 from preprocess.tokenizers.interface import (
-    FATAL,
+    FATAL_ERRORS,
     MAX_VOCAB_SIZE,
-    PROBE,
+    PROBE_TEXTS,
     Encoded,
     TwoBackendTokenizer,
-    find_loss,
-    from_lists,
-    read_bounded,
+    find_round_trip_issue,
+    flatten_ids,
+    read_tokenizer_file,
 )
 
 JSON_FILE = "tokenizer.json"
-# Which special token plays which part: the first of these that the file has.
+# A special token's role follows from its name: the first of these names that the file contains.
 EOT_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>", "[SEP]", "<｜end▁of▁sentence｜>")
 BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "[CLS]", "<｜begin▁of▁sentence｜>")
 PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<｜▁pad▁｜>")
 UNK_NAMES = ("<unk>", "[UNK]")
-MAX_PROBED_TOKENS = 64  # added tokens of each sort that go into the probe; a file may have thousands, all alike
-_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+MAX_PROBED_TOKENS = 64  # added tokens of each sort in the probe texts; a file may have thousands of similar ones
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+Spec = dict[str, Any]  # a parsed tokenizer.json
 
 
 class HuggingFaceTokenizer(TwoBackendTokenizer):
-    """The tokenizer of a tokenizer.json, its control tokens invisible to text and its template, cuts and padding off.
+    """The tokenizer of a tokenizer.json.
 
-    Every added token is a control token but runs of white space that are not marked special (GPT-NeoX's). The mark
-    alone is not enough: DeepSeek's file leaves `<｜User｜>` and `<|EOT|>` unmarked. Text that spells one is therefore
-    encoded as other text is, where the library itself would find the token. Control tokens are renamed for the encoder,
-    in its vocabulary too, since a Unigram or word-level model would find them there.
-
-    `pieces` are exact for byte-level BPE and for SentencePiece's spelling (U+2581, `<0xNN>`). Where a model normalises
-    (lower case, NFKC), puts a space in front (Llama 2), or has no fixed bytes for an id (WordPiece, word-level: a space
-    is put in front of each word), decoding is approximate, and `loss` says what the probe text lost.
+    All added tokens are control tokens, except runs of white space that are not marked as special,
+    which GPT-NeoX has. The mark alone does not decide: DeepSeek's file does not mark `<｜User｜>` and
+    `<|EOT|>`. The text of a control token is encoded like any other text.
     """
 
     kind: ClassVar[str] = "huggingface"
     reference_backend: ClassVar[str] = "tokenizers"
 
     def __init__(self, data: bytes) -> None:
-        """`data`: the file's bytes. Raises ValueError (or RecursionError) where it is no tokenizer.json that can be used.
+        """`data` is the content of the file.
 
-        A hostile file may hold a regular expression that takes exponential time on some text; it cannot run anything.
+        Raises ValueError (or RecursionError) if it is not a usable tokenizer.json. A hostile file
+        cannot run code, but its regular expressions may take exponential time on some texts.
         """
-        described = _plain(_parse(data))
-        vocab, added = _vocabulary(described), described["added_tokens"]
+        spec = strip_extras(_parse(data))
+        vocab, added = _read_vocabulary(spec), spec["added_tokens"]
         num_ids = max((*vocab.values(), *(token["id"] for token in added)), default=-1) + 1
         if not 0 < num_ids <= MAX_VOCAB_SIZE:
-            raise ValueError(f"it has {num_ids} ids, wanted 1 to {MAX_VOCAB_SIZE}")
-        self.special_tokens = {token["content"]: token["id"] for token in added if not _is_text(token)}
-        self._name_parts(_unknown(described["model"]), vocab)
-        self._encoder = _make_encoder(described, self.special_tokens, self.unk_id)
-        self.pieces = _pieces(described, vocab, self.special_tokens, num_ids)
-        self.is_byte_level = "ByteLevel" in _types(described, "decoder", "pre_tokenizer")
-        self.fallback_ids = (
-            [i for text, i in vocab.items() if _BYTE_PIECE.fullmatch(text)] if _falls_back(described) else ()
+            raise ValueError(f"it has {num_ids} ids, expected 1 to {MAX_VOCAB_SIZE}")
+        self.special_tokens = {token["content"]: token["id"] for token in added if not _is_text_token(token)}
+        self._assign_roles(_find_unknown_token(spec["model"]), vocab)
+        self._encoder = _make_encoder(spec, self.special_tokens, self.unk_id)
+        self.id_to_bytes = _list_bytes_by_id(spec, vocab, self.special_tokens, num_ids)
+        self.is_byte_level = "ByteLevel" in _component_types(spec, "decoder", "pre_tokenizer")
+        self.byte_fallback_ids = (
+            [i for token, i in vocab.items() if _BYTE_TOKEN.fullmatch(token)] if _has_byte_fallback(spec) else ()
         )
         self.files = {JSON_FILE: data}
-        self.settings = {"model": str(described["model"].get("type"))}
-        self._described = described
-        # Text that nothing spells becomes the unknown token, and may, unless the file has given it another part as well.
-        harmless = {self.unk_id} - {self.eot_id, self.bos_id, self.pad_id}
+        self.settings = {"model": str(spec["model"].get("type"))}
+        self._spec = spec
+        # Text may become the unknown token, unless the file uses that token for another role as
+        # well.
+        allowed = {self.unk_id} - {self.eot_id, self.bos_id, self.pad_id}
         self._is_control = np.zeros(num_ids, bool)
-        self._is_control[[i for i in self.special_tokens.values() if i not in harmless]] = True
-        self.engine = self.reference_backend
-        self.probe = (*PROBE, *_texts_with_added(added))
-        self.loss = find_loss(self, self.probe)
+        self._is_control[[i for i in self.special_tokens.values() if i not in allowed]] = True
+        self.backend = self.reference_backend
+        self.probe_texts = (*PROBE_TEXTS, *_make_probe_texts(added))
+        self.round_trip_issue = find_round_trip_issue(self, self.probe_texts)
 
-    def _name_parts(self, unknown: Any, vocab: dict[str, int]) -> None:
+    def _assign_roles(self, unknown: Any, vocab: dict[str, int]) -> None:
         if isinstance(unknown, str) and unknown in vocab:
             self.special_tokens.setdefault(unknown, vocab[unknown])
-        has = self.special_tokens
-        parts = (EOT_NAMES, BOS_NAMES, PAD_NAMES, (unknown, *UNK_NAMES))
+        id_of = self.special_tokens
+        roles = (EOT_NAMES, BOS_NAMES, PAD_NAMES, (unknown, *UNK_NAMES))
         self.eot_id, self.bos_id, self.pad_id, self.unk_id = (
-            next((has[name] for name in names if name in has), None) for names in parts
+            next((id_of[name] for name in names if name in id_of), None) for names in roles
         )
 
     def _make_gigatoken(self, tokenizer_class: Any) -> Any:
-        # gigatoken would find control tokens in text.
-        text_tokens = [token for token in self._described["added_tokens"] if _is_text(token)]
-        return tokenizer_class.from_json(json.dumps(self._described | {"added_tokens": text_tokens}))
+        text_tokens = [token for token in self._spec["added_tokens"] if _is_text_token(token)]
+        return tokenizer_class.from_json(json.dumps(self._spec | {"added_tokens": text_tokens}))
 
     def encode(self, texts: pa.LargeStringArray) -> Encoded:
-        """As the interface says. A batch in which gigatoken finds a control token is encoded by the reference."""
+        """Encode every text.
+
+        If gigatoken finds a control token in a batch, the reference encodes the batch.
+        """
         if self.has_fast_backend:
             ids, ends = self._fast.encode(texts)
             if not self._is_control[ids].any():
@@ -105,51 +120,58 @@ class HuggingFaceTokenizer(TwoBackendTokenizer):
         return self.encode_reference(texts)
 
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
-        """Raises FolioError where the model itself turns text into a control token."""
+        """Encode every text with `tokenizers`.
+
+        Raises FolioError if the model turns text into a control token.
+        """
         try:
-            encoded = self._encoder.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
-        except FATAL:
+            encodings = self._encoder.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
+        except FATAL_ERRORS:
             raise
         except BaseException as e:
             raise FolioError(
-                f"the library tokenizers could not encode with this {JSON_FILE} ({str(e)[:200]}); use another"
+                f"the library tokenizers could not encode with this {JSON_FILE} ({str(e)[:200]}); use another tokenizer"
             ) from e
-        ids, ends = from_lists([one.ids for one in encoded])
+        ids, ends = flatten_ids([encoding.ids for encoding in encodings])
         if self._is_control[ids].any():
-            i = int(ids[np.argmax(self._is_control[ids])])
-            name = next(name for name, special in self.special_tokens.items() if special == i)
-            raise FolioError(f"this {JSON_FILE} turns text into its control token {name!r}; use another")
+            control_id = int(ids[np.argmax(self._is_control[ids])])
+            name = next(name for name, i in self.special_tokens.items() if i == control_id)
+            raise FolioError(f"this {JSON_FILE} turns text into its control token {name!r}; use another tokenizer")
         return ids, ends
 
 
 def load(path: Path) -> HuggingFaceTokenizer:
-    """The tokenizer of the file `path`. Raises MisuseError where there is none, FolioError where it is no tokenizer.json."""
-    data = read_bounded(path)
+    """Load the file `path`.
+
+    Raises MisuseError if it does not exist, and FolioError if it is invalid.
+    """
+    data = read_tokenizer_file(path)
     try:
         return HuggingFaceTokenizer(data)
     except (ValueError, RecursionError) as e:
-        raise FolioError(
-            f"{path} is no {JSON_FILE} that can be used ({e}); wanted one that the library tokenizers saved"
-        ) from e
+        raise FolioError(f"{path} is not a usable {JSON_FILE} ({e}); pass one that the library tokenizers saved") from e
 
 
-def _parse(data: bytes) -> dict[str, Any]:
-    """The described tokenizer, its added tokens checked. Raises ValueError."""
-    described = parse_json(data)
-    if not isinstance(described, dict) or not isinstance(described.get("model"), dict):
+def _parse(data: bytes) -> Spec:
+    """Parse the file and check its added tokens. Raises ValueError."""
+    spec = parse_json(data)
+    if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
         raise ValueError("it has no model")
-    added = described["added_tokens"] = described.get("added_tokens") or []
+    added = spec["added_tokens"] = spec.get("added_tokens") or []
     if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
-        raise ValueError("its added_tokens are no list of tokens")
+        raise ValueError("its added_tokens are not a list of tokens")
     for token in added:
         if not isinstance(token.get("content"), str) or not token["content"] or not _is_id(token.get("id")):
             raise ValueError("it has an added token without content or id")
-    return described
+    return spec
 
 
-def _vocabulary(described: dict[str, Any]) -> dict[str, int]:
-    """Text of each piece → id; Unigram models have a list of (text, score), all others a mapping. Raises ValueError."""
-    vocab = described["model"].get("vocab")
+def _read_vocabulary(spec: Spec) -> dict[str, int]:
+    """Return token → id.
+
+    Unigram models store a list of (token, score), all others a mapping. Raises ValueError.
+    """
+    vocab = spec["model"].get("vocab")
     if isinstance(vocab, list) and all(
         isinstance(entry, list) and entry and isinstance(entry[0], str) for entry in vocab
     ):
@@ -159,11 +181,11 @@ def _vocabulary(described: dict[str, Any]) -> dict[str, int]:
     return vocab
 
 
-def _unknown(model: dict[str, Any]) -> Any:
-    """The text of the token for what nothing spells: named, or by its place in a Unigram vocabulary."""
-    vocab, place = model["vocab"], model.get("unk_id")
+def _find_unknown_token(model: dict[str, Any]) -> Any:
+    """Return the text of the unknown token. Unigram models store its index, all others its text."""
+    vocab, index = model["vocab"], model.get("unk_id")
     if isinstance(vocab, list):
-        return vocab[place][0] if isinstance(place, int) and 0 <= place < len(vocab) else None
+        return vocab[index][0] if isinstance(index, int) and 0 <= index < len(vocab) else None
     return model.get("unk_token")
 
 
@@ -171,36 +193,42 @@ def _is_id(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
-def _is_text(added_token: dict[str, Any]) -> bool:
+def _is_text_token(added_token: dict[str, Any]) -> bool:
+    """Return whether an added token is white space to be found in text, not a control token."""
     return not added_token.get("special") and not added_token["content"].strip(" \t\r\n\u2581")
 
 
-def _plain(described: dict[str, Any]) -> dict[str, Any]:
-    """Without what adds, cuts, pads or draws lots: control tokens are placed by id, and one text has one encoding."""
-    model = described["model"]
+def strip_extras(spec: Spec) -> Spec:
+    """Remove what adds control tokens to a text, cuts or pads it, or makes its encoding random."""
+    model = spec["model"]
     model = {**model, "dropout": None} if "dropout" in model else model
-    return {**described, "model": model, "post_processor": None, "truncation": None, "padding": None}
+    return {**spec, "model": model, "post_processor": None, "truncation": None, "padding": None}
 
 
-def _make_encoder(described: dict[str, Any], special_tokens: dict[str, int], unk_id: int | None) -> Any:
+def _make_encoder(spec: Spec, special_tokens: dict[str, int], unk_id: int | None) -> Any:
+    """Return the library's tokenizer, with new names for all special tokens except the unknown one.
+
+    Raises ValueError if the library rejects the file or gives an added token another id.
+    """
     try:
         import tokenizers
     except ImportError as e:
         raise FolioError(
-            f"a {JSON_FILE} is read by the library tokenizers; install it with `pip install 'folio-lm[huggingface]'`"
+            f"a {JSON_FILE} needs the library tokenizers; install it with `pip install 'folio-lm[huggingface]'`"
         ) from e
-    # With a character that Unicode will never assign. A model that finds one in text all the same: see encode_reference.
-    hidden = {name: f"\U0010ffff{i}\U0010ffff" for name, i in special_tokens.items() if i != unk_id}
-    renamed = json.dumps(described | _renamed(described, hidden))
+    # Unicode will never assign U+10FFFF. If a text contains a new name anyway, `encode_reference`
+    # raises.
+    new_names = {name: f"\U0010ffff{i}\U0010ffff" for name, i in special_tokens.items() if i != unk_id}
+    renamed = json.dumps(spec | _rename_tokens(spec, new_names))
     try:
         encoder = tokenizers.Tokenizer.from_str(renamed)
-    except FATAL:
+    except FATAL_ERRORS:
         raise
-    except BaseException as e:  # the library raises nothing narrower
+    except BaseException as e:  # the library has no narrower exception
         raise ValueError(str(e)[:200]) from e
-    encoder.encode_special_tokens = True  # as text, in case it spells even a new name
-    for token in described["added_tokens"]:
-        name = hidden.get(token["content"], token["content"])
+    encoder.encode_special_tokens = True  # do not look for special tokens in text, by their new names either
+    for token in spec["added_tokens"]:
+        name = new_names.get(token["content"], token["content"])
         if encoder.token_to_id(name) != token["id"]:
             raise ValueError(
                 f"it gives {token['content']!r} the id {token['id']}, the library reads {encoder.token_to_id(name)}"
@@ -208,96 +236,94 @@ def _make_encoder(described: dict[str, Any], special_tokens: dict[str, int], unk
     return encoder
 
 
-def _renamed(described: dict[str, Any], hidden: dict[str, str]) -> dict[str, Any]:
-    """Model and added tokens with every name in `hidden` replaced, and no merge that makes or takes one of them."""
-    model, vocab = described["model"], described["model"]["vocab"]
-    added = [
-        {**token, "content": hidden.get(token["content"], token["content"])} for token in described["added_tokens"]
-    ]
+def _rename_tokens(spec: Spec, new_names: dict[str, str]) -> Spec:
+    """Return model and added tokens with new names, without the merges that involve an old name."""
+    model, vocab = spec["model"], spec["model"]["vocab"]
+    added = [{**token, "content": new_names.get(token["content"], token["content"])} for token in spec["added_tokens"]]
     if isinstance(vocab, list):
-        return {
-            "added_tokens": added,
-            "model": {**model, "vocab": [[hidden.get(entry[0], entry[0]), *entry[1:]] for entry in vocab]},
-        }
-    model = {**model, "vocab": {hidden.get(text, text): i for text, i in vocab.items()}}
+        entries = [[new_names.get(entry[0], entry[0]), *entry[1:]] for entry in vocab]
+        return {"added_tokens": added, "model": {**model, "vocab": entries}}
+    model = {**model, "vocab": {new_names.get(token, token): i for token, i in vocab.items()}}
     if merges := model.get("merges"):
-        model["merges"] = [merge for merge in merges if not _touches(merge, hidden)]
+        model["merges"] = [merge for merge in merges if not _involves(merge, new_names)]
     return {"added_tokens": added, "model": model}
 
 
-def _touches(merge: Any, hidden: dict[str, str]) -> bool:
-    parts = merge.split(" ") if isinstance(merge, str) else merge  # old files: "a b"; new ones: ["a", "b"]
-    return any(part in hidden for part in parts) or "".join(parts) in hidden
+def _involves(merge: Any, names: dict[str, str]) -> bool:
+    parts = merge.split(" ") if isinstance(merge, str) else merge  # old files have "a b", new ones ["a", "b"]
+    return any(part in names for part in parts) or "".join(parts) in names
 
 
-def _components(described: dict[str, Any], *places: str) -> Iterator[dict[str, Any]]:
-    """Every decoder or pre-tokenizer at `places`, those in a Sequence too."""
-    waiting = [described.get(place) for place in places]
-    while waiting:
-        component = waiting.pop()
+def _find_components(spec: Spec, *keys: str) -> Iterator[dict[str, Any]]:
+    """Yield the components under `keys` (decoder, pre_tokenizer), and those inside a Sequence."""
+    stack = [spec.get(key) for key in keys]
+    while stack:
+        component = stack.pop()
         if isinstance(component, dict):
             yield component
             for name in ("decoders", "pretokenizers"):
-                waiting.extend(component[name] if isinstance(component.get(name), list) else [])
+                stack.extend(component[name] if isinstance(component.get(name), list) else [])
 
 
-def _types(described: dict[str, Any], *places: str) -> set[str]:
-    return {str(component.get("type")) for component in _components(described, *places)}
+def _component_types(spec: Spec, *keys: str) -> set[str]:
+    return {str(component.get("type")) for component in _find_components(spec, *keys)}
 
 
-def _falls_back(described: dict[str, Any]) -> bool:
-    return "ByteFallback" in _types(described, "decoder") or described["model"].get("byte_fallback") is True
+def _has_byte_fallback(spec: Spec) -> bool:
+    return "ByteFallback" in _component_types(spec, "decoder") or spec["model"].get("byte_fallback") is True
 
 
-def _pieces(
-    described: dict[str, Any], vocab: dict[str, int], special_tokens: dict[str, int], num_ids: int
+def _list_bytes_by_id(
+    spec: Spec, vocab: dict[str, int], special_tokens: dict[str, int], num_ids: int
 ) -> Sequence[bytes]:
-    spell = _speller(described)
-    pieces = [b""] * num_ids
-    for text, i in vocab.items():
-        pieces[i] = spell(text)
-    for token in described["added_tokens"]:
-        pieces[token["id"]] = token["content"].encode()  # found as it is written, whatever the model's spelling
+    decode = _make_token_decoder(spec)
+    bytes_by_id = [b""] * num_ids
+    for token, i in vocab.items():
+        bytes_by_id[i] = decode(token)
+    for added in spec["added_tokens"]:
+        bytes_by_id[added["id"]] = added["content"].encode()  # found in the text as it is, before the model
     for i in special_tokens.values():
-        pieces[i] = b""
-    return pieces
+        bytes_by_id[i] = b""
+    return bytes_by_id
 
 
-def _speller(described: dict[str, Any]) -> Callable[[str], bytes]:
-    """How a piece's text becomes the bytes it stands for, by the file's decoder."""
-    if "ByteLevel" in _types(described, "decoder", "pre_tokenizer"):
-        byte_of = byte_alphabet()
-        return lambda text: bytes([byte_of[c] for c in text]) if byte_of.keys() >= set(text) else text.encode()
-    decoders = {str(component.get("type")): component for component in _components(described, "decoder")}
+def _make_token_decoder(spec: Spec) -> Callable[[str], bytes]:
+    """Return a function that decodes a token to bytes, as the file's decoder does."""
+    if "ByteLevel" in _component_types(spec, "decoder", "pre_tokenizer"):
+        byte_of = make_byte_level_alphabet()
+        return lambda token: bytes([byte_of[c] for c in token]) if byte_of.keys() >= set(token) else token.encode()
+    decoders = {str(component.get("type")): component for component in _find_components(spec, "decoder")}
     if "Metaspace" in decoders or "Replace" in decoders:
-        space = str(decoders.get("Metaspace", {}).get("replacement", "\u2581"))
-        falls_back = _falls_back(described)
-        return lambda text: _format_spaced(text, space, falls_back=falls_back)
+        marker = str(decoders.get("Metaspace", {}).get("replacement", "\u2581"))
+        has_byte_fallback = _has_byte_fallback(spec)
+        return lambda token: _decode_sentencepiece(token, marker, has_byte_fallback=has_byte_fallback)
     if "WordPiece" in decoders:
         prefix = str(decoders["WordPiece"].get("prefix", "##"))
-        return lambda text: (text.removeprefix(prefix) if text.startswith(prefix) else f" {text}").encode()
+        return lambda token: (token.removeprefix(prefix) if token.startswith(prefix) else f" {token}").encode()
     if "BPEDecoder" in decoders:
         suffix = str(decoders["BPEDecoder"].get("suffix", "</w>"))
-        return lambda text: (f"{text.removesuffix(suffix)} " if text.endswith(suffix) else text).encode()
-    return lambda text: f" {text}".encode()  # no decoder: the library puts a space between tokens
+        return lambda token: (f"{token.removesuffix(suffix)} " if token.endswith(suffix) else token).encode()
+    return lambda token: f" {token}".encode()  # without a decoder the library joins tokens by spaces
 
 
-def _format_spaced(text: str, space: str, *, falls_back: bool) -> bytes:
-    if falls_back and (byte := _BYTE_PIECE.fullmatch(text)):
+def _decode_sentencepiece(token: str, space_marker: str, *, has_byte_fallback: bool) -> bytes:
+    if has_byte_fallback and (byte := _BYTE_TOKEN.fullmatch(token)):
         return bytes([int(byte[1], 16)])
-    return text.replace(space, " ").encode()
+    return token.replace(space_marker, " ").encode()
 
 
-def byte_alphabet() -> dict[str, int]:
-    """The character that spells each byte in a byte-level vocabulary: printable ones themselves, the others from U+0100 on."""
+def make_byte_level_alphabet() -> dict[str, int]:
+    """Return character → byte for the vocabularies of byte-level models.
+
+    Printable bytes are represented by themselves, the others by the characters from U+0100 on.
+    """
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
 
 
-def _texts_with_added(added: list[dict[str, Any]]) -> tuple[str, ...]:
-    sorts = (
-        [token["content"] for token in added if _is_text(token) == wanted][:MAX_PROBED_TOKENS]
-        for wanted in (True, False)
-    )
-    return tuple(f"a{text} {text}  b" for texts in sorts for text in texts)
+def _make_probe_texts(added: list[dict[str, Any]]) -> tuple[str, ...]:
+    text_tokens = [token["content"] for token in added if _is_text_token(token)]
+    control_tokens = [token["content"] for token in added if not _is_text_token(token)]
+    probed = text_tokens[:MAX_PROBED_TOKENS] + control_tokens[:MAX_PROBED_TOKENS]
+    return tuple(f"a{token} {token}  b" for token in probed)

@@ -1,6 +1,8 @@
-"""How well a tokenizer fits a language: words, tokens, and what has no piece of its own.
+"""Measure how well a tokenizer fits a language: tokens per word, bytes per token, coverage.
 
-Each text is encoded once, and each distinct word once bare and once after a space: about twice the work of encoding.
+Every text is encoded once. Every distinct word is encoded twice more, alone and after a space,
+because most tokenizers have different tokens for the two. Together this takes about twice the time
+of encoding the texts.
 """
 
 from __future__ import annotations
@@ -12,33 +14,45 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocess.documents import text_buffers
+from preprocess.documents import get_text_buffers
 from preprocess.tokenizers.interface import Tokenizer
 
-SLICE_BYTES = 8 << 20  # encoded at a time: the reference libraries make a Python object of every token
+SLICE_BYTES = 8 << 20  # of text encoded at a time: the reference libraries make a Python object per token
 HEADINGS = {
-    "documents": "documents", "words": "words", "text_bytes": "bytes", "tokens": "tokens", "tokens_per_word": "tokens/word",
-    "bytes_per_token": "bytes/token", "character_coverage": "characters covered", "single_token_words": "words of one token",
-}  # fmt: skip
-SHARES = ("character_coverage", "single_token_words")
+    "documents": "documents",
+    "words": "words",
+    "text_bytes": "bytes",
+    "tokens": "tokens",
+    "tokens_per_word": "tokens/word",
+    "bytes_per_token": "bytes/token",
+    "character_coverage": "characters covered",
+    "single_token_words": "words of one token",
+}
+PERCENTAGES = ("character_coverage", "single_token_words")
 
 
-def inspect(tokenizer: Tokenizer, texts_by_language: Mapping[str, pa.LargeStringArray]) -> dict[str, dict[str, Any]]:
-    """For each language what HEADINGS names: counts are int, ratios float, or None where there is nothing to divide by.
+def inspect_tokenizer(
+    tokenizer: Tokenizer, texts_by_language: Mapping[str, pa.LargeStringArray]
+) -> dict[str, dict[str, Any]]:
+    """Return the figures in HEADINGS for each language: counts as int, ratios as float.
 
-    A word is a run of non-white-space. `character_coverage`: the share of characters outside the byte-fallback pieces
-    and outside words with the unknown token; None for byte-level tokenizers, which have no characters of their own.
-    `single_token_words`: the share of words, counted as often as they occur, that are one token, bare or with the space
-    in front of them. Raises FolioError for a character that a `char` tokenizer does not know.
+    A ratio is None if its denominator is 0. A word is a run of characters that are not white space.
+    `character_coverage` is the share of characters that are neither encoded by byte fallback nor
+    part of a word with the unknown token; it is None for byte-level tokenizers, to which every
+    character is known. `single_token_words` is the share of words, counted as often as they occur,
+    that are one token, either alone or with the space in front of them.
+
+    Raises FolioError for a character that is missing from the alphabet of a `char` tokenizer.
     """
     return {language: _inspect_language(tokenizer, texts) for language, texts in texts_by_language.items()}
 
 
 def format_inspection(inspection: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The lines of a table, a language each, columns aligned."""
+    """Return the lines of a table with aligned columns and one row per language."""
     rows = [["language", *HEADINGS.values()]]
     rows += [
-        [language, *(_format(name, figures[name]) for name in HEADINGS)] for language, figures in inspection.items()
+        [language, *(_format_figure(name, figures[name]) for name in HEADINGS)]
+        for language, figures in inspection.items()
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
@@ -47,22 +61,23 @@ def format_inspection(inspection: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _format(name: str, value: float | None) -> str:
+def _format_figure(name: str, value: float | None) -> str:
     if value is None:
         return "–"
-    if name in SHARES:
+    if name in PERCENTAGES:
         return f"{value:.2%}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
 
 
 def _inspect_language(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> dict[str, Any]:
-    num_characters, num_bytes = pc.sum(pc.utf8_length(texts)).as_py() or 0, len(text_buffers(texts)[0])
-    num_tokens, num_fallen_back = _count_tokens(tokenizer, texts)
-    words, counts = _words(texts)
-    lengths = pc.utf8_length(words).to_numpy(zero_copy_only=False)
-    is_single, is_unknown = _look_at_words(tokenizer, words)
+    num_characters, num_bytes = pc.sum(pc.utf8_length(texts)).as_py() or 0, len(get_text_buffers(texts)[0])
+    num_tokens, num_fallback_characters = _count_tokens(tokenizer, texts)
+    words, counts = _count_words(texts)
+    word_lengths = pc.utf8_length(words).to_numpy(zero_copy_only=False)
+    is_single_token, has_unknown = _classify_words(tokenizer, words)
     num_words = int(counts.sum())
-    num_uncovered = num_fallen_back + int((counts * lengths)[is_unknown].sum())
+    num_uncovered = num_fallback_characters + int((counts * word_lengths)[has_unknown].sum())
+    coverage = None if tokenizer.is_byte_level else _ratio(num_characters - num_uncovered, num_characters)
     return {
         "documents": len(texts),
         "words": num_words,
@@ -70,22 +85,23 @@ def _inspect_language(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> dict[
         "tokens": num_tokens,
         "tokens_per_word": _ratio(num_tokens, num_words),
         "bytes_per_token": _ratio(num_bytes, num_tokens),
-        "character_coverage": None
-        if tokenizer.is_byte_level
-        else _ratio(num_characters - num_uncovered, num_characters),
-        "single_token_words": _ratio(int(counts[is_single].sum()), num_words),
+        "character_coverage": coverage,
+        "single_token_words": _ratio(int(counts[is_single_token].sum()), num_words),
     }
 
 
-def _ratio(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
+def _ratio(numerator: int, denominator: int) -> float | None:
+    return numerator / denominator if denominator else None
 
 
 def _count_tokens(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> tuple[int, int]:
-    """Tokens, and characters that are spelled in byte-fallback pieces: each has one byte that starts it."""
-    starts = [i for i in tokenizer.fallback_ids if tokenizer.pieces[i] and (tokenizer.pieces[i][0] & 0xC0) != 0x80]
+    """Return the number of tokens, and the number of characters that byte fallback encodes.
+
+    Byte fallback gives one token per byte of a character, so tokens of first bytes are counted.
+    """
+    first_byte = {i: tokenizer.id_to_bytes[i][:1] for i in tokenizer.byte_fallback_ids}
     starts_character = np.zeros(tokenizer.vocab_size, bool)
-    starts_character[starts] = True
+    starts_character[[i for i, byte in first_byte.items() if byte and (byte[0] & 0xC0) != 0x80]] = True
     num_tokens = num_characters = 0
     for part in _slices(texts):
         ids, _ = tokenizer.encode(part)
@@ -94,41 +110,39 @@ def _count_tokens(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> tuple[int
     return num_tokens, num_characters
 
 
-def _words(texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, np.ndarray]:
-    """Distinct words and how often each occurs, (W,) int64."""
+def _count_words(texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, np.ndarray]:
+    """Return the distinct words, and how often each occurs: (W,) int64."""
     words = pc.list_flatten(pc.utf8_split_whitespace(texts))
     counted = pc.value_counts(words.filter(pc.not_equal(words, "")))
     return counted.field("values").cast(pa.large_string()), counted.field("counts").to_numpy(zero_copy_only=False)
 
 
-def _look_at_words(tokenizer: Tokenizer, words: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `words` are one token, and which hold the unknown one: (W,) bool each."""
-    bare, is_unknown = _lengths(tokenizer, words)
-    if tokenizer.kind == "char":  # a space is another token, or unknown
-        return bare == 1, is_unknown
-    spaced, _ = _lengths(
-        tokenizer,
-        pc.binary_join_element_wise(pa.scalar("", pa.large_string()), words, pa.scalar(" ", pa.large_string())),
-    )
-    return (bare == 1) | (spaced == 1), is_unknown
+def _classify_words(tokenizer: Tokenizer, words: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which words are one token, and which contain the unknown token: (W,) bool each."""
+    num_tokens, has_unknown = _measure(tokenizer, words)
+    if tokenizer.kind == "char":  # a space is another token, or not in the alphabet
+        return num_tokens == 1, has_unknown
+    empty, space = pa.scalar("", pa.large_string()), pa.scalar(" ", pa.large_string())
+    num_tokens_spaced, _ = _measure(tokenizer, pc.binary_join_element_wise(empty, words, space))  # " word"
+    return (num_tokens == 1) | (num_tokens_spaced == 1), has_unknown
 
 
-def _lengths(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of each text, (D,) int64, and whether one of them is the unknown token, (D,) bool."""
-    lengths, unknown = [np.empty(0, np.int64)], [np.empty(0, bool)]
+def _measure(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return per text the number of tokens, (D,) int64, and if one is unknown, (D,) bool."""
+    num_tokens, has_unknown = [np.empty(0, np.int64)], [np.empty(0, bool)]
     for part in _slices(texts):
         ids, ends = tokenizer.encode(part)
         boundaries = np.concatenate([[0], ends])
         is_unknown = np.zeros(len(ids), bool) if tokenizer.unk_id is None else ids == tokenizer.unk_id
-        unknown_before = np.concatenate([[0], np.cumsum(is_unknown)])
-        lengths.append(np.diff(boundaries))
-        unknown.append(np.diff(unknown_before[boundaries]) > 0)
-    return np.concatenate(lengths), np.concatenate(unknown)
+        num_unknown_before = np.concatenate([[0], np.cumsum(is_unknown)])
+        num_tokens.append(np.diff(boundaries))
+        has_unknown.append(np.diff(num_unknown_before[boundaries]) > 0)
+    return np.concatenate(num_tokens), np.concatenate(has_unknown)
 
 
 def _slices(texts: pa.LargeStringArray) -> Iterator[pa.LargeStringArray]:
-    """`texts` in runs of about SLICE_BYTES, at least one text each."""
-    boundaries = text_buffers(texts)[1]
+    """Yield consecutive slices of `texts` of about SLICE_BYTES, with at least one text each."""
+    boundaries = get_text_buffers(texts)[1]
     begin = 0
     while begin < len(texts):
         end = max(begin + 1, int(np.searchsorted(boundaries, boundaries[begin] + SLICE_BYTES, side="right")) - 1)

@@ -1,7 +1,15 @@
-"""What every tokenizer can do.
+"""The contract of all tokenizers: text to ids, and ids to text.
 
-Decoding is the same for all of them, since each id stands for a fixed string of bytes. Encoding comes twice where
-there is a fast engine: the fast one, and the reference that it must agree with.
+Each id has a fixed byte string (`id_to_bytes`). Decoding is therefore the same for every kind:
+concatenate the byte strings of the ids.
+
+Encoding may exist twice. The *reference backend* is the library that defines the tokenizer, such as
+tiktoken; its ids are correct by definition, but it encodes only about 5 MB/s. The *fast backend* is
+gigatoken, which encodes about 200 MB/s. It is used only if it gives the reference's ids for
+PROBE_TEXTS, and a build compares the two again on part of the documents (`stages/encode.py`).
+
+Text never becomes a control token: `encode` treats the characters of "<|endoftext|>" like any other
+text. Callers insert control ids around the encoded text, by number.
 """
 
 from __future__ import annotations
@@ -16,122 +24,156 @@ import pyarrow as pa
 from preprocess.errors import FolioError, MisuseError
 
 END_OF_TEXT = "<|endoftext|>"
-# Ids come from files of unknown origin and a list is made of them: 16 times the largest vocabulary in use.
+# Ids in files of unknown origin decide how long a list becomes. This is 16 times the largest
+# vocabulary in use.
 MAX_VOCAB_SIZE = 1 << 22
-MAX_FILE_BYTES = 200_000_000  # of a tokenizer's file from elsewhere: the largest in use have 40 MB
-# What two engines must agree on before the fast one may encode anything, and what a lossless tokenizer gives back:
-# contractions, runs of white space, exotic spaces, combining marks, emoji, digits, and control tokens spelled out.
-PROBE = (
-    "", " ", "\n\n \n", "don't WE'LL they've 12345 x²", "a  b   c\t\td \u00a0\u2003e", "naïve Ünïcödé e\u0301", "\u00a0x\u200b",
-    "Привет, мир! 你好世界 مرحبا", "日本語 👩‍👩‍👧 🇫🇷", "<|endoftext|> <author_X>", "<bos> <eos></s> <0x0A>", "----====####!!!??",
+MAX_FILE_BYTES = 200_000_000  # of a tokenizer's file from elsewhere; the largest in use have 40 MB
+# The fast backend must encode these texts as the reference does, and a lossless tokenizer must
+# return them unchanged: contractions, runs of white space, rare spaces, combining marks, emoji,
+# digits, and the text of control tokens.
+PROBE_TEXTS = (
+    "", " ", "\n\n \n", "don't WE'LL they've 12345 x²",
+    "a  b   c\t\td \u00a0\u2003e", "naïve Ünïcödé e\u0301", "\u00a0x\u200b",
+    "Привет, мир! 你好世界 مرحبا",
+    "日本語 👩‍👩‍👧 🇫🇷", "<|endoftext|> <author_X>", "<bos> <eos></s> <0x0A>", "----====####!!!??",
     "def f(x):\n        return x  # ok\r\n", " Hello  HELLO Helló 3.14159\n",
 )  # fmt: skip
-# Not to be taken for a failure of a compiled library; all else is one, since a panic of Rust's is no mere Exception.
-FATAL = (MemoryError, KeyboardInterrupt, SystemExit)
+# Never treat these as failures of a tokenizer library. Everything else is one: a Rust panic raises
+# a BaseException that is not an Exception.
+FATAL_ERRORS = (MemoryError, KeyboardInterrupt, SystemExit)
 Encoded = tuple[np.ndarray, np.ndarray]  # flat ids (N,) uint32, exclusive end of each text in them (D,) int64
 
 
 class Tokenizer:
-    """Ids 0 … vocab_size − 1, `special_tokens` (text → id) among them; control tokens of authors come after these."""
+    """The base class of all tokenizers.
+
+    The ids are 0 … vocab_size - 1 and include `special_tokens`. A build numbers the control tokens
+    that it adds (authors, cities, years) from vocab_size on.
+    """
 
     kind: ClassVar[str]
-    reference_backend: ClassVar[str]  # the library that decides what is right
-    engine: str  # the library that encodes
-    special_tokens: dict[str, int]
+    reference_backend: ClassVar[str]  # the library whose ids are correct by definition
+    backend: str  # the library that `encode` uses now
+    special_tokens: dict[str, int]  # text → id
     bos_id: int | None = None
     eot_id: int | None = None
     pad_id: int | None = None
     unk_id: int | None = None
-    pieces: Sequence[bytes]  # what each id stands for; control ids stand for nothing
-    files: dict[str, bytes]  # all that is needed to make it again: file name → contents
-    settings: dict[str, object]  # what its training was given
-    is_byte_level: bool = False  # every text is spelled in pieces of bytes: it has no characters of its own
-    fallback_ids: Sequence[int] = ()  # pieces that spell one byte of a character that has no piece
-    loss: str | None = None  # what does not survive decode(encode(text)), in words; None where everything does
+    id_to_bytes: Sequence[bytes]  # empty for control ids and for ids that are never used
+    files: dict[str, bytes]  # file name → content; sufficient to load the tokenizer again
+    settings: dict[str, object]  # how it was made, for the manifest
+    is_byte_level: bool = False  # tokens are byte strings, so every character can be encoded
+    byte_fallback_ids: Sequence[int] = ()  # ids of the single bytes that encode a character without a piece
+    round_trip_issue: str | None = None  # a probe text that decode(encode(text)) changes, and into what
 
     @property
     def is_lossless(self) -> bool:
-        """Whether decode(encode(text)) is text, U+2581 excepted where it spells the space, as far as the probe shows."""
-        return self.loss is None
+        """Whether decode(encode(text)) returned every probe text unchanged.
+
+        The probe texts do not contain U+2581, which SentencePiece tokenizers return as a space.
+        """
+        return self.round_trip_issue is None
 
     @property
     def vocab_size(self) -> int:
-        return len(self.pieces)
+        return len(self.id_to_bytes)
 
     @property
     def has_fast_backend(self) -> bool:
-        return self.engine != self.reference_backend
+        return self.backend != self.reference_backend
 
     def encode(self, texts: pa.LargeStringArray) -> Encoded:
-        """Ids of every text; control tokens' spellings in them are ordinary text. No text may be null."""
+        """Encode every text; the names of control tokens are encoded as ordinary text.
+
+        No text may be null.
+        """
         return self.encode_reference(texts)
 
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
+        """Like `encode`, with the reference backend."""
         raise NotImplementedError
 
     def start_fast_backend(self, *, num_threads: int = 1) -> str | None:
-        """Encode with the fast engine from now on, if there is one and it agrees; returns why it does not, or None."""
+        """Use the fast backend from now on, if there is one and it agrees with the reference.
+
+        Returns the reason if they differ or it cannot start, else None.
+        """
         return None
 
     def use_reference(self) -> None:
-        """From now on, encode with the reference engine."""
-        self.engine = self.reference_backend
+        """Use the reference backend from now on."""
+        self.backend = self.reference_backend
 
     def encode_text(self, text: str) -> np.ndarray:
-        """Ids of one text: (N,) uint32. Raises FolioError for a character that a `char` tokenizer does not know."""
+        """Return the ids of one text: (N,) uint32.
+
+        Raises FolioError for a character that is missing from the alphabet of a `char` tokenizer.
+        """
         return self.encode_reference(pa.array([text], pa.large_string()))[0]
 
     def decode_bytes(self, ids: np.ndarray) -> bytes:
-        """The UTF-8 bytes that `ids` stand for, exact even inside a character. Raises FolioError for an id beyond the tokenizer's."""
-        pieces = self.pieces
-        if len(ids) and int(ids.max()) >= len(pieces):
+        """Return the UTF-8 bytes of `ids`; they may begin or end inside a character.
+
+        Raises FolioError for an id that is not below vocab_size.
+        """
+        id_to_bytes = self.id_to_bytes
+        if len(ids) and int(ids.max()) >= len(id_to_bytes):
             raise FolioError(
-                f"id {int(ids.max())} stands for no text, this tokenizer's end at {len(pieces) - 1}; check with `preprocess verify`"
+                f"id {int(ids.max())} is not in the vocabulary of this tokenizer, whose last id is "
+                f"{len(id_to_bytes) - 1}; check the build with `preprocess verify`"
             )
-        return b"".join([pieces[i] for i in ids.tolist()])
+        return b"".join([id_to_bytes[i] for i in ids.tolist()])
 
     def decode(self, ids: np.ndarray) -> str:
-        """The text of `ids`; bytes that are no UTF-8, as a model may produce, become U+FFFD."""
+        """Return the text of `ids`.
+
+        Bytes that are not UTF-8, which a model may generate, become U+FFFD.
+        """
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
 class TwoBackendTokenizer(Tokenizer):
-    """A tokenizer whose reference library is slow: gigatoken encodes in its place wherever both agree."""
+    """A tokenizer with a slow reference library; gigatoken replaces it if the two agree."""
 
-    probe: tuple[str, ...] = PROBE
-    _fast: Any = None
+    probe_texts: tuple[str, ...] = PROBE_TEXTS
+    _fast: Any = None  # a GigatokenBackend, once started
 
     def _make_gigatoken(self, tokenizer_class: Any) -> Any:
+        """Return an instance of `tokenizer_class`, gigatoken.Tokenizer, without control tokens."""
         raise NotImplementedError
 
     def start_fast_backend(self, *, num_threads: int = 1) -> str | None:
-        """As the interface says; gigatoken is the engine, and must agree on the probe."""
+        """Use gigatoken from now on, if it encodes the probe texts as the reference does."""
         from preprocess.tokenizers.gigatoken_backend import GigatokenBackend
 
         try:
             self._fast = GigatokenBackend(self._make_gigatoken, num_threads=num_threads)
-            probe = pa.array(self.probe, pa.large_string())
+            probe = pa.array(self.probe_texts, pa.large_string())
             fast = self._fast.encode(probe)
-        except FATAL:
+        except FATAL_ERRORS:
             raise
-        except BaseException as e:  # whatever a compiled library may raise: the reference can still do the work
-            why = str(e).partition("\n")[0]  # below it stands a place in its source
-            return f"gigatoken cannot be used ({type(e).__name__}: {why})"
+        except BaseException as e:  # including a Rust panic; the reference can still encode
+            reason = str(e).partition("\n")[0]  # the other lines of a panic locate it in the library's source
+            return f"gigatoken cannot be used ({type(e).__name__}: {reason})"
         if any(a.tolist() != b.tolist() for a, b in zip(fast, self.encode_reference(probe), strict=True)):
             return f"gigatoken differs from {self.reference_backend} on the probe text"
-        self.engine = "gigatoken"
+        self.backend = "gigatoken"
         return None
 
     def encode(self, texts: pa.LargeStringArray) -> Encoded:
+        """Encode every text with the backend in use."""
         encoded: Encoded = self._fast.encode(texts) if self.has_fast_backend else self.encode_reference(texts)
         return encoded
 
 
-def find_loss(tokenizer: Tokenizer, probe: Sequence[str]) -> str | None:
-    """The first text of `probe` that does not survive the round trip, as `'Naïve' comes back as 'naive'`; None if all do."""
-    ids, ends = tokenizer.encode_reference(pa.array(probe, pa.large_string()))
+def find_round_trip_issue(tokenizer: Tokenizer, probe_texts: Sequence[str]) -> str | None:
+    """Return the first text that decode(encode(text)) changes, as `'Naïve' comes back as 'naive'`.
+
+    Returns None if every text comes back unchanged.
+    """
+    ids, ends = tokenizer.encode_reference(pa.array(probe_texts, pa.large_string()))
     begin = 0
-    for text, end in zip(probe, ends.tolist(), strict=True):
+    for text, end in zip(probe_texts, ends.tolist(), strict=True):
         decoded = tokenizer.decode(ids[begin:end])
         if decoded != text:
             return f"{text!r} comes back as {decoded!r}"
@@ -139,19 +181,22 @@ def find_loss(tokenizer: Tokenizer, probe: Sequence[str]) -> str | None:
     return None
 
 
-def from_lists(lists: Sequence[Sequence[int]]) -> Encoded:
-    """Encoded from a list of ids a text."""
-    ends = np.cumsum([len(ids) for ids in lists], dtype=np.int64)
-    flat = np.fromiter((i for ids in lists for i in ids), np.uint32, count=int(ends[-1]) if len(ends) else 0)
+def flatten_ids(ids_per_text: Sequence[Sequence[int]]) -> Encoded:
+    """Concatenate one list of ids per text into the flat form that `encode` returns."""
+    ends = np.cumsum([len(ids) for ids in ids_per_text], dtype=np.int64)
+    flat = np.fromiter((i for ids in ids_per_text for i in ids), np.uint32, count=int(ends[-1]) if len(ends) else 0)
     return flat, ends
 
 
-def read_bounded(path: Path) -> bytes:
-    """A tokenizer's file from elsewhere. Raises MisuseError where there is none, FolioError where it is too large for one."""
+def read_tokenizer_file(path: Path) -> bytes:
+    """Return the content of a tokenizer's file that may come from anywhere.
+
+    Raises MisuseError if `path` is not a file, and FolioError if it is larger than any tokenizer.
+    """
     if not path.is_file():
-        raise MisuseError(f"{path} is not a file; name a tokenizer's file, or the folder that holds it")
+        raise MisuseError(f"{path} is not a file; pass a tokenizer's file, or the folder that holds it")
     if (size_bytes := path.stat().st_size) > MAX_FILE_BYTES:
         raise FolioError(
-            f"{path} has {size_bytes:,} bytes, wanted at most {MAX_FILE_BYTES:,}; this is no tokenizer's file"
+            f"{path} has {size_bytes:,} bytes, but a tokenizer's file has at most {MAX_FILE_BYTES:,}; pass another file"
         )
     return path.read_bytes()

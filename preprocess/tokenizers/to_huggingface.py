@@ -1,6 +1,18 @@
-"""A build's tokenizer as the two files a Hugging Face model folder wants: `tokenizer.json` and `tokenizer_config.json`.
+"""Write a build's tokenizer as the two files of a Hugging Face model folder.
 
-Written as plain JSON: no library of Hugging Face's is needed but for a tokenizer that came from one.
+`tokenizer.json` describes how text becomes ids, `tokenizer_config.json` the roles of the control
+tokens. Both are written as plain JSON. Each kind of tokenizer becomes a pipeline of the library
+`tokenizers` that gives the same ids:
+
+- tiktoken's encodings, and `byte`: a byte-level BPE. Every byte is represented by a printable
+  character. tiktoken stores only a rank per token, the library wants the pair that makes each
+  token, so `recover_merges` computes the pairs. The pattern becomes a Split pre-tokenizer.
+- `sentencepiece`: a BPE that replaces spaces by U+2581, with byte fallback. A piece's score is its
+  rank, which gives the merges. The model is a Protocol Buffers message; a reader of a few lines
+  suffices.
+- `char`: a word-level model, in which every character is a word.
+- `huggingface`: the original file, to which the control tokens of the build are added. Only this
+  kind needs the library: it checks the result.
 """
 
 from __future__ import annotations
@@ -16,38 +28,51 @@ from preprocess.errors import FolioError
 from preprocess.shards.files import canonical_json, parse_json, readable_json
 from preprocess.tokenizers import load_tokenizer
 from preprocess.tokenizers.characters import ByteTokenizer, CharTokenizer
-from preprocess.tokenizers.huggingface import JSON_FILE, HuggingFaceTokenizer, byte_alphabet
+from preprocess.tokenizers.huggingface import (
+    JSON_FILE,
+    HuggingFaceTokenizer,
+    Spec,
+    make_byte_level_alphabet,
+    strip_extras,
+)
 from preprocess.tokenizers.interface import Tokenizer
-from preprocess.tokenizers.sentencepiece_bpe import MODEL_FILE, SPACE, SentencePieceTokenizer
+from preprocess.tokenizers.sentencepiece_bpe import MODEL_FILE, SPACE_MARKER, SentencePieceTokenizer
 from preprocess.tokenizers.tiktoken_bpe import PRETOKENIZERS, RANK_SUFFIX, TiktokenTokenizer, find_encoding
 
 CONFIG_FILE = "tokenizer_config.json"
-PARTS = {"bos_id": "bos_token", "eot_id": "eos_token", "pad_id": "pad_token", "unk_id": "unk_token"}
-NOTHING_AROUND = {"truncation": None, "padding": None, "post_processor": None}
-EMPTY = {"version": "1.0", **NOTHING_AROUND, "normalizer": None, "pre_tokenizer": None, "decoder": None}
+ROLES = {"bos_id": "bos_token", "eot_id": "eos_token", "pad_id": "pad_token", "unk_id": "unk_token"}
+PIPELINE_STEPS = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+EMPTY_SPEC = {"version": "1.0", **dict.fromkeys(PIPELINE_STEPS)}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-NORMAL, USER_DEFINED, UNUSED, BYTE = 1, 4, 5, 6  # SentencePiece's types of pieces
-BPE = 2  # of SentencePiece's models
-Described = dict[str, Any]  # a tokenizer.json, or a part of one
-Piece = TypeVar("Piece", bytes, str)
+# Numbers in sentencepiece_model.proto: fields of ModelProto, and values of its enumerations.
+PIECES_FIELD, TRAINER_FIELD, NORMALIZER_FIELD = 1, 2, 3
+NORMAL, USER_DEFINED, UNUSED, BYTE = 1, 4, 5, 6  # types of pieces
+BPE = 2  # a type of model
+Token = TypeVar("Token", bytes, str)
 
 
-def huggingface_files(folder: Path, manifest: dict[str, Any], *, model_max_length: int) -> dict[str, bytes]:
-    """File name → content, from the tokenizer in `folder` (a build, or a run with its copy) and its parsed manifest.
+def make_huggingface_files(folder: Path, manifest: dict[str, Any], *, model_max_length: int) -> dict[str, bytes]:
+    """Return file name → content of a Hugging Face model folder's tokenizer.
 
-    `transformers.AutoTokenizer` then gives the ids that Folio gives, and the text of such ids, as far as the tokenizer is
-    lossless. What differs:
+    `folder` is a build, or a run directory with a copy of a build's tokenizer; `manifest` is its
+    parsed manifest; `model_max_length` is a number of tokens. With these files
+    `transformers.AutoTokenizer` gives Folio's ids, and Folio's text for such ids, as far as the
+    tokenizer is lossless. The differences are:
 
-    - Text never becomes a control token in Folio; there it does where it spells one, as Hugging Face's users expect (and as
-      WikiText spells SentencePiece's `<unk>`). `split_special_tokens=True` turns that off, but for a tokenizer that came as
-      a tokenizer.json.
-    - A character that a `char` tokenizer does not know is an error in both, there in the library's words.
-    - Ids that no text has, as a model may produce: of a run of SentencePiece's bytes that is no UTF-8, each becomes U+FFFD.
-    - Names of control tokens are decoded as if they were pieces of bytes where those are bytes: `<author_José>` loses its é,
-      `<author_Пушкин>` nothing. Their ids are right, and so is text → id.
+    - A text that contains the name of a control token gets the control token, as users of Hugging
+      Face expect. (WikiText contains SentencePiece's `<unk>`.) In Folio text never becomes a
+      control token. `split_special_tokens=True` gives Folio's behaviour, except for the kind
+      `huggingface`.
+    - A character that a `char` tokenizer does not know raises the library's error, not Folio's.
+    - Ids that no text has, but a model may generate: if SentencePiece's byte pieces form no valid
+      UTF-8, each byte becomes U+FFFD.
+    - Names of control tokens are decoded as byte-level text if their characters allow it:
+      `<author_José>` loses its é, `<author_Пушкин>` is unchanged. Their ids are correct, and so is
+      encoding.
 
-    `model_max_length`: tokens. Nothing is put around the text (no bos, no template): Folio's documents have theirs by id.
-    Raises ShardError where a file is not the manifest's, FolioError for a tokenizer that a tokenizer.json cannot express.
+    No bos token or template is put around a text, because Folio's documents contain theirs as ids.
+    Raises ShardError if a file differs from the manifest, and FolioError if a tokenizer.json cannot
+    express the tokenizer.
     """
     tokenizer = load_tokenizer(folder, manifest)
     special_tokens: dict[str, int] = manifest["special_tokens"]
@@ -56,61 +81,69 @@ def huggingface_files(folder: Path, manifest: dict[str, Any], *, model_max_lengt
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model_max_length,
         "clean_up_tokenization_spaces": False,
-        **{part: name_of[manifest[key]] for key, part in PARTS.items() if manifest[key] is not None},
+        **{role: name_of[manifest[key]] for key, role in ROLES.items() if manifest[key] is not None},
     }
     if isinstance(tokenizer, HuggingFaceTokenizer):
-        described = _extend(tokenizer, special_tokens)
+        spec = _add_control_tokens(tokenizer, special_tokens)
     else:
-        described = (
-            EMPTY | _describe(tokenizer) | {"added_tokens": [_added(name, i) for i, name in sorted(name_of.items())]}
-        )
-        # Without a gap: libraries take the number of pieces for the next id, or for the rows of an embedding.
-        vocab = described["model"]["vocab"]
-        free = set(range(manifest["vocab_size"])).difference(vocab.values())
-        vocab |= {name_of.get(i, f"\U0010ffff{i}"): i for i in free}  # a character that Unicode will never assign
-    return {JSON_FILE: canonical_json(described), CONFIG_FILE: readable_json(config)}
+        added = [_make_added_token(name, i) for i, name in sorted(name_of.items())]
+        spec = EMPTY_SPEC | _convert(tokenizer) | {"added_tokens": added}
+        # Fill the gaps in the vocabulary: libraries use the number of tokens as the next free id,
+        # or as the number of rows of an embedding. Unicode will never assign U+10FFFF.
+        vocab = spec["model"]["vocab"]
+        unused_ids = set(range(manifest["vocab_size"])).difference(vocab.values())
+        vocab |= {name_of.get(i, f"\U0010ffff{i}"): i for i in unused_ids}
+    return {JSON_FILE: canonical_json(spec), CONFIG_FILE: readable_json(config)}
 
 
-def recover_merges(ranks: Mapping[Piece, float]) -> Iterator[tuple[Piece, Piece]]:
-    """The pairs that make each piece, in the order of the ranks.
+def recover_merges(ranks: Mapping[Token, float]) -> Iterator[tuple[Token, Token]]:
+    """Yield the pairs whose merging makes each token, in the order of the ranks.
 
-    `ranks`: piece → rank, of an encoder that merges the two neighbours whose joined text has the lowest rank. When it comes
-    to a piece, all lower ranks within it are merged, and none across its boundaries: where these alone leave two parts of the
-    piece's text, no other pair ever makes it. Trained ranks leave two of every piece; if ever they do not, a part with a
-    higher rank may make it, and every pair is named. Idea: Karpathy's minbpe (`recover_merges`), after tiktoken's issue 60.
+    `ranks` (token → rank) belongs to an encoder that always merges the two neighbours whose
+    concatenation has the lowest rank. When such an encoder makes a token, everything with a lower
+    rank inside the token has been merged, and no merge has crossed its ends. If this leaves two
+    parts, they are the only pair that ever makes the token. In trained ranks it always leaves two.
+    If it leaves more, a part with a higher rank may make the token, so every pair is yielded.
+
+    Idea: `recover_merges` of Karpathy's minbpe, after tiktoken's issue 60.
     """
-    for piece, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        parts = _merge_below(piece, rank, ranks)
-        pairs = [(parts[0], parts[1])] if len(parts) == 2 else [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = _merge_below(token, rank, ranks)
+        pairs = [(parts[0], parts[1])] if len(parts) == 2 else [(token[:i], token[i:]) for i in range(1, len(token))]
         yield from ((a, b) for a, b in pairs if a in ranks and b in ranks)
 
 
-def _merge_below(piece: Piece, rank: float, ranks: Mapping[Piece, float]) -> list[Piece]:
-    """The two or more parts that the ranks below `rank` leave of `piece`; one, if it is that short."""
-    parts = [piece[i : i + 1] for i in range(len(piece))]
+def _merge_below(token: Token, max_rank: float, ranks: Mapping[Token, float]) -> list[Token]:
+    """Return the parts of `token` after all merges with a rank below `max_rank`.
+
+    At least two parts remain, unless `token` is a single character or byte.
+    """
+    parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        found = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
-        lowest = min(found)
-        if lowest >= rank:
+        pair_ranks = [ranks.get(a + b, max_rank) for a, b in pairwise(parts)]
+        lowest = min(pair_ranks)
+        if lowest >= max_rank:
             break
-        i = found.index(lowest)
+        i = pair_ranks.index(lowest)
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
     return parts
 
 
-def _describe(tokenizer: Tokenizer) -> Described:
+def _convert(tokenizer: Tokenizer) -> Spec:
     if isinstance(tokenizer, TiktokenTokenizer):
-        return _tiktoken(tokenizer)
+        return _convert_tiktoken(tokenizer)
     if isinstance(tokenizer, SentencePieceTokenizer):
-        return _sentencepiece(tokenizer)
+        return _convert_sentencepiece(tokenizer)
     if isinstance(tokenizer, ByteTokenizer):
-        return _byte_level({bytes([b]): b for b in range(256)}, BYTE_LEVEL)
+        return _make_byte_level({bytes([b]): b for b in range(256)}, BYTE_LEVEL)
     if isinstance(tokenizer, CharTokenizer):
-        return _char(tokenizer)
-    raise FolioError(f"a tokenizer of kind {tokenizer.kind!r} is not known as a {JSON_FILE}; install a newer Folio")
+        return _convert_char(tokenizer)
+    raise FolioError(
+        f"a tokenizer of kind {tokenizer.kind!r} cannot be written as a {JSON_FILE}; install a newer Folio"
+    )
 
 
-def _added(name: str, i: int) -> Described:
+def _make_added_token(name: str, i: int) -> Spec:
     return {
         "id": i,
         "content": name,
@@ -122,57 +155,52 @@ def _added(name: str, i: int) -> Described:
     }
 
 
-def _extend(tokenizer: HuggingFaceTokenizer, special_tokens: dict[str, int]) -> Described:
-    """Its own file with the control tokens, without what it would put around text, and with one encoding of one text."""
-    described: Described = parse_json(tokenizer.files[JSON_FILE]) | NOTHING_AROUND
-    if "dropout" in described["model"]:
-        described["model"]["dropout"] = None
-    added = {token["content"]: token for token in described.get("added_tokens") or []}
+def _add_control_tokens(tokenizer: HuggingFaceTokenizer, special_tokens: dict[str, int]) -> Spec:
+    """Return the tokenizer's original file with the control tokens of the build added."""
+    spec = strip_extras(parse_json(tokenizer.files[JSON_FILE]))
+    added = {token["content"]: token for token in spec.get("added_tokens") or []}
     for name, i in special_tokens.items():
-        added[name] = {**_added(name, i), **added.get(name, {}), "normalized": False, "special": True}
-    described["added_tokens"] = sorted(added.values(), key=lambda token: token["id"])
+        added[name] = {**_make_added_token(name, i), **added.get(name, {}), "normalized": False, "special": True}
+    spec["added_tokens"] = sorted(added.values(), key=lambda token: token["id"])
     try:
-        HuggingFaceTokenizer(
-            canonical_json(described)
-        )  # reads it with the library, and compares the ids of added tokens
+        HuggingFaceTokenizer(canonical_json(spec))  # the library must give every added token its id
     except ValueError as e:
         raise FolioError(
-            f"this build's {JSON_FILE} does not take its control tokens ({e}); build with another tokenizer"
+            f"the {JSON_FILE} of this build cannot hold its control tokens ({e}); build with another tokenizer"
         ) from e
-    return described
+    return spec
 
 
-def _tiktoken(tokenizer: TiktokenTokenizer) -> Described:
-    """tiktoken looks for a whole piece of its pattern first: `ignore_merges`."""
+def _convert_tiktoken(tokenizer: TiktokenTokenizer) -> Spec:
     [name] = (file.removesuffix(RANK_SUFFIX) for file in tokenizer.files)
-    if PRETOKENIZERS.get(name) in ("gpt2", "r50k"):  # the pattern that the library has of its own
+    if PRETOKENIZERS.get(name) in ("gpt2", "r50k"):  # the library has this pattern built in
         pre_tokenizer = {**BYTE_LEVEL, "use_regex": True}
     else:
-        split = _split(_for_oniguruma(find_encoding(name).pattern))
+        split = _make_split(_adapt_pattern(find_encoding(name).pattern))
         pre_tokenizer = {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL]}
-    described = _byte_level(tokenizer.ranks, pre_tokenizer)
-    described["model"]["ignore_merges"] = True
-    return described
+    spec = _make_byte_level(tokenizer.ranks, pre_tokenizer)
+    spec["model"]["ignore_merges"] = True  # tiktoken looks for the whole word among the ranks before it merges
+    return spec
 
 
-def _for_oniguruma(pattern: str) -> str:
-    r"""tiktoken's `pattern` for the library's engine, to which `{1,3}+` is a group repeated and `$` the end of any line.
+def _adapt_pattern(pattern: str) -> str:
+    r"""Rewrite a pattern of tiktoken for Oniguruma, the library's regular expression engine.
 
-    Possessive quantifiers change no match of these patterns: nothing that follows one matches what it took.
+    Oniguruma reads the possessive `{1,3}+` as a repeated group, and `$` as the end of any line.
+    Possessive quantifiers can be dropped from these patterns without changing a match, because what
+    follows one never matches the characters that it took.
     """
     return re.sub(r"(?<=[+*?])\+|(?<=\d})\+", "", pattern).replace("$", r"\z")
 
 
-def _byte_level(ranks: Mapping[bytes, int], pre_tokenizer: Described) -> Described:
-    character_of = {b: c for c, b in byte_alphabet().items()}
+def _make_byte_level(ranks: Mapping[bytes, int], pre_tokenizer: Spec) -> Spec:
+    character_of = {b: c for c, b in make_byte_level_alphabet().items()}
 
-    def spell(piece: bytes) -> str:
-        return "".join([character_of[b] for b in piece])
+    def to_characters(token: bytes) -> str:
+        return "".join([character_of[b] for b in token])
 
-    vocab, merges = (
-        {spell(piece): i for piece, i in ranks.items()},
-        [[spell(a), spell(b)] for a, b in recover_merges(ranks)],
-    )
+    vocab = {to_characters(token): i for token, i in ranks.items()}
+    merges = [[to_characters(a), to_characters(b)] for a, b in recover_merges(ranks)]
     return {
         "pre_tokenizer": pre_tokenizer,
         "decoder": BYTE_LEVEL,
@@ -180,36 +208,44 @@ def _byte_level(ranks: Mapping[bytes, int], pre_tokenizer: Described) -> Describ
     }
 
 
-def _split(regex: str) -> Described:
+def _make_split(regex: str) -> Spec:
     return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
 
 
-def _char(tokenizer: CharTokenizer) -> Described:
-    """Words of one character. The unknown token is none of the vocabulary, so that the library refuses unknown characters."""
-    vocab = {piece.decode(): i for i, piece in enumerate(tokenizer.pieces) if piece}
+def _convert_char(tokenizer: CharTokenizer) -> Spec:
+    """Return a word-level model of single characters.
+
+    Its unknown token is not in the vocabulary, so the library raises for unknown characters.
+    """
+    vocab = {data.decode(): i for i, data in enumerate(tokenizer.id_to_bytes) if data}
     return {
-        "pre_tokenizer": _split(r"[\s\S]"),
+        "pre_tokenizer": _make_split(r"[\s\S]"),
         "decoder": {"type": "Fuse"},
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": ""},
     }
 
 
-def _sentencepiece(tokenizer: SentencePieceTokenizer) -> Described:
-    """By the numbers of sentencepiece_model.proto. Raises FolioError for a model that does what no tokenizer.json repeats."""
-    fields = list(_fields(tokenizer.files[MODEL_FILE]))
-    pieces = [dict(_fields(value)) for number, value in fields if number == 1]
-    trainer, normalizer = (dict(_fields(dict(fields).get(number, b""))) for number in (2, 3))
-    ranks = {p[1].decode(): -_float(p.get(2, bytes(4))) for p in pieces if p.get(3, NORMAL) == NORMAL}
-    _check_plain(
-        trainer, normalizer, types={p.get(3, NORMAL) for p in pieces}, has_ties=len(set(ranks.values())) < len(ranks)
+def _convert_sentencepiece(tokenizer: SentencePieceTokenizer) -> Spec:
+    """Return a BPE model with the pieces and scores of the ModelProto.
+
+    The numbers are those of the fields in sentencepiece_model.proto. Raises FolioError for a model
+    with a feature that a tokenizer.json cannot express.
+    """
+    fields = list(_read_fields(tokenizer.files[MODEL_FILE]))
+    pieces = [dict(_read_fields(value)) for number, value in fields if number == PIECES_FIELD]
+    trainer, normalizer = (
+        dict(_read_fields(dict(fields).get(number, b""))) for number in (TRAINER_FIELD, NORMALIZER_FIELD)
     )
-    spell = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    unspell = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
-    prefix = [{"type": "Prepend", "prepend": SPACE}] if normalizer.get(3, True) else []
+    ranks = {p[1].decode(): -_parse_float(p.get(2, bytes(4))) for p in pieces if p.get(3, NORMAL) == NORMAL}
+    types = {p.get(3, NORMAL) for p in pieces}
+    _check_convertible(trainer, normalizer, types=types, has_ties=len(set(ranks.values())) < len(ranks))
+    mark_spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARKER}
+    restore_spaces = {"type": "Replace", "pattern": {"String": SPACE_MARKER}, "content": " "}
+    prefix = [{"type": "Prepend", "prepend": SPACE_MARKER}] if normalizer.get(3, True) else []  # add_dummy_prefix
     [unknown] = (name for name, i in tokenizer.special_tokens.items() if i == tokenizer.unk_id)
     return {
-        "normalizer": {"type": "Sequence", "normalizers": [*prefix, spell]},
-        "decoder": {"type": "Sequence", "decoders": [unspell, {"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "normalizer": {"type": "Sequence", "normalizers": [*prefix, mark_spaces]},
+        "decoder": {"type": "Sequence", "decoders": [restore_spaces, {"type": "ByteFallback"}, {"type": "Fuse"}]},
         "model": {
             "type": "BPE",
             "vocab": {p[1].decode(): i for i, p in enumerate(pieces) if p.get(3, NORMAL) in (NORMAL, BYTE)},
@@ -221,44 +257,45 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> Described:
     }
 
 
-def _check_plain(trainer: dict[int, Any], normalizer: dict[int, Any], *, types: set[int], has_ties: bool) -> None:
-    what = {
-        "is no BPE": trainer.get(3) != BPE,
-        "puts a space behind the text": trainer.get(24),
-        "normalises": normalizer.get(2),
-        "removes white space": normalizer.get(4, True),
-        "keeps spaces as they are": not normalizer.get(5, True),
-        "has pieces of its user's": types & {USER_DEFINED, UNUSED},
-        "scores two pieces alike": has_ties,
+def _check_convertible(trainer: dict[int, Any], normalizer: dict[int, Any], *, types: set[int], has_ties: bool) -> None:
+    problems = {
+        "is not a BPE model": trainer.get(3) != BPE,
+        "puts a space after the text": trainer.get(24),  # treat_whitespace_as_suffix
+        "normalises text": normalizer.get(2),  # precompiled_charsmap
+        "removes white space": normalizer.get(4, True),  # remove_extra_whitespaces
+        "does not mark spaces by U+2581": not normalizer.get(5, True),  # escape_whitespaces
+        "has user-defined or unused pieces": types & {USER_DEFINED, UNUSED},
+        "gives two pieces the same score": has_ties,
     }
-    if unlike := [name for name, is_so in what.items() if is_so]:
+    if found := [problem for problem, is_present in problems.items() if is_present]:
         raise FolioError(
-            f"this SentencePiece model {unlike[0]}, and has no exact {JSON_FILE}; wanted one as Folio trains, build with that"
+            f"this SentencePiece model {found[0]}, which a {JSON_FILE} cannot express exactly; "
+            "build with a model that Folio trains (--tokenizer sentencepiece)"
         )
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Number and value of each field of a Protocol Buffers message that another has read before: int, or bytes."""
+def _read_fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """Yield (number, value) of each field of a Protocol Buffers message, as int or bytes."""
     at = 0
     while at < len(message):
-        key, at = _varint(message, at)
+        key, at = _read_varint(message, at)
         if key & 7 == 0:
-            value, at = _varint(message, at)
+            value, at = _read_varint(message, at)
             yield key >> 3, value
         else:
-            size, at = _varint(message, at) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], at)
+            size, at = _read_varint(message, at) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], at)
             yield key >> 3, message[at : at + size]
             at += size
 
 
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """The number that starts at `at`, seven bits a byte, and where it ends."""
+def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+    """Return the number at `at`, stored with seven bits per byte, and the position after it."""
     value = shift = 0
     while message[at] & 0x80:
         value, shift, at = value | (message[at] & 0x7F) << shift, shift + 7, at + 1
     return value | message[at] << shift, at + 1
 
 
-def _float(data: bytes) -> float:
+def _parse_float(data: bytes) -> float:
     value: float = struct.unpack("<f", data)[0]
     return value

@@ -11,7 +11,7 @@ import pytest
 from preprocess.shards.format import Build
 from preprocess.shards.verify import verify
 from tests.conftest import ROOT
-from tests.helpers.runs import invoke, rows
+from tests.helpers.runs import invoke, read_metric_rows
 
 EARLIER = ROOT / "tests" / "fixtures" / "earlier"
 AUTHOR = "MagistrTheOne"
@@ -43,7 +43,7 @@ def test_run_of_earlier_version_resumes(folder: Path, arch: str) -> None:
     result = invoke("train.py", config_of(folder, arch))
     assert result.returncode == 0, result.stderr
     assert "continuing after step 16" in result.stdout
-    resumed = rows(folder / "runs" / arch)
+    resumed = read_metric_rows(folder / "runs" / arch)
     for key in ("train_loss", "val_loss"):
         before = [(row["step"], row[key]) for row in whole if key in row]
         after = [(row["step"], row[key]) for row in resumed if key in row]

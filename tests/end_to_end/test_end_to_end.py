@@ -130,7 +130,7 @@ def test_the_walk_through_word_for_word(tmp_path: Path, preprocess: Callable[...
     kept = list((tmp_path / "runs/walk/checkpoints").iterdir())
     assert len(kept) in (3, 4)
     rows = (tmp_path / "runs/walk/evaluations.jsonl").read_text().splitlines()
-    assert len(rows) == len(kept) and all(len(json.loads(row)["answers"]) == 2 for row in rows)
+    assert len(rows) == len(kept) and all(len(json.loads(row)["completions"]) == 2 for row in rows)
     assert results[2].stdout.count("--- sample ") == 2
     assert (tmp_path / "runs/walk/curves.svg").read_bytes().startswith(b"<?xml") and list(
         (tmp_path / "runs/walk/tensorboard").iterdir()

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tests.helpers.runs import SENTENCE, environment, make_build
+from tests.helpers.runs import SENTENCE, make_environment, make_build
 
 EXAMPLES = ROOT / "examples"
 
 
 def run_example(name: str, *arguments: object) -> str:
     command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=200)
+    ran = subprocess.run(command, capture_output=True, text=True, env=make_environment(), timeout=200)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 
@@ -51,7 +51,7 @@ def test_a_mistake_is_no_traceback(tmp_path: Path, name: str) -> None:
             [sys.executable, EXAMPLES / name, *arguments],
             capture_output=True,
             text=True,
-            env=environment(),
+            env=make_environment(),
             cwd=tmp_path,
             timeout=200,
         )
@@ -101,7 +101,7 @@ if __name__ == "__main__":
 
 def test_workers_of_the_example_read_all_of_it_once(recipe: Path) -> None:
     (recipe.parent / "workers.py").write_text(WORKERS)
-    env = environment() | {"PYTHONPATH": f"{EXAMPLES}:{ROOT}"}
+    env = make_environment() | {"PYTHONPATH": f"{EXAMPLES}:{ROOT}"}
     ran = subprocess.run(
         [sys.executable, recipe.parent / "workers.py", recipe], capture_output=True, text=True, env=env, timeout=200
     )

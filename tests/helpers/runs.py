@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -21,36 +21,44 @@ import torch
 from preprocess.shards.files import readable_json, sha256_bytes
 from preprocess.shards.format import DOC_DTYPE, MANIFEST, STATS, seal
 from tests.conftest import write_split
+from train.config import Config
 from train.core.cli import run_command
+from train.run.checkpoint import list_checkpoints
 
 REPO = Path(__file__).parents[2]
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz"
-OF_THE_CLOCK = ("tokens_per_s", "mfu", "evaluation_share")
 EOT_ID = len(ALPHABET)
 AUTHOR_ID = EOT_ID + 1
 VOCAB_SIZE = EOT_ID + 3
 SPECIAL_TOKENS = {"<|endoftext|>": EOT_ID, "<author_Anna_Akimova>": AUTHOR_ID, "<year_2025>": AUTHOR_ID + 1}
 SENTENCE = "the quick brown fox jumps over the lazy dog\n"
-# On cores that are busy with something else, threads that wait for each other take ten times longer over such small tensors.
+TIMING_KEYS = ("tokens_per_s", "mfu", "evaluation_share")  # of metrics.jsonl; they differ between equal runs
+# On cores that are busy with other work, threads that wait for each other take ten times longer over such small tensors.
 torch.set_num_threads(1)
-# A model that takes a step in milliseconds; dropout on, so that a generator that is not restored shows.
+# A model whose step takes milliseconds. Dropout is on, so that a test notices random numbers that are not restored.
 TINY = {
     "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "batch_size": 4, "gradient_accumulation_steps": 2, "dropout": 0.1,
     "max_steps": 24, "warmup_steps": 4, "learning_rate": 1e-2, "min_lr": 1e-3, "log_interval": 1, "eval_interval": 6,
     "checkpoint_interval": 6, "completion_tokens": 8, "device": "cpu",
 }  # fmt: skip
+# Changes TINY to a run of a second, with many checkpoints. The fixture `long_run` is one.
+LONG: dict[str, Any] = {"max_steps": 150, "checkpoint_interval": 20, "eval_interval": 30, "keep_checkpoints": 20}
 
 
-def ids_of(text: str) -> np.ndarray:
+def encode(text: str) -> np.ndarray:
+    """Return the ids of `text` in the builds of `make_build`."""
     return np.array([ALPHABET.index(c) for c in text], np.uint16)
 
 
 def make_build(
     folder: Path, *, train_repeats: int = 40, val_repeats: int = 6, vocab_size: int = VOCAB_SIZE, **fields: Any
 ) -> Path:
-    """A whole build of one learnable sentence, repeated; each document begins with its author's id and ends with eot."""
+    """Write a complete build of one sentence, repeated. Each document begins with its author's id and ends with eot.
+
+    `fields` replace fields of the manifest.
+    """
     folder.mkdir(parents=True)
-    document = np.concatenate([[AUTHOR_ID], ids_of(SENTENCE), [EOT_ID]]).astype(np.uint16)
+    document = np.concatenate([[AUTHOR_ID], encode(SENTENCE), [EOT_ID]]).astype(np.uint16)
     splits = {}
     for split, repeats in (("train", train_repeats), ("val", val_repeats)):
         ids, ends = np.tile(document, repeats), np.arange(1, repeats + 1) * len(document)
@@ -72,29 +80,37 @@ def make_build(
     return folder
 
 
+def make_config(**settings: Any) -> Config:
+    """Return the Config of a tiny run."""
+    return Config(**({"data": "x", "out_dir": "y"} | TINY | settings))
+
+
 def write_config(path: Path, build: Path, **settings: Any) -> Path:
-    """A config file of a tiny run on `build`; its out_dir is `<stem>` beside it."""
+    """Write the config file of a tiny run on `build`; its out_dir is `<stem>` beside it."""
     values = {"data": str(build), "out_dir": str(path.with_suffix(""))} | TINY | settings
     path.write_text("".join(f"{key} = {value!r}\n" for key, value in values.items()), encoding="utf-8")
     return path
 
 
-def command(script: str, *arguments: object) -> list[str]:
+def make_command(script: str, *arguments: object) -> list[str]:
+    """Return the command line that starts a script of `train/`."""
     return [sys.executable, str(REPO / "train" / script), *map(str, arguments)]
 
 
-def environment() -> dict[str, str]:
+def make_environment() -> dict[str, str]:
+    """Return the environment variables for `make_command`."""
     return os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
 
 
 def run_script(script: str, *arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a script of `train/` in a new process."""
     return subprocess.run(
-        command(script, *arguments), capture_output=True, text=True, env=environment(), cwd=cwd, timeout=120
+        make_command(script, *arguments), capture_output=True, text=True, env=make_environment(), cwd=cwd, timeout=120
     )
 
 
 def invoke(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """As run_script, but in this process: torch takes seconds to import."""
+    """Run a script of `train/` in this process, without the seconds that the import of torch takes."""
     module = importlib.import_module(f"train.{script.removesuffix('.py')}")
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
@@ -102,9 +118,61 @@ def invoke(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess([script, *map(str, arguments)], status, out.getvalue(), err.getvalue())
 
 
+def train_run(folder: Path, name: str, *arguments: object, **settings: Any) -> Path:
+    """Train a tiny run on the build `folder`/tiny and return its directory, `folder`/`name`."""
+    result = invoke("train.py", write_config(folder / f"{name}.py", folder / "tiny", **settings), *arguments)
+    assert result.returncode == 0, result.stderr
+    return folder / name
+
+
+def run_until(
+    config: Path, prefix: str, action: Callable[[subprocess.Popen[str]], object]
+) -> tuple[int, str]:
+    """Start train.py in a process, and call `action` at the first line with `prefix`. Return exit status and stderr."""
+    process = subprocess.Popen(
+        make_command("train.py", config),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=make_environment(),
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith(prefix):
+            action(process)
+            break
+    try:
+        _, stderr = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    return process.returncode, stderr
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Return the content of every file in `folder` by its relative path."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step of a checkpoint folder."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def list_steps(out_dir: Path) -> list[int]:
+    """Return the steps of a run's checkpoints."""
+    return [step_of(checkpoint) for checkpoint in list_checkpoints(out_dir)]
+
+
+def delete_checkpoints_after(out_dir: Path, step: int) -> None:
+    """Leave a run as if it had been killed after the checkpoint of `step`."""
+    for checkpoint in list_checkpoints(out_dir):
+        if step_of(checkpoint) > step:
+            shutil.rmtree(checkpoint)
+
+
 @contextmanager
 def small_disk(folder: Path, size_mb: int = 1) -> Iterator[Path]:
-    """A disk of its own, mounted at `folder`; the test is skipped where that is not permitted."""
+    """Mount a file system of `size_mb` at `folder`. The test is skipped if that is not permitted."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m", "tmpfs", str(folder)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
@@ -115,10 +183,21 @@ def small_disk(folder: Path, size_mb: int = 1) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def rows(out_dir: Path) -> list[dict[str, Any]]:
+def read_metric_rows(out_dir: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's metrics.jsonl."""
     return [json.loads(line) for line in (out_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def rejects(out_dir: Path) -> list[dict[str, Any]]:
-    """The rows without the values that are of the clock."""
-    return [{key: value for key, value in row.items() if key not in OF_THE_CLOCK} for row in rows(out_dir)]
+def read_losses(out_dir: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's metrics.jsonl without the values that depend on the clock."""
+    return [{key: value for key, value in row.items() if key not in TIMING_KEYS} for row in read_metric_rows(out_dir)]
+
+
+def read_train_losses(out_dir: Path) -> list[float]:
+    """Return the training loss of each logged step."""
+    return [row["train_loss"] for row in read_metric_rows(out_dir) if "train_loss" in row]
+
+
+def read_val_losses(out_dir: Path) -> dict[int, float]:
+    """Return the validation loss of each evaluation by its step."""
+    return {row["step"]: row["val_loss"] for row in read_metric_rows(out_dir) if "val_loss" in row}

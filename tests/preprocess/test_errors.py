@@ -1,4 +1,4 @@
-"""What is printed of names and texts from elsewhere."""
+"""Errors and untrusted text in messages."""
 
 from __future__ import annotations
 
@@ -6,26 +6,34 @@ import errno
 
 import pytest
 
-from preprocess.errors import explain_os_error, one_line, printable
+from preprocess.errors import MAX_SHOWN, explain_os_error, one_line, printable, shorten
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "expected"),
     [
         ("plain ñ я 日 👩‍👩‍👧\tx\n", "plain ñ я 日 👩‍👩‍👧\tx\n"),
         ("a\x1b[31mb\x07\x7f\x9b", "a\\x1b[31mb\\x07\\x7f\\x9b"),
         ("\r\u202eevil\u2028", "\\r\\u202eevil\\u2028"),
     ],
 )
-def test_a_terminal_shows_and_does_not_obey(text: str, shown: str) -> None:
-    assert printable(text) == shown
+def test_printable_escapes_what_a_terminal_would_execute(text: str, expected: str) -> None:
+    assert printable(text) == expected
 
 
-def test_a_field_stays_on_its_line() -> None:
+def test_one_line_escapes_tabs_and_line_feeds() -> None:
     assert one_line("kind\nforged\trow") == "kind\\nforged\\trow"
 
 
-def test_the_systems_refusals_name_a_cure() -> None:
+def test_explain_os_error_gives_advice() -> None:
     assert "free some" in explain_os_error(OSError(errno.ENOSPC, "No space left on device", "x.bin"))
-    assert "choose a folder that is yours" in explain_os_error(PermissionError(errno.EACCES, "Permission denied", "x"))
+    assert "choose a directory that you may write to" in explain_os_error(
+        PermissionError(errno.EACCES, "Permission denied", "x")
+    )
     assert explain_os_error(OSError(errno.EISDIR, "Is a directory", "x")) == "Is a directory (x)"
+
+
+def test_shorten_keeps_short_text_and_cuts_long_text() -> None:
+    assert shorten("a\nb") == "a\\nb"
+    assert shorten("x" * MAX_SHOWN) == "x" * MAX_SHOWN
+    assert shorten("x" * (MAX_SHOWN + 1)) == "x" * MAX_SHOWN + "…"

@@ -1,25 +1,40 @@
-"""Settings: from a file that is parsed and never run, from the command line, in their ranges."""
+"""Settings: defaults, config file and command line, their ranges, and settings that earlier versions saved."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from preprocess import __version__
 from preprocess.errors import MisuseError
-from train.config import Config, changed_settings, config_from_saved, describe_settings, load_config, parse_command_line
+from tests.conftest import ROOT
+from train.config import (
+    RENAMED,
+    Config,
+    answer_question,
+    changed_settings,
+    config_from_saved,
+    describe_usage,
+    load_config,
+    parse_command_line,
+)
+from train.core.config_file import read_assignments
 
 
-def load(folder: Path, text: str, *overrides: str) -> Config:
+def load(folder: Path, text: str, *arguments: str) -> Config:
+    """Return the Config of a file with `text` and a command line with `arguments`."""
     path = folder / "mine.py"
     path.write_text(text, encoding="utf-8")
-    return load_config(path, parse_command_line([str(path), *overrides]).overrides)
+    return load_config(path, parse_command_line([str(path), *arguments]).overrides)
 
 
-def test_file_then_command_line(tmp_path: Path) -> None:
+# Config file and command line
+
+
+def test_command_line_overrides_file_and_file_overrides_defaults(tmp_path: Path) -> None:
     config = load(
         tmp_path,
         "data = 'x'\nmax_steps = 200\ndropout = 0\n",
@@ -33,88 +48,41 @@ def test_file_then_command_line(tmp_path: Path) -> None:
     assert config.out_dir == "runs/mine"
 
 
-def test_arithmetic_and_earlier_names(tmp_path: Path) -> None:
+def test_load_config_keeps_the_types_of_computed_values(tmp_path: Path) -> None:
     config = load(
         tmp_path,
-        "data = 'x'  # why\nmax_steps = 12 * 1024\nwarmup_steps = max_steps // 10\nlearning_rate = 3e-4\nmin_lr = -(-learning_rate) / 10\n",
+        "data = 'x'  # a comment\nmax_steps = 12 * 1024\nwarmup_steps = max_steps // 10\nlearning_rate = 3e-4\n"
+        "min_lr = -(-learning_rate) / 10\n",
     )
     assert (config.max_steps, config.warmup_steps, config.min_lr) == (12288, 1228, 3e-4 / 10)
 
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("1", True), ("False", False), ("0", False)])
-def test_booleans(tmp_path: Path, text: str, value: bool) -> None:
+def test_command_line_accepts_booleans(tmp_path: Path, text: str, value: bool) -> None:
     assert load(tmp_path, "data = 'x'", f"--compile={text}").compile is value
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        "data = __import__('os').system('touch hacked')",
-        "import os",
-        "data = open('hacked', 'w')",
-        "max_steps = [n for n in (1,)][0]",
-        "max_steps = (lambda: 1)()",
-        "data = f'{1}'",
-        "max_steps += 1",
-        "max_steps: int = 3",
-        "data.x = 1",
-        "max_steps = undefined",
-        "max_steps = 9 ** 9 ** 9",
-        "max_steps = (-8) ** 0.5",
-        "max_steps = 10 ** 17 * 10 ** 17",
-        "data = 'a' * 10 ** 9",
-        "max_steps = 1 / 0",
-        "max_steps = True + 1",
-        "max_steps = " + "-" * 5_000 + "1",
-        "data = b'x'",
-        "if True: max_steps = 3",
-        "max_steps = = 3",
         "max_steps = 'many'",
         "max_steps = 1.5",
         "max_steps = None",
         "compile = 1",
-        "data = ('a', 'b')",
         "data = ['a']",
         "max_steps = [3]",
         "track = 'mlflow'",
-        "track = ('mlflow',)",
-        "track = {'mlflow'}",
         "track = [1]",
-        "track = [['mlflow']]",
-        "names = ['mlflow']; track = [names]",
-        "track = [*['mlflow']]",
-        "track = ['mlflow'] + ['wandb']",
-        "track = ['mlflow'] * 3",
-        "track = ['mlflow'][0]",
-        "track = [t for t in 'ab']",
-        "track = [open('hacked', 'w')]",
-        "track = [" + "'mlflow'," * 101 + "]",
-        "track = [" * 300 + "]" * 300,
         "seed = True",
     ],
 )
-def test_anything_but_a_fitting_assignment_is_refused(
-    tmp_path: Path, line: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(MisuseError, match=r"mine\.py") as error:
+def test_load_config_rejects_values_of_another_type(tmp_path: Path, line: str) -> None:
+    with pytest.raises(MisuseError, match=r"mine\.py, line 2: .* must be ") as error:
         load(tmp_path, f"data = 'x'\n{line}\n")
     assert "\n" not in str(error.value)
-    assert "line 2" in str(error.value) or "-----" in line
-    assert [p.name for p in tmp_path.iterdir()] == ["mine.py"]
 
 
-@given(st.text() | st.text("dat=max_ stp12'(*)\n-", max_size=60))
-def test_no_text_does_more_than_be_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
-    path = tmp_path_factory.mktemp("config") / "c.py"
-    path.write_bytes(text.encode("utf-8", "surrogatepass"))
-    try:
-        load_config(path, {})
-    except MisuseError as e:
-        assert str(path) in str(e) or "wanted" in str(e)
-
-
-def test_misspelt_setting_names_the_nearest(tmp_path: Path) -> None:
+def test_misspelled_setting_is_rejected_with_the_nearest_name(tmp_path: Path) -> None:
     with pytest.raises(
         MisuseError, match=r"mine\.py, line 2: no setting is called 'learning_rat'; did you mean 'learning_rate'\?"
     ):
@@ -123,39 +91,59 @@ def test_misspelt_setting_names_the_nearest(tmp_path: Path) -> None:
         load(tmp_path, "data = 'x'", "--max_step=1")
 
 
+def test_load_config_needs_data(tmp_path: Path) -> None:
+    with pytest.raises(MisuseError, match="does not set data; name a build in it"):
+        load(tmp_path, "max_steps = 3")
+
+
+def test_parse_command_line_accepts_every_form_of_an_option() -> None:
+    for form in (["--max_steps", "3"], ["--max_steps=3"], ["--max-steps", "3"], ["--max-steps=3"]):
+        command = parse_command_line(["a.py", *form, "--quiet"])
+        assert (command.config_path, command.overrides) == (Path("a.py"), {"max_steps": "3"})
+        assert command.quiet and not command.restart
+    assert parse_command_line(["--max_steps", "3", "a.py", "--restart"]).restart
+
+
 @pytest.mark.parametrize(
-    ("override", "complaint"),
+    "arguments", [["a.py", "--max_steps"], ["a.py", "-n=3"], ["a.py", "--verbose"], [], ["a.py", "b.py"], ["a.py", "--quiet=1"]]
+)  # fmt: skip
+def test_parse_command_line_rejects_other_arguments(arguments: list[str]) -> None:
+    with pytest.raises(MisuseError, match=r"usage: python train/train.py|lists them"):
+        parse_command_line(arguments)
+
+
+# Ranges
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
     [
-        ("--n_layer=0", "n_layer is 0, wanted 1 or more"),
-        ("--n_head=5", "no multiple of n_head 5"),
-        ("--dropout=1", "less than 1"),
-        ("--dropout=-0.1", "0 or more"),
-        ("--learning_rate=nan", "learning_rate is nan"),
-        ("--learning_rate=0", "learning_rate is 0"),
-        ("--min_lr=1", "above learning_rate"),
-        ("--warmup_steps=6000", "more than max_steps"),
-        ("--precision=fp8", "wanted one of auto, fp32, tf32, bf16, fp16"),
-        ("--eval_tokens=10", "holds no window of block_size"),
-        ("--grad_clip=0", "grad_clip is 0"),
-        ("--max_steps=1e3", "max_steps is '1e3', wanted a whole number"),
-        ("--max_steps=none", "wanted a whole number"),
-        ("--eval_tokens=many", "wanted a whole number or none"),
-        ("--compile=yes", "wanted true or false"),
-        ("--seed=-1", "seed is -1"),
+        ("--n_layer=0", "n_layer must be at least 1, got 0"),
+        ("--n_head=5", "n_embd must be a multiple of n_head 5, got 768; change one of them"),
+        ("--dropout=1", "dropout must be at least 0 and less than 1, got 1.0"),
+        ("--dropout=-0.1", "dropout must be at least 0, got -0.1"),
+        ("--learning_rate=nan", r"learning_rate must be at most 1e\+18, got nan"),
+        ("--learning_rate=0", "learning_rate must be > 0, got 0; set --learning_rate=…"),
+        ("--min_lr=1", "min_lr must be at most learning_rate 0.0006, got 1.0; lower it"),
+        ("--warmup_steps=6000", "warmup_steps must be at most max_steps 5,000, got 6,000; lower it"),
+        ("--precision=fp8", "precision must be one of auto, fp32, tf32, bf16, fp16, got 'fp8'"),
+        ("--eval_tokens=10", "eval_tokens must be at least block_size 1024, got 10"),
+        ("--grad_clip=0", "grad_clip must be > 0, got 0"),
+        ("--max_steps=1e3", "the command line: max_steps must be a whole number, got '1e3'"),
+        ("--max_steps=none", "max_steps must be a whole number, got 'none'"),
+        ("--eval_tokens=many", "eval_tokens must be a whole number or none, got 'many'"),
+        ("--compile=yes", "compile must be true or false, got 'yes'"),
+        ("--seed=-1", "seed must be at least 0, got -1"),
         ("--data=", "data is empty"),
+        ("--decay_steps=5", "decay_steps is 5, but only the schedule wsd uses it, not cosine"),
     ],
 )
-def test_ranges(tmp_path: Path, override: str, complaint: str) -> None:
-    with pytest.raises(MisuseError, match=complaint):
+def test_values_out_of_range_are_rejected(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(MisuseError, match=message):
         load(tmp_path, "data = 'x'", override)
 
 
-@pytest.mark.parametrize(
-    "arguments", [["a.py", "--max_steps", "3"], ["a.py", "-n=3"], ["a.py", "--verbose"], [], ["a.py", "b.py"]]
-)
-def test_command_lines_that_cannot_be_read(arguments: list[str]) -> None:
-    with pytest.raises(MisuseError, match="usage: python train/train.py"):
-        parse_command_line(arguments)
+# Lists
 
 
 @pytest.mark.parametrize(
@@ -169,65 +157,103 @@ def test_command_lines_that_cannot_be_read(arguments: list[str]) -> None:
         ("track = ['wandb']", "", ()),
     ],
 )
-def test_lists(tmp_path: Path, line: str, override: str | None, track: tuple[str, ...]) -> None:
+def test_track_is_a_list_in_files_on_the_command_line_and_when_saved(
+    tmp_path: Path, line: str, override: str | None, track: tuple[str, ...]
+) -> None:
     config = load(tmp_path, f"data = 'x'\n{line}\n", *([] if override is None else [f"--track={override}"]))
     assert config.track == track
     assert config.as_dict()["track"] == list(track)
     assert config_from_saved(json.loads(json.dumps(config.as_dict())), "here") == config
-    assert f"track                        {', '.join(track) or 'none'}" in config.lines()
+    printed = [line for line in config.describe_changes() if line.startswith("track ")]
+    assert printed == ([f"track    {', '.join(track)}"] if track else [])
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "message"),
     [
         (
             "tensorbord",
-            "track holds 'tensorbord'; did you mean 'tensorboard'? wanted any of tensorboard, mlflow, wandb",
+            "track contains 'tensorbord'; did you mean 'tensorboard'? expected any of tensorboard, mlflow, wandb",
         ),
-        ("x" * 1000, "wanted any of"),
-        ("mlflow,,wandb", "track holds ''; wanted any of"),
-        ("mlflow,mlflow", "in which one stands twice"),
-        ("none,mlflow", "track holds none, which switches all off; write it alone, or leave it out"),
-        ("\x1b[31m", r"track holds '\x1b[31m'; wanted any of"),
+        ("x" * 1000, "expected any of"),
+        ("mlflow,,wandb", "track contains ''; expected any of"),
+        ("mlflow,mlflow", "which names a tracker twice; name each once"),
+        ("none,mlflow", "track contains none, which switches all off; write it alone, or remove it"),
+        ("\x1b[31m", r"track contains '\x1b[31m'; expected any of"),
     ],
 )
-def test_trackers_that_nobody_knows(tmp_path: Path, text: str, complaint: str) -> None:
+def test_unknown_trackers_are_rejected(tmp_path: Path, text: str, message: str) -> None:
     for arguments in ([f"data = 'x'\ntrack = {text.split(',')!r}\n"], ["data = 'x'", f"--track={text}"]):
         with pytest.raises(MisuseError) as error:
             load(tmp_path, *arguments)
-        assert complaint in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 250
+        assert message in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 250
 
 
 @pytest.mark.parametrize(
     "text", ["['tensorboard', 'mlflow']", '["tensorboard","mlflow"]', "[tensorboard, mlflow]", "tensorboard, mlflow"]
 )
-def test_trackers_may_be_written_as_in_a_config_file(tmp_path: Path, text: str) -> None:
+def test_command_line_accepts_lists_as_in_a_config_file(tmp_path: Path, text: str) -> None:
     assert load(tmp_path, "data = 'x'", f"--track={text}").track == ("tensorboard", "mlflow")
     assert load(tmp_path, "data = 'x'", "--track=[]").track == ()
 
 
+# Saved settings
+
+
 @pytest.mark.parametrize("saved", [3, {}, [1], [["mlflow"]], "mlflow", [None], ["mlflow"] * 1000])
-def test_saved_lists_that_are_none(tmp_path: Path, saved: object) -> None:
+def test_config_from_saved_rejects_damaged_lists(tmp_path: Path, saved: object) -> None:
     settings = load(tmp_path, "data = 'x'").as_dict() | {"track": saved}
-    with pytest.raises(MisuseError, match="track is"):
+    with pytest.raises(MisuseError, match="track must be a list|track is mlflow"):
         config_from_saved(settings, "here")
 
 
-def test_data_must_be_named(tmp_path: Path) -> None:
-    with pytest.raises(MisuseError, match="does not set data"):
-        load(tmp_path, "max_steps = 3")
-
-
-def test_saved_settings_come_back(tmp_path: Path) -> None:
+def test_config_from_saved_restores_as_dict(tmp_path: Path) -> None:
     config = load(tmp_path, "data = 'x'", "--top_k=none", "--completion_author=Анна")
     assert config_from_saved(json.loads(json.dumps(config.as_dict())), "here") == config
     with pytest.raises(MisuseError, match="no setting is called 'n_layers'"):
         config_from_saved(config.as_dict() | {"n_layers": 1}, "here")
-    with pytest.raises(MisuseError, match="not written by Folio"):
+    with pytest.raises(MisuseError, match="here has no settings; it was not written by Folio"):
         config_from_saved([], "here")
+    with pytest.raises(MisuseError, match="here does not set out_dir"):
+        config_from_saved({"data": "x"}, "here")
 
 
-def test_only_settings_that_losses_depend_on_count_as_changed(tmp_path: Path) -> None:
+# Values of the renamed settings that differ from the defaults.
+OLD_SETTINGS = {
+    "sampling": "epochs",
+    "sample_interval": 7,
+    "sample_tokens": 9,
+    "sample_prompt": "fox",
+    "sample_author": "Anna",
+    "sample_city": "Omsk",
+    "sample_year": 2025,
+}
+
+
+def test_old_names_of_settings_are_accepted_everywhere(tmp_path: Path) -> None:
+    assert OLD_SETTINGS.keys() == RENAMED.keys()
+    expected = {RENAMED[key]: value for key, value in OLD_SETTINGS.items()}
+    assert all(value != getattr(Config(data="x", out_dir="y"), key) for key, value in expected.items())
+    text = "data = 'x'\n" + "".join(f"{key} = {value!r}\n" for key, value in OLD_SETTINGS.items())
+    from_file = load(tmp_path, text)
+    from_command_line = load(tmp_path, "data = 'x'", *(f"--{key}={value}" for key, value in OLD_SETTINGS.items()))
+    from_saved = config_from_saved({"data": "x", "out_dir": "runs/mine"} | OLD_SETTINGS, "here")
+    for config in (from_file, from_command_line, from_saved):
+        assert {key: getattr(config, key) for key in expected} == expected
+        assert not OLD_SETTINGS.keys() & config.as_dict().keys(), "they are saved under the new names"
+
+
+def test_new_name_on_the_command_line_overrides_old_name_in_the_file(tmp_path: Path) -> None:
+    assert load(tmp_path, "data = 'x'\nsample_tokens = 9\n", "--completion_tokens=5").completion_tokens == 5
+    assert load(tmp_path, "data = 'x'\ncompletion_tokens = 9\n", "--sample_tokens", "5").completion_tokens == 5
+
+
+def test_old_name_with_a_bad_value_is_reported_by_the_new_name(tmp_path: Path) -> None:
+    with pytest.raises(MisuseError, match=r"mine\.py, line 2: completion_tokens must be a whole number, got 'many'"):
+        load(tmp_path, "data = 'x'\nsample_tokens = 'many'\n")
+
+
+def test_changed_settings_lists_only_what_losses_depend_on(tmp_path: Path) -> None:
     old = load(tmp_path, "data = 'x'")
     new = load(
         tmp_path,
@@ -242,13 +268,38 @@ def test_only_settings_that_losses_depend_on_count_as_changed(tmp_path: Path) ->
     assert changed_settings(old, new) == ["seed 1337 → 2", "dropout 0.0 → 0.5"]
 
 
-def test_help_names_every_setting() -> None:
-    text = describe_settings()
-    assert all(f"\n  {key} " in text for key in Config(data="x", out_dir="y").as_dict())
+# What is printed
 
 
-def test_the_configs_that_ship_are_whole() -> None:
-    configs = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
-    assert {"demo", "small", "shakespeare_char"} <= {p.stem for p in configs}
+def test_describe_changes_lists_only_settings_that_differ_from_the_defaults() -> None:
+    config = Config(data="x", out_dir="runs/mine", n_layer=3, grad_clip=None, track=("mlflow", "wandb"))
+    assert config.describe_changes() == [
+        "data       x",
+        "out_dir    runs/mine",
+        "n_layer    3",
+        "grad_clip  none",
+        "track      mlflow, wandb",
+    ]
+
+
+def test_describe_usage_lists_every_setting_and_flag() -> None:
+    text = describe_usage()
+    assert all(f"\n  {field.name} " in text for field in dataclasses.fields(Config))
+    assert all(f"\n  {flag} " in text for flag in ("--restart", "--quiet", "--version"))
+
+
+def test_answer_question_prints_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["-h"], [], ["a.py", "--help"]):
+        assert answer_question(arguments)
+        assert capsys.readouterr().out.startswith("usage: python train/train.py CONFIG.py")
+    assert answer_question(["--version"]) and capsys.readouterr().out == f"folio, version {__version__}\n"
+    assert not answer_question(["a.py", "--restart"]) and capsys.readouterr().out == ""
+
+
+def test_shipped_configs_are_valid() -> None:
+    configs = sorted((ROOT / "configs").glob("*.py"))
+    complete = [path for path in configs if "data" in read_assignments(path)]  # the others are bases
+    assert {"demo", "small", "shakespeare_char"} <= {path.stem for path in complete}
     for path in configs:
-        assert load_config(path, {}).out_dir == f"runs/{path.stem}"
+        overrides = {} if path in complete else {"data": "x"}
+        assert load_config(path, overrides).out_dir == f"runs/{path.stem}"

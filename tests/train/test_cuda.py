@@ -1,87 +1,128 @@
-"""What only a GPU can show; skipped where there is none."""
+"""Training on a GPU. The tests are skipped on a machine without one."""
 
 from __future__ import annotations
 
 import itertools
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.helpers.runs import invoke, losses, make_build, rows, write_config
+from tests.helpers.runs import invoke, read_metric_rows, read_train_losses, read_val_losses, write_config
 from train.config import load_config
-from train.core.device import choose_device, choose_precision, make_autocast, peak_memory_bytes
+from train.core.device import choose_device, peak_memory_bytes
 from train.core.distributed import World
-from train.data.batches import Prefetcher, open_data
-from train.data.builds import open_builds
-from train.run.after_step import take_step
+from train.data.batches import Prefetcher
+from train.model import kernels
+from train.model.kernels import chunked_cross_entropy
+from train.run.captured_step import CapturedStep, can_capture_step
 from train.run.checkpoint import list_checkpoints
+from train.run.context import Run, open_run
 from train.run.preflight import preflight
-from train.run.state import new_training
+from train.run.state import TrainingState, new_state
+from train.train import clip_and_update, forward_backward, optimizer_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-KINDS = list(itertools.product(("gpt2", "modern"), ("adamw", "muon"), ("fp32", "tf32", "bf16", "fp16")))
+VARIANTS = list(itertools.product(("gpt2", "modern"), ("adamw", "muon"), ("fp32", "tf32", "bf16", "fp16")))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cuda")
-    make_build(folder / "tiny")
-    return folder
-
-
-@pytest.mark.parametrize(("arch", "optimizer", "precision"), KINDS)
-def test_each_kind_learns_and_resumes(folder: Path, arch: str, optimizer: str, precision: str) -> None:
+@pytest.mark.parametrize(("arch", "optimizer", "precision"), VARIANTS)
+def test_run_learns_and_resumes(folder: Path, arch: str, optimizer: str, precision: str) -> None:
     name = f"{arch}_{optimizer}_{precision}"
     settings = {"arch": arch, "optimizer": optimizer, "precision": precision, "device": "cuda", "max_steps": 60}
     config = write_config(
         folder / f"{name}.py", folder / "tiny", **settings, checkpoint_interval=20, keep_checkpoints=9
     )
     assert invoke("train.py", config).returncode == 0
-    before = [row["train_loss"] for row in rows(folder / name) if "train_loss" in row]
-    assert rows(folder / name)[-1]["val_loss"] < 1.5
-    assert all(row["peak_memory_bytes"] > 0 for row in rows(folder / name) if "train_loss" in row)
+    before = read_train_losses(folder / name)
+    assert read_metric_rows(folder / name)[-1]["val_loss"] < 1.5
+    assert all(row["peak_memory_bytes"] > 0 for row in read_metric_rows(folder / name) if "train_loss" in row)
     for checkpoint in list_checkpoints(folder / name)[1:]:
         shutil.rmtree(checkpoint)
     assert invoke("train.py", config).returncode == 0
-    after = [row["train_loss"] for row in rows(folder / name) if "train_loss" in row]
-    assert after == pytest.approx(before, rel=0.05)
+    assert read_train_losses(folder / name) == pytest.approx(before, rel=0.05)
+
+
+def prepare(path: Path, **settings: object) -> tuple[Run, TrainingState, Prefetcher]:
+    run = open_run(load_config(write_config(path, path.parent / "tiny", device="cuda", **settings), {}), World())
+    config = run.config
+    state = new_state(config, run.source.vocab_size, device=run.device)
+    prefetcher = Prefetcher(
+        run.data.train, windows_per_step=config.windows_per_step, micro_batch=config.batch_size, world=run.world
+    )
+    return run, state, prefetcher
 
 
 @pytest.mark.parametrize(
     "settings", [{}, {"optimizer": "muon", "arch": "modern", "mask_documents": True}, {"precision": "fp16"}], ids=str
 )
-def test_a_step_waits_for_nothing(folder: Path, settings: dict[str, object]) -> None:
-    path = write_config(folder / "waits.py", folder / "tiny", **{"device": "cuda", "precision": "bf16"} | settings)
-    config = load_config(path, {})
-    device, builds, world = choose_device("cuda"), open_builds(config.data), World()
-    training, data = new_training(config, builds.vocab_size, device=device), open_data(builds, config, device=device)
-    prefetcher = Prefetcher(
-        data.train, windows_per_step=config.windows_per_step, micro_batch=config.batch_size, world=world
-    )
-    autocast = make_autocast(choose_precision(config.precision, device), device)
-    take_step(training, training.model, prefetcher, config, autocast=autocast, world=world)
+def test_optimizer_step_does_not_wait_for_the_gpu(folder: Path, settings: dict[str, object]) -> None:
+    run, state, prefetcher = prepare(folder / "waits.py", **{"precision": "bf16"} | settings)
+    optimizer_step(run, state, state.model, prefetcher)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(3):
-            take_step(training, training.model, prefetcher, config, autocast=autocast, world=world)
+            optimizer_step(run, state, state.model, prefetcher)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_run_moves_between_gpu_and_cpu(folder: Path) -> None:
+@pytest.mark.parametrize(("arch", "optimizer"), [("gpt2", "adamw"), ("modern", "muon")])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_captured_step_agrees_with_optimizer_step(folder: Path, arch: str, optimizer: str, precision: str) -> None:
+    settings = {"arch": arch, "optimizer": optimizer, "precision": precision, "gradient_accumulation_steps": 1}
+    results = []
+    for is_captured in (False, True):
+        run, state, prefetcher = prepare(folder / "captured.py", **settings)
+        assert can_capture_step(run, state, prefetcher)
+        step = partial(optimizer_step, run, state, state.model, prefetcher)
+        if is_captured:
+            step = CapturedStep(
+                run,
+                state,
+                prefetcher,
+                forward_backward=partial(forward_backward, run, state, state.model, num_micro_batches=1),
+                clip_and_update=partial(clip_and_update, run, state),
+            ).take
+        steps = [step() for _ in range(20)]
+        results.append([(result.loss.item(), result.grad_norm.item()) for result in steps])
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("cap", [None, 15.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_triton_cross_entropy_agrees_with_torch(
+    monkeypatch: pytest.MonkeyPatch, cap: float | None, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    features, weight = torch.randn(300, 64).to("cuda", dtype), torch.randn(1088, 64).to("cuda", dtype)
+    targets = torch.randint(1080, (300,), device="cuda")
+    monkeypatch.setattr(kernels, "MAX_LOGITS_ELSEWHERE", 128 * 1088)
+    results = []
+    for has_triton in (False, True):
+        monkeypatch.setattr(kernels, "HAS_TRITON", has_triton)
+        x, w = features.clone().requires_grad_(), weight.clone().requires_grad_()
+        loss, token_losses = chunked_cross_entropy(x, w, targets, logit_cap=cap, vocab_size=1080)
+        loss.backward()
+        assert x.grad is not None and w.grad is not None
+        results.append([token_losses, x.grad.float(), w.grad.float()])
+    for ours, expected in zip(*reversed(results), strict=True):
+        assert (ours - expected).norm() < (1e-5 if dtype == torch.float32 else 1e-2) * expected.norm()
+
+
+def test_run_continues_on_another_device(folder: Path) -> None:
     config = write_config(folder / "moves.py", folder / "tiny", device="cuda", precision="fp32", checkpoint_interval=6)
     assert invoke("train.py", config, "--checkpoint_interval=6").returncode == 0
-    whole = [row for row in losses(folder / "moves") if "val_loss" in row]
+    on_gpu = read_val_losses(folder / "moves")
     for checkpoint in list_checkpoints(folder / "moves")[1:]:
         shutil.rmtree(checkpoint)
     assert invoke("train.py", config, "--device=cpu").returncode == 0
-    moved = [row for row in losses(folder / "moves") if "val_loss" in row]
-    assert [row["val_loss"] for row in moved] == pytest.approx([row["val_loss"] for row in whole], rel=0.05)
+    assert read_val_losses(folder / "moves") == pytest.approx(on_gpu, rel=0.05)
 
 
-def test_too_large_a_batch_is_halved(folder: Path) -> None:
+def test_batch_that_does_not_fit_is_halved(folder: Path) -> None:
     settings = {
         "device": "cuda",
         "batch_size": 4096,
@@ -91,16 +132,13 @@ def test_too_large_a_batch_is_halved(folder: Path) -> None:
         "gradient_accumulation_steps": 1,
     }
     path = write_config(folder / "halved.py", folder / "tiny", **settings)
-    config = load_config(path, {})
-    device, builds = choose_device("cuda"), open_builds(config.data)
+    device = choose_device("cuda")
     torch.cuda.set_per_process_memory_fraction(4e9 / torch.cuda.get_device_properties(device).total_memory, device)
     try:
-        training, data = (
-            new_training(config, builds.vocab_size, device=device),
-            open_data(builds, config, device=device),
-        )
-        found = preflight(config, builds, training, data, wrapped=training.model, world=World())
+        run = open_run(load_config(path, {}), World())
+        state = new_state(run.config, run.source.vocab_size, device=device)
+        preflight(run, state, state.model)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
-    assert found.micro_batch < 4096 and 4096 % found.micro_batch == 0
-    assert (peak_memory_bytes(device) or 0) < 1e9, "the run's own peak, not that of the attempts"
+    assert state.micro_batch is not None and state.micro_batch < 4096 and 4096 % state.micro_batch == 0
+    assert (peak_memory_bytes(device) or 0) < 1e9, "the peak of the run, without that of the attempts"

@@ -1,4 +1,4 @@
-"""A run's model for others: what transformers loads gives our logits and our text, and the documented layout is the one written."""
+"""export.py: transformers loads the folder with the same logits and ids, and docs/exported_model.md describes it."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from safetensors.torch import load_file
 from tests.helpers.runs import (
     AUTHOR_ID,
     EOT_ID,
+    REPO,
     SENTENCE,
     SPECIAL_TOKENS,
     VOCAB_SIZE,
-    ids_of,
+    encode,
     invoke,
     make_build,
+    read_val_losses,
     small_disk,
     write_config,
 )
-from train import export
 from train.config import Config, config_from_saved
-from train.core.cli import run_command
 from train.model import make_model
 from train.model.base import LanguageModel
 from train.model.generate import generate
 from train.run.checkpoint import find_checkpoint, load_model
+from train.run.export_model import config_files
 
 ARCHITECTURES = ("gpt2", "modern")
 WEIGHTS = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -41,7 +42,7 @@ WEIGHTS = ("config.json", "generation_config.json", "model.safetensors", "tokeni
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run of each architecture that has learnt its sentence; their shards are gone."""
+    """A run of each architecture that has learned its sentence. The shards of their build are deleted."""
     folder = tmp_path_factory.mktemp("runs")
     build = make_build(folder / "tiny")
     for arch in ARCHITECTURES:
@@ -50,7 +51,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         )
         assert invoke("train.py", config).returncode == 0
     for shard in build.glob("*.bin"):
-        shard.unlink()  # the run's folder must be enough
+        shard.unlink()
     return {arch: folder / arch for arch in ARCHITECTURES}
 
 
@@ -66,7 +67,7 @@ def exported(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     return {arch: folder / arch for arch in ARCHITECTURES}
 
 
-def ours(run: Path) -> tuple[LanguageModel, Config]:
+def load_run(run: Path) -> tuple[LanguageModel, Config]:
     checkpoint = find_checkpoint(run, pytest.fail)
     config = config_from_saved(checkpoint.origin.settings, "here")
     model = make_model(config, checkpoint.vocab_size)
@@ -75,8 +76,8 @@ def ours(run: Path) -> tuple[LanguageModel, Config]:
 
 
 @torch.no_grad()
-def logits_of(run: Path, ids: torch.Tensor) -> torch.Tensor:
-    model, _ = ours(run)
+def compute_logits(run: Path, ids: torch.Tensor) -> torch.Tensor:
+    model, _ = load_run(run)
     return model.logits(model.features(ids))[..., :VOCAB_SIZE]
 
 
@@ -85,7 +86,7 @@ def random_ids() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_the_folder_holds_what_the_page_says(exported: dict[str, Path], arch: str) -> None:
+def test_folder_has_the_documented_files(exported: dict[str, Path], arch: str) -> None:
     folder = exported[arch]
     assert tuple(sorted(p.name for p in folder.iterdir())) == WEIGHTS
     assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {(folder / "config.json").stat().st_mode & 0o777}
@@ -99,11 +100,11 @@ def test_the_folder_holds_what_the_page_says(exported: dict[str, Path], arch: st
     assert ids == {"bos_token_id": EOT_ID, "eos_token_id": EOT_ID, "pad_token_id": EOT_ID}
 
 
-def test_control_ids_are_the_builds_own_where_it_has_them() -> None:
+def test_config_files_take_control_ids_from_the_build() -> None:
     manifest = {"bos_id": 1, "eot_id": None, "pad_id": 0}
-    files = export.config_files(Config(data="x", out_dir="y"), manifest, 60)
+    files = config_files(Config(data="x", out_dir="y"), manifest, 60)
     assert json.loads(files["generation_config.json"]) == {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
-    # What is not said there, transformers takes from GPT-2's own, 50256.
+    # If the key were missing, transformers would assume the id of GPT-2, 50256.
     assert json.loads(files["config.json"])["eos_token_id"] is None
 
 
@@ -112,74 +113,66 @@ def load_with_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any
     transformers = pytest.importorskip("transformers")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model, told = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not any(told.values()), told
+        model, loading_info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(loading_info.values()), loading_info
     return model.eval()
 
 
 @torch.no_grad()
-def test_transformers_gives_our_logits(
+def test_transformers_computes_the_same_logits(
     runs: dict[str, Path], exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_with_transformers(exported["gpt2"], monkeypatch)
     assert type(model).__name__ == "GPT2LMHeadModel"
-    torch.testing.assert_close(model(random_ids()).logits, logits_of(runs["gpt2"], random_ids()), atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(random_ids()).logits, compute_logits(runs["gpt2"], random_ids()), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("start", [[AUTHOR_ID], [EOT_ID], [*ids_of("fox jum").tolist()], [3, 1, 4, 1, 5]])
-def test_transformers_draws_our_tokens(
-    runs: dict[str, Path], exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch, start: list[int]
+@pytest.mark.parametrize("prompt", [[AUTHOR_ID], [EOT_ID], [*encode("fox jum").tolist()], [3, 1, 4, 1, 5]])
+def test_transformers_generates_the_same_ids(
+    runs: dict[str, Path], exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch, prompt: list[int]
 ) -> None:
-    theirs = load_with_transformers(exported["gpt2"], monkeypatch)
-    model, config = ours(runs["gpt2"])
-    greedy = Config(**(config.as_dict() | {"temperature": 0.0, "completion_tokens": 48 - len(start)}))
-    expected = list(generate(model, start, config=greedy, eot_id=EOT_ID))
-    ids = torch.tensor([start])
-    got = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=48 - len(start), do_sample=False)[
-        0
-    ].tolist()
-    assert [i for i in got[len(start) :] if i != EOT_ID] == expected
+    their_model = load_with_transformers(exported["gpt2"], monkeypatch)
+    model, config = load_run(runs["gpt2"])
+    greedy = Config(**(config.as_dict() | {"temperature": 0.0, "completion_tokens": 48 - len(prompt)}))
+    expected = list(generate(model, prompt, config=greedy, eot_id=EOT_ID))
+    ids = torch.tensor([prompt])
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 48 - len(prompt), "do_sample": False}
+    generated = their_model.generate(ids, **options)[0].tolist()
+    assert [i for i in generated[len(prompt) :] if i != EOT_ID] == expected
     assert len(expected) > 3
 
 
-def test_transformers_reads_our_tokenizer(exported: dict[str, Path]) -> None:
+def test_transformers_tokenizes_with_the_same_ids(exported: dict[str, Path]) -> None:
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(exported["gpt2"])
-    assert tokenizer(SENTENCE)["input_ids"] == ids_of(SENTENCE).tolist()
+    assert tokenizer(SENTENCE)["input_ids"] == encode(SENTENCE).tolist()
     assert tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == list(SPECIAL_TOKENS.values())
     assert (tokenizer.eos_token_id, tokenizer.model_max_length) == (EOT_ID, 48)
 
 
-def test_a_run_may_begin_with_what_was_exported(
+def test_exported_folder_can_start_a_run(
     exported: dict[str, Path], runs: dict[str, Path], tmp_path: Path
 ) -> None:
     config = write_config(tmp_path / "run.py", make_build(tmp_path / "tiny"), max_steps=6, block_size=48, dropout=0.0)
     assert invoke("train.py", config, f"--init_from={exported['gpt2']}").returncode == 0
-    row, source_rows = (
-        json.loads(line)
-        for line in ((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0], _last_evaluation(runs["gpt2"]))
-    )
-    assert row["val_loss"] == pytest.approx(source_rows["val_loss"], abs=1e-5)
-
-
-def _last_evaluation(run: Path) -> str:
-    return [line for line in (run / "metrics.jsonl").read_text().splitlines() if "val_loss" in line][-1]
+    first_loss, source_loss = read_val_losses(tmp_path / "run")[0], read_val_losses(runs["gpt2"])[100]
+    assert first_loss == pytest.approx(source_loss, abs=1e-5)
 
 
 def norm(x: np.ndarray, epsilon: float) -> np.ndarray:
     return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + epsilon)
 
 
-def as_documented(folder: Path, ids: np.ndarray) -> np.ndarray:
-    """docs/exported_model.md in NumPy: logits, (T, V), of ids, (T,)."""
+def compute_documented_logits(folder: Path, ids: np.ndarray) -> np.ndarray:
+    """Return the logits, (T, V), of `ids`, (T,), as docs/exported_model.md describes, in NumPy."""
     config = json.loads((folder / "config.json").read_text())
     assert (config["model_type"], config["version"]) == ("folio-modern", 2)
     w = {name: tensor.double().numpy() for name, tensor in load_file(folder / "model.safetensors").items()}
     T, H, D, epsilon = len(ids), config["n_head"], config["n_embd"] // config["n_head"], config["norm_epsilon"]
     angle = np.outer(np.arange(T), config["rotary_base"] ** (-2 * np.arange(D // 2) / D))  # (T, D / 2)
 
-    def turn(x: np.ndarray) -> np.ndarray:
+    def rotate(x: np.ndarray) -> np.ndarray:
         a, b = x[..., : D // 2], x[..., D // 2 :]
         return np.concatenate([a * np.cos(angle) + b * np.sin(angle), b * np.cos(angle) - a * np.sin(angle)], axis=-1)
 
@@ -188,7 +181,7 @@ def as_documented(folder: Path, ids: np.ndarray) -> np.ndarray:
     for n in range(config["n_layer"]):
         parts = np.split(norm(x, epsilon) @ w[f"h.{n}.attn.c_attn.weight"].T, 3, axis=1)
         q, k, v = (part.reshape(T, H, D).transpose(1, 0, 2) for part in parts)  # (H, T, D)
-        q, k = turn(norm(q, epsilon)), turn(norm(k, epsilon))
+        q, k = rotate(norm(q, epsilon)), rotate(norm(k, epsilon))
         scores = np.where(np.tri(T, dtype=bool), q @ k.transpose(0, 2, 1) / np.sqrt(D), -np.inf)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         y = weights / weights.sum(axis=-1, keepdims=True) @ v
@@ -199,15 +192,16 @@ def as_documented(folder: Path, ids: np.ndarray) -> np.ndarray:
     return logits
 
 
-def test_the_page_says_how_to_compute_the_modern_model(runs: dict[str, Path], exported: dict[str, Path]) -> None:
+def test_documentation_describes_how_to_compute_the_modern_model(runs: dict[str, Path], exported: dict[str, Path]) -> None:
     ids = random_ids()
-    got = torch.from_numpy(np.stack([as_documented(exported["modern"], row.numpy()) for row in ids])).float()
-    torch.testing.assert_close(got, logits_of(runs["modern"], ids), atol=1e-5, rtol=0)
-    assert got.std() > 1, "a model that has learnt nothing would hide a difference"
+    rows = [compute_documented_logits(exported["modern"], row.numpy()) for row in ids]
+    logits = torch.from_numpy(np.stack(rows)).float()
+    torch.testing.assert_close(logits, compute_logits(runs["modern"], ids), atol=1e-5, rtol=0)
+    assert logits.std() > 1, "a model that has learned nothing would hide a difference"
 
 
-def test_the_page_names_every_weight_and_number(exported: dict[str, Path]) -> None:
-    page = (Path(export.__file__).parent.parent / "docs" / "exported_model.md").read_text(encoding="utf-8")
+def test_documentation_names_every_weight_and_number(exported: dict[str, Path]) -> None:
+    page = (REPO / "docs" / "exported_model.md").read_text(encoding="utf-8")
     for name in load_file(exported["modern"] / "model.safetensors"):
         assert f"`{name.replace('h.0.', 'h.n.').replace('h.1.', 'h.n.')}`" in page
     for key in (
@@ -226,11 +220,18 @@ def test_the_page_names_every_weight_and_number(exported: dict[str, Path]) -> No
     assert all(f"`{name}`" in page for name in WEIGHTS)
 
 
-def test_the_best_checkpoint_or_the_newest(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_export_prints_json(runs: dict[str, Path], tmp_path: Path) -> None:
+    result = invoke("export.py", runs["gpt2"], "--output", tmp_path / "out", "--json")
+    found = json.loads(result.stdout)
+    assert found["output"] == str(tmp_path / "out") and (found["arch"], found["step"]) == ("gpt2", 100)
+    assert found.keys() == {"output", "arch", "step", "num_parameters", "vocab_size"}
+
+
+def test_best_and_named_checkpoints_are_exported(runs: dict[str, Path], tmp_path: Path) -> None:
     run = Path(shutil.copytree(runs["gpt2"], tmp_path / "run"))
     info = run / "checkpoints" / "step-00000100" / "checkpoint.json"
-    said = json.loads(info.read_text())
-    info.write_text(json.dumps(said | {"watch": said["watch"] | {"best_step": 96}}))
+    content = json.loads(info.read_text())
+    info.write_text(json.dumps(content | {"watch": content["watch"] | {"best_step": 96}}))
     assert "gpt2 of step 100, " in invoke("export.py", run, "--output", tmp_path / "newest").stdout
     assert "gpt2 of step 96, " in invoke("export.py", run, "--output", tmp_path / "best", "--best").stdout
     assert (
@@ -241,7 +242,7 @@ def test_the_best_checkpoint_or_the_newest(runs: dict[str, Path], tmp_path: Path
     assert len(set(weights)) == 3
 
 
-def test_where_it_may_be_written(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_output_must_be_a_new_or_empty_folder(runs: dict[str, Path], tmp_path: Path) -> None:
     run = runs["gpt2"]
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
@@ -252,26 +253,26 @@ def test_where_it_may_be_written(runs: dict[str, Path], tmp_path: Path) -> None:
     for name in ("full", "file", "empty"):
         result = invoke("export.py", run, "--output", tmp_path / name)
         assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-        assert f"{tmp_path / name} is there and is no empty folder; choose another --output" in result.stderr
+        assert f"{tmp_path / name} must be a new or empty folder; choose another --output, or empty it" in result.stderr
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["precious"]
     result = invoke("export.py", run, "--output", tmp_path / "file" / "below")
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "message"),
     [
         (["--output", "x"], "the following arguments are required: RUN"),
         (["RUN"], "the following arguments are required: --output"),
     ],
 )
-def test_misuse(arguments: list[str], complaint: str) -> None:
+def test_missing_argument_is_one_line(arguments: list[str], message: str) -> None:
     result = invoke("export.py", *arguments)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert complaint in result.stderr
+    assert message in result.stderr
 
 
-def test_a_full_disk_leaves_nothing(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_full_disk_leaves_no_folder(runs: dict[str, Path], tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         filler = disk / "filler"
         filler.write_bytes(bytes(970_000))
@@ -281,19 +282,18 @@ def test_a_full_disk_leaves_nothing(runs: dict[str, Path], tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
-def test_an_export_that_is_cut_short_leaves_nothing(
+def test_interrupted_export_leaves_no_folder(
     runs: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     error: BaseException,
 ) -> None:
-    def interrupted(path: Path, *_: object) -> None:
+    def fail(path: Path, *_: object) -> None:
         path.write_bytes(b"half")
         raise error
 
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(export, "write_tensors", interrupted)
-    status = run_command(export.main, [str(runs["gpt2"]), "--output", str(tmp_path / "out")])
+    monkeypatch.setattr("train.run.export_model.write_tensors", fail)
+    status = invoke("export.py", runs["gpt2"], "--output", tmp_path / "out").returncode
     assert status == (130 if isinstance(error, KeyboardInterrupt) else 1)
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["out"]

@@ -1,4 +1,4 @@
-"""Which device a run computes on, in which precision, and what it can do."""
+"""Device and precision of a run: which are available, which `auto` selects, and what the hardware can do at most."""
 
 from __future__ import annotations
 
@@ -10,94 +10,95 @@ from preprocess.errors import MisuseError
 
 DEVICE = re.compile(r"cpu|mps|cuda(:(0|[1-9]\d?))?")
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Dense matrix products of bf16 and fp16, in 10¹² operations a second, as the makers' data sheets give them;
-# the first whose words are part of the device's name. tf32 has half of it.
+# Peak rate of dense bf16 and fp16 matrix products in TFLOP/s, from the makers' data sheets. The first key whose words are
+# part of the device's name applies. tf32 has half of it.
 PEAK_TFLOPS = {
     "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200 NVL": 835, "H200": 989, "H20": 148, "GH200": 989, "B200": 2250, "GB200": 2500,
     "A100": 312, "A800": 312, "A40": 150, "A10G": 70, "A10": 125, "A30": 165, "A6000": 155, "L40S": 362, "L40": 181, "L4": 121,
     "T4": 65, "V100-SXM2": 125, "V100-PCIE": 112, "RTX 5090": 210, "RTX 4090": 165, "RTX 3090": 71,
 }  # fmt: skip
-HALF_OF_PEAK = ("tf32",)
+HALF_RATE = ("tf32",)
 
 
-def choose_device(wanted: str, *, local_rank: int = 0, num_local: int = 1) -> torch.device:
-    """The device that the setting `device` names; auto is the first there is of cuda, mps, cpu. Raises MisuseError.
+def choose_device(setting: str, *, local_rank: int = 0, num_local: int = 1) -> torch.device:
+    """Return the device that the setting `device` selects; auto is the first available of cuda, mps and cpu.
 
-    Of several processes on a machine, each takes the GPU of its own number.
+    With several processes on a machine, each takes the GPU of its local rank. Raises MisuseError if the device does not
+    exist or its name is not valid.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        wanted = next(name for name, is_there in there.items() if is_there)
-    if not DEVICE.fullmatch(wanted):
-        raise MisuseError(f"device is {wanted!r}, wanted auto, cpu, mps, cuda or cuda:N such as cuda:1")
-    device = torch.device(wanted)
-    if not there[device.type]:
-        raise MisuseError(
-            f"device {wanted!r} is not there, only {', '.join(n for n, t in there.items() if t)}; set --device=auto"
-        )
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if setting == "auto":
+        setting = next(name for name, is_available in available.items() if is_available)
+    if not DEVICE.fullmatch(setting):
+        raise MisuseError(f"device must be auto, cpu, mps, cuda or cuda:N such as cuda:1, got {setting!r}")
+    device = torch.device(setting)
+    if not available[device.type]:
+        names = ", ".join(name for name, is_available in available.items() if is_available)
+        raise MisuseError(f"device {setting!r} is not available, this machine has {names}; set --device=auto")
     if device.type != "cuda":
         return device
     if device.index is None:
         device = torch.device("cuda", local_rank if num_local > 1 else 0)
     elif num_local > 1:
         raise MisuseError(
-            f"device is {wanted!r}, but {num_local} processes run on this machine; set --device=cuda, each takes its own"
+            f"device is {setting!r}, but {num_local} processes run on this machine; set --device=cuda: each takes its GPU"
         )
     if device.index >= torch.cuda.device_count():
         raise MisuseError(
-            f"device {str(device)!r} is not there, the last is cuda:{torch.cuda.device_count() - 1}; set --device=auto"
+            f"device {str(device)!r} is not available, the last GPU is cuda:{torch.cuda.device_count() - 1}; "
+            "set --device=auto"
         )
     return device
 
 
-def choose_precision(wanted: str, device: torch.device) -> str:
-    """fp32, tf32, bf16 or fp16, as the setting `precision` asks and `device` can. Raises MisuseError."""
-    is_cuda = device.type == "cuda"
-    cuda_has_bf16 = is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    if wanted == "auto":
-        return "fp32" if not is_cuda else "bf16" if cuda_has_bf16 else "fp16"
-    cuda_has_tf32 = is_cuda and torch.cuda.get_device_capability(device) >= (8, 0)
-    is_cpu = device.type == "cpu"
-    able = {"fp32": True, "tf32": cuda_has_tf32, "bf16": is_cpu or cuda_has_bf16, "fp16": is_cpu or is_cuda}
-    if not able[wanted]:
-        can = ", ".join(name for name, is_able in able.items() if is_able)
-        raise MisuseError(
-            f"precision {wanted} does not go with device {device}, which can do {can}; set --precision=auto"
-        )
-    return wanted
+def choose_precision(setting: str, device: torch.device) -> str:
+    """Return fp32, tf32, bf16 or fp16 for the setting `precision`. Raises MisuseError if `device` does not support it.
+
+    auto is fp32 except on CUDA, where it is bf16 if the GPU supports it and fp16 otherwise.
+    """
+    is_cpu, is_cuda = device.type == "cpu", device.type == "cuda"
+    has_bf16 = is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    if setting == "auto":
+        return "fp32" if not is_cuda else "bf16" if has_bf16 else "fp16"
+    has_tf32 = is_cuda and torch.cuda.get_device_capability(device) >= (8, 0)
+    supported = {"fp32": True, "tf32": has_tf32, "bf16": is_cpu or has_bf16, "fp16": is_cpu or is_cuda}
+    if not supported[setting]:
+        names = ", ".join(name for name, is_supported in supported.items() if is_supported)
+        raise MisuseError(f"device {device} does not support precision {setting}, only {names}; set --precision=auto")
+    return setting
 
 
 def set_matmul_precision(precision: str) -> None:
-    """fp32 is kept exact; elsewhere float32 products, of which autocast leaves few, may round their inputs to tf32's 10 bits."""
+    """Keep float32 matrix products exact for fp32; let them round their inputs to tf32's 10 bits for the others."""
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
 
 
 def make_autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context that a forward pass runs in; under fp32 and tf32 it changes nothing."""
-    return torch.autocast(
-        device.type, AUTOCAST_DTYPES.get(precision, torch.bfloat16), enabled=precision in AUTOCAST_DTYPES
-    )
+    """Return the autocast context for forward passes; it has no effect for fp32 and tf32."""
+    dtype = AUTOCAST_DTYPES.get(precision, torch.bfloat16)
+    return torch.autocast(device.type, dtype, enabled=precision in AUTOCAST_DTYPES)
 
 
 def describe_device(device: torch.device) -> str:
+    """Return the device as the console shows it, such as `cuda:0 (NVIDIA H100 80GB HBM3)`."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def peak_flops(name: str, precision: str) -> float | None:
-    """Operations a second that the GPU called `name` can do at most in `precision`; None where that is not known."""
-    if re.search(r"\b(Laptop|Max-Q)\b", name):  # of which there are many, each with a limit of its own
+    """Return the peak FLOP/s of the GPU called `name` in `precision`, or None if it is not known."""
+    if re.search(r"\b(Laptop|Max-Q)\b", name):  # each laptop model has a different power limit
         return None
     tflops = next((peak for words, peak in PEAK_TFLOPS.items() if re.search(rf"\b{words}\b", name)), None)
     if tflops is None or precision == "fp32":
         return None
-    return tflops * 1e12 / (2 if precision in HALF_OF_PEAK else 1)
+    return tflops * 1e12 / (2 if precision in HALF_RATE else 1)
 
 
 def device_peak_flops(device: torch.device, precision: str) -> float | None:
-    """As peak_flops, of `device`."""
+    """Return `peak_flops` of `device`, or None if it is not a GPU."""
     return peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
-    """The most that tensors have held of a GPU's memory; None elsewhere."""
+    """Return the most GPU memory that tensors have used so far, or None on other devices."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

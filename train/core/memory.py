@@ -1,11 +1,12 @@
-"""How much memory there is, how much of it some computation takes at its peak, and that a step's is kept for the next."""
+"""Memory of this machine and of a computation: what is available, what a step needs, and keeping it between steps."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 import weakref
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +15,65 @@ from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-CGROUP = Path("/sys/fs/cgroup")  # where Linux tells a container its limit
+from preprocess.errors import FolioError
 
-
-# glibc's numbers of what mallopt sets, and what to: blocks up to this come from the heap, of which this much stays when it is free.
+CGROUP = Path("/sys/fs/cgroup")  # a container's memory limit, on Linux
+# Options of glibc's mallopt and their values: blocks up to 32 MB are taken from the heap, and 1 GB of it is kept when free.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGEST_IN_HEAP, KEPT_IN_HEAP = 32 << 20, 1 << 30
+MAX_HEAP_BLOCK, KEPT_HEAP = 32 << 20, 1 << 30
+# Messages of torch on devices that have no exception class for it.
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "Storage size calculation overflowed",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what a step frees for the next one; elsewhere than on Linux with glibc, nothing is done.
+    """Make the C library keep the memory that a step frees for the next one. Does nothing except on Linux with glibc.
 
-    Otherwise it gives large blocks back, and the system hands them out again page by page, cleared: 600 to 1,400 page faults a step of
-    a small model on a CPU, 3 to 5 % of its time. Up to KEPT_IN_HEAP more stays with the process; blocks above LARGEST_IN_HEAP, the most
-    that glibc allows, go back as before.
+    By default large blocks go back to the system, which hands them out again page by page, cleared: 600 to 1,400 page faults
+    per step of a small model on a CPU, 3 to 5 % of its time. The cost is up to 1 GB that stays with the process.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGEST_IN_HEAP)
-        mallopt(M_TRIM_THRESHOLD, KEPT_IN_HEAP)
+        mallopt(M_MMAP_THRESHOLD, MAX_HEAP_BLOCK)
+        mallopt(M_TRIM_THRESHOLD, KEPT_HEAP)
 
 
 def available_bytes() -> int:
-    """What this machine, or the container that this process runs in, can still give to it."""
+    """Return how much more memory this process can get from the machine or from its container."""
     available = int(psutil.virtual_memory().available)
     with suppress(OSError, ValueError, KeyError):  # no such files, or "max": no limit
         limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-        told = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        available = min(available, limit - used + int(told["inactive_file"]))  # files that were read give way
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        available = min(available, limit - used + int(stat["inactive_file"]))  # cached files can be evicted
     return available
 
 
-class PeakMemory(TorchDispatchMode):
-    """A context that counts the bytes of the tensors made in it, on whatever device: `peak_bytes` at once at most.
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether `error` means that memory, of the host or of a device, did not suffice."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+    )
 
-    What kernels take and give back within themselves is not seen. The idea is that of torch's own memory tracker
+
+@contextmanager
+def translate_out_of_memory(message: Callable[[], str]) -> Iterator[None]:
+    """Raise FolioError with `message()` in place of an out-of-memory error inside the block."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as e:
+        if not is_out_of_memory(e):
+            raise
+        raise FolioError(message()) from e
+
+
+class PeakMemory(TorchDispatchMode):
+    """A context that counts the bytes of the tensors created in it, on any device: `peak_bytes` is the most at one time.
+
+    Memory that a kernel allocates and frees internally is not counted. The idea is that of torch's own memory tracker
     (torch.distributed._tools.mem_tracker), which is not public.
     """
 
@@ -58,11 +83,11 @@ class PeakMemory(TorchDispatchMode):
         self._held: dict[int, int] = {}  # storage → bytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._hold(tensor.untyped_storage())
-        return made
+        return result
 
     def _hold(self, storage: UntypedStorage) -> None:
         key = storage._cdata

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Short names for runs, for tables and legends."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from pathlib import Path
 from preprocess.errors import MisuseError, one_line
 
 
-def names_apart(runs: Sequence[Path]) -> list[str]:
-    """A name for each run: as much of the end of its path as tells it from the others. Raises MisuseError for one that stands twice."""
+def make_run_names(runs: Sequence[Path]) -> list[str]:
+    """Return a name for each run: the shortest end of its path that no other run's path ends with.
+
+    Raises MisuseError if a run is given twice.
+    """
     paths = [run.resolve() for run in runs]
     for path, count in Counter(paths).items():
         if count > 1:
             raise MisuseError(f"{runs[paths.index(path)]} is named {count} times; name each run once")
-    return [_shortest_end(path.parts, [other.parts for other in paths if other != path]) for path in paths]
+    return [_shortest_unique_end(path.parts, [other.parts for other in paths if other != path]) for path in paths]
 
 
-def _shortest_end(parts: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> str:
+def _shortest_unique_end(parts: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> str:
     lengths = range(1, len(parts) + 1)
-    count = next((n for n in lengths if all(other[-n:] != parts[-n:] for other in others)), len(parts))
-    return one_line("/".join(parts[-count:]))
+    length = next((n for n in lengths if all(other[-n:] != parts[-n:] for other in others)), len(parts))
+    return one_line("/".join(parts[-length:]))
 
 
-def shorten(name: str, most: int) -> str:
-    """`name` in at most `most` characters: what is too much is taken out of its middle."""
-    if len(name) <= most:
+def shorten_middle(name: str, max_length: int) -> str:
+    """Return `name` in at most `max_length` characters, with an ellipsis in place of its middle."""
+    if len(name) <= max_length:
         return name
-    head = (most - 1) // 2
-    return f"{name[:head]}…{name[len(name) - (most - 1 - head) :]}"
+    head = (max_length - 1) // 2
+    return f"{name[:head]}…{name[len(name) - (max_length - 1 - head) :]}"

@@ -1,6 +1,6 @@
-"""Training straight from text, without shards: `data = "stream:RECIPE"`.
+"""Training directly on text, without shards: `data = "stream:RECIPE"`.
 
-A stream has no random access, so it is read in order, and where it stands is kept in the checkpoint.
+A stream has no random access. It is read in order, and a checkpoint stores the position in it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from preprocess.errors import FolioError, MisuseError, shown
+from preprocess.errors import FolioError, MisuseError, shorten
 from preprocess.shards.format import find_build
 from train.config import Config
 from train.core.cli import warn
 from train.core.distributed import World
-from train.data.batches import Batch, Data, ValidationData, ValidationWindows, open_data, to_device
-from train.data.builds import WEIGHTED, Builds, open_builds, tokenizer_sha256
+from train.data.batches import (
+    Batch,
+    Data,
+    TrainingSamples,
+    ValidationData,
+    ValidationWindows,
+    open_data,
+    to_device,
+)
+from train.data.builds import NAME_AND_WEIGHT, Builds, open_builds, tokenizer_sha256
 
 if TYPE_CHECKING:
     from preprocess.stream import StreamCorpus, TokenStream
@@ -28,11 +36,13 @@ PREFIX = "stream:"
 
 
 class StreamedText:
-    """What a run reads where `data` names a recipe. Has what Builds has, but shards."""
+    """The text that a run reads if `data` names a recipe. It has the properties of `Builds`, except shards."""
 
-    def __init__(self, setting: str, tell: Callable[[str], None]) -> None:
-        """`setting` without its prefix: a built-in corpus, or the path of a recipe. `tell`: as open_corpus has it, but that what is
-        told of the opening waits in `notes`, for a run that has something left to do. Raises FolioError.
+    def __init__(self, recipe: str, log: Callable[[str], None]) -> None:
+        """Open the corpus of `recipe`, a built-in corpus or the path of a recipe file.
+
+        Later warnings go to `log`. Warnings of opening are kept in `warnings`, to be printed only if the run has work to do.
+        Raises FolioError if the recipe or its files cannot be read.
         """
         try:
             from preprocess.stream import open_corpus
@@ -40,10 +50,10 @@ class StreamedText:
             raise FolioError(
                 f"a stream needs the libraries of preprocess, and {e.name} is not installed; pip install folio-lm"
             ) from e
-        self.notes: list[str] = []
-        self._tell: Callable[[str], None] = self.notes.append
-        self._corpus: StreamCorpus = open_corpus(setting, tell=lambda line: self._tell(line))
-        self._tell = tell
+        self.warnings: list[str] = []
+        self._log: Callable[[str], None] = self.warnings.append
+        self._corpus: StreamCorpus = open_corpus(recipe, log=lambda line: self._log(line))
+        self._log = log
         self.manifest: dict[str, Any] = self._corpus.manifest()
         self.name = f"{PREFIX}{self._corpus.name}"
         self.build_id = self._corpus.sha256
@@ -51,54 +61,62 @@ class StreamedText:
         self.tokenizer_sha256 = tokenizer_sha256(self.manifest)
 
     def save_vocabulary(self, folder: Path) -> None:
-        """Write the manifest and the tokenizer, all that text needs."""
+        """Write the manifest and the tokenizer, which turn ids into text, to `folder`."""
         self._corpus.save_vocabulary(folder)
 
-    def difference(self, before: dict[str, Any]) -> str:
-        """The first thing that differs from the stream whose manifest was `before`: a setting of the recipe, or a file."""
-        then, now = before["recipe"], self.manifest["recipe"]
-        for key in sorted(then.keys() | now.keys()):
-            if then.get(key) != now.get(key):
-                return f"{key} {shown(repr(then.get(key)))} → {shown(repr(now.get(key)))}"
-        sizes = [
+    def difference(self, earlier: dict[str, Any]) -> str:
+        """Return the first difference from the stream with the manifest `earlier`: a recipe setting or a file's size."""
+        old, new = earlier["recipe"], self.manifest["recipe"]
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                return f"{key} {shorten(repr(old.get(key)))} → {shorten(repr(new.get(key)))}"
+        old_sizes, new_sizes = (
             {str(file.get("name")): file.get("bytes") for file in manifest["sources"] if isinstance(file, dict)}
-            for manifest in (before, self.manifest)
-        ]
-        for name in sorted(sizes[0].keys() | sizes[1].keys()):
-            if sizes[0].get(name) != sizes[1].get(name):
-                said = [
-                    f"{size[name]:,} bytes" if isinstance(size.get(name), int) else "no such file" for size in sizes
-                ]
-                return f"{shown(name)} {said[0]} → {said[1]}"
+            for manifest in (earlier, self.manifest)
+        )
+        for name in sorted(old_sizes.keys() | new_sizes.keys()):
+            if old_sizes.get(name) != new_sizes.get(name):
+                before, after = (_format_size(sizes.get(name)) for sizes in (old_sizes, new_sizes))
+                return f"{shorten(name)} {before} → {after}"
         return "its recipe or its files changed"
 
     def describe(self) -> str:
-        return f"{self.name}: read as it comes, up to {self.vocab_size:,} ids"
+        """Return the line that the preflight prints."""
+        return f"{self.name}: read while training, up to {self.vocab_size:,} ids"
 
     def open(self, config: Config, *, device: torch.device, world: World) -> Data:
-        """Raises MisuseError for settings that a stream cannot have, FolioError where there is no validation text."""
+        """Return training samples and validation windows.
+
+        Raises MisuseError for settings that a stream does not support, and FolioError if there is no validation text.
+        """
         if config.data_order != "random":
             raise MisuseError(
-                f"data_order is {config.data_order!r}, and a stream is read in its own order; set data_order = 'random', or train on a build"
+                f"data_order is {config.data_order!r}, but a stream is read in its order; set data_order = 'random', or "
+                "train on a build"
             )
         if config.mask_documents:
             raise MisuseError(
-                "mask_documents is True, and a stream's windows do not tell documents apart; set it to False, or train on a build"
+                "mask_documents is True, but the windows of a stream do not mark documents; set it to False, or train on a build"
             )
-        return Data(
-            StreamedTraining(self._corpus, config, device=device, world=world),
-            self.open_validation(config, device=device),
-        )
+        train = StreamedTraining(self._corpus, config, device=device, world=world)
+        return Data(train, self.open_validation(config, device=device))
 
     def open_validation(self, config: Config, *, device: torch.device) -> StreamedValidation:
-        """Where `config` sets no eval_tokens, this reads the text to its end. Raises FolioError where there is no validation text."""
+        """Return the validation windows. Without eval_tokens, the whole text is read for it.
+
+        Raises FolioError if there is no validation text.
+        """
         return StreamedValidation(self._corpus, config, device=device)
 
 
-class StreamedTraining:
-    """The line of training samples of this process, in the order of its stream."""
+def _format_size(size_bytes: object) -> str:
+    return f"{size_bytes:,} bytes" if isinstance(size_bytes, int) else "no such file"
 
-    num_tokens: int | None = None  # nobody knows before the end
+
+class StreamedTraining(TrainingSamples):
+    """The training samples of this process, in the order of its stream."""
+
+    num_tokens: int | None = None  # known only at the end
 
     def __init__(self, corpus: StreamCorpus, config: Config, *, device: torch.device, world: World) -> None:
         from preprocess.stream import TokenStream
@@ -108,21 +126,20 @@ class StreamedTraining:
             rank=world.rank, world_size=world.size, epochs=None,
         )  # fmt: skip
         self._device = device
-        # Blocks that were read ahead, each with the state of the stream in front of it.
+        # Blocks read ahead, each with the state of the stream before it.
         self._ahead: deque[tuple[dict[str, Any], np.ndarray]] = deque()
-        self._last: tuple[int, dict[str, Any], Batch] | None = (
-            None  # first sample, state in front of it, and the batch given last
-        )
+        # The last batch that was returned: its first sample, the state of the stream before it, and the batch.
+        self._last: tuple[int, dict[str, Any], Batch] | None = None
 
     def trial_batch(self, count: int) -> Batch:
-        """The next `count` windows, which stay the next ones."""
+        """Return the next `count` windows without consuming them."""
         while len(self._ahead) < count:
             state = self._stream.state_dict()
             self._ahead.append((state, next(self._stream)))
         return self._to_batch([block for _, block in list(self._ahead)[:count]])
 
     def batch(self, first: int, count: int) -> Batch:
-        """The next `count` windows; asked again for samples from the same `first` on, the same."""
+        """Return the next `count` windows, or the last batch again if it began with the same sample `first`."""
         if self._last is None or self._last[0] != first:
             batch = self.trial_batch(count)
             self._last = first, self._ahead[0][0], batch
@@ -130,44 +147,45 @@ class StreamedTraining:
                 self._ahead.popleft()
         return self._last[2]
 
-    def state_at(self, first: int) -> dict[str, Any] | None:
-        """Where the stream stands in front of the samples from `first` on: those given last, or those to come."""
+    def resume_state(self, first: int) -> dict[str, Any] | None:
+        """Return the state of the stream before sample `first`: that of the last batch, or the next one."""
         if self._last is not None and self._last[0] == first:
             return self._last[1]
         return self._ahead[0][0] if self._ahead else self._stream.state_dict()
 
-    def go_to(self, state: dict[str, Any] | None) -> None:
-        """Stand where `state_at` told. Raises MisuseError for a state of another stream."""
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Continue from `state`, which `resume_state` returned. Raises MisuseError if it is another stream's."""
         if state is None:
-            raise MisuseError("the checkpoint holds no place in a stream; train on the build that it was trained on")
+            raise MisuseError(
+                "the checkpoint stores no position in a stream; train on the build that it was trained on"
+            )
         self._stream.load_state_dict(state)
         self._ahead.clear()
         self._last = None
 
     def _to_batch(self, blocks: list[np.ndarray]) -> Batch:
-        windows = to_device(np.stack(blocks), self._device)
+        windows = to_device(np.stack(blocks), self._device)  # (B, T + 1)
         return windows[:, :-1], windows[:, 1:], None
 
 
 class StreamedValidation(ValidationWindows):
-    """The fixed blocks that every evaluation of a run reads, in order."""
+    """The blocks that every evaluation of a run reads, always the same and in order."""
 
     def __init__(self, corpus: StreamCorpus, config: Config, *, device: torch.device) -> None:
         from preprocess.stream import validation_blocks
 
-        found = validation_blocks(corpus, block_size=config.block_size, eval_tokens=config.eval_tokens)
-        self._blocks, self._device = found.blocks, device
-        self.source, self.names = np.zeros(len(found.blocks), np.int64), [corpus.name]
+        validation = validation_blocks(corpus, block_size=config.block_size, eval_tokens=config.eval_tokens)
+        self._blocks, self._device = validation.blocks, device
+        self.build_index, self.names = np.zeros(len(validation.blocks), np.int64), [corpus.name]
         self.shares: tuple[float, ...] = (1.0,)
-        self.splits = [{"tokens": found.num_tokens, "text_bytes": found.num_text_bytes}]
+        self.splits = [{"tokens": validation.num_tokens, "text_bytes": validation.num_text_bytes}]
 
     @property
     def num_windows(self) -> int:
         return len(self._blocks)
 
-    def batch(self, numbers: np.ndarray) -> Batch:
-        """Windows number `numbers`, (B,)."""
-        windows = to_device(self._blocks[numbers], self._device)
+    def batch(self, indices: np.ndarray) -> Batch:
+        windows = to_device(self._blocks[indices], self._device)  # (B, T + 1)
         return windows[:, :-1], windows[:, 1:], None
 
 
@@ -175,20 +193,21 @@ DataSource = Builds | StreamedText
 
 
 def open_data_source(setting: str, *, world: World) -> DataSource:
-    """What the setting `data` names: builds, or after `stream:` a recipe. Raises FolioError, MisuseError."""
+    """Open what the setting `data` names: builds, or after `stream:` a recipe. Raises FolioError or MisuseError."""
     parts = setting.split(",")
     if not any(part.strip().startswith(PREFIX) for part in parts):
         return open_builds(setting)
     recipe = setting.removeprefix(PREFIX)
-    if recipe == setting or (not Path(recipe).is_file() and (len(parts) > 1 or WEIGHTED.fullmatch(recipe))):
+    if recipe == setting or (not Path(recipe).is_file() and (len(parts) > 1 or NAME_AND_WEIGHT.fullmatch(recipe))):
         raise MisuseError(
-            f"data is {setting!r}, and a stream has no weight and is not mixed; name one recipe, or build each to mix the builds"
+            f"data is {setting!r}, but a stream has no weight and cannot be mixed; name one recipe, or build each and mix "
+            "the builds"
         )
-    # All processes read all of the text, and would say the same of it.
+    # All processes read the same text and would print the same warnings.
     try:
         return StreamedText(recipe, warn if world.is_main else lambda line: None)
     except MisuseError as e:
-        hint = f"; {recipe} is a build, which is read without {PREFIX!r}" if _is_build(recipe) else ""
+        hint = f"; {recipe} is a build: leave {PREFIX!r} out" if _is_build(recipe) else ""
         raise MisuseError(f"{e}{hint}") from e
 
 
@@ -200,14 +219,14 @@ def _is_build(name: str) -> bool:
 
 
 def open_data_splits(source: DataSource, config: Config, *, device: torch.device, world: World) -> Data:
-    """The samples of a run. Raises FolioError where there is not one."""
+    """Return the training samples and validation windows of `source`. Raises FolioError if there are none."""
     if isinstance(source, StreamedText):
         return source.open(config, device=device, world=world)
     return open_data(source, config, device=device)
 
 
 def open_validation(source: DataSource, config: Config, *, device: torch.device) -> ValidationWindows:
-    """The windows that an evaluation reads. Raises FolioError where there is not one."""
+    """Return the validation windows of `source`. Raises FolioError if there are none."""
     if isinstance(source, StreamedText):
         return source.open_validation(config, device=device)
     return ValidationData(source, config, device=device)

@@ -1,52 +1,68 @@
-"""Evaluations of several runs in a table, and their difference window by window."""
+"""Compare the evaluations of several runs, in a table and window by window."""
 
 from __future__ import annotations
 
 import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess.errors import MisuseError, one_line
-from train.core.names import names_apart, shorten
-from train.evaluation.results import SHORT_KEY, Row, losses_of, read_evaluations
+from train.core.names import make_run_names, shorten_middle
+from train.evaluation.results import SHORT_KEY, EvaluationRow, read_evaluations, read_losses_of_row
 from train.run.checkpoint import step_folder
-from train.run.metrics import format_perplexity
-from train.run.validation import NOISE
+from train.run.console import format_perplexity
+from train.run.validation import MIN_STANDARD_ERRORS
 
-NARROWEST_NAME = 8  # characters of a run's name that a table keeps
+MIN_NAME_CHARACTERS = 8  # before a run's name gets shorter, the last columns are left out
 HEADER = ("run", "step", "val loss", "perplexity", "bits per byte", "parameters")
 
 
-def compare(runs: Sequence[Path], *, best: bool, build_id: str | None, width: int) -> str:
-    """A table of the newest or best evaluation of each run, and below what each differs by from the first, in lines of at most `width`.
+@dataclass(frozen=True, kw_only=True)
+class ComparedRun:
+    """A run and the one of its evaluations that is compared."""
 
-    Of a run that has evaluations on `build_id`, one of these; else one on the data that it was evaluated on last. Where `build_id` is
-    None, the data are those that all were evaluated on, of several those of the first run's newest evaluation.
-    Raises MisuseError for a run without any, or one that stands twice.
+    name: str
+    folder: Path
+    row: EvaluationRow
+
+
+def compare_runs(folders: Sequence[Path], *, best: bool, build_id: str | None, width: int) -> str:
+    """Return a table of one evaluation per run, and each run's difference from the first.
+
+    The newest evaluation of a run is taken, or with `best` that of the lowest loss: among those on
+    the data `build_id` if there are any, otherwise among those on the data that the run was last
+    evaluated on. Without a `build_id`, the data are those of the first run's newest evaluation on
+    data that all runs were evaluated on. Lines have at most `width` characters. Raises MisuseError
+    if a run has no evaluations or is given twice.
     """
-    names, told = names_apart(runs), [_rows(run) for run in runs]
+    names, rows_of_runs = make_run_names(folders), [_read_rows(folder) for folder in folders]
     if build_id is None:
-        known = [{row["build_id"] for row in rows} for rows in told]
-        build_id = next(
-            (row["build_id"] for row in told[0][::-1] if all(row["build_id"] in each for each in known)), None
-        )
-    rows = [_choose(each, best=best, build_id=build_id) for each in told]
-    lines = table(list(zip(names, rows, strict=True)), width)
-    for run, name, row in list(zip(runs, names, rows, strict=True))[1:]:
-        text = _difference((runs[0], names[0], rows[0]), (run, name, row))
-        lines += textwrap.wrap(one_line(text), width, subsequent_indent="  ")
+        ids_of_runs = [{row.build_id for row in rows} for rows in rows_of_runs]
+        candidates = [row.build_id for row in rows_of_runs[0][::-1]]
+        build_id = next((i for i in candidates if all(i in ids for ids in ids_of_runs)), None)
+    runs = [
+        ComparedRun(name=name, folder=folder, row=_choose_row(rows, best=best, build_id=build_id))
+        for name, folder, rows in zip(names, folders, rows_of_runs, strict=True)
+    ]
+    lines = format_table([(run.name, run.row) for run in runs], width)
+    for run in runs[1:]:
+        lines += textwrap.wrap(one_line(_describe_difference(run, runs[0])), width, subsequent_indent="  ")
     return "\n".join(lines)
 
 
 def check_comparable(run: Path, others: Sequence[Path]) -> None:
-    """Raise MisuseError where `others` have no evaluations, or `run`, which is to be evaluated, is one of them."""
-    names_apart([run, *others])
+    """Raise MisuseError if one of `others` has no evaluations, or is `run` or another of them.
+
+    Called before `run` is evaluated, which may take hours.
+    """
+    make_run_names([run, *others])
     for other in others:
-        _rows(other)
+        _read_rows(other)
 
 
-def _rows(run: Path) -> list[Row]:
+def _read_rows(run: Path) -> list[EvaluationRow]:
     if not run.exists():
         raise MisuseError(f"there is no run {run}; name the out_dir of a run, such as runs/demo")
     rows = read_evaluations(run)
@@ -55,82 +71,86 @@ def _rows(run: Path) -> list[Row]:
     return rows
 
 
-def _choose(rows: Sequence[Row], *, best: bool, build_id: str | None) -> Row:
-    on_these = [row for row in rows if row["build_id"] == build_id] or [
-        row for row in rows if row["build_id"] == rows[-1]["build_id"]
-    ]
-    latest_first = on_these[::-1]  # of a step that was trained twice, the one that was evaluated last
+def _choose_row(rows: Sequence[EvaluationRow], *, best: bool, build_id: str | None) -> EvaluationRow:
+    candidates = [row for row in rows if row.build_id == build_id]
+    candidates = candidates or [row for row in rows if row.build_id == rows[-1].build_id]
+    newest_first = candidates[::-1]  # among equals, min and max return the first
     if best:
-        return min(latest_first, key=lambda row: math.inf if row["val_loss"] is None else row["val_loss"])
-    return max(latest_first, key=lambda row: row["step"])
+        return min(newest_first, key=lambda row: math.inf if row.val_loss is None else row.val_loss)
+    return max(newest_first, key=lambda row: row.step)
 
 
-def table(entries: Sequence[tuple[str, Row]], width: int) -> list[str]:
-    """Lines of a table, a run each, in at most `width` characters: names are shortened, then the last columns left out."""
-    cells = [list(HEADER)] + [
-        [name, f"{row['step']:,}", format_loss(row), format_perplexity(row["perplexity"]), spell(row["bits_per_byte"], ".4f"),
-         f"{row['num_parameters']:,}"]
+def format_table(entries: Sequence[tuple[str, EvaluationRow]], width: int) -> list[str]:
+    """Return the lines of a table, one per (name, row), each at most `width` characters long.
+
+    Names are shortened to fit; if that is not enough, the last columns are left out.
+    """
+    cells = [HEADER] + [
+        (
+            name,
+            f"{row.step:,}",
+            format_loss(row),
+            format_perplexity(row.perplexity),
+            format_number(row.bits_per_byte, ".4f"),
+            f"{row.num_parameters:,}",
+        )
         for name, row in entries
-    ]  # fmt: skip
-    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADER))]
-    narrowest = min(widths[0], NARROWEST_NAME)
-    while len(widths) > 1 and narrowest + sum(2 + each for each in widths[1:]) > width:
-        widths.pop()
-    widths[0] = max(min(widths[0], width - sum(2 + each for each in widths[1:])), 1)
-    return [
-        "  ".join(
-            [
-                f"{shorten(line[0], widths[0]):<{widths[0]}}",
-                *(f"{cell:>{w}}" for cell, w in zip(line[1:], widths[1:], strict=False)),
-            ]
-        )
-        for line in cells
     ]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADER))]
+    min_name_width = min(widths[0], MIN_NAME_CHARACTERS)
+    while len(widths) > 1 and min_name_width + sum(2 + w for w in widths[1:]) > width:
+        widths.pop()
+    widths[0] = max(min(widths[0], width - sum(2 + w for w in widths[1:])), 1)
+    lines = []
+    for name, *values in cells:
+        aligned = [f"{value:>{w}}" for value, w in zip(values, widths[1:], strict=False)]
+        lines.append("  ".join([f"{shorten_middle(name, widths[0]):<{widths[0]}}", *aligned]))
+    return lines
 
 
-def _difference(one: tuple[Path, str, Row], other: tuple[Path, str, Row]) -> str:
-    """How much higher or lower the loss of `other` is, window by window."""
-    (folder, name, row), (other_folder, other_name, other_row) = one, other
-    what = f"{other_name} − {name}"
-    if any(row[key] != other_row[key] for key in ("build_id", "block_size", "num_windows")):
-        cure = (
-            "; evaluate both with the same --data, where they share a tokenizer"
-            if row["block_size"] == other_row["block_size"]
-            else ""
-        )
-        return f"{what}: not evaluated on the same windows ({_format_windows(other_row)}; {_format_windows(row)}){cure}"
-    kept, other_kept = losses_of(folder, row), losses_of(other_folder, other_row)
-    if kept is None or other_kept is None:
-        lacking = [(folder, row)] if kept is None else []
-        lacking += [(other_folder, other_row)] if other_kept is None else []
-        return f"{what}: {'; '.join(_format_missing(*each) for each in lacking)}"
-    gain, stderr = kept[1].mean_and_stderr(other_kept[0].double() - kept[0].double())
-    if not math.isfinite(gain):
-        return f"{what}: n/a"
-    error = "" if stderr is None else f" ± {stderr:.4f}"
-    verdict = "" if stderr is None else ", beyond noise" if abs(gain) > NOISE * stderr else ", within noise"
-    return f"{what}: {gain:+.4f}{error} nats a token on the same {row['num_windows']:,} windows{verdict}"
+def _describe_difference(run: ComparedRun, first: ComparedRun) -> str:
+    """Describe the mean difference of the losses over the windows; positive if `run` is worse."""
+    label, row, first_row = f"{run.name} − {first.name}", run.row, first.row
+    has_same_windows = (row.build_id, row.num_windows) == (first_row.build_id, first_row.num_windows)
+    if not has_same_windows or row.block_size != first_row.block_size:
+        advice = "; if they share a tokenizer, evaluate both with the same --data"
+        advice = advice if row.block_size == first_row.block_size else ""
+        return f"{label}: not evaluated on the same windows ({_format_data(row)}; {_format_data(first_row)}){advice}"
+    saved, first_saved = read_losses_of_row(run.folder, row), read_losses_of_row(first.folder, first_row)
+    if saved is None or first_saved is None:
+        incomplete = [each for each, losses in ((first, first_saved), (run, saved)) if losses is None]
+        return f"{label}: {'; '.join(map(_describe_missing, incomplete))}"
+    (losses, _), (first_losses, strata) = saved, first_saved
+    mean, stderr = strata.mean_and_stderr(losses.double() - first_losses.double())
+    if not math.isfinite(mean):
+        return f"{label}: n/a"
+    windows = f"on the same {row.num_windows:,} windows"
+    if stderr is None:
+        return f"{label}: {mean:+.4f} nats per token {windows}"
+    verdict = "beyond" if abs(mean) > MIN_STANDARD_ERRORS * stderr else "within"
+    return f"{label}: {mean:+.4f} ± {stderr:.4f} nats per token {windows}, {verdict} noise"
 
 
-def _format_missing(run: Path, row: Row) -> str:
-    checkpoint = step_folder(run, row["step"])
-    cure = (
-        f"python train/evaluate.py {checkpoint}"
-        if checkpoint.is_dir()
-        else "evaluate another step, this one's checkpoint is gone"
+def _describe_missing(run: ComparedRun) -> str:
+    checkpoint = step_folder(run.folder, run.row.step)
+    if checkpoint.is_dir():
+        advice = f"compute them again: python train/evaluate.py {checkpoint}"
+    else:
+        advice = "its checkpoint is deleted, evaluate another step"
+    return (
+        f"the window losses of {run.folder}, step {run.row.step:,} on {run.row.data}, are missing or damaged; {advice}"
     )
-    return f"the losses of the windows of {run}, step {row['step']:,} on {row['data']}, are missing or damaged; make them again: {cure}"
 
 
-def _format_windows(row: Row) -> str:
-    return f"{row['num_windows']:,} of {row['data']} {row['build_id'][:SHORT_KEY]}, block_size {row['block_size']:,}"
+def _format_data(row: EvaluationRow) -> str:
+    return f"{row.num_windows:,} of {row.data} {row.build_id[:SHORT_KEY]}, block_size {row.block_size:,}"
 
 
-def spell(value: float | None, form: str) -> str:
-    return "n/a" if value is None else f"{value:{form}}"
+def format_number(value: float | None, format_spec: str) -> str:
+    return "n/a" if value is None else f"{value:{format_spec}}"
 
 
-def format_loss(row: Row) -> str:
-    return spell(row["val_loss"], ".4f") + (
-        "" if row["val_loss_stderr"] is None else f" ± {row['val_loss_stderr']:.4f}"
-    )
+def format_loss(row: EvaluationRow) -> str:
+    """Return the validation loss with its standard error, such as "3.2500 ± 0.0100"."""
+    stderr = "" if row.val_loss_stderr is None else f" ± {row.val_loss_stderr:.4f}"
+    return format_number(row.val_loss, ".4f") + stderr

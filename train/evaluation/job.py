@@ -1,4 +1,4 @@
-"""One evaluation: a checkpoint, the text it is evaluated on, what it is asked; and the row that tells of it."""
+"""Evaluate one checkpoint: its loss on all validation windows, and its completions of prompts."""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import canonical_json, sha256_bytes
 from train.config import Config, config_from_saved
 from train.core.device import choose_precision, make_autocast, set_matmul_precision
-from train.data.batches import MOST_WINDOWS, ValidationWindows
+from train.data.batches import MAX_WINDOWS, ValidationWindows
 from train.data.builds import check_same_control_tokens
 from train.data.streams import DataSource
-from train.evaluation.prompts import Question, draw_questions, question_of
-from train.evaluation.results import IDENTITY, NUMBERS, Row, finite, losses_file, read_losses, write_losses
+from train.evaluation.prompts import Prompt, draw_prompts, encode_prompt
+from train.evaluation.results import (
+    Completion,
+    EvaluationRow,
+    LossInputs,
+    finite_or_none,
+    read_losses,
+    write_losses,
+)
 from train.model import make_model
 from train.model.base import LanguageModel
 from train.model.generate import decode_stream, generate
@@ -30,107 +37,109 @@ from train.run.preflight import is_out_of_memory
 from train.run.run_dir import EVALUATIONS_DIR, vocabulary_of
 from train.run.validation import Evaluation, evaluate, summarize
 
-MOST_LOGITS = (
-    1 << 27
-)  # of a forward pass on a CPU, 0.5 GB: where its memory ends, the system ends the process without a word
+# Logits of one forward pass on a CPU: 0.5 GB of float32. A GPU raises an error if its memory is not
+# enough, and the batch can be made smaller; on a CPU the system may kill the process instead.
+MAX_CPU_LOGITS = 1 << 27
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What to do with every checkpoint: settings that are None are the run's own."""
+class EvaluationSettings:
+    """How each checkpoint is evaluated. Settings that are None are taken from the run."""
 
     data: str | None = None
-    num_questions: int = 0
+    num_prompts: int = 0  # drawn from the validation split
     prompts: tuple[str, ...] = ()
     completion_tokens: int | None = None
     temperature: float = 0.0
 
     @property
-    def is_asking(self) -> bool:
-        return bool(self.num_questions or self.prompts)
+    def has_prompts(self) -> bool:
+        return bool(self.num_prompts or self.prompts)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """An evaluation to make: a checkpoint, the settings that it is made under, the text, and what is asked."""
+class EvaluationJob:
+    """Everything that an evaluation needs except the weights and the windows."""
 
     checkpoint: Checkpoint
-    config: Config
+    config: Config  # the run's, with the device, precision and sampling settings of the evaluation
     source: DataSource
-    manifest: dict[str, Any]  # of the run's own vocabulary
-    tokenizer: Any  # None where nothing is asked
-    questions: list[Question]
+    prompts: list[Prompt]
+    manifest: dict[str, Any]  # of the run's vocabulary; only needed for prompts, like the tokenizer
+    tokenizer: Any
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """IDENTITY, by name."""
-        sha256 = self.checkpoint.numbers["files"][MODEL_FILE]["sha256"]
-        values = (self.checkpoint.step, sha256, self.source.build_id, self.config.block_size, self.config.precision)
-        return dict(zip(IDENTITY, values, strict=True))
+    def loss_inputs(self) -> LossInputs:
+        return LossInputs(
+            step=self.checkpoint.step,
+            model_sha256=self.checkpoint.numbers["files"][MODEL_FILE]["sha256"],
+            build_id=self.source.build_id,
+            block_size=self.config.block_size,
+            precision=self.config.precision,
+        )
 
     @property
     def key(self) -> str:
-        """The same for the same evaluation: the same losses, and the same questions answered in the same way."""
+        """A hash of everything that the losses and the completions depend on."""
         config = self.config
-        how = [
-            config.completion_tokens,
-            config.temperature,
-            *([config.top_k, config.top_p, config.seed] if config.temperature else []),
-        ]
-        asked = [[question.ids for question in self.questions], how] if self.questions else None
-        return sha256_bytes(canonical_json([self.identity, asked]))
+        sampling: list[Any] = [config.completion_tokens, config.temperature]
+        if config.temperature:  # at 0 the most likely token is taken, and these have no effect
+            sampling += [config.top_k, config.top_p, config.seed]
+        completions = [[prompt.ids for prompt in self.prompts], sampling] if self.prompts else None
+        return sha256_bytes(canonical_json([dataclasses.asdict(self.loss_inputs), completions]))
 
 
-def prepare(
+def prepare_job(
     checkpoint: Checkpoint,
-    asked: Asked,
+    settings: EvaluationSettings,
     *,
     device: torch.device,
     open_data_source: Callable[[str], DataSource],
     warn: Callable[[str], None],
-) -> Job:
-    """What evaluating `checkpoint` takes, but for its weights and the windows.
+) -> EvaluationJob:
+    """Open the data, and encode the prompts.
 
-    Raises MisuseError for data that are not there or do not fit, and for settings out of their range.
+    Raises MisuseError if the data are missing or do not fit the checkpoint, or if a setting is out
+    of range.
     """
     saved = config_from_saved(checkpoint.origin.settings, str(checkpoint.folder))
     config = dataclasses.replace(
         saved,
-        data=asked.data or saved.data,
+        data=settings.data or saved.data,
         device=str(device),
-        precision=_precision(saved.precision, device, warn=warn),
+        precision=_choose_precision(saved.precision, device, warn=warn),
         eval_tokens=None,
-        completion_tokens=asked.completion_tokens or saved.completion_tokens,
-        temperature=asked.temperature,
+        completion_tokens=settings.completion_tokens or saved.completion_tokens,
+        temperature=settings.temperature,
         completion_author=None,
         completion_city=None,
         completion_year=None,
     )
-    source = _open(
-        config.data, checkpoint, is_other=asked.data is not None, open_data_source=open_data_source, warn=warn
-    )
-    if not asked.is_asking:
-        return Job(checkpoint=checkpoint, config=config, source=source, manifest={}, tokenizer=None, questions=[])
-    folder, manifest = vocabulary_of(checkpoint)
-    tokenizer = load_text_tokenizer(folder, manifest)
-    questions = draw_questions(source, asked.num_questions, tokenizer)
-    questions += [question_of(prompt, manifest, tokenizer, config) for prompt in asked.prompts]
-    return Job(
-        checkpoint=checkpoint, config=config, source=source, manifest=manifest, tokenizer=tokenizer, questions=questions
+    is_other = settings.data is not None
+    source = _open_source(config.data, checkpoint, is_other=is_other, open_data_source=open_data_source, warn=warn)
+    manifest: dict[str, Any] = {}
+    tokenizer, prompts = None, []
+    if settings.has_prompts:
+        folder, manifest = vocabulary_of(checkpoint)
+        tokenizer = load_text_tokenizer(folder, manifest)
+        prompts = draw_prompts(source, settings.num_prompts, tokenizer)
+        prompts += [encode_prompt(text, manifest, tokenizer, config) for text in settings.prompts]
+    return EvaluationJob(
+        checkpoint=checkpoint, config=config, source=source, prompts=prompts, manifest=manifest, tokenizer=tokenizer
     )
 
 
-def _precision(trained_in: str, device: torch.device, *, warn: Callable[[str], None]) -> str:
-    """The precision of training where `device` can compute in it."""
+def _choose_precision(precision: str, device: torch.device, *, warn: Callable[[str], None]) -> str:
+    """Return the precision of training, or another one if `device` does not support it."""
     try:
-        return choose_precision(trained_in, device)
+        return choose_precision(precision, device)
     except MisuseError:
-        instead = choose_precision("auto", device)
-        warn(f"the run trained in {trained_in}, which {device} cannot; it is evaluated in {instead}")
-        return instead
+        supported = choose_precision("auto", device)
+        warn(f"the run was trained in {precision}, which {device} does not support; evaluating it in {supported}")
+        return supported
 
 
-def _open(
+def _open_source(
     data: str,
     checkpoint: Checkpoint,
     *,
@@ -138,87 +147,96 @@ def _open(
     open_data_source: Callable[[str], DataSource],
     warn: Callable[[str], None],
 ) -> DataSource:
-    """The text to evaluate on: what the run trained on, or other that it was told to take."""
+    """Open the data that the run was trained on, or if `is_other`, data of the same tokenizer."""
     try:
         source = open_data_source(data)
     except MisuseError as e:
-        raise e if is_other else MisuseError(f"{e}; or name other data of its tokenizer by --data") from e
+        raise e if is_other else MisuseError(f"{e}; or set other data of its tokenizer with --data") from e
     if source.build_id == checkpoint.origin.build_id:
         return source
     if source.tokenizer_sha256 != checkpoint.origin.tokenizer_sha256:
         raise MisuseError(
-            f"{source.name} has another tokenizer than {checkpoint.folder} was trained with, so that every id means something else; "
-            "name data of its tokenizer by --data"
+            f"{source.name} has another tokenizer than {checkpoint.folder} was trained with, "
+            "so its ids mean something else; set data of the same tokenizer with --data"
         )
     if not is_other:
         raise MisuseError(
-            f"{source.name} is not what {checkpoint.folder} was trained on any more; --data={data} takes it all the same"
+            f"{source.name} has changed since {checkpoint.folder} was trained on it; set --data={data} to use it anyway"
         )
-    check_same_control_tokens(
-        source.name, source.manifest, known_by=str(checkpoint.folder), known=vocabulary_of(checkpoint)[1]
-    )
-    warn(f"{source.name} is not the data that the run trained on, but of the same tokenizer")
+    _, manifest = vocabulary_of(checkpoint)
+    check_same_control_tokens(source.name, source.manifest, other_name=str(checkpoint.folder), other=manifest)
+    warn(f"{source.name} is not the data that the run was trained on, but has the same tokenizer")
     return source
 
 
-def perform(job: Job, data: ValidationWindows, out_dir: Path, *, tell: Callable[[Row], None]) -> Row:
-    """Make the evaluation: the row that tells of it. The losses of its windows are kept in `out_dir`.
+def run_job(
+    job: EvaluationJob, data: ValidationWindows, out_dir: Path, *, log: Callable[[EvaluationRow], None]
+) -> EvaluationRow:
+    """Make an evaluation, write the losses of its windows into `out_dir`, and return its row.
 
-    `tell` is called with all of the row but the answers, before anything is written or asked: that may fail, or take long.
-    Raises CheckpointError where the weights are damaged or have been deleted, FolioError where memory does not hold a window.
+    `log` is called with the row as soon as the losses are known: writing them may fail, and
+    completions may take long. Losses that `out_dir` has already are not computed again. Raises
+    CheckpointError if the weights are damaged or have been deleted, and FolioError if the memory is
+    not enough for one window.
     """
     try:
-        return _perform(job, data, out_dir, tell=tell)
+        return _run_job(job, data, out_dir, log=log)
     except (MemoryError, RuntimeError) as e:
         if not is_out_of_memory(e):
             raise
         raise FolioError(
-            f"the model and a single window do not fit the memory of {job.config.device}; take another --device"
+            f"the model and a single window do not fit the memory of {job.config.device}; use another --device"
         ) from e
 
 
-def _perform(job: Job, data: ValidationWindows, out_dir: Path, *, tell: Callable[[Row], None]) -> Row:
-    began, config = time.monotonic(), job.config
-    device = torch.device(config.device)
-    set_matmul_precision(config.precision)
-    model = _load(job.checkpoint, config).to(device)
-    path = out_dir / EVALUATIONS_DIR / losses_file(job.identity)
-    kept = read_losses(path)
-    is_kept = kept is not None and len(kept[0]) == data.num_windows
-    result = summarize(kept[0], data) if kept is not None and is_kept else _measure(job, model, data)
-    is_finite = math.isfinite(result.loss)
-    values = (result.loss, result.stderr, result.perplexity, result.bits_per_byte)
-    row = {
-        **job.identity,
-        **dict(zip(NUMBERS, map(finite, values), strict=True)),
-        **{f"val_loss/{name}": finite(loss) for name, loss in result.by_build.items()},
-        "data": job.source.name,
-        "num_windows": data.num_windows,
-        "num_parameters": model.num_parameters,
-        "device": str(device),
-    }
-    tell(row)
-    if not is_kept:
+def _run_job(
+    job: EvaluationJob, data: ValidationWindows, out_dir: Path, *, log: Callable[[EvaluationRow], None]
+) -> EvaluationRow:
+    began_at, device = time.monotonic(), torch.device(job.config.device)
+    set_matmul_precision(job.config.precision)
+    model = _load_model(job.checkpoint, job.config).to(device)
+    path = out_dir / EVALUATIONS_DIR / job.loss_inputs.losses_file
+    saved = read_losses(path)
+    is_saved = saved is not None and len(saved[0]) == data.num_windows
+    result = summarize(saved[0], data) if saved is not None and is_saved else _evaluate(job, model, data)
+    row = EvaluationRow(
+        **dataclasses.asdict(job.loss_inputs),
+        key=job.key,
+        val_loss=finite_or_none(result.loss),
+        val_loss_stderr=finite_or_none(result.stderr),
+        perplexity=finite_or_none(result.perplexity),
+        bits_per_byte=finite_or_none(result.bits_per_byte),
+        val_loss_by_build={name: finite_or_none(loss) for name, loss in result.by_build.items()},
+        data=job.source.name,
+        num_windows=data.num_windows,
+        num_parameters=model.num_parameters,
+        device=str(device),
+    )
+    log(row)
+    if not is_saved:
         write_losses(path, result)
-    answers = [_answer(question, model, job) for question in job.questions] if is_finite else []
-    return {**row, "answers": answers, "elapsed_s": round(time.monotonic() - began, 3), "key": job.key}
+    # A model whose outputs are not finite gives no probabilities to draw from.
+    completions = [_complete(prompt, model, job) for prompt in job.prompts] if math.isfinite(result.loss) else []
+    elapsed_s = round(time.monotonic() - began_at, 3)
+    return dataclasses.replace(row, completions=tuple(completions), elapsed_s=elapsed_s)
 
 
-def _load(checkpoint: Checkpoint, config: Config) -> LanguageModel:
+def _load_model(checkpoint: Checkpoint, config: Config) -> LanguageModel:
     try:
         check_shapes(checkpoint, config)
         model = make_model(config, checkpoint.vocab_size)
         load_model(checkpoint, model)
     except OSError as e:
-        raise CheckpointError(f"{checkpoint.folder} cannot be read any more, was it deleted meanwhile?{ADVICE}") from e
+        raise CheckpointError(f"{checkpoint.folder} cannot be read, it may have been deleted meanwhile{ADVICE}") from e
     except MisuseError as e:
         raise CheckpointError(str(e)) from e
     return model
 
 
-def _measure(job: Job, model: LanguageModel, data: ValidationWindows) -> Evaluation:
-    """The evaluation by the model, of fewer windows at once where the memory holds no more."""
-    autocast, batch_size = make_autocast(job.config.precision, torch.device(job.config.device)), _batch_size(job)
+def _evaluate(job: EvaluationJob, model: LanguageModel, data: ValidationWindows) -> Evaluation:
+    """Compute the losses. If memory runs out, try again with half as many windows at once."""
+    autocast = make_autocast(job.config.precision, torch.device(job.config.device))
+    batch_size = _choose_batch_size(job)
     while True:
         try:
             return evaluate(model, data, batch_size=batch_size, autocast=autocast)
@@ -228,22 +246,28 @@ def _measure(job: Job, model: LanguageModel, data: ValidationWindows) -> Evaluat
         batch_size //= 2
 
 
-def _batch_size(job: Job) -> int:
-    """Windows a forward pass: as many as training found to fit, so that sums are rounded as its own were."""
-    told = job.checkpoint.numbers.get("micro_batch")
-    size = told if type(told) is int and 0 < told <= MOST_WINDOWS else job.config.batch_size
+def _choose_batch_size(job: EvaluationJob) -> int:
+    """Return the number of windows of a forward pass.
+
+    It is that of training, if known: sums are then rounded in the same way, and the losses are
+    those that training logged.
+    """
+    micro_batch = job.checkpoint.numbers.get("micro_batch")
+    size = job.config.batch_size
+    if type(micro_batch) is int and 0 < micro_batch <= MAX_WINDOWS:
+        size = micro_batch
     if job.config.device != "cpu":
         return size
-    return max(1, min(size, MOST_LOGITS // (job.config.block_size * job.checkpoint.vocab_size)))
+    return max(1, min(size, MAX_CPU_LOGITS // (job.config.block_size * job.checkpoint.vocab_size)))
 
 
-def _answer(question: Question, model: LanguageModel, job: Job) -> dict[str, str]:
+def _complete(prompt: Prompt, model: LanguageModel, job: EvaluationJob) -> Completion:
     manifest = job.manifest
-    silent = {*manifest["special_tokens"].values(), *range(manifest["vocab_size"], model.vocab_size)}
+    # Ids without text: control tokens, and ids beyond the vocabulary of the run.
+    silent_ids = {*manifest["special_tokens"].values(), *range(manifest["vocab_size"], model.vocab_size)}
     try:
-        drawn = [
-            i for i in generate(model, question.ids, config=job.config, eot_id=manifest["eot_id"]) if i not in silent
-        ]
+        generated = list(generate(model, prompt.ids, config=job.config, eot_id=manifest["eot_id"]))
     except FolioError as e:
         raise CheckpointError(f"{job.checkpoint.folder}: {e}") from e
-    return {"prompt": question.prompt, "answer": "".join(decode_stream(job.tokenizer.decode_bytes, drawn))}
+    pieces = decode_stream(job.tokenizer.decode_bytes, (i for i in generated if i not in silent_ids))
+    return Completion(prompt=prompt.text, completion="".join(pieces))

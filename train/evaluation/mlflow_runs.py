@@ -1,54 +1,68 @@
-"""Evaluations in MLflow: a run each, found again by the evaluation's key.
+"""Log evaluations to MLflow, one MLflow run each.
 
-Where MLflow is, its own variables say: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME (else the name of the run's folder).
+MLFLOW_TRACKING_URI names the server and MLFLOW_EXPERIMENT_NAME the experiment (by default the name
+of the run directory). A tag holds the key of the evaluation, by which its MLflow run is found
+again: an evaluation is logged once, and completed if logging it failed halfway.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
 from preprocess.errors import FolioError
-from train.evaluation.results import KINDS, NUMBERS, Row
-from train.trackers.mlflow_backend import PARAM_CHARACTERS, experiment_id, metric_name, open_client
-from train.trackers.redact import describe
+from train.evaluation.results import BUILD_LOSS, COUNT_FIELDS, METRICS, TEXT_FIELDS, EvaluationRow
+from train.trackers.mlflow_backend import (
+    MAX_PARAM_CHARACTERS,
+    find_or_create_experiment,
+    format_metric_name,
+    open_client,
+)
+from train.trackers.redact import describe_error
 
-TAG = "folio_evaluation"  # holds the key
+KEY_TAG = "folio_evaluation"
 
 
-def log_evaluation(out_dir: Path, row: Row) -> bool:
-    """Take a row to MLflow; returns whether it was not there yet, or not whole. Raises FolioError."""
+def log_evaluation(out_dir: Path, row: EvaluationRow) -> bool:
+    """Log a row of the run in `out_dir`, and return whether it had not been logged before.
+
+    Raises FolioError if MLflow fails.
+    """
     try:
         return _log(out_dir.resolve().name, row)
-    except Exception as e:  # whatever MLflow and its stores raise
+    except Exception as e:  # MLflow and its stores raise many kinds
         raise FolioError(
-            f"MLflow did not take step {row['step']:,} ({describe(e)}); run the same command again, it logs what is missing"
+            f"MLflow did not accept step {row.step:,} ({describe_error(e)}); "
+            "run the same command again to log what is missing"
         ) from e
 
 
-def _log(name: str, row: Row) -> bool:
+def _log(name: str, row: EvaluationRow) -> bool:
     from mlflow.entities import Metric, Param
 
     client = open_client()
-    experiment = experiment_id(client, name)
-    found = client.search_runs([experiment], f"tags.{TAG} = '{row['key']}'", max_results=1)
-    if found and found[0].info.status == "FINISHED":
+    experiment = find_or_create_experiment(client, name)
+    existing = client.search_runs([experiment], f"tags.{KEY_TAG} = '{row.key}'", max_results=1)
+    if existing and existing[0].info.status == "FINISHED":
         return False
-    run = (
-        found[0]
-        if found
-        else client.create_run(experiment, run_name=f"{name} step {row['step']}", tags={TAG: row["key"]})
-    )
-    run_id, now_ms = run.info.run_id, round(time.time() * 1000)
-    numbers = {key: row[key] for key in row if key in NUMBERS or key.startswith("val_loss/")}
+    if existing:
+        run = existing[0]
+    else:
+        run = client.create_run(experiment, run_name=f"{name} step {row.step}", tags={KEY_TAG: row.key})
+    run_id, now_ms, values = run.info.run_id, round(time.time() * 1000), row.as_dict()
+    metrics = {key: value for key, value in values.items() if key in METRICS or key.startswith(BUILD_LOSS)}
     client.log_batch(
         run_id,
         metrics=[
-            Metric(metric_name(key), value, now_ms, row["step"]) for key, value in numbers.items() if value is not None
+            Metric(format_metric_name(key), value, now_ms, row.step)
+            for key, value in metrics.items()
+            if value is not None
         ],
-        params=[Param(key, str(row[key])[:PARAM_CHARACTERS]) for key in KINDS],
+        params=[Param(key, str(values[key])[:MAX_PARAM_CHARACTERS]) for key in (*TEXT_FIELDS, *COUNT_FIELDS)],
     )
-    if row.get("answers"):
-        client.log_dict(run_id, {"answers": row["answers"]}, "answers.json")
+    if row.completions:
+        completions = [dataclasses.asdict(completion) for completion in row.completions]
+        client.log_dict(run_id, {"completions": completions}, "completions.json")
     client.set_terminated(run_id)
     return True

@@ -1,4 +1,4 @@
-"""What models are asked: prompts from a file, or the beginnings of validation documents."""
+"""The prompts of an evaluation: from a file, or drawn from the validation split."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from preprocess.errors import MisuseError, shown
+from preprocess.errors import MisuseError, shorten
 from preprocess.shards.files import parse_json
 from preprocess.shards.permutation import keyed_hash, permute
 from train.config import Config
@@ -16,96 +16,107 @@ from train.data.builds import Builds
 from train.data.streams import DataSource, StreamedText
 from train.model.sampler import control_tokens
 
-QUESTION_TOKENS = 16  # of a document's text, and at most half of it, so that something is left to answer
-QUESTION_SEED = 0xA5C  # not a run's own: runs that are compared are asked the same
+MAX_DRAWN_TOKENS = 16  # of a document's text; a completion can be compared with its rest
+DRAW_SEED = 0xA5C  # fixed, so that all runs complete the same prompts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """What a model is to continue: as it is shown, control tokens as they are spelled, and its ids, of which there is one."""
+class Prompt:
+    """A text to complete."""
 
-    prompt: str
-    ids: list[int]
+    text: str  # as it is displayed, with control tokens
+    ids: list[int]  # at least one
 
 
-def draw_questions(builds: DataSource, count: int, tokenizer: Any) -> list[Question]:
-    """The beginnings of `count` validation documents, their control tokens in front; fewer are the first of more.
+def draw_prompts(source: DataSource, count: int, tokenizer: Any) -> list[Prompt]:
+    """Return the beginnings of `count` validation documents, with their control tokens.
 
-    Raises MisuseError where there are not as many, or none can be found again.
+    The documents depend only on the split: the prompts for a smaller count are the first of those
+    for a larger one. Raises MisuseError if the split has fewer documents, or if the source is a
+    stream, which does not store documents.
     """
     if not count:
         return []
-    if isinstance(builds, StreamedText):
+    if isinstance(source, StreamedText):
         raise MisuseError(
-            f"--questions is of a build's documents, and {builds.name} keeps none; name prompts by --prompts, or a build by --data"
+            f"--prompts {count:,} draws prompts from the documents of a build, but {source.name} stores no documents; "
+            "pass a file of prompts, or a build with --data"
         )
-    sizes = [build.manifest["splits"]["val"]["documents"] for build in builds.builds]
+    sizes = [build.manifest["splits"]["val"]["documents"] for build in source.builds]
     if count > sum(sizes):
-        raise MisuseError(f"--questions is {count:,}, the validation split has {sum(sizes):,} documents; ask for fewer")
-    keys = keyed_hash(QUESTION_SEED, np.zeros(count, np.uint64))
+        raise MisuseError(
+            f"--prompts is {count:,}, but the validation split has only {sum(sizes):,} documents; pass a smaller number"
+        )
+    keys = keyed_hash(DRAW_SEED, np.zeros(count, np.uint64))
     numbers = permute(np.arange(count, dtype=np.uint64), sum(sizes), keys).astype(np.int64)
-    edges = np.cumsum(sizes)
+    ends = np.cumsum(sizes)
     documents = []
     for number in numbers.tolist():
-        build = int(np.searchsorted(edges, number, side="right"))
-        documents.append(builds.builds[build].document("val", number - int(edges[build] - sizes[build])))
-    return [_beginning(document.tolist(), builds, tokenizer) for document in documents]
+        build = int(np.searchsorted(ends, number, side="right"))
+        documents.append(source.builds[build].document("val", number - int(ends[build] - sizes[build])))
+    return [_cut_beginning(document.tolist(), source, tokenizer) for document in documents]
 
 
-def _beginning(ids: list[int], builds: Builds, tokenizer: Any) -> Question:
-    """The control tokens that a document begins with, and the first of its text."""
+def _cut_beginning(ids: list[int], builds: Builds, tokenizer: Any) -> Prompt:
+    """Return the leading control tokens of a document, and at most half of its text."""
     manifest = builds.manifest
-    spelled = {i: token for token, i in manifest["special_tokens"].items()}
+    token_of_id = {i: token for token, i in manifest["special_tokens"].items()}
     body = ids[:-1] if ids[-1:] == [manifest["eot_id"]] else ids
-    first = next((n for n, i in enumerate(body) if i not in spelled), len(body))
-    most = max(1, min(QUESTION_TOKENS, (len(body) - first) // 2))
-    text = body[first : first + most]
-    prompt = " ".join([*(spelled[i] for i in body[:first]), tokenizer.decode(np.array(text, np.uint32))])
-    return _question(prompt, [*body[:first], *text], manifest)
+    num_controls = next((n for n, i in enumerate(body) if i not in token_of_id), len(body))
+    length = max(1, min(MAX_DRAWN_TOKENS, (len(body) - num_controls) // 2))
+    controls, text = body[:num_controls], body[num_controls : num_controls + length]
+    prompt_text = " ".join([*(token_of_id[i] for i in controls), tokenizer.decode(np.array(text, np.uint32))])
+    return _make_prompt(prompt_text, [*controls, *text], manifest)
 
 
-def question_of(prompt: str, manifest: dict[str, Any], tokenizer: Any, config: Config) -> Question:
-    """A prompt, with what every document begins with by `manifest`; of one that is longer than a window the end, which a model sees.
+def encode_prompt(text: str, manifest: dict[str, Any], tokenizer: Any, config: Config) -> Prompt:
+    """Encode a prompt, after the control tokens that every document begins with.
 
-    Raises FolioError for text that the tokenizer cannot encode.
+    If it is longer than block_size tokens, only its end is kept, which is all that the model could
+    see. Raises FolioError if the tokenizer cannot encode the text.
     """
     controls = control_tokens(manifest, config)
-    ids = [*controls.values(), *tokenizer.encode_text(prompt).tolist()]
+    ids = [*controls.values(), *tokenizer.encode_text(text).tolist()]
     if len(ids) > config.block_size:
         ids = ids[-config.block_size :]
-        text = [i for i in ids if i not in controls.values()]
-        return _question("…" + tokenizer.decode(np.array(text, np.uint32)), ids, manifest)
-    return _question(" ".join([*controls, prompt]), ids, manifest)
+        text_ids = [i for i in ids if i not in controls.values()]
+        return _make_prompt("…" + tokenizer.decode(np.array(text_ids, np.uint32)), ids, manifest)
+    return _make_prompt(" ".join([*controls, text]), ids, manifest)
 
 
-def _question(prompt: str, ids: list[int], manifest: dict[str, Any]) -> Question:
-    """Where there is no id to go on from, since a tokenizer drops what it normalises away, the end of a text stands for it."""
-    return Question(prompt=prompt, ids=ids or [manifest["eot_id"] or 0])
+def _make_prompt(text: str, ids: list[int], manifest: dict[str, Any]) -> Prompt:
+    # A tokenizer that normalizes its input may encode a text to nothing, but a model needs one id
+    # to begin with.
+    return Prompt(text=text, ids=ids or [manifest["eot_id"] or 0])
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """The prompts in a file, one a line: of a .jsonl the `prompt` of each object, else text. Empty lines are none. Raises MisuseError."""
+    """Read a file with one prompt per line: text, or in a .jsonl an object with the key `prompt`.
+    Empty lines are ignored.
+
+    Raises MisuseError if the file is missing, has no prompts, or has a line of another form.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (FileNotFoundError, NotADirectoryError) as e:
-        raise MisuseError(f"there is no file of prompts {path}; name one by --prompts") from e
+        raise MisuseError(f"there is no file of prompts {path}; pass a file or a number with --prompts") from e
     except IsADirectoryError as e:
         raise MisuseError(f"--prompts {path} is a folder; name a file in it") from e
     except UnicodeDecodeError as e:
         raise MisuseError(f"{path} is not UTF-8 ({e.reason} at byte {e.start:,}); save it as UTF-8") from e
     is_json = path.suffix.lower() == ".jsonl"
-    told = [(number, line.removesuffix("\r")) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not told:
-        raise MisuseError(f"{path} has no prompts; write one a line")
-    return tuple(_prompt_of(line, f"{path}, line {number}") if is_json else line for number, line in told)
+    numbered = [(number, line.removesuffix("\r")) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
+        raise MisuseError(f"{path} has no prompts; write one per line")
+    return tuple(_parse_prompt(line, f"{path}, line {number}") if is_json else line for number, line in numbered)
 
 
-def _prompt_of(line: str, where: str) -> str:
+def _parse_prompt(line: str, position: str) -> str:
     try:
         prompt = parse_json(line.encode())["prompt"]
         if type(prompt) is not str or not prompt:
             raise TypeError
-        prompt.encode()
+        prompt.encode()  # raises ValueError for half of a surrogate pair
     except (ValueError, KeyError, TypeError, RecursionError) as e:
-        raise MisuseError(f'{where} is {shown(line)}, wanted an object with a text as "prompt"') from e
+        raise MisuseError(f'{position} is {shorten(line)}, expected an object with a text as "prompt"') from e
     return prompt

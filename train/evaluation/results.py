@@ -1,9 +1,17 @@
-"""What evaluations leave in a run's folder: a row each, and the loss of each window."""
+"""The results of evaluations, as evaluate.py stores them in a run directory.
+
+evaluations.jsonl has one row per evaluation. evaluations/STEP-KEY.safetensors has the loss of each
+window, from which two runs are compared: the difference of two models on the same window varies far
+less than the loss itself, so a small improvement can be distinguished from noise. Evaluations that
+differ only in their prompts share one such file.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,93 +21,164 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from preprocess.errors import FolioError
-from preprocess.shards.files import canonical_json, parse_json, sha256_bytes, write_durable
+from preprocess.shards.files import canonical_json, read_json_lines, sha256_bytes, write_durable
 from train.core.cli import add_path_to_errors
 from train.run.run_dir import EVALUATIONS_DIR, EVALUATIONS_FILE
 from train.run.validation import Evaluation, Strata
 
-SHORT_KEY = 12  # hexadecimal digits of a file's name
-IDENTITY = ("step", "model_sha256", "build_id", "block_size", "precision")  # what a window's loss follows from
-KINDS = {"key": str, "data": str, "device": str, "num_windows": int, "num_parameters": int} | dict.fromkeys(
-    IDENTITY, str
-)
-KINDS |= {"step": int, "block_size": int}
-NUMBERS = ("val_loss", "val_loss_stderr", "perplexity", "bits_per_byte")  # null where there is none
-Row = dict[str, Any]
+SHORT_KEY = 12  # hexadecimal digits of a hash in a file name or a message
+BUILD_LOSS = "val_loss/"  # prefix of the keys that hold the loss on each build of a mixture
+TEXT_FIELDS = ("model_sha256", "build_id", "precision", "data", "device", "key")
+COUNT_FIELDS = ("step", "block_size", "num_windows", "num_parameters")
+METRICS = ("val_loss", "val_loss_stderr", "perplexity", "bits_per_byte")
 
 
-def losses_file(identity: Row) -> str:
-    """The name of the file that holds the losses of the windows; the same for all questions."""
-    key = sha256_bytes(canonical_json({name: identity[name] for name in IDENTITY}))
-    return f"{identity['step']:08d}-{key[:SHORT_KEY]}.safetensors"
+@dataclass(frozen=True, kw_only=True)
+class LossInputs:
+    """Everything that the losses of an evaluation's windows depend on."""
+
+    step: int
+    model_sha256: str
+    build_id: str
+    block_size: int
+    precision: str
+
+    @property
+    def losses_file(self) -> str:
+        """The name of the file that holds the losses."""
+        key = sha256_bytes(canonical_json({f.name: getattr(self, f.name) for f in dataclasses.fields(LossInputs)}))
+        return f"{self.step:08d}-{key[:SHORT_KEY]}.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """A prompt and the text that the model continued it with."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRow(LossInputs):
+    """A row of evaluations.jsonl.
+
+    Losses are in nats per token. A metric is null if it is not finite or not defined.
+    """
+
+    key: str  # equal keys: same inputs, same prompts, same sampling settings
+    val_loss: float | None
+    val_loss_stderr: float | None
+    perplexity: float | None
+    bits_per_byte: float | None
+    data: str  # the name of what was evaluated on
+    num_windows: int
+    num_parameters: int
+    device: str
+    val_loss_by_build: dict[str, float | None] = field(default_factory=dict)  # of a mixture
+    completions: tuple[Completion, ...] = ()
+    elapsed_s: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row as it is stored."""
+        values = dataclasses.asdict(self)
+        by_build = values.pop("val_loss_by_build")
+        return values | {f"{BUILD_LOSS}{name}": loss for name, loss in by_build.items()}
+
+    @classmethod
+    def from_dict(cls, row: dict[str, Any]) -> EvaluationRow:
+        """Return a stored row. Raises TypeError if a key is missing or a value has a wrong type."""
+        values: dict[str, Any] = {key: _get(row, key, str) for key in TEXT_FIELDS}
+        values |= {key: _get(row, key, int) for key in COUNT_FIELDS}
+        values |= {key: _get_number(row, key) for key in (*METRICS, "elapsed_s")}
+        by_build = [key for key in row if key.startswith(BUILD_LOSS)]
+        return cls(
+            val_loss_by_build={key.removeprefix(BUILD_LOSS): _get_number(row, key) for key in by_build},
+            completions=_read_completions(row),
+            **values,
+        )
+
+
+def _get(row: dict[str, Any], key: str, *kinds: type) -> Any:
+    if key not in row:
+        raise TypeError(f"it has no {key}")
+    if type(row[key]) not in kinds:
+        raise TypeError(f"{key} is {row[key]!r:.40}")
+    return row[key]
+
+
+def _get_number(row: dict[str, Any], key: str) -> float | None:
+    value = _get(row, key, int, float, type(None))
+    return None if value is None else float(value)
+
+
+def _read_completions(row: dict[str, Any]) -> tuple[Completion, ...]:
+    """Read `completions`, or the `answers` of earlier versions, with the key `answer` each."""
+    key = "completion" if "completions" in row else "answer"
+    entries = _get(row, f"{key}s", list)
+    if any(not isinstance(entry, dict) for entry in entries):
+        raise TypeError(f"{key}s is {entries!r:.40}")
+    return tuple(Completion(prompt=_get(e, "prompt", str), completion=_get(e, key, str)) for e in entries)
+
+
+def read_evaluations(out_dir: Path) -> list[EvaluationRow]:
+    """Return the rows of a run's evaluations.jsonl, oldest first.
+
+    A last line without a line feed was not written completely and is ignored.
+
+    Raises FolioError if another line is not an evaluation, and OSError if the file cannot be read.
+    """
+    path = out_dir / EVALUATIONS_FILE
+    return read_json_lines(path, EvaluationRow.from_dict, row_name="an evaluation", advice="delete the line")
+
+
+def append_evaluation(out_dir: Path, row: EvaluationRow) -> None:
+    """Append a row, after deleting a last line that was not written completely.
+
+    The whole file is replaced, so that a crash leaves it without the row or with all of it.
+    """
+    path = out_dir / EVALUATIONS_FILE
+    content = path.read_bytes() if path.is_file() else b""
+    line = json.dumps(row.as_dict(), allow_nan=False).encode() + b"\n"
+    with add_path_to_errors(path):
+        write_durable(path, content[: content.rfind(b"\n") + 1] + line)
 
 
 def write_losses(path: Path, result: Evaluation) -> None:
-    """Each window's loss, (W,) float32; how many are of each build, (B,) int64; and the builds' shares, (B,) float64."""
-    counts = np.bincount(result.strata.source, minlength=len(result.strata.shares))
+    """Write the loss of each window and the build that it comes from.
+
+    The file holds losses (W,) float32, num_windows per build (B,) int64, and the builds' shares
+    (B,) float64.
+    """
+    num_windows = np.bincount(result.strata.build_index, minlength=len(result.strata.shares))
     shares = torch.tensor(result.strata.shares, dtype=torch.float64)
+    tensors = {"losses": result.losses, "num_windows": torch.from_numpy(num_windows), "shares": shares}
     with add_path_to_errors(path):
-        write_durable(path, save({"losses": result.losses, "num_windows": torch.from_numpy(counts), "shares": shares}))
+        write_durable(path, save(tensors))
 
 
 def read_losses(path: Path) -> tuple[Tensor, Strata] | None:
-    """What write_losses wrote; None where there is nothing, or nothing whole."""
+    """Read what write_losses wrote. Returns None if the file is missing or damaged."""
     try:
         tensors = load_file(path)
-        losses, counts, shares = tensors["losses"], tensors["num_windows"], tensors["shares"]
+        losses, num_windows, shares = tensors["losses"], tensors["num_windows"], tensors["shares"]
         if (
             losses.dtype != torch.float32
-            or losses.shape != (int(counts.sum()),)
-            or counts.shape != shares.shape
-            or counts.min() < 1
+            or losses.shape != (int(num_windows.sum()),)
+            or num_windows.shape != shares.shape
+            or num_windows.min() < 1
         ):
             return None
-        return losses, Strata(source=np.repeat(np.arange(len(counts)), counts.numpy()), shares=tuple(shares.tolist()))
+        source = np.repeat(np.arange(len(num_windows)), num_windows.numpy())
+        return losses, Strata(build_index=source, shares=tuple(shares.tolist()))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError):
         return None
 
 
-def losses_of(out_dir: Path, row: Row) -> tuple[Tensor, Strata] | None:
-    """The losses of the windows of an evaluation of the run in `out_dir`; None where they are missing or damaged."""
-    kept = read_losses(out_dir / EVALUATIONS_DIR / losses_file(row))
-    return kept if kept is not None and len(kept[0]) == row["num_windows"] else None
+def read_losses_of_row(out_dir: Path, row: EvaluationRow) -> tuple[Tensor, Strata] | None:
+    """Return the losses that belong to a row. Returns None if they are missing or damaged."""
+    saved = read_losses(out_dir / EVALUATIONS_DIR / row.losses_file)
+    return saved if saved is not None and len(saved[0]) == row.num_windows else None
 
 
-def read_evaluations(out_dir: Path) -> list[Row]:
-    """The rows of a run's EVALUATIONS_FILE; none where there is no file. A torn last line is left out.
-
-    Raises FolioError for a line before that is no row, OSError where it is no file.
-    """
-    path = out_dir / EVALUATIONS_FILE
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-            if not isinstance(row, dict):
-                raise TypeError("it is no object")
-            if lacking := [key for key in (*KINDS, *NUMBERS) if key not in row]:
-                raise TypeError(f"it has no {lacking[0]}")
-            if bad := [key for key, kind in KINDS.items() if type(row[key]) is not kind]:
-                raise TypeError(f"{bad[0]} is {row[bad[0]]!r:.40}")
-            if bad := [key for key in NUMBERS if type(row[key]) not in (int, float, type(None))]:
-                raise TypeError(f"{bad[0]} is no number")
-            rows.append(row | {key: None if row[key] is None else float(row[key]) for key in NUMBERS})
-        except (ValueError, TypeError, RecursionError, OverflowError) as e:
-            raise FolioError(f"{path}, line {number} is no evaluation ({e}); take the line out") from e
-    return rows
-
-
-def append_row(out_dir: Path, row: Row) -> None:
-    """Add a row, and cut off a torn one before it. The file is replaced whole: a crash leaves it as it was or with the row."""
-    path = out_dir / EVALUATIONS_FILE
-    before = path.read_bytes() if path.is_file() else b""
-    with add_path_to_errors(path):
-        write_durable(path, before[: before.rfind(b"\n") + 1] + json.dumps(row, allow_nan=False).encode() + b"\n")
-
-
-def finite(value: float | None) -> float | None:
+def finite_or_none(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None

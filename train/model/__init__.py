@@ -1,15 +1,35 @@
-"""The architectures by the names that the setting `arch` gives them."""
+"""The architectures, by the names that the setting `arch` accepts.
+
+To add one: write a subclass of `train.model.base.LanguageModel` in a file of this folder and add one line to
+ARCHITECTURES. The optimizer, checkpoints, sampling and export use only what `LanguageModel` documents.
+"""
 
 from __future__ import annotations
 
-from train.config import Config
-from train.model.base import LanguageModel
-from train.model.gpt2 import GPT2
-from train.model.modern import Modern
+import importlib
+from typing import TYPE_CHECKING
 
-ARCHITECTURES: dict[str, type[LanguageModel]] = {"gpt2": GPT2, "modern": Modern}
+if TYPE_CHECKING:  # the settings list these names, and `--help` must not wait for torch
+    from train.config import Config
+    from train.model.base import LanguageModel
+
+# Name of the architecture → module and class.
+ARCHITECTURES = {
+    "gpt2": ("train.model.gpt2", "GPT2"),
+    "modern": ("train.model.modern", "Modern"),
+}
+
+
+def get_architecture(name: str) -> type[LanguageModel]:
+    """Return the model class of the architecture `name`."""
+    module, class_name = ARCHITECTURES[name]
+    architecture: type[LanguageModel] = getattr(importlib.import_module(module), class_name)
+    return architecture
 
 
 def make_model(config: Config, vocab_size: int) -> LanguageModel:
-    """A new model, its weights drawn from torch's generator. `vocab_size` is exact."""
-    return ARCHITECTURES[config.arch](config, vocab_size)
+    """Return a new model whose weights are drawn from torch's default generator.
+
+    `vocab_size` is the exact number of ids; the model pads its tables (see `LanguageModel`).
+    """
+    return get_architecture(config.arch)(config, vocab_size)

@@ -1,6 +1,11 @@
-"""What every architecture shares: a padded vocabulary, the loss, attention, and the memory of generation.
+"""The base class of every architecture, and the parts that they share: attention, the loss, the
+key-value cache.
 
-`gpt2.py` and `modern.py` are the architectures. Shapes: B rows, T tokens, C width, H heads, D = C / H, V padded vocabulary.
+Shapes: B rows, T tokens, C width, H heads, D = C / H, V padded vocabulary.
+
+The vocabulary is padded to a multiple of 64 because matrix products with 50,257 columns are a
+quarter slower on GPUs than with 50,304. Padded ids have a logit of -inf, so they have no
+probability and no gradient.
 """
 
 from __future__ import annotations
@@ -9,6 +14,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,23 +22,23 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from train.config import Config
-from train.model.kernels import HeadLoss, logits_of
+from train.model.kernels import chunked_cross_entropy, is_chunking_faster
 
-# A vocabulary of 50,257 makes the head's matrix product misaligned, and slower by a quarter on GPUs.
 VOCAB_MULTIPLE = 64
-VOCABULARY_WEIGHTS = ("wte.weight", "lm_head.weight")  # a row an id
 
 
 @dataclass
-class KeyValues:
-    """The keys and values of one layer so far, (B, H, block_size, D) each, of which `length` positions are filled."""
+class LayerCache:
+    """The keys and values of one layer, (B, H, block_size, D) each; the first `length` positions
+    are filled.
+    """
 
     keys: Tensor
     values: Tensor
     length: int = 0
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (B, H, T, D) each; returns all that is filled."""
+        """Append `keys` and `values`, (B, H, T, D) each. Return all positions filled so far."""
         end = self.length + keys.shape[2]
         self.keys[:, :, self.length : end] = keys
         self.values[:, :, self.length : end] = values
@@ -41,10 +47,12 @@ class KeyValues:
 
 
 @dataclass
-class Cache:
-    """What generation keeps of a text so far: every layer's keys and values, and the last id, (B, 1), none where there is no text yet."""
+class KVCache:
+    """The state of generation: the keys and values of every layer, and the last id, (B, 1), or None
+    before the first.
+    """
 
-    layers: list[KeyValues]
+    layers: list[LayerCache]
     last: Tensor | None = None
 
     @property
@@ -58,15 +66,16 @@ class Cache:
 
 
 def split_heads(x: Tensor, n_head: int) -> Tensor:
-    """(B, T, C) as (B, H, T, D)."""
+    """Return `x`, (B, T, C), as (B, H, T, D)."""
     B, T, _ = x.shape
     return x.view(B, T, n_head, -1).transpose(1, 2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, cache: KeyValues | None, dropout: float) -> Tensor:
-    """Causal attention of (B, H, T, D) each, within documents where there is a `mask`: (B, T, C).
+def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, cache: LayerCache | None, dropout: float) -> Tensor:
+    """Return causal attention, (B, T, C), of queries, keys and values, (B, H, T, D) each.
 
-    With a `cache`, whose keys come first: either it is empty, or T is 1.
+    `mask`, (B, 1, T, T) bool, replaces the causal mask (see `document_mask`). With a `cache`, the
+    new keys and values are appended to it first; the cache must be empty or T must be 1.
     """
     is_causal = mask is None
     if cache is not None:
@@ -79,7 +88,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, cache: KeyVa
 
 
 def document_mask(documents: Tensor) -> Tensor:
-    """`documents`: (B, T), the number of each token's document. Which token sees which: (B, 1, T, T) bool, causal."""
+    """Return which token may attend to which, (B, 1, T, T) bool: earlier ones of the same document.
+
+    `documents`, (B, T) int64, numbers the document of each token.
+    """
     T = documents.shape[1]
     causal = torch.ones(T, T, dtype=torch.bool, device=documents.device).tril()
     return (causal & (documents[:, :, None] == documents[:, None, :]))[:, None]
@@ -87,7 +99,7 @@ def document_mask(documents: Tensor) -> Tensor:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Without dropout; afterwards in the mode it was in."""
+    """Switch dropout off inside the block, and restore the model's mode afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -97,89 +109,138 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 class LanguageModel(nn.Module):
-    """What training, evaluation and sampling ask of a model. An architecture is a subclass with `h`, `embed`, `normed` and `head`."""
+    """A causal language model: the contract between an architecture and training, sampling,
+    checkpoints and export.
+
+    A subclass defines:
+
+    - `h`: its blocks, an nn.ModuleList; a block is called as `block(x, mask, layer_cache)` and
+      returns (B, T, C). Their two-dimensional parameters are what Muon updates.
+    - `embed`, `final_norm` and `head_weight`, which are documented below.
+    - `vocabulary_weights`: names of the parameters with one row per id. Their rows are padded in
+      the model, and cut to `vocab_size` in checkpoints that leave Folio.
+    - `position_weights`: names of the parameters with one row per position of the context.
+    - `export_config` and `export_tensors`, which describe the model to other programs.
+    """
 
     h: nn.ModuleList
-    logit_cap: float | None = None  # which logits are softly kept within
+    wte: nn.Embedding  # the token embedding, (V, C)
+    logit_cap: float | None = None  # logits are bent by cap · tanh(logits / cap)
+    vocabulary_weights: ClassVar[tuple[str, ...]]
+    position_weights: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Config, vocab_size: int) -> None:
-        """`vocab_size` is exact; inside, it is padded to a multiple of 64."""
+        """Store the sizes. `vocab_size` is the exact number of ids."""
         super().__init__()
         self.vocab_size, self.block_size, self.dropout = vocab_size, config.block_size, config.dropout
-        self.n_head, self.n_embd, self.gradient_checkpointing = (
-            config.n_head,
-            config.n_embd,
-            config.gradient_checkpointing,
-        )
+        self.n_head, self.n_embd = config.n_head, config.n_embd
+        self.gradient_checkpointing = config.gradient_checkpointing
         self.padded_vocab_size = math.ceil(vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
-    def embed(self, ids: Tensor, documents: Tensor | None, cache: Cache | None) -> Tensor:
-        """`ids`, `documents`: (B, T) int64; they follow what `cache` holds. Returns (B, T, C)."""
+    def embed(self, ids: Tensor, documents: Tensor | None, cache: KVCache | None) -> Tensor:
+        """Return the input of the first block, (B, T, C), for `ids`, (B, T) int64.
+
+        `documents`, (B, T) int64 or None, numbers each token's document. The ids follow those that
+        `cache` holds.
+        """
         raise NotImplementedError
 
-    def normed(self, x: Tensor) -> Tensor:
-        """What the last block gives, (B, T, C), as the head reads it."""
+    def final_norm(self, x: Tensor) -> Tensor:
+        """Return the last block's output `x`, (B, T, C), as the head multiplies it."""
         raise NotImplementedError
 
     @property
-    def head(self) -> Tensor:
-        """The weight of the last matrix product, (V, C)."""
+    def head_weight(self) -> Tensor:
+        """The weight of the head, (V, C): logits are features @ head_weight.T."""
         raise NotImplementedError
 
-    @property
-    def num_parameters(self) -> int:
-        """Without the rows of padded ids, which take no part in anything."""
-        padding = (self.padded_vocab_size - self.vocab_size) * self.n_embd
-        return sum(p.numel() - (padding if name in VOCABULARY_WEIGHTS else 0) for name, p in self.named_parameters())
+    @classmethod
+    def export_config(cls, config: Config, vocab_size: int) -> dict[str, Any]:
+        """Return the content of config.json in an exported folder, without the special ids."""
+        raise NotImplementedError
 
-    def flops_per_token(self) -> float:
-        """Of forward and backward: 6 a weight of a matrix product, and 12 · layers · C · T of attention.
+    @classmethod
+    def export_tensors(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights under the names and in the layout that other programs expect."""
+        return tensors
 
-        As in the PaLM paper's appendix B (Chowdhery et al. 2022), which counts attention as if it were not causal.
+    def forward(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the mean loss in nats, (), which has a gradient, and each row's loss, (B,), which
+        has none.
+
+        `ids`, `targets` and `documents` are (B, T) int64; both losses are float32. With
+        `documents`, no token attends to a token of another document.
         """
-        in_blocks = sum(p.numel() for p in self.h.parameters() if p.dim() == 2)
-        return (
-            6.0 * (in_blocks + self.padded_vocab_size * self.n_embd)
-            + 12.0 * len(self.h) * self.n_embd * self.block_size
-        )
+        x = self.features(ids, documents)  # (B, T, C)
+        if is_chunking_faster(ids.numel() * self.padded_vocab_size, x.device):
+            # Computes the lines below for some tokens at a time, so that no logits are kept; delete
+            # it to change them.
+            loss, token_losses = self._chunked_loss(x, targets)
+        else:
+            logits = self.logits(x)  # (B, T, V)
+            token_losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")  # (B·T,)
+            loss = token_losses.mean()
+        return loss, token_losses.detach().view(targets.shape).mean(dim=1)
 
-    def empty_cache(self, batch_size: int) -> Cache:
-        """What generation of `batch_size` rows starts with, in the dtype and on the device of the weights."""
-        like = next(self.parameters())
-        shape = batch_size, self.n_head, self.block_size, self.n_embd // self.n_head
-        return Cache([KeyValues(like.new_empty(shape), like.new_empty(shape)) for _ in self.h])
+    def features(self, ids: Tensor, documents: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Return the input of the head, (B, T, C), for `ids`, (B, T) int64.
 
-    def features(self, ids: Tensor, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """`ids`: (B, T) int64, T up to block_size with what `cache` holds. Returns (B, T, C), what the head reads.
-
-        With `documents`, (B, T), no token sees one of another document.
+        T plus the length of `cache` must not exceed block_size. With `documents`, (B, T), no token
+        attends to a token of another document.
         """
-        x = self.embed(ids, documents, cache)
+        x = self.embed(ids, documents, cache)  # (B, T, C)
         mask = None if documents is None else document_mask(documents)
         for number, block in enumerate(self.h):
             if self.gradient_checkpointing and self.training:
-                # Only dropout draws, and then the second forward pass must draw the same.
+                # Only dropout draws random numbers, and the second forward pass must draw the same
+                # ones.
                 x = checkpoint(block, x, mask, use_reentrant=False, preserve_rng_state=self.dropout > 0)
             else:
                 x = block(x, mask, cache.layers[number] if cache else None)
         if cache:
             cache.last = ids[:, -1:]
-        return self.normed(x)
+        return self.final_norm(x)
 
     def logits(self, features: Tensor) -> Tensor:
-        """`features`: (…, C). Returns (…, V); the padded ids' are -inf."""
-        return logits_of(features, self.head, cap=self.logit_cap, vocab_size=self.vocab_size)
+        """Return the logits, (…, V), of `features`, (…, C). Those of padded ids are -inf."""
+        logits = F.linear(features, self.head_weight)
+        if self.logit_cap is not None:
+            logits = self.logit_cap * torch.tanh(logits / self.logit_cap)
+        logits[..., self.vocab_size :] = -math.inf
+        return logits
 
-    def forward(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """`ids`, `targets`, `documents`: (B, T) int64.
-
-        Returns the mean loss in nats, (), which alone has a gradient, and each row's, (B,); both float32.
+    def _chunked_loss(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean loss, (), and each token's, (B·T,), of `features`, (B, T, C), by the
+        fused kernel.
         """
-        features, weight = self.features(ids, documents).flatten(0, 1), self.head  # (B·T, C), (V, C)
-        if torch.is_autocast_enabled(features.device.type):
-            dtype = torch.get_autocast_dtype(features.device.type)
-            features, weight = features.to(dtype), weight.to(dtype)
-        loss, losses = HeadLoss.apply(
-            features, weight, targets.flatten(), self.logit_cap, self.vocab_size, torch.is_grad_enabled()
+        x, weight = features.flatten(0, 1), self.head_weight
+        if torch.is_autocast_enabled(x.device.type):  # autocast does not look into a custom function
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight = x.to(dtype), weight.to(dtype)
+        return chunked_cross_entropy(x, weight, targets.flatten(), logit_cap=self.logit_cap, vocab_size=self.vocab_size)
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of weights, without the padded rows of the vocabulary."""
+        padding = (self.padded_vocab_size - self.vocab_size) * self.n_embd
+        return sum(
+            p.numel() - (padding if name in self.vocabulary_weights else 0) for name, p in self.named_parameters()
         )
-        return loss, losses.view(targets.shape).mean(dim=1)
+
+    def flops_per_token(self) -> float:
+        """Return the FLOPs of a forward and backward pass per token.
+
+        6 for each weight of a matrix product, and 12 · layers · C · T for attention, as in appendix
+        B of the PaLM paper (Chowdhery et al. 2022), which counts attention as if it were not
+        causal.
+        """
+        num_weights = sum(p.numel() for p in self.h.parameters() if p.dim() == 2) + self.padded_vocab_size * self.n_embd
+        return 6.0 * num_weights + 12.0 * len(self.h) * self.n_embd * self.block_size
+
+    def empty_cache(self, batch_size: int) -> KVCache:
+        """Return an empty cache for `batch_size` rows, in the dtype and on the device of the
+        weights.
+        """
+        like = next(self.parameters())
+        shape = batch_size, self.n_head, self.block_size, self.n_embd // self.n_head
+        return KVCache([LayerCache(like.new_empty(shape), like.new_empty(shape)) for _ in self.h])

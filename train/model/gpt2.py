@@ -1,7 +1,9 @@
-"""GPT-2 (Radford et al. 2019), lean.
+"""GPT-2 (Radford et al. 2019): learned positions, LayerNorm before each half of a block, GELU, a tied head.
 
-Parameters carry the names of Hugging Face's gpt2 (wte, wpe, h.N.ln_1, h.N.attn.c_attn …); its four Conv1D matrices are
-our Linear ones transposed.
+Parameters have the names of Hugging Face's GPT-2 (wte, wpe, h.N.ln_1, h.N.attn.c_attn …). Its four Conv1D matrices are the
+transposes of the Linear ones here.
+
+Shapes: B rows, T tokens, C width, H heads, D = C / H, V padded vocabulary.
 """
 
 from __future__ import annotations
@@ -14,9 +16,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.config import Config
-from train.model.base import Cache, KeyValues, LanguageModel, attend, split_heads
+from train.model.base import KVCache, LanguageModel, LayerCache, attend, split_heads
+from train.model.kernels import can_use_cpu_gelu, cpu_gelu
 
 INIT_STD = 0.02
+# How Hugging Face's GPT-2 stores the same model.
+HF_PREFIX = "transformer."  # of every name, except in old files
+HF_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+# The values in its config.json that make it this model. A key that is missing there has the same value.
+HF_CONFIG = {
+    "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False, "tie_word_embeddings": True, "add_cross_attention": False,
+}  # fmt: skip
 
 
 class Attention(nn.Module):
@@ -26,11 +37,10 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.n_head, self.dropout = config.n_head, config.dropout
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: KeyValues | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
         q, k, v = (split_heads(t, self.n_head) for t in self.c_attn(x).chunk(3, dim=2))  # (B, H, T, D)
-        y = self.c_proj(
-            attend(q, k, v, mask=mask, cache=cache, dropout=self.dropout if self.training else 0.0)
-        )  # (B, T, C)
+        dropout = self.dropout if self.training else 0.0
+        y = self.c_proj(attend(q, k, v, mask=mask, cache=cache, dropout=dropout))  # (B, T, C)
         return F.dropout(y, self.dropout, self.training)
 
 
@@ -42,40 +52,9 @@ class MLP(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.c_proj(gelu(self.c_fc(x)))  # (B, T, C)
-        return F.dropout(x, self.dropout, self.training)
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GPT-2's: x · (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2, of any shape."""
-    is_plain = (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-    )
-    return CPUGELU.apply(x) if is_plain else F.gelu(x, approximate="tanh")
-
-
-class CPUGELU(torch.autograd.Function):
-    """The same, as x · σ(2 √(2/π) (x + 0.044715 x³)), its derivative made at once: 0.3 ms of 768 × 512 numbers; torch takes 1.0."""
-
-    SCALE, CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        square = x * x
-        sigma = torch.addcmul(x, square, x, value=CPUGELU.CUBIC).mul_(CPUGELU.SCALE).sigmoid_()
-        y = x * sigma
-        # σ + x σ (1 − σ) times the derivative of what σ is taken of
-        slope = square.mul_(3 * CPUGELU.CUBIC * CPUGELU.SCALE).add_(CPUGELU.SCALE).mul_(y)
-        ctx.save_for_backward(slope.addcmul_(slope, sigma, value=-1).add_(sigma))
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (slope,) = ctx.saved_tensors
-        return gradient * slope
+        x = self.c_fc(x)  # (B, T, 4 C)
+        x = cpu_gelu(x) if can_use_cpu_gelu(x) else F.gelu(x, approximate="tanh")
+        return F.dropout(self.c_proj(x), self.dropout, self.training)  # (B, T, C)
 
 
 class Block(nn.Module):
@@ -86,13 +65,14 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, cache: KeyValues | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
         x = x + self.attn(self.ln_1(x), mask, cache)
         return x + self.mlp(self.ln_2(x))
 
 
 class GPT2(LanguageModel):
-    """Learned positions, LayerNorm before each half of a block, GELU; the head is the token embedding."""
+    vocabulary_weights = ("wte.weight",)
+    position_weights = ("wpe.weight",)
 
     def __init__(self, config: Config, vocab_size: int) -> None:
         super().__init__(config, vocab_size)
@@ -102,21 +82,47 @@ class GPT2(LanguageModel):
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.apply(_init_weights)
         for name, parameter in self.named_parameters():
-            if name.endswith("c_proj.weight"):  # GPT-2 scales what is added to the residual stream by its depth
+            if name.endswith("c_proj.weight"):  # GPT-2 scales what it adds to the residual stream by the depth
                 nn.init.normal_(parameter, std=INIT_STD / math.sqrt(2 * config.n_layer))
 
-    def embed(self, ids: Tensor, documents: Tensor | None, cache: Cache | None) -> Tensor:
+    def embed(self, ids: Tensor, documents: Tensor | None, cache: KVCache | None) -> Tensor:
         first = cache.length if cache else 0
         positions = torch.arange(first, first + ids.shape[1], device=ids.device)  # (T,)
         return F.dropout(self.wte(ids) + self.wpe(positions), self.dropout, self.training)  # (B, T, C)
 
-    def normed(self, x: Tensor) -> Tensor:
-        normed: Tensor = self.ln_f(x)
-        return normed
+    def final_norm(self, x: Tensor) -> Tensor:
+        y: Tensor = self.ln_f(x)
+        return y
 
     @property
-    def head(self) -> Tensor:
+    def head_weight(self) -> Tensor:
         return self.wte.weight
+
+    @classmethod
+    def export_config(cls, config: Config, vocab_size: int) -> dict[str, Any]:
+        """Return the config.json of Hugging Face's GPT2LMHeadModel."""
+        return HF_CONFIG | {
+            "architectures": ["GPT2LMHeadModel"],
+            "dtype": "float32",
+            "vocab_size": vocab_size,
+            "n_positions": config.block_size,
+            "n_embd": config.n_embd,
+            "n_layer": config.n_layer,
+            "n_head": config.n_head,
+            "n_inner": None,
+            "attn_pdrop": config.dropout,
+            "embd_pdrop": config.dropout,
+            "resid_pdrop": config.dropout,
+            "initializer_range": INIT_STD,
+            "use_cache": True,
+        }
+
+    @classmethod
+    def export_tensors(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights as Hugging Face's GPT-2 names and transposes them."""
+        return {
+            HF_PREFIX + name: tensor.t() if name.endswith(HF_TRANSPOSED) else tensor for name, tensor in tensors.items()
+        }
 
 
 def _init_weights(module: nn.Module) -> None:

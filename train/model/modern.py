@@ -1,40 +1,60 @@
-"""A GPT with what has been found to learn faster since GPT-2, each a line or two.
+"""A GPT with the changes since GPT-2 that have been measured to learn faster; each takes a line or
+two.
 
-Each embedding with a learned part of the one before (RWKV's token shift, Peng et al. 2023; modded-nanogpt's smear), rotary positions (Su
-et al. 2021), RMS norm without weights (Zhang & Sennrich 2019), norm of queries and keys (Henry et al. 2020), ReLU² (So et al. 2021), no
-biases, an untied head, projections into the residual stream and the head that begin at zero, and logits softly capped (Gemma 2): as in
-Keller Jordan's modded-nanogpt, whose records measured what each gives there.
+- Token shift: each embedding gets a learned part of the previous one (RWKV, Peng et al. 2023;
+  "smear" in modded-nanogpt).
+- Rotary positions (Su et al. 2021) instead of learned ones.
+- RMS norm without weights (Zhang & Sennrich 2019), also of queries and keys (Henry et al. 2020).
+- ReLU² (So et al. 2021) instead of GELU, and no biases.
+- An untied head; the head and the projections into the residual stream start at zero.
+- Logits bent into ±15 by a tanh (Gemma 2).
+
+Keller Jordan's modded-nanogpt combines them, and its records measure what each gives.
+bench/README.md measures them here.
+
+Shapes: B rows, T tokens, C width, H heads, D = C / H, V padded vocabulary.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from preprocess.errors import MisuseError
 from train.config import Config
-from train.model.base import Cache, KeyValues, LanguageModel, attend
+from train.model.base import KVCache, LanguageModel, LayerCache, attend
+from train.model.kernels import can_use_squared_relu, squared_relu
 
 ROTARY_BASE = 10_000.0
 LOGIT_CAP = 15.0
+EXPORT_TYPE, EXPORT_VERSION = "folio-modern", 2  # in config.json of an exported model
 
 
 def norm(x: Tensor) -> Tensor:
+    """Return `x` divided by its root mean square over the last dimension."""
     return F.rms_norm(x, (x.shape[-1],))
 
 
 def rotary_table(block_size: int, head_size: int) -> Tensor:
-    """Cosine and sine of every position's angles: (2, block_size, 1, D / 2) float32, alike for all heads."""
+    """Return the cosine and sine of each position's angles, (2, block_size, 1, D / 2) float32.
+
+    All heads share them.
+    """
     frequencies = ROTARY_BASE ** -(torch.arange(0, head_size, 2) / head_size)  # (D / 2,)
     angles = torch.outer(torch.arange(block_size), frequencies)
     return torch.stack([angles.cos(), angles.sin()])[:, :, None]
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """`x`: (B, T, H, D), each half's pair turned by its position's angles. `table`: (2, T, 1, D / 2)."""
+    """Rotate the pairs (x[i], x[i + D/2]) of `x`, (B, T, H, D), by the angles in `table`, (2, T, 1,
+    D / 2).
+    """
     cos, sin = table.to(x.dtype)
-    one, two = x.chunk(2, dim=-1)  # (B, T, H, D / 2)
-    return torch.cat([one * cos + two * sin, two * cos - one * sin], dim=-1)
+    first, second = x.chunk(2, dim=-1)  # (B, T, H, D / 2)
+    return torch.cat([first * cos + second * sin, second * cos - first * sin], dim=-1)
 
 
 class Attention(nn.Module):
@@ -47,18 +67,16 @@ class Attention(nn.Module):
         self.register_buffer("table", table, persistent=False)
         self.table: Tensor
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: KeyValues | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
         B, T, C = x.shape
         first = cache.length if cache else 0
-        # Queries and keys together: half as many kernels, of which a small model's time mostly goes into starting.
-        qk, v = (
-            self.c_attn(x).view(B, T, -1, C // self.n_head).split((2 * self.n_head, self.n_head), dim=2)
-        )  # (B, T, 2 H, D), (B, T, H, D)
+        qkv = self.c_attn(x).view(B, T, -1, C // self.n_head)  # (B, T, 3 H, D)
+        # Queries and keys are processed together: half as many kernels, whose launches dominate a
+        # small model's time.
+        qk, v = qkv.split((2 * self.n_head, self.n_head), dim=2)  # (B, T, 2 H, D), (B, T, H, D)
         q, k = rotate(norm(qk), self.table[:, first : first + T]).transpose(1, 2).chunk(2, dim=1)  # (B, H, T, D)
-        v = v.transpose(1, 2)
-        y = self.c_proj(
-            attend(q, k, v, mask=mask, cache=cache, dropout=self.dropout if self.training else 0.0)
-        )  # (B, T, C)
+        dropout = self.dropout if self.training else 0.0
+        y = self.c_proj(attend(q, k, v.transpose(1, 2), mask=mask, cache=cache, dropout=dropout))  # (B, T, C)
         return F.dropout(y, self.dropout, self.training)
 
 
@@ -70,9 +88,9 @@ class MLP(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.c_fc(x))  # (B, T, 4 C)
-        x = self.c_proj(x * x)  # (B, T, C); .square() takes twice as long back on a CPU
-        return F.dropout(x, self.dropout, self.training)
+        x = self.c_fc(x)  # (B, T, 4 C)
+        x = squared_relu(x) if can_use_squared_relu(x) else F.relu(x).square()
+        return F.dropout(self.c_proj(x), self.dropout, self.training)  # (B, T, C)
 
 
 class Block(nn.Module):
@@ -81,15 +99,21 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, cache: KeyValues | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
         x = x + self.attn(norm(x), mask, cache)
         return x + self.mlp(norm(x))
 
 
 class Modern(LanguageModel):
     logit_cap = LOGIT_CAP
+    vocabulary_weights = ("wte.weight", "lm_head.weight")
 
     def __init__(self, config: Config, vocab_size: int) -> None:
+        """Raises MisuseError if a head has an odd size, which rotary positions cannot have."""
+        if config.n_embd // config.n_head % 2:
+            raise MisuseError(
+                f"n_embd / n_head must be even with arch=modern, got {config.n_embd // config.n_head}; change one of them"
+            )
         super().__init__(config, vocab_size)
         self.wte = nn.Embedding(self.padded_vocab_size, config.n_embd)
         self.shift = nn.Parameter(torch.zeros(config.n_embd))
@@ -100,25 +124,43 @@ class Modern(LanguageModel):
             if name.endswith(("c_proj.weight", "lm_head.weight")):
                 nn.init.zeros_(parameter)
 
-    def embed(self, ids: Tensor, documents: Tensor | None, cache: Cache | None) -> Tensor:
+    def embed(self, ids: Tensor, documents: Tensor | None, cache: KVCache | None) -> Tensor:
         x = norm(self.wte(ids))  # (B, T, C)
         first = torch.zeros_like(x[:, :1]) if cache is None or cache.last is None else norm(self.wte(cache.last))
-        before = torch.cat([first, x[:, :-1]], dim=1)
-        if documents is not None:  # the first of a document follows nothing
-            before = before.masked_fill(F.pad(documents.diff() != 0, (1, 0))[..., None], 0.0)
-        return F.dropout(norm(x + self.shift * before), self.dropout, self.training)
+        previous = torch.cat([first, x[:, :-1]], dim=1)  # (B, T, C)
+        if documents is not None:  # the first token of a document has no previous one
+            starts_document = F.pad(documents.diff() != 0, (1, 0))  # (B, T)
+            previous = previous.masked_fill(starts_document[..., None], 0.0)
+        return F.dropout(norm(x + self.shift * previous), self.dropout, self.training)
 
-    def normed(self, x: Tensor) -> Tensor:
+    def final_norm(self, x: Tensor) -> Tensor:
         return norm(x)
 
     @property
-    def head(self) -> Tensor:
+    def head_weight(self) -> Tensor:
         return self.lm_head.weight
+
+    @classmethod
+    def export_config(cls, config: Config, vocab_size: int) -> dict[str, Any]:
+        """Return a config.json that no other library knows; docs/exported_model.md describes it."""
+        return {
+            "model_type": EXPORT_TYPE,
+            "version": EXPORT_VERSION,
+            "dtype": "float32",
+            "vocab_size": vocab_size,
+            "block_size": config.block_size,
+            "n_embd": config.n_embd,
+            "n_layer": config.n_layer,
+            "n_head": config.n_head,
+            "rotary_base": ROTARY_BASE,
+            "logit_cap": LOGIT_CAP,
+            "norm_epsilon": torch.finfo(torch.float32).eps,  # the default of F.rms_norm
+        }
 
 
 def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight)
-    if isinstance(module, nn.Linear):  # uniform, of the standard deviation 1 / √(its inputs)
+    if isinstance(module, nn.Linear):  # uniform, with standard deviation 1 / sqrt(in_features)
         bound = (3 / module.in_features) ** 0.5
         nn.init.uniform_(module.weight, -bound, bound)

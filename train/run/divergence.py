@@ -1,73 +1,73 @@
-"""When numbers are no longer finite: back to the last checkpoint, on with other samples; and when that does not help, the end."""
+"""What happens when numbers are no longer finite: skip updates, roll back to the last checkpoint, or give up.
+
+A single update whose loss or gradient is not finite is skipped on the device. After several in a row, or if the weights give no
+finite validation loss, the run returns to its newest checkpoint and continues with the samples that come next, not with those
+that led here. If training diverges again from the same checkpoint, a rollback does not help and the run fails.
+"""
 
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
-from pathlib import Path
 
 import torch
 
 from preprocess.errors import FolioError
-from train.config import Config
 from train.core.cli import warn
-from train.core.distributed import World
-from train.data.batches import ValidationWindows
 from train.model.base import evaluation_mode
 from train.run.checkpoint import Checkpoint, find_newest_checkpoint, restore
-from train.run.metrics import Report
-from train.run.state import Training, broadcast_state
+from train.run.context import Run
+from train.run.logger import RunLogger
+from train.run.state import TrainingState, broadcast_state
 
 
-def refused_too_often(training: Training, refused: int) -> str | None:
-    """What is wrong where `refused` updates in a row are so many that training has diverged."""
-    return f"{refused} updates in a row were not finite" if refused >= training.most_skipped else None
+def check_skipped(state: TrainingState, num_skipped: int) -> str | None:
+    """Return a description of the problem if `num_skipped` updates were skipped in a row, and None if few were."""
+    return f"{num_skipped} updates in a row were not finite" if num_skipped >= state.max_skipped else None
 
 
 @torch.no_grad()
-def unfit_to_save(
-    training: Training, data: ValidationWindows, *, autocast: AbstractContextManager[object], world: World
-) -> str | None:
-    """What is wrong where the weights give validation windows no finite loss: a last, finite update can have ruined them.
+def check_weights(run: Run, state: TrainingState) -> str | None:
+    """Return a description of the problem if validation windows have no finite loss: a finite update can ruin weights.
 
-    One window would do; a micro-batch of them is what the model is compiled for.
+    One window would be enough, but the model is compiled for a whole micro-batch.
     """
     loss = 0.0
-    if world.is_main:
-        _, (ids, targets, documents) = next(data.batches(training.micro_batch or 1))
-        with evaluation_mode(training.model), autocast:
-            loss = float(training.model(ids, targets, documents)[0])
-    return "the loss of a validation window is not finite" if world.all_reduce_max(not math.isfinite(loss)) else None
+    if run.world.is_main:
+        _, batch = next(run.data.val.batches(state.micro_batch or 1))
+        with evaluation_mode(state.model), run.autocast:
+            loss = float(state.model(*batch)[0])
+    is_bad = run.world.all_reduce_max(not math.isfinite(loss))
+    return "the loss of a validation window is not finite" if is_bad else None
 
 
-def roll_back(
-    training: Training, config: Config, *, trouble: str, before: int | None, world: World, report: Report
-) -> int:
-    """Return to the newest checkpoint, but go on with the samples that come next. Returns its step.
+def roll_back(run: Run, state: TrainingState, logger: RunLogger, *, problem: str, previous_rollback: int | None) -> int:
+    """Restore the newest checkpoint, but continue with the samples that come next. Return its step.
 
-    Raises FolioError where there is none, or where it is the one that the run came back to `before`: then it would not help.
+    `previous_rollback` is the step that an earlier rollback returned to. Raises FolioError if there is no checkpoint, or if it
+    is the same one again.
     """
-    from_step, num_samples, num_skipped = training.step, training.num_samples, training.skipped[1].clone()
+    from_step, num_samples, num_skipped = state.step, state.num_samples, state.skipped[1].clone()
 
-    def find() -> Checkpoint:
-        checkpoint = find_newest_checkpoint(Path(config.out_dir), warn)
-        if checkpoint is not None and checkpoint.step != before:
+    def find_other_checkpoint() -> Checkpoint:
+        checkpoint = find_newest_checkpoint(run.out_dir, warn)
+        if checkpoint is not None and checkpoint.step != previous_rollback:
             return checkpoint
-        again = "" if checkpoint is None else f", again since the return to step {before:,}"
+        again = "" if checkpoint is None else f", again since the rollback to step {previous_rollback:,}"
         raise FolioError(
-            f"{trouble}{again} at step {from_step:,}: training has diverged; "
-            f"lower learning_rate (now {config.learning_rate:g}) or raise warmup_steps, and begin again with --restart"
+            f"{problem}{again} at step {from_step:,}: training has diverged; lower learning_rate (now "
+            f"{run.config.learning_rate:g}) or raise warmup_steps, and start again with --restart"
         )
 
-    checkpoint = world.run_on_main(find)
+    checkpoint = run.world.run_on_main(find_other_checkpoint)
     if checkpoint is not None:
-        restore(checkpoint, training)
-    broadcast_state(training, world)
-    step, left_out = training.step, num_samples - training.num_samples
-    training.num_samples = num_samples
-    training.skipped[1] = num_skipped
-    report.rolled_back(step, from_step=from_step, skipped_samples=left_out)
-    report.say(
-        f"{trouble}: back from step {from_step:,} to the checkpoint of step {step:,}, without the {left_out:,} samples between"
+        restore(checkpoint, state)
+    broadcast_state(state, run.world)
+    skipped_samples = num_samples - state.num_samples
+    state.num_samples = num_samples
+    state.skipped[1] = num_skipped
+    logger.log_rollback(state.step, from_step=from_step, skipped_samples=skipped_samples)
+    logger.print(
+        f"{problem}: rolled back from step {from_step:,} to the checkpoint of step {state.step:,}, skipping the "
+        f"{skipped_samples:,} samples between them"
     )
-    return step
+    return state.step

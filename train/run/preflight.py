@@ -1,4 +1,15 @@
-"""What is found out in seconds before a run that takes hours: whether it can end well, what a step needs, how long all will take."""
+"""Checks of a few seconds before a run of hours: disk, memory, and a trial step that tells how long the run will take.
+
+The preflight finds the micro-batch, the number of windows that one forward pass takes: the largest divisor of the step's
+windows up to batch_size that memory allows. A step then accumulates the gradients of several passes, with the same samples and
+the same result.
+
+How memory is found out depends on the device. A GPU reports when its memory does not suffice, so passes are tried and halved.
+A CPU does not: the system promises more memory than it has and later kills the process without a message. There, the peak of two
+small passes is measured, and the peak of larger ones is extrapolated.
+
+The trial computes a forward and backward pass and an update that is skipped, so it changes neither weights nor moments.
+"""
 
 from __future__ import annotations
 
@@ -14,275 +25,240 @@ from torch import nn
 
 from preprocess.errors import FolioError
 from train.config import Config
-from train.core.device import make_autocast
-from train.core.distributed import World
-from train.core.memory import PeakMemory, available_bytes
-from train.data.batches import Batch, Data, TrainingSamples, largest_micro_batch, share_of_step
-from train.data.streams import DataSource
+from train.core.memory import PeakMemory, available_bytes, is_out_of_memory
+from train.data.batches import Batch, largest_micro_batch, windows_per_process
 from train.model.base import evaluation_mode
 from train.optim import update
 from train.run.checkpoint import CHECKPOINTS_DIR
-from train.run.metrics import format_duration
-from train.run.state import Training, training_tensors
+from train.run.console import format_duration
+from train.run.context import Run
+from train.run.state import TrainingState, state_tensors
 
-# What torch says of memory on the devices that have no error of their own for it.
-OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "Storage size calculation overflowed",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
-# How much of the memory of a CPU to plan with: in glibc's heap, aligned blocks of some megabytes leave holes that the next ones of their
-# size do not fit, so that a process takes up to 1.8 times what its tensors do (measured).
+# The fraction of a CPU's memory to plan with: in glibc's heap, aligned blocks of some megabytes leave holes that the next ones
+# do not fit into, so a process takes up to 1.8 times the memory of its tensors (measured).
 USABLE_FRACTION = 0.5
-TRIED_TOKENS = 1024
-SLOW_TRIAL_S = 20.0  # a first trial that takes as long is not repeated for a better estimate
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preflight:
-    """What was found: how many windows a forward pass can take, and lines that tell what was checked."""
-
-    micro_batch: int
-    lines: list[str]
+PROBE_TOKENS = 1024  # from here on, the memory of a pass grows in proportion to its windows
+MAX_REPEATED_TRIAL_S = 20.0  # a first trial that takes longer is not repeated for a better estimate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Seconds for a forward and backward pass with an update, for a batch of an evaluation, per window, and what came before both once."""
+    """Seconds of a forward and backward pass with an update, of an evaluation per window, and of compiling both."""
 
     pass_s: float
     window_evaluation_s: float
     compilation_s: float
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
-    )
+def preflight(run: Run, state: TrainingState, model: nn.Module) -> list[str]:
+    """Check that the run can end well, set `state.micro_batch`, and return the lines that report it.
 
-
-def preflight(
-    config: Config, builds: DataSource, training: Training, data: Data, *, wrapped: nn.Module, world: World
-) -> Preflight:
-    """Check what can be known before the first step, and try one of `wrapped`, the model as processes share it.
-
-    Leaves `training` as it was, but for `micro_batch`, and the model compiled where the settings ask for it.
-    Raises FolioError where the run could not end well, MisuseError where a step cannot be shared out.
+    `model` is state.model as the processes share it. If the settings ask for it, the model is compiled. Otherwise `state` is
+    unchanged. Raises FolioError if disk or memory do not suffice, and MisuseError if the processes cannot share a step.
     """
-    checkpoint_bytes = _checkpoint_bytes(training)
+    config, world = run.config, run.world
+    checkpoint_bytes = _checkpoint_bytes(state)
     world.run_on_main(lambda: _check_disk(config, checkpoint_bytes))
-    share = share_of_step(config.windows_per_step, world)
-    most = -world.all_reduce_max(-windows_that_fit(config, training, data, world=world))
-    if config.compile:  # not before: other sizes than those of training would be compiled for
-        training.model.compile()
-    micro_batch, trial = _fit(config, training, data, share=share, most=most, wrapped=wrapped, world=world)
-    evaluation_s = trial.window_evaluation_s * data.val.num_windows / world.size
+    num_windows = windows_per_process(config.windows_per_step, world)
+    max_windows = -world.all_reduce_max(-estimate_max_windows(run, state))
+    if config.compile:  # after the estimate, whose sizes are not those of training
+        state.model.compile()
+    micro_batch, trial = _find_micro_batch(run, state, model, num_windows=num_windows, max_windows=max_windows)
     lines = [
-        builds.describe(),
-        _describe_steps(config, data.train),
-        f"{config.keep_checkpoints + 1} checkpoints of {checkpoint_bytes / 1e6:,.1f} MB and one in the making fit the disk",
-        *_describe_memory(config, training, micro_batch=micro_batch, share=share, world=world),
+        run.source.describe(),
+        _describe_steps(run),
+        f"{config.keep_checkpoints + 1} checkpoints of {checkpoint_bytes / 1e6:,.1f} MB and one being written fit the disk",
+        *_describe_memory(run, micro_batch=micro_batch, num_windows=num_windows),
         *([f"compiled in {trial.compilation_s:.1f} s"] if config.compile else []),
-        _describe_time(config, training, step_s=trial.pass_s * (share // micro_batch), evaluation_s=evaluation_s),
+        _describe_time(run, state, trial, num_passes=num_windows // micro_batch),
     ]
-    training.micro_batch = micro_batch
-    if training.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(training.device)  # the run tells its own
-    return Preflight(micro_batch=micro_batch, lines=[f"preflight: {line}" for line in lines])
+    state.micro_batch = micro_batch
+    if run.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(run.device)  # the run reports its own peak
+    return [f"preflight: {line}" for line in lines]
 
 
-def _describe_steps(config: Config, data: TrainingSamples) -> str:
-    tokens = config.max_steps * config.windows_per_step * config.block_size
-    times = "" if data.num_tokens is None else f", {tokens / data.num_tokens:,.2f} times the training tokens"
-    warmup = (
-        f"the learning rate rises for {config.warmup_steps:,} of them"
-        if config.warmup_steps
-        else "the learning rate begins at its highest"
-    )
-    return f"{config.max_steps:,} steps read {tokens:,} tokens{times}; {warmup}"
-
-
-def _checkpoint_bytes(training: Training) -> int:
-    tensors = [*training.model.state_dict().values(), *training_tensors(training).values()]
+def _checkpoint_bytes(state: TrainingState) -> int:
+    tensors = [*state.model.state_dict().values(), *state_tensors(state).values()]
     return sum(tensor.nbytes for tensor in tensors)
 
 
 def _check_disk(config: Config, checkpoint_bytes: int) -> None:
-    """Raise FolioError unless the last checkpoints, the best, and one that is being written fit beside what is on the disk."""
-    folder = _existing(Path(config.out_dir))
-    there = sum(file.stat().st_size for file in (Path(config.out_dir) / CHECKPOINTS_DIR).rglob("*") if file.is_file())
-    need, free = (config.keep_checkpoints + 2) * checkpoint_bytes - there, shutil.disk_usage(folder).free
-    if need > free:
+    """Raise FolioError unless the kept checkpoints, the best one and one being written fit the disk."""
+    out_dir = Path(config.out_dir)
+    folder = next(path for path in (out_dir.absolute(), *out_dir.absolute().parents) if path.exists())
+    existing = sum(file.stat().st_size for file in (out_dir / CHECKPOINTS_DIR).rglob("*") if file.is_file())
+    needed, free = (config.keep_checkpoints + 2) * checkpoint_bytes - existing, shutil.disk_usage(folder).free
+    if needed > free:
         raise FolioError(
-            f"the checkpoints in {config.out_dir} will need {need / 1e6:,.1f} MB more, {free / 1e6:,.1f} MB are free there; "
+            f"the checkpoints in {config.out_dir} will need {needed / 1e6:,.1f} MB more, but {free / 1e6:,.1f} MB are free; "
             f"free some, lower keep_checkpoints (now {config.keep_checkpoints}), or choose another --out_dir"
         )
 
 
-def _existing(folder: Path) -> Path:
-    """`folder`, or the nearest above it that is there."""
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-
-
-def _fit(
-    config: Config, training: Training, data: Data, *, share: int, most: int, wrapped: nn.Module, world: World
+def _find_micro_batch(
+    run: Run, state: TrainingState, model: nn.Module, *, num_windows: int, max_windows: int
 ) -> tuple[int, Trial]:
-    """The largest micro-batch up to batch_size and `most` that every process has the memory for, halved until it fits, and its trial.
+    """Return the largest micro-batch up to batch_size and `max_windows` that fits every process's memory, and its trial.
 
-    Where a CPU's memory did not suffice, half of what just fitted: a step later the heap has other holes.
+    It is halved until it fits. If a CPU's memory did not suffice, it is halved once more than necessary: a step later the
+    holes in the heap are others.
     """
-    has_room = True  # as far as is known
-    micro_batch = largest_micro_batch(share, min(config.batch_size, most))
-    before = training.micro_batch
-    if (
-        before and before < micro_batch and share % before == 0
-    ):  # memory was scarce; with another, dropout would draw other numbers
-        micro_batch = before
+    config = run.config
+    has_margin = True
+    micro_batch = largest_micro_batch(num_windows, min(config.batch_size, max_windows))
+    previous = state.micro_batch
+    if previous and previous < micro_batch and num_windows % previous == 0:
+        micro_batch = previous  # memory was scarce before; another size would change the dropout
     while True:
-        trial = _try(
-            partial(_trial, config, training, data, micro_batch=micro_batch, wrapped=wrapped, world=world), training
-        )
-        if not world.all_reduce_max(trial is None):
-            if has_room or micro_batch == 1 or training.device.type != "cpu":
+        trial = _try(partial(_run_trial, run, state, model, micro_batch=micro_batch), state)
+        if not run.world.all_reduce_max(trial is None):
+            if has_margin or micro_batch == 1 or run.device.type != "cpu":
                 break
-            has_room = True
+            has_margin = True
         elif micro_batch == 1:
-            raise FolioError(too_large(config, training.device))
+            raise FolioError(describe_too_large(run))
         else:
-            has_room = False
-        micro_batch = largest_micro_batch(share, micro_batch // 2)
+            has_margin = False
+        micro_batch = largest_micro_batch(num_windows, micro_batch // 2)
         if config.compile:
-            torch.compiler.reset()  # or the next size would be compiled for any size
+            torch.compiler.reset()  # or the next size would be compiled with dynamic shapes
     assert trial is not None
     return micro_batch, trial
 
 
-def windows_that_fit(config: Config, training: Training, data: Data, *, world: World) -> int:
-    """How many windows this machine's memory holds a pass of; on a GPU, which can be asked by trying: any number.
-
-    A system that has promised more than it has ends the process that takes it, without a word: so it is not tried.
-    """
-    if training.device.type == "cuda":
-        return config.batch_size
-    few = max(TRIED_TOKENS // config.block_size, 1)  # from here on, memory grows evenly with the windows
+def estimate_max_windows(run: Run, state: TrainingState) -> int:
+    """Return how many windows a pass can have in this machine's memory; batch_size on a GPU, where passes are tried."""
+    if run.device.type == "cuda":
+        return run.config.batch_size
+    num_windows = max(PROBE_TOKENS // run.config.block_size, 1)
     peaks = []
-    for num_windows in (few, 2 * few):
+    for size in (num_windows, 2 * num_windows):
         with PeakMemory() as memory:
-            _pass(config, training, data, training.model, micro_batch=num_windows)
+            _trial_pass(run, state, state.model, micro_batch=size)
         peaks.append(memory.peak_bytes)
-    window_bytes = max((peaks[1] - peaks[0]) // few, 1)
-    usable_bytes = available_bytes() * USABLE_FRACTION / world.num_local
-    return max(int((usable_bytes - (peaks[0] - few * window_bytes)) // window_bytes), 1)
+    window_bytes = max((peaks[1] - peaks[0]) // num_windows, 1)
+    usable_bytes = available_bytes() * USABLE_FRACTION / run.world.num_local
+    return max(int((usable_bytes - (peaks[0] - num_windows * window_bytes)) // window_bytes), 1)
 
 
-def too_large(config: Config, device: torch.device) -> str:
+def describe_too_large(run: Run) -> str:
+    """Return the message for a model that does not fit the memory."""
     return (
-        f"the model and a batch of 1 × {config.block_size:,} do not fit the memory of {device}; "
-        "take a smaller model or block_size, or --gradient_checkpointing=true"
+        f"the model and a batch of 1 × {run.config.block_size:,} do not fit the memory of {run.device}; use a smaller model "
+        "or block_size, or --gradient_checkpointing=true"
     )
 
 
-def ran_out_of_memory(training: Training) -> str:
+def describe_out_of_memory(state: TrainingState) -> str:
+    """Return the message for memory that ran out during training."""
     return (
-        f"out of memory on {training.device} after step {training.step:,}, with {training.micro_batch or 0:,} windows a forward pass; "
-        "run the same command with half the batch_size and twice the gradient_accumulation_steps: it continues from the last checkpoint"
+        f"out of memory on {state.device} after step {state.step:,}, with {state.micro_batch or 0:,} windows per forward "
+        "pass; run the same command with half the batch_size and twice the gradient_accumulation_steps: it continues from "
+        "the last checkpoint"
     )
 
 
-def _try(trial: Callable[[], Trial], training: Training) -> Trial | None:
-    """What `trial` returns, or None where memory did not suffice for it."""
+def _try(trial: Callable[[], Trial], state: TrainingState) -> Trial | None:
+    """Return the result of `trial`, or None if memory did not suffice for it."""
     try:
         return trial()
     except (MemoryError, RuntimeError) as e:
         if not is_out_of_memory(e):
             raise
-    # Outside of the handler, whose error holds on to the tensors of the trial.
-    training.model.zero_grad(set_to_none=True)
-    if training.device.type == "cuda":
+    # Not in the handler, whose exception keeps the tensors of the trial alive.
+    state.model.zero_grad(set_to_none=True)
+    if state.device.type == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(training.device)
+        torch.cuda.reset_peak_memory_stats(state.device)
     return None
 
 
-def _trial(
-    config: Config, training: Training, data: Data, *, micro_batch: int, wrapped: nn.Module, world: World
-) -> Trial:
-    """The second time counts: the first also compiles, or finds its kernels."""
-    world.set_gradient_sync(
-        wrapped, is_last=False
-    )  # where one process has too little memory, the others must not wait for it
-    numbers, batch = next(data.val.batches(micro_batch, rank=world.rank, num_ranks=world.size), (None, None))
+def _run_trial(run: Run, state: TrainingState, model: nn.Module, *, micro_batch: int) -> Trial:
+    """Time a pass and an evaluation twice. The second time counts: the first also compiles or selects kernels."""
+    # Without gradient synchronization: if one process has too little memory, the others must not wait for it.
+    run.world.set_gradient_sync(model, is_last=False)
+    batches = run.data.val.batches(micro_batch, rank=run.world.rank, num_ranks=run.world.size)
+    indices, batch = next(batches, (None, None))
     passes_s: list[float] = []
     evaluations_s: list[float] = []
     for _ in range(2):
-        passes_s.append(
-            _timed(training.device, lambda: _pass(config, training, data, wrapped, micro_batch=micro_batch))
-        )
-        evaluations_s.append(
-            0.0 if batch is None else _timed(training.device, partial(_evaluate_batch, config, training, batch))
-        )
-        if passes_s[0] > SLOW_TRIAL_S and not config.compile:
+        passes_s.append(_time(run.device, lambda: _trial_pass(run, state, model, micro_batch=micro_batch)))
+        evaluations_s.append(0.0 if batch is None else _time(run.device, partial(_evaluate_batch, run, state, batch)))
+        if passes_s[0] > MAX_REPEATED_TRIAL_S and not run.config.compile:
             break
     compilation_s = passes_s[0] - passes_s[-1] + evaluations_s[0] - evaluations_s[-1]
-    window_s = evaluations_s[-1] / len(numbers) if numbers is not None else 0.0
+    window_s = evaluations_s[-1] / len(indices) if indices is not None else 0.0
     return Trial(pass_s=passes_s[-1], window_evaluation_s=window_s, compilation_s=max(compilation_s, 0.0))
 
 
-def _pass(config: Config, training: Training, data: Data, wrapped: nn.Module, *, micro_batch: int) -> None:
-    """A micro-batch, forward and backward, and an update that is refused, so that it changes nothing."""
-    ids, targets, documents = data.train.trial_batch(micro_batch)
-    with make_autocast(config.precision, training.device):
-        loss, _ = wrapped(ids, targets, documents)
-    training.scaler.scale(loss).backward()
-    update(training.optimizers, torch.zeros((), dtype=torch.bool, device=training.device))
-    training.model.zero_grad(set_to_none=True)
+def _trial_pass(run: Run, state: TrainingState, model: nn.Module, *, micro_batch: int) -> None:
+    """Compute a micro-batch forward and backward, and an update that is skipped."""
+    batch = run.data.train.trial_batch(micro_batch)
+    with run.autocast:
+        loss, _ = model(*batch)
+    state.scaler.scale(loss).backward()
+    update(state.optimizers, torch.zeros((), dtype=torch.bool, device=state.device))
+    state.model.zero_grad(set_to_none=True)
 
 
 @torch.no_grad()
-def _evaluate_batch(config: Config, training: Training, batch: Batch) -> None:
-    with evaluation_mode(training.model), make_autocast(config.precision, training.device):
-        training.model(*batch)
+def _evaluate_batch(run: Run, state: TrainingState, batch: Batch) -> None:
+    with evaluation_mode(state.model), run.autocast:
+        state.model(*batch)
 
 
-def _timed(device: torch.device, work: Callable[[], None]) -> float:
-    _wait(device)
+def _time(device: torch.device, work: Callable[[], None]) -> float:
+    """Return the seconds that `work` takes, including what it started on the device."""
+    _synchronize(device)
     began = time.monotonic()
     work()
-    _wait(device)
+    _synchronize(device)
     return time.monotonic() - began
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     if device.type == "mps":
         torch.mps.synchronize()
 
 
-def _describe_memory(
-    config: Config, training: Training, *, micro_batch: int, share: int, world: World
-) -> Iterator[str]:
-    if micro_batch < largest_micro_batch(share, config.batch_size):
-        yield f"memory holds no batch of {config.batch_size:,} windows: they are cut smaller, with the same tokens a step"
-    elif micro_batch < min(share, config.batch_size):
-        yield f"{share:,} windows cannot be cut evenly into passes of {config.batch_size:,}; a batch_size that divides them is faster"
-    where = f" in each of {world.size} processes" if world.size > 1 else ""
-    yield f"forward passes a step{where}: {share // micro_batch:,}, of {micro_batch:,} windows"
-    if training.device.type == "cuda":
-        _, total = torch.cuda.mem_get_info(training.device)
-        peak = torch.cuda.max_memory_allocated(training.device)
+def _describe_steps(run: Run) -> str:
+    config, num_tokens = run.config, run.data.train.num_tokens
+    tokens = config.max_steps * config.windows_per_step * config.block_size
+    epochs = "" if num_tokens is None else f", {tokens / num_tokens:,.2f} times the training tokens"
+    warmup = f"{config.warmup_steps:,} steps of warmup" if config.warmup_steps else "no warmup"
+    return f"{config.max_steps:,} steps read {tokens:,} tokens{epochs}; {warmup}"
+
+
+def _describe_memory(run: Run, *, micro_batch: int, num_windows: int) -> Iterator[str]:
+    batch_size, size = run.config.batch_size, run.world.size
+    if micro_batch < largest_micro_batch(num_windows, batch_size):
+        yield f"memory does not hold a batch of {batch_size:,} windows: smaller ones are used, with the same tokens per step"
+    elif micro_batch < min(num_windows, batch_size):
+        yield (
+            f"{num_windows:,} windows cannot be divided into passes of {batch_size:,}; a batch_size that divides them is faster"
+        )
+    where = f" in each of {size} processes" if size > 1 else ""
+    yield f"{num_windows // micro_batch:,} forward passes per step{where}, of {micro_batch:,} windows each"
+    if run.device.type == "cuda":
+        _, total = torch.cuda.mem_get_info(run.device)
+        peak = torch.cuda.max_memory_allocated(run.device)
         yield f"a step needs {peak / 1e9:,.1f} GB of the GPU's {total / 1e9:,.1f} GB"
 
 
-def _describe_time(config: Config, training: Training, *, step_s: float, evaluation_s: float) -> str:
-    steps = config.max_steps - training.step
-    # After each eval_interval steps, after the last step, and before the first.
-    evaluations = (
-        -(-config.max_steps // config.eval_interval) - training.step // config.eval_interval + (training.step == 0)
-    )
-    total_s = steps * step_s + evaluations * evaluation_s
+def _describe_time(run: Run, state: TrainingState, trial: Trial, *, num_passes: int) -> str:
+    config = run.config
+    step_s = trial.pass_s * num_passes
+    evaluation_s = trial.window_evaluation_s * run.data.val.num_windows / run.world.size
+    num_steps = config.max_steps - state.step
+    # One evaluation before the first step, one after every eval_interval steps, and one after the last.
+    num_evaluations = -(-config.max_steps // config.eval_interval) - state.step // config.eval_interval
+    num_evaluations += state.step == 0
+    total_s = num_steps * step_s + num_evaluations * evaluation_s
+    share = num_evaluations * evaluation_s / max(total_s, 1e-9)
     return (
-        f"about {format_duration(total_s)}: {steps:,} steps of {step_s:.3g} s, "
-        f"{evaluations:,} evaluations of {evaluation_s:.3g} s ({evaluations * evaluation_s / max(total_s, 1e-9):.0%} of the time)"
+        f"about {format_duration(total_s)}: {num_steps:,} steps of {step_s:.3g} s, "
+        f"{num_evaluations:,} evaluations of {evaluation_s:.3g} s ({share:.0%} of the time)"
     )

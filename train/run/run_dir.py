@@ -1,4 +1,14 @@
-"""A run's folder: who may write in it, and whether a run in it begins, continues or is over."""
+"""A run directory: who may write to it, what it contains, and whether a run in it starts, continues or is refused.
+
+    settings.json      all settings
+    build/             the manifest and the tokenizer of the build, which turn ids into text without the build
+    metrics.jsonl      one row per logged step and evaluation
+    checkpoints/       see checkpoint.py
+    evaluations.jsonl, evaluations/    written by evaluate.py
+    trackers/, tensorboard/            written by the trackers
+
+The same command continues the run in its directory, so a directory whose run has other settings is refused, not overwritten.
+"""
 
 from __future__ import annotations
 
@@ -30,27 +40,28 @@ from train.run.checkpoint import (
     run_of,
 )
 from train.run.metrics import METRICS_FILE
-from train.trackers.client import forget_trackers
+from train.trackers.client import reset_trackers
 
 SETTINGS_FILE = "settings.json"
-VOCABULARY_DIR = (
-    "build"  # the manifest and the tokenizer of the build: all that text needs, so that a run can leave its machine
-)
+VOCABULARY_DIR = "build"
 LOCK_FILE = ".lock"
-EVALUATIONS_FILE, EVALUATIONS_DIR = "evaluations.jsonl", "evaluations"  # what evaluate.py writes
-FORGOTTEN = ".checkpoints.removed"
-SHORT_ID = 12  # hexadecimal digits that tell two builds apart in a message
+EVALUATIONS_FILE, EVALUATIONS_DIR = "evaluations.jsonl", "evaluations"
+REMOVED_CHECKPOINTS = ".checkpoints.removed"
+SHORT_ID = 12  # hexadecimal digits of a build id in a message
 
 
 @contextmanager
-def locked(out_dir: Path) -> Iterator[None]:
-    """Make `out_dir` and hold it for this process. Raises MisuseError where it cannot be a folder, FolioError where another run has it."""
+def lock_run_dir(out_dir: Path) -> Iterator[None]:
+    """Create `out_dir` and hold its lock inside the block. If the block writes nothing to a new directory, it is removed.
+
+    Raises MisuseError if a file is in the way, and FolioError if another process holds the lock.
+    """
     is_new = not out_dir.exists()
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as e:
         raise MisuseError(
-            f"out_dir {out_dir} cannot be a folder, a file is in the way; choose another --out_dir"
+            f"out_dir {out_dir} must be a folder, but a file is in the way; choose another --out_dir"
         ) from e
     lock = FileLock(out_dir / LOCK_FILE)
     try:
@@ -63,45 +74,31 @@ def locked(out_dir: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        if is_new and [path.name for path in out_dir.iterdir()] == [LOCK_FILE]:  # nothing came of it
+        if is_new and [path.name for path in out_dir.iterdir()] == [LOCK_FILE]:
             shutil.rmtree(out_dir, ignore_errors=True)
 
 
-def find_start(config: Config, builds: DataSource, *, restart: bool, warn: Callable[[str], None]) -> Checkpoint | None:
-    """The checkpoint to continue from; None to begin at step 0. Changes nothing on the disk.
+def find_start(config: Config, source: DataSource, *, restart: bool, warn: Callable[[str], None]) -> Checkpoint | None:
+    """Return the checkpoint to continue from, or None to start at step 0. Nothing is written.
 
-    Raises MisuseError where out_dir holds a run that this one is not, FolioError where its checkpoints are damaged.
+    Raises MisuseError if out_dir contains a run with other settings or data, and FolioError if its checkpoints are damaged.
     """
     out_dir = Path(config.out_dir)
     has_run = bool(list_checkpoints(out_dir)) or _has_rows(out_dir)
     if config.resume != "auto":
         _check_empty(config, has_run=has_run and not restart)
-        checkpoint = None if config.resume == "never" else _other_start(config, warn)
+        checkpoint = None if config.resume == "never" else _find_other_start(config, warn)
     else:
         checkpoint = None if restart else find_newest_checkpoint(out_dir, warn)
     if checkpoint is None:
         if config.resume == "auto" and has_run and not restart:
-            _check_same_settings(out_dir, config)
+            _check_saved_settings(out_dir, config)
         return None
-    _check_vocabulary(checkpoint, builds)
+    _check_vocabulary(checkpoint, source)
     if config.resume == "auto":
-        _check_same(checkpoint.origin, config, builds=builds)
+        _check_same_run(checkpoint.origin, config, source=source)
     check_shapes(checkpoint, config)
     return checkpoint
-
-
-def what_is_finished(start: Checkpoint, config: Config) -> str | None:
-    """Why a run that is found at `start` has nothing left to do; None where it has."""
-    if config.resume != "auto":
-        return None
-    if start.step >= config.max_steps:
-        return f"{config.out_dir} is finished: all {config.max_steps:,} steps are done, nothing is left to do; --restart trains again"
-    if config.patience is not None and start.num_since >= config.patience:
-        return (
-            f"{config.out_dir} stopped early, after step {start.step:,}: {start.num_since} evaluations without an improvement "
-            "beyond noise; a higher --patience goes on, --restart trains again"
-        )
-    return None
 
 
 def _has_rows(out_dir: Path) -> bool:
@@ -109,140 +106,152 @@ def _has_rows(out_dir: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def _check_same_settings(out_dir: Path, config: Config) -> None:
-    """A run that was cut short before its first checkpoint begins anew, but not with other settings over its rows."""
+def _check_saved_settings(out_dir: Path, config: Config) -> None:
+    """Raise MisuseError if a run that ended before its first checkpoint has other settings; its rows would be lost."""
     path = out_dir / SETTINGS_FILE
     if not path.is_file():
         return
     try:
         saved = json.loads(path.read_bytes())
     except ValueError as e:
-        raise FolioError(f"{path} is not JSON ({e}); begin again with --restart, or choose another --out_dir") from e
+        raise FolioError(f"{path} is not JSON ({e}); start again with --restart, or choose another --out_dir") from e
     if changes := changed_settings(config_from_saved(saved, str(path)), config):
-        raise MisuseError(_other_settings(config, changes))
+        raise MisuseError(_describe_changes(config, changes))
 
 
-def _other_settings(config: Config, changes: list[str]) -> str:
+def _describe_changes(config: Config, changes: list[str]) -> str:
     return (
-        f"{config.out_dir} holds a run with other settings ({', '.join(changes)}); "
-        "go back to them to continue it, begin again with --restart, or choose another --out_dir"
+        f"{config.out_dir} holds a run with other settings ({', '.join(changes)}); use those to continue it, start again with "
+        "--restart, or choose another --out_dir"
     )
 
 
 def _check_empty(config: Config, *, has_run: bool) -> None:
     if has_run:
         raise MisuseError(
-            f"{config.out_dir} already holds a run, resume={config.resume} wants an empty folder; "
-            "continue it with --resume=auto, begin again with --restart, or choose another --out_dir"
+            f"{config.out_dir} already holds a run, but resume={config.resume} needs an empty folder; continue the run with "
+            "--resume=auto, start again with --restart, or choose another --out_dir"
         )
 
 
-def _other_start(config: Config, warn: Callable[[str], None]) -> Checkpoint:
+def _find_other_start(config: Config, warn: Callable[[str], None]) -> Checkpoint:
+    """Return the checkpoint that the setting resume names, outside of out_dir."""
     path = Path(config.resume)
     if path.resolve().is_relative_to(Path(config.out_dir).resolve()):
-        raise MisuseError(f"resume={path} lies in out_dir {config.out_dir}; choose another --out_dir, or --resume=auto")
-    checkpoint = find_checkpoint(path, warn)
-    if (theirs := checkpoint.origin.settings.get("optimizer")) != config.optimizer:
         raise MisuseError(
-            f"{checkpoint.folder} is of the optimizer {theirs}; set --optimizer={theirs}, or take its weights by --init_from"
+            f"resume={path} is inside out_dir {config.out_dir}; choose another --out_dir, or --resume=auto"
+        )
+    checkpoint = find_checkpoint(path, warn)
+    if (optimizer := checkpoint.origin.settings.get("optimizer")) != config.optimizer:
+        raise MisuseError(
+            f"{checkpoint.folder} has the state of the optimizer {optimizer}; set --optimizer={optimizer}, or use its weights "
+            "only, by --init_from"
         )
     if checkpoint.step >= config.max_steps:
         raise MisuseError(
-            f"{checkpoint.folder} has done {checkpoint.step:,} steps; raise --max_steps, {config.max_steps:,}, above it"
+            f"max_steps must be more than the {checkpoint.step:,} steps of {checkpoint.folder}, got {config.max_steps:,}; "
+            "raise --max_steps"
         )
     return checkpoint
 
 
-def _check_vocabulary(checkpoint: Checkpoint, builds: DataSource) -> None:
-    _check_tokenizer(checkpoint, builds)
-    if builds.vocab_size > checkpoint.vocab_size:
+def _check_vocabulary(checkpoint: Checkpoint, source: DataSource) -> None:
+    """Raise MisuseError unless the ids of `source` mean the same as those that the checkpoint's model was trained on."""
+    if checkpoint.origin.tokenizer_sha256 != source.tokenizer_sha256:
         raise MisuseError(
-            f"the vocabulary of {builds.name}, {builds.vocab_size:,} ids, is larger than the model's "
-            f"{checkpoint.vocab_size:,} in {checkpoint.folder}; "
-            "train on the build it began with, or take its weights alone into a new run, by --init_from"
+            f"{source.name} has another tokenizer than {checkpoint.folder} was trained with, so the same id means different "
+            "text; train on a build with that tokenizer, or start again with --restart or another --out_dir"
+        )
+    if source.vocab_size > checkpoint.vocab_size:
+        raise MisuseError(
+            f"the vocabulary of {source.name} has {source.vocab_size:,} ids, more than the {checkpoint.vocab_size:,} of the "
+            f"model in {checkpoint.folder}; train on the build that the run started with, or start a new run with its "
+            "weights, by --init_from"
         )
 
 
-def _check_tokenizer(checkpoint: Checkpoint, builds: DataSource) -> None:
-    if checkpoint.origin.tokenizer_sha256 != builds.tokenizer_sha256:
-        raise MisuseError(
-            f"{builds.name} has another tokenizer than {checkpoint.folder} was trained with, so that every id means something else; "
-            "train on a build that shares its tokenizer, or begin again with --restart or another --out_dir"
-        )
-
-
-def _check_same(origin: Origin, config: Config, *, builds: DataSource) -> None:
+def _check_same_run(origin: Origin, config: Config, *, source: DataSource) -> None:
+    """Raise MisuseError if the run that `origin` describes had other settings or other data."""
     changes = changed_settings(config_from_saved(origin.settings, config.out_dir), config)
-    if origin.build_id != builds.build_id:
-        before = origin.settings.get("data")
-        told = _other_text(config, builds) if isinstance(builds, StreamedText) else None
-        ids = [build_id[:SHORT_ID] for build_id in (origin.build_id, builds.build_id)]
-        changes.append(f"{config.data}: {told}" if told else f"data {before} {ids[0]} → {config.data} {ids[1]}")
+    if origin.build_id != source.build_id:
+        difference = _describe_stream_change(config, source) if isinstance(source, StreamedText) else None
+        old_id, new_id = origin.build_id[:SHORT_ID], source.build_id[:SHORT_ID]
+        builds = f"data {origin.settings.get('data')} {old_id} → {config.data} {new_id}"
+        changes.append(f"{config.data}: {difference}" if difference else builds)
     if changes:
-        raise MisuseError(_other_settings(config, changes))
+        raise MisuseError(_describe_changes(config, changes))
 
 
-def _other_text(config: Config, stream: StreamedText) -> str | None:
-    """What the run in out_dir streamed otherwise, by the vocabulary that it left; None where it streamed nothing."""
+def _describe_stream_change(config: Config, stream: StreamedText) -> str | None:
+    """Return how `stream` differs from the stream of the run in out_dir, or None if that run read builds."""
     try:
-        before = read_manifest(Path(config.out_dir) / VOCABULARY_DIR)
+        earlier = read_manifest(Path(config.out_dir) / VOCABULARY_DIR)
     except FolioError:
         return "its recipe or its files changed"
-    return None if any(entry["shards"] for entry in before["splits"].values()) else stream.difference(before)
+    has_shards = any(entry["shards"] for entry in earlier["splits"].values())
+    return None if has_shards else stream.difference(earlier)
 
 
-def write_run(config: Config, builds: DataSource) -> None:
-    """Put into out_dir what every checkpoint in it shares: the settings, and what turns ids into text."""
+def prepare_run_dir(config: Config, source: DataSource, *, restart: bool) -> None:
+    """Write what all checkpoints share, after deleting leftovers and, with `restart`, the previous run."""
     out_dir = Path(config.out_dir)
-    builds.save_vocabulary(out_dir / VOCABULARY_DIR)
+    if restart:
+        delete_run(out_dir)
+    _delete_leftovers(out_dir)
+    write_run(config, source)
+
+
+def write_run(config: Config, source: DataSource) -> None:
+    """Write the settings and the vocabulary to out_dir."""
+    out_dir = Path(config.out_dir)
+    source.save_vocabulary(out_dir / VOCABULARY_DIR)
     write_durable(out_dir / SETTINGS_FILE, readable_json(config.as_dict()))
 
 
 def is_run(out_dir: Path) -> bool:
-    """Whether what write_run wrote is still there."""
+    """Return whether what `write_run` wrote exists."""
     return (out_dir / SETTINGS_FILE).is_file() and (out_dir / VOCABULARY_DIR / MANIFEST).is_file()
 
 
 def read_vocabulary(run: Path) -> dict[str, Any]:
-    """The manifest that a run keeps, whose tokenizer lies beside it in the run's VOCABULARY_DIR. Raises FolioError."""
+    """Return the manifest that a run keeps; its tokenizer is in VOCABULARY_DIR too. Raises FolioError."""
     return read_manifest(run / VOCABULARY_DIR)
 
 
 def vocabulary_of(checkpoint: Checkpoint) -> tuple[Path, dict[str, Any]]:
-    """The folder that holds the tokenizer, in TOKENIZER_DIR, and the manifest by which the ids of a checkpoint's model become text.
+    """Return the folder with the tokenizer of a checkpoint's model, and the manifest.
 
-    Raises MisuseError for a checkpoint that lies in no run, FolioError where what the run keeps is damaged or another's.
+    Raises MisuseError if the checkpoint is not inside a run, and FolioError if the run's copy is damaged or another's.
     """
-    run = run_of(checkpoint)
-    folder = run / VOCABULARY_DIR
+    folder = run_of(checkpoint) / VOCABULARY_DIR
     if not (folder / MANIFEST).is_file():
         raise MisuseError(
-            f"{folder / MANIFEST} is missing, which {checkpoint.folder} needs to turn ids into text; "
-            f"name a checkpoint inside its run, or copy the run's folder {VOCABULARY_DIR} there"
+            f"{folder / MANIFEST} is missing, but {checkpoint.folder} needs it to turn ids into text; name a checkpoint inside "
+            f"its run, or copy the run's folder {VOCABULARY_DIR} there"
         )
-    manifest = read_vocabulary(run)
-    is_own = tokenizer_sha256(manifest) == checkpoint.origin.tokenizer_sha256
-    if not is_own or manifest["vocab_size"] > checkpoint.vocab_size:
+    manifest = read_manifest(folder)
+    has_same_tokenizer = tokenizer_sha256(manifest) == checkpoint.origin.tokenizer_sha256
+    if not has_same_tokenizer or manifest["vocab_size"] > checkpoint.vocab_size:
         raise FolioError(
-            f"{folder} is of another tokenizer than {checkpoint.folder}; copy the folder {VOCABULARY_DIR} of its run there"
+            f"{folder} has another tokenizer than {checkpoint.folder}; copy the folder {VOCABULARY_DIR} of its run there"
         )
     return folder, manifest
 
 
-def forget(out_dir: Path) -> None:
-    """Delete what a run wrote into its folder, and nothing else that lies there."""
-    # Renamed first: a deletion cut short must not leave some of the checkpoints, to be continued from.
+def delete_run(out_dir: Path) -> None:
+    """Delete the files of a run in `out_dir`, and no others."""
+    # Rename first: an interrupted deletion must not leave some checkpoints to continue from.
     if (out_dir / CHECKPOINTS_DIR).is_dir():
-        os.rename(out_dir / CHECKPOINTS_DIR, out_dir / f"{FORGOTTEN}.{os.getpid()}")
+        os.rename(out_dir / CHECKPOINTS_DIR, out_dir / f"{REMOVED_CHECKPOINTS}.{os.getpid()}")
     for name in (METRICS_FILE, EVALUATIONS_FILE):
         (out_dir / name).unlink(missing_ok=True)
     shutil.rmtree(out_dir / EVALUATIONS_DIR, ignore_errors=True)
-    forget_trackers(out_dir)
+    reset_trackers(out_dir)
     (out_dir / SETTINGS_FILE).unlink(missing_ok=True)
 
 
-def tidy(out_dir: Path) -> None:
-    """Delete what saves and deletions that were cut short left behind."""
-    for path in out_dir.glob(f"{FORGOTTEN}.*"):
+def _delete_leftovers(out_dir: Path) -> None:
+    """Delete what interrupted saves and deletions left."""
+    for path in out_dir.glob(f"{REMOVED_CHECKPOINTS}.*"):
         shutil.rmtree(path, ignore_errors=True)
     remove_leftovers(out_dir)

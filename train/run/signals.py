@@ -1,6 +1,6 @@
-"""Signals while training: the first asks for an end after the step, the second ends the process at once.
+"""Signals during training: the first asks for a stop after the current step, the second ends the process at once.
 
-Ctrl-C, an order to terminate, and the end of the terminal, unless that is ignored, as under nohup.
+Handles Ctrl-C (SIGINT), SIGTERM, and SIGHUP, which a closing terminal sends, unless it is ignored as under nohup.
 """
 
 from __future__ import annotations
@@ -12,42 +12,40 @@ import time
 from types import FrameType
 
 from train.core.distributed import World
-from train.run.state import Training
+from train.run.state import TrainingState
 
-SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]  # Windows has no SIGHUP
-# A terminal sends Ctrl-C to torchrun and to all that it started, and torchrun passes it on: twice is once.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+# A terminal sends Ctrl-C to torchrun and to its processes, and torchrun forwards it: two within this time are one.
 SAME_SIGNAL_S = 3.0
 
 
 class StopRequest:
-    """A context manager; `signum` is the signal that came, 0 before."""
+    """A context manager that records a signal: `signum` is its number, or 0 before it."""
 
-    def __init__(self, training: Training, world: World) -> None:
+    def __init__(self, state: TrainingState, world: World) -> None:
         self.signum = 0
-        self._training, self._world = training, world
-        self._before: dict[int, object] = {}
-        self._came_s = 0.0
+        self._state, self._world = state, world
+        self._previous_handlers: dict[int, object] = {}
+        self._received_at = 0.0
 
     def __enter__(self) -> StopRequest:
         for signum in SIGNALS:
             if signal.getsignal(signum) != signal.SIG_IGN:
-                self._before[signum] = signal.signal(signum, self._receive)
+                self._previous_handlers[signum] = signal.signal(signum, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for signum, handler in self._before.items():
+        for signum, handler in self._previous_handlers.items():
             signal.signal(signum, handler)  # type: ignore[arg-type]
 
     def _receive(self, signum: int, _: FrameType | None) -> None:
         now = time.monotonic()
-        if self.signum and self._world.size > 1 and now - self._came_s < SAME_SIGNAL_S:
+        if self.signum and self._world.size > 1 and now - self._received_at < SAME_SIGNAL_S:
             return
         if self.signum:
             os._exit(128 + signum)
-        self.signum, self._came_s = signum, now
+        self.signum, self._received_at = signum, now
         if self._world.is_main:
-            # Not by print: the signal may have come in the middle of one, and a buffered stream cannot be entered twice.
-            with contextlib.suppress(OSError):  # `2>&1 | tee` died of the same Ctrl-C
-                os.write(2, f"\nfinishing step {self._training.step + 1:,}, saving; once more to abort\n".encode())
+            # Not print: the signal may arrive inside one, and a buffered stream cannot be entered twice.
+            with contextlib.suppress(OSError):  # the reader of `2>&1 | tee` ended by the same Ctrl-C
+                os.write(2, f"\nfinishing step {self._state.step + 1:,}, saving; once more to abort\n".encode())

@@ -1,4 +1,10 @@
-"""All that training changes, and how it becomes tensors and numbers and comes back from them."""
+"""The training state: everything that an optimizer step or an evaluation changes, and its form in a
+checkpoint.
+
+Random numbers are not part of it. The order of samples and the dropout follow from the seed and the
+sample number, so a resumed run needs the weights, the optimizer state and a few counters to
+continue bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -17,140 +23,157 @@ from train.model.base import LanguageModel
 from train.optim import SLOTS, allocate_state, make_optimizers
 from train.run.validation import EarlyStopping
 
-REFERENCE = "watch.reference"  # a tensor beside the optimizers', which are called after parameters
-# fp16's gradient scaler begins high and halves with each overflow: those are no reason to worry.
-MOST_SKIPPED = {True: 30, False: 5}
+# Names in checkpoints. They keep the word that earlier versions used for early stopping.
+EARLY_STOPPING, REFERENCE = "watch", "watch.reference"
+# Skipped updates in a row that mean divergence. fp16's gradient scale starts high and halves with
+# each overflow, so some skipped updates are normal with it.
+MAX_SKIPPED = {"fp16": 30, "other": 5}
 
 
 @dataclass
-class Training:
-    """All that an optimizer step or an evaluation changes. Random numbers are not in it: they follow from the seed and `num_samples`."""
+class TrainingState:
+    """The model, its optimizers, and the counters that training changes."""
 
     model: LanguageModel
     optimizers: list[torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
     device: torch.device
-    skipped: Tensor  # (2,) int64 on the device: updates refused in a row, and of the whole run
+    skipped: Tensor  # (2,) int64 on the device: updates skipped in a row, and in the whole run
     step: int = 0  # optimizer steps done
-    micro_batch: int | None = None  # windows a forward pass, once known: where it changes, dropout draws other numbers
-    num_samples: int = 0  # samples drawn; more than the steps' where some were skipped by going back
-    streams: list[Any] | None = None  # where each process' stream stands, as JSON holds it; None for builds
+    micro_batch: int | None = None  # windows per forward pass, once the preflight knows it; it determines the dropout
+    num_samples: int = 0  # samples used; more than step · windows_per_step if a rollback skipped some
+    streams: list[Any] | None = None  # the resume state of each process's stream, as JSON; None for builds
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
 
     @property
-    def most_skipped(self) -> int:
-        """How many refused updates in a row mean that training has diverged."""
-        return MOST_SKIPPED[self.scaler.is_enabled()]
+    def max_skipped(self) -> int:
+        """How many skipped updates in a row mean that training has diverged."""
+        return MAX_SKIPPED["fp16" if self.scaler.is_enabled() else "other"]
 
 
-def new_training(config: Config, vocab_size: int, *, device: torch.device) -> Training:
-    """Training at step 0, as the seed makes it."""
-    # The first weights are drawn on the CPU, so that they are the same on every device.
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """The loss and the gradient norm of a step, () float32 on the device each, and its learning
+    rate's factor.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
+    learning_rate_factor: float
+
+
+def new_state(config: Config, vocab_size: int, *, device: torch.device) -> TrainingState:
+    """Return the state at step 0, with weights drawn from the seed."""
     torch.manual_seed(config.seed)
-    model = make_model(config, vocab_size).to(device)
+    model = make_model(config, vocab_size).to(device)  # drawn on the CPU, to be the same on every device
     optimizers = make_optimizers(model, config, device=device)
     for optimizer in optimizers:
         allocate_state(optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     skipped = torch.zeros(2, dtype=torch.int64, device=device)
-    return Training(model=model, optimizers=optimizers, scaler=scaler, device=device, skipped=skipped)
+    return TrainingState(model=model, optimizers=optimizers, scaler=scaler, device=device, skipped=skipped)
 
 
-def slots(training: Training) -> Iterator[tuple[str, Tensor]]:
-    """`<parameter name>.<slot>` and the tensor of everything that the optimizers remember."""
-    names = {p: name for name, p in training.model.named_parameters()}
-    for optimizer in training.optimizers:
+def optimizer_tensors(state: TrainingState) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of the optimizers' state with its name, `<parameter name>.<slot>`."""
+    names = {p: name for name, p in state.model.named_parameters()}
+    for optimizer in state.optimizers:
         for p in (p for group in optimizer.param_groups for p in group["params"]):
-            yield from ((f"{names[p]}.{key}", optimizer.state[p][key]) for key in SLOTS[type(optimizer).__name__])
+            yield from ((f"{names[p]}.{slot}", optimizer.state[p][slot]) for slot in SLOTS[type(optimizer).__name__])
 
 
-def training_tensors(training: Training) -> dict[str, Tensor]:
-    """What must be kept beside the weights."""
-    reference = training.early_stopping.reference
-    return dict(slots(training)) | ({} if reference is None else {REFERENCE: reference})
+def state_tensors(state: TrainingState) -> dict[str, Tensor]:
+    """Return the tensors that a checkpoint stores beside the weights."""
+    reference = state.early_stopping.reference
+    return dict(optimizer_tensors(state)) | ({} if reference is None else {REFERENCE: reference})
 
 
-def training_numbers(training: Training) -> dict[str, Any]:
-    """As JSON holds them."""
-    watch = training.early_stopping
+def state_numbers(state: TrainingState) -> dict[str, Any]:
+    """Return the numbers that a checkpoint stores, as a JSON object."""
+    early_stopping = state.early_stopping
     return {
-        "step": training.step,
-        "num_samples": training.num_samples,
-        "micro_batch": training.micro_batch,
-        "streams": training.streams,
-        "skipped_updates": int(training.skipped[1]),
-        "scaler": training.scaler.state_dict(),
-        "watch": {
-            "best_step": watch.best_step,
-            "best_loss": None if watch.best_step is None else watch.best_loss,
-            "num_since": watch.num_since,
+        "step": state.step,
+        "num_samples": state.num_samples,
+        "micro_batch": state.micro_batch,
+        "streams": state.streams,
+        "skipped_updates": int(state.skipped[1]),
+        "scaler": state.scaler.state_dict(),
+        EARLY_STOPPING: {
+            "best_step": early_stopping.best_step,
+            "best_loss": None if early_stopping.best_step is None else early_stopping.best_loss,
+            "num_since": early_stopping.num_since,
         },
     }
 
 
-def load_training(training: Training, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """What training_numbers and training_tensors gave, from elsewhere.
+def load_state(state: TrainingState, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Restore what `state_numbers` and `state_tensors` returned.
 
-    Raises KeyError, TypeError or ValueError for what they would not have given.
+    Raises KeyError, TypeError or ValueError if they did not return it.
     """
-    for name, tensor in slots(training):
+    for name, tensor in optimizer_tensors(state):
         if tensor.shape != tensors[name].shape:
-            raise ValueError(f"{name} is {tuple(tensors[name].shape)}, wanted {tuple(tensor.shape)}")
+            raise ValueError(f"{name} must have the shape {tuple(tensor.shape)}, got {tuple(tensors[name].shape)}")
         tensor.copy_(tensors[name])
-    watch = numbers["watch"]
-    best_step = _number(watch["best_step"], int) if watch["best_step"] is not None else None
-    best_loss = math.inf if best_step is None else _number(watch["best_loss"], float)
-    reference = tensors[REFERENCE].clone() if REFERENCE in tensors else None
-    training.early_stopping = EarlyStopping(
-        best_step=best_step, best_loss=best_loss, num_since=_number(watch["num_since"], int), reference=reference
-    )
-    if numbers["scaler"] and training.scaler.is_enabled():
-        training.scaler.load_state_dict(_scaler_state(numbers["scaler"]))
-    training.micro_batch = None if numbers["micro_batch"] is None else _number(numbers["micro_batch"], int)
+    state.early_stopping = _load_early_stopping(numbers[EARLY_STOPPING], tensors)
+    if numbers["scaler"] and state.scaler.is_enabled():
+        state.scaler.load_state_dict(_load_scaler(numbers["scaler"]))
+    state.micro_batch = None if numbers["micro_batch"] is None else _check_number(numbers["micro_batch"], int)
     streams = numbers["streams"]
-    if streams is not None and not (isinstance(streams, list) and all(isinstance(state, dict) for state in streams)):
-        raise ValueError(f"streams is {streams!r:.40}, wanted a list of objects")
-    training.streams = streams
-    training.step, training.num_samples = _number(numbers["step"], int), _number(numbers["num_samples"], int)
-    training.skipped.copy_(torch.tensor([0, _number(numbers["skipped_updates"], int)]))
+    if streams is not None and not (isinstance(streams, list) and all(isinstance(item, dict) for item in streams)):
+        raise ValueError(f"streams must be a list of objects, got {streams!r:.40}")
+    state.streams = streams
+    state.step, state.num_samples = _check_number(numbers["step"], int), _check_number(numbers["num_samples"], int)
+    state.skipped.copy_(torch.tensor([0, _check_number(numbers["skipped_updates"], int)]))
 
 
-def _scaler_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    kinds: dict[str, Callable[[Any], Any]] = {"scale": float, "growth_factor": float, "backoff_factor": float} | {
-        "growth_interval": int
-    }
-    found = {key: _number(state[key], kind) for key, kind in kinds.items()} | {
-        "_growth_tracker": _number(state["_growth_tracker"], int)
-    }
-    if not (
-        found["scale"] > 0 and found["growth_factor"] > 1 > found["backoff_factor"] > 0 and found["growth_interval"] > 0
-    ):
-        raise ValueError(f"scaler is {found}, which none could work with")
-    return found
+def _load_early_stopping(numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> EarlyStopping:
+    best_step = None if numbers["best_step"] is None else _check_number(numbers["best_step"], int)
+    return EarlyStopping(
+        best_step=best_step,
+        best_loss=math.inf if best_step is None else _check_number(numbers["best_loss"], float),
+        num_since=_check_number(numbers["num_since"], int),
+        reference=tensors[REFERENCE].clone() if REFERENCE in tensors else None,
+    )
 
 
-def _number(value: Any, kind: Callable[[Any], Any]) -> Any:
+def _load_scaler(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    loaded = {key: _check_number(numbers[key], float) for key in ("scale", "growth_factor", "backoff_factor")}
+    loaded |= {key: _check_number(numbers[key], int) for key in ("growth_interval", "_growth_tracker")}
+    is_usable = loaded["scale"] > 0 and loaded["growth_factor"] > 1 > loaded["backoff_factor"] > 0
+    if not is_usable or loaded["growth_interval"] < 1:
+        raise ValueError(f"scaler has values that a gradient scaler cannot work with: {loaded}")
+    return loaded
+
+
+def _check_number(value: Any, kind: Callable[[Any], Any]) -> Any:
+    """Return `value`.
+
+    Raise ValueError unless it has the type `kind` and is finite and at least 0.
+    """
     if type(value) is not kind or not 0 <= value < math.inf:
-        raise ValueError(f"got {value!r:.40}, wanted a number of the kind {kind.__name__}, 0 or more")
+        raise ValueError(f"expected a number of type {kind.__name__} that is 0 or more, got {value!r:.40}")
     return value
 
 
-def broadcast_state(training: Training, world: World) -> None:
-    """Bring every process to where the main one is."""
-    world.broadcast_tensors(
-        [*training.model.state_dict().values(), *(tensor for _, tensor in slots(training)), training.skipped]
+def broadcast_state(state: TrainingState, world: World) -> None:
+    """Overwrite the state of every process with the main one's."""
+    tensors = [*state.model.state_dict().values(), *(tensor for _, tensor in optimizer_tensors(state)), state.skipped]
+    world.broadcast_tensors(tensors)
+    state.streams = world.broadcast(state.streams)
+    scaler = state.scaler.state_dict()
+    # float64 represents whole numbers exactly up to 2**53.
+    numbers = torch.tensor(
+        [
+            state.step,
+            state.num_samples,
+            state.micro_batch or 0,
+            scaler.get("scale", 0),
+            scaler.get("_growth_tracker", 0),
+        ],
+        dtype=torch.float64,
     )
-    training.streams = world.broadcast(training.streams)
-    scaler = training.scaler.state_dict()
-    numbers = [
-        training.step,
-        training.num_samples,
-        training.micro_batch or 0,
-        scaler.get("scale", 0.0),
-        scaler.get("_growth_tracker", 0),
-    ]
-    told = torch.tensor(numbers, dtype=torch.float64)  # whole numbers are exact in it up to 2**53
-    world.broadcast_tensors([told])
-    training.step, training.num_samples, training.micro_batch = int(told[0]), int(told[1]), int(told[2]) or None
+    world.broadcast_tensors([numbers])
+    state.step, state.num_samples, state.micro_batch = int(numbers[0]), int(numbers[1]), int(numbers[2]) or None
     if scaler:
-        training.scaler.load_state_dict(scaler | {"scale": told[3].item(), "_growth_tracker": int(told[4])})
+        state.scaler.load_state_dict(scaler | {"scale": numbers[3].item(), "_growth_tracker": int(numbers[4])})

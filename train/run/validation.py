@@ -1,4 +1,11 @@
-"""The loss on the fixed validation windows, what follows from it, and whether it still falls."""
+"""The validation loss, its standard error, and early stopping that ignores noise.
+
+Every evaluation of a run reads the same windows. Two evaluations are compared window by window: a window that is hard is hard
+for both, so the standard error of the mean difference is a small fraction of either evaluation's own. An evaluation counts as
+better if its loss is lower by more than two of these standard errors, which happens by chance once in forty times.
+
+Shapes: W validation windows.
+"""
 
 from __future__ import annotations
 
@@ -14,52 +21,53 @@ from train.core.distributed import World
 from train.data.batches import ValidationWindows
 from train.model.base import evaluation_mode
 
-LARGEST_EXPONENT = 700  # beyond, exp is more than a float holds
-# Standard errors of the difference that an improvement must exceed: by chance, one in forty does.
-NOISE = 2.0
+MAX_EXPONENT = 700  # math.exp overflows above about 709
+MIN_STANDARD_ERRORS = 2.0  # by which an improvement must exceed 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strata:
-    """Which windows come from which build, and the share of each build: evaluations weigh builds as training does."""
+    """Which windows come from which build, and the builds' shares: evaluations weigh builds as training does."""
 
-    source: np.ndarray  # (W,) the number of each window's build
+    build_index: np.ndarray  # (W,) int64
     shares: tuple[float, ...]
 
     def means(self, values: Tensor) -> list[float]:
-        """The mean of `values`, (W,), over the windows of each build."""
+        """Return the mean of `values`, (W,), over the windows of each build."""
         return [part.mean().item() for part in self._parts(values)]
 
     def mean_and_stderr(self, values: Tensor) -> tuple[float, float | None]:
-        """The mean of `values`, (W,), and its standard error, of a stratified sample; None where a build has one window."""
+        """Return the weighted mean of `values`, (W,), and its standard error (stratified sampling).
+
+        The standard error is None if a build has one window only.
+        """
         parts = self._parts(values)
         mean = math.fsum(share * part.mean().item() for share, part in zip(self.shares, parts, strict=True))
         if min(map(len, parts)) < 2:
             return mean, None
-        variance = math.fsum(
-            share**2 * part.var().item() / len(part) for share, part in zip(self.shares, parts, strict=True)
-        )
+        variances = (part.var().item() / len(part) for part in parts)
+        variance = math.fsum(share**2 * value for share, value in zip(self.shares, variances, strict=True))
         return mean, math.sqrt(variance)
 
     def _parts(self, values: Tensor) -> list[Tensor]:
         exact = values.double()
-        return [exact[torch.from_numpy(self.source == number)] for number in range(len(self.shares))]
+        return [exact[torch.from_numpy(self.build_index == index)] for index in range(len(self.shares))]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Losses are in nats a token. `stderr` is of the mean over windows; None where a build has one window."""
+    """The result of an evaluation. Losses are in nats per token."""
 
     loss: float
-    stderr: float | None
-    bits_per_byte: float | None  # None where a split has no text, only control tokens
-    by_build: dict[str, float]  # the loss on each build of a mixture; of one build: empty
-    losses: Tensor = field(compare=False)  # (W,) float32 on the CPU, each window's mean
+    stderr: float | None  # of the mean over windows; None if a build has one window only
+    bits_per_byte: float | None  # None if a split has control tokens only
+    by_build: dict[str, float]  # the loss on each build of a mixture; empty for one build
+    losses: Tensor = field(compare=False)  # (W,) float32 on the CPU: the mean of each window
     strata: Strata = field(compare=False)
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.loss) if self.loss < LARGEST_EXPONENT else math.inf
+        return math.exp(self.loss) if self.loss < MAX_EXPONENT else math.inf
 
 
 @torch.no_grad()
@@ -71,69 +79,70 @@ def evaluate(
     autocast: AbstractContextManager[object],
     world: World | None = None,
 ) -> Evaluation:
-    """Mean loss over every target of every window, under the precision of training (`autocast`); shared out among `world`.
+    """Return the mean loss over all targets of all windows, computed in the precision of training (`autocast`).
 
-    Draws nothing from any random generator, and leaves the model in the mode it was in.
+    The windows are shared among the processes of `world`. Draws no random numbers, and restores the model's mode.
     """
     world = world or World()
     device = next(model.parameters()).device
-    losses = torch.zeros(data.num_windows, device=device)
+    losses = torch.zeros(data.num_windows, device=device)  # (W,)
     with evaluation_mode(model):
-        for numbers, (ids, targets, documents) in data.batches(batch_size, rank=world.rank, num_ranks=world.size):
+        for indices, (ids, targets, documents) in data.batches(batch_size, rank=world.rank, num_ranks=world.size):
             with autocast:
-                _, losses[torch.from_numpy(numbers).to(device)] = model(ids, targets, documents)
+                _, losses[torch.from_numpy(indices).to(device)] = model(ids, targets, documents)
     return summarize(world.all_reduce_sum(losses).cpu(), data)
 
 
 def summarize(losses: Tensor, data: ValidationWindows) -> Evaluation:
-    """`losses`: (W,) float32, the mean of each window. Windows are equally long, so their mean weighs every token alike."""
-    strata = Strata(source=data.source, shares=data.shares)
+    """Return the Evaluation of `losses`, (W,) float32: the mean of each window.
+
+    All windows have the same length, so the mean over windows weighs every token equally.
+    """
+    strata = Strata(build_index=data.build_index, shares=data.shares)
     loss, stderr = strata.mean_and_stderr(losses)
     means = strata.means(losses)
-    by_build = dict(zip(data.names, means, strict=True)) if len(means) > 1 else {}
-    bits_per_byte = None
-    if all(split["text_bytes"] for split in data.splits):
-        per_byte = (
-            mean / math.log(2) * split["tokens"] / split["text_bytes"]
-            for mean, split in zip(means, data.splits, strict=True)
-        )
-        bits_per_byte = math.fsum(share * bits for share, bits in zip(data.shares, per_byte, strict=True))
     return Evaluation(
-        loss=loss, stderr=stderr, bits_per_byte=bits_per_byte, by_build=by_build, losses=losses, strata=strata
+        loss=loss,
+        stderr=stderr,
+        bits_per_byte=_bits_per_byte(means, data),
+        by_build=dict(zip(data.names, means, strict=True)) if len(means) > 1 else {},
+        losses=losses,
+        strata=strata,
     )
 
 
-def is_better(losses: Tensor, than: Tensor, strata: Strata) -> bool:
-    """Whether the loss is lower by more than noise. Both: (W,), of the same windows, whose differences vary far less than they do.
+def _bits_per_byte(means: list[float], data: ValidationWindows) -> float | None:
+    """Return the loss per byte of text instead of per token, in bits, from each build's mean loss."""
+    if not all(split["text_bytes"] for split in data.splits):
+        return None
+    tokens_per_byte = [split["tokens"] / split["text_bytes"] for split in data.splits]
+    bits = (mean / math.log(2) * ratio for mean, ratio in zip(means, tokens_per_byte, strict=True))
+    return math.fsum(share * value for share, value in zip(data.shares, bits, strict=True))
 
-    A window that is hard is hard for both: of two evaluations of one run, the standard error of the mean difference is a
-    small part of either one's own.
-    """
-    gain, stderr = strata.mean_and_stderr(than - losses)
-    return gain > NOISE * (stderr or 0.0)
+
+def is_better(losses: Tensor, reference: Tensor, strata: Strata) -> bool:
+    """Return whether `losses` are lower than `reference` by more than noise. Both are (W,), of the same windows."""
+    gain, stderr = strata.mean_and_stderr(reference - losses)
+    return gain > MIN_STANDARD_ERRORS * (stderr or 0.0)
 
 
 @dataclass
 class EarlyStopping:
-    """The best evaluation so far, and how many there were since one that beat the ones before beyond noise."""
+    """The best evaluation so far, and the number of evaluations since the last one that was better beyond noise."""
 
     best_step: int | None = None
     best_loss: float = math.inf
     num_since: int = 0
-    reference: Tensor | None = (
-        None  # (W,) float32: the windows' losses in the last evaluation that was better beyond noise
-    )
+    reference: Tensor | None = None  # (W,) float32: the losses of the last evaluation that was better beyond noise
 
-    def see(self, step: int, evaluation: Evaluation) -> bool:
-        """Take note of an evaluation; returns whether its loss is the lowest so far."""
+    def update(self, step: int, evaluation: Evaluation) -> bool:
+        """Record an evaluation. Return whether its loss is the lowest so far."""
         if not math.isfinite(evaluation.loss):
             return False
-        if (
-            self.reference is None
-            or len(self.reference) != len(evaluation.losses)
-            or is_better(evaluation.losses, self.reference, evaluation.strata)
-        ):
-            self.reference, self.num_since = evaluation.losses, 0
+        losses = evaluation.losses
+        is_comparable = self.reference is not None and len(self.reference) == len(losses)
+        if self.reference is None or not is_comparable or is_better(losses, self.reference, evaluation.strata):
+            self.reference, self.num_since = losses, 0
         else:
             self.num_since += 1
         if evaluation.loss >= self.best_loss:
@@ -141,5 +150,6 @@ class EarlyStopping:
         self.best_step, self.best_loss = step, evaluation.loss
         return True
 
-    def is_out_of(self, patience: int | None) -> bool:
+    def is_exhausted(self, patience: int | None) -> bool:
+        """Return whether `patience` evaluations have passed without an improvement beyond noise."""
         return patience is not None and self.num_since >= patience

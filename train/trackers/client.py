@@ -1,237 +1,239 @@
-"""TensorBoard, MLflow and Weights & Biases: told what metrics.jsonl is told, and never in a run's way.
+"""Send the metrics of a run to TensorBoard, MLflow and Weights & Biases without disturbing it.
 
-Each lives in a process of its own, tracker_process.py. So what it imports, patches, prints or waits for touches no run, and
-one that hangs can be killed.
+Each tracker runs in a separate worker process (worker.py). Its library may patch modules, print,
+start threads or wait for a server, but this does not affect the training process; a worker that
+hangs can simply be killed. The training loop only puts events into a queue. A thread per tracker
+takes them from the queue, writes them to the worker, and waits for the answer.
+
+A tracker is switched off for the rest of the run, with one warning, when its worker reports an
+error, exits, takes longer than MAX_CALL_S for an answer, or lets MAX_QUEUED_EVENTS pile up. At the
+end of a run `close` waits at most MAX_CLOSE_S.
+
+No row is lost by this: metrics.jsonl holds all of them. When a run continues, every tracker is sent
+all rows so far (`history`), and its worker drops those that it has sent before (progress_file.py).
+`send_missing_rows` does the same for a finished run.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
-import os
 import queue
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from preprocess.errors import MisuseError
 from preprocess.shards.files import parse_json, readable_json, write_durable
-from train.trackers.redact import describe
+from train.trackers.protocol import MAX_CALL_S, MAX_CLOSE_S, TENSORBOARD_DIR, TRACKERS_DIR, Event
+from train.trackers.redact import describe_error
 
-TRACKERS_DIR, TENSORBOARD_DIR = "trackers", "tensorboard"  # of a run: how each tracker calls it; TensorBoard's files
-PROCESS = Path(__file__).with_name("worker.py")
-MOST_CALL_S = (
-    60.0  # that a tracker may take over one answer: MLflow's first, which makes its database, took 14 on 2 busy cores
-)
-MOST_END_S = 60.0  # that the end of a run waits for all of them
-MOST_QUIET_S = 3.0  # that it waits without a word
-MOST_WAITING = 20_000  # events that a tracker may lag behind
-MOST_AT_ONCE = 500  # events a line; MLflow takes 1,000 metrics a request, a row has at most a few
-Event = dict[str, Any]
+WORKER_SCRIPT = Path(__file__).with_name("worker.py")
+MAX_SILENT_WAIT_S = 3.0  # `close` waits this long before it says what it is waiting for
+MAX_QUEUED_EVENTS = 20_000
+MAX_EVENTS_PER_LINE = 500  # a few metrics per row make about one full request of MLflow
 
 
-def check_trackers(names: Sequence[str], *, named_by: str = "track") -> None:
-    """Raise MisuseError where one is not installed; `named_by` is the setting that wants them."""
-    for name in names:
-        if not _is_installed(name):
-            raise MisuseError(
-                f"{named_by} wants {name}, which is not installed; pip install 'folio-lm[{name}]', or leave it out"
-            )
-    if "mlflow" in names and not os.environ.get("MLFLOW_TRACKING_URI") and not _is_installed("sqlalchemy"):
-        raise MisuseError(
-            f"{named_by} wants mlflow, MLFLOW_TRACKING_URI names no server, and mlflow-skinny keeps no runs of its own; "
-            "set it, or pip install 'folio-lm[mlflow]'"
-        )
-
-
-def forget_trackers(out_dir: Path) -> None:
-    """Make the run that begins in `out_dir` another one than before, to trackers that it names now or later."""
+def reset_trackers(out_dir: Path) -> None:
+    """Delete the trackers' files in `out_dir`, so that they see the next run there as a new one."""
     for path in [*(out_dir / TRACKERS_DIR).glob("*.json"), *(out_dir / TENSORBOARD_DIR).glob("events.out.tfevents.*")]:
         path.unlink(missing_ok=True)
 
 
-def _is_installed(name: str) -> bool:
-    spec = importlib.util.find_spec(name)
-    return spec is not None and spec.origin is not None  # a folder `wandb` in which runs lie is no library
-
-
-def tell_the_rest(
+def send_missing_rows(
     names: Iterable[str],
     out_dir: Path,
     *,
-    about: Mapping[str, Any],
+    run_info: Mapping[str, Any],
     rows: list[dict[str, Any]],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> list[str]:
-    """Tell trackers what they were not told of a run that is finished; returns which now were. `about`, `warn`: as Trackers'."""
+    """Send the rows of a finished run to the trackers that have not received all of them.
+
+    Returns the names of the trackers that were incomplete before and are complete now. `run_info`
+    and `warn` are as in Trackers, `log` as in Trackers.close.
+    """
     if not rows:
         return []
-    last = rows[-1]["step"]
-    behind = [name for name in names if _told_to(out_dir, name) != last]
-    trackers = Trackers(behind, out_dir, about=about, step=last, history=rows, warn=warn)
-    trackers.close("finished", say=say)
-    return [name for name in behind if _told_to(out_dir, name) == last]
+    last_step = rows[-1]["step"]
+    incomplete = [name for name in names if _read_finished_step(out_dir, name) != last_step]
+    trackers = Trackers(incomplete, out_dir, run_info=run_info, step=last_step, history=rows, warn=warn)
+    trackers.close("finished", log=log)
+    return [name for name in incomplete if _read_finished_step(out_dir, name) == last_step]
 
 
-def _told_to(out_dir: Path, name: str) -> int | None:
-    """The last step of a run that a tracker was told to its end; None where it was not."""
+def _finished_file(out_dir: Path, name: str) -> Path:
+    """The path of a file with the run's last step. It is written when the tracker has all rows."""
+    return out_dir / TRACKERS_DIR / f"{name}.finished.json"
+
+
+def _read_finished_step(out_dir: Path, name: str) -> int | None:
     try:
-        return int(parse_json((out_dir / TRACKERS_DIR / f"{name}.finished.json").read_bytes())["step"])
+        return int(parse_json(_finished_file(out_dir, name).read_bytes())["step"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None
 
 
 class Trackers:
-    """All trackers of a run. Nothing here raises or waits, but for `close`, which waits at most MOST_END_S."""
+    """All trackers of a run. No method raises; only `close` waits, for at most MAX_CLOSE_S."""
 
     def __init__(
         self,
         names: Iterable[str],
         out_dir: Path,
         *,
-        about: Mapping[str, Any],
+        run_info: Mapping[str, Any],
         step: int,
         history: list[dict[str, Any]] | None,
         warn: Callable[[str], None],
     ) -> None:
-        """`about`: the settings as `config`, `build_id` and `build_name`. `step`: as Report's.
+        """Start a worker process for each name.
 
-        `history`: the rows of the run that is continued, up to `step`, for trackers that were not told all; None of a new run.
+        `run_info` holds the settings as `config`, `build_id` and `build_name`. `step` is the number
+        of steps done, or -1 if not even the initial model has been evaluated. `history` holds the
+        rows up to `step` of the run that is continued, None if the run is new. `warn` is called
+        with one line for each tracker that fails.
         """
-        begin = {"event": "begin", "out_dir": str(out_dir), "step": step, "is_new": history is None, **about}
-        self._warn, self._out_dir, self._last = warn, out_dir, step
-        self._trackers = [_Tracker(name, begin, most_waiting=MOST_WAITING + len(history or [])) for name in names]
+        begin = {"event": "begin", "out_dir": str(out_dir), "step": step, "is_new": history is None, **run_info}
+        self._warn, self._out_dir, self._last_step = warn, out_dir, step
+        max_queued = MAX_QUEUED_EVENTS + len(history or [])
+        self._trackers = [_TrackerProcess(name, begin, max_queued=max_queued) for name in names]
         for row in history or []:
-            self.row(row["step"], {key: value for key, value in row.items() if key != "step"})
+            self.log_row(row["step"], {key: value for key, value in row.items() if key != "step"})
 
-    def row(self, step: int, values: Mapping[str, float | None]) -> None:
-        """What is no finite number is left out."""
-        self._last = step
-        told = {key: value for key, value in values.items() if value is not None and abs(value) <= sys.float_info.max}
-        self._send({"event": "row", "step": step, "time_s": time.time(), "values": told})
+    def log_row(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Send the metrics of a step. Values that are missing or not finite are left out."""
+        self._last_step = step
+        finite = {key: value for key, value in values.items() if value is not None and abs(value) <= sys.float_info.max}
+        self._send({"event": "row", "step": step, "time_s": time.time(), "values": finite})
 
-    def sample(self, step: int, text: str) -> None:
-        self._send({"event": "sample", "step": step, "time_s": time.time(), "text": text})
+    def log_completion(self, step: int, text: str) -> None:
+        """Send a text that the model generated after `step`."""
+        self._send({"event": "completion", "step": step, "time_s": time.time(), "text": text})
 
-    def rolled_back(self, step: int) -> None:
-        """What was told of later steps is undone."""
-        self._send({"event": "back", "step": step})
+    def roll_back(self, step: int) -> None:
+        """Send that the run returned to the checkpoint of `step` and repeats what followed it."""
+        self._send({"event": "rollback", "step": step})
 
-    def close(self, status: str, say: Callable[[str], None] = lambda _: None) -> None:
-        """`status`: finished, failed or killed. Waits until all is told; `say` is told of it where that takes a while."""
+    def close(self, status: str, log: Callable[[str], None] = lambda _: None) -> None:
+        """Wait until the workers have handled all events, and kill them after MAX_CLOSE_S.
+
+        `status` is finished, failed or killed. If waiting takes more than MAX_SILENT_WAIT_S, `log`
+        is called with one line.
+        """
         self._send({"event": "end", "status": status})
-        deadline = time.monotonic() + MOST_END_S
-        if slow := [
-            tracker.name for tracker in self._trackers if not tracker.ends_by(deadline - MOST_END_S + MOST_QUIET_S)
-        ]:
-            say(f"waiting for {', '.join(slow)}, {MOST_END_S:g} s at most")
+        ended_at = time.monotonic()
+        if slow := [tracker.name for tracker in self._trackers if not tracker.wait(ended_at + MAX_SILENT_WAIT_S)]:
+            log(f"waiting up to {MAX_CLOSE_S:g} s for {', '.join(slow)}")
         for tracker in self._trackers:
-            tracker.join(deadline - time.monotonic())
-        self._give_up()
+            tracker.close(ended_at + MAX_CLOSE_S)
+        self._drop_failed()
         for tracker in self._trackers if status == "finished" else []:
-            with contextlib.suppress(OSError):  # without it, the same is told once more, and left out there
-                write_durable(
-                    self._out_dir / TRACKERS_DIR / f"{tracker.name}.finished.json", readable_json({"step": self._last})
-                )
+            # Without this file, the same command sends all rows again, and the worker drops them as
+            # already sent.
+            with contextlib.suppress(OSError):
+                write_durable(_finished_file(self._out_dir, tracker.name), readable_json({"step": self._last_step}))
 
     def _send(self, event: Event) -> None:
         for tracker in self._trackers:
             tracker.send(event)
-        self._give_up()
+        self._drop_failed()
 
-    def _give_up(self) -> None:
+    def _drop_failed(self) -> None:
         failed = [tracker for tracker in self._trackers if tracker.failure]
         self._trackers = [tracker for tracker in self._trackers if tracker not in failed]
         for tracker in failed:
-            reason = f"{tracker.name} is switched off for the rest of this run: {tracker.failure}"
-            self._warn(f"{reason}; once that is put right, the same command tells it what it misses")
+            self._warn(
+                f"{tracker.name} is switched off for the rest of this run: {tracker.failure}; "
+                "after fixing that, run the same command again to send the missing rows"
+            )
 
 
-class _Tracker:
-    """One tracker's process, and the thread that tells it what waits. `failure` is why it is given up."""
+class _TrackerProcess:
+    """The worker process of one tracker, and the thread that writes the queued events to it."""
 
-    def __init__(self, name: str, begin: Event, *, most_waiting: int) -> None:
-        self.name, self._most_waiting = name, most_waiting
-        self.failure: str | None = None
-        self._waiting: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._asked_s: float | None = None  # when the answer that is waited for was asked
-        self._waiting.put(begin)
-        self._thread = threading.Thread(target=self._serve, name=f"tracker {name}", daemon=True)
+    def __init__(self, name: str, begin: Event, *, max_queued: int) -> None:
+        self.name, self._max_queued = name, max_queued
+        self.failure: str | None = None  # the reason, as soon as the tracker has failed
+        self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._call_began_at: float | None = None  # by time.monotonic; only during a call
+        self._queue.put(begin)
+        self._thread = threading.Thread(target=self._run, name=f"tracker {name}", daemon=True)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, str(PROCESS), name, begin["out_dir"]],
+                [sys.executable, str(WORKER_SCRIPT), name, begin["out_dir"]],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C at the terminal is for the run, which tells how it ended
+                start_new_session=True,  # Ctrl-C is for the run alone, which then sends the event "end"
             )
             self._thread.start()
         except (OSError, RuntimeError) as e:
-            self.failure = describe(e)
+            self.failure = describe_error(e)
 
     def send(self, event: Event) -> None:
-        asked_s = self._asked_s
-        if asked_s is not None and time.monotonic() - asked_s > MOST_CALL_S:
-            self._end(f"no answer for {MOST_CALL_S:g} s")
-        elif self._waiting.qsize() >= self._most_waiting:
-            self._end(f"{self._most_waiting:,} rows behind the run")
+        """Queue an event, unless the worker hangs or lags: then kill it."""
+        call_began_at = self._call_began_at  # read once, the thread changes it
+        if call_began_at is not None and time.monotonic() - call_began_at > MAX_CALL_S:
+            self._kill(f"no answer for {MAX_CALL_S:g} s")
+        elif self._queue.qsize() >= self._max_queued:
+            self._kill(f"{self._max_queued:,} rows are waiting to be sent")
         elif self.failure is None:
-            self._waiting.put(event)
+            self._queue.put(event)
 
-    def ends_by(self, deadline: float) -> bool:
-        """Whether the last event is answered until then, by time.monotonic."""
+    def wait(self, deadline: float) -> bool:
+        """Wait for the answer to the last event. Returns whether it or a failure came in time."""
         if self.failure is None:
             self._thread.join(max(deadline - time.monotonic(), 0))
         return self.failure is not None or not self._thread.is_alive()
 
-    def join(self, timeout_s: float) -> None:
-        """Wait until the last event is answered, then end the process if it has not ended."""
-        if self.failure is None:
-            self._thread.join(max(timeout_s, 0))
-            if self._thread.is_alive():
-                self._end(f"it did not end within {MOST_END_S:g} s of the run")
+    def close(self, deadline: float) -> None:
+        """Wait for the answer to the last event, and kill the worker at `deadline`."""
+        if not self.wait(deadline):
+            self._kill(f"it did not finish within {MAX_CLOSE_S:g} s after the run ended")
 
-    def _end(self, failure: str) -> None:
+    def _kill(self, failure: str) -> None:
         self.failure = self.failure or failure
         self._process.kill()
 
-    def _serve(self) -> None:
+    def _run(self) -> None:
         try:
-            while self._tell(self._take()):
+            while self._call(self._next_events()):
                 pass
-            self._process.communicate(timeout=MOST_END_S)
-        except Exception as e:  # whatever it is, it is not the run's
-            self._end(describe(e))
+            self._process.communicate(timeout=MAX_CLOSE_S)
+        except Exception as e:  # no error of a tracker may end the run
+            self._kill(describe_error(e))
             self._process.communicate()
 
-    def _take(self) -> list[Event]:
-        """All events that wait, or the next."""
-        events = [self._waiting.get()]
+    def _next_events(self) -> list[Event]:
+        """Wait for an event, and return it with those queued after it."""
+        events = [self._queue.get()]
         with contextlib.suppress(queue.Empty):
-            while len(events) < MOST_AT_ONCE:
-                events.append(self._waiting.get_nowait())
+            while len(events) < MAX_EVENTS_PER_LINE:
+                events.append(self._queue.get_nowait())
         return events
 
-    def _tell(self, events: list[Event]) -> bool:
-        """Returns whether more is to come. Raises whatever goes wrong."""
+    def _call(self, events: list[Event]) -> bool:
+        """Send one line of events and wait for the answer.
+
+        Returns whether more events follow. Raises if anything fails.
+        """
         assert self._process.stdin and self._process.stdout
-        self._asked_s = time.monotonic()
+        self._call_began_at = time.monotonic()
         try:
             self._process.stdin.write(json.dumps(events).encode() + b"\n")
             self._process.stdin.flush()
-            answer = self._process.stdout.readline()
+            line = self._process.stdout.readline()
         except BrokenPipeError:
-            answer = self._process.stdout.readline()  # it may have said why
-        if not answer:
+            line = self._process.stdout.readline()  # the reason, if the worker wrote one
+        if not line:
             raise RuntimeError(f"its process ended with status {self._process.wait()}")
-        said = json.loads(answer)
-        if "error" in said:
-            raise RuntimeError(said["error"])
-        self._asked_s = None
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        self._call_began_at = None
         return events[-1]["event"] != "end"

@@ -1,4 +1,4 @@
-"""MLflow: a run on the server that MLFLOW_TRACKING_URI names, or where MLflow keeps runs by default."""
+"""MLflow: runs are stored on the server MLFLOW_TRACKING_URI, by default in the working folder."""
 
 from __future__ import annotations
 
@@ -10,66 +10,72 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from preprocess.shards.files import readable_json
-from train.trackers.client import MOST_CALL_S, Event
-from train.trackers.progress_file import DEFAULT_PROJECT, Told, keep_run_id, read_run_id, run_name
+from train.trackers.progress_file import DEFAULT_PROJECT, SentSteps, get_run_name, read_run_id, write_run_id
+from train.trackers.protocol import MAX_CALL_S, Event
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-METRICS_A_REQUEST = 1_000  # that MLflow takes
-LOCK_FILE = ".mlflow.lock"  # in the working folder, where MLflow's own file is
-PARAM_CHARACTERS = 500  # that every server since 2.0 takes
-ENDS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}  # of a run, and what MLflow calls it
+RUN_ID_FILE = "mlflow.json"
+DATABASE_LOCK = ".mlflow.lock"  # in the working folder, beside MLflow's default database
+MAX_METRICS_PER_REQUEST = 1_000  # MLflow's limit
+MAX_PARAM_CHARACTERS = 500  # the limit of every server since 2.0
+STATUSES = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}  # ours: MLflow's
 
 
 def open_client() -> MlflowClient:
-    """Raises whatever MLflow does."""
-    # Its own defaults, 120 s and 7 times, would outlast all patience, and the reason would not be told.
+    """Return an MLflow client with short timeouts. Raises any exception that MLflow raises."""
+    # MLflow's defaults, 120 s and 7 retries, exceed MAX_CALL_S: the worker would be killed before
+    # it could report the reason.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.tracking import MlflowClient
 
-    is_file = (os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:").startswith("sqlite:")
-    # Of two processes that make the tables of one file at once, one fails.
-    with FileLock(LOCK_FILE, timeout=MOST_CALL_S) if is_file else nullcontext():
+    is_sqlite = (os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:").startswith("sqlite:")
+    # If two processes create the tables of one SQLite file at the same time, one of them fails.
+    with FileLock(DATABASE_LOCK, timeout=MAX_CALL_S) if is_sqlite else nullcontext():
         return MlflowClient()
 
 
-def experiment_id(client: MlflowClient, default: str) -> str:
-    """Of the experiment that MLFLOW_EXPERIMENT_NAME names, else of `default`; made where it is not there."""
+def find_or_create_experiment(client: MlflowClient, default_name: str) -> str:
+    """Return the id of the experiment MLFLOW_EXPERIMENT_NAME, by default of `default_name`."""
     from mlflow.exceptions import MlflowException
 
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or default
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or default_name
     if (experiment := client.get_experiment_by_name(name)) is not None:
         return str(experiment.experiment_id)
     try:
         return str(client.create_experiment(name))
-    except MlflowException:  # another run that begins may have made it just now
+    except MlflowException:  # another run may have created it a moment ago
         if (experiment := client.get_experiment_by_name(name)) is None:
             raise
         return str(experiment.experiment_id)
 
 
-def metric_name(key: str) -> str:
-    """A metric's name in the letters that MLflow takes."""
+def format_metric_name(key: str) -> str:
+    """Replace the characters that MLflow does not accept in the name of a metric."""
     return re.sub(r"[^\w\-./ :]", "_", key, flags=re.ASCII)
 
 
 class MLflow:
+    """Logs to one MLflow run, over all restarts; see worker.Backend for the methods."""
+
     def __init__(self, begin: Event) -> None:
         self._client = open_client()
-        before = read_run_id(begin, "mlflow.json")
-        self._run_id: str = before if before and self._has(before) else self._create(begin)
-        keep_run_id(begin, "mlflow.json", self._run_id)
-        # Each name's newest value; a row that was on its way when an earlier process was killed may be there or not.
-        self._told = Told(
-            {metric.key: metric.step for metric in self._client.get_run(self._run_id).to_proto().data.metrics}
-        )
+        continued_id = read_run_id(begin, RUN_ID_FILE)
+        self._run_id = continued_id if continued_id and self._is_active(continued_id) else self._create_run(begin)
+        write_run_id(begin, RUN_ID_FILE, self._run_id)
+        # The server returns the newest value of each metric with its step. This is more reliable
+        # than a file: a request that was under way when an earlier worker was killed may have
+        # arrived or not.
+        newest = self._client.get_run(self._run_id).to_proto().data.metrics
+        self._sent = SentSteps({metric.key: metric.step for metric in newest})
         self._client.update_run(self._run_id, status="RUNNING")
-        self._describe(begin)
+        self._log_settings(begin)
 
-    def _has(self, run_id: str) -> bool:
+    def _is_active(self, run_id: str) -> bool:
+        """Whether the server has the run, and it has not been deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -79,43 +85,43 @@ class MLflow:
                 raise
             return False
 
-    def _create(self, begin: Event) -> str:
+    def _create_run(self, begin: Event) -> str:
         tags = {
             "build_id": begin["build_id"],
             "build_name": begin["build_name"],
             "mlflow.source.name": "train/train.py",
         }
-        experiment = experiment_id(self._client, DEFAULT_PROJECT)
-        return str(self._client.create_run(experiment, run_name=run_name(begin), tags=tags).info.run_id)
+        experiment = find_or_create_experiment(self._client, DEFAULT_PROJECT)
+        return str(self._client.create_run(experiment, run_name=get_run_name(begin), tags=tags).info.run_id)
 
-    def _describe(self, begin: Event) -> None:
-        """The settings: as parameters, of which MLflow lets none change, and as a file, which tells the newest."""
+    def _log_settings(self, begin: Event) -> None:
+        """Log the settings: as parameters, which MLflow cannot change, and as a file."""
         from mlflow.entities import Param
 
-        known = self._client.get_run(self._run_id).data.params
-        params = {key: str(value)[:PARAM_CHARACTERS] for key, value in begin["config"].items()}
+        logged = self._client.get_run(self._run_id).data.params
+        params = {key: str(value)[:MAX_PARAM_CHARACTERS] for key, value in begin["config"].items()}
         self._client.log_batch(
-            self._run_id, params=[Param(key, value) for key, value in params.items() if key not in known]
+            self._run_id, params=[Param(key, value) for key, value in params.items() if key not in logged]
         )
         self._client.log_text(self._run_id, readable_json(begin["config"]).decode(), "settings.json")
 
-    def rows(self, rows: list[Event]) -> None:
+    def log_rows(self, rows: list[Event]) -> None:
         from mlflow.entities import Metric
 
         metrics = [
-            Metric(metric_name(key), value, round(row["time_s"] * 1000), row["step"])
+            Metric(format_metric_name(key), value, round(row["time_s"] * 1000), row["step"])
             for row in rows
             for key, value in row["values"].items()
-            if self._told.is_new(metric_name(key), row["step"])
+            if self._sent.mark(format_metric_name(key), row["step"])
         ]
-        for start in range(0, len(metrics), METRICS_A_REQUEST):
-            self._client.log_batch(self._run_id, metrics=metrics[start : start + METRICS_A_REQUEST])
+        for start in range(0, len(metrics), MAX_METRICS_PER_REQUEST):
+            self._client.log_batch(self._run_id, metrics=metrics[start : start + MAX_METRICS_PER_REQUEST])
 
-    def sample(self, event: Event) -> None:
-        self._client.log_text(self._run_id, event["text"], f"samples/step-{event['step']:08d}.txt")
+    def log_completion(self, event: Event) -> None:
+        self._client.log_text(self._run_id, event["text"], f"completions/step-{event['step']:08d}.txt")
 
-    def rolled_back(self, step: int) -> None:
-        """Nothing: what was told stays."""
+    def roll_back(self, step: int) -> None:
+        """MLflow cannot delete values: the first value of a repeated step stays."""
 
     def end(self, status: str) -> None:
-        self._client.set_terminated(self._run_id, ENDS[status])
+        self._client.set_terminated(self._run_id, STATUSES[status])

@@ -1,4 +1,15 @@
-"""What a tracker's process remembers over restarts: what the run is called there, and what was told of it."""
+"""What a tracker keeps in the run directory: its id of the run, and which steps it has been sent.
+
+A run that continues sends all its earlier rows again, because it does not know which of them
+arrived before it was stopped. The worker must therefore recognise rows that it has sent already.
+Steps only increase between rollbacks, so one number per metric is enough: the last step at which it
+was sent. MLflow's server can be asked for this number. For TensorBoard and W&B, which only append
+to files, the worker stores it as RUN/trackers/NAME.told.json after every line of events.
+
+The file is written after the rows. If the worker is killed between the two, the rows of one line of
+events are sent twice. These files and TensorBoard's are not fsynced, so that after a crash of the
+machine a tracker may have more rows twice, or miss some; metrics.jsonl is complete.
+"""
 
 from __future__ import annotations
 
@@ -8,67 +19,73 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.shards.files import parse_json, readable_json, write_durable
-from train.trackers.client import TRACKERS_DIR, Event
+from train.trackers.protocol import TRACKERS_DIR, Event
 
 DEFAULT_PROJECT = "folio"
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
-class Told:
-    """Each value of each step once, over restarts."""
+class SentSteps:
+    """The last step at which each metric was sent: each value is sent once, even over restarts."""
 
-    def __init__(self, last: dict[str, int]) -> None:
-        """`last`: of each name the last step that has it."""
-        self.last = last
+    def __init__(self, last_steps: dict[str, int]) -> None:
+        self._last_steps = last_steps
 
     @classmethod
-    def kept_in(cls, path: Path) -> Told:
-        return cls({key: step for key, step in _read(path).items() if type(step) is int})
+    def load(cls, path: Path) -> SentSteps:
+        """Read what `save` wrote. If the file is missing or damaged, every value is unsent."""
+        return cls({key: step for key, step in _read_object(path).items() if type(step) is int})
 
-    def keep(self, path: Path) -> None:
-        """For trackers whose files cannot be asked. Not made durable: a machine that crashes may tell a few rows twice."""
-        aside = path.with_suffix(".partial")
-        aside.write_bytes(readable_json(self.last))
-        os.replace(aside, path)
+    def save(self, path: Path) -> None:
+        """Replace the file atomically, but without the cost of an fsync."""
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(readable_json(self._last_steps))
+        os.replace(partial, path)
 
-    def is_new(self, key: str, step: int) -> bool:
-        """Whether `key` of `step` is to be told; from now on it is told."""
-        if step <= self.last.get(key, -1):
+    def mark(self, key: str, step: int) -> bool:
+        """Mark `key` as sent at `step`. Returns whether it was unsent, and must be sent now."""
+        if step <= self._last_steps.get(key, -1):
             return False
-        self.last[key] = step
+        self._last_steps[key] = step
         return True
 
-    def new_values(self, row: Event) -> dict[str, float]:
-        return {key: value for key, value in row["values"].items() if self.is_new(key, row["step"])}
+    def mark_row(self, row: Event) -> dict[str, float]:
+        """Mark all values of a row as sent, and return those that were unsent."""
+        return {key: value for key, value in row["values"].items() if self.mark(key, row["step"])}
 
-    def cut(self, step: int) -> None:
-        """What was told of later steps is undone."""
-        self.last = {key: min(last, step) for key, last in self.last.items()}
+    def roll_back(self, step: int) -> None:
+        """Forget what was sent at later steps, because the tracker has discarded it."""
+        self._last_steps = {key: min(last_step, step) for key, last_step in self._last_steps.items()}
 
 
-def kept(begin: Event, name: str) -> Path:
-    """A file of a tracker's own in the run's folder."""
+def tracker_file(begin: Event, name: str) -> Path:
+    """The path of a file that a tracker keeps in the run directory."""
     return Path(begin["out_dir"]) / TRACKERS_DIR / name
 
 
+def sent_steps_file(begin: Event, tracker: str) -> Path:
+    """The path of the file for SentSteps."""
+    return tracker_file(begin, f"{tracker}.told.json")
+
+
 def read_run_id(begin: Event, name: str) -> str | None:
-    """How the tracker called the run that is continued; None where none is."""
-    run_id = None if begin["is_new"] else _read(kept(begin, name)).get("run_id")
+    """Return the tracker's id of the run, or None if the run is new or has no valid id."""
+    run_id = None if begin["is_new"] else _read_object(tracker_file(begin, name)).get("run_id")
     return run_id if isinstance(run_id, str) and RUN_ID.fullmatch(run_id) else None
 
 
-def keep_run_id(begin: Event, name: str, run_id: str) -> None:
-    write_durable(kept(begin, name), readable_json({"run_id": run_id}))
+def write_run_id(begin: Event, name: str, run_id: str) -> None:
+    write_durable(tracker_file(begin, name), readable_json({"run_id": run_id}))
 
 
-def run_name(begin: Event) -> str:
+def get_run_name(begin: Event) -> str:
     return Path(begin["out_dir"]).resolve().name
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """What a file of a tracker's own holds; nothing where it is not there, or was not written by it."""
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, or an empty one if the file is missing or damaged."""
     try:
-        saved = parse_json(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return saved if isinstance(saved, dict) else {}
+    return content if isinstance(content, dict) else {}

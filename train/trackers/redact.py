@@ -1,4 +1,4 @@
-"""What libraries say of their failures, as a line that holds no secret of the environment's."""
+"""Describe the errors of tracking libraries in one line, without passwords, tokens and keys."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ import re
 from collections.abc import Mapping
 
 from preprocess.errors import one_line
-from train.core.cli import reason
+from train.core.cli import describe_os_error
 
-MOST_CHARACTERS = 300
-SECRET = re.compile(r"(MLFLOW|WANDB|AWS|AZURE|DATABRICKS)_.*(PASSWORD|TOKEN|KEY|SECRET)", re.IGNORECASE)
+MAX_CHARACTERS = 300
+MIN_SECRET_CHARACTERS = 4  # replacing shorter values would make a message unreadable
+SECRET_VARIABLE = re.compile(r"(MLFLOW|WANDB|AWS|AZURE|DATABRICKS)_.*(PASSWORD|TOKEN|KEY|SECRET)", re.IGNORECASE)
 USER_INFO = re.compile(r"://[^/\s'\"]*@")
 
 
-def describe(error: BaseException) -> str:
-    """The first line of what an error says, and no more of it than a warning should hold."""
-    text = reason(error) if isinstance(error, OSError) else str(error)
-    lines = [line.strip() for line in without_secrets(text, os.environ).splitlines() if line.strip()]
-    return one_line(lines[0] if lines else type(error).__name__)[:MOST_CHARACTERS]
+def describe_error(error: BaseException) -> str:
+    """Return the first line of an error's message, without secrets, in at most MAX_CHARACTERS."""
+    text = describe_os_error(error) if isinstance(error, OSError) else str(error)
+    # Secrets are removed before the text is cut: a secret that is cut in half would not be
+    # recognised.
+    lines = [line.strip() for line in remove_secrets(text, os.environ).splitlines() if line.strip()]
+    return one_line(lines[0] if lines else type(error).__name__)[:MAX_CHARACTERS]
 
 
-def without_secrets(text: str, environment: Mapping[str, str]) -> str:
-    """`text` without what stands before the host of a URL, and without the environment's passwords, tokens and keys."""
-    _, _, rest = environment.get("MLFLOW_TRACKING_URI", "").partition("://")
-    user_info = rest.rpartition("@")[0]
-    secrets = [value for key, value in environment.items() if SECRET.fullmatch(key)]
-    for secret in sorted(
-        (s for s in [user_info, *user_info.split(":", 1), *secrets] if len(s) > 3), key=len, reverse=True
-    ):
+def remove_secrets(text: str, environment: Mapping[str, str]) -> str:
+    """Replace the secrets of `environment` in `text` by ***, and remove the user from each URL."""
+    _, _, uri_rest = environment.get("MLFLOW_TRACKING_URI", "").partition("://")
+    user_info = uri_rest.rpartition("@")[0]
+    values = [value for key, value in environment.items() if SECRET_VARIABLE.fullmatch(key)]
+    secrets = [s for s in (user_info, *user_info.split(":", 1), *values) if len(s) >= MIN_SECRET_CHARACTERS]
+    for secret in sorted(secrets, key=len, reverse=True):  # a secret may contain another one
         text = text.replace(secret, "***")
     return USER_INFO.sub("://", text)

@@ -1,4 +1,4 @@
-"""TensorBoard: event files in the run's folder."""
+"""TensorBoard: event files in the run directory."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from train.core.cli import add_path_to_errors
-from train.trackers.client import TENSORBOARD_DIR, Event
-from train.trackers.progress_file import Told, kept
+from train.trackers.progress_file import SentSteps, sent_steps_file
+from train.trackers.protocol import TENSORBOARD_DIR, Event
 
 
 class TensorBoard:
-    """Event files; those of a continued run begin with a mark, by which readers forget what came after it."""
+    """Writes event files; see worker.Backend for the methods.
+
+    Each start of the run adds an event file. TensorBoard's way to undo steps is a SessionLog
+    record: readers discard every value of that step or a later one that was written before the
+    record.
+    """
 
     def __init__(self, begin: Event) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -20,33 +25,34 @@ class TensorBoard:
         self._folder = Path(begin["out_dir"]) / TENSORBOARD_DIR
         with add_path_to_errors(self._folder):
             self._writer = EventFileWriter(str(self._folder))
-        self._told_path = kept(begin, "tensorboard.told.json")
-        self._told = Told.kept_in(self._told_path)
-        # What lies there from before the metrics.jsonl that begins now is of another run.
-        self.rolled_back(-1 if begin["is_new"] else begin["step"])
+        self._sent_path = sent_steps_file(begin, "tensorboard")
+        self._sent = SentSteps.load(self._sent_path)
+        # The folder may hold rows after the checkpoint that is continued, or those of another run
+        # that was here before.
+        self.roll_back(-1 if begin["is_new"] else begin["step"])
         config = "\n".join(f"{key} = {value!r}" for key, value in begin["config"].items())
         for tag, text in (("config", config), ("build", f"{begin['build_name']}\n{begin['build_id']}")):
-            self._text(tag, text, step=max(begin["step"] + 1, 0), time_s=time.time())
+            self._add_text(tag, text, step=max(begin["step"] + 1, 0), time_s=time.time())
         self._flush()
 
-    def rows(self, rows: list[Event]) -> None:
+    def log_rows(self, rows: list[Event]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         for row in rows:
-            values = [Summary.Value(tag=key, simple_value=value) for key, value in self._told.new_values(row).items()]
+            values = [Summary.Value(tag=key, simple_value=value) for key, value in self._sent.mark_row(row).items()]
             self._add(row["step"], row["time_s"], summary=Summary(value=values))
         self._flush()
-        self._told.keep(self._told_path)
+        self._sent.save(self._sent_path)
 
-    def sample(self, event: Event) -> None:
-        self._text("sample", event["text"], step=event["step"], time_s=event["time_s"])
+    def log_completion(self, event: Event) -> None:
+        self._add_text("completion", event["text"], step=event["step"], time_s=event["time_s"])
         self._flush()
 
-    def rolled_back(self, step: int) -> None:
+    def roll_back(self, step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         self._add(step + 1, time.time(), session_log=SessionLog(status=SessionLog.START))
-        self._told.cut(step)
+        self._sent.roll_back(step)
 
     def end(self, status: str) -> None:
         with add_path_to_errors(self._folder):
@@ -56,14 +62,17 @@ class TensorBoard:
         with add_path_to_errors(self._folder):
             self._writer.flush()
 
-    def _text(self, tag: str, text: str, *, step: int, time_s: float) -> None:
+    def _add_text(self, tag: str, text: str, *, step: int, time_s: float) -> None:
         from tensorboard.plugins.text.summary_v2 import text_pb
 
-        # TensorBoard shows Markdown: indented, a text is shown as it is.
+        # TensorBoard renders texts as Markdown. Indented lines are a code block, which is shown
+        # unchanged.
         self._add(step, time_s, summary=text_pb(tag, "".join(f"    {line}\n" for line in text.splitlines())))
 
     def _add(self, step: int, time_s: float, **content: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event as Record
 
-        with add_path_to_errors(self._folder):  # what the thread that writes met since the last call
+        # The writer writes in a thread; add_event raises the errors that this thread has met
+        # since the last call.
+        with add_path_to_errors(self._folder):
             self._writer.add_event(Record(step=step, wall_time=time_s, **content))

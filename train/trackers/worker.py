@@ -1,6 +1,13 @@
-"""The process of a tracker: `tracker_process.py NAME OUT_DIR` is told events as lines of JSON, and answers each line with one.
+"""The worker process of a tracker, `worker.py NAME OUT_DIR`; protocol.py describes its input and
+output.
 
-The end of its input, without an event that says how the run ended, means that the run was killed.
+It has to outlive the run: only a process that is still there after `kill -9` can mark the run as
+killed in the tracker. So it ignores the signals that a scheduler or a terminal sends to all
+processes of a job, and takes the end of its input without an event "end" as the sign that the run
+was killed. It then has MAX_CLOSE_S to finish.
+
+A run that is restarted soon after may start a second worker meanwhile. A lock file makes that one
+wait for the first.
 """
 
 from __future__ import annotations
@@ -22,19 +29,25 @@ from typing import Any, Protocol
 
 from filelock import FileLock
 
-from train.trackers.client import MOST_CALL_S, MOST_END_S, TRACKERS_DIR, Event
 from train.trackers.mlflow_backend import MLflow
-from train.trackers.redact import describe
+from train.trackers.protocol import MAX_CALL_S, MAX_CLOSE_S, TRACKERS_DIR, Event
+from train.trackers.redact import describe_error
 from train.trackers.tensorboard_backend import TensorBoard
 from train.trackers.wandb_backend import WeightsAndBiases
 
+IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+
 
 class Backend(Protocol):
-    """What a tracker's library is asked to do. Each call may raise anything."""
+    """The methods that a tracker implements.
 
-    def rows(self, rows: list[Event]) -> None: ...
-    def sample(self, event: Event) -> None: ...
-    def rolled_back(self, step: int) -> None: ...
+    The constructor takes the event "begin". Every method may raise any exception. A continued run
+    sends rows again that were sent before it stopped: the backend has to drop these (SentSteps).
+    """
+
+    def log_rows(self, rows: list[Event]) -> None: ...
+    def log_completion(self, event: Event) -> None: ...
+    def roll_back(self, step: int) -> None: ...
     def end(self, status: str) -> None: ...
 
 
@@ -45,76 +58,76 @@ BACKENDS: dict[str, Callable[[Event], Backend]] = {
 }
 
 
-def serve(name: str, told: Iterable[bytes], answer: Callable[[Mapping[str, Any]], None]) -> None:
-    """Do what each line of `told` says and answer it, until they end or one fails; that is the last answer."""
+def serve(name: str, lines: Iterable[bytes], answer: Callable[[Mapping[str, Any]], None]) -> None:
+    """Handle and answer each line of events, until the lines end or one fails."""
     backend: Backend | None = None
-    is_over = False
+    has_ended = False
     try:
-        for line in told:
-            for events in _together(json.loads(line)):
-                backend = _perform(name, backend, events)
-                is_over |= events[-1]["event"] == "end"
+        for line in lines:
+            for events in _group_rows(json.loads(line)):
+                backend = _handle(name, backend, events)
+                has_ended |= events[-1]["event"] == "end"
             answer({})
-        if backend and not is_over:
+        if backend and not has_ended:
             backend.end("killed")
     except Exception as e:
-        answer({"error": describe(e)})
+        answer({"error": describe_error(e)})
 
 
-def _together(events: list[Event]) -> Iterator[list[Event]]:
-    """Rows that follow each other as one list, every other event alone."""
-    for is_rows, group in itertools.groupby(events, key=lambda event: event["event"] == "row"):
-        alike = list(group)
-        yield from [alike] if is_rows else [[event] for event in alike]
+def _group_rows(events: list[Event]) -> Iterator[list[Event]]:
+    """Yield consecutive rows as one list, to save requests, and every other event alone."""
+    for is_row, group in itertools.groupby(events, key=lambda event: event["event"] == "row"):
+        if is_row:
+            yield list(group)
+        else:
+            yield from ([event] for event in group)
 
 
-def _perform(name: str, backend: Backend | None, events: list[Event]) -> Backend:
+def _handle(name: str, backend: Backend | None, events: list[Event]) -> Backend:
+    """Handle rows or one other event. The first event, "begin", creates the backend."""
     if backend is None:
         return BACKENDS[name](events[0])
     match events[0]:
         case {"event": "row"}:
-            backend.rows(events)
-        case {"event": "sample"} as sample:
-            backend.sample(sample)
-        case {"event": "back", "step": step}:
-            backend.rolled_back(step)
+            backend.log_rows(events)
+        case {"event": "completion"} as completion:
+            backend.log_completion(completion)
+        case {"event": "rollback", "step": step}:
+            backend.roll_back(step)
         case {"event": "end", "status": status}:
             backend.end(status)
     return backend
 
 
 def main(name: str, out_dir: str) -> None:
-    """The process of a tracker, from the run's first word to its end."""
-    for signum in (
-        "SIGINT",
-        "SIGTERM",
-        "SIGHUP",
-    ):  # a scheduler sends them to every process of a job; the run tells how it ends
-        if hasattr(signal, signum):
-            signal.signal(getattr(signal, signum), signal.SIG_IGN)
-    told, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
-    silent = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):  # what libraries print is no answer, and what they start must hold no end of these pipes
-        os.dup2(silent, fd)
+    """Serve the tracker `name` until the run in `out_dir` ends."""
+    for signal_name in IGNORED_SIGNALS:
+        if hasattr(signal, signal_name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, signal_name), signal.SIG_IGN)
+    # Move the two pipes to other file descriptors: libraries may print, and processes that they
+    # start would inherit 0, 1 and 2 and keep the pipes open after this process has ended.
+    lines, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
+    devnull = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(devnull, fd)
 
-    def answer(said: Mapping[str, Any]) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the run is gone
-            answers.write(json.dumps(said).encode() + b"\n")
+    def answer(content: Mapping[str, Any]) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the run has ended
+            answers.write(json.dumps(content).encode() + b"\n")
 
     folder = Path(out_dir) / TRACKERS_DIR
     try:
         folder.mkdir(exist_ok=True)
-        # The process of a run that was killed may still be telling what it was told.
-        with FileLock(folder / f".{name}.lock", timeout=MOST_CALL_S):
-            serve(name, _until_the_run_is_gone(told), answer)
+        with FileLock(folder / f".{name}.lock", timeout=MAX_CALL_S):
+            serve(name, _exit_after_last_line(lines), answer)
     except OSError as e:
-        answer({"error": describe(e)})
+        answer({"error": describe_error(e)})
 
 
-def _until_the_run_is_gone(told: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines; from their end this process has MOST_END_S left."""
-    yield from told
-    timer = threading.Timer(MOST_END_S, os._exit, [1])
+def _exit_after_last_line(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines, and start a timer after the last one that ends this process if it hangs."""
+    yield from lines
+    timer = threading.Timer(MAX_CLOSE_S, os._exit, [1])
     timer.daemon = True
     timer.start()
 

@@ -1,8 +1,17 @@
-"""Where tasks run: in this process, or in worker processes; a cluster would be a third way.
+"""Engines that run tasks on this machine: in the main process, or in worker processes.
 
-Each worker has a pipe of its own, the task it works on and the one that comes next, so that it never waits for this process to wake, and
-that a worker that dies is missed at once, with the name of its task: nothing waits for an answer that cannot come. Results are yielded as
-they come; no byte of a build depends on their order.
+multiprocessing.Pool waits forever for the result of a worker that was killed, for example by Linux
+when memory runs out. So ProcessEngine has one pipe per worker and waits for the pipes and the
+processes at once: a death ends the build at once, with one line that names the task.
+
+Workers are started by a fork server, a small process that has imported the libraries and is forked
+for each worker. A new worker is then ready at once; starting Python and importing would take half a
+second each. Forking the main process itself is unsafe, because its threads (Arrow's, for example)
+may hold locks at that moment, and they would stay locked in the copy. Windows cannot fork and
+starts new interpreters.
+
+Each worker has one task more than it works on, so that it never waits for the main process. It uses
+one thread: the workers share the cores already, and more threads only compete for them.
 """
 
 from __future__ import annotations
@@ -18,82 +27,69 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from preprocess.errors import FolioError
+from preprocess.build.engines.interface import Task, WorkerDied
 
-# fork would copy threads' locks in whatever state they are; Windows has spawn alone.
 START_METHOD = "spawn" if os.name == "nt" else "forkserver"
-PRELOADED = ["preprocess.build.engines.worker_modules"]
+PRELOADED_MODULES = ["preprocess.build.engines.worker_modules"]
 TASKS_PER_WORKER = 2
+MAX_DEFAULT_WORKERS = 8  # more workers need more memory, and the disk limits them
+STOP_TIMEOUT_S = 2.0
 
 
-@dataclass(frozen=True)
-class Task:
-    """A call to make: a function of a module, by reference, and what it is called with."""
-
-    label: str  # for people: "partition 7"
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    key: Any = None  # for whoever gave the task, to know the result by
+def get_default_num_workers() -> int:
+    """Return the number of cores that this process may use, at most MAX_DEFAULT_WORKERS."""
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(num_cores, MAX_DEFAULT_WORKERS)
 
 
-def default_workers() -> int:
-    """The cores this process may use, at most 8: more workers cost memory, and the disk bounds them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)
-
-
-class WorkerDied(FolioError):
-    """A process that worked on a task is gone; the others' work stands."""
-
-
-class InProcess:
-    """Every task in this process, one after the other."""
+class SerialEngine:
+    """Runs every task in this process, one after the other, in the given order."""
 
     num_workers = 1
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Any]]:
-        """Each task with its result, in the order given."""
+        """Yield each task with its result."""
         for task in tasks:
             yield task, task.function(*task.arguments)
 
-    def __enter__(self) -> InProcess:
-        limit_threads(1)
+    def __enter__(self) -> SerialEngine:
+        limit_threads()
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
 
-class ProcessPool:
-    """Tasks in `num_workers` processes of one thread each."""
+class ProcessEngine:
+    """Runs tasks in `num_workers` processes with one thread each."""
 
     def __init__(self, num_workers: int) -> None:
         self.num_workers = num_workers
         context = multiprocessing.get_context(START_METHOD)
         if START_METHOD == "forkserver":
-            context.set_forkserver_preload(PRELOADED)
+            context.set_forkserver_preload(PRELOADED_MODULES)
         self._workers = [_Worker(context) for _ in range(num_workers)]
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Any]]:
-        """Each task with its result, as they come. Raises what a task raised, and FolioError where a worker died."""
+        """Yield each task with its result as soon as it is finished."""
         waiting = iter(tasks)
         for _ in range(TASKS_PER_WORKER):
             for worker, task in zip(self._workers, waiting, strict=False):
-                worker.give(task)
+                worker.send(task)
         while busy := [worker for worker in self._workers if worker.tasks]:
+            # A sentinel is ready when its process has ended.
             ready = wait([w.pipe for w in busy] + [w.process.sentinel for w in busy])
             for worker in busy:
                 if worker.pipe in ready or worker.process.sentinel in ready:
-                    done = worker.collect()
-                    worker.give(*itertools.islice(waiting, 1))
-                    yield done
+                    task, result = worker.receive()
+                    worker.send(*itertools.islice(waiting, 1))
+                    yield task, result
 
-    def __enter__(self) -> ProcessPool:
+    def __enter__(self) -> ProcessEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -101,59 +97,64 @@ class ProcessPool:
             worker.stop()
 
 
-def warm_up() -> None:
-    """Have the modules that workers need imported by the server they are forked from, while this process does something else."""
+def start_fork_server() -> None:
+    """Start the fork server, which imports the libraries while this process does something else."""
     if START_METHOD == "forkserver":
         from multiprocessing import forkserver
 
-        multiprocessing.get_context(START_METHOD).set_forkserver_preload(PRELOADED)
-        with _without_main():
+        multiprocessing.get_context(START_METHOD).set_forkserver_preload(PRELOADED_MODULES)
+        with _hidden_main_module():
             forkserver.ensure_running()
 
 
 class _Worker:
-    """One process, this end of its pipe, and the tasks it has."""
+    """A worker process, the main process's end of its pipe, and the tasks that were sent to it."""
 
     def __init__(self, context: Any) -> None:
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        with _without_main():
+        self.pipe, worker_end = context.Pipe()
+        self.process = context.Process(target=_run_worker, args=(worker_end,), daemon=True)
+        with _hidden_main_module():
             self.process.start()
-        theirs.close()
-        self.tasks: deque[Task] = deque()  # the one it works on, and those that wait in its pipe
+        worker_end.close()
+        self.tasks: deque[Task] = deque()  # the one it works on, and the ones that wait
 
-    def give(self, *tasks: Task) -> None:
+    def send(self, *tasks: Task) -> None:
         self.tasks.extend(tasks)
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `collect` tells of a worker that died
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `receive` reports a worker that died
             for task in tasks:
                 self.pipe.send((task.function, task.arguments))
 
-    def collect(self) -> tuple[Task, Any]:
+    def receive(self) -> tuple[Task, Any]:
+        """Return the oldest task with its result, or raise what it raised."""
         task = self.tasks.popleft()
         try:
-            is_good, result = self.pipe.recv()
+            is_result, value = self.pipe.recv()
         except (EOFError, ConnectionResetError) as e:
             self.process.join(5)
             raise WorkerDied(
-                f"the worker on {task.label} died ({_cause(self.process.exitcode)}); run the same command again, it goes on where it was"
+                f"the worker on {task.label} died ({_explain_exit(self.process.exitcode)}); run the same command "
+                "again, it continues from the finished work"
             ) from e
-        if is_good:
-            return task, result
-        raise _error(*result)
+        if is_result:
+            return task, value
+        raise _import_exception(*value)
 
     def stop(self) -> None:
-        """End the process, whatever it does: what it was writing has no receipt."""
+        """End the process at any point of its work. What it was writing has no receipt."""
         self.pipe.close()
         self.process.terminate()
-        self.process.join(2)
+        self.process.join(STOP_TIMEOUT_S)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
 
 
 @contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Keep the main script from being imported anew in each worker: tasks are functions of this package."""
+def _hidden_main_module() -> Iterator[None]:
+    """Keep multiprocessing from importing the main script in each worker.
+
+    Tasks are functions of this package, so workers do not need the script.
+    """
     main = sys.modules["__main__"]
     spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
     main.__spec__ = None
@@ -167,62 +168,67 @@ def _without_main() -> Iterator[None]:
             main.__file__ = file
 
 
-def _cause(status: int | None) -> str:
-    if status is not None and status < 0:
-        name = signal.Signals(-status).name
-        return f"{name}, as when memory runs out" if name == "SIGKILL" else name
-    return f"exit status {status}"
+def _explain_exit(status: int | None) -> str:
+    if status is None or status >= 0:
+        return f"exit status {status}"
+    name = signal.Signals(-status).name
+    return f"{name}, which may mean that memory ran out" if name == "SIGKILL" else name
 
 
-def _serve(pipe: Connection) -> None:
-    """A worker's life: task after task, until the pipe closes, which ends it wherever it is."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the main process ends its workers
+def _run_worker(pipe: Connection) -> None:
+    """The main function of a worker process: run tasks until the pipe is closed."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal sends Ctrl-C to all processes; the main one ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    limit_threads(1)
+    limit_threads()
     tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    # Whatever is sent is taken at once: were both ends to wait for the other to take what they send, they would wait for ever.
-    threading.Thread(target=_take, args=(pipe, tasks), daemon=True).start()
+    # A thread always reads the pipe. Otherwise a large task and a large result could block each
+    # other: both processes would be writing, and each would wait for the other to read.
+    threading.Thread(target=_receive_tasks, args=(pipe, tasks), daemon=True).start()
     while True:
         function, arguments = tasks.get()
         try:
             answer = True, function(*arguments)
-        except BaseException as e:  # whatever it is, the main process has to hear of it
-            answer = False, _portable(e)
+        except BaseException as e:  # whatever it is, the main process must learn of it
+            answer = False, _describe_exception(e)
         pipe.send(answer)
 
 
-def _take(pipe: Connection, tasks: queue.SimpleQueue[Any]) -> None:
+def _receive_tasks(pipe: Connection, tasks: queue.SimpleQueue[Any]) -> None:
+    """Move tasks from the pipe to the queue. End the process when the pipe is closed."""
     try:
         while True:
             tasks.put(pipe.recv())
     except (EOFError, OSError):
-        os._exit(0)  # the main process has closed the pipe, or is gone: nobody wants what is being done here
-    except BaseException:
+        os._exit(0)  # the main process has closed the pipe or is gone
+    except BaseException:  # a task that cannot be unpickled cannot be answered; the main process sees the worker end
         traceback.print_exc()
-        os._exit(1)  # what cannot be understood cannot be answered: the main process sees the worker go
+        os._exit(1)
 
 
-def _portable(error: BaseException) -> tuple[str, str, tuple[Any, ...]]:
-    """`error` as the module and name of its class and what it is made of, if it is one that the main process can make again."""
+def _describe_exception(error: BaseException) -> tuple[str, str, tuple[Any, ...]]:
+    """Return module, class name and arguments, from which the main process creates `error` again.
+
+    An exception that is not Folio's becomes a RuntimeError with the traceback as its message,
+    because pickling it, or creating it from its arguments, may be impossible.
+    """
     if isinstance(error, OSError):
-        return (
-            "builtins",
-            "OSError",
-            (error.errno, error.strerror, error.filename) if error.errno is not None else (str(error),),
-        )
+        arguments = (error.errno, error.strerror, error.filename) if error.errno is not None else (str(error),)
+        return "builtins", "OSError", arguments
     if type(error).__module__.startswith("preprocess.") or isinstance(error, MemoryError):
         return type(error).__module__, type(error).__qualname__, tuple(map(str, error.args))
     return "builtins", "RuntimeError", ("".join(traceback.format_exception(error)),)
 
 
-def _error(module: str, name: str, arguments: tuple[Any, ...]) -> BaseException:
+def _import_exception(module: str, name: str, arguments: tuple[Any, ...]) -> BaseException:
     error: BaseException = getattr(importlib.import_module(module), name)(*arguments)
     return error
 
 
-def limit_threads(count: int) -> None:
-    """Bound the threads that Arrow uses in this process."""
+def limit_threads() -> None:
+    """Let Arrow use only one thread in this process."""
     import pyarrow as pa
 
-    pa.set_cpu_count(count)
-    pa.set_io_thread_count(max(count, 1))
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)

@@ -1,4 +1,4 @@
-"""What a worker needs, imported once by the server that workers are forked from: half a second that each would take otherwise."""
+"""The modules that every worker needs. The fork server imports them once, for all workers."""
 
 import awkward  # noqa: F401
 import gigatoken  # noqa: F401

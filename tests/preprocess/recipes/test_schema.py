@@ -1,30 +1,30 @@
-"""Recipes: typed, resolved, and every mistake named."""
+"""Recipes have typed settings, reject mistakes, and resolve to what the manifest stores."""
 
 from __future__ import annotations
 
 import pytest
 
 from preprocess.errors import MisuseError
-from preprocess.recipes.catalog import builtin_corpora, load_recipe
+from preprocess.recipes.catalog import list_builtin_corpora, load_recipe
 from preprocess.recipes.schema import parse_recipe
 
-LEAST = {"corpus": "x", "description": "", "licence": "", "format": "synthetic", "tokenizer": "byte"}
+MINIMAL = {"corpus": "x", "description": "", "licence": "", "format": "synthetic", "tokenizer": "byte"}
 
 
-def test_every_built_in_recipe_loads() -> None:
-    assert {"tinyshakespeare", "synthetic"} <= set(builtin_corpora())
-    for corpus in builtin_corpora():
+def test_load_recipe_loads_every_built_in_corpus() -> None:
+    assert {"tinyshakespeare", "synthetic"} <= set(list_builtin_corpora())
+    for corpus in list_builtin_corpora():
         assert load_recipe(corpus).corpus == corpus
 
 
-def test_the_order_of_rules_is_not_a_setting() -> None:
-    one, two = (
+def test_resolved_ignores_the_order_of_cleaning_rules() -> None:
+    first, second = (
         load_recipe("synthetic", clean=rules).resolved() for rules in (("nfc", "line_ends"), ("line_ends", "nfc"))
     )
-    assert one == two
+    assert first == second
 
 
-def test_overrides_replace_and_none_does_not() -> None:
+def test_load_recipe_applies_overrides_that_are_not_none() -> None:
     recipe = load_recipe("tinyshakespeare", tokenizer="char", document=None, authors=False)
     assert (recipe.tokenizer, recipe.document, recipe.authors) == ("char", "passage", False)
 
@@ -33,28 +33,28 @@ def test_overrides_replace_and_none_does_not() -> None:
     ("fields", "message"),
     [
         ({"tokeniser": "byte"}, "no setting is called 'tokeniser'; did you mean 'tokenizer'"),
-        ({"tokenizer": 3}, "tokenizer is 3, wanted str"),
-        ({"num_pairs": True}, "num_pairs is True, wanted int"),
-        ({"num_pairs": 0}, "num_pairs is 0, wanted 1 to"),
-        ({"val_fraction": 1.0}, "val_fraction is 1.0, wanted a number between 0 and 1"),
-        ({"val_fraction": float("nan")}, "val_fraction is nan"),
-        ({"clean": ["nfc", "shine"]}, "no cleaning rule is called 'shine'"),
-        ({"year": 20_000}, "year is 20,000, wanted 0 to 9,999"),
-        ({"files": [{"name": "a"}]}, r"files\[0\]: sha256 is missing, wanted str"),
-        ({"seed": -1}, "seed is -1"),
+        ({"tokenizer": 3}, "tokenizer must be of type str, got 3"),
+        ({"num_pairs": True}, "num_pairs must be of type int, got True"),
+        ({"num_pairs": 0}, "num_pairs must be from 1 to 1,000,000, got 0"),
+        ({"val_fraction": 1.0}, "val_fraction must be between 0 and 1, such as 0.1, got 1.0"),
+        ({"val_fraction": float("nan")}, "val_fraction must be between 0 and 1, such as 0.1, got nan"),
+        ({"clean": ["nfc", "shine"]}, "clean must be a list of mojibake, .*, trim, got 'shine'"),
+        ({"year": 20_000}, "year must be from 0 to 9,999, got 20,000"),
+        ({"files": [{"name": "a"}]}, r"files\[0\]: sha256 is missing; add it with a value of type str"),
+        ({"seed": -1}, "seed must be from 0 to .*, got -1"),
     ],
 )
-def test_mistakes_are_named(fields: dict, message: str) -> None:
+def test_parse_recipe_rejects_mistakes(fields: dict, message: str) -> None:
     with pytest.raises(MisuseError, match=message):
-        parse_recipe(LEAST | fields, where="x.toml")
+        parse_recipe(MINIMAL | fields, origin="x.toml")
 
 
-def test_a_missing_key_is_named() -> None:
+def test_parse_recipe_rejects_a_missing_setting() -> None:
     with pytest.raises(MisuseError, match="x.toml: corpus is missing"):
-        parse_recipe({k: v for k, v in LEAST.items() if k != "corpus"}, where="x.toml")
+        parse_recipe({k: v for k, v in MINIMAL.items() if k != "corpus"}, origin="x.toml")
 
 
-def test_an_unknown_corpus_names_the_nearest() -> None:
+def test_load_recipe_suggests_a_similar_corpus() -> None:
     with pytest.raises(MisuseError, match="did you mean 'tinyshakespeare'"):
         load_recipe("tinyshakespear")
 
@@ -67,20 +67,23 @@ def test_an_unknown_corpus_names_the_nearest() -> None:
         ("tinyshakespeare", {"seed": 1}, "--seed"),
     ],
 )
-def test_a_setting_without_effect_is_refused(corpus: str, overrides: dict, flag: str) -> None:
+def test_load_recipe_rejects_settings_without_effect(corpus: str, overrides: dict, flag: str) -> None:
     with pytest.raises(MisuseError, match=f"has no effect on {corpus} .* leave {flag} out"):
         load_recipe(corpus, **overrides)
 
 
-@pytest.mark.parametrize("overrides", [{"split": "contiguous"}])
-def test_a_corpus_without_files_cannot_be_cut(overrides: dict) -> None:
-    with pytest.raises(MisuseError, match="contiguous"):
-        load_recipe("synthetic", **overrides)
+def test_load_recipe_rejects_a_contiguous_split_of_a_synthetic_corpus() -> None:
+    with pytest.raises(
+        MisuseError, match="split 'contiguous' cuts text files, but the format of the corpus is synthetic"
+    ):
+        load_recipe("synthetic", split="contiguous")
 
 
-def test_what_decides_no_byte_is_not_in_the_manifest() -> None:
-    bare = load_recipe("tinyshakespeare", document="file").resolved()
-    assert not {"description", "licence", "num_pairs", "num_pieces", "passage_characters", "seed", "bos"} & bare.keys()
-    assert "url" not in bare["files"][0] and bare["files"][0]["name"] == "input.txt"
+def test_resolved_leaves_out_settings_without_effect() -> None:
+    resolved = load_recipe("tinyshakespeare", document="file").resolved()
+    assert (
+        not {"description", "licence", "num_pairs", "num_pieces", "passage_characters", "seed", "bos"} & resolved.keys()
+    )
+    assert "url" not in resolved["files"][0] and resolved["files"][0]["name"] == "input.txt"
     assert load_recipe("tinyshakespeare").resolved()["passage_characters"] == 2000
     assert load_recipe("synthetic").resolved()["num_pieces"] == 3000

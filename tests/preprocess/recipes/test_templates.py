@@ -1,4 +1,4 @@
-"""Templates: plain names between braces, and what stands in a column is never read again."""
+"""Templates join columns by plain names in braces and never interpret the values of a column."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from preprocess.recipes.templates import Template, parse_template
 from tests.conftest import assert_one_line
 
 
-def joined(text: str, **columns: Any) -> list[str | None]:
+def join(text: str, **columns: Any) -> list[str | None]:
     arrays = {name: column if isinstance(column, pa.Array) else pa.array(column) for name, column in columns.items()}
     texts = parse_template(text).join(arrays)
     assert isinstance(texts, pa.LargeStringArray)
     return texts.to_pylist()
 
 
-def test_columns_are_joined() -> None:
+def test_join_fills_columns_into_the_text() -> None:
     template = "Q: {query}\n\nReasoning:\n{reasoning}\n\nA: {answer}"
     assert parse_template(template).columns == ("query", "reasoning", "answer")
-    got = joined(template, query=["1+1?", "?"], reasoning=["one more", "so"], answer=[2, None], unused=[[1], [2]])
-    assert got == ["Q: 1+1?\n\nReasoning:\none more\n\nA: 2", None]
+    texts = join(template, query=["1+1?", "?"], reasoning=["one more", "so"], answer=[2, None], unused=[[1], [2]])
+    assert texts == ["Q: 1+1?\n\nReasoning:\none more\n\nA: 2", None]
 
 
-def test_braces_in_a_column_are_data() -> None:
+def test_join_does_not_interpret_braces_in_a_column() -> None:
     values = ["{b}", "{{", "}", "{a.__class__}", "%s", "\\1", "$a"]
-    assert joined("{{{a}}}{a}", a=values, b=["secret"] * 7) == [f"{{{v}}}{v}" for v in values]
+    assert join("{{{a}}}{a}", a=values, b=["secret"] * 7) == [f"{{{v}}}{v}" for v in values]
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_braces_in_a_column_are_data() -> None:
         (pa.array(["a", "b", "c"])[1:], ["<b>", "<c>"]),
     ],
 )
-def test_values_become_text(values: pa.Array, texts: list[str | None]) -> None:
-    assert joined("<{x}>", x=values) == texts
+def test_join_converts_values_to_text(values: pa.Array, texts: list[str | None]) -> None:
+    assert join("<{x}>", x=values) == texts
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,16 @@ def test_values_become_text(values: pa.Array, texts: list[str | None]) -> None:
     [
         (
             "a{x.__class__}",
-            "template: '{x.__class__}' at character 2; wanted {name} with the plain name of a column, or {{ and }} for braces",
+            "template: '{x.__class__}' at character 2 (not a plain field); expected {name} with the plain name of a "
+            "column, or {{ and }} for braces",
         ),
+        ("a{{b}}{c}{x[0]}", "'{x[0]}' at character 10"),
         ("{x[0]}", "'{x[0]}' at character 1"),
         ("{x!r}", "'{x!r}' at character 1"),
+        ("{x!}", "'{x!}' at character 1"),
         ("{x:>9}", "'{x:>9}' at character 1"),
+        ("{x:}", "'{x:}' at character 1"),
+        ("{x:{y}}", "'{x:{y}' at character 1"),
         ("{}", "'{}' at character 1"),
         ("{0}", "'{0}' at character 1"),
         ("{ x }", "'{ x }' at character 1"),
@@ -73,16 +78,16 @@ def test_values_become_text(values: pa.Array, texts: list[str | None]) -> None:
         ("{x\n}", r"'{x\n}' at character 1"),
         ("{x\x1b}", r"'{x\x1b}' at character 1"),
         ("{a {b}", "'{a {b}' at character 1"),
-        ("{a", "'{a', which never closes, at character 1"),
-        ("{" + "a" * 9_999, "…', which never closes, at character 1"),
-        ("{a}}", "'}' at character 4"),
-        ("a } b", "'}' at character 3"),
-        ("{{a}}", "template '{{a}}' names no column; wanted one at least, such as {text}"),
-        ("", "template '' names no column"),
+        ("{a", "'{a' at character 1 (expected '}' before end of string)"),
+        ("{" + "a" * 9_999, "…' at character 1 (expected '}' before end of string)"),
+        ("{a}}", "'}' at character 4 (Single '}' encountered"),
+        ("a } b", "'a }' at character 1 (Single '}' encountered"),
+        ("{{a}}", "template '{{a}}' contains no column; add at least one, such as {text}"),
+        ("", "template '' contains no column"),
         ("{a}\ud800", "half of a surrogate pair"),
     ],
 )
-def test_mistakes_are_named(text: str, message: str) -> None:
+def test_parse_template_rejects_anything_but_plain_names(text: str, message: str) -> None:
     with pytest.raises(MisuseError) as caught:
         parse_template(text)
     assert message in str(caught.value)
@@ -94,25 +99,23 @@ def test_mistakes_are_named(text: str, message: str) -> None:
     [
         ({"b": ["x"]}, "template: no column is called a; the table has b"),
         ({}, "the table has no columns"),
-        ({"a": [["x"]]}, "template: column a holds list<"),
-        ({"a": [b"\xff"]}, "template: column a holds binary; wanted text, numbers, true and false"),
+        ({"a": [["x"]]}, "template: column a is of type list<"),
+        ({"a": [b"\xff"]}, "template: column a is of type binary; only text, numbers and booleans can be joined"),
     ],
 )
-def test_columns_that_do_not_fit_are_named(values: dict[str, Any], message: str) -> None:
+def test_join_rejects_missing_columns_and_other_types(values: dict[str, Any], message: str) -> None:
     with pytest.raises(MisuseError) as caught:
-        joined("{a}", **values)
+        join("{a}", **values)
     assert message in str(caught.value)
     assert_one_line(str(caught.value))
 
 
 whole_text = st.text(alphabet=st.characters(exclude_categories=["Cs"]) | st.sampled_from("{}"), max_size=8)
-pieces = st.lists(whole_text | st.sampled_from([("a",), ("b",), ("_c9",)]), max_size=6)
+parts = st.lists(whole_text | st.sampled_from([("a",), ("b",), ("_c9",)]), max_size=6)
 
 
-@given(pieces, st.lists(st.tuples(*[st.none() | whole_text] * 3), max_size=4))
-def test_any_template_reads_back_and_joins_as_python_does(
-    drawn: list[str | tuple[str]], table: list[tuple[str | None, ...]]
-) -> None:
+@given(parts, st.lists(st.tuples(*[st.none() | whole_text] * 3), max_size=4))
+def test_join_agrees_with_str_format(drawn: list[str | tuple[str]], table: list[tuple[str | None, ...]]) -> None:
     text = (
         "".join(f"{{{p[0]}}}" if isinstance(p, tuple) else p.replace("{", "{{").replace("}", "}}") for p in drawn)
         + "{a}"
@@ -126,7 +129,7 @@ def test_any_template_reads_back_and_joins_as_python_does(
 
 
 @given(st.text(max_size=40) | st.text(alphabet="{}ab.[0!:_ \n\ud800", max_size=20))
-def test_no_text_does_worse_than_a_message(text: str) -> None:
+def test_parse_template_parses_or_rejects_any_text(text: str) -> None:
     try:
         template = parse_template(text)
     except MisuseError as error:

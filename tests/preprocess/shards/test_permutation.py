@@ -1,4 +1,4 @@
-"""Keyed hashes and permutations: bijections, even, and the same for ever."""
+"""Keyed hashes and permutations: bijective, uniform, and never changing."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def test_mix64_is_splitmix64() -> None:
     assert [hex(v) for v in mix64(states).tolist()] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4", "0x6c45d188009454f"]
 
 
-def test_seeds_differ() -> None:
+def test_keyed_hash_differs_between_seeds() -> None:
     assert (keyed_hash(1, np.arange(100)) != keyed_hash(2, np.arange(100))).all()
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
-def test_a_seed_beyond_64_bits_is_refused(seed) -> None:
-    with pytest.raises(MisuseError, match=f"seed {seed} is not a whole number from 0 to"):
+def test_keyed_hash_rejects_a_seed_beyond_64_bits(seed) -> None:
+    with pytest.raises(MisuseError, match=rf"seed must be a whole number from 0 to 2\*\*64 - 1, got {seed}"):
         keyed_hash(seed, np.arange(3))
 
 
-def test_orders_never_change() -> None:
+def test_golden_hashes_and_permutations_never_change() -> None:
     assert keyed_hash(1337, np.arange(2)).tolist() == [10397223512575972624, 8891518001730717572]
     assert permuted(np.arange(6), 6, 7).tolist() == [2, 0, 5, 4, 3, 1]
-    places = [384595223915, 262547247663, 398129871518, 602752325327, 774565346912, 709721466148]
-    assert permuted(np.arange(6), 10**12, 7).tolist() == places
+    images = [384595223915, 262547247663, 398129871518, 602752325327, 774565346912, 709721466148]
+    assert permuted(np.arange(6), 10**12, 7).tolist() == images
 
 
 @pytest.mark.parametrize("key", [0, 1, 2**64 - 1])
@@ -57,33 +57,34 @@ def test_permute_is_a_bijection(size, key) -> None:
 
 
 @given(st.integers(1, 2**62), U64, st.lists(U64, min_size=1, max_size=30, unique=True))
-def test_permute_stays_in_range_and_one_to_one_at_any_size(size, key, numbers) -> None:
+def test_permute_is_injective_and_in_range_at_any_size(size, key, numbers) -> None:
     index = np.unique(np.array(numbers, np.uint64) % np.uint64(size))
-    places = permuted(index, size, key)
-    assert places.dtype == np.uint64 and (places < size).all() and len(np.unique(places)) == len(index)
-    assert [permuted(index[i : i + 1], size, key)[0] for i in range(len(index))] == places.tolist()
+    images = permuted(index, size, key)
+    assert images.dtype == np.uint64 and (images < size).all() and len(np.unique(images)) == len(index)
+    assert [permuted(index[i : i + 1], size, key)[0] for i in range(len(index))] == images.tolist()
 
 
 @pytest.mark.parametrize("size", [5, 64, 65, 101])
-def test_every_pair_of_places_is_as_likely_as_any_other(size) -> None:
+def test_permute_makes_every_pair_of_images_equally_likely(size) -> None:
     keys = keyed_hash(3, np.arange(300_000))
     first, second = (permute(np.full(len(keys), i, np.uint64), size, keys).astype(np.int64) for i in (0, 1))
     pairs = np.bincount(first * size + second, minlength=size * size).reshape(size, size)
     assert (np.diag(pairs) == 0).all()
-    # Chance alone is near 1; after four rounds instead of six it is 6.9 at size 65 and 3.1 at size 101.
+    # A uniform permutation has about 1; four rounds instead of six have 6.9 at size 65 and 3.1 at
+    # 101.
     assert chi_squared_per_degree(pairs[~np.eye(size, dtype=bool)]) < 1.3
     assert chi_squared_per_degree(np.bincount(first)) < 2.5
 
 
-def test_neighbours_part() -> None:
+def test_permute_separates_neighbours() -> None:
     size = 1_000_000
-    places = permuted(np.arange(size), size, 11).astype(np.int64)
-    assert abs(np.corrcoef(places[:-1], places[1:])[0, 1]) < 0.005
-    distances = np.bincount((np.diff(places) % size) * 100 // size, minlength=100)
+    images = permuted(np.arange(size), size, 11).astype(np.int64)
+    assert abs(np.corrcoef(images[:-1], images[1:])[0, 1]) < 0.005
+    distances = np.bincount((np.diff(images) % size) * 100 // size, minlength=100)
     assert chi_squared_per_degree(distances) < 1.6
 
 
 @pytest.mark.parametrize(("size", "index"), [(0, 0), (2**62 + 1, 0), (5, 5)])
-def test_permute_refuses_what_is_out_of_range(size, index) -> None:
-    with pytest.raises(ValueError, match="permute wants"):
+def test_permute_rejects_size_or_index_out_of_range(size, index) -> None:
+    with pytest.raises(ValueError, match="permute expects a size"):
         permuted(np.array([index]), size, 0)

@@ -1,4 +1,7 @@
-"""Any tokenizer.json: ids are the library's, no text becomes a control token, and what is lost is said."""
+"""Tokenizers from a tokenizer.json of every model type.
+
+Their ids are the library's, text never becomes a control token, and changed text is reported.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,117 +18,35 @@ from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import sha256_bytes
 from preprocess.shards.format import TOKENIZER_DIR
 from preprocess.tokenizers import huggingface, load_tokenizer
-from preprocess.tokenizers.huggingface import HuggingFaceTokenizer
-from preprocess.tokenizers.interface import MAX_VOCAB_SIZE, PROBE
+from preprocess.tokenizers.huggingface import HuggingFaceTokenizer, Spec
+from preprocess.tokenizers.interface import MAX_VOCAB_SIZE, PROBE_TEXTS
 from tests.conftest import VERSE
+from tests.preprocess.tokenizers.helpers import arrow
+from tests.preprocess.tokenizers.json_makers import MAKERS, RUSSIAN, SPECIALS, library, to_bytes
 
-library = pytest.importorskip("tokenizers")
-
-SPECIALS = ["<unk>", "<s>", "</s>", "<|endoftext|>", "[SEP]"]
-RUSSIAN = "Мой дядя самых честных правил, когда не в шутку занемог, он уважать себя заставил.\n"
-TRAINING_TEXT = [VERSE, RUSSIAN, "def f(x):\n    return x ** 2  # 12345\n"] * 20
-TEXT = st.text(max_size=30) | st.sampled_from([*PROBE, *SPECIALS, "a</s>b", "  ", "    x", "<tool>", VERSE, RUSSIAN])
-Described = dict[str, dict[str, Any]]  # by the names of MAKERS
-Loaded = dict[str, HuggingFaceTokenizer]
+TEXT = st.text(max_size=30) | st.sampled_from(
+    [*PROBE_TEXTS, *SPECIALS, "a</s>b", "  ", "    x", "<tool>", VERSE, RUSSIAN]
+)
+Specs = dict[str, Spec]  # by the names in MAKERS
+Tokenizers = dict[str, HuggingFaceTokenizer]
 DOCUMENTS = st.lists(st.lists(TEXT, max_size=4).map("".join), max_size=5)
 
 
-def arrow(texts: list[str]) -> pa.LargeStringArray:
-    return pa.array(texts, pa.large_string())
-
-
-def byte_level() -> dict[str, Any]:
-    made = library.Tokenizer(library.models.BPE())
-    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = library.decoders.ByteLevel()
-    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
-    trainer = library.trainers.BpeTrainer(
-        vocab_size=400, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
-    )
-    made.train_from_iterator(TRAINING_TEXT, trainer)
-    made.add_tokens([library.AddedToken("    ", normalized=False), library.AddedToken("<tool>", normalized=False)])
-    made.post_processor = library.processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    made.enable_truncation(4)
-    made.enable_padding()
-    described: dict[str, Any] = json.loads(made.to_str())
-    return described
-
-
-def byte_fallback() -> dict[str, Any]:
-    """As SentencePiece's models are converted: U+2581 for the space, `<0xNN>` for bytes, no space in front."""
-    made = library.Tokenizer(library.models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    made.normalizer = library.normalizers.Replace(" ", "\u2581")
-    made.decoder = library.decoders.Sequence(
-        [library.decoders.Replace("\u2581", " "), library.decoders.ByteFallback(), library.decoders.Fuse()]
-    )
-    pieces = [*SPECIALS, *(f"<0x{b:02X}>" for b in range(256))]
-    made.train_from_iterator(
-        TRAINING_TEXT[:1], library.trainers.BpeTrainer(vocab_size=350, special_tokens=pieces, show_progress=False)
-    )
-    described: dict[str, Any] = json.loads(made.to_str())
-    described["added_tokens"] = [token for token in described["added_tokens"] if token["content"] in SPECIALS]
-    return described
-
-
-def unigram() -> dict[str, Any]:
-    made = library.Tokenizer(library.models.Unigram())
-    made.normalizer = library.normalizers.NFKC()
-    made.pre_tokenizer = library.pre_tokenizers.Metaspace()
-    made.decoder = library.decoders.Metaspace()
-    trainer = library.trainers.UnigramTrainer(
-        vocab_size=200, special_tokens=SPECIALS, unk_token="<unk>", show_progress=False
-    )
-    made.train_from_iterator(TRAINING_TEXT, trainer)
-    described: dict[str, Any] = json.loads(made.to_str())
-    return described
-
-
-def word_piece() -> dict[str, Any]:
-    made = library.Tokenizer(library.models.WordPiece(unk_token="[UNK]"))
-    made.normalizer = library.normalizers.BertNormalizer(lowercase=True)
-    made.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
-    made.decoder = library.decoders.WordPiece()
-    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    made.train_from_iterator(
-        TRAINING_TEXT, library.trainers.WordPieceTrainer(vocab_size=300, special_tokens=names, show_progress=False)
-    )
-    described: dict[str, Any] = json.loads(made.to_str())
-    return described
-
-
-def word_level() -> dict[str, Any]:
-    vocab = {"[UNK]": 0, "[SEP]": 1, "Romeo,": 2, "thou": 3}
-    made = library.Tokenizer(library.models.WordLevel(vocab, unk_token="[UNK]"))
-    made.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
-    made.add_special_tokens(["[SEP]"])
-    described: dict[str, Any] = json.loads(made.to_str())
-    return described
-
-
-MAKERS = {f.__name__: f for f in (byte_level, byte_fallback, unigram, word_piece, word_level)}
-
-
-def spell(described: dict[str, Any]) -> bytes:
-    return json.dumps(described, ensure_ascii=False).encode()
-
-
 @pytest.fixture(scope="module")
-def described() -> Described:
+def specs() -> Specs:
     return {name: make() for name, make in MAKERS.items()}
 
 
 @pytest.fixture(scope="module")
-def loaded(described: Described) -> Loaded:
-    return {name: HuggingFaceTokenizer(spell(one)) for name, one in described.items()}
+def tokenizers(specs: Specs) -> Tokenizers:
+    return {name: HuggingFaceTokenizer(to_bytes(spec)) for name, spec in specs.items()}
 
 
 @pytest.mark.parametrize("name", ["byte_level", "byte_fallback"])
 @settings(max_examples=200, deadline=None)
 @given(texts=DOCUMENTS)
-def test_round_trip_engines_and_forgery(loaded: Loaded, name: str, texts: list[str]) -> None:
-    tokenizer = loaded[name]
+def test_lossless_models_round_trip_without_control_tokens(tokenizers: Tokenizers, name: str, texts: list[str]) -> None:
+    tokenizer = tokenizers[name]
     texts = [text.replace("\u2581", "_") for text in texts]
     if not tokenizer.has_fast_backend:
         assert tokenizer.start_fast_backend() is None
@@ -140,91 +60,89 @@ def test_round_trip_engines_and_forgery(loaded: Loaded, name: str, texts: list[s
 @pytest.mark.parametrize("name", ["unigram", "word_piece", "word_level"])
 @settings(max_examples=100, deadline=None)
 @given(texts=DOCUMENTS)
-def test_no_model_lets_text_become_a_control_token(loaded: Loaded, name: str, texts: list[str]) -> None:
-    tokenizer = loaded[name]
+def test_other_models_never_turn_text_into_control_tokens(tokenizers: Tokenizers, name: str, texts: list[str]) -> None:
+    tokenizer = tokenizers[name]
     ids, ends = tokenizer.encode(arrow([*texts, "[SEP] </s> <s>", "[SEP]"]))
     assert not set(ids.tolist()) & (set(tokenizer.special_tokens.values()) - {tokenizer.unk_id})
-    assert len(ends) == len(texts) + 2 and tokenizer.engine == "tokenizers"
+    assert len(ends) == len(texts) + 2 and tokenizer.backend == "tokenizers"
 
 
-def test_ids_are_the_librarys_where_text_spells_no_token(described: Described, loaded: Loaded) -> None:
-    for name, one in described.items():
-        theirs = library.Tokenizer.from_str(json.dumps(one))
-        theirs.no_truncation()
-        theirs.no_padding()
-        for text in (
-            *(p for p in PROBE if not any(special in p for special in SPECIALS)),
-            VERSE,
-            RUSSIAN,
-            "if x:\n        y",
-        ):
-            assert loaded[name].encode_text(text).tolist() == theirs.encode(text, add_special_tokens=False).ids, name
+def test_ids_equal_the_library_for_text_without_token_names(specs: Specs, tokenizers: Tokenizers) -> None:
+    for name, spec in specs.items():
+        original = library.Tokenizer.from_str(json.dumps(spec))
+        original.no_truncation()
+        original.no_padding()
+        texts = [text for text in PROBE_TEXTS if not any(special in text for special in SPECIALS)]
+        for text in (*texts, VERSE, RUSSIAN, "if x:\n        y"):
+            expected = original.encode(text, add_special_tokens=False).ids
+            assert tokenizers[name].encode_text(text).tolist() == expected, name
 
 
-def test_what_is_lost_is_said(loaded: Loaded) -> None:
-    assert {name: tokenizer.is_lossless for name, tokenizer in loaded.items()} == {
+def test_round_trip_issue_names_what_comes_back_changed(tokenizers: Tokenizers) -> None:
+    assert {name: tokenizer.is_lossless for name, tokenizer in tokenizers.items()} == {
         "byte_level": True, "byte_fallback": True, "unigram": False, "word_piece": False, "word_level": False,
     }  # fmt: skip
-    assert loaded["byte_level"].loss is None and "' ' comes back as ''" in str(loaded["word_piece"].loss)
-    assert loaded["word_piece"].decode(loaded["word_piece"].encode_text("Romeo thou ART")) == " romeo thou art"
-    assert loaded["unigram"].decode(loaded["unigram"].encode_text("Deny thy father")) == " Deny thy father"
-    assert loaded["word_level"].decode(loaded["word_level"].encode_text("Romeo, x thou")) == " Romeo, thou"
+    assert tokenizers["byte_level"].round_trip_issue is None
+    assert "' ' comes back as ''" in str(tokenizers["word_piece"].round_trip_issue)
+    assert tokenizers["word_piece"].decode(tokenizers["word_piece"].encode_text("Romeo thou ART")) == " romeo thou art"
+    assert tokenizers["unigram"].decode(tokenizers["unigram"].encode_text("Deny thy father")) == " Deny thy father"
+    assert tokenizers["word_level"].decode(tokenizers["word_level"].encode_text("Romeo, x thou")) == " Romeo, thou"
 
 
-def test_each_special_token_has_its_part(loaded: Loaded) -> None:
-    parts = {name: (t.eot_id, t.bos_id, t.pad_id, t.unk_id) for name, t in loaded.items()}
-    assert parts["byte_level"] == parts["byte_fallback"] == parts["unigram"] == (3, 1, None, 0)
-    assert parts["word_piece"] == (3, 2, 0, 1) and parts["word_level"] == (1, None, None, 0)
-    tokenizer = loaded["byte_level"]
+def test_special_tokens_get_roles_and_stand_for_no_bytes(tokenizers: Tokenizers) -> None:
+    roles = {name: (t.eot_id, t.bos_id, t.pad_id, t.unk_id) for name, t in tokenizers.items()}
+    assert roles["byte_level"] == roles["byte_fallback"] == roles["unigram"] == (3, 1, None, 0)
+    assert roles["word_piece"] == (3, 2, 0, 1) and roles["word_level"] == (1, None, None, 0)
+    tokenizer = tokenizers["byte_level"]
     assert tokenizer.special_tokens == {**{name: i for i, name in enumerate(SPECIALS)}, "<tool>": 401}
-    assert not any(tokenizer.pieces[i] for i in tokenizer.special_tokens.values())
-    assert tokenizer.pieces[400] == b"    " and tokenizer.vocab_size == 402
+    assert not any(tokenizer.id_to_bytes[i] for i in tokenizer.special_tokens.values())
+    assert tokenizer.id_to_bytes[400] == b"    " and tokenizer.vocab_size == 402
     assert tokenizer.is_byte_level and tokenizer.settings == {"model": "BPE"}
-    assert not loaded["byte_fallback"].is_byte_level and len(loaded["byte_fallback"].fallback_ids) == 256
+    assert not tokenizers["byte_fallback"].is_byte_level and len(tokenizers["byte_fallback"].byte_fallback_ids) == 256
 
 
-def test_added_white_space_is_text_and_added_markup_is_not(loaded: Loaded) -> None:
-    tokenizer = loaded["byte_level"]
+def test_added_white_space_is_found_in_text_and_added_markup_is_not(tokenizers: Tokenizers) -> None:
+    tokenizer = tokenizers["byte_level"]
     assert 400 in tokenizer.encode_text("if x:\n    y") and 401 not in tokenizer.encode_text("a <tool> call")
     assert tokenizer.decode(tokenizer.encode_text("a <tool> call")) == "a <tool> call"
 
 
-def test_special_tokens_beyond_the_models_ids_keep_them(described: Described) -> None:
-    one = {**described["byte_level"], "model": dict(described["byte_level"]["model"])}
-    vocab = {text: i for text, i in one["model"]["vocab"].items() if text != "[SEP]"}
-    one["model"]["vocab"] = vocab
+def test_rejects_special_token_that_the_library_gives_another_id(specs: Specs) -> None:
+    spec = {**specs["byte_level"], "model": dict(specs["byte_level"]["model"])}
+    vocab = {text: i for text, i in spec["model"]["vocab"].items() if text != "[SEP]"}
+    spec["model"]["vocab"] = vocab
     with pytest.raises(ValueError, match=r"gives '\[SEP\]' the id 4, the library reads"):
-        HuggingFaceTokenizer(spell(one))
+        HuggingFaceTokenizer(to_bytes(spec))
 
 
-def test_a_special_token_that_merges_make_is_not_made(described: Described) -> None:
-    one = json.loads(spell(described["byte_level"]))
-    text = next(text for text in one["model"]["vocab"] if len(text) == 3 and text.isascii() and text.isalpha())
-    one["added_tokens"].append({**one["added_tokens"][0], "id": one["model"]["vocab"][text], "content": text})
-    one["added_tokens"].sort(key=lambda token: token["id"])
-    tokenizer = HuggingFaceTokenizer(spell(one))
+def test_merges_never_make_a_special_token(specs: Specs) -> None:
+    spec = json.loads(to_bytes(specs["byte_level"]))
+    text = next(text for text in spec["model"]["vocab"] if len(text) == 3 and text.isascii() and text.isalpha())
+    spec["added_tokens"].append({**spec["added_tokens"][0], "id": spec["model"]["vocab"][text], "content": text})
+    spec["added_tokens"].sort(key=lambda token: token["id"])
+    tokenizer = HuggingFaceTokenizer(to_bytes(spec))
     tokenizer.start_fast_backend()
     for encode in (tokenizer.encode, tokenizer.encode_reference):
         ids = encode(arrow([f"{text} {text}"]))[0]
-        assert tokenizer.decode(ids) == f"{text} {text}" and one["model"]["vocab"][text] not in ids
+        assert tokenizer.decode(ids) == f"{text} {text}" and spec["model"]["vocab"][text] not in ids
 
 
-def test_a_model_that_draws_lots_draws_none(described: Described) -> None:
-    one = json.loads(spell(described["byte_level"]))
-    one["model"]["dropout"] = 0.5
-    tokenizer, plain = HuggingFaceTokenizer(spell(one)), HuggingFaceTokenizer(spell(described["byte_level"]))
+def test_bpe_dropout_is_switched_off(specs: Specs) -> None:
+    spec = json.loads(to_bytes(specs["byte_level"]))
+    spec["model"]["dropout"] = 0.5
+    tokenizer, plain = HuggingFaceTokenizer(to_bytes(spec)), HuggingFaceTokenizer(to_bytes(specs["byte_level"]))
     assert tokenizer.encode_text(VERSE).tolist() == plain.encode_text(VERSE).tolist()
 
 
-def test_a_new_name_spelled_out_in_text_is_no_control_token_either(loaded: Loaded) -> None:
+def test_text_with_a_hidden_token_name_never_becomes_a_control_token(tokenizers: Tokenizers) -> None:
     forged = "\U0010ffff2\U0010ffff"
-    assert loaded["byte_level"].decode(loaded["byte_level"].encode_text(forged)) == forged
+    assert tokenizers["byte_level"].decode(tokenizers["byte_level"].encode_text(forged)) == forged
     with pytest.raises(FolioError, match="turns text into its control token '</s>'"):
-        loaded["unigram"].encode_text(forged)
+        tokenizers["unigram"].encode_text(forged)
 
 
-def test_a_build_holds_the_file_as_given(tmp_path: Path, described: Described) -> None:
-    data = spell(described["byte_level"]) + b"\n\n"
+def test_load_tokenizer_keeps_the_file_byte_for_byte(tmp_path: Path, specs: Specs) -> None:
+    data = to_bytes(specs["byte_level"]) + b"\n\n"
     (tmp_path / TOKENIZER_DIR).mkdir()
     (tmp_path / TOKENIZER_DIR / "tokenizer.json").write_bytes(data)
     entry = {"kind": "huggingface", "files": {"tokenizer.json": sha256_bytes(data)}, "settings": {"model": "BPE"}}
@@ -232,85 +150,83 @@ def test_a_build_holds_the_file_as_given(tmp_path: Path, described: Described) -
     assert tokenizer.files == {"tokenizer.json": data} and tokenizer.decode(tokenizer.encode_text(VERSE)) == VERSE
 
 
-def changed(**parts: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    return lambda described: {**described, **parts}
+def replace_keys(**values: Any) -> Callable[[Spec], Spec]:
+    return lambda spec: {**spec, **values}
 
 
 UNREADABLE = {
     "not JSON": b"\x00\xff not JSON",
     "empty": b"",
-    "a deep nest": b"[" * 1_000_000,
-    "a nest in its place": b'{"model": {"vocab": {"a": 0}}, "decoder": ' + b'{"decoders": [' * 300 + b"]}" * 300 + b"}",
-    "a list": b"[]",
+    "deeply nested": b"[" * 1_000_000,
+    "deeply nested decoder": b'{"model": {"vocab": {"a": 0}}, "decoder": '
+    + b'{"decoders": [' * 300
+    + b"]}" * 300
+    + b"}",
+    "a list instead of an object": b"[]",
     "no vocabulary": b'{"model": {"type": "BPE"}}',
     "no model": b'{"added_tokens": []}',
-    "no number": b'{"model": {"vocab": {"a": NaN}}}',
-    "another model": b'{"model": {"type": "Own", "vocab": {"a": 0}}}',
-    "no ids": b'{"model": {"type": "WordLevel", "vocab": {}, "unk_token": "a"}}',
+    "NaN as an id": b'{"model": {"vocab": {"a": NaN}}}',
+    "unknown model type": b'{"model": {"type": "Own", "vocab": {"a": 0}}}',
+    "empty vocabulary": b'{"model": {"type": "WordLevel", "vocab": {}, "unk_token": "a"}}',
     "half a surrogate": b'{"model": {"type": "WordLevel", "vocab": {"\\ud800": 0}, "unk_token": "a"}}',
-    "a far id": b'{"model": {"type": "WordLevel", "vocab": {"a": %d}, "unk_token": "a"}}' % MAX_VOCAB_SIZE,
+    "id beyond the limit": b'{"model": {"type": "WordLevel", "vocab": {"a": %d}, "unk_token": "a"}}' % MAX_VOCAB_SIZE,
 }
 MALFORMED = {
-    "added tokens": changed(added_tokens={"a": 1}),
-    "an added token": changed(added_tokens=[{"id": 1}]),
-    "a true id": changed(added_tokens=[{"id": True, "content": "a"}]),
-    "a decoder": changed(decoder={"type": "ByteLevel", "decoders": 7}),
-    "a far added id": changed(added_tokens=[{"id": 1 << 40, "content": "<s>", "special": True}]),
-    "an unknown part": changed(pre_tokenizer={"type": "Own"}),
+    "added_tokens is an object": replace_keys(added_tokens={"a": 1}),
+    "added token without content": replace_keys(added_tokens=[{"id": 1}]),
+    "boolean id": replace_keys(added_tokens=[{"id": True, "content": "a"}]),
+    "decoders is a number": replace_keys(decoder={"type": "ByteLevel", "decoders": 7}),
+    "added id beyond the limit": replace_keys(added_tokens=[{"id": 1 << 40, "content": "<s>", "special": True}]),
+    "unknown pre-tokenizer": replace_keys(pre_tokenizer={"type": "Own"}),
 }
 
 
-@pytest.mark.parametrize("what", UNREADABLE)
-def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_load_rejects_unreadable_file(tmp_path: Path, case: str) -> None:
     path = tmp_path / "tokenizer.json"
-    path.write_bytes(UNREADABLE[what])
-    with pytest.raises(FolioError, match="no tokenizer.json that can be used") as caught:
+    path.write_bytes(UNREADABLE[case])
+    with pytest.raises(FolioError, match="is not a usable tokenizer.json") as caught:
         huggingface.load(path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
-@pytest.mark.parametrize("what", MALFORMED)
-def test_a_malformed_tokenizer_is_refused(tmp_path: Path, described: Described, what: str) -> None:
+@pytest.mark.parametrize("case", MALFORMED)
+def test_load_rejects_malformed_component(tmp_path: Path, specs: Specs, case: str) -> None:
     path = tmp_path / "tokenizer.json"
-    path.write_bytes(spell(MALFORMED[what](described["byte_level"])))
-    with pytest.raises(FolioError, match="no tokenizer.json that can be used") as caught:
+    path.write_bytes(to_bytes(MALFORMED[case](specs["byte_level"])))
+    with pytest.raises(FolioError, match="is not a usable tokenizer.json") as caught:
         huggingface.load(path)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_missing_or_huge_is_told(tmp_path: Path) -> None:
-    with pytest.raises(MisuseError, match="is not a file; name a tokenizer's file"):
+def test_load_rejects_missing_and_huge_files(tmp_path: Path) -> None:
+    with pytest.raises(MisuseError, match="is not a file; pass a tokenizer's file"):
         huggingface.load(tmp_path / "tokenizer.json")
     with open(tmp_path / "huge.json", "wb") as file:
         file.truncate(2 << 30)  # sparse
-    with pytest.raises(FolioError, match=r"has 2,147,483,648 bytes, wanted at most 200,000,000"):
+    with pytest.raises(FolioError, match=r"has 2,147,483,648 bytes, but a tokenizer's file has at most 200,000,000"):
         huggingface.load(tmp_path / "huge.json")
 
 
-def test_without_the_library_the_extra_is_named(
-    tmp_path: Path, described: Described, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_library_error_names_the_extra(tmp_path: Path, specs: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
     with pytest.raises(FolioError, match=r"pip install 'folio-lm\[huggingface\]'"):
-        HuggingFaceTokenizer(spell(described["byte_level"]))
+        HuggingFaceTokenizer(to_bytes(specs["byte_level"]))
 
 
-def test_real_text_with_a_trained_vocabulary(mirror: Path) -> None:
+def test_trained_byte_level_bpe_round_trips_real_text(mirror: Path) -> None:
     text = (mirror / "tinyshakespeare/input.txt").read_text(encoding="utf-8")
-    made = library.Tokenizer(library.models.BPE())
-    made.pre_tokenizer, made.decoder = (
+    trained = library.Tokenizer(library.models.BPE())
+    trained.pre_tokenizer, trained.decoder = (
         library.pre_tokenizers.ByteLevel(add_prefix_space=False),
         library.decoders.ByteLevel(),
     )
     alphabet = library.pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(
+    trained.train_from_iterator(
         [text], library.trainers.BpeTrainer(vocab_size=4_000, initial_alphabet=alphabet, show_progress=False)
     )
-    tokenizer = HuggingFaceTokenizer(made.to_str().encode())
+    tokenizer = HuggingFaceTokenizer(trained.to_str().encode())
     assert tokenizer.start_fast_backend() is None
     ids = tokenizer.encode(arrow([text]))[0]
-    assert (
-        ids.tolist() == tokenizer.encode_text(text).tolist()
-        and tokenizer.decode(ids) == text
-        and tokenizer.eot_id is None
-    )
+    assert ids.tolist() == tokenizer.encode_text(text).tolist()
+    assert tokenizer.decode(ids) == text and tokenizer.eot_id is None

@@ -1,4 +1,4 @@
-"""What the setting data names: a build, a mixture, and what cannot be mixed."""
+"""The setting `data`: one build, a mixture, and builds that cannot be mixed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from train.data.builds import open_builds
 CPU = torch.device("cpu")
 
 
-def config_of(**settings: object) -> Config:
+def make_config(**settings: object) -> Config:
     return Config(**({"data": "x", "out_dir": "y", "block_size": 16, "seed": 3} | settings))  # type: ignore[arg-type]
 
 
@@ -33,84 +33,83 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_one_build_is_itself(folder: Path) -> None:
+def test_open_builds_of_one_name_keeps_its_id(folder: Path) -> None:
     builds = open_builds(str(folder / "one"))
     assert (builds.name, builds.shares, builds.vocab_size) == ("one", (1.0,), VOCAB_SIZE)
     assert builds.build_id == builds.manifest["build_id"]
 
 
-def test_weights_become_shares(folder: Path) -> None:
+def test_open_builds_normalizes_weights(folder: Path) -> None:
     builds = open_builds(f"{folder / 'one'}:3, {folder / 'two'}:1")
     assert builds.shares == (0.75, 0.25) and builds.name == "one 75.0%, two 25.0%"
     assert open_builds(f"{folder / 'one'}:0.75,{folder / 'two'}:.25").build_id == builds.build_id
     assert open_builds(f"{folder / 'one'}:1,{folder / 'two'}:1").build_id != builds.build_id
 
 
-def test_samples_come_from_each_by_its_share_and_rows_keep_their_order(folder: Path) -> None:
+def test_mixture_draws_samples_by_share_and_keeps_row_order(folder: Path) -> None:
     builds = open_builds(f"{folder / 'one'}:3,{folder / 'two'}:1")
-    data = TrainingData(builds, config_of(data_order="epochs"), device=CPU)
-    whole = data.batch(0, 4000)[0]
-    assert torch.equal(whole, torch.cat([data.batch(n, 400)[0] for n in range(0, 4000, 400)]))
-    # The two hold the same sentence, and differ by their length alone: where a window lies tells them apart only by chance.
-    source, _ = data._mixture.assign(np.arange(4000, dtype=np.uint64))  # type: ignore[union-attr]
-    share = Counter(source.tolist())[0] / 4000
+    data = TrainingData(builds, make_config(data_order="epochs"), device=CPU)
+    samples = data.batch(0, 4000)[0]
+    assert torch.equal(samples, torch.cat([data.batch(n, 400)[0] for n in range(0, 4000, 400)]))
+    # Both builds contain the same sentence, so the build of a sample cannot be read off its tokens.
+    build_index, _ = data._mixture.assign(np.arange(4000, dtype=np.uint64))  # type: ignore[union-attr]
+    share = Counter(build_index.tolist())[0] / 4000
     assert share == pytest.approx(0.75, abs=0.03)
 
 
-def test_each_build_is_read_as_it_would_be_alone(folder: Path) -> None:
-    """A row of the mixture is the window that its build alone gives for that number."""
+def test_rows_of_a_mixture_equal_those_of_its_builds_alone(folder: Path) -> None:
     builds = open_builds(f"{folder / 'one'}:1,{folder / 'two'}:1")
-    mixed = TrainingData(builds, config_of(), device=CPU)
+    mixed = TrainingData(builds, make_config(), device=CPU)
     samples = np.arange(64, dtype=np.uint64)
-    source, number = mixed._mixture.assign(samples)  # type: ignore[union-attr]
-    rows = mixed.batch(0, 64)[0]
-    for build, seed in ((0, 3), (1, build_seed(3, 1))):
-        alone = TrainingData(open_builds(str(builds.builds[build].folder)), config_of(seed=seed), device=CPU)
-        for row in np.flatnonzero(source == build):
-            assert torch.equal(rows[row], alone.batch(int(number[row]), 1)[0][0])
+    build_index, number_in_build = mixed._mixture.assign(samples)  # type: ignore[union-attr]
+    ids = mixed.batch(0, 64)[0]
+    for index, seed in ((0, 3), (1, build_seed(3, 1))):
+        alone = TrainingData(open_builds(str(builds.builds[index].folder)), make_config(seed=seed), device=CPU)
+        for row in np.flatnonzero(build_index == index):
+            assert torch.equal(ids[row], alone.batch(int(number_in_build[row]), 1)[0][0])
 
 
-def test_validation_reads_all_of_them(folder: Path) -> None:
+def test_validation_of_a_mixture_reads_all_builds(folder: Path) -> None:
     builds = open_builds(f"{folder / 'one'}:3,{folder / 'two'}:1")
-    alone = [ValidationData(open_builds(str(folder / name)), config_of(), device=CPU) for name in ("one", "two")]
-    both = ValidationData(builds, config_of(), device=CPU)
+    alone = [ValidationData(open_builds(str(folder / name)), make_config(), device=CPU) for name in ("one", "two")]
+    both = ValidationData(builds, make_config(), device=CPU)
     assert both.num_windows == sum(data.num_windows for data in alone)
     assert both.names == ["one", "two"] and [split["tokens"] for split in both.splits] == [6 * 46, 12 * 46]
     windows = both.batch(np.arange(both.num_windows))[0]
     assert torch.equal(windows, torch.cat([data.batch(np.arange(data.num_windows))[0] for data in alone]))
-    assert ValidationData(builds, config_of(eval_tokens=16 * 8), device=CPU).num_windows == 6 + 2
+    assert ValidationData(builds, make_config(eval_tokens=16 * 8), device=CPU).num_windows == 6 + 2
 
 
-def test_the_vocabulary_is_that_of_the_build_that_knows_most(folder: Path) -> None:
+def test_vocabulary_is_that_of_the_build_with_most_control_tokens(folder: Path) -> None:
     builds = open_builds(f"{folder / 'fewer'}:1,{folder / 'one'}:1")
     assert "<author_Anna_Akimova>" in builds.manifest["special_tokens"]
 
 
 @pytest.mark.parametrize(
-    ("data", "complaint"),
+    ("data", "message"),
     [
-        ("{0}/one:1,{0}/bytes:1", "bytes and one have different tokenizers, so that an id means one thing here"),
+        ("{0}/one:1,{0}/bytes:1", "bytes and one have different tokenizers, so the same id means different text"),
         (
             "{0}/one:1,{0}/other_authors:1",
             "the control token <author_Someone_Else> is id 29 in other_authors and unknown in one",
         ),
-        ("{0}/one:1,{0}/two", "in which '{0}/two' has no weight above 0; write NAME:WEIGHT,NAME:WEIGHT"),
+        ("{0}/one:1,{0}/two", "'{0}/two' has no weight above 0; write NAME:WEIGHT,NAME:WEIGHT"),
         ("{0}/one:1,{0}/two:0", "has no weight above 0"),
         ("{0}/one:1,{0}/nowhere:1", "no build '{0}/nowhere'"),
-        ("{0}/one,{0}/two", "several builds are mixed by NAME:WEIGHT,NAME:WEIGHT"),
-        ("{0}/one:1,{0}/two/../one:2", "in which a build stands twice; add its weights up"),
+        ("{0}/one,{0}/two", "mix several builds as NAME:WEIGHT,NAME:WEIGHT"),
+        ("{0}/one:1,{0}/two/../one:2", "which names a build twice; add its weights"),
     ],
 )
-def test_what_cannot_be_mixed(folder: Path, data: str, complaint: str) -> None:
+def test_open_builds_rejects_what_cannot_be_mixed(folder: Path, data: str, message: str) -> None:
     with pytest.raises((MisuseError, FolioError)) as error:
         open_builds(data.format(folder))
-    assert complaint.format(folder) in str(error.value) and "\n" not in str(error.value)
+    assert message.format(folder) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_documents_are_numbered_where_they_are_masked(folder: Path) -> None:
+def test_mask_documents_numbers_the_documents_of_each_row(folder: Path) -> None:
     builds = open_builds(f"{folder / 'one'}:1,{folder / 'two'}:1")
-    ids, _, documents = TrainingData(builds, config_of(mask_documents=True), device=CPU).batch(0, 50)
+    ids, _, documents = TrainingData(builds, make_config(mask_documents=True), device=CPU).batch(0, 50)
     assert documents is not None and documents.shape == ids.shape
-    begins = ids[:, 1:] == AUTHOR_ID  # every document of these begins with its author
-    assert torch.equal(documents[:, 1:] - documents[:, :-1], begins.long())
+    is_start = ids[:, 1:] == AUTHOR_ID  # every document of these builds begins with its author
+    assert torch.equal(documents[:, 1:] - documents[:, :-1], is_start.long())
     assert torch.equal(documents[:, 0], torch.zeros(50))

@@ -1,8 +1,7 @@
-"""Numbers that are not finite: an update is skipped, then the run goes back, then it stops; nothing bad is ever saved."""
+"""Losses that are not finite: an update is skipped, then the run rolls back, then it fails; bad weights are never saved."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.runs import invoke, losses, make_build, rows, write_config
+from tests.helpers.runs import (
+    delete_checkpoints_after,
+    invoke,
+    list_steps,
+    read_losses,
+    read_metric_rows,
+    train_run,
+    write_config,
+)
 from train.config import load_config
 from train.data.batches import TrainingData
 from train.data.builds import open_builds
-from train.model import ARCHITECTURES
 from train.model.gpt2 import GPT2
 from train.run.checkpoint import list_checkpoints
 
@@ -25,20 +31,14 @@ SETTINGS = {
     "dropout": 0.0,
     "gradient_accumulation_steps": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("divergence")
-    make_build(folder / "tiny")
-    return folder
+Poison = Callable[..., None]
 
 
 @pytest.fixture
-def poison(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[..., None]:
-    """Makes the loss of the samples of some steps what no loss should be, as a broken kernel or a wild batch would."""
+def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
+    """Return a function that multiplies the loss of the samples of some steps, as a broken kernel might."""
 
-    def spoil(config: Path, steps: range, value: float = torch.nan) -> None:
+    def poison_samples(config: Path, steps: range, value: float = torch.nan) -> None:
         settings = load_config(config, {})
         data = TrainingData(open_builds(settings.data), settings, device=torch.device("cpu"))
         size = settings.windows_per_step
@@ -46,113 +46,143 @@ def poison(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Callable[..., None]
 
         class Poisoned(GPT2):
             def forward(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
-                loss, losses = super().forward(ids, targets, documents)
-                return loss * (value if self.training and ids.numpy().tobytes() in bad else 1), losses
+                loss, row_losses = super().forward(ids, targets, documents)
+                is_bad = self.training and ids.numpy().tobytes() in bad
+                return loss * (value if is_bad else 1), row_losses
 
-        monkeypatch.setitem(ARCHITECTURES, "gpt2", Poisoned)
+        monkeypatch.setattr("train.model.gpt2.GPT2", Poisoned)
 
-    return spoil
+    return poison_samples
+
+
+# Skipped updates
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_an_update_that_is_not_finite_is_skipped(
-    folder: Path, poison: Callable[..., None], value: float, optimizer: str
-) -> None:
+def test_update_that_is_not_finite_is_skipped(folder: Path, poison: Poison, value: float, optimizer: str) -> None:
     name = f"skip_{optimizer}_{value}"
     config = write_config(folder / f"{name}.py", folder / "tiny", **SETTINGS, optimizer=optimizer)
     poison(config, range(7, 9), value)
     result = invoke("train.py", config)
     assert result.returncode == 0, result.stderr
-    train = {row["step"]: row for row in rows(folder / name) if "train_loss" in row}
-    assert [train[step]["skipped_updates"] for step in (7, 8, 9, 30)] == [0, 1, 2, 2]
-    assert train[8]["train_loss"] is None and train[10]["train_loss"] < train[1]["train_loss"]
-    assert rows(folder / name)[-1]["val_loss"] < 2.5
+    rows = {row["step"]: row for row in read_metric_rows(folder / name) if "train_loss" in row}
+    assert [rows[step]["skipped_updates"] for step in (7, 8, 9, 30)] == [0, 1, 2, 2]
+    assert rows[8]["train_loss"] is None and rows[10]["train_loss"] < rows[1]["train_loss"]
+    assert read_metric_rows(folder / name)[-1]["val_loss"] < 2.5
 
 
-def test_what_was_skipped_is_still_known_after_a_restart(folder: Path, poison: Callable[..., None]) -> None:
+def test_number_of_skipped_updates_survives_resuming(folder: Path, poison: Poison) -> None:
     config = write_config(folder / "known.py", folder / "tiny", **SETTINGS, keep_checkpoints=99)
     poison(config, range(7, 9))
     assert invoke("train.py", config).returncode == 0
-    before = losses(folder / "known")
-    for checkpoint in list_checkpoints(folder / "known"):
-        if int(checkpoint.name[-8:]) > 10:
-            shutil.rmtree(checkpoint)
+    before = read_losses(folder / "known")
+    delete_checkpoints_after(folder / "known", 10)
     assert invoke("train.py", config).returncode == 0
-    assert losses(folder / "known") == before
+    assert read_losses(folder / "known") == before
 
 
-def test_nothing_is_saved_while_updates_are_skipped(folder: Path, poison: Callable[..., None]) -> None:
+def test_no_checkpoint_is_saved_while_updates_are_skipped(folder: Path, poison: Poison) -> None:
     config = write_config(folder / "postponed.py", folder / "tiny", **SETTINGS, keep_checkpoints=99)
-    poison(config, range(8, 11))  # of the steps 9, 10 and 11: 10 is one that saves
+    poison(config, range(8, 11))  # steps 9, 10 and 11; a checkpoint is due after step 10
     assert invoke("train.py", config).returncode == 0
-    assert [int(p.name[-8:]) for p in list_checkpoints(folder / "postponed")] == [5, 12, 15, 20, 25, 30]
+    assert list_steps(folder / "postponed") == [5, 12, 15, 20, 25, 30]
 
 
-def test_after_several_the_run_goes_back_and_leaves_those_samples_out(
-    folder: Path, poison: Callable[..., None]
-) -> None:
+def test_overflow_of_the_fp16_scale_is_not_divergence(folder: Path) -> None:
+    """The gradient scale starts at 65,536 and is halved with each overflow, whose update is skipped."""
+    run = train_run(folder, "scaled", **SETTINGS, precision="fp16")
+    assert read_metric_rows(run)[-1]["val_loss"] < 2.5
+
+
+# Rollbacks
+
+
+def test_several_skipped_updates_roll_the_run_back_and_skip_their_samples(folder: Path, poison: Poison) -> None:
     config = write_config(folder / "back.py", folder / "tiny", **SETTINGS)
-    poison(config, range(11, 16))  # the steps 12 to 16
+    poison(config, range(11, 16))  # steps 12 to 16
     result = invoke("train.py", config)
     assert result.returncode == 0, result.stderr
-    samples = (16 - 10) * 4
-    said = f"5 updates in a row were not finite: back from step 16 to the checkpoint of step 10, without the {samples} samples between"
-    assert said in result.stdout
-    (event,) = [row for row in rows(folder / "back") if "went_back_from_step" in row]
-    assert event == {"step": 10, "went_back_from_step": 16, "skipped_samples": samples}
-    steps = [row["step"] for row in rows(folder / "back") if "train_loss" in row]
-    assert steps == list(range(1, 31)), "each step is there once: the rows of those that were undone are gone"
-    assert rows(folder / "back")[-1]["val_loss"] < 2.5
+    num_samples = (16 - 10) * 4
+    message = (
+        "5 updates in a row were not finite: rolled back from step 16 to the checkpoint of step 10, "
+        f"skipping the {num_samples} samples between them"
+    )
+    assert message in result.stdout
+    (event,) = [row for row in read_metric_rows(folder / "back") if "went_back_from_step" in row]
+    assert event == {"step": 10, "went_back_from_step": 16, "skipped_samples": num_samples}
+    steps = [row["step"] for row in read_metric_rows(folder / "back") if "train_loss" in row]
+    assert steps == list(range(1, 31)), "each step once: the rows of the steps that were undone are removed"
+    assert read_metric_rows(folder / "back")[-1]["val_loss"] < 2.5
 
 
-def test_what_comes_after_going_back_is_resumed_alike(folder: Path, poison: Callable[..., None]) -> None:
-    """The samples left out stay left out: a checkpoint knows how many samples were drawn, not only the step."""
+def test_run_resumes_after_a_rollback_with_the_same_samples(folder: Path, poison: Poison) -> None:
+    """A checkpoint stores the number of samples, which after a rollback is not a multiple of the steps."""
     config = write_config(folder / "back_again.py", folder / "tiny", **SETTINGS, keep_checkpoints=99)
     poison(config, range(11, 16))
     assert invoke("train.py", config).returncode == 0
-    before = losses(folder / "back_again")
-    for checkpoint in list_checkpoints(folder / "back_again"):
-        if int(checkpoint.name[-8:]) > 20:
-            shutil.rmtree(checkpoint)
+    before = read_losses(folder / "back_again")
+    delete_checkpoints_after(folder / "back_again", 20)
     assert invoke("train.py", config).returncode == 0
-    assert losses(folder / "back_again") == before
+    assert read_losses(folder / "back_again") == before
 
 
-def test_when_going_back_does_not_help_it_stops(folder: Path, poison: Callable[..., None]) -> None:
+# Failures
+
+
+def test_second_rollback_to_the_same_checkpoint_fails(folder: Path, poison: Poison) -> None:
     config = write_config(folder / "stops.py", folder / "tiny", **SETTINGS)
     poison(config, range(11, 200))
     result = invoke("train.py", config)
     assert result.returncode == 1 and result.stderr.count("\n") == 1
     assert (
-        "5 updates in a row were not finite, again since the return to step 10 at step 15: training has diverged"
+        "5 updates in a row were not finite, again since the rollback to step 10 at step 15: training has diverged"
         in result.stderr
     )
-    assert [int(p.name[-8:]) for p in list_checkpoints(folder / "stops")] == [5, 10]
+    assert list_steps(folder / "stops") == [5, 10]
 
 
-def test_without_a_checkpoint_it_stops_at_once(folder: Path, poison: Callable[..., None]) -> None:
+def test_divergence_without_a_checkpoint_fails_at_once(folder: Path, poison: Poison) -> None:
     config = write_config(folder / "at_once.py", folder / "tiny", **SETTINGS)
     poison(config, range(0, 200))
     result = invoke("train.py", config)
-    assert (
-        result.returncode == 1
-        and "5 updates in a row were not finite at step 5: training has diverged" in result.stderr
-    )
+    assert result.returncode == 1
+    assert "5 updates in a row were not finite at step 5: training has diverged" in result.stderr
     assert list_checkpoints(folder / "at_once") == []
 
 
-def test_it_is_noticed_however_seldom_the_run_reports(folder: Path, poison: Callable[..., None]) -> None:
-    config = write_config(
-        folder / "seldom.py", folder / "tiny", **SETTINGS | {"max_steps": 10_000, "eval_interval": 10_000}
-    )
+def test_divergence_is_detected_between_long_intervals(folder: Path, poison: Poison) -> None:
+    settings = SETTINGS | {"max_steps": 10_000, "eval_interval": 10_000}
+    config = write_config(folder / "seldom.py", folder / "tiny", **settings)
     poison(config, range(6, 200))
     result = invoke("train.py", config, "--log_interval=10000", "--checkpoint_interval=10000")
     assert result.returncode == 1 and "updates in a row were not finite at step 20" in result.stderr
 
 
-def test_a_high_loss_scale_of_fp16_is_no_divergence(folder: Path) -> None:
-    """The scaler begins at 65,536 and finds its place by overflowing: those updates are skipped, and training goes on."""
-    config = write_config(folder / "scaled.py", folder / "tiny", **SETTINGS, precision="fp16")
-    assert invoke("train.py", config).returncode == 0
-    assert rows(folder / "scaled")[-1]["val_loss"] < 2.5
+def test_divergence_by_the_learning_rate_names_step_and_setting(folder: Path) -> None:
+    config = write_config(
+        folder / "diverges.py", folder / "tiny", learning_rate=1e18, min_lr=1e17, warmup_steps=0, grad_clip=None
+    )
+    result = invoke("train.py", config)
+    assert result.returncode == 1
+    assert " at step " in result.stderr and "lower learning_rate (now 1e+18)" in result.stderr
+    assert not (folder / "diverges" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "intervals",
+    [
+        {"checkpoint_interval": 3, "eval_interval": 1000, "log_interval": 1000},
+        {"checkpoint_interval": 1, "eval_interval": 1000},
+        {"checkpoint_interval": 1, "eval_interval": 1},
+        {"checkpoint_interval": 1000, "eval_interval": 1},
+    ],
+    ids=str,
+)
+def test_weights_ruined_by_a_finite_update_are_not_saved(folder: Path, intervals: dict[str, int]) -> None:
+    """The first update is finite and ruins the weights, which no gradient shows before the next step."""
+    name = "nan" + "_".join(map(str, intervals.values()))
+    settings = {"learning_rate": 1e18, "min_lr": 0.0, "warmup_steps": 0, **intervals}
+    done = invoke("train.py", write_config(folder / f"{name}.py", folder / "tiny", **settings))
+    assert done.returncode == 1 and "training has diverged; lower learning_rate" in done.stderr
+    assert list_checkpoints(folder / name) == []

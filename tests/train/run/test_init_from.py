@@ -1,4 +1,4 @@
-"""Beginning with the weights of another run or of a Hugging Face folder: the same logits, and every id keeps its meaning."""
+"""Weights of another run or of a Hugging Face folder: the same logits, and every id keeps its meaning."""
 
 from __future__ import annotations
 
@@ -17,26 +17,21 @@ from tests.helpers.runs import (
     AUTHOR_ID,
     EOT_ID,
     SPECIAL_TOKENS,
-    TINY,
     VOCAB_SIZE,
     invoke,
-    losses,
     make_build,
+    make_config,
+    read_val_losses,
     write_config,
 )
-from train.config import Config
 from train.data.builds import Builds, open_builds
 from train.model import make_model
 from train.model.base import LanguageModel
 from train.run.init_from import initialize
 
-NUM_ORDINARY = EOT_ID + 1  # of the tokenizer: its alphabet and the end of text
+NUM_ORDINARY = EOT_ID + 1  # ids that are not control tokens of authors and years: the alphabet and the end of text
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 32}
 Initialize = Callable[..., LanguageModel]
-
-
-def config_of(**settings: object) -> Config:
-    return Config(**({"data": "x", "out_dir": "y"} | TINY | settings))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -46,43 +41,43 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
 
 @pytest.fixture(scope="module")
 def reference() -> Any:
-    """A small random GPT-2 of Hugging Face's."""
+    """A small random GPT-2 of the library transformers."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(5)
     model = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(**SIZES, n_positions=16, vocab_size=NUM_ORDINARY, initializer_range=0.3)
     )
-    with torch.no_grad():  # as after training: biases and norms that are not 0 and 1
+    with torch.no_grad():  # biases and norms that are not 0 and 1, as after training
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape) * 0.1)
     return model.eval()
 
 
 @pytest.fixture
-def folder(reference: Any, tmp_path: Path) -> Path:
+def hf_folder(reference: Any, tmp_path: Path) -> Path:
     reference.save_pretrained(tmp_path / "hf")
     return tmp_path / "hf"
 
 
 @pytest.fixture
 def initialized(builds: Builds) -> Initialize:
-    """A new model with the weights of `source`; what it warned of is in `warned`, if that is given."""
+    """Return a function that returns a new model with the weights of `source`. It appends warnings to `warnings`."""
 
     def make(
-        source: Path, *, builds: Builds = builds, warned: list[str] | None = None, **settings: object
+        source: Path, *, builds: Builds = builds, warnings: list[str] | None = None, **settings: object
     ) -> LanguageModel:
-        config = config_of(init_from=str(source), **settings)
+        config = make_config(init_from=str(source), **settings)
         torch.manual_seed(0)
         model = make_model(config, builds.vocab_size)
-        initialize(model, config, builds, warn=[].append if warned is None else warned.append)
+        initialize(model, config, builds, warn=[].append if warnings is None else warnings.append)
         return model.eval()
 
     return make
 
 
 @torch.no_grad()
-def logits_of(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
-    """(B, T, ordinary ids)"""
+def compute_logits(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
+    """Return the logits of the ordinary ids, (B, T, NUM_ORDINARY)."""
     return model.logits(model.features(ids))[..., :NUM_ORDINARY]
 
 
@@ -91,9 +86,9 @@ def random_ids(length: int = 16) -> torch.Tensor:
 
 
 @torch.no_grad()
-def assert_same(model: LanguageModel, reference: Any, *, length: int = 16) -> None:
+def assert_same_logits(model: LanguageModel, reference: Any, *, length: int = 16) -> None:
     torch.testing.assert_close(
-        logits_of(model, random_ids(length)), reference(random_ids(length)).logits, atol=1e-5, rtol=0
+        compute_logits(model, random_ids(length)), reference(random_ids(length)).logits, atol=1e-5, rtol=0
     )
 
 
@@ -101,77 +96,80 @@ def change_json(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def test_logits_are_those_of_transformers(folder: Path, reference: Any, initialized: Initialize) -> None:
-    warned: list[str] = []
-    assert_same(initialized(folder, warned=warned), reference)
-    assert len(warned) == 1 and "its ids are taken to be those of tiny's tokenizer" in warned[0]
+def test_logits_equal_those_of_transformers(hf_folder: Path, reference: Any, initialized: Initialize) -> None:
+    warnings: list[str] = []
+    assert_same_logits(initialized(hf_folder, warnings=warnings), reference)
+    assert len(warnings) == 1 and "its ids are assumed to be those of the tokenizer of tiny" in warnings[0]
 
 
-def test_names_without_prefix_masks_and_the_tied_head(folder: Path, reference: Any, initialized: Initialize) -> None:
-    """As in the first gpt2 files."""
-    path = folder / "model.safetensors"
+def test_old_files_with_masks_and_a_tied_head_are_read(hf_folder: Path, reference: Any, initialized: Initialize) -> None:
+    """The first files of gpt2 have names without a prefix, causal masks, and a copy of the embedding."""
+    path = hf_folder / "model.safetensors"
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(path).items()}
     masks = {f"h.{n}.attn.{name}": torch.ones(1, 1, 16, 16) for n in range(2) for name in ("bias", "masked_bias")}
     save_file(tensors | masks | {"lm_head.weight": tensors["wte.weight"].clone()}, path)
-    assert_same(initialized(folder), reference)
+    assert_same_logits(initialized(hf_folder), reference)
 
 
-def test_weights_in_several_files(reference: Any, tmp_path: Path, initialized: Initialize) -> None:
+def test_weights_in_several_files_are_read(reference: Any, tmp_path: Path, initialized: Initialize) -> None:
     reference.save_pretrained(tmp_path / "hf", max_shard_size="20KB")
     assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 2
-    assert_same(initialized(tmp_path / "hf"), reference)
+    assert_same_logits(initialized(tmp_path / "hf"), reference)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions_widen(folder: Path, initialized: Initialize, dtype: torch.dtype) -> None:
-    path = folder / "model.safetensors"
+def test_other_dtypes_become_float32(hf_folder: Path, initialized: Initialize, dtype: torch.dtype) -> None:
+    path = hf_folder / "model.safetensors"
     narrow = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
     save_file(narrow, path)
-    model = initialized(folder)
+    model = initialized(hf_folder)
     assert torch.equal(model.state_dict()["ln_f.weight"], narrow["transformer.ln_f.weight"].float())
 
 
-def test_a_shorter_block_takes_the_first_positions(folder: Path, reference: Any, initialized: Initialize) -> None:
-    model = initialized(folder, block_size=8)
+def test_shorter_block_takes_the_first_positions(hf_folder: Path, reference: Any, initialized: Initialize) -> None:
+    model = initialized(hf_folder, block_size=8)
     assert model.state_dict()["wpe.weight"].shape == (8, 32)
-    assert_same(model, reference, length=8)
+    assert_same_logits(model, reference, length=8)
 
 
-def test_new_ids_become_the_mean_and_padding_stays(folder: Path, reference: Any, initialized: Initialize) -> None:
-    weight = initialized(folder).state_dict()["wte.weight"]
-    theirs = reference.transformer.wte.weight.detach()
+def test_rows_of_new_ids_are_the_mean_and_padding_is_unchanged(hf_folder: Path, reference: Any, initialized: Initialize) -> None:
+    weight = initialized(hf_folder).state_dict()["wte.weight"]
+    reference_weight = reference.transformer.wte.weight.detach()
     torch.manual_seed(0)
-    drawn = make_model(config_of(), VOCAB_SIZE).state_dict()["wte.weight"]
-    assert torch.equal(weight[:NUM_ORDINARY], theirs)
+    random_weight = make_model(make_config(), VOCAB_SIZE).state_dict()["wte.weight"]
+    assert torch.equal(weight[:NUM_ORDINARY], reference_weight)
     assert (AUTHOR_ID, VOCAB_SIZE) == (NUM_ORDINARY, NUM_ORDINARY + 2)
-    torch.testing.assert_close(weight[NUM_ORDINARY:VOCAB_SIZE], theirs.mean(dim=0).expand(2, -1))
-    assert torch.equal(weight[VOCAB_SIZE:], drawn[VOCAB_SIZE:])
+    torch.testing.assert_close(weight[NUM_ORDINARY:VOCAB_SIZE], reference_weight.mean(dim=0).expand(2, -1))
+    assert torch.equal(weight[VOCAB_SIZE:], random_weight[VOCAB_SIZE:])
 
 
-def test_rows_beyond_the_tokenizers_are_not_authors(
-    tmp_path: Path, reference: Any, folder: Path, initialized: Initialize
+def test_padded_rows_of_the_source_are_not_used(
+    tmp_path: Path, reference: Any, hf_folder: Path, initialized: Initialize
 ) -> None:
-    """A vocabulary that its makers padded holds rows that stand for nothing."""
-    path = folder / "model.safetensors"
+    """A vocabulary that was padded by its authors has rows without a meaning."""
+    path = hf_folder / "model.safetensors"
     tensors = load_file(path)
     tensors["transformer.wte.weight"] = torch.cat([tensors["transformer.wte.weight"], torch.full((4, 32), 1e3)])
     save_file(tensors, path)
-    assert initialized(folder).state_dict()["wte.weight"][:VOCAB_SIZE].abs().max() < 100
+    assert initialized(hf_folder).state_dict()["wte.weight"][:VOCAB_SIZE].abs().max() < 100
 
 
-def test_control_tokens_of_a_tokenizer_json_are_known_by_their_text(
-    folder: Path, reference: Any, initialized: Initialize
+def test_control_tokens_of_tokenizer_json_are_matched_by_text(
+    hf_folder: Path, reference: Any, initialized: Initialize
 ) -> None:
     added = [
         {"id": 3, "content": "<year_2025>"},
         {"id": EOT_ID, "content": "<|endoftext|>"},
         {"id": 10**6, "content": "<author_Anna_Akimova>"},
     ]
-    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": added, "model": {}}))
-    weight, theirs = initialized(folder).state_dict()["wte.weight"], reference.transformer.wte.weight.detach()
-    assert torch.equal(weight[SPECIAL_TOKENS["<year_2025>"]], theirs[3])
-    assert torch.equal(weight[EOT_ID], theirs[EOT_ID])
-    torch.testing.assert_close(weight[AUTHOR_ID], torch.cat([theirs, theirs[3:4]]).mean(dim=0))
+    (hf_folder / "tokenizer.json").write_text(json.dumps({"added_tokens": added, "model": {}}))
+    weight = initialized(hf_folder).state_dict()["wte.weight"]
+    reference_weight = reference.transformer.wte.weight.detach()
+    assert torch.equal(weight[SPECIAL_TOKENS["<year_2025>"]], reference_weight[3])
+    assert torch.equal(weight[EOT_ID], reference_weight[EOT_ID])
+    # The mean of the rows that are taken; row 3 is taken twice.
+    expected = torch.cat([reference_weight, reference_weight[3:4]]).mean(dim=0)
+    torch.testing.assert_close(weight[AUTHOR_ID], expected)
 
 
 FOREIGN = {
@@ -181,33 +179,33 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("key", FOREIGN)
-def test_what_our_gpt2_does_not_do_is_named(folder: Path, initialized: Initialize, key: str) -> None:
-    change_json(folder / "config.json", **{key: FOREIGN[key]})
-    with pytest.raises(MisuseError, match=f"{key} {FOREIGN[key]!r} where Folio's GPT-2 has"):
-        initialized(folder)
+def test_model_that_is_not_gpt2_is_rejected(hf_folder: Path, initialized: Initialize, key: str) -> None:
+    change_json(hf_folder / "config.json", **{key: FOREIGN[key]})
+    with pytest.raises(MisuseError, match=f"has {key} {FOREIGN[key]!r}, not .*; name a model of GPT-2's architecture"):
+        initialized(hf_folder)
 
 
-def test_all_that_the_settings_must_say_is_in_one_line(folder: Path, initialized: Initialize) -> None:
+def test_settings_that_do_not_fit_are_listed_in_one_line(hf_folder: Path, initialized: Initialize) -> None:
     with pytest.raises(MisuseError) as error:
-        initialized(folder, arch="modern", n_layer=3, n_head=4, n_embd=64, block_size=17)
+        initialized(hf_folder, arch="modern", n_layer=3, n_head=4, n_embd=64, block_size=17)
     assert str(error.value).endswith("set --arch=gpt2 --n_layer=2 --n_head=2 --n_embd=32 --block_size=16")
 
 
-def test_a_pickle_is_refused(folder: Path, initialized: Initialize) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+def test_pickle_is_rejected(hf_folder: Path, initialized: Initialize) -> None:
+    (hf_folder / "model.safetensors").rename(hf_folder / "pytorch_model.bin")
     with pytest.raises(MisuseError, match="pickle.*safe_serialization=True"):
-        initialized(folder)
+        initialized(hf_folder)
 
 
-def test_a_vocabulary_that_is_too_small_is_refused(folder: Path, initialized: Initialize) -> None:
-    path = folder / "model.safetensors"
+def test_vocabulary_that_is_too_small_is_rejected(hf_folder: Path, initialized: Initialize) -> None:
+    path = hf_folder / "model.safetensors"
     tensors = load_file(path)
     save_file(tensors | {"transformer.wte.weight": tensors["transformer.wte.weight"][:20].clone()}, path)
     with pytest.raises(MisuseError, match=f"has 20 ids, {NUM_ORDINARY - 20} too few for the tokenizer of tiny"):
-        initialized(folder)
+        initialized(hf_folder)
 
 
-def _drop_weight(folder: Path) -> None:
+def _remove_weight(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     del tensors["transformer.h.1.mlp.c_fc.bias"]
     save_file(tensors, folder / "model.safetensors")
@@ -217,76 +215,76 @@ def _change_weight(folder: Path, name: str, tensor: torch.Tensor) -> None:
     save_file(load_file(folder / "model.safetensors") | {name: tensor}, folder / "model.safetensors")
 
 
-def _index(folder: Path, names: Any) -> None:
+def _write_index(folder: Path, names: Any) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
 
 
 @pytest.mark.parametrize(
-    ("damage", "complaint"),
+    ("damage", "message"),
     [
-        (_drop_weight, "has nothing for h.1.mlp.c_fc.bias, its config.json asks for (128,)"),
+        (_remove_weight, "has nothing for h.1.mlp.c_fc.bias, but its config.json needs (128,)"),
         (
             lambda f: _change_weight(f, "transformer.h.7.ln_1.bias", torch.zeros(32)),
-            "has (32,) for h.7.ln_1.bias, its config.json asks for nothing",
+            "has (32,) for h.7.ln_1.bias, but its config.json needs nothing",
         ),
         (lambda f: _change_weight(f, "transformer.wpe.weight", torch.zeros(16, 31)), "has (16, 31) for wpe.weight"),
         (lambda f: _change_weight(f, "transformer.wte.weight", torch.tensor(1.0)), "for wte.weight"),
         (lambda f: _change_weight(f, "transformer.wpe.weight", torch.tensor(1.0)), "for wpe.weight"),
-        (lambda f: _change_weight(f, "ln_f.bias", torch.zeros(32)), "holds ln_f.bias a second time"),
+        (lambda f: _change_weight(f, "ln_f.bias", torch.zeros(32)), "contains ln_f.bias a second time"),
         (
             lambda f: _change_weight(f, "transformer.ln_f.bias", torch.full((32,), torch.nan)),
             "numbers in ln_f.bias that are not finite",
         ),
-        (lambda f: (f / "model.safetensors").write_bytes(b"no tensors"), "is no safetensors file"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"no tensors"), "is not a safetensors file"),
         (
             lambda f: (f / "model.safetensors").unlink(),
             "has neither model.safetensors nor model.safetensors.index.json",
         ),
         (
-            lambda f: _index(f, {"wte.weight": "../model.safetensors"}),
-            "names no files, or none that are .safetensors in its own folder",
+            lambda f: _write_index(f, {"wte.weight": "../model.safetensors"}),
+            "must name .safetensors files in its folder",
         ),
         (
-            lambda f: _index(f, {"wte.weight": "/etc/x.safetensors"}),
-            "names no files, or none that are .safetensors in its own folder",
+            lambda f: _write_index(f, {"wte.weight": "/etc/x.safetensors"}),
+            "must name .safetensors files in its folder",
         ),
         (
-            lambda f: _index(f, {"wte.weight": "weights.bin"}),
-            "names no files, or none that are .safetensors in its own folder",
+            lambda f: _write_index(f, {"wte.weight": "weights.bin"}),
+            "must name .safetensors files in its folder",
         ),
-        (lambda f: _index(f, {"wte.weight": ["a"]}), "names no files"),
-        (lambda f: _index(f, {}), "names no files"),
-        (lambda f: _index(f, {"wte.weight": "model-1.safetensors"}), "model-1.safetensors is missing, which"),
-        (lambda f: change_json(f / "config.json", n_layer="2"), "has n_layer '2', wanted a whole number from 1"),
+        (lambda f: _write_index(f, {"wte.weight": ["a"]}), "must name .safetensors files in its folder"),
+        (lambda f: _write_index(f, {}), "must name .safetensors files in its folder"),
+        (lambda f: _write_index(f, {"wte.weight": "model-1.safetensors"}), "model-1.safetensors is missing, which"),
+        (lambda f: change_json(f / "config.json", n_layer="2"), "n_layer must be a whole number from 1, got '2'"),
         (lambda f: (f / "config.json").write_text("{"), "is not JSON"),
         (lambda f: (f / "config.json").write_text("[" * 100_000), "is not JSON"),
-        (lambda f: (f / "config.json").write_text("[]"), "is list, wanted an object"),
-        (lambda f: (f / "tokenizer.json").write_text('{"added_tokens": 3}'), "are no list of tokens"),
+        (lambda f: (f / "config.json").write_text("[]"), "must be a JSON object, got list"),
+        (lambda f: (f / "tokenizer.json").write_text('{"added_tokens": 3}'), "added_tokens is not a list of tokens"),
         (
             lambda f: (f / "tokenizer.json").write_text('{"added_tokens": [{"id": "x", "content": "y"}]}'),
-            "without text or id",
+            "an added token has no text or no id",
         ),
     ],
 )
-def test_damage_is_one_line(
-    folder: Path, initialized: Initialize, damage: Callable[[Path], object], complaint: str
+def test_damaged_huggingface_folder_is_one_line(
+    hf_folder: Path, initialized: Initialize, damage: Callable[[Path], object], message: str
 ) -> None:
-    damage(folder)
+    damage(hf_folder)
     with pytest.raises(FolioError) as error:
-        initialized(folder)
-    assert complaint in str(error.value) and "\n" not in str(error.value)
+        initialized(hf_folder)
+    assert message in str(error.value) and "\n" not in str(error.value)
     assert not isinstance(error.value, MisuseError)
 
 
-def test_what_is_no_source(tmp_path: Path, initialized: Initialize) -> None:
-    with pytest.raises(MisuseError, match="is no checkpoint, no run that has one and no Hugging Face folder"):
+def test_folder_without_weights_is_rejected(tmp_path: Path, initialized: Initialize) -> None:
+    with pytest.raises(MisuseError, match="init_from must name a checkpoint, a run that has one, or a Hugging Face folder"):
         initialized(tmp_path / "nothing")
 
 
 @pytest.fixture(scope="module", params=["gpt2", "modern"])
 def source_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose build names two authors."""
+    """A run on a build with two authors."""
     folder = tmp_path_factory.mktemp("source")
     special_tokens = {"<|endoftext|>": EOT_ID, "<author_Anna>": AUTHOR_ID, "<author_Boris>": AUTHOR_ID + 1}
     config = write_config(
@@ -296,11 +294,11 @@ def source_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return folder / "run"
 
 
-def weights_of(run: Path) -> dict[str, torch.Tensor]:
+def load_weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / "step-00000012" / "model.safetensors")
 
 
-def arch_of(run: Path) -> str:
+def read_arch(run: Path) -> str:
     return str(json.loads((run / "settings.json").read_text())["arch"])
 
 
@@ -308,24 +306,26 @@ def test_authors_of_another_run_keep_their_rows(source_run: Path, tmp_path: Path
     names = ["<author_Vera>", "<author_Boris>", "<author_Gleb>", "<author_Anna>"]
     special_tokens = {"<|endoftext|>": EOT_ID} | {name: AUTHOR_ID + i for i, name in enumerate(names)}
     builds = open_builds(str(make_build(tmp_path / "four", special_tokens=special_tokens, vocab_size=EOT_ID + 5)))
-    warned: list[str] = []
-    model = initialized(source_run, builds=builds, warned=warned, arch=arch_of(source_run))
-    theirs = weights_of(source_run)
-    assert warned == []
-    for name in {"wte.weight", "lm_head.weight"} & theirs.keys():
-        weight, known = model.state_dict()[name], theirs[name][:VOCAB_SIZE]
+    warnings: list[str] = []
+    model = initialized(source_run, builds=builds, warnings=warnings, arch=read_arch(source_run))
+    source_weights = load_weights(source_run)
+    assert warnings == []
+    for name in {"wte.weight", "lm_head.weight"} & source_weights.keys():
+        weight, known = model.state_dict()[name], source_weights[name][:VOCAB_SIZE]
         assert torch.equal(weight[: EOT_ID + 1], known[: EOT_ID + 1])
         assert torch.equal(weight[special_tokens["<author_Boris>"]], known[AUTHOR_ID + 1])
         assert torch.equal(weight[special_tokens["<author_Anna>"]], known[AUTHOR_ID])
         for new in ("<author_Vera>", "<author_Gleb>"):
             torch.testing.assert_close(weight[special_tokens[new]], known.mean(dim=0))
     assert all(
-        torch.equal(model.state_dict()[name], tensor) for name, tensor in theirs.items() if name.startswith("h.")
+        torch.equal(model.state_dict()[name], tensor)
+        for name, tensor in source_weights.items()
+        if name.startswith("h.")
     )
 
 
-def test_an_end_of_text_that_the_source_has_not_takes_no_authors_row(tmp_path: Path, initialized: Initialize) -> None:
-    """Without one, the alphabet is followed by authors: an id's number says nothing of its meaning."""
+def test_new_end_of_text_does_not_take_the_row_of_an_author(tmp_path: Path, initialized: Initialize) -> None:
+    """Without an end of text, authors follow the alphabet: equal numbers do not mean equal tokens."""
     special_tokens = {"<author_Anna>": EOT_ID, "<author_Boris>": AUTHOR_ID, "<author_Vera>": AUTHOR_ID + 1}
     config = write_config(
         tmp_path / "run.py", make_build(tmp_path / "no-eot", special_tokens=special_tokens, eot_id=None), max_steps=12
@@ -333,16 +333,14 @@ def test_an_end_of_text_that_the_source_has_not_takes_no_authors_row(tmp_path: P
     assert invoke("train.py", config).returncode == 0
     special_tokens = {"<|endoftext|>": EOT_ID, "<author_Anna>": AUTHOR_ID, "<year_2025>": AUTHOR_ID + 1}
     builds = open_builds(str(make_build(tmp_path / "eot", special_tokens=special_tokens)))
-    weight, theirs = (
-        initialized(tmp_path / "run", builds=builds).state_dict()["wte.weight"],
-        weights_of(tmp_path / "run")["wte.weight"],
-    )
-    assert torch.equal(weight[AUTHOR_ID], theirs[EOT_ID])
-    torch.testing.assert_close(weight[EOT_ID], theirs[: EOT_ID + 1].mean(dim=0))
+    weight = initialized(tmp_path / "run", builds=builds).state_dict()["wte.weight"]
+    source_weight = load_weights(tmp_path / "run")["wte.weight"]
+    assert torch.equal(weight[AUTHOR_ID], source_weight[EOT_ID])
+    torch.testing.assert_close(weight[EOT_ID], source_weight[: EOT_ID + 1].mean(dim=0))
 
 
-def test_a_run_must_fit(source_run: Path, tmp_path: Path, initialized: Initialize) -> None:
-    arch = arch_of(source_run)
+def test_run_that_does_not_fit_is_rejected(source_run: Path, tmp_path: Path, initialized: Initialize) -> None:
+    arch = read_arch(source_run)
     other = "modern" if arch == "gpt2" else "gpt2"
     with pytest.raises(MisuseError) as error:
         initialized(source_run, arch=other, n_layer=1)
@@ -352,28 +350,26 @@ def test_a_run_must_fit(source_run: Path, tmp_path: Path, initialized: Initializ
         initialized(source_run, builds=builds, arch=arch)
 
 
-def test_only_learned_positions_end(source_run: Path, initialized: Initialize) -> None:
-    if arch_of(source_run) == "modern":
+def test_longer_block_needs_rotary_positions(source_run: Path, initialized: Initialize) -> None:
+    if read_arch(source_run) == "modern":
         assert initialized(source_run, arch="modern", block_size=32).block_size == 32
     else:
         with pytest.raises(MisuseError, match="set --block_size=16"):
             initialized(source_run, block_size=32)
 
 
-def test_a_run_begins_with_the_loss_that_its_source_ended_with(source_run: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path / "run.py", source_run.parent / "two", arch=arch_of(source_run), max_steps=6)
+def test_new_run_starts_with_the_last_loss_of_its_source(source_run: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "run.py", source_run.parent / "two", arch=read_arch(source_run), max_steps=6)
     result = invoke("train.py", config, f"--init_from={source_run}")
     assert result.returncode == 0, result.stderr
-    val_losses = [
-        [row["val_loss"] for row in losses(run) if "val_loss" in row] for run in (source_run, tmp_path / "run")
-    ]
-    assert val_losses[1][0] == pytest.approx(val_losses[0][-1], abs=1e-6)
-    assert val_losses[1][0] < val_losses[0][0] - 0.1
+    source_losses, new_losses = (read_val_losses(run) for run in (source_run, tmp_path / "run"))
+    assert new_losses[0] == pytest.approx(source_losses[12], abs=1e-6)
+    assert new_losses[0] < source_losses[0] - 0.1
 
 
-def test_a_lone_checkpoint_needs_what_its_run_kept(source_run: Path, tmp_path: Path) -> None:
+def test_checkpoint_outside_its_run_needs_the_folder_build(source_run: Path, tmp_path: Path) -> None:
     alone = shutil.copytree(source_run / "checkpoints" / "step-00000012", tmp_path / "elsewhere" / "checkpoint")
-    config = write_config(tmp_path / "run.py", source_run.parent / "two", arch=arch_of(source_run), max_steps=6)
+    config = write_config(tmp_path / "run.py", source_run.parent / "two", arch=read_arch(source_run), max_steps=6)
     result = invoke("train.py", config, f"--init_from={alone}")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert f"{tmp_path / 'build' / 'manifest.json'} is missing" in result.stderr

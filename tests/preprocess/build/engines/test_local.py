@@ -1,16 +1,18 @@
-"""Where tasks run: results, errors and deaths come back, named, from any number of workers."""
+"""Engines: the results, errors and deaths of workers."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from preprocess.build.engines.local import InProcess, ProcessPool, Task, WorkerDied
+from preprocess.build.engines.interface import Task, WorkerDied
+from preprocess.build.engines.local import ProcessEngine, SerialEngine
 from preprocess.errors import FolioError, MisuseError
 from preprocess.stages.encode import BackendMismatch
 
@@ -22,9 +24,12 @@ def double(x: int) -> int:
 
 def fail(kind: str) -> None:
     raise {
-        "folio": FolioError("told"), "misuse": MisuseError("told"), "os": OSError(28, "No space left on device", "/x"),
-        "mismatch": BackendMismatch("told"), "other": ZeroDivisionError("told"),
-    }[kind]  # fmt: skip
+        "folio": FolioError("the reason"),
+        "misuse": MisuseError("the reason"),
+        "os": OSError(28, "No space left on device", "/x"),
+        "mismatch": BackendMismatch("the reason"),
+        "other": ZeroDivisionError("the reason"),
+    }[kind]
 
 
 def die(signal_: int) -> None:
@@ -32,61 +37,57 @@ def die(signal_: int) -> None:
     time.sleep(30)
 
 
-def tasks(count: int) -> list[Task]:
+def make_tasks(count: int) -> list[Task]:
     return [Task(f"partition {i}", double, (i,), i) for i in range(count)]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_every_task_comes_back_once(workers: int) -> None:
-    with ProcessPool(workers) if workers > 1 else InProcess() as pool:
-        for _ in range(2):  # a pool serves several phases
-            assert sorted((task.key, result) for task, result in pool.run(tasks(17))) == [(i, 2 * i) for i in range(17)]
-        assert list(pool.run([])) == []
+def test_engine_returns_every_result_once(workers: int) -> None:
+    with ProcessEngine(workers) if workers > 1 else SerialEngine() as engine:
+        for _ in range(2):  # an engine runs the tasks of several phases
+            results = sorted((task.key, result) for task, result in engine.run(make_tasks(17)))
+            assert results == [(i, 2 * i) for i in range(17)]
+        assert list(engine.run([])) == []
 
 
 @pytest.mark.parametrize(
     ("kind", "error", "message"),
     [
-        ("folio", FolioError, "told"),
-        ("misuse", MisuseError, "told"),
+        ("folio", FolioError, "the reason"),
+        ("misuse", MisuseError, "the reason"),
         ("os", OSError, "No space left"),
-        ("mismatch", BackendMismatch, "told"),
-        ("other", RuntimeError, "ZeroDivisionError: told"),
+        ("mismatch", BackendMismatch, "the reason"),
+        ("other", RuntimeError, "ZeroDivisionError: the reason"),
     ],
 )
-def test_what_a_worker_raises_is_raised_here(kind: str, error: type, message: str) -> None:
-    with ProcessPool(2) as pool, pytest.raises(error, match=message) as caught:
-        list(pool.run([*tasks(3), Task("partition 3", fail, (kind,)), *tasks(50)]))
+def test_exception_of_a_worker_is_raised_in_the_main_process(kind: str, error: type, message: str) -> None:
+    with ProcessEngine(2) as engine, pytest.raises(error, match=message) as caught:
+        list(engine.run([*make_tasks(3), Task("partition 3", fail, (kind,)), *make_tasks(50)]))
     assert kind != "os" or caught.value.filename == "/x"
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_worker_that_dies_is_named_at_once(how: signal.Signals) -> None:
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGSEGV])
+def test_dead_worker_is_reported_at_once(signal_: signal.Signals) -> None:
     begin = time.monotonic()
-    with (
-        ProcessPool(2) as pool,
-        pytest.raises(WorkerDied, match=rf"the worker on partition 9 died \({how.name}.*run the same command again"),
-    ):
-        list(pool.run([*tasks(3), Task("partition 9", die, (how,)), *tasks(3)]))
+    message = rf"the worker on partition 9 died \({signal_.name}.*run the same command again"
+    with ProcessEngine(2) as engine, pytest.raises(WorkerDied, match=message):
+        list(engine.run([*make_tasks(3), Task("partition 9", die, (signal_,)), *make_tasks(3)]))
     assert time.monotonic() - begin < 20
 
 
-def test_leaving_ends_the_workers() -> None:
-    with ProcessPool(2) as pool:
-        processes = [worker.process for worker in pool._workers]
-        pool._workers[0].give(Task("long", time.sleep, (60,)))
+def test_leaving_the_engine_ends_its_workers() -> None:
+    with ProcessEngine(2) as engine:
+        processes = [worker.process for worker in engine._workers]
+        engine._workers[0].send(Task("long", time.sleep, (60,)))
         time.sleep(0.2)
     assert not any(process.is_alive() for process in processes)
 
 
-def test_workers_end_when_the_main_process_is_gone(tmp_path: Path) -> None:
-    """Killed, it can end nobody: its workers see their pipes close."""
-    import subprocess
-    import sys
-
+def test_workers_end_when_the_main_process_is_killed() -> None:
+    """A killed process cannot end its workers. They end because the kernel closes their pipes."""
     code = (
-        "import os, time\nfrom preprocess.build.engines.local import ProcessPool, Task\n"
-        "pool = ProcessPool(2)\nprint(*[w.process.pid for w in pool._workers], flush=True)\ntime.sleep(60)\n"
+        "import time\nfrom preprocess.build.engines.local import ProcessEngine\n"
+        "engine = ProcessEngine(2)\nprint(*[w.process.pid for w in engine._workers], flush=True)\ntime.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -95,13 +96,13 @@ def test_workers_end_when_the_main_process_is_gone(tmp_path: Path) -> None:
     process.wait()
     deadline = time.monotonic() + 20
     while any(is_alive(pid) for pid in pids):
-        assert time.monotonic() < deadline, "workers outlive their build"
+        assert time.monotonic() < deadline, "the workers are still running"
         time.sleep(0.1)
 
 
 def is_alive(pid: int) -> bool:
     try:
-        state: Any = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
@@ -111,8 +112,8 @@ def echo(data: bytes) -> bytes:
     return data
 
 
-def test_large_tasks_and_large_results_do_not_wait_for_each_other() -> None:
-    data = os.urandom(4 << 20)  # twenty times what a pipe holds, both ways
-    with ProcessPool(2) as pool:
-        results = [result for _, result in pool.run([Task(str(i), echo, (data,)) for i in range(12)])]
+def test_large_tasks_and_large_results_do_not_block_each_other() -> None:
+    data = os.urandom(4 << 20)  # much more than the buffer of a pipe
+    with ProcessEngine(2) as engine:
+        results = [result for _, result in engine.run([Task(str(i), echo, (data,)) for i in range(12)])]
     assert results == [data] * 12

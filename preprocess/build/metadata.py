@@ -1,0 +1,81 @@
+"""Writes the files of a build other than shards: tokenizer, statistics, log and manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preprocess.build.plan import Plan
+from preprocess.build.prepared_corpus import PreparedCorpus
+from preprocess.build.shard_layout import ShardLayout
+from preprocess.build.stats import describe_build
+from preprocess.shards import format as shard_format
+from preprocess.shards.files import readable_json, sha256_bytes, write_durable
+from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR
+from preprocess.shards.manifest import ShardEntry
+from preprocess.tokenizers import make_tokenizer_entry
+from preprocess.tokenizers.interface import Tokenizer
+from preprocess.versions import collect_versions
+
+
+@dataclass(frozen=True)
+class BuildContents:
+    """Everything that the metadata describes."""
+
+    name: str
+    plan: Plan
+    corpus: PreparedCorpus
+    layout: ShardLayout
+    shards: dict[str, list[ShardEntry]]  # of each split
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids, control tokens included."""
+        return self.corpus.tokenizer.vocab_size + len(self.layout.control_ids)
+
+
+def write_metadata(directory: Path, contents: BuildContents, build_log: dict[str, Any]) -> None:
+    """Write the files to `directory`, and manifest.json last: a build with it is complete."""
+    write_tokenizer(directory, contents.corpus.tokenizer)
+    stats = readable_json(describe_build(contents.corpus, contents.layout.counts, contents.vocab_size))
+    write_durable(directory / STATS, stats)
+    write_durable(directory / BUILD_LOG, readable_json(build_log))
+    manifest = make_manifest(contents, stats_sha256=sha256_bytes(stats))
+    write_durable(directory / MANIFEST, readable_json(manifest))
+
+
+def write_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
+    """Write the files of `tokenizer` to `directory`, so that `load_tokenizer` finds them there."""
+    (directory / TOKENIZER_DIR).mkdir(parents=True, exist_ok=True)
+    for file_name, data in tokenizer.files.items():
+        write_durable(directory / TOKENIZER_DIR / file_name, data)
+
+
+def make_manifest(contents: BuildContents, *, stats_sha256: str) -> dict[str, Any]:
+    """Return the content of manifest.json. docs/shard_format.md describes the keys."""
+    tokenizer, layout = contents.corpus.tokenizer, contents.layout
+    fields = {
+        "format": shard_format.FORMAT,
+        "version": shard_format.VERSION,
+        "name": contents.name,
+        "dtype": shard_format.token_dtype(contents.vocab_size),
+        "vocab_size": contents.vocab_size,
+        "bos_id": tokenizer.bos_id,
+        "eot_id": tokenizer.eot_id,
+        "pad_id": tokenizer.pad_id,
+        "unk_id": tokenizer.unk_id,
+        "special_tokens": {**tokenizer.special_tokens, **layout.control_ids},
+        "tokenizer": make_tokenizer_entry(tokenizer),
+        "splits": {
+            split: {**layout.counts.splits[split], "shards": [dataclasses.asdict(entry) for entry in entries]}
+            for split, entries in contents.shards.items()
+        },
+        "recipe": contents.plan.recipe.resolved(),
+        "sources": contents.plan.source_entries(),
+        "languages": {str(number): tag for tag, number in layout.languages.items()},
+        "stats_sha256": stats_sha256,
+        "made_with": collect_versions(tokenizer.kind),
+    }
+    return shard_format.seal(fields)

@@ -1,0 +1,22 @@
+"""What the phases after `prepare` and `dedup_and_split` read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from preprocess.build.dedup_and_split import SplitAssignment
+from preprocess.build.receipts import PrepareReceipt
+from preprocess.build.work_dir import WorkDir
+from preprocess.recipes.schema import Recipe
+from preprocess.tokenizers.interface import Tokenizer
+
+
+@dataclass(frozen=True)
+class PreparedCorpus:
+    """A corpus whose documents are encoded in the work directory and assigned to the splits."""
+
+    recipe: Recipe
+    work_dir: WorkDir
+    receipts: list[PrepareReceipt]  # of each partition
+    assignment: SplitAssignment
+    tokenizer: Tokenizer

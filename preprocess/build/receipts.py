@@ -1,0 +1,122 @@
+"""Receipts: small JSON files in the work directory that record which tasks are finished.
+
+A task writes its receipt after its output files, with the size and hash of each file. An
+interrupted build that is started again reads the receipts and repeats only the tasks without a
+valid one.
+
+A receipt may have been damaged by a crash, so `read_receipt` checks every value against the type of
+its dataclass field. The field names are the keys of the JSON object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from preprocess.shards.files import parse_json
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FileChecksum:
+    """The size and hash of an output file."""
+
+    size_bytes: int
+    xxh3: str  # 64 bits, hexadecimal
+
+
+@dataclass(frozen=True)
+class EncodingReport:
+    """How the documents of a partition were encoded."""
+
+    backend: str  # the library that encoded them
+    backend_fallback: str | None  # why it is not the fast one
+    peak_memory_bytes: int | None  # of the process, so far
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionReceipt:
+    """What every finished task on a partition records."""
+
+    TASK: ClassVar[str]  # part of the receipt's file name
+
+    files: dict[str, FileChecksum]  # suffix of the output file -> checksum
+    num_documents: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareReceipt(PartitionReceipt):
+    """The result of `prepare_partition`."""
+
+    TASK: ClassVar[str] = "prepare"
+
+    text_bytes: int  # UTF-8 bytes of all documents
+    num_positions: list[tuple[int, int]]  # of each span: its source, and the positions that its documents use
+    dropped: dict[str, int]  # reason -> number of documents
+    cleaned: dict[str, int]  # cleaning rule -> number of documents that it changed
+    values: dict[
+        str, list[str]
+    ]  # author, city, lang -> the distinct values, which the document table refers to by index
+    alphabet: list[int] | None  # the code points of all texts, sorted; only for the tokenizer `char`
+    encoding: EncodingReport | None  # unless the tokenizer is yet to be trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeReceipt(PartitionReceipt):
+    """The result of `encode_partition`."""
+
+    TASK: ClassVar[str] = "encode"
+
+    encoding: EncodingReport
+
+
+def write_receipt(path: Path, receipt: Any) -> None:
+    """Write the dataclass `receipt` to `path`. A killed process leaves no part of the file."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    temporary.write_bytes(json.dumps(dataclasses.asdict(receipt)).encode())
+    os.replace(temporary, path)
+
+
+def read_receipt(path: Path, receipt_type: type[T]) -> T | None:
+    """Return the receipt in `path` as a `receipt_type`, or None if it is missing or damaged."""
+    try:
+        receipt: T = _convert(parse_json(path.read_bytes()), receipt_type)
+    except (FileNotFoundError, ValueError):
+        return None
+    return receipt
+
+
+def _convert(value: Any, expected: Any) -> Any:
+    """Return the JSON `value` as the type `expected`. Raises ValueError if it has another type."""
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin is types.UnionType:  # an optional value
+        return None if value is None else _convert(value, arguments[0])
+    if origin is dict and isinstance(value, dict):
+        return {key: _convert(item, arguments[1]) for key, item in value.items()}
+    if origin is list and isinstance(value, list):
+        return [_convert(item, arguments[0]) for item in value]
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(item, kind) for item, kind in zip(value, arguments, strict=True))
+    field_types = _get_field_types(expected)
+    if field_types and isinstance(value, dict) and value.keys() == field_types.keys():
+        return expected(**{name: _convert(value[name], kind) for name, kind in field_types.items()})
+    if type(value) is expected:
+        return value
+    raise ValueError(f"found {type(value).__name__}, expected {expected}")
+
+
+@functools.cache
+def _get_field_types(expected: Any) -> dict[str, Any]:
+    """Return the types of a dataclass's fields, {} for another type."""
+    if not dataclasses.is_dataclass(expected):
+        return {}
+    hints = typing.get_type_hints(expected)
+    return {field.name: hints[field.name] for field in dataclasses.fields(expected)}

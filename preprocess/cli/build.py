@@ -1,0 +1,63 @@
+"""`preprocess build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from preprocess.cli.builds import describe, summarize
+from preprocess.cli.group import interrupt_on_sigterm
+from preprocess.cli.options import RecipeOptions, recipe_options, workers_option
+from preprocess.cli.output import Output, output_options
+
+
+@click.command()
+@recipe_options
+@click.option(
+    "--shard-tokens", type=int, metavar="N", help="Start a new shard after the document that reaches N tokens."
+)
+@click.option("--name", metavar="NAME", help="Name of the build.  [default: the name of the corpus, or own]")
+@click.option(
+    "--output",
+    "folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of the build.  [default: shards/NAME]",
+)
+@workers_option()
+@click.option("--replace", is_flag=True, help="Replace another build of the same name.")
+@output_options
+def build(
+    output: Output, name: str | None, folder: Path | None, workers: int | None, replace: bool,
+    shard_tokens: int | None, **options: Any,
+) -> None:  # fmt: skip
+    """Build token shards from a corpus or from your own files.
+
+    Options that are not given take their value from the recipe of the corpus. If the same build
+    exists already, the command does nothing; if an earlier one was interrupted, the command
+    continues it.
+    """
+    from preprocess.build.engines.local import get_default_num_workers, start_fork_server
+    from preprocess.inputs.find_inputs import is_larger
+    from preprocess.inputs.input_files import PARTITION_BYTES
+
+    text = RecipeOptions(**options)
+    recipe = text.load_recipe(shard_tokens=shard_tokens)
+    workers = workers or get_default_num_workers()
+    if workers > 1 and is_larger(recipe, PARTITION_BYTES):
+        start_fork_server()  # workers take half a second to start: meanwhile this process imports and hashes
+
+    from preprocess.build.build import build as run_build
+    from preprocess.shards.format import Build, check_name, default_root
+
+    name = check_name(recipe.corpus if name is None else name)
+    folder = default_root() / name if folder is None else folder
+    interrupt_on_sigterm()
+    is_new = run_build(
+        recipe, folder, name=name, source=text.source, replace=replace, progress=output.progress(), workers=workers
+    )
+    made = Build(folder)
+    headline = f"{'built' if is_new else 'already built, nothing to do:'} {folder}"
+    output.write({**describe(made), "is_new": is_new}, [headline, *summarize(made)])

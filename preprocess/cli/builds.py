@@ -1,0 +1,191 @@
+"""`preprocess list`, `show`, `stats` and `verify`: commands that read existing builds."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from preprocess.cli.output import Output, format_table, output_options
+from preprocess.errors import FolioError, one_line, printable
+
+if TYPE_CHECKING:
+    from preprocess.shards.format import Build
+
+LIST_HEADER = ("name", "tokenizer", "vocabulary", "train tokens", "val tokens", "documents")
+
+
+@click.command("list")
+@output_options
+def list_command(output: Output) -> None:
+    """List the builds in shards/, or in $FOLIO_SHARDS."""
+    from preprocess.shards.format import Build, default_root, list_builds
+
+    folders = list_builds(default_root())
+    if not folders and not output.quiet:
+        hint = f"no builds in {default_root()}; `preprocess build --corpus NAME` makes one"
+        click.echo(one_line(hint), err=True)
+    results: list[dict[str, Any]] = []
+    rows: list[tuple[str, ...]] = [LIST_HEADER]
+    for folder in folders:
+        try:
+            facts = describe(Build(folder)) | {"name": folder.name}
+            splits = facts["splits"]
+            num_documents = sum(split["documents"] for split in splits.values())
+            counts = (facts["vocab_size"], splits["train"]["tokens"], splits["val"]["tokens"], num_documents)
+            rows.append((folder.name, facts["tokenizer"], *(f"{count:,}" for count in counts)))
+        except (FolioError, OSError) as e:
+            facts = {"name": folder.name, "folder": str(folder), "error": str(e)}
+            rows.append((folder.name, f"damaged: {e}", "", "", "", ""))
+        results.append(facts)
+    output.write(results, format_table(rows, num_text_columns=2) if folders else [])
+
+
+@click.command()
+@click.argument("name")
+@click.option("--document", type=int, metavar="N", help="Decode document N of the split, counted from 0.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val"]),
+    default="train",
+    show_default=True,
+    help="The split that contains the document.",
+)
+@output_options
+def show(output: Output, name: str, document: int | None, split: str) -> None:
+    """Show what a build contains, or decode one of its documents.
+
+    NAME is the name or the folder of a build. With --document, standard output gets exactly the
+    text of the document; the control tokens before and after it are printed to standard error.
+    """
+    from preprocess.shards.format import Build
+
+    build = Build(name)
+    if document is None:
+        output.write(describe(build), summarize(build))
+        return
+    decoded = _decode(build, split, document)
+    if output.as_json:
+        output.write({"split": split, "document": document, **decoded.as_json()}, [])
+        return
+    if not output.quiet:
+        click.echo(one_line(" ".join(decoded.control_before)), err=True)
+    if sys.stdout is not None and sys.stdout.isatty():
+        click.echo(printable(decoded.text.decode("utf-8", errors="replace")), nl=False)
+    else:
+        click.echo(decoded.text, nl=False)  # bytes: a file or pipe gets the exact text, whatever the locale
+    if not output.quiet:
+        click.echo(one_line(" ".join(decoded.control_after)), err=True)
+
+
+@click.command()
+@click.argument("name")
+@output_options
+def stats(output: Output, name: str) -> None:
+    """Print the statistics of a build.
+
+    They count documents, languages, authors, lengths and cleaning. NAME is the name or the folder
+    of a build. With --json, the build's file stats.json is printed unchanged.
+    """
+    from preprocess.build.stats import format_stats, read_stats
+    from preprocess.shards.format import Build
+
+    data = read_stats(Build(name))
+    if output.as_json:
+        click.echo(data, nl=False)
+    else:
+        output.write(None, format_stats(data))
+
+
+@click.command()
+@click.argument("name")
+@output_options
+def verify(output: Output, name: str) -> None:
+    """Hash every file of a build and compare it with the manifest.
+
+    NAME is the name or the folder of a build. The exit status is 1 if a file differs.
+    """
+    from preprocess.shards.format import Build
+    from preprocess.shards.verify import verify as find_faults
+
+    build = Build(name)
+    faults = list(find_faults(build))
+    result = {"folder": str(build.folder), "build_id": build.build_id, "faults": faults}
+    if not faults:
+        output.write(result, [f"{build.folder} is intact: build {build.build_id}"])
+        return
+    output.write(result, [])
+    for fault in faults:
+        click.echo(one_line(fault), err=True)
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    raise FolioError(f"{build.folder} is damaged, {count} listed above; copy the build again or rebuild it")
+
+
+def describe(build: Build) -> dict[str, Any]:
+    """Return the main facts about a build, as `--json` prints them."""
+    manifest = build.manifest
+    return {
+        "name": build.name,
+        "folder": str(build.folder),
+        "build_id": build.build_id,
+        "tokenizer": manifest["tokenizer"]["kind"],
+        "vocab_size": build.vocab_size,
+        "control_tokens": len(manifest["special_tokens"]),
+        "dtype": manifest["dtype"],
+        "splits": {
+            split: {key: entry[key] for key in ("documents", "tokens", "text_bytes")} | {"shards": len(entry["shards"])}
+            for split, entry in manifest["splits"].items()
+        },
+    }
+
+
+def summarize(build: Build) -> list[str]:
+    """Return the main facts about a build as lines for a person."""
+    facts = describe(build)
+    lines = [
+        f"  build      {facts['build_id']}",
+        f"  tokenizer  {facts['tokenizer']}, {facts['vocab_size']:,} ids, {facts['control_tokens']:,} of them control "
+        f"tokens, {facts['dtype']}",
+    ]
+    for split, counts in facts["splits"].items():
+        plural = "" if counts["shards"] == 1 else "s"
+        lines.append(
+            f"  {split:9}  {counts['tokens']:>13,} tokens  {counts['documents']:>9,} documents  "
+            f"{counts['text_bytes']:>13,} bytes of text  {counts['shards']} shard{plural}"
+        )
+    return lines
+
+
+@dataclass(frozen=True)
+class _DecodedDocument:
+    control_before: list[str]
+    text: bytes
+    control_after: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "control_before": self.control_before,
+            "text": self.text.decode("utf-8", errors="replace"),
+            "control_after": self.control_after,
+        }
+
+
+def _decode(build: Build, split: str, number: int) -> _DecodedDocument:
+    """Decode a document of `split` and separate the control tokens at its ends from its text."""
+    from preprocess.tokenizers import load_tokenizer
+
+    tokenizer = load_tokenizer(build.folder, build.manifest)
+    names = {token_id: name for name, token_id in build.manifest["special_tokens"].items()}
+    ids = build.document(split, number).tolist()
+    start, end = 0, len(ids)
+    while start < end and ids[start] in names:
+        start += 1
+    while end > start and ids[end - 1] in names:
+        end -= 1
+    return _DecodedDocument(
+        control_before=[names[token_id] for token_id in ids[:start]],
+        text=tokenizer.decode_bytes(build.document(split, number)[start:end]),
+        control_after=[names[token_id] for token_id in ids[end:]],
+    )

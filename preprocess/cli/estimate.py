@@ -1,0 +1,31 @@
+"""`preprocess estimate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from preprocess.cli.options import RecipeOptions, num_documents_option, recipe_options, workers_option
+from preprocess.cli.output import Output, output_options
+
+
+@click.command()
+@recipe_options
+@num_documents_option(200)
+@workers_option("Number of processes of the build.")
+@output_options
+def estimate(output: Output, num_documents: int, workers: int | None, **options: Any) -> None:
+    """Estimate a build from some of its documents.
+
+    Prints the tokens per document, the bytes per token and the encoding speed that were measured,
+    and how much time, disk and memory the whole build would take.
+    """
+    from preprocess.build.engines.local import get_default_num_workers
+    from preprocess.build.estimate import estimate_build, format_estimate
+    from preprocess.build.plan import make_plan
+
+    text = RecipeOptions(**options)
+    plan = make_plan(text.load_recipe(), text.source, output.progress())
+    result = estimate_build(plan, num_documents, workers=workers or get_default_num_workers())
+    output.write(result, format_estimate(result))

@@ -1,0 +1,38 @@
+"""`preprocess export`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from preprocess.cli.output import Output, output_options
+
+
+@click.command()
+@click.argument("name")
+@click.option("--format", "format_", type=click.Choice(["nanogpt", "text"]), required=True, help="Format to write.")
+@click.option("--by", type=click.Choice(["language"]), help="With --format text: write one file per language.")
+@click.option(
+    "--output", "folder", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write to."
+)
+@click.option("--replace", is_flag=True, help="Replace existing files.")
+@output_options
+def export(output: Output, name: str, format_: str, by: str | None, folder: Path, replace: bool) -> None:
+    """Write a build in the format of another tool, or as text.
+
+    NAME is the name or the folder of a build.
+    """
+    from preprocess.exchange.nanogpt import export_nanogpt
+    from preprocess.exchange.text import export_text
+    from preprocess.shards.format import Build
+
+    if by is not None and format_ != "text":
+        raise click.UsageError(f"--by {by} needs --format text, got --format {format_}")
+    if format_ == "text":
+        paths = export_text(Build(name), folder, by_language=by is not None, replace=replace)
+    else:
+        paths = export_nanogpt(Build(name), folder, replace=replace)
+    files = [{"path": str(path), "size_bytes": os.path.getsize(path)} for path in paths]
+    output.write({"files": files}, [f"{file['path']}  {file['size_bytes']:,} bytes" for file in files])

@@ -1,0 +1,25 @@
+"""The command `preprocess`: its subcommands are defined in the other modules of this folder."""
+
+from __future__ import annotations
+
+from preprocess.cli.build import build
+from preprocess.cli.builds import list_command, show, stats, verify
+from preprocess.cli.corpora import corpora
+from preprocess.cli.estimate import estimate
+from preprocess.cli.export import export
+from preprocess.cli.group import CONTEXT_SETTINGS, CommandLine
+from preprocess.cli.output import version_option
+from preprocess.cli.tokenizer import tokenizer
+
+HELP = """Turn raw text into token shards.
+
+Builds are written to shards/NAME in the current directory, or to $FOLIO_SHARDS/NAME if that variable is set.
+"""
+
+main = CommandLine(
+    name="preprocess",
+    help=HELP,
+    context_settings=CONTEXT_SETTINGS,
+    commands=[build, corpora, estimate, export, list_command, show, stats, tokenizer, verify],
+)
+version_option(main)

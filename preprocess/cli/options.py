@@ -1,0 +1,182 @@
+"""The options that choose a text and how it is processed, shared by the commands that read text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from preprocess.recipes.schema import CHOICES, CLEANING_RULES
+
+if TYPE_CHECKING:
+    from preprocess.recipes.schema import Recipe
+
+Command = Callable[..., Any]
+MAX_WORKERS = 256
+
+INPUT_OPTIONS = [
+    click.option(
+        "--corpus",
+        metavar="NAME",
+        help="A built-in corpus (`preprocess corpora` lists them), or the path of your own recipe, such as mine.toml.",
+    ),
+    click.option(
+        "--input",
+        "inputs",
+        multiple=True,
+        metavar="PATH",
+        help="Your own text: a file, a folder or a quoted glob. May be repeated.",
+    ),
+    click.option(
+        "--source",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="A local copy of the corpus' file, used instead of a download.",
+    ),
+    click.option(
+        "--format",
+        type=click.Choice(CHOICES["format"][:-1]),
+        help="Format of the files.  [default: from their names]",
+    ),
+    click.option(
+        "--document", type=click.Choice(CHOICES["document"]), help="How a text file is divided into documents."
+    ),
+    click.option("--separator", metavar="TEXT", help="Text between two documents; \\n means a line feed."),
+    click.option("--text-column", metavar="COLUMN", help="Column that holds the text.  [default: text]"),
+    click.option(
+        "--template", metavar="TEXT", help='Text made of several columns: "Q: {question}\\nA: {answer}".'
+    ),
+    click.option(
+        "--where",
+        metavar="CONDITION",
+        help="Read only the rows that satisfy a condition: 'language == \"en\" and score >= 0.5'.",
+    ),
+    click.option("--author-column", metavar="COLUMN", help="Column that holds the author."),
+    click.option("--city-column", metavar="COLUMN", help="Column that holds the city."),
+    click.option("--year-column", metavar="COLUMN", help="Column that holds the year."),
+    click.option("--lang-column", metavar="COLUMN", help="Column that holds the language."),
+    click.option("--group-column", metavar="COLUMN", help="Column that holds the group; the split keeps groups whole."),
+    click.option(
+        "--split-column", metavar="COLUMN", help="Column that holds train or val, for --split given."
+    ),
+    click.option("--author", metavar="NAME", help="Author of the documents that name no author."),
+    click.option("--city", metavar="NAME", help="City of the documents that name no city."),
+    click.option("--year", type=int, metavar="N", help="Year of the documents that name no year."),
+    click.option("--lang", metavar="TAG", help="Language of the documents that name no language."),
+    click.option(
+        "--name-pattern",
+        metavar="REGEX",
+        help="Read metadata from the names of the files: '(?P<year>\\d{4})-(?P<author>\\w+)'.",
+    ),
+    click.option(
+        "--group-by", type=click.Choice(CHOICES["group_by"]), help="Which documents must be in the same split."
+    ),
+    click.option(
+        "--invalid-utf8", type=click.Choice(CHOICES["invalid_utf8"]), help="What to do with text that is not UTF-8."
+    ),
+    click.option(
+        "--oversized",
+        type=click.Choice(CHOICES["oversized"]),
+        help="What to do with a record that is too long and cannot be divided.",
+    ),
+]  # fmt: skip
+
+PROCESSING_OPTIONS = [
+    click.option("--max-documents", type=int, metavar="N", help="Keep N documents, drawn at random with --seed."),
+    click.option(
+        "--clean", metavar="RULE,…", help=f"Cleaning rules, separated by commas: {', '.join(CLEANING_RULES)}; or none."
+    ),
+    click.option("--min-characters", type=int, metavar="N", help="Drop documents with fewer characters."),
+    click.option("--max-characters", type=int, metavar="N", help="Drop documents with more characters."),
+    click.option("--dedup/--no-dedup", default=None, help="Drop documents that are equal to an earlier one."),
+    click.option(
+        "--split", type=click.Choice(CHOICES["split"]), help="How documents are divided into train and val."
+    ),
+    click.option("--val-fraction", type=float, metavar="F", help="Fraction of the documents in the val split."),
+    click.option(
+        "--authors/--no-authors",
+        default=None,
+        help="Put control tokens for author, city and year before each document.",
+    ),
+    click.option(
+        "--eot", type=click.Choice(CHOICES["eot"]), help="Whether an end-of-text token follows each document."
+    ),
+    click.option(
+        "--tokenizer",
+        metavar="NAME",
+        help="gpt2, sentencepiece, char, byte, another tiktoken encoding, or a tokenizer's file or folder.",
+    ),
+    click.option("--num-pieces", type=int, metavar="N", help="Vocabulary size of a sentencepiece tokenizer."),
+    click.option("--num-pairs", type=int, metavar="N", help="Number of sentence pairs in the synthetic corpus."),
+    click.option(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="Seed of the split, of --max-documents and of the synthetic corpus.",
+    ),
+]  # fmt: skip
+
+
+def recipe_options(command: Command) -> Command:
+    """Give a command the options that choose a recipe. It collects them in a `RecipeOptions`."""
+    for option in reversed(INPUT_OPTIONS + PROCESSING_OPTIONS):
+        command = option(command)
+    return command
+
+
+class RecipeOptions:
+    """The values of the options of `recipe_options`. An option that is not given has the value None."""
+
+    def __init__(self, corpus: str | None, inputs: tuple[str, ...], source: Path | None, **settings: Any) -> None:
+        self.corpus, self.inputs, self.source, self.settings = corpus, inputs, source, settings
+        self.has_text = corpus is not None or bool(inputs)
+
+    def load_recipe(self, **overrides: Any) -> Recipe:
+        """Return the recipe of the corpus, changed by the given options and then by `overrides`.
+
+        Raises UsageError if neither a corpus nor input files are given, MisuseError if a setting is
+        invalid.
+        """
+        from preprocess.recipes.catalog import load_recipe
+
+        if not self.has_text:
+            raise click.UsageError("no text to read: pass --corpus NAME, or --input PATH with your own files")
+        settings = self.settings | overrides
+        for name in ("template", "separator"):
+            settings[name] = _unescape(settings[name])
+        if settings["clean"] is not None:
+            settings["clean"] = tuple(rule for rule in settings["clean"].split(",") if rule != "none")
+        return load_recipe(self.corpus, inputs=self.inputs or None, **settings)
+
+
+def workers_option(help: str = "Number of processes.") -> Callable[[Command], Command]:
+    """Return the option --workers. If it is not given, use `get_default_num_workers`."""
+    return click.option(
+        "--workers",
+        type=click.IntRange(1, MAX_WORKERS),
+        metavar="N",
+        help=f"{help}  [default: the number of cores, at most 8]",
+    )
+
+
+def num_documents_option(default: int) -> Callable[[Command], Command]:
+    """Return the option -n: how many documents a command looks at."""
+    return click.option(
+        "-n",
+        "num_documents",
+        type=click.IntRange(1),
+        default=default,
+        show_default=True,
+        metavar="N",
+        help="Number of documents to read.",
+    )
+
+
+def _unescape(text: str | None) -> str | None:
+    """Replace `\\n`, `\\t` and `\\\\` by a line feed, a tab and a backslash: shells cannot type these."""
+    if text is None:
+        return None
+    return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], text)

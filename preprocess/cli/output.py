@@ -1,0 +1,74 @@
+"""How commands print their results: the options --version, --quiet and --json, JSON, and tables."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from preprocess import __version__
+from preprocess.errors import one_line
+
+if TYPE_CHECKING:
+    from preprocess.progress import Progress
+
+version_option = click.version_option(__version__, prog_name="preprocess")
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the options --quiet and --json asked for."""
+
+    quiet: bool
+    as_json: bool
+
+    def progress(self) -> Progress:
+        """Return a Progress that writes to stderr; with --quiet or --json it writes only warnings."""
+        from preprocess.progress import Progress
+
+        return Progress(quiet=self.quiet or self.as_json)
+
+    def write(self, result: Any, lines: Iterable[str]) -> None:
+        """Print `result` as JSON if --json is given, else `lines`."""
+        if self.as_json:
+            # As bytes: JSON is UTF-8, whatever the encoding of the terminal.
+            click.echo(json.dumps(result, ensure_ascii=False, indent=2).encode())
+        else:
+            for line in lines:
+                click.echo(one_line(line))
+
+
+def output_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --version, --quiet and --json, and pass it an `Output` as the argument
+    `output`.
+    """
+
+    @functools.wraps(command)
+    def run(*, quiet: bool, as_json: bool, **arguments: Any) -> None:
+        command(output=Output(quiet, as_json), **arguments)
+
+    run = version_option(run)
+    run = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(run)
+    return click.option("--quiet", is_flag=True, help="Print only the result and warnings.")(run)
+
+
+def format_table(rows: Sequence[tuple[str, ...]], *, num_text_columns: int) -> list[str]:
+    """Return `rows` as aligned lines: the first `num_text_columns` columns to the left, the others
+    to the right.
+
+    A row whose last cell is empty holds a message in its second cell. It may run over the right
+    edge of the table and does not widen the columns.
+    """
+    widths = [max(len(row[i]) for row in rows if row[-1] or i == 0) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if i < num_text_columns else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines

@@ -1,0 +1,37 @@
+"""The ids of the control tokens that mark the author, city and year of a document.
+
+A tokenizer does not know these tokens, so text can never encode to one. They get the ids after
+those of the tokenizer, in the order in which they first appear. Builds and streams both number them
+here, so a stream over the files of a build has the vocabulary of the build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from preprocess.errors import FolioError
+from preprocess.shards.format import format_control_token
+
+
+class ControlTokenIds:
+    """Assigns ids to control tokens by first appearance."""
+
+    def __init__(self, vocab_size: int, special_tokens: Mapping[str, int]) -> None:
+        """`vocab_size`, `special_tokens`: of the tokenizer, without control tokens."""
+        self.by_token: dict[str, int] = {}  # e.g. "<author_Anna_Akimova>" -> id
+        self._by_value: dict[tuple[str, str | int], int] = {}
+        self._vocab_size, self._special_tokens = vocab_size, special_tokens
+
+    def assign(self, field: str, value: str | int) -> int:
+        """Return the id of `value` of `field`, one of CONTROL_FIELDS. A new value gets the next id.
+
+        Raises FolioError if another value or a special token has the same token: white space
+        becomes `_`, so `Ann Lee` and `Ann_Lee` cannot both be authors.
+        """
+        key = (field, value)
+        if key not in self._by_value:
+            token = format_control_token(field, value)
+            if token in self.by_token or token in self._special_tokens:
+                raise FolioError(f"two control tokens would be written {token!r}; rename one of the two in the input")
+            self._by_value[key] = self.by_token[token] = self._vocab_size + len(self.by_token)
+        return self._by_value[key]

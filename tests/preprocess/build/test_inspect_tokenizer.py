@@ -1,0 +1,42 @@
+"""Inspection of a build's tokenizer, and of any tokenizer on a corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from preprocess.build.inspect_tokenizer import inspect_build, inspect_by_name
+from preprocess.build.plan import make_plan
+from preprocess.errors import FolioError
+from preprocess.progress import Progress
+from preprocess.recipes.schema import Recipe
+from preprocess.shards.format import Build
+from tests.conftest import VERSE
+
+
+def test_inspect_build_counts_the_validation_documents(build_text: Callable[..., Build]) -> None:
+    build = build_text(VERSE * 40, document="passage", passage_characters=100)
+    figures = inspect_build(build, 10**6)["unknown"]
+    split = build.manifest["splits"]["val"]
+    assert figures["documents"] == split["documents"] and figures["text_bytes"] == split["text_bytes"]
+    assert inspect_build(build, 3)["unknown"]["documents"] == 3
+
+
+def test_inspect_by_name_uses_any_tokenizer_on_the_corpus(
+    cache: Path, text_recipe: Callable[..., tuple[Recipe, Path]]
+) -> None:
+    recipe, path = text_recipe(VERSE * 40, document="passage", passage_characters=100)
+    plan = make_plan(recipe, path, Progress(quiet=True))
+    assert inspect_by_name("gpt2", plan, 5)["unknown"]["documents"] == 5
+    figures = inspect_by_name("byte", plan, 10**6)["unknown"]
+    assert figures["tokens"] == figures["text_bytes"] == len(VERSE.encode()) * 40
+
+
+def test_inspect_build_rejects_id_outside_the_vocabulary(build_text: Callable[..., Build]) -> None:
+    build = build_text()
+    with open(build.folder / "val-00000.bin", "r+b") as file:
+        file.write(b"\xff\xff")
+    with pytest.raises(FolioError, match="holds id 65535, but its vocabulary ends at 256"):
+        inspect_build(build, 10)

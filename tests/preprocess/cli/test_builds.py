@@ -1,0 +1,110 @@
+"""`preprocess list`, `show`, `stats`, `verify` and `corpora`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from preprocess.shards.files import readable_json
+from preprocess.shards.format import Build
+from tests.preprocess.cli.checks import TINY, Run, check_error
+
+
+def test_unknown_version_and_truncated_shard_have_status_1(preprocess: Run, tmp_path: Path) -> None:
+    preprocess(*TINY)
+    folder = tmp_path / "shards/synthetic"
+    good = (folder / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(readable_json(json.loads(good) | {"version": 99}))
+    for command in (("show", "synthetic"), ("verify", "synthetic"), TINY):
+        check_error(preprocess(*command), 1, "version 99", "reads version 1")
+    assert "damaged: " in preprocess("list").stdout
+    (folder / "manifest.json").write_bytes(good)
+    os.truncate(folder / "val-00000.bin", 3)
+    for command in (("show", "synthetic"), ("verify", "synthetic"), TINY):
+        check_error(preprocess(*command), 1, "val-00000.bin has 3 bytes, its manifest says")
+
+
+def test_verify_names_the_damaged_file(preprocess: Run, tmp_path: Path) -> None:
+    preprocess(*TINY)
+    path = tmp_path / "shards/synthetic/train-00000.bin"
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+    done = preprocess("verify", "synthetic")
+    check_error(done, 1, "shards/synthetic is damaged, 1 fault listed above")
+    assert done.stderr.splitlines()[0].startswith("train-00000.bin has sha256")
+
+
+def test_folio_shards_replaces_the_default_root(preprocess: Run, tmp_path: Path) -> None:
+    env = {"FOLIO_SHARDS": str(tmp_path / "elsewhere")}
+    preprocess(*TINY, env=env)
+    assert (tmp_path / "elsewhere/synthetic/manifest.json").is_file() and not (tmp_path / "shards").exists()
+    assert "synthetic" in preprocess("list", env=env).stdout
+    check_error(preprocess("show", "other", env=env), 2, f"{tmp_path}/elsewhere/other and shards/other")
+
+
+def test_show_writes_utf8_to_a_pipe_in_every_locale(preprocess: Run) -> None:
+    preprocess(*TINY)
+    for encoding in ("ascii", "cp1252", "utf-8"):
+        done = preprocess("show", "synthetic", "--document", "1", env={"PYTHONIOENCODING": encoding})
+        assert done.returncode == 0 and re.search("[а-я]", done.stdout), done.stderr
+
+
+def test_show_decodes_a_document(preprocess: Run, tmp_path: Path) -> None:
+    preprocess(*TINY)
+    done = preprocess("show", "synthetic", "--document", "0")
+    front, back = done.stderr.splitlines()
+    assert front.startswith("<author_") and "> <year_" in front and back == "<|endoftext|>"
+    ids = Build(tmp_path / "shards/synthetic").document("train", 0)
+    assert done.stdout.encode() == bytes(ids[3:-1].tolist())
+    check_error(preprocess("show", "synthetic", "--document", "9999", "--split", "val"), 2, "it has 8, counted from 0")
+
+
+def test_show_reports_an_invalid_token_id(preprocess: Run, tmp_path: Path) -> None:
+    preprocess(*TINY)
+    path = tmp_path / "shards/synthetic/train-00000.bin"
+    data = bytearray(path.read_bytes())
+    data[20:22] = b"\xff\xff"
+    path.write_bytes(data)
+    check_error(
+        preprocess("show", "synthetic", "--document", "0"),
+        1,
+        "is not in the vocabulary of this tokenizer",
+        "preprocess verify",
+    )
+
+
+def test_stats_prints_lines_or_the_file(preprocess: Run, tmp_path: Path) -> None:
+    preprocess(*TINY)
+    lines = preprocess("stats", "synthetic").stdout.splitlines()
+    assert lines[0] == "documents   80 read, 0 empty, 0 duplicates, 80 kept"
+    table = {line.split()[0]: line.split()[1:] for line in lines[4:8]}
+    assert (
+        set(table) == {"train", "val", "en", "ru"}
+        and table["train"][0] == "72"
+        and table["en"][0] == table["ru"][0] == "40"
+    )
+    m = Build(tmp_path / "shards/synthetic").manifest
+    assert table["val"][1] == f"{m['splits']['val']['tokens']:,}"
+    assert any(line.startswith("author ") and "most often" in line for line in lines)
+    done = preprocess("stats", "synthetic", "--json")
+    assert done.stdout == (tmp_path / "shards/synthetic/stats.json").read_text()
+    (tmp_path / "shards/synthetic/stats.json").write_text("{}")
+    check_error(preprocess("stats", "synthetic"), 1, "stats.json does not have the sha256 in its manifest")
+
+
+def test_corpora_lists_size_and_licence(preprocess: Run) -> None:
+    lines = preprocess("corpora").stdout.splitlines()
+    assert lines[0].split() == ["name", "licence", "size", "what", "it", "is"]
+    assert any(
+        line.split()[:6] == ["tinyshakespeare", "public", "domain", "1,115,394", "bytes", "40,000"] for line in lines
+    )
+    assert any(line.split()[:4] == ["synthetic", "public", "domain", "generated"] for line in lines)
+    assert any(line.startswith("synth ") and "--input with the Parquet files of PleIAs/SYNTH" in line for line in lines)
+
+
+def test_list_without_builds_says_so(preprocess: Run) -> None:
+    done = preprocess("list")
+    assert done.returncode == 0 and "no builds in shards" in done.stderr

@@ -1,0 +1,151 @@
+"""Atomic writes of files and directories, JSON, and JSON-lines files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preprocess.errors import FolioError
+from preprocess.shards.files import (
+    canonical_json,
+    open_atomic,
+    parse_json,
+    read_json_lines,
+    readable_json,
+    replace_directory,
+    restore_replaced_directory,
+    sha256_bytes,
+    sha256_file,
+    write_durable,
+)
+from tests.conftest import assert_one_line
+
+
+def make_directory(path: Path, text: str) -> Path:
+    path.mkdir()
+    (path / "file").write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_replace_directory_renames_new_and_deletes_old(tmp_path: Path, exists: bool) -> None:
+    target = tmp_path / "target"
+    if exists:
+        make_directory(target, "old")
+    replace_directory(make_directory(tmp_path / "new", "new"), target)
+    assert [path.name for path in tmp_path.iterdir()] == ["target"] and (target / "file").read_text() == "new"
+
+
+def test_replace_directory_restores_old_after_an_exception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, new = make_directory(tmp_path / "target", "old"), make_directory(tmp_path / "new", "new")
+    rename = os.rename
+
+    def fail_for_new(source: Path, destination: Path) -> None:
+        if source == new:
+            raise KeyboardInterrupt
+        rename(source, destination)
+
+    monkeypatch.setattr(os, "rename", fail_for_new)
+    with pytest.raises(KeyboardInterrupt):
+        replace_directory(new, target)
+    assert (target / "file").read_text() == "old" and sorted(p.name for p in tmp_path.iterdir()) == ["new", "target"]
+
+
+def test_restore_replaced_directory_undoes_the_first_rename(tmp_path: Path) -> None:
+    make_directory(tmp_path / ".target.123.replaced", "old")
+    restore_replaced_directory(tmp_path / "target")
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert (tmp_path / "target/file").read_text() == "old"
+
+
+def test_restore_replaced_directory_deletes_old_after_the_second_rename(tmp_path: Path) -> None:
+    make_directory(tmp_path / ".target.123.replaced", "old")
+    make_directory(tmp_path / "target", "new")
+    restore_replaced_directory(tmp_path / "target")
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert (tmp_path / "target/file").read_text() == "new"
+
+
+def test_restore_replaced_directory_leaves_other_names_alone(tmp_path: Path) -> None:
+    make_directory(tmp_path / ".target.v2.123.replaced", "the old directory of target.v2")
+    restore_replaced_directory(tmp_path / "target")
+    assert [path.name for path in tmp_path.iterdir()] == [".target.v2.123.replaced"]
+
+
+def test_golden_json_bytes() -> None:
+    assert readable_json({"b": "я", "a": 1}) == '{\n  "a": 1,\n  "b": "я"\n}\n'.encode()
+    assert canonical_json({"b": "я", "a": [1, 2]}) == '{"a":[1,2],"b":"я"}'.encode()
+
+
+@pytest.mark.parametrize("data", [b"NaN", b"[Infinity]", b'{"a": -Infinity}', b"", b"{"])
+def test_parse_json_rejects_what_is_not_json(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        parse_json(data)
+    assert parse_json(b'{"a": [1, null]}') == {"a": [1, None]}
+
+
+def test_write_durable_replaces_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for data in (b"a longer text", b"short"):
+        write_durable(path, data)
+        assert path.read_bytes() == data and sha256_file(path) == sha256_bytes(data)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_open_atomic_keeps_the_old_file_after_an_exception(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), open_atomic(path) as file:
+        file.write(b"new")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old" and [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def parse_step(row: dict[str, Any]) -> int:
+    if type(row.get("step")) is not int:
+        raise TypeError("it has no step")
+    return row["step"]
+
+
+def read_steps(path: Path, **options: bool) -> list[int]:
+    return read_json_lines(path, parse_step, row_name="a row of metrics", advice="delete the line", **options)
+
+
+def test_read_json_lines_drops_a_line_without_line_feed(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    assert read_steps(path) == []
+    for data, steps in ((b"", []), (b'{"step": 1', []), (b'{"step": 1}\n\n{"step": 2}\n{"step": 3}', [1, 2])):
+        path.write_bytes(data)
+        assert read_steps(path) == steps
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"\0\0\0", ""),
+        (b"[1]", r"it is not an object"),
+        (b"{}", r"it has no step"),
+        (b'{"step": NaN}', "NaN is not a JSON number"),
+        (b"[" * 100_000, ""),
+    ],
+)
+def test_read_json_lines_rejects_a_bad_line(tmp_path: Path, line: bytes, reason: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
+    for options in ({}, {"drop_bad_last_line": True}):
+        with pytest.raises(
+            FolioError, match=rf"rows\.jsonl, line 2 is not a row of metrics \(.*{reason}.*; delete"
+        ) as e:
+            read_steps(path, **options)
+        assert_one_line(str(e.value))
+
+
+def test_read_json_lines_drops_a_bad_last_line_on_request(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"step": 1}\n\0\0\0\n')
+    assert read_steps(path, drop_bad_last_line=True) == [1]
+    with pytest.raises(FolioError, match="line 2 is not a row of metrics"):
+        read_steps(path)

@@ -1,0 +1,58 @@
+"""Passages, and splits given by files, columns and groups."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from preprocess.build.build import build
+from preprocess.errors import FolioError
+from preprocess.recipes.catalog import load_recipe
+from preprocess.shards.format import Build
+from preprocess.tokenizers import load_tokenizer
+from tests.helpers.file_builds import QUIET, WORDS, build_files, read_stats, read_texts
+
+
+def test_passages_joined_are_the_file(tmp_path: Path) -> None:
+    text = "".join(f"{w} is here.\n\n" for w in WORDS)
+    (tmp_path / "a.txt").write_text(text)
+    result = build_files(tmp_path, tmp_path / "a.txt", document="passage", passage_characters=60)
+    assert "".join(read_texts(result)) == text and len(read_texts(result)) > 5
+
+
+def test_group_by_position_keeps_pairs_on_one_side(mirror: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("pud", num_pieces=600)
+    build(recipe, tmp_path / "pud", name="pud", replace=False, progress=QUIET)
+    result = Build(tmp_path / "pud")
+    sides = {s: set(result.docs(s)["position"].tolist()) for s in ("train", "val")}
+    assert len(sides["val"]) == 100 and not sides["train"] & sides["val"]
+    assert read_stats(result)["languages"]["ru"]["documents"] == 1000
+
+
+def test_given_split_from_file_names(mirror: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    build(load_recipe("wikitext-2", tokenizer="byte"), tmp_path / "w", name="w", replace=False, progress=QUIET)
+    result = Build(tmp_path / "w")
+    texts = {n: (mirror / f"wikitext-2/{n}.txt").read_bytes() for n in ("test", "valid")}
+    tokenizer = load_tokenizer(result.folder, result.manifest)
+    assert tokenizer.decode_bytes(result.document("train", 0)[:-1]) == texts["test"]
+    assert tokenizer.decode_bytes(result.document("val", 0)[:-1]) == texts["valid"]
+    assert "its test documents are used for training" in capsys.readouterr().err
+
+
+def test_given_split_from_a_column(tmp_path: Path) -> None:
+    rows = [{"text": f"t{i}", "s": s} for i, s in enumerate(["train", "validation", "test", "train", "dev"])]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = build_files(tmp_path, tmp_path / "a.jsonl", split="given", split_column="s")
+    assert [result.manifest["splits"][s]["documents"] for s in ("train", "val")] == [2, 2]
+    assert read_stats(result)["documents"]["held_out"] == 1
+    (tmp_path / "a.jsonl").write_text('{"text": "t", "s": "exam"}')
+    with pytest.raises(FolioError, match="contains the split 'exam', expected one of train, val"):
+        build_files(tmp_path, tmp_path / "a.jsonl", split="given", split_column="s")
+
+
+def test_a_single_group_cannot_be_split(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": w}) for w in WORDS))
+    with pytest.raises(FolioError, match="all 40 documents are one group"):
+        build_files(tmp_path, tmp_path / "a.jsonl", group_by="source")

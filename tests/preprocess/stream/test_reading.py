@@ -1,0 +1,156 @@
+"""Reading documents: shares, splits, read errors, and damaged files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from preprocess.errors import FolioError
+from preprocess.stream import Retries, TokenStream, open_corpus
+from tests.conftest import assert_one_line
+from tests.preprocess.stream.helpers import (
+    FlakyFile,
+    make_texts,
+    open_files,
+    read_documents,
+    write_file,
+    write_parquet,
+)
+
+
+def test_shares_are_even_and_mix_alternating_documents(tmp_path: Path) -> None:
+    corpus = open_files(
+        write_parquet(tmp_path / "x.parquet", [f"{i % 2}" for i in range(400)], row_group_size=50), val_fraction=1e-9
+    )
+    shares = [
+        read_documents(TokenStream(corpus, block_size=9, tail="pad", rank=rank, world_size=2)) for rank in range(2)
+    ]
+    assert [len(share) for share in shares] == [200, 200] and all(60 < share.count(b"0") < 140 for share in shares)
+
+
+def test_reader_opens_no_file_of_the_other_split(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "validation-0.parquet", ["validates"])
+    (tmp_path / "train-0.parquet").write_bytes(b"no Parquet")
+    write_parquet(tmp_path / "test-0.parquet", ["tests"])
+    corpus = open_corpus("wikitext-103", inputs=(str(tmp_path / "*.parquet"),), tokenizer="byte")
+    assert read_documents(TokenStream(corpus, block_size=4, split="val", tail="pad")) == [b"validates"]
+
+
+def test_max_documents_counts_both_splits(tmp_path: Path) -> None:
+    for name in ("train", "test", "validation"):
+        write_parquet(tmp_path / f"{name}-0.parquet", [f"{name} {i}" for i in range(3)])
+    corpus = open_corpus("wikitext-103", inputs=(str(tmp_path),), tokenizer="byte", max_documents=4)
+    sides = {
+        split: read_documents(TokenStream(corpus, block_size=4, split=split, stream_buffer=0, tail="pad"))
+        for split in ("train", "val")
+    }
+    assert sides == {"train": [b"train 0", b"train 1", b"train 2"], "val": [b"validation 0"]}
+
+
+def test_held_out_documents_train_if_no_others_do(tmp_path: Path) -> None:
+    for name in ("validation", "test"):
+        write_parquet(tmp_path / f"{name}-0.parquet", [name])
+    corpus = open_corpus("wikitext-103", inputs=(str(tmp_path),), tokenizer="byte")
+    assert read_documents(TokenStream(corpus, block_size=4, tail="pad")) == [b"test"]
+
+
+def test_flaky_jsonl_file_loses_no_document(tmp_path: Path, small_reads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, lines = make_texts(80), []
+    path = write_file(tmp_path / "x.jsonl", "".join(json.dumps({"text": t}) + "\n" for t in texts).encode())
+    corpus = open_files(path, log=lines.append)
+    expected = list(TokenStream(corpus, block_size=16, stream_buffer=9))
+    size = path.stat().st_size
+    offsets = {0, 1, 2, size // 3, size // 2, size // 2 + 1, size - 1}
+    monkeypatch.setattr(
+        "preprocess.readers.decompress.open", lambda path, *_, **__: FlakyFile(path, offsets), raising=False
+    )
+    found = list(TokenStream(corpus, block_size=16, stream_buffer=9, retries=Retries(tries=4, backoff_s=0.001)))
+    assert np.array_equal(found, expected) and not offsets and len(lines) == 7
+    for line in lines:
+        assert str(path) in line and "Input/output error" in line
+        assert_one_line(line)
+
+
+def test_flaky_parquet_file_loses_no_document(
+    tmp_path: Path, small_spans: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = open_files(write_parquet(tmp_path / "x.parquet", make_texts(300), row_group_size=30))
+    expected = list(TokenStream(corpus, block_size=16, stream_buffer=9))
+    size = (tmp_path / "x.parquet").stat().st_size
+    offsets, parquet_file = {10, size // 3, size // 2, size - 20}, pq.ParquetFile
+    monkeypatch.setattr(
+        pq, "ParquetFile", lambda path, **options: parquet_file(pa.PythonFile(FlakyFile(path, offsets), "r"), **options)
+    )
+    found = list(TokenStream(corpus, block_size=16, stream_buffer=9, retries=Retries(backoff_s=0.001)))
+    assert np.array_equal(found, expected) and not offsets
+
+
+def test_failed_stream_continues_at_the_next_call(
+    tmp_path: Path, small_reads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_file(tmp_path / "x.jsonl", "".join(json.dumps({"text": t}) + "\n" for t in make_texts(80)).encode())
+    corpus = open_files(path)
+    expected = list(TokenStream(corpus, block_size=16, stream_buffer=9))
+    offsets = [path.stat().st_size // 2] * 3
+
+    class Broken(FlakyFile):
+        def read(self, size: int = -1) -> bytes:
+            if offsets and self._file.tell() <= offsets[0] < self._file.tell() + size:
+                raise OSError(5, f"Input/output error {offsets.pop()}")
+            return self._file.read(size)
+
+    monkeypatch.setattr("preprocess.readers.decompress.open", lambda path, *_, **__: Broken(path, set()), raising=False)
+    stream, found, errors = (
+        TokenStream(corpus, block_size=16, stream_buffer=9, retries=Retries(tries=3, backoff_s=0.001)),
+        [],
+        [],
+    )
+    while True:
+        try:
+            found.append(next(stream))
+        except FolioError as e:
+            errors.append(str(e))
+            state = stream.state_dict()
+        except StopIteration:
+            break
+    assert np.array_equal(found, expected) and len(errors) == 1 and "in 3 tries" in errors[0] and state["group"] > 0
+    assert_one_line(errors[0])
+
+
+def test_damaged_or_missing_file_is_not_retried(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", ["a good one"] * 20)
+    (tmp_path / "b.parquet").write_bytes(b"PAR1" + b"\0" * 100 + b"PAR1")
+    stream = TokenStream(
+        open_files(tmp_path), block_size=16, stream_buffer=0, retries=Retries(tries=2, backoff_s=0.001)
+    )
+    next(stream)  # a file is opened when its turn comes
+    with pytest.raises(FolioError, match="cannot be read as Parquet"):
+        list(stream)
+    (tmp_path / "b.parquet").unlink()
+    with pytest.raises(FolioError, match="was removed"):
+        list(stream)
+
+
+def test_changed_file_must_be_restored(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "x.txt", "\n".join(make_texts(20)).encode())
+    corpus = open_files(path, document="line")
+    size = path.stat().st_size
+    with open(path, "a") as file:
+        file.write("more\n")
+    sizes = f"{size:,} bytes, now {size + 5:,}"
+    expected = rf"x.txt changed while it was read \({sizes}\); restore the file and continue from the last state"
+    with pytest.raises(FolioError, match=expected) as caught:
+        next(TokenStream(corpus, block_size=8))
+    assert_one_line(str(caught.value))
+
+
+def test_rejects_are_logged_by_file(tmp_path: Path) -> None:
+    lines: list[str] = []
+    path = write_file(tmp_path / "x.jsonl", b'{"text": "good enough"}\nbad\n{"text": null}\n' * 3)
+    list(TokenStream(open_files(path, log=lines.append), block_size=4))
+    assert lines == [f"{path}: some documents were dropped or changed: 3 malformed, 3 null text"]

@@ -1,0 +1,78 @@
+"""CapturedStep on a CPU: everything except the CUDA graph, which tests/train/test_cuda.py tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.runs import write_config
+from train.config import load_config
+from train.core.distributed import World
+from train.data.batches import Prefetcher
+from train.run.captured_step import CapturedStep, can_capture_step
+from train.run.context import Run, open_run
+from train.run.state import TrainingState, new_state, state_tensors
+from train.train import clip_and_update, forward_backward, optimizer_step
+
+
+def prepare(folder: Path, **settings: object) -> tuple[Run, TrainingState, Prefetcher]:
+    path = write_config(folder / "captured.py", folder / "tiny", **{"gradient_accumulation_steps": 1} | settings)
+    run = open_run(load_config(path, {}), World())
+    state = new_state(run.config, run.source.vocab_size, device=run.device)
+    prefetcher = Prefetcher(
+        run.data.train, windows_per_step=run.config.windows_per_step, micro_batch=run.config.batch_size, world=run.world
+    )
+    return run, state, prefetcher
+
+
+@pytest.mark.parametrize("settings", [{}, {"arch": "modern", "optimizer": "muon"}], ids=str)
+def test_captured_step_agrees_with_optimizer_step(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]
+) -> None:
+    """The kernels run at once instead of from a graph. Warmup and dropout depend on the step and the sample number."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(CapturedStep, "_replay", CapturedStep._compute)
+    plain_run, plain_state, plain_prefetcher = prepare(folder, **settings)
+    run, state, prefetcher = prepare(folder, **settings)
+    captured_step = CapturedStep(
+        run,
+        state,
+        prefetcher,
+        forward_backward=partial(forward_backward, run, state, state.model, num_micro_batches=1),
+        clip_and_update=partial(clip_and_update, run, state),
+    )
+    for step in range(1, 8):
+        plain = optimizer_step(plain_run, plain_state, plain_state.model, plain_prefetcher)
+        captured = captured_step.take()
+        assert (captured.loss, captured.grad_norm) == (plain.loss, plain.grad_norm)
+        assert captured.learning_rate_factor == plain.learning_rate_factor
+        assert state.step == plain_state.step == step
+        assert state.num_samples == plain_state.num_samples == 4 * step
+    plain_tensors = plain_state.model.state_dict() | state_tensors(plain_state)
+    tensors = state.model.state_dict() | state_tensors(state)
+    assert plain_tensors.keys() == tensors.keys()
+    assert all(torch.equal(tensors[name], plain_tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, True),
+        ({"dropout": 0.0, "precision": "bf16"}, True),
+        ({"gradient_accumulation_steps": 2}, False),
+        ({"precision": "fp16"}, False),
+        ({"compile": True}, False),
+        ({"gradient_checkpointing": True}, False),
+    ],
+    ids=str,
+)
+def test_can_capture_step_depends_on_the_settings(folder: Path, settings: dict[str, object], expected: bool) -> None:
+    run, state, prefetcher = prepare(folder, **settings)
+    assert not can_capture_step(run, state, prefetcher), "a CPU has no CUDA graphs"
+    on_cuda = replace(run, device=torch.device("cuda"))
+    assert can_capture_step(on_cuda, state, prefetcher) is expected
+    assert not can_capture_step(replace(on_cuda, world=World(size=2)), state, prefetcher)

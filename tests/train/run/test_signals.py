@@ -1,0 +1,175 @@
+"""Runs that are interrupted, by a signal or by `kill -9`, and what the same command does afterwards."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.runs import (
+    LONG,
+    delete_checkpoints_after,
+    invoke,
+    make_build,
+    make_command,
+    make_environment,
+    read_files,
+    read_losses,
+    read_metric_rows,
+    run_until,
+    write_config,
+)
+from train.run.checkpoint import find_newest_checkpoint, list_checkpoints
+from train.run.metrics import read_rows
+
+LAST_MODEL = "checkpoints/step-00000150/model.safetensors"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_interrupted_run_equals_an_uninterrupted_one(folder: Path, long_run: Path, signum: signal.Signals) -> None:
+    name = signum.name.lower()
+    config = write_config(folder / f"{name}.py", folder / "tiny", **LONG)
+    status, stderr = run_until(config, "step 47/150", lambda process: process.send_signal(signum))
+    if signum == signal.SIGKILL:
+        assert status == -signum
+    else:
+        assert status == 128 + signum
+        assert "finishing step " in stderr and "saving; once more to abort" in stderr
+    assert max(row["step"] for row in read_metric_rows(folder / name)) < 150
+    result = invoke("train.py", config)
+    assert result.returncode == 0
+    assert "continuing after step " in result.stdout
+    assert read_losses(folder / name) == read_losses(long_run)
+    assert read_files(folder / name)[LAST_MODEL] == read_files(long_run)[LAST_MODEL]
+
+
+@pytest.mark.parametrize("step", [20, 100, 140])
+def test_run_resumes_from_any_checkpoint_with_the_same_losses(folder: Path, long_run: Path, step: int) -> None:
+    copy = folder / f"from_{step}"
+    shutil.copytree(long_run, copy)
+    delete_checkpoints_after(copy, step)
+    with open(copy / "metrics.jsonl", "a") as file:
+        file.write('{"step": 151, "train_l')  # an incomplete row, as after a crash
+    assert invoke("train.py", long_run.with_suffix(".py"), f"--out_dir={copy}").returncode == 0
+    assert read_losses(copy) == read_losses(long_run)
+
+
+def test_second_signal_ends_the_process_at_once(folder: Path) -> None:
+    config = write_config(
+        folder / "twice.py", folder / "tiny", max_steps=100_000, n_embd=256, block_size=128, batch_size=64
+    )
+
+    def send_two_signals(process: subprocess.Popen[str]) -> None:
+        process.send_signal(signal.SIGINT)
+        assert process.stderr and select.select([process.stderr], [], [], 30)[0]
+        process.send_signal(signal.SIGTERM)
+
+    began = time.monotonic()
+    assert run_until(config, "step 0/", send_two_signals)[0] == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 60
+    assert not (folder / "twice" / "checkpoints").exists()
+
+
+def test_signal_during_the_first_evaluation_stops_after_a_step(folder: Path) -> None:
+    config = write_config(folder / "early.py", folder / "tiny", max_steps=100_000)
+    status, _ = run_until(config, "26,976 parameters", lambda process: process.send_signal(signal.SIGTERM))
+    assert status == 128 + signal.SIGTERM
+    assert [p.name for p in (folder / "early" / "checkpoints").iterdir()] == [
+        f"step-{read_metric_rows(folder / 'early')[-1]['step']:08d}"
+    ]
+
+
+def test_run_killed_before_its_first_checkpoint_starts_again(folder: Path) -> None:
+    config = write_config(folder / "young.py", folder / "tiny", max_steps=100_000, checkpoint_interval=100_000)
+    status, _ = run_until(config, "step 5/", lambda process: process.kill())
+    assert status == -signal.SIGKILL
+    assert read_metric_rows(folder / "young") and not (folder / "young" / "checkpoints").exists()
+    assert run_until(config, "step 5/", lambda process: process.send_signal(signal.SIGTERM))[0] == 128 + signal.SIGTERM
+    steps = [row["step"] for row in read_metric_rows(folder / "young") if "train_loss" in row]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_damaged_newest_checkpoint_is_skipped(folder: Path, long_run: Path) -> None:
+    copy = folder / "damaged"
+    shutil.copytree(long_run, copy)
+    os.truncate(copy / LAST_MODEL, 100)
+    result = invoke("train.py", long_run.with_suffix(".py"), f"--out_dir={copy}")
+    assert result.returncode == 0
+    assert result.stderr.startswith("warning: ") and "skipped, trying the previous one" in result.stderr
+    assert "continuing after step 140" in result.stdout
+    assert read_losses(copy) == read_losses(long_run)
+
+
+def test_ignored_sighup_does_not_stop_the_run(folder: Path) -> None:
+    """nohup starts a process that ignores SIGHUP."""
+    config = write_config(folder / "nohup.py", folder / "tiny", max_steps=60)
+    line = ["bash", "-c", "trap '' HUP; exec " + " ".join(f"'{word}'" for word in make_command("train.py", config))]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=make_environment()) as process:
+        assert process.stdout
+        while not process.stdout.readline().startswith("step 5/"):
+            assert process.poll() is None
+        process.send_signal(signal.SIGHUP)
+        assert "finished after step 60" in process.stdout.read()
+
+
+@pytest.mark.parametrize("streams", ["stdout", "both"])
+def test_checkpoint_is_saved_if_the_reader_of_the_output_ends_first(folder: Path, streams: str) -> None:
+    """With `train.py … 2>&1 | tee log`, the terminal sends Ctrl-C to both programs."""
+    path = write_config(folder / f"tee_{streams}.py", folder / "tiny", max_steps=100_000)
+    stderr = subprocess.STDOUT if streams == "both" else subprocess.DEVNULL
+    with subprocess.Popen(
+        make_command("train.py", path), stdout=subprocess.PIPE, stderr=stderr, text=True, env=make_environment()
+    ) as process:
+        assert process.stdout
+        while not process.stdout.readline().startswith("step 5/"):
+            assert process.poll() is None
+        process.stdout.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 128 + signal.SIGINT
+    assert len(list_checkpoints(folder / f"tee_{streams}")) > 0
+
+
+def test_ctrl_c_during_the_last_completion_ends_the_process(folder: Path) -> None:
+    make_build(folder / "endless", eot_id=None)  # a completion of its text has no end
+    config = write_config(folder / "talks.py", folder / "endless", completion_tokens=1_000_000)
+    status, stderr = run_until(
+        config, "evaluations took", lambda process: (time.sleep(0.5), process.send_signal(signal.SIGINT))
+    )
+    assert (status, stderr) == (128 + signal.SIGINT, "")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_fifty_kills_during_saves_leave_only_complete_checkpoints(folder: Path) -> None:
+    """With `kill -9` while a run saves after every step, at most one step is lost and no loss changes."""
+    # A checkpoint has 20 MB, so saving takes nearly all of the time and nearly every kill falls into it.
+    settings: dict[str, Any] = {
+        "n_embd": 256,
+        "max_steps": 600,
+        "eval_interval": 600,
+        "checkpoint_interval": 1,
+        "gradient_accumulation_steps": 1,
+    }
+    config, out_dir = write_config(folder / "battered.py", folder / "tiny", **settings), folder / "battered"
+    delays, num_partial = random.Random(0), 0
+    for _ in range(50):
+        status, _ = run_until(config, "step ", lambda process: (time.sleep(delays.uniform(0.0, 0.15)), process.kill()))
+        assert status == -signal.SIGKILL
+        num_partial += any((out_dir / "checkpoints").glob(".step-*"))
+        newest = find_newest_checkpoint(out_dir, pytest.fail)
+        newest_step = newest.step if newest else 0
+        assert max(row["step"] for row in read_rows(out_dir / "metrics.jsonl")) - newest_step <= 1
+    assert num_partial > 25, "most kills were in the middle of a save"
+    assert invoke("train.py", config).returncode == 0
+    assert invoke("train.py", config, f"--out_dir={folder / 'unharmed'}", "--checkpoint_interval=600").returncode == 0
+    assert read_losses(out_dir) == read_losses(folder / "unharmed")
+    last_model = "checkpoints/step-00000600/model.safetensors"
+    assert (out_dir / last_model).read_bytes() == (folder / "unharmed" / last_model).read_bytes()

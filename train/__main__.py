@@ -1,0 +1,63 @@
+"""The command `folio`: `folio train`, `folio sample`, … run the scripts of this package. Also
+`python -m train`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+
+from preprocess.errors import MisuseError
+from train.core.cli import VERSION_LINE, run_command
+
+# Name of each subcommand and what it does. A subcommand is a module of this package with a function
+# `main`. It is imported when it is called, because torch takes seconds to load.
+COMMANDS = {
+    "train": "train a model, or continue an interrupted run",
+    "sample": "print text that a trained model generates",
+    "evaluate": "measure the loss of a run's checkpoints",
+    "export": "write a trained model for other libraries",
+    "plot": "draw the loss of one or several runs",
+}
+HELP = """usage: folio [-h] [--version] COMMAND ...
+
+Train GPT models on the shards that `preprocess build` writes.
+
+commands:
+{commands}
+
+`folio COMMAND --help` describes a command."""
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Run the subcommand that the first argument names. Returns its exit status."""
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if name in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print(HELP.format(commands="\n".join(f"  {command:{width}}  {text}" for command, text in COMMANDS.items())))
+        return 0
+    if name == "--version":
+        print(VERSION_LINE)
+        return 0
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        nearest = f"did you mean {close[0]!r}? " if close else ""
+        raise MisuseError(f"folio has no command {name!r:.80}; {nearest}`folio --help` lists the commands")
+    sys.argv[0] = f"folio {name}"  # the name of the program in help texts and messages
+    if name == "train":
+        from train.config import answer_question
+
+        if answer_question(rest):  # --help, without waiting for torch
+            return 0
+    status: int = importlib.import_module(f"train.{name}").main(rest)
+    return status
+
+
+def main() -> int:
+    """Run the command line of this process and return the exit status."""
+    return run_command(dispatch, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""Reading and writing safetensors files. Nothing in such a file is executed when it is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from preprocess.errors import FolioError
+
+
+class TensorFileError(FolioError):
+    """A file that is not a complete safetensors file."""
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and the content, memory-mapped, of every tensor in `path`. Raises TensorFileError."""
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                yield name, file.get_tensor(name)
+    except SafetensorError as e:
+        raise TensorFileError(f"{path} is not a safetensors file ({e})") from e
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in `path` without reading the tensors. Raises TensorFileError."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as e:
+        raise TensorFileError(f"{path} is not a safetensors file ({e})") from e
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write `tensors` to `path` and flush it to the disk. Raises OSError or SafetensorError."""
+    save_file(tensors, path, metadata=metadata)
+    with open(path, "r+b") as file:  # Windows flushes only files that are open for writing
+        os.fsync(file.fileno())

@@ -1,0 +1,76 @@
+"""Select the checkpoints of a run to evaluate.
+
+A process may train in the same run meanwhile and delete all but its last checkpoints. So a
+checkpoint that was found a moment ago may be gone when it is opened; then there are newer ones, and
+the folder is listed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from preprocess.errors import FolioError, MisuseError
+from train.core.cli import warn
+from train.run.checkpoint import (
+    ADVICE,
+    CHECKPOINTS_DIR,
+    INFO_FILE,
+    MAX_LISTINGS,
+    Checkpoint,
+    find_checkpoint,
+    list_checkpoints,
+    open_checkpoint,
+)
+
+
+def find_run_dir(path: Path) -> Path:
+    """Return the run directory: `path` itself, or the one that the checkpoint `path` is in.
+
+    Raises MisuseError if `path` is neither.
+    """
+    if not (path / INFO_FILE).exists():
+        if not list_checkpoints(path):
+            raise MisuseError(
+                f"{path} is neither a checkpoint nor a run that has one; name the out_dir of a run that has saved"
+            )
+        return path
+    folder = path.resolve().parent
+    if folder.name != CHECKPOINTS_DIR:
+        raise MisuseError(
+            f"{path} is not inside a run, where its evaluations would be stored; name a checkpoint inside its run"
+        )
+    return folder.parent
+
+
+def iter_checkpoints(path: Path, which: str) -> Iterator[Checkpoint]:
+    """Yield the checkpoints of a run to evaluate.
+
+    For "all", yields every checkpoint that is not damaged, oldest first, including those that are
+    saved meanwhile if others are deleted. For "newest" and "best", yields that one checkpoint; each
+    further item is the result of a new search, in case the one before was deleted. The folder is
+    listed at most MAX_LISTINGS times.
+    """
+    if which == "all" and (path / INFO_FILE).exists():
+        raise MisuseError(f"{path} is one checkpoint, but --all evaluates those of a run; name the run, or omit --all")
+    seen: set[Path] = set()
+    for _ in range(MAX_LISTINGS):
+        if which != "all":
+            yield find_checkpoint(path, warn, best=which == "best")
+            continue
+        folders = [folder for folder in list_checkpoints(path) if folder not in seen]
+        for folder in folders:
+            try:
+                checkpoint = open_checkpoint(folder)
+            except FolioError as e:
+                warn_skipped(e)
+            else:
+                yield checkpoint
+        if all(folder.exists() for folder in folders):
+            return
+        seen.update(folders)
+
+
+def warn_skipped(error: FolioError) -> None:
+    """Warn that a checkpoint is not evaluated because of `error`."""
+    warn(f"{str(error).removesuffix(ADVICE)}; skipped")

@@ -1,0 +1,41 @@
+"""Colours, markers, lines and sizes of a plot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Okabe and Ito's palette, which colour-blind readers can distinguish. With more runs than colours,
+# the markers change too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+GREY = "#555555"
+WIDTH_INCHES, HEIGHT_INCHES, MIN_HEIGHT_INCHES, DOTS_PER_INCH = 8.0, 6.4, 4.5, 144
+TITLE_POINTS, LEGEND_POINTS = 12, 10
+# The widths that a title, a run's name in the legend, and a row of the legend must not exceed; that
+# of the line beside a name.
+TITLE_INCHES, NAME_INCHES, LEGEND_INCHES, LEGEND_HANDLE_INCHES = 7.4, 3.4, 7.6, 0.75
+LEGEND_ROW_INCHES = 0.22
+
+
+def get_colour(run_index: int) -> str:
+    """Return the colour of a run."""
+    return COLOURS[run_index % len(COLOURS)]
+
+
+def get_curve_style(metric: str, run_index: int) -> dict[str, Any]:
+    """Return the arguments for plotting a curve.
+
+    The noisy training loss is thin and pale, so that the validation loss is seen first.
+    """
+    style: dict[str, Any] = {"color": get_colour(run_index)}
+    if metric == "val_loss":
+        marker = MARKERS[run_index // len(COLOURS) % len(MARKERS)]
+        return style | {"linewidth": 2, "marker": marker, "markersize": 4.5, "zorder": 3}
+    if metric == "train_loss":
+        return style | {"linewidth": 0.9, "alpha": 0.4, "zorder": 2}
+    return style | {"linewidth": 1.2, "alpha": 0.85, "zorder": 2}
+
+
+def get_rollback_style(run_index: int) -> dict[str, Any]:
+    """Return the arguments for the vertical line at a rollback."""
+    return {"color": get_colour(run_index), "linewidth": 1, "linestyle": ":"}

@@ -1,0 +1,86 @@
+"""`Run`: what the parts of training share and training does not change. It is passed in place of many arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from preprocess.errors import MisuseError
+from preprocess.shards.files import canonical_json, sha256_bytes
+from train.config import Config
+from train.core.device import choose_device, choose_precision, make_autocast, set_matmul_precision
+from train.core.distributed import World
+from train.core.memory import keep_freed_memory
+from train.data.batches import Data
+from train.data.streams import DataSource, open_data_source, open_data_splits
+from train.model.sampler import control_tokens
+from train.run.logger import RunInfo
+from train.trackers.check import check_trackers
+
+PER_PROCESS_SETTINGS = ("data", "out_dir", "device")  # may differ between processes on several machines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Configuration, data, device, processes and precision of a run."""
+
+    config: Config  # with `device` and `precision` resolved
+    source: DataSource  # the builds or the stream that config.data names
+    data: Data  # training samples and validation windows of `source`
+    device: torch.device
+    world: World
+    autocast: torch.autocast  # the context of forward passes
+    quiet: bool = False  # print warnings and errors only
+
+    @property
+    def out_dir(self) -> Path:
+        return Path(self.config.out_dir)
+
+    @property
+    def info(self) -> RunInfo:
+        return RunInfo(config=self.config, build_id=self.source.build_id, build_name=self.source.name)
+
+
+def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
+    """Choose device and precision, and open the data. Nothing is written.
+
+    Raises MisuseError if settings do not fit the device, the data or the other processes, and FolioError if the data is
+    damaged or too short.
+    """
+    device = choose_device(config.device, local_rank=world.local_rank, num_local=world.num_local)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif device.type == "cpu":
+        keep_freed_memory()
+    precision = choose_precision(config.precision, device)
+    set_matmul_precision(precision)
+    config = dataclasses.replace(config, device=str(device), precision=precision)
+    source = open_data_source(config.data, world=world)
+    control_tokens(source.manifest, config)  # raises if a completion's author is not in the build
+    data = open_data_splits(source, config, device=device, world=world)
+    run = Run(
+        config=config,
+        source=source,
+        data=data,
+        device=device,
+        world=world,
+        autocast=make_autocast(precision, device),
+        quiet=quiet,
+    )
+    _check_same_in_all_processes(run)
+    world.run_on_main(lambda: check_trackers(config.track))
+    return run
+
+
+def _check_same_in_all_processes(run: Run) -> None:
+    """Raise MisuseError if processes would train with different settings, builds or versions of torch."""
+    settings = {key: value for key, value in run.config.as_dict().items() if key not in PER_PROCESS_SETTINGS}
+    fingerprint = sha256_bytes(canonical_json([settings, run.source.build_id, torch.__version__]))
+    if not run.world.all_equal(int(fingerprint[:12], 16)):
+        raise MisuseError(
+            f"process {run.world.rank} has other settings, another build or another torch than the others; start all with "
+            f"the same (here build_id {run.source.build_id[:12]}, torch {torch.__version__})"
+        )

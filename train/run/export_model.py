@@ -1,0 +1,73 @@
+"""A run's model and tokenizer in the files that other programs load. docs/exported_model.md describes the folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from preprocess.errors import FolioError
+from preprocess.shards.files import readable_json
+from train.config import Config
+from train.core.tensors import TensorFileError, read_tensors, write_tensors
+from train.model import get_architecture
+from train.run.checkpoint import ADVICE, MODEL_FILE, Checkpoint
+from train.run.init_from import HF_CONFIG_FILE
+
+GENERATION_CONFIG = "generation_config.json"
+METADATA = {"format": "pt"}  # transformers refuses a file without it
+
+
+def export_tensors(checkpoint: Checkpoint, config: Config) -> dict[str, Tensor]:
+    """Return the weights in float32, without the padded rows of the vocabulary. Raises FolioError if they are damaged."""
+    try:
+        tensors = dict(read_tensors(checkpoint.folder / MODEL_FILE))
+    except TensorFileError as e:
+        raise FolioError(f"{e}{ADVICE}") from e
+    architecture = get_architecture(config.arch)
+    for name in architecture.vocabulary_weights:
+        tensors[name] = tensors[name][: checkpoint.vocab_size]
+    return {name: tensor.float().contiguous() for name, tensor in architecture.export_tensors(tensors).items()}
+
+
+def config_files(config: Config, manifest: dict[str, Any], vocab_size: int) -> dict[str, bytes]:
+    """Return the names and contents of the files that describe the model and how it generates."""
+    eot_id = manifest["eot_id"]
+    # As in GPT-2, the end-of-text token also starts a text and pads short ones, unless the tokenizer has others.
+    ids = {
+        "bos_token_id": eot_id if manifest["bos_id"] is None else manifest["bos_id"],
+        "eos_token_id": eot_id,
+        "pad_token_id": eot_id if manifest["pad_id"] is None else manifest["pad_id"],
+    }
+    model_config = get_architecture(config.arch).export_config(config, vocab_size)
+    return {HF_CONFIG_FILE: readable_json(model_config | ids), GENERATION_CONFIG: readable_json(ids)}
+
+
+def tokenizer_files(folder: Path, manifest: dict[str, Any], config: Config) -> dict[str, bytes]:
+    """Return the names and contents of the tokenizer's files in Hugging Face's format, from the tokenizer in `folder`.
+
+    Raises FolioError if the tokenizer cannot be written in that format.
+    """
+    try:
+        from preprocess.tokenizers.to_huggingface import make_huggingface_files
+    except ImportError as e:
+        raise FolioError(
+            f"an export needs the tokenizer's libraries, and {e.name} is not installed; pip install folio-lm"
+        ) from e
+    files: dict[str, bytes] = make_huggingface_files(folder, manifest, model_max_length=config.block_size)
+    return files
+
+
+def write_model(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write the weights, with the file mode of the other files. Raises FolioError if the disk is full."""
+    try:
+        write_tensors(path, tensors, METADATA)
+    except SafetensorError as e:
+        size_mb = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
+        raise FolioError(
+            f"cannot write {path.name} of {size_mb:,.1f} MB ({e}); free some disk space, or choose another --output"
+        ) from e
+    shutil.copymode(path.with_name(HF_CONFIG_FILE), path)  # safetensors writes files that only their owner can read

@@ -1,0 +1,50 @@
+"""Lines that a run prints at its start and at its end."""
+
+from __future__ import annotations
+
+from train.core.device import describe_device, device_peak_flops, peak_memory_bytes
+from train.run.context import Run
+from train.run.logger import StepCost
+from train.run.state import TrainingState
+
+
+def step_cost(run: Run, state: TrainingState) -> StepCost:
+    """Return the work of an optimizer step of all processes, and the peak rate of their devices."""
+    peak = device_peak_flops(run.device, run.config.precision)
+    return StepCost(
+        tokens_per_step=run.config.windows_per_step * run.config.block_size,
+        flops_per_token=state.model.flops_per_token(),
+        peak_flops=None if peak is None else peak * run.world.size,
+        memory_bytes=lambda: peak_memory_bytes(run.device),
+    )
+
+
+def describe_start(run: Run, state: TrainingState, cost: StepCost) -> list[str]:
+    """Return two lines: the data, and the model with its device."""
+    num_tokens = "an unknown number of" if run.data.train.num_tokens is None else f"{run.data.train.num_tokens:,}"
+    device = f"on {describe_device(run.device)} in {run.config.precision}"
+    processes = f", {run.world.size} processes" if run.world.size > 1 else ""
+    mfu = ", MFU n/a: the peak rate of the device is not known" if cost.peak_flops is None else ""
+    return [
+        f"{run.source.name}: {num_tokens} training tokens, {run.data.val.num_windows:,} validation windows",
+        f"{state.model.num_parameters:,} parameters, {cost.tokens_per_step:,} tokens per step, {device}{processes}{mfu}",
+    ]
+
+
+def describe_end(run: Run, state: TrainingState, *, signum: int, is_saved: bool) -> str:
+    """Return one line: why the run ended, and what is on the disk."""
+    step, max_steps, early_stopping = state.step, run.config.max_steps, state.early_stopping
+    if signum and step < max_steps:
+        saved = "saved" if is_saved else "not saved because the last updates were not finite"
+        return f"stopped after step {step:,} of {max_steps:,}, {saved}; run the same command again to continue"
+    reason = "finished"
+    if step < max_steps:
+        reason = f"stopped early ({early_stopping.num_since} evaluations without an improvement beyond noise)"
+    num_skipped = int(state.skipped[0])
+    skipped = f"; the last {num_skipped:,} updates were not finite and were skipped" if num_skipped else ""
+    best = ""
+    if early_stopping.best_step is not None:
+        best = (
+            f"; the lowest validation loss was {early_stopping.best_loss:.4f}, after step {early_stopping.best_step:,}"
+        )
+    return f"{reason} after step {step:,}; the model is in {run.config.out_dir}{skipped}{best}"
