@@ -18,7 +18,7 @@ import argparse
 from statistics import median
 
 from bench.lib.folio_build import build_job, input_options, read_build_log
-from bench.lib.measure import read_once, run_alternately
+from bench.lib.measure import read_once, run_alternately, select_timed
 from bench.lib.options import add_run_options, add_text_options
 from bench.lib.report import print_machine, print_measurements, print_table
 from bench.lib.texts import make_lines_file, make_text_folder
@@ -44,7 +44,8 @@ def main() -> None:
     measurements = run_alternately({"build": job}, arguments.repeat, arguments.scratch, read_build_log)
     print_measurements(measurements)
     print()
-    elapsed_s = [measurement.result["elapsed_s_by_phase"] for measurement in measurements["build"]]
+    timed = select_timed(measurements["build"])
+    elapsed_s = [measurement.result["elapsed_s_by_phase"] for measurement in timed]
     rows = [
         (
             phase,

@@ -203,7 +203,10 @@ Step = Callable[[StepTimes], None]  # runs one training step and measures its pa
 
 
 def make_folio_step(run: Run) -> Step:
-    """Return `optimizer_step` of train/train.py, divided into parts; with one micro-batch and a constant learning rate."""
+    """Return `optimizer_step` of train/train.py, divided into parts.
+
+    It has one micro-batch and a constant learning rate.
+    """
     config = run.config
     state = new_state(config, run.source.vocab_size, device=run.device)
     prefetcher = Prefetcher(
@@ -257,10 +260,13 @@ def make_nanogpt_step(nanogpt: Path, folder: Path, settings: Sequence[str]) -> S
 
 
 def run_until_training(nanogpt: Path, folder: Path, settings: Sequence[str]) -> dict[str, Any]:
-    """Run nanoGPT's train.py to the end of its first evaluation, and return its globals. `folder` has its data."""
-    argv, cwd, first_path = sys.argv, Path.cwd(), sys.path[0]
+    """Run nanoGPT's train.py to the end of its first evaluation, of no batch, and return its globals.
+
+    `folder` has its data.
+    """
+    argv, cwd, import_path = sys.argv, Path.cwd(), sys.path[:]
     # A later setting replaces an earlier one, so these follow the preset's.
-    forced_settings = ["--eval_only=True", "--eval_iters=1", f"--dataset={folder}", f"--out_dir={folder}"]
+    forced_settings = ["--eval_only=True", "--eval_iters=0", f"--dataset={folder}", f"--out_dir={folder}"]
     sys.argv = ["train.py", *settings, *forced_settings]
     sys.path[0] = str(nanogpt)
     os.chdir(nanogpt)
@@ -268,7 +274,7 @@ def run_until_training(nanogpt: Path, folder: Path, settings: Sequence[str]) -> 
         with redirect_stdout(sys.stderr):
             return runpy.run_path("train.py", run_name="__main__")
     finally:
-        sys.argv, sys.path[0] = argv, first_path
+        sys.argv, sys.path[:] = argv, import_path
         os.chdir(cwd)
 
 

@@ -80,7 +80,7 @@ def baseline_batches(path: str, arguments: argparse.Namespace) -> Iterator[Any]:
         yield np.asarray(batch["ids"])[:, :-1]
 
 
-def _load_baseline_tokenizer(tokenizer_json: str) -> tuple[Callable[[list[str]], list[list[int]]], int]:
+def _load_baseline_tokenizer(tokenizer_json: str) -> tuple[Callable[[list[str]], list[list[int]]], Any]:
     """Return a function that encodes texts, and the end-of-text id."""
     try:
         from transformers import GPT2TokenizerFast

@@ -19,6 +19,7 @@ if __name__ == "__main__":  # started by path: this folder would hide the packag
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -108,6 +109,14 @@ PRESETS = {
         },
         folio_intervals={"Folio": 50, "Folio, plain": 100},
     ),
+    # The same, but neither is compiled. nanoGPT's lowest loss comes before its step 2,600; until there
+    # its learning rates are those of the complete run.
+    "shakespeare-gpu-eager": Preset(
+        nanogpt=("config/train_shakespeare_char.py", "--compile=False", "--max_iters=2600"),
+        nanogpt_interval=200,
+        folio={"Folio": ("configs/shakespeare_char.py", "--device=cuda")},
+        folio_intervals={"Folio": 25},
+    ),
     # What each part of the recipe gives in the same number of steps, one change after the other; then changes to the
     # complete recipe that were not kept.
     "ladder": Preset(
@@ -164,6 +173,12 @@ def compute_curve(run: TrainingRun, build: Build, *, device: torch.device) -> Cu
         losses.append(evaluation.loss)
     check_probe_loss(run, evaluation.losses[:PROBE_WINDOWS].mean().item())
     return Curve(run=run, losses=losses, num_windows=data.num_windows)
+
+
+def list_points(curve: Curve) -> list[tuple[int, float, float]]:
+    """Return the step, the seconds of training and the loss of each snapshot."""
+    pairs = zip(curve.run.snapshots, curve.losses, strict=True)
+    return [(snapshot.step, snapshot.elapsed_s, loss) for snapshot, loss in pairs]
 
 
 def choose_target(losses: Sequence[Sequence[float]]) -> float:
@@ -233,6 +248,9 @@ def make_row(curves: Sequence[Curve], nanogpt_curves: Sequence[Curve], target: f
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=parse_positive, default=3, help="runs of each trainer (default: 3)")
     parser.add_argument("--target", type=float, help="a validation loss in nats (default: nanoGPT's)")
+    parser.add_argument(
+        "--curves", type=Path, help="write step, seconds and loss of every snapshot to this file, as JSON"
+    )
 
 
 def check_options(arguments: argparse.Namespace, nanogpt: Path | None) -> None:
@@ -257,6 +275,9 @@ def main() -> None:
             name: [compute_curve(run, options.build, device=device) for run in of_trainer]
             for name, of_trainer in runs.items()
         }
+    if options.arguments.curves:
+        points = {name: [list_points(curve) for curve in of_trainer] for name, of_trainer in curves.items()}
+        options.arguments.curves.write_text(json.dumps(points))
     nanogpt_curves = curves.get(NANOGPT, [])
     target = options.arguments.target or choose_target([curve.losses for curve in nanogpt_curves])
     num_windows, *others = {curve.num_windows for of_trainer in curves.values() for curve in of_trainer}

@@ -1,4 +1,5 @@
-# What `make demo` trains: parallel Russian and English sentences, a minute on two CPU cores. It uses the plain recipe of GPT-2.
+# What `make demo` trains: parallel Russian and English sentences, a minute on two CPU cores. It
+# uses the plain recipe of GPT-2.
 # First: preprocess build --corpus synthetic
 data = "synthetic"
 

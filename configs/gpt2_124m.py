@@ -1,7 +1,9 @@
-# A model of the width and depth of GPT-2 124M on FineWeb-Edu, with the modern recipe. Its head is a separate matrix: 162M parameters.
-# The learning rates are those of Keller Jordan's modded-nanogpt and of nanochat. In the first, such a model reached the loss of
-# GPT-2's own recipe with a quarter of its ten billion tokens; Folio has not measured it. Plain recipe: configs/plain_gpt2_124m.py.
-# First: preprocess build --corpus fineweb-edu (docs/recipes.md says where its files come from), or another large build by --data=NAME.
+# A model of the width and depth of GPT-2 124M on FineWeb-Edu, with the modern recipe. Its head is a
+# separate matrix: 162M parameters. The learning rates are those of Keller Jordan's modded-nanogpt
+# and of nanochat. In the first, such a model reached the loss of GPT-2's own recipe with a quarter
+# of its ten billion tokens; Folio has not measured it. Plain recipe: configs/plain_gpt2_124m.py.
+# First: preprocess build --corpus fineweb-edu (docs/recipes.md says where its files come from), or
+# another large build by --data=NAME.
 # On 8 GPUs: torchrun --nproc_per_node=8 train/train.py configs/gpt2_124m.py
 base = "modern_recipe.py"
 data = "fineweb-edu"

@@ -1,6 +1,7 @@
-# The recommended recipe, which other configs start from (`base = "modern_recipe.py"`): the modern architecture, Muon for the
-# matrices of the blocks and AdamW for the rest, and a learning rate that falls linearly to 0. bench/README.md measures what each
-# part gives. The recipe of GPT-2 is the defaults of all settings; configs/plain_*.py use it.
+# The recommended recipe, which other configs start from (`base = "modern_recipe.py"`): the modern
+# architecture, Muon for the matrices of the blocks and AdamW for the rest, and a learning rate that
+# falls linearly to 0. bench/README.md measures what each part gives. The recipe of GPT-2 is the
+# defaults of all settings; configs/plain_*.py use it.
 arch = "modern"
 optimizer = "muon"
 muon_learning_rate = 0.02

@@ -1,5 +1,6 @@
 # A small GPT for your text: the sizes of configs/small.py.
-# First: preprocess build --input 'data/*.jsonl' --name own; for a build of another name add --data=NAME --out_dir=runs/NAME.
+# First: preprocess build --input 'data/*.jsonl' --name own; for a build of another name add
+# --data=NAME --out_dir=runs/NAME.
 base = "small.py"
 data = "own"
 

@@ -16,7 +16,7 @@ from preprocess.stream import TokenStream, open_corpus
 
 
 class Blocks(IterableDataset):
-    """Yields inputs and targets, (T,) int64 each, from a stream. Each worker opens the stream of its share."""
+    """Yields inputs and targets, (T,) int64 each; every worker opens the stream of its share."""
 
     def __init__(self, recipe, **settings):
         self.recipe, self.settings, self.state, self.stream = recipe, settings, None, None

@@ -1,6 +1,6 @@
 """The Arrow schema of a batch of documents, which every stage takes and returns.
 
-Stages work on columns, so that a batch of many documents needs no Python object per document.
+Stages work on columns, so a batch of many documents does not need a Python object per document.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-UNKNOWN, TRAIN, VAL, HELD_OUT = -1, 0, 1, 2  # the side of the split that a document belongs to
+UNKNOWN, TRAIN, VAL, HELD_OUT = -1, 0, 1, 2  # side of the split; HELD_OUT is a test split that the input defines
 
 SCHEMA = pa.schema(
     [
@@ -19,7 +19,7 @@ SCHEMA = pa.schema(
         ("city", pa.string()),
         ("year", pa.int32()),
         ("lang", pa.string()),
-        ("group", pa.string()),  # all documents of a group go to one side of the split; null: the content is the group
+        ("group", pa.string()),  # all documents of a group go to one side of the split; null: grouped by content
         ("source", pa.uint32()),  # index of the input file in the manifest's `sources`
         ("position", pa.uint64()),  # index of the document in its input file, from 0
     ]

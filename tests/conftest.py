@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import signal
@@ -132,7 +133,7 @@ def write_split(
         create_shard(folder, plan, vocab_size=vocab_size)
         part = ids[begin : int(ends[last - 1])], ends[first:last] - begin, docs[first:last]
         max_id = write_documents(folder, plan, WriteOffset(0, 0), *part, vocab_size=vocab_size)
-        shards.append(ShardSealer(folder, plan, vocab_size=vocab_size).finish(max_id))
+        shards.append(dataclasses.asdict(ShardSealer(folder, plan, vocab_size=vocab_size).finish(max_id)))
     return {"tokens": len(ids), "documents": len(ends), "text_bytes": text_bytes, "shards": shards}
 
 

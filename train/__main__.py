@@ -46,10 +46,10 @@ def dispatch(arguments: list[str]) -> int:
         raise MisuseError(f"folio has no command {name!r:.80}; {nearest}`folio --help` lists the commands")
     sys.argv[0] = f"folio {name}"  # the name of the program in help texts and messages
     if name == "train":
-        from train.config import answer_question
+        from train.config import is_help_request, print_help
 
-        if answer_question(rest):  # --help, without waiting for torch
-            return 0
+        if is_help_request(rest):  # without waiting for torch
+            return print_help(rest)
     status: int = importlib.import_module(f"train.{name}").main(rest)
     return status
 

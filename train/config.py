@@ -1,7 +1,7 @@
-"""Every setting of a run, with its type, default, range and documentation; and how a config is loaded.
+"""Every setting of a run: type, default, range and documentation; and how a config is loaded.
 
-Three layers, the later ones win: the defaults below, the assignments of a config file (and of its `base`), and `--key=value` on the
-command line. A misspelled setting is an error in each of them.
+Three layers, the later ones win: the defaults below, the assignments of a config file (and of its
+`base`), and `--key=value` on the command line. A misspelled setting is an error in each of them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.errors import MisuseError
+from preprocess.shards.files import JsonObject
 from train.core.cli import VERSION_LINE, find_config, program_name, split_arguments
 from train.core.config_file import read_assignments
 from train.core.settings import (
@@ -29,7 +30,8 @@ from train.core.settings import (
 )
 from train.model import ARCHITECTURES
 
-# Names that earlier versions gave to settings. Config files and checkpoints that use them are still read.
+# Names that earlier versions gave to settings. Config files and checkpoints that use them are still
+# read.
 RENAMED = {
     "sampling": "data_order",
     "sample_interval": "completion_interval",
@@ -51,9 +53,12 @@ TRACKERS = ("tensorboard", "mlflow", "wandb")
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The settings of a run. None switches something off. Raises MisuseError for a value out of its range."""
+    """The settings of a run.
 
-    # Free: what it names has a build_id, which is compared instead.
+    None switches something off. Raises MisuseError for a value out of its range.
+    """
+
+    # Free, because the build_id of what it names is compared instead.
     data: str = setting(
         doc="the build to train on, by name or path; several by weight: one:0.7,other:0.3; or stream:RECIPE", free=True
     )
@@ -82,7 +87,7 @@ class Config:
         "random", "random: windows from anywhere; epochs: every window once per epoch, in another order each time"
     )
     stream_buffer: int = setting(10_000, "windows that a stream shuffles together; 0: no shuffling", min=0, max=1 << 24)
-    # Free: their product is compared instead.
+    # Free, because their product is compared instead.
     batch_size: int = setting(12, "windows per forward pass", min=1, free=True)
     gradient_accumulation_steps: int = setting(
         1, "forward passes per optimizer step, of all processes together", min=1, free=True
@@ -185,7 +190,8 @@ class Config:
         check(self.resume != "", "resume is empty; set auto, never, or name a run or checkpoint")
         check(
             self.resume in ("auto", "never") or self.init_from is None,
-            f"resume={self.resume} loads weights, so init_from={self.init_from} would have no effect; remove one of them",
+            f"resume={self.resume} loads weights, so init_from={self.init_from} would have no effect; remove "
+            "one of them",
         )
         for name in self.track:
             check(name not in NONE, f"track contains {name}, which switches all off; write it alone, or remove it")
@@ -214,8 +220,8 @@ class Config:
         )
         check(
             self.decay_steps is None or self.schedule == "wsd",
-            f"decay_steps is {self.decay_steps}, but only the schedule wsd uses it, not {self.schedule}; set decay_steps to "
-            "none, or schedule to wsd",
+            f"decay_steps is {self.decay_steps}, but only the schedule wsd uses it, not {self.schedule}; set "
+            "decay_steps to none, or schedule to wsd",
         )
         check(
             (self.decay_steps or 0) + self.warmup_steps <= self.max_steps,
@@ -228,7 +234,7 @@ class Config:
         """Windows per optimizer step, of all processes and forward passes together."""
         return self.batch_size * self.gradient_accumulation_steps
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return all settings as a JSON object."""
         return dataclasses.asdict(self) | {"track": list(self.track)}
 
@@ -272,7 +278,8 @@ def parse_command_line(arguments: Sequence[str]) -> Command:
 def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
     """Return the settings of a config file, with `overrides` as typed on the command line.
 
-    Raises MisuseError if the file cannot be read or contains anything but assignments of settings, or for a bad value.
+    Raises MisuseError if the file cannot be read or contains anything but assignments of settings,
+    or for a bad value.
     """
     values: dict[str, Any] = {}
     for name, assignment in read_assignments(path).items():
@@ -286,7 +293,10 @@ def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
 
 
 def config_from_saved(settings: Any, where: str) -> Config:
-    """Return the Config that `as_dict` returned, from parsed JSON of unknown origin. Raises MisuseError."""
+    """Return the Config that `as_dict` returned, from parsed JSON of unknown origin.
+
+    Raises MisuseError if they are not the settings of a run, or for a bad value.
+    """
     if not isinstance(settings, dict):
         raise MisuseError(f"{where} has no settings; it was not written by Folio")
     for key in ("data", "out_dir"):
@@ -309,19 +319,19 @@ def changed_settings(old: Config, new: Config) -> list[str]:
 
 
 def current_name(key: str) -> str:
-    """Return the name of a setting that configs, checkpoints and commands of earlier versions call `key`."""
+    """Return the present name of a setting that earlier versions called `key`, or `key` itself."""
     return RENAMED.get(key, key)
 
 
-def answer_question(arguments: Sequence[str]) -> bool:
-    """Print what `--help`, `-h` or `--version` ask for. Return whether one of them is among `arguments`."""
-    if "--version" in arguments:
-        print(VERSION_LINE)
-    elif {"--help", "-h"} & {*arguments} or not arguments:
-        print(describe_usage())
-    else:
-        return False
-    return True
+def is_help_request(arguments: Sequence[str]) -> bool:
+    """Return whether `arguments` are empty or contain `--help`, `-h` or `--version`."""
+    return not arguments or not {"--help", "-h", "--version"}.isdisjoint(arguments)
+
+
+def print_help(arguments: Sequence[str]) -> int:
+    """Print the version if `arguments` contain `--version`, else the help text. Return 0."""
+    print(VERSION_LINE if "--version" in arguments else describe_usage())
+    return 0
 
 
 def usage() -> str:

@@ -1,7 +1,8 @@
-"""Export a run's model and tokenizer for other programs: `python train/export.py RUN --output FOLDER`.
+"""Export a run's model and tokenizer: `python train/export.py RUN --output FOLDER`.
 
-A gpt2 model becomes a folder that Hugging Face's `AutoModelForCausalLM.from_pretrained(FOLDER)` loads. No other library knows
-the modern architecture; its folder is described in docs/exported_model.md.
+A gpt2 model becomes a folder that Hugging Face's `AutoModelForCausalLM.from_pretrained(FOLDER)`
+loads. No other library knows the modern architecture; its folder is described in
+docs/exported_model.md.
 """
 
 from __future__ import annotations
@@ -59,9 +60,10 @@ def main(arguments: list[str]) -> int:
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `output` when the block ends without an exception, and is deleted otherwise.
+    """Yield a temporary folder, which becomes `output` at the end of the block.
 
-    Raises MisuseError if `output` exists and is not an empty folder.
+    If the block raises an exception, the folder is deleted. Raises MisuseError if `output` exists
+    and is not an empty folder.
     """
     target = output.expanduser().resolve()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):

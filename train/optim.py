@@ -66,8 +66,9 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 def apply_polynomials(x: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> Tensor:
-    """Return the polynomials of `x`, (K, A, B), applied one after the other, with a margin for
-    rounding before each.
+    """Return the polynomials of `x`, (K, A, B), applied in turn.
+
+    `x` is reduced by a margin for rounding before each.
     """
     for a, b, c in polynomials:
         # The polynomial of x / STEP_MARGIN, with the division moved into the coefficients.
@@ -139,8 +140,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(model: LanguageModel, config: Config, *, device: torch.device) -> list[torch.optim.Optimizer]:
-    """Return AdamW over all of `model`; or Muon over the matrices of its blocks and AdamW over the
-    rest.
+    """Return AdamW for `model`, or Muon for the matrices of its blocks and AdamW for the rest.
 
     Only parameters of two dimensions decay. With embedding_learning_rate, the token embedding has
     its learning rate.
@@ -185,10 +185,10 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float
 
 
 def update(optimizers: Iterable[torch.optim.Optimizer], is_finite: Tensor) -> None:
-    """Apply an optimizer step, or none if `is_finite`, () bool, is false: weights and moments then
-    keep their values.
+    """Apply an optimizer step if `is_finite`, () bool, is true.
 
-    The device decides without the host waiting for it, unless AdamW is not fused.
+    Otherwise weights and moments keep their values. The device decides without the host waiting for
+    it, unless AdamW is not fused.
     """
     for optimizer in optimizers:
         can_skip = isinstance(optimizer, Muon) or optimizer.defaults.get("fused")
@@ -216,9 +216,7 @@ def schedule_factor(step: int, config: Config) -> float:
 
 
 def allocate_state(optimizer: torch.optim.Optimizer) -> None:
-    """Allocate the optimizer's state, all zeros, so that its memory is in use before training
-    starts.
-    """
+    """Allocate the optimizer's state, all zeros, so that its memory is used before training starts."""
     states: dict[int, dict[str, Tensor]] = {}
     # The count of steps is on the host for an AdamW that is not fused, or each step would wait for
     # the device.

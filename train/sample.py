@@ -1,4 +1,4 @@
-"""Print text from a trained model: `python train/sample.py RUN --prompt TEXT --author NAME --city NAME --year YEAR`."""
+"""Print text from a trained model: `python train/sample.py RUN --prompt TEXT --author NAME …`."""
 
 from __future__ import annotations
 

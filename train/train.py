@@ -1,10 +1,10 @@
 """Train a GPT: `python train/train.py configs/small.py [--key=value ...] [--restart] [--help]`.
 
-Read this file from top to bottom. main() opens the data and the device; setup() creates or restores
-the training state; train() is the training loop; optimizer_step() is one update, by
-forward_backward() and clip_and_update(). Two objects are passed along: `run` holds what stays the
-same (configuration, data, device, processes, autocast), `state` what training changes (model,
-optimizers, counters).
+Read this file from top to bottom. main() opens the data and the device. setup() creates or restores
+the training state. train() starts the log, runs training_loop() and prints the result.
+optimizer_step() is one update, by forward_backward() and clip_and_update(). Two objects are passed
+along: `run` holds what stays the same (configuration, data, device, processes, autocast), `state`
+what training changes (model, optimizers, counters).
 
 The same command resumes an interrupted run. On a CPU it then logs the same losses to the last bit.
 On several GPUs: `torchrun --nproc_per_node=8 train/train.py configs/small.py`.
@@ -27,11 +27,11 @@ if __name__ == "__main__":  # started by path: the folder train/ would hide the 
 # 4,100 tokens/s). The idle machine is as fast.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from train.config import answer_question, load_config, parse_command_line
+from train.config import is_help_request, load_config, parse_command_line, print_help
 from train.core.cli import run_command, warn
 
-if __name__ == "__main__" and answer_question(sys.argv[1:]):  # --help, before torch, whose import takes seconds
-    sys.exit(0)
+if __name__ == "__main__" and is_help_request(sys.argv[1:]):  # before torch, whose import takes seconds
+    sys.exit(run_command(print_help, sys.argv[1:]))
 
 import torch
 from torch import Tensor, nn
@@ -67,8 +67,8 @@ from train.run.validation import EarlyStopping
 
 def main(arguments: list[str]) -> int:
     """Train the run that the command line describes. Return the exit status."""
-    if answer_question(arguments):
-        return 0
+    if is_help_request(arguments):
+        return print_help(arguments)
     command = parse_command_line(arguments)
     config = load_config(command.config_path, command.overrides)
     with init_processes(use_cuda=config.device != "cpu" and torch.cuda.is_available()) as world:
@@ -130,8 +130,9 @@ def restore_data_position(run: Run, state: TrainingState) -> None:
     streams, world = state.streams, run.world
     if streams is not None and len(streams) != world.size:
         raise MisuseError(
-            f"the run had {len(streams)} processes, and its stream cannot be divided among {world.size}; continue it with "
-            f"torchrun --nproc_per_node={len(streams)}, or start a run in another --out_dir with its weights, by --init_from"
+            f"the run had {len(streams)} processes, and its stream cannot be divided among {world.size}; "
+            f"continue it with torchrun --nproc_per_node={len(streams)}, or start a run in another --out_dir "
+            "with its weights, by --init_from"
         )
     run.data.train.restore(streams[world.rank] if streams is not None else None)
 
@@ -139,82 +140,17 @@ def restore_data_position(run: Run, state: TrainingState) -> None:
 def train(
     run: Run, state: TrainingState, model: nn.Module, checkpoint: Checkpoint | None, preflight_lines: list[str]
 ) -> int:
-    """Train from `state.step` to max_steps, or until a signal or early stopping.
-
-    Return the exit status.
-    """
-    config, world = run.config, run.world
-    micro_batch = state.micro_batch or 1
-    prefetcher = Prefetcher(
-        run.data.train, windows_per_step=config.windows_per_step, micro_batch=micro_batch, world=world
-    )
+    """Train, and print a completion at the end. Return the exit status."""
     cost = step_cost(run, state)
     first_step = checkpoint.step if checkpoint else -1
-    with (
-        RunLogger(run.info, cost, step=first_step, is_main=world.is_main, quiet=run.quiet) as logger,
-        StopRequest(state, world) as stop,
-    ):
-        logger.print("\n".join([*preflight_lines, *describe_start(run, state, cost)]))
-        if checkpoint is not None:
-            logger.print(f"continuing after step {checkpoint.step:,}, from {checkpoint.folder}")
-        if state.step > 0 and config.resume != "auto":
-            save_checkpoint(run, state, prefetcher)  # from here on the run does not need the other run
-        if state.step == 0:
-            evaluate_and_log(run, state, logger, batch_size=micro_batch)
-        is_stopping = is_saving = False  # is_saving: a checkpoint is due, and may have to wait for finite updates
-        previous_rollback, signum = None, 0
-        captured_step = None
-        if can_capture_step(run, state, prefetcher):
-            captured_step = CapturedStep(
-                run,
-                state,
-                prefetcher,
-                forward_backward=partial(forward_backward, run, state, model, num_micro_batches=1),
-                clip_and_update=partial(clip_and_update, run, state),
-            )
-        while state.step < config.max_steps and not is_stopping:
-            if captured_step is not None:  # the same kernels, started at once as a CUDA graph
-                result = captured_step.take()
-            else:
-                result = optimizer_step(run, state, model, prefetcher)
-            # Read once, agreed on by all processes: a later signal belongs to the next step.
-            signum = world.all_reduce_max(stop.signum)
-            is_stopping = signum > 0
-            due = due_after(state.step, config)
-            is_saving |= due.save or is_stopping
-            if not (is_saving or due.anything):
-                continue  # the host has not waited for the device
-
-            num_skipped, total_skipped = state.skipped.tolist()
-            problem = check_skipped(state, num_skipped)
-            if due.log and not problem:
-                logger.log_step(
-                    state.step,
-                    loss=result.loss.item(),
-                    learning_rate=config.learning_rate * result.learning_rate_factor,
-                    grad_norm=result.grad_norm.item(),
-                    skipped_updates=total_skipped,
-                )
-            if due.evaluate and not problem:
-                evaluation = evaluate_and_log(run, state, logger, batch_size=micro_batch)
-                problem = check_evaluation(evaluation)
-                if not problem and num_skipped == 0:
-                    is_best, is_exhausted = update_early_stopping(run, state, evaluation)
-                    is_stopping |= is_exhausted
-                    is_saving |= is_best or is_stopping
-            # While updates are skipped the weights may be the cause, so they are not saved, except
-            # at the end.
-            if is_saving and not problem and (num_skipped == 0 or state.step == config.max_steps):
-                problem = check_and_save(run, state, prefetcher, logger)
-                is_saving = bool(problem)
-            if problem:
-                previous_rollback = roll_back(run, state, logger, problem=problem, previous_rollback=previous_rollback)
-                is_saving = False
-            elif due.complete:
-                log_completion(run, state, logger)
-
-        logger.print(describe_end(run, state, signum=signum, is_saved=not is_saving))
-        if signum and state.step < config.max_steps:
+    with RunLogger(run.info, cost, step=first_step, is_main=run.world.is_main, quiet=run.quiet) as logger:
+        with StopRequest(state, run.world) as stop:
+            logger.print("\n".join([*preflight_lines, *describe_start(run, state, cost)]))
+            if checkpoint is not None:
+                logger.print(f"continuing after step {checkpoint.step:,}, from {checkpoint.folder}")
+            signum, is_saved = training_loop(run, state, model, logger, stop)
+        logger.print(describe_end(run, state, signum=signum, is_saved=is_saved))
+        if signum and state.step < run.config.max_steps:
             logger.mark_stopped()
             return 128 + signum
         logger.print(f"evaluations took {logger.evaluation_share:.1%} of the time")
@@ -222,11 +158,78 @@ def train(
         return 0
 
 
+def training_loop(
+    run: Run, state: TrainingState, model: nn.Module, logger: RunLogger, stop: StopRequest
+) -> tuple[int, bool]:
+    """Train from `state.step` to max_steps, or until a signal or early stopping.
+
+    Return the number of the signal, or 0, and whether the last weights are saved.
+    """
+    config, world = run.config, run.world
+    micro_batch = state.micro_batch or 1
+    prefetcher = Prefetcher(
+        run.data.train, windows_per_step=config.windows_per_step, micro_batch=micro_batch, world=world
+    )
+    if state.step > 0 and config.resume != "auto":
+        save_checkpoint(run, state, prefetcher)  # from here on the run does not need the other run
+    if state.step == 0:
+        evaluate_and_log(run, state, logger, batch_size=micro_batch)
+    is_stopping = is_saving = False  # is_saving: a checkpoint is due, and may have to wait for finite updates
+    previous_rollback, signum = None, 0
+    captured_step = None
+    if can_capture_step(run, state, prefetcher):
+        captured_step = CapturedStep(
+            run,
+            state,
+            prefetcher,
+            forward_backward=partial(forward_backward, run, state, model, num_micro_batches=1),
+            clip_and_update=partial(clip_and_update, run, state),
+        )
+    while state.step < config.max_steps and not is_stopping:
+        # A captured step starts the same kernels at once, as a CUDA graph.
+        result = captured_step.take() if captured_step else optimizer_step(run, state, model, prefetcher)
+        # Read once, agreed on by all processes: a later signal belongs to the next step.
+        signum = world.all_reduce_max(stop.signum)
+        is_stopping = signum > 0
+        due = due_after(state.step, config)
+        is_saving |= due.save or is_stopping
+        if not (is_saving or due.anything):
+            continue  # the host has not waited for the device
+
+        num_skipped, total_skipped = state.skipped.tolist()
+        problem = check_skipped(state, num_skipped)
+        if due.log and not problem:
+            logger.log_step(
+                state.step,
+                loss=result.loss.item(),
+                learning_rate=config.learning_rate * result.learning_rate_factor,
+                grad_norm=result.grad_norm.item(),
+                skipped_updates=total_skipped,
+            )
+        if due.evaluate and not problem:
+            evaluation = evaluate_and_log(run, state, logger, batch_size=micro_batch)
+            problem = check_evaluation(evaluation)
+            if not problem and num_skipped == 0:
+                is_best, is_exhausted = update_early_stopping(run, state, evaluation)
+                is_stopping |= is_exhausted
+                is_saving |= is_best or is_stopping
+        # While updates are skipped the weights may be the cause, so they are not saved, except
+        # at the end.
+        if is_saving and not problem and (num_skipped == 0 or state.step == config.max_steps):
+            problem = check_and_save(run, state, prefetcher, logger)
+            is_saving = bool(problem)
+        if problem:
+            previous_rollback = roll_back(run, state, logger, problem=problem, previous_rollback=previous_rollback)
+            is_saving = False
+        elif due.complete:
+            log_completion(run, state, logger)
+    return signum, not is_saving
+
+
 def optimizer_step(run: Run, state: TrainingState, model: nn.Module, prefetcher: Prefetcher) -> StepResult:
     """Compute the gradients of a step's samples, one micro-batch at a time, and update the weights.
 
-    The update is skipped if the loss or a gradient is not finite. Nothing here waits for the
-    device.
+    The update is skipped if the loss or a gradient is not finite. Nothing waits for the device.
     """
     config, world = run.config, run.world
     factor = schedule_factor(state.step, config)

@@ -86,9 +86,9 @@ class Hooks:
 
     def install(self) -> None:
         """Replace the functions of torch in this process."""
-        torch.manual_seed = lambda number: self._manual_seed(number + self._seed)
-        nn.Module.train = lambda model, mode=True: self._train(model, mode)  # type: ignore[method-assign]
-        torch.save = self._save
+        torch.manual_seed = lambda seed: self._manual_seed(seed + self._seed)
+        nn.Module.train = lambda model, mode=True: self._train(model, mode)  # type: ignore
+        torch.save = self._save  # type: ignore[assignment]
 
     def _train(self, model: nn.Module, mode: bool) -> nn.Module:
         if self._is_inside:

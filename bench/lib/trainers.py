@@ -157,9 +157,9 @@ def run_folio(
     tokens_per_step = config.windows_per_step * config.block_size
     snapshots, elapsed_s, last_step, peak_bytes = [], 0.0, 0, None
     for row in read_rows(folder / METRICS_FILE):
-        if "tokens_per_s" in row:
-            elapsed_s += (row["step"] - last_step) * tokens_per_step / row["tokens_per_s"]
-            last_step, peak_bytes = row["step"], row["peak_memory_bytes"]
+        if "tokens_per_s" in row.values:
+            elapsed_s += (row.step - last_step) * tokens_per_step / row.values["tokens_per_s"]
+            last_step, peak_bytes = row.step, row.values["peak_memory_bytes"]
             snapshots.append(Snapshot(step=last_step, elapsed_s=elapsed_s, weights=step_folder(folder, last_step)))
     checkpoint = find_newest_checkpoint(folder, warn=print)
     assert checkpoint is not None

@@ -177,8 +177,7 @@ class _Build:
     def _set_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Write `tokenizer` to the work directory, and let the tasks that follow encode with it."""
         write_tokenizer(self.work_dir.path, tokenizer)
-        entry = {"tokenizer": make_tokenizer_entry(tokenizer), "eot_id": tokenizer.eot_id}
-        self.context = dataclasses.replace(self.context, tokenizer=entry)
+        self.context = dataclasses.replace(self.context, tokenizer=make_tokenizer_entry(tokenizer))
 
     def _prepare(self) -> list[PrepareReceipt]:
         with self.log.phase("prepare"):

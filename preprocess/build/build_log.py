@@ -12,9 +12,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from preprocess.build.receipts import EncodingReport
+from preprocess.shards.files import JsonObject
 
 
 class BuildLog:
@@ -43,7 +43,7 @@ class BuildLog:
         self._backend["backend"] = ", ".join(sorted({report.backend for report in reports}))
         self._worker_memory_bytes = max((report.peak_memory_bytes or 0 for report in reports), default=0)
 
-    def to_json(self, text_bytes: int, num_workers: int) -> dict[str, Any]:
+    def to_json(self, text_bytes: int, num_workers: int) -> JsonObject:
         """Return the content of build_log.json.
 
         `text_bytes`: UTF-8 bytes of the documents in the build.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +22,7 @@ from preprocess.errors import FolioError
 from preprocess.inputs.input_files import Span
 from preprocess.readers.records import Rejects
 from preprocess.recipes.schema import Recipe
+from preprocess.shards.files import JsonObject
 from preprocess.shards.format import DOC_DTYPE, END_DTYPE, token_dtype
 from preprocess.shards.windows import keyed_hash
 from preprocess.stages.dedup import hash_contents
@@ -48,7 +48,7 @@ class _ReadDocuments:
     elapsed_s: float = 0.0
 
 
-def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> dict[str, Any]:
+def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObject:
     """Return the figures of `num_documents` documents, and under "build" those of the whole build.
 
     `workers`: the number of processes of the build. Raises FolioError if no document has text.
@@ -152,7 +152,7 @@ def _train_on(texts: pa.LargeStringArray, recipe: Recipe) -> Tokenizer:
     return sentencepiece_bpe.train(texts.to_pylist(), num_pieces=recipe.num_pieces)
 
 
-def format_estimate(estimate: dict[str, Any]) -> list[str]:
+def format_estimate(estimate: JsonObject) -> list[str]:
     """Return the result of `estimate_build` as lines for a person."""
     lengths, build = estimate["tokens_per_document"], estimate["build"]
     quantiles = ", ".join(f"{name} {lengths[name]:,}" for name in ("mean", "median", "p05", "p95", "max"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pyarrow as pa
 
@@ -12,11 +11,11 @@ from preprocess.build.plan import Plan
 from preprocess.shards.format import Build
 from preprocess.tokenizers import load_tokenizer, load_tokenizer_by_name
 from preprocess.tokenizers.decode_build import UNKNOWN_LANGUAGE, decode_documents, list_language_tags
-from preprocess.tokenizers.inspect import inspect_tokenizer
+from preprocess.tokenizers.inspect import Figures, inspect_tokenizer
 from preprocess.tokenizers.interface import Tokenizer
 
 
-def inspect_build(build: Build, num_documents: int) -> dict[str, dict[str, Any]]:
+def inspect_build(build: Build, num_documents: int) -> dict[str, Figures]:
     """Return the figures of a build's tokenizer by language, see `inspect_tokenizer`.
 
     They are measured on the first `num_documents` validation documents.
@@ -29,7 +28,7 @@ def inspect_build(build: Build, num_documents: int) -> dict[str, dict[str, Any]]
     return _inspect_texts(tokenizer, texts)
 
 
-def inspect_by_name(name: str, plan: Plan, num_documents: int) -> dict[str, dict[str, Any]]:
+def inspect_by_name(name: str, plan: Plan, num_documents: int) -> dict[str, Figures]:
     """Return the figures of the tokenizer `name` by language, see `inspect_tokenizer`.
 
     They are measured on `num_documents` documents of a corpus, chosen by the recipe's seed.
@@ -41,6 +40,6 @@ def inspect_by_name(name: str, plan: Plan, num_documents: int) -> dict[str, dict
     return _inspect_texts(load_tokenizer_by_name(name), by_language)
 
 
-def _inspect_texts(tokenizer: Tokenizer, texts: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+def _inspect_texts(tokenizer: Tokenizer, texts: dict[str, list[str]]) -> dict[str, Figures]:
     tokenizer.start_fast_backend()
     return inspect_tokenizer(tokenizer, {tag: pa.array(texts[tag], pa.large_string()) for tag in sorted(texts)})

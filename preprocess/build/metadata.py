@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from preprocess.build.plan import Plan
 from preprocess.build.prepared_corpus import PreparedCorpus
 from preprocess.build.shard_layout import ShardLayout
 from preprocess.build.stats import describe_build
 from preprocess.shards import format as shard_format
-from preprocess.shards.files import readable_json, sha256_bytes, write_durable
+from preprocess.shards.files import JsonObject, readable_json, sha256_bytes, write_durable
 from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR
 from preprocess.shards.manifest import ShardEntry
 from preprocess.tokenizers import make_tokenizer_entry
@@ -36,7 +35,7 @@ class BuildContents:
         return self.corpus.tokenizer.vocab_size + len(self.layout.control_ids)
 
 
-def write_metadata(directory: Path, contents: BuildContents, build_log: dict[str, Any]) -> None:
+def write_metadata(directory: Path, contents: BuildContents, build_log: JsonObject) -> None:
     """Write the files to `directory`, and manifest.json last: a build with it is complete."""
     write_tokenizer(directory, contents.corpus.tokenizer)
     stats = readable_json(describe_build(contents.corpus, contents.layout.counts, contents.vocab_size))
@@ -53,7 +52,7 @@ def write_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
         write_durable(directory / TOKENIZER_DIR / file_name, data)
 
 
-def make_manifest(contents: BuildContents, *, stats_sha256: str) -> dict[str, Any]:
+def make_manifest(contents: BuildContents, *, stats_sha256: str) -> JsonObject:
     """Return the content of manifest.json. docs/shard_format.md describes the keys."""
     tokenizer, layout = contents.corpus.tokenizer, contents.layout
     fields = {
@@ -67,7 +66,7 @@ def make_manifest(contents: BuildContents, *, stats_sha256: str) -> dict[str, An
         "pad_id": tokenizer.pad_id,
         "unk_id": tokenizer.unk_id,
         "special_tokens": {**tokenizer.special_tokens, **layout.control_ids},
-        "tokenizer": make_tokenizer_entry(tokenizer),
+        "tokenizer": dataclasses.asdict(make_tokenizer_entry(tokenizer)),
         "splits": {
             split: {**layout.counts.splits[split], "shards": [dataclasses.asdict(entry) for entry in entries]}
             for split, entries in contents.shards.items()

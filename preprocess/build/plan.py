@@ -10,7 +10,6 @@ import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from preprocess.build.work_dir import get_work_root
 from preprocess.errors import FolioError
@@ -41,7 +40,7 @@ class Plan:
     tokenizer_kind: str
     tokenizer: Tokenizer | None  # unless it is trained on the documents
 
-    def source_entries(self) -> list[dict[str, Any]]:
+    def source_entries(self) -> list[dict[str, str | int]]:
         """Return the manifest's `sources`."""
         return [input_file.manifest_entry() for input_file in self.input_files]
 

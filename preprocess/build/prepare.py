@@ -31,10 +31,11 @@ from preprocess.readers.partitions import Partition
 from preprocess.readers.records import Rejects
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.format import CONTROL_FIELDS, token_dtype
+from preprocess.shards.manifest import TokenizerEntry
 from preprocess.stages.dedup import hash_contents, hash_groups
 from preprocess.stages.encode import SpotCheck, add_control_tokens, encode_checked, has_bos, has_eot
 from preprocess.stages.pipeline import read_documents
-from preprocess.tokenizers import load_tokenizer
+from preprocess.tokenizers import load_stored_tokenizer
 from preprocess.tokenizers.characters import NUM_CODE_POINTS, decode_code_points
 from preprocess.tokenizers.sentencepiece_bpe import SPACE_MARKER
 
@@ -48,9 +49,7 @@ class TaskContext:
     recipe: Recipe
     input_files: Mapping[int, InputFile]  # by number: only those that the task reads, of perhaps a million
     work_dir: WorkDir
-    # The manifest's `tokenizer` and `eot_id`, with which the tokenizer is loaded from the work
-    # directory. Not set if it is yet to be trained.
-    tokenizer: dict[str, Any] | None
+    tokenizer: TokenizerEntry | None  # of the tokenizer in the work directory; None if it is yet to be trained
     use_reference: bool = False  # encode with the reference backend even if there is a faster one
     num_threads: int = 1  # for encoding one batch
 
@@ -191,7 +190,7 @@ def get_encoder(context: TaskContext) -> Encoder:
     with use, as it caches words.
     """
     assert context.tokenizer is not None
-    files_sha256 = context.tokenizer["tokenizer"]["files"].values()
+    files_sha256 = context.tokenizer.files.values()
     key = (str(context.work_dir.path), *files_sha256, context.use_reference, context.num_threads)
     if key not in _encoders:
         _encoders.clear()
@@ -205,7 +204,9 @@ class Encoder:
     def __init__(self, context: TaskContext) -> None:
         assert context.tokenizer is not None
         self._recipe = context.recipe
-        self._tokenizer = load_tokenizer(context.work_dir.path, context.tokenizer)
+        self._tokenizer = load_stored_tokenizer(
+            context.work_dir.path, context.tokenizer, has_eot=context.recipe.eot == "append"
+        )
         self._backend_fallback = None
         if not context.use_reference:
             self._backend_fallback = self._tokenizer.start_fast_backend(num_threads=context.num_threads)

@@ -16,10 +16,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.files import replace_directory
+from preprocess.shards.files import JsonObject, replace_directory
 from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR, Build, read_manifest
 
 BUILD_FILE = re.compile(rf"{MANIFEST}|{STATS}|{BUILD_LOG}|{TOKENIZER_DIR}|(train|val)-\d{{5}}\.(bin|ends|docs)")
@@ -43,7 +42,7 @@ def lock_build(output_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def is_already_built(output_dir: Path, recipe: dict[str, Any], sources: list[dict[str, Any]], *, replace: bool) -> bool:
+def is_already_built(output_dir: Path, recipe: JsonObject, sources: list[JsonObject], *, replace: bool) -> bool:
     """Return whether `output_dir` contains the build of `recipe` and `sources`.
 
     `recipe` and `sources` are as in a manifest. Raises MisuseError if it contains anything else,
@@ -59,8 +58,8 @@ def is_already_built(output_dir: Path, recipe: dict[str, Any], sources: list[dic
     if replace:
         return False
     manifest = read_manifest(output_dir)
-    if manifest["recipe"] != recipe or manifest["sources"] != sources:
-        changed = sorted(k for k, v in recipe.items() if manifest["recipe"].get(k) != v) or ["sources"]
+    if manifest.recipe != recipe or manifest.sources != sources:
+        changed = sorted(k for k, v in recipe.items() if manifest.recipe.get(k) != v) or ["sources"]
         raise MisuseError(
             f"{output_dir} holds another build ({', '.join(changed)} differ); pass --replace, or choose another --name"
         )

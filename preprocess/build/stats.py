@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 
 from preprocess.build.prepared_corpus import PreparedCorpus
 from preprocess.readers.records import format_counts
 from preprocess.recipes.schema import CLEANING_RULES
+from preprocess.shards.files import JsonObject
 from preprocess.shards.format import CONTROL_FIELDS, SPLITS, STATS, Build, read_verified
 
 # The reasons for which a document is dropped, in the order in which they are checked.
@@ -73,7 +73,7 @@ def _count_values(array: np.ndarray) -> dict[int, int]:
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
-def describe_lengths(lengths: Counter[int]) -> dict[str, Any]:
+def describe_lengths(lengths: Counter[int]) -> JsonObject:
     """Return the mean, quantiles and histogram of document lengths. `lengths`: tokens -> documents.
 
     A quantile is the nearest rank, so it is a length that occurs. The bins of the histogram are
@@ -94,14 +94,14 @@ def describe_lengths(lengths: Counter[int]) -> dict[str, Any]:
     }
 
 
-def _describe_languages(languages: dict[str, dict[str, int]]) -> dict[str, Any]:
+def _describe_languages(languages: dict[str, dict[str, int]]) -> JsonObject:
     return {
         tag: {**totals, "bytes_per_token": compute_ratio(totals["text_bytes"], totals["tokens"])}
         for tag, totals in languages.items()
     }
 
 
-def _describe_authors(authors: dict[str, Counter[str]], num_documents: int) -> dict[str, Any]:
+def _describe_authors(authors: dict[str, Counter[str]], num_documents: int) -> JsonObject:
     """Return how many documents have an author, city and year, and the most frequent values."""
     return {
         name: {
@@ -119,7 +119,7 @@ def _most_frequent(counts: Mapping[str, int], max_values: int) -> list[tuple[str
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:max_values]
 
 
-def describe_build(corpus: PreparedCorpus, counts: DocumentCounts, vocab_size: int) -> dict[str, Any]:
+def describe_build(corpus: PreparedCorpus, counts: DocumentCounts, vocab_size: int) -> JsonObject:
     """Return the content of stats.json. `vocab_size`: control tokens included."""
     recipe, tokenizer = corpus.recipe, corpus.tokenizer
     dropped = sum_counts(receipt.dropped for receipt in corpus.receipts)
@@ -131,7 +131,7 @@ def describe_build(corpus: PreparedCorpus, counts: DocumentCounts, vocab_size: i
     cleaned = sum_counts(receipt.cleaned for receipt in corpus.receipts)
     num_kept = counts.total("documents")
     num_tokens, text_bytes = counts.total("tokens"), counts.total("text_bytes")
-    stats: dict[str, Any] = {
+    stats: JsonObject = {
         "documents": {
             "read": num_kept + dropped.total(),
             "kept": num_kept,
@@ -174,7 +174,7 @@ def compute_ratio(numerator: int, denominator: int) -> float | None:
 
 def read_stats(build: Build) -> bytes:
     """Return the stats.json of `build`. Raises FolioError if the manifest has another hash."""
-    return read_verified(build.folder / STATS, build.manifest["stats_sha256"])
+    return read_verified(build.folder / STATS, build.manifest.stats_sha256)
 
 
 def format_stats(data: bytes) -> list[str]:
@@ -183,11 +183,11 @@ def format_stats(data: bytes) -> list[str]:
     always = ("read", "empty", "duplicates", "kept")
     documents = {key: n for key in ("read", *DROP_REASONS, "kept") if (n := stats["documents"][key]) or key in always}
     cleaned = [f"{rule} {count:,}" for rule, count in stats["clean"].items()]
-    mended = [f"{name} {count:,}" for name, count in stats["mended"].items() if count]
+    repaired = [f"{name} {count:,}" for name, count in stats["mended"].items() if count]
     lines = [
         "documents   " + ", ".join(format_counts(documents)),
         "cleaned     " + (", ".join(cleaned) or "nothing"),
-        "mended      " + (", ".join(mended) or "nothing"),
+        "repaired    " + (", ".join(repaired) or "no documents"),
         f"{'':12}{'documents':>12}{'tokens':>16}{'bytes of text':>17}{'bytes/token':>13}",
     ]
     for name, totals in [*((split, stats["splits"][split]) for split in SPLITS), *stats["languages"].items()]:

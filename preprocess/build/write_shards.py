@@ -127,7 +127,7 @@ class _OpenShard:
 
     def finish(self) -> ShardEntry:
         """Flush the shard to the disk, and return its entry in the manifest."""
-        return ShardEntry(**self._sealer.finish(self._max_id))
+        return self._sealer.finish(self._max_id)
 
 
 def write_segment(output: ShardOutput, plan: ShardPlan, segment: Segment, id_maps: IdMaps) -> int:

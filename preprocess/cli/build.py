@@ -18,7 +18,7 @@ from preprocess.cli.output import Output, output_options
 @click.option(
     "--shard-tokens", type=int, metavar="N", help="Start a new shard after the document that reaches N tokens."
 )
-@click.option("--name", metavar="NAME", help="Name of the build.  [default: the name of the corpus, or own]")
+@click.option("--name", metavar="NAME", help="Name of the build.  [default: the name of the corpus, or 'own']")
 @click.option(
     "--output",
     "folder",
@@ -36,8 +36,7 @@ def build(
     """Build token shards from a corpus or from your own files.
 
     Options that are not given take their value from the recipe of the corpus. If the same build
-    exists already, the command does nothing; if an earlier one was interrupted, the command
-    continues it.
+    exists already, it is kept. If it was interrupted, it is continued.
     """
     from preprocess.build.engines.local import get_default_num_workers, start_fork_server
     from preprocess.inputs.find_inputs import is_larger
@@ -47,7 +46,7 @@ def build(
     recipe = text.load_recipe(shard_tokens=shard_tokens)
     workers = workers or get_default_num_workers()
     if workers > 1 and is_larger(recipe, PARTITION_BYTES):
-        start_fork_server()  # workers take half a second to start: meanwhile this process imports and hashes
+        start_fork_server()  # starting takes half a second, in which this process imports and hashes
 
     from preprocess.build.build import build as run_build
     from preprocess.shards.format import Build, check_name, default_root

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +12,7 @@ from preprocess.cli.output import Output, format_table, output_options
 from preprocess.errors import FolioError, one_line, printable
 
 if TYPE_CHECKING:
+    from preprocess.shards.files import JsonObject
     from preprocess.shards.format import Build
 
 LIST_HEADER = ("name", "tokenizer", "vocabulary", "train tokens", "val tokens", "documents")
@@ -27,7 +28,7 @@ def list_command(output: Output) -> None:
     if not folders and not output.quiet:
         hint = f"no builds in {default_root()}; `preprocess build --corpus NAME` makes one"
         click.echo(one_line(hint), err=True)
-    results: list[dict[str, Any]] = []
+    results: list[JsonObject] = []
     rows: list[tuple[str, ...]] = [LIST_HEADER]
     for folder in folders:
         try:
@@ -57,8 +58,8 @@ def list_command(output: Output) -> None:
 def show(output: Output, name: str, document: int | None, split: str) -> None:
     """Show what a build contains, or decode one of its documents.
 
-    NAME is the name or the folder of a build. With --document, standard output gets exactly the
-    text of the document; the control tokens before and after it are printed to standard error.
+    NAME is the name or the folder of a build. With --document, the exact text of the document is
+    written to standard output, and the control tokens around it to standard error.
     """
     from preprocess.shards.format import Build
 
@@ -86,8 +87,9 @@ def show(output: Output, name: str, document: int | None, split: str) -> None:
 def stats(output: Output, name: str) -> None:
     """Print the statistics of a build.
 
-    They count documents, languages, authors, lengths and cleaning. NAME is the name or the folder
-    of a build. With --json, the build's file stats.json is printed unchanged.
+    NAME is the name or the folder of a build. The statistics are numbers of documents and tokens by
+    split, language and author, lengths of documents, and effects of the cleaning rules. With
+    --json, the build's file stats.json is printed unchanged.
     """
     from preprocess.build.stats import format_stats, read_stats
     from preprocess.shards.format import Build
@@ -123,26 +125,31 @@ def verify(output: Output, name: str) -> None:
     raise FolioError(f"{build.folder} is damaged, {count} listed above; copy the build again or rebuild it")
 
 
-def describe(build: Build) -> dict[str, Any]:
+def describe(build: Build) -> JsonObject:
     """Return the main facts about a build, as `--json` prints them."""
     manifest = build.manifest
     return {
         "name": build.name,
         "folder": str(build.folder),
         "build_id": build.build_id,
-        "tokenizer": manifest["tokenizer"]["kind"],
+        "tokenizer": manifest.tokenizer.kind,
         "vocab_size": build.vocab_size,
-        "control_tokens": len(manifest["special_tokens"]),
-        "dtype": manifest["dtype"],
+        "control_tokens": len(manifest.special_tokens),
+        "dtype": manifest.dtype,
         "splits": {
-            split: {key: entry[key] for key in ("documents", "tokens", "text_bytes")} | {"shards": len(entry["shards"])}
-            for split, entry in manifest["splits"].items()
+            split: {
+                "documents": entry.documents,
+                "tokens": entry.tokens,
+                "text_bytes": entry.text_bytes,
+                "shards": len(entry.shards),
+            }
+            for split, entry in manifest.splits.items()
         },
     }
 
 
 def summarize(build: Build) -> list[str]:
-    """Return the main facts about a build as lines for a person."""
+    """Return the main facts about a build as lines of text."""
     facts = describe(build)
     lines = [
         f"  build      {facts['build_id']}",
@@ -164,7 +171,7 @@ class _DecodedDocument:
     text: bytes
     control_after: list[str]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         return {
             "control_before": self.control_before,
             "text": self.text.decode("utf-8", errors="replace"),
@@ -177,7 +184,7 @@ def _decode(build: Build, split: str, number: int) -> _DecodedDocument:
     from preprocess.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(build.folder, build.manifest)
-    names = {token_id: name for name, token_id in build.manifest["special_tokens"].items()}
+    names = {token_id: name for name, token_id in build.manifest.special_tokens.items()}
     ids = build.document(split, number).tolist()
     start, end = 0, len(ids)
     while start < end and ids[start] in names:

@@ -14,12 +14,12 @@ def corpora(output: Output) -> None:
     from preprocess.recipes.catalog import list_builtin_corpora, load_recipe
 
     results = []
-    rows: list[tuple[str, ...]] = [("name", "licence", "size", "what it is")]
+    rows: list[tuple[str, ...]] = [("name", "licence", "size", "description")]
     for name in list_builtin_corpora():
         recipe = load_recipe(name)
         size_bytes = sum(file.bytes for file in recipe.files) or None
         size = recipe.size if size_bytes is None else f"{size_bytes:,} bytes"
-        hint = f"; --input with the Parquet files of {recipe.hub}" if recipe.hub else ""
+        hint = f"; needs --input with the Parquet files of {recipe.hub}" if recipe.hub else ""
         rows.append((name, recipe.licence, size, recipe.description + hint))
         results.append(
             {

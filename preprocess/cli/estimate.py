@@ -18,8 +18,8 @@ from preprocess.cli.output import Output, output_options
 def estimate(output: Output, num_documents: int, workers: int | None, **options: Any) -> None:
     """Estimate a build from some of its documents.
 
-    Prints the tokens per document, the bytes per token and the encoding speed that were measured,
-    and how much time, disk and memory the whole build would take.
+    Prints the measured tokens per document, bytes per token and encoding speed, and the estimated
+    time, disk space and memory of the whole build.
     """
     from preprocess.build.engines.local import get_default_num_workers
     from preprocess.build.estimate import estimate_build, format_estimate

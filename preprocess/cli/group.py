@@ -1,4 +1,4 @@
-"""How the command line is parsed and how errors end a command."""
+"""Parse the command line, and turn every error into one line and an exit status."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class CommandLine(Group):
 
 
 def interrupt_on_sigterm() -> None:
-    """Make SIGTERM end the command as Ctrl-C does: a build then cleans up before it exits."""
+    """Make SIGTERM end the command as Ctrl-C does, so that a build cleans up before it exits."""
 
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -67,7 +67,7 @@ def interrupt_on_sigterm() -> None:
 
 
 def _shorten(message: str) -> str:
-    """Return click's message on one line. An unquoted glob may have added thousands of names."""
+    """Return click's message on one line, without the thousands of names of an unquoted glob."""
     message = " ".join(message.split()).rstrip(".")
     if "unexpected extra argument" in message:
         ellipsis = "…" if len(message) > MAX_EXTRA_ARGUMENT_CHARS else ""

@@ -21,7 +21,7 @@ INPUT_OPTIONS = [
     click.option(
         "--corpus",
         metavar="NAME",
-        help="A built-in corpus (`preprocess corpora` lists them), or the path of your own recipe, such as mine.toml.",
+        help="A built-in corpus (listed by `preprocess corpora`), or the path of your own recipe, such as mine.toml.",
     ),
     click.option(
         "--input",
@@ -39,7 +39,7 @@ INPUT_OPTIONS = [
     click.option(
         "--format",
         type=click.Choice(CHOICES["format"][:-1]),
-        help="Format of the files.  [default: from their names]",
+        help="Format of the files.  [default: determined by their names]",
     ),
     click.option(
         "--document", type=click.Choice(CHOICES["document"]), help="How a text file is divided into documents."
@@ -47,32 +47,38 @@ INPUT_OPTIONS = [
     click.option("--separator", metavar="TEXT", help="Text between two documents; \\n means a line feed."),
     click.option("--text-column", metavar="COLUMN", help="Column that holds the text.  [default: text]"),
     click.option(
-        "--template", metavar="TEXT", help='Text made of several columns: "Q: {question}\\nA: {answer}".'
+        "--template",
+        metavar="TEXT",
+        help='Join several columns into the text, for example "Q: {question}\\nA: {answer}".',
     ),
     click.option(
         "--where",
         metavar="CONDITION",
-        help="Read only the rows that satisfy a condition: 'language == \"en\" and score >= 0.5'.",
+        help="Read only the rows that satisfy a condition, for example 'language == \"en\" and score >= 0.5'.",
     ),
     click.option("--author-column", metavar="COLUMN", help="Column that holds the author."),
     click.option("--city-column", metavar="COLUMN", help="Column that holds the city."),
     click.option("--year-column", metavar="COLUMN", help="Column that holds the year."),
     click.option("--lang-column", metavar="COLUMN", help="Column that holds the language."),
-    click.option("--group-column", metavar="COLUMN", help="Column that holds the group; the split keeps groups whole."),
+    click.option(
+        "--group-column", metavar="COLUMN", help="Column that holds the group; a group is never split."
+    ),
     click.option(
         "--split-column", metavar="COLUMN", help="Column that holds train or val, for --split given."
     ),
-    click.option("--author", metavar="NAME", help="Author of the documents that name no author."),
-    click.option("--city", metavar="NAME", help="City of the documents that name no city."),
-    click.option("--year", type=int, metavar="N", help="Year of the documents that name no year."),
-    click.option("--lang", metavar="TAG", help="Language of the documents that name no language."),
+    click.option("--author", metavar="NAME", help="Author, unless a column or the file name gives it."),
+    click.option("--city", metavar="NAME", help="City, unless a column or the file name gives it."),
+    click.option("--year", type=int, metavar="N", help="Year, unless a column or the file name gives it."),
+    click.option("--lang", metavar="TAG", help="Language, unless a column or the file name gives it."),
     click.option(
         "--name-pattern",
         metavar="REGEX",
-        help="Read metadata from the names of the files: '(?P<year>\\d{4})-(?P<author>\\w+)'.",
+        help="Read metadata from the names of the files, for example '(?P<year>\\d{4})-(?P<author>\\w+)'.",
     ),
     click.option(
-        "--group-by", type=click.Choice(CHOICES["group_by"]), help="Which documents must be in the same split."
+        "--group-by",
+        type=click.Choice(CHOICES["group_by"]),
+        help="Keep in one split: equal documents, documents at the same position of several files, or whole files.",
     ),
     click.option(
         "--invalid-utf8", type=click.Choice(CHOICES["invalid_utf8"]), help="What to do with text that is not UTF-8."
@@ -89,8 +95,8 @@ PROCESSING_OPTIONS = [
     click.option(
         "--clean", metavar="RULE,…", help=f"Cleaning rules, separated by commas: {', '.join(CLEANING_RULES)}; or none."
     ),
-    click.option("--min-characters", type=int, metavar="N", help="Drop documents with fewer characters."),
-    click.option("--max-characters", type=int, metavar="N", help="Drop documents with more characters."),
+    click.option("--min-characters", type=int, metavar="N", help="Drop documents with fewer than N characters."),
+    click.option("--max-characters", type=int, metavar="N", help="Drop documents with more than N characters."),
     click.option("--dedup/--no-dedup", default=None, help="Drop documents that are equal to an earlier one."),
     click.option(
         "--split", type=click.Choice(CHOICES["split"]), help="How documents are divided into train and val."
@@ -121,14 +127,17 @@ PROCESSING_OPTIONS = [
 
 
 def recipe_options(command: Command) -> Command:
-    """Give a command the options that choose a recipe. It collects them in a `RecipeOptions`."""
+    """Add the options that choose a recipe to a command, which passes them to `RecipeOptions`."""
     for option in reversed(INPUT_OPTIONS + PROCESSING_OPTIONS):
         command = option(command)
     return command
 
 
 class RecipeOptions:
-    """The values of the options of `recipe_options`. An option that is not given has the value None."""
+    """The values of the options that `recipe_options` adds.
+
+    Options that are not given are unset.
+    """
 
     def __init__(self, corpus: str | None, inputs: tuple[str, ...], source: Path | None, **settings: Any) -> None:
         self.corpus, self.inputs, self.source, self.settings = corpus, inputs, source, settings
@@ -153,7 +162,7 @@ class RecipeOptions:
 
 
 def workers_option(help: str = "Number of processes.") -> Callable[[Command], Command]:
-    """Return the option --workers. If it is not given, use `get_default_num_workers`."""
+    """Return the option --workers. If it is unset, the command calls `get_default_num_workers`."""
     return click.option(
         "--workers",
         type=click.IntRange(1, MAX_WORKERS),
@@ -163,7 +172,7 @@ def workers_option(help: str = "Number of processes.") -> Callable[[Command], Co
 
 
 def num_documents_option(default: int) -> Callable[[Command], Command]:
-    """Return the option -n: how many documents a command looks at."""
+    """Return the option -n: how many documents a command reads."""
     return click.option(
         "-n",
         "num_documents",
@@ -176,7 +185,10 @@ def num_documents_option(default: int) -> Callable[[Command], Command]:
 
 
 def _unescape(text: str | None) -> str | None:
-    """Replace `\\n`, `\\t` and `\\\\` by a line feed, a tab and a backslash: shells cannot type these."""
+    """Replace `\\n`, `\\t` and `\\\\` by a line feed, a tab and a backslash.
+
+    Most shells pass these escapes on unchanged.
+    """
     if text is None:
         return None
     return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], text)

@@ -1,4 +1,4 @@
-"""How commands print their results: the options --version, --quiet and --json, JSON, and tables."""
+"""Print the results of commands, and define the options --version, --quiet and --json."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ version_option = click.version_option(__version__, prog_name="preprocess")
 
 @dataclass(frozen=True)
 class Output:
-    """What the options --quiet and --json asked for."""
+    """Prints the result of a command as the options --quiet and --json say."""
 
     quiet: bool
     as_json: bool
 
     def progress(self) -> Progress:
-        """Return a Progress that writes to stderr; with --quiet or --json it writes only warnings."""
+        """Return a Progress that writes to stderr; with --quiet or --json only warnings."""
         from preprocess.progress import Progress
 
         return Progress(quiet=self.quiet or self.as_json)
@@ -43,9 +43,7 @@ class Output:
 
 
 def output_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --version, --quiet and --json, and pass it an `Output` as the argument
-    `output`.
-    """
+    """Add --version, --quiet and --json to a command. It gets an `Output` as argument `output`."""
 
     @functools.wraps(command)
     def run(*, quiet: bool, as_json: bool, **arguments: Any) -> None:
@@ -57,11 +55,10 @@ def output_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def format_table(rows: Sequence[tuple[str, ...]], *, num_text_columns: int) -> list[str]:
-    """Return `rows` as aligned lines: the first `num_text_columns` columns to the left, the others
-    to the right.
+    """Return `rows` as lines with aligned columns.
 
-    A row whose last cell is empty holds a message in its second cell. It may run over the right
-    edge of the table and does not widen the columns.
+    The first `num_text_columns` columns are aligned to the left, the others to the right. If the
+    last cell of a row is empty, its second cell is a message, which does not widen its column.
     """
     widths = [max(len(row[i]) for row in rows if row[-1] or i == 0) for i in range(len(rows[0]))]
     lines = []

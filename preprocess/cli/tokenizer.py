@@ -29,8 +29,8 @@ def tokenizer() -> None:
 def train(output: Output, folder: Path, workers: int | None, replace: bool, **options: Any) -> None:
     """Train a tokenizer on the training documents of a corpus.
 
-    Trains a SentencePiece BPE, or collects the characters if --tokenizer char is given, as a build
-    would. Use the result with `preprocess build --tokenizer DIR`.
+    Trains a SentencePiece BPE, or with --tokenizer char collects the characters, exactly as a build
+    does. Use the result with `preprocess build --tokenizer DIR`.
     """
     from preprocess.build.build import build_tokenizer
     from preprocess.build.engines.local import get_default_num_workers
@@ -59,10 +59,10 @@ def train(output: Output, folder: Path, workers: int | None, replace: bool, **op
 def inspect(output: Output, name: str, num_documents: int, **options: Any) -> None:
     """Measure how well a tokenizer fits a text.
 
-    Prints the coverage, the tokens per word and the bytes per token of each language.
+    Prints the character coverage, the tokens per word and the bytes per token of each language.
 
-    NAME is a tokenizer (gpt2, a file or a folder) if --corpus or --input names a text. Otherwise it
-    is a build, and its tokenizer is measured on its validation documents.
+    With --corpus or --input, NAME is a tokenizer (gpt2, a file or a folder) and is measured on that
+    text. Otherwise NAME is a build, and its tokenizer is measured on its validation documents.
     """
     from preprocess.build.inspect_tokenizer import inspect_build, inspect_by_name
     from preprocess.build.plan import make_plan

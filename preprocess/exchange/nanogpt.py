@@ -1,8 +1,8 @@
-"""nanoGPT's format: one file of bare uint16 tokens per split.
+"""Export a build in nanoGPT's format: one file of uint16 token ids per split.
 
 nanoGPT maps `train.bin` and `val.bin` into memory and reads windows at random offsets. The files
-have no header: the shards' tokens follow each other, and document boundaries are lost except for
-the end-of-text ids among the tokens.
+have no header: the tokens of all shards are concatenated, and only the end-of-text ids mark the
+boundaries between documents.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
     paths = [output / f"{split}.bin" for split in SPLITS]
     check_output(output, paths, replace=replace)
     output.mkdir(parents=True, exist_ok=True)
-    # Both files are written before either is renamed, so an error while writing leaves the old
-    # pair.
+    # Both files are written before either is renamed, so after an error both old files are left.
     with contextlib.ExitStack() as stack:
         for split, path in zip(SPLITS, paths, strict=True):
             file = stack.enter_context(open_atomic(path))

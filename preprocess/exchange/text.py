@@ -1,4 +1,4 @@
-"""Plain text, decoded from a build."""
+"""Export a build as plain text."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def export_text(build: Build, output: Path, *, by_language: bool, replace: bool)
     """Write the text of all documents into the folder `output`; return the paths of the files.
 
     The files are `train.txt` and `val.txt`, or with `by_language` one per split and language, such
-    as `train_ru.txt`, where documents without a language go to `train_unknown.txt`. A blank line
+    as `train_ru.txt`. Documents without a language then go to `train_unknown.txt`. A blank line
     follows each document, and control tokens are omitted. Raises MisuseError if a file exists and
-    `replace` is not set, or if there cannot be a file for each language.
+    `replace` is not set, or if the languages are too many or would share file names.
     """
     suffixes = _make_suffixes(build) if by_language else dict.fromkeys(list_language_tags(build), "")
     languages = {split: set(np.unique(build.docs(split)["lang"]).tolist()) for split in SPLITS}
@@ -48,7 +48,7 @@ def export_text(build: Build, output: Path, *, by_language: bool, replace: bool)
 def _make_suffixes(build: Build) -> dict[int, str]:
     """Return the suffix of each language's file names.
 
-    Raises MisuseError if there are too many, or two are equal.
+    Raises MisuseError if there are too many languages, or if two of them have the same suffix.
     """
     tags = list_language_tags(build)
     suffixes = {number: f"_{_make_file_name_part(tag)}" for number, tag in tags.items()}

@@ -2,12 +2,12 @@
 
 A file is looked for in this order:
 
-1. the user's copy, `--source FILE` (no other is tried);
+1. the user's copy, `--source FILE` (if it is given, the others are not tried);
 2. the mirror `PREPROCESS_MIRROR`, a folder or URL laid out as `<corpus>/<file name>`;
 3. the cache;
 4. the file's URL in the recipe.
 
-The checksum must match whatever the origin, so the origin of a file never changes a build.
+The checksum must match whichever origin the file has, so the origin never changes a build.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def get_cache_folder() -> Path:
 
 
 class _DownloadError(Exception):
-    """A URL did not deliver a file; another origin may. The message gives the reason."""
+    """A download failed; another origin may still have the file. The message gives the reason."""
 
 
 def find_file(corpus: str, file: CorpusFile, *, source: Path | None, progress: Progress) -> Path:
     """Return a local path whose content has the sha256 of `file`.
 
-    Raises MisuseError if `source` is not a file, and FolioError if no origin has the file or if an
-    origin has a different content.
+    Raises MisuseError if `source` is not a file, and FolioError if no origin has the file or if the
+    file of an origin has another checksum.
     """
     if source is not None:
         if not source.is_file():
@@ -70,7 +70,7 @@ def find_file(corpus: str, file: CorpusFile, *, source: Path | None, progress: P
     if cached.is_file():
         if sha256_file(cached) == file.sha256:
             return cached
-        progress.warn(f"{cached} is damaged; it is downloaded again")
+        progress.warn(f"{cached} is damaged and is not used")
     if file.url:
         try:
             _download(file.url, file, cached, progress)
@@ -101,8 +101,8 @@ def _check_sha256(sha256: str, size_bytes: int, file: CorpusFile, *, origin: str
 def _download(url: str, file: CorpusFile, target: Path, progress: Progress) -> None:
     """Download `url` to `target`.
 
-    Raises _DownloadError if the URL does not deliver a file, FolioError if the file has a different
-    content than `file` or cannot be written.
+    Raises _DownloadError if the request fails, and FolioError if the content has another checksum
+    than `file` or cannot be written.
     """
     import requests
 
@@ -121,7 +121,7 @@ def _download(url: str, file: CorpusFile, target: Path, progress: Progress) -> N
                     _save(response, target, file, origin, progress)
                 return
             except requests.exceptions.ChunkedEncodingError:
-                # The session repeats failed requests, but not a response that breaks off.
+                # The session retries failed requests, but not a response that is cut short.
                 if attempt == RETRIES:
                     raise
     except requests.RequestException as e:
@@ -133,7 +133,7 @@ def _download(url: str, file: CorpusFile, target: Path, progress: Progress) -> N
 
 
 def _save(response: Any, target: Path, file: CorpusFile, origin: str, progress: Progress) -> None:
-    """Write the body of `response` to `target`, unless its checksum is wrong."""
+    """Write the body of `response` to `target`. Raises FolioError if its checksum is wrong."""
     with progress.bar(f"download {file.name}", total=file.bytes, unit="B") as bar, open_atomic(target) as out:
         digest, size_bytes = hashlib.sha256(), 0
         for chunk in response.iter_content(CHUNK_BYTES):
@@ -142,7 +142,7 @@ def _save(response: Any, target: Path, file: CorpusFile, origin: str, progress: 
             size_bytes += len(chunk)
             bar.update(len(chunk))
             if size_bytes > file.bytes:
-                break  # the checksum is wrong already; an endless response must not fill the disk
+                break  # the checksum cannot match any more; an endless response must not fill the disk
         _check_sha256(digest.hexdigest(), size_bytes, file, origin=origin)
 
 
@@ -178,7 +178,7 @@ def _explain(error: Exception) -> str:
     if isinstance(error, requests.exceptions.SSLError):
         return "its certificate is not trusted"
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "the connection broke off"
+        return "the connection was lost"
     if isinstance(error, requests.ConnectionError):
         return "no connection"
     if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):

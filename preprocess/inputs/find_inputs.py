@@ -49,7 +49,8 @@ def find_input_files(
         )
     if source is not None and len(recipe.files) != 1:
         raise MisuseError(
-            f"--source requires a corpus with exactly one file, {recipe.corpus} has {len(recipe.files)}; leave it out"
+            f"--source requires a corpus with exactly one file, but {recipe.corpus} has {len(recipe.files)}; "
+            "leave --source out"
         )
     if recipe.format == "synthetic":
         if recipe.inputs:
@@ -72,7 +73,7 @@ def find_input_files(
 def is_larger(recipe: Recipe, num_bytes: int) -> bool:
     """Return whether the input files have more than `num_bytes` in total.
 
-    Files are looked at only until the answer is known.
+    Files are examined only until the answer is known.
     """
     if recipe.inputs:
         sizes = (path.stat().st_size for path, is_read in _expand(recipe.inputs, OPTION) if is_read)
@@ -82,9 +83,9 @@ def is_larger(recipe: Recipe, num_bytes: int) -> bool:
 
 
 def _list_inputs(inputs: Iterable[str], inputs_name: str, progress: Progress) -> list[tuple[str, Path]]:
-    """Return (name, path) of every file that `inputs` match, each file once, sorted by name.
+    """Return (name, path) of every file that matches `inputs`, each file once, sorted by name.
 
-    A name is the path relative to the folder that all files have in common. Warns about files in
+    A name is the path relative to the deepest folder that contains all files. Warns about files in
     folders that are skipped because their names have no known suffix.
     """
     progress.log(f"reading the names and checksums of {', '.join(inputs)[:200]}")
@@ -112,10 +113,10 @@ def _list_inputs(inputs: Iterable[str], inputs_name: str, progress: Progress) ->
 
 
 def _expand(inputs: Iterable[str], inputs_name: str) -> Iterator[tuple[Path, bool]]:
-    """Yield the files that `inputs` match, and for each whether it is read.
+    """Yield (path, is_read) for each file that matches one of `inputs`.
 
-    A file found in a folder is read only if its suffix is known. Raises MisuseError if no file is
-    read for one of `inputs`.
+    A file found in a folder is read only if its suffix is known. Raises MisuseError if one of
+    `inputs` matches no file that is read.
     """
     for entry in inputs:
         num_read = num_skipped = 0

@@ -1,8 +1,8 @@
-"""The files that a build reads: their formats, their checksums, and what their names say.
+"""The files that a build reads: their formats, their checksums, and the metadata in their names.
 
-Sizes, modification times and checksums are recorded when a build is planned. Readers compare them
-again while they read, so that a file that changes in the meantime is an error and not a mixture of
-two versions.
+Sizes, modification times and checksums are recorded when a build is planned. Readers check sizes
+and modification times again, so a file that changes in the meantime raises an error instead of
+being read as a mixture of two versions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.recipes.schema import TABLE_FORMATS, Recipe, reject_settings_of_other_formats
@@ -24,6 +23,8 @@ SUFFIXES = {
 }  # fmt: skip
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 UNSUPPORTED_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar", ".zip", ".7z", ".rar", ".bz2", ".xz", ".lz4", ".lzma")
+# What `name_pattern` finds in a file name: author, city, lang, group, split, and the year as an int.
+NameMetadata = dict[str, str | int]
 # Large enough that the fixed cost of a task is negligible, small enough that all workers finish at
 # about the same time: 400 MB make 25 tasks.
 PARTITION_BYTES = 16 << 20
@@ -49,10 +50,10 @@ class InputFile:
     size_bytes: int
     mtime_ns: int
     sha256: str
-    metadata: dict[str, Any]  # found by `name_pattern`: author, city, year, lang, group, split
+    metadata: NameMetadata
 
     def check_unchanged(self) -> None:
-        """Raise InputChanged if size or modification time differ, FolioError if it is gone."""
+        """Raise InputChanged if size or modification time differ, FolioError if it was removed."""
         try:
             stat = os.stat(self.path)
         except FileNotFoundError as e:
@@ -64,9 +65,9 @@ class InputFile:
                 f"{self.path} changed while it was read ({self.size_bytes:,} bytes, now {stat.st_size:,})"
             )
         if stat.st_mtime_ns != self.mtime_ns:
-            raise InputChanged(f"{self.path} changed while it was read (it was written again)")
+            raise InputChanged(f"{self.path} changed while it was read (it has a new modification time)")
 
-    def manifest_entry(self) -> dict[str, Any]:
+    def manifest_entry(self) -> dict[str, str | int]:
         """Return the file's entry in the manifest's `sources`."""
         return {"name": self.name, "bytes": self.size_bytes, "sha256": self.sha256}
 
@@ -77,14 +78,14 @@ class Span:
 
     file_number: int  # InputFile.number
     start: int = 0
-    stop: int | None = None  # exclusive; None for the end of the file
+    stop: int | None = None  # exclusive; by default the end of the file
     size_bytes: int = 0  # approximate; for progress bars and estimates
 
 
 def detect_format(name: str) -> tuple[str | None, str]:
-    """Return the format and the compression that a file name ends in.
+    """Return the format and the compression that the suffixes of a file name mean.
 
-    The format is None if the suffix is unknown; the compression is "" if there is none.
+    The format is None if the suffix is unknown. Without compression the second value is "".
     """
     stem, suffix = os.path.splitext(name.lower())
     compression = COMPRESSIONS.get(suffix, "")
@@ -116,7 +117,7 @@ def describe_input_files(
 
 
 def _check_format(name: str, path: Path, recipe: Recipe) -> tuple[str, str]:
-    """Return the format and the compression that a file is read with."""
+    """Return the format and the compression with which a file is read."""
     detected, compression = detect_format(name)
     format_ = detected if recipe.format == "auto" else recipe.format
     if name.lower().endswith(UNSUPPORTED_SUFFIXES):
@@ -125,31 +126,30 @@ def _check_format(name: str, path: Path, recipe: Recipe) -> tuple[str, str]:
         )
     if format_ is None:
         raise MisuseError(
-            f"the format of {path} is not clear from its name; pass --format text, {' or '.join(TABLE_FORMATS)}"
+            f"the format of {path} is not clear from its name; pass --format with one of text, "
+            f"{', '.join(TABLE_FORMATS)}"
         )
     if compression and format_ == "parquet":
         raise MisuseError(f"{path} is a compressed Parquet file; decompress it, Parquet has its own compression")
     return format_, compression
 
 
-def _parse_names(names: list[str], recipe: Recipe) -> list[dict[str, Any]]:
+def _parse_names(names: list[str], recipe: Recipe) -> list[NameMetadata]:
     """Return the metadata that `recipe.name_pattern` finds in each of `names`."""
     if recipe.name_pattern is None:
         return [{} for _ in names]
-    metadata: list[dict[str, Any]] = []
+    metadata: list[NameMetadata] = []
     for name, groups in zip(names, parse_name_pattern(recipe.name_pattern).extract(names), strict=True):
         if not groups:
             raise MisuseError(
                 f"name_pattern {recipe.name_pattern!r} does not match {name!r}; widen the pattern, or leave the file "
                 "out"
             )
-        fields: dict[str, Any] = {field: value for field, value in groups.items() if value}
-        if "year" in fields:
-            if not (fields["year"].isascii() and fields["year"].isdecimal() and len(fields["year"]) <= 4):
-                raise MisuseError(
-                    f"name_pattern must find a year of up to four digits, found {fields['year']!r} in {name!r}"
-                )
-            fields["year"] = int(fields["year"])
+        fields: NameMetadata = {field: value for field, value in groups.items() if value}
+        if year := groups.get("year"):
+            if not (year.isascii() and year.isdecimal() and len(year) <= 4):
+                raise MisuseError(f"name_pattern must find a year of up to four digits, found {year!r} in {name!r}")
+            fields["year"] = int(year)
         metadata.append(fields)
     return metadata
 

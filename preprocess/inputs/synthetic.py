@@ -4,9 +4,9 @@ The sentences are generated from the templates and words in synthetic.toml, so t
 no download. An author has a home city and three subjects; this gives a model something to learn
 from an author's control token.
 
-Candidate pair k is a function of 16 random numbers: the keyed hashes of 16k … 16k + 15. A candidate
-whose sentence has occurred before is skipped. So the first n pairs of a seed are the same for every
-total number of pairs.
+Candidate pair k is a function of 16 random numbers, the keyed hashes of 16k … 16k + 15. A candidate
+with a sentence that has occurred before is skipped. So the first n pairs of a seed are the same
+however many pairs are generated.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ def read_span(input_file: InputFile, span: Span, recipe: Recipe, rejects: Reject
     """Yield the records of `span` in file order.
 
     Records that cannot be read are counted in `rejects`. Raises FolioError if the file cannot be
-    read, or if a record is one that the recipe does not allow (invalid UTF-8, too long).
+    read, or for a record that is not UTF-8 or too long if the recipe makes that an error.
     """
     # Each reader imports the library of its format, so import only the reader that is needed.
     if input_file.format == "parquet":
@@ -37,10 +37,10 @@ def read_span(input_file: InputFile, span: Span, recipe: Recipe, rejects: Reject
 
 
 def check_input_file(input_file: InputFile, recipe: Recipe) -> None:
-    """Raise MisuseError if the head of a JSONL or CSV file lacks a column that the recipe needs.
+    """Check that the head of a JSONL or CSV file has the columns that the recipe needs.
 
     Parquet files are checked when their row groups are listed (parquet.py). Text files have no
-    columns.
+    columns. Raises MisuseError if a column is missing, FolioError for a CSV file without a header.
     """
     if input_file.format == "jsonl":
         from preprocess.readers.json import check_jsonl

@@ -1,4 +1,7 @@
-"""CSV files with a header as records. All values are text; rows of another length are rejected."""
+"""Read CSV files with a header.
+
+All values are text. A row with more or fewer values than the header is rejected.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from preprocess.readers.records import Records, Rejects, check_columns, find_req
 from preprocess.recipes.schema import Recipe
 
 MAX_HEADER_BYTES = 8 << 20
-MAX_BLOCK_BYTES = (1 << 31) - 1  # Arrow's limit
+MAX_BLOCK_BYTES = (1 << 31) - 1  # the largest block that Arrow accepts
 NUMBER_PATTERN = r"\A[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\z"
 
 
@@ -96,7 +99,10 @@ def _make_parse_options(handle_invalid_row: Callable[[Any], str]) -> Any:
 
 
 def _convert(values: pa.Array, kind: str, name: str, input_file: InputFile) -> pa.Array:
-    """Return a column of bytes as the kind that the condition compares it with."""
+    """Convert a column of bytes to `kind`, which the condition compares it with.
+
+    A value that is not a number becomes null in a column of numbers.
+    """
     if kind == "number":
         text = values.cast(pa.large_binary())
         is_number = pc.match_substring_regex(text, NUMBER_PATTERN)

@@ -1,7 +1,7 @@
-"""Input files as streams of decompressed bytes.
+"""Open input files as streams of decompressed bytes.
 
 A file that is truncated, damaged, or changed since the build was planned raises an error. It is
-never treated as a shorter file.
+never read as if it were a shorter file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ BLOCK_BYTES = 8 << 20
 def open_stream(input_file: InputFile) -> Iterator[Any]:
     """Open a stream whose `read(n)` returns decompressed bytes.
 
-    Raises FolioError if the file has changed since the build was planned, before or after reading.
+    The file is checked before and after it is read. Raises FolioError if it has changed since the
+    build was planned.
     """
     input_file.check_unchanged()
     if input_file.compression:
@@ -45,10 +46,10 @@ def read_blocks(input_file: InputFile, start: int, stop: int | None) -> Iterator
         if start:
             stream.seek(start)
         # Stop at the planned size: a file that grows while it is read would otherwise never end.
-        left = None if input_file.compression else (input_file.size_bytes if stop is None else stop) - start
-        while left is None or left > 0:
+        num_left = None if input_file.compression else (input_file.size_bytes if stop is None else stop) - start
+        while num_left is None or num_left > 0:
             try:
-                block: bytes = stream.read(BLOCK_BYTES if left is None else min(BLOCK_BYTES, left))
+                block: bytes = stream.read(BLOCK_BYTES if num_left is None else min(BLOCK_BYTES, num_left))
             except OSError as e:
                 if not input_file.compression:
                     raise
@@ -59,4 +60,4 @@ def read_blocks(input_file: InputFile, start: int, stop: int | None) -> Iterator
             if not block:
                 break
             yield block
-            left = left - len(block) if left is not None else None
+            num_left = num_left - len(block) if num_left is not None else None

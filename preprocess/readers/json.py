@@ -1,7 +1,7 @@
-"""JSON lines as records. A line that cannot be read is rejected, without effect on other lines.
+"""Read JSON lines. A line that cannot be read is rejected, and the other lines are not affected.
 
-Every line is parsed separately with orjson, so that the result does not depend on which lines share
-a block. Arrow's JSON reader would be faster, but it fails for a whole block if one line is invalid,
+Every line is parsed separately with orjson, so the result does not depend on which lines share a
+block. Arrow's JSON reader would be faster, but it fails for a whole block if one line is invalid,
 and it converts text that looks like a date to a timestamp.
 """
 
@@ -135,13 +135,13 @@ def _to_text(value: Any, name: str, required: RequiredColumns) -> str | None:
 
 
 def _to_kind(value: Any, name: str, kind: str) -> Any:
-    """Return `value` for a condition that compares it with `kind`. Raises TypeError otherwise."""
+    """Return `value` as the condition needs it. Raises TypeError if it is not of `kind`."""
     if value is None:
         return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     is_of_kind = {"number": is_number, "text": isinstance(value, str), "boolean": isinstance(value, bool), "null": True}
     if not is_of_kind[kind]:
-        raise TypeError(f"{name} must be {kind} for the condition, got {_get_json_type(value)}")
+        raise TypeError(f"the condition compares {name} with a value of type {kind}, got {_get_json_type(value)}")
     if kind == "null":
         return str(value)
     return float(value) if kind == "number" else value

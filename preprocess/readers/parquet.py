@@ -1,4 +1,4 @@
-"""Parquet files as records, a few megabytes of text at a time."""
+"""Read Parquet files, a few megabytes of text at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WHOLE_GROUP_BYTES = 32 << 20
 def _open_parquet(input_file: InputFile) -> Iterator[Any]:
     input_file.check_unchanged()
     try:
-        # binary_type: read the 64-bit offsets that batches have, so that they are not converted.
+        # binary_type: read strings with 64-bit offsets, which batches have, to avoid a conversion.
         # memory_map: the pages of a mapped file would count as memory of this process.
         with pq.ParquetFile(input_file.path, memory_map=False, binary_type=pa.large_binary(), pre_buffer=False) as file:
             yield file

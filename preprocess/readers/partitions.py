@@ -10,9 +10,9 @@ the earlier spans of the same file is added later. Duplicates and the split foll
 contents and groups. Control ids and output offsets are assigned over all partitions in reading
 order. The size of partitions therefore changes only the speed.
 
-A file that only has a meaning as a whole is one span: a compressed file (it cannot be read from the
-middle), a CSV file (quotes may contain line feeds), a file that is one document or is split at a
-share of its characters, and a file whose documents are grouped by their position.
+A file that cannot be divided is one span: a compressed file (it cannot be read from the middle), a
+CSV file (quotes may contain line feeds), a file that is one document or is split at a fraction of
+its characters, and a file whose documents are grouped by their position.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class Partition:
 
 
 def make_partitions(input_files: list[InputFile], recipe: Recipe) -> list[Partition]:
-    """Return partitions of about PARTITION_BYTES, in reading order. Small files share one."""
+    """Return partitions of about PARTITION_BYTES, in reading order.
+
+    Small files share a partition.
+    """
     partitions: list[Partition] = []
     spans: list[Span] = []
     size_bytes = 0
@@ -87,7 +90,7 @@ def _can_divide(input_file: InputFile, recipe: Recipe) -> bool:
 
 
 def _overlaps_itself(separator: str) -> bool:
-    """Return whether `separator` ends as it begins, like "==".
+    """Return whether a beginning of `separator` is also an ending of it, as in "==".
 
     Which bytes of "===" are a separator then depends on the offset at which a reader starts.
     """

@@ -1,19 +1,19 @@
 """Cut an input file into blocks of whole records, in bounded memory.
 
-The problem: a file is streamed in blocks of a few megabytes that end anywhere, but a reader needs
-whole records (lines, paragraphs, texts between separators), and a single record may be too large
-for memory.
+The problem: a file is streamed in blocks of a few megabytes that may end inside a record, but a
+reader needs whole records (lines, paragraphs, texts between separators), and a single record may be
+too large for memory.
 
 The idea: a *boundary* is an offset at which a record can begin, namely after a line feed, after a
-blank line or after a separator. Whether an offset is a boundary depends only on the few bytes
-directly before it; `reach` is how many. A reader can therefore start at any boundary and finds the
-same records as a reader that starts at the head of the file (partitions.py excludes the separators
-for which this is not true). Incoming bytes are collected in a buffer, and the buffer is passed on
-up to its last boundary.
+blank line or after a separator. Whether an offset is a boundary depends only on the `reach` bytes
+directly before it. A reader can therefore start at any boundary and finds the same records as a
+reader that starts at the beginning of the file (partitions.py excludes the separators for which
+this is not true). Incoming bytes are collected in a buffer, and the buffer is passed on up to its
+last boundary.
 
-A record longer than `max_document_bytes` is cut at white space into several parts. This is decided
-by the first `max_document_bytes` bytes of a record and not by the bytes that happen to be in the
-buffer, so that the documents do not depend on the size of the incoming blocks.
+A record longer than `max_document_bytes` is cut at white space into several parts. The cut depends
+only on the first `max_document_bytes` bytes of the record, not on how many bytes are in the buffer,
+so the documents do not depend on the size of the incoming blocks.
 
 The cost: every byte is copied into the buffer and out of it. The buffer holds at most one incoming
 block and one record of the maximum size.
@@ -33,7 +33,7 @@ from preprocess.readers.decompress import read_blocks
 from preprocess.readers.records import Rejects
 from preprocess.recipes.schema import Recipe
 
-CUT_SEARCH_BYTES = 16 << 20  # data without white space over this length is not treated as text
+CUT_SEARCH_BYTES = 16 << 20  # a record without white space in this many bytes is not text and is not cut
 PROBE_BYTES = 1 << 16
 WHITE_SPACE = b" \n\t\r"
 IS_SPACE = np.zeros(256, bool)  # by byte value
@@ -52,11 +52,11 @@ class Boundaries:
         return max(map(len, self.marks), default=0)
 
     def find_last(self, data: bytes | bytearray) -> int:
-        """Return the last boundary in `data`, which may be its end, or else 0."""
+        """Return the last boundary in `data`, which may be its end, or 0 if there is no mark."""
         return max((found + len(mark) for mark in self.marks if (found := data.rfind(mark)) >= 0), default=0)
 
     def find_first(self, data: bytes | bytearray, min_offset: int = 1) -> int | None:
-        """Return the first boundary >= `min_offset` in `data`, if any. It may be the end."""
+        """Return the first boundary >= `min_offset` in `data`, if any. It may be its end."""
         found = ((data.find(mark, max(min_offset - len(mark), 0)), len(mark)) for mark in self.marks)
         return min((start + length for start, length in found if start >= 0), default=None)
 
@@ -88,7 +88,7 @@ def get_boundaries(input_file: InputFile, recipe: Recipe) -> Boundaries:
 
 def find_next_boundary(input_file: InputFile, boundaries: Boundaries, min_offset: int) -> int:
     """Return the first boundary >= `min_offset` of an uncompressed file, or the end of the file."""
-    start = max(min_offset - boundaries.reach, 0)  # a boundary at min_offset is seen from the bytes before it
+    start = max(min_offset - boundaries.reach, 0)  # the bytes before min_offset decide whether it is a boundary
     tail = b""
     with open(input_file.path, "rb") as file:
         file.seek(start)
@@ -107,8 +107,8 @@ def read_record_blocks(
 ) -> Iterator[RecordBlock]:
     """Yield the bytes from `start`, a boundary, to `stop`, or to the end, as record blocks.
 
-    A record longer than `max_document_bytes` is cut at white space. A record that cannot be cut
-    raises FolioError or, if the recipe says so, is left out. `rejects` counts both.
+    A record longer than `max_document_bytes` is cut at white space. If it cannot be cut, it is left
+    out or, with `oversized = "error"`, raises FolioError. `rejects` counts cuts and omissions.
     """
     cutter = _RecordCutter(input_file, start, recipe, rejects)
     for block in read_blocks(input_file, start, stop):
@@ -117,7 +117,7 @@ def read_record_blocks(
 
 
 class _RecordCutter:
-    """Collect incoming blocks in a buffer and cut record blocks from its front."""
+    """Collects incoming blocks in a buffer and cuts record blocks from its front."""
 
     def __init__(self, input_file: InputFile, start: int, recipe: Recipe, rejects: Rejects) -> None:
         self._input_file, self._recipe, self._rejects = input_file, recipe, rejects
@@ -125,8 +125,8 @@ class _RecordCutter:
         # A line of JSON may be twice as long, because escapes can double the length of its text.
         self._max_bytes = recipe.max_document_bytes * (1 if self._can_cut else 2)
         self._boundaries = get_boundaries(input_file, recipe)
-        # Readers strip these bytes from the start of a document, so that the length of a long
-        # record is counted from the first byte after them.
+        # Readers strip these bytes from the start of a document, so they do not count towards the
+        # length of a record.
         leading_bytes = {"paragraph": WHITE_SPACE, "separator": b"\r\n"}
         self._leading_bytes = leading_bytes.get(recipe.document, b"") if input_file.format == "text" else b""
         self._buffer = bytearray()
@@ -162,7 +162,7 @@ class _RecordCutter:
             self._take(num_leading)
             return
         if self._is_skipping:
-            # Keep the last bytes: they may be the first bytes of a mark.
+            # Keep the last bytes: they may be the beginning of a mark.
             self._take(max(len(self._buffer) - self._boundaries.reach, 1))
         elif len(self._buffer) > self._max_bytes:
             yield from self._cut_long_record()
@@ -213,11 +213,11 @@ def reject_oversized(record: str, recipe: Recipe, rejects: Rejects, *, can_be_cu
 
 
 def find_cut(data: bytes | bytearray | memoryview, max_bytes: int, start: int = 0) -> int:
-    """Return the last offset in `data` at which the text from `start` can be cut.
+    """Return the last offset in `data` at which the text from `start` can be cut, or 0.
 
-    Returns 0 if the text has no such offset. A cut is made directly before white space that follows
-    a non-space byte, at most `max_bytes` after `start` and in the last CUT_SEARCH_BYTES of that
-    range. GPT-2's pre-tokenizer always splits there, so that cutting changes no token id.
+    A cut is made directly before white space that follows a non-space byte, at most `max_bytes`
+    after `start` and in the last CUT_SEARCH_BYTES of that range. GPT-2's pre-tokenizer always
+    splits there, so a cut changes no token id.
     """
     first = start + max(max_bytes - CUT_SEARCH_BYTES, 0)
     window = np.frombuffer(data, np.uint8, count=start + max_bytes + 1 - first, offset=first)

@@ -18,7 +18,7 @@ from preprocess.recipes.row_filter import parse_condition
 from preprocess.recipes.schema import COLUMN_SETTINGS, Recipe
 from preprocess.recipes.templates import parse_template
 
-# The counts of `Rejects` that a user should be warned about. The others follow from the recipe.
+# The counts of `Rejects` that a user should be warned about. The recipe asks for the others.
 WARNED_REASONS = ("malformed", "oversized", "invalid_utf8", "null_text", "unreadable_year")
 FLUSH_RECORDS = 1000
 
@@ -32,7 +32,7 @@ class RequiredColumns:
 
     columns: dict[str, str]  # for the text and the metadata of a document
     where: dict[str, str]  # for the condition
-    text_only: str | None  # the column whose values must be text; in the others, numbers are formatted as text
+    text_only: str | None  # the column that must hold text; in other columns numbers are formatted as text
 
     @property
     def names(self) -> list[str]:
@@ -83,12 +83,12 @@ class Records:
 
 
 class Rejects:
-    """Counts, by reason, the records that a partition drops or changes; keeps malformed records."""
+    """Counts the records that a partition drops or changes, by reason, and saves malformed ones."""
 
     def __init__(self, path: Path | None) -> None:
-        """Append malformed records to the JSONL file `path`; without it they are only counted.
+        """`path`: the JSONL file that malformed records are appended to, if they are to be saved.
 
-        The file is created when the first record is written.
+        It is created when the first record is written.
         """
         self.counts: Counter[str] = Counter()
         self.num_positions = 0  # documents of the current span so far, including the dropped ones
@@ -96,7 +96,7 @@ class Rejects:
         self._lines: list[str] = []
 
     def reject(self, name: str, location: str, reason: str, record: bytes) -> None:
-        """Count and keep a malformed record of the input file `name`. Invalid UTF-8 is escaped."""
+        """Count and save a malformed record of the input file `name`. Invalid UTF-8 is escaped."""
         self.counts["malformed"] += 1
         entry = {
             "source": name,
@@ -109,7 +109,7 @@ class Rejects:
             self.flush()
 
     def flush(self) -> None:
-        """Write the records that are kept in memory to the file."""
+        """Append the malformed records that are in memory to the file."""
         if self._lines and self._path is not None:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.writelines(self._lines)

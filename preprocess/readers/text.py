@@ -1,4 +1,7 @@
-"""Plain text files as records: a file, a line, a paragraph, or the text between two separators."""
+"""Read plain text files.
+
+A record is a file, a line, a paragraph, or the text between two separators.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ def _split_block(block: RecordBlock, recipe: Recipe) -> tuple[pa.Array, np.ndarr
 
 
 def _strip_part(part: bytes, recipe: Recipe) -> bytes:
-    """Return a part of a long record without the mark and the white space that may end it."""
+    """Return a part of a long record without the boundary mark and white space at its end."""
     mark = {"line": "\n", "separator": recipe.separator}.get(recipe.document, "")
     trailing = TRAILING_BYTES.get(recipe.document)
     part = part.removesuffix(mark.encode())
@@ -70,12 +73,12 @@ def _split_paragraphs(data: bytes) -> tuple[pa.Array, np.ndarray]:
     """Return runs of non-blank lines, with the line feeds inside them, and their starts."""
     array = np.frombuffer(data, np.uint8)
     starts, ends = _find_lines(array)
-    num_printed = np.concatenate([[0], np.cumsum(~IS_SPACE[array])])  # non-space bytes before each offset
-    is_full = num_printed[ends] > num_printed[starts]  # (L,) lines that are not blank
-    follows_full = np.concatenate([[False], is_full[:-1]])
-    precedes_full = np.concatenate([is_full[1:], [False]])
-    first_starts = starts[is_full & ~follows_full]
-    last_ends = ends[is_full & ~precedes_full]
+    num_nonspace = np.concatenate([[0], np.cumsum(~IS_SPACE[array])])  # non-space bytes before each offset
+    is_nonblank = num_nonspace[ends] > num_nonspace[starts]  # (L,)
+    follows_nonblank = np.concatenate([[False], is_nonblank[:-1]])
+    precedes_nonblank = np.concatenate([is_nonblank[1:], [False]])
+    first_starts = starts[is_nonblank & ~follows_nonblank]
+    last_ends = ends[is_nonblank & ~precedes_nonblank]
     return _take_slices(array, first_starts, last_ends), first_starts
 
 

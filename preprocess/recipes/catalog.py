@@ -1,4 +1,4 @@
-"""Load recipes: built in, from a TOML file, or for the files of `--input` alone."""
+"""Load a recipe: a built-in one, one from a TOML file, or the default one for `--input` files."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def list_builtin_corpora() -> list[str]:
 
 
 def load_recipe(corpus: Recipe | str | None, **overrides: Any) -> Recipe:
-    """Return the recipe of `corpus`, with the settings in `overrides` that are not None.
+    """Return the recipe of `corpus` with the settings in `overrides` replaced; unset ones are kept.
 
     `corpus` is a Recipe, the name of a built-in corpus, the path of a TOML file (it contains a
-    separator or ends in `.toml`), or None for the files of `inputs` alone. Raises MisuseError if
-    there is no such recipe, or if a setting is invalid or has no effect.
+    separator or ends in `.toml`), or None if the corpus consists of the files of `inputs` only.
+    Raises MisuseError if the recipe does not exist, or if a setting is invalid or has no effect.
     """
     given: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items() if value is not None
@@ -51,7 +51,7 @@ def _load(corpus: str) -> Recipe:
         return _read_file(Path(corpus))
     names = list_builtin_corpora()
     if corpus not in names:
-        folder = ", which is a folder" if Path(corpus).is_dir() and corpus else ""
+        folder = " (it is a folder)" if Path(corpus).is_dir() and corpus else ""
         raise MisuseError(
             f"no corpus {corpus!r}{folder}; to use a recipe file, name its path, such as ./mine.toml; "
             f"{suggest(corpus, names)}"

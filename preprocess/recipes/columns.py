@@ -1,7 +1,8 @@
 """Compare whole Arrow columns with values, and convert them to text.
 
-Row filters and templates use these functions. A column may have any width and any nulls, and it may
-be dictionary-encoded. Comparisons are exact, and a null never compares as true.
+Row filters and templates use these functions. A column may have integers or floats of any width, it
+may contain nulls, and it may be dictionary-encoded. Comparisons are exact, and every comparison
+with a null in the column is false.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ COMPARISONS = {"==": "equal", "!=": "not_equal", "<": "less", "<=": "less_equal"
 
 
 def get_kind(data_type: pa.DataType) -> str:
-    """Return "text", "number", "boolean", "null", or "other" for types without comparisons."""
+    """Return the kind of a type: "text", "number", "boolean", "null" or "other".
+
+    Columns of the kind "other" cannot be compared.
+    """
     if pa.types.is_dictionary(data_type):
         return get_kind(data_type.value_type)
     if data_type in (pa.string(), pa.large_string(), pa.string_view()):
@@ -44,7 +48,7 @@ def is_null(column: pa.Array) -> pa.BooleanArray:
 def compare(column: pa.Array, operator: str, value: Any) -> pa.BooleanArray:
     """Return for which rows `column operator value` holds; false for nulls.
 
-    `operator` is a key of COMPARISONS; `value` has the kind of the column.
+    `operator` is a key of COMPARISONS; `value` must be of the column's kind.
     """
     column = _decode(column)
     if pa.types.is_null(column.type):
@@ -57,7 +61,10 @@ def compare(column: pa.Array, operator: str, value: Any) -> pa.BooleanArray:
 
 
 def is_in(column: pa.Array, values: tuple[Any, ...]) -> pa.BooleanArray:
-    """Return which rows equal one of `values`, of the kind of the column; false for nulls."""
+    """Return which rows equal one of `values`; false for nulls.
+
+    The values must be of the column's kind.
+    """
     column = _decode(column)
     if pa.types.is_null(column.type):
         return pa.repeat(False, len(column))
@@ -90,8 +97,7 @@ def _call(column: pa.Array, operator: str, value: Value) -> pa.BooleanArray:
 def _round_to_type(value: float, data_type: pa.DataType) -> float:
     """Round `value` to the precision of a float type.
 
-    Then 0.1 equals the 0.1 of a float32 column. A value outside the range of the type is not
-    rounded.
+    So 0.1 equals the 0.1 of a float32 column. A value outside the range of the type is not rounded.
     """
     with np.errstate(over="ignore"):
         rounded = float(data_type.to_pandas_dtype()(value))

@@ -7,9 +7,10 @@
     column     = a name of ASCII letters, digits and _, or any name in backticks
     value      = text in single or double quotes, a number, true, false, null
 
-The value of a comparison may also be on the left. Text is ordered by code points. A comparison with
-a null in the column is false, also for `!=` and `not in`; `not` negates that result like any other.
-Only `== null` and `!= null` find nulls.
+The value of a comparison may also be on the left. Text is ordered by code points. If the column is
+null in a row, every comparison is false there, even `!=` and `not in`; `not` inverts that result
+like any other, so `not (x == 1)` selects rows with a null x. Only `== null` and `!= null` test for
+nulls.
 
 The grammar is a subset of Python's, so Python's parser decides precedence and parentheses. No
 Python code is evaluated: columns and values are read here and replaced by the placeholder `_`. From
@@ -62,7 +63,7 @@ OPERATORS: dict[type[ast.cmpop], str] = {
     ast.In: "in", ast.NotIn: "not in",
 }  # fmt: skip
 MIRRORED = {"==": "==", "!=": "!=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
-# Characters that begin no token: what they are called, and what to write instead.
+# Characters that cannot begin a token: what the error message calls them, and what it expects.
 MISTAKES = {
     '"': ("a quote that is never closed", 'text such as "en"'),
     "'": ("a quote that is never closed", "text such as 'en'"),
@@ -102,7 +103,7 @@ class Junction:
     """The parts joined by `and` or `or`."""
 
     word: str  # "and" or "or"
-    parts: tuple[Node, ...]  # at least two, none of them a Junction with the same word
+    parts: tuple[Node, ...]  # two or more; a Junction among them has the other word
 
 
 Node = Comparison | Negation | Junction
@@ -130,7 +131,8 @@ class Condition:
     def kinds(self) -> dict[str, str]:
         """The kind of the values that each column is compared with.
 
-        It is "text", "number" or "boolean"; "mixed" for several of these, "null" for null only.
+        It is "text", "number" or "boolean", "mixed" if these occur together, and "null" if the
+        column is compared only with null.
         """
         kinds: dict[str, set[str]] = {name: set() for name in self.columns}
         for comparison in _iter_comparisons(self.tree):
@@ -201,7 +203,7 @@ class _Parser:
     def _replace_operands(self) -> str:
         if match := CONTROL.search(self.text):
             code = f"\\u{ord(match[0]):04x}"
-            self._reject(match.start(), f"the control character {match[0]!r}", f"it written as {code} within quotes")
+            self._reject(match.start(), f"the control character {match[0]!r}", f"the escape {code} in quoted text")
         source = []
         position = 0
         while position < len(self.text):
@@ -237,7 +239,7 @@ class _Parser:
 
     def _parse_number(self, token: str, position: int) -> int | float:
         if token.lstrip("-").isdigit():
-            # int() raises ValueError for more than 4,300 digits, and 64 bits have 19.
+            # int() raises ValueError for more than 4,300 digits; a 64-bit number has at most 19.
             number = int(token) if len(token) < 1_000 else 1 << 64
             if not -(1 << 63) <= number < 1 << 63:
                 expected = "a whole number of 64 bits, or a number with a point or exponent"
@@ -292,7 +294,7 @@ class _Parser:
             left, operator, right = right, MIRRORED[operator], left
         column, value = self._get_column(left), self._get_value(right)
         if operator not in ("==", "!=") and (value is None or isinstance(value, bool)):
-            self._reject(right, f"{self._describe(right)} compared by size", "== or !=")
+            self._reject(right, f"{self._describe(right)} in a comparison of order", "== or !=")
         return Comparison(column, operator, value)
 
     def _get_column(self, node: ast.expr) -> str:
@@ -328,8 +330,8 @@ class _Parser:
             return f"the value {shorten(_format_value(self.values[position]))}"
         return "a function call" if isinstance(node, ast.Call) else "an expression"
 
-    def _reject(self, place: ast.expr | int, found: str, expected: str) -> NoReturn:
-        position = place if isinstance(place, int) else _get_position(place)
+    def _reject(self, location: ast.expr | int, found: str, expected: str) -> NoReturn:
+        position = location if isinstance(location, int) else _get_position(location)
         start = max(0, position - MAX_SHOWN // 2) if len(self.text) > MAX_SHOWN else 0
         excerpt = ("…" if start else "") + shorten(self.text[start:])
         raise MisuseError(f"condition '{excerpt}': {found} at column {position + 1:,}; expected {expected}")

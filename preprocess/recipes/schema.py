@@ -1,8 +1,8 @@
-"""The recipe: every setting that decides the bytes of a build, with types and checks.
+"""The recipe: every setting that determines the bytes of a build, with types and checks.
 
-Only the recipe and the input files decide the bytes of a build. The machine, the mirror, the time
-and the number of workers do not. The manifest stores the recipe (`Recipe.resolved`), and its hash
-is part of the `build_id`; settings that have no effect on a build are left out of both.
+Only the recipe and the input files determine the bytes of a build. The machine, the mirror, the
+time and the number of workers do not. The manifest stores the recipe (`Recipe.resolved`), and the
+`build_id` is a hash of the manifest; settings that have no effect on a build are not stored.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from preprocess.errors import MisuseError
 from preprocess.recipes.row_filter import parse_condition
 from preprocess.recipes.templates import parse_name_pattern, parse_template
-from preprocess.shards.files import PLAIN_NAME
+from preprocess.shards.files import PLAIN_NAME, JsonObject
 
 DUPLICATES_SPLIT_WARNING = (
-    "without deduplication equal documents of different groups may fall on both sides of the split"
+    "without deduplication, equal documents of different groups may appear on both sides of the split"
 )
 
-# In the order of application. An entity can stand for any character, so entities are decoded before
-# characters are removed or normalised. White space is trimmed last.
+# In the order in which they are applied. An HTML entity can encode any character, so entities are
+# decoded before characters are removed or normalised. White space is trimmed last.
 CLEANING_RULES = (
     "mojibake",
     "html_entities",
@@ -61,7 +61,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "split": ("exact", "threshold", "contiguous", "given"),
     "eot": ("append", "none"),
 }
-# (min, max) of the numeric settings, both included.
+# (min, max) of the numeric settings, both inclusive.
 RANGES: dict[str, tuple[float, float]] = {
     "passage_characters": (1, 1 << 40),
     "num_pieces": (MIN_PIECES, 64_000),
@@ -84,7 +84,7 @@ class CorpusFile:
     name: str
     sha256: str
     bytes: int
-    url: str = ""  # "" if the file is not on the network; then only a mirror can have it
+    url: str = ""  # empty if the file cannot be downloaded from a public URL; it must then be in a mirror
 
     def __post_init__(self) -> None:
         if not PLAIN_NAME.fullmatch(self.name):
@@ -114,10 +114,10 @@ class Recipe:
     document: str = "file"  # text only: the unit of text that becomes one document
     separator: str = "<|endoftext|>"
     passage_characters: int = 2_000
-    text_column: str = "text"  # this, the other columns, `template` and `where` apply to tables only
+    text_column: str = "text"  # the *_column settings, `template` and `where` apply to tables only
     template: str | None = None  # joins several columns into the text; used instead of text_column
     where: str | None = None  # condition that selects rows
-    author: str | None = None  # of every document, unless a column or the file's name has another
+    author: str | None = None  # of all documents; author_column and name_pattern take precedence
     city: str | None = None
     year: int | None = None
     lang: str | None = None
@@ -128,10 +128,10 @@ class Recipe:
     group_column: str | None = None
     split_column: str | None = None
     name_pattern: str | None = None  # regular expression with named groups, matched against file names
-    group_by: str = "content"  # documents of a group go to the same split; position: the same line of several files
+    group_by: str = "content"  # what defines a group, which the split keeps whole; position: same line of several files
     invalid_utf8: str = "error"
     max_document_bytes: int = 64_000_000  # a longer document is cut into several at white space
-    oversized: str = "error"  # what to do with a long document that has no white space to cut at
+    oversized: str = "error"  # what to do with a longer document that cannot be cut
     max_documents: int | None = None
     clean: tuple[str, ...] = DEFAULT_RULES
     min_characters: int | None = None
@@ -188,7 +188,8 @@ class Recipe:
         names_split = self.split_column is not None or "(?P<split>" in (self.name_pattern or "")
         if self.split == "given" and not names_split:
             raise MisuseError(
-                "split is 'given', but nothing gives it; set split_column, or a group (?P<split>…) in name_pattern"
+                "split is 'given', but the recipe does not say by what; set split_column, or add a group (?P<split>…) "
+                "to name_pattern"
             )
         if self.group_column is not None and self.group_by != "content":
             raise MisuseError(
@@ -202,8 +203,8 @@ class Recipe:
                 f"group_by is {self.group_by!r}, but a given split does not use groups; leave one of them out"
             )
 
-    def resolved(self) -> dict[str, Any]:
-        """Return the settings that decide the bytes of a build, as `manifest.json` stores them.
+    def resolved(self) -> JsonObject:
+        """Return the settings that determine the bytes of a build, as `manifest.json` stores them.
 
         Defaults are included. Settings that have no effect on this build are left out.
         """
@@ -212,7 +213,7 @@ class Recipe:
             del fields[name]
         fields["files"] = [{"name": f.name, "sha256": f.sha256, "bytes": f.bytes} for f in self.files]
         fields["clean"] = [rule for rule in CLEANING_RULES if rule in self.clean]
-        fields["tokenizer"] = re.split(r"[/\\]", self.tokenizer)[-1]  # without the folder, which differs by machine
+        fields["tokenizer"] = re.split(r"[/\\]", self.tokenizer)[-1]  # its folder differs by machine
         for name in _list_unused_settings(self):
             del fields[name]
         return fields
@@ -221,16 +222,16 @@ class Recipe:
 def _list_unused_settings(recipe: Recipe) -> list[str]:
     """Return the settings that cannot change a byte of this recipe's build.
 
-    Two builds that differ in these settings only are the same build.
+    Two recipes that differ only in these settings give the same build.
     """
     is_synthetic, is_text = recipe.format == "synthetic", recipe.format == "text"
     is_table = recipe.format in TABLE_FORMATS
     is_split_known = recipe.split in ("contiguous", "given")
     trains_tokenizer = recipe.tokenizer == "sentencepiece"
-    has_no_columns = dict.fromkeys((*COLUMN_SETTINGS, "template", "where"), is_synthetic or is_text)
+    has_no_columns = is_synthetic or is_text
     is_unused = {
-        **has_no_columns,
-        "text_column": has_no_columns["text_column"] or recipe.template is not None,
+        **dict.fromkeys((*COLUMN_SETTINGS, "template", "where"), has_no_columns),
+        "text_column": has_no_columns or recipe.template is not None,
         "tokenizer_sha256": recipe.tokenizer_sha256 is None,
         "num_pairs": not is_synthetic,
         "document": is_synthetic or is_table,
@@ -269,8 +270,8 @@ def reject_unused_settings(recipe: Recipe, given: Iterable[str], corpus: str) ->
         )
 
 
-def parse_recipe(fields: dict[str, Any], *, origin: str) -> Recipe:
-    """Return the Recipe with the settings in `fields`, parsed TOML.
+def parse_recipe(fields: Mapping[str, Any], *, origin: str) -> Recipe:
+    """Return the Recipe with the settings in `fields`, the content of a TOML file.
 
     Raises MisuseError for a setting that is unknown, missing, or of a wrong type; the message
     begins with `origin`, the name of the file.
@@ -280,8 +281,8 @@ def parse_recipe(fields: dict[str, Any], *, origin: str) -> Recipe:
     return recipe
 
 
-def check_settings(fields: dict[str, Any], *, prefix: str = "", cls: Any = Recipe) -> None:
-    """Raise MisuseError for a setting that `cls` does not have, or that has a wrong type.
+def check_settings(fields: Mapping[str, Any], *, prefix: str = "", cls: Any = Recipe) -> None:
+    """Raise MisuseError for a setting that `cls` does not have, or whose value has a wrong type.
 
     The message begins with `prefix`.
     """
@@ -293,7 +294,7 @@ def check_settings(fields: dict[str, Any], *, prefix: str = "", cls: Any = Recip
             raise MisuseError(f"{prefix}{key} must be of type {_format_type(hints[key])}, got {value!r}")
 
 
-def _parse(cls: Any, fields: dict[str, Any], origin: str) -> Any:
+def _parse(cls: Any, fields: Mapping[str, Any], origin: str) -> Any:
     check_settings(fields, prefix=f"{origin}: ", cls=cls)
     for field in dataclasses.fields(cls):
         if field.name not in fields and field.default is dataclasses.MISSING:
@@ -318,13 +319,13 @@ def _format_type(hint: Any) -> str:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Return advice for an unknown `word`: the most similar of the `known` words, or all."""
+    """Return advice for an unknown `word`: the most similar `known` word, or else all of them."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(sorted(known))}"
 
 
 def can_split_duplicates(recipe: Recipe) -> bool:
-    """Return whether equal documents may fall on both sides of the split."""
+    """Return whether equal documents may appear on both sides of the split."""
     return (
         not recipe.dedup
         and recipe.split in ("exact", "threshold")

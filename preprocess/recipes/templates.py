@@ -68,7 +68,7 @@ def parse_template(text: str) -> Template:
     Positional fields, attributes, indexes, conversions and format specifications are not allowed.
     """
     literals, fields = [""], []
-    position = 0  # in `text`, of the part that comes next
+    position = 0  # in `text`, of the next part
     error = None
     try:
         for literal, name, _, _ in string.Formatter().parse(text):
@@ -133,8 +133,9 @@ class NamePattern:
     def extract(self, names: list[str]) -> list[dict[str, str | None]]:
         """Return the fields of the first match in each of `names`, relative paths with `/`.
 
-        A match may be anywhere in a name. The dict is empty if there is no match; a field is None
-        if its group matched nothing. Raises FolioError if a name is not UTF-8.
+        A match may be anywhere in a name. The dict is empty if the pattern does not match. A field
+        whose group is empty or took no part in the match is None. Raises FolioError if a name is
+        not UTF-8.
         """
         import pyarrow as pa
         import pyarrow.compute as pc

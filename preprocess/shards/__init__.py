@@ -1,1 +1,1 @@
-"""What both halves share: the format on disk and the windows cut from it."""
+"""The shard format, its readers and its writer. Both preprocess/ and train/ use this folder."""

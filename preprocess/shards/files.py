@@ -1,4 +1,4 @@
-"""Atomic writes, hashes, and the two JSON formats of Folio. NumPy and the standard library only.
+"""Atomic writes, hashes, and the two JSON formats of Folio. Uses only the standard library.
 
 A process can be killed at any byte, and a machine can lose power. So a file is written under a
 temporary name in the same folder, flushed to the disk with fsync, and then renamed. A rename is
@@ -24,6 +24,7 @@ HASH_CHUNK_BYTES = 1 << 20
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # a file name without a folder, not hidden
 REPLACED_SUFFIX = ".replaced"  # of a directory that is being replaced
 
+JsonObject = dict[str, Any]  # a parsed JSON object; who reads a key checks its value
 Row = TypeVar("Row")
 
 
@@ -52,7 +53,7 @@ def _reject_constant(name: str) -> None:
 
 def read_json_lines(
     path: Path,
-    parse_row: Callable[[dict[str, Any]], Row],
+    parse_row: Callable[[JsonObject], Row],
     *,
     row_name: str,
     advice: str,
@@ -60,11 +61,13 @@ def read_json_lines(
 ) -> list[Row]:
     """Return the rows of a JSON-lines file, [] if it does not exist. Blank lines are skipped.
 
-    A last line without a line feed is dropped: a crash interrupted its write. `parse_row` converts
-    the JSON object of a line to a row; it raises ValueError or TypeError to reject it. A rejected
-    line raises FolioError with `row_name` (what the line should be) and `advice` (what to do). With
-    `drop_bad_last_line` the last complete line may be bad too and is dropped: in a file that is
-    appended to, a power failure can leave a block of zeros at the end.
+    `parse_row` converts the JSON object of a line to a row; it raises ValueError or TypeError to
+    reject it. A last line without a line feed is dropped, because a crash interrupted its write.
+    With `drop_bad_last_line` the last complete line is dropped too if it is rejected: in a file
+    that is appended to, a power failure can leave a block of zeros at the end.
+
+    Raises FolioError for any other line that is not JSON or is rejected. `row_name` is what the
+    line should be and `advice` what to do; the message contains both.
     """
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     rows = []
@@ -159,11 +162,14 @@ def replace_directory(new: Path, target: Path) -> None:
 
 
 def restore_replaced_directory(target: Path) -> None:
-    """Repair what a killed `replace_directory` left: put the old one back if the new is missing."""
+    """Undo an interrupted `replace_directory`.
+
+    The old directory is put back if the new one is missing, and is deleted otherwise.
+    """
     name = re.compile(rf"\.{re.escape(target.name)}\.\d+{re.escape(REPLACED_SUFFIX)}")
     for old in sorted(path for path in target.parent.iterdir() if name.fullmatch(path.name)):
         if not target.exists():
             os.rename(old, target)
-        # Nothing to delete if `old` was just renamed. Windows cannot delete files that a process
-        # has mapped; they stay.
+        # This has no effect if `old` was just renamed. Files that a process has mapped cannot be
+        # deleted on Windows and are left.
         shutil.rmtree(old, ignore_errors=True)

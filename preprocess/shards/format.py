@@ -1,9 +1,8 @@
 """The shards on disk, version 1: file names, dtypes, and `Build`, which opens a build for reading.
 
-The layout is described in docs/shard_format.md and known to this folder only: writer.py writes
-shards, verify.py checks them, manifest.py has the keys of manifest.json. This module needs NumPy
-and the standard library only, so that a machine that only trains needs neither Arrow nor a
-tokenizer.
+docs/shard_format.md describes the layout, and only this folder implements it: writer.py writes
+shards, verify.py checks them, manifest.py has the keys of manifest.json. This module needs only
+NumPy and the standard library, so a machine that only trains needs neither Arrow nor a tokenizer.
 
 A shard is three files without headers: `.bin` has the token ids, `.ends` the exclusive end of each
 document in tokens, `.docs` one record per document. All three are memory-mapped, so opening a build
@@ -17,13 +16,12 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.files import canonical_json, parse_json, readable_json, sha256_bytes
-from preprocess.shards.manifest import SPLITS, ShardEntry, parse_manifest
+from preprocess.shards.files import JsonObject, canonical_json, parse_json, readable_json, sha256_bytes
+from preprocess.shards.manifest import SPLITS, Manifest, ShardEntry, parse_manifest
 
 FORMAT = "folio-shards"
 VERSION = 1
@@ -42,7 +40,7 @@ NOT_IN_BUILD_ID = ("name", "build_id", "made_with", "checksum")
 
 
 class ShardError(FolioError):
-    """A build is missing, incomplete or damaged, or has a version that this reader lacks."""
+    """A build is missing, incomplete or damaged, or has a version that Folio cannot read."""
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -51,7 +49,7 @@ def token_dtype(vocab_size: int) -> str:
 
 
 def file_sizes(num_tokens: int, num_documents: int, dtype: np.dtype) -> dict[str, int]:
-    """Return the size in bytes of the three files of a shard with tokens of `dtype`, by suffix."""
+    """Return the sizes in bytes of a shard's three files, by suffix. `dtype`: of its tokens."""
     return {
         "bin": num_tokens * dtype.itemsize,
         "ends": num_documents * END_DTYPE.itemsize,
@@ -68,7 +66,7 @@ def format_control_token(field: str, value: str | int) -> str:
     return f"<{field}_{name}>"
 
 
-def seal(fields: dict[str, Any]) -> dict[str, Any]:
+def seal(fields: JsonObject) -> JsonObject:
     """Return the object that manifest.json contains: `fields` with `build_id` and `checksum`."""
     manifest = {k: v for k, v in fields.items() if k not in ("build_id", "checksum")}
     manifest["build_id"] = compute_build_id(manifest)
@@ -76,7 +74,7 @@ def seal(fields: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
-def compute_build_id(manifest: dict[str, Any]) -> str:
+def compute_build_id(manifest: JsonObject) -> str:
     """Return the hash of all keys that determine the bytes of a build."""
     return sha256_bytes(canonical_json({k: v for k, v in manifest.items() if k not in NOT_IN_BUILD_ID}))
 
@@ -99,8 +97,8 @@ def check_name(name: str) -> str:
 def find_build(name_or_folder: str) -> Path:
     """Return the folder of a build. A value with a path separator is a folder, any other is a name.
 
-    A name is looked up in `default_root()`, then in `./shards`. Raises MisuseError with the folders
-    that were tried if they have no manifest.
+    A name is looked up in `default_root()`, then in `./shards`. Raises MisuseError if none of these
+    folders has a manifest; the message lists them.
     """
     if "/" in name_or_folder or os.sep in name_or_folder:
         candidates = [Path(name_or_folder)]
@@ -127,7 +125,7 @@ def list_builds(root: Path) -> list[Path]:
 def check_no_build(output: Path, why: str) -> None:
     """Raise MisuseError if `output` is a build or a file. Other files must not be put into a build.
 
-    `why`: a relative clause for the message that says why a build must not be written to.
+    `why`: a relative clause for the message, such as "which must not contain other files".
     """
     if (output / MANIFEST).exists():
         raise MisuseError(f"{output} is a build, {why}; choose another --output")
@@ -135,8 +133,8 @@ def check_no_build(output: Path, why: str) -> None:
         raise MisuseError(f"{output} is a file; name a folder")
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the JSON object of the manifest of the build in `folder`, after checking its keys.
+def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest of the build in `folder`.
 
     Raises ShardError if it is missing or malformed, or has an unknown format or version.
     """
@@ -159,16 +157,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "install the Folio that made it"
         )
     try:
-        parse_manifest(manifest)
+        return parse_manifest(manifest)
     except TypeError as e:
         raise ShardError(f"{path} is malformed: {e}; copy the build again or rebuild it") from e
-    return manifest
 
 
 def read_verified(path: Path, expected_sha256: str) -> bytes:
-    """Return the contents of a file of a build, whose hash is in the manifest.
+    """Return the content of a file of a build.
 
-    Raises ShardError if the file is missing or has another hash.
+    Raises ShardError if the file is missing or its hash is not the one in the manifest.
     """
     if not path.is_file():
         raise ShardError(f"{path} is missing; copy the build again or rebuild it")
@@ -200,49 +197,49 @@ class Build:
         Raises MisuseError if it does not exist, ShardError if it is incomplete or damaged.
         """
         self.folder = name_or_folder if isinstance(name_or_folder, Path) else find_build(name_or_folder)
-        self.manifest = read_manifest(self.folder)  # the JSON object as stored
-        self.typed_manifest = parse_manifest(self.manifest)
+        self.manifest = read_manifest(self.folder)
         self._check()
 
     @property
     def name(self) -> str:
-        return self.typed_manifest.name
+        return self.manifest.name
 
     @property
     def build_id(self) -> str:
-        return self.typed_manifest.build_id
+        return self.manifest.build_id
 
     @property
     def vocab_size(self) -> int:
-        return self.typed_manifest.vocab_size
+        return self.manifest.vocab_size
 
     @property
     def dtype(self) -> np.dtype:
-        return np.dtype(self.typed_manifest.dtype)
+        return np.dtype(self.manifest.dtype)
 
     def _check(self) -> None:
-        if self.typed_manifest.dtype not in TOKEN_DTYPES:
+        if self.manifest.dtype not in TOKEN_DTYPES:
             raise ShardError(
-                f"{self.folder / MANIFEST} has dtype {self.typed_manifest.dtype!r}, "
+                f"{self.folder / MANIFEST} has dtype {self.manifest.dtype!r}, "
                 f"expected one of {', '.join(TOKEN_DTYPES)}; rebuild it"
             )
         for split in SPLITS:
-            for entry in self.typed_manifest.splits[split].shards:
+            for entry in self.manifest.splits[split].shards:
                 self._check_shard(entry)
-        for name in (STATS, *(f"{TOKENIZER_DIR}/{file}" for file in self.typed_manifest.tokenizer.files)):
+        for name in (STATS, *(f"{TOKENIZER_DIR}/{file}" for file in self.manifest.tokenizer.files)):
             self._check_file(self.folder / name, None)
 
     def _check_shard(self, entry: ShardEntry) -> None:
         if entry.max_id >= self.vocab_size:
             raise ShardError(
-                f"{entry.file} holds id {entry.max_id}, its vocabulary ends at {self.vocab_size - 1}; rebuild it"
+                f"{entry.file} holds id {entry.max_id}, but its vocabulary ends at {self.vocab_size - 1}; rebuild it"
             )
         path = self.folder / entry.file
         for suffix, size_bytes in file_sizes(entry.tokens, entry.documents, self.dtype).items():
             self._check_file(path.with_suffix(f".{suffix}"), size_bytes)
         if entry.bytes != entry.tokens * self.dtype.itemsize:
             raise ShardError(
-                f"{entry.file} has bytes that are not tokens × {self.dtype.itemsize} in its manifest; rebuild it"
+                f"{entry.file} has {entry.bytes:,} bytes in its manifest, expected {self.dtype.itemsize} for each of "
+                f"{entry.tokens:,} tokens; rebuild it"
             )
 
     def _check_file(self, path: Path, size_bytes: int | None) -> None:
@@ -256,7 +253,7 @@ class Build:
 
     def shards(self, split: str) -> list[Shard]:
         """Return the shards of `split`, in order, memory-mapped and read-only."""
-        return [self.map_shard(entry) for entry in self.typed_manifest.splits[split].shards]
+        return [self.map_shard(entry) for entry in self.manifest.splits[split].shards]
 
     def map_shard(self, entry: ShardEntry) -> Shard:
         """Return the memory-mapped arrays of one shard."""
@@ -270,7 +267,7 @@ class Build:
         """
         tables = [
             map_array((self.folder / entry.file).with_suffix(".docs"), DOC_DTYPE)
-            for entry in self.typed_manifest.splits[split].shards
+            for entry in self.manifest.splits[split].shards
         ]
         return np.concatenate(tables) if len(tables) != 1 else tables[0]
 
@@ -285,7 +282,7 @@ class Build:
                 begin = int(shard.ends[index - 1]) if index else 0
                 return shard.tokens[begin : int(shard.ends[index])]
             index -= len(shard.ends)
-        num_documents = self.typed_manifest.splits[split].documents
+        num_documents = self.manifest.splits[split].documents
         raise MisuseError(
             f"no document {number} in the {split} split of {self.name}: it has {num_documents:,}, counted from 0"
         )
@@ -294,17 +291,16 @@ class Build:
 def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
     """Return a file as a read-only memory-mapped array.
 
-    An empty file cannot be mapped and gives an empty array.
-
-    Raises ShardError if the process has as many open files as it may have.
+    An empty file cannot be mapped and gives an empty array. Raises ShardError if the process has
+    reached its limit of open files.
     """
     try:
         return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
     except OSError as e:
         if e.errno != errno.EMFILE:
             raise
-        # A map keeps its file open, and a shard has two: 50 billion tokens reach the usual limit of
-        # 1,024 files.
+        # A map keeps its file open, and each shard has two maps. With the default size of shards,
+        # 50 billion tokens reach the usual limit of 1,024 files.
         raise ShardError(
             f"{path} exceeds the number of files that this process may open; raise the limit, e.g. `ulimit -n 65536`"
         ) from e

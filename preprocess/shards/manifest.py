@@ -1,20 +1,19 @@
-"""The contents of manifest.json as typed dataclasses, and the one function that checks and parses
-it.
+"""Typed dataclasses for manifest.json, and the function that checks and parses it.
 
-A manifest comes from outside: it may be damaged, edited, or made to lead a reader out of its
-folder. So every key that a reader uses is checked once, here, and code that has a `Manifest` needs
-no further checks. The names of the fields are the keys of the JSON object, so a key is written in
-one place. docs/shard_format.md describes the keys. NumPy and the standard library only.
+A manifest is untrusted: it may be damaged, edited, or crafted to make a reader open files outside
+the build's folder. So every key that a reader uses is checked once, here, and code that has a
+`Manifest` needs no further checks. The names of the fields are the keys of the JSON object, so each
+key is written only once. docs/shard_format.md describes the keys. Uses only the standard library.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from preprocess.shards.files import PLAIN_NAME
+from preprocess.shards.files import PLAIN_NAME, JsonObject
 
 SPLITS = ("train", "val")
 MAX_SHOWN_CHARACTERS = 40  # of a value that an error message repeats
@@ -22,7 +21,7 @@ MAX_SHOWN_CHARACTERS = 40  # of a value that an error message repeats
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard: its three files and what is in them."""
+    """One shard: its three files, their hashes, and the counts of what they contain."""
 
     file: str  # the name of the .bin file; .ends and .docs are stored beside it
     tokens: int
@@ -49,15 +48,15 @@ class TokenizerEntry:
     """The tokenizer, whose files are in the folder tokenizer/."""
 
     kind: str
-    files: dict[str, Any]  # file name -> SHA-256
-    settings: dict[str, Any]  # of its training
+    files: dict[str, str]  # file name -> SHA-256
+    settings: JsonObject  # of its training
 
 
 @dataclass(frozen=True)
 class Manifest:
     """A checked manifest.
 
-    `recipe`, `sources`, `languages` and `made_with` are left as JSON values.
+    The contents of the dictionaries and of `sources` are not checked, except `special_tokens`.
     """
 
     format: str
@@ -72,13 +71,17 @@ class Manifest:
     special_tokens: dict[str, int]
     tokenizer: TokenizerEntry
     splits: dict[str, SplitEntry]
-    recipe: dict[str, Any]
+    recipe: JsonObject
     sources: list[Any]
-    languages: dict[str, Any]
+    languages: dict[str, str]  # number -> tag
     stats_sha256: str
     build_id: str
-    made_with: dict[str, Any]
+    made_with: dict[str, str]  # library -> version
     checksum: str
+
+    def as_dict(self) -> JsonObject:
+        """Return the JSON object that `parse_manifest` parses. Keys that it ignored are missing."""
+        return asdict(self)
 
 
 def parse_manifest(value: Any) -> Manifest:
@@ -99,7 +102,7 @@ def parse_manifest(value: Any) -> Manifest:
     return Manifest(**fields | {"tokenizer": tokenizer, "splits": splits})
 
 
-def _check_ids(fields: dict[str, Any]) -> None:
+def _check_ids(fields: JsonObject) -> None:
     vocab_size = fields["vocab_size"]
     for token, i in fields["special_tokens"].items():
         if type(i) is not int or not 0 <= i < vocab_size:
@@ -119,7 +122,7 @@ def _parse_split(split: str, value: Any) -> SplitEntry:
     return SplitEntry(**fields | {"shards": shards})
 
 
-def _read_fields(cls: type, value: Any, what: str) -> dict[str, Any]:
+def _read_fields(cls: type, value: Any, what: str) -> JsonObject:
     """Return the value of each field of the dataclass `cls` from the JSON object `value`.
 
     Raises TypeError if `value` is not an object, lacks a field, or has a value of another type than

@@ -1,15 +1,15 @@
-"""One split of a build as memory-mapped arrays: the reader of training and of torch_dataset.py.
+"""Read one split of a build through memory-mapped arrays. Training and torch_dataset.py use this.
 
-Shards are never loaded. A memory map reads a page (4 kB) from the disk when it is first used, and
-the operating system keeps it for all processes on the machine. So a build may be larger than
-memory, and many processes share one copy. The arrays themselves cannot be sent to another process
-cheaply: a pickle would contain every token. A pickled `MappedSplit` is the path of the folder
-instead, and the process that receives it maps the shards again, after checking that they are still
-the same build.
+Shards are never read into memory as a whole. A memory map reads a page (4 kB) from the disk when it
+is first used, and the operating system caches it for all processes on the machine. So a build may
+be larger than memory, and many processes share one copy. The arrays themselves cannot be sent to
+another process cheaply: a pickle would contain every token. A pickled `MappedSplit` therefore
+contains the path of the folder, and the process that receives it maps the shards again, after
+checking that they are still the same build.
 
-Opening a build reads no token data, so a damaged token would surface in the model: on a GPU, an id
-outside the vocabulary ends the process without an explanation. So the ids of every batch are
-checked when they are read. NumPy only.
+Opening a build reads no token data, so a damaged token would only be noticed by the model: on a
+GPU, an id outside the vocabulary ends the process without an explanation. Therefore the ids of
+every batch are checked when they are read. Uses NumPy only.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class MappedSplit:
             raise MisuseError(f"no split {split!r}: a build has {' and '.join(SPLITS)}; name one of them")
         if not isinstance(build, Build | str | Path):
             raise MisuseError(
-                f"a dataset cannot be made of {build!r:.80}; expected a build: its name, its folder, or an open Build"
+                f"a dataset cannot be made from {build!r:.80}; expected a build: its name, its folder, or an open Build"
             )
         self.build = build if isinstance(build, Build) else Build(build)
         self.name = split
@@ -54,21 +54,20 @@ class MappedSplit:
         """Pickle the folder and the build_id.
 
         Raises FolioError if the build is gone or was replaced.
-
-        The check is made here, too, since an error in a spawned worker would print its traceback.
         """
+        # _reopen checks this too, but an error in a spawned worker would print a traceback.
         folder = self.build.folder.absolute()
-        _check_build_id(read_manifest(folder)["build_id"], self.build.build_id, folder)
+        _check_build_id(read_manifest(folder).build_id, self.build.build_id, folder)
         return _reopen, (folder, self.name, self.build.build_id)
 
     def check_ends(self) -> None:
-        """Raise ShardError unless the document ends of each shard rise to its number of tokens."""
-        entries = self.build.typed_manifest.splits[self.name].shards
+        """Raise ShardError unless the document ends of each shard ascend to its token count."""
+        entries = self.build.manifest.splits[self.name].shards
         for tokens, ends, entry in zip(self.tokens, self.ends, entries, strict=True):
             if len(ends) and (ends[-1] != len(tokens) or bool((ends[1:] < ends[:-1]).any())):
                 path = (self.build.folder / entry.file).with_suffix(".ends")
                 raise ShardError(
-                    f"{path} does not rise to the shard's {len(tokens):,} tokens; copy the build again or rebuild it"
+                    f"{path} does not ascend to the shard's {len(tokens):,} tokens; copy the build again or rebuild it"
                 )
 
     def read_windows(self, shard: np.ndarray, start: np.ndarray, block_size: int) -> np.ndarray:
@@ -90,7 +89,7 @@ class MappedSplit:
     def _check_ids(self, ids: np.ndarray) -> np.ndarray:
         if ids.max(initial=0) >= self.build.vocab_size:
             raise FolioError(
-                f"{self.build.folder} holds id {ids.max()}, its vocabulary ends at {self.build.vocab_size - 1}; "
+                f"{self.build.folder} holds id {ids.max()}, but its vocabulary ends at {self.build.vocab_size - 1}; "
                 "check it with `preprocess verify`"
             )
         return ids

@@ -1,14 +1,14 @@
-"""The build that each training sample comes from, when a run trains on several builds by weight.
+"""Choose the build that each training sample comes from, if a run trains on several builds.
 
-Drawing a build at random for each sample would meet the weights only on average, and the k-th
-sample of a build would depend on all draws before it. Here both are a pure function of (seed,
-sample number). Samples are divided into cycles of 65,536. In every cycle each build has the same
-number of slots, its weight rounded to a whole number of them, and a keyed permutation of the cycle
-(permutation.py) says which slot a sample takes. So the proportions hold exactly in every cycle, and
-the number of a sample within its build follows from the cycle and the slot: the numbers 0, 1, 2, …
-of each build are used once each.
+If the build were drawn at random for each sample, the weights would be met only on average, and the
+k-th sample of a build would depend on all draws before it. Here the build of a sample and the
+sample's number within that build are a pure function of (seed, sample number). Samples are divided
+into cycles of 65,536. In every cycle a build has a fixed number of slots, which is its weight
+rounded to whole slots, and a keyed permutation of the cycle (permutation.py) assigns a slot to each
+sample. So the proportions hold exactly in every cycle, and the number of a sample within its build
+follows from the cycle and the slot: the numbers 0, 1, 2, … of each build are used once each.
 
-Assigning B samples takes O(B) time; the only tables have one number per build. NumPy only.
+Assigning B samples takes O(B) time; the only tables have one number per build. Uses NumPy only.
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ CYCLE = 65_536  # samples; weights are met to about one part in this many
 class Mixture:
     """Assigns samples to builds in proportion to weights.
 
-    Within a cycle the numbers of a build's samples come in shuffled order. That holds for a mixture
-    of one build too: its first n cycles have the same samples as the build alone, in another order.
+    Within a cycle the numbers of a build's samples are in shuffled order, even in a mixture of one
+    build: its first n cycles have the same samples as the build alone, in another order.
     """
 
     slots: tuple[int, ...]  # the number of slots of each build in a cycle
 
     def __init__(self, weights: Sequence[float], *, seed: int) -> None:
-        """`weights`: of each build; they need not sum to 1.
+        """`weights`: one per build; they need not sum to 1.
 
-
-        Zero excludes a build, any other weight gets a slot.
+        A weight of 0 excludes a build. A build with any other weight gets at least one slot.
 
         Raises MisuseError for weights that are negative, not finite or all zero, for more than
         65,536 weights, and for a seed beyond 64 bits.

@@ -14,7 +14,7 @@ gives a bijection on 0 … n − 1.
 The cost for B numbers is O(B) time and memory, independent of n: 50 µs for 64 numbers, which is the
 overhead of some 40 NumPy calls, and 0.1 µs per number in large arrays. This is not secure
 cryptography. The values determine the bytes of builds and the data order of runs, so they must
-never change. NumPy only.
+never change. Uses NumPy only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from preprocess.errors import MisuseError
 # exact.
 _ROUNDS = 6
 _MAX_RANKED = 64
-# Created once: creating one takes as long as hashing a number, and a batch has few numbers.
+# Created once, because creating an np.uint64 takes as long as hashing a number.
 _GOLDEN, _MULTIPLIER_1, _MULTIPLIER_2 = (
     np.uint64(0x9E3779B97F4A7C15),
     np.uint64(0xBF58476D1CE4E5B9),
@@ -75,7 +75,7 @@ def make_hash_key(seed: int) -> np.uint64:
 
 
 def hash_with_key(key: np.uint64, values: np.ndarray) -> np.ndarray:
-    """Return keyed_hash of `values`, (B,), for a key that make_hash_key made before."""
+    """Return uint64 hashes of `values`, (B,), as keyed_hash does. `key` is from make_hash_key."""
     return mix64(mix64(values.astype(np.uint64) ^ key) ^ key)
 
 
@@ -104,8 +104,9 @@ def _permute_by_cipher(index: np.ndarray, size: int, key: np.ndarray) -> np.ndar
     """Return the encrypted indices, by the generalised Feistel cipher with cycle walking.
 
     Black and Rogaway, "Ciphers with arbitrary finite domains", 2002. Both bases are about √size,
-    and a·b exceeds `size` by less than a, so cycle walking is rare. With the next power of four
-    instead of a·b up to three in four numbers would walk, and 64 at once would need some 15 passes.
+    and a·b exceeds `size` by less than a, so few numbers are encrypted again. With the next power
+    of four instead of a·b, up to three in four numbers would be encrypted again in each pass, and
+    64 at once would need about 15 passes.
     """
     a = isqrt(size - 1) + 1
     b = -(-size // a)
@@ -126,9 +127,9 @@ def _encrypt(index: np.ndarray, a: int, b: int, keys: np.ndarray) -> np.ndarray:
 
 
 def _hash_digit(digit: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Return 48-bit hashes (B,) of digits (B,): adding a digit cannot overflow.
+    """Return hashes (B,) of digits (B,). They have 48 bits, so adding a digit cannot overflow.
 
-    Takes half the time of mix64.
+    This takes half the time of mix64.
     """
     x = (digit ^ key) * _MULTIPLIER_1
     x ^= x >> _32

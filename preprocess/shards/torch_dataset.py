@@ -1,19 +1,20 @@
 """PyTorch datasets over a build, for custom training loops. docs/own_loop.md shows their use.
 
-TokenWindows has windows in order, ShuffledWindows windows in shuffled order, Documents whole
-documents. Data is read when a batch needs it. A dataset is sent to a worker as the path of the
-build and a few numbers, and the worker maps the shards itself (mapped.py).
+TokenWindows gives windows in order, ShuffledWindows gives windows in shuffled order, and Documents
+gives whole documents. Data is read when a batch needs it. A dataset is sent to a worker as the path
+of the build and a few numbers, and the worker maps the shards itself (mapped.py).
 
 Shuffled data is hard to divide: a DataLoader copies an iterable dataset into each of its workers,
 in each process of a distributed run, and every copy must know its part. ShuffledWindows divides
-sample numbers. Pass p is the samples p·n … p·n + n − 1, for `num_samples` = n. With R ranks and W
-workers in each there are R·W readers. Worker w of rank r is reader k = w·R + r and takes the
-samples k, k + R·W, k + 2·R·W, … of the pass. The window of a sample is a pure function of its
-number (windows.py), so readers do not communicate, and together they read each sample of the pass
-exactly once.
+sample numbers. Pass p consists of the samples p·n … p·n + n − 1, for `num_samples` = n. With R
+ranks and W workers in each there are R·W readers. Worker w of rank r is reader k = w·R + r and
+takes the samples k, k + R·W, k + 2·R·W, … of the pass. The window of a sample is a pure function of
+its number (windows.py), so readers do not communicate, and together they read each sample of the
+pass exactly once.
 
-So the state of a reader is two integers: the pass, and how many of its samples it has yielded. Only
-the pass must survive a worker, which by default ends with each pass; it is kept in shared memory.
+So the state of a reader is two integers: the pass, and how many of its samples it has yielded. By
+default a DataLoader ends its workers after each pass, so the number of the pass is kept in shared
+memory.
 
 This is the only file of preprocess/ that imports torch, and no other file of Folio imports it.
 """
@@ -21,10 +22,10 @@ This is the only file of preprocess/ that imports torch, and no other file of Fo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -43,9 +44,12 @@ except ModuleNotFoundError as e:
         f"preprocess.shards.torch_dataset needs PyTorch, and there is no module {e.name!r}; run: pip install torch"
     ) from e
 
+# The state of a ShuffledWindows: the number of its pass, the samples of the pass that it has yielded,
+# and what it belongs to.
+PassState = TypedDict("PassState", {"pass": int, "taken": int, "of": str})
 Pair = tuple[Tensor, Tensor]  # inputs and targets, (T,) int64 each: views of one tensor, so clone before changing one
-IGNORE_INDEX = -100  # a target that torch's cross_entropy, and so the models of Hugging Face, ignore
-CHUNK_SAMPLES = 32  # that ShuffledWindows gathers at once: one by one they take about ten times as long
+IGNORE_INDEX = -100  # a target that torch's cross_entropy ignores, and so do the models of Hugging Face
+CHUNK_SAMPLES = 32  # gathered at once by ShuffledWindows; one at a time takes about ten times as long
 MAX_WORKERS = 64
 MAX_PASS = (1 << 31) - 2  # the next number still fits int32
 
@@ -127,7 +131,7 @@ class ShuffledWindows(IterableDataset[Pair]):
         the variables `RANK` and `WORLD_SIZE` of torchrun, else to a single process. They are
         determined here, so initialise torch.distributed first.
 
-        Raises ShardError if the build is damaged, MisuseError for settings that it cannot have.
+        Raises ShardError if the build is damaged, MisuseError for invalid settings.
         """
         self._split = MappedSplit(build, split)
         self._block_size = _check_positive("block_size", block_size)
@@ -142,16 +146,16 @@ class ShuffledWindows(IterableDataset[Pair]):
         self._settings = (
             f"build {self._split.build.build_id[:12]} {split}, block_size {block_size}, {order}, seed {seed}, "
         )
-        # The next pass of worker w of n is at [n, w], without workers at [0, 0]. Each reader writes
-        # to another element, so they need no lock.
+        # The next pass of worker w of n is at [n, w], and that of a process without workers at
+        # [0, 0]. Each reader writes to a different element, so no lock is needed.
         self._passes = torch.zeros((MAX_WORKERS + 1, MAX_WORKERS), dtype=torch.int32).share_memory_()
-        self._loaded: dict[str, Any] | None = None  # a loaded state, until the next iter() begins there
-        self._position: list[int] = []  # of this reader: its pass, and the number of samples it has yielded of it
+        self._loaded: PassState | None = None  # a loaded state, until the next iter() begins there
+        self._position: list[int] = []  # of this reader: its pass, and how many samples of it were yielded
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        # A copied tensor is not shared. Without this each worker would count passes alone and
-        # forget them.
+        # A copied tensor is not in shared memory. Without this, the passes that a worker counts
+        # would be lost when it ends.
         self._passes.share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -161,23 +165,23 @@ class ShuffledWindows(IterableDataset[Pair]):
         self._passes.fill_(epoch)
         self._loaded, self._position = None, []
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return how far this process has read, or in a worker how far the worker has.
+    def state_dict(self) -> PassState:
+        """Return the position of this process, or of this worker if called in a worker.
 
-        Raises MisuseError if workers read the dataset and this process does not.
+        Raises MisuseError in the main process if only workers have read the dataset.
         """
         if self._loaded is not None:
             return self._loaded
         slot = self._find_slot()
         if not self._position and slot == (0, 0) and bool((self._passes != self._passes[slot]).any()):
             raise MisuseError(
-                "workers read this dataset, and only they know how far; save the state of a StatefulDataLoader"
+                "workers read this dataset, and only they know their positions; save the state of a StatefulDataLoader"
             )
         number, num_taken = self._position or (int(self._passes[slot]), 0)
         return {"pass": number, "taken": num_taken, "of": self._describe()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Make the next `iter()` yield the rest of the pass of `state`, which may be empty.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Make the next `iter()` yield the rest, which may be empty, of the pass in `state`.
 
         Raises MisuseError for the state of other data, settings, processes or workers, FolioError
         for a damaged state.
@@ -188,9 +192,9 @@ class ShuffledWindows(IterableDataset[Pair]):
             for key, max_value in (("pass", MAX_PASS), ("taken", 1 << 62))
         ):
             raise FolioError("the state has no valid position in a pass; use another checkpoint")
-        self._loaded, self._position = dict(state), []
+        self._loaded, self._position = {"pass": state["pass"], "taken": state["taken"], "of": state["of"]}, []
 
-    def _check_identity(self, state: dict[str, Any]) -> None:
+    def _check_identity(self, state: Mapping[str, Any]) -> None:
         identity = state.get("of") if isinstance(state, dict) else None
         if identity != self._describe():
             raise MisuseError(
@@ -229,7 +233,7 @@ class ShuffledWindows(IterableDataset[Pair]):
         return info.num_workers, info.id
 
     def _describe(self) -> str:
-        """Return what a state belongs to. States contain this text, so it must not change."""
+        """Describe the reader of a state. States contain this text, so it must not change."""
         num_workers, worker = self._find_slot()
         reader = f"rank {self.rank} of {self.world_size}, " + (
             f"worker {worker} of {num_workers}" if num_workers else "no workers"
@@ -241,9 +245,9 @@ class Documents(Dataset[Tensor]):
     """Whole documents: item i is the ids of document i of the split, (L,) int64.
 
     The ids include the control tokens around the text. `bos_id`, `eot_id` and `pad_id` are those of
-    the manifest. If it has no pad_id, `pad_id` is the eot_id, which is safe as
-    long as attention mask and labels exclude padding. With `max_tokens` a longer document is
-    truncated and then has no end-of-text token.
+    the manifest. If it has no pad_id, `pad_id` is the eot_id, which is safe if the attention mask
+    and the labels exclude padding. A document longer than `max_tokens` is truncated, and then it
+    has no end-of-text token.
     """
 
     def __init__(self, build: Build | str | Path, split: str = "train", *, max_tokens: int | None = None) -> None:
@@ -262,7 +266,7 @@ class Documents(Dataset[Tensor]):
                 f"{self._split.build.folder} has no document in its {split} split; "
                 "name the other split, or build from more text"
             )
-        manifest = self._split.build.typed_manifest
+        manifest = self._split.build.manifest
         self.bos_id = manifest.bos_id
         self.eot_id = manifest.eot_id
         self.pad_id = manifest.eot_id if manifest.pad_id is None else manifest.pad_id
@@ -322,7 +326,7 @@ def make_loader(
     """
     if not isinstance(dataset, Dataset):
         raise MisuseError(
-            f"a loader cannot be made of {dataset!r:.80}; expected a dataset, such as ShuffledWindows(build)"
+            f"a loader cannot be made from {dataset!r:.80}; expected a dataset, such as ShuffledWindows(build)"
         )
     defaults: dict[str, Any] = {
         "persistent_workers": num_workers > 0,

@@ -1,9 +1,9 @@
 """The window of tokens of each training sample, as a pure function of the sample's number.
 
-A window is `block_size + 1` consecutive tokens of one shard: the inputs and targets of a sample. A
-usual data loader draws windows from a random generator. Then the result depends on the batch size
-and on the number of processes, and resuming needs the generator's state. Here sample i is computed
-from (seed, i) alone. Resuming needs one integer, and each process computes its share of the samples
+A window is `block_size + 1` consecutive tokens of one shard: the inputs and targets of a sample.
+Most data loaders draw windows from a random generator, so the result depends on the batch size and
+on the number of processes, and resuming needs the generator's state. Here sample i is computed only
+from (seed, i). Resuming needs one integer, and each process computes its share of the samples
 without communication, so the number of GPUs changes no sample. There are two data orders:
 
 - "random" (RandomWindows): a hash of (seed, i) selects any start in any shard, with replacement.
@@ -15,7 +15,7 @@ without communication, so the number of GPUs changes no sample. There are two da
   epoch.
 
 Locating B samples takes O(B) time and memory, however many tokens there are: 65 µs for a batch of
-64. The only tables have one number per shard. NumPy only.
+64. The only tables have one number per shard. Uses NumPy only.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from preprocess.shards.permutation import hash_with_key, keyed_hash, make_hash_k
 
 
 def check_windows(lengths: Sequence[int], block_size: int, split: str) -> None:
-    """Raise MisuseError if each shard, of `lengths` tokens, is shorter than a window."""
+    """Raise MisuseError if no shard has a window. `lengths`: the number of tokens of each shard."""
     longest = max(lengths, default=0)
     if longest <= block_size:
         raise MisuseError(
-            f"block_size {block_size} needs {block_size + 1} tokens in a row, the longest {split} shard has {longest}; "
-            f"set block_size={max(longest - 1, 1)} or less, or build from more text"
+            f"block_size {block_size} needs {block_size + 1} consecutive tokens, but the longest {split} shard has "
+            f"{longest}; set block_size={max(longest - 1, 1)} or less, or build from more text"
         )
 
 
@@ -47,8 +47,7 @@ class RandomWindows:
         Raises MisuseError for a seed beyond 64 bits.
         """
         num_starts = np.maximum(np.asarray(lengths, dtype=np.int64) - block_size, 0)  # (S,)
-        # All starts are numbered, shard after shard. Those of shard s begin with first[s] and end
-        # before edges[s].
+        # All starts are numbered, shard after shard. Those of shard s are first[s] … edges[s] − 1.
         self._edges = np.cumsum(num_starts)  # (S,)
         self._first = self._edges - num_starts  # (S,)
         self._key, self._total = make_hash_key(seed), np.uint64(self._edges[-1] if len(num_starts) else 0)
@@ -70,7 +69,7 @@ class EpochWindows:
     """Windows without overlap that cover each shard once per epoch, in a new order each epoch."""
 
     windows_per_epoch: int
-    num_unvisited: int  # tokens per epoch in no window: at most block_size per shard, at its two ends
+    num_unvisited: int  # tokens outside of all windows in an epoch: at most block_size per shard, at its two ends
 
     def __init__(self, lengths: Sequence[int], block_size: int, *, seed: int) -> None:
         """`lengths`: the number of tokens of each shard; shards shorter than a window are not used.
@@ -79,11 +78,10 @@ class EpochWindows:
         """
         tokens = np.asarray(lengths, dtype=np.int64)  # (S,)
         counts = np.maximum(tokens - 1, 0) // block_size  # (S,) windows of each shard
-        # All windows are numbered, shard after shard. Those of shard s begin with first[s] and end
-        # before edges[s].
+        # All windows are numbered, shard after shard. Those of shard s are first[s] … edges[s] − 1.
         self._edges = np.cumsum(counts)  # (S,)
         self._first = self._edges - counts  # (S,)
-        # How many offsets cut a shard into as many windows as offset 0 does.
+        # The number of offsets that cut a shard into as many windows as offset 0.
         self._num_offsets = (np.maximum(tokens - 1, 0) % block_size + 1).astype(np.uint64)  # (S,)
         self._shard_keys = mix64(np.arange(len(tokens), dtype=np.uint64))  # (S,)
         self._key = keyed_hash(seed, np.frombuffer(b"epochwin", dtype="<u8"))  # (1,)
@@ -151,11 +149,11 @@ def _view_windows(tokens: np.ndarray, block_size: int) -> np.ndarray:
 
 
 def number_documents(ends: Sequence[np.ndarray], shard: np.ndarray, start: np.ndarray, block_size: int) -> np.ndarray:
-    """Return the number of the document of each input token: (B, block_size) int32.
+    """Return which document of its window each input token belongs to: (B, block_size) int32.
 
-    Documents are counted from 0 in each window. `ends`: the exclusive document ends of each shard,
-    uint64, ascending. `shard`, `start`: (B,) int64, of the windows. A batch reads the ends inside
-    its windows, found by two binary searches per window.
+    The documents of a window are numbered from 0. `ends`: the exclusive document ends of each
+    shard, uint64, ascending. `shard`, `start`: (B,) int64, of the windows. A batch reads the ends
+    inside its windows, found by two binary searches per window.
     """
     is_first = np.zeros((len(shard), block_size), np.int8)  # 1 at the first token of a document, except column 0
     for s in np.unique(shard):

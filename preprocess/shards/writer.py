@@ -7,9 +7,9 @@ offset (`write_documents`). The bytes do not depend on who writes first. Reservi
 start also means that a full disk is noticed before the work, not after it.
 
 The manifest needs a hash of each file. Hashing after the last write would read every byte again
-from the disk, so `ShardSealer` hashes from the front while workers are still writing further back,
-when the bytes are in the system's cache, and flushes to the disk in the background. The cost is one
-sequential read of the cached files; at the end there is little left to hash or flush.
+from the disk. So `ShardSealer` hashes the complete part of a file while workers write the rest and
+the bytes are still in the system's cache, and flushes it to the disk in the background. The cost is
+one sequential read of the cached files; at the end there is little left to hash or flush.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -42,6 +41,7 @@ class ShardPlan:
     num_documents: int
 
     def path(self, folder: Path, suffix: str) -> Path:
+        """Return the path of the shard's file in `folder` that has `suffix`, such as "bin"."""
         return folder / f"{self.split}-{self.number:05d}.{suffix}"
 
     def sizes(self, vocab_size: int) -> dict[str, int]:
@@ -71,7 +71,9 @@ def create_shard(folder: Path, plan: ShardPlan, *, vocab_size: int) -> None:
     Raises FolioError if there are too many shards to name.
     """
     if plan.number >= MAX_SHARDS:
-        raise FolioError(f"{MAX_SHARDS:,} shards of {plan.split} are full; pass a larger --shard-tokens")
+        raise FolioError(
+            f"the {plan.split} split needs more than {MAX_SHARDS:,} shards, the maximum; pass a larger --shard-tokens"
+        )
     for suffix, size_bytes in plan.sizes(vocab_size).items():
         with open(plan.path(folder, suffix), "wb") as file:
             if hasattr(os, "posix_fallocate") and size_bytes:
@@ -100,11 +102,11 @@ def write_documents(
     """Write complete documents at `offset` and return their largest id (−1 without tokens).
 
     `ids`: (N,) of any unsigned dtype. `ends`: (D,) exclusive end of each document in `ids`. `docs`:
-    (D,) of DOC_DTYPE. Raises ValueError for an id outside the vocabulary and for arrays that do not
-    belong together, OSError with the path if the disk is full.
+    (D,) of DOC_DTYPE. Raises ValueError for an id outside the vocabulary and for arrays whose
+    lengths do not match, OSError with the path if the disk is full.
     """
     if len(ends) != len(docs) or (len(ends) and int(ends[-1]) != len(ids)) or (not len(ends) and len(ids)):
-        raise ValueError(f"{len(ids)} ids, {len(ends)} ends and {len(docs)} documents do not belong together")
+        raise ValueError(f"the lengths of {len(ids)} ids, {len(ends)} ends and {len(docs)} documents do not match")
     max_id = int(ids.max()) if len(ids) else -1
     if max_id >= vocab_size:
         raise ValueError(f"id {max_id} is outside the vocabulary of {vocab_size}")
@@ -154,7 +156,7 @@ class ShardSealer:
         if self._flushing is None or self._flushing.done():
             self._flushing = self._flusher.submit(_sync, self._paths["bin"])
 
-    def finish(self, max_id: int) -> dict[str, Any]:
+    def finish(self, max_id: int) -> ShardEntry:
         """Hash the rest, flush the files, and return the shard's entry in the manifest.
 
         `max_id`: the largest id that was written to the shard, −1 without tokens.
@@ -163,7 +165,7 @@ class ShardSealer:
         self._flusher.shutdown()
         for path in self._paths.values():
             _sync(path)
-        entry = ShardEntry(
+        return ShardEntry(
             file=self._paths["bin"].name,
             tokens=self._plan.num_tokens,
             documents=self._plan.num_documents,
@@ -173,7 +175,6 @@ class ShardSealer:
             ends_sha256=self._digests["ends"].hexdigest(),
             docs_sha256=self._digests["docs"].hexdigest(),
         )
-        return asdict(entry)
 
 
 def _sync(path: Path) -> None:

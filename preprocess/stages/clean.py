@@ -1,17 +1,18 @@
-"""Cleaning rules, each with a name, a switch in the recipe and a count of the documents it changed.
+"""The cleaning rules. A recipe lists the rules to apply, and a build counts what each one changes.
 
 The problem: almost all documents are clean, but a regular expression reads text at only 0.6 GB/s,
 and rewriting a column copies every text in it.
 
 The idea: first find out whether there is anything to do. The rules that are on by default scan the
-bytes of a whole batch with NumPy (3 to 15 GB/s), without looking at single documents. Only if the
-scan finds a suspicious byte is a regular expression applied, and only the documents that match it
-are rewritten. The cost for clean ASCII text is one scan per rule and no copy.
+bytes of a whole batch with NumPy (3 to 15 GB/s), without looking at single documents. If the scan
+finds a suspicious byte, a regular expression finds the documents to change, and only these are
+rewritten. The cost for clean ASCII text is one scan per rule and no copy.
 
-The rules are applied in a fixed order (CLEANING_RULES in the recipe's schema) that makes all of
-them together idempotent: normalizing line ends and removing control characters can uncover a byte
-order mark, and no rule after NFC can produce text that is not in NFC. There are two exceptions:
-`html_entities` removes one layer of escapes (`&amp;lt;` becomes `&lt;`), and `mojibake` is a guess.
+The rules are applied in a fixed order (CLEANING_RULES in recipes/schema.py), so cleaning a text
+twice gives the same result as cleaning it once: normalizing line ends and removing control
+characters can uncover a byte order mark, so both come before its removal, and no rule after NFC can
+produce text that is not in NFC. There are two exceptions: `html_entities` removes one layer of
+escapes (`&amp;lt;` becomes `&lt;`), and `mojibake` guesses what the text was.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ import pyarrow.compute as pc
 from preprocess.documents import get_text_buffers, replace_column
 from preprocess.recipes.schema import CLEANING_RULES
 
-# C0 except tab and line feed, DEL, and C1. C0 here also excludes the carriage return, which the
-# earlier rule `line_ends` converts.
+# DEL, C1, and C0 except tab, line feed and carriage return (which the earlier rule `line_ends`
+# converts).
 CONTROL_CHARACTERS = r"[\x00-\x08\x0B\x0C\x0E-\x1F\x7F\x{80}-\x{9F}]"
 
 # White space at both ends. At the start, a byte order mark counts as white space: otherwise a text
@@ -54,7 +55,7 @@ def clean(batch: pa.RecordBatch, rules: tuple[str, ...]) -> tuple[pa.RecordBatch
 def _replace_rows(
     texts: pa.LargeStringArray, mask: pa.BooleanArray, rewrite: Callable[[pa.Array], pa.Array]
 ) -> tuple[pa.Array, int]:
-    """Apply `rewrite` to the rows selected by `mask`. Return all texts and the number of rows."""
+    """Apply `rewrite` to the rows in `mask`. Return all texts and the number of these rows."""
     count = pc.sum(mask).as_py() or 0
     if not count:
         return texts, 0
@@ -62,7 +63,7 @@ def _replace_rows(
 
 
 def _contains_byte(texts: pa.LargeStringArray, predicate: Callable[[np.ndarray], np.ndarray]) -> bool:
-    """Return whether `predicate` is true for any byte. The scan is in chunks that stay in cache."""
+    """Return whether `predicate` is true for any byte. Chunks of SCAN_BYTES stay in the cache."""
     data, _ = get_text_buffers(texts)
     return any(bool(predicate(data[start : start + SCAN_BYTES]).any()) for start in range(0, len(data), SCAN_BYTES))
 

@@ -1,7 +1,7 @@
 """Hashes that identify the contents and the groups of documents.
 
-The problem: duplicates can be anywhere in a corpus, and neither all texts nor a comparison of all
-pairs of texts is possible for a billion documents.
+The problem: duplicates can be anywhere in a corpus. For a billion documents, the texts do not fit
+into memory, and comparing all pairs of texts would take too long.
 
 The idea: two documents are duplicates if the 128-bit hashes of their cleaned UTF-8 bytes are equal.
 The probability that n different texts contain a collision is about n² / 2¹²⁹: 10⁻²¹ for a billion
@@ -9,7 +9,7 @@ documents (with 64 bits it would be 3 %). The hashes are compared on disk, in bu
 partitions are read (build/dedup_and_split.py).
 
 A group is a set of documents that must be on one side of the split, such as the translations of one
-sentence: with one of them in training, the validation loss of the other would be too low. A group
+sentence: if one of them is used for training, the validation loss of the other is too low. A group
 is identified by a hash too. A document without a group is grouped by its content, so that equal
 documents are on one side even if duplicates are kept.
 
@@ -52,7 +52,7 @@ def hash_group_names(groups: pa.StringArray, hashes: np.ndarray) -> np.ndarray:
     group_hashes = hashes.copy()
     named = np.flatnonzero(groups.is_valid().to_numpy(zero_copy_only=False))
     if len(named):
-        # The prefix keeps a group name apart from a document whose text equals that name.
+        # With the prefix, the hash of a name differs from that of a document with the same text.
         names = groups.take(pa.array(named)).to_pylist()
         group_hashes[named] = hash128((b"group\0" + name.encode() for name in names), len(named))
     return group_hashes

@@ -1,4 +1,4 @@
-"""Encode texts, check the fast backend with a spot check, and add control tokens.
+"""Encode texts, spot-check the fast backend, and add control tokens.
 
 The spot check. The problem: the fast backend (gigatoken) encodes 200 MB/s, the reference library
 of a tokenizer 5 MB/s. The reference defines the correct ids; a bug in the fast backend would
@@ -22,7 +22,7 @@ from preprocess.recipes.schema import Recipe
 from preprocess.shards.permutation import keyed_hash
 from preprocess.tokenizers.interface import Encoded, Tokenizer
 
-INITIAL_CHECK_BYTES = 1 << 17  # of every process
+INITIAL_CHECK_BYTES = 1 << 17  # of text, in every process
 CHECK_FRACTION = 1 / 1024
 MAX_CHECK_CHARACTERS = 1 << 16  # of one document, which may be a whole book
 
@@ -34,8 +34,8 @@ class BackendMismatch(Exception):
 class SpotCheck:
     """Chooses the documents of one process that the reference encodes too.
 
-    It chooses documents until INITIAL_CHECK_BYTES are checked, at least one document, and then a
-    fraction of CHECK_FRACTION.
+    At the start it chooses at least one document and about INITIAL_CHECK_BYTES of text; after that
+    it chooses the fraction CHECK_FRACTION of the documents.
     """
 
     def __init__(self, seed: int) -> None:
@@ -68,8 +68,8 @@ def encode_checked(tokenizer: Tokenizer, texts: pa.LargeStringArray, rows: np.nd
     """Encode all texts, and compare the ids of `rows` with those of the reference.
 
     Returns flat ids (N,) uint32 and the exclusive end of each text in them, (D,) int64. Raises
-    BackendMismatch for the first difference, or if the fast backend fails. Without a fast backend
-    the ids are not compared.
+    BackendMismatch if the ids of a text differ, or if the fast backend fails. Without a fast
+    backend the ids are not compared.
     """
     if not tokenizer.has_fast_backend:
         return tokenizer.encode(texts)

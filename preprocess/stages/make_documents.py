@@ -39,8 +39,8 @@ class DocumentMaker:
     def make(self, records: Records) -> tuple[pa.RecordBatch, pa.StringArray | None]:
         """Return the documents of `records` in order, and the name of the split of each.
 
-        The names are only returned if a column or the name of the file gives them. Raises
-        FolioError if a record is one that the recipe does not allow.
+        The names are returned only if a column or the name of the file contains them. Raises
+        FolioError for a record that is not UTF-8 or too long if the recipe makes that an error.
         """
         keep = np.ones(records.num_records, bool)
         columns = {name: self._decode(column, records, keep) for name, column in records.columns.items()}
@@ -70,7 +70,7 @@ class DocumentMaker:
         return self._cut_long(batch, split)
 
     def _decode(self, column: pa.Array, records: Records, keep: np.ndarray) -> pa.Array:
-        """Return `column` as valid strings. Clear `keep` for rows with invalid UTF-8 to skip."""
+        """Return `column` as valid strings. Set `keep` to False for rows that the recipe skips."""
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         if not is_text_or_bytes(column.type):
@@ -84,7 +84,7 @@ class DocumentMaker:
             return self._decode_rows(column.cast(pa.large_binary()), records, keep)
 
     def _decode_rows(self, column: pa.LargeBinaryArray, records: Records, keep: np.ndarray) -> pa.Array:
-        """Decode a column that contains invalid UTF-8, row by row, as the recipe says."""
+        """Decode a column that contains invalid UTF-8, row by row, as `invalid_utf8` says."""
         texts: list[str | None] = []
         for row, data in enumerate(column.to_pylist()):
             try:
@@ -110,7 +110,7 @@ class DocumentMaker:
         return columns[self._recipe.text_column if self._is_table else "text"]
 
     def _get_metadata(self, name: str, columns: dict[str, pa.Array]) -> Any:
-        """Return a column of values, one value for all documents, or no value.
+        """Return the metadata `name`: a column, or one value for all documents, if there is one.
 
         A column takes precedence over the name of the file, and the name over the recipe's value.
         """
@@ -163,7 +163,10 @@ class DocumentMaker:
         return make_batch(columns, len(rows)), split.take(pa.array(rows, pa.int64())) if split is not None else None
 
     def _cut_text(self, text: memoryview, position: int) -> list[memoryview]:
-        """Return the parts of one text. A rest that cannot be cut is an error or is dropped."""
+        """Return the parts of one text.
+
+        If the rest cannot be cut, it is dropped or, with `oversized = "error"`, raises FolioError.
+        """
         parts: list[memoryview] = []
         start, max_bytes = 0, self._recipe.max_document_bytes
         while len(text) - start > max_bytes:

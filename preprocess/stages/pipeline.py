@@ -1,7 +1,7 @@
 """Read a span of an input file and chain the stages that turn it into cleaned documents.
 
-The documents come in batches, together with the side of the split of each document as far as it is
-known while reading. A random split is decided later (split.py), so that its side is UNKNOWN here.
+Documents are yielded in batches, together with the side of the split that each document belongs to.
+A random split is decided later (split.py), so its documents have the side UNKNOWN here.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _read_batches(input_file: InputFile, span: Span, recipe: Recipe, rejects: Re
 
 
 def _parse_sides(names: pa.Array | None, input_file: InputFile) -> np.ndarray:
-    """Return the side for the name of each document's split: (D,) int8."""
+    """Convert the name of each document's split to a side: (D,) int8."""
     if names is None:
         raise FolioError(
             f"{input_file.path} gives no split for its documents; set split_column to one of its columns, "
@@ -101,7 +101,7 @@ def _parse_sides(names: pa.Array | None, input_file: InputFile) -> np.ndarray:
 def _cut_batches(batches: Documents, recipe: Recipe, boundary: int | None, rejects: Rejects) -> Documents:
     """Cut documents at `boundary` and, if the recipe says so, into passages; number the parts.
 
-    `boundary`, if given, is the number of characters of all documents together that are for
+    `boundary`, if given, is the number of characters, counted over all documents, that are used for
     training.
     """
     passage_characters = recipe.passage_characters if recipe.document == "passage" else None
@@ -134,7 +134,7 @@ def _read_contiguous(
 ) -> Documents:
     """Read a file twice: first to count the characters of the cleaned text, then to cut it.
 
-    The file is not kept in memory between the two, because it may not fit.
+    The text is not kept in memory between the two passes, because it may not fit.
     """
     first_pass = _clean_batches(_read_batches(input_file, span, recipe, Rejects(None)), recipe, Counter())
     num_characters = sum(_count_characters(batch) for batch, _ in first_pass)

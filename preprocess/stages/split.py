@@ -5,11 +5,12 @@ the order of the documents, the number of workers or the other documents of a ba
 one after another from a random generator depend on all of these.
 
 The idea: a group's random number is a hash of the group's hash (dedup.py), keyed by the recipe's
-seed. The number belongs to the group: it is the same wherever and whenever it is computed. With
-`split = "threshold"` a group is used for validation if its number is below `val_fraction` of the
-range of numbers, so each group is decided by itself, but the fraction is only approximate. With
-`split = "exact"` the groups with the smallest numbers are used, which needs the numbers of all
-groups (build/dedup_and_split.py). The cost is a few integer operations per document.
+seed. The number depends only on the group and the seed, so every process computes the same number
+at any time. With `split = "threshold"` a group is used for validation if its number is below
+`val_fraction` of the range of numbers. Each group is then decided without knowledge of the others,
+but the fraction is only approximate. With `split = "exact"` the groups with the smallest numbers
+are used, which requires the numbers of all groups (build/dedup_and_split.py). The cost is a few
+integer operations per document.
 
 With `split = "contiguous"` the text of a file is cut in two instead, at `1 - val_fraction` of its
 characters, as in nanoGPT. With `document = "passage"` a text is cut at blank lines.
@@ -34,7 +35,7 @@ BLANK_LINE = "\n\n"
 
 
 def key_groups(hashes: np.ndarray, seed: int) -> np.ndarray:
-    """Return (D,) GROUP_DTYPE for the hashes of groups, (D, 16) uint8."""
+    """Return one record for each group hash in `hashes`, (D, 16) uint8: (D,) of GROUP_DTYPE."""
     groups = np.empty(len(hashes), GROUP_DTYPE)
     high, low = to_uint64_halves(hashes)
     groups["h"], groups["high"], groups["low"] = keyed_hash(seed, high ^ keyed_hash(seed, low)), high, low
@@ -48,9 +49,9 @@ def is_below_threshold(keys: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def compute_contiguous_cut(num_characters: int, val_fraction: float) -> int:
-    """Return how many of `num_characters` are for training, rounded down as in nanoGPT.
+    """Return how many of `num_characters` are used for training, rounded down as in nanoGPT.
 
-    The fraction is taken as the decimal number that was written, because floats are not exact:
+    The fraction is converted to an exact decimal number first, because floats are not exact:
     10 * (1 - 0.8) is 1.99….
     """
     return int(num_characters * (1 - Fraction(str(val_fraction))))
@@ -60,8 +61,8 @@ def find_passage_ends(text: str, num_characters: int) -> list[int]:
     """Return the ends of passages of about `num_characters` as offsets in characters.
 
     A passage ends after the last blank line in its first `num_characters`, or else after the next
-    blank line. It includes all of the blank lines, so that the passages joined are `text`. The last
-    end is the length of `text`.
+    blank line. It includes the line feeds that follow, so that joining the passages gives `text`.
+    The last end is the length of `text`.
     """
     ends, start = [], 0
     while len(text) - start > num_characters:
@@ -88,8 +89,8 @@ def cut_document(
     """Cut the only document of `batch` at `boundary`, and each side into passages.
 
     `boundary` is an offset in characters and may be outside the text. `passage_characters` is the
-    approximate size of a passage. A cut whose argument is missing is not made. Returns the D
-    non-empty parts in reading order, and which are after the boundary: (D,) bool.
+    approximate size of a passage. Each cut is made only if its argument is given. Returns the D
+    non-empty parts in reading order, and which of them are after the boundary: (D,) bool.
     """
     text = batch.column("text")[0].as_py()
     boundary = len(text) if boundary is None else min(max(boundary, 0), len(text))

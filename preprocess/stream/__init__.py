@@ -1,4 +1,4 @@
-"""Turns documents directly into blocks of tokens, without shards on the disk.
+"""Turn documents directly into blocks of tokens, without shards on the disk.
 
 Memory does not grow with the input, and a stream can resume at any block.
 """

@@ -1,4 +1,4 @@
-"""Batches of blocks for a training loop, and the fixed blocks that it validates on."""
+"""Batches of blocks for a training loop, and the fixed blocks for its validation."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, (B, T) each, of the
 def batches(stream: TokenStream, batch_size: int) -> Iterator[Batch]:
     """Yield inputs and targets, (batch_size, block_size) each: views of one array.
 
-    No block is read ahead, so between two batches `stream.state_dict()` is the state of the loop. A
-    last batch with fewer blocks is dropped. Raises as the stream does.
+    No batch is read ahead, so between two batches `stream.state_dict()` is the state of the loop. A
+    last batch with fewer blocks is dropped. Raises MisuseError if `batch_size` is below 1, and the
+    errors of the stream.
     """
     if batch_size < 1:
         raise MisuseError(f"batch_size must be 1 or more, got {batch_size:,}")
@@ -34,7 +35,7 @@ class ValidationBlocks:
     """The fixed blocks that every evaluation reads."""
 
     blocks: np.ndarray  # (N, block_size + 1) of the corpus' dtype
-    num_tokens: int  # of the documents that were read for the blocks
+    num_tokens: int  # of the documents that were encoded for the blocks
     num_text_bytes: int  # of the same documents: with num_tokens it converts nats per token to bits per byte
 
 
@@ -43,10 +44,10 @@ def validation_blocks(
 ) -> ValidationBlocks:
     """Return the first `eval_tokens` // block_size blocks (at least one) of the validation split.
 
-    The blocks are in the order of the documents; without `eval_tokens` they are all blocks. Every
-    rank gets the same. With a small `val_fraction` most documents are read and discarded: with
-    0.001 a thousand times the validation text is read, but not encoded. Raises FolioError if the
-    split has less than one block.
+    Without `eval_tokens`, all blocks of the split are returned. They are in the order of the
+    documents, and every rank gets the same blocks. With a small `val_fraction` most documents are
+    read and discarded: with 0.001 a thousand times the validation text is read, but not encoded.
+    Raises FolioError if the split has less than one block.
     """
     stream = TokenStream(corpus, block_size=block_size, split="val", stream_buffer=0, retries=retries)
     max_blocks = None if eval_tokens is None else max(eval_tokens // block_size, 1)

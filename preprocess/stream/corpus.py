@@ -2,15 +2,15 @@
 
 A build reads all documents before it decides which to keep; a stream meets each document once. So a
 stream cannot deduplicate, split by exact count, train a tokenizer, or number control tokens that it
-has not seen. `open_corpus` changes such settings and logs a line, or rejects them if a change would
-alter the vocabulary. The files are listed but not read, and not hashed.
+has not seen. `open_corpus` changes such settings and logs a line for each, or rejects them if a
+change would alter the vocabulary. The files are listed, but neither read nor hashed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +26,7 @@ from preprocess.shards import format as shard_format
 from preprocess.shards.control_tokens import ControlTokenIds
 from preprocess.shards.files import canonical_json, readable_json, sha256_bytes, write_durable
 from preprocess.shards.format import CONTROL_FIELDS, MANIFEST, TOKENIZER_DIR
-from preprocess.shards.manifest import SPLITS
+from preprocess.shards.manifest import SPLITS, Manifest, parse_manifest
 from preprocess.tokenizers import TRAINED_KINDS, is_tokenizer_path, load_tokenizer_by_name, make_tokenizer_entry
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.versions import collect_versions
@@ -36,7 +36,7 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class StreamCorpus:
-    """An open corpus. Any number of streams may share one."""
+    """An open corpus. Several streams may share it."""
 
     recipe: Recipe  # with the changes that a stream needs
     input_files: tuple[InputFile, ...]
@@ -71,17 +71,19 @@ class StreamCorpus:
         It covers the recipe, the names and sizes of the files, and the tokenizer.
         """
         return sha256_bytes(
-            canonical_json([self.recipe.resolved(), self._source_entries(), make_tokenizer_entry(self.tokenizer)])
+            canonical_json(
+                [self.recipe.resolved(), self._source_entries(), asdict(make_tokenizer_entry(self.tokenizer))]
+            )
         )
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """Return the manifest of a build without shards.
 
         `load_tokenizer`, sampling and exporting read the vocabulary from it.
         """
         tokenizer = self.tokenizer
         empty_split = {"tokens": 0, "documents": 0, "text_bytes": 0, "shards": []}
-        return shard_format.seal(
+        fields = shard_format.seal(
             {
                 "format": shard_format.FORMAT,
                 "version": shard_format.VERSION,
@@ -93,7 +95,7 @@ class StreamCorpus:
                 "pad_id": tokenizer.pad_id,
                 "unk_id": tokenizer.unk_id,
                 "special_tokens": {**tokenizer.special_tokens, **self.control_ids},
-                "tokenizer": make_tokenizer_entry(tokenizer),
+                "tokenizer": asdict(make_tokenizer_entry(tokenizer)),
                 "splits": dict.fromkeys(SPLITS, empty_split),
                 "recipe": self.recipe.resolved(),
                 "sources": self._source_entries(),
@@ -102,15 +104,16 @@ class StreamCorpus:
                 "made_with": collect_versions(tokenizer.kind),
             }
         )
+        return parse_manifest(fields)
 
     def save_vocabulary(self, folder: Path) -> None:
         """Write manifest and tokenizer to `folder`, for `read_manifest` and `load_tokenizer`."""
         (folder / TOKENIZER_DIR).mkdir(parents=True, exist_ok=True)
         for name, data in self.tokenizer.files.items():
             write_durable(folder / TOKENIZER_DIR / name, data)
-        write_durable(folder / MANIFEST, readable_json(self.manifest()))
+        write_durable(folder / MANIFEST, readable_json(self.manifest().as_dict()))
 
-    def _source_entries(self) -> list[dict[str, Any]]:
+    def _source_entries(self) -> list[dict[str, str | int]]:
         return [{"name": file.name, "bytes": file.size_bytes} for file in self.input_files]
 
 
@@ -119,11 +122,12 @@ def open_corpus(
 ) -> StreamCorpus:
     """Return the corpus of a recipe, ready to be streamed. Its files are listed, not read.
 
-    `corpus` is a Recipe, the name of a built-in corpus, the path of a TOML file, or None for the
-    files of `inputs` alone. `overrides` are settings of the recipe. `log` is called with each line
-    that a user should see; by default it is printed to stderr as a warning. With `use_reference`
-    the reference library encodes even if there is a faster one. Raises MisuseError for settings
-    that a stream cannot have, FolioError if a file cannot be obtained.
+    `corpus` is a Recipe, the name of a built-in corpus, the path of a TOML file, or None if the
+    corpus consists of the files of `inputs` only. `overrides` are settings of the recipe. `log` is
+    called with each line that a user should see; by default it is printed to stderr as a warning.
+    With `use_reference` the reference library encodes even if there is a faster one. Raises
+    MisuseError for settings that a stream does not support, FolioError if a file cannot be
+    obtained.
     """
     log = log or Progress(quiet=True).warn
     recipe = load_recipe(str(corpus) if isinstance(corpus, Path) else corpus, **overrides)
@@ -167,7 +171,7 @@ def _reject_trained_tokenizer(recipe: Recipe) -> None:
 
 
 def adapt_recipe(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """Return `recipe` without settings that need all documents first, and a line per change.
+    """Return `recipe` without settings that require all documents, and a line for each change.
 
     Raises MisuseError if the recipe takes control tokens from a column: every id of the vocabulary
     must be known before the first block.
@@ -188,8 +192,8 @@ def adapt_recipe(recipe: Recipe) -> tuple[Recipe, list[str]]:
         )
     if recipe.max_documents is not None:
         notes.append(
-            "a stream cannot choose documents by rank: max_documents takes the first "
-            f"{recipe.max_documents:,} of both splits together"
+            "a stream cannot draw documents at random from the whole corpus: max_documents keeps the first "
+            f"{recipe.max_documents:,}, both splits together"
         )
     return dataclasses.replace(recipe, **changes), notes
 
@@ -209,7 +213,7 @@ def _reject_unknown_control_tokens(recipe: Recipe) -> None:
 
 
 def _number_control_tokens(recipe: Recipe, input_files: list[InputFile], tokenizer: Tokenizer) -> dict[str, int]:
-    """Return the ids of the control tokens that the recipe and the file names give, by token.
+    """Return the ids, by token, of the control tokens that the recipe and the file names define.
 
     They are numbered in the order in which the files are read. A build has the same ids if it keeps
     a document of every file.

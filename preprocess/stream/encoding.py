@@ -1,9 +1,10 @@
-"""Encode documents to ids with control tokens around them, and keep the cursor of every token.
+"""Encode documents to ids with control tokens around them, and find the cursor of each token.
 
-A batch of documents has 8 MB of text. It is encoded in chunks of one megabyte, so that the first
-block does not wait for the whole batch (the reference library encodes 5 MB/s). The fast library is
-checked against the reference on a few documents, as in a build. A build restarts with the reference
-if they differ; a stream has already given blocks to its caller, so it ends with an error.
+A batch of documents has about 8 MB of text. It is encoded in chunks of one megabyte, so that the
+first block does not wait for the whole batch (the reference library encodes 5 MB/s). The fast
+library is checked against the reference on a few documents, as in a build. A build restarts with
+the reference if they differ; a stream has already given blocks to its caller, so it ends with an
+error.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ class Chunk:
     ends: np.ndarray  # (D,) int64, exclusive end of each document in `ids`
     selected: SelectedDocuments
     first: int  # index in `selected` of the first of the D documents
-    text_bytes: int
+    text_bytes: int  # of the D documents
 
     def cursor(self, num_ids: int) -> Cursor:
-        """Return the position after the first `num_ids` ids, at least 1.
+        """Return the position after the first `num_ids` >= 1 ids.
 
-        It is in the document that contains the last of them, possibly at its end.
+        It is in the document that contains the last of these ids, possibly at its end.
         """
         document = int(np.searchsorted(self.ends, num_ids))
         start = int(self.ends[document - 1]) if document else 0
@@ -51,7 +52,7 @@ class ChunkEncoder:
         self._corpus, self._tokenizer = corpus, corpus.tokenizer
         self._check = SpotCheck(corpus.recipe.seed)
         eot_id = corpus.tokenizer.eot_id if has_eot(corpus.recipe, corpus.tokenizer) else None
-        self._back = -1 if eot_id is None else eot_id
+        self._trailing_id = -1 if eot_id is None else eot_id
 
     def encode(self, selected: SelectedDocuments) -> Iterator[Chunk]:
         """Yield the chunks of `selected`, in order.
@@ -76,19 +77,20 @@ class ChunkEncoder:
                 f"{e}, and blocks were already returned; open the corpus again with "
                 "open_corpus(…, use_reference=True), or train on a build, which switches to the reference by itself"
             ) from e
-        front = np.tile(self._front(selected), (last - first, 1))  # (D, 1 + F)
-        back = np.full((last - first, 1), self._back, np.int64)  # (D, 1)
-        ids, ends = add_control_tokens(ids, ends, front, back)
+        leading = np.tile(self._leading_ids(selected), (last - first, 1))  # (D, 1 + F)
+        trailing = np.full((last - first, 1), self._trailing_id, np.int64)  # (D, 1)
+        ids, ends = add_control_tokens(ids, ends, leading, trailing)
         return Chunk(ids.astype(self._corpus.dtype, copy=False), ends, selected, first, int(sizes.sum()))
 
-    def _front(self, selected: SelectedDocuments) -> np.ndarray:
-        """Return the ids before each document, (1 + F,), -1 for no id.
+    def _leading_ids(self, selected: SelectedDocuments) -> np.ndarray:
+        """Return the ids to insert before each document, (1 + F,) int64; -1 means no id.
 
-        All documents of a file have the same: `adapt_recipe` rejects control tokens from columns.
+        They are the same for all documents of a file: `adapt_recipe` rejects control tokens from
+        columns.
         """
         recipe, tokenizer = self._corpus.recipe, self._tokenizer
-        front = [tokenizer.bos_id if has_bos(recipe, tokenizer) and tokenizer.bos_id is not None else -1]
+        leading = [tokenizer.bos_id if has_bos(recipe, tokenizer) and tokenizer.bos_id is not None else -1]
         for field in CONTROL_FIELDS if recipe.authors else ():
             value = selected.batch.column(field)[0].as_py()
-            front.append(-1 if value is None else self._corpus.control_ids[format_control_token(field, value)])
-        return np.array(front, np.int64)
+            leading.append(-1 if value is None else self._corpus.control_ids[format_control_token(field, value)])
+        return np.array(leading, np.int64)

@@ -1,20 +1,21 @@
-"""Read the documents of one share of a corpus, from any position, despite temporary read errors.
+"""Read the documents of one share of a corpus from any position, and retry after read errors.
 
 Shares. With R ranks and W workers in each, R·W readers divide the documents without communication.
-Each numbers all documents of the epoch in the same order. Of R·W consecutive documents each reader
-takes one, and a permutation keyed by the seed says which. Taking every (R·W)-th document instead
-would give one reader only English and the other only Russian if they alternate in the file. Every
-share reads and cleans all of the text (a quarter of the work) and encodes only its part.
+Each reader numbers all documents of the epoch in the same order. Of R·W consecutive documents each
+reader takes one, and a permutation keyed by the seed selects it. If each reader took every
+(R·W)-th document instead, two readers of a file with alternating languages would each get only one
+language. Every reader reads and cleans all of the text (a quarter of the work) and encodes only its
+share.
 
 Positions. Files are cut into spans of about 16 MB, as in a build; a compressed file or a CSV file
 is one span. A `Cursor` is the epoch, the file, the span, and the row in the span. Resuming skips
 files and spans without reading them, and reads the span of the cursor from its beginning. Rows
 before the cursor are cleaned but not encoded.
 
-Retries. Reading over a network fails now and then. A span whose reading fails is read again from
-its beginning, after a pause that doubles each time, and the documents that were already yielded are
-skipped. So an error that passes loses and repeats no document. Errors that cannot pass, such as a
-missing or malformed file, are raised at once.
+Retries. Reading over a network fails sometimes. If reading a span fails, the span is read again
+from its beginning, after a pause that doubles each time, and the documents that were already
+yielded are skipped. So a temporary error neither loses nor repeats a document. Permanent errors,
+such as a missing or malformed file, are raised at once.
 """
 
 from __future__ import annotations
@@ -84,13 +85,13 @@ class Share:
         if self.num_shares == 1:
             return np.ones(len(numbers), bool)
         cycle, index = np.divmod(numbers.astype(np.uint64), np.uint64(self.num_shares))
-        is_own: np.ndarray = permute(index, self.num_shares, keyed_hash(seed ^ SHARE_KEY, cycle)) == self.index
-        return is_own
+        is_in_share: np.ndarray = permute(index, self.num_shares, keyed_hash(seed ^ SHARE_KEY, cycle)) == self.index
+        return is_in_share
 
 
 @dataclass(frozen=True)
 class Retries:
-    """How often reading is tried at one position, and the pause after a failure.
+    """How many times reading is tried at one position, and the pause after a failure.
 
     The first pause is `backoff_s` seconds; each further one is twice as long.
     """
@@ -122,10 +123,10 @@ class DocumentReader:
     split: str
     share: Share
     seed: int
-    epochs: int | None  # None: without end
+    epochs: int | None  # passes over the corpus, unlimited if unset
     retries: Retries
     side_of_file: dict[int, int] = field(init=False)  # file number -> side, if the names of the files give the split
-    is_test_for_training: bool = field(init=False)  # the names give a test split and no training split
+    is_test_for_training: bool = field(init=False)  # train on the test split, as the names give no training split
 
     def __post_init__(self) -> None:
         self.side_of_file = self._find_sides_by_name()
@@ -153,7 +154,7 @@ class DocumentReader:
         part = f"share {share.index} of {share.num_shares} of " if is_shared else ""
         return (
             f"no document is left for {part}the {self.split} split of {self.corpus.name}; check its files, columns, "
-            f"conditions, cleaning rules and val_fraction{', or divide it among fewer' if is_shared else ''}"
+            f"conditions, cleaning rules and val_fraction{', or use fewer processes and workers' if is_shared else ''}"
         )
 
     def _read_epoch(self, start: Cursor) -> Iterator[SelectedDocuments]:
@@ -183,13 +184,13 @@ class DocumentReader:
         """Return the side of each file, if the split is given by the names of the files."""
         if self.corpus.recipe.split != "given" or self.corpus.recipe.split_column is not None:
             return {}
-        sides = {file.number: SIDE_BY_NAME.get(file.metadata.get("split", "")) for file in self.corpus.input_files}
+        sides = {file.number: SIDE_BY_NAME.get(str(file.metadata.get("split", ""))) for file in self.corpus.input_files}
         return {number: side for number, side in sides.items() if side is not None}
 
     def _can_skip(self, file: InputFile) -> bool:
-        """Return whether a file has no document of this split.
+        """Return whether a file is known to have no document of this split.
 
-        With max_documents all files must be counted.
+        With max_documents no file is skipped, because the documents of both splits are counted.
         """
         side = self.side_of_file.get(file.number)
         if side is None or self.corpus.recipe.max_documents is not None:
@@ -198,7 +199,7 @@ class DocumentReader:
         return side != SIDE_OF_SPLIT[self.split]
 
     def _iter_spans(self, file: InputFile, first: int) -> Iterator[tuple[int, Span]]:
-        """Yield the number and the span for each span of a file, from number `first` on."""
+        """Yield (number, span) for the spans of a file, from number `first` on."""
         index, num_failures = first, 0
         while True:
             try:
@@ -216,7 +217,7 @@ class DocumentReader:
     ) -> Iterator[tuple[int, pa.RecordBatch, np.ndarray]]:
         """Yield (row, batch, sides) for the documents of `span` after the first `num_skipped`.
 
-        `row` is that of the batch's first document.
+        `row` is the row of the batch's first document in the span.
         """
         num_read, num_failures = num_skipped, 0
         while True:
@@ -265,12 +266,11 @@ class DocumentReader:
 def wait_before_retry(
     file: InputFile, error: OSError | FolioError, num_failures: int, retries: Retries, log: Log
 ) -> None:
-    """Log a failure that may be temporary and pause.
+    """Log a failure that may be temporary, and pause before the next try.
 
-    Raises FolioError for any other, or after the last try.
-
-    Readers convert a library's errors to FolioError. Whether the file is damaged or could not be
-    read shows only in the cause: an OSError may be temporary.
+    Raises FolioError for a permanent failure, or after the last try. Readers convert the errors of
+    libraries to FolioError, so the cause decides: an OSError may be temporary, any other error
+    means that the file is damaged.
     """
     if isinstance(error, InputChanged):
         raise FolioError(

@@ -9,20 +9,20 @@ Shuffling. A stream cannot shuffle what it has not read, so it shuffles within a
 shuffle buffer returns a random element and replaces it by the next one; its content depends on its
 whole history, so its state is the content: with 10,000 blocks of 1,024 tokens, 20 MB. Here
 `stream_buffer` consecutive blocks are a group, and a group is returned in the order of a
-permutation keyed by (seed, number of the group). While a group is returned, the blocks of the next
-group fill the places that become free. So the content of the buffer follows from the seed and the
-number of blocks returned, and the state is a position in the order: the cursor at which the group
-begins, and how many of its blocks have been returned. The cost is at resuming: the group is read
-and encoded again.
+permutation keyed by (seed, number of the group). For each block of a group that is returned, a
+block of the next group is read. So the content of the buffer follows from the seed and the number
+of blocks returned, and the state is a position in the order: the cursor at which the group begins,
+and how many of its blocks have been returned. The cost arises when a stream resumes: the group is
+read and encoded again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
@@ -40,8 +40,18 @@ MAX_BUFFERED_BLOCKS = 1 << 24  # their order alone takes 8 bytes per block
 TAILS = ("drop", "pad")
 
 
+class StreamState(TypedDict):
+    """A position in a stream, as JSON values."""
+
+    version: int
+    stream: dict[str, str | int | None]  # the settings and the corpus of the stream that it belongs to
+    group: int
+    drawn: int  # blocks of the group that have been returned
+    cursor: dict[str, int]  # the fields of the Cursor at which the group begins
+
+
 class TokenStream(Iterator[np.ndarray]):
-    """Iterates over blocks, arrays (block_size + 1,) of `dtype`, which the caller may change.
+    """Iterates over blocks: arrays (block_size + 1,) of `dtype`, which the caller may modify.
 
     `num_tokens`, `num_text_bytes` and `num_documents` count what was encoded since the stream was
     opened, failed, or loaded a state. `num_padded` is the number of padding tokens, which are at
@@ -64,16 +74,17 @@ class TokenStream(Iterator[np.ndarray]):
         epochs: int | None = 1,
         retries: Retries | None = None,
     ) -> None:
-        """`corpus`: an open corpus, or what `open_corpus` accepts.
+        """`corpus`: an open corpus, or an argument for `open_corpus`.
 
         `seed` determines the order of blocks and the division into shares, so it must be the same
         for all shares. `stream_buffer` blocks are shuffled together; 0 or 1 keeps the order of the
         documents. `tail`: "drop" drops the tokens after the last whole block, "pad" fills a last
         block with the padding token. The stream reads the share of `worker` of `num_workers` in
-        `rank` of `world_size`. `epochs`: passes over the corpus, None for no end; a block may
-        contain the end of one pass and the start of the next. `retries`: for temporary read errors.
+        `rank` of `world_size`. `epochs`: passes over the corpus, unlimited if it is None; a block
+        may contain the end of one pass and the start of the next. `retries`: for temporary read
+        errors.
 
-        Raises MisuseError for invalid arguments, and as `open_corpus` does.
+        Raises MisuseError for invalid arguments, and the errors of `open_corpus`.
         """
         self.corpus = corpus if isinstance(corpus, StreamCorpus) else open_corpus(corpus)
         self.block_size, self.dtype = block_size, self.corpus.dtype
@@ -93,8 +104,8 @@ class TokenStream(Iterator[np.ndarray]):
         self._seed, self._group_size = seed, max(stream_buffer, 1)
         share = Share(rank, world_size, worker, num_workers)
         self._reader = DocumentReader(self.corpus, split, share, seed, epochs, retries or Retries())
-        # What a state belongs to. A state of a stream with another identity cannot be loaded.
-        self._identity = {
+        # States contain the identity of their stream. A stream rejects a state with another one.
+        self._identity: dict[str, str | int | None] = {
             "corpus": self.corpus.sha256,
             "block_size": block_size,
             "split": split,
@@ -111,11 +122,11 @@ class TokenStream(Iterator[np.ndarray]):
         """Continue after the first `num_drawn` blocks of `group`, which begins at `group_start`."""
         self._group_start, self._group, self._num_drawn = group_start, group, num_drawn
         self._next_starts: dict[int, Cursor] = {}  # group number -> its first token, for groups after this one
-        self._current: list[np.ndarray | None] = []  # blocks of this group in reading order; None when returned
+        self._current: list[np.ndarray | None] = []  # blocks of this group in reading order, cleared when returned
         self._upcoming: list[np.ndarray | None] = []  # blocks of the next group
         self._order: list[int] = []  # index in `_current` of each block to return
         self.num_tokens = self.num_text_bytes = self.num_documents = self.num_padded = 0
-        self._blocks: Iterator[np.ndarray] | None = None  # the source of blocks, in reading order
+        self._blocks: Iterator[np.ndarray] | None = None  # yields all blocks in reading order
 
     @property
     def num_blocks(self) -> int:
@@ -215,8 +226,8 @@ class TokenStream(Iterator[np.ndarray]):
             self.num_padded = width - len(rest)
             yield np.concatenate([rest, np.full(self.num_padded, self._pad_id, self.dtype)])
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position in the stream, as JSON values: some twenty integers and strings."""
+    def state_dict(self) -> StreamState:
+        """Return the position in the stream as JSON values: about twenty integers and strings."""
         return {
             "version": STATE_VERSION,
             "stream": dict(self._identity),
@@ -225,13 +236,13 @@ class TokenStream(Iterator[np.ndarray]):
             "cursor": asdict(self._group_start),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at the position of `state`: the next block is the one that would have come next.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue at the position of `state`, with the block that would have come next.
 
-        The next block costs reading and encoding this group again, and as much of the next group as
-        the buffer contained. The span of the file before the group (16 MB, or all of a compressed
-        or CSV file) is read and cleaned but not encoded. Raises MisuseError for the state of
-        another stream, FolioError for a damaged state.
+        The next call of `next` reads and encodes the current group again, and as much of the next
+        group as the buffer contained. The part of the span before the group (up to 16 MB, or all of
+        a compressed or CSV file) is read and cleaned but not encoded. Raises MisuseError for the
+        state of another stream, FolioError for a damaged state.
         """
         _check_identity(state, self._identity)
         try:
@@ -264,7 +275,7 @@ def _find_pad_id(corpus: StreamCorpus) -> int:
     return pad_id
 
 
-def _check_identity(state: dict[str, Any], identity: dict[str, Any]) -> None:
+def _check_identity(state: Mapping[str, Any], identity: Mapping[str, object]) -> None:
     version = state.get("version") if isinstance(state, dict) else None
     if version != STATE_VERSION:
         raise MisuseError(

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.recipes.schema import suggest
-from preprocess.shards.files import sha256_bytes
+from preprocess.shards.files import JsonObject, sha256_bytes
+from preprocess.shards.manifest import Manifest, TokenizerEntry
 from preprocess.tokenizers.interface import Tokenizer
 
-TRAINED_KINDS = ("sentencepiece", "char")  # these names ask for a tokenizer that the build trains
+TRAINED_KINDS = ("sentencepiece", "char")  # a build with one of these names trains its tokenizer
 KIND_BY_SUFFIX = {".model": "sentencepiece", ".json": "huggingface", ".tiktoken": "tiktoken", ".txt": "char"}
 
 
@@ -54,8 +54,8 @@ def find_tokenizer_kind(name: str) -> str:
     """Return the kind of the tokenizer `name`.
 
     It is one of gpt2, tiktoken, sentencepiece, huggingface, char and byte. Only names are examined;
-    no file is read. Raises MisuseError for an unknown name, with the closest known one, and for a
-    path without a tokenizer.
+    no file is read. Raises MisuseError for an unknown name (the message suggests a similar one),
+    and for a path without a tokenizer.
     """
     if is_tokenizer_path(name):
         from preprocess.tokenizers import folders
@@ -87,31 +87,39 @@ def is_tokenizer_path(name: str) -> bool:
     return "/" in name or os.sep in name or name in (".", "..") or name.endswith(tuple(KIND_BY_SUFFIX))
 
 
-def load_tokenizer(folder: Path, manifest: dict[str, Any]) -> Tokenizer:
+def load_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
     """Load the tokenizer that is stored with the build in `folder`; this needs no network.
 
     Raises FolioError if a file is missing, differs from the manifest's hash or cannot be read.
     """
+    return load_stored_tokenizer(folder, manifest.tokenizer, has_eot=manifest.eot_id is not None)
+
+
+def load_stored_tokenizer(folder: Path, entry: TokenizerEntry, *, has_eot: bool) -> Tokenizer:
+    """Load the tokenizer that `entry` describes; `folder` contains the folder of its files.
+
+    `has_eot` says whether a `byte` or `char` tokenizer has an end-of-text id. Raises FolioError if
+    a file is missing, differs from the hash in `entry` or cannot be read.
+    """
     from preprocess.shards.format import TOKENIZER_DIR, read_verified
 
-    stored = manifest["tokenizer"]
-    files = {name: read_verified(folder / TOKENIZER_DIR / name, sha256) for name, sha256 in stored["files"].items()}
+    files = {name: read_verified(folder / TOKENIZER_DIR / name, sha256) for name, sha256 in entry.files.items()}
     try:
-        return _from_files(stored["kind"], files, stored["settings"], has_eot=manifest["eot_id"] is not None)
+        return _from_files(entry.kind, files, entry.settings, has_eot=has_eot)
     except (ValueError, KeyError, RuntimeError) as e:
         raise FolioError(
-            f"the {stored['kind']} tokenizer in {folder / TOKENIZER_DIR} cannot be read ({e}); "
+            f"the {entry.kind} tokenizer in {folder / TOKENIZER_DIR} cannot be read ({e}); "
             "copy the build again or rebuild it"
         ) from e
 
 
-def make_tokenizer_entry(tokenizer: Tokenizer) -> dict[str, Any]:
+def make_tokenizer_entry(tokenizer: Tokenizer) -> TokenizerEntry:
     """Return the entry `tokenizer` of a manifest, from which `load_tokenizer` loads it again."""
     hashes = {name: sha256_bytes(data) for name, data in tokenizer.files.items()}
-    return {"kind": tokenizer.kind, "files": hashes, "settings": tokenizer.settings}
+    return TokenizerEntry(kind=tokenizer.kind, files=hashes, settings=tokenizer.settings)
 
 
-def _from_files(kind: str, files: dict[str, bytes], settings: dict[str, Any], *, has_eot: bool) -> Tokenizer:
+def _from_files(kind: str, files: dict[str, bytes], settings: JsonObject, *, has_eot: bool) -> Tokenizer:
     if kind in ("gpt2", "tiktoken"):
         from preprocess.tokenizers import tiktoken_bpe
 
@@ -132,6 +140,6 @@ def _from_files(kind: str, files: dict[str, bytes], settings: dict[str, Any], *,
     if kind == "byte":
         return characters.ByteTokenizer(has_eot=has_eot)
     raise FolioError(
-        f"the tokenizer of this build is of kind {kind!r}, but this Folio knows only "
+        f"the tokenizer of this build is of kind {kind!r}, but this version of Folio knows only "
         "gpt2, tiktoken, sentencepiece, huggingface, char and byte; install a newer Folio"
     )

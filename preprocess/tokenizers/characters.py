@@ -26,7 +26,7 @@ class _AlphabetTokenizer(Tokenizer):
     backend = "numpy"
 
     def _set_alphabet(self, alphabet: list[bytes], *, has_eot: bool) -> None:
-        """Use the index in `alphabet` as id, and the id after the last for the end of text.
+        """Use the indices in `alphabet` as ids, and the next id for the end-of-text token.
 
         Without an end-of-text token the ids of a `char` tokenizer are those of nanoGPT's
         prepare.py.
@@ -43,7 +43,7 @@ class CharTokenizer(_AlphabetTokenizer):
     kind: ClassVar[str] = "char"
 
     def __init__(self, alphabet: str, *, has_eot: bool) -> None:
-        """`alphabet` holds every character once; a character's index is its id."""
+        """`alphabet` contains every character once; a character's index is its id."""
         if len(set(alphabet)) != len(alphabet):
             raise ValueError(f"{ALPHABET_FILE} repeats a character")
         self._set_alphabet([c.encode() for c in alphabet], has_eot=has_eot)

@@ -15,8 +15,8 @@ UNKNOWN_LANGUAGE = "unknown"
 
 
 def list_language_tags(build: Build) -> dict[int, str]:
-    """Return language number → language tag; 0 is the number of the unknown language."""
-    return {0: UNKNOWN_LANGUAGE, **{int(number): tag for number, tag in build.typed_manifest.languages.items()}}
+    """Return the tag of each language by its number; 0 is the unknown language."""
+    return {0: UNKNOWN_LANGUAGE, **{int(number): tag for number, tag in build.manifest.languages.items()}}
 
 
 def decode_documents(build: Build, split: str, tokenizer: Tokenizer) -> Iterator[tuple[int, bytes]]:
@@ -25,7 +25,7 @@ def decode_documents(build: Build, split: str, tokenizer: Tokenizer) -> Iterator
     Raises FolioError for an id that is not in the build's vocabulary.
     """
     is_control = np.zeros(build.vocab_size, bool)
-    is_control[list(build.typed_manifest.special_tokens.values())] = True
+    is_control[list(build.manifest.special_tokens.values())] = True
     for language, ids in zip(build.docs(split)["lang"], _read_documents(build, split), strict=True):
         if len(ids) and int(ids.max()) >= build.vocab_size:
             raise FolioError(

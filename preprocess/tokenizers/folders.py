@@ -1,4 +1,4 @@
-"""Tokenizers outside a build: save one to a folder, and load one from a file or folder."""
+"""Save a tokenizer to a folder, and load one from a file or folder, outside of builds."""
 
 from __future__ import annotations
 

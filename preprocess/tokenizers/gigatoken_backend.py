@@ -1,14 +1,15 @@
-"""gigatoken as the fast backend.
+"""Encode with gigatoken, the fast backend.
 
 gigatoken is a BPE encoder in Rust. The reference libraries (tiktoken, sentencepiece, tokenizers)
 take and return Python objects and encode about 5 MB/s; gigatoken reads a whole Arrow column,
-remembers the ids of every word it has seen, and encodes about 200 MB/s. Encoding would otherwise
+caches the ids of every word it has seen, and encodes about 200 MB/s. Encoding would otherwise
 dominate the time of a build.
 
-A second implementation may disagree with the first. gigatoken is therefore given no control tokens,
-which it would find in text. When it starts, it must encode PROBE_TEXTS as the reference does
-(`TwoBackendTokenizer.start_fast_backend`). During a build both encode some of the documents
-(`preprocess/stages/encode.py`); after a difference the build starts again with the reference alone.
+gigatoken may give other ids than the reference, so it is checked. When it starts, it must encode
+PROBE_TEXTS as the reference does (`TwoBackendTokenizer.start_fast_backend`). During a build both
+encode some of the documents (`preprocess/stages/encode.py`); if the ids differ, the build starts
+again with the reference only. gigatoken is given no control tokens, because it would find them in
+text.
 
 Text and ids are not copied: awkward, gigatoken's array library, wraps Arrow's buffers, and the ids
 are returned as NumPy views. The cost is memory, because the cache of words only grows.
@@ -29,11 +30,11 @@ import pyarrow as pa
 
 from preprocess.documents import get_text_buffers
 
-# The cache of gigatoken 0.10 settles at 200 MB on natural text. Random words take 8 bytes per byte
-# of text. A new tokenizer costs 50 ms and encodes slowly until its cache has filled.
+# With natural text the cache of gigatoken 0.10 stops growing at about 200 MB. With random words it
+# grows by 8 bytes per byte of text. A new tokenizer costs 50 ms and is slow at first.
 MAX_CACHE_BYTES = 192 << 20
-# Part of a released cache stays with the process. Another restart frees little until the process
-# has grown by this much since the last one.
+# Part of a released cache is not returned to the system. A restart therefore frees little unless
+# the process has grown by this much since the last restart.
 MIN_GROWTH_BYTES = 32 << 20
 MAX_ENCODED_BYTES = 64 << 20  # of text per restart, on systems that do not report a process's memory
 
@@ -88,9 +89,9 @@ class GigatokenBackend:
 
 
 def _trim_heap() -> None:
-    """Make glibc return freed memory to the system, which is a third of a full cache.
+    """Make glibc return freed memory to the system: about a third of a full cache.
 
-    Does nothing with another C library.
+    Has no effect with other C libraries.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
@@ -98,7 +99,7 @@ def _trim_heap() -> None:
 
 
 def measure_resident_bytes() -> int | None:
-    """Return the resident memory of this process without mapped files; None except on Linux."""
+    """Return the resident bytes of this process without mapped files, if the system is Linux."""
     try:
         with open("/proc/self/statm", "rb") as file:
             _, resident, shared, *_ = map(int, file.read().split())

@@ -3,14 +3,14 @@
 The library `tokenizers` (the extra `huggingface`) is the reference backend; only this module
 imports it. Three things happen when a file is loaded:
 
-- Whatever adds to a text, cuts it or is random is switched off: templates, truncation, padding and
-  BPE dropout.
+- Templates, truncation, padding and BPE dropout are switched off. They would add tokens to a text,
+  cut it, or make its encoding random.
 - Control tokens are hidden. The library finds added tokens in text, so a document that mentions
   `</s>` would contain a real `</s>`. They are therefore renamed in the file that the library gets,
   in the vocabulary too, since a Unigram or word-level model would find them there.
-- The tokenizer is tested for being lossless. The bytes of each id follow from the file's decoder.
-  PROBE_TEXTS, and texts with the file's added tokens, are encoded and decoded again, and the first
-  one that comes back changed is reported as `round_trip_issue`; a build warns about it.
+- The round trip is tested. The bytes of each id follow from the file's decoder. PROBE_TEXTS, and
+  texts with the file's added tokens, are encoded and decoded again. The first one that changes is
+  reported as `round_trip_issue`, and a build warns about it.
 
 Byte-level BPE (GPT-2, Llama 3) is lossless, and so is BPE with SentencePiece's conventions, U+2581
 for a space and `<0xNN>` for a byte. Decoding is only approximate if the file normalises text (lower
@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 
 from preprocess.errors import FolioError
-from preprocess.shards.files import parse_json
+from preprocess.shards.files import JsonObject, parse_json
 from preprocess.tokenizers.interface import (
     FATAL_ERRORS,
     MAX_VOCAB_SIZE,
@@ -50,15 +50,15 @@ PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<｜▁pad▁｜>")
 UNK_NAMES = ("<unk>", "[UNK]")
 MAX_PROBED_TOKENS = 64  # added tokens of each sort in the probe texts; a file may have thousands of similar ones
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-Spec = dict[str, Any]  # a parsed tokenizer.json
+Spec = JsonObject  # a parsed tokenizer.json, or an object in it
 
 
 class HuggingFaceTokenizer(TwoBackendTokenizer):
     """The tokenizer of a tokenizer.json.
 
     All added tokens are control tokens, except runs of white space that are not marked as special,
-    which GPT-NeoX has. The mark alone does not decide: DeepSeek's file does not mark `<｜User｜>` and
-    `<|EOT|>`. The text of a control token is encoded like any other text.
+    such as those of GPT-NeoX. The mark alone is not enough: DeepSeek's file does not mark
+    `<｜User｜>` and `<|EOT|>`. The text of a control token is encoded like any other text.
     """
 
     kind: ClassVar[str] = "huggingface"
@@ -153,7 +153,7 @@ def load(path: Path) -> HuggingFaceTokenizer:
 
 
 def _parse(data: bytes) -> Spec:
-    """Parse the file and check its added tokens. Raises ValueError."""
+    """Parse the file. Raises ValueError if it has no model or an invalid added token."""
     spec = parse_json(data)
     if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
         raise ValueError("it has no model")
@@ -167,9 +167,10 @@ def _parse(data: bytes) -> Spec:
 
 
 def _read_vocabulary(spec: Spec) -> dict[str, int]:
-    """Return token → id.
+    """Return the id of each token of the model, by token.
 
-    Unigram models store a list of (token, score), all others a mapping. Raises ValueError.
+    Unigram models store a list of (token, score), all others a mapping. Raises ValueError if the
+    model has neither.
     """
     vocab = spec["model"].get("vocab")
     if isinstance(vocab, list) and all(
@@ -181,7 +182,7 @@ def _read_vocabulary(spec: Spec) -> dict[str, int]:
     return vocab
 
 
-def _find_unknown_token(model: dict[str, Any]) -> Any:
+def _find_unknown_token(model: Spec) -> Any:
     """Return the text of the unknown token. Unigram models store its index, all others its text."""
     vocab, index = model["vocab"], model.get("unk_id")
     if isinstance(vocab, list):
@@ -193,13 +194,13 @@ def _is_id(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
-def _is_text_token(added_token: dict[str, Any]) -> bool:
+def _is_text_token(added_token: Spec) -> bool:
     """Return whether an added token is white space to be found in text, not a control token."""
     return not added_token.get("special") and not added_token["content"].strip(" \t\r\n\u2581")
 
 
 def strip_extras(spec: Spec) -> Spec:
-    """Remove what adds control tokens to a text, cuts or pads it, or makes its encoding random."""
+    """Return `spec` without templates, truncation, padding and dropout."""
     model = spec["model"]
     model = {**model, "dropout": None} if "dropout" in model else model
     return {**spec, "model": model, "post_processor": None, "truncation": None, "padding": None}
@@ -254,7 +255,7 @@ def _involves(merge: Any, names: dict[str, str]) -> bool:
     return any(part in names for part in parts) or "".join(parts) in names
 
 
-def _find_components(spec: Spec, *keys: str) -> Iterator[dict[str, Any]]:
+def _find_components(spec: Spec, *keys: str) -> Iterator[Spec]:
     """Yield the components under `keys` (decoder, pre_tokenizer), and those inside a Sequence."""
     stack = [spec.get(key) for key in keys]
     while stack:
@@ -281,7 +282,7 @@ def _list_bytes_by_id(
     for token, i in vocab.items():
         bytes_by_id[i] = decode(token)
     for added in spec["added_tokens"]:
-        bytes_by_id[added["id"]] = added["content"].encode()  # found in the text as it is, before the model
+        bytes_by_id[added["id"]] = added["content"].encode()  # matched in the text itself, before the model runs
     for i in special_tokens.values():
         bytes_by_id[i] = b""
     return bytes_by_id
@@ -313,7 +314,7 @@ def _decode_sentencepiece(token: str, space_marker: str, *, has_byte_fallback: b
 
 
 def make_byte_level_alphabet() -> dict[str, int]:
-    """Return character → byte for the vocabularies of byte-level models.
+    """Return the byte that each character of a byte-level vocabulary represents, by character.
 
     Printable bytes are represented by themselves, the others by the characters from U+0100 on.
     """
@@ -322,7 +323,7 @@ def make_byte_level_alphabet() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
 
 
-def _make_probe_texts(added: list[dict[str, Any]]) -> tuple[str, ...]:
+def _make_probe_texts(added: list[Spec]) -> tuple[str, ...]:
     text_tokens = [token["content"] for token in added if _is_text_token(token)]
     control_tokens = [token["content"] for token in added if not _is_text_token(token)]
     probed = text_tokens[:MAX_PROBED_TOKENS] + control_tokens[:MAX_PROBED_TOKENS]

@@ -1,14 +1,13 @@
 """Measure how well a tokenizer fits a language: tokens per word, bytes per token, coverage.
 
-Every text is encoded once. Every distinct word is encoded twice more, alone and after a space,
-because most tokenizers have different tokens for the two. Together this takes about twice the time
+Every text is encoded once. Every distinct word is also encoded twice, alone and after a space,
+because most tokenizers have different tokens for the two. In total this takes about twice the time
 of encoding the texts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,26 +27,25 @@ HEADINGS = {
     "character_coverage": "characters covered",
     "single_token_words": "words of one token",
 }
+Figures = dict[str, int | float | None]  # by the keys of HEADINGS
 PERCENTAGES = ("character_coverage", "single_token_words")
 
 
-def inspect_tokenizer(
-    tokenizer: Tokenizer, texts_by_language: Mapping[str, pa.LargeStringArray]
-) -> dict[str, dict[str, Any]]:
+def inspect_tokenizer(tokenizer: Tokenizer, texts_by_language: Mapping[str, pa.LargeStringArray]) -> dict[str, Figures]:
     """Return the figures in HEADINGS for each language: counts as int, ratios as float.
 
-    A ratio is None if its denominator is 0. A word is a run of characters that are not white space.
-    `character_coverage` is the share of characters that are neither encoded by byte fallback nor
-    part of a word with the unknown token; it is None for byte-level tokenizers, to which every
-    character is known. `single_token_words` is the share of words, counted as often as they occur,
-    that are one token, either alone or with the space in front of them.
+    A word is a run of characters that are not white space. `character_coverage` is the fraction of
+    characters that are neither encoded by byte fallback nor part of a word with the unknown token.
+    `single_token_words` is the fraction of words, counted as often as they occur, that are one
+    token, either alone or with the space before them. A ratio with a denominator of 0 is None, and
+    so is the coverage of a byte-level tokenizer, which can encode every character.
 
     Raises FolioError for a character that is missing from the alphabet of a `char` tokenizer.
     """
     return {language: _inspect_language(tokenizer, texts) for language, texts in texts_by_language.items()}
 
 
-def format_inspection(inspection: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def format_inspection(inspection: Mapping[str, Figures]) -> list[str]:
     """Return the lines of a table with aligned columns and one row per language."""
     rows = [["language", *HEADINGS.values()]]
     rows += [
@@ -69,7 +67,7 @@ def _format_figure(name: str, value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
 
 
-def _inspect_language(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> dict[str, Any]:
+def _inspect_language(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> Figures:
     num_characters, num_bytes = pc.sum(pc.utf8_length(texts)).as_py() or 0, len(get_text_buffers(texts)[0])
     num_tokens, num_fallback_characters = _count_tokens(tokenizer, texts)
     words, counts = _count_words(texts)
@@ -128,7 +126,7 @@ def _classify_words(tokenizer: Tokenizer, words: pa.LargeStringArray) -> tuple[n
 
 
 def _measure(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return per text the number of tokens, (D,) int64, and if one is unknown, (D,) bool."""
+    """Return the number of tokens of each text, (D,) int64, and if one is unknown, (D,) bool."""
     num_tokens, has_unknown = [np.empty(0, np.int64)], [np.empty(0, bool)]
     for part in _slices(texts):
         ids, ends = tokenizer.encode(part)

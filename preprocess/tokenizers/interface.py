@@ -3,10 +3,11 @@
 Each id has a fixed byte string (`id_to_bytes`). Decoding is therefore the same for every kind:
 concatenate the byte strings of the ids.
 
-Encoding may exist twice. The *reference backend* is the library that defines the tokenizer, such as
-tiktoken; its ids are correct by definition, but it encodes only about 5 MB/s. The *fast backend* is
-gigatoken, which encodes about 200 MB/s. It is used only if it gives the reference's ids for
-PROBE_TEXTS, and a build compares the two again on part of the documents (`stages/encode.py`).
+A tokenizer may have two backends. The *reference backend* is the library that defines the
+tokenizer, such as tiktoken; its ids are correct by definition, but it encodes only about 5 MB/s.
+The *fast backend* is gigatoken, which encodes about 200 MB/s. It is used only if it gives the
+reference's ids for PROBE_TEXTS, and a build compares the two again on some of the documents
+(`stages/encode.py`).
 
 Text never becomes a control token: `encode` treats the characters of "<|endoftext|>" like any other
 text. Callers insert control ids around the encoded text, by number.
@@ -24,8 +25,8 @@ import pyarrow as pa
 from preprocess.errors import FolioError, MisuseError
 
 END_OF_TEXT = "<|endoftext|>"
-# Ids in files of unknown origin decide how long a list becomes. This is 16 times the largest
-# vocabulary in use.
+# The largest id determines the length of a list, so the ids of an untrusted file are limited. This
+# is 16 times the largest vocabulary in use.
 MAX_VOCAB_SIZE = 1 << 22
 MAX_FILE_BYTES = 200_000_000  # of a tokenizer's file from elsewhere; the largest in use have 40 MB
 # The fast backend must encode these texts as the reference does, and a lossless tokenizer must
@@ -63,7 +64,7 @@ class Tokenizer:
     files: dict[str, bytes]  # file name → content; sufficient to load the tokenizer again
     settings: dict[str, object]  # how it was made, for the manifest
     is_byte_level: bool = False  # tokens are byte strings, so every character can be encoded
-    byte_fallback_ids: Sequence[int] = ()  # ids of the single bytes that encode a character without a piece
+    byte_fallback_ids: Sequence[int] = ()  # ids of single bytes, used for characters that have no other token
     round_trip_issue: str | None = None  # a probe text that decode(encode(text)) changes, and into what
 
     @property
@@ -96,7 +97,7 @@ class Tokenizer:
     def start_fast_backend(self, *, num_threads: int = 1) -> str | None:
         """Use the fast backend from now on, if there is one and it agrees with the reference.
 
-        Returns the reason if they differ or it cannot start, else None.
+        Returns the reason if there is a fast backend but it cannot be used.
         """
         return None
 
@@ -143,7 +144,10 @@ class TwoBackendTokenizer(Tokenizer):
         raise NotImplementedError
 
     def start_fast_backend(self, *, num_threads: int = 1) -> str | None:
-        """Use gigatoken from now on, if it encodes the probe texts as the reference does."""
+        """Use gigatoken from now on, if it encodes the probe texts as the reference does.
+
+        Returns the reason if it cannot be used.
+        """
         from preprocess.tokenizers.gigatoken_backend import GigatokenBackend
 
         try:
@@ -167,9 +171,9 @@ class TwoBackendTokenizer(Tokenizer):
 
 
 def find_round_trip_issue(tokenizer: Tokenizer, probe_texts: Sequence[str]) -> str | None:
-    """Return the first text that decode(encode(text)) changes, as `'Naïve' comes back as 'naive'`.
+    """Return a description of the first text that decode(encode(text)) changes, if there is one.
 
-    Returns None if every text comes back unchanged.
+    For example: `'Naïve' comes back as 'naive'`.
     """
     ids, ends = tokenizer.encode_reference(pa.array(probe_texts, pa.large_string()))
     begin = 0
@@ -189,9 +193,9 @@ def flatten_ids(ids_per_text: Sequence[Sequence[int]]) -> Encoded:
 
 
 def read_tokenizer_file(path: Path) -> bytes:
-    """Return the content of a tokenizer's file that may come from anywhere.
+    """Return the content of an untrusted tokenizer file.
 
-    Raises MisuseError if `path` is not a file, and FolioError if it is larger than any tokenizer.
+    Raises MisuseError if `path` is not a file, FolioError if it is larger than MAX_FILE_BYTES.
     """
     if not path.is_file():
         raise MisuseError(f"{path} is not a file; pass a tokenizer's file, or the folder that holds it")

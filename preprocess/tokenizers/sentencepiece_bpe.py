@@ -13,8 +13,8 @@ threads, and the paths of its input files, into the model.
 The trainer silently drops sentences that are too long or that contain U+2585, its internal mark for
 word boundaries. `_split_sentences` cuts and cleans the text so that all of it is used.
 
-Models trained elsewhere can be loaded too. They may change the text, and `round_trip_issue` says
-how.
+Models trained elsewhere can be loaded too. If one changes a probe text, `round_trip_issue`
+describes the change.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def load(path: Path) -> SentencePieceTokenizer:
 def train(texts: Iterable[str], *, num_pieces: int) -> SentencePieceTokenizer:
     """Train a model with exactly `num_pieces` pieces, control pieces included.
 
-    Raises MisuseError if the text has too few distinct words, or too many characters, for that
-    number. An exception that `texts` raises, such as KeyboardInterrupt, is passed on.
+    Raises MisuseError if the text has too few distinct words, or too many distinct characters, for
+    that number. An exception that `texts` raises, such as KeyboardInterrupt, is passed on.
     """
     import sentencepiece
 
@@ -155,7 +155,7 @@ def _record_exception(sentences: Iterator[str], raised: list[BaseException]) -> 
 
 
 def _split_sentences(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the lines of all texts with their line feeds, cut to what the trainer accepts."""
+    """Yield the lines of all texts with their line feeds, cut to the length the trainer accepts."""
     for text in texts:
         for line in text.replace(WORD_BOUNDARY, " ").splitlines(keepends=True):
             for start in range(0, len(line), MAX_SENTENCE_CHARACTERS):

@@ -1,4 +1,4 @@
-"""The encodings of tiktoken, GPT-2's among them.
+"""The encodings of tiktoken, including GPT-2's.
 
 An encoding has three parts. The *pattern*, a regular expression, splits a text into words. The
 *ranks*, a table of byte strings, define the BPE: within a word the two neighbours whose
@@ -118,7 +118,7 @@ class TiktokenTokenizer(TwoBackendTokenizer):
 class Gpt2Tokenizer(TiktokenTokenizer):
     """The encoding `gpt2`.
 
-    It is a separate kind without settings, because it is older than the kind `tiktoken`.
+    Manifests store it as a separate kind without settings, because the kind `tiktoken` came later.
     """
 
     kind = GPT2
@@ -139,10 +139,9 @@ def find_encoding(name: str) -> Encoding:
     """Return the encoding `name` without reading or fetching its ranks.
 
     Raises ValueError for an unknown name.
-
-    tiktoken's constructors read the ranks first. Copies of them are therefore run with a namespace
-    in which the reading functions only record the URLs and hashes that they are called with.
     """
+    # tiktoken's constructors read the ranks first. Copies of them are therefore run with a
+    # namespace in which the reading functions only record their arguments: URLs and hashes.
     from tiktoken_ext import openai_public
 
     if name not in openai_public.ENCODING_CONSTRUCTORS:
@@ -168,7 +167,7 @@ def find_encoding(name: str) -> Encoding:
 
 
 def load(name: str = GPT2) -> TiktokenTokenizer:
-    """Load the tokenizer of an encoding; see the module docstring for where its files come from.
+    """Load the tokenizer of an encoding. The module docstring lists the sources of its files.
 
     Raises ValueError for an unknown name, and FolioError if the files cannot be found or
     downloaded.
@@ -198,7 +197,8 @@ def from_rank_file(name: str, rank_file: bytes) -> TiktokenTokenizer:
 def _make_rank_file(name: str, encoding: Encoding, folder: Path) -> bytes:
     """Return the ranks in tiktoken's text format.
 
-    GPT-2's original files have another format, and converting them takes 0.3 s. The result is kept.
+    GPT-2's original files have another format, and converting them takes 0.3 s, so the result is
+    cached.
     """
     if name != GPT2:
         return _format_ranks(_read_ranks(encoding, folder))
@@ -305,7 +305,7 @@ def _format_ranks(ranks: dict[bytes, int]) -> bytes:
 
 
 def _parse_ranks(rank_file: bytes, file_name: str) -> dict[bytes, int]:
-    """Return token → rank.
+    """Return the rank of each token, by token.
 
     Raises ValueError for a malformed line, for ranks that do not ascend, and if one of the 256
     single bytes has no rank (tiktoken would panic on it).

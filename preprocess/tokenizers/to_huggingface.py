@@ -1,15 +1,16 @@
-"""Write a build's tokenizer as the two files of a Hugging Face model folder.
+"""Convert a build's tokenizer to the two tokenizer files of a Hugging Face model folder.
 
 `tokenizer.json` describes how text becomes ids, `tokenizer_config.json` the roles of the control
 tokens. Both are written as plain JSON. Each kind of tokenizer becomes a pipeline of the library
 `tokenizers` that gives the same ids:
 
 - tiktoken's encodings, and `byte`: a byte-level BPE. Every byte is represented by a printable
-  character. tiktoken stores only a rank per token, the library wants the pair that makes each
-  token, so `recover_merges` computes the pairs. The pattern becomes a Split pre-tokenizer.
+  character. tiktoken stores only a rank per token, but the library needs the pair that is merged
+  into each token, so `recover_merges` computes the pairs. The pattern becomes a Split
+  pre-tokenizer.
 - `sentencepiece`: a BPE that replaces spaces by U+2581, with byte fallback. A piece's score is its
-  rank, which gives the merges. The model is a Protocol Buffers message; a reader of a few lines
-  suffices.
+  rank, from which the merges follow. The model is a Protocol Buffers message, which `_read_fields`
+  reads.
 - `char`: a word-level model, in which every character is a word.
 - `huggingface`: the original file, to which the control tokens of the build are added. Only this
   kind needs the library: it checks the result.
@@ -26,6 +27,7 @@ from typing import Any, TypeVar
 
 from preprocess.errors import FolioError
 from preprocess.shards.files import canonical_json, parse_json, readable_json
+from preprocess.shards.manifest import Manifest
 from preprocess.tokenizers import load_tokenizer
 from preprocess.tokenizers.characters import ByteTokenizer, CharTokenizer
 from preprocess.tokenizers.huggingface import (
@@ -40,7 +42,6 @@ from preprocess.tokenizers.sentencepiece_bpe import MODEL_FILE, SPACE_MARKER, Se
 from preprocess.tokenizers.tiktoken_bpe import PRETOKENIZERS, RANK_SUFFIX, TiktokenTokenizer, find_encoding
 
 CONFIG_FILE = "tokenizer_config.json"
-ROLES = {"bos_id": "bos_token", "eot_id": "eos_token", "pad_id": "pad_token", "unk_id": "unk_token"}
 PIPELINE_STEPS = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
 EMPTY_SPEC = {"version": "1.0", **dict.fromkeys(PIPELINE_STEPS)}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -51,11 +52,11 @@ BPE = 2  # a type of model
 Token = TypeVar("Token", bytes, str)
 
 
-def make_huggingface_files(folder: Path, manifest: dict[str, Any], *, model_max_length: int) -> dict[str, bytes]:
-    """Return file name → content of a Hugging Face model folder's tokenizer.
+def make_huggingface_files(folder: Path, manifest: Manifest, *, model_max_length: int) -> dict[str, bytes]:
+    """Return the tokenizer files of a Hugging Face model folder: their contents by file name.
 
     `folder` is a build, or a run directory with a copy of a build's tokenizer; `manifest` is its
-    parsed manifest; `model_max_length` is a number of tokens. With these files
+    manifest; `model_max_length` is a number of tokens. With these files
     `transformers.AutoTokenizer` gives Folio's ids, and Folio's text for such ids, as far as the
     tokenizer is lossless. The differences are:
 
@@ -64,8 +65,8 @@ def make_huggingface_files(folder: Path, manifest: dict[str, Any], *, model_max_
       control token. `split_special_tokens=True` gives Folio's behaviour, except for the kind
       `huggingface`.
     - A character that a `char` tokenizer does not know raises the library's error, not Folio's.
-    - Ids that no text has, but a model may generate: if SentencePiece's byte pieces form no valid
-      UTF-8, each byte becomes U+FFFD.
+    - A model may generate SentencePiece byte pieces that are not valid UTF-8 together, which no
+      text encodes to. Each of their bytes then becomes U+FFFD.
     - Names of control tokens are decoded as byte-level text if their characters allow it:
       `<author_José>` loses its é, `<author_Пушкин>` is unchanged. Their ids are correct, and so is
       encoding.
@@ -75,29 +76,34 @@ def make_huggingface_files(folder: Path, manifest: dict[str, Any], *, model_max_
     express the tokenizer.
     """
     tokenizer = load_tokenizer(folder, manifest)
-    special_tokens: dict[str, int] = manifest["special_tokens"]
-    name_of = {i: name for name, i in special_tokens.items()}
+    name_of = {i: name for name, i in manifest.special_tokens.items()}
+    roles = {
+        "bos_token": manifest.bos_id,
+        "eos_token": manifest.eot_id,
+        "pad_token": manifest.pad_id,
+        "unk_token": manifest.unk_id,
+    }
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model_max_length,
         "clean_up_tokenization_spaces": False,
-        **{role: name_of[manifest[key]] for key, role in ROLES.items() if manifest[key] is not None},
+        **{role: name_of[i] for role, i in roles.items() if i is not None},
     }
     if isinstance(tokenizer, HuggingFaceTokenizer):
-        spec = _add_control_tokens(tokenizer, special_tokens)
+        spec = _add_control_tokens(tokenizer, manifest.special_tokens)
     else:
         added = [_make_added_token(name, i) for i, name in sorted(name_of.items())]
         spec = EMPTY_SPEC | _convert(tokenizer) | {"added_tokens": added}
         # Fill the gaps in the vocabulary: libraries use the number of tokens as the next free id,
         # or as the number of rows of an embedding. Unicode will never assign U+10FFFF.
         vocab = spec["model"]["vocab"]
-        unused_ids = set(range(manifest["vocab_size"])).difference(vocab.values())
+        unused_ids = set(range(manifest.vocab_size)).difference(vocab.values())
         vocab |= {name_of.get(i, f"\U0010ffff{i}"): i for i in unused_ids}
     return {JSON_FILE: canonical_json(spec), CONFIG_FILE: readable_json(config)}
 
 
 def recover_merges(ranks: Mapping[Token, float]) -> Iterator[tuple[Token, Token]]:
-    """Yield the pairs whose merging makes each token, in the order of the ranks.
+    """Yield the pair of tokens that is merged into each token, in the order of the ranks.
 
     `ranks` (token → rank) belongs to an encoder that always merges the two neighbours whose
     concatenation has the lowest rank. When such an encoder makes a token, everything with a lower
@@ -276,24 +282,24 @@ def _check_convertible(trainer: dict[int, Any], normalizer: dict[int, Any], *, t
 
 def _read_fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """Yield (number, value) of each field of a Protocol Buffers message, as int or bytes."""
-    at = 0
-    while at < len(message):
-        key, at = _read_varint(message, at)
+    offset = 0
+    while offset < len(message):
+        key, offset = _read_varint(message, offset)
         if key & 7 == 0:
-            value, at = _read_varint(message, at)
+            value, offset = _read_varint(message, offset)
             yield key >> 3, value
         else:
-            size, at = _read_varint(message, at) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], at)
-            yield key >> 3, message[at : at + size]
-            at += size
+            size, offset = _read_varint(message, offset) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], offset)
+            yield key >> 3, message[offset : offset + size]
+            offset += size
 
 
-def _read_varint(message: bytes, at: int) -> tuple[int, int]:
-    """Return the number at `at`, stored with seven bits per byte, and the position after it."""
+def _read_varint(message: bytes, offset: int) -> tuple[int, int]:
+    """Return the number at `offset`, stored with seven bits per byte, and the offset after it."""
     value = shift = 0
-    while message[at] & 0x80:
-        value, shift, at = value | (message[at] & 0x7F) << shift, shift + 7, at + 1
-    return value | message[at] << shift, at + 1
+    while message[offset] & 0x80:
+        value, shift, offset = value | (message[offset] & 0x7F) << shift, shift + 7, offset + 1
+    return value | message[offset] << shift, offset + 1
 
 
 def _parse_float(data: bytes) -> float:

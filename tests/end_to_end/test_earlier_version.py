@@ -25,8 +25,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "earlier"
 
 
-def config_of(folder: Path, arch: str) -> Path:
-    """The run's settings under the names that they had, as a config file."""
+def write_earlier_config(folder: Path, arch: str) -> Path:
+    """Write the settings of a run as a config file, under the names that they had."""
     settings = json.loads((folder / "runs" / arch / "settings.json").read_text())
     path = folder / f"{arch}.py"
     path.write_text("".join(f"{key} = {value!r}\n" for key, value in settings.items()))
@@ -39,16 +39,16 @@ def test_build_of_earlier_version_is_verified(folder: Path) -> None:
 
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
 def test_run_of_earlier_version_resumes(folder: Path, arch: str) -> None:
-    whole = [json.loads(line) for line in (folder / f"{arch}.metrics.jsonl").read_text().splitlines()]
-    result = invoke("train.py", config_of(folder, arch))
+    uninterrupted = [json.loads(line) for line in (folder / f"{arch}.metrics.jsonl").read_text().splitlines()]
+    result = invoke("train.py", write_earlier_config(folder, arch))
     assert result.returncode == 0, result.stderr
     assert "continuing after step 16" in result.stdout
     resumed = read_metric_rows(folder / "runs" / arch)
     for key in ("train_loss", "val_loss"):
-        before = [(row["step"], row[key]) for row in whole if key in row]
+        before = [(row["step"], row[key]) for row in uninterrupted if key in row]
         after = [(row["step"], row[key]) for row in resumed if key in row]
         assert [step for step, _ in after] == [step for step, _ in before]
-        # Two kinds of processor round differently; on the one that made the fixture they are equal.
+        # Processors round differently. On the one that made the fixture the losses are equal.
         assert [loss for _, loss in after] == pytest.approx([loss for _, loss in before], rel=1e-3)
 
 

@@ -43,7 +43,7 @@ def read_texts(result: Build) -> list[str]:
     """Return the texts of both splits in the order of input file and position."""
     tokenizer = load_tokenizer(result.folder, result.manifest)
     is_special = np.zeros(result.vocab_size, bool)
-    is_special[list(result.manifest["special_tokens"].values())] = True
+    is_special[list(result.manifest.special_tokens.values())] = True
     found = []
     for split in ("train", "val"):
         for number, entry in enumerate(result.docs(split)):

@@ -33,12 +33,15 @@ VOCAB_SIZE = EOT_ID + 3
 SPECIAL_TOKENS = {"<|endoftext|>": EOT_ID, "<author_Anna_Akimova>": AUTHOR_ID, "<year_2025>": AUTHOR_ID + 1}
 SENTENCE = "the quick brown fox jumps over the lazy dog\n"
 TIMING_KEYS = ("tokens_per_s", "mfu", "evaluation_share")  # of metrics.jsonl; they differ between equal runs
-# On cores that are busy with other work, threads that wait for each other take ten times longer over such small tensors.
+# On cores that are busy with other work, threads that wait for each other take ten times longer
+# over such small tensors.
 torch.set_num_threads(1)
-# A model whose step takes milliseconds. Dropout is on, so that a test notices random numbers that are not restored.
+# A model whose step takes milliseconds. Dropout is on, so that a test notices random numbers that
+# are not restored.
 TINY = {
-    "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "batch_size": 4, "gradient_accumulation_steps": 2, "dropout": 0.1,
-    "max_steps": 24, "warmup_steps": 4, "learning_rate": 1e-2, "min_lr": 1e-3, "log_interval": 1, "eval_interval": 6,
+    "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "dropout": 0.1,
+    "batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 24, "warmup_steps": 4,
+    "learning_rate": 1e-2, "min_lr": 1e-3, "log_interval": 1, "eval_interval": 6,
     "checkpoint_interval": 6, "completion_tokens": 8, "device": "cpu",
 }  # fmt: skip
 # Changes TINY to a run of a second, with many checkpoints. The fixture `long_run` is one.
@@ -53,7 +56,9 @@ def encode(text: str) -> np.ndarray:
 def make_build(
     folder: Path, *, train_repeats: int = 40, val_repeats: int = 6, vocab_size: int = VOCAB_SIZE, **fields: Any
 ) -> Path:
-    """Write a complete build of one sentence, repeated. Each document begins with its author's id and ends with eot.
+    """Write a complete build of one sentence, repeated.
+
+    Each document begins with its author's id and ends with eot.
 
     `fields` replace fields of the manifest.
     """
@@ -73,8 +78,8 @@ def make_build(
         "format": "folio-shards", "version": 1, "name": folder.name, "dtype": "<u2", "vocab_size": vocab_size,
         "bos_id": None, "eot_id": EOT_ID, "pad_id": None, "unk_id": None, "special_tokens": SPECIAL_TOKENS,
         "tokenizer": {"kind": "char", "files": {"alphabet.txt": sha256_bytes(ALPHABET.encode())}, "settings": {}},
-        "splits": splits, "recipe": {"bos": False, "eot": "append", "tokenizer": "char"}, "sources": [], "languages": {"0": "und"},
-        "stats_sha256": sha256_bytes(b"{}\n"), "made_with": {},
+        "splits": splits, "recipe": {"bos": False, "eot": "append", "tokenizer": "char"},
+        "sources": [], "languages": {"0": "und"}, "stats_sha256": sha256_bytes(b"{}\n"), "made_with": {},
     }  # fmt: skip
     (folder / MANIFEST).write_bytes(readable_json(seal(manifest | fields)))
     return folder
@@ -125,10 +130,11 @@ def train_run(folder: Path, name: str, *arguments: object, **settings: Any) -> P
     return folder / name
 
 
-def run_until(
-    config: Path, prefix: str, action: Callable[[subprocess.Popen[str]], object]
-) -> tuple[int, str]:
-    """Start train.py in a process, and call `action` at the first line with `prefix`. Return exit status and stderr."""
+def run_until(config: Path, prefix: str, action: Callable[[subprocess.Popen[str]], object]) -> tuple[int, str]:
+    """Start train.py in a process, and call `action` at the first line with `prefix`.
+
+    Return exit status and stderr.
+    """
     process = subprocess.Popen(
         make_command("train.py", config),
         stdout=subprocess.PIPE,
@@ -172,7 +178,10 @@ def delete_checkpoints_after(out_dir: Path, step: int) -> None:
 
 @contextmanager
 def small_disk(folder: Path, size_mb: int = 1) -> Iterator[Path]:
-    """Mount a file system of `size_mb` at `folder`. The test is skipped if that is not permitted."""
+    """Mount a file system of `size_mb` at `folder`.
+
+    The test is skipped if that is not permitted.
+    """
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m", "tmpfs", str(folder)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:

@@ -1,7 +1,8 @@
-"""A trainer that looks from outside as nanoGPT's does to bench/: settings, seed, evaluations, checkpoints, variables. Ours, and tiny.
+"""A tiny trainer with the interface of nanoGPT's train.py that bench/ uses.
 
-tests/test_bench_training.py copies this file to a folder as `train.py`, and runs the benches' other half with it where NANOGPT_DIR names no
-checkout of the real one.
+It has the same settings, seed, evaluations, checkpoints and global variables. If NANOGPT_DIR names
+no checkout of nanoGPT, test_bench_training.py copies this file to a folder as train.py and runs the
+benches with it.
 """
 
 import ast
@@ -13,24 +14,22 @@ import numpy as np
 import torch
 from torch import nn
 
-sys.path.append(os.environ["FOLIO_ROOT"])
+# First, because the folder of this file has a train.py, which would hide the package `train`.
+sys.path.insert(0, os.environ["FOLIO_ROOT"])
 from train.config import Config
 from train.model.gpt2 import GPT2
 
 settings = {
-    "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "batch_size": 2, "dropout": 0.0, "max_iters": 8, "eval_interval": 4,
-    "eval_only": False, "compile": False, "device": "cpu", "dataset": "", "out_dir": "",
+    "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "batch_size": 2, "dropout": 0.0, "max_iters": 8,
+    "eval_interval": 4, "eval_only": False, "compile": False, "device": "cpu", "dataset": "", "out_dir": "",
 }  # fmt: skip
 for argument in sys.argv[1:]:
     key, _, text = argument.removeprefix("--").partition("=")
     if key in settings:
         settings[key] = text if isinstance(settings[key], str) else ast.literal_eval(text)
 globals().update(settings)
-block_size, batch_size, tokens_per_iter = (
-    settings["block_size"],
-    settings["batch_size"],
-    settings["batch_size"] * settings["block_size"],
-)
+block_size, batch_size = settings["block_size"], settings["batch_size"]
+tokens_per_iter = batch_size * block_size
 torch.manual_seed(1337)
 tokens = np.memmap(os.path.join(settings["dataset"], "train.bin"), dtype=np.uint16, mode="r")
 
@@ -38,11 +37,11 @@ tokens = np.memmap(os.path.join(settings["dataset"], "train.bin"), dtype=np.uint
 def get_batch(split):
     starts = torch.randint(len(tokens) - block_size, (batch_size,)).tolist()
     windows = torch.from_numpy(np.stack([tokens[s : s + block_size + 1] for s in starts]).astype(np.int64))
-    return windows[:, :-1], windows[:, 1:]
+    return windows[:, :-1], windows[:, 1:]  # (batch_size, block_size) each
 
 
 class Model(nn.Module):
-    """Its weights are called transformer.…, and it returns logits and the mean loss."""
+    """A GPT-2 whose weights are named transformer.…, and which returns logits and the mean loss, as nanoGPT's does."""
 
     def __init__(self):
         super().__init__()
@@ -63,10 +62,10 @@ for iter_num in range(settings["max_iters"] + 1):
         raw_model(*get_batch("val"))
         raw_model.train()
         if iter_num > 0:
-            arguments = {key: settings[key] for key in ("n_layer", "n_head", "n_embd", "block_size", "dropout")}
-            arguments["vocab_size"] = raw_model.transformer.padded_vocab_size
+            model_args = {key: settings[key] for key in ("n_layer", "n_head", "n_embd", "block_size", "dropout")}
+            model_args["vocab_size"] = raw_model.transformer.padded_vocab_size
             torch.save(
-                {"model": raw_model.state_dict(), "iter_num": iter_num, "model_args": arguments},
+                {"model": raw_model.state_dict(), "iter_num": iter_num, "model_args": model_args},
                 os.path.join(settings["out_dir"], "ckpt.pt"),
             )
     if settings["eval_only"]:

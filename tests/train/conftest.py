@@ -19,7 +19,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def long_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run of 150 steps, with dropout and two micro-batches per step. Tests must not change it.
+    """An uninterrupted run of 150 steps, with dropout and two micro-batches per step.
+
+    Tests must not change it.
 
     Its config is `long.py` beside it, and its build is equal to the build `tiny` of `folder`.
     """

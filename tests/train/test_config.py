@@ -1,4 +1,4 @@
-"""Settings: defaults, config file and command line, their ranges, and settings that earlier versions saved."""
+"""Settings: defaults, config files, the command line, ranges, and names of earlier versions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from tests.conftest import ROOT
 from train.config import (
     RENAMED,
     Config,
-    answer_question,
     changed_settings,
     config_from_saved,
     describe_usage,
+    is_help_request,
     load_config,
     parse_command_line,
+    print_help,
 )
 from train.core.config_file import read_assignments
 
@@ -105,8 +106,9 @@ def test_parse_command_line_accepts_every_form_of_an_option() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["a.py", "--max_steps"], ["a.py", "-n=3"], ["a.py", "--verbose"], [], ["a.py", "b.py"], ["a.py", "--quiet=1"]]
-)  # fmt: skip
+    "arguments",
+    [["a.py", "--max_steps"], ["a.py", "-n=3"], ["a.py", "--verbose"], [], ["a.py", "b.py"], ["a.py", "--quiet=1"]],
+)
 def test_parse_command_line_rejects_other_arguments(arguments: list[str]) -> None:
     with pytest.raises(MisuseError, match=r"usage: python train/train.py|lists them"):
         parse_command_line(arguments)
@@ -288,12 +290,13 @@ def test_describe_usage_lists_every_setting_and_flag() -> None:
     assert all(f"\n  {flag} " in text for flag in ("--restart", "--quiet", "--version"))
 
 
-def test_answer_question_prints_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_help_prints_settings_or_version(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--help"], ["-h"], [], ["a.py", "--help"]):
-        assert answer_question(arguments)
+        assert is_help_request(arguments) and print_help(arguments) == 0
         assert capsys.readouterr().out.startswith("usage: python train/train.py CONFIG.py")
-    assert answer_question(["--version"]) and capsys.readouterr().out == f"folio, version {__version__}\n"
-    assert not answer_question(["a.py", "--restart"]) and capsys.readouterr().out == ""
+    assert is_help_request(["--version"]) and print_help(["--version"]) == 0
+    assert capsys.readouterr().out == f"folio, version {__version__}\n"
+    assert not is_help_request(["a.py", "--restart"])
 
 
 def test_shipped_configs_are_valid() -> None:

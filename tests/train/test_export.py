@@ -1,4 +1,4 @@
-"""export.py: transformers loads the folder with the same logits and ids, and docs/exported_model.md describes it."""
+"""export.py: transformers loads the folder, and docs/exported_model.md describes it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests.helpers.manifests import make_manifest
 from tests.helpers.runs import (
     AUTHOR_ID,
     EOT_ID,
@@ -42,7 +43,10 @@ WEIGHTS = ("config.json", "generation_config.json", "model.safetensors", "tokeni
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run of each architecture that has learned its sentence. The shards of their build are deleted."""
+    """A run of each architecture that has learned its sentence.
+
+    The shards of their build are deleted.
+    """
     folder = tmp_path_factory.mktemp("runs")
     build = make_build(folder / "tiny")
     for arch in ARCHITECTURES:
@@ -101,7 +105,7 @@ def test_folder_has_the_documented_files(exported: dict[str, Path], arch: str) -
 
 
 def test_config_files_take_control_ids_from_the_build() -> None:
-    manifest = {"bos_id": 1, "eot_id": None, "pad_id": 0}
+    manifest = make_manifest(bos_id=1, eot_id=None, pad_id=0)
     files = config_files(Config(data="x", out_dir="y"), manifest, 60)
     assert json.loads(files["generation_config.json"]) == {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
     # If the key were missing, transformers would assume the id of GPT-2, 50256.
@@ -124,7 +128,9 @@ def test_transformers_computes_the_same_logits(
 ) -> None:
     model = load_with_transformers(exported["gpt2"], monkeypatch)
     assert type(model).__name__ == "GPT2LMHeadModel"
-    torch.testing.assert_close(model(random_ids()).logits, compute_logits(runs["gpt2"], random_ids()), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        model(random_ids()).logits, compute_logits(runs["gpt2"], random_ids()), atol=1e-5, rtol=0
+    )
 
 
 @torch.no_grad()
@@ -151,9 +157,7 @@ def test_transformers_tokenizes_with_the_same_ids(exported: dict[str, Path]) -> 
     assert (tokenizer.eos_token_id, tokenizer.model_max_length) == (EOT_ID, 48)
 
 
-def test_exported_folder_can_start_a_run(
-    exported: dict[str, Path], runs: dict[str, Path], tmp_path: Path
-) -> None:
+def test_exported_folder_can_start_a_run(exported: dict[str, Path], runs: dict[str, Path], tmp_path: Path) -> None:
     config = write_config(tmp_path / "run.py", make_build(tmp_path / "tiny"), max_steps=6, block_size=48, dropout=0.0)
     assert invoke("train.py", config, f"--init_from={exported['gpt2']}").returncode == 0
     first_loss, source_loss = read_val_losses(tmp_path / "run")[0], read_val_losses(runs["gpt2"])[100]
@@ -192,7 +196,9 @@ def compute_documented_logits(folder: Path, ids: np.ndarray) -> np.ndarray:
     return logits
 
 
-def test_documentation_describes_how_to_compute_the_modern_model(runs: dict[str, Path], exported: dict[str, Path]) -> None:
+def test_documentation_describes_how_to_compute_the_modern_model(
+    runs: dict[str, Path], exported: dict[str, Path]
+) -> None:
     ids = random_ids()
     rows = [compute_documented_logits(exported["modern"], row.numpy()) for row in ids]
     logits = torch.from_numpy(np.stack(rows)).float()

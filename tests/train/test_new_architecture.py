@@ -1,6 +1,7 @@
-"""A third architecture, as docs/training.md describes how to add one: a subclass, and a line in ARCHITECTURES.
+"""A third architecture: a subclass of LanguageModel, and a line in ARCHITECTURES.
 
-It defines only what `LanguageModel` asks for. It must then train, resume, sample, evaluate and export like the others.
+It defines only what `LanguageModel` asks for. It must then train, resume, sample, evaluate and
+export like the others.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import pytest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from preprocess.errors import MisuseError
 from tests.helpers.runs import (
     VOCAB_SIZE,
     delete_checkpoints_after,
@@ -90,7 +92,10 @@ def register(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_new_architecture_trains_resumes_samples_and_evaluates(folder: Path, optimizer: str) -> None:
-    config, run = write_config(folder / f"{optimizer}.py", folder / "tiny", **SETTINGS, optimizer=optimizer), folder / optimizer
+    config, run = (
+        write_config(folder / f"{optimizer}.py", folder / "tiny", **SETTINGS, optimizer=optimizer),
+        folder / optimizer,
+    )
     result = invoke("train.py", config)
     assert (result.returncode, result.stderr) == (0, "")
     assert len(read_train_losses(run)) == 5 and read_train_losses(run)[-1] < read_train_losses(run)[0]
@@ -111,7 +116,9 @@ def test_new_architecture_starts_from_the_weights_of_its_run(folder: Path) -> No
     target = write_config(folder / "target.py", folder / "tiny", **SETTINGS, block_size=32)
     result = invoke("train.py", target, f"--init_from={folder / 'source'}")
     assert result.returncode == 0, result.stderr
-    wrong = invoke("train.py", target, f"--init_from={folder / 'source'}", "--arch=gpt2", f"--out_dir={folder / 'wrong'}")
+    wrong = invoke(
+        "train.py", target, f"--init_from={folder / 'source'}", "--arch=gpt2", f"--out_dir={folder / 'wrong'}"
+    )
     assert wrong.returncode == 2 and "set --arch=bag" in wrong.stderr
 
 
@@ -144,5 +151,5 @@ def test_new_loss_is_trained_and_validation_stays_cross_entropy(folder: Path) ->
 
 def test_unknown_architecture_is_rejected_with_the_registered_names() -> None:
     assert isinstance(make_model(make_config(arch="bag"), VOCAB_SIZE), Bag)
-    with pytest.raises(ValueError, match="arch must be one of gpt2, modern, bag, squared, got 'rnn'"):
+    with pytest.raises(MisuseError, match="arch must be one of gpt2, modern, bag, squared, got 'rnn'"):
         make_config(arch="rnn")

@@ -40,7 +40,10 @@ def make_config(**settings: object) -> Config:
 
 
 def test_muon_agrees_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With torch's polynomial in place of ours. Torch computes in bfloat16, with two or three correct digits."""
+    """With torch's polynomial in place of ours.
+
+    Torch computes in bfloat16, with two or three correct digits.
+    """
     monkeypatch.setattr("train.optim.POLAR_EXPRESS", 5 * [(3.4445, -4.7750, 2.0315)])
     monkeypatch.setattr("train.optim.NUM_SMALL_POLYNOMIALS", 5)
     monkeypatch.setattr("train.optim.NORM_MARGIN", 1.0)
@@ -99,7 +102,7 @@ def test_apply_polynomials_agrees_with_their_definition(
 
 @pytest.mark.parametrize("rank", [1, 5, 384])
 def test_apply_polynomials_in_bfloat16_does_not_diverge(rank: int) -> None:
-    """With singular values from which a polynomial ends highest, 0.376 of the norm, and with nearly all of them zero."""
+    """Singular values of 0.376 of the norm, which a polynomial increases most, and many zeros."""
     torch.manual_seed(0)
     u, v = (torch.linalg.qr(torch.randn(2, side, rank)).Q for side in (384, 1536))
     values = torch.full((rank,), 0.1 if rank > 5 else 0.376)

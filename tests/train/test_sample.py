@@ -122,8 +122,8 @@ def test_best_selects_the_checkpoint_with_the_lowest_validation_loss(tmp_path: P
     """The learning rate rises until the end, so the model learns and then forgets."""
     build = make_build(tmp_path / "tiny")
     config = write_config(
-        tmp_path / "run.py", build, dropout=0.0, max_steps=60, warmup_steps=60, learning_rate=0.8, min_lr=0.8, eval_interval=10,
-        checkpoint_interval=10, keep_checkpoints=1, grad_clip=None,
+        tmp_path / "run.py", build, dropout=0.0, max_steps=60, warmup_steps=60, learning_rate=0.8, min_lr=0.8,
+        eval_interval=10, checkpoint_interval=10, keep_checkpoints=1, grad_clip=None,
     )  # fmt: skip
     assert invoke("train.py", config).returncode == 0
     val_losses = read_val_losses(tmp_path / "run")

@@ -66,7 +66,7 @@ def test_loss_falls_and_all_files_are_written(long_run: Path) -> None:
 
 
 def test_optimizer_steps_agree_with_a_plain_loop(folder: Path) -> None:
-    """Accumulation, clipping, warmup, betas and decay are set to values that change the losses if they are ignored."""
+    """Accumulation, clipping, warmup, betas and decay have values that change the losses."""
     settings = {
         "max_steps": 5,
         "warmup_steps": 2,
@@ -278,7 +278,12 @@ ERRORS: dict[str, tuple[list[str], Callable[[Path], object], int, str]] = {
     "truncated shard": ([], truncate_shard, 1, "val-00000.bin has 100 bytes, its manifest says 552"),
     "version 99": ([], write_version_99, 1, "has version 99, this Folio reads version 1"),
     "missing build": (["--data=nowhere"], change_nothing, 2, "no build 'nowhere'"),
-    "out_dir is a file": ([], lambda f: (f / "run").write_text(""), 2, "run must be a folder, but a file is in the way"),
+    "out_dir is a file": (
+        [],
+        lambda f: (f / "run").write_text(""),
+        2,
+        "run must be a folder, but a file is in the way",
+    ),
     "out_dir under a file": (["--out_dir=run.py/x"], change_nothing, 2, "must be a folder, but a file is in the way"),
     "missing config": ([], lambda f: (f / "run.py").unlink(), 2, "the config file run.py does not exist"),
     "config is a folder": ([], replace_config_by_folder, 2, "the config file run.py is a folder"),

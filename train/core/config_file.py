@@ -1,8 +1,9 @@
-"""Config files: assignments that are parsed and never executed, so that a file from a stranger runs no code.
+"""Config files: assignments that are parsed and never executed.
 
-A config file looks like nanoGPT's: Python assignments such as `max_steps = 100`. Literals, arithmetic on numbers, lists, and the
-names of earlier assignments are allowed. `base = "small.py"` as the first line reads another config first, relative to the file;
-its assignments can be overridden and used like earlier lines.
+A config file from a stranger can therefore run no code. A config file looks like nanoGPT's: Python
+assignments such as `max_steps = 100`. Literals, arithmetic on numbers, lists, and the names of
+earlier assignments are allowed. `base = "small.py"` as the first line reads another config first,
+relative to the file; its assignments can be overridden and used like earlier lines.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 from preprocess.errors import MisuseError
 
-# Larger than any setting needs to be, and small enough that arithmetic in a config file takes no time and no memory.
+# Larger than any setting needs to be, and small enough that arithmetic in a config file takes no
+# time and no memory.
 MAX_NUMBER = 1e18
 MAX_LIST_LENGTH = 100
 MAX_BASES = 10  # configs that one config is based on, directly or not
@@ -37,9 +39,10 @@ class Assignment:
 
 
 def read_assignments(path: Path, *, num_bases: int = 0) -> dict[str, Assignment]:
-    """Return the assignments of a config file and of its bases by name; the last one of a name counts.
+    """Return the assignments of a config file and of its bases by name.
 
-    Raises MisuseError, with the file and if possible the line, for anything else in the file.
+    If a name is assigned several times, the last assignment counts. Raises MisuseError, with the
+    file and if possible the line, for anything else in the file.
     """
     assignments: dict[str, Assignment] = {}
     for number, statement in enumerate(_parse(path)):
@@ -104,7 +107,8 @@ class _Rejected(Exception):
 
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow, ast.USub: operator.neg, ast.UAdd: operator.pos,
+    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
+    ast.USub: operator.neg, ast.UAdd: operator.pos,
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Device and precision of a run: which are available, which `auto` selects, and what the hardware can do at most."""
+"""Device and precision of a run: what is available, what `auto` selects, and peak rates of GPUs."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from preprocess.errors import MisuseError
 
 DEVICE = re.compile(r"cpu|mps|cuda(:(0|[1-9]\d?))?")
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Peak rate of dense bf16 and fp16 matrix products in TFLOP/s, from the makers' data sheets. The first key whose words are
-# part of the device's name applies. tf32 has half of it.
+# Peak rate of dense bf16 and fp16 matrix products in TFLOP/s, from the makers' data sheets. The
+# first key whose words are part of the device's name applies. tf32 has half of it.
 PEAK_TFLOPS = {
-    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200 NVL": 835, "H200": 989, "H20": 148, "GH200": 989, "B200": 2250, "GB200": 2500,
-    "A100": 312, "A800": 312, "A40": 150, "A10G": 70, "A10": 125, "A30": 165, "A6000": 155, "L40S": 362, "L40": 181, "L4": 121,
+    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200 NVL": 835, "H200": 989, "H20": 148,
+    "GH200": 989, "B200": 2250, "GB200": 2500, "A100": 312, "A800": 312, "A40": 150, "A10G": 70,
+    "A10": 125, "A30": 165, "A6000": 155, "L40S": 362, "L40": 181, "L4": 121,
     "T4": 65, "V100-SXM2": 125, "V100-PCIE": 112, "RTX 5090": 210, "RTX 4090": 165, "RTX 3090": 71,
 }  # fmt: skip
 HALF_RATE = ("tf32",)
 
 
 def choose_device(setting: str, *, local_rank: int = 0, num_local: int = 1) -> torch.device:
-    """Return the device that the setting `device` selects; auto is the first available of cuda, mps and cpu.
+    """Return the device that the setting `device` selects.
 
-    With several processes on a machine, each takes the GPU of its local rank. Raises MisuseError if the device does not
-    exist or its name is not valid.
+    `auto` is the first available of cuda, mps and cpu. With several processes on a machine, each
+    takes the GPU of its local rank. Raises MisuseError if the device does not exist or its name is
+    not valid.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if setting == "auto":
@@ -41,7 +43,8 @@ def choose_device(setting: str, *, local_rank: int = 0, num_local: int = 1) -> t
         device = torch.device("cuda", local_rank if num_local > 1 else 0)
     elif num_local > 1:
         raise MisuseError(
-            f"device is {setting!r}, but {num_local} processes run on this machine; set --device=cuda: each takes its GPU"
+            f"device is {setting!r}, but {num_local} processes run on this machine; set --device=cuda: each "
+            "takes its GPU"
         )
     if device.index >= torch.cuda.device_count():
         raise MisuseError(
@@ -52,7 +55,9 @@ def choose_device(setting: str, *, local_rank: int = 0, num_local: int = 1) -> t
 
 
 def choose_precision(setting: str, device: torch.device) -> str:
-    """Return fp32, tf32, bf16 or fp16 for the setting `precision`. Raises MisuseError if `device` does not support it.
+    """Return fp32, tf32, bf16 or fp16 for the setting `precision`.
+
+    Raises MisuseError if `device` does not support it.
 
     auto is fp32 except on CUDA, where it is bf16 if the GPU supports it and fp16 otherwise.
     """
@@ -69,7 +74,7 @@ def choose_precision(setting: str, device: torch.device) -> str:
 
 
 def set_matmul_precision(precision: str) -> None:
-    """Keep float32 matrix products exact for fp32; let them round their inputs to tf32's 10 bits for the others."""
+    """Let float32 matrix products round their inputs to tf32's 10 bits, except for fp32."""
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
 
 

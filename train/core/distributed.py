@@ -1,8 +1,9 @@
 """Several processes that train one model, as torchrun starts them.
 
-Every process holds the whole model and computes the gradients of its part of each step's samples (data parallelism).
-Gradients are averaged by DistributedDataParallel over NCCL on GPUs. Small facts, such as whether a signal came, are exchanged
-over the CPU by Gloo, so that agreeing on them never waits for a GPU. Only the main process, rank 0, writes files and prints.
+Every process holds the whole model and computes the gradients of its part of each step's samples
+(data parallelism). Gradients are averaged by DistributedDataParallel over NCCL on GPUs. Small
+facts, such as whether a signal came, are exchanged over the CPU by Gloo, so that agreeing on them
+never waits for a GPU. Only the main process, rank 0, writes files and prints.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """This process (`rank`) among the `size` processes of a run, `num_local` of them on this machine."""
+    """This process, number `rank` of the `size` processes of a run.
+
+    `local_rank` and `num_local` count only the processes on this machine.
+    """
 
     rank: int = 0
     size: int = 1
@@ -50,7 +54,10 @@ class World:
         return self.rank == 0
 
     def all_reduce_max(self, value: int) -> int:
-        """Return the maximum of all processes' values. Does not wait for a GPU: the values travel over the CPU."""
+        """Return the maximum of all processes' values.
+
+        Does not wait for a GPU: the values travel over the CPU.
+        """
         if self.size == 1:
             return value
         maximum = torch.tensor(value, dtype=torch.int64)
@@ -70,7 +77,8 @@ class World:
     def run_on_main(self, action: Callable[[], Result]) -> Result | None:
         """Return the result of `action` in the main process, and None in the others.
 
-        If `action` raises, the exception is raised in the main process and the others exit with its status.
+        If `action` raises, the exception is raised in the main process and the others exit with its
+        status.
         """
         if not self.is_main:
             if status := self.all_reduce_max(0):
@@ -113,7 +121,8 @@ class World:
             return model
         device_ids = [device.index] if device.type == "cuda" else None
         wrapped = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
-        # The buffers are constants, so they need not be sent in each pass. (The argument for it is renamed in torch 2.13.)
+        # The buffers are constants, so they need not be sent in each pass. (The argument for it is
+        # renamed in torch 2.13.)
         wrapped.broadcast_buffers = False
         return wrapped
 
@@ -125,9 +134,10 @@ class World:
 
 @contextmanager
 def init_processes(*, use_cuda: bool) -> Iterator[World]:
-    """Connect the processes that torchrun started, and yield the World; without torchrun, a World of one process.
+    """Connect the processes that torchrun started, and yield the World.
 
-    Raises MisuseError if torchrun's environment variables are wrong, and FolioError if another process ends.
+    Without torchrun it is a World of one process. Raises MisuseError if torchrun's environment
+    variables are wrong, and FolioError if another process ends.
     """
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         yield World()
@@ -150,8 +160,8 @@ def init_processes(*, use_cuda: bool) -> Iterator[World]:
         if not any(text in str(e) for text in CONNECTION_LOST):
             raise
         raise FolioError(
-            f"another process of the run has ended, so process {world.rank} ends too; read the other's message, then run "
-            "the same command again: it continues from the last checkpoint"
+            f"another process of the run has ended, so process {world.rank} ends too; read the other's "
+            "message, then run the same command again: it continues from the last checkpoint"
         ) from e
     finally:
         gc.collect()  # DistributedDataParallel is a reference cycle that keeps the process group alive
@@ -159,7 +169,10 @@ def init_processes(*, use_cuda: bool) -> Iterator[World]:
 
 
 def _read_environment() -> World:
-    """Return the World that torchrun's environment variables describe. Raises MisuseError if they are wrong."""
+    """Return the World that torchrun's environment variables describe.
+
+    Raises MisuseError if they are wrong.
+    """
     advice = "start the run with torchrun, or unset RANK and WORLD_SIZE"
     get = os.environ.get
     try:

@@ -1,4 +1,4 @@
-"""Memory of this machine and of a computation: what is available, what a step needs, and keeping it between steps."""
+"""Memory: how much is available, how much a computation needs, and keeping it between steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 from preprocess.errors import FolioError
 
 CGROUP = Path("/sys/fs/cgroup")  # a container's memory limit, on Linux
-# Options of glibc's mallopt and their values: blocks up to 32 MB are taken from the heap, and 1 GB of it is kept when free.
+# Options of glibc's mallopt and their values: blocks up to 32 MB are taken from the heap, and 1 GB
+# of it is kept when free.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MAX_HEAP_BLOCK, KEPT_HEAP = 32 << 20, 1 << 30
 # Messages of torch on devices that have no exception class for it.
@@ -31,10 +32,13 @@ OUT_OF_MEMORY = (
 
 
 def keep_freed_memory() -> None:
-    """Make the C library keep the memory that a step frees for the next one. Does nothing except on Linux with glibc.
+    """Make the C library keep the memory that a step frees for the next one.
 
-    By default large blocks go back to the system, which hands them out again page by page, cleared: 600 to 1,400 page faults
-    per step of a small model on a CPU, 3 to 5 % of its time. The cost is up to 1 GB that stays with the process.
+    Does nothing except on Linux with glibc.
+
+    By default large blocks go back to the system, which hands them out again page by page, cleared:
+    600 to 1,400 page faults per step of a small model on a CPU, 3 to 5 % of its time. The cost is
+    up to 1 GB that stays with the process.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -71,9 +75,10 @@ def translate_out_of_memory(message: Callable[[], str]) -> Iterator[None]:
 
 
 class PeakMemory(TorchDispatchMode):
-    """A context that counts the bytes of the tensors created in it, on any device: `peak_bytes` is the most at one time.
+    """A context that counts the bytes of the tensors created in it, on any device.
 
-    Memory that a kernel allocates and frees internally is not counted. The idea is that of torch's own memory tracker
+    `peak_bytes` is the largest sum at one time. Memory that a kernel allocates and frees internally
+    is not counted. The idea is that of torch's own memory tracker
     (torch.distributed._tools.mem_tracker), which is not public.
     """
 

@@ -1,7 +1,7 @@
-"""Settings as dataclass fields: their documentation and range, and their values from text, files and JSON.
+"""Settings as dataclass fields: documentation, range, and values from text, files and JSON.
 
-A settings class is a dataclass whose fields are made by `setting`. The functions here convert values to the type of a field and
-check its range. They know nothing of a particular setting.
+A settings class is a dataclass whose fields are made by `setting`. The functions here convert
+values to the type of a field and check its range. They know nothing of a particular setting.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ def check(holds: bool, message: str) -> None:
 
 
 def check_range(key: str, value: Any, *, min: float | None, max: float) -> None:
-    """Raise MisuseError unless a number is from `min` to `max`, and text is UTF-8 without control characters."""
+    """Raise MisuseError if a number is not from `min` to `max`, or text cannot be printed.
+
+    Text must be UTF-8 without control characters.
+    """
     if isinstance(value, str):
         is_clean = printable(value) == value and _is_utf8(value)
         check(is_clean, f"{key} must be UTF-8 text without control characters, got {value!r:.80}")
@@ -71,13 +74,16 @@ def _is_utf8(text: str) -> bool:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return `did you mean 'x'? ` with the name of `known` nearest to `name`, or an empty string."""
+    """Return `did you mean 'x'? ` with the name nearest to `name`, or an empty string."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]!r}? " if close else ""
 
 
 def check_known(cls: Any, key: str, where: str) -> None:
-    """Raise MisuseError unless `key` is a setting of the class `cls`. `where` says where it is set."""
+    """Raise MisuseError unless `key` is a setting of the class `cls`.
+
+    `where` says where it is set.
+    """
     names = [field.name for field in dataclasses.fields(cls)]
     if key not in names:
         raise MisuseError(
@@ -86,7 +92,9 @@ def check_known(cls: Any, key: str, where: str) -> None:
 
 
 def convert(cls: Any, key: str, value: Any, *, where: str) -> Any:
-    """Return `value`, from a file, with the type of the setting `key` of `cls`. An int is accepted for a float.
+    """Return `value`, from a file, with the type of the setting `key` of `cls`.
+
+    An int is accepted for a float.
 
     Raises MisuseError if there is no such setting or the type differs.
     """
@@ -104,7 +112,10 @@ def convert(cls: Any, key: str, value: Any, *, where: str) -> Any:
 
 
 def convert_text(cls: Any, key: str, text: str) -> Any:
-    """Return `text`, from the command line, with the type of the setting `key` of `cls`. Raises MisuseError."""
+    """Return `text`, from the command line, with the type of the setting `key` of `cls`.
+
+    Raises MisuseError if the text cannot be converted.
+    """
     kind, is_optional = _type_of(cls, key)
     if kind is tuple:
         items = text[1:-1] if text.startswith("[") and text.endswith("]") else text  # as in a config file
@@ -122,7 +133,10 @@ def convert_text(cls: Any, key: str, text: str) -> Any:
 
 
 def _type_of(cls: Any, key: str) -> tuple[type, bool]:
-    """Return the type of a setting without None, and whether None is allowed; for a tuple, None means an empty one."""
+    """Return the type of a setting without None, and whether None is allowed.
+
+    For a tuple, None means an empty one.
+    """
     hint = typing.get_type_hints(cls)[key]
     if typing.get_origin(hint) is tuple:
         return tuple, True
@@ -146,7 +160,7 @@ def format_value(value: Any) -> str:
 
 
 def describe_settings(cls: Any) -> list[str]:
-    """Return the settings of `cls` with documentation and defaults, wrapped to the terminal, for `--help`."""
+    """Return the lines of `--help` for the settings of `cls`, wrapped to the terminal's width."""
     lines = []
     width = max(shutil.get_terminal_size().columns - 1, 2 * HELP_INDENT)
     for field in dataclasses.fields(cls):

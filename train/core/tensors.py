@@ -18,7 +18,10 @@ class TensorFileError(FolioError):
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name and the content, memory-mapped, of every tensor in `path`. Raises TensorFileError."""
+    """Yield the name and the content, memory-mapped, of every tensor in `path`.
+
+    Raises TensorFileError if the file is damaged.
+    """
     try:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
@@ -28,7 +31,10 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor in `path` without reading the tensors. Raises TensorFileError."""
+    """Return the shape of every tensor in `path` without reading the tensors.
+
+    Raises TensorFileError if the file is damaged.
+    """
     try:
         with safe_open(path, "pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

@@ -1,19 +1,20 @@
 """From the token shards of builds to batches on the device.
 
-Sample number n of a run is a pure function of (seed, n): which build it comes from, which shard, and where its window starts.
-So resuming needs one integer, and a step has the same samples for any number of processes and any micro-batch. Which window a
-sample is follows from the setting data_order (`ORDERS` in preprocess/shards/windows.py); this file reads the windows from the
-memory-mapped shards and copies them to the device.
+Sample number n of a run is a pure function of (seed, n): which build it comes from, which shard,
+and where its window starts. So resuming needs one integer, and a step has the same samples for any
+number of processes and any micro-batch. The setting data_order selects how windows are ordered
+(`ORDERS` in preprocess/shards/windows.py); this file reads the windows from the memory-mapped
+shards and copies them to the device.
 
-Hashing is the slow part of locating a sample: locating 1,024 takes twice as long as locating 12. A process that reads
-sequentially therefore locates 1,024 at once and keeps the result.
+Hashing is the slow part of locating a sample: locating 1,024 takes twice as long as locating 12. A
+process that reads sequentially therefore locates 1,024 at once and keeps the result.
 
 Shapes: B windows, T = block_size tokens, W validation windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,8 +33,10 @@ from train.data.builds import Builds
 
 # Inputs, targets and, with mask_documents, the number of each token's document: (B, T) int64 each.
 Batch = tuple[Tensor, Tensor, Tensor | None]
-# Of each window: the index of its build, its shard in that build, and its first token in that shard: (B,) int64 each.
+# Of each window: the index of its build, its shard in that build, and its first token in that
+# shard: (B,) int64 each.
 Locations = tuple[np.ndarray, np.ndarray, np.ndarray]
+ResumeState = Mapping[str, Any]  # a position in a stream, as JSON values
 DROPOUT_KEY, BUILD_KEY = 0x5EED, 0xB01D  # make the numbers that follow from one seed independent of each other
 LOOKAHEAD_SAMPLES = 1024
 MAX_WINDOWS = 1 << 16  # per forward pass; no device is faster with more
@@ -66,7 +69,10 @@ class MixedSplit:
         return self._to_batch(tokens, documents)
 
     def _read(self, part: MappedSplit, shard: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, Any]:
-        """Return tokens, (B, T + 1), and with mask_documents the number of each token's document, (B, T)."""
+        """Return tokens, (B, T + 1), and the number of each token's document, (B, T).
+
+        The second value is None without mask_documents.
+        """
         documents = number_documents(part.ends, shard, start, self._block_size) if self._masks_documents else None
         return part.read_windows(shard, start, self._block_size), documents
 
@@ -86,11 +92,25 @@ class TrainingSamples(Protocol):
     def trial_batch(self, count: int) -> Batch:
         """Return `count` samples to try a step with, without consuming them."""
 
-    def resume_state(self, first: int) -> dict[str, Any] | None:
-        """Return what a checkpoint must store to continue with sample `first`, or None if the number is enough."""
+    def resume_state(self, first: int) -> ResumeState | None:
+        """Return what a checkpoint must store to continue with sample `first`.
 
-    def restore(self, state: dict[str, Any] | None) -> None:
-        """Continue from what `resume_state` returned. Raises MisuseError if it belongs to another kind of data."""
+        None means that the number is enough.
+        """
+
+    def restore(self, state: ResumeState | None) -> None:
+        """Continue from what `resume_state` returned.
+
+        Raises MisuseError if it belongs to another kind of data.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSize:
+    """The size of a text, which relates the loss of a token to bits per byte."""
+
+    num_tokens: int
+    text_bytes: int  # UTF-8
 
 
 class ValidationWindows(Protocol):
@@ -99,7 +119,7 @@ class ValidationWindows(Protocol):
     build_index: np.ndarray  # (W,) the build of each window
     shares: tuple[float, ...]  # of the builds
     names: list[str]  # of the builds
-    splits: list[dict[str, Any]]  # the manifest's entry of each build's split, with `tokens` and `text_bytes`
+    sizes: list[TextSize]  # of each build's validation split, windows or not
 
     @property
     def num_windows(self) -> int: ...
@@ -108,10 +128,11 @@ class ValidationWindows(Protocol):
         """Return the windows `indices`, (B,) int64."""
 
     def batches(self, batch_size: int, *, rank: int = 0, num_ranks: int = 1) -> Iterator[tuple[np.ndarray, Batch]]:
-        """Yield (window indices, batch) for windows rank, rank + num_ranks, …, batch_size at a time.
+        """Yield (window indices, batch) for the windows rank, rank + num_ranks, … in batches.
 
-        All batches have one shape, or a compiled model would be compiled again: the last one starts early and repeats
-        windows of the one before. Only if a rank has fewer than batch_size windows in all, its one batch is smaller.
+        All batches have one shape, or a compiled model would be compiled again: the last one starts
+        early and repeats windows of the one before. Only if a rank has fewer than batch_size
+        windows in all, its one batch is smaller.
         """
         indices = np.arange(rank, self.num_windows, num_ranks)
         for first in range(0, len(indices), batch_size):
@@ -139,7 +160,8 @@ class TrainingData(TrainingSamples):
         """Return samples number `first` to `first + count - 1`, counted from 0 over the whole run."""
         begin, num_located = first - self._first_located, len(self._located[0])
         if not 0 <= begin <= num_located - count:
-            # With several processes each call skips the other ranks' samples; look ahead only when reading sequentially.
+            # With several processes each call skips the other ranks' samples; look ahead only when
+            # reading sequentially.
             is_sequential = 0 < begin <= num_located
             num_samples = max(count, LOOKAHEAD_SAMPLES) if is_sequential else count
             self._first_located, begin = first, 0
@@ -150,10 +172,10 @@ class TrainingData(TrainingSamples):
     def trial_batch(self, count: int) -> Batch:
         return self.batch(0, count)
 
-    def resume_state(self, first: int) -> dict[str, Any] | None:
+    def resume_state(self, first: int) -> ResumeState | None:
         return None
 
-    def restore(self, state: dict[str, Any] | None) -> None:
+    def restore(self, state: ResumeState | None) -> None:
         if state is not None:
             raise MisuseError("the checkpoint stores the position in a stream, not in a build; use --init_from")
 
@@ -170,10 +192,10 @@ class TrainingData(TrainingSamples):
 
 
 class ValidationData(ValidationWindows):
-    """The windows that every evaluation of a run reads, always the same, in order and without overlap."""
+    """The windows of every evaluation of a run: always the same, in order and without overlap."""
 
     def __init__(self, builds: Builds, config: Config, *, device: torch.device) -> None:
-        """Choose the windows: up to eval_tokens tokens, shared among the builds as training samples are."""
+        """Choose windows of up to eval_tokens tokens, shared among the builds like samples."""
         self._split = MixedSplit(builds, "val", config, device=device)
         max_windows = _share_windows(config.eval_tokens, builds.shares, config.block_size)
         located = [
@@ -184,7 +206,8 @@ class ValidationData(ValidationWindows):
         self._shard, self._start = (np.concatenate(column) for column in zip(*located, strict=True))
         self.shares = builds.shares
         self.names = [build.name for build in builds.builds]
-        self.splits: list[dict[str, Any]] = [build.manifest["splits"]["val"] for build in builds.builds]
+        splits = [build.manifest.splits["val"] for build in builds.builds]
+        self.sizes = [TextSize(num_tokens=split.tokens, text_bytes=split.text_bytes) for split in splits]
 
     @property
     def num_windows(self) -> int:
@@ -203,22 +226,31 @@ class Data:
 
 
 def open_data(builds: Builds, config: Config, *, device: torch.device) -> Data:
-    """Return the data of `builds`. Raises FolioError if a split of a build is shorter than one window."""
+    """Return the data of `builds`.
+
+    Raises FolioError if a split of a build is shorter than one window.
+    """
     return Data(TrainingData(builds, config, device=device), ValidationData(builds, config, device=device))
 
 
 def build_seed(seed: int, index: int) -> int:
-    """Return the seed of the data order of build number `index`; the first uses `seed` itself, as if it were alone."""
+    """Return the seed of the data order of build number `index`.
+
+    The first build uses `seed` itself, as it would alone.
+    """
     return seed if index == 0 else int(keyed_hash(seed ^ BUILD_KEY, np.array([index], np.uint64))[0])
 
 
 def dropout_seed(seed: int, first_sample: int) -> int:
-    """Return torch's seed for the micro-batch from `first_sample` on, so that dropout follows from the sample number."""
+    """Return torch's seed for the micro-batch that begins with `first_sample`.
+
+    Dropout therefore follows from the sample number.
+    """
     return int(keyed_hash(seed ^ DROPOUT_KEY, np.array([first_sample], np.uint64))[0])
 
 
 def _share_windows(eval_tokens: int | None, shares: Sequence[float], block_size: int) -> list[int | None]:
-    """Return how many windows an evaluation reads of each build: its share and at least one; None for all."""
+    """Return how many windows an evaluation reads of each build, at least one; None for all."""
     if eval_tokens is None:
         return [None] * len(shares)
     return [max(round(eval_tokens // block_size * share), 1) for share in shares]
@@ -227,11 +259,13 @@ def _share_windows(eval_tokens: int | None, shares: Sequence[float], block_size:
 def to_device(tokens: np.ndarray, device: torch.device) -> Tensor:
     """Return `tokens`, non-negative integers of any shape, as int64 on `device`.
 
-    To a GPU they travel in their narrow dtype from pinned memory, without the host waiting, and are widened there.
+    To a GPU they travel in their narrow dtype from pinned memory, without the host waiting, and are
+    widened there.
     """
     if device.type != "cuda":
         return torch.from_numpy(tokens.astype(np.int64)).to(device)
-    # Few torch kernels accept unsigned integers: send the same bits as signed ones and mask off the sign extension.
+    # Few torch kernels accept unsigned integers: send the same bits as signed ones and mask off the
+    # sign extension.
     bits = 8 * tokens.dtype.itemsize
     narrow = torch.from_numpy(tokens.view(f"i{tokens.dtype.itemsize}")).pin_memory()
     return narrow.to(device, non_blocking=True).to(torch.int64) & ((1 << bits) - 1)
@@ -240,8 +274,8 @@ def to_device(tokens: np.ndarray, device: torch.device) -> Tensor:
 class Prefetcher:
     """This process's micro-batches of each step; the next one is read while the device computes.
 
-    The samples of a step are numbered from its first one. Micro-batch m of process r has micro_batch samples from number
-    (m · num_processes + r) · micro_batch on.
+    The samples of a step are numbered from its first one. Micro-batch m of process r has
+    micro_batch samples from number (m · num_processes + r) · micro_batch on.
     """
 
     def __init__(self, samples: TrainingSamples, *, windows_per_step: int, micro_batch: int, world: World) -> None:
@@ -251,7 +285,7 @@ class Prefetcher:
         self._ready: tuple[int, Batch] | None = None
 
     def first_sample(self, step_begin: int, micro: int) -> int:
-        """Return the first sample of micro-batch `micro` in the step that begins with sample `step_begin`.
+        """Return the first sample of micro-batch `micro` of the step that begins at `step_begin`.
 
         `micro` = num_micro_batches is the first micro-batch of the next step.
         """
@@ -262,7 +296,7 @@ class Prefetcher:
         self._ready = first, self._samples.batch(first, self.micro_batch)
 
     def take(self, first: int) -> Batch:
-        """Return the micro-batch from sample `first` on: the prepared one, or a new one if another was prepared."""
+        """Return the micro-batch that begins with sample `first`, the prepared one if it does."""
         if self._ready is None or self._ready[0] != first:
             self.prepare(first)
         assert self._ready is not None
@@ -270,7 +304,10 @@ class Prefetcher:
 
 
 def windows_per_process(windows_per_step: int, world: World) -> int:
-    """Return how many windows of a step each process computes. Raises MisuseError if they cannot be shared evenly."""
+    """Return how many windows of a step each process computes.
+
+    Raises MisuseError if they cannot be shared evenly.
+    """
     if windows_per_step % world.size:
         raise MisuseError(
             f"batch_size × gradient_accumulation_steps must be a multiple of the {world.size} processes, "

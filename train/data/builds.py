@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from preprocess.errors import MisuseError
 from preprocess.shards.files import canonical_json, sha256_bytes, write_durable
-from preprocess.shards.format import MANIFEST, SPLITS, TOKENIZER_DIR, Build
+from preprocess.shards.format import MANIFEST, TOKENIZER_DIR, Build
+from preprocess.shards.manifest import SPLITS, Manifest
 
 NAME_AND_WEIGHT = re.compile(r"\s*(\S.*):(\d+(?:\.\d*)?|\.\d+)\s*")
 
@@ -48,28 +49,32 @@ class Builds:
         return self.vocabulary.vocab_size
 
     @property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         return self.vocabulary.manifest
 
     def save_vocabulary(self, folder: Path) -> None:
         """Write the manifest and the tokenizer, which turn ids into text, to `folder`."""
         build = self.vocabulary
         (folder / TOKENIZER_DIR).mkdir(parents=True, exist_ok=True)
-        for name in [f"{TOKENIZER_DIR}/{file}" for file in build.manifest["tokenizer"]["files"]] + [MANIFEST]:
+        for name in [f"{TOKENIZER_DIR}/{file}" for file in build.manifest.tokenizer.files] + [MANIFEST]:
             write_durable(folder / name, (build.folder / name).read_bytes())
 
     def describe(self) -> str:
-        """Return the line that the preflight prints. Opening the builds has checked what it says."""
-        entries = [build.manifest["splits"][split] for build in self.builds for split in SPLITS]
-        shards = [shard for entry in entries for shard in entry["shards"]]
-        max_id = max((shard["max_id"] for shard in shards), default=-1)
+        """Return the line that the preflight prints.
+
+        Opening the builds has checked what it says.
+        """
+        splits = [build.manifest.splits[split] for build in self.builds for split in SPLITS]
+        shards = [shard for split in splits for shard in split.shards]
+        max_id = max((shard.max_id for shard in shards), default=-1)
         return f"{self.name}: {len(shards):,} shards, all complete; the highest id is {max_id:,} of {self.vocab_size:,}"
 
 
 def open_builds(setting: str) -> Builds:
     """Open the builds that `setting` names: `NAME`, or `NAME:WEIGHT,NAME:WEIGHT`.
 
-    Raises ShardError if a build is damaged, and MisuseError if a build does not exist or two do not share a tokenizer.
+    Raises ShardError if a build is damaged, and MisuseError if a build does not exist or two do not
+    share a tokenizer.
     """
     parts = setting.split(",")
     matches = [NAME_AND_WEIGHT.fullmatch(part) for part in parts]
@@ -87,30 +92,30 @@ def open_builds(setting: str) -> Builds:
     builds = tuple(Build(match[1]) for match in matches if match)
     if len({build.folder.resolve() for build in builds}) < len(builds):
         raise MisuseError(f"data is {setting!r}, which names a build twice; add its weights")
-    vocabulary = max(builds, key=lambda build: len(build.manifest["special_tokens"]))
+    vocabulary = max(builds, key=lambda build: len(build.manifest.special_tokens))
     for build in builds:
         _check_same_vocabulary(build, vocabulary)
     return Builds(builds=builds, shares=tuple(weight / sum(weights) for weight in weights), vocabulary=vocabulary)
 
 
-def tokenizer_sha256(manifest: dict[str, Any]) -> str:
+def tokenizer_sha256(manifest: Manifest) -> str:
     """Return a hash of the manifest's tokenizer."""
-    return sha256_bytes(canonical_json(manifest["tokenizer"]))
+    return sha256_bytes(canonical_json(asdict(manifest.tokenizer)))
 
 
 def _check_same_vocabulary(build: Build, vocabulary: Build) -> None:
     if tokenizer_sha256(build.manifest) != tokenizer_sha256(vocabulary.manifest):
         raise MisuseError(
-            f"{build.name} and {vocabulary.name} have different tokenizers, so the same id means different text; build one "
-            "with the other's tokenizer: preprocess build --tokenizer FOLDER"
+            f"{build.name} and {vocabulary.name} have different tokenizers, so the same id means different "
+            "text; build one with the other's tokenizer: preprocess build --tokenizer FOLDER"
         )
     check_same_control_tokens(build.name, build.manifest, other_name=vocabulary.name, other=vocabulary.manifest)
 
 
-def check_same_control_tokens(name: str, manifest: dict[str, Any], *, other_name: str, other: dict[str, Any]) -> None:
-    """Raise MisuseError if a control token of `manifest` is missing in the manifest `other` or has another id there."""
-    ids = other["special_tokens"]
-    for token, i in manifest["special_tokens"].items():
+def check_same_control_tokens(name: str, manifest: Manifest, *, other_name: str, other: Manifest) -> None:
+    """Raise MisuseError unless the control tokens of `manifest` have the same ids in `other`."""
+    ids = other.special_tokens
+    for token, i in manifest.special_tokens.items():
         if ids.get(token) != i:
             raise MisuseError(
                 f"the control token {token} is id {i} in {name} and {ids.get(token, 'unknown')} in {other_name}; "

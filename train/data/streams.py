@@ -8,19 +8,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from preprocess.errors import FolioError, MisuseError, shorten
 from preprocess.shards.format import find_build
+from preprocess.shards.manifest import Manifest
 from train.config import Config
 from train.core.cli import warn
 from train.core.distributed import World
 from train.data.batches import (
     Batch,
     Data,
+    ResumeState,
+    TextSize,
     TrainingSamples,
     ValidationData,
     ValidationWindows,
@@ -36,13 +39,16 @@ PREFIX = "stream:"
 
 
 class StreamedText:
-    """The text that a run reads if `data` names a recipe. It has the properties of `Builds`, except shards."""
+    """The text that a run reads if `data` names a recipe.
+
+    It has the properties of `Builds`, except shards.
+    """
 
     def __init__(self, recipe: str, log: Callable[[str], None]) -> None:
         """Open the corpus of `recipe`, a built-in corpus or the path of a recipe file.
 
-        Later warnings go to `log`. Warnings of opening are kept in `warnings`, to be printed only if the run has work to do.
-        Raises FolioError if the recipe or its files cannot be read.
+        Later warnings go to `log`. Warnings of opening are kept in `warnings`, to be printed only
+        if the run has work to do. Raises FolioError if the recipe or its files cannot be read.
         """
         try:
             from preprocess.stream import open_corpus
@@ -54,7 +60,7 @@ class StreamedText:
         self._log: Callable[[str], None] = self.warnings.append
         self._corpus: StreamCorpus = open_corpus(recipe, log=lambda line: self._log(line))
         self._log = log
-        self.manifest: dict[str, Any] = self._corpus.manifest()
+        self.manifest: Manifest = self._corpus.manifest()
         self.name = f"{PREFIX}{self._corpus.name}"
         self.build_id = self._corpus.sha256
         self.vocab_size = self._corpus.vocab_size
@@ -64,14 +70,17 @@ class StreamedText:
         """Write the manifest and the tokenizer, which turn ids into text, to `folder`."""
         self._corpus.save_vocabulary(folder)
 
-    def difference(self, earlier: dict[str, Any]) -> str:
-        """Return the first difference from the stream with the manifest `earlier`: a recipe setting or a file's size."""
-        old, new = earlier["recipe"], self.manifest["recipe"]
+    def difference(self, earlier: Manifest) -> str:
+        """Return the first difference from the stream with the manifest `earlier`.
+
+        It is a setting of the recipe or the size of a file.
+        """
+        old, new = earlier.recipe, self.manifest.recipe
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
                 return f"{key} {shorten(repr(old.get(key)))} → {shorten(repr(new.get(key)))}"
         old_sizes, new_sizes = (
-            {str(file.get("name")): file.get("bytes") for file in manifest["sources"] if isinstance(file, dict)}
+            {str(file.get("name")): file.get("bytes") for file in manifest.sources if isinstance(file, dict)}
             for manifest in (earlier, self.manifest)
         )
         for name in sorted(old_sizes.keys() | new_sizes.keys()):
@@ -87,16 +96,18 @@ class StreamedText:
     def open(self, config: Config, *, device: torch.device, world: World) -> Data:
         """Return training samples and validation windows.
 
-        Raises MisuseError for settings that a stream does not support, and FolioError if there is no validation text.
+        Raises MisuseError for settings that a stream does not support, and FolioError if there is
+        no validation text.
         """
         if config.data_order != "random":
             raise MisuseError(
-                f"data_order is {config.data_order!r}, but a stream is read in its order; set data_order = 'random', or "
-                "train on a build"
+                f"data_order is {config.data_order!r}, but a stream is read in its order; set data_order = "
+                "'random', or train on a build"
             )
         if config.mask_documents:
             raise MisuseError(
-                "mask_documents is True, but the windows of a stream do not mark documents; set it to False, or train on a build"
+                "mask_documents is True, but the windows of a stream do not mark documents; set it to False, "
+                "or train on a build"
             )
         train = StreamedTraining(self._corpus, config, device=device, world=world)
         return Data(train, self.open_validation(config, device=device))
@@ -127,9 +138,10 @@ class StreamedTraining(TrainingSamples):
         )  # fmt: skip
         self._device = device
         # Blocks read ahead, each with the state of the stream before it.
-        self._ahead: deque[tuple[dict[str, Any], np.ndarray]] = deque()
-        # The last batch that was returned: its first sample, the state of the stream before it, and the batch.
-        self._last: tuple[int, dict[str, Any], Batch] | None = None
+        self._ahead: deque[tuple[ResumeState, np.ndarray]] = deque()
+        # The last batch that was returned: its first sample, the state of the stream before it, and
+        # the batch.
+        self._last: tuple[int, ResumeState, Batch] | None = None
 
     def trial_batch(self, count: int) -> Batch:
         """Return the next `count` windows without consuming them."""
@@ -139,7 +151,10 @@ class StreamedTraining(TrainingSamples):
         return self._to_batch([block for _, block in list(self._ahead)[:count]])
 
     def batch(self, first: int, count: int) -> Batch:
-        """Return the next `count` windows, or the last batch again if it began with the same sample `first`."""
+        """Return the next `count` windows.
+
+        If the last batch began with the same sample `first`, return it again.
+        """
         if self._last is None or self._last[0] != first:
             batch = self.trial_batch(count)
             self._last = first, self._ahead[0][0], batch
@@ -147,14 +162,20 @@ class StreamedTraining(TrainingSamples):
                 self._ahead.popleft()
         return self._last[2]
 
-    def resume_state(self, first: int) -> dict[str, Any] | None:
-        """Return the state of the stream before sample `first`: that of the last batch, or the next one."""
+    def resume_state(self, first: int) -> ResumeState | None:
+        """Return the state of the stream before sample `first`.
+
+        The sample must begin the last or the next batch.
+        """
         if self._last is not None and self._last[0] == first:
             return self._last[1]
         return self._ahead[0][0] if self._ahead else self._stream.state_dict()
 
-    def restore(self, state: dict[str, Any] | None) -> None:
-        """Continue from `state`, which `resume_state` returned. Raises MisuseError if it is another stream's."""
+    def restore(self, state: ResumeState | None) -> None:
+        """Continue from `state`, which `resume_state` returned.
+
+        Raises MisuseError if it is another stream's.
+        """
         if state is None:
             raise MisuseError(
                 "the checkpoint stores no position in a stream; train on the build that it was trained on"
@@ -178,7 +199,7 @@ class StreamedValidation(ValidationWindows):
         self._blocks, self._device = validation.blocks, device
         self.build_index, self.names = np.zeros(len(validation.blocks), np.int64), [corpus.name]
         self.shares: tuple[float, ...] = (1.0,)
-        self.splits = [{"tokens": validation.num_tokens, "text_bytes": validation.num_text_bytes}]
+        self.sizes = [TextSize(num_tokens=validation.num_tokens, text_bytes=validation.num_text_bytes)]
 
     @property
     def num_windows(self) -> int:
@@ -193,15 +214,18 @@ DataSource = Builds | StreamedText
 
 
 def open_data_source(setting: str, *, world: World) -> DataSource:
-    """Open what the setting `data` names: builds, or after `stream:` a recipe. Raises FolioError or MisuseError."""
+    """Open what the setting `data` names: builds, or after `stream:` a recipe.
+
+    Raises MisuseError if there is no such build or recipe, and FolioError if it is damaged.
+    """
     parts = setting.split(",")
     if not any(part.strip().startswith(PREFIX) for part in parts):
         return open_builds(setting)
     recipe = setting.removeprefix(PREFIX)
     if recipe == setting or (not Path(recipe).is_file() and (len(parts) > 1 or NAME_AND_WEIGHT.fullmatch(recipe))):
         raise MisuseError(
-            f"data is {setting!r}, but a stream has no weight and cannot be mixed; name one recipe, or build each and mix "
-            "the builds"
+            f"data is {setting!r}, but a stream has no weight and cannot be mixed; name one recipe, or build "
+            "each and mix the builds"
         )
     # All processes read the same text and would print the same warnings.
     try:
@@ -219,7 +243,10 @@ def _is_build(name: str) -> bool:
 
 
 def open_data_splits(source: DataSource, config: Config, *, device: torch.device, world: World) -> Data:
-    """Return the training samples and validation windows of `source`. Raises FolioError if there are none."""
+    """Return the training samples and validation windows of `source`.
+
+    Raises FolioError if there are none.
+    """
     if isinstance(source, StreamedText):
         return source.open(config, device=device, world=world)
     return open_data(source, config, device=device)

@@ -14,6 +14,7 @@ import torch
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import canonical_json, sha256_bytes
+from preprocess.shards.manifest import Manifest
 from train.config import Config, config_from_saved
 from train.core.device import choose_precision, make_autocast, set_matmul_precision
 from train.data.batches import MAX_WINDOWS, ValidationWindows
@@ -65,7 +66,7 @@ class EvaluationJob:
     config: Config  # the run's, with the device, precision and sampling settings of the evaluation
     source: DataSource
     prompts: list[Prompt]
-    manifest: dict[str, Any]  # of the run's vocabulary; only needed for prompts, like the tokenizer
+    manifest: Manifest | None  # of the run's vocabulary; set if there are prompts, like the tokenizer
     tokenizer: Any
 
     @property
@@ -117,8 +118,7 @@ def prepare_job(
     )
     is_other = settings.data is not None
     source = _open_source(config.data, checkpoint, is_other=is_other, open_data_source=open_data_source, warn=warn)
-    manifest: dict[str, Any] = {}
-    tokenizer, prompts = None, []
+    manifest, tokenizer, prompts = None, None, []
     if settings.has_prompts:
         folder, manifest = vocabulary_of(checkpoint)
         tokenizer = load_text_tokenizer(folder, manifest)
@@ -263,10 +263,11 @@ def _choose_batch_size(job: EvaluationJob) -> int:
 
 def _complete(prompt: Prompt, model: LanguageModel, job: EvaluationJob) -> Completion:
     manifest = job.manifest
+    assert manifest is not None
     # Ids without text: control tokens, and ids beyond the vocabulary of the run.
-    silent_ids = {*manifest["special_tokens"].values(), *range(manifest["vocab_size"], model.vocab_size)}
+    silent_ids = {*manifest.special_tokens.values(), *range(manifest.vocab_size, model.vocab_size)}
     try:
-        generated = list(generate(model, prompt.ids, config=job.config, eot_id=manifest["eot_id"]))
+        generated = list(generate(model, prompt.ids, config=job.config, eot_id=manifest.eot_id))
     except FolioError as e:
         raise CheckpointError(f"{job.checkpoint.folder}: {e}") from e
     pieces = decode_stream(job.tokenizer.decode_bytes, (i for i in generated if i not in silent_ids))

@@ -10,6 +10,7 @@ import numpy as np
 
 from preprocess.errors import MisuseError, shorten
 from preprocess.shards.files import parse_json
+from preprocess.shards.manifest import Manifest
 from preprocess.shards.permutation import keyed_hash, permute
 from train.config import Config
 from train.data.builds import Builds
@@ -42,7 +43,7 @@ def draw_prompts(source: DataSource, count: int, tokenizer: Any) -> list[Prompt]
             f"--prompts {count:,} draws prompts from the documents of a build, but {source.name} stores no documents; "
             "pass a file of prompts, or a build with --data"
         )
-    sizes = [build.manifest["splits"]["val"]["documents"] for build in source.builds]
+    sizes = [build.manifest.splits["val"].documents for build in source.builds]
     if count > sum(sizes):
         raise MisuseError(
             f"--prompts is {count:,}, but the validation split has only {sum(sizes):,} documents; pass a smaller number"
@@ -60,8 +61,8 @@ def draw_prompts(source: DataSource, count: int, tokenizer: Any) -> list[Prompt]
 def _cut_beginning(ids: list[int], builds: Builds, tokenizer: Any) -> Prompt:
     """Return the leading control tokens of a document, and at most half of its text."""
     manifest = builds.manifest
-    token_of_id = {i: token for token, i in manifest["special_tokens"].items()}
-    body = ids[:-1] if ids[-1:] == [manifest["eot_id"]] else ids
+    token_of_id = {i: token for token, i in manifest.special_tokens.items()}
+    body = ids[:-1] if ids[-1:] == [manifest.eot_id] else ids
     num_controls = next((n for n, i in enumerate(body) if i not in token_of_id), len(body))
     length = max(1, min(MAX_DRAWN_TOKENS, (len(body) - num_controls) // 2))
     controls, text = body[:num_controls], body[num_controls : num_controls + length]
@@ -69,7 +70,7 @@ def _cut_beginning(ids: list[int], builds: Builds, tokenizer: Any) -> Prompt:
     return _make_prompt(prompt_text, [*controls, *text], manifest)
 
 
-def encode_prompt(text: str, manifest: dict[str, Any], tokenizer: Any, config: Config) -> Prompt:
+def encode_prompt(text: str, manifest: Manifest, tokenizer: Any, config: Config) -> Prompt:
     """Encode a prompt, after the control tokens that every document begins with.
 
     If it is longer than block_size tokens, only its end is kept, which is all that the model could
@@ -84,10 +85,10 @@ def encode_prompt(text: str, manifest: dict[str, Any], tokenizer: Any, config: C
     return _make_prompt(" ".join([*controls, text]), ids, manifest)
 
 
-def _make_prompt(text: str, ids: list[int], manifest: dict[str, Any]) -> Prompt:
+def _make_prompt(text: str, ids: list[int], manifest: Manifest) -> Prompt:
     # A tokenizer that normalizes its input may encode a text to nothing, but a model needs one id
     # to begin with.
-    return Prompt(text=text, ids=ids or [manifest["eot_id"] or 0])
+    return Prompt(text=text, ids=ids or [manifest.eot_id or 0])
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:

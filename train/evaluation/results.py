@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from preprocess.shards.files import canonical_json, read_json_lines, sha256_bytes, write_durable
+from preprocess.shards.files import JsonObject, canonical_json, read_json_lines, sha256_bytes, write_durable
 from train.core.cli import add_path_to_errors
 from train.run.run_dir import EVALUATIONS_DIR, EVALUATIONS_FILE
 from train.run.validation import Evaluation, Strata
@@ -78,14 +78,14 @@ class EvaluationRow(LossInputs):
     completions: tuple[Completion, ...] = ()
     elapsed_s: float | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return the row as it is stored."""
         values = dataclasses.asdict(self)
         by_build = values.pop("val_loss_by_build")
         return values | {f"{BUILD_LOSS}{name}": loss for name, loss in by_build.items()}
 
     @classmethod
-    def from_dict(cls, row: dict[str, Any]) -> EvaluationRow:
+    def from_dict(cls, row: JsonObject) -> EvaluationRow:
         """Return a stored row. Raises TypeError if a key is missing or a value has a wrong type."""
         values: dict[str, Any] = {key: _get(row, key, str) for key in TEXT_FIELDS}
         values |= {key: _get(row, key, int) for key in COUNT_FIELDS}
@@ -98,7 +98,7 @@ class EvaluationRow(LossInputs):
         )
 
 
-def _get(row: dict[str, Any], key: str, *kinds: type) -> Any:
+def _get(row: JsonObject, key: str, *kinds: type) -> Any:
     if key not in row:
         raise TypeError(f"it has no {key}")
     if type(row[key]) not in kinds:
@@ -106,12 +106,12 @@ def _get(row: dict[str, Any], key: str, *kinds: type) -> Any:
     return row[key]
 
 
-def _get_number(row: dict[str, Any], key: str) -> float | None:
+def _get_number(row: JsonObject, key: str) -> float | None:
     value = _get(row, key, int, float, type(None))
     return None if value is None else float(value)
 
 
-def _read_completions(row: dict[str, Any]) -> tuple[Completion, ...]:
+def _read_completions(row: JsonObject) -> tuple[Completion, ...]:
     """Read `completions`, or the `answers` of earlier versions, with the key `answer` each."""
     key = "completion" if "completions" in row else "answer"
     entries = _get(row, f"{key}s", list)

@@ -1,7 +1,8 @@
 """The architectures, by the names that the setting `arch` accepts.
 
-To add one: write a subclass of `train.model.base.LanguageModel` in a file of this folder and add one line to
-ARCHITECTURES. The optimizer, checkpoints, sampling and export use only what `LanguageModel` documents.
+To add one: write a subclass of `train.model.base.LanguageModel` in a file of this folder and add
+one line to ARCHITECTURES. The optimizer, checkpoints, sampling and export use only what
+`LanguageModel` documents.
 """
 
 from __future__ import annotations

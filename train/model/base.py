@@ -1,5 +1,4 @@
-"""The base class of every architecture, and the parts that they share: attention, the loss, the
-key-value cache.
+"""The base class of every architecture, and what they share: attention, loss, key-value cache.
 
 Shapes: B rows, T tokens, C width, H heads, D = C / H, V padded vocabulary.
 
@@ -14,13 +13,14 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from preprocess.shards.files import JsonObject
 from train.config import Config
 from train.model.kernels import chunked_cross_entropy, is_chunking_faster
 
@@ -29,8 +29,9 @@ VOCAB_MULTIPLE = 64
 
 @dataclass
 class LayerCache:
-    """The keys and values of one layer, (B, H, block_size, D) each; the first `length` positions
-    are filled.
+    """The keys and values of one layer, (B, H, block_size, D) each.
+
+    The first `length` positions are filled.
     """
 
     keys: Tensor
@@ -48,8 +49,9 @@ class LayerCache:
 
 @dataclass
 class KVCache:
-    """The state of generation: the keys and values of every layer, and the last id, (B, 1), or None
-    before the first.
+    """The state of generation: the keys and values of every layer, and the last id.
+
+    `last` is (B, 1), or None before the first id.
     """
 
     layers: list[LayerCache]
@@ -109,13 +111,13 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 class LanguageModel(nn.Module):
-    """A causal language model: the contract between an architecture and training, sampling,
-    checkpoints and export.
+    """A causal language model, as training, sampling, checkpoints and export use it.
 
     A subclass defines:
 
+    - `wte`: the token embedding, which can have its own learning rate.
     - `h`: its blocks, an nn.ModuleList; a block is called as `block(x, mask, layer_cache)` and
-      returns (B, T, C). Their two-dimensional parameters are what Muon updates.
+      returns (B, T, C). Muon updates their two-dimensional parameters.
     - `embed`, `final_norm` and `head_weight`, which are documented below.
     - `vocabulary_weights`: names of the parameters with one row per id. Their rows are padded in
       the model, and cut to `vocab_size` in checkpoints that leave Folio.
@@ -155,7 +157,7 @@ class LanguageModel(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def export_config(cls, config: Config, vocab_size: int) -> dict[str, Any]:
+    def export_config(cls, config: Config, vocab_size: int) -> JsonObject:
         """Return the content of config.json in an exported folder, without the special ids."""
         raise NotImplementedError
 
@@ -165,11 +167,10 @@ class LanguageModel(nn.Module):
         return tensors
 
     def forward(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the mean loss in nats, (), which has a gradient, and each row's loss, (B,), which
-        has none.
+        """Return the mean loss in nats, (), and the loss of each row, (B,).
 
-        `ids`, `targets` and `documents` are (B, T) int64; both losses are float32. With
-        `documents`, no token attends to a token of another document.
+        Only the mean loss has a gradient. `ids`, `targets` and `documents` are (B, T) int64; both
+        losses are float32. With `documents`, no token attends to a token of another document.
         """
         x = self.features(ids, documents)  # (B, T, C)
         if is_chunking_faster(ids.numel() * self.padded_vocab_size, x.device):
@@ -210,8 +211,9 @@ class LanguageModel(nn.Module):
         return logits
 
     def _chunked_loss(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss, (), and each token's, (B·T,), of `features`, (B, T, C), by the
-        fused kernel.
+        """Return the mean loss, (), and each token's, (B·T,), of `features`, (B, T, C).
+
+        The fused kernel computes them.
         """
         x, weight = features.flatten(0, 1), self.head_weight
         if torch.is_autocast_enabled(x.device.type):  # autocast does not look into a custom function
@@ -238,9 +240,7 @@ class LanguageModel(nn.Module):
         return 6.0 * num_weights + 12.0 * len(self.h) * self.n_embd * self.block_size
 
     def empty_cache(self, batch_size: int) -> KVCache:
-        """Return an empty cache for `batch_size` rows, in the dtype and on the device of the
-        weights.
-        """
+        """Return an empty cache for `batch_size` rows, with the dtype and device of the weights."""
         like = next(self.parameters())
         shape = batch_size, self.n_head, self.block_size, self.n_embd // self.n_head
         return KVCache([LayerCache(like.new_empty(shape), like.new_empty(shape)) for _ in self.h])

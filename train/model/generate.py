@@ -1,8 +1,9 @@
 """Draw ids from a model, one after the other, and decode them to text as it becomes certain.
 
-Generation keeps the keys and values of the context in a cache, so each new token costs one row of the model instead of a
-whole window. The context is limited to block_size tokens. When it is full, the last half is kept and the cache is computed
-again from position 0, which happens once in block_size / 2 tokens.
+Generation keeps the keys and values of the context in a cache, so each new token costs one row of
+the model instead of a whole window. The context is limited to block_size tokens. When it is full,
+the last half is kept and the cache is computed again from position 0, which happens once in
+block_size / 2 tokens.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ def generate(
 ) -> Generator[int, None, None]:
     """Yield the ids that continue `ids`, which must not be empty.
 
-    Ends after config.completion_tokens ids, or when `eot_id` is drawn, which is not yielded. The random numbers depend only
-    on config.seed and `number`, and torch's default generator is not used, so sampling during training changes no loss.
-    Raises FolioError if the model's output is not finite.
+    Ends after config.completion_tokens ids, or when `eot_id` is drawn, which is not yielded. The
+    random numbers depend only on config.seed and `number`, and torch's default generator is not
+    used, so sampling during training changes no loss. Raises FolioError if the model's output is
+    not finite.
     """
     generator = torch.Generator().manual_seed(completion_seed(config.seed, number))
     context, cache = ids[-model.block_size :], model.empty_cache(1)
@@ -49,7 +51,10 @@ def generate(
 
 
 def extend_context(context: list[int], next_id: int, *, block_size: int) -> list[int]:
-    """Return `context` with `next_id` appended, or its last block_size / 2 ids if it would exceed block_size."""
+    """Return `context` with `next_id` appended.
+
+    If it would be longer than block_size, return only its last block_size / 2 ids.
+    """
     extended = [*context, next_id]
     return extended if len(extended) <= block_size else extended[-max(1, block_size // 2) :]
 
@@ -70,9 +75,9 @@ def _next_logits(model: LanguageModel, context: list[int], cache: KVCache) -> Te
 def draw(logits: Tensor, config: Config, *, generator: torch.Generator) -> int:
     """Draw one id from `logits`, (vocab_size,) float32, by temperature, top_k and top_p.
 
-    A temperature of 0 takes the most likely id. top_p (nucleus sampling, Holtzman et al. 2019) keeps the smallest set of the
-    most likely ids, among those that top_k kept, whose probabilities sum to at least top_p. Raises FolioError if a logit
-    is not finite.
+    A temperature of 0 takes the most likely id. top_p (nucleus sampling, Holtzman et al. 2019)
+    keeps the smallest set of the most likely ids, among those that top_k kept, whose probabilities
+    sum to at least top_p. Raises FolioError if a logit is not finite.
     """
     if not logits.isfinite().all():
         raise FolioError(
@@ -92,10 +97,11 @@ def draw(logits: Tensor, config: Config, *, generator: torch.Generator) -> int:
 
 
 def decode_stream(decode_bytes: Callable[[np.ndarray], bytes], ids: Iterable[int]) -> Iterator[str]:
-    """Yield the text of `ids` as it becomes certain; concatenated, it equals the tokenizer's `decode` of all ids.
+    """Yield the text of `ids` as soon as it is certain.
 
-    `decode_bytes` is the tokenizer's method; it raises FolioError for an id outside the vocabulary. A character whose bytes
-    are spread over several ids is held back until the last of them.
+    All parts together equal the tokenizer's `decode` of all ids. `decode_bytes` is the tokenizer's
+    method; it raises FolioError for an id outside the vocabulary. A character whose bytes are
+    spread over several ids is held back until the last of them.
     """
     # The bytes of an id do not depend on its neighbours; only characters can span two ids.
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

@@ -1,7 +1,7 @@
-"""GPT-2 (Radford et al. 2019): learned positions, LayerNorm before each half of a block, GELU, a tied head.
+"""GPT-2 (Radford et al. 2019): learned positions, LayerNorm before each layer, GELU, a tied head.
 
-Parameters have the names of Hugging Face's GPT-2 (wte, wpe, h.N.ln_1, h.N.attn.c_attn …). Its four Conv1D matrices are the
-transposes of the Linear ones here.
+Parameters have the names of Hugging Face's GPT-2 (wte, wpe, h.N.ln_1, h.N.attn.c_attn …). Its four
+Conv1D matrices are the transposes of the Linear ones here.
 
 Shapes: B rows, T tokens, C width, H heads, D = C / H, V padded vocabulary.
 """
@@ -9,12 +9,12 @@ Shapes: B rows, T tokens, C width, H heads, D = C / H, V padded vocabulary.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from preprocess.shards.files import JsonObject
 from train.config import Config
 from train.model.base import KVCache, LanguageModel, LayerCache, attend, split_heads
 from train.model.kernels import can_use_cpu_gelu, cpu_gelu
@@ -23,7 +23,8 @@ INIT_STD = 0.02
 # How Hugging Face's GPT-2 stores the same model.
 HF_PREFIX = "transformer."  # of every name, except in old files
 HF_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-# The values in its config.json that make it this model. A key that is missing there has the same value.
+# The values in its config.json that make it this model. A key that is missing there has the same
+# value.
 HF_CONFIG = {
     "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False, "tie_word_embeddings": True, "add_cross_attention": False,
@@ -99,7 +100,7 @@ class GPT2(LanguageModel):
         return self.wte.weight
 
     @classmethod
-    def export_config(cls, config: Config, vocab_size: int) -> dict[str, Any]:
+    def export_config(cls, config: Config, vocab_size: int) -> JsonObject:
         """Return the config.json of Hugging Face's GPT2LMHeadModel."""
         return HF_CONFIG | {
             "architectures": ["GPT2LMHeadModel"],

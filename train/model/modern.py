@@ -1,5 +1,4 @@
-"""A GPT with the changes since GPT-2 that have been measured to learn faster; each takes a line or
-two.
+"""A GPT with changes since GPT-2 that were measured to learn faster; each takes a line or two.
 
 - Token shift: each embedding gets a learned part of the previous one (RWKV, Peng et al. 2023;
   "smear" in modded-nanogpt).
@@ -17,13 +16,12 @@ Shapes: B rows, T tokens, C width, H heads, D = C / H, V padded vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from preprocess.errors import MisuseError
+from preprocess.shards.files import JsonObject
 from train.config import Config
 from train.model.base import KVCache, LanguageModel, LayerCache, attend
 from train.model.kernels import can_use_squared_relu, squared_relu
@@ -49,8 +47,9 @@ def rotary_table(block_size: int, head_size: int) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate the pairs (x[i], x[i + D/2]) of `x`, (B, T, H, D), by the angles in `table`, (2, T, 1,
-    D / 2).
+    """Rotate the pairs (x[i], x[i + D/2]) of `x`, (B, T, H, D), by the angles of `table`.
+
+    `table` is (2, T, 1, D / 2): cosines and sines.
     """
     cos, sin = table.to(x.dtype)
     first, second = x.chunk(2, dim=-1)  # (B, T, H, D / 2)
@@ -112,7 +111,8 @@ class Modern(LanguageModel):
         """Raises MisuseError if a head has an odd size, which rotary positions cannot have."""
         if config.n_embd // config.n_head % 2:
             raise MisuseError(
-                f"n_embd / n_head must be even with arch=modern, got {config.n_embd // config.n_head}; change one of them"
+                f"n_embd / n_head must be even with arch=modern, got {config.n_embd // config.n_head}; change "
+                "one of them"
             )
         super().__init__(config, vocab_size)
         self.wte = nn.Embedding(self.padded_vocab_size, config.n_embd)
@@ -141,7 +141,7 @@ class Modern(LanguageModel):
         return self.lm_head.weight
 
     @classmethod
-    def export_config(cls, config: Config, vocab_size: int) -> dict[str, Any]:
+    def export_config(cls, config: Config, vocab_size: int) -> JsonObject:
         """Return a config.json that no other library knows; docs/exported_model.md describes it."""
         return {
             "model_type": EXPORT_TYPE,

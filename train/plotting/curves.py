@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from preprocess.errors import MisuseError
 from train.run.metrics import METRICS_FILE, read_rows
@@ -33,7 +32,9 @@ def read_curves(run: Path, name: str, *, warn: Callable[[str], None]) -> Curves:
     it has no losses, and FolioError if a row of its metrics.jsonl is damaged.
     """
     rows = read_rows(_find_metrics(run))
-    all_points = {key: [(row["step"], row[key]) for row in rows if row.get(key) is not None] for key in METRICS}
+    all_points = {
+        key: [(row.step, value) for row in rows if (value := row.values.get(key)) is not None] for key in METRICS
+    }
     points = {key: [(step, float(v)) for step, v in pairs if abs(v) <= MAX_VALUE] for key, pairs in all_points.items()}
     if not points["train_loss"] and not points["val_loss"]:
         raise MisuseError(f"{run} has no losses to plot in {METRICS_FILE}; train it further, or name another run")
@@ -42,7 +43,11 @@ def read_curves(run: Path, name: str, *, warn: Callable[[str], None]) -> Curves:
     return Curves(
         name=name,
         points={key: ([step for step, _ in pairs], [value for _, value in pairs]) for key, pairs in points.items()},
-        rollbacks=[(row["step"], int(row[ROLLBACK_KEY])) for row in rows if _is_step(row.get(ROLLBACK_KEY))],
+        rollbacks=[
+            (row.step, int(step))
+            for row in rows
+            if (step := row.values.get(ROLLBACK_KEY)) is not None and 0 <= step <= MAX_VALUE
+        ],
     )
 
 
@@ -57,7 +62,3 @@ def _find_metrics(run: Path) -> Path:
             f"{run} has no losses: it has no {METRICS_FILE}; name the out_dir of a run, such as runs/demo"
         )
     return path
-
-
-def _is_step(value: Any) -> bool:
-    return value is not None and 0 <= value <= MAX_VALUE

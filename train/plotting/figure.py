@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from train.plotting.curves import Curves
 from train.plotting.labels import fit_names, fit_text, measure_inches, spread
@@ -21,6 +21,7 @@ from train.plotting.style import (
     TITLE_INCHES,
     TITLE_POINTS,
     WIDTH_INCHES,
+    Style,
     get_colour,
     get_curve_style,
     get_rollback_style,
@@ -138,7 +139,7 @@ def _add_line_legend(axes: Axes, runs: Sequence[Curves]) -> None:
     entries = [(get_curve_style(m, 0), label) for m, label in labels.items() if any(run.points[m][0] for run in runs)]
     if any(run.rollbacks for run in runs):
         entries.append((get_rollback_style(0), _describe_rollbacks(runs)))
-    colour: dict[str, Any] = {"color": GREY} if len(runs) > 1 else {}
+    colour: Style = {"color": GREY} if len(runs) > 1 else {}
     handles = [Line2D([], [], **style | colour) for style, _ in entries]
     axes.legend(handles, [label for _, label in entries], loc="upper right", framealpha=0.85, edgecolor="none")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+Style = dict[str, Any]  # keyword arguments of matplotlib
 # Okabe and Ito's palette, which colour-blind readers can distinguish. With more runs than colours,
 # the markers change too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -22,12 +23,12 @@ def get_colour(run_index: int) -> str:
     return COLOURS[run_index % len(COLOURS)]
 
 
-def get_curve_style(metric: str, run_index: int) -> dict[str, Any]:
+def get_curve_style(metric: str, run_index: int) -> Style:
     """Return the arguments for plotting a curve.
 
     The noisy training loss is thin and pale, so that the validation loss is seen first.
     """
-    style: dict[str, Any] = {"color": get_colour(run_index)}
+    style: Style = {"color": get_colour(run_index)}
     if metric == "val_loss":
         marker = MARKERS[run_index // len(COLOURS) % len(MARKERS)]
         return style | {"linewidth": 2, "marker": marker, "markersize": 4.5, "zorder": 3}
@@ -36,6 +37,6 @@ def get_curve_style(metric: str, run_index: int) -> dict[str, Any]:
     return style | {"linewidth": 1.2, "alpha": 0.85, "zorder": 2}
 
 
-def get_rollback_style(run_index: int) -> dict[str, Any]:
+def get_rollback_style(run_index: int) -> Style:
     """Return the arguments for the vertical line at a rollback."""
     return {"color": get_colour(run_index), "linewidth": 1, "linestyle": ":"}

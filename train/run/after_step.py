@@ -1,6 +1,7 @@
 """What follows an optimizer step: logging, evaluation, a checkpoint, a completion.
 
-The intervals are settings. Everything here that waits for the device happens only in steps that need it.
+The intervals are settings. Everything here that waits for the device happens only in steps that
+need it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ CHECK_INTERVAL = 10  # steps after which the host asks the device at the latest 
 
 @dataclass(frozen=True, kw_only=True)
 class Due:
-    """What follows a step. It is the same in all processes, or they would wait for each other forever."""
+    """What follows a step.
+
+    It is the same in all processes, or they would wait for each other forever.
+    """
 
     log: bool
     evaluate: bool
@@ -75,7 +79,7 @@ def update_early_stopping(run: Run, state: TrainingState, evaluation: Evaluation
 
 
 def check_and_save(run: Run, state: TrainingState, prefetcher: Prefetcher, logger: RunLogger) -> str | None:
-    """Save a checkpoint, or return a description of the problem if the weights are not fit to be saved."""
+    """Save a checkpoint, or return a description of the problem if the weights are not usable."""
     with logger.pause():
         problem = check_weights(run, state)
         if not problem:
@@ -101,8 +105,8 @@ def _save(run: Run, state: TrainingState) -> None:
     if not was_complete:
         write_run(config, run.source)
         raise FolioError(
-            f"{out_dir} was deleted or moved while this run wrote to it; step {state.step:,} is saved there now, but the rows "
-            "of metrics are lost; run the same command again: it continues from there"
+            f"{out_dir} was deleted or moved while this run wrote to it; step {state.step:,} is saved there "
+            "now, but the rows of metrics are lost; run the same command again: it continues from there"
         )
 
 

@@ -109,7 +109,9 @@ class CapturedStep:
 
 
 def _empty_like(tensor: Tensor) -> Tensor:
-    """Return an uninitialized tensor with the strides of `tensor`, which torch.empty_like does not
-    keep for a slice.
+    """Return an uninitialized tensor with the shape and strides of `tensor`.
+
+    torch.empty_like does not keep the strides of a slice. torch.empty_like does not keep the
+    strides of a slice.
     """
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)

@@ -1,12 +1,14 @@
 """Checkpoints: folders `checkpoints/step-00000500/` of a run, committed by a rename.
 
     model.safetensors     the weights, by parameter name
-    training.safetensors  `<parameter name>.<exp_avg | exp_avg_sq | step | momentum_buffer>`, and the losses that early stopping
-                          compares with
-    checkpoint.json       format, version, step, num_samples, settings, build_id, …, and size and sha256 of the other two
+    training.safetensors  `<parameter name>.<exp_avg | exp_avg_sq | step | momentum_buffer>`, and the
+                          losses that early stopping compares with
+    checkpoint.json       format, version, step, num_samples, settings, build_id, …, and size and
+                          sha256 of the other two
 
-A checkpoint is written under a hidden temporary name, flushed to the disk, and renamed. So a folder with the final name is
-complete, whenever the process or the machine stops. Nothing is pickled, so loading a checkpoint from a stranger runs no code.
+A checkpoint is written under a hidden temporary name, flushed to the disk, and renamed. So a folder
+with the final name is complete, whenever the process or the machine stops. Nothing is pickled, so
+loading a checkpoint from a stranger runs no code.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.files import parse_json, readable_json, sha256_file, sync_folder, write_durable
+from preprocess.shards.files import JsonObject, parse_json, readable_json, sha256_file, sync_folder, write_durable
 from train.config import Config
 from train.core.tensors import TensorFileError, read_shapes, read_tensors, write_tensors
 from train.data.streams import DataSource
@@ -62,7 +64,7 @@ class CheckpointError(FolioError):
 class Origin:
     """What a run is made from. It is the same in all checkpoints of the run."""
 
-    settings: dict[str, Any]
+    settings: JsonObject
     build_id: str
     tokenizer_sha256: str  # of the manifest's `tokenizer`: builds with the same value use the same ids for text
 
@@ -81,12 +83,15 @@ class Checkpoint:
     vocab_size: int
     best_step: int | None  # the step of the run's best evaluation so far
     num_since: int  # evaluations since one that was better beyond noise
-    numbers: dict[str, Any]  # the content of checkpoint.json
+    numbers: JsonObject  # the content of checkpoint.json
     origin: Origin
 
 
 def list_checkpoints(out_dir: Path) -> list[Path]:
-    """Return the checkpoint folders of a run, oldest first. Unfinished saves have another name and are not included."""
+    """Return the checkpoint folders of a run, oldest first.
+
+    Unfinished saves have another name and are not included.
+    """
     folder = out_dir / CHECKPOINTS_DIR
     committed = [p for p in folder.iterdir() if COMMITTED.fullmatch(p.name)] if folder.is_dir() else []
     return sorted(committed, key=_step_of)
@@ -110,9 +115,12 @@ def remove_leftovers(out_dir: Path) -> None:
 
 
 def save(state: TrainingState, out_dir: Path, *, origin: Origin, keep: int) -> Path:
-    """Commit a checkpoint of `state`, then delete all except the last `keep` and the best. Return its folder.
+    """Commit a checkpoint of `state`, then delete all except the last `keep` and the best.
 
-    Raises FolioError if it cannot be written. Earlier checkpoints are then unchanged, and nothing partial remains.
+    Return its folder.
+
+    Raises FolioError if it cannot be written. Earlier checkpoints are then unchanged, and nothing
+    partial remains.
     """
     target = step_folder(out_dir, state.step)
     folder = target.parent
@@ -159,7 +167,10 @@ def _write(folder: Path, tensors: Mapping[str, dict[str, Tensor]], *, state: Tra
 
 
 def _remove(folder: Path) -> None:
-    """Delete a checkpoint. It is renamed first, so that an interrupted deletion leaves no incomplete checkpoint."""
+    """Delete a checkpoint.
+
+    It is renamed first, so that an interrupted deletion leaves no incomplete checkpoint.
+    """
     if folder.exists():
         removed = folder.with_name(f".{folder.name}.{os.getpid()}.removed")
         folder.rename(removed)
@@ -178,8 +189,8 @@ def _describe_failed_save(
     advice = "free some" if is_full else "solve that"
     start = f"{kept[-1].name}, which is complete" if kept else "the beginning"
     return (
-        f"cannot save the checkpoint of step {step:,} in {out_dir}: {reason}; it needs {needed_mb:,.1f} MB, {free_mb:,.1f} MB "
-        f"are free; {advice}, then run the same command again: it continues from {start}"
+        f"cannot save the checkpoint of step {step:,} in {out_dir}: {reason}; it needs {needed_mb:,.1f} MB, "
+        f"{free_mb:,.1f} MB are free; {advice}, then run the same command again: it continues from {start}"
     )
 
 
@@ -217,7 +228,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _check_no_extra_files(folder: Path) -> None:
-    """Raise FolioError for a file that is not part of a checkpoint. It is not damage: a person put it there.
+    """Raise FolioError for a file that is not part of a checkpoint.
+
+    It is not damage: a person put it there.
 
     Hidden files, which operating systems create, are ignored.
     """
@@ -230,7 +243,7 @@ def _check_no_extra_files(folder: Path) -> None:
         )
 
 
-def _read_info(folder: Path) -> dict[str, Any]:
+def _read_info(folder: Path) -> JsonObject:
     path = folder / INFO_FILE
     try:
         info = parse_json(path.read_bytes())
@@ -244,7 +257,8 @@ def _read_info(folder: Path) -> dict[str, Any]:
         )
     if info.get("version") != VERSION:
         raise FolioError(
-            f"{path} has version {info.get('version')!r}, this Folio reads version {VERSION}; use the Folio that wrote it"
+            f"{path} has version {info.get('version')!r}, this Folio reads version {VERSION}; use the Folio "
+            "that wrote it"
         )
     return info
 
@@ -262,7 +276,7 @@ def _check_int(value: Any, minimum: int, maximum: int) -> int:
     return number
 
 
-def _check_file(path: Path, entry: dict[str, Any]) -> None:
+def _check_file(path: Path, entry: JsonObject) -> None:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing{ADVICE}")
     if (size := path.stat().st_size) != entry["bytes"]:
@@ -274,8 +288,9 @@ def _check_file(path: Path, entry: dict[str, Any]) -> None:
 def find_newest_checkpoint(out_dir: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """Return the newest complete checkpoint of a run, or None if the run has none.
 
-    For each damaged one, `warn` is called and the previous one is tried. If one disappears, because a process is training and
-    deletes old ones, the checkpoints are listed again. Raises FolioError if all are damaged.
+    For each damaged one, `warn` is called and the previous one is tried. If one disappears, because
+    a process is training and deletes old ones, the checkpoints are listed again. Raises FolioError
+    if all are damaged.
     """
     for _ in range(MAX_LISTINGS):
         folders = list_checkpoints(out_dir)
@@ -296,9 +311,10 @@ def find_newest_checkpoint(out_dir: Path, warn: Callable[[str], None]) -> Checkp
 
 
 def find_checkpoint(path: Path, warn: Callable[[str], None], *, best: bool = False) -> Checkpoint:
-    """Return the checkpoint at `path`, or the newest of the run at `path`, or with `best` the run's best.
+    """Return the checkpoint at `path`, or the newest of the run at `path`.
 
-    Raises MisuseError if `path` is neither a checkpoint nor a run that has one.
+    With `best`, return the run's best checkpoint. Raises MisuseError if `path` is neither a
+    checkpoint nor a run that has one.
     """
     if (path / INFO_FILE).exists():
         if best:
@@ -324,7 +340,10 @@ def run_of(checkpoint: Checkpoint) -> Path:
 
 
 def check_shapes(checkpoint: Checkpoint, config: Config) -> None:
-    """Raise MisuseError unless the weights have the shapes of a model of `config`. No memory is allocated for it."""
+    """Raise MisuseError unless the weights have the shapes of a model of `config`.
+
+    No memory is allocated for it.
+    """
     with torch.device("meta"):
         parameters = make_model(config, checkpoint.vocab_size).state_dict()
     expected = {name: tuple(p.shape) for name, p in parameters.items()}
@@ -337,12 +356,16 @@ def check_shapes(checkpoint: Checkpoint, config: Config) -> None:
         if shapes.get(name) != expected.get(name):
             got, want = (shapes.get(name) or "nothing", expected.get(name) or "nothing")
             raise MisuseError(
-                f"{path} has {got} for {name}, but the settings need {want}; use the settings and the Folio that it was made with"
+                f"{path} has {got} for {name}, but the settings need {want}; use the settings and the Folio "
+                "that it was made with"
             )
 
 
 def load_model(checkpoint: Checkpoint, model: LanguageModel) -> None:
-    """Copy the checkpoint's weights into `model`, on any device. Raises CheckpointError."""
+    """Copy the checkpoint's weights into `model`, on any device.
+
+    Raises CheckpointError if they are damaged or do not fit.
+    """
     parameters = model.state_dict()
     tensors = _load_tensors(checkpoint.folder / MODEL_FILE, {name: tuple(p.shape) for name, p in parameters.items()})
     for name, parameter in parameters.items():
@@ -373,6 +396,7 @@ def _load_tensors(
         expected = shapes.get(name, "nothing")
         if got != expected:
             raise CheckpointError(
-                f"{path} has {got} for {name}, but the model needs {expected}; use a checkpoint of a model of these settings"
+                f"{path} has {got} for {name}, but the model needs {expected}; use a checkpoint of a model of "
+                "these settings"
             )
     return tensors

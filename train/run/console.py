@@ -37,7 +37,8 @@ class Console:
 
     def _write(self, text: str, *, is_live: bool) -> None:
         self._is_live = is_live
-        # The run continues if its reader ends: `| tee` ends by the same Ctrl-C that asks for a checkpoint.
+        # The run continues if its reader ends: `| tee` ends by the same Ctrl-C that asks for a
+        # checkpoint.
         with contextlib.suppress(BrokenPipeError):
             self._stream.write(text)
             self._stream.flush()

@@ -1,4 +1,7 @@
-"""`Run`: what the parts of training share and training does not change. It is passed in place of many arguments."""
+"""`Run`: what the parts of training share and training does not change.
+
+It is passed in place of many arguments.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +50,8 @@ class Run:
 def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
     """Choose device and precision, and open the data. Nothing is written.
 
-    Raises MisuseError if settings do not fit the device, the data or the other processes, and FolioError if the data is
-    damaged or too short.
+    Raises MisuseError if settings do not fit the device, the data or the other processes, and
+    FolioError if the data is damaged or too short.
     """
     device = choose_device(config.device, local_rank=world.local_rank, num_local=world.num_local)
     if device.type == "cuda":
@@ -76,11 +79,11 @@ def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
 
 
 def _check_same_in_all_processes(run: Run) -> None:
-    """Raise MisuseError if processes would train with different settings, builds or versions of torch."""
+    """Raise MisuseError if the processes have different settings, builds or versions of torch."""
     settings = {key: value for key, value in run.config.as_dict().items() if key not in PER_PROCESS_SETTINGS}
     fingerprint = sha256_bytes(canonical_json([settings, run.source.build_id, torch.__version__]))
     if not run.world.all_equal(int(fingerprint[:12], 16)):
         raise MisuseError(
-            f"process {run.world.rank} has other settings, another build or another torch than the others; start all with "
-            f"the same (here build_id {run.source.build_id[:12]}, torch {torch.__version__})"
+            f"process {run.world.rank} has other settings, another build or another torch than the others; "
+            f"start all with the same (here build_id {run.source.build_id[:12]}, torch {torch.__version__})"
         )

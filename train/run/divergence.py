@@ -1,8 +1,9 @@
-"""What happens when numbers are no longer finite: skip updates, roll back to the last checkpoint, or give up.
+"""Numbers that are not finite: skip updates, roll back to the last checkpoint, or give up.
 
-A single update whose loss or gradient is not finite is skipped on the device. After several in a row, or if the weights give no
-finite validation loss, the run returns to its newest checkpoint and continues with the samples that come next, not with those
-that led here. If training diverges again from the same checkpoint, a rollback does not help and the run fails.
+A single update whose loss or gradient is not finite is skipped on the device. After several in a
+row, or if the weights give no finite validation loss, the run returns to its newest checkpoint and
+continues with the samples that come next, not with those that led here. If training diverges again
+from the same checkpoint, a rollback does not help and the run fails.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ from train.run.state import TrainingState, broadcast_state
 
 
 def check_skipped(state: TrainingState, num_skipped: int) -> str | None:
-    """Return a description of the problem if `num_skipped` updates were skipped in a row, and None if few were."""
+    """Return a description of the problem if too many updates in a row were skipped, else None."""
     return f"{num_skipped} updates in a row were not finite" if num_skipped >= state.max_skipped else None
 
 
 @torch.no_grad()
 def check_weights(run: Run, state: TrainingState) -> str | None:
-    """Return a description of the problem if validation windows have no finite loss: a finite update can ruin weights.
+    """Return a description of the problem if validation windows have no finite loss, else None.
 
-    One window would be enough, but the model is compiled for a whole micro-batch.
+    Even an update that is finite can ruin the weights. One window would be enough, but the model is
+    compiled for a whole micro-batch.
     """
     loss = 0.0
     if run.world.is_main:
@@ -43,8 +45,8 @@ def check_weights(run: Run, state: TrainingState) -> str | None:
 def roll_back(run: Run, state: TrainingState, logger: RunLogger, *, problem: str, previous_rollback: int | None) -> int:
     """Restore the newest checkpoint, but continue with the samples that come next. Return its step.
 
-    `previous_rollback` is the step that an earlier rollback returned to. Raises FolioError if there is no checkpoint, or if it
-    is the same one again.
+    `previous_rollback` is the step that an earlier rollback returned to. Raises FolioError if there
+    is no checkpoint, or if it is the same one again.
     """
     from_step, num_samples, num_skipped = state.step, state.num_samples, state.skipped[1].clone()
 

@@ -1,16 +1,16 @@
-"""A run's model and tokenizer in the files that other programs load. docs/exported_model.md describes the folder."""
+"""A run's model and tokenizer as files for other programs; see docs/exported_model.md."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
 
 from preprocess.errors import FolioError
 from preprocess.shards.files import readable_json
+from preprocess.shards.manifest import Manifest
 from train.config import Config
 from train.core.tensors import TensorFileError, read_tensors, write_tensors
 from train.model import get_architecture
@@ -22,7 +22,10 @@ METADATA = {"format": "pt"}  # transformers refuses a file without it
 
 
 def export_tensors(checkpoint: Checkpoint, config: Config) -> dict[str, Tensor]:
-    """Return the weights in float32, without the padded rows of the vocabulary. Raises FolioError if they are damaged."""
+    """Return the weights in float32, without the padded rows of the vocabulary.
+
+    Raises FolioError if they are damaged.
+    """
     try:
         tensors = dict(read_tensors(checkpoint.folder / MODEL_FILE))
     except TensorFileError as e:
@@ -33,23 +36,25 @@ def export_tensors(checkpoint: Checkpoint, config: Config) -> dict[str, Tensor]:
     return {name: tensor.float().contiguous() for name, tensor in architecture.export_tensors(tensors).items()}
 
 
-def config_files(config: Config, manifest: dict[str, Any], vocab_size: int) -> dict[str, bytes]:
+def config_files(config: Config, manifest: Manifest, vocab_size: int) -> dict[str, bytes]:
     """Return the names and contents of the files that describe the model and how it generates."""
-    eot_id = manifest["eot_id"]
-    # As in GPT-2, the end-of-text token also starts a text and pads short ones, unless the tokenizer has others.
+    eot_id = manifest.eot_id
+    # As in GPT-2, the end-of-text token also starts a text and pads short ones, unless the
+    # tokenizer has others.
     ids = {
-        "bos_token_id": eot_id if manifest["bos_id"] is None else manifest["bos_id"],
+        "bos_token_id": eot_id if manifest.bos_id is None else manifest.bos_id,
         "eos_token_id": eot_id,
-        "pad_token_id": eot_id if manifest["pad_id"] is None else manifest["pad_id"],
+        "pad_token_id": eot_id if manifest.pad_id is None else manifest.pad_id,
     }
     model_config = get_architecture(config.arch).export_config(config, vocab_size)
     return {HF_CONFIG_FILE: readable_json(model_config | ids), GENERATION_CONFIG: readable_json(ids)}
 
 
-def tokenizer_files(folder: Path, manifest: dict[str, Any], config: Config) -> dict[str, bytes]:
-    """Return the names and contents of the tokenizer's files in Hugging Face's format, from the tokenizer in `folder`.
+def tokenizer_files(folder: Path, manifest: Manifest, config: Config) -> dict[str, bytes]:
+    """Return the names and contents of the tokenizer's files in Hugging Face's format.
 
-    Raises FolioError if the tokenizer cannot be written in that format.
+    `folder` is the one with the tokenizer of `manifest`. Raises FolioError if the tokenizer cannot
+    be written in that format.
     """
     try:
         from preprocess.tokenizers.to_huggingface import make_huggingface_files
@@ -62,7 +67,10 @@ def tokenizer_files(folder: Path, manifest: dict[str, Any], config: Config) -> d
 
 
 def write_model(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write the weights, with the file mode of the other files. Raises FolioError if the disk is full."""
+    """Write the weights, with the file mode of the other files.
+
+    Raises FolioError if the disk is full.
+    """
     try:
         write_tensors(path, tensors, METADATA)
     except SafetensorError as e:

@@ -14,7 +14,9 @@ from train.trackers.client import send_missing_rows
 
 
 def report_finished(run: Run, checkpoint: Checkpoint | None) -> bool:
-    """Return whether the run has nothing left to do. If so, print why and bring its trackers up to date.
+    """Return whether the run has nothing left to do.
+
+    If so, print why and bring its trackers up to date.
 
     `checkpoint` is the one to continue from, given in the main process only.
     """
@@ -39,8 +41,9 @@ def describe_finished(checkpoint: Checkpoint, config: Config) -> str | None:
         )
     if config.patience is not None and checkpoint.num_since >= config.patience:
         return (
-            f"{config.out_dir} stopped early, after step {checkpoint.step:,}: {checkpoint.num_since} evaluations without an "
-            "improvement beyond noise; raise --patience to continue, or start again with --restart"
+            f"{config.out_dir} stopped early, after step {checkpoint.step:,}: {checkpoint.num_since} "
+            "evaluations without an improvement beyond noise; raise --patience to continue, or start again "
+            "with --restart"
         )
     return None
 

@@ -1,8 +1,9 @@
-"""Weights that a run starts with (`init_from`): of another run, or of a folder of Hugging Face's GPT-2.
+"""Initial weights (`init_from`) from another run, or from a folder of Hugging Face's GPT-2.
 
-Rows of ids that the other model does not know, such as author tokens, become the mean of the rows that it knows (Hewitt 2021,
-"Initializing New Word Embeddings for Pretrained Language Models"). A new id then takes little probability from the old ones.
-Control tokens are matched by their text, all other ids by their number.
+Rows of ids that the other model does not know, such as author tokens, become the mean of the rows
+that it knows (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models"). A
+new id then takes little probability from the old ones. Control tokens are matched by their text,
+all other ids by their number.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.files import PLAIN_NAME, parse_json
+from preprocess.shards.files import PLAIN_NAME, JsonObject, parse_json
 from preprocess.shards.format import CONTROL_FIELDS
 from train.config import Config, config_from_saved
 from train.core.tensors import TensorFileError, read_tensors
@@ -49,20 +50,22 @@ class PretrainedWeights:
 def initialize(model: LanguageModel, config: Config, source: DataSource, *, warn: Callable[[str], None]) -> None:
     """Copy the weights that init_from names into the new `model`.
 
-    The padded rows of the vocabulary keep their random values, and positions beyond block_size are dropped. Raises
-    MisuseError if the weights do not fit the settings or the data, and FolioError if they are damaged.
+    The padded rows of the vocabulary keep their random values, and positions beyond block_size are
+    dropped. Raises MisuseError if the weights do not fit the settings or the data, and FolioError
+    if they are damaged.
     """
     path = Path(config.init_from or "").expanduser()
     if path.resolve().is_relative_to(Path(config.out_dir).resolve()):
         raise MisuseError(
-            f"init_from={path} is inside out_dir {config.out_dir}, which this run would overwrite; choose another --out_dir"
+            f"init_from={path} is inside out_dir {config.out_dir}, which this run would overwrite; choose "
+            "another --out_dir"
         )
     weights = _open_weights(path, config, source, model, warn)
     rows = _match_rows(weights, source)  # (vocab_size,)
     if not weights.has_manifest:
         warn(
-            f"init_from {weights.path}: its ids are assumed to be those of the tokenizer of {source.name}; if the tokenizer "
-            "differs, they mean other text"
+            f"init_from {weights.path}: its ids are assumed to be those of the tokenizer of {source.name}; if "
+            "the tokenizer differs, they mean other text"
         )
     for name, parameter in model.state_dict().items():
         tensor = weights.tensors[name].float()
@@ -75,12 +78,12 @@ def initialize(model: LanguageModel, config: Config, source: DataSource, *, warn
 
 
 def _match_rows(weights: PretrainedWeights, source: DataSource) -> Tensor:
-    """Return the row of `weights` for each id of `source`, (vocab_size,) int64; -1 for an id without one.
+    """Return the row of `weights` for each id of `source`, (vocab_size,) int64; -1 if it has none.
 
     Raises MisuseError if the weights have too few ids.
     """
     rows = torch.arange(source.vocab_size)
-    for token, i in source.manifest["special_tokens"].items():
+    for token, i in source.manifest.special_tokens.items():
         if token in weights.special_tokens:
             rows[i] = weights.special_tokens[token]
         elif weights.has_manifest or token.startswith(tuple(f"<{field}_" for field in CONTROL_FIELDS)):
@@ -94,7 +97,10 @@ def _match_rows(weights: PretrainedWeights, source: DataSource) -> Tensor:
 
 
 def _take_rows(weight: Tensor, rows: Tensor) -> Tensor:
-    """Return the `rows`, (V,), of `weight`, (N, C), as (V, C); for -1, the mean of the rows that are taken."""
+    """Return the rows `rows`, (V,), of `weight`, (N, C), as (V, C).
+
+    A row of -1 becomes the mean of all rows that are taken.
+    """
     is_known = rows >= 0
     taken = weight[rows.clamp(min=0)]
     taken[~is_known] = taken[is_known].mean(dim=0)
@@ -109,7 +115,8 @@ def _open_weights(
     if (path / INFO_FILE).is_file() or list_checkpoints(path):
         return _open_run(path, config, source, warn)
     raise MisuseError(
-        f"init_from must name a checkpoint, a run that has one, or a Hugging Face folder with a {HF_CONFIG_FILE}, got {path}"
+        "init_from must name a checkpoint, a run that has one, or a Hugging Face folder with a "
+        f"{HF_CONFIG_FILE}, got {path}"
     )
 
 
@@ -117,8 +124,8 @@ def _open_run(path: Path, config: Config, source: DataSource, warn: Callable[[st
     checkpoint = find_checkpoint(path, warn)
     if checkpoint.origin.tokenizer_sha256 != source.tokenizer_sha256:
         raise MisuseError(
-            f"init_from {checkpoint.folder} was trained with another tokenizer than that of {source.name}, so the same id "
-            "means different text; build with its tokenizer: preprocess build --tokenizer FOLDER"
+            f"init_from {checkpoint.folder} was trained with another tokenizer than that of {source.name}, so "
+            "the same id means different text; build with its tokenizer: preprocess build --tokenizer FOLDER"
         )
     saved = config_from_saved(checkpoint.origin.settings, str(checkpoint.folder))
     sizes = {key: getattr(saved, key) for key in SHAPE_SETTINGS}
@@ -130,7 +137,7 @@ def _open_run(path: Path, config: Config, source: DataSource, warn: Callable[[st
         path=checkpoint.folder,
         tensors=_read_weights(checkpoint.folder / MODEL_FILE),
         vocab_size=checkpoint.vocab_size,
-        special_tokens=manifest["special_tokens"],
+        special_tokens=manifest.special_tokens,
         has_manifest=True,
     )
 
@@ -205,8 +212,9 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in sorted(names)]
     if any(folder.glob("pytorch_model*.bin*")):
         raise MisuseError(
-            f"init_from {folder} has its weights in a pickle (pytorch_model.bin), which can run code and is not read; if you "
-            "trust it, load it with transformers and save it by save_pretrained(FOLDER, safe_serialization=True)"
+            f"init_from {folder} has its weights in a pickle (pytorch_model.bin), which can run code and is "
+            "not read; if you trust it, load it with transformers and save it by save_pretrained(FOLDER, "
+            "safe_serialization=True)"
         )
     raise FolioError(f"{folder} has neither {MODEL_FILE} nor {HF_INDEX}{ADVICE}")
 
@@ -219,7 +227,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _check_huggingface_shapes(folder: Path, shapes: Mapping[str, tuple[int, ...]], model: LanguageModel) -> None:
-    """Raise FolioError unless `shapes` are those of the model, except for the number of ids and positions."""
+    """Raise FolioError if a shape differs from the model's.
+
+    The number of ids and of positions may differ.
+    """
     expected = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
     for name in (*GPT2.vocabulary_weights, *GPT2.position_weights):
         expected[name] = ((shapes.get(name) or expected[name])[0], *expected[name][1:])
@@ -230,7 +241,10 @@ def _check_huggingface_shapes(folder: Path, shapes: Mapping[str, tuple[int, ...]
 
 
 def _added_tokens(path: Path) -> dict[str, int]:
-    """Return the text and the id of the control tokens in a tokenizer.json; empty if there is no such file."""
+    """Return the ids of the control tokens in a tokenizer.json by their text.
+
+    The result is empty if there is no such file.
+    """
     added = (_read_object(path).get("added_tokens") or []) if path.is_file() else []
     try:
         tokens = {token["content"]: token["id"] for token in added}
@@ -241,7 +255,7 @@ def _added_tokens(path: Path) -> dict[str, int]:
     return tokens
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> JsonObject:
     try:
         value = parse_json(path.read_bytes())
     except (ValueError, RecursionError) as e:

@@ -1,4 +1,4 @@
-"""Logging of a run: every event becomes a row of metrics.jsonl, a line on the console, and an event for the trackers."""
+"""Logging of a run: to metrics.jsonl, to the console, and to the trackers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from preprocess.shards.files import JsonObject
 from train.config import Config
 from train.core.cli import warn
 from train.run.console import Console, format_duration, format_perplexity, format_rate, format_speed
@@ -27,13 +27,16 @@ class RunInfo:
     build_id: str
     build_name: str
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return a JSON object."""
         return {"config": self.config.as_dict(), "build_id": self.build_id, "build_name": self.build_name}
 
 
 class StepTimer:
-    """The time of training steps. Time inside `pause` counts for the time left, but not for the speed."""
+    """The time of training steps.
+
+    Time inside `pause` counts for the time left, but not for the speed.
+    """
 
     def __init__(self, step: int) -> None:
         self._began = self._lap_began = time.monotonic()
@@ -54,7 +57,10 @@ class StepTimer:
         return max(seconds_per_step, 1e-9)
 
     def seconds_left(self, step: int, max_steps: int) -> float:
-        """Return the expected time of the remaining steps, from the time of this process's steps with pauses."""
+        """Return the expected time of the remaining steps, including pauses.
+
+        It follows from the steps of this process so far.
+        """
         return (time.monotonic() - self._began) / max(step - self._first_step, 1) * (max_steps - step)
 
 
@@ -79,8 +85,8 @@ class RunLogger:
     def __init__(self, info: RunInfo, cost: StepCost, *, step: int, is_main: bool = True, quiet: bool = False) -> None:
         """Start logging after `step` steps; -1 if the untrained model is not evaluated yet.
 
-        Later rows, of a run that was interrupted, are removed. Only the main process writes and prints, and
-        with `quiet` it prints nothing.
+        Later rows, of a run that was interrupted, are removed. Only the main process writes and
+        prints, and with `quiet` it prints nothing.
         """
         out_dir = Path(info.config.out_dir) if is_main else None
         self._console = Console(sys.stdout if is_main and not quiet else open(os.devnull, "w"))  # noqa: SIM115 (closed at exit)

@@ -27,7 +27,8 @@ def describe_start(run: Run, state: TrainingState, cost: StepCost) -> list[str]:
     mfu = ", MFU n/a: the peak rate of the device is not known" if cost.peak_flops is None else ""
     return [
         f"{run.source.name}: {num_tokens} training tokens, {run.data.val.num_windows:,} validation windows",
-        f"{state.model.num_parameters:,} parameters, {cost.tokens_per_step:,} tokens per step, {device}{processes}{mfu}",
+        f"{state.model.num_parameters:,} parameters, {cost.tokens_per_step:,} tokens per step, "
+        f"{device}{processes}{mfu}",
     ]
 
 

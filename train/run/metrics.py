@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object per logged step and per evaluation. docs/training.md lists its keys."""
+"""metrics.jsonl: one JSON object per logged step and evaluation; see docs/training.md."""
 
 from __future__ import annotations
 
@@ -6,31 +6,34 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
 
-from preprocess.shards.files import read_json_lines, write_durable
+from preprocess.shards.files import JsonObject, read_json_lines, write_durable
+from train.trackers.protocol import MetricsRow
 
 METRICS_FILE = "metrics.jsonl"
 MAX_STEP = 10**15
 
 
 class Metrics:
-    """Appends rows to metrics.jsonl. Each is written at once, so that a crash loses no earlier one."""
+    """Appends rows to metrics.jsonl.
+
+    Each is written at once, so that a crash loses no earlier one.
+    """
 
     def __init__(self, out_dir: Path, last_step: int) -> None:
         """Open the file, and remove the rows after `last_step` from it."""
         path = out_dir / METRICS_FILE
-        kept = [row for row in read_rows(path) if row["step"] <= last_step]
-        write_durable(path, b"".join(map(_row_bytes, kept)))
+        kept = [row for row in read_rows(path) if row.step <= last_step]
+        write_durable(path, b"".join(map(_encode_row, kept)))
         # Unbuffered: on a full disk a buffer would fail a second time when it is closed.
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
 
     def write(self, step: int, **values: float | None) -> None:
         """Append a row. Infinities and NaN, which JSON cannot represent, become null."""
         finite = {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
-        row = memoryview(_row_bytes({"step": step, **finite}))
-        while row:  # an unbuffered write may be partial; on a full disk the next one raises
-            row = row[self._file.write(row) :]
+        line = memoryview(_encode_row(MetricsRow(step, finite)))
+        while line:  # an unbuffered write may be partial; on a full disk the next one raises
+            line = line[self._file.write(line) :]
 
     def sync(self) -> None:
         """Flush the file to the disk."""
@@ -40,28 +43,30 @@ class Metrics:
         self._file.close()
 
 
-def _row_bytes(row: dict[str, Any]) -> bytes:
-    return json.dumps(row, allow_nan=False).encode() + b"\n"
+def _encode_row(row: MetricsRow) -> bytes:
+    return json.dumps({"step": row.step, **row.values}, allow_nan=False).encode() + b"\n"
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.jsonl, [] if it does not exist. An incomplete last line is dropped.
+def read_rows(path: Path) -> list[MetricsRow]:
+    """Return the rows of a metrics.jsonl, [] if it does not exist.
+
+    An incomplete last line is dropped.
 
     Raises FolioError if another line is not a row.
     """
     return read_json_lines(
         path,
-        _check_row,
+        _parse_row,
         row_name="a row of metrics",
         advice="delete the line, or start again with --restart",
         drop_bad_last_line=True,
     )
 
 
-def _check_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Return `row`. Raise TypeError unless it has a step and all its values are numbers or null."""
+def _parse_row(row: JsonObject) -> MetricsRow:
+    """Return the row. Raises TypeError if it has no step or a value that is not a number or null."""
     if type(row.get("step")) is not int or not 0 <= row["step"] <= MAX_STEP:
         raise TypeError("step is not a whole number")
     if bad := [key for key, value in row.items() if type(value) not in (int, float, type(None))]:
         raise TypeError(f"{bad[0]} is not a number")
-    return row
+    return MetricsRow(row["step"], {key: value for key, value in row.items() if key != "step"})

@@ -1,14 +1,16 @@
-"""Checks of a few seconds before a run of hours: disk, memory, and a trial step that tells how long the run will take.
+"""Checks before a run: disk, memory, and a trial step from which the run's time is estimated.
 
-The preflight finds the micro-batch, the number of windows that one forward pass takes: the largest divisor of the step's
-windows up to batch_size that memory allows. A step then accumulates the gradients of several passes, with the same samples and
-the same result.
+The preflight finds the micro-batch, the number of windows that one forward pass takes: the largest
+divisor of the step's windows up to batch_size that memory allows. A step then accumulates the
+gradients of several passes, with the same samples and the same result.
 
-How memory is found out depends on the device. A GPU reports when its memory does not suffice, so passes are tried and halved.
-A CPU does not: the system promises more memory than it has and later kills the process without a message. There, the peak of two
-small passes is measured, and the peak of larger ones is extrapolated.
+How the limit of memory is found depends on the device. A GPU raises an error if its memory does not
+suffice, so passes are tried and halved. On a CPU the system promises more memory than it has and
+later kills the process without a message. There, the peak of two small passes is measured, and the
+peak of larger ones is extrapolated.
 
-The trial computes a forward and backward pass and an update that is skipped, so it changes neither weights nor moments.
+The trial computes a forward and backward pass and an update that is skipped, so it changes neither
+weights nor moments.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ from train.run.console import format_duration
 from train.run.context import Run
 from train.run.state import TrainingState, state_tensors
 
-# The fraction of a CPU's memory to plan with: in glibc's heap, aligned blocks of some megabytes leave holes that the next ones
-# do not fit into, so a process takes up to 1.8 times the memory of its tensors (measured).
+# The fraction of a CPU's memory to plan with: in glibc's heap, aligned blocks of some megabytes
+# leave holes that the next ones do not fit into, so a process takes up to 1.8 times the memory of
+# its tensors (measured).
 USABLE_FRACTION = 0.5
 PROBE_TOKENS = 1024  # from here on, the memory of a pass grows in proportion to its windows
 MAX_REPEATED_TRIAL_S = 20.0  # a first trial that takes longer is not repeated for a better estimate
@@ -43,7 +46,7 @@ MAX_REPEATED_TRIAL_S = 20.0  # a first trial that takes longer is not repeated f
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Seconds of a forward and backward pass with an update, of an evaluation per window, and of compiling both."""
+    """How long a pass with an update, an evaluation per window, and compiling both take."""
 
     pass_s: float
     window_evaluation_s: float
@@ -51,10 +54,11 @@ class Trial:
 
 
 def preflight(run: Run, state: TrainingState, model: nn.Module) -> list[str]:
-    """Check that the run can end well, set `state.micro_batch`, and return the lines that report it.
+    """Check disk and memory, set `state.micro_batch`, and return the lines that report it.
 
-    `model` is state.model as the processes share it. If the settings ask for it, the model is compiled. Otherwise `state` is
-    unchanged. Raises FolioError if disk or memory do not suffice, and MisuseError if the processes cannot share a step.
+    `model` is state.model as the processes share it. If the settings ask for it, the model is
+    compiled. Otherwise `state` is unchanged. Raises FolioError if disk or memory do not suffice,
+    and MisuseError if the processes cannot share a step.
     """
     config, world = run.config, run.world
     checkpoint_bytes = _checkpoint_bytes(state)
@@ -67,7 +71,8 @@ def preflight(run: Run, state: TrainingState, model: nn.Module) -> list[str]:
     lines = [
         run.source.describe(),
         _describe_steps(run),
-        f"{config.keep_checkpoints + 1} checkpoints of {checkpoint_bytes / 1e6:,.1f} MB and one being written fit the disk",
+        f"{config.keep_checkpoints + 1} checkpoints of {checkpoint_bytes / 1e6:,.1f} MB and one being written "
+        "fit the disk",
         *_describe_memory(run, micro_batch=micro_batch, num_windows=num_windows),
         *([f"compiled in {trial.compilation_s:.1f} s"] if config.compile else []),
         _describe_time(run, state, trial, num_passes=num_windows // micro_batch),
@@ -84,25 +89,27 @@ def _checkpoint_bytes(state: TrainingState) -> int:
 
 
 def _check_disk(config: Config, checkpoint_bytes: int) -> None:
-    """Raise FolioError unless the kept checkpoints, the best one and one being written fit the disk."""
+    """Raise FolioError unless all kept checkpoints and one being written fit the disk."""
     out_dir = Path(config.out_dir)
     folder = next(path for path in (out_dir.absolute(), *out_dir.absolute().parents) if path.exists())
     existing = sum(file.stat().st_size for file in (out_dir / CHECKPOINTS_DIR).rglob("*") if file.is_file())
     needed, free = (config.keep_checkpoints + 2) * checkpoint_bytes - existing, shutil.disk_usage(folder).free
     if needed > free:
         raise FolioError(
-            f"the checkpoints in {config.out_dir} will need {needed / 1e6:,.1f} MB more, but {free / 1e6:,.1f} MB are free; "
-            f"free some, lower keep_checkpoints (now {config.keep_checkpoints}), or choose another --out_dir"
+            f"the checkpoints in {config.out_dir} will need {needed / 1e6:,.1f} MB more, but "
+            f"{free / 1e6:,.1f} MB are free; free some, lower keep_checkpoints (now "
+            f"{config.keep_checkpoints}), or choose another --out_dir"
         )
 
 
 def _find_micro_batch(
     run: Run, state: TrainingState, model: nn.Module, *, num_windows: int, max_windows: int
 ) -> tuple[int, Trial]:
-    """Return the largest micro-batch up to batch_size and `max_windows` that fits every process's memory, and its trial.
+    """Return the largest micro-batch that fits the memory of every process, and its trial.
 
-    It is halved until it fits. If a CPU's memory did not suffice, it is halved once more than necessary: a step later the
-    holes in the heap are others.
+    It is at most batch_size and `max_windows`, and is halved until it fits. If the memory of a CPU
+    did not suffice, it is halved once more than necessary, because the holes in the heap change
+    from step to step.
     """
     config = run.config
     has_margin = True
@@ -128,7 +135,10 @@ def _find_micro_batch(
 
 
 def estimate_max_windows(run: Run, state: TrainingState) -> int:
-    """Return how many windows a pass can have in this machine's memory; batch_size on a GPU, where passes are tried."""
+    """Return how many windows a pass can have in this machine's memory.
+
+    On a GPU it is batch_size, because passes are tried there.
+    """
     if run.device.type == "cuda":
         return run.config.batch_size
     num_windows = max(PROBE_TOKENS // run.config.block_size, 1)
@@ -145,17 +155,17 @@ def estimate_max_windows(run: Run, state: TrainingState) -> int:
 def describe_too_large(run: Run) -> str:
     """Return the message for a model that does not fit the memory."""
     return (
-        f"the model and a batch of 1 × {run.config.block_size:,} do not fit the memory of {run.device}; use a smaller model "
-        "or block_size, or --gradient_checkpointing=true"
+        f"the model and a batch of 1 × {run.config.block_size:,} do not fit the memory of {run.device}; use a "
+        "smaller model or block_size, or --gradient_checkpointing=true"
     )
 
 
 def describe_out_of_memory(state: TrainingState) -> str:
     """Return the message for memory that ran out during training."""
     return (
-        f"out of memory on {state.device} after step {state.step:,}, with {state.micro_batch or 0:,} windows per forward "
-        "pass; run the same command with half the batch_size and twice the gradient_accumulation_steps: it continues from "
-        "the last checkpoint"
+        f"out of memory on {state.device} after step {state.step:,}, with {state.micro_batch or 0:,} windows "
+        "per forward pass; run the same command with half the batch_size and twice the "
+        "gradient_accumulation_steps: it continues from the last checkpoint"
     )
 
 
@@ -175,8 +185,12 @@ def _try(trial: Callable[[], Trial], state: TrainingState) -> Trial | None:
 
 
 def _run_trial(run: Run, state: TrainingState, model: nn.Module, *, micro_batch: int) -> Trial:
-    """Time a pass and an evaluation twice. The second time counts: the first also compiles or selects kernels."""
-    # Without gradient synchronization: if one process has too little memory, the others must not wait for it.
+    """Time a pass and an evaluation twice.
+
+    The second time counts: the first also compiles or selects kernels.
+    """
+    # Without gradient synchronization: if one process has too little memory, the others must not
+    # wait for it.
     run.world.set_gradient_sync(model, is_last=False)
     batches = run.data.val.batches(micro_batch, rank=run.world.rank, num_ranks=run.world.size)
     indices, batch = next(batches, (None, None))
@@ -235,13 +249,18 @@ def _describe_steps(run: Run) -> str:
 def _describe_memory(run: Run, *, micro_batch: int, num_windows: int) -> Iterator[str]:
     batch_size, size = run.config.batch_size, run.world.size
     if micro_batch < largest_micro_batch(num_windows, batch_size):
-        yield f"memory does not hold a batch of {batch_size:,} windows: smaller ones are used, with the same tokens per step"
+        yield (
+            f"memory does not hold a batch of {batch_size:,} windows: "
+            "smaller ones are used, with the same tokens per step"
+        )
     elif micro_batch < min(num_windows, batch_size):
         yield (
-            f"{num_windows:,} windows cannot be divided into passes of {batch_size:,}; a batch_size that divides them is faster"
+            f"{num_windows:,} windows cannot be divided into passes of {batch_size:,}; a batch_size that "
+            "divides them is faster"
         )
     where = f" in each of {size} processes" if size > 1 else ""
-    yield f"{num_windows // micro_batch:,} forward passes per step{where}, of {micro_batch:,} windows each"
+    passes = "1 forward pass" if num_windows == micro_batch else f"{num_windows // micro_batch:,} forward passes"
+    yield f"{passes} per step{where}, of {micro_batch:,} windows each"
     if run.device.type == "cuda":
         _, total = torch.cuda.mem_get_info(run.device)
         peak = torch.cuda.max_memory_allocated(run.device)
@@ -253,7 +272,8 @@ def _describe_time(run: Run, state: TrainingState, trial: Trial, *, num_passes: 
     step_s = trial.pass_s * num_passes
     evaluation_s = trial.window_evaluation_s * run.data.val.num_windows / run.world.size
     num_steps = config.max_steps - state.step
-    # One evaluation before the first step, one after every eval_interval steps, and one after the last.
+    # One evaluation before the first step, one after every eval_interval steps, and one after the
+    # last.
     num_evaluations = -(-config.max_steps // config.eval_interval) - state.step // config.eval_interval
     num_evaluations += state.step == 0
     total_s = num_steps * step_s + num_evaluations * evaluation_s

@@ -1,13 +1,14 @@
-"""A run directory: who may write to it, what it contains, and whether a run in it starts, continues or is refused.
+"""The run directory: its lock, its files, and whether a run in it starts, continues or is rejected.
 
     settings.json      all settings
-    build/             the manifest and the tokenizer of the build, which turn ids into text without the build
+    build/             the manifest and the tokenizer, which turn ids into text without the build
     metrics.jsonl      one row per logged step and evaluation
     checkpoints/       see checkpoint.py
     evaluations.jsonl, evaluations/    written by evaluate.py
     trackers/, tensorboard/            written by the trackers
 
-The same command continues the run in its directory, so a directory whose run has other settings is refused, not overwritten.
+The same command continues the run in its directory, so a directory whose run has other settings is
+rejected, not overwritten.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import readable_json, write_durable
 from preprocess.shards.format import MANIFEST, read_manifest
+from preprocess.shards.manifest import Manifest
 from train.config import Config, changed_settings, config_from_saved
 from train.data.builds import tokenizer_sha256
 from train.data.streams import DataSource, StreamedText
@@ -52,7 +53,9 @@ SHORT_ID = 12  # hexadecimal digits of a build id in a message
 
 @contextmanager
 def lock_run_dir(out_dir: Path) -> Iterator[None]:
-    """Create `out_dir` and hold its lock inside the block. If the block writes nothing to a new directory, it is removed.
+    """Create `out_dir` and hold its lock inside the block.
+
+    If the block writes nothing to a new directory, it is removed.
 
     Raises MisuseError if a file is in the way, and FolioError if another process holds the lock.
     """
@@ -81,7 +84,8 @@ def lock_run_dir(out_dir: Path) -> Iterator[None]:
 def find_start(config: Config, source: DataSource, *, restart: bool, warn: Callable[[str], None]) -> Checkpoint | None:
     """Return the checkpoint to continue from, or None to start at step 0. Nothing is written.
 
-    Raises MisuseError if out_dir contains a run with other settings or data, and FolioError if its checkpoints are damaged.
+    Raises MisuseError if out_dir contains a run with other settings or data, and FolioError if its
+    checkpoints are damaged.
     """
     out_dir = Path(config.out_dir)
     has_run = bool(list_checkpoints(out_dir)) or _has_rows(out_dir)
@@ -107,7 +111,7 @@ def _has_rows(out_dir: Path) -> bool:
 
 
 def _check_saved_settings(out_dir: Path, config: Config) -> None:
-    """Raise MisuseError if a run that ended before its first checkpoint has other settings; its rows would be lost."""
+    """Raise MisuseError if a run without a checkpoint has other settings: its rows would be lost."""
     path = out_dir / SETTINGS_FILE
     if not path.is_file():
         return
@@ -121,16 +125,16 @@ def _check_saved_settings(out_dir: Path, config: Config) -> None:
 
 def _describe_changes(config: Config, changes: list[str]) -> str:
     return (
-        f"{config.out_dir} holds a run with other settings ({', '.join(changes)}); use those to continue it, start again with "
-        "--restart, or choose another --out_dir"
+        f"{config.out_dir} holds a run with other settings ({', '.join(changes)}); use those to continue it, "
+        "start again with --restart, or choose another --out_dir"
     )
 
 
 def _check_empty(config: Config, *, has_run: bool) -> None:
     if has_run:
         raise MisuseError(
-            f"{config.out_dir} already holds a run, but resume={config.resume} needs an empty folder; continue the run with "
-            "--resume=auto, start again with --restart, or choose another --out_dir"
+            f"{config.out_dir} already holds a run, but resume={config.resume} needs an empty folder; "
+            "continue the run with --resume=auto, start again with --restart, or choose another --out_dir"
         )
 
 
@@ -144,29 +148,30 @@ def _find_other_start(config: Config, warn: Callable[[str], None]) -> Checkpoint
     checkpoint = find_checkpoint(path, warn)
     if (optimizer := checkpoint.origin.settings.get("optimizer")) != config.optimizer:
         raise MisuseError(
-            f"{checkpoint.folder} has the state of the optimizer {optimizer}; set --optimizer={optimizer}, or use its weights "
-            "only, by --init_from"
+            f"{checkpoint.folder} has the state of the optimizer {optimizer}; set --optimizer={optimizer}, or "
+            "use its weights only, by --init_from"
         )
     if checkpoint.step >= config.max_steps:
         raise MisuseError(
-            f"max_steps must be more than the {checkpoint.step:,} steps of {checkpoint.folder}, got {config.max_steps:,}; "
-            "raise --max_steps"
+            f"max_steps must be more than the {checkpoint.step:,} steps of {checkpoint.folder}, got "
+            f"{config.max_steps:,}; raise --max_steps"
         )
     return checkpoint
 
 
 def _check_vocabulary(checkpoint: Checkpoint, source: DataSource) -> None:
-    """Raise MisuseError unless the ids of `source` mean the same as those that the checkpoint's model was trained on."""
+    """Raise MisuseError unless the ids of `source` mean the same text as those of the checkpoint."""
     if checkpoint.origin.tokenizer_sha256 != source.tokenizer_sha256:
         raise MisuseError(
-            f"{source.name} has another tokenizer than {checkpoint.folder} was trained with, so the same id means different "
-            "text; train on a build with that tokenizer, or start again with --restart or another --out_dir"
+            f"{source.name} has another tokenizer than {checkpoint.folder} was trained with, so the same id "
+            "means different text; train on a build with that tokenizer, or start again with --restart or "
+            "another --out_dir"
         )
     if source.vocab_size > checkpoint.vocab_size:
         raise MisuseError(
-            f"the vocabulary of {source.name} has {source.vocab_size:,} ids, more than the {checkpoint.vocab_size:,} of the "
-            f"model in {checkpoint.folder}; train on the build that the run started with, or start a new run with its "
-            "weights, by --init_from"
+            f"the vocabulary of {source.name} has {source.vocab_size:,} ids, more than the "
+            f"{checkpoint.vocab_size:,} of the model in {checkpoint.folder}; train on the build that the run "
+            "started with, or start a new run with its weights, by --init_from"
         )
 
 
@@ -183,17 +188,20 @@ def _check_same_run(origin: Origin, config: Config, *, source: DataSource) -> No
 
 
 def _describe_stream_change(config: Config, stream: StreamedText) -> str | None:
-    """Return how `stream` differs from the stream of the run in out_dir, or None if that run read builds."""
+    """Return how `stream` differs from the stream of the run in out_dir.
+
+    Return None if that run read builds.
+    """
     try:
         earlier = read_manifest(Path(config.out_dir) / VOCABULARY_DIR)
     except FolioError:
         return "its recipe or its files changed"
-    has_shards = any(entry["shards"] for entry in earlier["splits"].values())
+    has_shards = any(split.shards for split in earlier.splits.values())
     return None if has_shards else stream.difference(earlier)
 
 
 def prepare_run_dir(config: Config, source: DataSource, *, restart: bool) -> None:
-    """Write what all checkpoints share, after deleting leftovers and, with `restart`, the previous run."""
+    """Write what all checkpoints share, after deleting leftovers and with `restart` the old run."""
     out_dir = Path(config.out_dir)
     if restart:
         delete_run(out_dir)
@@ -213,27 +221,24 @@ def is_run(out_dir: Path) -> bool:
     return (out_dir / SETTINGS_FILE).is_file() and (out_dir / VOCABULARY_DIR / MANIFEST).is_file()
 
 
-def read_vocabulary(run: Path) -> dict[str, Any]:
-    """Return the manifest that a run keeps; its tokenizer is in VOCABULARY_DIR too. Raises FolioError."""
-    return read_manifest(run / VOCABULARY_DIR)
-
-
-def vocabulary_of(checkpoint: Checkpoint) -> tuple[Path, dict[str, Any]]:
+def vocabulary_of(checkpoint: Checkpoint) -> tuple[Path, Manifest]:
     """Return the folder with the tokenizer of a checkpoint's model, and the manifest.
 
-    Raises MisuseError if the checkpoint is not inside a run, and FolioError if the run's copy is damaged or another's.
+    Raises MisuseError if the checkpoint is not inside a run, and FolioError if the run's copy is
+    damaged or another's.
     """
     folder = run_of(checkpoint) / VOCABULARY_DIR
     if not (folder / MANIFEST).is_file():
         raise MisuseError(
-            f"{folder / MANIFEST} is missing, but {checkpoint.folder} needs it to turn ids into text; name a checkpoint inside "
-            f"its run, or copy the run's folder {VOCABULARY_DIR} there"
+            f"{folder / MANIFEST} is missing, but {checkpoint.folder} needs it to turn ids into text; name a "
+            f"checkpoint inside its run, or copy the run's folder {VOCABULARY_DIR} there"
         )
     manifest = read_manifest(folder)
     has_same_tokenizer = tokenizer_sha256(manifest) == checkpoint.origin.tokenizer_sha256
-    if not has_same_tokenizer or manifest["vocab_size"] > checkpoint.vocab_size:
+    if not has_same_tokenizer or manifest.vocab_size > checkpoint.vocab_size:
         raise FolioError(
-            f"{folder} has another tokenizer than {checkpoint.folder}; copy the folder {VOCABULARY_DIR} of its run there"
+            f"{folder} has another tokenizer than {checkpoint.folder}; copy the folder {VOCABULARY_DIR} of "
+            "its run there"
         )
     return folder, manifest
 

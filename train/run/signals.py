@@ -1,6 +1,7 @@
-"""Signals during training: the first asks for a stop after the current step, the second ends the process at once.
+"""Signals during training: the first stops it after the current step, the second at once.
 
-Handles Ctrl-C (SIGINT), SIGTERM, and SIGHUP, which a closing terminal sends, unless it is ignored as under nohup.
+Handles Ctrl-C (SIGINT), SIGTERM, and SIGHUP, which a closing terminal sends, unless it is ignored
+as under nohup.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from train.core.distributed import World
 from train.run.state import TrainingState
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-# A terminal sends Ctrl-C to torchrun and to its processes, and torchrun forwards it: two within this time are one.
+# A terminal sends Ctrl-C to torchrun and to its processes, and torchrun forwards it to them: two
+# signals within this time count as one.
 SAME_SIGNAL_S = 3.0
 
 
@@ -46,6 +48,7 @@ class StopRequest:
             os._exit(128 + signum)
         self.signum, self._received_at = signum, now
         if self._world.is_main:
-            # Not print: the signal may arrive inside one, and a buffered stream cannot be entered twice.
+            # Not print: the signal may arrive inside one, and a buffered stream cannot be entered
+            # twice.
             with contextlib.suppress(OSError):  # the reader of `2>&1 | tee` ended by the same Ctrl-C
                 os.write(2, f"\nfinishing step {self._state.step + 1:,}, saving; once more to abort\n".encode())

@@ -1,5 +1,4 @@
-"""The training state: everything that an optimizer step or an evaluation changes, and its form in a
-checkpoint.
+"""The training state: what a step or an evaluation changes, and its form in a checkpoint.
 
 Random numbers are not part of it. The order of samples and the dropout follow from the seed and the
 sample number, so a resumed run needs the weights, the optimizer state and a few counters to
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from preprocess.shards.files import JsonObject
 from train.config import Config
 from train.core.distributed import World
 from train.model import make_model
@@ -53,9 +53,7 @@ class TrainingState:
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """The loss and the gradient norm of a step, () float32 on the device each, and its learning
-    rate's factor.
-    """
+    """Loss and gradient norm of a step, () float32 on the device each, and the schedule's factor."""
 
     loss: Tensor
     grad_norm: Tensor
@@ -88,7 +86,7 @@ def state_tensors(state: TrainingState) -> dict[str, Tensor]:
     return dict(optimizer_tensors(state)) | ({} if reference is None else {REFERENCE: reference})
 
 
-def state_numbers(state: TrainingState) -> dict[str, Any]:
+def state_numbers(state: TrainingState) -> JsonObject:
     """Return the numbers that a checkpoint stores, as a JSON object."""
     early_stopping = state.early_stopping
     return {

@@ -1,8 +1,9 @@
 """The validation loss, its standard error, and early stopping that ignores noise.
 
-Every evaluation of a run reads the same windows. Two evaluations are compared window by window: a window that is hard is hard
-for both, so the standard error of the mean difference is a small fraction of either evaluation's own. An evaluation counts as
-better if its loss is lower by more than two of these standard errors, which happens by chance once in forty times.
+Every evaluation of a run reads the same windows. Two evaluations are compared window by window: a
+window that is hard is hard for both, so the standard error of the mean difference is a small
+fraction of either evaluation's own. An evaluation counts as better if its loss is lower by more
+than two of these standard errors, which happens by chance once in forty times.
 
 Shapes: W validation windows.
 """
@@ -27,7 +28,10 @@ MIN_STANDARD_ERRORS = 2.0  # by which an improvement must exceed 0
 
 @dataclass(frozen=True, kw_only=True)
 class Strata:
-    """Which windows come from which build, and the builds' shares: evaluations weigh builds as training does."""
+    """Which windows belong to which build, and the builds' shares.
+
+    Evaluations weigh builds as training does.
+    """
 
     build_index: np.ndarray  # (W,) int64
     shares: tuple[float, ...]
@@ -79,9 +83,10 @@ def evaluate(
     autocast: AbstractContextManager[object],
     world: World | None = None,
 ) -> Evaluation:
-    """Return the mean loss over all targets of all windows, computed in the precision of training (`autocast`).
+    """Return the mean loss over all targets, in the precision of training (`autocast`).
 
-    The windows are shared among the processes of `world`. Draws no random numbers, and restores the model's mode.
+    The windows are shared among the processes of `world`. Draws no random numbers, and restores the
+    model's mode.
     """
     world = world or World()
     device = next(model.parameters()).device
@@ -113,22 +118,25 @@ def summarize(losses: Tensor, data: ValidationWindows) -> Evaluation:
 
 def _bits_per_byte(means: list[float], data: ValidationWindows) -> float | None:
     """Return the loss per byte of text instead of per token, in bits, from each build's mean loss."""
-    if not all(split["text_bytes"] for split in data.splits):
+    if not all(size.text_bytes for size in data.sizes):
         return None
-    tokens_per_byte = [split["tokens"] / split["text_bytes"] for split in data.splits]
+    tokens_per_byte = [size.num_tokens / size.text_bytes for size in data.sizes]
     bits = (mean / math.log(2) * ratio for mean, ratio in zip(means, tokens_per_byte, strict=True))
     return math.fsum(share * value for share, value in zip(data.shares, bits, strict=True))
 
 
 def is_better(losses: Tensor, reference: Tensor, strata: Strata) -> bool:
-    """Return whether `losses` are lower than `reference` by more than noise. Both are (W,), of the same windows."""
+    """Return whether `losses` are lower than `reference` by more than noise.
+
+    Both are (W,), of the same windows.
+    """
     gain, stderr = strata.mean_and_stderr(reference - losses)
     return gain > MIN_STANDARD_ERRORS * (stderr or 0.0)
 
 
 @dataclass
 class EarlyStopping:
-    """The best evaluation so far, and the number of evaluations since the last one that was better beyond noise."""
+    """The best evaluation, and the number of evaluations since an improvement beyond noise."""
 
     best_step: int | None = None
     best_loss: float = math.inf

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.shards.files import parse_json, readable_json, write_durable
-from train.trackers.protocol import MAX_CALL_S, MAX_CLOSE_S, TENSORBOARD_DIR, TRACKERS_DIR, Event
+from train.trackers.protocol import MAX_CALL_S, MAX_CLOSE_S, TENSORBOARD_DIR, TRACKERS_DIR, Event, MetricsRow
 from train.trackers.redact import describe_error
 
 WORKER_SCRIPT = Path(__file__).with_name("worker.py")
@@ -48,7 +48,7 @@ def send_missing_rows(
     out_dir: Path,
     *,
     run_info: Mapping[str, Any],
-    rows: list[dict[str, Any]],
+    rows: list[MetricsRow],
     log: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> list[str]:
@@ -59,7 +59,7 @@ def send_missing_rows(
     """
     if not rows:
         return []
-    last_step = rows[-1]["step"]
+    last_step = rows[-1].step
     incomplete = [name for name in names if _read_finished_step(out_dir, name) != last_step]
     trackers = Trackers(incomplete, out_dir, run_info=run_info, step=last_step, history=rows, warn=warn)
     trackers.close("finished", log=log)
@@ -88,7 +88,7 @@ class Trackers:
         *,
         run_info: Mapping[str, Any],
         step: int,
-        history: list[dict[str, Any]] | None,
+        history: list[MetricsRow] | None,
         warn: Callable[[str], None],
     ) -> None:
         """Start a worker process for each name.
@@ -103,7 +103,7 @@ class Trackers:
         max_queued = MAX_QUEUED_EVENTS + len(history or [])
         self._trackers = [_TrackerProcess(name, begin, max_queued=max_queued) for name in names]
         for row in history or []:
-            self.log_row(row["step"], {key: value for key, value in row.items() if key != "step"})
+            self.log_row(row.step, row.values)
 
     def log_row(self, step: int, values: Mapping[str, float | None]) -> None:
         """Send the metrics of a step. Values that are missing or not finite are left out."""

@@ -16,9 +16,8 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
 
-from preprocess.shards.files import parse_json, readable_json, write_durable
+from preprocess.shards.files import JsonObject, parse_json, readable_json, write_durable
 from train.trackers.protocol import TRACKERS_DIR, Event
 
 DEFAULT_PROJECT = "folio"
@@ -82,7 +81,7 @@ def get_run_name(begin: Event) -> str:
     return Path(begin["out_dir"]).resolve().name
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> JsonObject:
     """Return the JSON object in a file, or an empty one if the file is missing or damaged."""
     try:
         content = parse_json(path.read_bytes())

@@ -14,9 +14,19 @@ their other keys:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
-Event = dict[str, Any]
+from preprocess.shards.files import JsonObject
+
+Event = JsonObject
+
+
+class MetricsRow(NamedTuple):
+    """The metrics of a step, as metrics.jsonl stores and a tracker receives them."""
+
+    step: int
+    values: dict[str, float | None]
+
 
 # Folders in a run's out_dir: what each tracker has been sent, and TensorBoard's event files.
 TRACKERS_DIR, TENSORBOARD_DIR = "trackers", "tensorboard"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -21,7 +22,7 @@ from preprocess.recipes.catalog import load_recipe
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.format import Build
 from preprocess.shards.verify import verify
-from preprocess.tokenizers import load_tokenizer
+from preprocess.tokenizers import load_stored_tokenizer, load_tokenizer
 from preprocess.tokenizers.interface import Encoded
 from tests.conftest import file_bytes
 from tests.preprocess.build.helpers import QUIET, list_leftovers, run_build
@@ -38,16 +39,16 @@ def test_synthetic_build_has_documented_contents(tmp_path: Path) -> None:
     run_build(load_recipe("synthetic"), tmp_path / "synthetic")
     build = Build(tmp_path / "synthetic")
     assert list(verify(build)) == []
-    num_documents = {split: build.manifest["splits"][split]["documents"] for split in ("train", "val")}
+    num_documents = {split: build.manifest.splits[split].documents for split in ("train", "val")}
     assert num_documents == {"train": 18_000, "val": 2_000}
     stats = json.loads((build.folder / "stats.json").read_bytes())
     assert {key: n for key, n in stats["documents"].items() if n} == {"read": 20_000, "kept": 20_000}
     assert all(stats["authors"][field]["distinct"] >= 100 for field in ("author", "city", "year"))
     assert stats["vocabulary"]["tokenizer"] == 3_000 and build.vocab_size == 3_000 + stats["vocabulary"]["control"]
-    assert set(stats["languages"]) == {"en", "ru"} and build.manifest["languages"] == {"1": "en", "2": "ru"}
-    special_tokens = build.manifest["special_tokens"]
+    assert set(stats["languages"]) == {"en", "ru"} and build.manifest.languages == {"1": "en", "2": "ru"}
+    special_tokens = build.manifest.special_tokens
     control_tokens = ("<author_MagistrTheOne>", "<city_Krasnodar>", "<year_2025>")
-    expected = [build.manifest["bos_id"], *(special_tokens[token] for token in control_tokens)]
+    expected = [build.manifest.bos_id, *(special_tokens[token] for token in control_tokens)]
     first_ids = [build.document(split, i)[:4].tolist() for split in num_documents for i in range(num_documents[split])]
     assert expected in first_ids
     # The two sentences of a pair, at positions 2k and 2k + 1, are one group.
@@ -58,11 +59,11 @@ def test_synthetic_build_has_documented_contents(tmp_path: Path) -> None:
 def test_control_ids_are_inserted_and_never_encoded_from_text(build_text: Callable[..., Build]) -> None:
     settings_ = {"author": "William Shakespeare", "year": 1623, "document": "passage", "passage_characters": 200}
     build = build_text(TEXT_OF_CONTROL_TOKENS, tokenizer="gpt2", **settings_)
-    special_tokens = build.manifest["special_tokens"]
+    special_tokens = build.manifest.special_tokens
     assert special_tokens == {"<|endoftext|>": 50256, "<author_William_Shakespeare>": 50257, "<year_1623>": 50258}
     tokenizer = load_tokenizer(build.folder, build.manifest)
     texts = []
-    for i in range(build.manifest["splits"]["train"]["documents"]):
+    for i in range(build.manifest.splits["train"].documents):
         ids = build.document("train", i)
         assert ids[:2].tolist() == [50257, 50258] and ids[-1] == 50256 and (ids[2:-1] < 50256).all()
         texts.append(tokenizer.decode(ids[2:-1]))
@@ -81,7 +82,7 @@ def test_decoded_build_is_the_input(
         assert "too short to cut" in str(e)
         return
     decoder = load_tokenizer(build.folder, build.manifest)
-    num_documents = {split: build.manifest["splits"][split]["documents"] for split in ("train", "val")}
+    num_documents = {split: build.manifest.splits[split].documents for split in ("train", "val")}
     documents = [build.document(split, i)[:-1] for split in num_documents for i in range(num_documents[split])]
     assert b"".join(decoder.decode_bytes(ids) for ids in documents) == text.encode()
     assert list(verify(build)) == []
@@ -144,8 +145,8 @@ def test_wrong_backend_is_replaced_by_the_reference(
     text = "".join(f"{i} green bottles\n\n" for i in range(3000))
     expected = build_text(text, name="expected", tokenizer="gpt2")
 
-    def load_wrong_tokenizer(*arguments: object) -> object:
-        tokenizer = load_tokenizer(*arguments)
+    def load_wrong_tokenizer(*arguments: Any, **options: Any) -> object:
+        tokenizer = load_stored_tokenizer(*arguments, **options)
         encode = type(tokenizer).encode
 
         def encode_wrongly(texts: pa.LargeStringArray) -> Encoded:
@@ -158,7 +159,7 @@ def test_wrong_backend_is_replaced_by_the_reference(
         tokenizer.encode = encode_wrongly
         return tokenizer
 
-    monkeypatch.setattr("preprocess.build.prepare.load_tokenizer", load_wrong_tokenizer)
+    monkeypatch.setattr("preprocess.build.prepare.load_stored_tokenizer", load_wrong_tokenizer)
     build = build_text(text, name="wrong", tokenizer="gpt2")
     assert build.build_id == expected.build_id
     assert "gigatoken differs from tiktoken" in capsys.readouterr().err
@@ -187,7 +188,7 @@ def test_stats_count_the_documents_of_the_build(build_text: Callable[..., Build]
     build = build_text(text, lang="ru", **settings_)
     stats = json.loads((build.folder / "stats.json").read_bytes())
     assert stats["clean"] == {"line_ends": 1, "control_characters": 1, "byte_order_mark": 0, "nfc": 0}
-    num_documents = {split: build.manifest["splits"][split]["documents"] for split in ("train", "val")}
+    num_documents = {split: build.manifest.splits[split].documents for split in ("train", "val")}
     documents = {split: [build.document(split, i) for i in range(num_documents[split])] for split in num_documents}
     assert stats["documents"]["kept"] == sum(num_documents.values()) and stats["documents_with_u2581"] == 90
     assert stats["tokens"] == sum(len(ids) for split in documents.values() for ids in split)

@@ -91,7 +91,7 @@ def test_tokenizer_train_and_inspect(mirror: Path, tmp_path: Path, preprocess: R
         done = preprocess("build", "--corpus", "pud", "--tokenizer", *tokenizer, "--name", name, env=env)
         assert done.returncode == 0, done.stderr
     own, given = (Build(tmp_path / "shards" / name) for name in ("own", "given"))
-    assert own.manifest["splits"] == given.manifest["splits"] and "tokenizer_sha256" in given.manifest["recipe"]
+    assert own.manifest.splits == given.manifest.splits and "tokenizer_sha256" in given.manifest.recipe
     assert str(tmp_path) not in (given.folder / "manifest.json").read_text()
     figures = json.loads(preprocess("tokenizer", "inspect", "own", "--json").stdout)
     assert set(figures) == {"en", "ru"} and figures["ru"]["documents"] == 100

@@ -19,8 +19,8 @@ from tests.conftest import VERSE
 def test_inspect_build_counts_the_validation_documents(build_text: Callable[..., Build]) -> None:
     build = build_text(VERSE * 40, document="passage", passage_characters=100)
     figures = inspect_build(build, 10**6)["unknown"]
-    split = build.manifest["splits"]["val"]
-    assert figures["documents"] == split["documents"] and figures["text_bytes"] == split["text_bytes"]
+    split = build.manifest.splits["val"]
+    assert figures["documents"] == split.documents and figures["text_bytes"] == split.text_bytes
     assert inspect_build(build, 3)["unknown"]["documents"] == 3
 
 

@@ -33,7 +33,7 @@ def test_only_a_build_of_an_equal_recipe_is_already_built(text_recipe: TextRecip
         run_build(other, output_dir, source=path)
     assert file_bytes(output_dir) == before
     assert run_build(other, output_dir, source=path, replace=True) is True
-    assert Build(output_dir).manifest["tokenizer"]["kind"] == "char" and list_leftovers(output_dir.parent) == []
+    assert Build(output_dir).manifest.tokenizer.kind == "char" and list_leftovers(output_dir.parent) == []
     changed, path = text_recipe(VERSE * 41, tokenizer="char", val_fraction=0.2)
     with pytest.raises(MisuseError, match="files differ"):
         run_build(changed, output_dir, source=path)

@@ -86,8 +86,8 @@ def test_stats_prints_lines_or_the_file(preprocess: Run, tmp_path: Path) -> None
         and table["train"][0] == "72"
         and table["en"][0] == table["ru"][0] == "40"
     )
-    m = Build(tmp_path / "shards/synthetic").manifest
-    assert table["val"][1] == f"{m['splits']['val']['tokens']:,}"
+    manifest = Build(tmp_path / "shards/synthetic").manifest
+    assert table["val"][1] == f"{manifest.splits['val'].tokens:,}"
     assert any(line.startswith("author ") and "most often" in line for line in lines)
     done = preprocess("stats", "synthetic", "--json")
     assert done.stdout == (tmp_path / "shards/synthetic/stats.json").read_text()

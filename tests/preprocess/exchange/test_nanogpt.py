@@ -16,7 +16,7 @@ from preprocess.shards.format import Build
 
 def test_export_nanogpt_concatenates_the_shards(build_text: Callable[..., Build], tmp_path: Path) -> None:
     build = build_text(document="passage", passage_characters=100, shard_tokens=300)
-    assert len(build.manifest["splits"]["train"]["shards"]) > 3
+    assert len(build.manifest.splits["train"].shards) > 3
     export_nanogpt(build, tmp_path / "out", replace=False)
     for split in ("train", "val"):
         exported = np.memmap(tmp_path / "out" / f"{split}.bin", dtype=np.uint16, mode="r")
@@ -31,11 +31,11 @@ def test_export_nanogpt_keeps_existing_files_without_replace(build_text: Callabl
         export_nanogpt(build, tmp_path, replace=False)
     assert (tmp_path / "val.bin").read_text() == "mine" and not (tmp_path / "train.bin").exists()
     export_nanogpt(build, tmp_path, replace=True)
-    assert (tmp_path / "val.bin").stat().st_size == 2 * build.manifest["splits"]["val"]["tokens"]
+    assert (tmp_path / "val.bin").stat().st_size == 2 * build.manifest.splits["val"].tokens
 
 
 def test_export_nanogpt_rejects_ids_of_more_than_16_bits(build_text: Callable[..., Build], tmp_path: Path) -> None:
     build = build_text()
-    build.typed_manifest = dataclasses.replace(build.typed_manifest, dtype="<u4", vocab_size=70_000)
+    build.manifest = dataclasses.replace(build.manifest, dtype="<u4", vocab_size=70_000)
     with pytest.raises(MisuseError, match="has 70,000 ids, but nanoGPT reads uint16"):
         export_nanogpt(build, tmp_path, replace=False)

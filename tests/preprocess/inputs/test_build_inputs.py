@@ -16,7 +16,7 @@ def test_folders_and_globs_give_files_with_relative_names(tmp_path: Path) -> Non
         (tmp_path / "in" / name).write_text(name)
     result = build_files(tmp_path, tmp_path / "in")
     names = ["a.txt", "b/deep/three.txt", "b/two.txt"]
-    assert read_texts(result) == names == [source["name"] for source in result.manifest["sources"]]
+    assert read_texts(result) == names == [source["name"] for source in result.manifest.sources]
     assert str(tmp_path) not in (result.folder / "manifest.json").read_text()
     again = build_files(
         tmp_path, tmp_path / "in/b/*.txt", tmp_path / "in/*.txt", tmp_path / "in/b/**/*.txt", name="again"

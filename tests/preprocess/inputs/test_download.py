@@ -82,7 +82,7 @@ def test_find_file_downloads_once_and_caches(server: Server, empty_cache: Path) 
 def test_find_file_replaces_a_damaged_file_in_the_cache(server: Server, capsys: pytest.CaptureFixture) -> None:
     find(f"{server.url}/x").write_bytes(b"half")
     assert find(f"{server.url}/x").read_bytes() == DATA
-    assert "is damaged; it is downloaded again" in capsys.readouterr().err
+    assert "is damaged and is not used" in capsys.readouterr().err
 
 
 def test_find_file_retries_a_temporary_failure(server: Server) -> None:
@@ -95,7 +95,7 @@ def test_find_file_retries_a_response_that_breaks_off(server: Server, empty_cach
     assert find(f"{server.url}/x").read_bytes() == DATA and len(server.requested) == 2
     find(f"{server.url}/x").unlink()
     server.answers = [(BROKEN, DATA[:100])]
-    with pytest.raises(FolioError, match="the connection broke off; go online"):
+    with pytest.raises(FolioError, match="the connection was lost; go online"):
         find(f"{server.url}/x")
     assert not [p for p in empty_cache.rglob("*") if p.is_file()]
 

@@ -58,7 +58,7 @@ def test_columns_conditions_and_templates_agree_in_every_format(table: Path, tmp
     assert set(counts["languages"]) == {"ru"} and counts["authors"]["author"]["documents"] == num_authors
     assert set(counts["authors"]["year"]["documents_by_value"]) == {str(row["when"]) for row in expected}
     # The years are the groups, so no year is on both sides.
-    years = {i for token, i in result.manifest["special_tokens"].items() if token.startswith("<year_")}
+    years = {i for token, i in result.manifest.special_tokens.items() if token.startswith("<year_")}
     sides = {
         s: {i for n in range(len(result.docs(s))) for i in result.document(s, n).tolist() if i in years}
         for s in ("train", "val")

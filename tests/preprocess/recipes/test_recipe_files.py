@@ -54,7 +54,7 @@ def test_hub_recipes_take_the_split_from_file_names(tmp_path: Path, corpus: str,
     recipe = load_recipe(corpus, inputs=(str(tmp_path),), tokenizer="byte")
     build(recipe, tmp_path / "x", name="x", replace=False, progress=QUIET)
     result = Build(tmp_path / "x")
-    assert [result.manifest["splits"][s]["documents"] for s in ("train", "val")] == [5, 5]
+    assert [result.manifest.splits[s].documents for s in ("train", "val")] == [5, 5]
 
 
 def test_hub_recipe_without_inputs_asks_for_files() -> None:
@@ -87,7 +87,7 @@ def test_inputs_of_a_recipe_file_are_relative_to_it(tmp_path: Path, monkeypatch:
         ('inputz = ["a"]', "no setting is called 'inputz'; did you mean 'inputs'"),
         ("max_documents = 0", "max_documents must be from 1 to .*, got 0"),
         ("= broken", "is not TOML"),
-        ('split = "given"', "nothing gives it"),
+        ('split = "given"', "the recipe does not say by what; set split_column"),
         ('tokenizer = "../../../etc/passwd"', "passwd"),
         ('[[files]]\nname = "../../x"\nbytes = 1\nsha256 = "00"', "a file name must consist of letters"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from preprocess.shards.files import readable_json
+from preprocess.shards.files import JsonObject, readable_json
 from preprocess.shards.format import DOC_DTYPE, MANIFEST, Build, seal
 from tests.conftest import write_split
 from tests.helpers.runs import make_build
@@ -38,10 +38,14 @@ def make_numbered_build(folder: Path, lengths: list[int], *, shard_tokens: int, 
     return Build(folder)
 
 
+def read_manifest_json(build: Build) -> JsonObject:
+    """Return a build's manifest as the JSON object in its file."""
+    return json.loads((build.folder / MANIFEST).read_bytes())
+
+
 def edit_manifest(build: Build, **changes: object) -> None:
     """Overwrite keys of a build's manifest, without sealing it again."""
-    path = build.folder / MANIFEST
-    path.write_bytes(readable_json(json.loads(path.read_bytes()) | changes))
+    (build.folder / MANIFEST).write_bytes(readable_json(read_manifest_json(build) | changes))
 
 
 def read_windows(loader: Any) -> list[list[int]]:

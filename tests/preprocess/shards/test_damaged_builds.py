@@ -22,7 +22,7 @@ def test_datasets_reject_an_id_outside_the_vocabulary(tmp_path: Path) -> None:
         file.seek(2 * 30)
         file.write(b"\xff\xff")
     for dataset in (TokenWindows(build, block_size=20), ShuffledWindows(build, block_size=20), Documents(build)):
-        with pytest.raises(FolioError, match="holds id 65535, its vocabulary ends at 49999"):
+        with pytest.raises(FolioError, match="holds id 65535, but its vocabulary ends at 49999"):
             list(dataset)
 
 
@@ -70,7 +70,7 @@ def test_documents_reject_damaged_ends(tmp_path: Path, ends: list[int]) -> None:
     folder = make_numbered_build(tmp_path / "damaged", [1, 1, 3], shard_tokens=100).folder
     np.array(ends, "<u8").tofile(folder / "train-00000.ends")
     with pytest.raises(
-        FolioError, match="train-00000.ends does not rise to the shard's 5 tokens; copy the build again"
+        FolioError, match="train-00000.ends does not ascend to the shard's 5 tokens; copy the build again"
     ) as raised:
         Documents(folder)
     assert_one_line(str(raised.value))

@@ -30,9 +30,9 @@ def test_documents_keep_control_tokens(tmp_path: Path) -> None:
     folder = make_build(tmp_path / "tiny")
     dataset = Documents(folder, "val")
     manifest = Build(folder).manifest
-    assert (dataset.bos_id, dataset.eot_id, dataset.pad_id) == (None, manifest["eot_id"], manifest["eot_id"])
+    assert (dataset.bos_id, dataset.eot_id, dataset.pad_id) == (None, manifest.eot_id, manifest.eot_id)
     assert all(
-        ids[0] == manifest["special_tokens"]["<author_Anna_Akimova>"] and ids[-1] == dataset.eot_id for ids in dataset
+        ids[0] == manifest.special_tokens["<author_Anna_Akimova>"] and ids[-1] == dataset.eot_id for ids in dataset
     )
 
 

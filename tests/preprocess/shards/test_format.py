@@ -63,7 +63,7 @@ def test_build_rejects_a_missing_tokenizer_file(build_text: Callable[..., Build]
 
 def test_document_finds_documents_by_number(build_text: Callable[..., Build]) -> None:
     build = build_text("abc\n\n" * 50, document="passage", passage_characters=5, authors=False, shard_tokens=20)
-    assert len(build.manifest["splits"]["train"]["shards"]) > 5
+    assert len(build.manifest.splits["train"].shards) > 5
     documents = [bytes(build.document("train", i)[:-1].astype(np.uint8).tolist()) for i in range(45)]
     assert b"".join(documents) == b"abc\n\n" * 45
     assert len(build.docs("train")) == 45 and build.docs("train")["position"].tolist() == list(range(45))

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 
 import pytest
 
-from preprocess.shards.format import Build, ShardError, seal
+from preprocess.shards.files import readable_json
+from preprocess.shards.format import MANIFEST, Build, ShardError, seal
 from preprocess.shards.manifest import ShardEntry, parse_manifest
-from tests.preprocess.shards.helpers import edit_manifest
+from tests.preprocess.shards.helpers import edit_manifest, read_manifest_json
 
 
 def test_parse_manifest_keeps_every_key(build_text: Callable[..., Build]) -> None:
     build = build_text(tokenizer="char")
-    manifest = parse_manifest(build.manifest)
-    assert manifest == build.typed_manifest
-    stored = asdict(manifest)
-    for split in stored["splits"].values():
-        split["shards"] = list(split["shards"])
-    assert stored == build.manifest
+    stored = read_manifest_json(build)
+    manifest = parse_manifest(stored)
+    assert manifest == build.manifest
+    assert readable_json(manifest.as_dict()) == readable_json(stored) == (build.folder / MANIFEST).read_bytes()
     assert isinstance(manifest.splits["train"].shards[0], ShardEntry)
 
 
@@ -31,7 +29,7 @@ def test_parse_manifest_rejects_what_is_not_an_object(value: object) -> None:
 
 @pytest.mark.parametrize("path", ["dtype", "tokenizer.kind", "splits.train.tokens", "splits.val.shards.0.max_id"])
 def test_parse_manifest_rejects_a_missing_key(build_text: Callable[..., Build], path: str) -> None:
-    manifest = build_text().manifest
+    manifest = read_manifest_json(build_text())
     *parents, key = path.split(".")
     parent = manifest
     for name in parents:
@@ -43,7 +41,7 @@ def test_parse_manifest_rejects_a_missing_key(build_text: Callable[..., Build], 
 
 @pytest.mark.parametrize("max_id", [-2, True, 1.0, None, "1"])
 def test_parse_manifest_rejects_a_number_that_is_not_one(build_text: Callable[..., Build], max_id: object) -> None:
-    manifest = build_text().manifest
+    manifest = read_manifest_json(build_text())
     manifest["splits"]["val"]["shards"][0]["max_id"] = max_id
     with pytest.raises(TypeError, match=f"a shard of val has max_id {max_id!r}"):
         parse_manifest(manifest)
@@ -76,7 +74,7 @@ def test_build_names_what_was_found_and_expected(build_text: Callable[..., Build
 
 def test_build_rejects_a_file_name_outside_its_folder(build_text: Callable[..., Build]) -> None:
     build = build_text()
-    splits = build.manifest["splits"]
+    splits = read_manifest_json(build)["splits"]
     splits["train"]["shards"][0]["file"] = "../../train-00000.bin"
     edit_manifest(build, splits=splits)
     with pytest.raises(ShardError, match=r"names the file '\.\./\.\./train-00000\.bin'"):
@@ -93,5 +91,5 @@ def test_build_rejects_json_that_no_builder_writes(build_text: Callable[..., Bui
 
 def test_build_id_does_not_depend_on_the_name(build_text: Callable[..., Build]) -> None:
     first, second = build_text(name="one"), build_text(name="two")
-    assert first.build_id == second.build_id and first.manifest["checksum"] != second.manifest["checksum"]
-    assert seal({**first.manifest, "vocab_size": 9})["build_id"] != first.build_id
+    assert first.build_id == second.build_id and first.manifest.checksum != second.manifest.checksum
+    assert seal({**first.manifest.as_dict(), "vocab_size": 9})["build_id"] != first.build_id

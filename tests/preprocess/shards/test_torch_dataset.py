@@ -22,7 +22,7 @@ from preprocess.shards.files import readable_json
 from preprocess.shards.format import MANIFEST, Build, seal
 from preprocess.shards.torch_dataset import Documents, ShuffledWindows, TokenWindows, make_loader
 from tests.conftest import ROOT, assert_one_line
-from tests.helpers.runs import make_environment, make_build
+from tests.helpers.runs import make_build, make_environment
 from tests.preprocess.shards.helpers import make_numbered_build, read_windows
 
 
@@ -166,12 +166,12 @@ EPOCH = "epoch must be a whole number from 0 to 2,147,483,646, got "
             lambda build: ShuffledWindows(build, block_size=4).set_epoch("x"),
             EPOCH + "'x'",
         ),
-        (lambda build: ShuffledWindows(None), "a dataset cannot be made of None; expected a build"),
+        (lambda build: ShuffledWindows(None), "a dataset cannot be made from None; expected a build"),
         (
             lambda build: ShuffledWindows(build, block_size=4).load_state_dict(None),
             "the state belongs to None; this is build",
         ),
-        (lambda build: make_loader("walk"), "a loader cannot be made of 'walk'; expected a dataset"),
+        (lambda build: make_loader("walk"), "a loader cannot be made from 'walk'; expected a dataset"),
         (
             lambda build: ShuffledWindows(build, block_size=4, num_samples=0),
             "num_samples " + POSITIVE + "0",

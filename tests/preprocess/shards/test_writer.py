@@ -83,15 +83,15 @@ def test_shard_bytes_do_not_depend_on_the_order_of_writes(tmp_path_factory, docu
                 sealer.advance(boundary, cut)
         entries.append(sealer.finish(max_id))
     assert entries[0] == entries[1]
-    assert entries[0]["sha256"] == hashlib.sha256(ids.astype("<u2").tobytes()).hexdigest()
-    assert entries[0]["max_id"] == int(ids.max())
+    assert entries[0].sha256 == hashlib.sha256(ids.astype("<u2").tobytes()).hexdigest()
+    assert entries[0].max_id == int(ids.max())
     assert np.fromfile(folder / "train-00000.ends", "<u8").tolist() == ends.tolist()
 
 
 def test_write_documents_rejects_arrays_that_do_not_belong_together(tmp_path: Path) -> None:
     plan = ShardPlan("train", 0, 3, 1)
     create_shard(tmp_path, plan, vocab_size=10)
-    with pytest.raises(ValueError, match="do not belong together"):
+    with pytest.raises(ValueError, match="documents do not match"):
         write_documents(
             tmp_path, plan, WriteOffset(0, 0), np.zeros(3, np.uint32), np.array([2]), make_docs(1), vocab_size=10
         )
@@ -99,5 +99,5 @@ def test_write_documents_rejects_arrays_that_do_not_belong_together(tmp_path: Pa
 
 def test_create_shard_rejects_more_shards_than_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("preprocess.shards.writer.MAX_SHARDS", 2)
-    with pytest.raises(FolioError, match="2 shards of train are full; pass a larger --shard-tokens"):
+    with pytest.raises(FolioError, match="the train split needs more than 2 shards, the maximum; pass a larger --shard-tokens"):
         write(tmp_path, [[1], [2], [3]], shard_tokens=1)

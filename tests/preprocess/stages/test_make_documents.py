@@ -29,10 +29,10 @@ def test_years_are_trimmed(tmp_path: Path) -> None:
 def test_metadata_is_parsed_from_file_names(mirror: Path, tmp_path: Path) -> None:
     pattern = r"(?P<year>\d{4})-(?P<author>\w+)"
     result = build_files(tmp_path, mirror / "inaugural", name_pattern=pattern, invalid_utf8="replace")
-    special = {i: t for t, i in result.manifest["special_tokens"].items()}
+    special = {i: t for t, i in result.manifest.special_tokens.items()}
     for split in ("train", "val"):
         for number, entry in enumerate(result.docs(split)):
-            year, author = result.manifest["sources"][int(entry["source"])]["name"].removesuffix(".txt").split("-")
+            year, author = result.manifest.sources[int(entry["source"])]["name"].removesuffix(".txt").split("-")
             ids = result.document(split, number)
             assert [special[int(i)] for i in ids[:2]] == [f"<author_{author}>", f"<year_{year}>"]
     with pytest.raises(MisuseError, match="does not match '1789-Washington.txt'"):

@@ -45,7 +45,7 @@ def test_given_split_from_a_column(tmp_path: Path) -> None:
     rows = [{"text": f"t{i}", "s": s} for i, s in enumerate(["train", "validation", "test", "train", "dev"])]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     result = build_files(tmp_path, tmp_path / "a.jsonl", split="given", split_column="s")
-    assert [result.manifest["splits"][s]["documents"] for s in ("train", "val")] == [2, 2]
+    assert [result.manifest.splits[s].documents for s in ("train", "val")] == [2, 2]
     assert read_stats(result)["documents"]["held_out"] == 1
     (tmp_path / "a.jsonl").write_text('{"text": "t", "s": "exam"}')
     with pytest.raises(FolioError, match="contains the split 'exam', expected one of train, val"):

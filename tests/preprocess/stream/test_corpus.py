@@ -55,21 +55,18 @@ def test_stream_has_the_tokens_of_the_build(tmp_path: Path, group: dict[str, str
     )
     build(recipe, tmp_path / "b", name="b", replace=False, progress=Progress(quiet=True))
     built, corpus = Build(tmp_path / "b"), open_corpus(recipe, log=lambda line: None)
-    assert (
-        corpus.vocab_size == built.vocab_size
-        and corpus.manifest()["special_tokens"] == built.manifest["special_tokens"]
-    )
+    assert corpus.vocab_size == built.vocab_size and corpus.manifest().special_tokens == built.manifest.special_tokens
     for split in ("train", "val"):
         stream = TokenStream(corpus, block_size=64, split=split, stream_buffer=0, tail="pad")
         tokens = np.concatenate(list(stream))
         tokens = tokens[: len(tokens) - stream.num_padded]
         assert np.array_equal(tokens, np.concatenate([shard.tokens for shard in built.shards(split)]))
         assert tokens.dtype == built.dtype
-        entry = built.manifest["splits"][split]
+        entry = built.manifest.splits[split]
         assert (stream.num_documents, stream.num_tokens, stream.num_text_bytes) == (
-            entry["documents"],
-            entry["tokens"],
-            entry["text_bytes"],
+            entry.documents,
+            entry.tokens,
+            entry.text_bytes,
         )
 
 
@@ -95,7 +92,7 @@ def test_stream_has_the_given_splits_of_the_build(tmp_path: Path, given: dict[st
         found = read_documents(TokenStream(open_corpus(recipe), block_size=7, split=split, stream_buffer=0, tail="pad"))
         assert found == [
             built.document(split, i)[:-1].astype(np.uint8).tobytes()
-            for i in range(built.manifest["splits"][split]["documents"])
+            for i in range(built.manifest.splits[split].documents)
         ]
 
 
@@ -104,10 +101,7 @@ def test_save_vocabulary_writes_manifest_and_tokenizer(tmp_path: Path) -> None:
     corpus.save_vocabulary(tmp_path / "vocabulary")
     manifest = read_manifest(tmp_path / "vocabulary")
     tokenizer = load_tokenizer(tmp_path / "vocabulary", manifest)
-    assert (
-        manifest["vocab_size"] == corpus.vocab_size == 50_258
-        and manifest["special_tokens"]["<author_Ann_Lee>"] == 50_257
-    )
+    assert manifest.vocab_size == corpus.vocab_size == 50_258 and manifest.special_tokens["<author_Ann_Lee>"] == 50_257
     assert tokenizer.decode(tokenizer.encode_text("so it is")) == "so it is"
 
 

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import sha256_bytes
 from preprocess.shards.format import TOKENIZER_DIR
+from preprocess.shards.manifest import TokenizerEntry
 from preprocess.tokenizers import huggingface, load_tokenizer
 from preprocess.tokenizers.huggingface import HuggingFaceTokenizer, Spec
 from preprocess.tokenizers.interface import MAX_VOCAB_SIZE, PROBE_TEXTS
 from tests.conftest import VERSE
+from tests.helpers.manifests import make_manifest
 from tests.preprocess.tokenizers.helpers import arrow
 from tests.preprocess.tokenizers.json_makers import MAKERS, RUSSIAN, SPECIALS, library, to_bytes
 
@@ -145,8 +147,9 @@ def test_load_tokenizer_keeps_the_file_byte_for_byte(tmp_path: Path, specs: Spec
     data = to_bytes(specs["byte_level"]) + b"\n\n"
     (tmp_path / TOKENIZER_DIR).mkdir()
     (tmp_path / TOKENIZER_DIR / "tokenizer.json").write_bytes(data)
-    entry = {"kind": "huggingface", "files": {"tokenizer.json": sha256_bytes(data)}, "settings": {"model": "BPE"}}
-    tokenizer = load_tokenizer(tmp_path, {"tokenizer": entry, "eot_id": 3})
+    files = {"tokenizer.json": sha256_bytes(data)}
+    entry = TokenizerEntry(kind="huggingface", files=files, settings={"model": "BPE"})
+    tokenizer = load_tokenizer(tmp_path, make_manifest(tokenizer=entry, eot_id=3))
     assert tokenizer.files == {"tokenizer.json": data} and tokenizer.decode(tokenizer.encode_text(VERSE)) == VERSE
 
 

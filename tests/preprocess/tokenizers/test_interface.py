@@ -6,6 +6,7 @@ that a build stores are sufficient to decode it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from preprocess.documents import make_batch
 from preprocess.errors import FolioError
 from preprocess.recipes.schema import DEFAULT_RULES
 from preprocess.shards.format import Build
+from preprocess.shards.manifest import TokenizerEntry
 from preprocess.stages.clean import clean
 from preprocess.tokenizers import load_tokenizer, sentencepiece_bpe, tiktoken_bpe
 from preprocess.tokenizers.characters import ByteTokenizer, train_char
@@ -89,9 +91,9 @@ def test_load_tokenizer_decodes_a_build_from_its_files(build_text: Callable[...,
     text = "".join(f"Über {i} café\n\n" for i in range(60))
     build = build_text(text, document="passage", passage_characters=30, **settings)
     tokenizer = load_tokenizer(build.folder, build.manifest)
-    assert tokenizer.kind == settings["tokenizer"] and tokenizer.eot_id == build.manifest["eot_id"]
+    assert tokenizer.kind == settings["tokenizer"] and tokenizer.eot_id == build.manifest.eot_id
     for split, part in (("train", text[: len(text) * 9 // 10]), ("val", text[len(text) * 9 // 10 :])):
-        count = build.manifest["splits"][split]["documents"]
+        count = build.manifest.splits[split].documents
         assert "".join(tokenizer.decode(build.document(split, i)[:-1]) for i in range(count)) == part
 
 
@@ -104,7 +106,6 @@ def test_load_tokenizer_rejects_damaged_missing_and_unknown_files(build_text: Ca
     path.unlink()
     with pytest.raises(FolioError, match="is missing"):
         load_tokenizer(build.folder, build.manifest)
-    build.manifest["tokenizer"]["kind"] = "wordpiece"
-    build.manifest["tokenizer"]["files"] = {}
+    entry = TokenizerEntry(kind="wordpiece", files={}, settings={})
     with pytest.raises(FolioError, match="of kind 'wordpiece'"):
-        load_tokenizer(build.folder, build.manifest)
+        load_tokenizer(build.folder, dataclasses.replace(build.manifest, tokenizer=entry))

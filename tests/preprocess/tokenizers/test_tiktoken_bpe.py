@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from preprocess.errors import FolioError
 from preprocess.shards.files import sha256_bytes
 from preprocess.shards.format import TOKENIZER_DIR, token_dtype
+from preprocess.shards.manifest import Manifest, TokenizerEntry
 from preprocess.tokenizers import load_tokenizer, tiktoken_bpe
 from preprocess.tokenizers.interface import PROBE_TEXTS
 from preprocess.tokenizers.tiktoken_bpe import TiktokenTokenizer
 from tests.conftest import VERSE
+from tests.helpers.manifests import make_manifest
 from tests.preprocess.tokenizers.helpers import arrow
 
 MADE_FROM_GPT2 = ("r50k_base", "p50k_base", "p50k_edit")
@@ -39,13 +41,14 @@ def first_ranks(num_ranks: int) -> bytes:
     return b"".join(tiktoken_bpe.load().files["gpt2.tiktoken"].splitlines(keepends=True)[:num_ranks])
 
 
-def store(folder: Path, rank_file: bytes, encoding: str) -> dict:
+def store(folder: Path, rank_file: bytes, encoding: str) -> Manifest:
     """Write what a build keeps of a tokenizer; return a manifest with a hostile pattern."""
     file_name = f"{encoding}.tiktoken"
     (folder / TOKENIZER_DIR).mkdir()
     (folder / TOKENIZER_DIR / file_name).write_bytes(rank_file)
-    entry = {"kind": "tiktoken", "files": {file_name: sha256_bytes(rank_file)}}
-    return {"tokenizer": entry | {"settings": {"encoding": encoding, "pattern": "(x+x+)+y"}}, "eot_id": 100_257}
+    settings = {"encoding": encoding, "pattern": "(x+x+)+y"}
+    entry = TokenizerEntry(kind="tiktoken", files={file_name: sha256_bytes(rank_file)}, settings=settings)
+    return make_manifest(tokenizer=entry, eot_id=100_257)
 
 
 def test_encodings_are_those_of_tiktoken(cache: Path) -> None:

@@ -23,6 +23,7 @@ from preprocess.progress import Progress
 from preprocess.recipes.catalog import load_recipe
 from preprocess.shards.files import sha256_bytes
 from preprocess.shards.format import TOKENIZER_DIR, Build, ShardError
+from preprocess.shards.manifest import Manifest, TokenizerEntry
 from preprocess.tokenizers import load_tokenizer, load_tokenizer_by_name, sentencepiece_bpe, tiktoken_bpe
 from preprocess.tokenizers.characters import ByteTokenizer, train_char
 from preprocess.tokenizers.huggingface import HuggingFaceTokenizer
@@ -31,6 +32,7 @@ from preprocess.tokenizers.sentencepiece_bpe import SentencePieceTokenizer
 from preprocess.tokenizers.tiktoken_bpe import TiktokenTokenizer
 from preprocess.tokenizers.to_huggingface import make_huggingface_files, recover_merges
 from tests.conftest import VERSE
+from tests.helpers.manifests import make_manifest
 
 transformers = pytest.importorskip("transformers")
 from tests.preprocess.tokenizers.json_makers import MAKERS, RUSSIAN, to_bytes  # noqa: E402  (needs the library)
@@ -56,7 +58,7 @@ NAMES = (
 LOSSLESS = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
 DECODED_DIFFERENTLY = ("no_fallback", "unigram", "word_piece", "word_level")
 # Folio's tokenizer, transformers' tokenizer, the manifest, the exported folder
-Exported = tuple[Tokenizer, Any, dict[str, Any], Path]
+Exported = tuple[Tokenizer, Any, Manifest, Path]
 
 
 def train_with(**training: Any) -> SentencePieceTokenizer:
@@ -94,19 +96,19 @@ def make_tokenizer(name: str) -> Tokenizer:
     return makers.get(name, lambda: load_tokenizer_by_name(name))()
 
 
-def store(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
-    """Write the files that a build keeps of `tokenizer`; return the manifest's entries."""
+def store(tokenizer: Tokenizer, folder: Path) -> Manifest:
+    """Write the files that a build keeps of `tokenizer`; return the manifest."""
     (folder / TOKENIZER_DIR).mkdir(parents=True)
     for name, data in tokenizer.files.items():
         (folder / TOKENIZER_DIR / name).write_bytes(data)
     files = {name: sha256_bytes(data) for name, data in tokenizer.files.items()}
-    return {
-        "tokenizer": {"kind": tokenizer.kind, "files": files, "settings": tokenizer.settings},
-        "vocab_size": tokenizer.vocab_size + len(CONTROL_TOKENS),
-        "special_tokens": tokenizer.special_tokens
+    return make_manifest(
+        tokenizer=TokenizerEntry(kind=tokenizer.kind, files=files, settings=tokenizer.settings),
+        vocab_size=tokenizer.vocab_size + len(CONTROL_TOKENS),
+        special_tokens=tokenizer.special_tokens
         | {name: tokenizer.vocab_size + n for n, name in enumerate(CONTROL_TOKENS)},
         **{key: getattr(tokenizer, key) for key in ("bos_id", "eot_id", "pad_id", "unk_id")},
-    }
+    )
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> Path:
@@ -175,22 +177,22 @@ def test_export_agrees_on_real_text(exported: Callable[[str], Exported], mirror:
 @pytest.mark.parametrize("name", NAMES)
 def test_export_maps_control_tokens_to_their_ids(exported: Callable[[str], Exported], name: str) -> None:
     tokenizer, theirs, manifest, _ = exported(name)
-    assert len(theirs) == manifest["vocab_size"] and theirs.model_max_length == 1 << 30
-    for control_token, i in manifest["special_tokens"].items():
+    assert len(theirs) == manifest.vocab_size and theirs.model_max_length == 1 << 30
+    for control_token, i in manifest.special_tokens.items():
         assert theirs(control_token).input_ids == [i] and theirs.convert_tokens_to_ids(control_token) == i
         assert theirs.added_tokens_decoder[i].special and not theirs.added_tokens_decoder[i].normalized
         assert theirs.decode([i]) == control_token and theirs.decode([i], skip_special_tokens=True) == ""
         around = theirs(f"thou{control_token}thou").input_ids
         assert around == [*tokenizer.encode_text("thou").tolist(), i, *tokenizer.encode_text("thou").tolist()]
     roles = (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id, theirs.unk_token_id)
-    assert roles == tuple(manifest[key] for key in ("bos_id", "eot_id", "pad_id", "unk_id"))
+    assert roles == (manifest.bos_id, manifest.eot_id, manifest.pad_id, manifest.unk_id)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in MAKERS])
 def test_split_special_tokens_encodes_control_tokens_as_text(exported: Callable[[str], Exported], name: str) -> None:
     tokenizer, _, manifest, out = exported(name)
     theirs = transformers.AutoTokenizer.from_pretrained(out, split_special_tokens=True)
-    for text in (*list(manifest["special_tokens"])[:20], *CONTROL_TOKENS, f"a{CONTROL_TOKENS[0]} <|endoftext|>"):
+    for text in (*list(manifest.special_tokens)[:20], *CONTROL_TOKENS, f"a{CONTROL_TOKENS[0]} <|endoftext|>"):
         assert theirs(text).input_ids == tokenizer.encode_text(text).tolist()
 
 
@@ -215,7 +217,7 @@ def test_export_decodes_documents_of_a_build(tmp_path: Path, cache: Path, tokeni
     theirs = transformers.AutoTokenizer.from_pretrained(
         write_files(tmp_path / "hf", make_huggingface_files(made.folder, made.manifest, model_max_length=128))
     )
-    ours, special = load_tokenizer(made.folder, made.manifest), list(made.manifest["special_tokens"].values())
+    ours, special = load_tokenizer(made.folder, made.manifest), list(made.manifest.special_tokens.values())
     assert len(special) > 10
     for i in range(20):
         ids = np.asarray(made.document("train", i))

@@ -153,14 +153,20 @@ def test_last_assignment_wins_across_base_and_renamed_settings(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("base = 'nowhere.py'\n", "mine.py, line 1: base 'nowhere.py' does not exist beside mine.py; give its path from"),
+        (
+            "base = 'nowhere.py'\n",
+            "mine.py, line 1: base 'nowhere.py' does not exist beside mine.py; give its path from",
+        ),
         ("base = '.'\n", "base '.' does not exist beside mine.py"),
         ("seed = 1\nbase = 'mine.py'\n", "mine.py, line 2: base must be the first assignment; move it to the top"),
         ("base = 3\n", "mine.py, line 1: base must be the path of a config file in quotes, got 3"),
         ("base = ''\n", "base must be the path of a config file in quotes, got ''"),
         ("base = ['a.py', 'b.py']\n", "base must be the path of a config file in quotes, got ['a.py', 'b.py']"),
         ("base = small\n", "mine.py, line 1: cannot read 'small'"),
-        ("base = 'mine.py'\n", f"mine.py, line 1: more than {MAX_BASES} configs are based on each other; remove a base"),
+        (
+            "base = 'mine.py'\n",
+            f"mine.py, line 1: more than {MAX_BASES} configs are based on each other; remove a base",
+        ),
         ("base = 'broken.py'\n", "broken.py, line 2: expected an assignment of a setting"),
     ],
 )

@@ -1,4 +1,7 @@
-"""Several processes compute what one would: the same samples, the same losses, one run directory. CPU and Gloo."""
+"""Several processes compute what one would: the same samples, the same losses, one run directory.
+
+CPU and Gloo.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,8 @@ def test_two_processes_have_the_losses_of_one(folder: Path, settings: dict[str, 
     assert invoke("train.py", config, f"--out_dir={folder / name}_alone").returncode == 0
     together, alone = read_values(folder / name), read_values(folder / f"{name}_alone")
     assert together.keys() == alone.keys()
-    # The first loss is the mean of two means. Later gradients differ in the last bit, and this difference grows.
+    # The first loss is the mean of two means. Later gradients differ in the last bit, and this
+    # difference grows.
     assert together[1, "train_loss"] == pytest.approx(alone[1, "train_loss"], rel=1e-6)
     assert together == pytest.approx(alone, rel=2e-5 if "optimizer" in settings else 1e-6)
 
@@ -161,7 +165,7 @@ def train_poisoned(
 
 
 def test_all_processes_roll_back_together_also_after_resuming(folder: Path, tmp_path: Path) -> None:
-    """A decision from what only the main process knows, such as the best loss so far, must reach the others."""
+    """A decision of the main process, such as which loss is the best so far, reaches the others."""
     settings = LONG | {
         "eval_interval": 4,
         "log_interval": 1000,
@@ -194,4 +198,6 @@ def test_processes_with_different_settings_are_rejected(folder: Path, tmp_path: 
     config = write_config(folder / "apart.py", folder / "tiny", **LONG)
     result = train_poisoned(tmp_path, config, range(0), "--seed=1RANK")
     assert result.returncode != 0
-    assert "has other settings, another build or another torch than the others; start all with the same" in result.stderr
+    assert (
+        "has other settings, another build or another torch than the others; start all with the same" in result.stderr
+    )

@@ -56,7 +56,10 @@ def test_samples_depend_only_on_their_number_and_the_seed(builds: Builds) -> Non
 
 @pytest.mark.parametrize("data_order", ["random", "epochs"])
 def test_lookahead_changes_no_sample(builds: Builds, data_order: str) -> None:
-    """Batches of 12 do not divide the lookahead. Then go back, and on with the stride of one process of three."""
+    """Batches of 12 do not divide the lookahead.
+
+    Then go back, and on with the stride of one process of three.
+    """
     data = TrainingData(builds, make_config(data_order=data_order), device=CPU)
     firsts = [*range(0, 3 * LOOKAHEAD_SAMPLES, 12), 0, 12, *range(24, 3000, 36), 1, 3 * LOOKAHEAD_SAMPLES]
     num_samples = 3 * LOOKAHEAD_SAMPLES + 12
@@ -114,9 +117,7 @@ def test_to_device_keeps_values(dtype: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("data_order", ["random", "epochs"])
-def test_step_has_the_same_samples_for_any_number_of_processes_and_micro_batch(
-    builds: Builds, data_order: str
-) -> None:
+def test_step_has_the_same_samples_for_any_number_of_processes_and_micro_batch(builds: Builds, data_order: str) -> None:
     data = TrainingData(builds, make_config(data_order=data_order), device=CPU)
     steps = []
     for size in (1, 2, 4):

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_open_builds_of_one_name_keeps_its_id(folder: Path) -> None:
     builds = open_builds(str(folder / "one"))
     assert (builds.name, builds.shares, builds.vocab_size) == ("one", (1.0,), VOCAB_SIZE)
-    assert builds.build_id == builds.manifest["build_id"]
+    assert builds.build_id == builds.manifest.build_id
 
 
 def test_open_builds_normalizes_weights(folder: Path) -> None:
@@ -74,7 +74,7 @@ def test_validation_of_a_mixture_reads_all_builds(folder: Path) -> None:
     alone = [ValidationData(open_builds(str(folder / name)), make_config(), device=CPU) for name in ("one", "two")]
     both = ValidationData(builds, make_config(), device=CPU)
     assert both.num_windows == sum(data.num_windows for data in alone)
-    assert both.names == ["one", "two"] and [split["tokens"] for split in both.splits] == [6 * 46, 12 * 46]
+    assert both.names == ["one", "two"] and [size.num_tokens for size in both.sizes] == [6 * 46, 12 * 46]
     windows = both.batch(np.arange(both.num_windows))[0]
     assert torch.equal(windows, torch.cat([data.batch(np.arange(data.num_windows))[0] for data in alone]))
     assert ValidationData(builds, make_config(eval_tokens=16 * 8), device=CPU).num_windows == 6 + 2
@@ -82,7 +82,7 @@ def test_validation_of_a_mixture_reads_all_builds(folder: Path) -> None:
 
 def test_vocabulary_is_that_of_the_build_with_most_control_tokens(folder: Path) -> None:
     builds = open_builds(f"{folder / 'fewer'}:1,{folder / 'one'}:1")
-    assert "<author_Anna_Akimova>" in builds.manifest["special_tokens"]
+    assert "<author_Anna_Akimova>" in builds.manifest.special_tokens
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Training on text without shards: samples, resuming, processes, errors, and evaluation of the checkpoints."""
+"""Training on text without shards: samples, resuming, processes, errors, and evaluation."""
 
 from __future__ import annotations
 
@@ -183,7 +183,8 @@ def test_settings_that_a_stream_does_not_support_are_one_line(
         (f"--data=stream:{build}", "is a build: leave 'stream:' out"),
         (
             "--data=stream:docs",
-            "no corpus 'docs', which is a folder; to use a recipe file, name its path, such as ./mine.toml; choose one of",
+            "no corpus 'docs' (it is a folder); to use a recipe file, name its path, such as ./mine.toml; "
+            "choose one of",
         ),
         ("--eval_tokens=none --block_size=100000", "too few for a block"),
     ):
@@ -206,7 +207,11 @@ def test_checkpoints_are_evaluated_on_the_validation_text_of_the_stream(folder: 
     for row in evaluated:
         assert {key: row[key] for key in METRICS} == {key: logged[row["step"]][key] for key in METRICS}
     again = invoke("evaluate.py", run, "--all", "--prompts", tmp_path / "prompts.txt", "--tokens", 4, *cpu)
-    assert again.returncode == 0 and "nothing to do" in again.stdout and "reading all of" not in again.stdout
+    assert (
+        again.returncode == 0
+        and "nothing was left to evaluate" in again.stdout
+        and "reading all of" not in again.stdout
+    )
     compared = invoke("evaluate.py", "--data", f"stream:{folder / 'mine.toml'}", "--compare", run)
     assert compared.returncode == 0 and compared.stdout.splitlines()[1].split()[1] == "12"
     drawn = invoke("evaluate.py", run, "--prompts", 2, *cpu)
@@ -221,7 +226,7 @@ def test_checkpoints_are_evaluated_on_the_validation_text_of_the_stream(folder: 
     input_file.write_text(text)
     assert (changed.returncode, changed.stderr.count("\n")) == (2, 1) and "to use it anyway" in changed.stderr
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
-    assert "name other data of its tokenizer by --data" in missing.stderr
+    assert "or set other data of its tokenizer with --data" in missing.stderr
 
 
 def test_stream_and_build_do_not_continue_each_other(folder: Path, tmp_path: Path) -> None:

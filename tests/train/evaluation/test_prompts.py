@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.helpers.manifests import EMPTY_SPLIT, make_manifest
 from tests.helpers.runs import SENTENCE, invoke, write_config
 from tests.train.evaluation.helpers import CPU, check_error, read_rows, snapshot
 from train.evaluation import job
@@ -92,7 +94,8 @@ def test_draw_prompts_gives_fewer_as_the_first_of_more(folder: Path) -> None:
     class Documents:
         def __init__(self) -> None:
             special_tokens = {"<a>": 1, "<b>": 2, "<end>": 3}
-            self.manifest = {"splits": {"val": {"documents": 1000}}, "special_tokens": special_tokens, "eot_id": 3}
+            splits = {"val": dataclasses.replace(EMPTY_SPLIT, documents=1000)}
+            self.manifest = make_manifest(splits=splits, special_tokens=special_tokens, eot_id=3)
 
         def document(self, _: str, number: int) -> np.ndarray:
             return np.array([1, 2, *[10 + number] * (number % 50), 3])

@@ -1,4 +1,5 @@
-"""Compare the Triton kernel, run by Triton's interpreter, with PyTorch: a program of test_cuda_kernels.py.
+"""Compare the Triton kernel, run by Triton's interpreter, with PyTorch: a program of
+test_cuda_kernels.py.
 
 It needs the environment variable TRITON_INTERPRET=1 before Triton is imported, hence a new process.
 """
@@ -53,7 +54,7 @@ def compare_chunked_cross_entropy(cap: float | None, chunk: int) -> None:
         if use_triton:
             with (
                 patch.dict(kernels.MAX_LOGITS, cpu=chunk * PADDED),
-                patch.object(kernels, "can_use_triton", lambda device: True),
+                patch.object(kernels, "can_use_triton", return_value=True),
             ):
                 loss, losses = kernels.chunked_cross_entropy(
                     features, weight, targets, logit_cap=cap, vocab_size=VOCAB_SIZE
@@ -85,7 +86,7 @@ def compare_compiled_model() -> None:
         if use_triton:
             model.compile(backend="aot_eager")
         with (
-            patch.object(kernels, "can_use_triton", lambda device: use_triton),
+            patch.object(kernels, "can_use_triton", return_value=use_triton),
             patch.object(cuda_kernels, "replace_logits_by_gradients", replace_logits),
         ):
             loss, row_losses = model(ids[:, :-1], ids[:, 1:])

@@ -1,4 +1,4 @@
-"""What every architecture promises: causality, separate documents, checkpointing, padding, caching, and a loss."""
+"""What every architecture promises: causality, separate documents, padding, caching, and a loss."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_model_learns_a_sequence(arch: str) -> None:
 
 
 def test_loss_is_changed_by_one_line_in_forward() -> None:
-    """A z-loss (PaLM, Chowdhery et al. 2022) beside the cross-entropy: `forward` without its optional kernel, and a line."""
+    """A z-loss (Chowdhery et al. 2022) is one more line in `forward`, without its optional kernel."""
 
     class WithZLoss(GPT2):
         def forward(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:

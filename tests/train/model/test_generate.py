@@ -1,4 +1,4 @@
-"""Drawing ids: with the cache as without it, by temperature, top_k and top_p, never padding; and decoding as it goes."""
+"""Drawing ids, with the cache as without it, never padded ones; and decoding them one by one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_config(**settings: object) -> Config:
 
 
 def make_random_model(arch: str = "gpt2", *, scale: float = 3.0, block_size: int = BLOCK_SIZE) -> LanguageModel:
-    """Return a model whose weights are all drawn, and large enough that the next id depends on the context."""
+    """Return a model with random weights so large that the next id depends on the context."""
     torch.manual_seed(0)
     model = make_model(make_config(arch=arch, block_size=block_size), VOCAB_SIZE)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def generate_list(
 
 @torch.no_grad()
 def generate_without_cache(model: LanguageModel, ids: list[int], config: Config) -> list[int]:
-    """Return the ids that `generate` must yield, from a forward pass over the whole context for each."""
+    """Return the ids that `generate` must yield, by a forward pass over the whole context each."""
     generator, new_ids = torch.Generator().manual_seed(config.seed), []
     context = ids[-model.block_size :]
     for _ in range(config.completion_tokens):
@@ -222,8 +222,8 @@ def test_decode_stream_parts_add_up_to_the_decoded_text(
     tokenizers: dict[str, Tokenizer], kind: str, data: st.DataObject
 ) -> None:
     tokenizer = tokenizers[kind]
-    # The first 256 ids of gpt2, all of byte, and the ids 4 to 259 of SentencePiece are single bytes: with them characters
-    # are spread over several ids, or are invalid.
+    # The first 256 ids of gpt2, all of byte, and the ids 4 to 259 of SentencePiece are single
+    # bytes: with them characters are spread over several ids, or are invalid.
     byte_id, any_id = st.integers(0, min(260, tokenizer.vocab_size - 1)), st.integers(0, tokenizer.vocab_size - 1)
     ids = data.draw(st.lists(byte_id | any_id, max_size=30))
     parts = list(decode_stream(tokenizer.decode_bytes, ids))

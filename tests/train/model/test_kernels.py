@@ -1,4 +1,6 @@
-"""The hand-written kernels agree with ordinary PyTorch in value and gradient, and bound their memory."""
+"""The hand-written kernels agree with ordinary PyTorch in value and gradient, and bound their
+memory.
+"""
 
 from __future__ import annotations
 

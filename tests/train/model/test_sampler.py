@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -29,11 +31,8 @@ def test_control_tokens_are_bos_author_and_year(build: Build) -> None:
     manifest = build.manifest
     config = make_config(completion_author="Anna Akimova", completion_year=2025)
     assert control_tokens(manifest, config) == {"<author_Anna_Akimova>": AUTHOR_ID, "<year_2025>": AUTHOR_ID + 1}
-    with_bos = manifest | {
-        "recipe": {"bos": True},
-        "bos_id": 5,
-        "special_tokens": {"<bos>": 5, **manifest["special_tokens"]},
-    }
+    special_tokens = {"<bos>": 5, **manifest.special_tokens}
+    with_bos = dataclasses.replace(manifest, recipe={"bos": True}, bos_id=5, special_tokens=special_tokens)
     assert list(control_tokens(with_bos, config)) == ["<bos>", "<author_Anna_Akimova>", "<year_2025>"]
     assert control_tokens(manifest, make_config()) == {}
 

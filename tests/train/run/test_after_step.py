@@ -1,4 +1,4 @@
-"""What follows a step: completions, early stopping, checkpoints, and runs whose disk or folder disappears."""
+"""What follows a step: completions, early stopping, checkpoints; and a disk that is full."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_patience_stops_a_run_and_higher_patience_continues_it(folder: Path) -> 
 
 
 def test_new_run_from_one_that_stopped_early_has_its_own_best(folder: Path, tmp_path: Path) -> None:
-    """On other data the best loss of the old run says nothing, and its checkpoint is not in the new folder."""
+    """The best loss of the old run, on other data, does not count in the new run."""
     path = write_config(folder / "impatient.py", folder / "tiny", **RISING, patience=2)
     assert "stopped early" in invoke("train.py", path).stdout
     other = make_build(tmp_path / "other", train_repeats=30, val_repeats=6)

@@ -33,7 +33,10 @@ def prepare(folder: Path, **settings: object) -> tuple[Run, TrainingState, Prefe
 def test_captured_step_agrees_with_optimizer_step(
     folder: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]
 ) -> None:
-    """The kernels run at once instead of from a graph. Warmup and dropout depend on the step and the sample number."""
+    """The kernels run at once instead of from a graph.
+
+    Warmup and dropout depend on the step and the sample number.
+    """
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     monkeypatch.setattr(CapturedStep, "_replay", CapturedStep._compute)
     plain_run, plain_state, plain_prefetcher = prepare(folder, **settings)

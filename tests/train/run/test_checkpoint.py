@@ -1,4 +1,4 @@
-"""Checkpoints: they restore what was saved, damage is an error or is skipped, and a full disk loses none."""
+"""Checkpoints: they restore what was saved, damage is detected, and a full disk loses none."""
 
 from __future__ import annotations
 

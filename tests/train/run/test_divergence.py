@@ -1,4 +1,4 @@
-"""Losses that are not finite: an update is skipped, then the run rolls back, then it fails; bad weights are never saved."""
+"""Losses that are not finite: an update is skipped, then the run rolls back, then it fails."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Poison = Callable[..., None]
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
-    """Return a function that multiplies the loss of the samples of some steps, as a broken kernel might."""
+    """Return a function that multiplies the loss of some steps, as a broken kernel might."""
 
     def poison_samples(config: Path, steps: range, value: float = torch.nan) -> None:
         settings = load_config(config, {})
@@ -90,7 +90,7 @@ def test_no_checkpoint_is_saved_while_updates_are_skipped(folder: Path, poison: 
 
 
 def test_overflow_of_the_fp16_scale_is_not_divergence(folder: Path) -> None:
-    """The gradient scale starts at 65,536 and is halved with each overflow, whose update is skipped."""
+    """The gradient scale starts at 65,536. Each overflow skips an update and halves it."""
     run = train_run(folder, "scaled", **SETTINGS, precision="fp16")
     assert read_metric_rows(run)[-1]["val_loss"] < 2.5
 
@@ -117,7 +117,7 @@ def test_several_skipped_updates_roll_the_run_back_and_skip_their_samples(folder
 
 
 def test_run_resumes_after_a_rollback_with_the_same_samples(folder: Path, poison: Poison) -> None:
-    """A checkpoint stores the number of samples, which after a rollback is not a multiple of the steps."""
+    """A checkpoint stores the number of samples: after a rollback it does not follow from the step."""
     config = write_config(folder / "back_again.py", folder / "tiny", **SETTINGS, keep_checkpoints=99)
     poison(config, range(11, 16))
     assert invoke("train.py", config).returncode == 0
@@ -180,7 +180,7 @@ def test_divergence_by_the_learning_rate_names_step_and_setting(folder: Path) ->
     ids=str,
 )
 def test_weights_ruined_by_a_finite_update_are_not_saved(folder: Path, intervals: dict[str, int]) -> None:
-    """The first update is finite and ruins the weights, which no gradient shows before the next step."""
+    """The first update is finite and ruins the weights. No gradient shows it before the next step."""
     name = "nan" + "_".join(map(str, intervals.values()))
     settings = {"learning_rate": 1e18, "min_lr": 0.0, "warmup_steps": 0, **intervals}
     done = invoke("train.py", write_config(folder / f"{name}.py", folder / "tiny", **settings))

@@ -1,4 +1,4 @@
-"""Weights of another run or of a Hugging Face folder: the same logits, and every id keeps its meaning."""
+"""Weights of another run or of a Hugging Face folder: same logits, and ids keep their meaning."""
 
 from __future__ import annotations
 
@@ -61,7 +61,10 @@ def hf_folder(reference: Any, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def initialized(builds: Builds) -> Initialize:
-    """Return a function that returns a new model with the weights of `source`. It appends warnings to `warnings`."""
+    """Return a function that returns a new model with the weights of `source`.
+
+    It appends warnings to `warnings`.
+    """
 
     def make(
         source: Path, *, builds: Builds = builds, warnings: list[str] | None = None, **settings: object
@@ -102,8 +105,10 @@ def test_logits_equal_those_of_transformers(hf_folder: Path, reference: Any, ini
     assert len(warnings) == 1 and "its ids are assumed to be those of the tokenizer of tiny" in warnings[0]
 
 
-def test_old_files_with_masks_and_a_tied_head_are_read(hf_folder: Path, reference: Any, initialized: Initialize) -> None:
-    """The first files of gpt2 have names without a prefix, causal masks, and a copy of the embedding."""
+def test_old_files_with_masks_and_a_tied_head_are_read(
+    hf_folder: Path, reference: Any, initialized: Initialize
+) -> None:
+    """The first files of gpt2 have names without prefix, masks, and a copy of the embedding."""
     path = hf_folder / "model.safetensors"
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(path).items()}
     masks = {f"h.{n}.attn.{name}": torch.ones(1, 1, 16, 16) for n in range(2) for name in ("bias", "masked_bias")}
@@ -132,7 +137,9 @@ def test_shorter_block_takes_the_first_positions(hf_folder: Path, reference: Any
     assert_same_logits(model, reference, length=8)
 
 
-def test_rows_of_new_ids_are_the_mean_and_padding_is_unchanged(hf_folder: Path, reference: Any, initialized: Initialize) -> None:
+def test_rows_of_new_ids_are_the_mean_and_padding_is_unchanged(
+    hf_folder: Path, reference: Any, initialized: Initialize
+) -> None:
     weight = initialized(hf_folder).state_dict()["wte.weight"]
     reference_weight = reference.transformer.wte.weight.detach()
     torch.manual_seed(0)
@@ -278,7 +285,9 @@ def test_damaged_huggingface_folder_is_one_line(
 
 
 def test_folder_without_weights_is_rejected(tmp_path: Path, initialized: Initialize) -> None:
-    with pytest.raises(MisuseError, match="init_from must name a checkpoint, a run that has one, or a Hugging Face folder"):
+    with pytest.raises(
+        MisuseError, match="init_from must name a checkpoint, a run that has one, or a Hugging Face folder"
+    ):
         initialized(tmp_path / "nothing")
 
 

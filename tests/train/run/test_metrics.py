@@ -9,13 +9,14 @@ import pytest
 
 from preprocess.errors import FolioError
 from train.run.metrics import METRICS_FILE, Metrics, read_rows
+from train.trackers.protocol import MetricsRow
 
 
 def test_read_rows_drops_a_damaged_last_line_and_rejects_others(tmp_path: Path) -> None:
     path = tmp_path / METRICS_FILE
     assert read_rows(path) == []
     path.write_bytes(b'{"step": 1}\n\0\0\0\n')  # zeros, as a machine that lost power may leave them
-    assert read_rows(path) == [{"step": 1}]
+    assert read_rows(path) == [MetricsRow(1, {})]
     for row in (
         b'{"step": 1, "val_loss": "3.5"}',
         b'{"step": -1}',
@@ -36,11 +37,11 @@ def test_metrics_removes_rows_after_the_last_step(tmp_path: Path) -> None:
         metrics.write(step, val_loss=1.0)
     metrics.close()
     Metrics(tmp_path, last_step=2).close()
-    assert [row["step"] for row in read_rows(tmp_path / METRICS_FILE)] == [0, 1, 2]
+    assert [row.step for row in read_rows(tmp_path / METRICS_FILE)] == [0, 1, 2]
 
 
 def test_metrics_writes_null_for_a_number_that_json_cannot_represent(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path, last_step=-1)
     metrics.write(3, perplexity=math.inf, val_loss=1.5)
     metrics.close()
-    assert read_rows(tmp_path / METRICS_FILE) == [{"step": 3, "perplexity": None, "val_loss": 1.5}]
+    assert read_rows(tmp_path / METRICS_FILE) == [MetricsRow(3, {"perplexity": None, "val_loss": 1.5})]

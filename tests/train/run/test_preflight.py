@@ -1,4 +1,4 @@
-"""The preflight: what it reports, what it leaves unchanged, and what it does when memory does not suffice."""
+"""The preflight: what it reports and leaves unchanged, and what it does with too little memory."""
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ def test_preflight_counts_remaining_evaluations(folder: Path, max_steps: int, st
 
 
 def test_preflight_divides_batch_that_does_not_fit_memory(folder: Path) -> None:
-    """A real limit: the process gets 160 MB of address space in addition to what it has. The losses are the same."""
+    """A real limit: the process gets 160 MB of address space in addition to what it has.
+
+    The losses are the same.
+    """
     settings = {
         "block_size": 128,
         "batch_size": 512,
@@ -105,7 +108,7 @@ def test_preflight_divides_batch_that_does_not_fit_memory(folder: Path) -> None:
 
 
 def test_estimate_max_windows_follows_available_memory(folder: Path) -> None:
-    """A CPU batch that is too large must not be tried: the system would end the process without a message."""
+    """Too large a batch must not be tried on a CPU: the system would end the process."""
     run, state = prepare(folder)
     num_windows = PROBE_TOKENS // run.config.block_size
     with PeakMemory() as memory:

@@ -21,7 +21,8 @@ from tests.helpers.runs import (
 )
 from train.run.checkpoint import list_checkpoints
 
-# Each differs from TINY, which has dropout, two micro-batches per step, random windows, AdamW and fp32.
+# Each differs from TINY, which has dropout, two micro-batches per step, random windows, AdamW and
+# fp32.
 VARIANTS: dict[str, dict[str, Any]] = {
     "epochs": {"data_order": "epochs"},
     "epochs, muon, bf16": {"data_order": "epochs", "optimizer": "muon", "precision": "bf16"},
@@ -35,7 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def interrupt(out_dir: Path, *, after: int) -> Path:
-    """Return a copy of a finished run as a kill after the checkpoint of step `after` would have left it."""
+    """Return a copy of a finished run, as if it had been killed after the checkpoint of `after`."""
     copy = out_dir.with_name(f"{out_dir.name}_from_{after}")
     shutil.copytree(out_dir, copy)
     delete_checkpoints_after(copy, after)

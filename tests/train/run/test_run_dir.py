@@ -216,7 +216,7 @@ def test_saved_settings_have_the_resolved_device_and_precision(folder: Path) -> 
 
 
 def test_run_with_old_names_of_settings_is_saved_under_new_names_and_continues(folder: Path) -> None:
-    settings = {"sampling": "epochs", "sample_tokens": 5, "max_steps": 8, "checkpoint_interval": 4}
+    settings = {"sampling": "epochs", "sample_tokens": 5, "max_steps": 8, "checkpoint_interval": 4, "eval_interval": 4}
     run = train_run(folder, "old_names", **settings)
     saved = json.loads((run / "settings.json").read_text())
     assert (saved["data_order"], saved["completion_tokens"]) == ("epochs", 5)

@@ -1,4 +1,4 @@
-"""Runs that are interrupted, by a signal or by `kill -9`, and what the same command does afterwards."""
+"""Runs that are interrupted by a signal or `kill -9`, and what the same command then does."""
 
 from __future__ import annotations
 
@@ -149,8 +149,9 @@ def test_ctrl_c_during_the_last_completion_ends_the_process(folder: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_fifty_kills_during_saves_leave_only_complete_checkpoints(folder: Path) -> None:
-    """With `kill -9` while a run saves after every step, at most one step is lost and no loss changes."""
-    # A checkpoint has 20 MB, so saving takes nearly all of the time and nearly every kill falls into it.
+    """A run saves after every step and is killed: it loses one step at most, and no loss changes."""
+    # A checkpoint has 20 MB, so saving takes nearly all of the time and nearly every kill falls
+    # into it.
     settings: dict[str, Any] = {
         "n_embd": 256,
         "max_steps": 600,
@@ -161,12 +162,14 @@ def test_fifty_kills_during_saves_leave_only_complete_checkpoints(folder: Path) 
     config, out_dir = write_config(folder / "battered.py", folder / "tiny", **settings), folder / "battered"
     delays, num_partial = random.Random(0), 0
     for _ in range(50):
-        status, _ = run_until(config, "step ", lambda process: (time.sleep(delays.uniform(0.0, 0.15)), process.kill()))
-        assert status == -signal.SIGKILL
+        status, stderr = run_until(
+            config, "step ", lambda process: (time.sleep(delays.uniform(0.0, 0.15)), process.kill())
+        )
+        assert status == -signal.SIGKILL, stderr
         num_partial += any((out_dir / "checkpoints").glob(".step-*"))
         newest = find_newest_checkpoint(out_dir, pytest.fail)
         newest_step = newest.step if newest else 0
-        assert max(row["step"] for row in read_rows(out_dir / "metrics.jsonl")) - newest_step <= 1
+        assert max(row.step for row in read_rows(out_dir / "metrics.jsonl")) - newest_step <= 1
     assert num_partial > 25, "most kills were in the middle of a save"
     assert invoke("train.py", config).returncode == 0
     assert invoke("train.py", config, f"--out_dir={folder / 'unharmed'}", "--checkpoint_interval=600").returncode == 0

@@ -34,7 +34,7 @@ def test_gradient_scaler_is_restored(folder: Path, tmp_path: Path) -> None:
 
 
 def test_checkpoint_has_no_state_of_random_generators(folder: Path) -> None:
-    """Dropout follows from the sample number, so a run can continue on another device or with more processes."""
+    """Dropout follows from the sample number, on any device and with any number of processes."""
     run = train_run(folder, "stateless", max_steps=2, warmup_steps=0, checkpoint_interval=1)
     names = load_file(list_checkpoints(run)[-1] / "training.safetensors").keys()
     assert {name.rsplit(".", 1)[1] for name in names} == {"step", "exp_avg", "exp_avg_sq", "reference"}

@@ -62,8 +62,8 @@ def test_evaluate_agrees_with_a_plain_computation(builds: Builds) -> None:
     assert result.loss == pytest.approx(np.mean(nats), rel=1e-6)
     assert result.stderr == pytest.approx(means.std(ddof=1) / math.sqrt(17), rel=1e-4)
     assert result.perplexity == pytest.approx(math.exp(np.mean(nats)), rel=1e-6)
-    split = builds.manifest["splits"]["val"]
-    assert (split["tokens"], split["text_bytes"]) == (6 * 46, 6 * 44)
+    split = builds.manifest.splits["val"]
+    assert (split.tokens, split.text_bytes) == (6 * 46, 6 * 44)
     assert result.bits_per_byte == pytest.approx(np.mean(nats) / math.log(2) * 276 / 264, rel=1e-6)
 
 
@@ -93,7 +93,7 @@ def test_perplexity_of_a_huge_loss_is_infinite() -> None:
 
 
 def test_mean_weighs_builds_by_share_and_not_by_size() -> None:
-    """The second build has a tenth of the windows and half of the samples, so it counts for half of the loss."""
+    """The second build has a tenth of the windows, and a share of one half."""
     build_index = np.repeat([0, 1], [90, 10])
     values = torch.cat([torch.randn(90, generator=torch.Generator().manual_seed(0)), 5 + torch.randn(10)])
     strata = Strata(build_index=build_index, shares=(0.5, 0.5))
@@ -114,7 +114,7 @@ def test_mean_of_one_build_is_the_plain_mean() -> None:
 
 
 def make_early_stopping(*losses: torch.Tensor) -> EarlyStopping:
-    """Return an EarlyStopping that has recorded evaluations with these losses after the steps 1, 2, …"""
+    """Return an EarlyStopping after evaluations with these losses at the steps 1, 2, …"""
     early_stopping = EarlyStopping()
     for step, losses_of_step in enumerate(losses, start=1):
         early_stopping.update(step, make_evaluation(losses_of_step))
