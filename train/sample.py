@@ -60,7 +60,7 @@ def show(texts: Iterator[str]) -> None:
 
 
 def _parse(arguments: list[str]) -> dict[str, Any]:
-    """Return RUN and the options by the name of their setting; None for options that are not given."""
+    """Return RUN and the options by the name of their setting; options that are not given are None."""
     parser = Parser(
         prog="python train/sample.py", description="Print text from a run's newest checkpoint as it is drawn."
     )

@@ -24,7 +24,7 @@ if __name__ == "__main__":  # started by path: the folder train/ would hide the 
 
 # libgomp reads this when torch is imported. Its threads wait for each other in busy loops, which
 # slows down other processes and, beside one busy process on 2 cores, training itself (from 6,900 to
-# 4,100 tokens/s). The idle machine is as fast.
+# 4,100 tokens/s). An idle AMD EPYC was as fast.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from train.config import is_help_request, load_config, parse_command_line, print_help
@@ -125,7 +125,7 @@ def load_weights(run: Run, state: TrainingState, checkpoint: Checkpoint | None) 
 def restore_data_position(run: Run, state: TrainingState) -> None:
     """Continue a stream where the checkpoint was saved.
 
-    Builds need nothing: their samples follow from the number.
+    Builds have no position: their samples follow from the number.
     """
     streams, world = state.streams, run.world
     if streams is not None and len(streams) != world.size:
@@ -229,7 +229,7 @@ def training_loop(
 def optimizer_step(run: Run, state: TrainingState, model: nn.Module, prefetcher: Prefetcher) -> StepResult:
     """Compute the gradients of a step's samples, one micro-batch at a time, and update the weights.
 
-    The update is skipped if the loss or a gradient is not finite. Nothing waits for the device.
+    The update is skipped if the loss or a gradient is not finite. The host does not wait for the device.
     """
     config, world = run.config, run.world
     factor = schedule_factor(state.step, config)
@@ -252,7 +252,7 @@ def optimizer_step(run: Run, state: TrainingState, model: nn.Module, prefetcher:
 
 def forward_backward(run: Run, state: TrainingState, model: nn.Module, batch: Batch, num_micro_batches: int) -> Tensor:
     """Add the gradients of a micro-batch. Return its part of the step's loss, () float32."""
-    ids, targets, documents = batch  # (B, T) each; documents None unless masked
+    ids, targets, documents = batch  # (B, T) each; documents only if masked
     with run.autocast:
         mean_loss, _ = model(ids, targets, documents)
         micro_loss: Tensor = mean_loss / num_micro_batches

@@ -86,7 +86,7 @@ def write_receipt(path: Path, receipt: Any) -> None:
 
 
 def read_receipt(path: Path, receipt_type: type[T]) -> T | None:
-    """Return the receipt in `path` as a `receipt_type`, or None if it is missing or damaged."""
+    """Return the receipt in `path` as a `receipt_type`, if it exists and is complete."""
     try:
         receipt: T = _convert(parse_json(path.read_bytes()), receipt_type)
     except (FileNotFoundError, ValueError):

@@ -168,7 +168,7 @@ def sum_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
 
 
 def compute_ratio(numerator: int, denominator: int) -> float | None:
-    """Return the ratio, rounded to four digits, or None if the denominator is 0."""
+    """Return the ratio, rounded to four digits, unless the denominator is 0."""
     return round(numerator / denominator, 4) if denominator else None
 
 

@@ -24,7 +24,7 @@ HASH_CHUNK_BYTES = 1 << 20
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # a file name without a folder, not hidden
 REPLACED_SUFFIX = ".replaced"  # of a directory that is being replaced
 
-JsonObject = dict[str, Any]  # a parsed JSON object; who reads a key checks its value
+JsonObject = dict[str, Any]  # a parsed JSON object; its values are checked where they are read
 Row = TypeVar("Row")
 
 

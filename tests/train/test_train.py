@@ -273,7 +273,7 @@ ERRORS: dict[str, tuple[list[str], Callable[[Path], object], int, str]] = {
         ["--block_size=300"],
         change_nothing,
         2,
-        "block_size 300 needs 301 tokens in a row, the longest val shard has 276",
+        "block_size 300 needs 301 consecutive tokens, but the longest val shard has 276",
     ),
     "truncated shard": ([], truncate_shard, 1, "val-00000.bin has 100 bytes, its manifest says 552"),
     "version 99": ([], write_version_99, 1, "has version 99, this Folio reads version 1"),

@@ -123,7 +123,7 @@ def find_config(name: str) -> Path:
     """Return the path of the config file `name`.
 
     A path to an existing file is returned as it is. Otherwise a bare name such as `demo` or
-    `demo.py` means the config of this name that Folio comes with. If there is none, the result is
+    `demo.py` means the config of this name that Folio comes with. If Folio has no such config, the result is
     the path that does not exist.
     """
     path = Path(name)

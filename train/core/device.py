@@ -90,7 +90,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def peak_flops(name: str, precision: str) -> float | None:
-    """Return the peak FLOP/s of the GPU called `name` in `precision`, or None if it is not known."""
+    """Return the peak FLOP/s of the GPU called `name` in `precision`, if it is known."""
     if re.search(r"\b(Laptop|Max-Q)\b", name):  # each laptop model has a different power limit
         return None
     tflops = next((peak for words, peak in PEAK_TFLOPS.items() if re.search(rf"\b{words}\b", name)), None)
@@ -100,10 +100,10 @@ def peak_flops(name: str, precision: str) -> float | None:
 
 
 def device_peak_flops(device: torch.device, precision: str) -> float | None:
-    """Return `peak_flops` of `device`, or None if it is not a GPU."""
+    """Return `peak_flops` of `device`, if it is a GPU."""
     return peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
-    """Return the most GPU memory that tensors have used so far, or None on other devices."""
+    """Return the most GPU memory in bytes that tensors have used so far, if `device` is a GPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -34,7 +34,7 @@ OUT_OF_MEMORY = (
 def keep_freed_memory() -> None:
     """Make the C library keep the memory that a step frees for the next one.
 
-    Does nothing except on Linux with glibc.
+    It has an effect on Linux with glibc only.
 
     By default large blocks go back to the system, which hands them out again page by page, cleared:
     600 to 1,400 page faults per step of a small model on a CPU, 3 to 5 % of its time. The cost is

@@ -1,7 +1,7 @@
 """Settings as dataclass fields: documentation, range, and values from text, files and JSON.
 
 A settings class is a dataclass whose fields are made by `setting`. The functions here convert
-values to the type of a field and check its range. They know nothing of a particular setting.
+values to the type of a field and check its range. No particular setting is known here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reading and writing safetensors files. Nothing in such a file is executed when it is read."""
+"""Reading and writing safetensors files. Reading such a file executes no code."""
 
 from __future__ import annotations
 

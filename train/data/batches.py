@@ -84,7 +84,7 @@ class MixedSplit:
 class TrainingSamples(Protocol):
     """What training reads: `TrainingData` for builds, `StreamedTraining` for a stream."""
 
-    num_tokens: int | None  # None if it is not known
+    num_tokens: int | None  # unset if it is not known
 
     def batch(self, first: int, count: int) -> Batch:
         """Return samples number `first` to `first + count - 1`."""

@@ -45,7 +45,7 @@ MAX_CPU_LOGITS = 1 << 27
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """How each checkpoint is evaluated. Settings that are None are taken from the run."""
+    """How each checkpoint is evaluated. Unset values are taken from the run."""
 
     data: str | None = None
     num_prompts: int = 0  # drawn from the validation split

@@ -157,7 +157,7 @@ def write_losses(path: Path, result: Evaluation) -> None:
 
 
 def read_losses(path: Path) -> tuple[Tensor, Strata] | None:
-    """Read what write_losses wrote. Returns None if the file is missing or damaged."""
+    """Read what write_losses wrote, if the file exists and is complete."""
     try:
         tensors = load_file(path)
         losses, num_windows, shares = tensors["losses"], tensors["num_windows"], tensors["shares"]
@@ -175,7 +175,7 @@ def read_losses(path: Path) -> tuple[Tensor, Strata] | None:
 
 
 def read_losses_of_row(out_dir: Path, row: EvaluationRow) -> tuple[Tensor, Strata] | None:
-    """Return the losses that belong to a row. Returns None if they are missing or damaged."""
+    """Return the losses that belong to a row, if they exist and are complete."""
     saved = read_losses(out_dir / EVALUATIONS_DIR / row.losses_file)
     return saved if saved is not None and len(saved[0]) == row.num_windows else None
 

@@ -142,7 +142,7 @@ class LanguageModel(nn.Module):
     def embed(self, ids: Tensor, documents: Tensor | None, cache: KVCache | None) -> Tensor:
         """Return the input of the first block, (B, T, C), for `ids`, (B, T) int64.
 
-        `documents`, (B, T) int64 or None, numbers each token's document. The ids follow those that
+        `documents`, (B, T) int64 if given, numbers each token's document. The ids follow those that
         `cache` holds.
         """
         raise NotImplementedError

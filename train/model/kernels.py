@@ -1,6 +1,6 @@
 """Optional, faster replacements of a few lines of PyTorch, tested to agree with them.
 
-Nothing here defines the model. `base.py` computes the loss with F.cross_entropy, `gpt2.py` calls
+The model is not defined here. `base.py` computes the loss with F.cross_entropy, `gpt2.py` calls
 F.gelu and `modern.py` squares F.relu; each selects a function of this file with one `if`. To change
 the loss or the activation, edit it there and delete that `if`.
 

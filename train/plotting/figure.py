@@ -87,7 +87,7 @@ def _draw_panel(axes: Axes, panel: Panel, runs: Sequence[Curves]) -> None:
     for index, run in enumerate(runs):
         for metric in panel.metrics:
             steps, values = run.points[metric]
-            point = {"marker": "."} if len(steps) == 1 else {}  # a line needs two points
+            point: Style = {"marker": "."} if len(steps) == 1 else {}  # a line needs two points
             axes.plot(steps, values, **point | get_curve_style(metric, index))
         for step, _ in run.rollbacks:
             axes.axvline(step, zorder=1, **get_rollback_style(index))

@@ -111,7 +111,7 @@ def _save(run: Run, state: TrainingState) -> None:
 
 
 def log_completion(run: Run, state: TrainingState, logger: RunLogger) -> None:
-    """Log a completion of the prompt, or why there is none: a run does not fail because of it."""
+    """Log a completion of the prompt, or why it failed: a run does not fail because of it."""
     if not run.world.is_main:
         return
     with logger.pause():

@@ -51,7 +51,7 @@ class CapturedStep:
         forward_backward: Callable[[Batch], Tensor],
         clip_and_update: Callable[[Tensor], Tensor],
     ) -> None:
-        """Record nothing yet.
+        """The graph is recorded later.
 
         `forward_backward` computes the gradients of a batch and returns the loss; `clip_and_update`
         updates the weights, given the loss, and returns the gradient norm. They must not wait for

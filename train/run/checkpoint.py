@@ -7,7 +7,7 @@
                           sha256 of the other two
 
 A checkpoint is written under a hidden temporary name, flushed to the disk, and renamed. So a folder
-with the final name is complete, whenever the process or the machine stops. Nothing is pickled, so
+with the final name is complete, whenever the process or the machine stops. It has no pickles, so
 loading a checkpoint from a stranger runs no code.
 """
 
@@ -286,7 +286,7 @@ def _check_file(path: Path, entry: JsonObject) -> None:
 
 
 def find_newest_checkpoint(out_dir: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """Return the newest complete checkpoint of a run, or None if the run has none.
+    """Return the newest complete checkpoint of a run, if it has any.
 
     For each damaged one, `warn` is called and the previous one is tried. If one disappears, because
     a process is training and deletes old ones, the checkpoints are listed again. Raises FolioError

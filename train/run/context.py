@@ -48,7 +48,7 @@ class Run:
 
 
 def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
-    """Choose device and precision, and open the data. Nothing is written.
+    """Choose device and precision, and open the data, without writing a file.
 
     Raises MisuseError if settings do not fit the device, the data or the other processes, and
     FolioError if the data is damaged or too short.

@@ -22,13 +22,13 @@ from train.run.state import TrainingState, broadcast_state
 
 
 def check_skipped(state: TrainingState, num_skipped: int) -> str | None:
-    """Return a description of the problem if too many updates in a row were skipped, else None."""
+    """Return a description of the problem if too many updates in a row were skipped."""
     return f"{num_skipped} updates in a row were not finite" if num_skipped >= state.max_skipped else None
 
 
 @torch.no_grad()
 def check_weights(run: Run, state: TrainingState) -> str | None:
-    """Return a description of the problem if validation windows have no finite loss, else None.
+    """Return a description of the problem if validation windows have no finite loss.
 
     Even an update that is finite can ruin the weights. One window would be enough, but the model is
     compiled for a whole micro-batch.

@@ -1,4 +1,4 @@
-"""A run that has nothing left to do: why, and the trackers that have not received all of its rows."""
+"""A run that is already finished: why, and the trackers that have not received all of its rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from train.trackers.client import send_missing_rows
 
 
 def report_finished(run: Run, checkpoint: Checkpoint | None) -> bool:
-    """Return whether the run has nothing left to do.
+    """Return whether the run is finished.
 
     If so, print why and bring its trackers up to date.
 
@@ -31,7 +31,7 @@ def report_finished(run: Run, checkpoint: Checkpoint | None) -> bool:
 
 
 def describe_finished(checkpoint: Checkpoint, config: Config) -> str | None:
-    """Return why a run at `checkpoint` has nothing left to do, or None if it has."""
+    """Return why a run at `checkpoint` is finished, if it is."""
     if config.resume != "auto":
         return None
     if checkpoint.step >= config.max_steps:

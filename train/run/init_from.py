@@ -78,7 +78,7 @@ def initialize(model: LanguageModel, config: Config, source: DataSource, *, warn
 
 
 def _match_rows(weights: PretrainedWeights, source: DataSource) -> Tensor:
-    """Return the row of `weights` for each id of `source`, (vocab_size,) int64; -1 if it has none.
+    """Return the row of `weights` for each id of `source`, (vocab_size,) int64; -1 if there is no such row.
 
     Raises MisuseError if the weights have too few ids.
     """

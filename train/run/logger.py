@@ -70,7 +70,7 @@ class StepCost:
 
     tokens_per_step: int
     flops_per_token: float
-    peak_flops: float | None  # FLOP/s of all devices together; None if it is not known
+    peak_flops: float | None  # FLOP/s of all devices together, if it is known
     memory_bytes: Callable[[], int | None]  # the peak GPU memory so far
 
     def speed(self, tokens_per_s: float) -> dict[str, float | None]:
@@ -86,7 +86,7 @@ class RunLogger:
         """Start logging after `step` steps; -1 if the untrained model is not evaluated yet.
 
         Later rows, of a run that was interrupted, are removed. Only the main process writes and
-        prints, and with `quiet` it prints nothing.
+        prints, and with `quiet` it does not print either.
         """
         out_dir = Path(info.config.out_dir) if is_main else None
         self._console = Console(sys.stdout if is_main and not quiet else open(os.devnull, "w"))  # noqa: SIM115 (closed at exit)

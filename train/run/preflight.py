@@ -170,7 +170,7 @@ def describe_out_of_memory(state: TrainingState) -> str:
 
 
 def _try(trial: Callable[[], Trial], state: TrainingState) -> Trial | None:
-    """Return the result of `trial`, or None if memory did not suffice for it."""
+    """Return the result of `trial`, if memory sufficed for it."""
     try:
         return trial()
     except (MemoryError, RuntimeError) as e:

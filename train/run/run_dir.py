@@ -55,7 +55,7 @@ SHORT_ID = 12  # hexadecimal digits of a build id in a message
 def lock_run_dir(out_dir: Path) -> Iterator[None]:
     """Create `out_dir` and hold its lock inside the block.
 
-    If the block writes nothing to a new directory, it is removed.
+    If the block writes no file to a new directory, it is removed.
 
     Raises MisuseError if a file is in the way, and FolioError if another process holds the lock.
     """
@@ -82,7 +82,7 @@ def lock_run_dir(out_dir: Path) -> Iterator[None]:
 
 
 def find_start(config: Config, source: DataSource, *, restart: bool, warn: Callable[[str], None]) -> Checkpoint | None:
-    """Return the checkpoint to continue from, or None to start at step 0. Nothing is written.
+    """Return the checkpoint to continue from, or None to start at step 0. No file is written.
 
     Raises MisuseError if out_dir contains a run with other settings or data, and FolioError if its
     checkpoints are damaged.

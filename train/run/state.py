@@ -42,7 +42,7 @@ class TrainingState:
     step: int = 0  # optimizer steps done
     micro_batch: int | None = None  # windows per forward pass, once the preflight knows it; it determines the dropout
     num_samples: int = 0  # samples used; more than step · windows_per_step if a rollback skipped some
-    streams: list[Any] | None = None  # the resume state of each process's stream, as JSON; None for builds
+    streams: list[Any] | None = None  # the resume state of each process's stream, as JSON; unset for builds
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
 
     @property

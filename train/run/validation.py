@@ -63,8 +63,8 @@ class Evaluation:
     """The result of an evaluation. Losses are in nats per token."""
 
     loss: float
-    stderr: float | None  # of the mean over windows; None if a build has one window only
-    bits_per_byte: float | None  # None if a split has control tokens only
+    stderr: float | None  # of the mean over windows; unset if a build has one window only
+    bits_per_byte: float | None  # unset if a split has control tokens only
     by_build: dict[str, float]  # the loss on each build of a mixture; empty for one build
     losses: Tensor = field(compare=False)  # (W,) float32 on the CPU: the mean of each window
     strata: Strata = field(compare=False)

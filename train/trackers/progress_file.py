@@ -68,7 +68,7 @@ def sent_steps_file(begin: Event, tracker: str) -> Path:
 
 
 def read_run_id(begin: Event, name: str) -> str | None:
-    """Return the tracker's id of the run, or None if the run is new or has no valid id."""
+    """Return the tracker's id of the run, if the run has a valid one."""
     run_id = None if begin["is_new"] else _read_object(tracker_file(begin, name)).get("run_id")
     return run_id if isinstance(run_id, str) and RUN_ID.fullmatch(run_id) else None
 

@@ -97,12 +97,14 @@ def test_stats_prints_lines_or_the_file(preprocess: Run, tmp_path: Path) -> None
 
 def test_corpora_lists_size_and_licence(preprocess: Run) -> None:
     lines = preprocess("corpora").stdout.splitlines()
-    assert lines[0].split() == ["name", "licence", "size", "what", "it", "is"]
+    assert lines[0].split() == ["name", "licence", "size", "description"]
     assert any(
         line.split()[:6] == ["tinyshakespeare", "public", "domain", "1,115,394", "bytes", "40,000"] for line in lines
     )
     assert any(line.split()[:4] == ["synthetic", "public", "domain", "generated"] for line in lines)
-    assert any(line.startswith("synth ") and "--input with the Parquet files of PleIAs/SYNTH" in line for line in lines)
+    assert any(
+        line.startswith("synth ") and "needs --input with the Parquet files of PleIAs/SYNTH" in line for line in lines
+    )
 
 
 def test_list_without_builds_says_so(preprocess: Run) -> None:

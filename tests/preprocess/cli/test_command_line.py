@@ -90,7 +90,7 @@ def test_help_lists_commands_and_defaults(preprocess: Run) -> None:
         command in text
         for command in ("build", "corpora", "export", "estimate", "list", "show", "stats", "tokenizer", "verify")
     )
-    assert "[default: the name of the corpus, or own]" in " ".join(preprocess("build", "-h").stdout.split())
+    assert "[default: the name of the corpus, or 'own']" in " ".join(preprocess("build", "-h").stdout.split())
     assert preprocess("--version").stdout.startswith("preprocess, version ")
 
 

@@ -139,8 +139,8 @@ EPOCH = "epoch must be a whole number from 0 to 2,147,483,646, got "
             lambda build: TokenWindows(build, block_size=4, stride=1.5),
             "stride " + POSITIVE + "1.5",
         ),
-        (lambda build: TokenWindows(build, block_size=1000), "block_size 1000 needs 1001 tokens in a row"),
-        (lambda build: ShuffledWindows(build, block_size=1000), "block_size 1000 needs 1001 tokens in a row"),
+        (lambda build: TokenWindows(build, block_size=1000), "block_size 1000 needs 1001 consecutive tokens"),
+        (lambda build: ShuffledWindows(build, block_size=1000), "block_size 1000 needs 1001 consecutive tokens"),
         (
             lambda build: ShuffledWindows(build, block_size=4, order="sorted"),
             "no order 'sorted'; choose one of epochs, random",

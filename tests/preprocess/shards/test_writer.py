@@ -99,5 +99,6 @@ def test_write_documents_rejects_arrays_that_do_not_belong_together(tmp_path: Pa
 
 def test_create_shard_rejects_more_shards_than_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("preprocess.shards.writer.MAX_SHARDS", 2)
-    with pytest.raises(FolioError, match="the train split needs more than 2 shards, the maximum; pass a larger --shard-tokens"):
+    expected = "the train split needs more than 2 shards, the maximum; pass a larger --shard-tokens"
+    with pytest.raises(FolioError, match=expected):
         write(tmp_path, [[1], [2], [3]], shard_tokens=1)

@@ -148,7 +148,7 @@ def test_two_processes_resume_and_warn_once(folder: Path) -> None:
     def train_in_two_processes(*arguments: str) -> str:
         done = subprocess.run([*line, *arguments], capture_output=True, text=True, env=make_environment(), timeout=120)
         assert done.returncode == 0, done.stderr
-        assert done.stderr.count("max_documents takes the first 390") == 1
+        assert done.stderr.count("max_documents keeps the first 390") == 1
         return done.stdout
 
     train_in_two_processes()
@@ -250,7 +250,7 @@ def test_changed_stream_is_rejected_with_what_changed(folder: Path, tmp_path: Pa
     recipe.write_text(recipe_text)
     config = write_stream_config(tmp_path, "begun")
     first = invoke("train.py", config)
-    assert first.returncode == 0 and "takes the first 390" in first.stderr
+    assert first.returncode == 0 and "keeps the first 390" in first.stderr
     again = invoke("train.py", config)
     assert again.returncode == 0 and "is finished: all 12 steps are done" in again.stdout and again.stderr == ""
     size = (tmp_path / "texts" / "input.txt").stat().st_size
