@@ -43,9 +43,9 @@ from train.data.batches import Batch, Prefetcher, dropout_seed
 from train.optim import schedule_factor, set_learning_rate, update
 from train.run.after_step import (
     check_and_save,
-    check_evaluation,
     due_after,
     evaluate_and_log,
+    find_evaluation_problem,
     log_completion,
     save_checkpoint,
     update_early_stopping,
@@ -53,7 +53,7 @@ from train.run.after_step import (
 from train.run.captured_step import CapturedStep, can_capture_step
 from train.run.checkpoint import Checkpoint, restore
 from train.run.context import Run, open_run
-from train.run.divergence import check_skipped, roll_back
+from train.run.divergence import find_update_problem, roll_back
 from train.run.finished import report_finished
 from train.run.init_from import initialize
 from train.run.logger import RunLogger
@@ -197,7 +197,7 @@ def training_loop(
             continue  # the host has not waited for the device
 
         num_skipped, total_skipped = state.skipped.tolist()
-        problem = check_skipped(state, num_skipped)
+        problem = find_update_problem(state, num_skipped)
         if due.log and not problem:
             logger.log_step(
                 state.step,
@@ -208,7 +208,7 @@ def training_loop(
             )
         if due.evaluate and not problem:
             evaluation = evaluate_and_log(run, state, logger, batch_size=micro_batch)
-            problem = check_evaluation(evaluation)
+            problem = find_evaluation_problem(evaluation)
             if not problem and num_skipped == 0:
                 is_best, is_exhausted = update_early_stopping(run, state, evaluation)
                 is_stopping |= is_exhausted

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from preprocess.shards.files import JsonObject
 from train.config import Config
-from train.model.kernels import chunked_cross_entropy, is_chunking_faster
+from train.model.kernels import chunked_cross_entropy, should_chunk_loss
 
 VOCAB_MULTIPLE = 64
 
@@ -173,13 +173,13 @@ class LanguageModel(nn.Module):
         losses are float32. With `documents`, no token attends to a token of another document.
         """
         x = self.features(ids, documents)  # (B, T, C)
-        if is_chunking_faster(ids.numel() * self.padded_vocab_size, x.device):
+        if should_chunk_loss(ids.numel() * self.padded_vocab_size, x.device):
             # Computes the lines below for some tokens at a time, so that no logits are kept; delete
             # it to change them.
             loss, token_losses = self._chunked_loss(x, targets)
         else:
             logits = self.logits(x)  # (B, T, V)
-            token_losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")  # (B·T,)
+            token_losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")  # (B·T,)
             loss = token_losses.mean()
         return loss, token_losses.detach().view(targets.shape).mean(dim=1)
 
@@ -203,8 +203,8 @@ class LanguageModel(nn.Module):
         return self.final_norm(x)
 
     def logits(self, features: Tensor) -> Tensor:
-        """Return the logits, (…, V), of `features`, (…, C). Those of padded ids are -inf."""
-        logits = F.linear(features, self.head_weight)
+        """Return the logits, (…, V) float32, of `features`, (…, C). Those of padded ids are -inf."""
+        logits = F.linear(features, self.head_weight).float()  # autocast's dtype is too coarse for the cap
         if self.logit_cap is not None:
             logits = self.logit_cap * torch.tanh(logits / self.logit_cap)
         logits[..., self.vocab_size :] = -math.inf

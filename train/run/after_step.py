@@ -15,7 +15,7 @@ from train.data.batches import Prefetcher
 from train.model.sampler import complete
 from train.run.checkpoint import origin_of, save
 from train.run.context import Run
-from train.run.divergence import check_weights
+from train.run.divergence import find_weights_problem
 from train.run.logger import RunLogger
 from train.run.run_dir import VOCABULARY_DIR, is_run, write_run
 from train.run.state import TrainingState
@@ -62,7 +62,7 @@ def evaluate_and_log(run: Run, state: TrainingState, logger: RunLogger, *, batch
     return evaluation
 
 
-def check_evaluation(evaluation: Evaluation) -> str | None:
+def find_evaluation_problem(evaluation: Evaluation) -> str | None:
     """Return a description of the problem if the validation loss is not finite."""
     return None if math.isfinite(evaluation.loss) else f"the validation loss is {evaluation.loss}"
 
@@ -81,7 +81,7 @@ def update_early_stopping(run: Run, state: TrainingState, evaluation: Evaluation
 def check_and_save(run: Run, state: TrainingState, prefetcher: Prefetcher, logger: RunLogger) -> str | None:
     """Save a checkpoint, or return a description of the problem if the weights are not usable."""
     with logger.pause():
-        problem = check_weights(run, state)
+        problem = find_weights_problem(run, state)
         if not problem:
             logger.sync()
             save_checkpoint(run, state, prefetcher)

@@ -24,6 +24,9 @@ from train.optim import schedule_factor, set_learning_rate
 from train.run.context import Run
 from train.run.state import StepResult, TrainingState
 
+# A graph keeps the peak memory of a step for the rest of the run, and evaluations need memory beside
+# it. A model that fills more of the GPU than this keeps it busy without a graph.
+MAX_MEMORY_FRACTION = 0.5
 NUM_WARMUP_STEPS = 2  # steps before the recording; in the first ones libraries choose kernels and allocate workspaces
 
 
@@ -32,11 +35,15 @@ def can_capture_step(run: Run, state: TrainingState, prefetcher: Prefetcher) -> 
 
     A compiled model is excluded because it leaves the host little to do. Gradient checkpointing is
     excluded because with dropout it reads the state of the random number generator, which a
-    recording forbids; models that need it keep a GPU busy anyway.
+    recording forbids; models that need it keep a GPU busy anyway. The preflight has tried a step, so
+    the memory that is reserved is its peak.
     """
     config = run.config
     is_one_pass = run.device.type == "cuda" and run.world.size == 1 and prefetcher.num_micro_batches == 1
-    return is_one_pass and not (state.scaler.is_enabled() or config.compile or config.gradient_checkpointing)
+    if not is_one_pass or state.scaler.is_enabled() or config.compile or config.gradient_checkpointing:
+        return False
+    _, total_bytes = torch.cuda.mem_get_info(run.device)
+    return torch.cuda.memory_reserved(run.device) <= MAX_MEMORY_FRACTION * total_bytes
 
 
 class CapturedStep:
@@ -111,7 +118,6 @@ class CapturedStep:
 def _empty_like(tensor: Tensor) -> Tensor:
     """Return an uninitialized tensor with the shape and strides of `tensor`.
 
-    torch.empty_like does not keep the strides of a slice. torch.empty_like does not keep the
-    strides of a slice.
+    torch.empty_like does not keep the strides of a slice.
     """
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)

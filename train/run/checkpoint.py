@@ -34,6 +34,7 @@ from train.core.tensors import TensorFileError, read_shapes, read_tensors, write
 from train.data.streams import DataSource
 from train.model import make_model
 from train.model.base import LanguageModel
+from train.run.metrics import MAX_STEP
 from train.run.state import (
     EARLY_STOPPING,
     REFERENCE,
@@ -53,7 +54,7 @@ COMMITTED = re.compile(r"step-(\d{8,18})")
 LEFTOVER = re.compile(r"\.step-.*\.(partial|removed)")
 ADVICE = "; use another checkpoint"
 MAX_LISTINGS = 5  # tries to open the newest checkpoint of a run that is training and deletes old ones
-MAX_STEP, MAX_VOCAB_SIZE = 10**15, 1 << 32
+MAX_VOCAB_SIZE = 1 << 32
 
 
 class CheckpointError(FolioError):

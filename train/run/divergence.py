@@ -21,13 +21,13 @@ from train.run.logger import RunLogger
 from train.run.state import TrainingState, broadcast_state
 
 
-def check_skipped(state: TrainingState, num_skipped: int) -> str | None:
+def find_update_problem(state: TrainingState, num_skipped: int) -> str | None:
     """Return a description of the problem if too many updates in a row were skipped."""
     return f"{num_skipped} updates in a row were not finite" if num_skipped >= state.max_skipped else None
 
 
 @torch.no_grad()
-def check_weights(run: Run, state: TrainingState) -> str | None:
+def find_weights_problem(run: Run, state: TrainingState) -> str | None:
     """Return a description of the problem if validation windows have no finite loss.
 
     Even an update that is finite can ruin the weights. One window would be enough, but the model is
@@ -49,6 +49,7 @@ def roll_back(run: Run, state: TrainingState, logger: RunLogger, *, problem: str
     is no checkpoint, or if it is the same one again.
     """
     from_step, num_samples, num_skipped = state.step, state.num_samples, state.skipped[1].clone()
+    micro_batch = state.micro_batch
 
     def find_other_checkpoint() -> Checkpoint:
         checkpoint = find_newest_checkpoint(run.out_dir, warn)
@@ -65,7 +66,7 @@ def roll_back(run: Run, state: TrainingState, logger: RunLogger, *, problem: str
         restore(checkpoint, state)
     broadcast_state(state, run.world)
     skipped_samples = num_samples - state.num_samples
-    state.num_samples = num_samples
+    state.num_samples, state.micro_batch = num_samples, micro_batch
     state.skipped[1] = num_skipped
     logger.log_rollback(state.step, from_step=from_step, skipped_samples=skipped_samples)
     logger.print(

@@ -40,7 +40,7 @@ from train.run.state import TrainingState, state_tensors
 # leave holes that the next ones do not fit into, so a process takes up to 1.8 times the memory of
 # its tensors (measured).
 USABLE_FRACTION = 0.5
-PROBE_TOKENS = 1024  # from here on, the memory of a pass grows in proportion to its windows
+PROBE_TOKENS = 1024  # of the smallest pass that is measured
 MAX_REPEATED_TRIAL_S = 20.0  # a first trial that takes longer is not repeated for a better estimate
 
 
@@ -142,14 +142,19 @@ def estimate_max_windows(run: Run, state: TrainingState) -> int:
     if run.device.type == "cuda":
         return run.config.batch_size
     num_windows = max(PROBE_TOKENS // run.config.block_size, 1)
+    sizes = [num_windows, 2 * num_windows, 4 * num_windows]
     peaks = []
-    for size in (num_windows, 2 * num_windows):
+    for size in sizes:
         with PeakMemory() as memory:
             _trial_pass(run, state, state.model, micro_batch=size)
         peaks.append(memory.peak_bytes)
-    window_bytes = max((peaks[1] - peaks[0]) // num_windows, 1)
+    # Between two sizes the loss can switch to its kernel, which needs less memory, so that their
+    # difference says little about a window. It cannot switch twice: one of the two slopes is right.
+    slopes = [(peaks[i + 1] - peaks[i]) // (sizes[i + 1] - sizes[i]) for i in range(2)]
+    window_bytes = max(*slopes, 1)
+    fixed_bytes = max(peak - size * window_bytes for size, peak in zip(sizes, peaks, strict=True))
     usable_bytes = available_bytes() * USABLE_FRACTION / run.world.num_local
-    return max(int((usable_bytes - (peaks[0] - num_windows * window_bytes)) // window_bytes), 1)
+    return max(int((usable_bytes - fixed_bytes) // window_bytes), 1)
 
 
 def describe_too_large(run: Run) -> str:

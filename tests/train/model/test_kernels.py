@@ -21,7 +21,7 @@ from train.model.kernels import (
     chunk_tokens,
     chunked_cross_entropy,
     cpu_gelu,
-    is_chunking_faster,
+    should_chunk_loss,
     squared_relu,
 )
 
@@ -143,8 +143,8 @@ def test_chunking_is_faster_for_many_logits_and_always_with_triton(monkeypatch: 
     for has_triton in (False, True):
         monkeypatch.setattr(kernels, "HAS_TRITON", has_triton)
         assert (can_use_triton(cpu), can_use_triton(cuda)) == (False, has_triton)
-        assert not is_chunking_faster(1 << 22, cpu) and is_chunking_faster((1 << 22) + 1, cpu)
-        assert is_chunking_faster(1, cuda) is has_triton and is_chunking_faster((1 << 28) + 1, cuda)
+        assert not should_chunk_loss(1 << 18, cpu) and should_chunk_loss((1 << 18) + 1, cpu)
+        assert should_chunk_loss(1, cuda) is has_triton and should_chunk_loss((1 << 28) + 1, cuda)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

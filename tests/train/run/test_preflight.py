@@ -119,6 +119,19 @@ def test_estimate_max_windows_follows_available_memory(folder: Path) -> None:
     assert estimate_max_windows(quarter, state) == pytest.approx(max_windows / 4, rel=0.2)
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "modern"])
+@pytest.mark.parametrize("vocab_size", [200, 4096])
+def test_estimate_max_windows_is_safe_where_the_loss_switches_to_its_kernel(
+    folder: Path, arch: str, vocab_size: int
+) -> None:
+    run, _ = prepare(folder, arch=arch, n_embd=64, block_size=64)
+    state = new_state(run.config, vocab_size, device=CPU)
+    max_windows = estimate_max_windows(run, state)
+    with PeakMemory() as memory:
+        state.model(*run.data.train.batch(0, 256))[0].backward()
+    assert max_windows * memory.peak_bytes / 256 < 0.7 * available_bytes()
+
+
 def test_model_that_does_not_fit_memory_is_one_line(folder: Path) -> None:
     result = invoke("train.py", write_config(folder / "huge.py", folder / "tiny"), "--n_embd=10000000000")
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
