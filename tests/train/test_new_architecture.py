@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from preprocess.errors import MisuseError
+from tests.helpers.manifests import make_manifest
 from tests.helpers.runs import (
     VOCAB_SIZE,
     delete_checkpoints_after,
@@ -132,7 +133,7 @@ def test_new_architecture_is_exported_without_padded_rows(folder: Path, tmp_path
         "h.0.qkv.weight": (96, 32),
         "h.1.qkv.weight": (96, 32),
     }
-    files = config_files(loaded, {"bos_id": None, "eot_id": 27, "pad_id": None}, VOCAB_SIZE)
+    files = config_files(loaded, make_manifest(eot_id=27), VOCAB_SIZE)
     ids = {"bos_token_id": 27, "eos_token_id": 27, "pad_token_id": 27}
     assert json.loads(files["config.json"]) == {"model_type": "bag", "vocab_size": VOCAB_SIZE, "n_embd": 32} | ids
     result = invoke("export.py", folder / "exported", "--output", tmp_path / "out")

@@ -66,7 +66,7 @@ def test_two_processes_have_the_losses_of_one(folder: Path, settings: dict[str, 
     assert result.returncode == 0, result.stderr
     assert (
         "in fp32, 2 processes" in result.stdout
-        and "forward passes per step in each of 2 processes, of " in result.stdout
+        and "1 forward pass per step in each of 2 processes, of " in result.stdout
         and result.stdout.count("val loss") == 5
     )
     assert invoke("train.py", config, f"--out_dir={folder / name}_alone").returncode == 0
