@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from preprocess.build.build import build
@@ -161,6 +161,9 @@ def test_export_agrees_on_random_text(exported: Callable[[str], Exported], name:
     @settings(max_examples=150, deadline=None)
     @given(st.lists(st.text(alphabet, max_size=20) | spaced | st.sampled_from(HOSTILE_TEXTS), max_size=4).map("".join))
     def check(text: str) -> None:
+        # transformers turns the text of a control token into its id unless split_special_tokens is
+        # set. hypothesis draws such texts too, because it reads the constants of this repository.
+        assume(not any(token in text for token in theirs.all_special_tokens))
         assert_same(name, tokenizer, theirs, text)
 
     check()
