@@ -73,9 +73,22 @@ def test_captured_step_agrees_with_optimizer_step(
     ],
     ids=str,
 )
-def test_can_capture_step_depends_on_the_settings(folder: Path, settings: dict[str, object], expected: bool) -> None:
+def test_can_capture_step_depends_on_the_settings(
+    folder: Path, settings: dict[str, object], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (90, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 10)
     run, state, prefetcher = prepare(folder, **settings)
     assert not can_capture_step(run, state, prefetcher), "a CPU has no CUDA graphs"
     on_cuda = replace(run, device=torch.device("cuda"))
     assert can_capture_step(on_cuda, state, prefetcher) is expected
     assert not can_capture_step(replace(on_cuda, world=World(size=2)), state, prefetcher)
+
+
+def test_can_capture_step_leaves_memory_for_evaluations(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, state, prefetcher = prepare(folder)
+    on_cuda = replace(run, device=torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (40, 100))
+    for reserved, expected in ((50, True), (51, False)):
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _, reserved=reserved: reserved)
+        assert can_capture_step(on_cuda, state, prefetcher) is expected
