@@ -88,6 +88,8 @@ def find_start(config: Config, source: DataSource, *, restart: bool, warn: Calla
     checkpoints are damaged.
     """
     out_dir = Path(config.out_dir)
+    if restart:
+        check_deletable(out_dir)
     has_run = bool(list_checkpoints(out_dir)) or _has_rows(out_dir)
     if config.resume != "auto":
         _check_empty(config, has_run=has_run and not restart)
@@ -241,6 +243,20 @@ def vocabulary_of(checkpoint: Checkpoint) -> tuple[Path, Manifest]:
             "its run there"
         )
     return folder, manifest
+
+
+def check_deletable(out_dir: Path) -> None:
+    """Raise MisuseError if `out_dir` has files under the names of a run's but is not a run.
+
+    They are somebody's: `--restart` must not delete them.
+    """
+    names = (CHECKPOINTS_DIR, EVALUATIONS_DIR, METRICS_FILE, EVALUATIONS_FILE, SETTINGS_FILE)
+    found = [name for name in names if (out_dir / name).exists()]
+    if found and not is_run(out_dir) and not list_checkpoints(out_dir):
+        raise MisuseError(
+            f"--restart would delete {found[0]} in {out_dir}, which is not a run; move it away, or choose "
+            "another --out_dir"
+        )
 
 
 def delete_run(out_dir: Path) -> None:

@@ -239,3 +239,14 @@ def test_out_dir_may_begin_with_a_tilde(folder: Path, tmp_path: Path, monkeypatc
     path = write_config(folder / "home.py", folder / "tiny", out_dir="~/run", max_steps=4)
     assert invoke("train.py", path).returncode == 0 and (tmp_path / "run" / "metrics.jsonl").is_file()
     assert not os.path.exists("~")
+
+
+def test_restart_keeps_files_that_are_not_a_run(folder: Path, tmp_path: Path) -> None:
+    own = [tmp_path / "mine" / "checkpoints" / "my.pt", tmp_path / "mine" / "evaluations" / "thesis.txt"]
+    for path in own:
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+    config = write_config(tmp_path / "mine.py", folder / "tiny")
+    result = invoke("train.py", config, "--restart")
+    assert result.returncode == 2 and "is not a run; move it away" in result.stderr, result.stderr
+    assert all(path.read_text() == "mine" for path in own)
