@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any, BinaryIO, TypeVar
 from preprocess.errors import FolioError
 
 HASH_CHUNK_BYTES = 1 << 20
+MAX_SMALL_FILE_BYTES = 64 << 20  # of a file that is read as a whole
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # a file name without a folder, not hidden
 REPLACED_SUFFIX = ".replaced"  # of a directory that is being replaced
 
@@ -41,14 +44,59 @@ def readable_json(value: Any) -> bytes:
 def parse_json(data: bytes) -> Any:
     """Return the value of the JSON text `data`.
 
-    Raises ValueError if it is not JSON (NaN and infinities are not), RecursionError if it is nested
-    too deeply.
+    Raises ValueError for anything that a JSON writer of Folio cannot have written: invalid syntax,
+    NaN, infinities and numbers that are too large for a float, values nested more deeply than
+    Python's recursion limit, and escapes of lone surrogates, which have no UTF-8 form.
     """
-    return json.loads(data, parse_constant=_reject_constant)
+    try:
+        value = json.loads(data, parse_constant=_reject_constant, parse_float=_parse_finite)
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
+    if b"\\u" in data:
+        _check_encodable(value)
+    return value
 
 
 def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _parse_finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is too large for a number")
+    return value
+
+
+def _check_encodable(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("it contains half of a surrogate pair, which is not a character") from None
+
+
+def read_small_file(path: Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> bytes:
+    """Return the content of a regular file of at most `max_bytes`.
+
+    Use this for files from outside that are read as a whole: settings, manifests, models. Opening a
+    named pipe would otherwise wait forever, and reading a device would never end.
+
+    Raises FolioError if `path` is not a regular file or is larger, OSError if it cannot be opened.
+    """
+    # O_NONBLOCK: open a named pipe at once, even if there is no process that writes to it.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise FolioError(f"{path} is not a regular file; put a file there, not a folder, a pipe or a device")
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(max_bytes + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > max_bytes:
+        raise FolioError(f"{path} has {status.st_size:,} bytes, expected at most {max_bytes:,}; is it the right file?")
+    return data
 
 
 def read_json_lines(
@@ -79,7 +127,7 @@ def read_json_lines(
             if not isinstance(value, dict):
                 raise TypeError("it is not an object")
             rows.append(parse_row(value))
-        except (ValueError, TypeError, OverflowError, RecursionError) as e:
+        except (ValueError, TypeError, OverflowError) as e:
             if drop_bad_last_line and number == len(lines):
                 break
             raise FolioError(f"{path}, line {number} is not {row_name} ({e}); {advice}") from e

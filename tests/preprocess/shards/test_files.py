@@ -14,6 +14,7 @@ from preprocess.shards.files import (
     open_atomic,
     parse_json,
     read_json_lines,
+    read_small_file,
     readable_json,
     replace_directory,
     restore_replaced_directory,
@@ -149,3 +150,43 @@ def test_read_json_lines_drops_a_bad_last_line_on_request(tmp_path: Path) -> Non
     assert read_steps(path, drop_bad_last_line=True) == [1]
     with pytest.raises(FolioError, match="line 2 is not a row of metrics"):
         read_steps(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"1e999", "too large"),
+        (b"-1e999", "too large"),
+        (b"[NaN]", "not a JSON number"),
+        (b"[" * 100_000, "nested"),
+        (b'{"a": ["\\ud800"]}', "surrogate"),
+        (b'{"\\uDC00": 1}', "surrogate"),
+        (b"9" * 5_000, "digits"),
+    ],
+)
+def test_parse_json_rejects_what_no_writer_of_folio_writes(data: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_json(data)
+
+
+def test_parse_json_accepts_pairs_of_surrogates() -> None:
+    assert parse_json(b'"\\ud83d\\ude00 \\u00e9"') == "😀 é"
+
+
+def test_read_small_file_refuses_larger_files_and_what_is_not_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    path.write_bytes(b"12345")
+    assert read_small_file(path, 5) == b"12345"
+    with pytest.raises(FolioError, match="has 5 bytes, expected at most 4"):
+        read_small_file(path, 4)
+    with pytest.raises(FolioError, match="not a regular file"):
+        read_small_file(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_small_file(tmp_path / "missing")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_read_small_file_does_not_wait_for_a_writer_of_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FolioError, match="not a regular file"):
+        read_small_file(tmp_path / "pipe")
