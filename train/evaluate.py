@@ -2,9 +2,10 @@
 
     python train/evaluate.py RUN [--all | --best] [--prompts FILE_OR_N] [--compare RUN …]
 
-Each evaluation appends a row to RUN/evaluations.jsonl, and an evaluation that is there already is
-not made again. The losses of its windows are stored in RUN/evaluations/, so that `--compare` can
-compare runs window by window.
+By default the newest checkpoint is evaluated. Each evaluation appends a row to
+RUN/evaluations.jsonl; if it has a row of the same evaluation already, that row is printed instead.
+The losses of the windows are stored in RUN/evaluations/, so that `--compare` can compare runs
+window by window.
 """
 
 from __future__ import annotations

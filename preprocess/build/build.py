@@ -2,7 +2,7 @@
 
     plan             find the input files, divide them into partitions, load the tokenizer
     prepare          read, clean, hash and encode the documents of each partition (parallel)
-    dedup_and_split  drop duplicates, and assign every other document to train or val
+    dedup_and_split  drop duplicates, and assign each remaining document to train or val
     shard_layout     compute the shard and the offset of every document
     write_shards     copy the documents to their offsets (parallel)
     publish          write statistics and manifest, and rename the directory to its final name

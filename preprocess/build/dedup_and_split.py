@@ -124,7 +124,7 @@ def _drop_duplicates(assignment: SplitAssignment) -> None:
 
 
 def find_duplicates(rows: np.ndarray) -> np.ndarray:
-    """Return the `index` of every row whose 128-bit hash a row with a smaller index has too.
+    """Return the `index` of every row whose 128-bit hash also occurs with a smaller index.
 
     `rows`: (N,) of CONTENT_DTYPE. Returns (M,) u8, unordered.
     """
@@ -133,7 +133,8 @@ def find_duplicates(rows: np.ndarray) -> np.ndarray:
     equals_next = keys[1:] == keys[:-1]
     if not equals_next.any():
         return np.empty(0, np.uint64)
-    # A sort by all 128 bits and the index is slow, so only rows that share 64 bits are sorted so.
+    # Sorting by all 128 bits and the index is slow, so only rows that share 64 bits are sorted this
+    # way.
     candidates = rows[order[np.append(equals_next, False) | np.insert(equals_next, 0, False)]]
     candidates = candidates[np.lexsort((candidates["index"], candidates["low"], candidates["h"]))]
     is_repeated = (candidates["h"][1:] == candidates["h"][:-1]) & (candidates["low"][1:] == candidates["low"][:-1])
@@ -247,9 +248,9 @@ def _limit_documents(assignment: SplitAssignment, max_documents: int, *, seed: i
 
 
 def _mark_val(assignment: SplitAssignment, seed: int, is_val: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Assign the kept documents to validation whose groups satisfy `is_val`.
+    """Assign to validation the kept documents whose groups satisfy `is_val`.
 
-    `is_val`: (K,) of GROUP_DTYPE -> (K,) bool.
+    `is_val` maps groups, (K,) of GROUP_DTYPE, to (K,) bool.
     """
     for partition, kept, groups in _keyed_groups(assignment, seed):
         assignment.sides(partition)[kept[is_val(groups)]] = VAL

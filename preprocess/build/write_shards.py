@@ -72,9 +72,10 @@ def _receipt_path(output: ShardOutput, plan: ShardPlan) -> Path:
 
 
 def _find_finished(output: ShardOutput, plan: ShardPlan) -> ShardEntry | None:
-    """Return the entry of a finished shard: it has a receipt, and files of the right size.
+    """Return the manifest's entry of a shard, or None if the shard is not finished.
 
-    The files were flushed to the disk before the receipt was written, so they need not be hashed.
+    A finished shard has a receipt, and files of the right size. The files were flushed to the disk
+    before the receipt was written, so they need not be hashed.
     """
     entry = read_receipt(_receipt_path(output, plan), ShardEntry)
     for suffix, size_bytes in plan.sizes(output.vocab_size).items():

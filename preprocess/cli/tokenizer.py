@@ -29,8 +29,9 @@ def tokenizer() -> None:
 def train(output: Output, folder: Path, workers: int | None, replace: bool, **options: Any) -> None:
     """Train a tokenizer on the training documents of a corpus.
 
-    Trains a SentencePiece BPE, or with --tokenizer char collects the characters, exactly as a build
-    does. Use the result with `preprocess build --tokenizer DIR`.
+    Trains a SentencePiece BPE tokenizer by default. With --tokenizer char, collects the characters
+    of the documents instead. The result is the same as that of a build. Use it with
+    `preprocess build --tokenizer DIR`.
     """
     from preprocess.build.build import build_tokenizer
     from preprocess.build.engines.local import get_default_num_workers

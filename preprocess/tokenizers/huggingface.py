@@ -5,17 +5,19 @@ imports it. Three things happen when a file is loaded:
 
 - Templates, truncation, padding and BPE dropout are switched off. They would add tokens to a text,
   cut it, or make its encoding random.
-- Control tokens are hidden. The library finds added tokens in text, so a document that mentions
-  `</s>` would contain a real `</s>`. They are therefore renamed in the file that the library gets,
-  in the vocabulary too, since a Unigram or word-level model would find them there.
+- Control tokens are hidden. The library matches added tokens in text, so the characters `</s>` in a
+  document would be encoded as the control token. The control tokens are therefore renamed in the
+  copy of the file that the library loads. They are renamed in the vocabulary too, because a Unigram
+  or word-level model would match them there.
 - The round trip is tested. The bytes of each id follow from the file's decoder. PROBE_TEXTS, and
   texts with the file's added tokens, are encoded and decoded again. The first one that changes is
   reported as `round_trip_issue`, and a build warns about it.
 
-Byte-level BPE (GPT-2, Llama 3) is lossless, and so is BPE with SentencePiece's conventions, U+2581
-for a space and `<0xNN>` for a byte. Decoding is only approximate if the file normalises text (lower
-case, NFKC), puts a space in front of it (Llama 2), or has no fixed bytes for an id (WordPiece and
-word-level models, which put a space in front of each word).
+Byte-level BPE (GPT-2, Llama 3) is lossless. BPE with SentencePiece's conventions (U+2581 for a
+space, `<0xNN>` for a byte) is lossless too, except that a U+2581 in a text is decoded to a space.
+Decoding is only approximate if the file normalises text (lower case, NFKC), puts a space in front
+of it (Llama 2), or has no fixed bytes for an id (WordPiece and word-level models, which put a space
+in front of each word).
 """
 
 from __future__ import annotations

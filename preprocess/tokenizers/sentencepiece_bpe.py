@@ -2,13 +2,13 @@
 
 SentencePiece replaces every space by U+2581 before it splits text into pieces, and every U+2581 by
 a space when it decodes. A document that already contains U+2581 therefore comes back with spaces in
-its place; a build counts such documents. The settings in TRAINING rule out all other changes: no
-Unicode normalisation, no space in front of the text, white space is kept, and a character without a
-piece is encoded as one piece per byte (`<0x41>`, "byte fallback").
+its place; a build counts such documents. The settings in TRAINING rule out all other changes. Text
+is not normalised, no space is put in front of it, and its white space is kept. A character without
+a piece is encoded as one piece per byte (`<0x41>`, "byte fallback").
 
-Training is reproducible: the same texts in the same order give the same file, byte for byte. For
-this the trainer runs in one thread and reads from an iterator, because it writes the number of
-threads, and the paths of its input files, into the model.
+Training is reproducible: the same texts in the same order give the same file, byte for byte. The
+trainer writes the number of threads and the paths of its input files into the model, so it runs in
+one thread and reads from an iterator.
 
 The trainer silently drops sentences that are too long or that contain U+2585, its internal mark for
 word boundaries. `_split_sentences` cuts and cleans the text so that all of it is used.

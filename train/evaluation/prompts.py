@@ -71,10 +71,11 @@ def _cut_beginning(ids: list[int], builds: Builds, tokenizer: Any) -> Prompt:
 
 
 def encode_prompt(text: str, manifest: Manifest, tokenizer: Any, config: Config) -> Prompt:
-    """Encode a prompt, after the control tokens that every document begins with.
+    """Return `text` as a Prompt, after the control tokens that `control_tokens` returns.
 
-    If it is longer than block_size tokens, only its end is kept, which is all that the model could
-    see. Raises FolioError if the tokenizer cannot encode the text.
+    Only the last block_size ids are kept, because the model cannot read more. Raises FolioError if
+    the tokenizer cannot encode the text, and MisuseError if the build lacks a control token that
+    `config` names.
     """
     controls = control_tokens(manifest, config)
     ids = [*controls.values(), *tokenizer.encode_text(text).tolist()]

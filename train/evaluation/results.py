@@ -1,9 +1,9 @@
 """The results of evaluations, as evaluate.py stores them in a run directory.
 
 evaluations.jsonl has one row per evaluation. evaluations/STEP-KEY.safetensors has the loss of each
-window, from which two runs are compared: the difference of two models on the same window varies far
-less than the loss itself, so a small improvement can be distinguished from noise. Evaluations that
-differ only in their prompts share one such file.
+window. Two runs are compared window by window: the difference between two models on the same window
+varies far less than the loss itself, so a small improvement can be distinguished from noise.
+Evaluations that differ only in their prompts or sampling settings share one such file.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Draw ids from a model, one after the other, and decode them to text as it becomes certain.
+"""Draw ids from a model, one at a time, and decode them to text.
 
-Generation keeps the keys and values of the context in a cache, so each new token costs one row of
-the model instead of a whole window. The context is limited to block_size tokens. When it is full,
-the last half is kept and the cache is computed again from position 0, which happens once in
-block_size / 2 tokens.
+Generation keeps the keys and values of the context in a cache, so the forward pass for a new token
+processes one position instead of a whole window. The context is limited to block_size tokens. When
+it is full, the last half is kept and the cache is computed again from position 0. This happens once
+every block_size / 2 tokens.
 """
 
 from __future__ import annotations

@@ -287,11 +287,12 @@ def _check_file(path: Path, entry: JsonObject) -> None:
 
 
 def find_newest_checkpoint(out_dir: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """Return the newest complete checkpoint of a run, if it has any.
+    """Return the newest complete checkpoint of a run, or None if the run has no checkpoints.
 
-    For each damaged one, `warn` is called and the previous one is tried. If one disappears, because
-    a process is training and deletes old ones, the checkpoints are listed again. Raises FolioError
-    if all are damaged.
+    If a checkpoint is damaged, `warn` is called and the previous checkpoint is tried. If one was
+    deleted meanwhile by the process that trains the run, the checkpoints are listed again (at most
+    MAX_LISTINGS listings in all). Raises FolioError if all are damaged, or if a checkpoint has
+    another format or version, or a file that is not part of a checkpoint.
     """
     for _ in range(MAX_LISTINGS):
         folders = list_checkpoints(out_dir)

@@ -6,8 +6,8 @@ gradients of several passes, with the same samples and the same result.
 
 How the limit of memory is found depends on the device. A GPU raises an error if its memory does not
 suffice, so passes are tried and halved. On a CPU the system promises more memory than it has and
-later kills the process without a message. There, the peak of two small passes is measured, and the
-peak of larger ones is extrapolated.
+later kills the process without a message. There, the peaks of three small passes are measured, and
+the peak of larger passes is extrapolated from them.
 
 The trial computes a forward and backward pass and an update that is skipped, so it changes neither
 weights nor moments.
@@ -190,9 +190,11 @@ def _try(trial: Callable[[], Trial], state: TrainingState) -> Trial | None:
 
 
 def _run_trial(run: Run, state: TrainingState, model: nn.Module, *, micro_batch: int) -> Trial:
-    """Time a pass and an evaluation twice.
+    """Return the times of a trial pass and of the evaluation of one batch.
 
-    The second time counts: the first also compiles or selects kernels.
+    Both are measured twice and the second measurement is used, because the first includes compiling
+    or selecting kernels. If the model is not compiled and the first pass takes longer than
+    MAX_REPEATED_TRIAL_S, they are measured once.
     """
     # Without gradient synchronization: if one process has too little memory, the others must not
     # wait for it.
