@@ -43,6 +43,7 @@ TRAIN_CORE = ("train.config", "train.core")
 TRAIN_RULES = {
     "core": (),
     "config.py": ("train.core", "train.model"),
+    "command_line.py": TRAIN_CORE,
     "optim.py": (*TRAIN_CORE, "train.model"),
     "model": TRAIN_CORE,
     "data": TRAIN_CORE,

@@ -5,11 +5,14 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import sys
+from typing import NoReturn
 
 from preprocess.errors import MisuseError
-from train.core.cli import VERSION_LINE, run_command
+from train.core.arguments import VERSION_LINE
+from train.core.cli import run_command
 
 # Name of each subcommand and what it does. A subcommand is a module of this package with a function
 # `main`. It is imported when it is called, because torch takes seconds to load.
@@ -45,18 +48,32 @@ def dispatch(arguments: list[str]) -> int:
         nearest = f"did you mean {close[0]!r}? " if close else ""
         raise MisuseError(f"folio has no command {name!r:.80}; {nearest}`folio --help` lists the commands")
     sys.argv[0] = f"folio {name}"  # the name of the program in help texts and messages
-    if name == "train":
-        from train.config import is_help_request, print_help
+    return _run(name, rest)
 
-        if is_help_request(rest):  # without waiting for torch
-            return print_help(rest)
-    status: int = importlib.import_module(f"train.{name}").main(rest)
+
+def _run(name: str, arguments: list[str]) -> int:
+    """Run the function `main` of a subcommand's module. Returns its exit status."""
+    if name == "train":
+        from train.command_line import is_help_request, print_help
+
+        if is_help_request(arguments):  # without waiting for torch
+            return print_help(arguments)
+    status: int = importlib.import_module(f"train.{name}").main(arguments)
     return status
 
 
 def main() -> int:
     """Run the command line of this process and return the exit status."""
     return run_command(dispatch, sys.argv[1:])
+
+
+def run_script(name: str) -> NoReturn:
+    """Run the subcommand `name`, whose script was started by its path, and end the process.
+
+    The script calls this in its first lines: Ctrl-C then ends it without a traceback even while
+    torch is imported, which takes seconds.
+    """
+    sys.exit(run_command(functools.partial(_run, name), sys.argv[1:]))
 
 
 if __name__ == "__main__":

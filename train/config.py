@@ -7,23 +7,25 @@ Three layers, the later ones win: the defaults below, the assignments of a confi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from preprocess.errors import MisuseError
 from preprocess.shards.files import JsonObject
-from train.core.cli import VERSION_LINE, find_config, program_name, split_arguments
-from train.core.config_file import read_assignments
+from train.core.config_file import BASE, read_assignments
+from train.core.paths import expand_home
 from train.core.settings import (
     NONE,
+    Need,
     check,
+    check_effects,
     check_known,
     check_range,
     convert,
     convert_text,
-    describe_settings,
+    effective_values,
     format_value,
     setting,
     suggest,
@@ -49,6 +51,13 @@ CHOICES = {
     "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
 }
 TRACKERS = ("tensorboard", "mlflow", "wandb")
+STREAM_PREFIX = "stream:"  # of `data`: what follows is a recipe instead of a build
+# What some settings need to have an effect.
+STREAM = Need("data", lambda data: data.startswith(STREAM_PREFIX), "stream:RECIPE")
+MUON = Need("optimizer", lambda optimizer: optimizer == "muon", "muon")
+WSD = Need("schedule", lambda schedule: schedule == "wsd", "wsd")
+RANDOM_DRAW = Need("temperature", lambda temperature: temperature > 0, "above 0")
+NEW_WEIGHTS = Need("resume", lambda resume: resume in ("auto", "never"), "auto or never")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +73,9 @@ class Config:
     )
     out_dir: str = setting(doc="the run directory [runs/<name of the config file>]", free=True)
     init_from: str | None = setting(
-        None, "weights to start with: a run, a checkpoint, or a folder of Hugging Face's GPT-2; none: random weights"
+        None,
+        "weights to start with: a run, a checkpoint, or a folder of Hugging Face's GPT-2; none: random weights",
+        needs=NEW_WEIGHTS,
     )
     device: str = setting(
         "auto", "auto, cpu, mps, cuda or cuda:N; auto is the first available of cuda, mps and cpu", free=True
@@ -86,7 +97,9 @@ class Config:
     data_order: str = setting(
         "random", "random: windows from anywhere; epochs: every window once per epoch, in another order each time"
     )
-    stream_buffer: int = setting(10_000, "windows that a stream shuffles together; 0: no shuffling", min=0, max=1 << 24)
+    stream_buffer: int = setting(
+        10_000, "windows that a stream shuffles together; 0: no shuffling", min=0, max=1 << 24, needs=STREAM
+    )
     # Free, because their product is compared instead.
     batch_size: int = setting(12, "windows per forward pass", min=1, free=True)
     gradient_accumulation_steps: int = setting(
@@ -102,7 +115,7 @@ class Config:
     embedding_learning_rate: float | None = setting(
         None, "maximum for the token embedding, which is also the head of gpt2; none: learning_rate", min=0
     )
-    muon_learning_rate: float = setting(0.02, "maximum learning rate of Muon; scheduled as AdamW's", min=0)
+    muon_learning_rate: float = setting(0.02, "maximum learning rate of Muon; scheduled as AdamW's", min=0, needs=MUON)
     min_lr: float = setting(6e-5, "final learning rate of AdamW, reached at max_steps", min=0)
     schedule: str = setting(
         "cosine",
@@ -110,11 +123,13 @@ class Config:
         "the end, then linear",
     )
     warmup_steps: int = setting(100, "steps of linear warmup", min=0)
-    decay_steps: int | None = setting(None, "steps of decay with the schedule wsd; none: a fifth of max_steps", min=1)
+    decay_steps: int | None = setting(
+        None, "steps of decay with the schedule wsd; none: a fifth of max_steps", min=1, needs=WSD
+    )
     weight_decay: float = setting(0.1, "weight decay of matrices and embeddings; biases and norms have none", min=0)
     beta1: float = setting(0.9, "AdamW's decay rate of the gradient average", min=0)
     beta2: float = setting(0.95, "AdamW's decay rate of the squared gradient average", min=0)
-    muon_momentum: float = setting(0.95, "Muon's momentum", min=0)
+    muon_momentum: float = setting(0.95, "Muon's momentum", min=0, needs=MUON)
     grad_clip: float | None = setting(1.0, "maximum gradient norm; none: no clipping", min=0)
 
     precision: str = setting(
@@ -148,12 +163,15 @@ class Config:
     completion_city: str | None = setting(None, "city token before the prompt", free=True)
     completion_year: int | None = setting(None, "year token before the prompt", min=0, free=True)
     temperature: float = setting(0.8, "temperature of sampling; 0 takes the most likely token", min=0, free=True)
-    top_k: int | None = setting(200, "sample from this many most likely tokens; none: from all", min=1, free=True)
+    top_k: int | None = setting(
+        200, "sample from this many most likely tokens; none: from all", min=1, free=True, needs=RANDOM_DRAW
+    )
     top_p: float | None = setting(
         None,
         "sample from the fewest most likely tokens that together have this probability; none: from all",
         min=0,
         free=True,
+        needs=RANDOM_DRAW,
     )
     track: tuple[str, ...] = setting(
         (),
@@ -188,11 +206,6 @@ class Config:
             self.init_from != "", "init_from is empty; name a run, a checkpoint or a Hugging Face folder, or set none"
         )
         check(self.resume != "", "resume is empty; set auto, never, or name a run or checkpoint")
-        check(
-            self.resume in ("auto", "never") or self.init_from is None,
-            f"resume={self.resume} loads weights, so init_from={self.init_from} would have no effect; remove "
-            "one of them",
-        )
         for name in self.track:
             check(name not in NONE, f"track contains {name}, which switches all off; write it alone, or remove it")
             known = f"{suggest(name, TRACKERS)}expected any of {', '.join(TRACKERS)}"
@@ -219,11 +232,6 @@ class Config:
             f"warmup_steps must be at most max_steps {self.max_steps:,}, got {self.warmup_steps:,}; lower it",
         )
         check(
-            self.decay_steps is None or self.schedule == "wsd",
-            f"decay_steps is {self.decay_steps}, but only the schedule wsd uses it, not {self.schedule}; set "
-            "decay_steps to none, or schedule to wsd",
-        )
-        check(
             (self.decay_steps or 0) + self.warmup_steps <= self.max_steps,
             f"warmup_steps + decay_steps must be at most max_steps {self.max_steps:,}, got {self.warmup_steps:,} + "
             f"{self.decay_steps}; lower them",
@@ -245,51 +253,47 @@ class Config:
         return [f"{field.name:<{width}}  {format_value(getattr(self, field.name))}" for field in fields]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """A parsed command line."""
-
-    config_path: Path
-    overrides: dict[str, str]
-    restart: bool
-    quiet: bool
-
-
-def parse_command_line(arguments: Sequence[str]) -> Command:
-    """Parse one config file and options. Raises MisuseError for anything else."""
-    try:
-        parsed = split_arguments(arguments, flags=("--restart", "--quiet"))
-    except MisuseError as e:
-        raise MisuseError(f"{e}; {usage()}") from e
-    overrides = {current_name(key): value for key, value in parsed.settings.items()}
-    for key in overrides:
-        check_known(Config, key, "the command line")
-    paths = parsed.positionals
-    if len(paths) != 1:
-        raise MisuseError(f"expected one config file, got {len(paths)} ({' '.join(paths) or 'none'}); {usage()}")
-    return Command(
-        config_path=find_config(paths[0]),
-        overrides=overrides,
-        restart="--restart" in parsed.flags,
-        quiet="--quiet" in parsed.flags,
-    )
-
-
 def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
     """Return the settings of a config file, with `overrides` as typed on the command line.
 
     Raises MisuseError if the file cannot be read or contains anything but assignments of settings,
-    or for a bad value.
+    for a bad value, or for a setting that is not the default but has no effect.
     """
     values: dict[str, Any] = {}
-    for name, assignment in read_assignments(path).items():
-        key = current_name(name)
+    for key, assignment in read_assignments(path, rename=current_name).items():
+        check_known(Config, key, assignment.where, others=[BASE])
         values[key] = convert(Config, key, assignment.value, where=assignment.where)
     values |= {key: convert_text(Config, key, text) for key, text in overrides.items()}
-    values["out_dir"] = str(Path(values.get("out_dir", f"runs/{path.stem}")).expanduser())
+    values.setdefault("out_dir", f"runs/{path.stem}")
     if "data" not in values:
         raise MisuseError(f"{path} does not set data; name a build in it, data = 'NAME', or add --data=NAME")
-    return Config(**values)
+    config = Config(**values)
+    check_effects(config)
+    return _expand_paths(config)
+
+
+def _expand_paths(config: Config) -> Config:
+    """Return `config` with home directories in place of `~` and `~USER`.
+
+    Raises MisuseError for a value that cannot be a path.
+    """
+    paths: dict[str, Any] = {"out_dir": str(Path(expand_home(config.out_dir, "out_dir")))}
+    if config.init_from is not None:
+        paths["init_from"] = expand_home(config.init_from, "init_from")
+    if config.resume not in ("auto", "never"):
+        paths["resume"] = expand_home(config.resume, "resume")
+    return dataclasses.replace(config, **paths, data=expand_data(config.data, "data"))
+
+
+def expand_data(data: str, name: str) -> str:
+    """Return the setting `data` with home directories in place of `~` and `~USER`.
+
+    `name` is the option or the setting, for messages. Raises MisuseError for a value that cannot be
+    a path.
+    """
+    prefix = STREAM_PREFIX if data.startswith(STREAM_PREFIX) else ""
+    parts = data.removeprefix(prefix).split(",")
+    return prefix + ",".join(expand_home(part, name) if part else part for part in parts)
 
 
 def config_from_saved(settings: Any, where: str) -> Config:
@@ -303,12 +307,16 @@ def config_from_saved(settings: Any, where: str) -> Config:
         if key not in settings:
             raise MisuseError(f"{where} does not set {key}; it was not written by this Folio")
     renamed = {current_name(key): value for key, value in settings.items()}
-    return Config(**{key: convert(Config, key, value, where=where) for key, value in renamed.items()})
+    values = {key: convert(Config, key, value, where=where) for key, value in renamed.items()}
+    try:
+        return Config(**values)
+    except MisuseError as e:  # it names the setting; say where it was read
+        raise MisuseError(f"{where}: {e}") from e
 
 
 def changed_settings(old: Config, new: Config) -> list[str]:
     """Return `key old → new` for each setting that differs and that a loss depends on."""
-    before, after = old.as_dict(), new.as_dict()
+    before, after = effective_values(old), effective_values(new)
     fixed = [field.name for field in dataclasses.fields(Config) if not field.metadata["free"]]
     changes = [
         f"{key} {format_value(before[key])} → {format_value(after[key])}" for key in fixed if before[key] != after[key]
@@ -321,34 +329,3 @@ def changed_settings(old: Config, new: Config) -> list[str]:
 def current_name(key: str) -> str:
     """Return the present name of a setting that earlier versions called `key`, or `key` itself."""
     return RENAMED.get(key, key)
-
-
-def is_help_request(arguments: Sequence[str]) -> bool:
-    """Return whether `arguments` are empty or contain `--help`, `-h` or `--version`."""
-    return not arguments or not {"--help", "-h", "--version"}.isdisjoint(arguments)
-
-
-def print_help(arguments: Sequence[str]) -> int:
-    """Print the version if `arguments` contain `--version`, else the help text. Return 0."""
-    print(VERSION_LINE if "--version" in arguments else describe_usage())
-    return 0
-
-
-def usage() -> str:
-    """Return the usage line of the command."""
-    return f"usage: {program_name('python train/train.py')} CONFIG.py [--key=value ...] [--restart]"
-
-
-def describe_usage() -> str:
-    """Return the text of `--help`."""
-    lines = [
-        usage(),
-        "",
-        "  --restart  delete the run in out_dir and start again",
-        "  --quiet    print warnings and errors only",
-        "  --version  print the version and exit",
-        "",
-        "settings, in CONFIG.py or as --key=value:",
-        *describe_settings(Config),
-    ]
-    return "\n".join(lines)

@@ -7,9 +7,13 @@ from pathlib import Path
 
 if __name__ == "__main__":  # started by path: this folder would hide the package `train`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from train.__main__ import run_script
+
+    run_script("plot")
 
 from preprocess.errors import one_line
-from train.core.cli import Parser, run_command, warn
+from train.core.arguments import Parser
+from train.core.cli import warn
 from train.core.names import make_run_names
 from train.plotting.curves import read_curves
 from train.plotting.image import check_output, write_image
@@ -31,7 +35,3 @@ def main(arguments: list[str]) -> int:
     if not options.quiet:
         print(one_line(f"wrote {output}"))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))

@@ -10,18 +10,9 @@ import pytest
 
 from preprocess import __version__
 from preprocess.errors import MisuseError
-from tests.conftest import ROOT
-from train.config import (
-    RENAMED,
-    Config,
-    changed_settings,
-    config_from_saved,
-    describe_usage,
-    is_help_request,
-    load_config,
-    parse_command_line,
-    print_help,
-)
+from tests.conftest import ROOT, assert_one_line
+from train.command_line import describe_usage, is_help_request, parse_command_line, print_help
+from train.config import RENAMED, Config, changed_settings, config_from_saved, load_config
 from train.core.config_file import read_assignments
 
 
@@ -106,6 +97,32 @@ def test_parse_command_line_accepts_every_form_of_an_option() -> None:
 
 
 @pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--json", "the command line: no setting is called 'json'; `python train/train.py --help` lists them"),
+        ("--max_step", "no setting is called 'max_step'; did you mean 'max_steps'?"),
+        ("--restrat", "no setting is called 'restrat'; did you mean '--restart'?"),
+        ("--base=small.py", "the command line: base can be set in a config file only; write it in its first line"),
+        ("--" + "x" * 9000, "no setting is called 'xxx"),
+        ("--max_steps", "--max_steps has no value; write --max_steps=VALUE; usage: "),
+    ],
+)
+def test_parse_command_line_names_the_unknown_before_the_incomplete(argument: str, message: str) -> None:
+    for arguments in (["a.py", argument], [argument], ["a.py", "--seed=1", argument, "--compile"]):
+        with pytest.raises(MisuseError) as error:
+            parse_command_line(arguments)
+        assert message in str(error.value)
+        assert_one_line(str(error.value))
+
+
+def test_last_of_two_names_of_a_setting_wins() -> None:
+    for values, last in (((1, 2, 3), "3"), ((3, 2), "2")):
+        names = ("sample_tokens", "completion_tokens", "sample_tokens")
+        arguments = [f"--{name}={value}" for name, value in zip(names, values, strict=False)]
+        assert parse_command_line(["a.py", *arguments]).overrides == {"completion_tokens": last}
+
+
+@pytest.mark.parametrize(
     "arguments",
     [["a.py", "--max_steps"], ["a.py", "-n=3"], ["a.py", "--verbose"], [], ["a.py", "b.py"], ["a.py", "--quiet=1"]],
 )
@@ -137,12 +154,111 @@ def test_parse_command_line_rejects_other_arguments(arguments: list[str]) -> Non
         ("--compile=yes", "compile must be true or false, got 'yes'"),
         ("--seed=-1", "seed must be at least 0, got -1"),
         ("--data=", "data is empty"),
-        ("--decay_steps=5", "decay_steps is 5, but only the schedule wsd uses it, not cosine"),
+        ("--max_steps=" + "9" * 5000, r"max_steps must be at most 1e\+18, got 5,000 characters, '999"),
+        ("--grad_clip=1" + "0" * 200, r"grad_clip must be at most 1e\+18, got 201 characters, '100"),
+        ("--learning_rate=1e400", r"learning_rate must be at most 1e\+18, got inf"),
     ],
 )
 def test_values_out_of_range_are_rejected(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(MisuseError, match=message):
         load(tmp_path, "data = 'x'", override)
+
+
+# Settings that have no effect
+
+
+# Another value than the default for every setting.
+OTHER_VALUES = {
+    "data": "stream:other.toml", "out_dir": "elsewhere", "init_from": "runs/a", "device": "cpu", "seed": 2,
+    "arch": "modern", "n_layer": 3, "n_head": 6, "n_embd": 1536, "block_size": 2048, "dropout": 0.5,
+    "mask_documents": True, "data_order": "epochs", "stream_buffer": 5, "batch_size": 3,
+    "gradient_accumulation_steps": 2,
+    "gradient_checkpointing": True, "max_steps": 777, "optimizer": "muon", "learning_rate": 0.1,
+    "embedding_learning_rate": 0.1, "muon_learning_rate": 0.1, "min_lr": 1e-5, "schedule": "linear", "warmup_steps": 5,
+    "decay_steps": 5, "weight_decay": 0.2, "beta1": 0.5, "beta2": 0.5, "muon_momentum": 0.5, "grad_clip": None,
+    "precision": "fp32", "compile": True, "log_interval": 7, "eval_interval": 7, "eval_tokens": 2048, "patience": 3,
+    "checkpoint_interval": 7, "keep_checkpoints": 7, "completion_interval": 7, "completion_tokens": 7,
+    "completion_prompt": "fox", "completion_author": "Anna", "completion_city": "Omsk", "completion_year": 2025,
+    "temperature": 0.5, "top_k": 7, "top_p": 0.5, "track": ["mlflow"], "resume": "never",
+}  # fmt: skip
+# The settings that need another one: a value of it without effect, how the message says it, and one with effect.
+NEEDS: dict[str, tuple[dict[str, object], str, dict[str, object]]] = {
+    "init_from": ({"resume": "runs/b"}, "resume is runs/b, not auto or never", {"resume": "never"}),
+    "stream_buffer": ({"data": "x"}, "data is x, not stream:RECIPE", {"data": "stream:x"}),
+    "muon_learning_rate": ({"optimizer": "adamw"}, "optimizer is adamw, not muon", {"optimizer": "muon"}),
+    "muon_momentum": ({"optimizer": "adamw"}, "optimizer is adamw, not muon", {"optimizer": "muon"}),
+    "decay_steps": ({"schedule": "cosine"}, "schedule is cosine, not wsd", {"schedule": "wsd"}),
+    "top_k": ({"temperature": 0.0}, "temperature is 0.0, not above 0", {"temperature": 1.0}),
+    "top_p": ({"temperature": 0.0}, "temperature is 0.0, not above 0", {"temperature": 1.0}),
+}
+
+
+def write_settings(settings: dict[str, object]) -> str:
+    return "".join(f"{key} = {value!r}\n" for key, value in ({"data": "x"} | settings).items())
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Config), ids=lambda field: field.name)
+def test_setting_is_accepted_if_and_only_if_it_has_an_effect(tmp_path: Path, field: dataclasses.Field[object]) -> None:
+    """A new setting needs a value here, and `needs` if it depends on another setting."""
+    name = field.name
+    other = {name: OTHER_VALUES[name]}
+    assert other[name] != field.default
+    without, reason, with_effect = NEEDS.get(name, ({}, "", {}))
+    assert (field.metadata["needs"] is None) == (name not in NEEDS)
+    assert load(tmp_path, write_settings(with_effect | other)).as_dict()[name] == other[name]
+    if reason:
+        with pytest.raises(MisuseError) as error:
+            load(tmp_path, write_settings(without | other))
+        default = {"decay_steps": "none", "top_p": "none", "init_from": "none"}.get(name, str(field.default))
+        (needed,) = without
+        advice = f"change {needed}, or set {name} to {default}"
+        assert str(error.value) == f"{name} is {other[name]}, which has no effect because {reason}; {advice}"
+        assert load(tmp_path, write_settings(without | {name: field.default})).as_dict()[name] == field.default
+
+
+def test_saved_settings_without_effect_are_read_and_ignored(tmp_path: Path) -> None:
+    """Earlier versions accepted them, and their runs can be sampled and continued."""
+    old = dataclasses.replace(load(tmp_path, "data = 'x'"), muon_learning_rate=0.5, stream_buffer=7, decay_steps=5)
+    assert config_from_saved(old.as_dict(), "here") == old
+    new = load(tmp_path, "data = 'x'", "--seed=2")
+    assert changed_settings(old, new) == ["seed 1337 → 2"]
+    with_effect = dataclasses.replace(old, optimizer="muon")
+    assert changed_settings(with_effect, dataclasses.replace(new, seed=1337, optimizer="muon")) == [
+        "muon_learning_rate 0.5 → 0.02"
+    ]
+
+
+# Paths
+
+
+def test_home_directory_is_expanded_in_every_setting_that_is_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    home = f"{tmp_path}/"
+    config = load(tmp_path, "data = '~/b'", "--out_dir=~/o/", "--init_from=~/i")
+    assert (config.data, config.out_dir, config.init_from) == (f"{home}b", f"{home}o", f"{home}i")
+    assert load(tmp_path, "data = '~/a:0.7,~/b:0.3'").data == f"{home}a:0.7,{home}b:0.3"
+    assert load(tmp_path, "data = 'stream:~/r.toml'").data == f"stream:{home}r.toml"
+    assert load(tmp_path, "data = './x'", "--resume=~/r").resume == f"{home}r"
+    assert (load(tmp_path, "data = './x'", "--resume=./auto").resume, load(tmp_path, "data = './x'").data) == (
+        "./auto",
+        "./x",
+    )
+
+
+@pytest.mark.parametrize("name", ["data", "out_dir", "init_from", "resume"])
+def test_settings_that_cannot_be_a_path_are_rejected(tmp_path: Path, name: str) -> None:
+    for value, message in (
+        ("~nosuchuser/x", "but the home directory of '~nosuchuser' is not known"),
+        ("x" * 5000, f"{name} is longer than this system allows"),
+        ("\0", f"{name} must be UTF-8 text without control characters"),
+        ("x\udcff", f"{name} must be UTF-8 text without control characters"),
+        ("", f"{name} is empty"),
+    ):
+        with pytest.raises(MisuseError, match=message) as error:
+            load(tmp_path, "data = 'x'", f"--{name}={value}")
+        assert_one_line(str(error.value))
 
 
 # Lists
@@ -287,7 +403,18 @@ def test_describe_changes_lists_only_settings_that_differ_from_the_defaults() ->
 def test_describe_usage_lists_every_setting_and_flag() -> None:
     text = describe_usage()
     assert all(f"\n  {field.name} " in text for field in dataclasses.fields(Config))
-    assert all(f"\n  {flag} " in text for flag in ("--restart", "--quiet", "--version"))
+    assert all(f"\n  {flag} " in text for flag in ("--restart", "--quiet", "--version", "--help", "base"))
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 70, 72, 80, 132, 200])
+def test_describe_usage_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = describe_usage().splitlines()
+    too_long = [line for line in lines if len(line) > columns]
+    assert not [line for line in too_long if " " in line.strip()], "only a word that is longer than the terminal"
+    assert columns == 20 or not too_long
+    words = " ".join(describe_usage().split())
+    assert f"n_layer transformer blocks [{Config(data='x', out_dir='y').n_layer}] n_head " in words
 
 
 def test_print_help_prints_settings_or_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,10 @@ import pytest
 
 from preprocess import __version__
 from tests.conftest import ROOT
-from tests.train.core.test_cli import SCRIPTS
+from tests.train.core.test_arguments import SCRIPTS
 from train.__main__ import COMMANDS, dispatch
-from train.config import Config, parse_command_line
+from train.command_line import parse_command_line
+from train.config import Config
 
 
 def run_folio(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from functools import partial
 
@@ -224,6 +225,16 @@ def test_allocated_state_equals_the_state_of_a_first_step() -> None:
     assert all(torch.equal(a, b) for a, b in zip(train(allocated=True), train(allocated=False), strict=True))
 
 
+def test_settings_of_muon_have_no_effect_on_adamw() -> None:
+    """A config that sets them for AdamW is rejected."""
+    model = make_model(make_config(), VOCAB_SIZE)
+    found = [
+        str(make_optimizers(model, make_config(**settings), device=CPU))
+        for settings in ({}, {"muon_learning_rate": 0.5, "muon_momentum": 0.1})
+    ]
+    assert found[0] == found[1] and "AdamW" in found[0]
+
+
 # Schedules
 
 
@@ -262,3 +273,10 @@ def test_wsd_schedule_is_constant_until_the_decay() -> None:
 def test_wsd_schedule_decays_over_the_last_fifth_by_default() -> None:
     factors = factors_of(make_config(schedule="wsd", learning_rate=1.0, min_lr=0.1, warmup_steps=0, max_steps=101))
     assert factors[80] == 1.0 and factors[81] < 1.0 and factors[100] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_decay_steps_have_no_effect_on_other_schedules(schedule: str) -> None:
+    """A config that sets them is rejected."""
+    config = make_config(schedule=schedule, warmup_steps=0, max_steps=50)
+    assert factors_of(dataclasses.replace(config, decay_steps=5)) == factors_of(config)

@@ -10,19 +10,30 @@ from __future__ import annotations
 
 import ast
 import operator
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preprocess.errors import MisuseError
+from preprocess.errors import FolioError, MisuseError
+from preprocess.shards.files import read_small_file
+from train.core.paths import parse_path
 
+MAX_CONFIG_BYTES = 1 << 16  # a hundred times what a config needs; Python parses some texts in quadratic time
 # Larger than any setting needs to be, and small enough that arithmetic in a config file takes no
 # time and no memory.
 MAX_NUMBER = 1e18
 MAX_LIST_LENGTH = 100
 MAX_BASES = 10  # configs that one config is based on, directly or not
 BASE = "base"
+TOO_DEEP = "an expression is nested too deeply"
+SYNTAX_ERRORS = {
+    "Exceeds the limit": f"a number is larger than {MAX_NUMBER:.0e}",
+    "unicode error": "a text has a backslash that begins no known escape; write \\\\ for a backslash",
+    "null byte": "the file contains a NUL character",
+    "too many": TOO_DEEP,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +49,14 @@ class Assignment:
         return f"{self.path}, line {self.line}"
 
 
-def read_assignments(path: Path, *, num_bases: int = 0) -> dict[str, Assignment]:
+def read_assignments(
+    path: Path, *, rename: Callable[[str], str] = str, based: tuple[Path, ...] = ()
+) -> dict[str, Assignment]:
     """Return the assignments of a config file and of its bases by name.
 
-    If a name is assigned several times, the last assignment counts. Raises MisuseError, with the
+    If a name is assigned several times, the last assignment counts. `rename` returns the present
+    name of a setting, so that an earlier name means the same setting everywhere. `based`: the
+    configs that are based on this one, the first that was read first. Raises MisuseError, with the
     file and if possible the line, for anything else in the file.
     """
     assignments: dict[str, Assignment] = {}
@@ -53,52 +68,87 @@ def read_assignments(path: Path, *, num_bases: int = 0) -> dict[str, Assignment]
             and isinstance(statement.targets[0], ast.Name)
         ):
             raise MisuseError(f"{where}: expected an assignment of a setting, such as max_steps = 100; remove the rest")
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Name):
+                node.id = rename(node.id)
         name = statement.targets[0].id
-        names = {key: assignment.value for key, assignment in assignments.items()}
-        try:
-            value = _evaluate(statement.value, names)
-        except (_Rejected, RecursionError) as e:
-            raise MisuseError(
-                f"{where}: {e}; write a literal, arithmetic on numbers, a list of them, or a setting assigned above"
-            ) from e
+        value = _read_value(statement.value, assignments, where)
         if name == BASE:
             if number > 0:
                 raise MisuseError(f"{where}: base must be the first assignment; move it to the top")
-            assignments = _read_base(value, path=path, where=where, num_bases=num_bases)
+            base = _find_base(value, where=where, based=(*based, path))
+            assignments = read_assignments(base, rename=rename, based=(*based, path))
         else:
             assignments.pop(name, None)  # keep them in the order of their last assignment
             assignments[name] = Assignment(value=value, path=path, line=statement.lineno)
     return assignments
 
 
-def _read_base(value: Any, *, path: Path, where: str, num_bases: int) -> dict[str, Assignment]:
-    """Return the assignments of the config that `base = value` in the file `path` names."""
+def _read_value(node: ast.expr, assignments: Mapping[str, Assignment], where: str) -> Any:
+    """Return the value of an expression, which may name `assignments`.
+
+    Raises MisuseError if the expression is not allowed.
+    """
+    advice = "write a literal, arithmetic on numbers, a list of them, or a setting assigned above"
+    try:
+        return _evaluate(node, assignments)
+    except _Rejected as e:
+        raise MisuseError(f"{where}: {e}; {advice}") from e
+    except RecursionError as e:
+        raise MisuseError(f"{where}: {TOO_DEEP}; {advice}") from e
+
+
+def _find_base(value: Any, *, where: str, based: tuple[Path, ...]) -> Path:
+    """Return the path of the config that `base = value` names in the last file of `based`."""
     if not isinstance(value, str) or not value:
         raise MisuseError(f"{where}: base must be the path of a config file in quotes, got {value!r:.80}")
-    if num_bases >= MAX_BASES:
-        raise MisuseError(f"{where}: more than {MAX_BASES} configs are based on each other; remove a base")
-    base = path.parent / value
-    if not base.is_file():
+    folder = based[-1].parent
+    base = folder / parse_path(value, f"{where}: base")
+    if not base.exists():
         raise MisuseError(
-            f"{where}: base {value!r:.80} does not exist beside {path.name}; give its path from that folder"
+            f"{where}: base {value!r:.80} does not exist in the folder {folder}; give its path from there"
         )
-    return read_assignments(base, num_bases=num_bases + 1)
+    if not base.is_file():
+        raise MisuseError(f"{where}: base {value!r:.80} is not a file; name a config file")
+    resolved = [path.resolve() for path in based]
+    if base.resolve() in resolved:
+        cycle = " → ".join(path.name for path in (*based[resolved.index(base.resolve()) :], base))
+        raise MisuseError(f"{where}: the config would be based on itself ({cycle:.200}); remove a base")
+    if len(based) > MAX_BASES:
+        raise MisuseError(f"{where}: more than {MAX_BASES} configs are based on each other; remove a base")
+    return base
 
 
 def _parse(path: Path) -> list[ast.stmt]:
     """Return the statements of a config file. Raises MisuseError if it cannot be read or parsed."""
     example = "assignments such as max_steps = 100"
     try:
-        return ast.parse(path.read_text(encoding="utf-8-sig"), filename=str(path)).body
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
-        problem = "is a folder" if path.is_dir() else "does not exist"
-        raise MisuseError(f"the config file {path} {problem}; name a file of {example}, as in configs/small.py") from e
+        text = read_small_file(path, MAX_CONFIG_BYTES).decode("utf-8-sig")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes that Python does not know
+            return ast.parse(text).body
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise MisuseError(
+            f"the config file {path} does not exist; name a file of {example}, as in configs/small.py"
+        ) from e
+    except FolioError as e:
+        raise MisuseError(f"the config file {e}") from e
     except UnicodeDecodeError as e:
-        raise MisuseError(f"the config file {path} is not UTF-8 text (byte {e.start}); save it as UTF-8") from e
+        raise MisuseError(f"the config file {path} is not UTF-8 text (byte {e.start:,}); save it as UTF-8") from e
     except SyntaxError as e:
-        raise MisuseError(f"{path}, line {e.lineno or 1}: {e.msg}; expected {example}") from e
-    except (ValueError, RecursionError, MemoryError) as e:
-        raise MisuseError(f"{path} cannot be parsed ({e or type(e).__name__}); expected {example}") from e
+        raise MisuseError(f"{path}, line {e.lineno or 1}: {_describe_syntax_error(e)}; expected {example}") from e
+    except ValueError as e:
+        raise MisuseError(f"{path} contains a NUL character; expected {example}") from e
+    except (RecursionError, MemoryError) as e:
+        raise MisuseError(f"{path} cannot be read, because {TOO_DEEP}; expected {example}") from e
+
+
+def _describe_syntax_error(error: SyntaxError) -> str:
+    """Return what is wrong. Some of Python's messages are about Python and not about the file."""
+    for python, plain in SYNTAX_ERRORS.items():
+        if python in error.msg:
+            return plain
+    return error.msg
 
 
 class _Rejected(Exception):
@@ -112,7 +162,7 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 }  # fmt: skip
 
 
-def _evaluate(node: ast.expr, names: Mapping[str, Any]) -> Any:
+def _evaluate(node: ast.expr, assignments: Mapping[str, Assignment]) -> Any:
     match node:
         case ast.Constant(value=bool() | float() | str() | None):
             return node.value
@@ -120,21 +170,29 @@ def _evaluate(node: ast.expr, names: Mapping[str, Any]) -> Any:
             if number > MAX_NUMBER:
                 raise _Rejected(f"a number is larger than {MAX_NUMBER:.0e}")
             return number
-        case ast.Name(id=name) if name in names:
-            return names[name]
+        case ast.Name(id=name) if name in assignments:
+            return assignments[name].value
         case ast.List(elts=elements):
             if len(elements) > MAX_LIST_LENGTH:
                 raise _Rejected(f"a list must have at most {MAX_LIST_LENGTH} elements, got {len(elements):,}")
-            return [_evaluate_element(element, names) for element in elements]
+            return [_evaluate_element(element, assignments) for element in elements]
         case ast.UnaryOp() if type(node.op) in _OPERATORS:
-            return _calculate(node.op, _evaluate(node.operand, names))
+            return _calculate(node.op, _evaluate(node.operand, assignments))
         case ast.BinOp() if type(node.op) in _OPERATORS:
-            return _calculate(node.op, _evaluate(node.left, names), _evaluate(node.right, names))
-    raise _Rejected(f"cannot read {ast.unparse(node)[:80]!r}")
+            return _calculate(node.op, _evaluate(node.left, assignments), _evaluate(node.right, assignments))
+    raise _Rejected(f"cannot read {_show(node)}")
 
 
-def _evaluate_element(node: ast.expr, names: Mapping[str, Any]) -> Any:
-    value = _evaluate(node, names)
+def _show(node: ast.expr) -> str:
+    """Return the beginning of an expression for a message."""
+    try:
+        return repr(ast.unparse(node)[:80])
+    except ValueError:  # Python does not write a number of thousands of digits
+        return "an expression with a huge number"
+
+
+def _evaluate_element(node: ast.expr, assignments: Mapping[str, Assignment]) -> Any:
+    value = _evaluate(node, assignments)
     if isinstance(value, list):
         raise _Rejected("a list must not contain a list")
     return value
@@ -152,5 +210,5 @@ def _calculate(operation: ast.operator | ast.unaryop, *operands: Any) -> Any:
     except OverflowError as e:
         raise _Rejected(f"a result is larger than {MAX_NUMBER:.0e}") from e
     except ZeroDivisionError as e:
-        raise _Rejected(str(e)) from e
+        raise _Rejected("a division by zero") from e
     return value

@@ -11,13 +11,17 @@ import difflib
 import shutil
 import textwrap
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from preprocess.errors import MisuseError, printable
+from preprocess.errors import MAX_SHOWN, MisuseError, printable
+from train.core.arguments import program_name
 from train.core.config_file import MAX_NUMBER
 
 HELP_INDENT = 31
+MIN_HELP_WIDTH = 70  # in a narrower terminal the documentation of a setting begins below its name
+MAX_NUMBER_CHARACTERS = 100  # of a number on the command line
 NONE, TRUE, FALSE = ("none", "None"), ("true", "True", "1"), ("false", "False", "0")
 TYPE_NAMES = {
     int: "a whole number",
@@ -28,6 +32,15 @@ TYPE_NAMES = {
 }
 
 
+@dataclass(frozen=True)
+class Need:
+    """What another setting must be for a setting to have an effect."""
+
+    key: str  # the other setting
+    holds: Callable[[Any], bool]  # of its value
+    expected: str  # such values in words, for a message
+
+
 def setting(
     default: Any = dataclasses.MISSING,
     doc: str = "",
@@ -35,12 +48,42 @@ def setting(
     min: float | None = None,
     max: float = MAX_NUMBER,
     free: bool = False,
+    needs: Need | None = None,
 ) -> Any:
     """Return a dataclass field with the documentation and the range of a setting.
 
-    `free`: a run can be continued with another value, because no loss depends on it.
+    `free`: a run can be continued with another value, because no loss depends on it. `needs`: when
+    the setting has an effect; None means always.
     """
-    return dataclasses.field(default=default, metadata={"doc": doc, "min": min, "max": max, "free": free})
+    metadata = {"doc": doc, "min": min, "max": max, "free": free, "needs": needs}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def effective_values(config: Any) -> dict[str, Any]:
+    """Return the value of each setting of `config`; the default if it has no effect."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    for field in dataclasses.fields(config):
+        need: Need | None = field.metadata["needs"]
+        if need is not None and not need.holds(getattr(config, need.key)):
+            values[field.name] = field.default
+    return values
+
+
+def check_effects(config: Any) -> None:
+    """Raise MisuseError if a setting of `config` differs from its default but has no effect.
+
+    Whoever set it expects one. Saved settings are not checked: earlier versions accepted them.
+    """
+    effective = effective_values(config)
+    for field in dataclasses.fields(config):
+        need: Need | None = field.metadata["needs"]
+        value = getattr(config, field.name)
+        if need is not None and value != effective[field.name]:
+            other, default = format_value(getattr(config, need.key)), format_value(field.default)
+            raise MisuseError(
+                f"{field.name} is {format_value(value):.80}, which has no effect because {need.key} is {other:.80}, "
+                f"not {need.expected}; change {need.key}, or set {field.name} to {default}"
+            )
 
 
 def check(holds: bool, message: str) -> None:
@@ -79,15 +122,16 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}? " if close else ""
 
 
-def check_known(cls: Any, key: str, where: str) -> None:
+def check_known(cls: Any, key: str, where: str, *, others: Iterable[str] = ()) -> None:
     """Raise MisuseError unless `key` is a setting of the class `cls`.
 
-    `where` says where it is set.
+    `where` says where it is set. `others`: what can stand there besides settings, for a suggestion.
     """
     names = [field.name for field in dataclasses.fields(cls)]
     if key not in names:
         raise MisuseError(
-            f"{where}: no setting is called {key!r}; {suggest(key, names)}`python train/train.py --help` lists them"
+            f"{where}: no setting is called {key!r:.80}; {suggest(key[:MAX_SHOWN], [*names, *others])}"
+            f"`{program_name('python train/train.py')} --help` lists them"
         )
 
 
@@ -124,6 +168,8 @@ def convert_text(cls: Any, key: str, text: str) -> Any:
         return None
     if kind is bool and text in TRUE + FALSE:
         return text in TRUE
+    if kind in (int, float) and len(text) > MAX_NUMBER_CHARACTERS:
+        raise MisuseError(f"{key} must be at most {MAX_NUMBER:.0e}, got {len(text):,} characters, {text!r:.40}…")
     try:
         if kind is not bool:
             return kind(text)
@@ -162,11 +208,20 @@ def format_value(value: Any) -> str:
 def describe_settings(cls: Any) -> list[str]:
     """Return the lines of `--help` for the settings of `cls`, wrapped to the terminal's width."""
     lines = []
-    width = max(shutil.get_terminal_size().columns - 1, 2 * HELP_INDENT)
+    width = max(shutil.get_terminal_size().columns - 1, 1)
     for field in dataclasses.fields(cls):
         default = "" if field.default is dataclasses.MISSING else f" [{format_value(field.default)}]"
-        name = f"  {field.name:<{HELP_INDENT - 3}} "
-        text = f"{field.metadata['doc']}{default}"
-        indent = " " * HELP_INDENT
-        lines.append(textwrap.fill(text, width, initial_indent=name, subsequent_indent=indent, break_on_hyphens=False))
+        lines += describe_option(field.name, f"{field.metadata['doc']}{default}", width=width)
     return lines
+
+
+def describe_option(name: str, text: str, *, width: int) -> list[str]:
+    """Return the lines of `--help` for a setting or an option: its name, and beside it what it does."""
+    if width >= MIN_HELP_WIDTH:
+        indent, lines = HELP_INDENT, []
+        first = f"  {name:<{HELP_INDENT - 3}} "
+    else:
+        indent, lines = min(6, width // 2), [f"  {name}"]
+        first = " " * indent
+    wrapped = textwrap.wrap(text, width, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False)
+    return [*lines, *wrapped]

@@ -1,199 +1,22 @@
-"""Command lines: spellings of options, --version, --quiet and --json, config names, and how a
-command ends.
-"""
+"""How a command prints and ends: lines or JSON, exit statuses, signals, errors as one line."""
 
 from __future__ import annotations
 
 import errno
-import importlib
 import io
 import json
+import os
+import signal
+import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from preprocess import __version__
 from preprocess.errors import FolioError, MisuseError
-from train.core.cli import (
-    CONFIG_FOLDERS,
-    Arguments,
-    Parser,
-    describe_os_error,
-    find_config,
-    normalize_option,
-    normalize_options,
-    print_result,
-    program_name,
-    run_command,
-    split_arguments,
-)
-
-FLAGS = ("--restart", "--help", "-h")
-SCRIPTS = ("sample", "evaluate", "export", "plot")
-
-
-@pytest.mark.parametrize(
-    ("argument", "expected"),
-    [
-        ("--top-k", "--top_k"),
-        ("--top-k=5", "--top_k=5"),
-        ("--top_k=5", "--top_k=5"),
-        ("--prompt=a-b=c-d", "--prompt=a-b=c-d"),
-        ("--out-dir=a\nb-c", "--out_dir=a\nb-c"),
-        ("--out-dir=", "--out_dir="),
-        ("runs/a-b", "runs/a-b"),
-        ("--", "--"),
-        ("-x-y", "-x-y"),
-        ("-1e-3", "-1e-3"),
-        ("---a-b", "---a-b"),
-        ("--well-known facts", "--well-known facts"),
-    ],
-)
-def test_normalize_option_changes_only_names(argument: str, expected: str) -> None:
-    assert normalize_option(argument) == expected
-
-
-def test_normalize_options_stops_at_double_dash() -> None:
-    assert normalize_options(["--a-b", "x-y", "--", "--c-d"]) == ["--a_b", "x-y", "--", "--c-d"]
-    assert normalize_options([]) == []
-
-
-def make_parser(**settings: Any) -> Parser:
-    parser = Parser(prog="python train/sample.py", description="Test.", **settings)
-    parser.add_argument("run")
-    parser.add_argument("--top_k", type=int)
-    parser.add_argument("--prompt", default="")
-    return parser
-
-
-def test_parser_accepts_every_form_of_an_option() -> None:
-    for form in (["--top_k", "5"], ["--top_k=5"], ["--top-k", "5"], ["--top-k=5"], ["--top=5"]):
-        options = make_parser().parse_args(["a-b", *form, "--prompt=--x-y", "--quiet"])
-        assert (options.run, options.top_k, options.prompt, options.quiet) == ("a-b", 5, "--x-y", True)
-    options = make_parser().parse_args(["--prompt", "--well-known facts", "--", "--top-k"])
-    assert options.run == "--top-k" and options.prompt == "--well-known facts" and options.top_k is None
-
-
-def test_parser_errors_are_one_line() -> None:
-    with pytest.raises(MisuseError, match=r"unrecognized arguments: --topk; `python train/sample.py --help` lists"):
-        make_parser().parse_args(["run", "--topk"])
-    with pytest.raises(MisuseError, match="required: run"):
-        make_parser().parse_args([])
-
-
-def test_parser_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as e:
-        make_parser().parse_args(["--version"])
-    assert e.value.code == 0 and capsys.readouterr().out == f"folio, version {__version__}\n"
-
-
-def test_parser_has_json_if_asked() -> None:
-    options = make_parser(json=True).parse_args(["run", "--json"])
-    assert options.json and not options.quiet
-    with pytest.raises(MisuseError, match="unrecognized arguments: --json"):
-        make_parser().parse_args(["run", "--json"])
-
-
-class Captured(Exception):
-    """Carries the parser of a script out of it."""
-
-
-def capture_parser(script: str, monkeypatch: pytest.MonkeyPatch) -> Parser:
-    def capture(parser: Parser, *_: object) -> None:
-        raise Captured(parser)
-
-    module = importlib.import_module(f"train.{script}")
-    with monkeypatch.context() as patch, pytest.raises(Captured) as e:
-        patch.setattr(Parser, "parse_known_args", capture)
-        module.main([])
-    parser = e.value.args[0]
-    assert isinstance(parser, Parser)
-    return parser
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_has_the_common_options(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = capture_parser(script, monkeypatch).format_help()
-    assert text.startswith(f"usage: python train/{script}.py ") and "--version" in text and "--quiet" in text
-    if script == "export":
-        assert "--json" in text
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_option_of_every_script_accepts_dashes(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    parser = capture_parser(script, monkeypatch)
-    for action in parser._actions:
-        for option in action.option_strings:
-            if "_" in option:
-                values = [] if action.nargs == 0 else ["5"]
-                arguments = [option.replace("_", "-"), *values]
-                namespace, _ = parser.parse_known_args(["run", "--output=x", *arguments])
-                assert str(getattr(namespace, action.dest)) in ("5", "5.0", "True"), option
-    assert not [option for action in parser._actions for option in action.option_strings if "-" in option.lstrip("-")]
-
-
-def test_split_arguments_divides_a_command_line() -> None:
-    found = split_arguments(["c.py", "--max-steps", "5", "--seed=-1", "--restart", "--", "--x-y"], flags=FLAGS)
-    assert found == Arguments(
-        positionals=["c.py", "--x-y"], settings={"max_steps": "5", "seed": "-1"}, flags={"--restart"}
-    )
-    assert split_arguments(["--seed", "-1", "-h"], flags=FLAGS).settings == {"seed": "-1"}
-    assert split_arguments(["--seed=1", "--seed", "2"], flags=FLAGS).settings == {"seed": "2"}
-    assert split_arguments([], flags=FLAGS) == Arguments(positionals=[], settings={}, flags=set())
-
-
-NAMES = st.from_regex(r"[a-z0-9][a-z0-9_]{0,12}", fullmatch=True)
-
-
-@given(st.dictionaries(NAMES, st.text(max_size=8), max_size=4), st.data())
-def test_all_forms_of_settings_mean_the_same(settings: dict[str, str], data: st.DataObject) -> None:
-    arguments: list[str] = []
-    for name, value in settings.items():
-        shown = data.draw(st.sampled_from([name, name.replace("_", "-")]))
-        as_two = not value.startswith("--") and value not in FLAGS and data.draw(st.booleans())
-        arguments += [f"--{shown}", value] if as_two else [f"--{shown}={value}"]
-    assert split_arguments(arguments, flags=FLAGS) == Arguments(positionals=[], settings=settings, flags=set())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--max-steps"], "--max-steps has no value; write --max_steps=VALUE"),
-        (["--compile", "--max_steps=5"], "--compile has no value; write --compile=VALUE"),
-        (["--seed", "-h"], "--seed has no value"),
-        (["--restart=1"], "cannot read '--restart=1': --restart takes no value; write --restart alone"),
-        (["-x"], "cannot read '-x'; expected --key=value such as --max_steps=100"),
-        (["---seed=1"], "cannot read '---seed=1'"),
-        (["--=1"], "cannot read '--=1'"),
-    ],
-)
-def test_split_arguments_rejects_what_it_cannot_read(arguments: list[str], expected: str) -> None:
-    with pytest.raises(MisuseError) as e:
-        split_arguments(arguments, flags=FLAGS)
-    assert str(e.value).startswith(expected)
-
-
-def test_find_config_prefers_existing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    shipped = next(folder for folder in CONFIG_FOLDERS if folder.is_dir()) / "demo.py"
-    assert find_config("demo") == find_config("demo.py") == shipped and shipped.is_file()
-    assert find_config("configs/demo.py") == Path("configs/demo.py")  # only bare names are looked up
-    assert find_config("missing") == Path("missing")
-    (tmp_path / "demo").mkdir()
-    assert find_config("demo") == shipped
-    (tmp_path / "demo.py").write_text("")
-    assert find_config("demo.py") == Path("demo.py")
-
-
-def test_program_name_is_the_command_that_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert program_name("python train/sample.py") == "python train/sample.py"
-    monkeypatch.setattr(sys, "argv", ["folio sample", "run"])
-    assert program_name("python train/sample.py") == make_parser().prog == "folio sample"
+from tests.conftest import ROOT
+from train.core.cli import describe_os_error, log_when_stopped, print_result, run_command
 
 
 def test_print_result_prints_lines_or_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,3 +61,37 @@ def test_run_command_lets_bugs_through() -> None:
 def test_describe_os_error_names_the_path() -> None:
     assert describe_os_error(PermissionError(errno.EACCES, "Permission denied", "x")) == "Permission denied (x)"
     assert describe_os_error(OSError("odd")) == "odd"
+
+
+def test_sigterm_ends_a_command_with_143_after_its_cleanup(capsys: pytest.CaptureFixture[str]) -> None:
+    cleaned = []
+
+    def main(_: list[str]) -> int:
+        try:
+            with log_when_stopped("stopped"):
+                os.kill(os.getpid(), signal.SIGTERM)
+                signal.pause()
+        finally:
+            cleaned.append(1)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_command(main, []) == 143 and cleaned == [1] and capsys.readouterr().err == "stopped\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_that_the_parent_ignores_stays_ignored() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert run_command(lambda _: os.kill(os.getpid(), signal.SIGTERM) or 7, []) == 7
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "train", "--help"]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.startswith("error: no space left on the disk"), done.stderr
+    assert done.stderr.count("\n") == 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocess.errors import MisuseError
+from tests.conftest import assert_one_line
 from train.config import load_config
-from train.core.config_file import MAX_BASES, read_assignments
+from train.core.config_file import MAX_BASES, MAX_CONFIG_BYTES, read_assignments
 
 
 def write(path: Path, text: str) -> Path:
@@ -112,6 +116,60 @@ def test_any_text_is_read_or_rejected_in_one_line(tmp_path_factory: pytest.TempP
         assert "\n" not in str(e).replace(str(path), "")
 
 
+BAD_FILES = {
+    "deep sum": (b"a = " + b"1+" * 20_000 + b"1", "cannot be read, because an expression is nested too deeply"),
+    "deep brackets": (b"a = " + b"(" * 20_000, "line 1: an expression is nested too deeply"),
+    "long number": (b"a = " + b"9" * 5000, r"line 1: a number is larger than 1e\+18"),
+    "long number in a call": (b"a = f(0x" + b"f" * 20_000 + b")", "cannot read an expression with a huge number"),
+    "f-string": (b"a = f'" + b"{1}" * 20_000 + b"'", "line 1: cannot read"),
+    "NUL": (b"a = 1\0", "contains a NUL character"),
+    "escape": (b'a = "C:\\users"', "line 1: a text has a backslash that begins no known escape"),
+    "not UTF-8": (b"a = '\xff'", r"is not UTF-8 text \(byte 5\); save it as UTF-8"),
+    "binary": (bytes(range(256)) * 200, "is not UTF-8 text"),
+    "large": (b"#" * (MAX_CONFIG_BYTES + 1), "has 65,537 bytes, expected at most 65,536"),
+    "many names": (b"".join(b"a%d=1\n" % i for i in range(7000)), "line 1: no setting is called 'a0'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_file_is_one_line_at_once(tmp_path: Path, name: str) -> None:
+    content, message = BAD_FILES[name]
+    (tmp_path / "mine.py").write_bytes(content)
+    began = time.process_time()
+    with pytest.raises(MisuseError, match=message) as error:
+        load_config(tmp_path / "mine.py", {})
+    assert_one_line(str(error.value))
+    assert "sys." not in str(error.value) and "()" not in str(error.value)
+    assert time.process_time() - began < 2
+
+
+def test_what_is_not_a_regular_file_is_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path(os.devnull), Path("/dev/zero")):
+        with pytest.raises(MisuseError, match="the config file .* is not a regular file; put a file there"):
+            load_config(path, {})
+    with pytest.raises(MisuseError, match="the config file .*nowhere.py does not exist; name a file of assignments"):
+        load_config(tmp_path / "nowhere.py", {})
+
+
+def test_unknown_escape_prints_no_warning_of_python(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.py", r"out_dir = 'C:\data'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_values(path) == {"out_dir": r"C:\data"}
+
+
+def test_renamed_settings_can_be_used_by_either_name(tmp_path: Path) -> None:
+    write(tmp_path / "old.py", "data = 'x'\nsample_tokens = 5\n")
+    path = write(
+        tmp_path / "new.py", "base = 'old.py'\nseed = completion_tokens + 1\nmax_steps = 2000 * sample_tokens\n"
+    )
+    config = load_config(path, {})
+    assert (config.completion_tokens, config.seed, config.max_steps) == (5, 6, 10_000)
+    write(tmp_path / "old.py", "data = 'x'\ncompletion_tokens = 6\n")
+    assert load_config(path, {}).seed == 7
+
+
 # base
 
 
@@ -155,9 +213,14 @@ def test_last_assignment_wins_across_base_and_renamed_settings(tmp_path: Path) -
     [
         (
             "base = 'nowhere.py'\n",
-            "mine.py, line 1: base 'nowhere.py' does not exist beside mine.py; give its path from",
+            "mine.py, line 1: base 'nowhere.py' does not exist in the folder FOLDER; give its path from there",
         ),
-        ("base = '.'\n", "base '.' does not exist beside mine.py"),
+        ("base = '.'\n", "mine.py, line 1: base '.' is not a file; name a config file"),
+        ("base = 'pipe'\n", "mine.py, line 1: base 'pipe' is not a file; name a config file"),
+        ("base = 'dangling.py'\n", "base 'dangling.py' does not exist in the folder"),
+        ("base = '~nosuchuser/a.py'\n", "mine.py, line 1: base is '~nosuchuser/a.py', but the home directory of"),
+        ("base = 'a\\0b'\n", r"mine.py, line 1: base must be a path, got 'a\x00b'"),
+        ("base = '" + "x" * 5000 + "'\n", "mine.py, line 1: base is longer than this system allows, 5,000 characters"),
         ("seed = 1\nbase = 'mine.py'\n", "mine.py, line 2: base must be the first assignment; move it to the top"),
         ("base = 3\n", "mine.py, line 1: base must be the path of a config file in quotes, got 3"),
         ("base = ''\n", "base must be the path of a config file in quotes, got ''"),
@@ -165,17 +228,41 @@ def test_last_assignment_wins_across_base_and_renamed_settings(tmp_path: Path) -
         ("base = small\n", "mine.py, line 1: cannot read 'small'"),
         (
             "base = 'mine.py'\n",
-            f"mine.py, line 1: more than {MAX_BASES} configs are based on each other; remove a base",
+            "mine.py, line 1: the config would be based on itself (mine.py → mine.py); remove a base",
         ),
+        ("base = 'link.py'\n", "the config would be based on itself (mine.py → link.py); remove a base"),
         ("base = 'broken.py'\n", "broken.py, line 2: expected an assignment of a setting"),
     ],
 )
 def test_base_that_cannot_be_read_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     write(tmp_path / "broken.py", "seed = 1\nimport os\n")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling.py").symlink_to("nowhere.py")
+    (tmp_path / "link.py").symlink_to("mine.py")
     path = write(tmp_path / "mine.py", text)
     with pytest.raises(MisuseError) as error:
         read_assignments(path)
-    assert message in str(error.value) and "\n" not in str(error.value)
+    assert message.replace("FOLDER", str(tmp_path)) in str(error.value)
+    assert_one_line(str(error.value))
+
+
+def test_cycle_of_bases_is_named(tmp_path: Path) -> None:
+    for name, base in (("first", "second"), ("second", "third"), ("third", "second")):
+        write(tmp_path / f"{name}.py", f"base = '{base}.py'\n")
+    with pytest.raises(MisuseError, match=r"itself \(second\.py → third\.py → second\.py\); remove a base"):
+        read_assignments(tmp_path / "first.py")
+
+
+def test_base_of_a_symbolic_link_is_relative_to_the_link(tmp_path: Path) -> None:
+    write(tmp_path / "shared" / "mine.py", "base = 'small.py'\nn_layer = 3\n")
+    write(tmp_path / "small.py", "seed = 5\n")
+    (tmp_path / "link.py").symlink_to("shared/mine.py")
+    assert read_values(tmp_path / "link.py") == {"seed": 5, "n_layer": 3}
+
+
+def test_misspelt_base_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(MisuseError, match="line 1: no setting is called 'bose'; did you mean 'base'"):
+        load_config(write(tmp_path / "mine.py", "bose = 'small.py'\n"), {})
 
 
 def test_ten_bases_are_accepted_and_eleven_are_rejected(tmp_path: Path) -> None:

@@ -61,5 +61,12 @@ def test_describe_settings_shows_documentation_and_default() -> None:
     ]  # fmt: skip
 
 
+def test_describe_settings_puts_the_documentation_below_the_name_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "16")
+    assert describe_settings(Example)[:3] == ["  width", "      the width", "      [3]"]
+
+
 def test_suggest_names_the_nearest_or_nothing() -> None:
     assert suggest("widht", ["width", "rate"]) == "did you mean 'width'? " and suggest("zzz", ["width"]) == ""
