@@ -14,6 +14,7 @@ from preprocess.shards import format as shard_format
 from preprocess.shards.files import JsonObject, readable_json, sha256_bytes, write_durable
 from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR
 from preprocess.shards.manifest import ShardEntry
+from preprocess.shards.manifest_file import FORMAT, VERSION
 from preprocess.tokenizers import make_tokenizer_entry
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.versions import collect_versions
@@ -56,8 +57,8 @@ def make_manifest(contents: BuildContents, *, stats_sha256: str) -> JsonObject:
     """Return the content of manifest.json. docs/shard_format.md describes the keys."""
     tokenizer, layout = contents.corpus.tokenizer, contents.layout
     fields = {
-        "format": shard_format.FORMAT,
-        "version": shard_format.VERSION,
+        "format": FORMAT,
+        "version": VERSION,
         "name": contents.name,
         "dtype": shard_format.token_dtype(contents.vocab_size),
         "vocab_size": contents.vocab_size,

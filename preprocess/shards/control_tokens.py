@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from preprocess.errors import FolioError
-from preprocess.shards.format import format_control_token
+from preprocess.shards.format import CONTROL_FIELDS, format_control_token
+
+MAX_CONTROL_TOKENS = 1 << 18  # five times the vocabulary of GPT-2; more are a mistake in the settings
 
 
 class ControlTokenIds:
@@ -19,19 +21,34 @@ class ControlTokenIds:
     def __init__(self, vocab_size: int, special_tokens: Mapping[str, int]) -> None:
         """`vocab_size`, `special_tokens`: of the tokenizer, without control tokens."""
         self.by_token: dict[str, int] = {}  # e.g. "<author_Anna_Akimova>" -> id
-        self._by_value: dict[tuple[str, str | int], int] = {}
+        self._by_value: dict[str, dict[str | int, int]] = {field: {} for field in CONTROL_FIELDS}
         self._vocab_size, self._special_tokens = vocab_size, special_tokens
 
     def assign(self, field: str, value: str | int) -> int:
         """Return the id of `value` of `field`, one of CONTROL_FIELDS. A new value gets the next id.
 
         Raises FolioError if another value or a special token has the same token: white space
-        becomes `_`, so `Ann Lee` and `Ann_Lee` cannot both be authors.
+        becomes `_`, so `Ann Lee` and `Ann_Lee` cannot both be authors. Raises it as well if there
+        are more than MAX_CONTROL_TOKENS.
         """
-        key = (field, value)
-        if key not in self._by_value:
+        ids = self._by_value[field]
+        if value not in ids:
             token = format_control_token(field, value)
             if token in self.by_token or token in self._special_tokens:
                 raise FolioError(f"two control tokens would be written {token!r}; rename one of the two in the input")
-            self._by_value[key] = self.by_token[token] = self._vocab_size + len(self.by_token)
-        return self._by_value[key]
+            if len(self.by_token) == MAX_CONTROL_TOKENS:
+                raise FolioError(
+                    f"there are more than {MAX_CONTROL_TOKENS:,} different authors, cities and years, and each needs "
+                    f"a token of the vocabulary ({field} {str(value)[:40]!r} is one too many); choose another column, "
+                    "or pass --no-authors"
+                )
+            ids[value] = self.by_token[token] = self._vocab_size + len(self.by_token)
+        return ids[value]
+
+    def find(self, field: str, value: str | int) -> int:
+        """Return the id of `value` of `field`, -1 if it has none."""
+        return self._by_value[field].get(value, -1)
+
+    def list_values(self, field: str) -> list[str | int]:
+        """Return the values of `field` that have an id, in the order of their ids."""
+        return list(self._by_value[field])

@@ -19,13 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.files import JsonObject, canonical_json, parse_json, readable_json, sha256_bytes
-from preprocess.shards.manifest import SPLITS, Manifest, ShardEntry, parse_manifest
+from preprocess.errors import MisuseError
+from preprocess.shards.files import JsonObject, canonical_json, read_small_file, sha256_bytes
+from preprocess.shards.manifest import SPLITS, ShardEntry, hash_manifest
+from preprocess.shards.manifest_file import MANIFEST, MAX_FILE_BYTES, ShardError, read_manifest, read_verified
+from preprocess.shards.replaced import ReplacedError, read_unreplaced, read_version, wait_for_manifest
 
-FORMAT = "folio-shards"
-VERSION = 1
-MANIFEST = "manifest.json"
 STATS = "stats.json"
 BUILD_LOG = "build_log.json"
 TOKENIZER_DIR = "tokenizer"
@@ -33,14 +32,7 @@ CONTROL_FIELDS = ("author", "city", "year")  # in the order of their tokens befo
 BUILD_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 END_DTYPE = np.dtype("<u8")
 DOC_DTYPE = np.dtype([("hash", "u1", 16), ("source", "<u4"), ("lang", "<u4"), ("position", "<u8")])
-TOKEN_DTYPES = ("<u2", "<u4")
 MAX_UINT16_VOCAB = 1 << 16
-# The build_id identifies the bytes of a build; these keys do not change them.
-NOT_IN_BUILD_ID = ("name", "build_id", "made_with", "checksum")
-
-
-class ShardError(FolioError):
-    """A build is missing, incomplete or damaged, or has a version that Folio cannot read."""
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -68,15 +60,10 @@ def format_control_token(field: str, value: str | int) -> str:
 
 def seal(fields: JsonObject) -> JsonObject:
     """Return the object that manifest.json contains: `fields` with `build_id` and `checksum`."""
-    manifest = {k: v for k, v in fields.items() if k not in ("build_id", "checksum")}
-    manifest["build_id"] = compute_build_id(manifest)
+    manifest = {k: v for k, v in fields.items() if k != "checksum"}
+    manifest["build_id"], _ = hash_manifest(manifest)
     manifest["checksum"] = sha256_bytes(canonical_json(manifest))
     return manifest
-
-
-def compute_build_id(manifest: JsonObject) -> str:
-    """Return the hash of all keys that determine the bytes of a build."""
-    return sha256_bytes(canonical_json({k: v for k, v in manifest.items() if k not in NOT_IN_BUILD_ID}))
 
 
 def default_root() -> Path:
@@ -106,7 +93,7 @@ def find_build(name_or_folder: str) -> Path:
         check_name(name_or_folder)
         candidates = list(dict.fromkeys([default_root() / name_or_folder, Path("shards") / name_or_folder]))
     for folder in candidates:
-        if (folder / MANIFEST).is_file():
+        if wait_for_manifest(folder):
             return folder
     tried = " and ".join(map(str, candidates))
     raise MisuseError(
@@ -133,48 +120,6 @@ def check_no_build(output: Path, why: str) -> None:
         raise MisuseError(f"{output} is a file; name a folder")
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Return the manifest of the build in `folder`.
-
-    Raises ShardError if it is missing or malformed, or has an unknown format or version.
-    """
-    path = folder / MANIFEST
-    try:
-        manifest = parse_json(path.read_bytes())
-        readable_json(manifest)  # rejects what no builder can write, such as half a surrogate pair
-    except FileNotFoundError as e:
-        raise ShardError(
-            f"{folder} is not a build: it has no {MANIFEST}; choose a build that `preprocess list` shows"
-        ) from e
-    except (ValueError, RecursionError) as e:
-        raise ShardError(f"{path} is not JSON ({e}); copy the build again or rebuild it") from e
-    found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-    if not isinstance(manifest, dict) or found != FORMAT:
-        raise ShardError(f"{path} has format {found!r}, expected {FORMAT!r}; this is not a Folio build")
-    if manifest.get("version") != VERSION:
-        raise ShardError(
-            f"{path} has version {manifest.get('version')!r}, this Folio reads version {VERSION}; "
-            "install the Folio that made it"
-        )
-    try:
-        return parse_manifest(manifest)
-    except TypeError as e:
-        raise ShardError(f"{path} is malformed: {e}; copy the build again or rebuild it") from e
-
-
-def read_verified(path: Path, expected_sha256: str) -> bytes:
-    """Return the content of a file of a build.
-
-    Raises ShardError if the file is missing or its hash is not the one in the manifest.
-    """
-    if not path.is_file():
-        raise ShardError(f"{path} is missing; copy the build again or rebuild it")
-    data = path.read_bytes()
-    if sha256_bytes(data) != expected_sha256:
-        raise ShardError(f"{path} does not have the sha256 in its manifest; copy the build again or rebuild it")
-    return data
-
-
 @dataclass(frozen=True)
 class Shard:
     """The memory-mapped arrays of one shard."""
@@ -197,8 +142,32 @@ class Build:
         Raises MisuseError if it does not exist, ShardError if it is incomplete or damaged.
         """
         self.folder = name_or_folder if isinstance(name_or_folder, Path) else find_build(name_or_folder)
+        read_unreplaced(self.folder, self._open)
+
+    def _open(self) -> None:
+        self._version = read_version(self.folder)
         self.manifest = read_manifest(self.folder)
         self._check()
+
+    def check_unreplaced(self) -> None:
+        """Raise ReplacedError if another build is in the folder since this one was opened.
+
+        Call this after mapping or reading files: if it does not raise, they belong to this build.
+        """
+        if read_version(self.folder) != self._version:
+            raise ReplacedError(f"{self.folder} was replaced by another build while it was read; run the command again")
+
+    def read_vocabulary(self) -> dict[str, bytes]:
+        """Return what turns ids into text: the manifest and the tokenizer's files, by relative path.
+
+        Raises ShardError if a file differs from its hash in the manifest, and ReplacedError if
+        another build is in the folder since this one was opened.
+        """
+        files = {f"{TOKENIZER_DIR}/{file}": sha256 for file, sha256 in self.manifest.tokenizer.files.items()}
+        contents = {name: read_verified(self.folder / name, sha256) for name, sha256 in files.items()}
+        contents[MANIFEST] = read_small_file(self.folder / MANIFEST, MAX_FILE_BYTES)
+        self.check_unreplaced()
+        return contents
 
     @property
     def name(self) -> str:
@@ -217,10 +186,10 @@ class Build:
         return np.dtype(self.manifest.dtype)
 
     def _check(self) -> None:
-        if self.manifest.dtype not in TOKEN_DTYPES:
+        if self.manifest.dtype != (expected := token_dtype(self.vocab_size)):
             raise ShardError(
-                f"{self.folder / MANIFEST} has dtype {self.manifest.dtype!r}, "
-                f"expected one of {', '.join(TOKEN_DTYPES)}; rebuild it"
+                f"{self.folder / MANIFEST} has dtype {self.manifest.dtype!r:.80}, expected {expected!r} for a "
+                f"vocabulary of {self.vocab_size:,}; rebuild it"
             )
         for split in SPLITS:
             for entry in self.manifest.splits[split].shards:

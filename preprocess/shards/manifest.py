@@ -4,19 +4,30 @@ A manifest is untrusted: it may be damaged, edited, or crafted to make a reader 
 the build's folder. So every key that a reader uses is checked once, here, and code that has a
 `Manifest` needs no further checks. The names of the fields are the keys of the JSON object, so each
 key is written only once. docs/shard_format.md describes the keys. Uses only the standard library.
+
+The types of the values are checked, and what can be computed from other values: sums, the numbering
+of shards, ids within the vocabulary. The checksum is checked by `read_manifest` (format.py).
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, is_dataclass
+from functools import cache
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from preprocess.shards.files import PLAIN_NAME, JsonObject
+from preprocess.shards.files import PLAIN_NAME, JsonObject, canonical_json, sha256_bytes
 
 SPLITS = ("train", "val")
+ROLES = ("bos_id", "eot_id", "pad_id", "unk_id")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+MAX_INTEGER = (1 << 63) - 1
+MAX_VOCAB_SIZE = 1 << 32  # ids are stored in at most 32 bits
+MAX_NAME_CHARACTERS = 255
 MAX_SHOWN_CHARACTERS = 40  # of a value that an error message repeats
+# The build_id identifies the bytes of a build; these keys do not change them.
+NOT_IN_BUILD_ID = ("name", "build_id", "made_with", "checksum")
 
 
 @dataclass(frozen=True)
@@ -54,10 +65,7 @@ class TokenizerEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checked manifest.
-
-    The contents of the dictionaries and of `sources` are not checked, except `special_tokens`.
-    """
+    """A checked manifest. The contents of `recipe`, `sources`, `made_with` and settings are not checked."""
 
     format: str
     version: int
@@ -92,53 +100,107 @@ def parse_manifest(value: Any) -> Manifest:
     """
     fields = _read_fields(Manifest, value, "it")
     tokenizer = TokenizerEntry(**_read_fields(TokenizerEntry, fields["tokenizer"], "tokenizer"))
+    _check_names(fields, tokenizer)
     _check_ids(fields)
-    for name in tokenizer.files:
-        if not PLAIN_NAME.fullmatch(name):
-            raise TypeError(f"it names the tokenizer file {name!r}, which is not a plain file name")
     if set(fields["splits"]) != set(SPLITS):
-        raise TypeError(f"its splits are {', '.join(sorted(fields['splits']))}, expected {' and '.join(SPLITS)}")
+        found = ", ".join(map(_shorten, sorted(fields["splits"])[:3]))
+        raise TypeError(f"its splits are {found}, expected {' and '.join(SPLITS)}")
     splits = {split: _parse_split(split, fields["splits"][split]) for split in SPLITS}
     return Manifest(**fields | {"tokenizer": tokenizer, "splits": splits})
 
 
+def hash_manifest(value: JsonObject) -> tuple[str, str]:
+    """Return the build_id and the checksum of a manifest, the JSON object `value`.
+
+    The build_id is the hash of all keys that determine the bytes of a build, the checksum that of
+    all keys but itself.
+    """
+    # Each value is formatted once for both hashes: a manifest lists all input files of the build.
+    parts = {key: canonical_json(key) + b":" + canonical_json(value[key]) for key in sorted(value)}
+
+    def compute(omitted: tuple[str, ...]) -> str:
+        return sha256_bytes(b"{" + b",".join(part for key, part in parts.items() if key not in omitted) + b"}")
+
+    return compute(NOT_IN_BUILD_ID), compute(("checksum",))
+
+
+def _check_names(fields: JsonObject, tokenizer: TokenizerEntry) -> None:
+    name = fields["name"]
+    if len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
+        raise TypeError(f"it has name {_shorten(name)}")
+    for file, sha256 in tokenizer.files.items():
+        # The name is joined to the build's folder, so it must not contain a path.
+        if not PLAIN_NAME.fullmatch(file):
+            raise TypeError(f"it names the tokenizer file {_shorten(file)}, which is not a plain file name")
+        _check_sha256(sha256, file)
+    for number, tag in fields["languages"].items():
+        if not re.fullmatch(r"0|[1-9][0-9]{0,9}", number) or not isinstance(tag, str):
+            raise TypeError(f"languages gives {_shorten(number)} the tag {_shorten(tag)}")
+    if fields["stats_sha256"]:  # a stream has no statistics
+        _check_sha256(fields["stats_sha256"], "stats_sha256")
+
+
 def _check_ids(fields: JsonObject) -> None:
     vocab_size = fields["vocab_size"]
+    if vocab_size > MAX_VOCAB_SIZE:
+        raise TypeError(f"it has vocab_size {vocab_size:,}, expected at most {MAX_VOCAB_SIZE:,}")
     for token, i in fields["special_tokens"].items():
         if type(i) is not int or not 0 <= i < vocab_size:
-            raise TypeError(f"special_tokens gives {token!r} the id {i!r}, expected one below vocab_size")
-    for key in ("bos_id", "eot_id", "pad_id", "unk_id"):
+            raise TypeError(
+                f"special_tokens gives {_shorten(token)} the id {_shorten(i)}, expected one below vocab_size"
+            )
+    for key in ROLES:
         if fields[key] is not None and not 0 <= fields[key] < vocab_size:
             raise TypeError(f"{key} is {fields[key]}, expected one below vocab_size")
 
 
 def _parse_split(split: str, value: Any) -> SplitEntry:
     fields = _read_fields(SplitEntry, value, f"splits.{split}")
-    shards = tuple(ShardEntry(**_read_fields(ShardEntry, shard, f"a shard of {split}")) for shard in fields["shards"])
-    for shard in shards:
+    shards = []
+    for number, shard in enumerate(fields["shards"]):
+        entry = ShardEntry(**_read_fields(ShardEntry, shard, f"a shard of {split}"))
         # The name is joined to the build's folder, so it must not contain a path.
-        if not re.fullmatch(rf"{split}-\d{{5}}\.bin", shard.file):
-            raise TypeError(f"it names the file {shard.file!r}, expected {split}-NNNNN.bin")
-    return SplitEntry(**fields | {"shards": shards})
+        if entry.file != (expected := f"{split}-{number:05d}.bin"):
+            raise TypeError(f"it names the file {_shorten(entry.file)}, expected {expected}")
+        for sha256 in (entry.sha256, entry.ends_sha256, entry.docs_sha256):
+            _check_sha256(sha256, entry.file)
+        shards.append(entry)
+    for key in ("tokens", "documents"):
+        if fields[key] != (total := sum(getattr(entry, key) for entry in shards)):
+            raise TypeError(f"splits.{split} has {fields[key]:,} {key}, its shards have {total:,}")
+    return SplitEntry(**fields | {"shards": tuple(shards)})
+
+
+def _check_sha256(value: Any, what: str) -> None:
+    if not isinstance(value, str) or not SHA256.fullmatch(value):
+        raise TypeError(f"it has the sha256 {_shorten(value)} of {what}")
 
 
 def _read_fields(cls: type, value: Any, what: str) -> JsonObject:
     """Return the value of each field of the dataclass `cls` from the JSON object `value`.
 
     Raises TypeError if `value` is not an object, lacks a field, or has a value of another type than
-    the field's annotation. Booleans are not integers, and no integer is below -1.
+    the field's annotation. Booleans are not integers. Integers are from 0, or from -1 for max_id,
+    to 2**63 - 1.
     """
     if not isinstance(value, dict):
         raise TypeError(f"{what} is {_shorten(value)}, expected an object")
     fields = {}
-    for key, annotation in get_type_hints(cls).items():
+    for key, types in _json_types_of(cls).items():
         if key not in value:
             raise TypeError(f"{what} lacks {key}")
         found = value[key]
-        if not isinstance(found, _json_types(annotation)) or type(found) is bool or (type(found) is int and found < -1):
+        if not isinstance(found, types) or type(found) is bool:
+            raise TypeError(f"{what} has {key} {_shorten(found)}")
+        if type(found) is int and not (-1 if key == "max_id" else 0) <= found <= MAX_INTEGER:
             raise TypeError(f"{what} has {key} {_shorten(found)}")
         fields[key] = found
     return fields
+
+
+@cache  # a build can have thousands of shards
+def _json_types_of(cls: type) -> dict[str, tuple[type, ...]]:
+    return {key: _json_types(annotation) for key, annotation in get_type_hints(cls).items()}
 
 
 def _json_types(annotation: Any) -> tuple[type, ...]:

@@ -22,9 +22,13 @@ from typing import Any
 import numpy as np
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.format import Build, ShardError, read_manifest
+from preprocess.shards.format import Build, Shard, find_build
 from preprocess.shards.manifest import SPLITS
+from preprocess.shards.manifest_file import ADVICE, ShardError, read_manifest
+from preprocess.shards.replaced import read_unreplaced
 from preprocess.shards.windows import gather_windows
+
+ENDS_CHUNK = 1 << 20  # document ends that are checked at a time
 
 
 class MappedSplit:
@@ -41,9 +45,8 @@ class MappedSplit:
             raise MisuseError(
                 f"a dataset cannot be made from {build!r:.80}; expected a build: its name, its folder, or an open Build"
             )
-        self.build = build if isinstance(build, Build) else Build(build)
         self.name = split
-        shards = self.build.shards(split)
+        self.build, shards = _map_shards(build, split)
         # Slicing np.memmap, a subclass of ndarray, takes microseconds longer than slicing a plain
         # view of it.
         self.tokens = [np.asarray(shard.tokens) for shard in shards]
@@ -61,10 +64,13 @@ class MappedSplit:
         return _reopen, (folder, self.name, self.build.build_id)
 
     def check_ends(self) -> None:
-        """Raise ShardError unless the document ends of each shard ascend to its token count."""
+        """Raise ShardError unless the document ends of each shard ascend to its token count.
+
+        This reads all document ends, 8 bytes per document.
+        """
         entries = self.build.manifest.splits[self.name].shards
         for tokens, ends, entry in zip(self.tokens, self.ends, entries, strict=True):
-            if len(ends) and (ends[-1] != len(tokens) or bool((ends[1:] < ends[:-1]).any())):
+            if not has_valid_ends(ends, num_tokens=len(tokens)):
                 path = (self.build.folder / entry.file).with_suffix(".ends")
                 raise ShardError(
                     f"{path} does not ascend to the shard's {len(tokens):,} tokens; copy the build again or rebuild it"
@@ -93,6 +99,28 @@ class MappedSplit:
                 "check it with `preprocess verify`"
             )
         return ids
+
+
+def has_valid_ends(ends: np.ndarray, *, num_tokens: int) -> bool:
+    """Return whether `ends`, (D,) uint64, ascend to `num_tokens`, so that each is within the shard."""
+    if not len(ends):
+        return num_tokens == 0
+    chunks = (ends[i : i + ENDS_CHUNK + 1] for i in range(0, len(ends), ENDS_CHUNK))
+    return bool(ends[-1] == num_tokens) and not any((chunk[1:] < chunk[:-1]).any() for chunk in chunks)
+
+
+def _map_shards(build: Build | str | Path, split: str) -> tuple[Build, list[Shard]]:
+    """Return the build and its mapped shards, after checking that both are of the same build."""
+    if not isinstance(build, Build):
+        folder = build if isinstance(build, Path) else find_build(build)
+        return read_unreplaced(folder, lambda: _map_shards(Build(folder), split))
+    try:
+        shards = build.shards(split)
+    except FileNotFoundError as e:
+        build.check_unreplaced()
+        raise ShardError(f"{e.filename} is missing; {ADVICE}") from e
+    build.check_unreplaced()
+    return build, shards
 
 
 def _reopen(folder: Path, split: str, build_id: str) -> MappedSplit:

@@ -27,6 +27,7 @@ from preprocess.shards.control_tokens import ControlTokenIds
 from preprocess.shards.files import canonical_json, readable_json, sha256_bytes, write_durable
 from preprocess.shards.format import CONTROL_FIELDS, MANIFEST, TOKENIZER_DIR
 from preprocess.shards.manifest import SPLITS, Manifest, parse_manifest
+from preprocess.shards.manifest_file import FORMAT, VERSION
 from preprocess.tokenizers import TRAINED_KINDS, is_tokenizer_path, load_tokenizer_by_name, make_tokenizer_entry
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.versions import collect_versions
@@ -85,8 +86,8 @@ class StreamCorpus:
         empty_split = {"tokens": 0, "documents": 0, "text_bytes": 0, "shards": []}
         fields = shard_format.seal(
             {
-                "format": shard_format.FORMAT,
-                "version": shard_format.VERSION,
+                "format": FORMAT,
+                "version": VERSION,
                 "name": self.name,
                 "dtype": shard_format.token_dtype(self.vocab_size),
                 "vocab_size": self.vocab_size,

@@ -18,7 +18,9 @@ from pathlib import Path
 from preprocess.errors import FolioError, MisuseError
 from preprocess.recipes.schema import suggest
 from preprocess.shards.files import JsonObject, sha256_bytes
+from preprocess.shards.format import TOKENIZER_DIR
 from preprocess.shards.manifest import Manifest, TokenizerEntry
+from preprocess.shards.manifest_file import ADVICE, read_verified
 from preprocess.tokenizers.interface import Tokenizer
 
 TRAINED_KINDS = ("sentencepiece", "char")  # a build with one of these names trains its tokenizer
@@ -87,29 +89,41 @@ def is_tokenizer_path(name: str) -> bool:
     return "/" in name or os.sep in name or name in (".", "..") or name.endswith(tuple(KIND_BY_SUFFIX))
 
 
-def load_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
+def load_tokenizer(folder: Path, manifest: Manifest, *, advice: str = ADVICE) -> Tokenizer:
     """Load the tokenizer that is stored with the build in `folder`; this needs no network.
 
-    Raises FolioError if a file is missing, differs from the manifest's hash or cannot be read.
+    Raises FolioError if a file is missing, differs from the manifest's hash or cannot be read, or if
+    the tokenizer has another number of ids than the manifest says. `advice`: what the message says
+    to do.
     """
-    return load_stored_tokenizer(folder, manifest.tokenizer, has_eot=manifest.eot_id is not None)
+    tokenizer = load_stored_tokenizer(folder, manifest.tokenizer, has_eot=manifest.eot_id is not None, advice=advice)
+    num_control = len({i for i in manifest.special_tokens.values() if i >= tokenizer.vocab_size})
+    if tokenizer.vocab_size + num_control != manifest.vocab_size:
+        raise FolioError(
+            f"the {manifest.tokenizer.kind} tokenizer in {folder / TOKENIZER_DIR} has {tokenizer.vocab_size:,} ids, "
+            f"expected {manifest.vocab_size - num_control:,}; {advice}"
+        )
+    return tokenizer
 
 
-def load_stored_tokenizer(folder: Path, entry: TokenizerEntry, *, has_eot: bool) -> Tokenizer:
+def load_stored_tokenizer(folder: Path, entry: TokenizerEntry, *, has_eot: bool, advice: str = ADVICE) -> Tokenizer:
     """Load the tokenizer that `entry` describes; `folder` contains the folder of its files.
 
     `has_eot` says whether a `byte` or `char` tokenizer has an end-of-text id. Raises FolioError if
-    a file is missing, differs from the hash in `entry` or cannot be read.
+    a file is missing, differs from the hash in `entry` or cannot be read; `advice` is what its
+    message says to do.
     """
-    from preprocess.shards.format import TOKENIZER_DIR, read_verified
-
-    files = {name: read_verified(folder / TOKENIZER_DIR / name, sha256) for name, sha256 in entry.files.items()}
+    files = {
+        name: read_verified(folder / TOKENIZER_DIR / name, sha256, advice=advice)
+        for name, sha256 in entry.files.items()
+    }
     try:
         return _from_files(entry.kind, files, entry.settings, has_eot=has_eot)
-    except (ValueError, KeyError, RuntimeError) as e:
+    except KeyError as e:
+        raise FolioError(f"the {entry.kind} tokenizer in {folder / TOKENIZER_DIR} lacks {e!s:.80}; {advice}") from e
+    except (ValueError, RuntimeError) as e:
         raise FolioError(
-            f"the {entry.kind} tokenizer in {folder / TOKENIZER_DIR} cannot be read ({e}); "
-            "copy the build again or rebuild it"
+            f"the {entry.kind} tokenizer in {folder / TOKENIZER_DIR} cannot be read ({e!s:.200}); {advice}"
         ) from e
 
 

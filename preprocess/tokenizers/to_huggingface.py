@@ -87,7 +87,7 @@ def make_huggingface_files(folder: Path, manifest: Manifest, *, model_max_length
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model_max_length,
         "clean_up_tokenization_spaces": False,
-        **{role: name_of[i] for role, i in roles.items() if i is not None},
+        **{role: name_of[i] for role, i in roles.items() if i in name_of},
     }
     if isinstance(tokenizer, HuggingFaceTokenizer):
         spec = _add_control_tokens(tokenizer, manifest.special_tokens)

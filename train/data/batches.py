@@ -46,10 +46,16 @@ class MixedSplit:
     """One split of several builds. The rows of a batch can come from any of them."""
 
     def __init__(self, builds: Builds, split: str, config: Config, *, device: torch.device) -> None:
-        """Map the shards. Raises FolioError if the split of a build is shorter than one window."""
+        """Map the shards.
+
+        Raises FolioError if the split of a build is shorter than one window, and ShardError if a
+        build was replaced or, with mask_documents, has damaged document ends.
+        """
         self.parts = [MappedSplit(build, split) for build in builds.builds]
         for part in self.parts:
             check_windows(part.lengths, config.block_size, split)
+            if config.mask_documents:
+                part.check_ends()
         self._block_size, self._masks_documents, self._device = config.block_size, config.mask_documents, device
         self._dtype = np.result_type(*(part.build.dtype for part in self.parts))
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from preprocess.errors import MisuseError
 from preprocess.shards.files import canonical_json, sha256_bytes, write_durable
-from preprocess.shards.format import MANIFEST, TOKENIZER_DIR, Build
-from preprocess.shards.manifest import SPLITS, Manifest
+from preprocess.shards.format import Build, find_build
+from preprocess.shards.manifest import SPLITS, Manifest, TokenizerEntry
+from preprocess.shards.replaced import read_unreplaced
 
 NAME_AND_WEIGHT = re.compile(r"\s*(\S.*):(\d+(?:\.\d*)?|\.\d+)\s*")
+# Settings of a tokenizer that follow from its files. All others say how it was trained: a build that
+# trains a tokenizer stores them, a build that takes the trained files does not know them.
+SETTINGS_OF_FILES = ("encoding", "model", "num_pieces", "pattern")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +29,7 @@ class Builds:
     builds: tuple[Build, ...]
     shares: tuple[float, ...]
     vocabulary: Build  # the build with the most control tokens; it has those of all others
+    vocabulary_files: Mapping[str, bytes] = field(repr=False, hash=False)  # its manifest and tokenizer, by path
     warnings: ClassVar[list[str]] = []  # a stream has some
 
     @property
@@ -54,10 +61,9 @@ class Builds:
 
     def save_vocabulary(self, folder: Path) -> None:
         """Write the manifest and the tokenizer, which turn ids into text, to `folder`."""
-        build = self.vocabulary
-        (folder / TOKENIZER_DIR).mkdir(parents=True, exist_ok=True)
-        for name in [f"{TOKENIZER_DIR}/{file}" for file in build.manifest.tokenizer.files] + [MANIFEST]:
-            write_durable(folder / name, (build.folder / name).read_bytes())
+        for name, data in self.vocabulary_files.items():  # the manifest is the last
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_durable(folder / name, data)
 
     def describe(self) -> str:
         """Return the line that the preflight prints.
@@ -73,34 +79,62 @@ class Builds:
 def open_builds(setting: str) -> Builds:
     """Open the builds that `setting` names: `NAME`, or `NAME:WEIGHT,NAME:WEIGHT`.
 
-    Raises ShardError if a build is damaged, and MisuseError if a build does not exist or two do not
-    share a tokenizer.
+    The files of their tokenizers are compared with the manifests here, because a run decodes text
+    only after some of its steps. Raises ShardError if a build is damaged, and MisuseError if a build
+    does not exist or two do not share a tokenizer.
     """
     parts = setting.split(",")
     matches = [NAME_AND_WEIGHT.fullmatch(part) for part in parts]
     if not any(matches):
         try:
-            build = Build(setting)
+            build, vocabulary_files = _open_build(setting)
         except MisuseError as e:
             hint = "; mix several builds as NAME:WEIGHT,NAME:WEIGHT" if {",", ":"} & {*setting} else ""
             raise MisuseError(f"{e}{hint}") from e
-        return Builds(builds=(build,), shares=(1.0,), vocabulary=build)
+        return Builds(builds=(build,), shares=(1.0,), vocabulary=build, vocabulary_files=vocabulary_files)
     weights = [float(match[2]) if match else 0.0 for match in matches]
     if not all(0 < weight < math.inf for weight in weights):
         bad = next(part for part, weight in zip(parts, weights, strict=True) if not 0 < weight < math.inf)
         raise MisuseError(f"data is {setting!r}: {bad.strip()!r} has no weight above 0; write NAME:WEIGHT,NAME:WEIGHT")
-    builds = tuple(Build(match[1]) for match in matches if match)
+    opened = [_open_build(match[1]) for match in matches if match]
+    builds = tuple(build for build, _ in opened)
     if len({build.folder.resolve() for build in builds}) < len(builds):
         raise MisuseError(f"data is {setting!r}, which names a build twice; add its weights")
-    vocabulary = max(builds, key=lambda build: len(build.manifest.special_tokens))
+    vocabulary, vocabulary_files = max(opened, key=lambda item: len(item[0].manifest.special_tokens))
     for build in builds:
         _check_same_vocabulary(build, vocabulary)
-    return Builds(builds=builds, shares=tuple(weight / sum(weights) for weight in weights), vocabulary=vocabulary)
+    shares = tuple(weight / sum(weights) for weight in weights)
+    return Builds(builds=builds, shares=shares, vocabulary=vocabulary, vocabulary_files=vocabulary_files)
+
+
+def _open_build(name: str) -> tuple[Build, dict[str, bytes]]:
+    """Return a build, and its manifest and tokenizer files by their relative paths."""
+    folder = find_build(name)
+
+    def read() -> tuple[Build, dict[str, bytes]]:
+        build = Build(folder)
+        return build, build.read_vocabulary()
+
+    return read_unreplaced(folder, read)
 
 
 def tokenizer_sha256(manifest: Manifest) -> str:
-    """Return a hash of the manifest's tokenizer."""
-    return sha256_bytes(canonical_json(asdict(manifest.tokenizer)))
+    """Return a hash of the manifest's tokenizer: its kind and its files, not how it was trained."""
+    tokenizer = manifest.tokenizer
+    settings = {key: value for key, value in tokenizer.settings.items() if key in SETTINGS_OF_FILES}
+    return _hash_tokenizer(dataclasses.replace(tokenizer, settings=settings))
+
+
+def has_tokenizer(manifest: Manifest, sha256: str) -> bool:
+    """Return whether the manifest's tokenizer has the hash that a checkpoint stores.
+
+    Earlier versions of Folio stored a hash that includes the settings of the training.
+    """
+    return sha256 in (tokenizer_sha256(manifest), _hash_tokenizer(manifest.tokenizer))
+
+
+def _hash_tokenizer(tokenizer: TokenizerEntry) -> str:
+    return sha256_bytes(canonical_json(vars(tokenizer)))
 
 
 def _check_same_vocabulary(build: Build, vocabulary: Build) -> None:

@@ -5,6 +5,7 @@ It is passed in place of many arguments.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from preprocess.errors import MisuseError
 from preprocess.shards.files import canonical_json, sha256_bytes
+from preprocess.shards.replaced import MAX_READS, ReplacedError
 from train.config import Config
 from train.core.device import choose_device, choose_precision, make_autocast, set_matmul_precision
 from train.core.distributed import World
@@ -61,9 +63,7 @@ def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
     precision = choose_precision(config.precision, device)
     set_matmul_precision(precision)
     config = dataclasses.replace(config, device=str(device), precision=precision)
-    source = open_data_source(config.data, world=world)
-    control_tokens(source.manifest, config)  # raises if a completion's author is not in the build
-    data = open_data_splits(source, config, device=device, world=world)
+    source, data = _open_data(config, device=device, world=world)
     run = Run(
         config=config,
         source=source,
@@ -76,6 +76,20 @@ def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
     _check_same_in_all_processes(run)
     world.run_on_main(lambda: check_trackers(config.track))
     return run
+
+
+def _open_data(config: Config, *, device: torch.device, world: World) -> tuple[DataSource, Data]:
+    """Open the data. If a build is replaced after it was opened and before it is mapped, try again."""
+
+    def open_once() -> tuple[DataSource, Data]:
+        source = open_data_source(config.data, world=world)
+        control_tokens(source.manifest, config)  # raises if a completion's author is not in the build
+        return source, open_data_splits(source, config, device=device, world=world)
+
+    for _ in range(MAX_READS - 1):
+        with contextlib.suppress(ReplacedError):
+            return open_once()
+    return open_once()
 
 
 def _check_same_in_all_processes(run: Run) -> None:
