@@ -172,7 +172,7 @@ def run_folio(
         snapshots=snapshots,
         is_compiled=config.compile,
         tokens_per_step=tokens_per_step,
-        num_parameters=make_model(config, checkpoint.vocab_size).num_parameters,
+        num_parameters=make_model(config, checkpoint.info.vocab_size).num_parameters,
         peak_memory_bytes=peak_bytes or process.peak_bytes,
     )
 

@@ -24,6 +24,7 @@ from tests.conftest import write_split
 from train.config import Config
 from train.core.cli import run_command
 from train.run.checkpoint import list_checkpoints
+from train.run.checkpoint_info import INFO_FILE, seal_info
 
 REPO = Path(__file__).parents[2]
 ALPHABET = "\n abcdefghijklmnopqrstuvwxyz"
@@ -32,7 +33,8 @@ AUTHOR_ID = EOT_ID + 1
 VOCAB_SIZE = EOT_ID + 3
 SPECIAL_TOKENS = {"<|endoftext|>": EOT_ID, "<author_Anna_Akimova>": AUTHOR_ID, "<year_2025>": AUTHOR_ID + 1}
 SENTENCE = "the quick brown fox jumps over the lazy dog\n"
-TIMING_KEYS = ("tokens_per_s", "mfu", "evaluation_share")  # of metrics.jsonl; they differ between equal runs
+# Keys of metrics.jsonl that differ between equal runs.
+TIMING_KEYS = ("tokens_per_s", "mfu", "evaluation_share", "peak_memory_bytes")
 # On cores that are busy with other work, threads that wait for each other take ten times longer
 # over such small tensors.
 torch.set_num_threads(1)
@@ -167,6 +169,12 @@ def step_of(checkpoint: Path) -> int:
 def list_steps(out_dir: Path) -> list[int]:
     """Return the steps of a run's checkpoints."""
     return [step_of(checkpoint) for checkpoint in list_checkpoints(out_dir)]
+
+
+def edit_checkpoint(checkpoint: Path, **fields: Any) -> None:
+    """Change keys of a checkpoint.json, such that its checksum is valid."""
+    path = checkpoint / INFO_FILE
+    path.write_bytes(readable_json(seal_info(json.loads(path.read_bytes()) | fields)))
 
 
 def delete_checkpoints_after(out_dir: Path, step: int) -> None:

@@ -23,6 +23,7 @@ from tests.helpers.runs import (
     SENTENCE,
     SPECIAL_TOKENS,
     VOCAB_SIZE,
+    edit_checkpoint,
     encode,
     invoke,
     make_build,
@@ -30,7 +31,7 @@ from tests.helpers.runs import (
     small_disk,
     write_config,
 )
-from train.config import Config, config_from_saved
+from train.config import Config
 from train.model import make_model
 from train.model.base import LanguageModel
 from train.model.generate import generate
@@ -73,8 +74,8 @@ def exported(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 def load_run(run: Path) -> tuple[LanguageModel, Config]:
     checkpoint = find_checkpoint(run, pytest.fail)
-    config = config_from_saved(checkpoint.origin.settings, "here")
-    model = make_model(config, checkpoint.vocab_size)
+    config = checkpoint.info.config
+    model = make_model(config, checkpoint.info.vocab_size)
     load_model(checkpoint, model)
     return model.eval(), config
 
@@ -235,9 +236,7 @@ def test_export_prints_json(runs: dict[str, Path], tmp_path: Path) -> None:
 
 def test_best_and_named_checkpoints_are_exported(runs: dict[str, Path], tmp_path: Path) -> None:
     run = Path(shutil.copytree(runs["gpt2"], tmp_path / "run"))
-    info = run / "checkpoints" / "step-00000100" / "checkpoint.json"
-    content = json.loads(info.read_text())
-    info.write_text(json.dumps(content | {"watch": content["watch"] | {"best_step": 96}}))
+    edit_checkpoint(run / "checkpoints" / "step-00000100", watch={"best_step": 96, "best_loss": 1.0, "num_since": 0})
     assert "gpt2 of step 100, " in invoke("export.py", run, "--output", tmp_path / "newest").stdout
     assert "gpt2 of step 96, " in invoke("export.py", run, "--output", tmp_path / "best", "--best").stdout
     assert (

@@ -30,18 +30,6 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise TensorFileError(f"{path} is not a safetensors file ({e})") from e
 
 
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor in `path` without reading the tensors.
-
-    Raises TensorFileError if the file is damaged.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as e:
-        raise TensorFileError(f"{path} is not a safetensors file ({e})") from e
-
-
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write `tensors` to `path` and flush it to the disk. Raises OSError or SafetensorError."""
     save_file(tensors, path, metadata=metadata)

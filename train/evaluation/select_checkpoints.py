@@ -2,7 +2,8 @@
 
 A process may train in the same run meanwhile and delete all but its last checkpoints. So a
 checkpoint that was found a moment ago may be gone when it is opened; then there are newer ones, and
-the folder is listed again.
+the folder is listed again. The weights of a checkpoint that is yielded can be read even if it is
+deleted afterwards.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from pathlib import Path
 from preprocess.errors import FolioError, MisuseError
 from train.core.cli import warn
 from train.run.checkpoint import (
-    ADVICE,
     CHECKPOINTS_DIR,
-    INFO_FILE,
     MAX_LISTINGS,
     Checkpoint,
     find_checkpoint,
     list_checkpoints,
+    map_weights,
     open_checkpoint,
 )
+from train.run.checkpoint_info import ADVICE, INFO_FILE
 
 
 def find_run_dir(path: Path) -> Path:
@@ -47,21 +48,20 @@ def iter_checkpoints(path: Path, which: str) -> Iterator[Checkpoint]:
     """Yield the checkpoints of a run to evaluate.
 
     For "all", yields every checkpoint that is not damaged, oldest first, including those that are
-    saved meanwhile if others are deleted. For "newest" and "best", yields that one checkpoint; each
-    further item is the result of a new search, in case the one before was deleted. The folder is
-    listed at most MAX_LISTINGS times.
+    saved meanwhile if others are deleted; the folder is listed at most MAX_LISTINGS times. For
+    "newest" and "best", yields that one checkpoint.
     """
-    if which == "all" and (path / INFO_FILE).exists():
+    if which != "all":
+        yield find_checkpoint(path, warn, best=which == "best")
+        return
+    if (path / INFO_FILE).exists():
         raise MisuseError(f"{path} is one checkpoint, but --all evaluates those of a run; name the run, or omit --all")
     seen: set[Path] = set()
     for _ in range(MAX_LISTINGS):
-        if which != "all":
-            yield find_checkpoint(path, warn, best=which == "best")
-            continue
         folders = [folder for folder in list_checkpoints(path) if folder not in seen]
         for folder in folders:
             try:
-                checkpoint = open_checkpoint(folder)
+                checkpoint = map_weights(open_checkpoint(folder))
             except FolioError as e:
                 warn_skipped(e)
             else:

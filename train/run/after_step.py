@@ -13,11 +13,11 @@ from preprocess.errors import FolioError
 from train.config import Config
 from train.data.batches import Prefetcher
 from train.model.sampler import complete
-from train.run.checkpoint import origin_of, save
 from train.run.context import Run
 from train.run.divergence import find_weights_problem
 from train.run.logger import RunLogger
 from train.run.run_dir import VOCABULARY_DIR, is_run, write_run
+from train.run.save_checkpoint import origin_of, save
 from train.run.state import TrainingState
 from train.run.validation import Evaluation, evaluate
 

@@ -53,7 +53,7 @@ def roll_back(run: Run, state: TrainingState, logger: RunLogger, *, problem: str
 
     def find_other_checkpoint() -> Checkpoint:
         checkpoint = find_newest_checkpoint(run.out_dir, warn)
-        if checkpoint is not None and checkpoint.step != previous_rollback:
+        if checkpoint is not None and checkpoint.info.step != previous_rollback:
             return checkpoint
         again = "" if checkpoint is None else f", again since the rollback to step {previous_rollback:,}"
         raise FolioError(

@@ -12,9 +12,9 @@ from preprocess.errors import FolioError
 from preprocess.shards.files import readable_json
 from preprocess.shards.manifest import Manifest
 from train.config import Config
-from train.core.tensors import TensorFileError, read_tensors, write_tensors
+from train.core.tensors import write_tensors
 from train.model import get_architecture
-from train.run.checkpoint import ADVICE, MODEL_FILE, Checkpoint
+from train.run.checkpoint import Checkpoint, read_weights
 from train.run.init_from import HF_CONFIG_FILE
 
 GENERATION_CONFIG = "generation_config.json"
@@ -26,13 +26,10 @@ def export_tensors(checkpoint: Checkpoint, config: Config) -> dict[str, Tensor]:
 
     Raises FolioError if they are damaged.
     """
-    try:
-        tensors = dict(read_tensors(checkpoint.folder / MODEL_FILE))
-    except TensorFileError as e:
-        raise FolioError(f"{e}{ADVICE}") from e
+    tensors = dict(read_weights(checkpoint))
     architecture = get_architecture(config.arch)
     for name in architecture.vocabulary_weights:
-        tensors[name] = tensors[name][: checkpoint.vocab_size]
+        tensors[name] = tensors[name][: checkpoint.info.vocab_size]
     return {name: tensor.float().contiguous() for name, tensor in architecture.export_tensors(tensors).items()}
 
 

@@ -34,14 +34,15 @@ def describe_finished(checkpoint: Checkpoint, config: Config) -> str | None:
     """Return why a run at `checkpoint` is finished, if it is."""
     if config.resume != "auto":
         return None
-    if checkpoint.step >= config.max_steps:
+    info = checkpoint.info
+    if info.step >= config.max_steps:
         return (
             f"{config.out_dir} is finished: all {config.max_steps:,} steps are done; "
             "start again with --restart, or choose another --out_dir"
         )
-    if config.patience is not None and checkpoint.num_since >= config.patience:
+    if config.patience is not None and info.num_since >= config.patience:
         return (
-            f"{config.out_dir} stopped early, after step {checkpoint.step:,}: {checkpoint.num_since} "
+            f"{config.out_dir} stopped early, after step {info.step:,}: {info.num_since} "
             "evaluations without an improvement beyond noise; raise --patience to continue, or start again "
             "with --restart"
         )

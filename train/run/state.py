@@ -7,8 +7,7 @@ continue bit for bit.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +20,10 @@ from train.core.distributed import World
 from train.model import make_model
 from train.model.base import LanguageModel
 from train.optim import SLOTS, allocate_state, make_optimizers
+from train.run.checkpoint_info import EARLY_STOPPING, CheckpointInfo
 from train.run.validation import EarlyStopping
 
-# Names in checkpoints. They keep the word that earlier versions used for early stopping.
-EARLY_STOPPING, REFERENCE = "watch", "watch.reference"
+REFERENCE = f"{EARLY_STOPPING}.reference"  # the name of early stopping's tensor in a checkpoint
 # Skipped updates in a row that mean divergence. fp16's gradient scale starts high and halves with
 # each overflow, so some skipped updates are normal with it.
 MAX_SKIPPED = {"fp16": 30, "other": 5}
@@ -104,54 +103,28 @@ def state_numbers(state: TrainingState) -> JsonObject:
     }
 
 
-def load_state(state: TrainingState, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def load_state(state: TrainingState, info: CheckpointInfo, tensors: Mapping[str, Tensor]) -> None:
     """Restore what `state_numbers` and `state_tensors` returned.
 
-    Raises KeyError, TypeError or ValueError if they did not return it.
+    The optimizer's tensors must have the shapes of those of `state`. Raises ValueError if early
+    stopping's tensor does not have one dimension.
     """
+    reference = tensors.get(REFERENCE)
+    if reference is not None and reference.dim() != 1:
+        raise ValueError(f"{REFERENCE} must have one dimension, got the shape {tuple(reference.shape)}")
     for name, tensor in optimizer_tensors(state):
-        if tensor.shape != tensors[name].shape:
-            raise ValueError(f"{name} must have the shape {tuple(tensor.shape)}, got {tuple(tensors[name].shape)}")
         tensor.copy_(tensors[name])
-    state.early_stopping = _load_early_stopping(numbers[EARLY_STOPPING], tensors)
-    if numbers["scaler"] and state.scaler.is_enabled():
-        state.scaler.load_state_dict(_load_scaler(numbers["scaler"]))
-    state.micro_batch = None if numbers["micro_batch"] is None else _check_number(numbers["micro_batch"], int)
-    streams = numbers["streams"]
-    if streams is not None and not (isinstance(streams, list) and all(isinstance(item, dict) for item in streams)):
-        raise ValueError(f"streams must be a list of objects, got {streams!r:.40}")
-    state.streams = streams
-    state.step, state.num_samples = _check_number(numbers["step"], int), _check_number(numbers["num_samples"], int)
-    state.skipped.copy_(torch.tensor([0, _check_number(numbers["skipped_updates"], int)]))
-
-
-def _load_early_stopping(numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> EarlyStopping:
-    best_step = None if numbers["best_step"] is None else _check_number(numbers["best_step"], int)
-    return EarlyStopping(
-        best_step=best_step,
-        best_loss=math.inf if best_step is None else _check_number(numbers["best_loss"], float),
-        num_since=_check_number(numbers["num_since"], int),
-        reference=tensors[REFERENCE].clone() if REFERENCE in tensors else None,
+    state.early_stopping = EarlyStopping(
+        best_step=info.best_step,
+        best_loss=info.best_loss,
+        num_since=info.num_since,
+        reference=None if reference is None else reference.to(torch.float32, copy=True),  # not memory-mapped
     )
-
-
-def _load_scaler(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    loaded = {key: _check_number(numbers[key], float) for key in ("scale", "growth_factor", "backoff_factor")}
-    loaded |= {key: _check_number(numbers[key], int) for key in ("growth_interval", "_growth_tracker")}
-    is_usable = loaded["scale"] > 0 and loaded["growth_factor"] > 1 > loaded["backoff_factor"] > 0
-    if not is_usable or loaded["growth_interval"] < 1:
-        raise ValueError(f"scaler has values that a gradient scaler cannot work with: {loaded}")
-    return loaded
-
-
-def _check_number(value: Any, kind: Callable[[Any], Any]) -> Any:
-    """Return `value`.
-
-    Raise ValueError unless it has the type `kind` and is finite and at least 0.
-    """
-    if type(value) is not kind or not 0 <= value < math.inf:
-        raise ValueError(f"expected a number of type {kind.__name__} that is 0 or more, got {value!r:.40}")
-    return value
+    if info.scaler and state.scaler.is_enabled():
+        state.scaler.load_state_dict(info.scaler)
+    state.micro_batch, state.streams = info.micro_batch, info.streams
+    state.step, state.num_samples = info.step, info.num_samples
+    state.skipped.copy_(torch.tensor([0, info.skipped_updates]))
 
 
 def broadcast_state(state: TrainingState, world: World) -> None:

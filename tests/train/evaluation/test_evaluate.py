@@ -14,11 +14,20 @@ import pytest
 import torch
 from filelock import FileLock
 
-from tests.helpers.runs import AUTHOR_ID, EOT_ID, invoke, make_build, read_metric_rows, small_disk, write_config
+from tests.helpers.runs import (
+    AUTHOR_ID,
+    EOT_ID,
+    edit_checkpoint,
+    invoke,
+    make_build,
+    read_metric_rows,
+    small_disk,
+    write_config,
+)
 from tests.train.evaluation.helpers import CPU, check_error, read_rows, snapshot
 from train.evaluation import job
 from train.evaluation.results import read_losses
-from train.run.checkpoint import list_checkpoints
+from train.run.checkpoint import list_checkpoints, open_checkpoint
 
 STOPPED = "stopped; the evaluations so far are saved, run the same command again to continue\n"
 
@@ -171,10 +180,8 @@ def test_batch_size_is_halved_when_memory_runs_out(run: Path, monkeypatch: pytes
 
 def test_unsupported_precision_is_replaced_with_a_warning(run: Path) -> None:
     for each in list_checkpoints(run):
-        info = each / "checkpoint.json"
-        content = json.loads(info.read_text())
-        content["settings"]["precision"] = "tf32"
-        info.write_text(json.dumps(content))
+        settings = open_checkpoint(each).info.origin.settings
+        edit_checkpoint(each, settings=settings | {"precision": "tf32"})
     result = invoke("evaluate.py", run, "--all", *CPU)
     assert result.stderr == "warning: the run was trained in tf32, which cpu does not support; evaluating it in fp32\n"
     assert {row["precision"] for row in read_rows(run)} == {"fp32"} and len(read_rows(run)) == 3
@@ -223,10 +230,8 @@ def test_data_option_rejects_data_that_do_not_fit(folder: Path, run: Path, tmp_p
 def test_changed_data_of_the_run_are_rejected(run: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     for each in list_checkpoints(run):
-        info = each / "checkpoint.json"
-        content = json.loads(info.read_text())
-        content["settings"]["data"] = str(data)
-        info.write_text(json.dumps(content))
+        settings = open_checkpoint(each).info.origin.settings
+        edit_checkpoint(each, settings=settings | {"data": str(data)})
     check_error(invoke("evaluate.py", run, *CPU), 2, "or set other data of its tokenizer with --data")
     make_build(data, val_repeats=8)
     check_error(

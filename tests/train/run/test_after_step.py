@@ -87,8 +87,8 @@ def test_best_checkpoint_is_kept_beside_the_last(folder: Path) -> None:
     assert f"the lowest validation loss was {val_losses[best]:.4f}, after step {best}" in result.stdout
     assert list_steps(folder / "worse") == [best, 36, 40]
     last = find_newest_checkpoint(folder / "worse", pytest.fail)
-    assert last is not None and last.best_step == best
-    assert open_checkpoint(list_checkpoints(folder / "worse")[0]).step == best
+    assert last is not None and last.info.best_step == best
+    assert open_checkpoint(list_checkpoints(folder / "worse")[0]).info.step == best
 
 
 def test_patience_stops_a_run_and_higher_patience_continues_it(folder: Path) -> None:
@@ -114,7 +114,7 @@ def test_new_run_from_one_that_stopped_early_has_its_own_best(folder: Path, tmp_
     done = invoke("train.py", *fork, "--patience=none")
     assert done.returncode == 0 and "finished after step 60" in done.stdout, done.stderr
     newest = find_newest_checkpoint(tmp_path / "fork", pytest.fail)
-    assert newest is not None and newest.best_step is not None
+    assert newest is not None and newest.info.best_step is not None
     assert invoke("sample.py", tmp_path / "fork", "--best", "--tokens", 2).returncode == 0
 
 

@@ -12,6 +12,7 @@ from filelock import FileLock
 
 from tests.helpers.runs import (
     VOCAB_SIZE,
+    edit_checkpoint,
     invoke,
     list_steps,
     make_build,
@@ -22,7 +23,7 @@ from tests.helpers.runs import (
     write_config,
 )
 from train.core.device import choose_device
-from train.run.checkpoint import list_checkpoints
+from train.run.checkpoint import list_checkpoints, open_checkpoint
 from train.run.run_dir import delete_run
 
 # A directory that has a run
@@ -188,7 +189,7 @@ def test_resume_with_a_model_of_another_shape_writes_nothing(folder: Path) -> No
 def test_contradictory_options_are_rejected(folder: Path) -> None:
     run, other = train_run(folder, "both"), folder / "n"
     for arguments, message in (
-        ([f"--resume={run}", "--init_from=x", f"--out_dir={other}"], "so init_from=x would have no effect"),
+        ([f"--resume={run}", "--init_from=x", f"--out_dir={other}"], "init_from is x, which has no effect"),
         ([f"--resume={run}", "--optimizer=muon", f"--out_dir={other}", "--max_steps=30"], "set --optimizer=adamw"),
         ([f"--init_from={run}", "--restart"], "is inside out_dir"),
         (["--restart=true"], "--restart takes no value; write --restart alone"),
@@ -223,10 +224,10 @@ def test_run_with_old_names_of_settings_is_saved_under_new_names_and_continues(f
     assert "sampling" not in saved and "sample_tokens" not in saved
     before = read_losses(run)
     shutil.rmtree(list_checkpoints(run)[-1])
-    info = list_checkpoints(run)[-1] / "checkpoint.json"  # as an earlier version wrote it
-    content = json.loads(info.read_text())
-    content["settings"]["sampling"] = content["settings"].pop("data_order")
-    info.write_text(json.dumps(content))
+    newest = list_checkpoints(run)[-1]
+    settings = open_checkpoint(newest).info.origin.settings
+    settings["sampling"] = settings.pop("data_order")  # as an earlier version wrote it
+    edit_checkpoint(newest, settings=settings)
     resumed = invoke("train.py", folder / "old_names.py")
     assert resumed.returncode == 0 and "continuing after step 4" in resumed.stdout, resumed.stderr
     assert read_losses(run) == before

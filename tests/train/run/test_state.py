@@ -12,7 +12,8 @@ from tests.helpers.runs import train_run, write_config
 from train.config import load_config
 from train.data.batches import TrainingData
 from train.data.builds import open_builds
-from train.run.checkpoint import list_checkpoints, open_checkpoint, origin_of, restore, save
+from train.run.checkpoint import list_checkpoints, open_checkpoint, restore
+from train.run.save_checkpoint import origin_of, save
 from train.run.state import TrainingState, new_state
 
 
@@ -28,7 +29,7 @@ def test_gradient_scaler_is_restored(folder: Path, tmp_path: Path) -> None:
     saved.scaler.scale(infinite_loss).backward()
     saved.scaler.unscale_(saved.optimizers[0])
     saved.scaler.update()
-    saved.step = 1
+    saved.step, saved.num_samples = 1, 8
     restore(open_checkpoint(save(saved, tmp_path, origin=origin_of(config, builds), keep=1)), restored)
     assert restored.scaler.get_scale() == saved.scaler.get_scale() == 32768.0
 

@@ -1,0 +1,232 @@
+"""checkpoint.json: its keys, their types and ranges, and the checksum of them all.
+
+`CheckpointInfo` is what the file contains. Everything that decides how a run continues, except the
+tensors, is in it: a single changed digit in `num_samples` would continue the run with other data.
+So the file has a `checksum`, the SHA-256 of the canonical JSON of all other keys, and every value is
+checked once, here. Code that has a CheckpointInfo needs no further checks.
+
+Checkpoints of earlier versions have no checksum. They must have exactly the keys that those
+versions wrote, so that a file whose key `checksum` is damaged is not taken for one of them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preprocess.errors import FolioError, MisuseError
+from preprocess.shards.files import JsonObject, canonical_json, parse_json, read_small_file, sha256_bytes
+from train.config import Config, config_from_saved
+from train.data.batches import MAX_WINDOWS
+from train.run.metrics import MAX_STEP
+
+FORMAT = "folio-checkpoint"
+VERSION = 2
+INFO_FILE, MODEL_FILE, TRAINING_FILE = "checkpoint.json", "model.safetensors", "training.safetensors"
+TENSOR_FILES = (MODEL_FILE, TRAINING_FILE)
+EARLY_STOPPING = "watch"  # the key that earlier versions used
+CHECKSUM = "checksum"
+ADVICE = "; use another checkpoint"
+MAX_VOCAB_SIZE = 1 << 32
+MAX_SAMPLES = 1 << 53  # up to which float64, in which the processes exchange it, represents whole numbers
+MAX_FLOAT32 = 3.4e38
+SHA256 = re.compile(r"[0-9a-f]{64}")
+KEYS = {
+    "format", "version", "step", "num_samples", "micro_batch", "streams", "skipped_updates", "scaler", "settings",
+    "build_id", "tokenizer_sha256", "vocab_size", "files", EARLY_STOPPING,
+}  # fmt: skip
+
+
+class CheckpointError(FolioError):
+    """A checkpoint that is damaged or does not fit the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a run is made from. It is the same in all checkpoints of the run."""
+
+    settings: JsonObject
+    build_id: str
+    tokenizer_sha256: str  # of the manifest's `tokenizer`: builds with the same value use the same ids for text
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """The checked content of checkpoint.json."""
+
+    step: int  # optimizer steps done
+    num_samples: int  # samples used
+    micro_batch: int | None  # windows per forward pass, if the run knew it
+    streams: list[JsonObject] | None  # the resume state of each process's stream; unset for builds
+    skipped_updates: int  # in the whole run
+    scaler: JsonObject  # of the gradient scaler; empty if it is off
+    best_step: int | None  # the step of the run's best evaluation so far
+    best_loss: float  # of that evaluation; infinite if there is none
+    num_since: int  # evaluations since one that was better beyond noise
+    vocab_size: int
+    config: Config  # of the run: the settings of `origin`
+    origin: Origin
+    sha256: Mapping[str, str]  # of each of TENSOR_FILES
+    size_bytes: Mapping[str, int]  # of each of TENSOR_FILES
+
+
+def seal_info(fields: JsonObject) -> JsonObject:
+    """Return the object that checkpoint.json contains: `fields` with the checksum of all other keys."""
+    content = {key: value for key, value in fields.items() if key != CHECKSUM}
+    return content | {CHECKSUM: sha256_bytes(canonical_json(content))}
+
+
+def read_info(folder: Path) -> CheckpointInfo:
+    """Return the content of the checkpoint.json in `folder`.
+
+    Raises CheckpointError if it is missing or damaged, and FolioError if it is intact, but of
+    another version of Folio.
+    """
+    path = folder / INFO_FILE
+    try:
+        content = parse_json(read_small_file(path))
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise CheckpointError(f"{folder} has no {INFO_FILE}{ADVICE}") from e
+    except OSError as e:
+        raise CheckpointError(f"{path} cannot be read ({e.strerror}){ADVICE}") from e
+    except ValueError as e:
+        raise CheckpointError(f"{path} is not JSON ({e}){ADVICE}") from e
+    except FolioError as e:  # not a regular file, or too large
+        raise CheckpointError(f"{e}{ADVICE}") from e
+    try:
+        is_sealed = _check_seal(content)
+    except ValueError as e:
+        raise CheckpointError(f"{path} {e}{ADVICE}") from e
+    if content["version"] != VERSION:
+        raise FolioError(
+            f"{path} has version {content['version']!r:.40}, this Folio reads version {VERSION}; use the Folio "
+            "that wrote it"
+        )
+    try:
+        config = config_from_saved(content.get("settings"), str(path))
+    except MisuseError as e:
+        if is_sealed:
+            raise
+        raise CheckpointError(f"{e}{ADVICE}") from e
+    try:
+        return _parse(content, config)
+    except ValueError as e:
+        raise CheckpointError(f"{path} is malformed: {e}{ADVICE}") from e
+
+
+def _check_seal(content: Any) -> bool:
+    """Return whether `content` has a checksum. Raise ValueError if it is not what was written."""
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"does not have the format {FORMAT!r}, so it is damaged or not a checkpoint of Folio")
+    if CHECKSUM in content:
+        if seal_info(content)[CHECKSUM] != content[CHECKSUM]:
+            raise ValueError("does not have the checksum that it states, so it is damaged or was edited")
+    elif content.keys() != KEYS:
+        missing = sorted(KEYS - content.keys())
+        raise ValueError(f"is malformed: it has no {missing[0]}" if missing else f"has no {CHECKSUM}")
+    if "version" not in content:
+        raise ValueError("is malformed: it has no version")
+    return CHECKSUM in content
+
+
+def _parse(content: JsonObject, config: Config) -> CheckpointInfo:
+    """Return the checked values of checkpoint.json. Raises ValueError for one that no run writes."""
+    step = _get_int(content, "step", 0, min(config.max_steps, MAX_STEP))
+    num_samples = _get_int(content, "num_samples", step, MAX_SAMPLES)  # a step has one sample at least
+    best_step, best_loss, num_since = _parse_early_stopping(_get(content, EARLY_STOPPING, dict), step=step)
+    files = _get(content, "files", dict)
+    entries = {name: _get(files, name, dict) for name in TENSOR_FILES}
+    return CheckpointInfo(
+        step=step,
+        num_samples=num_samples,
+        micro_batch=_parse_micro_batch(content, config),
+        streams=_parse_streams(content, config),
+        skipped_updates=_get_int(content, "skipped_updates", 0, num_samples),
+        scaler=_parse_scaler(_get(content, "scaler", dict)),
+        best_step=best_step,
+        best_loss=best_loss,
+        num_since=num_since,
+        vocab_size=_get_int(content, "vocab_size", 1, MAX_VOCAB_SIZE),
+        config=config,
+        origin=Origin(
+            settings=content["settings"],
+            build_id=_get_sha256(content, "build_id"),
+            tokenizer_sha256=_get_sha256(content, "tokenizer_sha256"),
+        ),
+        sha256={name: _get_sha256(entry, "sha256") for name, entry in entries.items()},
+        size_bytes={name: _get_int(entry, "bytes", 0, 1 << 62) for name, entry in entries.items()},
+    )
+
+
+def _parse_early_stopping(content: JsonObject, *, step: int) -> tuple[int | None, float, int]:
+    """Return the step and the loss of the best evaluation, and the number of evaluations since."""
+    num_since = _get_int(content, "num_since", 0, step)  # at most one evaluation per step
+    if _get(content, "best_step", int, type(None)) is None:
+        return None, math.inf, num_since
+    return _get_int(content, "best_step", 0, step), _get_float(content, "best_loss", math.inf), num_since
+
+
+def _parse_micro_batch(content: JsonObject, config: Config) -> int | None:
+    if _get(content, "micro_batch", int, type(None)) is None:
+        return None
+    micro_batch = _get_int(content, "micro_batch", 1, MAX_WINDOWS)
+    if config.windows_per_step % micro_batch:
+        raise ValueError(f"micro_batch must divide a step's {config.windows_per_step:,} windows, got {micro_batch:,}")
+    return micro_batch
+
+
+def _parse_streams(content: JsonObject, config: Config) -> list[JsonObject] | None:
+    streams: list[JsonObject] | None = _get(content, "streams", list, type(None))
+    if streams is None:
+        return None
+    if not streams or config.windows_per_step % len(streams) or not all(isinstance(item, dict) for item in streams):
+        raise ValueError(f"streams must be a list with an object for each process, got {streams!r:.40}")
+    return streams
+
+
+def _parse_scaler(content: JsonObject) -> JsonObject:
+    """Return the state of the gradient scaler with the values that it can work with."""
+    if not content:
+        return {}
+    scaler: JsonObject = {
+        key: _get_float(content, key, MAX_FLOAT32) for key in ("scale", "growth_factor", "backoff_factor")
+    }
+    scaler |= {key: _get_int(content, key, 0, MAX_STEP) for key in ("growth_interval", "_growth_tracker")}
+    if not scaler["scale"] > 0 or not scaler["growth_factor"] > 1 > scaler["backoff_factor"] > 0:
+        raise ValueError("scaler must have scale > 0, growth_factor > 1 and backoff_factor between 0 and 1")
+    if not scaler["_growth_tracker"] < scaler["growth_interval"]:
+        raise ValueError("scaler must have a _growth_tracker below its growth_interval")
+    return scaler
+
+
+def _get(content: JsonObject, key: str, *kinds: type) -> Any:
+    if key not in content:
+        raise ValueError(f"it has no {key}")
+    if type(content[key]) not in kinds:
+        raise ValueError(f"{key} is {content[key]!r:.40}")
+    return content[key]
+
+
+def _get_int(content: JsonObject, key: str, minimum: int, maximum: int) -> int:
+    value: int = _get(content, key, int)
+    if not minimum <= value <= maximum:
+        raise ValueError(f"{key} must be from {minimum:,} to {maximum:,}, got {str(value)[:40]}")
+    return value
+
+
+def _get_float(content: JsonObject, key: str, maximum: float) -> float:
+    value: float = _get(content, key, float)
+    if not 0 <= value <= maximum:
+        raise ValueError(f"{key} must be from 0 to {maximum:g}, got {value}")
+    return value
+
+
+def _get_sha256(content: JsonObject, key: str) -> str:
+    value: str = _get(content, key, str)
+    if not SHA256.fullmatch(value):
+        raise ValueError(f"{key} must be a SHA-256 in hexadecimal, got {value!r:.40}")
+    return value

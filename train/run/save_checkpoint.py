@@ -1,0 +1,131 @@
+"""Save checkpoints, and delete those that a run does not keep; checkpoint.py describes the files.
+
+A checkpoint is written under a hidden temporary name, flushed to the disk, and renamed. So a folder
+with the final name is complete, whenever the process or the machine stops.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from preprocess.errors import FolioError
+from preprocess.shards.files import readable_json, sha256_file, sync_folder, write_durable
+from train.config import Config
+from train.core.tensors import write_tensors
+from train.data.streams import DataSource
+from train.run.checkpoint import CHECKPOINTS_DIR, list_checkpoints, step_folder, step_of
+from train.run.checkpoint_info import (
+    FORMAT,
+    INFO_FILE,
+    MODEL_FILE,
+    TENSOR_FILES,
+    TRAINING_FILE,
+    VERSION,
+    Origin,
+    seal_info,
+)
+from train.run.state import TrainingState, state_numbers, state_tensors
+
+LEFTOVER = re.compile(r"\.step-.*\.(partial|removed)")
+
+
+def origin_of(config: Config, source: DataSource) -> Origin:
+    """Return the Origin of a run of `config` on `source`."""
+    return Origin(settings=config.as_dict(), build_id=source.build_id, tokenizer_sha256=source.tokenizer_sha256)
+
+
+def remove_leftovers(out_dir: Path) -> None:
+    """Delete what interrupted saves and deletions left."""
+    folder = out_dir / CHECKPOINTS_DIR
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        if LEFTOVER.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def save(state: TrainingState, out_dir: Path, *, origin: Origin, keep: int) -> Path:
+    """Commit a checkpoint of `state`, then delete all except the last `keep` and the best.
+
+    Return its folder.
+
+    Raises FolioError if it cannot be written. Earlier checkpoints are then unchanged, and nothing
+    partial remains.
+    """
+    target = step_folder(out_dir, state.step)
+    folder = target.parent
+    temporary = folder / f".{target.name}.{os.getpid()}.partial"
+    tensors = {MODEL_FILE: state.model.state_dict(), TRAINING_FILE: state_tensors(state)}
+    try:
+        temporary.mkdir(parents=True)
+        _write(temporary, tensors, state=state, origin=origin)
+        _remove(target)  # exists only if it is damaged and the run rolled back past it
+        temporary.rename(target)
+        sync_folder(folder)
+        sync_folder(out_dir)
+    except (OSError, SafetensorError) as e:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise FolioError(_describe_failed_save(e, out_dir, tensors=tensors, step=state.step)) from e
+    _prune(out_dir, step=state.step, keep=keep, best_step=state.early_stopping.best_step)
+    return target
+
+
+def _prune(out_dir: Path, *, step: int, keep: int, best_step: int | None) -> None:
+    # A checkpoint of a later step was rolled back past: it must not replace a good one.
+    later = [p for p in list_checkpoints(out_dir) if step_of(p) > step]
+    others = [p for p in list_checkpoints(out_dir) if step_of(p) <= step]
+    for folder in later + [p for p in others[:-keep] if step_of(p) != best_step]:
+        _remove(folder)
+
+
+def _write(folder: Path, tensors: Mapping[str, dict[str, Tensor]], *, state: TrainingState, origin: Origin) -> None:
+    files = {}
+    for name, content in tensors.items():
+        write_tensors(folder / name, content)
+        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
+    info = {
+        "format": FORMAT,
+        "version": VERSION,
+        **state_numbers(state),
+        **dataclasses.asdict(origin),
+        "vocab_size": state.model.vocab_size,
+        "files": files,
+    }
+    write_durable(folder / INFO_FILE, readable_json(seal_info(info)))
+    for name in TENSOR_FILES:  # safetensors writes files that only their owner can read
+        shutil.copymode(folder / INFO_FILE, folder / name)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint.
+
+    It is renamed first, so that an interrupted deletion leaves no incomplete checkpoint.
+    """
+    if folder.exists():
+        removed = folder.with_name(f".{folder.name}.{os.getpid()}.removed")
+        folder.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
+
+
+def _describe_failed_save(
+    error: OSError | SafetensorError, out_dir: Path, *, tensors: Mapping[str, dict[str, Tensor]], step: int
+) -> str:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    needed_mb = sum(t.nbytes for content in tensors.values() for t in content.values()) / 1e6
+    free_mb = shutil.disk_usage(out_dir).free / 1e6
+    kept = list_checkpoints(out_dir)
+    full_disk = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+    is_full = isinstance(error, SafetensorError) or error.errno in full_disk
+    advice = "free some" if is_full else "solve that"
+    start = f"{kept[-1].name}, which is complete" if kept else "the beginning"
+    return (
+        f"cannot save the checkpoint of step {step:,} in {out_dir}: {reason}; it needs {needed_mb:,.1f} MB, "
+        f"{free_mb:,.1f} MB are free; {advice}, then run the same command again: it continues from {start}"
+    )
