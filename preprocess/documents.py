@@ -35,7 +35,9 @@ def make_batch(columns: dict[str, Any], num_documents: int) -> pa.RecordBatch:
     for field in SCHEMA:
         value = columns.get(field.name)
         if isinstance(value, pa.Array):
-            arrays.append(value.cast(field.type))
+            arrays.append(value if value.type == field.type else value.cast(field.type))
+        elif value is None:
+            arrays.append(pa.nulls(num_documents, field.type))
         elif isinstance(value, list | np.ndarray):
             arrays.append(pa.array(value, field.type))
         else:

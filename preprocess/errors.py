@@ -56,6 +56,11 @@ def shorten(text: str) -> str:
     return one_line(text[:MAX_SHOWN]) + ("…" if len(text) > MAX_SHOWN else "")
 
 
+def format_quantity(number: int, noun: str) -> str:
+    """Return for example "1 file" or "1,234 files". `noun`: in the singular, with a plural in -s."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of a library's error message. Further lines are usually a traceback."""
     return str(error).splitlines()[0][:200]

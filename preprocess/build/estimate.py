@@ -19,7 +19,6 @@ from preprocess.build.stats import compute_ratio, describe_lengths
 from preprocess.build.work_dir import DOCUMENT_DTYPE
 from preprocess.documents import count_text_bytes
 from preprocess.errors import FolioError
-from preprocess.inputs.input_files import Span
 from preprocess.readers.records import Rejects
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.files import JsonObject
@@ -108,21 +107,17 @@ def _read_partitions(plan: Plan) -> _ReadDocuments:
     sizes = plan.partition_bytes()
     for number in order[:NUM_PARTITIONS_READ].tolist():
         begin, bytes_before = time.perf_counter(), found.text_bytes
-        is_complete = True
-        for span in plan.partitions[number].spans:
-            is_complete = _read_span(plan, span, found, max_text_bytes=bytes_before + MAX_TEXT_BYTES)
-            if not is_complete:
-                break
+        is_complete = _read_partition(plan, number, found, max_text_bytes=bytes_before + MAX_TEXT_BYTES)
         found.elapsed_s += time.perf_counter() - begin
         # The input size of a partially read partition is unknown. Assume that it is the text size.
         found.input_bytes += sizes[number] if is_complete else found.text_bytes - bytes_before
     return found
 
 
-def _read_span(plan: Plan, span: Span, found: _ReadDocuments, *, max_text_bytes: int) -> bool:
-    """Add the documents of `span` to `found`. Returns False if `max_text_bytes` stopped it."""
-    input_file = plan.input_files[span.file_number]
-    for batch, _ in read_documents(input_file, span, plan.recipe, Rejects(None), Counter()):
+def _read_partition(plan: Plan, number: int, found: _ReadDocuments, *, max_text_bytes: int) -> bool:
+    """Add the documents of a partition to `found`. Returns False if `max_text_bytes` stopped it."""
+    spans = ((plan.input_files[span.file_number], span) for span in plan.partitions[number].spans)
+    for batch, _ in read_documents(spans, plan.recipe, Rejects(None), Counter()):
         batch = batch.filter(pa.array(count_text_bytes(batch.column("text")) > 0))
         texts = batch.column("text")
         found.texts.append(texts)

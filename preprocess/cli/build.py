@@ -40,12 +40,12 @@ def build(
     """
     from preprocess.build.engines.local import get_default_num_workers, start_fork_server
     from preprocess.inputs.find_inputs import is_larger
-    from preprocess.inputs.input_files import PARTITION_BYTES
+    from preprocess.inputs.input_files import PARTITION_BYTES, PARTITION_FILES
 
     text = RecipeOptions(**options)
     recipe = text.load_recipe(shard_tokens=shard_tokens)
     workers = workers or get_default_num_workers()
-    if workers > 1 and is_larger(recipe, PARTITION_BYTES):
+    if workers > 1 and is_larger(recipe, PARTITION_BYTES, PARTITION_FILES):
         start_fork_server()  # starting takes half a second, in which this process imports and hashes
 
     from preprocess.build.build import build as run_build

@@ -7,15 +7,17 @@ has neither; its only input is the vocabulary that the sentences are generated f
 
 from __future__ import annotations
 
-import glob
+import functools
 import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
-from preprocess.errors import MisuseError
+from preprocess.errors import FolioError, MisuseError, format_quantity, shorten
 from preprocess.inputs.download import find_file
+from preprocess.inputs.expand_glob import expand_glob, is_glob
 from preprocess.inputs.input_files import InputFile, describe_input_files, detect_format
 from preprocess.inputs.synthetic import VOCABULARY_FILE, read_vocabulary_file
 from preprocess.progress import Progress
@@ -25,6 +27,7 @@ from preprocess.shards.format import MANIFEST, TOKENIZER_DIR
 
 NO_SHA256 = "none"  # InputFile.sha256 of a file that was not hashed
 OPTION = "--input"  # the command-line option that sets `inputs`
+MAX_ENTRY_CHARACTERS = 4_096  # of one of `inputs`; longer paths do not exist on any system
 
 
 def find_input_files(
@@ -55,7 +58,8 @@ def find_input_files(
     if recipe.format == "synthetic":
         if recipe.inputs:
             raise MisuseError(
-                f"{inputs_name} {recipe.inputs[0]}: {recipe.corpus} is generated and reads no file; leave it out"
+                f"{inputs_name} {shorten(recipe.inputs[0])}: {recipe.corpus} is generated and reads no file; "
+                "leave it out"
             )
         vocabulary = read_vocabulary_file()
         return [InputFile(0, VOCABULARY_FILE, "", "synthetic", "", len(vocabulary), 0, sha256_bytes(vocabulary), {})]
@@ -63,45 +67,49 @@ def find_input_files(
         paths = _list_inputs(recipe.inputs, inputs_name, progress)
         known_sha256 = {} if compute_sha256 else dict.fromkeys((name for name, _ in paths), NO_SHA256)
     elif recipe.files:
-        paths = [(file.name, find_file(recipe.corpus, file, source=source, progress=progress)) for file in recipe.files]
+        paths = [
+            (file.name, str(find_file(recipe.corpus, file, source=source, progress=progress))) for file in recipe.files
+        ]
         known_sha256 = {file.name: file.sha256 for file in recipe.files}
     else:
         raise MisuseError(_explain_missing_inputs(recipe, inputs_name))
     return describe_input_files(paths, recipe, known_sha256, num_threads=num_threads)
 
 
-def is_larger(recipe: Recipe, num_bytes: int) -> bool:
-    """Return whether the input files have more than `num_bytes` in total.
+def is_larger(recipe: Recipe, num_bytes: int, num_files: int) -> bool:
+    """Return whether the input files have more than `num_bytes` in total or are more than `num_files`.
 
     Files are examined only until the answer is known.
     """
     if recipe.inputs:
-        sizes = (path.stat().st_size for path, is_read in _expand(recipe.inputs, OPTION) if is_read)
+        sizes = (os.path.getsize(path) for path, is_read in _expand(recipe.inputs, OPTION) if is_read)
     else:
         sizes = (file.bytes for file in recipe.files)
-    return any(total > num_bytes for total in itertools.accumulate(sizes))
+    totals = enumerate(itertools.accumulate(sizes), start=1)
+    return any(total > num_bytes or count > num_files for count, total in totals)
 
 
-def _list_inputs(inputs: Iterable[str], inputs_name: str, progress: Progress) -> list[tuple[str, Path]]:
+def _list_inputs(inputs: Iterable[str], inputs_name: str, progress: Progress) -> list[tuple[str, str]]:
     """Return (name, path) of every file that matches `inputs`, each file once, sorted by name.
 
     A name is the path relative to the deepest folder that contains all files. Warns about files in
     folders that are skipped because their names have no known suffix.
     """
-    progress.log(f"reading the names and checksums of {', '.join(inputs)[:200]}")
-    paths: set[Path] = set()
-    skipped: list[Path] = []
+    progress.log(f"reading the names and checksums of {shorten(', '.join(inputs))}")
+    resolve_folder = functools.cache(os.path.realpath)  # most files share their folder with others
+    paths: set[str] = set()
+    suffixes: Counter[str] = Counter()  # of the files that are skipped
     for path, is_read in _expand(inputs, inputs_name):
         if is_read:
-            paths.add(path.resolve())
+            folder, name = os.path.split(path)
+            paths.add(os.path.realpath(path) if os.path.islink(path) else os.path.join(resolve_folder(folder), name))
         else:
-            skipped.append(path)
-    if skipped:
-        suffixes = Counter(path.suffix.lower() or "no suffix" for path in skipped)
-        counts = ", ".join(f"{n:,} {suffix}" for suffix, n in suffixes.most_common(6))
-        progress.warn(f"{len(skipped):,} files were skipped because their format is unknown: {counts}")
-    base = os.path.commonpath([path.parent for path in paths])
-    named_paths = sorted((path.relative_to(base).as_posix(), path) for path in paths)
+            suffixes[os.path.splitext(path)[1].lower() or "no suffix"] += 1
+    if suffixes:
+        counts = ", ".join(f"{n:,} {shorten(suffix)}" for suffix, n in suffixes.most_common(6))
+        progress.warn(f"skipped {format_quantity(suffixes.total(), 'file')} of unknown format: {counts}")
+    prefix = os.path.join(os.path.commonpath({os.path.dirname(path) for path in paths}), "")
+    named_paths = sorted((path[len(prefix) :].replace(os.sep, "/"), path) for path in paths)
     for name, path in named_paths:
         try:
             name.encode("utf-8")
@@ -112,7 +120,7 @@ def _list_inputs(inputs: Iterable[str], inputs_name: str, progress: Progress) ->
     return named_paths
 
 
-def _expand(inputs: Iterable[str], inputs_name: str) -> Iterator[tuple[Path, bool]]:
+def _expand(inputs: Iterable[str], inputs_name: str) -> Iterator[tuple[str, bool]]:
     """Yield (path, is_read) for each file that matches one of `inputs`.
 
     A file found in a folder is read only if its suffix is known. Raises MisuseError if one of
@@ -125,37 +133,54 @@ def _expand(inputs: Iterable[str], inputs_name: str) -> Iterator[tuple[Path, boo
             num_skipped += not is_read
             yield path, is_read
         if not num_read:
-            skipped = (
-                f"; the format of {num_skipped:,} files is unknown: pass a glob and --format" if num_skipped else ""
-            )
-            advice = "name a file, a folder, or a glob in quotes such as 'data/*.jsonl.zst'"
-            raise MisuseError(f"{inputs_name} {entry or repr(entry)} matches no file{skipped}; {advice}")
+            raise MisuseError(_explain_no_match(entry, inputs_name, num_skipped))
 
 
-def _expand_entry(entry: str, inputs_name: str) -> Iterator[tuple[Path, bool]]:
-    path = Path(entry)
+def _explain_no_match(entry: str, inputs_name: str, num_skipped: int) -> str:
+    advice = "name a file, a folder, or a glob in quotes such as 'data/*.jsonl.zst'"
+    shown = shorten(entry) or repr(entry)
+    if num_skipped:
+        skipped = f"the format of {format_quantity(num_skipped, 'file')} is unknown"
+        return f"{inputs_name} {shown} matches no file; {skipped}: pass a glob and --format; {advice}"
+    if entry and not is_glob(entry) and not os.path.lexists(entry):
+        return f"{inputs_name} {shown} does not exist; {advice}"
+    return f"{inputs_name} {shown} matches no file; {advice}"
+
+
+def _expand_entry(entry: str, inputs_name: str) -> Iterator[tuple[str, bool]]:
     if not entry:
         return
-    if path.is_dir():
-        yield from _walk(path)
-    elif path.exists():
-        if not path.is_file():
+    if len(entry) > MAX_ENTRY_CHARACTERS or "\0" in entry:
+        raise MisuseError(f"{inputs_name} {shorten(entry)} cannot be the path of a file; name a file or a folder")
+    if os.path.isdir(entry):
+        yield from _walk(entry)
+    elif os.path.exists(entry):
+        if not os.path.isfile(entry):
             raise MisuseError(f"{inputs_name} {entry} is not a regular file; name a file, a folder or a glob")
-        yield path, True
+        yield entry, True
     else:
-        yield from ((p, True) for p in map(Path, glob.iglob(entry, recursive=True)) if p.is_file())
+        yield from ((path, True) for path in expand_glob(entry) if os.path.isfile(path))
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """Yield the files below `folder`, without hidden files and without the contents of builds."""
-    for parent, folders, names in os.walk(folder):
+def _walk(folder: str) -> Iterator[tuple[str, bool]]:
+    """Yield the files below `folder`, without hidden files and without the contents of builds.
+
+    Raises FolioError if a folder cannot be listed: files would be missing from the build.
+    """
+    for parent, folders, names in os.walk(folder, onerror=_reject_unlisted):
         if MANIFEST in names and TOKENIZER_DIR in folders:
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(parent) / name for name in names if not name.startswith(".")):
-            if path.is_file():
-                yield path, detect_format(path.name)[0] is not None
+        for path in (os.path.join(parent, name) for name in names if not name.startswith(".")):
+            if os.path.isfile(path):
+                yield path, detect_format(path)[0] is not None
+
+
+def _reject_unlisted(error: OSError) -> NoReturn:
+    raise FolioError(
+        f"the folder {error.filename} cannot be listed ({error.strerror}); change its permissions, or name other files"
+    ) from error
 
 
 def _explain_missing_inputs(recipe: Recipe, inputs_name: str) -> str:

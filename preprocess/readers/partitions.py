@@ -35,7 +35,7 @@ class Partition:
 
 
 def make_partitions(input_files: list[InputFile], recipe: Recipe) -> list[Partition]:
-    """Return partitions of about PARTITION_BYTES, in reading order.
+    """Return partitions of about PARTITION_BYTES or PARTITION_FILES, in reading order.
 
     Small files share a partition.
     """
@@ -44,7 +44,8 @@ def make_partitions(input_files: list[InputFile], recipe: Recipe) -> list[Partit
     size_bytes = 0
     for input_file in input_files:
         for span in iter_spans(input_file, recipe):
-            if spans and size_bytes + span.size_bytes > inputs.PARTITION_BYTES:
+            is_full = size_bytes + span.size_bytes > inputs.PARTITION_BYTES or len(spans) >= inputs.PARTITION_FILES
+            if spans and is_full:
                 partitions.append(Partition(len(partitions), tuple(spans)))
                 spans, size_bytes = [], 0
             spans.append(span)

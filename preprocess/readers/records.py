@@ -92,8 +92,14 @@ class Rejects:
         """
         self.counts: Counter[str] = Counter()
         self.num_positions = 0  # documents of the current span so far, including the dropped ones
+        self.finished_spans: list[tuple[int, int]] = []  # of each span: input file number, num_positions
         self._path = path
         self._lines: list[str] = []
+
+    def finish_span(self, file_number: int) -> None:
+        """Record `num_positions` of a span of the input file `file_number`, and begin with the next span."""
+        self.finished_spans.append((file_number, self.num_positions))
+        self.num_positions = 0
 
     def reject(self, name: str, location: str, reason: str, record: bytes) -> None:
         """Count and save a malformed record of the input file `name`. Invalid UTF-8 is escaped."""

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocess.documents import count_text_bytes, make_batch
+from preprocess.documents import count_text_bytes, get_text_buffers, make_batch
 from preprocess.errors import FolioError
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.record_blocks import find_cut, reject_oversized
@@ -79,7 +79,9 @@ class DocumentMaker:
             return column  # orjson accepts only UTF-8
         try:
             # A cast from bytes to strings verifies UTF-8 (8 GB/s), one between strings does not.
-            return column.cast(pa.large_binary()).cast(pa.large_string())
+            return (column if column.type == pa.large_binary() else column.cast(pa.large_binary())).cast(
+                pa.large_string()
+            )
         except pa.ArrowInvalid:
             return self._decode_rows(column.cast(pa.large_binary()), records, keep)
 
@@ -136,8 +138,9 @@ class DocumentMaker:
         self, batch: pa.RecordBatch, split: pa.StringArray | None
     ) -> tuple[pa.RecordBatch, pa.StringArray | None]:
         """Cut texts that are longer than `max_document_bytes` into several documents."""
-        sizes = count_text_bytes(batch.column("text"))
-        if not len(sizes) or int(sizes.max()) <= self._recipe.max_document_bytes:
+        if len(get_text_buffers(batch.column("text"))[0]) <= self._recipe.max_document_bytes:
+            return batch, split  # also if all texts together are short enough
+        if int(count_text_bytes(batch.column("text")).max()) <= self._recipe.max_document_bytes:
             return batch, split
         parts: list[memoryview] = []
         rows: list[int] = []  # of `batch`, for each part

@@ -223,7 +223,7 @@ class DocumentReader:
         while True:
             rejects, row = Rejects(None), 0
             try:
-                for batch, sides in read_documents(file, span, self.corpus.recipe, rejects, Counter()):
+                for batch, sides in read_documents([(file, span)], self.corpus.recipe, rejects, Counter()):
                     end = row + batch.num_rows
                     if end > num_read:
                         skip = max(num_read - row, 0)  # read before the failure, or before the cursor

@@ -68,6 +68,7 @@ def test_estimate_stops_reading_a_large_partition(rows: Path, monkeypatch: pytes
     plan = make_plan(load_recipe(None, inputs=(str(rows),), tokenizer="byte", lang_column="lang"), None, QUIET)
     complete = estimate_build(plan, 50, workers=1)["build"]
     monkeypatch.setattr("preprocess.build.estimate.MAX_TEXT_BYTES", 1000)
+    monkeypatch.setattr("preprocess.stages.pipeline.MERGED_BYTES", 0)  # each row group is a batch
     partial = estimate_build(plan, 50, workers=1)["build"]
     assert partial["text_bytes"] == sum(plan.partition_bytes()) != complete["text_bytes"]
     texts, languages = choose_documents(plan, 10**6)

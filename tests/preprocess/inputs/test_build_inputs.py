@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,9 @@ def test_missing_inputs_and_unknown_formats_are_errors(tmp_path: Path) -> None:
     for path, message in (
         (tmp_path / "none*.txt", "matches no file"),
         (tmp_path / "empty", "matches no file"),
+        (tmp_path / "gone.txt", "gone.txt does not exist; name a file"),
+        (tmp_path / ("x" * 5_000), "cannot be the path of a file"),
+        ("bad\0name", r"--input bad\\x00name cannot be the path of a file"),
         (tmp_path / "odd.xyz", "is not clear from its name; pass --format"),
     ):
         with pytest.raises(MisuseError, match=message):
@@ -54,7 +60,7 @@ def test_skipped_files_are_reported_and_builds_are_not_read(tmp_path: Path, caps
     for name in ("doc.pdf", "tab.tsv", "more.tsv"):
         (data / name).write_text("x")
     result = build_files(data / "shards", data)
-    assert "3 files were skipped because their format is unknown: 2 .tsv, 1 .pdf" in capsys.readouterr().err
+    assert "skipped 3 files of unknown format: 2 .tsv, 1 .pdf" in capsys.readouterr().err
     assert build_files(data / "shards", data, name="again").build_id == result.build_id
     (data / "a.jsonl").unlink()
     with pytest.raises(
@@ -67,3 +73,30 @@ def test_skipped_files_are_reported_and_builds_are_not_read(tmp_path: Path, caps
         (data / name).write_bytes(b"x")
         with pytest.raises(MisuseError, match="is an archive or has an unsupported compression"):
             build_files(tmp_path, data / name, format="jsonl")
+
+
+def test_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its files the build would be smaller, and nobody would notice."""
+    (tmp_path / "in/closed").mkdir(parents=True)
+    (tmp_path / "in/a.txt").write_text("text")
+    list_folder = os.scandir
+
+    def scandir(path: str) -> Iterator[os.DirEntry[str]]:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))  # tests may run as root
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(FolioError, match="the folder .*closed cannot be listed .Permission denied"):
+        build_files(tmp_path, tmp_path / "in")
+
+
+def test_links_to_files_and_folders_name_the_real_files_once(tmp_path: Path) -> None:
+    (tmp_path / "real/deep").mkdir(parents=True)
+    (tmp_path / "real/deep/a.txt").write_text("one")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/link.txt").symlink_to(tmp_path / "real/deep/a.txt")
+    (tmp_path / "in/b.txt").write_text("two")
+    (tmp_path / "alias").symlink_to(tmp_path / "real")
+    result = build_files(tmp_path, tmp_path / "in", tmp_path / "alias/deep/a.txt", tmp_path / "alias/*/*.txt")
+    assert [source["name"] for source in result.manifest.sources] == ["in/b.txt", "real/deep/a.txt"]

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from preprocess.build.build import build
+from preprocess.build.plan import make_plan
 from preprocess.errors import FolioError
+from preprocess.readers.records import Rejects
 from preprocess.recipes.catalog import load_recipe
 from preprocess.shards.format import Build
+from preprocess.stages.pipeline import read_documents
 from preprocess.tokenizers import load_tokenizer
 from tests.helpers.file_builds import QUIET, WORDS, build_files, read_stats, read_texts
 
@@ -56,3 +61,45 @@ def test_a_single_group_cannot_be_split(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": w}) for w in WORDS))
     with pytest.raises(FolioError, match="all 40 documents are one group"):
         build_files(tmp_path, tmp_path / "a.jsonl", group_by="source")
+
+
+SMALL_FILE_SETTINGS = [
+    {},
+    {"document": "line", "min_characters": 9, "group_by": "source"},
+    {"document": "line", "group_by": "position"},
+    {"document": "passage", "passage_characters": 20},
+    {"split": "contiguous"},
+    {"split": "given", "name_pattern": r"(?P<split>train|val)-(?P<author>\w+?)-(?P<year>\d+)"},
+    {"clean": ("white_space", "trim"), "tokenizer": "char", "author": "Anna", "lang": "en"},
+]
+
+
+def write_small_files(folder: Path) -> None:
+    folder.mkdir()
+    for number in range(30):
+        author = "AB"[number % 2]
+        text = f"  text {number % 20} of {author}\n\n{'more  text ' * (number % 5)}\nline {number}\n\n"
+        (folder / f"{'val' if number % 3 else 'train'}-{author}-{1990 + number % 4}-{number:02}.txt").write_text(text)
+
+
+@pytest.mark.parametrize("settings", SMALL_FILE_SETTINGS)
+def test_merged_batches_and_small_partitions_change_no_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    write_small_files(tmp_path / "in")
+    ids = []
+    for merged_bytes, partition_files in ((4 << 20, 2_048), (0, 2_048), (3_000, 2_048), (4 << 20, 7)):
+        monkeypatch.setattr("preprocess.stages.pipeline.MERGED_BYTES", merged_bytes)
+        monkeypatch.setattr("preprocess.inputs.input_files.PARTITION_FILES", partition_files)
+        ids.append(build_files(tmp_path, tmp_path / "in", **settings).build_id)
+    assert len(set(ids)) == 1
+
+
+def test_documents_of_small_files_share_a_batch(tmp_path: Path) -> None:
+    write_small_files(tmp_path / "in")
+    plan = make_plan(load_recipe(None, inputs=(str(tmp_path / "in"),), tokenizer="byte"), None, QUIET)
+    spans = [(plan.input_files[span.file_number], span) for span in plan.partitions[0].spans]
+    rejects = Rejects(None)
+    [(batch, sides)] = read_documents(spans, plan.recipe, rejects, Counter())
+    assert batch.column("source").to_pylist() == list(range(30)) and len(sides) == 30
+    assert rejects.finished_spans == [(number, 1) for number in range(30)]
