@@ -109,11 +109,10 @@ def verify(output: Output, name: str) -> None:
 
     NAME is the name or the folder of a build. The exit status is 1 if a file differs.
     """
-    from preprocess.shards.format import Build
-    from preprocess.shards.verify import verify as find_faults
+    from preprocess.shards.format import find_build
+    from preprocess.shards.verify import verify_newest
 
-    build = Build(name)
-    faults = list(find_faults(build))
+    build, faults = verify_newest(find_build(name))
     result = {"folder": str(build.folder), "build_id": build.build_id, "faults": faults}
     if not faults:
         output.write(result, [f"{build.folder} is intact: build {build.build_id}"])

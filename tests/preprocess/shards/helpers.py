@@ -44,8 +44,8 @@ def read_manifest_json(build: Build) -> JsonObject:
 
 
 def edit_manifest(build: Build, **changes: object) -> None:
-    """Overwrite keys of a build's manifest, without sealing it again."""
-    (build.folder / MANIFEST).write_bytes(readable_json(read_manifest_json(build) | changes))
+    """Overwrite keys of a build's manifest, and seal it again, as somebody who means harm would."""
+    (build.folder / MANIFEST).write_bytes(readable_json(seal(read_manifest_json(build) | changes)))
 
 
 def read_windows(loader: Any) -> list[list[int]]:

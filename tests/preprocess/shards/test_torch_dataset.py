@@ -94,6 +94,7 @@ def huge_build(folder: Path, num_tokens: int) -> Build:
         file.truncate(2 * num_tokens)
     np.array([num_tokens], "<u8").tofile((folder / entry["file"]).with_suffix(".ends"))
     entry |= {"tokens": num_tokens, "bytes": 2 * num_tokens}
+    manifest["splits"]["train"]["tokens"] = num_tokens
     (folder / MANIFEST).write_bytes(readable_json(seal(manifest)))
     return Build(folder)
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
+from pathlib import Path
 
-from preprocess.shards.format import Build, seal
-from preprocess.shards.verify import verify
-from tests.preprocess.shards.helpers import edit_manifest, read_manifest_json
+import pytest
+
+from preprocess.shards import verify as verify_module
+from preprocess.shards.files import replace_directory
+from preprocess.shards.format import Build, find_build
+from preprocess.shards.replaced import MAX_READS, ReplacedError
+from preprocess.shards.verify import verify, verify_newest
+from tests.conftest import assert_one_line
+from tests.helpers.runs import make_build
 
 
 def test_verify_finds_every_flipped_bit(build_text: Callable[..., Build]) -> None:
@@ -26,20 +35,59 @@ def test_verify_finds_every_flipped_bit(build_text: Callable[..., Build]) -> Non
     ]
 
 
-def test_verify_finds_an_edited_manifest(build_text: Callable[..., Build]) -> None:
-    build = build_text()
-    edit_manifest(build, eot_id=3)
-    faults = list(verify(Build(build.folder)))
-    assert any("checksum" in f for f in faults) and any("build_id" in f for f in faults)
+@pytest.mark.parametrize("is_same", [False, True])
+def test_verify_newest_starts_over_if_the_build_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_same: bool
+) -> None:
+    """The old build's files vanish after the first hash, also if the new build has the same bytes."""
+    folder = make_build(tmp_path / "own")
+    new = make_build(tmp_path / "new", train_repeats=40 if is_same else 50)
+    expected_id = Build(new).build_id
+    hash_file, replacements = verify_module.sha256_file, [new]
+
+    def hash_then_replace(path: Path) -> str:
+        sha256 = hash_file(path)
+        if replacements:
+            os.rename(folder, tmp_path / "gone")  # the moment between the two renames of a replacement
+            assert not path.exists()
+            os.rename(replacements.pop(), folder)
+        return sha256
+
+    monkeypatch.setattr(verify_module, "sha256_file", hash_then_replace)
+    build, faults = verify_newest(folder)
+    assert faults == [] and build.build_id == expected_id and not replacements
 
 
-def test_verify_finds_totals_that_are_not_sums(build_text: Callable[..., Build]) -> None:
-    build = build_text()
-    manifest = read_manifest_json(build)
-    manifest["splits"]["train"]["tokens"] += 1
-    manifest["splits"]["val"]["documents"] += 1
-    edit_manifest(build, **seal(manifest))
-    assert list(verify(Build(build.folder))) == [
-        "train: tokens is not the sum over its shards",
-        "val: documents is not the sum over its shards",
-    ]
+def test_verify_newest_gives_up_if_the_build_is_replaced_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_build(tmp_path / "own")
+    hash_file, builds = verify_module.sha256_file, [make_build(tmp_path / f"new{i}") for i in range(MAX_READS)]
+
+    def hash_and_replace(path: Path) -> str:
+        if path.name == "stats.json" and builds:
+            replace_directory(builds.pop(), folder)
+        return hash_file(path)
+
+    monkeypatch.setattr(verify_module, "sha256_file", hash_and_replace)
+    with pytest.raises(ReplacedError, match=f"was replaced {MAX_READS} times while it was read") as raised:
+        verify_newest(folder)
+    assert_one_line(str(raised.value))
+    assert verify_newest(folder)[1] == []
+
+
+def test_verify_newest_waits_for_the_second_rename(tmp_path: Path) -> None:
+    """Between the two renames of a replacement no build has the name."""
+    folder = make_build(tmp_path / "own")
+    os.rename(folder, tmp_path / ".own.1.replaced")
+    timer = threading.Timer(0.05, os.rename, (tmp_path / ".own.1.replaced", folder))
+    timer.start()
+    assert find_build(str(folder)) == folder
+    timer.join()
+    assert verify_newest(folder)[1] == []
+
+
+def test_verify_newest_reports_damage_of_a_build_that_is_not_replaced(tmp_path: Path) -> None:
+    folder = make_build(tmp_path / "own")
+    (folder / "stats.json").write_bytes(b"[]\n")
+    assert [fault.split()[0] for fault in verify_newest(folder)[1]] == ["stats.json"]

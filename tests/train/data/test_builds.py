@@ -10,10 +10,17 @@ import pytest
 import torch
 
 from preprocess.errors import FolioError, MisuseError
-from tests.helpers.runs import AUTHOR_ID, SPECIAL_TOKENS, VOCAB_SIZE, make_build
-from train.config import Config
+from preprocess.shards.files import replace_directory
+from preprocess.shards.format import Build
+from preprocess.shards.manifest_file import ShardError, read_manifest
+from preprocess.shards.replaced import ReplacedError
+from tests.helpers.runs import AUTHOR_ID, SPECIAL_TOKENS, VOCAB_SIZE, make_build, write_config
+from train.config import Config, load_config
+from train.core.distributed import World
 from train.data.batches import TrainingData, ValidationData, build_seed
 from train.data.builds import open_builds
+from train.data.streams import DataSource
+from train.run import context
 
 CPU = torch.device("cpu")
 
@@ -113,3 +120,59 @@ def test_mask_documents_numbers_the_documents_of_each_row(folder: Path) -> None:
     is_start = ids[:, 1:] == AUTHOR_ID  # every document of these builds begins with its author
     assert torch.equal(documents[:, 1:] - documents[:, :-1], is_start.long())
     assert torch.equal(documents[:, 0], torch.zeros(50))
+
+
+def test_open_builds_rejects_a_damaged_tokenizer(tmp_path: Path) -> None:
+    """A run decodes text only after some of its steps, which would be lost."""
+    build = make_build(tmp_path / "own")
+    (build / "tokenizer" / "alphabet.txt").write_bytes(b"abc")
+    with pytest.raises(ShardError, match="alphabet.txt does not have the sha256 in its manifest; copy the build again"):
+        open_builds(str(build))
+    assert open_builds(str(make_build(tmp_path / "good"))).vocabulary_files.keys() == {
+        "tokenizer/alphabet.txt",
+        "manifest.json",
+    }
+
+
+def test_mask_documents_rejects_damaged_ends(tmp_path: Path) -> None:
+    folder = make_build(tmp_path / "own")
+    ends = np.fromfile(folder / "train-00000.ends", "<u8")
+    ends[[3, 4]] = ends[[4, 3]]
+    ends.tofile(folder / "train-00000.ends")
+    builds = open_builds(str(folder))
+    TrainingData(builds, make_config(), device=CPU)
+    with pytest.raises(ShardError, match="train-00000.ends does not ascend to the shard's 1,840 tokens"):
+        TrainingData(builds, make_config(mask_documents=True), device=CPU)
+    ValidationData(builds, make_config(mask_documents=True), device=CPU)
+
+
+def test_data_of_a_replaced_build_is_not_mixed_with_its_manifest(tmp_path: Path) -> None:
+    """The new shards have the size of the old ones, so only the manifest shows that they are others."""
+    folder, new = make_build(tmp_path / "own"), make_build(tmp_path / "new", name="own", sources=[1])
+    builds = open_builds(str(folder))
+    replace_directory(new, folder)
+    with pytest.raises(ReplacedError, match="was replaced by another build while it was read; run the command again"):
+        TrainingData(builds, make_config(), device=CPU)
+
+
+def test_open_run_opens_a_replaced_build_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, new = make_build(tmp_path / "own"), make_build(tmp_path / "new", train_repeats=50)
+    new_id, open_source, replacements = Build(new).build_id, context.open_data_source, [new]
+
+    def open_then_replace(setting: str, *, world: World) -> DataSource:
+        source = open_source(setting, world=world)
+        if replacements:
+            replace_directory(replacements.pop(), folder)
+        return source
+
+    monkeypatch.setattr(context, "open_data_source", open_then_replace)
+    run = context.open_run(load_config(write_config(tmp_path / "run.py", folder), {}), World())
+    assert run.source.build_id == new_id and run.data.train.num_tokens == 50 * 46
+
+
+def test_save_vocabulary_writes_the_build_that_was_opened(tmp_path: Path) -> None:
+    folder, new = make_build(tmp_path / "own"), make_build(tmp_path / "new", train_repeats=50)
+    builds = open_builds(str(folder))
+    replace_directory(new, folder)
+    builds.save_vocabulary(tmp_path / "copy")
+    assert read_manifest(tmp_path / "copy") == builds.manifest != Build(folder).manifest
