@@ -4,9 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-TRACKERS := build/trackers
+EXTRAS := $(VENV)/.extras
 
-.PHONY: setup demo test test-slow test-trackers lint wheel clean
+.PHONY: setup demo test test-slow lint wheel clean
 
 setup: $(READY)
 
@@ -25,19 +25,12 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-test-slow: setup test-trackers
+test-slow: $(EXTRAS)
 	$(BIN)/python -m pytest -m slow
 
-# MLflow needs an older pyarrow than constraints.txt has. It and W&B are installed in a second environment, which
-# takes all other packages from the first.
-test-trackers: $(TRACKERS)/.ready
-	$(TRACKERS)/bin/python -m pytest tests/train/trackers -k 'mlflow or wandb'
-
-$(TRACKERS)/.ready: $(READY)
-	$(BIN)/python -m venv --clear $(TRACKERS)
-	$(TRACKERS)/bin/python -m pip install --quiet mlflow==3.17.2 wandb==0.31.0
-	$(BIN)/python -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" \
-	  > $$($(TRACKERS)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/folio.pth
+# MLflow and W&B bring 60 packages, which only slow tests need.
+$(EXTRAS): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]'
 	@touch $@
 
 lint: setup

@@ -9,8 +9,11 @@ import functools
 import importlib
 import importlib.metadata
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -59,8 +62,27 @@ def test_constraints_pin_every_requirement() -> None:
         line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")
     )
     names = {name.lower() for name in pinned}
-    optional = {"mlflow", "wandb"}  # `make test-trackers` installs them into an environment of their own
-    assert REQUIRED.union(*EXTRAS.values()) - optional - {"folio-lm"} <= names
+    assert REQUIRED.union(*EXTRAS.values()) - {"folio-lm"} <= names
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_extras_can_be_installed_together_under_the_constraints(tmp_path: Path) -> None:
+    # A copy, because pip writes folio_lm.egg-info beside setup.cfg.
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE", "constraints.txt"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    for name in ("preprocess", "train", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    if resolve("--retries", "0", "--timeout", "15", "--no-deps", "click", cwd=tmp_path).returncode != 0:
+        pytest.skip("no package index can be reached")
+    done = resolve("--constraint", "constraints.txt", f".[{','.join(EXTRAS)}]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def resolve(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run pip's resolver without regard to what is installed here. Nothing is installed."""
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def test_commands_can_be_imported() -> None:

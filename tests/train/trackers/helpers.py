@@ -22,7 +22,7 @@ Values = dict[str, list[tuple[int, float]]]  # steps and values by metric
 def needs(*modules: str) -> pytest.MarkDecorator:
     """Skip a test if one of the modules is not installed."""
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}; run by `make test-trackers`")
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}; run by `make test-slow`")
 
 
 def read_metrics(out_dir: Path) -> Values:

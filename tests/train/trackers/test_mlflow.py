@@ -30,8 +30,7 @@ from tests.train.trackers.helpers import (
 from train.trackers import client as tracker_client
 from train.trackers.mlflow_backend import find_or_create_experiment
 
-NEEDS_MLFLOW = needs("mlflow", "sqlalchemy")
-NEEDS_MLFLOW_SERVER = needs("mlflow", "sqlalchemy", "uvicorn", "fastapi")
+pytestmark = [pytest.mark.slow, needs("mlflow", "sqlalchemy", "uvicorn", "fastapi")]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +79,6 @@ def read_values(uri: str, run: Any) -> Values:
     }
 
 
-@NEEDS_MLFLOW_SERVER
 def test_mlflow_continues_one_run_and_has_each_step_once(
     folder: Path, untracked: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -103,7 +101,6 @@ def test_mlflow_continues_one_run_and_has_each_step_once(
     assert steps["train_loss"] == [*range(1, last_step + 1)]
 
 
-@NEEDS_MLFLOW_SERVER
 def test_mlflow_has_metrics_completions_and_settings_of_a_run(
     folder: Path, untracked: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +125,6 @@ def test_mlflow_has_metrics_completions_and_settings_of_a_run(
     assert settings == json.loads((folder / "whole" / "settings.json").read_text())
 
 
-@NEEDS_MLFLOW_SERVER
 def test_mlflow_marks_failed_runs_and_has_rollbacks(
     folder: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch, poison: Callable[[Path, range], None]
 ) -> None:
@@ -151,7 +147,6 @@ def test_mlflow_marks_failed_runs_and_has_rollbacks(
     assert values["went_back_from_step"][0] == (10, 16.0)
 
 
-@NEEDS_MLFLOW_SERVER
 def test_mlflow_without_a_server_stores_runs_in_the_working_folder(
     folder: Path, untracked: Path, tmp_path: Path
 ) -> None:
@@ -164,7 +159,6 @@ def test_mlflow_without_a_server_stores_runs_in_the_working_folder(
     )
 
 
-@NEEDS_MLFLOW_SERVER
 def test_find_or_create_experiment_accepts_one_created_meanwhile(mlflow_server: str) -> None:
     from mlflow.tracking import MlflowClient
 
@@ -179,7 +173,6 @@ def test_find_or_create_experiment_accepts_one_created_meanwhile(mlflow_server: 
     assert first == find_or_create_experiment(MlflowClient(mlflow_server), "at once")
 
 
-@NEEDS_MLFLOW
 def test_mlflow_runs_that_start_together_create_one_database(tmp_path: Path) -> None:
     warnings: list[str] = []
     folders = [tmp_path / name for name in "abc"]
@@ -194,7 +187,6 @@ def test_mlflow_runs_that_start_together_create_one_database(tmp_path: Path) -> 
     assert warnings == [] and len(read_runs(f"sqlite:///{tmp_path / 'mlflow.db'}", "folio")) == 3
 
 
-@NEEDS_MLFLOW_SERVER
 def test_evaluate_logs_each_checkpoint_to_mlflow_once(
     untracked: Path, mlflow_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -225,7 +217,6 @@ def test_evaluate_logs_each_checkpoint_to_mlflow_once(
         assert json.loads(completions) == {"completions": row["completions"]}
 
 
-@NEEDS_MLFLOW
 @pytest.mark.parametrize("uri", ["http://me:se:cret@127.0.0.1:9/x", "nosuch://place", "sqlite:////proc/nosuch/runs.db"])
 def test_evaluate_reports_mlflow_errors_on_one_line(
     uri: str, untracked: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -240,7 +231,6 @@ def test_evaluate_reports_mlflow_errors_on_one_line(
     assert len((run / "evaluations.jsonl").read_text().splitlines()) == 1
 
 
-@NEEDS_MLFLOW
 def test_mlflow_without_a_listening_server_is_switched_off(
     folder: Path, untracked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,7 +250,6 @@ def silent_server() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-@NEEDS_MLFLOW
 def test_mlflow_with_a_silent_server_is_switched_off(
     folder: Path, untracked: Path, silent_server: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

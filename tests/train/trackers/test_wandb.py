@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.helpers.runs import invoke, read_metric_rows, write_config
 from tests.train.trackers.helpers import LONG_RUN, assert_same_values, assert_untouched, needs, stop_at
 
-pytestmark = needs("wandb")
+pytestmark = [pytest.mark.slow, needs("wandb")]
 
 
 def read_records(folder: Path) -> Iterator[Any]:
