@@ -21,7 +21,7 @@ from preprocess.shards.manifest_file import MANIFEST, ShardError
 MAX_READS = 5
 MAX_WAIT_S = 1.0  # for the second rename, which follows the first at once
 Result = TypeVar("Result")
-Version = tuple[int, int, int] | None
+Version = tuple[int, ...] | None
 
 
 class ReplacedError(ShardError):
@@ -29,12 +29,13 @@ class ReplacedError(ShardError):
 
 
 def read_version(folder: Path) -> Version:
-    """Return what identifies the manifest file in `folder`: inode, time and size; None without one."""
+    """Return what identifies the manifest file in `folder`: inode, times and size; None without one."""
     try:
         status = (folder / MANIFEST).stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    # A copy can keep the time of modification and get the inode of a deleted file, but not its ctime.
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def read_unreplaced(folder: Path, read: Callable[[], Result]) -> Result:
