@@ -1,21 +1,28 @@
 """Sorts more rows than fit into memory, by distributing them to files by the upper bits of a hash.
 
-A row has a 64-bit hash. Hashes are uniformly distributed, so all buckets have about the same size,
-and the number of buckets is chosen such that each fits into memory. Every hash in bucket i is
-smaller than every hash in bucket i + 1, so sorting one bucket after the other sorts all rows. Equal
-hashes are in the same bucket, so duplicates are found within it. The cost is to write each row once
-and to read it once per pass.
+A row has a 64-bit hash. Different hashes are uniformly distributed, so all buckets have about the
+same number of them, and the number of buckets is chosen such that each fits into memory. Every hash
+in bucket i is smaller than every hash in bucket i + 1, so sorting one bucket after the other sorts
+all rows. Equal hashes are in the same bucket, so duplicates are found within it. The cost is to
+write each row once and to read it once per pass.
+
+If many rows have the same hash, their bucket does not fit into memory. So a bucket is read in
+pieces, and the reader keeps only one row of each hash from the pieces before. That is at most about
+ROWS_PER_BUCKET rows. Without many equal hashes a bucket is a single piece.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-ROWS_PER_BUCKET = 4_000_000  # about 100 MB of rows, and twice that while they are sorted
-MAX_BUCKETS = 512
+ROWS_PER_BUCKET = 1_000_000  # 24 MB of rows, and about four times that while they are sorted
+MAX_BUCKETS = 4096
+PIECE_MARGIN = 1.25  # buckets are not exactly equal; one with a few more rows should still be one piece
+BUFFER_ROWS = 1 << 19  # collected before they are distributed, so that each write is not too small
 
 
 class Buckets:
@@ -24,8 +31,10 @@ class Buckets:
     def __init__(self, directory: Path, name: str, dtype: np.dtype, num_rows: int) -> None:
         """`num_rows`: the expected number. `dtype`: its field `h` is the hash, u8."""
         self._num_buckets = min(max(-(-num_rows // ROWS_PER_BUCKET), 1), MAX_BUCKETS)
-        self._paths = [directory / f"{name}-{i:03d}.bucket" for i in range(self._num_buckets)]
+        self._paths = [directory / f"{name}-{i:04d}.bucket" for i in range(self._num_buckets)]
         self._dtype = dtype
+        self._buffer: list[np.ndarray] = []
+        self._num_buffered = 0
         for path in self._paths:
             path.write_bytes(b"")
 
@@ -38,19 +47,62 @@ class Buckets:
 
     def append(self, rows: np.ndarray) -> None:
         """Write (N,) rows to their buckets. Rows of the same bucket stay in order."""
-        # floor(h / 2**64 * num_buckets), with the upper 32 bits of h so that it cannot overflow
-        index = (rows["h"] >> np.uint64(32)) * np.uint64(self._num_buckets) >> np.uint64(32)
-        for i, path in enumerate(self._paths):
-            with open(path, "ab") as file:
-                file.write((rows[index == i] if self._num_buckets > 1 else rows).data)
+        self._buffer.append(rows)
+        self._num_buffered += len(rows)
+        if self._num_buffered >= BUFFER_ROWS:
+            self._flush()
 
-    def read(self, index: int) -> np.ndarray:
-        """Return the rows of one bucket, in the order in which they were appended."""
-        return np.fromfile(self._paths[index], self._dtype)
+    def _flush(self) -> None:
+        """Write the rows in the buffer to their buckets."""
+        if not self._buffer:
+            return
+        rows = np.concatenate(self._buffer)
+        self._buffer, self._num_buffered = [], 0
+        # floor(h / 2**64 * num_buckets), with the upper 32 bits of h so that it cannot overflow
+        index = ((rows["h"] >> np.uint64(32)) * np.uint64(self._num_buckets) >> np.uint64(32)).astype(np.uint16)
+        rows = rows[np.argsort(index, kind="stable")]  # a radix sort, because the index has 16 bits
+        first = 0
+        for path, count in zip(self._paths, np.bincount(index, minlength=self._num_buckets).tolist(), strict=True):
+            if count:
+                with open(path, "ab") as file:
+                    file.write(rows[first : first + count].data)
+            first += count
+
+    def read(self, index: int) -> Iterator[np.ndarray]:
+        """Yield the rows of one bucket, in the order in which they were appended, in pieces.
+
+        A piece is (N,) with N from 1 to ROWS_PER_BUCKET * PIECE_MARGIN.
+        """
+        self._flush()
+        with open(self._paths[index], "rb") as file:
+            while len(rows := np.fromfile(file, self._dtype, math.ceil(ROWS_PER_BUCKET * PIECE_MARGIN))):
+                yield rows
 
     def __len__(self) -> int:
         return self._num_buckets
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield the rows of each bucket, in ascending order of the hash."""
+    def __iter__(self) -> Iterator[Iterator[np.ndarray]]:
+        """Yield the pieces of each bucket, in ascending order of the hash."""
         return map(self.read, range(len(self)))
+
+
+def sort_distinct(rows: np.ndarray, ties: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Sort (N,) rows by `h` and, among equal `h`, by the fields `ties`.
+
+    Returns the order, (N,) int64, in which equal rows are in no particular order, and the positions
+    in it at which a row begins that differs from the one before, (G,) int64.
+    """
+    order = np.argsort(rows["h"])
+    is_new = _differs_from_previous(rows["h"][order])
+    # Different rows hardly ever share 64 bits, and sorting by several fields takes much longer.
+    if any(bool((_differs_from_previous(rows[name][order]) & ~is_new).any()) for name in ties):
+        order = np.lexsort([rows[name] for name in (*reversed(ties), "h")])
+        is_new = np.logical_or.reduce([_differs_from_previous(rows[name][order]) for name in ("h", *ties)])
+    return order, np.flatnonzero(is_new)
+
+
+def _differs_from_previous(values: np.ndarray) -> np.ndarray:
+    """Return which of (N,) values differ from the one before, (N,) bool; the first does."""
+    differs = np.ones(len(values), bool)
+    differs[1:] = values[1:] != values[:-1]
+    return differs

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from preprocess.build.build_log import BuildLog
-from preprocess.build.dedup_and_split import SplitAssignment, dedup_and_split
+from preprocess.build.dedup_and_split import dedup_and_split
 from preprocess.build.engines.interface import Engine, Task, WorkerDied
 from preprocess.build.engines.local import ProcessEngine, SerialEngine
 from preprocess.build.metadata import BuildContents, write_metadata, write_tokenizer
@@ -35,6 +35,7 @@ from preprocess.build.prepared_corpus import PreparedCorpus
 from preprocess.build.publish import is_already_built, lock_build, publish
 from preprocess.build.receipts import EncodeReceipt, EncodingReport, PartitionReceipt, PrepareReceipt
 from preprocess.build.shard_layout import ShardLayout, lay_out_shards
+from preprocess.build.split_assignment import SplitAssignment
 from preprocess.build.stats import sum_counts
 from preprocess.build.train_tokenizer import TRAINED_FILE_NAMES, train_tokenizer
 from preprocess.build.work_dir import delete_work, get_work_root, open_work_dir
@@ -47,13 +48,14 @@ from preprocess.shards import format as shard_format
 from preprocess.shards.files import canonical_json, restore_replaced_directory, sha256_bytes
 from preprocess.shards.format import check_no_build
 from preprocess.shards.manifest import ShardEntry
+from preprocess.shards.manifest_file import VERSION
 from preprocess.stages.encode import BackendMismatch, has_bos
 from preprocess.tokenizers import TRAINED_KINDS, make_tokenizer_entry
 from preprocess.tokenizers.folders import check_no_other_tokenizer, save_tokenizer
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.versions import collect_versions
 
-WORK_VERSION = 2  # of the files in the work directory
+WORK_VERSION = 3  # of the files in the work directory
 
 Receipt = TypeVar("Receipt", bound=PartitionReceipt)
 
@@ -141,7 +143,7 @@ class _Build:
     def __post_init__(self) -> None:
         self.recipe = self.plan.recipe
         everything_that_decides_the_work = {
-            "work": WORK_VERSION, "format": shard_format.VERSION, "recipe": self.recipe.resolved(),
+            "work": WORK_VERSION, "format": VERSION, "recipe": self.recipe.resolved(),
             "sources": self.plan.source_entries(), "metadata": [file.metadata for file in self.plan.input_files],
             "partitions": [dataclasses.astuple(partition) for partition in self.plan.partitions],
             "made_with": collect_versions(self.plan.tokenizer_kind), "use_reference": self.use_reference,
@@ -160,7 +162,7 @@ class _Build:
         assignment = self._dedup_and_split(receipts)
         reports = [receipt.encoding for receipt in receipts if receipt.encoding is not None]
         if tokenizer is None:
-            tokenizer = self._train_tokenizer(receipts, assignment)
+            tokenizer = self._train_tokenizer(assignment)
             self._set_tokenizer(tokenizer)
             reports = [receipt.encoding for receipt in self._encode(receipts)]
         self._log_backends(reports)
@@ -172,7 +174,7 @@ class _Build:
     def train(self) -> Tokenizer:
         """Run the phases up to the tokenizer, and return it."""
         receipts = self._prepare()
-        return self._train_tokenizer(receipts, self._dedup_and_split(receipts))
+        return self._train_tokenizer(self._dedup_and_split(receipts))
 
     def _set_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Write `tokenizer` to the work directory, and let the tasks that follow encode with it."""
@@ -238,9 +240,9 @@ class _Build:
             self.progress.warn(assignment.warning)
         return assignment
 
-    def _train_tokenizer(self, receipts: list[PrepareReceipt], assignment: SplitAssignment) -> Tokenizer:
+    def _train_tokenizer(self, assignment: SplitAssignment) -> Tokenizer:
         with self.log.phase("train_tokenizer"):
-            return train_tokenizer(self.recipe, assignment, receipts, self.progress)
+            return train_tokenizer(self.recipe, assignment, self.progress)
 
     def _log_backends(self, reports: list[EncodingReport]) -> None:
         self.log.add_encoding_reports(reports)
@@ -272,6 +274,11 @@ class _Build:
         build_log = self.log.to_json(contents.layout.counts.total("text_bytes"), self.engine.num_workers)
         write_metadata(self.staging_dir, contents, build_log)
         self._warn_about_rejects(contents.corpus)
+        if num_leaks := contents.corpus.assignment.num_leaks:
+            self.progress.warn(
+                f"{num_leaks:,} texts are in both train and val, so the validation loss will be too low; pass --dedup "
+                "to keep each text only once"
+            )
         publish(self.staging_dir, self.output_dir)
         delete_work(self.output_dir, self.progress)
 

@@ -14,54 +14,31 @@ were taken. It does not require all hashes in sorted order, only the k-th smalle
 
 `max_documents` keeps whole groups in the same way, in the order of another hash. Duplicates are
 found in buckets of the content hashes. No text is read: the input is the table of documents, 66
-bytes each. The memory is that of one bucket, about 200 MB, for any number of documents. The buckets
-need 24 bytes per document on the disk, and the result is one byte per document.
+bytes each. The memory is that of one bucket, about 150 MB, for any number of documents, even if all
+of them are equal or in one group. The buckets need 24 bytes per document on the disk, and the
+result is one byte per document.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from preprocess.build.buckets import Buckets
-from preprocess.build.work_dir import DROPPED, WorkDir
+from preprocess.build.buckets import Buckets, sort_distinct
+from preprocess.build.count_leaks import count_leaks
+from preprocess.build.split_assignment import SplitAssignment
+from preprocess.build.work_dir import DROPPED, WorkDir, iter_chunks
 from preprocess.documents import HELD_OUT, TRAIN, VAL
 from preprocess.errors import FolioError
-from preprocess.recipes.schema import Recipe
+from preprocess.recipes.schema import Recipe, can_split_duplicates
 from preprocess.stages.dedup import to_uint64_halves
 from preprocess.stages.split import GROUP_DTYPE, is_below_threshold, key_groups
 
 # h, low: the halves of the content hash; index: of the document among all documents of the build.
 CONTENT_DTYPE = np.dtype([("h", "<u8"), ("low", "<u8"), ("index", "<u8")])
-
-
-@dataclass
-class SplitAssignment:
-    """The side of every document, in files of the work directory, and how many were dropped."""
-
-    work_dir: WorkDir
-    num_documents: list[int]  # of each partition
-    dropped: dict[str, int] = field(default_factory=dict)  # reason -> number of documents
-    warning: str | None = None
-
-    def __post_init__(self) -> None:
-        for partition, count in enumerate(self.num_documents):
-            self.work_dir.file(partition, "sides").write_bytes(bytes([TRAIN]) * count)
-
-    def sides(self, partition: int) -> np.ndarray:
-        """Map TRAIN, VAL or DROPPED for each document of a partition: (D,) int8, writable."""
-        return self.work_dir.sides(partition)
-
-    def partitions(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the number and the sides of every partition."""
-        return ((partition, self.sides(partition)) for partition in range(len(self.num_documents)))
-
-    def count_kept(self) -> int:
-        """Return the number of documents that are not dropped."""
-        return sum(int(np.count_nonzero(sides != DROPPED)) for _, sides in self.partitions())
+MARKED_DOCUMENTS = 1 << 24  # whose sides are mapped at once to mark duplicates anywhere among them
 
 
 def dedup_and_split(recipe: Recipe, work_dir: WorkDir, num_documents: list[int]) -> SplitAssignment:
@@ -77,69 +54,80 @@ def dedup_and_split(recipe: Recipe, work_dir: WorkDir, num_documents: list[int])
     if recipe.max_documents is not None:
         _limit_documents(assignment, recipe.max_documents, seed=recipe.seed)
     if recipe.split in ("contiguous", "given"):
-        for partition, sides in assignment.partitions():
-            is_val = work_dir.documents(partition)["side"] == VAL
+        for chunk, sides in assignment.chunks():
+            is_val = work_dir.map_documents(chunk)["side"] == VAL
             sides[(sides != DROPPED) & is_val] = VAL
     elif recipe.split == "threshold":
         _mark_val(assignment, recipe.seed, lambda groups: is_below_threshold(groups["h"], recipe.val_fraction))
     else:
         _split_exactly(assignment, recipe)
     _check_sides(assignment, recipe)
+    if can_split_duplicates(recipe):
+        assignment.num_leaks = count_leaks(assignment)
     return assignment
 
 
 def _drop_test_documents(assignment: SplitAssignment) -> None:
     """Drop the test documents, or train on them if the corpus has no training documents."""
-    work_dir, num_partitions = assignment.work_dir, len(assignment.num_documents)
+    work_dir = assignment.work_dir
     assignment.dropped["held_out"] = 0
-    if not any(bool((work_dir.documents(i)["side"] == TRAIN).any()) for i in range(num_partitions)):
+    if not any(bool((work_dir.map_documents(chunk)["side"] == TRAIN).any()) for chunk, _ in assignment.chunks()):
         assignment.warning = "the corpus has no training documents; its test documents are used for training"
         return
-    for partition, sides in assignment.partitions():
-        is_test = work_dir.documents(partition)["side"] == HELD_OUT
+    for chunk, sides in assignment.chunks():
+        is_test = work_dir.map_documents(chunk)["side"] == HELD_OUT
         sides[is_test] = DROPPED
         assignment.dropped["held_out"] += int(is_test.sum())
 
 
 def _drop_duplicates(assignment: SplitAssignment) -> None:
     """Keep only the first of all documents with the same content hash."""
-    num_duplicates = 0
-    # Documents are numbered across partitions, in reading order.
-    starts = np.cumsum([0, *assignment.num_documents]).astype(np.uint64)
-    with Buckets(assignment.work_dir.path, "hashes", CONTENT_DTYPE, sum(assignment.num_documents)) as buckets:
-        for partition, sides in assignment.partitions():
+    work_dir, num_documents = assignment.work_dir, assignment.num_documents
+    assignment.dropped["duplicates"] = 0
+    first_index = 0  # of a chunk; documents are numbered across partitions, in reading order
+    with Buckets(work_dir.path, "hashes", CONTENT_DTYPE, sum(num_documents)) as buckets:
+        for chunk, sides in assignment.chunks():
             kept = np.flatnonzero(sides != DROPPED)
             rows = np.empty(len(kept), CONTENT_DTYPE)
-            rows["h"], rows["low"] = to_uint64_halves(assignment.work_dir.documents(partition)["hash"][kept])
-            rows["index"] = kept.astype(np.uint64) + starts[partition]
+            rows["h"], rows["low"] = to_uint64_halves(work_dir.map_documents(chunk)["hash"][kept])
+            rows["index"] = kept + first_index
             buckets.append(rows)
-        for rows in buckets:
-            duplicates = np.sort(find_duplicates(rows))
-            edges = np.searchsorted(duplicates, starts)
-            for partition in np.flatnonzero(np.diff(edges)).tolist():
-                indices = duplicates[edges[partition] : edges[partition + 1]] - starts[partition]
-                assignment.sides(partition)[indices] = DROPPED
-            num_duplicates += len(duplicates)
-    assignment.dropped["duplicates"] = num_duplicates
+            first_index += chunk.num_documents
+        ranges = list(iter_chunks(num_documents, MARKED_DOCUMENTS))
+        starts = np.cumsum([0, *(chunk.num_documents for chunk in ranges)]).astype(np.uint64)
+        for pieces in buckets:
+            texts = np.empty(0, CONTENT_DTYPE)  # the first document of each text in the pieces so far
+            for piece in pieces:
+                rows = np.concatenate([texts, piece])
+                is_duplicate = find_duplicates(rows)
+                indices = np.sort(rows["index"][is_duplicate])
+                edges = np.searchsorted(indices, starts)
+                for i in np.flatnonzero(np.diff(edges)).tolist():
+                    work_dir.map_sides(ranges[i])[indices[edges[i] : edges[i + 1]] - starts[i]] = DROPPED
+                assignment.dropped["duplicates"] += len(indices)
+                texts = rows[~is_duplicate]
 
 
 def find_duplicates(rows: np.ndarray) -> np.ndarray:
-    """Return the `index` of every row whose 128-bit hash also occurs with a smaller index.
+    """Return which rows have the 128-bit hash of an earlier row: (N,) bool.
 
-    `rows`: (N,) of CONTENT_DTYPE. Returns (M,) u8, unordered.
+    `rows`: (N,) of CONTENT_DTYPE.
     """
+    is_duplicate = np.zeros(len(rows), bool)
     order = np.argsort(rows["h"])
     keys = rows["h"][order]
     equals_next = keys[1:] == keys[:-1]
     if not equals_next.any():
-        return np.empty(0, np.uint64)
-    # Sorting by all 128 bits and the index is slow, so only rows that share 64 bits are sorted this
-    # way.
-    candidates = rows[order[np.append(equals_next, False) | np.insert(equals_next, 0, False)]]
-    candidates = candidates[np.lexsort((candidates["index"], candidates["low"], candidates["h"]))]
-    is_repeated = (candidates["h"][1:] == candidates["h"][:-1]) & (candidates["low"][1:] == candidates["low"][:-1])
-    indices: np.ndarray = candidates["index"][1:][is_repeated]
-    return indices
+        return is_duplicate
+    # Sorting by all 128 bits and the row number is slow, so only rows that share 64 bits are sorted
+    # this way.
+    candidates = np.sort(order[np.append(equals_next, False) | np.insert(equals_next, 0, False)])
+    hashes = rows[candidates]
+    order = np.lexsort((hashes["low"], hashes["h"]))  # stable: the first of equal rows remains the first
+    hashes = hashes[order]
+    is_repeated = (hashes["h"][1:] == hashes["h"][:-1]) & (hashes["low"][1:] == hashes["low"][:-1])
+    is_duplicate[candidates[order[1:][is_repeated]]] = True
+    return is_duplicate
 
 
 class _GroupKey(NamedTuple):
@@ -150,14 +138,15 @@ class _GroupKey(NamedTuple):
     low: int
 
 
-def _keyed_groups(assignment: SplitAssignment, seed: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield (number, rows, groups) for each partition.
+def _keyed_groups(assignment: SplitAssignment, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield (sides, rows, groups) for each chunk of documents.
 
-    `rows`: (K,) indices of its kept documents. `groups`: their groups, (K,) of GROUP_DTYPE.
+    `sides`: of its documents, (D,) int8, writable. `rows`: (K,) indices of the kept ones. `groups`:
+    their groups, (K,) of GROUP_DTYPE.
     """
-    for partition, sides in assignment.partitions():
+    for chunk, sides in assignment.chunks():
         kept = np.flatnonzero(sides != DROPPED)
-        yield partition, kept, key_groups(assignment.work_dir.documents(partition)["group"][kept], seed)
+        yield sides, kept, key_groups(assignment.work_dir.map_documents(chunk)["group"][kept], seed)
 
 
 def _write_group_buckets(assignment: SplitAssignment, seed: int) -> Buckets:
@@ -168,19 +157,18 @@ def _write_group_buckets(assignment: SplitAssignment, seed: int) -> Buckets:
     return buckets
 
 
-def _sort_groups(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct groups of (N,) GROUP_DTYPE in ascending order, and their sizes."""
-    order = np.argsort(rows["h"])
-    keys = rows["h"][order]
-    is_new = np.ones(len(rows), bool)
-    is_new[1:] = keys[1:] != keys[:-1]
-    if is_new.all():
-        return rows[order], np.ones(len(rows), np.int64)
-    rows = rows[np.lexsort((rows["low"], rows["high"], rows["h"]))]
-    for name in ("high", "low"):
-        is_new[1:] |= rows[name][1:] != rows[name][:-1]
-    starts = np.flatnonzero(is_new)
-    return rows[starts], np.diff(np.append(starts, len(rows)))
+def _sort_groups(pieces: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct groups in a bucket in ascending order, and their sizes.
+
+    `pieces`: of the bucket, (N,) of GROUP_DTYPE each. Returns (G,) of GROUP_DTYPE and (G,) int64.
+    """
+    groups, sizes = np.empty(0, GROUP_DTYPE), np.empty(0, np.int64)
+    for piece in pieces:
+        rows = np.concatenate([groups, piece])
+        num_documents = np.concatenate([sizes, np.ones(len(piece), np.int64)])
+        order, starts = sort_distinct(rows, ("high", "low"))
+        groups, sizes = rows[order[starts]], np.add.reduceat(num_documents[order], starts)
+    return groups, sizes
 
 
 def _is_at_most(groups: np.ndarray, boundary: _GroupKey) -> np.ndarray:
@@ -194,7 +182,7 @@ def _is_at_most(groups: np.ndarray, boundary: _GroupKey) -> np.ndarray:
 def _split_exactly(assignment: SplitAssignment, recipe: Recipe) -> None:
     """Assign round(N * val_fraction) of N groups to validation, those with the smallest hashes."""
     with _write_group_buckets(assignment, recipe.seed) as buckets:
-        num_groups = [len(_sort_groups(rows)[0]) for rows in buckets]  # of each bucket
+        num_groups = [len(_sort_groups(pieces)[0]) for pieces in buckets]  # of each bucket
         num_val = round(sum(num_groups) * recipe.val_fraction)
         if num_val in (0, sum(num_groups)):
             _reject_split(assignment, recipe, sum(num_groups))
@@ -229,8 +217,8 @@ def _limit_documents(assignment: SplitAssignment, max_documents: int, *, seed: i
     seed = ~seed & (2**64 - 1)
     boundary, num_kept = None, 0
     with _write_group_buckets(assignment, seed) as buckets:
-        for rows in buckets:
-            groups, sizes = _sort_groups(rows)
+        for pieces in buckets:
+            groups, sizes = _sort_groups(pieces)
             num_kept_up_to = num_kept + np.cumsum(sizes)
             num_fitting = int(np.searchsorted(num_kept_up_to, max_documents, "right"))
             if num_fitting:
@@ -242,8 +230,8 @@ def _limit_documents(assignment: SplitAssignment, max_documents: int, *, seed: i
         raise FolioError(
             f"max_documents is {max_documents:,}, but the first group that was drawn has more documents; raise it"
         )
-    for partition, kept, groups in _keyed_groups(assignment, seed):
-        assignment.sides(partition)[kept[~_is_at_most(groups, boundary)]] = DROPPED
+    for sides, kept, groups in _keyed_groups(assignment, seed):
+        sides[kept[~_is_at_most(groups, boundary)]] = DROPPED
     assignment.dropped["over_max_documents"] = num_before - num_kept
 
 
@@ -252,14 +240,14 @@ def _mark_val(assignment: SplitAssignment, seed: int, is_val: Callable[[np.ndarr
 
     `is_val` maps groups, (K,) of GROUP_DTYPE, to (K,) bool.
     """
-    for partition, kept, groups in _keyed_groups(assignment, seed):
-        assignment.sides(partition)[kept[is_val(groups)]] = VAL
+    for sides, kept, groups in _keyed_groups(assignment, seed):
+        sides[kept[is_val(groups)]] = VAL
 
 
 def _check_sides(assignment: SplitAssignment, recipe: Recipe) -> None:
     """Raise FolioError if a side has no documents."""
     for side, name in ((TRAIN, "training"), (VAL, "validation")):
-        if any(bool((sides == side).any()) for _, sides in assignment.partitions()):
+        if assignment.contains(side):
             continue
         if recipe.split == "contiguous":
             raise FolioError(

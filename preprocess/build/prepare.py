@@ -13,6 +13,8 @@ encoded document has the id 0 in their place, so that its length is final.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,8 +25,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocess.build.build_log import get_peak_memory_bytes
-from preprocess.build.receipts import EncodeReceipt, EncodingReport, FileChecksum, PrepareReceipt
-from preprocess.build.work_dir import DOCUMENT_DTYPE, LENGTH_DTYPE, REJECTS_SUFFIX, HashedFile, WorkDir
+from preprocess.build.distinct_values import DistinctValues
+from preprocess.build.receipts import EncodeReceipt, EncodingReport, FileChecksum, PartitionValues, PrepareReceipt
+from preprocess.build.work_dir import (
+    DOCUMENT_DTYPE,
+    LENGTH_DTYPE,
+    REJECTS_SUFFIX,
+    Chunk,
+    HashedFile,
+    WorkDir,
+    hash_file,
+)
 from preprocess.documents import count_text_bytes, get_text_buffers
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.partitions import Partition
@@ -59,28 +70,27 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
     work_dir = context.work_dir
     rejects_path = work_dir.file(partition.number, REJECTS_SUFFIX)
     rejects_path.unlink(missing_ok=True)  # `rejects` appends to it
-    rejects, cleaned, num_positions = Rejects(rejects_path), Counter[str](), []
+    rejects, cleaned = Rejects(rejects_path), Counter[str]()
+    spans = ((context.input_files[span.file_number], span) for span in partition.spans)
     writer = _PartitionWriter(context)
-    with work_dir.create_files(partition.number, *writer.suffixes) as files:
+    with work_dir.create_files(partition.number, "values", *writer.suffixes) as files:
         writer.open(files)
-        for span in partition.spans:
-            rejects.num_positions = 0
-            input_file = context.input_files[span.file_number]
-            for batch, sides in read_documents(input_file, span, context.recipe, rejects, cleaned):
-                if batch.num_rows:
-                    rejects.counts["empty"] += writer.write(batch, sides)
-            num_positions.append((span.file_number, rejects.num_positions))
+        for batch, sides in read_documents(spans, context.recipe, rejects, cleaned):
+            if batch.num_rows:
+                rejects.counts["empty"] += writer.write(batch, sides)
         writer.close()
         rejects.flush()
+        files["values"].write(json.dumps(dataclasses.asdict(writer.values)).encode())
+    checksums = _get_checksums(files)
+    if rejects_path.exists():
+        checksums[REJECTS_SUFFIX] = FileChecksum(rejects_path.stat().st_size, hash_file(rejects_path))
     receipt = PrepareReceipt(
-        files=_get_checksums(files),
+        files=checksums,
         num_documents=writer.num_documents,
         text_bytes=writer.text_bytes,
-        num_positions=num_positions,
+        num_positions=rejects.finished_spans,
         dropped=dict(rejects.counts),
         cleaned=dict(cleaned),
-        values={name: list(indices) for name, indices in writer.value_indices.items()},
-        alphabet=np.flatnonzero(writer.is_in_alphabet).tolist() if writer.is_in_alphabet is not None else None,
         encoding=writer.encoder.report() if writer.encoder else None,
     )
     work_dir.write_receipt(partition.number, receipt)
@@ -90,21 +100,23 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
 def encode_partition(context: TaskContext, partition: int) -> EncodeReceipt:
     """Encode the texts that `prepare_partition` has written, now that there is a tokenizer."""
     work_dir = context.work_dir
-    encoder, documents, first = get_encoder(context), work_dir.documents(partition), 0
+    encoder, num_documents = get_encoder(context), 0
     with work_dir.create_files(partition, "ids", "lengths") as files:
-        for texts in read_texts(work_dir, partition):
-            encoder.encode(texts, documents[first : first + len(texts)], files)
-            first += len(texts)
-    receipt = EncodeReceipt(files=_get_checksums(files), num_documents=first, encoding=encoder.report())
+        for chunk, texts in read_texts(work_dir, partition):
+            encoder.encode(texts, work_dir.map_documents(chunk), files)
+            num_documents = chunk.last
+    receipt = EncodeReceipt(files=_get_checksums(files), num_documents=num_documents, encoding=encoder.report())
     work_dir.write_receipt(partition, receipt)
     return receipt
 
 
-def read_texts(work_dir: WorkDir, partition: int) -> Iterator[pa.LargeStringArray]:
-    """Yield the texts of a partition's documents in batches."""
-    with pa.memory_map(str(work_dir.file(partition, "text"))) as file, pa.ipc.open_stream(file) as reader:
+def read_texts(work_dir: WorkDir, partition: int) -> Iterator[tuple[Chunk, pa.LargeStringArray]]:
+    """Yield the texts of a partition's documents, a chunk at a time."""
+    first = 0
+    with pa.OSFile(str(work_dir.file(partition, "text"))) as file, pa.ipc.open_stream(file) as reader:
         for batch in reader:
-            yield batch.column(0)
+            yield Chunk(partition, first, first + batch.num_rows), batch.column(0)
+            first += batch.num_rows
 
 
 def _get_checksums(files: Mapping[str, HashedFile]) -> dict[str, FileChecksum]:
@@ -119,8 +131,8 @@ class _PartitionWriter:
         self.encoder = get_encoder(context) if context.tokenizer is not None else None
         self.suffixes = ("docs", "ids", "lengths") if self.encoder else ("docs", "text")
         self.num_documents = self.text_bytes = 0
-        self.value_indices: dict[str, dict[str, int]] = {name: {} for name in INDEXED_COLUMNS}
-        self.is_in_alphabet = np.zeros(NUM_CODE_POINTS, bool) if self._recipe.tokenizer == "char" else None
+        self._distinct = {name: DistinctValues(name) for name in INDEXED_COLUMNS}
+        self._is_in_alphabet = np.zeros(NUM_CODE_POINTS, bool) if self._recipe.tokenizer == "char" else None
 
     def open(self, files: Mapping[str, HashedFile]) -> None:
         self._files = files
@@ -141,8 +153,8 @@ class _PartitionWriter:
         self._files["docs"].write(documents)
         self.num_documents += len(documents)
         self.text_bytes += int(sizes.sum())
-        if self.is_in_alphabet is not None:
-            self.is_in_alphabet[decode_code_points(get_text_buffers(texts)[0])] = True
+        if self._is_in_alphabet is not None:
+            self._is_in_alphabet[decode_code_points(get_text_buffers(texts)[0])] = True
         if self.encoder:
             self.encoder.encode(texts, documents, self._files)
         else:
@@ -169,15 +181,20 @@ class _PartitionWriter:
         """Return the index of each value in the distinct values, -1 for null: (D,) int32."""
         if column.null_count == len(column):
             return np.full(len(column), -1, np.int32)
-        indices = self.value_indices[name]
         encoded = column.dictionary_encode()
-        of_batch = [indices.setdefault(value, len(indices)) for value in encoded.dictionary.to_pylist()]
+        of_batch = self._distinct[name].number(encoded.dictionary.to_pylist())
         lookup = np.array([*of_batch, -1], np.int32)  # its last entry is for null
         return lookup[encoded.indices.fill_null(len(of_batch)).to_numpy(zero_copy_only=False)]
 
     def close(self) -> None:
         if not self.encoder:
             self._text_writer.close()
+
+    @property
+    def values(self) -> PartitionValues:
+        """The values that the table refers to."""
+        alphabet = np.flatnonzero(self._is_in_alphabet).tolist() if self._is_in_alphabet is not None else None
+        return PartitionValues(**{name: list(self._distinct[name]) for name in INDEXED_COLUMNS}, alphabet=alphabet)
 
 
 _encoders: dict[tuple[Any, ...], Encoder] = {}  # at most one

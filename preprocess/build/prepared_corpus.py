@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from preprocess.build.dedup_and_split import SplitAssignment
 from preprocess.build.receipts import PrepareReceipt
+from preprocess.build.split_assignment import SplitAssignment
 from preprocess.build.work_dir import WorkDir
 from preprocess.recipes.schema import Recipe
 from preprocess.tokenizers.interface import Tokenizer

@@ -4,15 +4,15 @@ A task writes its receipt after its output files, with the size and hash of each
 interrupted build that is started again reads the receipts and repeats only the tasks without a
 valid one.
 
-A receipt may have been damaged by a crash, so `read_receipt` checks every value against the type of
-its dataclass field. The field names are the keys of the JSON object.
+A receipt may have been damaged, by a crash or by the disk, so it contains its own hash, and
+`read_receipt` checks every value against the type of its dataclass field. The field names are the
+keys of the JSON object.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import types
 import typing
@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from preprocess.shards.files import parse_json
+import xxhash
+
+from preprocess.shards.files import canonical_json, parse_json
 
 T = TypeVar("T")
 
@@ -53,6 +55,19 @@ class PartitionReceipt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartitionValues:
+    """The distinct values in the documents of a partition: the JSON object in its file `.values`.
+
+    They are not in the receipt, because the receipts of all partitions are in memory at once.
+    """
+
+    author: list[str]
+    city: list[str]
+    lang: list[str]
+    alphabet: list[int] | None  # the code points of all texts, sorted; only for the tokenizer `char`
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrepareReceipt(PartitionReceipt):
     """The result of `prepare_partition`."""
 
@@ -62,10 +77,6 @@ class PrepareReceipt(PartitionReceipt):
     num_positions: list[tuple[int, int]]  # of each span: its source, and the positions that its documents use
     dropped: dict[str, int]  # reason -> number of documents
     cleaned: dict[str, int]  # cleaning rule -> number of documents that it changed
-    values: dict[
-        str, list[str]
-    ]  # author, city, lang -> the distinct values, which the document table refers to by index
-    alphabet: list[int] | None  # the code points of all texts, sorted; only for the tokenizer `char`
     encoding: EncodingReport | None  # unless the tokenizer is yet to be trained
 
 
@@ -80,18 +91,26 @@ class EncodeReceipt(PartitionReceipt):
 
 def write_receipt(path: Path, receipt: Any) -> None:
     """Write the dataclass `receipt` to `path`. A killed process leaves no part of the file."""
+    fields = dataclasses.asdict(receipt)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    temporary.write_bytes(json.dumps(dataclasses.asdict(receipt)).encode())
+    temporary.write_bytes(canonical_json({"receipt": fields, "xxh3": _hash_fields(fields)}))
     os.replace(temporary, path)
 
 
 def read_receipt(path: Path, receipt_type: type[T]) -> T | None:
-    """Return the receipt in `path` as a `receipt_type`, if it exists and is complete."""
+    """Return the receipt in `path` as a `receipt_type`, if it exists and is undamaged."""
     try:
-        receipt: T = _convert(parse_json(path.read_bytes()), receipt_type)
+        stored = parse_json(path.read_bytes())
+        if not isinstance(stored, dict) or stored.get("xxh3") != _hash_fields(stored.get("receipt")):
+            return None
+        receipt: T = _convert(stored["receipt"], receipt_type)
     except (FileNotFoundError, ValueError):
         return None
     return receipt
+
+
+def _hash_fields(fields: Any) -> str:
+    return str(xxhash.xxh3_64(canonical_json(fields)).hexdigest())
 
 
 def _convert(value: Any, expected: Any) -> Any:

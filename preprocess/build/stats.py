@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from preprocess.build.distinct_values import DistinctValues
 from preprocess.build.prepared_corpus import PreparedCorpus
+from preprocess.build.receipts import PartitionValues
 from preprocess.readers.records import format_counts
 from preprocess.recipes.schema import CLEANING_RULES
 from preprocess.shards.files import JsonObject
@@ -19,8 +21,11 @@ DROP_REASONS = (
     "malformed", "oversized", "invalid_utf8", "filtered", "null_text", "too_short", "too_long", "empty", "held_out",
     "duplicates", "over_max_documents",
 )  # fmt: skip
-MAX_LISTED_VALUES = 10_000  # authors in stats.json; all are counted
-MAX_PRINTED_VALUES = 5
+TOTALS = ("documents", "tokens", "text_bytes")
+MAX_LISTED_VALUES = 10_000  # authors or languages in stats.json; all are counted
+MAX_PRINTED_VALUES = 5  # authors
+MAX_PRINTED_LANGUAGES = 50
+LEAKS_KEY = "equal_texts_on_both_sides"  # the number of distinct texts that are in both splits
 QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
 
@@ -28,31 +33,32 @@ class DocumentCounts:
     """Counts over the documents of a build. Memory grows with distinct lengths and names only."""
 
     def __init__(self) -> None:
-        self.splits = {split: {"documents": 0, "tokens": 0, "text_bytes": 0} for split in SPLITS}
+        self.splits = {split: dict.fromkeys(TOTALS, 0) for split in SPLITS}
         self.lengths: dict[str, Counter[int]] = {split: Counter() for split in SPLITS}  # tokens -> documents
-        self.languages: dict[str, dict[str, int]] = {}
-        self.authors: dict[str, Counter[str]] = {name: Counter() for name in CONTROL_FIELDS}
+        self.languages = ValueCounts("lang")
+        self.authors = {name: ValueCounts(name) for name in CONTROL_FIELDS}
         self.num_u2581 = 0  # documents with U+2581
 
-    def add(self, split: str, documents: np.ndarray, lengths: np.ndarray, values: Mapping[str, list[str]]) -> None:
-        """Count the documents of one partition that are in `split`.
+    def add(self, split: str, documents: np.ndarray, lengths: np.ndarray, values: PartitionValues) -> None:
+        """Count documents of one partition that are in `split`.
 
         `documents`: (D,) of DOCUMENT_DTYPE. `lengths`: (D,) tokens of each. `values`: of the
-        partition's receipt.
+        partition.
         """
-        for key, value in _sum_documents(documents, lengths).items():
+        text_bytes = documents["text_bytes"]
+        sums = len(documents), int(lengths.sum(dtype=np.int64)), int(text_bytes.sum(dtype=np.int64))
+        for key, value in zip(TOTALS, sums, strict=True):
             self.splits[split][key] += value
-        self.lengths[split].update(_count_values(lengths))
-        for index in np.unique(documents["lang"]).tolist():
-            in_language = documents["lang"] == index
-            tag = values["lang"][index] if index >= 0 else "unknown"
-            totals = self.languages.setdefault(tag, {"documents": 0, "tokens": 0, "text_bytes": 0})
-            for key, value in _sum_documents(documents[in_language], lengths[in_language]).items():
-                totals[key] += value
+        different_lengths, counts = np.unique(lengths, return_counts=True)
+        self.lengths[split].update(dict(zip(different_lengths.tolist(), counts.tolist(), strict=True)))
+        indices, totals = _sum_by_index(documents["lang"], lengths, text_bytes)
+        self.languages.add([values.lang[i] if i >= 0 else "unknown" for i in indices], totals)
+        texts = {"author": values.author, "city": values.city}
         for name in CONTROL_FIELDS:
-            counts = {index: count for index, count in _count_values(documents[name]).items() if index >= 0}
-            texts = values.get(name)  # years have no list, as they are stored directly
-            self.authors[name].update({texts[i] if texts else str(i): count for i, count in counts.items()})
+            has_value = documents[name] >= 0
+            if has_value.any():
+                indices, totals = _sum_by_index(documents[name][has_value], lengths[has_value], text_bytes[has_value])
+                self.authors[name].add([texts[name][i] if name in texts else str(i) for i in indices], totals)
         self.num_u2581 += int(documents["has_u2581"].sum())
 
     def total(self, key: str) -> int:
@@ -60,17 +66,44 @@ class DocumentCounts:
         return sum(totals[key] for totals in self.splits.values())
 
 
-def _sum_documents(documents: np.ndarray, lengths: np.ndarray) -> dict[str, int]:
-    return {
-        "documents": len(documents),
-        "tokens": int(lengths.sum()),
-        "text_bytes": int(documents["text_bytes"].sum(dtype=np.int64)),
-    }
+class ValueCounts:
+    """The number of documents, tokens and bytes of text of each language, or each author."""
+
+    def __init__(self, field: str) -> None:
+        self._values = DistinctValues(field)
+        self._totals = np.zeros((0, len(TOTALS)), np.int64)  # of the first values, and then zeros
+
+    def add(self, values: list[str], totals: np.ndarray) -> None:
+        """Add `totals`, (V, 3) int64, of V different values. Raises FolioError for too many values."""
+        numbers = self._values.number(values)
+        if len(self._values) > len(self._totals):
+            padding = np.zeros((2 * len(self._values) - len(self._totals), len(TOTALS)), np.int64)
+            self._totals = np.concatenate([self._totals, padding])
+        np.add.at(self._totals, numbers, totals)  # a language may really be called "unknown"
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def num_documents(self) -> int:
+        """Return the number of documents that have a value."""
+        return int(self._totals[:, 0].sum())
+
+    def most_frequent(self, max_values: int) -> dict[str, dict[str, int]]:
+        """Return the totals of the values with most documents; equal counts are sorted by value."""
+        totals = self._totals[: len(self._values)]
+        order = sorted(zip((-totals[:, 0]).tolist(), self._values, range(len(totals)), strict=True))[:max_values]
+        return {value: dict(zip(TOTALS, totals[i].tolist(), strict=True)) for _, value, i in order}
 
 
-def _count_values(array: np.ndarray) -> dict[int, int]:
-    values, counts = np.unique(array, return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+def _sum_by_index(indices: np.ndarray, lengths: np.ndarray, text_bytes: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """Return the distinct `indices`, and the totals of the documents with each, (V, 3) int64.
+
+    All arguments are (D,).
+    """
+    distinct, inverse, counts = np.unique(indices, return_inverse=True, return_counts=True)
+    # The weights of bincount are floats, which are exact: the sums are smaller than 2**53.
+    sums = [np.bincount(inverse, weights=weights, minlength=len(distinct)) for weights in (lengths, text_bytes)]
+    return distinct.tolist(), np.stack([counts, *sums], axis=1).astype(np.int64)
 
 
 def describe_lengths(lengths: Counter[int]) -> JsonObject:
@@ -94,21 +127,23 @@ def describe_lengths(lengths: Counter[int]) -> JsonObject:
     }
 
 
-def _describe_languages(languages: dict[str, dict[str, int]]) -> JsonObject:
+def _describe_languages(languages: ValueCounts) -> JsonObject:
     return {
         tag: {**totals, "bytes_per_token": compute_ratio(totals["text_bytes"], totals["tokens"])}
-        for tag, totals in languages.items()
+        for tag, totals in languages.most_frequent(MAX_LISTED_VALUES).items()
     }
 
 
-def _describe_authors(authors: dict[str, Counter[str]], num_documents: int) -> JsonObject:
+def _describe_authors(authors: dict[str, ValueCounts], num_documents: int) -> JsonObject:
     """Return how many documents have an author, city and year, and the most frequent values."""
     return {
         name: {
-            "documents": counts.total(),
-            "coverage": compute_ratio(counts.total(), num_documents),
+            "documents": counts.num_documents(),
+            "coverage": compute_ratio(counts.num_documents(), num_documents),
             "distinct": len(counts),
-            "documents_by_value": dict(_most_frequent(counts, MAX_LISTED_VALUES)),
+            "documents_by_value": {
+                value: totals["documents"] for value, totals in counts.most_frequent(MAX_LISTED_VALUES).items()
+            },
         }
         for name, counts in authors.items()
     }
@@ -129,6 +164,8 @@ def describe_build(corpus: PreparedCorpus, counts: DocumentCounts, vocab_size: i
     if recipe.invalid_utf8 == "replace":
         mended["invalid_utf8"] = dropped.pop("invalid_utf8", 0)
     cleaned = sum_counts(receipt.cleaned for receipt in corpus.receipts)
+    # Left out if there are none, so that the build_id of other builds is that of Folio before it counted them.
+    leaks = {LEAKS_KEY: corpus.assignment.num_leaks} if corpus.assignment.num_leaks else {}
     num_kept = counts.total("documents")
     num_tokens, text_bytes = counts.total("tokens"), counts.total("text_bytes")
     stats: JsonObject = {
@@ -139,7 +176,7 @@ def describe_build(corpus: PreparedCorpus, counts: DocumentCounts, vocab_size: i
         },
         "clean": {rule: cleaned[rule] for rule in CLEANING_RULES if rule in recipe.clean},
         "mended": mended,
-        "split": {"mode": recipe.split, "val_fraction": recipe.val_fraction},
+        "split": {"mode": recipe.split, "val_fraction": recipe.val_fraction, **leaks},
         "splits": counts.splits,
         "tokens": num_tokens,
         "text_bytes": text_bytes,
@@ -153,6 +190,8 @@ def describe_build(corpus: PreparedCorpus, counts: DocumentCounts, vocab_size: i
             "vocab_size": vocab_size,
         },
     }
+    if len(counts.languages) > MAX_LISTED_VALUES:
+        stats["languages_not_listed"] = len(counts.languages) - MAX_LISTED_VALUES
     if tokenizer.kind == "sentencepiece":
         # SentencePiece represents a space by U+2581, so a U+2581 in the text is decoded as a space.
         stats["documents_with_u2581"] = counts.num_u2581
@@ -190,12 +229,21 @@ def format_stats(data: bytes) -> list[str]:
         "repaired    " + (", ".join(repaired) or "no documents"),
         f"{'':12}{'documents':>12}{'tokens':>16}{'bytes of text':>17}{'bytes/token':>13}",
     ]
-    for name, totals in [*((split, stats["splits"][split]) for split in SPLITS), *stats["languages"].items()]:
+    languages = stats["languages"]
+    frequent = _most_frequent({tag: totals["documents"] for tag, totals in languages.items()}, MAX_PRINTED_LANGUAGES)
+    shown = sorted(tag for tag, _ in frequent)
+    for name, totals in [
+        *((split, stats["splits"][split]) for split in SPLITS), *((tag, languages[tag]) for tag in shown)
+    ]:  # fmt: skip
         bytes_per_token = compute_ratio(totals["text_bytes"], totals["tokens"]) or 0.0
         lines.append(
             f"{name:12}{totals['documents']:>12,}{totals['tokens']:>16,}{totals['text_bytes']:>17,}"
             f"{bytes_per_token:>13.2f}"
         )
+    if num_more := len(languages) - len(shown) + stats.get("languages_not_listed", 0):
+        lines.append(f"and {num_more:,} more languages, each with fewer documents")
+    if num_leaks := stats["split"].get(LEAKS_KEY):
+        lines.append(f"{num_leaks:,} texts are in both train and val")
     for split in SPLITS:
         lengths = stats["tokens_per_document"][split]
         quantiles = ", ".join(f"{name} {lengths[name]:,}" for name in QUANTILES)

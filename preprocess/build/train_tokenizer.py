@@ -14,9 +14,8 @@ from fractions import Fraction
 import numpy as np
 import pyarrow as pa
 
-from preprocess.build.dedup_and_split import SplitAssignment
 from preprocess.build.prepare import read_texts
-from preprocess.build.receipts import PrepareReceipt
+from preprocess.build.split_assignment import SplitAssignment
 from preprocess.documents import TRAIN
 from preprocess.progress import Progress
 from preprocess.recipes.schema import Recipe
@@ -30,20 +29,20 @@ MAX_UINT64 = 2**64 - 1
 TRAINED_FILE_NAMES = {"sentencepiece": sentencepiece_bpe.MODEL_FILE, "char": characters.ALPHABET_FILE}
 
 
-def train_tokenizer(
-    recipe: Recipe, assignment: SplitAssignment, receipts: list[PrepareReceipt], progress: Progress
-) -> Tokenizer:
+def train_tokenizer(recipe: Recipe, assignment: SplitAssignment, progress: Progress) -> Tokenizer:
     """Train the tokenizer of `recipe` after the documents have been read and split.
 
     A `char` tokenizer gets every character of the corpus, validation documents included, so that
     both splits can be encoded. SentencePiece is trained on training documents only.
     """
+    work_dir = assignment.work_dir
     if recipe.tokenizer == "char":
-        code_points = sorted({point for receipt in receipts for point in receipt.alphabet or ()})
-        return characters.CharTokenizer("".join(map(chr, code_points)), has_eot=recipe.eot == "append")
-    num_documents = sum(int((sides == TRAIN).sum()) for _, sides in assignment.partitions())
+        alphabet: set[int] = set()
+        for partition in range(len(assignment.num_documents)):
+            alphabet.update(work_dir.read_values(partition).alphabet or ())
+        return characters.CharTokenizer("".join(map(chr, sorted(alphabet))), has_eot=recipe.eot == "append")
     progress.log(
-        f"training {recipe.num_pieces:,} SentencePiece pieces on {num_documents:,} training documents, "
+        f"training {recipe.num_pieces:,} SentencePiece pieces on {assignment.count(TRAIN):,} training documents, "
         f"at most {recipe.sample_bytes:,} bytes"
     )
     return sentencepiece_bpe.train(_choose_texts(recipe, assignment), num_pieces=recipe.num_pieces)
@@ -52,20 +51,22 @@ def train_tokenizer(
 def _choose_texts(recipe: Recipe, assignment: SplitAssignment) -> Iterator[str]:
     """Yield slices of training documents in reading order, about `recipe.sample_bytes` in total."""
     work_dir, total_bytes = assignment.work_dir, 0
-    for number, sides in assignment.partitions():
-        total_bytes += int(work_dir.documents(number)["text_bytes"][sides == TRAIN].sum(dtype=np.int64))
+    for chunk, sides in assignment.chunks():
+        total_bytes += int(work_dir.map_documents(chunk)["text_bytes"][sides == TRAIN].sum(dtype=np.int64))
     fraction = min(Fraction(recipe.sample_bytes, max(total_bytes, 1)), Fraction(1))
     max_key = min(int(fraction * 2**64), MAX_UINT64)
-    for number, sides in assignment.partitions():
-        documents = work_dir.documents(number)
-        high, low = to_uint64_halves(documents["hash"])
-        first = 0
-        for texts in read_texts(work_dir, number):
-            rows = first + np.flatnonzero(sides[first : first + len(texts)] == TRAIN)
-            for row, text in zip(rows.tolist(), texts.take(pa.array(rows - first)), strict=True):
-                document_key = int(high[row] ^ low[row])
-                yield from _choose_slices(text.as_py(), document_key, seed=recipe.seed, max_key=max_key)
-            first += len(texts)
+    for partition in range(len(assignment.num_documents)):
+        for chunk, texts in read_texts(work_dir, partition):
+            documents, sides = work_dir.map_documents(chunk), work_dir.map_sides(chunk)
+            high, low = to_uint64_halves(documents["hash"])
+            keys = high ^ low
+            # Most documents are one slice, and its key is that of the document.
+            may_be_chosen = (keyed_hash(recipe.seed, keys) <= np.uint64(max_key)) | (
+                documents["text_bytes"] > SLICE_CHARACTERS
+            )
+            rows = np.flatnonzero((sides == TRAIN) & may_be_chosen)
+            for row, text in zip(rows.tolist(), texts.take(pa.array(rows)), strict=True):
+                yield from _choose_slices(text.as_py(), int(keys[row]), seed=recipe.seed, max_key=max_key)
 
 
 def _choose_slices(text: str, document_key: int, *, seed: int, max_key: int) -> Iterator[str]:

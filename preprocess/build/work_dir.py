@@ -2,9 +2,13 @@
 
 It is `.NAME.work/KEY/` beside the build. KEY is a hash of everything that decides the work: recipe,
 input files, versions. A changed recipe therefore has another work directory, and stale work is
-never used. For each partition it contains `part-00007.docs` (a table of its documents), `.ids` and
-`.lengths` (its tokens), or `.text` until there is a tokenizer, `.sides` (train, val or dropped),
-and receipts.
+never used. For each partition it contains `part-00007.docs` (a table of its documents), `.values`
+(the distinct values that the table refers to), `.ids` and `.lengths` (its tokens), or `.text` until
+there is a tokenizer, `.sides` (train, val or dropped), and receipts.
+
+A partition may have any number of documents, because a compressed file cannot be divided. So tables
+are read in chunks of CHUNK_DOCUMENTS, which need a few megabytes. Pages of a mapped file count as
+memory of the process until they are unmapped, so a chunk is mapped and not the whole file.
 
 A file counts only if a receipt has its size and hash. That makes the build safe against crashes
 without a single fsync, which would be slow for so many files. A killed process leaves files without
@@ -14,24 +18,24 @@ the data is not; then the hashes differ, and the task runs again as well.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import xxhash
 
-from preprocess.build.receipts import FileChecksum, PartitionReceipt, read_receipt, write_receipt
+from preprocess.build.receipts import FileChecksum, PartitionReceipt, PartitionValues, read_receipt, write_receipt
 from preprocess.progress import Progress
 from preprocess.shards.files import HASH_CHUNK_BYTES
-from preprocess.shards.format import map_array
 
 # One row per document. `group`: the hash of what must not be in both splits. `author`, `city` and
-# `lang`: indices into the receipt's `values`. -1 means that the document has no such value.
+# `lang`: indices into the partition's values. -1 means that the document has no such value.
 DOCUMENT_DTYPE = np.dtype(
     [
         ("hash", "u1", 16), ("group", "u1", 16), ("position", "<u8"), ("text_bytes", "<u4"), ("source", "<u4"),
@@ -40,10 +44,34 @@ DOCUMENT_DTYPE = np.dtype(
 )  # fmt: skip
 LENGTH_DTYPE = np.dtype("<u4")  # tokens of a document, control tokens included
 DROPPED = -1  # the side of a document that is not in the build
+CHUNK_DOCUMENTS = 1 << 16  # processed at once
 REJECTS_SUFFIX = "rejects"  # of a partition's records that could not be read
 REJECTS_FILE = "refused.jsonl"  # all of them; remains after the build
 
 Receipt = TypeVar("Receipt", bound=PartitionReceipt)
+
+
+class Chunk(NamedTuple):
+    """Consecutive documents of one partition."""
+
+    partition: int
+    first: int  # row in the partition's tables
+    last: int  # exclusive
+
+    @property
+    def num_documents(self) -> int:
+        return self.last - self.first
+
+
+def iter_chunks(num_documents: list[int], max_documents: int | None = None) -> Iterator[Chunk]:
+    """Yield all documents in reading order, in chunks of at most `max_documents`.
+
+    `num_documents`: of each partition. `max_documents`: CHUNK_DOCUMENTS by default.
+    """
+    step = max_documents or CHUNK_DOCUMENTS
+    for partition, count in enumerate(num_documents):
+        for first in range(0, count, step):
+            yield Chunk(partition, first, min(first + step, count))
 
 
 @dataclass(frozen=True)
@@ -84,22 +112,37 @@ class WorkDir:
             return None
         for suffix, expected in receipt.files.items():
             path = self.file(partition, suffix)
-            if not path.is_file() or path.stat().st_size != expected.size_bytes or _hash_file(path) != expected.xxh3:
+            if not path.is_file() or path.stat().st_size != expected.size_bytes or hash_file(path) != expected.xxh3:
                 return None
         return receipt
 
-    def documents(self, partition: int) -> np.ndarray:
-        """Map the table of a partition's documents: (D,) of DOCUMENT_DTYPE, read-only."""
-        return map_array(self.file(partition, "docs"), DOCUMENT_DTYPE)
+    def read_values(self, partition: int) -> PartitionValues:
+        """Return the values that a partition's table of documents refers to."""
+        return PartitionValues(**json.loads(self.file(partition, "values").read_bytes()))
 
-    def lengths(self, partition: int) -> np.ndarray:
-        """Map the number of tokens of each document of a partition: (D,) u4, read-only."""
-        return map_array(self.file(partition, "lengths"), LENGTH_DTYPE)
+    def map_documents(self, chunk: Chunk) -> np.ndarray:
+        """Map the table of the documents in `chunk`: (D,) of DOCUMENT_DTYPE, read-only."""
+        return _map_rows(self.file(chunk.partition, "docs"), DOCUMENT_DTYPE, chunk)
 
-    def sides(self, partition: int) -> np.ndarray:
-        """Map TRAIN, VAL or DROPPED for each document of a partition: (D,) int8, writable."""
-        path = self.file(partition, "sides")
-        return np.memmap(path, np.int8, "r+") if path.stat().st_size else np.empty(0, np.int8)
+    def map_lengths(self, chunk: Chunk) -> np.ndarray:
+        """Map the number of tokens of each document in `chunk`: (D,) u4, read-only."""
+        return _map_rows(self.file(chunk.partition, "lengths"), LENGTH_DTYPE, chunk)
+
+    def create_sides(self, partition: int, num_documents: int) -> None:
+        """Assign TRAIN to all documents of a partition."""
+        with open(self.file(partition, "sides"), "wb") as file:
+            file.truncate(num_documents)  # filled with zeros, and TRAIN is 0
+
+    def map_sides(self, chunk: Chunk) -> np.ndarray:
+        """Map TRAIN, VAL or DROPPED for each document in `chunk`: (D,) int8, writable."""
+        return _map_rows(self.file(chunk.partition, "sides"), np.dtype(np.int8), chunk, mode="r+")
+
+
+def _map_rows(path: Path, dtype: np.dtype, chunk: Chunk, *, mode: Literal["r", "r+"] = "r") -> np.ndarray:
+    if not chunk.num_documents:
+        return np.empty(0, dtype)
+    # A view: operations on np.memmap, a subclass of ndarray, take longer.
+    return np.asarray(np.memmap(path, dtype, mode, offset=chunk.first * dtype.itemsize, shape=(chunk.num_documents,)))
 
 
 class HashedFile:
@@ -138,7 +181,7 @@ class HashedFile:
         self._file.close()
 
 
-def _hash_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Return the 64-bit XXH3 hash of a file's content, in hexadecimal."""
     digest = xxhash.xxh3_64()
     with open(path, "rb") as file:

@@ -16,15 +16,17 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.build.engines.interface import Engine, Task
+from preprocess.build.id_maps import IdMaps
 from preprocess.build.receipts import read_receipt, write_receipt
-from preprocess.build.shard_layout import SIDE_OF_SPLIT, IdMaps, PlannedShard, Segment, ShardLayout
+from preprocess.build.shard_layout import SIDE_OF_SPLIT, PlannedShard, Segment, ShardLayout
 from preprocess.build.work_dir import WorkDir
 from preprocess.progress import Progress
-from preprocess.shards.format import CONTROL_FIELDS, DOC_DTYPE, SPLITS, map_array, token_dtype
+from preprocess.shards.files import sha256_file
+from preprocess.shards.format import CONTROL_FIELDS, DOC_DTYPE, SPLITS, token_dtype
 from preprocess.shards.manifest import ShardEntry
 from preprocess.shards.writer import ShardPlan, ShardSealer, WriteOffset, create_shard, write_documents
 
-CHUNK_TOKENS = 4 << 20  # copied at once
+PART_TOKENS = 4 << 20  # copied at once
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,16 @@ def _receipt_path(output: ShardOutput, plan: ShardPlan) -> Path:
 def _find_finished(output: ShardOutput, plan: ShardPlan) -> ShardEntry | None:
     """Return the manifest's entry of a shard, or None if the shard is not finished.
 
-    A finished shard has a receipt, and files of the right size. The files were flushed to the disk
-    before the receipt was written, so they need not be hashed.
+    A finished shard has a receipt, and files with the hashes in it. The files are read to compute
+    them: what the disk has damaged since the interruption must not be published.
     """
     entry = read_receipt(_receipt_path(output, plan), ShardEntry)
+    if entry is None:
+        return None
+    hashes = {"bin": entry.sha256, "ends": entry.ends_sha256, "docs": entry.docs_sha256}
     for suffix, size_bytes in plan.sizes(output.vocab_size).items():
         path = plan.path(output.directory, suffix)
-        if not path.is_file() or path.stat().st_size != size_bytes:
+        if not path.is_file() or path.stat().st_size != size_bytes or sha256_file(path) != hashes[suffix]:
             return None
     return entry
 
@@ -94,8 +99,9 @@ def _make_tasks(
         create_shard(output.directory, shard.plan, vocab_size=output.vocab_size)
         open_shards[index] = _OpenShard(output, shard)
         for number, segment in enumerate(shard.segments):
-            label = f"shard {shard.plan.split}-{shard.plan.number:05d} of partition {segment.partition}"
-            arguments = (output, shard.plan, segment, layout.id_maps[segment.partition])
+            partition = segment.chunk.partition
+            label = f"shard {shard.plan.split}-{shard.plan.number:05d} of partition {partition}"
+            arguments = (output, shard.plan, segment, layout.id_maps.make(partition))
             yield Task(label, write_segment, arguments, key=(index, number))
 
 
@@ -120,7 +126,7 @@ class _OpenShard:
             segment = self._segments[self._num_hashed - 1]
             self._sealer.advance(
                 segment.offset.num_tokens + segment.num_tokens,
-                segment.offset.num_documents + segment.last - segment.first,
+                segment.offset.num_documents + segment.num_documents,
             )
 
     def is_complete(self) -> bool:
@@ -134,42 +140,52 @@ class _OpenShard:
 def write_segment(output: ShardOutput, plan: ShardPlan, segment: Segment, id_maps: IdMaps) -> int:
     """The task of one segment: write its documents at their offset, and return the largest id."""
     work_dir = output.work_dir
-    in_split = work_dir.sides(segment.partition) == SIDE_OF_SPLIT[segment.split]
-    rows = np.flatnonzero(in_split)[segment.first : segment.last]
-    documents, lengths = work_dir.documents(segment.partition), work_dir.lengths(segment.partition)
-    ends = np.cumsum(lengths, dtype=np.int64)
-    ids = map_array(work_dir.file(segment.partition, "ids"), np.dtype(output.stored_dtype))
+    rows = np.flatnonzero(work_dir.map_sides(segment.chunk) == SIDE_OF_SPLIT[segment.split])
+    documents, lengths = work_dir.map_documents(segment.chunk), work_dir.map_lengths(segment.chunk)
+    ends = segment.first_token + np.cumsum(lengths, dtype=np.int64)  # (D,) in the ids of the partition
+    ids = _StoredIds(work_dir.file(segment.chunk.partition, "ids"), np.dtype(output.stored_dtype), ends, lengths)
     offset, max_id = segment.offset, -1
-    for chunk in _split_into_chunks(rows, ends):
-        table = documents[chunk]
-        chunk_ids = _gather_ids(ids, ends, lengths, chunk).astype(token_dtype(output.vocab_size), copy=False)
-        chunk_ends = np.cumsum(lengths[chunk], dtype=np.int64)
-        _fill_in_control_ids(chunk_ids, chunk_ends - lengths[chunk] + output.has_bos, table, id_maps)
+    for chosen in _split_into_parts(rows, ends):
+        table = documents[chosen]
+        part_ids = ids.read(chosen).astype(token_dtype(output.vocab_size), copy=False)
+        part_ends = np.cumsum(lengths[chosen], dtype=np.int64)
+        _fill_in_control_ids(part_ids, part_ends - lengths[chosen] + output.has_bos, table, id_maps)
         docs = _make_doc_table(table, id_maps)
-        chunk_max_id = write_documents(
-            output.directory, plan, offset, chunk_ids, chunk_ends, docs, vocab_size=output.vocab_size
+        part_max_id = write_documents(
+            output.directory, plan, offset, part_ids, part_ends, docs, vocab_size=output.vocab_size
         )
-        max_id = max(max_id, chunk_max_id)
-        offset = WriteOffset(offset.num_tokens + len(chunk_ids), offset.num_documents + len(chunk))
+        max_id = max(max_id, part_max_id)
+        offset = WriteOffset(offset.num_tokens + len(part_ids), offset.num_documents + len(chosen))
     return max_id
 
 
-def _split_into_chunks(rows: np.ndarray, ends: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield consecutive parts of `rows`, each from about CHUNK_TOKENS tokens of the partition."""
-    boundaries = np.flatnonzero(np.diff(ends[rows] // CHUNK_TOKENS)) + 1
+def _split_into_parts(rows: np.ndarray, ends: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield consecutive parts of `rows`, each from about PART_TOKENS tokens of the partition."""
+    boundaries = np.flatnonzero(np.diff(ends[rows] // PART_TOKENS)) + 1
     for first, last in itertools.pairwise([0, *boundaries.tolist(), len(rows)]):
         yield rows[first:last]
 
 
-def _gather_ids(ids: np.ndarray, ends: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return a copy of the ids of the documents `rows`, which are in ascending order."""
-    first, last = int(rows[0]), int(rows[-1]) + 1
-    span = ids[int(ends[first] - lengths[first]) : int(ends[last - 1])]
-    if last - first == len(rows):
-        return np.array(span)
-    is_chosen = np.zeros(last - first, bool)
-    is_chosen[rows - first] = True
-    return span[np.repeat(is_chosen, lengths[first:last])]
+@dataclass(frozen=True)
+class _StoredIds:
+    """The ids of D consecutive documents of a partition, in a file of the work directory."""
+
+    path: Path
+    dtype: np.dtype
+    ends: np.ndarray  # (D,) int64, in the file
+    lengths: np.ndarray  # (D,)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return the ids of the documents `rows`, which are in ascending order."""
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        begin, end = int(self.ends[first] - self.lengths[first]), int(self.ends[last - 1])
+        # Read and not mapped: the pages of a mapped file would count as memory of this process.
+        span = np.fromfile(self.path, self.dtype, end - begin, offset=begin * self.dtype.itemsize)
+        if last - first == len(rows):
+            return span
+        is_chosen = np.zeros(last - first, bool)
+        is_chosen[rows - first] = True
+        return span[np.repeat(is_chosen, self.lengths[first:last])]
 
 
 def _fill_in_control_ids(ids: np.ndarray, offsets: np.ndarray, table: np.ndarray, id_maps: IdMaps) -> None:
@@ -188,5 +204,5 @@ def _make_doc_table(table: np.ndarray, id_maps: IdMaps) -> np.ndarray:
     docs = np.empty(len(table), DOC_DTYPE)
     docs["hash"], docs["source"] = table["hash"], table["source"]
     docs["lang"] = id_maps.languages[table["lang"]]
-    docs["position"] = table["position"] + id_maps.position_offsets[table["source"]]
+    docs["position"] = table["position"] + id_maps.position_offsets[table["source"] - id_maps.first_file]
     return docs

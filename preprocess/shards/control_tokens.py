@@ -35,7 +35,7 @@ class ControlTokenIds:
         if value not in ids:
             token = format_control_token(field, value)
             if token in self.by_token or token in self._special_tokens:
-                raise FolioError(f"two control tokens would be written {token!r}; rename one of the two in the input")
+                raise FolioError(f"two control tokens would be written {token!r:.80}; rename one of the two in the input")
             if len(self.by_token) == MAX_CONTROL_TOKENS:
                 raise FolioError(
                     f"there are more than {MAX_CONTROL_TOKENS:,} different authors, cities and years, and each needs "
@@ -48,7 +48,3 @@ class ControlTokenIds:
     def find(self, field: str, value: str | int) -> int:
         """Return the id of `value` of `field`, -1 if it has none."""
         return self._by_value[field].get(value, -1)
-
-    def list_values(self, field: str) -> list[str | int]:
-        """Return the values of `field` that have an id, in the order of their ids."""
-        return list(self._by_value[field])

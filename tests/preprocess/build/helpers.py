@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 
 from preprocess.build.build import build
-from preprocess.build.work_dir import DOCUMENT_DTYPE, LENGTH_DTYPE, WorkDir
+from preprocess.build.work_dir import DOCUMENT_DTYPE, LENGTH_DTYPE, WorkDir, iter_chunks
 from preprocess.documents import UNKNOWN
 from preprocess.progress import Progress
 from preprocess.recipes.catalog import load_recipe
@@ -62,6 +63,17 @@ def hash_number(number: int) -> np.ndarray:
     return np.random.default_rng(number).integers(0, 256, 16, np.uint8)
 
 
+def write_values(work_dir: WorkDir, partition: int, **values: list[str]) -> None:
+    """Write the values that the table of a partition refers to: of author, city and lang."""
+    fields = {"author": [], "city": [], "lang": [], "alphabet": None, **values}
+    work_dir.file(partition, "values").write_text(json.dumps(fields))
+
+
+def read_sides(work_dir: WorkDir, num_documents: list[int]) -> np.ndarray:
+    """Return the sides of all documents."""
+    return np.concatenate([work_dir.map_sides(chunk) for chunk in iter_chunks(num_documents)])
+
+
 def write_documents(
     work_dir: WorkDir, contents: list[int], groups: list[int], boundaries: list[int], **columns: list[int]
 ) -> list[int]:
@@ -82,4 +94,5 @@ def write_documents(
     for partition, (first, last) in enumerate(itertools.pairwise(edges)):
         table[first:last].tofile(work_dir.file(partition, "docs"))
         np.full(last - first, TOKENS_PER_DOCUMENT, LENGTH_DTYPE).tofile(work_dir.file(partition, "lengths"))
+        write_values(work_dir, partition)
     return [last - first for first, last in itertools.pairwise(edges)]

@@ -126,7 +126,8 @@ def test_build_of_tinyshakespeare_has_nanogpts_tokens(
 def test_chunks_batches_and_backends_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe("synthetic", num_pairs=300, num_pieces=500)
     run_build(recipe, tmp_path / "default" / "x")
-    monkeypatch.setattr("preprocess.build.write_shards.CHUNK_TOKENS", 1000)
+    monkeypatch.setattr("preprocess.build.write_shards.PART_TOKENS", 1000)
+    monkeypatch.setattr("preprocess.build.work_dir.CHUNK_DOCUMENTS", 11)
     monkeypatch.setattr("preprocess.stages.pipeline.PAIRS_PER_BATCH", 7)
     run_build(recipe, tmp_path / "small" / "x")
     monkeypatch.setitem(sys.modules, "gigatoken", None)  # as if the package were not installed

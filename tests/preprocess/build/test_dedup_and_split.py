@@ -13,11 +13,7 @@ from preprocess.build.dedup_and_split import dedup_and_split
 from preprocess.build.work_dir import DROPPED, WorkDir
 from preprocess.documents import HELD_OUT, TRAIN, VAL
 from preprocess.errors import FolioError
-from tests.preprocess.build.helpers import ANY_EXAMPLES, make_recipe, write_documents
-
-
-def read_sides(work_dir: WorkDir, num_documents: list[int]) -> np.ndarray:
-    return np.concatenate([work_dir.sides(partition) for partition in range(len(num_documents))])
+from tests.preprocess.build.helpers import ANY_EXAMPLES, make_recipe, read_sides, write_documents
 
 
 @ANY_EXAMPLES

@@ -1,0 +1,47 @@
+"""Counts the texts that are in both splits, which would make the validation loss too low.
+
+Deduplication leaves each text once, so there is nothing to count after it. Without it, equal texts
+are on one side only if the split keeps them together: a group is on one side, and a document
+without a group is grouped by its content. Otherwise the content hashes of all documents are sorted
+in buckets (buckets.py), each with the side of its document.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from preprocess.build.buckets import Buckets, sort_distinct
+from preprocess.build.split_assignment import SplitAssignment
+from preprocess.build.work_dir import DROPPED
+from preprocess.documents import TRAIN, VAL
+from preprocess.stages.dedup import to_uint64_halves
+
+# h, low: the halves of the content hash; sides: bit TRAIN and bit VAL, of all documents with this hash.
+SIDES_DTYPE = np.dtype([("h", "<u8"), ("low", "<u8"), ("sides", "<u8")])
+BOTH_SIDES = 1 << TRAIN | 1 << VAL
+
+
+def count_leaks(assignment: SplitAssignment) -> int:
+    """Return how many distinct texts are in training and in validation documents."""
+    num_leaks = 0
+    with Buckets(assignment.work_dir.path, "leaks", SIDES_DTYPE, assignment.count_kept()) as buckets:
+        for chunk, sides in assignment.chunks():
+            is_kept = sides != DROPPED
+            rows = np.empty(int(np.count_nonzero(is_kept)), SIDES_DTYPE)
+            rows["h"], rows["low"] = to_uint64_halves(assignment.work_dir.map_documents(chunk)["hash"][is_kept])
+            rows["sides"] = 1 << sides[is_kept].astype(np.uint64)
+            buckets.append(rows)
+        for pieces in buckets:
+            texts = np.empty(0, SIDES_DTYPE)  # one row for each text in the pieces so far
+            for rows in pieces:
+                texts = _merge_equal(np.concatenate([texts, rows]))
+            num_leaks += int(np.count_nonzero(texts["sides"] == BOTH_SIDES))
+    return num_leaks
+
+
+def _merge_equal(rows: np.ndarray) -> np.ndarray:
+    """Merge rows with the same hash into one, with the sides of all of them. `rows` is not empty."""
+    order, starts = sort_distinct(rows, ("low",))
+    merged = rows[order[starts]]
+    merged["sides"] = np.bitwise_or.reduceat(rows["sides"][order], starts)
+    return merged

@@ -1,0 +1,41 @@
+"""The result of the phase dedup_and_split: for each document, whether it is in train, val or neither."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from preprocess.build.work_dir import DROPPED, Chunk, WorkDir, iter_chunks
+
+
+@dataclass
+class SplitAssignment:
+    """The side of every document, in files of the work directory, and how many were dropped."""
+
+    work_dir: WorkDir
+    num_documents: list[int]  # of each partition
+    dropped: dict[str, int] = field(default_factory=dict)  # reason -> number of documents
+    warning: str | None = None
+    num_leaks: int = 0  # distinct texts that are in both splits
+
+    def __post_init__(self) -> None:
+        for partition, count in enumerate(self.num_documents):
+            self.work_dir.create_sides(partition, count)
+
+    def chunks(self) -> Iterator[tuple[Chunk, np.ndarray]]:
+        """Yield all documents in chunks, in reading order, with their sides, (D,) int8, writable."""
+        return ((chunk, self.work_dir.map_sides(chunk)) for chunk in iter_chunks(self.num_documents))
+
+    def count_kept(self) -> int:
+        """Return the number of documents that are not dropped."""
+        return sum(int(np.count_nonzero(sides != DROPPED)) for _, sides in self.chunks())
+
+    def count(self, side: int) -> int:
+        """Return the number of documents on `side`."""
+        return sum(int(np.count_nonzero(sides == side)) for _, sides in self.chunks())
+
+    def contains(self, side: int) -> bool:
+        """Return whether any document is on `side`."""
+        return any(bool((sides == side).any()) for _, sides in self.chunks())
