@@ -15,11 +15,13 @@ from pathlib import Path
 
 if __name__ == "__main__":  # started by path: this folder would hide the package `train`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from train.__main__ import run_script
+
+    run_script("evaluate")
 
 import argparse
 import dataclasses
 import functools
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,21 +29,23 @@ from contextlib import contextmanager
 import torch
 from filelock import FileLock, Timeout
 
-from preprocess.errors import FolioError, one_line, printable
-from train.config import Config
-from train.core.cli import Parser, log_when_stopped, run_command, warn
+from preprocess.errors import FolioError
+from train.config import Config, expand_data
+from train.core.arguments import Parser, make_path_parser, parse_number, parse_whole_number
+from train.core.cli import log_when_stopped, warn
 from train.core.device import choose_device
 from train.core.distributed import World
+from train.core.paths import parse_path
 from train.data.batches import ValidationWindows
 from train.data.streams import DataSource, StreamedText, open_data_source, open_validation
-from train.evaluation.comparison import check_comparable, compare_runs, format_loss, format_number
+from train.evaluation.comparison import check_comparable, compare_runs
 from train.evaluation.job import EvaluationJob, EvaluationSettings, prepare_job, run_job
 from train.evaluation.mlflow_runs import log_evaluation
+from train.evaluation.output import Output
 from train.evaluation.prompts import read_prompts
 from train.evaluation.results import EvaluationRow, append_evaluation, read_evaluations, read_losses_of_row
 from train.evaluation.select_checkpoints import find_run_dir, iter_checkpoints, warn_skipped
-from train.run.checkpoint import CheckpointError
-from train.run.console import format_perplexity
+from train.run.checkpoint_info import CheckpointError
 from train.run.run_dir import EVALUATIONS_DIR, LOCK_FILE
 from train.trackers.check import check_trackers
 
@@ -60,7 +64,7 @@ def main(arguments: list[str]) -> int:
             check_comparable(find_run_dir(options.run), runs)
         if options.mlflow:
             check_trackers(["mlflow"], option="--mlflow")
-        settings, device = _make_settings(options), choose_device(options.device)
+        settings, device = _make_settings(options), choose_device("auto" if options.device is None else options.device)
         with log_when_stopped(STOPPED):
             log = log_evaluation if options.mlflow else None
             output = Output(quiet=options.quiet, json=options.json)
@@ -99,16 +103,13 @@ def evaluate_run(
                 job = prepare_job(checkpoint, settings, device=device, open_data_source=open_source, warn=warn_once)
                 row, is_new = _evaluate(job, open_windows, out_dir, output)
             except CheckpointError as e:
-                is_deleted = not checkpoint.folder.exists() and checkpoint.folder != run
-                if which != "all" and not is_deleted:
+                if which != "all":
                     raise
                 warn_skipped(e)
                 continue
-            if log and log(out_dir, row):
+            if log and row.num_windows and log(out_dir, row):
                 output.note(f"step {row.step:,} is logged to MLflow")
             num_new, last = num_new + is_new, row
-            if which != "all":
-                break
     if last is None:
         raise FolioError(f"no checkpoint of {run} can be evaluated; train again, or restore one")
     if not num_new:
@@ -120,59 +121,43 @@ def _evaluate(
     job: EvaluationJob, open_windows: Callable[[DataSource, Config], ValidationWindows], out_dir: Path, output: Output
 ) -> tuple[EvaluationRow, bool]:
     """Print the row of an evaluation, and return it and whether something had to be computed."""
-    previous = next((row for row in read_evaluations(out_dir) if row.key == job.key), None)
-    if previous is not None and read_losses_of_row(out_dir, previous) is not None:
-        output.losses(previous, "  (evaluated before)")
-        output.json_row(previous)
-        return previous, False
-    if previous is not None:
-        log = functools.partial(output.losses, note="  (evaluated before; the losses of its windows were missing)")
-        run_job(dataclasses.replace(job, prompts=[]), open_windows(job.source, job.config), out_dir, log=log)
-        output.json_row(previous)
-        return previous, True
-    row = run_job(job, open_windows(job.source, job.config), out_dir, log=output.losses)
-    append_evaluation(out_dir, row)
+
+    def run(job: EvaluationJob, known: EvaluationRow | None, note: str = "") -> EvaluationRow:
+        log = functools.partial(output.losses, note=note)
+        windows = lambda: open_windows(job.open_source(), job.config)  # noqa: E731
+        return run_job(job, out_dir, known=known, open_windows=windows, log=log)
+
+    rows = [row for row in read_evaluations(out_dir) if row.losses_file == job.loss_inputs.losses_file]
+    has_losses = bool(rows) and read_losses_of_row(out_dir, rows[0]) is not None
+    row = next((row for row in rows if row.key == job.key), None)
+    is_new = row is None or not has_losses
+    if row is None:
+        known = rows[0] if has_losses else _check_data(job)
+        row = run(job, known)
+        if row.num_windows:
+            append_evaluation(out_dir, row)
+    elif has_losses:
+        output.losses(row, "  (evaluated before)")
+    else:
+        run(dataclasses.replace(job, prompts=[]), None, "  (evaluated before; the losses of its windows were missing)")
     output.completions(row)
     output.json_row(row)
-    return row, True
+    return row, is_new
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Output:
-    """Prints evaluations: as text, or with `json` one JSON object per line. With `quiet`, results only."""
+def _check_data(job: EvaluationJob) -> EvaluationRow | None:
+    """Return None if the data can be opened, otherwise a row without loss if there are prompts.
 
-    quiet: bool = False
-    json: bool = False
-
-    def note(self, line: str) -> None:
-        """Print a line that is not a result."""
-        if not self.quiet and not self.json:
-            print(one_line(line), flush=True)
-
-    def json_row(self, row: EvaluationRow) -> None:
-        """Print a finished evaluation as JSON, if that is asked for."""
-        if self.json:
-            print(json.dumps(row.as_dict()), flush=True)
-
-    def losses(self, row: EvaluationRow, note: str = "") -> None:
-        """Print the losses of an evaluation as text."""
-        if self.json:
-            return
-        columns = (
-            f"step {row.step:,}",
-            f"val loss {format_loss(row)}",
-            f"perplexity {format_perplexity(row.perplexity)}",
-            f"bits per byte {format_number(row.bits_per_byte, '.4f')}",
-            f"{row.num_windows:,} windows of {row.data}, in {row.precision} on {row.device}",
-        )
-        print(one_line("  ".join(columns)) + note, flush=True)
-
-    def completions(self, row: EvaluationRow) -> None:
-        """Print the prompts and completions of an evaluation as text."""
-        if self.json:
-            return
-        for number, each in enumerate(row.completions, start=1):
-            print(printable(f"prompt {number}: {each.prompt}\ncompletion {number}: {each.completion}"), flush=True)
+    Prompts are completed even if the data are gone. Raises FolioError if there are no prompts.
+    """
+    try:
+        job.open_source()
+    except FolioError as e:
+        if not job.prompts:
+            raise
+        warn(f"{e}; the prompts are completed without computing a loss, and nothing is stored")
+        return job.make_row_without_loss()
+    return None
 
 
 def _open_windows(source: DataSource, config: Config, *, device: torch.device, output: Output) -> ValidationWindows:
@@ -193,15 +178,23 @@ def _lock_evaluations(out_dir: Path) -> Iterator[None]:
 
 
 def _make_settings(options: argparse.Namespace) -> EvaluationSettings:
-    prompts = "0" if options.prompts is None else options.prompts
-    is_count = prompts.isdecimal()
+    prompts: int | Path = options.prompts or 0
     return EvaluationSettings(
         data=options.data,
-        num_prompts=int(prompts) if is_count else 0,
-        prompts=() if is_count else read_prompts(Path(prompts)),
+        num_prompts=prompts if isinstance(prompts, int) else 0,
+        prompts=() if isinstance(prompts, int) else read_prompts(prompts),
         completion_tokens=options.tokens,
         temperature=options.temperature or 0.0,
     )
+
+
+def _parse_prompts(text: str) -> int | Path:
+    """Return the number of prompts, or the path of a file of prompts."""
+    return parse_whole_number(text) if text.removeprefix("-").isdecimal() else parse_path(text, "--prompts")
+
+
+def _parse_data(text: str) -> str:
+    return expand_data(text, "--data")
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -210,7 +203,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         description="Compute the loss of a run's checkpoints on the whole validation split; each is evaluated once.",
         json=True,
     )
-    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="the out_dir of a run, or a checkpoint in it")
+    run, other_run = make_path_parser("RUN"), make_path_parser("--compare")
+    help_of_run = "a run, by its out_dir, or a checkpoint in it"
+    parser.add_argument("run", nargs="?", type=run, metavar="RUN", help=help_of_run)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--all", action="store_true", help="evaluate every checkpoint, instead of the newest")
     which.add_argument(
@@ -218,25 +213,31 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         action="store_true",
         help="evaluate the checkpoint of the lowest validation loss, instead of the newest",
     )
-    parser.add_argument("--data", metavar="DATA", help="other data of the same tokenizer [the run's]")
+    parser.add_argument("--data", type=_parse_data, metavar="DATA", help="other data of the same tokenizer [the run's]")
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument(
         "--prompts",
+        type=_parse_prompts,
         metavar="FILE_OR_N",
         help="complete the prompts in a file, one per line (text, or .jsonl with the key `prompt`), or N beginnings of "
         "validation documents",
     )
-    prompts.add_argument("--questions", dest="prompts", help=argparse.SUPPRESS)  # an earlier name
+    prompts.add_argument("--questions", type=_parse_prompts, dest="prompts", help=argparse.SUPPRESS)  # an earlier name
+    help_of_tokens = "maximum length of a completion [the run's completion_tokens]"
+    parser.add_argument("--tokens", type=parse_whole_number, metavar="N", help=help_of_tokens)
     parser.add_argument(
-        "--tokens", type=int, metavar="N", help="maximum length of a completion [the run's completion_tokens]"
+        "--temperature", type=parse_number, metavar="X", help="of completions; 0 always takes the most likely token [0]"
     )
-    parser.add_argument(
-        "--temperature", type=float, metavar="X", help="of completions; 0 always takes the most likely token [0]"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N [auto]")
+    parser.add_argument("--device", help="auto, cpu, mps, cuda or cuda:N [auto]")
     parser.add_argument("--mlflow", action="store_true", help="log each evaluation to MLflow, once")
     parser.add_argument(
-        "--compare", nargs="+", type=Path, default=[], metavar="RUN", help="print a table of RUN and these runs"
+        "--compare",
+        nargs="+",
+        action="extend",
+        type=other_run,
+        default=[],
+        metavar="RUN",
+        help="print a table of RUN and these runs",
     )
     options = parser.parse_args(arguments)
     _check_options(parser, options)
@@ -248,7 +249,7 @@ def _check_options(parser: Parser, options: argparse.Namespace) -> None:
         parser.error("--json prints evaluations, and --compare prints a table; leave one of them out")
     if options.run is None and not options.compare:
         parser.error("no run is given, expected RUN, or --compare RUN RUN")
-    for name in ("all", "prompts", "mlflow", "tokens", "temperature"):
+    for name in ("all", "prompts", "mlflow", "tokens", "temperature", "device"):
         if (value := getattr(options, name)) is None or value is False:
             continue
         if options.run is None:
@@ -260,10 +261,6 @@ def _check_options(parser: Parser, options: argparse.Namespace) -> None:
                 f"--{name} applies to completions, and there are no prompts; add --prompts FILE or --prompts N"
             )
     for name in ("prompts", "tokens"):
-        value = str(getattr(options, name))
-        if value.removeprefix("-").isdecimal() and int(value) < 1:
+        value = getattr(options, name)
+        if isinstance(value, int) and value < 1:
             parser.error(f"--{name} must be at least 1, got {value}")
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))

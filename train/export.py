@@ -12,6 +12,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # started by path: the folder train/ would hide the package `train`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from train.__main__ import run_script
+
+    run_script("export")
 
 import os
 import shutil
@@ -20,8 +23,8 @@ from contextlib import contextmanager
 
 from preprocess.errors import MisuseError
 from preprocess.shards.files import replace_directory, write_durable
-from train.config import config_from_saved
-from train.core.cli import Parser, print_result, run_command, warn
+from train.core.arguments import Parser, make_path_parser
+from train.core.cli import print_result, warn
 from train.run.checkpoint import MODEL_FILE, check_shapes, find_checkpoint
 from train.run.export_model import config_files, export_tensors, tokenizer_files, write_model
 from train.run.run_dir import vocabulary_of
@@ -34,26 +37,32 @@ def main(arguments: list[str]) -> int:
         description="Write a run's model and tokenizer as a folder that other programs load.",
         json=True,
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the out_dir of a run, or a checkpoint in it")
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="FOLDER", help="a new or empty folder to write to"
+        "run", type=make_path_parser("RUN"), metavar="RUN", help="a run, by its out_dir, or a checkpoint in it"
+    )
+    parser.add_argument(
+        "--output",
+        type=make_path_parser("--output"),
+        required=True,
+        metavar="FOLDER",
+        help="a new or empty folder to write to",
     )
     parser.add_argument("--best", action="store_true", help="use the checkpoint with the lowest validation loss")
     options = parser.parse_args(arguments)
     checkpoint = find_checkpoint(options.run, warn, best=options.best)
-    config = config_from_saved(checkpoint.origin.settings, str(checkpoint.folder))
+    info, config = checkpoint.info, checkpoint.info.config
     check_shapes(checkpoint, config)
     folder, manifest = vocabulary_of(checkpoint)
     with new_folder(options.output) as temporary:
-        files = tokenizer_files(folder, manifest, config) | config_files(config, manifest, checkpoint.vocab_size)
+        files = tokenizer_files(folder, manifest, config) | config_files(config, manifest, info.vocab_size)
         for name, data in files.items():
             write_durable(temporary / name, data)
         tensors = export_tensors(checkpoint, config)
         write_model(temporary / MODEL_FILE, tensors)
     num_parameters = sum(tensor.numel() for tensor in tensors.values())
-    summary = f"{config.arch} of step {checkpoint.step:,}, {num_parameters:,} parameters, {checkpoint.vocab_size:,} ids"
-    result = {"output": str(options.output), "arch": config.arch, "step": checkpoint.step}
-    result |= {"num_parameters": num_parameters, "vocab_size": checkpoint.vocab_size}
+    summary = f"{config.arch} of step {info.step:,}, {num_parameters:,} parameters, {info.vocab_size:,} ids"
+    result = {"output": str(options.output), "arch": config.arch, "step": info.step}
+    result |= {"num_parameters": num_parameters, "vocab_size": info.vocab_size}
     print_result(result, [f"{options.output}: {summary}"], as_json=options.json)
     return 0
 
@@ -65,7 +74,7 @@ def new_folder(output: Path) -> Iterator[Path]:
     If the block raises an exception, the folder is deleted. Raises MisuseError if `output` exists
     and is not an empty folder.
     """
-    target = output.expanduser().resolve()
+    target = output.resolve()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise MisuseError(f"{output} must be a new or empty folder; choose another --output, or empty it")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +85,3 @@ def new_folder(output: Path) -> Iterator[Path]:
         replace_directory(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))

@@ -12,7 +12,7 @@ if __name__ == "__main__":  # started by path: this folder would hide the packag
     run_script("plot")
 
 from preprocess.errors import one_line
-from train.core.arguments import Parser
+from train.core.arguments import Parser, make_path_parser
 from train.core.cli import warn
 from train.core.names import make_run_names
 from train.plotting.curves import read_curves
@@ -24,8 +24,13 @@ def main(arguments: list[str]) -> int:
     parser = Parser(
         prog="python train/plot.py", description="Plot loss, learning rate and throughput of one or more runs."
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the out_dir of a run")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="a .png or .svg file [loss.png in the first RUN]")
+    parser.add_argument("runs", nargs="+", type=make_path_parser("RUN"), metavar="RUN", help="the out_dir of a run")
+    parser.add_argument(
+        "--output",
+        type=make_path_parser("--output"),
+        metavar="FILE",
+        help="a .png or .svg file [loss.png in the first RUN]",
+    )
     options = parser.parse_args(arguments)
     output = options.output or options.runs[0] / "loss.png"
     check_output(output)

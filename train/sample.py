@@ -7,6 +7,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # started by path: the folder train/ would hide the package `train`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from train.__main__ import run_script
+
+    run_script("sample")
 
 import dataclasses
 import re
@@ -14,8 +17,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from preprocess.errors import MisuseError, printable
-from train.config import config_from_saved
-from train.core.cli import Parser, run_command, warn
+from train.core.arguments import Parser, make_path_parser, parse_number, parse_whole_number
+from train.core.cli import warn
 from train.core.device import choose_device
 from train.model import make_model
 from train.model.sampler import Sampler
@@ -24,6 +27,7 @@ from train.run.run_dir import vocabulary_of
 
 # Without these options there is no prompt, whatever the run's own completions start with.
 PROMPT_SETTINGS = ("completion_prompt", "completion_author", "completion_city", "completion_year")
+RANDOM_SETTINGS = ("top_k", "top_p", "seed")  # have no effect if always the most likely token is taken
 
 
 def main(arguments: list[str]) -> int:
@@ -31,24 +35,29 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     run, best, num_completions, quiet = (options.pop(key) for key in ("run", "best", "num_completions", "quiet"))
     if num_completions < 1:
-        raise MisuseError(f"num_completions must be at least 1, got {num_completions}")
+        raise MisuseError(f"--num_completions must be at least 1, got {num_completions}")
     checkpoint = find_checkpoint(run, warn, best=best)
-    config = config_from_saved(checkpoint.origin.settings, str(checkpoint.folder))
     given = {key: value for key, value in options.items() if value is not None or key in PROMPT_SETTINGS}
     try:
-        config = dataclasses.replace(config, **given)
+        config = dataclasses.replace(checkpoint.info.config, **given)
     except MisuseError as e:  # names the setting of a config file; say the option instead
-        raise MisuseError(re.sub("^completion_", "--", str(e))) from e
+        raise MisuseError(re.sub("^(completion_)?", "--", str(e))) from e
+    for key in RANDOM_SETTINGS:
+        if key in given and config.temperature == 0:
+            raise MisuseError(
+                f"--{key} has no effect because temperature is 0, which takes the most likely token; leave it out, "
+                "or set --temperature"
+            )
     device = choose_device(config.device)
     folder, manifest = vocabulary_of(checkpoint)
     check_shapes(checkpoint, config)
-    model = make_model(config, checkpoint.vocab_size)
+    model = make_model(config, checkpoint.info.vocab_size)
     load_model(checkpoint, model)
     sampler = Sampler(model.to(device), folder, manifest, config=config)
-    for number in range(num_completions):
+    for index in range(num_completions):
         if num_completions > 1 and not quiet:
-            print("\n" * (number > 0) + f"--- completion {number + 1} of {num_completions} ---")
-        show(sampler.stream(number))
+            print("\n" * (index > 0) + f"--- completion {index + 1} of {num_completions} ---")
+        show(sampler.stream(index))
     return 0
 
 
@@ -64,27 +73,23 @@ def _parse(arguments: list[str]) -> dict[str, Any]:
     parser = Parser(
         prog="python train/sample.py", description="Print text from a run's newest checkpoint as it is drawn."
     )
-    add = parser.add_argument
-    add("run", type=Path, metavar="RUN", help="the out_dir of a run, or a checkpoint in it")
+    add, whole = parser.add_argument, parse_whole_number
+    add("run", type=make_path_parser("RUN"), metavar="RUN", help="a run, by its out_dir, or a checkpoint in it")
     add("--prompt", dest="completion_prompt", default="", metavar="TEXT", help="text to continue")
     add("--author", dest="completion_author", metavar="NAME", help="author whose control token precedes the prompt")
     add("--city", dest="completion_city", metavar="NAME", help="city whose control token precedes the prompt")
-    add("--year", dest="completion_year", type=int, metavar="YEAR", help="year whose control token precedes the prompt")
-    add("--tokens", dest="completion_tokens", type=int, metavar="N", help="maximum number of tokens [the run's]")
-    add("--temperature", type=float, metavar="X", help="0 takes the most likely token [the run's]")
-    add("--top_k", type=int, metavar="K", help="draw from the K most likely tokens [the run's]")
+    add("--year", dest="completion_year", type=whole, metavar="YEAR", help="year whose token precedes the prompt")
+    add("--tokens", dest="completion_tokens", type=whole, metavar="N", help="maximum number of tokens [the run's]")
+    add("--temperature", type=parse_number, metavar="X", help="0 takes the most likely token [the run's]")
+    add("--top_k", type=whole, metavar="K", help="draw from the K most likely tokens [the run's]")
     add(
         "--top_p",
-        type=float,
+        type=parse_number,
         metavar="P",
-        help="draw from the fewest most likely tokens with probability P [the run's]",
+        help="draw from the fewest tokens that reach probability P [the run's]",
     )
-    add("--num_completions", type=int, default=1, metavar="N", help="completions to print, each drawn separately [1]")
-    add("--seed", type=int, help="the same seed draws the same completions [the run's]")
+    add("--num_completions", type=whole, default=1, metavar="N", help="completions to print, each drawn separately [1]")
+    add("--seed", type=whole, metavar="N", help="the same seed draws the same completions [the run's]")
     add("--best", action="store_true", help="use the checkpoint with the lowest validation loss")
     add("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N [auto]")
     return vars(parser.parse_args(arguments))
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))

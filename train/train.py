@@ -21,22 +21,22 @@ from pathlib import Path
 
 if __name__ == "__main__":  # started by path: the folder train/ would hide the package `train`
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from train.__main__ import run_script
+
+    run_script("train")
 
 # libgomp reads this when torch is imported. Its threads wait for each other in busy loops, which
 # slows down other processes and, beside one busy process on 2 cores, training itself (from 6,900 to
 # 4,100 tokens/s). An idle AMD EPYC was as fast.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from train.config import is_help_request, load_config, parse_command_line, print_help
-from train.core.cli import run_command, warn
-
-if __name__ == "__main__" and is_help_request(sys.argv[1:]):  # before torch, whose import takes seconds
-    sys.exit(run_command(print_help, sys.argv[1:]))
-
 import torch
 from torch import Tensor, nn
 
 from preprocess.errors import MisuseError
+from train.command_line import is_help_request, parse_command_line, print_help
+from train.config import load_config
+from train.core.cli import warn
 from train.core.distributed import init_processes
 from train.core.memory import translate_out_of_memory
 from train.data.batches import Batch, Prefetcher, dropout_seed
@@ -94,7 +94,7 @@ def setup(run: Run, checkpoint: Checkpoint | None) -> tuple[TrainingState, nn.Mo
     share it (state.model itself if there is one process), and the lines of the preflight.
     """
     config, world = run.config, run.world
-    vocab_size = world.all_reduce_max(checkpoint.vocab_size if checkpoint else run.source.vocab_size)
+    vocab_size = world.all_reduce_max(checkpoint.info.vocab_size if checkpoint else run.source.vocab_size)
     state = new_state(config, vocab_size, device=run.device)
     world.run_on_main(lambda: load_weights(run, state, checkpoint))
     broadcast_state(state, world)
@@ -116,7 +116,7 @@ def load_weights(run: Run, state: TrainingState, checkpoint: Checkpoint | None) 
         restore(checkpoint, state)
         if config.resume != "auto":  # a new run from another run's checkpoint: that run's best is not here
             state.early_stopping = EarlyStopping()
-        if checkpoint.origin.settings["batch_size"] != config.batch_size:
+        if checkpoint.info.config.batch_size != config.batch_size:
             state.micro_batch = None
     elif config.init_from is not None:
         initialize(state.model, config, run.source, warn=warn)
@@ -142,12 +142,12 @@ def train(
 ) -> int:
     """Train, and print a completion at the end. Return the exit status."""
     cost = step_cost(run, state)
-    first_step = checkpoint.step if checkpoint else -1
+    first_step = checkpoint.info.step if checkpoint else -1
     with RunLogger(run.info, cost, step=first_step, is_main=run.world.is_main, quiet=run.quiet) as logger:
         with StopRequest(state, run.world) as stop:
             logger.print("\n".join([*preflight_lines, *describe_start(run, state, cost)]))
             if checkpoint is not None:
-                logger.print(f"continuing after step {checkpoint.step:,}, from {checkpoint.folder}")
+                logger.print(f"continuing after step {checkpoint.info.step:,}, from {checkpoint.folder}")
             signum, is_saved = training_loop(run, state, model, logger, stop)
         logger.print(describe_end(run, state, signum=signum, is_saved=is_saved))
         if signum and state.step < run.config.max_steps:
@@ -274,7 +274,3 @@ def clip_and_update(run: Run, state: TrainingState, loss: Tensor) -> Tensor:
     in_a_row, total = state.skipped
     state.skipped.copy_(torch.stack([torch.where(is_finite, 0, in_a_row + 1), total + ~is_finite]))
     return grad_norm
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))

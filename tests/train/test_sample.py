@@ -29,8 +29,8 @@ def test_completion_continues_the_prompt_and_ends_with_the_document(run: Path) -
 
 def test_text_of_a_control_token_in_the_prompt_is_ordinary_text(run: Path) -> None:
     result = invoke("sample.py", run, "--prompt", "<author_Anna_Akimova>")
-    assert result.returncode == 1
-    assert "'<' is not in the alphabet of this tokenizer" in result.stderr
+    assert result.returncode == 2
+    assert "the prompt '<author_Anna_Akimova>' cannot be encoded: the character '<' is not in the" in result.stderr
 
 
 def test_empty_prompt_starts_a_new_document(run: Path) -> None:
@@ -41,12 +41,17 @@ def test_empty_prompt_starts_a_new_document(run: Path) -> None:
     ("arguments", "message"),
     [
         (["--tokens", "0"], "error: --tokens must be at least 1, got 0"),
-        (["--tokens", "x"], "argument --tokens: invalid int value"),
+        (["--tokens", "x"], "error: --tokens must be a whole number, got 'x'"),
         (["--prompt", "a\x1b"], r"error: --prompt must be UTF-8 text without control characters, got 'a\x1b'"),
         (["--temperature", "-1"], "temperature must be at least 0, got -1.0"),
         (["--top_p", "1.5"], "top_p must be > 0 and at most 1, got 1.5"),
         (["--top_p", "0"], "top_p must be > 0, got 0"),
-        (["--num_completions", "0"], "num_completions must be at least 1, got 0"),
+        (["--temperature", "0", "--top_k", "5"], "--top_k has no effect because temperature is 0"),
+        (["--temperature", "0", "--seed", "5"], "--seed has no effect because temperature is 0"),
+        (["--temperature", "1e400"], "--temperature must be at most 1e+18, got inf"),
+        (["--top_k", "9" * 5000], "--top_k must be a whole number, got '999"),
+        (["--tokens", "9" * 70], "--tokens must be at most 1e+18, got 999"),
+        (["--num_completions", "0"], "--num_completions must be at least 1, got 0"),
         (["--seed", "-1"], "seed must be at least 0, got -1"),
         (["--device", "tpu"], "device must be auto, cpu, mps, cuda or cuda:N such as cuda:1, got 'tpu'"),
         (["--author", "Nobody"], "it has 1 of them, such as 'Anna_Akimova'"),
@@ -61,6 +66,7 @@ def test_invalid_option_is_one_line(run: Path, arguments: list[str], message: st
 def test_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
     result = invoke("sample.py", tmp_path)
     assert result.returncode == 2 and "neither a checkpoint nor a run" in result.stderr
+    assert "RUN is empty; name a file or a folder" in invoke("sample.py", "").stderr
 
 
 # Where the checkpoint and the tokenizer come from

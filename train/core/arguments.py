@@ -78,22 +78,22 @@ class Parser(argparse.ArgumentParser):
         raise MisuseError(f"{message:.300}; `{self.prog} --help` lists the options")
 
 
-def path_type(name: str) -> Callable[[str], Path]:
+def make_path_parser(name: str) -> Callable[[str], Path]:
     """Return a function that parses the path of the argument `name`, for argparse's `type`."""
     return functools.partial(parse_path, name=name)
 
 
-def whole_number(text: str) -> int:
+def parse_whole_number(text: str) -> int:
     """Return the number that `text` is, for argparse's `type`."""
-    return int(_parse_number(text, int, "a whole number"))
+    return int(_convert_number(text, int, "a whole number"))
 
 
-def number(text: str) -> float:
+def parse_number(text: str) -> float:
     """Return the number that `text` is, for argparse's `type`."""
-    return float(_parse_number(text, float, "a number"))
+    return float(_convert_number(text, float, "a number"))
 
 
-def _parse_number(text: str, kind: type[int] | type[float], expected: str) -> int | float:
+def _convert_number(text: str, kind: type[int] | type[float], expected: str) -> int | float:
     try:
         if len(text) <= MAX_SHOWN:
             return kind(text)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ import torch
 from preprocess.errors import FolioError, MisuseError, shorten
 from preprocess.shards.format import find_build
 from preprocess.shards.manifest import Manifest
-from train.config import Config
+from train.config import STREAM_PREFIX, Config
 from train.core.cli import warn
 from train.core.distributed import World
 from train.data.batches import (
@@ -34,8 +34,6 @@ from train.data.builds import NAME_AND_WEIGHT, Builds, open_builds, tokenizer_sh
 
 if TYPE_CHECKING:
     from preprocess.stream import StreamCorpus, TokenStream
-
-PREFIX = "stream:"
 
 
 class StreamedText:
@@ -60,8 +58,9 @@ class StreamedText:
         self._log: Callable[[str], None] = self.warnings.append
         self._corpus: StreamCorpus = open_corpus(recipe, log=lambda line: self._log(line))
         self._log = log
+        self.tokenizer: Any = self._corpus.tokenizer
         self.manifest: Manifest = self._corpus.manifest()
-        self.name = f"{PREFIX}{self._corpus.name}"
+        self.name = f"{STREAM_PREFIX}{self._corpus.name}"
         self.build_id = self._corpus.sha256
         self.vocab_size = self._corpus.vocab_size
         self.tokenizer_sha256 = tokenizer_sha256(self.manifest)
@@ -219,9 +218,9 @@ def open_data_source(setting: str, *, world: World) -> DataSource:
     Raises MisuseError if there is no such build or recipe, and FolioError if it is damaged.
     """
     parts = setting.split(",")
-    if not any(part.strip().startswith(PREFIX) for part in parts):
+    if not any(part.strip().startswith(STREAM_PREFIX) for part in parts):
         return open_builds(setting)
-    recipe = setting.removeprefix(PREFIX)
+    recipe = setting.removeprefix(STREAM_PREFIX)
     if recipe == setting or (not Path(recipe).is_file() and (len(parts) > 1 or NAME_AND_WEIGHT.fullmatch(recipe))):
         raise MisuseError(
             f"data is {setting!r}, but a stream has no weight and cannot be mixed; name one recipe, or build "
@@ -231,7 +230,7 @@ def open_data_source(setting: str, *, world: World) -> DataSource:
     try:
         return StreamedText(recipe, warn if world.is_main else lambda line: None)
     except MisuseError as e:
-        hint = f"; {recipe} is a build: leave {PREFIX!r} out" if _is_build(recipe) else ""
+        hint = f"; {recipe} is a build: leave {STREAM_PREFIX!r} out" if _is_build(recipe) else ""
         raise MisuseError(f"{e}{hint}") from e
 
 

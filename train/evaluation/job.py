@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ import torch
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import canonical_json, sha256_bytes
 from preprocess.shards.manifest import Manifest
-from train.config import Config, config_from_saved
+from train.config import Config
 from train.core.device import choose_precision, make_autocast, set_matmul_precision
-from train.data.batches import MAX_WINDOWS, ValidationWindows
-from train.data.builds import check_same_control_tokens
+from train.data.batches import ValidationWindows
+from train.data.builds import check_same_control_tokens, tokenizer_sha256
 from train.data.streams import DataSource
 from train.evaluation.prompts import Prompt, draw_prompts, encode_prompt
 from train.evaluation.results import (
@@ -33,7 +33,8 @@ from train.model import make_model
 from train.model.base import LanguageModel
 from train.model.generate import decode_stream, generate
 from train.model.sampler import load_text_tokenizer
-from train.run.checkpoint import ADVICE, MODEL_FILE, Checkpoint, CheckpointError, check_shapes, load_model
+from train.run.checkpoint import Checkpoint, check_shapes, load_model
+from train.run.checkpoint_info import MODEL_FILE, CheckpointError
 from train.run.preflight import is_out_of_memory
 from train.run.run_dir import EVALUATIONS_DIR, vocabulary_of
 from train.run.validation import Evaluation, evaluate, summarize
@@ -64,7 +65,8 @@ class EvaluationJob:
 
     checkpoint: Checkpoint
     config: Config  # the run's, with the device, precision and sampling settings of the evaluation
-    source: DataSource
+    build_id: str  # of the data
+    open_source: Callable[[], DataSource]  # opens the data; not called if the losses are known
     prompts: list[Prompt]
     manifest: Manifest | None  # of the run's vocabulary; set if there are prompts, like the tokenizer
     tokenizer: Any
@@ -72,9 +74,9 @@ class EvaluationJob:
     @property
     def loss_inputs(self) -> LossInputs:
         return LossInputs(
-            step=self.checkpoint.step,
-            model_sha256=self.checkpoint.numbers["files"][MODEL_FILE]["sha256"],
-            build_id=self.source.build_id,
+            step=self.checkpoint.info.step,
+            model_sha256=self.checkpoint.info.sha256[MODEL_FILE],
+            build_id=self.build_id,
             block_size=self.config.block_size,
             precision=self.config.precision,
         )
@@ -89,6 +91,17 @@ class EvaluationJob:
         completions = [[prompt.ids for prompt in self.prompts], sampling] if self.prompts else None
         return sha256_bytes(canonical_json([dataclasses.asdict(self.loss_inputs), completions]))
 
+    def make_row_without_loss(self) -> EvaluationRow:
+        """Return a row of no windows, for completions if the data cannot be opened."""
+        return EvaluationRow(
+            **dataclasses.asdict(self.loss_inputs),
+            key=self.key,
+            data=self.config.data,
+            num_windows=0,
+            num_parameters=0,
+            device=self.config.device,
+        )
+
 
 def prepare_job(
     checkpoint: Checkpoint,
@@ -98,12 +111,12 @@ def prepare_job(
     open_data_source: Callable[[str], DataSource],
     warn: Callable[[str], None],
 ) -> EvaluationJob:
-    """Open the data, and encode the prompts.
+    """Encode the prompts, and open the data if the settings name them or draw prompts from them.
 
     Raises MisuseError if the data are missing or do not fit the checkpoint, or if a setting is out
     of range.
     """
-    saved = config_from_saved(checkpoint.origin.settings, str(checkpoint.folder))
+    saved = checkpoint.info.config
     config = dataclasses.replace(
         saved,
         data=settings.data or saved.data,
@@ -117,15 +130,24 @@ def prepare_job(
         completion_year=None,
     )
     is_other = settings.data is not None
-    source = _open_source(config.data, checkpoint, is_other=is_other, open_data_source=open_data_source, warn=warn)
+    open_source = functools.partial(
+        _open_source, config.data, checkpoint, is_other=is_other, open_data_source=open_data_source, warn=warn
+    )
+    build_id = open_source().build_id if is_other else checkpoint.info.origin.build_id
     manifest, tokenizer, prompts = None, None, []
     if settings.has_prompts:
         folder, manifest = vocabulary_of(checkpoint)
         tokenizer = load_text_tokenizer(folder, manifest)
-        prompts = draw_prompts(source, settings.num_prompts, tokenizer)
+        prompts = draw_prompts(open_source(), settings.num_prompts, tokenizer) if settings.num_prompts else []
         prompts += [encode_prompt(text, manifest, tokenizer, config) for text in settings.prompts]
     return EvaluationJob(
-        checkpoint=checkpoint, config=config, source=source, prompts=prompts, manifest=manifest, tokenizer=tokenizer
+        checkpoint=checkpoint,
+        config=config,
+        build_id=build_id,
+        open_source=open_source,
+        prompts=prompts,
+        manifest=manifest,
+        tokenizer=tokenizer,
     )
 
 
@@ -152,9 +174,10 @@ def _open_source(
         source = open_data_source(data)
     except MisuseError as e:
         raise e if is_other else MisuseError(f"{e}; or set other data of its tokenizer with --data") from e
-    if source.build_id == checkpoint.origin.build_id:
+    if source.build_id == checkpoint.info.origin.build_id:
         return source
-    if source.tokenizer_sha256 != checkpoint.origin.tokenizer_sha256:
+    _, manifest = vocabulary_of(checkpoint)
+    if source.tokenizer_sha256 != tokenizer_sha256(manifest):
         raise MisuseError(
             f"{source.name} has another tokenizer than {checkpoint.folder} was trained with, "
             "so its ids mean something else; set data of the same tokenizer with --data"
@@ -163,38 +186,54 @@ def _open_source(
         raise MisuseError(
             f"{source.name} has changed since {checkpoint.folder} was trained on it; set --data={data} to use it anyway"
         )
-    _, manifest = vocabulary_of(checkpoint)
     check_same_control_tokens(source.name, source.manifest, other_name=str(checkpoint.folder), other=manifest)
     warn(f"{source.name} is not the data that the run was trained on, but has the same tokenizer")
     return source
 
 
 def run_job(
-    job: EvaluationJob, data: ValidationWindows, out_dir: Path, *, log: Callable[[EvaluationRow], None]
+    job: EvaluationJob,
+    out_dir: Path,
+    *,
+    known: EvaluationRow | None,
+    open_windows: Callable[[], ValidationWindows],
+    log: Callable[[EvaluationRow], None],
 ) -> EvaluationRow:
     """Make an evaluation, write the losses of its windows into `out_dir`, and return its row.
 
-    `log` is called with the row as soon as the losses are known: writing them may fail, and
-    completions may take long. Losses that `out_dir` has already are not computed again. Raises
-    CheckpointError if the weights are damaged or have been deleted, and FolioError if the memory is
-    not enough for one window.
+    If a row is `known` that has the same losses, the windows are not opened. `log` is called with
+    the row as soon as the losses are known: writing them may fail, and completions may take long.
+    Raises CheckpointError if the weights are damaged or have been deleted, and FolioError if the
+    memory is not enough for one window.
     """
     try:
-        return _run_job(job, data, out_dir, log=log)
+        began_at = time.monotonic()
+        set_matmul_precision(job.config.precision)
+        model = _load_model(job.checkpoint, job.config).to(torch.device(job.config.device))
+        if known is None:
+            row = _find_losses(job, model, out_dir, data=open_windows(), log=log)
+        else:
+            row = dataclasses.replace(known, key=job.key, device=job.config.device, num_parameters=model.num_parameters)
+            log(row)
+        completions = _complete_all(job, model) if row.val_loss is not None or not row.num_windows else ()
     except (MemoryError, RuntimeError) as e:
         if not is_out_of_memory(e):
             raise
         raise FolioError(
             f"the model and a single window do not fit the memory of {job.config.device}; use another --device"
         ) from e
+    return dataclasses.replace(row, completions=completions, elapsed_s=round(time.monotonic() - began_at, 3))
 
 
-def _run_job(
-    job: EvaluationJob, data: ValidationWindows, out_dir: Path, *, log: Callable[[EvaluationRow], None]
+def _find_losses(
+    job: EvaluationJob,
+    model: LanguageModel,
+    out_dir: Path,
+    *,
+    data: ValidationWindows,
+    log: Callable[[EvaluationRow], None],
 ) -> EvaluationRow:
-    began_at, device = time.monotonic(), torch.device(job.config.device)
-    set_matmul_precision(job.config.precision)
-    model = _load_model(job.checkpoint, job.config).to(device)
+    """Compute and write the losses, unless `out_dir` has them, and return a row without completions."""
     path = out_dir / EVALUATIONS_DIR / job.loss_inputs.losses_file
     saved = read_losses(path)
     is_saved = saved is not None and len(saved[0]) == data.num_windows
@@ -207,27 +246,22 @@ def _run_job(
         perplexity=finite_or_none(result.perplexity),
         bits_per_byte=finite_or_none(result.bits_per_byte),
         val_loss_by_build={name: finite_or_none(loss) for name, loss in result.by_build.items()},
-        data=job.source.name,
+        data=job.open_source().name,
         num_windows=data.num_windows,
         num_parameters=model.num_parameters,
-        device=str(device),
+        device=job.config.device,
     )
     log(row)
     if not is_saved:
         write_losses(path, result)
-    # A model whose outputs are not finite gives no probabilities to draw from.
-    completions = [_complete(prompt, model, job) for prompt in job.prompts] if math.isfinite(result.loss) else []
-    elapsed_s = round(time.monotonic() - began_at, 3)
-    return dataclasses.replace(row, completions=tuple(completions), elapsed_s=elapsed_s)
+    return row
 
 
 def _load_model(checkpoint: Checkpoint, config: Config) -> LanguageModel:
     try:
         check_shapes(checkpoint, config)
-        model = make_model(config, checkpoint.vocab_size)
+        model = make_model(config, checkpoint.info.vocab_size)
         load_model(checkpoint, model)
-    except OSError as e:
-        raise CheckpointError(f"{checkpoint.folder} cannot be read, it may have been deleted meanwhile{ADVICE}") from e
     except MisuseError as e:
         raise CheckpointError(str(e)) from e
     return model
@@ -252,13 +286,18 @@ def _choose_batch_size(job: EvaluationJob) -> int:
     It is that of training, if known: sums are then rounded in the same way, and the losses are
     those that training logged.
     """
-    micro_batch = job.checkpoint.numbers.get("micro_batch")
-    size = job.config.batch_size
-    if type(micro_batch) is int and 0 < micro_batch <= MAX_WINDOWS:
-        size = micro_batch
+    size = job.checkpoint.info.micro_batch or job.config.batch_size
     if job.config.device != "cpu":
         return size
-    return max(1, min(size, MAX_CPU_LOGITS // (job.config.block_size * job.checkpoint.vocab_size)))
+    return max(1, min(size, MAX_CPU_LOGITS // (job.config.block_size * job.checkpoint.info.vocab_size)))
+
+
+def _complete_all(job: EvaluationJob, model: LanguageModel) -> tuple[Completion, ...]:
+    """Complete the prompts.
+
+    Call this only if the outputs of the model are finite, or it has no probabilities to draw from.
+    """
+    return tuple(_complete(prompt, model, job) for prompt in job.prompts)
 
 
 def _complete(prompt: Prompt, model: LanguageModel, job: EvaluationJob) -> Completion:

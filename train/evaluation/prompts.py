@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from preprocess.errors import MisuseError, shorten
-from preprocess.shards.files import parse_json
+from preprocess.errors import FolioError, MisuseError, shorten
+from preprocess.shards.files import parse_json, read_small_file
 from preprocess.shards.manifest import Manifest
 from preprocess.shards.permutation import keyed_hash, permute
 from train.config import Config
 from train.data.builds import Builds
 from train.data.streams import DataSource, StreamedText
-from train.model.sampler import control_tokens
+from train.model.sampler import control_tokens, encode_text
 
+MAX_FILE_BYTES = 16 << 20  # of a file of prompts
 MAX_DRAWN_TOKENS = 16  # of a document's text; a completion can be compared with its rest
 DRAW_SEED = 0xA5C  # fixed, so that all runs complete the same prompts
 
@@ -73,12 +74,11 @@ def _cut_beginning(ids: list[int], builds: Builds, tokenizer: Any) -> Prompt:
 def encode_prompt(text: str, manifest: Manifest, tokenizer: Any, config: Config) -> Prompt:
     """Return `text` as a Prompt, after the control tokens that `control_tokens` returns.
 
-    Only the last block_size ids are kept, because the model cannot read more. Raises FolioError if
-    the tokenizer cannot encode the text, and MisuseError if the build lacks a control token that
-    `config` names.
+    Only the last block_size ids are kept, because the model cannot read more. Raises MisuseError if
+    the tokenizer cannot encode the text, or if the build lacks a control token that `config` names.
     """
     controls = control_tokens(manifest, config)
-    ids = [*controls.values(), *tokenizer.encode_text(text).tolist()]
+    ids = [*controls.values(), *encode_text(tokenizer, text, "the prompt")]
     if len(ids) > config.block_size:
         ids = ids[-config.block_size :]
         text_ids = [i for i in ids if i not in controls.values()]
@@ -96,14 +96,15 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     """Read a file with one prompt per line: text, or in a .jsonl an object with the key `prompt`.
     Empty lines are ignored.
 
-    Raises MisuseError if the file is missing, has no prompts, or has a line of another form.
+    Raises MisuseError if the file is missing, is not a regular file of at most MAX_FILE_BYTES, has
+    no prompts, or has a line of another form.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_small_file(path, MAX_FILE_BYTES).decode("utf-8-sig").split("\n")
     except (FileNotFoundError, NotADirectoryError) as e:
         raise MisuseError(f"there is no file of prompts {path}; pass a file or a number with --prompts") from e
-    except IsADirectoryError as e:
-        raise MisuseError(f"--prompts {path} is a folder; name a file in it") from e
+    except FolioError as e:
+        raise MisuseError(f"--prompts: {e}") from e
     except UnicodeDecodeError as e:
         raise MisuseError(f"{path} is not UTF-8 ({e.reason} at byte {e.start:,}); save it as UTF-8") from e
     is_json = path.suffix.lower() == ".jsonl"

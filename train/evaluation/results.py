@@ -23,6 +23,7 @@ from torch import Tensor
 
 from preprocess.shards.files import JsonObject, canonical_json, read_json_lines, sha256_bytes, write_durable
 from train.core.cli import add_path_to_errors
+from train.run.metrics import MAX_STEP
 from train.run.run_dir import EVALUATIONS_DIR, EVALUATIONS_FILE
 from train.run.validation import Evaluation, Strata
 
@@ -66,12 +67,12 @@ class EvaluationRow(LossInputs):
     """
 
     key: str  # equal keys: same inputs, same prompts, same sampling settings
-    val_loss: float | None
-    val_loss_stderr: float | None
-    perplexity: float | None
-    bits_per_byte: float | None
+    val_loss: float | None = None
+    val_loss_stderr: float | None = None
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
     data: str  # the name of what was evaluated on
-    num_windows: int
+    num_windows: int  # 0 in a row of completions only, which is not stored
     num_parameters: int
     device: str
     val_loss_by_build: dict[str, float | None] = field(default_factory=dict)  # of a mixture
@@ -88,7 +89,7 @@ class EvaluationRow(LossInputs):
     def from_dict(cls, row: JsonObject) -> EvaluationRow:
         """Return a stored row. Raises TypeError if a key is missing or a value has a wrong type."""
         values: dict[str, Any] = {key: _get(row, key, str) for key in TEXT_FIELDS}
-        values |= {key: _get(row, key, int) for key in COUNT_FIELDS}
+        values |= {key: _get_count(row, key) for key in COUNT_FIELDS}
         values |= {key: _get_number(row, key) for key in (*METRICS, "elapsed_s")}
         by_build = [key for key in row if key.startswith(BUILD_LOSS)]
         return cls(
@@ -104,6 +105,13 @@ def _get(row: JsonObject, key: str, *kinds: type) -> Any:
     if type(row[key]) not in kinds:
         raise TypeError(f"{key} is {row[key]!r:.40}")
     return row[key]
+
+
+def _get_count(row: JsonObject, key: str) -> int:
+    value: int = _get(row, key, int)
+    if not 0 <= value <= MAX_STEP:
+        raise TypeError(f"{key} is {str(value)[:40]}")
+    return value
 
 
 def _get_number(row: JsonObject, key: str) -> float | None:

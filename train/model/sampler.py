@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.format import CONTROL_FIELDS, format_control_token
+from preprocess.errors import MAX_SHOWN, FolioError, MisuseError
+from preprocess.shards.format import CONTROL_FIELDS, MANIFEST, TOKENIZER_DIR, format_control_token
 from preprocess.shards.manifest import Manifest
 from train.config import Config
 from train.model.base import LanguageModel
 from train.model.generate import decode_stream, generate
+
+# What to do if the folder `build` of a run, a copy of the build's manifest and tokenizer, is damaged.
+RUN_COPY_ADVICE = f"copy {MANIFEST} and {TOKENIZER_DIR} there from the build that the run was trained on"
+NUM_SUGGESTIONS = 3
+MIN_SIMILARITY = 0.75  # of two spellings, from 0 to 1, as difflib computes it; below it a suggestion is absurd
+MAX_YEAR_DIGITS = 9
 
 
 class Sampler:
@@ -22,14 +28,14 @@ class Sampler:
     def __init__(self, model: LanguageModel, folder: Path, manifest: Manifest, *, config: Config) -> None:
         """Load the tokenizer of `manifest` from `folder` and encode the prompt.
 
-        Raises MisuseError if the build has no control token for the author, city or year, and
-        FolioError if the tokenizer cannot encode the prompt or cannot be loaded.
+        Raises MisuseError if the build has no control token for the author, city or year, or if the
+        tokenizer cannot encode the prompt, and FolioError if the tokenizer cannot be loaded.
         """
         self._model, self._config = model, config
         controls = control_tokens(manifest, config)
         self._tokenizer = load_text_tokenizer(folder, manifest)
         self._eot_id = manifest.eot_id
-        ids = [*controls.values(), *self._tokenizer.encode_text(config.completion_prompt).tolist()]
+        ids = [*controls.values(), *encode_text(self._tokenizer, config.completion_prompt, "the prompt")]
         self._ids = ids or [self._eot_id or 0]
         self._prompt = " ".join([*controls, config.completion_prompt])
         # Ids without text: control tokens, and ids of a larger build that the model was trained on
@@ -52,7 +58,7 @@ def complete(model: LanguageModel, folder: Path, manifest: Manifest, *, config: 
 
 
 def load_text_tokenizer(folder: Path, manifest: Manifest) -> Any:
-    """Return the tokenizer of `manifest`, whose files are in `folder`.
+    """Return the tokenizer of `manifest`, whose files are in `folder`, the copy in a run.
 
     Raises FolioError if a file is damaged or missing, or if a library that the tokenizer needs is
     not installed.
@@ -63,7 +69,16 @@ def load_text_tokenizer(folder: Path, manifest: Manifest) -> Any:
         raise FolioError(
             f"text needs the tokenizer's libraries, and {e.name} is not installed; pip install folio-lm"
         ) from e
-    return load_tokenizer(folder, manifest)
+    return load_tokenizer(folder, manifest, advice=RUN_COPY_ADVICE)
+
+
+def encode_text(tokenizer: Any, text: str, name: str) -> list[int]:
+    """Return the ids of a prompt. Raises MisuseError, with its `name`, if it cannot be encoded."""
+    try:
+        ids: list[int] = tokenizer.encode_text(text).tolist()
+    except FolioError as e:
+        raise MisuseError(f"{name} {text!r:.80} cannot be encoded: {e}") from e
+    return ids
 
 
 def control_tokens(manifest: Manifest, config: Config) -> dict[str, int]:
@@ -81,16 +96,34 @@ def control_tokens(manifest: Manifest, config: Config) -> dict[str, int]:
         if name is not None:
             token = format_control_token(field, name)
             if token not in special:
-                advice = _suggest_name(token, field, special=special)
-                raise MisuseError(f"the build {manifest.name} has no {field} {name!r}; {advice}")
+                advice = _suggest_name(name, field, special)
+                raise MisuseError(f"the build {manifest.name:.80} has no {field} {name!r:.80}; {advice}")
             controls[token] = special[token]
     return controls
 
 
-def _suggest_name(token: str, field: str, *, special: dict[str, int]) -> str:
-    names = {t: t.removeprefix(f"<{field}_").removesuffix(">") for t in special if t.startswith(f"<{field}_")}
-    if close := difflib.get_close_matches(token, names, n=1):
-        return f"did you mean {names[close[0]]!r}?"
+def _suggest_name(name: str | int, field: str, special: Collection[str]) -> str:
+    """Return which names the build has instead of `name`. `special`: its control tokens."""
+    prefix = f"<{field}_"
+    names = [token.removeprefix(prefix).removesuffix(">") for token in special if token.startswith(prefix)]
     if not names:
         return f"the build has no {field} tokens; leave the {field} out"
-    return f"it has {len(names):,} of them, such as {next(iter(names.values()))!r}"
+    if similar := _find_similar(name, names):
+        return f"did you mean {' or '.join(f'{each!r:.80}' for each in similar)}?"
+    examples = ", ".join(f"{each!r:.80}" for each in names[:NUM_SUGGESTIONS])
+    return f"it has {len(names):,} of them, such as {examples}"
+
+
+def _find_similar(name: str | int, names: Sequence[str]) -> list[str]:
+    """Return at most NUM_SUGGESTIONS of `names` that may be meant: the nearest year, or names that
+    contain `name` as a word or are spelled like it. Upper and lower case are the same.
+    """
+    if isinstance(name, int):
+        years = [each for each in names if each.isdecimal() and len(each) <= MAX_YEAR_DIGITS]
+        return sorted(years, key=lambda year: abs(int(year) - name))[:1]
+    wanted = "_".join(name[:MAX_SHOWN].casefold().split())
+    by_key = {each[:MAX_SHOWN].casefold(): each for each in reversed(names)}
+    same_words = [key for key in by_key if f"_{wanted}_" in f"_{key}_"]
+    spelled_alike = difflib.get_close_matches(wanted, by_key, n=NUM_SUGGESTIONS, cutoff=MIN_SIMILARITY)
+    keys = dict.fromkeys([*sorted(same_words, key=len), *spelled_alike])
+    return [by_key[key] for key in keys][:NUM_SUGGESTIONS]

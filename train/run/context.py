@@ -12,16 +12,17 @@ from pathlib import Path
 
 import torch
 
-from preprocess.errors import MisuseError
+from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import canonical_json, sha256_bytes
 from preprocess.shards.replaced import MAX_READS, ReplacedError
 from train.config import Config
+from train.core.cli import warn
 from train.core.device import choose_device, choose_precision, make_autocast, set_matmul_precision
 from train.core.distributed import World
 from train.core.memory import keep_freed_memory
 from train.data.batches import Data
-from train.data.streams import DataSource, open_data_source, open_data_splits
-from train.model.sampler import control_tokens
+from train.data.streams import DataSource, StreamedText, open_data_source, open_data_splits
+from train.model.sampler import control_tokens, encode_text, load_text_tokenizer
 from train.run.logger import RunInfo
 from train.trackers.check import check_trackers
 
@@ -75,7 +76,26 @@ def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
     )
     _check_same_in_all_processes(run)
     world.run_on_main(lambda: check_trackers(config.track))
+    world.run_on_main(lambda: _check_prompt(source, config))
     return run
+
+
+def _check_prompt(source: DataSource, config: Config) -> None:
+    """Raise MisuseError if completion_prompt cannot be encoded: the first completion may be hours away.
+
+    A tokenizer that cannot be loaded is a warning, because training does not need it.
+    """
+    if not config.completion_prompt:
+        return
+    if isinstance(source, StreamedText):
+        tokenizer = source.tokenizer
+    else:
+        try:
+            tokenizer = load_text_tokenizer(source.vocabulary.folder, source.manifest)
+        except FolioError as e:
+            warn(f"there will be no completions: {e}")
+            return
+    encode_text(tokenizer, config.completion_prompt, "completion_prompt")
 
 
 def _open_data(config: Config, *, device: torch.device, world: World) -> tuple[DataSource, Data]:

@@ -21,13 +21,13 @@ from train.core.arguments import (
     Parser,
     find_config,
     list_options,
+    make_path_parser,
     normalize_option,
     normalize_options,
-    number,
-    path_type,
+    parse_number,
+    parse_whole_number,
     program_name,
     split_arguments,
-    whole_number,
 )
 
 FLAGS = ("--restart", "--help", "-h")
@@ -102,11 +102,11 @@ def test_parser_errors_are_one_line() -> None:
 )
 def test_parser_errors_are_short_and_in_plain_words(arguments: list[str], message: str) -> None:
     parser = Parser(prog="python train/sample.py", description="Test.")
-    parser.add_argument("run", type=path_type("RUN"))
-    parser.add_argument("--output", type=path_type("--output"))
-    parser.add_argument("--top_k", type=whole_number)
-    parser.add_argument("--top_p", type=number)
-    parser.add_argument("--rate", type=number)
+    parser.add_argument("run", type=make_path_parser("RUN"))
+    parser.add_argument("--output", type=make_path_parser("--output"))
+    parser.add_argument("--top_k", type=parse_whole_number)
+    parser.add_argument("--top_p", type=parse_number)
+    parser.add_argument("--rate", type=parse_number)
     parser.add_argument("--runs", nargs="+")
     parser.add_argument("more", nargs="?")
     with pytest.raises(MisuseError) as e:
@@ -116,7 +116,7 @@ def test_parser_errors_are_short_and_in_plain_words(arguments: list[str], messag
 
 
 def test_numbers_are_parsed_as_python_writes_them() -> None:
-    assert (whole_number("-1_0"), number("1e3"), number("1e400")) == (-10, 1000.0, math.inf)
+    assert (parse_whole_number("-1_0"), parse_number("1e3"), parse_number("1e400")) == (-10, 1000.0, math.inf)
 
 
 def test_parser_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:

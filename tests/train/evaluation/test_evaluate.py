@@ -124,12 +124,11 @@ def test_blocked_output_path_is_reported_before_evaluating(
 ) -> None:
     (run / name).mkdir() if name.endswith(".jsonl") else (run / name).write_text("")
     monkeypatch.setattr(job, "evaluate", lambda *_, **__: pytest.fail("reported too late"))
-    what = "a folder" if name.endswith(".jsonl") else "a file"
-    check_error(invoke("evaluate.py", run, *CPU), 1, f"{what} is in the way at {run / name}; move it elsewhere")
-    if what == "a folder":
-        check_error(
-            invoke("evaluate.py", "--compare", run), 1, f"{what} is in the way at {run / name}; move it elsewhere"
-        )
+    if name == "evaluations":
+        check_error(invoke("evaluate.py", run, *CPU), 1, f"a file is in the way at {run / name}; move it elsewhere")
+        return
+    for arguments in ([run, *CPU], ["--compare", run]):
+        check_error(invoke("evaluate.py", *arguments), 1, f"{run / name} is not a regular file; put a file there")
 
 
 def test_full_disk_is_named_after_the_loss_is_printed(folder: Path, tmp_path: Path) -> None:
@@ -271,7 +270,18 @@ def test_mixture_has_the_loss_of_each_build(folder: Path, tmp_path: Path) -> Non
         (["RUN", "--questions", "7"], "--prompts is 7, but the validation split has only 6 documents"),
         (["RUN", "--prompts", "x"], "there is no file of prompts x"),
         (["RUN", "--questions", "1", "--prompts", "p"], "not allowed with argument"),
-        (["RUN", "--prompts", "RUN"], "is a folder; name a file in it"),
+        (["RUN", "--prompts", "RUN"], "is not a regular file; put a file there, not a folder"),
+        (["RUN", "--prompts", "/dev/zero"], "/dev/zero is not a regular file"),
+        (["RUN", "--prompts", ""], "--prompts is empty; name a file or a folder"),
+        (["RUN", "--prompts", "9" * 5000], "--prompts must be a whole number, got '999"),
+        (["RUN", "--prompts", "~nosuchuser/p"], "but the home directory of '~nosuchuser' is not known"),
+        (["RUN", "--tokens", "1e3", "--prompts", "1"], "--tokens must be a whole number, got '1e3'"),
+        (["RUN", "--prompts", "1", "--temperature", "1e400"], "temperature must be at most 1e+18, got inf"),
+        (["RUN", "--data", "~nosuchuser/p"], "--data is '~nosuchuser/p', but the home directory of"),
+        (["RUN", "--compare", ""], "--compare is empty; name a file or a folder"),
+        (["RUN", "--compare", "RUN/a", "--compare", "RUN/nosuch"], "/run/a; name the out_dir of a run"),
+        ([""], "RUN is empty; name a file or a folder"),
+        (["--device", "cpu", "--compare", "RUN"], "--device needs a run to evaluate, and --compare alone"),
         (["RUN", "--prompts", "RUN/nosuch"], "there is no file of prompts"),
         (["RUN", "--prompts", "1", "--tokens", "0"], "--tokens must be at least 1, got 0"),
         (["RUN", "--tokens", "5"], "--tokens applies to completions, and there are no prompts"),

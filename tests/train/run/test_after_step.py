@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,12 +66,22 @@ def test_completions_are_printed_at_their_interval_and_at_the_end(folder: Path) 
     assert invoke("train.py", path).stdout.count("<author_Anna_Akimova> ") == 4
 
 
-def test_prompt_that_cannot_be_encoded_does_not_end_the_run(folder: Path) -> None:
-    """A zero-width joiner is no control character, and so a valid prompt."""
+def test_prompt_that_cannot_be_encoded_is_rejected_before_the_first_step(folder: Path) -> None:
+    """A zero-width joiner is no control character, and so a valid prompt for other tokenizers."""
     path = write_config(folder / "joiner.py", folder / "tiny", max_steps=4)
     prompt = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
     result = invoke("train.py", path, f"--completion_prompt={prompt}")
-    assert result.returncode == 0 and "no completion: " in result.stdout
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert f"completion_prompt '{prompt[:2]}" in result.stderr.replace("\\u200c", "") and "alphabet" in result.stderr
+    assert not (folder / "joiner").exists()
+
+
+def test_tokenizer_that_cannot_be_loaded_does_not_end_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "preprocess.tokenizers", None)  # as if its libraries were not installed
+    path = write_config(folder / "no_tokenizer.py", folder / "tiny", max_steps=4, completion_prompt="fox")
+    result = invoke("train.py", path)
+    assert result.returncode == 0 and result.stderr.startswith("warning: there will be no completions: text needs")
+    assert "no completion: " in result.stdout
 
 
 # Early stopping and the best checkpoint
@@ -137,12 +148,19 @@ def test_run_without_evaluation_has_no_best_checkpoint(folder: Path) -> None:
 # A folder that is deleted, and a full disk
 
 
-def test_deleted_folder_is_reported_and_what_is_saved_is_complete(folder: Path) -> None:
-    config = write_config(folder / "deleted.py", folder / "tiny", max_steps=100_000, checkpoint_interval=400)
-    status, stderr = run_until(config, "step 5/", lambda _: shutil.rmtree(folder / "deleted"))
-    assert status == 1 and stderr.count("\n") == 1
-    assert re.search(r"was deleted or moved while this run wrote to it; step \d+ is saved there now", stderr)
-    assert invoke("sample.py", folder / "deleted", "--tokens", 2).returncode == 0
+@pytest.mark.parametrize("deleted", ["", "settings.json"])
+def test_deleted_files_are_reported_and_what_is_saved_is_complete(folder: Path, deleted: str) -> None:
+    run = folder / f"deleted_{deleted[:8]}"
+    config = write_config(run.with_suffix(".py"), folder / "tiny", max_steps=100_000, checkpoint_interval=400)
+    status, stderr = run_until(config, "step 5/", lambda _: (run / deleted).unlink() if deleted else shutil.rmtree(run))
+    assert status == 1 and stderr.count("\n") == (1 if deleted else 2)
+    assert ("metrics.jsonl was deleted or replaced while the run wrote to it" in stderr) == (not deleted)
+    assert re.search(
+        r"was deleted or moved while .* step \d+ is saved there now, with the settings and the rows", stderr
+    )
+    steps = [row["step"] for row in read_metric_rows(run) if "train_loss" in row]
+    assert steps == list(range(1, list_steps(run)[-1] + 1))
+    assert invoke("sample.py", run, "--tokens", 2).returncode == 0
     status, _ = run_until(config, "continuing after step ", lambda process: process.send_signal(signal.SIGTERM))
     assert status == 128 + signal.SIGTERM
 

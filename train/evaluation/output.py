@@ -1,0 +1,49 @@
+"""What evaluate.py prints: evaluations as text or as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from preprocess.errors import one_line, printable
+from train.evaluation.comparison import format_loss, format_number
+from train.evaluation.results import EvaluationRow
+from train.run.console import format_perplexity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Prints evaluations: as text, or with `json` one JSON object per line. With `quiet`, results only."""
+
+    quiet: bool = False
+    json: bool = False
+
+    def note(self, line: str) -> None:
+        """Print a line that is not a result."""
+        if not self.quiet and not self.json:
+            print(one_line(line), flush=True)
+
+    def json_row(self, row: EvaluationRow) -> None:
+        """Print a finished evaluation as JSON, if that is asked for."""
+        if self.json:
+            print(json.dumps(row.as_dict()), flush=True)
+
+    def losses(self, row: EvaluationRow, note: str = "") -> None:
+        """Print the losses of an evaluation as text."""
+        if self.json or not row.num_windows:
+            return
+        columns = (
+            f"step {row.step:,}",
+            f"val loss {format_loss(row)}",
+            f"perplexity {format_perplexity(row.perplexity)}",
+            f"bits per byte {format_number(row.bits_per_byte, '.4f')}",
+            f"{row.num_windows:,} windows of {row.data}, in {row.precision} on {row.device}",
+        )
+        print(one_line("  ".join(columns)) + note, flush=True)
+
+    def completions(self, row: EvaluationRow) -> None:
+        """Print the prompts and completions of an evaluation as text."""
+        if self.json:
+            return
+        for number, each in enumerate(row.completions, start=1):
+            print(printable(f"prompt {number}: {each.prompt}\ncompletion {number}: {each.completion}"), flush=True)
