@@ -108,19 +108,20 @@ def _suggest_name(name: str | int, field: str, special: Collection[str]) -> str:
     names = [token.removeprefix(prefix).removesuffix(">") for token in special if token.startswith(prefix)]
     if not names:
         return f"the build has no {field} tokens; leave the {field} out"
+    if isinstance(name, int):
+        years = [int(each) for each in names if each.isdecimal() and len(each) <= MAX_YEAR_DIGITS]
+        return f"its nearest {field} is {min(years, key=lambda year: abs(year - name))}" if years else "leave it out"
     if similar := _find_similar(name, names):
         return f"did you mean {' or '.join(f'{each!r:.80}' for each in similar)}?"
     examples = ", ".join(f"{each!r:.80}" for each in names[:NUM_SUGGESTIONS])
     return f"it has {len(names):,} of them, such as {examples}"
 
 
-def _find_similar(name: str | int, names: Sequence[str]) -> list[str]:
-    """Return at most NUM_SUGGESTIONS of `names` that may be meant: the nearest year, or names that
-    contain `name` as a word or are spelled like it. Upper and lower case are the same.
+def _find_similar(name: str, names: Sequence[str]) -> list[str]:
+    """Return at most NUM_SUGGESTIONS of `names` that may be meant.
+
+    They contain `name` as a word or are spelled like it. Upper and lower case are the same.
     """
-    if isinstance(name, int):
-        years = [each for each in names if each.isdecimal() and len(each) <= MAX_YEAR_DIGITS]
-        return sorted(years, key=lambda year: abs(int(year) - name))[:1]
     wanted = "_".join(name[:MAX_SHOWN].casefold().split())
     by_key = {each[:MAX_SHOWN].casefold(): each for each in reversed(names)}
     same_words = [key for key in by_key if f"_{wanted}_" in f"_{key}_"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import shutil
 import types
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.manifests import EMPTY_SPLIT, make_manifest
-from tests.helpers.runs import SENTENCE, invoke, write_config
+from tests.helpers.runs import SENTENCE, invoke, make_build, write_config
 from tests.train.evaluation.helpers import CPU, check_error, read_rows, snapshot
 from train.evaluation import job
 from train.evaluation.prompts import draw_prompts
@@ -62,6 +65,72 @@ def test_other_prompts_or_settings_reuse_the_losses(run: Path, monkeypatch: pyte
     assert len({row["key"] for row in found}) == 5 and len({row["val_loss"] for row in found}) == 1
     assert [len(row["completions"]) for row in found] == [0, 2, 3, 3, 3]
     assert len(list((run / "evaluations").glob("*.safetensors"))) == 1
+
+
+def test_second_call_prints_the_stored_completions(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = invoke("evaluate.py", run, "--prompts", 2, *CPU)
+    monkeypatch.setattr(job, "generate", lambda *_, **__: pytest.fail("the completions are known"))
+    second = invoke("evaluate.py", run, "--prompts", 2, *CPU)
+    assert "\ncompletion 2: " in first.stdout and second.returncode == 0
+    loss, *completions, note = second.stdout.splitlines()
+    assert [loss.removesuffix("  (evaluated before)"), *completions] == first.stdout.splitlines()
+    assert note == "nothing was left to evaluate"
+
+
+@pytest.fixture
+def moved(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the run `one`, whose build was deleted."""
+    build = make_build(tmp_path / "tiny")
+    assert invoke("train.py", write_config(tmp_path / "moved.py", build)).returncode == 0
+    (tmp_path / "prompts.txt").write_text("the quick\n")
+    return tmp_path / "moved"
+
+
+def test_prompts_are_completed_without_the_data(moved: Path) -> None:
+    prompts = ("--prompts", moved.parent / "prompts.txt", *CPU)
+    shutil.rmtree(moved.parent / "tiny")
+    result = invoke("evaluate.py", moved, *prompts)
+    assert result.returncode == 0 and result.stdout.startswith("prompt 1: the quick\ncompletion 1: ")
+    assert result.stderr.startswith("warning: no build ") and result.stderr.count("\n") == 1
+    assert "the prompts are completed without computing a loss, and nothing is stored" in result.stderr
+    row = json.loads(invoke("evaluate.py", moved, "--json", *prompts).stdout)
+    assert (row["val_loss"], row["num_windows"], len(row["completions"])) == (None, 0, 1)
+    assert not (moved / "evaluations.jsonl").exists()
+    for arguments in (
+        (),
+        ("--prompts", 1),
+        ("--data", moved.parent / "tiny", "--prompts", moved.parent / "prompts.txt"),
+    ):
+        check_error(invoke("evaluate.py", moved, *arguments, *CPU), 2, "no build")
+
+
+def test_known_losses_need_no_data(moved: Path) -> None:
+    first = invoke("evaluate.py", moved, *CPU)
+    shutil.rmtree(moved.parent / "tiny")
+    again = invoke("evaluate.py", moved, *CPU)
+    assert (again.returncode, again.stderr) == (0, "") and again.stdout.startswith(first.stdout.rstrip("\n"))
+    result = invoke("evaluate.py", moved, "--prompts", moved.parent / "prompts.txt", *CPU)
+    assert (result.returncode, result.stderr) == (0, "") and result.stdout.startswith(first.stdout)
+    loss, completed = read_rows(moved)
+    assert len(completed["completions"]) == 1 and completed["key"] != loss["key"]
+    timing = ("key", "completions", "elapsed_s")
+    assert {k: v for k, v in completed.items() if k not in timing} == {k: v for k, v in loss.items() if k not in timing}
+
+
+def test_prompts_of_a_stream_run_read_the_stream_once(tmp_path: Path) -> None:
+    (tmp_path / "input.txt").write_text("".join(f"{n} {SENTENCE}" for n in range(100)))
+    recipe = 'inputs = ["input.txt"]\ndocument = "line"\ntokenizer = "byte"\nsplit = "threshold"\ndedup = false\n'
+    (tmp_path / "mine.toml").write_text(recipe + "val_fraction = 0.2\n")
+    data = f"stream:{tmp_path / 'mine.toml'}"
+    config = write_config(tmp_path / "run.py", tmp_path, data=data, eval_tokens=256, max_steps=2, warmup_steps=1)
+    assert invoke("train.py", config).returncode == 0
+    (tmp_path / "prompts.txt").write_text("the quick\n")
+    prompts = (tmp_path / "run", "--prompts", tmp_path / "prompts.txt", *CPU)
+    assert "reading all of stream:mine for its validation text" in invoke("evaluate.py", *prompts).stdout
+    (tmp_path / "input.txt").unlink()
+    result = invoke("evaluate.py", *prompts, "--tokens", 3)
+    assert (result.returncode, result.stderr) == (0, "") and "reading all" not in result.stdout
+    assert "\ncompletion 1: " in result.stdout and len(read_rows(tmp_path / "run")) == 2
 
 
 def test_loss_is_printed_and_saved_before_prompts_are_completed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +218,9 @@ def test_prompt_without_ids_starts_at_the_end_of_a_text(run: Path, monkeypatch: 
         ("p.jsonl", b'{"prompt": "\\ud800"}\n', 'expected an object with a text as "prompt"'),
         ("p.jsonl", b"[" * 100_000 + b"\n", 'expected an object with a text as "prompt"'),
         ("p.jsonl", b"text\n", 'expected an object with a text as "prompt"'),
+        ("p.jsonl", b'{"prompt": "a", "n": ' + b"9" * 5000 + b"}\n", 'expected an object with a text as "prompt"'),
+        ("p.jsonl", b'{"prompt": "a", "n": NaN}\n', 'expected an object with a text as "prompt"'),
+        ("p.txt", b"a\n" * (8 << 20) + b"b", "has 16,777,217 bytes, expected at most 16,777,216"),
     ],
 )
 def test_bad_files_of_prompts_are_rejected(run: Path, tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -156,4 +228,9 @@ def test_bad_files_of_prompts_are_rejected(run: Path, tmp_path: Path, name: str,
     result = invoke("evaluate.py", run, "--prompts", tmp_path / name, *CPU)
     check_error(result, result.returncode, message)
     assert "Error)" not in result.stderr
-    assert result.returncode in (1, 2) and len(result.stderr) < 600 and not (run / "evaluations.jsonl").exists()
+    assert result.returncode == 2 and len(result.stderr) < 600 and not (run / "evaluations.jsonl").exists()
+
+
+def test_named_pipe_of_prompts_is_rejected_at_once(run: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    check_error(invoke("evaluate.py", run, "--prompts", tmp_path / "pipe", *CPU), 2, "pipe is not a regular file")
