@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess.build.work_dir import get_work_root
-from preprocess.errors import FolioError
+from preprocess.errors import FolioError, format_quantity
 from preprocess.inputs.find_inputs import find_input_files
 from preprocess.inputs.input_files import InputFile, resolve_format
 from preprocess.progress import Progress
 from preprocess.readers import check_input_file
-from preprocess.readers.partitions import Partition, make_partitions
-from preprocess.recipes.schema import DUPLICATES_SPLIT_WARNING, Recipe, can_split_duplicates
+from preprocess.readers.partitions import Partition, is_one_document, make_partitions
+from preprocess.recipes.schema import Recipe
 from preprocess.shards.files import sha256_bytes
 from preprocess.tokenizers import TRAINED_KINDS, find_tokenizer_kind, is_tokenizer_path, load_tokenizer_by_name
 from preprocess.tokenizers.interface import Tokenizer
@@ -58,10 +58,9 @@ def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_th
     tokenizer_kind = find_tokenizer_kind(recipe.tokenizer)
     input_files = find_input_files(recipe, source, progress, num_threads=num_threads)
     recipe = resolve_format(recipe, input_files)
-    if can_split_duplicates(recipe):
-        progress.warn(DUPLICATES_SPLIT_WARNING)
     for input_file in input_files:
         check_input_file(input_file, recipe)
+    _warn_about_empty_files(input_files, recipe, progress)
     tokenizer = None
     if recipe.tokenizer not in TRAINED_KINDS:
         tokenizer = load_tokenizer_by_name(recipe.tokenizer, has_eot=recipe.eot == "append")
@@ -70,6 +69,13 @@ def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_th
         if is_tokenizer_path(recipe.tokenizer):
             recipe = dataclasses.replace(recipe, tokenizer_sha256=sha256_bytes(b"".join(tokenizer.files.values())))
     return Plan(recipe, input_files, make_partitions(input_files, recipe), tokenizer_kind, tokenizer)
+
+
+def _warn_about_empty_files(input_files: list[InputFile], recipe: Recipe, progress: Progress) -> None:
+    """Warn about files of 0 bytes that the statistics do not count, as they have no document."""
+    num_empty = sum(not file.size_bytes and not is_one_document(file, recipe) for file in input_files)
+    if num_empty:
+        progress.warn(f"{num_empty:,} of {format_quantity(len(input_files), 'input file')} have no content")
 
 
 def estimate_disk_bytes(plan: Plan) -> int:

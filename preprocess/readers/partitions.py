@@ -90,6 +90,11 @@ def _can_divide(input_file: InputFile, recipe: Recipe) -> bool:
     )
 
 
+def is_one_document(input_file: InputFile, recipe: Recipe) -> bool:
+    """Return whether a file is one record, which may be cut into passages or at the split."""
+    return input_file.format == "text" and recipe.document in ("file", "passage")
+
+
 def _overlaps_itself(separator: str) -> bool:
     """Return whether a beginning of `separator` is also an ending of it, as in "==".
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
-from preprocess.errors import MisuseError
+from preprocess.errors import FolioError, MisuseError, first_line, shorten
 from preprocess.recipes.schema import Recipe, check_settings, parse_recipe, reject_unused_settings, suggest
+from preprocess.shards.files import read_small_file
 
 UNNAMED_CORPUS = "own"  # name of a corpus that consists of the files of `inputs` only
-MAX_RECIPE_BYTES = 10 << 20
+MAX_RECIPE_BYTES = 1 << 20
+# A key of very many parts, such as a.b.c, which tomllib reads in quadratic time. The keys of recipes
+# have one part.
+DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){100}""")
 
 
 def list_builtin_corpora() -> list[str]:
@@ -51,25 +57,31 @@ def _load(corpus: str) -> Recipe:
         return _read_file(Path(corpus))
     names = list_builtin_corpora()
     if corpus not in names:
-        folder = " (it is a folder)" if Path(corpus).is_dir() and corpus else ""
+        folder = " (it is a folder)" if corpus and os.path.isdir(corpus) else ""
         raise MisuseError(
-            f"no corpus {corpus!r}{folder}; to use a recipe file, name its path, such as ./mine.toml; "
-            f"{suggest(corpus, names)}"
+            f"no corpus '{shorten(corpus)}'{folder}; to use a recipe file, name its path, such as ./mine.toml; "
+            f"{suggest(corpus[:100], names)}"
         )
     text = (importlib.resources.files("preprocess.recipes") / f"{corpus}.toml").read_text(encoding="utf-8")
     return parse_recipe(tomllib.loads(text), origin=f"{corpus}.toml")
 
 
 def _read_file(path: Path) -> Recipe:
-    if not path.is_file():
-        raise MisuseError(f"no recipe {path}; name a TOML file, or one of {', '.join(list_builtin_corpora())}")
     try:
-        size_bytes = path.stat().st_size
-        if size_bytes > MAX_RECIPE_BYTES:
-            raise MisuseError(f"{path} has {size_bytes:,} bytes, too many for a recipe; name a TOML file")
-        fields = tomllib.loads(path.read_bytes().decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as e:
-        raise MisuseError(f"{path} is not TOML ({e}); correct it, or start from a built-in recipe") from e
+        fields = _parse_toml(read_small_file(path, MAX_RECIPE_BYTES).decode("utf-8-sig"))
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise MisuseError(f"no recipe {path}; name a TOML file, or one of {', '.join(list_builtin_corpora())}") from e
+    except FolioError as e:
+        raise MisuseError(f"the recipe {e}") from e
+    except (ValueError, RecursionError) as e:  # UnicodeDecodeError and TOMLDecodeError are ValueErrors
+        reason = "a number has thousands of digits" if "Exceeds the limit" in str(e) else shorten(first_line(e))
+        raise MisuseError(f"{path} is not TOML ({reason}); correct it, or start from a built-in recipe") from e
     recipe = parse_recipe({"corpus": path.stem, **fields}, origin=str(path))
     # Inputs are relative to the recipe, so that a recipe and its data can be moved together.
     return dataclasses.replace(recipe, inputs=tuple(str(path.parent / entry) for entry in recipe.inputs))
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    if key := DEEP_KEY.search(text):
+        raise ValueError(f"line {text.count(chr(10), 0, key.start()) + 1} has a key of 100 parts or more")
+    return tomllib.loads(text)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +17,8 @@ from typing import Any
 
 from preprocess.errors import MisuseError
 from preprocess.recipes.row_filter import parse_condition
-from preprocess.recipes.templates import parse_name_pattern, parse_template
+from preprocess.recipes.setting_types import format_type, format_value, matches_type
+from preprocess.recipes.templates import SURROGATE, parse_name_pattern, parse_template
 from preprocess.shards.files import PLAIN_NAME, JsonObject
 
 DUPLICATES_SPLIT_WARNING = (
@@ -61,6 +60,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "split": ("exact", "threshold", "contiguous", "given"),
     "eot": ("append", "none"),
 }
+DOCUMENTATION_SETTINGS = ("description", "licence", "size", "hub")  # for `preprocess corpora` only
+MAX_TEXT_CHARACTERS = 10_000
+SHA256 = re.compile(r"[0-9a-f]{64}")
+MAX_FILE_BYTES = (1 << 63) - 1
 # (min, max) of the numeric settings, both inclusive.
 RANGES: dict[str, tuple[float, float]] = {
     "passage_characters": (1, 1 << 40),
@@ -88,7 +91,17 @@ class CorpusFile:
 
     def __post_init__(self) -> None:
         if not PLAIN_NAME.fullmatch(self.name):
-            raise MisuseError(f"files: a file name must consist of letters, digits and . _ - only, got {self.name!r}")
+            raise MisuseError(
+                f"files: a file name must consist of letters, digits and . _ - only, got {format_value(self.name)}"
+            )
+        if not SHA256.fullmatch(self.sha256):
+            raise MisuseError(
+                f"files: the sha256 of {self.name} must be 64 digits 0-9 a-f, got {format_value(self.sha256)}"
+            )
+        if not 0 <= self.bytes <= MAX_FILE_BYTES:
+            raise MisuseError(
+                f"files: the bytes of {self.name} must be from 0 to {MAX_FILE_BYTES:,}, got {format_value(self.bytes)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,20 +163,23 @@ class Recipe:
     def __post_init__(self) -> None:
         if not PLAIN_NAME.fullmatch(self.corpus):
             raise MisuseError(
-                f"the name of a corpus must consist of letters, digits and . _ - only, got {self.corpus!r}"
+                f"the name of a corpus must consist of letters, digits and . _ - only, got {format_value(self.corpus)}"
             )
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise MisuseError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+                found = format_value(getattr(self, name))
+                raise MisuseError(f"{name} must be one of {', '.join(choices)}, got {found}")
         for name, (min_value, max_value) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not min_value <= value <= max_value:
-                raise MisuseError(f"{name} must be from {min_value:,} to {max_value:,}, got {value:,}")
-        if not (math.isfinite(self.val_fraction) and 0 < self.val_fraction < 1):
-            raise MisuseError(f"val_fraction must be between 0 and 1, such as 0.1, got {self.val_fraction}")
+                raise MisuseError(f"{name} must be from {min_value:,} to {max_value:,}, got {format_value(value)}")
+        if not 0 < self.val_fraction < 1:  # also rejects NaN
+            raise MisuseError(
+                f"val_fraction must be between 0 and 1, such as 0.1, got {format_value(self.val_fraction)}"
+            )
         self._check_split()
         if unknown := [rule for rule in self.clean if rule not in CLEANING_RULES]:
-            raise MisuseError(f"clean must be a list of {', '.join(CLEANING_RULES)}, got {unknown[0]!r}")
+            raise MisuseError(f"clean must be a list of {', '.join(CLEANING_RULES)}, got {format_value(unknown[0])}")
         if not self.separator:
             raise MisuseError("separator must not be empty; set the text between documents, such as '<|endoftext|>'")
         if self.where is not None:
@@ -172,6 +188,19 @@ class Recipe:
             parse_template(self.template)
         if self.name_pattern is not None:
             parse_name_pattern(self.name_pattern)
+        self._check_texts()
+
+    def _check_texts(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in DOCUMENTATION_SETTINGS or not isinstance(value, str):
+                continue
+            if len(value) > MAX_TEXT_CHARACTERS:
+                raise MisuseError(
+                    f"{field.name} must have at most {MAX_TEXT_CHARACTERS:,} characters, got {len(value):,}"
+                )
+            if SURROGATE.search(value):
+                raise MisuseError(f"{field.name} must be UTF-8 text, got {format_value(value)}; type it again")
 
     def _check_split(self) -> None:
         if self.format == "synthetic" and self.group_by != "content":
@@ -209,7 +238,7 @@ class Recipe:
         Defaults are included. Settings that have no effect on this build are left out.
         """
         fields = dataclasses.asdict(self)
-        for name in ("description", "licence", "inputs", "hub", "size"):
+        for name in (*DOCUMENTATION_SETTINGS, "inputs"):
             del fields[name]
         fields["files"] = [{"name": f.name, "sha256": f.sha256, "bytes": f.bytes} for f in self.files]
         fields["clean"] = [rule for rule in CLEANING_RULES if rule in self.clean]
@@ -276,7 +305,10 @@ def parse_recipe(fields: Mapping[str, Any], *, origin: str) -> Recipe:
     Raises MisuseError for a setting that is unknown, missing, or of a wrong type; the message
     begins with `origin`, the name of the file.
     """
-    files = tuple(_parse(CorpusFile, entry, f"{origin}: files[{i}]") for i, entry in enumerate(fields.get("files", [])))
+    entries = fields.get("files", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise MisuseError(f"{origin}: files must be a list of tables, got {format_value(entries)}; write [[files]]")
+    files = tuple(_parse(CorpusFile, entry, f"{origin}: files[{i}]") for i, entry in enumerate(entries))
     recipe: Recipe = _parse(Recipe, {**fields, "files": files}, origin)
     return recipe
 
@@ -289,9 +321,9 @@ def check_settings(fields: Mapping[str, Any], *, prefix: str = "", cls: Any = Re
     hints = typing.get_type_hints(cls)
     for key, value in fields.items():
         if key not in hints:
-            raise MisuseError(f"{prefix}no setting is called {key!r}; {suggest(key, hints)}")
-        if not _matches_type(value, hints[key]):
-            raise MisuseError(f"{prefix}{key} must be of type {_format_type(hints[key])}, got {value!r}")
+            raise MisuseError(f"{prefix}no setting is called {format_value(key)}; {suggest(key[:100], hints)}")
+        if not matches_type(value, hints[key]):
+            raise MisuseError(f"{prefix}{key} must be of type {format_type(hints[key])}, got {format_value(value)}")
 
 
 def _parse(cls: Any, fields: Mapping[str, Any], origin: str) -> Any:
@@ -299,23 +331,8 @@ def _parse(cls: Any, fields: Mapping[str, Any], origin: str) -> Any:
     for field in dataclasses.fields(cls):
         if field.name not in fields and field.default is dataclasses.MISSING:
             hint = typing.get_type_hints(cls)[field.name]
-            raise MisuseError(f"{origin}: {field.name} is missing; add it with a value of type {_format_type(hint)}")
+            raise MisuseError(f"{origin}: {field.name} is missing; add it with a value of type {format_type(hint)}")
     return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
-
-
-def _matches_type(value: Any, hint: Any) -> bool:
-    if isinstance(hint, types.UnionType):
-        return any(_matches_type(value, option) for option in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        item = typing.get_args(hint)[0]
-        return isinstance(value, list | tuple) and all(_matches_type(element, item) for element in value)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-
-
-def _format_type(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and typing.get_origin(hint) is None else str(hint)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -326,8 +343,11 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 def can_split_duplicates(recipe: Recipe) -> bool:
     """Return whether equal documents may appear on both sides of the split."""
-    return (
-        not recipe.dedup
-        and recipe.split in ("exact", "threshold")
-        and (recipe.group_by != "content" or recipe.group_column is not None)
+    is_grouped_by_content = (
+        recipe.split in ("exact", "threshold")
+        and recipe.format != "synthetic"  # its pairs are groups
+        and recipe.group_by == "content"
+        and recipe.group_column is None
+        and "(?P<group>" not in (recipe.name_pattern or "")
     )
+    return not recipe.dedup and not is_grouped_by_content

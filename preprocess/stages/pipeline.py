@@ -168,6 +168,7 @@ def _cut_batches(batches: Documents, recipe: Recipe, boundary: int | None, rejec
             positions = pa.array(np.arange(position, position + parts.num_rows), pa.uint64())
             position += parts.num_rows
             rejects.num_positions = position
+            rejects.counts["empty"] += not parts.num_rows
             if boundary is None:
                 part_sides = np.repeat(sides[row : row + 1], parts.num_rows)
             else:

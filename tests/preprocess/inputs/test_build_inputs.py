@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from preprocess.errors import FolioError, MisuseError
-from tests.helpers.file_builds import build_files, read_texts
+from tests.helpers.file_builds import build_files, read_stats, read_texts
 
 
 def test_folders_and_globs_give_files_with_relative_names(tmp_path: Path) -> None:
@@ -51,6 +53,34 @@ def test_empty_file_alone_and_among_others(tmp_path: Path, suffix: str) -> None:
         build_files(tmp_path, tmp_path / f"a.{suffix}")
     (tmp_path / "b.jsonl").write_text('{"text": "one"}\n{"text": "two"}')
     assert read_texts(build_files(tmp_path, tmp_path / f"a.{suffix}", tmp_path / "b.jsonl")) == ["one", "two"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"document": "passage"}, {"split": "contiguous"}])
+@pytest.mark.parametrize("name", ["empty.txt", "empty.txt.gz"])
+def test_empty_text_file_is_counted_as_an_empty_document(tmp_path: Path, name: str, settings: dict[str, Any]) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(gzip.compress(b"") if name.endswith(".gz") else b"")
+    for text in ("one", "two"):
+        (tmp_path / f"in/{text}.txt").write_text(text)
+    documents = read_stats(build_files(tmp_path, tmp_path / "in", **settings))["documents"]
+    assert (documents["empty"], documents["kept"]) == (1, 4 if "split" in settings else 2)
+
+
+def test_empty_files_without_documents_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    for name in ("b.txt", "c.jsonl"):
+        (tmp_path / name).touch()
+    result = build_files(tmp_path, *tmp_path.glob("?.*"), document="line")
+    assert "2 of 3 input files have no content" in capsys.readouterr().err
+    assert read_stats(result)["documents"]["read"] == 2
+
+
+def test_file_that_is_too_long_is_not_counted_as_empty(tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("x" * 100)
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").write_text("two")
+    stats = read_stats(build_files(tmp_path, *tmp_path.glob("*.txt"), max_document_bytes=50, oversized="skip"))
+    assert (stats["documents"]["empty"], stats["documents"]["oversized"]) == (0, 1)
 
 
 def test_skipped_files_are_reported_and_builds_are_not_read(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

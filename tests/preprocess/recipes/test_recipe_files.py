@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -102,9 +103,48 @@ def test_hostile_and_mistaken_recipes_are_rejected(tmp_path: Path, text: str, me
         make_plan(recipe, None, QUIET)
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed = 1\nseed." + "a." * 50_000 + "a = 1", "line 2 has a key of 100 parts or more"),
+        ("x = {" + "'a' . " * 50_000 + "a = 1}", "line 1 has a key of 100 parts or more"),
+        ("corpus" + ".a" * 90 + " = 1", "corpus must be of type str, got a table"),
+        ("seed = " + "7" * 5_000, "is not TOML .a number has thousands of digits"),
+        ("seed = 0x" + "f" * 5_000, "seed must be from 0 to .*, got a number of 20,000 bits"),
+        ("a = " + "[" * 50_000, "is not TOML .maximum recursion depth"),
+        ("a = '" + "x" * (1 << 20) + "'", "has 1,048,582 bytes, expected at most 1,048,576"),
+        ("seed = 1\0", "is not TOML"),
+        ("a" * 1_000_000, "is not TOML"),
+        (b"author = '\xff'", "is not TOML .'utf-8' codec can't decode"),
+    ],
+)
+def test_recipe_of_any_shape_is_rejected_with_one_short_line(tmp_path: Path, text: str | bytes, message: str) -> None:
+    (tmp_path / "mine.toml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(MisuseError, match=message) as caught:
+        load_recipe(str(tmp_path / "mine.toml"))
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+
+
+def test_recipe_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_bytes(b"\xef\xbb\xbfseed = 3")
+    assert load_recipe(str(tmp_path / "mine.toml")).seed == 3
+
+
+@pytest.mark.timeout(20)
+def test_recipe_that_is_not_a_regular_file_is_rejected(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    for path in (tmp_path / "pipe.toml", tmp_path / ".", Path("/dev/zero")):
+        with pytest.raises(MisuseError, match="the recipe .* is not a regular file"):
+            load_recipe(f"{path}/" if path.is_dir() else str(path))
+
+
 def test_missing_recipe_is_an_error() -> None:
-    with pytest.raises(MisuseError, match="no recipe nowhere/mine.toml"):
-        load_recipe("nowhere/mine.toml")
+    for name in ("nowhere/mine.toml", __file__ + "/mine.toml"):
+        with pytest.raises(MisuseError, match=f"no recipe {name}"):
+            load_recipe(name)
+    with pytest.raises(MisuseError, match="no corpus 'x{80}…'"):
+        load_recipe("x" * 100_000)
 
 
 def test_settings_of_other_formats_are_rejected(tmp_path: Path) -> None:

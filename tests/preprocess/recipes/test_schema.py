@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
+
 import pytest
 
 from preprocess.errors import MisuseError
 from preprocess.recipes.catalog import list_builtin_corpora, load_recipe
 from preprocess.recipes.schema import parse_recipe
 
+FILE = {"name": "a", "sha256": "0" * 64, "bytes": 1}
 MINIMAL = {"corpus": "x", "description": "", "licence": "", "format": "synthetic", "tokenizer": "byte"}
 
 
@@ -42,11 +45,27 @@ def test_load_recipe_applies_overrides_that_are_not_none() -> None:
         ({"year": 20_000}, "year must be from 0 to 9,999, got 20,000"),
         ({"files": [{"name": "a"}]}, r"files\[0\]: sha256 is missing; add it with a value of type str"),
         ({"seed": -1}, "seed must be from 0 to .*, got -1"),
+        ({"seed": 1 << 20_000}, "seed must be from 0 to .*, got a number of 20,001 bits"),
+        ({"tokenizer": 1 << 20_000}, "tokenizer must be of type str, got a number of 20,001 bits"),
+        ({"val_fraction": 10**400}, "val_fraction must be between 0 and 1, such as 0.1, got a number of 1,329 bits"),
+        ({"val_fraction": float("inf")}, "val_fraction must be between 0 and 1, such as 0.1, got inf"),
+        ({"tokenizer": {"a": 1}}, "tokenizer must be of type str, got a table"),
+        ({"tokenizer": ["a"] * 9}, "tokenizer must be of type str, got a list of 9"),
+        ({"tokenizer": datetime.date(2020, 1, 2)}, "tokenizer must be of type str, got datetime.date"),
+        ({"files": 5}, "files must be a list of tables, got 5; write"),
+        ({"files": ["a"]}, "files must be a list of tables, got a list of 1"),
+        ({"files": [FILE | {"sha256": "00"}]}, "files: the sha256 of a must be 64 digits 0-9 a-f, got '00'"),
+        ({"files": [FILE | {"bytes": -1}]}, "files: the bytes of a must be from 0 to .*, got -1"),
+        ({"author": "x" * 10_001}, "author must have at most 10,000 characters, got 10,001"),
+        ({"template": "{a}" * 10_001}, "template must have at most 10,000 characters, got 30,003"),
+        ({"separator": "caf\udcff"}, r"separator must be UTF-8 text, got 'caf\\udcff'"),
+        ({"x" * 10_000: 1}, "no setting is called 'x{79}…; choose one of"),
     ],
 )
 def test_parse_recipe_rejects_mistakes(fields: dict, message: str) -> None:
-    with pytest.raises(MisuseError, match=message):
+    with pytest.raises(MisuseError, match=message) as caught:
         parse_recipe(MINIMAL | fields, origin="x.toml")
+    assert len(str(caught.value)) < 1_500
 
 
 def test_parse_recipe_rejects_a_missing_setting() -> None:
