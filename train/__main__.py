@@ -7,7 +7,9 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import shutil
 import sys
+import textwrap
 from typing import NoReturn
 
 from preprocess.errors import MisuseError
@@ -23,22 +25,13 @@ COMMANDS = {
     "export": "write a trained model for other libraries",
     "plot": "draw the loss of one or several runs",
 }
-HELP = """usage: folio [-h] [--version] COMMAND ...
-
-Train GPT models on the shards that `preprocess build` writes.
-
-commands:
-{commands}
-
-`folio COMMAND --help` describes a command."""
 
 
 def dispatch(arguments: list[str]) -> int:
     """Run the subcommand that the first argument names. Returns its exit status."""
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if name in ("-h", "--help"):
-        width = max(map(len, COMMANDS))
-        print(HELP.format(commands="\n".join(f"  {command:{width}}  {text}" for command, text in COMMANDS.items())))
+        print(describe_commands())
         return 0
     if name == "--version":
         print(VERSION_LINE)
@@ -49,6 +42,25 @@ def dispatch(arguments: list[str]) -> int:
         raise MisuseError(f"folio has no command {name!r:.80}; {nearest}`folio --help` lists the commands")
     sys.argv[0] = f"folio {name}"  # the name of the program in help texts and messages
     return _run(name, rest)
+
+
+def describe_commands() -> str:
+    """Return the text of `folio --help`, wrapped to the terminal's width."""
+    width = max(shutil.get_terminal_size().columns - 1, 1)
+    indent = max(map(len, COMMANDS)) + 4
+    commands = [f"  {name}".ljust(indent) + text for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: folio [-h] [--version] COMMAND ...",
+            "",
+            *textwrap.wrap("Train GPT models on the shards that `preprocess build` writes.", width),
+            "",
+            "commands:",
+            *(line for each in commands for line in textwrap.wrap(each, width, subsequent_indent=" " * indent)),
+            "",
+            *textwrap.wrap("`folio COMMAND --help` describes a command.", width),
+        ]
+    )
 
 
 def _run(name: str, arguments: list[str]) -> int:

@@ -86,7 +86,7 @@ def _parse(arguments: list[str]) -> dict[str, Any]:
         "--top_p",
         type=parse_number,
         metavar="P",
-        help="draw from the fewest tokens that reach probability P [the run's]",
+        help="draw from the most likely tokens that together reach probability P [the run's]",
     )
     add("--num_completions", type=whole, default=1, metavar="N", help="completions to print, each drawn separately [1]")
     add("--seed", type=whole, metavar="N", help="the same seed draws the same completions [the run's]")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,13 @@ def test_folio_lists_its_commands(arguments: list[str], capsys: pytest.CaptureFi
     assert dispatch(arguments) == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: folio ") and all(f"\n  {name} " in text for name in COMMANDS)
+
+
+def test_folio_help_fits_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns in (44, 60, 80):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert dispatch([]) == 0
+        assert max(map(len, capsys.readouterr().out.splitlines())) < columns
 
 
 def test_folio_prints_its_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,3 +89,12 @@ def test_train_answers_questions_without_torch(arguments: list[str]) -> None:
 def test_module_can_be_run() -> None:
     done = subprocess.run([sys.executable, "-m", "train"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout == run_folio().stdout
+
+
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
+def test_ctrl_c_while_torch_is_imported_ends_a_script_without_a_traceback(tmp_path: Path, name: str) -> None:
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
+    command = [sys.executable, str(ROOT / "train" / f"{name}.py"), "nowhere"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
