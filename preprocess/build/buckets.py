@@ -89,13 +89,14 @@ class Buckets:
 def sort_distinct(rows: np.ndarray, ties: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Sort (N,) rows by `h` and, among equal `h`, by the fields `ties`.
 
-    Returns the order, (N,) int64, in which equal rows are in no particular order, and the positions
-    in it at which a row begins that differs from the one before, (G,) int64.
+    Returns the order, (N,) int64, in which equal rows stay in order, and the positions in it at
+    which a row begins that differs from the one before, (G,) int64.
     """
-    order = np.argsort(rows["h"])
+    order = np.argsort(rows["h"], kind="stable")
     is_new = _differs_from_previous(rows["h"][order])
+    repeated = np.flatnonzero(~is_new)
     # Different rows hardly ever share 64 bits, and sorting by several fields takes much longer.
-    if any(bool((_differs_from_previous(rows[name][order]) & ~is_new).any()) for name in ties):
+    if any(bool((rows[name][order[repeated]] != rows[name][order[repeated - 1]]).any()) for name in ties):
         order = np.lexsort([rows[name] for name in (*reversed(ties), "h")])
         is_new = np.logical_or.reduce([_differs_from_previous(rows[name][order]) for name in ("h", *ties)])
     return order, np.flatnonzero(is_new)

@@ -113,20 +113,9 @@ def find_duplicates(rows: np.ndarray) -> np.ndarray:
 
     `rows`: (N,) of CONTENT_DTYPE.
     """
-    is_duplicate = np.zeros(len(rows), bool)
-    order = np.argsort(rows["h"])
-    keys = rows["h"][order]
-    equals_next = keys[1:] == keys[:-1]
-    if not equals_next.any():
-        return is_duplicate
-    # Sorting by all 128 bits and the row number is slow, so only rows that share 64 bits are sorted
-    # this way.
-    candidates = np.sort(order[np.append(equals_next, False) | np.insert(equals_next, 0, False)])
-    hashes = rows[candidates]
-    order = np.lexsort((hashes["low"], hashes["h"]))  # stable: the first of equal rows remains the first
-    hashes = hashes[order]
-    is_repeated = (hashes["h"][1:] == hashes["h"][:-1]) & (hashes["low"][1:] == hashes["low"][:-1])
-    is_duplicate[candidates[order[1:][is_repeated]]] = True
+    order, starts = sort_distinct(rows, ("low",))
+    is_duplicate = np.ones(len(rows), bool)
+    is_duplicate[order[starts]] = False  # the first of equal rows
     return is_duplicate
 
 

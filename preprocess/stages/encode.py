@@ -23,6 +23,7 @@ from preprocess.shards.permutation import keyed_hash
 from preprocess.tokenizers.interface import Encoded, Tokenizer
 
 INITIAL_CHECK_BYTES = 1 << 17  # of text, in every process
+CALL_BYTES = 64  # the reference takes as long for a call as for this much text
 CHECK_FRACTION = 1 / 1024
 MAX_CHECK_CHARACTERS = 1 << 16  # of one document, which may be a whole book
 
@@ -48,6 +49,7 @@ class SpotCheck:
         """
         if not len(hashes):
             return np.empty(0, np.int64)
+        sizes = np.maximum(sizes, CALL_BYTES)
         missing_bytes = INITIAL_CHECK_BYTES - self._checked_bytes
         fraction = max(missing_bytes / int(sizes.sum(dtype=np.int64)), CHECK_FRACTION)
         rows = choose_spot_check(hashes, fraction, seed=self._seed, at_least_one=self._checked_bytes == 0)
@@ -56,12 +58,17 @@ class SpotCheck:
 
 
 def choose_spot_check(hashes: np.ndarray, fraction: float, *, seed: int, at_least_one: bool) -> np.ndarray:
-    """Return the rows, (S,) int64, of about `fraction` of the content hashes, (D, 16) uint8."""
+    """Return the rows, (S,) int64, of about `fraction` of the content hashes, (D, 16) uint8.
+
+    Of equal hashes it returns only the first.
+    """
     keys = keyed_hash(seed, np.ascontiguousarray(hashes[:, :8]).view("<u8").reshape(-1))
     is_chosen = keys <= np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
     if at_least_one:
         is_chosen[np.argmin(keys)] = True
-    return np.flatnonzero(is_chosen)
+    rows = np.flatnonzero(is_chosen)
+    _, first = np.unique(keys[rows], return_index=True)
+    return np.sort(rows[first])
 
 
 def encode_checked(tokenizer: Tokenizer, texts: pa.LargeStringArray, rows: np.ndarray) -> Encoded:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocess.stages.dedup import hash_contents
-from preprocess.stages.encode import BackendMismatch, add_control_tokens, choose_spot_check, encode_checked
+from preprocess.stages.encode import BackendMismatch, SpotCheck, add_control_tokens, choose_spot_check, encode_checked
 from preprocess.tokenizers.characters import ByteTokenizer
 
 CONTROL_IDS = st.sampled_from([-1, 900, 901, 902])
@@ -67,6 +67,14 @@ def test_encode_checked_treats_an_exception_as_a_mismatch() -> None:
 
     with pytest.raises(BackendMismatch, match="fast failed .RuntimeError: a bug in Rust"):
         encode_checked(RaisingTokenizer(has_eot=True), pa.array(["x"], pa.large_string()), np.array([0]))
+
+
+def test_spot_check_takes_equal_texts_once_and_few_short_ones() -> None:
+    """The reference needs some 10 microseconds per call, so millions of tiny texts would take minutes."""
+    equal = hash_contents(pa.array(["a"] * 20_000, pa.large_string()))
+    assert SpotCheck(seed=1).choose_rows(equal, np.ones(len(equal), np.int64)).tolist() == [0]
+    different = hash_contents(pa.array([str(i) for i in range(20_000)], pa.large_string()))
+    assert 1900 < len(SpotCheck(seed=1).choose_rows(different, np.full(len(different), 5))) < 2200
 
 
 def test_choose_spot_check_takes_a_fraction_keyed_by_the_seed() -> None:
