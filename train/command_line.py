@@ -39,7 +39,7 @@ def parse_command_line(arguments: Sequence[str]) -> Command:
         if f"--{name}" not in FLAGS:
             _check_setting(name)
     try:
-        parsed = split_arguments(arguments, flags=("--restart", "--quiet"))
+        parsed = split_arguments(arguments, flags=FLAGS)
     except MisuseError as e:
         raise MisuseError(f"{e}; {usage()}") from e
     paths = parsed.positionals

@@ -189,7 +189,7 @@ class Config:
             check_range(field.name, getattr(self, field.name), min=field.metadata["min"], max=field.metadata["max"])
         for key, choices in CHOICES.items():
             value = getattr(self, key)
-            check(value in choices, f"{key} must be one of {', '.join(choices)}, got {value!r}")
+            check(value in choices, f"{key} must be one of {', '.join(choices)}, got {value!r:.80}")
         for key in ("learning_rate", "embedding_learning_rate", "muon_learning_rate", "grad_clip", "top_p"):
             check(getattr(self, key) != 0, f"{key} must be > 0, got 0; set --{key}=…")
         for key in ("dropout", "beta1", "beta2", "muon_momentum"):

@@ -72,12 +72,15 @@ def new_folder(output: Path) -> Iterator[Path]:
     """Yield a temporary folder, which becomes `output` at the end of the block.
 
     If the block raises an exception, the folder is deleted. Raises MisuseError if `output` exists
-    and is not an empty folder.
+    and is not an empty folder, or is inside a file.
     """
     target = output.resolve()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise MisuseError(f"{output} must be a new or empty folder; choose another --output, or empty it")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as e:
+        raise MisuseError(f"{output} is inside a file; choose another --output") from e
     temporary = target.parent / f".{target.name}.{os.getpid()}.partial"
     try:
         temporary.mkdir()

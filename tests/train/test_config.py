@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from preprocess import __version__
-from preprocess.errors import MisuseError
+from preprocess.errors import MisuseError, one_line
 from tests.conftest import ROOT, assert_one_line
 from train.command_line import describe_usage, is_help_request, parse_command_line, print_help
 from train.config import RENAMED, Config, changed_settings, config_from_saved, load_config
@@ -105,6 +107,7 @@ def test_parse_command_line_accepts_every_form_of_an_option() -> None:
         ("--base=small.py", "the command line: base can be set in a config file only; write it in its first line"),
         ("--" + "x" * 9000, "no setting is called 'xxx"),
         ("--max_steps", "--max_steps has no value; write --max_steps=VALUE; usage: "),
+        ("--version=1", "cannot read '--version=1': --version takes no value; write --version alone; usage: "),
     ],
 )
 def test_parse_command_line_names_the_unknown_before_the_incomplete(argument: str, message: str) -> None:
@@ -131,6 +134,41 @@ def test_parse_command_line_rejects_other_arguments(arguments: list[str]) -> Non
         parse_command_line(arguments)
 
 
+ODD_VALUES = [
+    "",
+    "-1",
+    "nan",
+    "1e400",
+    "9" * 5000,
+    "~nosuchuser",
+    "a\0",
+    "\udcff",
+    "x" * 5000,
+    "a,b:1",
+    "stream:",
+    "none",
+    "--",
+]
+ODD_WORDS = st.sampled_from(ODD_VALUES) | st.text(max_size=5)
+NAMES = st.sampled_from([field.name for field in dataclasses.fields(Config)] + [*RENAMED, "restart", "version", "base"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(NAMES, ODD_WORDS, st.sampled_from("=+ ")), max_size=3))
+@example([("version", "1", "=")])
+@example([("precision", "x" * 5000, "=")])
+def test_any_command_line_is_accepted_or_rejected_in_one_line(options: list[tuple[str, str, str]]) -> None:
+    arguments = [str(ROOT / "configs" / "small.py")]
+    for name, value, form in options:
+        arguments += {"=": [f"--{name}={value}"], "+": [f"--{name}", value], " ": [value]}[form]
+    try:
+        command = parse_command_line(arguments)
+        load_config(command.config_path, command.overrides)
+    except MisuseError as e:
+        assert_one_line(one_line(str(e)))
+        assert "Error" not in str(e) and "Errno" not in str(e)
+
+
 # Ranges
 
 
@@ -146,6 +184,7 @@ def test_parse_command_line_rejects_other_arguments(arguments: list[str]) -> Non
         ("--min_lr=1", "min_lr must be at most learning_rate 0.0006, got 1.0; lower it"),
         ("--warmup_steps=6000", "warmup_steps must be at most max_steps 5,000, got 6,000; lower it"),
         ("--precision=fp8", "precision must be one of auto, fp32, tf32, bf16, fp16, got 'fp8'"),
+        ("--arch=" + "x" * 5000, "arch must be one of gpt2, modern, got 'xxx"),
         ("--eval_tokens=10", "eval_tokens must be at least block_size 1024, got 10"),
         ("--grad_clip=0", "grad_clip must be > 0, got 0"),
         ("--max_steps=1e3", "the command line: max_steps must be a whole number, got '1e3'"),
@@ -160,8 +199,9 @@ def test_parse_command_line_rejects_other_arguments(arguments: list[str]) -> Non
     ],
 )
 def test_values_out_of_range_are_rejected(tmp_path: Path, override: str, message: str) -> None:
-    with pytest.raises(MisuseError, match=message):
+    with pytest.raises(MisuseError, match=message) as error:
         load(tmp_path, "data = 'x'", override)
+    assert_one_line(str(error.value))
 
 
 # Settings that have no effect

@@ -261,12 +261,17 @@ def test_output_must_be_a_new_or_empty_folder(runs: dict[str, Path], tmp_path: P
         assert f"{tmp_path / name} must be a new or empty folder; choose another --output, or empty it" in result.stderr
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["precious"]
     result = invoke("export.py", run, "--output", tmp_path / "file" / "below")
-    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1) and "is inside a file" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["RUN", "--output", ""], "--output is empty; name a file or a folder"),
+        (["RUN", "--output", "~nosuchuser/x"], "but the home directory of '~nosuchuser' is not known"),
+        (["RUN", "--output", "x" * 5000], "--output is longer than this system allows"),
+        (["~nosuchuser", "--output", "x"], "RUN is '~nosuchuser', but the home directory of"),
+        (["RUN", "--output", "x", "--device"], "there is no option --device; "),
         (["--output", "x"], "the following arguments are required: RUN"),
         (["RUN"], "the following arguments are required: --output"),
     ],

@@ -26,7 +26,7 @@ def parse_path(text: str, name: str) -> Path:
             f"or ./{home:.40} for a folder of that name"
         ) from e
     try:
-        os.lstat(path)
+        os.stat(path)
     except ValueError as e:  # a NUL character, or half of a surrogate pair
         raise MisuseError(f"{name} must be a path, got {text!r:.80}; remove the characters that are escaped") from e
     except OSError as e:
@@ -34,6 +34,10 @@ def parse_path(text: str, name: str) -> Path:
             raise MisuseError(
                 f"{name} is longer than this system allows, {len(text):,} characters, got {text!r:.60}…; name a "
                 "shorter path"
+            ) from e
+        if e.errno == errno.ELOOP:
+            raise MisuseError(
+                f"{name} is {text!r:.80}, whose symbolic links lead in a circle; name another path"
             ) from e
     return path
 
