@@ -1,5 +1,34 @@
-"""`python -m preprocess`, for machines on which the command `preprocess` is not on the path."""
+"""The command `preprocess`, also as `python -m preprocess` if the command is not on the path."""
 
-from preprocess.cli.main import main
+from __future__ import annotations
 
-main(prog_name="preprocess")
+import signal
+import sys
+from typing import NoReturn
+
+from preprocess.cli.interrupts import SIGNALS, explain, signals_as_exceptions
+
+
+def main() -> NoReturn:
+    """Run the command line of this process, and end the process with its exit status.
+
+    Ctrl-C during the imports, or while the process ends, prints no traceback.
+    """
+    try:
+        with signals_as_exceptions():
+            from preprocess.cli.main import main as run
+
+            run(prog_name="preprocess")
+    except KeyboardInterrupt as e:
+        message, status = explain(e)
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(status)
+    finally:
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

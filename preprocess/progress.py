@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from preprocess.errors import one_line
+from preprocess.errors import format_quantity, one_line
 
 LOG_INTERVAL_S = 10.0
 
@@ -76,7 +76,7 @@ class _TerminalBar:
 
     def update(self, amount: int, num_documents: int | None = None) -> None:
         if num_documents is not None:
-            self._bar.set_postfix_str(f"{num_documents:,} documents", refresh=False)
+            self._bar.set_postfix_str(format_quantity(num_documents, "document"), refresh=False)
         self._bar.update(amount)
 
 
@@ -98,7 +98,7 @@ class _LogLines:
     def log_progress(self) -> None:
         self._last_logged = time.monotonic()
         elapsed_s = max(self._last_logged - self._begin, 1e-3)
-        documents = f", {self._num_documents:,} documents" if self._num_documents is not None else ""
+        documents = f", {format_quantity(self._num_documents, 'document')}" if self._num_documents is not None else ""
         done = f"{self._amount:,} of {self._total:,} {self._unit}{documents}"
         remaining_s = elapsed_s * (self._total - self._amount) / self._amount if self._amount else 0.0
         remaining = f", {remaining_s:.0f} s left" if self._amount < self._total else ""

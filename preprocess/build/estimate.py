@@ -18,7 +18,7 @@ from preprocess.build.plan import Plan
 from preprocess.build.stats import compute_ratio, describe_lengths
 from preprocess.build.work_dir import DOCUMENT_DTYPE
 from preprocess.documents import count_text_bytes
-from preprocess.errors import FolioError
+from preprocess.errors import FolioError, format_quantity
 from preprocess.readers.records import Rejects
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.files import JsonObject
@@ -156,8 +156,10 @@ def format_estimate(estimate: JsonObject) -> list[str]:
         f"documents   {estimate['documents']:,} were encoded, {estimate['bytes_per_token']:.2f} bytes per token",
         f"tokens per document: {quantiles}",
         f"encoding    {estimate['tokens_per_s']:,} tokens/s with {estimate['engine']}, one thread",
-        f"the build   about {build['documents']:,} documents, {build['text_bytes']:,} bytes of text, "
-        f"{build['tokens']:,} tokens, before deduplication",
-        f"will need   about {build['elapsed_s']:,} s with {build['workers']} workers, {disk_gb:,.2f} GB of disk, "
+        f"the build   about {format_quantity(build['documents'], 'document')}, "
+        f"{format_quantity(build['text_bytes'], 'byte')} of text, {format_quantity(build['tokens'], 'token')}, "
+        "before deduplication",
+        f"will need   about {build['elapsed_s']:,} s with {format_quantity(build['workers'], 'worker')}, "
+        f"{disk_gb:,.2f} GB of disk, "
         f"{memory_gb:,.2f} GB of memory",
     ]

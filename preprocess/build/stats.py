@@ -11,6 +11,7 @@ import numpy as np
 from preprocess.build.distinct_values import DistinctValues
 from preprocess.build.prepared_corpus import PreparedCorpus
 from preprocess.build.receipts import PartitionValues
+from preprocess.errors import format_quantity
 from preprocess.readers.records import format_counts
 from preprocess.recipes.schema import CLEANING_RULES
 from preprocess.shards.files import JsonObject
@@ -252,5 +253,6 @@ def format_stats(data: bytes) -> list[str]:
         if entry["distinct"]:
             frequent = _most_frequent(entry["documents_by_value"], MAX_PRINTED_VALUES)
             values = ", ".join(f"{value} {count:,}" for value, count in frequent)
-            lines.append(f"{name:12}{entry['distinct']:,} in {entry['documents']:,} documents; most often {values}")
+            num_documents = format_quantity(entry["documents"], "document")
+            lines.append(f"{name:12}{entry['distinct']:,} in {num_documents}; most often {values}")
     return lines

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from preprocess.cli.builds import describe, summarize
-from preprocess.cli.group import interrupt_on_sigterm
 from preprocess.cli.options import RecipeOptions, recipe_options, workers_option
 from preprocess.cli.output import Output, output_options
 
@@ -53,7 +52,6 @@ def build(
 
     name = check_name(recipe.corpus if name is None else name)
     folder = default_root() / name if folder is None else folder
-    interrupt_on_sigterm()
     is_new = run_build(
         recipe, folder, name=name, source=text.source, replace=replace, progress=output.progress(), workers=workers
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from preprocess.cli.output import Output, format_table, output_options
-from preprocess.errors import FolioError, one_line, printable
+from preprocess.errors import FolioError, format_quantity, one_line, printable
 
 if TYPE_CHECKING:
     from preprocess.shards.files import JsonObject
@@ -120,7 +120,7 @@ def verify(output: Output, name: str) -> None:
     output.write(result, [])
     for fault in faults:
         click.echo(one_line(fault), err=True)
-    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    count = format_quantity(len(faults), "fault")
     raise FolioError(f"{build.folder} is damaged, {count} listed above; copy the build again or rebuild it")
 
 
@@ -156,11 +156,12 @@ def summarize(build: Build) -> list[str]:
         f"tokens, {facts['dtype']}",
     ]
     for split, counts in facts["splits"].items():
-        plural = "" if counts["shards"] == 1 else "s"
-        lines.append(
-            f"  {split:9}  {counts['tokens']:>13,} tokens  {counts['documents']:>9,} documents  "
-            f"{counts['text_bytes']:>13,} bytes of text  {counts['shards']} shard{plural}"
+        tokens, documents, num_bytes = (
+            f"{counts[key]:>{width},} {noun}{'s' if counts[key] != 1 else ' '}"
+            for key, width, noun in (("tokens", 13, "token"), ("documents", 9, "document"), ("text_bytes", 13, "byte"))
         )
+        shards = format_quantity(counts["shards"], "shard")
+        lines.append(f"  {split:9}  {tokens}  {documents}  {num_bytes} of text  {shards}")
     return lines
 
 

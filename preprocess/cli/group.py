@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-import signal
 import sys
 from typing import Any, NoReturn
 
 import click
 
-from preprocess.errors import FolioError, explain_os_error, one_line
+from preprocess.cli.interrupts import explain, signals_as_exceptions
+from preprocess.errors import FolioError, explain_os_error, one_line, shorten
 
-INTERRUPTED_STATUS = 130  # 128 + SIGINT, as in shells
 MAX_EXTRA_ARGUMENT_CHARS = 120
+RENAMED_COMMANDS = {"sample": "estimate"}
+RENAMED_OPTIONS = {"--num-samples": "-n", "--samples": "-n"}
+COMMON_OPTIONS = ("--quiet", "--json")  # of every command, but not of a group
 CONTEXT_SETTINGS = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 100,
@@ -29,6 +32,31 @@ class Group(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, args or ["--help"])
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None:
+            close = (
+                [RENAMED_COMMANDS[name]]
+                if name in RENAMED_COMMANDS
+                else difflib.get_close_matches(name[:100], self.commands, n=1)
+            )
+            hint = f"; the closest is `{ctx.command_path} {close[0]}`" if close else ""
+            raise click.UsageError(f"no command '{shorten(name)}'{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as e:
+            # The parser does not know the context of an option whose value is missing.
+            if e.ctx is None and ctx.invoked_subcommand is not None:
+                command = self.get_command(ctx, ctx.invoked_subcommand)
+                assert command is not None
+                e.ctx = click.Context(command, parent=ctx, info_name=ctx.invoked_subcommand)
+            raise
+
 
 class CommandLine(Group):
     """The outermost group, which prints every error as one line and sets the exit status."""
@@ -38,11 +66,12 @@ class CommandLine(Group):
             if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character must not end a command
                 stream.reconfigure(errors="backslashreplace")
         try:
-            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+            with signals_as_exceptions():
+                status = super().main(*args, **{**kwargs, "standalone_mode": False})
             sys.exit(status if isinstance(status, int) else 0)
         except click.UsageError as e:
             help_command = f"{e.ctx.command_path if e.ctx else 'preprocess'} --help"
-            _fail(f"{_shorten(e.format_message())}; `{help_command}` lists the options", e.exit_code)
+            _fail(f"{_explain_usage(e)}; `{help_command}` lists the options", e.exit_code)
         except FolioError as e:
             _fail(str(e), e.exit_status)
         except BrokenPipeError:
@@ -53,17 +82,23 @@ class CommandLine(Group):
             _fail(explain_os_error(e), 1)
         except MemoryError:
             _fail("out of memory; use fewer --workers, or a machine with more memory", 1)
-        except (KeyboardInterrupt, click.Abort):
-            _fail("interrupted; run the same command again to continue", INTERRUPTED_STATUS)
+        except click.Abort as e:  # click makes it from a KeyboardInterrupt
+            _fail(*explain(e.__cause__ if isinstance(e.__cause__, KeyboardInterrupt) else KeyboardInterrupt()))
+        except KeyboardInterrupt as e:
+            _fail(*explain(e))
 
 
-def interrupt_on_sigterm() -> None:
-    """Make SIGTERM end the command as Ctrl-C does, so that a build cleans up before it exits."""
-
-    def interrupt(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
+def _explain_usage(error: click.UsageError) -> str:
+    """Return click's message on one line, with advice for the common mistakes."""
+    message = _shorten(error.format_message())
+    if not isinstance(error, click.NoSuchOption):
+        return message
+    name = error.option_name.replace("_", "-")
+    if name in COMMON_OPTIONS and isinstance(error.ctx and error.ctx.command, click.Group):
+        return f"{name} comes after the command, as in `preprocess list {name}`"
+    if name in RENAMED_OPTIONS:
+        return f"no option {name}; it is called {RENAMED_OPTIONS[name]}"
+    return message
 
 
 def _shorten(message: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from preprocess.cli.group import Group, interrupt_on_sigterm
+from preprocess.cli.group import Group
 from preprocess.cli.options import RecipeOptions, num_documents_option, recipe_options, workers_option
 from preprocess.cli.output import Output, output_options, version_option
 
@@ -38,7 +38,6 @@ def train(output: Output, folder: Path, workers: int | None, replace: bool, **op
 
     text = RecipeOptions(**options)
     recipe = text.load_recipe(tokenizer=text.settings["tokenizer"] or "sentencepiece")
-    interrupt_on_sigterm()
     trained = build_tokenizer(
         recipe,
         folder,

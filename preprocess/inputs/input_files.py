@@ -8,16 +8,17 @@ being read as a mixture of two versions.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.recipes.schema import TABLE_FORMATS, Recipe, reject_settings_of_other_formats
 from preprocess.recipes.templates import parse_name_pattern
-from preprocess.shards.files import sha256_file
+from preprocess.shards.files import HASH_CHUNK_BYTES
 
 SUFFIXES = {
     ".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet",
@@ -122,12 +123,26 @@ def _hash_files(paths: list[tuple[str, str]], known_sha256: dict[str, str], num_
     A task of a thread is several files, because for a small file a task costs more than its hash.
     """
     size = min(max(len(paths) // (num_threads * 16), 1), MAX_FILES_PER_HASH_TASK)
+    is_cancelled = threading.Event()
 
     def hash_some(start: int) -> list[str]:
-        return [known_sha256.get(name) or sha256_file(Path(path)) for name, path in paths[start : start + size]]
+        return [known_sha256.get(name) or _hash_file(path, is_cancelled) for name, path in paths[start : start + size]]
 
     with ThreadPoolExecutor(num_threads) as pool:
-        return list(itertools.chain.from_iterable(pool.map(hash_some, range(0, len(paths), size))))
+        try:
+            return list(itertools.chain.from_iterable(pool.map(hash_some, range(0, len(paths), size))))
+        except BaseException:  # an interruption must not wait until the other threads have hashed their files
+            is_cancelled.set()
+            raise
+
+
+def _hash_file(path: str, is_cancelled: threading.Event) -> str:
+    """Return the SHA-256 of a file, or of a part of it if the work is cancelled."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while not is_cancelled.is_set() and (chunk := file.read(HASH_CHUNK_BYTES)):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _check_format(name: str, path: str, recipe: Recipe) -> tuple[str, str]:

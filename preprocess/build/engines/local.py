@@ -103,7 +103,7 @@ def start_fork_server() -> None:
         from multiprocessing import forkserver
 
         multiprocessing.get_context(START_METHOD).set_forkserver_preload(PRELOADED_MODULES)
-        with _hidden_main_module():
+        with _hidden_main_module(), _blocked_interrupts():
             forkserver.ensure_running()
 
 
@@ -113,7 +113,7 @@ class _Worker:
     def __init__(self, context: Any) -> None:
         self.pipe, worker_end = context.Pipe()
         self.process = context.Process(target=_run_worker, args=(worker_end,), daemon=True)
-        with _hidden_main_module():
+        with _hidden_main_module(), _blocked_interrupts():
             self.process.start()
         worker_end.close()
         self.tasks: deque[Task] = deque()  # the one it works on, and the ones that wait
@@ -166,6 +166,26 @@ def _hidden_main_module() -> Iterator[None]:
         main.__spec__ = spec
         if file is not None:
             main.__file__ = file
+
+
+@contextlib.contextmanager
+def _blocked_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C from the processes that are started in the block; they inherit the signal mask.
+
+    A terminal sends it to all processes, and those that are still importing would print a traceback.
+    The main process gets it after the block, and ends the others.
+    """
+    if os.name == "nt":
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # now, because starting it unblocks the signal
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _explain_exit(status: int | None) -> str:

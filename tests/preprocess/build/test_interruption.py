@@ -214,7 +214,7 @@ def start_synthetic_build(output_dir: Path) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize(("signal_", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 130), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("signal_", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signal_leaves_no_build_and_work_that_continues(tmp_path: Path, signal_: signal.Signals, status: int) -> None:
     output_dir = tmp_path / "out" / "synthetic"
     process = start_synthetic_build(output_dir)
@@ -225,7 +225,8 @@ def test_signal_leaves_no_build_and_work_that_continues(tmp_path: Path, signal_:
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == status and not output_dir.exists()
     if signal_ != signal.SIGKILL:
-        assert stderr.splitlines()[-1] == "error: interrupted; run the same command again to continue"
+        word = "terminated" if signal_ == signal.SIGTERM else "interrupted"
+        assert stderr.splitlines()[-1] == f"error: {word}; run the same command again to continue"
         assert list_leftovers(output_dir.parent) in ([], [".synthetic.work"])
     assert start_synthetic_build(output_dir).wait(timeout=120) == 0
     assert list_leftovers(output_dir.parent) == [] and list(verify(Build(output_dir))) == []

@@ -5,6 +5,9 @@ errors.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +15,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from preprocess.cli.build import build
 from preprocess.cli.main import main
+from tests.conftest import ROOT
 from tests.preprocess.cli.checks import TINY, Run, check_error
 
 
@@ -166,6 +171,14 @@ def test_json_and_quiet_work_on_every_command(preprocess: Run, tmp_path: Path) -
         (("export", "nothing", "--format", "nanogpt", "--output", "o"), "no build"),
         (("export", "nothing", "--format", "nanogpt", "--by", "language", "--output", "o"), "needs --format text"),
         (("tokenizer", "inspect", "gpt2"), "gpt2 is a tokenizer: pass --corpus or --input"),
+        (("build", "--output"), "'--output' requires an argument; `preprocess build --help`"),
+        (("tokenizer", "train", "--output"), "an argument; `preprocess tokenizer train --help`"),
+        (("sample",), "no command 'sample'; the closest is `preprocess estimate`"),
+        (("tokenizer", "trian"), "no command 'trian'; the closest is `preprocess tokenizer train`"),
+        (("x" * 9_000,), "no command 'xxx"),
+        (("estimate", "--num_samples", "5"), "no option --num-samples; it is called -n; `preprocess estimate --help`"),
+        (("--quiet", "list"), "--quiet comes after the command, as in `preprocess list --quiet`"),
+        (("build", "--input", "gone.txt"), "--input gone.txt does not exist"),
     ],
 )
 def test_misuse_has_status_2(preprocess: Run, arguments: tuple[str, ...], expected: str) -> None:
@@ -186,3 +199,36 @@ def test_terminal_without_cyrillic_ends_no_command(preprocess: Run, tmp_path: Pa
     assert preprocess("build", *own, env=windows).returncode == 0
     done = preprocess("stats", "own", env=windows)
     assert done.returncode == 0 and "\\u0410\\u043d\\u043d\\u0430 4" in done.stdout, done.stderr
+
+
+TEXT_OPTIONS = [
+    option.opts[0]
+    for option in build.params
+    if isinstance(option, click.Option) and option.type is click.STRING and option.name != "inputs"
+]
+
+
+@pytest.mark.parametrize("option", TEXT_OPTIONS)
+def test_option_that_is_not_utf8_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    """The shell passes $'caf\\xe9' on as bytes, which Python represents by surrogates."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}')
+    needed = ["--split", "given"] if option == "--split-column" else []
+    done = CliRunner().invoke(main, ["build", "--input", "rows.jsonl", *needed, option, "caf\udce9"])
+    assert isinstance(done.exception, SystemExit) and done.exit_code == 2
+    assert done.output.startswith("error: ") and done.output.count("\n") == 1 and "\\udce9" in done.output
+
+
+def test_json_of_a_folder_that_is_not_utf8_is_utf8(preprocess: Run, tmp_path: Path) -> None:
+    folder = os.fsdecode(b"caf\xe9/build")
+    assert preprocess(*TINY, "--output", folder).returncode == 0
+    assert json.loads(preprocess("show", folder, "--json").stdout)["folder"] == folder
+
+
+def test_help_imports_none_of_the_libraries_that_take_time() -> None:
+    code = (
+        "from preprocess.__main__ import main\ntry: main()\nfinally: import sys; print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith("Usage: preprocess ")
+    assert not {"numpy", "pyarrow", "requests", "tiktoken", "torch"} & set(done.stderr.split())
