@@ -17,14 +17,15 @@ def parse_path(text: str, name: str) -> Path:
     """
     if not text:
         raise MisuseError(f"{name} is empty; name a file or a folder")
-    try:
-        path = Path(text).expanduser()
-    except RuntimeError as e:  # no such user, or a user without a home directory
+    # Not Path.expanduser, which expands `./~USER` too, and raises RuntimeError for an unknown user.
+    expanded = os.path.expanduser(text)
+    if text.startswith("~") and expanded == text:
         home = text.partition("/")[0]
         raise MisuseError(
             f"{name} is {text!r:.80}, but the home directory of {home!r:.40} is not known; write the path in full, "
             f"or ./{home:.40} for a folder of that name"
-        ) from e
+        )
+    path = Path(expanded)
     try:
         os.stat(path)
     except ValueError as e:  # a NUL character, or half of a surrogate pair

@@ -19,13 +19,15 @@ from torch import Tensor
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import PLAIN_NAME, JsonObject, parse_json
 from preprocess.shards.format import CONTROL_FIELDS
-from train.config import Config, config_from_saved
+from train.config import Config
 from train.core.tensors import TensorFileError, read_tensors
+from train.data.builds import tokenizer_sha256
 from train.data.streams import DataSource
 from train.model import get_architecture
 from train.model.base import LanguageModel
 from train.model.gpt2 import GPT2, HF_CONFIG, HF_PREFIX, HF_TRANSPOSED
-from train.run.checkpoint import INFO_FILE, MODEL_FILE, check_shapes, find_checkpoint, list_checkpoints
+from train.run.checkpoint import check_shapes, find_checkpoint, list_checkpoints, read_weights
+from train.run.checkpoint_info import INFO_FILE, MODEL_FILE
 from train.run.run_dir import vocabulary_of
 
 SHAPE_SETTINGS = ("arch", "n_layer", "n_head", "n_embd")
@@ -54,7 +56,7 @@ def initialize(model: LanguageModel, config: Config, source: DataSource, *, warn
     dropped. Raises MisuseError if the weights do not fit the settings or the data, and FolioError
     if they are damaged.
     """
-    path = Path(config.init_from or "").expanduser()
+    path = Path(config.init_from or "")
     if path.resolve().is_relative_to(Path(config.out_dir).resolve()):
         raise MisuseError(
             f"init_from={path} is inside out_dir {config.out_dir}, which this run would overwrite; choose "
@@ -122,21 +124,21 @@ def _open_weights(
 
 def _open_run(path: Path, config: Config, source: DataSource, warn: Callable[[str], None]) -> PretrainedWeights:
     checkpoint = find_checkpoint(path, warn)
-    if checkpoint.origin.tokenizer_sha256 != source.tokenizer_sha256:
+    _, manifest = vocabulary_of(checkpoint)
+    if tokenizer_sha256(manifest) != source.tokenizer_sha256:
         raise MisuseError(
             f"init_from {checkpoint.folder} was trained with another tokenizer than that of {source.name}, so "
             "the same id means different text; build with its tokenizer: preprocess build --tokenizer FOLDER"
         )
-    saved = config_from_saved(checkpoint.origin.settings, str(checkpoint.folder))
+    saved = checkpoint.info.config
     sizes = {key: getattr(saved, key) for key in SHAPE_SETTINGS}
     has_positions = bool(get_architecture(saved.arch).position_weights)  # rotary positions have no table
     _check_sizes(path, config, sizes, num_positions=saved.block_size if has_positions else None)
     check_shapes(checkpoint, saved)
-    _, manifest = vocabulary_of(checkpoint)
     return PretrainedWeights(
         path=checkpoint.folder,
-        tensors=_read_weights(checkpoint.folder / MODEL_FILE),
-        vocab_size=checkpoint.vocab_size,
+        tensors=dict(read_weights(checkpoint)),
+        vocab_size=checkpoint.info.vocab_size,
         special_tokens=manifest.special_tokens,
         has_manifest=True,
     )

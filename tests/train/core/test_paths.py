@@ -14,7 +14,7 @@ from train.core.paths import expand_home, parse_path
 def test_home_directories_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert parse_path("~/runs/a", "RUN") == tmp_path / "runs" / "a" and parse_path("~", "RUN") == tmp_path
-    assert parse_path("a/~", "RUN") == Path("a/~")
+    assert parse_path("a/~", "RUN") == Path("a/~") and parse_path("./~nosuchuser", "RUN") == Path("~nosuchuser")
     assert expand_home("~/a", "RUN") == str(tmp_path / "a") and expand_home("./a", "RUN") == "./a"
 
 
