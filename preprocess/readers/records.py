@@ -20,7 +20,10 @@ from preprocess.recipes.templates import parse_template
 
 # The counts of `Rejects` that a user should be warned about. The recipe asks for the others.
 WARNED_REASONS = ("malformed", "oversized", "invalid_utf8", "null_text", "unreadable_year")
-FLUSH_RECORDS = 1000
+FLUSH_BYTES = 4 << 20  # of malformed records that are kept in memory
+MAX_SAVED_BYTES = 1 << 20  # of one malformed record
+HEAD_BYTES = 4_096  # from which the encoding of a file is guessed
+BYTE_ORDER_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,22 @@ def format_utf8_error(path: str, location: str, byte: int, reason: str) -> str:
     """Return the error message for bytes that are not UTF-8. `location` is like "at offset 5"."""
     return (
         f"{path} is not UTF-8: byte 0x{byte:02x} {location} ({reason}); convert the file, for example with "
-        "`iconv -f WINDOWS-1251 -t UTF-8`, or pass --invalid-utf8 replace or skip"
+        f"`iconv -f {_guess_encoding(path)} -t UTF-8`, or pass --invalid-utf8 replace or skip"
     )
+
+
+def _guess_encoding(path: str) -> str:
+    """Return the encoding that a file that is not UTF-8 may have, from the first bytes of the file."""
+    with open(path, "rb") as file:
+        head = file.read(HEAD_BYTES)
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if head.startswith(mark):
+            return encoding
+    # ASCII in UTF-16 has a NUL in every second byte.
+    for start, encoding in ((1, "UTF-16LE"), (0, "UTF-16BE")):
+        if head[start::2].count(0) > len(head) // 4:
+            return encoding
+    return "WINDOWS-1251"
 
 
 @dataclass
@@ -95,23 +112,28 @@ class Rejects:
         self.finished_spans: list[tuple[int, int]] = []  # of each span: input file number, num_positions
         self._path = path
         self._lines: list[str] = []
+        self._num_bytes = 0  # of `_lines`
 
     def finish_span(self, file_number: int) -> None:
         """Record `num_positions` of a span of the input file `file_number`, and begin with the next span."""
         self.finished_spans.append((file_number, self.num_positions))
         self.num_positions = 0
 
-    def reject(self, name: str, location: str, reason: str, record: bytes) -> None:
-        """Count and save a malformed record of the input file `name`. Invalid UTF-8 is escaped."""
+    def reject(self, name: str, location: str, reason: str, record: bytes | memoryview) -> None:
+        """Count a malformed record of the input file `name`, and save its first MAX_SAVED_BYTES.
+
+        Invalid UTF-8 is escaped.
+        """
         self.counts["malformed"] += 1
         entry = {
             "source": name,
             "place": location,
             "reason": reason,
-            "record": record.decode("utf-8", "backslashreplace"),
+            "record": bytes(record[:MAX_SAVED_BYTES]).decode("utf-8", "backslashreplace"),
         }
         self._lines.append(json.dumps(entry) + "\n")
-        if len(self._lines) >= FLUSH_RECORDS:
+        self._num_bytes += len(self._lines[-1])
+        if self._num_bytes >= FLUSH_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -120,6 +142,7 @@ class Rejects:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.writelines(self._lines)
         self._lines.clear()
+        self._num_bytes = 0
 
 
 def format_counts(counts: Mapping[str, int]) -> list[str]:

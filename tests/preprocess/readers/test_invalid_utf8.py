@@ -45,3 +45,22 @@ def test_invalid_utf8_in_every_format(tmp_path: Path, suffix: str) -> None:
     assert read_texts(build_files(tmp_path, path, invalid_utf8="replace", **line))[30] == "bad \ufffd\ufffd byte"
     skipped = build_files(tmp_path, path, invalid_utf8="skip", **line)
     assert len(read_texts(skipped)) == 60 and read_stats(skipped)["documents"]["invalid_utf8"] == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding"),
+    [
+        ("один два".encode("cp1251"), "WINDOWS-1251"),
+        ("один два".encode("utf-16"), "UTF-16"),
+        ("один два".encode("utf-32"), "UTF-32"),
+        ("one two é".encode("utf-16-le"), "UTF-16LE"),
+        ("one two é".encode("utf-16-be"), "UTF-16BE"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["txt", "jsonl"])
+def test_error_names_the_encoding_that_the_file_may_have(
+    tmp_path: Path, suffix: str, data: bytes, encoding: str
+) -> None:
+    (tmp_path / f"a.{suffix}").write_bytes(data)
+    with pytest.raises(FolioError, match=f"is not UTF-8: .*`iconv -f {encoding} -t UTF-8`"):
+        build_files(tmp_path, tmp_path / f"a.{suffix}")
