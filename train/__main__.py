@@ -1,20 +1,18 @@
 """The command `folio`: `folio train`, `folio sample`, … run the scripts of this package. Also
 `python -m train`.
+
+Imports take seconds, and Ctrl-C ends them with an exception. In the middle of an import it becomes
+a traceback of the library, another exception, or an abort of the process. So the first thing that a
+command does is to let signals end the process at once, and this module imports everything else
+after that.
 """
 
 from __future__ import annotations
 
-import difflib
-import functools
 import importlib
-import shutil
+import os
+import signal
 import sys
-import textwrap
-from typing import NoReturn
-
-from preprocess.errors import MisuseError
-from train.core.arguments import VERSION_LINE
-from train.core.cli import run_command
 
 # Name of each subcommand and what it does. A subcommand is a module of this package with a function
 # `main`. It is imported when it is called, because torch takes seconds to load.
@@ -34,9 +32,15 @@ def dispatch(arguments: list[str]) -> int:
         print(describe_commands())
         return 0
     if name == "--version":
+        from train.core.arguments import VERSION_LINE
+
         print(VERSION_LINE)
         return 0
     if name not in COMMANDS:
+        import difflib
+
+        from preprocess.errors import MisuseError
+
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         nearest = f"did you mean {close[0]!r}? " if close else ""
         raise MisuseError(f"folio has no command {name!r:.80}; {nearest}`folio --help` lists the commands")
@@ -46,6 +50,9 @@ def dispatch(arguments: list[str]) -> int:
 
 def describe_commands() -> str:
     """Return the text of `folio --help`, wrapped to the terminal's width."""
+    import shutil
+    import textwrap
+
     width = max(shutil.get_terminal_size().columns - 1, 1)
     indent = max(map(len, COMMANDS)) + 4
     commands = [f"  {name}".ljust(indent) + text for name, text in COMMANDS.items()]
@@ -70,22 +77,42 @@ def _run(name: str, arguments: list[str]) -> int:
 
         if is_help_request(arguments):  # without waiting for torch
             return print_help(arguments)
-    status: int = importlib.import_module(f"train.{name}").main(arguments)
+    previous = _exit_on_signals()
+    try:
+        module = importlib.import_module(f"train.{name}")
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+    status: int = module.main(arguments)
     return status
+
+
+def _exit_on_signals() -> dict[signal.Signals, signal._HANDLER]:
+    """Let Ctrl-C and SIGTERM end the process at once. Return the handlers that they had before."""
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {signum: handler for signum, handler in handlers.items() if handler != signal.SIG_IGN}
+    for signum in handlers:
+        signal.signal(signum, lambda number, _: os._exit(128 + number))
+    return handlers
 
 
 def main() -> int:
     """Run the command line of this process and return the exit status."""
+    _exit_on_signals()
+    from train.core.cli import run_command
+
     return run_command(dispatch, sys.argv[1:])
 
 
-def run_script(name: str) -> NoReturn:
+def run_script(name: str) -> None:
     """Run the subcommand `name`, whose script was started by its path, and end the process.
 
-    The script calls this in its first lines: Ctrl-C then ends it without a traceback even while
-    torch is imported, which takes seconds.
+    The script calls this in its first lines.
     """
-    sys.exit(run_command(functools.partial(_run, name), sys.argv[1:]))
+    _exit_on_signals()
+    from train.core.cli import run_command
+
+    sys.exit(run_command(lambda arguments: _run(name, arguments), sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ from train.run.logger import RunLogger
 from train.run.messages import describe_end, describe_start, step_cost
 from train.run.preflight import describe_out_of_memory, describe_too_large, preflight
 from train.run.run_dir import find_start, lock_run_dir, prepare_run_dir
-from train.run.signals import StopRequest
+from train.run.signals import StopRequest, end_at_once
 from train.run.state import StepResult, TrainingState, broadcast_state, new_state
 from train.run.validation import EarlyStopping
 
@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
             if report_finished(run, checkpoint):
                 return 0
             # Everything that can fail is made before anything in out_dir changes.
-            with translate_out_of_memory(lambda: describe_too_large(run)):
+            with translate_out_of_memory(lambda: describe_too_large(run)), end_at_once():
                 state, model, lines = setup(run, checkpoint)
             world.run_on_main(lambda: prepare_run_dir(run.config, run.source, restart=command.restart))
             with translate_out_of_memory(lambda: describe_out_of_memory(state)):
@@ -154,7 +154,8 @@ def train(
             logger.mark_stopped()
             return 128 + signum
         logger.print(f"evaluations took {logger.evaluation_share:.1%} of the time")
-        log_completion(run, state, logger)
+        if not stop.signum:  # after a signal during the last step the run is complete and should end soon
+            log_completion(run, state, logger)
         return 0
 
 
@@ -221,7 +222,7 @@ def training_loop(
         if problem:
             previous_rollback = roll_back(run, state, logger, problem=problem, previous_rollback=previous_rollback)
             is_saving = False
-        elif due.complete:
+        elif due.complete and not is_stopping:
             log_completion(run, state, logger)
     return signum, not is_saving
 

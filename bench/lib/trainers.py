@@ -173,7 +173,7 @@ def run_folio(
         is_compiled=config.compile,
         tokens_per_step=tokens_per_step,
         num_parameters=make_model(config, checkpoint.info.vocab_size).num_parameters,
-        peak_memory_bytes=peak_bytes or process.peak_bytes,
+        peak_memory_bytes=peak_bytes if checkpoint.info.config.device.startswith("cuda") else process.peak_bytes,
     )
 
 

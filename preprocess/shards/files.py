@@ -9,6 +9,7 @@ well, because the new name is an entry in the folder, not in the file.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from preprocess.errors import FolioError
 
 HASH_CHUNK_BYTES = 1 << 20
 MAX_SMALL_FILE_BYTES = 64 << 20  # of a file that is read as a whole
+MAX_ROW_BYTES = 128 << 20  # of a line in a JSON-lines file
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # a file name without a folder, not hidden
 REPLACED_SUFFIX = ".replaced"  # of a directory that is being replaced
 
@@ -83,20 +85,29 @@ def read_small_file(path: Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> bytes:
 
     Raises FolioError if `path` is not a regular file or is larger, OSError if it cannot be opened.
     """
-    # O_NONBLOCK: open a named pipe at once, even if there is no process that writes to it.
+    with open_regular_file(path) as file:
+        data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            size_bytes = os.fstat(file.fileno()).st_size
+            raise FolioError(f"{path} has {size_bytes:,} bytes, expected at most {max_bytes:,}; is it the right file?")
+    return data
+
+
+@contextmanager
+def open_regular_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading, without waiting for a process that writes to a named pipe.
+
+    Raises FolioError if `path` is not a regular file, OSError if it cannot be opened.
+    """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags)
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise FolioError(f"{path} is not a regular file; put a file there, not a folder, a pipe or a device")
         with open(descriptor, "rb", closefd=False) as file:
-            data = file.read(max_bytes + 1)
+            yield file
     finally:
         os.close(descriptor)
-    if len(data) > max_bytes:
-        raise FolioError(f"{path} has {status.st_size:,} bytes, expected at most {max_bytes:,}; is it the right file?")
-    return data
 
 
 def read_json_lines(
@@ -114,24 +125,37 @@ def read_json_lines(
     With `drop_bad_last_line` the last complete line is dropped too if it is rejected: in a file
     that is appended to, a power failure can leave a block of zeros at the end.
 
-    Raises FolioError for any other line that is not JSON or is rejected. `row_name` is what the
-    line should be and `advice` what to do; the message contains both.
+    Raises FolioError for any other line that is not JSON, is rejected, or has more than
+    MAX_ROW_BYTES, and if `path` is not a regular file. `row_name` is what the line should be and
+    `advice` what to do; the message contains both.
     """
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    if not path.exists():
+        return []
     rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = parse_json(line)
-            if not isinstance(value, dict):
-                raise TypeError("it is not an object")
-            rows.append(parse_row(value))
-        except (ValueError, TypeError, OverflowError) as e:
-            if drop_bad_last_line and number == len(lines):
+    with open_regular_file(path) as file:
+        for number in itertools.count(1):
+            line = file.readline(MAX_ROW_BYTES)
+            if not line.endswith(b"\n") and len(line) < MAX_ROW_BYTES:  # the end of the file
                 break
-            raise FolioError(f"{path}, line {number} is not {row_name} ({e}); {advice}") from e
+            if not line.strip():
+                continue
+            try:
+                rows.append(_parse_line(line, parse_row))
+            except (ValueError, TypeError, OverflowError) as e:
+                is_last = line.endswith(b"\n") and not file.readline(MAX_ROW_BYTES).endswith(b"\n")
+                if drop_bad_last_line and is_last:
+                    break
+                raise FolioError(f"{path}, line {number} is not {row_name} ({e}); {advice}") from e
     return rows
+
+
+def _parse_line(line: bytes, parse_row: Callable[[JsonObject], Row]) -> Row:
+    if not line.endswith(b"\n"):
+        raise ValueError(f"it has more than {MAX_ROW_BYTES:,} bytes")
+    value = parse_json(line)
+    if not isinstance(value, dict):
+        raise TypeError("it is not an object")
+    return parse_row(value)
 
 
 def sha256_bytes(data: bytes) -> str:

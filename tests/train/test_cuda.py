@@ -12,8 +12,9 @@ import torch
 
 from tests.helpers.runs import invoke, read_metric_rows, read_train_losses, read_val_losses, write_config
 from train.config import load_config
-from train.core.device import choose_device, peak_memory_bytes
+from train.core.device import choose_device
 from train.core.distributed import World
+from train.core.memory import peak_memory_bytes
 from train.data.batches import Prefetcher
 from train.model import kernels
 from train.model.kernels import chunked_cross_entropy

@@ -39,20 +39,23 @@ def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Return the exit status of `main(arguments)`.
 
     Errors of the user and of the system are printed to stderr as one line. Other exceptions, which
-    are bugs, are not caught.
+    are bugs, are not caught. Ctrl-C and SIGTERM end `main` with an exception, unless they are
+    ignored, so that temporary files are deleted.
     """
     # A stream that the parent process closed is None: discard what is printed to it.
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter must not end a run
-    previous = signal.getsignal(signal.SIGTERM)
-    if previous != signal.SIG_IGN:
-        signal.signal(signal.SIGTERM, _terminate)
+    previous = {signum: signal.getsignal(signum) for signum in HANDLERS}
+    for signum, handler in HANDLERS.items():
+        if previous[signum] != signal.SIG_IGN:
+            signal.signal(signum, handler)
     try:
         return _run(main, arguments)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for signum, before in previous.items():
+            signal.signal(signum, before)
 
 
 def _run(main: Callable[[list[str]], int], arguments: list[str]) -> int:
@@ -82,6 +85,13 @@ class Terminated(KeyboardInterrupt):
 
 def _terminate(*_: object) -> NoReturn:
     raise Terminated
+
+
+# While a command runs.
+HANDLERS: dict[signal.Signals, Callable[..., Any]] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: _terminate,
+}
 
 
 @contextmanager

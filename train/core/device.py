@@ -32,7 +32,7 @@ def choose_device(setting: str, *, local_rank: int = 0, num_local: int = 1) -> t
     if setting == "auto":
         setting = next(name for name, is_available in available.items() if is_available)
     if not DEVICE.fullmatch(setting):
-        raise MisuseError(f"device must be auto, cpu, mps, cuda or cuda:N such as cuda:1, got {setting!r}")
+        raise MisuseError(f"device must be auto, cpu, mps, cuda or cuda:N such as cuda:1, got {setting!r:.80}")
     device = torch.device(setting)
     if not available[device.type]:
         names = ", ".join(name for name, is_available in available.items() if is_available)
@@ -102,8 +102,3 @@ def peak_flops(name: str, precision: str) -> float | None:
 def device_peak_flops(device: torch.device, precision: str) -> float | None:
     """Return `peak_flops` of `device`, if it is a GPU."""
     return peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
-
-
-def peak_memory_bytes(device: torch.device) -> int | None:
-    """Return the most GPU memory in bytes that tensors have used so far, if `device` is a GPU."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from preprocess.errors import FolioError
 
 CGROUP = Path("/sys/fs/cgroup")  # a container's memory limit, on Linux
+PROCESS_STATUS = Path("/proc/self/status")  # of this process, on Linux
 # Options of glibc's mallopt and their values: blocks up to 32 MB are taken from the heap, and 1 GB
 # of it is kept when free.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -54,6 +56,30 @@ def available_bytes() -> int:
         stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
         available = min(available, limit - used + int(stat["inactive_file"]))  # cached files can be evicted
     return available
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Return the most memory in bytes that was used on `device` so far.
+
+    On a GPU it is the memory of tensors, and on a CPU that of the process, which includes the
+    libraries and the pages of the shards that it has read. On other devices it is not known.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _peak_process_bytes() if device.type == "cpu" else None
+
+
+def _peak_process_bytes() -> int | None:
+    """Return the most physical memory in bytes that this process has had."""
+    # Not ru_maxrss on Linux: it is at least the memory of the process that started this one.
+    with suppress(OSError, IndexError, ValueError):
+        return 1024 * int(PROCESS_STATUS.read_text().split("VmHWM:")[1].split()[0])
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0)) or None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS reports bytes, others kilobytes
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from train.model.sampler import complete
 from train.run.context import Run
 from train.run.divergence import find_weights_problem
 from train.run.logger import RunLogger
-from train.run.run_dir import VOCABULARY_DIR, is_run, write_run
+from train.run.run_dir import SETTINGS_FILE, VOCABULARY_DIR, is_run, write_run
 from train.run.save_checkpoint import origin_of, save
 from train.run.state import TrainingState
 from train.run.validation import Evaluation, evaluate
@@ -91,7 +91,7 @@ def check_and_save(run: Run, state: TrainingState, prefetcher: Prefetcher, logge
 def save_checkpoint(run: Run, state: TrainingState, prefetcher: Prefetcher) -> None:
     """Save a checkpoint in the main process.
 
-    Raises FolioError if it cannot be written, or if the run directory was deleted meanwhile.
+    Raises FolioError if it cannot be written, or if files of the run were deleted meanwhile.
     """
     resume_state = run.data.train.resume_state(prefetcher.first_sample(state.num_samples, 0))
     state.streams = None if resume_state is None else run.world.gather(resume_state)
@@ -105,8 +105,9 @@ def _save(run: Run, state: TrainingState) -> None:
     if not was_complete:
         write_run(config, run.source)
         raise FolioError(
-            f"{out_dir} was deleted or moved while this run wrote to it; step {state.step:,} is saved there "
-            "now, but the rows of metrics are lost; run the same command again: it continues from there"
+            f"{out_dir} was deleted or moved while this run wrote to it, or its {SETTINGS_FILE} or {VOCABULARY_DIR}/ "
+            f"was; step {state.step:,} is saved there now, with the settings and the rows of metrics; run the same "
+            "command again: it continues from there"
         )
 
 

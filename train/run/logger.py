@@ -71,7 +71,7 @@ class StepCost:
     tokens_per_step: int
     flops_per_token: float
     peak_flops: float | None  # FLOP/s of all devices together, if it is known
-    memory_bytes: Callable[[], int | None]  # the peak GPU memory so far
+    memory_bytes: Callable[[], int | None]  # the peak memory so far, as peak_memory_bytes measures it
 
     def speed(self, tokens_per_s: float) -> dict[str, float | None]:
         """Return tokens/s, model FLOPs utilization (MFU, Chowdhery et al. 2022) and peak memory."""
@@ -91,7 +91,7 @@ class RunLogger:
         out_dir = Path(info.config.out_dir) if is_main else None
         self._console = Console(sys.stdout if is_main and not quiet else open(os.devnull, "w"))  # noqa: SIM115 (closed at exit)
         is_new = out_dir is None or not (out_dir / METRICS_FILE).exists()
-        self._metrics = Metrics(out_dir, last_step=step) if out_dir else None
+        self._metrics = Metrics(out_dir, last_step=step, warn=self._warn) if out_dir else None
         self._out_dir, self._max_steps, self._cost = out_dir, info.config.max_steps, cost
         self._timer = StepTimer(max(step, 0))
         self._began, self._evaluation_s = time.monotonic(), 0.0
@@ -175,8 +175,9 @@ class RunLogger:
     def log_rollback(self, step: int, *, from_step: int, skipped_samples: int) -> None:
         """Remove the rows after `step`, to which the run has returned, and add one that records it."""
         if self._metrics and self._out_dir:
+            self._metrics.sync()
             self._metrics.close()
-            self._metrics = Metrics(self._out_dir, last_step=step)
+            self._metrics = Metrics(self._out_dir, last_step=step, warn=self._warn)
         self._trackers.roll_back(step)
         self._write_row(step, went_back_from_step=from_step, skipped_samples=skipped_samples)
         self._timer = StepTimer(step)

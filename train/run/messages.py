@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from train.core.device import describe_device, device_peak_flops, peak_memory_bytes
+from train.core.device import describe_device, device_peak_flops
+from train.core.memory import peak_memory_bytes
 from train.run.context import Run
 from train.run.logger import StepCost
 from train.run.state import TrainingState

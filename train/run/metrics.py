@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from preprocess.shards.files import JsonObject, read_json_lines, write_durable
@@ -17,16 +19,20 @@ MAX_STEP = 10**15
 class Metrics:
     """Appends rows to metrics.jsonl.
 
-    Each is written at once, so that a crash loses no earlier one.
+    Each is written at once, so that a crash loses no earlier one. If somebody deletes or replaces
+    the file meanwhile, its rows can still be read from the file that is open: `sync` writes them
+    again.
     """
 
-    def __init__(self, out_dir: Path, last_step: int) -> None:
-        """Open the file, and remove the rows after `last_step` from it."""
-        path = out_dir / METRICS_FILE
-        kept = [row for row in read_rows(path) if row.step <= last_step]
-        write_durable(path, b"".join(map(_encode_row, kept)))
-        # Unbuffered: on a full disk a buffer would fail a second time when it is closed.
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+    def __init__(self, out_dir: Path, last_step: int, *, warn: Callable[[str], None]) -> None:
+        """Open the file, and remove the rows after `last_step` from it.
+
+        `warn` is called with one line if the file is deleted or replaced later.
+        """
+        self._path, self._warn = out_dir / METRICS_FILE, warn
+        kept = [row for row in read_rows(self._path) if row.step <= last_step]
+        write_durable(self._path, b"".join(map(_encode_row, kept)))
+        self._file = _open_to_append(self._path)
 
     def write(self, step: int, **values: float | None) -> None:
         """Append a row. Infinities and NaN, which JSON cannot represent, become null."""
@@ -36,11 +42,38 @@ class Metrics:
             line = line[self._file.write(line) :]
 
     def sync(self) -> None:
-        """Flush the file to the disk."""
-        os.fsync(self._file.fileno())
+        """Flush the file to the disk. Write it again if it was deleted or replaced."""
+        if _is_same_file(self._file, self._path):
+            os.fsync(self._file.fileno())
+            return
+        self._file.seek(0)
+        rows = self._file.read()
+        self._file.close()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_durable(self._path, rows)
+        self._file = _open_to_append(self._path)
+        self._warn(
+            f"{self._path} was deleted or replaced while the run wrote to it; it is written again, with all rows"
+        )
 
     def close(self) -> None:
         self._file.close()
+
+
+def _open_to_append(path: Path) -> io.FileIO:
+    """Open `path` for appending and reading.
+
+    Without a buffer: on a full disk it would fail a second time when it is closed.
+    """
+    return open(path, "a+b", buffering=0)
+
+
+def _is_same_file(file: io.FileIO, path: Path) -> bool:
+    """Return whether `path` is still the name of the open `file`."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _encode_row(row: MetricsRow) -> bytes:

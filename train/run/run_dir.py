@@ -13,7 +13,6 @@ rejected, not overwritten.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,24 +22,25 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.files import readable_json, write_durable
+from preprocess.shards.files import parse_json, read_small_file, readable_json, write_durable
 from preprocess.shards.format import MANIFEST, read_manifest
 from preprocess.shards.manifest import Manifest
 from train.config import Config, changed_settings, config_from_saved
-from train.data.builds import tokenizer_sha256
+from train.data.builds import has_tokenizer
 from train.data.streams import DataSource, StreamedText
+from train.model.sampler import RUN_COPY_ADVICE
 from train.run.checkpoint import (
     CHECKPOINTS_DIR,
     Checkpoint,
-    Origin,
     check_shapes,
     find_checkpoint,
     find_newest_checkpoint,
     list_checkpoints,
-    remove_leftovers,
     run_of,
 )
+from train.run.checkpoint_info import CheckpointInfo
 from train.run.metrics import METRICS_FILE
+from train.run.save_checkpoint import remove_leftovers
 from train.trackers.client import reset_trackers
 
 SETTINGS_FILE = "settings.json"
@@ -102,7 +102,7 @@ def find_start(config: Config, source: DataSource, *, restart: bool, warn: Calla
         return None
     _check_vocabulary(checkpoint, source)
     if config.resume == "auto":
-        _check_same_run(checkpoint.origin, config, source=source)
+        _check_same_run(checkpoint.info, config, source=source)
     check_shapes(checkpoint, config)
     return checkpoint
 
@@ -113,12 +113,15 @@ def _has_rows(out_dir: Path) -> bool:
 
 
 def _check_saved_settings(out_dir: Path, config: Config) -> None:
-    """Raise MisuseError if a run without a checkpoint has other settings: its rows would be lost."""
+    """Raise MisuseError if a run without a checkpoint has other settings: its rows would be lost.
+
+    Raises FolioError if settings.json cannot be read.
+    """
     path = out_dir / SETTINGS_FILE
-    if not path.is_file():
+    if not path.exists():
         return
     try:
-        saved = json.loads(path.read_bytes())
+        saved = parse_json(read_small_file(path))
     except ValueError as e:
         raise FolioError(f"{path} is not JSON ({e}); start again with --restart, or choose another --out_dir") from e
     if changes := changed_settings(config_from_saved(saved, str(path)), config):
@@ -148,14 +151,14 @@ def _find_other_start(config: Config, warn: Callable[[str], None]) -> Checkpoint
             f"resume={path} is inside out_dir {config.out_dir}; choose another --out_dir, or --resume=auto"
         )
     checkpoint = find_checkpoint(path, warn)
-    if (optimizer := checkpoint.origin.settings.get("optimizer")) != config.optimizer:
+    if (optimizer := checkpoint.info.config.optimizer) != config.optimizer:
         raise MisuseError(
             f"{checkpoint.folder} has the state of the optimizer {optimizer}; set --optimizer={optimizer}, or "
             "use its weights only, by --init_from"
         )
-    if checkpoint.step >= config.max_steps:
+    if checkpoint.info.step >= config.max_steps:
         raise MisuseError(
-            f"max_steps must be more than the {checkpoint.step:,} steps of {checkpoint.folder}, got "
+            f"max_steps must be more than the {checkpoint.info.step:,} steps of {checkpoint.folder}, got "
             f"{config.max_steps:,}; raise --max_steps"
         )
     return checkpoint
@@ -163,27 +166,27 @@ def _find_other_start(config: Config, warn: Callable[[str], None]) -> Checkpoint
 
 def _check_vocabulary(checkpoint: Checkpoint, source: DataSource) -> None:
     """Raise MisuseError unless the ids of `source` mean the same text as those of the checkpoint."""
-    if checkpoint.origin.tokenizer_sha256 != source.tokenizer_sha256:
+    if not has_tokenizer(source.manifest, checkpoint.info.origin.tokenizer_sha256):
         raise MisuseError(
             f"{source.name} has another tokenizer than {checkpoint.folder} was trained with, so the same id "
             "means different text; train on a build with that tokenizer, or start again with --restart or "
             "another --out_dir"
         )
-    if source.vocab_size > checkpoint.vocab_size:
+    if source.vocab_size > checkpoint.info.vocab_size:
         raise MisuseError(
             f"the vocabulary of {source.name} has {source.vocab_size:,} ids, more than the "
-            f"{checkpoint.vocab_size:,} of the model in {checkpoint.folder}; train on the build that the run "
+            f"{checkpoint.info.vocab_size:,} of the model in {checkpoint.folder}; train on the build that the run "
             "started with, or start a new run with its weights, by --init_from"
         )
 
 
-def _check_same_run(origin: Origin, config: Config, *, source: DataSource) -> None:
-    """Raise MisuseError if the run that `origin` describes had other settings or other data."""
-    changes = changed_settings(config_from_saved(origin.settings, config.out_dir), config)
+def _check_same_run(info: CheckpointInfo, config: Config, *, source: DataSource) -> None:
+    """Raise MisuseError if the run of the checkpoint `info` had other settings or other data."""
+    changes, origin = changed_settings(info.config, config), info.origin
     if origin.build_id != source.build_id:
         difference = _describe_stream_change(config, source) if isinstance(source, StreamedText) else None
         old_id, new_id = origin.build_id[:SHORT_ID], source.build_id[:SHORT_ID]
-        builds = f"data {origin.settings.get('data')} {old_id} → {config.data} {new_id}"
+        builds = f"data {info.config.data} {old_id} → {config.data} {new_id}"
         changes.append(f"{config.data}: {difference}" if difference else builds)
     if changes:
         raise MisuseError(_describe_changes(config, changes))
@@ -235,9 +238,9 @@ def vocabulary_of(checkpoint: Checkpoint) -> tuple[Path, Manifest]:
             f"{folder / MANIFEST} is missing, but {checkpoint.folder} needs it to turn ids into text; name a "
             f"checkpoint inside its run, or copy the run's folder {VOCABULARY_DIR} there"
         )
-    manifest = read_manifest(folder)
-    has_same_tokenizer = tokenizer_sha256(manifest) == checkpoint.origin.tokenizer_sha256
-    if not has_same_tokenizer or manifest.vocab_size > checkpoint.vocab_size:
+    manifest = read_manifest(folder, advice=RUN_COPY_ADVICE)
+    has_same_tokenizer = has_tokenizer(manifest, checkpoint.info.origin.tokenizer_sha256)
+    if not has_same_tokenizer or manifest.vocab_size > checkpoint.info.vocab_size:
         raise FolioError(
             f"{folder} has another tokenizer than {checkpoint.folder}; copy the folder {VOCABULARY_DIR} of "
             "its run there"

@@ -1,4 +1,5 @@
-"""Signals during training: the first stops it after the current step, the second at once.
+"""Signals: before the first step they end a run at once; later the first one stops it after the
+current step, and the second at once.
 
 Handles Ctrl-C (SIGINT), SIGTERM, and SIGHUP, which a closing terminal sends, unless it is ignored
 as under nohup.
@@ -10,6 +11,8 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from train.core.distributed import World
@@ -19,6 +22,24 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 # A terminal sends Ctrl-C to torchrun and to its processes, and torchrun forwards it to them: two
 # signals within this time count as one.
 SAME_SIGNAL_S = 3.0
+
+
+@contextmanager
+def end_at_once() -> Iterator[None]:
+    """Let a signal inside the block end the process immediately, because there is nothing to save.
+
+    Python calls a signal handler only between two calls of C code. A forward and backward pass of a
+    large batch is such a call and takes minutes, so the system's own action is used instead.
+    """
+    previous = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    previous = {signum: handler for signum, handler in previous.items() if handler != signal.SIG_IGN}
+    for signum in previous:
+        signal.signal(signum, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
 
 
 class StopRequest:

@@ -27,7 +27,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from preprocess.shards.files import parse_json, readable_json, write_durable
+from preprocess.shards.files import readable_json, write_durable
+from train.trackers.progress_file import read_object
 from train.trackers.protocol import MAX_CALL_S, MAX_CLOSE_S, TENSORBOARD_DIR, TRACKERS_DIR, Event, MetricsRow
 from train.trackers.redact import describe_error
 
@@ -72,10 +73,8 @@ def _finished_file(out_dir: Path, name: str) -> Path:
 
 
 def _read_finished_step(out_dir: Path, name: str) -> int | None:
-    try:
-        return int(parse_json(_finished_file(out_dir, name).read_bytes())["step"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
-        return None
+    step = read_object(_finished_file(out_dir, name)).get("step")
+    return step if type(step) is int else None
 
 
 class Trackers:

@@ -17,7 +17,8 @@ import os
 import re
 from pathlib import Path
 
-from preprocess.shards.files import JsonObject, parse_json, readable_json, write_durable
+from preprocess.errors import FolioError
+from preprocess.shards.files import JsonObject, parse_json, read_small_file, readable_json, write_durable
 from train.trackers.protocol import TRACKERS_DIR, Event
 
 DEFAULT_PROJECT = "folio"
@@ -33,7 +34,7 @@ class SentSteps:
     @classmethod
     def load(cls, path: Path) -> SentSteps:
         """Read what `save` wrote. If the file is missing or damaged, every value is unsent."""
-        return cls({key: step for key, step in _read_object(path).items() if type(step) is int})
+        return cls({key: step for key, step in read_object(path).items() if type(step) is int})
 
     def save(self, path: Path) -> None:
         """Replace the file atomically, but without the cost of an fsync."""
@@ -69,7 +70,7 @@ def sent_steps_file(begin: Event, tracker: str) -> Path:
 
 def read_run_id(begin: Event, name: str) -> str | None:
     """Return the tracker's id of the run, if the run has a valid one."""
-    run_id = None if begin["is_new"] else _read_object(tracker_file(begin, name)).get("run_id")
+    run_id = None if begin["is_new"] else read_object(tracker_file(begin, name)).get("run_id")
     return run_id if isinstance(run_id, str) and RUN_ID.fullmatch(run_id) else None
 
 
@@ -81,10 +82,10 @@ def get_run_name(begin: Event) -> str:
     return Path(begin["out_dir"]).resolve().name
 
 
-def _read_object(path: Path) -> JsonObject:
+def read_object(path: Path) -> JsonObject:
     """Return the JSON object in a file, or an empty one if the file is missing or damaged."""
     try:
-        content = parse_json(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(read_small_file(path))
+    except (OSError, ValueError, FolioError):
         return {}
     return content if isinstance(content, dict) else {}

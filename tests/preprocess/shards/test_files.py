@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from preprocess.errors import FolioError
+from preprocess.shards import files
 from preprocess.shards.files import (
     canonical_json,
     open_atomic,
@@ -150,6 +151,24 @@ def test_read_json_lines_drops_a_bad_last_line_on_request(tmp_path: Path) -> Non
     assert read_steps(path, drop_bad_last_line=True) == [1]
     with pytest.raises(FolioError, match="line 2 is not a row of metrics"):
         read_steps(path)
+
+
+def test_read_json_lines_has_a_limit_for_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_ROW_BYTES", 20)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}       \n')  # of 12 and 19 bytes
+    assert read_steps(path) == [1, 2]
+    for long_line in (b"\0" * 50, b'{"step": 3}' + b" " * 30 + b"\n"):
+        path.write_bytes(b'{"step": 1}\n' + long_line)
+        with pytest.raises(FolioError, match=r"line 2 is not a row of metrics \(it has more than 20 bytes\)"):
+            read_steps(path, drop_bad_last_line=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_read_json_lines_does_not_wait_for_a_writer_of_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(FolioError, match="not a regular file"):
+        read_steps(tmp_path / "rows.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.helpers.runs import REPO, make_environment
-from train.core.memory import PeakMemory
+from train.core.memory import PeakMemory, peak_memory_bytes
 from train.run.preflight import USABLE_FRACTION
 
 
@@ -46,6 +46,28 @@ def test_peak_memory_subtracts_freed_tensors() -> None:
             tensor.view(10, 100).add_(1)
         kept = [torch.zeros(500) for _ in range(2)]
     assert len(kept) == 2 and 4000 <= memory.peak_bytes <= 8000
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="reads the peak by another module")
+def test_peak_memory_of_a_cpu_is_that_of_the_process() -> None:
+    """It stays after memory is freed, and does not contain that of the process that started this one."""
+    program = (
+        "import resource, subprocess, sys; sys.path[:0] = [sys.argv[1]]\nimport torch\n"
+        "from train.core.memory import peak_memory_bytes\ndef peak(): return peak_memory_bytes(torch.device('cpu'))\n"
+        "before = peak(); block = torch.ones(50_000_000); del block; print(before, peak())\n"
+        "if len(sys.argv) == 2: subprocess.run([sys.executable, '-c', sys.orig_argv[2], sys.argv[1], 'child'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(REPO)], capture_output=True, text=True, env=make_environment(), check=True
+    )
+    (before, after), (child_before, _) = (map(int, line.split()) for line in done.stdout.splitlines())
+    assert 50e6 < before < 2e9 and 180e6 < after - before < 220e6
+    if sys.platform == "linux":
+        assert abs(child_before - before) < 50e6
+
+
+def test_peak_memory_of_other_devices_is_not_known() -> None:
+    assert peak_memory_bytes(torch.device("meta")) is None
 
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="needs glibc")

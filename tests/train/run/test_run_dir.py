@@ -89,6 +89,34 @@ def test_rows_without_a_checkpoint_are_not_overwritten_by_a_run_with_other_setti
     assert done.returncode == 2 and "learning_rate 0.01 → 0.5" in done.stderr and read_metric_rows(run) == before
 
 
+@pytest.mark.parametrize(
+    ("content", "status", "message"),
+    [
+        ("[" * 100_000, 1, "is not JSON (its values are nested too deeply); start again with --restart"),
+        ("\0" * 100, 1, "is not JSON"),
+        ("[]", 2, "has no settings; it was not written by Folio"),
+        ('{"data": [], "out_dir": "x"}', 2, "settings.json: data must be text, got []"),
+        ('{"data": "x", "out_dir": "x", "n_layer": {"a": [1]}}', 2, "settings.json: n_layer must be a whole number"),
+        ('{"data": "x", "out_dir": "x", "n_layer": 1e999}', 1, "is not JSON"),
+        ('{"data": "x", "out_dir": "x", "n_layer": 0}', 2, "settings.json: n_layer must be at least 1, got 0"),
+        (None, 1, "settings.json is not a regular file"),
+    ],
+)
+def test_damaged_settings_of_a_run_without_a_checkpoint_are_one_line(
+    folder: Path, tmp_path: Path, content: str | None, status: int, message: str
+) -> None:
+    config = write_config(tmp_path / "run.py", folder / "tiny")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0, "val_loss": 3.5}\n')
+    if content is None:
+        os.mkfifo(tmp_path / "run" / "settings.json")
+    else:
+        (tmp_path / "run" / "settings.json").write_text(content)
+    done = invoke("train.py", config)
+    assert (done.returncode, done.stderr.count("\n")) == (status, 1) and message in done.stderr, done.stderr
+    assert read_metric_rows(tmp_path / "run") == [{"step": 0, "val_loss": 3.5}]
+
+
 def test_lock_admits_one_process(folder: Path) -> None:
     config = write_config(folder / "locked.py", folder / "tiny")
     (folder / "locked").mkdir()

@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 
 from tests.helpers.runs import (
     LONG,
+    REPO,
     delete_checkpoints_after,
     invoke,
     make_build,
@@ -27,6 +29,7 @@ from tests.helpers.runs import (
     run_until,
     write_config,
 )
+from train import train
 from train.run.checkpoint import find_newest_checkpoint, list_checkpoints
 from train.run.metrics import read_rows
 
@@ -137,13 +140,70 @@ def test_checkpoint_is_saved_if_the_reader_of_the_output_ends_first(folder: Path
     assert len(list_checkpoints(folder / f"tee_{streams}")) > 0
 
 
-def test_ctrl_c_during_the_last_completion_ends_the_process(folder: Path) -> None:
-    make_build(folder / "endless", eot_id=None)  # a completion of its text has no end
-    config = write_config(folder / "talks.py", folder / "endless", completion_tokens=1_000_000)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signal_during_the_last_completion_ends_the_process(folder: Path, signum: signal.Signals) -> None:
+    build = folder / f"endless_{signum.name}"
+    make_build(build, eot_id=None)  # a completion of its text has no end
+    config = write_config(folder / f"talks_{signum.name}.py", build, completion_tokens=1_000_000)
     status, stderr = run_until(
-        config, "evaluations took", lambda process: (time.sleep(0.5), process.send_signal(signal.SIGINT))
+        config, "evaluations took", lambda process: (time.sleep(0.5), process.send_signal(signum))
     )
-    assert (status, stderr) == (128 + signal.SIGINT, "")
+    assert (status, stderr) == (128 + signum, "")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_end_at_once_does_not_wait_for_a_call_of_c_code(signum: signal.Signals) -> None:
+    program = (
+        "import sys; sys.path[:0] = [sys.argv[1]]\nfrom train.run.signals import end_at_once\n"
+        "with end_at_once():\n    print('ready', flush=True)\n    7 ** (1 << 28)\n"  # takes minutes
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(REPO)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout and process.stderr
+        assert process.stdout.readline() == "ready\n"
+        began = time.monotonic()
+        process.send_signal(signum)
+        assert (process.wait(timeout=60), process.stderr.read()) == (-signum, "")
+        assert time.monotonic() - began < 2
+
+
+def test_signals_end_a_run_at_once_only_until_the_first_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before, handlers = [*map(signal.getsignal, signals)], {}
+
+    def record(name: str) -> None:
+        original = getattr(train, name)
+        monkeypatch.setattr(
+            train, name, lambda *args: (handlers.update({name: [*map(signal.getsignal, signals)]}), original(*args))[1]
+        )
+
+    record("preflight")
+    record("training_loop")
+    assert invoke("train.py", write_config(folder / "handlers.py", folder / "tiny", max_steps=4)).returncode == 0
+    assert handlers["preflight"] == [signal.SIG_DFL, signal.SIG_DFL]
+    assert all(callable(handler) for handler in handlers["training_loop"])
+    assert [*map(signal.getsignal, signals)] == before
+
+
+def test_signal_during_the_last_evaluation_ends_a_complete_run(folder: Path) -> None:
+    """The weights are saved, and no completion is printed, which could take long."""
+    config = write_config(folder / "last.py", folder / "tiny", max_steps=8, checkpoint_interval=100)
+    program = (
+        "import os, signal, sys; sys.path[:0] = [sys.argv[1]]\nfrom train import train\n"
+        "from train.core.cli import run_command\noriginal = train.evaluate_and_log\n"
+        "def evaluate_and_log(run, state, *args, **kwargs):\n"
+        "    if state.step == 8: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return original(run, state, *args, **kwargs)\n"
+        "train.evaluate_and_log = evaluate_and_log\nsys.exit(run_command(train.main, [sys.argv[2]]))\n"
+    )
+    command = [sys.executable, "-c", program, str(REPO), str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, env=make_environment())
+    assert done.returncode == 0 and [path.name for path in list_checkpoints(folder / "last")] == [
+        "step-00000006",
+        "step-00000008",
+    ]
+    assert done.stdout.splitlines()[-1].startswith("evaluations took")
 
 
 @pytest.mark.slow
@@ -168,7 +228,7 @@ def test_fifty_kills_during_saves_leave_only_complete_checkpoints(folder: Path) 
         assert status == -signal.SIGKILL, stderr
         num_partial += any((out_dir / "checkpoints").glob(".step-*"))
         newest = find_newest_checkpoint(out_dir, pytest.fail)
-        newest_step = newest.step if newest else 0
+        newest_step = newest.info.step if newest else 0
         assert max(row.step for row in read_rows(out_dir / "metrics.jsonl")) - newest_step <= 1
     assert num_partial > 25, "most kills were in the middle of a save"
     assert invoke("train.py", config).returncode == 0
