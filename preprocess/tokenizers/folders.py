@@ -70,7 +70,8 @@ def find_tokenizer_file(path: Path) -> tuple[str, Path]:
     """
     file = _find_only_file(path) if path.is_dir() else path
     if not file.is_file():
-        raise MisuseError(f"{file} does not exist; pass a tokenizer's file, or the folder that holds it")
+        problem = "is not a regular file" if file.exists() else "does not exist"
+        raise MisuseError(f"{file} {problem}; pass a tokenizer's file, or the folder that holds it")
     if file.suffix not in KIND_BY_SUFFIX:
         raise MisuseError(
             f"{file} is not named like a tokenizer's file; pass one whose name ends in {', '.join(KIND_BY_SUFFIX)}"

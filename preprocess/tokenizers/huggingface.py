@@ -24,15 +24,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from preprocess.errors import FolioError
-from preprocess.shards.files import JsonObject, parse_json
+from preprocess.errors import FolioError, one_line
+from preprocess.tokenizers.huggingface_limits import MAX_UNCHECKED_GROWTH, LimitedEncoder
+from preprocess.tokenizers.huggingface_spec import (
+    Spec,
+    compute_growth,
+    find_components,
+    find_unknown_token,
+    is_text_token,
+    parse_spec,
+    read_vocabulary,
+)
 from preprocess.tokenizers.interface import (
     FATAL_ERRORS,
     MAX_VOCAB_SIZE,
@@ -52,7 +61,6 @@ PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<｜▁pad▁｜>")
 UNK_NAMES = ("<unk>", "[UNK]")
 MAX_PROBED_TOKENS = 64  # added tokens of each sort in the probe texts; a file may have thousands of similar ones
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-Spec = JsonObject  # a parsed tokenizer.json, or an object in it
 
 
 class HuggingFaceTokenizer(TwoBackendTokenizer):
@@ -70,16 +78,19 @@ class HuggingFaceTokenizer(TwoBackendTokenizer):
         """`data` is the content of the file.
 
         Raises ValueError (or RecursionError) if it is not a usable tokenizer.json. A hostile file
-        cannot run code, but its regular expressions may take exponential time on some texts.
+        cannot run code, and LimitedEncoder limits the time and memory that it can take.
         """
-        spec = strip_extras(_parse(data))
-        vocab, added = _read_vocabulary(spec), spec["added_tokens"]
+        spec = strip_extras(parse_spec(data))
+        growth = compute_growth(spec)
+        vocab, added = read_vocabulary(spec), spec["added_tokens"]
         num_ids = max((*vocab.values(), *(token["id"] for token in added)), default=-1) + 1
         if not 0 < num_ids <= MAX_VOCAB_SIZE:
             raise ValueError(f"it has {num_ids} ids, expected 1 to {MAX_VOCAB_SIZE}")
-        self.special_tokens = {token["content"]: token["id"] for token in added if not _is_text_token(token)}
-        self._assign_roles(_find_unknown_token(spec["model"]), vocab)
-        self._encoder = _make_encoder(spec, self.special_tokens, self.unk_id)
+        self.special_tokens = {token["content"]: token["id"] for token in added if not is_text_token(token)}
+        self._assign_roles(find_unknown_token(spec["model"]), vocab)
+        encoder = _make_encoder(spec, self.special_tokens, self.unk_id)
+        counter = _make_character_counter(encoder) if growth > MAX_UNCHECKED_GROWTH else None
+        self._encoder = LimitedEncoder(encoder, counter=counter)
         self.id_to_bytes = _list_bytes_by_id(spec, vocab, self.special_tokens, num_ids)
         self.is_byte_level = "ByteLevel" in _component_types(spec, "decoder", "pre_tokenizer")
         self.byte_fallback_ids = (
@@ -107,7 +118,7 @@ class HuggingFaceTokenizer(TwoBackendTokenizer):
         )
 
     def _make_gigatoken(self, tokenizer_class: Any) -> Any:
-        text_tokens = [token for token in self._spec["added_tokens"] if _is_text_token(token)]
+        text_tokens = [token for token in self._spec["added_tokens"] if is_text_token(token)]
         return tokenizer_class.from_json(json.dumps(self._spec | {"added_tokens": text_tokens}))
 
     def encode(self, texts: pa.LargeStringArray) -> Encoded:
@@ -127,12 +138,12 @@ class HuggingFaceTokenizer(TwoBackendTokenizer):
         Raises FolioError if the model turns text into a control token.
         """
         try:
-            encodings = self._encoder.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)
-        except FATAL_ERRORS:
+            encodings = self._encoder.encode(texts.to_pylist())
+        except (FolioError, *FATAL_ERRORS):
             raise
         except BaseException as e:
             raise FolioError(
-                f"the library tokenizers could not encode with this {JSON_FILE} ({str(e)[:200]}); use another tokenizer"
+                f"the library tokenizers could not encode with this {JSON_FILE} ({_describe(e)}); use another tokenizer"
             ) from e
         ids, ends = flatten_ids([encoding.ids for encoding in encodings])
         if self._is_control[ids].any():
@@ -154,51 +165,9 @@ def load(path: Path) -> HuggingFaceTokenizer:
         raise FolioError(f"{path} is not a usable {JSON_FILE} ({e}); pass one that the library tokenizers saved") from e
 
 
-def _parse(data: bytes) -> Spec:
-    """Parse the file. Raises ValueError if it has no model or an invalid added token."""
-    spec = parse_json(data)
-    if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
-        raise ValueError("it has no model")
-    added = spec["added_tokens"] = spec.get("added_tokens") or []
-    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
-        raise ValueError("its added_tokens are not a list of tokens")
-    for token in added:
-        if not isinstance(token.get("content"), str) or not token["content"] or not _is_id(token.get("id")):
-            raise ValueError("it has an added token without content or id")
-    return spec
-
-
-def _read_vocabulary(spec: Spec) -> dict[str, int]:
-    """Return the id of each token of the model, by token.
-
-    Unigram models store a list of (token, score), all others a mapping. Raises ValueError if the
-    model has neither.
-    """
-    vocab = spec["model"].get("vocab")
-    if isinstance(vocab, list) and all(
-        isinstance(entry, list) and entry and isinstance(entry[0], str) for entry in vocab
-    ):
-        return {entry[0]: i for i, entry in enumerate(vocab)}
-    if not isinstance(vocab, dict) or not all(_is_id(i) for i in vocab.values()):
-        raise ValueError("its model has no vocabulary")
-    return vocab
-
-
-def _find_unknown_token(model: Spec) -> Any:
-    """Return the text of the unknown token. Unigram models store its index, all others its text."""
-    vocab, index = model["vocab"], model.get("unk_id")
-    if isinstance(vocab, list):
-        return vocab[index][0] if isinstance(index, int) and 0 <= index < len(vocab) else None
-    return model.get("unk_token")
-
-
-def _is_id(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_text_token(added_token: Spec) -> bool:
-    """Return whether an added token is white space to be found in text, not a control token."""
-    return not added_token.get("special") and not added_token["content"].strip(" \t\r\n\u2581")
+def _describe(error: BaseException) -> str:
+    """Return the library's message, in which values of the file are repeated, on one line."""
+    return one_line((str(error).splitlines() or [type(error).__name__])[0][:200])
 
 
 def strip_extras(spec: Spec) -> Spec:
@@ -228,7 +197,7 @@ def _make_encoder(spec: Spec, special_tokens: dict[str, int], unk_id: int | None
     except FATAL_ERRORS:
         raise
     except BaseException as e:  # the library has no narrower exception
-        raise ValueError(str(e)[:200]) from e
+        raise ValueError(_describe(e)) from e
     encoder.encode_special_tokens = True  # do not look for special tokens in text, by their new names either
     for token in spec["added_tokens"]:
         name = new_names.get(token["content"], token["content"])
@@ -237,6 +206,16 @@ def _make_encoder(spec: Spec, special_tokens: dict[str, int], unk_id: int | None
                 f"it gives {token['content']!r} the id {token['id']}, the library reads {encoder.token_to_id(name)}"
             )
     return encoder
+
+
+def _make_character_counter(encoder: Any) -> Any:
+    """Return a tokenizer that gives one id for each character of the text that `encoder` normalizes."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    counter = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    counter.normalizer = encoder.normalizer
+    counter.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    return counter
 
 
 def _rename_tokens(spec: Spec, new_names: dict[str, str]) -> Spec:
@@ -257,19 +236,8 @@ def _involves(merge: Any, names: dict[str, str]) -> bool:
     return any(part in names for part in parts) or "".join(parts) in names
 
 
-def _find_components(spec: Spec, *keys: str) -> Iterator[Spec]:
-    """Yield the components under `keys` (decoder, pre_tokenizer), and those inside a Sequence."""
-    stack = [spec.get(key) for key in keys]
-    while stack:
-        component = stack.pop()
-        if isinstance(component, dict):
-            yield component
-            for name in ("decoders", "pretokenizers"):
-                stack.extend(component[name] if isinstance(component.get(name), list) else [])
-
-
 def _component_types(spec: Spec, *keys: str) -> set[str]:
-    return {str(component.get("type")) for component in _find_components(spec, *keys)}
+    return {str(component.get("type")) for component in find_components(spec, *keys)}
 
 
 def _has_byte_fallback(spec: Spec) -> bool:
@@ -295,7 +263,7 @@ def _make_token_decoder(spec: Spec) -> Callable[[str], bytes]:
     if "ByteLevel" in _component_types(spec, "decoder", "pre_tokenizer"):
         byte_of = make_byte_level_alphabet()
         return lambda token: bytes([byte_of[c] for c in token]) if byte_of.keys() >= set(token) else token.encode()
-    decoders = {str(component.get("type")): component for component in _find_components(spec, "decoder")}
+    decoders = {str(component.get("type")): component for component in find_components(spec, "decoder")}
     if "Metaspace" in decoders or "Replace" in decoders:
         marker = str(decoders.get("Metaspace", {}).get("replacement", "\u2581"))
         has_byte_fallback = _has_byte_fallback(spec)
@@ -326,7 +294,7 @@ def make_byte_level_alphabet() -> dict[str, int]:
 
 
 def _make_probe_texts(added: list[Spec]) -> tuple[str, ...]:
-    text_tokens = [token["content"] for token in added if _is_text_token(token)]
-    control_tokens = [token["content"] for token in added if not _is_text_token(token)]
+    text_tokens = [token["content"] for token in added if is_text_token(token)]
+    control_tokens = [token["content"] for token in added if not is_text_token(token)]
     probed = text_tokens[:MAX_PROBED_TOKENS] + control_tokens[:MAX_PROBED_TOKENS]
     return tuple(f"a{token} {token}  b" for token in probed)

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from preprocess.errors import FolioError, MisuseError
+from preprocess.shards.files import read_small_file
 
 END_OF_TEXT = "<|endoftext|>"
 # The largest id determines the length of a list, so the ids of an untrusted file are limited. This
@@ -199,8 +200,4 @@ def read_tokenizer_file(path: Path) -> bytes:
     """
     if not path.is_file():
         raise MisuseError(f"{path} is not a file; pass a tokenizer's file, or the folder that holds it")
-    if (size_bytes := path.stat().st_size) > MAX_FILE_BYTES:
-        raise FolioError(
-            f"{path} has {size_bytes:,} bytes, but a tokenizer's file has at most {MAX_FILE_BYTES:,}; pass another file"
-        )
-    return path.read_bytes()
+    return read_small_file(path, MAX_FILE_BYTES)

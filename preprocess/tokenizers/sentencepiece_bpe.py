@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from preprocess.errors import FolioError, MisuseError
+from preprocess.errors import FolioError, MisuseError, first_line, shorten
 from preprocess.recipes.schema import MIN_PIECES
 from preprocess.tokenizers.interface import (
     Encoded,
@@ -37,12 +37,18 @@ from preprocess.tokenizers.interface import (
     flatten_ids,
     read_tokenizer_file,
 )
+from preprocess.tokenizers.sentencepiece_model import (
+    MAX_REPLACEMENT_BYTES,
+    SentencePieceModel,
+    measure_longest_replacement,
+)
 
 MODEL_FILE = "sentencepiece.model"
 SPACE_MARKER = "\u2581"
 WORD_BOUNDARY = "\u2585"
 PAD, UNK, BOS, EOS = "<pad>", "<unk>", "<bos>", "<eos>"
 MAX_SENTENCE_CHARACTERS = 1 << 20
+ERRORS_ONLY = 2  # a level of the library's log, which is written to stderr
 TRAINING: dict[str, Any] = {
     "model_type": "bpe",
     "normalization_rule_name": "identity",
@@ -63,10 +69,12 @@ class SentencePieceTokenizer(TwoBackendTokenizer):
     def __init__(self, model: bytes, *, training: dict[str, Any] | None = None) -> None:
         """`model` is a serialised ModelProto; `training` holds the trainer's settings, if known.
 
-        Raises RuntimeError if `model` is not a SentencePiece model.
+        Raises RuntimeError or ValueError if `model` is not a SentencePiece model.
         """
         import sentencepiece
 
+        _check_model(model)
+        sentencepiece.set_min_log_level(ERRORS_ONLY)
         self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
         p, ids = self._processor, range(self._processor.get_piece_size())
         self.pad_id, self.unk_id, self.bos_id, self.eot_id = (
@@ -100,6 +108,13 @@ class SentencePieceTokenizer(TwoBackendTokenizer):
         return flatten_ids(self._processor.encode(texts.to_pylist(), num_threads=1))
 
 
+def _check_model(data: bytes) -> None:
+    """Raise ValueError for a model whose size, or whose normalisation of text, would fill the memory."""
+    longest = measure_longest_replacement(SentencePieceModel(data).charsmap)
+    if longest > MAX_REPLACEMENT_BYTES:
+        raise ValueError(f"it replaces a character by {longest:,} bytes, expected at most {MAX_REPLACEMENT_BYTES}")
+
+
 def load(path: Path) -> SentencePieceTokenizer:
     """Load the model in the file `path`.
 
@@ -107,8 +122,10 @@ def load(path: Path) -> SentencePieceTokenizer:
     """
     try:
         return SentencePieceTokenizer(read_tokenizer_file(path))
-    except RuntimeError as e:
-        raise FolioError(f"{path} is not a SentencePiece model; pass the .model file that its trainer wrote") from e
+    except (RuntimeError, ValueError) as e:
+        raise FolioError(
+            f"{path} is not a SentencePiece model ({shorten(first_line(e))}); pass the .model file of its trainer"
+        ) from e
 
 
 def train(texts: Iterable[str], *, num_pieces: int) -> SentencePieceTokenizer:
@@ -130,7 +147,7 @@ def train(texts: Iterable[str], *, num_pieces: int) -> SentencePieceTokenizer:
             pad_piece=PAD, unk_piece=UNK, bos_piece=BOS, eos_piece=EOS,
             num_threads=1,
             max_sentence_length=4 * MAX_SENTENCE_CHARACTERS,  # in bytes; UTF-8 has at most 4 per character
-            minloglevel=2,
+            minloglevel=ERRORS_ONLY,
             **TRAINING,
         )  # fmt: skip
     except RuntimeError as e:

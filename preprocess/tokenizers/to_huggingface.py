@@ -9,8 +9,7 @@ tokens. Both are written as plain JSON. Each kind of tokenizer becomes a pipelin
   into each token, so `recover_merges` computes the pairs. The pattern becomes a Split
   pre-tokenizer.
 - `sentencepiece`: a BPE that replaces spaces by U+2581, with byte fallback. A piece's score is its
-  rank, from which the merges follow. The model is a Protocol Buffers message, which `_read_fields`
-  reads.
+  rank, from which the merges follow.
 - `char`: a word-level model, in which every character is a word.
 - `huggingface`: the original file, to which the control tokens of the build are added. Only this
   kind needs the library: it checks the result.
@@ -19,11 +18,10 @@ tokens. Both are written as plain JSON. Each kind of tokenizer becomes a pipelin
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from preprocess.errors import FolioError
 from preprocess.shards.files import canonical_json, parse_json, readable_json
@@ -33,22 +31,19 @@ from preprocess.tokenizers.characters import ByteTokenizer, CharTokenizer
 from preprocess.tokenizers.huggingface import (
     JSON_FILE,
     HuggingFaceTokenizer,
-    Spec,
     make_byte_level_alphabet,
     strip_extras,
 )
+from preprocess.tokenizers.huggingface_spec import Spec
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.tokenizers.sentencepiece_bpe import MODEL_FILE, SPACE_MARKER, SentencePieceTokenizer
+from preprocess.tokenizers.sentencepiece_model import BPE, BYTE, NORMAL, UNUSED, USER_DEFINED, SentencePieceModel
 from preprocess.tokenizers.tiktoken_bpe import PRETOKENIZERS, RANK_SUFFIX, TiktokenTokenizer, find_encoding
 
 CONFIG_FILE = "tokenizer_config.json"
 PIPELINE_STEPS = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
 EMPTY_SPEC = {"version": "1.0", **dict.fromkeys(PIPELINE_STEPS)}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-# Numbers in sentencepiece_model.proto: fields of ModelProto, and values of its enumerations.
-PIECES_FIELD, TRAINER_FIELD, NORMALIZER_FIELD = 1, 2, 3
-NORMAL, USER_DEFINED, UNUSED, BYTE = 1, 4, 5, 6  # types of pieces
-BPE = 2  # a type of model
 Token = TypeVar("Token", bytes, str)
 
 
@@ -234,40 +229,35 @@ def _convert_char(tokenizer: CharTokenizer) -> Spec:
 def _convert_sentencepiece(tokenizer: SentencePieceTokenizer) -> Spec:
     """Return a BPE model with the pieces and scores of the ModelProto.
 
-    The numbers are those of the fields in sentencepiece_model.proto. Raises FolioError for a model
-    with a feature that a tokenizer.json cannot express.
+    Raises FolioError for a model with a feature that a tokenizer.json cannot express.
     """
-    fields = list(_read_fields(tokenizer.files[MODEL_FILE]))
-    pieces = [dict(_read_fields(value)) for number, value in fields if number == PIECES_FIELD]
-    trainer, normalizer = (
-        dict(_read_fields(dict(fields).get(number, b""))) for number in (TRAINER_FIELD, NORMALIZER_FIELD)
-    )
-    ranks = {p[1].decode(): -_parse_float(p.get(2, bytes(4))) for p in pieces if p.get(3, NORMAL) == NORMAL}
-    types = {p.get(3, NORMAL) for p in pieces}
-    _check_convertible(trainer, normalizer, types=types, has_ties=len(set(ranks.values())) < len(ranks))
+    model = SentencePieceModel(tokenizer.files[MODEL_FILE])
+    pieces, trainer, normalizer = model.read_pieces(), model.trainer, model.normalizer
+    ranks = {piece.text.decode(): -piece.score for piece in pieces if piece.type == NORMAL}
+    _check_convertible(model, types={piece.type for piece in pieces}, has_ties=len(set(ranks.values())) < len(ranks))
     mark_spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARKER}
     restore_spaces = {"type": "Replace", "pattern": {"String": SPACE_MARKER}, "content": " "}
     prefix = [{"type": "Prepend", "prepend": SPACE_MARKER}] if normalizer.get(3, True) else []  # add_dummy_prefix
-    [unknown] = (name for name, i in tokenizer.special_tokens.items() if i == tokenizer.unk_id)
     return {
         "normalizer": {"type": "Sequence", "normalizers": [*prefix, mark_spaces]},
         "decoder": {"type": "Sequence", "decoders": [restore_spaces, {"type": "ByteFallback"}, {"type": "Fuse"}]},
         "model": {
             "type": "BPE",
-            "vocab": {p[1].decode(): i for i, p in enumerate(pieces) if p.get(3, NORMAL) in (NORMAL, BYTE)},
+            "vocab": {piece.text.decode(): i for i, piece in enumerate(pieces) if piece.type in (NORMAL, BYTE)},
             "merges": list(recover_merges(ranks)),
             "byte_fallback": bool(trainer.get(35)),
-            "unk_token": unknown,
+            "unk_token": next((name for name, i in tokenizer.special_tokens.items() if i == tokenizer.unk_id), None),
             "fuse_unk": True,
         },
     }
 
 
-def _check_convertible(trainer: dict[int, Any], normalizer: dict[int, Any], *, types: set[int], has_ties: bool) -> None:
+def _check_convertible(model: SentencePieceModel, *, types: set[int], has_ties: bool) -> None:
+    trainer, normalizer = model.trainer, model.normalizer
     problems = {
         "is not a BPE model": trainer.get(3) != BPE,
         "puts a space after the text": trainer.get(24),  # treat_whitespace_as_suffix
-        "normalises text": normalizer.get(2),  # precompiled_charsmap
+        "normalises text": model.charsmap,
         "removes white space": normalizer.get(4, True),  # remove_extra_whitespaces
         "does not mark spaces by U+2581": not normalizer.get(5, True),  # escape_whitespaces
         "has user-defined or unused pieces": types & {USER_DEFINED, UNUSED},
@@ -278,30 +268,3 @@ def _check_convertible(trainer: dict[int, Any], normalizer: dict[int, Any], *, t
             f"this SentencePiece model {found[0]}, which a {JSON_FILE} cannot express exactly; "
             "build with a model that Folio trains (--tokenizer sentencepiece)"
         )
-
-
-def _read_fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Yield (number, value) of each field of a Protocol Buffers message, as int or bytes."""
-    offset = 0
-    while offset < len(message):
-        key, offset = _read_varint(message, offset)
-        if key & 7 == 0:
-            value, offset = _read_varint(message, offset)
-            yield key >> 3, value
-        else:
-            size, offset = _read_varint(message, offset) if key & 7 == 2 else ({1: 8, 5: 4}[key & 7], offset)
-            yield key >> 3, message[offset : offset + size]
-            offset += size
-
-
-def _read_varint(message: bytes, offset: int) -> tuple[int, int]:
-    """Return the number at `offset`, stored with seven bits per byte, and the offset after it."""
-    value = shift = 0
-    while message[offset] & 0x80:
-        value, shift, offset = value | (message[offset] & 0x7F) << shift, shift + 7, offset + 1
-    return value | message[offset] << shift, offset + 1
-
-
-def _parse_float(data: bytes) -> float:
-    value: float = struct.unpack("<f", data)[0]
-    return value

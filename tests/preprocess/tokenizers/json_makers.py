@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from preprocess.tokenizers.huggingface import Spec
+from preprocess.tokenizers.huggingface_spec import Spec
 from tests.conftest import VERSE
 
 library = pytest.importorskip("tokenizers")

@@ -6,6 +6,7 @@ Their ids are the library's, text never becomes a control token, and changed tex
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import sha256_bytes
 from preprocess.shards.format import TOKENIZER_DIR
 from preprocess.shards.manifest import TokenizerEntry
-from preprocess.tokenizers import huggingface, load_tokenizer
-from preprocess.tokenizers.huggingface import HuggingFaceTokenizer, Spec
+from preprocess.tokenizers import huggingface, load_tokenizer, load_tokenizer_by_name
+from preprocess.tokenizers.huggingface import HuggingFaceTokenizer
+from preprocess.tokenizers.huggingface_spec import Spec
 from preprocess.tokenizers.interface import MAX_VOCAB_SIZE, PROBE_TEXTS
 from tests.conftest import VERSE
 from tests.helpers.manifests import make_manifest
@@ -149,12 +151,16 @@ def test_load_tokenizer_keeps_the_file_byte_for_byte(tmp_path: Path, specs: Spec
     (tmp_path / TOKENIZER_DIR / "tokenizer.json").write_bytes(data)
     files = {"tokenizer.json": sha256_bytes(data)}
     entry = TokenizerEntry(kind="huggingface", files=files, settings={"model": "BPE"})
-    tokenizer = load_tokenizer(tmp_path, make_manifest(tokenizer=entry, eot_id=3))
+    tokenizer = load_tokenizer(tmp_path, make_manifest(tokenizer=entry, eot_id=3, vocab_size=402))
     assert tokenizer.files == {"tokenizer.json": data} and tokenizer.decode(tokenizer.encode_text(VERSE)) == VERSE
 
 
 def replace_keys(**values: Any) -> Callable[[Spec], Spec]:
     return lambda spec: {**spec, **values}
+
+
+def change_model(**values: Any) -> Callable[[Spec], Spec]:
+    return lambda spec: {**spec, "model": {**spec["model"], **values}}
 
 
 UNREADABLE = {
@@ -180,6 +186,11 @@ MALFORMED = {
     "boolean id": replace_keys(added_tokens=[{"id": True, "content": "a"}]),
     "decoders is a number": replace_keys(decoder={"type": "ByteLevel", "decoders": 7}),
     "added id beyond the limit": replace_keys(added_tokens=[{"id": 1 << 40, "content": "<s>", "special": True}]),
+    "long added token": replace_keys(added_tokens=[{"id": 1, "content": "a" * 1001, "special": True}]),
+    "merge of three tokens": change_model(merges=[["a", "b", "c"]]),
+    "merge of numbers": change_model(merges=[[1, 2]]),
+    "merge of objects": change_model(merges=[{"a": 1}]),
+    "vocabulary of texts": change_model(vocab={"a": "b"}),
     "unknown pre-tokenizer": replace_keys(pre_tokenizer={"type": "Own"}),
 }
 
@@ -202,12 +213,32 @@ def test_load_rejects_malformed_component(tmp_path: Path, specs: Specs, case: st
     assert "\n" not in str(caught.value)
 
 
+def test_unknown_token_that_is_not_text_is_ignored(specs: Specs) -> None:
+    with pytest.raises(ValueError, match="unk_token|did not match|invalid type"):
+        HuggingFaceTokenizer(to_bytes(change_model(unk_token={"a": []})(specs["byte_level"])))
+
+
+def test_messages_of_the_library_are_one_line(tmp_path: Path, specs: Specs) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(to_bytes(change_model(merges=["\x1b[31m \x07"])(specs["byte_level"])))
+    with pytest.raises(FolioError, match="is not a usable tokenizer.json") as caught:
+        huggingface.load(path)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "sentencepiece.model", "gpt2.tiktoken", "alphabet.txt"])
+def test_named_pipe_is_not_a_tokenizer(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(FolioError, match="is not a regular file"):
+        load_tokenizer_by_name(str(tmp_path / name))
+
+
 def test_load_rejects_missing_and_huge_files(tmp_path: Path) -> None:
     with pytest.raises(MisuseError, match="is not a file; pass a tokenizer's file"):
         huggingface.load(tmp_path / "tokenizer.json")
     with open(tmp_path / "huge.json", "wb") as file:
         file.truncate(2 << 30)  # sparse
-    with pytest.raises(FolioError, match=r"has 2,147,483,648 bytes, but a tokenizer's file has at most 200,000,000"):
+    with pytest.raises(FolioError, match=r"has 2,147,483,648 bytes, expected at most 200,000,000"):
         huggingface.load(tmp_path / "huge.json")
 
 

@@ -1,0 +1,142 @@
+"""Read an untrusted tokenizer.json: check the types of what Folio reads, and how much text may grow.
+
+The library `tokenizers` checks the types of what it reads itself. A normalizer can replace a
+character by any text, and several of them multiply: with three Replace normalizers of 100
+characters a text of a megabyte would take all memory. `check_growth` limits the product.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+from preprocess.shards.files import JsonObject, parse_json
+from preprocess.tokenizers.sentencepiece_model import MAX_REPLACEMENT_BYTES, measure_longest_replacement
+
+MAX_GROWTH = 256  # bytes of normalized text per byte; Unicode's NFKC, which many models use, can give 18
+MAX_PREPENDED = 256  # characters
+MAX_ADDED = 1_000  # characters of an added token, which the library normalizes when it reads the file
+Spec = JsonObject  # a parsed tokenizer.json, or an object in it
+
+
+def parse_spec(data: bytes) -> Spec:
+    """Parse a tokenizer.json.
+
+    Raises ValueError if it has no model or an odd value where Folio reads one.
+    """
+    spec = parse_json(data)
+    if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
+        raise ValueError("it has no model")
+    added = spec["added_tokens"] = spec.get("added_tokens") or []
+    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
+        raise ValueError("its added_tokens are not a list of tokens")
+    for token in added:
+        if not isinstance(token.get("content"), str) or not token["content"] or not _is_id(token.get("id")):
+            raise ValueError("it has an added token without content or id")
+        if (length := len(token["content"])) > MAX_ADDED:
+            raise ValueError(f"it has an added token of {length:,} characters, expected at most {MAX_ADDED:,}")
+    if not all(map(_is_merge, _as_list(spec["model"].get("merges")))):
+        raise ValueError("its model has a merge that is not two tokens")
+    return spec
+
+
+def read_vocabulary(spec: Spec) -> dict[str, int]:
+    """Return the id of each token of the model, by token.
+
+    Unigram models store a list of (token, score), all others a mapping. Raises ValueError if the
+    model has neither.
+    """
+    vocab = spec["model"].get("vocab")
+    if isinstance(vocab, list) and all(
+        isinstance(entry, list) and entry and isinstance(entry[0], str) for entry in vocab
+    ):
+        return {entry[0]: i for i, entry in enumerate(vocab)}
+    if not isinstance(vocab, dict) or not all(_is_id(i) for i in vocab.values()):
+        raise ValueError("its model has no vocabulary")
+    return vocab
+
+
+def find_unknown_token(model: Spec) -> str | None:
+    """Return the text of the unknown token. Unigram models store its index, all others its text."""
+    vocab, index = model["vocab"], model.get("unk_id")
+    if isinstance(vocab, list):
+        return vocab[index][0] if type(index) is int and 0 <= index < len(vocab) else None
+    unknown = model.get("unk_token")
+    return unknown if isinstance(unknown, str) else None
+
+
+def is_text_token(added_token: Spec) -> bool:
+    """Return whether an added token is white space to be found in text, not a control token."""
+    return not added_token.get("special") and not added_token["content"].strip(" \t\r\n\u2581")
+
+
+def find_components(spec: Spec, *keys: str) -> Iterator[Spec]:
+    """Yield the components under `keys` (decoder, pre_tokenizer, …), and those inside a Sequence."""
+    stack = [spec.get(key) for key in keys]
+    while stack:
+        component = stack.pop()
+        if isinstance(component, dict):
+            yield component
+            for name in ("decoders", "normalizers", "pretokenizers"):
+                stack.extend(_as_list(component.get(name)))
+
+
+def compute_growth(spec: Spec) -> float:
+    """Return how many bytes the normalizers can make of one byte of text.
+
+    Unicode's normal forms and lower case are not included: they cannot be chosen by a file.
+    Raises ValueError if it is more than MAX_GROWTH.
+    """
+    growth = 1.0
+    for component in find_components(spec, "normalizer"):
+        growth *= max(1.0, _growth_of(component))
+    if growth > MAX_GROWTH:
+        raise ValueError(f"its normalizers can make a text {growth:,.0f} times as long, expected at most {MAX_GROWTH}")
+    return growth
+
+
+def _growth_of(normalizer: Spec) -> float:
+    kind = normalizer.get("type")
+    if kind == "Replace":
+        content, pattern = normalizer.get("content"), normalizer.get("pattern")
+        text = pattern.get("String") if isinstance(pattern, dict) else None
+        num_bytes = len(content.encode()) if isinstance(content, str) else 0
+        # An expression can match a single byte, or nothing, between any two characters.
+        return num_bytes / len(text.encode()) if isinstance(text, str) and text else num_bytes + 1.0
+    if kind == "Prepend":
+        prefix = normalizer.get("prepend")
+        if isinstance(prefix, str) and len(prefix) > MAX_PREPENDED:
+            raise ValueError(f"it puts {len(prefix):,} characters before a text, expected at most {MAX_PREPENDED}")
+    if kind == "Precompiled":
+        return _longest_replacement(normalizer.get("precompiled_charsmap"))
+    return 1.0
+
+
+def _longest_replacement(charsmap: Any) -> int:
+    """Return the size in bytes of the longest text that replaces a character.
+
+    Raises ValueError if it is more than MAX_REPLACEMENT_BYTES.
+    """
+    try:
+        longest = measure_longest_replacement(base64.b64decode(charsmap))
+    except (TypeError, ValueError):
+        return 1  # the library rejects what is not base64
+    if longest > MAX_REPLACEMENT_BYTES:
+        raise ValueError(f"it replaces a character by {longest:,} bytes, expected at most {MAX_REPLACEMENT_BYTES}")
+    return longest
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_merge(value: Any) -> bool:
+    """Return whether `value` is "a b", as in old files, or ["a", "b"]."""
+    if isinstance(value, list):
+        return len(value) == 2 and all(isinstance(part, str) for part in value)
+    return isinstance(value, str)

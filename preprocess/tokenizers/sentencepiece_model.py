@@ -1,0 +1,115 @@
+"""Read a SentencePiece model file without the library: a Protocol Buffers message.
+
+The numbers are those of the fields in sentencepiece_model.proto. A field with another type than
+there is ignored, as the library does.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
+
+from preprocess.tokenizers.interface import MAX_VOCAB_SIZE
+
+NORMAL, USER_DEFINED, UNUSED, BYTE = 1, 4, 5, 6  # types of pieces
+BPE = 2  # a type of model
+MAX_REPLACEMENT_BYTES = 64  # of a text that replaces a character; in SentencePiece's own maps it is 33
+_PIECES, _TRAINER, _NORMALIZER, _CHARSMAP = 1, 2, 3, 2
+_LENGTH_DELIMITED = 2  # a wire type
+_FIXED_SIZES = {1: 8, 5: 4}  # by wire type
+Field = tuple[int, int | bytes]
+Value = TypeVar("Value", int, bytes)
+
+
+class Piece(NamedTuple):
+    """One entry of the vocabulary."""
+
+    text: bytes
+    score: float
+    type: int
+
+
+class Settings(dict[int, int | bytes]):
+    """The values of a message by their field numbers."""
+
+    def get_value(self, number: int, default: Value) -> Value:
+        """Return the value of field `number` if it has the type of `default`, else `default`."""
+        value = self.get(number, default)
+        return value if isinstance(value, type(default)) else default
+
+
+class SentencePieceModel:
+    """The parts of a model file."""
+
+    def __init__(self, data: bytes) -> None:
+        """Raises ValueError if `data` is not a Protocol Buffers message, or has too many pieces."""
+        self._pieces: list[bytes] = []
+        self.trainer, self.normalizer = Settings(), Settings()
+        for number, value in _read_fields(data):
+            if number == _PIECES and isinstance(value, bytes):
+                if len(self._pieces) == MAX_VOCAB_SIZE:
+                    raise ValueError(f"it has more than {MAX_VOCAB_SIZE:,} pieces")
+                self._pieces.append(value)
+            elif number in (_TRAINER, _NORMALIZER) and isinstance(value, bytes):
+                (self.trainer if number == _TRAINER else self.normalizer).update(_read_fields(value))
+
+    @property
+    def charsmap(self) -> bytes:
+        """The map that replaces characters; empty if the model does not normalise text."""
+        return self.normalizer.get_value(_CHARSMAP, b"")
+
+    def read_pieces(self) -> list[Piece]:
+        """Return the pieces in the order of their ids. Raises ValueError if one is damaged."""
+        fields = [Settings(_read_fields(piece)) for piece in self._pieces]
+        return [Piece(f.get_value(1, b""), _to_float(f.get_value(2, bytes(4))), f.get_value(3, NORMAL)) for f in fields]
+
+
+def measure_longest_replacement(charsmap: bytes) -> int:
+    """Return the size in bytes of the longest text that replaces a character in `charsmap`.
+
+    The map is the size of a trie (4 bytes), the trie, and the texts, each with a zero byte.
+    """
+    texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :]
+    return max(map(len, texts.split(b"\0")))
+
+
+def _read_fields(message: bytes) -> Iterator[Field]:
+    """Yield (number, value) of each field of a message."""
+    offset, end = 0, len(message)
+    while offset < end:
+        key, offset = _read_varint(message, offset)
+        wire_type = key & 7
+        if wire_type == 0:
+            value, offset = _read_varint(message, offset)
+            yield key >> 3, value
+            continue
+        if wire_type == _LENGTH_DELIMITED:
+            size, offset = _read_varint(message, offset)
+        elif wire_type in _FIXED_SIZES:
+            size = _FIXED_SIZES[wire_type]
+        else:
+            raise ValueError(f"it has a field of the unknown type {wire_type}")
+        if offset + size > end:
+            raise ValueError("it ends inside a field")
+        yield key >> 3, message[offset : offset + size]
+        offset += size
+
+
+def _read_varint(message: bytes, offset: int) -> tuple[int, int]:
+    """Return the number at `offset`, stored with seven bits per byte, and the offset after it."""
+    if offset < len(message) and message[offset] < 0x80:  # most have one byte
+        return message[offset], offset + 1
+    value = shift = 0
+    for byte in message[offset : offset + 10]:
+        offset += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, offset
+        shift += 7
+    raise ValueError("it ends inside a number")
+
+
+def _to_float(data: bytes) -> float:
+    value: float = struct.unpack("<f", data)[0] if len(data) == 4 else 0.0
+    return value
