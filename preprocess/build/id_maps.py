@@ -66,7 +66,9 @@ class IdMapper:
         return self._last[1]
 
     def _map_control_ids(self, values: PartitionValues) -> dict[str, np.ndarray]:
-        """Return the control id of each value, -1 if it has none."""
+        """Return the control id of each value, -1 if it has none; {} if the build has no control ids."""
+        if not self._control_ids.by_token:
+            return {}
         columns: dict[str, Sequence[str | int]] = {"author": values.author, "city": values.city, "year": self._years}
         return {
             name: np.array([self._control_ids.find(name, value) for value in columns[name]], np.int64)

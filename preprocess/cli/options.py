@@ -108,6 +108,11 @@ PROCESSING_OPTIONS = [
         help="Put control tokens for author, city and year before each document.",
     ),
     click.option(
+        "--bos/--no-bos",
+        default=None,
+        help="Put the begin-of-text token before each document, if the tokenizer has one.",
+    ),
+    click.option(
         "--eot", type=click.Choice(CHOICES["eot"]), help="Whether an end-of-text token follows each document."
     ),
     click.option(
@@ -158,7 +163,12 @@ class RecipeOptions:
             settings[name] = _unescape(settings[name])
         if settings["clean"] is not None:
             settings["clean"] = tuple(rule for rule in settings["clean"].split(",") if rule != "none")
-        return load_recipe(self.corpus, inputs=self.inputs or None, **settings)
+        recipe = load_recipe(self.corpus, inputs=self.inputs or None, **settings)
+        if any(name.lower().endswith(".parquet") for name in (*recipe.inputs, *(file.name for file in recipe.files))):
+            from preprocess.readers.parquet_examiner import start_examiner
+
+            start_examiner()  # it imports Arrow while this process imports the rest of Folio
+        return recipe
 
 
 def workers_option(help: str = "Number of processes.") -> Callable[[Command], Command]:

@@ -126,3 +126,28 @@ def test_build_reads_escapes_in_template_and_separator(preprocess: Run, tmp_path
         "--json",
     )
     assert json.loads(preprocess("build", "--input", "b.txt", *separated).stdout)["splits"]["train"]["documents"] == 2
+
+
+def test_bos_begins_each_document_with_the_token(preprocess: Run, tmp_path: Path) -> None:
+    small = ("--corpus", "synthetic", "--num-pairs", "200", "--tokenizer", "sentencepiece", "--num-pieces", "500")
+    for name, options, expected in (
+        ("with", ("--bos", "--no-authors"), ["<bos>"]),
+        ("without", ("--no-bos", "--no-authors"), []),
+    ):
+        assert preprocess("build", *small, *options, "--name", name).returncode == 0
+        shown = json.loads(preprocess("show", name, "--document", "0", "--json").stdout)
+        assert shown["control_before"] == expected, name
+    done = preprocess("build", "--corpus", "synthetic", "--tokenizer", "gpt2", "--bos")
+    assert done.returncode == 2 and "bos has no effect" in done.stderr and "leave --bos out" in done.stderr
+
+
+def test_no_authors_writes_the_text_only(preprocess: Run, tmp_path: Path) -> None:
+    rows = [{"text": f"document {i}", "writer": f"Author {i % 3}"} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--author-column", "writer", "--no-authors", "--eot", "none", "--tokenizer", "byte", "--name", "plain")
+    done = preprocess("build", "--input", "rows.jsonl", *options)
+    assert done.returncode == 0, done.stderr
+    build = Build(tmp_path / "shards" / "plain")
+    texts = {build.document(split, n).astype("u1").tobytes().decode() for split, n in
+             [("val", 0), ("val", 1), *(("train", n) for n in range(18))]}  # fmt: skip
+    assert texts == {row["text"] for row in rows} and build.vocab_size == 256
