@@ -22,6 +22,7 @@ from preprocess.errors import FolioError, MisuseError, shorten
 if TYPE_CHECKING:
     import pyarrow as pa
 
+MAX_TEMPLATE_CHARACTERS = 10_000
 MAX_PATTERN_CHARACTERS = 1_000
 NAME_FIELDS = ("author", "city", "year", "lang", "group", "split")  # metadata that a file name can contain
 
@@ -67,6 +68,8 @@ def parse_template(text: str) -> Template:
     Raises MisuseError if a field is anything but `{name}` with the plain name of a column.
     Positional fields, attributes, indexes, conversions and format specifications are not allowed.
     """
+    if len(text) > MAX_TEMPLATE_CHARACTERS:
+        raise MisuseError(f"template must have at most {MAX_TEMPLATE_CHARACTERS:,} characters, got {len(text):,}")
     literals, fields = [""], []
     position = 0  # in `text`, of the next part
     error = None
