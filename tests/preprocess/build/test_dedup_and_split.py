@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocess.build.dedup_and_split import dedup_and_split
-from preprocess.build.work_dir import DROPPED, WorkDir
+from preprocess.build.work_dir import DOCUMENT_DTYPE, DROPPED, WorkDir
 from preprocess.documents import HELD_OUT, TRAIN, VAL
 from preprocess.errors import FolioError
 from tests.preprocess.build.helpers import ANY_EXAMPLES, make_recipe, read_sides, write_documents
@@ -23,11 +26,15 @@ from tests.preprocess.build.helpers import ANY_EXAMPLES, make_recipe, read_sides
     st.floats(0.1, 0.9),
     st.integers(0, 9),
     st.sampled_from([1, 5, 1000]),
+    st.sampled_from([1, 3, 1000]),
 )
 def test_split_is_exact_and_keeps_the_first_duplicate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs, boundaries, val_fraction, seed, rows_per_bucket
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs, boundaries, val_fraction, seed, rows_per_bucket, chunk
 ) -> None:
     monkeypatch.setattr("preprocess.build.buckets.ROWS_PER_BUCKET", rows_per_bucket)
+    monkeypatch.setattr("preprocess.build.buckets.BUFFER_ROWS", chunk + 1)
+    monkeypatch.setattr("preprocess.build.work_dir.CHUNK_DOCUMENTS", chunk)
+    monkeypatch.setattr("preprocess.build.dedup_and_split.MARKED_DOCUMENTS", chunk + 2)
     recipe = make_recipe(val_fraction=val_fraction, seed=seed)
     work_dir, contents, groups = WorkDir(tmp_path), [c for c, _ in pairs], [g for _, g in pairs]
     num_documents = write_documents(work_dir, contents, groups, [min(b, len(pairs)) for b in boundaries])
@@ -114,3 +121,52 @@ def test_given_split_drops_test_documents_unless_there_is_no_training_split(tmp_
     num_documents = write_documents(work_dir, list(range(3)), list(range(3)), [], side=[TRAIN] * 3)
     with pytest.raises(FolioError, match="the validation side of x would be empty with the given split"):
         dedup_and_split(recipe, work_dir, num_documents)
+
+
+@ANY_EXAMPLES
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5), st.sampled_from([TRAIN, VAL])), min_size=2, max_size=40),
+    st.sampled_from([{"split": "given", "split_column": "s"}, {"split": "exact", "group_column": "g"}]),
+    st.sampled_from([1, 5, 1000]),
+)
+def test_texts_on_both_sides_are_counted_without_dedup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows, settings_, rows_per_bucket
+) -> None:
+    monkeypatch.setattr("preprocess.build.buckets.ROWS_PER_BUCKET", rows_per_bucket)
+    work_dir, (contents, groups, given_sides) = WorkDir(tmp_path), map(list, zip(*rows, strict=True))
+    num_documents = write_documents(work_dir, contents, groups, [len(rows) // 2], side=given_sides)
+    for dedup in (False, True):
+        try:
+            assignment = dedup_and_split(make_recipe(dedup=dedup, **settings_), work_dir, num_documents)
+        except FolioError:  # one side is empty
+            continue
+        sides = read_sides(work_dir, num_documents)
+        train, val = ({content for content, s in zip(contents, sides, strict=True) if s == x} for x in (TRAIN, VAL))
+        assert assignment.num_leaks == len(train & val)
+        assert not (dedup and assignment.num_leaks)
+
+
+@pytest.mark.parametrize("settings_", [{}, {"dedup": False}, {"max_documents": 9}, {"dedup": False, "split": "given"}])
+@pytest.mark.parametrize("kind", ["equal", "one group"])
+def test_memory_does_not_grow_with_equal_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, settings_: dict[str, Any]
+) -> None:
+    """All equal hashes are in one bucket: 24 bytes for each of 300,000 documents would be 7 MB."""
+    for name in ("buckets.ROWS_PER_BUCKET", "buckets.BUFFER_ROWS", "work_dir.CHUNK_DOCUMENTS"):
+        monkeypatch.setattr(f"preprocess.build.{name}", 20_000)
+    num_documents, work_dir = 300_000, WorkDir(tmp_path)
+    table = np.zeros(num_documents, DOCUMENT_DTYPE)
+    if kind == "one group":
+        table["hash"] = np.random.default_rng(0).integers(0, 256, (num_documents, 16), np.uint8)
+    table["side"][0] = VAL
+    table.tofile(work_dir.file(0, "docs"))
+    del table
+    settings_ = settings_ | ({"split_column": "s"} if settings_.get("split") == "given" else {})
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(FolioError):  # one document or one group cannot be split
+            dedup_and_split(make_recipe(**settings_), work_dir, [num_documents])
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 6_000_000

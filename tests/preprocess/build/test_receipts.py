@@ -66,6 +66,18 @@ def test_read_receipt_rejects_every_truncation(tmp_path: Path) -> None:
         assert read_receipt(tmp_path / "receipt.json", PrepareReceipt) is None
 
 
+def test_read_receipt_rejects_a_flipped_bit_in_any_byte(tmp_path: Path) -> None:
+    """A digit with another bit is a digit or a letter, so a damaged receipt may be valid JSON of the right types."""
+    path = tmp_path / "receipt.json"
+    write_receipt(path, RECEIPT)
+    data = path.read_bytes()
+    for bit in range(0, 8 * len(data), 7):  # in every byte
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        assert read_receipt(path, PrepareReceipt) in (None, RECEIPT), damaged
+
+
 @pytest.mark.parametrize("damage", [b"", b"other", bytes(7), None])
 def test_work_dir_ignores_the_receipt_of_a_changed_file(tmp_path: Path, damage: bytes | None) -> None:
     work_dir = WorkDir(tmp_path)
