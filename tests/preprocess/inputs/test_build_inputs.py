@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 
+from preprocess.build.plan import make_plan
 from preprocess.errors import FolioError, MisuseError
-from tests.helpers.file_builds import build_files, read_stats, read_texts
+from preprocess.inputs.find_inputs import is_larger
+from preprocess.recipes.catalog import load_recipe
+from preprocess.shards.files import sha256_bytes
+from tests.helpers.file_builds import QUIET, build_files, read_stats, read_texts
 
 
 def test_folders_and_globs_give_files_with_relative_names(tmp_path: Path) -> None:
@@ -130,3 +134,17 @@ def test_links_to_files_and_folders_name_the_real_files_once(tmp_path: Path) -> 
     (tmp_path / "alias").symlink_to(tmp_path / "real")
     result = build_files(tmp_path, tmp_path / "in", tmp_path / "alias/deep/a.txt", tmp_path / "alias/*/*.txt")
     assert [source["name"] for source in result.manifest.sources] == ["in/b.txt", "real/deep/a.txt"]
+
+
+def test_many_files_are_hashed_in_order_and_fill_several_partitions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(300):
+        (tmp_path / f"{number:03}.txt").write_text(f"text {number}")
+    recipe = load_recipe(None, inputs=(str(tmp_path),), tokenizer="byte")
+    monkeypatch.setattr("preprocess.inputs.input_files.PARTITION_FILES", 100)
+    plan = make_plan(recipe, None, QUIET, num_threads=3)
+    assert [file.sha256 for file in plan.input_files] == [sha256_bytes(b"text %d" % number) for number in range(300)]
+    assert [len(partition.spans) for partition in plan.partitions] == [100, 100, 100]
+    assert is_larger(recipe, 1 << 20, 299) and not is_larger(recipe, 1 << 20, 300)
+    assert is_larger(recipe, 100, 300) and not is_larger(recipe, 1 << 20, 300)
