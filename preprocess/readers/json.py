@@ -2,11 +2,12 @@
 
 Every line is parsed separately with orjson, so the result does not depend on which lines share a
 block. Arrow's JSON reader would be faster, but it fails for a whole block if one line is invalid,
-and it converts text that looks like a date to a timestamp.
+and it converts text that looks like a date to a timestamp. Long lines are parsed by long_json.py.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,8 @@ import pyarrow as pa
 from preprocess.errors import FolioError, MisuseError
 from preprocess.inputs.input_files import InputFile, Span
 from preprocess.readers.decompress import read_blocks
-from preprocess.readers.record_blocks import read_record_blocks
+from preprocess.readers.long_json import LongStrings, find_invalid_utf8, replace_invalid_utf8
+from preprocess.readers.record_blocks import RecordBlock, read_record_blocks
 from preprocess.readers.records import (
     Records,
     Rejects,
@@ -28,8 +30,12 @@ from preprocess.readers.records import (
 )
 from preprocess.recipes.schema import Recipe
 
+_Row = tuple[list[Any], list[Any]]  # the values for the document, and those for the condition
 TYPES = {"text": pa.large_string(), "number": pa.float64(), "boolean": pa.bool_(), "null": pa.large_string()}
 HEAD_BYTES = 1 << 20
+LINE = re.compile(rb"\S[^\n]*")  # blank lines are not records
+LONG_LINE_BYTES = 8 << 20
+MAX_RECORDS = 1 << 16  # read at once; a block of short lines has more
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # some Windows programs put it at the start of a file; it is not JSON
 
 
@@ -61,72 +67,121 @@ def check_jsonl(input_file: InputFile, recipe: Recipe) -> None:
 
 def read_jsonl(input_file: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:
     """Yield the records of `span`. A key that is missing in a line is null."""
-    required = find_required_columns(recipe)
+    parser = _BlockParser(input_file, recipe, rejects)
     num_records = 0
-    for offset, data, _ in read_record_blocks(input_file, span.start, span.stop, recipe, rejects):
-        rows: list[tuple[list[Any], list[Any]]] = []
-        starts = []
-        for line in data.split(b"\n"):
-            start, offset = offset, offset + len(line) + 1
-            if start == 0:
-                line = line.removeprefix(BYTE_ORDER_MARK)
-            if not line.strip():
+    for block in read_record_blocks(input_file, span.start, span.stop, recipe, rejects):
+        for records in parser.parse(block):
+            records.first = num_records
+            num_records += records.num_records
+            yield records
+
+
+class _BlockParser:
+    """Parses the lines of record blocks."""
+
+    def __init__(self, input_file: InputFile, recipe: Recipe, rejects: Rejects) -> None:
+        self._input_file, self._recipe, self._rejects = input_file, recipe, rejects
+        self._required = find_required_columns(recipe)
+
+    def parse(self, block: RecordBlock) -> Iterator[Records]:
+        """Yield the records of `block`, at most MAX_RECORDS at a time."""
+        rows: list[_Row] = []
+        offsets: list[int] = []  # of the rows in the file
+        for match in LINE.finditer(block.data):
+            start, end = match.span()
+            offset = block.offset + start
+            if rows and (len(rows) == MAX_RECORDS or end - start > LONG_LINE_BYTES):
+                yield self._make_records(rows, offsets)
+                rows, offsets = [], []
+            if end - start > LONG_LINE_BYTES:
+                yield from self._parse_long_line(memoryview(block.data)[start:end], offset)
                 continue
-            try:
-                row = _parse_line(line, required, recipe, rejects)
-            except UnicodeDecodeError as e:
-                if recipe.invalid_utf8 == "error":
-                    location = f"at offset {start + e.start:,}"
-                    raise FolioError(format_utf8_error(input_file.path, location, line[e.start], e.reason)) from e
-                rejects.counts["invalid_utf8"] += 1
-                continue
-            if isinstance(row, str):
-                rejects.reject(input_file.name, f"byte {start}", row, line)
-            else:
+            line = match[0] if offset else match[0].removeprefix(BYTE_ORDER_MARK)
+            parsed = self._parse_record(line)
+            row = self._handle_error(line, offset, parsed) if isinstance(parsed, str) else parsed
+            if row is not None:
                 rows.append(row)
-                starts.append(start)
+                offsets.append(offset)
         if rows:
-            columns = _to_arrays(required.columns, [values for values, _ in rows])
-            where = _to_arrays(required.where, [values for _, values in rows])
-            yield Records(columns, num_records, where, np.array(starts, np.int64))
-        num_records += len(rows)
+            yield self._make_records(rows, offsets)
 
+    def _make_records(self, rows: list[_Row], offsets: list[int], strings: LongStrings | None = None) -> Records:
+        make_array = pa.array if strings is None else strings.make_array
+        arrays = []
+        for kinds, of_kind in ((self._required.columns, 0), (self._required.where, 1)):
+            columns = zip(*(row[of_kind] for row in rows), strict=True) if kinds else ()
+            arrays.append(
+                {n: make_array(column, TYPES[kind]) for (n, kind), column in zip(kinds.items(), columns, strict=True)}
+            )
+        return Records(arrays[0], 0, arrays[1], np.array(offsets, np.int64))
 
-def _to_arrays(kinds: dict[str, str], rows: list[list[Any]]) -> dict[str, pa.Array]:
-    columns = zip(*rows, strict=True) if kinds else ()
-    return {name: pa.array(column, TYPES[kind]) for (name, kind), column in zip(kinds.items(), columns, strict=True)}
+    def _handle_error(self, line: bytes, offset: int, reason: str) -> _Row | None:
+        """Count, save or repair a line that could not be parsed. Returns its values if it could be repaired."""
+        if not line.strip():  # after the byte order mark
+            return None
+        if (invalid := find_invalid_utf8(line)) is not None:
+            if self._recipe.invalid_utf8 != "replace":
+                self._skip_invalid_utf8(offset, line, invalid)
+                return None
+            self._rejects.counts["invalid_utf8"] += 1
+            row = self._parse_record(replace_invalid_utf8(line))
+            if not isinstance(row, str):
+                return row
+            reason = row
+        self._rejects.reject(self._input_file.name, f"byte {offset}", reason, line)
+        return None
 
+    def _parse_long_line(self, line: memoryview, offset: int) -> Iterator[Records]:
+        """Yield the only record of a long line, unless it is rejected or skipped."""
+        if offset == 0 and line[: len(BYTE_ORDER_MARK)] == BYTE_ORDER_MARK:
+            line = line[len(BYTE_ORDER_MARK) :]
+        valid_line: bytes | memoryview = line
+        if (invalid := find_invalid_utf8(line)) is not None:
+            if self._recipe.invalid_utf8 != "replace":
+                self._skip_invalid_utf8(offset, line, invalid)
+                return
+            self._rejects.counts["invalid_utf8"] += 1
+            valid_line = replace_invalid_utf8(line)
+        strings = LongStrings(valid_line)
+        if not strings.shortened_line.strip():  # after the byte order mark
+            return
+        row = strings.find_error() or self._parse_record(strings.shortened_line)
+        if isinstance(row, str):
+            self._rejects.reject(self._input_file.name, f"byte {offset}", row, line)
+        else:
+            yield self._make_records([row], [offset], strings)
 
-def _parse_line(
-    line: bytes, required: RequiredColumns, recipe: Recipe, rejects: Rejects
-) -> tuple[list[Any], list[Any]] | str:
-    """Return the values for the document and those for the condition, or why the line is rejected.
+    def _skip_invalid_utf8(self, offset: int, line: bytes | memoryview, invalid: tuple[int, str]) -> None:
+        """Count a line that is left out. Raises FolioError if the recipe makes it an error."""
+        index, reason = invalid
+        if self._recipe.invalid_utf8 == "error":
+            location = f"at offset {offset + index:,}"
+            raise FolioError(format_utf8_error(self._input_file.path, location, line[index], reason))
+        self._rejects.counts["invalid_utf8"] += 1
 
-    Raises UnicodeDecodeError if the line is not UTF-8, unless the recipe replaces invalid bytes.
-    """
-    try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError as e:
+    def _parse_record(self, line: bytes) -> _Row | str:
+        """Return the values for the document and those for the condition, or why the line is rejected."""
+        required = self._required
         try:
-            line.decode("utf-8")
-        except UnicodeDecodeError:
-            if recipe.invalid_utf8 != "replace":
-                raise
-            rejects.counts["invalid_utf8"] += 1
-            return _parse_line(line.decode("utf-8", "replace").encode(), required, recipe, rejects)
-        return f"invalid JSON: {e}"
-    if not isinstance(record, dict):
-        return f"expected a JSON object, got {_get_json_type(record)}"
-    try:
-        values = [_to_text(record.get(name), name, required) for name in required.columns]
-        return values, [_to_kind(record.get(name), name, kind) for name, kind in required.where.items()]
-    except TypeError as e:
-        return str(e)
+            record = orjson.loads(line)
+        except orjson.JSONDecodeError as e:
+            return f"invalid JSON: {e}"
+        if not isinstance(record, dict):
+            return f"expected a JSON object, got {_get_json_type(record)}"
+        try:
+            values = [
+                value if isinstance(value := record.get(name), str) else _to_text(value, name, required)
+                for name in required.columns
+            ]
+            return values, [_to_kind(record.get(name), name, kind) for name, kind in required.where.items()]
+        except TypeError as e:
+            return str(e)
 
 
 def _to_text(value: Any, name: str, required: RequiredColumns) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
+    """Return a value that is not a string as text. Raises TypeError if it cannot be converted."""
+    if value is None:
+        return None
     if name == required.text_only or not isinstance(value, bool | int | float):
         raise TypeError(f"{name} must be text, got {_get_json_type(value)}")
     if isinstance(value, float) and value.is_integer() and abs(value) >= 2**53:

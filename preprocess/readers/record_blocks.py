@@ -15,8 +15,9 @@ A record longer than `max_document_bytes` is cut at white space into several par
 only on the first `max_document_bytes` bytes of the record, not on how many bytes are in the buffer,
 so the documents do not depend on the size of the incoming blocks.
 
-The cost: every byte is copied into the buffer and out of it. The buffer holds at most one incoming
-block and one record of the maximum size.
+The cost: every byte is copied into the buffer, and out of it unless the record is long. The buffer
+holds at most one incoming block and one record of the maximum size. Bytes in which there is no
+boundary are searched once, even if a record has many blocks.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from preprocess.recipes.schema import Recipe
 
 CUT_SEARCH_BYTES = 16 << 20  # a record without white space in this many bytes is not text and is not cut
 PROBE_BYTES = 1 << 16
+LONG_BLOCK_BYTES = 16 << 20  # a record block of this size is handed over without a copy
 WHITE_SPACE = b" \n\t\r"
 IS_SPACE = np.zeros(256, bool)  # by byte value
 IS_SPACE[list(WHITE_SPACE)] = True
@@ -51,13 +53,14 @@ class Boundaries:
         """The number of bytes before an offset that decide whether it is a boundary."""
         return max(map(len, self.marks), default=0)
 
-    def find_last(self, data: bytes | bytearray) -> int:
-        """Return the last boundary in `data`, which may be its end, or 0 if there is no mark."""
-        return max((found + len(mark) for mark in self.marks if (found := data.rfind(mark)) >= 0), default=0)
+    def find_last(self, data: bytes | bytearray, max_offset: int, min_offset: int = 1) -> int:
+        """Return the last boundary from `min_offset` to `max_offset` in `data`, or 0."""
+        found = ((data.rfind(mark, max(min_offset - len(mark), 0), max_offset), len(mark)) for mark in self.marks)
+        return max((start + length for start, length in found if start >= 0), default=0)
 
-    def find_first(self, data: bytes | bytearray, min_offset: int = 1) -> int | None:
-        """Return the first boundary >= `min_offset` in `data`, if any. It may be its end."""
-        found = ((data.find(mark, max(min_offset - len(mark), 0)), len(mark)) for mark in self.marks)
+    def find_first(self, data: bytes | bytearray, max_offset: int, min_offset: int = 1) -> int | None:
+        """Return the first boundary from `min_offset` to `max_offset` in `data`, if any."""
+        found = ((data.find(mark, max(min_offset - len(mark), 0), max_offset), len(mark)) for mark in self.marks)
         return min((start + length for start, length in found if start >= 0), default=None)
 
 
@@ -70,8 +73,8 @@ class RecordBlock(NamedTuple):
     """Whole records, or one part of a record that is too long for a document."""
 
     offset: int  # of the first byte in the decompressed file
-    data: bytes
-    is_part: bool
+    data: bytes | bytearray
+    part: int = 0  # 0: whole records; n: the n-th part of a record, from 1
 
 
 def get_boundaries(input_file: InputFile, recipe: Recipe) -> Boundaries:
@@ -94,7 +97,7 @@ def find_next_boundary(input_file: InputFile, boundaries: Boundaries, min_offset
         file.seek(start)
         while block := file.read(PROBE_BYTES):
             data = tail + block
-            found = boundaries.find_first(data, max(min_offset - start, 1))
+            found = boundaries.find_first(data, len(data), max(min_offset - start, 1))
             if found is not None:
                 return start + found
             tail = data[max(len(data) - boundaries.reach, 0) :]
@@ -131,7 +134,8 @@ class _RecordCutter:
         self._leading_bytes = leading_bytes.get(recipe.document, b"") if input_file.format == "text" else b""
         self._buffer = bytearray()
         self._offset = start  # of the buffer's first byte in the file
-        self._is_part = False  # the buffer begins inside a long record that is being cut
+        self._num_searched = 0  # bytes at the buffer's start in which no boundary is
+        self._part = 0  # of the long record that is being cut, if the buffer begins inside one
         self._is_skipping = False  # the buffer begins inside a long record that is left out
 
     def add(self, block: bytes) -> Iterator[RecordBlock]:
@@ -139,26 +143,30 @@ class _RecordCutter:
         self._buffer += block
         while len(self._buffer) > self._max_bytes:
             yield from self._shrink()
-        if self._is_part or self._is_skipping:
+        if self._part or self._is_skipping:
             yield from self._end_long_record()
-        if not self._is_part and not self._is_skipping and (end := self._boundaries.find_last(self._buffer)):
+        if not self._part and not self._is_skipping and (end := self._find_last_boundary(len(self._buffer))):
             yield self._take(end)
 
     def finish(self) -> Iterator[RecordBlock]:
-        """Yield the rest of the buffer after the last block was added."""
-        if self._buffer and not self._is_skipping:
+        """Yield the rest of the buffer after the last block was added.
+
+        An empty file that is one record is an empty record.
+        """
+        is_empty_record = not self._boundaries.marks and self._offset == 0
+        if (self._buffer or is_empty_record) and not self._is_skipping:
             yield self._take(len(self._buffer))
 
     def _shrink(self) -> Iterator[RecordBlock]:
         """Remove bytes from the front of a buffer that is longer than one record may be."""
-        if self._is_part or self._is_skipping:
+        if self._part or self._is_skipping:
             yield from self._end_long_record()
-            if not self._is_part and not self._is_skipping:
+            if not self._part and not self._is_skipping:
                 return
-        elif end := self._boundaries.find_last(self._buffer[: self._max_bytes]):
+        elif end := self._find_last_boundary(self._max_bytes):
             yield self._take(end)
             return
-        elif self._leading_bytes and (num_leading := len(self._buffer) - len(self._buffer.lstrip(self._leading_bytes))):
+        elif num_leading := self._count_leading_bytes():
             self._take(num_leading)
             return
         if self._is_skipping:
@@ -167,32 +175,57 @@ class _RecordCutter:
         elif len(self._buffer) > self._max_bytes:
             yield from self._cut_long_record()
 
+    def _find_last_boundary(self, max_offset: int) -> int:
+        end = self._boundaries.find_last(self._buffer, max_offset, self._num_searched + 1)
+        if not end:
+            self._num_searched = max(self._num_searched, max_offset)
+        return end
+
+    def _count_leading_bytes(self) -> int:
+        if self._buffer[0] not in self._leading_bytes:
+            return 0
+        return len(self._buffer) - len(self._buffer.lstrip(self._leading_bytes))
+
     def _cut_long_record(self) -> Iterator[RecordBlock]:
         cut = find_cut(self._buffer, self._max_bytes) if self._can_cut else 0
         if cut:
             self._rejects.counts["cut"] += 1
-            self._is_part = True
-            yield self._take(cut)
+            self._part = max(self._part, 1)
+            part = self._take(cut)
+            self._part += 1
+            yield part
         else:
             record = f"{self._input_file.path}: the record at byte {self._offset:,}"
             reject_oversized(record, self._recipe, self._rejects, can_be_cut=self._can_cut)
-            self._is_part, self._is_skipping = False, True
+            self._part, self._is_skipping = 0, True
 
     def _end_long_record(self) -> Iterator[RecordBlock]:
         """Take the rest of a long record if its end is in the buffer and needs no further cut."""
-        end = self._boundaries.find_first(self._buffer[: self._max_bytes] if self._is_part else self._buffer)
-        if end is not None:
-            last_part = self._take(end)
-            if self._is_part:
-                yield last_part
-            self._is_part = self._is_skipping = False
+        max_offset = min(self._max_bytes, len(self._buffer)) if self._part else len(self._buffer)
+        end = self._boundaries.find_first(self._buffer, max_offset, self._num_searched + 1)
+        if end is None:
+            self._num_searched = max(self._num_searched, max_offset)
+            return
+        last_part = self._take(end)
+        if self._part:
+            yield last_part
+        self._part, self._is_skipping = 0, False
 
     def _take(self, end: int) -> RecordBlock:
         """Remove the first `end` bytes from the buffer and return them."""
-        with memoryview(self._buffer) as view:
-            block = RecordBlock(self._offset, bytes(view[:end]), self._is_part)
-        del self._buffer[:end]
+        buffer = self._buffer
+        with memoryview(buffer) as view:
+            if end < LONG_BLOCK_BYTES:
+                data: bytes | bytearray = bytes(view[:end])
+            else:
+                data, self._buffer = buffer, bytearray(view[end:])
+        if data is buffer:
+            del buffer[end:]
+        else:
+            del buffer[:end]
+        block = RecordBlock(self._offset, data, self._part)
         self._offset += end
+        self._num_searched = max(self._num_searched - end, 0)
         return block
 
 
@@ -220,7 +253,12 @@ def find_cut(data: bytes | bytearray | memoryview, max_bytes: int, start: int = 
     splits there, so a cut changes no token id.
     """
     first = start + max(max_bytes - CUT_SEARCH_BYTES, 0)
-    window = np.frombuffer(data, np.uint8, count=start + max_bytes + 1 - first, offset=first)
-    is_space = IS_SPACE[window]
-    cuts = np.flatnonzero(is_space[1:] & ~is_space[:-1])
-    return first + 1 + int(cuts[-1]) if len(cuts) else 0
+    end, window_bytes = start + max_bytes + 1, PROBE_BYTES
+    while end - first > 1:
+        begin = max(end - window_bytes, first)
+        is_space = IS_SPACE[np.frombuffer(data, np.uint8, count=end - begin, offset=begin)]
+        cuts = np.flatnonzero(is_space[1:] & ~is_space[:-1])
+        if len(cuts):
+            return begin + 1 + int(cuts[-1])
+        end, window_bytes = begin + 1, 2 * window_bytes
+    return 0

@@ -6,7 +6,8 @@ and rewriting a column copies every text in it.
 The idea: first find out whether there is anything to do. The rules that are on by default scan the
 bytes of a whole batch with NumPy (3 to 15 GB/s), without looking at single documents. If the scan
 finds a suspicious byte, a regular expression finds the documents to change, and only these are
-rewritten. The cost for clean ASCII text is one scan per rule and no copy.
+rewritten. The cost for clean ASCII text is one scan per rule and no copy. Long texts are cleaned in
+slices (slices.py), because a Python string or a rewritten column takes several times their size.
 
 The rules are applied in a fixed order (CLEANING_RULES in recipes/schema.py), so cleaning a text
 twice gives the same result as cleaning it once: normalizing line ends and removing control
@@ -18,8 +19,8 @@ escapes (`&amp;lt;` becomes `&lt;`), and `mojibake` guesses what the text was.
 from __future__ import annotations
 
 import html
-import unicodedata
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,15 @@ import pyarrow.compute as pc
 
 from preprocess.documents import get_text_buffers, replace_column
 from preprocess.recipes.schema import CLEANING_RULES
+from preprocess.stages.nfc import normalize_nfc
+from preprocess.stages.slices import iter_groups, slice_texts
+
+# New texts, and which of the D texts were changed: (D,) bool.
+Cleaned = tuple[pa.LargeStringArray, np.ndarray]
+Rule = Callable[[pa.LargeStringArray], Cleaned]
+
+# These rules look at a text as a whole. The others do not look across the end of a slice.
+WHOLE_TEXT_RULES = ("mojibake", "trim")
 
 # DEL, C1, and C0 except tab, line feed and carriage return (which the earlier rule `line_ends`
 # converts).
@@ -46,20 +56,57 @@ def clean(batch: pa.RecordBatch, rules: tuple[str, ...]) -> tuple[pa.RecordBatch
     Returns the new batch, and for each rule the number of documents that it changed.
     """
     texts, counts = batch.column("text"), {}
-    for rule in CLEANING_RULES:
-        if rule in rules:
-            texts, counts[rule] = _RULES[rule](texts)
+    for name in CLEANING_RULES:
+        if name in rules:
+            apply = _RULES[name] if name in WHOLE_TEXT_RULES else partial(_apply_to_slices, _RULES[name])
+            texts, is_changed = apply(texts)
+            counts[name] = int(np.count_nonzero(is_changed))
     return replace_column(batch, "text", texts), counts
 
 
+def _apply_to_slices(rule: Rule, texts: pa.LargeStringArray) -> Cleaned:
+    """Apply `rule` to the slices of long texts, and join the results."""
+    slices, first_slices = slice_texts(texts)
+    if len(slices) == len(texts):
+        return rule(texts)
+    is_changed, sizes = np.zeros(len(slices), bool), np.empty(len(slices), np.int64)
+    data, offsets = get_text_buffers(slices)
+    new_data = bytearray()
+    for start, stop in iter_groups(slices):
+        group, is_changed[start:stop] = rule(slices.slice(start, stop - start))
+        group_data, group_offsets = get_text_buffers(group)
+        sizes[start:stop] = np.diff(group_offsets)
+        if is_changed[start:stop].any() and not is_changed[:start].any():
+            new_data += data[: offsets[start]].data  # nothing is copied before the first change
+        if is_changed[:stop].any():
+            new_data += group_data.data
+    if not is_changed.any():
+        return texts, np.zeros(len(texts), bool)
+    ends = np.cumsum(sizes)[first_slices[1:] - 1]
+    offsets_buffer = pa.py_buffer(np.append(0, ends))
+    new_texts = pa.LargeStringArray.from_buffers(len(texts), offsets_buffer, pa.py_buffer(new_data))
+    return new_texts, np.logical_or.reduceat(is_changed, first_slices[:-1])
+
+
 def _replace_rows(
-    texts: pa.LargeStringArray, mask: pa.BooleanArray, rewrite: Callable[[pa.Array], pa.Array]
-) -> tuple[pa.Array, int]:
-    """Apply `rewrite` to the rows in `mask`. Return all texts and the number of these rows."""
-    count = pc.sum(mask).as_py() or 0
-    if not count:
-        return texts, 0
-    return pc.replace_with_mask(texts, mask, rewrite(texts.filter(mask))), count
+    texts: pa.LargeStringArray, is_changed: np.ndarray, rewrite: Callable[[pa.LargeStringArray], pa.Array]
+) -> Cleaned:
+    """Apply `rewrite` to the rows `is_changed`, (D,) bool. Return all texts, and `is_changed`."""
+    if not is_changed.any():
+        return texts, is_changed
+    if is_changed.all():
+        return rewrite(texts), is_changed
+    mask = pa.array(is_changed)
+    return pc.replace_with_mask(texts, mask, rewrite(texts.filter(mask))), is_changed
+
+
+def _match_regex(texts: pa.LargeStringArray, pattern: str) -> np.ndarray:
+    is_match: np.ndarray = pc.match_substring_regex(texts, pattern).to_numpy(zero_copy_only=False)
+    return is_match
+
+
+def _change_nothing(texts: pa.LargeStringArray) -> Cleaned:
+    return texts, np.zeros(len(texts), bool)
 
 
 def _contains_byte(texts: pa.LargeStringArray, predicate: Callable[[np.ndarray], np.ndarray]) -> bool:
@@ -80,37 +127,42 @@ def _contains_control(texts: pa.LargeStringArray) -> bool:
     return False
 
 
-def _normalize_line_ends(texts: pa.LargeStringArray) -> tuple[pa.Array, int]:
+def _normalize_line_ends(texts: pa.LargeStringArray) -> Cleaned:
     if not _contains_byte(texts, lambda data: data == CARRIAGE_RETURN):
-        return texts, 0
+        return _change_nothing(texts)
     return _replace_rows(
         texts,
-        pc.match_substring(texts, "\r"),
+        pc.match_substring(texts, "\r").to_numpy(zero_copy_only=False),
         lambda rows: pc.replace_substring(pc.replace_substring(rows, "\r\n", "\n"), "\r", "\n"),
     )
 
 
-def _remove_control_characters(texts: pa.LargeStringArray) -> tuple[pa.Array, int]:
+def _remove_control_characters(texts: pa.LargeStringArray) -> Cleaned:
     if not _contains_control(texts):
-        return texts, 0
-    mask = pc.match_substring_regex(texts, CONTROL_CHARACTERS)
-    return _replace_rows(texts, mask, lambda rows: pc.replace_substring_regex(rows, CONTROL_CHARACTERS, ""))
+        return _change_nothing(texts)
+    is_changed = _match_regex(texts, CONTROL_CHARACTERS)
+    return _replace_rows(texts, is_changed, lambda rows: pc.replace_substring_regex(rows, CONTROL_CHARACTERS, ""))
 
 
-def _remove_byte_order_mark(texts: pa.LargeStringArray) -> tuple[pa.Array, int]:
-    mask = pc.starts_with(texts, "\ufeff")
-    return _replace_rows(texts, mask, lambda rows: pc.replace_substring_regex(rows, "^\ufeff+", ""))
+def _remove_byte_order_mark(texts: pa.LargeStringArray) -> Cleaned:
+    is_changed = pc.starts_with(texts, "\ufeff").to_numpy(zero_copy_only=False)
+    return _replace_rows(texts, is_changed, lambda rows: pc.replace_substring_regex(rows, "^\ufeff+", ""))
 
 
-def _normalize_nfc(texts: pa.LargeStringArray) -> tuple[pa.Array, int]:
-    mask = np.zeros(len(texts), bool)
-    for row in _find_nfc_candidates(texts):
-        mask[row] = not unicodedata.is_normalized("NFC", texts[row].as_py())
+def _rewrite_rows(texts: pa.LargeStringArray, rows: np.ndarray, rewrite: Callable[[str], str]) -> Cleaned:
+    """Apply `rewrite` to the texts of `rows`, (R,) indices in ascending order."""
+    is_changed, new_texts = np.zeros(len(texts), bool), []
+    for row in rows.tolist():
+        text = texts[row].as_py()
+        new_text = rewrite(text)
+        if new_text != text:
+            is_changed[row] = True
+            new_texts.append(new_text)
+    return _replace_rows(texts, is_changed, lambda _: pa.array(new_texts, pa.large_string()))
 
-    def normalize(rows: pa.Array) -> pa.Array:
-        return pa.array([unicodedata.normalize("NFC", text) for text in rows.to_pylist()], pa.large_string())
 
-    return _replace_rows(texts, pa.array(mask), normalize)
+def _normalize_nfc(texts: pa.LargeStringArray) -> Cleaned:
+    return _rewrite_rows(texts, _find_nfc_candidates(texts), normalize_nfc)
 
 
 def _find_nfc_candidates(texts: pa.LargeStringArray) -> np.ndarray:
@@ -140,46 +192,33 @@ def _find_nfc_candidates(texts: pa.LargeStringArray) -> np.ndarray:
     return np.unique(np.searchsorted(offsets, np.concatenate(found), side="right") - 1)
 
 
-def _fix_mojibake(texts: pa.LargeStringArray) -> tuple[pa.Array, int]:
+def _fix_mojibake(texts: pa.LargeStringArray) -> Cleaned:
     from preprocess.stages.mojibake import fix_mojibake
 
-    mask, fixed_texts = np.zeros(len(texts), bool), []
-    for row in np.flatnonzero(~pc.string_is_ascii(texts).to_numpy(zero_copy_only=False)):
-        text = texts[row].as_py()
-        fixed = fix_mojibake(text)
-        if fixed != text:
-            mask[row] = True
-            fixed_texts.append(fixed)
-    return _replace_rows(texts, pa.array(mask), lambda _: pa.array(fixed_texts, pa.large_string()))
+    rows = np.flatnonzero(~pc.string_is_ascii(texts).to_numpy(zero_copy_only=False))
+    return _rewrite_rows(texts, rows, fix_mojibake)
 
 
-def _unescape_html(texts: pa.LargeStringArray) -> tuple[pa.Array, int]:
-    mask = np.zeros(len(texts), bool)
-    for row in np.flatnonzero(pc.match_substring_regex(texts, "&#?[0-9A-Za-z]").to_numpy(zero_copy_only=False)):
-        text = texts[row].as_py()
-        mask[row] = html.unescape(text) != text
-    return _replace_rows(
-        texts, pa.array(mask), lambda rows: pa.array(map(html.unescape, rows.to_pylist()), pa.large_string())
-    )
+def _unescape_html(texts: pa.LargeStringArray) -> Cleaned:
+    return _rewrite_rows(texts, np.flatnonzero(_match_regex(texts, "&#?[0-9A-Za-z]")), html.unescape)
 
 
-def _collapse_white_space(texts: pa.LargeStringArray) -> tuple[pa.Array, int]:
+def _collapse_white_space(texts: pa.LargeStringArray) -> Cleaned:
     """Replace runs of spaces and tabs by one space, and runs of blank lines by one blank line.
 
     Spaces at the end of a line are removed.
     """
-    mask = pc.match_substring_regex(texts, r"[ \t]{2,}|\t|[ \t]\n|\n{3,}")
 
     def collapse(rows: pa.Array) -> pa.Array:
         rows = pc.replace_substring_regex(rows, r"[ \t]+", " ")
         return pc.replace_substring_regex(pc.replace_substring(rows, " \n", "\n"), r"\n{3,}", "\n\n")
 
-    return _replace_rows(texts, mask, collapse)
+    return _replace_rows(texts, _match_regex(texts, r"[ \t]{2,}|\t|[ \t]\n|\n{3,}"), collapse)
 
 
-def _trim(texts: pa.LargeStringArray) -> tuple[pa.Array, int]:
-    mask = pc.match_substring_regex(texts, OUTER_SPACE)
-    return _replace_rows(texts, mask, lambda rows: pc.replace_substring_regex(rows, OUTER_SPACE, ""))
+def _trim(texts: pa.LargeStringArray) -> Cleaned:
+    is_changed = _match_regex(texts, OUTER_SPACE)
+    return _replace_rows(texts, is_changed, lambda rows: pc.replace_substring_regex(rows, OUTER_SPACE, ""))
 
 
 _RULES = {

@@ -13,7 +13,9 @@ are used, which requires the numbers of all groups (build/dedup_and_split.py). T
 integer operations per document.
 
 With `split = "contiguous"` the text of a file is cut in two instead, at `1 - val_fraction` of its
-characters, as in nanoGPT. With `document = "passage"` a text is cut at blank lines.
+characters, as in nanoGPT. With `document = "passage"` a text is cut at blank lines. Both work on
+the UTF-8 bytes, since the text may have 64 MB: a character is counted by its first byte, and the
+parts of a text are views of it.
 """
 
 from __future__ import annotations
@@ -24,14 +26,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from preprocess.documents import SCHEMA, make_batch
+from preprocess.documents import SCHEMA, get_text_buffers, make_batch
 from preprocess.shards.permutation import keyed_hash
 from preprocess.stages.dedup import to_uint64_halves
+from preprocess.stages.slices import make_views
 
 # h: the keyed hash that decides the side; high, low: the 128 bits of the group's hash, for ties.
 GROUP_DTYPE = np.dtype([("h", "<u8"), ("high", "<u8"), ("low", "<u8")])
 
-BLANK_LINE = "\n\n"
+LINE_FEED = 10
+WINDOW_BYTES = 1 << 20  # of text in which passages are found at once
 
 
 def key_groups(hashes: np.ndarray, seed: int) -> np.ndarray:
@@ -57,30 +61,79 @@ def compute_contiguous_cut(num_characters: int, val_fraction: float) -> int:
     return int(num_characters * (1 - Fraction(str(val_fraction))))
 
 
-def find_passage_ends(text: str, num_characters: int) -> list[int]:
-    """Return the ends of passages of about `num_characters` as offsets in characters.
+def find_passage_ends(data: np.ndarray, num_characters: int) -> list[int]:
+    """Return the ends of passages of about `num_characters` as offsets in bytes.
 
-    A passage ends after the last blank line in its first `num_characters`, or else after the next
-    blank line. It includes the line feeds that follow, so that joining the passages gives `text`.
-    The last end is the length of `text`.
+    `data`: (N,) uint8, text in UTF-8. A passage ends after the last blank line in its first
+    `num_characters`, or else after the next blank line. It includes the line feeds that follow, so
+    that joining the passages gives the text. The last end is the length of `data`.
     """
-    ends, start = [], 0
-    while len(text) - start > num_characters:
-        begin = _skip_line_feeds(text, start)  # blank lines at the start of the text do not end a passage
-        cut = text.rfind(BLANK_LINE, begin, start + num_characters)
-        if cut < 0:
-            cut = text.find(BLANK_LINE, max(begin, start + num_characters - 1))
-        if cut < 0:
+    ends: list[int] = []
+    start, window_bytes, is_last = 0, WINDOW_BYTES, False
+    while not is_last:
+        is_last = start + window_bytes >= len(data)
+        found = _find_ends_in_window(data[start : start + window_bytes], num_characters, is_last=is_last)
+        ends += [start + end for end in found]
+        # Continue at the last end, or with a larger window if it was too small for a passage.
+        start, window_bytes = (ends[-1], WINDOW_BYTES) if found else (start, 2 * window_bytes)
+    return ends if ends and ends[-1] == len(data) else [*ends, len(data)]
+
+
+def _find_ends_in_window(window: np.ndarray, num_characters: int, *, is_last: bool) -> list[int]:
+    """Return the ends of the passages, except the last passage, in bytes from the window's start.
+
+    A window that is not the last one ends inside the text. Passages whose end depends on what
+    follows it are left out.
+    """
+    starts, ends = _find_blank_lines(window)
+    start_characters, end_characters, total = _count_characters(window, starts, ends)
+    if not is_last and len(ends) and ends[-1] == len(window):  # the line feeds may continue
+        starts, ends, total = starts[:-1], ends[:-1], int(start_characters[-1])
+        start_characters, end_characters = start_characters[:-1], end_characters[:-1]
+    # For a passage that begins at a blank line's end: the blank line at which it ends.
+    positions = np.append(0, end_characters)
+    numbers = np.arange(len(positions))
+    next_numbers = np.maximum(np.searchsorted(start_characters, positions + num_characters - 2, "right") - 1, numbers)
+    found: list[int] = []
+    number = 0
+    while number < len(positions) and total - positions[number] > num_characters:
+        blank_line = int(next_numbers[number])
+        if blank_line == len(ends):
             break
-        start = _skip_line_feeds(text, cut)
-        ends.append(start)
-    return ends if ends and ends[-1] == len(text) else [*ends, len(text)]
+        found.append(int(ends[blank_line]))
+        number = blank_line + 1
+    return found
 
 
-def _skip_line_feeds(text: str, start: int) -> int:
-    while start < len(text) and text[start] == "\n":
-        start += 1
-    return start
+def _find_blank_lines(window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the starts and ends of the runs of two or more line feeds, (B,) each.
+
+    A run at the start of the window is left out, since it does not end a passage.
+    """
+    is_feed = window == LINE_FEED
+    edges = np.flatnonzero(np.diff(is_feed[:-1] & is_feed[1:], prepend=False, append=False))
+    starts, ends = edges[::2], edges[1::2] + 1
+    return starts[starts > 0], ends[starts > 0]
+
+
+def _count_characters(window: np.ndarray, *offsets: np.ndarray) -> tuple[Any, ...]:
+    """Return the numbers of characters before each of `offsets` > 0, and in the whole window."""
+    is_first_byte = (window & 0xC0) != 0x80  # 0b10xxxxxx continues a character
+    if is_first_byte.all():
+        return *offsets, len(window)
+    num_started = np.cumsum(is_first_byte, dtype=np.int32)
+    return *(num_started[of_kind - 1] for of_kind in offsets), int(num_started[-1])
+
+
+def _find_character(data: np.ndarray, index: int) -> int:
+    """Return the offset of a character in UTF-8 bytes, given by its index, or the number of bytes."""
+    for start in range(0, len(data), WINDOW_BYTES):
+        is_first_byte = (data[start : start + WINDOW_BYTES] & 0xC0) != 0x80
+        count = int(np.count_nonzero(is_first_byte))
+        if index < count:
+            return start + int(np.flatnonzero(is_first_byte)[index])
+        index -= count
+    return len(data)
 
 
 def cut_document(
@@ -92,20 +145,19 @@ def cut_document(
     approximate size of a passage. Each cut is made only if its argument is given. Returns the D
     non-empty parts in reading order, and which of them are after the boundary: (D,) bool.
     """
-    text = batch.column("text")[0].as_py()
-    boundary = len(text) if boundary is None else min(max(boundary, 0), len(text))
-    parts: list[str] = []
+    texts = batch.column("text")
+    data, _ = get_text_buffers(texts)
+    cut = len(data) if boundary is None else _find_character(data, max(boundary, 0))
+    ends: list[int] = []
     is_after_boundary: list[bool] = []
-    for side, is_after in ((text[:boundary], False), (text[boundary:], True)):
-        if not side:
+    for start, stop, is_after in ((0, cut, False), (cut, len(data), True)):
+        if start == stop:
             continue
-        start = 0
-        for end in find_passage_ends(side, passage_characters) if passage_characters else [len(side)]:
-            parts.append(side[start:end])
-            is_after_boundary.append(is_after)
-            start = end
+        side_ends = find_passage_ends(data[start:stop], passage_characters) if passage_characters else [stop - start]
+        ends += [start + end for end in side_ends]
+        is_after_boundary += [is_after] * len(side_ends)
     columns: dict[str, Any] = {
         field.name: batch.column(field.name)[0].as_py() for field in SCHEMA if field.name != "text"
     }
-    new_batch = make_batch({**columns, "text": pa.array(parts, pa.large_string())}, len(parts))
+    new_batch = make_batch({**columns, "text": make_views(texts, np.array(ends, np.int64))}, len(ends))
     return new_batch, np.array(is_after_boundary, bool)

@@ -1,0 +1,151 @@
+"""Parse a long line of JSON in little memory.
+
+The problem: a line may have 128 MB. A Python string takes four times as much if it contains one
+emoji, and a list of short lists takes twenty times as much as its text.
+
+The idea: almost all of a long line is in long strings. They are found first, and the line is parsed
+with a short mark in place of the contents of each. The contents are then decoded in slices of a
+megabyte. If a line without its long strings has too many values, it is rejected.
+
+The cost: 1 to 8 ns per byte to find the strings, and one copy of their contents.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+LONG_STRING_BYTES = 1 << 16
+SLICE_BYTES = 1 << 20
+MAX_VALUES = 4_000_000  # of one line; a Python object takes about 64 bytes
+
+QUOTE, BACKSLASH, LETTER_U = b'"\\u'
+HIGH_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}")
+ESCAPE_BYTES = 6  # of \uXXXX
+
+Line = bytes | memoryview
+
+
+class LongStrings:
+    """The long strings of one line of JSON, which must be valid UTF-8."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        name = secrets.token_hex(16)  # so that no string of the line looks like a mark
+        self._spans = {f"{name} {i}": span for i, span in enumerate(_find_long_strings(line))}
+        self.shortened_line = self._shorten()
+
+    def _shorten(self) -> bytes:
+        """Return the line with a mark in place of the contents of each long string."""
+        parts, first = [], 0
+        for mark, (start, end) in self._spans.items():
+            parts += [bytes(self._line[first:start]), mark.encode()]
+            first = end
+        return b"".join([*parts, bytes(self._line[first:])])
+
+    def find_error(self) -> str | None:
+        """Return why the line cannot be parsed, apart from errors in the shortened line."""
+        if sum(self.shortened_line.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
+            return f"it has more than {MAX_VALUES:,} values"
+        try:
+            for span in self._spans.values():
+                for _ in _decode_slices(self._line, *span):
+                    pass
+        except orjson.JSONDecodeError as e:
+            return f"invalid JSON: {e.msg}"
+        return None
+
+    def make_array(self, values: tuple[Any], type_: pa.DataType) -> pa.Array:
+        """Return an array of the only value of a column. A mark is replaced by its string."""
+        (value,) = values
+        if not isinstance(value, str) or value not in self._spans:
+            return pa.array(values, type_)
+        text = bytearray()
+        for part in _decode_slices(self._line, *self._spans[value]):
+            text += part
+        return pa.LargeStringArray.from_buffers(1, pa.py_buffer(np.array([0, len(text)])), pa.py_buffer(text))
+
+
+def find_invalid_utf8(line: Line) -> tuple[int, str] | None:
+    """Return the offset of the first byte that is not UTF-8, and the reason; None if there is none."""
+    start = 0
+    while start < len(line):
+        window = bytes(line[start : start + SLICE_BYTES])
+        try:
+            start += codecs.utf_8_decode(window, "strict", start + len(window) == len(line))[1]
+        except UnicodeDecodeError as e:
+            return start + e.start, e.reason
+    return None
+
+
+def replace_invalid_utf8(line: Line) -> bytes:
+    """Return the line with U+FFFD in place of bytes that are not UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    slices = (bytes(line[start : start + SLICE_BYTES]) for start in range(0, len(line), SLICE_BYTES))
+    return b"".join([*(decoder.decode(slice_).encode() for slice_ in slices), decoder.decode(b"", True).encode()])
+
+
+def _find_long_strings(line: Line) -> Iterator[tuple[int, int]]:
+    """Yield start and end of the contents of each string of at least LONG_STRING_BYTES."""
+    begin = 0
+    quotes = np.empty(0, np.int64)  # the quote of a string that is not yet closed
+    while begin < len(line):
+        window = np.frombuffer(line, np.uint8, min(SLICE_BYTES, len(line) - begin), begin)
+        quotes = np.append(quotes, begin + _find_unescaped_quotes(window))
+        num_closed = len(quotes) // 2 * 2
+        starts, ends = quotes[:num_closed:2] + 1, quotes[1:num_closed:2]
+        is_long = ends - starts >= LONG_STRING_BYTES
+        yield from zip(starts[is_long].tolist(), ends[is_long].tolist(), strict=True)
+        quotes = quotes[num_closed:]
+        end = begin + len(window)
+        # If the window ends with a backslash that escapes the next byte, begin the next one with it.
+        begin = end - _count_last_backslashes(line, begin, end) % 2 if end < len(line) else end
+
+
+def _find_unescaped_quotes(window: np.ndarray) -> np.ndarray:
+    """Return the offsets of the quotes that do not follow an odd number of backslashes."""
+    quotes = np.flatnonzero(window == QUOTE)
+    is_backslash = window == BACKSLASH
+    if not len(quotes) or not is_backslash.any():
+        return quotes
+    last_others = np.maximum.accumulate(np.where(is_backslash, -1, np.arange(len(window), dtype=np.int32)))
+    num_backslashes = quotes - 1 - np.where(quotes > 0, last_others[quotes - 1], -1)
+    return quotes[num_backslashes % 2 == 0]
+
+
+def _count_last_backslashes(line: Line, start: int, end: int) -> int:
+    """Return the number of backslashes at the end of line[start:end]."""
+    data = bytes(line[start:end])
+    return len(data) - len(data.rstrip(b"\\"))
+
+
+def _decode_slices(line: Line, start: int, end: int) -> Iterator[bytes]:
+    """Yield the UTF-8 text of the contents of a string, a slice at a time."""
+    while start < end:
+        stop = _find_slice_end(line, start, start + SLICE_BYTES) if end - start > SLICE_BYTES else end
+        text: str = orjson.loads(b'"%b"' % bytes(line[start:stop]))
+        yield text.encode()
+        start = stop
+
+
+def _find_slice_end(line: Line, start: int, stop: int) -> int:
+    """Return the last offset up to `stop` at which contents that begin at `start` can be cut.
+
+    It is neither inside a character nor inside an escape, nor between the escapes of two surrogates.
+    """
+    while line[stop] & 0xC0 == 0x80:  # 0b10xxxxxx continues a character
+        stop -= 1
+    for offset in range(stop - 1, stop - ESCAPE_BYTES, -1):
+        if line[offset] == BACKSLASH and _count_last_backslashes(line, start, offset) % 2 == 0:
+            stop = min(stop, offset) if offset + (ESCAPE_BYTES if line[offset + 1] == LETTER_U else 2) > stop else stop
+            break
+    before = stop - ESCAPE_BYTES
+    is_high_surrogate = HIGH_SURROGATE.fullmatch(bytes(line[before:stop])) is not None
+    return before if is_high_surrogate and _count_last_backslashes(line, start, before) % 2 == 0 else stop

@@ -1,0 +1,116 @@
+"""Cut long texts into slices that can be cleaned and encoded one after the other.
+
+The problem: a document may have 64 MB. Python strings and token ids of a text that long take
+several times its size, and one document would occupy one thread.
+
+The idea: most steps look at a few neighbouring characters only. A text is therefore cut where
+neither the cleaning rules nor the tokenizers look across the cut: directly before a space that
+follows a character other than white space, and before a line feed or an ideographic full stop that
+follows an ASCII letter or digit or a Chinese character. The results of the slices joined are the
+result of the text. For the tokenizers this is true if no word of their pre-tokenizer continues
+across such a place (`Tokenizer.splits_at_spaces`).
+
+The cost: a slice is a pair of offsets, and no text is copied. A text without any such place remains
+one slice.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from preprocess.documents import get_text_buffers
+
+SLICE_BYTES = 1 << 18  # long enough that the cost of a slice is negligible, short enough to occupy many threads
+GROUP_BYTES = 8 << 20  # of slices that are processed at once
+SEARCH_BYTES = 1 << 12
+
+SPACE, LINE_FEED = 0x20, 0x0A
+# By the byte before a space: it ends a character that is neither white space, which never ends with
+# a byte from 0xB0 to 0xBE, nor a byte order mark.
+PRECEDES_SPACE = np.zeros(256, bool)
+PRECEDES_SPACE[0x21:0x7F] = PRECEDES_SPACE[0xB0:0xBF] = True
+IS_ALPHANUMERIC = np.zeros(256, bool)
+IS_ALPHANUMERIC[[b for b in range(128) if chr(b).isalnum()]] = True
+FIRST_IDEOGRAPH, LAST_IDEOGRAPH = 0xE5, 0xE8  # first bytes of U+5000 to U+8FFF, which are Chinese characters
+FULL_STOP = 0xE3, 0x80, 0x82  # U+3002
+
+
+def slice_texts(texts: pa.LargeStringArray, slice_bytes: int = SLICE_BYTES) -> tuple[pa.LargeStringArray, np.ndarray]:
+    """Cut each of D texts into slices of at least `slice_bytes`, except the last of a text.
+
+    Returns the S slices, which are views of the texts, and the index of each text's first slice
+    with S at the end: (D + 1,) int64. No text may be null.
+    """
+    data, offsets = get_text_buffers(texts)
+    first_slices = np.arange(len(texts) + 1)
+    long_rows = np.flatnonzero(np.diff(offsets) > slice_bytes).tolist()
+    if not long_rows:
+        return texts, first_slices
+    ends: list[np.ndarray] = []
+    row = 0
+    for long_row in long_rows:
+        inner = list(_find_cuts(data, int(offsets[long_row]), int(offsets[long_row + 1]), slice_bytes))
+        ends += [offsets[row + 1 : long_row + 1], np.array(inner, np.int64)]
+        first_slices[long_row + 1 :] += len(inner)
+        row = long_row
+    ends.append(offsets[row + 1 :])
+    return make_views(texts, np.concatenate(ends)), first_slices
+
+
+def make_views(texts: pa.LargeStringArray, ends: np.ndarray) -> pa.LargeStringArray:
+    """Return the texts of a column cut at other places, without copying them.
+
+    `ends`: (S,) int64, the end of each new text as an offset in the concatenated texts.
+    """
+    first = np.frombuffer(texts.buffers()[1], np.int64, count=1, offset=texts.offset * 8)
+    offsets = np.concatenate([first, first + ends])
+    return pa.LargeStringArray.from_buffers(len(ends), pa.py_buffer(offsets), texts.buffers()[2])
+
+
+def iter_groups(slices: pa.LargeStringArray, group_bytes: int = GROUP_BYTES) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of consecutive slices: a first one of any size, and at most `group_bytes` after it."""
+    if not len(slices):
+        return
+    ends = get_text_buffers(slices)[1][1:]
+    groups = np.maximum(ends - 1, 0) // group_bytes  # a slice is in the group in which it ends
+    yield from itertools.pairwise([0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(slices)])
+
+
+def _find_cuts(data: np.ndarray, start: int, stop: int, slice_bytes: int) -> Iterator[int]:
+    """Yield the offsets at which the text data[start:stop] is cut."""
+    while stop - start > slice_bytes:
+        cut = _find_cut(data, start + slice_bytes, stop)
+        if cut is None:
+            return
+        yield cut
+        start = cut
+
+
+def _find_cut(data: np.ndarray, start: int, stop: int) -> int | None:
+    """Return the first offset from `start` at which a text that ends at `stop` can be cut."""
+    search_bytes = SEARCH_BYTES
+    while start < stop:
+        end = min(start + search_bytes, stop)
+        cuts = _is_cut(data, start, end)
+        if cuts.any():
+            return start + int(np.argmax(cuts))
+        start, search_bytes = end, min(2 * search_bytes, SLICE_BYTES)
+    return None
+
+
+def _is_cut(data: np.ndarray, start: int, end: int) -> np.ndarray:
+    """Return which of the offsets start >= 3 … end - 1 are before a character that begins a slice."""
+    at, before = data[start:end], data[start - 1 : end - 1]
+    lead = data[start - 3 : end - 3]  # of the character before the offset, if that has three bytes
+    is_word_end = IS_ALPHANUMERIC[before] | ((lead >= FIRST_IDEOGRAPH) & (lead <= LAST_IDEOGRAPH))
+    is_full_stop = at == FULL_STOP[0]
+    if is_full_stop.any():
+        after = data[start : end + 2]
+        for i in (1, 2):
+            is_full_stop[: len(after) - i] &= after[i : len(at) + i] == FULL_STOP[i]
+    is_cut: np.ndarray = (is_word_end & ((at == LINE_FEED) | is_full_stop)) | ((at == SPACE) & PRECEDES_SPACE[before])
+    return is_cut
