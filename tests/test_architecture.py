@@ -66,7 +66,7 @@ HOMES = {
     "tiktoken_ext": {"preprocess/tokenizers/tiktoken_bpe.py"},
     "tokenizers": {"preprocess/tokenizers/huggingface.py"},
     "ftfy": {"preprocess/stages/mojibake.py"},
-    "orjson": {"preprocess/readers/json.py"},
+    "orjson": {"preprocess/readers/json.py", "preprocess/readers/long_json.py"},
     "sentencepiece": {"preprocess/tokenizers/sentencepiece_bpe.py"},
     "tqdm": {"preprocess/progress.py"},
     "matplotlib": {"train/plotting"},
