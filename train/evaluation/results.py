@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,24 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
-from preprocess.shards.files import JsonObject, canonical_json, read_json_lines, sha256_bytes, write_durable
+from preprocess.errors import FolioError
+from preprocess.shards.files import (
+    JsonObject,
+    canonical_json,
+    read_json_lines,
+    read_small_file,
+    sha256_bytes,
+    write_durable,
+)
 from train.core.cli import add_path_to_errors
 from train.run.metrics import MAX_STEP
 from train.run.run_dir import EVALUATIONS_DIR, EVALUATIONS_FILE
 from train.run.validation import Evaluation, Strata
 
+MAX_LOSSES_BYTES = 256 << 20  # of a file with the losses of 67 million windows
 SHORT_KEY = 12  # hexadecimal digits of a hash in a file name or a message
 BUILD_LOSS = "val_loss/"  # prefix of the keys that hold the loss on each build of a mixture
 TEXT_FIELDS = ("model_sha256", "build_id", "precision", "data", "device", "key")
@@ -154,31 +164,42 @@ def append_evaluation(out_dir: Path, row: EvaluationRow) -> None:
 def write_losses(path: Path, result: Evaluation) -> None:
     """Write the loss of each window and the build that it comes from.
 
-    The file holds losses (W,) float32, num_windows per build (B,) int64, and the builds' shares
-    (B,) float64.
+    The file holds losses (W,) float32, num_windows per build (B,) int64, the builds' shares (B,)
+    float64, and the SHA-256 of these three (32,) uint8.
     """
     num_windows = np.bincount(result.strata.build_index, minlength=len(result.strata.shares))
     shares = torch.tensor(result.strata.shares, dtype=torch.float64)
     tensors = {"losses": result.losses, "num_windows": torch.from_numpy(num_windows), "shares": shares}
+    tensors["sha256"] = _hash(tensors)
     with add_path_to_errors(path):
         write_durable(path, save(tensors))
 
 
+def _hash(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the SHA-256 of the three tensors of an evaluation, (32,) uint8."""
+    content = b"".join(tensors[name].contiguous().numpy().tobytes() for name in ("losses", "num_windows", "shares"))
+    return torch.frombuffer(bytearray.fromhex(sha256_bytes(content)), dtype=torch.uint8)
+
+
 def read_losses(path: Path) -> tuple[Tensor, Strata] | None:
-    """Read what write_losses wrote, if the file exists and is complete."""
+    """Read what write_losses wrote, if the file exists and is not damaged.
+
+    Files of earlier versions have no hash.
+    """
     try:
-        tensors = load_file(path)
+        tensors = load(read_small_file(path, MAX_LOSSES_BYTES))
         losses, num_windows, shares = tensors["losses"], tensors["num_windows"], tensors["shares"]
         if (
             losses.dtype != torch.float32
             or losses.shape != (int(num_windows.sum()),)
             or num_windows.shape != shares.shape
             or num_windows.min() < 1
+            or ("sha256" in tensors and not torch.equal(tensors["sha256"], _hash(tensors)))
         ):
             return None
         source = np.repeat(np.arange(len(num_windows)), num_windows.numpy())
         return losses, Strata(build_index=source, shares=tuple(shares.tolist()))
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError):
+    except (OSError, FolioError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError):
         return None
 
 

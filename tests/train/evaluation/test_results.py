@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.helpers.runs import invoke
 from tests.train.evaluation.helpers import CPU, check_error, read_rows
@@ -37,13 +38,33 @@ def test_damaged_row_is_reported_with_its_line_number(run: Path, line: str | Non
     assert "Error" not in result.stderr
 
 
-def test_damaged_losses_are_computed_again(run: Path) -> None:
+@pytest.mark.parametrize("damage", ["truncated", "pipe"])
+def test_damaged_losses_are_computed_again(run: Path, damage: str) -> None:
     assert invoke("evaluate.py", run, *CPU).returncode == 0
     (file,) = (run / "evaluations").glob("*.safetensors")
     whole = file.read_bytes()
-    file.write_bytes(whole[:-4])
+    if damage == "truncated":
+        file.write_bytes(whole[:-4])
+    else:
+        file.unlink()
+        os.mkfifo(file)
     assert invoke("evaluate.py", run, "--prompts", 1, *CPU).returncode == 0
     assert file.read_bytes() == whole and read_rows(run)[0]["val_loss"] == read_rows(run)[1]["val_loss"]
+
+
+def test_changed_losses_are_noticed_by_their_hash_and_computed_again(run: Path) -> None:
+    assert invoke("evaluate.py", run, *CPU).returncode == 0
+    (file,) = (run / "evaluations").glob("*.safetensors")
+    whole = file.read_bytes()
+    changed = load_file(file)
+    changed["losses"][0] += 1
+    save_file(changed, file)
+    assert read_losses(file) is None
+    assert "the losses of its windows were missing" in invoke("evaluate.py", run, *CPU).stdout
+    assert file.read_bytes() == whole
+    del changed["sha256"]
+    save_file(changed, file)
+    assert read_losses(file) is not None, "as an earlier version wrote it"
 
 
 @pytest.mark.parametrize(
