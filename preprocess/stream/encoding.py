@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from preprocess.documents import count_text_bytes
 from preprocess.errors import FolioError
@@ -77,20 +78,20 @@ class ChunkEncoder:
                 f"{e}, and blocks were already returned; open the corpus again with "
                 "open_corpus(…, use_reference=True), or train on a build, which switches to the reference by itself"
             ) from e
-        leading = np.tile(self._leading_ids(selected), (last - first, 1))  # (D, 1 + F)
+        ids = ids.astype(self._corpus.dtype, copy=False)  # first: a document may have 64 million ids of 4 bytes
+        leading = self._leading_ids(selected.batch.slice(first, last - first))
         trailing = np.full((last - first, 1), self._trailing_id, np.int64)  # (D, 1)
         ids, ends = add_control_tokens(ids, ends, leading, trailing)
-        return Chunk(ids.astype(self._corpus.dtype, copy=False), ends, selected, first, int(sizes.sum()))
+        return Chunk(ids, ends, selected, first, int(sizes.sum()))
 
-    def _leading_ids(self, selected: SelectedDocuments) -> np.ndarray:
-        """Return the ids to insert before each document, (1 + F,) int64; -1 means no id.
-
-        They are the same for all documents of a file: `adapt_recipe` rejects control tokens from
-        columns.
-        """
+    def _leading_ids(self, batch: pa.RecordBatch) -> np.ndarray:
+        """Return the ids to insert before each of D documents, (D, 1 + F) int64; -1 means no id."""
         recipe, tokenizer = self._corpus.recipe, self._tokenizer
-        leading = [tokenizer.bos_id if has_bos(recipe, tokenizer) and tokenizer.bos_id is not None else -1]
+        bos_id = tokenizer.bos_id if has_bos(recipe, tokenizer) and tokenizer.bos_id is not None else -1
+        columns = [np.full(batch.num_rows, bos_id, np.int64)]
         for field in CONTROL_FIELDS if recipe.authors else ():
-            value = selected.batch.column(field)[0].as_py()
-            leading.append(-1 if value is None else self._corpus.control_ids[format_control_token(field, value)])
-        return np.array(leading, np.int64)
+            encoded = batch.column(field).dictionary_encode()
+            names = [format_control_token(field, value) for value in encoded.dictionary.to_pylist()]
+            ids = np.array([*(self._corpus.control_ids[name] for name in names), -1], np.int64)  # the last is for null
+            columns.append(ids[encoded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)])
+        return np.stack(columns, axis=1)

@@ -19,10 +19,10 @@ read and encoded again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,23 +31,18 @@ from preprocess.inputs import input_files
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.permutation import keyed_hash, permute
 from preprocess.stream.corpus import StreamCorpus, open_corpus
-from preprocess.stream.encoding import ChunkEncoder
-from preprocess.stream.reading import SIDE_OF_SPLIT, Cursor, DocumentReader, Retries, Share
+from preprocess.stream.encoding import Chunk, ChunkEncoder
+from preprocess.stream.reading import SIDE_OF_SPLIT, Cursor, DocumentReader, Share
+from preprocess.stream.retries import Retries
+from preprocess.stream.state import Identity, Position, StreamState, make_state, parse_state
 
-STATE_VERSION = 1
 SHUFFLE_KEY = 0x5F17  # makes the order of blocks independent of the shares, which have the same seed
 MAX_BUFFERED_BLOCKS = 1 << 24  # their order alone takes 8 bytes per block
 TAILS = ("drop", "pad")
-
-
-class StreamState(TypedDict):
-    """A position in a stream, as JSON values."""
-
-    version: int
-    stream: dict[str, str | int | None]  # the settings and the corpus of the stream that it belongs to
-    group: int
-    drawn: int  # blocks of the group that have been returned
-    cursor: dict[str, int]  # the fields of the Cursor at which the group begins
+WRONG_POSITION = (
+    "the state of the stream begins in a document that the files do not have; "
+    "restore the files if they were changed, or use another checkpoint"
+)
 
 
 class TokenStream(Iterator[np.ndarray]):
@@ -55,7 +50,8 @@ class TokenStream(Iterator[np.ndarray]):
 
     `num_tokens`, `num_text_bytes` and `num_documents` count what was encoded since the stream was
     opened, failed, or loaded a state. `num_padded` is the number of padding tokens, which are at
-    the end of one block of the last group.
+    the end of one block of the last group. `block_padding` is the number of padding tokens at the
+    end of the block that was returned last; `masked_blocks` makes masks of it.
     """
 
     def __init__(
@@ -105,7 +101,7 @@ class TokenStream(Iterator[np.ndarray]):
         share = Share(rank, world_size, worker, num_workers)
         self._reader = DocumentReader(self.corpus, split, share, seed, epochs, retries or Retries())
         # States contain the identity of their stream. A stream rejects a state with another one.
-        self._identity: dict[str, str | int | None] = {
+        self._identity: Identity = {
             "corpus": self.corpus.sha256,
             "block_size": block_size,
             "split": split,
@@ -116,17 +112,23 @@ class TokenStream(Iterator[np.ndarray]):
             "epochs": epochs,
             "piece_bytes": input_files.PARTITION_BYTES,
         }
-        self._restart(Cursor(), 0, 0)
+        self._restart(Position())
 
-    def _restart(self, group_start: Cursor, group: int, num_drawn: int) -> None:
-        """Continue after the first `num_drawn` blocks of `group`, which begins at `group_start`."""
-        self._group_start, self._group, self._num_drawn = group_start, group, num_drawn
+    def _restart(self, position: Position) -> None:
+        """Continue at `position`."""
+        self._group_start, self._group = position.group_start, position.group
+        self._num_drawn = position.num_drawn
         self._next_starts: dict[int, Cursor] = {}  # group number -> its first token, for groups after this one
         self._current: list[np.ndarray | None] = []  # blocks of this group in reading order, cleared when returned
         self._upcoming: list[np.ndarray | None] = []  # blocks of the next group
         self._order: list[int] = []  # index in `_current` of each block to return
-        self.num_tokens = self.num_text_bytes = self.num_documents = self.num_padded = 0
+        self.num_tokens = self.num_text_bytes = self.num_documents = self.num_padded = self.block_padding = 0
+        self._padded_block: np.ndarray | None = None  # the block that ends with padding, once it has been read
         self._blocks: Iterator[np.ndarray] | None = None  # yields all blocks in reading order
+
+    @property
+    def _position(self) -> Position:
+        return Position(self._group_start, self._group, self._num_drawn)
 
     @property
     def num_blocks(self) -> int:
@@ -145,7 +147,7 @@ class TokenStream(Iterator[np.ndarray]):
         try:
             self._prepare()
         except BaseException:
-            self._restart(self._group_start, self._group, self._num_drawn)
+            self._restart(self._position)
             raise
         if self._num_drawn >= len(self._current):
             raise StopIteration
@@ -154,7 +156,8 @@ class TokenStream(Iterator[np.ndarray]):
         assert block is not None
         self._current[index] = None
         self._num_drawn += 1
-        return block.copy()  # a view would keep all blocks of its chunk in memory
+        self.block_padding = self.num_padded if block is self._padded_block else 0
+        return block
 
     def _prepare(self) -> None:
         """Read until the next block is available, and one of the next group per block returned."""
@@ -203,38 +206,47 @@ class TokenStream(Iterator[np.ndarray]):
 
         The cursors at which later groups begin are kept in `_next_starts`.
         """
-        width, group_tokens = self.block_size + 1, self._group_size * (self.block_size + 1)
+        width = self.block_size + 1
         rest = np.empty(0, self.dtype)  # tokens that do not fill a block yet
-        num_tokens = 0  # read since `start`
         skip = start.offset  # tokens of the first document that belong to the group before
+        first_block = group * self._group_size  # number of the next block
         encoder = ChunkEncoder(self.corpus)
         for selected in self._reader.read(start):
             for chunk in encoder.encode(selected):
                 self.num_tokens += len(chunk.ids)
                 self.num_text_bytes += chunk.text_bytes
                 self.num_documents += len(chunk.ends)
-                ids = chunk.ids[skip:]
-                next_end = (num_tokens // group_tokens + 1) * group_tokens
-                for end in range(next_end, num_tokens + len(ids) + 1, group_tokens):
-                    self._next_starts[group + end // group_tokens] = chunk.cursor(end - num_tokens + skip)
-                num_tokens, skip = num_tokens + len(ids), 0
-                joined = np.concatenate([rest, ids])
-                blocks = joined[: len(joined) // width * width].reshape(-1, width)
-                rest = joined[blocks.size :].copy()
-                yield from blocks
+                if skip and (selected.cursor(0, skip) != start or skip > chunk.ends[0]):
+                    raise FolioError(WRONG_POSITION)
+                tokens = np.concatenate([rest, chunk.ids[skip:]])
+                yield from self._cut_blocks(chunk, tokens, first_block)
+                num_blocks = len(tokens) // width
+                rest, first_block, skip = tokens[num_blocks * width :].copy(), first_block + num_blocks, 0
+                del chunk, tokens  # a document may have 64 million ids, and so may the next one
+        if skip:
+            raise FolioError(WRONG_POSITION)
         if self._pad_id is not None and len(rest):
             self.num_padded = width - len(rest)
-            yield np.concatenate([rest, np.full(self.num_padded, self._pad_id, self.dtype)])
+            self._padded_block = np.concatenate([rest, np.full(self.num_padded, self._pad_id, self.dtype)])
+            yield self._padded_block
+
+    def _cut_blocks(self, chunk: Chunk, tokens: np.ndarray, first_block: int) -> Iterator[np.ndarray]:
+        """Yield the whole blocks of `tokens`, which end with those of `chunk`.
+
+        They are copies: a view would keep all tokens in memory until its block leaves the buffer.
+        `first_block` is the number of the first block in the stream.
+        """
+        width = self.block_size + 1
+        num_blocks, num_earlier = len(tokens) // width, len(tokens) - len(chunk.ids)
+        for index, block in enumerate(tokens[: num_blocks * width].reshape(-1, width), start=1):
+            group, index_in_group = divmod(first_block + index, self._group_size)
+            if index_in_group == 0:
+                self._next_starts[group] = chunk.cursor(index * width - num_earlier)
+            yield block.copy()
 
     def state_dict(self) -> StreamState:
         """Return the position in the stream as JSON values: about twenty integers and strings."""
-        return {
-            "version": STATE_VERSION,
-            "stream": dict(self._identity),
-            "group": self._group,
-            "drawn": self._num_drawn,
-            "cursor": asdict(self._group_start),
-        }
+        return make_state(self._position, self._identity)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue at the position of `state`, with the block that would have come next.
@@ -244,19 +256,16 @@ class TokenStream(Iterator[np.ndarray]):
         a compressed or CSV file) is read and cleaned but not encoded. Raises MisuseError for the
         state of another stream, FolioError for a damaged state.
         """
-        _check_identity(state, self._identity)
-        try:
-            cursor = Cursor(*(state["cursor"][f.name] for f in fields(Cursor)))
-            group, num_drawn = state["group"], state["drawn"]
-        except (KeyError, TypeError) as e:
-            raise FolioError("the state of the stream has no complete position; use another checkpoint") from e
+        position = parse_state(state, self._identity)
+        num_files, epochs = len(self.corpus.input_files), self._reader.epochs
+        start = position.group_start
         if (
-            any(type(n) is not int or n < 0 for n in (group, num_drawn, *asdict(cursor).values()))
-            or num_drawn > self._group_size
-            or cursor.source >= len(self.corpus.input_files)
+            position.num_drawn > self._group_size
+            or start.source >= num_files
+            or (epochs is not None and start.epoch >= epochs)
         ):
-            raise FolioError("the state of the stream has an impossible position; use another checkpoint")
-        self._restart(cursor, group, num_drawn)
+            raise FolioError("the state of the stream is beyond its end; use another checkpoint")
+        self._restart(position)
 
 
 def _check_integer(name: str, value: int, min_value: int, max_value: int) -> None:
@@ -273,21 +282,3 @@ def _find_pad_id(corpus: StreamCorpus) -> int:
             f"tail is 'pad', but the {tokenizer.kind} tokenizer has no token to pad with; set tail to 'drop'"
         )
     return pad_id
-
-
-def _check_identity(state: Mapping[str, Any], identity: Mapping[str, object]) -> None:
-    version = state.get("version") if isinstance(state, dict) else None
-    if version != STATE_VERSION:
-        raise MisuseError(
-            f"the state has version {version!r}, this Folio reads version {STATE_VERSION}; use the Folio that wrote it"
-        )
-    stored = state.get("stream")
-    for name, value in identity.items():
-        stored_value = stored.get(name) if isinstance(stored, dict) else None
-        if stored_value != value:
-            what = "recipe, files or tokenizer" if name == "corpus" else name
-            values = "" if name == "corpus" else f" ({stored_value!r}, now {value!r})"
-            raise MisuseError(
-                f"the state belongs to a stream with another {what}{values}; "
-                "open the stream with its settings, or start a new one"
-            )

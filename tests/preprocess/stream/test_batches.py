@@ -7,16 +7,29 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+import torch
 
-from preprocess.stream import TokenStream, batches, open_corpus, validation_blocks
-from tests.conftest import ROOT, assert_one_line
-from tests.preprocess.stream.helpers import (
-    write_parquet,
+from preprocess.build.build import build
+from preprocess.errors import MisuseError
+from preprocess.progress import Progress
+from preprocess.shards.torch_dataset import Documents, make_loader
+from preprocess.stream import (
+    StreamCorpus,
+    TokenStream,
+    batches,
+    masked_batches,
+    masked_blocks,
+    open_corpus,
+    validation_blocks,
 )
+from tests.conftest import ROOT, assert_one_line
+from tests.preprocess.stream.helpers import EOT, open_files, write_parquet
 
 
 def test_batches_of_wikitext(tmp_path: Path) -> None:
@@ -32,6 +45,68 @@ def test_batches_of_wikitext(tmp_path: Path) -> None:
     val = validation_blocks(corpus, block_size=256, eval_tokens=1_000)
     assert val.blocks.shape == (3, 257) and 2 < val.num_text_bytes / val.num_tokens < 6
     assert len(validation_blocks(corpus, block_size=256, eval_tokens=None).blocks) > 3
+
+
+def test_masked_batches_are_those_of_a_builds_documents(tmp_path: Path) -> None:
+    """All documents fill one block each, except the last, which is shorter."""
+    path = write_parquet(tmp_path / "x.parquet", [*(f"document {i:02}" for i in range(30)), "short"])
+    corpus = open_files(path)
+    build(corpus.recipe, tmp_path / "own", name="own", replace=False, progress=Progress(quiet=True))
+    documents = Documents(tmp_path / "own")
+    (expected,) = make_loader(documents, batch_size=100)
+    (found,) = masked_batches(TokenStream(corpus, block_size=11, stream_buffer=0, tail="pad"), 100)
+    assert found.keys() == expected.keys() and 10 < len(expected["labels"]) == len(documents)
+    for key, tensor in expected.items():
+        assert torch.from_numpy(found[key]).dtype == tensor.dtype and torch.from_numpy(found[key]).equal(tensor), key
+    assert found["labels"][-1].tolist() == [*b"short", EOT, *[-100] * 6]
+
+
+@pytest.mark.parametrize("stream_buffer", [0, 20, 10_000])
+def test_masked_blocks_mark_the_padding_of_one_block(corpus: StreamCorpus, stream_buffer: int) -> None:
+    def fresh(tail: str = "pad") -> TokenStream:
+        return TokenStream(corpus, block_size=16, stream_buffer=stream_buffer, tail=tail, seed=2)
+
+    stream, states = fresh(), []
+    masked = masked_blocks(stream)
+    found = []
+    while True:
+        states.append(stream.state_dict())
+        if (block := next(masked, None)) is None:
+            break
+        found.append(block)
+    for block, tokens in zip(found, fresh(), strict=True):
+        is_text = block["attention_mask"] == 1
+        assert block["input_ids"].tolist() == tokens.tolist()
+        assert block["labels"].tolist() == np.where(is_text, tokens.astype(np.int64), -100).tolist()
+        assert is_text.tolist() == sorted(is_text.tolist(), reverse=True)  # padding is at the end
+        assert is_text.all() or (tokens[~is_text] == EOT).all()
+    num_masked = [int((block["attention_mask"] == 0).sum()) for block in found]
+    assert sorted(num_masked)[-2:] == [0, stream.num_padded] and 0 < stream.num_padded < 17
+    assert stream_buffer < 10_000 or num_masked[-1] == 0  # the order is such that another block is the last
+    for number in (0, 7, int(np.argmax(num_masked)), len(found) - 1):
+        again = fresh()
+        again.load_state_dict(states[number])
+        rest = list(masked_blocks(again))
+        assert len(rest) == len(found) - number
+        for block, expected in zip(rest, found[number:], strict=True):
+            assert all(np.array_equal(block[key], expected[key]) for key in expected)
+    assert all(block["attention_mask"].all() for block in masked_blocks(fresh("drop")))
+
+
+def test_masked_batches_have_every_block(corpus: StreamCorpus) -> None:
+    blocks = list(masked_blocks(TokenStream(corpus, block_size=16, tail="pad")))
+    found = list(masked_batches(TokenStream(corpus, block_size=16, tail="pad"), 7))
+    assert [len(batch["labels"]) for batch in found] == [7] * (len(blocks) // 7) + [len(blocks) % 7]
+    for key in ("input_ids", "attention_mask", "labels"):
+        assert np.array_equal(np.concatenate([batch[key] for batch in found]), [block[key] for block in blocks])
+
+
+@pytest.mark.parametrize("make_batches", [batches, masked_batches])
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, "8"])
+def test_batches_reject_an_invalid_size(corpus: StreamCorpus, make_batches: Any, batch_size: Any) -> None:
+    with pytest.raises(MisuseError, match="batch_size must be a whole number of 1 or more") as caught:
+        next(make_batches(TokenStream(corpus, block_size=16), batch_size))
+    assert_one_line(str(caught.value))
 
 
 def test_synth_applies_template_language_and_cap(tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preprocess.errors import FolioError
+from preprocess.errors import FolioError, MisuseError
 from preprocess.stream import Retries, TokenStream, open_corpus
 from tests.conftest import assert_one_line
 from tests.preprocess.stream.helpers import (
@@ -154,3 +155,12 @@ def test_rejects_are_logged_by_file(tmp_path: Path) -> None:
     path = write_file(tmp_path / "x.jsonl", b'{"text": "good enough"}\nbad\n{"text": null}\n' * 3)
     list(TokenStream(open_files(path, log=lines.append), block_size=4))
     assert lines == [f"{path}: some documents were dropped or changed: 3 malformed, 3 null text"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"tries": 0}, {"tries": 10**6}, {"tries": "5"}, {"backoff_s": -1}, {"backoff_s": float("nan")}]
+)
+def test_retries_reject_values_out_of_range(arguments: dict[str, Any]) -> None:
+    with pytest.raises(MisuseError, match=next(iter(arguments))) as caught:
+        Retries(**arguments)
+    assert_one_line(str(caught.value))

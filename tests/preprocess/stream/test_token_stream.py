@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,51 @@ def test_load_state_dict_rejects_other_and_damaged_states(tmp_path: Path, corpus
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"group": 1 << 64},
+        {"group": 0},
+        {"drawn": 21},
+        {"drawn": True},
+        {"cursor": {"epoch": 2}},
+        {"cursor": {"source": 2}},
+        {"cursor": {"span": 1 << 63}},
+        {"cursor": {"span": 10_000}},
+        {"cursor": {"row": 10**30}},
+        {"cursor": {"row": 10_000}},
+        {"cursor": {"number": 1 << 63}},
+        {"cursor": {"offset": 0}},
+        {"cursor": {"offset": 10_000}},
+    ],
+)
+def test_load_state_dict_rejects_positions_that_do_not_exist(corpus: StreamCorpus, change: dict[str, Any]) -> None:
+    def fresh() -> TokenStream:
+        return TokenStream(corpus, block_size=8, stream_buffer=20, epochs=2, tail="pad")
+
+    stream = fresh()
+    for _ in range(330):
+        next(stream)
+    state: dict[str, Any] = {**stream.state_dict()}
+    assert state["cursor"]["row"] > 0 and state["cursor"]["span"] > 0 and state["drawn"] == 10
+    cursor = {"cursor": state["cursor"] | change["cursor"]} if "cursor" in change else {}
+    with pytest.raises(FolioError, match="state of the stream") as caught:
+        again = fresh()
+        again.load_state_dict(state | change | cursor)
+        list(again)
+    assert_one_line(str(caught.value))
+
+
+def test_load_state_dict_shortens_values_of_other_streams(corpus: StreamCorpus) -> None:
+    stream = TokenStream(corpus, block_size=8)
+    state = stream.state_dict()
+    long = "\u202e\n" * 1000
+    for damaged in ({**state, "version": long}, {**state, "stream": {**state["stream"], "seed": long}}):
+        with pytest.raises(MisuseError) as caught:
+            stream.load_state_dict(damaged)
+        assert_one_line(str(caught.value))
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         {"block_size": 0},
@@ -269,3 +315,22 @@ print(stream.num_text_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss 
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     assert int(out[0]) > 40e6 and int(out[1]) < 15_000, out  # kB: memory stops growing in the first tenth
+
+
+@pytest.mark.parametrize(
+    ("num_words", "block_size", "max_bytes_per_byte"),
+    [(400_000, 1_000, 10), (4_000, 1, 40)],  # with blocks of 2 tokens, a cursor for each would be hundreds
+)
+def test_memory_is_bounded_by_one_document(
+    tmp_path: Path, num_words: int, block_size: int, max_bytes_per_byte: int
+) -> None:
+    for i in range(4):
+        (tmp_path / f"{i}.txt").write_text(f"{i} word " * num_words)
+    corpus = open_files(tmp_path, val_fraction=1e-9)
+    stream = TokenStream(corpus, block_size=block_size, stream_buffer=0)
+    tracemalloc.start()
+    for _ in stream:
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert stream.num_documents == 4 and peak < max_bytes_per_byte * 7 * num_words, peak
