@@ -36,13 +36,13 @@ from preprocess.build.publish import is_already_built, lock_build, publish
 from preprocess.build.receipts import EncodeReceipt, EncodingReport, PartitionReceipt, PrepareReceipt
 from preprocess.build.shard_layout import ShardLayout, lay_out_shards
 from preprocess.build.split_assignment import SplitAssignment
-from preprocess.build.stats import sum_counts
+from preprocess.build.stats import list_warnings, sum_counts
 from preprocess.build.train_tokenizer import TRAINED_FILE_NAMES, train_tokenizer
 from preprocess.build.work_dir import delete_work, get_work_root, open_work_dir
 from preprocess.build.write_shards import ShardOutput, write_shards
 from preprocess.errors import FolioError, MisuseError
 from preprocess.progress import Progress
-from preprocess.readers.records import WARNED_REASONS, format_counts
+from preprocess.readers.records import format_counts
 from preprocess.recipes.schema import Recipe
 from preprocess.shards import format as shard_format
 from preprocess.shards.files import canonical_json, restore_replaced_directory, sha256_bytes
@@ -273,22 +273,10 @@ class _Build:
                 input_file.check_unchanged()
         build_log = self.log.to_json(contents.layout.counts.total("text_bytes"), self.engine.num_workers)
         write_metadata(self.staging_dir, contents, build_log)
-        self._warn_about_rejects(contents.corpus)
-        if num_leaks := contents.corpus.assignment.num_leaks:
-            self.progress.warn(
-                f"{num_leaks:,} texts are in both train and val, so the validation loss will be too low; pass --dedup "
-                "to keep each text only once"
-            )
+        for line in list_warnings(contents.corpus):
+            self.progress.warn(line)
         publish(self.staging_dir, self.output_dir)
         delete_work(self.output_dir, self.progress)
-
-    def _warn_about_rejects(self, corpus: PreparedCorpus) -> None:
-        dropped = sum_counts(receipt.dropped for receipt in corpus.receipts)
-        if rejected := {reason: dropped[reason] for reason in WARNED_REASONS if dropped[reason]}:
-            self.progress.warn(
-                f"some documents were not taken as they are: {', '.join(format_counts(rejected))}; "
-                "`preprocess stats` prints all counts"
-            )
 
 
 def build_tokenizer(

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from preprocess.build.document_counts import NUM_YEARS
 from preprocess.build.receipts import PartitionValues
 from preprocess.build.work_dir import WorkDir
 from preprocess.shards.control_tokens import ControlTokenIds
 from preprocess.shards.format import CONTROL_FIELDS
-
-NUM_YEARS = 10_000
 
 # The smallest number S of a partition's input files, and what to add to the positions of the
 # documents of files S, S + 1, …: (F,) u8.

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preprocess.build.id_maps import NUM_YEARS, IdMapper, PositionOffsets, assign_control_ids
+from preprocess.build.document_counts import NUM_YEARS, DocumentCounts
+from preprocess.build.id_maps import IdMapper, PositionOffsets, assign_control_ids
 from preprocess.build.prepared_corpus import PreparedCorpus
 from preprocess.build.receipts import PartitionValues
-from preprocess.build.stats import DocumentCounts
 from preprocess.build.work_dir import DROPPED, Chunk, iter_chunks
 from preprocess.documents import TRAIN, VAL
 from preprocess.shards.control_tokens import ControlTokenIds
@@ -92,6 +92,7 @@ class _LayoutBuilder:
         num_values = {"author": len(values.author), "city": len(values.city), "year": NUM_YEARS}
         is_assigned = {name: np.zeros(num_values[name], bool) for name in CONTROL_FIELDS}
         is_tag_used = np.zeros(len(values.lang), bool)
+        self._counts.begin_partition(values)
         first_token = 0
         for chunk in chunks:
             lengths, sides = self._work_dir.map_lengths(chunk), self._work_dir.map_sides(chunk)
@@ -106,7 +107,7 @@ class _LayoutBuilder:
             for split in SPLITS:
                 in_split = np.flatnonzero(sides == SIDE_OF_SPLIT[split])
                 self._cutter.add(split, chunk, in_split, starts, lengths)
-                self._counts.add(split, documents[in_split], lengths[in_split], values)
+                self._counts.add(split, documents[in_split], lengths[in_split])
         self._tags |= {values.lang[i] for i in np.flatnonzero(is_tag_used).tolist()}
 
     def finish(self) -> ShardLayout:
