@@ -2,109 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from preprocess.build.distinct_values import DistinctValues
+from preprocess.build.document_counts import DocumentCounts, ValueCounts
 from preprocess.build.prepared_corpus import PreparedCorpus
-from preprocess.build.receipts import PartitionValues
-from preprocess.errors import format_quantity
-from preprocess.readers.records import format_counts
+from preprocess.errors import FolioError, format_quantity, shorten
+from preprocess.readers.records import WARNED_REASONS, format_counts
 from preprocess.recipes.schema import CLEANING_RULES
-from preprocess.shards.files import JsonObject
-from preprocess.shards.format import CONTROL_FIELDS, SPLITS, STATS, Build, read_verified
+from preprocess.shards.files import JsonObject, parse_json
+from preprocess.shards.format import SPLITS, STATS, Build, read_verified
 
 # The reasons for which a document is dropped, in the order in which they are checked.
 DROP_REASONS = (
     "malformed", "oversized", "invalid_utf8", "filtered", "null_text", "too_short", "too_long", "empty", "held_out",
     "duplicates", "over_max_documents",
 )  # fmt: skip
-TOTALS = ("documents", "tokens", "text_bytes")
 MAX_LISTED_VALUES = 10_000  # authors or languages in stats.json; all are counted
 MAX_PRINTED_VALUES = 5  # authors
 MAX_PRINTED_LANGUAGES = 50
 LEAKS_KEY = "equal_texts_on_both_sides"  # the number of distinct texts that are in both splits
 QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1.0}
-
-
-class DocumentCounts:
-    """Counts over the documents of a build. Memory grows with distinct lengths and names only."""
-
-    def __init__(self) -> None:
-        self.splits = {split: dict.fromkeys(TOTALS, 0) for split in SPLITS}
-        self.lengths: dict[str, Counter[int]] = {split: Counter() for split in SPLITS}  # tokens -> documents
-        self.languages = ValueCounts("lang")
-        self.authors = {name: ValueCounts(name) for name in CONTROL_FIELDS}
-        self.num_u2581 = 0  # documents with U+2581
-
-    def add(self, split: str, documents: np.ndarray, lengths: np.ndarray, values: PartitionValues) -> None:
-        """Count documents of one partition that are in `split`.
-
-        `documents`: (D,) of DOCUMENT_DTYPE. `lengths`: (D,) tokens of each. `values`: of the
-        partition.
-        """
-        text_bytes = documents["text_bytes"]
-        sums = len(documents), int(lengths.sum(dtype=np.int64)), int(text_bytes.sum(dtype=np.int64))
-        for key, value in zip(TOTALS, sums, strict=True):
-            self.splits[split][key] += value
-        different_lengths, counts = np.unique(lengths, return_counts=True)
-        self.lengths[split].update(dict(zip(different_lengths.tolist(), counts.tolist(), strict=True)))
-        indices, totals = _sum_by_index(documents["lang"], lengths, text_bytes)
-        self.languages.add([values.lang[i] if i >= 0 else "unknown" for i in indices], totals)
-        texts = {"author": values.author, "city": values.city}
-        for name in CONTROL_FIELDS:
-            has_value = documents[name] >= 0
-            if has_value.any():
-                indices, totals = _sum_by_index(documents[name][has_value], lengths[has_value], text_bytes[has_value])
-                self.authors[name].add([texts[name][i] if name in texts else str(i) for i in indices], totals)
-        self.num_u2581 += int(documents["has_u2581"].sum())
-
-    def total(self, key: str) -> int:
-        """Return the sum of "documents", "tokens" or "text_bytes" over both splits."""
-        return sum(totals[key] for totals in self.splits.values())
-
-
-class ValueCounts:
-    """The number of documents, tokens and bytes of text of each language, or each author."""
-
-    def __init__(self, field: str) -> None:
-        self._values = DistinctValues(field)
-        self._totals = np.zeros((0, len(TOTALS)), np.int64)  # of the first values, and then zeros
-
-    def add(self, values: list[str], totals: np.ndarray) -> None:
-        """Add `totals`, (V, 3) int64, of V different values. Raises FolioError for too many values."""
-        numbers = self._values.number(values)
-        if len(self._values) > len(self._totals):
-            padding = np.zeros((2 * len(self._values) - len(self._totals), len(TOTALS)), np.int64)
-            self._totals = np.concatenate([self._totals, padding])
-        np.add.at(self._totals, numbers, totals)  # a language may really be called "unknown"
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def num_documents(self) -> int:
-        """Return the number of documents that have a value."""
-        return int(self._totals[:, 0].sum())
-
-    def most_frequent(self, max_values: int) -> dict[str, dict[str, int]]:
-        """Return the totals of the values with most documents; equal counts are sorted by value."""
-        totals = self._totals[: len(self._values)]
-        order = sorted(zip((-totals[:, 0]).tolist(), self._values, range(len(totals)), strict=True))[:max_values]
-        return {value: dict(zip(TOTALS, totals[i].tolist(), strict=True)) for _, value, i in order}
-
-
-def _sum_by_index(indices: np.ndarray, lengths: np.ndarray, text_bytes: np.ndarray) -> tuple[list[int], np.ndarray]:
-    """Return the distinct `indices`, and the totals of the documents with each, (V, 3) int64.
-
-    All arguments are (D,).
-    """
-    distinct, inverse, counts = np.unique(indices, return_inverse=True, return_counts=True)
-    # The weights of bincount are floats, which are exact: the sums are smaller than 2**53.
-    sums = [np.bincount(inverse, weights=weights, minlength=len(distinct)) for weights in (lengths, text_bytes)]
-    return distinct.tolist(), np.stack([counts, *sums], axis=1).astype(np.int64)
 
 
 def describe_lengths(lengths: Counter[int]) -> JsonObject:
@@ -207,6 +127,23 @@ def sum_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
     return total
 
 
+def list_warnings(corpus: PreparedCorpus) -> list[str]:
+    """Return a line for each thing in a build that its maker should know."""
+    lines = []
+    dropped = sum_counts(receipt.dropped for receipt in corpus.receipts)
+    if rejected := {reason: dropped[reason] for reason in WARNED_REASONS if dropped[reason]}:
+        lines.append(
+            f"some documents were not taken as they are: {', '.join(format_counts(rejected))}; "
+            "`preprocess stats` prints all counts"
+        )
+    if num_leaks := corpus.assignment.num_leaks:
+        lines.append(
+            f"{format_quantity(num_leaks, 'text')} {'is' if num_leaks == 1 else 'are'} in both train and val, so the "
+            "validation loss will be too low; pass --dedup to keep each text only once"
+        )
+    return lines
+
+
 def compute_ratio(numerator: int, denominator: int) -> float | None:
     """Return the ratio, rounded to four digits, unless the denominator is 0."""
     return round(numerator / denominator, 4) if denominator else None
@@ -218,8 +155,18 @@ def read_stats(build: Build) -> bytes:
 
 
 def format_stats(data: bytes) -> list[str]:
-    """Return the content of stats.json as lines for a person."""
-    stats = json.loads(data)
+    """Return the content of stats.json as lines for a person.
+
+    Raises FolioError if it is not what a builder writes.
+    """
+    try:
+        return _format(parse_json(data))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+        problem = shorten(f"{type(e).__name__}: {e}")
+        raise FolioError(f"{STATS} is malformed ({problem}); copy the build again or rebuild it") from e
+
+
+def _format(stats: JsonObject) -> list[str]:
     always = ("read", "empty", "duplicates", "kept")
     documents = {key: n for key in ("read", *DROP_REASONS, "kept") if (n := stats["documents"][key]) or key in always}
     cleaned = [f"{rule} {count:,}" for rule, count in stats["clean"].items()]
