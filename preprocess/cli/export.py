@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from preprocess.cli.output import Output, output_options
+from preprocess.errors import format_quantity
 
 
 @click.command()
@@ -15,11 +16,18 @@ from preprocess.cli.output import Output, output_options
 @click.option("--format", "format_", type=click.Choice(["nanogpt", "text"]), required=True, help="Format to write.")
 @click.option("--by", type=click.Choice(["language"]), help="With --format text: write one file per language.")
 @click.option(
+    "--authors",
+    is_flag=True,
+    help="With --format text: write the control tokens of author, city and year before each document.",
+)
+@click.option(
     "--output", "folder", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write to."
 )
 @click.option("--replace", is_flag=True, help="Replace existing files.")
 @output_options
-def export(output: Output, name: str, format_: str, by: str | None, folder: Path, replace: bool) -> None:
+def export(
+    output: Output, name: str, format_: str, by: str | None, authors: bool, folder: Path, replace: bool
+) -> None:  # fmt: skip
     """Write a build in the format of another tool, or as text.
 
     NAME is the name or the folder of a build.
@@ -28,11 +36,13 @@ def export(output: Output, name: str, format_: str, by: str | None, folder: Path
     from preprocess.exchange.text import export_text
     from preprocess.shards.format import Build
 
-    if by is not None and format_ != "text":
-        raise click.UsageError(f"--by {by} needs --format text, got --format {format_}")
+    for option, is_given in ((f"--by {by}", by is not None), ("--authors", authors)):
+        if is_given and format_ != "text":
+            raise click.UsageError(f"{option} needs --format text, got --format {format_}")
     if format_ == "text":
-        paths = export_text(Build(name), folder, by_language=by is not None, replace=replace)
+        paths = export_text(Build(name), folder, by_language=by is not None, authors=authors, replace=replace)
     else:
         paths = export_nanogpt(Build(name), folder, replace=replace)
     files = [{"path": str(path), "size_bytes": os.path.getsize(path)} for path in paths]
-    output.write({"files": files}, [f"{file['path']}  {file['size_bytes']:,} bytes" for file in files])
+    lines = [f"{path}  {format_quantity(os.path.getsize(path), 'byte')}" for path in paths]
+    output.write({"files": files}, lines)

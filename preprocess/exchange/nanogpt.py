@@ -3,43 +3,72 @@
 nanoGPT maps `train.bin` and `val.bin` into memory and reads windows at random offsets. The files
 have no header: the tokens of all shards are concatenated, and only the end-of-text ids mark the
 boundaries between documents.
+
+Without a file `meta.pkl`, nanoGPT assumes GPT-2's vocabulary. Its scripts train.py and sample.py
+read the vocabulary of a character-level model from that file, so a build with the `char` tokenizer
+gets one. It is a pickle, because nanoGPT reads nothing else; Folio itself never reads a pickle.
 """
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
+from pickle import dumps
 
 import numpy as np
 
 from preprocess.errors import MisuseError
-from preprocess.exchange.output import check_output
-from preprocess.shards.files import open_atomic
+from preprocess.exchange.output import check_output, open_files
 from preprocess.shards.format import SPLITS, Build
+from preprocess.tokenizers import load_tokenizer
 
 CHUNK_TOKENS = 1 << 20
+VOCABULARY_FILE = "meta.pkl"
 
 
 def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
-    """Write `train.bin` and `val.bin` into the folder `output`, and return their paths.
+    """Write a build into the folder `output`, and return the paths of the files.
 
-    The tokens are little-endian uint16. No `meta.pkl` is written: it would be a pickle, and
-    nanoGPT's sample.py would take it for the vocabulary of a character-level model. Raises
-    MisuseError if the ids need more than 16 bits, or if a file exists and `replace` is not set.
+    They are `train.bin` and `val.bin`, with the tokens as little-endian uint16, and for a build with
+    the `char` tokenizer `meta.pkl`. Raises MisuseError if the ids need more than 16 bits, if a file
+    exists and `replace` is not set, or if the folder has a `meta.pkl` that the build does not need.
     """
     if build.dtype != np.dtype("<u2"):
         raise MisuseError(
             f"{build.name} has {build.vocab_size:,} ids, but nanoGPT reads uint16; "
             "rebuild with a vocabulary of at most 65,536"
         )
-    paths = [output / f"{split}.bin" for split in SPLITS]
+    token_paths = [output / f"{split}.bin" for split in SPLITS]
+    vocabulary_path = output / VOCABULARY_FILE
+    vocabulary = _make_vocabulary(build) if build.manifest.tokenizer.kind == "char" else None
+    if vocabulary is None and vocabulary_path.exists():
+        raise MisuseError(
+            f"{vocabulary_path} exists, and nanoGPT would use it as the vocabulary of {build.name}; "
+            "delete it, or choose another --output"
+        )
+    paths = [*token_paths, *([] if vocabulary is None else [vocabulary_path])]
     check_output(output, paths, replace=replace)
     output.mkdir(parents=True, exist_ok=True)
-    # Both files are written before either is renamed, so after an error both old files are left.
-    with contextlib.ExitStack() as stack:
-        for split, path in zip(SPLITS, paths, strict=True):
-            file = stack.enter_context(open_atomic(path))
+    with open_files(paths) as files:
+        for split, path in zip(SPLITS, token_paths, strict=True):
             for shard in build.shards(split):
                 for start in range(0, len(shard.tokens), CHUNK_TOKENS):
-                    file.write(shard.tokens[start : start + CHUNK_TOKENS].data)
+                    files[path].write(shard.tokens[start : start + CHUNK_TOKENS].data)
+        if vocabulary is not None:
+            files[vocabulary_path].write(vocabulary)
     return paths
+
+
+def _make_vocabulary(build: Build) -> bytes:
+    """Return the content of `meta.pkl`: the dict of nanoGPT's data/shakespeare_char/prepare.py.
+
+    It has the number of ids, and the character of each id and its inverse. The ids of control
+    tokens have the token as their text, such as `<|endoftext|>`. Protocol 0 of pickle contains only
+    dicts, strings and integers here, no instruction that loads or calls a class.
+    """
+    alphabet = load_tokenizer(build.folder, build.manifest).id_to_bytes
+    itos = {i: text.decode() for i, text in enumerate(alphabet)}
+    itos |= {i: token for token, i in build.manifest.special_tokens.items()}
+    itos = dict(sorted(itos.items()))
+    return dumps(
+        {"vocab_size": build.vocab_size, "itos": itos, "stoi": {text: i for i, text in itos.items()}}, protocol=0
+    )

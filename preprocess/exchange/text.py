@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from pathlib import Path
 
 import numpy as np
 
-from preprocess.errors import MisuseError
-from preprocess.exchange.output import check_output
-from preprocess.shards.files import open_atomic
+from preprocess.errors import FolioError, MisuseError
+from preprocess.exchange.output import check_output, open_files
 from preprocess.shards.format import SPLITS, Build
 from preprocess.tokenizers import load_tokenizer
 from preprocess.tokenizers.decode_build import decode_documents, list_language_tags
@@ -18,16 +16,22 @@ from preprocess.tokenizers.decode_build import decode_documents, list_language_t
 MAX_LANGUAGES = 200  # one open file each
 
 
-def export_text(build: Build, output: Path, *, by_language: bool, replace: bool) -> list[Path]:
+def export_text(build: Build, output: Path, *, by_language: bool, authors: bool, replace: bool) -> list[Path]:
     """Write the text of all documents into the folder `output`; return the paths of the files.
 
     The files are `train.txt` and `val.txt`, or with `by_language` one per split and language, such
     as `train_ru.txt`. Documents without a language then go to `train_unknown.txt`. A blank line
-    follows each document, and control tokens are omitted. Raises MisuseError if a file exists and
-    `replace` is not set, or if the languages are too many or would share file names.
+    follows each document.
+
+    Control tokens are omitted. With `authors` those of author, city and year are written before the
+    text of each document, for example `<author_Anna_Akimova><year_1998>To be`. Text that contains
+    such characters itself is written as it is, so a reader of the file cannot distinguish the two.
+
+    Raises MisuseError if a file exists and `replace` is not set, or if the languages are too many
+    or would share file names, and FolioError if the build is damaged.
     """
     suffixes = _make_suffixes(build) if by_language else dict.fromkeys(list_language_tags(build), "")
-    languages = {split: set(np.unique(build.docs(split)["lang"]).tolist()) for split in SPLITS}
+    languages = {split: _list_languages(build, split) for split in SPLITS}
     paths = {
         (split, language): output / f"{split}{suffixes[language]}.txt"
         for split in SPLITS
@@ -37,12 +41,25 @@ def export_text(build: Build, output: Path, *, by_language: bool, replace: bool)
     check_output(output, distinct_paths, replace=replace)
     tokenizer = load_tokenizer(build.folder, build.manifest)
     output.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        files = {path: stack.enter_context(open_atomic(path)) for path in distinct_paths}
+    with open_files(distinct_paths) as files:
         for split in SPLITS:
-            for language, text in decode_documents(build, split, tokenizer):
+            for language, text in decode_documents(build, split, tokenizer, authors=authors):
                 files[paths[split, language]].write(text + b"\n\n")
     return distinct_paths
+
+
+def _list_languages(build: Build, split: str) -> list[int]:
+    """Return the numbers of the languages of the documents of `split`.
+
+    Raises FolioError for a number that is not in the manifest.
+    """
+    numbers: list[int] = np.unique(build.docs(split)["lang"]).tolist()
+    if unknown := set(numbers) - list_language_tags(build).keys():
+        raise FolioError(
+            f"{build.folder} has documents of language {min(unknown)}, which is not in its manifest; "
+            "check it with `preprocess verify`"
+        )
+    return numbers
 
 
 def _make_suffixes(build: Build) -> dict[int, str]:

@@ -19,20 +19,27 @@ def list_language_tags(build: Build) -> dict[int, str]:
     return {0: UNKNOWN_LANGUAGE, **{int(number): tag for number, tag in build.manifest.languages.items()}}
 
 
-def decode_documents(build: Build, split: str, tokenizer: Tokenizer) -> Iterator[tuple[int, bytes]]:
+def decode_documents(
+    build: Build, split: str, tokenizer: Tokenizer, *, authors: bool = False
+) -> Iterator[tuple[int, bytes]]:
     """Yield (language number, UTF-8 text) of each document of `split`, without its control tokens.
 
-    Raises FolioError for an id that is not in the build's vocabulary.
+    With `authors` the text begins with the control tokens of author, city and year, such as
+    `<author_Anna_Akimova>`. Raises FolioError for an id that is not in the build's vocabulary.
     """
     is_control = np.zeros(build.vocab_size, bool)
     is_control[list(build.manifest.special_tokens.values())] = True
+    names = {token_id: token.encode() for token, token_id in build.manifest.special_tokens.items()}
     for language, ids in zip(build.docs(split)["lang"], _read_documents(build, split), strict=True):
         if len(ids) and int(ids.max()) >= build.vocab_size:
             raise FolioError(
                 f"{build.folder} holds id {int(ids.max())}, but its vocabulary ends at {build.vocab_size - 1}; "
                 "check it with `preprocess verify`"
             )
-        yield int(language), tokenizer.decode_bytes(ids[~is_control[ids]])
+        text = tokenizer.decode_bytes(ids[~is_control[ids]])
+        if authors:  # their ids come after those of the tokenizer
+            text = b"".join([names[i] for i in ids[ids >= tokenizer.vocab_size].tolist()]) + text
+        yield int(language), text
 
 
 def _read_documents(build: Build, split: str) -> Iterator[np.ndarray]:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.exchange.text import export_text
-from preprocess.shards.format import Build
+from preprocess.shards.format import DOC_DTYPE, Build
 from tests.conftest import VERSE
 
 
 def test_export_text_writes_all_documents_in_order(build_text: Callable[..., Build], tmp_path: Path) -> None:
     build = build_text(VERSE * 4, document="passage", passage_characters=50)
-    paths = export_text(build, tmp_path / "out", by_language=False, replace=False)
+    paths = export_text(build, tmp_path / "out", by_language=False, authors=False, replace=False)
     assert [path.name for path in paths] == ["train.txt", "val.txt"]
     documents = "".join(path.read_text(encoding="utf-8") for path in paths).split("\n\n")
     assert "".join(documents).replace("\n", "") == (VERSE * 4).replace("\n", "")
-    by_language = export_text(build, tmp_path / "out", by_language=True, replace=False)
+    by_language = export_text(build, tmp_path / "out", by_language=True, authors=False, replace=False)
     assert [path.name for path in by_language] == ["train_unknown.txt", "val_unknown.txt"]
     assert [path.read_bytes() for path in by_language] == [path.read_bytes() for path in paths]
 
@@ -28,10 +31,10 @@ def test_export_text_keeps_existing_files_without_replace(build_text: Callable[.
     (tmp_path / "train.txt").write_text("mine")
     build = build_text()
     with pytest.raises(MisuseError, match=r"train\.txt exists already; pass --replace"):
-        export_text(build, tmp_path, by_language=False, replace=False)
+        export_text(build, tmp_path, by_language=False, authors=False, replace=False)
     assert (tmp_path / "train.txt").read_text() == "mine"
     with pytest.raises(MisuseError, match="is a build, which must not contain other files"):
-        export_text(build, build.folder, by_language=False, replace=True)
+        export_text(build, build.folder, by_language=False, authors=False, replace=True)
 
 
 def test_export_text_rejects_id_outside_the_vocabulary(build_text: Callable[..., Build], tmp_path: Path) -> None:
@@ -41,4 +44,64 @@ def test_export_text_rejects_id_outside_the_vocabulary(build_text: Callable[...,
     with pytest.raises(
         FolioError, match="holds id 65535, but its vocabulary ends at 256; check it with `preprocess verify`"
     ):
-        export_text(build, tmp_path / "out", by_language=False, replace=False)
+        export_text(build, tmp_path / "out", by_language=False, authors=False, replace=False)
+
+
+def test_export_text_with_authors_begins_each_document_with_its_control_tokens(
+    preprocess: Callable[..., Any], tmp_path: Path
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"text": "To be", "author": "Ann Lee", "year": 1998, "lang": "en"},
+        {"text": "Быть\n\nили нет", "author": "Пушкин", "lang": "ru"},
+        {"text": "<author_Ann_Lee>no author", "lang": "en"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ("--author-column", "author", "--year-column", "year", "--lang-column", "lang", "--tokenizer", "byte")
+    done = preprocess("build", "--input", "rows.jsonl", *columns, "--name", "mixed", "--val-fraction", "0.3")
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for options in ((), ("--authors",), ("--authors", "--by", "language")):
+        output = f"out{len(options)}"
+        done = preprocess("export", "mixed", "--format", "text", "--output", output, *options)
+        assert done.returncode == 0, done.stderr
+        found[output] = {path.name: path.read_text() for path in (tmp_path / output).iterdir()}
+    texts = [row["text"] + "\n\n" for row in rows]
+    assert len("".join(found["out0"].values())) == len("".join(texts)) and found["out0"].keys() == {
+        "train.txt",
+        "val.txt",
+    }
+    assert all(any(text in content for content in found["out0"].values()) for text in texts)
+    with_authors = ["<author_Ann_Lee><year_1998>" + texts[0], "<author_Пушкин>" + texts[1], texts[2]]
+    assert len("".join(found["out1"].values())) == len("".join(with_authors))
+    assert all(any(text in content for content in found["out1"].values()) for text in with_authors)
+    assert "".join(content for name, content in found["out3"].items() if name.endswith("_ru.txt")) == with_authors[1]
+    done = preprocess("export", "mixed", "--format", "nanogpt", "--authors", "--output", "out")
+    assert done.returncode == 2 and "--authors needs --format text" in done.stderr
+
+
+def test_interrupted_export_keeps_the_old_files(
+    build_text: Callable[..., Build], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_text(build_text(), tmp_path / "out", by_language=False, authors=False, replace=False)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    def interrupted(build: Build, split: str, *_: object, **__: object) -> Iterator[tuple[int, bytes]]:
+        yield 0, b"new text"
+        if split == "val":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("preprocess.exchange.text.decode_documents", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_text(build_text(), tmp_path / "out", by_language=False, authors=False, replace=True)
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+
+def test_export_text_rejects_a_language_that_the_manifest_lacks(
+    build_text: Callable[..., Build], tmp_path: Path
+) -> None:
+    build = build_text()
+    docs = np.fromfile(build.folder / "val-00000.docs", DOC_DTYPE)
+    docs["lang"] = 7
+    docs.tofile(build.folder / "val-00000.docs")
+    with pytest.raises(FolioError, match="has documents of language 7, which is not in its manifest; check it with"):
+        export_text(build, tmp_path / "out", by_language=True, authors=False, replace=False)
