@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from preprocess.errors import FolioError
+from preprocess.errors import FolioError, shorten
 
 
 class TensorFileError(FolioError):
@@ -27,7 +27,7 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
                 yield name, file.get_tensor(name)
     except SafetensorError as e:
-        raise TensorFileError(f"{path} is not a safetensors file ({e})") from e
+        raise TensorFileError(f"{path} is not a safetensors file ({shorten(str(e))})") from e
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.files import PLAIN_NAME, JsonObject, parse_json
+from preprocess.errors import FolioError, MisuseError, shorten
+from preprocess.shards.files import PLAIN_NAME, JsonObject, parse_json, read_small_file
 from preprocess.shards.format import CONTROL_FIELDS
 from train.config import Config
 from train.core.tensors import TensorFileError, read_tensors
@@ -34,6 +34,7 @@ SHAPE_SETTINGS = ("arch", "n_layer", "n_head", "n_embd")
 HF_CONFIG_FILE, HF_INDEX, HF_TOKENIZER = "config.json", "model.safetensors.index.json", "tokenizer.json"
 HF_TIED = "lm_head.weight"  # a copy of the embedding, in old files
 HF_NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias")  # causal masks, in old files
+MAX_HF_SIZE = 1 << 20
 HF_SIZES = {"n_layer": 12, "n_head": 12, "n_embd": 768}  # with the values of keys that a config leaves out
 ADVICE = "; download the folder again"
 
@@ -158,9 +159,10 @@ def _check_sizes(path: Path, config: Config, sizes: Mapping[str, Any], *, num_po
 def _open_huggingface(folder: Path, config: Config, model: LanguageModel) -> PretrainedWeights:
     hf_config = _read_object(folder / HF_CONFIG_FILE)
     sizes = {key: hf_config.get(key, default) for key, default in HF_SIZES.items()}
-    if bad := [key for key, size in sizes.items() if type(size) is not int or size < 1]:
+    if bad := [key for key, size in sizes.items() if type(size) is not int or not 1 <= size <= MAX_HF_SIZE]:
         raise FolioError(
-            f"{folder / HF_CONFIG_FILE}: {bad[0]} must be a whole number from 1, got {sizes[bad[0]]!r:.40}{ADVICE}"
+            f"{folder / HF_CONFIG_FILE}: {bad[0]} must be a whole number from 1 to {MAX_HF_SIZE:,}, "
+            f"got {sizes[bad[0]]!r:.40}{ADVICE}"
         )
     expected = HF_CONFIG | {"n_inner": 4 * sizes["n_embd"]}
     found = {key: hf_config.get(key, value) for key, value in expected.items()}
@@ -193,7 +195,7 @@ def _huggingface_tensors(folder: Path) -> dict[str, Tensor]:
             if hf_name == HF_TIED or name.endswith(HF_NOT_WEIGHTS):
                 continue
             if name in tensors:
-                raise FolioError(f"{path} contains {name} a second time{ADVICE}")
+                raise FolioError(f"{path} contains {shorten(name)} a second time{ADVICE}")
             tensors[name] = tensor.t() if name.endswith(HF_TRANSPOSED) and tensor.dim() == 2 else tensor
     return tensors
 
@@ -238,8 +240,8 @@ def _check_huggingface_shapes(folder: Path, shapes: Mapping[str, tuple[int, ...]
         expected[name] = ((shapes.get(name) or expected[name])[0], *expected[name][1:])
     for name in sorted(expected.keys() | shapes.keys()):
         if shapes.get(name) != expected.get(name):
-            got, want = (shapes.get(name) or "nothing", expected.get(name) or "nothing")
-            raise FolioError(f"{folder} has {got} for {name}, but its {HF_CONFIG_FILE} needs {want}{ADVICE}")
+            got, want = (shorten(str(each.get(name) or "nothing")) for each in (shapes, expected))
+            raise FolioError(f"{folder} has {got} for {shorten(name)}, but its {HF_CONFIG_FILE} needs {want}{ADVICE}")
 
 
 def _added_tokens(path: Path) -> dict[str, int]:
@@ -259,9 +261,9 @@ def _added_tokens(path: Path) -> dict[str, int]:
 
 def _read_object(path: Path) -> JsonObject:
     try:
-        value = parse_json(path.read_bytes())
-    except (ValueError, RecursionError) as e:
-        raise FolioError(f"{path} is not JSON ({e}){ADVICE}") from e
+        value = parse_json(read_small_file(path))
+    except ValueError as e:
+        raise FolioError(f"{path} is not JSON ({shorten(str(e))}){ADVICE}") from e
     if not isinstance(value, dict):
         raise FolioError(f"{path} must be a JSON object, got {type(value).__name__}{ADVICE}")
     return value
