@@ -53,7 +53,7 @@ CHOICES = {
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 STREAM_PREFIX = "stream:"  # of `data`: what follows is a recipe instead of a build
 # What some settings need to have an effect.
-STREAM = Need("data", lambda data: data.startswith(STREAM_PREFIX), "stream:RECIPE")
+STREAM = Need("data", lambda data: STREAM_PREFIX in data, "stream:RECIPE")  # a mixture with one is rejected later
 MUON = Need("optimizer", lambda optimizer: optimizer == "muon", "muon")
 WSD = Need("schedule", lambda schedule: schedule == "wsd", "wsd")
 RANDOM_DRAW = Need("temperature", lambda temperature: temperature > 0, "above 0")

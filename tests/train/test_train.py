@@ -287,7 +287,7 @@ ERRORS: dict[str, tuple[list[str], Callable[[Path], object], int, str]] = {
     ),
     "out_dir under a file": (["--out_dir=run.py/x"], change_nothing, 2, "must be a folder, but a file is in the way"),
     "missing config": ([], lambda f: (f / "run.py").unlink(), 2, "the config file run.py does not exist"),
-    "config is a folder": ([], replace_config_by_folder, 2, "the config file run.py is a folder"),
+    "config is a folder": ([], replace_config_by_folder, 2, "the config file run.py is not a regular file"),
     "config is not UTF-8": ([], lambda f: (f / "run.py").write_bytes(b"data = '\xff'"), 2, "is not UTF-8"),
     "unknown author": (["--completion_author=Ana Akimova"], change_nothing, 2, "did you mean 'Anna_Akimova'?"),
     "missing device": (["--device=cuda:99"], change_nothing, 2, "is not available"),

@@ -109,7 +109,7 @@ def test_signal_stops_all_processes_after_the_same_step(folder: Path) -> None:
         out, _ = process.communicate(timeout=60)
     assert "stopped after step " in out and ", saved; " in out
     last = find_newest_checkpoint(folder / "signal", pytest.fail)
-    assert last is not None and last.step == max(row["step"] for row in read_metric_rows(folder / "signal"))
+    assert last is not None and last.info.step == max(row["step"] for row in read_metric_rows(folder / "signal"))
 
 
 def test_error_of_one_process_ends_all(folder: Path) -> None:

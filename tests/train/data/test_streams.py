@@ -220,6 +220,7 @@ def test_checkpoints_are_evaluated_on_the_validation_text_of_the_stream(folder: 
     input_file = folder / "input.txt"
     text = input_file.read_text()
     input_file.write_text(text + "one more line\n")
+    (run / "evaluations.jsonl").unlink()  # stored losses would need no data
     changed = invoke("evaluate.py", run, *cpu)
     input_file.unlink()
     missing = invoke("evaluate.py", run, *cpu)
@@ -233,7 +234,7 @@ def test_stream_and_build_do_not_continue_each_other(folder: Path, tmp_path: Pat
     config = write_stream_config(folder, "begun")
     assert invoke("train.py", config).returncode == 0
     build = make_build(tmp_path / "tiny")
-    other = invoke("train.py", config, f"--data={build}")
+    other = invoke("train.py", config, f"--data={build}", "--stream_buffer=10_000")
     assert other.returncode == 2 and "another tokenizer" in other.stderr
     with pytest.raises(MisuseError, match="stores no position in a stream"):
         source = open_data_source(f"stream:{folder / 'mine.toml'}", world=World())
