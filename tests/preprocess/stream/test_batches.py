@@ -142,9 +142,7 @@ def test_documentation_runs(tmp_path: Path) -> None:
     (tmp_path / "synth").mkdir()
     texts = {name: ["English", "French"] * 20 for name in ("query", "synthetic_reasoning", "synthetic_answer")}
     pq.write_table(pa.table({**texts, "language": ["en", "fr"] * 20}), tmp_path / "synth" / "x.parquet")
-    first, second = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs/streaming.md").read_text(encoding="utf-8"), re.DOTALL
-    )
+    first, second, _ = read_examples()
     first += (
         "print(inputs.shape, targets.dtype, val.blocks.shape[1], state['drawn'] // 8 == stream.num_blocks // 8 > 10)\n"
     )
@@ -154,6 +152,35 @@ def test_documentation_runs(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     shapes, english = ran.stdout.splitlines()
     assert shapes == "(8, 256) uint16 257 True" and "Q: English" in english and "French" not in english
+
+
+@pytest.mark.slow
+def test_documentation_trains_with_the_trainer(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate", reason="Hugging Face's Trainer needs accelerate")
+    (tmp_path / "input.txt").write_text("a short line\n" * 200)
+    settings = 'inputs = ["input.txt"]\ndocument = "line"\ntokenizer = "byte"\nsplit = "threshold"\ndedup = false\n'
+    (tmp_path / "mine.toml").write_text(settings + "val_fraction = 1e-9\n")
+    *_, code = read_examples()
+    small = {
+        "n_positions=256": "n_positions=256, n_embd=8, n_layer=1, n_head=1",
+        "max_steps=1_000": "max_steps=3, report_to='none', use_cpu=True, save_strategy='no', logging_steps=1",
+        "block_size=255": "block_size=99",
+    }
+    for setting, value in small.items():
+        assert setting in code
+        code = code.replace(setting, value)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert ran.returncode == 0, ran.stderr
+    losses = [float(loss) for loss in re.findall(r"'loss': '?([\d.]+)", ran.stdout)]
+    assert len(losses) == 3 and all(4 < loss < 7 for loss in losses), ran.stdout
+
+
+def read_examples() -> list[str]:
+    """Return the examples of docs/streaming.md."""
+    text = (ROOT / "docs/streaming.md").read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 def test_stream_benchmark_runs(tmp_path: Path) -> None:
