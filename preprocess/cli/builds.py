@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from preprocess.errors import FolioError, format_quantity, one_line, printable
 if TYPE_CHECKING:
     from preprocess.shards.files import JsonObject
     from preprocess.shards.format import Build
+    from preprocess.shards.leaks import Leaks
 
 LIST_HEADER = ("name", "tokenizer", "vocabulary", "train tokens", "val tokens", "documents")
 
@@ -103,25 +105,50 @@ def stats(output: Output, name: str) -> None:
 
 @click.command()
 @click.argument("name")
+@click.option("--leaks", is_flag=True, help="Also look for texts that are in both splits.")
 @output_options
-def verify(output: Output, name: str) -> None:
+def verify(output: Output, name: str, leaks: bool) -> None:
     """Hash every file of a build and compare it with the manifest.
 
-    NAME is the name or the folder of a build. The exit status is 1 if a file differs.
+    NAME is the name or the folder of a build. The exit status is 1 if a file differs, and with
+    --leaks also if a text is in both train and val. Texts are compared by the hash of their content.
     """
     from preprocess.shards.format import find_build
     from preprocess.shards.verify import verify_newest
 
     build, faults = verify_newest(find_build(name))
-    result = {"folder": str(build.folder), "build_id": build.build_id, "faults": faults}
-    if not faults:
-        output.write(result, [f"{build.folder} is intact: build {build.build_id}"])
+    result: JsonObject = {"folder": str(build.folder), "build_id": build.build_id, "faults": faults}
+    if faults:
+        output.write(result, [])
+        for fault in faults:
+            click.echo(one_line(fault), err=True)
+        raise FolioError(
+            f"{build.folder} is damaged, {format_quantity(len(faults), 'fault')} listed above; "
+            "copy the build again or rebuild it"
+        )
+    lines = [f"{build.folder} is intact: build {build.build_id}"]
+    if not leaks:
+        output.write(result, lines)
         return
-    output.write(result, [])
-    for fault in faults:
-        click.echo(one_line(fault), err=True)
-    count = format_quantity(len(faults), "fault")
-    raise FolioError(f"{build.folder} is damaged, {count} listed above; copy the build again or rebuild it")
+    found = _find_leaks(build)
+    result["leaks"] = dataclasses.asdict(found)
+    output.write(result, lines if found.num_texts else [*lines, "no text is in both train and val"])
+    if found.num_texts:
+        for train, val in found.examples:
+            line = f"train document {train.document:,} ({train.shard}) is val document {val.document:,} ({val.shard})"
+            click.echo(one_line(line), err=True)
+        raise FolioError(
+            f"both splits of {build.folder} contain {format_quantity(found.num_texts, 'text')}, examples are listed "
+            "above; build with --dedup to keep each text once"
+        )
+
+
+def _find_leaks(build: Build) -> Leaks:
+    from preprocess.shards.leaks import count_leaks
+
+    leaks = count_leaks(build)
+    build.check_unreplaced()
+    return leaks
 
 
 def describe(build: Build) -> JsonObject:

@@ -7,8 +7,8 @@ import os
 import re
 from pathlib import Path
 
-from preprocess.shards.files import readable_json
-from preprocess.shards.format import Build
+from preprocess.shards.files import readable_json, sha256_bytes
+from preprocess.shards.format import Build, seal
 from tests.preprocess.cli.checks import TINY, Run, check_error
 
 
@@ -35,6 +35,24 @@ def test_verify_names_the_damaged_file(preprocess: Run, tmp_path: Path) -> None:
     done = preprocess("verify", "synthetic")
     check_error(done, 1, "shards/synthetic is damaged, 1 fault listed above")
     assert done.stderr.splitlines()[0].startswith("train-00000.bin has sha256")
+
+
+def test_verify_lists_texts_that_are_in_both_splits(preprocess: Run, tmp_path: Path) -> None:
+    preprocess(*TINY)
+    done = preprocess("verify", "synthetic", "--leaks")
+    assert done.returncode == 0 and done.stdout.splitlines()[1] == "no text is in both train and val"
+    assert json.loads(preprocess("verify", "synthetic", "--leaks", "--json").stdout)["leaks"]["num_texts"] == 0
+    lines = [json.dumps({"text": f"text {i % 30}", "side": "train" if i < 30 else "val"}) for i in range(60)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    options = "--no-dedup --tokenizer byte --split given --split-column side"
+    built = preprocess("build", "--input", "texts.jsonl", "--name", "leaky", *options.split())
+    assert built.returncode == 0, built.stderr
+    done = preprocess("verify", "leaky", "--leaks")
+    check_error(done, 1, "both splits of shards/leaky contain 30 texts", "build with --dedup")
+    example = re.compile(r"train document (\d+) \(train-00000\.bin\) is val document \1 \(val-00000\.bin\)")
+    assert len(done.stderr.splitlines()) == 6 and all(map(example.fullmatch, done.stderr.splitlines()[:5]))
+    assert done.stdout.startswith("shards/leaky is intact")
+    assert preprocess("verify", "leaky").returncode == 0
 
 
 def test_folio_shards_replaces_the_default_root(preprocess: Run, tmp_path: Path) -> None:
@@ -93,6 +111,24 @@ def test_stats_prints_lines_or_the_file(preprocess: Run, tmp_path: Path) -> None
     assert done.stdout == (tmp_path / "shards/synthetic/stats.json").read_text()
     (tmp_path / "shards/synthetic/stats.json").write_text("{}")
     check_error(preprocess("stats", "synthetic"), 1, "stats.json does not have the sha256 in its manifest")
+
+
+def test_stats_that_no_builder_writes_are_one_line(preprocess: Run, tmp_path: Path) -> None:
+    preprocess(*TINY)
+    folder = tmp_path / "shards/synthetic"
+    manifest, stats = json.loads((folder / "manifest.json").read_bytes()), (folder / "stats.json").read_bytes()
+    for data in (
+        b"{}",
+        b"[]",
+        b"[" * 100_000,
+        stats.replace(b'"read": 80', b'"read": "\\u001b[31m"'),
+        stats.replace(b'"documents": ', b'"documents": [], "x": '),
+        stats.replace(b'"tokens": ', b'"tokens": 1e400, "y": '),
+    ):
+        (folder / "stats.json").write_bytes(data)
+        sealed = seal(manifest | {"stats_sha256": sha256_bytes(data)})
+        (folder / "manifest.json").write_bytes(readable_json(sealed))
+        check_error(preprocess("stats", "synthetic"), 1, "stats.json is malformed", "copy the build again")
 
 
 def test_corpora_lists_size_and_licence(preprocess: Run) -> None:
