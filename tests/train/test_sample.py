@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.runs import SENTENCE, invoke, make_build, read_val_losses, train_run, write_config
+from tests.helpers.runs import EOT_ID, SENTENCE, invoke, make_build, read_val_losses, train_run, write_config
+from train.model.sampler import RUN_COPY_ADVICE
 from train.sample import show
 
 
@@ -112,7 +113,16 @@ def test_changed_tokenizer_file_is_an_error(run: Path, tmp_path: Path) -> None:
     alphabet.write_text(alphabet.read_text()[::-1])
     result = invoke("sample.py", copy)
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
-    assert f"{alphabet} does not have the sha256 in its manifest" in result.stderr
+    assert f"{alphabet} does not have the sha256 in its manifest; {RUN_COPY_ADVICE}" in result.stderr
+
+
+def test_changed_manifest_of_a_run_is_an_error(run: Path, tmp_path: Path) -> None:
+    copy = copy_run(run, tmp_path)
+    manifest = copy / "build" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b'"eot_id": %d' % EOT_ID, b'"eot_id": 5'))
+    result = invoke("sample.py", copy)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert f"{manifest} does not match its checksum: it was damaged or edited; {RUN_COPY_ADVICE}" in result.stderr
 
 
 def test_tokenizer_of_another_model_is_an_error(run: Path, tmp_path: Path) -> None:

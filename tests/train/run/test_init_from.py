@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from preprocess.errors import FolioError, MisuseError
+from tests.conftest import assert_one_line
 from tests.helpers.runs import (
     AUTHOR_ID,
     EOT_ID,
@@ -222,6 +224,11 @@ def _change_weight(folder: Path, name: str, tensor: torch.Tensor) -> None:
     save_file(load_file(folder / "model.safetensors") | {name: tensor}, folder / "model.safetensors")
 
 
+def _write_header(folder: Path, header: bytes, size: int | None = None) -> None:
+    size = len(header) if size is None else size
+    (folder / "model.safetensors").write_bytes(size.to_bytes(8, "little") + header)
+
+
 def _write_index(folder: Path, names: Any) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
@@ -263,7 +270,14 @@ def _write_index(folder: Path, names: Any) -> None:
         (lambda f: _write_index(f, {"wte.weight": ["a"]}), "must name .safetensors files in its folder"),
         (lambda f: _write_index(f, {}), "must name .safetensors files in its folder"),
         (lambda f: _write_index(f, {"wte.weight": "model-1.safetensors"}), "model-1.safetensors is missing, which"),
-        (lambda f: change_json(f / "config.json", n_layer="2"), "n_layer must be a whole number from 1, got '2'"),
+        (lambda f: change_json(f / "config.json", n_layer="2"), "n_layer must be a whole number from 1 to 1,048,576, got '2'"),
+        (lambda f: change_json(f / "config.json", n_embd=10**400), "n_embd must be a whole number from 1 to 1,048,576"),
+        (
+            lambda f: _change_weight(f, "transformer." + "x" * 5000, torch.zeros(3)),
+            "has (3,) for " + "x" * 80 + "…, but its config.json needs nothing",
+        ),
+        (lambda f: _write_header(f, b'{"a": {"dtype": "\\u0007' + b"x" * 9000 + b'"}}'), "is not a safetensors file"),
+        (lambda f: _write_header(f, b"{}", size=1 << 62), "is not a safetensors file"),
         (lambda f: (f / "config.json").write_text("{"), "is not JSON"),
         (lambda f: (f / "config.json").write_text("[" * 100_000), "is not JSON"),
         (lambda f: (f / "config.json").write_text("[]"), "must be a JSON object, got list"),
@@ -280,8 +294,20 @@ def test_damaged_huggingface_folder_is_one_line(
     damage(hf_folder)
     with pytest.raises(FolioError) as error:
         initialized(hf_folder)
-    assert message in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value)
+    assert_one_line(str(error.value).replace(str(hf_folder), ""))
     assert not isinstance(error.value, MisuseError)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_named_pipe_is_not_read(hf_folder: Path, initialized: Initialize, name: str) -> None:
+    (hf_folder / name).unlink(missing_ok=True)
+    os.mkfifo(hf_folder / name)
+    if name == "tokenizer.json":
+        initialized(hf_folder)  # optional
+    else:
+        with pytest.raises(FolioError, match="has neither model.safetensors|or a Hugging Face folder with"):
+            initialized(hf_folder)
 
 
 def test_folder_without_weights_is_rejected(tmp_path: Path, initialized: Initialize) -> None:
