@@ -46,15 +46,16 @@ def wait_before_retry(
     """Log a failure that may be temporary, and pause before the next try.
 
     Raises FolioError for a permanent failure, or after the last try. Readers convert the errors of
-    libraries to FolioError, so the cause decides: an OSError may be temporary, any other error
-    means that the file is damaged.
+    libraries to FolioError, so the cause decides: an error of the operating system may be
+    temporary, any other one means that the file is damaged. pyarrow reports damaged compressed data
+    as an OSError too, but without an errno.
     """
     if isinstance(error, InputChanged):
         raise FolioError(
             f"{error.reason}; restore the file and continue from the last state or checkpoint, or start again"
         ) from error
     cause = error if isinstance(error, OSError) else error.__cause__
-    if not isinstance(cause, OSError) or cause.errno in PERMANENT_ERRORS:
+    if not isinstance(cause, OSError) or cause.errno is None or cause.errno in PERMANENT_ERRORS:
         if isinstance(error, FolioError):
             raise error
         raise FolioError(explain_os_error(error)) from error
