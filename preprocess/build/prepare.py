@@ -46,6 +46,7 @@ from preprocess.shards.manifest import TokenizerEntry
 from preprocess.stages.dedup import hash_contents, hash_groups
 from preprocess.stages.encode import SpotCheck, add_control_tokens, encode_checked, has_bos, has_eot
 from preprocess.stages.pipeline import read_documents
+from preprocess.stages.slices import iter_groups, slice_texts
 from preprocess.tokenizers import load_stored_tokenizer
 from preprocess.tokenizers.characters import NUM_CODE_POINTS, decode_code_points
 from preprocess.tokenizers.sentencepiece_bpe import SPACE_MARKER
@@ -154,7 +155,10 @@ class _PartitionWriter:
         self.num_documents += len(documents)
         self.text_bytes += int(sizes.sum())
         if self._is_in_alphabet is not None:
-            self._is_in_alphabet[decode_code_points(get_text_buffers(texts)[0])] = True
+            slices, _ = slice_texts(texts, "characters")
+            for start, stop in iter_groups(slices):
+                data, _ = get_text_buffers(slices.slice(start, stop - start))
+                self._is_in_alphabet[decode_code_points(data)] = True
         if self.encoder:
             self.encoder.encode(texts, documents, self._files)
         else:
@@ -241,15 +245,33 @@ class Encoder:
         differs from the reference.
         """
         tokenizer = self._tokenizer
-        checked_rows = np.empty(0, np.int64)
+        if not len(texts):
+            return
+        slices, first_slices = slice_texts(texts, tokenizer.cuts)
+        checked_slices = np.empty(0, np.int64)
         if tokenizer.has_fast_backend:
             checked_rows = self._spot_check.choose_rows(documents["hash"], documents["text_bytes"])
-        ids, ends = encode_checked(tokenizer, texts, checked_rows)
-        eot_id = tokenizer.eot_id if has_eot(self._recipe, tokenizer) else -1
-        trailing = np.full((len(ends), 1), eot_id, np.int64)  # (D, 1)
-        ids, ends = add_control_tokens(ids, ends, self._make_leading_ids(documents), trailing)
-        files["ids"].write(ids.astype(self._dtype, copy=False))
-        files["lengths"].write(np.diff(ends, prepend=0).astype(LENGTH_DTYPE))
+            checked_slices = first_slices[checked_rows]
+        leading, trailing = self._make_control_ids(documents, first_slices)
+        lengths = np.empty(len(slices), np.int64)  # in tokens
+        for start, stop in iter_groups(slices):
+            checked = checked_slices[(checked_slices >= start) & (checked_slices < stop)] - start
+            ids, ends = encode_checked(tokenizer, slices.slice(start, stop - start), checked)
+            ids = ids.astype(self._dtype, copy=False)
+            ids, ends = add_control_tokens(ids, ends, leading[start:stop], trailing[start:stop])
+            files["ids"].write(ids)
+            lengths[start:stop] = np.diff(ends, prepend=0)
+        files["lengths"].write(np.add.reduceat(lengths, first_slices[:-1]).astype(LENGTH_DTYPE))
+
+    def _make_control_ids(self, documents: np.ndarray, first_slices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids before and after each of S slices, (S, F) and (S, 1); -1 means no id."""
+        of_documents = self._make_leading_ids(documents)
+        leading = np.full((first_slices[-1], of_documents.shape[1]), -1, np.int64)
+        trailing = np.full((first_slices[-1], 1), -1, np.int64)
+        leading[first_slices[:-1]] = of_documents
+        if has_eot(self._recipe, self._tokenizer):
+            trailing[first_slices[1:] - 1] = self._tokenizer.eot_id
+        return leading, trailing
 
     def _make_leading_ids(self, documents: np.ndarray) -> np.ndarray:
         """Return the ids before each document, (D, F). Authors, cities and years have the id 0."""

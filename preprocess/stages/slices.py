@@ -7,8 +7,7 @@ The idea: most steps look at a few neighbouring characters only. A text is there
 neither the cleaning rules nor the tokenizers look across the cut: directly before a space that
 follows a character other than white space, and before a line feed or an ideographic full stop that
 follows an ASCII letter or digit or a Chinese character. The results of the slices joined are the
-result of the text. For the tokenizers this is true if no word of their pre-tokenizer continues
-across such a place (`Tokenizer.splits_at_spaces`).
+result of the text. Not every tokenizer can be used in this way (`Tokenizer.cuts`).
 
 The cost: a slice is a pair of offsets, and no text is copied. A text without any such place remains
 one slice.
@@ -23,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from preprocess.documents import get_text_buffers
+from preprocess.tokenizers.interface import Cuts
 
 SLICE_BYTES = 1 << 18  # long enough that the cost of a slice is negligible, short enough to occupy many threads
 GROUP_BYTES = 8 << 20  # of slices that are processed at once
@@ -39,7 +39,9 @@ FIRST_IDEOGRAPH, LAST_IDEOGRAPH = 0xE5, 0xE8  # first bytes of U+5000 to U+8FFF,
 FULL_STOP = 0xE3, 0x80, 0x82  # U+3002
 
 
-def slice_texts(texts: pa.LargeStringArray, slice_bytes: int = SLICE_BYTES) -> tuple[pa.LargeStringArray, np.ndarray]:
+def slice_texts(
+    texts: pa.LargeStringArray, cuts: Cuts = "spaces", slice_bytes: int = SLICE_BYTES
+) -> tuple[pa.LargeStringArray, np.ndarray]:
     """Cut each of D texts into slices of at least `slice_bytes`, except the last of a text.
 
     Returns the S slices, which are views of the texts, and the index of each text's first slice
@@ -48,12 +50,15 @@ def slice_texts(texts: pa.LargeStringArray, slice_bytes: int = SLICE_BYTES) -> t
     data, offsets = get_text_buffers(texts)
     first_slices = np.arange(len(texts) + 1)
     long_rows = np.flatnonzero(np.diff(offsets) > slice_bytes).tolist()
-    if not long_rows:
+    if not long_rows or cuts == "none":
         return texts, first_slices
+    find_cut = _find_space if cuts == "spaces" else _find_character
     ends: list[np.ndarray] = []
     row = 0
     for long_row in long_rows:
-        inner = list(_find_cuts(data, int(offsets[long_row]), int(offsets[long_row + 1]), slice_bytes))
+        inner, start, stop = [], int(offsets[long_row]), int(offsets[long_row + 1])
+        while stop - start > slice_bytes and (start := find_cut(data, start + slice_bytes, stop)) < stop:
+            inner.append(start)
         ends += [offsets[row + 1 : long_row + 1], np.array(inner, np.int64)]
         first_slices[long_row + 1 :] += len(inner)
         row = long_row
@@ -72,26 +77,25 @@ def make_views(texts: pa.LargeStringArray, ends: np.ndarray) -> pa.LargeStringAr
 
 
 def iter_groups(slices: pa.LargeStringArray, group_bytes: int = GROUP_BYTES) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of consecutive slices: a first one of any size, and at most `group_bytes` after it."""
-    if not len(slices):
-        return
+    """Yield (start, stop) of consecutive slices: a first one of any size, and after it about `group_bytes`."""
     ends = get_text_buffers(slices)[1][1:]
-    groups = np.maximum(ends - 1, 0) // group_bytes  # a slice is in the group in which it ends
+    num_groups = max(round(ends[-1] / group_bytes), 1) if len(ends) else 0
+    if num_groups <= 1:  # the usual case
+        yield from [(0, len(ends))][:num_groups]
+        return
+    groups = np.maximum(ends - 1, 0) * num_groups // ends[-1]  # a slice is in the group in which it ends
     yield from itertools.pairwise([0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(slices)])
 
 
-def _find_cuts(data: np.ndarray, start: int, stop: int, slice_bytes: int) -> Iterator[int]:
-    """Yield the offsets at which the text data[start:stop] is cut."""
-    while stop - start > slice_bytes:
-        cut = _find_cut(data, start + slice_bytes, stop)
-        if cut is None:
-            return
-        yield cut
-        start = cut
+def _find_character(data: np.ndarray, start: int, stop: int) -> int:
+    """Return the first offset from `start` to `stop` at which a character begins, or `stop`."""
+    while start < stop and data[start] & 0xC0 == 0x80:  # 0b10xxxxxx continues a character
+        start += 1
+    return start
 
 
-def _find_cut(data: np.ndarray, start: int, stop: int) -> int | None:
-    """Return the first offset from `start` at which a text that ends at `stop` can be cut."""
+def _find_space(data: np.ndarray, start: int, stop: int) -> int:
+    """Return the first offset from `start` to `stop` at which a text can be cut, or `stop`."""
     search_bytes = SEARCH_BYTES
     while start < stop:
         end = min(start + search_bytes, stop)
@@ -99,7 +103,7 @@ def _find_cut(data: np.ndarray, start: int, stop: int) -> int | None:
         if cuts.any():
             return start + int(np.argmax(cuts))
         start, search_bytes = end, min(2 * search_bytes, SLICE_BYTES)
-    return None
+    return stop
 
 
 def _is_cut(data: np.ndarray, start: int, end: int) -> np.ndarray:

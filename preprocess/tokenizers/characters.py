@@ -24,6 +24,7 @@ NOT_IN_ALPHABET = np.uint32(0xFFFFFFFF)
 class _AlphabetTokenizer(Tokenizer):
     reference_backend: ClassVar[str] = "numpy"
     backend = "numpy"
+    cuts = "characters"
 
     def _set_alphabet(self, alphabet: list[bytes], *, has_eot: bool) -> None:
         """Use the indices in `alphabet` as ids, and the next id for the end-of-text token.

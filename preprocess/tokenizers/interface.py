@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -40,9 +40,12 @@ PROBE_TEXTS = (
     "日本語 👩‍👩‍👧 🇫🇷", "<|endoftext|> <author_X>", "<bos> <eos></s> <0x0A>", "----====####!!!??",
     "def f(x):\n        return x  # ok\r\n", " Hello  HELLO Helló 3.14159\n",
 )  # fmt: skip
+DECODED_AT_ONCE = 1 << 16  # ids
 # Never treat these as failures of a tokenizer library. Everything else is one: a Rust panic raises
 # a BaseException that is not an Exception.
 FATAL_ERRORS = (MemoryError, KeyboardInterrupt, SystemExit)
+# Between any characters, or only where slices.py cuts a text: mostly before a space that follows a word.
+Cuts = Literal["none", "spaces", "characters"]
 Encoded = tuple[np.ndarray, np.ndarray]  # flat ids (N,) uint32, exclusive end of each text in them (D,) int64
 
 
@@ -65,6 +68,7 @@ class Tokenizer:
     files: dict[str, bytes]  # file name → content; sufficient to load the tokenizer again
     settings: dict[str, object]  # how it was made, for the manifest
     is_byte_level: bool = False  # tokens are byte strings, so every character can be encoded
+    cuts: Cuts = "none"  # where a text can be cut without changing its ids
     byte_fallback_ids: Sequence[int] = ()  # ids of single bytes, used for characters that have no other token
     round_trip_issue: str | None = None  # a probe text that decode(encode(text)) changes, and into what
 
@@ -124,7 +128,9 @@ class Tokenizer:
                 f"id {int(ids.max())} is not in the vocabulary of this tokenizer, whose last id is "
                 f"{len(id_to_bytes) - 1}; check the build with `preprocess verify`"
             )
-        return b"".join([id_to_bytes[i] for i in ids.tolist()])
+        # In parts: a list of the ids of a whole document may take 30 times the memory of its text.
+        parts = (ids[start : start + DECODED_AT_ONCE] for start in range(0, len(ids), DECODED_AT_ONCE))
+        return b"".join([b"".join([id_to_bytes[i] for i in part.tolist()]) for part in parts])
 
     def decode(self, ids: np.ndarray) -> str:
         """Return the text of `ids`.

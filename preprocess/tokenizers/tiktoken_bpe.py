@@ -89,6 +89,7 @@ class TiktokenTokenizer(TwoBackendTokenizer):
         self.files = {name + RANK_SUFFIX: rank_file}
         self.settings = {"encoding": name, "pattern": encoding.pattern}
         self._name, self._pattern = name, encoding.pattern
+        self.cuts = "spaces" if name in PRETOKENIZERS else "none"  # see test_slices.py
         self._tiktoken_encoding: Any = None
         self.backend = self.reference_backend
 

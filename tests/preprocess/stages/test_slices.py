@@ -28,7 +28,7 @@ def to_arrow(texts: list[str]) -> pa.LargeStringArray:
 
 @given(st.lists(TEXTS, max_size=5), st.integers(3, 20))
 def test_slices_joined_are_the_texts(texts: list[str], slice_bytes: int) -> None:
-    slices, first_slices = slice_texts(to_arrow(texts), slice_bytes)
+    slices, first_slices = slice_texts(to_arrow(texts), slice_bytes=slice_bytes)
     slices.validate(full=True)
     assert first_slices[-1] == len(slices)
     slices_of_texts = [slices[a:b].to_pylist() for a, b in itertools.pairwise(first_slices)]
@@ -41,7 +41,7 @@ def test_slices_joined_are_the_texts(texts: list[str], slice_bytes: int) -> None
 @settings(max_examples=500)
 @given(TEXTS, st.integers(3, 20))
 def test_no_word_of_a_tokenizer_continues_from_slice_to_slice(text: str, slice_bytes: int) -> None:
-    slices, _ = slice_texts(to_arrow([text]), slice_bytes)
+    slices, _ = slice_texts(to_arrow([text]), slice_bytes=slice_bytes)
     for pattern in {find_encoding(name).pattern for name in list_encodings()}:
         words = [word for slice_ in slices.to_pylist() for word in regex.findall(pattern, slice_)]
         assert words == regex.findall(pattern, text)
@@ -49,8 +49,18 @@ def test_no_word_of_a_tokenizer_continues_from_slice_to_slice(text: str, slice_b
 
 def test_a_text_has_a_slice_per_slice_bytes() -> None:
     for text in ("some words " * 1000, "строка слов " * 1000, "中文文字。" * 1000, "QUJDREVGRw0123\n" * 1000):
-        slices, _ = slice_texts(to_arrow([text]), 1000)
+        slices, _ = slice_texts(to_arrow([text]), slice_bytes=1000)
         assert len(slices) >= len(text.encode()) // 1100
+
+
+@given(st.lists(TEXTS, max_size=5), st.integers(1, 20))
+def test_slices_between_any_characters_have_equal_sizes(texts: list[str], slice_bytes: int) -> None:
+    slices, first_slices = slice_texts(to_arrow(texts), "characters", slice_bytes)
+    slices.validate(full=True)
+    for text, (first, last) in zip(texts, itertools.pairwise(first_slices), strict=True):
+        of_text = slices[first:last].to_pylist()
+        assert "".join(of_text) == text and len(of_text) >= 1
+        assert all(slice_bytes <= len(slice_.encode()) < slice_bytes + 4 for slice_ in of_text[:-1])
 
 
 def test_texts_without_a_place_to_cut_are_one_slice_in_linear_time() -> None:
@@ -66,10 +76,10 @@ def test_groups_cover_all_slices_and_are_bounded(sizes: list[int]) -> None:
     slices = pa.array(["x" * size for size in sizes], pa.large_string())
     groups = list(iter_groups(slices, 30))
     assert [i for start, stop in groups for i in range(start, stop)] == list(range(len(sizes)))
-    assert all(start < stop and sum(sizes[start + 1 : stop]) <= 30 for start, stop in groups)
+    assert all(start < stop and sum(sizes[start + 1 : stop]) <= 45 for start, stop in groups)
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["", ""]])
 def test_empty_texts_are_slices(texts: list[str]) -> None:
-    slices, first_slices = slice_texts(to_arrow(texts), 3)
+    slices, first_slices = slice_texts(to_arrow(texts), slice_bytes=3)
     assert slices.to_pylist() == texts and np.array_equal(first_slices, range(len(texts) + 1))
