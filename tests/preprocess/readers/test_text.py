@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from preprocess.inputs.input_files import Span, describe_input_files
+from preprocess.readers.records import Rejects
+from preprocess.readers.text import read_text
+from preprocess.recipes.schema import Recipe
 from tests.helpers.file_builds import WORDS, build_files, read_texts
 
 TEXT = "".join(f"{w} one\r\n{w} two\n \t\n\n{w} three\n\n" for w in WORDS)
@@ -30,3 +36,52 @@ def test_read_text_splits_at_separators(tmp_path: Path, separator: str) -> None:
     texts = [f"{w}\n{w} again" for w in WORDS]
     (tmp_path / "a.txt").write_text(f"\n{separator}\n".join(texts) + f"\n{separator}\n")
     assert read_texts(build_files(tmp_path, tmp_path / "a.txt", document="separator", separator=separator)) == texts
+
+
+def list_records(data: bytes, document: str, separator: bytes) -> list[bytes]:
+    """Return the records of `data`, found line by line."""
+    if document == "separator":
+        texts = data.split(separator)
+        return [text.strip(b"\r\n") for text in (texts if texts[-1].strip(b"\r\n") else texts[:-1])]
+    lines = data.split(b"\n")
+    lines = [line.removesuffix(b"\r") for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
+    if document == "line":
+        return lines
+    records, is_inside = [], False
+    for raw in data.splitlines(keepends=True):
+        if raw.strip():
+            records.append(records.pop() + raw if is_inside else raw)
+        is_inside = bool(raw.strip())
+    return [record.removesuffix(b"\n").removesuffix(b"\r") for record in records]
+
+
+PIECES = st.sampled_from([b"a", b"bc", b"\n", b"\r\n", b" ", b"\t", b"\n\n", b"|", b"||", b"|\n"])
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(PIECES, min_size=1, max_size=20).map(b"".join),
+    st.sampled_from(["line", "paragraph", "separator"]),
+    st.sampled_from([b"|", b"||"]),
+    st.integers(1, 9),
+    st.integers(1, 9),
+)
+def test_windows_and_batches_change_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data, document, separator, window_bytes, max_records
+) -> None:
+    monkeypatch.setattr("preprocess.readers.text.WINDOW_BYTES", window_bytes)
+    monkeypatch.setattr("preprocess.readers.text.MAX_RECORDS", max_records)
+    path = tmp_path / "a.txt"
+    path.write_bytes(data)
+    recipe = Recipe(corpus="x", format="text", document=document, separator=separator.decode())
+    [input_file] = describe_input_files([("a.txt", path)], recipe, {}, num_threads=1)
+    batches = list(read_text(input_file, Span(0), recipe, Rejects(None)))
+    texts = [text for records in batches for text in records.columns["text"].to_pylist()]
+    assert texts == list_records(data, document, separator)
+    assert all(0 < records.num_records <= max_records + window_bytes for records in batches)
+    assert [records.first for records in batches] == [
+        sum(records.num_records for records in batches[:i]) for i in range(len(batches))
+    ]
+    for records in batches:
+        for text, offset in zip(records.columns["text"].to_pylist(), records.offsets.tolist(), strict=True):
+            assert text in data[offset:]
