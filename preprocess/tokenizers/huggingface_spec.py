@@ -14,6 +14,7 @@ from typing import Any
 from preprocess.shards.files import JsonObject, parse_json
 from preprocess.tokenizers.sentencepiece_model import MAX_REPLACEMENT_BYTES, measure_longest_replacement
 
+MAX_JSON_BYTES = 64 << 20  # the largest in use have half of that
 MAX_GROWTH = 256  # bytes of normalized text per byte; Unicode's NFKC, which many models use, can give 18
 MAX_PREPENDED = 256  # characters
 MAX_ADDED = 1_000  # characters of an added token, which the library normalizes when it reads the file
@@ -25,6 +26,8 @@ def parse_spec(data: bytes) -> Spec:
 
     Raises ValueError if it has no model or an odd value where Folio reads one.
     """
+    if len(data) > MAX_JSON_BYTES:  # parsing takes up to twenty times as much memory
+        raise ValueError(f"it has {len(data):,} bytes, expected at most {MAX_JSON_BYTES:,}")
     spec = parse_json(data)
     if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
         raise ValueError("it has no model")

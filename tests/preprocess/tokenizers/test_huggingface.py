@@ -240,6 +240,10 @@ def test_load_rejects_missing_and_huge_files(tmp_path: Path) -> None:
         file.truncate(2 << 30)  # sparse
     with pytest.raises(FolioError, match=r"has 2,147,483,648 bytes, expected at most 200,000,000"):
         huggingface.load(tmp_path / "huge.json")
+    with open(tmp_path / "huge.json", "wb") as file:
+        file.truncate((64 << 20) + 1)
+    with pytest.raises(FolioError, match=r"it has 67,108,865 bytes, expected at most 67,108,864"):
+        huggingface.load(tmp_path / "huge.json")
 
 
 def test_missing_library_error_names_the_extra(tmp_path: Path, specs: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
