@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,13 @@ def test_export_text_rejects_a_language_that_the_manifest_lacks(
     docs.tofile(build.folder / "val-00000.docs")
     with pytest.raises(FolioError, match="has documents of language 7, which is not in its manifest; check it with"):
         export_text(build, tmp_path / "out", by_language=True, authors=False, replace=False)
+
+
+def test_export_text_of_a_long_document_takes_little_memory(build_text: Callable[..., Build], tmp_path: Path) -> None:
+    text = VERSE * 4_000
+    build = build_text(text, document="file")
+    tracemalloc.start()
+    export_text(build, tmp_path / "out", by_language=False, authors=False, replace=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * len(text), peak / len(text)  # lists of all ids would take 80 bytes per byte of text
