@@ -57,7 +57,7 @@ def is_already_built(output_dir: Path, recipe: JsonObject, sources: list[JsonObj
         raise MisuseError(f"{output_dir} exists and is not a build; move it away, or choose another --name or --output")
     if replace:
         return False
-    manifest = read_manifest(output_dir)
+    manifest = read_manifest(output_dir, advice="pass --replace to build it again")
     if manifest.recipe != recipe or manifest.sources != sources:
         changed = sorted(k for k, v in recipe.items() if manifest.recipe.get(k) != v) or ["sources"]
         raise MisuseError(

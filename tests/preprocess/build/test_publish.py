@@ -78,7 +78,7 @@ def test_build_with_a_damaged_manifest_can_be_replaced(text_recipe: TextRecipe, 
     output_dir = tmp_path / "shards/own"
     run_build(recipe, output_dir, source=path)
     (output_dir / "manifest.json").write_text(damage)
-    with pytest.raises(FolioError):
+    with pytest.raises(FolioError, match="pass --replace to build it again|this is not a Folio build"):
         run_build(recipe, output_dir, source=path)
     assert run_build(recipe, output_dir, source=path, replace=True) is True and list(verify(Build(output_dir))) == []
     (output_dir / "manifest.json").write_text(damage)
