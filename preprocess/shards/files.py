@@ -206,9 +206,15 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_durable(path: Path, data: bytes) -> None:
-    """Write `data` to `path`. A crash leaves the old file or the new one, never a part of it."""
-    with open_atomic(path) as file:
-        file.write(data)
+    """Write `data` to `path`. A crash leaves the old file or the new one, never a part of it.
+
+    An OSError names `path`: the error of a write names no file, and others name the temporary file.
+    """
+    try:
+        with open_atomic(path) as file:
+            file.write(data)
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(path)) from e
 
 
 def replace_directory(new: Path, target: Path) -> None:

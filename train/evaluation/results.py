@@ -31,7 +31,6 @@ from preprocess.shards.files import (
     sha256_bytes,
     write_durable,
 )
-from train.core.cli import add_path_to_errors
 from train.run.metrics import MAX_STEP
 from train.run.run_dir import EVALUATIONS_DIR, EVALUATIONS_FILE
 from train.run.validation import Evaluation, Strata
@@ -157,8 +156,7 @@ def append_evaluation(out_dir: Path, row: EvaluationRow) -> None:
     path = out_dir / EVALUATIONS_FILE
     content = path.read_bytes() if path.is_file() else b""
     line = json.dumps(row.as_dict(), allow_nan=False).encode() + b"\n"
-    with add_path_to_errors(path):
-        write_durable(path, content[: content.rfind(b"\n") + 1] + line)
+    write_durable(path, content[: content.rfind(b"\n") + 1] + line)
 
 
 def write_losses(path: Path, result: Evaluation) -> None:
@@ -171,8 +169,7 @@ def write_losses(path: Path, result: Evaluation) -> None:
     shares = torch.tensor(result.strata.shares, dtype=torch.float64)
     tensors = {"losses": result.losses, "num_windows": torch.from_numpy(num_windows), "shares": shares}
     tensors["sha256"] = _hash(tensors)
-    with add_path_to_errors(path):
-        write_durable(path, save(tensors))
+    write_durable(path, save(tensors))
 
 
 def _hash(tensors: Mapping[str, Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from preprocess.shards.files import JsonObject, read_json_lines, write_durable
+from train.core.cli import add_path_to_errors
 from train.trackers.protocol import MetricsRow
 
 METRICS_FILE = "metrics.jsonl"
@@ -38,8 +39,9 @@ class Metrics:
         """Append a row. Infinities and NaN, which JSON cannot represent, become null."""
         finite = {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
         line = memoryview(_encode_row(MetricsRow(step, finite)))
-        while line:  # an unbuffered write may be partial; on a full disk the next one raises
-            line = line[self._file.write(line) :]
+        with add_path_to_errors(self._path):
+            while line:  # an unbuffered write may be partial; on a full disk the next one raises
+                line = line[self._file.write(line) :]
 
     def sync(self) -> None:
         """Flush the file to the disk. Write it again if it was deleted or replaced."""

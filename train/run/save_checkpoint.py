@@ -17,7 +17,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from torch import Tensor
 
-from preprocess.errors import FolioError
+from preprocess.errors import FolioError, one_line
 from preprocess.shards.files import readable_json, sha256_file, sync_folder, write_durable
 from train.config import Config
 from train.core.tensors import write_tensors
@@ -117,15 +117,21 @@ def _remove(folder: Path) -> None:
 def _describe_failed_save(
     error: OSError | SafetensorError, out_dir: Path, *, tensors: Mapping[str, dict[str, Tensor]], step: int
 ) -> str:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    needed_mb = sum(t.nbytes for content in tensors.values() for t in content.values()) / 1e6
-    free_mb = shutil.disk_usage(out_dir).free / 1e6
+    number = error.errno if isinstance(error, OSError) else _errno_in(str(error))
+    reason, advice = os.strerror(number) if number else one_line(str(error)), "solve that"
+    if number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        needed_mb = sum(t.nbytes for content in tensors.values() for t in content.values()) / 1e6
+        free_mb = shutil.disk_usage(out_dir).free / 1e6
+        advice = f"it needs {needed_mb:,.1f} MB, {free_mb:,.1f} MB are free; free some"
     kept = list_checkpoints(out_dir)
-    full_disk = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-    is_full = isinstance(error, SafetensorError) or error.errno in full_disk
-    advice = "free some" if is_full else "solve that"
     start = f"{kept[-1].name}, which is complete" if kept else "the beginning"
     return (
-        f"cannot save the checkpoint of step {step:,} in {out_dir}: {reason}; it needs {needed_mb:,.1f} MB, "
-        f"{free_mb:,.1f} MB are free; {advice}, then run the same command again: it continues from {start}"
+        f"cannot save the checkpoint of step {step:,} in {out_dir}: {reason}; {advice}, then run the same command "
+        f"again: it continues from {start}"
     )
+
+
+def _errno_in(message: str) -> int | None:
+    """Return the number in a message of safetensors such as `I/O error: File too large (os error 27)`."""
+    match = re.search(r"os error (\d+)", message)
+    return int(match[1]) if match else None

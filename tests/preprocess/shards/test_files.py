@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,20 @@ def test_open_atomic_keeps_the_old_file_after_an_exception(tmp_path: Path) -> No
         file.write(b"new")
         raise KeyboardInterrupt
     assert path.read_bytes() == b"old" and [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="limits the size of files in a child process")
+def test_write_durable_names_the_file_that_cannot_be_written(tmp_path: Path) -> None:
+    import resource
+
+    path, limits = tmp_path / "file", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError) as error:
+            write_durable(path, b"more than ten bytes")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(path)) and list(tmp_path.iterdir()) == []
 
 
 def parse_step(row: dict[str, Any]) -> int:

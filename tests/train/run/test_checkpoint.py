@@ -447,3 +447,22 @@ def test_full_disk_keeps_the_last_complete_checkpoint(tmp_path: Path) -> None:
         assert sorted(p.name for p in (disk / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
         newest = find_newest_checkpoint(disk, fail_on_warning)
     assert newest is not None and newest.info.step == state.step - 1
+
+
+def test_reason_of_a_failed_save_is_named(saved: tuple[TrainingState, Path], tmp_path: Path) -> None:
+    """The disk has room, but files must not be larger than 100,000 bytes."""
+    resource = pytest.importorskip("resource")
+    state, _ = saved
+    take_step(state)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(FolioError) as error:
+            save(state, tmp_path, origin=ORIGIN, keep=3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(error.value) == (
+        f"cannot save the checkpoint of step 2 in {tmp_path}: File too large; solve that, then run the same command "
+        "again: it continues from step-00000001, which is complete"
+    )
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
