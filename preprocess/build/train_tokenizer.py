@@ -3,7 +3,9 @@
 A SentencePiece trainer needs memory for all of its text, so a large corpus is reduced to about
 `sample_bytes` of it. The choice depends only on the seed and the content: every document is cut
 into slices, and a slice is used if its keyed hash is small enough. Slices rather than documents are
-chosen, since a document may be a whole book.
+chosen, since a document may be a whole book. The trainer also needs memory for each slice, up to
+250 bytes if it is a word of its own, so at most about MAX_SLICES are used, which reduces only
+corpora of very short documents further.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from preprocess.tokenizers import characters, sentencepiece_bpe
 from preprocess.tokenizers.interface import Tokenizer
 
 SLICE_CHARACTERS = 1 << 16
+MAX_SLICES = 2_000_000
 MAX_UINT64 = 2**64 - 1
 TRAINED_FILE_NAMES = {"sentencepiece": sentencepiece_bpe.MODEL_FILE, "char": characters.ALPHABET_FILE}
 
@@ -45,15 +48,22 @@ def train_tokenizer(recipe: Recipe, assignment: SplitAssignment, progress: Progr
         f"training {recipe.num_pieces:,} SentencePiece pieces on {assignment.count(TRAIN):,} training documents, "
         f"at most {recipe.sample_bytes:,} bytes"
     )
-    return sentencepiece_bpe.train(_choose_texts(recipe, assignment), num_pieces=recipe.num_pieces)
+    return sentencepiece_bpe.train(choose_texts(recipe, assignment), num_pieces=recipe.num_pieces)
 
 
-def _choose_texts(recipe: Recipe, assignment: SplitAssignment) -> Iterator[str]:
-    """Yield slices of training documents in reading order, about `recipe.sample_bytes` in total."""
+def choose_texts(recipe: Recipe, assignment: SplitAssignment) -> Iterator[str]:
+    """Yield slices of training documents in reading order.
+
+    They are about `recipe.sample_bytes` in total, and not many more than MAX_SLICES.
+    """
     work_dir, total_bytes = assignment.work_dir, 0
     for chunk, sides in assignment.chunks():
         total_bytes += int(work_dir.map_documents(chunk)["text_bytes"][sides == TRAIN].sum(dtype=np.int64))
-    fraction = min(Fraction(recipe.sample_bytes, max(total_bytes, 1)), Fraction(1))
+    fraction = min(
+        Fraction(recipe.sample_bytes, max(total_bytes, 1)),
+        Fraction(MAX_SLICES, max(assignment.count(TRAIN), 1)),
+        Fraction(1),
+    )
     max_key = min(int(fraction * 2**64), MAX_UINT64)
     for partition in range(len(assignment.num_documents)):
         for chunk, texts in read_texts(work_dir, partition):
