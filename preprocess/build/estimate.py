@@ -30,7 +30,8 @@ from preprocess.tokenizers import characters, sentencepiece_bpe
 from preprocess.tokenizers.interface import Tokenizer
 
 NUM_PARTITIONS_READ = 4
-MAX_TEXT_BYTES = 32 << 20  # of one partition; a compressed file is one partition, however large it is
+# Read at most this much of one partition; a compressed file is one partition, however large it is.
+MAX_TEXT_BYTES, MAX_DOCUMENTS = 32 << 20, 1 << 20
 # Measured with gpt2 on 400 MB of long documents.
 MAIN_MEMORY_BYTES, WORKER_MEMORY_BYTES, START_S = 100 << 20, 300 << 20, 1.0
 
@@ -107,24 +108,27 @@ def _read_partitions(plan: Plan) -> _ReadDocuments:
     sizes = plan.partition_bytes()
     for number in order[:NUM_PARTITIONS_READ].tolist():
         begin, bytes_before = time.perf_counter(), found.text_bytes
-        is_complete = _read_partition(plan, number, found, max_text_bytes=bytes_before + MAX_TEXT_BYTES)
+        is_complete = _read_partition(plan, number, found)
         found.elapsed_s += time.perf_counter() - begin
         # The input size of a partially read partition is unknown. Assume that it is the text size.
         found.input_bytes += sizes[number] if is_complete else found.text_bytes - bytes_before
     return found
 
 
-def _read_partition(plan: Plan, number: int, found: _ReadDocuments, *, max_text_bytes: int) -> bool:
-    """Add the documents of a partition to `found`. Returns False if `max_text_bytes` stopped it."""
+def _read_partition(plan: Plan, number: int, found: _ReadDocuments) -> bool:
+    """Add the documents of a partition to `found`. Returns False if the limits stopped it."""
     spans = ((plan.input_files[span.file_number], span) for span in plan.partitions[number].spans)
+    text_bytes = num_documents = 0
     for batch, _ in read_documents(spans, plan.recipe, Rejects(None), Counter()):
         batch = batch.filter(pa.array(count_text_bytes(batch.column("text")) > 0))
         texts = batch.column("text")
         found.texts.append(texts)
         found.languages.append(batch.column("lang"))
         found.hashes.append(hash_contents(texts))
-        found.text_bytes += int(count_text_bytes(texts).sum())
-        if found.text_bytes > max_text_bytes:
+        batch_bytes = int(count_text_bytes(texts).sum())
+        found.text_bytes += batch_bytes
+        text_bytes, num_documents = text_bytes + batch_bytes, num_documents + len(texts)
+        if text_bytes > MAX_TEXT_BYTES or num_documents > MAX_DOCUMENTS:
             return False
     return True
 

@@ -63,11 +63,14 @@ def test_estimate_rejects_input_without_text(tmp_path: Path) -> None:
         estimate_build(plan, 5, workers=1)
 
 
-def test_estimate_stops_reading_a_large_partition(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "value"), [("MAX_TEXT_BYTES", 1000), ("MAX_DOCUMENTS", 100)])
+def test_estimate_stops_reading_a_large_partition(
+    rows: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
     """The input size of a partially read partition is taken to be the size of its text."""
     plan = make_plan(load_recipe(None, inputs=(str(rows),), tokenizer="byte", lang_column="lang"), None, QUIET)
     complete = estimate_build(plan, 50, workers=1)["build"]
-    monkeypatch.setattr("preprocess.build.estimate.MAX_TEXT_BYTES", 1000)
+    monkeypatch.setattr(f"preprocess.build.estimate.{limit}", value)
     monkeypatch.setattr("preprocess.stages.pipeline.MERGED_BYTES", 0)  # each row group is a batch
     partial = estimate_build(plan, 50, workers=1)["build"]
     assert partial["text_bytes"] == sum(plan.partition_bytes()) != complete["text_bytes"]
