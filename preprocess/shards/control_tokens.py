@@ -35,7 +35,9 @@ class ControlTokenIds:
         if value not in ids:
             token = format_control_token(field, value)
             if token in self.by_token or token in self._special_tokens:
-                raise FolioError(f"two control tokens would be written {token!r:.80}; rename one of the two in the input")
+                raise FolioError(
+                    f"two control tokens would be written {token!r:.80}; rename one of the two in the input"
+                )
             if len(self.by_token) == MAX_CONTROL_TOKENS:
                 raise FolioError(
                     f"there are more than {MAX_CONTROL_TOKENS:,} different authors, cities and years, and each needs "

@@ -154,8 +154,11 @@ class Build:
 
         Call this after mapping or reading files: if it does not raise, they belong to this build.
         """
-        if read_version(self.folder) != self._version:
-            raise ReplacedError(f"{self.folder} was replaced by another build while it was read; run the command again")
+        if read_version(self.folder) == self._version:
+            return
+        # The same build may have been made again, or only the times of the file have changed.
+        if not wait_for_manifest(self.folder) or read_manifest(self.folder).build_id != self.build_id:
+            raise ReplacedError(f"{self.folder} was replaced or deleted while it was read; run the command again")
 
     def read_vocabulary(self) -> dict[str, bytes]:
         """Return what turns ids into text: the manifest and the tokenizer's files, by relative path.

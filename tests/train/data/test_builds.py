@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -151,7 +153,22 @@ def test_data_of_a_replaced_build_is_not_mixed_with_its_manifest(tmp_path: Path)
     folder, new = make_build(tmp_path / "own"), make_build(tmp_path / "new", name="own", sources=[1])
     builds = open_builds(str(folder))
     replace_directory(new, folder)
-    with pytest.raises(ReplacedError, match="was replaced by another build while it was read; run the command again"):
+    with pytest.raises(ReplacedError, match="was replaced or deleted while it was read; run the command again"):
+        TrainingData(builds, make_config(), device=CPU)
+
+
+def test_data_of_a_build_that_was_made_again_is_read(tmp_path: Path) -> None:
+    """Its bytes are the same, and so they are if only the times of its files have changed."""
+    folder, again = make_build(tmp_path / "own"), make_build(tmp_path / "again", name="own")
+    builds = open_builds(str(folder))
+    replace_directory(again, folder)
+    os.utime(folder / "manifest.json")
+    assert TrainingData(builds, make_config(), device=CPU).num_tokens == 40 * 46
+    (folder / "train-00000.bin").unlink()
+    with pytest.raises(ShardError, match="train-00000.bin is missing"):
+        TrainingData(builds, make_config(), device=CPU)
+    shutil.rmtree(folder)
+    with pytest.raises(ReplacedError, match="was replaced or deleted"):
         TrainingData(builds, make_config(), device=CPU)
 
 
