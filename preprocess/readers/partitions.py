@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from preprocess.inputs import input_files as inputs
 from preprocess.inputs.input_files import InputFile, Span
-from preprocess.readers.record_blocks import find_next_boundary, get_boundaries
+from preprocess.readers.record_blocks import find_next_boundary, get_boundaries, overlaps_itself
 from preprocess.recipes.schema import Recipe
 
 
@@ -86,18 +86,10 @@ def _can_divide(input_file: InputFile, recipe: Recipe) -> bool:
     if input_file.format != "text" or recipe.split == "contiguous":
         return False
     return recipe.document in ("line", "paragraph") or (
-        recipe.document == "separator" and not _overlaps_itself(recipe.separator)
+        recipe.document == "separator" and not overlaps_itself(recipe.separator)
     )
 
 
 def is_one_document(input_file: InputFile, recipe: Recipe) -> bool:
     """Return whether a file is one record, which may be cut into passages or at the split."""
     return input_file.format == "text" and recipe.document in ("file", "passage")
-
-
-def _overlaps_itself(separator: str) -> bool:
-    """Return whether a beginning of `separator` is also an ending of it, as in "==".
-
-    Which bytes of "===" are a separator then depends on the offset at which a reader starts.
-    """
-    return any(separator.endswith(separator[:n]) for n in range(1, len(separator)))

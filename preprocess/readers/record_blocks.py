@@ -22,6 +22,7 @@ boundary are searched once, even if a record has many blocks.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -44,9 +45,14 @@ IS_SPACE[list(WHITE_SPACE)] = True
 
 @dataclass(frozen=True)
 class Boundaries:
-    """The offsets directly after any of `marks`. Without marks, a whole file is one record."""
+    """The offsets directly after any of `marks`. Without marks, a whole file is one record.
+
+    In "-----" the mark "---" is found at three offsets. If marks `overlap`, only the leftmost ends a
+    record, and the search for the next one continues after it.
+    """
 
     marks: tuple[bytes, ...]
+    overlap: bool = False
 
     @property
     def reach(self) -> int:
@@ -55,6 +61,11 @@ class Boundaries:
 
     def find_last(self, data: bytes | bytearray, max_offset: int, min_offset: int = 1) -> int:
         """Return the last boundary from `min_offset` to `max_offset` in `data`, or 0."""
+        if self.overlap:
+            matches = re.compile(b"|".join(map(re.escape, self.marks))).finditer(
+                data, max(min_offset - self.reach, 0), max_offset
+            )
+            return max((match.end() for match in matches), default=0)
         found = ((data.rfind(mark, max(min_offset - len(mark), 0), max_offset), len(mark)) for mark in self.marks)
         return max((start + length for start, length in found if start >= 0), default=0)
 
@@ -84,9 +95,17 @@ def get_boundaries(input_file: InputFile, recipe: Recipe) -> Boundaries:
     by_document = {
         "line": LINE_BOUNDARIES,
         "paragraph": PARAGRAPH_BOUNDARIES,
-        "separator": Boundaries((recipe.separator.encode(),)),
+        "separator": Boundaries((recipe.separator.encode(),), overlaps_itself(recipe.separator)),
     }
     return by_document.get(recipe.document, NO_BOUNDARIES)
+
+
+def overlaps_itself(separator: str) -> bool:
+    """Return whether a beginning of `separator` is also an ending of it, as in "==".
+
+    Which bytes of "===" are a separator then depends on the offset at which a reader starts.
+    """
+    return any(separator.endswith(separator[:n]) for n in range(1, len(separator)))
 
 
 def find_next_boundary(input_file: InputFile, boundaries: Boundaries, min_offset: int) -> int:

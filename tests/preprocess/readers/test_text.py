@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from preprocess.inputs.input_files import Span, describe_input_files
+from preprocess.readers import decompress
 from preprocess.readers.records import Rejects
 from preprocess.readers.text import read_text
 from preprocess.recipes.schema import Recipe
@@ -36,6 +37,16 @@ def test_read_text_splits_at_separators(tmp_path: Path, separator: str) -> None:
     texts = [f"{w}\n{w} again" for w in WORDS]
     (tmp_path / "a.txt").write_text(f"\n{separator}\n".join(texts) + f"\n{separator}\n")
     assert read_texts(build_files(tmp_path, tmp_path / "a.txt", document="separator", separator=separator)) == texts
+
+
+@pytest.mark.parametrize("block_bytes", [7, 14, 18, 30, 8 << 20])
+def test_a_separator_that_overlaps_itself_is_found_from_the_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    monkeypatch.setattr(decompress, "BLOCK_BYTES", block_bytes)
+    (tmp_path / "a.txt").write_text("one\n-----\ntwo\n-----\nthree\n-----\nfour\n")
+    result = build_files(tmp_path, tmp_path / "a.txt", document="separator", separator="---")
+    assert read_texts(result) == ["one", "--\ntwo", "--\nthree", "--\nfour"]
 
 
 def list_records(data: bytes, document: str, separator: bytes) -> list[bytes]:
