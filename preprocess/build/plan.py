@@ -16,7 +16,7 @@ from preprocess.errors import FolioError, format_quantity
 from preprocess.inputs.find_inputs import find_input_files
 from preprocess.inputs.input_files import InputFile, resolve_format
 from preprocess.progress import Progress
-from preprocess.readers import check_input_file
+from preprocess.readers.input_checks import InputChecker
 from preprocess.readers.partitions import Partition, is_one_document, make_partitions
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.files import sha256_bytes
@@ -58,8 +58,7 @@ def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_th
     tokenizer_kind = find_tokenizer_kind(recipe.tokenizer)
     input_files = find_input_files(recipe, source, progress, num_threads=num_threads)
     recipe = resolve_format(recipe, input_files)
-    for input_file in input_files:
-        check_input_file(input_file, recipe)
+    InputChecker(input_files, recipe).check_all()
     _warn_about_empty_files(input_files, recipe, progress)
     tokenizer = None
     if recipe.tokenizer not in TRAINED_KINDS:

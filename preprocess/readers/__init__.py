@@ -17,36 +17,24 @@ def read_span(input_file: InputFile, span: Span, recipe: Recipe, rejects: Reject
     Records that cannot be read are counted in `rejects`. Raises FolioError if the file cannot be
     read, or for a record that is not UTF-8 or too long if the recipe makes that an error.
     """
+    if input_file.format == "text":
+        from preprocess.readers.text import read_text
+
+        yield from read_text(input_file, span, recipe, rejects)
+        return
+    from preprocess.readers.record_sizes import split_records
+
     # Each reader imports the library of its format, so import only the reader that is needed.
     if input_file.format == "parquet":
         from preprocess.readers.parquet import read_parquet
 
-        yield from read_parquet(input_file, span, recipe)
+        batches = read_parquet(input_file, span, recipe)
     elif input_file.format == "jsonl":
         from preprocess.readers.json import read_jsonl
 
-        yield from read_jsonl(input_file, span, recipe, rejects)
-    elif input_file.format == "csv":
+        batches = read_jsonl(input_file, span, recipe, rejects)
+    else:
         from preprocess.readers.csv import read_csv
 
-        yield from read_csv(input_file, recipe, rejects)
-    else:
-        from preprocess.readers.text import read_text
-
-        yield from read_text(input_file, span, recipe, rejects)
-
-
-def check_input_file(input_file: InputFile, recipe: Recipe) -> None:
-    """Check that the head of a JSONL or CSV file has the columns that the recipe needs.
-
-    Parquet files are checked when their row groups are listed (parquet.py). Text files have no
-    columns. Raises MisuseError if a column is missing, FolioError for a CSV file without a header.
-    """
-    if input_file.format == "jsonl":
-        from preprocess.readers.json import check_jsonl
-
-        check_jsonl(input_file, recipe)
-    elif input_file.format == "csv":
-        from preprocess.readers.csv import check_csv
-
-        check_csv(input_file, recipe)
+        batches = read_csv(input_file, recipe, rejects)
+    yield from split_records(batches, input_file, recipe, rejects)

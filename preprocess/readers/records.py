@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from preprocess.errors import MisuseError
+from preprocess.errors import MisuseError, shorten
 from preprocess.inputs.input_files import InputFile
 from preprocess.recipes.row_filter import parse_condition
 from preprocess.recipes.schema import COLUMN_SETTINGS, Recipe
@@ -56,10 +56,11 @@ def check_columns(input_file: InputFile, required: RequiredColumns, names: list[
     """Raise MisuseError if a required column is not among `names`, the columns of `input_file`."""
     for name in required.names:
         if name not in names:
-            shown = ", ".join(names[:20]) + (" …" if len(names) > 20 else "")
+            shown = ", ".join(map(shorten, names[:20])) + (" …" if len(names) > 20 else "")
             flags = "--text-column, --template, --author-column or similar" if name in required.columns else "--where"
             raise MisuseError(
-                f"{input_file.path} has no column {name!r}, it has {shown or 'no columns'}; choose another with {flags}"
+                f"{input_file.path} has no column {shorten(name)!r}, it has {shown or 'no columns'}; choose another "
+                f"with {flags}"
             )
 
 

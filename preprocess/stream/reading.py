@@ -1,4 +1,4 @@
-"""Read the documents of one share of a corpus from any position, and retry after read errors.
+"""Read the documents of one share of a corpus from any position.
 
 Shares. With R ranks and W workers in each, R·W readers divide the documents without communication.
 Each reader numbers all documents of the epoch in the same order. Of R·W consecutive documents each
@@ -12,16 +12,13 @@ is one span. A `Cursor` is the epoch, the file, the span, and the row in the spa
 files and spans without reading them, and reads the span of the cursor from its beginning. Rows
 before the cursor are cleaned but not encoded.
 
-Retries. Reading over a network fails sometimes. If reading a span fails, the span is read again
-from its beginning, after a pause that doubles each time, and the documents that were already
-yielded are skipped. So a temporary error neither loses nor repeats a document. Permanent errors,
-such as a missing or malformed file, are raised at once.
+Small files. A batch costs about 2 ms to clean, hash and encode, however small it is. So consecutive
+small files are a *run*, and are read like one file. The runs depend on where the stream begins, but
+the documents and their cursors do not depend on the runs.
 """
 
 from __future__ import annotations
 
-import errno
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -31,21 +28,23 @@ import numpy as np
 import pyarrow as pa
 
 from preprocess.documents import HELD_OUT, TRAIN, VAL, count_text_bytes
-from preprocess.errors import FolioError, explain_os_error, first_line
-from preprocess.inputs.input_files import InputChanged, InputFile, Span
-from preprocess.readers import check_input_file
+from preprocess.errors import FolioError
+from preprocess.inputs import input_files
+from preprocess.inputs.input_files import InputFile, Span
+from preprocess.readers.input_checks import InputChecker
 from preprocess.readers.partitions import iter_spans
 from preprocess.readers.records import WARNED_REASONS, Rejects, format_counts
 from preprocess.shards.permutation import keyed_hash, permute
 from preprocess.stages.dedup import hash_contents, hash_groups
 from preprocess.stages.pipeline import SIDE_BY_NAME, read_documents
 from preprocess.stages.split import is_below_threshold, key_groups
-from preprocess.stream.corpus import Log, StreamCorpus
+from preprocess.stream.corpus import StreamCorpus
+from preprocess.stream.retries import Retries, wait_before_retry
 
 SIDE_OF_SPLIT = {"train": TRAIN, "val": VAL}
+SMALL_FILE_BYTES = 1 << 16
+MAX_RUN_FILES = 64
 SHARE_KEY = 0x5A4E  # makes the shares independent of the shuffled order, which has the same seed
-# Errors that a retry cannot repair.
-PERMANENT_ERRORS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
@@ -90,29 +89,27 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Retries:
-    """How many times reading is tried at one position, and the pause after a failure.
+class _Run:
+    """What is read together: one span of a file, or the only spans of consecutive small files."""
 
-    The first pause is `backoff_s` seconds; each further one is twice as long.
-    """
-
-    tries: int = 5
-    backoff_s: float = 0.5
+    spans: list[tuple[InputFile, Span]]
+    index: int = 0  # the number of the span in its file
 
 
 @dataclass(frozen=True)
 class SelectedDocuments:
-    """Documents of a span that belong to the requested split and share, in order."""
+    """Documents of a run that belong to the requested split and share, in order."""
 
     batch: pa.RecordBatch  # D documents
     hashes: np.ndarray  # (D, 16) uint8, content hashes
-    span_start: Cursor
+    run_start: Cursor  # before the first document of the run
     rows: np.ndarray  # (D,) int64, `row` of the cursor of each document
     numbers: np.ndarray  # (D,) int64, `number` of the cursor of each document
 
     def cursor(self, document: int, offset: int) -> Cursor:
         """Return the position before token `offset` of a document, given by its index."""
-        return replace(self.span_start, row=int(self.rows[document]), number=int(self.numbers[document]), offset=offset)
+        source, row, number = self.batch.column("source")[document].as_py(), self.rows[document], self.numbers[document]
+        return replace(self.run_start, source=source, row=int(row), number=int(number), offset=offset)
 
 
 @dataclass
@@ -127,10 +124,12 @@ class DocumentReader:
     retries: Retries
     side_of_file: dict[int, int] = field(init=False)  # file number -> side, if the names of the files give the split
     is_test_for_training: bool = field(init=False)  # train on the test split, as the names give no training split
+    checker: InputChecker = field(init=False)
 
     def __post_init__(self) -> None:
         self.side_of_file = self._find_sides_by_name()
         self.is_test_for_training = bool(self.side_of_file) and TRAIN not in self.side_of_file.values()
+        self.checker = InputChecker(self.corpus.input_files, self.corpus.recipe)
 
     def read(self, start: Cursor) -> Iterator[SelectedDocuments]:
         """Yield the documents from `start` on, epoch after epoch.
@@ -159,26 +158,54 @@ class DocumentReader:
 
     def _read_epoch(self, start: Cursor) -> Iterator[SelectedDocuments]:
         max_documents, number = self.corpus.recipe.max_documents, start.number
+        files: list[InputFile] = []  # those whose rejects are not logged yet
+        reject_counts = Counter[str]()
+        for run in self._iter_runs(start):
+            first_file = run.spans[0][0]
+            if files and files[-1] is not first_file:
+                self._log_rejects(files, reject_counts)
+                files, reject_counts = [], Counter()
+            files += [file for file, _ in run.spans]
+            run_start = Cursor(start.epoch, first_file.number, run.index)
+            num_skipped = start.row if (first_file.number, run.index) == (start.source, start.span) else 0
+            first_rows = {first_file.number: 0}
+            for row, batch, sides in self._read_run(run, num_skipped, reject_counts):
+                rows = _number_rows(batch, row, first_rows)
+                selected, number = self._select(batch, sides, run_start, rows, number)
+                if len(selected.rows):
+                    yield selected
+                if max_documents is not None and number >= max_documents:
+                    return
+        self._log_rejects(files, reject_counts)
+
+    def _iter_runs(self, start: Cursor) -> Iterator[_Run]:
+        """Yield the spans from `start` on that can contain documents of this split."""
+        small: list[tuple[InputFile, Span]] = []
         for file in self.corpus.input_files[start.source :]:
             if self._can_skip(file):
                 continue
-            is_first_file = file.number == start.source
-            reject_counts = Counter[str]()
-            for index, span in self._iter_spans(file, start.span if is_first_file else 0):
-                span_start = Cursor(start.epoch, file.number, index)
-                num_skipped = start.row if is_first_file and index == start.span else 0
-                for row, batch, sides in self._read_span(file, span, num_skipped, reject_counts):
-                    selected, number = self._select(batch, sides, span_start, row, number)
-                    if len(selected.rows):
-                        yield selected
-                    if max_documents is not None and number >= max_documents:
-                        return
-            self._log_rejects(file, reject_counts)
+            # A small file has one span, with number 0. A Parquet file waits for its turn, as it must be opened to list
+            # its spans.
+            max_bytes = min(SMALL_FILE_BYTES, input_files.PARTITION_BYTES)
+            is_small = file.size_bytes <= max_bytes and file.format != "parquet"
+            if small and (not is_small or len(small) == MAX_RUN_FILES):
+                yield _Run(small)
+                small = []
+            for index, span in self._iter_spans(file, start.span if file.number == start.source else 0):
+                if is_small:
+                    small.append((file, span))
+                else:
+                    yield _Run([(file, span)], index)
+        if small:
+            yield _Run(small)
 
-    def _log_rejects(self, file: InputFile, reject_counts: Counter[str]) -> None:
+    def _log_rejects(self, files: list[InputFile], reject_counts: Counter[str]) -> None:
         counts = {reason: reject_counts[reason] for reason in WARNED_REASONS if reject_counts[reason]}
         if counts:
-            self.corpus.log(f"{file.path}: some documents were dropped or changed: {', '.join(format_counts(counts))}")
+            others = f" to {files[-1].path}" if files[-1] is not files[0] else ""
+            self.corpus.log(
+                f"{files[0].path}{others}: some documents were dropped or changed: {', '.join(format_counts(counts))}"
+            )
 
     def _find_sides_by_name(self) -> dict[int, int]:
         """Return the side of each file, if the split is given by the names of the files."""
@@ -203,7 +230,7 @@ class DocumentReader:
         index, num_failures = first, 0
         while True:
             try:
-                check_input_file(file, self.corpus.recipe)
+                self.checker.check(file)
                 for span in islice(iter_spans(file, self.corpus.recipe), index, None):
                     yield index, span
                     index, num_failures = index + 1, 0
@@ -212,18 +239,18 @@ class DocumentReader:
                 num_failures += 1
                 wait_before_retry(file, e, num_failures, self.retries, self.corpus.log)
 
-    def _read_span(
-        self, file: InputFile, span: Span, num_skipped: int, reject_counts: Counter[str]
+    def _read_run(
+        self, run: _Run, num_skipped: int, reject_counts: Counter[str]
     ) -> Iterator[tuple[int, pa.RecordBatch, np.ndarray]]:
-        """Yield (row, batch, sides) for the documents of `span` after the first `num_skipped`.
+        """Yield (row, batch, sides) for the documents of `run` after the first `num_skipped`.
 
-        `row` is the row of the batch's first document in the span.
+        `row` is the row of the batch's first document in the run.
         """
         num_read, num_failures = num_skipped, 0
         while True:
             rejects, row = Rejects(None), 0
             try:
-                for batch, sides in read_documents([(file, span)], self.corpus.recipe, rejects, Counter()):
+                for batch, sides in read_documents(run.spans, self.corpus.recipe, rejects, Counter()):
                     end = row + batch.num_rows
                     if end > num_read:
                         skip = max(num_read - row, 0)  # read before the failure, or before the cursor
@@ -234,15 +261,16 @@ class DocumentReader:
                 return
             except (OSError, FolioError) as e:
                 num_failures += 1
-                wait_before_retry(file, e, num_failures, self.retries, self.corpus.log)
+                failed, _ = run.spans[min(len(rejects.finished_spans), len(run.spans) - 1)]
+                wait_before_retry(failed, e, num_failures, self.retries, self.corpus.log)
 
     def _select(
-        self, batch: pa.RecordBatch, sides: np.ndarray, span_start: Cursor, row: int, number: int
+        self, batch: pa.RecordBatch, sides: np.ndarray, run_start: Cursor, rows: np.ndarray, number: int
     ) -> tuple[SelectedDocuments, int]:
         """Return the documents of a batch that belong to this split and share.
 
-        `row` and `number` are those of the batch's first document. Also returns the number of the
-        first document after the batch.
+        `rows`: (D,) of their cursors. `number`: of the batch's first document. Also returns the
+        number of the first document after the batch.
         """
         recipe = self.corpus.recipe
         hashes = hash_contents(batch.column("text"))
@@ -257,40 +285,20 @@ class DocumentReader:
         keep = is_counted & (sides == SIDE_OF_SPLIT[self.split]) & self.share.contains(numbers, self.seed)
         if recipe.max_documents is not None:
             keep &= numbers < recipe.max_documents
-        rows = np.flatnonzero(keep)
         kept = batch if keep.all() else batch.filter(pa.array(keep))
-        selected = SelectedDocuments(kept, hashes[rows], span_start, rows + row, numbers[rows])
+        selected = SelectedDocuments(kept, hashes[keep], run_start, rows[keep], numbers[keep])
         return selected, int(next_numbers[-1]) if len(next_numbers) else number
 
 
-def wait_before_retry(
-    file: InputFile, error: OSError | FolioError, num_failures: int, retries: Retries, log: Log
-) -> None:
-    """Log a failure that may be temporary, and pause before the next try.
+def _number_rows(batch: pa.RecordBatch, row: int, first_rows: dict[int, int]) -> np.ndarray:
+    """Return `row` of the cursor of each document of a batch, (D,) int64: its row in its span.
 
-    Raises FolioError for a permanent failure, or after the last try. Readers convert the errors of
-    libraries to FolioError, so the cause decides: an OSError may be temporary, any other error
-    means that the file is damaged.
+    `row`: that of the batch's first document in the run. `first_rows` maps each source to the row
+    of its first document in the run; the sources of the batch are added.
     """
-    if isinstance(error, InputChanged):
-        raise FolioError(
-            f"{error.reason}; restore the file and continue from the last state or checkpoint, or start again"
-        ) from error
-    cause = error if isinstance(error, OSError) else error.__cause__
-    if not isinstance(cause, OSError) or cause.errno in PERMANENT_ERRORS:
-        if isinstance(error, FolioError):
-            raise error
-        raise FolioError(explain_os_error(error)) from error
-    if num_failures >= retries.tries:
-        if isinstance(error, FolioError):
-            raise error
-        raise FolioError(
-            f"{file.path} could not be read in {num_failures} tries ({first_line(cause)}); check its disk or network "
-            "and continue from the last state"
-        ) from error
-    seconds = retries.backoff_s * 2 ** (num_failures - 1)
-    log(
-        f"{file.path} could not be read ({first_line(cause)}); "
-        f"try {num_failures + 1} of {retries.tries} in {seconds:g} s"
-    )
-    time.sleep(seconds)
+    sources, firsts, inverse = np.unique(batch.column("source").to_numpy(), return_index=True, return_inverse=True)
+    for source, first in zip(sources.tolist(), firsts.tolist(), strict=True):
+        first_rows.setdefault(source, row + first)
+    starts = np.array([first_rows[source] for source in sources.tolist()], np.int64)
+    rows: np.ndarray = row + np.arange(batch.num_rows) - starts[inverse]
+    return rows

@@ -13,6 +13,7 @@ import pytest
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.stream import Retries, TokenStream, open_corpus
+from preprocess.stream.reading import Cursor
 from tests.conftest import assert_one_line
 from tests.preprocess.stream.helpers import (
     FlakyFile,
@@ -137,6 +138,19 @@ def test_damaged_or_missing_file_is_not_retried(tmp_path: Path) -> None:
         list(stream)
 
 
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_damaged_compressed_file_is_not_retried(tmp_path: Path, suffix: str) -> None:
+    codec = {"gz": "gzip", "zst": "zstd"}[suffix]
+    text = "\n".join(make_texts(200)).encode()
+    data = pa.compress(text, codec=codec, asbytes=True)
+    lines: list[str] = []
+    path = write_file(tmp_path / f"x.txt.{suffix}", data[: len(data) // 2])
+    with pytest.raises(FolioError, match="cannot be decompressed") as caught:
+        list(TokenStream(open_files(path, document="line", log=lines.append), block_size=16))
+    assert_one_line(str(caught.value))
+    assert lines == []
+
+
 def test_changed_file_must_be_restored(tmp_path: Path) -> None:
     path = write_file(tmp_path / "x.txt", "\n".join(make_texts(20)).encode())
     corpus = open_files(path, document="line")
@@ -164,3 +178,43 @@ def test_retries_reject_values_out_of_range(arguments: dict[str, Any]) -> None:
     with pytest.raises(MisuseError, match=next(iter(arguments))) as caught:
         Retries(**arguments)
     assert_one_line(str(caught.value))
+
+
+@pytest.mark.parametrize("settings", [{}, {"document": "line"}, {"max_documents": 70}, {"min_characters": 12}])
+def test_small_files_that_are_read_together_give_the_same_blocks_and_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("preprocess.inputs.input_files.PARTITION_BYTES", 500)
+    for number in range(20):
+        text = "\n".join(make_texts(1 + number % 4 * 3, seed=number))  # some files are larger than a partition
+        write_file(tmp_path / f"{1900 + number}-{'AB'[number % 2]}.txt", text.encode() if number % 7 else b"")
+    names = {"name_pattern": r"(?P<year>\d+)-(?P<author>\w)", "split": "threshold", "val_fraction": 0.3}
+
+    def open_stream(max_run_files: int) -> TokenStream:
+        monkeypatch.setattr("preprocess.stream.reading.MAX_RUN_FILES", max_run_files)
+        return TokenStream(open_files(tmp_path, **names, **settings), block_size=64, stream_buffer=3)
+
+    expected, *others = (
+        [(block.tolist(), stream.state_dict()) for block in stream] for stream in map(open_stream, (64, 1, 3))
+    )
+    assert others == [expected, expected] and len(expected) > 20
+    # Resuming at any state, which may begin a run in the middle of the others, gives the same blocks.
+    for number in range(1, len(expected), len(expected) // 4):
+        stream = open_stream(5)
+        stream.load_state_dict(expected[number][1])
+        assert [block.tolist() for block in stream] == [block for block, _ in expected[number + 1 :]]
+
+
+def test_small_files_share_a_batch_and_their_rejects_are_logged_together(tmp_path: Path) -> None:
+    lines: list[str] = []
+    for number in range(130):
+        write_file(tmp_path / f"{number:03}.jsonl", b'{"text": "good enough"}\nbad\n')
+    stream = TokenStream(open_files(tmp_path, log=lines.append), block_size=4)
+    batches = list(stream._reader.read(Cursor()))
+    assert [len(selected.rows) for selected in batches] == [64, 64, 2]
+    paths = [tmp_path / f"{number:03}.jsonl" for number in (0, 63, 64, 127, 128, 129)]
+    counts = ("64 malformed", "64 malformed", "2 malformed")
+    assert lines == [
+        f"{first} to {last}: some documents were dropped or changed: {count}"
+        for first, last, count in zip(paths[::2], paths[1::2], counts, strict=True)
+    ]

@@ -1,0 +1,200 @@
+"""Cut a CSV file into blocks of whole rows, in bounded memory.
+
+The problem: a line feed ends a row unless it is inside a quoted value, so whether it does depends on
+all quotes before it. A row may be as long as the largest document, and if a quote is never closed,
+the rest of the file is one row.
+
+The idea: a quote opens a value only at the start of a value. If that is the case for every second
+quote, as in almost all files, then a line feed is outside of quotes if the number of quotes before
+it is even, and NumPy counts quotes quickly. Otherwise some value contains a quote but is not quoted,
+such as `5" disk`. Then a regular expression finds the quotes that have a meaning. At the end of a
+block only a state is kept, so the rows do not depend on where a block ends.
+
+The cost: 1.5 ms per MB. The memory holds one incoming block and one row of the maximum size.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+LINE_FEED, CARRIAGE_RETURN, QUOTE = b'\n\r"'
+# A quote after one of these bytes opens a value; after a quote that closes a value, it opens the value again.
+PRECEDES_VALUE = np.zeros(256, bool)
+PRECEDES_VALUE[list(b',\n\r"')] = True
+# Possessive quantifiers, so that a value of any length needs no memory.
+QUOTED_VALUE = re.compile(rb'"(?<=[,\n\r]")[^"]*+(?:""[^"]*+)*+("?)')
+REST_OF_QUOTED_VALUE = re.compile(rb'[^"]*+(?:""[^"]*+)*+("?)')
+WINDOW_BYTES = 1 << 16
+
+# The state after the last byte of a block.
+START_OF_VALUE, INSIDE_VALUE, INSIDE_QUOTES, CLOSING_QUOTE, AFTER_RETURN = range(5)
+
+
+class UnclosedQuote(Exception):
+    """The file ends inside of quotes."""
+
+
+class RowCutter:
+    """Collects incoming blocks and returns blocks of whole rows.
+
+    Rows longer than `max_row_bytes`, which must be at least the size of an incoming block, are left
+    out, and `reject_long_row` is called for each, with whether the row is inside of quotes after
+    `max_row_bytes`.
+    """
+
+    def __init__(self, max_row_bytes: int, reject_long_row: Callable[[bool], None]) -> None:
+        self._max_row_bytes, self._reject_long_row = max_row_bytes, reject_long_row
+        self._pending: list[bytes | memoryview] = []  # the beginning of a row
+        self._state = START_OF_VALUE
+        self.is_skipping = False  # the last row is being left out
+
+    def cut(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield the bytes of `blocks` in blocks of whole rows.
+
+        Raises UnclosedQuote at the end of the last row, after all others were yielded.
+        """
+        for block in filter(None, blocks):
+            yield from self._add(block)
+        if self._state == INSIDE_QUOTES:
+            raise UnclosedQuote
+        yield from self._take_pending()
+
+    def _add(self, block: bytes) -> Iterator[bytes]:
+        if self._state == AFTER_RETURN and block[:1] != b"\n":  # the row ended with the block before
+            yield from self._take_pending()
+            self.is_skipping = False
+        scan = BlockScan(block, self._state)
+        self._state = scan.find_last_state()
+        start = self._end_long_row(scan)
+        end = scan.find_last_row_end()
+        if end > start:
+            self._pending.append(memoryview(block)[start:end])
+            yield from self._take_pending()
+            start = end
+        if not self.is_skipping and start < len(block):
+            self._pending.append(block[start:])
+
+    def _take_pending(self) -> Iterator[bytes]:
+        rows = b"".join(self._pending)
+        self._pending.clear()
+        if rows:
+            yield rows
+
+    def _end_long_row(self, scan: BlockScan) -> int:
+        """Return the offset in the block at which the rows that are not left out begin."""
+        num_pending = sum(map(len, self._pending))
+        if not self.is_skipping and num_pending + len(scan.block) <= self._max_row_bytes:
+            return 0
+        end = scan.find_first_row_end()
+        if not self.is_skipping:
+            if num_pending + (end or len(scan.block)) <= self._max_row_bytes:
+                return 0
+            self._reject_long_row(not end and self._state == INSIDE_QUOTES)
+            self._pending.clear()
+        self.is_skipping = not end
+        return end or len(scan.block)
+
+
+class BlockScan:
+    """The quotes and the ends of rows in one block. `state` is that of the block before."""
+
+    def __init__(self, block: bytes, state: int) -> None:
+        self.block = block
+        self._array = np.frombuffer(block, np.uint8)
+        self._is_inside = state == INSIDE_QUOTES  # at the start of the block
+        self._quotes = np.flatnonzero(self._array == QUOTE)  # those that open or close a value
+        if not self._has_regular_quotes(state):
+            self._quotes = _find_quotes(block, state)
+
+    def _has_regular_quotes(self, state: int) -> bool:
+        """Return whether all quotes alternately open and close a value."""
+        opening = self._quotes[1 if self._is_inside else 0 :: 2]
+        if len(opening) and opening[0] == 0:
+            if state == INSIDE_VALUE:
+                return False
+            opening = opening[1:]
+        return bool(PRECEDES_VALUE[self._array[opening - 1]].all())
+
+    def find_last_state(self) -> int:
+        """Return the state at the end of the block."""
+        last = self.block[-1]
+        if (len(self._quotes) + self._is_inside) % 2:
+            return INSIDE_QUOTES
+        if last == QUOTE:
+            return CLOSING_QUOTE if len(self._quotes) and self._quotes[-1] == len(self.block) - 1 else INSIDE_VALUE
+        if last == CARRIAGE_RETURN:
+            return AFTER_RETURN
+        return START_OF_VALUE if PRECEDES_VALUE[last] else INSIDE_VALUE
+
+    def find_first_row_end(self) -> int:
+        """Return the offset after the first row end, or 0."""
+        for start in range(0, len(self.block), WINDOW_BYTES):
+            ends = self.find_row_ends(start, start + WINDOW_BYTES)
+            if len(ends):
+                return int(ends[0])
+        return 0
+
+    def find_last_row_end(self) -> int:
+        """Return the offset after the last row end, or 0."""
+        for stop in range(len(self.block), 0, -WINDOW_BYTES):
+            ends = self.find_row_ends(max(stop - WINDOW_BYTES, 0), stop)
+            if len(ends):
+                return int(ends[-1])
+        return 0
+
+    def find_row_ends(self, start: int, stop: int) -> np.ndarray:
+        """Return the offsets after the row ends in block[start:stop], (E,) int64.
+
+        A carriage return at the end of the block is not among them: a line feed may follow.
+        """
+        window = self._array[start:stop]
+        positions = start + np.flatnonzero((window == LINE_FEED) | (window == CARRIAGE_RETURN))
+        num_quotes = np.searchsorted(self._quotes, positions)
+        positions = positions[(num_quotes + self._is_inside) % 2 == 0]
+        next_bytes = self._array[np.minimum(positions + 1, len(self._array) - 1)]
+        is_last = positions == len(self._array) - 1
+        continues = (self._array[positions] == CARRIAGE_RETURN) & (is_last | (next_bytes == LINE_FEED))
+        return positions[~continues] + 1
+
+
+def find_first_row_end(rows: bytes) -> int:
+    """Return the offset after the first row, or 0 if it does not end. `rows` begins with a row."""
+    return BlockScan(rows, START_OF_VALUE).find_first_row_end()
+
+
+def find_rows(rows: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Return starts and ends, (R,) int64 each, of whole rows that are not empty. The ends are after the line ends."""
+    ends = BlockScan(rows, START_OF_VALUE).find_row_ends(0, len(rows))
+    if len(ends) == 0 or ends[-1] < len(rows):
+        ends = np.append(ends, len(rows))
+    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
+    first_bytes = np.frombuffer(rows, np.uint8)[starts]
+    has_value = (first_bytes != LINE_FEED) & (first_bytes != CARRIAGE_RETURN)
+    return starts[has_value], ends[has_value]
+
+
+def _find_quotes(block: bytes, state: int) -> np.ndarray:
+    """Return the offsets of the quotes that open or close a value, (Q,) int64.
+
+    Two quotes inside of quotes, which mean one, are not among them.
+    """
+    found = array("q")
+    start = 0
+    if state == INSIDE_QUOTES or (state != INSIDE_VALUE and block[:1] == b'"'):
+        if state != INSIDE_QUOTES:
+            found.append(0)
+            start = 1
+        match = REST_OF_QUOTED_VALUE.match(block, start)
+        assert match is not None  # it matches any text
+        start = match.end()
+        if match[1]:
+            found.append(start - 1)
+    for match in QUOTED_VALUE.finditer(block, start):
+        found.append(match.start())
+        if match[1]:
+            found.append(match.end() - 1)
+    return np.frombuffer(found, np.int64) if found else np.empty(0, np.int64)

@@ -1,0 +1,145 @@
+"""Read a row group of a Parquet file in batches of bounded size.
+
+The problem: Arrow decodes a given number of rows, not bytes. A file of 3 KB can have 4,000 rows
+that share one value of 1 MB, and decoding them at once would take 4 GB.
+
+The idea: page headers bound the size of the rows (parquet_pages.py), and Arrow decodes at a time as
+many rows as fit into DECODED_BYTES in the worst case. For values in a dictionary the worst case is
+far too large, so their sizes are determined first: Arrow can also return a column as a dictionary
+and one index per row, which takes little memory however large the rows are. A column of which all
+values are in the dictionary is returned in this form.
+
+The cost: the rows of a column that are in its dictionary are read twice. Usually these are the
+first thousand rows of a row group, because writers stop to use a dictionary of 1 MB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from preprocess.errors import FolioError, shorten
+from preprocess.inputs import input_files as inputs
+from preprocess.inputs.input_files import InputFile
+from preprocess.readers.parquet_metadata import Chunk, describe_chunks, open_file
+from preprocess.readers.parquet_pages import (
+    DICTIONARY_PAGE,
+    Page,
+    PageError,
+    RowSizes,
+    compute_row_sizes,
+    count_dictionary_values,
+    find_dictionary,
+    read_page_headers,
+)
+from preprocess.readers.record_sizes import measure_values
+
+DECODED_BYTES = 32 << 20
+ROW_BYTES = 64  # a row takes at least this much memory, in Arrow and in the stages
+INDEX_BYTES = 8  # of a value in a dictionary
+MAX_DICTIONARY_BYTES = 64 << 20  # Arrow makes three copies of a dictionary that it returns
+MAX_BLOCKS = 1 << 20  # for which the sizes of rows in a dictionary are kept
+# A page is decompressed as a whole. Text is rarely more than ten times larger than its compressed form.
+MAX_PAGE_BYTES = 1 << 30
+MAX_COMPRESSION_RATIO = 16
+MIN_PAGE_LIMIT_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A Parquet file and its required columns."""
+
+    input_file: InputFile
+    parquet: Any  # pyarrow.parquet.ParquetFile
+    raw: BinaryIO  # the same file, for its page headers
+    names: list[str]  # of the required columns
+    indices: list[int]  # of the required columns in a row group
+    max_value_bytes: int
+
+    def read_pages(self, chunk: Chunk) -> list[Page]:
+        """Return the headers of the pages of `chunk`. Raises FolioError if a page is too large."""
+        pages = list(read_page_headers(self.raw, chunk, self.input_file.size_bytes))
+        for page in pages:
+            limit = min(MAX_PAGE_BYTES, MAX_COMPRESSION_RATIO * page.compressed_bytes)
+            limit = max(limit, MIN_PAGE_LIMIT_BYTES, self.max_value_bytes)
+            if page.uncompressed_bytes > limit:
+                raise FolioError(
+                    f"{self.input_file.path}: column {shorten(chunk.name)!r} has a page of "
+                    f"{page.uncompressed_bytes:,} bytes (compressed to {page.compressed_bytes:,}), expected at most "
+                    f"{limit:,}; write the file again with fewer rows per row group"
+                )
+        return pages
+
+
+def read_row_group(opened: OpenFile, group: int) -> Iterator[pa.RecordBatch]:
+    """Yield the non-empty batches of the required columns of a row group."""
+    num_rows, dictionary_columns = _plan_batches(opened, group)
+    parquet = opened.parquet
+    if dictionary_columns:  # Arrow does not combine read_dictionary with binary_type
+        parquet = open_file(opened.input_file.path, metadata=parquet.metadata, read_dictionary=dictionary_columns)
+    batches = parquet.iter_batches(num_rows, row_groups=[group], columns=opened.names, use_threads=False)
+    yield from (batch for batch in batches if batch.num_rows)
+
+
+def _plan_batches(opened: OpenFile, group: int) -> tuple[int, list[str]]:
+    """Return how many rows Arrow is to decode at a time, and which columns it is not to decode."""
+    num_rows = opened.parquet.metadata.row_group(group).num_rows
+    sizes, dictionary_columns = [], []
+    for chunk in describe_chunks(opened.parquet, group, opened.indices):
+        if chunk.num_values != num_rows and not chunk.is_repeated:
+            raise PageError(f"column {chunk.name!r} has {chunk.num_values:,} values in {num_rows:,} rows")
+        pages = opened.read_pages(chunk)
+        bounds = compute_row_sizes(chunk, pages, num_rows)
+        if bounds.max_bytes_of_rows(num_rows) > DECODED_BYTES and _can_read_dictionary(opened, chunk, pages):
+            num_in_dictionary = count_dictionary_values(pages)
+            if num_in_dictionary == num_rows:
+                dictionary_columns.append(chunk.name)
+                bounds = RowSizes.uniform(num_rows, INDEX_BYTES)
+            elif num_in_dictionary:
+                measured = _measure_dictionary_rows(opened, group, chunk, num_in_dictionary)
+                bounds = RowSizes.concatenate([*measured, bounds.after(num_in_dictionary)])
+        sizes.append(bounds)
+    num_rows = max(min(num_rows, DECODED_BYTES // ROW_BYTES), 1)
+    while num_rows > 1 and sum(s.max_bytes_of_rows(num_rows) for s in sizes) + ROW_BYTES * num_rows > DECODED_BYTES:
+        num_rows //= 2
+    return num_rows, dictionary_columns
+
+
+def _can_read_dictionary(opened: OpenFile, chunk: Chunk, pages: list[Page]) -> bool:
+    dictionary = find_dictionary(pages)
+    is_plain_column = chunk.physical_type == "BYTE_ARRAY" and chunk.name in opened.names and not chunk.is_repeated
+    return is_plain_column and dictionary is not None and dictionary.uncompressed_bytes <= MAX_DICTIONARY_BYTES
+
+
+def _measure_dictionary_rows(opened: OpenFile, group: int, chunk: Chunk, num_rows: int) -> list[RowSizes]:
+    """Return the sizes of the first `num_rows` rows of a column, whose values are in its dictionary."""
+    num_reads = -(-num_rows // MAX_BLOCKS)
+    read_rows = num_rows // num_reads
+    num_unread = num_rows - read_rows * num_reads  # the last read must not continue after the dictionary
+    parquet = open_file(opened.input_file.path, metadata=opened.parquet.metadata, read_dictionary=[chunk.name])
+    batches = parquet.iter_batches(read_rows, row_groups=[group], columns=[chunk.name], use_threads=False)
+    measured: list[RowSizes] = []
+    max_bytes = num_read = 0
+    while num_read < num_rows - num_unread:
+        column = next(batches).column(0)
+        max_bytes = max(max_bytes, int(measure_values(column.dictionary).max(initial=0)))
+        measured.append(RowSizes.measured(measure_values(column), num_reads))
+        num_read += len(column)
+    if num_unread:
+        measured.append(RowSizes.uniform(num_unread, max_bytes))
+    return measured
+
+
+def estimate_repetition(opened: OpenFile, chunk: Chunk) -> float:
+    """Return about how many times larger a column becomes if all of its values are in a large dictionary, else 1."""
+    if chunk.physical_type != "BYTE_ARRAY" or not chunk.has_dictionary or not chunk.num_values:
+        return 1.0
+    page = next(read_page_headers(opened.raw, chunk, opened.input_file.size_bytes))
+    has_only_indices = chunk.uncompressed_bytes - page.uncompressed_bytes < INDEX_BYTES // 2 * chunk.num_values
+    if page.type != DICTIONARY_PAGE or not page.num_values or not has_only_indices:
+        return 1.0
+    decoded_bytes = chunk.num_values * (page.uncompressed_bytes / page.num_values)
+    return decoded_bytes / chunk.uncompressed_bytes if decoded_bytes >= inputs.PARTITION_BYTES else 1.0
