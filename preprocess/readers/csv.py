@@ -23,7 +23,7 @@ import pyarrow.csv
 
 from preprocess.errors import FolioError, MisuseError, first_line, shorten
 from preprocess.inputs.input_files import InputFile
-from preprocess.readers.csv_rows import RowCutter, UnclosedQuote, find_first_row_end, find_rows
+from preprocess.readers.csv_rows import RowCutter, UnclosedQuote, ends_inside_quotes, find_first_row_end, find_rows
 from preprocess.readers.decompress import read_blocks
 from preprocess.readers.record_sizes import get_max_record_bytes, reject_long_record
 from preprocess.readers.records import Records, Rejects, check_columns, find_required_columns, format_utf8_error
@@ -184,6 +184,8 @@ def _parse_header(rows: bytes, input_file: InputFile, recipe: Recipe) -> tuple[l
     try:
         if num_bytes > MAX_HEADER_BYTES:
             raise csv.Error(f"it has more than {MAX_HEADER_BYTES:,} bytes")
+        if ends_inside_quotes(rows[:num_bytes]):
+            raise csv.Error("a quote is not closed")
         names = next(csv.reader(io.StringIO(rows[:num_bytes].decode(), newline="")), [])
         if not names:
             raise csv.Error("it is empty")

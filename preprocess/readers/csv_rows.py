@@ -119,11 +119,16 @@ class BlockScan:
             opening = opening[1:]
         return bool(PRECEDES_VALUE[self._array[opening - 1]].all())
 
+    @property
+    def is_inside_at_end(self) -> bool:
+        """Whether the end of the block is inside of quotes."""
+        return (len(self._quotes) + self._is_inside) % 2 == 1
+
     def find_last_state(self) -> int:
         """Return the state at the end of the block."""
-        last = self.block[-1]
-        if (len(self._quotes) + self._is_inside) % 2:
+        if self.is_inside_at_end:
             return INSIDE_QUOTES
+        last = self.block[-1]
         if last == QUOTE:
             return CLOSING_QUOTE if len(self._quotes) and self._quotes[-1] == len(self.block) - 1 else INSIDE_VALUE
         if last == CARRIAGE_RETURN:
@@ -164,6 +169,11 @@ class BlockScan:
 def find_first_row_end(rows: bytes) -> int:
     """Return the offset after the first row, or 0 if it does not end. `rows` begins with a row."""
     return BlockScan(rows, START_OF_VALUE).find_first_row_end()
+
+
+def ends_inside_quotes(rows: bytes) -> bool:
+    """Return whether a quote in `rows` is not closed. `rows` begins with a row."""
+    return BlockScan(rows, START_OF_VALUE).is_inside_at_end
 
 
 def find_rows(rows: bytes) -> tuple[np.ndarray, np.ndarray]:
