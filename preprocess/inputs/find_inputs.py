@@ -18,14 +18,13 @@ from typing import NoReturn
 from preprocess.errors import FolioError, MisuseError, format_quantity, shorten
 from preprocess.inputs.download import find_file
 from preprocess.inputs.expand_glob import expand_glob, is_glob
-from preprocess.inputs.input_files import InputFile, describe_input_files, detect_format
+from preprocess.inputs.input_files import NO_SHA256, InputFile, describe_input_files, detect_format
 from preprocess.inputs.synthetic import VOCABULARY_FILE, read_vocabulary_file
 from preprocess.progress import Progress
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.files import sha256_bytes
 from preprocess.shards.format import MANIFEST, TOKENIZER_DIR
 
-NO_SHA256 = "none"  # InputFile.sha256 of a file that was not hashed
 OPTION = "--input"  # the command-line option that sets `inputs`
 MAX_ENTRY_CHARACTERS = 4_096  # of one of `inputs`; longer paths do not exist on any system
 

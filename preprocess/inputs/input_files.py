@@ -1,13 +1,14 @@
 """The files that a build reads: their formats, their checksums, and the metadata in their names.
 
-Sizes, modification times and checksums are recorded when a build is planned. Readers check sizes
-and modification times again, so a file that changes in the meantime raises an error instead of
-being read as a mixture of two versions.
+Sizes, times and checksums are recorded when a build is planned. Readers check sizes and times again,
+so a file that changes in the meantime raises an error instead of being read as a mixture of two
+versions.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import os
@@ -25,6 +26,7 @@ SUFFIXES = {
 }  # fmt: skip
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 UNSUPPORTED_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar", ".zip", ".7z", ".rar", ".bz2", ".xz", ".lz4", ".lzma")
+NO_SHA256 = "none"  # InputFile.sha256 of a file that was not hashed
 # What `name_pattern` finds in a file name: author, city, lang, group, split, and the year as an int.
 NameMetadata = dict[str, str | int]
 # Large enough that the fixed cost of a task is negligible, small enough that all workers finish at
@@ -57,9 +59,15 @@ class InputFile:
     mtime_ns: int
     sha256: str
     metadata: NameMetadata
+    ctime_ns: int = 0  # of the last change of content or attributes; the time of creation on Windows
 
     def check_unchanged(self) -> None:
-        """Raise InputChanged if size or modification time differ, FolioError if it was removed."""
+        """Raise InputChanged if the file has changed, FolioError if it was removed.
+
+        A file that is changed can keep its size and its modification time, so it is hashed again if
+        its ctime differs. New permissions or another hard link also change the ctime, and are no
+        reason to stop.
+        """
         try:
             stat = os.stat(self.path)
         except FileNotFoundError as e:
@@ -72,6 +80,9 @@ class InputFile:
             )
         if stat.st_mtime_ns != self.mtime_ns:
             raise InputChanged(f"{self.path} changed while it was read (it has a new modification time)")
+        may_differ = stat.st_ctime_ns != self.ctime_ns and self.sha256 != NO_SHA256
+        if may_differ and _hash_version(self.path, stat.st_ctime_ns) != self.sha256:
+            raise InputChanged(f"{self.path} changed while it was read (it has another sha256)")
 
     def manifest_entry(self) -> dict[str, str | int]:
         """Return the file's entry in the manifest's `sources`."""
@@ -112,7 +123,17 @@ def describe_input_files(
     stats = [os.stat(path) for _, path in paths]  # before hashing, so that a change during hashing is detected
     hashes = _hash_files(paths, known_sha256, num_threads)
     return [
-        InputFile(number, name, path, *formats[number], stat.st_size, stat.st_mtime_ns, sha256, metadata[number])
+        InputFile(
+            number,
+            name,
+            path,
+            *formats[number],
+            stat.st_size,
+            stat.st_mtime_ns,
+            sha256,
+            metadata[number],
+            stat.st_ctime_ns,
+        )
         for number, ((name, path), stat, sha256) in enumerate(zip(paths, stats, hashes, strict=True))
     ]
 
@@ -143,6 +164,12 @@ def _hash_file(path: str, is_cancelled: threading.Event) -> str:
         while not is_cancelled.is_set() and (chunk := file.read(HASH_CHUNK_BYTES)):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=1024)
+def _hash_version(path: str, ctime_ns: int) -> str:
+    """Return the SHA-256 of a file that has this ctime, so that every version is hashed once per process."""
+    return _hash_file(path, threading.Event())
 
 
 def _check_format(name: str, path: str, recipe: Recipe) -> tuple[str, str]:

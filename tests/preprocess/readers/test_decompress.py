@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +62,29 @@ def test_file_that_changes_or_is_removed_while_it_is_read_raises(
     monkeypatch.setattr(prepare, "read_documents", remove_and_read)
     with pytest.raises(FolioError, match="a.jsonl was removed while it was read"):
         build_files(tmp_path, path)
+
+
+@pytest.mark.parametrize("is_changed", [True, False])
+def test_file_that_keeps_size_and_time_is_hashed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_changed: bool
+) -> None:
+    from preprocess.build import build
+
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(WORDS))
+    make_plan = build.make_plan
+
+    def plan_and_write(*arguments: Any, **options: Any) -> Any:
+        plan, before = make_plan(*arguments, **options), path.stat()
+        time.sleep(0.02)  # some file systems count time in steps of a few milliseconds
+        path.write_text(path.read_text().upper() if is_changed else path.read_text())
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert path.stat().st_ctime_ns > before.st_ctime_ns
+        return plan
+
+    monkeypatch.setattr(build, "make_plan", plan_and_write)
+    if is_changed:
+        with pytest.raises(FolioError, match="a.txt changed while it was read .*another sha256"):
+            build_files(tmp_path, path, document="line")
+    else:
+        assert read_texts(build_files(tmp_path, path, document="line")) == WORDS
