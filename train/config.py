@@ -7,7 +7,9 @@ Three layers, the later ones win: the defaults below, the assignments of a confi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -260,16 +262,34 @@ def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
     for a bad value, or for a setting that is not the default but has no effect.
     """
     values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     for key, assignment in read_assignments(path, rename=current_name).items():
         check_known(Config, key, assignment.where, others=[BASE])
-        values[key] = convert(Config, key, assignment.value, where=assignment.where)
+        values[key], sources[key] = convert(Config, key, assignment.value, where=assignment.where), assignment.where
     values |= {key: convert_text(Config, key, text) for key, text in overrides.items()}
+    sources |= dict.fromkeys(overrides, "the command line")
     values.setdefault("out_dir", f"runs/{path.stem}")
     if "data" not in values:
         raise MisuseError(f"{path} does not set data; name a build in it, data = 'NAME', or add --data=NAME")
-    config = Config(**values)
-    check_effects(config)
-    return _expand_paths(config)
+    with _name_source(sources):
+        config = Config(**values)
+        check_effects(config)
+        return _expand_paths(config)
+
+
+@contextmanager
+def _name_source(sources: Mapping[str, str]) -> Iterator[None]:
+    """Make the message of a MisuseError in the block begin with where its setting was assigned.
+
+    `sources` says it for each setting. Messages begin with the name of a setting.
+    """
+    try:
+        yield
+    except MisuseError as e:
+        key = re.split(r"\W", str(e), maxsplit=1)[0]
+        if key in sources:
+            raise MisuseError(f"{sources[key]}: {e}") from e
+        raise
 
 
 def _expand_paths(config: Config) -> Config:

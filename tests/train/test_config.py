@@ -252,8 +252,29 @@ def test_setting_is_accepted_if_and_only_if_it_has_an_effect(tmp_path: Path, fie
         default = {"decay_steps": "none", "top_p": "none", "init_from": "none"}.get(name, str(field.default))
         (needed,) = without
         advice = f"change {needed}, or set {name} to {default}"
-        assert str(error.value) == f"{name} is {other[name]}, which has no effect because {reason}; {advice}"
+        assert str(error.value).endswith(
+            f", line {len({'data': 0} | without | other)}: {name} is {other[name]}, which has no effect because "
+            f"{reason}; {advice}"
+        )
         assert load(tmp_path, write_settings(without | {name: field.default})).as_dict()[name] == field.default
+
+
+def test_error_of_a_value_says_where_it_was_assigned(tmp_path: Path) -> None:
+    (tmp_path / "base.py").write_text("data = 'x'\nmax_steps = 50\n")
+    path = tmp_path / "run.py"
+    path.write_text("base = 'base.py'\nn_layer = 0\n")
+    too_small = "n_layer must be at least 1, got 0"
+    for overrides, message in (
+        ({}, f"{path}, line 2: {too_small}"),
+        ({"n_layer": "0"}, f"the command line: {too_small}"),
+        ({"n_layer": "1", "n_embd": "33"}, "the command line: n_embd must be a multiple of n_head 12, got 33"),
+        ({"n_layer": "1"}, "warmup_steps must be at most max_steps 50, got 100"),  # the default
+    ):
+        with pytest.raises(MisuseError) as error:
+            load_config(path, overrides)
+        assert str(error.value).startswith(message)
+    with pytest.raises(MisuseError, match="^here: n_layer must be at least 1, got 0"):
+        config_from_saved({"data": "x", "out_dir": "y", "n_layer": 0}, "here")
 
 
 def test_saved_settings_without_effect_are_read_and_ignored(tmp_path: Path) -> None:
