@@ -32,7 +32,7 @@ from preprocess.build.split_assignment import SplitAssignment
 from preprocess.build.work_dir import DROPPED, WorkDir, iter_chunks
 from preprocess.documents import HELD_OUT, TRAIN, VAL
 from preprocess.errors import FolioError
-from preprocess.recipes.schema import Recipe, can_split_duplicates
+from preprocess.recipes.schema import Recipe, can_split_duplicates, is_grouped_by_content
 from preprocess.stages.dedup import to_uint64_halves
 from preprocess.stages.split import GROUP_DTYPE, is_below_threshold, key_groups
 
@@ -51,6 +51,8 @@ def dedup_and_split(recipe: Recipe, work_dir: WorkDir, num_documents: list[int])
         _drop_test_documents(assignment)
     if recipe.dedup:
         _drop_duplicates(assignment)
+    if is_grouped_by_content(recipe) and _is_one_group(assignment):
+        _split_parts(assignment)
     if recipe.max_documents is not None:
         _limit_documents(assignment, recipe.max_documents, seed=recipe.seed)
     if recipe.split in ("contiguous", "given"):
@@ -78,6 +80,27 @@ def _drop_test_documents(assignment: SplitAssignment) -> None:
         is_test = work_dir.map_documents(chunk)["side"] == HELD_OUT
         sides[is_test] = DROPPED
         assignment.dropped["held_out"] += int(is_test.sum())
+
+
+def _is_one_group(assignment: SplitAssignment) -> bool:
+    """Return whether all documents are in one group."""
+    first_group = None
+    for chunk, _ in assignment.chunks():
+        groups = assignment.work_dir.map_documents(chunk)["group"]
+        first_group = groups[0] if first_group is None else first_group
+        if (groups != first_group).any():
+            return False
+    return True
+
+
+def _split_parts(assignment: SplitAssignment) -> None:
+    """Let the parts of the only document be groups of their own, since one group cannot be split."""
+    assignment.group_column = "hash"
+    if (num_parts := assignment.count_kept()) > 1:
+        assignment.warning = (
+            f"the corpus is one long document, whose {num_parts:,} parts are split at random; pass --split contiguous "
+            "to validate on its end, or --document paragraph or passage to cut it smaller"
+        )
 
 
 def _drop_duplicates(assignment: SplitAssignment) -> None:
@@ -135,7 +158,8 @@ def _keyed_groups(assignment: SplitAssignment, seed: int) -> Iterator[tuple[np.n
     """
     for chunk, sides in assignment.chunks():
         kept = np.flatnonzero(sides != DROPPED)
-        yield sides, kept, key_groups(assignment.work_dir.map_documents(chunk)["group"][kept], seed)
+        documents = assignment.work_dir.map_documents(chunk)
+        yield sides, kept, key_groups(documents[assignment.group_column][kept], seed)
 
 
 def _write_group_buckets(assignment: SplitAssignment, seed: int) -> Buckets:

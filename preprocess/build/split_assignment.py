@@ -18,6 +18,7 @@ class SplitAssignment:
     num_documents: list[int]  # of each partition
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> number of documents
     warning: str | None = None
+    group_column: str = "group"  # of DOCUMENT_DTYPE: what must be on one side
     num_leaks: int = 0  # distinct texts that are in both splits
 
     def __post_init__(self) -> None:

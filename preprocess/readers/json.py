@@ -18,7 +18,7 @@ import pyarrow as pa
 from preprocess.errors import FolioError, MisuseError
 from preprocess.inputs.input_files import InputFile, Span
 from preprocess.readers.decompress import read_blocks
-from preprocess.readers.long_json import LongStrings, find_invalid_utf8, replace_invalid_utf8
+from preprocess.readers.long_json import LongStrings
 from preprocess.readers.record_blocks import RecordBlock, read_record_blocks
 from preprocess.readers.records import (
     Records,
@@ -28,6 +28,7 @@ from preprocess.readers.records import (
     find_required_columns,
     format_utf8_error,
 )
+from preprocess.readers.utf8 import find_invalid_utf8, replace_invalid_utf8
 from preprocess.recipes.schema import Recipe
 
 _Row = tuple[list[Any], list[Any]]  # the values for the document, and those for the condition

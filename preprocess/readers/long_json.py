@@ -12,7 +12,6 @@ The cost: 1 to 8 ns per byte to find the strings, and one copy of their contents
 
 from __future__ import annotations
 
-import codecs
 import re
 import secrets
 from collections.abc import Iterator
@@ -71,25 +70,6 @@ class LongStrings:
         for part in _decode_slices(self._line, *self._spans[value]):
             text += part
         return pa.LargeStringArray.from_buffers(1, pa.py_buffer(np.array([0, len(text)])), pa.py_buffer(text))
-
-
-def find_invalid_utf8(line: Line) -> tuple[int, str] | None:
-    """Return the offset of the first byte that is not UTF-8, and the reason; None if there is none."""
-    start = 0
-    while start < len(line):
-        window = bytes(line[start : start + SLICE_BYTES])
-        try:
-            start += codecs.utf_8_decode(window, "strict", start + len(window) == len(line))[1]
-        except UnicodeDecodeError as e:
-            return start + e.start, e.reason
-    return None
-
-
-def replace_invalid_utf8(line: Line) -> bytes:
-    """Return the line with U+FFFD in place of bytes that are not UTF-8."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    slices = (bytes(line[start : start + SLICE_BYTES]) for start in range(0, len(line), SLICE_BYTES))
-    return b"".join([*(decoder.decode(slice_).encode() for slice_ in slices), decoder.decode(b"", True).encode()])
 
 
 def _find_long_strings(line: Line) -> Iterator[tuple[int, int]]:

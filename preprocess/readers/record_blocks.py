@@ -208,6 +208,7 @@ class _RecordCutter:
     def _cut_long_record(self) -> Iterator[RecordBlock]:
         cut = find_cut(self._buffer, self._max_bytes) if self._can_cut else 0
         if cut:
+            check_can_be_cut(f"{self._input_file.path}: the record at byte {self._offset:,}", self._recipe)
             self._rejects.counts["cut"] += 1
             self._part = max(self._part, 1)
             part = self._take(cut)
@@ -246,6 +247,19 @@ class _RecordCutter:
         self._offset += end
         self._num_searched = max(self._num_searched - end, 0)
         return block
+
+
+def check_can_be_cut(record: str, recipe: Recipe) -> None:
+    """Raise FolioError for a long record if the documents are grouped by their positions.
+
+    Cutting it would give the documents after it the positions of other documents.
+    """
+    is_grouped = recipe.group_by == "position" and recipe.split in ("exact", "threshold")
+    if is_grouped and recipe.document != "passage":  # the positions are those of the passages
+        raise FolioError(
+            f"{record} is longer than max_document_bytes ({recipe.max_document_bytes:,}), and cutting it would shift "
+            "the positions by which documents are grouped; shorten it, or raise --max-document-bytes"
+        )
 
 
 def reject_oversized(record: str, recipe: Recipe, rejects: Rejects, *, can_be_cut: bool) -> None:

@@ -94,6 +94,7 @@ class Records:
     first: int  # index of the first record within the span
     where: dict[str, pa.Array] = field(default_factory=dict)  # the columns that the condition reads
     offsets: np.ndarray | None = None  # (R,) int64, byte offset of each record in the file; not for CSV and Parquet
+    part: int = 0  # 0: whole records; n: the n-th part of one record that is too long, from 1
 
     @property
     def num_records(self) -> int:

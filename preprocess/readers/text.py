@@ -36,7 +36,7 @@ def read_text(input_file: InputFile, span: Span, recipe: Recipe, rejects: Reject
     num_records = 0
     for block in read_record_blocks(input_file, span.start, span.stop, recipe, rejects):
         for texts, starts in _split_block(block, recipe):
-            yield Records({"text": texts}, num_records, offsets=block.offset + starts)
+            yield Records({"text": texts}, num_records, offsets=block.offset + starts, part=block.part)
             num_records += len(texts)
 
 

@@ -341,13 +341,17 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(sorted(known))}"
 
 
-def can_split_duplicates(recipe: Recipe) -> bool:
-    """Return whether equal documents may appear on both sides of the split."""
-    is_grouped_by_content = (
+def is_grouped_by_content(recipe: Recipe) -> bool:
+    """Return whether the split is random and each document is a group of its own."""
+    return (
         recipe.split in ("exact", "threshold")
         and recipe.format != "synthetic"  # its pairs are groups
         and recipe.group_by == "content"
         and recipe.group_column is None
         and "(?P<group>" not in (recipe.name_pattern or "")
     )
-    return not recipe.dedup and not is_grouped_by_content
+
+
+def can_split_duplicates(recipe: Recipe) -> bool:
+    """Return whether equal documents may appear on both sides of the split."""
+    return not recipe.dedup and not is_grouped_by_content(recipe)

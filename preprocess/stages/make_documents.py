@@ -2,6 +2,10 @@
 
 The columns are decoded, the rows that the condition excludes are dropped, the text is joined from
 the columns, metadata is added, and long texts are cut.
+
+The parts of a long record must be on one side of a random split. They are therefore one group,
+which is named by a hash of the first part, unless the record has a group already. The name does not
+depend on the place of the record, so it is the same for any size of partitions.
 """
 
 from __future__ import annotations
@@ -11,16 +15,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from preprocess.documents import count_text_bytes, get_text_buffers, make_batch
 from preprocess.errors import FolioError
 from preprocess.inputs.input_files import InputFile
-from preprocess.readers.record_blocks import find_cut, reject_oversized
+from preprocess.readers.record_blocks import check_can_be_cut, reject_oversized
 from preprocess.readers.records import Records, Rejects, format_utf8_error
+from preprocess.readers.utf8 import find_invalid_utf8, replace_invalid_utf8
 from preprocess.recipes.columns import cast_to_text, is_text_or_bytes
 from preprocess.recipes.row_filter import parse_condition
 from preprocess.recipes.schema import TABLE_FORMATS, Recipe
 from preprocess.recipes.templates import parse_template
+from preprocess.stages.cut_long import cut_long_texts
 
 METADATA = ("author", "city", "year", "lang", "group", "split")
 YEAR_PATTERN = r"\A[0-9]{1,4}(\.0)?\z"
@@ -35,6 +42,10 @@ class DocumentMaker:
         self._condition = parse_condition(recipe.where) if recipe.where and self._is_table else None
         self._template = parse_template(recipe.template) if recipe.template is not None and self._is_table else None
         self._num_extra = 0  # documents of the span that were added by cutting others
+        # Whether parts of a record are kept together. A passage is a document of its own.
+        is_passage = input_file.format == "text" and recipe.document == "passage"
+        self._groups_parts = recipe.split in ("exact", "threshold") and not is_passage
+        self._part_group: str | None = None  # of the long record whose parts are read
 
     def make(self, records: Records) -> tuple[pa.RecordBatch, pa.StringArray | None]:
         """Return the documents of `records` in order, and the name of the split of each.
@@ -56,6 +67,10 @@ class DocumentMaker:
         first_position = records.first + self._num_extra
         self._rejects.num_positions = first_position + records.num_records
         fields = {name: self._get_metadata(name, columns) for name in METADATA}
+        if fields["group"] is None and records.part and self._groups_parts:
+            if records.part == 1:
+                self._part_group = _name_group(next(iter(records.columns.values()))[0].as_buffer())
+            fields["group"] = self._part_group
         fields["text"] = texts
         fields["position"] = pa.array(np.arange(len(keep), dtype=np.uint64) + np.uint64(first_position))
         rows = np.flatnonzero(keep)
@@ -87,24 +102,25 @@ class DocumentMaker:
 
     def _decode_rows(self, column: pa.LargeBinaryArray, records: Records, keep: np.ndarray) -> pa.Array:
         """Decode a column that contains invalid UTF-8, row by row, as `invalid_utf8` says."""
-        texts: list[str | None] = []
+        texts: list[bytes | None] = []
         for row, data in enumerate(column.to_pylist()):
-            try:
-                texts.append(None if data is None else data.decode("utf-8"))
-            except UnicodeDecodeError as e:
-                self._rejects.counts["invalid_utf8"] += bool(keep[row])
-                if self._recipe.invalid_utf8 == "error":
-                    raise FolioError(self._format_utf8_error(records, row, data, e)) from e
-                keep[row] &= self._recipe.invalid_utf8 == "replace"
-                texts.append(data.decode("utf-8", "replace"))
-        return pa.array(texts, pa.large_string())
+            if data is None or (invalid := find_invalid_utf8(data)) is None:
+                texts.append(data)
+                continue
+            self._rejects.counts["invalid_utf8"] += bool(keep[row])
+            if self._recipe.invalid_utf8 == "error":
+                raise FolioError(self._format_utf8_error(records, row, data, invalid))
+            keep[row] &= self._recipe.invalid_utf8 == "replace"
+            texts.append(replace_invalid_utf8(data) if keep[row] else b"")
+        return pa.array(texts, pa.large_binary()).cast(pa.large_string())
 
-    def _format_utf8_error(self, records: Records, row: int, data: bytes, error: UnicodeDecodeError) -> str:
+    def _format_utf8_error(self, records: Records, row: int, data: bytes, invalid: tuple[int, str]) -> str:
+        index, reason = invalid
         if records.offsets is not None:
-            location = f"at offset {int(records.offsets[row]) + error.start:,}"
+            location = f"at offset {int(records.offsets[row]) + index:,}"
         else:
-            location = f"at offset {error.start:,} of row {records.first + row:,}"
-        return format_utf8_error(self._input_file.path, location, data[error.start], error.reason)
+            location = f"at offset {index:,} of row {records.first + row:,}"
+        return format_utf8_error(self._input_file.path, location, data[index], reason)
 
     def _join_texts(self, columns: dict[str, pa.Array]) -> pa.LargeStringArray:
         if self._template is not None:
@@ -142,42 +158,31 @@ class DocumentMaker:
             return batch, split  # also if all texts together are short enough
         if int(count_text_bytes(batch.column("text")).max()) <= self._recipe.max_document_bytes:
             return batch, split
-        parts: list[memoryview] = []
-        rows: list[int] = []  # of `batch`, for each part
-        positions: list[int] = []
-        num_extra = 0
-        for row, (text, position) in enumerate(
-            zip(batch.column("text"), batch.column("position").to_pylist(), strict=True)
-        ):
-            text_parts = self._cut_text(memoryview(text.as_buffer()), position)
-            parts += text_parts
-            rows += [row] * len(text_parts)
-            positions += range(position + num_extra, position + num_extra + len(text_parts))
-            num_extra += max(len(text_parts) - 1, 0)
-        self._num_extra += num_extra
-        self._rejects.num_positions += num_extra
-        self._rejects.counts["cut"] += num_extra
-        taken = batch.drop_columns(["text"]).take(pa.array(rows, pa.int64()))
-        columns = {name: taken.column(name) for name in taken.schema.names}
-        columns |= {
-            "text": pa.array(parts, pa.large_binary()).cast(pa.large_string()),
-            "position": pa.array(positions, pa.uint64()),
-        }
-        return make_batch(columns, len(rows)), split.take(pa.array(rows, pa.int64())) if split is not None else None
+        parts = cut_long_texts(batch.column("text"), self._recipe.max_document_bytes)
+        positions = batch.column("position").to_numpy().astype(np.int64)
+        num_parts = np.bincount(parts.rows, minlength=batch.num_rows)  # of each text
+        for row in np.flatnonzero(num_parts > 1).tolist():
+            check_can_be_cut(f"{self._input_file.path}: document {positions[row]:,}", self._recipe)
+        for row in np.flatnonzero(~parts.is_complete).tolist():
+            record = f"{self._input_file.path}: document {positions[row]:,}"
+            reject_oversized(record, self._recipe, self._rejects, can_be_cut=True)
+        num_extra = np.maximum(num_parts - 1, 0)
+        self._num_extra += int(num_extra.sum())
+        self._rejects.num_positions += int(num_extra.sum())
+        self._rejects.counts["cut"] += int(num_extra.sum())
+        rows, first_parts = pa.array(parts.rows), np.cumsum(num_parts) - num_parts
+        indices = np.arange(len(parts.rows)) - first_parts[parts.rows]  # of the parts in their texts
+        positions += np.cumsum(num_extra) - num_extra
+        columns = {name: batch.column(name).take(rows) for name in batch.schema.names if name != "text"}
+        columns |= {"text": parts.texts, "position": pa.array((positions[parts.rows] + indices).astype(np.uint64))}
+        if self._groups_parts:
+            names: list[str | None] = [None] * batch.num_rows
+            for row in np.flatnonzero(num_parts > 1).tolist():
+                names[row] = _name_group(parts.texts[first_parts[row]].as_buffer())
+            columns["group"] = pc.coalesce(columns["group"], pa.array(names, pa.string()).take(rows))
+        return make_batch(columns, len(rows)), split.take(rows) if split is not None else None
 
-    def _cut_text(self, text: memoryview, position: int) -> list[memoryview]:
-        """Return the parts of one text.
 
-        If the rest cannot be cut, it is dropped or, with `oversized = "error"`, raises FolioError.
-        """
-        parts: list[memoryview] = []
-        start, max_bytes = 0, self._recipe.max_document_bytes
-        while len(text) - start > max_bytes:
-            end = find_cut(text, max_bytes, start)
-            if not end:
-                record = f"{self._input_file.path}: document {position:,}"
-                reject_oversized(record, self._recipe, self._rejects, can_be_cut=True)
-                return parts
-            parts.append(text[start:end])
-            start = end
-        return [*parts, text[start:]]
+def _name_group(first_part: pa.Buffer) -> str:
+    """Return the group of the parts of a record that begins with `first_part`."""
+    return f"parts of {xxhash.xxh3_128_hexdigest(first_part)}"

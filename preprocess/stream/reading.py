@@ -32,8 +32,9 @@ from preprocess.errors import FolioError
 from preprocess.inputs import input_files
 from preprocess.inputs.input_files import InputFile, Span
 from preprocess.readers.input_checks import InputChecker
-from preprocess.readers.partitions import iter_spans
+from preprocess.readers.partitions import is_one_document, iter_spans
 from preprocess.readers.records import WARNED_REASONS, Rejects, format_counts
+from preprocess.recipes.schema import is_grouped_by_content
 from preprocess.shards.permutation import keyed_hash, permute
 from preprocess.stages.dedup import hash_contents, hash_groups
 from preprocess.stages.pipeline import SIDE_BY_NAME, read_documents
@@ -124,11 +125,14 @@ class DocumentReader:
     retries: Retries
     side_of_file: dict[int, int] = field(init=False)  # file number -> side, if the names of the files give the split
     is_test_for_training: bool = field(init=False)  # train on the test split, as the names give no training split
+    splits_parts: bool = field(init=False)  # split the parts of the only document, as a build does
     checker: InputChecker = field(init=False)
 
     def __post_init__(self) -> None:
         self.side_of_file = self._find_sides_by_name()
         self.is_test_for_training = bool(self.side_of_file) and TRAIN not in self.side_of_file.values()
+        files, recipe = self.corpus.input_files, self.corpus.recipe
+        self.splits_parts = len(files) == 1 and is_one_document(files[0], recipe) and is_grouped_by_content(recipe)
         self.checker = InputChecker(self.corpus.input_files, self.corpus.recipe)
 
     def read(self, start: Cursor) -> Iterator[SelectedDocuments]:
@@ -275,7 +279,8 @@ class DocumentReader:
         recipe = self.corpus.recipe
         hashes = hash_contents(batch.column("text"))
         if recipe.split == "threshold":
-            keys = key_groups(hash_groups(batch, hashes, recipe), recipe.seed)["h"]
+            groups = hashes if self.splits_parts else hash_groups(batch, hashes, recipe)
+            keys = key_groups(groups, recipe.seed)["h"]
             sides = np.where(is_below_threshold(keys, recipe.val_fraction), VAL, TRAIN)
         elif self.is_test_for_training:
             sides = np.where(sides == HELD_OUT, TRAIN, sides)

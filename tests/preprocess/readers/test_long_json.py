@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from preprocess.readers.long_json import LongStrings, find_invalid_utf8, replace_invalid_utf8
+from preprocess.readers.long_json import LongStrings
 from tests.helpers.file_builds import build_files, read_stats, read_texts
 
 CONTENTS = st.lists(
@@ -64,19 +64,6 @@ def test_a_line_is_rejected_if_orjson_rejects_it(text: str, other: str) -> None:
         assert parse(line) is None
     else:
         assert parse(line) == record["text"]
-
-
-@pytest.mark.usefixtures("small_strings")
-@SMALL
-@given(st.lists(st.sampled_from([b"a", b"\xff", b"\xe4\xb8", b"\xad", "é中😀".encode()]), max_size=30).map(b"".join))
-def test_invalid_utf8_is_found_and_replaced_as_by_python(line: bytes) -> None:
-    try:
-        line.decode()
-    except UnicodeDecodeError as e:
-        assert find_invalid_utf8(line) == (e.start, e.reason)
-    else:
-        assert find_invalid_utf8(line) is None
-    assert replace_invalid_utf8(line) == line.decode(errors="replace").encode()
 
 
 def test_a_file_with_long_lines_gives_the_documents_of_short_ones(

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.stream import Retries, TokenStream, open_corpus
+from preprocess.stream import Retries, StreamCorpus, TokenStream, open_corpus
 from preprocess.stream.reading import Cursor
 from tests.conftest import assert_one_line
+from tests.helpers.file_builds import build_files
 from tests.preprocess.stream.helpers import (
     FlakyFile,
     make_texts,
@@ -218,3 +219,26 @@ def test_small_files_share_a_batch_and_their_rejects_are_logged_together(tmp_pat
         f"{first} to {last}: some documents were dropped or changed: {count}"
         for first, last, count in zip(paths[::2], paths[1::2], counts, strict=True)
     ]
+
+
+def read_split(corpus: StreamCorpus, split: str) -> list[bytes]:
+    """Return the documents of a split."""
+    return read_documents(TokenStream(corpus, block_size=16, split=split, tail="pad", stream_buffer=0))
+
+
+def test_parts_of_long_documents_are_on_one_side_unless_there_is_only_one(tmp_path: Path) -> None:
+    words = [f"{i}-word{j}" for i in range(30) for j in range(8)]
+    write_file(tmp_path / "lines.txt", "\n".join(" ".join(words[i : i + 8]) for i in range(0, 240, 8)).encode())
+    write_file(tmp_path / "one.txt", " ".join(words).encode())
+    settings = {"max_document_bytes": 40, "val_fraction": 0.3}
+    corpus = open_files(tmp_path / "lines.txt", document="line", **settings)
+    numbers = [
+        {int(text.split()[0].partition(b"-")[0]) for text in read_split(corpus, split)} for split in ("train", "val")
+    ]
+    assert numbers[0] | numbers[1] == set(range(30)) and not numbers[0] & numbers[1] and numbers[1]
+    # The parts of a single text are split as in a build.
+    corpus = open_files(tmp_path / "one.txt", **settings)
+    parts = [read_split(corpus, split) for split in ("train", "val")]
+    result = build_files(tmp_path, tmp_path / "one.txt", split="threshold", **settings)
+    assert [len(of_side) for of_side in parts] == [result.manifest.splits[s].documents for s in ("train", "val")]
+    assert len(parts[1]) > 5

@@ -1,0 +1,27 @@
+"""Bytes that are not UTF-8 in long texts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from preprocess.readers.utf8 import find_invalid_utf8, replace_invalid_utf8
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.sampled_from([b"a", b"\xff", b"\xe4\xb8", b"\xad", "é中😀".encode()]), max_size=30).map(b"".join),
+    st.integers(4, 12),
+)
+def test_invalid_utf8_is_found_and_replaced_as_by_python(
+    monkeypatch: pytest.MonkeyPatch, data: bytes, slice_bytes: int
+) -> None:
+    monkeypatch.setattr("preprocess.readers.utf8.SLICE_BYTES", slice_bytes)
+    try:
+        data.decode()
+    except UnicodeDecodeError as e:
+        assert find_invalid_utf8(data) == (e.start, e.reason)
+    else:
+        assert find_invalid_utf8(data) is None
+    assert replace_invalid_utf8(data) == data.decode(errors="replace").encode()
