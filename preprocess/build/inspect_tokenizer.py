@@ -16,7 +16,7 @@ from preprocess.tokenizers.interface import Tokenizer
 
 
 def inspect_build(build: Build, num_documents: int) -> dict[str, Figures]:
-    """Return the figures of a build's tokenizer by language, see `inspect_tokenizer`.
+    """Return the figures of a build's tokenizer for each language (see `inspect_tokenizer`).
 
     They are measured on the first `num_documents` validation documents.
     """
@@ -29,9 +29,11 @@ def inspect_build(build: Build, num_documents: int) -> dict[str, Figures]:
 
 
 def inspect_by_name(name: str, plan: Plan, num_documents: int) -> dict[str, Figures]:
-    """Return the figures of the tokenizer `name` by language, see `inspect_tokenizer`.
+    """Return the figures of the tokenizer `name` for each language (see `inspect_tokenizer`).
 
-    They are measured on `num_documents` documents of a corpus, chosen by the recipe's seed.
+    They are measured on `num_documents` documents of the corpus of `plan`, which are selected with
+    the recipe's seed. Raises FolioError if no document has text, and the errors of
+    `load_tokenizer_by_name`.
     """
     texts, languages = choose_documents(plan, num_documents)
     by_language: dict[str, list[str]] = {}

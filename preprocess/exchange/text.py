@@ -49,9 +49,9 @@ def export_text(build: Build, output: Path, *, by_language: bool, authors: bool,
 
 
 def _list_languages(build: Build, split: str) -> list[int]:
-    """Return the numbers of the languages of the documents of `split`.
+    """Return the language numbers that occur in `split`, in ascending order.
 
-    Raises FolioError for a number that is not in the manifest.
+    Raises FolioError if a number is not in the manifest.
     """
     numbers: list[int] = np.unique(build.docs(split)["lang"]).tolist()
     if unknown := set(numbers) - list_language_tags(build).keys():
@@ -63,9 +63,10 @@ def _list_languages(build: Build, split: str) -> list[int]:
 
 
 def _make_suffixes(build: Build) -> dict[int, str]:
-    """Return the suffix of each language's file names.
+    """Return a dict from the number of each language to the suffix of its file names, such as `_ru`.
 
-    Raises MisuseError if there are too many languages, or if two of them have the same suffix.
+    Raises MisuseError if there are more than MAX_LANGUAGES languages, or if two of them would have
+    the same suffix.
     """
     tags = list_language_tags(build)
     suffixes = {number: f"_{_make_file_name_part(tag)}" for number, tag in tags.items()}

@@ -188,9 +188,10 @@ def find_rows(rows: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _find_quotes(block: bytes, state: int) -> np.ndarray:
-    """Return the offsets of the quotes that open or close a value, (Q,) int64.
+    """Return the offsets in `block` of the quotes that open or close a value, (Q,) int64, ascending.
 
-    Two quotes inside of quotes, which mean one, are not among them.
+    A doubled quote inside a quoted value, which stands for one quote character, is not included.
+    `state` is the state at the end of the previous block.
     """
     found = array("q")
     start = 0

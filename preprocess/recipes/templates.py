@@ -3,8 +3,9 @@
 A template such as `"Q: {query}\\n\\nA: {answer}"` has the syntax of Python's str.format, restricted
 to plain column names. Braces in the value of a column are data and are not interpreted.
 
-A name pattern such as `(?P<year>\\d{4})-(?P<author>\\w+)` is a regular expression of RE2, whose
-time is linear in the length of the name. In RE2 `\\w` and `\\d` are ASCII; `\\pL` is any letter.
+A name pattern such as `(?P<year>\\d{4})-(?P<author>\\w+)` is a regular expression in the syntax of
+RE2, which searches a name in time linear in its length. In RE2, `\\w` and `\\d` match only ASCII
+characters; `\\pL` matches any letter.
 
 pyarrow is imported inside the functions that need it, so that a template can be checked without it.
 """

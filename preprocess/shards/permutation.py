@@ -91,9 +91,10 @@ def permute(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
 
 
 def _permute_by_rank(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
-    """Return the rank of the hash of each index among the hashes of 0 … size − 1.
+    """Return the rank of each index when 0 … size − 1 are sorted by a hash that depends on its key.
 
-    The hashes differ, since mix64 is a bijection.
+    No two hashes are equal, because mix64 is a bijection. Arguments and result are those of
+    `permute`, with `size` at most _MAX_RANKED.
     """
     hashes = mix64(key[:, None] + _COUNTER[:size])  # (B, size)
     hash_of_index = np.take_along_axis(hashes, index.astype(np.int64)[:, None], axis=1)  # (B, 1)

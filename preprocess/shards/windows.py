@@ -126,9 +126,10 @@ def list_sequential_windows(
 
 
 def gather_windows(tokens: Sequence[np.ndarray], shard: np.ndarray, start: np.ndarray, block_size: int) -> np.ndarray:
-    """Return the windows at (`shard`, `start`), each (B,), as an array (B, block_size + 1).
+    """Return the windows that begin at `start` in `shard`, (B, block_size + 1) in the dtype of `tokens`.
 
-    `tokens`: the tokens of each shard. A batch takes one indexing operation per shard.
+    `tokens`: the tokens of each shard, one-dimensional arrays of the same dtype. `shard`, `start`:
+    (B,) int64. A batch takes one indexing operation for each shard in it.
     """
     if len(tokens) == 1:
         return _view_windows(tokens[0], block_size)[start]

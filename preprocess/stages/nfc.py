@@ -1,13 +1,13 @@
 """Normalize text to NFC in linear time.
 
 The problem: NFC sorts the combining marks that follow a character by their combining class.
-`unicodedata` sorts by insertion, which is the fastest way for the two or three marks of ordinary
-text, but takes minutes for a run of a million marks.
+`unicodedata` uses insertion sort, which is fastest for the two or three marks of ordinary text, but
+takes minutes for a run of a million marks.
 
 The idea: only the first few marks of each class can be combined with the character before the run,
-because a mark that is left uncombined blocks the marks of the same class behind it. `unicodedata`
-therefore normalizes the character with these marks, and the other marks are inserted behind those
-of their class, in their order. The result is the same.
+because a mark that is not combined blocks all later marks of the same class. Therefore, only the
+character and these first marks are passed to `unicodedata`. The other marks are then inserted after
+those of their class, in their original order. The result is the same as that of `unicodedata`.
 """
 
 from __future__ import annotations

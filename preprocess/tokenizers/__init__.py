@@ -81,9 +81,10 @@ def list_tokenizers() -> list[str]:
 
 
 def is_tokenizer_path(name: str) -> bool:
-    """Return whether `name` is a path: it contains a separator or has a tokenizer file's suffix.
+    """Return whether `name` is a path rather than the name of a tokenizer.
 
-    The file system is not consulted, so a file called `gpt2` in the working directory does not
+    It is a path if it contains a path separator, is `.` or `..`, or has the suffix of a tokenizer
+    file. The file system is not accessed, so a file called `gpt2` in the working directory does not
     replace the encoding of that name.
     """
     return "/" in name or os.sep in name or name in (".", "..") or name.endswith(tuple(KIND_BY_SUFFIX))

@@ -263,10 +263,10 @@ def _share_windows(eval_tokens: int | None, shares: Sequence[float], block_size:
 
 
 def to_device(tokens: np.ndarray, device: torch.device) -> Tensor:
-    """Return `tokens`, an array of any shape, as int64 on `device`.
+    """Return `tokens`, an array of any shape, as an int64 tensor on `device`.
 
-    They are non-negative integers of at most 32 bits. For a GPU, they are copied from pinned memory
-    in their own dtype, without the host waiting, and converted to int64 on the GPU.
+    `tokens` contains non-negative integers in a dtype of at most 32 bits. For a GPU, they are copied
+    asynchronously from pinned memory in this dtype, and converted to int64 on the GPU.
     """
     if device.type != "cuda":
         return torch.from_numpy(tokens.astype(np.int64)).to(device)

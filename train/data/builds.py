@@ -79,9 +79,10 @@ class Builds:
 def open_builds(setting: str) -> Builds:
     """Open the builds that `setting` names: `NAME`, or `NAME:WEIGHT,NAME:WEIGHT`.
 
-    The files of their tokenizers are compared with the manifests here, because a run decodes text
-    only after some of its steps. Raises ShardError if a build is damaged, and MisuseError if a build
-    does not exist or two do not share a tokenizer.
+    The tokenizer files are checked against their hashes in the manifests, so that a damaged file is
+    found now and not when a run first decodes text. Raises ShardError if a build is damaged, and
+    MisuseError if a build does not exist or is named twice, if a weight of a mixture is missing or
+    not above 0, or if two builds do not share a tokenizer.
     """
     parts = setting.split(",")
     matches = [NAME_AND_WEIGHT.fullmatch(part) for part in parts]

@@ -31,11 +31,11 @@ class ComparedRun:
 def compare_runs(folders: Sequence[Path], *, best: bool, build_id: str | None, width: int) -> str:
     """Return a table of one evaluation per run, and each run's difference from the first.
 
-    The newest evaluation of a run is taken, or with `best` that of the lowest loss: among those on
-    the data `build_id` if there are any, otherwise among those on the data that the run was last
-    evaluated on. Without a `build_id`, the data are those of the first run's newest evaluation on
-    data that all runs were evaluated on. Lines have at most `width` characters. Raises MisuseError
-    if a run has no evaluations or is given twice.
+    The newest evaluation of a run's last step is taken, or with `best` the one with the lowest loss.
+    It is chosen from the run's evaluations on the data `build_id`, or if there are none, from those
+    on the data that the run was last evaluated on. If `build_id` is None, it is that of the first
+    run's newest evaluation on data that all runs were evaluated on. Lines have at most `width`
+    characters. Raises MisuseError if a run has no evaluations or is given twice.
     """
     names, rows_of_runs = make_run_names(folders), [_read_rows(folder) for folder in folders]
     if build_id is None:

@@ -111,10 +111,11 @@ def prepare_job(
     open_data_source: Callable[[str], DataSource],
     warn: Callable[[str], None],
 ) -> EvaluationJob:
-    """Encode the prompts, and open the data if the settings name them or draw prompts from them.
+    """Return the job that evaluates `checkpoint`, with its prompts encoded.
 
-    Raises MisuseError if the data are missing or do not fit the checkpoint, or if a setting is out
-    of range.
+    The data are opened only if `settings` names data, or if prompts are drawn from the data. Raises
+    MisuseError if the data are missing or do not fit the checkpoint, if a prompt cannot be encoded,
+    or if a setting is out of range.
     """
     saved = checkpoint.info.config
     config = dataclasses.replace(

@@ -72,10 +72,11 @@ def _cut_beginning(ids: list[int], builds: Builds, tokenizer: Any) -> Prompt:
 
 
 def encode_prompt(text: str, manifest: Manifest, tokenizer: Any, config: Config) -> Prompt:
-    """Return `text` as a Prompt, after the control tokens that `control_tokens` returns.
+    """Return a Prompt of the control tokens (see `control_tokens`) followed by `text`.
 
-    Only the last block_size ids are kept, because the model cannot read more. Raises MisuseError if
-    the tokenizer cannot encode the text, or if the build lacks a control token that `config` names.
+    Only the last config.block_size ids are kept, because the model cannot read more; the prompt's
+    text then begins with "…". Raises MisuseError if the tokenizer cannot encode `text`, or if
+    `manifest` lacks a control token that `config` names.
     """
     controls = control_tokens(manifest, config)
     ids = [*controls.values(), *encode_text(tokenizer, text, "the prompt")]

@@ -47,9 +47,10 @@ def rotary_table(block_size: int, head_size: int) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate the pairs (x[i], x[i + D/2]) of `x`, (B, T, H, D), by the angles of `table`.
+    """Return `x`, (B, T, H, D), with each pair (x[i], x[i + D / 2]) rotated clockwise by its angle.
 
-    `table` is (2, T, 1, D / 2): cosines and sines.
+    `table`: the cosines and sines of the angles, (2, T, 1, D / 2). They are converted to the dtype
+    of `x`, which is also that of the result.
     """
     cos, sin = table.to(x.dtype)
     first, second = x.chunk(2, dim=-1)  # (B, T, H, D / 2)

@@ -29,10 +29,11 @@ def check_output(path: Path) -> None:
 
 
 def write_image(runs: Sequence[Curves], path: Path) -> None:
-    """Draw the curves of `runs` into the file `path`, in the format that its ending names.
+    """Draw the curves of `runs` and write them to the file `path`, as PNG or SVG by its suffix.
 
-    The same curves give the same bytes. Raises MisuseError if the folder of `path` cannot be
-    created, and FolioError if matplotlib is not installed.
+    Missing folders are created. The same curves give the same bytes. Raises MisuseError if a parent
+    of `path` is not a folder, FolioError if matplotlib is not installed, and OSError if the file
+    cannot be written.
     """
     load_matplotlib()
     suffix = path.suffix.lower()

@@ -51,11 +51,11 @@ class PretrainedWeights:
 
 
 def initialize(model: LanguageModel, config: Config, source: DataSource, *, warn: Callable[[str], None]) -> None:
-    """Copy the weights that init_from names into the new `model`.
+    """Copy the weights that config.init_from names into the new `model`, in place.
 
-    The padded rows of the vocabulary keep their random values, and positions beyond block_size are
-    dropped. Raises MisuseError if the weights do not fit the settings or the data, and FolioError
-    if they are damaged.
+    The rows that pad the vocabulary keep their random values, and the rows of positions beyond
+    block_size are not copied. `warn` is called with the text of each warning. Raises MisuseError if
+    the weights do not fit the settings or the data, and FolioError if they are damaged.
     """
     path = Path(config.init_from or "")
     if path.resolve().is_relative_to(Path(config.out_dir).resolve()):

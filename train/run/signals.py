@@ -1,8 +1,10 @@
-"""Signals: before the first step they end a run at once; later the first one stops it after the
-current step, and the second at once.
+"""What signals do to a run.
 
-Handles Ctrl-C (SIGINT), SIGTERM, and SIGHUP, which a closing terminal sends, unless it is ignored
-as under nohup.
+While a run is being set up, a signal ends the process immediately. During training, the first
+signal stops the run after the current step, and a second one ends the process immediately.
+
+The signals are SIGINT (Ctrl-C), SIGTERM, and SIGHUP, which a closing terminal sends. A signal that
+the process was started to ignore, such as SIGHUP under nohup, stays ignored.
 """
 
 from __future__ import annotations

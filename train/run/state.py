@@ -1,8 +1,8 @@
 """The training state: what a step or an evaluation changes, and its form in a checkpoint.
 
-Random numbers are not part of it. The order of samples and the dropout follow from the seed and the
-sample number, so a resumed run needs the weights, the optimizer state and a few counters to
-continue bit for bit.
+The state of a random number generator is not part of it, because the order of samples and the
+dropout are computed from the seed and the sample number. A resumed run needs only the weights, the
+optimizer state, a few counters and the position in a stream to give the same results bit for bit.
 """
 
 from __future__ import annotations
