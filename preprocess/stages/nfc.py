@@ -5,9 +5,10 @@ The problem: NFC sorts the combining marks that follow a character by their comb
 takes minutes for a run of a million marks.
 
 The idea: only the first few marks of each class can be combined with the character before the run,
-because a mark that is not combined blocks all later marks of the same class. Therefore, only the
-character and these first marks are passed to `unicodedata`. The other marks are then inserted after
-those of their class, in their original order. The result is the same as that of `unicodedata`.
+because a mark that is not combined blocks all later marks of the same class. Therefore, only these
+first marks are passed to `unicodedata`, after the text before the run. The other marks are then
+inserted after those of their class, in their original order. The result is the same as that of
+`unicodedata`.
 """
 
 from __future__ import annotations
