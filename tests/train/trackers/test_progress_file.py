@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from train.trackers.progress_file import SentSteps, read_run_id
+from train.trackers.progress_file import SentSteps, read_object, read_run_id
 
 
 def test_mark_accepts_each_step_once() -> None:
@@ -33,3 +34,10 @@ def test_read_run_id_ignores_damaged_files_and_new_runs(tmp_path: Path, content:
     assert read_run_id(begin, "mlflow.json") == "a1" and read_run_id(begin | {"is_new": True}, "mlflow.json") is None
     (tmp_path / "trackers" / "mlflow.json").write_bytes(content)
     assert read_run_id(begin, "mlflow.json") is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipe_in_place_of_a_progress_file_is_an_empty_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "tracker.told.json")
+    assert read_object(tmp_path / "tracker.told.json") == {}
+    assert SentSteps.load(tmp_path / "tracker.told.json").mark("loss", 1)
