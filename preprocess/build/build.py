@@ -215,7 +215,7 @@ class _Build:
         if receipts:
             self.progress.log(f"{len(receipts):,} of {len(arguments):,} partitions are finished already")
         unfinished = [partition for partition in range(len(arguments)) if partition not in receipts]
-        tasks = (Task(f"partition {i}", function, arguments[i], key=i) for i in unfinished)
+        tasks = (Task(self.plan.describe_partition(i), function, arguments[i], key=i) for i in unfinished)
         num_documents = sum(receipt.num_documents for receipt in receipts.values())
         with self.progress.bar(receipt_type.TASK, total=sum(sizes), unit="B") as bar:
             bar.update(sum(sizes[partition] for partition in receipts))

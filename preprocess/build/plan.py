@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess.build.work_dir import get_work_root
-from preprocess.errors import FolioError, format_quantity
+from preprocess.errors import FolioError, format_quantity, shorten
 from preprocess.inputs.find_inputs import find_input_files
 from preprocess.inputs.input_files import InputFile, resolve_format
 from preprocess.progress import Progress
@@ -47,6 +47,13 @@ class Plan:
     def partition_bytes(self) -> list[int]:
         """Return the approximate number of input bytes of each partition, for the progress bar."""
         return [sum(span.size_bytes for span in partition.spans) for partition in self.partitions]
+
+    def describe_partition(self, number: int) -> str:
+        """Return the number of a partition and its first file, for error messages."""
+        numbers = dict.fromkeys(span.file_number for span in self.partitions[number].spans)
+        name = shorten(self.input_files[next(iter(numbers))].name)
+        others = f" and {format_quantity(len(numbers) - 1, 'other file')}" if len(numbers) > 1 else ""
+        return f"partition {number} ({name}{others})"
 
 
 def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_threads: int = 1) -> Plan:

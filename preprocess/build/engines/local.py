@@ -192,7 +192,11 @@ def _explain_exit(status: int | None) -> str:
     if status is None or status >= 0:
         return f"exit status {status}"
     name = signal.Signals(-status).name
-    return f"{name}, which may mean that memory ran out" if name == "SIGKILL" else name
+    causes = {
+        "SIGKILL": "memory ran out", "SIGABRT": "a file is damaged", "SIGSEGV": "a file is damaged",
+        "SIGBUS": "a file became shorter",
+    }  # fmt: skip
+    return f"{name}, which may mean that {causes[name]}" if name in causes else name
 
 
 def _run_worker(pipe: Connection) -> None:
