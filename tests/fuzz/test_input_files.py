@@ -17,9 +17,10 @@ import pytest
 
 from preprocess.build.build import build
 from preprocess.recipes.catalog import load_recipe
+from preprocess.shards.format import Build
 from tests.fuzz.harness import Mutation, assert_no_failure, fuzz
 from tests.fuzz.mutations import mutate_bytes, mutate_json_lines
-from tests.helpers.file_builds import QUIET, build_files
+from tests.helpers.file_builds import QUIET
 
 TEXTS = [f"Document {number}: Привет, мир! \u00e9\u0301 {'word ' * (number % 30)}" for number in range(60)]
 ROWS = [{"text": text, "author": f"A{number % 3}", "n": number, "flag": None} for number, text in enumerate(TEXTS)]
@@ -118,4 +119,4 @@ def test_undamaged_files_are_built(kind: str, tmp_path: Path) -> None:
     for data in make():
         (tmp_path / name).write_bytes(data)
         read_inputs(tmp_path / name)
-    assert build_files(tmp_path, tmp_path / name, name="again").num_tokens("train") > 0
+        assert Build(tmp_path / "build").num_tokens("train") > 0
