@@ -119,4 +119,4 @@ def test_undamaged_files_are_built(kind: str, tmp_path: Path) -> None:
     for data in make():
         (tmp_path / name).write_bytes(data)
         read_inputs(tmp_path / name)
-        assert Build(tmp_path / "build").num_tokens("train") > 0
+        assert Build(tmp_path / "build").manifest.splits["train"].tokens > 0
