@@ -40,7 +40,7 @@ from preprocess.build.stats import list_warnings, sum_counts
 from preprocess.build.train_tokenizer import TRAINED_FILE_NAMES, train_tokenizer
 from preprocess.build.work_dir import delete_work, get_work_root, open_work_dir
 from preprocess.build.write_shards import ShardOutput, write_shards
-from preprocess.errors import FolioError, MisuseError
+from preprocess.errors import FolioError, MisuseError, format_quantity
 from preprocess.progress import Progress
 from preprocess.readers.records import format_counts
 from preprocess.recipes.schema import Recipe
@@ -228,7 +228,7 @@ class _Build:
     def _dedup_and_split(self, receipts: list[PrepareReceipt]) -> SplitAssignment:
         if not any(receipt.num_documents for receipt in receipts):
             dropped = {reason: n for reason, n in sum_counts(receipt.dropped for receipt in receipts).items() if n}
-            counts = "; ".join([f"{sum(dropped.values()):,} documents were read", *format_counts(dropped)])
+            counts = "; ".join([f"{format_quantity(sum(dropped.values()), 'document')} read", *format_counts(dropped)])
             raise FolioError(
                 f"no document is left of {self.recipe.corpus}: {counts}; check its files, columns, conditions and "
                 "cleaning rules"

@@ -203,7 +203,7 @@ def test_stats_count_the_documents_of_the_build(build_text: Callable[..., Build]
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"", "no document is left of own: 0 documents were read"),
+        (b"", "no document is left of own: 1 document read; 1 empty"),
         (b"\xef\xbb\xbf", "no document is left of own"),
         (b"\x00\x01", "no document is left of own"),
         (b"x", "its training side would be empty"),

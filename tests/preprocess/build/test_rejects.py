@@ -13,11 +13,11 @@ from tests.helpers.file_builds import build_files
 
 def test_build_without_documents_reports_reasons_and_keeps_rejects(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('["a list"]\n{"text": 5}\n')
-    with pytest.raises(FolioError, match="no document is left of own: 2 documents were read; 2 malformed"):
+    with pytest.raises(FolioError, match="no document is left of own: 2 documents read; 2 malformed"):
         build_files(tmp_path, tmp_path / "a.jsonl")
     assert len((tmp_path / ".x.work/refused.jsonl").read_text().splitlines()) == 2
     (tmp_path / "a.jsonl").write_text('{"text": "a", "n": 1}\n')
-    with pytest.raises(FolioError, match="1 documents were read; 1 filtered"):
+    with pytest.raises(FolioError, match="1 document read; 1 filtered"):
         build_files(tmp_path, tmp_path / "a.jsonl", where="n > 5")
 
 
