@@ -26,7 +26,7 @@ from typing import Any
 from preprocess.errors import FolioError
 
 NUM_MUTATIONS = int(os.environ.get("FUZZ_MUTATIONS", "2000"))
-MAX_SECONDS = float(os.environ.get("FUZZ_SECONDS", "15"))
+MAX_SECONDS = float(os.environ.get("FUZZ_SECONDS", "8"))
 TIMEOUT_S = 10.0
 MAX_MEMORY_BYTES = 1_500_000_000
 SAFETY_LIMIT_BYTES = 6_000_000_000  # of a child's private memory, so that a bomb does not stop the machine
