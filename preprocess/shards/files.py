@@ -86,9 +86,12 @@ def read_small_file(path: Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> bytes:
     Raises FolioError if `path` is not a regular file or is larger, OSError if it cannot be opened.
     """
     with open_regular_file(path) as file:
-        data = file.read(max_bytes + 1)
+        size_bytes = os.fstat(file.fileno()).st_size
+        # A read of `max_bytes` would allocate that much. The file may have grown in the meantime.
+        data = file.read(min(size_bytes, max_bytes) + 1)
+        while len(data) <= max_bytes and (block := file.read(HASH_CHUNK_BYTES)):
+            data += block
         if len(data) > max_bytes:
-            size_bytes = os.fstat(file.fileno()).st_size
             raise FolioError(f"{path} has {size_bytes:,} bytes, expected at most {max_bytes:,}; is it the right file?")
     return data
 
