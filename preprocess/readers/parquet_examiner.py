@@ -4,7 +4,7 @@ The problem: the metadata of a damaged or hostile file can end the process insid
 allocate any amount of memory, and no Python code can prevent that.
 
 The idea: a child process does with every file first what the reader will do: it parses the footer
-and looks at the columns of every row group. Its memory and its CPU time are limited. If it ends,
+and looks at the columns of every row group. Its memory and its time are limited. If it ends,
 the file that it was working on is reported in one line, and a new child examines the other files.
 The child is a new interpreter, because a fork of this process could inherit a lock that another
 thread holds.
@@ -27,7 +27,8 @@ import preprocess
 from preprocess.errors import FolioError, shorten
 
 MAX_MEMORY_BYTES = 1 << 30  # of the child, of which Python and Arrow take a tenth
-MAX_CPU_S = 10
+MAX_CPU_S = 10  # for one file
+MAX_WAIT_S = 60  # for one file, which may be on a slow disk
 # The child imports from the paths of this process. It does without NumPy, which would double the time of its start.
 CHILD_CODE = """import sys
 sys.path[:] = sys.argv[1:]
@@ -81,10 +82,10 @@ def find_unreadable(paths: list[str], names: list[str]) -> dict[str, str]:
 
 
 def _explain_end(status: int) -> str:
-    if status == -getattr(signal, "SIGXCPU", 0):
-        return f"reading its metadata takes more than {MAX_CPU_S} s"
-    cause = signal.Signals(-status).name if status < 0 else f"status {status}"
-    return f"reading its metadata ends the process with {cause}"
+    name = signal.Signals(-status).name if status < 0 else f"status {status}"
+    if name in ("SIGXCPU", "SIGALRM"):
+        return f"reading its metadata takes more than {MAX_CPU_S if name == 'SIGXCPU' else MAX_WAIT_S} s"
+    return f"reading its metadata ends the process with {name}"
 
 
 def main() -> None:
@@ -99,10 +100,11 @@ def main() -> None:
 
 
 def _limit_resources() -> None:
-    """Limit the memory of this process, and its CPU time for the next file."""
+    """Limit the memory of this process, and its time for the next file."""
     with suppress(ImportError):  # Windows has no limits
         import resource
 
+        signal.alarm(MAX_WAIT_S)
         usage = resource.getrusage(resource.RUSAGE_SELF)
         max_cpu_s = int(usage.ru_utime + usage.ru_stime) + MAX_CPU_S
         limits = ((resource.RLIMIT_DATA, MAX_MEMORY_BYTES), (resource.RLIMIT_CPU, max_cpu_s), (resource.RLIMIT_CORE, 0))
