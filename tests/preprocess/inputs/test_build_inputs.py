@@ -39,7 +39,7 @@ def test_missing_inputs_and_unknown_formats_are_errors(tmp_path: Path) -> None:
     for path, message in (
         (tmp_path / "none*.txt", "matches no file"),
         (tmp_path / "empty", "matches no file"),
-        (tmp_path / "gone.txt", "gone.txt does not exist; name a file"),
+        (tmp_path / "gone.txt", "does not exist; name a file"),
         (tmp_path / ("x" * 5_000), "cannot be the path of a file"),
         ("bad\0name", r"--input bad\\x00name cannot be the path of a file"),
         (tmp_path / "odd.xyz", "is not clear from its name; pass --format"),
