@@ -270,7 +270,10 @@ def _write_index(folder: Path, names: Any) -> None:
         (lambda f: _write_index(f, {"wte.weight": ["a"]}), "must name .safetensors files in its folder"),
         (lambda f: _write_index(f, {}), "must name .safetensors files in its folder"),
         (lambda f: _write_index(f, {"wte.weight": "model-1.safetensors"}), "model-1.safetensors is missing, which"),
-        (lambda f: change_json(f / "config.json", n_layer="2"), "n_layer must be a whole number from 1 to 1,048,576, got '2'"),
+        (
+            lambda f: change_json(f / "config.json", n_layer="2"),
+            "n_layer must be a whole number from 1 to 1,048,576, got '2'",
+        ),
         (lambda f: change_json(f / "config.json", n_embd=10**400), "n_embd must be a whole number from 1 to 1,048,576"),
         (
             lambda f: _change_weight(f, "transformer." + "x" * 5000, torch.zeros(3)),
