@@ -67,7 +67,7 @@ def find_unreadable(paths: list[str], names: list[str]) -> dict[str, str]:
     reasons: dict[str, str] = {}
     while paths:
         child = _started.pop() if _started else _start_child()
-        output, errors = child.communicate(json.dumps([paths, names]).encode())
+        output, errors = child.communicate(json.dumps([paths, names]).encode() + b"\n")
         start, *answers = output.decode().splitlines() or [""]
         if start != READY:
             last_line = errors.decode(errors="replace").strip().rpartition("\n")[2]
@@ -89,11 +89,11 @@ def _explain_end(status: int) -> str:
 
 
 def main() -> None:
-    """Examine the files that stdin names, and print a line for each. The child process calls this."""
+    """Examine the files that a line of stdin names, and print a line for each. The child process calls this."""
     import preprocess.readers.parquet_metadata  # noqa: F401
 
     print(READY, flush=True)
-    paths, names = json.load(sys.stdin)
+    paths, names = json.loads(sys.stdin.readline())
     for path in paths:
         _limit_resources()
         print(_examine(path, set(names)), flush=True)
