@@ -24,12 +24,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocess.build.build_log import get_peak_memory_bytes
 from preprocess.build.distinct_values import DistinctValues
-from preprocess.build.receipts import EncodeReceipt, EncodingReport, FileChecksum, PartitionValues, PrepareReceipt
+from preprocess.build.encoder import Encoder
+from preprocess.build.receipts import EncodeReceipt, FileChecksum, PartitionValues, PrepareReceipt
 from preprocess.build.work_dir import (
     DOCUMENT_DTYPE,
-    LENGTH_DTYPE,
     REJECTS_SUFFIX,
     Chunk,
     HashedFile,
@@ -41,10 +40,8 @@ from preprocess.inputs.input_files import InputFile
 from preprocess.readers.partitions import Partition
 from preprocess.readers.records import Rejects
 from preprocess.recipes.schema import Recipe
-from preprocess.shards.format import CONTROL_FIELDS, token_dtype
 from preprocess.shards.manifest import TokenizerEntry
 from preprocess.stages.dedup import hash_contents, hash_groups
-from preprocess.stages.encode import SpotCheck, add_control_tokens, encode_checked, has_bos, has_eot
 from preprocess.stages.pipeline import read_documents
 from preprocess.stages.slices import iter_groups, slice_texts
 from preprocess.tokenizers import load_stored_tokenizer
@@ -215,68 +212,8 @@ def get_encoder(context: TaskContext) -> Encoder:
     key = (str(context.work_dir.path), *files_sha256, context.use_reference, context.num_threads)
     if key not in _encoders:
         _encoders.clear()
-        _encoders[key] = Encoder(context)
+        has_eot = context.recipe.eot == "append"
+        tokenizer = load_stored_tokenizer(context.work_dir.path, context.tokenizer, has_eot=has_eot)
+        fallback = None if context.use_reference else tokenizer.start_fast_backend(num_threads=context.num_threads)
+        _encoders[key] = Encoder(context.recipe, tokenizer, fallback)
     return _encoders[key]
-
-
-class Encoder:
-    """Encodes documents with their control tokens, and compares some with the reference backend."""
-
-    def __init__(self, context: TaskContext) -> None:
-        assert context.tokenizer is not None
-        self._recipe = context.recipe
-        self._tokenizer = load_stored_tokenizer(
-            context.work_dir.path, context.tokenizer, has_eot=context.recipe.eot == "append"
-        )
-        self._backend_fallback = None
-        if not context.use_reference:
-            self._backend_fallback = self._tokenizer.start_fast_backend(num_threads=context.num_threads)
-        self._dtype = np.dtype(token_dtype(self._tokenizer.vocab_size))
-        self._spot_check = SpotCheck(context.recipe.seed)
-
-    def report(self) -> EncodingReport:
-        """Return how the documents were encoded, for the receipt."""
-        return EncodingReport(self._tokenizer.backend, self._backend_fallback, get_peak_memory_bytes())
-
-    def encode(self, texts: pa.LargeStringArray, documents: np.ndarray, files: Mapping[str, HashedFile]) -> None:
-        """Append the ids and lengths of D texts to the files "ids" and "lengths".
-
-        `documents`: (D,) of DOCUMENT_DTYPE. Raises BackendMismatch if the fast backend fails or
-        differs from the reference.
-        """
-        tokenizer = self._tokenizer
-        if not len(texts):
-            return
-        slices, first_slices = slice_texts(texts, tokenizer.cuts)
-        checked_slices = np.empty(0, np.int64)
-        if tokenizer.has_fast_backend:
-            checked_rows = self._spot_check.choose_rows(documents["hash"], documents["text_bytes"])
-            checked_slices = first_slices[checked_rows]
-        leading, trailing = self._make_control_ids(documents, first_slices)
-        lengths = np.empty(len(slices), np.int64)  # in tokens
-        for start, stop in iter_groups(slices):
-            checked = checked_slices[(checked_slices >= start) & (checked_slices < stop)] - start
-            ids, ends = encode_checked(tokenizer, slices.slice(start, stop - start), checked)
-            ids = ids.astype(self._dtype, copy=False)
-            ids, ends = add_control_tokens(ids, ends, leading[start:stop], trailing[start:stop])
-            files["ids"].write(ids)
-            lengths[start:stop] = np.diff(ends, prepend=0)
-        files["lengths"].write(np.add.reduceat(lengths, first_slices[:-1]).astype(LENGTH_DTYPE))
-
-    def _make_control_ids(self, documents: np.ndarray, first_slices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids before and after each of S slices, (S, F) and (S, 1); -1 means no id."""
-        of_documents = self._make_leading_ids(documents)
-        leading = np.full((first_slices[-1], of_documents.shape[1]), -1, np.int64)
-        trailing = np.full((first_slices[-1], 1), -1, np.int64)
-        leading[first_slices[:-1]] = of_documents
-        if has_eot(self._recipe, self._tokenizer):
-            trailing[first_slices[1:] - 1] = self._tokenizer.eot_id
-        return leading, trailing
-
-    def _make_leading_ids(self, documents: np.ndarray) -> np.ndarray:
-        """Return the ids before each document, (D, F). Authors, cities and years have the id 0."""
-        bos_id = self._tokenizer.bos_id if has_bos(self._recipe, self._tokenizer) else -1
-        columns = [np.full(len(documents), bos_id, np.int64)]
-        for name in CONTROL_FIELDS if self._recipe.authors else ():
-            columns.append(np.where(documents[name] >= 0, 0, -1))
-        return np.stack(columns, axis=1)

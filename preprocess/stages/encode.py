@@ -14,6 +14,8 @@ token, because tokenizers encode it without knowledge of any control token.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -89,6 +91,22 @@ def encode_checked(tokenizer: Tokenizer, texts: pa.LargeStringArray, rows: np.nd
     except Exception as e:  # a compiled library may raise anything; the reference can still encode the texts
         raise BackendMismatch(f"{tokenizer.backend} failed ({type(e).__name__}: {e})") from e
     return ids, ends
+
+
+def encode_long(tokenizer: Tokenizer, text: pa.LargeStringArray, *, is_checked: bool) -> Iterator[np.ndarray]:
+    """Yield the ids of one text of many megabytes, (N,) uint32, in one or more arrays.
+
+    With `is_checked`, its beginning is compared with the reference. Raises BackendMismatch like
+    `encode_checked`.
+    """
+    if is_checked:
+        encode_checked(tokenizer, pc.utf8_slice_codeunits(text, 0, MAX_CHECK_CHARACTERS), np.zeros(1, np.int64))
+    try:
+        yield from tokenizer.encode_long(text)
+    except Exception as e:
+        if isinstance(e, MemoryError) or not tokenizer.has_fast_backend:
+            raise
+        raise BackendMismatch(f"{tokenizer.backend} failed ({type(e).__name__}: {e})") from e
 
 
 def _compare_with_reference(tokenizer: Tokenizer, texts: pa.LargeStringArray, ids_of_texts: list[np.ndarray]) -> None:

@@ -26,6 +26,7 @@ from preprocess.tokenizers.interface import Cuts
 
 SLICE_BYTES = 1 << 18  # long enough that the cost of a slice is negligible, short enough to occupy many threads
 GROUP_BYTES = 8 << 20  # of slices that are processed at once
+LONG_SLICE_BYTES = 2 << 20  # a slice that is longer, as it could not be cut, is processed by itself
 SEARCH_BYTES = 1 << 12
 
 SPACE, LINE_FEED = 0x20, 0x0A
@@ -77,14 +78,20 @@ def make_views(texts: pa.LargeStringArray, ends: np.ndarray) -> pa.LargeStringAr
 
 
 def iter_groups(slices: pa.LargeStringArray, group_bytes: int = GROUP_BYTES) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of consecutive slices: a first one of any size, and after it about `group_bytes`."""
+    """Yield (start, stop) of consecutive slices with about `group_bytes`. A long slice is a group of its own."""
     ends = get_text_buffers(slices)[1][1:]
-    num_groups = max(round(ends[-1] / group_bytes), 1) if len(ends) else 0
-    if num_groups <= 1:  # the usual case
-        yield from [(0, len(ends))][:num_groups]
+    if not len(ends):
         return
-    groups = np.maximum(ends - 1, 0) * num_groups // ends[-1]  # a slice is in the group in which it ends
-    yield from itertools.pairwise([0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(slices)])
+    num_groups = max(round(ends[-1] / group_bytes), 1)
+    groups = np.maximum(ends - 1, 0) * num_groups // max(ends[-1], 1)  # a slice is in the group in which it ends
+    is_long = np.diff(ends, prepend=0) > LONG_SLICE_BYTES
+    is_first = (np.diff(groups) > 0) | is_long[1:] | is_long[:-1]
+    yield from itertools.pairwise([0, *(np.flatnonzero(is_first) + 1).tolist(), len(slices)])
+
+
+def is_long_slice(group: pa.LargeStringArray) -> bool:
+    """Return whether a group is one long slice."""
+    return len(group) == 1 and len(get_text_buffers(group)[0]) > LONG_SLICE_BYTES
 
 
 def _find_character(data: np.ndarray, start: int, stop: int) -> int:

@@ -15,7 +15,7 @@ text. Callers insert control ids around the encoded text, by number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -94,6 +94,10 @@ class Tokenizer:
         No text may be null.
         """
         return self.encode_reference(texts)
+
+    def encode_long(self, text: pa.LargeStringArray) -> Iterator[np.ndarray]:
+        """Yield the ids of one text of many megabytes, (N,) uint32, in one or more arrays."""
+        yield self.encode(text)[0]
 
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
         """Like `encode`, with the reference backend."""

@@ -34,11 +34,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 
+from preprocess.documents import get_text_buffers
 from preprocess.errors import FolioError
 from preprocess.shards.files import sha256_bytes, write_durable
 from preprocess.tokenizers.interface import END_OF_TEXT, MAX_VOCAB_SIZE, Encoded, TwoBackendTokenizer, flatten_ids
+from preprocess.tokenizers.long_words import WordEncoder, may_have_long_word, split_at_long_words
 
 GPT2 = "gpt2"
 SAME_RANKS_AS_GPT2 = "r50k_base"
@@ -51,6 +54,7 @@ PRETOKENIZERS = {
     "gpt2": "gpt2", "r50k_base": "r50k", "p50k_base": "r50k", "p50k_edit": "r50k",
     "cl100k_base": "cl100k", "o200k_base": "o200k", "o200k_harmony": "o200k",
 }  # fmt: skip
+ONE_WORD = "(?s:.+)"  # the pattern for which every text is one word
 MAX_SPACES_OF_P50K = 25  # p50k_base has a token for each run of 2 to 25 spaces
 
 
@@ -108,12 +112,30 @@ class TiktokenTokenizer(TwoBackendTokenizer):
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
         """Encode every text with tiktoken."""
         if self._tiktoken_encoding is None:
-            import tiktoken
-
-            self._tiktoken_encoding = tiktoken.Encoding(
-                self._name, pat_str=self._pattern, mergeable_ranks=self.ranks, special_tokens=self.special_tokens
-            )
+            self._tiktoken_encoding = self._make_encoding(self._pattern)
         return flatten_ids(self._tiktoken_encoding.encode_ordinary_batch(texts.to_pylist(), num_threads=1))
+
+    def encode_long(self, text: pa.LargeStringArray) -> Iterator[np.ndarray]:
+        """Yield the ids of one text. Words of a megabyte or more are encoded by tiktoken in pieces."""
+        data, _ = get_text_buffers(text)
+        if not may_have_long_word(data):
+            yield from super().encode_long(text)
+            return
+        characters = text[0].as_py()
+        word_encoder = WordEncoder(self._make_encoding(ONE_WORD), self.id_to_bytes)
+        for part in split_at_long_words(characters, self._pattern):
+            if part.is_word:
+                for ids in word_encoder.encode(characters, part.start, part.end):
+                    yield np.array(ids, np.uint32)
+            else:
+                yield self.encode(pa.array([characters[part.start : part.end]], pa.large_string()))[0]
+
+    def _make_encoding(self, pattern: str) -> Any:
+        import tiktoken
+
+        return tiktoken.Encoding(
+            self._name, pat_str=pattern, mergeable_ranks=self.ranks, special_tokens=self.special_tokens
+        )
 
 
 class Gpt2Tokenizer(TiktokenTokenizer):

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import regex
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from preprocess.stages.slices import iter_groups, slice_texts
@@ -71,12 +71,15 @@ def test_texts_without_a_place_to_cut_are_one_slice_in_linear_time() -> None:
     assert first_slices.tolist() == [0, 1, 2, 3] and slices.to_pylist() == texts
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 50), max_size=12))
-def test_groups_cover_all_slices_and_are_bounded(sizes: list[int]) -> None:
+def test_groups_cover_all_slices_and_are_bounded(monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
+    monkeypatch.setattr("preprocess.stages.slices.LONG_SLICE_BYTES", 20)
     slices = pa.array(["x" * size for size in sizes], pa.large_string())
     groups = list(iter_groups(slices, 30))
     assert [i for start, stop in groups for i in range(start, stop)] == list(range(len(sizes)))
-    assert all(start < stop and sum(sizes[start + 1 : stop]) <= 45 for start, stop in groups)
+    assert all(start < stop and sum(sizes[start:stop]) <= 30 * 1.5 + 20 for start, stop in groups)
+    assert all(stop == start + 1 for start, stop in groups if max(sizes[start:stop]) > 20)
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["", ""]])

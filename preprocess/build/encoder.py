@@ -1,0 +1,89 @@
+"""Encode documents with their control tokens, and write the ids to files of the work directory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from preprocess.build.build_log import get_peak_memory_bytes
+from preprocess.build.receipts import EncodingReport
+from preprocess.build.work_dir import LENGTH_DTYPE, HashedFile
+from preprocess.recipes.schema import Recipe
+from preprocess.shards.format import CONTROL_FIELDS, token_dtype
+from preprocess.stages.encode import SpotCheck, add_control_tokens, encode_checked, encode_long, has_bos, has_eot
+from preprocess.stages.slices import is_long_slice, iter_groups, slice_texts
+from preprocess.tokenizers.interface import Tokenizer
+
+
+class Encoder:
+    """Encodes documents in groups of slices, and compares some with the reference backend."""
+
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer, backend_fallback: str | None) -> None:
+        """`backend_fallback`: why the tokenizer could not start its fast backend, if it has one."""
+        self._recipe, self._tokenizer, self._backend_fallback = recipe, tokenizer, backend_fallback
+        self._dtype = np.dtype(token_dtype(tokenizer.vocab_size))
+        self._spot_check = SpotCheck(recipe.seed)
+
+    def report(self) -> EncodingReport:
+        """Return how the documents were encoded, for the receipt."""
+        return EncodingReport(self._tokenizer.backend, self._backend_fallback, get_peak_memory_bytes())
+
+    def encode(self, texts: pa.LargeStringArray, documents: np.ndarray, files: Mapping[str, HashedFile]) -> None:
+        """Append the ids and lengths of D texts to the files "ids" and "lengths".
+
+        `documents`: (D,) of DOCUMENT_DTYPE. Raises BackendMismatch if the fast backend fails or
+        differs from the reference.
+        """
+        if not len(texts):
+            return
+        slices, first_slices = slice_texts(texts, self._tokenizer.cuts)  # S slices
+        is_checked = np.zeros(len(slices), bool)
+        if self._tokenizer.has_fast_backend:
+            is_checked[first_slices[self._spot_check.choose_rows(documents["hash"], documents["text_bytes"])]] = True
+        leading, trailing = self._make_control_ids(documents, first_slices)
+        lengths = np.empty(len(slices), np.int64)  # in tokens
+        for start, stop in iter_groups(slices):
+            group, rows = slices.slice(start, stop - start), slice(start, stop)
+            if is_long_slice(group):
+                control_ids = leading[start], trailing[start]
+                encoded = encode_long(self._tokenizer, group, is_checked=bool(is_checked[start]))
+                lengths[start] = self._write_parts(files["ids"], encoded, control_ids)
+                continue
+            ids, ends = encode_checked(self._tokenizer, group, np.flatnonzero(is_checked[rows]))
+            ids = ids.astype(self._dtype, copy=False)
+            ids, ends = add_control_tokens(ids, ends, leading[rows], trailing[rows])
+            files["ids"].write(ids)
+            lengths[rows] = np.diff(ends, prepend=0)
+        files["lengths"].write(np.add.reduceat(lengths, first_slices[:-1]).astype(LENGTH_DTYPE))
+
+    def _write_parts(
+        self, file: HashedFile, encoded: Iterator[np.ndarray], control_ids: tuple[np.ndarray, np.ndarray]
+    ) -> int:
+        """Write the ids of one slice, with the control ids before and after it, and return their number."""
+        leading, trailing = control_ids
+        num_ids = 0
+        for ids in itertools.chain([leading[leading >= 0]], encoded, [trailing[trailing >= 0]]):
+            file.write(ids.astype(self._dtype))
+            num_ids += len(ids)
+        return num_ids
+
+    def _make_control_ids(self, documents: np.ndarray, first_slices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids before and after each of S slices, (S, F) and (S, 1); -1 means no id."""
+        of_documents = self._make_leading_ids(documents)
+        leading = np.full((first_slices[-1], of_documents.shape[1]), -1, np.int64)
+        trailing = np.full((first_slices[-1], 1), -1, np.int64)
+        leading[first_slices[:-1]] = of_documents
+        if has_eot(self._recipe, self._tokenizer):
+            trailing[first_slices[1:] - 1] = self._tokenizer.eot_id
+        return leading, trailing
+
+    def _make_leading_ids(self, documents: np.ndarray) -> np.ndarray:
+        """Return the ids before each document, (D, F). Authors, cities and years have the id 0."""
+        bos_id = self._tokenizer.bos_id if has_bos(self._recipe, self._tokenizer) else -1
+        columns = [np.full(len(documents), bos_id, np.int64)]
+        for name in CONTROL_FIELDS if self._recipe.authors else ():
+            columns.append(np.where(documents[name] >= 0, 0, -1))
+        return np.stack(columns, axis=1)
