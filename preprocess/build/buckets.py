@@ -74,8 +74,11 @@ class Buckets:
         A piece is (N,) with N from 1 to ROWS_PER_BUCKET * PIECE_MARGIN.
         """
         self._flush()
+        num_left = self._paths[index].stat().st_size // self._dtype.itemsize
         with open(self._paths[index], "rb") as file:
-            while len(rows := np.fromfile(file, self._dtype, math.ceil(ROWS_PER_BUCKET * PIECE_MARGIN))):
+            while num_left:
+                rows = np.fromfile(file, self._dtype, min(num_left, math.ceil(ROWS_PER_BUCKET * PIECE_MARGIN)))
+                num_left -= len(rows)
                 yield rows
 
     def __len__(self) -> int:

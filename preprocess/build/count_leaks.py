@@ -1,9 +1,8 @@
 """Counts the texts that are in both splits, which would make the validation loss too low.
 
 Deduplication leaves each text once, so there is nothing to count after it. Without it, equal texts
-are on one side only if the split keeps them together: a group is on one side, and a document
-without a group is grouped by its content. Otherwise the content hashes of all documents are sorted
-in buckets (buckets.py), each with the side of its document.
+are on one side only if all documents are grouped by their content. Otherwise the content hashes of
+all documents are sorted in buckets (buckets.py), each with the side of its document.
 """
 
 from __future__ import annotations

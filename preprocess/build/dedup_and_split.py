@@ -32,7 +32,7 @@ from preprocess.build.split_assignment import SplitAssignment
 from preprocess.build.work_dir import DROPPED, WorkDir, iter_chunks
 from preprocess.documents import HELD_OUT, TRAIN, VAL
 from preprocess.errors import FolioError
-from preprocess.recipes.schema import Recipe, can_split_duplicates, is_grouped_by_content
+from preprocess.recipes.schema import Recipe, is_grouped_by_content
 from preprocess.stages.dedup import to_uint64_halves
 from preprocess.stages.split import GROUP_DTYPE, is_below_threshold, key_groups
 
@@ -64,7 +64,7 @@ def dedup_and_split(recipe: Recipe, work_dir: WorkDir, num_documents: list[int])
     else:
         _split_exactly(assignment, recipe)
     _check_sides(assignment, recipe)
-    if can_split_duplicates(recipe):
+    if not recipe.dedup and not _keeps_equal_texts_together(assignment, recipe):
         assignment.num_leaks = count_leaks(assignment)
     return assignment
 
@@ -91,6 +91,14 @@ def _is_one_group(assignment: SplitAssignment) -> bool:
         if (groups != first_group).any():
             return False
     return True
+
+
+def _keeps_equal_texts_together(assignment: SplitAssignment, recipe: Recipe) -> bool:
+    """Return whether no text can be on both sides, because all documents are grouped by their content."""
+    if recipe.split not in ("exact", "threshold"):
+        return False
+    tables = (assignment.work_dir.map_documents(chunk) for chunk, _ in assignment.chunks())
+    return not any(bool((table[assignment.group_column] != table["hash"]).any()) for table in tables)
 
 
 def _split_parts(assignment: SplitAssignment) -> None:

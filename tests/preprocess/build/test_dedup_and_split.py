@@ -35,7 +35,7 @@ def test_split_is_exact_and_keeps_the_first_duplicate(
     monkeypatch.setattr("preprocess.build.buckets.BUFFER_ROWS", chunk + 1)
     monkeypatch.setattr("preprocess.build.work_dir.CHUNK_DOCUMENTS", chunk)
     monkeypatch.setattr("preprocess.build.dedup_and_split.MARKED_DOCUMENTS", chunk + 2)
-    recipe = make_recipe(val_fraction=val_fraction, seed=seed)
+    recipe = make_recipe(val_fraction=val_fraction, seed=seed, group_column="g")
     work_dir, contents, groups = WorkDir(tmp_path), [c for c, _ in pairs], [g for _, g in pairs]
     num_documents = write_documents(work_dir, contents, groups, [min(b, len(pairs)) for b in boundaries])
     kept = [i for i, content in enumerate(contents) if content not in contents[:i]]
@@ -126,7 +126,7 @@ def test_given_split_drops_test_documents_unless_there_is_no_training_split(tmp_
 @ANY_EXAMPLES
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5), st.sampled_from([TRAIN, VAL])), min_size=2, max_size=40),
-    st.sampled_from([{"split": "given", "split_column": "s"}, {"split": "exact", "group_column": "g"}]),
+    st.sampled_from([{"split": "given", "split_column": "s"}, {"split": "exact", "group_column": "g"}, {}]),
     st.sampled_from([1, 5, 1000]),
 )
 def test_texts_on_both_sides_are_counted_without_dedup(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from preprocess.build.receipts import PrepareReceipt
 from preprocess.build.shard_layout import ShardLayout, compute_position_offsets, lay_out_shards
 from preprocess.build.work_dir import WorkDir
 from preprocess.errors import FolioError
+from preprocess.shards.writer import WriteOffset
 from preprocess.tokenizers.characters import ByteTokenizer
 from tests.preprocess.build.helpers import TOKENS_PER_DOCUMENT, make_recipe, write_documents, write_values
 
@@ -75,3 +77,47 @@ def test_shards_end_with_a_document_across_partitions(tmp_path: Path) -> None:
     for shard in layout.shards:
         assert sum(segment.num_tokens for segment in shard.segments) == shard.plan.num_tokens
         assert shard.segments[0].offset.num_tokens == 0
+
+
+def test_memory_does_not_grow_with_the_values_of_all_partitions(tmp_path: Path) -> None:
+    """Every partition may have all years and all authors; a map of 10,000 years alone has 80 kB."""
+    work_dir, num_partitions = WorkDir(tmp_path), 80
+    contents = list(range(num_partitions))
+    columns = {"author": [0] * num_partitions, "year": [1999] * num_partitions}
+    num_documents = write_documents(work_dir, contents, contents, contents[1:], **columns)
+    authors = [f"author {i}" for i in range(1000)]
+    for partition in range(num_partitions):
+        write_values(work_dir, partition, author=authors)
+    tracemalloc.start()
+    try:
+        layout = make_layout(work_dir, num_documents)
+        layout.id_maps.make(0)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert layout.id_maps.make(70).control_ids["author"][:2].tolist() == [257, -1]
+    assert peak_bytes < 3_000_000
+
+
+def test_chunks_change_neither_layout_nor_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work_dir, contents = WorkDir(tmp_path), list(range(60))
+    columns = {"author": [i * i % 5 - 1 for i in contents], "lang": [i % 3 - 1 for i in contents]}
+    num_documents = write_documents(work_dir, contents, contents, [7, 8, 30], **columns)
+    for partition in range(4):
+        write_values(work_dir, partition, author=["A", "B", "C", "D"], lang=["en", "ru"])
+    layouts = []
+    for chunk_documents in (1, 4, 1000):
+        monkeypatch.setattr("preprocess.build.work_dir.CHUNK_DOCUMENTS", chunk_documents)
+        layouts.append(make_layout(work_dir, num_documents, shard_tokens=35))
+    for layout in layouts:
+        assert [shard.plan for shard in layout.shards] == [shard.plan for shard in layouts[0].shards]
+        assert layout.control_ids == layouts[0].control_ids and layout.languages == {"en": 1, "ru": 2}
+        assert layout.counts.languages.most_frequent(9) == layouts[0].counts.languages.most_frequent(9)
+        for shard in layout.shards:
+            num_tokens = num_documents = 0
+            for segment in shard.segments:
+                assert segment.offset == WriteOffset(num_tokens, num_documents)
+                num_tokens, num_documents = num_tokens + segment.num_tokens, num_documents + segment.num_documents
+                assert segment.num_tokens == segment.num_documents * TOKENS_PER_DOCUMENT
+                assert segment.first_token == segment.chunk.first * TOKENS_PER_DOCUMENT
+            assert (num_tokens, num_documents) == (shard.plan.num_tokens, shard.plan.num_documents)
