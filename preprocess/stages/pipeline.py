@@ -159,22 +159,21 @@ def _cut_batches(batches: Documents, recipe: Recipe, boundary: int | None, rejec
     position = num_characters = 0  # of the parts, and of the documents, so far
     for batch, sides in batches:
         for row in range(batch.num_rows):
-            document = batch.slice(row, 1)
-            parts, is_after_boundary = cut_document(
+            document, num_before = batch.slice(row, 1), position
+            cuts = cut_document(
                 document,
                 boundary=None if boundary is None else boundary - num_characters,
                 passage_characters=passage_characters,
             )
-            positions = pa.array(np.arange(position, position + parts.num_rows), pa.uint64())
-            position += parts.num_rows
-            rejects.num_positions = position
-            rejects.counts["empty"] += not parts.num_rows
-            if boundary is None:
-                part_sides = np.repeat(sides[row : row + 1], parts.num_rows)
-            else:
+            for parts, is_after_boundary in cuts:
+                positions = pa.array(np.arange(position, position + parts.num_rows), pa.uint64())
+                position += parts.num_rows
+                rejects.num_positions = position
+                side = int(sides[row]) if boundary is None else VAL if is_after_boundary else TRAIN
+                yield replace_column(parts, "position", positions), np.full(parts.num_rows, side, np.int8)
+            rejects.counts["empty"] += position == num_before
+            if boundary is not None:
                 num_characters += _count_characters(document)
-                part_sides = np.where(is_after_boundary, VAL, TRAIN).astype(np.int8)
-            yield replace_column(parts, "position", positions), part_sides
 
 
 def _count_characters(batch: pa.RecordBatch) -> int:

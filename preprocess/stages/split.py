@@ -20,6 +20,7 @@ parts of a text are views of it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -61,22 +62,24 @@ def compute_contiguous_cut(num_characters: int, val_fraction: float) -> int:
     return int(num_characters * (1 - Fraction(str(val_fraction))))
 
 
-def find_passage_ends(data: np.ndarray, num_characters: int) -> list[int]:
-    """Return the ends of passages of about `num_characters` as offsets in bytes.
+def iter_passage_ends(data: np.ndarray, num_characters: int) -> Iterator[list[int]]:
+    """Yield the ends of passages of about `num_characters` as offsets in bytes, some at a time.
 
     `data`: (N,) uint8, text in UTF-8. A passage ends after the last blank line in its first
     `num_characters`, or else after the next blank line. It includes the line feeds that follow, so
-    that joining the passages gives the text. The last end is the length of `data`.
+    that joining the passages gives the text. The last end is the length of `data`. Empty data has
+    no passages.
     """
-    ends: list[int] = []
     start, window_bytes, is_last = 0, WINDOW_BYTES, False
     while not is_last:
         is_last = start + window_bytes >= len(data)
         found = _find_ends_in_window(data[start : start + window_bytes], num_characters, is_last=is_last)
-        ends += [start + end for end in found]
+        if found:
+            yield [start + end for end in found]
         # Continue at the last end, or with a larger window if it was too small for a passage.
-        start, window_bytes = (ends[-1], WINDOW_BYTES) if found else (start, 2 * window_bytes)
-    return ends if ends and ends[-1] == len(data) else [*ends, len(data)]
+        start, window_bytes = (start + found[-1], WINDOW_BYTES) if found else (start, 2 * window_bytes)
+    if start < len(data):
+        yield [len(data)]
 
 
 def _find_ends_in_window(window: np.ndarray, num_characters: int, *, is_last: bool) -> list[int]:
@@ -138,26 +141,26 @@ def _find_character(data: np.ndarray, index: int) -> int:
 
 def cut_document(
     batch: pa.RecordBatch, *, boundary: int | None, passage_characters: int | None
-) -> tuple[pa.RecordBatch, np.ndarray]:
+) -> Iterator[tuple[pa.RecordBatch, bool]]:
     """Cut the only document of `batch` at `boundary`, and each side into passages.
 
     `boundary` is an offset in characters and may be outside the text. `passage_characters` is the
-    approximate size of a passage. Each cut is made only if its argument is given. Returns the D
-    non-empty parts in reading order, and which of them are after the boundary: (D,) bool.
+    approximate size of a passage. Each cut is made only if its argument is given. Yields the
+    non-empty parts in reading order, some at a time, and whether they are after the boundary.
     """
     texts = batch.column("text")
     data, _ = get_text_buffers(texts)
     cut = len(data) if boundary is None else _find_character(data, max(boundary, 0))
-    ends: list[int] = []
-    is_after_boundary: list[bool] = []
-    for start, stop, is_after in ((0, cut, False), (cut, len(data), True)):
-        if start == stop:
-            continue
-        side_ends = find_passage_ends(data[start:stop], passage_characters) if passage_characters else [stop - start]
-        ends += [start + end for end in side_ends]
-        is_after_boundary += [is_after] * len(side_ends)
-    columns: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         field.name: batch.column(field.name)[0].as_py() for field in SCHEMA if field.name != "text"
     }
-    new_batch = make_batch({**columns, "text": make_views(texts, np.array(ends, np.int64))}, len(ends))
-    return new_batch, np.array(is_after_boundary, bool)
+    for first, stop, is_after_boundary in ((0, cut, False), (cut, len(data), True)):
+        if first == stop:
+            continue
+        start = first
+        side = data[first:stop]
+        for ends in iter_passage_ends(side, passage_characters) if passage_characters else [[len(side)]]:
+            edges = np.array([start - first, *ends], np.int64) + first
+            parts = make_views(texts, edges).slice(1)  # the first one is the text before `start`
+            yield make_batch({**metadata, "text": parts}, len(parts)), is_after_boundary
+            start = int(edges[-1])

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from preprocess.documents import make_batch
-from preprocess.stages.split import compute_contiguous_cut, cut_document, find_passage_ends
+from preprocess.stages.split import compute_contiguous_cut, cut_document, iter_passage_ends
 
 TEXTS = st.text("ab\n\n é", max_size=80)
 
@@ -23,14 +23,14 @@ def test_contiguous_cut_is_that_of_nanogpt() -> None:
 
 
 def find_ends(text: str, num_characters: int) -> list[int]:
-    """Return the ends that `find_passage_ends` finds, in characters."""
+    """Return the ends that `iter_passage_ends` finds, in characters."""
     data = text.encode()
-    ends = find_passage_ends(np.frombuffer(data, np.uint8), num_characters)
-    return [len(data[:end].decode()) for end in ends]
+    found = iter_passage_ends(np.frombuffer(data, np.uint8), num_characters)
+    return [len(data[:end].decode()) for ends in found for end in ends]
 
 
 def find_ends_by_definition(text: str, num_characters: int) -> list[int]:
-    """Do what the docstring of `find_passage_ends` says, with the methods of a string."""
+    """Do what the docstring of `iter_passage_ends` says, with the methods of a string."""
     ends, start = [], 0
     while len(text) - start > num_characters:
         begin = len(text) - len(text[start:].lstrip("\n"))
@@ -41,7 +41,7 @@ def find_ends_by_definition(text: str, num_characters: int) -> list[int]:
             break
         start = len(text) - len(text[cut:].lstrip("\n"))
         ends.append(start)
-    return ends if ends and ends[-1] == len(text) else [*ends, len(text)]
+    return ends if start == len(text) else [*ends, len(text)]
 
 
 @given(TEXTS, st.integers(1, 30))
@@ -68,20 +68,30 @@ def test_passages_do_not_depend_on_the_windows_in_which_they_are_found(
 def test_passages_of_an_unusual_text_are_found_in_linear_time(text: str) -> None:
     data = np.frombuffer(text.encode(), np.uint8)
     begin = time.process_time()
-    assert find_passage_ends(data, 2000)[-1] == len(data)
+    assert [ends[-1] for ends in iter_passage_ends(data, 2000)][-1] == len(data)
     assert time.process_time() - begin < 0.5
 
 
-@given(st.text("ab\n é", min_size=2, max_size=60), st.none() | st.integers(-5, 70), st.none() | st.integers(1, 9))
+@given(
+    st.text("ab\n é", min_size=2, max_size=60),
+    st.none() | st.integers(-5, 70),
+    st.none() | st.integers(1, 9),
+    st.sampled_from([1, 5, 1 << 20]),
+)
 def test_parts_of_a_cut_document_joined_are_its_sides(
-    text: str, boundary: int | None, passage_characters: int | None
+    text: str, boundary: int | None, passage_characters: int | None, window_bytes: int
 ) -> None:
     batch = make_batch({"text": pa.array([text], pa.large_string()), "author": "A", "year": 7}, 1)
-    parts, is_after_boundary = cut_document(batch, boundary=boundary, passage_characters=passage_characters)
-    texts = np.array(parts.column("text").to_pylist(), object)
+    texts: dict[bool, list[str]] = {False: [], True: []}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("preprocess.stages.split.WINDOW_BYTES", window_bytes)
+        cuts = cut_document(batch, boundary=boundary, passage_characters=passage_characters)
+        for parts, is_after_boundary in cuts:
+            texts[is_after_boundary] += parts.column("text").to_pylist()
+            assert set(parts.column("author").to_pylist()) == {"A"}
     cut = len(text) if boundary is None else min(max(boundary, 0), len(text))
-    assert "".join(texts[~is_after_boundary]) == text[:cut] and "".join(texts[is_after_boundary]) == text[cut:]
-    assert set(parts.column("author").to_pylist()) == {"A"} and all(texts)
+    assert "".join(texts[False]) == text[:cut] and "".join(texts[True]) == text[cut:]
+    assert all(texts[False]) and all(texts[True])
 
 
 def test_passages_of_shakespeare_have_about_the_given_length(mirror: Path) -> None:
