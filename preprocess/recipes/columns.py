@@ -100,13 +100,19 @@ def _round_to_type(value: float, data_type: pa.DataType) -> float:
     So 0.1 equals the 0.1 of a float32 column. A value outside the range of the type is not rounded.
     """
     with np.errstate(over="ignore"):
-        rounded = float(data_type.to_pandas_dtype()(value))
+        rounded = float(_get_numpy_dtype(data_type).type(value))
     return rounded if math.isfinite(rounded) else float(value)
 
 
 def _integer_range(data_type: pa.DataType) -> tuple[int, int]:
-    info = np.iinfo(data_type.to_pandas_dtype())
+    info = np.iinfo(_get_numpy_dtype(data_type))
     return int(info.min), int(info.max)
+
+
+def _get_numpy_dtype(data_type: pa.DataType) -> np.dtype:
+    # `DataType.to_pandas_dtype()` needs pandas in some versions of Arrow.
+    dtype: np.dtype = pa.array([], data_type).to_numpy().dtype
+    return dtype
 
 
 def _compare_integers(column: pa.Array, operator: str, value: float) -> pa.BooleanArray:

@@ -157,8 +157,14 @@ def _rewrite_rows(texts: pa.LargeStringArray, rows: np.ndarray, rewrite: Callabl
         new_text = rewrite(text)
         if new_text != text:
             is_changed[row] = True
-            new_texts.append(new_text)
-    return _replace_rows(texts, is_changed, lambda _: pa.array(new_texts, pa.large_string()))
+            new_texts.append(new_text.encode())
+    return _replace_rows(texts, is_changed, lambda _: _to_array(new_texts))
+
+
+def _to_array(texts: list[bytes]) -> pa.LargeStringArray:
+    data = texts[0] if len(texts) == 1 else b"".join(texts)
+    offsets = np.cumsum([0, *map(len, texts)])
+    return pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(offsets), pa.py_buffer(data))
 
 
 def _normalize_nfc(texts: pa.LargeStringArray) -> Cleaned:
@@ -186,10 +192,9 @@ def _find_nfc_candidates(texts: pa.LargeStringArray) -> np.ndarray:
                 ((second == 0x80) & (third >= 0x82)) | (second == 0x81) | (second == 0x82)
             )  # U+2002 to U+20BF
             is_cjk_punctuation = (first == 0xE3) & (second == 0x80) & (third <= 0xA9)  # U+3000 to U+3029
-            found.append(suspects[~(is_punctuation | is_cjk_punctuation)])
-    if not found:
-        return np.empty(0, np.int64)
-    return np.unique(np.searchsorted(offsets, np.concatenate(found), side="right") - 1)
+            suspects = suspects[~(is_punctuation | is_cjk_punctuation)]
+            found.append(np.unique(np.searchsorted(offsets, suspects, side="right") - 1))
+    return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
 
 
 def _fix_mojibake(texts: pa.LargeStringArray) -> Cleaned:

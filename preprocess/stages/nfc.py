@@ -14,7 +14,10 @@ inserted after those of their class, in their original order. The result is the 
 from __future__ import annotations
 
 import functools
+import itertools
 import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +26,7 @@ LONG_RUN = 64  # marks; unicodedata sorts shorter runs
 # Marks of each class that may be combined with the character before a run. No character is
 # decomposed into more than three marks.
 COMBINED_MARKS = 8
+PART_CHARACTERS = 1 << 20  # of a run that are processed at once
 FIRST_MARK, LAST_MARK = 0x300, 0x1FFFF  # all marks are between these code points
 
 
@@ -51,7 +55,7 @@ def _find_long_runs(text: str) -> list[tuple[int, int]]:
     """Return the start and the end of every run of at least LONG_RUN marks."""
     if len(text) < LONG_RUN:
         return []
-    is_mark = _get_classes(_to_code_points(text)) > 0
+    is_mark = np.concatenate([_get_classes(_to_code_points(part)) > 0 for part in _iter_parts(text)])
     edges = np.flatnonzero(np.diff(is_mark, prepend=False, append=False)).reshape(-1, 2)
     runs: list[tuple[int, int]] = edges[edges[:, 1] - edges[:, 0] >= LONG_RUN].tolist()
     return runs
@@ -59,25 +63,36 @@ def _find_long_runs(text: str) -> list[tuple[int, int]]:
 
 def _normalize_run(before: str, run: str) -> str:
     """Return the NFC of `before` and a long run of marks after it."""
-    marks = _to_code_points(run.translate(_list_marks().decompositions))
-    by_class = _group_by_class(marks)
-    first_marks = np.concatenate([of_class[:COMBINED_MARKS] for of_class in by_class.values()])
-    head = _to_code_points(unicodedata.normalize("NFC", before + _to_text(first_marks)))
-    num_uncombined = int(np.argmin(np.append(_get_classes(head)[::-1], 0) > 0))  # marks at the end of `head`
-    base, uncombined = head[: len(head) - num_uncombined], head[len(head) - num_uncombined :]
-    rest = [of_class[COMBINED_MARKS:] for of_class in by_class.values()]
-    return _to_text(np.concatenate([base, *_group_by_class(np.concatenate([uncombined, *rest])).values()]))
+    parts_by_class = defaultdict[int, list[str]](list)
+    for part in _iter_parts(run):
+        for class_, marks in _group_by_class(part.translate(_list_marks().decompositions)).items():
+            parts_by_class[class_].append(marks)
+    by_class = {class_: "".join(parts) for class_, parts in sorted(parts_by_class.items())}
+    parts_by_class.clear()
+    head = unicodedata.normalize("NFC", before + "".join(marks[:COMBINED_MARKS] for marks in by_class.values()))
+    # The marks at the end of `head`: at most those that were added, and a few of the character before.
+    tail = head[-(COMBINED_MARKS * (len(by_class) + 1)) :]
+    num_uncombined = int(np.argmin(np.append(_get_classes(_to_code_points(tail))[::-1], 0) > 0))
+    uncombined = _group_by_class(tail[len(tail) - num_uncombined :])
+    classes = sorted({*by_class, *uncombined})
+    of_classes = [(uncombined.get(c, ""), by_class.get(c, "")[COMBINED_MARKS:]) for c in classes]
+    return "".join([head[: len(head) - num_uncombined], *itertools.chain(*of_classes)])
 
 
-def _group_by_class(marks: np.ndarray) -> dict[int, np.ndarray]:
-    """Return the code points of each combining class, in ascending order of the classes."""
-    classes = _get_classes(marks)
-    return {c: marks[classes == c] for c in np.flatnonzero(np.bincount(classes)).tolist()}
+def _iter_parts(text: str) -> Iterator[str]:
+    return (text[start : start + PART_CHARACTERS] for start in range(0, len(text), PART_CHARACTERS))
+
+
+def _group_by_class(marks: str) -> dict[int, str]:
+    """Return the marks of each combining class in their order, in ascending order of the classes."""
+    code_points = _to_code_points(marks)
+    classes = _get_classes(code_points)
+    return {c: _to_text(code_points[classes == c]) for c in np.flatnonzero(np.bincount(classes)).tolist()}
 
 
 def _get_classes(code_points: np.ndarray) -> np.ndarray:
     """Return the combining class of each code point, (C,) uint8; 0 if it is not a mark."""
-    classes = _list_marks().classes[np.minimum(code_points, LAST_MARK)]
+    classes: np.ndarray = _list_marks().classes[np.minimum(code_points, LAST_MARK)]
     return classes
 
 

@@ -27,11 +27,11 @@ def write_files(folder: Path, num_files: int) -> list[str]:
 
 
 def damage_schema(path: str) -> None:
-    """Change the type of the column in the schema, which ends a process that asks for the column's metadata."""
+    """Change the repetition of the column in the schema, which ends a process that asks for the column's metadata."""
     schema = b"\x15\x0c\x25\x02\x18\x04text"
     data = Path(path).read_bytes()
     assert data.count(schema) == 1
-    Path(path).write_bytes(data.replace(schema, b"\x15\x04" + schema[2:]))
+    Path(path).write_bytes(data.replace(schema, b"\x15\x0c\x25\x00" + schema[4:]))
 
 
 def test_files_that_end_the_examiner_are_found_among_others(tmp_path: Path) -> None:
