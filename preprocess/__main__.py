@@ -1,4 +1,4 @@
-"""The command `preprocess`, also as `python -m preprocess` if the command is not on the path."""
+"""The command `preprocess`. If it is not on the PATH, `python -m preprocess` runs it too."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from preprocess.cli.interrupts import SIGNALS, explain, signals_as_exceptions
 
 
 def main() -> NoReturn:
-    """Run the command line of this process, and end the process with its exit status.
+    """Run the command in `sys.argv`, and end the process with its exit status.
 
-    Ctrl-C during the imports, or while the process ends, prints no traceback.
+    No traceback is printed if Ctrl-C arrives during the imports or while the process ends.
     """
     try:
         with signals_as_exceptions():

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-UNKNOWN, TRAIN, VAL, HELD_OUT = -1, 0, 1, 2  # side of the split; HELD_OUT is a test split that the input defines
+# Side of the split. HELD_OUT: in the test split that the input defines.
+UNKNOWN, TRAIN, VAL, HELD_OUT = -1, 0, 1, 2
 
 SCHEMA = pa.schema(
     [
@@ -27,9 +28,11 @@ SCHEMA = pa.schema(
 
 
 def make_batch(columns: dict[str, Any], num_documents: int) -> pa.RecordBatch:
-    """Return a batch of `num_documents` with the columns of SCHEMA.
+    """Return a batch of `num_documents` documents with the columns of SCHEMA.
 
-    A column given as a single value is repeated for every document. A missing column is null.
+    `columns` maps the name of a column to an Arrow array, a NumPy array or a list with one value
+    per document, or to a single value for all documents. Values are cast to the type in SCHEMA. A
+    missing column is null.
     """
     arrays = []
     for field in SCHEMA:
@@ -51,7 +54,7 @@ def replace_column(batch: pa.RecordBatch, name: str, values: pa.Array) -> pa.Rec
 
 
 def get_text_buffers(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the UTF-8 bytes of D texts, (N,) uint8, and their offsets, (D + 1,) int64.
+    """Return the UTF-8 bytes of D texts, (N,) uint8, and the offsets of the texts, (D + 1,) int64.
 
     Text i is `data[offsets[i] : offsets[i + 1]]`. The bytes are a view of Arrow's buffer, not a
     copy.
@@ -63,7 +66,7 @@ def get_text_buffers(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray
     )
     buffer = texts.buffers()[2]
     data = np.frombuffer(buffer, np.uint8) if buffer is not None and buffer.size else np.empty(0, np.uint8)
-    return data[offsets[0] : offsets[-1]], offsets - offsets[0]  # a slice of an array need not begin at byte 0
+    return data[offsets[0] : offsets[-1]], offsets - offsets[0]  # a sliced Arrow array need not begin at byte 0
 
 
 def count_text_bytes(texts: pa.LargeStringArray) -> np.ndarray:

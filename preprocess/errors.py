@@ -1,8 +1,7 @@
-"""The two kinds of errors that a user can fix, and the helpers that print untrusted text safely.
+"""The two kinds of errors that a user can fix, and functions that escape untrusted text.
 
-Both halves of Folio use them. An error message is one line that says what was found, what was
-expected, and what to do. Commands print the message without a traceback, so every other exception
-is a bug.
+`preprocess` and `train` use both. The message of an error is one line that says what was found,
+what was expected, and what to do. Commands print it without a traceback.
 """
 
 import errno
@@ -24,15 +23,15 @@ class MisuseError(FolioError):
 
 
 def explain_os_error(error: OSError) -> str:
-    """Return one line for an error of the operating system, with advice for the common ones."""
+    """Return a one-line message for `error`, with advice if the disk is full or access is denied."""
     file = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return (
-            f"no space left on the disk{file}; free some, or choose a directory on another disk, and run the same "
-            "command again"
+            f"no space left on the disk{file}; free some space, or choose a directory on another disk, and run the "
+            "same command again"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"cannot read or write{file}: {error.strerror}; choose a directory that you may write to"
+        return f"cannot read or write{file}: {error.strerror}; choose a directory that you can write to"
     return f"{error.strerror or error}{file}"
 
 
@@ -40,14 +39,14 @@ def printable(text: str) -> str:
     """Return `text` with every control and formatting character escaped, except tab and line feed.
 
     Names, messages and decoded tokens come from untrusted files. Printed as they are, they could
-    contain escape sequences, which a terminal executes, or bidirectional overrides, which make a
-    text look like another one.
+    contain escape sequences, which a terminal executes, or bidirectional overrides, which make text
+    look like different text.
     """
     return "".join(c.encode("unicode_escape").decode() if _must_escape(c) else c for c in text)
 
 
 def one_line(text: str) -> str:
-    """Return `text` like `printable`, with tabs and line feeds escaped too."""
+    """Return `printable(text)` with tabs and line feeds escaped too."""
     return printable(text).replace("\t", "\\t").replace("\n", "\\n")
 
 
@@ -57,7 +56,7 @@ def shorten(text: str) -> str:
 
 
 def format_quantity(number: int, noun: str) -> str:
-    """Return for example "1 file" or "1,234 files". `noun`: in the singular, with a plural in -s."""
+    """Return for example "1 file" or "1,234 files". `noun` is singular and has a plural in -s."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
@@ -67,7 +66,7 @@ def first_line(error: Exception) -> str:
 
 
 def _must_escape(character: str) -> bool:
-    # Cf contains the bidirectional overrides, but also the joiners that emoji and scripts need.
+    # Category Cf contains the bidirectional overrides, but also joiners that emoji and some scripts need.
     if character in "\t\n\u200c\u200d\u00ad\ufeff":
         return False
     return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")

@@ -69,7 +69,7 @@ class _SilentBar:
 
 
 class _TerminalBar:
-    """A tqdm bar: amount, rate and remaining time."""
+    """A tqdm bar with the amount, the rate and the remaining time."""
 
     def __init__(self, bar: Any) -> None:
         self._bar = bar
@@ -81,7 +81,7 @@ class _TerminalBar:
 
 
 class _LogLines:
-    """The same as log lines, for files and pipes."""
+    """A bar that writes log lines, for a stderr that is a file or a pipe."""
 
     def __init__(self, log: Callable[[str], None], label: str, total: int, unit: str) -> None:
         self._log, self._label, self._total, self._unit = log, label, total, unit

@@ -23,9 +23,10 @@ LIBRARIES_OF_TOKENIZER = {
 
 
 def collect_versions(tokenizer_kind: str) -> dict[str, str]:
-    """Return the versions of everything that affects the bytes of a build.
+    """Return the version of each program and library that affects the bytes of a build, by name.
 
-    The version of a library that is not installed is "absent".
+    `tokenizer_kind` selects the tokenizer libraries. The version of a library that is not installed
+    is "absent".
     """
     versions = {"folio": __version__, "python": platform.python_version(), "unicode": unicodedata.unidata_version}
     for name in (*LIBRARIES, *LIBRARIES_OF_TOKENIZER.get(tokenizer_kind, ())):

@@ -27,7 +27,7 @@ def test_one_line_escapes_tabs_and_line_feeds() -> None:
 
 def test_explain_os_error_gives_advice() -> None:
     assert "free some" in explain_os_error(OSError(errno.ENOSPC, "No space left on device", "x.bin"))
-    assert "choose a directory that you may write to" in explain_os_error(
+    assert "choose a directory that you can write to" in explain_os_error(
         PermissionError(errno.EACCES, "Permission denied", "x")
     )
     assert explain_os_error(OSError(errno.EISDIR, "Is a directory", "x")) == "Is a directory (x)"
