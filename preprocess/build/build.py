@@ -55,7 +55,7 @@ from preprocess.tokenizers.folders import check_no_other_tokenizer, save_tokeniz
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.versions import collect_versions
 
-WORK_VERSION = 3  # of the files in the work directory
+WORK_VERSION = 4  # of the files in the work directory
 
 Receipt = TypeVar("Receipt", bound=PartitionReceipt)
 
@@ -229,6 +229,8 @@ class _Build:
         if not any(receipt.num_documents for receipt in receipts):
             dropped = {reason: n for reason, n in sum_counts(receipt.dropped for receipt in receipts).items() if n}
             counts = "; ".join([f"{format_quantity(sum(dropped.values()), 'document')} read", *format_counts(dropped)])
+            if self.plan.num_empty_files == len(self.plan.input_files):
+                counts = f"all input files are empty ({format_quantity(len(self.plan.input_files), 'file')})"
             raise FolioError(
                 f"no document is left of {self.recipe.corpus}: {counts}; check its files, columns, conditions and "
                 "cleaning rules"

@@ -16,6 +16,7 @@ from preprocess.shards.format import CONTROL_FIELDS, token_dtype
 from preprocess.stages.encode import SpotCheck, add_control_tokens, encode_checked, encode_long, has_bos, has_eot
 from preprocess.stages.slices import is_long_slice, iter_groups, slice_texts
 from preprocess.tokenizers.interface import Tokenizer
+from preprocess.tokenizers.lost_characters import CharacterLoss, LossCounter
 
 
 class Encoder:
@@ -26,10 +27,20 @@ class Encoder:
         self._recipe, self._tokenizer, self._backend_fallback = recipe, tokenizer, backend_fallback
         self._dtype = np.dtype(token_dtype(tokenizer.vocab_size))
         self._spot_check = SpotCheck(recipe.seed)
+        self._loss_counter = LossCounter(tokenizer) if tokenizer.can_lose_characters else None
 
     def report(self) -> EncodingReport:
         """Return how the documents were encoded, for the receipt."""
         return EncodingReport(self._tokenizer.backend, self._backend_fallback, get_peak_memory_bytes())
+
+    def start_partition(self) -> None:
+        """Begin to count the lost characters of another partition."""
+        if self._loss_counter is not None:
+            self._loss_counter.reset()
+
+    def measure_loss(self) -> CharacterLoss | None:
+        """Return the characters that the tokenizer lost in this partition, or None if it cannot lose any."""
+        return None if self._loss_counter is None else self._loss_counter.measure()
 
     def encode(self, texts: pa.LargeStringArray, documents: np.ndarray, files: Mapping[str, HashedFile]) -> None:
         """Append the ids and lengths of D texts to the files "ids" and "lengths".
@@ -50,14 +61,26 @@ class Encoder:
             if is_long_slice(group):
                 control_ids = leading[start], trailing[start]
                 encoded = encode_long(self._tokenizer, group, is_checked=bool(is_checked[start]))
-                lengths[start] = self._write_parts(files["ids"], encoded, control_ids)
+                lengths[start] = self._write_parts(files["ids"], self._count_long(group, encoded), control_ids)
                 continue
             ids, ends = encode_checked(self._tokenizer, group, np.flatnonzero(is_checked[rows]))
+            if self._loss_counter is not None:
+                self._loss_counter.add(group, ids, ends)
             ids = ids.astype(self._dtype, copy=False)
             ids, ends = add_control_tokens(ids, ends, leading[rows], trailing[rows])
             files["ids"].write(ids)
             lengths[rows] = np.diff(ends, prepend=0)
         files["lengths"].write(np.add.reduceat(lengths, first_slices[:-1]).astype(LENGTH_DTYPE))
+
+    def _count_long(self, text: pa.LargeStringArray, encoded: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the ids of one long text, and count the characters that are lost."""
+        if self._loss_counter is None:
+            yield from encoded
+            return
+        self._loss_counter.add_text(text)
+        for ids in encoded:
+            self._loss_counter.add_ids(ids, np.array([len(ids)]))
+            yield ids
 
     def _write_parts(
         self, file: HashedFile, encoded: Iterator[np.ndarray], control_ids: tuple[np.ndarray, np.ndarray]

@@ -28,6 +28,7 @@ from preprocess.stages.dedup import hash_contents
 from preprocess.stages.pipeline import read_documents
 from preprocess.tokenizers import characters, sentencepiece_bpe
 from preprocess.tokenizers.interface import Tokenizer
+from preprocess.tokenizers.lost_characters import LossCounter
 
 NUM_PARTITIONS_READ = 4
 # Read at most this much of one partition; a compressed file is one partition, however large it is.
@@ -60,6 +61,9 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
     begin = time.perf_counter()
     ids, ends = tokenizer.encode(texts)
     encode_s = time.perf_counter() - begin
+    loss_counter = LossCounter(tokenizer)
+    loss_counter.add(texts, ids, ends)
+    loss = loss_counter.measure()
     encoded_bytes = max(int(count_text_bytes(texts).sum()), 1)
     read_bytes = max(found.text_bytes, 1)
     # Scale what was read, and what was encoded of it, to all of the input.
@@ -71,6 +75,7 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
         "documents": len(texts),
         "tokens_per_document": describe_lengths(Counter(np.diff(ends, prepend=0).tolist())),
         "bytes_per_token": compute_ratio(encoded_bytes, len(ids)),
+        "lost_characters": {"characters": loss.lost.total(), "of": loss.num_characters},
         "tokens_per_s": round(len(ids) / max(encode_s, 1e-9)),
         "engine": tokenizer.backend,  # the key that scripts read
         "build": {
@@ -159,6 +164,7 @@ def format_estimate(estimate: JsonObject) -> list[str]:
     return [
         f"documents   {estimate['documents']:,} were encoded, {estimate['bytes_per_token']:.2f} bytes per token",
         f"tokens per document: {quantiles}",
+        *_format_loss(estimate["lost_characters"]),
         f"encoding    {estimate['tokens_per_s']:,} tokens/s with {estimate['engine']}, one thread",
         f"the build   about {format_quantity(build['documents'], 'document')}, "
         f"{format_quantity(build['text_bytes'], 'byte')} of text, {format_quantity(build['tokens'], 'token')}, "
@@ -167,3 +173,9 @@ def format_estimate(estimate: JsonObject) -> list[str]:
         f"{disk_gb:,.2f} GB of disk, "
         f"{memory_gb:,.2f} GB of memory",
     ]
+
+
+def _format_loss(loss: JsonObject) -> list[str]:
+    if not loss["characters"]:
+        return []
+    return [f"lost        {loss['characters']:,} of {loss['of']:,} characters, which are not in the decoded tokens"]

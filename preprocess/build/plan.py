@@ -6,21 +6,21 @@ is reported at once and not after hours of work.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess.build.work_dir import get_work_root
 from preprocess.errors import FolioError, format_quantity, shorten
+from preprocess.inputs.describe import resolve_format
 from preprocess.inputs.find_inputs import find_input_files
-from preprocess.inputs.input_files import InputFile, resolve_format
+from preprocess.inputs.input_files import InputFile
 from preprocess.progress import Progress
 from preprocess.readers.input_checks import InputChecker
 from preprocess.readers.partitions import Partition, is_one_document, make_partitions
 from preprocess.recipes.schema import Recipe
-from preprocess.shards.files import sha256_bytes
-from preprocess.tokenizers import TRAINED_KINDS, find_tokenizer_kind, is_tokenizer_path, load_tokenizer_by_name
+from preprocess.tokenizers import find_tokenizer_kind
+from preprocess.tokenizers.for_recipe import load_recipe_tokenizer
 from preprocess.tokenizers.interface import Tokenizer
 
 # Work and shards together need, per byte of input, 1 byte for ids (a token represents 4 bytes of
@@ -39,6 +39,7 @@ class Plan:
     partitions: list[Partition]
     tokenizer_kind: str
     tokenizer: Tokenizer | None  # unless it is trained on the documents
+    num_empty_files: int  # without a document, not even an empty one
 
     def source_entries(self) -> list[dict[str, str | int]]:
         """Return the manifest's `sources`."""
@@ -65,23 +66,18 @@ def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_th
     tokenizer_kind = find_tokenizer_kind(recipe.tokenizer)
     input_files = find_input_files(recipe, source, progress, num_threads=num_threads)
     recipe = resolve_format(recipe, input_files)
-    InputChecker(input_files, recipe).check_all()
-    _warn_about_empty_files(input_files, recipe, progress)
-    tokenizer = None
-    if recipe.tokenizer not in TRAINED_KINDS:
-        tokenizer = load_tokenizer_by_name(recipe.tokenizer, has_eot=recipe.eot == "append")
-        if tokenizer.round_trip_issue is not None:
-            progress.warn(f"decoding does not return every text unchanged: {tokenizer.round_trip_issue}")
-        if is_tokenizer_path(recipe.tokenizer):
-            recipe = dataclasses.replace(recipe, tokenizer_sha256=sha256_bytes(b"".join(tokenizer.files.values())))
-    return Plan(recipe, input_files, make_partitions(input_files, recipe), tokenizer_kind, tokenizer)
-
-
-def _warn_about_empty_files(input_files: list[InputFile], recipe: Recipe, progress: Progress) -> None:
-    """Warn about files of 0 bytes that the statistics do not count, as they have no document."""
-    num_empty = sum(not file.size_bytes and not is_one_document(file, recipe) for file in input_files)
+    checker = InputChecker(input_files, recipe)
+    checker.check_all()
+    num_empty = sum(
+        file.path in checker.empty_files or (not file.size_bytes and not is_one_document(file, recipe))
+        for file in input_files
+    )
     if num_empty:
         progress.warn(f"{num_empty:,} of {format_quantity(len(input_files), 'input file')} have no content")
+    recipe, tokenizer, warnings = load_recipe_tokenizer(recipe)
+    for line in warnings:
+        progress.warn(line)
+    return Plan(recipe, input_files, make_partitions(input_files, recipe), tokenizer_kind, tokenizer, num_empty)
 
 
 def estimate_disk_bytes(plan: Plan) -> int:
@@ -90,7 +86,7 @@ def estimate_disk_bytes(plan: Plan) -> int:
         return plan.recipe.num_pairs * DISK_BYTES_PER_SYNTHETIC_PAIR
     num_bytes = 0
     for input_file in plan.input_files:
-        is_compressed = input_file.compression or input_file.format == "parquet"
+        is_compressed = input_file.compression or input_file.archive or input_file.format == "parquet"
         num_bytes += input_file.size_bytes * (TEXT_BYTES_PER_COMPRESSED_BYTE if is_compressed else 1)
     return int(num_bytes * DISK_BYTES_PER_INPUT_BYTE)
 

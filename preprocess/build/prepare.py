@@ -89,6 +89,7 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
         num_positions=rejects.finished_spans,
         dropped=dict(rejects.counts),
         cleaned=dict(cleaned),
+        first_warning=rejects.first_warning,
         encoding=writer.encoder.report() if writer.encoder else None,
     )
     work_dir.write_receipt(partition.number, receipt)
@@ -134,7 +135,9 @@ class _PartitionWriter:
 
     def open(self, files: Mapping[str, HashedFile]) -> None:
         self._files = files
-        if not self.encoder:
+        if self.encoder:
+            self.encoder.start_partition()
+        else:
             schema = pa.schema([("text", pa.large_string())])
             options = pa.ipc.IpcWriteOptions(compression="lz4")
             self._text_writer = pa.ipc.new_stream(pa.PythonFile(files["text"], "w"), schema, options=options)
@@ -195,7 +198,13 @@ class _PartitionWriter:
     def values(self) -> PartitionValues:
         """The values that the table refers to."""
         alphabet = np.flatnonzero(self._is_in_alphabet).tolist() if self._is_in_alphabet is not None else None
-        return PartitionValues(**{name: list(self._distinct[name]) for name in INDEXED_COLUMNS}, alphabet=alphabet)
+        loss = self.encoder.measure_loss() if self.encoder else None
+        return PartitionValues(
+            **{name: list(self._distinct[name]) for name in INDEXED_COLUMNS},
+            alphabet=alphabet,
+            num_characters=loss.num_characters if loss else 0,
+            character_differences=dict(loss.differences) if loss else {},
+        )
 
 
 _encoders: dict[tuple[Any, ...], Encoder] = {}  # at most one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from preprocess.build.receipts import PrepareReceipt
@@ -9,6 +10,7 @@ from preprocess.build.split_assignment import SplitAssignment
 from preprocess.build.work_dir import WorkDir
 from preprocess.recipes.schema import Recipe
 from preprocess.tokenizers.interface import Tokenizer
+from preprocess.tokenizers.lost_characters import CharacterLoss
 
 
 @dataclass(frozen=True)
@@ -20,3 +22,12 @@ class PreparedCorpus:
     receipts: list[PrepareReceipt]  # of each partition
     assignment: SplitAssignment
     tokenizer: Tokenizer
+
+    @functools.cached_property
+    def loss(self) -> CharacterLoss:
+        """The characters that the tokenizer lost in all documents that were read, duplicates included."""
+        loss = CharacterLoss()
+        for partition in range(len(self.receipts)) if self.tokenizer.can_lose_characters else ():
+            values = self.work_dir.read_values(partition)
+            loss += CharacterLoss(values.num_characters, values.character_differences)
+        return loss

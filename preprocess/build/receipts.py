@@ -16,7 +16,7 @@ import functools
 import os
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -65,6 +65,8 @@ class PartitionValues:
     city: list[str]
     lang: list[str]
     alphabet: list[int] | None  # the code points of all texts, sorted; only for the tokenizer `char`
+    num_characters: int = 0  # that were encoded; this and the next one only for a tokenizer that can lose characters
+    character_differences: dict[str, int] = field(default_factory=dict)  # as in CharacterLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,7 @@ class PrepareReceipt(PartitionReceipt):
     num_positions: list[tuple[int, int]]  # of each span: its source, and the positions that its documents use
     dropped: dict[str, int]  # reason -> number of documents
     cleaned: dict[str, int]  # cleaning rule -> number of documents that it changed
+    first_warning: str = ""  # about a record that was read but may be damaged
     encoding: EncodingReport | None  # unless the tokenizer is yet to be trained
 
 

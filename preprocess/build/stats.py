@@ -10,10 +10,11 @@ import numpy as np
 from preprocess.build.document_counts import DocumentCounts, ValueCounts
 from preprocess.build.prepared_corpus import PreparedCorpus
 from preprocess.errors import FolioError, format_quantity, shorten
-from preprocess.readers.records import WARNED_REASONS, format_counts
+from preprocess.readers.records import WARNED_REASONS, format_counts, format_quotes_warning
 from preprocess.recipes.schema import CLEANING_RULES
 from preprocess.shards.files import JsonObject, parse_json
 from preprocess.shards.format import SPLITS, STATS, Build, read_verified
+from preprocess.tokenizers.lost_characters import name_most_frequent
 
 # The reasons for which a document is dropped, in the order in which they are checked.
 DROP_REASONS = (
@@ -21,6 +22,7 @@ DROP_REASONS = (
     "duplicates", "over_max_documents",
 )  # fmt: skip
 MAX_LISTED_VALUES = 10_000  # authors or languages in stats.json; all are counted
+MAX_LISTED_CHARACTERS = 100  # that the tokenizer loses
 MAX_PRINTED_VALUES = 5  # authors
 MAX_PRINTED_LANGUAGES = 50
 LEAKS_KEY = "equal_texts_on_both_sides"  # the number of distinct texts that are in both splits
@@ -82,11 +84,14 @@ def describe_build(corpus: PreparedCorpus, counts: DocumentCounts, vocab_size: i
     dropped.update(corpus.assignment.dropped)
     # These are counted with the dropped documents, but the documents are in the build, changed.
     mended = {name: dropped.pop(name, 0) for name in ("cut", "unreadable_year")}
+    if num_wrong := dropped.pop("wrong_quotes", 0):  # left out if there are none, as `leaks`
+        mended["wrong_quotes"] = num_wrong
     if recipe.invalid_utf8 == "replace":
         mended["invalid_utf8"] = dropped.pop("invalid_utf8", 0)
     cleaned = sum_counts(receipt.cleaned for receipt in corpus.receipts)
     # Left out if there are none, so that the build_id of other builds is that of Folio before it counted them.
     leaks = {LEAKS_KEY: corpus.assignment.num_leaks} if corpus.assignment.num_leaks else {}
+    lost = corpus.loss.lost
     num_kept = counts.total("documents")
     num_tokens, text_bytes = counts.total("tokens"), counts.total("text_bytes")
     stats: JsonObject = {
@@ -111,6 +116,12 @@ def describe_build(corpus: PreparedCorpus, counts: DocumentCounts, vocab_size: i
             "vocab_size": vocab_size,
         },
     }
+    if lost:
+        stats["lost_characters"] = {
+            "characters": lost.total(),
+            "of": corpus.loss.num_characters,
+            "by_character": dict(_most_frequent(lost, MAX_LISTED_CHARACTERS)),
+        }
     if len(counts.languages) > MAX_LISTED_VALUES:
         stats["languages_not_listed"] = len(counts.languages) - MAX_LISTED_VALUES
     if tokenizer.kind == "sentencepiece":
@@ -136,6 +147,11 @@ def list_warnings(corpus: PreparedCorpus) -> list[str]:
             f"some documents were not taken as they are: {', '.join(format_counts(rejected))}; "
             "`preprocess stats` prints all counts"
         )
+    if num_wrong := dropped["wrong_quotes"]:
+        first_warning = next(receipt.first_warning for receipt in corpus.receipts if receipt.first_warning)
+        lines.append(format_quotes_warning(num_wrong, first_warning))
+    if line := corpus.loss.describe():
+        lines.append(line)
     if num_leaks := corpus.assignment.num_leaks:
         lines.append(
             f"{format_quantity(num_leaks, 'text')} {'is' if num_leaks == 1 else 'are'} in both train and val, so the "
@@ -190,6 +206,11 @@ def _format(stats: JsonObject) -> list[str]:
         )
     if num_more := len(languages) - len(shown) + stats.get("languages_not_listed", 0):
         lines.append(f"and {num_more:,} more languages, each with fewer documents")
+    if lost := stats.get("lost_characters"):
+        lines.append(
+            f"the tokenizer lost {lost['characters']:,} of {lost['of']:,} characters, most often "
+            f"{name_most_frequent(lost['by_character'])}"
+        )
     if num_leaks := stats["split"].get(LEAKS_KEY):
         lines.append(f"{num_leaks:,} texts are in both train and val")
     for split in SPLITS:

@@ -56,6 +56,15 @@ INPUT_OPTIONS = [
         metavar="CONDITION",
         help="Read only the rows that satisfy a condition, for example 'language == \"en\" and score >= 0.5'.",
     ),
+    click.option(
+        "--delimiter",
+        metavar="CHAR",
+        help="Character between the values of a CSV file; \\t means a tab.  [default: found in the header]",
+    ),
+    click.option("--escape", metavar="CHAR", help="Character before a quote that is part of a CSV value, often '\\'."),
+    click.option(
+        "--quotes/--no-quotes", default=None, help="Whether quotes enclose values of a CSV file, or are characters."
+    ),
     click.option("--author-column", metavar="COLUMN", help="Column that holds the author."),
     click.option("--city-column", metavar="COLUMN", help="Column that holds the city."),
     click.option("--year-column", metavar="COLUMN", help="Column that holds the year."),
@@ -79,6 +88,11 @@ INPUT_OPTIONS = [
         "--group-by",
         type=click.Choice(CHOICES["group_by"]),
         help="Keep in one split: equal documents, documents at the same position of several files, or whole files.",
+    ),
+    click.option(
+        "--encoding",
+        metavar="NAME",
+        help="Encoding of text, JSON and CSV files, such as cp1251.  [default: UTF-8, or UTF-16 if it is recognised]",
     ),
     click.option(
         "--invalid-utf8", type=click.Choice(CHOICES["invalid_utf8"]), help="What to do with text that is not UTF-8."
@@ -113,7 +127,9 @@ PROCESSING_OPTIONS = [
         help="Put the begin-of-text token before each document, if the tokenizer has one.",
     ),
     click.option(
-        "--eot", type=click.Choice(CHOICES["eot"]), help="Whether an end-of-text token follows each document."
+        "--eot",
+        type=click.Choice(CHOICES["eot"]),
+        help="Whether an end-of-text token follows each document; auto: if the tokenizer has one.  [default: auto]",
     ),
     click.option(
         "--tokenizer",
@@ -159,7 +175,7 @@ class RecipeOptions:
         if not self.has_text:
             raise click.UsageError("no text to read: pass --corpus NAME, or --input PATH with your own files")
         settings = self.settings | overrides
-        for name in ("template", "separator"):
+        for name in ("template", "separator", "delimiter"):
             settings[name] = _unescape(settings[name])
         if settings["clean"] is not None:
             settings["clean"] = tuple(rule for rule in settings["clean"].split(",") if rule != "none")

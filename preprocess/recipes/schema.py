@@ -18,6 +18,7 @@ from typing import Any
 from preprocess.errors import MisuseError
 from preprocess.recipes.row_filter import parse_condition
 from preprocess.recipes.setting_types import format_type, format_value, matches_type
+from preprocess.recipes.text_encodings import AUTO, find_codec
 from preprocess.recipes.templates import SURROGATE, parse_name_pattern, parse_template
 from preprocess.shards.files import PLAIN_NAME, JsonObject
 
@@ -49,8 +50,11 @@ COLUMN_SETTINGS = (
     "group_column",
     "split_column",
 )
+CSV_SETTINGS = ("delimiter", "escape", "quotes")
+# Settings whose defaults are not stored, so that the build_id is that of Folio before it had these settings.
+LATER_SETTINGS = (*CSV_SETTINGS, "encoding")
 # Settings that apply to some formats only.
-FORMAT_SETTINGS = (*COLUMN_SETTINGS, "template", "where", "document", "separator", "passage_characters")
+FORMAT_SETTINGS = (*COLUMN_SETTINGS, "template", "where", "document", "separator", "passage_characters", *CSV_SETTINGS)
 CHOICES: dict[str, tuple[str, ...]] = {
     "format": ("auto", "text", *TABLE_FORMATS, "synthetic"),
     "document": ("file", "line", "paragraph", "passage", "separator"),
@@ -58,7 +62,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "invalid_utf8": ("error", "replace", "skip"),
     "oversized": ("error", "skip"),
     "split": ("exact", "threshold", "contiguous", "given"),
-    "eot": ("append", "none"),
+    "eot": ("auto", "append", "none"),
 }
 DOCUMENTATION_SETTINGS = ("description", "licence", "size", "hub")  # for `preprocess corpora` only
 MAX_TEXT_CHARACTERS = 10_000
@@ -130,6 +134,9 @@ class Recipe:
     text_column: str = "text"  # the *_column settings, `template` and `where` apply to tables only
     template: str | None = None  # joins several columns into the text; used instead of text_column
     where: str | None = None  # condition that selects rows
+    delimiter: str | None = None  # CSV only: the character between values; by default it is found in the header
+    escape: str | None = None  # CSV only: the character after which a quote or a delimiter is part of the text
+    quotes: bool = True  # CSV only: quotes enclose values; otherwise they are ordinary characters
     author: str | None = None  # of all documents; author_column and name_pattern take precedence
     city: str | None = None
     year: int | None = None
@@ -142,6 +149,7 @@ class Recipe:
     split_column: str | None = None
     name_pattern: str | None = None  # regular expression with named groups, matched against file names
     group_by: str = "content"  # what defines a group, which the split keeps whole; position: same line of several files
+    encoding: str = "auto"  # of text, JSON and CSV; auto: UTF-8, or UTF-16 or UTF-32 if the first bytes show it
     invalid_utf8: str = "error"
     max_document_bytes: int = 64_000_000  # a longer document is cut into several at white space
     oversized: str = "error"  # what to do with a longer document that cannot be cut
@@ -154,7 +162,7 @@ class Recipe:
     val_fraction: float = 0.1
     authors: bool = True  # begin each document with control tokens for author, city and year
     bos: bool = False  # begin each document with the tokenizer's begin-of-text token, if it has one
-    eot: str = "append"
+    eot: str = "auto"  # end each document with the end-of-text token; auto: if the tokenizer has one
     num_pieces: int = 3_000  # sentencepiece only
     sample_bytes: int = 50_000_000  # sentencepiece only: approximate size of the training text for the tokenizer
     shard_tokens: int = 100_000_000
@@ -180,6 +188,9 @@ class Recipe:
         self._check_split()
         if unknown := [rule for rule in self.clean if rule not in CLEANING_RULES]:
             raise MisuseError(f"clean must be a list of {', '.join(CLEANING_RULES)}, got {format_value(unknown[0])}")
+        self._check_csv_settings()
+        if self.encoding != AUTO:
+            find_codec(self.encoding)
         if not self.separator:
             raise MisuseError("separator must not be empty; set the text between documents, such as '<|endoftext|>'")
         if self.where is not None:
@@ -201,6 +212,16 @@ class Recipe:
                 )
             if SURROGATE.search(value):
                 raise MisuseError(f"{field.name} must be UTF-8 text, got {format_value(value)}; type it again")
+
+    def _check_csv_settings(self) -> None:
+        for name in ("delimiter", "escape"):
+            value = getattr(self, name)
+            if value is not None and (len(value) != 1 or not value.isascii() or value in '"\r\n\0'):
+                raise MisuseError(
+                    f"{name} must be one ASCII character other than a quote and a line end, got {format_value(value)}"
+                )
+        if self.delimiter is not None and self.delimiter == self.escape:
+            raise MisuseError(f"delimiter and escape must be different characters, both are {self.escape!r}")
 
     def _check_split(self) -> None:
         if self.format == "synthetic" and self.group_by != "content":
@@ -235,15 +256,19 @@ class Recipe:
     def resolved(self) -> JsonObject:
         """Return the settings that determine the bytes of a build, as `manifest.json` stores them.
 
-        Defaults are included. Settings that have no effect on this build are left out.
+        Defaults are included, except those of LATER_SETTINGS. Settings that have no effect on this build
+        are left out.
         """
         fields = dataclasses.asdict(self)
         for name in (*DOCUMENTATION_SETTINGS, "inputs"):
             del fields[name]
         fields["files"] = [{"name": f.name, "sha256": f.sha256, "bytes": f.bytes} for f in self.files]
         fields["clean"] = [rule for rule in CLEANING_RULES if rule in self.clean]
+        fields["encoding"] = self.encoding if self.encoding == AUTO else find_codec(self.encoding) or "utf-8"
+        fields["eot"] = "append" if self.eot == "auto" else self.eot  # a plan has replaced it if there is no such token
         fields["tokenizer"] = re.split(r"[/\\]", self.tokenizer)[-1]  # its folder differs by machine
-        for name in _list_unused_settings(self):
+        later = {field.name: field.default for field in dataclasses.fields(self) if field.name in LATER_SETTINGS}
+        for name in {*_list_unused_settings(self), *(name for name in later if fields[name] == later[name])}:
             del fields[name]
         return fields
 
@@ -261,6 +286,7 @@ def _list_unused_settings(recipe: Recipe) -> list[str]:
     is_unused = {
         **dict.fromkeys((*COLUMN_SETTINGS, "template", "where"), has_no_columns),
         "text_column": has_no_columns or recipe.template is not None,
+        **dict.fromkeys(CSV_SETTINGS, recipe.format not in ("auto", "csv")),
         "tokenizer_sha256": recipe.tokenizer_sha256 is None,
         "num_pairs": not is_synthetic,
         "document": is_synthetic or is_table,
@@ -268,6 +294,7 @@ def _list_unused_settings(recipe: Recipe) -> list[str]:
         "separator": recipe.document != "separator",
         "name_pattern": is_synthetic,
         "group_by": is_synthetic or (is_split_known and recipe.max_documents is None),
+        "encoding": is_synthetic or recipe.format == "parquet",
         "invalid_utf8": is_synthetic,
         "val_fraction": recipe.split == "given",
         "num_pieces": not trains_tokenizer,

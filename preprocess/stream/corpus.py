@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from preprocess.errors import MisuseError
+from preprocess.inputs.describe import resolve_format
 from preprocess.inputs.find_inputs import find_input_files
-from preprocess.inputs.input_files import InputFile, resolve_format
+from preprocess.inputs.input_files import InputFile
 from preprocess.progress import Progress
 from preprocess.recipes.catalog import load_recipe
 from preprocess.recipes.schema import DUPLICATES_SPLIT_WARNING, Recipe, can_split_duplicates
@@ -28,7 +29,8 @@ from preprocess.shards.files import canonical_json, readable_json, sha256_bytes,
 from preprocess.shards.format import CONTROL_FIELDS, MANIFEST, TOKENIZER_DIR
 from preprocess.shards.manifest import SPLITS, Manifest, parse_manifest
 from preprocess.shards.manifest_file import FORMAT, VERSION
-from preprocess.tokenizers import TRAINED_KINDS, is_tokenizer_path, load_tokenizer_by_name, make_tokenizer_entry
+from preprocess.tokenizers import TRAINED_KINDS, make_tokenizer_entry
+from preprocess.tokenizers.for_recipe import load_recipe_tokenizer
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.versions import collect_versions
 
@@ -138,11 +140,9 @@ def open_corpus(
         recipe, None, _WarningsToLog(log), compute_sha256=False, inputs_name=f"{prefix}inputs"
     )
     recipe, notes = adapt_recipe(resolve_format(recipe, input_files))
-    tokenizer = load_tokenizer_by_name(recipe.tokenizer, has_eot=recipe.eot == "append")
-    if is_tokenizer_path(recipe.tokenizer):
-        recipe = dataclasses.replace(recipe, tokenizer_sha256=sha256_bytes(b"".join(tokenizer.files.values())))
-    if tokenizer.round_trip_issue is not None:
-        notes.append(f"the tokenizer does not reproduce every text: {tokenizer.round_trip_issue}")
+    recipe, tokenizer, warnings = load_recipe_tokenizer(recipe)
+    assert tokenizer is not None  # a recipe that trains one was rejected
+    notes += warnings
     if not use_reference and (reason := tokenizer.start_fast_backend()):
         notes.append(f"{reason}; the reference library encodes this stream")
     for note in notes:

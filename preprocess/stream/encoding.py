@@ -22,6 +22,7 @@ from preprocess.shards.format import CONTROL_FIELDS, format_control_token
 from preprocess.stages.encode import BackendMismatch, SpotCheck, add_control_tokens, encode_checked, has_bos, has_eot
 from preprocess.stream.corpus import StreamCorpus
 from preprocess.stream.reading import Cursor, SelectedDocuments
+from preprocess.tokenizers.lost_characters import LossCounter
 
 CHUNK_BYTES = 1 << 20
 
@@ -52,6 +53,8 @@ class ChunkEncoder:
     def __init__(self, corpus: StreamCorpus) -> None:
         self._corpus, self._tokenizer = corpus, corpus.tokenizer
         self._check = SpotCheck(corpus.recipe.seed)
+        # Until the first character is lost, which is logged once.
+        self._loss_counter = LossCounter(self._tokenizer) if self._tokenizer.can_lose_characters else None
         eot_id = corpus.tokenizer.eot_id if has_eot(corpus.recipe, corpus.tokenizer) else None
         self._trailing_id = -1 if eot_id is None else eot_id
 
@@ -78,11 +81,19 @@ class ChunkEncoder:
                 f"{e}, and blocks were already returned; open the corpus again with "
                 "open_corpus(…, use_reference=True), or train on a build, which switches to the reference by itself"
             ) from e
+        self._log_lost_characters(texts, ids, ends)
         ids = ids.astype(self._corpus.dtype, copy=False)  # first: a document may have 64 million ids of 4 bytes
         leading = self._leading_ids(selected.batch.slice(first, last - first))
         trailing = np.full((last - first, 1), self._trailing_id, np.int64)  # (D, 1)
         ids, ends = add_control_tokens(ids, ends, leading, trailing)
         return Chunk(ids, ends, selected, first, int(sizes.sum()))
+
+    def _log_lost_characters(self, texts: pa.LargeStringArray, ids: np.ndarray, ends: np.ndarray) -> None:
+        if self._loss_counter is not None:
+            self._loss_counter.add(texts, ids, ends)
+            if line := self._loss_counter.measure().describe():
+                self._corpus.log(f"{line} (so far; the stream does not count further)")
+                self._loss_counter = None
 
     def _leading_ids(self, batch: pa.RecordBatch) -> np.ndarray:
         """Return the ids to insert before each of D documents, (D, 1 + F) int64; -1 means no id."""

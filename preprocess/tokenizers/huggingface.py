@@ -35,6 +35,7 @@ from preprocess.errors import FolioError, one_line
 from preprocess.tokenizers.huggingface_limits import MAX_UNCHECKED_GROWTH, LimitedEncoder
 from preprocess.tokenizers.huggingface_spec import (
     Spec,
+    can_lose_characters,
     compute_growth,
     find_components,
     find_unknown_token,
@@ -66,9 +67,11 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class HuggingFaceTokenizer(TwoBackendTokenizer):
     """The tokenizer of a tokenizer.json.
 
-    All added tokens are control tokens, except runs of white space that are not marked as special,
-    such as those of GPT-NeoX. The mark alone is not enough: DeepSeek's file does not mark
-    `<｜User｜>` and `<|EOT|>`. The text of a control token is encoded like any other text.
+    An added token that is marked as special is a control token, and its text is encoded like any
+    other text. The other added tokens are found in text, such as a word, or the runs of white space
+    of GPT-NeoX. The mark alone is not enough: DeepSeek's file does not mark `<｜User｜>` and
+    `<|EOT|>`. So a token in brackets is a control token without the mark too; `unused_words` lists
+    these.
     """
 
     kind: ClassVar[str] = "huggingface"
@@ -92,10 +95,14 @@ class HuggingFaceTokenizer(TwoBackendTokenizer):
         counter = _make_character_counter(encoder) if growth > MAX_UNCHECKED_GROWTH else None
         self._encoder = LimitedEncoder(encoder, counter=counter)
         self.id_to_bytes = _list_bytes_by_id(spec, vocab, self.special_tokens, num_ids)
-        self.is_byte_level = "ByteLevel" in _component_types(spec, "decoder", "pre_tokenizer")
+        has_byte_alphabet = make_byte_level_alphabet().keys() <= vocab.keys()
+        self.is_byte_level = has_byte_alphabet and "ByteLevel" in _component_types(spec, "decoder", "pre_tokenizer")
         self.byte_fallback_ids = (
             [i for token, i in vocab.items() if _BYTE_TOKEN.fullmatch(token)] if _has_byte_fallback(spec) else ()
         )
+        has_all_bytes = self.is_byte_level or len(self.byte_fallback_ids) >= 256
+        self.can_lose_characters = can_lose_characters(spec, has_all_bytes=has_all_bytes)
+        self.unused_words = [t["content"] for t in added if not t.get("special") and not is_text_token(t)]
         self.files = {JSON_FILE: data}
         self.settings = {"model": str(spec["model"].get("type"))}
         self._spec = spec
@@ -274,6 +281,8 @@ def _make_token_decoder(spec: Spec) -> Callable[[str], bytes]:
     if "BPEDecoder" in decoders:
         suffix = str(decoders["BPEDecoder"].get("suffix", "</w>"))
         return lambda token: (f"{token.removesuffix(suffix)} " if token.endswith(suffix) else token).encode()
+    if "Fuse" in decoders:
+        return lambda token: token.encode()
     return lambda token: f" {token}".encode()  # without a decoder the library joins tokens by spaces
 
 
@@ -294,6 +303,7 @@ def make_byte_level_alphabet() -> dict[str, int]:
 
 
 def _make_probe_texts(added: list[Spec]) -> tuple[str, ...]:
+    """Return texts with each added token alone and as a part of a word, as far as they are not too many."""
     text_tokens = [token["content"] for token in added if is_text_token(token)]
     control_tokens = [token["content"] for token in added if not is_text_token(token)]
     probed = text_tokens[:MAX_PROBED_TOKENS] + control_tokens[:MAX_PROBED_TOKENS]

@@ -18,6 +18,10 @@ MAX_JSON_BYTES = 64 << 20  # the largest in use have half of that
 MAX_GROWTH = 256  # bytes of normalized text per byte; Unicode's NFKC, which many models use, can give 18
 MAX_PREPENDED = 256  # characters
 MAX_ADDED = 1_000  # characters of an added token, which the library normalizes when it reads the file
+BRACKETS = {("<", ">"), ("[", "]"), ("{", "}"), ("|", "|"), ("｜", "｜")}  # first and last character
+KEEPING_STEPS = (
+    "Sequence", "NFC", "NFD", "NFKC", "NFKD", "Prepend", "ByteLevel", "Metaspace", "Digits", "UnicodeScripts",
+)  # fmt: skip
 Spec = JsonObject  # a parsed tokenizer.json, or an object in it
 
 
@@ -70,8 +74,38 @@ def find_unknown_token(model: Spec) -> str | None:
 
 
 def is_text_token(added_token: Spec) -> bool:
-    """Return whether an added token is white space to be found in text, not a control token."""
-    return not added_token.get("special") and not added_token["content"].strip(" \t\r\n\u2581")
+    """Return whether an added token is to be found in text: a word or white space, not a control token.
+
+    Some files do not mark all of their control tokens as special, so a token that is written like
+    one, such as `<tool>` or `[SEP]`, is a control token in any case.
+    """
+    return not added_token.get("special") and not looks_like_control(added_token["content"])
+
+
+def looks_like_control(content: str) -> bool:
+    """Return whether an added token is written in brackets, as control tokens are."""
+    content = content.strip(" \t\r\n\u2581")
+    return len(content) > 2 and (content[0], content[-1]) in BRACKETS
+
+
+def can_lose_characters(spec: Spec, *, has_all_bytes: bool) -> bool:
+    """Return whether some character may be dropped, or encoded by the unknown token.
+
+    `has_all_bytes`: whether the vocabulary has a token for each of the 256 bytes. Unicode's normal
+    forms, and the replacement of spaces, do not drop characters.
+    """
+    steps = [*find_components(spec, "normalizer", "pre_tokenizer")]
+    return not has_all_bytes or spec["model"].get("type") != "BPE" or not all(map(_keeps_characters, steps))
+
+
+def _keeps_characters(step: Spec) -> bool:
+    kind = step.get("type")
+    if kind in ("Split", "Punctuation"):
+        return step.get("behavior") != "Removed"
+    if kind == "Replace":
+        pattern = step.get("pattern")
+        return isinstance(pattern, dict) and pattern.get("String") == " "
+    return kind in KEEPING_STEPS
 
 
 def find_components(spec: Spec, *keys: str) -> Iterator[Spec]:

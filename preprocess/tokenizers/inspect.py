@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from preprocess.documents import get_text_buffers
 from preprocess.tokenizers.interface import Tokenizer
+from preprocess.tokenizers.lost_characters import CharacterLoss, LossCounter
 
 SLICE_BYTES = 8 << 20  # of text encoded at a time: the reference libraries make a Python object per token
 HEADINGS = {
@@ -25,20 +26,22 @@ HEADINGS = {
     "tokens_per_word": "tokens/word",
     "bytes_per_token": "bytes/token",
     "character_coverage": "characters covered",
+    "byte_fallback": "in single bytes",
     "single_token_words": "words of one token",
 }
 Figures = dict[str, int | float | None]  # by the keys of HEADINGS
-PERCENTAGES = ("character_coverage", "single_token_words")
+PERCENTAGES = ("character_coverage", "byte_fallback", "single_token_words")
 
 
 def inspect_tokenizer(tokenizer: Tokenizer, texts_by_language: Mapping[str, pa.LargeStringArray]) -> dict[str, Figures]:
     """Return the figures in HEADINGS for each language: counts as int, ratios as float.
 
     A word is a run of characters that are not white space. `character_coverage` is the fraction of
-    characters that are neither encoded by byte fallback nor part of a word with the unknown token.
-    `single_token_words` is the fraction of words, counted as often as they occur, that are one
-    token, either alone or with the space before them. A ratio with a denominator of 0 is None, and
-    so is the coverage of a byte-level tokenizer, which can encode every character.
+    characters that are decoded to themselves (see lost_characters.py), and `byte_fallback` the
+    fraction that are encoded byte by byte because they have no token. `single_token_words` is the
+    fraction of words, counted as often as they occur, that are one token, either alone or with the
+    space before them. A ratio with a denominator of 0 is None, and so is `byte_fallback` for a
+    tokenizer without it.
 
     Raises FolioError for a character that is missing from the alphabet of a `char` tokenizer.
     """
@@ -68,14 +71,12 @@ def _format_figure(name: str, value: float | None) -> str:
 
 
 def _inspect_language(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> Figures:
-    num_characters, num_bytes = pc.sum(pc.utf8_length(texts)).as_py() or 0, len(get_text_buffers(texts)[0])
-    num_tokens, num_fallback_characters = _count_tokens(tokenizer, texts)
+    num_bytes = len(get_text_buffers(texts)[0])
+    num_tokens, num_fallback_characters, loss = _count_tokens(tokenizer, texts)
     words, counts = _count_words(texts)
-    word_lengths = pc.utf8_length(words).to_numpy(zero_copy_only=False)
-    is_single_token, has_unknown = _classify_words(tokenizer, words)
+    is_single_token = _find_single_token_words(tokenizer, words)
     num_words = int(counts.sum())
-    num_uncovered = num_fallback_characters + int((counts * word_lengths)[has_unknown].sum())
-    coverage = None if tokenizer.is_byte_level else _ratio(num_characters - num_uncovered, num_characters)
+    has_fallback = len(tokenizer.byte_fallback_ids) > 0
     return {
         "documents": len(texts),
         "words": num_words,
@@ -83,7 +84,8 @@ def _inspect_language(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> Figur
         "tokens": num_tokens,
         "tokens_per_word": _ratio(num_tokens, num_words),
         "bytes_per_token": _ratio(num_bytes, num_tokens),
-        "character_coverage": coverage,
+        "character_coverage": _ratio(loss.num_characters - loss.lost.total(), loss.num_characters),
+        "byte_fallback": _ratio(num_fallback_characters, loss.num_characters) if has_fallback else None,
         "single_token_words": _ratio(int(counts[is_single_token].sum()), num_words),
     }
 
@@ -92,8 +94,8 @@ def _ratio(numerator: int, denominator: int) -> float | None:
     return numerator / denominator if denominator else None
 
 
-def _count_tokens(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> tuple[int, int]:
-    """Return the number of tokens, and the number of characters that byte fallback encodes.
+def _count_tokens(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> tuple[int, int, CharacterLoss]:
+    """Return the numbers of tokens and of characters that byte fallback encodes, and the lost characters.
 
     Byte fallback gives one token per byte of a character, so tokens of first bytes are counted.
     """
@@ -101,11 +103,13 @@ def _count_tokens(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> tuple[int
     starts_character = np.zeros(tokenizer.vocab_size, bool)
     starts_character[[i for i, byte in first_byte.items() if byte and (byte[0] & 0xC0) != 0x80]] = True
     num_tokens = num_characters = 0
+    loss_counter = LossCounter(tokenizer)
     for part in _slices(texts):
-        ids, _ = tokenizer.encode(part)
+        ids, ends = tokenizer.encode(part)
+        loss_counter.add(part, ids, ends)
         num_tokens += len(ids)
         num_characters += int(starts_character[ids].sum())
-    return num_tokens, num_characters
+    return num_tokens, num_characters, loss_counter.measure()
 
 
 def _count_words(texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, np.ndarray]:
@@ -115,27 +119,20 @@ def _count_words(texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, np.nd
     return counted.field("values").cast(pa.large_string()), counted.field("counts").to_numpy(zero_copy_only=False)
 
 
-def _classify_words(tokenizer: Tokenizer, words: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return which words are one token, and which contain the unknown token: (W,) bool each."""
-    num_tokens, has_unknown = _measure(tokenizer, words)
+def _find_single_token_words(tokenizer: Tokenizer, words: pa.LargeStringArray) -> np.ndarray:
+    """Return which words are one token, alone or after a space: (W,) bool."""
+    is_single = _count_tokens_of_each(tokenizer, words) == 1
     if tokenizer.kind == "char":  # a space is another token, or not in the alphabet
-        return num_tokens == 1, has_unknown
+        return is_single
     empty, space = pa.scalar("", pa.large_string()), pa.scalar(" ", pa.large_string())
-    num_tokens_spaced, _ = _measure(tokenizer, pc.binary_join_element_wise(empty, words, space))  # " word"
-    return (num_tokens == 1) | (num_tokens_spaced == 1), has_unknown
+    spaced = pc.binary_join_element_wise(empty, words, space)  # " word"
+    return is_single | (_count_tokens_of_each(tokenizer, spaced) == 1)
 
 
-def _measure(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the number of tokens of each text, (D,) int64, and if one is unknown, (D,) bool."""
-    num_tokens, has_unknown = [np.empty(0, np.int64)], [np.empty(0, bool)]
-    for part in _slices(texts):
-        ids, ends = tokenizer.encode(part)
-        boundaries = np.concatenate([[0], ends])
-        is_unknown = np.zeros(len(ids), bool) if tokenizer.unk_id is None else ids == tokenizer.unk_id
-        num_unknown_before = np.concatenate([[0], np.cumsum(is_unknown)])
-        num_tokens.append(np.diff(boundaries))
-        has_unknown.append(np.diff(num_unknown_before[boundaries]) > 0)
-    return np.concatenate(num_tokens), np.concatenate(has_unknown)
+def _count_tokens_of_each(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> np.ndarray:
+    """Return the number of tokens of each text, (D,) int64."""
+    ends = (tokenizer.encode(part)[1] for part in _slices(texts))
+    return np.concatenate([np.empty(0, np.int64), *(np.diff(of_part, prepend=0) for of_part in ends)])
 
 
 def _slices(texts: pa.LargeStringArray) -> Iterator[pa.LargeStringArray]:

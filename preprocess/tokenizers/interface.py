@@ -70,6 +70,8 @@ class Tokenizer:
     is_byte_level: bool = False  # tokens are byte strings, so every character can be encoded
     cuts: Cuts = "none"  # where a text can be cut without changing its ids
     byte_fallback_ids: Sequence[int] = ()  # ids of single bytes, used for characters that have no other token
+    can_lose_characters: bool = False  # some character may be dropped, or encoded by the unknown token
+    unused_words: Sequence[str] = ()  # added tokens that are not marked as control tokens, but are never found in text
     round_trip_issue: str | None = None  # a probe text that decode(encode(text)) changes, and into what
 
     @property

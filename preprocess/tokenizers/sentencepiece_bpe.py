@@ -31,6 +31,7 @@ import pyarrow as pa
 from preprocess.errors import FolioError, MisuseError, first_line, shorten
 from preprocess.recipes.schema import MIN_PIECES
 from preprocess.tokenizers.interface import (
+    PROBE_TEXTS,
     Encoded,
     TwoBackendTokenizer,
     find_round_trip_issue,
@@ -48,6 +49,7 @@ SPACE_MARKER = "\u2581"
 WORD_BOUNDARY = "\u2585"
 PAD, UNK, BOS, EOS = "<pad>", "<unk>", "<bos>", "<eos>"
 MAX_SENTENCE_CHARACTERS = 1 << 20
+MAX_PROBED_WORDS = 64  # user-defined pieces in the probe texts
 ERRORS_ONLY = 2  # a level of the library's log, which is written to stderr
 TRAINING: dict[str, Any] = {
     "model_type": "bpe",
@@ -73,7 +75,8 @@ class SentencePieceTokenizer(TwoBackendTokenizer):
         """
         import sentencepiece
 
-        _check_model(model)
+        parsed = SentencePieceModel(model)
+        _check_model(parsed)
         sentencepiece.set_min_log_level(ERRORS_ONLY)
         self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
         p, ids = self._processor, range(self._processor.get_piece_size())
@@ -86,6 +89,9 @@ class SentencePieceTokenizer(TwoBackendTokenizer):
         self.files = {MODEL_FILE: model}
         self.settings = {"num_pieces": len(ids), **(training or {})}
         self.backend = self.reference_backend
+        has_all_bytes = len(self.byte_fallback_ids) == 256
+        self.can_lose_characters = not has_all_bytes or bool(parsed.charsmap) or parsed.removes_white_space
+        self.probe_texts = (*PROBE_TEXTS, *_make_probe_texts(parsed.find_user_defined()))
         self.round_trip_issue = find_round_trip_issue(self, self.probe_texts)
 
     def _bytes_of_piece(self, i: int) -> bytes:
@@ -108,9 +114,15 @@ class SentencePieceTokenizer(TwoBackendTokenizer):
         return flatten_ids(self._processor.encode(texts.to_pylist(), num_threads=1))
 
 
-def _check_model(data: bytes) -> None:
-    """Raise ValueError for a model whose size, or whose normalisation of text, would fill the memory."""
-    longest = measure_longest_replacement(SentencePieceModel(data).charsmap)
+def _make_probe_texts(words: list[bytes]) -> Iterator[str]:
+    for word in words[:MAX_PROBED_WORDS]:
+        text = word.decode("utf-8", "replace").replace(SPACE_MARKER, " ")
+        yield f"a{text} {text}  b"
+
+
+def _check_model(model: SentencePieceModel) -> None:
+    """Raise ValueError for a model whose normalisation of text would fill the memory."""
+    longest = measure_longest_replacement(model.charsmap)
     if longest > MAX_REPLACEMENT_BYTES:
         raise ValueError(f"it replaces a character by {longest:,} bytes, expected at most {MAX_REPLACEMENT_BYTES}")
 

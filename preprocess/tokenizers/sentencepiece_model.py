@@ -16,6 +16,7 @@ NORMAL, USER_DEFINED, UNUSED, BYTE = 1, 4, 5, 6  # types of pieces
 BPE = 2  # a type of model
 MAX_REPLACEMENT_BYTES = 64  # of a text that replaces a character; in SentencePiece's own maps it is 33
 _PIECES, _TRAINER, _NORMALIZER, _CHARSMAP = 1, 2, 3, 2
+_USER_DEFINED_FIELD = bytes([3 << 3, USER_DEFINED])  # the type of a piece
 _LENGTH_DELIMITED = 2  # a wire type
 _FIXED_SIZES = {1: 8, 5: 4}  # by wire type
 Field = tuple[int, int | bytes]
@@ -58,6 +59,17 @@ class SentencePieceModel:
     def charsmap(self) -> bytes:
         """The map that replaces characters; empty if the model does not normalise text."""
         return self.normalizer.get_value(_CHARSMAP, b"")
+
+    @property
+    def removes_white_space(self) -> bool:
+        """Whether runs of spaces become one space, and those at the ends of a text are removed."""
+        return bool(self.normalizer.get(4, True))
+
+    def find_user_defined(self) -> list[bytes]:
+        """Return the pieces that are found in text as whole words. Raises ValueError if one is damaged."""
+        candidates = [piece for piece in self._pieces if _USER_DEFINED_FIELD in piece]  # quick: most pieces are normal
+        fields = [Settings(_read_fields(piece)) for piece in candidates]
+        return [f.get_value(1, b"") for f in fields if f.get_value(3, NORMAL) == USER_DEFINED]
 
     def read_pieces(self) -> list[Piece]:
         """Return the pieces in the order of their ids. Raises ValueError if one is damaged."""

@@ -5,6 +5,7 @@ Their ids are the library's, text never becomes a control token, and changed tex
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -20,12 +21,12 @@ from preprocess.shards.files import sha256_bytes
 from preprocess.shards.format import TOKENIZER_DIR
 from preprocess.shards.manifest import TokenizerEntry
 from preprocess.tokenizers import huggingface, load_tokenizer, load_tokenizer_by_name
-from preprocess.tokenizers.huggingface import HuggingFaceTokenizer
+from preprocess.tokenizers.huggingface import HuggingFaceTokenizer, strip_extras
 from preprocess.tokenizers.huggingface_spec import Spec
 from preprocess.tokenizers.interface import MAX_VOCAB_SIZE, PROBE_TEXTS
 from tests.conftest import VERSE
 from tests.helpers.manifests import make_manifest
-from tests.preprocess.tokenizers.helpers import arrow
+from tests.preprocess.tokenizers.helpers import ADDED_TOKEN, arrow
 from tests.preprocess.tokenizers.json_makers import MAKERS, RUSSIAN, SPECIALS, library, to_bytes
 
 TEXT = st.text(max_size=30) | st.sampled_from(
@@ -109,6 +110,43 @@ def test_added_white_space_is_found_in_text_and_added_markup_is_not(tokenizers: 
     tokenizer = tokenizers["byte_level"]
     assert 400 in tokenizer.encode_text("if x:\n    y") and 401 not in tokenizer.encode_text("a <tool> call")
     assert tokenizer.decode(tokenizer.encode_text("a <tool> call")) == "a <tool> call"
+
+
+WORD_FLAGS: dict[str, dict[str, bool]] = {
+    "plain": {}, "normalized": {"normalized": True}, "single word": {"single_word": True},
+    "space on the left": {"lstrip": True}, "space on the right": {"rstrip": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("flags", WORD_FLAGS)
+def test_added_words_get_the_ids_of_the_library(specs: Specs, name: str, flags: str) -> None:
+    spec = json.loads(to_bytes(specs[name]))
+    num_ids = HuggingFaceTokenizer(to_bytes(spec)).vocab_size
+    words = ["newword", "Слово", "zoo keeper"]
+    added = [{**ADDED_TOKEN, **WORD_FLAGS[flags], "id": num_ids + i, "content": word} for i, word in enumerate(words)]
+    spec["added_tokens"] += [*added, {**ADDED_TOKEN, "id": num_ids + 3, "content": "<own>", "special": True}]
+    tokenizer = HuggingFaceTokenizer(to_bytes(spec))
+    tokenizer.start_fast_backend()
+    assert set(tokenizer.special_tokens) & {*words, "<own>"} == {"<own>"}
+    original = library.Tokenizer.from_str(json.dumps(strip_extras(spec)))
+    texts = ["newword", "a newword, Слово.", "newwords anewword NewWord", "СЛОВО слово  Слово ", "the zoo keeper x"]
+    for encode in (tokenizer.encode, tokenizer.encode_reference):
+        ids, ends = encode(arrow(texts))
+        expected = [original.encode(text, add_special_tokens=False).ids for text in texts]
+        assert [ids[a:b].tolist() for a, b in itertools.pairwise([0, *ends.tolist()])] == expected
+    assert num_ids in ids
+    assert num_ids + 3 not in tokenizer.encode(arrow(["a <own> b"]))[0]
+
+
+def test_added_words_are_decoded_and_are_part_of_a_lossless_tokenizer(specs: Specs) -> None:
+    spec = json.loads(to_bytes(specs["byte_level"]))
+    spec["added_tokens"] += [{**ADDED_TOKEN, "id": 402, "content": "Слово"}]
+    tokenizer = HuggingFaceTokenizer(to_bytes(spec))
+    assert tokenizer.is_lossless and tokenizer.start_fast_backend() is None
+    for text in ("a Слово b", "Словом Слово"):
+        ids = tokenizer.encode(arrow([text]))[0]
+        assert 402 in ids and tokenizer.decode(ids) == text
 
 
 def test_rejects_special_token_that_the_library_gives_another_id(specs: Specs) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocess.tokenizers import inspect as inspect_module
 from preprocess.tokenizers import load_tokenizer_by_name, sentencepiece_bpe
 from preprocess.tokenizers.characters import ByteTokenizer, train_char
 from preprocess.tokenizers.inspect import format_inspection, inspect_tokenizer
-from tests.preprocess.tokenizers.helpers import arrow
+from tests.preprocess.tokenizers.helpers import arrow, make_dropping_tokenizer
 
 
 def test_inspect_tokenizer_counts_words_and_tokens(cache: Path) -> None:
@@ -20,17 +20,18 @@ def test_inspect_tokenizer_counts_words_and_tokens(cache: Path) -> None:
     figures = inspect_tokenizer(load_tokenizer_by_name("gpt2"), texts)
     assert figures["en"] == {
         "documents": 3, "words": 3, "text_bytes": 15, "tokens": 5, "tokens_per_word": 5 / 3, "bytes_per_token": 3.0,
-        "character_coverage": None, "single_token_words": 1.0,
+        "character_coverage": 1.0, "byte_fallback": None, "single_token_words": 1.0,
     }  # fmt: skip
     assert figures["ru"]["words"] == 1 and figures["ru"]["single_token_words"] == 0
 
 
-def test_byte_fallback_lowers_coverage() -> None:
+def test_byte_fallback_is_reported_beside_the_coverage() -> None:
     tokenizer = sentencepiece_bpe.train(["aab aab ab\n"] * 50, num_pieces=264)
     figures = inspect_tokenizer(
         tokenizer, {"known": arrow(["aab ab a"]), "half": arrow(["ab€€", "日本ab"]), "none": arrow(["é"])}
     )
-    assert [figures[name]["character_coverage"] for name in figures] == [1.0, 0.5, 0.0]
+    assert [figures[name]["byte_fallback"] for name in figures] == [0.0, 0.5, 1.0]
+    assert [figures[name]["character_coverage"] for name in figures] == [1.0, 1.0, 1.0]
     assert figures["none"]["tokens"] == 2 and figures["none"]["bytes_per_token"] == 1.0
 
 
@@ -48,6 +49,12 @@ def test_words_with_the_unknown_token_lower_coverage() -> None:
     assert figures["character_coverage"] == 10 / 13
 
 
+def test_dropped_characters_lower_coverage() -> None:
+    tokenizer = make_dropping_tokenizer("abc ")
+    figures = inspect_tokenizer(tokenizer, {"en": arrow(["abc 12", "ab3"]), "ru": arrow(["да"])})
+    assert figures["en"]["character_coverage"] == 6 / 9 and figures["ru"]["character_coverage"] == 0
+
+
 def test_inspect_tokenizer_of_kind_char_and_byte() -> None:
     figures = inspect_tokenizer(train_char(["a bc"], has_eot=True), {"en": arrow(["a bc", "b"])})["en"]
     assert (figures["character_coverage"], figures["single_token_words"]) == (1.0, 2 / 3)
@@ -61,6 +68,7 @@ def test_ratios_without_words_are_none(texts: list[str]) -> None:
     assert figures["tokens_per_word"] is None and figures["words"] == 0 and "–" in format_inspection({"en": figures})[1]
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=30), max_size=6))
 def test_slice_size_changes_no_figure(texts: list[str]) -> None:
     whole = inspect_tokenizer(ByteTokenizer(has_eot=True), {"x": arrow(texts)})
@@ -88,4 +96,5 @@ def test_real_languages_differ_in_tokens_per_word(cache: Path, mirror: Path) -> 
     assert figures["en"]["tokens_per_word"] < 1.5 < 4 < figures["ru"]["tokens_per_word"]
     ours = sentencepiece_bpe.train([t for column in texts.values() for t in column.to_pylist()], num_pieces=8_000)
     fitted = inspect_tokenizer(ours, texts)
-    assert fitted["ru"]["tokens_per_word"] < 3 and fitted["ru"]["character_coverage"] > 0.999
+    assert fitted["ru"]["tokens_per_word"] < 3 and fitted["ru"]["character_coverage"] == 1
+    assert fitted["ru"]["byte_fallback"] < 0.001

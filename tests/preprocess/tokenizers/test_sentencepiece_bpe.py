@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import sentencepiece
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.tokenizers import sentencepiece_bpe
 from preprocess.tokenizers.sentencepiece_bpe import SentencePieceTokenizer
-from tests.preprocess.tokenizers.helpers import LINES
+from tests.preprocess.tokenizers.helpers import LINES, arrow
 
 
 def test_train_makes_a_lossless_model_with_the_fixed_settings() -> None:
@@ -44,6 +45,31 @@ def test_model_trained_elsewhere_reports_its_round_trip_issue() -> None:
     assert tokenizer.settings == {"num_pieces": 54}
     assert not tokenizer.is_lossless and "comes back as" in str(tokenizer.round_trip_issue)
     assert not set(tokenizer.encode_text("a<s></s>a").tolist()) & {1, 2}
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_user_defined_words_get_the_ids_of_the_library(model_type: str) -> None:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES * 20), model_writer=model, vocab_size=400, hard_vocab_limit=False,
+        model_type=model_type, user_defined_symbols=["newword", "Слово"], byte_fallback=True, minloglevel=2,
+    )  # fmt: skip
+    tokenizer = SentencePieceTokenizer(model.getvalue())
+    tokenizer.start_fast_backend()
+    assert "newword" not in tokenizer.special_tokens and "anewword newword  b" in tokenizer.probe_texts
+    texts = ["newword", "a newword, Слово", "newwords anewword", "Слово  x"]
+    ids, ends = tokenizer.encode(arrow(texts))
+    library = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    assert [part.tolist() for part in np.split(ids, ends[:-1])] == library.encode(texts)
+    assert library.piece_to_id("newword") in ids
+
+
+def test_only_models_without_all_bytes_or_with_normalisation_can_lose_characters() -> None:
+    assert not sentencepiece_bpe.train(LINES * 20, num_pieces=400).can_lose_characters
+    settings = {"sentence_iterator": iter(LINES * 20), "vocab_size": 400, "hard_vocab_limit": False, "minloglevel": 2}
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(model_writer=model, byte_fallback=True, **settings)
+    assert SentencePieceTokenizer(model.getvalue()).can_lose_characters  # the default rules remove control characters
 
 
 def test_train_does_not_drop_long_lines() -> None:
