@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from preprocess.errors import FolioError, MisuseError, format_quantity, shorten
+from preprocess.inputs.describe import describe_input_files, number_files, sort_by_name
+from preprocess.inputs.detect import has_known_suffix
+from preprocess.inputs.disk_file import NO_SHA256, DiskFile
 from preprocess.inputs.download import find_file
 from preprocess.inputs.expand_glob import expand_glob, is_glob
-from preprocess.inputs.input_files import NO_SHA256, InputFile, describe_input_files, detect_format
+from preprocess.inputs.input_files import InputFile
 from preprocess.inputs.synthetic import VOCABULARY_FILE, read_vocabulary_file
 from preprocess.progress import Progress
 from preprocess.recipes.schema import Recipe
@@ -61,7 +64,9 @@ def find_input_files(
                 "leave it out"
             )
         vocabulary = read_vocabulary_file()
-        return [InputFile(0, VOCABULARY_FILE, "", "synthetic", "", len(vocabulary), 0, sha256_bytes(vocabulary), {})]
+        sha256 = sha256_bytes(vocabulary)
+        disk = DiskFile("", len(vocabulary), 0, 0, sha256)
+        return [InputFile(disk, "synthetic", len(vocabulary), sha256, name=VOCABULARY_FILE)]
     if recipe.inputs:
         paths = _list_inputs(recipe.inputs, inputs_name, progress)
         known_sha256 = {} if compute_sha256 else dict.fromkeys((name for name, _ in paths), NO_SHA256)
@@ -72,7 +77,11 @@ def find_input_files(
         known_sha256 = {file.name: file.sha256 for file in recipe.files}
     else:
         raise MisuseError(_explain_missing_inputs(recipe, inputs_name))
-    return describe_input_files(paths, recipe, known_sha256, num_threads=num_threads)
+    found = describe_input_files(paths, recipe, known_sha256, num_threads=num_threads)
+    _warn_about_skipped(found.skipped_suffixes, progress)
+    if not found.files:
+        raise MisuseError(f"{paths[0][1]} contains no file of a known format; pass --format, or unpack it")
+    return number_files(sort_by_name(found.files) if recipe.inputs else found.files, recipe)
 
 
 def is_larger(recipe: Recipe, num_bytes: int, num_files: int) -> bool:
@@ -104,19 +113,15 @@ def _list_inputs(inputs: Iterable[str], inputs_name: str, progress: Progress) ->
             paths.add(os.path.realpath(path) if os.path.islink(path) else os.path.join(resolve_folder(folder), name))
         else:
             suffixes[os.path.splitext(path)[1].lower() or "no suffix"] += 1
+    _warn_about_skipped(suffixes, progress)
+    prefix = os.path.join(os.path.commonpath({os.path.dirname(path) for path in paths}), "")
+    return sorted((path[len(prefix) :].replace(os.sep, "/"), path) for path in paths)
+
+
+def _warn_about_skipped(suffixes: Counter[str], progress: Progress) -> None:
     if suffixes:
         counts = ", ".join(f"{n:,} {shorten(suffix)}" for suffix, n in suffixes.most_common(6))
         progress.warn(f"skipped {format_quantity(suffixes.total(), 'file')} of unknown format: {counts}")
-    prefix = os.path.join(os.path.commonpath({os.path.dirname(path) for path in paths}), "")
-    named_paths = sorted((path[len(prefix) :].replace(os.sep, "/"), path) for path in paths)
-    for name, path in named_paths:
-        try:
-            name.encode("utf-8")
-        except UnicodeEncodeError as e:
-            raise MisuseError(
-                f"the name of {path} is not UTF-8, so the manifest cannot contain it; rename the file"
-            ) from e
-    return named_paths
 
 
 def _expand(inputs: Iterable[str], inputs_name: str) -> Iterator[tuple[str, bool]]:
@@ -173,7 +178,7 @@ def _walk(folder: str) -> Iterator[tuple[str, bool]]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (os.path.join(parent, name) for name in names if not name.startswith(".")):
             if os.path.isfile(path):
-                yield path, detect_format(path)[0] is not None
+                yield path, has_known_suffix(path)
 
 
 def _reject_unlisted(error: OSError) -> NoReturn:

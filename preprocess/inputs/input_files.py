@@ -1,32 +1,12 @@
-"""The files that a build reads: their formats, their checksums, and the metadata in their names.
-
-Sizes, times and checksums are recorded when a build is planned. Readers check sizes and times again,
-so a file that changes in the meantime raises an error instead of being read as a mixture of two
-versions.
-"""
+"""The files that a build reads, and the spans that they are divided into."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import hashlib
-import itertools
-import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from preprocess.errors import FolioError, MisuseError
-from preprocess.recipes.schema import TABLE_FORMATS, Recipe, reject_settings_of_other_formats
-from preprocess.recipes.templates import parse_name_pattern
-from preprocess.shards.files import HASH_CHUNK_BYTES
+from preprocess.inputs.archives import Member
+from preprocess.inputs.disk_file import DiskFile
 
-SUFFIXES = {
-    ".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet",
-}  # fmt: skip
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-UNSUPPORTED_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar", ".zip", ".7z", ".rar", ".bz2", ".xz", ".lz4", ".lzma")
-NO_SHA256 = "none"  # InputFile.sha256 of a file that was not hashed
 # What `name_pattern` finds in a file name: author, city, lang, group, split, and the year as an int.
 NameMetadata = dict[str, str | int]
 # Large enough that the fixed cost of a task is negligible, small enough that all workers finish at
@@ -35,54 +15,48 @@ PARTITION_BYTES = 16 << 20
 # Opening and reading a small file takes about 0.1 ms, so a task on this many takes as long as one on
 # PARTITION_BYTES of text.
 PARTITION_FILES = 2_048
-MAX_FILES_PER_HASH_TASK = 256
-
-
-class InputChanged(FolioError):
-    """An input file changed after the build was planned. `reason` describes the change."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"{reason}; wait until the file no longer changes, then run the same command again")
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)  # slots: there may be a million
 class InputFile:
-    """A file that a build reads, as it was when the build was planned."""
+    """A file, or a file in an archive, that a build reads, as it was when the build was planned."""
 
-    number: int  # its index in the manifest's `sources`
-    name: str  # relative path with `/`, as in the manifest and for `name_pattern`
-    path: str
+    disk: DiskFile  # the archive if there is one
     format: str  # text, jsonl, csv, parquet or synthetic
-    compression: str  # gzip, zstd or ""
     size_bytes: int
-    mtime_ns: int
-    sha256: str
-    metadata: NameMetadata
-    ctime_ns: int = 0  # of the last change of content or attributes; the time of creation on Windows
+    sha256: str  # NO_SHA256 if the file was not hashed
+    compression: str = ""  # gzip, zstd, bzip2 or xz
+    encoding: str = ""  # a name of Python's codecs; empty for UTF-8
+    archive: str = ""  # zip or tar
+    archive_compression: str = ""  # of a tar archive
+    member: Member | None = None  # of the archive
+    number: int = 0  # its index in the manifest's `sources`
+    name: str = ""  # relative path with `/`, as in the manifest and for `name_pattern`
+    metadata: NameMetadata = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        """The path for messages."""
+        return self.disk.path if self.member is None else f"{self.disk.path}/{self.member.name}"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the file on the disk has the bytes that a reader gets, so that it can be read from any offset."""
+        return not (self.compression or self.encoding or self.archive)
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether the file is in an archive whose files can only be read in their order."""
+        return bool(self.archive_compression)
+
+    def describe_container(self) -> str:
+        """Return for example "a gzip file", for messages about damage."""
+        kind = f"{self.compression} file" if self.compression else f"{self.archive} archive"
+        return f"a {kind}" if self.compression or self.archive else "a file"
 
     def check_unchanged(self) -> None:
-        """Raise InputChanged if the file has changed, FolioError if it was removed.
-
-        A file that is changed can keep its size and its modification time, so it is hashed again if
-        its ctime differs. New permissions or another hard link also change the ctime, and are no
-        reason to stop.
-        """
-        try:
-            stat = os.stat(self.path)
-        except FileNotFoundError as e:
-            raise FolioError(
-                f"{self.path} was removed while it was read; restore it and run the same command again"
-            ) from e
-        if stat.st_size != self.size_bytes:
-            raise InputChanged(
-                f"{self.path} changed while it was read ({self.size_bytes:,} bytes, now {stat.st_size:,})"
-            )
-        if stat.st_mtime_ns != self.mtime_ns:
-            raise InputChanged(f"{self.path} changed while it was read (it has a new modification time)")
-        may_differ = stat.st_ctime_ns != self.ctime_ns and self.sha256 != NO_SHA256
-        if may_differ and _hash_version(self.path, stat.st_ctime_ns) != self.sha256:
-            raise InputChanged(f"{self.path} changed while it was read (it has another sha256)")
+        """Raise InputChanged if the file on the disk has changed, FolioError if it was removed."""
+        self.disk.check_unchanged()
 
     def manifest_entry(self) -> dict[str, str | int]:
         """Return the file's entry in the manifest's `sources`."""
@@ -97,138 +71,3 @@ class Span:
     start: int = 0
     stop: int | None = None  # exclusive; by default the end of the file
     size_bytes: int = 0  # approximate; for progress bars and estimates
-
-
-def detect_format(name: str) -> tuple[str | None, str]:
-    """Return the format and the compression that the suffixes of a file name mean.
-
-    The format is None if the suffix is unknown. Without compression the second value is "".
-    """
-    stem, suffix = os.path.splitext(name.lower())
-    compression = COMPRESSIONS.get(suffix, "")
-    return SUFFIXES.get(os.path.splitext(stem)[1] if compression else suffix), compression
-
-
-def describe_input_files(
-    paths: list[tuple[str, str]], recipe: Recipe, known_sha256: dict[str, str], *, num_threads: int
-) -> list[InputFile]:
-    """Return an InputFile for each (name, path) in `paths`, in the same order.
-
-    `known_sha256` maps names to checksums that need not be computed. Other files are read and
-    hashed in `num_threads` threads. Raises MisuseError if the format of a file is unknown or not
-    supported, or if its name does not match `recipe.name_pattern`.
-    """
-    metadata = _parse_names([name for name, _ in paths], recipe)
-    formats = [_check_format(name, path, recipe) for name, path in paths]
-    stats = [os.stat(path) for _, path in paths]  # before hashing, so that a change during hashing is detected
-    hashes = _hash_files(paths, known_sha256, num_threads)
-    return [
-        InputFile(
-            number,
-            name,
-            path,
-            *formats[number],
-            stat.st_size,
-            stat.st_mtime_ns,
-            sha256,
-            metadata[number],
-            stat.st_ctime_ns,
-        )
-        for number, ((name, path), stat, sha256) in enumerate(zip(paths, stats, hashes, strict=True))
-    ]
-
-
-def _hash_files(paths: list[tuple[str, str]], known_sha256: dict[str, str], num_threads: int) -> list[str]:
-    """Return the SHA-256 of each file; hashlib releases the GIL.
-
-    A task of a thread is several files, because for a small file a task costs more than its hash.
-    """
-    size = min(max(len(paths) // (num_threads * 16), 1), MAX_FILES_PER_HASH_TASK)
-    is_cancelled = threading.Event()
-
-    def hash_some(start: int) -> list[str]:
-        return [known_sha256.get(name) or _hash_file(path, is_cancelled) for name, path in paths[start : start + size]]
-
-    with ThreadPoolExecutor(num_threads) as pool:
-        try:
-            return list(itertools.chain.from_iterable(pool.map(hash_some, range(0, len(paths), size))))
-        except BaseException:  # an interruption must not wait until the other threads have hashed their files
-            is_cancelled.set()
-            raise
-
-
-def _hash_file(path: str, is_cancelled: threading.Event) -> str:
-    """Return the SHA-256 of a file, or of a part of it if the work is cancelled."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while not is_cancelled.is_set() and (chunk := file.read(HASH_CHUNK_BYTES)):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-@functools.lru_cache(maxsize=1024)
-def _hash_version(path: str, ctime_ns: int) -> str:
-    """Return the SHA-256 of a file that has this ctime, so that every version is hashed once per process."""
-    return _hash_file(path, threading.Event())
-
-
-def _check_format(name: str, path: str, recipe: Recipe) -> tuple[str, str]:
-    """Return the format and the compression with which a file is read."""
-    detected, compression = detect_format(name)
-    format_ = detected if recipe.format == "auto" else recipe.format
-    if name.lower().endswith(UNSUPPORTED_SUFFIXES):
-        raise MisuseError(
-            f"{path} is an archive or has an unsupported compression; unpack it (gzip and zstd are read directly)"
-        )
-    if format_ is None:
-        raise MisuseError(
-            f"the format of {path} is not clear from its name; pass --format with one of text, "
-            f"{', '.join(TABLE_FORMATS)}"
-        )
-    if compression and format_ == "parquet":
-        raise MisuseError(f"{path} is a compressed Parquet file; decompress it, Parquet has its own compression")
-    return format_, compression
-
-
-def _parse_names(names: list[str], recipe: Recipe) -> list[NameMetadata]:
-    """Return the metadata that `recipe.name_pattern` finds in each of `names`."""
-    if recipe.name_pattern is None:
-        return [{}] * len(names)
-    metadata: list[NameMetadata] = []
-    for name, groups in zip(names, parse_name_pattern(recipe.name_pattern).extract(names), strict=True):
-        if not groups:
-            raise MisuseError(
-                f"name_pattern {recipe.name_pattern!r} does not match {name!r}; widen the pattern, or leave the file "
-                "out"
-            )
-        fields: NameMetadata = {field: value for field, value in groups.items() if value}
-        if year := groups.get("year"):
-            if not (year.isascii() and year.isdecimal() and len(year) <= 4):
-                raise MisuseError(f"name_pattern must find a year of up to four digits, found {year!r} in {name!r}")
-            fields["year"] = int(year)
-        metadata.append(fields)
-    return metadata
-
-
-def resolve_format(recipe: Recipe, files: list[InputFile]) -> Recipe:
-    """Return `recipe` with `format` "auto" replaced by the format of `files`, if all have the same.
-
-    With a resolved format, settings of other formats are left out of the manifest, so they cannot
-    make two equal builds look different. Raises MisuseError for settings that do not apply to the
-    formats of `files`.
-    """
-    formats = {file.format for file in files}
-    if recipe.split == "contiguous" and formats - {"text"}:
-        raise MisuseError(
-            f"split 'contiguous' cuts text files, but {files[0].path} is {files[0].format}; set split to 'exact'"
-        )
-    if recipe.format == "auto" and len(formats) == 1:
-        recipe = dataclasses.replace(recipe, format=formats.pop())
-        reject_settings_of_other_formats(recipe)
-    elif "text" in formats and (recipe.where or recipe.template):
-        path = next(file.path for file in files if file.format == "text")
-        raise MisuseError(
-            f"where and template apply to tables, but {path} is text; leave them out, or build the text files "
-            "separately"
-        )
-    return recipe

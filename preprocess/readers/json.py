@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.inputs.input_files import InputFile, Span
-from preprocess.readers.decompress import read_blocks
+from preprocess.inputs.open_input import read_blocks
 from preprocess.readers.long_json import LongStrings
 from preprocess.readers.record_blocks import RecordBlock, read_record_blocks
 from preprocess.readers.records import (
@@ -28,6 +28,7 @@ from preprocess.readers.records import (
     find_required_columns,
     format_utf8_error,
 )
+from preprocess.readers.reject_reasons import RejectReason
 from preprocess.readers.utf8 import find_invalid_utf8, replace_invalid_utf8
 from preprocess.recipes.schema import Recipe
 
@@ -52,7 +53,7 @@ def check_jsonl(input_file: InputFile, recipe: Recipe) -> None:
             f"the condition compares {mixed[0]} with values of several types; "
             "compare it only with text, only with numbers, or only with true and false"
         )
-    stop = None if input_file.compression else min(input_file.size_bytes, HEAD_BYTES)
+    stop = min(input_file.size_bytes, HEAD_BYTES) if input_file.is_plain else None
     head = next(read_blocks(input_file, 0, stop), b"")[:HEAD_BYTES]
     keys: dict[str, None] = {}
     for line in head.removeprefix(BYTE_ORDER_MARK).splitlines():
@@ -124,7 +125,7 @@ class _BlockParser:
             if self._recipe.invalid_utf8 != "replace":
                 self._skip_invalid_utf8(offset, line, invalid)
                 return None
-            self._rejects.counts["invalid_utf8"] += 1
+            self._note_invalid_utf8(offset, line, invalid)
             row = self._parse_record(replace_invalid_utf8(line))
             if not isinstance(row, str):
                 return row
@@ -141,7 +142,7 @@ class _BlockParser:
             if self._recipe.invalid_utf8 != "replace":
                 self._skip_invalid_utf8(offset, line, invalid)
                 return
-            self._rejects.counts["invalid_utf8"] += 1
+            self._note_invalid_utf8(offset, line, invalid)
             valid_line = replace_invalid_utf8(line)
         strings = LongStrings(valid_line)
         if not strings.shortened_line.strip():  # after the byte order mark
@@ -157,8 +158,12 @@ class _BlockParser:
         index, reason = invalid
         if self._recipe.invalid_utf8 == "error":
             location = f"at offset {offset + index:,}"
-            raise FolioError(format_utf8_error(self._input_file.path, location, line[index], reason))
-        self._rejects.counts["invalid_utf8"] += 1
+            raise FolioError(format_utf8_error(self._input_file, location, line[index], reason))
+        self._note_invalid_utf8(offset, line, invalid)
+
+    def _note_invalid_utf8(self, offset: int, line: bytes | memoryview, invalid: tuple[int, str]) -> None:
+        reason = f"not UTF-8 ({invalid[1]})"
+        self._rejects.add(RejectReason("invalid_utf8", reason, 1, self._input_file.name, f"byte {offset}"), line)
 
     def _parse_record(self, line: bytes) -> _Row | str:
         """Return the values for the document and those for the condition, or why the line is rejected."""

@@ -89,8 +89,10 @@ def read_parquet(input_file: InputFile, span: Span, recipe: Recipe) -> Iterator[
     num_rows = 0
     with _open_parquet(input_file, recipe) as opened:
         stop = opened.parquet.num_row_groups if span.stop is None else span.stop
+        first_row = sum(opened.parquet.metadata.row_group(group).num_rows for group in range(span.start))
         for group in range(span.start, stop):
             for batch in read_row_group(opened, group):
                 columns = {name: batch.column(name) for name in required.columns}
-                yield Records(columns, num_rows, {name: batch.column(name) for name in required.where})
+                where = {name: batch.column(name) for name in required.where}
+                yield Records(columns, num_rows, where, first_row=first_row)
                 num_rows += batch.num_rows

@@ -10,8 +10,8 @@ the earlier spans of the same file is added later. Duplicates and the split foll
 contents and groups. Control ids and output offsets are assigned over all partitions in reading
 order. The size of partitions therefore changes only the speed.
 
-A file that cannot be divided is one span: a compressed file (it cannot be read from the middle), a
-CSV file (quotes may contain line feeds), a file that is one document or is split at a fraction of
+A file that cannot be divided is one span: a compressed file or one in another encoding than UTF-8
+(it cannot be read from the middle), a file in an archive, a CSV file (quotes may contain line feeds), a file that is one document or is split at a fraction of
 its characters, and a file whose documents are grouped by their position.
 """
 
@@ -42,14 +42,17 @@ def make_partitions(input_files: list[InputFile], recipe: Recipe) -> list[Partit
     partitions: list[Partition] = []
     spans: list[Span] = []
     size_bytes = 0
+    last_archive = ""  # which must stay in one partition, as it can only be read in its order
     for input_file in input_files:
+        archive = input_file.disk.path if input_file.is_sequential else ""
         for span in iter_spans(input_file, recipe):
             is_full = size_bytes + span.size_bytes > inputs.PARTITION_BYTES or len(spans) >= inputs.PARTITION_FILES
-            if spans and is_full:
+            if spans and is_full and not (archive and archive == last_archive):
                 partitions.append(Partition(len(partitions), tuple(spans)))
                 spans, size_bytes = [], 0
             spans.append(span)
             size_bytes += span.size_bytes
+        last_archive = archive
     if spans:
         partitions.append(Partition(len(partitions), tuple(spans)))
     return partitions
@@ -79,7 +82,7 @@ def iter_spans(input_file: InputFile, recipe: Recipe) -> Iterator[Span]:
 
 def _can_divide(input_file: InputFile, recipe: Recipe) -> bool:
     """Return whether a file is larger than a partition and can be read from any record boundary."""
-    if input_file.compression or recipe.group_by == "position" or input_file.size_bytes <= inputs.PARTITION_BYTES:
+    if not input_file.is_plain or recipe.group_by == "position" or input_file.size_bytes <= inputs.PARTITION_BYTES:
         return False
     if input_file.format == "jsonl":
         return True

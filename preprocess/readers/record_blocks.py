@@ -31,8 +31,9 @@ import numpy as np
 
 from preprocess.errors import FolioError
 from preprocess.inputs.input_files import InputFile
-from preprocess.readers.decompress import read_blocks
+from preprocess.inputs.open_input import read_blocks
 from preprocess.readers.records import Rejects
+from preprocess.readers.reject_reasons import RejectReason
 from preprocess.recipes.schema import Recipe
 
 CUT_SEARCH_BYTES = 16 << 20  # a record without white space in this many bytes is not text and is not cut
@@ -275,7 +276,8 @@ def reject_oversized(record: str, recipe: Recipe, rejects: Rejects, *, can_be_cu
             else f"is longer than twice {limit}, and a line of JSON cannot be cut"
         )
         raise FolioError(f"{record} {problem}; shorten it, or pass --oversized skip to leave it out")
-    rejects.counts["oversized"] += 1
+    path, _, place = record.rpartition(": ")
+    rejects.add(RejectReason("oversized", "longer than max_document_bytes, and cannot be cut", 1, path, place))
 
 
 def find_cut(data: bytes | bytearray | memoryview, max_bytes: int, start: int = 0) -> int:

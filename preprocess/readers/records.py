@@ -12,18 +12,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from preprocess.errors import MisuseError, shorten
+from preprocess.errors import MisuseError, format_quantity, shorten
 from preprocess.inputs.input_files import InputFile
+from preprocess.inputs.open_input import open_stream
+from preprocess.readers.reject_reasons import ReasonCounts, RejectReason
 from preprocess.recipes.row_filter import parse_condition
 from preprocess.recipes.schema import COLUMN_SETTINGS, Recipe
 from preprocess.recipes.templates import parse_template
+from preprocess.recipes.text_encodings import suggest_encoding
 
 # The counts of `Rejects` that a user should be warned about. The recipe asks for the others.
 WARNED_REASONS = ("malformed", "oversized", "invalid_utf8", "null_text", "unreadable_year")
-FLUSH_BYTES = 4 << 20  # of malformed records that are kept in memory
-MAX_SAVED_BYTES = 1 << 20  # of one malformed record
-HEAD_BYTES = 4_096  # from which the encoding of a file is guessed
-BYTE_ORDER_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+FLUSH_BYTES = 4 << 20  # of rejected records that are kept in memory
+MAX_SAVED_BYTES = 1 << 20  # of one rejected record
+MAX_SAVED_RECORDS = 10_000  # of a partition and a kind, except malformed ones, which are lost otherwise
+HEAD_BYTES = 1 << 16  # from which the encoding of a file is guessed
 
 
 @dataclass(frozen=True)
@@ -64,26 +67,19 @@ def check_columns(input_file: InputFile, required: RequiredColumns, names: list[
             )
 
 
-def format_utf8_error(path: str, location: str, byte: int, reason: str) -> str:
+def format_utf8_error(input_file: InputFile, location: str, byte: int, reason: str) -> str:
     """Return the error message for bytes that are not UTF-8. `location` is like "at offset 5"."""
+    if input_file.encoding:
+        return (
+            f"{input_file.path} is not valid {input_file.encoding.upper()} {location}; choose another with --encoding, "
+            "or pass --invalid-utf8 replace or skip"
+        )
+    with open_stream(input_file) as stream:
+        suggestion = suggest_encoding(stream.read(HEAD_BYTES))
     return (
-        f"{path} is not UTF-8: byte 0x{byte:02x} {location} ({reason}); convert the file, for example with "
-        f"`iconv -f {_guess_encoding(path)} -t UTF-8`, or pass --invalid-utf8 replace or skip"
+        f"{input_file.path} is not UTF-8: byte 0x{byte:02x} {location} ({reason}); pass the encoding of the file, "
+        f"{suggestion}, or pass --invalid-utf8 replace or skip"
     )
-
-
-def _guess_encoding(path: str) -> str:
-    """Return the encoding that a file that is not UTF-8 may have, from the first bytes of the file."""
-    with open(path, "rb") as file:
-        head = file.read(HEAD_BYTES)
-    for mark, encoding in BYTE_ORDER_MARKS.items():
-        if head.startswith(mark):
-            return encoding
-    # ASCII in UTF-16 has a NUL in every second byte.
-    for start, encoding in ((1, "UTF-16LE"), (0, "UTF-16BE")):
-        if head[start::2].count(0) > len(head) // 4:
-            return encoding
-    return "WINDOWS-1251"
 
 
 @dataclass
@@ -95,24 +91,36 @@ class Records:
     where: dict[str, pa.Array] = field(default_factory=dict)  # the columns that the condition reads
     offsets: np.ndarray | None = None  # (R,) int64, byte offset of each record in the file; not for CSV and Parquet
     part: int = 0  # 0: whole records; n: the n-th part of one record that is too long, from 1
+    first_row: int | None = None  # of the span in the file; only for formats whose rows are numbered
 
     @property
     def num_records(self) -> int:
         return len(next(iter(self.columns.values())))
 
+    def describe_place(self, index: int) -> str:
+        """Return where the record at `index` is in its file, such as "byte 120" or "row 7"."""
+        if self.offsets is not None:
+            return f"byte {self.offsets[index]}"
+        if self.first_row is not None:
+            return f"row {self.first_row + self.first + index}"
+        return f"record {self.first + index}"
+
 
 class Rejects:
-    """Counts the records that a partition drops or changes, by reason, and saves malformed ones."""
+    """Counts the records that a partition drops or changes, by reason, and saves those that cannot be read."""
 
     def __init__(self, path: Path | None) -> None:
-        """`path`: the JSONL file that malformed records are appended to, if they are to be saved.
+        """`path`: the JSONL file that rejected records are appended to, if they are to be saved.
 
         It is created when the first record is written.
         """
         self.counts: Counter[str] = Counter()
         self.num_positions = 0  # documents of the current span so far, including the dropped ones
         self.finished_spans: list[tuple[int, int]] = []  # of each span: input file number, num_positions
+        self.reasons = ReasonCounts()
+        self.first_warning = ""  # of `warn_about_quotes`
         self._path = path
+        self._num_saved: Counter[str] = Counter()  # by kind
         self._lines: list[str] = []
         self._num_bytes = 0  # of `_lines`
 
@@ -126,25 +134,59 @@ class Rejects:
 
         Invalid UTF-8 is escaped.
         """
-        self.counts["malformed"] += 1
-        entry = {
-            "source": name,
-            "place": location,
-            "reason": reason,
-            "record": bytes(record[:MAX_SAVED_BYTES]).decode("utf-8", "backslashreplace"),
-        }
-        self._lines.append(json.dumps(entry) + "\n")
-        self._num_bytes += len(self._lines[-1])
+        self.add(RejectReason("malformed", reason, 1, name, location), record)
+
+    def add(self, found: RejectReason, record: bytes | memoryview = b"") -> None:
+        """Count records that are dropped or changed, and save the place of the first, with its text."""
+        self.count(found)
+        num_saved = self._num_saved[found.kind]
+        if num_saved < MAX_SAVED_RECORDS or found.kind == "malformed":
+            self._num_saved[found.kind] += 1
+            entry = {
+                "source": found.source,
+                "place": found.place,
+                "kind": found.kind,
+                "reason": found.reason,
+                "record": bytes(record[:MAX_SAVED_BYTES]).decode("utf-8", "backslashreplace"),
+            }
+            self._lines.append(json.dumps(entry) + "\n")
+            self._num_bytes += len(self._lines[-1])
         if self._num_bytes >= FLUSH_BYTES:
             self.flush()
 
+    def count_unused(self, kind: str) -> int:
+        """Return how many more records of `kind` are saved."""
+        return max(MAX_SAVED_RECORDS - self._num_saved[kind], 0)
+
+    def count(self, found: RejectReason) -> None:
+        """Count records that the recipe drops, so that they are not saved."""
+        if found.num_records:
+            self.counts[found.kind] += found.num_records
+            self.reasons.add(found)
+
+    def warn_about_quotes(self, message: str) -> None:
+        """Count a row that is read, but whose quotes may be wrong. `message` says where it is and what was found."""
+        self.counts["wrong_quotes"] += 1
+        self.first_warning = self.first_warning or message
+
+    def merge(self, other: Rejects) -> None:
+        """Add the counts and reasons of `other`, whose records come after all others."""
+        self.counts.update(other.counts)
+        for reason in other.reasons.as_list():
+            self.reasons.add(reason)
+
     def flush(self) -> None:
-        """Append the malformed records that are in memory to the file."""
+        """Append the saved records that are in memory to the file."""
         if self._lines and self._path is not None:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.writelines(self._lines)
         self._lines.clear()
         self._num_bytes = 0
+
+
+def format_quotes_warning(num_rows: int, first_warning: str) -> str:
+    """Return the warning for `num_rows` rows whose quotes may be wrong."""
+    return f"the quotes of {format_quantity(num_rows, 'row')} may be wrong; the first: {first_warning}"
 
 
 def format_counts(counts: Mapping[str, int]) -> list[str]:

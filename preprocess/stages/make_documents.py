@@ -10,6 +10,7 @@ depend on the place of the record, so it is the same for any size of partitions.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from preprocess.errors import FolioError
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.record_blocks import check_can_be_cut, reject_oversized
 from preprocess.readers.records import Records, Rejects, format_utf8_error
+from preprocess.readers.reject_reasons import RejectReason
 from preprocess.readers.utf8 import find_invalid_utf8, replace_invalid_utf8
 from preprocess.recipes.columns import cast_to_text, is_text_or_bytes
 from preprocess.recipes.row_filter import parse_condition
@@ -30,7 +32,23 @@ from preprocess.recipes.templates import parse_template
 from preprocess.stages.cut_long import cut_long_texts
 
 METADATA = ("author", "city", "year", "lang", "group", "split")
+# A year, also as a float, or a date in ISO 8601 such as 1999-05, 1999-05-03 or 1999-05-03T12:00:00Z.
 YEAR_PATTERN = r"\A[0-9]{1,4}(\.0)?\z"
+DATE_PATTERN = r"\A(?P<year>[0-9]{4})-[01][0-9](-[0-3][0-9]([T ].*)?)?\z"
+
+
+@dataclass(frozen=True)
+class RejectedRows:
+    """Rows of `records` that are dropped or changed for one reason."""
+
+    kind: str
+    reason: str
+    records: Records
+    is_rejected: np.ndarray  # (R,) bool
+
+    @property
+    def num_rows(self) -> int:
+        return int(np.count_nonzero(self.is_rejected))
 
 
 class DocumentMaker:
@@ -57,16 +75,21 @@ class DocumentMaker:
         columns = {name: self._decode(column, records, keep) for name, column in records.columns.items()}
         if self._condition is not None:
             is_selected = self._condition.apply(records.where).to_numpy(zero_copy_only=False)
-            self._rejects.counts["filtered"] += int((keep & ~is_selected).sum())
+            self._count(RejectedRows("filtered", "does not satisfy the condition", records, keep & ~is_selected))
             keep &= is_selected
         texts = self._join_texts(columns)
         if texts.null_count:
             is_null = texts.is_null().to_numpy(zero_copy_only=False)
-            self._rejects.counts["null_text"] += int((keep & is_null).sum())
+            self._save(RejectedRows("null_text", self._explain_null(), records, keep & is_null))
             keep &= ~is_null
         first_position = records.first + self._num_extra
         self._rejects.num_positions = first_position + records.num_records
         fields = {name: self._get_metadata(name, columns) for name in METADATA}
+        if isinstance(years := fields["year"], pa.Array):
+            is_unreadable = _find_unreadable_years(columns[self._recipe.year_column or ""], years)
+            self._save(
+                RejectedRows("unreadable_year", f"{self._recipe.year_column} has no year", records, is_unreadable)
+            )
         if fields["group"] is None and records.part and self._groups_parts:
             if records.part == 1:
                 self._part_group = _name_group(next(iter(records.columns.values()))[0].as_buffer())
@@ -107,9 +130,12 @@ class DocumentMaker:
             if data is None or (invalid := find_invalid_utf8(data)) is None:
                 texts.append(data)
                 continue
-            self._rejects.counts["invalid_utf8"] += bool(keep[row])
             if self._recipe.invalid_utf8 == "error":
                 raise FolioError(self._format_utf8_error(records, row, data, invalid))
+            if keep[row]:
+                place = records.describe_place(row)
+                reason = f"not UTF-8 ({invalid[1]})"
+                self._rejects.add(RejectReason("invalid_utf8", reason, 1, self._input_file.name, place), data)
             keep[row] &= self._recipe.invalid_utf8 == "replace"
             texts.append(replace_invalid_utf8(data) if keep[row] else b"")
         return pa.array(texts, pa.large_binary()).cast(pa.large_string())
@@ -120,7 +146,7 @@ class DocumentMaker:
             location = f"at offset {int(records.offsets[row]) + index:,}"
         else:
             location = f"at offset {index:,} of row {records.first + row:,}"
-        return format_utf8_error(self._input_file.path, location, data[index], reason)
+        return format_utf8_error(self._input_file, location, data[index], reason)
 
     def _join_texts(self, columns: dict[str, pa.Array]) -> pa.LargeStringArray:
         if self._template is not None:
@@ -140,15 +166,33 @@ class DocumentMaker:
             return self._input_file.metadata.get(name, default)
         values = columns[column]
         if name == "year":
-            return self._parse_years(values)
+            return parse_years(values)
         return pc.if_else(pc.equal(values, ""), None, values)
 
-    def _parse_years(self, values: pa.Array) -> pa.Array:
-        values = pc.utf8_trim_whitespace(values)
-        is_year = pc.match_substring_regex(values, YEAR_PATTERN)
-        is_unreadable = pc.and_(pc.invert(is_year), pc.not_equal(values, ""))
-        self._rejects.counts["unreadable_year"] += pc.sum(is_unreadable).as_py() or 0
-        return pc.if_else(is_year, values, None).cast(pa.float64()).cast(pa.int32())
+    def _explain_null(self) -> str:
+        return (
+            "a column of the template is null" if self._template is not None else f"{self._recipe.text_column} is null"
+        )
+
+    def _count(self, rejected: RejectedRows) -> None:
+        """Count rows that the recipe drops."""
+        if rejected.is_rejected.any():
+            self._rejects.count(self._describe(rejected, int(np.argmax(rejected.is_rejected)), rejected.num_rows))
+
+    def _save(self, rejected: RejectedRows) -> None:
+        """Count rows that are dropped or changed, and save the places of the first ones."""
+        if not rejected.is_rejected.any():
+            return
+        rows = np.flatnonzero(rejected.is_rejected)
+        saved, others = np.split(rows, [self._rejects.count_unused(rejected.kind)])
+        for row in saved.tolist():
+            self._rejects.add(self._describe(rejected, row, 1))
+        if len(others):
+            self._rejects.count(self._describe(rejected, int(others[0]), len(others)))
+
+    def _describe(self, rejected: RejectedRows, row: int, num_rows: int) -> RejectReason:
+        place = rejected.records.describe_place(row)
+        return RejectReason(rejected.kind, rejected.reason, num_rows, self._input_file.name, place)
 
     def _cut_long(
         self, batch: pa.RecordBatch, split: pa.StringArray | None
@@ -181,6 +225,23 @@ class DocumentMaker:
                 names[row] = _name_group(parts.texts[first_parts[row]].as_buffer())
             columns["group"] = pc.coalesce(columns["group"], pa.array(names, pa.string()).take(rows))
         return make_batch(columns, len(rows)), split.take(rows) if split is not None else None
+
+
+def parse_years(values: pa.StringArray) -> pa.Int32Array:
+    """Return the year of each of R texts, a number or a date in ISO 8601; null if there is none."""
+    values = pc.utf8_trim_whitespace(values)
+    is_year = pc.match_substring_regex(values, YEAR_PATTERN)
+    years = pc.if_else(is_year, values, None)
+    if pc.any(pc.invert(is_year)).as_py():
+        years = pc.coalesce(years, pc.extract_regex(values, DATE_PATTERN).field("year"))
+    return years.cast(pa.float64()).cast(pa.int32())
+
+
+def _find_unreadable_years(values: pa.StringArray, years: pa.Int32Array) -> np.ndarray:
+    """Return which of R values have text but no year: (R,) bool."""
+    has_text = pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(values), ""), False)
+    is_unreadable: np.ndarray = pc.and_(pc.is_null(years), has_text).to_numpy(zero_copy_only=False)
+    return is_unreadable
 
 
 def _name_group(first_part: pa.Buffer) -> str:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 
 from preprocess.errors import FolioError, MisuseError, explain_os_error, first_line
-from preprocess.inputs.input_files import InputChanged, InputFile
+from preprocess.inputs.disk_file import InputChanged
+from preprocess.inputs.input_files import InputFile
 from preprocess.stream.corpus import Log
 
 # Errors that a retry cannot repair.

@@ -9,5 +9,5 @@ import pytest
 def partition_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the test with files in one span and in many, and always with many small blocks."""
     monkeypatch.setattr("preprocess.inputs.input_files.PARTITION_BYTES", request.param)
-    monkeypatch.setattr("preprocess.readers.decompress.BLOCK_BYTES", min(request.param, 64))
+    monkeypatch.setattr("preprocess.inputs.open_input.BLOCK_BYTES", min(request.param, 64))
     monkeypatch.setattr("preprocess.readers.record_blocks.PROBE_BYTES", 7)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from preprocess.inputs.input_files import InputFile, describe_input_files
+from preprocess.inputs.describe import describe_input_files, number_files
+from preprocess.inputs.input_files import InputFile
 from preprocess.readers import read_span
 from preprocess.readers.input_checks import InputChecker
 from preprocess.readers.partitions import iter_spans
@@ -34,7 +35,8 @@ class RejectsInMemory(Rejects):
 def describe(path: Path, **overrides: Any) -> tuple[InputFile, Recipe]:
     """Return the input file at `path` and a recipe that reads it."""
     recipe = load_recipe(None, inputs=(str(path),), tokenizer="byte", **overrides)
-    (input_file,) = describe_input_files([(path.name, str(path))], recipe, {path.name: "none"}, num_threads=1)
+    found = describe_input_files([(path.name, str(path))], recipe, {path.name: "none"}, num_threads=1)
+    (input_file,) = number_files(found.files, recipe)
     return input_file, recipe
 
 

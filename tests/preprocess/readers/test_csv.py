@@ -39,38 +39,41 @@ def test_read_csv_reads_quotes_and_rejects_rows_of_wrong_length(tmp_path: Path) 
 
 
 def read_rows(input_file: InputFile, recipe: Recipe) -> list[Any]:
-    """Return the texts, the malformed rows, and the error, if there is one."""
+    """Return the texts, the malformed rows and the warning, or the error, if there is one."""
     rejects, texts = RejectsInMemory(), []
     try:
         for records in read_csv(input_file, recipe, rejects):
             texts += records.columns["text"].to_pylist()
     except FolioError as e:
         return [str(e)]
-    return [texts, rejects.malformed]
+    return [texts, rejects.malformed, rejects.counts, rejects.first_warning]
 
 
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(["text\n", "id,text\r\n", '\ufeff"id",text\r', "\n\n\ufeffid,text\n"]),
-    st.text('a,"\r\n\ufeffé', max_size=40),
+    st.text('a,"\\\r\n\ufeffé', max_size=40),
     st.integers(0, 40),
+    st.sampled_from([{}, {"escape": "\\"}, {"quotes": False}]),
 )
 def test_size_of_blocks_changes_no_csv_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: str, rows: str, invalid: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: str, rows: str, invalid: int, dialect: dict[str, Any]
 ) -> None:
+    monkeypatch.setattr("preprocess.readers.csv.MIN_LINES", 3)
+    monkeypatch.setattr("preprocess.readers.csv_quotes.MIN_LINES", 3)
     path, data = tmp_path / "a.csv", rows.encode()
     path.write_bytes(header.encode() + data[:invalid] + b"\xff" + data[invalid:])
-    input_file, recipe = describe(path)
+    input_file, recipe = describe(path, **dialect)
     found = []
     for size in (1 << 20, 1, 2, 5):
-        monkeypatch.setattr("preprocess.readers.decompress.BLOCK_BYTES", max(size, 3 if header[0] == "\ufeff" else 1))
+        monkeypatch.setattr("preprocess.inputs.open_input.BLOCK_BYTES", max(size, 3 if header[0] == "\ufeff" else 1))
         found.append(read_rows(input_file, recipe))
     assert found[1:] == found[:1] * 3
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_csv_rows_are_those_of_the_standard_library(end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("preprocess.readers.decompress.BLOCK_BYTES", 7)
+    monkeypatch.setattr("preprocess.inputs.open_input.BLOCK_BYTES", 7)
     texts = ["plain", "", 'said "a, b"', "two\r\nlines", '"', '""', ",", "\r", '5" disk', 'x,"', "\n\n", "é" * 20] * 3
     with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file, csv.unix_dialect, lineterminator=end).writerows(
@@ -83,7 +86,7 @@ def test_quotes_inside_of_unquoted_values_are_text(tmp_path: Path, monkeypatch: 
     rows = 'text,n\n5" disk,1\n"3"" or 5"" disk\n",2\n"a"b"c",3\n6" and 7",4\n'
     (tmp_path / "a.csv").write_text(rows)
     for size in (1 << 20, 3, 1):
-        monkeypatch.setattr("preprocess.readers.decompress.BLOCK_BYTES", size)
+        monkeypatch.setattr("preprocess.inputs.open_input.BLOCK_BYTES", size)
         assert list_texts(tmp_path / "a.csv") == ['5" disk', '3" or 5" disk\n', 'ab"c"', '6" and 7"']
 
 
@@ -106,7 +109,7 @@ def test_quote_that_is_not_closed_is_an_error_that_names_the_row(tmp_path: Path)
 
 
 def test_csv_row_that_is_too_long_is_an_error_or_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("preprocess.readers.decompress.BLOCK_BYTES", 64)
+    monkeypatch.setattr("preprocess.inputs.open_input.BLOCK_BYTES", 64)
     monkeypatch.setattr("preprocess.readers.csv.get_max_record_bytes", lambda recipe: 200)
     path = tmp_path / "a.csv"
     texts = ["a", "b" * 190, "c" * 300, "d", 'e"\n' * 200, "f"]
@@ -115,7 +118,7 @@ def test_csv_row_that_is_too_long_is_an_error_or_left_out(tmp_path: Path, monkey
     with pytest.raises(FolioError, match=r"a.csv: row 4 has more than .* bytes; shorten it, .* --oversized skip"):
         list_texts(path)
     for size in (1, 7, 64, 199):
-        monkeypatch.setattr("preprocess.readers.decompress.BLOCK_BYTES", size)
+        monkeypatch.setattr("preprocess.inputs.open_input.BLOCK_BYTES", size)
         rejects = RejectsInMemory()
         assert list_texts(path, rejects, oversized="skip") == ["a", "b" * 190, "d", "f"]
         assert rejects.counts["oversized"] == 2
@@ -140,9 +143,7 @@ def test_malformed_row_that_is_not_utf8_is_rejected(tmp_path: Path, capfd: pytes
 def test_csv_header_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     for data, message in (
-        (b"", r"has no CSV header \(it is empty\)"),
-        (b"\n\r\n", r"has no CSV header \(it is empty\)"),
-        (b"text,\xff\na,b\n", r"is not UTF-8: byte 0xff in the header"),
+        (b"text,\xff\na,b\n", r"the header of .*a.csv is not UTF-8: byte 0xff .*pass --encoding"),
         (b"text," + b"x" * 200_000, r"has no CSV header \(field larger than field limit"),
         (b"text," + b"x," * (5 << 20), r"has no CSV header \(it has more than 8,388,608 bytes\)"),
     ):

@@ -47,20 +47,9 @@ def test_invalid_utf8_in_every_format(tmp_path: Path, suffix: str) -> None:
     assert len(read_texts(skipped)) == 60 and read_stats(skipped)["documents"]["invalid_utf8"] == 1
 
 
-@pytest.mark.parametrize(
-    ("data", "encoding"),
-    [
-        ("один два".encode("cp1251"), "WINDOWS-1251"),
-        ("один два".encode("utf-16"), "UTF-16"),
-        ("один два".encode("utf-32"), "UTF-32"),
-        ("one two é".encode("utf-16-le"), "UTF-16LE"),
-        ("one two é".encode("utf-16-be"), "UTF-16BE"),
-    ],
-)
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
-def test_error_names_the_encoding_that_the_file_may_have(
-    tmp_path: Path, suffix: str, data: bytes, encoding: str
-) -> None:
-    (tmp_path / f"a.{suffix}").write_bytes(data)
-    with pytest.raises(FolioError, match=f"is not UTF-8: .*`iconv -f {encoding} -t UTF-8`"):
+def test_error_suggests_the_encoding_of_the_file(tmp_path: Path, suffix: str) -> None:
+    text = "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему."
+    (tmp_path / f"a.{suffix}").write_bytes(text.encode("cp1251"))
+    with pytest.raises(FolioError, match="is not UTF-8: .*, perhaps --encoding cp1251, or pass --invalid-utf8"):
         build_files(tmp_path, tmp_path / f"a.{suffix}")

@@ -24,7 +24,7 @@ def test_partition_size_does_not_change_text_documents(
     results = []
     for size in (1 << 20, partition_bytes):
         monkeypatch.setattr("preprocess.inputs.input_files.PARTITION_BYTES", size)
-        monkeypatch.setattr("preprocess.readers.decompress.BLOCK_BYTES", max(size // 2, 1))
+        monkeypatch.setattr("preprocess.inputs.open_input.BLOCK_BYTES", max(size // 2, 1))
         try:
             results.append(read_texts(build_files(tmp_path, path, document=document, **separator)))
         except FolioError as e:  # the text is a single document

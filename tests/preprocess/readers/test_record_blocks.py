@@ -75,7 +75,7 @@ def test_long_records_are_cut_independently_of_blocks_and_partitions(
     results = []
     for partition, block in ((1 << 20, 1 << 20), (partition_bytes, block_bytes)):
         monkeypatch.setattr("preprocess.inputs.input_files.PARTITION_BYTES", partition)
-        monkeypatch.setattr("preprocess.readers.decompress.BLOCK_BYTES", block)
+        monkeypatch.setattr("preprocess.inputs.open_input.BLOCK_BYTES", block)
         try:
             result = build_files(
                 folder,

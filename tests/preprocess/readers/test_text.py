@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from preprocess.inputs.input_files import Span, describe_input_files
-from preprocess.readers import decompress
+from preprocess.inputs.describe import describe_input_files
+from preprocess.inputs.input_files import Span
+from preprocess.inputs import open_input
 from preprocess.readers.records import Rejects
 from preprocess.readers.text import read_text
 from preprocess.recipes.schema import Recipe
@@ -43,7 +44,7 @@ def test_read_text_splits_at_separators(tmp_path: Path, separator: str) -> None:
 def test_a_separator_that_overlaps_itself_is_found_from_the_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
-    monkeypatch.setattr(decompress, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(open_input, "BLOCK_BYTES", block_bytes)
     (tmp_path / "a.txt").write_text("one\n-----\ntwo\n-----\nthree\n-----\nfour\n")
     result = build_files(tmp_path, tmp_path / "a.txt", document="separator", separator="---")
     assert read_texts(result) == ["one", "--\ntwo", "--\nthree", "--\nfour"]
@@ -85,7 +86,7 @@ def test_windows_and_batches_change_no_record(
     path = tmp_path / "a.txt"
     path.write_bytes(data)
     recipe = Recipe(corpus="x", format="text", document=document, separator=separator.decode())
-    [input_file] = describe_input_files([("a.txt", path)], recipe, {}, num_threads=1)
+    [input_file] = describe_input_files([("a.txt", str(path))], recipe, {}, num_threads=1).files
     batches = list(read_text(input_file, Span(0), recipe, Rejects(None)))
     texts = [text for records in batches for text in records.columns["text"].to_pylist()]
     assert texts == list_records(data, document, separator)

@@ -1,0 +1,207 @@
+"""Read the files in zip and tar archives, one after another, without unpacking them to the disk.
+
+Names in an archive are only shown and matched, and are never used as paths. Links, devices and
+hidden files are skipped. Only the bytes of one block are in memory.
+
+The files of a zip archive and of a plain tar archive can be read in any order. A compressed tar
+archive can only be read from its beginning, so this module keeps the last one open: as long as its
+files are read in their order, it is decompressed once.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tarfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import IO, Any
+
+from preprocess.errors import FolioError, MisuseError, first_line, shorten
+from preprocess.inputs.compressions import DecompressedStream
+from preprocess.inputs.disk_file import DiskFile
+
+ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
+TAR_MAGIC, TAR_MAGIC_OFFSET = b"ustar", 257
+MAX_TAR_HEADER_BYTES = 1 << 20  # of a long name or of extended attributes; tarfile reads them into memory
+TAR_HEADER_TYPES = (
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+)  # fmt: skip
+READABLE_ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}
+DAMAGE = (  # what the modules raise
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, MemoryError,
+)  # fmt: skip
+IS_ENCRYPTED = 1  # a bit of ZipInfo.flag_bits
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in an archive."""
+
+    name: str  # in the archive, with `/`
+    index: int  # among all entries of the archive, in their order
+    size_bytes: int
+    offset: int = -1  # of its first byte in a tar archive that is not compressed
+
+
+def detect_archive(head: bytes) -> str:
+    """Return "zip" or "tar" for the first bytes of a file, decompressed, or "" for any other file."""
+    if head.startswith(ZIP_MAGIC):
+        return "zip"
+    return "tar" if head[TAR_MAGIC_OFFSET:].startswith(TAR_MAGIC) else ""
+
+
+def clean_member_name(name: str) -> str:
+    """Return the name of a file in an archive as that of a file in a folder, without a leading "./" or "/"."""
+    return "/".join(part for part in name.split("/") if part not in ("", ".", ".."))
+
+
+def iter_members(file: DiskFile, kind: str, compression: str) -> Iterator[tuple[Member, IO[bytes]]]:
+    """Yield each regular file of an archive with a stream of its bytes, in the order of the archive.
+
+    A stream is valid until the next one is yielded. Raises FolioError if the archive is damaged, and
+    MisuseError if a file cannot be read, e.g. because it is encrypted.
+    """
+    with explain_damage(file.path, f"a {kind} archive"):
+        if kind == "zip":
+            archive = _open_zip(file, os.getpid())
+            for index, entry in enumerate(archive.infolist()):
+                if not entry.is_dir() and not _is_hidden(entry.filename):
+                    _check_zip_entry(file.path, entry)
+                    with archive.open(entry) as stream:
+                        yield Member(entry.filename, index, entry.file_size), stream
+            return
+        with _open_tar(file.path, compression) as tar:
+            for index, info in enumerate(_iter_entries(tar)):
+                if info.isreg() and not _is_hidden(info.name):
+                    if info.issparse():
+                        raise MisuseError(f"{file.path} contains {shorten(info.name)} as a sparse file; unpack it")
+                    offset = -1 if compression else info.offset_data
+                    yield Member(info.name, index, info.size, offset), _extract(tar, info)
+
+
+@contextmanager
+def open_member(file: DiskFile, kind: str, compression: str, member: Member) -> Iterator[IO[bytes]]:
+    """Open one file of an archive. Raises the errors of `iter_members`."""
+    if kind == "zip":
+        with explain_damage(file.path, "a zip archive"):
+            archive = _open_zip(file, os.getpid())
+            stream = archive.open(archive.infolist()[member.index])
+        with stream:
+            yield stream
+    elif not compression:
+        with open(file.path, "rb") as raw:
+            raw.seek(member.offset)
+            yield _Section(raw, member.size_bytes)  # type: ignore[misc]
+    else:
+        with explain_damage(file.path, "a tar archive"):
+            stream = _seek_in_tar(file, compression, member.index)
+        yield stream
+
+
+class _Section:
+    """The next `size_bytes` of a file, as a stream."""
+
+    def __init__(self, file: IO[bytes], size_bytes: int) -> None:
+        self._file, self._num_left = file, size_bytes
+
+    def read(self, num_bytes: int) -> bytes:
+        data = self._file.read(min(num_bytes, self._num_left))
+        if not data and num_bytes and self._num_left:
+            raise EOFError("it ends too early")
+        self._num_left -= len(data)
+        return data
+
+
+class _LimitedTarInfo(tarfile.TarInfo):
+    """Rejects a header that would take too much memory."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in TAR_HEADER_TYPES and self.size > MAX_TAR_HEADER_BYTES:
+            raise tarfile.ReadError(f"an entry has {self.size:,} bytes of attributes")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
+@contextmanager
+def _open_tar(path: str, compression: str) -> Iterator[tarfile.TarFile]:
+    with open(path, "rb") as raw:
+        stream: Any = DecompressedStream(raw, compression) if compression else raw
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_LimitedTarInfo, bufsize=1 << 20) as tar:
+            yield tar
+
+
+def _iter_entries(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    while (info := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined]  # there may be a million
+        yield info
+
+
+def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+    stream = tar.extractfile(info)
+    assert stream is not None  # `info` is a regular file
+    return stream
+
+
+class _LastTar(threading.local):
+    """The compressed tar archive that this thread read last, and the entry that it is at."""
+
+    key: tuple[DiskFile, int] | None = None  # the file and the process: a fork shares the position in the file
+    closing = ExitStack()
+    entries: Iterator[tarfile.TarInfo]
+    tar: tarfile.TarFile
+    index = -1
+
+
+_last_tar = _LastTar()
+
+
+def _seek_in_tar(file: DiskFile, compression: str, index: int) -> IO[bytes]:
+    last, key = _last_tar, (file, os.getpid())
+    if last.key != key or last.index >= index:
+        last.closing.close()
+        last.closing = ExitStack()
+        last.tar = last.closing.enter_context(_open_tar(file.path, compression))
+        last.key, last.entries, last.index = key, _iter_entries(last.tar), -1
+    for entry in last.entries:
+        last.index += 1
+        if last.index == index:
+            return _extract(last.tar, entry)
+    last.key = None
+    raise tarfile.ReadError("an entry is missing")
+
+
+@functools.lru_cache(maxsize=4)
+def _open_zip(file: DiskFile, process: int) -> zipfile.ZipFile:
+    """Open a zip archive once per process: a fork shares the position in the file."""
+    return zipfile.ZipFile(file.path)
+
+
+def _check_zip_entry(path: str, entry: zipfile.ZipInfo) -> None:
+    if entry.flag_bits & IS_ENCRYPTED:
+        raise MisuseError(f"{path} is encrypted ({shorten(entry.filename)}); unpack it with its password")
+    if entry.compress_type not in READABLE_ZIP_METHODS:
+        raise MisuseError(
+            f"{path} contains {shorten(entry.filename)} with compression method {entry.compress_type}, "
+            "expected stored, deflate or bzip2; unpack it"
+        )
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether a name, or a folder in it, begins with a dot, or is what macOS adds to an archive."""
+    parts = name.split("/")
+    return parts[0] == "__MACOSX" or any(part.startswith(".") and part not in (".", "..") for part in parts)
+
+
+@contextmanager
+def explain_damage(path: str, expected: str) -> Iterator[None]:
+    """Raise FolioError in place of the errors of the modules that read compressed files and archives."""
+    try:
+        yield
+    except DAMAGE as e:
+        raise FolioError(
+            f"{path} cannot be read as {expected} ({first_line(e)}): it is damaged or truncated; copy it again"
+        ) from e

@@ -1,0 +1,282 @@
+"""Describe the input files of a build: formats, checksums, and the metadata in their names."""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import hashlib
+import io
+import itertools
+import os
+import posixpath
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from preprocess.errors import FolioError, MisuseError
+from preprocess.inputs.archives import clean_member_name, detect_archive, explain_damage, iter_members
+from preprocess.inputs.compressions import detect_compression
+from preprocess.inputs.detect import (
+    ARCHIVE_SUFFIXES,
+    COMPRESSION_SUFFIXES,
+    HEAD_BYTES,
+    detect_encoding,
+    detect_format,
+    detect_format_by_name,
+    reject_unreadable,
+    strip_compression_suffix,
+)
+from preprocess.inputs.disk_file import NO_SHA256, DiskFile
+from preprocess.inputs.input_files import InputFile, NameMetadata
+from preprocess.inputs.open_input import decode_stream
+from preprocess.recipes.schema import Recipe, reject_settings_of_other_formats
+from preprocess.recipes.templates import parse_name_pattern
+from preprocess.recipes.text_encodings import find_codec
+from preprocess.shards.files import HASH_CHUNK_BYTES
+
+MAX_FILES_PER_TASK = 256
+
+
+@dataclass
+class Description:
+    """The input files of a build."""
+
+    files: list[InputFile] = field(default_factory=list)
+    skipped_suffixes: Counter[str] = field(default_factory=Counter)  # of files in archives whose format is unknown
+
+
+def describe_input_files(
+    paths: list[tuple[str, str]], recipe: Recipe, known_sha256: dict[str, str], *, num_threads: int
+) -> Description:
+    """Return the InputFile of each (name, path) in `paths`, and those of the files in archives.
+
+    The files are in the order of `paths`, and those in an archive in its order. They are not yet
+    numbered. `known_sha256` maps names to checksums that need not be computed; other files are
+    hashed in `num_threads` threads. Raises MisuseError if the format of a file is unknown or not
+    supported, FolioError if a file is damaged.
+    """
+    size = min(max(len(paths) // (num_threads * 16), 1), MAX_FILES_PER_TASK)
+    describer = _Describer(recipe, known_sha256, threading.Event())
+    with ThreadPoolExecutor(num_threads) as pool:
+        try:
+            # A task is several files, because for a small file a task costs more than its hash.
+            tasks = pool.map(lambda start: describer.describe(paths[start : start + size]), range(0, len(paths), size))
+            parts = list(tasks)
+        except BaseException:  # an interruption must not wait until the other threads have hashed their files
+            describer.is_cancelled.set()
+            raise
+    return Description(
+        list(itertools.chain.from_iterable(part.files for part in parts)),
+        sum((part.skipped_suffixes for part in parts), Counter()),
+    )
+
+
+def sort_by_name(files: list[InputFile]) -> list[InputFile]:
+    """Sort files as if the archives among them were unpacked, and shorten their names accordingly.
+
+    A name becomes relative to the deepest folder that contains all files. The files of an archive
+    that can only be read in its own order stay in that order.
+    """
+    folder = posixpath.commonpath({posixpath.dirname(file.name) for file in files})
+    num_removed = len(folder) + bool(folder)
+
+    def sort_key(file: InputFile) -> tuple[str, int]:
+        if file.member is None or not file.is_sequential:
+            return file.name, 0
+        return file.name.removesuffix(clean_member_name(file.member.name)), file.member.index
+
+    return [dataclasses.replace(file, name=file.name[num_removed:]) for file in sorted(files, key=sort_key)]
+
+
+def number_files(files: list[InputFile], recipe: Recipe) -> list[InputFile]:
+    """Return `files` with their numbers and the metadata in their names.
+
+    Raises MisuseError if a name does not match `recipe.name_pattern` or is not UTF-8.
+    """
+    for file in files:
+        try:
+            file.name.encode()
+        except UnicodeEncodeError as e:
+            raise MisuseError(
+                f"the name of {file.path} is not UTF-8, so the manifest cannot contain it; rename the file"
+            ) from e
+    metadata = _parse_names([file.name for file in files], recipe)
+    return [dataclasses.replace(file, number=i, metadata=metadata[i]) for i, file in enumerate(files)]
+
+
+@dataclass(frozen=True)
+class _Describer:
+    recipe: Recipe
+    known_sha256: dict[str, str]
+    is_cancelled: threading.Event
+
+    def describe(self, paths: list[tuple[str, str]]) -> Description:
+        description = Description()
+        for name, path in paths:
+            stat = os.stat(path)  # before hashing, so that a change during hashing is detected
+            with open(path, "rb", buffering=0) as raw:
+                stream = _HashingStream(raw, self.is_cancelled)
+                compression, head = _read_head(stream, path)
+                archive = detect_archive(head)
+                if archive == "zip" and compression:
+                    raise MisuseError(f"{path} is a compressed zip archive; decompress it")
+                sha256 = self.known_sha256.get(name) or stream.hash_all()
+            disk = DiskFile(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, sha256)
+            if archive:
+                description.files += self._describe_members(name, disk, archive, compression, description)
+            else:
+                file = InputFile(disk, "", stat.st_size, sha256, compression, name=name)
+                description.files.append(self._detect(file, head))
+        return description
+
+    def _describe_members(
+        self, name: str, disk: DiskFile, archive: str, compression: str, description: Description
+    ) -> list[InputFile]:
+        files = []
+        for member, raw in iter_members(disk, archive, compression):
+            if detect_format_by_name(member.name) is None and self.recipe.format == "auto":
+                description.skipped_suffixes[os.path.splitext(member.name)[1].lower() or "no suffix"] += 1
+                continue
+            path = f"{disk.path}/{member.name}"
+            stream = _HashingStream(raw, self.is_cancelled)
+            with explain_damage(disk.path, f"a {archive} archive"):
+                member_compression, head = _read_head(stream, path)
+                sha256 = NO_SHA256 if disk.sha256 == NO_SHA256 else stream.hash_all()
+            if detect_archive(head):
+                raise MisuseError(f"{path} is an archive in an archive; unpack {disk.path}")
+            file = InputFile(
+                disk, "", member.size_bytes, sha256, member_compression, archive=archive,
+                archive_compression=compression, member=member, name=f"{name}/{clean_member_name(member.name)}",
+            )  # fmt: skip
+            files.append(self._detect(file, head))
+        if twice := [n for n, count in Counter(file.name for file in files).items() if count > 1]:
+            raise MisuseError(f"{disk.path} contains two files of the name {twice[0]!r}; unpack it")
+        return files
+
+    def _detect(self, file: InputFile, head: bytes) -> InputFile:
+        """Return `file` with its format and encoding. `head`: its first bytes, decompressed."""
+        reject_unreadable(file.path, head)
+        _check_name(file, head)
+        encoding = detect_encoding(head) if self.recipe.encoding == "auto" else find_codec(self.recipe.encoding)
+        if encoding:
+            head = decode_stream(io.BytesIO(head), "", encoding).read(4 * HEAD_BYTES)
+        format_ = detect_format(file.name, file.path, head, self.recipe.format)
+        if format_ == "parquet":
+            if file.compression:
+                raise MisuseError(
+                    f"{file.path} is a compressed Parquet file; decompress it, Parquet has its own compression"
+                )
+            if file.archive:
+                raise MisuseError(f"{file.path} is a Parquet file in an archive; unpack {file.disk.path}")
+            encoding = ""
+        return dataclasses.replace(file, format=format_, encoding=encoding)
+
+
+def _check_name(file: InputFile, head: bytes) -> None:
+    """Raise FolioError for a file that is not the archive or compressed file that its name promises.
+
+    Text is read under the name of a compressed file, because some servers and browsers decompress it.
+    """
+    suffix = os.path.splitext(file.name.lower())[1]
+    is_damaged_file = suffix in COMPRESSION_SUFFIXES and not file.compression and _is_binary(head)
+    if is_damaged_file or strip_compression_suffix(file.name).endswith(ARCHIVE_SUFFIXES):
+        kind = "a compressed file" if is_damaged_file else "an archive"
+        raise FolioError(f"{file.path} is not {kind}, although its name ends in {suffix}; copy it again")
+
+
+class _HashingStream:
+    """The bytes of a stream, hashed as they are read."""
+
+    def __init__(self, stream: IO[bytes], is_cancelled: threading.Event) -> None:
+        self._stream, self._is_cancelled = stream, is_cancelled
+        self._digest = hashlib.sha256()
+
+    def read(self, num_bytes: int) -> bytes:
+        data = self._stream.read(num_bytes)
+        self._digest.update(data)
+        return data
+
+    def hash_all(self) -> str:
+        """Return the SHA-256 of the whole stream, or of a part of it if the work is cancelled."""
+        while not self._is_cancelled.is_set() and self.read(HASH_CHUNK_BYTES):
+            pass
+        return self._digest.hexdigest()
+
+
+class _Prefixed:
+    """A stream with bytes before it that were read from it."""
+
+    def __init__(self, head: bytes, stream: Any) -> None:
+        self._head, self._stream = head, stream
+
+    def read(self, num_bytes: int) -> bytes:
+        if not self._head:
+            data: bytes = self._stream.read(num_bytes)
+            return data
+        data, self._head = self._head[:num_bytes], self._head[num_bytes:]
+        return data
+
+
+def _read_head(stream: Any, path: str) -> tuple[str, bytes]:
+    """Return the compression of a file, and its first bytes, decompressed."""
+    head: bytes = stream.read(HEAD_BYTES)
+    compression = detect_compression(head)
+    if compression:
+        with explain_damage(path, f"a {compression} file"):
+            head = decode_stream(_Prefixed(head, stream), compression, "").read(HEAD_BYTES)
+    return compression, head
+
+
+def _is_binary(head: bytes) -> bool:
+    """Return whether the beginning of a file is neither UTF-8 nor cut within a character of it."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        return "\0" in decoder.decode(head)
+    except UnicodeDecodeError:
+        return True
+
+
+def _parse_names(names: list[str], recipe: Recipe) -> list[NameMetadata]:
+    """Return the metadata that `recipe.name_pattern` finds in each of `names`."""
+    if recipe.name_pattern is None:
+        return [{}] * len(names)
+    metadata: list[NameMetadata] = []
+    for name, groups in zip(names, parse_name_pattern(recipe.name_pattern).extract(names), strict=True):
+        if not groups:
+            raise MisuseError(
+                f"name_pattern {recipe.name_pattern!r} does not match {name!r}; widen the pattern, or leave the file "
+                "out"
+            )
+        fields: NameMetadata = {field: value for field, value in groups.items() if value}
+        if year := groups.get("year"):
+            if not (year.isascii() and year.isdecimal() and len(year) <= 4):
+                raise MisuseError(f"name_pattern must find a year of up to four digits, found {year!r} in {name!r}")
+            fields["year"] = int(year)
+        metadata.append(fields)
+    return metadata
+
+
+def resolve_format(recipe: Recipe, files: list[InputFile]) -> Recipe:
+    """Return `recipe` with `format` "auto" replaced by the format of `files`, if all have the same.
+
+    With a resolved format, settings of other formats are left out of the manifest, so they cannot
+    make two equal builds look different. Raises MisuseError for settings that do not apply to the
+    formats of `files`.
+    """
+    formats = {file.format for file in files}
+    if recipe.split == "contiguous" and formats - {"text"}:
+        raise MisuseError(
+            f"split 'contiguous' cuts text files, but {files[0].path} is {files[0].format}; set split to 'exact'"
+        )
+    if recipe.format == "auto" and len(formats) == 1:
+        recipe = dataclasses.replace(recipe, format=formats.pop())
+        reject_settings_of_other_formats(recipe)
+    elif "text" in formats and (recipe.where or recipe.template):
+        path = next(file.path for file in files if file.format == "text")
+        raise MisuseError(
+            f"where and template apply to tables, but {path} is text; leave them out, or build the text files "
+            "separately"
+        )
+    return recipe

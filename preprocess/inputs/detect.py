@@ -1,0 +1,129 @@
+"""Find out the compression, the encoding and the format of a file.
+
+The first bytes decide if they can. So a Parquet file, or a compressed one, is read under any name.
+Only for text, which has no distinctive first bytes, does the name decide between plain text, JSON
+and CSV.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+
+from preprocess.errors import FolioError, MisuseError
+from preprocess.recipes.schema import TABLE_FORMATS
+
+HEAD_BYTES = 4_096  # that are looked at
+SUFFIXES = {
+    **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines", ".json"), "jsonl"),
+    **dict.fromkeys((".csv", ".tsv", ".tab", ".psv"), "csv"),
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    **dict.fromkeys((".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".adoc", ".org"), "text"),
+    **dict.fromkeys((".py", ".pyi", ".js", ".ts", ".jsx", ".tsx", ".java", ".kt", ".scala", ".go", ".rs"), "text"),
+    **dict.fromkeys((".c", ".h", ".cc", ".cpp", ".hpp", ".cxx", ".cs", ".swift", ".rb", ".php", ".pl"), "text"),
+    **dict.fromkeys((".sh", ".sql", ".lua", ".r", ".jl", ".hs", ".ml", ".ex", ".erl", ".clj", ".lean"), "text"),
+}
+COMPRESSION_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tzst")
+TABLE_MAGIC = {b"PAR1": "parquet"}
+# First bytes of files that are not read, with what they are and what to do.
+REFUSED_MAGIC = {
+    b"%PDF-": ("a PDF document", "extract its text first, for example with pdftotext"),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it"),
+    b"Rar!\x1a\x07": ("a RAR archive", "unpack it"),
+    b"\x04\x22\x4d\x18": ("an lz4 file", "decompress it with lz4 -d"),
+    b"\x1f\x9d": ("a compress (.Z) file", "decompress it with uncompress"),
+    b"\xff\x06\0\0sNaPpY": ("a snappy file", "decompress it"),
+    b"SQLite format 3\0": ("an SQLite database", "export its table as CSV"),
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": ("an old Office document", "save it as text or CSV"),
+    b"{\\rtf": ("an RTF document", "save it as plain text"),
+    b"GGUF": ("a GGUF model", "name text files"),
+    b"\x93NUMPY": ("a NumPy array", "name text files"),
+    b"\x89HDF\r\n": ("an HDF5 file", "export its text"),
+    b"\x89PNG\r\n": ("an image", "name text files"),
+    b"\xff\xd8\xff": ("an image", "name text files"),
+    b"\x7fELF": ("a program", "name text files"),
+    b"Obj\x01": ("an Avro file", "convert it to Parquet or JSON lines"),
+    b"ORC": ("an ORC file", "convert it to Parquet"),
+}
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+HTML_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html)\b", re.IGNORECASE)
+JSON_START = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:\[\s*)?\{\s*"')  # of an object, or of an array of objects
+BYTE_ORDER_MARKS = {  # UTF-32 first: its mark in little-endian order begins with that of UTF-16
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+MIN_NUL_SHARE = 0.05  # of the high bytes of UTF-16: those of spaces and line ends, in any language
+
+
+def strip_compression_suffix(name: str) -> str:
+    """Return a file name in lower case without the suffix of a compression."""
+    stem, suffix = os.path.splitext(name.lower())
+    return stem if suffix in COMPRESSION_SUFFIXES else name.lower()
+
+
+def has_known_suffix(name: str) -> bool:
+    """Return whether a file of this name in a folder is read: its suffix is that of a format or an archive."""
+    return detect_format_by_name(name) is not None or strip_compression_suffix(name).endswith(ARCHIVE_SUFFIXES)
+
+
+def detect_format_by_name(name: str) -> str | None:
+    """Return the format that the suffixes of a file name mean, or None if they are unknown."""
+    return SUFFIXES.get(os.path.splitext(strip_compression_suffix(name))[1])
+
+
+def detect_format(name: str, path: str, head: bytes, recipe_format: str) -> str:
+    """Return the format with which a file is read.
+
+    `head`: its first bytes, decompressed and in UTF-8. `recipe_format`: the format that the user
+    asks for, or "auto". Raises FolioError for a Git LFS pointer, MisuseError for a file that cannot
+    be read, or whose format is unknown.
+    """
+    reject_unreadable(path, head)
+    by_content = next((format_ for magic, format_ in TABLE_MAGIC.items() if head.startswith(magic)), None)
+    by_name = detect_format_by_name(name)
+    if recipe_format != "auto":
+        if by_content not in (None, recipe_format):
+            raise MisuseError(f"{path} is a {by_content} file, but format is {recipe_format}; leave --format out")
+        return recipe_format
+    format_ = by_content or by_name or ("jsonl" if JSON_START.match(head) else None)
+    if format_ is None:
+        raise MisuseError(
+            f"the format of {path} is not clear from its name; pass --format with one of text, "
+            f"{', '.join(TABLE_FORMATS)}"
+        )
+    if format_ in TABLE_FORMATS and by_content is None and HTML_START.match(head):
+        raise FolioError(
+            f"{path} is an HTML page, expected {format_}: perhaps an error page was downloaded; download it again"
+        )
+    return format_
+
+
+def reject_unreadable(path: str, head: bytes) -> None:
+    """Raise an error for a Git LFS pointer and for a file that is known not to be text or a table."""
+    if head.startswith(LFS_POINTER):
+        raise FolioError(
+            f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository, or download it"
+        )
+    for magic, (description, advice) in REFUSED_MAGIC.items():
+        if head.startswith(magic):
+            raise MisuseError(f"{path} is {description}, expected text or a table; {advice}, or leave the file out")
+
+
+def detect_encoding(head: bytes) -> str:
+    """Return "utf-16-le" or another form of UTF-16 or UTF-32, or "" for UTF-8 and unknown encodings.
+
+    Without a byte order mark, UTF-16 is recognised by its NULs: the high bytes of all Latin letters,
+    spaces and line ends are NUL, and the low bytes are not.
+    """
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if head.startswith(mark):
+            return encoding
+    evens, odds = head[0::2], head[1::2]
+    for high_bytes, low_bytes, encoding in ((odds, evens, "utf-16-le"), (evens, odds, "utf-16-be")):
+        if high_bytes.count(0) > MIN_NUL_SHARE * len(high_bytes) and not low_bytes.count(0):
+            return encoding
+    return ""

@@ -1,0 +1,76 @@
+"""Files on the disk as they were when a build was planned, and the check that they have not changed.
+
+Sizes, times and checksums are recorded when a build is planned. Readers check sizes and times again,
+so a file that changes in the meantime raises an error instead of being read as a mixture of two
+versions.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import threading
+from dataclasses import dataclass
+
+from preprocess.errors import FolioError
+from preprocess.shards.files import HASH_CHUNK_BYTES
+
+NO_SHA256 = "none"  # the sha256 of a file that was not hashed
+
+
+class InputChanged(FolioError):
+    """An input file changed after the build was planned. `reason` describes the change."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; wait until the file no longer changes, then run the same command again")
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)  # slots: there may be a million
+class DiskFile:
+    """A file on the disk, as it was when the build was planned."""
+
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int  # of the last change of content or attributes; the time of creation on Windows
+    sha256: str
+
+    def check_unchanged(self) -> None:
+        """Raise InputChanged if the file has changed, FolioError if it was removed.
+
+        A file that is changed can keep its size and its modification time, so it is hashed again if
+        its ctime differs. New permissions or another hard link also change the ctime, and are no
+        reason to stop.
+        """
+        try:
+            stat = os.stat(self.path)
+        except FileNotFoundError as e:
+            raise FolioError(
+                f"{self.path} was removed while it was read; restore it and run the same command again"
+            ) from e
+        if stat.st_size != self.size_bytes:
+            raise InputChanged(
+                f"{self.path} changed while it was read ({self.size_bytes:,} bytes, now {stat.st_size:,})"
+            )
+        if stat.st_mtime_ns != self.mtime_ns:
+            raise InputChanged(f"{self.path} changed while it was read (it has a new modification time)")
+        may_differ = stat.st_ctime_ns != self.ctime_ns and self.sha256 != NO_SHA256
+        if may_differ and _hash_version(self.path, stat.st_ctime_ns) != self.sha256:
+            raise InputChanged(f"{self.path} changed while it was read (it has another sha256)")
+
+
+def hash_file(path: str, is_cancelled: threading.Event) -> str:
+    """Return the SHA-256 of a file, or of a part of it if the work is cancelled."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while not is_cancelled.is_set() and (chunk := file.read(HASH_CHUNK_BYTES)):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=1024)
+def _hash_version(path: str, ctime_ns: int) -> str:
+    """Return the SHA-256 of a file that has this ctime, so that every version is hashed once per process."""
+    return hash_file(path, threading.Event())

@@ -1,0 +1,172 @@
+"""zip and tar archives are read like the folders that they contain."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from preprocess.errors import FolioError, MisuseError
+from preprocess.inputs import archives
+from tests.conftest import assert_one_line
+from tests.helpers.file_builds import build_files, read_texts
+
+FILES = {f"data/{i // 5}/{i:02}.txt": f"text {i} " * (i % 7 + 1) for i in (*range(12, 20), *range(12))}
+FILES["data/rows.jsonl"] = "".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(30))
+FILES["data/README"] = "not read: no known suffix"
+FILES["data/.hidden.txt"] = FILES["__MACOSX/data/._a.txt"] = "hidden"
+MODES = {"a.tar": "w", "a.tar.gz": "w:gz", "a.tgz": "w:gz", "a.tar.bz2": "w:bz2", "a.tar.xz": "w:xz"}
+
+
+def write_tar(path: Path, mode: str, prefix: str = "") -> None:
+    with tarfile.open(path, mode) as tar:
+        for name, text in FILES.items():
+            info = tarfile.TarInfo(prefix + name)
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text.encode()))
+        for kind, name in ((tarfile.SYMTYPE, "link.txt"), (tarfile.LNKTYPE, "hard.txt"), (tarfile.CHRTYPE, "tty.txt")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+
+
+def write_zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.mkdir("empty")
+        for name, text in FILES.items():
+            archive.writestr(name, text)
+
+
+def write_folder(folder: Path) -> Path:
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "no_suffix"])
+def test_archive_gives_the_build_of_its_folder(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("preprocess.inputs.input_files.PARTITION_FILES", 4)  # several tasks read the archive
+    write_zip(tmp_path / name) if name != "a.tar" else write_tar(tmp_path / name, "w", prefix="./")
+    result = build_files(tmp_path, tmp_path / name)
+    assert "skipped 1 file of unknown format: 1 no suffix" in capsys.readouterr().err
+    expected = build_files(tmp_path, write_folder(tmp_path / "folder") / "data", name="b")
+    assert read_texts(result) == read_texts(expected)
+    assert result.build_id == expected.build_id
+
+
+@pytest.mark.parametrize("name", [*(name for name in MODES if name != "a.tar"), "a.tar.zst"])
+def test_compressed_tar_is_read_in_its_order_and_decompressed_once(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow as pa
+
+    monkeypatch.setattr("preprocess.inputs.input_files.PARTITION_FILES", 4)
+    write_tar(tmp_path / name, MODES.get(name, "w"))
+    if name == "a.tar.zst":
+        (tmp_path / name).write_bytes(pa.compress((tmp_path / name).read_bytes(), codec="zstd", asbytes=True))
+    num_opened = 0
+    open_tar = archives._open_tar
+
+    def count(*arguments):
+        nonlocal num_opened
+        num_opened += 1
+        return open_tar(*arguments)
+
+    monkeypatch.setattr(archives, "_open_tar", count)
+    texts = read_texts(build_files(tmp_path, tmp_path / name))
+    rows = [f"row {i}" for i in range(30)]
+    expected = [text for key, text in FILES.items() if key.startswith("data/") and key[5].isdigit()]
+    assert texts == expected + rows
+    assert num_opened == 3  # to list the files, to check the head of the table, and to read
+
+
+def test_archives_among_files_in_a_folder_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_zip(folder / "b.zip")
+    write_tar(folder / "c.tar.gz", "w:gz")
+    (folder / "a.txt").write_text("first")
+    result = build_files(tmp_path, folder, dedup=False)
+    names = [source["name"] for source in result.manifest.sources]
+    assert names[:2] == ["a.txt", "b.zip/data/0/00.txt"] and names[22] == "c.tar.gz/data/2/12.txt"
+    assert len(names) == 1 + 2 * 21
+
+
+def test_compressed_files_in_an_archive_are_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.jsonl.gz", gzip.compress(b'{"text": "one"}\n{"text": "two"}'))
+        archive.writestr("b.txt", "three".encode("utf-16"))
+    assert read_texts(build_files(tmp_path, tmp_path / "a.zip")) == ["one", "two", "three"]
+
+
+def write_hostile(path: Path, kind: str) -> None:
+    if kind == "encrypted":
+        data = bytearray(make_zip(b"text"))
+        data[6] |= 1
+        data[data.index(b"PK\x01\x02") + 8] |= 1
+        path.write_bytes(data)
+    elif kind == "damaged":
+        data = bytearray(make_zip(b"text" * 1000))
+        data[40] ^= 0xFF
+        path.write_bytes(data)
+    elif kind == "twice":
+        with tarfile.open(path, "w") as tar:
+            for _ in range(2):
+                tar.addfile(tarfile.TarInfo("a.txt"))
+    elif kind == "nested":
+        path.write_bytes(make_zip(make_zip(b"text")))
+    elif kind == "long header":
+        info = tarfile.TarInfo("a.txt")
+        info.pax_headers = {"comment": "x" * (2 << 20)}
+        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+            tar.addfile(info)
+    else:
+        with tarfile.open(path, "w") as tar:
+            info = tarfile.TarInfo("a.txt")
+            info.size = 100_000
+            tar.addfile(info, io.BytesIO(bytes(info.size)))
+        path.write_bytes(path.read_bytes()[:60_000])
+
+
+def make_zip(content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.txt", content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("encrypted", "is encrypted .a.txt.; unpack it with its password"),
+        ("damaged", "cannot be read as a zip archive .*copy it again"),
+        ("twice", "contains two files of the name '.*a.txt'; unpack it"),
+        ("nested", "a.txt is an archive in an archive; unpack"),
+        ("long header", "cannot be read as a tar archive .an entry has 2,09.* bytes of attributes"),
+        ("truncated", "cannot be read as a tar archive .*copy it again"),
+    ],
+)
+def test_archive_that_cannot_be_read_is_one_line(tmp_path: Path, kind: str, message: str) -> None:
+    path = tmp_path / ("a.zip" if kind in ("encrypted", "damaged", "nested") else "a.tar")
+    write_hostile(path, kind)
+    with pytest.raises((FolioError, MisuseError), match=message) as error:
+        build_files(tmp_path, path)
+    assert_one_line(str(error.value))
+
+
+def test_names_in_an_archive_are_never_paths(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("../../outside.txt", "/etc/absolute.txt", "a/./b.txt"):
+            info = tarfile.TarInfo(name)
+            info.size = 4
+            tar.addfile(info, io.BytesIO(name[-8:-4].encode()))
+    result = build_files(tmp_path, tmp_path / "a.tar")
+    assert [source["name"] for source in result.manifest.sources] == ["a/b.txt", "etc/absolute.txt", "outside.txt"]

@@ -1,0 +1,184 @@
+"""The compression, encoding and format of a file are found in its first bytes, then in its name."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import random
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preprocess.errors import FolioError, MisuseError
+from preprocess.inputs import compressions
+from preprocess.inputs.compressions import DecompressedStream, detect_compression
+from preprocess.inputs.detect import REFUSED_MAGIC, detect_encoding
+from tests.conftest import assert_one_line
+from tests.helpers.file_builds import build_files, read_texts
+
+LINES = b'{"text": "one"}\n{"text": "two"}\n'
+
+
+def compress_zstd(data: bytes) -> bytes:
+    return pa.compress(data, codec="zstd", asbytes=True)
+
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress, "zstd": compress_zstd, "bzip2": bz2.compress, "xz": lzma.compress,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json.zst", "a.jsonlines", "a.ndjson.xz", "noname"])
+@pytest.mark.parametrize("compression", [*COMPRESS, ""])
+def test_compression_is_known_by_content_whatever_the_name(tmp_path: Path, name: str, compression: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(COMPRESS[compression](LINES) if compression else LINES)
+    assert read_texts(build_files(tmp_path, path)) == ["one", "two"]
+
+
+@given(
+    st.sampled_from(sorted(COMPRESS)), st.lists(st.binary(max_size=50), min_size=1, max_size=3), st.integers(0, 9),
+    st.integers(1, 40), st.integers(1, 9),
+)  # fmt: skip
+def test_streams_with_zeros_between_them_are_read_in_any_block_size(
+    compression: str, parts: list[bytes], num_zeros: int, num_bytes: int, input_bytes: int
+) -> None:
+    data = b"".join(COMPRESS[compression](part) + bytes(4 * num_zeros) for part in parts)
+    assert detect_compression(data) == compression
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compressions, "INPUT_BYTES", input_bytes)
+        stream = DecompressedStream(io.BytesIO(data), compression)
+        blocks = list(iter(lambda: stream.read(num_bytes), b""))
+    assert b"".join(blocks) == b"".join(parts) and all(len(block) <= num_bytes for block in blocks)
+
+
+@pytest.mark.parametrize("compression", COMPRESS)
+def test_truncated_and_damaged_files_raise(compression: str) -> None:
+    data = COMPRESS[compression](random.Random(0).randbytes(5_000))
+    for end in range(1, len(data), 97):
+        with pytest.raises(EOFError, match="ends too early"):
+            _read_all(data[:end], compression)
+    with pytest.raises(ValueError, match=r"."):
+        _read_all(data + b"something else", compression)
+
+
+def _read_all(data: bytes, compression: str) -> bytes:
+    stream = DecompressedStream(io.BytesIO(data), compression)
+    return b"".join(iter(lambda: stream.read(1 << 16), b""))
+
+
+def test_zstd_window_beyond_the_default_is_read(tmp_path: Path) -> None:
+    zstd = compressions._import_zstd()
+    parameters = {zstd.CompressionParameter.window_log: 28, zstd.CompressionParameter.content_size_flag: 0}
+    compressor = zstd.ZstdCompressor(options=parameters)
+    data = b"".join(compressor.compress(line) for line in LINES.splitlines(keepends=True)) + compressor.flush()
+    (tmp_path / "a.jsonl.zst").write_bytes(data)
+    with pytest.raises(zstd.ZstdError, match="memory"):
+        zstd.ZstdDecompressor().decompress(data)
+    assert read_texts(build_files(tmp_path, tmp_path / "a.jsonl.zst")) == ["one", "two"]
+
+
+def test_xz_that_needs_much_memory_is_one_line(tmp_path: Path) -> None:
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 30}]
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(LINES, filters=filters))
+    with pytest.raises(FolioError, match=r"a.jsonl.xz cannot be read as a xz file .it needs more than 512 MB") as error:
+        build_files(tmp_path, tmp_path / "a.jsonl.xz")
+    assert_one_line(str(error.value))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("text", ["one two\nthree\n", "Мой дядя самых честных правил,\nКогда не в шутку занемог,\n"])
+@pytest.mark.parametrize("suffix", ["txt", "csv", "jsonl", "txt.gz"])
+def test_utf16_and_utf32_are_recognised_in_every_format(tmp_path: Path, encoding: str, text: str, suffix: str) -> None:
+    lines = text.splitlines()
+    if suffix == "jsonl":
+        content = "".join(json.dumps({"text": line}, ensure_ascii=False) + "\n" for line in lines)
+    else:
+        content = "\n".join(['text,"x"', *(f'"{line}",1' for line in lines)]) if suffix == "csv" else text
+    data = content.encode(encoding)
+    (tmp_path / f"a.{suffix}").write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    document = "line" if suffix.startswith("txt") else None
+    assert read_texts(build_files(tmp_path, tmp_path / f"a.{suffix}", document=document)) == lines
+
+
+def test_encoding_is_read_as_asked(tmp_path: Path) -> None:
+    text = "Мой дядя самых честных правил,\nКогда не в шутку занемог,\n"
+    (tmp_path / "a.txt").write_bytes(text.encode("cp1251"))
+    result = build_files(tmp_path, tmp_path / "a.txt", document="line", encoding="windows-1251")
+    assert read_texts(result) == text.splitlines() and result.manifest.recipe["encoding"] == "cp1251"
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    plain = build_files(tmp_path, tmp_path / "a.txt", document="line", name="plain")
+    assert "encoding" not in plain.manifest.recipe
+    for encoding in ("no-such", "idna", "rot13", "base64", "unicode_escape", "utf-7", "\0"):
+        with pytest.raises(MisuseError, match="encoding must be auto, utf-8, .* got ") as error:
+            build_files(tmp_path, tmp_path / "a.txt", encoding=encoding)
+        assert_one_line(str(error.value))
+
+
+@pytest.mark.parametrize("policy", ["error", "replace", "skip"])
+def test_bytes_that_are_invalid_in_the_encoding_follow_the_rule_for_invalid_utf8(tmp_path: Path, policy: str) -> None:
+    data = "one\nt_o\nthree\nfour\n".encode("utf-16").replace(b"_\0", b"\x00\xd8")  # half of a pair of surrogates
+    (tmp_path / "a.txt").write_bytes(data)
+    settings = {"document": "line", "invalid_utf8": policy}
+    if policy == "error":
+        with pytest.raises(FolioError, match="a.txt is not valid UTF-16-LE at offset"):
+            build_files(tmp_path, tmp_path / "a.txt", **settings)
+    else:
+        texts = ["one", "t\ufffdo", "three", "four"] if policy == "replace" else ["one", "three", "four"]
+        assert read_texts(build_files(tmp_path, tmp_path / "a.txt", **settings)) == texts
+
+
+@pytest.mark.parametrize("data", [b"plain text", "наш текст".encode(), b"a\0b", b"", b"\0", b"\xff\xfe"[:1]])
+def test_utf8_is_not_mistaken_for_another_encoding(data: bytes) -> None:
+    assert detect_encoding(data * 50) == ""
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "csv", "parquet"])
+def test_git_lfs_pointer_is_named_in_every_format(tmp_path: Path, suffix: str) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123\n"
+    (tmp_path / f"a.{suffix}").write_bytes(pointer)
+    with pytest.raises(FolioError, match=f"a.{suffix} is a Git LFS pointer, .*run `git lfs pull`"):
+        build_files(tmp_path, tmp_path / f"a.{suffix}")
+
+
+@pytest.mark.parametrize("magic", REFUSED_MAGIC)
+def test_known_formats_that_are_not_read_are_named(tmp_path: Path, magic: bytes) -> None:
+    (tmp_path / "a.txt").write_bytes(magic + b" rest")
+    with pytest.raises(
+        MisuseError, match=f"a.txt is {re.escape(REFUSED_MAGIC[magic][0])}, expected text or a table"
+    ) as error:
+        build_files(tmp_path, tmp_path / "a.txt")
+    assert_one_line(str(error.value))
+
+
+def test_parquet_under_another_name_is_read_and_a_wrong_format_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["one", "two"]}), tmp_path / "a.txt")
+    assert read_texts(build_files(tmp_path, tmp_path / "a.txt")) == ["one", "two"]
+    with pytest.raises(MisuseError, match="a.txt is a parquet file, but format is csv; leave --format out"):
+        build_files(tmp_path, tmp_path / "a.txt", format="csv")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_html_page_instead_of_a_table_is_named(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"a.{suffix}").write_text("\n<!DOCTYPE html><html><title>404</title></html>")
+    with pytest.raises(FolioError, match="is an HTML page, expected .*download it again"):
+        build_files(tmp_path, tmp_path / f"a.{suffix}")
+
+
+def test_zip_in_a_gzip_file_is_refused(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.txt", "text")
+    (tmp_path / "a.zip.gz").write_bytes(gzip.compress(buffer.getvalue()))
+    with pytest.raises(MisuseError, match="a.zip.gz is a compressed zip archive; decompress it"):
+        build_files(tmp_path, tmp_path / "a.zip.gz")
