@@ -43,6 +43,8 @@ from preprocess.build.write_shards import ShardOutput, write_shards
 from preprocess.errors import FolioError, MisuseError, format_quantity
 from preprocess.progress import Progress
 from preprocess.readers.records import format_counts
+from preprocess.readers.reject_messages import describe_rejects, explain_no_document
+from preprocess.readers.reject_reasons import sum_reasons
 from preprocess.recipes.schema import Recipe
 from preprocess.shards import format as shard_format
 from preprocess.shards.files import canonical_json, restore_replaced_directory, sha256_bytes
@@ -231,10 +233,9 @@ class _Build:
             counts = "; ".join([f"{format_quantity(sum(dropped.values()), 'document')} read", *format_counts(dropped)])
             if self.plan.num_empty_files == len(self.plan.input_files):
                 counts = f"all input files are empty ({format_quantity(len(self.plan.input_files), 'file')})"
-            raise FolioError(
-                f"no document is left of {self.recipe.corpus}: {counts}; check its files, columns, conditions and "
-                "cleaning rules"
-            )
+            reasons = sum_reasons(receipt.reasons for receipt in receipts)
+            raise FolioError(explain_no_document(self.recipe.corpus, counts, reasons, self.plan.input_files))
+        self._warn_about_rejects(receipts)
         with self.log.phase("dedup_and_split"):
             num_documents = [receipt.num_documents for receipt in receipts]
             assignment = dedup_and_split(self.recipe, self.work_dir, num_documents)
@@ -279,6 +280,12 @@ class _Build:
             self.progress.warn(line)
         publish(self.staging_dir, self.output_dir)
         delete_work(self.output_dir, self.progress)
+
+    def _warn_about_rejects(self, receipts: list[PrepareReceipt]) -> None:
+        counts = sum_counts(receipt.dropped for receipt in receipts)
+        reasons = sum_reasons(receipt.reasons for receipt in receipts)
+        if line := describe_rejects(counts, reasons, self.plan.input_files):
+            self.progress.warn(line)
 
 
 def build_tokenizer(

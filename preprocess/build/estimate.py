@@ -19,13 +19,14 @@ from preprocess.build.stats import compute_ratio, describe_lengths
 from preprocess.build.work_dir import DOCUMENT_DTYPE
 from preprocess.documents import count_text_bytes
 from preprocess.errors import FolioError, format_quantity
-from preprocess.readers.records import Rejects
+from preprocess.readers.records import Rejects, format_counts
+from preprocess.readers.reject_messages import describe_rejects, explain_no_document
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.files import JsonObject
 from preprocess.shards.format import DOC_DTYPE, END_DTYPE, token_dtype
 from preprocess.shards.windows import keyed_hash
 from preprocess.stages.dedup import hash_contents
-from preprocess.stages.pipeline import read_documents
+from preprocess.stages.pipeline import count_dropped, read_documents
 from preprocess.tokenizers import characters, sentencepiece_bpe
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.tokenizers.lost_characters import LossCounter
@@ -44,6 +45,7 @@ class _ReadDocuments:
     texts: list[pa.LargeStringArray] = field(default_factory=list)
     languages: list[pa.StringArray] = field(default_factory=list)
     hashes: list[np.ndarray] = field(default_factory=list)  # (D, 16) uint8 each
+    rejects: Rejects = field(default_factory=lambda: Rejects(None))
     input_bytes: int = 0
     text_bytes: int = 0
     elapsed_s: float = 0.0
@@ -55,7 +57,7 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
     `workers`: the number of processes of the build. Raises FolioError if no document has text.
     """
     found = _read_partitions(plan)
-    texts, _ = _choose(found, num_documents, seed=plan.recipe.seed)
+    texts, _ = _choose(found, num_documents, plan)
     tokenizer = plan.tokenizer or _train_on(texts, plan.recipe)
     tokenizer.start_fast_backend()
     begin = time.perf_counter()
@@ -75,6 +77,7 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
         "documents": len(texts),
         "tokens_per_document": describe_lengths(Counter(np.diff(ends, prepend=0).tolist())),
         "bytes_per_token": compute_ratio(encoded_bytes, len(ids)),
+        "rejects": describe_rejects(found.rejects.counts, found.rejects.reasons.as_list(), plan.input_files),
         "lost_characters": {"characters": loss.lost.total(), "of": loss.num_characters},
         "tokens_per_s": round(len(ids) / max(encode_s, 1e-9)),
         "engine": tokenizer.backend,  # the key that scripts read
@@ -95,7 +98,7 @@ def choose_documents(plan: Plan, num_documents: int) -> tuple[pa.LargeStringArra
 
     Raises FolioError if no document has text.
     """
-    return _choose(_read_partitions(plan), num_documents, seed=plan.recipe.seed)
+    return _choose(_read_partitions(plan), num_documents, plan)
 
 
 def _estimate_disk_bytes(num_tokens: int, num_documents: int, tokenizer: Tokenizer) -> int:
@@ -124,8 +127,12 @@ def _read_partition(plan: Plan, number: int, found: _ReadDocuments) -> bool:
     """Add the documents of a partition to `found`. Returns False if the limits stopped it."""
     spans = ((plan.input_files[span.file_number], span) for span in plan.partitions[number].spans)
     text_bytes = num_documents = 0
-    for batch, _ in read_documents(spans, plan.recipe, Rejects(None), Counter()):
-        batch = batch.filter(pa.array(count_text_bytes(batch.column("text")) > 0))
+    names = {file.number: file.name for file in plan.input_files}
+    for batch, _ in read_documents(spans, plan.recipe, found.rejects, Counter()):
+        has_text = count_text_bytes(batch.column("text")) > 0
+        if not has_text.all():
+            count_dropped(found.rejects, "empty", batch.filter(pa.array(~has_text)), names)
+        batch = batch.filter(pa.array(has_text))
         texts = batch.column("text")
         found.texts.append(texts)
         found.languages.append(batch.column("lang"))
@@ -138,13 +145,15 @@ def _read_partition(plan: Plan, number: int, found: _ReadDocuments) -> bool:
     return True
 
 
-def _choose(found: _ReadDocuments, num_documents: int, *, seed: int) -> tuple[pa.LargeStringArray, pa.StringArray]:
+def _choose(found: _ReadDocuments, num_documents: int, plan: Plan) -> tuple[pa.LargeStringArray, pa.StringArray]:
     """Return the texts and languages of the documents with the smallest keyed content hashes."""
     texts = pa.concat_arrays(found.texts) if found.texts else pa.array([], pa.large_string())
     if not len(texts):
-        raise FolioError("no document has any text; check the input files, the cleaning rules and the conditions")
+        counts = "; ".join(format_counts(found.rejects.counts)) or "there are no records"
+        reasons = found.rejects.reasons.as_list()
+        raise FolioError(explain_no_document(plan.recipe.corpus, counts, reasons, plan.input_files))
     first_halves = np.ascontiguousarray(np.concatenate(found.hashes)[:, :8]).view("<u8").reshape(-1)
-    order = np.argsort(keyed_hash(seed, first_halves), kind="stable")
+    order = np.argsort(keyed_hash(plan.recipe.seed, first_halves), kind="stable")
     rows = pa.array(np.sort(order[:num_documents]))
     return texts.take(rows), pa.concat_arrays(found.languages).take(rows)
 
@@ -164,6 +173,7 @@ def format_estimate(estimate: JsonObject) -> list[str]:
     return [
         f"documents   {estimate['documents']:,} were encoded, {estimate['bytes_per_token']:.2f} bytes per token",
         f"tokens per document: {quantiles}",
+        *([f"rejects     {estimate['rejects']}"] if estimate["rejects"] else []),
         *_format_loss(estimate["lost_characters"]),
         f"encoding    {estimate['tokens_per_s']:,} tokens/s with {estimate['engine']}, one thread",
         f"the build   about {format_quantity(build['documents'], 'document')}, "

@@ -42,7 +42,7 @@ from preprocess.readers.records import Rejects
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.manifest import TokenizerEntry
 from preprocess.stages.dedup import hash_contents, hash_groups
-from preprocess.stages.pipeline import read_documents
+from preprocess.stages.pipeline import count_dropped, read_documents
 from preprocess.stages.slices import iter_groups, slice_texts
 from preprocess.tokenizers import load_stored_tokenizer
 from preprocess.tokenizers.characters import NUM_CODE_POINTS, decode_code_points
@@ -70,12 +70,14 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
     rejects_path.unlink(missing_ok=True)  # `rejects` appends to it
     rejects, cleaned = Rejects(rejects_path), Counter[str]()
     spans = ((context.input_files[span.file_number], span) for span in partition.spans)
+    names = {number: input_file.name for number, input_file in context.input_files.items()}
     writer = _PartitionWriter(context)
     with work_dir.create_files(partition.number, "values", *writer.suffixes) as files:
         writer.open(files)
         for batch, sides in read_documents(spans, context.recipe, rejects, cleaned):
             if batch.num_rows:
-                rejects.counts["empty"] += writer.write(batch, sides)
+                empty = writer.write(batch, sides)
+                count_dropped(rejects, "empty", empty, names)
         writer.close()
         rejects.flush()
         files["values"].write(json.dumps(dataclasses.asdict(writer.values)).encode())
@@ -88,6 +90,7 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
         text_bytes=writer.text_bytes,
         num_positions=rejects.finished_spans,
         dropped=dict(rejects.counts),
+        reasons=rejects.reasons.as_list(),
         cleaned=dict(cleaned),
         first_warning=rejects.first_warning,
         encoding=writer.encoder.report() if writer.encoder else None,
@@ -142,12 +145,13 @@ class _PartitionWriter:
             options = pa.ipc.IpcWriteOptions(compression="lz4")
             self._text_writer = pa.ipc.new_stream(pa.PythonFile(files["text"], "w"), schema, options=options)
 
-    def write(self, batch: pa.RecordBatch, sides: np.ndarray) -> int:
-        """Write a batch of documents, and return how many were left out because they are empty."""
+    def write(self, batch: pa.RecordBatch, sides: np.ndarray) -> pa.RecordBatch:
+        """Write a batch of documents, and return those that were left out because they are empty."""
         sizes = count_text_bytes(batch.column("text"))
-        num_empty = int(np.count_nonzero(sizes == 0))
-        if num_empty:
+        empty = batch.slice(0, 0)
+        if not sizes.all():
             has_text = sizes > 0
+            empty = batch.filter(pa.array(~has_text))
             batch, sides, sizes = batch.filter(pa.array(has_text)), sides[has_text], sizes[has_text]
         texts = batch.column("text")
         documents = self._make_document_table(batch, sides, sizes)
@@ -163,7 +167,7 @@ class _PartitionWriter:
             self.encoder.encode(texts, documents, self._files)
         else:
             self._text_writer.write_batch(pa.record_batch([texts], ["text"]))
-        return num_empty
+        return empty
 
     def _make_document_table(self, batch: pa.RecordBatch, sides: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         documents = np.empty(batch.num_rows, DOCUMENT_DTYPE)

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, TypeVar
 
 import xxhash
 
+from preprocess.readers.reject_reasons import RejectReason
 from preprocess.shards.files import canonical_json, parse_json
 
 T = TypeVar("T")
@@ -79,6 +80,7 @@ class PrepareReceipt(PartitionReceipt):
     num_positions: list[tuple[int, int]]  # of each span: its source, and the positions that its documents use
     dropped: dict[str, int]  # reason -> number of documents
     cleaned: dict[str, int]  # cleaning rule -> number of documents that it changed
+    reasons: list[RejectReason] = field(default_factory=list)  # why records were dropped or changed
     first_warning: str = ""  # about a record that was read but may be damaged
     encoding: EncodingReport | None  # unless the tokenizer is yet to be trained
 

@@ -10,7 +10,7 @@ import numpy as np
 from preprocess.build.document_counts import DocumentCounts, ValueCounts
 from preprocess.build.prepared_corpus import PreparedCorpus
 from preprocess.errors import FolioError, format_quantity, shorten
-from preprocess.readers.records import WARNED_REASONS, format_counts, format_quotes_warning
+from preprocess.readers.records import format_counts, format_quotes_warning
 from preprocess.recipes.schema import CLEANING_RULES
 from preprocess.shards.files import JsonObject, parse_json
 from preprocess.shards.format import SPLITS, STATS, Build, read_verified
@@ -141,13 +141,7 @@ def sum_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
 def list_warnings(corpus: PreparedCorpus) -> list[str]:
     """Return a line for each thing in a build that its maker should know."""
     lines = []
-    dropped = sum_counts(receipt.dropped for receipt in corpus.receipts)
-    if rejected := {reason: dropped[reason] for reason in WARNED_REASONS if dropped[reason]}:
-        lines.append(
-            f"some documents were not taken as they are: {', '.join(format_counts(rejected))}; "
-            "`preprocess stats` prints all counts"
-        )
-    if num_wrong := dropped["wrong_quotes"]:
+    if num_wrong := sum_counts(receipt.dropped for receipt in corpus.receipts)["wrong_quotes"]:
         first_warning = next(receipt.first_warning for receipt in corpus.receipts if receipt.first_warning)
         lines.append(format_quotes_warning(num_wrong, first_warning))
     if line := corpus.loss.describe():

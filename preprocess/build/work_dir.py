@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,8 +32,10 @@ import numpy as np
 import xxhash
 
 from preprocess.build.receipts import FileChecksum, PartitionReceipt, PartitionValues, read_receipt, write_receipt
+from preprocess.errors import format_quantity
 from preprocess.progress import Progress
 from preprocess.shards.files import HASH_CHUNK_BYTES
+from preprocess.shards.format import default_root
 
 # One row per document. `group`: the hash of what must not be in both splits. `author`, `city` and
 # `lang`: indices into the partition's values. -1 means that the document has no such value.
@@ -215,7 +218,7 @@ def open_work_dir(output_dir: Path, key: str) -> WorkDir:
 def delete_work(output_dir: Path, progress: Progress) -> None:
     """Delete the work on the build `output_dir`.
 
-    Records that could not be read are kept in REJECTS_FILE, with a warning.
+    Records that could not be read, or were changed, are kept in REJECTS_FILE, with a warning.
     """
     root = get_work_root(output_dir)
     if not root.is_dir():
@@ -228,11 +231,17 @@ def delete_work(output_dir: Path, progress: Progress) -> None:
         with open(root / REJECTS_FILE, "rb") as file:
             num_records = sum(1 for _ in file)
         progress.warn(
-            f"{num_records:,} records that could not be read are not in the build; they are kept in "
-            f"{root / REJECTS_FILE}, with file, position and error"
+            f"records that could not be read, or were changed, are in {root / REJECTS_FILE} "
+            f"({format_quantity(num_records, 'record')}); `preprocess rejects {_quote_name(output_dir)}` prints them"
         )
     for path in root.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
     if not any(root.iterdir()):
         root.rmdir()
+
+
+def _quote_name(output_dir: Path) -> str:
+    """Return how a command line names the build `output_dir`."""
+    is_in_root = output_dir.parent == default_root().resolve()
+    return shlex.quote(output_dir.name if is_in_root else str(output_dir))

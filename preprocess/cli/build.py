@@ -48,6 +48,7 @@ def build(
         start_fork_server()  # starting takes half a second, in which this process imports and hashes
 
     from preprocess.build.build import build as run_build
+    from preprocess.build.read_rejects import summarize_rejects
     from preprocess.shards.format import Build, check_name, default_root
 
     name = check_name(recipe.corpus if name is None else name)
@@ -57,4 +58,5 @@ def build(
     )
     made = Build(folder)
     headline = f"{'built' if is_new else 'already built, nothing to do:'} {folder}"
-    output.write({**describe(made), "is_new": is_new}, [headline, *summarize(made)])
+    result = {**describe(made), "is_new": is_new, "rejects": summarize_rejects(folder)}
+    output.write(result, [headline, *summarize(made)])

@@ -9,6 +9,7 @@ from preprocess.cli.estimate import estimate
 from preprocess.cli.export import export
 from preprocess.cli.group import CONTEXT_SETTINGS, CommandLine
 from preprocess.cli.output import version_option
+from preprocess.cli.rejects import rejects
 from preprocess.cli.tokenizer import tokenizer
 
 HELP = """Turn raw text into token shards.
@@ -20,6 +21,6 @@ main = CommandLine(
     name="preprocess",
     help=HELP,
     context_settings=CONTEXT_SETTINGS,
-    commands=[build, corpora, estimate, export, list_command, show, stats, tokenizer, verify],
+    commands=[build, corpora, estimate, export, list_command, rejects, show, stats, tokenizer, verify],
 )
 version_option(main)

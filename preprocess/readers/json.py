@@ -188,8 +188,10 @@ def _to_text(value: Any, name: str, required: RequiredColumns) -> str | None:
     """Return a value that is not a string as text. Raises TypeError if it cannot be converted."""
     if value is None:
         return None
-    if name == required.text_only or not isinstance(value, bool | int | float):
-        raise TypeError(f"{name} must be text, got {_get_json_type(value)}")
+    is_formattable = isinstance(value, bool | int | float)
+    if name == required.text_only or not is_formattable:
+        advice = f"; --template '{{{name}}}' writes it as text" if is_formattable else ""
+        raise TypeError(f"{name} must be text, got {_get_json_type(value)}{advice}")
     if isinstance(value, float) and value.is_integer() and abs(value) >= 2**53:
         raise TypeError(f"{name} is a number with too many digits for a float; put it in quotes")
     return orjson.dumps(value).decode()

@@ -14,7 +14,7 @@ from preprocess.readers.parquet_metadata import describe_chunks, find_chunk_indi
 from preprocess.readers.parquet_pages import PageError
 from preprocess.readers.record_sizes import get_max_record_bytes
 from preprocess.readers.records import Records, check_columns, find_required_columns
-from preprocess.recipes.columns import is_text_or_bytes
+from preprocess.recipes.columns import get_kind, is_text_or_bytes
 from preprocess.recipes.schema import Recipe
 
 
@@ -71,10 +71,11 @@ def _check_columns(input_file: InputFile, schema: pa.Schema, recipe: Recipe) -> 
 
 def _check_type(input_file: InputFile, name: str, type_: pa.DataType, *, text_only: bool) -> None:
     value = type_.value_type if pa.types.is_dictionary(type_) else type_
-    is_formattable = pa.types.is_integer(value) or pa.types.is_floating(value) or pa.types.is_boolean(value)
+    is_formattable = get_kind(value) in ("number", "boolean", "date")
     if not is_text_or_bytes(value) and (text_only or not is_formattable):
+        advice = f"pass --template '{{{shorten(name)}}}' to write its values as text, or " if is_formattable else ""
         raise MisuseError(
-            f"column {name!r} of {input_file.path} has type {type_}, expected text; "
+            f"column {name!r} of {input_file.path} has type {type_}, expected text; {advice}"
             "choose another with --text-column, --template, --author-column or similar"
         )
 

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from preprocess.errors import FolioError
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.records import Records, Rejects
+from preprocess.readers.reject_reasons import RejectReason
 from preprocess.recipes.columns import is_text_or_bytes
 from preprocess.recipes.schema import Recipe
 from preprocess.recipes.templates import parse_template
@@ -72,7 +73,8 @@ def reject_long_record(record: str, recipe: Recipe, rejects: Rejects, *, advice:
             f"{record} has more than {max_bytes:,} bytes; {advice}, set max_document_bytes to at least half of its "
             "size, or pass --oversized skip to leave it out"
         )
-    rejects.counts["oversized"] += 1
+    path, _, place = record.rpartition(": ")
+    rejects.add(RejectReason("oversized", "longer than the longest record that is read", 1, path, place))
 
 
 def _measure_records(records: Records, recipe: Recipe) -> np.ndarray:
@@ -112,13 +114,15 @@ def _filter(records: Records, keep: np.ndarray) -> Records:
     mask = pa.array(keep)
     columns = {name: column.filter(mask) for name, column in records.columns.items()}
     where = {name: column.filter(mask) for name, column in records.where.items()}
-    return Records(columns, records.first, where, None if records.offsets is None else records.offsets[keep])
+    offsets = None if records.offsets is None else records.offsets[keep]
+    return Records(columns, records.first, where, offsets, first_row=records.first_row)
 
 
 def _slice_and_decode(records: Records, start: int, stop: int, first: int) -> Records:
     columns = {name: _decode(column.slice(start, stop - start)) for name, column in records.columns.items()}
     where = {name: _decode(column.slice(start, stop - start)) for name, column in records.where.items()}
-    return Records(columns, first, where, None if records.offsets is None else records.offsets[start:stop])
+    offsets = None if records.offsets is None else records.offsets[start:stop]
+    return Records(columns, first, where, offsets, first_row=records.first_row)
 
 
 def _decode(column: pa.Array) -> pa.Array:

@@ -20,9 +20,10 @@ COMPARISONS = {"==": "equal", "!=": "not_equal", "<": "less", "<=": "less_equal"
 
 
 def get_kind(data_type: pa.DataType) -> str:
-    """Return the kind of a type: "text", "number", "boolean", "null" or "other".
+    """Return the kind of a type: "text", "number", "boolean", "date", "null" or "other".
 
-    Columns of the kind "other" cannot be compared.
+    Columns of the kinds "date" (dates, times, timestamps and decimal numbers, which only become
+    text) and "other" cannot be compared.
     """
     if pa.types.is_dictionary(data_type):
         return get_kind(data_type.value_type)
@@ -32,6 +33,8 @@ def get_kind(data_type: pa.DataType) -> str:
         return "number"
     if pa.types.is_boolean(data_type):
         return "boolean"
+    if pa.types.is_temporal(data_type) and not pa.types.is_duration(data_type) or pa.types.is_decimal(data_type):
+        return "date"
     return "null" if pa.types.is_null(data_type) else "other"
 
 
@@ -79,8 +82,18 @@ def is_in(column: pa.Array, values: tuple[Any, ...]) -> pa.BooleanArray:
 
 
 def cast_to_text(column: pa.Array) -> pa.LargeStringArray:
-    """Convert a column of any kind except "other" to text. Nulls stay null; 1.0 becomes "1"."""
-    return _decode(column).cast(pa.large_string())
+    """Convert a column of any kind except "other" to text. Nulls stay null; 1.0 becomes "1".
+
+    Dates and times are written as in ISO 8601, such as "1999-05-03" or "1999-05-03 12:00:00". A
+    timestamp with a time zone is written in UTC, with a Z at its end, so that the text does not
+    depend on the machine's table of time zones.
+    """
+    column = _decode(column)
+    if pa.types.is_timestamp(column.type):
+        is_zoned = column.type.tz is not None
+        texts = pc.replace_substring_regex(column.view(pa.timestamp(column.type.unit)).cast(pa.string()), r"\.0+$", "")
+        return (pc.binary_join_element_wise(texts, "Z", "") if is_zoned else texts).cast(pa.large_string())
+    return column.cast(pa.large_string())
 
 
 def _decode(column: pa.Array) -> pa.Array:

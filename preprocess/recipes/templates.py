@@ -118,8 +118,8 @@ def _get_text_column(columns: Mapping[str, pa.Array], name: str) -> pa.LargeStri
         raise MisuseError(f"template: no column is called {shorten(name)}; the table has {known or 'no columns'}")
     if get_kind(columns[name].type) == "other":
         raise MisuseError(
-            f"template: column {shorten(name)} is of type {shorten(str(columns[name].type))}; only text, numbers and "
-            "booleans can be joined"
+            f"template: column {shorten(name)} is of type {shorten(str(columns[name].type))}; only text, numbers, "
+            "booleans and dates can be joined"
         )
     return cast_to_text(columns[name])
 

@@ -34,7 +34,7 @@ from preprocess.stages.cut_long import cut_long_texts
 METADATA = ("author", "city", "year", "lang", "group", "split")
 # A year, also as a float, or a date in ISO 8601 such as 1999-05, 1999-05-03 or 1999-05-03T12:00:00Z.
 YEAR_PATTERN = r"\A[0-9]{1,4}(\.0)?\z"
-DATE_PATTERN = r"\A(?P<year>[0-9]{4})-[01][0-9](-[0-3][0-9]([T ].*)?)?\z"
+DATE_PATTERN = r"\A(?P<year>[0-9]{4})-[01][0-9](?:-[0-3][0-9](?:[T ][0-9].*)?)?\z"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from preprocess.inputs.input_files import InputFile, Span
 from preprocess.inputs.synthetic import generate_pairs
 from preprocess.readers import read_span
 from preprocess.readers.records import Rejects
+from preprocess.readers.reject_reasons import RejectReason
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.format import CONTROL_FIELDS
 from preprocess.stages.clean import clean
@@ -37,6 +38,10 @@ Documents = Iterator[tuple[pa.RecordBatch, np.ndarray]]  # a batch of SCHEMA, an
 
 PAIRS_PER_BATCH = 4096
 MERGED_BYTES = 4 << 20  # a batch is not merged with others if the result would be larger
+DROP_MESSAGES = {
+    "too_short": "shorter than min_characters", "too_long": "longer than max_characters",
+    "empty": "no text, or none is left by the cleaning rules",
+}  # fmt: skip
 SIDE_BY_NAME = {"train": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "dev": VAL, "test": HELD_OUT}
 
 
@@ -48,13 +53,29 @@ def read_documents(
     `rejects` counts the records and documents that are dropped, and `cleaned` the documents that
     each cleaning rule changed. Raises FolioError if a file cannot be read.
     """
-    batches = _merge_small_batches(_read_spans(spans, recipe, rejects, cleaned))
+    names: dict[int, str] = {}  # of the input files that have been opened
+    batches = _merge_small_batches(_read_spans(_note_names(spans, names), recipe, rejects, cleaned))
     if not _cuts_texts(recipe):
         batches = _clean_batches(batches, recipe, cleaned)
     for batch, sides in batches:
-        keep, counts = select_by_length(batch.column("text"), recipe.min_characters, recipe.max_characters)
-        rejects.counts.update(counts)
+        keep, dropped = select_by_length(batch.column("text"), recipe.min_characters, recipe.max_characters)
+        for kind, is_dropped in dropped.items():
+            count_dropped(rejects, kind, batch.filter(pa.array(is_dropped)), names)
         yield (batch, sides) if keep.all() else (batch.filter(pa.array(keep)), sides[keep])
+
+
+def count_dropped(rejects: Rejects, kind: str, batch: pa.RecordBatch, names: Mapping[int, str]) -> None:
+    """Count the documents of `batch`, which the recipe drops. `names`: of the input files, by number."""
+    if batch.num_rows:
+        place = f"document {batch.column('position')[0].as_py()}"
+        source = names[batch.column("source")[0].as_py()]
+        rejects.count(RejectReason(kind, DROP_MESSAGES[kind], batch.num_rows, source, place))
+
+
+def _note_names(spans: Iterable[tuple[InputFile, Span]], names: dict[int, str]) -> Iterator[tuple[InputFile, Span]]:
+    for input_file, span in spans:
+        names[input_file.number] = input_file.name
+        yield input_file, span
 
 
 def _read_spans(
@@ -69,7 +90,11 @@ def _read_spans(
             yield from _read_contiguous(input_file, span, recipe, rejects, cleaned)
         elif _cuts_texts(recipe):
             batches = _clean_batches(_read_batches(input_file, span, recipe, rejects), recipe, cleaned)
-            yield from _cut_batches(batches, recipe, None, rejects) if input_file.format == "text" else batches
+            yield from (
+                _cut_batches(batches, recipe, None, rejects, input_file.name)
+                if input_file.format == "text"
+                else batches
+            )
         else:
             yield from _read_batches(input_file, span, recipe, rejects)
         rejects.finish_span(span.file_number)
@@ -149,11 +174,11 @@ def _parse_sides(names: pa.Array | None, input_file: InputFile) -> np.ndarray:
     return np.array([SIDE_BY_NAME[name] for name in distinct_names], np.int8)[encoded.indices.to_numpy()]
 
 
-def _cut_batches(batches: Documents, recipe: Recipe, boundary: int | None, rejects: Rejects) -> Documents:
+def _cut_batches(batches: Documents, recipe: Recipe, boundary: int | None, rejects: Rejects, source: str) -> Documents:
     """Cut documents at `boundary` and, if the recipe says so, into passages; number the parts.
 
     `boundary`, if given, is the number of characters, counted over all documents, that are used for
-    training.
+    training. `source`: the name of the input file.
     """
     passage_characters = recipe.passage_characters if recipe.document == "passage" else None
     position = num_characters = 0  # of the parts, and of the documents, so far
@@ -171,7 +196,9 @@ def _cut_batches(batches: Documents, recipe: Recipe, boundary: int | None, rejec
                 rejects.num_positions = position
                 side = int(sides[row]) if boundary is None else VAL if is_after_boundary else TRAIN
                 yield replace_column(parts, "position", positions), np.full(parts.num_rows, side, np.int8)
-            rejects.counts["empty"] += position == num_before
+            if position == num_before:
+                place = f"document {num_before}"
+                rejects.count(RejectReason("empty", DROP_MESSAGES["empty"], 1, source, place))
             if boundary is not None:
                 num_characters += _count_characters(document)
 
@@ -191,7 +218,7 @@ def _read_contiguous(
     num_characters = sum(_count_characters(batch) for batch, _ in first_pass)
     boundary = compute_contiguous_cut(num_characters, recipe.val_fraction)
     second_pass = _clean_batches(_read_batches(input_file, span, recipe, rejects), recipe, cleaned)
-    yield from _cut_batches(second_pass, recipe, boundary, rejects)
+    yield from _cut_batches(second_pass, recipe, boundary, rejects, input_file.name)
 
 
 def _generate_synthetic(recipe: Recipe) -> Documents:

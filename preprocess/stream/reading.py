@@ -28,12 +28,15 @@ import numpy as np
 import pyarrow as pa
 
 from preprocess.documents import HELD_OUT, TRAIN, VAL, count_text_bytes
-from preprocess.errors import FolioError
+from preprocess.errors import FolioError, format_quantity
 from preprocess.inputs import input_files
 from preprocess.inputs.input_files import InputFile, Span
 from preprocess.readers.input_checks import InputChecker
+from preprocess.readers.locate import Locator
 from preprocess.readers.partitions import is_one_document, iter_spans
-from preprocess.readers.records import WARNED_REASONS, Rejects, format_counts
+from preprocess.readers.records import Rejects, format_counts, format_quotes_warning
+from preprocess.readers.reject_messages import describe_rejects
+from preprocess.readers.reject_reasons import explain_reasons
 from preprocess.recipes.schema import is_grouped_by_content
 from preprocess.shards.permutation import keyed_hash, permute
 from preprocess.stages.dedup import hash_contents, hash_groups
@@ -127,6 +130,7 @@ class DocumentReader:
     is_test_for_training: bool = field(init=False)  # train on the test split, as the names give no training split
     splits_parts: bool = field(init=False)  # split the parts of the only document, as a build does
     checker: InputChecker = field(init=False)
+    epoch_rejects: Rejects = field(default_factory=lambda: Rejects(None), init=False)
 
     def __post_init__(self) -> None:
         self.side_of_file = self._find_sides_by_name()
@@ -152,35 +156,41 @@ class DocumentReader:
                 raise FolioError(self._explain_no_document())
 
     def _explain_no_document(self) -> str:
-        share = self.share
+        files, share = self.corpus.input_files, self.share
+        if all(not file.size_bytes or file.path in self.checker.empty_files for file in files):
+            return f"all {format_quantity(len(files), 'input file')} of {self.corpus.name} are empty; name others"
         is_shared = share.num_shares > 1
         part = f"share {share.index} of {share.num_shares} of " if is_shared else ""
+        found = "; ".join(format_counts(self.epoch_rejects.counts))
+        explanation = explain_reasons(self.epoch_rejects.reasons.as_list(), Locator(files))
         return (
-            f"no document is left for {part}the {self.split} split of {self.corpus.name}; check its files, columns, "
-            f"conditions, cleaning rules and val_fraction{', or use fewer processes and workers' if is_shared else ''}"
+            f"no document is left for {part}the {self.split} split of {self.corpus.name}"
+            f"{f': {found}; {explanation}' if explanation else ''}; check its files, columns, conditions, cleaning rules "
+            f"and val_fraction{', or use fewer processes and workers' if is_shared else ''}"
         )
 
     def _read_epoch(self, start: Cursor) -> Iterator[SelectedDocuments]:
         max_documents, number = self.corpus.recipe.max_documents, start.number
         files: list[InputFile] = []  # those whose rejects are not logged yet
-        reject_counts = Counter[str]()
+        rejects = Rejects(None)  # of `files`
+        self.epoch_rejects = Rejects(None)
         for run in self._iter_runs(start):
             first_file = run.spans[0][0]
             if files and files[-1] is not first_file:
-                self._log_rejects(files, reject_counts)
-                files, reject_counts = [], Counter()
+                self._log_rejects(files, rejects)
+                files, rejects = [], Rejects(None)
             files += [file for file, _ in run.spans]
             run_start = Cursor(start.epoch, first_file.number, run.index)
             num_skipped = start.row if (first_file.number, run.index) == (start.source, start.span) else 0
             first_rows = {first_file.number: 0}
-            for row, batch, sides in self._read_run(run, num_skipped, reject_counts):
+            for row, batch, sides in self._read_run(run, num_skipped, rejects):
                 rows = _number_rows(batch, row, first_rows)
                 selected, number = self._select(batch, sides, run_start, rows, number)
                 if len(selected.rows):
                     yield selected
                 if max_documents is not None and number >= max_documents:
                     return
-        self._log_rejects(files, reject_counts)
+        self._log_rejects(files, rejects)
 
     def _iter_runs(self, start: Cursor) -> Iterator[_Run]:
         """Yield the spans from `start` on that can contain documents of this split."""
@@ -203,13 +213,11 @@ class DocumentReader:
         if small:
             yield _Run(small)
 
-    def _log_rejects(self, files: list[InputFile], reject_counts: Counter[str]) -> None:
-        counts = {reason: reject_counts[reason] for reason in WARNED_REASONS if reject_counts[reason]}
-        if counts:
+    def _log_rejects(self, files: list[InputFile], rejects: Rejects) -> None:
+        self.epoch_rejects.merge(rejects)
+        if line := describe_rejects(rejects.counts, rejects.reasons.as_list(), files):
             others = f" to {files[-1].path}" if files[-1] is not files[0] else ""
-            self.corpus.log(
-                f"{files[0].path}{others}: some documents were dropped or changed: {', '.join(format_counts(counts))}"
-            )
+            self.corpus.log(f"{files[0].path}{others}: {line}")
 
     def _find_sides_by_name(self) -> dict[int, int]:
         """Return the side of each file, if the split is given by the names of the files."""
@@ -244,7 +252,7 @@ class DocumentReader:
                 wait_before_retry(file, e, num_failures, self.retries, self.corpus.log)
 
     def _read_run(
-        self, run: _Run, num_skipped: int, reject_counts: Counter[str]
+        self, run: _Run, num_skipped: int, total_rejects: Rejects
     ) -> Iterator[tuple[int, pa.RecordBatch, np.ndarray]]:
         """Yield (row, batch, sides) for the documents of `run` after the first `num_skipped`.
 
@@ -261,7 +269,9 @@ class DocumentReader:
                         yield row + skip, batch.slice(skip), sides[skip:]
                         num_read, num_failures = end, 0
                     row = end
-                reject_counts.update(rejects.counts)
+                total_rejects.merge(rejects)
+                if num_wrong := rejects.counts["wrong_quotes"]:
+                    self.corpus.log(format_quotes_warning(num_wrong, rejects.first_warning))
                 return
             except (OSError, FolioError) as e:
                 num_failures += 1

@@ -81,7 +81,8 @@ class LossCounter:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._is_partial = np.zeros(tokenizer.vocab_size, bool)  # ids that do not stand for whole characters
-        points, owners = [], []  # the characters of the other ids, and the id of each
+        points: list[int] = []  # the characters of the other ids
+        owners: list[int] = []  # the id of each of `points`
         for i, data in enumerate(tokenizer.id_to_bytes):
             try:
                 text = data.decode()

@@ -19,6 +19,7 @@ from preprocess.build.receipts import (
     write_receipt,
 )
 from preprocess.build.work_dir import WorkDir
+from preprocess.readers.reject_reasons import RejectReason
 from preprocess.shards.files import canonical_json
 
 REPORT = EncodingReport(backend="tiktoken", backend_fallback=None, peak_memory_bytes=1 << 30)
@@ -28,6 +29,7 @@ RECEIPT = PrepareReceipt(
     text_bytes=5,
     num_positions=[(0, 1), (3, 0)],
     dropped={"empty": 2},
+    reasons=[RejectReason("empty", "no text", 2, "a.txt", "document 0")],
     cleaned={},
     encoding=REPORT,
 )
@@ -48,6 +50,7 @@ def test_receipt_survives_write_and_read(tmp_path: Path, receipt: PrepareReceipt
         {"num_documents": "1"}, {"num_documents": True}, {"num_documents": None},
         {"files": [1]}, {"files": {"docs": [66, "0"]}}, {"files": {"docs": {"size_bytes": 66}}},
         {"num_positions": [[0, 1, 2]]}, {"num_positions": [0]}, {"encoding": {}}, {"dropped": {"empty": "2"}},
+        {"reasons": {}}, {"reasons": [{"kind": "empty"}]},
         {"unknown": 1},
     ],
 )  # fmt: skip
