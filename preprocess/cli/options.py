@@ -28,7 +28,7 @@ INPUT_OPTIONS = [
         "inputs",
         multiple=True,
         metavar="PATH",
-        help="Your own text: a file, a folder or a quoted glob. May be repeated.",
+        help="Your own text: a file, a folder, a quoted glob, or - for standard input. May be repeated.",
     ),
     click.option(
         "--source",

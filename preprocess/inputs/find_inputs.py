@@ -23,6 +23,8 @@ from preprocess.inputs.download import find_file
 from preprocess.inputs.expand_glob import expand_glob, is_glob
 from preprocess.inputs.input_files import InputFile
 from preprocess.inputs.synthetic import VOCABULARY_FILE, read_vocabulary_file
+from preprocess.inputs.standard_input import NAME as STANDARD_INPUT
+from preprocess.inputs.standard_input import save_standard_input
 from preprocess.progress import Progress
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.files import sha256_bytes
@@ -130,6 +132,9 @@ def _expand(inputs: Iterable[str], inputs_name: str) -> Iterator[tuple[str, bool
     A file found in a folder is read only if its suffix is known. Raises MisuseError if one of
     `inputs` matches no file that is read.
     """
+    inputs = list(inputs)
+    if STANDARD_INPUT in inputs and len(set(inputs)) > 1:
+        raise MisuseError(f"{inputs_name} - is standard input, which cannot be read together with other files")
     for entry in inputs:
         num_read = num_skipped = 0
         for path, is_read in _expand_entry(entry, inputs_name):
@@ -153,6 +158,9 @@ def _explain_no_match(entry: str, inputs_name: str, num_skipped: int) -> str:
 
 def _expand_entry(entry: str, inputs_name: str) -> Iterator[tuple[str, bool]]:
     if not entry:
+        return
+    if entry == STANDARD_INPUT:
+        yield save_standard_input(), True
         return
     if len(entry) > MAX_ENTRY_CHARACTERS or "\0" in entry:
         raise MisuseError(f"{inputs_name} {shorten(entry)} cannot be the path of a file; name a file or a folder")
