@@ -33,7 +33,8 @@ def get_kind(data_type: pa.DataType) -> str:
         return "number"
     if pa.types.is_boolean(data_type):
         return "boolean"
-    if pa.types.is_temporal(data_type) and not pa.types.is_duration(data_type) or pa.types.is_decimal(data_type):
+    is_date = pa.types.is_temporal(data_type) and not pa.types.is_duration(data_type)
+    if is_date or pa.types.is_decimal(data_type):
         return "date"
     return "null" if pa.types.is_null(data_type) else "other"
 

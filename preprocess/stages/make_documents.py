@@ -233,7 +233,7 @@ def parse_years(values: pa.StringArray) -> pa.Int32Array:
     is_year = pc.match_substring_regex(values, YEAR_PATTERN)
     years = pc.if_else(is_year, values, None)
     if pc.any(pc.invert(is_year)).as_py():
-        years = pc.coalesce(years, pc.extract_regex(values, DATE_PATTERN).field("year"))
+        years = pc.coalesce(years, pc.struct_field(pc.extract_regex(values, DATE_PATTERN), "year"))
     return years.cast(pa.float64()).cast(pa.int32())
 
 

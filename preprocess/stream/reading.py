@@ -34,7 +34,7 @@ from preprocess.inputs.input_files import InputFile, Span
 from preprocess.readers.input_checks import InputChecker
 from preprocess.readers.locate import Locator
 from preprocess.readers.partitions import is_one_document, iter_spans
-from preprocess.readers.records import Rejects, format_counts, format_quotes_warning
+from preprocess.readers.records import Rejects, format_counts
 from preprocess.readers.reject_messages import describe_rejects
 from preprocess.readers.reject_reasons import explain_reasons
 from preprocess.recipes.schema import is_grouped_by_content
@@ -161,12 +161,12 @@ class DocumentReader:
             return f"all {format_quantity(len(files), 'input file')} of {self.corpus.name} are empty; name others"
         is_shared = share.num_shares > 1
         part = f"share {share.index} of {share.num_shares} of " if is_shared else ""
-        found = "; ".join(format_counts(self.epoch_rejects.counts))
+        counts = "; ".join(format_counts(self.epoch_rejects.counts))
         explanation = explain_reasons(self.epoch_rejects.reasons.as_list(), Locator(files))
         return (
             f"no document is left for {part}the {self.split} split of {self.corpus.name}"
-            f"{f': {found}; {explanation}' if explanation else ''}; check its files, columns, conditions, cleaning rules "
-            f"and val_fraction{', or use fewer processes and workers' if is_shared else ''}"
+            f"{f': {counts}; {explanation}' if explanation else ''}; check its files, columns, conditions, cleaning "
+            f"rules and val_fraction{', or use fewer processes and workers' if is_shared else ''}"
         )
 
     def _read_epoch(self, start: Cursor) -> Iterator[SelectedDocuments]:
@@ -270,8 +270,6 @@ class DocumentReader:
                         num_read, num_failures = end, 0
                     row = end
                 total_rejects.merge(rejects)
-                if num_wrong := rejects.counts["wrong_quotes"]:
-                    self.corpus.log(format_quotes_warning(num_wrong, rejects.first_warning))
                 return
             except (OSError, FolioError) as e:
                 num_failures += 1

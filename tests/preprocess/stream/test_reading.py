@@ -70,7 +70,7 @@ def test_flaky_jsonl_file_loses_no_document(tmp_path: Path, small_reads: None, m
     size = path.stat().st_size
     offsets = {0, 1, 2, size // 3, size // 2, size // 2 + 1, size - 1}
     monkeypatch.setattr(
-        "preprocess.readers.decompress.open", lambda path, *_, **__: FlakyFile(path, offsets), raising=False
+        "preprocess.inputs.open_input.open", lambda path, *_, **__: FlakyFile(path, offsets), raising=False
     )
     found = list(TokenStream(corpus, block_size=16, stream_buffer=9, retries=Retries(tries=4, backoff_s=0.001)))
     assert np.array_equal(found, expected) and not offsets and len(lines) == 7
@@ -107,7 +107,7 @@ def test_failed_stream_continues_at_the_next_call(
                 raise OSError(5, f"Input/output error {offsets.pop()}")
             return self._file.read(size)
 
-    monkeypatch.setattr("preprocess.readers.decompress.open", lambda path, *_, **__: Broken(path, set()), raising=False)
+    monkeypatch.setattr("preprocess.inputs.open_input.open", lambda path, *_, **__: Broken(path, set()), raising=False)
     stream, found, errors = (
         TokenStream(corpus, block_size=16, stream_buffer=9, retries=Retries(tries=3, backoff_s=0.001)),
         [],
@@ -169,7 +169,17 @@ def test_rejects_are_logged_by_file(tmp_path: Path) -> None:
     lines: list[str] = []
     path = write_file(tmp_path / "x.jsonl", b'{"text": "good enough"}\nbad\n{"text": null}\n' * 3)
     list(TokenStream(open_files(path, log=lines.append), block_size=4))
-    assert lines == [f"{path}: some documents were dropped or changed: 3 malformed, 3 null text"]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{path}: some documents were not taken as they are: 3 malformed, 3 null text; the most")
+    assert "of 3: invalid JSON" in lines[0] and lines[0].endswith("(first at x.jsonl, line 2 (byte 24))")
+
+
+def test_error_without_documents_gives_the_reason_and_the_first_place(tmp_path: Path) -> None:
+    path = write_file(tmp_path / "x.jsonl", b'{"text": 5}\n' * 62)
+    with pytest.raises(FolioError) as caught:
+        list(TokenStream(open_files(path), block_size=4))
+    assert "62 malformed; the reason of all 62: text must be text, got number" in str(caught.value)
+    assert "(first at x.jsonl, line 1 (byte 0)); check its files" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -215,10 +225,8 @@ def test_small_files_share_a_batch_and_their_rejects_are_logged_together(tmp_pat
     assert [len(selected.rows) for selected in batches] == [64, 64, 2]
     paths = [tmp_path / f"{number:03}.jsonl" for number in (0, 63, 64, 127, 128, 129)]
     counts = ("64 malformed", "64 malformed", "2 malformed")
-    assert lines == [
-        f"{first} to {last}: some documents were dropped or changed: {count}"
-        for first, last, count in zip(paths[::2], paths[1::2], counts, strict=True)
-    ]
+    for line, first, last, count in zip(lines, paths[::2], paths[1::2], counts, strict=True):
+        assert line.startswith(f"{first} to {last}: some documents were not taken as they are: {count}; the reason")
 
 
 def read_split(corpus: StreamCorpus, split: str) -> list[bytes]:
