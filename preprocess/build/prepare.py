@@ -92,7 +92,6 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
         dropped=dict(rejects.counts),
         reasons=rejects.reasons.as_list(),
         cleaned=dict(cleaned),
-        first_warning=rejects.first_warning,
         encoding=writer.encoder.report() if writer.encoder else None,
     )
     work_dir.write_receipt(partition.number, receipt)

@@ -81,7 +81,6 @@ class PrepareReceipt(PartitionReceipt):
     dropped: dict[str, int]  # reason -> number of documents
     cleaned: dict[str, int]  # cleaning rule -> number of documents that it changed
     reasons: list[RejectReason] = field(default_factory=list)  # why records were dropped or changed
-    first_warning: str = ""  # about a record that was read but may be damaged
     encoding: EncodingReport | None  # unless the tokenizer is yet to be trained
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from preprocess.build.document_counts import DocumentCounts, ValueCounts
 from preprocess.build.prepared_corpus import PreparedCorpus
 from preprocess.errors import FolioError, format_quantity, shorten
-from preprocess.readers.records import format_counts, format_quotes_warning
+from preprocess.readers.records import format_counts
 from preprocess.recipes.schema import CLEANING_RULES
 from preprocess.shards.files import JsonObject, parse_json
 from preprocess.shards.format import SPLITS, STATS, Build, read_verified
@@ -30,7 +30,7 @@ QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "
 
 
 def describe_lengths(lengths: Counter[int]) -> JsonObject:
-    """Return the mean, quantiles and histogram of document lengths. `lengths`: tokens -> documents.
+    """Return the mean, quantiles and histogram of document lengths. `lengths`: tokens -> documents, at least one.
 
     A quantile is the nearest rank, so it is a length that occurs. The bins of the histogram are
     powers of two.
@@ -107,7 +107,7 @@ def describe_build(corpus: PreparedCorpus, counts: DocumentCounts, vocab_size: i
         "tokens": num_tokens,
         "text_bytes": text_bytes,
         "bytes_per_token": compute_ratio(text_bytes, num_tokens),
-        "tokens_per_document": {split: describe_lengths(lengths) for split, lengths in counts.lengths.items()},
+        "tokens_per_document": {split: describe_lengths(lengths) for split, lengths in counts.lengths.items() if lengths},
         "languages": _describe_languages(counts.languages),
         "authors": _describe_authors(counts.authors, num_kept),
         "vocabulary": {
@@ -141,9 +141,6 @@ def sum_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
 def list_warnings(corpus: PreparedCorpus) -> list[str]:
     """Return a line for each thing in a build that its maker should know."""
     lines = []
-    if num_wrong := sum_counts(receipt.dropped for receipt in corpus.receipts)["wrong_quotes"]:
-        first_warning = next(receipt.first_warning for receipt in corpus.receipts if receipt.first_warning)
-        lines.append(format_quotes_warning(num_wrong, first_warning))
     if line := corpus.loss.describe():
         lines.append(line)
     if num_leaks := corpus.assignment.num_leaks:
@@ -207,8 +204,7 @@ def _format(stats: JsonObject) -> list[str]:
         )
     if num_leaks := stats["split"].get(LEAKS_KEY):
         lines.append(f"{num_leaks:,} texts are in both train and val")
-    for split in SPLITS:
-        lengths = stats["tokens_per_document"][split]
+    for split, lengths in stats["tokens_per_document"].items():
         quantiles = ", ".join(f"{name} {lengths[name]:,}" for name in QUANTILES)
         lines.append(f"tokens per document of {split}: mean {lengths['mean']:,}, {quantiles}")
     for name, entry in stats["authors"].items():

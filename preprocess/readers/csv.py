@@ -1,4 +1,4 @@
-"""Read CSV files with a header.
+"""Read CSV files with a header, whose values are separated by commas or by another character.
 
 All values are text. A row with more or fewer values than the header is rejected.
 
@@ -9,8 +9,6 @@ possible row, and it drops a line feed at the start of a block if a carriage ret
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 from array import array
 from collections.abc import Callable, Iterator
@@ -21,32 +19,35 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from preprocess.errors import FolioError, MisuseError, first_line, shorten
+from preprocess.errors import FolioError, MisuseError, first_line
 from preprocess.inputs.input_files import InputFile
-from preprocess.readers.csv_rows import RowCutter, UnclosedQuote, ends_inside_quotes, find_first_row_end, find_rows
-from preprocess.readers.decompress import read_blocks
+from preprocess.inputs.open_input import read_blocks
+from preprocess.readers.csv_header import BYTE_ORDER_MARK, Header, read_header
+from preprocess.readers.csv_quotes import (
+    MIN_LINES,
+    WrongQuote,
+    check_text_after_quotes,
+    count_lines,
+    find_swallowed_rows,
+)
+from preprocess.readers.csv_rows import RowCutter, UnclosedQuote, find_rows
 from preprocess.readers.record_sizes import get_max_record_bytes, reject_long_record
-from preprocess.readers.records import Records, Rejects, check_columns, find_required_columns, format_utf8_error
+from preprocess.readers.records import MAX_SAVED_BYTES, Records, Rejects, find_required_columns
+from preprocess.readers.reject_reasons import RejectReason
 from preprocess.recipes.schema import Recipe
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-MAX_HEADER_BYTES = 8 << 20
 ONLY_ASCII = bytes(range(128)) + b"?" * 128  # a table for bytes.translate
+BACKSLASH_AND_QUOTE = b'\\"'
 NUMBER_PATTERN = r"\A[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\z"
 
 
-def check_csv(input_file: InputFile, recipe: Recipe) -> None:
-    """Check the header of a CSV file.
+def check_csv(input_file: InputFile, recipe: Recipe) -> bool:
+    """Check the header of a CSV file, and return whether the file has one or is empty.
 
-    Raises FolioError if the file has no header, and MisuseError if the header lacks a column that
-    the recipe needs or contains it twice.
+    Raises FolioError if the header cannot be read, and MisuseError if it lacks a column that the
+    recipe needs or contains it twice.
     """
-    head = b""
-    for block in read_blocks(input_file, 0, None):
-        head += block
-        if len(head) >= MAX_HEADER_BYTES or find_first_row_end(_skip_empty_rows(head)):
-            break
-    _parse_header(_skip_empty_rows(head), input_file, recipe)
+    return read_header(read_blocks(input_file, 0, None), input_file, recipe) is not None
 
 
 def read_csv(input_file: InputFile, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:
@@ -55,10 +56,14 @@ def read_csv(input_file: InputFile, recipe: Recipe, rejects: Rejects) -> Iterato
     The file cannot be divided into spans: whether a line feed ends a row depends on the quotes
     before it.
     """
+    blocks = read_blocks(input_file, 0, None)
+    header = read_header(blocks, input_file, recipe)
+    if header is None:
+        return
     required = find_required_columns(recipe)
-    parser = _TableParser(input_file, recipe, rejects)
+    parser = _TableParser(header, input_file, recipe, rejects)
     num_records = 0
-    for batch in parser.parse(read_blocks(input_file, 0, None)):
+    for batch in parser.parse(blocks):
         where = {name: _convert(batch.column(name), kind, name, input_file) for name, kind in required.where.items()}
         yield Records({name: batch.column(name) for name in required.columns}, num_records, where)
         num_records += batch.num_rows
@@ -67,49 +72,75 @@ def read_csv(input_file: InputFile, recipe: Recipe, rejects: Rejects) -> Iterato
 class _TableParser:
     """Parses the rows of one file. `num_rows` counts those before the current row, with the header."""
 
-    def __init__(self, input_file: InputFile, recipe: Recipe, rejects: Rejects) -> None:
+    def __init__(self, header: Header, input_file: InputFile, recipe: Recipe, rejects: Rejects) -> None:
         self._input_file, self._recipe, self._rejects = input_file, recipe, rejects
-        self._names: list[str] = []  # of the columns
-        self.num_rows = 0
+        self._header = header
+        self.num_rows = header.num_rows
 
     def parse(self, blocks: Iterator[bytes]) -> Iterator[pa.RecordBatch]:
         """Yield the required columns of consecutive rows, as bytes.
 
-        Raises FolioError for a row that is too long or contains a quote that is not closed.
+        `blocks` follow `header.rest`. Raises FolioError for a row that is too long or contains a
+        quote that is not closed.
         """
-        cutter = RowCutter(get_max_record_bytes(self._recipe), self._reject_long_row)
-        first_block = next(blocks, b"").removeprefix(BYTE_ORDER_MARK)
+        cutter = RowCutter(self._header.dialect, get_max_record_bytes(self._recipe), self._reject_long_row)
         try:
-            for rows in cutter.cut(itertools.chain([first_block], blocks)):
-                if not self.num_rows:
-                    rows = self._take_header(rows)
-                if rows:
-                    yield from self._parse_rows(rows)
+            for rows, has_text_after_quotes in cutter.cut(itertools.chain([self._header.rest], blocks)):
+                if has_text_after_quotes:
+                    self._check_quotes(rows)
+                num_before = self.num_rows
+                yield from self._parse_rows(rows)
+                if b'"' in rows and count_lines(rows) > self.num_rows - num_before + MIN_LINES - 3:
+                    self._find_swallowed_rows(rows, num_before)
         except UnclosedQuote as e:
             number = self.num_rows + (not cutter.is_skipping)  # a row that is left out has been counted already
             raise FolioError(
-                f"{self._input_file.path}: a quote that is opened in row {number:,} is not closed; close it, or double "
-                "the quotes inside of quoted values"
+                f"{self._input_file.path}: a quote that is opened in row {number:,} is not closed; "
+                f"{self._advise_about_quotes(is_escaped=BACKSLASH_AND_QUOTE in e.rows)}"
             ) from e
 
-    def _take_header(self, rows: bytes) -> bytes:
-        """Set the names of the columns, and return the rows after the header."""
-        rows = _skip_empty_rows(rows)
-        if rows:
-            self._names, num_bytes = _parse_header(rows, self._input_file, self._recipe)
-            self.num_rows = 1
-            rows = rows[num_bytes:]
-        return rows
+    def _check_quotes(self, rows: bytes) -> None:
+        """Raise FolioError for a quote with which a row cannot be read, warn about other wrong quotes."""
+        try:
+            numbers = check_text_after_quotes(rows, self._header.dialect)
+        except WrongQuote as e:
+            raise FolioError(
+                f"{self._input_file.path}: a quote that is opened in row {self.num_rows + e.row + 1:,} is closed in "
+                f"the middle of a value; {self._advise_about_quotes(e.is_escaped)}"
+            ) from e
+        self._warn_about_quotes(rows, self.num_rows, dict.fromkeys(numbers, "text follows a closing quote"))
+
+    def _find_swallowed_rows(self, rows: bytes, num_before: int) -> None:
+        """Warn about rows that may be several rows after a quote that is not closed."""
+        found = find_swallowed_rows(rows, len(self._header.names), self._header.dialect)
+        reasons = {number: f"a quoted value has {num_lines:,} lines that look like rows" for number, num_lines in found}
+        self._warn_about_quotes(rows, num_before, reasons)
+
+    def _warn_about_quotes(self, rows: bytes, num_before: int, reasons: dict[int, str]) -> None:
+        """Count rows that are read, but whose quotes are probably wrong. `reasons`: by number in `rows`, from 0."""
+        if not reasons:
+            return
+        starts, ends = find_rows(rows, self._header.dialect)
+        for number, reason in reasons.items():
+            place = f"row {num_before + number + 1}"
+            found = RejectReason("wrong_quotes", reason, 1, self._input_file.name, place)
+            self._rejects.add(found, rows[starts[number] : min(ends[number], starts[number] + MAX_SAVED_BYTES)])
+
+    def _advise_about_quotes(self, is_escaped: bool) -> str:
+        if is_escaped and self._header.dialect.escape is None:
+            return "if a backslash makes a quote part of the text, pass --escape '\\'; otherwise double such quotes"
+        return (
+            "close it, double the quotes inside of quoted values, or pass --no-quotes if quotes in this file are "
+            "ordinary characters"
+        )
 
     def _parse_rows(self, rows: bytes) -> list[pa.RecordBatch]:
-        required = find_required_columns(self._recipe).names
         num_before = self.num_rows
         try:
             try:
-                table = _parse_table(rows, self._names, required)
+                table = self._parse_table(rows)
             except pa.ArrowInvalid:
-                rows = self._reject_rows(rows, required)
-                table = _parse_table(rows, self._names, required)
+                table = self._parse_table(self._reject_rows(rows))
         except pa.ArrowInvalid as e:
             raise FolioError(
                 f"{self._input_file.path} cannot be read as CSV after row {num_before:,} ({first_line(e)}); "
@@ -119,7 +150,7 @@ class _TableParser:
         batches: list[pa.RecordBatch] = table.combine_chunks().to_batches()
         return batches
 
-    def _reject_rows(self, rows: bytes, required: list[str]) -> bytes:
+    def _reject_rows(self, rows: bytes) -> bytes:
         """Reject the rows that have not one value per column, and return the others."""
         found = array("q")  # alternately the number of a row in `rows`, and its number of values
 
@@ -128,13 +159,13 @@ class _TableParser:
             return "skip"
 
         # Arrow can pass a row to `note_row` only if it is UTF-8.
-        _parse_table(rows.translate(ONLY_ASCII), self._names, required, note_row)
-        starts, ends = find_rows(rows)
+        self._parse_table(rows.translate(ONLY_ASCII), note_row)
+        starts, ends = find_rows(rows, self._header.dialect)
         is_valid = np.ones(len(starts), bool)
         for number, num_values in zip(found[::2], found[1::2], strict=True):
             is_valid[number - 1] = False
             row = rows[starts[number - 1] : ends[number - 1]].rstrip(b"\r\n")
-            reason = f"expected {len(self._names)} values, got {num_values}"
+            reason = f"expected {len(self._header.names)} values, got {num_values}"
             self._rejects.reject(self._input_file.name, f"row {self.num_rows + number}", reason, row)
         self.num_rows += len(found) // 2
         return b"".join(rows[start:end] for start, end in zip(starts[is_valid], ends[is_valid], strict=True))
@@ -145,62 +176,34 @@ class _TableParser:
         record = f"{self._input_file.path}: row {self.num_rows:,}"
         reject_long_record(record, self._recipe, self._rejects, advice=advice)
 
+    def _parse_table(self, rows: bytes, reject_row: Callable[[Any], str] | None = None) -> pa.Table:
+        """Return the required columns of `rows` as bytes.
 
-def _parse_table(
-    rows: bytes, names: list[str], required: list[str], reject_row: Callable[[Any], str] | None = None
-) -> pa.Table:
-    """Return the columns `required` of `rows` as bytes.
-
-    Calls `reject_row` for each row that has not one value for each of `names`; without it, such a
-    row raises ArrowInvalid.
-    """
-    if rows.startswith(BYTE_ORDER_MARK):
-        rows = BYTE_ORDER_MARK + rows  # Arrow removes the first one
-    return pa.csv.read_csv(
-        pa.BufferReader(rows or b"\n"),  # Arrow rejects a file without bytes
-        pa.csv.ReadOptions(use_threads=False, block_size=len(rows) + 1, column_names=names),
-        # Every line feed at the end of `rows` ends a row.
-        pa.csv.ParseOptions(newlines_in_values=False, invalid_row_handler=reject_row),
-        # Read bytes, so that the recipe decides what happens to invalid UTF-8, and so that Arrow does not convert any
-        # value to a null, a number or a date.
-        pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(required, pa.binary()),
-            include_columns=required,
-            strings_can_be_null=False,
-            check_utf8=False,
-        ),
-    )
-
-
-def _skip_empty_rows(head: bytes) -> bytes:
-    """Return the beginning of a file without a byte order mark and empty rows."""
-    return head.removeprefix(BYTE_ORDER_MARK).lstrip(b"\r\n")
-
-
-def _parse_header(rows: bytes, input_file: InputFile, recipe: Recipe) -> tuple[list[str], int]:
-    """Return the names of the columns, from the first of `rows`, and the size of that row."""
-    num_bytes = find_first_row_end(rows) or len(rows)
-    names: list[str] = []
-    try:
-        if num_bytes > MAX_HEADER_BYTES:
-            raise csv.Error(f"it has more than {MAX_HEADER_BYTES:,} bytes")
-        if ends_inside_quotes(rows[:num_bytes]):
-            raise csv.Error("a quote is not closed")
-        names = next(csv.reader(io.StringIO(rows[:num_bytes].decode(), newline="")), [])
-        if not names:
-            raise csv.Error("it is empty")
-    except UnicodeDecodeError as e:
-        raise FolioError(format_utf8_error(input_file.path, "in the header", rows[e.start], e.reason)) from e
-    except csv.Error as e:
-        raise FolioError(f"{input_file.path} has no CSV header ({e}); its first line must name the columns") from e
-    required = find_required_columns(recipe)
-    check_columns(input_file, required, names)
-    for name in required.names:
-        if names.count(name) > 1:
-            raise MisuseError(
-                f"the header of {input_file.path} has two columns of the same name, {shorten(name)!r}; rename one"
-            )
-    return names, num_bytes
+        Calls `reject_row` for each row that has not one value per column; without it, such a row
+        raises ArrowInvalid.
+        """
+        required, dialect = find_required_columns(self._recipe).names, self._header.dialect
+        if rows.startswith(BYTE_ORDER_MARK):
+            rows = BYTE_ORDER_MARK + rows  # Arrow removes the first one
+        return pa.csv.read_csv(
+            pa.BufferReader(rows or b"\n"),  # Arrow rejects a file without bytes
+            pa.csv.ReadOptions(use_threads=False, block_size=len(rows) + 1, column_names=self._header.names),
+            pa.csv.ParseOptions(
+                delimiter=dialect.delimiter,
+                quote_char='"' if dialect.has_quotes else False,
+                escape_char=dialect.escape or False,
+                newlines_in_values=False,  # every line feed at the end of `rows` ends a row
+                invalid_row_handler=reject_row,
+            ),
+            # Read bytes, so that the recipe decides what happens to invalid UTF-8, and so that Arrow does not convert
+            # any value to a null, a number or a date.
+            pa.csv.ConvertOptions(
+                column_types=dict.fromkeys(required, pa.binary()),
+                include_columns=required,
+                strings_can_be_null=False,
+                check_utf8=False,
+            ),
+        )
 
 
 def _convert(values: pa.Array, kind: str, name: str, input_file: InputFile) -> pa.Array:

@@ -24,6 +24,7 @@ class InputChecker:
         self._input_files, self._recipe = input_files, recipe
         self._reasons: dict[str, str | None] = {}  # of Parquet files, by path: why one must not be opened
         self._num_files = 1  # to be examined next
+        self.empty_files: set[str] = set()  # paths of CSV files without a header, found by `check`
 
     def check_all(self) -> None:
         """Check all files. Raises the errors of `check`."""
@@ -36,7 +37,7 @@ class InputChecker:
 
         The columns of Parquet files are checked when their row groups are listed (parquet.py). Text
         files have no columns. Raises MisuseError if a column is missing, FolioError for a CSV file
-        without a header or a damaged Parquet file.
+        whose header cannot be read or a damaged Parquet file.
         """
         # Each reader imports the library of its format, so import only the reader that is needed.
         if input_file.format == "parquet":
@@ -48,7 +49,8 @@ class InputChecker:
         elif input_file.format == "csv":
             from preprocess.readers.csv import check_csv
 
-            check_csv(input_file, self._recipe)
+            if not check_csv(input_file, self._recipe):
+                self.empty_files.add(input_file.path)
 
     def _check_parquet(self, input_file: InputFile) -> None:
         if input_file.path not in self._reasons:

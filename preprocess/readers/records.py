@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from preprocess.errors import MisuseError, format_quantity, shorten
+from preprocess.errors import MisuseError, shorten
 from preprocess.inputs.input_files import InputFile
 from preprocess.inputs.open_input import open_stream
 from preprocess.readers.reject_reasons import ReasonCounts, RejectReason
@@ -22,7 +22,7 @@ from preprocess.recipes.templates import parse_template
 from preprocess.recipes.text_encodings import suggest_encoding
 
 # The counts of `Rejects` that a user should be warned about. The recipe asks for the others.
-WARNED_REASONS = ("malformed", "oversized", "invalid_utf8", "null_text", "unreadable_year")
+WARNED_REASONS = ("malformed", "oversized", "invalid_utf8", "null_text", "unreadable_year", "wrong_quotes")
 FLUSH_BYTES = 4 << 20  # of rejected records that are kept in memory
 MAX_SAVED_BYTES = 1 << 20  # of one rejected record
 MAX_SAVED_RECORDS = 10_000  # of a partition and a kind, except malformed ones, which are lost otherwise
@@ -118,7 +118,6 @@ class Rejects:
         self.num_positions = 0  # documents of the current span so far, including the dropped ones
         self.finished_spans: list[tuple[int, int]] = []  # of each span: input file number, num_positions
         self.reasons = ReasonCounts()
-        self.first_warning = ""  # of `warn_about_quotes`
         self._path = path
         self._num_saved: Counter[str] = Counter()  # by kind
         self._lines: list[str] = []
@@ -164,11 +163,6 @@ class Rejects:
             self.counts[found.kind] += found.num_records
             self.reasons.add(found)
 
-    def warn_about_quotes(self, message: str) -> None:
-        """Count a row that is read, but whose quotes may be wrong. `message` says where it is and what was found."""
-        self.counts["wrong_quotes"] += 1
-        self.first_warning = self.first_warning or message
-
     def merge(self, other: Rejects) -> None:
         """Add the counts and reasons of `other`, whose records come after all others."""
         self.counts.update(other.counts)
@@ -182,11 +176,6 @@ class Rejects:
                 file.writelines(self._lines)
         self._lines.clear()
         self._num_bytes = 0
-
-
-def format_quotes_warning(num_rows: int, first_warning: str) -> str:
-    """Return the warning for `num_rows` rows whose quotes may be wrong."""
-    return f"the quotes of {format_quantity(num_rows, 'row')} may be wrong; the first: {first_warning}"
 
 
 def format_counts(counts: Mapping[str, int]) -> list[str]:

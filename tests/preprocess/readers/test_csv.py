@@ -46,7 +46,7 @@ def read_rows(input_file: InputFile, recipe: Recipe) -> list[Any]:
             texts += records.columns["text"].to_pylist()
     except FolioError as e:
         return [str(e)]
-    return [texts, rejects.malformed, rejects.counts, rejects.first_warning]
+    return [texts, rejects.malformed, rejects.counts, rejects.reasons.as_list()]
 
 
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
