@@ -163,13 +163,13 @@ class _Describer:
         if encoding:
             head = decode_stream(io.BytesIO(head), "", encoding).read(4 * HEAD_BYTES)
         format_ = detect_format(file.name, file.path, head, self.recipe.format)
-        if format_ == "parquet":
+        if title := {"parquet": "Parquet", "arrow": "Arrow"}.get(format_):
             if file.compression:
                 raise MisuseError(
-                    f"{file.path} is a compressed Parquet file; decompress it, Parquet has its own compression"
+                    f"{file.path} is a compressed {title} file; decompress it, it has its own compression"
                 )
             if file.archive:
-                raise MisuseError(f"{file.path} is a Parquet file in an archive; unpack {file.disk.path}")
+                raise MisuseError(f"{file.path} is a {title} file in an archive; unpack {file.disk.path}")
             encoding = ""
         return dataclasses.replace(file, format=format_, encoding=encoding)
 

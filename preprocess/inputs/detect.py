@@ -19,6 +19,7 @@ SUFFIXES = {
     **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines", ".json"), "jsonl"),
     **dict.fromkeys((".csv", ".tsv", ".tab", ".psv"), "csv"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    **dict.fromkeys((".arrow", ".arrows", ".feather", ".ipc"), "arrow"),
     **dict.fromkeys((".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".adoc", ".org"), "text"),
     **dict.fromkeys((".py", ".pyi", ".js", ".ts", ".jsx", ".tsx", ".java", ".kt", ".scala", ".go", ".rs"), "text"),
     **dict.fromkeys((".c", ".h", ".cc", ".cpp", ".hpp", ".cxx", ".cs", ".swift", ".rb", ".php", ".pl"), "text"),
@@ -26,7 +27,9 @@ SUFFIXES = {
 }
 COMPRESSION_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tzst")
-TABLE_MAGIC = {b"PAR1": "parquet"}
+TABLE_MAGIC = {b"PAR1": "parquet", b"ARROW1\0\0": "arrow"}
+# A mark, the size of the schema (below 16 MB), and the offset at which it begins.
+ARROW_STREAM_START = re.compile(rb"\xff\xff\xff\xff...\0\x10\0\0\0", re.DOTALL)
 # First bytes of files that are not read, with what they are and what to do.
 REFUSED_MAGIC = {
     b"%PDF-": ("a PDF document", "extract its text first, for example with pdftotext"),
@@ -84,6 +87,8 @@ def detect_format(name: str, path: str, head: bytes, recipe_format: str) -> str:
     """
     reject_unreadable(path, head)
     by_content = next((format_ for magic, format_ in TABLE_MAGIC.items() if head.startswith(magic)), None)
+    if ARROW_STREAM_START.match(head):
+        by_content = "arrow"
     by_name = detect_format_by_name(name)
     if recipe_format != "auto":
         if by_content not in (None, recipe_format):

@@ -22,9 +22,9 @@ from preprocess.inputs.disk_file import NO_SHA256, DiskFile
 from preprocess.inputs.download import find_file
 from preprocess.inputs.expand_glob import expand_glob, is_glob
 from preprocess.inputs.input_files import InputFile
-from preprocess.inputs.synthetic import VOCABULARY_FILE, read_vocabulary_file
 from preprocess.inputs.standard_input import NAME as STANDARD_INPUT
 from preprocess.inputs.standard_input import save_standard_input
+from preprocess.inputs.synthetic import VOCABULARY_FILE, read_vocabulary_file
 from preprocess.progress import Progress
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.files import sha256_bytes

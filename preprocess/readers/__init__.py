@@ -29,6 +29,10 @@ def read_span(input_file: InputFile, span: Span, recipe: Recipe, rejects: Reject
         from preprocess.readers.parquet import read_parquet
 
         batches = read_parquet(input_file, span, recipe)
+    elif input_file.format == "arrow":
+        from preprocess.readers.arrow import read_arrow
+
+        batches = read_arrow(input_file, span, recipe)
     elif input_file.format == "jsonl":
         from preprocess.readers.json import read_jsonl
 

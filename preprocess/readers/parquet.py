@@ -7,14 +7,14 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
-from preprocess.errors import FolioError, MisuseError, first_line, shorten
+from preprocess.errors import FolioError, first_line
 from preprocess.inputs.input_files import InputFile, Span
 from preprocess.readers.parquet_batches import OpenFile, estimate_repetition, read_row_group
 from preprocess.readers.parquet_metadata import describe_chunks, find_chunk_indices, open_file
 from preprocess.readers.parquet_pages import PageError
 from preprocess.readers.record_sizes import get_max_record_bytes
-from preprocess.readers.records import Records, check_columns, find_required_columns
-from preprocess.recipes.columns import get_kind, is_text_or_bytes
+from preprocess.readers.records import Records, find_required_columns
+from preprocess.readers.table_columns import check_schema, convert_views
 from preprocess.recipes.schema import Recipe
 
 
@@ -47,7 +47,7 @@ def get_row_group_bytes(input_file: InputFile, recipe: Recipe) -> list[int]:
     Raises MisuseError if a required column is missing, is there twice, or does not contain text.
     """
     with _open_parquet(input_file, recipe) as opened:
-        _check_columns(input_file, opened.parquet.schema_arrow, recipe)
+        check_schema(input_file, opened.parquet.schema_arrow, recipe)
         factors: list[float] = []
         sizes = []
         for group in range(opened.parquet.num_row_groups):
@@ -56,28 +56,6 @@ def get_row_group_bytes(input_file: InputFile, recipe: Recipe) -> list[int]:
                 factors = [estimate_repetition(opened, chunk) for chunk in chunks]
             sizes.append(sum(int(f * chunk.uncompressed_bytes) for f, chunk in zip(factors, chunks, strict=True)))
         return sizes
-
-
-def _check_columns(input_file: InputFile, schema: pa.Schema, recipe: Recipe) -> None:
-    required = find_required_columns(recipe)
-    names = schema.names
-    check_columns(input_file, required, names)
-    for name in required.names:
-        if names.count(name) > 1:
-            raise MisuseError(f"{input_file.path} has two columns of the same name, {shorten(name)!r}; rename one")
-    for name in required.columns:
-        _check_type(input_file, name, schema.field(name).type, text_only=name == required.text_only)
-
-
-def _check_type(input_file: InputFile, name: str, type_: pa.DataType, *, text_only: bool) -> None:
-    value = type_.value_type if pa.types.is_dictionary(type_) else type_
-    is_formattable = get_kind(value) in ("number", "boolean", "date")
-    if not is_text_or_bytes(value) and (text_only or not is_formattable):
-        advice = f"pass --template '{{{shorten(name)}}}' to write its values as text, or " if is_formattable else ""
-        raise MisuseError(
-            f"column {name!r} of {input_file.path} has type {type_}, expected text; {advice}"
-            "choose another with --text-column, --template, --author-column or similar"
-        )
 
 
 def read_parquet(input_file: InputFile, span: Span, recipe: Recipe) -> Iterator[Records]:
@@ -93,7 +71,7 @@ def read_parquet(input_file: InputFile, span: Span, recipe: Recipe) -> Iterator[
         first_row = sum(opened.parquet.metadata.row_group(group).num_rows for group in range(span.start))
         for group in range(span.start, stop):
             for batch in read_row_group(opened, group):
-                columns = {name: batch.column(name) for name in required.columns}
+                columns = {name: convert_views(batch.column(name)) for name in required.columns}
                 where = {name: batch.column(name) for name in required.where}
                 yield Records(columns, num_rows, where, first_row=first_row)
                 num_rows += batch.num_rows

@@ -17,6 +17,7 @@ its characters, and a file whose documents are grouped by their position.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -70,6 +71,14 @@ def iter_spans(input_file: InputFile, recipe: Recipe) -> Iterator[Span]:
             if size_bytes >= inputs.PARTITION_BYTES or group == len(group_bytes) - 1:
                 yield Span(input_file.number, start, group + 1, size_bytes)
                 start, size_bytes = group + 1, 0
+    elif input_file.format == "arrow":
+        from preprocess.readers.arrow import count_record_batches
+
+        num_batches = count_record_batches(input_file, recipe)
+        num_spans = max(min(num_batches, input_file.size_bytes // inputs.PARTITION_BYTES), 1)
+        edges = [num_batches * i // num_spans for i in range(num_spans + 1)]
+        for start, stop in itertools.pairwise(edges):
+            yield Span(input_file.number, start, stop, input_file.size_bytes // num_spans)
     elif _can_divide(input_file, recipe):
         start, boundaries = 0, get_boundaries(input_file, recipe)
         while start < input_file.size_bytes:

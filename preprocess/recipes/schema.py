@@ -40,7 +40,7 @@ CLEANING_RULES = (
 )
 DEFAULT_RULES = ("line_ends", "control_characters", "byte_order_mark", "nfc")
 MIN_PIECES = 300  # 256 bytes, the control pieces, and some room for merged pieces
-TABLE_FORMATS = ("jsonl", "csv", "parquet")  # formats whose records have columns
+TABLE_FORMATS = ("jsonl", "csv", "parquet", "arrow")  # formats whose records have columns
 COLUMN_SETTINGS = (
     "text_column",
     "author_column",
@@ -159,7 +159,7 @@ class Recipe:
     max_characters: int | None = None
     dedup: bool = True
     split: str = "exact"
-    val_fraction: float = 0.1
+    val_fraction: float = 0.1  # 0: all documents are for training
     authors: bool = True  # begin each document with control tokens for author, city and year
     bos: bool = False  # begin each document with the tokenizer's begin-of-text token, if it has one
     eot: str = "auto"  # end each document with the end-of-text token; auto: if the tokenizer has one
@@ -181,9 +181,10 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not min_value <= value <= max_value:
                 raise MisuseError(f"{name} must be from {min_value:,} to {max_value:,}, got {format_value(value)}")
-        if not 0 < self.val_fraction < 1:  # also rejects NaN
+        if not 0 <= self.val_fraction < 1:  # also rejects NaN
             raise MisuseError(
-                f"val_fraction must be between 0 and 1, such as 0.1, got {format_value(self.val_fraction)}"
+                "val_fraction must be at least 0 (no validation documents) and less than 1, such as 0.1, got "
+                f"{format_value(self.val_fraction)}"
             )
         self._check_split()
         if unknown := [rule for rule in self.clean if rule not in CLEANING_RULES]:
@@ -294,7 +295,7 @@ def _list_unused_settings(recipe: Recipe) -> list[str]:
         "separator": recipe.document != "separator",
         "name_pattern": is_synthetic,
         "group_by": is_synthetic or (is_split_known and recipe.max_documents is None),
-        "encoding": is_synthetic or recipe.format == "parquet",
+        "encoding": is_synthetic or recipe.format in ("parquet", "arrow"),
         "invalid_utf8": is_synthetic,
         "val_fraction": recipe.split == "given",
         "num_pieces": not trains_tokenizer,
@@ -381,4 +382,9 @@ def is_grouped_by_content(recipe: Recipe) -> bool:
 
 def can_split_duplicates(recipe: Recipe) -> bool:
     """Return whether equal documents may appear on both sides of the split."""
-    return not recipe.dedup and not is_grouped_by_content(recipe)
+    return not recipe.dedup and not is_grouped_by_content(recipe) and has_validation(recipe)
+
+
+def has_validation(recipe: Recipe) -> bool:
+    """Return whether the split has a validation side. It has none if `val_fraction` is 0."""
+    return recipe.split == "given" or recipe.val_fraction > 0

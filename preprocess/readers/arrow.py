@@ -1,0 +1,76 @@
+"""Read Arrow IPC files and streams, a few megabytes of text at a time.
+
+The file is mapped into memory, so a record batch may be larger than memory unless it is compressed.
+Its rows are checked and converted in slices, as nothing in a file can be trusted: an offset that is
+not checked could point to any byte of this process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+
+from preprocess.errors import FolioError, first_line
+from preprocess.inputs.input_files import InputFile, Span
+from preprocess.readers.arrow_file import ArrowFile, open_arrow
+from preprocess.readers.records import Records, find_required_columns
+from preprocess.readers.table_columns import check_schema, convert_views
+from preprocess.recipes.schema import Recipe
+
+SLICE_ROWS = 1 << 14
+
+
+@contextmanager
+def _open(input_file: InputFile, recipe: Recipe) -> Iterator[ArrowFile]:
+    """Open an Arrow file, and convert errors in its content to FolioError."""
+    input_file.check_unchanged()
+    try:
+        with open_arrow(input_file.disk.path, set(find_required_columns(recipe).names)) as file:
+            yield file
+    except (pa.ArrowException, OSError, EOFError) as e:
+        input_file.check_unchanged()
+        raise FolioError(
+            f"{input_file.path} cannot be read as Arrow IPC ({first_line(e)}); it is damaged or truncated, copy it "
+            "again"
+        ) from e
+    input_file.check_unchanged()
+
+
+def count_record_batches(input_file: InputFile, recipe: Recipe) -> int:
+    """Return the number of record batches of a file, or 1 for a stream, which can only be read as a whole.
+
+    Raises MisuseError if a required column is missing, is there twice, or does not contain text.
+    """
+    with _open(input_file, recipe) as file:
+        check_schema(input_file, file.schema, recipe)
+        return 1 if file.is_stream else file.count_batches()
+
+
+def read_arrow(input_file: InputFile, span: Span, recipe: Recipe) -> Iterator[Records]:
+    """Yield the records of the record batches from `span.start` to `span.stop`, or to the last.
+
+    The columns may be dictionary-encoded.
+    """
+    required = find_required_columns(recipe)
+    num_rows = 0
+    first_row = None if span.start else 0  # the rows of the batches before the span would have to be counted
+    with _open(input_file, recipe) as file:
+        for batch in file.iter_batches(span.start, span.stop):
+            for start in range(0, batch.num_rows, SLICE_ROWS):
+                rows = batch.slice(start, SLICE_ROWS)
+                columns = {name: _read_bytes(rows.column(name)) for name in required.columns}
+                where = {name: rows.column(name) for name in required.where}
+                for column in where.values():
+                    column.validate(full=True)
+                yield Records(columns, num_rows, where, first_row=first_row)
+                num_rows += rows.num_rows
+
+
+def _read_bytes(column: pa.Array) -> pa.Array:
+    """Return a column whose offsets and indices have been checked, with text as bytes."""
+    if column.type in (pa.string(), pa.large_string()):  # may be not UTF-8, which the recipe has a rule for
+        column = column.view(pa.binary() if column.type == pa.string() else pa.large_binary())
+    column.validate(full=True)
+    return column.cast(pa.large_binary()) if column.type == pa.binary() else convert_views(column)

@@ -1,0 +1,44 @@
+"""Check and convert the columns of tables that have a schema: Parquet and Arrow."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from preprocess.errors import MisuseError, shorten
+from preprocess.inputs.input_files import InputFile
+from preprocess.readers.records import check_columns, find_required_columns
+from preprocess.recipes.columns import get_kind, is_text_or_bytes
+from preprocess.recipes.schema import Recipe
+
+VIEW_TYPES = (pa.string_view(), pa.binary_view())
+
+
+def check_schema(input_file: InputFile, schema: pa.Schema, recipe: Recipe) -> None:
+    """Raise MisuseError if a required column is missing, occurs twice, or has a type that cannot become text.
+
+    Other columns may occur twice.
+    """
+    required = find_required_columns(recipe)
+    names = schema.names
+    check_columns(input_file, required, names)
+    for name in required.names:
+        if names.count(name) > 1:
+            raise MisuseError(f"{input_file.path} has two columns of the same name, {shorten(name)!r}; rename one")
+    for name in required.columns:
+        _check_type(input_file, name, schema.field(name).type, text_only=name == required.text_only)
+
+
+def _check_type(input_file: InputFile, name: str, type_: pa.DataType, *, text_only: bool) -> None:
+    value = type_.value_type if pa.types.is_dictionary(type_) else type_
+    is_formattable = get_kind(value) in ("number", "boolean", "date")
+    if not is_text_or_bytes(value) and value not in VIEW_TYPES and (text_only or not is_formattable):
+        advice = f"pass --template '{{{shorten(name)}}}' to write its values as text, or " if is_formattable else ""
+        raise MisuseError(
+            f"column {name!r} of {input_file.path} has type {type_}, expected text; {advice}"
+            "choose another with --text-column, --template, --author-column or similar"
+        )
+
+
+def convert_views(column: pa.Array) -> pa.Array:
+    """Return a column of string views or binary views as one of bytes; other columns as they are."""
+    return column.cast(pa.binary_view()).cast(pa.large_binary()) if column.type in VIEW_TYPES else column

@@ -1,0 +1,115 @@
+"""Arrow IPC files and streams."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from preprocess.errors import FolioError, MisuseError
+from tests.conftest import assert_one_line
+from tests.helpers.file_builds import build_files, read_stats, read_texts
+
+TEXTS = [f"text {i} " * (i % 5 + 1) for i in range(200)]
+TYPES = [
+    pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view(),
+    pa.dictionary(pa.int8(), pa.string()), pa.dictionary(pa.int32(), pa.large_string()),
+]  # fmt: skip
+
+
+def write(path: Path, table: pa.Table, *, is_stream: bool, compression: str | None = None, rows: int = 30) -> None:
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    new = pa.ipc.new_stream if is_stream else pa.ipc.new_file
+    with new(str(path), table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=rows)
+
+
+@pytest.mark.usefixtures("partition_sizes")
+@pytest.mark.parametrize("is_stream", [True, False])
+@pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
+@pytest.mark.parametrize("type_", TYPES, ids=str)
+def test_text_of_every_type_is_read(
+    tmp_path: Path, is_stream: bool, compression: str | None, type_: pa.DataType
+) -> None:
+    texts = TEXTS if not pa.types.is_dictionary(type_) else [f"text {i % 7}" for i in range(100)]
+    table = pa.table({"unused": range(len(texts)), "text": pa.array(texts, type_), "n": [1.5] * len(texts)})
+    write(tmp_path / "a.arrow", table, is_stream=is_stream, compression=compression)
+    assert read_texts(build_files(tmp_path, tmp_path / "a.arrow", dedup=False)) == texts
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_conditions_templates_and_metadata_work_as_for_parquet(tmp_path: Path, is_stream: bool) -> None:
+    import pyarrow.parquet as pq
+
+    rows = range(len(TEXTS))
+    table = pa.table({
+        "title": [f"title {i}" for i in rows], "body": TEXTS, "score": [i / 10 for i in rows],
+        "lang": pa.array(["en" if i % 3 else "ru" for i in rows], pa.string_view()),
+        "name": pa.array([f"Author {i % 4}" if i % 5 else None for i in rows]).dictionary_encode(),
+    })  # fmt: skip
+    write(tmp_path / "a.arrow", table, is_stream=is_stream)
+    pq.write_table(table, tmp_path / "b.parquet", row_group_size=50)
+    settings: dict[str, Any] = {
+        "where": 'lang == "en" and score < 15', "template": "{title}: {body}", "author_column": "name"
+    }  # fmt: skip
+    result = build_files(tmp_path, tmp_path / "a.arrow", **settings)
+    expected = build_files(tmp_path, tmp_path / "b.parquet", name="b", **settings)
+    assert read_texts(result) == read_texts(expected) and len(read_texts(result)) == 100
+    assert read_stats(result)["authors"] == read_stats(expected)["authors"]
+
+
+def test_arrow_file_is_known_under_any_name(tmp_path: Path) -> None:
+    for is_stream in (True, False):
+        write(tmp_path / "a.txt", pa.table({"text": TEXTS}), is_stream=is_stream)
+        assert read_texts(build_files(tmp_path, tmp_path / "a.txt", name=f"x{is_stream}")) == TEXTS
+
+
+def test_columns_that_cannot_be_used_are_one_line(tmp_path: Path) -> None:
+    twice = pa.table([["a", "b"], ["c", "d"], [1, 2], [1, 2]], ["text", "x", "id", "id"])
+    write(tmp_path / "a.arrow", twice, is_stream=False)
+    assert read_texts(build_files(tmp_path, tmp_path / "a.arrow")) == ["a", "b"]  # the doubled column is not used
+    for settings, message in (
+        ({"where": "id == 1"}, "has two columns of the same name, 'id'; rename one"),
+        ({"text_column": "none"}, "has no column 'none', it has text, x, id, id"),
+        ({"text_column": "id"}, "has two columns"),
+    ):
+        with pytest.raises(MisuseError, match=message) as error:
+            build_files(tmp_path, tmp_path / "a.arrow", **settings)
+        assert_one_line(str(error.value))
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_invalid_utf8_follows_the_recipe(tmp_path: Path, is_stream: bool) -> None:
+    column = pa.array([b"one", b"t\xffo", b"three"], pa.binary()).view(pa.string())
+    write(tmp_path / "a.arrow", pa.table({"text": column}), is_stream=is_stream)
+    with pytest.raises(FolioError, match="a.arrow is not UTF-8: byte 0xff"):
+        build_files(tmp_path, tmp_path / "a.arrow")
+    assert read_texts(build_files(tmp_path, tmp_path / "a.arrow", invalid_utf8="replace"))[1] == "t\ufffdo"
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_damaged_files_are_one_line_or_read(tmp_path: Path, is_stream: bool) -> None:
+    path = tmp_path / "a.arrow"
+    write(path, pa.table({"text": TEXTS}), is_stream=is_stream)
+    whole = path.read_bytes()
+    source = random.Random(1)
+    for i in range(30):
+        damaged = bytearray(whole if i % 2 else whole[: source.randrange(20, len(whole))])
+        for _ in range(source.randrange(1, 4) if i % 2 else 0):
+            damaged[source.randrange(12, len(damaged))] ^= source.randrange(1, 256)
+        path.write_bytes(damaged)
+        try:
+            build_files(tmp_path, path, invalid_utf8="replace", name=f"b{i}")
+        except FolioError as e:
+            assert_one_line(str(e))
+
+
+def test_one_batch_that_is_larger_than_a_slice_is_read_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preprocess.readers.arrow.SLICE_ROWS", 7)
+    write(tmp_path / "a.arrow", pa.table({"text": TEXTS}), is_stream=False, rows=1000)
+    assert read_texts(build_files(tmp_path, tmp_path / "a.arrow")) == TEXTS
