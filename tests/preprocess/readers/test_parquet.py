@@ -50,7 +50,7 @@ def test_damaged_or_compressed_parquet_file_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(FolioError, match=r"a.parquet cannot be read as Parquet .* copy it again"):
             build_files(tmp_path, path)
     (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(whole))
-    with pytest.raises(MisuseError, match="is a compressed Parquet file"):
+    with pytest.raises(MisuseError, match="is a compressed Parquet file; decompress it"):
         build_files(tmp_path, tmp_path / "a.parquet.gz")
 
 
