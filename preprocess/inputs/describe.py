@@ -165,9 +165,7 @@ class _Describer:
         format_ = detect_format(file.name, file.path, head, self.recipe.format)
         if title := {"parquet": "Parquet", "arrow": "Arrow"}.get(format_):
             if file.compression:
-                raise MisuseError(
-                    f"{file.path} is a compressed {title} file; decompress it, it has its own compression"
-                )
+                raise MisuseError(f"{file.path} is a compressed {title} file; decompress it")
             if file.archive:
                 raise MisuseError(f"{file.path} is a {title} file in an archive; unpack {file.disk.path}")
             encoding = ""

@@ -11,8 +11,9 @@ contents and groups. Control ids and output offsets are assigned over all partit
 order. The size of partitions therefore changes only the speed.
 
 A file that cannot be divided is one span: a compressed file or one in another encoding than UTF-8
-(it cannot be read from the middle), a file in an archive, a CSV file (quotes may contain line feeds), a file that is one document or is split at a fraction of
-its characters, and a file whose documents are grouped by their position.
+(it cannot be read from the middle), a file in an archive, an Arrow stream, a CSV file (quotes may
+contain line feeds), a file that is one document or is split at a fraction of its characters, and a
+file whose documents are grouped by their position.
 """
 
 from __future__ import annotations
