@@ -74,7 +74,7 @@ class _TableParser:
 
     def __init__(self, header: Header, input_file: InputFile, recipe: Recipe, rejects: Rejects) -> None:
         self._input_file, self._recipe, self._rejects = input_file, recipe, rejects
-        self._header = header
+        self._header, self._required = header, find_required_columns(recipe).names
         self.num_rows = header.num_rows
 
     def parse(self, blocks: Iterator[bytes]) -> Iterator[pa.RecordBatch]:
@@ -182,7 +182,7 @@ class _TableParser:
         Calls `reject_row` for each row that has not one value per column; without it, such a row
         raises ArrowInvalid.
         """
-        required, dialect = find_required_columns(self._recipe).names, self._header.dialect
+        required, dialect = self._required, self._header.dialect
         if rows.startswith(BYTE_ORDER_MARK):
             rows = BYTE_ORDER_MARK + rows  # Arrow removes the first one
         return pa.csv.read_csv(

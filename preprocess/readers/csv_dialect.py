@@ -36,6 +36,12 @@ class Dialect:
         return re.compile(rb'"(?<=[%b\n\r]")[^"]*+(?:""[^"]*+)*+("?)' % re.escape(self.delimiter.encode()))
 
 
+@functools.cache
+def get_dialect(delimiter: str, escape: str | None = None, has_quotes: bool = True) -> Dialect:
+    """Return a Dialect, always the same one for the same arguments, so that its tables are made once."""
+    return Dialect(delimiter, escape, has_quotes)
+
+
 def hide_escaped(block: bytes, escape: str, is_escaped: bool) -> tuple[bytes, bool]:
     """Replace each escape character and the byte after it by HIDDEN.
 

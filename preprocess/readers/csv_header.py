@@ -20,7 +20,7 @@ from pathlib import PurePosixPath
 
 from preprocess.errors import FolioError, MisuseError, shorten
 from preprocess.inputs.input_files import InputFile
-from preprocess.readers.csv_dialect import Dialect
+from preprocess.readers.csv_dialect import Dialect, get_dialect
 from preprocess.readers.csv_rows import WINDOW_BYTES, ends_inside_quotes, find_first_row_end
 from preprocess.readers.records import check_columns, find_required_columns
 from preprocess.recipes.schema import Recipe
@@ -29,6 +29,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_HEADER_BYTES = 8 << 20
 DELIMITERS = (",", ";", "\t", "|")  # those that are detected, in this order
 SUFFIX_DELIMITERS = {".tsv": "\t", ".tab": "\t", ".psv": "|"}
+SEPARATOR_ROW_STARTS = (b"s", b'"s')  # the rest may be in the next block
 SEPARATOR_ROW = re.compile(rb'"?sep=([ !#-~\t])"?(?:\r\n?|\n)')
 
 
@@ -58,14 +59,16 @@ def read_header(blocks: Iterator[bytes], input_file: InputFile, recipe: Recipe) 
     error: Exception | None = None  # of the first candidate
     for delimiter in candidates:
         try:
-            names, num_bytes = parsed[delimiter] = head.parse_names(_make_dialect(recipe, delimiter))
+            names, num_bytes = parsed[delimiter] = head.parse_names(
+                get_dialect(delimiter, recipe.escape, recipe.quotes)
+            )
         except (csv.Error, UnicodeDecodeError) as e:
             error = error or (None if parsed else e)
             continue
         if set(required.names) <= set(names):
             _check_doubled(names, required.names, input_file)
             num_rows = 1 if separator is None else 2
-            return Header(names, _make_dialect(recipe, delimiter), num_rows, head.data[num_bytes:])
+            return Header(names, get_dialect(delimiter, recipe.escape, recipe.quotes), num_rows, head.data[num_bytes:])
     if error is not None:
         raise FolioError(_explain_header_error(error, input_file)) from error
     _reject_given_delimiter(head, candidates, input_file, recipe)
@@ -89,7 +92,9 @@ class _Head:
 
     def take_separator_row(self) -> str | None:
         """Return the delimiter that a first row such as `sep=;` names, and remove the row."""
-        match = SEPARATOR_ROW.fullmatch(self.data[: self.find_row_end(Dialect())]) if self.data else None
+        if not self.data.startswith(SEPARATOR_ROW_STARTS):
+            return None
+        match = SEPARATOR_ROW.fullmatch(self.data[: self.find_row_end(get_dialect(DELIMITERS[0]))])
         if match is None:
             return None
         self.data = self.data[match.end() :]
@@ -97,7 +102,7 @@ class _Head:
         return match[1].decode()
 
     def find_row_end(self, dialect: Dialect) -> int:
-        """Return the offset after the first row."""
+        """Return the offset after the first row, or 0 if it does not end."""
         while True:
             # The header is usually short, so most of a large block need not be scanned.
             for head in (self.data[:WINDOW_BYTES], self.data):
@@ -105,7 +110,7 @@ class _Head:
                     return end
             block = next(self._blocks, b"") if len(self.data) <= MAX_HEADER_BYTES else b""
             if not block:
-                return len(self.data)
+                return 0
             self.data += block
 
     def parse_names(self, dialect: Dialect) -> tuple[list[str], int]:
@@ -113,11 +118,11 @@ class _Head:
 
         Raises csv.Error or UnicodeDecodeError if it is not a row.
         """
-        num_bytes = self.find_row_end(dialect)
-        row = self.data[:num_bytes]
-        if num_bytes > MAX_HEADER_BYTES:
+        end = self.find_row_end(dialect)
+        row = self.data[: end or len(self.data)]
+        if len(row) > MAX_HEADER_BYTES:
             raise csv.Error(f"it has more than {MAX_HEADER_BYTES:,} bytes")
-        if ends_inside_quotes(row, dialect):
+        if not end and ends_inside_quotes(row, dialect):
             raise csv.Error("a quote is not closed")
         reader = csv.reader(
             io.StringIO(row.decode(), newline=""),
@@ -125,7 +130,7 @@ class _Head:
             escapechar=dialect.escape,
             quoting=csv.QUOTE_MINIMAL if dialect.has_quotes else csv.QUOTE_NONE,
         )
-        return next(reader), num_bytes
+        return next(reader), len(row)
 
 
 def _list_delimiters(input_file: InputFile, recipe: Recipe, separator: str | None) -> list[str]:
@@ -137,10 +142,6 @@ def _list_delimiters(input_file: InputFile, recipe: Recipe, separator: str | Non
     suffixes = PurePosixPath(input_file.name.lower()).suffixes[-2:]  # the last may be that of a compression
     likely = [SUFFIX_DELIMITERS[suffix] for suffix in reversed(suffixes) if suffix in SUFFIX_DELIMITERS]
     return [delimiter for delimiter in dict.fromkeys((*likely, *DELIMITERS)) if delimiter != recipe.escape]
-
-
-def _make_dialect(recipe: Recipe, delimiter: str) -> Dialect:
-    return Dialect(delimiter, recipe.escape, recipe.quotes)
 
 
 def _rate(names: list[str], required: list[str]) -> tuple[int, int]:
@@ -163,7 +164,7 @@ def _reject_given_delimiter(head: _Head, candidates: list[str], input_file: Inpu
         if delimiter in candidates or delimiter == recipe.escape:
             continue
         try:
-            names, _ = head.parse_names(_make_dialect(recipe, delimiter))
+            names, _ = head.parse_names(get_dialect(delimiter, recipe.escape, recipe.quotes))
         except (csv.Error, UnicodeDecodeError):
             continue
         if set(required) <= set(names):

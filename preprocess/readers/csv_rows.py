@@ -73,7 +73,8 @@ class RowCutter:
             self.is_skipping = False
         scan = BlockScan(block, self._dialect, self._state, self._is_escaped)
         self._state, self._is_escaped = scan.find_last_state(), scan.ends_in_escape
-        self._has_text_after_quotes |= scan.has_text_after_quotes
+        has_text_after_quotes = scan.has_text_after_quotes()
+        self._has_text_after_quotes |= has_text_after_quotes
         start = self._end_long_row(scan)
         end = scan.find_last_row_end()
         if end > start:
@@ -82,7 +83,7 @@ class RowCutter:
             start = end
         if not self.is_skipping and start < len(block):
             self._pending.append(block[start:])
-            self._has_text_after_quotes |= scan.has_text_after_quotes
+            self._has_text_after_quotes |= has_text_after_quotes
 
     def _take_pending(self) -> Iterator[tuple[bytes, bool]]:
         rows, has_text_after_quotes = b"".join(self._pending), self._has_text_after_quotes
@@ -119,27 +120,27 @@ class BlockScan:
         self.block = block
         self.array = np.frombuffer(block, np.uint8)
         self._dialect = dialect
+        self._state = state
         self._is_inside = state == INSIDE_QUOTES  # at the start of the block
         self._quotes = np.empty(0, np.int64)  # those that open or close a value
         if dialect.has_quotes:
             self._quotes = np.flatnonzero(self.array == QUOTE)
-            if not self._has_regular_quotes(state):
+            if not self._has_regular_quotes():
                 self._quotes = _find_quotes(block, dialect, state)
-        self.has_text_after_quotes = self._has_text_after_quotes(state)
 
-    def _has_regular_quotes(self, state: int) -> bool:
+    def _has_regular_quotes(self) -> bool:
         """Return whether all quotes alternately open and close a value."""
         opening = self._quotes[1 if self._is_inside else 0 :: 2]
         if len(opening) and opening[0] == 0:
-            if state == INSIDE_VALUE:
+            if self._state == INSIDE_VALUE:
                 return False
             opening = opening[1:]
         return bool(self._dialect.borders_value[self.array[opening - 1]].all())
 
-    def _has_text_after_quotes(self, state: int) -> bool:
+    def has_text_after_quotes(self) -> bool:
         """Return whether a quote that closes a value is not at the end of the value."""
         borders = self._dialect.borders_value
-        if state == CLOSING_QUOTE and not borders[self.array[0]]:
+        if self._state == CLOSING_QUOTE and not borders[self.array[0]]:
             return True
         after = self._quotes[0 if self._is_inside else 1 :: 2] + 1
         if len(after) and after[-1] == len(self.array):
