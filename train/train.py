@@ -173,7 +173,7 @@ def training_loop(
     )
     if state.step > 0 and config.resume != "auto":
         save_checkpoint(run, state, prefetcher)  # from here on the run does not need the other run
-    if state.step == 0:
+    if state.step == 0 and run.has_validation:
         evaluate_and_log(run, state, logger, batch_size=micro_batch)
     is_stopping = is_saving = False  # is_saving: a checkpoint is due, and may have to wait for finite updates
     previous_rollback, signum = None, 0
@@ -207,7 +207,7 @@ def training_loop(
                 grad_norm=result.grad_norm.item(),
                 skipped_updates=total_skipped,
             )
-        if due.evaluate and not problem:
+        if due.evaluate and run.has_validation and not problem:
             evaluation = evaluate_and_log(run, state, logger, batch_size=micro_batch)
             problem = find_evaluation_problem(evaluation)
             if not problem and num_skipped == 0:

@@ -32,7 +32,7 @@ from preprocess.build.split_assignment import SplitAssignment
 from preprocess.build.work_dir import DROPPED, WorkDir, iter_chunks
 from preprocess.documents import HELD_OUT, TRAIN, VAL
 from preprocess.errors import FolioError
-from preprocess.recipes.schema import Recipe, is_grouped_by_content
+from preprocess.recipes.schema import Recipe, has_validation, is_grouped_by_content
 from preprocess.stages.dedup import to_uint64_halves
 from preprocess.stages.split import GROUP_DTYPE, is_below_threshold, key_groups
 
@@ -44,14 +44,15 @@ MARKED_DOCUMENTS = 1 << 24  # whose sides are mapped at once to mark duplicates 
 def dedup_and_split(recipe: Recipe, work_dir: WorkDir, num_documents: list[int]) -> SplitAssignment:
     """Decide which documents are in the build, and on which side of the split.
 
-    `num_documents`: of each partition. Raises FolioError if a side would be empty.
+    `num_documents`: of each partition. Raises FolioError if a side would be empty, except the
+    validation side if the recipe has none.
     """
     assignment = SplitAssignment(work_dir, num_documents)
     if recipe.split == "given":
         _drop_test_documents(assignment)
     if recipe.dedup:
         _drop_duplicates(assignment)
-    if is_grouped_by_content(recipe) and _is_one_group(assignment):
+    if is_grouped_by_content(recipe) and has_validation(recipe) and _is_one_group(assignment):
         _split_parts(assignment)
     if recipe.max_documents is not None:
         _limit_documents(assignment, recipe.max_documents, seed=recipe.seed)
@@ -59,12 +60,14 @@ def dedup_and_split(recipe: Recipe, work_dir: WorkDir, num_documents: list[int])
         for chunk, sides in assignment.chunks():
             is_val = work_dir.map_documents(chunk)["side"] == VAL
             sides[(sides != DROPPED) & is_val] = VAL
+    elif not has_validation(recipe):
+        pass  # all documents are for training
     elif recipe.split == "threshold":
         _mark_val(assignment, recipe.seed, lambda groups: is_below_threshold(groups["h"], recipe.val_fraction))
     else:
         _split_exactly(assignment, recipe)
     _check_sides(assignment, recipe)
-    if not recipe.dedup and not _keeps_equal_texts_together(assignment, recipe):
+    if not recipe.dedup and has_validation(recipe) and not _keeps_equal_texts_together(assignment, recipe):
         assignment.num_leaks = count_leaks(assignment)
     return assignment
 
@@ -266,9 +269,9 @@ def _mark_val(assignment: SplitAssignment, seed: int, is_val: Callable[[np.ndarr
 
 
 def _check_sides(assignment: SplitAssignment, recipe: Recipe) -> None:
-    """Raise FolioError if a side has no documents."""
+    """Raise FolioError if a side has no documents, and the recipe does not say so."""
     for side, name in ((TRAIN, "training"), (VAL, "validation")):
-        if assignment.contains(side):
+        if assignment.contains(side) or (side == VAL and not has_validation(recipe)):
             continue
         if recipe.split == "contiguous":
             raise FolioError(

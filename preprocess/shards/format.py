@@ -241,7 +241,9 @@ class Build:
             map_array((self.folder / entry.file).with_suffix(".docs"), DOC_DTYPE)
             for entry in self.manifest.splits[split].shards
         ]
-        return np.concatenate(tables) if len(tables) != 1 else tables[0]
+        if len(tables) == 1:
+            return tables[0]
+        return np.concatenate(tables) if tables else np.empty(0, DOC_DTYPE)  # a split may have no shards
 
     def document(self, split: str, number: int) -> np.ndarray:
         """Return the ids of document `number` of `split`, counted from 0.

@@ -22,7 +22,7 @@ from preprocess.inputs.find_inputs import find_input_files
 from preprocess.inputs.input_files import InputFile
 from preprocess.progress import Progress
 from preprocess.recipes.catalog import load_recipe
-from preprocess.recipes.schema import DUPLICATES_SPLIT_WARNING, Recipe, can_split_duplicates
+from preprocess.recipes.schema import DUPLICATES_SPLIT_WARNING, Recipe, can_split_duplicates, has_validation
 from preprocess.shards import format as shard_format
 from preprocess.shards.control_tokens import ControlTokenIds
 from preprocess.shards.files import canonical_json, readable_json, sha256_bytes, write_durable
@@ -56,6 +56,11 @@ class StreamCorpus:
     @property
     def name(self) -> str:
         return self.recipe.corpus
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether some documents are for validation."""
+        return has_validation(self.recipe)
 
     @property
     def vocab_size(self) -> int:

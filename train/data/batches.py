@@ -14,6 +14,7 @@ Shapes: B windows, T = block_size tokens, W validation windows.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -57,7 +58,7 @@ class MixedSplit:
             if config.mask_documents:
                 part.check_ends()
         self._block_size, self._masks_documents, self._device = config.block_size, config.mask_documents, device
-        self._dtype = np.result_type(*(part.build.dtype for part in self.parts))
+        self._dtype = np.result_type(np.uint16, *(part.build.dtype for part in self.parts))
 
     def batch(self, locations: Locations) -> Batch:
         """Return the windows at `locations`, in that order."""
@@ -201,15 +202,21 @@ class ValidationData(ValidationWindows):
     """The windows of every evaluation of a run: always the same, in order and without overlap."""
 
     def __init__(self, builds: Builds, config: Config, *, device: torch.device) -> None:
-        """Choose windows of up to eval_tokens tokens, shared among the builds like samples."""
+        """Choose windows of up to eval_tokens tokens, shared among the builds like samples.
+
+        Builds without validation documents (val_fraction 0) have no windows. If no build has any,
+        there are none.
+        """
+        builds = select_validated(builds)
         self._split = MixedSplit(builds, "val", config, device=device)
         max_windows = _share_windows(config.eval_tokens, builds.shares, config.block_size)
         located = [
             list_sequential_windows(part.lengths, config.block_size, count)
             for part, count in zip(self._split.parts, max_windows, strict=True)
         ]
-        self.build_index = np.repeat(np.arange(len(located)), [len(shard) for shard, _ in located])
-        self._shard, self._start = (np.concatenate(column) for column in zip(*located, strict=True))
+        self.build_index = np.repeat(np.arange(len(located)), np.array([len(shard) for shard, _ in located], np.int64))
+        nothing = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+        self._shard, self._start = (np.concatenate(column) for column in zip(*(located or nothing), strict=True))
         self.shares = builds.shares
         self.names = [build.name for build in builds.builds]
         splits = [build.manifest.splits["val"] for build in builds.builds]
@@ -234,9 +241,21 @@ class Data:
 def open_data(builds: Builds, config: Config, *, device: torch.device) -> Data:
     """Return the data of `builds`.
 
-    Raises FolioError if a split of a build is shorter than one window.
+    Raises FolioError if a split of a build is shorter than one window, unless it is an empty
+    validation split.
     """
     return Data(TrainingData(builds, config, device=device), ValidationData(builds, config, device=device))
+
+
+def select_validated(builds: Builds) -> Builds:
+    """Return the builds that have validation documents; their shares sum to 1."""
+    pairs = zip(builds.builds, builds.shares, strict=True)
+    chosen = [(build, share) for build, share in pairs if build.manifest.splits["val"].documents]
+    if len(chosen) == len(builds.builds):
+        return builds
+    total = sum(share for _, share in chosen)
+    shares = tuple(share / total for _, share in chosen)
+    return dataclasses.replace(builds, builds=tuple(build for build, _ in chosen), shares=shares)
 
 
 def build_seed(seed: int, index: int) -> int:

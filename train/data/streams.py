@@ -192,9 +192,14 @@ class StreamedValidation(ValidationWindows):
     """The blocks that every evaluation of a run reads, always the same and in order."""
 
     def __init__(self, corpus: StreamCorpus, config: Config, *, device: torch.device) -> None:
-        from preprocess.stream import validation_blocks
+        from preprocess.stream import ValidationBlocks, validation_blocks
 
-        validation = validation_blocks(corpus, block_size=config.block_size, eval_tokens=config.eval_tokens)
+        no_blocks = ValidationBlocks(np.empty((0, config.block_size + 1), corpus.dtype), 0, 0)
+        validation = (
+            no_blocks
+            if not corpus.has_validation
+            else validation_blocks(corpus, block_size=config.block_size, eval_tokens=config.eval_tokens)
+        )
         self._blocks, self._device = validation.blocks, device
         self.build_index, self.names = np.zeros(len(validation.blocks), np.int64), [corpus.name]
         self.shares: tuple[float, ...] = (1.0,)
@@ -253,6 +258,13 @@ def open_data_splits(source: DataSource, config: Config, *, device: torch.device
 
 def open_validation(source: DataSource, config: Config, *, device: torch.device) -> ValidationWindows:
     """Return the validation windows of `source`. Raises FolioError if there are none."""
-    if isinstance(source, StreamedText):
-        return source.open_validation(config, device=device)
-    return ValidationData(source, config, device=device)
+    is_stream = isinstance(source, StreamedText)
+    windows = (
+        source.open_validation(config, device=device) if is_stream else ValidationData(source, config, device=device)
+    )
+    if not windows.num_windows:
+        raise FolioError(
+            f"the validation split of {source.name} is empty, so there is nothing to evaluate; name other data with "
+            "--data, or build the text again with --val-fraction above 0"
+        )
+    return windows

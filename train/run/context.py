@@ -46,6 +46,11 @@ class Run:
         return Path(self.config.out_dir)
 
     @property
+    def has_validation(self) -> bool:
+        """Whether there are windows to evaluate. A build with val_fraction 0 has none."""
+        return self.data.val.num_windows > 0
+
+    @property
     def info(self) -> RunInfo:
         return RunInfo(config=self.config, build_id=self.source.build_id, build_name=self.source.name)
 
@@ -75,6 +80,11 @@ def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
         quiet=quiet,
     )
     _check_same_in_all_processes(run)
+    if config.patience is not None and not run.has_validation:
+        raise MisuseError(
+            f"patience is {config.patience}, but {source.name} has no validation documents, so training cannot stop "
+            "early; set patience to none, or build with --val-fraction above 0"
+        )
     world.run_on_main(lambda: check_trackers(config.track))
     world.run_on_main(lambda: _check_prompt(source, config))
     return run

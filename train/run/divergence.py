@@ -28,18 +28,21 @@ def find_update_problem(state: TrainingState, num_skipped: int) -> str | None:
 
 @torch.no_grad()
 def find_weights_problem(run: Run, state: TrainingState) -> str | None:
-    """Return a description of the problem if validation windows have no finite loss.
+    """Return a description of the problem if validation windows, or the first samples, have no finite loss.
 
     Even an update that is finite can ruin the weights. One window would be enough, but the model is
     compiled for a whole micro-batch.
     """
     loss = 0.0
     if run.world.is_main:
-        _, batch = next(run.data.val.batches(state.micro_batch or 1))
+        micro_batch = state.micro_batch or 1
+        _, batch = next(run.data.val.batches(micro_batch), (None, None))
+        if batch is None:
+            batch = run.data.train.trial_batch(micro_batch)
         with evaluation_mode(state.model), run.autocast:
             loss = float(state.model(*batch)[0])
     is_bad = run.world.all_reduce_max(not math.isfinite(loss))
-    return "the loss of a validation window is not finite" if is_bad else None
+    return "the loss of a window is not finite" if is_bad else None
 
 
 def roll_back(run: Run, state: TrainingState, logger: RunLogger, *, problem: str, previous_rollback: int | None) -> int:

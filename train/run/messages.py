@@ -26,8 +26,10 @@ def describe_start(run: Run, state: TrainingState, cost: StepCost) -> list[str]:
     device = f"on {describe_device(run.device)} in {run.config.precision}"
     processes = f", {run.world.size} processes" if run.world.size > 1 else ""
     mfu = ", MFU n/a: the peak rate of the device is not known" if cost.peak_flops is None else ""
+    num_windows = run.data.val.num_windows
+    validation = f"{num_windows:,} validation windows" if num_windows else "no validation documents, so no evaluations"
     return [
-        f"{run.source.name}: {num_tokens} training tokens, {run.data.val.num_windows:,} validation windows",
+        f"{run.source.name}: {num_tokens} training tokens, {validation}",
         f"{state.model.num_parameters:,} parameters, {cost.tokens_per_step:,} tokens per step, "
         f"{device}{processes}{mfu}",
     ]

@@ -282,7 +282,7 @@ def _describe_time(run: Run, state: TrainingState, trial: Trial, *, num_passes: 
     # One evaluation before the first step, one after every eval_interval steps, and one after the
     # last.
     num_evaluations = -(-config.max_steps // config.eval_interval) - state.step // config.eval_interval
-    num_evaluations += state.step == 0
+    num_evaluations = (num_evaluations + (state.step == 0)) * run.has_validation
     total_s = num_steps * step_s + num_evaluations * evaluation_s
     share = num_evaluations * evaluation_s / max(total_s, 1e-9)
     return (
