@@ -92,6 +92,7 @@ def describe_build(corpus: PreparedCorpus, counts: DocumentCounts, vocab_size: i
     # Left out if there are none, so that the build_id of other builds is that of Folio before it counted them.
     leaks = {LEAKS_KEY: corpus.assignment.num_leaks} if corpus.assignment.num_leaks else {}
     lost = corpus.loss.lost
+    lengths = {split: describe_lengths(of_split) for split, of_split in counts.lengths.items() if of_split}
     num_kept = counts.total("documents")
     num_tokens, text_bytes = counts.total("tokens"), counts.total("text_bytes")
     stats: JsonObject = {

@@ -115,7 +115,9 @@ PROCESSING_OPTIONS = [
     click.option(
         "--split", type=click.Choice(CHOICES["split"]), help="How documents are divided into train and val."
     ),
-    click.option("--val-fraction", type=float, metavar="F", help="Fraction of the documents in the val split; 0 for none."),
+    click.option(
+        "--val-fraction", type=float, metavar="F", help="Fraction of the documents in the val split; 0 for none."
+    ),
     click.option(
         "--authors/--no-authors",
         default=None,

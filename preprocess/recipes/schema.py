@@ -18,8 +18,8 @@ from typing import Any
 from preprocess.errors import MisuseError
 from preprocess.recipes.row_filter import parse_condition
 from preprocess.recipes.setting_types import format_type, format_value, matches_type
-from preprocess.recipes.text_encodings import AUTO, find_codec
 from preprocess.recipes.templates import SURROGATE, parse_name_pattern, parse_template
+from preprocess.recipes.text_encodings import AUTO, find_codec
 from preprocess.shards.files import PLAIN_NAME, JsonObject
 
 DUPLICATES_SPLIT_WARNING = (

@@ -194,12 +194,11 @@ class StreamedValidation(ValidationWindows):
     def __init__(self, corpus: StreamCorpus, config: Config, *, device: torch.device) -> None:
         from preprocess.stream import ValidationBlocks, validation_blocks
 
-        no_blocks = ValidationBlocks(np.empty((0, config.block_size + 1), corpus.dtype), 0, 0)
-        validation = (
-            no_blocks
-            if not corpus.has_validation
-            else validation_blocks(corpus, block_size=config.block_size, eval_tokens=config.eval_tokens)
-        )
+        if corpus.has_validation:
+            size, eval_tokens = config.block_size, config.eval_tokens
+            validation = validation_blocks(corpus, block_size=size, eval_tokens=eval_tokens)
+        else:
+            validation = ValidationBlocks(np.empty((0, config.block_size + 1), corpus.dtype), 0, 0)
         self._blocks, self._device = validation.blocks, device
         self.build_index, self.names = np.zeros(len(validation.blocks), np.int64), [corpus.name]
         self.shares: tuple[float, ...] = (1.0,)
@@ -258,10 +257,11 @@ def open_data_splits(source: DataSource, config: Config, *, device: torch.device
 
 def open_validation(source: DataSource, config: Config, *, device: torch.device) -> ValidationWindows:
     """Return the validation windows of `source`. Raises FolioError if there are none."""
-    is_stream = isinstance(source, StreamedText)
-    windows = (
-        source.open_validation(config, device=device) if is_stream else ValidationData(source, config, device=device)
-    )
+    windows: ValidationWindows
+    if isinstance(source, StreamedText):
+        windows = source.open_validation(config, device=device)
+    else:
+        windows = ValidationData(source, config, device=device)
     if not windows.num_windows:
         raise FolioError(
             f"the validation split of {source.name} is empty, so there is nothing to evaluate; name other data with "

@@ -41,11 +41,11 @@ def test_load_recipe_applies_overrides_that_are_not_none() -> None:
         ({"num_pairs": 0}, "num_pairs must be from 1 to 1,000,000, got 0"),
         (
             {"val_fraction": 1.0},
-            "val_fraction must be at least 0 (no validation documents) and less than 1, such as 0.1, got 1.0",
+            "val_fraction must be at least 0 .* less than 1, such as 0.1, got 1.0",
         ),
         (
             {"val_fraction": float("nan")},
-            "val_fraction must be at least 0 (no validation documents) and less than 1, such as 0.1, got nan",
+            "val_fraction must be at least 0 .* less than 1, such as 0.1, got nan",
         ),
         ({"clean": ["nfc", "shine"]}, "clean must be a list of mojibake, .*, trim, got 'shine'"),
         ({"year": 20_000}, "year must be from 0 to 9,999, got 20,000"),
@@ -55,11 +55,11 @@ def test_load_recipe_applies_overrides_that_are_not_none() -> None:
         ({"tokenizer": 1 << 20_000}, "tokenizer must be of type str, got a number of 20,001 bits"),
         (
             {"val_fraction": 10**400},
-            "val_fraction must be at least 0 (no validation documents) and less than 1, such as 0.1, got a number of 1,329 bits",
+            "val_fraction must be at least 0 .* less than 1, such as 0.1, got a number of 1,329 bits",
         ),
         (
             {"val_fraction": float("inf")},
-            "val_fraction must be at least 0 (no validation documents) and less than 1, such as 0.1, got inf",
+            "val_fraction must be at least 0 .* less than 1, such as 0.1, got inf",
         ),
         ({"tokenizer": {"a": 1}}, "tokenizer must be of type str, got a table"),
         ({"tokenizer": ["a"] * 9}, "tokenizer must be of type str, got a list of 9"),
