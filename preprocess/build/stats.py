@@ -108,9 +108,7 @@ def describe_build(corpus: PreparedCorpus, counts: DocumentCounts, vocab_size: i
         "tokens": num_tokens,
         "text_bytes": text_bytes,
         "bytes_per_token": compute_ratio(text_bytes, num_tokens),
-        "tokens_per_document": {
-            split: describe_lengths(lengths) for split, lengths in counts.lengths.items() if lengths
-        },
+        "tokens_per_document": lengths,
         "languages": _describe_languages(counts.languages),
         "authors": _describe_authors(counts.authors, num_kept),
         "vocabulary": {
