@@ -147,6 +147,15 @@ class BlockScan:
             after = after[:-1]
         return not borders[self.array[after]].all()
 
+    def find_values(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the offsets of the quotes that open and of those that close values, (V,) int64 each.
+
+        The block must consist of whole rows.
+        """
+        opening, closing = self._quotes[::2], self._quotes[1::2]
+        is_apart = opening[1:] != closing[:-1] + 1  # otherwise it is a doubled quote inside of a value
+        return opening[np.append(True, is_apart)[: len(opening)]], closing[np.append(is_apart, True)[: len(closing)]]
+
     def is_inside(self, positions: np.ndarray) -> np.ndarray:
         """Return whether each of `positions`, (P,) int64, is inside of quotes: (P,) bool."""
         inside: np.ndarray = (np.searchsorted(self._quotes, positions) + self._is_inside) % 2 == 1
