@@ -80,6 +80,21 @@ def test_swallowed_rows_are_found_beside_other_rows(tmp_path: Path) -> None:
     assert (found.place, found.reason) == ("row 7", "a quoted value has 22 lines that look like rows")
 
 
+def test_lines_of_a_text_are_not_taken_for_rows_with_other_values(tmp_path: Path) -> None:
+    rows = {
+        "Surname, Name\n" * 20: 0,  # a space after the comma
+        '"key": 1,\n' * 20: 0,  # no second value
+        "1,2\n" * 20: 0,  # numbers, no words
+        "great,positive\n" * 20: 1,
+    }
+    for text, expected in rows.items():
+        with open(tmp_path / "a.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("text", "label"), ("fine", "positive"), (text, "negative")])
+        rejects = RejectsInMemory()
+        assert list_texts(tmp_path / "a.csv", rejects) == ["fine", text]
+        assert rejects.counts["wrong_quotes"] == expected
+
+
 def test_texts_of_many_lines_are_not_warned_about(tmp_path: Path) -> None:
     poem = "Tyger, tyger\nburning bright,\nIn the forests of the night,\nWhat immortal hand, or eye,\ncould frame\n" * 9
     names = "".join(f"Name{i}, First\n" for i in range(50))
