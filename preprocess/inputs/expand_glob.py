@@ -1,11 +1,12 @@
 """Expand glob patterns, in time that is linear in the number of directory entries.
 
-The problem: `glob.iglob(pattern, recursive=True)` follows symbolic links below `**`. Two links that
-point to the folder they are in give 2**40 paths, all of the same files.
+The problem: `glob.iglob(pattern, recursive=True)` follows symbolic links below `**`. If a folder
+contains two links to itself, it finds 2**40 paths, all of the same files: Linux follows up to 40
+links in a path.
 
-The idea: a pattern is expanded one component at a time, as a list of folders, and each list has
-every real folder once. That loses no file: whatever the rest of the pattern matches in a folder
-does not depend on the path by which the folder was reached.
+The idea: a pattern is expanded one component at a time to a list of folders, and a list contains
+each real folder once. No file is lost, because the files that the rest of the pattern matches in a
+folder do not depend on the path by which the folder was reached.
 
 A name that looks like a pattern, such as the folder `[data]`, is found if the pattern itself
 matches nothing.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,8 +23,9 @@ from preprocess.inputs.input_files import NO_SHA256, InputFile, describe_input_f
 from preprocess.inputs.synthetic import VOCABULARY_FILE, read_vocabulary_file
 from preprocess.progress import Progress
 from preprocess.recipes.schema import Recipe
-from preprocess.shards.files import sha256_bytes
+from preprocess.shards.files import read_small_file, sha256_bytes
 from preprocess.shards.format import MANIFEST, TOKENIZER_DIR
+from preprocess.shards.manifest_file import FORMAT, MAX_FILE_BYTES
 
 OPTION = "--input"  # the command-line option that sets `inputs`
 MAX_ENTRY_CHARACTERS = 4_096  # of one of `inputs`; longer paths do not exist on any system
@@ -38,12 +40,13 @@ def find_input_files(
     compute_sha256: bool = True,
     inputs_name: str = OPTION,
 ) -> list[InputFile]:
-    """Return the input files of `recipe`, sorted by name for `inputs`, in recipe order for `files`.
+    """Return the input files of `recipe`: those of `inputs` by name, those of `files` as listed.
 
-    `source` is the user's copy of the corpus' only file. If `compute_sha256` is false, the files of
-    `inputs` are listed but not read. `inputs_name` is how error messages refer to the setting
-    `inputs`. Raises MisuseError if the recipe names no files or contradicts `source`, FolioError if
-    a file cannot be obtained.
+    `source` is the user's copy of the corpus' only file. `num_threads` threads compute the
+    checksums of the files of `inputs`; if `compute_sha256` is false, these files are not read.
+    `inputs_name` is how error messages refer to the setting `inputs`. Raises MisuseError if the
+    recipe names no files, if one of `inputs` matches no file or a file of unknown format, or if
+    `source` does not apply to the recipe, and FolioError if a file cannot be obtained.
     """
     if source is not None and recipe.inputs:
         raise MisuseError(
@@ -76,9 +79,10 @@ def find_input_files(
 
 
 def is_larger(recipe: Recipe, num_bytes: int, num_files: int) -> bool:
-    """Return whether the input files have more than `num_bytes` in total or are more than `num_files`.
+    """Return whether there are more than `num_files` input files, or more than `num_bytes` of them.
 
-    Files are examined only until the answer is known.
+    Files are listed only until the answer is known. Raises MisuseError if one of `inputs` matches
+    no file.
     """
     if recipe.inputs:
         sizes = (os.path.getsize(path) for path, is_read in _expand(recipe.inputs, OPTION) if is_read)
@@ -123,7 +127,8 @@ def _expand(inputs: Iterable[str], inputs_name: str) -> Iterator[tuple[str, bool
     """Yield (path, is_read) for each file that matches one of `inputs`.
 
     A file found in a folder is read only if its suffix is known. Raises MisuseError if one of
-    `inputs` matches no file that is read.
+    `inputs` matches no file that is read, and FolioError if a file or a folder among the matches
+    cannot be read, because its text would be missing from the build.
     """
     for entry in inputs:
         num_read = num_skipped = 0
@@ -162,7 +167,7 @@ def _expand_entry(entry: str, inputs_name: str) -> Iterator[tuple[str, bool]]:
 
 
 def _walk(folder: str) -> Iterator[tuple[str, bool]]:
-    """Yield the files below `folder`, without hidden files and without the contents of builds.
+    """Yield (path, is_read) for the files below `folder`, except hidden files and those of builds.
 
     Raises FolioError if a folder cannot be listed: files would be missing from the build.
     """

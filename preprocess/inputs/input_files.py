@@ -64,9 +64,9 @@ class InputFile:
     def check_unchanged(self) -> None:
         """Raise InputChanged if the file has changed, FolioError if it was removed.
 
-        A file that is changed can keep its size and its modification time, so it is hashed again if
-        its ctime differs. New permissions or another hard link also change the ctime, and are no
-        reason to stop.
+        A file that is changed can keep its size and its modification time. Therefore a file that
+        was hashed is hashed again if its ctime differs. The ctime alone is not enough: new
+        permissions or another hard link also change it.
         """
         try:
             stat = os.stat(self.path)
@@ -100,9 +100,9 @@ class Span:
 
 
 def detect_format(name: str) -> tuple[str | None, str]:
-    """Return the format and the compression that the suffixes of a file name mean.
+    """Return the format and the compression of a file, as the suffixes of its name indicate.
 
-    The format is None if the suffix is unknown. Without compression the second value is "".
+    The format is None if the suffix is unknown. The compression is "" if there is none.
     """
     stem, suffix = os.path.splitext(name.lower())
     compression = COMPRESSIONS.get(suffix, "")
@@ -139,9 +139,9 @@ def describe_input_files(
 
 
 def _hash_files(paths: list[tuple[str, str]], known_sha256: dict[str, str], num_threads: int) -> list[str]:
-    """Return the SHA-256 of each file; hashlib releases the GIL.
+    """Return the SHA-256 of each file. Threads hash in parallel, because hashlib releases the GIL.
 
-    A task of a thread is several files, because for a small file a task costs more than its hash.
+    A task is several files, because starting a task takes longer than hashing a small file.
     """
     size = min(max(len(paths) // (num_threads * 16), 1), MAX_FILES_PER_HASH_TASK)
     is_cancelled = threading.Event()
@@ -168,7 +168,7 @@ def _hash_file(path: str, is_cancelled: threading.Event) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _hash_version(path: str, ctime_ns: int) -> str:
-    """Return the SHA-256 of a file that has this ctime, so that every version is hashed once per process."""
+    """Return the SHA-256 of a file. `ctime_ns` is part of the cache's key: a changed file is hashed again."""
     return _hash_file(path, threading.Event())
 
 
@@ -213,7 +213,7 @@ def _parse_names(names: list[str], recipe: Recipe) -> list[NameMetadata]:
 def resolve_format(recipe: Recipe, files: list[InputFile]) -> Recipe:
     """Return `recipe` with `format` "auto" replaced by the format of `files`, if all have the same.
 
-    With a resolved format, settings of other formats are left out of the manifest, so they cannot
+    If the format is known, the manifest leaves out the settings of other formats, so they cannot
     make two equal builds look different. Raises MisuseError for settings that do not apply to the
     formats of `files`.
     """
