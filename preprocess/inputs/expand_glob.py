@@ -14,7 +14,6 @@ matches nothing.
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import os
 import re
@@ -36,8 +35,8 @@ def expand_glob(pattern: str) -> Iterator[str]:
 
     `*`, `?`, `[…]` and the component `**` have the meaning that they have in `glob.glob` with
     `recursive=True`: only a component that begins with a dot matches hidden names. Of several paths
-    to the same file through symbolic links, at least one is yielded. Folders that cannot be listed
-    are skipped.
+    to the same file through symbolic links, at least one is yielded. Raises OSError if a folder
+    cannot be listed: skipping it would lose its files.
     """
     path = PurePath(pattern)
     components = path.parts[1:] if path.anchor else path.parts
@@ -81,7 +80,7 @@ def _match(folders: Iterable[str], component: str) -> Iterator[str]:
         return
     literal_matches, is_matched = [], False
     for folder in folders:
-        names = _list_names(folder)
+        names = os.listdir(folder or os.curdir)
         for name in fnmatch.filter(names, component):
             if not name.startswith(".") or component.startswith("."):
                 is_matched = True
@@ -90,9 +89,3 @@ def _match(folders: Iterable[str], component: str) -> Iterator[str]:
             literal_matches.append(os.path.join(folder, component))
     if not is_matched:
         yield from literal_matches
-
-
-def _list_names(folder: str) -> list[str]:
-    with contextlib.suppress(OSError):
-        return os.listdir(folder or os.curdir)
-    return []

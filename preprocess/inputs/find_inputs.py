@@ -163,22 +163,61 @@ def _expand_entry(entry: str, inputs_name: str) -> Iterator[tuple[str, bool]]:
             raise MisuseError(f"{inputs_name} {entry} is not a regular file; name a file, a folder or a glob")
         yield entry, True
     else:
-        yield from ((path, True) for path in expand_glob(entry) if os.path.isfile(path))
+        try:
+            paths = list(expand_glob(entry))
+        except OSError as e:
+            _reject_unlisted(e)
+        for path in paths:
+            if not os.path.isdir(path):
+                _check_is_file(path)
+                yield path, True
 
 
 def _walk(folder: str) -> Iterator[tuple[str, bool]]:
     """Yield (path, is_read) for the files below `folder`, except hidden files and those of builds.
 
-    Raises FolioError if a folder cannot be listed: files would be missing from the build.
+    Links to folders are followed. A folder that several links lead to is listed once.
     """
-    for parent, folders, names in os.walk(folder, onerror=_reject_unlisted):
-        if MANIFEST in names and TOKENIZER_DIR in folders:
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, names in os.walk(folder, onerror=_reject_unlisted, followlinks=True):
+        status = os.stat(parent)
+        if (identity := (status.st_dev, status.st_ino)) in seen or _is_build(parent, folders, names):
             folders.clear()
             continue
+        seen.add(identity)
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (os.path.join(parent, name) for name in names if not name.startswith(".")):
-            if os.path.isfile(path):
-                yield path, detect_format(path)[0] is not None
+            is_read = detect_format(path)[0] is not None
+            if is_read:
+                _check_is_file(path)
+            yield path, is_read
+
+
+def _is_build(parent: str, folders: list[str], names: list[str]) -> bool:
+    """Return whether `parent`, which contains `folders` and files with `names`, is a build.
+
+    A data set of another program can have a file and a folder with the names of a build's, too.
+    """
+    if MANIFEST not in names or TOKENIZER_DIR not in folders:
+        return False
+    try:
+        manifest = read_small_file(Path(parent, MANIFEST), MAX_FILE_BYTES)
+    except FolioError:  # not a regular file, or too large
+        return False
+    return f'"format": "{FORMAT}"'.encode() in manifest
+
+
+def _check_is_file(path: str) -> None:
+    """Raise FolioError if `path` is not a regular file, such as a link to a file that does not exist."""
+    try:
+        if stat.S_ISREG(os.stat(path).st_mode):
+            return
+        problem = "is not a regular file"
+    except OSError as e:
+        problem = f"cannot be read ({e.strerror})"
+        if isinstance(e, FileNotFoundError) and os.path.islink(path):
+            problem = f"is a link to {shorten(repr(os.readlink(path)))}, which does not exist"
+    raise FolioError(f"{path} {problem}; without it the build would be smaller: repair or remove it")
 
 
 def _reject_unlisted(error: OSError) -> NoReturn:

@@ -125,6 +125,56 @@ def test_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: p
         build_files(tmp_path, tmp_path / "in")
 
 
+def test_folder_of_a_glob_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in/closed").mkdir(parents=True)
+    (tmp_path / "in/a.txt").write_text("text")
+    list_folder = os.listdir
+
+    def listdir(path: str) -> list[str]:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))  # tests may run as root
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    with pytest.raises(FolioError, match="the folder .*closed cannot be listed .Permission denied"):
+        build_files(tmp_path, tmp_path / "in/**/*.txt")
+
+
+def test_folder_is_read_through_links_to_folders(tmp_path: Path) -> None:
+    (tmp_path / "disk2/deep").mkdir(parents=True)
+    (tmp_path / "disk2/deep/b.txt").write_text("two")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.txt").write_text("one")
+    for link in ("part", "again"):
+        (tmp_path / "in" / link).symlink_to(tmp_path / "disk2")
+    (tmp_path / "disk2/loop").symlink_to(tmp_path / "in")
+    result = build_files(tmp_path, tmp_path / "in")
+    assert [source["name"] for source in result.manifest.sources] == ["disk2/deep/b.txt", "in/a.txt"]
+
+
+@pytest.mark.parametrize("entry", ["in", "in/*.txt", "in/**/b.txt", "in/b.txt"])
+def test_input_that_is_not_a_file_is_an_error(tmp_path: Path, entry: str) -> None:
+    """Without it the build would be smaller, and nobody would notice."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.txt").write_text("one")
+    (tmp_path / "in/b.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(FolioError, match=r"in/b.txt is a link to '.*gone.txt', which does not exist"):
+        build_files(tmp_path, tmp_path / entry)
+    (tmp_path / "in/b.txt").unlink()
+    os.mkfifo(tmp_path / "in/b.txt")
+    with pytest.raises(FolioError, match="in/b.txt is not a regular file"):
+        build_files(tmp_path, tmp_path / entry)
+
+
+def test_folder_with_file_names_of_a_build_is_read(tmp_path: Path) -> None:
+    (tmp_path / "in/tokenizer").mkdir(parents=True)
+    (tmp_path / "in/manifest.json").write_text('{"format": "of another program"}')
+    (tmp_path / "in/a.txt").write_text("one")
+    (tmp_path / "in/tokenizer/b.txt").write_text("two")
+    result = build_files(tmp_path, tmp_path / "in")
+    assert [source["name"] for source in result.manifest.sources] == ["a.txt", "tokenizer/b.txt"]
+
+
 def test_links_to_files_and_folders_name_the_real_files_once(tmp_path: Path) -> None:
     (tmp_path / "real/deep").mkdir(parents=True)
     (tmp_path / "real/deep/a.txt").write_text("one")
