@@ -44,6 +44,7 @@ class Pair(NamedTuple):
 
 def generate_pairs(num_pairs: int, *, seed: int) -> Iterator[Pair]:
     """Yield `num_pairs` pairs. No sentence occurs twice.
+
     Pair 0 is always by MagistrTheOne, from Krasnodar, in 2025. All sentences are remembered to
     avoid duplicates, which takes about 400 bytes of memory for each pair.
     """

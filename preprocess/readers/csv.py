@@ -50,10 +50,12 @@ def check_csv(input_file: InputFile, recipe: Recipe) -> None:
 
 
 def read_csv(input_file: InputFile, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:
-    """Yield the records of a whole CSV file.
+    """Yield the records of a whole CSV file, as columns of bytes.
 
     The file cannot be divided into spans: whether a line feed ends a row depends on the quotes
-    before it.
+    before it. Raises FolioError if a quote is not closed, or if a row is too long and the recipe
+    makes that an error, and MisuseError if the condition compares a column with true or false or
+    with values of several types.
     """
     required = find_required_columns(recipe)
     parser = _TableParser(input_file, recipe, rejects)
@@ -65,7 +67,7 @@ def read_csv(input_file: InputFile, recipe: Recipe, rejects: Rejects) -> Iterato
 
 
 class _TableParser:
-    """Parses the rows of one file. `num_rows` counts those before the current row, with the header."""
+    """A parser of the rows of one file. `num_rows` counts the rows before the current one, with the header."""
 
     def __init__(self, input_file: InputFile, recipe: Recipe, rejects: Rejects) -> None:
         self._input_file, self._recipe, self._rejects = input_file, recipe, rejects
@@ -75,7 +77,8 @@ class _TableParser:
     def parse(self, blocks: Iterator[bytes]) -> Iterator[pa.RecordBatch]:
         """Yield the required columns of consecutive rows, as bytes.
 
-        Raises FolioError for a row that is too long or contains a quote that is not closed.
+        Raises FolioError if a quote is not closed, or if a row is too long and the recipe makes
+        that an error.
         """
         cutter = RowCutter(get_max_record_bytes(self._recipe), self._reject_long_row)
         first_block = next(blocks, b"").removeprefix(BYTE_ORDER_MARK)
@@ -120,14 +123,14 @@ class _TableParser:
         return batches
 
     def _reject_rows(self, rows: bytes, required: list[str]) -> bytes:
-        """Reject the rows that have not one value per column, and return the others."""
+        """Reject the rows that do not have exactly one value per column, and return the others."""
         found = array("q")  # alternately the number of a row in `rows`, and its number of values
 
         def note_row(row: Any) -> str:
             found.extend((row.number, row.actual_columns))
             return "skip"
 
-        # Arrow can pass a row to `note_row` only if it is UTF-8.
+        # Arrow can pass a row to `note_row` only if it is UTF-8, so other bytes than ASCII are replaced.
         _parse_table(rows.translate(ONLY_ASCII), self._names, required, note_row)
         starts, ends = find_rows(rows)
         is_valid = np.ones(len(starts), bool)
@@ -151,15 +154,15 @@ def _parse_table(
 ) -> pa.Table:
     """Return the columns `required` of `rows` as bytes.
 
-    Calls `reject_row` for each row that has not one value for each of `names`; without it, such a
-    row raises ArrowInvalid.
+    `names` are all columns. Calls `reject_row` for each row that does not have exactly one value
+    per column; without it, such a row raises ArrowInvalid.
     """
     if rows.startswith(BYTE_ORDER_MARK):
         rows = BYTE_ORDER_MARK + rows  # Arrow removes the first one
     return pa.csv.read_csv(
         pa.BufferReader(rows or b"\n"),  # Arrow rejects a file without bytes
         pa.csv.ReadOptions(use_threads=False, block_size=len(rows) + 1, column_names=names),
-        # Every line feed at the end of `rows` ends a row.
+        # newlines_in_values is about how Arrow divides a file into blocks. `rows` is one block of whole rows.
         pa.csv.ParseOptions(newlines_in_values=False, invalid_row_handler=reject_row),
         # Read bytes, so that the recipe decides what happens to invalid UTF-8, and so that Arrow does not convert any
         # value to a null, a number or a date.
@@ -204,7 +207,7 @@ def _parse_header(rows: bytes, input_file: InputFile, recipe: Recipe) -> tuple[l
 
 
 def _convert(values: pa.Array, kind: str, name: str, input_file: InputFile) -> pa.Array:
-    """Convert a column of bytes to `kind`, which the condition compares it with.
+    """Convert a column of bytes to `kind`, the kind of the value that the condition compares it with.
 
     A value that is not a number becomes null in a column of numbers.
     """

@@ -4,13 +4,13 @@ The problem: a line feed ends a row unless it is inside a quoted value, so wheth
 all quotes before it. A row may be as long as the largest document, and if a quote is never closed,
 the rest of the file is one row.
 
-The idea: a quote opens a value only at the start of a value. If that is the case for every second
-quote, as in almost all files, then a line feed is outside of quotes if the number of quotes before
+The idea: a quote opens a quoted value only if it is the first byte of a value. If every second
+quote is one, as in almost all files, a line feed is outside of quotes if the number of quotes before
 it is even, and NumPy counts quotes quickly. Otherwise some value contains a quote but is not quoted,
-such as `5" disk`. Then a regular expression finds the quotes that have a meaning. At the end of a
-block only a state is kept, so the rows do not depend on where a block ends.
+such as `5" disk`. Then a regular expression finds the quotes that open or close a value. Only one
+state is carried from a block to the next, so the rows do not depend on where a block ends.
 
-The cost: 1.5 ms per MB. The memory holds one incoming block and one row of the maximum size.
+The cost: 1.5 ms per MB, and memory for one incoming block and one row of the maximum size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 LINE_FEED, CARRIAGE_RETURN, QUOTE = b'\n\r"'
-# A quote after one of these bytes opens a value; after a quote that closes a value, it opens the value again.
+# A quote after one of these bytes opens a quoted value. After a closing quote it opens the same value again: "".
 PRECEDES_VALUE = np.zeros(256, bool)
 PRECEDES_VALUE[list(b',\n\r"')] = True
 # Possessive quantifiers, so that a value of any length needs no memory.
@@ -39,14 +39,14 @@ class UnclosedQuote(Exception):
 
 
 class RowCutter:
-    """Collects incoming blocks and returns blocks of whole rows.
-
-    Rows longer than `max_row_bytes`, which must be at least the size of an incoming block, are left
-    out, and `reject_long_row` is called for each, with whether the row is inside of quotes after
-    `max_row_bytes`.
-    """
+    """A converter of incoming blocks to blocks of whole rows. It leaves out rows that are too long."""
 
     def __init__(self, max_row_bytes: int, reject_long_row: Callable[[bool], None]) -> None:
+        """`max_row_bytes` must be at least the size of an incoming block.
+
+        `reject_long_row` is called once for each longer row. Its argument is whether the end of the
+        current block is inside of quotes of this row.
+        """
         self._max_row_bytes, self._reject_long_row = max_row_bytes, reject_long_row
         self._pending: list[bytes | memoryview] = []  # the beginning of a row
         self._state = START_OF_VALUE
@@ -55,7 +55,8 @@ class RowCutter:
     def cut(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
         """Yield the bytes of `blocks` in blocks of whole rows.
 
-        Raises UnclosedQuote at the end of the last row, after all others were yielded.
+        Raises UnclosedQuote if the last row does not close a quote, after the other rows were
+        yielded.
         """
         for block in filter(None, blocks):
             yield from self._add(block)
@@ -100,7 +101,7 @@ class RowCutter:
 
 
 class BlockScan:
-    """The quotes and the ends of rows in one block. `state` is that of the block before."""
+    """The quotes and the ends of rows in one block. `state` is the state at the end of the previous block."""
 
     def __init__(self, block: bytes, state: int) -> None:
         self.block = block
@@ -111,7 +112,7 @@ class BlockScan:
             self._quotes = _find_quotes(block, state)
 
     def _has_regular_quotes(self, state: int) -> bool:
-        """Return whether all quotes alternately open and close a value."""
+        """Return whether the quotes of the block alternately open and close a value."""
         opening = self._quotes[1 if self._is_inside else 0 :: 2]
         if len(opening) and opening[0] == 0:
             if state == INSIDE_VALUE:
@@ -154,7 +155,7 @@ class BlockScan:
     def find_row_ends(self, start: int, stop: int) -> np.ndarray:
         """Return the offsets after the row ends in block[start:stop], (E,) int64.
 
-        A carriage return at the end of the block is not among them: a line feed may follow.
+        A carriage return at the end of the block is not included, because a line feed may follow.
         """
         window = self._array[start:stop]
         positions = start + np.flatnonzero((window == LINE_FEED) | (window == CARRIAGE_RETURN))
@@ -177,7 +178,10 @@ def ends_inside_quotes(rows: bytes) -> bool:
 
 
 def find_rows(rows: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Return starts and ends, (R,) int64 each, of whole rows that are not empty. The ends are after the line ends."""
+    """Return the starts and ends of the rows that are not empty, (R,) int64 each.
+
+    `rows` are whole rows. The end of a row is after its line end.
+    """
     ends = BlockScan(rows, START_OF_VALUE).find_row_ends(0, len(rows))
     if len(ends) == 0 or ends[-1] < len(rows):
         ends = np.append(ends, len(rows))

@@ -18,7 +18,12 @@ MAX_FILES_AHEAD = 256
 
 
 class InputChecker:
-    """Checks input files. Those of Parquet are examined in groups, each twice as large as the one before."""
+    """A check of the heads of input files.
+
+    Parquet files are examined in groups, because starting a process is slow. Each group is twice as
+    large as the one before, up to MAX_FILES_AHEAD files, so that the first files of a stream are
+    available soon.
+    """
 
     def __init__(self, input_files: Sequence[InputFile], recipe: Recipe) -> None:
         self._input_files, self._recipe = input_files, recipe
@@ -26,7 +31,7 @@ class InputChecker:
         self._num_files = 1  # to be examined next
 
     def check_all(self) -> None:
-        """Check all files. Raises the errors of `check`."""
+        """Check all files, with one group of Parquet files. Raises the errors of `check`."""
         self._num_files = len(self._input_files)
         for input_file in self._input_files:
             self.check(input_file)

@@ -67,7 +67,11 @@ def check_jsonl(input_file: InputFile, recipe: Recipe) -> None:
 
 
 def read_jsonl(input_file: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:
-    """Yield the records of `span`. A key that is missing in a line is null."""
+    """Yield the records of `span`. The value of a key that a line does not have is null.
+
+    `rejects` counts the lines that cannot be read. Raises FolioError for a line that is not UTF-8
+    or too long if the recipe makes that an error.
+    """
     parser = _BlockParser(input_file, recipe, rejects)
     num_records = 0
     for block in read_record_blocks(input_file, span.start, span.stop, recipe, rejects):
@@ -78,7 +82,7 @@ def read_jsonl(input_file: InputFile, span: Span, recipe: Recipe, rejects: Rejec
 
 
 class _BlockParser:
-    """Parses the lines of record blocks."""
+    """A parser of the lines of record blocks."""
 
     def __init__(self, input_file: InputFile, recipe: Recipe, rejects: Rejects) -> None:
         self._input_file, self._recipe, self._rejects = input_file, recipe, rejects
@@ -117,7 +121,7 @@ class _BlockParser:
         return Records(arrays[0], 0, arrays[1], np.array(offsets, np.int64))
 
     def _handle_error(self, line: bytes, offset: int, reason: str) -> _Row | None:
-        """Count, save or repair a line that could not be parsed. Returns its values if it could be repaired."""
+        """Repair a line that could not be parsed, or reject it. Return the values of a repaired line, else None."""
         if not line.strip():  # after the byte order mark
             return None
         if (invalid := find_invalid_utf8(line)) is not None:
@@ -153,7 +157,7 @@ class _BlockParser:
             yield self._make_records([row], [offset], strings)
 
     def _skip_invalid_utf8(self, offset: int, line: bytes | memoryview, invalid: tuple[int, str]) -> None:
-        """Count a line that is left out. Raises FolioError if the recipe makes it an error."""
+        """Count a line that is left out because it is not UTF-8, or raise FolioError if the recipe says so."""
         index, reason = invalid
         if self._recipe.invalid_utf8 == "error":
             location = f"at offset {offset + index:,}"
@@ -161,7 +165,7 @@ class _BlockParser:
         self._rejects.counts["invalid_utf8"] += 1
 
     def _parse_record(self, line: bytes) -> _Row | str:
-        """Return the values for the document and those for the condition, or why the line is rejected."""
+        """Return the values for the document and for the condition, or the reason why the line is rejected."""
         required = self._required
         try:
             record = orjson.loads(line)

@@ -33,7 +33,7 @@ Line = bytes | memoryview
 
 
 class LongStrings:
-    """The long strings of one line of JSON, which must be valid UTF-8."""
+    """The long strings of one line of JSON. The line must be valid UTF-8."""
 
     def __init__(self, line: Line) -> None:
         self._line = line
@@ -50,7 +50,10 @@ class LongStrings:
         return b"".join([*parts, bytes(self._line[first:])])
 
     def find_error(self) -> str | None:
-        """Return why the line cannot be parsed, apart from errors in the shortened line."""
+        """Return why the line must be rejected, or None.
+
+        Errors outside of the long strings are found later, when the shortened line is parsed.
+        """
         if sum(self.shortened_line.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
             return f"it has more than {MAX_VALUES:,} values"
         try:
@@ -62,7 +65,7 @@ class LongStrings:
         return None
 
     def make_array(self, values: tuple[Any], type_: pa.DataType) -> pa.Array:
-        """Return an array of the only value of a column. A mark is replaced by its string."""
+        """Return an array of type `type_` with the only one of `values`. A mark is replaced by its string."""
         (value,) = values
         if not isinstance(value, str) or value not in self._spans:
             return pa.array(values, type_)
@@ -118,7 +121,7 @@ def _decode_slices(line: Line, start: int, end: int) -> Iterator[bytes]:
 def _find_slice_end(line: Line, start: int, stop: int) -> int:
     """Return the last offset up to `stop` at which contents that begin at `start` can be cut.
 
-    It is neither inside a character nor inside an escape, nor between the escapes of two surrogates.
+    The offset is not inside a character or an escape, nor between the escapes of a surrogate pair.
     """
     while line[stop] & 0xC0 == 0x80:  # 0b10xxxxxx continues a character
         stop -= 1

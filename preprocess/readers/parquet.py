@@ -44,7 +44,9 @@ def _open_parquet(input_file: InputFile, recipe: Recipe) -> Iterator[OpenFile]:
 def get_row_group_bytes(input_file: InputFile, recipe: Recipe) -> list[int]:
     """Return the approximate size of the required columns of each row group, in bytes.
 
-    Raises MisuseError if a required column is missing, is there twice, or does not contain text.
+    The sizes are those after decoding, for progress bars and partitions. Raises MisuseError if a
+    required column is missing, occurs twice or has a type that cannot be used as text, and
+    FolioError if the file is damaged.
     """
     with _open_parquet(input_file, recipe) as opened:
         _check_columns(input_file, opened.parquet.schema_arrow, recipe)
@@ -82,8 +84,8 @@ def _check_type(input_file: InputFile, name: str, type_: pa.DataType, *, text_on
 def read_parquet(input_file: InputFile, span: Span, recipe: Recipe) -> Iterator[Records]:
     """Yield the records of the row groups from `span.start` to `span.stop`, or to the last.
 
-    The columns may be dictionary-encoded. Decoded, they may be too large for memory (see
-    split_records).
+    Columns may be dictionary-encoded, and too large for memory if they were decoded as a whole (see
+    split_records). Raises FolioError if the file is damaged or has changed.
     """
     required = find_required_columns(recipe)
     num_rows = 0

@@ -4,7 +4,7 @@ The problem: the metadata of a damaged or hostile file can end the process insid
 allocate any amount of memory, and no Python code can prevent that.
 
 The idea: a child process does with every file first what the reader will do: it parses the footer
-and looks at the columns of every row group. Its memory and its time are limited. If it ends,
+and looks at the columns of every row group. Its memory and its time are limited. If it crashes,
 the file that it was working on is reported in one line, and a new child examines the other files.
 The child is a new interpreter, because a fork of this process could inherit a lock that another
 thread holds.
@@ -29,7 +29,7 @@ from preprocess.errors import FolioError, shorten
 MAX_MEMORY_BYTES = 1 << 30  # of the child, of which Python and Arrow take a tenth
 MAX_CPU_S = 10  # for one file
 MAX_WAIT_S = 60  # for one file, which may be on a slow disk
-# The child imports from the paths of this process. It does without NumPy, which would double the time of its start.
+# The child imports from the paths of this process. NumPy is hidden: importing it would double the time of the start.
 CHILD_CODE = """import sys
 sys.path[:] = sys.argv[1:]
 sys.modules["numpy"] = None
@@ -53,16 +53,17 @@ def _start_child() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"},  # the limit of memory applies to it at once
+        # Another allocator of Arrow, mimalloc, reserves 1 GB at once, which would exceed MAX_MEMORY_BYTES.
+        env={**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"},
     )
 
 
 def find_unreadable(paths: list[str], names: list[str]) -> dict[str, str]:
-    """Return why some of the Parquet files `paths` must not be opened in this process, by path.
+    """Find the Parquet files among `paths` that must not be opened in this process.
 
-    `names`: the columns that will be read. A file whose metadata can be examined is not in the
-    result, even if that raises an error, because the reader raises the error again. Raises
-    FolioError if no child can be started.
+    Returns the reason for each of them, by path. `names` are the columns that will be read. A
+    damaged file for which Arrow raises an exception is not in the result: the reader raises the
+    exception again. Raises FolioError if no child can be started.
     """
     reasons: dict[str, str] = {}
     while paths:
@@ -89,7 +90,7 @@ def _explain_end(status: int) -> str:
 
 
 def main() -> None:
-    """Examine the files that a line of stdin names, and print a line for each. The child process calls this."""
+    """Examine the files named by a line of stdin, and print a line for each. Runs in the child process."""
     import preprocess.readers.parquet_metadata  # noqa: F401
 
     print(READY, flush=True)
@@ -114,7 +115,7 @@ def _limit_resources() -> None:
 
 
 def _examine(path: str, names: set[str]) -> str:
-    """Do with the footer of a file what the readers will do with it."""
+    """Do with the footer of a file what the readers will do. Return EXAMINED or NO_MEMORY."""
     from preprocess.readers.parquet_metadata import describe_chunks, find_chunk_indices, open_file
 
     try:

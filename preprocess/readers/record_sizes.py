@@ -33,10 +33,10 @@ ROW_BYTES = 64  # that a document takes besides its text
 def split_records(
     batches: Iterator[Records], input_file: InputFile, recipe: Recipe, rejects: Rejects
 ) -> Iterator[Records]:
-    """Yield the records of `batches`, without dictionaries, so that the documents of a batch have about BATCH_BYTES.
+    """Yield the records in batches whose documents have at most BATCH_BYTES, or in batches of one.
 
-    A record that is too long for memory is left out or, with `oversized = "error"`, raises
-    FolioError.
+    Columns with a dictionary are decoded. A record that is too long for memory is left out or, with
+    `oversized = "error"`, raises FolioError.
     """
     max_bytes = get_max_record_bytes(recipe)
     num_read = num_yielded = 0
@@ -57,7 +57,11 @@ def split_records(
 
 
 def get_max_record_bytes(recipe: Recipe) -> int:
-    """Return the size of the longest record that is read: twice the longest document, as it may be cut."""
+    """Return the maximum size of a record in bytes.
+
+    A record may be cut into several documents, so it is twice `max_document_bytes` (of the recipe,
+    or the default if that is larger).
+    """
     return 2 * max(recipe.max_document_bytes, Recipe.max_document_bytes)
 
 
@@ -76,7 +80,7 @@ def reject_long_record(record: str, recipe: Recipe, rejects: Rejects, *, advice:
 
 
 def _measure_records(records: Records, recipe: Recipe) -> np.ndarray:
-    """Return the number of bytes of each document with its metadata, (R,) int64."""
+    """Return the number of bytes of each document with its metadata and the columns of the condition, (R,) int64."""
     template = parse_template(recipe.template) if recipe.template is not None else None
     num_uses = Counter(template.fields if template is not None else ())
     literal_bytes = sum(len(literal.encode()) for literal in template.literals) if template is not None else 0
@@ -87,7 +91,11 @@ def _measure_records(records: Records, recipe: Recipe) -> np.ndarray:
 
 
 def measure_values(column: pa.Array) -> np.ndarray:
-    """Return the number of bytes of each value, (R,) int64. Nulls have none."""
+    """Return the size of each value in bytes, (R,) int64.
+
+    A null of a text or dictionary column has size 0. The values of a column of another type all
+    have their mean size.
+    """
     if pa.types.is_dictionary(column.type):
         sizes = np.append(measure_values(column.dictionary), 0)  # the last one is for null
         rows: np.ndarray = sizes[column.indices.fill_null(len(sizes) - 1).to_numpy(zero_copy_only=False)]
@@ -98,7 +106,7 @@ def measure_values(column: pa.Array) -> np.ndarray:
 
 
 def _find_batches(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of consecutive rows that have at most BATCH_BYTES, or of one row that has more."""
+    """Yield (start, stop) of consecutive rows with at most BATCH_BYTES in total, or of one larger row."""
     ends = np.cumsum(sizes)
     start = 0
     while start < len(ends):

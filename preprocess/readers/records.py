@@ -18,7 +18,7 @@ from preprocess.recipes.row_filter import parse_condition
 from preprocess.recipes.schema import COLUMN_SETTINGS, Recipe
 from preprocess.recipes.templates import parse_template
 
-# The counts of `Rejects` that a user should be warned about. The recipe asks for the others.
+# The counts of `Rejects` that a user should be warned about. The others follow from the recipe's settings.
 WARNED_REASONS = ("malformed", "oversized", "invalid_utf8", "null_text", "unreadable_year")
 FLUSH_BYTES = 4 << 20  # of malformed records that are kept in memory
 MAX_SAVED_BYTES = 1 << 20  # of one malformed record
@@ -53,7 +53,7 @@ def find_required_columns(recipe: Recipe) -> RequiredColumns:
 
 
 def check_columns(input_file: InputFile, required: RequiredColumns, names: list[str]) -> None:
-    """Raise MisuseError if a required column is not among `names`, the columns of `input_file`."""
+    """Raise MisuseError if a required column is missing from `names`, the columns of `input_file`."""
     for name in required.names:
         if name not in names:
             shown = ", ".join(map(shorten, names[:20])) + (" …" if len(names) > 20 else "")
@@ -73,7 +73,7 @@ def format_utf8_error(path: str, location: str, byte: int, reason: str) -> str:
 
 
 def _guess_encoding(path: str) -> str:
-    """Return the encoding that a file that is not UTF-8 may have, from the first bytes of the file."""
+    """Guess the encoding of a file that is not UTF-8 from its first bytes."""
     with open(path, "rb") as file:
         head = file.read(HEAD_BYTES)
     for mark, encoding in BYTE_ORDER_MARKS.items():
@@ -102,22 +102,22 @@ class Records:
 
 
 class Rejects:
-    """Counts the records that a partition drops or changes, by reason, and saves malformed ones."""
+    """The numbers of records that a partition drops or changes, by reason, and its malformed records."""
 
     def __init__(self, path: Path | None) -> None:
-        """`path`: the JSONL file that malformed records are appended to, if they are to be saved.
+        """`path`: the JSONL file that malformed records are appended to; None to save none.
 
-        It is created when the first record is written.
+        The file is created when the first record is written.
         """
         self.counts: Counter[str] = Counter()
-        self.num_positions = 0  # documents of the current span so far, including the dropped ones
+        self.num_positions = 0  # documents of the current span so far, including those that are dropped
         self.finished_spans: list[tuple[int, int]] = []  # of each span: input file number, num_positions
         self._path = path
         self._lines: list[str] = []
         self._num_bytes = 0  # of `_lines`
 
     def finish_span(self, file_number: int) -> None:
-        """Record `num_positions` of a span of the input file `file_number`, and begin with the next span."""
+        """Store `num_positions` of the current span, a span of input file `file_number`, and reset it to 0."""
         self.finished_spans.append((file_number, self.num_positions))
         self.num_positions = 0
 

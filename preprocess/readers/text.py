@@ -20,8 +20,8 @@ from preprocess.recipes.schema import Recipe
 LINE_FEED, CARRIAGE_RETURN = 10, 13
 MAX_RECORDS = 1 << 16  # read at once; a block of short lines has millions
 WINDOW_BYTES = 1 << 16  # in which lines are searched at once
-LONG_TEXT_BYTES = 1 << 12  # mean size of texts that are copied one by one
-STRIPPED_AT_ONCE = 4  # line ends that are removed from all texts at once
+LONG_TEXT_BYTES = 1 << 12  # texts with a larger mean size are copied one by one
+STRIPPED_AT_ONCE = 4  # line ends on each side that are removed from all texts at once; more are removed text by text
 IS_LINE_END = np.zeros(256, bool)  # by byte value
 IS_LINE_END[[LINE_FEED, CARRIAGE_RETURN]] = True
 TRAILING_BYTES = {"line": b"\r\n", "paragraph": WHITE_SPACE, "separator": b"\r\n"}
@@ -32,7 +32,10 @@ Texts = tuple[pa.LargeBinaryArray, np.ndarray]  # R texts, and their starts in t
 
 
 def read_text(input_file: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:
-    """Yield the records of `span` as one column of bytes named `text`."""
+    """Yield the records of `span` as one column of bytes named `text`.
+
+    Raises the errors of `read_record_blocks`.
+    """
     num_records = 0
     for block in read_record_blocks(input_file, span.start, span.stop, recipe, rejects):
         for texts, starts in _split_block(block, recipe):
@@ -41,7 +44,7 @@ def read_text(input_file: InputFile, span: Span, recipe: Recipe, rejects: Reject
 
 
 def _split_block(block: RecordBlock, recipe: Recipe) -> Iterator[Texts]:
-    """Yield the texts of `block`, about MAX_RECORDS at a time. No texts are yielded if there are none."""
+    """Yield the texts of `block`, about MAX_RECORDS at a time."""
     if block.part:
         yield _make_text(block.data, _find_end(block.data, recipe))
     elif recipe.document == "line":
@@ -62,7 +65,7 @@ def _make_text(data: Buffer, end: int) -> Texts:
 
 
 def _find_end(part: Buffer, recipe: Recipe) -> int:
-    """Return where a part of a long record ends without the boundary mark and white space there."""
+    """Return the end of the text in a part of a long record, before the boundary mark and trailing white space."""
     mark = {"line": "\n", "separator": recipe.separator}.get(recipe.document, "").encode()
     end = len(part) - len(mark) * part.endswith(mark)
     trailing, window_bytes = TRAILING_BYTES.get(recipe.document, b""), 1

@@ -9,7 +9,7 @@ Buffer = bytes | memoryview
 
 
 def find_invalid_utf8(data: Buffer) -> tuple[int, str] | None:
-    """Return the offset of the first byte that is not UTF-8, and the reason; None if there is none."""
+    """Return the offset of the first byte that is not UTF-8 and the reason, or None if all bytes are UTF-8."""
     start = 0
     while start < len(data):
         window = bytes(data[start : start + SLICE_BYTES])
