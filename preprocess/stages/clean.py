@@ -4,10 +4,10 @@ The problem: almost all documents are clean, but a regular expression reads text
 and rewriting a column copies every text in it.
 
 The idea: first find out whether there is anything to do. The rules that are on by default scan the
-bytes of a whole batch with NumPy (3 to 15 GB/s), without looking at single documents. If the scan
-finds a suspicious byte, a regular expression finds the documents to change, and only these are
-rewritten. The cost for clean ASCII text is one scan per rule and no copy. Long texts are cleaned in
-slices (slices.py), because a Python string or a rewritten column takes several times their size.
+bytes of a whole batch with NumPy (3 to 15 GB/s). If the scan finds a suspicious byte, a regular
+expression finds the documents to change, and only these are rewritten. The cost for clean ASCII
+text is one scan per rule and no copy. Long texts are cleaned in slices (slices.py), because a Python
+string or a rewritten column takes several times their size.
 
 The rules are applied in a fixed order (CLEANING_RULES in recipes/schema.py), so cleaning a text
 twice gives the same result as cleaning it once: normalizing line ends and removing control
@@ -35,7 +35,7 @@ from preprocess.stages.slices import iter_groups, slice_texts
 Cleaned = tuple[pa.LargeStringArray, np.ndarray]
 Rule = Callable[[pa.LargeStringArray], Cleaned]
 
-# These rules look at a text as a whole. The others do not look across the end of a slice.
+# These rules need the whole text. The result of the others for a text is that of its slices, joined.
 WHOLE_TEXT_RULES = ("mojibake", "trim")
 
 # DEL, C1, and C0 except tab, line feed and carriage return (which the earlier rule `line_ends`
@@ -53,7 +53,8 @@ SCAN_BYTES = 1 << 18  # half of a core's L2 cache
 def clean(batch: pa.RecordBatch, rules: tuple[str, ...]) -> tuple[pa.RecordBatch, dict[str, int]]:
     """Apply `rules` to the texts of `batch`.
 
-    Returns the new batch, and for each rule the number of documents that it changed.
+    Returns the new batch, and for each rule the number of documents that it changed. Raises
+    MisuseError if the rule `mojibake` is used without the package ftfy.
     """
     texts, counts = batch.column("text"), {}
     for name in CLEANING_RULES:
@@ -110,7 +111,7 @@ def _change_nothing(texts: pa.LargeStringArray) -> Cleaned:
 
 
 def _contains_byte(texts: pa.LargeStringArray, predicate: Callable[[np.ndarray], np.ndarray]) -> bool:
-    """Return whether `predicate` is true for any byte. Chunks of SCAN_BYTES stay in the cache."""
+    """Return whether `predicate` is true for any byte. It is applied to chunks that fit the cache."""
     data, _ = get_text_buffers(texts)
     return any(bool(predicate(data[start : start + SCAN_BYTES]).any()) for start in range(0, len(data), SCAN_BYTES))
 

@@ -12,7 +12,7 @@ def select_by_length(
 ) -> tuple[np.ndarray, dict[str, int]]:
     """Return which of D texts to keep, (D,) bool, and how many are "too_short" and "too_long".
 
-    Both bounds are inclusive and optional.
+    Both bounds are inclusive and optional. Without bounds there are no counts.
     """
     keep, counts = np.ones(len(texts), bool), {}
     if min_characters is not None or max_characters is not None:

@@ -5,7 +5,7 @@ the columns, metadata is added, and long texts are cut.
 
 The parts of a long record must be on one side of a random split. They are therefore one group,
 which is named by a hash of the first part, unless the record has a group already. The name does not
-depend on the place of the record, so it is the same for any size of partitions.
+depend on the position of the record, so it is the same for any size of partitions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ YEAR_PATTERN = r"\A[0-9]{1,4}(\.0)?\z"
 
 
 class DocumentMaker:
-    """Makes documents from the records of one span and numbers them from 0 within the span."""
+    """A converter of the records of one span to documents, which are numbered from 0 in the span."""
 
     def __init__(self, input_file: InputFile, recipe: Recipe, rejects: Rejects) -> None:
         self._input_file, self._recipe, self._rejects = input_file, recipe, rejects
@@ -50,8 +50,9 @@ class DocumentMaker:
     def make(self, records: Records) -> tuple[pa.RecordBatch, pa.StringArray | None]:
         """Return the documents of `records` in order, and the name of the split of each.
 
-        The names are returned only if a column or the name of the file contains them. Raises
-        FolioError for a record that is not UTF-8 or too long if the recipe makes that an error.
+        Instead of the names, None is returned if neither a column nor the name of the file contains
+        them. Raises FolioError if a record is not UTF-8 or too long and the recipe makes that an
+        error.
         """
         keep = np.ones(records.num_records, bool)
         columns = {name: self._decode(column, records, keep) for name, column in records.columns.items()}
@@ -93,7 +94,7 @@ class DocumentMaker:
         if self._input_file.format == "jsonl":
             return column  # orjson accepts only UTF-8
         try:
-            # A cast from bytes to strings verifies UTF-8 (8 GB/s), one between strings does not.
+            # A cast from bytes to strings verifies UTF-8 (8 GB/s). A cast between types of strings does not.
             return (column if column.type == pa.large_binary() else column.cast(pa.large_binary())).cast(
                 pa.large_string()
             )
@@ -101,7 +102,7 @@ class DocumentMaker:
             return self._decode_rows(column.cast(pa.large_binary()), records, keep)
 
     def _decode_rows(self, column: pa.LargeBinaryArray, records: Records, keep: np.ndarray) -> pa.Array:
-        """Decode a column that contains invalid UTF-8, row by row, as `invalid_utf8` says."""
+        """Decode a column that contains invalid UTF-8 row by row, as the setting `invalid_utf8` says."""
         texts: list[bytes | None] = []
         for row, data in enumerate(column.to_pylist()):
             if data is None or (invalid := find_invalid_utf8(data)) is None:
@@ -128,7 +129,7 @@ class DocumentMaker:
         return columns[self._recipe.text_column if self._is_table else "text"]
 
     def _get_metadata(self, name: str, columns: dict[str, pa.Array]) -> Any:
-        """Return the metadata `name`: a column, or one value for all documents, if there is one.
+        """Return the metadata `name`: a column, one value for all documents, or None.
 
         A column takes precedence over the name of the file, and the name over the recipe's value.
         """
