@@ -18,7 +18,7 @@ from preprocess.shards.files import JsonObject
 
 
 class BuildLog:
-    """Measures the phases of a build, and collects facts for people."""
+    """Measures the phases of a build, and collects facts about how it was made."""
 
     def __init__(self) -> None:
         self._started = datetime.datetime.now(datetime.UTC)
@@ -29,7 +29,7 @@ class BuildLog:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure the time of the block."""
+        """Record the time of the `with` block as that of the phase `name`."""
         begin = time.perf_counter()
         yield
         self._elapsed_s[name] = round(time.perf_counter() - begin, 3)
@@ -63,7 +63,7 @@ class BuildLog:
 
 
 def get_peak_memory_bytes() -> int | None:
-    """Return the peak memory of this process so far. Windows does not report it."""
+    """Return the peak resident memory of this process so far, or None on Windows."""
     try:
         import resource
     except ImportError:

@@ -1,8 +1,8 @@
 """Estimates a build from some of its documents: tokens per document, speed, disk space and memory.
 
-It reads a few partitions, chosen by the seed, with the code of a build. It encodes `num_documents`
-of the documents with one thread, and scales the figures to the size of the input. Duplicates are
-not removed, so a corpus with many of them becomes a smaller build than estimated.
+It reads a few partitions, chosen by the seed, with the same code as a build. It encodes
+`num_documents` of the documents with one thread, and scales the figures to the size of the input.
+Duplicates are not removed, so for a corpus with many duplicates the estimate is too large.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from preprocess.tokenizers import characters, sentencepiece_bpe
 from preprocess.tokenizers.interface import Tokenizer
 
 NUM_PARTITIONS_READ = 4
-# Read at most this much of one partition; a compressed file is one partition, however large it is.
+# Stop reading a partition after this much text. A compressed file is one partition of any size.
 MAX_TEXT_BYTES, MAX_DOCUMENTS = 32 << 20, 1 << 20
 # Measured with gpt2 on 400 MB of long documents.
 MAIN_MEMORY_BYTES, WORKER_MEMORY_BYTES, START_S = 100 << 20, 300 << 20, 1.0
@@ -38,7 +38,7 @@ MAIN_MEMORY_BYTES, WORKER_MEMORY_BYTES, START_S = 100 << 20, 300 << 20, 1.0
 
 @dataclass
 class _ReadDocuments:
-    """The documents that were read, as one array per batch, and what it took to read them."""
+    """The documents that were read, as one array per batch, and the size and time of reading them."""
 
     texts: list[pa.LargeStringArray] = field(default_factory=list)
     languages: list[pa.StringArray] = field(default_factory=list)
@@ -51,7 +51,8 @@ class _ReadDocuments:
 def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObject:
     """Return the figures of `num_documents` documents, and under "build" those of the whole build.
 
-    `workers`: the number of processes of the build. Raises FolioError if no document has text.
+    The corpus may have fewer documents. `workers`: the number of processes of the build. Raises
+    FolioError if no document has text or if a file cannot be read.
     """
     found = _read_partitions(plan)
     texts, _ = _choose(found, num_documents, seed=plan.recipe.seed)
@@ -62,7 +63,7 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
     encode_s = time.perf_counter() - begin
     encoded_bytes = max(int(count_text_bytes(texts).sum()), 1)
     read_bytes = max(found.text_bytes, 1)
-    # Scale what was read, and what was encoded of it, to all of the input.
+    # Scale the sizes of the documents that were read and encoded to the whole input.
     total_bytes = int(sum(plan.partition_bytes()) * (found.text_bytes / max(found.input_bytes, 1)))
     total_tokens = int(total_bytes * len(ids) / encoded_bytes)
     total_documents = int(total_bytes * sum(map(len, found.texts)) / read_bytes)
@@ -88,7 +89,8 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
 def choose_documents(plan: Plan, num_documents: int) -> tuple[pa.LargeStringArray, pa.StringArray]:
     """Return the texts and languages of `num_documents` documents, chosen by the recipe's seed.
 
-    Raises FolioError if no document has text.
+    There are fewer if not enough documents were read. Raises FolioError if no document has text or
+    if a file cannot be read.
     """
     return _choose(_read_partitions(plan), num_documents, seed=plan.recipe.seed)
 
@@ -145,14 +147,14 @@ def _choose(found: _ReadDocuments, num_documents: int, *, seed: int) -> tuple[pa
 
 
 def _train_on(texts: pa.LargeStringArray, recipe: Recipe) -> Tokenizer:
-    """Train a tokenizer on `texts`. That of the build has more text and needs fewer tokens."""
+    """Train a tokenizer on `texts`. The build trains on more text, so it will need fewer tokens."""
     if recipe.tokenizer == "char":
         return characters.train_char(texts.to_pylist(), has_eot=recipe.eot == "append")
     return sentencepiece_bpe.train(texts.to_pylist(), num_pieces=recipe.num_pieces)
 
 
 def format_estimate(estimate: JsonObject) -> list[str]:
-    """Return the result of `estimate_build` as lines for a person."""
+    """Return the lines that `preprocess estimate` prints for the result of `estimate_build`."""
     lengths, build = estimate["tokens_per_document"], estimate["build"]
     quantiles = ", ".join(f"{name} {lengths[name]:,}" for name in ("mean", "median", "p05", "p95", "max"))
     disk_gb, memory_gb = build["disk_bytes"] / 1e9, build["memory_bytes"] / 1e9

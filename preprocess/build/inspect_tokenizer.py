@@ -18,7 +18,8 @@ from preprocess.tokenizers.interface import Tokenizer
 def inspect_build(build: Build, num_documents: int) -> dict[str, Figures]:
     """Return the figures of a build's tokenizer for each language (see `inspect_tokenizer`).
 
-    They are measured on the first `num_documents` validation documents.
+    They are measured on the first `num_documents` validation documents. Raises FolioError if the
+    build is damaged.
     """
     tokenizer = load_tokenizer(build.folder, build.manifest)
     tags = list_language_tags(build)

@@ -87,7 +87,7 @@ def test_tokenizer_train_and_inspect(mirror: Path, tmp_path: Path, preprocess: R
     assert (tmp_path / "tok1/sentencepiece.model").read_bytes() == (tmp_path / "tok2/sentencepiece.model").read_bytes()
     assert [p.name for p in tmp_path.glob(".tok1*")] == [".tok1.lock"]
     done = preprocess(*train, "--num-pieces", "900", "--output", "tok1", env=env)
-    assert done.returncode == 2 and "is there already; pass --replace" in done.stderr
+    assert done.returncode == 2 and "exists already; pass --replace" in done.stderr
     done = preprocess(*train, "--tokenizer", "gpt2", "--output", "other", env=env)
     assert done.returncode == 2 and "the gpt2 tokenizer is not trained" in done.stderr
     # A build that trains its tokenizer has the same tokens as a build with the trained tokenizer.

@@ -26,5 +26,5 @@ def test_build_warns_about_rejected_records(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     build_files(tmp_path, tmp_path / "a.jsonl")
     err = capsys.readouterr().err
-    assert "some documents were not taken as they are: 1 malformed, 1 null text" in err
-    assert "1 records that could not be read" in err
+    assert "some documents were dropped or repaired: 1 malformed, 1 null text" in err
+    assert "1 malformed record is not in the build; it is saved in" in err
