@@ -1,8 +1,8 @@
 """Measure how well a tokenizer fits a language: tokens per word, bytes per token, coverage.
 
-Every text is encoded once. Every distinct word is also encoded twice, alone and after a space,
-because most tokenizers have different tokens for the two. In total this takes about twice the time
-of encoding the texts.
+Every text is encoded once. In addition, every distinct word is encoded twice, alone and after a
+space, because most tokenizers have different tokens for the two. In total this takes about twice the
+time of encoding the texts.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _classify_words(tokenizer: Tokenizer, words: pa.LargeStringArray) -> tuple[n
 
 
 def _measure(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the number of tokens of each text, (D,) int64, and if one is unknown, (D,) bool."""
+    """Return the number of tokens of each text, (D,) int64, and whether one is the unknown token, (D,) bool."""
     num_tokens, has_unknown = [np.empty(0, np.int64)], [np.empty(0, bool)]
     for part in _slices(texts):
         ids, ends = tokenizer.encode(part)

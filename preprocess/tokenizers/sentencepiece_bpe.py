@@ -67,7 +67,7 @@ class SentencePieceTokenizer(TwoBackendTokenizer):
     reference_backend: ClassVar[str] = "sentencepiece"
 
     def __init__(self, model: bytes, *, training: dict[str, Any] | None = None) -> None:
-        """`model` is a serialised ModelProto; `training` holds the trainer's settings, if known.
+        """`model` is the content of a model file; `training` are the trainer's settings, if known.
 
         Raises RuntimeError or ValueError if `model` is not a SentencePiece model.
         """
@@ -104,12 +104,12 @@ class SentencePieceTokenizer(TwoBackendTokenizer):
         return tokenizer_class.from_json(json.dumps(spec))
 
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
-        """Encode every text with sentencepiece."""
+        """Encode D texts with the library sentencepiece."""
         return flatten_ids(self._processor.encode(texts.to_pylist(), num_threads=1))
 
 
 def _check_model(data: bytes) -> None:
-    """Raise ValueError for a model whose size, or whose normalisation of text, would fill the memory."""
+    """Raise ValueError for a model that has too many pieces or could make a text much longer."""
     longest = measure_longest_replacement(SentencePieceModel(data).charsmap)
     if longest > MAX_REPLACEMENT_BYTES:
         raise ValueError(f"it replaces a character by {longest:,} bytes, expected at most {MAX_REPLACEMENT_BYTES}")
@@ -132,7 +132,8 @@ def train(texts: Iterable[str], *, num_pieces: int) -> SentencePieceTokenizer:
     """Train a model with exactly `num_pieces` pieces, control pieces included.
 
     Raises MisuseError if the text has too few distinct words, or too many distinct characters, for
-    that number. An exception that `texts` raises, such as KeyboardInterrupt, is passed on.
+    that number, and FolioError if the trainer fails for another reason. An exception that `texts`
+    raises, such as KeyboardInterrupt, is passed on.
     """
     import sentencepiece
 

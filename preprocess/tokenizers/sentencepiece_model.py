@@ -1,7 +1,7 @@
-"""Read a SentencePiece model file without the library: a Protocol Buffers message.
+"""Read a SentencePiece model file without the library.
 
-The numbers are those of the fields in sentencepiece_model.proto. A field with another type than
-there is ignored, as the library does.
+The file is a Protocol Buffers message. The numbers of the fields are those in
+sentencepiece_model.proto. A field whose type differs from that file is ignored, as in the library.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from preprocess.tokenizers.interface import MAX_VOCAB_SIZE
 
 NORMAL, USER_DEFINED, UNUSED, BYTE = 1, 4, 5, 6  # types of pieces
 BPE = 2  # a type of model
-MAX_REPLACEMENT_BYTES = 64  # of a text that replaces a character; in SentencePiece's own maps it is 33
+MAX_REPLACEMENT_BYTES = 64  # of a text that replaces a character; the maximum in SentencePiece's own maps is 33
 _PIECES, _TRAINER, _NORMALIZER, _CHARSMAP = 1, 2, 3, 2
 _LENGTH_DELIMITED = 2  # a wire type
 _FIXED_SIZES = {1: 8, 5: 4}  # by wire type
@@ -40,10 +40,13 @@ class Settings(dict[int, int | bytes]):
 
 
 class SentencePieceModel:
-    """The parts of a model file."""
+    """The pieces and the settings in a model file."""
 
     def __init__(self, data: bytes) -> None:
-        """Raises ValueError if `data` is not a Protocol Buffers message, or has too many pieces."""
+        """`data` is the content of the file.
+
+        Raises ValueError if it is not a Protocol Buffers message or has too many pieces.
+        """
         self._pieces: list[bytes] = []
         self.trainer, self.normalizer = Settings(), Settings()
         for number, value in _read_fields(data):
@@ -68,14 +71,15 @@ class SentencePieceModel:
 def measure_longest_replacement(charsmap: bytes) -> int:
     """Return the size in bytes of the longest text that replaces a character in `charsmap`.
 
-    The map is the size of a trie (4 bytes), the trie, and the texts, each with a zero byte.
+    The map consists of the size of a trie (4 bytes), the trie, and the texts, each with a zero byte
+    at its end.
     """
     texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :]
     return max(map(len, texts.split(b"\0")))
 
 
 def _read_fields(message: bytes) -> Iterator[Field]:
-    """Yield (number, value) of each field of a message."""
+    """Yield (number, value) of each field of a message. Raises ValueError if the message is damaged."""
     offset, end = 0, len(message)
     while offset < end:
         key, offset = _read_varint(message, offset)
