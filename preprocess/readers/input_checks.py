@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from preprocess.errors import FolioError
 from preprocess.inputs.input_files import InputFile
-from preprocess.readers.parquet_examiner import find_unreadable
+from preprocess.readers.parquet_examiner import examine_files
 from preprocess.readers.records import find_required_columns
 from preprocess.recipes.schema import Recipe
 
@@ -59,8 +59,8 @@ class InputChecker:
         if input_file.path not in self._reasons:
             candidates = (file.path for file in self._input_files[input_file.number :] if file.format == "parquet")
             paths = [path for path in candidates if path not in self._reasons][: self._num_files]
-            reasons = find_unreadable(paths, find_required_columns(self._recipe).names)
-            self._reasons |= {path: reasons.get(path) for path in paths}
+            reasons = examine_files(paths, find_required_columns(self._recipe).names)
+            self._reasons |= zip(paths, reasons, strict=False)  # of `input_file` at least
             self._num_files = min(2 * self._num_files, MAX_FILES_AHEAD)
         if reason := self._reasons[input_file.path]:
             raise FolioError(f"{input_file.path} cannot be read as Parquet ({reason}); it is damaged, copy it again")

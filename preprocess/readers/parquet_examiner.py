@@ -5,9 +5,9 @@ allocate any amount of memory, and no Python code can prevent that.
 
 The idea: a child process does with every file first what the reader will do: it parses the footer
 and looks at the columns of every row group. Its memory and its time are limited. If it crashes,
-the file that it was working on is reported in one line, and a new child examines the other files.
-The child is a new interpreter, because a fork of this process could inherit a lock that another
-thread holds.
+the file that it was working on is reported in one line, and the files after it are not examined:
+one such file ends a build. The child is a new interpreter, because a fork of this process could
+inherit a lock that another thread holds.
 
 The cost: 0.08 s of CPU time for the child, once for a build, and 1 ms per file. `start_examiner`
 starts the child early, so that it imports Arrow while this process does something else.
@@ -37,11 +37,11 @@ from preprocess.readers.parquet_examiner import main
 main()"""
 READY, EXAMINED, NO_MEMORY = "ready", "examined", "no memory"  # lines that the child prints
 
-_started: list[subprocess.Popen[bytes]] = []  # at most one child, which `find_unreadable` will use
+_started: list[subprocess.Popen[bytes]] = []  # at most one child, which `examine_files` will use
 
 
 def start_examiner() -> None:
-    """Start the child process that the next call of `find_unreadable` uses."""
+    """Start the child process that the next call of `examine_files` uses."""
     if not _started:
         _started.append(_start_child())
 
@@ -58,28 +58,22 @@ def _start_child() -> subprocess.Popen[bytes]:
     )
 
 
-def find_unreadable(paths: list[str], names: list[str]) -> dict[str, str]:
-    """Find the Parquet files among `paths` that must not be opened in this process.
+def examine_files(paths: list[str], names: list[str]) -> list[str | None]:
+    """Return for each of the Parquet files `paths` why this process must not open it, or None.
 
-    Returns the reason for each of them, by path. `names` are the columns that will be read. A
-    damaged file for which Arrow raises an exception is not in the result: the reader raises the
+    `names` are the columns that will be read. The result ends with the first file that crashes the
+    child. A damaged file for which Arrow raises an exception may be opened: the reader raises the
     exception again. Raises FolioError if no child can be started.
     """
-    reasons: dict[str, str] = {}
-    while paths:
-        child = _started.pop() if _started else _start_child()
-        output, errors = child.communicate(json.dumps([paths, names]).encode() + b"\n")
-        start, *answers = output.decode().splitlines() or [""]
-        if start != READY:
-            last_line = errors.decode(errors="replace").strip().rpartition("\n")[2]
-            raise FolioError(f"the process that examines Parquet files cannot start: {shorten(last_line)}")
-        for path, answer in zip(paths, answers, strict=False):
-            if answer == NO_MEMORY:
-                reasons[path] = f"its metadata needs more than {MAX_MEMORY_BYTES >> 30} GB of memory"
-        if len(answers) < len(paths):
-            reasons[paths[len(answers)]] = _explain_end(child.returncode)
-        paths = paths[len(answers) + 1 :]
-    return reasons
+    child = _started.pop() if _started else _start_child()
+    output, errors = child.communicate(json.dumps([paths, names]).encode() + b"\n")
+    start, *answers = output.decode().splitlines() or [""]
+    if start != READY:
+        last_line = errors.decode(errors="replace").strip().rpartition("\n")[2]
+        raise FolioError(f"the process that examines Parquet files cannot start: {shorten(last_line)}")
+    no_memory = f"its metadata needs more than {MAX_MEMORY_BYTES >> 30} GB of memory"
+    reasons = [no_memory if answer == NO_MEMORY else None for answer in answers]
+    return reasons if len(reasons) == len(paths) else [*reasons, _explain_end(child.returncode)]
 
 
 def _explain_end(status: int) -> str:
