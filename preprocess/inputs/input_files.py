@@ -42,8 +42,11 @@ class InputChanged(FolioError):
     """An input file changed after the build was planned. `reason` describes the change."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"{reason}; wait until the file no longer changes, then run the same command again")
+        super().__init__(reason)  # not the message: a worker sends the arguments, from which the error is made again
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.reason}; wait until the file no longer changes, then run the same command again"
 
 
 @dataclass(frozen=True, slots=True)  # slots: there may be a million
@@ -187,7 +190,17 @@ def _check_format(name: str, path: str, recipe: Recipe) -> tuple[str, str]:
         )
     if compression and format_ == "parquet":
         raise MisuseError(f"{path} is a compressed Parquet file; decompress it, Parquet has its own compression")
+    if (compression or format_ == "parquet") and not _is_utf8(path):
+        raise MisuseError(f"the path {path} is not UTF-8, so Arrow cannot open the file; rename its folder")
     return format_, compression
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:  # Python represents other bytes by surrogates
+        return False
+    return True
 
 
 def _parse_names(names: list[str], recipe: Recipe) -> list[NameMetadata]:
