@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -47,6 +48,7 @@ MAX_BLOCKS = 1 << 20  # of rows in a dictionary, the sizes of which are kept in 
 MAX_PAGE_BYTES = 1 << 30
 MAX_COMPRESSION_RATIO = 16
 MIN_PAGE_LIMIT_BYTES = 128 << 20
+MAX_PAGES = 1 << 20  # of a column in a row group, whose headers are in memory; writers make pages of about 1 MB
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,16 @@ class OpenFile:
     max_value_bytes: int  # the size of the longest record that is read
 
     def read_pages(self, chunk: Chunk) -> list[Page]:
-        """Return the headers of the pages of `chunk`. Raises FolioError if a page is too large."""
-        pages = list(read_page_headers(self.raw, chunk, self.input_file.size_bytes))
+        """Return the headers of the pages of `chunk`.
+
+        Raises FolioError if a page is too large, or if there are too many.
+        """
+        pages = list(islice(read_page_headers(self.raw, chunk, self.input_file.size_bytes), MAX_PAGES + 1))
+        if len(pages) > MAX_PAGES:
+            raise FolioError(
+                f"{self.input_file.path}: column {shorten(chunk.name)!r} has more than {MAX_PAGES:,} pages in a row "
+                "group; write the file again with larger pages"
+            )
         for page in pages:
             limit = min(MAX_PAGE_BYTES, MAX_COMPRESSION_RATIO * page.compressed_bytes)
             limit = max(limit, MIN_PAGE_LIMIT_BYTES, self.max_value_bytes)
