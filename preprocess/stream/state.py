@@ -21,7 +21,7 @@ class StreamState(TypedDict):
     stream: Identity  # of the stream that the state belongs to
     group: int
     drawn: int  # blocks of the group that have been returned
-    cursor: dict[str, int]  # the fields of the Cursor at which the group begins
+    cursor: dict[str, int]  # the Cursor at which the group begins, by the names of its fields
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def parse_state(state: Mapping[str, Any], identity: Identity) -> Position:
     """Return the position in `state`.
 
     Raises MisuseError if it belongs to another stream than `identity`, FolioError if it is damaged.
-    Whether the files have a document at the position is checked when it is read.
+    The stream checks later, when it reads, whether the files have a document at the position.
     """
     _check_identity(state, identity)
     try:
