@@ -12,6 +12,7 @@ are first applied to pieces of each long text, to measure by how much they lengt
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ MAX_UNCHECKED_GROWTH = 4.0  # in bytes; many files replace a space by a characte
 MAX_MEASURED_GROWTH = 4.0  # in characters, of the pieces of a text
 PIECE_CHARACTERS = 4_000
 NUM_PIECES = 4  # of a long text
+MAX_WAIT_S = 0.25  # in one call
 Result = TypeVar("Result")
 
 
@@ -56,7 +58,10 @@ class LimitedEncoder:
 
 
 def run_limited(work: Callable[[], Result], seconds: float) -> Result:
-    """Return the result of `work`, or raise its exception. Raises FolioError after `seconds`."""
+    """Return the result of `work`, or raise its exception. Raises FolioError after `seconds`.
+
+    The time in which the process is stopped, by Ctrl-Z, does not count.
+    """
     results: list[Result] = []
     errors: list[BaseException] = []
 
@@ -68,7 +73,8 @@ def run_limited(work: Callable[[], Result], seconds: float) -> Result:
 
     thread = threading.Thread(target=run, daemon=True)  # daemon: the process can end while the thread runs
     thread.start()
-    thread.join(seconds)
+    for _ in range(math.ceil(seconds / MAX_WAIT_S)):  # a wait in which the process was stopped counts once
+        thread.join(MAX_WAIT_S)
     if errors:
         raise errors[0]
     if not results:

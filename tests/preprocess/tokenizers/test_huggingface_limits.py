@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -149,3 +152,31 @@ def test_run_limited_passes_on_results_and_exceptions() -> None:
     assert run_limited(lambda: None, 5) is None
     with pytest.raises(KeyError, match="x"):
         run_limited(lambda: json.loads('{"a": 1}')["x"], 5)
+
+
+STOPPED_WORK = """
+import time
+from preprocess.tokenizers.huggingface_limits import run_limited
+
+def work():
+    now = time.monotonic()
+    print("started", flush=True)
+    while time.monotonic() - now < 1:  # until the process was stopped
+        now = time.monotonic()
+        time.sleep(0.01)
+    time.sleep(0.1)
+    return "finished"
+
+print(run_limited(work, 1.5))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped")
+def test_time_in_which_the_process_is_stopped_does_not_count() -> None:
+    with subprocess.Popen([sys.executable, "-c", STOPPED_WORK], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "started\n"
+        time.sleep(0.2)  # until the main thread waits
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(1.5)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.read() == "finished\n"
