@@ -1,8 +1,8 @@
 """The files that a build reads: their formats, their checksums, and the metadata in their names.
 
-Sizes, times and checksums are recorded when a build is planned. Readers check sizes and times again,
-so a file that changes in the meantime raises an error instead of being read as a mixture of two
-versions.
+Sizes, times and checksums are recorded when a build is planned. Readers check sizes and times
+again, so a file that changes in the meantime raises an error instead of being read as a mixture of
+two versions.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ def _parse_header(rows: bytes, input_file: InputFile, recipe: Recipe) -> tuple[l
 
 
 def _convert(values: pa.Array, kind: str, name: str, input_file: InputFile) -> pa.Array:
-    """Convert a column of bytes to `kind`, the kind of the value that the condition compares it with.
+    """Convert a column of bytes to `kind`, the kind that the condition compares it with.
 
     A value that is not a number becomes null in a column of numbers.
     """

@@ -1,14 +1,14 @@
 """Cut a CSV file into blocks of whole rows, in bounded memory.
 
-The problem: a line feed ends a row unless it is inside a quoted value, so whether it does depends on
-all quotes before it. A row may be as long as the largest document, and if a quote is never closed,
-the rest of the file is one row.
+The problem: a line feed ends a row unless it is inside a quoted value, so whether it does depends
+on all quotes before it. A row may be as long as the largest document, and if a quote is never
+closed, the rest of the file is one row.
 
 The idea: a quote opens a quoted value only if it is the first byte of a value. If every second
-quote is one, as in almost all files, a line feed is outside of quotes if the number of quotes before
-it is even, and NumPy counts quotes quickly. Otherwise some value contains a quote but is not quoted,
-such as `5" disk`. Then a regular expression finds the quotes that open or close a value. Only one
-state is carried from a block to the next, so the rows do not depend on where a block ends.
+quote is one, as in almost all files, a line feed is outside of quotes if the number of quotes
+before it is even, and NumPy counts quotes quickly. Otherwise some value contains a quote but is not
+quoted, such as `5" disk`. Then a regular expression finds the quotes that open or close a value.
+Only one state is carried from a block to the next, so the rows do not depend on where a block ends.
 
 The cost: 1.5 ms per MB, and memory for one incoming block and one row of the maximum size.
 """

@@ -35,9 +35,10 @@ class Partition:
 
 
 def make_partitions(input_files: list[InputFile], recipe: Recipe) -> list[Partition]:
-    """Return partitions of about PARTITION_BYTES and at most PARTITION_FILES spans, in reading order.
+    """Return the partitions of all input files, in reading order.
 
-    Small files share a partition. Raises the errors of `iter_spans`.
+    A partition has about PARTITION_BYTES and at most PARTITION_FILES spans. Small files share one.
+    Raises the errors of `iter_spans`.
     """
     partitions: list[Partition] = []
     spans: list[Span] = []

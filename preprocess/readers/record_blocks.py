@@ -47,8 +47,8 @@ IS_SPACE[list(WHITE_SPACE)] = True
 class Boundaries:
     """The offsets directly after any of `marks`. Without marks, a whole file is one record.
 
-    In "-----" the mark "---" is found at three offsets. If marks `overlap`, only the leftmost ends a
-    record, and the search for the next one continues after it.
+    In "-----" the mark "---" is found at three offsets. If marks `overlap`, only the leftmost ends
+    a record, and the search for the next one continues after it.
     """
 
     marks: tuple[bytes, ...]
@@ -281,7 +281,7 @@ def reject_oversized(record: str, recipe: Recipe, rejects: Rejects, *, can_be_cu
 
 
 def find_cut(data: bytes | bytearray | memoryview, max_bytes: int, start: int = 0) -> int:
-    """Return the last offset in `data` at which the text from `start` can be cut, or 0 if there is none.
+    """Return the last offset in `data` at which the text from `start` can be cut, or 0 if none.
 
     A cut is made directly before white space that follows a non-space byte, at most `max_bytes`
     after `start` and in the last CUT_SEARCH_BYTES of that range. GPT-2's pre-tokenizer always

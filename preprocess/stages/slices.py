@@ -6,11 +6,11 @@ several times its size, and one document would occupy one thread.
 The idea: most steps look only at a few neighbouring characters. A text is therefore cut where
 neither the cleaning rules nor the tokenizers look across the cut: directly before a space that
 follows a character other than white space, and before a line feed or an ideographic full stop that
-follows an ASCII letter or digit or a Chinese character. The result for a text is that of its slices,
-joined. Not every tokenizer allows these cuts (`Tokenizer.cuts`).
+follows an ASCII letter or digit or a Chinese character. The result for a text is that of its
+slices, joined. Not every tokenizer allows these cuts (`Tokenizer.cuts`).
 
-The cost: a slice is a pair of offsets, and no text is copied. A text that has no such offset remains
-one slice.
+The cost: a slice is a pair of offsets, and no text is copied. A text that has no such offset
+remains one slice.
 """
 
 from __future__ import annotations

@@ -36,10 +36,10 @@ def batches(stream: TokenStream, batch_size: int) -> Iterator[Batch]:
 def masked_blocks(stream: TokenStream) -> Iterator[MaskedBlocks]:
     """Yield every block as a dict of three arrays, (block_size + 1,) int64 each.
 
-    `input_ids` are the tokens. `attention_mask` is 0 at padding, else 1. `labels` are the input ids,
-    not shifted, as the models of Hugging Face expect, and −100 at padding. Padding is determined by
-    position, not by id, so the end-of-text token of a document is a target even if padding has the
-    same id. No block is read ahead. Raises the errors of the stream.
+    `input_ids` are the tokens. `attention_mask` is 0 at padding, else 1. `labels` are the input
+    ids, not shifted, as the models of Hugging Face expect, and −100 at padding. Padding is
+    determined by position, not by id, so the end-of-text token of a document is a target even if
+    padding has the same id. No block is read ahead. Raises the errors of the stream.
     """
     for block in stream:
         length = len(block) - stream.block_padding
@@ -50,10 +50,11 @@ def masked_blocks(stream: TokenStream) -> Iterator[MaskedBlocks]:
 
 
 def masked_batches(stream: TokenStream, batch_size: int) -> Iterator[MaskedBlocks]:
-    """Yield the blocks of `masked_blocks` in batches: three arrays, (batch_size, block_size + 1) int64 each.
+    """Yield the blocks of `masked_blocks` in batches.
 
-    The last batch may have fewer blocks, so with tail "pad" every token is in a batch. Raises
-    MisuseError if `batch_size` is below 1, and the errors of the stream.
+    Each of the three arrays is (batch_size, block_size + 1) int64. The last batch may have fewer
+    blocks, so with tail "pad" every token is in a batch. Raises MisuseError if `batch_size` is
+    below 1, and the errors of the stream.
     """
     _check_batch_size(batch_size)
     masked = masked_blocks(stream)

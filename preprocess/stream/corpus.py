@@ -67,7 +67,7 @@ class StreamCorpus:
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of what determines the tokens, as far as it is known without reading the files.
+        """The SHA-256 of what determines the tokens and is known without reading the files.
 
         That is the recipe, the names and sizes of the files, and the tokenizer.
         """

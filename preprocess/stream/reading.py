@@ -274,8 +274,8 @@ class DocumentReader:
     ) -> tuple[SelectedDocuments, int]:
         """Return the documents of a batch that belong to this split and share.
 
-        `rows`, (D,) int64, and `number` are fields of Cursor: `row` of each document, and `number` of
-        the first one. Also returns the number of the first document after the batch.
+        `rows`, (D,) int64, and `number` are fields of Cursor: `row` of each document, and `number`
+        of the first one. Also returns the number of the first document after the batch.
         """
         recipe = self.corpus.recipe
         hashes = hash_contents(batch.column("text"))

@@ -73,11 +73,11 @@ class TokenStream(Iterator[np.ndarray]):
 
         `seed` determines the order of blocks and the division into shares, so it must be the same
         for all shares. `stream_buffer` blocks are shuffled together; 0 or 1 keeps the order of the
-        documents. With `tail` "drop", the tokens after the last whole block are dropped; with "pad",
-        they become a block that is filled with padding tokens. The stream reads the share of worker
-        `worker` (of `num_workers`) of rank `rank` (of `world_size`). `epochs` is the number of
-        passes over the corpus, None for no limit; a block may contain the end of one pass and the
-        start of the next. `retries` says how temporary read errors are handled.
+        documents. With `tail` "drop", the tokens after the last whole block are dropped; with
+        "pad", they become a block that is filled with padding tokens. The stream reads the share of
+        worker `worker` (of `num_workers`) of rank `rank` (of `world_size`). `epochs` is the number
+        of passes over the corpus, None for no limit; a block may contain the end of one pass and
+        the start of the next. `retries` says how temporary read errors are handled.
 
         Raises MisuseError for invalid arguments, and the errors of `open_corpus`.
         """

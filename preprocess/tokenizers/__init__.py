@@ -93,9 +93,9 @@ def is_tokenizer_path(name: str) -> bool:
 def load_tokenizer(folder: Path, manifest: Manifest, *, advice: str = ADVICE) -> Tokenizer:
     """Load the tokenizer that is stored with the build in `folder`. No network is needed.
 
-    Raises FolioError if a file is missing, differs from the manifest's hash or cannot be read, or if
-    the tokenizer has another number of ids than the manifest says. `advice` is the last part of the
-    message: what the user should do.
+    Raises FolioError if a file is missing, differs from the manifest's hash or cannot be read, or
+    if the tokenizer has another number of ids than the manifest says. `advice` is the last part of
+    the message: what the user should do.
     """
     tokenizer = load_stored_tokenizer(folder, manifest.tokenizer, has_eot=manifest.eot_id is not None, advice=advice)
     num_control = len({i for i in manifest.special_tokens.values() if i >= tokenizer.vocab_size})
@@ -108,7 +108,7 @@ def load_tokenizer(folder: Path, manifest: Manifest, *, advice: str = ADVICE) ->
 
 
 def load_stored_tokenizer(folder: Path, entry: TokenizerEntry, *, has_eot: bool, advice: str = ADVICE) -> Tokenizer:
-    """Load the tokenizer that `entry` describes. Its files are in the subfolder TOKENIZER_DIR of `folder`.
+    """Load the tokenizer that `entry` describes from the subfolder TOKENIZER_DIR of `folder`.
 
     `has_eot` says whether a `byte` or `char` tokenizer has an end-of-text id. Raises FolioError if
     a file is missing, differs from the hash in `entry` or cannot be read. `advice` is the last part

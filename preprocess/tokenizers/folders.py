@@ -64,10 +64,11 @@ def load_from_path(path: Path, *, has_eot: bool = True) -> Tokenizer:
 
 
 def find_tokenizer_file(path: Path) -> tuple[str, Path]:
-    """Return the kind and the file of the tokenizer at `path`. The kind follows from the file's name.
+    """Return the kind and the file of the tokenizer at `path`, a file or folder.
 
-    In a folder, the first of FILE_PATTERNS that matches a file is used. Raises MisuseError if there
-    is no tokenizer at `path`, or if two files match that pattern.
+    The kind follows from the file's name. In a folder, the first of FILE_PATTERNS that matches a
+    file is used. Raises MisuseError if there is no tokenizer at `path`, or if two files match that
+    pattern.
     """
     file = _find_only_file(path) if path.is_dir() else path
     if not file.is_file():

@@ -45,8 +45,8 @@ class GigatokenBackend:
     def __init__(self, make_tokenizer: Callable[[Any], Any], *, num_threads: int = 1) -> None:
         """`make_tokenizer` takes the class gigatoken.Tokenizer and returns an instance of it.
 
-        The instance must not know any control token. `num_threads` applies to the whole process: the
-        first instance sets it. Raises ImportError if gigatoken or awkward cannot be imported.
+        The instance must not know any control token. `num_threads` applies to the whole process:
+        the first instance sets it. Raises ImportError if gigatoken or awkward cannot be imported.
         """
         os.environ.setdefault("RAYON_NUM_THREADS", str(num_threads))  # read when Rust's thread pool starts
         import awkward
@@ -97,9 +97,9 @@ def _trim_heap() -> None:
 
 
 def measure_resident_bytes() -> int | None:
-    """Return the resident memory of this process in bytes, without mapped files; None if it is not known.
+    """Return the resident memory of this process in bytes, without mapped files.
 
-    It is known on Linux.
+    Returns None if the system is not Linux.
     """
     try:
         with open("/proc/self/statm", "rb") as file:

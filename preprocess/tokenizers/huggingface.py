@@ -1,7 +1,7 @@
 """Tokenizers from a Hugging Face `tokenizer.json`, of any model type.
 
-The library `tokenizers` (the extra `huggingface`) is the reference backend. Only this module imports
-it. Three things happen when a file is loaded:
+The library `tokenizers` (the extra `huggingface`) is the reference backend. Only this module
+imports it. Three things happen when a file is loaded:
 
 - Templates, truncation, padding and BPE dropout are switched off. They would add tokens to a text,
   cut it, or make its encoding random.
@@ -10,8 +10,8 @@ it. Three things happen when a file is loaded:
   copy of the file that the library loads. They are renamed in the vocabulary too, because a Unigram
   or word-level model would match them there.
 - The round trip is tested. The bytes of each id follow from the file's decoder. PROBE_TEXTS, and
-  texts with the file's added tokens, are encoded and decoded again. `round_trip_issue` describes the
-  first text that changes, and a build warns about it.
+  texts with the file's added tokens, are encoded and decoded again. `round_trip_issue` describes
+  the first text that changes, and a build warns about it.
 
 Byte-level BPE (GPT-2, Llama 3) is lossless. BPE with SentencePiece's conventions (U+2581 for a
 space, `<0xNN>` for a byte) is lossless too, except that a U+2581 in a text is decoded to a space.

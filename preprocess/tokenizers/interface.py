@@ -93,8 +93,8 @@ class Tokenizer:
     def encode(self, texts: pa.LargeStringArray) -> Encoded:
         """Encode D texts. The names of control tokens are encoded as ordinary text.
 
-        No text may be null. Returns the ids of all texts, (N,) uint32, and the exclusive end of each
-        text in them, (D,) int64.
+        No text may be null. Returns the ids of all texts, (N,) uint32, and the exclusive end of
+        each text in them, (D,) int64.
         """
         return self.encode_reference(texts)
 
