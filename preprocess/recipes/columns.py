@@ -46,7 +46,7 @@ def is_null(column: pa.Array) -> pa.BooleanArray:
 
 
 def compare(column: pa.Array, operator: str, value: Any) -> pa.BooleanArray:
-    """Return for which rows `column operator value` holds; false for nulls.
+    """Return in which rows `column operator value` is true, (R,) bool; false for nulls.
 
     `operator` is a key of COMPARISONS; `value` must be of the column's kind.
     """
@@ -61,7 +61,7 @@ def compare(column: pa.Array, operator: str, value: Any) -> pa.BooleanArray:
 
 
 def is_in(column: pa.Array, values: tuple[Any, ...]) -> pa.BooleanArray:
-    """Return which rows equal one of `values`; false for nulls.
+    """Return which rows equal one of `values`, (R,) bool; false for nulls.
 
     The values must be of the column's kind.
     """
@@ -79,7 +79,7 @@ def is_in(column: pa.Array, values: tuple[Any, ...]) -> pa.BooleanArray:
 
 
 def cast_to_text(column: pa.Array) -> pa.LargeStringArray:
-    """Convert a column of any kind except "other" to text. Nulls stay null; 1.0 becomes "1"."""
+    """Return a column of any kind except "other" as text. Nulls stay null; 1.0 becomes "1"."""
     return _decode(column).cast(pa.large_string())
 
 
@@ -95,9 +95,9 @@ def _call(column: pa.Array, operator: str, value: Value) -> pa.BooleanArray:
 
 
 def _round_to_type(value: float, data_type: pa.DataType) -> float:
-    """Round `value` to the precision of a float type.
+    """Round `value` to the precision of a float type, so that 0.1 equals the 0.1 of a float32 column.
 
-    So 0.1 equals the 0.1 of a float32 column. A value outside the range of the type is not rounded.
+    A value outside the range of the type is not rounded.
     """
     with np.errstate(over="ignore"):
         rounded = float(_get_numpy_dtype(data_type).type(value))

@@ -88,7 +88,7 @@ def test_inputs_of_a_recipe_file_are_relative_to_it(tmp_path: Path, monkeypatch:
         ('inputz = ["a"]', "no setting is called 'inputz'; did you mean 'inputs'"),
         ("max_documents = 0", "max_documents must be from 1 to .*, got 0"),
         ("= broken", "is not TOML"),
-        ('split = "given"', "the recipe does not say by what; set split_column"),
+        ('split = "given"', "no column or file name gives it; set split_column"),
         ('tokenizer = "../../../etc/passwd"', "passwd"),
         ('[[files]]\nname = "../../x"\nbytes = 1\nsha256 = "00"', "a file name must consist of letters"),
     ],
