@@ -40,7 +40,7 @@ def find_input_files(
     compute_sha256: bool = True,
     inputs_name: str = OPTION,
 ) -> list[InputFile]:
-    """Return the input files of `recipe`: those of `inputs` by name, those of `files` as listed.
+    """Return the input files of `recipe`: `inputs` sorted by name, or `files` in their order.
 
     `source` is the user's copy of the corpus' only file. `num_threads` threads compute the
     checksums of the files of `inputs`; if `compute_sha256` is false, these files are not read.
@@ -79,7 +79,7 @@ def find_input_files(
 
 
 def is_larger(recipe: Recipe, num_bytes: int, num_files: int) -> bool:
-    """Return whether there are more than `num_files` input files, or more than `num_bytes` of them.
+    """Return whether there are more than `num_files` input files or more than `num_bytes` of input.
 
     Files are listed only until the answer is known. Raises MisuseError if one of `inputs` matches
     no file.

@@ -4,11 +4,12 @@ The problem: a line feed ends a row unless it is inside a quoted value, so wheth
 on all quotes before it. A row may be as long as the largest document, and if a quote is never
 closed, the rest of the file is one row.
 
-The idea: a quote opens a quoted value only if it is the first byte of a value. If every second
-quote is one, as in almost all files, a line feed is outside of quotes if the number of quotes
-before it is even, and NumPy counts quotes quickly. Otherwise some value contains a quote but is not
-quoted, such as `5" disk`. Then a regular expression finds the quotes that open or close a value.
-Only one state is carried from a block to the next, so the rows do not depend on where a block ends.
+The idea: a quote opens a quoted value only if it is the first byte of a value. In almost all files,
+every second quote opens a value. A line feed is then outside of quotes if the number of quotes
+before it is even, and NumPy counts quotes quickly. In other files a value that is not quoted
+contains a quote, such as `5" disk`. There a regular expression finds the quotes that open or close
+a value. Only one state is carried from a block to the next, so the rows do not depend on where a
+block ends.
 
 The cost: 1.5 ms per MB, and memory for one incoming block and one row of the maximum size.
 """
@@ -44,8 +45,8 @@ class RowCutter:
     def __init__(self, max_row_bytes: int, reject_long_row: Callable[[bool], None]) -> None:
         """`max_row_bytes` must be at least the size of an incoming block.
 
-        `reject_long_row` is called once for each longer row. Its argument is whether the end of the
-        current block is inside of quotes of this row.
+        `reject_long_row` is called once for each longer row. Its argument says whether the row is
+        inside of quotes at the end of the block with which it became too long.
         """
         self._max_row_bytes, self._reject_long_row = max_row_bytes, reject_long_row
         self._pending: list[bytes | memoryview] = []  # the beginning of a row

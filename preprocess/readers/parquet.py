@@ -84,7 +84,7 @@ def _check_type(input_file: InputFile, name: str, type_: pa.DataType, *, text_on
 def read_parquet(input_file: InputFile, span: Span, recipe: Recipe) -> Iterator[Records]:
     """Yield the records of the row groups from `span.start` to `span.stop`, or to the last.
 
-    Columns may be dictionary-encoded, and too large for memory if they were decoded as a whole (see
+    Columns may be dictionary-encoded. Decoded as a whole, a column may be too large for memory (see
     split_records). Raises FolioError if the file is damaged or has changed.
     """
     required = find_required_columns(recipe)

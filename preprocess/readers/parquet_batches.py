@@ -86,10 +86,10 @@ class OpenFile:
 
 
 def read_row_group(opened: OpenFile, group: int) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a row group in batches of about DECODED_BYTES that are not empty.
+    """Yield the rows of a row group in batches of at most DECODED_BYTES, or of one row.
 
-    A batch has the required columns. Raises FolioError if a page is too large, and PageError or an
-    exception of Arrow if the row group is damaged.
+    A batch has the required columns and is not empty. Raises FolioError if a page is too large, and
+    PageError or an exception of Arrow if the row group is damaged.
     """
     num_rows, dictionary_columns = _plan_batches(opened, group)
     parquet = opened.parquet

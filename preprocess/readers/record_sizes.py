@@ -33,7 +33,7 @@ ROW_BYTES = 64  # that a document takes besides its text
 def split_records(
     batches: Iterator[Records], input_file: InputFile, recipe: Recipe, rejects: Rejects
 ) -> Iterator[Records]:
-    """Yield the records in batches whose documents have at most BATCH_BYTES, or in batches of one.
+    """Yield the records in batches whose documents have at most BATCH_BYTES, or of one record.
 
     Columns with a dictionary are decoded. A record that is too long for memory is left out or, with
     `oversized = "error"`, raises FolioError.

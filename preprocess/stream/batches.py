@@ -24,7 +24,7 @@ def batches(stream: TokenStream, batch_size: int) -> Iterator[Batch]:
     """Yield inputs and targets, (batch_size, block_size) each, of the stream's dtype.
 
     Both are views of one array. No batch is read ahead, so between two batches
-    `stream.state_dict()` is the state of the training loop. A last batch with fewer blocks is
+    `stream.state_dict()` is the position of the training loop. A last batch with fewer blocks is
     dropped. Raises MisuseError if `batch_size` is below 1, and the errors of the stream.
     """
     _check_batch_size(batch_size)

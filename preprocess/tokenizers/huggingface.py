@@ -15,7 +15,7 @@ imports it. Three things happen when a file is loaded:
 
 Byte-level BPE (GPT-2, Llama 3) is lossless. BPE with SentencePiece's conventions (U+2581 for a
 space, `<0xNN>` for a byte) is lossless too, except that a U+2581 in a text is decoded to a space.
-Decoding is only approximate if the file normalises text (lower case, NFKC), puts a space in front
+Decoding is only approximate if the file normalizes text (lower case, NFKC), puts a space in front
 of it (Llama 2), or has no fixed bytes for an id (WordPiece and word-level models, which put a space
 in front of each word).
 """

@@ -1,8 +1,8 @@
 """Encode words of many megabytes with a byte-pair encoding, in little memory.
 
 The problem: a text without spaces, such as a DNA sequence, or a text of spaces only, is one word
-for a tokenizer. Encoding a word takes memory of 25 times its size, and the time grows faster than
-its size.
+for a tokenizer. Encoding a word takes 25 times its size in memory, and the time grows faster than
+the size.
 
 The idea: a word is encoded in pieces. Two ids are *compatible* if encoding their bytes gives these
 two ids again. If all neighbours in a sequence of ids are compatible, the sequence is the encoding

@@ -3,7 +3,7 @@
 SentencePiece replaces every space by U+2581 before it splits text into pieces, and every U+2581 by
 a space when it decodes. A document that already contains U+2581 therefore comes back with spaces in
 its place; a build counts such documents. The settings in TRAINING rule out all other changes. Text
-is not normalised, no space is put in front of it, and its white space is kept. A character without
+is not normalized, no space is put in front of it, and its white space is kept. A character without
 a piece is encoded as one piece per byte (`<0x41>`, "byte fallback").
 
 Training is reproducible: the same texts in the same order give the same file, byte for byte. The

@@ -6,6 +6,7 @@ sentencepiece_model.proto. A field whose type differs from that file is ignored,
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
@@ -15,7 +16,9 @@ from preprocess.tokenizers.interface import MAX_VOCAB_SIZE
 NORMAL, USER_DEFINED, UNUSED, BYTE = 1, 4, 5, 6  # types of pieces
 BPE = 2  # a type of model
 MAX_REPLACEMENT_BYTES = 64  # of a text that replaces a character; the maximum in SentencePiece's own maps is 33
+MAX_FIELDS = MAX_VOCAB_SIZE + (1 << 20)  # of a file, pieces included; reading them takes about five seconds
 _PIECES, _TRAINER, _NORMALIZER, _CHARSMAP = 1, 2, 3, 2
+_MAX_SETTING = 199  # numbers from 200 on are for extensions
 _LENGTH_DELIMITED = 2  # a wire type
 _FIXED_SIZES = {1: 8, 5: 4}  # by wire type
 Field = tuple[int, int | bytes]
@@ -45,21 +48,23 @@ class SentencePieceModel:
     def __init__(self, data: bytes) -> None:
         """`data` is the content of the file.
 
-        Raises ValueError if it is not a Protocol Buffers message or has too many pieces.
+        Raises ValueError if it is not a Protocol Buffers message or has too many pieces or fields.
         """
         self._pieces: list[bytes] = []
         self.trainer, self.normalizer = Settings(), Settings()
-        for number, value in _read_fields(data):
+        budget = iter(range(MAX_FIELDS))
+        for number, value in _read_fields(data, budget):
             if number == _PIECES and isinstance(value, bytes):
                 if len(self._pieces) == MAX_VOCAB_SIZE:
                     raise ValueError(f"it has more than {MAX_VOCAB_SIZE:,} pieces")
                 self._pieces.append(value)
             elif number in (_TRAINER, _NORMALIZER) and isinstance(value, bytes):
-                (self.trainer if number == _TRAINER else self.normalizer).update(_read_fields(value))
+                settings = self.trainer if number == _TRAINER else self.normalizer
+                settings.update(field for field in _read_fields(value, budget) if field[0] <= _MAX_SETTING)
 
     @property
     def charsmap(self) -> bytes:
-        """The map that replaces characters; empty if the model does not normalise text."""
+        """The map that replaces characters; empty if the model does not normalize text."""
         return self.normalizer.get_value(_CHARSMAP, b"")
 
     def read_pieces(self) -> list[Piece]:
@@ -78,10 +83,15 @@ def measure_longest_replacement(charsmap: bytes) -> int:
     return max(map(len, texts.split(b"\0")))
 
 
-def _read_fields(message: bytes) -> Iterator[Field]:
-    """Yield (number, value) of each field of a message. Raises ValueError if the message is damaged."""
+def _read_fields(message: bytes, budget: Iterator[int] = itertools.repeat(0)) -> Iterator[Field]:
+    """Yield (number, value) of each field of a message.
+
+    Takes an item of `budget` for each. Raises ValueError if none is left, or if the message is damaged.
+    """
     offset, end = 0, len(message)
     while offset < end:
+        if next(budget, None) is None:
+            raise ValueError(f"it has more than {MAX_FIELDS:,} fields")
         key, offset = _read_varint(message, offset)
         wire_type = key & 7
         if wire_type == 0:

@@ -8,8 +8,8 @@ ids:
   character. tiktoken stores only a rank per token, but the library needs the pair that is merged
   into each token, so `recover_merges` computes the pairs. The pattern becomes a Split
   pre-tokenizer.
-- `sentencepiece`: a BPE that replaces spaces by U+2581, with byte fallback. A piece's score is its
-  rank, from which the merges follow.
+- `sentencepiece`: a BPE that replaces spaces by U+2581, with byte fallback. The rank of a piece is
+  its negative score, and `recover_merges` computes the merges from the ranks.
 - `char`: a word-level model, in which every character is a word.
 - `huggingface`: the original file, to which the control tokens of the build are added. Only this
   kind needs the library: it checks the result.
@@ -216,7 +216,8 @@ def _make_split(regex: str) -> Spec:
 def _convert_char(tokenizer: CharTokenizer) -> Spec:
     """Return a word-level model of single characters.
 
-    Its unknown token is not in the vocabulary, so the library raises for unknown characters.
+    Its unknown token is not in the vocabulary, so the library raises an error for an unknown
+    character.
     """
     vocab = {data.decode(): i for i, data in enumerate(tokenizer.id_to_bytes) if data}
     return {
@@ -257,7 +258,7 @@ def _check_convertible(model: SentencePieceModel, *, types: set[int], has_ties: 
     problems = {
         "is not a BPE model": trainer.get(3) != BPE,
         "puts a space after the text": trainer.get(24),  # treat_whitespace_as_suffix
-        "normalises text": model.charsmap,
+        "normalizes text": model.charsmap,
         "removes white space": normalizer.get(4, True),  # remove_extra_whitespaces
         "does not mark spaces by U+2581": not normalizer.get(5, True),  # escape_whitespaces
         "has user-defined or unused pieces": types & {USER_DEFINED, UNUSED},
