@@ -64,7 +64,7 @@ def is_already_built(output_dir: Path, recipe: JsonObject, sources: list[JsonObj
     if manifest.recipe != recipe or manifest.sources != sources:
         changed = sorted(k for k, v in recipe.items() if manifest.recipe.get(k) != v) or ["sources"]
         raise MisuseError(
-            f"{output_dir} holds another build ({', '.join(changed)} differ); pass --replace, or choose another --name"
+            f"{output_dir} holds another build (other {', '.join(changed)}); pass --replace, or choose another --name"
         )
     try:
         Build(output_dir)

@@ -239,10 +239,9 @@ def delete_work(output_dir: Path, progress: Progress) -> None:
                     shutil.copyfileobj(file, out)
         with open(root / REJECTS_FILE, "rb") as file:
             num_records = sum(1 for _ in file)
-        is_one = num_records == 1
         progress.warn(
-            f"{format_quantity(num_records, 'malformed record')} {'is' if is_one else 'are'} not in the build; "
-            f"{'it is' if is_one else 'they are'} saved in {root / REJECTS_FILE}, with file, position and reason"
+            f"{format_quantity(num_records, 'malformed record')} {'was' if num_records == 1 else 'were'} skipped and "
+            f"saved in {root / REJECTS_FILE}, with file, position and reason"
         )
     for path in root.iterdir():
         if path.is_dir():

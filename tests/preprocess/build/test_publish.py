@@ -29,7 +29,7 @@ def test_only_a_build_of_an_equal_recipe_is_already_built(text_recipe: TextRecip
     before = file_bytes(output_dir)
     assert run_build(recipe, output_dir, source=path) is False
     other, path = text_recipe(tokenizer="char", val_fraction=0.2)
-    with pytest.raises(MisuseError, match=r"holds another build \(tokenizer, val_fraction differ\); pass --replace"):
+    with pytest.raises(MisuseError, match=r"holds another build \(other tokenizer, val_fraction\); pass --replace"):
         run_build(other, output_dir, source=path)
     assert file_bytes(output_dir) == before
     assert run_build(other, output_dir, source=path, replace=True) is True

@@ -27,4 +27,4 @@ def test_build_warns_about_rejected_records(tmp_path: Path, capsys: pytest.Captu
     build_files(tmp_path, tmp_path / "a.jsonl")
     err = capsys.readouterr().err
     assert "some documents were dropped or repaired: 1 malformed, 1 null text" in err
-    assert "1 malformed record is not in the build; it is saved in" in err
+    assert "1 malformed record was skipped and saved in" in err
