@@ -69,7 +69,7 @@ class SentencePieceModel:
 
     def read_pieces(self) -> list[Piece]:
         """Return the pieces in the order of their ids. Raises ValueError if one is damaged."""
-        fields = [Settings(_read_fields(piece)) for piece in self._pieces]
+        fields = [Settings(_read_fields(piece, itertools.repeat(0))) for piece in self._pieces]
         return [Piece(f.get_value(1, b""), _to_float(f.get_value(2, bytes(4))), f.get_value(3, NORMAL)) for f in fields]
 
 
@@ -83,7 +83,7 @@ def measure_longest_replacement(charsmap: bytes) -> int:
     return max(map(len, texts.split(b"\0")))
 
 
-def _read_fields(message: bytes, budget: Iterator[int] = itertools.repeat(0)) -> Iterator[Field]:
+def _read_fields(message: bytes, budget: Iterator[int]) -> Iterator[Field]:
     """Yield (number, value) of each field of a message.
 
     Takes an item of `budget` for each. Raises ValueError if none is left, or if the message is damaged.
