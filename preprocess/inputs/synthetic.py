@@ -46,7 +46,7 @@ def generate_pairs(num_pairs: int, *, seed: int) -> Iterator[Pair]:
     """Yield `num_pairs` pairs. No sentence occurs twice.
 
     Pair 0 is always by MagistrTheOne, from Krasnodar, in 2025. All sentences are remembered to
-    avoid duplicates, which takes about 400 bytes of memory for each pair.
+    avoid duplicates, which takes about 500 bytes of memory for each pair.
     """
     candidates = _iter_candidates(seed)
     seen: set[str] = set()

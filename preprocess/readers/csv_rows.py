@@ -11,7 +11,7 @@ contains a quote, such as `5" disk`. There a regular expression finds the quotes
 a value. Only one state is carried from a block to the next, so the rows do not depend on where a
 block ends.
 
-The cost: 1.5 ms per MB, and memory for one incoming block and one row of the maximum size.
+The cost: about 1 ms per MB, and memory for one incoming block and one row of the maximum size.
 """
 
 from __future__ import annotations

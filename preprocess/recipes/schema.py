@@ -69,7 +69,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "passage_characters": (1, 1 << 40),
     "num_pieces": (MIN_PIECES, 64_000),
     "sample_bytes": (1, 1 << 40),
-    "num_pairs": (1, 1_000_000),  # the generator remembers every sentence, about 400 bytes for each pair
+    "num_pairs": (1, 1_000_000),  # the generator remembers every sentence, about 500 bytes for each pair
     "shard_tokens": (1, 1 << 40),
     "max_document_bytes": (1, 1 << 30),
     "max_documents": (1, 1 << 62),
