@@ -9,8 +9,9 @@ the file that it was working on is reported in one line, and the files after it 
 one such file ends a build. The child is a new interpreter, because a fork of this process could
 inherit a lock that another thread holds.
 
-The cost: about 0.1 s of CPU time for the child, once for a build, and 1 ms per file. `start_examiner`
-starts the child early, so that it imports Arrow while this process does something else.
+The cost: about 0.1 s of CPU time for the child, once for a build, and 1 ms per file.
+`start_examiner` starts the child early, so that it imports Arrow while this process does something
+else.
 """
 
 from __future__ import annotations
