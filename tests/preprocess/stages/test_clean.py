@@ -142,12 +142,14 @@ def test_parts_of_a_long_text_are_rewritten_like_the_whole_text(pieces: list[str
         assert clean_texts([text], (rule,)) == expected
 
 
-@pytest.mark.parametrize(("rule", "word"), [("html_entities", "&a"), ("nfc", "e\u0301")])
+@pytest.mark.parametrize(
+    ("rule", "word", "num_words"), [("html_entities", "&a", 50_000), ("nfc", "e\u0301", 2_000_000)]
+)
 def test_rewriting_a_text_without_spaces_needs_a_few_times_its_size(
-    monkeypatch: pytest.MonkeyPatch, rule: str, word: str
+    monkeypatch: pytest.MonkeyPatch, rule: str, word: str, num_words: int
 ) -> None:
     monkeypatch.setattr("preprocess.stages.clean.PART_BYTES", 1 << 14)
-    text = word * 100_000
+    text = word * num_words
     batch = make_batch({"text": pa.array([text], pa.large_string())}, 1)
     clean(batch, (rule,))  # tables of Unicode are made once
     assert measure_peak_bytes(lambda: clean(batch, (rule,))) < 8 * len(text.encode())
