@@ -17,6 +17,7 @@ blocks have been returned. The cost: when a stream resumes, the group is read an
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from numbers import Integral
@@ -98,6 +99,11 @@ class TokenStream(Iterator[np.ndarray]):
         self._pad_id = _find_pad_id(self.corpus) if tail == "pad" else None
         self._seed, self._group_size = seed, max(stream_buffer, 1)
         share = Share(rank, world_size, worker, num_workers)
+        if share.num_shares == 1 and (num_loader_workers := _count_loader_workers()) > 1:
+            self.corpus.log(
+                f"each of the {num_loader_workers} workers of the DataLoader reads all documents; pass "
+                "worker=info.id, num_workers=info.num_workers with info = torch.utils.data.get_worker_info()"
+            )
         self._reader = DocumentReader(self.corpus, split, share, seed, epochs, retries or Retries())
         # States contain the identity of their stream. A stream rejects a state with another one.
         self._identity: Identity = {
@@ -265,6 +271,13 @@ class TokenStream(Iterator[np.ndarray]):
         ):
             raise FolioError("the state of the stream is beyond its end; use another checkpoint")
         self._restart(position)
+
+
+def _count_loader_workers() -> int:
+    """Return the number of workers of torch's DataLoader if this process is one of them, otherwise 1."""
+    torch_data = sys.modules.get("torch.utils.data")  # not imported, because a stream does not need torch
+    info = torch_data.get_worker_info() if torch_data is not None else None
+    return info.num_workers if info is not None else 1
 
 
 def _check_integer(name: str, value: int, min_value: int, max_value: int) -> None:
