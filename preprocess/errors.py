@@ -23,7 +23,7 @@ class MisuseError(FolioError):
 
 
 def explain_os_error(error: OSError) -> str:
-    """Return a one-line message for `error`, with advice if the disk is full or access is denied."""
+    """Return `error` as one line, with advice if the disk is full or access is denied."""
     file = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return (

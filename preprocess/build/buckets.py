@@ -29,7 +29,7 @@ class Buckets:
     """The buckets of one sort, as files that are deleted when the context ends."""
 
     def __init__(self, directory: Path, name: str, dtype: np.dtype, num_rows: int) -> None:
-        """`num_rows`: the expected number of rows. `dtype`: of a row; its field `h` is the hash, u8."""
+        """`num_rows`: the expected number of rows. `dtype`: of a row; field `h` is the hash, u8."""
         self._num_buckets = min(max(-(-num_rows // ROWS_PER_BUCKET), 1), MAX_BUCKETS)
         self._paths = [directory / f"{name}-{i:04d}.bucket" for i in range(self._num_buckets)]
         self._dtype = dtype

@@ -70,7 +70,7 @@ def build(
     source: Path | None = None,
     workers: int = 1,
 ) -> bool:
-    """Make the build of `recipe` in `output_dir`. Returns False if `output_dir` contains it already.
+    """Make the build of `recipe` in `output_dir`. Returns False if it is there already.
 
     `name` is the name of the build in its manifest. With `replace`, a build that `output_dir`
     contains is replaced. `source` is the path of the user's copy of the file of a corpus that has
@@ -111,7 +111,7 @@ def _start_engine(plan: Plan, workers: int) -> Engine:
 
 @contextmanager
 def _keep_work_if_interrupted(output_dir: Path, progress: Progress) -> Iterator[None]:
-    """If the block is interrupted, keep the finished tasks for the next attempt, and log their path.
+    """If the block is interrupted, keep the finished tasks for the next attempt.
 
     After an error in the recipe or the input, delete them: the corrected build needs other tasks.
     """
@@ -202,7 +202,7 @@ class _Build:
         arguments: list[tuple[Any, ...]],
         sizes: list[int],
     ) -> list[Receipt]:
-        """Call `function` with the `arguments` of each partition, and return its receipts by partition.
+        """Call `function` with the `arguments` of each partition, and return the receipts in order.
 
         A partition that an interrupted attempt has finished is skipped; its receipt is read from
         the work directory. `sizes`: bytes of each partition, for the progress bar.

@@ -39,7 +39,7 @@ def count_leaks(assignment: SplitAssignment) -> int:
 
 
 def _merge_equal(rows: np.ndarray) -> np.ndarray:
-    """Merge rows with the same hash into one row with the sides of all. `rows` must not be empty."""
+    """Merge rows with the same hash into one with the sides of all. `rows` must not be empty."""
     order, starts = sort_distinct(rows, ("low",))
     merged = rows[order[starts]]
     merged["sides"] = np.bitwise_or.reduceat(rows["sides"][order], starts)

@@ -57,7 +57,7 @@ class DocumentCounts:
 
 
 class ValueCounts:
-    """The number of documents, tokens and bytes of text for each value of a field, e.g. each author."""
+    """The number of documents, tokens and bytes of text for each value of a field."""
 
     def __init__(self, field: str) -> None:
         self._values = DistinctValues(field)

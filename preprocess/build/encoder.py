@@ -22,7 +22,7 @@ class Encoder:
     """Encodes documents in groups of slices, and checks some of them with the reference backend."""
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer, backend_fallback: str | None) -> None:
-        """`backend_fallback`: why the fast backend could not be started; None if it was, or if there is none."""
+        """`backend_fallback`: why the fast backend did not start; None if it did or there is none."""
         self._recipe, self._tokenizer, self._backend_fallback = recipe, tokenizer, backend_fallback
         self._dtype = np.dtype(token_dtype(tokenizer.vocab_size))
         self._spot_check = SpotCheck(recipe.seed)
@@ -62,7 +62,7 @@ class Encoder:
     def _write_parts(
         self, file: HashedFile, encoded: Iterator[np.ndarray], control_ids: tuple[np.ndarray, np.ndarray]
     ) -> int:
-        """Write the ids of one slice and its leading and trailing control ids, and return their number."""
+        """Write the ids of one slice between its control ids, and return the number of all ids."""
         leading, trailing = control_ids
         num_ids = 0
         for ids in itertools.chain([leading[leading >= 0]], encoded, [trailing[trailing >= 0]]):
@@ -71,9 +71,10 @@ class Encoder:
         return num_ids
 
     def _make_control_ids(self, documents: np.ndarray, first_slices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the control ids before and after each of S slices, (S, F) and (S, 1) int64; -1 means no id.
+        """Return the control ids before and after each of S slices, (S, F) and (S, 1) int64.
 
-        Only the first slice of a document has ids before it, and only the last has one after it.
+        -1 means no id. Only the first slice of a document has ids before it, and only the last one
+        has an id after it.
         """
         of_documents = self._make_leading_ids(documents)
         leading = np.full((first_slices[-1], of_documents.shape[1]), -1, np.int64)

@@ -38,7 +38,7 @@ MAIN_MEMORY_BYTES, WORKER_MEMORY_BYTES, START_S = 100 << 20, 300 << 20, 1.0
 
 @dataclass
 class _ReadDocuments:
-    """The documents that were read, as one array per batch, and the size and time of reading them."""
+    """The documents that were read, one array per batch, and the size and time of reading them."""
 
     texts: list[pa.LargeStringArray] = field(default_factory=list)
     languages: list[pa.StringArray] = field(default_factory=list)
@@ -49,10 +49,11 @@ class _ReadDocuments:
 
 
 def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObject:
-    """Return the figures of `num_documents` documents, and under "build" those of the whole build.
+    """Return the lengths, bytes per token and encoding speed of `num_documents` documents.
 
-    The corpus may have fewer documents. `workers`: the number of processes of the build. Raises
-    FolioError if no document has text or if a file cannot be read.
+    The corpus may have fewer. The key "build" has the estimated size, time and memory of the whole
+    build with `workers` processes. Raises FolioError if no document has text or if a file cannot be
+    read.
     """
     found = _read_partitions(plan)
     texts, _ = _choose(found, num_documents, seed=plan.recipe.seed)

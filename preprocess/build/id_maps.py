@@ -64,7 +64,10 @@ class IdMapper:
         return self._last[1]
 
     def _map_control_ids(self, values: PartitionValues) -> dict[str, np.ndarray]:
-        """Return the control id of each value by field, -1 if it has none; {} if the build has no control ids."""
+        """Return the control id of each value, -1 if it has none, by field.
+
+        Returns {} if the build has no control ids.
+        """
         if not self._control_ids.by_token:
             return {}
         columns: dict[str, Sequence[str | int]] = {"author": values.author, "city": values.city, "year": self._years}

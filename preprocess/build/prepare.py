@@ -53,7 +53,7 @@ INDEXED_COLUMNS = ("author", "city", "lang")  # a document table has an index in
 
 @dataclass(frozen=True)
 class TaskContext:
-    """What a task needs besides its partition. It is pickled for every task, so it must be small."""
+    """What a task needs besides its partition. Must be small, as it is pickled for every task."""
 
     recipe: Recipe
     input_files: Mapping[int, InputFile]  # by number; only the files that the task reads
@@ -187,7 +187,7 @@ class _PartitionWriter:
         return documents
 
     def _index_values(self, name: str, column: pa.StringArray) -> np.ndarray:
-        """Return the index of each value in the distinct values of the field, -1 for null: (D,) int32."""
+        """Return the index of each value in the field's distinct values, -1 for null: (D,) int32."""
         if column.null_count == len(column):
             return np.full(len(column), -1, np.int32)
         encoded = column.dictionary_encode()

@@ -75,7 +75,7 @@ def is_already_built(output_dir: Path, recipe: JsonObject, sources: list[JsonObj
 
 
 def _contains_only_a_build(output_dir: Path) -> bool:
-    """Return whether `output_dir` has a manifest and only files of a build, which may be damaged."""
+    """Return whether `output_dir` has a manifest and only files of a build, maybe damaged."""
     return (
         output_dir.is_dir()
         and (output_dir / MANIFEST).is_file()

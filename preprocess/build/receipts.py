@@ -90,7 +90,7 @@ class EncodeReceipt(PartitionReceipt):
 
 
 def write_receipt(path: Path, receipt: Any) -> None:
-    """Write the dataclass `receipt` to `path`, atomically: under a temporary name that is renamed."""
+    """Write the dataclass `receipt` to a temporary file, and rename the file to `path`."""
     fields = dataclasses.asdict(receipt)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     temporary.write_bytes(canonical_json({"receipt": fields, "xxh3": _hash_fields(fields)}))
@@ -98,7 +98,7 @@ def write_receipt(path: Path, receipt: Any) -> None:
 
 
 def read_receipt(path: Path, receipt_type: type[T]) -> T | None:
-    """Return the receipt in `path` as a `receipt_type`, or None if it does not exist or is damaged."""
+    """Return the receipt in `path` as a `receipt_type`, or None if it is missing or damaged."""
     try:
         stored = parse_json(path.read_bytes())
         if not isinstance(stored, dict) or stored.get("xxh3") != _hash_fields(stored.get("receipt")):

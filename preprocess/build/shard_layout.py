@@ -155,7 +155,7 @@ class _ShardCutter:
         self._num_documents = dict.fromkeys(SPLITS, 0)
 
     def add(self, split: str, chunk: Chunk, rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
-        """Append the documents `rows` of `chunk`, (S,) in ascending order, to the shards of `split`.
+        """Append the documents `rows` of `chunk`, (S,) in ascending order, to `split`.
 
         `starts` and `lengths`, (D,) each, are of all documents of the chunk, in tokens. `starts`
         are offsets in the ids of the partition.

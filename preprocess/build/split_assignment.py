@@ -29,7 +29,7 @@ class SplitAssignment:
             self.work_dir.create_sides(partition, count)
 
     def chunks(self) -> Iterator[tuple[Chunk, np.ndarray]]:
-        """Yield each chunk of documents, in reading order, with their sides, (D,) int8, writable."""
+        """Yield each chunk of documents in reading order, and its sides, (D,) int8, writable."""
         return ((chunk, self.work_dir.map_sides(chunk)) for chunk in iter_chunks(self.num_documents))
 
     def count_kept(self) -> int:

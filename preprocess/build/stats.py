@@ -1,4 +1,4 @@
-"""stats.json: the counts of a build. They are deterministic; times and memory are in build_log.json."""
+"""stats.json: the counts of a build, which are deterministic. build_log.json has times and memory."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _describe_languages(languages: ValueCounts) -> JsonObject:
 
 
 def _describe_authors(authors: dict[str, ValueCounts], num_documents: int) -> JsonObject:
-    """Return, for author, city and year, how many documents have one, and the most frequent values."""
+    """Return the number of documents with an author, city and year, and the most frequent values."""
     return {
         name: {
             "documents": counts.num_documents(),
@@ -72,7 +72,7 @@ def _describe_authors(authors: dict[str, ValueCounts], num_documents: int) -> Js
 
 
 def _most_frequent(counts: Mapping[str, int], max_values: int) -> list[tuple[str, int]]:
-    """Return the `max_values` most frequent values with their counts; equal counts are sorted by value."""
+    """Return the most frequent values with their counts. Equal counts are sorted by value."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:max_values]
 
 
@@ -151,7 +151,7 @@ def compute_ratio(numerator: int, denominator: int) -> float | None:
 
 
 def read_stats(build: Build) -> bytes:
-    """Return the bytes of `build`'s stats.json. Raises FolioError if the manifest has another hash."""
+    """Return the bytes of stats.json. Raises FolioError if the manifest has another hash."""
     return read_verified(build.folder / STATS, build.manifest.stats_sha256)
 
 

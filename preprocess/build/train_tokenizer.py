@@ -32,7 +32,7 @@ TRAINED_FILE_NAMES = {"sentencepiece": sentencepiece_bpe.MODEL_FILE, "char": cha
 
 
 def train_tokenizer(recipe: Recipe, assignment: SplitAssignment, progress: Progress) -> Tokenizer:
-    """Train the tokenizer of `recipe`, `char` or `sentencepiece`, on documents in the work directory.
+    """Train the tokenizer of `recipe`, `char` or `sentencepiece`, on the prepared documents.
 
     A `char` tokenizer gets every character of the corpus, validation documents included, so that
     both splits can be encoded. SentencePiece is trained on training documents only.

@@ -118,7 +118,7 @@ class WorkDir:
         write_receipt(self.file(partition, f"{receipt.TASK}.json"), receipt)
 
     def read_receipt(self, partition: int, receipt_type: type[Receipt]) -> Receipt | None:
-        """Return the receipt of a task if it is finished and its files are unchanged, otherwise None."""
+        """Return the receipt of a finished task, or None if it has none or its files have changed."""
         receipt = read_receipt(self.file(partition, f"{receipt_type.TASK}.json"), receipt_type)
         if receipt is None:
             return None

@@ -110,7 +110,7 @@ def _make_tasks(
 
 
 class _OpenShard:
-    """A shard that is being written. It is hashed up to the first segment that is not written yet."""
+    """A shard that is being written. It is hashed up to the first segment that is missing."""
 
     def __init__(self, output: ShardOutput, shard: PlannedShard) -> None:
         self._segments = shard.segments
@@ -120,7 +120,7 @@ class _OpenShard:
         self._max_id = -1
 
     def add(self, number: int, max_id: int) -> None:
-        """Record that segment `number` is written, and hash the segments up to the first missing one.
+        """Record that segment `number` is written, and hash the shard up to the first missing one.
 
         `max_id`: the largest token id in the segment.
         """

@@ -102,7 +102,7 @@ def _explain_usage(error: click.UsageError) -> str:
 
 
 def _shorten(message: str) -> str:
-    """Return click's message on one line. The list of files that an unquoted glob matches is cut."""
+    """Return click's message on one line. The list of files of an unquoted glob is cut."""
     message = " ".join(message.split()).rstrip(".")
     if "unexpected extra argument" in message:
         ellipsis = "…" if len(message) > MAX_EXTRA_ARGUMENT_CHARS else ""

@@ -146,14 +146,14 @@ PROCESSING_OPTIONS = [
 
 
 def recipe_options(command: Command) -> Command:
-    """Add INPUT_OPTIONS and PROCESSING_OPTIONS to `command`, which passes them to `RecipeOptions`."""
+    """Add INPUT_OPTIONS and PROCESSING_OPTIONS, which `command` passes to `RecipeOptions`."""
     for option in reversed(INPUT_OPTIONS + PROCESSING_OPTIONS):
         command = option(command)
     return command
 
 
 class RecipeOptions:
-    """The values of the options that `recipe_options` adds; None or () for options that are not given."""
+    """The values of the options that `recipe_options` adds, None or () if they are not given."""
 
     def __init__(self, corpus: str | None, inputs: tuple[str, ...], source: Path | None, **settings: Any) -> None:
         self.corpus, self.inputs, self.source, self.settings = corpus, inputs, source, settings
@@ -197,7 +197,7 @@ def workers_option(help: str = "Number of processes.") -> Callable[[Command], Co
 
 
 def num_documents_option(default: int) -> Callable[[Command], Command]:
-    """Return a decorator that adds the option -n, the number of documents that a command encodes."""
+    """Return a decorator that adds the option -n: how many documents a command encodes."""
     return click.option(
         "-n",
         "num_documents",
@@ -210,7 +210,10 @@ def num_documents_option(default: int) -> Callable[[Command], Command]:
 
 
 def _unescape(text: str | None) -> str | None:
-    """Replace `\\n`, `\\t` and `\\\\` by a line feed, a tab and a backslash, as most shells do not."""
+    """Replace `\\n`, `\\t` and `\\\\` by a line feed, a tab and a backslash.
+
+    Most shells pass these escapes unchanged.
+    """
     if text is None:
         return None
     return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], text)

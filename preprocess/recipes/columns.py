@@ -95,9 +95,9 @@ def _call(column: pa.Array, operator: str, value: Value) -> pa.BooleanArray:
 
 
 def _round_to_type(value: float, data_type: pa.DataType) -> float:
-    """Round `value` to the precision of a float type, so that 0.1 equals the 0.1 of a float32 column.
+    """Round `value` to the precision of a float type.
 
-    A value outside the range of the type is not rounded.
+    So 0.1 equals the 0.1 of a float32 column. A value outside the range of the type is not rounded.
     """
     with np.errstate(over="ignore"):
         rounded = float(_get_numpy_dtype(data_type).type(value))

@@ -342,7 +342,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def is_grouped_by_content(recipe: Recipe) -> bool:
-    """Return whether the split is random and the group of a document is determined by its content."""
+    """Return whether the split is random and the groups of documents are given by their content."""
     return (
         recipe.split in ("exact", "threshold")
         and recipe.format != "synthetic"  # its pairs are groups

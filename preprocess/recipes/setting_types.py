@@ -15,7 +15,7 @@ MAX_SHOWN_INTEGER = 10**40
 
 
 def matches_type(value: Any, hint: Any) -> bool:
-    """Return whether `value` is of the type `hint`. Whole numbers match float; lists match tuples."""
+    """Return whether `value` is of the type `hint`. Integers match float, and lists match tuples."""
     if isinstance(hint, types.UnionType):
         return any(matches_type(value, option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:

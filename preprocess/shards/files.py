@@ -191,7 +191,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file for writing, which replaces `path` when the block ends without an exception.
+    """Open a temporary file for writing, which replaces `path` if the block succeeds.
 
     After the block the new file is complete and on the disk. After an exception `path` is unchanged
     and the temporary file is deleted.

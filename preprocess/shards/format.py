@@ -38,7 +38,7 @@ MAX_UINT16_VOCAB = 1 << 16
 
 
 def token_dtype(vocab_size: int) -> str:
-    """Return the dtype of token ids: "<u2" if all ids below `vocab_size` fit into 16 bits, else "<u4"."""
+    """Return the dtype of token ids: "<u2" if `vocab_size` is at most 65,536, otherwise "<u4"."""
     return "<u2" if vocab_size <= MAX_UINT16_VOCAB else "<u4"
 
 
@@ -112,7 +112,7 @@ def list_builds(root: Path) -> list[Path]:
 
 
 def check_no_build(output: Path, why: str) -> None:
-    """Raise MisuseError if `output` is a build or a file, so that no other files are put into a build.
+    """Raise MisuseError if `output` is a build or a file. A build must not contain other files.
 
     `why`: a relative clause for the message, such as "which must not contain other files".
     """
@@ -152,7 +152,7 @@ class Build:
         self._check()
 
     def check_unreplaced(self) -> None:
-        """Raise ReplacedError if this build was replaced by another one, or deleted, since it was opened.
+        """Raise ReplacedError if another build replaced this one, or it was deleted, after opening.
 
         Call this after mapping or reading files: if it does not raise, they belong to this build.
         """
@@ -177,7 +177,7 @@ class Build:
         self.check_unreplaced()
 
     def read_vocabulary(self) -> dict[str, bytes]:
-        """Return the files that decoding needs, the manifest and those of the tokenizer, by relative path.
+        """Return the files that decoding needs, by relative path: the manifest and the tokenizer's.
 
         Raises ShardError if a file of the tokenizer differs from its hash in the manifest, and
         ReplacedError if the build was replaced since it was opened.
@@ -260,9 +260,9 @@ class Build:
         return np.concatenate(tables) if len(tables) != 1 else tables[0]
 
     def document(self, split: str, number: int) -> np.ndarray:
-        """Return the ids of document `number` of `split`, counted from 0: (L,) of the build's dtype.
+        """Return the ids of document `number` of `split`, (L,) of the build's dtype.
 
-        Raises MisuseError if it is out of range.
+        Documents are counted from 0. Raises MisuseError if the number is out of range.
         """
         index = number  # in the current shard
         for shard in self.shards(split) if number >= 0 else []:

@@ -112,7 +112,10 @@ def _sort_distinct(hashes: np.ndarray) -> np.ndarray:
 
 
 def _find(sorted_hashes: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    """Return the index of each of (D,) hashes in (N,) distinct `sorted_hashes`, -1 if missing: (D,) int64."""
+    """Return the index of each of (D,) hashes in (N,) distinct sorted hashes: (D,) int64.
+
+    It is -1 if the hash is missing.
+    """
     highs = np.ascontiguousarray(sorted_hashes["high"])
     indices = np.searchsorted(highs, hashes["high"])
     # Different texts hardly ever share the upper 64 bits. If they do, try the next entries for the lower 64 bits.
@@ -126,7 +129,7 @@ def _find(sorted_hashes: np.ndarray, hashes: np.ndarray) -> np.ndarray:
 
 
 def _locate(build: Build, split: str, wanted: np.ndarray) -> list[Location]:
-    """Return the first document of `split` with each of the hashes `wanted`, which all occur there."""
+    """Return the first document of `split` with each of the hashes `wanted`. All must occur there."""
     locations: dict[int, Location] = {}  # by index in `wanted`; -1 is any other hash
     for shard, first, hashes in _read_hashes(build, split) if len(wanted) else ():
         found, rows = np.unique(_find(wanted, hashes), return_index=True)

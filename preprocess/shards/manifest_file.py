@@ -1,4 +1,4 @@
-"""Read manifest.json, and small files with a hash in it, from a build or a copy of parts of a build.
+"""Read manifest.json, and files whose hash it has, from a build or a copy of parts of a build.
 
 Everything that is read is compared with a hash: the manifest with its own checksum, any other file
 with its hash in the manifest. So damage is noticed before a model is trained on wrong data. Uses

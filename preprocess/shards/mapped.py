@@ -111,7 +111,7 @@ def has_valid_ends(ends: np.ndarray, *, num_tokens: int) -> bool:
 
 
 def _map_shards(build: Build | str | Path, split: str) -> tuple[Build, list[Shard]]:
-    """Return the build and its mapped shards, after checking that the shards belong to the build."""
+    """Return the build and its mapped shards, after checking that they belong to the build."""
     if not isinstance(build, Build):
         folder = build if isinstance(build, Path) else find_build(build)
         return read_unreplaced(folder, lambda: _map_shards(Build(folder), split))

@@ -52,7 +52,7 @@ class Mixture:
         self._key = keyed_hash(seed, np.frombuffer(b"mixture\0", dtype="<u8"))  # (1,)
 
     def assign(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the build, (B,) int64, and the number within the build, (B,) uint64, of each sample.
+        """Return the build, (B,) int64, and the number within it, (B,) uint64, of each sample.
 
         `samples`: (B,), sample numbers.
         """

@@ -75,7 +75,7 @@ def make_hash_key(seed: int) -> np.uint64:
 
 
 def hash_with_key(key: np.uint64, values: np.ndarray) -> np.ndarray:
-    """Return the hashes (B,) uint64 of `values`, (B,), as `keyed_hash`. `key` is from `make_hash_key`."""
+    """Return `keyed_hash(seed, values)` for the `key` that `make_hash_key(seed)` returns."""
     return mix64(mix64(values.astype(np.uint64) ^ key) ^ key)
 
 
@@ -91,7 +91,7 @@ def permute(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
 
 
 def _permute_by_rank(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
-    """Return the rank of each index if 0 … size − 1 are sorted by a hash that depends on the index's key.
+    """Return the rank of each index if 0 … size − 1 are sorted by a hash that depends on its key.
 
     No two hashes are equal, because mix64 is a bijection. Arguments and result are those of
     `permute`, with `size` at most _MAX_RANKED.

@@ -63,7 +63,7 @@ def read_unreplaced(folder: Path, read: Callable[[], Result]) -> Result:
 
 
 def wait_for_manifest(folder: Path) -> bool:
-    """Return whether `folder` has a manifest. Waits up to MAX_WAIT_S if its build is being replaced."""
+    """Return whether `folder` has a manifest. If it is being replaced, wait up to MAX_WAIT_S."""
     deadline = time.monotonic() + MAX_WAIT_S
     while not (folder / MANIFEST).is_file():
         is_replacing = any(folder.parent.glob(f".{glob.escape(folder.name)}.*{REPLACED_SUFFIX}"))

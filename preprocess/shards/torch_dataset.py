@@ -130,8 +130,8 @@ class ShuffledWindows(IterableDataset[Pair]):
         """`build`: an open build, its name, or its folder.
 
         `rank` and `world_size` default to those of torch.distributed if it is initialised, else to
-        the environment variables `RANK` and `WORLD_SIZE` of torchrun, else to a single process. Call
-        `torch.distributed.init_process_group` first, because they are determined here.
+        the environment variables `RANK` and `WORLD_SIZE` of torchrun, else to a single process.
+        They are determined here, so call `torch.distributed.init_process_group` first.
 
         Raises ShardError if the build is damaged, MisuseError for invalid settings.
         """
@@ -229,7 +229,7 @@ class ShuffledWindows(IterableDataset[Pair]):
                 yield pair
 
     def _find_slot(self) -> tuple[int, int]:
-        """Return the number of workers and the number of this worker, or (0, 0) outside of workers."""
+        """Return the number of workers and that of this worker, or (0, 0) outside of workers."""
         info = get_worker_info()
         if info is None:
             return 0, 0
@@ -238,7 +238,7 @@ class ShuffledWindows(IterableDataset[Pair]):
         return info.num_workers, info.id
 
     def _describe(self) -> str:
-        """Return a description of this dataset and reader. States contain this text: never change it."""
+        """Describe this dataset and reader. States contain the text, so it must never change."""
         num_workers, worker = self._find_slot()
         reader = f"rank {self.rank} of {self.world_size}, " + (
             f"worker {worker} of {num_workers}" if num_workers else "no workers"
@@ -288,7 +288,7 @@ class Documents(Dataset[Tensor]):
         return torch.from_numpy(self._split.read_document(shard, number, self._max_tokens).astype(np.int64))
 
     def collate(self, documents: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return `pad_documents(documents, self.pad_id)`. Use it as the `collate_fn` of a DataLoader.
+        """Return `pad_documents(documents, self.pad_id)`. This is a `collate_fn` for a DataLoader.
 
         Raises MisuseError if the build has neither pad_id nor eot_id.
         """

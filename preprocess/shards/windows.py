@@ -131,7 +131,7 @@ def list_sequential_windows(
 
 
 def gather_windows(tokens: Sequence[np.ndarray], shard: np.ndarray, start: np.ndarray, block_size: int) -> np.ndarray:
-    """Return the windows that begin at `start` in `shard`, (B, block_size + 1) in the dtype of `tokens`.
+    """Return the windows that begin at `start` in `shard`: (B, block_size + 1), dtype of `tokens`.
 
     `tokens`: the tokens of each shard, one-dimensional arrays of the same dtype. `shard`, `start`:
     (B,) int64. A batch takes one indexing operation for each shard in it.

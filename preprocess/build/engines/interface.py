@@ -15,7 +15,7 @@ from preprocess.errors import FolioError
 
 @dataclass(frozen=True)
 class Task:
-    """A function call. `function` is pickled by reference, so it must be at the top level of a module."""
+    """A function call. `function` is pickled, so it must be defined at the top level of a module."""
 
     label: str  # for error messages: "partition 7"
     function: Callable[..., Any]
@@ -40,4 +40,4 @@ class Engine(Protocol):
 
 
 class WorkerDied(FolioError):
-    """A worker process died before it returned the result of a task. Finished tasks are not lost."""
+    """A worker process died before it returned a result. The finished tasks are not lost."""
