@@ -11,7 +11,8 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from preprocess.build.receipts import EncodingReport
 from preprocess.shards.files import JsonObject
@@ -64,9 +65,12 @@ class BuildLog:
 
 def get_peak_memory_bytes() -> int | None:
     """Return the peak resident memory of this process so far, or None on Windows."""
+    # Not ru_maxrss on Linux: it is at least the memory of the process that started this one.
+    with suppress(OSError, IndexError, ValueError):
+        return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     try:
         import resource
     except ImportError:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux reports kilobytes
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS reports bytes, others kilobytes
