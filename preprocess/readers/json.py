@@ -140,7 +140,7 @@ class _BlockParser:
         """Yield the only record of a long line, unless it is rejected or skipped."""
         if offset == 0 and line[: len(BYTE_ORDER_MARK)] == BYTE_ORDER_MARK:
             line = line[len(BYTE_ORDER_MARK) :]
-        valid_line: bytes | memoryview = line
+        valid_line: bytearray | memoryview = line
         if (invalid := find_invalid_utf8(line)) is not None:
             if self._recipe.invalid_utf8 != "replace":
                 self._skip_invalid_utf8(offset, line, invalid)
@@ -164,7 +164,7 @@ class _BlockParser:
             raise FolioError(format_utf8_error(self._input_file.path, location, line[index], reason))
         self._rejects.counts["invalid_utf8"] += 1
 
-    def _parse_record(self, line: bytes) -> _Row | str:
+    def _parse_record(self, line: bytes | bytearray) -> _Row | str:
         """Return the values for the document and for the condition, or the reason why the line is rejected."""
         required = self._required
         try:

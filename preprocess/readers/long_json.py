@@ -21,15 +21,18 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-LONG_STRING_BYTES = 1 << 16
+LONG_STRING_BYTES = 1 << 10
 SLICE_BYTES = 1 << 20
-MAX_VALUES = 4_000_000  # of one line; a Python object takes about 64 bytes
+MAX_SHORTENED_BYTES = 32 << 20  # of a line without the contents of its long strings; Python takes up to four times that
+# The memory of Python objects, by the byte that stands for them: an object, an array, a key, an element.
+OBJECT_BYTES = {b"{": 184, b"[": 80, b":": 110, b",": 45}
+MAX_OBJECT_BYTES = 160 << 20  # of one line, by this estimate
 
 QUOTE, BACKSLASH, LETTER_U = b'"\\u'
 HIGH_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}")
 ESCAPE_BYTES = 6  # of \uXXXX
 
-Line = bytes | memoryview
+Line = bytes | bytearray | memoryview
 
 
 class LongStrings:
@@ -54,8 +57,10 @@ class LongStrings:
 
         Errors outside of the long strings are found later, when the shortened line is parsed.
         """
-        if sum(self.shortened_line.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
-            return f"it has more than {MAX_VALUES:,} values"
+        if len(self.shortened_line) > MAX_SHORTENED_BYTES:
+            return f"its short values have more than {MAX_SHORTENED_BYTES:,} bytes"
+        if sum(size * self.shortened_line.count(mark) for mark, size in OBJECT_BYTES.items()) > MAX_OBJECT_BYTES:
+            return "it has too many values for memory"
         try:
             for span in self._spans.values():
                 for _ in _decode_slices(self._line, *span):

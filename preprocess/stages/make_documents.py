@@ -10,6 +10,7 @@ depend on the position of the record, so it is the same for any size of partitio
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -103,19 +104,23 @@ class DocumentMaker:
 
     def _decode_rows(self, column: pa.LargeBinaryArray, records: Records, keep: np.ndarray) -> pa.Array:
         """Decode a column that contains invalid UTF-8 row by row, as the setting `invalid_utf8` says."""
-        texts: list[bytes | None] = []
-        for row, data in enumerate(column.to_pylist()):
-            if data is None or (invalid := find_invalid_utf8(data)) is None:
-                texts.append(data)
-                continue
-            self._rejects.counts["invalid_utf8"] += bool(keep[row])
-            if self._recipe.invalid_utf8 == "error":
-                raise FolioError(self._format_utf8_error(records, row, data, invalid))
-            keep[row] &= self._recipe.invalid_utf8 == "replace"
-            texts.append(replace_invalid_utf8(data) if keep[row] else b"")
-        return pa.array(texts, pa.large_binary()).cast(pa.large_string())
+        data, offsets = get_text_buffers(column)
+        texts, ends = bytearray(), [0]
+        for row, (start, stop) in enumerate(itertools.pairwise(offsets.tolist())):
+            text = data[start:stop].data
+            if (invalid := find_invalid_utf8(text)) is None:
+                texts += text
+            else:
+                self._rejects.counts["invalid_utf8"] += bool(keep[row])
+                if self._recipe.invalid_utf8 == "error":
+                    raise FolioError(self._format_utf8_error(records, row, text, invalid))
+                keep[row] &= self._recipe.invalid_utf8 == "replace"
+                texts += replace_invalid_utf8(text) if keep[row] else b""
+            ends.append(len(texts))
+        decoded = pa.LargeStringArray.from_buffers(len(column), pa.py_buffer(np.array(ends)), pa.py_buffer(texts))
+        return pc.if_else(column.is_valid(), decoded, None) if column.null_count else decoded
 
-    def _format_utf8_error(self, records: Records, row: int, data: bytes, invalid: tuple[int, str]) -> str:
+    def _format_utf8_error(self, records: Records, row: int, data: memoryview, invalid: tuple[int, str]) -> str:
         index, reason = invalid
         if records.offsets is not None:
             location = f"at offset {int(records.offsets[row]) + index:,}"
