@@ -34,7 +34,8 @@ def format_type(hint: Any) -> str:
 def format_value(value: Any) -> str:
     """Return a short text for a value of any type.
 
-    Python does not write integers of thousands of digits, nor lists that are nested very deeply.
+    A long integer, a list and a table are only described, because `repr` fails for integers of
+    thousands of digits and for lists that are nested very deeply.
     """
     if isinstance(value, dict):
         return "a table"

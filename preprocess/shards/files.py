@@ -211,12 +211,12 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 def write_durable(path: Path, data: bytes) -> None:
     """Write `data` to `path`. A crash leaves the old file or the complete new file.
 
-    Raises OSError with the name `path`, while Python's own error names the temporary file or none.
+    Raises OSError with `path` as its file name, if writing fails.
     """
     try:
         with open_atomic(path) as file:
             file.write(data)
-    except OSError as e:
+    except OSError as e:  # it names the temporary file or no file
         raise OSError(e.errno, e.strerror, str(path)) from e
 
 

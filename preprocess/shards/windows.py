@@ -44,7 +44,7 @@ class RandomWindows:
     def __init__(self, lengths: Sequence[int], block_size: int, *, seed: int) -> None:
         """`lengths`: the number of tokens of each shard; shards shorter than a window are not used.
 
-        Raises MisuseError for a seed beyond 64 bits.
+        Raises MisuseError for a seed outside 0 to 2**64 - 1, ValueError if no shard has a window.
         """
         num_starts = np.maximum(np.asarray(lengths, dtype=np.int64) - block_size, 0)  # (S,)
         # All starts are numbered, shard after shard. Those of shard s are first[s] … edges[s] − 1.
@@ -78,7 +78,7 @@ class EpochWindows:
     def __init__(self, lengths: Sequence[int], block_size: int, *, seed: int) -> None:
         """`lengths`: the number of tokens of each shard; shards shorter than a window are not used.
 
-        Raises MisuseError for a seed beyond 64 bits.
+        Raises MisuseError for a seed outside 0 to 2**64 - 1, ValueError if no shard has a window.
         """
         tokens = np.asarray(lengths, dtype=np.int64)  # (S,)
         counts = np.maximum(tokens - 1, 0) // block_size  # (S,) windows of each shard
