@@ -21,11 +21,12 @@ def inspect_build(build: Build, num_documents: int) -> dict[str, Figures]:
     They are measured on the first `num_documents` validation documents. Raises FolioError if the
     build is damaged.
     """
-    tokenizer = load_tokenizer(build.folder, build.manifest)
     tags = list_language_tags(build)
     texts: dict[str, list[str]] = {}
-    for language, text in itertools.islice(decode_documents(build, "val", tokenizer), num_documents):
-        texts.setdefault(tags[language], []).append(text.decode("utf-8", errors="replace"))
+    with build.reading():
+        tokenizer = load_tokenizer(build.folder, build.manifest)
+        for language, text in itertools.islice(decode_documents(build, "val", tokenizer), num_documents):
+            texts.setdefault(tags[language], []).append(text.decode("utf-8", errors="replace"))
     return _inspect_texts(tokenizer, texts)
 
 

@@ -70,7 +70,8 @@ def show(output: Output, name: str, document: int | None, split: str) -> None:
     if document is None:
         output.write(describe(build), summarize(build))
         return
-    decoded = _decode(build, split, document)
+    with build.reading():
+        decoded = _decode(build, split, document)
     if output.as_json:
         output.write({"split": split, "document": document, **decoded.as_json()}, [])
         return
@@ -98,7 +99,9 @@ def stats(output: Output, name: str) -> None:
     from preprocess.build.stats import format_stats, read_stats
     from preprocess.shards.format import Build
 
-    data = read_stats(Build(name))
+    build = Build(name)
+    with build.reading():
+        data = read_stats(build)
     if output.as_json:
         click.echo(data, nl=False)
     else:

@@ -41,7 +41,8 @@ def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
         )
     token_paths = [output / f"{split}.bin" for split in SPLITS]
     vocabulary_path = output / VOCABULARY_FILE
-    vocabulary = _make_vocabulary(build) if build.manifest.tokenizer.kind == "char" else None
+    with build.reading():
+        vocabulary = _make_vocabulary(build) if build.manifest.tokenizer.kind == "char" else None
     if vocabulary is None and vocabulary_path.exists():
         raise MisuseError(
             f"{vocabulary_path} exists, and nanoGPT would use it as the vocabulary of {build.name}; "
@@ -50,7 +51,7 @@ def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
     paths = [*token_paths, *([] if vocabulary is None else [vocabulary_path])]
     check_output(output, paths, replace=replace)
     output.mkdir(parents=True, exist_ok=True)
-    with open_files(paths) as files:
+    with open_files(paths) as files, build.reading():
         for split, path in zip(SPLITS, token_paths, strict=True):
             for shard in build.shards(split):
                 for start in range(0, len(shard.tokens), CHUNK_TOKENS):
