@@ -220,8 +220,8 @@ def schedule_factor(step: int, config: Config) -> float:
 def allocate_state(optimizer: torch.optim.Optimizer) -> None:
     """Allocate the optimizer's state as zeros, so that the preflight measures its memory."""
     states: dict[int, dict[str, Tensor]] = {}
-    # An AdamW that is not fused needs its count of steps on the host, or each step would wait for the
-    # device.
+    # An AdamW that is not fused needs its count of steps on the host, or each step would wait for
+    # the device.
     is_fused = bool(optimizer.defaults.get("fused"))
     for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         step_device = p.device if is_fused else torch.device("cpu")

@@ -145,7 +145,7 @@ def split_arguments(arguments: Sequence[str], *, flags: Collection[str]) -> Argu
     `--key=value` and `--key value` set `key`. `flags` are the options that take no value, such as
     "--help" and "-h". A value that begins with `--` must be written as `--key=value`. The arguments
     after `--` are positional. Raises MisuseError if a setting has no value, if a flag has one, or
-    for any other option with a single dash.
+    for anything else that begins with a dash.
     """
     positionals: list[str] = []
     settings: dict[str, str] = {}

@@ -1,8 +1,8 @@
 """Config files: assignments that are parsed and never executed.
 
 A config file looks like nanoGPT's: Python assignments such as `max_steps = 100`. A value can be a
-literal, arithmetic on numbers, a list, or the name of an earlier assignment. A file from a stranger
-is safe to use, because its code is not run.
+literal, arithmetic on numbers, a list, or the name of an earlier assignment. A file of unknown
+origin is safe to read, because no code in it is run.
 
 If the first line is `base = "small.py"`, that config is read first. Its path is relative to the
 folder of this file, and its assignments count as earlier lines, which later lines can override.
@@ -31,7 +31,7 @@ BASE = "base"
 TOO_DEEP = "an expression is nested too deeply"
 SYNTAX_ERRORS = {
     "Exceeds the limit": f"a number is larger than {MAX_NUMBER:.0e}",
-    "unicode error": "a text has a backslash that begins no known escape; write \\\\ for a backslash",
+    "unicode error": "a text has a backslash that does not begin an escape sequence; write \\\\ for a backslash",
     "null byte": "the file contains a NUL character",
     "too many": TOO_DEEP,
 }

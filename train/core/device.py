@@ -24,9 +24,9 @@ HALF_RATE = ("tf32",)
 def choose_device(setting: str, *, local_rank: int = 0, num_local: int = 1) -> torch.device:
     """Return the device that the setting `device` selects.
 
-    `auto` is the first available of cuda, mps and cpu. With several processes on a machine, each
-    takes the GPU of its local rank. Raises MisuseError if the device does not exist or its name is
-    not valid.
+    `auto` is the first available of cuda, mps and cpu. With several processes on a machine, `cuda`
+    is the GPU whose index is the process's local rank. Raises MisuseError if the device does not
+    exist or its name is not valid.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if setting == "auto":

@@ -20,8 +20,8 @@ from preprocess.errors import FolioError
 
 CGROUP = Path("/sys/fs/cgroup")  # a container's memory limit, on Linux
 PROCESS_STATUS = Path("/proc/self/status")  # of this process, on Linux
-# Options of glibc's mallopt and their values: allocate blocks of up to 32 MiB from the heap, and keep
-# up to 1 GiB of free heap.
+# Options of glibc's mallopt and their values: allocate blocks of up to 32 MiB from the heap, and
+# keep up to 1 GiB of free heap.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MAX_HEAP_BLOCK, KEPT_HEAP = 32 << 20, 1 << 30
 # Parts of the messages of torch's RuntimeErrors that mean out of memory.

@@ -12,8 +12,9 @@ from preprocess.errors import MisuseError
 def parse_path(text: str, name: str) -> Path:
     """Return `text` as a path, with the home directory in place of a leading `~` or `~USER`.
 
-    `name` is the option or the setting, for messages. The path need not exist. Raises MisuseError if
-    `text` is empty, if the home directory is not known, or if the system cannot have such a path.
+    `name` is the option or the setting, for messages. The path need not exist. Raises MisuseError
+    if `text` is empty, if the home directory is not known, or if the system cannot have such a
+    path.
     """
     if not text:
         raise MisuseError(f"{name} is empty; name a file or a folder")

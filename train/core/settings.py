@@ -52,9 +52,9 @@ def setting(
 ) -> Any:
     """Return a dataclass field with the documentation and the range of a setting.
 
-    `min` and `max` are inclusive; without `min`, the range is not checked. `free`: whether a run can
-    be continued with another value. `needs`: the condition under which the setting has an effect;
-    None means always.
+    `min` and `max` are inclusive; without `min`, the range is not checked. `free`: whether a run
+    can be continued with another value. `needs`: the condition under which the setting has an
+    effect; None means always.
     """
     metadata = {"doc": doc, "min": min, "max": max, "free": free, "needs": needs}
     return dataclasses.field(default=default, metadata=metadata)
@@ -97,8 +97,8 @@ def check(holds: bool, message: str) -> None:
 def check_range(key: str, value: Any, *, min: float | None, max: float) -> None:
     """Raise MisuseError if a number is not from `min` to `max`, or if text cannot be printed.
 
-    The setting `key` is named in the message. With `min` None, numbers are not checked. Text must be
-    UTF-8 without control characters.
+    The setting `key` is named in the message. With `min` None, numbers are not checked. Text must
+    be UTF-8 without control characters.
     """
     if isinstance(value, str):
         is_clean = printable(value) == value and _is_utf8(value)
@@ -143,8 +143,8 @@ def convert(cls: Any, key: str, value: Any, *, where: str) -> Any:
     """Return `value`, from a file, with the type of the setting `key` of `cls`.
 
     Accepts an int for a float, and a list of texts or None for a tuple. `where` is the file, and if
-    possible the line, for messages. Raises MisuseError if there is no such setting or if `value` has
-    another type.
+    possible the line, for messages. Raises MisuseError if there is no such setting or if `value`
+    has another type.
     """
     check_known(cls, key, where)
     kind, is_optional = _type_of(cls, key)

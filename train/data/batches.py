@@ -254,7 +254,7 @@ def build_seed(seed: int, index: int) -> int:
 def dropout_seed(seed: int, first_sample: int) -> int:
     """Return the seed of the dropout of the micro-batch that begins with sample `first_sample`.
 
-    It depends on nothing else, so a resumed run has the same dropout.
+    It depends only on these two numbers, so a resumed run has the same dropout.
     """
     return int(keyed_hash(seed ^ DROPOUT_KEY, np.array([first_sample], np.uint64))[0])
 
@@ -272,8 +272,8 @@ def _share_windows(eval_tokens: int | None, shares: Sequence[float], block_size:
 def to_device(tokens: np.ndarray, device: torch.device) -> Tensor:
     """Return `tokens`, an array of any shape, as an int64 tensor on `device`.
 
-    `tokens` contains non-negative integers in a dtype of at most 32 bits. For a GPU, they are copied
-    asynchronously from pinned memory in this dtype, and converted to int64 on the GPU.
+    `tokens` contains non-negative integers in a dtype of at most 32 bits. For a GPU, they are
+    copied asynchronously from pinned memory in this dtype, and converted to int64 on the GPU.
     """
     if device.type != "cuda":
         return torch.from_numpy(tokens.astype(np.int64)).to(device)

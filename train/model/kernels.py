@@ -51,8 +51,8 @@ def can_use_triton(device: torch.device) -> bool:
 def should_chunk_loss(num_logits: int, device: torch.device) -> bool:
     """Return whether to compute the loss of `num_logits` logits with `chunked_cross_entropy`.
 
-    With Triton, always. Otherwise, if there are too many logits to hold at once or, on a CPU, enough
-    that it is faster.
+    With Triton, always. Otherwise, if there are too many logits to hold at once or, on a CPU,
+    enough that it is faster.
     """
     limit = min(max_logits(device), MAX_PLAIN_LOGITS_ON_CPU) if device.type == "cpu" else max_logits(device)
     return can_use_triton(device) or num_logits > limit

@@ -15,7 +15,8 @@ from train.config import Config
 from train.model.base import LanguageModel
 from train.model.generate import decode_stream, generate
 
-# What to do if the folder `build` of a run, a copy of the build's manifest and tokenizer, is damaged.
+# What to do if the folder `build` of a run, a copy of the build's manifest and tokenizer, is
+# damaged.
 RUN_COPY_ADVICE = f"copy {MANIFEST} and {TOKENIZER_DIR} there from the build that the run was trained on"
 NUM_SUGGESTIONS = 3
 MIN_SIMILARITY = 0.75  # of two spellings, from 0 to 1, as difflib computes it; less similar names are not suggested
