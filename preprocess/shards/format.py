@@ -160,21 +160,27 @@ class Build:
             return
         # The same build may have been made again, or only the times of the file have changed.
         if not wait_for_manifest(self.folder) or read_manifest(self.folder).build_id != self.build_id:
-            raise ReplacedError(f"{self.folder} was replaced or deleted while it was read; run the command again")
+            raise self._make_replaced_error()
+
+    def _make_replaced_error(self) -> ReplacedError:
+        return ReplacedError(f"{self.folder} was replaced or deleted while it was read; run the command again")
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Raise ReplacedError at the end of the block if the build is no longer the one that was opened.
+        """Raise ReplacedError at the end of the block if the build was replaced since it was opened.
 
-        It is also raised in place of an exception in the block: a mixture of two builds looks like
-        a damaged one. Inside a block that writes files, this makes sure that none are kept.
+        It is also raised in place of an exception in the block, because a mixture of two builds
+        looks like a damaged one. A block that writes files is inside the one that names them.
         """
+        self.check_unreplaced()
+        version = read_version(self.folder)
         try:
             yield
         except Exception:
             self.check_unreplaced()
             raise
-        self.check_unreplaced()
+        if read_version(self.folder) != version:  # even if the first build is back: another one may have been read
+            raise self._make_replaced_error()
 
     def read_vocabulary(self) -> dict[str, bytes]:
         """Return the files that decoding needs, by relative path: the manifest and the tokenizer's.
