@@ -32,6 +32,7 @@ from preprocess.recipes.schema import Recipe
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_HEADER_BYTES = 8 << 20
 ONLY_ASCII = bytes(range(128)) + b"?" * 128  # a table for bytes.translate
+NumberedRows = tuple[pa.RecordBatch, np.ndarray]  # R rows, and the number of each in the file, (R,) int64
 NUMBER_PATTERN = r"\A[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\z"
 
 
@@ -60,9 +61,10 @@ def read_csv(input_file: InputFile, recipe: Recipe, rejects: Rejects) -> Iterato
     required = find_required_columns(recipe)
     parser = _TableParser(input_file, recipe, rejects)
     num_records = 0
-    for batch in parser.parse(read_blocks(input_file, 0, None)):
+    for batch, row_numbers in parser.parse(read_blocks(input_file, 0, None)):
         where = {name: _convert(batch.column(name), kind, name, input_file) for name, kind in required.where.items()}
-        yield Records({name: batch.column(name) for name in required.columns}, num_records, where)
+        columns = {name: batch.column(name) for name in required.columns}
+        yield Records(columns, num_records, where, row_numbers=row_numbers)
         num_records += batch.num_rows
 
 
@@ -74,8 +76,8 @@ class _TableParser:
         self._names: list[str] = []  # of the columns
         self.num_rows = 0
 
-    def parse(self, blocks: Iterator[bytes]) -> Iterator[pa.RecordBatch]:
-        """Yield the required columns of consecutive rows, as bytes.
+    def parse(self, blocks: Iterator[bytes]) -> Iterator[NumberedRows]:
+        """Yield the required columns of rows, as bytes, and the numbers of the rows. The header is row 1.
 
         Raises FolioError if a quote is not closed, or if a row is too long and the recipe makes
         that an error.
@@ -104,14 +106,14 @@ class _TableParser:
             rows = rows[num_bytes:]
         return rows
 
-    def _parse_rows(self, rows: bytes) -> list[pa.RecordBatch]:
+    def _parse_rows(self, rows: bytes) -> Iterator[NumberedRows]:
         required = find_required_columns(self._recipe).names
-        num_before = self.num_rows
+        num_before, row_numbers = self.num_rows, None
         try:
             try:
                 table = _parse_table(rows, self._names, required)
             except pa.ArrowInvalid:
-                rows = self._reject_rows(rows, required)
+                rows, row_numbers = self._reject_rows(rows, required)
                 table = _parse_table(rows, self._names, required)
         except pa.ArrowInvalid as e:
             raise FolioError(
@@ -119,11 +121,13 @@ class _TableParser:
                 "correct the file"
             ) from e
         self.num_rows += table.num_rows
-        batches: list[pa.RecordBatch] = table.combine_chunks().to_batches()
-        return batches
+        if row_numbers is None:
+            row_numbers = num_before + 1 + np.arange(table.num_rows)
+        for batch in table.combine_chunks().to_batches():  # at most one
+            yield batch, row_numbers
 
-    def _reject_rows(self, rows: bytes, required: list[str]) -> bytes:
-        """Reject the rows that do not have exactly one value per column, and return the others."""
+    def _reject_rows(self, rows: bytes, required: list[str]) -> tuple[bytes, np.ndarray]:
+        """Reject the rows that do not have exactly one value per column. Return the others, and their numbers."""
         found = array("q")  # alternately the number of a row in `rows`, and its number of values
 
         def note_row(row: Any) -> str:
@@ -139,8 +143,10 @@ class _TableParser:
             row = rows[starts[number - 1] : ends[number - 1]].rstrip(b"\r\n")
             reason = f"expected {len(self._names)} values, got {num_values}"
             self._rejects.reject(self._input_file.name, f"row {self.num_rows + number}", reason, row)
+        row_numbers = self.num_rows + 1 + np.flatnonzero(is_valid)
         self.num_rows += len(found) // 2
-        return b"".join(rows[start:end] for start, end in zip(starts[is_valid], ends[is_valid], strict=True))
+        valid = zip(starts[is_valid], ends[is_valid], strict=True)
+        return b"".join(rows[start:end] for start, end in valid), row_numbers
 
     def _reject_long_row(self, is_inside_quotes: bool) -> None:
         self.num_rows += 1

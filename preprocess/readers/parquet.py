@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pyarrow as pa
 
 from preprocess.errors import FolioError, MisuseError, first_line, shorten
@@ -91,8 +92,11 @@ def read_parquet(input_file: InputFile, span: Span, recipe: Recipe) -> Iterator[
     num_rows = 0
     with _open_parquet(input_file, recipe) as opened:
         stop = opened.parquet.num_row_groups if span.stop is None else span.stop
+        first_row = sum(opened.parquet.metadata.row_group(group).num_rows for group in range(span.start))
         for group in range(span.start, stop):
             for batch in read_row_group(opened, group):
                 columns = {name: batch.column(name) for name in required.columns}
-                yield Records(columns, num_rows, {name: batch.column(name) for name in required.where})
+                where = {name: batch.column(name) for name in required.where}
+                row_numbers = first_row + num_rows + np.arange(batch.num_rows)  # from 0, as in Arrow
+                yield Records(columns, num_rows, where, row_numbers=row_numbers)
                 num_rows += batch.num_rows

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,16 +40,12 @@ def split_records(
     `oversized = "error"`, raises FolioError.
     """
     max_bytes = get_max_record_bytes(recipe)
-    num_read = num_yielded = 0
+    num_yielded = 0
     for records in batches:
         sizes = _measure_records(records, recipe)
         is_too_long = sizes > max_bytes
         for row in np.flatnonzero(is_too_long).tolist():
-            at = (
-                f"row {num_read + row:,}" if records.offsets is None else f"the record at byte {records.offsets[row]:,}"
-            )
-            reject_long_record(f"{input_file.path}: {at}", recipe, rejects)
-        num_read += records.num_records
+            reject_long_record(f"{input_file.path}: {records.describe_record(row)}", recipe, rejects)
         if is_too_long.any():
             records, sizes = _filter(records, ~is_too_long), sizes[~is_too_long]
         for start, stop in _find_batches(sizes + ROW_BYTES):
@@ -120,13 +117,18 @@ def _filter(records: Records, keep: np.ndarray) -> Records:
     mask = pa.array(keep)
     columns = {name: column.filter(mask) for name, column in records.columns.items()}
     where = {name: column.filter(mask) for name, column in records.where.items()}
-    return Records(columns, records.first, where, None if records.offsets is None else records.offsets[keep])
+    return Records(columns, records.first, where, **_take_numbers(records, keep))
 
 
 def _slice_and_decode(records: Records, start: int, stop: int, first: int) -> Records:
     columns = {name: _decode(column.slice(start, stop - start)) for name, column in records.columns.items()}
     where = {name: _decode(column.slice(start, stop - start)) for name, column in records.where.items()}
-    return Records(columns, first, where, None if records.offsets is None else records.offsets[start:stop])
+    return Records(columns, first, where, **_take_numbers(records, slice(start, stop)))
+
+
+def _take_numbers(records: Records, rows: np.ndarray | slice) -> dict[str, Any]:
+    arrays = {"offsets": records.offsets, "row_numbers": records.row_numbers}
+    return {name: None if array is None else array[rows] for name, array in arrays.items()}
 
 
 def _decode(column: pa.Array) -> pa.Array:

@@ -94,11 +94,19 @@ class Records:
     first: int  # index of the first record within the span
     where: dict[str, pa.Array] = field(default_factory=dict)  # the columns that the condition reads
     offsets: np.ndarray | None = None  # (R,) int64, byte offset of each record in the file; not for CSV and Parquet
+    row_numbers: np.ndarray | None = None  # (R,) int64, of each record in the file, for messages; only CSV and Parquet
     part: int = 0  # 0: whole records; n: the n-th part of one record that is too long, from 1
 
     @property
     def num_records(self) -> int:
         return len(next(iter(self.columns.values())))
+
+    def describe_record(self, index: int) -> str:
+        """Return where record `index` is in its file, for messages."""
+        if self.row_numbers is not None:
+            return f"row {self.row_numbers[index]:,}"
+        assert self.offsets is not None
+        return f"the record at byte {self.offsets[index]:,}"
 
 
 class Rejects:

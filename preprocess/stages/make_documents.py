@@ -125,7 +125,7 @@ class DocumentMaker:
         if records.offsets is not None:
             location = f"at offset {int(records.offsets[row]) + index:,}"
         else:
-            location = f"at offset {index:,} of row {records.first + row:,}"
+            location = f"at offset {index:,} of {records.describe_record(row)}"
         return format_utf8_error(self._input_file.path, location, data[index], reason)
 
     def _join_texts(self, columns: dict[str, pa.Array]) -> pa.LargeStringArray:
