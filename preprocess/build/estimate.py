@@ -26,6 +26,7 @@ from preprocess.shards.format import DOC_DTYPE, END_DTYPE, token_dtype
 from preprocess.shards.windows import keyed_hash
 from preprocess.stages.dedup import hash_contents
 from preprocess.stages.pipeline import read_documents
+from preprocess.stages.slices import is_long_slice, iter_groups, slice_texts
 from preprocess.tokenizers import characters, sentencepiece_bpe
 from preprocess.tokenizers.interface import Tokenizer
 
@@ -60,20 +61,21 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
     tokenizer = plan.tokenizer or _train_on(texts, plan.recipe)
     tokenizer.start_fast_backend()
     begin = time.perf_counter()
-    ids, ends = tokenizer.encode(texts)
+    lengths = _count_tokens(tokenizer, texts)
     encode_s = time.perf_counter() - begin
+    num_tokens = int(lengths.sum())
     encoded_bytes = max(int(count_text_bytes(texts).sum()), 1)
     read_bytes = max(found.text_bytes, 1)
     # Scale the sizes of the documents that were read and encoded to the whole input.
     total_bytes = int(sum(plan.partition_bytes()) * (found.text_bytes / max(found.input_bytes, 1)))
-    total_tokens = int(total_bytes * len(ids) / encoded_bytes)
+    total_tokens = int(total_bytes * num_tokens / encoded_bytes)
     total_documents = int(total_bytes * sum(map(len, found.texts)) / read_bytes)
     s_per_byte = found.elapsed_s / read_bytes + encode_s / encoded_bytes
     return {
         "documents": len(texts),
-        "tokens_per_document": describe_lengths(Counter(np.diff(ends, prepend=0).tolist())),
-        "bytes_per_token": compute_ratio(encoded_bytes, len(ids)),
-        "tokens_per_s": round(len(ids) / max(encode_s, 1e-9)),
+        "tokens_per_document": describe_lengths(Counter(lengths.tolist())),
+        "bytes_per_token": compute_ratio(encoded_bytes, num_tokens),
+        "tokens_per_s": round(num_tokens / max(encode_s, 1e-9)),
         "engine": tokenizer.backend,  # the key that scripts read
         "build": {
             "documents": total_documents,
@@ -85,6 +87,19 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
             "workers": workers,
         },
     }
+
+
+def _count_tokens(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> np.ndarray:
+    """Return the number of tokens of each of D texts, (D,) int64. Long texts are encoded in slices, as in a build."""
+    slices, first_slices = slice_texts(texts, tokenizer.cuts)
+    lengths = np.empty(len(slices), np.int64)
+    for start, stop in iter_groups(slices):
+        group = slices.slice(start, stop - start)
+        if is_long_slice(group):
+            lengths[start] = sum(map(len, tokenizer.encode_long(group)))
+        else:
+            lengths[start:stop] = np.diff(tokenizer.encode(group)[1], prepend=0)
+    return np.add.reduceat(lengths, first_slices[:-1])
 
 
 def choose_documents(plan: Plan, num_documents: int) -> tuple[pa.LargeStringArray, pa.StringArray]:
@@ -139,6 +154,7 @@ def _read_partition(plan: Plan, number: int, found: _ReadDocuments) -> bool:
 def _choose(found: _ReadDocuments, num_documents: int, *, seed: int) -> tuple[pa.LargeStringArray, pa.StringArray]:
     """Return the texts and languages of the documents with the smallest keyed content hashes."""
     texts = pa.concat_arrays(found.texts) if found.texts else pa.array([], pa.large_string())
+    found.texts = [texts]  # in place of its parts, which may be documents of 64 MB
     if not len(texts):
         raise FolioError("no document has any text; check the input files, the cleaning rules and the conditions")
     first_halves = np.ascontiguousarray(np.concatenate(found.hashes)[:, :8]).view("<u8").reshape(-1)
