@@ -246,7 +246,8 @@ def open_data(builds: Builds, config: Config, *, device: torch.device) -> Data:
 def build_seed(seed: int, index: int) -> int:
     """Return the seed of the data order of build number `index`.
 
-    For build 0 it is `seed` itself, so that a single build and the first of several have one order.
+    For build 0 it is `seed` itself, so that it has the same order alone and as the first of
+    several.
     """
     return seed if index == 0 else int(keyed_hash(seed ^ BUILD_KEY, np.array([index], np.uint64))[0])
 

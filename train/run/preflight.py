@@ -5,9 +5,10 @@ of a process's windows per step that is at most batch_size and fits the memory. 
 accumulates the gradients of several passes, with the same samples and the same result.
 
 The device determines how the limit of memory is found. On a GPU a pass that needs too much memory
-raises an error, so passes are tried, each with half the windows of the one before. On a CPU the
-system promises more memory than it has, and later kills the process without a message. There, the
-peaks of three small passes are measured, and the peak of larger passes is extrapolated from them.
+raises an error, so passes are tried, each with at most half the windows of the one before. On a CPU
+the system promises more memory than it has, and later kills the process without a message. There,
+the peaks of three small passes are measured, and the peak of larger passes is extrapolated from
+them.
 
 The trial computes a forward and backward pass and an update that is skipped, so it changes neither
 weights nor moments.
