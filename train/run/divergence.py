@@ -45,8 +45,8 @@ def find_weights_problem(run: Run, state: TrainingState) -> str | None:
 def roll_back(run: Run, state: TrainingState, logger: RunLogger, *, problem: str, previous_rollback: int | None) -> int:
     """Restore the newest checkpoint, except its position in the samples, and return its step.
 
-    `problem` is the reason, for messages. `previous_rollback` is the step that the last rollback returned
-    to, if any. Raises FolioError if there is no checkpoint, or if it is that of
+    `problem` is the reason, for messages. `previous_rollback` is the step that the last rollback
+    returned to, if any. Raises FolioError if there is no checkpoint, or if it is that of
     `previous_rollback`.
     """
     from_step, num_samples, num_skipped = state.step, state.num_samples, state.skipped[1].clone()
