@@ -77,6 +77,11 @@ class StreamCorpus:
             )
         )
 
+    @property
+    def times_sha256(self) -> str:
+        """The hash of the modification times that the files had when the corpus was opened."""
+        return sha256_bytes(canonical_json([file.mtime_ns for file in self.input_files]))
+
     def manifest(self) -> Manifest:
         """Return the manifest of a build with this vocabulary and without shards.
 

@@ -22,6 +22,7 @@ class StreamState(TypedDict):
     group: int
     drawn: int  # blocks of the group that have been returned
     cursor: dict[str, int]  # the Cursor at which the group begins, by the names of its fields
+    times_sha256: str  # of the modification times of the files; states of earlier versions have none
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Position:
     num_drawn: int = 0
 
 
-def make_state(position: Position, identity: Identity) -> StreamState:
+def make_state(position: Position, identity: Identity, times_sha256: str) -> StreamState:
     """Return the state of the stream `identity` at `position`."""
     return {
         "version": STATE_VERSION,
@@ -41,6 +42,7 @@ def make_state(position: Position, identity: Identity) -> StreamState:
         "group": position.group,
         "drawn": position.num_drawn,
         "cursor": asdict(position.group_start),
+        "times_sha256": times_sha256,
     }
 
 

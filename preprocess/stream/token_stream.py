@@ -117,6 +117,7 @@ class TokenStream(Iterator[np.ndarray]):
             "epochs": epochs,
             "piece_bytes": input_files.PARTITION_BYTES,
         }
+        self._times_sha256 = self.corpus.times_sha256
         self._restart(Position())
 
     def _restart(self, position: Position) -> None:
@@ -251,7 +252,7 @@ class TokenStream(Iterator[np.ndarray]):
 
     def state_dict(self) -> StreamState:
         """Return the position in the stream as JSON values: about twenty integers and strings."""
-        return make_state(self._position, self._identity)
+        return make_state(self._position, self._identity, self._times_sha256)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue at the position of `state`: `next` returns the block that would have come next.
@@ -270,6 +271,11 @@ class TokenStream(Iterator[np.ndarray]):
             or (epochs is not None and start.epoch >= epochs)
         ):
             raise FolioError("the state of the stream is beyond its end; use another checkpoint")
+        if state.get("times_sha256", self._times_sha256) != self._times_sha256:
+            self.corpus.log(
+                f"files of {self.corpus.name} have other modification times than when the state was saved; if their "
+                "text was changed, the stream continues with the new text"
+            )
         self._restart(position)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -362,3 +363,19 @@ def test_workers_of_a_loader_that_read_the_same_documents_are_reported(tmp_path:
     lines = sorted(log.read_text().splitlines())
     assert len(lines) == 4 and lines[2].startswith("end of the share")
     assert lines[0].startswith("each of the 2 workers of the DataLoader reads all documents; pass worker=")
+
+
+def test_load_state_dict_warns_if_files_have_other_modification_times(tmp_path: Path) -> None:
+    path, lines = write_parquet(tmp_path / "x.parquet", make_texts(60)), list[str]()
+    stream = TokenStream(open_files(path), block_size=15)
+    next(stream)
+    state = json.loads(json.dumps(stream.state_dict()))
+    TokenStream(open_files(path, log=lines.append), block_size=15).load_state_dict(state)
+    assert not lines
+    os.utime(path, ns=(0, 1))
+    other = TokenStream(open_files(path, log=lines.append), block_size=15)
+    other.load_state_dict(state)
+    assert len(lines) == 1 and "have other modification times than when the state was saved" in lines[0]
+    del state["times_sha256"]  # as in states of earlier versions
+    other.load_state_dict(state)
+    assert len(lines) == 1
