@@ -10,7 +10,7 @@ from preprocess.errors import FolioError
 # All distinct values are in memory at once, for the manifest and stats.json. More values than this
 # indicate a mistake in the settings, such as a column with the number of the document.
 MAX_DISTINCT_VALUES = 1 << 18
-MAX_CHARACTERS = 1 << 25  # of all distinct values together
+MAX_CHARACTERS = 1 << 24  # of all distinct values together; emoji take 64 MB, and several copies are needed
 NAMES = {"author": "authors", "city": "cities", "year": "years", "lang": "languages"}
 
 
