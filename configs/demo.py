@@ -7,12 +7,12 @@ n_layer = 4
 n_head = 4
 n_embd = 128
 block_size = 64
-dropout = 0.0  # the run is too short to learn the text by heart
+dropout = 0.0  # the run is too short to overfit
 
 batch_size = 16
 max_steps = 600
 warmup_steps = 60
-learning_rate = 2e-3  # small models allow a high one
+learning_rate = 2e-3  # small models can be trained with a high learning rate
 min_lr = learning_rate / 10
 beta2 = 0.99  # a step has few tokens
 

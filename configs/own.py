@@ -4,6 +4,6 @@
 base = "small.py"
 data = "own"
 
-dropout = 0.2  # set 0 for a text of many million tokens, which is not learned by heart
+dropout = 0.2  # set 0 for a text of many million tokens, which such a model does not overfit
 completion_author = None
 completion_year = None

@@ -16,7 +16,7 @@ dropout = 0.2
 batch_size = 64
 max_steps = 5_000
 warmup_steps = 100
-learning_rate = 1e-3  # small models allow a high one
+learning_rate = 1e-3  # small models can be trained with a high learning rate
 min_lr = learning_rate / 10
 beta2 = 0.99  # a step has few tokens
 

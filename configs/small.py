@@ -10,7 +10,7 @@ n_layer = 6
 n_head = 6
 n_embd = 384
 block_size = 256
-dropout = 0.2  # a third of a million tokens are soon learned by heart; dropout delays that
+dropout = 0.2  # the model soon overfits a third of a million tokens; dropout delays that
 
 batch_size = 32
 max_steps = 500

@@ -1,4 +1,4 @@
-"""Train a tiny model directly on text, which two DataLoader workers read and encode.
+"""Train a tiny model directly on text that two DataLoader workers read and encode.
 
 Usage: `python examples/stream_loop.py RECIPE`.
 """
@@ -16,7 +16,10 @@ from preprocess.stream import TokenStream, open_corpus
 
 
 class Blocks(IterableDataset):
-    """Yields inputs and targets, (T,) int64 each; every worker opens the stream of its share."""
+    """A dataset of inputs and targets, (T,) int64 each. Every worker opens a stream of its own share.
+
+    torchdata's StatefulDataLoader saves and resumes it with `state_dict` and `load_state_dict`.
+    """
 
     def __init__(self, recipe, **settings):
         self.recipe, self.settings, self.state, self.stream = recipe, settings, None, None

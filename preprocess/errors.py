@@ -23,7 +23,7 @@ class MisuseError(FolioError):
 
 
 def explain_os_error(error: OSError) -> str:
-    """Return a one-line message for `error`, with advice if the disk is full or access is denied."""
+    """Return `error` as one line, with advice if the disk is full or access is denied."""
     file = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return (
@@ -62,7 +62,8 @@ def format_quantity(number: int, noun: str) -> str:
 
 def first_line(error: Exception) -> str:
     """Return the first line of a library's error message. Further lines are usually a traceback."""
-    return str(error).splitlines()[0][:200]
+    lines = str(error).splitlines() or [type(error).__name__]  # some errors have no message
+    return lines[0][:200]
 
 
 def _must_escape(character: str) -> bool:

@@ -1,10 +1,8 @@
-"""The command `folio`: `folio train`, `folio sample`, … run the scripts of this package. Also
-`python -m train`.
+"""The command `folio`, also `python -m train`: `folio train`, `folio sample`, … run this package.
 
-Imports take seconds, and Ctrl-C ends them with an exception. In the middle of an import it becomes
-a traceback of the library, another exception, or an abort of the process. So the first thing that a
-command does is to let signals end the process at once, and this module imports everything else
-after that.
+The imports take seconds. If Ctrl-C raised an exception in the middle of one, the library could
+print a traceback, raise another exception or abort the process. So a command first lets signals end
+the process at once, and only then imports everything else.
 """
 
 from __future__ import annotations
@@ -14,8 +12,8 @@ import os
 import signal
 import sys
 
-# Name of each subcommand and what it does. A subcommand is a module of this package with a function
-# `main`. It is imported when it is called, because torch takes seconds to load.
+# Name of each subcommand and what it does. The function `main` of the module of this name runs it.
+# The module is imported when it is needed, because torch takes seconds to import.
 COMMANDS = {
     "train": "train a model, or continue an interrupted run",
     "sample": "print text that a trained model generates",
@@ -26,7 +24,10 @@ COMMANDS = {
 
 
 def dispatch(arguments: list[str]) -> int:
-    """Run the subcommand that the first argument names. Returns its exit status."""
+    """Run the subcommand that the first argument names, and return its exit status.
+
+    Raises MisuseError if there is no such subcommand, and the errors of the subcommand.
+    """
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if name in ("-h", "--help"):
         print(describe_commands())
@@ -71,11 +72,11 @@ def describe_commands() -> str:
 
 
 def _run(name: str, arguments: list[str]) -> int:
-    """Run the function `main` of a subcommand's module. Returns its exit status."""
+    """Run the function `main` of a subcommand's module, and return its exit status."""
     if name == "train":
         from train.command_line import is_help_request, print_help
 
-        if is_help_request(arguments):  # without waiting for torch
+        if is_help_request(arguments):  # print it without importing torch
             return print_help(arguments)
     previous = _exit_on_signals()
     try:
@@ -88,7 +89,7 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def _exit_on_signals() -> dict[signal.Signals, signal._HANDLER]:
-    """Let Ctrl-C and SIGTERM end the process at once. Return the handlers that they had before."""
+    """Let Ctrl-C and SIGTERM end the process at once. Return their previous handlers by signal."""
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     handlers = {signum: handler for signum, handler in handlers.items() if handler != signal.SIG_IGN}
     for signum in handlers:

@@ -1,4 +1,4 @@
-"""The command line of training: a config file, settings and flags; and its help text."""
+"""The command line of training (a config file, settings and flags) and its help text."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Command:
     """A parsed command line."""
 
     config_path: Path
-    overrides: dict[str, str]
+    overrides: dict[str, str]  # name of a setting → its value, not yet converted
     restart: bool
     quiet: bool
 
 
 def parse_command_line(arguments: Sequence[str]) -> Command:
-    """Parse one config file and options. Raises MisuseError for anything else."""
+    """Parse the arguments: one config file, settings and flags. Raises MisuseError for anything else."""
     for name in list_options(arguments):
         if f"--{name}" not in FLAGS:
             _check_setting(name)
@@ -55,7 +55,7 @@ def parse_command_line(arguments: Sequence[str]) -> Command:
 
 
 def _check_setting(name: str) -> None:
-    """Raise MisuseError unless `--NAME` is a setting."""
+    """Raise MisuseError unless `name` is a setting that the command line can set."""
     if name == BASE:
         raise MisuseError(f"the command line: {BASE} can be set in a config file only; write it in its first line")
     check_known(Config, current_name(name), "the command line", others=FLAGS)

@@ -1,7 +1,7 @@
 """Every setting of a run: type, default, range and documentation; and how a config is loaded.
 
-Three layers, the later ones win: the defaults below, the assignments of a config file (and of its
-`base`), and `--key=value` on the command line. A misspelled setting is an error in each of them.
+The value of a setting is its default below, unless a config file (or its `base`) assigns another,
+and `--key=value` on the command line overrides both. A misspelled name is an error.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from train.core.settings import (
 )
 from train.model import ARCHITECTURES
 
-# Names that earlier versions gave to settings. Config files and checkpoints that use them are still
-# read.
+# Name of a setting in earlier versions of Folio → its name now. Config files and checkpoints with
+# the earlier names can still be read.
 RENAMED = {
     "sampling": "data_order",
     "sample_interval": "completion_interval",
@@ -54,8 +54,8 @@ CHOICES = {
 }
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 STREAM_PREFIX = "stream:"  # of `data`: what follows is a recipe instead of a build
-# What some settings need to have an effect.
-STREAM = Need("data", lambda data: STREAM_PREFIX in data, "stream:RECIPE")  # a mixture with one is rejected later
+# Conditions under which some settings have an effect.
+STREAM = Need("data", lambda data: STREAM_PREFIX in data, "stream:RECIPE")  # a stream in a mixture is rejected later
 MUON = Need("optimizer", lambda optimizer: optimizer == "muon", "muon")
 WSD = Need("schedule", lambda schedule: schedule == "wsd", "wsd")
 RANDOM_DRAW = Need("temperature", lambda temperature: temperature > 0, "above 0")
@@ -66,10 +66,11 @@ NEW_WEIGHTS = Need("resume", lambda resume: resume in ("auto", "never"), "auto o
 class Config:
     """The settings of a run.
 
-    None switches something off. Raises MisuseError for a value out of its range.
+    The documentation of a setting that can be None says what None means. Raises MisuseError for a
+    value that is out of range or does not fit the other settings.
     """
 
-    # Free, because the build_id of what it names is compared instead.
+    # Free, because the build_id is compared instead when a run continues.
     data: str = setting(
         doc="the build to train on, by name or path; several by weight: one:0.7,other:0.3; or stream:RECIPE", free=True
     )
@@ -102,7 +103,7 @@ class Config:
     stream_buffer: int = setting(
         10_000, "windows that a stream shuffles together; 0: no shuffling", min=0, max=1 << 24, needs=STREAM
     )
-    # Free, because their product is compared instead.
+    # These two are free, because their product is compared instead when a run continues.
     batch_size: int = setting(12, "windows per forward pass", min=1, free=True)
     gradient_accumulation_steps: int = setting(
         1, "forward passes per optimizer step, of all processes together", min=1, free=True
@@ -159,7 +160,7 @@ class Config:
     completion_interval: int | None = setting(
         None, "steps between completions of the prompt; none: one at the end", min=1, free=True
     )
-    completion_tokens: int = setting(200, "tokens per completion", min=1, free=True)
+    completion_tokens: int = setting(200, "maximum number of tokens per completion", min=1, free=True)
     completion_prompt: str = setting("", "text that a completion continues", free=True)
     completion_author: str | None = setting(None, "author token before the prompt", free=True)
     completion_city: str | None = setting(None, "city token before the prompt", free=True)
@@ -249,17 +250,18 @@ class Config:
         return dataclasses.asdict(self) | {"track": list(self.track)}
 
     def describe_changes(self) -> list[str]:
-        """Return `key  value`, aligned, for each setting that differs from its default."""
+        """Return a line `key  value`, aligned, for each setting that differs from its default."""
         fields = [f for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
         width = max(len(field.name) for field in fields)
         return [f"{field.name:<{width}}  {format_value(getattr(self, field.name))}" for field in fields]
 
 
 def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
-    """Return the settings of a config file, with `overrides` as typed on the command line.
+    """Return the settings of the config file `path`, with `overrides` from the command line.
 
-    Raises MisuseError if the file cannot be read or contains anything but assignments of settings,
-    for a bad value, or for a setting that is not the default but has no effect.
+    `overrides` has values as text, by the current names of the settings. Raises MisuseError if the
+    file cannot be read or contains anything but assignments of settings, for a bad value, and for a
+    setting that differs from its default but has no effect.
     """
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -279,9 +281,10 @@ def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
 
 @contextmanager
 def _name_source(sources: Mapping[str, str]) -> Iterator[None]:
-    """Make the message of a MisuseError in the block begin with where its setting was assigned.
+    """Put in front of the message of a MisuseError in the block where its setting was assigned.
 
-    `sources` says it for each setting. Messages begin with the name of a setting.
+    `sources`: name of a setting → where it was assigned. The setting is the first word of the
+    message.
     """
     try:
         yield
@@ -293,7 +296,7 @@ def _name_source(sources: Mapping[str, str]) -> Iterator[None]:
 
 
 def _expand_paths(config: Config) -> Config:
-    """Return `config` with home directories in place of `~` and `~USER`.
+    """Return `config` with home directories in place of `~` and `~USER` in its paths.
 
     Raises MisuseError for a value that cannot be a path.
     """
@@ -317,9 +320,10 @@ def expand_data(data: str, name: str) -> str:
 
 
 def config_from_saved(settings: Any, where: str) -> Config:
-    """Return the Config that `as_dict` returned, from parsed JSON of unknown origin.
+    """Return the Config of `settings`, which should be what `as_dict` returned.
 
-    Raises MisuseError if they are not the settings of a run, or for a bad value.
+    `settings` is parsed JSON from a file, and `where` is that file, for messages. Raises
+    MisuseError if it is not the settings of a run, or for a bad value.
     """
     if not isinstance(settings, dict):
         raise MisuseError(f"{where} has no settings; it was not written by Folio")
@@ -335,7 +339,11 @@ def config_from_saved(settings: Any, where: str) -> Config:
 
 
 def changed_settings(old: Config, new: Config) -> list[str]:
-    """Return `key old → new` for each setting that differs and that a loss depends on."""
+    """Return `key old → new` for each setting that differs and is not free.
+
+    Settings that have no effect are not compared. batch_size × gradient_accumulation_steps is
+    compared as if it were a setting.
+    """
     before, after = effective_values(old), effective_values(new)
     fixed = [field.name for field in dataclasses.fields(Config) if not field.metadata["free"]]
     changes = [
@@ -347,5 +355,5 @@ def changed_settings(old: Config, new: Config) -> list[str]:
 
 
 def current_name(key: str) -> str:
-    """Return the present name of a setting that earlier versions called `key`, or `key` itself."""
+    """Return the current name of the setting that an earlier version called `key`, else `key`."""
     return RENAMED.get(key, key)

@@ -3,9 +3,9 @@
     python train/evaluate.py RUN [--all | --best] [--prompts FILE_OR_N] [--compare RUN …]
 
 By default the newest checkpoint is evaluated. Each evaluation appends a row to
-RUN/evaluations.jsonl; if it has a row of the same evaluation already, that row is printed instead.
-The losses of the windows are stored in RUN/evaluations/, so that `--compare` can compare runs
-window by window.
+RUN/evaluations.jsonl. If the file already has a row of the same evaluation, that row is printed and
+nothing is computed. The losses of the windows are stored in RUN/evaluations/, so that `--compare`
+can compare runs window by window.
 """
 
 from __future__ import annotations
@@ -85,15 +85,16 @@ def evaluate_run(
     log: Callable[[Path, EvaluationRow], bool] | None,
     output: Output,
 ) -> tuple[Path, EvaluationRow]:
-    """Evaluate checkpoints of `run` that have not been evaluated yet, and print all results.
+    """Evaluate the selected checkpoints, except those with a stored result, and print all results.
 
-    `which` is "newest", "best" or "all". `log` is called with the run directory and each row, old
-    or new, and returns whether the row was logged now. Returns the run directory and the last row.
-    Raises MisuseError if an argument does not fit, and FolioError if no checkpoint can be evaluated.
+    `run` is a run directory or a checkpoint in it. `which` is "newest", "best" or "all". `log` is
+    called with the run directory and each row, old or new, and returns whether it has logged the
+    row now. Returns the run directory and the last row. Raises MisuseError if an argument does not
+    fit, and FolioError if no checkpoint can be evaluated.
     """
     out_dir, warn_once = find_run_dir(run), functools.cache(warn)
-    # Opened once for all checkpoints: to find the validation text of a stream, all of the stream
-    # has to be read.
+    # Open the data once for all checkpoints: the whole text of a stream must be read to find its
+    # validation text.
     open_source = functools.cache(functools.partial(open_data_source, world=World()))
     open_windows = functools.cache(functools.partial(_open_windows, device=device, output=output))
     num_new, last = 0, None
@@ -120,7 +121,7 @@ def evaluate_run(
 def _evaluate(
     job: EvaluationJob, open_windows: Callable[[DataSource, Config], ValidationWindows], out_dir: Path, output: Output
 ) -> tuple[EvaluationRow, bool]:
-    """Print the row of an evaluation, and return it and whether something had to be computed."""
+    """Print the row of an evaluation. Return it, and whether anything had to be computed for it."""
 
     def run(job: EvaluationJob, known: EvaluationRow | None, note: str = "") -> EvaluationRow:
         log = functools.partial(output.losses, note=note)
@@ -146,9 +147,9 @@ def _evaluate(
 
 
 def _check_data(job: EvaluationJob) -> EvaluationRow | None:
-    """Return None if the data can be opened, otherwise a row without loss if there are prompts.
+    """Return None if the data can be opened, else a row without a loss, for completions only.
 
-    Prompts are completed even if the data are gone. Raises FolioError if there are no prompts.
+    Raises FolioError if the data cannot be opened and there are no prompts to complete.
     """
     try:
         job.open_source()
@@ -168,7 +169,10 @@ def _open_windows(source: DataSource, config: Config, *, device: torch.device, o
 
 @contextmanager
 def _lock_evaluations(out_dir: Path) -> Iterator[None]:
-    """Let only one process evaluate a run at a time. It may be trained meanwhile."""
+    """Let only one process at a time evaluate a run. Another process can train the run meanwhile.
+
+    Raises FolioError if another process is evaluating it.
+    """
     (out_dir / EVALUATIONS_DIR).mkdir(exist_ok=True)
     try:
         with FileLock(out_dir / EVALUATIONS_DIR / LOCK_FILE, timeout=0):
@@ -211,9 +215,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     which.add_argument(
         "--best",
         action="store_true",
-        help="evaluate the checkpoint of the lowest validation loss, instead of the newest",
+        help="evaluate the checkpoint with the lowest validation loss, instead of the newest",
     )
-    parser.add_argument("--data", type=_parse_data, metavar="DATA", help="other data of the same tokenizer [the run's]")
+    parser.add_argument("--data", type=_parse_data, metavar="DATA", help="data with the same tokenizer [the run's]")
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument(
         "--prompts",
@@ -223,10 +227,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "validation documents",
     )
     prompts.add_argument("--questions", type=_parse_prompts, dest="prompts", help=argparse.SUPPRESS)  # an earlier name
-    help_of_tokens = "maximum length of a completion [the run's completion_tokens]"
+    help_of_tokens = "maximum number of tokens per completion [the run's]"
     parser.add_argument("--tokens", type=parse_whole_number, metavar="N", help=help_of_tokens)
     parser.add_argument(
-        "--temperature", type=parse_number, metavar="X", help="of completions; 0 always takes the most likely token [0]"
+        "--temperature", type=parse_number, metavar="X", help="of completions; 0 takes the most likely token [0]"
     )
     parser.add_argument("--device", help="auto, cpu, mps, cuda or cuda:N [auto]")
     parser.add_argument("--mlflow", action="store_true", help="log each evaluation to MLflow, once")

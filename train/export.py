@@ -69,10 +69,10 @@ def main(arguments: list[str]) -> int:
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """Yield a temporary folder, which becomes `output` at the end of the block.
+    """Yield a temporary folder, which is renamed to `output` at the end of the block.
 
     If the block raises an exception, the folder is deleted. Raises MisuseError if `output` exists
-    and is not an empty folder, or is inside a file.
+    and is not an empty folder, or if a parent of it is a file.
     """
     target = output.resolve()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):

@@ -8,9 +8,9 @@ here: all matrices of one shape are processed in one batch, and on a CPU the pol
 multiplied together in the Gram matrix of the shorter side (`polynomial_factor`), which saves a
 third of the products.
 
-An update whose loss or gradient is not finite must be skipped, and the host must not wait for the
-device to know it. Both optimizers therefore take `found_inf`, a tensor on the device: if it is 1,
-weights and moments keep their values.
+An update whose loss or gradient is not finite must be skipped, without the host waiting for the
+device to find out. Both optimizers therefore have an attribute `found_inf`, a tensor on the device:
+if it is 1, `step` leaves weights and moments unchanged.
 
 Shapes: K matrices of A rows and B columns.
 """
@@ -40,8 +40,8 @@ POLAR_EXPRESS = (
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
-# A small matrix has few small singular values. At 128 rows three polynomials learned as much as
-# five (bench/README.md) in three fifths of the time, which is a quarter of such a model's step.
+# A small matrix has few small singular values. With 128 rows, five polynomials instead of three
+# lowered the loss by only 0.003, in 15 % more time (bench/README.md).
 SMALL_MATRIX_ROWS, NUM_SMALL_POLYNOMIALS = 256, 3
 NORM_MARGIN = 1.02  # the first polynomial grows fast beyond 1, and rounding may exceed it
 STEP_MARGIN = 1.01  # the same before each polynomial in bfloat16: the safety factor of Polar Express
@@ -53,8 +53,9 @@ SLOTS: dict[str, tuple[str, ...]] = {"AdamW": ("step", "exp_avg", "exp_avg_sq"),
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Return about U Vᵀ for each matrix U S Vᵀ of `matrices`, (K, A, B): singular values near 1.
 
-    Three polynomials leave them between 0.1 and 1.9. Computes in bfloat16 on CUDA, where it is
-    faster and as good.
+    Singular values of at least 0.001 times the Frobenius norm become about 0.86 to 1.13 or, in a
+    matrix whose shorter side is at most SMALL_MATRIX_ROWS, 0.13 to 1.87. On CUDA the computation is
+    in bfloat16, which is faster and learns as much.
     """
     x = matrices.bfloat16() if matrices.is_cuda else matrices
     is_tall = x.shape[1] > x.shape[2]
@@ -66,9 +67,9 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 def apply_polynomials(x: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> Tensor:
-    """Return the polynomials of `x`, (K, A, B), applied in turn.
+    """Return the result of applying the polynomials to `x`, (K, A, B), in turn.
 
-    `x` is reduced by a margin for rounding before each.
+    Before each polynomial, `x` is divided by STEP_MARGIN.
     """
     for a, b, c in polynomials:
         # The polynomial of x / STEP_MARGIN, with the division moved into the coefficients.
@@ -81,11 +82,11 @@ def apply_polynomials(x: Tensor, polynomials: Sequence[tuple[float, float, float
 
 
 def polynomial_factor(gram: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> Tensor:
-    """Return P, (K, A, A), such that P @ x equals applying the polynomials to x in turn.
+    """Return P, (K, A, A), such that P @ x equals applying the polynomials to x, (K, A, B), in turn.
 
-    Needs only the Gram matrix x xᵀ, (K, A, A), of the shorter side. In float32 the result of a
-    random matrix of 128 rows differs by 3e-6 from `apply_polynomials`, that of a matrix of rank 1
-    and 768 rows by 2e-3; bfloat16 is too coarse.
+    `gram` is the Gram matrix x xᵀ, (K, A, A), where A must be the shorter side to save time. In
+    float32, P @ x differs from `apply_polynomials` by 3e-6 for a random matrix of 128 rows and by
+    2e-3 for a matrix of rank 1 with 768 rows; bfloat16 is not precise enough.
     """
     factor = step = None
     for a, b, c in polynomials:
@@ -99,10 +100,10 @@ def polynomial_factor(gram: Tensor, polynomials: Sequence[tuple[float, float, fl
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum orthogonalized by `orthogonalize`, for matrices.
+    """The optimizer Muon, for matrices: momentum that is orthogonalized by `orthogonalize`.
 
-    Computes what torch.optim.Muon computes, but for all matrices of one shape at once, and skips an
-    update if `found_inf` is 1, which torch's cannot do without waiting for the device.
+    It computes what torch.optim.Muon computes, but for all matrices of one shape at once. If
+    `found_inf` is 1 it skips the update, which torch's cannot do without waiting for the device.
     """
 
     found_inf: Tensor | None = None  # () float32, set before `step`, as for AdamW
@@ -140,10 +141,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(model: LanguageModel, config: Config, *, device: torch.device) -> list[torch.optim.Optimizer]:
-    """Return AdamW for `model`, or Muon for the matrices of its blocks and AdamW for the rest.
+    """Return [AdamW], or [AdamW, Muon] with Muon for the matrices of the blocks of `model`.
 
-    Only parameters of two dimensions decay. With embedding_learning_rate, the token embedding has
-    its learning rate.
+    Only parameters of two or more dimensions have weight decay. The token embedding has the
+    learning rate embedding_learning_rate, if it is set.
     """
     by_muon = [p for p in model.h.parameters() if p.dim() == 2] if config.optimizer == "muon" else []
     embedding_lr = config.embedding_learning_rate or config.learning_rate
@@ -187,8 +188,8 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float
 def update(optimizers: Iterable[torch.optim.Optimizer], is_finite: Tensor) -> None:
     """Apply an optimizer step if `is_finite`, () bool, is true.
 
-    Otherwise weights and moments keep their values. The device decides without the host waiting for
-    it, unless AdamW is not fused.
+    Otherwise weights and moments are unchanged. The host does not wait for the device, unless AdamW
+    is not fused.
     """
     for optimizer in optimizers:
         can_skip = isinstance(optimizer, Muon) or optimizer.defaults.get("fused")
@@ -198,10 +199,11 @@ def update(optimizers: Iterable[torch.optim.Optimizer], is_finite: Tensor) -> No
 
 
 def schedule_factor(step: int, config: Config) -> float:
-    """Return the learning rate of the update after `step` updates, as a fraction of the maximum.
+    """Return the learning rate of update number `step`, counted from 0, as a fraction of the maximum.
 
-    Linear warmup; then down to min_lr at max_steps along a cosine or a line, or (wsd: warmup,
-    stable, decay; Hu et al. 2024, MiniCPM) constant until the last decay_steps and a line there.
+    A linear warmup is followed by a decay that reaches min_lr at the last update: along a cosine or
+    a line from the end of the warmup on, or (wsd: warmup, stable, decay; Hu et al. 2024, MiniCPM)
+    along a line in the last decay_steps after a constant phase.
     """
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
@@ -216,9 +218,9 @@ def schedule_factor(step: int, config: Config) -> float:
 
 
 def allocate_state(optimizer: torch.optim.Optimizer) -> None:
-    """Allocate the optimizer's state, all zeros, so that its memory is used before training starts."""
+    """Allocate the optimizer's state as zeros, so that the preflight measures its memory."""
     states: dict[int, dict[str, Tensor]] = {}
-    # The count of steps is on the host for an AdamW that is not fused, or each step would wait for
+    # An AdamW that is not fused needs its count of steps on the host, or each step would wait for
     # the device.
     is_fused = bool(optimizer.defaults.get("fused"))
     for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):

@@ -25,9 +25,9 @@ from train.model.sampler import Sampler
 from train.run.checkpoint import check_shapes, find_checkpoint, load_model
 from train.run.run_dir import vocabulary_of
 
-# Without these options there is no prompt, whatever the run's own completions start with.
+# The prompt consists of these options only, not of what the run's own completions begin with.
 PROMPT_SETTINGS = ("completion_prompt", "completion_author", "completion_city", "completion_year")
-RANDOM_SETTINGS = ("top_k", "top_p", "seed")  # have no effect if always the most likely token is taken
+RANDOM_SETTINGS = ("top_k", "top_p", "seed")  # these have no effect if the temperature is 0
 
 
 def main(arguments: list[str]) -> int:
@@ -62,23 +62,24 @@ def main(arguments: list[str]) -> int:
 
 
 def show(texts: Iterator[str]) -> None:
-    """Print a completion part by part, each as soon as it is drawn."""
+    """Print the parts of a completion, each as soon as it is generated."""
     for text in texts:
         print(printable(text), end="", flush=True)
     print(flush=True)
 
 
 def _parse(arguments: list[str]) -> dict[str, Any]:
-    """Return RUN and the options by the name of their setting; options that are not given are None."""
-    parser = Parser(
-        prog="python train/sample.py", description="Print text from a run's newest checkpoint as it is drawn."
-    )
+    """Return RUN and the options by name: those that replace a setting have the setting's name.
+
+    Without an option, its value is None, which leaves the setting unchanged, or has a default here.
+    """
+    parser = Parser(prog="python train/sample.py", description="Print text that a run's newest checkpoint generates.")
     add, whole = parser.add_argument, parse_whole_number
     add("run", type=make_path_parser("RUN"), metavar="RUN", help="a run, by its out_dir, or a checkpoint in it")
     add("--prompt", dest="completion_prompt", default="", metavar="TEXT", help="text to continue")
-    add("--author", dest="completion_author", metavar="NAME", help="author whose control token precedes the prompt")
-    add("--city", dest="completion_city", metavar="NAME", help="city whose control token precedes the prompt")
-    add("--year", dest="completion_year", type=whole, metavar="YEAR", help="year whose token precedes the prompt")
+    add("--author", dest="completion_author", metavar="NAME", help="author token before the prompt")
+    add("--city", dest="completion_city", metavar="NAME", help="city token before the prompt")
+    add("--year", dest="completion_year", type=whole, metavar="YEAR", help="year token before the prompt")
     add("--tokens", dest="completion_tokens", type=whole, metavar="N", help="maximum number of tokens [the run's]")
     add("--temperature", type=parse_number, metavar="X", help="0 takes the most likely token [the run's]")
     add("--top_k", type=whole, metavar="K", help="draw from the K most likely tokens [the run's]")
@@ -88,8 +89,8 @@ def _parse(arguments: list[str]) -> dict[str, Any]:
         metavar="P",
         help="draw from the most likely tokens that together reach probability P [the run's]",
     )
-    add("--num_completions", type=whole, default=1, metavar="N", help="completions to print, each drawn separately [1]")
-    add("--seed", type=whole, metavar="N", help="the same seed draws the same completions [the run's]")
+    add("--num_completions", type=whole, default=1, metavar="N", help="number of completions to print [1]")
+    add("--seed", type=whole, metavar="N", help="seed of the random numbers; equal seeds give equal text [the run's]")
     add("--best", action="store_true", help="use the checkpoint with the lowest validation loss")
     add("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N [auto]")
     return vars(parser.parse_args(arguments))

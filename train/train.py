@@ -6,7 +6,8 @@ optimizer_step() is one update, by forward_backward() and clip_and_update(). Two
 along: `run` holds what stays the same (configuration, data, device, processes, autocast), `state`
 what training changes (model, optimizers, counters).
 
-The same command resumes an interrupted run. On a CPU it then logs the same losses to the last bit.
+The same command resumes an interrupted run. On a CPU it then logs the same losses, bit for bit, as
+a run without an interruption.
 On several GPUs: `torchrun --nproc_per_node=8 train/train.py configs/small.py`.
 """
 
@@ -25,9 +26,9 @@ if __name__ == "__main__":  # started by path: the folder train/ would hide the 
 
     run_script("train")
 
-# libgomp reads this when torch is imported. Its threads wait for each other in busy loops, which
-# slows down other processes and, beside one busy process on 2 cores, training itself (from 6,900 to
-# 4,100 tokens/s). An idle AMD EPYC was as fast.
+# libgomp reads this when torch is imported: its threads wait in busy loops for a short time only
+# and then sleep. On an idle machine with 2 cores training is 5 % slower than with 100,000; beside
+# one busy process it is six times as fast (bench/README.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch
@@ -79,7 +80,7 @@ def main(arguments: list[str]) -> int:
             )
             if report_finished(run, checkpoint):
                 return 0
-            # Everything that can fail is made before anything in out_dir changes.
+            # Do everything that can fail before anything in out_dir changes.
             with translate_out_of_memory(lambda: describe_too_large(run)), end_at_once():
                 state, model, lines = setup(run, checkpoint)
             world.run_on_main(lambda: prepare_run_dir(run.config, run.source, restart=command.restart))
@@ -90,8 +91,8 @@ def main(arguments: list[str]) -> int:
 def setup(run: Run, checkpoint: Checkpoint | None) -> tuple[TrainingState, nn.Module, list[str]]:
     """Create the training state, load `checkpoint` or init_from into it, and run the preflight.
 
-    `checkpoint` is given in the main process only. Returns the state, the model as the processes
-    share it (state.model itself if there is one process), and the lines of the preflight.
+    `checkpoint` is given in the main process only. Returns the state, state.model as `World.wrap`
+    returns it for data parallelism, and the lines of the preflight.
     """
     config, world = run.config, run.world
     vocab_size = world.all_reduce_max(checkpoint.info.vocab_size if checkpoint else run.source.vocab_size)
@@ -114,7 +115,7 @@ def load_weights(run: Run, state: TrainingState, checkpoint: Checkpoint | None) 
     config = run.config
     if checkpoint is not None:
         restore(checkpoint, state)
-        if config.resume != "auto":  # a new run from another run's checkpoint: that run's best is not here
+        if config.resume != "auto":  # a new run from another run's checkpoint, without that run's best one
             state.early_stopping = EarlyStopping()
         if checkpoint.info.config.batch_size != config.batch_size:
             state.micro_batch = None
@@ -123,9 +124,9 @@ def load_weights(run: Run, state: TrainingState, checkpoint: Checkpoint | None) 
 
 
 def restore_data_position(run: Run, state: TrainingState) -> None:
-    """Continue a stream where the checkpoint was saved.
+    """Restore the position in a stream. Builds have none: their samples depend on the number only.
 
-    Builds have no position: their samples follow from the number.
+    Raises MisuseError if the number of processes has changed, or if the data is of another kind.
     """
     streams, world = state.streams, run.world
     if streams is not None and len(streams) != world.size:
@@ -164,7 +165,7 @@ def training_loop(
 ) -> tuple[int, bool]:
     """Train from `state.step` to max_steps, or until a signal or early stopping.
 
-    Return the number of the signal, or 0, and whether the last weights are saved.
+    Return the number of the signal, or 0, and whether the last weights were saved.
     """
     config, world = run.config, run.world
     micro_batch = state.micro_batch or 1
@@ -187,7 +188,7 @@ def training_loop(
             clip_and_update=partial(clip_and_update, run, state),
         )
     while state.step < config.max_steps and not is_stopping:
-        # A captured step starts the same kernels at once, as a CUDA graph.
+        # A captured step is the same kernels in a CUDA graph, started all at once.
         result = captured_step.take() if captured_step else optimizer_step(run, state, model, prefetcher)
         # Read once, agreed on by all processes: a later signal belongs to the next step.
         signum = world.all_reduce_max(stop.signum)
@@ -230,7 +231,8 @@ def training_loop(
 def optimizer_step(run: Run, state: TrainingState, model: nn.Module, prefetcher: Prefetcher) -> StepResult:
     """Compute the gradients of a step's samples, one micro-batch at a time, and update the weights.
 
-    The update is skipped if the loss or a gradient is not finite. The host does not wait for the device.
+    The update is skipped if the loss or a gradient is not finite. The host does not wait for the
+    device.
     """
     config, world = run.config, run.world
     factor = schedule_factor(state.step, config)
@@ -262,7 +264,7 @@ def forward_backward(run: Run, state: TrainingState, model: nn.Module, batch: Ba
 
 
 def clip_and_update(run: Run, state: TrainingState, loss: Tensor) -> Tensor:
-    """Clip the gradients, and update if all numbers are finite. Return the norm before clipping."""
+    """Clip the gradients, and update if loss and gradients are finite. Return the unclipped norm, ()."""
     scaler = state.scaler
     for optimizer in state.optimizers:
         scaler.unscale_(optimizer)

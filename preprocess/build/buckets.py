@@ -29,7 +29,7 @@ class Buckets:
     """The buckets of one sort, as files that are deleted when the context ends."""
 
     def __init__(self, directory: Path, name: str, dtype: np.dtype, num_rows: int) -> None:
-        """`num_rows`: the expected number. `dtype`: its field `h` is the hash, u8."""
+        """`num_rows`: the expected number of rows. `dtype`: of a row; field `h` is the hash, u8."""
         self._num_buckets = min(max(-(-num_rows // ROWS_PER_BUCKET), 1), MAX_BUCKETS)
         self._paths = [directory / f"{name}-{i:04d}.bucket" for i in range(self._num_buckets)]
         self._dtype = dtype
@@ -46,7 +46,7 @@ class Buckets:
             path.unlink(missing_ok=True)
 
     def append(self, rows: np.ndarray) -> None:
-        """Write (N,) rows to their buckets. Rows of the same bucket stay in order."""
+        """Append (N,) rows to their buckets. Rows of the same bucket stay in order."""
         self._buffer.append(rows)
         self._num_buffered += len(rows)
         if self._num_buffered >= BUFFER_ROWS:
@@ -69,9 +69,9 @@ class Buckets:
             first += count
 
     def read(self, index: int) -> Iterator[np.ndarray]:
-        """Yield the rows of one bucket, in the order in which they were appended, in pieces.
+        """Yield the rows of bucket `index` in pieces, in the order in which they were appended.
 
-        A piece is (N,) with N from 1 to ROWS_PER_BUCKET * PIECE_MARGIN.
+        A piece is an array (N,) of at least one and at most ROWS_PER_BUCKET * PIECE_MARGIN rows.
         """
         self._flush()
         num_left = self._paths[index].stat().st_size // self._dtype.itemsize
@@ -85,15 +85,16 @@ class Buckets:
         return self._num_buckets
 
     def __iter__(self) -> Iterator[Iterator[np.ndarray]]:
-        """Yield the pieces of each bucket, in ascending order of the hash."""
+        """Yield an iterator over the pieces of each bucket, in ascending order of the hash."""
         return map(self.read, range(len(self)))
 
 
 def sort_distinct(rows: np.ndarray, ties: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Sort (N,) rows by `h` and, among equal `h`, by the fields `ties`.
+    """Sort (N,) rows by the field `h`, and rows with equal `h` by the fields `ties`.
 
-    Returns the order, (N,) int64, in which equal rows stay in order, and the positions in it at
-    which a row begins that differs from the one before, (G,) int64.
+    Returns (order, starts). `order`, (N,) int64, has the indices of the rows in sorted order; equal
+    rows keep their order. `starts`, (G,) int64, has the indices into `order` of the first row of
+    each of the G distinct keys.
     """
     order = np.argsort(rows["h"], kind="stable")
     is_new = _differs_from_previous(rows["h"][order])
@@ -106,7 +107,7 @@ def sort_distinct(rows: np.ndarray, ties: tuple[str, ...]) -> tuple[np.ndarray, 
 
 
 def _differs_from_previous(values: np.ndarray) -> np.ndarray:
-    """Return which of (N,) values differ from the one before, (N,) bool; the first does."""
+    """Return which of (N,) values differ from the previous one: (N,) bool, with True at index 0."""
     differs = np.ones(len(values), bool)
     differs[1:] = values[1:] != values[:-1]
     return differs

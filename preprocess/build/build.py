@@ -11,8 +11,8 @@ If the tokenizer is trained on the documents, `prepare` does not encode them. Af
 `dedup_and_split` the phases train_tokenizer and encode (parallel) follow.
 
 Everything is made in a hidden work directory beside the build (work_dir.py). A build that fails or
-is killed therefore never looks finished, and the next attempt continues with the finished tasks. If
-the fast encoding backend turns out to be wrong, all phases are repeated with the reference backend.
+is killed therefore never looks finished, and the next attempt does not repeat the finished tasks.
+If the fast encoding backend fails or is wrong, all phases are repeated with the reference backend.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ def build(
     source: Path | None = None,
     workers: int = 1,
 ) -> bool:
-    """Make the build of `recipe` in `output_dir`, and return whether there was work to do.
+    """Make the build of `recipe` in `output_dir`. Returns False if it is there already.
 
-    It returns False if `output_dir` contains this build already. `name` is the name of the build in
-    its manifest. `replace` permits replacing another build. `source` is the user's copy of the
-    corpus' only file. Raises MisuseError or FolioError if the build cannot be made; a build that
-    was in `output_dir` is then unchanged.
+    `name` is the name of the build in its manifest. With `replace`, a build that `output_dir`
+    contains is replaced. `source` is the path of the user's copy of the file of a corpus that has
+    exactly one. `workers` is the maximum number of processes that work at once. Raises MisuseError
+    or FolioError if the build cannot be made; a build that was in `output_dir` is then unchanged.
     """
     output_dir = output_dir.resolve()  # so that a link and its target share one lock, and a link remains a link
     output_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -93,9 +93,9 @@ def build(
         with _keep_work_if_interrupted(output_dir, progress):
             for use_reference in (False, True):
                 try:
-                    # New workers for every attempt: those of a failed one may still have its tasks.
+                    # Start new workers for every attempt: those of a failed attempt may still have tasks of it.
                     with _start_engine(plan, workers) as engine:
-                        # Processes cannot share a partition, but threads can share a batch.
+                        # Processes cannot share a partition. A single process encodes with several threads instead.
                         num_threads = workers if engine.num_workers == 1 else 1
                         _Build(plan, output_dir, engine, progress, log, use_reference, num_threads).run(name)
                     break
@@ -113,10 +113,9 @@ def _start_engine(plan: Plan, workers: int) -> Engine:
 
 @contextmanager
 def _keep_work_if_interrupted(output_dir: Path, progress: Progress) -> Iterator[None]:
-    """After an interruption, keep the finished work for the next attempt and log its path.
+    """If the block is interrupted, keep the finished tasks for the next attempt.
 
-    After an error in the recipe or the input, delete it: with the error corrected it is another
-    build.
+    After an error in the recipe or the input, delete them: the corrected build needs other tasks.
     """
     try:
         yield
@@ -174,12 +173,12 @@ class _Build:
         self._publish(BuildContents(name, self.plan, corpus, layout, shards))
 
     def train(self) -> Tokenizer:
-        """Run the phases up to the tokenizer, and return it."""
+        """Run the phases up to `train_tokenizer`, and return the tokenizer."""
         receipts = self._prepare()
         return self._train_tokenizer(self._dedup_and_split(receipts))
 
     def _set_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Write `tokenizer` to the work directory, and let the tasks that follow encode with it."""
+        """Write `tokenizer` to the work directory, from which the tasks that follow load it."""
         write_tokenizer(self.work_dir.path, tokenizer)
         self.context = dataclasses.replace(self.context, tokenizer=make_tokenizer_entry(tokenizer))
 
@@ -207,8 +206,8 @@ class _Build:
     ) -> list[Receipt]:
         """Call `function` with the `arguments` of each partition, and return the receipts in order.
 
-        A partition with a receipt from an interrupted attempt is skipped. `sizes`: bytes of each
-        partition, for the progress bar.
+        A partition that an interrupted attempt has finished is skipped; its receipt is read from
+        the work directory. `sizes`: bytes of each partition, for the progress bar.
         """
         receipts: dict[int, Receipt] = {}
         for partition in range(len(arguments)):
@@ -291,18 +290,20 @@ class _Build:
 def build_tokenizer(
     recipe: Recipe, output_dir: Path, *, source: Path | None, replace: bool, progress: Progress, workers: int
 ) -> Tokenizer:
-    """Train the tokenizer of `recipe` as a build would, and write its files to `output_dir`.
+    """Train the tokenizer of `recipe` as a build does, and write its files to `output_dir`.
 
-    Raises MisuseError if the recipe's tokenizer is not a trained one, or if `output_dir` is not
-    empty and `replace` is false.
+    `source`, `replace` and `workers` are as in `build`. Raises MisuseError if the recipe's
+    tokenizer is not trained, if `output_dir` contains a build or another tokenizer, or if it is not
+    empty and `replace` is false. Raises FolioError if the corpus cannot be read.
     """
     if recipe.tokenizer not in TRAINED_KINDS:
         raise MisuseError(f"the {recipe.tokenizer} tokenizer is not trained; choose one of {', '.join(TRAINED_KINDS)}")
     output_dir = output_dir.resolve()
     check_no_build(output_dir, "which has a tokenizer of its own")
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())) and not replace:
-        raise MisuseError(f"{output_dir} is there already; pass --replace, or choose another --output")
-    check_no_other_tokenizer(output_dir, [TRAINED_FILE_NAMES[recipe.tokenizer]])  # now, before all the work
+        raise MisuseError(f"{output_dir} exists already; pass --replace, or choose another --output")
+    # `save_tokenizer` checks this too, but only after the training.
+    check_no_other_tokenizer(output_dir, [TRAINED_FILE_NAMES[recipe.tokenizer]])
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with lock_build(output_dir):
         plan = make_plan(recipe, source, progress, num_threads=workers)

@@ -11,14 +11,15 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from preprocess.build.receipts import EncodingReport
 from preprocess.shards.files import JsonObject
 
 
 class BuildLog:
-    """Measures the phases of a build, and collects facts for people."""
+    """Measures the phases of a build, and collects facts about how it was made."""
 
     def __init__(self) -> None:
         self._started = datetime.datetime.now(datetime.UTC)
@@ -29,7 +30,7 @@ class BuildLog:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure the time of the block."""
+        """Record the time of the `with` block as that of the phase `name`."""
         begin = time.perf_counter()
         yield
         self._elapsed_s[name] = round(time.perf_counter() - begin, 3)
@@ -63,10 +64,13 @@ class BuildLog:
 
 
 def get_peak_memory_bytes() -> int | None:
-    """Return the peak memory of this process so far. Windows does not report it."""
+    """Return the peak resident memory of this process so far, or None on Windows."""
+    # Not ru_maxrss on Linux: it is at least the memory of the process that started this one.
+    with suppress(OSError, IndexError, ValueError):
+        return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     try:
         import resource
     except ImportError:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux reports kilobytes
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS reports bytes, others kilobytes

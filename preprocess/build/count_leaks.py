@@ -1,8 +1,8 @@
 """Counts the texts that are in both splits, which would make the validation loss too low.
 
-Deduplication leaves each text once, so there is nothing to count after it. Without it, equal texts
-are on one side only if all documents are grouped by their content. Otherwise the content hashes of
-all documents are sorted in buckets (buckets.py), each with the side of its document.
+After deduplication each text occurs once, and if all documents are grouped by their content, equal
+texts are on the same side. In all other builds a text may be on both sides. To count such texts,
+the content hashes of all documents, each with its side, are sorted in buckets (buckets.py).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from preprocess.build.work_dir import DROPPED
 from preprocess.documents import TRAIN, VAL
 from preprocess.stages.dedup import to_uint64_halves
 
-# h, low: the halves of the content hash; sides: bit TRAIN and bit VAL, of all documents with this hash.
+# h, low: the halves of a content hash; sides: bits TRAIN and VAL are set if a document with this hash is there.
 SIDES_DTYPE = np.dtype([("h", "<u8"), ("low", "<u8"), ("sides", "<u8")])
 BOTH_SIDES = 1 << TRAIN | 1 << VAL
 
 
 def count_leaks(assignment: SplitAssignment) -> int:
-    """Return how many distinct texts are in training and in validation documents."""
+    """Return how many distinct texts are in both splits. Dropped documents are not counted."""
     num_leaks = 0
     with Buckets(assignment.work_dir.path, "leaks", SIDES_DTYPE, assignment.count_kept()) as buckets:
         for chunk, sides in assignment.chunks():
@@ -39,7 +39,7 @@ def count_leaks(assignment: SplitAssignment) -> int:
 
 
 def _merge_equal(rows: np.ndarray) -> np.ndarray:
-    """Merge rows with the same hash into one, with the sides of all of them. `rows` is not empty."""
+    """Merge rows with the same hash into one with the sides of all. `rows` must not be empty."""
     order, starts = sort_distinct(rows, ("low",))
     merged = rows[order[starts]]
     merged["sides"] = np.bitwise_or.reduceat(rows["sides"][order], starts)

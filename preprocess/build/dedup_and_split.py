@@ -3,20 +3,23 @@
 The problem: an exact split has round(N * val_fraction) validation groups of N. They must be chosen
 at random, but by the recipe alone, and with memory that does not depend on N.
 
-The idea: every group has a hash that is keyed by the seed (stages/split.py), and the groups with
-the smallest hashes are for validation. The result is as if the groups were shuffled and the first k
-were taken. It does not require all hashes in sorted order, only the k-th smallest, the *boundary*:
+The idea: every group has a hash that is keyed by the seed (stages/split.py), and the k groups with
+the smallest hashes are for validation, as if the groups were shuffled and the first k were taken.
+This does not require sorting all hashes, only finding the k-th smallest, the *boundary*:
 
-1. Write the keyed hash of every document to buckets on disk (buckets.py), and count the groups in
-   each bucket. A group with many documents is one group, so a bucket is sorted to count it.
+1. Write the keyed hash of every document's group to buckets on disk (buckets.py), and count the
+   groups in each bucket. All documents of a group have the same hash, so a bucket is sorted to
+   count its distinct hashes.
 2. Sort the one bucket that contains the k-th group, to find the boundary.
 3. Read the documents again: a group is for validation if its hash is at most the boundary.
 
 `max_documents` keeps whole groups in the same way, in the order of another hash. Duplicates are
-found in buckets of the content hashes. No text is read: the input is the table of documents, 66
-bytes each. The memory is that of one bucket, about 150 MB, for any number of documents, even if all
-of them are equal or in one group. The buckets need 24 bytes per document on the disk, and the
-result is one byte per document.
+found in buckets of the content hashes.
+
+The cost: no text is read; the input is the table of documents, 66 bytes per document. The memory is
+that of one bucket, about 150 MB, for any number of documents, even if all of them are equal or in
+one group. The buckets need 24 bytes per document on the disk, and the result is one byte per
+document.
 """
 
 from __future__ import annotations
@@ -38,14 +41,15 @@ from preprocess.stages.split import GROUP_DTYPE, is_below_threshold, key_groups
 
 # h, low: the halves of the content hash; index: of the document among all documents of the build.
 CONTENT_DTYPE = np.dtype([("h", "<u8"), ("low", "<u8"), ("index", "<u8")])
-MARKED_DOCUMENTS = 1 << 24  # whose sides are mapped at once to mark duplicates anywhere among them
+MARKED_DOCUMENTS = 1 << 24  # documents whose sides are mapped at once to mark duplicates
 
 
 def dedup_and_split(recipe: Recipe, work_dir: WorkDir, num_documents: list[int]) -> SplitAssignment:
     """Decide which documents are in the build, and on which side of the split.
 
-    `num_documents`: of each partition. Raises FolioError if a side would be empty, except the
-    validation side if the recipe has none.
+    `num_documents`: of each partition. Raises FolioError if a side of the split would be empty,
+    except the validation side if the recipe has none, or if no group is small enough for
+    `recipe.max_documents`.
     """
     assignment = SplitAssignment(work_dir, num_documents)
     if recipe.split == "given":
@@ -73,7 +77,7 @@ def dedup_and_split(recipe: Recipe, work_dir: WorkDir, num_documents: list[int])
 
 
 def _drop_test_documents(assignment: SplitAssignment) -> None:
-    """Drop the test documents, or train on them if the corpus has no training documents."""
+    """Drop the documents of the test split, or train on them if there are no training documents."""
     work_dir = assignment.work_dir
     assignment.dropped["held_out"] = 0
     if not any(bool((work_dir.map_documents(chunk)["side"] == TRAIN).any()) for chunk, _ in assignment.chunks()):
@@ -97,7 +101,7 @@ def _is_one_group(assignment: SplitAssignment) -> bool:
 
 
 def _keeps_equal_texts_together(assignment: SplitAssignment, recipe: Recipe) -> bool:
-    """Return whether no text can be on both sides, because all documents are grouped by their content."""
+    """Return whether equal texts are on one side because all documents are grouped by content."""
     if recipe.split not in ("exact", "threshold"):
         return False
     tables = (assignment.work_dir.map_documents(chunk) for chunk, _ in assignment.chunks())
@@ -105,7 +109,7 @@ def _keeps_equal_texts_together(assignment: SplitAssignment, recipe: Recipe) -> 
 
 
 def _split_parts(assignment: SplitAssignment) -> None:
-    """Let the parts of the only document be groups of their own, since one group cannot be split."""
+    """Make each part of the only document a group, because a single group cannot be split."""
     assignment.group_column = "hash"
     if (num_parts := assignment.count_kept()) > 1:
         assignment.warning = (
@@ -115,7 +119,7 @@ def _split_parts(assignment: SplitAssignment) -> None:
 
 
 def _drop_duplicates(assignment: SplitAssignment) -> None:
-    """Keep only the first of all documents with the same content hash."""
+    """Drop every document that has the content hash of an earlier document."""
     work_dir, num_documents = assignment.work_dir, assignment.num_documents
     assignment.dropped["duplicates"] = 0
     first_index = 0  # of a chunk; documents are numbered across partitions, in reading order
@@ -154,7 +158,7 @@ def find_duplicates(rows: np.ndarray) -> np.ndarray:
 
 
 class _GroupKey(NamedTuple):
-    """The order of groups: by their keyed hash, and by their own 128 bits if these are equal."""
+    """The sort key of a group: its keyed hash, then its 128-bit hash if keyed hashes are equal."""
 
     h: int
     high: int
@@ -164,8 +168,8 @@ class _GroupKey(NamedTuple):
 def _keyed_groups(assignment: SplitAssignment, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield (sides, rows, groups) for each chunk of documents.
 
-    `sides`: of its documents, (D,) int8, writable. `rows`: (K,) indices of the kept ones. `groups`:
-    their groups, (K,) of GROUP_DTYPE.
+    `sides`, (D,) int8, writable: of the documents of the chunk. `rows`, (K,): the indices of those
+    that are kept. `groups`, (K,) of GROUP_DTYPE: the groups of the kept documents.
     """
     for chunk, sides in assignment.chunks():
         kept = np.flatnonzero(sides != DROPPED)
@@ -182,9 +186,10 @@ def _write_group_buckets(assignment: SplitAssignment, seed: int) -> Buckets:
 
 
 def _sort_groups(pieces: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct groups in a bucket in ascending order, and their sizes.
+    """Return the distinct groups in a bucket in ascending order, and their numbers of documents.
 
-    `pieces`: of the bucket, (N,) of GROUP_DTYPE each. Returns (G,) of GROUP_DTYPE and (G,) int64.
+    `pieces`: the rows of the bucket, (N,) of GROUP_DTYPE each. Returns arrays (G,) of GROUP_DTYPE
+    and (G,) int64.
     """
     groups, sizes = np.empty(0, GROUP_DTYPE), np.empty(0, np.int64)
     for piece in pieces:
@@ -196,7 +201,7 @@ def _sort_groups(pieces: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _is_at_most(groups: np.ndarray, boundary: _GroupKey) -> np.ndarray:
-    """Return which of (N,) groups are not after `boundary` in the order of groups: (N,) bool."""
+    """Return which of (N,) groups have a sort key of at most `boundary`: (N,) bool."""
     h, high, low = (np.uint64(value) for value in boundary)
     is_low_at_most = (groups["high"] < high) | ((groups["high"] == high) & (groups["low"] <= low))
     is_at_most: np.ndarray = (groups["h"] < h) | ((groups["h"] == h) & is_low_at_most)
@@ -237,7 +242,8 @@ def _limit_documents(assignment: SplitAssignment, max_documents: int, *, seed: i
     assignment.dropped["over_max_documents"] = 0
     if num_before <= max_documents:
         return
-    # Another order than that of the split: else `threshold` would find few training groups.
+    # Use another order than the split does. Otherwise the kept groups would be those with the
+    # smallest hashes, which the split uses for validation.
     seed = ~seed & (2**64 - 1)
     boundary, num_kept = None, 0
     with _write_group_buckets(assignment, seed) as buckets:
@@ -252,7 +258,8 @@ def _limit_documents(assignment: SplitAssignment, max_documents: int, *, seed: i
                 break
     if boundary is None:
         raise FolioError(
-            f"max_documents is {max_documents:,}, but the first group that was drawn has more documents; raise it"
+            f"max_documents is {max_documents:,}, but the first randomly chosen group has more documents; increase "
+            "max_documents"
         )
     for sides, kept, groups in _keyed_groups(assignment, seed):
         sides[kept[~_is_at_most(groups, boundary)]] = DROPPED

@@ -1,4 +1,4 @@
-"""Numbers the distinct authors, cities or languages of documents, up to a limit."""
+"""Numbers the distinct authors, cities, years or languages of documents, up to a limit."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from itertools import islice
 
 from preprocess.errors import FolioError
 
-# The manifest and stats.json list distinct values, so they must fit into memory. More than this many
-# are a mistake in the settings, such as a column with the number of the document.
+# All distinct values are in memory at once, for the manifest and stats.json. More values than this
+# indicate a mistake in the settings, such as a column with the number of the document.
 MAX_DISTINCT_VALUES = 1 << 18
-MAX_CHARACTERS = 1 << 25  # of all distinct values together
+MAX_CHARACTERS = 1 << 24  # of all distinct values together; emoji take 64 MB, and several copies are needed
 NAMES = {"author": "authors", "city": "cities", "year": "years", "lang": "languages"}
 
 
@@ -24,7 +24,11 @@ class DistinctValues:
         self._num_characters = 0
 
     def number(self, values: Iterable[str]) -> list[int]:
-        """Return the number of each value, from 0. Raises FolioError if there are too many values."""
+        """Return the number of each value, from 0. A new value gets the next number.
+
+        Raises FolioError if there are more than MAX_DISTINCT_VALUES values, or if they have more
+        than MAX_CHARACTERS in total.
+        """
         numbers, num_before = self._numbers, len(self._numbers)
         result = [numbers.setdefault(value, len(numbers)) for value in values]
         self._num_characters += sum(map(len, islice(reversed(numbers), len(numbers) - num_before)))

@@ -20,10 +20,10 @@ from preprocess.tokenizers.lost_characters import CharacterLoss, LossCounter
 
 
 class Encoder:
-    """Encodes documents in groups of slices, and compares some with the reference backend."""
+    """Encodes documents in groups of slices, and checks some of them with the reference backend."""
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer, backend_fallback: str | None) -> None:
-        """`backend_fallback`: why the tokenizer could not start its fast backend, if it has one."""
+        """`backend_fallback`: why the fast backend did not start; None if it did or there is none."""
         self._recipe, self._tokenizer, self._backend_fallback = recipe, tokenizer, backend_fallback
         self._dtype = np.dtype(token_dtype(tokenizer.vocab_size))
         self._spot_check = SpotCheck(recipe.seed)
@@ -43,10 +43,10 @@ class Encoder:
         return None if self._loss_counter is None else self._loss_counter.measure()
 
     def encode(self, texts: pa.LargeStringArray, documents: np.ndarray, files: Mapping[str, HashedFile]) -> None:
-        """Append the ids and lengths of D texts to the files "ids" and "lengths".
+        """Append the ids and lengths of D texts to `files["ids"]` and `files["lengths"]`.
 
-        `documents`: (D,) of DOCUMENT_DTYPE. Raises BackendMismatch if the fast backend fails or
-        differs from the reference.
+        `documents`: the table of the texts, (D,) of DOCUMENT_DTYPE. Raises BackendMismatch if the
+        fast backend fails or its ids differ from the reference's.
         """
         if not len(texts):
             return
@@ -85,7 +85,7 @@ class Encoder:
     def _write_parts(
         self, file: HashedFile, encoded: Iterator[np.ndarray], control_ids: tuple[np.ndarray, np.ndarray]
     ) -> int:
-        """Write the ids of one slice, with the control ids before and after it, and return their number."""
+        """Write the ids of one slice between its control ids, and return the number of all ids."""
         leading, trailing = control_ids
         num_ids = 0
         for ids in itertools.chain([leading[leading >= 0]], encoded, [trailing[trailing >= 0]]):
@@ -94,7 +94,11 @@ class Encoder:
         return num_ids
 
     def _make_control_ids(self, documents: np.ndarray, first_slices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids before and after each of S slices, (S, F) and (S, 1); -1 means no id."""
+        """Return the control ids before and after each of S slices, (S, F) and (S, 1) int64.
+
+        -1 means no id. Only the first slice of a document has ids before it, and only the last one
+        has an id after it.
+        """
         of_documents = self._make_leading_ids(documents)
         leading = np.full((first_slices[-1], of_documents.shape[1]), -1, np.int64)
         trailing = np.full((first_slices[-1], 1), -1, np.int64)
@@ -104,7 +108,10 @@ class Encoder:
         return leading, trailing
 
     def _make_leading_ids(self, documents: np.ndarray) -> np.ndarray:
-        """Return the ids before each document, (D, F). Authors, cities and years have the id 0."""
+        """Return the control ids before each document, (D, F) int64; -1 means no id.
+
+        The ids of authors, cities and years are not known yet; they are 0 here.
+        """
         bos_id = self._tokenizer.bos_id if has_bos(self._recipe, self._tokenizer) else -1
         columns = [np.full(len(documents), bos_id, np.int64)]
         for name in CONTROL_FIELDS if self._recipe.authors else ():

@@ -1,14 +1,15 @@
 """Estimates a build from some of its documents: tokens per document, speed, disk space and memory.
 
-It reads a few partitions, chosen by the seed, with the code of a build. It encodes `num_documents`
-of the documents with one thread, and scales the figures to the size of the input. Duplicates are
-not removed, so a corpus with many of them becomes a smaller build than estimated.
+It reads a few partitions, chosen by the seed, with the same code as a build. It encodes
+`num_documents` of the documents with one thread, and scales the figures to the size of the input.
+Duplicates are not removed, so for a corpus with many duplicates the estimate is too large.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,12 +28,13 @@ from preprocess.shards.format import DOC_DTYPE, END_DTYPE, token_dtype
 from preprocess.shards.windows import keyed_hash
 from preprocess.stages.dedup import hash_contents
 from preprocess.stages.pipeline import count_dropped, read_documents
+from preprocess.stages.slices import is_long_slice, iter_groups, slice_texts
 from preprocess.tokenizers import characters, sentencepiece_bpe
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.tokenizers.lost_characters import LossCounter
 
 NUM_PARTITIONS_READ = 4
-# Read at most this much of one partition; a compressed file is one partition, however large it is.
+# Stop reading a partition after this much text. A compressed file is one partition of any size.
 MAX_TEXT_BYTES, MAX_DOCUMENTS = 32 << 20, 1 << 20
 # Measured with gpt2 on 400 MB of long documents.
 MAIN_MEMORY_BYTES, WORKER_MEMORY_BYTES, START_S = 100 << 20, 300 << 20, 1.0
@@ -40,7 +42,7 @@ MAIN_MEMORY_BYTES, WORKER_MEMORY_BYTES, START_S = 100 << 20, 300 << 20, 1.0
 
 @dataclass
 class _ReadDocuments:
-    """The documents that were read, as one array per batch, and what it took to read them."""
+    """The documents that were read, one array per batch, and the size and time of reading them."""
 
     texts: list[pa.LargeStringArray] = field(default_factory=list)
     languages: list[pa.StringArray] = field(default_factory=list)
@@ -52,34 +54,34 @@ class _ReadDocuments:
 
 
 def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObject:
-    """Return the figures of `num_documents` documents, and under "build" those of the whole build.
+    """Return the lengths, bytes per token and encoding speed of `num_documents` documents.
 
-    `workers`: the number of processes of the build. Raises FolioError if no document has text.
+    The corpus may have fewer. The key "build" has the estimated size, time and memory of the whole
+    build with `workers` processes. Raises FolioError if no document has text or if a file cannot be
+    read.
     """
     found = _read_partitions(plan)
     texts, _ = _choose(found, num_documents, plan)
     tokenizer = plan.tokenizer or _train_on(texts, plan.recipe)
     tokenizer.start_fast_backend()
-    begin = time.perf_counter()
-    ids, ends = tokenizer.encode(texts)
-    encode_s = time.perf_counter() - begin
     loss_counter = LossCounter(tokenizer)
-    loss_counter.add(texts, ids, ends)
+    lengths, encode_s = _count_tokens(tokenizer, texts, loss_counter)
+    num_tokens = int(lengths.sum())
     loss = loss_counter.measure()
     encoded_bytes = max(int(count_text_bytes(texts).sum()), 1)
     read_bytes = max(found.text_bytes, 1)
-    # Scale what was read, and what was encoded of it, to all of the input.
+    # Scale the sizes of the documents that were read and encoded to the whole input.
     total_bytes = int(sum(plan.partition_bytes()) * (found.text_bytes / max(found.input_bytes, 1)))
-    total_tokens = int(total_bytes * len(ids) / encoded_bytes)
+    total_tokens = int(total_bytes * num_tokens / encoded_bytes)
     total_documents = int(total_bytes * sum(map(len, found.texts)) / read_bytes)
     s_per_byte = found.elapsed_s / read_bytes + encode_s / encoded_bytes
     return {
         "documents": len(texts),
-        "tokens_per_document": describe_lengths(Counter(np.diff(ends, prepend=0).tolist())),
-        "bytes_per_token": compute_ratio(encoded_bytes, len(ids)),
+        "tokens_per_document": describe_lengths(Counter(lengths.tolist())),
+        "bytes_per_token": compute_ratio(encoded_bytes, num_tokens),
         "rejects": describe_rejects(found.rejects.counts, found.rejects.reasons.as_list(), plan.input_files),
         "lost_characters": {"characters": loss.lost.total(), "of": loss.num_characters},
-        "tokens_per_s": round(len(ids) / max(encode_s, 1e-9)),
+        "tokens_per_s": round(num_tokens / max(encode_s, 1e-9)),
         "engine": tokenizer.backend,  # the key that scripts read
         "build": {
             "documents": total_documents,
@@ -93,10 +95,46 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
     }
 
 
+def _count_tokens(
+    tokenizer: Tokenizer, texts: pa.LargeStringArray, loss_counter: LossCounter
+) -> tuple[np.ndarray, float]:
+    """Return the number of tokens of each of D texts, (D,) int64, and the time of encoding in seconds.
+
+    Long texts are encoded in slices, as in a build. `loss_counter` counts all texts and their ids.
+    """
+    slices, first_slices = slice_texts(texts, tokenizer.cuts)
+    lengths = np.zeros(len(slices), np.int64)
+    elapsed_s = 0.0
+    for start, stop in iter_groups(slices):
+        group = slices.slice(start, stop - start)
+        loss_counter.add_text(group)
+        parts = _encode(tokenizer, group)
+        while True:
+            begin = time.perf_counter()
+            part = next(parts, None)
+            elapsed_s += time.perf_counter() - begin
+            if part is None:
+                break
+            ids, ends = part
+            loss_counter.add_ids(ids, ends)
+            lengths[start:stop] += np.diff(ends, prepend=0)
+    return np.add.reduceat(lengths, first_slices[:-1]), elapsed_s
+
+
+def _encode(tokenizer: Tokenizer, group: pa.LargeStringArray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the ids of a group of slices and where each ends, or those of one long slice in parts."""
+    if is_long_slice(group):
+        for ids in tokenizer.encode_long(group):
+            yield ids, np.array([len(ids)])
+    else:
+        yield tokenizer.encode(group)
+
+
 def choose_documents(plan: Plan, num_documents: int) -> tuple[pa.LargeStringArray, pa.StringArray]:
     """Return the texts and languages of `num_documents` documents, chosen by the recipe's seed.
 
-    Raises FolioError if no document has text.
+    There are fewer if not enough documents were read. Raises FolioError if no document has text or
+    if a file cannot be read.
     """
     return _choose(_read_partitions(plan), num_documents, plan)
 
@@ -148,6 +186,7 @@ def _read_partition(plan: Plan, number: int, found: _ReadDocuments) -> bool:
 def _choose(found: _ReadDocuments, num_documents: int, plan: Plan) -> tuple[pa.LargeStringArray, pa.StringArray]:
     """Return the texts and languages of the documents with the smallest keyed content hashes."""
     texts = pa.concat_arrays(found.texts) if found.texts else pa.array([], pa.large_string())
+    found.texts = [texts]  # in place of its parts, which may be documents of 64 MB
     if not len(texts):
         counts = "; ".join(format_counts(found.rejects.counts)) or "there are no records"
         reasons = found.rejects.reasons.as_list()
@@ -159,14 +198,14 @@ def _choose(found: _ReadDocuments, num_documents: int, plan: Plan) -> tuple[pa.L
 
 
 def _train_on(texts: pa.LargeStringArray, recipe: Recipe) -> Tokenizer:
-    """Train a tokenizer on `texts`. That of the build has more text and needs fewer tokens."""
+    """Train a tokenizer on `texts`. The build trains on more text, so it will need fewer tokens."""
     if recipe.tokenizer == "char":
         return characters.train_char(texts.to_pylist(), has_eot=recipe.eot == "append")
     return sentencepiece_bpe.train(texts.to_pylist(), num_pieces=recipe.num_pieces)
 
 
 def format_estimate(estimate: JsonObject) -> list[str]:
-    """Return the result of `estimate_build` as lines for a person."""
+    """Return the lines that `preprocess estimate` prints for the result of `estimate_build`."""
     lengths, build = estimate["tokens_per_document"], estimate["build"]
     quantiles = ", ".join(f"{name} {lengths[name]:,}" for name in ("mean", "median", "p05", "p95", "max"))
     disk_gb, memory_gb = build["disk_bytes"] / 1e9, build["memory_bytes"] / 1e9

@@ -1,8 +1,8 @@
-"""Converts the numbers in the document table of a partition to those of the build.
+"""Maps the numbers in the document table of a partition to those of the build.
 
-The table refers to authors, cities and languages by their index in the values of the partition, and
-numbers the documents of an input file from the start of a span (prepare.py). What they are in the
-build is known after all partitions have been read.
+The table refers to an author, city or language by its index in the values of the partition, and
+positions are counted from the start of a span (prepare.py). The control ids, the language numbers
+and the positions in whole files are known only after all partitions have been read.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ class IdMaps:
 class IdMapper:
     """Makes the maps of a partition when they are needed.
 
-    All of them together may be too large for memory: each partition of a large corpus may have all
-    authors.
+    The maps of all partitions may not fit into memory, because each of them may have all authors.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class IdMapper:
         self._last: tuple[int, IdMaps] | None = None  # a partition and its maps
 
     def make(self, partition: int) -> IdMaps:
-        """Return the maps of `partition`. Those of the last call are not made again."""
+        """Return the maps of `partition`. The maps of the last call are cached."""
         if self._last is None or self._last[0] != partition:
             values = self._work_dir.read_values(partition)
             languages = np.array([*(self._languages.get(tag, 0) for tag in values.lang), 0], np.uint32)
@@ -65,7 +64,10 @@ class IdMapper:
         return self._last[1]
 
     def _map_control_ids(self, values: PartitionValues) -> dict[str, np.ndarray]:
-        """Return the control id of each value, -1 if it has none; {} if the build has no control ids."""
+        """Return the control id of each value, -1 if it has none, by field.
+
+        Returns {} if the build has no control ids.
+        """
         if not self._control_ids.by_token:
             return {}
         columns: dict[str, Sequence[str | int]] = {"author": values.author, "city": values.city, "year": self._years}
@@ -81,12 +83,12 @@ def assign_control_ids(
     values: PartitionValues,
     is_assigned: dict[str, np.ndarray],
 ) -> None:
-    """Assign ids to the values that appear in `documents` for the first time.
+    """Assign ids to the authors, cities and years that appear in `documents` for the first time.
 
-    They are numbered in the order of the documents, and within a document in the order of
-    CONTROL_FIELDS. `documents`: (D,) of DOCUMENT_DTYPE, of one partition. `values`: of the
-    partition. `is_assigned`: which of them have appeared in the partition already, (V,) bool for
-    each field; is updated.
+    The ids are assigned in the order of the documents, and within a document in the order of
+    CONTROL_FIELDS. `documents`: (D,) of DOCUMENT_DTYPE, of one partition. `values`: the values of
+    the partition. `is_assigned`: for each field, which values have appeared in the partition
+    already, (V,) bool; it is updated in place. Raises FolioError like `ControlTokenIds.assign`.
     """
     appearances: list[tuple[int, int, int]] = []  # row of the first appearance, field, value
     for field, name in enumerate(CONTROL_FIELDS):

@@ -19,15 +19,16 @@ def inspect_build(build: Build, num_documents: int) -> dict[str, Figures]:
     """Return the figures of a build's tokenizer for each language (see `inspect_tokenizer`).
 
     They are measured on the first `num_documents` validation documents, or training documents if
-    there are no others. Characters that the
-    tokenizer lost are not in these, so the coverage of a tokenizer that can lose some is None.
+    there are no others. These do not contain characters that the tokenizer lost, so the coverage of
+    a tokenizer that can lose characters is None. Raises FolioError if the build is damaged.
     """
-    tokenizer = load_tokenizer(build.folder, build.manifest)
     tags = list_language_tags(build)
     texts: dict[str, list[str]] = {}
     split = "val" if build.manifest.splits["val"].documents else "train"
-    for language, text in itertools.islice(decode_documents(build, split, tokenizer), num_documents):
-        texts.setdefault(tags[language], []).append(text.decode("utf-8", errors="replace"))
+    with build.reading():
+        tokenizer = load_tokenizer(build.folder, build.manifest)
+        for language, text in itertools.islice(decode_documents(build, split, tokenizer), num_documents):
+            texts.setdefault(tags[language], []).append(text.decode("utf-8", errors="replace"))
     inspection = _inspect_texts(tokenizer, texts)
     if tokenizer.can_lose_characters:
         for figures in inspection.values():

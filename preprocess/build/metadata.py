@@ -1,4 +1,4 @@
-"""Writes the files of a build other than shards: tokenizer, statistics, log and manifest."""
+"""Writes the files of a build except the shards: tokenizer, statistics, build log, manifest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from preprocess.versions import collect_versions
 
 @dataclass(frozen=True)
 class BuildContents:
-    """Everything that the metadata describes."""
+    """A build without its metadata: what `write_metadata` describes."""
 
     name: str
     plan: Plan
@@ -37,7 +37,7 @@ class BuildContents:
 
 
 def write_metadata(directory: Path, contents: BuildContents, build_log: JsonObject) -> None:
-    """Write the files to `directory`, and manifest.json last: a build with it is complete."""
+    """Write the files to `directory`, manifest.json last: a build with a manifest is complete."""
     write_tokenizer(directory, contents.corpus.tokenizer)
     stats = readable_json(describe_build(contents.corpus, contents.layout.counts, contents.vocab_size))
     write_durable(directory / STATS, stats)

@@ -23,8 +23,8 @@ from preprocess.tokenizers import find_tokenizer_kind
 from preprocess.tokenizers.for_recipe import load_recipe_tokenizer
 from preprocess.tokenizers.interface import Tokenizer
 
-# Work and shards together need, per byte of input, 1 byte for ids (a token represents 4 bytes of
-# text, and its id of 2 bytes is stored twice) and up to 0.5 bytes for tables.
+# The work directory and the shards together need, per byte of text, 1 byte for ids and up to 0.5
+# bytes for tables. A token represents about 4 bytes of text, and its id of 2 bytes is stored twice.
 DISK_BYTES_PER_INPUT_BYTE = 1.5
 TEXT_BYTES_PER_COMPRESSED_BYTE = 4
 DISK_BYTES_PER_SYNTHETIC_PAIR = 400
@@ -38,7 +38,7 @@ class Plan:
     input_files: list[InputFile]
     partitions: list[Partition]
     tokenizer_kind: str
-    tokenizer: Tokenizer | None  # unless it is trained on the documents
+    tokenizer: Tokenizer | None  # None if it is to be trained on the documents
     num_empty_files: int  # without a document, not even an empty one
 
     def source_entries(self) -> list[dict[str, str | int]]:
@@ -50,7 +50,7 @@ class Plan:
         return [sum(span.size_bytes for span in partition.spans) for partition in self.partitions]
 
     def describe_partition(self, number: int) -> str:
-        """Return the number of a partition and its first file, for error messages."""
+        """Return the number and the first file of a partition as text, for error messages."""
         numbers = dict.fromkeys(span.file_number for span in self.partitions[number].spans)
         name = shorten(self.input_files[next(iter(numbers))].name)
         others = f" and {format_quantity(len(numbers) - 1, 'other file')}" if len(numbers) > 1 else ""
@@ -58,16 +58,18 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_threads: int = 1) -> Plan:
-    """Return the plan of a build.
+    """Return the plan of the build of `recipe`.
 
-    `source`: the user's copy of the corpus' only file. `num_threads`: for hashing the input files.
-    Raises MisuseError or FolioError if the build cannot be made.
+    `source`: path of the user's copy of the file of a corpus that has exactly one, or None.
+    `num_threads`: for hashing the input files. Raises MisuseError or FolioError if the build cannot
+    be made.
     """
     tokenizer_kind = find_tokenizer_kind(recipe.tokenizer)
     input_files = find_input_files(recipe, source, progress, num_threads=num_threads)
     recipe = resolve_format(recipe, input_files)
     checker = InputChecker(input_files, recipe)
     checker.check_all()
+    # The statistics do not count files that have no document.
     num_empty = sum(
         file.path in checker.empty_files or (not file.size_bytes and not is_one_document(file, recipe))
         for file in input_files
@@ -81,7 +83,7 @@ def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_th
 
 
 def estimate_disk_bytes(plan: Plan) -> int:
-    """Return about how much disk space the build needs while it is made."""
+    """Return the approximate number of bytes on the disk that the build needs while it is made."""
     if plan.recipe.format == "synthetic":
         return plan.recipe.num_pairs * DISK_BYTES_PER_SYNTHETIC_PAIR
     num_bytes = 0
@@ -92,15 +94,15 @@ def estimate_disk_bytes(plan: Plan) -> int:
 
 
 def check_disk_space(plan: Plan, output_dir: Path) -> None:
-    """Raise FolioError if the disk of `output_dir` is clearly too small for the build.
+    """Raise FolioError if the disk of `output_dir` has less free space than the build may need.
 
-    The space that unfinished work on this build occupies counts as free.
+    The space of an interrupted attempt at this build counts as free.
     """
     work_bytes = sum(path.stat().st_size for path in get_work_root(output_dir).rglob("*") if path.is_file())
     needed_bytes = estimate_disk_bytes(plan)
     free_bytes = shutil.disk_usage(output_dir.parent).free + work_bytes
     if needed_bytes > free_bytes:
         raise FolioError(
-            f"no space left on the disk: {output_dir.parent} has {free_bytes:,} bytes free, this build may need about "
-            f"{needed_bytes:,}; free some, or choose another disk with --output"
+            f"not enough space on the disk: {output_dir.parent} has {free_bytes:,} bytes free, but this build may need "
+            f"about {needed_bytes:,}; free some space, or choose another disk with --output"
         )

@@ -6,9 +6,9 @@ the tokenizer is yet to be trained, it writes the cleaned texts instead, and `en
 encodes them after the training.
 
 Duplicates are encoded too. Which documents are in the build is known only after all partitions have
-been read, and it is faster to encode some in vain than to store and read the texts again. The
-control tokens of a document (author, city, year) get their ids at that time as well; until then the
-encoded document has the id 0 in their place, so that its length is final.
+been read, and encoding some documents in vain is faster than storing and reading all texts again.
+The ids of the control tokens of a document (author, city, year) are also known only then. The
+encoded document has the id 0 in their place, so its length is final.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ INDEXED_COLUMNS = ("author", "city", "lang")  # a document table has an index in
 
 @dataclass(frozen=True)
 class TaskContext:
-    """What a task needs besides its partition. It is pickled for every task, so it is small."""
+    """What a task needs besides its partition. Must be small, as it is pickled for every task."""
 
     recipe: Recipe
-    input_files: Mapping[int, InputFile]  # by number: only those that the task reads, of perhaps a million
+    input_files: Mapping[int, InputFile]  # by number; only the files that the task reads
     work_dir: WorkDir
     tokenizer: TokenizerEntry | None  # of the tokenizer in the work directory; None if it is yet to be trained
     use_reference: bool = False  # encode with the reference backend even if there is a faster one
@@ -64,7 +64,11 @@ class TaskContext:
 
 
 def prepare_partition(context: TaskContext, partition: Partition) -> PrepareReceipt:
-    """Read, clean and hash the documents of a partition; encode them if there is a tokenizer."""
+    """Read, clean and hash the documents of a partition; encode them if there is a tokenizer.
+
+    Writes the files of the partition and its receipt to the work directory. Raises FolioError if an
+    input file cannot be read, and BackendMismatch if the fast encoding backend fails or is wrong.
+    """
     work_dir = context.work_dir
     rejects_path = work_dir.file(partition.number, REJECTS_SUFFIX)
     rejects_path.unlink(missing_ok=True)  # `rejects` appends to it
@@ -99,7 +103,11 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
 
 
 def encode_partition(context: TaskContext, partition: int) -> EncodeReceipt:
-    """Encode the texts that `prepare_partition` has written, now that there is a tokenizer."""
+    """Encode the texts that `prepare_partition` has written, after the tokenizer was trained.
+
+    Writes `.ids`, `.lengths` and the receipt to the work directory. Raises BackendMismatch if the
+    fast encoding backend fails or is wrong.
+    """
     work_dir = context.work_dir
     encoder, num_documents = get_encoder(context), 0
     with work_dir.create_files(partition, "ids", "lengths") as files:
@@ -112,7 +120,7 @@ def encode_partition(context: TaskContext, partition: int) -> EncodeReceipt:
 
 
 def read_texts(work_dir: WorkDir, partition: int) -> Iterator[tuple[Chunk, pa.LargeStringArray]]:
-    """Yield the texts of a partition's documents, a chunk at a time."""
+    """Yield the texts of a partition's documents in chunks, in the order of the document table."""
     first = 0
     with pa.OSFile(str(work_dir.file(partition, "text"))) as file, pa.ipc.open_stream(file) as reader:
         for batch in reader:
@@ -185,7 +193,7 @@ class _PartitionWriter:
         return documents
 
     def _index_values(self, name: str, column: pa.StringArray) -> np.ndarray:
-        """Return the index of each value in the distinct values, -1 for null: (D,) int32."""
+        """Return the index of each value in the field's distinct values, -1 for null: (D,) int32."""
         if column.null_count == len(column):
             return np.full(len(column), -1, np.int32)
         encoded = column.dictionary_encode()
@@ -216,8 +224,8 @@ _encoders: dict[tuple[Any, ...], Encoder] = {}  # at most one
 def get_encoder(context: TaskContext) -> Encoder:
     """Return the encoder of this process, and create it if necessary.
 
-    It is kept from task to task: gigatoken needs a tenth of a second to start, and becomes faster
-    with use, as it caches words.
+    It is kept for the next tasks, because gigatoken needs a tenth of a second to start and becomes
+    faster with use, as it caches words.
     """
     assert context.tokenizer is not None
     files_sha256 = context.tokenizer.files.values()

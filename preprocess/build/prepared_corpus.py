@@ -1,4 +1,4 @@
-"""What the phases after `prepare` and `dedup_and_split` read."""
+"""The input of the phases that follow `prepare` and `dedup_and_split`."""
 
 from __future__ import annotations
 

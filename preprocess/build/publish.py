@@ -26,7 +26,10 @@ BUILD_FILE = re.compile(rf"{MANIFEST}|{STATS}|{BUILD_LOG}|{TOKENIZER_DIR}|(train
 
 @contextmanager
 def lock_build(output_dir: Path) -> Iterator[None]:
-    """Hold the lock of the build `output_dir`. Raises FolioError if another process holds it."""
+    """Hold the lock of the build `output_dir` during the `with` block.
+
+    Raises FolioError if another process holds it, and MisuseError if `output_dir` is a file.
+    """
     import filelock
 
     lock = filelock.FileLock(output_dir.parent / f".{output_dir.name}.lock", timeout=0)
@@ -45,9 +48,9 @@ def lock_build(output_dir: Path) -> Iterator[None]:
 def is_already_built(output_dir: Path, recipe: JsonObject, sources: list[JsonObject], *, replace: bool) -> bool:
     """Return whether `output_dir` contains the build of `recipe` and `sources`.
 
-    `recipe` and `sources` are as in a manifest. Raises MisuseError if it contains anything else,
-    unless that is a build and `replace` is true. Raises FolioError if it contains this build but is
-    damaged.
+    `recipe` and `sources` are as in a manifest. Returns False if the directory is empty or does not
+    exist, or if it contains any build and `replace` is true. Raises MisuseError if it contains
+    anything else, and FolioError if the build in it is damaged.
     """
     if not output_dir.exists() and not output_dir.is_symlink():
         return False
@@ -61,7 +64,7 @@ def is_already_built(output_dir: Path, recipe: JsonObject, sources: list[JsonObj
     if manifest.recipe != recipe or manifest.sources != sources:
         changed = sorted(k for k, v in recipe.items() if manifest.recipe.get(k) != v) or ["sources"]
         raise MisuseError(
-            f"{output_dir} holds another build ({', '.join(changed)} differ); pass --replace, or choose another --name"
+            f"{output_dir} holds another build (other {', '.join(changed)}); pass --replace, or choose another --name"
         )
     try:
         Build(output_dir)
@@ -72,7 +75,7 @@ def is_already_built(output_dir: Path, recipe: JsonObject, sources: list[JsonObj
 
 
 def _contains_only_a_build(output_dir: Path) -> bool:
-    """Return whether `output_dir` may be replaced: all files are a build's, even if damaged."""
+    """Return whether `output_dir` has a manifest and only files of a build, maybe damaged."""
     return (
         output_dir.is_dir()
         and (output_dir / MANIFEST).is_file()

@@ -4,9 +4,9 @@ A task writes its receipt after its output files, with the size and hash of each
 interrupted build that is started again reads the receipts and repeats only the tasks without a
 valid one.
 
-A receipt may have been damaged, by a crash or by the disk, so it contains its own hash, and
-`read_receipt` checks every value against the type of its dataclass field. The field names are the
-keys of the JSON object.
+A crash or a faulty disk may damage a receipt. So it contains its own hash, and `read_receipt`
+checks every value against the type of its dataclass field. The field names are the keys of the JSON
+object.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class FileChecksum:
     """The size and hash of an output file."""
 
     size_bytes: int
-    xxh3: str  # 64 bits, hexadecimal
+    xxh3: str  # 64-bit XXH3 hash of the content, hexadecimal
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class EncodingReport:
     """How the documents of a partition were encoded."""
 
     backend: str  # the library that encoded them
-    backend_fallback: str | None  # why it is not the fast one
+    backend_fallback: str | None  # why the fast backend could not be started; None if it was, or if there is none
     peak_memory_bytes: int | None  # of the process, so far
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionReceipt:
-    """What every finished task on a partition records."""
+    """The fields of every receipt of a task on a partition."""
 
     TASK: ClassVar[str]  # part of the receipt's file name
 
@@ -77,11 +77,11 @@ class PrepareReceipt(PartitionReceipt):
     TASK: ClassVar[str] = "prepare"
 
     text_bytes: int  # UTF-8 bytes of all documents
-    num_positions: list[tuple[int, int]]  # of each span: its source, and the positions that its documents use
-    dropped: dict[str, int]  # reason -> number of documents
+    num_positions: list[tuple[int, int]]  # of each span: input file number, number of positions of its documents
+    dropped: dict[str, int]  # reason -> number of documents that were dropped, or repaired (stats.py)
     cleaned: dict[str, int]  # cleaning rule -> number of documents that it changed
     reasons: list[RejectReason] = field(default_factory=list)  # why records were dropped or changed
-    encoding: EncodingReport | None  # unless the tokenizer is yet to be trained
+    encoding: EncodingReport | None  # None if the tokenizer is yet to be trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class EncodeReceipt(PartitionReceipt):
 
 
 def write_receipt(path: Path, receipt: Any) -> None:
-    """Write the dataclass `receipt` to `path`. A killed process leaves no part of the file."""
+    """Write the dataclass `receipt` to a temporary file, and rename the file to `path`."""
     fields = dataclasses.asdict(receipt)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     temporary.write_bytes(canonical_json({"receipt": fields, "xxh3": _hash_fields(fields)}))
@@ -102,7 +102,7 @@ def write_receipt(path: Path, receipt: Any) -> None:
 
 
 def read_receipt(path: Path, receipt_type: type[T]) -> T | None:
-    """Return the receipt in `path` as a `receipt_type`, if it exists and is undamaged."""
+    """Return the receipt in `path` as a `receipt_type`, or None if it is missing or damaged."""
     try:
         stored = parse_json(path.read_bytes())
         if not isinstance(stored, dict) or stored.get("xxh3") != _hash_fields(stored.get("receipt")):
@@ -118,7 +118,7 @@ def _hash_fields(fields: Any) -> str:
 
 
 def _convert(value: Any, expected: Any) -> Any:
-    """Return the JSON `value` as the type `expected`. Raises ValueError if it has another type."""
+    """Convert the JSON `value` to the type `expected`. Raises ValueError if it has another type."""
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if origin is types.UnionType:  # an optional value
         return None if value is None else _convert(value, arguments[0])
@@ -138,7 +138,7 @@ def _convert(value: Any, expected: Any) -> Any:
 
 @functools.cache
 def _get_field_types(expected: Any) -> dict[str, Any]:
-    """Return the types of a dataclass's fields, {} for another type."""
+    """Return the types of a dataclass's fields by name, or {} if `expected` is not a dataclass."""
     if not dataclasses.is_dataclass(expected):
         return {}
     hints = typing.get_type_hints(expected)

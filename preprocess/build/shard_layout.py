@@ -1,15 +1,16 @@
-"""The phase that computes the shard and the offset of every document, before any is written.
+"""The phase that computes the shard and the offset of every document, before any shard is written.
 
-The problem: many workers should write shards at once, but the bytes must not depend on their number
-or speed.
+The problem: many workers should write shards at once, but the bytes must not depend on the number
+of workers or on their speed.
 
-The idea: the length of every document is already known (prepare.py), so the offset of every
-document in every shard is a running sum over the lengths. This phase computes it in one pass over
-the document tables, in reading order: chunk by chunk, 70 bytes per document, no text and no ids. It
-numbers the control tokens in the same pass, because their ids depend on the order of first
-appearance. Afterwards each shard consists of segments, runs of documents of one partition, whose
-offsets are known. A worker writes a segment into the file at its offset, without waiting for the
-segments before it, and the result is the same in any order.
+The idea: the length of every document is already known (prepare.py), so the offset of a document in
+its shard is the sum of the lengths before it. This phase computes the offsets in one pass over the
+document tables, in reading order. The same pass assigns ids to the control tokens, because their
+ids depend on the order of first appearance. As a result, each shard consists of segments with known
+offsets; a segment is a run of documents of one partition. A worker writes a segment at its offset
+in the file without waiting for other segments, so the order of writing does not matter.
+
+The cost: the pass reads 71 bytes per document, in chunks. It reads no text and no ids.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def lay_out_shards(corpus: PreparedCorpus) -> ShardLayout:
 
 
 class _LayoutBuilder:
-    """Reads the tables of all documents and collects what the layout consists of."""
+    """Builds the layout from the tables of all documents, partition by partition."""
 
     def __init__(self, corpus: PreparedCorpus) -> None:
         self._corpus, self._work_dir = corpus, corpus.work_dir
@@ -88,7 +89,7 @@ class _LayoutBuilder:
         self._tags: set[str] = set()
 
     def add_partition(self, chunks: Iterable[Chunk], values: PartitionValues) -> None:
-        """Append the documents of a partition."""
+        """Add the documents of the next partition, whose table refers to `values`."""
         num_values = {"author": len(values.author), "city": len(values.city), "year": NUM_YEARS}
         is_assigned = {name: np.zeros(num_values[name], bool) for name in CONTROL_FIELDS}
         is_tag_used = np.zeros(len(values.lang), bool)
@@ -121,11 +122,11 @@ class _LayoutBuilder:
 def compute_position_offsets(num_positions: list[list[tuple[int, int]]]) -> list[PositionOffsets]:
     """Return for each partition what to add to the positions of its documents, by input file.
 
-    A task numbers the documents of a file from 0, although earlier partitions may have read the
-    beginning of the file. `num_positions` lists, for each partition, pairs of an input file's
-    number and how many positions a span of it uses. Returns the smallest file number S of each
-    partition, and the (F,) u8 offsets of its files S, S + 1, …: a partition reads consecutive
-    files, so that the arrays of all partitions together have one entry per span.
+    A task numbers the documents of a span from 0, although earlier partitions may have read the
+    beginning of the file. `num_positions` has, for each partition, a pair for each span: the input
+    file's number, and how many positions the span uses. Returns, for each partition, the smallest
+    number S of its files, and the offsets of files S, S + 1, …, (F,) uint64. A partition reads
+    consecutive files, so all arrays together have about one entry per span.
     """
     totals: dict[int, int] = {}
     position_offsets = []
@@ -156,7 +157,8 @@ class _ShardCutter:
     def add(self, split: str, chunk: Chunk, rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
         """Append the documents `rows` of `chunk`, (S,) in ascending order, to `split`.
 
-        `starts`, `lengths`: of all documents of the chunk, in the ids of the partition, (D,).
+        `starts` and `lengths`, (D,) each, are of all documents of the chunk, in tokens. `starts`
+        are offsets in the ids of the partition.
         """
         for first, last, is_full in cut_shards(lengths[rows], self._num_tokens[split], self._shard_tokens):
             first_row, last_row = int(rows[first]), int(rows[last - 1]) + 1

@@ -1,4 +1,4 @@
-"""The result of the phase dedup_and_split: for each document, whether it is in train, val or neither."""
+"""The result of the phase dedup_and_split: whether each document is in train, in val or dropped."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from preprocess.build.work_dir import DROPPED, Chunk, WorkDir, iter_chunks
 
 @dataclass
 class SplitAssignment:
-    """The side of every document, in files of the work directory, and how many were dropped."""
+    """The side of every document, stored in the work directory, and how many were dropped and why.
+
+    Creating it assigns all documents to train.
+    """
 
     work_dir: WorkDir
     num_documents: list[int]  # of each partition
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> number of documents
     warning: str | None = None
-    group_column: str = "group"  # of DOCUMENT_DTYPE: what must be on one side
+    group_column: str = "group"  # field of DOCUMENT_DTYPE; documents with the same value are on the same side
     num_leaks: int = 0  # distinct texts that are in both splits
 
     def __post_init__(self) -> None:
@@ -26,7 +29,7 @@ class SplitAssignment:
             self.work_dir.create_sides(partition, count)
 
     def chunks(self) -> Iterator[tuple[Chunk, np.ndarray]]:
-        """Yield all documents in chunks, in reading order, with their sides, (D,) int8, writable."""
+        """Yield each chunk of documents in reading order, and its sides, (D,) int8, writable."""
         return ((chunk, self.work_dir.map_sides(chunk)) for chunk in iter_chunks(self.num_documents))
 
     def count_kept(self) -> int:

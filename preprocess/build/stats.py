@@ -1,4 +1,4 @@
-"""stats.json: what a build counted. It is deterministic; times and memory are in build_log.json."""
+"""stats.json: the counts of a build, which are deterministic. build_log.json has times and memory."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ DROP_REASONS = (
     "malformed", "oversized", "invalid_utf8", "filtered", "null_text", "too_short", "too_long", "empty", "held_out",
     "duplicates", "over_max_documents",
 )  # fmt: skip
-MAX_LISTED_VALUES = 10_000  # authors or languages in stats.json; all are counted
+MAX_LISTED_VALUES = 10_000  # authors, cities, years or languages in stats.json; all are counted
 MAX_LISTED_CHARACTERS = 100  # that the tokenizer loses
-MAX_PRINTED_VALUES = 5  # authors
+MAX_PRINTED_VALUES = 5  # authors, cities or years
 MAX_PRINTED_LANGUAGES = 50
 LEAKS_KEY = "equal_texts_on_both_sides"  # the number of distinct texts that are in both splits
 QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
 
 def describe_lengths(lengths: Counter[int]) -> JsonObject:
-    """Return the mean, quantiles and histogram of document lengths. `lengths`: tokens -> documents, at least one.
+    """Return the mean, quantiles and histogram of document lengths.
 
-    A quantile is the nearest rank, so it is a length that occurs. The bins of the histogram are
-    powers of two.
+    `lengths` maps a number of tokens to a number of documents; it must not be empty. Quantiles are
+    as in `numpy.quantile` with `method="nearest"`. The upper edges of the histogram's bins are
+    powers of two, inclusive.
     """
     values = np.array(sorted(lengths), np.int64)
     counts = np.array([lengths[v] for v in values.tolist()], np.int64)
@@ -58,7 +59,7 @@ def _describe_languages(languages: ValueCounts) -> JsonObject:
 
 
 def _describe_authors(authors: dict[str, ValueCounts], num_documents: int) -> JsonObject:
-    """Return how many documents have an author, city and year, and the most frequent values."""
+    """Return the number of documents with an author, city and year, and the most frequent values."""
     return {
         name: {
             "documents": counts.num_documents(),
@@ -73,23 +74,23 @@ def _describe_authors(authors: dict[str, ValueCounts], num_documents: int) -> Js
 
 
 def _most_frequent(counts: Mapping[str, int], max_values: int) -> list[tuple[str, int]]:
-    """Return the most frequent values with their counts; equal counts are sorted by value."""
+    """Return the most frequent values with their counts. Equal counts are sorted by value."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:max_values]
 
 
 def describe_build(corpus: PreparedCorpus, counts: DocumentCounts, vocab_size: int) -> JsonObject:
-    """Return the content of stats.json. `vocab_size`: control tokens included."""
+    """Return the content of stats.json. `vocab_size` includes the control tokens."""
     recipe, tokenizer = corpus.recipe, corpus.tokenizer
     dropped = sum_counts(receipt.dropped for receipt in corpus.receipts)
     dropped.update(corpus.assignment.dropped)
-    # These are counted with the dropped documents, but the documents are in the build, changed.
+    # These documents are counted with the dropped ones, but they are in the build in a repaired form.
     mended = {name: dropped.pop(name, 0) for name in ("cut", "unreadable_year")}
     if num_wrong := dropped.pop("wrong_quotes", 0):  # left out if there are none, as `leaks`
         mended["wrong_quotes"] = num_wrong
     if recipe.invalid_utf8 == "replace":
         mended["invalid_utf8"] = dropped.pop("invalid_utf8", 0)
     cleaned = sum_counts(receipt.cleaned for receipt in corpus.receipts)
-    # Left out if there are none, so that the build_id of other builds is that of Folio before it counted them.
+    # Leave the key out if there are none: other builds keep the build_id that earlier versions gave them.
     leaks = {LEAKS_KEY: corpus.assignment.num_leaks} if corpus.assignment.num_leaks else {}
     lost = corpus.loss.lost
     lengths = {split: describe_lengths(of_split) for split, of_split in counts.lengths.items() if of_split}
@@ -140,7 +141,7 @@ def sum_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
 
 
 def list_warnings(corpus: PreparedCorpus) -> list[str]:
-    """Return a line for each thing in a build that its maker should know."""
+    """Return the warnings about a build: documents dropped or changed, and texts in both splits."""
     lines = []
     if line := corpus.loss.describe():
         lines.append(line)
@@ -153,19 +154,19 @@ def list_warnings(corpus: PreparedCorpus) -> list[str]:
 
 
 def compute_ratio(numerator: int, denominator: int) -> float | None:
-    """Return the ratio, rounded to four digits, unless the denominator is 0."""
+    """Return the ratio, rounded to four decimal places, or None if the denominator is 0."""
     return round(numerator / denominator, 4) if denominator else None
 
 
 def read_stats(build: Build) -> bytes:
-    """Return the stats.json of `build`. Raises FolioError if the manifest has another hash."""
+    """Return the bytes of stats.json. Raises FolioError if the manifest has another hash."""
     return read_verified(build.folder / STATS, build.manifest.stats_sha256)
 
 
 def format_stats(data: bytes) -> list[str]:
-    """Return the content of stats.json as lines for a person.
+    """Return the lines that `preprocess stats` prints for `data`, the content of stats.json.
 
-    Raises FolioError if it is not what a builder writes.
+    Raises FolioError if it is malformed.
     """
     try:
         return _format(parse_json(data))

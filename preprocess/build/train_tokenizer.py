@@ -1,11 +1,10 @@
 """Train a tokenizer on the documents of a build.
 
-A SentencePiece trainer needs memory for all of its text, so a large corpus is reduced to about
-`sample_bytes` of it. The choice depends only on the seed and the content: every document is cut
-into slices, and a slice is used if its keyed hash is small enough. Slices rather than documents are
-chosen, since a document may be a whole book. The trainer also needs memory for each slice, up to
-250 bytes if it is a word of its own, so at most about MAX_SLICES are used, which reduces only
-corpora of very short documents further.
+The SentencePiece trainer needs all of its text in memory, so it gets only about `sample_bytes` of a
+large corpus. Every document is cut into slices, because it may be a whole book, and a slice is used
+if its keyed hash is small enough. The choice therefore depends only on the seed and the content.
+The trainer also needs up to 250 bytes of memory for each slice, so at most about MAX_SLICES are
+used; this limit matters only for corpora of very short documents.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ TRAINED_FILE_NAMES = {"sentencepiece": sentencepiece_bpe.MODEL_FILE, "char": cha
 
 
 def train_tokenizer(recipe: Recipe, assignment: SplitAssignment, progress: Progress) -> Tokenizer:
-    """Train the tokenizer of `recipe` after the documents have been read and split.
+    """Train the tokenizer of `recipe`, `char` or `sentencepiece`, on the prepared documents.
 
     A `char` tokenizer gets every character of the corpus, validation documents included, so that
     both splits can be encoded. SentencePiece is trained on training documents only.
@@ -45,16 +44,17 @@ def train_tokenizer(recipe: Recipe, assignment: SplitAssignment, progress: Progr
             alphabet.update(work_dir.read_values(partition).alphabet or ())
         return characters.CharTokenizer("".join(map(chr, sorted(alphabet))), has_eot=recipe.eot == "append")
     progress.log(
-        f"training {recipe.num_pieces:,} SentencePiece pieces on {assignment.count(TRAIN):,} training documents, "
-        f"at most {recipe.sample_bytes:,} bytes"
+        f"training {recipe.num_pieces:,} SentencePiece pieces on {assignment.count(TRAIN):,} training documents, or "
+        f"on about {recipe.sample_bytes:,} bytes of them if they are larger"
     )
     return sentencepiece_bpe.train(choose_texts(recipe, assignment), num_pieces=recipe.num_pieces)
 
 
 def choose_texts(recipe: Recipe, assignment: SplitAssignment) -> Iterator[str]:
-    """Yield slices of training documents in reading order.
+    """Yield slices of training documents, as text, in reading order.
 
-    They are about `recipe.sample_bytes` in total, and not many more than MAX_SLICES.
+    Their total size is about `recipe.sample_bytes` or that of all training documents, whichever is
+    smaller. There are not many more than MAX_SLICES.
     """
     work_dir, total_bytes = assignment.work_dir, 0
     for chunk, sides in assignment.chunks():
@@ -70,7 +70,7 @@ def choose_texts(recipe: Recipe, assignment: SplitAssignment) -> Iterator[str]:
             documents, sides = work_dir.map_documents(chunk), work_dir.map_sides(chunk)
             high, low = to_uint64_halves(documents["hash"])
             keys = high ^ low
-            # Most documents are one slice, and its key is that of the document.
+            # Most documents have one slice, which has the key of the document. Longer ones are always read.
             may_be_chosen = (keyed_hash(recipe.seed, keys) <= np.uint64(max_key)) | (
                 documents["text_bytes"] > SLICE_CHARACTERS
             )
@@ -80,7 +80,7 @@ def choose_texts(recipe: Recipe, assignment: SplitAssignment) -> Iterator[str]:
 
 
 def _choose_slices(text: str, document_key: int, *, seed: int, max_key: int) -> Iterator[str]:
-    """Yield the slices of a document whose keyed hash is at most `max_key`."""
+    """Yield those slices of a document whose keyed hash is at most `max_key`."""
     for number, start in enumerate(range(0, len(text), SLICE_CHARACTERS)):
         slice_key = np.array([(document_key + number) & MAX_UINT64], np.uint64)
         if max_key == MAX_UINT64 or int(keyed_hash(seed, slice_key)[0]) <= max_key:

@@ -2,18 +2,25 @@
 
 It is `.NAME.work/KEY/` beside the build. KEY is a hash of everything that decides the work: recipe,
 input files, versions. A changed recipe therefore has another work directory, and stale work is
-never used. For each partition it contains `part-00007.docs` (a table of its documents), `.values`
-(the distinct values that the table refers to), `.ids` and `.lengths` (its tokens), or `.text` until
-there is a tokenizer, `.sides` (train, val or dropped), and receipts.
+never used. The files of partition 7 are
+
+    part-00007.docs      the table of its documents
+              .values    the distinct values that the table refers to
+              .text      its texts; only if the tokenizer is trained on them
+              .ids       the token ids of its documents
+              .lengths   the number of tokens of each document
+              .sides     train, val or dropped, for each document
+              .rejects   its malformed records, if any
+              .prepare.json, .encode.json   the receipts of its tasks
 
 A partition may have any number of documents, because a compressed file cannot be divided. So tables
 are read in chunks of CHUNK_DOCUMENTS, which need a few megabytes. Pages of a mapped file count as
 memory of the process until they are unmapped, so a chunk is mapped and not the whole file.
 
-A file counts only if a receipt has its size and hash. That makes the build safe against crashes
-without a single fsync, which would be slow for so many files. A killed process leaves files without
-a receipt, and their task runs again. After a power failure a receipt may be on the disk although
-the data is not; then the hashes differ, and the task runs again as well.
+A file is used only if a receipt has its size and hash. So the build survives crashes without
+calling fsync, which would be slow for so many files. A killed process leaves files without a
+receipt, and their task runs again. After a power failure a receipt may be on the disk although the
+data is not; then the hashes differ, and the task runs again as well.
 """
 
 from __future__ import annotations
@@ -37,8 +44,9 @@ from preprocess.progress import Progress
 from preprocess.shards.files import HASH_CHUNK_BYTES
 from preprocess.shards.format import default_root
 
-# One row per document. `group`: the hash of what must not be in both splits. `author`, `city` and
-# `lang`: indices into the partition's values. -1 means that the document has no such value.
+# One row per document. `hash`: of its content. `group`: of its group, whose documents are all on
+# one side of the split. `author`, `city`, `lang`: indices into the partition's values. -1 means
+# that the document has no author, city, year or language.
 DOCUMENT_DTYPE = np.dtype(
     [
         ("hash", "u1", 16), ("group", "u1", 16), ("position", "<u8"), ("text_bytes", "<u4"), ("source", "<u4"),
@@ -48,8 +56,8 @@ DOCUMENT_DTYPE = np.dtype(
 LENGTH_DTYPE = np.dtype("<u4")  # tokens of a document, control tokens included
 DROPPED = -1  # the side of a document that is not in the build
 CHUNK_DOCUMENTS = 1 << 16  # processed at once
-REJECTS_SUFFIX = "rejects"  # of a partition's records that could not be read
-REJECTS_FILE = "refused.jsonl"  # all of them; remains after the build
+REJECTS_SUFFIX = "rejects"  # of the file with a partition's malformed records
+REJECTS_FILE = "refused.jsonl"  # malformed records of all partitions; remains after the build
 
 Receipt = TypeVar("Receipt", bound=PartitionReceipt)
 
@@ -89,7 +97,10 @@ class WorkDir:
 
     @contextmanager
     def create_files(self, partition: int, *suffixes: str) -> Iterator[dict[str, HashedFile]]:
-        """Yield a new file for each suffix. They get their names if the block succeeds."""
+        """Yield a new file for each suffix. If the block succeeds they get their final names.
+
+        If it fails they are deleted.
+        """
         paths = {suffix: self.file(partition, f"{suffix}.{os.getpid()}.partial") for suffix in suffixes}
         files = {}
         try:
@@ -105,11 +116,11 @@ class WorkDir:
                 paths[suffix].unlink(missing_ok=True)
 
     def write_receipt(self, partition: int, receipt: PartitionReceipt) -> None:
-        """Record that a task is finished. Its files must have their names already."""
+        """Record that a task is finished. Its files must have their final names already."""
         write_receipt(self.file(partition, f"{receipt.TASK}.json"), receipt)
 
     def read_receipt(self, partition: int, receipt_type: type[Receipt]) -> Receipt | None:
-        """Return the receipt of a finished task, if it has one and its files are unchanged."""
+        """Return the receipt of a finished task, or None if it has none or its files have changed."""
         receipt = read_receipt(self.file(partition, f"{receipt_type.TASK}.json"), receipt_type)
         if receipt is None:
             return None
@@ -128,28 +139,28 @@ class WorkDir:
         return _map_rows(self.file(chunk.partition, "docs"), DOCUMENT_DTYPE, chunk)
 
     def map_lengths(self, chunk: Chunk) -> np.ndarray:
-        """Map the number of tokens of each document in `chunk`: (D,) u4, read-only."""
+        """Map the number of tokens of each document in `chunk`: (D,) uint32, read-only."""
         return _map_rows(self.file(chunk.partition, "lengths"), LENGTH_DTYPE, chunk)
 
     def create_sides(self, partition: int, num_documents: int) -> None:
-        """Assign TRAIN to all documents of a partition."""
+        """Write the file of sides of a partition, with TRAIN for all documents."""
         with open(self.file(partition, "sides"), "wb") as file:
             file.truncate(num_documents)  # filled with zeros, and TRAIN is 0
 
     def map_sides(self, chunk: Chunk) -> np.ndarray:
-        """Map TRAIN, VAL or DROPPED for each document in `chunk`: (D,) int8, writable."""
+        """Map the side of each document in `chunk`, TRAIN, VAL or DROPPED: (D,) int8, writable."""
         return _map_rows(self.file(chunk.partition, "sides"), np.dtype(np.int8), chunk, mode="r+")
 
 
 def _map_rows(path: Path, dtype: np.dtype, chunk: Chunk, *, mode: Literal["r", "r+"] = "r") -> np.ndarray:
     if not chunk.num_documents:
         return np.empty(0, dtype)
-    # A view: operations on np.memmap, a subclass of ndarray, take longer.
+    # asarray returns a plain ndarray; operations on its subclass np.memmap take longer.
     return np.asarray(np.memmap(path, dtype, mode, offset=chunk.first * dtype.itemsize, shape=(chunk.num_documents,)))
 
 
 class HashedFile:
-    """A file that is hashed while it is written. Arrow can write to it as to a Python file."""
+    """A file that is hashed while it is written. `pyarrow.PythonFile` can wrap it."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "wb")  # noqa: SIM115 (closed by `create_files`)
@@ -158,7 +169,7 @@ class HashedFile:
         self._size_bytes = 0
 
     def write(self, data: Any) -> int:
-        """Write an array or bytes, and return the number of bytes."""
+        """Write the bytes of an array or a bytes-like object, and return their number."""
         view = np.ascontiguousarray(data).view(np.uint8).data if isinstance(data, np.ndarray) else memoryview(data)
         try:
             self._file.write(view)
@@ -194,7 +205,7 @@ def hash_file(path: Path) -> str:
 
 
 def get_work_root(output_dir: Path) -> Path:
-    """Return the directory that contains the work directories of the build `output_dir`."""
+    """Return the parent directory of the work directories of the build `output_dir`."""
     return output_dir.parent / f".{output_dir.name}.work"
 
 
@@ -216,9 +227,9 @@ def open_work_dir(output_dir: Path, key: str) -> WorkDir:
 
 
 def delete_work(output_dir: Path, progress: Progress) -> None:
-    """Delete the work on the build `output_dir`.
+    """Delete the work directories of the build `output_dir`.
 
-    Records that could not be read, or were changed, are kept in REJECTS_FILE, with a warning.
+    The malformed and changed records are first saved in REJECTS_FILE, and a warning says so.
     """
     root = get_work_root(output_dir)
     if not root.is_dir():
@@ -230,9 +241,10 @@ def delete_work(output_dir: Path, progress: Progress) -> None:
                     shutil.copyfileobj(file, out)
         with open(root / REJECTS_FILE, "rb") as file:
             num_records = sum(1 for _ in file)
+        was, them = ("was", "it") if num_records == 1 else ("were", "them")
         progress.warn(
-            f"records that could not be read, or were changed, are in {root / REJECTS_FILE} "
-            f"({format_quantity(num_records, 'record')}); `preprocess rejects {_quote_name(output_dir)}` prints them"
+            f"{format_quantity(num_records, 'record')} that could not be read, or {was} changed, {was} saved in "
+            f"{root / REJECTS_FILE}; `preprocess rejects {_quote_name(output_dir)}` prints {them}"
         )
     for path in root.iterdir():
         if path.is_dir():

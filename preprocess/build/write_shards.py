@@ -1,9 +1,9 @@
 """The phase that writes the shards: copy documents to their offsets, and fill in control ids.
 
-A task writes one segment (shard_layout.py). It is mostly a copy from the ids of a partition to a
-file that has its final size. Control tokens already have their place at the front of each document;
-only their ids are filled in. The main process hashes each shard from the front as far as it is
-complete.
+A task writes one segment (shard_layout.py). It copies ids of a partition to a file that already has
+its final size. The documents have the id 0 for each author, city and year; a task replaces it by
+the id of the control token. The main process hashes each shard from the front as far as all
+segments are written.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ PART_TOKENS = 4 << 20  # copied at once
 
 @dataclass(frozen=True)
 class ShardOutput:
-    """The source, the destination and the format of all shards."""
+    """Where the shards are copied from and to, and their format."""
 
     work_dir: WorkDir
     directory: Path
     vocab_size: int  # control tokens included
     stored_dtype: str  # of the ids in the work directory
-    has_bos: bool
+    has_bos: bool  # each document begins with a begin-of-text token
 
 
 def write_shards(
@@ -76,8 +76,8 @@ def _receipt_path(output: ShardOutput, plan: ShardPlan) -> Path:
 def _find_finished(output: ShardOutput, plan: ShardPlan) -> ShardEntry | None:
     """Return the manifest's entry of a shard, or None if the shard is not finished.
 
-    A finished shard has a receipt, and files with the hashes in it. The files are read to compute
-    them: what the disk has damaged since the interruption must not be published.
+    A shard is finished if it has a receipt and its files have the hashes in the receipt. The hashes
+    are computed again, because the disk may have damaged the files since the interruption.
     """
     entry = read_receipt(_receipt_path(output, plan), ShardEntry)
     if entry is None:
@@ -93,7 +93,11 @@ def _find_finished(output: ShardOutput, plan: ShardPlan) -> ShardEntry | None:
 def _make_tasks(
     output: ShardOutput, layout: ShardLayout, unfinished: list[int], open_shards: dict[int, _OpenShard]
 ) -> Iterator[Task]:
-    """Yield the tasks of the shards `unfinished`, and add each shard to `open_shards`."""
+    """Yield the tasks that write the shards with the indices `unfinished`.
+
+    The files of a shard are created, and the shard is added to `open_shards`, before its first
+    task.
+    """
     for index in unfinished:
         shard = layout.shards[index]
         create_shard(output.directory, shard.plan, vocab_size=output.vocab_size)
@@ -116,7 +120,10 @@ class _OpenShard:
         self._max_id = -1
 
     def add(self, number: int, max_id: int) -> None:
-        """Record that segment `number` is written, and hash what is now complete from the front."""
+        """Record that segment `number` is written, and hash the shard up to the first missing one.
+
+        `max_id`: the largest token id in the segment.
+        """
         self._is_written[number] = True
         self._max_id = max(self._max_id, max_id)
         before = self._num_hashed
@@ -138,7 +145,7 @@ class _OpenShard:
 
 
 def write_segment(output: ShardOutput, plan: ShardPlan, segment: Segment, id_maps: IdMaps) -> int:
-    """The task of one segment: write its documents at their offset, and return the largest id."""
+    """Write the documents of one segment to the shard `plan`, and return their largest token id."""
     work_dir = output.work_dir
     rows = np.flatnonzero(work_dir.map_sides(segment.chunk) == SIDE_OF_SPLIT[segment.split])
     documents, lengths = work_dir.map_documents(segment.chunk), work_dir.map_lengths(segment.chunk)
@@ -160,7 +167,7 @@ def write_segment(output: ShardOutput, plan: ShardPlan, segment: Segment, id_map
 
 
 def _split_into_parts(rows: np.ndarray, ends: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield consecutive parts of `rows`, each from about PART_TOKENS tokens of the partition."""
+    """Yield consecutive parts of `rows`. A part spans about PART_TOKENS tokens of the partition."""
     boundaries = np.flatnonzero(np.diff(ends[rows] // PART_TOKENS)) + 1
     for first, last in itertools.pairwise([0, *boundaries.tolist(), len(rows)]):
         yield rows[first:last]
@@ -172,8 +179,8 @@ class _StoredIds:
 
     path: Path
     dtype: np.dtype
-    ends: np.ndarray  # (D,) int64, in the file
-    lengths: np.ndarray  # (D,)
+    ends: np.ndarray  # (D,) int64, exclusive ends of the documents in the file, in tokens
+    lengths: np.ndarray  # (D,), in tokens
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the ids of the documents `rows`, which are in ascending order."""
@@ -189,9 +196,9 @@ class _StoredIds:
 
 
 def _fill_in_control_ids(ids: np.ndarray, offsets: np.ndarray, table: np.ndarray, id_maps: IdMaps) -> None:
-    """Write the ids of author, city and year.
+    """Write the ids of author, city and year to `ids`.
 
-    `offsets`: (D,) positions in `ids` of the documents' first control tokens.
+    `offsets`: (D,), the index in `ids` of each document's author, city or year, whichever is first.
     """
     for name in CONTROL_FIELDS if id_maps.control_ids else ():
         has_value = table[name] >= 0

@@ -26,7 +26,7 @@ from preprocess.cli.output import Output, output_options
     help="Folder of the build.  [default: shards/NAME]",
 )
 @workers_option()
-@click.option("--replace", is_flag=True, help="Replace another build of the same name.")
+@click.option("--replace", is_flag=True, help="Replace the build that the folder contains.")
 @output_options
 def build(
     output: Output, name: str | None, folder: Path | None, workers: int | None, replace: bool,
@@ -34,8 +34,8 @@ def build(
 ) -> None:  # fmt: skip
     """Build token shards from a corpus or from your own files.
 
-    Options that are not given take their value from the recipe of the corpus. If the same build
-    exists already, it is kept. If it was interrupted, it is continued.
+    Options that are not given take their value from the recipe of the corpus. If the folder
+    contains the same build already, nothing is done. An interrupted build is continued.
     """
     from preprocess.build.engines.local import get_default_num_workers, start_fork_server
     from preprocess.inputs.find_inputs import is_larger
@@ -45,7 +45,7 @@ def build(
     recipe = text.load_recipe(shard_tokens=shard_tokens)
     workers = workers or get_default_num_workers()
     if workers > 1 and is_larger(recipe, PARTITION_BYTES, PARTITION_FILES):
-        start_fork_server()  # starting takes half a second, in which this process imports and hashes
+        start_fork_server()  # starting takes half a second; meanwhile this process imports modules and hashes files
 
     from preprocess.build.build import build as run_build
     from preprocess.build.read_rejects import summarize_rejects

@@ -60,8 +60,9 @@ def list_command(output: Output) -> None:
 def show(output: Output, name: str, document: int | None, split: str) -> None:
     """Show what a build contains, or decode one of its documents.
 
-    NAME is the name or the folder of a build. With --document, the exact text of the document is
-    written to standard output, and the control tokens around it to standard error.
+    NAME is the name or the folder of a build. With --document, the text of the document is written
+    to standard output, and the control tokens before and after it to standard error. A file or pipe
+    gets the exact bytes of the text; on a terminal, control characters are escaped.
     """
     from preprocess.shards.format import Build
 
@@ -69,7 +70,8 @@ def show(output: Output, name: str, document: int | None, split: str) -> None:
     if document is None:
         output.write(describe(build), summarize(build))
         return
-    decoded = _decode(build, split, document)
+    with build.reading():
+        decoded = _decode(build, split, document)
     if output.as_json:
         output.write({"split": split, "document": document, **decoded.as_json()}, [])
         return
@@ -78,7 +80,7 @@ def show(output: Output, name: str, document: int | None, split: str) -> None:
     if sys.stdout is not None and sys.stdout.isatty():
         click.echo(printable(decoded.text.decode("utf-8", errors="replace")), nl=False)
     else:
-        click.echo(decoded.text, nl=False)  # bytes: a file or pipe gets the exact text, whatever the locale
+        click.echo(decoded.text, nl=False)  # bytes are not changed by the encoding of the locale
     if not output.quiet:
         click.echo(one_line(" ".join(decoded.control_after)), err=True)
 
@@ -89,14 +91,17 @@ def show(output: Output, name: str, document: int | None, split: str) -> None:
 def stats(output: Output, name: str) -> None:
     """Print the statistics of a build.
 
-    NAME is the name or the folder of a build. The statistics are numbers of documents and tokens by
-    split, language and author, lengths of documents, and effects of the cleaning rules. With
-    --json, the build's file stats.json is printed unchanged.
+    NAME is the name or the folder of a build. The statistics are the numbers of documents that were
+    kept, dropped and cleaned, the documents and tokens by split and language, the most frequent
+    authors, cities and years, and the lengths of documents. With --json, the build's file
+    stats.json is printed unchanged.
     """
     from preprocess.build.stats import format_stats, read_stats
     from preprocess.shards.format import Build
 
-    data = read_stats(Build(name))
+    build = Build(name)
+    with build.reading():
+        data = read_stats(build)
     if output.as_json:
         click.echo(data, nl=False)
     else:
@@ -108,10 +113,11 @@ def stats(output: Output, name: str) -> None:
 @click.option("--leaks", is_flag=True, help="Also look for texts that are in both splits.")
 @output_options
 def verify(output: Output, name: str, leaks: bool) -> None:
-    """Hash every file of a build and compare it with the manifest.
+    """Compare the hashes of a build's files with its manifest.
 
-    NAME is the name or the folder of a build. The exit status is 1 if a file differs, and with
-    --leaks also if a text is in both train and val. Texts are compared by the hash of their content.
+    NAME is the name or the folder of a build. All files except build_log.json are compared. The
+    exit status is 1 if a file differs, and with --leaks also if a text is in both train and val.
+    Texts are compared by the hash of their content.
     """
     from preprocess.shards.format import find_build
     from preprocess.shards.verify import verify_newest
@@ -123,7 +129,7 @@ def verify(output: Output, name: str, leaks: bool) -> None:
         for fault in faults:
             click.echo(one_line(fault), err=True)
         raise FolioError(
-            f"{build.folder} is damaged, {format_quantity(len(faults), 'fault')} listed above; "
+            f"{build.folder} is damaged ({format_quantity(len(faults), 'fault')}, listed above); "
             "copy the build again or rebuild it"
         )
     lines = [f"{build.folder} is intact: build {build.build_id}"]
@@ -135,11 +141,11 @@ def verify(output: Output, name: str, leaks: bool) -> None:
     output.write(result, lines if found.num_texts else [*lines, "no text is in both train and val"])
     if found.num_texts:
         for train, val in found.examples:
-            line = f"train document {train.document:,} ({train.shard}) is val document {val.document:,} ({val.shard})"
+            line = f"train document {train.document:,} ({train.shard}) = val document {val.document:,} ({val.shard})"
             click.echo(one_line(line), err=True)
         raise FolioError(
-            f"both splits of {build.folder} contain {format_quantity(found.num_texts, 'text')}, examples are listed "
-            "above; build with --dedup to keep each text once"
+            f"{format_quantity(found.num_texts, 'text')} of {build.folder} {'is' if found.num_texts == 1 else 'are'} "
+            "in both train and val (examples above); build with --dedup to keep each text once"
         )
 
 
@@ -152,7 +158,7 @@ def _find_leaks(build: Build) -> Leaks:
 
 
 def describe(build: Build) -> JsonObject:
-    """Return the main facts about a build, as `--json` prints them."""
+    """Return the main facts about a build, as `preprocess show --json` prints them."""
     manifest = build.manifest
     return {
         "name": build.name,
@@ -175,7 +181,7 @@ def describe(build: Build) -> JsonObject:
 
 
 def summarize(build: Build) -> list[str]:
-    """Return the main facts about a build as lines of text."""
+    """Return the main facts about a build, as `preprocess show` prints them."""
     facts = describe(build)
     lines = [
         f"  build      {facts['build_id']}",

@@ -18,8 +18,8 @@ from preprocess.cli.output import Output, output_options
 def estimate(output: Output, num_documents: int, workers: int | None, **options: Any) -> None:
     """Estimate a build from some of its documents.
 
-    Prints the measured tokens per document, bytes per token and encoding speed, and the estimated
-    time, disk space and memory of the whole build.
+    Prints the tokens per document, the bytes per token and the encoding speed of these documents,
+    and estimates the tokens, time, disk space and memory of the whole build.
     """
     from preprocess.build.engines.local import get_default_num_workers
     from preprocess.build.estimate import estimate_build, format_estimate

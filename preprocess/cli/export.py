@@ -28,7 +28,7 @@ from preprocess.errors import format_quantity
 def export(
     output: Output, name: str, format_: str, by: str | None, authors: bool, folder: Path, replace: bool
 ) -> None:  # fmt: skip
-    """Write a build in the format of another tool, or as text.
+    """Write a build in nanoGPT's format or as text.
 
     NAME is the name or the folder of a build.
     """

@@ -1,4 +1,4 @@
-"""Parse the command line, and turn every error into one line and an exit status."""
+"""Parse the command line, and report every error as one line and an exit status."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ COMMON_OPTIONS = ("--quiet", "--json")  # of every command, but not of a group
 CONTEXT_SETTINGS = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 100,
-    # The settings of train/ are written with underscores, so that --max_documents means
-    # --max-documents. Click applies this to the names of options and to fixed choices, never to
-    # other values.
+    # --max_documents means --max-documents, because the settings of train/ are written with
+    # underscores. Click applies the function to names of options and to the values of
+    # `click.Choice`, but not to other values.
     "token_normalize_func": lambda name: name.replace("_", "-"),
 }
 
@@ -50,7 +50,7 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except click.UsageError as e:
-            # The parser does not know the context of an option whose value is missing.
+            # Click's error for an option without its value has no context.
             if e.ctx is None and ctx.invoked_subcommand is not None:
                 command = self.get_command(ctx, ctx.invoked_subcommand)
                 assert command is not None
@@ -63,7 +63,7 @@ class CommandLine(Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character must not end a command
+            if hasattr(stream, "reconfigure"):  # escape characters that the terminal's encoding does not have
                 stream.reconfigure(errors="backslashreplace")
         try:
             with signals_as_exceptions():
@@ -82,14 +82,14 @@ class CommandLine(Group):
             _fail(explain_os_error(e), 1)
         except MemoryError:
             _fail("out of memory; use fewer --workers, or a machine with more memory", 1)
-        except click.Abort as e:  # click makes it from a KeyboardInterrupt
+        except click.Abort as e:  # click raises it from a KeyboardInterrupt
             _fail(*explain(e.__cause__ if isinstance(e.__cause__, KeyboardInterrupt) else KeyboardInterrupt()))
         except KeyboardInterrupt as e:
             _fail(*explain(e))
 
 
 def _explain_usage(error: click.UsageError) -> str:
-    """Return click's message on one line, with advice for the common mistakes."""
+    """Return click's message on one line, with advice for common mistakes."""
     message = _shorten(error.format_message())
     if not isinstance(error, click.NoSuchOption):
         return message
@@ -102,7 +102,7 @@ def _explain_usage(error: click.UsageError) -> str:
 
 
 def _shorten(message: str) -> str:
-    """Return click's message on one line, without the thousands of names of an unquoted glob."""
+    """Return click's message on one line. The list of files of an unquoted glob is cut."""
     message = " ".join(message.split()).rstrip(".")
     if "unexpected extra argument" in message:
         ellipsis = "…" if len(message) > MAX_EXTRA_ARGUMENT_CHARS else ""

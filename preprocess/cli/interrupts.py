@@ -1,10 +1,10 @@
-"""Let Ctrl-C (SIGINT) and SIGTERM end a command in order: after its cleanup, without a traceback.
+"""Let Ctrl-C (SIGINT) and SIGTERM end a command after its cleanup and without a traceback.
 
-A signal raises an exception in the main thread, so that every `finally` and every context manager
-is left in order. A second signal would end that cleanup too, and users often press Ctrl-C more than
-once. So the signals that follow within REPEAT_S are ignored.
+A signal raises an exception in the main thread, so every `finally` block and context manager runs.
+A second signal would interrupt this cleanup, and users often press Ctrl-C more than once. So
+signals that follow within REPEAT_S are ignored.
 
-This module imports nothing that takes time: it must be ready before the imports of the command.
+The handlers must be set before the command is imported, so this module imports nothing slow.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-REPEAT_S = 5.0  # a signal after that is a new request, because the exception of the first may be lost in a library
+REPEAT_S = 5.0  # a later signal raises again, because a library may have caught the first exception
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived. It ends a command as Ctrl-C does, with another exit status."""
+    """Raised for SIGTERM. It ends a command as Ctrl-C does, but with another exit status."""
 
 
 _ends_at = 0.0  # the time until which further signals are ignored
@@ -36,10 +36,11 @@ def _raise(number: int, _: Any) -> None:
 
 @contextlib.contextmanager
 def signals_as_exceptions() -> Iterator[None]:
-    """Raise KeyboardInterrupt for SIGINT and Terminated for SIGTERM, unless they are ignored.
+    """Raise KeyboardInterrupt for SIGINT and Terminated for SIGTERM during the `with` block.
 
-    A shell starts background jobs with SIGINT ignored. In a thread other than the main one, which
-    cannot receive signals, the block runs with the handlers as they are.
+    A signal that the process ignores stays ignored; a shell starts background jobs with SIGINT
+    ignored. In a thread other than the main one no handler is changed, because Python runs signal
+    handlers only in the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -56,7 +57,7 @@ def signals_as_exceptions() -> Iterator[None]:
 
 
 def explain(error: KeyboardInterrupt) -> tuple[str, int]:
-    """Return the message and the exit status of an interruption, as shells number them."""
+    """Return the message and the exit status of an interruption: 128 + the number of the signal."""
     if isinstance(error, Terminated):
         return "terminated; run the same command again to continue", 128 + signal.SIGTERM
     return "interrupted; run the same command again to continue", 128 + signal.SIGINT

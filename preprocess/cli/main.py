@@ -1,4 +1,4 @@
-"""The command `preprocess`: its subcommands are defined in the other modules of this folder."""
+"""The command `preprocess`. Its subcommands are defined in the other modules of this folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options that choose a text and how it is processed, shared by the commands that read text."""
+"""The options for the text to read and its processing, which all commands that read text share."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ INPUT_OPTIONS = [
         "--source",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="A local copy of the corpus' file, used instead of a download.",
+        help="A local copy of the file of a built-in corpus that has one file, used instead of a download.",
     ),
     click.option(
         "--format",
@@ -44,7 +44,11 @@ INPUT_OPTIONS = [
     click.option(
         "--document", type=click.Choice(CHOICES["document"]), help="How a text file is divided into documents."
     ),
-    click.option("--separator", metavar="TEXT", help="Text between two documents; \\n means a line feed."),
+    click.option(
+        "--separator",
+        metavar="TEXT",
+        help="With --document separator: the text between two documents; \\n means a line feed.",
+    ),
     click.option("--text-column", metavar="COLUMN", help="Column that holds the text.  [default: text]"),
     click.option(
         "--template",
@@ -70,7 +74,9 @@ INPUT_OPTIONS = [
     click.option("--year-column", metavar="COLUMN", help="Column that holds the year."),
     click.option("--lang-column", metavar="COLUMN", help="Column that holds the language."),
     click.option(
-        "--group-column", metavar="COLUMN", help="Column that holds the group; a group is never split."
+        "--group-column",
+        metavar="COLUMN",
+        help="Column that holds the group; all documents of a group are in one split.",
     ),
     click.option(
         "--split-column", metavar="COLUMN", help="Column that holds train or val, for --split given."
@@ -87,7 +93,8 @@ INPUT_OPTIONS = [
     click.option(
         "--group-by",
         type=click.Choice(CHOICES["group_by"]),
-        help="Keep in one split: equal documents, documents at the same position of several files, or whole files.",
+        help="Documents that are kept in one split: equal ones (content), those at the same position of "
+        "several files (position), or those of the same file (source).",
     ),
     click.option(
         "--encoding",
@@ -100,12 +107,14 @@ INPUT_OPTIONS = [
     click.option(
         "--oversized",
         type=click.Choice(CHOICES["oversized"]),
-        help="What to do with a record that is too long and cannot be divided.",
+        help="What to do with a document that is too long and cannot be cut at white space.",
     ),
 ]  # fmt: skip
 
 PROCESSING_OPTIONS = [
-    click.option("--max-documents", type=int, metavar="N", help="Keep N documents, drawn at random with --seed."),
+    click.option(
+        "--max-documents", type=int, metavar="N", help="Keep at most N documents, in whole groups chosen at random."
+    ),
     click.option(
         "--clean", metavar="RULE,…", help=f"Cleaning rules, separated by commas: {', '.join(CLEANING_RULES)}; or none."
     ),
@@ -116,7 +125,10 @@ PROCESSING_OPTIONS = [
         "--split", type=click.Choice(CHOICES["split"]), help="How documents are divided into train and val."
     ),
     click.option(
-        "--val-fraction", type=float, metavar="F", help="Fraction of the documents in the val split; 0 for none."
+        "--val-fraction",
+        type=float,
+        metavar="F",
+        help="Fraction of the documents, or with --split contiguous of the text, in the val split; 0 for none.",
     ),
     click.option(
         "--authors/--no-authors",
@@ -144,23 +156,20 @@ PROCESSING_OPTIONS = [
         "--seed",
         type=int,
         metavar="N",
-        help="Seed of the split, of --max-documents and of the synthetic corpus.",
+        help="Seed of all random choices, such as the split, and of the synthetic corpus.",
     ),
 ]  # fmt: skip
 
 
 def recipe_options(command: Command) -> Command:
-    """Add the options that choose a recipe to a command, which passes them to `RecipeOptions`."""
+    """Add INPUT_OPTIONS and PROCESSING_OPTIONS, which `command` passes to `RecipeOptions`."""
     for option in reversed(INPUT_OPTIONS + PROCESSING_OPTIONS):
         command = option(command)
     return command
 
 
 class RecipeOptions:
-    """The values of the options that `recipe_options` adds.
-
-    Options that are not given are unset.
-    """
+    """The values of the options that `recipe_options` adds, None or () if they are not given."""
 
     def __init__(self, corpus: str | None, inputs: tuple[str, ...], source: Path | None, **settings: Any) -> None:
         self.corpus, self.inputs, self.source, self.settings = corpus, inputs, source, settings
@@ -169,8 +178,9 @@ class RecipeOptions:
     def load_recipe(self, **overrides: Any) -> Recipe:
         """Return the recipe of the corpus, changed by the given options and then by `overrides`.
 
-        Raises UsageError if neither a corpus nor input files are given, MisuseError if a setting is
-        invalid.
+        If the recipe reads Parquet files, this also starts the process that checks their metadata.
+        Raises click.UsageError if neither a corpus nor input files are given, and MisuseError if a
+        setting is invalid.
         """
         from preprocess.recipes.catalog import load_recipe
 
@@ -185,12 +195,15 @@ class RecipeOptions:
         if any(name.lower().endswith(".parquet") for name in (*recipe.inputs, *(file.name for file in recipe.files))):
             from preprocess.readers.parquet_examiner import start_examiner
 
-            start_examiner()  # it imports Arrow while this process imports the rest of Folio
+            start_examiner()  # the process imports Arrow while this one imports other modules
         return recipe
 
 
 def workers_option(help: str = "Number of processes.") -> Callable[[Command], Command]:
-    """Return the option --workers. If it is unset, the command calls `get_default_num_workers`."""
+    """Return a decorator that adds the option --workers.
+
+    Its value is None if it is not given; the command then calls `get_default_num_workers`.
+    """
     return click.option(
         "--workers",
         type=click.IntRange(1, MAX_WORKERS),
@@ -200,7 +213,7 @@ def workers_option(help: str = "Number of processes.") -> Callable[[Command], Co
 
 
 def num_documents_option(default: int) -> Callable[[Command], Command]:
-    """Return the option -n: how many documents a command reads."""
+    """Return a decorator that adds the option -n: how many documents a command encodes."""
     return click.option(
         "-n",
         "num_documents",
@@ -208,14 +221,14 @@ def num_documents_option(default: int) -> Callable[[Command], Command]:
         default=default,
         show_default=True,
         metavar="N",
-        help="Number of documents to read.",
+        help="Number of documents to encode.",
     )
 
 
 def _unescape(text: str | None) -> str | None:
     """Replace `\\n`, `\\t` and `\\\\` by a line feed, a tab and a backslash.
 
-    Most shells pass these escapes on unchanged.
+    Most shells pass these escapes unchanged.
     """
     if text is None:
         return None

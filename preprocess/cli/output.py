@@ -35,8 +35,8 @@ class Output:
     def write(self, result: Any, lines: Iterable[str]) -> None:
         """Print `result` as JSON if --json is given, else `lines`."""
         if self.as_json:
-            # As bytes: JSON is UTF-8, whatever the encoding of the terminal. A path may contain bytes that are
-            # not UTF-8; Python represents them by surrogates, which become escapes of JSON here.
+            # Bytes, because JSON is UTF-8 even if the terminal has another encoding. A path may contain bytes that
+            # are not UTF-8. Python represents them by surrogates, which are written as JSON escapes here.
             click.echo(json.dumps(result, ensure_ascii=False, indent=2).encode("utf-8", "backslashreplace"))
         else:
             for line in lines:

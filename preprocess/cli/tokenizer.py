@@ -30,7 +30,7 @@ def train(output: Output, folder: Path, workers: int | None, replace: bool, **op
     """Train a tokenizer on the training documents of a corpus.
 
     Trains a SentencePiece BPE tokenizer by default. With --tokenizer char, collects the characters
-    of the documents instead. The result is the same as that of a build. Use it with
+    of all documents instead. A build with the same options trains the same tokenizer. Use it with
     `preprocess build --tokenizer DIR`.
     """
     from preprocess.build.build import build_tokenizer
@@ -71,7 +71,7 @@ def inspect(output: Output, name: str, num_documents: int, **options: Any) -> No
 
     text = RecipeOptions(**options)
     if text.has_text:
-        recipe = text.load_recipe(tokenizer="byte")  # the recipe's tokenizer is not used: do not train it
+        recipe = text.load_recipe(tokenizer="byte")  # any tokenizer that is not trained; it is not used
         result = inspect_by_name(name, make_plan(recipe, text.source, output.progress()), num_documents)
     else:
         if _is_tokenizer(name):

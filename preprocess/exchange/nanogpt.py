@@ -4,9 +4,10 @@ nanoGPT maps `train.bin` and `val.bin` into memory and reads windows at random o
 have no header: the tokens of all shards are concatenated, and only the end-of-text ids mark the
 boundaries between documents.
 
-Without a file `meta.pkl`, nanoGPT assumes GPT-2's vocabulary. Its scripts train.py and sample.py
-read the vocabulary of a character-level model from that file, so a build with the `char` tokenizer
-gets one. It is a pickle, because nanoGPT reads nothing else; Folio itself never reads a pickle.
+nanoGPT's train.py and sample.py read the vocabulary of a character-level model from a file
+`meta.pkl`, so a build with the `char` tokenizer gets one. Without this file, they assume GPT-2's
+vocabulary. The file is a pickle because nanoGPT reads nothing else; Folio itself never reads a
+pickle.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ VOCABULARY_FILE = "meta.pkl"
 
 
 def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
-    """Write a build into the folder `output`, and return the paths of the files.
+    """Write a build in nanoGPT's format to the folder `output`, and return the paths of the files.
 
-    They are `train.bin` and `val.bin`, with the tokens as little-endian uint16, and for a build with
-    the `char` tokenizer `meta.pkl`. Raises MisuseError if the ids need more than 16 bits, if a file
-    exists and `replace` is not set, or if the folder has a `meta.pkl` that the build does not need.
+    The files are `train.bin` and `val.bin`, with the token ids as little-endian uint16, and
+    `meta.pkl` for a build with the `char` tokenizer. Raises MisuseError if the ids need more than
+    16 bits, if the folder has a `meta.pkl` that this build must not have, or like `check_output`,
+    and FolioError if the build is damaged.
     """
     if build.dtype != np.dtype("<u2"):
         raise MisuseError(
@@ -39,7 +41,8 @@ def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
         )
     token_paths = [output / f"{split}.bin" for split in SPLITS]
     vocabulary_path = output / VOCABULARY_FILE
-    vocabulary = _make_vocabulary(build) if build.manifest.tokenizer.kind == "char" else None
+    with build.reading():
+        vocabulary = _make_vocabulary(build) if build.manifest.tokenizer.kind == "char" else None
     if vocabulary is None and vocabulary_path.exists():
         raise MisuseError(
             f"{vocabulary_path} exists, and nanoGPT would use it as the vocabulary of {build.name}; "
@@ -48,7 +51,7 @@ def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
     paths = [*token_paths, *([] if vocabulary is None else [vocabulary_path])]
     check_output(output, paths, replace=replace)
     output.mkdir(parents=True, exist_ok=True)
-    with open_files(paths) as files:
+    with open_files(paths) as files, build.reading():
         for split, path in zip(SPLITS, token_paths, strict=True):
             for shard in build.shards(split):
                 for start in range(0, len(shard.tokens), CHUNK_TOKENS):
@@ -61,9 +64,9 @@ def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
 def _make_vocabulary(build: Build) -> bytes:
     """Return the content of `meta.pkl`: the dict of nanoGPT's data/shakespeare_char/prepare.py.
 
-    It has the number of ids, and the character of each id and its inverse. The ids of control
-    tokens have the token as their text, such as `<|endoftext|>`. Protocol 0 of pickle contains only
-    dicts, strings and integers here, no instruction that loads or calls a class.
+    Its keys are `vocab_size`, `itos` (id -> character) and `stoi` (character -> id). The id of a
+    control token has the token as its text, such as `<|endoftext|>`. The pickle, of protocol 0,
+    contains only dicts, strings and integers, and no instruction that loads or calls a class.
     """
     alphabet = load_tokenizer(build.folder, build.manifest).id_to_bytes
     itos = {i: text.decode() for i, text in enumerate(alphabet)}

@@ -1,4 +1,4 @@
-"""The checks that every exporter makes before it writes, and how it writes its files."""
+"""Functions that all exporters share: check the output paths, and write the files atomically."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from preprocess.shards.format import check_no_build
 
 
 def check_output(folder: Path, paths: Iterable[Path], *, replace: bool) -> None:
-    """Check that `paths` can be written into `folder`.
+    """Raise MisuseError if an exporter must not write the files `paths` to `folder`.
 
-    Raises MisuseError if `folder` is a build or not a folder, if a path is anything but a regular
-    file, or if it exists and `replace` is not set.
+    This is so if `folder` contains a build or is not a folder, if one of `paths` exists and is not
+    a regular file, or if it exists and `replace` is false.
     """
     check_no_build(folder, "which must not contain other files")
     if os.path.lexists(folder) and not folder.is_dir():
@@ -31,10 +31,11 @@ def check_output(folder: Path, paths: Iterable[Path], *, replace: bool) -> None:
 
 @contextlib.contextmanager
 def open_files(paths: Iterable[Path]) -> Iterator[dict[Path, BinaryIO]]:
-    """Open all `paths` for writing; they appear when the block ends without an exception.
+    """Open all `paths` for writing, and yield the binary files by path.
 
-    All files are on the disk before the first one gets its name. So an exception, such as a full
-    disk or Ctrl-C, leaves the old files, and no part of a new one.
+    The files get their names when the block ends without an exception, and only after all of them
+    are on the disk. After an exception, e.g. because of a full disk or Ctrl-C, the old files are
+    unchanged and no part of a new file remains.
     """
     with contextlib.ExitStack() as stack:
         files = {path: stack.enter_context(open_atomic(path)) for path in paths}

@@ -1,4 +1,4 @@
-"""Export a build as plain text."""
+"""Export a build as plain text, in UTF-8."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ MAX_LANGUAGES = 200  # one open file each
 
 
 def export_text(build: Build, output: Path, *, by_language: bool, authors: bool, replace: bool) -> list[Path]:
-    """Write the text of all documents into the folder `output`; return the paths of the files.
+    """Write the text of all documents to the folder `output`, and return the paths of the files.
 
     The files are `train.txt` and `val.txt`, or with `by_language` one per split and language, such
     as `train_ru.txt`. Documents without a language then go to `train_unknown.txt`. A blank line
     follows each document.
 
     Control tokens are omitted. With `authors` those of author, city and year are written before the
-    text of each document, for example `<author_Anna_Akimova><year_1998>To be`. Text that contains
-    such characters itself is written as it is, so a reader of the file cannot distinguish the two.
+    text of each document, for example `<author_Anna_Akimova><year_1998>To be`. Text that itself
+    contains such characters is not escaped, so it cannot be distinguished from control tokens.
 
-    Raises MisuseError if a file exists and `replace` is not set, or if the languages are too many
-    or would share file names, and FolioError if the build is damaged.
+    Raises MisuseError if there are more than MAX_LANGUAGES languages, if two of them would have the
+    same file name, or like `check_output`, and FolioError if the build is damaged.
     """
     suffixes = _make_suffixes(build) if by_language else dict.fromkeys(list_language_tags(build), "")
-    languages = {split: _list_languages(build, split) for split in SPLITS}
+    with build.reading():
+        languages = {split: _list_languages(build, split) for split in SPLITS}
+        tokenizer = load_tokenizer(build.folder, build.manifest)
     paths = {
         (split, language): output / f"{split}{suffixes[language]}.txt"
         for split in SPLITS
@@ -39,9 +41,8 @@ def export_text(build: Build, output: Path, *, by_language: bool, authors: bool,
     }
     distinct_paths = list(dict.fromkeys(paths.values()))
     check_output(output, distinct_paths, replace=replace)
-    tokenizer = load_tokenizer(build.folder, build.manifest)
     output.mkdir(parents=True, exist_ok=True)
-    with open_files(distinct_paths) as files:
+    with open_files(distinct_paths) as files, build.reading():
         for split in SPLITS:
             for language, text in decode_documents(build, split, tokenizer, authors=authors):
                 files[paths[split, language]].write(text + b"\n\n")
@@ -63,7 +64,7 @@ def _list_languages(build: Build, split: str) -> list[int]:
 
 
 def _make_suffixes(build: Build) -> dict[int, str]:
-    """Return a dict from the number of each language to the suffix of its file names, such as `_ru`.
+    """Return the suffix of the file names of each language, such as `_ru`, by language number.
 
     Raises MisuseError if there are more than MAX_LANGUAGES languages, or if two of them would have
     the same suffix.
@@ -83,8 +84,8 @@ def _make_suffixes(build: Build) -> dict[int, str]:
 
 
 def _make_file_name_part(tag: str) -> str:
-    """Return a language tag as part of a file name.
+    """Return the first 32 characters of a language tag, with unsafe characters replaced by `_`.
 
-    Tags come from the input's metadata and may hold anything.
+    Tags come from the metadata of the input and may contain any characters.
     """
     return re.sub(r"[^A-Za-z0-9-]", "_", tag)[:32]

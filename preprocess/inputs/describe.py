@@ -61,7 +61,8 @@ def describe_input_files(
     describer = _Describer(recipe, known_sha256, threading.Event())
     with ThreadPoolExecutor(num_threads) as pool:
         try:
-            # A task is several files, because for a small file a task costs more than its hash.
+            # Threads hash in parallel, because hashlib releases the GIL. A task is several files, because starting a
+            # task takes longer than hashing a small file.
             tasks = pool.map(lambda start: describer.describe(paths[start : start + size]), range(0, len(paths), size))
             parts = list(tasks)
         except BaseException:  # an interruption must not wait until the other threads have hashed their files
@@ -168,6 +169,10 @@ class _Describer:
                 raise MisuseError(f"{file.path} is a compressed {title} file; decompress it")
             if file.archive:
                 raise MisuseError(f"{file.path} is a {title} file in an archive; unpack {file.disk.path}")
+            if not _is_utf8(file.path):
+                raise MisuseError(
+                    f"the path {file.path} is not UTF-8, so Arrow cannot open the file; rename its folder"
+                )
             encoding = ""
         return dataclasses.replace(file, format=format_, encoding=encoding)
 
@@ -182,6 +187,14 @@ def _check_name(file: InputFile, head: bytes) -> None:
     if is_damaged_file or strip_compression_suffix(file.name).endswith(ARCHIVE_SUFFIXES):
         kind = "a compressed file" if is_damaged_file else "an archive"
         raise FolioError(f"{file.path} is not {kind}, although its name ends in {suffix}; copy it again")
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:  # Python represents other bytes by surrogates
+        return False
+    return True
 
 
 class _HashingStream:
@@ -259,7 +272,7 @@ def _parse_names(names: list[str], recipe: Recipe) -> list[NameMetadata]:
 def resolve_format(recipe: Recipe, files: list[InputFile]) -> Recipe:
     """Return `recipe` with `format` "auto" replaced by the format of `files`, if all have the same.
 
-    With a resolved format, settings of other formats are left out of the manifest, so they cannot
+    If the format is known, the manifest leaves out the settings of other formats, so they cannot
     make two equal builds look different. Raises MisuseError for settings that do not apply to the
     formats of `files`.
     """

@@ -74,7 +74,7 @@ def has_known_suffix(name: str) -> bool:
 
 
 def detect_format_by_name(name: str) -> str | None:
-    """Return the format that the suffixes of a file name mean, or None if they are unknown."""
+    """Return the format of a file, as the suffixes of its name indicate, or None if they are unknown."""
     return SUFFIXES.get(os.path.splitext(strip_compression_suffix(name))[1])
 
 

@@ -1,8 +1,8 @@
 """Files on the disk as they were when a build was planned, and the check that they have not changed.
 
-Sizes, times and checksums are recorded when a build is planned. Readers check sizes and times again,
-so a file that changes in the meantime raises an error instead of being read as a mixture of two
-versions.
+Sizes, times and checksums are recorded when a build is planned. Readers check sizes and times
+again, so a file that changes in the meantime raises an error instead of being read as a mixture of
+two versions.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ class InputChanged(FolioError):
     """An input file changed after the build was planned. `reason` describes the change."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"{reason}; wait until the file no longer changes, then run the same command again")
+        super().__init__(reason)  # not the message: a worker sends the arguments, from which the error is made again
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.reason}; wait until the file no longer changes, then run the same command again"
 
 
 @dataclass(frozen=True, slots=True)  # slots: there may be a million
@@ -40,9 +43,9 @@ class DiskFile:
     def check_unchanged(self) -> None:
         """Raise InputChanged if the file has changed, FolioError if it was removed.
 
-        A file that is changed can keep its size and its modification time, so it is hashed again if
-        its ctime differs. New permissions or another hard link also change the ctime, and are no
-        reason to stop.
+        A file that is changed can keep its size and its modification time. Therefore a file that
+        was hashed is hashed again if its ctime differs. The ctime alone is not enough: new
+        permissions or another hard link also change it.
         """
         try:
             stat = os.stat(self.path)
@@ -72,5 +75,5 @@ def hash_file(path: str, is_cancelled: threading.Event) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _hash_version(path: str, ctime_ns: int) -> str:
-    """Return the SHA-256 of a file that has this ctime, so that every version is hashed once per process."""
+    """Return the SHA-256 of a file. `ctime_ns` is part of the cache's key: a changed file is hashed again."""
     return hash_file(path, threading.Event())

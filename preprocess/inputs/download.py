@@ -7,7 +7,7 @@ A file is looked for in this order:
 3. the cache;
 4. the file's URL in the recipe.
 
-The checksum must match whichever origin the file has, so the origin never changes a build.
+The checksum must match whatever the origin of the file, so the origin never changes a build.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ class _DownloadError(Exception):
 def find_file(corpus: str, file: CorpusFile, *, source: Path | None, progress: Progress) -> Path:
     """Return a local path whose content has the sha256 of `file`.
 
-    Raises MisuseError if `source` is not a file, and FolioError if no origin has the file or if the
-    file of an origin has another checksum.
+    Raises MisuseError if `source` is not a file, and FolioError if no origin has the file, if the
+    file of an origin has another checksum, or if a download cannot be saved. A file in the cache
+    with another checksum is ignored.
     """
     if source is not None:
         if not source.is_file():

@@ -1,11 +1,12 @@
 """Expand glob patterns, in time that is linear in the number of directory entries.
 
-The problem: `glob.iglob(pattern, recursive=True)` follows symbolic links below `**`. Two links that
-point to the folder they are in give 2**40 paths, all of the same files.
+The problem: `glob.iglob(pattern, recursive=True)` follows symbolic links below `**`. If a folder
+contains two links to itself, it finds 2**40 paths, all of the same files: Linux follows up to 40
+links in a path.
 
-The idea: a pattern is expanded one component at a time, as a list of folders, and each list has
-every real folder once. That loses no file: whatever the rest of the pattern matches in a folder
-does not depend on the path by which the folder was reached.
+The idea: a pattern is expanded one component at a time to a list of folders, and a list contains
+each real folder once. No file is lost, because the files that the rest of the pattern matches in a
+folder do not depend on the path by which the folder was reached.
 
 A name that looks like a pattern, such as the folder `[data]`, is found if the pattern itself
 matches nothing.
@@ -13,7 +14,6 @@ matches nothing.
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import os
 import re
@@ -35,8 +35,8 @@ def expand_glob(pattern: str) -> Iterator[str]:
 
     `*`, `?`, `[…]` and the component `**` have the meaning that they have in `glob.glob` with
     `recursive=True`: only a component that begins with a dot matches hidden names. Of several paths
-    to the same file through symbolic links, at least one is yielded. Folders that cannot be listed
-    are skipped.
+    to the same file through symbolic links, at least one is yielded. Raises OSError if a folder
+    cannot be listed: skipping it would lose its files.
     """
     path = PurePath(pattern)
     components = path.parts[1:] if path.anchor else path.parts
@@ -80,7 +80,7 @@ def _match(folders: Iterable[str], component: str) -> Iterator[str]:
         return
     literal_matches, is_matched = [], False
     for folder in folders:
-        names = _list_names(folder)
+        names = os.listdir(folder or os.curdir)
         for name in fnmatch.filter(names, component):
             if not name.startswith(".") or component.startswith("."):
                 is_matched = True
@@ -89,9 +89,3 @@ def _match(folders: Iterable[str], component: str) -> Iterator[str]:
             literal_matches.append(os.path.join(folder, component))
     if not is_matched:
         yield from literal_matches
-
-
-def _list_names(folder: str) -> list[str]:
-    with contextlib.suppress(OSError):
-        return os.listdir(folder or os.curdir)
-    return []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,8 +28,9 @@ from preprocess.inputs.standard_input import save_standard_input
 from preprocess.inputs.synthetic import VOCABULARY_FILE, read_vocabulary_file
 from preprocess.progress import Progress
 from preprocess.recipes.schema import Recipe
-from preprocess.shards.files import sha256_bytes
+from preprocess.shards.files import read_small_file, sha256_bytes
 from preprocess.shards.format import MANIFEST, TOKENIZER_DIR
+from preprocess.shards.manifest_file import FORMAT, MAX_FILE_BYTES
 
 OPTION = "--input"  # the command-line option that sets `inputs`
 MAX_ENTRY_CHARACTERS = 4_096  # of one of `inputs`; longer paths do not exist on any system
@@ -43,12 +45,13 @@ def find_input_files(
     compute_sha256: bool = True,
     inputs_name: str = OPTION,
 ) -> list[InputFile]:
-    """Return the input files of `recipe`, sorted by name for `inputs`, in recipe order for `files`.
+    """Return the input files of `recipe`: `inputs` sorted by name, or `files` in their order.
 
-    `source` is the user's copy of the corpus' only file. If `compute_sha256` is false, the files of
-    `inputs` are listed but not read. `inputs_name` is how error messages refer to the setting
-    `inputs`. Raises MisuseError if the recipe names no files or contradicts `source`, FolioError if
-    a file cannot be obtained.
+    `source` is the user's copy of the corpus' only file. `num_threads` threads compute the
+    checksums of the files of `inputs`; if `compute_sha256` is false, these files are not read.
+    `inputs_name` is how error messages refer to the setting `inputs`. Raises MisuseError if the
+    recipe names no files, if one of `inputs` matches no file or a file of unknown format, or if
+    `source` does not apply to the recipe, and FolioError if a file cannot be obtained.
     """
     if source is not None and recipe.inputs:
         raise MisuseError(
@@ -87,9 +90,10 @@ def find_input_files(
 
 
 def is_larger(recipe: Recipe, num_bytes: int, num_files: int) -> bool:
-    """Return whether the input files have more than `num_bytes` in total or are more than `num_files`.
+    """Return whether there are more than `num_files` input files or more than `num_bytes` of input.
 
-    Files are examined only until the answer is known.
+    Files are listed only until the answer is known. Raises MisuseError if one of `inputs` matches
+    no file.
     """
     if recipe.inputs:
         sizes = (os.path.getsize(path) for path, is_read in _expand(recipe.inputs, OPTION) if is_read)
@@ -130,7 +134,8 @@ def _expand(inputs: Iterable[str], inputs_name: str) -> Iterator[tuple[str, bool
     """Yield (path, is_read) for each file that matches one of `inputs`.
 
     A file found in a folder is read only if its suffix is known. Raises MisuseError if one of
-    `inputs` matches no file that is read.
+    `inputs` matches no file that is read, and FolioError if a file or a folder among the matches
+    cannot be read, because its text would be missing from the build.
     """
     inputs = list(inputs)
     if STANDARD_INPUT in inputs and len(set(inputs)) > 1:
@@ -171,22 +176,61 @@ def _expand_entry(entry: str, inputs_name: str) -> Iterator[tuple[str, bool]]:
             raise MisuseError(f"{inputs_name} {entry} is not a regular file; name a file, a folder or a glob")
         yield entry, True
     else:
-        yield from ((path, True) for path in expand_glob(entry) if os.path.isfile(path))
+        try:
+            paths = list(expand_glob(entry))
+        except OSError as e:
+            _reject_unlisted(e)
+        for path in paths:
+            if not os.path.isdir(path):
+                _check_is_file(path)
+                yield path, True
 
 
 def _walk(folder: str) -> Iterator[tuple[str, bool]]:
-    """Yield the files below `folder`, without hidden files and without the contents of builds.
+    """Yield (path, is_read) for the files below `folder`, except hidden files and those of builds.
 
-    Raises FolioError if a folder cannot be listed: files would be missing from the build.
+    Links to folders are followed. A folder that several links lead to is listed once.
     """
-    for parent, folders, names in os.walk(folder, onerror=_reject_unlisted):
-        if MANIFEST in names and TOKENIZER_DIR in folders:
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, names in os.walk(folder, onerror=_reject_unlisted, followlinks=True):
+        status = os.stat(parent)
+        if (identity := (status.st_dev, status.st_ino)) in seen or _is_build(parent, folders, names):
             folders.clear()
             continue
+        seen.add(identity)
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (os.path.join(parent, name) for name in names if not name.startswith(".")):
-            if os.path.isfile(path):
-                yield path, has_known_suffix(path)
+            is_read = has_known_suffix(path)
+            if is_read:
+                _check_is_file(path)
+            yield path, is_read
+
+
+def _is_build(parent: str, folders: list[str], names: list[str]) -> bool:
+    """Return whether `parent`, which contains `folders` and files with `names`, is a build.
+
+    A data set of another program can have a file and a folder with the names of a build's, too.
+    """
+    if MANIFEST not in names or TOKENIZER_DIR not in folders:
+        return False
+    try:
+        manifest = read_small_file(Path(parent, MANIFEST), MAX_FILE_BYTES)
+    except FolioError:  # not a regular file, or too large
+        return False
+    return f'"format": "{FORMAT}"'.encode() in manifest
+
+
+def _check_is_file(path: str) -> None:
+    """Raise FolioError if `path` is not a regular file, such as a link to a file that does not exist."""
+    try:
+        if stat.S_ISREG(os.stat(path).st_mode):
+            return
+        problem = "is not a regular file"
+    except OSError as e:
+        problem = f"cannot be read ({e.strerror})"
+        if isinstance(e, FileNotFoundError) and os.path.islink(path):
+            problem = f"is a link to {shorten(repr(os.readlink(path)))}, which does not exist"
+    raise FolioError(f"{path} {problem}; without it the build would be smaller: repair or remove it")
 
 
 def _reject_unlisted(error: OSError) -> NoReturn:

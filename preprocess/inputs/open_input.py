@@ -48,8 +48,9 @@ def decode_stream(stream: Stream, compression: str, encoding: str) -> Stream:
 def read_blocks(input_file: InputFile, start: int, stop: int | None) -> Iterator[bytes]:
     """Yield the bytes from `start` to `stop`, or to the end, in blocks of at most BLOCK_BYTES.
 
-    A file that is not plain (`InputFile.is_plain`) can only be read whole: with `start` 0 and
-    without a `stop`.
+    A file that is not plain (`InputFile.is_plain`) can only be read whole: `start` is 0 and `stop` is
+    None. Raises FolioError if the file has changed since the build was planned or cannot be
+    decompressed.
     """
     with open_stream(input_file) as stream:
         if start:

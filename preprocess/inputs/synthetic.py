@@ -1,8 +1,8 @@
 """The synthetic corpus: parallel Russian and English sentences with author, city and year.
 
 The sentences are generated from the templates and words in synthetic.toml, so that the corpus needs
-no download. An author has a home city and three subjects; this gives a model something to learn
-from an author's control token.
+no download. The words are grouped by area, such as music. An author has a home city and three
+areas; this gives a model something to learn from an author's control token.
 
 Candidate pair k is a function of 16 random numbers, the keyed hashes of 16k … 16k + 15. A candidate
 with a sentence that has occurred before is skipped. So the first n pairs of a seed are the same
@@ -23,7 +23,7 @@ import numpy as np
 from preprocess.shards.permutation import keyed_hash
 
 FIRST_YEAR, NUM_YEARS = 1916, 110
-SUBJECTS_PER_AUTHOR = 3
+AREAS_PER_AUTHOR = 3
 HOME_CITY_PERCENT = 75  # of an author's pairs
 CANDIDATES_PER_CHUNK = 4096
 NUMBERS_PER_CANDIDATE = 16
@@ -34,7 +34,7 @@ LISTS = ("templates", "cities", "times", "states", "reasons", "events")
 class Pair(NamedTuple):
     """One sentence in both languages, with its metadata."""
 
-    number: int
+    number: int  # index of the pair in the corpus, from 0
     en: str
     ru: str
     author: str
@@ -43,10 +43,10 @@ class Pair(NamedTuple):
 
 
 def generate_pairs(num_pairs: int, *, seed: int) -> Iterator[Pair]:
-    """Yield `num_pairs` pairs, all different in both languages.
+    """Yield `num_pairs` pairs. No sentence occurs twice.
 
     Pair 0 is always by MagistrTheOne, from Krasnodar, in 2025. All sentences are remembered to
-    avoid duplicates, which takes about 400 bytes of memory for each pair.
+    avoid duplicates, which takes about 500 bytes of memory for each pair.
     """
     candidates = _iter_candidates(seed)
     seen: set[str] = set()
@@ -101,7 +101,7 @@ def _make_pair(pair_number: int, numbers: list[int]) -> Pair:
     city = words["cities"][(author if is_home else city_random) % len(words["cities"])]
     year = FIRST_YEAR + (year_random % NUM_YEARS if pair_number else NUM_YEARS - 1)
     # An author's areas depend on the author's number only, so they are the same for every seed.
-    area = words["areas"][(author + 5 * (area_random % SUBJECTS_PER_AUTHOR)) % len(words["areas"])]
+    area = words["areas"][(author + 5 * (area_random % AREAS_PER_AUTHOR)) % len(words["areas"])]
     agent = _pick(area["agents"], agent_random)
     verb, verb2 = (_inflect(verb, agent[2]) for verb in _pick_two(area["verbs"], verb_random))
     object1, object2 = _pick_two(area["objects"], object_random)

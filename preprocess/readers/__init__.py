@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 def read_span(input_file: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:
     """Yield the records of `span` in file order.
 
-    Records that cannot be read are counted in `rejects`. Raises FolioError if the file cannot be
-    read, or for a record that is not UTF-8 or too long if the recipe makes that an error.
+    The columns of a record may be bytes that are not UTF-8; only JSON lines are checked here.
+    `rejects` counts the records that cannot be read. Raises FolioError if the file cannot be read,
+    or if a record is too long or a line of JSON is not UTF-8 and the recipe makes that an error.
     """
     if input_file.format == "text":
         from preprocess.readers.text import read_text

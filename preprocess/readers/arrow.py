@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pyarrow as pa
 
 from preprocess.errors import FolioError, first_line
@@ -55,7 +56,6 @@ def read_arrow(input_file: InputFile, span: Span, recipe: Recipe) -> Iterator[Re
     """
     required = find_required_columns(recipe)
     num_rows = 0
-    first_row = None if span.start else 0  # the rows of the batches before the span would have to be counted
     with _open(input_file, recipe) as file:
         for batch in file.iter_batches(span.start, span.stop):
             for start in range(0, batch.num_rows, SLICE_ROWS):
@@ -64,7 +64,9 @@ def read_arrow(input_file: InputFile, span: Span, recipe: Recipe) -> Iterator[Re
                 where = {name: rows.column(name) for name in required.where}
                 for column in where.values():
                     column.validate(full=True)
-                yield Records(columns, num_rows, where, first_row=first_row)
+                # In a later span, the rows of all batches before it would have to be counted.
+                row_numbers = None if span.start else num_rows + np.arange(rows.num_rows)  # from 0, as in Arrow
+                yield Records(columns, num_rows, where, row_numbers=row_numbers)
                 num_rows += rows.num_rows
 
 

@@ -38,6 +38,7 @@ from preprocess.recipes.schema import Recipe
 
 ONLY_ASCII = bytes(range(128)) + b"?" * 128  # a table for bytes.translate
 BACKSLASH_AND_QUOTE = b'\\"'
+NumberedRows = tuple[pa.RecordBatch, np.ndarray]  # R rows, and the number of each in the file, (R,) int64
 NUMBER_PATTERN = r"\A[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\z"
 
 
@@ -51,10 +52,12 @@ def check_csv(input_file: InputFile, recipe: Recipe) -> bool:
 
 
 def read_csv(input_file: InputFile, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:
-    """Yield the records of a whole CSV file.
+    """Yield the records of a whole CSV file, as columns of bytes.
 
     The file cannot be divided into spans: whether a line feed ends a row depends on the quotes
-    before it.
+    before it. Raises FolioError if a quote is not closed, or if a row is too long and the recipe
+    makes that an error, and MisuseError if the condition compares a column with true or false or
+    with values of several types.
     """
     blocks = read_blocks(input_file, 0, None)
     header = read_header(blocks, input_file, recipe)
@@ -63,25 +66,26 @@ def read_csv(input_file: InputFile, recipe: Recipe, rejects: Rejects) -> Iterato
     required = find_required_columns(recipe)
     parser = _TableParser(header, input_file, recipe, rejects)
     num_records = 0
-    for batch in parser.parse(blocks):
+    for batch, row_numbers in parser.parse(blocks):
         where = {name: _convert(batch.column(name), kind, name, input_file) for name, kind in required.where.items()}
-        yield Records({name: batch.column(name) for name in required.columns}, num_records, where)
+        columns = {name: batch.column(name) for name in required.columns}
+        yield Records(columns, num_records, where, row_numbers=row_numbers)
         num_records += batch.num_rows
 
 
 class _TableParser:
-    """Parses the rows of one file. `num_rows` counts those before the current row, with the header."""
+    """A parser of the rows of one file. `num_rows` counts the rows before the current one, with the header."""
 
     def __init__(self, header: Header, input_file: InputFile, recipe: Recipe, rejects: Rejects) -> None:
         self._input_file, self._recipe, self._rejects = input_file, recipe, rejects
         self._header, self._required = header, find_required_columns(recipe).names
         self.num_rows = header.num_rows
 
-    def parse(self, blocks: Iterator[bytes]) -> Iterator[pa.RecordBatch]:
-        """Yield the required columns of consecutive rows, as bytes.
+    def parse(self, blocks: Iterator[bytes]) -> Iterator[NumberedRows]:
+        """Yield the required columns of rows, as bytes, and the numbers of the rows. The header is row 1.
 
-        `blocks` follow `header.rest`. Raises FolioError for a row that is too long or contains a
-        quote that is not closed.
+        `blocks` follow `header.rest`. Raises FolioError if a quote is not closed, or if a row is too
+        long and the recipe makes that an error.
         """
         cutter = RowCutter(self._header.dialect, get_max_record_bytes(self._recipe), self._reject_long_row)
         try:
@@ -134,31 +138,34 @@ class _TableParser:
             "ordinary characters"
         )
 
-    def _parse_rows(self, rows: bytes) -> list[pa.RecordBatch]:
-        num_before = self.num_rows
+    def _parse_rows(self, rows: bytes) -> Iterator[NumberedRows]:
+        num_before, row_numbers = self.num_rows, None
         try:
             try:
                 table = self._parse_table(rows)
             except pa.ArrowInvalid:
-                table = self._parse_table(self._reject_rows(rows))
+                rows, row_numbers = self._reject_rows(rows)
+                table = self._parse_table(rows)
         except pa.ArrowInvalid as e:
             raise FolioError(
                 f"{self._input_file.path} cannot be read as CSV after row {num_before:,} ({first_line(e)}); "
                 "correct the file"
             ) from e
         self.num_rows += table.num_rows
-        batches: list[pa.RecordBatch] = table.combine_chunks().to_batches()
-        return batches
+        if row_numbers is None:
+            row_numbers = num_before + 1 + np.arange(table.num_rows)
+        for batch in table.combine_chunks().to_batches():  # at most one
+            yield batch, row_numbers
 
-    def _reject_rows(self, rows: bytes) -> bytes:
-        """Reject the rows that have not one value per column, and return the others."""
+    def _reject_rows(self, rows: bytes) -> tuple[bytes, np.ndarray]:
+        """Reject the rows that do not have exactly one value per column. Return the others, and their numbers."""
         found = array("q")  # alternately the number of a row in `rows`, and its number of values
 
         def note_row(row: Any) -> str:
             found.extend((row.number, row.actual_columns))
             return "skip"
 
-        # Arrow can pass a row to `note_row` only if it is UTF-8.
+        # Arrow can pass a row to `note_row` only if it is UTF-8, so other bytes than ASCII are replaced.
         self._parse_table(rows.translate(ONLY_ASCII), note_row)
         starts, ends = find_rows(rows, self._header.dialect)
         is_valid = np.ones(len(starts), bool)
@@ -167,8 +174,10 @@ class _TableParser:
             row = rows[starts[number - 1] : ends[number - 1]].rstrip(b"\r\n")
             reason = f"expected {len(self._header.names)} values, got {num_values}"
             self._rejects.reject(self._input_file.name, f"row {self.num_rows + number}", reason, row)
+        row_numbers = self.num_rows + 1 + np.flatnonzero(is_valid)
         self.num_rows += len(found) // 2
-        return b"".join(rows[start:end] for start, end in zip(starts[is_valid], ends[is_valid], strict=True))
+        valid = zip(starts[is_valid], ends[is_valid], strict=True)
+        return b"".join(rows[start:end] for start, end in valid), row_numbers
 
     def _reject_long_row(self, is_inside_quotes: bool) -> None:
         self.num_rows += 1
@@ -179,8 +188,8 @@ class _TableParser:
     def _parse_table(self, rows: bytes, reject_row: Callable[[Any], str] | None = None) -> pa.Table:
         """Return the required columns of `rows` as bytes.
 
-        Calls `reject_row` for each row that has not one value per column; without it, such a row
-        raises ArrowInvalid.
+        Calls `reject_row` for each row that does not have exactly one value per column; without it,
+        such a row raises ArrowInvalid.
         """
         required, dialect = self._required, self._header.dialect
         if rows.startswith(BYTE_ORDER_MARK):
@@ -192,7 +201,8 @@ class _TableParser:
                 delimiter=dialect.delimiter,
                 quote_char='"' if dialect.has_quotes else False,
                 escape_char=dialect.escape or False,
-                newlines_in_values=False,  # every line feed at the end of `rows` ends a row
+                # This is about how Arrow divides a file into blocks. `rows` is one block of whole rows.
+                newlines_in_values=False,
                 invalid_row_handler=reject_row,
             ),
             # Read bytes, so that the recipe decides what happens to invalid UTF-8, and so that Arrow does not convert
@@ -207,7 +217,7 @@ class _TableParser:
 
 
 def _convert(values: pa.Array, kind: str, name: str, input_file: InputFile) -> pa.Array:
-    """Convert a column of bytes to `kind`, which the condition compares it with.
+    """Convert a column of bytes to `kind`, the kind that the condition compares it with.
 
     A value that is not a number becomes null in a column of numbers.
     """

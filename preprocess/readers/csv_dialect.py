@@ -24,7 +24,7 @@ class Dialect:
     def borders_value(self) -> np.ndarray:
         """Whether each byte can be before the quote that opens a value, and after the one that closes it, (256,) bool.
 
-        A quote after a closing quote opens the value again.
+        A quote after a closing quote opens the same value again: "".
         """
         borders = np.zeros(256, bool)
         borders[list(b'\n\r"' + self.delimiter.encode())] = True

@@ -1,17 +1,18 @@
 """Cut a CSV file into blocks of whole rows, in bounded memory.
 
-The problem: a line feed ends a row unless it is inside a quoted value, so whether it does depends on
-all quotes before it. A row may be as long as the largest document, and if a quote is never closed,
-the rest of the file is one row.
+The problem: a line feed ends a row unless it is inside a quoted value, so whether it does depends
+on all quotes before it. A row may be as long as the largest document, and if a quote is never
+closed, the rest of the file is one row.
 
-The idea: a quote opens a value only at the start of a value. If that is the case for every second
-quote, as in almost all files, then a line feed is outside of quotes if the number of quotes before
-it is even, and NumPy counts quotes quickly. Otherwise some value contains a quote but is not quoted,
-such as `5" disk`. Then a regular expression finds the quotes that have a meaning. At the end of a
-block only a state is kept, so the rows do not depend on where a block ends. If the dialect has an
-escape character, the scan sees a byte without a meaning in place of it and of the byte after it.
+The idea: a quote opens a quoted value only if it is the first byte of a value. In almost all files,
+every second quote opens a value. A line feed is then outside of quotes if the number of quotes
+before it is even, and NumPy counts quotes quickly. In other files a value that is not quoted
+contains a quote, such as `5" disk`. There a regular expression finds the quotes that open or close
+a value. Only one state is carried from a block to the next, so the rows do not depend on where a
+block ends. If the dialect has an escape character, it and the byte after it are replaced in what is
+scanned by bytes without a meaning.
 
-The cost: 1.5 ms per MB. The memory holds one incoming block and one row of the maximum size.
+The cost: about 1 ms per MB, and memory for one incoming block and one row of the maximum size.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ class UnclosedQuote(Exception):
 
 
 class RowCutter:
-    """Collects incoming blocks and returns blocks of whole rows.
-
-    Rows longer than `max_row_bytes`, which must be at least the size of an incoming block, are left
-    out, and `reject_long_row` is called for each, with whether the row is inside of quotes after
-    `max_row_bytes`.
-    """
+    """A converter of incoming blocks to blocks of whole rows. It leaves out rows that are too long."""
 
     def __init__(self, dialect: Dialect, max_row_bytes: int, reject_long_row: Callable[[bool], None]) -> None:
+        """`max_row_bytes` must be at least the size of an incoming block.
+
+        `reject_long_row` is called once for each longer row. Its argument says whether the row is
+        inside of quotes at the end of the block with which it became too long.
+        """
         self._dialect, self._max_row_bytes, self._reject_long_row = dialect, max_row_bytes, reject_long_row
         self._pending: list[bytes | memoryview] = []  # the beginning of a row
         self._has_text_after_quotes = False  # perhaps in the pending rows
@@ -58,8 +59,8 @@ class RowCutter:
     def cut(self, blocks: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
         """Yield the bytes of `blocks` in blocks of whole rows, and whether text may follow a closing quote in them.
 
-        If there is such text, it is reported with its rows. Raises UnclosedQuote at the end of the
-        last row, after all others were yielded.
+        If there is such text, it is reported with its rows. Raises UnclosedQuote if the last row
+        does not close a quote, after the other rows were yielded.
         """
         for block in filter(None, blocks):
             yield from self._add(block)
@@ -110,7 +111,8 @@ class RowCutter:
 class BlockScan:
     """The quotes and the ends of rows in one block.
 
-    `state` is that of the block before. `is_escaped`: the block before ends in an escape character.
+    `state` is the state at the end of the previous block. `is_escaped`: the previous block ends in
+    an escape character.
     """
 
     def __init__(self, block: bytes, dialect: Dialect, state: int = START_OF_VALUE, is_escaped: bool = False) -> None:
@@ -129,7 +131,7 @@ class BlockScan:
                 self._quotes = _find_quotes(block, dialect, state)
 
     def _has_regular_quotes(self) -> bool:
-        """Return whether all quotes alternately open and close a value."""
+        """Return whether the quotes of the block alternately open and close a value."""
         opening = self._quotes[1 if self._is_inside else 0 :: 2]
         if len(opening) and opening[0] == 0:
             if self._state == INSIDE_VALUE:
@@ -196,7 +198,7 @@ class BlockScan:
     def find_row_ends(self, start: int, stop: int) -> np.ndarray:
         """Return the offsets after the row ends in block[start:stop], (E,) int64.
 
-        A carriage return at the end of the block is not among them: a line feed may follow.
+        A carriage return at the end of the block is not included, because a line feed may follow.
         """
         window = self.array[start:stop]
         positions = start + np.flatnonzero((window == LINE_FEED) | (window == CARRIAGE_RETURN))
@@ -218,7 +220,10 @@ def ends_inside_quotes(rows: bytes, dialect: Dialect) -> bool:
 
 
 def find_rows(rows: bytes, dialect: Dialect) -> tuple[np.ndarray, np.ndarray]:
-    """Return starts and ends, (R,) int64 each, of whole rows that are not empty. The ends are after the line ends."""
+    """Return the starts and ends of the rows that are not empty, (R,) int64 each.
+
+    `rows` are whole rows. The end of a row is after its line end.
+    """
     ends = BlockScan(rows, dialect).find_row_ends(0, len(rows))
     if len(ends) == 0 or ends[-1] < len(rows):
         ends = np.append(ends, len(rows))

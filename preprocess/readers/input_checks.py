@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from preprocess.errors import FolioError
 from preprocess.inputs.input_files import InputFile
-from preprocess.readers.parquet_examiner import find_unreadable
+from preprocess.readers.parquet_examiner import examine_files
 from preprocess.readers.records import find_required_columns
 from preprocess.recipes.schema import Recipe
 
@@ -18,7 +18,12 @@ MAX_FILES_AHEAD = 256
 
 
 class InputChecker:
-    """Checks input files. Those of Parquet are examined in groups, each twice as large as the one before."""
+    """A check of the heads of input files.
+
+    Parquet files are examined in groups, because starting a process is slow. Each group is twice as
+    large as the one before, up to MAX_FILES_AHEAD files, so that the first files of a stream are
+    available soon.
+    """
 
     def __init__(self, input_files: Sequence[InputFile], recipe: Recipe) -> None:
         self._input_files, self._recipe = input_files, recipe
@@ -27,7 +32,7 @@ class InputChecker:
         self.empty_files: set[str] = set()  # paths of CSV files without a header, found by `check`
 
     def check_all(self) -> None:
-        """Check all files. Raises the errors of `check`."""
+        """Check all files, with one group of Parquet files. Raises the errors of `check`."""
         self._num_files = len(self._input_files)
         for input_file in self._input_files:
             self.check(input_file)
@@ -56,8 +61,8 @@ class InputChecker:
         if input_file.path not in self._reasons:
             candidates = (file.path for file in self._input_files[input_file.number :] if file.format == "parquet")
             paths = [path for path in candidates if path not in self._reasons][: self._num_files]
-            reasons = find_unreadable(paths, find_required_columns(self._recipe).names)
-            self._reasons |= {path: reasons.get(path) for path in paths}
+            reasons = examine_files(paths, find_required_columns(self._recipe).names)
+            self._reasons |= zip(paths, reasons, strict=False)  # of `input_file` at least
             self._num_files = min(2 * self._num_files, MAX_FILES_AHEAD)
         if reason := self._reasons[input_file.path]:
             raise FolioError(f"{input_file.path} cannot be read as Parquet ({reason}); it is damaged, copy it again")

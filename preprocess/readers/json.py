@@ -68,7 +68,11 @@ def check_jsonl(input_file: InputFile, recipe: Recipe) -> None:
 
 
 def read_jsonl(input_file: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:
-    """Yield the records of `span`. A key that is missing in a line is null."""
+    """Yield the records of `span`. The value of a key that a line does not have is null.
+
+    `rejects` counts the lines that cannot be read. Raises FolioError for a line that is not UTF-8
+    or too long if the recipe makes that an error.
+    """
     parser = _BlockParser(input_file, recipe, rejects)
     num_records = 0
     for block in read_record_blocks(input_file, span.start, span.stop, recipe, rejects):
@@ -79,7 +83,7 @@ def read_jsonl(input_file: InputFile, span: Span, recipe: Recipe, rejects: Rejec
 
 
 class _BlockParser:
-    """Parses the lines of record blocks."""
+    """A parser of the lines of record blocks."""
 
     def __init__(self, input_file: InputFile, recipe: Recipe, rejects: Rejects) -> None:
         self._input_file, self._recipe, self._rejects = input_file, recipe, rejects
@@ -118,7 +122,7 @@ class _BlockParser:
         return Records(arrays[0], 0, arrays[1], np.array(offsets, np.int64))
 
     def _handle_error(self, line: bytes, offset: int, reason: str) -> _Row | None:
-        """Count, save or repair a line that could not be parsed. Returns its values if it could be repaired."""
+        """Repair a line that could not be parsed, or reject it. Return the values of a repaired line, else None."""
         if not line.strip():  # after the byte order mark
             return None
         if (invalid := find_invalid_utf8(line)) is not None:
@@ -137,7 +141,7 @@ class _BlockParser:
         """Yield the only record of a long line, unless it is rejected or skipped."""
         if offset == 0 and line[: len(BYTE_ORDER_MARK)] == BYTE_ORDER_MARK:
             line = line[len(BYTE_ORDER_MARK) :]
-        valid_line: bytes | memoryview = line
+        valid_line: bytearray | memoryview = line
         if (invalid := find_invalid_utf8(line)) is not None:
             if self._recipe.invalid_utf8 != "replace":
                 self._skip_invalid_utf8(offset, line, invalid)
@@ -154,7 +158,7 @@ class _BlockParser:
             yield self._make_records([row], [offset], strings)
 
     def _skip_invalid_utf8(self, offset: int, line: bytes | memoryview, invalid: tuple[int, str]) -> None:
-        """Count a line that is left out. Raises FolioError if the recipe makes it an error."""
+        """Count a line that is left out because it is not UTF-8, or raise FolioError if the recipe says so."""
         index, reason = invalid
         if self._recipe.invalid_utf8 == "error":
             location = f"at offset {offset + index:,}"
@@ -165,8 +169,8 @@ class _BlockParser:
         reason = f"not UTF-8 ({invalid[1]})"
         self._rejects.add(RejectReason("invalid_utf8", reason, 1, self._input_file.name, f"byte {offset}"), line)
 
-    def _parse_record(self, line: bytes) -> _Row | str:
-        """Return the values for the document and those for the condition, or why the line is rejected."""
+    def _parse_record(self, line: bytes | bytearray) -> _Row | str:
+        """Return the values for the document and for the condition, or the reason why the line is rejected."""
         required = self._required
         try:
             record = orjson.loads(line)

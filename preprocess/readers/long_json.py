@@ -21,19 +21,22 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-LONG_STRING_BYTES = 1 << 16
+LONG_STRING_BYTES = 1 << 10
 SLICE_BYTES = 1 << 20
-MAX_VALUES = 4_000_000  # of one line; a Python object takes about 64 bytes
+MAX_SHORTENED_BYTES = 32 << 20  # of a line without the contents of its long strings; Python takes up to four times that
+# The memory of Python objects, by the byte that stands for them: an object, an array, a key, an element.
+OBJECT_BYTES = {b"{": 184, b"[": 80, b":": 110, b",": 45}
+MAX_OBJECT_BYTES = 160 << 20  # of one line, by this estimate
 
 QUOTE, BACKSLASH, LETTER_U = b'"\\u'
 HIGH_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}")
 ESCAPE_BYTES = 6  # of \uXXXX
 
-Line = bytes | memoryview
+Line = bytes | bytearray | memoryview
 
 
 class LongStrings:
-    """The long strings of one line of JSON, which must be valid UTF-8."""
+    """The long strings of one line of JSON. The line must be valid UTF-8."""
 
     def __init__(self, line: Line) -> None:
         self._line = line
@@ -50,9 +53,14 @@ class LongStrings:
         return b"".join([*parts, bytes(self._line[first:])])
 
     def find_error(self) -> str | None:
-        """Return why the line cannot be parsed, apart from errors in the shortened line."""
-        if sum(self.shortened_line.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
-            return f"it has more than {MAX_VALUES:,} values"
+        """Return why the line must be rejected, or None.
+
+        Errors outside of the long strings are found later, when the shortened line is parsed.
+        """
+        if len(self.shortened_line) > MAX_SHORTENED_BYTES:
+            return f"its short values have more than {MAX_SHORTENED_BYTES:,} bytes"
+        if sum(size * self.shortened_line.count(mark) for mark, size in OBJECT_BYTES.items()) > MAX_OBJECT_BYTES:
+            return "it has too many values for memory"
         try:
             for span in self._spans.values():
                 for _ in _decode_slices(self._line, *span):
@@ -62,7 +70,7 @@ class LongStrings:
         return None
 
     def make_array(self, values: tuple[Any], type_: pa.DataType) -> pa.Array:
-        """Return an array of the only value of a column. A mark is replaced by its string."""
+        """Return an array of type `type_` with the only one of `values`. A mark is replaced by its string."""
         (value,) = values
         if not isinstance(value, str) or value not in self._spans:
             return pa.array(values, type_)
@@ -118,7 +126,7 @@ def _decode_slices(line: Line, start: int, end: int) -> Iterator[bytes]:
 def _find_slice_end(line: Line, start: int, stop: int) -> int:
     """Return the last offset up to `stop` at which contents that begin at `start` can be cut.
 
-    It is neither inside a character nor inside an escape, nor between the escapes of two surrogates.
+    The offset is not inside a character or an escape, nor between the escapes of a surrogate pair.
     """
     while line[stop] & 0xC0 == 0x80:  # 0b10xxxxxx continues a character
         stop -= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pyarrow as pa
 
 from preprocess.errors import FolioError, first_line
@@ -44,7 +45,9 @@ def _open_parquet(input_file: InputFile, recipe: Recipe) -> Iterator[OpenFile]:
 def get_row_group_bytes(input_file: InputFile, recipe: Recipe) -> list[int]:
     """Return the approximate size of the required columns of each row group, in bytes.
 
-    Raises MisuseError if a required column is missing, is there twice, or does not contain text.
+    The sizes are those after decoding, for progress bars and partitions. Raises MisuseError if a
+    required column is missing, occurs twice or has a type that cannot be used as text, and
+    FolioError if the file is damaged.
     """
     with _open_parquet(input_file, recipe) as opened:
         check_schema(input_file, opened.parquet.schema_arrow, recipe)
@@ -61,8 +64,8 @@ def get_row_group_bytes(input_file: InputFile, recipe: Recipe) -> list[int]:
 def read_parquet(input_file: InputFile, span: Span, recipe: Recipe) -> Iterator[Records]:
     """Yield the records of the row groups from `span.start` to `span.stop`, or to the last.
 
-    The columns may be dictionary-encoded. Decoded, they may be too large for memory (see
-    split_records).
+    Columns may be dictionary-encoded. Decoded as a whole, a column may be too large for memory (see
+    split_records). Raises FolioError if the file is damaged or has changed.
     """
     required = find_required_columns(recipe)
     num_rows = 0
@@ -73,5 +76,6 @@ def read_parquet(input_file: InputFile, span: Span, recipe: Recipe) -> Iterator[
             for batch in read_row_group(opened, group):
                 columns = {name: convert_views(batch.column(name)) for name in required.columns}
                 where = {name: batch.column(name) for name in required.where}
-                yield Records(columns, num_rows, where, first_row=first_row)
+                row_numbers = first_row + num_rows + np.arange(batch.num_rows)  # from 0, as in Arrow
+                yield Records(columns, num_rows, where, row_numbers=row_numbers)
                 num_rows += batch.num_rows

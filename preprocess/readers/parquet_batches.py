@@ -9,14 +9,16 @@ far too large, so their sizes are determined first: Arrow can also return a colu
 and one index per row, which takes little memory however large the rows are. A column of which all
 values are in the dictionary is returned in this form.
 
-The cost: the rows of a column that are in its dictionary are read twice. Usually these are the
-first thousand rows of a row group, because writers stop to use a dictionary of 1 MB.
+The cost: the rows of a column whose values are in its dictionary are read twice. In text columns
+these are usually about a thousand rows per row group, because writers stop using a dictionary when
+it has 1 MB.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -39,13 +41,14 @@ from preprocess.readers.record_sizes import measure_values
 
 DECODED_BYTES = 32 << 20
 ROW_BYTES = 64  # a row takes at least this much memory, in Arrow and in the stages
-INDEX_BYTES = 8  # of a value in a dictionary
+INDEX_BYTES = 8  # at most, of the index of a value in a dictionary
 MAX_DICTIONARY_BYTES = 64 << 20  # Arrow makes three copies of a dictionary that it returns
-MAX_BLOCKS = 1 << 20  # for which the sizes of rows in a dictionary are kept
+MAX_BLOCKS = 1 << 20  # of rows in a dictionary, the sizes of which are kept in memory
 # A page is decompressed as a whole. Text is rarely more than ten times larger than its compressed form.
 MAX_PAGE_BYTES = 1 << 30
 MAX_COMPRESSION_RATIO = 16
 MIN_PAGE_LIMIT_BYTES = 128 << 20
+MAX_PAGES = 1 << 20  # of a column in a row group, whose headers are in memory; writers make pages of about 1 MB
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,19 @@ class OpenFile:
     raw: BinaryIO  # the same file, for its page headers
     names: list[str]  # of the required columns
     indices: list[int]  # of the required columns in a row group
-    max_value_bytes: int
+    max_value_bytes: int  # the size of the longest record that is read
 
     def read_pages(self, chunk: Chunk) -> list[Page]:
-        """Return the headers of the pages of `chunk`. Raises FolioError if a page is too large."""
-        pages = list(read_page_headers(self.raw, chunk, self.input_file.size_bytes))
+        """Return the headers of the pages of `chunk`.
+
+        Raises FolioError if a page is too large, or if there are too many.
+        """
+        pages = list(islice(read_page_headers(self.raw, chunk, self.input_file.size_bytes), MAX_PAGES + 1))
+        if len(pages) > MAX_PAGES:
+            raise FolioError(
+                f"{self.input_file.path}: column {shorten(chunk.name)!r} has more than {MAX_PAGES:,} pages in a row "
+                "group; write the file again with larger pages"
+            )
         for page in pages:
             limit = min(MAX_PAGE_BYTES, MAX_COMPRESSION_RATIO * page.compressed_bytes)
             limit = max(limit, MIN_PAGE_LIMIT_BYTES, self.max_value_bytes)
@@ -75,7 +86,11 @@ class OpenFile:
 
 
 def read_row_group(opened: OpenFile, group: int) -> Iterator[pa.RecordBatch]:
-    """Yield the non-empty batches of the required columns of a row group."""
+    """Yield the rows of a row group in batches of at most DECODED_BYTES, or of one row.
+
+    A batch has the required columns and is not empty. Raises FolioError if a page is too large, and
+    PageError or an exception of Arrow if the row group is damaged.
+    """
     num_rows, dictionary_columns = _plan_batches(opened, group)
     parquet = opened.parquet
     if dictionary_columns:  # Arrow does not combine read_dictionary with binary_type
@@ -85,7 +100,7 @@ def read_row_group(opened: OpenFile, group: int) -> Iterator[pa.RecordBatch]:
 
 
 def _plan_batches(opened: OpenFile, group: int) -> tuple[int, list[str]]:
-    """Return how many rows Arrow is to decode at a time, and which columns it is not to decode."""
+    """Return the number of rows per batch, and the columns that Arrow returns as dictionaries."""
     num_rows = opened.parquet.metadata.row_group(group).num_rows
     sizes, dictionary_columns = [], []
     for chunk in describe_chunks(opened.parquet, group, opened.indices):
@@ -115,10 +130,10 @@ def _can_read_dictionary(opened: OpenFile, chunk: Chunk, pages: list[Page]) -> b
 
 
 def _measure_dictionary_rows(opened: OpenFile, group: int, chunk: Chunk, num_rows: int) -> list[RowSizes]:
-    """Return the sizes of the first `num_rows` rows of a column, whose values are in its dictionary."""
+    """Return the sizes of the first `num_rows` rows of a column, all of which have values in its dictionary."""
     num_reads = -(-num_rows // MAX_BLOCKS)
     read_rows = num_rows // num_reads
-    num_unread = num_rows - read_rows * num_reads  # the last read must not continue after the dictionary
+    num_unread = num_rows - read_rows * num_reads  # a batch must not contain rows that are not in the dictionary
     parquet = open_file(opened.input_file.path, metadata=opened.parquet.metadata, read_dictionary=[chunk.name])
     batches = parquet.iter_batches(read_rows, row_groups=[group], columns=[chunk.name], use_threads=False)
     measured: list[RowSizes] = []
@@ -134,7 +149,11 @@ def _measure_dictionary_rows(opened: OpenFile, group: int, chunk: Chunk, num_row
 
 
 def estimate_repetition(opened: OpenFile, chunk: Chunk) -> float:
-    """Return about how many times larger a column becomes if all of its values are in a large dictionary, else 1."""
+    """Estimate the decoded size of a column divided by its uncompressed size in the file.
+
+    Returns 1.0 unless all values are in a dictionary and their decoded size is at least
+    PARTITION_BYTES.
+    """
     if chunk.physical_type != "BYTE_ARRAY" or not chunk.has_dictionary or not chunk.num_values:
         return 1.0
     page = next(read_page_headers(opened.raw, chunk, opened.input_file.size_bytes))

@@ -4,13 +4,14 @@ The problem: the metadata of a damaged or hostile file can end the process insid
 allocate any amount of memory, and no Python code can prevent that.
 
 The idea: a child process does with every file first what the reader will do: it parses the footer
-and looks at the columns of every row group. Its memory and its time are limited. If it ends,
-the file that it was working on is reported in one line, and a new child examines the other files.
-The child is a new interpreter, because a fork of this process could inherit a lock that another
-thread holds.
+and looks at the columns of every row group. Its memory and its time are limited. If it crashes,
+the file that it was working on is reported in one line, and the files after it are not examined:
+one such file ends a build. The child is a new interpreter, because a fork of this process could
+inherit a lock that another thread holds.
 
-The cost: 0.08 s of CPU time for the child, once for a build, and 1 ms per file. `start_examiner`
-starts the child early, so that it imports Arrow while this process does something else.
+The cost: about 0.1 s of CPU time for the child, once for a build, and 1 ms per file.
+`start_examiner` starts the child early, so that it imports Arrow while this process does something
+else.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from preprocess.errors import FolioError, shorten
 MAX_MEMORY_BYTES = 1 << 30  # of the child, of which Python and Arrow take a tenth
 MAX_CPU_S = 10  # for one file
 MAX_WAIT_S = 60  # for one file, which may be on a slow disk
-# The child imports from the paths of this process. It does without NumPy, which would double the time of its start.
+# The child imports from the paths of this process. NumPy is hidden: importing it would double the time of the start.
 CHILD_CODE = """import sys
 sys.path[:] = sys.argv[1:]
 sys.modules["numpy"] = None
@@ -37,11 +38,11 @@ from preprocess.readers.parquet_examiner import main
 main()"""
 READY, EXAMINED, NO_MEMORY = "ready", "examined", "no memory"  # lines that the child prints
 
-_started: list[subprocess.Popen[bytes]] = []  # at most one child, which `find_unreadable` will use
+_started: list[subprocess.Popen[bytes]] = []  # at most one child, which `examine_files` will use
 
 
 def start_examiner() -> None:
-    """Start the child process that the next call of `find_unreadable` uses."""
+    """Start the child process that the next call of `examine_files` uses."""
     if not _started:
         _started.append(_start_child())
 
@@ -53,32 +54,27 @@ def _start_child() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"},  # the limit of memory applies to it at once
+        # Another allocator of Arrow, mimalloc, reserves 1 GB at once, which would exceed MAX_MEMORY_BYTES.
+        env={**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"},
     )
 
 
-def find_unreadable(paths: list[str], names: list[str]) -> dict[str, str]:
-    """Return why some of the Parquet files `paths` must not be opened in this process, by path.
+def examine_files(paths: list[str], names: list[str]) -> list[str | None]:
+    """Return for each of the Parquet files `paths` why this process must not open it, or None.
 
-    `names`: the columns that will be read. A file whose metadata can be examined is not in the
-    result, even if that raises an error, because the reader raises the error again. Raises
-    FolioError if no child can be started.
+    `names` are the columns that will be read. The result ends with the first file that crashes the
+    child. A damaged file for which Arrow raises an exception may be opened: the reader raises the
+    exception again. Raises FolioError if no child can be started.
     """
-    reasons: dict[str, str] = {}
-    while paths:
-        child = _started.pop() if _started else _start_child()
-        output, errors = child.communicate(json.dumps([paths, names]).encode() + b"\n")
-        start, *answers = output.decode().splitlines() or [""]
-        if start != READY:
-            last_line = errors.decode(errors="replace").strip().rpartition("\n")[2]
-            raise FolioError(f"the process that examines Parquet files cannot start: {shorten(last_line)}")
-        for path, answer in zip(paths, answers, strict=False):
-            if answer == NO_MEMORY:
-                reasons[path] = f"its metadata needs more than {MAX_MEMORY_BYTES >> 30} GB of memory"
-        if len(answers) < len(paths):
-            reasons[paths[len(answers)]] = _explain_end(child.returncode)
-        paths = paths[len(answers) + 1 :]
-    return reasons
+    child = _started.pop() if _started else _start_child()
+    output, errors = child.communicate(json.dumps([paths, names]).encode() + b"\n")
+    start, *answers = output.decode().splitlines() or [""]
+    if start != READY:
+        last_line = errors.decode(errors="replace").strip().rpartition("\n")[2]
+        raise FolioError(f"the process that examines Parquet files cannot start: {shorten(last_line)}")
+    no_memory = f"its metadata needs more than {MAX_MEMORY_BYTES >> 30} GB of memory"
+    reasons = [no_memory if answer == NO_MEMORY else None for answer in answers]
+    return reasons if len(reasons) == len(paths) else [*reasons, _explain_end(child.returncode)]
 
 
 def _explain_end(status: int) -> str:
@@ -89,7 +85,7 @@ def _explain_end(status: int) -> str:
 
 
 def main() -> None:
-    """Examine the files that a line of stdin names, and print a line for each. The child process calls this."""
+    """Examine the files named by a line of stdin, and print a line for each. Runs in the child process."""
     import preprocess.readers.parquet_metadata  # noqa: F401
 
     print(READY, flush=True)
@@ -114,7 +110,7 @@ def _limit_resources() -> None:
 
 
 def _examine(path: str, names: set[str]) -> str:
-    """Do with the footer of a file what the readers will do with it."""
+    """Do with the footer of a file what the readers will do. Return EXAMINED or NO_MEMORY."""
     from preprocess.readers.parquet_metadata import describe_chunks, find_chunk_indices, open_file
 
     try:

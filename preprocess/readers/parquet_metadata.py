@@ -1,7 +1,7 @@
-"""The parts of pyarrow that read the metadata of a Parquet file.
+"""Read the metadata of a Parquet file with pyarrow.
 
-Some of them end the process if the metadata is damaged, so parquet_examiner.py calls all of them in
-a child process first. They are in one module so that it calls the same ones as the reader.
+If the metadata is damaged, pyarrow can end the process. parquet_examiner.py therefore calls these
+functions in a child process before the reader calls them.
 """
 
 from __future__ import annotations
@@ -12,34 +12,38 @@ import pyarrow.parquet as pq
 
 
 class Chunk(NamedTuple):
-    """A column of one row group, as the metadata of the file describes it."""
+    """A column chunk, i.e. one column of one row group, as the metadata of the file describes it."""
 
-    name: str  # its path in the schema
+    name: str  # path of the column in the schema
     physical_type: str
-    value_bytes: int  # of a FIXED_LEN_BYTE_ARRAY
-    is_repeated: bool  # a list may have any number of values in a row
+    value_bytes: int  # size of a value of a FIXED_LEN_BYTE_ARRAY; 0 for other types
+    is_repeated: bool  # whether a row may have any number of values, as in a list
     num_values: int
-    offset: int  # of the first page in the file
+    offset: int  # of the first page, from the start of the file
     uncompressed_bytes: int
     has_dictionary: bool
 
 
 def open_file(path: str, **options: Any) -> Any:
-    """Return the ParquetFile of `path`, which reads its columns piece by piece."""
+    """Return a pyarrow.parquet.ParquetFile that does not read whole columns into memory.
+
+    `options` are further arguments of ParquetFile. Raises an exception of Arrow, or OSError, if the
+    file cannot be opened.
+    """
     # memory_map: the pages of a mapped file would count as memory of this process.
     # buffer_size: otherwise all of a column of a row group would be read at once.
     return pq.ParquetFile(path, memory_map=False, pre_buffer=False, buffer_size=1 << 20, **options)
 
 
 def find_chunk_indices(file: Any, names: set[str]) -> list[int]:
-    """Return the indices of the columns, within a row group, that belong to the columns `names`."""
+    """Return the indices in a row group of the column chunks that belong to the columns `names`."""
     # The path of a column "a.b" is either the column "a.b" or the field "b" of a nested column "a".
     paths = (file.schema.column(i).path for i in range(len(file.schema)))
     return [i for i, path in enumerate(paths) if {path, path.split(".")[0]} & names]
 
 
 def describe_chunks(file: Any, group: int, indices: list[int]) -> list[Chunk]:
-    """Return the columns `indices` of a row group."""
+    """Return the column chunks `indices` of row group `group`."""
     row_group = file.metadata.row_group(group)
     chunks = []
     for i in indices:

@@ -84,7 +84,7 @@ class RowSizes:
         )
 
     def after(self, num_rows: int) -> RowSizes:
-        """Return the blocks after the first `num_rows` rows, at which a block must end."""
+        """Return the blocks after the first `num_rows` rows. A block must end there."""
         first = int(np.searchsorted(np.cumsum(self.num_rows), num_rows, side="right"))
         return RowSizes(self.num_rows[first:], self.block_bytes[first:], self.row_bytes[first:])
 
@@ -119,9 +119,9 @@ def read_page_headers(file: BinaryIO, chunk: Chunk, num_file_bytes: int) -> Iter
 
 
 def compute_row_sizes(chunk: Chunk, pages: list[Page], num_rows: int) -> RowSizes:
-    """Return upper bounds for the rows of each data page.
+    """Return upper bounds for the sizes of the rows, with one block per data page.
 
-    The rows of a list are assumed to have equally many values.
+    The rows of a column of lists are assumed to have equally many values each.
     """
     data_pages = [page for page in pages if page.type in (DATA_PAGE, DATA_PAGE_V2) and page.num_values]
     counts = np.array([page.num_values for page in data_pages], np.int64)
@@ -129,7 +129,7 @@ def compute_row_sizes(chunk: Chunk, pages: list[Page], num_rows: int) -> RowSize
     block_bytes: np.ndarray = sizes.copy()
     row_bytes: np.ndarray = sizes.copy()
     is_large = sizes > LARGE_PAGE_BYTES
-    # The page itself is in memory as a whole, so values that are larger than expected cost at most as much again.
+    # The page is in memory as a whole, so values that are larger than expected take at most as much memory again.
     row_bytes[is_large] = np.minimum(sizes, MAX_SKEW * sizes / np.maximum(counts, 1))[is_large]
     dictionary = find_dictionary(pages)
     dictionary_bytes = dictionary.uncompressed_bytes if dictionary is not None else 0
@@ -157,7 +157,7 @@ def find_dictionary(pages: list[Page]) -> Page | None:
 
 
 def count_dictionary_values(pages: list[Page]) -> int:
-    """Return the number of values before the first page that does not refer to the dictionary."""
+    """Return the number of values before the first data page that does not use the dictionary."""
     num_values = 0
     for page in pages:
         if page.type in (DATA_PAGE, DATA_PAGE_V2):

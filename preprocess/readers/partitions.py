@@ -37,9 +37,10 @@ class Partition:
 
 
 def make_partitions(input_files: list[InputFile], recipe: Recipe) -> list[Partition]:
-    """Return partitions of about PARTITION_BYTES or PARTITION_FILES, in reading order.
+    """Return the partitions of all input files, in reading order.
 
-    Small files share a partition.
+    A partition has about PARTITION_BYTES and at most PARTITION_FILES spans. Small files share one.
+    Raises the errors of `iter_spans`.
     """
     partitions: list[Partition] = []
     spans: list[Span] = []
@@ -61,7 +62,11 @@ def make_partitions(input_files: list[InputFile], recipe: Recipe) -> list[Partit
 
 
 def iter_spans(input_file: InputFile, recipe: Recipe) -> Iterator[Span]:
-    """Yield the spans of one input file in order, and read the file no further than needed."""
+    """Yield the spans of one input file, in order.
+
+    The file is read only as far as the spans that are consumed. Raises the errors of
+    `get_row_group_bytes` for a Parquet file.
+    """
     if input_file.format == "parquet":
         from preprocess.readers.parquet import get_row_group_bytes
 
@@ -104,5 +109,5 @@ def _can_divide(input_file: InputFile, recipe: Recipe) -> bool:
 
 
 def is_one_document(input_file: InputFile, recipe: Recipe) -> bool:
-    """Return whether a file is one record, which may be cut into passages or at the split."""
+    """Return whether a text file is one record, which may be cut later, into passages or at the split."""
     return input_file.format == "text" and recipe.document in ("file", "passage")

@@ -15,9 +15,9 @@ A record longer than `max_document_bytes` is cut at white space into several par
 only on the first `max_document_bytes` bytes of the record, not on how many bytes are in the buffer,
 so the documents do not depend on the size of the incoming blocks.
 
-The cost: every byte is copied into the buffer, and out of it unless the record is long. The buffer
-holds at most one incoming block and one record of the maximum size. Bytes in which there is no
-boundary are searched once, even if a record has many blocks.
+The cost: every byte is copied into the buffer, and out of it unless the record block is long. The
+buffer holds at most one incoming block and one record of the maximum size. Bytes without a boundary
+are searched once, even if a record extends over many incoming blocks.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ IS_SPACE[list(WHITE_SPACE)] = True
 class Boundaries:
     """The offsets directly after any of `marks`. Without marks, a whole file is one record.
 
-    In "-----" the mark "---" is found at three offsets. If marks `overlap`, only the leftmost ends a
-    record, and the search for the next one continues after it.
+    In "-----" the mark "---" is found at three offsets. If marks `overlap`, only the leftmost ends
+    a record, and the search for the next one continues after it.
     """
 
     marks: tuple[bytes, ...]
@@ -61,7 +61,7 @@ class Boundaries:
         return max(map(len, self.marks), default=0)
 
     def find_last(self, data: bytes | bytearray, max_offset: int, min_offset: int = 1) -> int:
-        """Return the last boundary from `min_offset` to `max_offset` in `data`, or 0."""
+        """Return the last boundary from `min_offset` to `max_offset` in `data`, or 0 if there is none."""
         if self.overlap:
             matches = re.compile(b"|".join(map(re.escape, self.marks))).finditer(
                 data, max(min_offset - self.reach, 0), max_offset
@@ -71,7 +71,7 @@ class Boundaries:
         return max((start + length for start, length in found if start >= 0), default=0)
 
     def find_first(self, data: bytes | bytearray, max_offset: int, min_offset: int = 1) -> int | None:
-        """Return the first boundary from `min_offset` to `max_offset` in `data`, if any."""
+        """Return the first boundary from `min_offset` to `max_offset` in `data`, or None if there is none."""
         found = ((data.find(mark, max(min_offset - len(mark), 0), max_offset), len(mark)) for mark in self.marks)
         return min((start + length for start, length in found if start >= 0), default=None)
 
@@ -131,7 +131,9 @@ def read_record_blocks(
     """Yield the bytes from `start`, a boundary, to `stop`, or to the end, as record blocks.
 
     A record longer than `max_document_bytes` is cut at white space. If it cannot be cut, it is left
-    out or, with `oversized = "error"`, raises FolioError. `rejects` counts cuts and omissions.
+    out or, with `oversized = "error"`, raises FolioError. A line of JSON cannot be cut, but may be
+    twice as long. `rejects` counts cuts and omissions. Raises FolioError if the file cannot be
+    read, or if the cut is not possible because documents are grouped by position.
     """
     cutter = _RecordCutter(input_file, start, recipe, rejects)
     for block in read_blocks(input_file, start, stop):
@@ -140,7 +142,7 @@ def read_record_blocks(
 
 
 class _RecordCutter:
-    """Collects incoming blocks in a buffer and cuts record blocks from its front."""
+    """A buffer that collects incoming blocks and from whose front record blocks are cut."""
 
     def __init__(self, input_file: InputFile, start: int, recipe: Recipe, rejects: Rejects) -> None:
         self._input_file, self._recipe, self._rejects = input_file, recipe, rejects
@@ -221,7 +223,7 @@ class _RecordCutter:
             self._part, self._is_skipping = 0, True
 
     def _end_long_record(self) -> Iterator[RecordBlock]:
-        """Take the rest of a long record if its end is in the buffer and needs no further cut."""
+        """Take the rest of a long record if its end is in the buffer and no further cut is needed."""
         max_offset = min(self._max_bytes, len(self._buffer)) if self._part else len(self._buffer)
         end = self._boundaries.find_first(self._buffer, max_offset, self._num_searched + 1)
         if end is None:
@@ -281,7 +283,7 @@ def reject_oversized(record: str, recipe: Recipe, rejects: Rejects, *, can_be_cu
 
 
 def find_cut(data: bytes | bytearray | memoryview, max_bytes: int, start: int = 0) -> int:
-    """Return the last offset in `data` at which the text from `start` can be cut, or 0.
+    """Return the last offset in `data` at which the text from `start` can be cut, or 0 if none.
 
     A cut is made directly before white space that follows a non-space byte, at most `max_bytes`
     after `start` and in the last CUT_SEARCH_BYTES of that range. GPT-2's pre-tokenizer always

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,22 +35,18 @@ ROW_BYTES = 64  # that a document takes besides its text
 def split_records(
     batches: Iterator[Records], input_file: InputFile, recipe: Recipe, rejects: Rejects
 ) -> Iterator[Records]:
-    """Yield the records of `batches`, without dictionaries, so that the documents of a batch have about BATCH_BYTES.
+    """Yield the records in batches whose documents have at most BATCH_BYTES, or of one record.
 
-    A record that is too long for memory is left out or, with `oversized = "error"`, raises
-    FolioError.
+    Columns with a dictionary are decoded. A record that is too long for memory is left out or, with
+    `oversized = "error"`, raises FolioError.
     """
     max_bytes = get_max_record_bytes(recipe)
-    num_read = num_yielded = 0
+    num_yielded = 0
     for records in batches:
         sizes = _measure_records(records, recipe)
         is_too_long = sizes > max_bytes
         for row in np.flatnonzero(is_too_long).tolist():
-            at = (
-                f"row {num_read + row:,}" if records.offsets is None else f"the record at byte {records.offsets[row]:,}"
-            )
-            reject_long_record(f"{input_file.path}: {at}", recipe, rejects)
-        num_read += records.num_records
+            reject_long_record(f"{input_file.path}: {records.describe_record(row)}", recipe, rejects)
         if is_too_long.any():
             records, sizes = _filter(records, ~is_too_long), sizes[~is_too_long]
         for start, stop in _find_batches(sizes + ROW_BYTES):
@@ -58,7 +55,11 @@ def split_records(
 
 
 def get_max_record_bytes(recipe: Recipe) -> int:
-    """Return the size of the longest record that is read: twice the longest document, as it may be cut."""
+    """Return the maximum size of a record in bytes.
+
+    A record may be cut into several documents, so it is twice `max_document_bytes` (of the recipe,
+    or the default if that is larger).
+    """
     return 2 * max(recipe.max_document_bytes, Recipe.max_document_bytes)
 
 
@@ -78,7 +79,7 @@ def reject_long_record(record: str, recipe: Recipe, rejects: Rejects, *, advice:
 
 
 def _measure_records(records: Records, recipe: Recipe) -> np.ndarray:
-    """Return the number of bytes of each document with its metadata, (R,) int64."""
+    """Return the number of bytes of each document with its metadata and the columns of the condition, (R,) int64."""
     template = parse_template(recipe.template) if recipe.template is not None else None
     num_uses = Counter(template.fields if template is not None else ())
     literal_bytes = sum(len(literal.encode()) for literal in template.literals) if template is not None else 0
@@ -89,7 +90,11 @@ def _measure_records(records: Records, recipe: Recipe) -> np.ndarray:
 
 
 def measure_values(column: pa.Array) -> np.ndarray:
-    """Return the number of bytes of each value, (R,) int64. Nulls have none."""
+    """Return the size of each value in bytes, (R,) int64.
+
+    A null of a text or dictionary column has size 0. The values of a column of another type all
+    have their mean size.
+    """
     if pa.types.is_dictionary(column.type):
         sizes = np.append(measure_values(column.dictionary), 0)  # the last one is for null
         rows: np.ndarray = sizes[column.indices.fill_null(len(sizes) - 1).to_numpy(zero_copy_only=False)]
@@ -100,7 +105,7 @@ def measure_values(column: pa.Array) -> np.ndarray:
 
 
 def _find_batches(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of consecutive rows that have at most BATCH_BYTES, or of one row that has more."""
+    """Yield (start, stop) of consecutive rows with at most BATCH_BYTES in total, or of one larger row."""
     ends = np.cumsum(sizes)
     start = 0
     while start < len(ends):
@@ -114,15 +119,18 @@ def _filter(records: Records, keep: np.ndarray) -> Records:
     mask = pa.array(keep)
     columns = {name: column.filter(mask) for name, column in records.columns.items()}
     where = {name: column.filter(mask) for name, column in records.where.items()}
-    offsets = None if records.offsets is None else records.offsets[keep]
-    return Records(columns, records.first, where, offsets, first_row=records.first_row)
+    return Records(columns, records.first, where, **_take_numbers(records, keep))
 
 
 def _slice_and_decode(records: Records, start: int, stop: int, first: int) -> Records:
     columns = {name: _decode(column.slice(start, stop - start)) for name, column in records.columns.items()}
     where = {name: _decode(column.slice(start, stop - start)) for name, column in records.where.items()}
-    offsets = None if records.offsets is None else records.offsets[start:stop]
-    return Records(columns, first, where, offsets, first_row=records.first_row)
+    return Records(columns, first, where, **_take_numbers(records, slice(start, stop)))
+
+
+def _take_numbers(records: Records, rows: np.ndarray | slice) -> dict[str, Any]:
+    arrays = {"offsets": records.offsets, "row_numbers": records.row_numbers}
+    return {name: None if array is None else array[rows] for name, array in arrays.items()}
 
 
 def _decode(column: pa.Array) -> pa.Array:

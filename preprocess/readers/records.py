@@ -21,7 +21,7 @@ from preprocess.recipes.schema import COLUMN_SETTINGS, Recipe
 from preprocess.recipes.templates import parse_template
 from preprocess.recipes.text_encodings import suggest_encoding
 
-# The counts of `Rejects` that a user should be warned about. The recipe asks for the others.
+# The counts of `Rejects` that a user should be warned about. The others follow from the recipe's settings.
 WARNED_REASONS = ("malformed", "oversized", "invalid_utf8", "null_text", "unreadable_year", "wrong_quotes")
 FLUSH_BYTES = 4 << 20  # of rejected records that are kept in memory
 MAX_SAVED_BYTES = 1 << 20  # of one rejected record
@@ -56,7 +56,7 @@ def find_required_columns(recipe: Recipe) -> RequiredColumns:
 
 
 def check_columns(input_file: InputFile, required: RequiredColumns, names: list[str]) -> None:
-    """Raise MisuseError if a required column is not among `names`, the columns of `input_file`."""
+    """Raise MisuseError if a required column is missing from `names`, the columns of `input_file`."""
     for name in required.names:
         if name not in names:
             shown = ", ".join(map(shorten, names[:20])) + (" …" if len(names) > 20 else "")
@@ -89,33 +89,43 @@ class Records:
     columns: dict[str, pa.Array]  # by name; strings, or bytes that are not yet known to be UTF-8
     first: int  # index of the first record within the span
     where: dict[str, pa.Array] = field(default_factory=dict)  # the columns that the condition reads
-    offsets: np.ndarray | None = None  # (R,) int64, byte offset of each record in the file; not for CSV and Parquet
+    offsets: np.ndarray | None = (
+        None  # (R,) int64, byte offset of each record in the file; not for CSV, Parquet and Arrow
+    )
+    row_numbers: np.ndarray | None = None  # (R,) int64, of each record in the file, for messages; only tables
     part: int = 0  # 0: whole records; n: the n-th part of one record that is too long, from 1
-    first_row: int | None = None  # of the span in the file; only for formats whose rows are numbered
 
     @property
     def num_records(self) -> int:
         return len(next(iter(self.columns.values())))
 
     def describe_place(self, index: int) -> str:
-        """Return where the record at `index` is in its file, such as "byte 120" or "row 7"."""
+        """Return where record `index` is in its file, for lists of rejects: "byte 1200" or "row 7"."""
         if self.offsets is not None:
             return f"byte {self.offsets[index]}"
-        if self.first_row is not None:
-            return f"row {self.first_row + self.first + index}"
+        if self.row_numbers is not None:
+            return f"row {self.row_numbers[index]}"
         return f"record {self.first + index}"
+
+    def describe_record(self, index: int) -> str:
+        """Return where record `index` is in its file, for messages: "the record at byte 1,200" or "row 7"."""
+        if self.offsets is not None:
+            return f"the record at byte {self.offsets[index]:,}"
+        if self.row_numbers is not None:
+            return f"row {self.row_numbers[index]:,}"
+        return f"record {self.first + index:,}"
 
 
 class Rejects:
-    """Counts the records that a partition drops or changes, by reason, and saves those that cannot be read."""
+    """The numbers of records that a partition drops or changes, by reason, and the records to be saved."""
 
     def __init__(self, path: Path | None) -> None:
-        """`path`: the JSONL file that rejected records are appended to, if they are to be saved.
+        """`path`: the JSONL file that rejected records are appended to; None to save none.
 
-        It is created when the first record is written.
+        The file is created when the first record is written.
         """
         self.counts: Counter[str] = Counter()
-        self.num_positions = 0  # documents of the current span so far, including the dropped ones
+        self.num_positions = 0  # documents of the current span so far, including those that are dropped
         self.finished_spans: list[tuple[int, int]] = []  # of each span: input file number, num_positions
         self.reasons = ReasonCounts()
         self._path = path
@@ -124,7 +134,7 @@ class Rejects:
         self._num_bytes = 0  # of `_lines`
 
     def finish_span(self, file_number: int) -> None:
-        """Record `num_positions` of a span of the input file `file_number`, and begin with the next span."""
+        """Store `num_positions` of the current span, a span of input file `file_number`, and reset it to 0."""
         self.finished_spans.append((file_number, self.num_positions))
         self.num_positions = 0
 

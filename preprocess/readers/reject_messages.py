@@ -28,5 +28,5 @@ def describe_rejects(
     if not warned:
         return None
     explanation = explain_reasons([reason for reason in reasons if reason.kind in warned], Locator(input_files))
-    line = f"some documents were not taken as they are: {', '.join(format_counts(warned))}"
+    line = f"some documents were dropped or repaired: {', '.join(format_counts(warned))}"
     return f"{line}; {explanation}" if explanation else line

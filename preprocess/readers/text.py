@@ -20,8 +20,9 @@ from preprocess.recipes.schema import Recipe
 LINE_FEED, CARRIAGE_RETURN = 10, 13
 MAX_RECORDS = 1 << 16  # read at once; a block of short lines has millions
 WINDOW_BYTES = 1 << 16  # in which lines are searched at once
-LONG_TEXT_BYTES = 1 << 12  # mean size of texts that are copied one by one
-STRIPPED_AT_ONCE = 4  # line ends that are removed from all texts at once
+LONG_TEXT_BYTES = 1 << 12  # texts with a larger mean size are copied one by one
+STRIPPED_AT_ONCE = 4  # line ends on each side that are removed from all texts at once; more are removed text by text
+NONSPACE = re.compile(rb"[^ \n\t\r]")
 IS_LINE_END = np.zeros(256, bool)  # by byte value
 IS_LINE_END[[LINE_FEED, CARRIAGE_RETURN]] = True
 TRAILING_BYTES = {"line": b"\r\n", "paragraph": WHITE_SPACE, "separator": b"\r\n"}
@@ -32,7 +33,10 @@ Texts = tuple[pa.LargeBinaryArray, np.ndarray]  # R texts, and their starts in t
 
 
 def read_text(input_file: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:
-    """Yield the records of `span` as one column of bytes named `text`."""
+    """Yield the records of `span` as one column of bytes named `text`.
+
+    Raises the errors of `read_record_blocks`.
+    """
     num_records = 0
     for block in read_record_blocks(input_file, span.start, span.stop, recipe, rejects):
         for texts, starts in _split_block(block, recipe):
@@ -41,7 +45,7 @@ def read_text(input_file: InputFile, span: Span, recipe: Recipe, rejects: Reject
 
 
 def _split_block(block: RecordBlock, recipe: Recipe) -> Iterator[Texts]:
-    """Yield the texts of `block`, about MAX_RECORDS at a time. No texts are yielded if there are none."""
+    """Yield the texts of `block`, about MAX_RECORDS at a time."""
     if block.part:
         yield _make_text(block.data, _find_end(block.data, recipe))
     elif recipe.document == "line":
@@ -62,7 +66,7 @@ def _make_text(data: Buffer, end: int) -> Texts:
 
 
 def _find_end(part: Buffer, recipe: Recipe) -> int:
-    """Return where a part of a long record ends without the boundary mark and white space there."""
+    """Return the end of the text in a part of a long record, before the boundary mark and trailing white space."""
     mark = {"line": "\n", "separator": recipe.separator}.get(recipe.document, "").encode()
     end = len(part) - len(mark) * part.endswith(mark)
     trailing, window_bytes = TRAILING_BYTES.get(recipe.document, b""), 1
@@ -96,11 +100,7 @@ def _find_paragraphs(data: Buffer) -> Iterator[Slices]:
     """Yield starts and ends, (P,) int64 each, of runs of non-blank lines, with the line feeds inside them."""
     run_start = run_end = -1  # of the run that the line before belongs to, -1 if it is blank
     for starts, ends in _find_lines(data):
-        first = int(starts[0])
-        num_nonspace = np.concatenate(
-            [[0], np.cumsum(~IS_SPACE[np.frombuffer(data, np.uint8, int(ends[-1]) - first, first)])]
-        )  # non-space bytes before each offset
-        is_nonblank = num_nonspace[ends - first] > num_nonspace[starts - first]  # (L,)
+        is_nonblank = _find_nonblank(data, starts, ends)
         follows_nonblank = np.concatenate([[run_start >= 0], is_nonblank[:-1]])
         run_starts = np.concatenate([[run_start], starts[is_nonblank & ~follows_nonblank]])[run_start < 0 :]
         # A run ends with the line before a blank line.
@@ -109,6 +109,18 @@ def _find_paragraphs(data: Buffer) -> Iterator[Slices]:
         run_start, run_end = (int(run_starts[-1]), int(ends[-1])) if is_nonblank[-1] else (-1, -1)
     if run_start >= 0:
         yield np.array([run_start]), np.array([run_end])
+
+
+def _find_nonblank(data: Buffer, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return which of L consecutive lines have a byte that is not white space: (L,) bool."""
+    if len(starts) == 1:  # perhaps a long line, for which counting bytes would take eight times its size
+        return np.array([NONSPACE.search(data, int(starts[0]), int(ends[0])) is not None])
+    first = int(starts[0])
+    num_nonspace = np.concatenate(
+        [[0], np.cumsum(~IS_SPACE[np.frombuffer(data, np.uint8, int(ends[-1]) - first, first)])]
+    )  # non-space bytes before each offset
+    is_nonblank: np.ndarray = num_nonspace[ends - first] > num_nonspace[starts - first]
+    return is_nonblank
 
 
 def _collect_slices(data: Buffer, slices: Iterator[Slices]) -> Iterator[Texts]:

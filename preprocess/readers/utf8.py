@@ -9,7 +9,7 @@ Buffer = bytes | memoryview
 
 
 def find_invalid_utf8(data: Buffer) -> tuple[int, str] | None:
-    """Return the offset of the first byte that is not UTF-8, and the reason; None if there is none."""
+    """Return the offset of the first byte that is not UTF-8 and the reason, or None if all bytes are UTF-8."""
     start = 0
     while start < len(data):
         window = bytes(data[start : start + SLICE_BYTES])
@@ -20,8 +20,11 @@ def find_invalid_utf8(data: Buffer) -> tuple[int, str] | None:
     return None
 
 
-def replace_invalid_utf8(data: Buffer) -> bytes:
+def replace_invalid_utf8(data: Buffer) -> bytearray:
     """Return `data` with U+FFFD in place of bytes that are not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    slices = (bytes(data[start : start + SLICE_BYTES]) for start in range(0, len(data), SLICE_BYTES))
-    return b"".join([*(decoder.decode(slice_).encode() for slice_ in slices), decoder.decode(b"", True).encode()])
+    replaced = bytearray()
+    for start in range(0, len(data), SLICE_BYTES):
+        replaced += decoder.decode(bytes(data[start : start + SLICE_BYTES])).encode()
+    replaced += decoder.decode(b"", True).encode()
+    return replaced

@@ -28,7 +28,7 @@ def list_builtin_corpora() -> list[str]:
 
 
 def load_recipe(corpus: Recipe | str | None, **overrides: Any) -> Recipe:
-    """Return the recipe of `corpus` with the settings in `overrides` replaced; unset ones are kept.
+    """Return the recipe of `corpus` with the settings in `overrides`, except those that are None.
 
     `corpus` is a Recipe, the name of a built-in corpus, the path of a TOML file (it contains a
     separator or ends in `.toml`), or None if the corpus consists of the files of `inputs` only.

@@ -50,7 +50,7 @@ def is_null(column: pa.Array) -> pa.BooleanArray:
 
 
 def compare(column: pa.Array, operator: str, value: Any) -> pa.BooleanArray:
-    """Return for which rows `column operator value` holds; false for nulls.
+    """Return in which rows `column operator value` is true, (R,) bool; false for nulls.
 
     `operator` is a key of COMPARISONS; `value` must be of the column's kind.
     """
@@ -65,7 +65,7 @@ def compare(column: pa.Array, operator: str, value: Any) -> pa.BooleanArray:
 
 
 def is_in(column: pa.Array, values: tuple[Any, ...]) -> pa.BooleanArray:
-    """Return which rows equal one of `values`; false for nulls.
+    """Return which rows equal one of `values`, (R,) bool; false for nulls.
 
     The values must be of the column's kind.
     """

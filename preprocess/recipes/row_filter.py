@@ -8,8 +8,8 @@
     value      = text in single or double quotes, a number, true, false, null
 
 The value of a comparison may also be on the left. Text is ordered by code points. If the column is
-null in a row, every comparison is false there, even `!=` and `not in`; `not` inverts that result
-like any other, so `not (x == 1)` selects rows with a null x. Only `== null` and `!= null` test for
+null in a row, every comparison is false for this row, even `!=` and `not in`. `not` inverts this
+result too, so `not (x == 1)` selects rows with a null x. Only `== null` and `!= null` test for
 nulls.
 
 The grammar is a subset of Python's, so Python's parser decides precedence and parentheses. No
@@ -18,8 +18,8 @@ Python code is evaluated: columns and values are read here and replaced by the p
     `my column` == "x" or score > 0.5
 
 Python's parser sees `_ == _ or _ > _`, and its syntax tree is converted into the nodes below.
-Python accepts more than the grammar, such as calls, f-strings, 0x10, 1_000 and adjacent strings.
-All of that is rejected when columns and values are read, by the parser, or during the conversion.
+Python's grammar has more, such as calls, f-strings, 0x10, 1_000 and adjacent strings. All of that
+is rejected when columns and values are read, by Python's parser, or during the conversion.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Condition:
         return {name: "mixed" if len(found) > 1 else next(iter(found), "null") for name, found in kinds.items()}
 
     def apply(self, table: Mapping[str, pa.Array]) -> pa.BooleanArray:
-        """Return which rows of `table` satisfy the condition, (R,) without nulls.
+        """Return which rows of `table` satisfy the condition: (R,) bool, without nulls.
 
         `table` maps column names to columns of R rows. Raises MisuseError if a column is missing,
         or if its type cannot be compared with the value in the condition.
@@ -151,7 +151,7 @@ class Condition:
 def parse_condition(text: str) -> Condition:
     """Parse a condition.
 
-    Raises MisuseError with one line that says what was found, at which column, and what is
+    Raises MisuseError with one line that says what was found, at which character, and what was
     expected.
     """
     if len(text) > MAX_CHARACTERS:
@@ -178,8 +178,9 @@ def _get_kind(value: Value) -> str:
 class _Parser:
     """Parses one condition.
 
-    Python parses `source`, in which every token of n characters is padded with spaces to 2n. So
-    tokens are always separated, and position p of the source is position p // 2 of the text.
+    Python parses `source`, in which every token of n characters is padded with spaces to 2n
+    characters. So tokens are always separated, and position p of `source` is position p // 2 of the
+    text.
     """
 
     def __init__(self, text: str) -> None:
@@ -334,11 +335,11 @@ class _Parser:
         position = location if isinstance(location, int) else _get_position(location)
         start = max(0, position - MAX_SHOWN // 2) if len(self.text) > MAX_SHOWN else 0
         excerpt = ("…" if start else "") + shorten(self.text[start:])
-        raise MisuseError(f"condition '{excerpt}': {found} at column {position + 1:,}; expected {expected}")
+        raise MisuseError(f"condition '{excerpt}': {found} at character {position + 1:,}; expected {expected}")
 
 
 def _get_position(node: ast.expr) -> int:
-    """Return the position in the text of a node's first token."""
+    """Return the position of a node's first token in the text."""
     return node.col_offset // 2
 
 
@@ -392,7 +393,7 @@ def _escape(character: str) -> str:
     return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
 
 
-# Evaluation. Arrow is imported here only, so that a recipe can be checked without it.
+# Evaluation. Only these functions import Arrow, so that a recipe can be checked without it.
 
 
 def _evaluate(node: Node, table: Mapping[str, pa.Array], text: str) -> pa.BooleanArray:

@@ -73,7 +73,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "passage_characters": (1, 1 << 40),
     "num_pieces": (MIN_PIECES, 64_000),
     "sample_bytes": (1, 1 << 40),
-    "num_pairs": (1, 1_000_000),  # the generator remembers every sentence, about 400 bytes for each pair
+    "num_pairs": (1, 1_000_000),  # the generator remembers every sentence, about 500 bytes for each pair
     "shard_tokens": (1, 1 << 40),
     "max_document_bytes": (1, 1 << 30),
     "max_documents": (1, 1 << 62),
@@ -129,8 +129,8 @@ class Recipe:
     hub: str = ""  # the Hugging Face dataset that `inputs` should name, for corpora that are not downloaded
     num_pairs: int = 10_000  # synthetic only
     document: str = "file"  # text only: the unit of text that becomes one document
-    separator: str = "<|endoftext|>"
-    passage_characters: int = 2_000
+    separator: str = "<|endoftext|>"  # text between two documents, if `document` is "separator"
+    passage_characters: int = 2_000  # approximate length of a document, if `document` is "passage"
     text_column: str = "text"  # the *_column settings, `template` and `where` apply to tables only
     template: str | None = None  # joins several columns into the text; used instead of text_column
     where: str | None = None  # condition that selects rows
@@ -148,12 +148,12 @@ class Recipe:
     group_column: str | None = None
     split_column: str | None = None
     name_pattern: str | None = None  # regular expression with named groups, matched against file names
-    group_by: str = "content"  # what defines a group, which the split keeps whole; position: same line of several files
+    group_by: str = "content"  # what defines a group; the split puts all documents of a group on one side
     encoding: str = "auto"  # of text, JSON and CSV; auto: UTF-8, or UTF-16 or UTF-32 if the first bytes show it
     invalid_utf8: str = "error"
     max_document_bytes: int = 64_000_000  # a longer document is cut into several at white space
     oversized: str = "error"  # what to do with a longer document that cannot be cut
-    max_documents: int | None = None
+    max_documents: int | None = None  # keep at most this many, in whole groups chosen at random
     clean: tuple[str, ...] = DEFAULT_RULES
     min_characters: int | None = None
     max_characters: int | None = None
@@ -165,8 +165,8 @@ class Recipe:
     eot: str = "auto"  # end each document with the end-of-text token; auto: if the tokenizer has one
     num_pieces: int = 3_000  # sentencepiece only
     sample_bytes: int = 50_000_000  # sentencepiece only: approximate size of the training text for the tokenizer
-    shard_tokens: int = 100_000_000
-    seed: int = 0
+    shard_tokens: int = 100_000_000  # a shard ends after the document that reaches this number of tokens
+    seed: int = 0  # of all random choices
 
     def __post_init__(self) -> None:
         if not PLAIN_NAME.fullmatch(self.corpus):
@@ -239,7 +239,7 @@ class Recipe:
         names_split = self.split_column is not None or "(?P<split>" in (self.name_pattern or "")
         if self.split == "given" and not names_split:
             raise MisuseError(
-                "split is 'given', but the recipe does not say by what; set split_column, or add a group (?P<split>…) "
+                "split is 'given', but no column or file name gives it; set split_column, or add a group (?P<split>…) "
                 "to name_pattern"
             )
         if self.group_column is not None and self.group_by != "content":
@@ -370,7 +370,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def is_grouped_by_content(recipe: Recipe) -> bool:
-    """Return whether the split is random and each document is a group of its own."""
+    """Return whether the split is random and the groups of documents are given by their content."""
     return (
         recipe.split in ("exact", "threshold")
         and recipe.format != "synthetic"  # its pairs are groups

@@ -15,7 +15,7 @@ MAX_SHOWN_INTEGER = 10**40
 
 
 def matches_type(value: Any, hint: Any) -> bool:
-    """Return whether `value` is of the type `hint`. Whole numbers match float; lists match tuples."""
+    """Return whether `value` is of the type `hint`. Integers match float, and lists match tuples."""
     if isinstance(hint, types.UnionType):
         return any(matches_type(value, option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
@@ -34,7 +34,8 @@ def format_type(hint: Any) -> str:
 def format_value(value: Any) -> str:
     """Return a short text for a value of any type.
 
-    Python does not write integers of thousands of digits, nor lists that are nested very deeply.
+    A long integer, a list and a table are only described, because `repr` fails for integers of
+    thousands of digits and for lists that are nested very deeply.
     """
     if isinstance(value, dict):
         return "a table"

@@ -137,9 +137,8 @@ class NamePattern:
     def extract(self, names: list[str]) -> list[dict[str, str | None]]:
         """Return the fields of the first match in each of `names`, relative paths with `/`.
 
-        A match may be anywhere in a name. The dict is empty if the pattern does not match. A field
-        whose group is empty or took no part in the match is None. Raises FolioError if a name is
-        not UTF-8.
+        A match may begin anywhere in a name. The dict is empty if the pattern does not match. A
+        field is None if its group matched nothing. Raises FolioError if a name is not UTF-8.
         """
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -158,7 +157,8 @@ class NamePattern:
 def parse_name_pattern(text: str) -> NamePattern:
     """Parse a pattern for file names.
 
-    Raises MisuseError if RE2 does not accept it, or if its groups are not named after NAME_FIELDS.
+    Raises MisuseError if RE2 does not accept it, if it has no named group, or if a group has a name
+    that is not in NAME_FIELDS or that another group has.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

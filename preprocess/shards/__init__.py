@@ -1,1 +1,1 @@
-"""The shard format, its readers and its writer. Both preprocess/ and train/ use this folder."""
+"""The shard format, its readers and its writer. preprocess/ and train/ both use this folder."""

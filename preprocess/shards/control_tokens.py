@@ -1,12 +1,13 @@
 """The ids of the control tokens that mark the author, city and year of a document.
 
-A tokenizer does not know these tokens, so text can never encode to one. They get the ids after
-those of the tokenizer, in the order in which they first appear. Builds and streams both number them
-here, so a stream over the files of a build has the vocabulary of the build.
+The vocabulary of a tokenizer does not contain these tokens, so text can never encode to one. Their
+ids come after those of the tokenizer, in the order in which the tokens first appear. Builds and
+streams both use this module, so a stream over the files of a build has the vocabulary of the build.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 
 from preprocess.errors import FolioError
@@ -22,21 +23,24 @@ class ControlTokenIds:
         """`vocab_size`, `special_tokens`: of the tokenizer, without control tokens."""
         self.by_token: dict[str, int] = {}  # e.g. "<author_Anna_Akimova>" -> id
         self._by_value: dict[str, dict[str | int, int]] = {field: {} for field in CONTROL_FIELDS}
+        self._in_nfc: set[str] = set()  # the tokens in the Unicode normal form NFC, to compare what a person reads
         self._vocab_size, self._special_tokens = vocab_size, special_tokens
 
     def assign(self, field: str, value: str | int) -> int:
         """Return the id of `value` of `field`, one of CONTROL_FIELDS. A new value gets the next id.
 
-        Raises FolioError if another value or a special token has the same token: white space
-        becomes `_`, so `Ann Lee` and `Ann_Lee` cannot both be authors. Raises it as well if there
-        are more than MAX_CONTROL_TOKENS.
+        Raises FolioError if another value or a special token has the same text as the new token:
+        white space becomes `_`, so `Ann Lee` and `Ann_Lee` cannot both be authors. Also raises
+        FolioError if there are more than MAX_CONTROL_TOKENS tokens.
         """
         ids = self._by_value[field]
         if value not in ids:
             token = format_control_token(field, value)
-            if token in self.by_token or token in self._special_tokens:
+            is_equal = token in self.by_token or token in self._special_tokens
+            if is_equal or (in_nfc := unicodedata.normalize("NFC", token)) in self._in_nfc:
+                forms = "" if is_equal else " in two Unicode forms (file names of macOS are in NFD)"
                 raise FolioError(
-                    f"two control tokens would be written {token!r:.80}; rename one of the two in the input"
+                    f"two control tokens would be written {token!r:.80}{forms}; rename one of the two in the input"
                 )
             if len(self.by_token) == MAX_CONTROL_TOKENS:
                 raise FolioError(
@@ -45,8 +49,9 @@ class ControlTokenIds:
                     "or pass --no-authors"
                 )
             ids[value] = self.by_token[token] = self._vocab_size + len(self.by_token)
+            self._in_nfc.add(in_nfc)
         return ids[value]
 
     def find(self, field: str, value: str | int) -> int:
-        """Return the id of `value` of `field`, -1 if it has none."""
+        """Return the id of `value` of `field`, or -1 if it has none."""
         return self._by_value[field].get(value, -1)

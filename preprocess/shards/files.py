@@ -1,9 +1,9 @@
 """Atomic writes, hashes, and the two JSON formats of Folio. Uses only the standard library.
 
-A process can be killed at any byte, and a machine can lose power. So a file is written under a
-temporary name in the same folder, flushed to the disk with fsync, and then renamed. A rename is
-atomic: readers find the old file or the new one, never a part of it. The folder is flushed as
-well, because the new name is an entry in the folder, not in the file.
+A process can be killed while it writes a file, and a machine can lose power. So a file is written
+under a temporary name in the same folder, flushed to the disk with fsync, and then renamed. A
+rename is atomic: readers find the old file or the complete new file. The folder is flushed as well,
+because a file's name is stored in the folder, not in the file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from preprocess.errors import FolioError
 HASH_CHUNK_BYTES = 1 << 20
 MAX_SMALL_FILE_BYTES = 64 << 20  # of a file that is read as a whole
 MAX_ROW_BYTES = 128 << 20  # of a line in a JSON-lines file
-PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # a file name without a folder, not hidden
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # of a file that is not hidden, without a folder
 REPLACED_SUFFIX = ".replaced"  # of a directory that is being replaced
 
 JsonObject = dict[str, Any]  # a parsed JSON object; its values are checked where they are read
@@ -80,14 +80,14 @@ def _check_encodable(value: Any) -> None:
 def read_small_file(path: Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> bytes:
     """Return the content of a regular file of at most `max_bytes`.
 
-    Use this for files from outside that are read as a whole: settings, manifests, models. Opening a
-    named pipe would otherwise wait forever, and reading a device would never end.
+    Use this for untrusted files that are read as a whole, such as settings, manifests and models.
+    With `open`, opening a named pipe may wait forever, and reading a device may never end.
 
     Raises FolioError if `path` is not a regular file or is larger, OSError if it cannot be opened.
     """
     with open_regular_file(path) as file:
         size_bytes = os.fstat(file.fileno()).st_size
-        # A read of `max_bytes` would allocate that much. The file may have grown in the meantime.
+        # Reading `max_bytes` at once would allocate that much. The loop reads what was appended since fstat.
         data = file.read(min(size_bytes, max_bytes) + 1)
         while len(data) <= max_bytes and (block := file.read(HASH_CHUNK_BYTES)):
             data += block
@@ -98,7 +98,7 @@ def read_small_file(path: Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> bytes:
 
 @contextmanager
 def open_regular_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading, without waiting for a process that writes to a named pipe.
+    """Open a regular file for reading bytes. A named pipe is rejected, not waited for.
 
     Raises FolioError if `path` is not a regular file, OSError if it cannot be opened.
     """
@@ -125,12 +125,12 @@ def read_json_lines(
 
     `parse_row` converts the JSON object of a line to a row; it raises ValueError or TypeError to
     reject it. A last line without a line feed is dropped, because a crash interrupted its write.
-    With `drop_bad_last_line` the last complete line is dropped too if it is rejected: in a file
-    that is appended to, a power failure can leave a block of zeros at the end.
+    With `drop_bad_last_line` the last complete line is dropped too if it is rejected: if a file is
+    appended to, a power failure can leave a block of zeros at its end.
 
     Raises FolioError for any other line that is not JSON, is rejected, or has more than
-    MAX_ROW_BYTES, and if `path` is not a regular file. `row_name` is what the line should be and
-    `advice` what to do; the message contains both.
+    MAX_ROW_BYTES, and if `path` is not a regular file. The message contains `row_name`, a noun
+    phrase for what the line should be, and `advice`, what to do.
     """
     if not path.exists():
         return []
@@ -191,10 +191,10 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that replaces `path` when the block ends without an exception.
+    """Open a temporary file for writing, which replaces `path` if the block succeeds.
 
-    The new file is complete and on the disk when the block has ended. After an exception `path` is
-    unchanged and the temporary file is deleted.
+    After the block the new file is complete and on the disk. After an exception `path` is unchanged
+    and the temporary file is deleted.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -209,14 +209,14 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_durable(path: Path, data: bytes) -> None:
-    """Write `data` to `path`. A crash leaves the old file or the new one, never a part of it.
+    """Write `data` to `path`. A crash leaves the old file or the complete new file.
 
-    An OSError names `path`: the error of a write names no file, and others name the temporary file.
+    Raises OSError with `path` as its file name, if writing fails.
     """
     try:
         with open_atomic(path) as file:
             file.write(data)
-    except OSError as e:
+    except OSError as e:  # it names the temporary file or no file
         raise OSError(e.errno, e.strerror, str(path)) from e
 
 
@@ -224,9 +224,9 @@ def replace_directory(new: Path, target: Path) -> None:
     """Rename the directory `new` to `target`, and delete the directory that was `target`, if any.
 
     The files in `new` must be on the disk already; this function flushes the directory entries. An
-    exception leaves `target` as it was. No rename can replace a directory that is not empty, so two
-    are needed: the old directory is first renamed to `.NAME.PID.replaced`. If the process is killed
-    between the two, `restore_replaced_directory` undoes the first.
+    exception leaves `target` as it was. A rename cannot replace a directory that is not empty, so
+    the old directory is first renamed to `.NAME.PID.replaced`. If the process is killed between the
+    two renames, `restore_replaced_directory` undoes the first one.
     """
     sync_folder(new)
     old = target.parent / f".{target.name}.{os.getpid()}{REPLACED_SUFFIX}"
@@ -251,6 +251,6 @@ def restore_replaced_directory(target: Path) -> None:
     for old in sorted(path for path in target.parent.iterdir() if name.fullmatch(path.name)):
         if not target.exists():
             os.rename(old, target)
-        # This has no effect if `old` was just renamed. Files that a process has mapped cannot be
-        # deleted on Windows and are left.
+        # This has no effect if `old` was just renamed. On Windows, files that a process has mapped
+        # cannot be deleted and remain.
         shutil.rmtree(old, ignore_errors=True)

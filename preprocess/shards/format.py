@@ -14,6 +14,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +38,7 @@ MAX_UINT16_VOCAB = 1 << 16
 
 
 def token_dtype(vocab_size: int) -> str:
-    """Return the dtype of token ids: "<u2" if ids below `vocab_size` fit 16 bits, else "<u4"."""
+    """Return the dtype of token ids: "<u2" if `vocab_size` is at most 65,536, otherwise "<u4"."""
     return "<u2" if vocab_size <= MAX_UINT16_VOCAB else "<u4"
 
 
@@ -50,9 +52,9 @@ def file_sizes(num_tokens: int, num_documents: int, dtype: np.dtype) -> dict[str
 
 
 def format_control_token(field: str, value: str | int) -> str:
-    """Return a control token such as `<author_Anna_Akimova>` or `<year_1623>`.
+    """Return the text of a control token, such as `<author_Anna_Akimova>` or `<year_1623>`.
 
-    White space becomes `_`.
+    Each white space character becomes `_`. An int is written with at least four digits.
     """
     name = f"{value:04d}" if isinstance(value, int) else "".join("_" if c.isspace() else c for c in value)
     return f"<{field}_{name}>"
@@ -84,8 +86,8 @@ def check_name(name: str) -> str:
 def find_build(name_or_folder: str) -> Path:
     """Return the folder of a build. A value with a path separator is a folder, any other is a name.
 
-    A name is looked up in `default_root()`, then in `./shards`. Raises MisuseError if none of these
-    folders has a manifest; the message lists them.
+    A name is looked up in `default_root()`, then in `./shards`. Raises MisuseError if the name is
+    not valid, or if none of these folders has a manifest; the message lists them.
     """
     if "/" in name_or_folder or os.sep in name_or_folder:
         candidates = [Path(name_or_folder)]
@@ -98,19 +100,19 @@ def find_build(name_or_folder: str) -> Path:
     tried = " and ".join(map(str, candidates))
     raise MisuseError(
         f"no build {name_or_folder!r}: no {MANIFEST} in {tried}; "
-        "`preprocess list` shows the builds that exist, `preprocess build --help` explains how to make one"
+        "`preprocess list` lists the existing builds, `preprocess build --help` explains how to make one"
     )
 
 
 def list_builds(root: Path) -> list[Path]:
-    """Return every folder in `root` that has a manifest, sorted by name."""
+    """Return the folders in `root` that have a valid name and a manifest, sorted by name."""
     if not root.is_dir():
         return []
     return sorted(p for p in root.iterdir() if BUILD_NAME.fullmatch(p.name) and (p / MANIFEST).is_file())
 
 
 def check_no_build(output: Path, why: str) -> None:
-    """Raise MisuseError if `output` is a build or a file. Other files must not be put into a build.
+    """Raise MisuseError if `output` is a build or a file. A build must not contain other files.
 
     `why`: a relative clause for the message, such as "which must not contain other files".
     """
@@ -126,7 +128,7 @@ class Shard:
 
     path: Path
     tokens: np.ndarray  # (N,) of the build's dtype, read-only
-    ends: np.ndarray  # (D,) uint64, exclusive end of each document in `tokens`
+    ends: np.ndarray  # (D,) uint64, exclusive end of each document in `tokens`, read-only
 
 
 class Build:
@@ -150,7 +152,7 @@ class Build:
         self._check()
 
     def check_unreplaced(self) -> None:
-        """Raise ReplacedError if another build is in the folder since this one was opened.
+        """Raise ReplacedError if another build replaced this one, or it was deleted, after opening.
 
         Call this after mapping or reading files: if it does not raise, they belong to this build.
         """
@@ -158,13 +160,33 @@ class Build:
             return
         # The same build may have been made again, or only the times of the file have changed.
         if not wait_for_manifest(self.folder) or read_manifest(self.folder).build_id != self.build_id:
-            raise ReplacedError(f"{self.folder} was replaced or deleted while it was read; run the command again")
+            raise self._make_replaced_error()
+
+    def _make_replaced_error(self) -> ReplacedError:
+        return ReplacedError(f"{self.folder} was replaced or deleted while it was read; run the command again")
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Raise ReplacedError at the end of the block if the build was replaced since it was opened.
+
+        It is also raised in place of an exception in the block, because a mixture of two builds
+        looks like a damaged one. A block that writes files is inside the one that names them.
+        """
+        self.check_unreplaced()
+        version = read_version(self.folder)
+        try:
+            yield
+        except Exception:
+            self.check_unreplaced()
+            raise
+        if read_version(self.folder) != version:  # even if the first build is back: another one may have been read
+            raise self._make_replaced_error()
 
     def read_vocabulary(self) -> dict[str, bytes]:
-        """Return what turns ids into text: the manifest and the tokenizer's files, by relative path.
+        """Return the files that decoding needs, by relative path: the manifest and the tokenizer's.
 
-        Raises ShardError if a file differs from its hash in the manifest, and ReplacedError if
-        another build is in the folder since this one was opened.
+        Raises ShardError if a file of the tokenizer differs from its hash in the manifest, and
+        ReplacedError if the build was replaced since it was opened.
         """
         files = {f"{TOKENIZER_DIR}/{file}": sha256 for file, sha256 in self.manifest.tokenizer.files.items()}
         contents = {name: read_verified(self.folder / name, sha256) for name, sha256 in files.items()}
@@ -235,7 +257,7 @@ class Build:
     def docs(self, split: str) -> np.ndarray:
         """Return the document records of `split`, (D,) of DOC_DTYPE.
 
-        The records of one shard are memory-mapped, those of several are copied.
+        They are memory-mapped if the split has one shard, otherwise copied: 32 bytes per document.
         """
         tables = [
             map_array((self.folder / entry.file).with_suffix(".docs"), DOC_DTYPE)
@@ -246,9 +268,9 @@ class Build:
         return np.concatenate(tables) if tables else np.empty(0, DOC_DTYPE)  # a split may have no shards
 
     def document(self, split: str, number: int) -> np.ndarray:
-        """Return the ids of document `number` of `split`, counted from 0.
+        """Return the ids of document `number` of `split`, (L,) of the build's dtype.
 
-        Raises MisuseError if it is out of range.
+        Documents are counted from 0. Raises MisuseError if the number is out of range.
         """
         index = number  # in the current shard
         for shard in self.shards(split) if number >= 0 else []:
@@ -265,8 +287,8 @@ class Build:
 def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
     """Return a file as a read-only memory-mapped array.
 
-    An empty file cannot be mapped and gives an empty array. Raises ShardError if the process has
-    reached its limit of open files.
+    Returns an empty array for an empty file, which cannot be mapped. Raises ShardError if the
+    process has reached its limit of open files, and OSError if the file cannot be opened.
     """
     try:
         return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
@@ -276,5 +298,5 @@ def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
         # A map keeps its file open, and each shard has two maps. With the default size of shards,
         # 50 billion tokens reach the usual limit of 1,024 files.
         raise ShardError(
-            f"{path} exceeds the number of files that this process may open; raise the limit, e.g. `ulimit -n 65536`"
+            f"{path} exceeds the number of files that this process can open; raise the limit, e.g. `ulimit -n 65536`"
         ) from e

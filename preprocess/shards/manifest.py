@@ -5,8 +5,8 @@ the build's folder. So every key that a reader uses is checked once, here, and c
 `Manifest` needs no further checks. The names of the fields are the keys of the JSON object, so each
 key is written only once. docs/shard_format.md describes the keys. Uses only the standard library.
 
-The types of the values are checked, and what can be computed from other values: sums, the numbering
-of shards, ids within the vocabulary. The checksum is checked by `read_manifest` (format.py).
+The checks are: the type of each value, sums over shards, the numbering of shards, and that ids are
+below `vocab_size`. `read_manifest` (manifest_file.py) checks the checksum.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ class TokenizerEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checked manifest. The contents of `recipe`, `sources`, `made_with` and settings are not checked."""
+    """A checked manifest.
+
+    The contents of `recipe`, `sources`, `made_with` and `tokenizer.settings` are not checked.
+    """
 
     format: str
     version: int
@@ -88,15 +91,15 @@ class Manifest:
     checksum: str
 
     def as_dict(self) -> JsonObject:
-        """Return the JSON object that `parse_manifest` parses. Keys that it ignored are missing."""
+        """Return the manifest as a JSON object, without the keys that `parse_manifest` ignored."""
         return asdict(self)
 
 
 def parse_manifest(value: Any) -> Manifest:
     """Return the manifest in `value`, the parsed JSON of manifest.json.
 
-    Raises TypeError with the first key that is missing or has a value that no builder writes. Keys
-    that are not fields are ignored.
+    Raises TypeError that names the first key found that is missing or has a value that no builder
+    writes. Keys that are not fields are ignored.
     """
     fields = _read_fields(Manifest, value, "it")
     tokenizer = TokenizerEntry(**_read_fields(TokenizerEntry, fields["tokenizer"], "tokenizer"))
@@ -112,10 +115,10 @@ def parse_manifest(value: Any) -> Manifest:
 def hash_manifest(value: JsonObject) -> tuple[str, str]:
     """Return the build_id and the checksum of a manifest, the JSON object `value`.
 
-    The build_id is the hash of all keys that determine the bytes of a build, the checksum that of
-    all keys but itself.
+    The build_id is the SHA-256 of all keys except NOT_IN_BUILD_ID, the checksum that of all keys
+    except `checksum`, both in canonical JSON and hexadecimal.
     """
-    # Each value is formatted once for both hashes: a manifest lists all input files of the build.
+    # Format each value once for both hashes. `sources` may list a million input files.
     parts = {key: canonical_json(key) + b":" + canonical_json(value[key]) for key in sorted(value)}
 
     def compute(omitted: tuple[str, ...]) -> str:
@@ -204,7 +207,7 @@ def _json_types_of(cls: type) -> dict[str, tuple[type, ...]]:
 
 
 def _json_types(annotation: Any) -> tuple[type, ...]:
-    """Return the types that a JSON parser gives for the values of a field with `annotation`."""
+    """Return the Python types that a JSON parser returns for a field with `annotation`."""
     if isinstance(annotation, UnionType):
         return get_args(annotation)
     if is_dataclass(annotation):

@@ -1,8 +1,8 @@
-"""Read manifest.json and the small files whose hashes it has, from a build or a copy of parts of it.
+"""Read manifest.json, and files whose hash it has, from a build or a copy of parts of a build.
 
-Everything that is read is compared with a hash: the manifest with its own checksum, a file with the
-hash in the manifest. So a changed number in a manifest is found when it is opened, not by what a
-model learns from it. Uses only the standard library.
+Everything that is read is compared with a hash: the manifest with its own checksum, any other file
+with its hash in the manifest. So damage is noticed before a model is trained on wrong data. Uses
+only the standard library.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ class ShardError(FolioError):
 def read_manifest(folder: Path, *, advice: str = ADVICE) -> Manifest:
     """Return the manifest of the build in `folder`.
 
-    Raises ShardError if it is missing, malformed or differs from its checksum, or has an unknown
-    format or version. `advice`: what the message says to do if it is damaged.
+    Raises ShardError if the manifest is missing, is malformed, does not match its checksum, or has
+    an unknown format or version. `advice`: the part of the message that says what to do if it is
+    damaged.
     """
     path = folder / MANIFEST
     try:
@@ -70,10 +71,11 @@ def _check_version(path: Path, value: Any) -> None:
 
 
 def read_verified(path: Path, expected_sha256: str, *, advice: str = ADVICE) -> bytes:
-    """Return the content of a file of a build.
+    """Return the content of a file of a build, at most MAX_FILE_BYTES.
 
-    Raises ShardError if the file is missing, is not a regular file, or does not have the hash in
-    the manifest. `advice`: what the message says to do.
+    Raises ShardError if the file is missing or does not have `expected_sha256`, its hash in the
+    manifest, and FolioError if it is not a regular file or is larger. `advice`: the part of the
+    message that says what to do.
     """
     try:
         data = read_small_file(path, MAX_FILE_BYTES)

@@ -2,14 +2,13 @@
 
 Shards are never read into memory as a whole. A memory map reads a page (4 kB) from the disk when it
 is first used, and the operating system caches it for all processes on the machine. So a build may
-be larger than memory, and many processes share one copy. The arrays themselves cannot be sent to
-another process cheaply: a pickle would contain every token. A pickled `MappedSplit` therefore
-contains the path of the folder, and the process that receives it maps the shards again, after
-checking that they are still the same build.
+be larger than memory, and many processes share one copy. A pickled array, however, would contain
+every token. A pickled `MappedSplit` therefore contains only the path and the id of the build, and
+the process that receives it maps the shards again, after checking that the build is the same.
 
-Opening a build reads no token data, so a damaged token would only be noticed by the model: on a
-GPU, an id outside the vocabulary ends the process without an explanation. Therefore the ids of
-every batch are checked when they are read. Uses NumPy only.
+Opening a build reads no token data, so it does not notice damaged tokens. On a GPU, an id outside
+the vocabulary ends the process without an explanation. Therefore the ids of every batch are checked
+when they are read. Uses NumPy only.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ class MappedSplit:
     """The tokens and document ends of each shard of a split."""
 
     def __init__(self, build: Build | str | Path, split: str) -> None:
-        """`build`: an open build, its name, or its folder.
+        """`build`: an open build, its name, or its folder. `split`: "train" or "val".
 
-        Raises MisuseError if it does not exist, ShardError if it is damaged.
+        Raises MisuseError if one of them does not exist, ShardError if the build is damaged.
         """
         if split not in SPLITS:
             raise MisuseError(f"no split {split!r}: a build has {' and '.join(SPLITS)}; name one of them")
@@ -77,16 +76,18 @@ class MappedSplit:
                 )
 
     def read_windows(self, shard: np.ndarray, start: np.ndarray, block_size: int) -> np.ndarray:
-        """Return the windows at (`shard`, `start`), each (B,) int64: (B, block_size + 1).
+        """Return the windows at (`shard`, `start`), each (B,) int64.
 
-        Raises FolioError for an id outside the vocabulary.
+        Returns (B, block_size + 1) of the build's dtype. Raises FolioError for an id outside the
+        vocabulary.
         """
         return self._check_ids(gather_windows(self.tokens, shard, start, block_size))
 
     def read_document(self, shard: int, index: int, max_tokens: int | None) -> np.ndarray:
-        """Return the first `max_tokens` ids of a document of a shard: (L,) of the build's dtype.
+        """Return the ids of document `index` of shard number `shard`: (L,) of the build's dtype.
 
-        Raises FolioError for an id outside the vocabulary.
+        A document that is longer than `max_tokens` is truncated, unless that is None. Raises
+        FolioError for an id outside the vocabulary.
         """
         begin = int(self.ends[shard][index - 1]) if index else 0
         end = int(self.ends[shard][index])
@@ -102,7 +103,7 @@ class MappedSplit:
 
 
 def has_valid_ends(ends: np.ndarray, *, num_tokens: int) -> bool:
-    """Return whether `ends`, (D,) uint64, ascend to `num_tokens`, so that each is within the shard."""
+    """Return whether `ends`, (D,) uint64, never decrease and the last one is `num_tokens`."""
     if not len(ends):
         return num_tokens == 0
     chunks = (ends[i : i + ENDS_CHUNK + 1] for i in range(0, len(ends), ENDS_CHUNK))
@@ -110,7 +111,7 @@ def has_valid_ends(ends: np.ndarray, *, num_tokens: int) -> bool:
 
 
 def _map_shards(build: Build | str | Path, split: str) -> tuple[Build, list[Shard]]:
-    """Return the build and its mapped shards, after checking that both are of the same build."""
+    """Return the build and its mapped shards, after checking that they belong to the build."""
     if not isinstance(build, Build):
         folder = build if isinstance(build, Path) else find_build(build)
         return read_unreplaced(folder, lambda: _map_shards(Build(folder), split))

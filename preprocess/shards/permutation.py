@@ -1,18 +1,18 @@
 """Keyed hashes and keyed permutations of uint64 arrays: randomness that is computed, not stored.
 
-Visiting n windows in random order usually means shuffling an array of n numbers: 8n bytes, built
-again for each epoch, by each process. `permute` instead computes position i of the shuffled order
-directly, for any i, with no table. It is a cipher used as a shuffle: encryption under a fixed key
-is a bijection, so the encrypted numbers 0 … n − 1 are a permutation of them.
+To visit n windows in random order, each process usually shuffles an array of n numbers, 8n bytes,
+in each epoch. `permute` instead computes position i of the shuffled order directly, for any i and
+without a table. It is a cipher used as a shuffle: encryption under a fixed key is a bijection, so
+encrypting the numbers 0 … n − 1 permutes them.
 
 The cipher is a Feistel network. A number is written as two digits to the bases a and b, with a·b
-just above n. Each round adds a hash of one digit to the other, modulo its base. The next round can
-always be undone by subtracting the same hash, so the network is a bijection on 0 … a·b − 1 whatever
-the hash is. A result of n or more is encrypted again until it is below n ("cycle walking"), which
-gives a bijection on 0 … n − 1.
+at least n. Each round adds a hash of one digit to the other digit, modulo the base of the latter.
+Subtracting the same hash undoes the round, so the network is a bijection on 0 … a·b − 1 for any
+hash. A result of n or more is encrypted again until it is below n ("cycle walking"), which gives a
+bijection on 0 … n − 1.
 
 The cost for B numbers is O(B) time and memory, independent of n: 50 µs for 64 numbers, which is the
-overhead of some 40 NumPy calls, and 0.1 µs per number in large arrays. This is not secure
+overhead of about 40 NumPy calls, and 0.1 µs per number in large arrays. This is not secure
 cryptography. The values determine the bytes of builds and the data order of runs, so they must
 never change. Uses NumPy only.
 """
@@ -56,7 +56,7 @@ def mix64(x: np.ndarray) -> np.ndarray:
 
 
 def keyed_hash(seed: int, values: np.ndarray) -> np.ndarray:
-    """Return uint64 hashes of `values`, (B,) uint64, that depend on `seed`.
+    """Return a hash of each of `values`, (B,) uint64, that depends on `seed`: (B,) uint64.
 
     Raises MisuseError for a seed outside 0 to 2**64 - 1.
     """
@@ -64,7 +64,7 @@ def keyed_hash(seed: int, values: np.ndarray) -> np.ndarray:
 
 
 def make_hash_key(seed: int) -> np.uint64:
-    """Return the key of `seed` for hash_with_key.
+    """Return the key of `seed` for `hash_with_key`.
 
     Raises MisuseError for a seed outside 0 to 2**64 - 1.
     """
@@ -75,7 +75,7 @@ def make_hash_key(seed: int) -> np.uint64:
 
 
 def hash_with_key(key: np.uint64, values: np.ndarray) -> np.ndarray:
-    """Return uint64 hashes of `values`, (B,), as keyed_hash does. `key` is from make_hash_key."""
+    """Return `keyed_hash(seed, values)` for the `key` that `make_hash_key(seed)` returns."""
     return mix64(mix64(values.astype(np.uint64) ^ key) ^ key)
 
 
@@ -91,7 +91,7 @@ def permute(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
 
 
 def _permute_by_rank(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
-    """Return the rank of each index when 0 … size − 1 are sorted by a hash that depends on its key.
+    """Return the rank of each index if 0 … size − 1 are sorted by a hash that depends on its key.
 
     No two hashes are equal, because mix64 is a bijection. Arguments and result are those of
     `permute`, with `size` at most _MAX_RANKED.
@@ -104,10 +104,10 @@ def _permute_by_rank(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarra
 def _permute_by_cipher(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
     """Return the encrypted indices, by the generalised Feistel cipher with cycle walking.
 
-    Black and Rogaway, "Ciphers with arbitrary finite domains", 2002. Both bases are about √size,
-    and a·b exceeds `size` by less than a, so few numbers are encrypted again. With the next power
-    of four instead of a·b, up to three in four numbers would be encrypted again in each pass, and
-    64 at once would need about 15 passes.
+    See Black and Rogaway, "Ciphers with arbitrary finite domains", 2002. Both bases are about
+    √size, and a·b exceeds `size` by less than a, so few numbers are encrypted again. If a·b were
+    the next power of four, up to three in four numbers would be encrypted again in each pass, and
+    64 numbers would need about 15 passes.
     """
     a = isqrt(size - 1) + 1
     b = -(-size // a)
@@ -128,9 +128,9 @@ def _encrypt(index: np.ndarray, a: int, b: int, keys: np.ndarray) -> np.ndarray:
 
 
 def _hash_digit(digit: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Return hashes (B,) of digits (B,). They have 48 bits, so adding a digit cannot overflow.
+    """Return hashes (B,) of digits (B,). A hash has 48 bits, so adding a digit cannot overflow.
 
-    This takes half the time of mix64.
+    This takes half the time of `mix64`.
     """
     x = (digit ^ key) * _MULTIPLIER_1
     x ^= x >> _32

@@ -1,10 +1,10 @@
-"""Read builds that are replaced meanwhile, by `preprocess build --replace`.
+"""Read builds that `preprocess build --replace` may replace while they are read.
 
 Replacing a build renames two directories (files.py), so a reader that opens several files can find
-some of the old build and some of the new one, and for a moment none. Locks would not work on every
-file system, and readers often may not write. Instead a reader notes the version of the manifest
-file before it reads, and compares it afterwards. If it has changed, what was read may be a mixture,
-and the reader starts again. Uses only the standard library.
+some of the old build and some of the new one, or for a moment no file at all. Locks do not work on
+all file systems, and readers often have no write permission. So a reader gets the version of the
+manifest file (inode, times and size) before and after it reads. If the two differ, the files may be
+a mixture of two builds, and the reader starts again. Uses only the standard library.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from preprocess.shards.files import REPLACED_SUFFIX
 from preprocess.shards.manifest_file import MANIFEST, ShardError
 
 MAX_READS = 5
-MAX_WAIT_S = 1.0  # for the second rename, which follows the first at once
+MAX_WAIT_S = 1.0  # for the second rename, which follows the first immediately
 Result = TypeVar("Result")
 Version = tuple[int, ...] | None
 
@@ -29,20 +29,20 @@ class ReplacedError(ShardError):
 
 
 def read_version(folder: Path) -> Version:
-    """Return what identifies the manifest file in `folder`: inode, times and size; None without one."""
+    """Return the inode, times and size of the manifest file in `folder`, or None if it has none."""
     try:
         status = (folder / MANIFEST).stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    # A copy can keep the time of modification and get the inode of a deleted file, but not its ctime.
+    # The ctime is needed: a copied file can have the modification time of a deleted one, and even its inode.
     return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def read_unreplaced(folder: Path, read: Callable[[], Result]) -> Result:
     """Return the result of `read`, which reads the build in `folder`.
 
-    If the build was replaced meanwhile, the result or the error of `read` is dropped and it is
-    called again. Raises ReplacedError if the build was replaced MAX_READS times.
+    If the build was replaced during the call, its result or error is dropped and `read` is called
+    again. Raises ReplacedError if the build was replaced during MAX_READS calls.
     """
     for _ in range(MAX_READS):
         wait_for_manifest(folder)
@@ -63,7 +63,7 @@ def read_unreplaced(folder: Path, read: Callable[[], Result]) -> Result:
 
 
 def wait_for_manifest(folder: Path) -> bool:
-    """Return whether `folder` has a manifest. If its build is being replaced, wait for the new one."""
+    """Return whether `folder` has a manifest. If it is being replaced, wait up to MAX_WAIT_S."""
     deadline = time.monotonic() + MAX_WAIT_S
     while not (folder / MANIFEST).is_file():
         is_replacing = any(folder.parent.glob(f".{glob.escape(folder.name)}.*{REPLACED_SUFFIX}"))

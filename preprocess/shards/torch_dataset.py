@@ -4,19 +4,20 @@ TokenWindows gives windows in order, ShuffledWindows gives windows in shuffled o
 gives whole documents. Data is read when a batch needs it. A dataset is sent to a worker as the path
 of the build and a few numbers, and the worker maps the shards itself (mapped.py).
 
-Shuffled data is hard to divide: a DataLoader copies an iterable dataset into each of its workers,
-in each process of a distributed run, and every copy must know its part. ShuffledWindows divides
-sample numbers. Pass p consists of the samples p·n … p·n + n − 1, for `num_samples` = n. With R
-ranks and W workers in each there are R·W readers. Worker w of rank r is reader k = w·R + r and
-takes the samples k, k + R·W, k + 2·R·W, … of the pass. The window of a sample is a pure function of
-its number (windows.py), so readers do not communicate, and together they read each sample of the
-pass exactly once.
+Shuffled data must be divided: a DataLoader copies an iterable dataset into each of its workers, in
+each process of a distributed run, and every copy must yield other samples. ShuffledWindows divides
+sample numbers. A pass is one iteration over the dataset. Pass p consists of the samples p·n … p·n +
+n − 1, for `num_samples` = n. With R ranks and W workers in each there are R·W readers. Worker w of
+rank r is reader k = w·R + r and takes the samples k, k + R·W, k + 2·R·W, … of the pass. The window
+of a sample is a pure function of its number (windows.py), so readers do not communicate, and
+together they read each sample of the pass exactly once.
 
-So the state of a reader is two integers: the pass, and how many of its samples it has yielded. By
-default a DataLoader ends its workers after each pass, so the number of the pass is kept in shared
-memory.
+The state of a reader is therefore two integers: the number of the pass, and how many samples of it
+the reader has yielded. By default a DataLoader ends its workers after each pass, so the number of
+the pass is kept in shared memory.
 
-This is the only file of preprocess/ that imports torch, and no other file of Folio imports it.
+This is the only file of preprocess/ that imports torch, and no other file of Folio imports this
+file.
 """
 
 from __future__ import annotations
@@ -44,23 +45,23 @@ except ModuleNotFoundError as e:
         f"preprocess.shards.torch_dataset needs PyTorch, and there is no module {e.name!r}; run: pip install torch"
     ) from e
 
-# The state of a ShuffledWindows: the number of its pass, the samples of the pass that it has yielded,
-# and what it belongs to.
+# The state of a reader: the number of its pass, how many samples of the pass it has yielded, and the
+# description of the dataset and reader that the state belongs to.
 PassState = TypedDict("PassState", {"pass": int, "taken": int, "of": str})
-Pair = tuple[Tensor, Tensor]  # inputs and targets, (T,) int64 each: views of one tensor, so clone before changing one
-IGNORE_INDEX = -100  # a target that torch's cross_entropy ignores, and so do the models of Hugging Face
+Pair = tuple[Tensor, Tensor]  # inputs and targets, (T,) int64 each; views of one tensor: clone before you change one
+IGNORE_INDEX = -100  # a target that torch's cross_entropy and the models of Hugging Face ignore
 CHUNK_SAMPLES = 32  # gathered at once by ShuffledWindows; one at a time takes about ten times as long
 MAX_WORKERS = 64
-MAX_PASS = (1 << 31) - 2  # the next number still fits int32
+MAX_PASS = (1 << 31) - 2  # so that the number of the next pass fits into int32
 
 
 class TokenWindows(Dataset[Pair]):
     """Pairs of inputs `tokens[s : s + T]` and targets `tokens[s + 1 : s + T + 1]`, (T,) int64 each.
 
     T is `block_size`. In each shard s is 0, `stride`, 2·`stride`, …, and no window crosses the end
-    of a shard. With stride 1 a shard of N tokens gives N − T items. With the default stride of T
-    each token except the first is a target at most once. For training at random starts use
-    ShuffledWindows: a DataLoader with `shuffle=True` needs 8 bytes of memory per item.
+    of a shard. With stride 1 a shard of N tokens gives N − T items. With the default stride of T no
+    token is a target twice. To train on windows in random order, use ShuffledWindows: a DataLoader
+    with `shuffle=True` needs 8 bytes of memory per item.
     """
 
     def __init__(
@@ -82,14 +83,14 @@ class TokenWindows(Dataset[Pair]):
         return int(self._edges[-1])
 
     def __getitem__(self, index: int) -> Pair:
-        """Return the pair of a window.
+        """Return the pair of window `index`; a negative index counts from the end.
 
-        Raises IndexError if out of range, FolioError for an id outside the vocabulary.
+        Raises IndexError for an index out of range, FolioError for an id outside the vocabulary.
         """
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Pair]:
-        """Return the pairs of a batch, which a DataLoader asks for in one call."""
+        """Return the pairs of several windows. A DataLoader calls this once per batch."""
         shard, number = locate_items(self._edges, indices)
         return _make_pairs(self._split.read_windows(shard, number * self._stride, self._block_size))
 
@@ -97,19 +98,20 @@ class TokenWindows(Dataset[Pair]):
 class ShuffledWindows(IterableDataset[Pair]):
     """Pairs like those of TokenWindows, shuffled, and divided among processes and workers.
 
-    `order="epochs"` visits windows that do not overlap, each once per epoch, and cuts the shards
-    elsewhere in each epoch. `order="random"` draws any start of any shard, with replacement. Both
-    are pure functions of `seed` and the sample number.
+    With `order="epochs"`, windows do not overlap, each is visited once per epoch, and the shards
+    are cut at other places in each epoch. With `order="random"`, a window may begin at any token,
+    and windows are drawn with replacement. The window of a sample is a pure function of `seed` and
+    the sample number.
 
     One `iter()` is one pass: the next `num_samples` samples, by default as many as an epoch has
-    windows. All readers together yield each sample of the pass once, whatever the batch size. If
+    windows. All readers together yield each sample of the pass once, for any batch size. If
     `num_samples` is a multiple of world_size × workers × batch size, all batches are full and all
-    processes have equally many; the remainder of an epoch is not lost, since the next pass begins
-    with it.
+    processes have the same number of them. If it is also less than an epoch, no window of the epoch
+    is lost: the next pass begins with the remaining ones.
 
-    The number of the pass is kept in shared memory, so it advances whether or not workers persist;
+    The number of the pass is kept in shared memory, so it also advances if workers do not persist.
     `set_epoch` sets it. Loaders with different numbers of workers count passes separately. Two
-    loaders with the same number must not read one dataset at the same time. With the
+    loaders with the same number of workers must not read one dataset at the same time. With the
     StatefulDataLoader of torchdata a loop can stop and resume at any batch.
     """
 
@@ -128,8 +130,8 @@ class ShuffledWindows(IterableDataset[Pair]):
         """`build`: an open build, its name, or its folder.
 
         `rank` and `world_size` default to those of torch.distributed if it is initialised, else to
-        the variables `RANK` and `WORLD_SIZE` of torchrun, else to a single process. They are
-        determined here, so initialise torch.distributed first.
+        the environment variables `RANK` and `WORLD_SIZE` of torchrun, else to a single process.
+        They are determined here, so call `torch.distributed.init_process_group` first.
 
         Raises ShardError if the build is damaged, MisuseError for invalid settings.
         """
@@ -146,11 +148,11 @@ class ShuffledWindows(IterableDataset[Pair]):
         self._settings = (
             f"build {self._split.build.build_id[:12]} {split}, block_size {block_size}, {order}, seed {seed}, "
         )
-        # The next pass of worker w of n is at [n, w], and that of a process without workers at
-        # [0, 0]. Each reader writes to a different element, so no lock is needed.
+        # Element [n, w] is the number of the next pass of worker w of n, and [0, 0] that of a process
+        # without workers. Each reader writes to a different element, so no lock is needed.
         self._passes = torch.zeros((MAX_WORKERS + 1, MAX_WORKERS), dtype=torch.int32).share_memory_()
-        self._loaded: PassState | None = None  # a loaded state, until the next iter() begins there
-        self._position: list[int] = []  # of this reader: its pass, and how many samples of it were yielded
+        self._loaded: PassState | None = None  # a loaded state, until the next iter() continues from it
+        self._position: list[int] = []  # of this reader: number of its pass, number of samples that it yielded
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -159,7 +161,10 @@ class ShuffledWindows(IterableDataset[Pair]):
         self._passes.share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next `iter()` pass number `epoch`, from 0, in this process and in workers."""
+        """Make the next `iter()` yield pass number `epoch`, from 0, in this process and in workers.
+
+        Raises MisuseError for a number outside 0 to MAX_PASS.
+        """
         if not isinstance(epoch, Integral) or not 0 <= epoch <= MAX_PASS:
             raise MisuseError(f"epoch must be a whole number from 0 to {MAX_PASS:,}, got {epoch!r}")
         self._passes.fill_(epoch)
@@ -181,10 +186,10 @@ class ShuffledWindows(IterableDataset[Pair]):
         return {"pass": number, "taken": num_taken, "of": self._describe()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Make the next `iter()` yield the rest, which may be empty, of the pass in `state`.
+        """Make the next `iter()` yield the remaining samples, if any, of the pass in `state`.
 
-        Raises MisuseError for the state of other data, settings, processes or workers, FolioError
-        for a damaged state.
+        Raises MisuseError for a state of other data, settings, processes or workers, FolioError for
+        a damaged state. Whether the number of workers differs may be noticed only by `iter()`.
         """
         self._check_identity(state)
         if any(
@@ -224,7 +229,7 @@ class ShuffledWindows(IterableDataset[Pair]):
                 yield pair
 
     def _find_slot(self) -> tuple[int, int]:
-        """Return the number of workers and the number of this worker; (0, 0) outside of workers."""
+        """Return the number of workers and that of this worker, or (0, 0) outside of workers."""
         info = get_worker_info()
         if info is None:
             return 0, 0
@@ -233,7 +238,7 @@ class ShuffledWindows(IterableDataset[Pair]):
         return info.num_workers, info.id
 
     def _describe(self) -> str:
-        """Describe the reader of a state. States contain this text, so it must not change."""
+        """Describe this dataset and reader. States contain the text, so it must never change."""
         num_workers, worker = self._find_slot()
         reader = f"rank {self.rank} of {self.world_size}, " + (
             f"worker {worker} of {num_workers}" if num_workers else "no workers"
@@ -245,9 +250,9 @@ class Documents(Dataset[Tensor]):
     """Whole documents: item i is the ids of document i of the split, (L,) int64.
 
     The ids include the control tokens around the text. `bos_id`, `eot_id` and `pad_id` are those of
-    the manifest. If it has no pad_id, `pad_id` is the eot_id, which is safe if the attention mask
-    and the labels exclude padding. A document longer than `max_tokens` is truncated, and then it
-    has no end-of-text token.
+    the manifest. If the manifest has no pad_id, `pad_id` is the eot_id; this is safe if the
+    attention mask and the labels exclude padding. A document longer than `max_tokens` is truncated,
+    so it has no end-of-text token.
     """
 
     def __init__(self, build: Build | str | Path, split: str = "train", *, max_tokens: int | None = None) -> None:
@@ -275,33 +280,33 @@ class Documents(Dataset[Tensor]):
         return int(self._edges[-1]) if len(self._edges) else 0
 
     def __getitem__(self, index: int) -> Tensor:
-        """Return the ids of a document.
+        """Return the ids of document `index`, (L,) int64; a negative index counts from the end.
 
-        Raises IndexError if out of range, FolioError for an id outside the vocabulary.
+        Raises IndexError for an index out of range, FolioError for an id outside the vocabulary.
         """
         (shard,), (number,) = locate_items(self._edges, [index])
         return torch.from_numpy(self._split.read_document(shard, number, self._max_tokens).astype(np.int64))
 
     def collate(self, documents: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return `pad_documents` with the build's `pad_id`: the `collate_fn` for a DataLoader.
+        """Return `pad_documents(documents, self.pad_id)`. This is a `collate_fn` for a DataLoader.
 
         Raises MisuseError if the build has neither pad_id nor eot_id.
         """
         if self.pad_id is None:
             raise MisuseError(
-                f"{self._split.build.folder} has neither pad nor end-of-text id; "
-                "collate with pad_documents and an id that you choose"
+                f"{self._split.build.folder} has neither a padding id nor an end-of-text id; "
+                "call pad_documents with an id of your choice"
             )
         return pad_documents(documents, self.pad_id)
 
 
 def pad_documents(documents: Sequence[Tensor], pad_id: int) -> dict[str, Tensor]:
-    """Return documents, (L,) int64 each, as a batch of three (B, L) int64 tensors.
+    """Return B documents, (L,) int64 each, as a dict of three int64 tensors, (B, max L).
 
-    `input_ids` are padded to the longest document. `attention_mask` is 0 at padding. `labels` are
-    the input ids, not shifted, as the models of Hugging Face expect, and −100 at padding. Padding
-    is determined by length, not by id, so the end-of-text token of a document is learnt even if
-    padding has the same id.
+    `input_ids` are padded with `pad_id` to the length of the longest document. `attention_mask` is
+    1 at tokens and 0 at padding. `labels` are the input ids, not shifted, as the models of Hugging
+    Face expect, and −100 at padding. Padding is determined by length, not by id. So the end-of-text
+    token of a document is learned even if it is also used for padding.
     """
     shape = len(documents), max(len(ids) for ids in documents)  # (B, L)
     batch = {
@@ -320,9 +325,9 @@ def make_loader(
 ) -> DataLoader[Any]:
     """Return a DataLoader with good defaults for the datasets of this module.
 
-    Workers persist, batches are pinned if there is a GPU, and `dataset.collate` collates if it
-    exists. `options` are passed to DataLoader and override these defaults. Raises MisuseError if
-    `dataset` is not a dataset.
+    Workers persist, batches are in pinned memory if there is a GPU, and `dataset.collate`, if it
+    exists, is the `collate_fn`. `options` are passed to DataLoader and override these defaults.
+    Raises MisuseError if `dataset` is not a `torch.utils.data.Dataset`.
     """
     if not isinstance(dataset, Dataset):
         raise MisuseError(
@@ -343,7 +348,7 @@ def _make_pairs(windows: np.ndarray) -> list[Pair]:
 
 
 def _resolve_process(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Return the rank and world size: those given, or those of this process."""
+    """Return the given rank and world size, or those of this process if they are None."""
     if (rank is None) != (world_size is None):
         raise MisuseError(f"rank is {rank} and world_size {world_size}; give both or neither")
     if rank is None or world_size is None:

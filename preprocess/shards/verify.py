@@ -1,9 +1,10 @@
 """Check every byte of a build against its manifest.
 
-Opening a build checks the manifest and compares file sizes. `verify` hashes every file. A hash shows
-only that a file is the one that the builder wrote, so `verify` also checks the content: document
-ends ascend to the number of tokens, and the largest id is the one in the manifest. The cost is
-reading every file once, and the token files twice.
+Opening a build checks the manifest and compares file sizes. `verify` also hashes every file that
+has a hash in the manifest, i.e. all except build_log.json. A hash shows only that a file is the one
+that the builder wrote. So `verify` also checks that document ends ascend to the number of tokens,
+and that the largest id is the one in the manifest. The cost is reading every file once, and the
+files of token ids and document ends twice.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from preprocess.shards.replaced import read_unreplaced
 def verify_newest(folder: Path) -> tuple[Build, list[str]]:
     """Return the build in `folder` and its faults, one line for each.
 
-    If the build is replaced meanwhile, the new one is verified. Raises ShardError if it cannot be
-    opened, and ReplacedError if it is replaced again and again.
+    If the build is replaced during the check, the new build is checked. Raises ShardError if the
+    build cannot be opened, and ReplacedError if it is replaced several times in a row.
     """
 
     def open_and_verify() -> tuple[Build, list[str]]:
@@ -34,7 +35,7 @@ def verify_newest(folder: Path) -> tuple[Build, list[str]]:
 
 
 def verify(build: Build) -> Iterator[str]:
-    """Yield one line for each fault found in `build`. A build without faults yields no line."""
+    """Yield one line for each fault found in `build`, and none if it is intact."""
     yield from _verify_manifest(build)
     manifest = build.manifest
     yield from _verify_hash(build.folder / STATS, manifest.stats_sha256)
@@ -46,9 +47,9 @@ def verify(build: Build) -> Iterator[str]:
 
 
 def _verify_manifest(build: Build) -> Iterator[str]:
-    """Check how the manifest is formatted. Opening it has checked the rest."""
+    """Check the formatting of the manifest. `Build` has checked everything else in it."""
     data = read_small_file(build.folder / MANIFEST, MAX_FILE_BYTES)
-    if data != readable_json(parse_json(data)):  # with keys that no field of `build.manifest` has, if any
+    if data != readable_json(parse_json(data)):  # `build.manifest` may lack keys that the file has
         yield f"{MANIFEST} is not formatted as a builder formats it: it was edited"
 
 
@@ -65,8 +66,8 @@ def _verify_shard(build: Build, entry: ShardEntry) -> Iterator[str]:
         yield from _verify_hash(path.with_suffix(suffix), expected)
     shard = build.map_shard(entry)
     if not has_valid_ends(shard.ends, num_tokens=len(shard.tokens)):
-        yield f"{path.stem}.ends does not ascend to {len(shard.tokens)}"
+        yield f"{path.stem}.ends does not ascend to the shard's {len(shard.tokens):,} tokens"
     chunks = (shard.tokens[i : i + HASH_CHUNK_BYTES] for i in range(0, len(shard.tokens), HASH_CHUNK_BYTES))
     max_id = max((int(chunk.max()) for chunk in chunks), default=-1)
     if max_id != entry.max_id:
-        yield f"{path.name} holds ids up to {max_id}, its manifest says {entry.max_id}"
+        yield f"the largest id in {path.name} is {max_id}, its manifest says {entry.max_id}"

@@ -7,15 +7,15 @@ from (seed, i). Resuming needs one integer, and each process computes its share 
 without communication, so the number of GPUs changes no sample. There are two data orders:
 
 - "random" (RandomWindows): a hash of (seed, i) selects any start in any shard, with replacement.
-  Windows overlap. After an epoch's worth of samples, 37 % of the tokens are still unread.
-- "epochs" (EpochWindows): each shard is cut into windows that do not overlap. Sample i belongs to
-  epoch i // n, for n windows in all, and takes the window that a keyed permutation of 0 … n − 1
-  (permutation.py) gives for i mod n. The key depends on (seed, epoch). The first window of a shard
-  begins at an offset that is hashed from (seed, epoch, shard), so that the cuts differ in each
+  Windows overlap. After as many samples as an epoch has, 37 % of the tokens are still unread.
+- "epochs" (EpochWindows): each shard is cut into windows that do not overlap, n windows in total.
+  Sample i belongs to epoch i // n. A keyed permutation of 0 … n − 1 (permutation.py) maps i mod n
+  to the number of its window; the key depends on (seed, epoch). The first window of a shard begins
+  at an offset that is a hash of (seed, epoch, shard), so the shards are cut at other places in each
   epoch.
 
-Locating B samples takes O(B) time and memory, however many tokens there are: 65 µs for a batch of
-64. The only tables have one number per shard. Uses NumPy only.
+Locating B samples takes O(B) time and memory, for any number of tokens: 65 µs for a batch of 64.
+The only tables have one number per shard. Uses NumPy only.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class RandomWindows:
     def __init__(self, lengths: Sequence[int], block_size: int, *, seed: int) -> None:
         """`lengths`: the number of tokens of each shard; shards shorter than a window are not used.
 
-        Raises MisuseError for a seed beyond 64 bits.
+        Raises MisuseError for a seed outside 0 to 2**64 - 1, ValueError if no shard has a window.
         """
         num_starts = np.maximum(np.asarray(lengths, dtype=np.int64) - block_size, 0)  # (S,)
         # All starts are numbered, shard after shard. Those of shard s are first[s] … edges[s] − 1.
@@ -66,22 +66,26 @@ class RandomWindows:
 
 
 class EpochWindows:
-    """Windows without overlap that cover each shard once per epoch, in a new order each epoch."""
+    """Windows that cover each shard once per epoch, in a new order each epoch.
+
+    The inputs of two windows never overlap. The last target of a window is the first input of the
+    next one.
+    """
 
     windows_per_epoch: int
-    num_unvisited: int  # tokens outside of all windows in an epoch: at most block_size per shard, at its two ends
+    num_unvisited: int  # tokens outside of all windows in an epoch; at most block_size per shard, at its ends
 
     def __init__(self, lengths: Sequence[int], block_size: int, *, seed: int) -> None:
         """`lengths`: the number of tokens of each shard; shards shorter than a window are not used.
 
-        Raises MisuseError for a seed beyond 64 bits.
+        Raises MisuseError for a seed outside 0 to 2**64 - 1, ValueError if no shard has a window.
         """
         tokens = np.asarray(lengths, dtype=np.int64)  # (S,)
         counts = np.maximum(tokens - 1, 0) // block_size  # (S,) windows of each shard
         # All windows are numbered, shard after shard. Those of shard s are first[s] … edges[s] − 1.
         self._edges = np.cumsum(counts)  # (S,)
         self._first = self._edges - counts  # (S,)
-        # The number of offsets that cut a shard into as many windows as offset 0.
+        # The first window may begin at offsets 0 … num_offsets − 1 without reducing the number of windows.
         self._num_offsets = (np.maximum(tokens - 1, 0) % block_size + 1).astype(np.uint64)  # (S,)
         self._shard_keys = mix64(np.arange(len(tokens), dtype=np.uint64))  # (S,)
         self._key = keyed_hash(seed, np.frombuffer(b"epochwin", dtype="<u8"))  # (1,)
@@ -114,10 +118,11 @@ ORDERS: dict[str, type[EpochWindows] | type[RandomWindows]] = {"epochs": EpochWi
 def list_sequential_windows(
     lengths: Sequence[int], block_size: int, max_windows: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the shard (W,) and the start in it (W,), int64, of consecutive windows.
+    """Return the shard (W,) and the start in it (W,), both int64, of consecutive windows.
 
-    A window begins at the last token of the window before it, so every token of a shard except the
-    first is a target exactly once, up to an incomplete window at the end.
+    There are at most `max_windows`, if that is given. A window begins at the last token of the
+    window before it. So every token of a shard is a target exactly once, except the first token and
+    those of an incomplete window at the end, which is left out.
     """
     counts = [max((n - 1) // block_size, 0) for n in lengths]
     shard = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
@@ -126,7 +131,7 @@ def list_sequential_windows(
 
 
 def gather_windows(tokens: Sequence[np.ndarray], shard: np.ndarray, start: np.ndarray, block_size: int) -> np.ndarray:
-    """Return the windows that begin at `start` in `shard`, (B, block_size + 1) in the dtype of `tokens`.
+    """Return the windows that begin at `start` in `shard`: (B, block_size + 1), dtype of `tokens`.
 
     `tokens`: the tokens of each shard, one-dimensional arrays of the same dtype. `shard`, `start`:
     (B,) int64. A batch takes one indexing operation for each shard in it.
@@ -153,8 +158,8 @@ def number_documents(ends: Sequence[np.ndarray], shard: np.ndarray, start: np.nd
     """Return which document of its window each input token belongs to: (B, block_size) int32.
 
     The documents of a window are numbered from 0. `ends`: the exclusive document ends of each
-    shard, uint64, ascending. `shard`, `start`: (B,) int64, of the windows. A batch reads the ends
-    inside its windows, found by two binary searches per window.
+    shard, uint64, ascending. `shard`, `start`: (B,) int64, of the windows. Only the ends inside the
+    windows are read; two binary searches per window find them.
     """
     is_first = np.zeros((len(shard), block_size), np.int8)  # 1 at the first token of a document, except column 0
     for s in np.unique(shard):

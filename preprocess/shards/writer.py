@@ -3,13 +3,14 @@
 A build knows the length of every document before it writes the first token, so it knows in which
 shard and at which offset each document goes. `create_shard` creates the files at full size, and
 workers then write their documents into the same files without locks and in any order, each at its
-offset (`write_documents`). The bytes do not depend on who writes first. Reserving the space at the
-start also means that a full disk is noticed before the work, not after it.
+offset (`write_documents`). The bytes do not depend on the order. Because the space is reserved
+first, a disk that is too small is noticed before the documents are written.
 
 The manifest needs a hash of each file. Hashing after the last write would read every byte again
 from the disk. So `ShardSealer` hashes the complete part of a file while workers write the rest and
-the bytes are still in the system's cache, and flushes it to the disk in the background. The cost is
-one sequential read of the cached files; at the end there is little left to hash or flush.
+its bytes are still in the operating system's cache. It also flushes the file to the disk in the
+background, so that little is left to hash or flush at the end. The cost is one sequential read of
+cached files.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class ShardPlan:
     num_documents: int
 
     def path(self, folder: Path, suffix: str) -> Path:
-        """Return the path of the shard's file in `folder` that has `suffix`, such as "bin"."""
+        """Return the path of the shard's file with `suffix`, such as "bin", in `folder`."""
         return folder / f"{self.split}-{self.number:05d}.{suffix}"
 
     def sizes(self, vocab_size: int) -> dict[str, int]:
@@ -50,11 +51,11 @@ class ShardPlan:
 
 
 def cut_shards(lengths: np.ndarray, num_tokens: int, shard_tokens: int) -> Iterator[tuple[int, int, bool]]:
-    """Yield (first, last, is_full) for each shard, which gets the documents first … last − 1.
+    """Yield (first, last, is_full) for each shard: it gets the documents first … last − 1 of D.
 
-    `is_full` is False for a shard that accepts more documents. `lengths`: (D,) tokens of each
-    document. `num_tokens`: tokens that the first shard already has. A shard ends with the first
-    document that takes it to `shard_tokens` or more.
+    A shard is full after the first document with which it has `shard_tokens` or more tokens; the
+    last shard may not be full. `lengths`: (D,), tokens of each document. `num_tokens`: the number
+    of tokens that the first shard already has.
     """
     ends = np.cumsum(lengths, dtype=np.int64)
     first = 0
@@ -66,9 +67,10 @@ def cut_shards(lengths: np.ndarray, num_tokens: int, shard_tokens: int) -> Itera
 
 
 def create_shard(folder: Path, plan: ShardPlan, *, vocab_size: int) -> None:
-    """Create the files of a shard at their final size.
+    """Create the files of a shard at their final size, filled with zeros.
 
-    Raises FolioError if there are too many shards to name.
+    Raises FolioError if the number of the shard has more than five digits, and OSError if the disk
+    is too small (on systems without `os.posix_fallocate`, only a later write notices that).
     """
     if plan.number >= MAX_SHARDS:
         raise FolioError(
@@ -99,11 +101,11 @@ def write_documents(
     *,
     vocab_size: int,
 ) -> int:
-    """Write complete documents at `offset` and return their largest id (−1 without tokens).
+    """Write complete documents at `offset`, and return their largest id, −1 if there are no tokens.
 
-    `ids`: (N,) of any unsigned dtype. `ends`: (D,) exclusive end of each document in `ids`. `docs`:
-    (D,) of DOC_DTYPE. Raises ValueError for an id outside the vocabulary and for arrays whose
-    lengths do not match, OSError with the path if the disk is full.
+    `ids`: (N,) of any unsigned dtype. `ends`: (D,), exclusive end of each document in `ids`.
+    `docs`: (D,) of DOC_DTYPE. Raises ValueError for an id outside the vocabulary and for arrays
+    whose lengths do not match, and OSError with the path if writing fails.
     """
     if len(ends) != len(docs) or (len(ends) and int(ends[-1]) != len(ids)) or (not len(ends) and len(ids)):
         raise ValueError(f"the lengths of {len(ids)} ids, {len(ends)} ends and {len(docs)} documents do not match")
@@ -141,9 +143,9 @@ class ShardSealer:
         self._flushing: Future[None] | None = None
 
     def advance(self, num_tokens: int, num_documents: int) -> None:
-        """Hash the files up to the first `num_tokens` tokens and `num_documents` documents.
+        """Hash the first `num_tokens` tokens and `num_documents` documents, which must be written.
 
-        These must have been written.
+        The part that an earlier call has hashed is not read again.
         """
         for suffix, end in file_sizes(num_tokens, num_documents, self._dtype).items():
             with open(self._paths[suffix], "rb") as file:
@@ -159,7 +161,7 @@ class ShardSealer:
     def finish(self, max_id: int) -> ShardEntry:
         """Hash the rest, flush the files, and return the shard's entry in the manifest.
 
-        `max_id`: the largest id that was written to the shard, −1 without tokens.
+        `max_id`: the largest id that was written to the shard, −1 if it has no tokens.
         """
         self.advance(self._plan.num_tokens, self._plan.num_documents)
         self._flusher.shutdown()

@@ -4,10 +4,10 @@ The problem: almost all documents are clean, but a regular expression reads text
 and rewriting a column copies every text in it.
 
 The idea: first find out whether there is anything to do. The rules that are on by default scan the
-bytes of a whole batch with NumPy (3 to 15 GB/s), without looking at single documents. If the scan
-finds a suspicious byte, a regular expression finds the documents to change, and only these are
-rewritten. The cost for clean ASCII text is one scan per rule and no copy. Long texts are cleaned in
-slices (slices.py), because a Python string or a rewritten column takes several times their size.
+bytes of a whole batch with NumPy (3 to 15 GB/s). If the scan finds a suspicious byte, a regular
+expression finds the documents to change, and only these are rewritten. The cost for clean ASCII
+text is one scan per rule and no copy. Long texts are cleaned in slices (slices.py), because a
+Python string or a rewritten column takes several times their size.
 
 The rules are applied in a fixed order (CLEANING_RULES in recipes/schema.py), so cleaning a text
 twice gives the same result as cleaning it once: normalizing line ends and removing control
@@ -19,7 +19,8 @@ escapes (`&amp;lt;` becomes `&lt;`), and `mojibake` guesses what the text was.
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -35,7 +36,7 @@ from preprocess.stages.slices import iter_groups, slice_texts
 Cleaned = tuple[pa.LargeStringArray, np.ndarray]
 Rule = Callable[[pa.LargeStringArray], Cleaned]
 
-# These rules look at a text as a whole. The others do not look across the end of a slice.
+# These rules need the whole text. The result of the others for a text is that of its slices, joined.
 WHOLE_TEXT_RULES = ("mojibake", "trim")
 
 # DEL, C1, and C0 except tab, line feed and carriage return (which the earlier rule `line_ends`
@@ -49,11 +50,19 @@ OUTER_SPACE = r"\A[\s\p{Z}\x{85}\x{FEFF}]+|[\s\p{Z}\x{85}]+\z"
 LINE_FEED, CARRIAGE_RETURN, TAB, DELETE = 0x0A, 0x0D, 0x09, 0x7F
 SCAN_BYTES = 1 << 18  # half of a core's L2 cache
 
+PART_BYTES = 1 << 20  # of a text that is rewritten as a Python string, which takes up to 36 times its size
+# Bytes before which a text can be divided: ASCII characters are not combined with a character before
+# them, and these characters are not inside of an HTML entity.
+BEGINS_NFC_PART = re.compile(rb"[\x00-\x7F]")
+BEGINS_HTML_PART = re.compile(rb"[&< \t\n\f]")
+LONG_NUMBER = re.compile("&#[0-9]{1000,}")  # `html.unescape` raises ValueError if a number has 4301 digits
+
 
 def clean(batch: pa.RecordBatch, rules: tuple[str, ...]) -> tuple[pa.RecordBatch, dict[str, int]]:
     """Apply `rules` to the texts of `batch`.
 
-    Returns the new batch, and for each rule the number of documents that it changed.
+    Returns the new batch, and for each rule the number of documents that it changed. Raises
+    MisuseError if the rule `mojibake` is used without the package ftfy.
     """
     texts, counts = batch.column("text"), {}
     for name in CLEANING_RULES:
@@ -110,7 +119,7 @@ def _change_nothing(texts: pa.LargeStringArray) -> Cleaned:
 
 
 def _contains_byte(texts: pa.LargeStringArray, predicate: Callable[[np.ndarray], np.ndarray]) -> bool:
-    """Return whether `predicate` is true for any byte. Chunks of SCAN_BYTES stay in the cache."""
+    """Return whether `predicate` is true for any byte. It is applied to chunks that fit the cache."""
     data, _ = get_text_buffers(texts)
     return any(bool(predicate(data[start : start + SCAN_BYTES]).any()) for start in range(0, len(data), SCAN_BYTES))
 
@@ -149,26 +158,55 @@ def _remove_byte_order_mark(texts: pa.LargeStringArray) -> Cleaned:
     return _replace_rows(texts, is_changed, lambda rows: pc.replace_substring_regex(rows, "^\ufeff+", ""))
 
 
-def _rewrite_rows(texts: pa.LargeStringArray, rows: np.ndarray, rewrite: Callable[[str], str]) -> Cleaned:
-    """Apply `rewrite` to the texts of `rows`, (R,) indices in ascending order."""
-    is_changed, new_texts = np.zeros(len(texts), bool), []
+def _rewrite_rows(
+    texts: pa.LargeStringArray, rows: np.ndarray, rewrite: Callable[[str], str], begins_part: re.Pattern[bytes] | None
+) -> Cleaned:
+    """Apply `rewrite` to the texts of `rows`, (R,) indices in ascending order.
+
+    A long text is rewritten in parts that begin with a match of `begins_part`, unless it is None.
+    """
+    is_changed = np.zeros(len(texts), bool)
+    new_texts: list[bytes | bytearray] = []
     for row in rows.tolist():
-        text = texts[row].as_py()
-        new_text = rewrite(text)
-        if new_text != text:
+        new_text = _rewrite_text(texts[row].as_buffer(), rewrite, begins_part)
+        if new_text is not None:
             is_changed[row] = True
-            new_texts.append(new_text.encode())
+            new_texts.append(new_text)
     return _replace_rows(texts, is_changed, lambda _: _to_array(new_texts))
 
 
-def _to_array(texts: list[bytes]) -> pa.LargeStringArray:
+def _rewrite_text(
+    data: pa.Buffer, rewrite: Callable[[str], str], begins_part: re.Pattern[bytes] | None
+) -> bytes | bytearray | None:
+    """Return the UTF-8 bytes of a text after `rewrite`, or None if they are the same."""
+    if begins_part is None or data.size <= PART_BYTES:
+        text = str(data, "utf-8")
+        new_text = rewrite(text)
+        return new_text.encode() if new_text != text else None
+    new_data = bytearray()
+    for part in _iter_parts(data, begins_part):
+        new_data += rewrite(part).encode()
+    return None if data.equals(pa.py_buffer(new_data)) else new_data
+
+
+def _iter_parts(data: pa.Buffer, begins_part: re.Pattern[bytes]) -> Iterator[str]:
+    """Yield a text in parts of at least PART_BYTES, except the last."""
+    start = 0
+    while start < data.size:
+        match = begins_part.search(data, start + PART_BYTES)
+        stop = match.start() if match else data.size
+        yield str(data[start:stop], "utf-8")
+        start = stop
+
+
+def _to_array(texts: Sequence[bytes | bytearray]) -> pa.LargeStringArray:
     data = texts[0] if len(texts) == 1 else b"".join(texts)
     offsets = np.cumsum([0, *map(len, texts)])
     return pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(offsets), pa.py_buffer(data))
 
 
 def _normalize_nfc(texts: pa.LargeStringArray) -> Cleaned:
-    return _rewrite_rows(texts, _find_nfc_candidates(texts), normalize_nfc)
+    return _rewrite_rows(texts, _find_nfc_candidates(texts), normalize_nfc, BEGINS_NFC_PART)
 
 
 def _find_nfc_candidates(texts: pa.LargeStringArray) -> np.ndarray:
@@ -201,11 +239,21 @@ def _fix_mojibake(texts: pa.LargeStringArray) -> Cleaned:
     from preprocess.stages.mojibake import fix_mojibake
 
     rows = np.flatnonzero(~pc.string_is_ascii(texts).to_numpy(zero_copy_only=False))
-    return _rewrite_rows(texts, rows, fix_mojibake)
+    return _rewrite_rows(texts, rows, fix_mojibake, None)
 
 
 def _unescape_html(texts: pa.LargeStringArray) -> Cleaned:
-    return _rewrite_rows(texts, np.flatnonzero(_match_regex(texts, "&#?[0-9A-Za-z]")), html.unescape)
+    rows = np.flatnonzero(_match_regex(texts, "&#?[0-9A-Za-z]"))
+    return _rewrite_rows(texts, rows, _unescape_html_text, BEGINS_HTML_PART)
+
+
+def _unescape_html_text(text: str) -> str:
+    return html.unescape(LONG_NUMBER.sub(_shorten_number, text))
+
+
+def _shorten_number(match: re.Match[str]) -> str:
+    """Return a reference to a character by a number of at most 8 digits; all numbers of 8 digits are invalid."""
+    return "&#" + (match[0].removeprefix("&#").lstrip("0")[:8] or "0")
 
 
 def _collapse_white_space(texts: pa.LargeStringArray) -> Cleaned:

@@ -23,7 +23,10 @@ class Parts:
 
 
 def cut_long_texts(texts: pa.LargeStringArray, max_bytes: int) -> Parts:
-    """Cut texts at white space into parts of at most `max_bytes`."""
+    """Cut D texts at white space into parts of at most `max_bytes`.
+
+    If the rest of a text cannot be cut, it is not among the parts.
+    """
     data, offsets = get_text_buffers(texts)
     rows: list[int] = []
     ends: list[int] = []  # in `data`

@@ -6,7 +6,8 @@ silently produce wrong training data. The idea: every process encodes a few of i
 both and compares the ids. If they differ, or if the fast backend fails, BackendMismatch is raised,
 and a build then encodes everything again with the reference. The documents are chosen by a hash of
 their content, so any kind of document can be among them. The cost: 25 ms for the first 128 kB of
-text in each process, then 1/1024 of the documents, which adds 4 % to the encoding time.
+text in each process. After that, 1/1024 of the documents are encoded by both, which adds 4 % to the
+encoding time.
 
 Control tokens. They are inserted by id around the encoded text. Text never becomes a control
 token, because tokenizers encode it without knowledge of any control token.
@@ -25,7 +26,7 @@ from preprocess.shards.permutation import keyed_hash
 from preprocess.tokenizers.interface import Encoded, Tokenizer
 
 INITIAL_CHECK_BYTES = 1 << 17  # of text, in every process
-CALL_BYTES = 64  # the reference takes as long for a call as for this much text
+CALL_BYTES = 64  # a call of the reference costs as much time as encoding this much text
 CHECK_FRACTION = 1 / 1024
 MAX_CHECK_CHARACTERS = 1 << 16  # of one document, which may be a whole book
 
@@ -35,10 +36,10 @@ class BackendMismatch(Exception):
 
 
 class SpotCheck:
-    """Chooses the documents of one process that the reference encodes too.
+    """The choice of the documents of one process that the reference encodes too.
 
-    At the start it chooses at least one document and about INITIAL_CHECK_BYTES of text; after that
-    it chooses the fraction CHECK_FRACTION of the documents.
+    At first about INITIAL_CHECK_BYTES of text are chosen, with at least one document. After that,
+    the fraction CHECK_FRACTION of the documents is chosen.
     """
 
     def __init__(self, seed: int) -> None:
@@ -62,7 +63,8 @@ class SpotCheck:
 def choose_spot_check(hashes: np.ndarray, fraction: float, *, seed: int, at_least_one: bool) -> np.ndarray:
     """Return the rows, (S,) int64, of about `fraction` of the content hashes, (D, 16) uint8.
 
-    Of equal hashes it returns only the first.
+    Of the rows with equal hashes, only the first is returned. With `at_least_one`, D must be at
+    least 1, and the result has at least one row.
     """
     keys = keyed_hash(seed, np.ascontiguousarray(hashes[:, :8]).view("<u8").reshape(-1))
     is_chosen = keys <= np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
@@ -77,8 +79,8 @@ def encode_checked(tokenizer: Tokenizer, texts: pa.LargeStringArray, rows: np.nd
     """Encode all texts, and compare the ids of `rows` with those of the reference.
 
     Returns flat ids (N,) uint32 and the exclusive end of each text in them, (D,) int64. Raises
-    BackendMismatch if the ids of a text differ, or if the fast backend fails. Without a fast
-    backend the ids are not compared.
+    BackendMismatch if the ids of a text differ, or if the fast backend fails. If the tokenizer uses
+    no fast backend, nothing is compared.
     """
     if not tokenizer.has_fast_backend:
         return tokenizer.encode(texts)

@@ -12,7 +12,7 @@ def select_by_length(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return which of D texts to keep, (D,) bool, and which are "too_short" and "too_long".
 
-    Both bounds are inclusive and optional.
+    Both bounds are inclusive and optional. Without bounds there are no counts.
     """
     keep, dropped = np.ones(len(texts), bool), {}
     if min_characters is not None or max_characters is not None:

@@ -5,11 +5,12 @@ the columns, metadata is added, and long texts are cut.
 
 The parts of a long record must be on one side of a random split. They are therefore one group,
 which is named by a hash of the first part, unless the record has a group already. The name does not
-depend on the place of the record, so it is the same for any size of partitions.
+depend on the position of the record, so it is the same for any size of partitions.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +53,7 @@ class RejectedRows:
 
 
 class DocumentMaker:
-    """Makes documents from the records of one span and numbers them from 0 within the span."""
+    """A converter of the records of one span to documents, which are numbered from 0 in the span."""
 
     def __init__(self, input_file: InputFile, recipe: Recipe, rejects: Rejects) -> None:
         self._input_file, self._recipe, self._rejects = input_file, recipe, rejects
@@ -68,8 +69,9 @@ class DocumentMaker:
     def make(self, records: Records) -> tuple[pa.RecordBatch, pa.StringArray | None]:
         """Return the documents of `records` in order, and the name of the split of each.
 
-        The names are returned only if a column or the name of the file contains them. Raises
-        FolioError for a record that is not UTF-8 or too long if the recipe makes that an error.
+        Instead of the names, None is returned if neither a column nor the name of the file contains
+        them. Raises FolioError if a record is not UTF-8 or too long and the recipe makes that an
+        error.
         """
         keep = np.ones(records.num_records, bool)
         columns = {name: self._decode(column, records, keep) for name, column in records.columns.items()}
@@ -116,7 +118,7 @@ class DocumentMaker:
         if self._input_file.format == "jsonl":
             return column  # orjson accepts only UTF-8
         try:
-            # A cast from bytes to strings verifies UTF-8 (8 GB/s), one between strings does not.
+            # A cast from bytes to strings verifies UTF-8 (8 GB/s). A cast between types of strings does not.
             return (column if column.type == pa.large_binary() else column.cast(pa.large_binary())).cast(
                 pa.large_string()
             )
@@ -124,28 +126,31 @@ class DocumentMaker:
             return self._decode_rows(column.cast(pa.large_binary()), records, keep)
 
     def _decode_rows(self, column: pa.LargeBinaryArray, records: Records, keep: np.ndarray) -> pa.Array:
-        """Decode a column that contains invalid UTF-8, row by row, as `invalid_utf8` says."""
-        texts: list[bytes | None] = []
-        for row, data in enumerate(column.to_pylist()):
-            if data is None or (invalid := find_invalid_utf8(data)) is None:
-                texts.append(data)
-                continue
-            if self._recipe.invalid_utf8 == "error":
-                raise FolioError(self._format_utf8_error(records, row, data, invalid))
-            if keep[row]:
-                place = records.describe_place(row)
-                reason = f"not UTF-8 ({invalid[1]})"
-                self._rejects.add(RejectReason("invalid_utf8", reason, 1, self._input_file.name, place), data)
-            keep[row] &= self._recipe.invalid_utf8 == "replace"
-            texts.append(replace_invalid_utf8(data) if keep[row] else b"")
-        return pa.array(texts, pa.large_binary()).cast(pa.large_string())
+        """Decode a column that contains invalid UTF-8 row by row, as the setting `invalid_utf8` says."""
+        data, offsets = get_text_buffers(column)
+        texts, ends = bytearray(), [0]
+        for row, (start, stop) in enumerate(itertools.pairwise(offsets.tolist())):
+            text = data[start:stop].data
+            if (invalid := find_invalid_utf8(text)) is None:
+                texts += text
+            else:
+                if self._recipe.invalid_utf8 == "error":
+                    raise FolioError(self._format_utf8_error(records, row, text, invalid))
+                if keep[row]:
+                    place, reason = records.describe_place(row), f"not UTF-8 ({invalid[1]})"
+                    self._rejects.add(RejectReason("invalid_utf8", reason, 1, self._input_file.name, place), text)
+                keep[row] &= self._recipe.invalid_utf8 == "replace"
+                texts += replace_invalid_utf8(text) if keep[row] else b""
+            ends.append(len(texts))
+        decoded = pa.LargeStringArray.from_buffers(len(column), pa.py_buffer(np.array(ends)), pa.py_buffer(texts))
+        return pc.if_else(column.is_valid(), decoded, None) if column.null_count else decoded
 
-    def _format_utf8_error(self, records: Records, row: int, data: bytes, invalid: tuple[int, str]) -> str:
+    def _format_utf8_error(self, records: Records, row: int, data: memoryview, invalid: tuple[int, str]) -> str:
         index, reason = invalid
         if records.offsets is not None:
             location = f"at offset {int(records.offsets[row]) + index:,}"
         else:
-            location = f"at offset {index:,} of row {records.first + row:,}"
+            location = f"at offset {index:,} of {records.describe_record(row)}"
         return format_utf8_error(self._input_file, location, data[index], reason)
 
     def _join_texts(self, columns: dict[str, pa.Array]) -> pa.LargeStringArray:
@@ -154,7 +159,7 @@ class DocumentMaker:
         return columns[self._recipe.text_column if self._is_table else "text"]
 
     def _get_metadata(self, name: str, columns: dict[str, pa.Array]) -> Any:
-        """Return the metadata `name`: a column, or one value for all documents, if there is one.
+        """Return the metadata `name`: a column, one value for all documents, or None.
 
         A column takes precedence over the name of the file, and the name over the recipe's value.
         """

@@ -4,9 +4,9 @@ Documents are yielded in batches, together with the side of the split that each 
 A random split is decided later (split.py), so its documents have the side UNKNOWN here.
 
 Every batch costs about 1 ms to clean, hash and encode, however small it is, so the documents of
-small files are merged into larger batches first. The stages work on single documents, so this
-changes none of them. What depends on the other documents of the file comes before the merge: the
-numbers of documents, and cuts at a fraction of the file's characters or into passages.
+small files are merged into larger batches first. The later stages work on single documents, so the
+merge changes no document. What depends on the other documents of a file comes before the merge:
+numbering the documents, and cutting a file at a fraction of its characters or into passages.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _note_names(spans: Iterable[tuple[InputFile, Span]], names: dict[int, str]) 
 def _read_spans(
     spans: Iterable[tuple[InputFile, Span]], recipe: Recipe, rejects: Rejects, cleaned: Counter[str]
 ) -> Documents:
-    """Yield the documents of `spans`, which are cleaned only if the recipe cuts texts."""
+    """Yield the documents of `spans`. They are cleaned already if the recipe cuts texts, otherwise not yet."""
     for input_file, span in spans:
         if input_file.format == "synthetic":
             yield from _generate_synthetic(recipe)
@@ -125,7 +125,7 @@ def _merge_small_batches(batches: Documents) -> Documents:
 
 
 def _merge(batches: list[tuple[pa.RecordBatch, np.ndarray]]) -> Documents:
-    """Yield `batches` as one batch, or none if there are none."""
+    """Yield `batches` as one batch. If there are none, yield none."""
     if len(batches) <= 1:
         yield from batches
         return

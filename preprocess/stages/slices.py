@@ -1,16 +1,16 @@
-"""Cut long texts into slices that can be cleaned and encoded one after the other.
+"""Cut long texts into slices that can be cleaned and encoded independently.
 
 The problem: a document may have 64 MB. Python strings and token ids of a text that long take
 several times its size, and one document would occupy one thread.
 
-The idea: most steps look at a few neighbouring characters only. A text is therefore cut where
+The idea: most steps look only at a few neighbouring characters. A text is therefore cut where
 neither the cleaning rules nor the tokenizers look across the cut: directly before a space that
 follows a character other than white space, and before a line feed or an ideographic full stop that
-follows an ASCII letter or digit or a Chinese character. The results of the slices joined are the
-result of the text. Not every tokenizer can be used in this way (`Tokenizer.cuts`).
+follows an ASCII letter or digit or a Chinese character. The result for a text is that of its
+slices, joined. Not every tokenizer allows these cuts (`Tokenizer.cuts`).
 
-The cost: a slice is a pair of offsets, and no text is copied. A text without any such place remains
-one slice.
+The cost: a slice is a pair of offsets, and no text is copied. A text that has no such offset
+remains one slice.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ LONG_SLICE_BYTES = 2 << 20  # a slice that is longer, as it could not be cut, is
 SEARCH_BYTES = 1 << 12
 
 SPACE, LINE_FEED = 0x20, 0x0A
-# By the byte before a space: it ends a character that is neither white space, which never ends with
-# a byte from 0xB0 to 0xBE, nor a byte order mark.
+# Whether a text can be cut at a space, by the byte before the space. That byte must end a character
+# that is neither white space nor a byte order mark. In UTF-8 no white space ends with a byte from
+# 0xB0 to 0xBE, and the byte order mark ends with 0xBF.
 PRECEDES_SPACE = np.zeros(256, bool)
 PRECEDES_SPACE[0x21:0x7F] = PRECEDES_SPACE[0xB0:0xBF] = True
 IS_ALPHANUMERIC = np.zeros(256, bool)
@@ -45,8 +46,9 @@ def slice_texts(
 ) -> tuple[pa.LargeStringArray, np.ndarray]:
     """Cut each of D texts into slices of at least `slice_bytes`, except the last of a text.
 
-    Returns the S slices, which are views of the texts, and the index of each text's first slice
-    with S at the end: (D + 1,) int64. No text may be null.
+    `cuts` says where the tokenizer allows cuts ("spaces" for cleaning). Returns the S slices, which
+    are views of the texts, and the index of each text's first slice with S at the end: (D + 1,)
+    int64. No text may be null.
     """
     data, offsets = get_text_buffers(texts)
     first_slices = np.arange(len(texts) + 1)
@@ -68,7 +70,7 @@ def slice_texts(
 
 
 def make_views(texts: pa.LargeStringArray, ends: np.ndarray) -> pa.LargeStringArray:
-    """Return the texts of a column cut at other places, without copying them.
+    """Return the texts of a column, cut at other offsets, without copying them.
 
     `ends`: (S,) int64, the end of each new text as an offset in the concatenated texts.
     """
@@ -78,7 +80,10 @@ def make_views(texts: pa.LargeStringArray, ends: np.ndarray) -> pa.LargeStringAr
 
 
 def iter_groups(slices: pa.LargeStringArray, group_bytes: int = GROUP_BYTES) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of consecutive slices with about `group_bytes`. A long slice is a group of its own."""
+    """Yield (start, stop) of groups of consecutive slices with about `group_bytes` each.
+
+    A slice longer than LONG_SLICE_BYTES is a group by itself.
+    """
     ends = get_text_buffers(slices)[1][1:]
     if not len(ends):
         return
@@ -90,7 +95,7 @@ def iter_groups(slices: pa.LargeStringArray, group_bytes: int = GROUP_BYTES) -> 
 
 
 def is_long_slice(group: pa.LargeStringArray) -> bool:
-    """Return whether a group is one long slice."""
+    """Return whether a group is one slice longer than LONG_SLICE_BYTES."""
     return len(group) == 1 and len(get_text_buffers(group)[0]) > LONG_SLICE_BYTES
 
 
@@ -114,7 +119,7 @@ def _find_space(data: np.ndarray, start: int, stop: int) -> int:
 
 
 def _is_cut(data: np.ndarray, start: int, end: int) -> np.ndarray:
-    """Return which of the offsets start >= 3 … end - 1 are before a character that begins a slice."""
+    """Return at which of the offsets `start` >= 3 … `end` - 1 a text can be cut: (end - start,) bool."""
     at, before = data[start:end], data[start - 1 : end - 1]
     lead = data[start - 3 : end - 3]  # of the character before the offset, if that has three bytes
     is_word_end = IS_ALPHANUMERIC[before] | ((lead >= FIRST_IDEOGRAPH) & (lead <= LAST_IDEOGRAPH))

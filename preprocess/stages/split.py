@@ -1,6 +1,6 @@
 """Decide the side of the split of each group, and cut long texts into two sides or into passages.
 
-The problem: the validation documents should be a random sample, but the sample must not depend on
+The problem: the validation documents should be chosen at random, but the choice must not depend on
 the order of the documents, the number of workers or the other documents of a batch. Numbers drawn
 one after another from a random generator depend on all of these.
 
@@ -93,7 +93,7 @@ def _find_ends_in_window(window: np.ndarray, num_characters: int, *, is_last: bo
     if not is_last and len(ends) and ends[-1] == len(window):  # the line feeds may continue
         starts, ends, total = starts[:-1], ends[:-1], int(start_characters[-1])
         start_characters, end_characters = start_characters[:-1], end_characters[:-1]
-    # For a passage that begins at a blank line's end: the blank line at which it ends.
+    # For each position at which a passage can begin: the number of the blank line at which it ends.
     positions = np.append(0, end_characters)
     numbers = np.arange(len(positions))
     next_numbers = np.maximum(np.searchsorted(start_characters, positions + num_characters - 2, "right") - 1, numbers)

@@ -21,11 +21,11 @@ IGNORE_INDEX = -100  # a label that torch's cross_entropy and the models of Hugg
 
 
 def batches(stream: TokenStream, batch_size: int) -> Iterator[Batch]:
-    """Yield inputs and targets, (batch_size, block_size) each: views of one array.
+    """Yield inputs and targets, (batch_size, block_size) each, of the stream's dtype.
 
-    No batch is read ahead, so between two batches `stream.state_dict()` is the state of the loop. A
-    last batch with fewer blocks is dropped. Raises MisuseError if `batch_size` is below 1, and the
-    errors of the stream.
+    Both are views of one array. No batch is read ahead, so between two batches
+    `stream.state_dict()` is the position of the training loop. A last batch with fewer blocks is
+    dropped. Raises MisuseError if `batch_size` is below 1, and the errors of the stream.
     """
     _check_batch_size(batch_size)
     while len(blocks := list(itertools.islice(stream, batch_size))) == batch_size:
@@ -36,10 +36,10 @@ def batches(stream: TokenStream, batch_size: int) -> Iterator[Batch]:
 def masked_blocks(stream: TokenStream) -> Iterator[MaskedBlocks]:
     """Yield every block as a dict of three arrays, (block_size + 1,) int64 each.
 
-    `input_ids` are the tokens. `attention_mask` is 0 at padding, else 1. `labels` are the input ids,
-    not shifted, as the models of Hugging Face expect, and −100 at padding. Padding is determined by
-    position, not by id, so the end-of-text token of a document is learnt even if padding has the
-    same id. No block is read ahead. Raises the errors of the stream.
+    `input_ids` are the tokens. `attention_mask` is 0 at padding, else 1. `labels` are the input
+    ids, not shifted, as the models of Hugging Face expect, and −100 at padding. Padding is
+    determined by position, not by id, so the end-of-text token of a document is a target even if
+    padding has the same id. No block is read ahead. Raises the errors of the stream.
     """
     for block in stream:
         length = len(block) - stream.block_padding
@@ -50,10 +50,11 @@ def masked_blocks(stream: TokenStream) -> Iterator[MaskedBlocks]:
 
 
 def masked_batches(stream: TokenStream, batch_size: int) -> Iterator[MaskedBlocks]:
-    """Yield the blocks of `masked_blocks` in batches: three arrays, (batch_size, block_size + 1) each.
+    """Yield the blocks of `masked_blocks` in batches.
 
-    The last batch may have fewer blocks, so with tail "pad" every token is in a batch. Raises
-    MisuseError if `batch_size` is below 1, and the errors of the stream.
+    Each of the three arrays is (batch_size, block_size + 1) int64. The last batch may have fewer
+    blocks, so with tail "pad" every token is in a batch. Raises MisuseError if `batch_size` is
+    below 1, and the errors of the stream.
     """
     _check_batch_size(batch_size)
     masked = masked_blocks(stream)
@@ -72,7 +73,7 @@ class ValidationBlocks:
 
     blocks: np.ndarray  # (N, block_size + 1) of the corpus' dtype
     num_tokens: int  # of the documents that were encoded for the blocks
-    num_text_bytes: int  # of the same documents: with num_tokens it converts nats per token to bits per byte
+    num_text_bytes: int  # of the same documents; converts nats per token to bits per byte, together with num_tokens
 
 
 def validation_blocks(
@@ -81,9 +82,10 @@ def validation_blocks(
     """Return the first `eval_tokens` // block_size blocks (at least one) of the validation split.
 
     Without `eval_tokens`, all blocks of the split are returned. They are in the order of the
-    documents, and every rank gets the same blocks. With a small `val_fraction` most documents are
-    read and discarded: with 0.001 a thousand times the validation text is read, but not encoded.
-    Raises FolioError if the split has less than one block.
+    documents, and every rank gets the same blocks. With a small `val_fraction`, most documents are
+    read and discarded: with 0.001, a thousand times the validation text is read, but not encoded.
+    Raises MisuseError for an invalid argument, and FolioError if the split has less than one block
+    or cannot be read.
     """
     stream = TokenStream(corpus, block_size=block_size, split="val", stream_buffer=0, retries=retries)
     max_blocks = None if eval_tokens is None else max(eval_tokens // block_size, 1)

@@ -1,8 +1,8 @@
 """The corpus of a stream: its recipe, its files, its tokenizer, and the ids of its control tokens.
 
-A build reads all documents before it decides which to keep; a stream meets each document once. So a
+A build reads all documents before it decides which to keep; a stream reads each document once. So a
 stream cannot deduplicate, split by exact count, train a tokenizer, or number control tokens that it
-has not seen. `open_corpus` changes such settings and logs a line for each, or rejects them if a
+has not read yet. `open_corpus` changes such settings and logs a line for each, or rejects them if a
 change would alter the vocabulary. The files are listed, but neither read nor hashed.
 """
 
@@ -74,9 +74,9 @@ class StreamCorpus:
 
     @property
     def sha256(self) -> str:
-        """The hash of what determines the tokens, as far as it is known without reading the files.
+        """The SHA-256 of what determines the tokens and is known without reading the files.
 
-        It covers the recipe, the names and sizes of the files, and the tokenizer.
+        That is the recipe, the names and sizes of the files, and the tokenizer.
         """
         return sha256_bytes(
             canonical_json(
@@ -84,8 +84,13 @@ class StreamCorpus:
             )
         )
 
+    @property
+    def times_sha256(self) -> str:
+        """The hash of the modification times that the files had when the corpus was opened."""
+        return sha256_bytes(canonical_json([file.disk.mtime_ns for file in self.input_files]))
+
     def manifest(self) -> Manifest:
-        """Return the manifest of a build without shards.
+        """Return the manifest of a build with this vocabulary and without shards.
 
         `load_tokenizer`, sampling and exporting read the vocabulary from it.
         """
@@ -115,7 +120,7 @@ class StreamCorpus:
         return parse_manifest(fields)
 
     def save_vocabulary(self, folder: Path) -> None:
-        """Write manifest and tokenizer to `folder`, for `read_manifest` and `load_tokenizer`."""
+        """Write the manifest and the tokenizer's files to `folder`, for `read_manifest` and `load_tokenizer`."""
         (folder / TOKENIZER_DIR).mkdir(parents=True, exist_ok=True)
         for name, data in self.tokenizer.files.items():
             write_durable(folder / TOKENIZER_DIR / name, data)
@@ -131,11 +136,11 @@ def open_corpus(
     """Return the corpus of a recipe, ready to be streamed. Its files are listed, not read.
 
     `corpus` is a Recipe, the name of a built-in corpus, the path of a TOML file, or None if the
-    corpus consists of the files of `inputs` only. `overrides` are settings of the recipe. `log` is
-    called with each line that a user should see; by default it is printed to stderr as a warning.
-    With `use_reference` the reference library encodes even if there is a faster one. Raises
-    MisuseError for settings that a stream does not support, FolioError if a file cannot be
-    obtained.
+    corpus consists of the files of `inputs` only. `overrides` replace settings of the recipe. `log`
+    is called with each line that a user should see; by default the line is printed to stderr as a
+    warning. With `use_reference`, the reference backend is used even if there is a fast one. Raises
+    MisuseError for settings that are invalid or that a stream does not support, and FolioError if
+    an input file or the tokenizer cannot be obtained.
     """
     log = log or Progress(quiet=True).warn
     recipe = load_recipe(str(corpus) if isinstance(corpus, Path) else corpus, **overrides)

@@ -1,10 +1,9 @@
 """Encode documents to ids with control tokens around them, and find the cursor of each token.
 
-A batch of documents has about 8 MB of text. It is encoded in chunks of one megabyte, so that the
-first block does not wait for the whole batch (the reference library encodes 5 MB/s). The fast
-library is checked against the reference on a few documents, as in a build. A build restarts with
-the reference if they differ; a stream has already given blocks to its caller, so it ends with an
-error.
+A batch of documents has about 8 MB of text. It is encoded in chunks of about one megabyte, so that
+the first block does not wait for the whole batch (the reference backend encodes 5 MB/s). The fast
+backend is checked against the reference on a few documents, as in a build. If they differ, a build
+starts again with the reference. A stream has already returned blocks, so it raises an error.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Chunk:
-    """The ids of consecutive documents."""
+    """The ids of D consecutive documents, control tokens included."""
 
     ids: np.ndarray  # (N,) of the stream's dtype
     ends: np.ndarray  # (D,) int64, exclusive end of each document in `ids`
@@ -48,7 +47,7 @@ class Chunk:
 
 
 class ChunkEncoder:
-    """Encodes documents with the fast library and checks some of them against the reference."""
+    """An encoder that uses the fast backend, if there is one, and checks some documents against the reference."""
 
     def __init__(self, corpus: StreamCorpus) -> None:
         self._corpus, self._tokenizer = corpus, corpus.tokenizer
@@ -61,7 +60,7 @@ class ChunkEncoder:
     def encode(self, selected: SelectedDocuments) -> Iterator[Chunk]:
         """Yield the chunks of `selected`, in order.
 
-        Raises FolioError if the two libraries differ.
+        Raises FolioError if the ids of the two backends differ, or if the fast backend fails.
         """
         sizes = count_text_bytes(selected.batch.column("text"))
         chunk_of_document = np.cumsum(sizes) // CHUNK_BYTES
@@ -82,7 +81,8 @@ class ChunkEncoder:
                 "open_corpus(…, use_reference=True), or train on a build, which switches to the reference by itself"
             ) from e
         self._log_lost_characters(texts, ids, ends)
-        ids = ids.astype(self._corpus.dtype, copy=False)  # first: a document may have 64 million ids of 4 bytes
+        # Convert before the control tokens are added: a document may have 64 million ids of 4 bytes.
+        ids = ids.astype(self._corpus.dtype, copy=False)
         leading = self._leading_ids(selected.batch.slice(first, last - first))
         trailing = np.full((last - first, 1), self._trailing_id, np.int64)  # (D, 1)
         ids, ends = add_control_tokens(ids, ends, leading, trailing)

@@ -4,17 +4,17 @@ Shares. With R ranks and W workers in each, R·W readers divide the documents wi
 Each reader numbers all documents of the epoch in the same order. Of R·W consecutive documents each
 reader takes one, and a permutation keyed by the seed selects it. If each reader took every
 (R·W)-th document instead, two readers of a file with alternating languages would each get only one
-language. Every reader reads and cleans all of the text (a quarter of the work) and encodes only its
-share.
+language. Every reader reads and cleans all of the text (a quarter of the work for one reader) and
+encodes only its share.
 
 Positions. Files are cut into spans of about 16 MB, as in a build; a compressed file or a CSV file
 is one span. A `Cursor` is the epoch, the file, the span, and the row in the span. Resuming skips
 files and spans without reading them, and reads the span of the cursor from its beginning. Rows
 before the cursor are cleaned but not encoded.
 
-Small files. A batch costs about 2 ms to clean, hash and encode, however small it is. So consecutive
-small files are a *run*, and are read like one file. The runs depend on where the stream begins, but
-the documents and their cursors do not depend on the runs.
+Small files. A batch costs about 1 ms to clean, hash and encode, however small it is. So consecutive
+small files form a *run*, which is read like one file. The runs depend on where the stream begins,
+but the documents and their cursors do not depend on the runs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SHARE_KEY = 0x5A4E  # makes the shares independent of the shuffled order, which 
 class Cursor:
     """A position in a corpus: before token `offset` of a document.
 
-    States contain the fields under these names.
+    The fields are also the keys of `cursor` in a state.
     """
 
     epoch: int = 0
@@ -94,7 +94,7 @@ class Share:
 
 @dataclass(frozen=True)
 class _Run:
-    """What is read together: one span of a file, or the only spans of consecutive small files."""
+    """The spans that are read together: one span of a file, or the only spans of consecutive small files."""
 
     spans: list[tuple[InputFile, Span]]
     index: int = 0  # the number of the span in its file
@@ -102,7 +102,7 @@ class _Run:
 
 @dataclass(frozen=True)
 class SelectedDocuments:
-    """Documents of a run that belong to the requested split and share, in order."""
+    """D documents of a run that belong to the requested split and share, in order."""
 
     batch: pa.RecordBatch  # D documents
     hashes: np.ndarray  # (D, 16) uint8, content hashes
@@ -118,7 +118,7 @@ class SelectedDocuments:
 
 @dataclass
 class DocumentReader:
-    """Reads one split and one share of a corpus."""
+    """A reader of one split and one share of a corpus."""
 
     corpus: StreamCorpus
     split: str
@@ -127,7 +127,7 @@ class DocumentReader:
     epochs: int | None  # passes over the corpus, unlimited if unset
     retries: Retries
     side_of_file: dict[int, int] = field(init=False)  # file number -> side, if the names of the files give the split
-    is_test_for_training: bool = field(init=False)  # train on the test split, as the names give no training split
+    is_test_for_training: bool = field(init=False)  # train on the test split, as no file name gives a training split
     splits_parts: bool = field(init=False)  # split the parts of the only document, as a build does
     checker: InputChecker = field(init=False)
     epoch_rejects: Rejects = field(default_factory=lambda: Rejects(None), init=False)
@@ -142,7 +142,8 @@ class DocumentReader:
     def read(self, start: Cursor) -> Iterator[SelectedDocuments]:
         """Yield the documents from `start` on, epoch after epoch.
 
-        Raises FolioError if an epoch has no document for this split and share.
+        Raises FolioError if an epoch has no document for this split and share, or if reading fails
+        permanently.
         """
         for epoch in count(start.epoch):
             if epoch == self.epochs:
@@ -220,7 +221,7 @@ class DocumentReader:
             self.corpus.log(f"{files[0].path}{others}: {line}")
 
     def _find_sides_by_name(self) -> dict[int, int]:
-        """Return the side of each file, if the split is given by the names of the files."""
+        """Return the side of each file by its number, if the names of the files give the split."""
         if self.corpus.recipe.split != "given" or self.corpus.recipe.split_column is not None:
             return {}
         sides = {file.number: SIDE_BY_NAME.get(str(file.metadata.get("split", ""))) for file in self.corpus.input_files}
@@ -238,7 +239,7 @@ class DocumentReader:
         return side != SIDE_OF_SPLIT[self.split]
 
     def _iter_spans(self, file: InputFile, first: int) -> Iterator[tuple[int, Span]]:
-        """Yield (number, span) for the spans of a file, from number `first` on."""
+        """Yield (number, span) for the spans of a file, from number `first` on. Reading errors are retried."""
         index, num_failures = first, 0
         while True:
             try:
@@ -281,8 +282,8 @@ class DocumentReader:
     ) -> tuple[SelectedDocuments, int]:
         """Return the documents of a batch that belong to this split and share.
 
-        `rows`: (D,) of their cursors. `number`: of the batch's first document. Also returns the
-        number of the first document after the batch.
+        `rows`, (D,) int64, and `number` are fields of Cursor: `row` of each document, and `number`
+        of the first one. Also returns the number of the first document after the batch.
         """
         recipe = self.corpus.recipe
         hashes = hash_contents(batch.column("text"))
@@ -304,10 +305,10 @@ class DocumentReader:
 
 
 def _number_rows(batch: pa.RecordBatch, row: int, first_rows: dict[int, int]) -> np.ndarray:
-    """Return `row` of the cursor of each document of a batch, (D,) int64: its row in its span.
+    """Return the row of each document of a batch in its span, (D,) int64.
 
-    `row`: that of the batch's first document in the run. `first_rows` maps each source to the row
-    of its first document in the run; the sources of the batch are added.
+    `row` is the row of the batch's first document in the run. `first_rows` maps each source to the
+    row of its first document in the run; the sources of the batch are added to it.
     """
     sources, firsts, inverse = np.unique(batch.column("source").to_numpy(), return_index=True, return_inverse=True)
     for source, first in zip(sources.tolist(), firsts.tolist(), strict=True):

@@ -26,9 +26,10 @@ MAX_BACKOFF_S = 3_600
 
 @dataclass(frozen=True)
 class Retries:
-    """How many times reading is tried at one position, and the pause after a failure.
+    """The number of times that reading is tried at one position, and the pauses between the tries.
 
-    The first pause is `backoff_s` seconds; each further one is twice as long.
+    The first pause is `backoff_s` seconds; each further one is twice as long. Raises MisuseError if
+    `tries` is not from 1 to 100, or `backoff_s` not from 0 to 3,600.
     """
 
     tries: int = 5
@@ -46,10 +47,11 @@ def wait_before_retry(
 ) -> None:
     """Log a failure that may be temporary, and pause before the next try.
 
-    Raises FolioError for a permanent failure, or after the last try. Readers convert the errors of
-    libraries to FolioError, so the cause decides: an error of the operating system may be
-    temporary, any other one means that the file is damaged. pyarrow reports damaged compressed data
-    as an OSError too, but without an errno.
+    `num_failures` is the number of failures at this position so far. Raises FolioError for a
+    permanent failure, or after the last try. Readers convert the errors of libraries to FolioError,
+    so the cause decides: an error of the operating system may be temporary, any other cause means
+    that the file is damaged. pyarrow reports damaged compressed data as an OSError too, but without
+    an errno.
     """
     if isinstance(error, InputChanged):
         raise FolioError(

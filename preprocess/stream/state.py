@@ -21,7 +21,8 @@ class StreamState(TypedDict):
     stream: Identity  # of the stream that the state belongs to
     group: int
     drawn: int  # blocks of the group that have been returned
-    cursor: dict[str, int]  # the fields of the Cursor at which the group begins
+    cursor: dict[str, int]  # the Cursor at which the group begins, by the names of its fields
+    times_sha256: str  # of the modification times of the files; states of earlier versions have none
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Position:
     num_drawn: int = 0
 
 
-def make_state(position: Position, identity: Identity) -> StreamState:
+def make_state(position: Position, identity: Identity, times_sha256: str) -> StreamState:
     """Return the state of the stream `identity` at `position`."""
     return {
         "version": STATE_VERSION,
@@ -41,6 +42,7 @@ def make_state(position: Position, identity: Identity) -> StreamState:
         "group": position.group,
         "drawn": position.num_drawn,
         "cursor": asdict(position.group_start),
+        "times_sha256": times_sha256,
     }
 
 
@@ -48,7 +50,7 @@ def parse_state(state: Mapping[str, Any], identity: Identity) -> Position:
     """Return the position in `state`.
 
     Raises MisuseError if it belongs to another stream than `identity`, FolioError if it is damaged.
-    Whether the files have a document at the position is checked when it is read.
+    The stream checks later, when it reads, whether the files have a document at the position.
     """
     _check_identity(state, identity)
     try:

@@ -6,18 +6,18 @@ target of any sample: 1 in block_size + 1 tokens. (Blocks that overlap by one to
 that, but use the shared token twice.)
 
 Shuffling. A stream cannot shuffle what it has not read, so it shuffles within a buffer. The usual
-shuffle buffer returns a random element and replaces it by the next one; its content depends on its
+shuffle buffer returns a random element and replaces it by the next one. Its content depends on its
 whole history, so its state is the content: with 10,000 blocks of 1,024 tokens, 20 MB. Here
 `stream_buffer` consecutive blocks are a group, and a group is returned in the order of a
 permutation keyed by (seed, number of the group). For each block of a group that is returned, a
 block of the next group is read. So the content of the buffer follows from the seed and the number
-of blocks returned, and the state is a position in the order: the cursor at which the group begins,
-and how many of its blocks have been returned. The cost arises when a stream resumes: the group is
-read and encoded again.
+of blocks returned. The state is small: the cursor at which the group begins, and how many of its
+blocks have been returned. The cost: when a stream resumes, the group is read and encoded again.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from numbers import Integral
@@ -46,12 +46,12 @@ WRONG_POSITION = (
 
 
 class TokenStream(Iterator[np.ndarray]):
-    """Iterates over blocks: arrays (block_size + 1,) of `dtype`, which the caller may modify.
+    """An iterator over blocks: arrays (block_size + 1,) of `dtype`, which the caller may modify.
 
     `num_tokens`, `num_text_bytes` and `num_documents` count what was encoded since the stream was
     opened, failed, or loaded a state. `num_padded` is the number of padding tokens, which are at
     the end of one block of the last group. `block_padding` is the number of padding tokens at the
-    end of the block that was returned last; `masked_blocks` makes masks of it.
+    end of the block that was returned last; `masked_blocks` uses it to make masks.
     """
 
     def __init__(
@@ -70,15 +70,15 @@ class TokenStream(Iterator[np.ndarray]):
         epochs: int | None = 1,
         retries: Retries | None = None,
     ) -> None:
-        """`corpus`: an open corpus, or an argument for `open_corpus`.
+        """`corpus` is an open corpus, or an argument for `open_corpus`.
 
         `seed` determines the order of blocks and the division into shares, so it must be the same
         for all shares. `stream_buffer` blocks are shuffled together; 0 or 1 keeps the order of the
-        documents. `tail`: "drop" drops the tokens after the last whole block, "pad" fills a last
-        block with the padding token. The stream reads the share of `worker` of `num_workers` in
-        `rank` of `world_size`. `epochs`: passes over the corpus, unlimited if it is None; a block
-        may contain the end of one pass and the start of the next. `retries`: for temporary read
-        errors.
+        documents. With `tail` "drop", the tokens after the last whole block are dropped; with
+        "pad", they become a block that is filled with padding tokens. The stream reads the share of
+        worker `worker` (of `num_workers`) of rank `rank` (of `world_size`). `epochs` is the number
+        of passes over the corpus, None for no limit; a block may contain the end of one pass and
+        the start of the next. `retries` says how temporary read errors are handled.
 
         Raises MisuseError for invalid arguments, and the errors of `open_corpus`.
         """
@@ -99,6 +99,11 @@ class TokenStream(Iterator[np.ndarray]):
         self._pad_id = _find_pad_id(self.corpus) if tail == "pad" else None
         self._seed, self._group_size = seed, max(stream_buffer, 1)
         share = Share(rank, world_size, worker, num_workers)
+        if share.num_shares == 1 and (num_loader_workers := _count_loader_workers()) > 1:
+            self.corpus.log(
+                f"each of the {num_loader_workers} workers of the DataLoader reads all documents; pass "
+                "worker=info.id, num_workers=info.num_workers with info = torch.utils.data.get_worker_info()"
+            )
         self._reader = DocumentReader(self.corpus, split, share, seed, epochs, retries or Retries())
         # States contain the identity of their stream. A stream rejects a state with another one.
         self._identity: Identity = {
@@ -112,10 +117,11 @@ class TokenStream(Iterator[np.ndarray]):
             "epochs": epochs,
             "piece_bytes": input_files.PARTITION_BYTES,
         }
+        self._times_sha256 = self.corpus.times_sha256
         self._restart(Position())
 
     def _restart(self, position: Position) -> None:
-        """Continue at `position`."""
+        """Discard the buffer, and continue at `position`."""
         self._group_start, self._group = position.group_start, position.group
         self._num_drawn = position.num_drawn
         self._next_starts: dict[int, Cursor] = {}  # group number -> its first token, for groups after this one
@@ -142,7 +148,7 @@ class TokenStream(Iterator[np.ndarray]):
         """Return the next block.
 
         Raises FolioError if reading fails, or if the text is shorter than one block. After a
-        failure the next call reads the group again, so no block is lost.
+        failure, the next call reads the group again, so no block is lost.
         """
         try:
             self._prepare()
@@ -160,7 +166,7 @@ class TokenStream(Iterator[np.ndarray]):
         return block
 
     def _prepare(self) -> None:
-        """Read until the next block is available, and one of the next group per block returned."""
+        """Read until the next block is available, and one block of the next group per block returned."""
         if self._blocks is None:
             self._blocks = self._read_blocks(self._group_start, self._group)
             self._fill(self._current, self._group_size)
@@ -202,9 +208,9 @@ class TokenStream(Iterator[np.ndarray]):
         return order.astype(np.int64).tolist()
 
     def _read_blocks(self, start: Cursor, group: int) -> Iterator[np.ndarray]:
-        """Yield all blocks in reading order from `start`, the first token of `group`.
+        """Yield all blocks in reading order from `start`, the cursor at which `group` begins.
 
-        The cursors at which later groups begin are kept in `_next_starts`.
+        The cursors at which later groups begin are stored in `_next_starts`.
         """
         width = self.block_size + 1
         rest = np.empty(0, self.dtype)  # tokens that do not fill a block yet
@@ -231,10 +237,10 @@ class TokenStream(Iterator[np.ndarray]):
             yield self._padded_block
 
     def _cut_blocks(self, chunk: Chunk, tokens: np.ndarray, first_block: int) -> Iterator[np.ndarray]:
-        """Yield the whole blocks of `tokens`, which end with those of `chunk`.
+        """Yield the whole blocks of `tokens`, at whose end are the ids of `chunk`.
 
-        They are copies: a view would keep all tokens in memory until its block leaves the buffer.
-        `first_block` is the number of the first block in the stream.
+        Blocks are copies: a view would keep all tokens in memory until its block leaves the buffer.
+        `first_block` is the number of the first of these blocks in the stream.
         """
         width = self.block_size + 1
         num_blocks, num_earlier = len(tokens) // width, len(tokens) - len(chunk.ids)
@@ -246,10 +252,10 @@ class TokenStream(Iterator[np.ndarray]):
 
     def state_dict(self) -> StreamState:
         """Return the position in the stream as JSON values: about twenty integers and strings."""
-        return make_state(self._position, self._identity)
+        return make_state(self._position, self._identity, self._times_sha256)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue at the position of `state`, with the block that would have come next.
+        """Continue at the position of `state`: `next` returns the block that would have come next.
 
         The next call of `next` reads and encodes the current group again, and as much of the next
         group as the buffer contained. The part of the span before the group (up to 16 MB, or all of
@@ -265,7 +271,19 @@ class TokenStream(Iterator[np.ndarray]):
             or (epochs is not None and start.epoch >= epochs)
         ):
             raise FolioError("the state of the stream is beyond its end; use another checkpoint")
+        if state.get("times_sha256", self._times_sha256) != self._times_sha256:
+            self.corpus.log(
+                f"files of {self.corpus.name} have other modification times than when the state was saved; if their "
+                "text was changed, the stream continues with the new text"
+            )
         self._restart(position)
+
+
+def _count_loader_workers() -> int:
+    """Return the number of workers of torch's DataLoader if this process is one of them, otherwise 1."""
+    torch_data = sys.modules.get("torch.utils.data")  # not imported, because a stream does not need torch
+    info = torch_data.get_worker_info() if torch_data is not None else None
+    return info.num_workers if info is not None else 1
 
 
 def _check_integer(name: str, value: int, min_value: int, max_value: int) -> None:

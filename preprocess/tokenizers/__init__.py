@@ -55,9 +55,9 @@ def load_tokenizer_by_name(name: str, *, has_eot: bool = True) -> Tokenizer:
 def find_tokenizer_kind(name: str) -> str:
     """Return the kind of the tokenizer `name`.
 
-    It is one of gpt2, tiktoken, sentencepiece, huggingface, char and byte. Only names are examined;
-    no file is read. Raises MisuseError for an unknown name (the message suggests a similar one),
-    and for a path without a tokenizer.
+    The kind is gpt2, tiktoken, sentencepiece, huggingface, char or byte. The kind of a file follows
+    from its name; no file is read. Raises MisuseError for an unknown name (the message suggests a
+    similar one) and for a path without a tokenizer.
     """
     if is_tokenizer_path(name):
         from preprocess.tokenizers import folders
@@ -91,11 +91,11 @@ def is_tokenizer_path(name: str) -> bool:
 
 
 def load_tokenizer(folder: Path, manifest: Manifest, *, advice: str = ADVICE) -> Tokenizer:
-    """Load the tokenizer that is stored with the build in `folder`; this needs no network.
+    """Load the tokenizer that is stored with the build in `folder`. No network is needed.
 
-    Raises FolioError if a file is missing, differs from the manifest's hash or cannot be read, or if
-    the tokenizer has another number of ids than the manifest says. `advice`: what the message says
-    to do.
+    Raises FolioError if a file is missing, differs from the manifest's hash or cannot be read, or
+    if the tokenizer has another number of ids than the manifest says. `advice` is the last part of
+    the message: what the user should do.
     """
     tokenizer = load_stored_tokenizer(folder, manifest.tokenizer, has_eot=manifest.eot_id is not None, advice=advice)
     num_control = len({i for i in manifest.special_tokens.values() if i >= tokenizer.vocab_size})
@@ -108,11 +108,11 @@ def load_tokenizer(folder: Path, manifest: Manifest, *, advice: str = ADVICE) ->
 
 
 def load_stored_tokenizer(folder: Path, entry: TokenizerEntry, *, has_eot: bool, advice: str = ADVICE) -> Tokenizer:
-    """Load the tokenizer that `entry` describes; `folder` contains the folder of its files.
+    """Load the tokenizer that `entry` describes from the subfolder TOKENIZER_DIR of `folder`.
 
     `has_eot` says whether a `byte` or `char` tokenizer has an end-of-text id. Raises FolioError if
-    a file is missing, differs from the hash in `entry` or cannot be read; `advice` is what its
-    message says to do.
+    a file is missing, differs from the hash in `entry` or cannot be read. `advice` is the last part
+    of the message: what the user should do.
     """
     files = {
         name: read_verified(folder / TOKENIZER_DIR / name, sha256, advice=advice)

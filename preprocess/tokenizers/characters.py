@@ -22,6 +22,8 @@ NOT_IN_ALPHABET = np.uint32(0xFFFFFFFF)
 
 
 class _AlphabetTokenizer(Tokenizer):
+    """The common part of the two kinds: an alphabet of byte strings, whose indices are the ids."""
+
     reference_backend: ClassVar[str] = "numpy"
     backend = "numpy"
     cuts = "characters"
@@ -44,7 +46,10 @@ class CharTokenizer(_AlphabetTokenizer):
     kind: ClassVar[str] = "char"
 
     def __init__(self, alphabet: str, *, has_eot: bool) -> None:
-        """`alphabet` contains every character once; a character's index is its id."""
+        """`alphabet` contains every character once; a character's index is its id.
+
+        Raises ValueError if a character is repeated.
+        """
         if len(set(alphabet)) != len(alphabet):
             raise ValueError(f"{ALPHABET_FILE} repeats a character")
         self._set_alphabet([c.encode() for c in alphabet], has_eot=has_eot)

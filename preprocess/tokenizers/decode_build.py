@@ -24,7 +24,7 @@ def decode_documents(
 ) -> Iterator[tuple[int, bytes]]:
     """Yield (language number, UTF-8 text) of each document of `split`, without its control tokens.
 
-    With `authors` the text begins with the control tokens of author, city and year, such as
+    With `authors`, the control tokens of author, city and year are put before the text, such as
     `<author_Anna_Akimova>`. Raises FolioError for an id that is not in the build's vocabulary.
     """
     is_control = np.zeros(build.vocab_size, bool)

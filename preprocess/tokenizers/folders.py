@@ -39,8 +39,8 @@ def check_no_other_tokenizer(folder: Path, names: Iterable[str]) -> None:
 def load_from_path(path: Path, *, has_eot: bool = True) -> Tokenizer:
     """Load the tokenizer in the file or folder `path`.
 
-    `has_eot` says whether a `char` tokenizer gets an end-of-text id. Raises MisuseError if there is
-    not exactly one tokenizer at `path`, and FolioError if its file cannot be read.
+    `has_eot` says whether a `char` tokenizer gets an end-of-text id. Raises MisuseError like
+    `find_tokenizer_file`, and FolioError if the file cannot be read.
     """
     kind, file = find_tokenizer_file(path)
     if kind == "sentencepiece":
@@ -64,9 +64,11 @@ def load_from_path(path: Path, *, has_eot: bool = True) -> Tokenizer:
 
 
 def find_tokenizer_file(path: Path) -> tuple[str, Path]:
-    """Return the kind and the file of the tokenizer at `path`, judged by file names alone.
+    """Return the kind and the file of the tokenizer at `path`, a file or folder.
 
-    Raises MisuseError if the file is missing or ambiguous.
+    The kind follows from the file's name. In a folder, the first of FILE_PATTERNS that matches a
+    file is used. Raises MisuseError if there is no tokenizer at `path`, or if two files match that
+    pattern.
     """
     file = _find_only_file(path) if path.is_dir() else path
     if not file.is_file():

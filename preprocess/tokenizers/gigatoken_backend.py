@@ -40,15 +40,13 @@ MAX_ENCODED_BYTES = 64 << 20  # of text per restart, on systems that do not repo
 
 
 class GigatokenBackend:
-    """Encodes batches with gigatoken, and restarts it when its cache becomes too large.
-
-    Raises ImportError if gigatoken or awkward cannot be imported.
-    """
+    """An encoder that uses gigatoken, and restarts it when its cache becomes too large."""
 
     def __init__(self, make_tokenizer: Callable[[Any], Any], *, num_threads: int = 1) -> None:
         """`make_tokenizer` takes the class gigatoken.Tokenizer and returns an instance of it.
 
-        The instance must not know any control token.
+        The instance must not know any control token. `num_threads` applies to the whole process:
+        the first instance sets it. Raises ImportError if gigatoken or awkward cannot be imported.
         """
         os.environ.setdefault("RAYON_NUM_THREADS", str(num_threads))  # read when Rust's thread pool starts
         import awkward
@@ -99,7 +97,10 @@ def _trim_heap() -> None:
 
 
 def measure_resident_bytes() -> int | None:
-    """Return the resident bytes of this process without mapped files, if the system is Linux."""
+    """Return the resident memory of this process in bytes, without mapped files.
+
+    Returns None if the system is not Linux.
+    """
     try:
         with open("/proc/self/statm", "rb") as file:
             _, resident, shared, *_ = map(int, file.read().split())

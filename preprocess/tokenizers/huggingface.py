@@ -1,6 +1,6 @@
 """Tokenizers from a Hugging Face `tokenizer.json`, of any model type.
 
-The library `tokenizers` (the extra `huggingface`) is the reference backend; only this module
+The library `tokenizers` (the extra `huggingface`) is the reference backend. Only this module
 imports it. Three things happen when a file is loaded:
 
 - Templates, truncation, padding and BPE dropout are switched off. They would add tokens to a text,
@@ -10,12 +10,12 @@ imports it. Three things happen when a file is loaded:
   copy of the file that the library loads. They are renamed in the vocabulary too, because a Unigram
   or word-level model would match them there.
 - The round trip is tested. The bytes of each id follow from the file's decoder. PROBE_TEXTS, and
-  texts with the file's added tokens, are encoded and decoded again. The first one that changes is
-  reported as `round_trip_issue`, and a build warns about it.
+  texts with the file's added tokens, are encoded and decoded again. `round_trip_issue` describes
+  the first text that changes, and a build warns about it.
 
 Byte-level BPE (GPT-2, Llama 3) is lossless. BPE with SentencePiece's conventions (U+2581 for a
 space, `<0xNN>` for a byte) is lossless too, except that a U+2581 in a text is decoded to a space.
-Decoding is only approximate if the file normalises text (lower case, NFKC), puts a space in front
+Decoding is only approximate if the file normalizes text (lower case, NFKC), puts a space in front
 of it (Llama 2), or has no fixed bytes for an id (WordPiece and word-level models, which put a space
 in front of each word).
 """
@@ -60,7 +60,7 @@ EOT_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>", 
 BOS_NAMES = ("<s>", "<bos>", "<|begin_of_text|>", "[CLS]", "<｜begin▁of▁sentence｜>")
 PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<｜▁pad▁｜>")
 UNK_NAMES = ("<unk>", "[UNK]")
-MAX_PROBED_TOKENS = 64  # added tokens of each sort in the probe texts; a file may have thousands of similar ones
+MAX_PROBED_TOKENS = 64  # text tokens, and as many control tokens, in the probe texts; a file may have thousands
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -129,9 +129,10 @@ class HuggingFaceTokenizer(TwoBackendTokenizer):
         return tokenizer_class.from_json(json.dumps(self._spec | {"added_tokens": text_tokens}))
 
     def encode(self, texts: pa.LargeStringArray) -> Encoded:
-        """Encode every text.
+        """Encode D texts with the backend in use.
 
-        If gigatoken finds a control token in a batch, the reference encodes the batch.
+        If gigatoken gives the id of a control token, the reference encodes the texts again. Raises
+        the errors of `encode_reference`.
         """
         if self.has_fast_backend:
             ids, ends = self._fast.encode(texts)
@@ -140,9 +141,10 @@ class HuggingFaceTokenizer(TwoBackendTokenizer):
         return self.encode_reference(texts)
 
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
-        """Encode every text with `tokenizers`.
+        """Encode D texts with the library `tokenizers`.
 
-        Raises FolioError if the model turns text into a control token.
+        Raises FolioError if the library fails, exceeds the limits of LimitedEncoder, or turns text
+        into a control token.
         """
         try:
             encodings = self._encoder.encode(texts.to_pylist())
@@ -161,7 +163,7 @@ class HuggingFaceTokenizer(TwoBackendTokenizer):
 
 
 def load(path: Path) -> HuggingFaceTokenizer:
-    """Load the file `path`.
+    """Load the tokenizer.json `path`.
 
     Raises MisuseError if it does not exist, and FolioError if it is invalid.
     """
@@ -173,7 +175,7 @@ def load(path: Path) -> HuggingFaceTokenizer:
 
 
 def _describe(error: BaseException) -> str:
-    """Return the library's message, in which values of the file are repeated, on one line."""
+    """Return the library's message on one line and without control characters: it may contain parts of the file."""
     return one_line((str(error).splitlines() or [type(error).__name__])[0][:200])
 
 
@@ -226,7 +228,7 @@ def _make_character_counter(encoder: Any) -> Any:
 
 
 def _rename_tokens(spec: Spec, new_names: dict[str, str]) -> Spec:
-    """Return model and added tokens with new names, without the merges that involve an old name."""
+    """Return the model and the added tokens with new names, and without the merges of tokens that are renamed."""
     model, vocab = spec["model"], spec["model"]["vocab"]
     added = [{**token, "content": new_names.get(token["content"], token["content"])} for token in spec["added_tokens"]]
     if isinstance(vocab, list):

@@ -1,8 +1,9 @@
-"""Read an untrusted tokenizer.json: check the types of what Folio reads, and how much text may grow.
+"""Read an untrusted tokenizer.json: check the types of the values, and how much text can grow.
 
-The library `tokenizers` checks the types of what it reads itself. A normalizer can replace a
-character by any text, and several of them multiply: with three Replace normalizers of 100
-characters a text of a megabyte would take all memory. `check_growth` limits the product.
+Only the values that Folio reads are checked; the library `tokenizers` checks those that it reads. A
+normalizer can replace a character by any text, and the growths of several normalizers multiply: if
+three Replace normalizers each give 100 characters for one, a megabyte of text becomes a terabyte.
+`compute_growth` limits the product.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from preprocess.shards.files import JsonObject, parse_json
 from preprocess.tokenizers.sentencepiece_model import MAX_REPLACEMENT_BYTES, measure_longest_replacement
 
 MAX_JSON_BYTES = 64 << 20  # the largest in use have half of that
-MAX_GROWTH = 256  # bytes of normalized text per byte; Unicode's NFKC, which many models use, can give 18
+MAX_GROWTH = 256  # bytes of normalized text per byte; `compute_growth` returns 33 for SentencePiece's NFKC map
 MAX_PREPENDED = 256  # characters
 MAX_ADDED = 1_000  # characters of an added token, which the library normalizes when it reads the file
 BRACKETS = {("<", ">"), ("[", "]"), ("{", "}"), ("|", "|"), ("｜", "｜")}  # first and last character
@@ -28,7 +29,8 @@ Spec = JsonObject  # a parsed tokenizer.json, or an object in it
 def parse_spec(data: bytes) -> Spec:
     """Parse a tokenizer.json.
 
-    Raises ValueError if it has no model or an odd value where Folio reads one.
+    Raises ValueError if `data` is too large or not JSON, if there is no model, or if a value that
+    Folio reads has another type than expected.
     """
     if len(data) > MAX_JSON_BYTES:  # parsing takes up to twenty times as much memory
         raise ValueError(f"it has {len(data):,} bytes, expected at most {MAX_JSON_BYTES:,}")
@@ -51,8 +53,8 @@ def parse_spec(data: bytes) -> Spec:
 def read_vocabulary(spec: Spec) -> dict[str, int]:
     """Return the id of each token of the model, by token.
 
-    Unigram models store a list of (token, score), all others a mapping. Raises ValueError if the
-    model has neither.
+    Unigram models store a list of (token, score), all other models a mapping. Raises ValueError if
+    the model has neither.
     """
     vocab = spec["model"].get("vocab")
     if isinstance(vocab, list) and all(
@@ -65,7 +67,7 @@ def read_vocabulary(spec: Spec) -> dict[str, int]:
 
 
 def find_unknown_token(model: Spec) -> str | None:
-    """Return the text of the unknown token. Unigram models store its index, all others its text."""
+    """Return the text of the unknown token, or None. Unigram models store its index, all others its text."""
     vocab, index = model["vocab"], model.get("unk_id")
     if isinstance(vocab, list):
         return vocab[index][0] if type(index) is int and 0 <= index < len(vocab) else None
@@ -120,10 +122,10 @@ def find_components(spec: Spec, *keys: str) -> Iterator[Spec]:
 
 
 def compute_growth(spec: Spec) -> float:
-    """Return how many bytes the normalizers can make of one byte of text.
+    """Return an upper bound for the bytes that the normalizers make of one byte of text.
 
-    Unicode's normal forms and lower case are not included: they cannot be chosen by a file.
-    Raises ValueError if it is more than MAX_GROWTH.
+    Unicode's normal forms and lower case are not included, because a file cannot choose by how much
+    they lengthen text. Raises ValueError if the bound is more than MAX_GROWTH.
     """
     growth = 1.0
     for component in find_components(spec, "normalizer"):
@@ -134,12 +136,13 @@ def compute_growth(spec: Spec) -> float:
 
 
 def _growth_of(normalizer: Spec) -> float:
+    """Return an upper bound for the bytes that one normalizer makes of one byte. Raises like `compute_growth`."""
     kind = normalizer.get("type")
     if kind == "Replace":
         content, pattern = normalizer.get("content"), normalizer.get("pattern")
         text = pattern.get("String") if isinstance(pattern, dict) else None
         num_bytes = len(content.encode()) if isinstance(content, str) else 0
-        # An expression can match a single byte, or nothing, between any two characters.
+        # A regular expression can match one byte, or the empty text between any two characters.
         return num_bytes / len(text.encode()) if isinstance(text, str) and text else num_bytes + 1.0
     if kind == "Prepend":
         prefix = normalizer.get("prepend")

@@ -1,8 +1,8 @@
 """Measure how well a tokenizer fits a language: tokens per word, bytes per token, coverage.
 
-Every text is encoded once. Every distinct word is also encoded twice, alone and after a space,
-because most tokenizers have different tokens for the two. In total this takes about twice the time
-of encoding the texts.
+Every text is encoded once. In addition, every distinct word is encoded twice, alone and after a
+space, because most tokenizers have different tokens for the two. In total this takes about twice
+the time of encoding the texts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The contract of all tokenizers: text to ids, and ids to text.
+"""The interface of all tokenizers: text to ids, and ids to text.
 
 Each id has a fixed byte string (`id_to_bytes`). Decoding is therefore the same for every kind:
 concatenate the byte strings of the ids.
@@ -44,7 +44,7 @@ DECODED_AT_ONCE = 1 << 16  # ids
 # Never treat these as failures of a tokenizer library. Everything else is one: a Rust panic raises
 # a BaseException that is not an Exception.
 FATAL_ERRORS = (MemoryError, KeyboardInterrupt, SystemExit)
-# Between any characters, or only where slices.py cuts a text: mostly before a space that follows a word.
+# Where a text can be cut: nowhere, where slices.py cuts it (mostly before spaces), or between any two characters.
 Cuts = Literal["none", "spaces", "characters"]
 Encoded = tuple[np.ndarray, np.ndarray]  # flat ids (N,) uint32, exclusive end of each text in them (D,) int64
 
@@ -66,13 +66,13 @@ class Tokenizer:
     unk_id: int | None = None
     id_to_bytes: Sequence[bytes]  # empty for control ids and for ids that are never used
     files: dict[str, bytes]  # file name → content; sufficient to load the tokenizer again
-    settings: dict[str, object]  # how it was made, for the manifest
+    settings: dict[str, object]  # how the tokenizer was made, for the manifest
     is_byte_level: bool = False  # tokens are byte strings, so every character can be encoded
     cuts: Cuts = "none"  # where a text can be cut without changing its ids
     byte_fallback_ids: Sequence[int] = ()  # ids of single bytes, used for characters that have no other token
     can_lose_characters: bool = False  # some character may be dropped, or encoded by the unknown token
     unused_words: Sequence[str] = ()  # added tokens that are not marked as control tokens, but are never found in text
-    round_trip_issue: str | None = None  # a probe text that decode(encode(text)) changes, and into what
+    round_trip_issue: str | None = None  # describes a probe text that decode(encode(text)) changes, if there is one
 
     @property
     def is_lossless(self) -> bool:
@@ -84,16 +84,19 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """The number of ids, special tokens included."""
         return len(self.id_to_bytes)
 
     @property
     def has_fast_backend(self) -> bool:
+        """Whether `encode` uses the fast backend now."""
         return self.backend != self.reference_backend
 
     def encode(self, texts: pa.LargeStringArray) -> Encoded:
-        """Encode every text; the names of control tokens are encoded as ordinary text.
+        """Encode D texts. The names of control tokens are encoded as ordinary text.
 
-        No text may be null.
+        No text may be null. Returns the ids of all texts, (N,) uint32, and the exclusive end of
+        each text in them, (D,) int64.
         """
         return self.encode_reference(texts)
 
@@ -102,13 +105,13 @@ class Tokenizer:
         yield self.encode(text)[0]
 
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
-        """Like `encode`, with the reference backend."""
+        """Encode D texts like `encode`, with the reference backend."""
         raise NotImplementedError
 
     def start_fast_backend(self, *, num_threads: int = 1) -> str | None:
         """Use the fast backend from now on, if there is one and it agrees with the reference.
 
-        Returns the reason if there is a fast backend but it cannot be used.
+        If there is one that cannot be used, returns the reason, else None.
         """
         return None
 
@@ -124,9 +127,10 @@ class Tokenizer:
         return self.encode_reference(pa.array([text], pa.large_string()))[0]
 
     def decode_bytes(self, ids: np.ndarray) -> bytes:
-        """Return the UTF-8 bytes of `ids`; they may begin or end inside a character.
+        """Return the bytes of `ids`, (N,) unsigned integers, as UTF-8.
 
-        Raises FolioError for an id that is not below vocab_size.
+        They may begin or end inside a character. Raises FolioError for an id that is not below
+        vocab_size.
         """
         id_to_bytes = self.id_to_bytes
         if len(ids) and int(ids.max()) >= len(id_to_bytes):
@@ -139,15 +143,16 @@ class Tokenizer:
         return b"".join([b"".join([id_to_bytes[i] for i in part.tolist()]) for part in parts])
 
     def decode(self, ids: np.ndarray) -> str:
-        """Return the text of `ids`.
+        """Return the text of `ids`, (N,) unsigned integers.
 
-        Bytes that are not UTF-8, which a model may generate, become U+FFFD.
+        Bytes that are not UTF-8, which a model may generate, become U+FFFD. Raises FolioError for
+        an id that is not below vocab_size.
         """
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
 class TwoBackendTokenizer(Tokenizer):
-    """A tokenizer with a slow reference library; gigatoken replaces it if the two agree."""
+    """A tokenizer with a slow reference library, which gigatoken can replace if both give the same ids."""
 
     probe_texts: tuple[str, ...] = PROBE_TEXTS
     _fast: Any = None  # a GigatokenBackend, once started
@@ -159,7 +164,7 @@ class TwoBackendTokenizer(Tokenizer):
     def start_fast_backend(self, *, num_threads: int = 1) -> str | None:
         """Use gigatoken from now on, if it encodes the probe texts as the reference does.
 
-        Returns the reason if it cannot be used.
+        Returns the reason if gigatoken cannot be used, else None.
         """
         from preprocess.tokenizers.gigatoken_backend import GigatokenBackend
 
@@ -184,7 +189,7 @@ class TwoBackendTokenizer(Tokenizer):
 
 
 def find_round_trip_issue(tokenizer: Tokenizer, probe_texts: Sequence[str]) -> str | None:
-    """Return a description of the first text that decode(encode(text)) changes, if there is one.
+    """Return a description of the first text that decode(encode(text)) changes, or None.
 
     For example: `'Naïve' comes back as 'naive'`.
     """

@@ -1,14 +1,15 @@
 """Encode words of many megabytes with a byte-pair encoding, in little memory.
 
-The problem: a text without spaces, such as a DNA sequence, or a text of spaces only, is one word for
-a tokenizer. Encoders need 25 times its size in memory, and more time per byte the longer it is.
+The problem: a text without spaces, such as a DNA sequence, or a text of spaces only, is one word
+for a tokenizer. Encoding a word takes 25 times its size in memory, and the time grows faster than
+the size.
 
 The idea: a word is encoded in pieces. Two ids are *compatible* if encoding their bytes gives these
-two ids again. The encoding of a word is the only sequence in which all neighbours are compatible:
-the first merge across the border between two ids would also be the first one if nothing else were
-there. The ids of a piece are compatible with each other, so if the last id of one piece and the
-first id of the next are compatible too, the ids of both are the encoding of the word. Otherwise the
-border is moved.
+two ids again. If all neighbours in a sequence of ids are compatible, the sequence is the encoding
+of its bytes. (Otherwise the encoder would merge across the border of two ids. The first such merge
+would also be made if only these two ids were encoded, so they would not be compatible.) The ids of
+a piece are an encoding. So if the last id of one piece and the first id of the next are compatible,
+the ids of both pieces together are an encoding too. If they are not, an earlier border is tried.
 
 The cost: 0.1 to 0.3 µs per byte with tiktoken, and 1 µs per word to find the long ones.
 """
@@ -46,9 +47,9 @@ class Part(NamedTuple):
 
 
 def may_have_long_word(data: np.ndarray) -> bool:
-    """Return whether a text, (N,) uint8 of UTF-8, may have a word of LONG_WORD_BYTES.
+    """Return whether a text, UTF-8 as (N,) uint8, may have a word of LONG_WORD_BYTES or more.
 
-    Such a word has no white space inside, or nothing else.
+    Such a word has no white space inside, or consists of white space.
     """
     size = LONG_WORD_BYTES // 2  # a long word fills one of these blocks
     blocks = (data[start : start + size] for start in range(0, len(data) - size + 1, size))
@@ -56,13 +57,13 @@ def may_have_long_word(data: np.ndarray) -> bool:
 
 
 def split_at_long_words(text: str, pattern: str) -> Iterator[Part]:
-    """Yield the parts of a text: long words, and the text between them.
+    """Yield the parts of a text, in order: long words, and the text between them.
 
-    `pattern` matches the words of a text. What it matches may depend on the character after white
-    space, so the text between long words is not cut there, but directly after other words. White
-    space before a long word is given word by word.
+    `pattern` is a regular expression that matches one word. Which white space it matches may depend
+    on the next character, so the text between long words ends after a word that does not end with
+    white space. Words of white space before a long word are parts by themselves.
     """
-    import regex  # re has no classes of characters such as \\p{L}
+    import regex  # re has no classes of characters such as \p{L}
 
     start = end = 0  # of the text between two long words, up to a word that does not end with white space
     spaces: list[Part] = []  # the words after it
@@ -85,7 +86,7 @@ def split_at_long_words(text: str, pattern: str) -> Iterator[Part]:
 
 
 class WordEncoder:
-    """Encodes one word after the other, in pieces."""
+    """An encoder of long words, which encodes a word in pieces."""
 
     def __init__(self, encoding: Any, id_to_bytes: Sequence[bytes]) -> None:
         """`encoding` is a tiktoken.Encoding for which every text is one word."""
@@ -105,7 +106,10 @@ class WordEncoder:
         return _Piece(start, piece_end, self._encoding.encode_ordinary(text[start:piece_end]))
 
     def _find_border(self, text: str, piece: _Piece, end: int) -> tuple[int, _Piece]:
-        """Return how many ids of `piece` to keep, and the piece after them."""
+        """Return the number of ids of `piece` to keep, and the piece after them.
+
+        If no border is found, the number is 0, and the new piece is the rest of the word.
+        """
         data = text[piece.start : piece.end].encode()
         ends = np.cumsum([len(self._id_to_bytes[i]) for i in piece.ids])  # of the ids in `data`
         starts_character = (np.frombuffer(data, np.uint8)[ends[:-1]] & 0xC0) != 0x80  # 0b10xxxxxx continues one

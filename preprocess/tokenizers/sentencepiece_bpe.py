@@ -3,7 +3,7 @@
 SentencePiece replaces every space by U+2581 before it splits text into pieces, and every U+2581 by
 a space when it decodes. A document that already contains U+2581 therefore comes back with spaces in
 its place; a build counts such documents. The settings in TRAINING rule out all other changes. Text
-is not normalised, no space is put in front of it, and its white space is kept. A character without
+is not normalized, no space is put in front of it, and its white space is kept. A character without
 a piece is encoded as one piece per byte (`<0x41>`, "byte fallback").
 
 Training is reproducible: the same texts in the same order give the same file, byte for byte. The
@@ -69,7 +69,7 @@ class SentencePieceTokenizer(TwoBackendTokenizer):
     reference_backend: ClassVar[str] = "sentencepiece"
 
     def __init__(self, model: bytes, *, training: dict[str, Any] | None = None) -> None:
-        """`model` is a serialised ModelProto; `training` holds the trainer's settings, if known.
+        """`model` is the content of a model file; `training` are the trainer's settings, if known.
 
         Raises RuntimeError or ValueError if `model` is not a SentencePiece model.
         """
@@ -110,7 +110,7 @@ class SentencePieceTokenizer(TwoBackendTokenizer):
         return tokenizer_class.from_json(json.dumps(spec))
 
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
-        """Encode every text with sentencepiece."""
+        """Encode D texts with the library sentencepiece."""
         return flatten_ids(self._processor.encode(texts.to_pylist(), num_threads=1))
 
 
@@ -121,7 +121,7 @@ def _make_probe_texts(words: list[bytes]) -> Iterator[str]:
 
 
 def _check_model(model: SentencePieceModel) -> None:
-    """Raise ValueError for a model whose normalisation of text would fill the memory."""
+    """Raise ValueError for a model that could make a text much longer."""
     longest = measure_longest_replacement(model.charsmap)
     if longest > MAX_REPLACEMENT_BYTES:
         raise ValueError(f"it replaces a character by {longest:,} bytes, expected at most {MAX_REPLACEMENT_BYTES}")
@@ -144,7 +144,8 @@ def train(texts: Iterable[str], *, num_pieces: int) -> SentencePieceTokenizer:
     """Train a model with exactly `num_pieces` pieces, control pieces included.
 
     Raises MisuseError if the text has too few distinct words, or too many distinct characters, for
-    that number. An exception that `texts` raises, such as KeyboardInterrupt, is passed on.
+    that number, and FolioError if the trainer fails for another reason. An exception that `texts`
+    raises, such as KeyboardInterrupt, is passed on.
     """
     import sentencepiece
 

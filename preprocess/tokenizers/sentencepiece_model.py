@@ -1,11 +1,12 @@
-"""Read a SentencePiece model file without the library: a Protocol Buffers message.
+"""Read a SentencePiece model file without the library.
 
-The numbers are those of the fields in sentencepiece_model.proto. A field with another type than
-there is ignored, as the library does.
+The file is a Protocol Buffers message. The numbers of the fields are those in
+sentencepiece_model.proto. A field whose type differs from that file is ignored, as in the library.
 """
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
@@ -14,8 +15,10 @@ from preprocess.tokenizers.interface import MAX_VOCAB_SIZE
 
 NORMAL, USER_DEFINED, UNUSED, BYTE = 1, 4, 5, 6  # types of pieces
 BPE = 2  # a type of model
-MAX_REPLACEMENT_BYTES = 64  # of a text that replaces a character; in SentencePiece's own maps it is 33
+MAX_REPLACEMENT_BYTES = 64  # of a text that replaces a character; the maximum in SentencePiece's own maps is 33
+MAX_FIELDS = MAX_VOCAB_SIZE + (1 << 20)  # of a file, pieces included; reading them takes about five seconds
 _PIECES, _TRAINER, _NORMALIZER, _CHARSMAP = 1, 2, 3, 2
+_MAX_SETTING = 199  # numbers from 200 on are for extensions
 _USER_DEFINED_FIELD = bytes([3 << 3, USER_DEFINED])  # the type of a piece
 _LENGTH_DELIMITED = 2  # a wire type
 _FIXED_SIZES = {1: 8, 5: 4}  # by wire type
@@ -41,23 +44,28 @@ class Settings(dict[int, int | bytes]):
 
 
 class SentencePieceModel:
-    """The parts of a model file."""
+    """The pieces and the settings in a model file."""
 
     def __init__(self, data: bytes) -> None:
-        """Raises ValueError if `data` is not a Protocol Buffers message, or has too many pieces."""
+        """`data` is the content of the file.
+
+        Raises ValueError if it is not a Protocol Buffers message or has too many pieces or fields.
+        """
         self._pieces: list[bytes] = []
         self.trainer, self.normalizer = Settings(), Settings()
-        for number, value in _read_fields(data):
+        budget = iter(range(MAX_FIELDS))
+        for number, value in _read_fields(data, budget):
             if number == _PIECES and isinstance(value, bytes):
                 if len(self._pieces) == MAX_VOCAB_SIZE:
                     raise ValueError(f"it has more than {MAX_VOCAB_SIZE:,} pieces")
                 self._pieces.append(value)
             elif number in (_TRAINER, _NORMALIZER) and isinstance(value, bytes):
-                (self.trainer if number == _TRAINER else self.normalizer).update(_read_fields(value))
+                settings = self.trainer if number == _TRAINER else self.normalizer
+                settings.update(field for field in _read_fields(value, budget) if field[0] <= _MAX_SETTING)
 
     @property
     def charsmap(self) -> bytes:
-        """The map that replaces characters; empty if the model does not normalise text."""
+        """The map that replaces characters; empty if the model does not normalize text."""
         return self.normalizer.get_value(_CHARSMAP, b"")
 
     @property
@@ -68,28 +76,34 @@ class SentencePieceModel:
     def find_user_defined(self) -> list[bytes]:
         """Return the pieces that are found in text as whole words. Raises ValueError if one is damaged."""
         candidates = [piece for piece in self._pieces if _USER_DEFINED_FIELD in piece]  # quick: most pieces are normal
-        fields = [Settings(_read_fields(piece)) for piece in candidates]
+        fields = [Settings(_read_fields(piece, itertools.repeat(0))) for piece in candidates]
         return [f.get_value(1, b"") for f in fields if f.get_value(3, NORMAL) == USER_DEFINED]
 
     def read_pieces(self) -> list[Piece]:
         """Return the pieces in the order of their ids. Raises ValueError if one is damaged."""
-        fields = [Settings(_read_fields(piece)) for piece in self._pieces]
+        fields = [Settings(_read_fields(piece, itertools.repeat(0))) for piece in self._pieces]
         return [Piece(f.get_value(1, b""), _to_float(f.get_value(2, bytes(4))), f.get_value(3, NORMAL)) for f in fields]
 
 
 def measure_longest_replacement(charsmap: bytes) -> int:
     """Return the size in bytes of the longest text that replaces a character in `charsmap`.
 
-    The map is the size of a trie (4 bytes), the trie, and the texts, each with a zero byte.
+    The map consists of the size of a trie (4 bytes), the trie, and the texts, each with a zero byte
+    at its end.
     """
     texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :]
     return max(map(len, texts.split(b"\0")))
 
 
-def _read_fields(message: bytes) -> Iterator[Field]:
-    """Yield (number, value) of each field of a message."""
+def _read_fields(message: bytes, budget: Iterator[int]) -> Iterator[Field]:
+    """Yield (number, value) of each field of a message.
+
+    Takes an item of `budget` for each. Raises ValueError if none is left, or if the message is damaged.
+    """
     offset, end = 0, len(message)
     while offset < end:
+        if next(budget, None) is None:
+            raise ValueError(f"it has more than {MAX_FIELDS:,} fields")
         key, offset = _read_varint(message, offset)
         wire_type = key & 7
         if wire_type == 0:

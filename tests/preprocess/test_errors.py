@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from preprocess.errors import MAX_SHOWN, explain_os_error, one_line, printable, shorten
+from preprocess.errors import MAX_SHOWN, explain_os_error, first_line, one_line, printable, shorten
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,8 @@ def test_shorten_keeps_short_text_and_cuts_long_text() -> None:
     assert shorten("a\nb") == "a\\nb"
     assert shorten("x" * MAX_SHOWN) == "x" * MAX_SHOWN
     assert shorten("x" * (MAX_SHOWN + 1)) == "x" * MAX_SHOWN + "…"
+
+
+def test_first_line_of_an_error_without_a_message_is_its_type() -> None:
+    assert first_line(ValueError("first\nsecond")) == "first"
+    assert first_line(EOFError()) == "EOFError"

@@ -1,8 +1,8 @@
-"""How the command lines of this package are read.
+"""Parsing of command lines, for all commands of this package.
 
 Every command accepts the same forms of an option: `--top_k=5`, `--top-k=5`, `--top_k 5` and
-`--top-k 5` mean the same. Names are converted to underscores, as settings are written; values are
-never changed.
+`--top-k 5` mean the same. Hyphens in the name of an option are converted to underscores; its value
+is not changed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from train.core.paths import parse_path
 
 VERSION_LINE = f"folio, version {__version__}"
 LONG_OPTION = re.compile(r"--([A-Za-z0-9][A-Za-z0-9_-]*)(=.*)?", re.DOTALL)
-# A wheel has the configs of the repository inside this package; in a checkout they are beside it.
+# In an installed wheel the configs are inside this package; in a checkout they are beside it.
 CONFIG_FOLDERS = (Path(__file__).resolve().parents[1] / "configs", Path(__file__).resolve().parents[2] / "configs")
 
 
-# What argparse says, and what this package says instead.
+# Messages of argparse, as regular expressions, and their replacements.
 EXPLANATIONS = {
     r"argument (\S+): expected one argument": r"\1 has no value; write \1=VALUE",
     r"argument (\S+): expected at least one argument": r"\1 has no value; write \1 VALUE",
@@ -38,10 +38,11 @@ EXPLANATIONS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser with --version and --quiet, whose errors are MisuseErrors of one line.
+    """An ArgumentParser with --version and --quiet that raises MisuseError for a wrong command line.
 
-    `prog`: how the script is started by its path, such as "python train/sample.py". `json`: add
-    --json as well. The parsed options have the attributes `quiet` and, if asked for, `json`.
+    `prog` is the command that starts the script by its path, such as "python train/sample.py". With
+    `json`, there is also an option --json. The parsed options have the attributes `quiet` and, with
+    `json`, `json`.
     """
 
     def __init__(self, *, prog: str, description: str, json: bool = False) -> None:
@@ -59,12 +60,12 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(arguments, namespace)
 
     def _check_options(self, arguments: Sequence[str]) -> None:
-        """Reject an option that does not exist, before argparse misses something else."""
+        """Raise MisuseError for an unknown option; argparse would report a missing argument first."""
         num_options = arguments.index("--") if "--" in arguments else len(arguments)
         known = [option for option in self._option_string_actions if option.startswith("--")]
         for argument in arguments[:num_options]:
             name = argument.partition("=")[0]
-            # argparse, too, takes an argument with a space as a value.
+            # As in argparse, an argument that contains a space is a value.
             if not LONG_OPTION.fullmatch(argument) or " " in argument or any(o.startswith(name) for o in known):
                 continue
             close = difflib.get_close_matches(name[:MAX_SHOWN], known, n=1)
@@ -79,17 +80,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_path_parser(name: str) -> Callable[[str], Path]:
-    """Return a function that parses the path of the argument `name`, for argparse's `type`."""
+    """Return a function that converts the argument `name` to a Path, for argparse's `type`."""
     return functools.partial(parse_path, name=name)
 
 
 def parse_whole_number(text: str) -> int:
-    """Return the number that `text` is, for argparse's `type`."""
+    """Convert `text` to an int, for argparse's `type`. Raises ArgumentTypeError if it is not one."""
     return int(_convert_number(text, int, "a whole number"))
 
 
 def parse_number(text: str) -> float:
-    """Return the number that `text` is, for argparse's `type`."""
+    """Convert `text` to a float, for argparse's `type`. Raises ArgumentTypeError if it is not one."""
     return float(_convert_number(text, float, "a number"))
 
 
@@ -103,7 +104,7 @@ def _convert_number(text: str, kind: type[int] | type[float], expected: str) -> 
 
 
 def program_name(script: str) -> str:
-    """Return `folio sample` or the like if the command `folio` started this process, else `script`."""
+    """Return the program's name for messages: `folio COMMAND` if started so, else `script`."""
     return sys.argv[0] if sys.argv[0].startswith("folio ") else script
 
 
@@ -117,7 +118,7 @@ def normalize_option(argument: str) -> str:
 
 
 def normalize_options(arguments: Sequence[str]) -> list[str]:
-    """Apply `normalize_option` to the arguments before `--`. Those after it are positional."""
+    """Apply `normalize_option` to the arguments before `--`; those after it are positional."""
     num_options = arguments.index("--") if "--" in arguments else len(arguments)
     return [*map(normalize_option, arguments[:num_options]), *arguments[num_options:]]
 
@@ -127,8 +128,8 @@ class Arguments:
     """A command line of settings, as `split_arguments` returns it."""
 
     positionals: list[str]
-    settings: dict[str, str]  # name, with underscores: value; the last value if a setting is repeated
-    flags: set[str]
+    settings: dict[str, str]  # name (with underscores) → value; the last value if a setting is repeated
+    flags: set[str]  # with their dashes, such as "--help"
 
 
 def list_options(arguments: Sequence[str]) -> list[str]:
@@ -143,8 +144,8 @@ def split_arguments(arguments: Sequence[str], *, flags: Collection[str]) -> Argu
 
     `--key=value` and `--key value` set `key`. `flags` are the options that take no value, such as
     "--help" and "-h". A value that begins with `--` must be written as `--key=value`. The arguments
-    after `--` are positional. Raises MisuseError if a setting has no value, a flag has one, or an
-    option cannot be read.
+    after `--` are positional. Raises MisuseError if a setting has no value, if a flag has one, or
+    for anything else that begins with a dash.
     """
     positionals: list[str] = []
     settings: dict[str, str] = {}
@@ -171,7 +172,7 @@ def split_arguments(arguments: Sequence[str], *, flags: Collection[str]) -> Argu
                 if not rest or rest[0].startswith("--") or rest[0] in flags:
                     raise MisuseError(f"{argument:.80} has no value; write {name:.80}=VALUE")
                 value = rest.pop(0)
-            settings.pop(key, None)  # keep them in the order of their last value
+            settings.pop(key, None)  # a repeated setting moves to the end
             settings[key] = value
     return Arguments(positionals=positionals, settings=settings, flags=found_flags)
 
@@ -179,9 +180,9 @@ def split_arguments(arguments: Sequence[str], *, flags: Collection[str]) -> Argu
 def find_config(name: str) -> Path:
     """Return the path of the config file `name`.
 
-    A path to an existing file is returned as it is. Otherwise a bare name such as `demo` or
-    `demo.py` means the config of this name that Folio comes with. If Folio has no such config, the result is
-    the path that does not exist. Raises MisuseError if `name` cannot be a path.
+    If no file has this path and `name` is a bare name such as `demo` or `demo.py`, return the path
+    of the config of that name that Folio comes with. If there is none either, return the path
+    although no file exists there. Raises MisuseError if `name` cannot be a path.
     """
     path = parse_path(name, "the name of the config file")
     if not path.is_file() and name == path.name:

@@ -1,4 +1,4 @@
-"""How a command prints, and how it ends: its exit status, and its errors as one line."""
+"""What all commands share: printing, exit statuses, and errors as one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Any, NoReturn
 
 from preprocess.errors import FolioError, explain_os_error, one_line
 
-BLOCKING_PATHS = {errno.EISDIR: "a folder", errno.EEXIST: "a file"}  # errors of creating a file or a folder
+BLOCKING_PATHS = {errno.EISDIR: "a folder", errno.EEXIST: "a file"}  # what prevents creating a file or a folder
 
 
 def print_result(result: Any, lines: Iterable[str], *, as_json: bool) -> None:
-    """Print `result` as JSON if `as_json` is set, else `lines`."""
+    """Print `result` as JSON on stdout if `as_json` is true, else `lines`."""
     if as_json:
         is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
         lines = [json.dumps(result, ensure_ascii=not is_utf8, indent=2)]
@@ -36,17 +36,17 @@ def warn(line: str) -> None:
 
 
 def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> int:
-    """Return the exit status of `main(arguments)`.
+    """Call `main(arguments)` and return its exit status.
 
-    Errors of the user and of the system are printed to stderr as one line. Other exceptions, which
-    are bugs, are not caught. Ctrl-C and SIGTERM end `main` with an exception, unless they are
-    ignored, so that temporary files are deleted.
+    A FolioError, OSError or MemoryError is printed on stderr as one line. Other exceptions are bugs
+    and are not caught. Unless the process ignores them, Ctrl-C and SIGTERM raise an exception in
+    `main`, so that temporary files are deleted; the status is then 128 + the signal's number.
     """
     # A stream that the parent process closed is None: discard what is printed to it.
     sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter must not end a run
+            stream.reconfigure(errors="backslashreplace")  # a character that cannot be printed must not end a run
     previous = {signum: signal.getsignal(signum) for signum in HANDLERS}
     for signum, handler in HANDLERS.items():
         if previous[signum] != signal.SIG_IGN:
@@ -80,14 +80,14 @@ def _run(main: Callable[[list[str]], int], arguments: list[str]) -> int:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived. It ends a command like Ctrl-C, so that temporary files are deleted."""
+    """The exception that SIGTERM raises. Like Ctrl-C's, it lets a command delete temporary files."""
 
 
 def _terminate(*_: object) -> NoReturn:
     raise Terminated
 
 
-# While a command runs.
+# The signal handlers while a command runs.
 HANDLERS: dict[signal.Signals, Callable[..., Any]] = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: _terminate,
@@ -105,7 +105,7 @@ def log_when_stopped(line: str) -> Iterator[None]:
 
 
 def _discard_output() -> None:
-    """Discard what cannot be written to stdout. Python would report it again when it ends."""
+    """Discard buffered output that cannot be written; else Python reports the error again at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -114,9 +114,9 @@ def _discard_output() -> None:
 
 @contextmanager
 def add_path_to_errors(path: Path) -> Iterator[None]:
-    """Make system errors inside the block name `path`.
+    """Set `path` as the file name of an OSError that is raised inside the block.
 
-    The error of a write names no file, and the error of a rename names the temporary file.
+    The error of a write has no file name, and the error of a rename has the temporary file's.
     """
     try:
         yield
@@ -134,13 +134,13 @@ def describe_os_error(error: OSError) -> str:
 
 
 def _explain(error: OSError) -> str:
-    """Return what failed and, if it is known, what to do about it."""
+    """Return one line that says what failed and, for common errors, what to do."""
     if error.errno in BLOCKING_PATHS and error.filename:
         return f"{describe_os_error(error)}; move it elsewhere, and run the same command again"
     return explain_os_error(error)
 
 
 def _fail(message: str, status: int) -> int:
-    with contextlib.suppress(OSError):  # if stderr cannot be written to, the status still says that it failed
+    with contextlib.suppress(OSError):  # if stderr cannot be written, the status still reports the failure
         print("error:", one_line(message), file=sys.stderr)
     return status

@@ -1,9 +1,11 @@
 """Config files: assignments that are parsed and never executed.
 
-A config file from a stranger can therefore run no code. A config file looks like nanoGPT's: Python
-assignments such as `max_steps = 100`. Literals, arithmetic on numbers, lists, and the names of
-earlier assignments are allowed. `base = "small.py"` as the first line reads another config first,
-relative to the file; its assignments can be overridden and used like earlier lines.
+A config file looks like nanoGPT's: Python assignments such as `max_steps = 100`. A value can be a
+literal, arithmetic on numbers, a list, or the name of an earlier assignment. A file of unknown
+origin is safe to read, because no code in it is run.
+
+If the first line is `base = "small.py"`, that config is read first. Its path is relative to the
+folder of this file, and its assignments count as earlier lines, which later lines can override.
 """
 
 from __future__ import annotations
@@ -21,8 +23,7 @@ from preprocess.shards.files import read_small_file
 from train.core.paths import parse_path
 
 MAX_CONFIG_BYTES = 1 << 16  # a hundred times what a config needs; Python parses some texts in quadratic time
-# Larger than any setting needs to be, and small enough that arithmetic in a config file takes no
-# time and no memory.
+# Larger than any setting needs to be, and small enough that arithmetic takes little time and memory.
 MAX_NUMBER = 1e18
 MAX_LIST_LENGTH = 100
 MAX_BASES = 10  # configs that one config is based on, directly or not
@@ -30,7 +31,7 @@ BASE = "base"
 TOO_DEEP = "an expression is nested too deeply"
 SYNTAX_ERRORS = {
     "Exceeds the limit": f"a number is larger than {MAX_NUMBER:.0e}",
-    "unicode error": "a text has a backslash that begins no known escape; write \\\\ for a backslash",
+    "unicode error": "a text has a backslash that does not begin an escape sequence; write \\\\ for a backslash",
     "null byte": "the file contains a NUL character",
     "too many": TOO_DEEP,
 }
@@ -52,12 +53,13 @@ class Assignment:
 def read_assignments(
     path: Path, *, rename: Callable[[str], str] = str, based: tuple[Path, ...] = ()
 ) -> dict[str, Assignment]:
-    """Return the assignments of a config file and of its bases by name.
+    """Return the assignments of a config file and of its bases, by name.
 
-    If a name is assigned several times, the last assignment counts. `rename` returns the present
-    name of a setting, so that an earlier name means the same setting everywhere. `based`: the
-    configs that are based on this one, the first that was read first. Raises MisuseError, with the
-    file and if possible the line, for anything else in the file.
+    If a name is assigned several times, the last assignment counts. `rename` converts each name, so
+    that a setting's name in an earlier version of Folio still means that setting. `based` lists the
+    configs whose bases led to this one, beginning with the one that was read first. Raises
+    MisuseError, with the file and if possible the line, if the file cannot be read or contains
+    anything but such assignments.
     """
     assignments: dict[str, Assignment] = {}
     for number, statement in enumerate(_parse(path)):
@@ -79,13 +81,13 @@ def read_assignments(
             base = _find_base(value, where=where, based=(*based, path))
             assignments = read_assignments(base, rename=rename, based=(*based, path))
         else:
-            assignments.pop(name, None)  # keep them in the order of their last assignment
+            assignments.pop(name, None)  # a repeated assignment moves to the end
             assignments[name] = Assignment(value=value, path=path, line=statement.lineno)
     return assignments
 
 
 def _read_value(node: ast.expr, assignments: Mapping[str, Assignment], where: str) -> Any:
-    """Return the value of an expression, which may name `assignments`.
+    """Return the value of an expression, which can use the names in `assignments`.
 
     Raises MisuseError if the expression is not allowed.
     """
@@ -99,7 +101,10 @@ def _read_value(node: ast.expr, assignments: Mapping[str, Assignment], where: st
 
 
 def _find_base(value: Any, *, where: str, based: tuple[Path, ...]) -> Path:
-    """Return the path of the config that `base = value` names in the last file of `based`."""
+    """Return the path of the config that `base = value` names in the file `based[-1]`.
+
+    Raises MisuseError if there is no such file or if it is based on itself.
+    """
     if not isinstance(value, str) or not value:
         raise MisuseError(f"{where}: base must be the path of a config file in quotes, got {value!r:.80}")
     folder = based[-1].parent
@@ -125,7 +130,7 @@ def _parse(path: Path) -> list[ast.stmt]:
     try:
         text = read_small_file(path, MAX_CONFIG_BYTES).decode("utf-8-sig")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes that Python does not know
+            warnings.simplefilter("ignore")  # about unknown escape sequences
             return ast.parse(text).body
     except (FileNotFoundError, NotADirectoryError) as e:
         raise MisuseError(
@@ -144,7 +149,7 @@ def _parse(path: Path) -> list[ast.stmt]:
 
 
 def _describe_syntax_error(error: SyntaxError) -> str:
-    """Return what is wrong. Some of Python's messages are about Python and not about the file."""
+    """Return Python's message, or a plainer one where Python describes its own limits."""
     for python, plain in SYNTAX_ERRORS.items():
         if python in error.msg:
             return plain
@@ -152,7 +157,7 @@ def _describe_syntax_error(error: SyntaxError) -> str:
 
 
 class _Rejected(Exception):
-    """An expression that a config file must not contain."""
+    """Raised for an expression that a config file must not contain."""
 
 
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
@@ -187,7 +192,7 @@ def _show(node: ast.expr) -> str:
     """Return the beginning of an expression for a message."""
     try:
         return repr(ast.unparse(node)[:80])
-    except ValueError:  # Python does not write a number of thousands of digits
+    except ValueError:  # Python does not format an int of more than 4,300 digits
         return "an expression with a huge number"
 
 
@@ -206,7 +211,7 @@ def _calculate(operation: ast.operator | ast.unaryop, *operands: Any) -> Any:
         for numbers in [[float(x) for x in operands], operands] if isinstance(operation, ast.Pow) else [operands]:
             value = _OPERATORS[type(operation)](*numbers)
             if isinstance(value, complex) or not abs(value) <= MAX_NUMBER:
-                raise _Rejected(f"a result is larger than {MAX_NUMBER:.0e}")
+                raise _Rejected(f"a result is not a real number or is larger than {MAX_NUMBER:.0e}")
     except OverflowError as e:
         raise _Rejected(f"a result is larger than {MAX_NUMBER:.0e}") from e
     except ZeroDivisionError as e:

@@ -1,4 +1,4 @@
-"""Device and precision of a run: what is available, what `auto` selects, and peak rates of GPUs."""
+"""Device and precision of a run: what is available, what `auto` selects, and peak FLOP/s of GPUs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from preprocess.errors import MisuseError
 
 DEVICE = re.compile(r"cpu|mps|cuda(:(0|[1-9]\d?))?")
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Peak rate of dense bf16 and fp16 matrix products in TFLOP/s, from the makers' data sheets. The
-# first key whose words are part of the device's name applies. tf32 has half of it.
+# Peak TFLOP/s of dense bf16 and fp16 matrix products, from the vendors' data sheets. The first key
+# that occurs in the device's name applies. The peak of tf32 is half as high.
 PEAK_TFLOPS = {
     "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200 NVL": 835, "H200": 989, "H20": 148,
     "GH200": 989, "B200": 2250, "GB200": 2500, "A100": 312, "A800": 312, "A40": 150, "A10G": 70,
@@ -24,9 +24,9 @@ HALF_RATE = ("tf32",)
 def choose_device(setting: str, *, local_rank: int = 0, num_local: int = 1) -> torch.device:
     """Return the device that the setting `device` selects.
 
-    `auto` is the first available of cuda, mps and cpu. With several processes on a machine, each
-    takes the GPU of its local rank. Raises MisuseError if the device does not exist or its name is
-    not valid.
+    `auto` is the first available of cuda, mps and cpu. With several processes on a machine, `cuda`
+    is the GPU whose index is the process's local rank. Raises MisuseError if the device does not
+    exist or its name is not valid.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if setting == "auto":
@@ -55,11 +55,10 @@ def choose_device(setting: str, *, local_rank: int = 0, num_local: int = 1) -> t
 
 
 def choose_precision(setting: str, device: torch.device) -> str:
-    """Return fp32, tf32, bf16 or fp16 for the setting `precision`.
+    """Return the precision that the setting `precision` selects: fp32, tf32, bf16 or fp16.
 
-    Raises MisuseError if `device` does not support it.
-
-    auto is fp32 except on CUDA, where it is bf16 if the GPU supports it and fp16 otherwise.
+    `auto` selects, on CUDA, bf16 if the GPU supports it and else fp16; on other devices, fp32.
+    Raises MisuseError if `device` does not support the precision.
     """
     is_cpu, is_cuda = device.type == "cpu", device.type == "cuda"
     has_bf16 = is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -74,12 +73,12 @@ def choose_precision(setting: str, device: torch.device) -> str:
 
 
 def set_matmul_precision(precision: str) -> None:
-    """Let float32 matrix products round their inputs to tf32's 10 bits, except for fp32."""
+    """Allow TF32 in float32 matrix products, which rounds their inputs to 10 bits, unless fp32 is set."""
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
 
 
 def make_autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Return the autocast context for forward passes; it has no effect for fp32 and tf32."""
+    """Return the autocast context for forward passes, disabled for fp32 and tf32."""
     dtype = AUTOCAST_DTYPES.get(precision, torch.bfloat16)
     return torch.autocast(device.type, dtype, enabled=precision in AUTOCAST_DTYPES)
 
@@ -90,7 +89,10 @@ def describe_device(device: torch.device) -> str:
 
 
 def peak_flops(name: str, precision: str) -> float | None:
-    """Return the peak FLOP/s of the GPU called `name` in `precision`, if it is known."""
+    """Return the peak dense FLOP/s of the GPU called `name` in `precision`.
+
+    It is None for fp32 and for GPUs whose peak is not known.
+    """
     if re.search(r"\b(Laptop|Max-Q)\b", name):  # each laptop model has a different power limit
         return None
     tflops = next((peak for words, peak in PEAK_TFLOPS.items() if re.search(rf"\b{words}\b", name)), None)
@@ -100,5 +102,5 @@ def peak_flops(name: str, precision: str) -> float | None:
 
 
 def device_peak_flops(device: torch.device, precision: str) -> float | None:
-    """Return `peak_flops` of `device`, if it is a GPU."""
+    """Return `peak_flops` of `device`, or None if it is not a CUDA GPU."""
     return peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None

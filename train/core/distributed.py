@@ -1,9 +1,9 @@
 """Several processes that train one model, as torchrun starts them.
 
 Every process holds the whole model and computes the gradients of its part of each step's samples
-(data parallelism). Gradients are averaged by DistributedDataParallel over NCCL on GPUs. Small
-facts, such as whether a signal came, are exchanged over the CPU by Gloo, so that agreeing on them
-never waits for a GPU. Only the main process, rank 0, writes files and prints.
+(data parallelism). DistributedDataParallel averages the gradients, on GPUs with NCCL. Small values,
+such as whether a signal arrived, are exchanged between the CPUs with Gloo, so that the processes do
+not wait for a GPU to agree on them. Only the main process, rank 0, writes files and prints.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ CONNECTION_LOST = (
     "NCCL error",
     "remote process",
 )
-TIMEOUT = timedelta(hours=1)  # other processes wait while the main one saves and samples
+TIMEOUT = timedelta(hours=1)  # the other processes wait while the main process saves and generates text
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """This process, number `rank` of the `size` processes of a run.
+    """The rank of this process, the number of processes of the run, and their collectives.
 
-    `local_rank` and `num_local` count only the processes on this machine.
+    `local_rank` and `num_local` are the rank and the number among the processes on this machine.
     """
 
     rank: int = 0
@@ -54,10 +54,7 @@ class World:
         return self.rank == 0
 
     def all_reduce_max(self, value: int) -> int:
-        """Return the maximum of all processes' values.
-
-        Does not wait for a GPU: the values travel over the CPU.
-        """
+        """Return the maximum of all processes' values. They are exchanged between the CPUs."""
         if self.size == 1:
             return value
         maximum = torch.tensor(value, dtype=torch.int64)
@@ -77,8 +74,8 @@ class World:
     def run_on_main(self, action: Callable[[], Result]) -> Result | None:
         """Return the result of `action` in the main process, and None in the others.
 
-        If `action` raises, the exception is raised in the main process and the others exit with its
-        status.
+        If `action` raises an exception, it propagates in the main process. The others exit with its
+        `exit_status`, or 1 if it has none.
         """
         if not self.is_main:
             if status := self.all_reduce_max(0):
@@ -93,11 +90,11 @@ class World:
         return result
 
     def broadcast(self, value: Any) -> Any:
-        """Return the main process's `value`, any JSON value, in all processes."""
+        """Return the main process's `value`, a JSON value, in all processes."""
         return self.gather(value if self.is_main else None)[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Return every process's `value`, any JSON value, by rank."""
+        """Return the list of all processes' `value`, a JSON value each, ordered by rank."""
         if self.size == 1:
             return [value]
         data = canonical_json(value)
@@ -110,24 +107,24 @@ class World:
         return [parse_json(bytes(part[: int(length)].tolist())) for part, length in zip(parts, lengths, strict=True)]
 
     def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite `tensors` with the main process's in all processes."""
+        """Overwrite `tensors` in all processes with those of the main process."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Return `model` such that its backward pass averages gradients over all processes."""
+        """Return `model` in DistributedDataParallel, or `model` itself if there is one process."""
         if self.size == 1:
             return model
         device_ids = [device.index] if device.type == "cuda" else None
         wrapped = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
-        # The buffers are constants, so they need not be sent in each pass. (The argument for it is
-        # renamed in torch 2.13.)
+        # The buffers are constants, so they need not be sent in each pass. Set as an attribute,
+        # because the constructor's argument has another name from torch 2.13 on.
         wrapped.broadcast_buffers = False
         return wrapped
 
     def set_gradient_sync(self, wrapped: nn.Module, *, is_last: bool) -> None:
-        """Average gradients in the next backward pass only if it is the last of an optimizer step."""
+        """Average gradients in the next backward pass only if it is the optimizer step's last one."""
         if isinstance(wrapped, DistributedDataParallel):
             wrapped.require_backward_grad_sync = is_last
 
@@ -136,8 +133,8 @@ class World:
 def init_processes(*, use_cuda: bool) -> Iterator[World]:
     """Connect the processes that torchrun started, and yield the World.
 
-    Without torchrun it is a World of one process. Raises MisuseError if torchrun's environment
-    variables are wrong, and FolioError if another process ends.
+    Without torchrun, yield a World of one process. Raises MisuseError if torchrun's environment
+    variables are wrong, and FolioError if another process ends during the block.
     """
     if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
         yield World()
@@ -155,7 +152,7 @@ def init_processes(*, use_cuda: bool) -> Iterator[World]:
         raise MisuseError(f"the processes cannot connect: {first_line(e)}; start the run with torchrun") from e
     try:
         yield world
-        world.all_reduce_max(0)  # a process that disconnects while another still communicates can abort both
+        world.all_reduce_max(0)  # wait: a process that disconnects while another communicates can abort both
     except RuntimeError as e:
         if not any(text in str(e) for text in CONNECTION_LOST):
             raise

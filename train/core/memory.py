@@ -1,4 +1,4 @@
-"""Memory: how much is available, how much a computation needs, and keeping it between steps."""
+"""Memory: how much is available, how much a computation needs, and reuse of freed memory."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from preprocess.errors import FolioError
 
 CGROUP = Path("/sys/fs/cgroup")  # a container's memory limit, on Linux
 PROCESS_STATUS = Path("/proc/self/status")  # of this process, on Linux
-# Options of glibc's mallopt and their values: blocks up to 32 MB are taken from the heap, and 1 GB
-# of it is kept when free.
+# Options of glibc's mallopt and their values: allocate blocks of up to 32 MiB from the heap, and
+# keep up to 1 GiB of free heap.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MAX_HEAP_BLOCK, KEPT_HEAP = 32 << 20, 1 << 30
-# Messages of torch on devices that have no exception class for it.
+# Parts of the messages of torch's RuntimeErrors that mean out of memory.
 OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -34,13 +34,11 @@ OUT_OF_MEMORY = (
 
 
 def keep_freed_memory() -> None:
-    """Make the C library keep the memory that a step frees for the next one.
+    """Make the C library keep the memory that a training step frees, for the next step.
 
-    It has an effect on Linux with glibc only.
-
-    By default large blocks go back to the system, which hands them out again page by page, cleared:
-    600 to 1,400 page faults per step of a small model on a CPU, 3 to 5 % of its time. The cost is
-    up to 1 GB that stays with the process.
+    By default, glibc returns large blocks to the system, which clears each page when it is used
+    again: 600 to 1,400 page faults per step of a small model on a CPU, 3 to 5 % of its time. The
+    cost is up to 1 GiB of free memory that the process keeps. Has no effect without glibc on Linux.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -49,9 +47,12 @@ def keep_freed_memory() -> None:
 
 
 def available_bytes() -> int:
-    """Return how much more memory this process can get from the machine or from its container."""
+    """Return how many more bytes of host memory this process can allocate.
+
+    It is what the machine has available or, if less, what its container's limit leaves (cgroup v2).
+    """
     available = int(psutil.virtual_memory().available)
-    with suppress(OSError, ValueError, KeyError):  # no such files, or "max": no limit
+    with suppress(OSError, ValueError, KeyError):  # the files are missing or contain "max": there is no limit
         limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
         available = min(available, limit - used + int(stat["inactive_file"]))  # cached files can be evicted
@@ -59,10 +60,10 @@ def available_bytes() -> int:
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:
-    """Return the most memory in bytes that was used on `device` so far.
+    """Return the peak memory used on `device` so far, in bytes, or None if it is not known.
 
-    On a GPU it is the memory of tensors, and on a CPU that of the process, which includes the
-    libraries and the pages of the shards that it has read. On other devices it is not known.
+    On a CUDA GPU it is the memory of tensors. On a CPU it is the memory of the process, including
+    the libraries and the pages of the shards that it has read. On other devices it is not known.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -70,7 +71,7 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 
 
 def _peak_process_bytes() -> int | None:
-    """Return the most physical memory in bytes that this process has had."""
+    """Return the peak physical memory of this process in bytes, or None if it is not known."""
     # Not ru_maxrss on Linux: it is at least the memory of the process that started this one.
     with suppress(OSError, IndexError, ValueError):
         return 1024 * int(PROCESS_STATUS.read_text().split("VmHWM:")[1].split()[0])
@@ -83,7 +84,7 @@ def _peak_process_bytes() -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether `error` means that memory, of the host or of a device, did not suffice."""
+    """Return whether `error` means that the host or a device is out of memory."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
     )
@@ -101,11 +102,11 @@ def translate_out_of_memory(message: Callable[[], str]) -> Iterator[None]:
 
 
 class PeakMemory(TorchDispatchMode):
-    """A context that counts the bytes of the tensors created in it, on any device.
+    """A context that measures the memory of the tensors that operations in it return, on any device.
 
-    `peak_bytes` is the largest sum at one time. Memory that a kernel allocates and frees internally
-    is not counted. The idea is that of torch's own memory tracker
-    (torch.distributed._tools.mem_tracker), which is not public.
+    `peak_bytes` is the largest sum of their storages' sizes at one time; a storage that several
+    tensors share counts once. Memory that a kernel allocates and frees internally is not counted.
+    torch's own tracker (torch.distributed._tools.mem_tracker) does the same, but is not public.
     """
 
     def __init__(self) -> None:

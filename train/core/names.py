@@ -1,4 +1,4 @@
-"""Short names for runs, for tables and legends."""
+"""Short names of runs for tables and legends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from preprocess.errors import MisuseError, one_line
 def make_run_names(runs: Sequence[Path]) -> list[str]:
     """Return a name for each run: the shortest end of its path that no other run's path ends with.
 
-    Raises MisuseError if a run is given twice.
+    Raises MisuseError if two of `runs` are the same folder.
     """
     paths = [run.resolve() for run in runs]
     for path, count in Counter(paths).items():

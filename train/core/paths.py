@@ -12,8 +12,9 @@ from preprocess.errors import MisuseError
 def parse_path(text: str, name: str) -> Path:
     """Return `text` as a path, with the home directory in place of a leading `~` or `~USER`.
 
-    `name` is the option or the setting, for messages. Whether the path exists is not checked. Raises
-    MisuseError if `text` is empty or cannot be a path of this system.
+    `name` is the option or the setting, for messages. The path need not exist. Raises MisuseError
+    if `text` is empty, if the home directory is not known, or if the system cannot have such a
+    path.
     """
     if not text:
         raise MisuseError(f"{name} is empty; name a file or a folder")
@@ -37,17 +38,15 @@ def parse_path(text: str, name: str) -> Path:
                 "shorter path"
             ) from e
         if e.errno == errno.ELOOP:
-            raise MisuseError(
-                f"{name} is {text!r:.80}, whose symbolic links lead in a circle; name another path"
-            ) from e
+            raise MisuseError(f"{name} is {text!r:.80}, whose symbolic links form a cycle; name another path") from e
     return path
 
 
 def expand_home(text: str, name: str) -> str:
     """Return `text` with the home directory in place of a leading `~` or `~USER`, else unchanged.
 
-    Parameters and errors are those of `parse_path`. `./demo` keeps its dot, which tells the path
-    `./demo` from the name `demo`.
+    Parameters and errors are those of `parse_path`. Unlike there, `./demo` keeps its dot, which
+    distinguishes the path `./demo` from the name `demo`.
     """
     path = parse_path(text, name)
     return str(path) if text.startswith("~") else text

@@ -1,7 +1,7 @@
-"""Settings as dataclass fields: documentation, range, and values from text, files and JSON.
+"""Settings as dataclass fields: documentation, range, and conversion of values from text and files.
 
 A settings class is a dataclass whose fields are made by `setting`. The functions here convert
-values to the type of a field and check its range. No particular setting is known here.
+values to the type of a field and check its range. The settings of a run are in `train/config.py`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ TYPE_NAMES = {
 
 @dataclass(frozen=True)
 class Need:
-    """What another setting must be for a setting to have an effect."""
+    """A condition on the value of another setting; unless it holds, a setting has no effect."""
 
     key: str  # the other setting
-    holds: Callable[[Any], bool]  # of its value
-    expected: str  # such values in words, for a message
+    holds: Callable[[Any], bool]  # whether a value of the other setting meets the condition
+    expected: str  # the values that meet it, in words, for a message
 
 
 def setting(
@@ -52,15 +52,16 @@ def setting(
 ) -> Any:
     """Return a dataclass field with the documentation and the range of a setting.
 
-    `free`: a run can be continued with another value, because no loss depends on it. `needs`: when
-    the setting has an effect; None means always.
+    `min` and `max` are inclusive; without `min`, the range is not checked. `free`: whether a run
+    can be continued with another value. `needs`: the condition under which the setting has an
+    effect; None means always.
     """
     metadata = {"doc": doc, "min": min, "max": max, "free": free, "needs": needs}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def effective_values(config: Any) -> dict[str, Any]:
-    """Return the value of each setting of `config`; the default if it has no effect."""
+    """Return the value of each setting of `config`, or its default if the setting has no effect."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     for field in dataclasses.fields(config):
         need: Need | None = field.metadata["needs"]
@@ -72,7 +73,8 @@ def effective_values(config: Any) -> dict[str, Any]:
 def check_effects(config: Any) -> None:
     """Raise MisuseError if a setting of `config` differs from its default but has no effect.
 
-    Whoever set it expects one. Saved settings are not checked: earlier versions accepted them.
+    The user who set it expects an effect. Do not call this for the settings of a saved run: earlier
+    versions of Folio accepted such settings.
     """
     effective = effective_values(config)
     for field in dataclasses.fields(config):
@@ -93,9 +95,10 @@ def check(holds: bool, message: str) -> None:
 
 
 def check_range(key: str, value: Any, *, min: float | None, max: float) -> None:
-    """Raise MisuseError if a number is not from `min` to `max`, or text cannot be printed.
+    """Raise MisuseError if a number is not from `min` to `max`, or if text cannot be printed.
 
-    Text must be UTF-8 without control characters.
+    The setting `key` is named in the message. With `min` None, numbers are not checked. Text must
+    be UTF-8 without control characters.
     """
     if isinstance(value, str):
         is_clean = printable(value) == value and _is_utf8(value)
@@ -117,7 +120,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return `did you mean 'x'? ` with the name nearest to `name`, or an empty string."""
+    """Return `did you mean 'x'? `, where x is the most similar of `known`, or an empty string."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]!r}? " if close else ""
 
@@ -125,7 +128,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
 def check_known(cls: Any, key: str, where: str, *, others: Iterable[str] = ()) -> None:
     """Raise MisuseError unless `key` is a setting of the class `cls`.
 
-    `where` says where it is set. `others`: what can stand there besides settings, for a suggestion.
+    `where` is the file and line, or "the command line", for the message. `others` are the names
+    besides settings that can be used there, for a suggestion.
     """
     names = [field.name for field in dataclasses.fields(cls)]
     if key not in names:
@@ -138,9 +142,9 @@ def check_known(cls: Any, key: str, where: str, *, others: Iterable[str] = ()) -
 def convert(cls: Any, key: str, value: Any, *, where: str) -> Any:
     """Return `value`, from a file, with the type of the setting `key` of `cls`.
 
-    An int is accepted for a float.
-
-    Raises MisuseError if there is no such setting or the type differs.
+    Accepts an int for a float, and a list of texts or None for a tuple. `where` is the file, and if
+    possible the line, for messages. Raises MisuseError if there is no such setting or if `value`
+    has another type.
     """
     check_known(cls, key, where)
     kind, is_optional = _type_of(cls, key)
@@ -181,7 +185,7 @@ def convert_text(cls: Any, key: str, text: str) -> Any:
 def _type_of(cls: Any, key: str) -> tuple[type, bool]:
     """Return the type of a setting without None, and whether None is allowed.
 
-    For a tuple, None means an empty one.
+    None is allowed for a tuple and means an empty one.
     """
     hint = typing.get_type_hints(cls)[key]
     if typing.get_origin(hint) is tuple:
@@ -197,7 +201,7 @@ def _type_error(cls: Any, key: str, value: Any, *, where: str) -> MisuseError:
 
 
 def format_value(value: Any) -> str:
-    """Return a setting's value as the console shows it."""
+    """Return the value of a setting as text for the console."""
     if value is None or value in ([], ()):
         return "none"
     if isinstance(value, (list, tuple)):
@@ -216,7 +220,7 @@ def describe_settings(cls: Any) -> list[str]:
 
 
 def describe_option(name: str, text: str, *, width: int) -> list[str]:
-    """Return the lines of `--help` for a setting or an option: its name, and beside it what it does."""
+    """Return the lines of `--help` for a setting or an option: its name and its documentation `text`."""
     if width >= MIN_HELP_WIDTH:
         indent, lines = HELP_INDENT, []
         first = f"  {name:<{HELP_INDENT - 3}} "

@@ -14,13 +14,13 @@ from preprocess.errors import FolioError, shorten
 
 
 class TensorFileError(FolioError):
-    """A file that is not a complete safetensors file."""
+    """Raised for a file that is not a complete safetensors file."""
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name and the content, memory-mapped, of every tensor in `path`.
+    """Yield the name and the memory-mapped CPU tensor of every tensor in the file `path`.
 
-    Raises TensorFileError if the file is damaged.
+    Raises TensorFileError if the file is damaged, and OSError if it cannot be opened.
     """
     try:
         with safe_open(path, "pt") as file:

@@ -38,16 +38,16 @@ Batch = tuple[Tensor, Tensor, Tensor | None]
 # shard: (B,) int64 each.
 Locations = tuple[np.ndarray, np.ndarray, np.ndarray]
 ResumeState = Mapping[str, Any]  # a position in a stream, as JSON values
-DROPOUT_KEY, BUILD_KEY = 0x5EED, 0xB01D  # make the numbers that follow from one seed independent of each other
+DROPOUT_KEY, BUILD_KEY = 0x5EED, 0xB01D  # combined with the seed, so that its uses are independent of each other
 LOOKAHEAD_SAMPLES = 1024
 MAX_WINDOWS = 1 << 16  # per forward pass; no device is faster with more
 
 
 class MixedSplit:
-    """One split of several builds. The rows of a batch can come from any of them."""
+    """One split of one or more builds. The rows of a batch can come from any of them."""
 
     def __init__(self, builds: Builds, split: str, config: Config, *, device: torch.device) -> None:
-        """Map the shards.
+        """Memory-map the shards of `split`, "train" or "val".
 
         Raises FolioError if the split of a build is shorter than one window, and ShardError if a
         build was replaced or, with mask_documents, has damaged document ends.
@@ -76,9 +76,9 @@ class MixedSplit:
         return self._to_batch(tokens, documents)
 
     def _read(self, part: MappedSplit, shard: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, Any]:
-        """Return tokens, (B, T + 1), and the number of each token's document, (B, T).
+        """Return the tokens, (B, T + 1), and the number of each token's document, (B, T).
 
-        The second value is None without mask_documents.
+        Without mask_documents, the second value is None.
         """
         documents = number_documents(part.ends, shard, start, self._block_size) if self._masks_documents else None
         return part.read_windows(shard, start, self._block_size), documents
@@ -91,7 +91,7 @@ class MixedSplit:
 class TrainingSamples(Protocol):
     """What training reads: `TrainingData` for builds, `StreamedTraining` for a stream."""
 
-    num_tokens: int | None  # unset if it is not known
+    num_tokens: int | None  # training tokens; None if the number is not known
 
     def batch(self, first: int, count: int) -> Batch:
         """Return samples number `first` to `first + count - 1`."""
@@ -100,13 +100,13 @@ class TrainingSamples(Protocol):
         """Return `count` samples to try a step with, without consuming them."""
 
     def resume_state(self, first: int) -> ResumeState | None:
-        """Return what a checkpoint must store to continue with sample `first`.
+        """Return what a checkpoint must store, besides the number, to continue with sample `first`.
 
-        None means that the number is enough.
+        It is None for builds, where the number is enough.
         """
 
     def restore(self, state: ResumeState | None) -> None:
-        """Continue from what `resume_state` returned.
+        """Continue from `state`, which `resume_state` returned.
 
         Raises MisuseError if it belongs to another kind of data.
         """
@@ -114,7 +114,7 @@ class TrainingSamples(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TextSize:
-    """The size of a text, which relates the loss of a token to bits per byte."""
+    """The size of a text in tokens and in bytes, to convert nats per token to bits per byte."""
 
     num_tokens: int
     text_bytes: int  # UTF-8
@@ -126,20 +126,20 @@ class ValidationWindows(Protocol):
     build_index: np.ndarray  # (W,) the build of each window
     shares: tuple[float, ...]  # of the builds
     names: list[str]  # of the builds
-    sizes: list[TextSize]  # of each build's validation split, windows or not
+    sizes: list[TextSize]  # for each build, of the text that the windows were taken from
 
     @property
     def num_windows(self) -> int: ...
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """Return the windows `indices`, (B,) int64."""
+        """Return the windows with the numbers `indices`, (B,) int64."""
 
     def batches(self, batch_size: int, *, rank: int = 0, num_ranks: int = 1) -> Iterator[tuple[np.ndarray, Batch]]:
         """Yield (window indices, batch) for the windows rank, rank + num_ranks, … in batches.
 
-        All batches have one shape, or a compiled model would be compiled again: the last one starts
-        early and repeats windows of the one before. Only if a rank has fewer than batch_size
-        windows in all, its one batch is smaller.
+        All batches have the same shape, because a compiled model is compiled again for another one:
+        the last batch begins earlier and repeats windows of the one before. A rank that has fewer
+        than `batch_size` windows yields one smaller batch.
         """
         indices = np.arange(rank, self.num_windows, num_ranks)
         for first in range(0, len(indices), batch_size):
@@ -160,7 +160,7 @@ class TrainingData(TrainingSamples):
         self._mixture = Mixture(builds.shares, seed=config.seed) if len(builds.builds) > 1 else None
         self.num_tokens: int | None = sum(sum(part.lengths) for part in self._split.parts)
         empty = np.empty(0, np.int64)
-        self._first_located = 0  # the sample that the located windows begin with
+        self._first_located = 0  # the number of the first sample in `_located`
         self._located: Locations = (empty, empty, empty)
 
     def batch(self, first: int, count: int) -> Batch:
@@ -199,13 +199,14 @@ class TrainingData(TrainingSamples):
 
 
 class ValidationData(ValidationWindows):
-    """The windows of every evaluation of a run: always the same, in order and without overlap."""
+    """The windows that every evaluation of a run reads: always the same, in order, without overlap."""
 
     def __init__(self, builds: Builds, config: Config, *, device: torch.device) -> None:
-        """Choose windows of up to eval_tokens tokens, shared among the builds like samples.
+        """Choose the windows: about eval_tokens tokens, divided among the builds by their shares.
 
-        Builds without validation documents (val_fraction 0) have no windows. If no build has any,
-        there are none.
+        Every build that has validation documents has at least one window; one that was built with
+        val_fraction 0 has none. Without eval_tokens, the whole splits are read. Raises the errors of
+        MixedSplit.
         """
         builds = select_validated(builds)
         self._split = MixedSplit(builds, "val", config, device=device)
@@ -261,21 +262,25 @@ def select_validated(builds: Builds) -> Builds:
 def build_seed(seed: int, index: int) -> int:
     """Return the seed of the data order of build number `index`.
 
-    The first build uses `seed` itself, as it would alone.
+    For build 0 it is `seed` itself, so that it has the same order alone and as the first of
+    several.
     """
     return seed if index == 0 else int(keyed_hash(seed ^ BUILD_KEY, np.array([index], np.uint64))[0])
 
 
 def dropout_seed(seed: int, first_sample: int) -> int:
-    """Return torch's seed for the micro-batch that begins with `first_sample`.
+    """Return the seed of the dropout of the micro-batch that begins with sample `first_sample`.
 
-    Dropout therefore follows from the sample number.
+    It depends only on these two numbers, so a resumed run has the same dropout.
     """
     return int(keyed_hash(seed ^ DROPOUT_KEY, np.array([first_sample], np.uint64))[0])
 
 
 def _share_windows(eval_tokens: int | None, shares: Sequence[float], block_size: int) -> list[int | None]:
-    """Return how many windows an evaluation reads of each build, at least one; None for all."""
+    """Return the number of windows that an evaluation reads from each build, or None for all.
+
+    It is at least one.
+    """
     if eval_tokens is None:
         return [None] * len(shares)
     return [max(round(eval_tokens // block_size * share), 1) for share in shares]
@@ -284,8 +289,8 @@ def _share_windows(eval_tokens: int | None, shares: Sequence[float], block_size:
 def to_device(tokens: np.ndarray, device: torch.device) -> Tensor:
     """Return `tokens`, an array of any shape, as an int64 tensor on `device`.
 
-    `tokens` contains non-negative integers in a dtype of at most 32 bits. For a GPU, they are copied
-    asynchronously from pinned memory in this dtype, and converted to int64 on the GPU.
+    `tokens` contains non-negative integers in a dtype of at most 32 bits. For a GPU, they are
+    copied asynchronously from pinned memory in this dtype, and converted to int64 on the GPU.
     """
     if device.type != "cuda":
         return torch.from_numpy(tokens.astype(np.int64)).to(device)
@@ -299,8 +304,8 @@ def to_device(tokens: np.ndarray, device: torch.device) -> Tensor:
 class Prefetcher:
     """This process's micro-batches of each step; the next one is read while the device computes.
 
-    The samples of a step are numbered from its first one. Micro-batch m of process r has
-    micro_batch samples from number (m · num_processes + r) · micro_batch on.
+    Of a step's samples, counted from 0, micro-batch m of process r has those from
+    (m · num_processes + r) · micro_batch to (m · num_processes + r + 1) · micro_batch - 1.
     """
 
     def __init__(self, samples: TrainingSamples, *, windows_per_step: int, micro_batch: int, world: World) -> None:
@@ -310,18 +315,19 @@ class Prefetcher:
         self._ready: tuple[int, Batch] | None = None
 
     def first_sample(self, step_begin: int, micro: int) -> int:
-        """Return the first sample of micro-batch `micro` of the step that begins at `step_begin`.
+        """Return the number of the first sample of micro-batch `micro` of a step.
 
-        `micro` = num_micro_batches is the first micro-batch of the next step.
+        `step_begin` is the number of the step's first sample. `micro` = num_micro_batches is the
+        first micro-batch of the next step.
         """
         return step_begin + (micro * self._world.size + self._world.rank) * self.micro_batch
 
     def prepare(self, first: int) -> None:
-        """Read the micro-batch from sample `first` on, for `take`."""
+        """Read the micro-batch that begins with sample `first`, and keep it for `take`."""
         self._ready = first, self._samples.batch(first, self.micro_batch)
 
     def take(self, first: int) -> Batch:
-        """Return the micro-batch that begins with sample `first`, the prepared one if it does."""
+        """Return the micro-batch that begins with sample `first`; read it unless it is prepared."""
         if self._ready is None or self._ready[0] != first:
             self.prepare(first)
         assert self._ready is not None
@@ -331,7 +337,7 @@ class Prefetcher:
 def windows_per_process(windows_per_step: int, world: World) -> int:
     """Return how many windows of a step each process computes.
 
-    Raises MisuseError if they cannot be shared evenly.
+    Raises MisuseError if they cannot be divided evenly.
     """
     if windows_per_step % world.size:
         raise MisuseError(
@@ -342,5 +348,5 @@ def windows_per_process(windows_per_step: int, world: World) -> int:
 
 
 def largest_micro_batch(num_windows: int, max_windows: int) -> int:
-    """Return the largest divisor of `num_windows` up to `max_windows` and MAX_WINDOWS."""
+    """Return the largest divisor of `num_windows` that is at most `max_windows` and MAX_WINDOWS."""
     return next(n for n in range(min(num_windows, max_windows, MAX_WINDOWS), 0, -1) if num_windows % n == 0)

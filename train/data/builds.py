@@ -17,20 +17,20 @@ from preprocess.shards.manifest import SPLITS, Manifest, TokenizerEntry
 from preprocess.shards.replaced import read_unreplaced
 
 NAME_AND_WEIGHT = re.compile(r"\s*(\S.*):(\d+(?:\.\d*)?|\.\d+)\s*")
-# Settings of a tokenizer that follow from its files. All others say how it was trained: a build that
-# trains a tokenizer stores them, a build that takes the trained files does not know them.
+# Settings of a tokenizer that its files determine. The others describe its training: a build that
+# trains a tokenizer stores them, but a build that uses a trained one does not know them.
 SETTINGS_OF_FILES = ("encoding", "model", "num_pieces", "pattern")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Builds:
-    """Builds that share a tokenizer, and the share of samples that each gives; the shares sum to 1."""
+    """Builds with the same tokenizer, and the fraction of the samples that comes from each."""
 
     builds: tuple[Build, ...]
-    shares: tuple[float, ...]
+    shares: tuple[float, ...]  # with the sum 1
     vocabulary: Build  # the build with the most control tokens; it has those of all others
     vocabulary_files: Mapping[str, bytes] = field(repr=False, hash=False)  # its manifest and tokenizer, by path
-    warnings: ClassVar[list[str]] = []  # a stream has some
+    warnings: ClassVar[list[str]] = []  # always empty; those of a stream are in StreamedText.warnings
 
     @property
     def name(self) -> str:
@@ -40,7 +40,7 @@ class Builds:
 
     @property
     def build_id(self) -> str:
-        """The build's id; of a mixture, a hash of its builds' ids and shares."""
+        """The build's id or, for a mixture, a hash of its builds' ids and shares."""
         if len(self.builds) == 1:
             return self.builds[0].build_id
         parts = [[build.build_id, repr(share)] for build, share in zip(self.builds, self.shares, strict=True)]
@@ -48,7 +48,7 @@ class Builds:
 
     @property
     def tokenizer_sha256(self) -> str:
-        """Builds with the same value use the same ids for the same text, control tokens aside."""
+        """A hash: builds with the same value encode text by the same ids, except control tokens."""
         return tokenizer_sha256(self.manifest)
 
     @property
@@ -68,7 +68,7 @@ class Builds:
     def describe(self) -> str:
         """Return the line that the preflight prints.
 
-        Opening the builds has checked what it says.
+        Opening the builds has already checked what the line says.
         """
         splits = [build.manifest.splits[split] for build in self.builds for split in SPLITS]
         shards = [shard for split in splits for shard in split.shards]
@@ -120,16 +120,16 @@ def _open_build(name: str) -> tuple[Build, dict[str, bytes]]:
 
 
 def tokenizer_sha256(manifest: Manifest) -> str:
-    """Return a hash of the manifest's tokenizer: its kind and its files, not how it was trained."""
+    """Return a hash of the manifest's tokenizer: of its kind and files, not of how it was trained."""
     tokenizer = manifest.tokenizer
     settings = {key: value for key, value in tokenizer.settings.items() if key in SETTINGS_OF_FILES}
     return _hash_tokenizer(dataclasses.replace(tokenizer, settings=settings))
 
 
 def has_tokenizer(manifest: Manifest, sha256: str) -> bool:
-    """Return whether the manifest's tokenizer has the hash that a checkpoint stores.
+    """Return whether `sha256`, which a checkpoint stores, is a hash of the manifest's tokenizer.
 
-    Earlier versions of Folio stored a hash that includes the settings of the training.
+    Earlier versions of Folio stored a hash that includes the settings of the tokenizer's training.
     """
     return sha256 in (tokenizer_sha256(manifest), _hash_tokenizer(manifest.tokenizer))
 

@@ -1,6 +1,6 @@
 """Training directly on text, without shards: `data = "stream:RECIPE"`.
 
-A stream has no random access. It is read in order, and a checkpoint stores the position in it.
+A stream has no random access: it is read in order, and a checkpoint stores the position in it.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ if TYPE_CHECKING:
 class StreamedText:
     """The text that a run reads if `data` names a recipe.
 
-    It has the properties of `Builds`, except shards.
+    For the rest of the trainer it has the same attributes and methods as `Builds`.
     """
 
     def __init__(self, recipe: str, log: Callable[[str], None]) -> None:
         """Open the corpus of `recipe`, a built-in corpus or the path of a recipe file.
 
-        Later warnings go to `log`. Warnings of opening are kept in `warnings`, to be printed only
-        if the run has work to do. Raises FolioError if the recipe or its files cannot be read.
+        Warnings about opening it are collected in `warnings`, because they are printed only if the
+        run has work to do. Later warnings go to `log`. Raises MisuseError if there is no such
+        recipe, and FolioError if its files or the libraries that it needs are missing or damaged.
         """
         try:
             from preprocess.stream import open_corpus
@@ -70,7 +71,7 @@ class StreamedText:
         self._corpus.save_vocabulary(folder)
 
     def difference(self, earlier: Manifest) -> str:
-        """Return the first difference from the stream with the manifest `earlier`.
+        """Return the first difference from the stream with the manifest `earlier`, in words.
 
         It is a setting of the recipe or the size of a file.
         """
@@ -112,7 +113,7 @@ class StreamedText:
         return Data(train, self.open_validation(config, device=device))
 
     def open_validation(self, config: Config, *, device: torch.device) -> StreamedValidation:
-        """Return the validation windows. Without eval_tokens, the whole text is read for it.
+        """Return the validation windows. Without eval_tokens, the whole corpus is read to find them.
 
         Raises FolioError if there is no validation text.
         """
@@ -126,7 +127,7 @@ def _format_size(size_bytes: object) -> str:
 class StreamedTraining(TrainingSamples):
     """The training samples of this process, in the order of its stream."""
 
-    num_tokens: int | None = None  # known only at the end
+    num_tokens: int | None = None  # not known before all text is read
 
     def __init__(self, corpus: StreamCorpus, config: Config, *, device: torch.device, world: World) -> None:
         from preprocess.stream import TokenStream
@@ -136,10 +137,10 @@ class StreamedTraining(TrainingSamples):
             rank=world.rank, world_size=world.size, epochs=None,
         )  # fmt: skip
         self._device = device
-        # Blocks read ahead, each with the state of the stream before it.
+        # Blocks that were read ahead, each with the state of the stream before it.
         self._ahead: deque[tuple[ResumeState, np.ndarray]] = deque()
-        # The last batch that was returned: its first sample, the state of the stream before it, and
-        # the batch.
+        # The batch that was returned last: its first sample, the state of the stream before it, and
+        # the batch itself.
         self._last: tuple[int, ResumeState, Batch] | None = None
 
     def trial_batch(self, count: int) -> Batch:
@@ -150,9 +151,9 @@ class StreamedTraining(TrainingSamples):
         return self._to_batch([block for _, block in list(self._ahead)[:count]])
 
     def batch(self, first: int, count: int) -> Batch:
-        """Return the next `count` windows.
+        """Return the next `count` windows, whose first sample has the number `first`.
 
-        If the last batch began with the same sample `first`, return it again.
+        If the last batch began with the same sample, return that batch again.
         """
         if self._last is None or self._last[0] != first:
             batch = self.trial_batch(count)
@@ -164,7 +165,7 @@ class StreamedTraining(TrainingSamples):
     def resume_state(self, first: int) -> ResumeState | None:
         """Return the state of the stream before sample `first`.
 
-        The sample must begin the last or the next batch.
+        `first` must be the first sample of the last batch or of the next one.
         """
         if self._last is not None and self._last[0] == first:
             return self._last[1]
@@ -173,7 +174,7 @@ class StreamedTraining(TrainingSamples):
     def restore(self, state: ResumeState | None) -> None:
         """Continue from `state`, which `resume_state` returned.
 
-        Raises MisuseError if it is another stream's.
+        Raises MisuseError if it is None or does not fit this stream.
         """
         if state is None:
             raise MisuseError(
@@ -248,7 +249,8 @@ def _is_build(name: str) -> bool:
 def open_data_splits(source: DataSource, config: Config, *, device: torch.device, world: World) -> Data:
     """Return the training samples and validation windows of `source`.
 
-    Raises FolioError if there are none.
+    Raises MisuseError for settings that `source` does not support, and FolioError if it has too
+    little text.
     """
     if isinstance(source, StreamedText):
         return source.open(config, device=device, world=world)
@@ -256,7 +258,7 @@ def open_data_splits(source: DataSource, config: Config, *, device: torch.device
 
 
 def open_validation(source: DataSource, config: Config, *, device: torch.device) -> ValidationWindows:
-    """Return the validation windows of `source`. Raises FolioError if there are none."""
+    """Return the validation windows of `source`. Raises FolioError if it has none or too little text."""
     windows: ValidationWindows
     if isinstance(source, StreamedText):
         windows = source.open_validation(config, device=device)

@@ -15,13 +15,13 @@ from train.run.checkpoint import step_folder
 from train.run.console import format_perplexity
 from train.run.validation import MIN_STANDARD_ERRORS
 
-MIN_NAME_CHARACTERS = 8  # before a run's name gets shorter, the last columns are left out
+MIN_NAME_CHARACTERS = 8  # the last columns are left out before a run's name becomes shorter than this
 HEADER = ("run", "step", "val loss", "perplexity", "bits per byte", "parameters")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparedRun:
-    """A run and the one of its evaluations that is compared."""
+    """A run, and the one evaluation of it that is compared."""
 
     name: str
     folder: Path
@@ -31,10 +31,10 @@ class ComparedRun:
 def compare_runs(folders: Sequence[Path], *, best: bool, build_id: str | None, width: int) -> str:
     """Return a table of one evaluation per run, and each run's difference from the first.
 
-    The newest evaluation of a run's last step is taken, or with `best` the one with the lowest loss.
-    It is chosen from the run's evaluations on the data `build_id`, or if there are none, from those
-    on the data that the run was last evaluated on. If `build_id` is None, it is that of the first
-    run's newest evaluation on data that all runs were evaluated on. Lines have at most `width`
+    Of each run, the newest evaluation of the last evaluated step is compared or, with `best`, the
+    one with the lowest loss. Only evaluations on the data `build_id` count; if a run has none,
+    those on the data of its newest evaluation. If `build_id` is None, the first run's newest
+    evaluation on data that all runs were evaluated on determines it. Lines have at most `width`
     characters. Raises MisuseError if a run has no evaluations or is given twice.
     """
     names, rows_of_runs = make_run_names(folders), [_read_rows(folder) for folder in folders]
@@ -53,9 +53,9 @@ def compare_runs(folders: Sequence[Path], *, best: bool, build_id: str | None, w
 
 
 def check_comparable(run: Path, others: Sequence[Path]) -> None:
-    """Raise MisuseError if one of `others` has no evaluations, or is `run` or another of them.
+    """Raise MisuseError if one of `others` has no evaluations, or if a run is given twice.
 
-    Called before `run` is evaluated, which may take hours.
+    Call this before `run` is evaluated, which may take hours.
     """
     make_run_names([run, *others])
     for other in others:

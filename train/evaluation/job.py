@@ -39,18 +39,19 @@ from train.run.preflight import is_out_of_memory
 from train.run.run_dir import EVALUATIONS_DIR, vocabulary_of
 from train.run.validation import Evaluation, evaluate, summarize
 
-# Logits of one forward pass on a CPU: 0.5 GB of float32. A GPU raises an error if its memory is not
-# enough, and the batch can be made smaller; on a CPU the system may kill the process instead.
+# The maximum number of logits of one forward pass on a CPU: 0.5 GB in float32. A GPU raises an error
+# if its memory does not suffice, and then a smaller batch is tried. On a CPU the system may kill the
+# process instead.
 MAX_CPU_LOGITS = 1 << 27
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """How each checkpoint is evaluated. Unset values are taken from the run."""
+    """The settings of evaluate.py for each checkpoint. None means the value of the run."""
 
     data: str | None = None
-    num_prompts: int = 0  # drawn from the validation split
-    prompts: tuple[str, ...] = ()
+    num_prompts: int = 0  # how many prompts to draw from the validation split
+    prompts: tuple[str, ...] = ()  # prompts of a file
     completion_tokens: int | None = None
     temperature: float = 0.0
 
@@ -66,10 +67,10 @@ class EvaluationJob:
     checkpoint: Checkpoint
     config: Config  # the run's, with the device, precision and sampling settings of the evaluation
     build_id: str  # of the data
-    open_source: Callable[[], DataSource]  # opens the data; not called if the losses are known
+    open_source: Callable[[], DataSource]  # opens the data; need not be called if the losses are known
     prompts: list[Prompt]
-    manifest: Manifest | None  # of the run's vocabulary; set if there are prompts, like the tokenizer
-    tokenizer: Any
+    manifest: Manifest | None  # of the run's vocabulary; None if there are no prompts
+    tokenizer: Any  # of the run; None if there are no prompts
 
     @property
     def loss_inputs(self) -> LossInputs:
@@ -113,9 +114,9 @@ def prepare_job(
 ) -> EvaluationJob:
     """Return the job that evaluates `checkpoint`, with its prompts encoded.
 
-    The data are opened only if `settings` names data, or if prompts are drawn from the data. Raises
-    MisuseError if the data are missing or do not fit the checkpoint, if a prompt cannot be encoded,
-    or if a setting is out of range.
+    The data is opened here only if `settings` names data, or if prompts are drawn from it. Raises
+    MisuseError if the data is missing or does not fit the checkpoint, if a prompt cannot be
+    encoded, or if a setting is out of range.
     """
     saved = checkpoint.info.config
     config = dataclasses.replace(
@@ -170,7 +171,10 @@ def _open_source(
     open_data_source: Callable[[str], DataSource],
     warn: Callable[[str], None],
 ) -> DataSource:
-    """Open the data that the run was trained on, or if `is_other`, data of the same tokenizer."""
+    """Open `data`: what the run was trained on or, if `is_other`, other data of the same tokenizer.
+
+    Raises MisuseError if it is missing, has changed or has another tokenizer.
+    """
     try:
         source = open_data_source(data)
     except MisuseError as e:
@@ -200,12 +204,12 @@ def run_job(
     open_windows: Callable[[], ValidationWindows],
     log: Callable[[EvaluationRow], None],
 ) -> EvaluationRow:
-    """Make an evaluation, write the losses of its windows into `out_dir`, and return its row.
+    """Evaluate a checkpoint, write the losses of its windows to `out_dir`, and return the row.
 
-    If a row is `known` that has the same losses, the windows are not opened. `log` is called with
-    the row as soon as the losses are known: writing them may fail, and completions may take long.
-    Raises CheckpointError if the weights are damaged or have been deleted, and FolioError if the
-    memory is not enough for one window.
+    `known` is a row with the same losses, if there is one; the windows are then not opened. `log`
+    is called with the row as soon as the losses are computed, because writing them may fail, and
+    completions may take long. Raises CheckpointError if the weights are damaged or deleted, and
+    FolioError if the memory does not suffice for one window.
     """
     try:
         began_at = time.monotonic()
@@ -284,8 +288,8 @@ def _evaluate(job: EvaluationJob, model: LanguageModel, data: ValidationWindows)
 def _choose_batch_size(job: EvaluationJob) -> int:
     """Return the number of windows of a forward pass.
 
-    It is that of training, if known: sums are then rounded in the same way, and the losses are
-    those that training logged.
+    If possible it is the micro-batch of training: sums are then rounded in the same way, and the
+    losses equal those that training logged.
     """
     size = job.checkpoint.info.micro_batch or job.config.batch_size
     if job.config.device != "cpu":
@@ -296,7 +300,7 @@ def _choose_batch_size(job: EvaluationJob) -> int:
 def _complete_all(job: EvaluationJob, model: LanguageModel) -> tuple[Completion, ...]:
     """Complete the prompts.
 
-    Call this only if the outputs of the model are finite, or it has no probabilities to draw from.
+    Raises CheckpointError if the output of the model is not finite.
     """
     return tuple(_complete(prompt, model, job) for prompt in job.prompts)
 
@@ -304,7 +308,7 @@ def _complete_all(job: EvaluationJob, model: LanguageModel) -> tuple[Completion,
 def _complete(prompt: Prompt, model: LanguageModel, job: EvaluationJob) -> Completion:
     manifest = job.manifest
     assert manifest is not None
-    # Ids without text: control tokens, and ids beyond the vocabulary of the run.
+    # Ids without text: control tokens, and ids that the run's vocabulary does not have.
     silent_ids = {*manifest.special_tokens.values(), *range(manifest.vocab_size, model.vocab_size)}
     try:
         generated = list(generate(model, prompt.ids, config=job.config, eot_id=manifest.eot_id))

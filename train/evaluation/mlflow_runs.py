@@ -1,8 +1,8 @@
 """Log evaluations to MLflow, one MLflow run each.
 
 MLFLOW_TRACKING_URI names the server and MLFLOW_EXPERIMENT_NAME the experiment (by default the name
-of the run directory). A tag holds the key of the evaluation, by which its MLflow run is found
-again: an evaluation is logged once, and completed if logging it failed halfway.
+of the run directory). Each MLflow run has a tag with the key of its evaluation. With it an
+evaluation is logged only once, and logging that failed halfway is completed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ KEY_TAG = "folio_evaluation"
 
 
 def log_evaluation(out_dir: Path, row: EvaluationRow) -> bool:
-    """Log a row of the run in `out_dir`, and return whether it had not been logged before.
+    """Log a row of the run in `out_dir`. Return False if it has already been logged.
 
     Raises FolioError if MLflow fails.
     """
     try:
         return _log(out_dir.resolve().name, row)
-    except Exception as e:  # MLflow and its stores raise many kinds
+    except Exception as e:  # MLflow and its stores raise many kinds of exceptions
         raise FolioError(
             f"MLflow did not accept step {row.step:,} ({describe_error(e)}); "
             "run the same command again to log what is missing"

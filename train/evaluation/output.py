@@ -1,4 +1,4 @@
-"""What evaluate.py prints: evaluations as text or as JSON."""
+"""The output of evaluate.py: evaluations as text or as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from train.run.console import format_perplexity
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Prints evaluations: as text, or with `json` one JSON object per line. With `quiet`, results only."""
+    """A printer of evaluations: as text, or with `json` as one JSON object per line.
+
+    With `quiet`, it prints only results.
+    """
 
     quiet: bool = False
     json: bool = False
@@ -24,12 +27,12 @@ class Output:
             print(one_line(line), flush=True)
 
     def json_row(self, row: EvaluationRow) -> None:
-        """Print a finished evaluation as JSON, if that is asked for."""
+        """Print a finished evaluation as JSON, if `json` is set."""
         if self.json:
             print(json.dumps(row.as_dict()), flush=True)
 
     def losses(self, row: EvaluationRow, note: str = "") -> None:
-        """Print the losses of an evaluation as text."""
+        """Print the losses of an evaluation as text, followed by `note`, unless `json` is set."""
         if self.json or not row.num_windows:
             return
         columns = (
@@ -42,7 +45,7 @@ class Output:
         print(one_line("  ".join(columns)) + note, flush=True)
 
     def completions(self, row: EvaluationRow) -> None:
-        """Print the prompts and completions of an evaluation as text."""
+        """Print the prompts and completions of an evaluation as text, unless `json` is set."""
         if self.json:
             return
         for number, each in enumerate(row.completions, start=1):

@@ -18,24 +18,24 @@ from train.data.streams import DataSource, StreamedText
 from train.model.sampler import control_tokens, encode_text
 
 MAX_FILE_BYTES = 16 << 20  # of a file of prompts
-MAX_DRAWN_TOKENS = 16  # of a document's text; a completion can be compared with its rest
-DRAW_SEED = 0xA5C  # fixed, so that all runs complete the same prompts
+MAX_DRAWN_TOKENS = 16  # of a document's text; a completion can be compared with the rest of the document
+DRAW_SEED = 0xA5C  # constant, so that all runs complete the same prompts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
     """A text to complete."""
 
-    text: str  # as it is displayed, with control tokens
+    text: str  # as it is printed, with control tokens
     ids: list[int]  # at least one
 
 
 def draw_prompts(source: DataSource, count: int, tokenizer: Any) -> list[Prompt]:
     """Return the beginnings of `count` validation documents, with their control tokens.
 
-    The documents depend only on the split: the prompts for a smaller count are the first of those
-    for a larger one. Raises MisuseError if the split has fewer documents, or if the source is a
-    stream, which does not store documents.
+    The documents depend only on the split and `count`, and the prompts for a smaller count are the
+    first of those for a larger one. Raises MisuseError if the split has fewer documents, or if
+    `source` is a stream, which does not store documents.
     """
     if not count:
         return []
@@ -54,13 +54,15 @@ def draw_prompts(source: DataSource, count: int, tokenizer: Any) -> list[Prompt]
     ends = np.cumsum(sizes)
     documents = []
     for number in numbers.tolist():
-        build = int(np.searchsorted(ends, number, side="right"))
-        documents.append(source.builds[build].document("val", number - int(ends[build] - sizes[build])))
+        index = int(np.searchsorted(ends, number, side="right"))
+        build = source.builds[index]
+        with build.reading():
+            documents.append(build.document("val", number - int(ends[index] - sizes[index])))
     return [_cut_beginning(document.tolist(), source, tokenizer) for document in documents]
 
 
 def _cut_beginning(ids: list[int], builds: Builds, tokenizer: Any) -> Prompt:
-    """Return the leading control tokens of a document, and at most half of its text."""
+    """Return a Prompt of a document's leading control tokens and at most half of its text."""
     manifest = builds.manifest
     token_of_id = {i: token for token, i in manifest.special_tokens.items()}
     body = ids[:-1] if ids[-1:] == [manifest.eot_id] else ids

@@ -1,9 +1,9 @@
 """The results of evaluations, as evaluate.py stores them in a run directory.
 
 evaluations.jsonl has one row per evaluation. evaluations/STEP-KEY.safetensors has the loss of each
-window. Two runs are compared window by window: the difference between two models on the same window
-varies far less than the loss itself, so a small improvement can be distinguished from noise.
-Evaluations that differ only in their prompts or sampling settings share one such file.
+window; evaluations that differ only in their prompts or sampling settings share one such file. Two
+runs are compared window by window: the difference between two models on the same window varies far
+less than the loss itself, so a small improvement can be distinguished from noise.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ METRICS = ("val_loss", "val_loss_stderr", "perplexity", "bits_per_byte")
 
 @dataclass(frozen=True, kw_only=True)
 class LossInputs:
-    """Everything that the losses of an evaluation's windows depend on."""
+    """Everything that the losses of an evaluation's windows depend on, except rounding on a device."""
 
     step: int
     model_sha256: str
@@ -55,7 +55,7 @@ class LossInputs:
 
     @property
     def losses_file(self) -> str:
-        """The name of the file that holds the losses."""
+        """The name of the file with the losses, in the folder evaluations/ of the run."""
         key = sha256_bytes(canonical_json({f.name: getattr(self, f.name) for f in dataclasses.fields(LossInputs)}))
         return f"{self.step:08d}-{key[:SHORT_KEY]}.safetensors"
 
@@ -72,31 +72,31 @@ class Completion:
 class EvaluationRow(LossInputs):
     """A row of evaluations.jsonl.
 
-    Losses are in nats per token. A metric is null if it is not finite or not defined.
+    Losses are in nats per token. A metric is None if it is not finite or not defined.
     """
 
-    key: str  # equal keys: same inputs, same prompts, same sampling settings
+    key: str  # equal for evaluations with the same inputs, prompts and sampling settings
     val_loss: float | None = None
     val_loss_stderr: float | None = None
     perplexity: float | None = None
     bits_per_byte: float | None = None
-    data: str  # the name of what was evaluated on
-    num_windows: int  # 0 in a row of completions only, which is not stored
+    data: str  # the name of the data of the evaluation
+    num_windows: int  # 0 in a row that has only completions, which is not stored
     num_parameters: int
     device: str
-    val_loss_by_build: dict[str, float | None] = field(default_factory=dict)  # of a mixture
+    val_loss_by_build: dict[str, float | None] = field(default_factory=dict)  # empty unless a mixture
     completions: tuple[Completion, ...] = ()
     elapsed_s: float | None = None
 
     def as_dict(self) -> JsonObject:
-        """Return the row as it is stored."""
+        """Return the row as a JSON object, as it is stored."""
         values = dataclasses.asdict(self)
         by_build = values.pop("val_loss_by_build")
         return values | {f"{BUILD_LOSS}{name}": loss for name, loss in by_build.items()}
 
     @classmethod
     def from_dict(cls, row: JsonObject) -> EvaluationRow:
-        """Return a stored row. Raises TypeError if a key is missing or a value has a wrong type."""
+        """Return the row that `as_dict` stored. Raises TypeError for a missing key or a bad value."""
         values: dict[str, Any] = {key: _get(row, key, str) for key in TEXT_FIELDS}
         values |= {key: _get_count(row, key) for key in COUNT_FIELDS}
         values |= {key: _get_number(row, key) for key in (*METRICS, "elapsed_s")}
@@ -129,7 +129,7 @@ def _get_number(row: JsonObject, key: str) -> float | None:
 
 
 def _read_completions(row: JsonObject) -> tuple[Completion, ...]:
-    """Read `completions`, or the `answers` of earlier versions, with the key `answer` each."""
+    """Return the `completions` of a row, which earlier versions called `answers`."""
     key = "completion" if "completions" in row else "answer"
     entries = _get(row, f"{key}s", list)
     if any(not isinstance(entry, dict) for entry in entries):
@@ -140,9 +140,8 @@ def _read_completions(row: JsonObject) -> tuple[Completion, ...]:
 def read_evaluations(out_dir: Path) -> list[EvaluationRow]:
     """Return the rows of a run's evaluations.jsonl, oldest first.
 
-    A last line without a line feed was not written completely and is ignored.
-
-    Raises FolioError if another line is not an evaluation, and OSError if the file cannot be read.
+    A last line without a line feed was not written completely and is ignored. Raises FolioError if
+    another line is not an evaluation, and OSError if the file cannot be read.
     """
     path = out_dir / EVALUATIONS_FILE
     return read_json_lines(path, EvaluationRow.from_dict, row_name="an evaluation", advice="delete the line")
@@ -160,10 +159,10 @@ def append_evaluation(out_dir: Path, row: EvaluationRow) -> None:
 
 
 def write_losses(path: Path, result: Evaluation) -> None:
-    """Write the loss of each window and the build that it comes from.
+    """Write the loss of each window, and the build that the window comes from, to the file `path`.
 
-    The file holds losses (W,) float32, num_windows per build (B,) int64, the builds' shares (B,)
-    float64, and the SHA-256 of these three (32,) uint8.
+    The file contains the tensors losses (W,) float32, num_windows of each of N builds (N,) int64,
+    shares of the builds (N,) float64, and sha256 of these three (32,) uint8.
     """
     num_windows = np.bincount(result.strata.build_index, minlength=len(result.strata.shares))
     shares = torch.tensor(result.strata.shares, dtype=torch.float64)
@@ -179,9 +178,9 @@ def _hash(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def read_losses(path: Path) -> tuple[Tensor, Strata] | None:
-    """Read what write_losses wrote, if the file exists and is not damaged.
+    """Return what `write_losses` wrote: the losses, (W,) float32, and the Strata.
 
-    Files of earlier versions have no hash.
+    Return None if the file is missing or damaged. Files of earlier versions have no sha256.
     """
     try:
         tensors = load(read_small_file(path, MAX_LOSSES_BYTES))
@@ -201,7 +200,7 @@ def read_losses(path: Path) -> tuple[Tensor, Strata] | None:
 
 
 def read_losses_of_row(out_dir: Path, row: EvaluationRow) -> tuple[Tensor, Strata] | None:
-    """Return the losses that belong to a row, if they exist and are complete."""
+    """Return the losses of a row, (W,) float32, and the Strata, or None if they are not complete."""
     saved = read_losses(out_dir / EVALUATIONS_DIR / row.losses_file)
     return saved if saved is not None and len(saved[0]) == row.num_windows else None
 

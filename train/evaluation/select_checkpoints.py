@@ -1,9 +1,8 @@
-"""Select the checkpoints of a run to evaluate.
+"""Selection of the checkpoints of a run to evaluate.
 
-A process may train in the same run meanwhile and delete all but its last checkpoints. So a
-checkpoint that was found a moment ago may be gone when it is opened; then there are newer ones, and
-the folder is listed again. The weights of a checkpoint that is yielded can be read even if it is
-deleted afterwards.
+Another process may train the run meanwhile and delete its older checkpoints. So a checkpoint that
+was listed may be deleted when it is opened. Then there are newer ones, and the folder is listed
+again. The weights of a checkpoint that is yielded can be read even if it is deleted afterwards.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from train.run.checkpoint_info import ADVICE, INFO_FILE
 
 
 def find_run_dir(path: Path) -> Path:
-    """Return the run directory: `path` itself, or the one that the checkpoint `path` is in.
+    """Return the run directory: `path` itself, or the one that contains the checkpoint `path`.
 
     Raises MisuseError if `path` is neither.
     """
@@ -45,11 +44,11 @@ def find_run_dir(path: Path) -> Path:
 
 
 def iter_checkpoints(path: Path, which: str) -> Iterator[Checkpoint]:
-    """Yield the checkpoints of a run to evaluate.
+    """Yield the checkpoints to evaluate of the run, or the checkpoint, at `path`.
 
-    For "all", yields every checkpoint that is not damaged, oldest first, including those that are
-    saved meanwhile if others are deleted; the folder is listed at most MAX_LISTINGS times. For
-    "newest" and "best", yields that one checkpoint.
+    For `which` "newest" or "best", yield that checkpoint. For "all", yield every checkpoint that is
+    not damaged, oldest first. If one is deleted meanwhile, the folder is listed again for new ones,
+    up to MAX_LISTINGS times in all. Raises MisuseError and FolioError as `find_checkpoint` does.
     """
     if which != "all":
         yield find_checkpoint(path, warn, best=which == "best")

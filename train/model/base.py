@@ -74,10 +74,11 @@ def split_heads(x: Tensor, n_head: int) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, cache: LayerCache | None, dropout: float) -> Tensor:
-    """Return causal attention, (B, T, C), of queries, keys and values, (B, H, T, D) each.
+    """Return the causal attention, (B, T, C), of queries, keys and values, (B, H, T, D) each.
 
     `mask`, (B, 1, T, T) bool, replaces the causal mask (see `document_mask`). With a `cache`, the
-    new keys and values are appended to it first; the cache must be empty or T must be 1.
+    new keys and values are first appended to it, and the queries attend to all that it holds; it
+    must be empty, or T must be 1. `dropout` is the fraction of attention weights to drop.
     """
     is_causal = mask is None
     if cache is not None:
@@ -90,9 +91,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, cache: Layer
 
 
 def document_mask(documents: Tensor) -> Tensor:
-    """Return which token may attend to which, (B, 1, T, T) bool: earlier ones of the same document.
+    """Return whether each token can attend to each other token, (B, 1, T, T) bool.
 
-    `documents`, (B, T) int64, numbers the document of each token.
+    It attends to itself and to earlier tokens of the same document. `documents`, (B, T) int64, is
+    the number of each token's document.
     """
     T = documents.shape[1]
     causal = torch.ones(T, T, dtype=torch.bool, device=documents.device).tril()
@@ -111,7 +113,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 class LanguageModel(nn.Module):
-    """A causal language model, as training, sampling, checkpoints and export use it.
+    """A causal language model: what training, sampling, checkpoints and export need from one.
 
     A subclass defines:
 
@@ -119,20 +121,20 @@ class LanguageModel(nn.Module):
     - `h`: its blocks, an nn.ModuleList; a block is called as `block(x, mask, layer_cache)` and
       returns (B, T, C). Muon updates their two-dimensional parameters.
     - `embed`, `final_norm` and `head_weight`, which are documented below.
-    - `vocabulary_weights`: names of the parameters with one row per id. Their rows are padded in
-      the model, and cut to `vocab_size` in checkpoints that leave Folio.
+    - `vocabulary_weights`: names of the parameters with one row per id. The model and checkpoints
+      have V rows; an export has `vocab_size`, without the padding.
     - `position_weights`: names of the parameters with one row per position of the context.
     - `export_config` and `export_tensors`, which describe the model to other programs.
     """
 
     h: nn.ModuleList
     wte: nn.Embedding  # the token embedding, (V, C)
-    logit_cap: float | None = None  # logits are bent by cap · tanh(logits / cap)
+    logit_cap: float | None = None  # if set, the logits become cap · tanh(logits / cap)
     vocabulary_weights: ClassVar[tuple[str, ...]]
     position_weights: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Config, vocab_size: int) -> None:
-        """Store the sizes. `vocab_size` is the exact number of ids."""
+        """Store the sizes. `vocab_size` is the number of ids without padding."""
         super().__init__()
         self.vocab_size, self.block_size, self.dropout = vocab_size, config.block_size, config.dropout
         self.n_head, self.n_embd = config.n_head, config.n_embd
@@ -142,13 +144,13 @@ class LanguageModel(nn.Module):
     def embed(self, ids: Tensor, documents: Tensor | None, cache: KVCache | None) -> Tensor:
         """Return the input of the first block, (B, T, C), for `ids`, (B, T) int64.
 
-        `documents`, (B, T) int64 if given, numbers each token's document. The ids follow those that
-        `cache` holds.
+        `documents`, (B, T) int64 if given, is the number of each token's document. If `cache` is
+        given, `ids` are at the positions after those that it holds.
         """
         raise NotImplementedError
 
     def final_norm(self, x: Tensor) -> Tensor:
-        """Return the last block's output `x`, (B, T, C), as the head multiplies it."""
+        """Return the input of the head, (B, T, C), from the last block's output `x`, (B, T, C)."""
         raise NotImplementedError
 
     @property
@@ -158,7 +160,7 @@ class LanguageModel(nn.Module):
 
     @classmethod
     def export_config(cls, config: Config, vocab_size: int) -> JsonObject:
-        """Return the content of config.json in an exported folder, without the special ids."""
+        """Return the content of config.json in an export, without the ids of control tokens."""
         raise NotImplementedError
 
     @classmethod
@@ -174,8 +176,8 @@ class LanguageModel(nn.Module):
         """
         x = self.features(ids, documents)  # (B, T, C)
         if should_chunk_loss(ids.numel() * self.padded_vocab_size, x.device):
-            # Computes the lines below for some tokens at a time, so that no logits are kept; delete
-            # it to change them.
+            # The same as below, for some tokens at a time, so that not all logits are in memory.
+            # To change the loss, delete this branch.
             loss, token_losses = self._chunked_loss(x, targets)
         else:
             logits = self.logits(x)  # (B, T, V)
@@ -193,8 +195,7 @@ class LanguageModel(nn.Module):
         mask = None if documents is None else document_mask(documents)
         for number, block in enumerate(self.h):
             if self.gradient_checkpointing and self.training:
-                # Only dropout draws random numbers, and the second forward pass must draw the same
-                # ones.
+                # Only dropout uses random numbers. The second forward pass must draw the same ones.
                 x = checkpoint(block, x, mask, use_reentrant=False, preserve_rng_state=self.dropout > 0)
             else:
                 x = block(x, mask, cache.layers[number] if cache else None)
@@ -213,10 +214,10 @@ class LanguageModel(nn.Module):
     def _chunked_loss(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss, (), and each token's, (B·T,), of `features`, (B, T, C).
 
-        The fused kernel computes them.
+        They are computed by `chunked_cross_entropy`. `targets` is (B, T) int64.
         """
         x, weight = features.flatten(0, 1), self.head_weight
-        if torch.is_autocast_enabled(x.device.type):  # autocast does not look into a custom function
+        if torch.is_autocast_enabled(x.device.type):  # autocast does not apply inside a custom function
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weight = x.to(dtype), weight.to(dtype)
         return chunked_cross_entropy(x, weight, targets.flatten(), logit_cap=self.logit_cap, vocab_size=self.vocab_size)

@@ -1,13 +1,12 @@
 """The Triton kernel of the loss, for CUDA GPUs. `kernels.py` imports this file when it needs it.
 
 After a chunk's logits are computed, three things remain: each row's log Σ exp, the loss of its
-target, and the gradient of that loss with respect to the logits. Ordinary PyTorch takes a dozen
-kernels for it, and each moves all logits through the GPU's memory, which limits them. Here one
-program processes one row. It reads the row once for the loss, in blocks, with a running maximum as
-in online softmax (Milakov & Gimelshein 2018), and once more to overwrite each logit by its
-gradient. The gradients take the memory of the logits, in their dtype. On an H100 the loss of 32,768
-tokens over 50,304 ids took 17.2 ms instead of 33.9, forward and backward, with matrix products
-(bench/README.md).
+target, and the gradient of that loss with respect to the logits. PyTorch needs a dozen kernels for
+them. Each reads or writes all logits, so the bandwidth of the GPU's memory limits the speed. Here
+one program processes one row. It reads the row once for the loss, in blocks, with a running maximum
+as in online softmax (Milakov & Gimelshein 2018), and once more to overwrite each logit with its
+gradient, in the dtype of the logits. On an H100 the loss of 32,768 tokens over 50,304 ids took
+17.2 ms instead of 33.9, forward and backward, including the matrix products (bench/README.md).
 
 Shapes: n tokens, V padded vocabulary.
 """
@@ -30,10 +29,10 @@ def replace_logits_by_gradients(
     vocab_size: int,
     with_gradients: bool,
 ) -> None:
-    """Write the cross-entropy of each row of `logits`, (n, V), to `losses`, (n,) float32.
+    """Write the cross-entropy of each row of `logits`, (n, V), to `losses`, (n,) float32, in nats.
 
-    The rows are given without the cap, which is applied here. Ids from `vocab_size` on have
-    probability 0. `targets` is (n,) int64. With gradients, each row of `logits` is overwritten by
+    `logit_cap` is applied here, not by the caller. Ids from `vocab_size` on have probability 0.
+    `targets` is (n,) int64. If `with_gradients` is true, each row of `logits` is overwritten with
     the gradient of its loss with respect to that row; otherwise the logits are unchanged.
     """
     padded_vocab_size = logits.shape[1]
@@ -66,7 +65,7 @@ def _cross_entropy_row(  # type: ignore[no-untyped-def] # Triton passes pointers
     WITH_GRADIENTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Process the row that is the number of this program."""
+    """Process one row: the one whose number is the id of this program."""
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row)
     logits += row * stride
@@ -89,12 +88,12 @@ def _cross_entropy_row(  # type: ignore[no-untyped-def] # Triton passes pointers
         for begin in range(0, padded_vocab_size, BLOCK):
             ids = begin + tl.arange(0, BLOCK)
             z = tl.load(logits + ids, mask=ids < vocab_size, other=-float("inf")).to(tl.float32)
-            slope = 1.0  # of the cap
+            slope = 1.0  # the derivative of the cap
             if HAS_CAP:
                 sigma = tl.sigmoid(z * (2 / cap))
                 z = 2 * cap * sigma - cap
                 slope = 4 * sigma * (1 - sigma)
-            # The gradient of cross-entropy: softmax minus one-hot, times the slope of the cap.
+            # The gradient of cross-entropy: softmax minus one-hot, times the derivative of the cap.
             gradient = (tl.exp(z - log_sum) - tl.where(ids == target, 1.0, 0.0)) * slope
             gradient = tl.where(ids < vocab_size, gradient, 0.0)
             tl.store(logits + ids, gradient.to(logits.dtype.element_ty), mask=ids < padded_vocab_size)

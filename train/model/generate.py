@@ -20,7 +20,7 @@ from preprocess.shards.permutation import keyed_hash
 from train.config import Config
 from train.model.base import KVCache, LanguageModel, evaluation_mode
 
-MIN_TEMPERATURE = 1e-6  # below it the most likely id is taken: float32 cannot divide by less
+MIN_TEMPERATURE = 1e-6  # below it the most likely id is taken, as float32 rounds a tiny temperature to 0
 
 
 def completion_seed(seed: int, number: int) -> int:
@@ -35,9 +35,9 @@ def generate(
     """Yield the ids that continue `ids`, which must not be empty.
 
     Ends after config.completion_tokens ids, or when `eot_id` is drawn, which is not yielded. The
-    random numbers depend only on config.seed and `number`, and torch's default generator is not
-    used, so sampling during training changes no loss. Raises FolioError if the model's output is
-    not finite.
+    random numbers depend only on config.seed and `number`, the number of the completion. torch's
+    default generator is not used, so a completion during training changes no loss. Raises
+    FolioError if the model's output is not finite.
     """
     generator = torch.Generator().manual_seed(completion_seed(config.seed, number))
     context, cache = ids[-model.block_size :], model.empty_cache(1)
@@ -53,7 +53,7 @@ def generate(
 def extend_context(context: list[int], next_id: int, *, block_size: int) -> list[int]:
     """Return `context` with `next_id` appended.
 
-    If it would be longer than block_size, return only its last block_size / 2 ids.
+    If it is then longer than `block_size`, return only its last block_size // 2 ids (at least one).
     """
     extended = [*context, next_id]
     return extended if len(extended) <= block_size else extended[-max(1, block_size // 2) :]
@@ -62,18 +62,18 @@ def extend_context(context: list[int], next_id: int, *, block_size: int) -> list
 def _next_logits(model: LanguageModel, context: list[int], cache: KVCache) -> Tensor:
     """Return the logits of the id after `context`, (vocab_size,) float32 on the CPU.
 
-    `cache` holds all of `context` except its last id; otherwise it is cleared and filled again.
+    If `cache` does not hold all of `context` except its last id, it is cleared and filled again.
     """
     if cache.length != len(context) - 1:
         cache.clear()
     ids = torch.tensor([context[cache.length :]], device=model.head_weight.device)  # (1, T)
     features = model.features(ids, cache=cache)[0, -1]  # (C,)
-    # Cut off the padded ids, so that no rounding can give them a probability.
+    # Cut off the padded ids, so that they cannot be drawn.
     return model.logits(features).float()[: model.vocab_size].cpu()
 
 
 def draw(logits: Tensor, config: Config, *, generator: torch.Generator) -> int:
-    """Draw one id from `logits`, (vocab_size,) float32, by temperature, top_k and top_p.
+    """Draw one id from `logits`, (vocab_size,) float32, with the config's temperature, top_k and top_p.
 
     A temperature of 0 takes the most likely id. top_p (nucleus sampling, Holtzman et al. 2019)
     keeps the smallest set of the most likely ids, among those that top_k kept, whose probabilities
@@ -97,11 +97,11 @@ def draw(logits: Tensor, config: Config, *, generator: torch.Generator) -> int:
 
 
 def decode_stream(decode_bytes: Callable[[np.ndarray], bytes], ids: Iterable[int]) -> Iterator[str]:
-    """Yield the text of `ids` as soon as it is certain.
+    """Yield the text of `ids` in parts, each as soon as its characters are complete.
 
-    All parts together equal the tokenizer's `decode` of all ids. `decode_bytes` is the tokenizer's
-    method; it raises FolioError for an id outside the vocabulary. A character whose bytes are
-    spread over several ids is held back until the last of them.
+    A character whose bytes come from several ids is yielded after the last of them. All parts
+    together equal the tokenizer's `decode` of all ids. `decode_bytes` is the method of the
+    tokenizer, which raises FolioError for an id outside the vocabulary.
     """
     # The bytes of an id do not depend on its neighbours; only characters can span two ids.
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

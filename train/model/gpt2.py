@@ -1,7 +1,7 @@
 """GPT-2 (Radford et al. 2019): learned positions, LayerNorm before each layer, GELU, a tied head.
 
-Parameters have the names of Hugging Face's GPT-2 (wte, wpe, h.N.ln_1, h.N.attn.c_attn …). Its four
-Conv1D matrices are the transposes of the Linear ones here.
+Parameters have the names of Hugging Face's GPT-2 (wte, wpe, h.N.ln_1, h.N.attn.c_attn …). The four
+Conv1D matrices of each of its blocks are the transposes of the Linear ones here.
 
 Shapes: B rows, T tokens, C width, H heads, D = C / H, V padded vocabulary.
 """
@@ -23,8 +23,8 @@ INIT_STD = 0.02
 # How Hugging Face's GPT-2 stores the same model.
 HF_PREFIX = "transformer."  # of every name, except in old files
 HF_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-# The values in its config.json that make it this model. A key that is missing there has the same
-# value.
+# The values in its config.json that make it the same model as this one. They are also its defaults:
+# a key that is missing there has this value.
 HF_CONFIG = {
     "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False, "tie_word_embeddings": True, "add_cross_attention": False,

@@ -4,16 +4,16 @@ The model is not defined here. `base.py` computes the loss with F.cross_entropy,
 F.gelu and `modern.py` squares F.relu; each selects a function of this file with one `if`. To change
 the loss or the activation, edit it there and delete that `if`.
 
-`chunked_cross_entropy` solves a problem of memory. The logits of 64 × 1,024 tokens over 50,304 ids
-take 13 GB in float32, and as much again for their gradient. It computes them for some tokens at a
-time, and takes the gradients with respect to features and weight immediately, while the chunk's
-logits exist; the backward pass only scales them. On two cores, 2,048 tokens of width 128 over
-50,304 ids take 0.4 GB and 0.6 s instead of 1.5 GB and 1.2 s. The idea is that of Liger Kernel's
-fused linear cross-entropy (Hsu et al. 2024). The cost: the loss is fixed to be plain cross-entropy.
+`chunked_cross_entropy` saves memory. The logits of 64 × 1,024 tokens over 50,304 ids take 13 GB in
+float32, and their gradients as much again. The function computes the logits of some tokens at a
+time (a chunk), and immediately the gradients with respect to features and weight, while these
+logits exist; the backward pass only scales the gradients. On two cores, 2,048 tokens of width 128
+over 50,304 ids take 0.4 GB and 0.6 s instead of 1.5 GB and 1.2 s. Liger Kernel's fused linear
+cross-entropy (Hsu et al. 2024) introduced the idea. The cost: it computes only plain cross-entropy.
 
-On a CUDA GPU it also saves time. PyTorch turns a chunk's logits into gradients by a dozen kernels,
-each of which reads and writes all of them; the one of `cuda_kernels.py`, in Triton, reads them
-twice and writes them once.
+On a CUDA GPU the function also saves time. PyTorch turns a chunk's logits into gradients with a
+dozen kernels, each of which reads or writes all of them. The Triton kernel of `cuda_kernels.py`
+reads them twice and writes them once.
 
 Shapes: N tokens, C width, V padded vocabulary.
 """
@@ -31,8 +31,8 @@ from torch import Tensor
 # matrix products.
 MAX_LOGITS = {"cpu": 1 << 22}
 MAX_LOGITS_ELSEWHERE = 1 << 28
-# On a CPU the kernel is faster from about this many logits on: with a cap, 1,024 × 1,024 logits take
-# 19 ms instead of 31, forward and backward.
+# On a CPU `chunked_cross_entropy` is faster than PyTorch with more logits than about this: with a
+# cap, 1,024 × 1,024 logits take 19 ms instead of 31, forward and backward.
 MAX_PLAIN_LOGITS_ON_CPU = 1 << 18
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # torch for CUDA requires it on Linux
 TOKENS_MULTIPLE = 64  # chunks are multiples of this many tokens: matrix products are faster at such sizes
@@ -49,10 +49,10 @@ def can_use_triton(device: torch.device) -> bool:
 
 
 def should_chunk_loss(num_logits: int, device: torch.device) -> bool:
-    """Return whether to compute a loss of `num_logits` logits by `chunked_cross_entropy`.
+    """Return whether to compute the loss of `num_logits` logits with `chunked_cross_entropy`.
 
-    With Triton always. Otherwise if there are too many to hold at once, and on a CPU if it is
-    faster.
+    With Triton, always. Otherwise, if there are too many logits to hold at once or, on a CPU,
+    enough that it is faster.
     """
     limit = min(max_logits(device), MAX_PLAIN_LOGITS_ON_CPU) if device.type == "cpu" else max_logits(device)
     return can_use_triton(device) or num_logits > limit
@@ -61,7 +61,8 @@ def should_chunk_loss(num_logits: int, device: torch.device) -> bool:
 def chunk_tokens(num_tokens: int, padded_vocab_size: int, device: torch.device) -> int:
     """Return how many tokens a chunk has.
 
-    `num_tokens` is divided into equal chunks of about max_logits logits or less.
+    `num_tokens` is divided into chunks of equal size, rounded up to a multiple of TOKENS_MULTIPLE,
+    with about `max_logits` logits or fewer each.
     """
     num_chunks = math.ceil(num_tokens * padded_vocab_size / max_logits(device))
     return math.ceil(num_tokens / num_chunks / TOKENS_MULTIPLE) * TOKENS_MULTIPLE
@@ -70,9 +71,10 @@ def chunk_tokens(num_tokens: int, padded_vocab_size: int, device: torch.device) 
 def chunked_cross_entropy(
     features: Tensor, weight: Tensor, targets: Tensor, *, logit_cap: float | None, vocab_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the cross-entropy of `cap(features @ weight.T)` in nats without keeping its logits.
+    """Return the cross-entropy of the logits `features @ weight.T`, in nats, without storing them all.
 
-    `features` (N, C) and `weight` (V, C) have one dtype; `targets` is (N,) int64. Ids from
+    `features` (N, C) and `weight` (V, C) have the same dtype; `targets` is (N,) int64. If
+    `logit_cap` is not None, the logits are first limited to cap · tanh(logits / cap). Ids from
     `vocab_size` on are padding and have probability 0. Returns the mean, () float32, which has a
     gradient, and each token's loss, (N,) float32, which has none.
     """
@@ -117,12 +119,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 torch.mul(sigmoid, 2 * logit_cap, out=logits)
             logits[:, vocab_size:] = -math.inf
             torch.softmax(logits, dim=1, out=grad)
-            # log Σ exp(z) from the most likely id: its probability cannot round to 0, as that of
-            # the target can.
+            # log Σ exp(z) from the most likely id, because the probability of the target can round
+            # to 0.
             token_losses[chunk] = logits.amax(dim=1) - grad.amax(dim=1).log() - logits.gather(1, target)[:, 0]
             if features_grad is None or weight_grad is None:
                 continue
-            # The gradient of cross-entropy: softmax minus one-hot, times the slope of the cap.
+            # The gradient of cross-entropy: softmax minus one-hot, times the derivative of the cap.
             grad.scatter_add_(1, target, torch.full_like(target, -1, dtype=grad.dtype))
             if sigmoid is not None:
                 grad.mul_(sigmoid.addcmul_(sigmoid, sigmoid, value=-1)).mul_(4)
@@ -157,8 +159,8 @@ def _apply(*arguments: Any) -> tuple[Tensor, Tensor]:
     return mean, token_losses
 
 
-# A compiled model calls the Triton kernel through this, which torch.compile does not trace. Only if
-# it can be called: torch.compiler.disable imports the compiler, which takes a second.
+# torch.compile does not trace this function, through which a compiled model calls the Triton kernel.
+# Without Triton it is not needed; torch.compiler.disable imports the compiler, which takes a second.
 _apply_uncompiled = torch.compiler.disable(_apply) if HAS_TRITON else _apply
 
 
@@ -171,7 +173,7 @@ def _forward_with_triton(
     vocab_size: int,
     with_gradients: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Do what the forward pass does, with one kernel between the matrix products of a chunk."""
+    """Compute what `_ChunkedCrossEntropy.forward` does, with one kernel between the matrix products."""
     from train.model.cuda_kernels import replace_logits_by_gradients
 
     token_losses = torch.empty(len(features), device=features.device)
@@ -207,15 +209,15 @@ def _forward_with_triton(
 
 
 def can_use_squared_relu(x: Tensor) -> bool:
-    """Return whether `squared_relu` is the faster choice for `x`: on a CPU or CUDA, with gradients."""
+    """Return whether `squared_relu` is faster for `x`: on a CPU or CUDA, with gradients enabled."""
     return x.device.type in ("cpu", "cuda") and torch.is_grad_enabled()
 
 
 def squared_relu(x: Tensor) -> Tensor:
     """Return `F.relu(x) ** 2`.
 
-    Its backward pass reads and writes memory twice, that of PyTorch four times. For 768 × 512
-    numbers on a CPU, forward and backward take 0.5 ms instead of 0.85 ms, with the same results.
+    Its backward pass reads and writes memory twice, PyTorch's four times. For 768 × 512 numbers on
+    a CPU, forward and backward take 0.5 ms instead of 0.85 ms, with the same results.
     """
     y: Tensor = _SquaredReLU.apply(x)
     return y
@@ -235,18 +237,18 @@ class _SquaredReLU(torch.autograd.Function):
 
 
 def can_use_cpu_gelu(x: Tensor) -> bool:
-    """Return whether `cpu_gelu` is faster for `x`.
+    """Return whether `cpu_gelu` is faster than F.gelu for `x`.
 
-    It is for float32 on a CPU, with gradients, if the model is not compiled.
+    It is faster for float32 on a CPU, with gradients enabled, if the model is not compiled.
     """
     is_float_on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
     return is_float_on_cpu and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def cpu_gelu(x: Tensor) -> Tensor:
-    """Return `F.gelu(x, approximate="tanh")`, computed by a sigmoid together with its derivative.
+    """Return `F.gelu(x, approximate="tanh")`, computed with a sigmoid, together with its derivative.
 
-    For 768 × 512 numbers, forward and backward take 0.3 ms; PyTorch's own takes 1.0 ms.
+    For 768 × 512 numbers, forward and backward take 0.3 ms instead of 1.0 ms.
     """
     y: Tensor = _CPUGELU.apply(x)
     return y

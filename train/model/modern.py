@@ -1,15 +1,15 @@
-"""A GPT with changes since GPT-2 that were measured to learn faster; each takes a line or two.
+"""A GPT with changes to GPT-2 that were measured to make it learn faster; each takes a line or two.
 
-- Token shift: each embedding gets a learned part of the previous one (RWKV, Peng et al. 2023;
-  "smear" in modded-nanogpt).
+- Token shift: the previous token's embedding, times learned weights, is added to each embedding
+  (RWKV, Peng et al. 2023; "smear" in modded-nanogpt).
 - Rotary positions (Su et al. 2021) instead of learned ones.
 - RMS norm without weights (Zhang & Sennrich 2019), also of queries and keys (Henry et al. 2020).
 - ReLU² (So et al. 2021) instead of GELU, and no biases.
 - An untied head; the head and the projections into the residual stream start at zero.
-- Logits bent into ±15 by a tanh (Gemma 2).
+- Logits limited to ±15 by a tanh (Gemma 2).
 
-Keller Jordan's modded-nanogpt combines them, and its records measure what each gives.
-bench/README.md measures them here.
+Keller Jordan's modded-nanogpt combines them, and its records measure the effect of each.
+bench/README.md has measurements of this model.
 
 Shapes: B rows, T tokens, C width, H heads, D = C / H, V padded vocabulary.
 """
@@ -37,9 +37,9 @@ def norm(x: Tensor) -> Tensor:
 
 
 def rotary_table(block_size: int, head_size: int) -> Tensor:
-    """Return the cosine and sine of each position's angles, (2, block_size, 1, D / 2) float32.
+    """Return the cosines and sines of each position's angles, (2, block_size, 1, D / 2) float32.
 
-    All heads share them.
+    All heads use the same ones.
     """
     frequencies = ROTARY_BASE ** -(torch.arange(0, head_size, 2) / head_size)  # (D / 2,)
     angles = torch.outer(torch.arange(block_size), frequencies)
@@ -109,7 +109,7 @@ class Modern(LanguageModel):
     vocabulary_weights = ("wte.weight", "lm_head.weight")
 
     def __init__(self, config: Config, vocab_size: int) -> None:
-        """Raises MisuseError if a head has an odd size, which rotary positions cannot have."""
+        """Draw the weights. Raises MisuseError for an odd head size: rotary positions rotate pairs."""
         if config.n_embd // config.n_head % 2:
             raise MisuseError(
                 f"n_embd / n_head must be even with arch=modern, got {config.n_embd // config.n_head}; change "

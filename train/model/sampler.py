@@ -1,4 +1,4 @@
-"""Prompts and completions as text: control tokens, the tokenizer, and `generate` between them."""
+"""Prompts and completions as text: encode a prompt with its control tokens, and decode what follows."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from train.config import Config
 from train.model.base import LanguageModel
 from train.model.generate import decode_stream, generate
 
-# What to do if the folder `build` of a run, a copy of the build's manifest and tokenizer, is damaged.
+# What to do if the folder `build` of a run, a copy of the build's manifest and tokenizer, is
+# damaged.
 RUN_COPY_ADVICE = f"copy {MANIFEST} and {TOKENIZER_DIR} there from the build that the run was trained on"
 NUM_SUGGESTIONS = 3
-MIN_SIMILARITY = 0.75  # of two spellings, from 0 to 1, as difflib computes it; below it a suggestion is absurd
+MIN_SIMILARITY = 0.75  # of two spellings, from 0 to 1, as difflib computes it; less similar names are not suggested
 MAX_YEAR_DIGITS = 9
 
 
@@ -43,7 +44,7 @@ class Sampler:
         self._control_ids = {*manifest.special_tokens.values(), *range(manifest.vocab_size, model.vocab_size)}
 
     def stream(self, number: int = 0) -> Iterator[str]:
-        """Yield the prompt and then the text of completion `number` as it is drawn.
+        """Yield the prompt, and then the text of completion `number` while it is generated.
 
         Raises FolioError if the model's output is not finite.
         """
@@ -53,12 +54,12 @@ class Sampler:
 
 
 def complete(model: LanguageModel, folder: Path, manifest: Manifest, *, config: Config) -> str:
-    """Return the prompt and one completion as text. Arguments and errors are those of Sampler."""
+    """Return the prompt and its completion as one text. Arguments and errors are those of Sampler."""
     return "".join(Sampler(model, folder, manifest, config=config).stream())
 
 
 def load_text_tokenizer(folder: Path, manifest: Manifest) -> Any:
-    """Return the tokenizer of `manifest`, whose files are in `folder`, the copy in a run.
+    """Return the tokenizer of `manifest`, whose files are in `folder`: a build, or a run's copy of it.
 
     Raises FolioError if a file is damaged or missing, or if a library that the tokenizer needs is
     not installed.
@@ -73,7 +74,7 @@ def load_text_tokenizer(folder: Path, manifest: Manifest) -> Any:
 
 
 def encode_text(tokenizer: Any, text: str, name: str) -> list[int]:
-    """Return the ids of a prompt. Raises MisuseError, with its `name`, if it cannot be encoded."""
+    """Return the ids of `text`. Raises MisuseError, which calls it `name`, if it cannot be encoded."""
     try:
         ids: list[int] = tokenizer.encode_text(text).tolist()
     except FolioError as e:
@@ -82,7 +83,7 @@ def encode_text(tokenizer: Any, text: str, name: str) -> list[int]:
 
 
 def control_tokens(manifest: Manifest, config: Config) -> dict[str, int]:
-    """Return the control tokens before the prompt, by text, in the order of a stored document.
+    """Return the control tokens before the prompt, text → id, in the order that the build uses.
 
     Raises MisuseError if the build has no token for completion_author, completion_city or
     completion_year.
@@ -103,7 +104,7 @@ def control_tokens(manifest: Manifest, config: Config) -> dict[str, int]:
 
 
 def _suggest_name(name: str | int, field: str, special: Collection[str]) -> str:
-    """Return which names the build has instead of `name`. `special`: its control tokens."""
+    """Return advice on which names of `special`, the build's control tokens, could replace `name`."""
     prefix = f"<{field}_"
     names = [token.removeprefix(prefix).removesuffix(">") for token in special if token.startswith(prefix)]
     if not names:
@@ -118,9 +119,9 @@ def _suggest_name(name: str | int, field: str, special: Collection[str]) -> str:
 
 
 def _find_similar(name: str, names: Sequence[str]) -> list[str]:
-    """Return at most NUM_SUGGESTIONS of `names` that may be meant.
+    """Return at most NUM_SUGGESTIONS of `names` that the user may have meant by `name`.
 
-    They contain `name` as a word or are spelled like it. Upper and lower case are the same.
+    They contain `name` as a word or have a similar spelling. Upper and lower case count as equal.
     """
     wanted = "_".join(name[:MAX_SHOWN].casefold().split())
     by_key = {each[:MAX_SHOWN].casefold(): each for each in reversed(names)}

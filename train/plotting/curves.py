@@ -1,4 +1,4 @@
-"""Read the curves of a run from its metrics.jsonl."""
+"""The curves of a run, read from its metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from preprocess.errors import MisuseError
 from train.run.metrics import METRICS_FILE, read_rows
 
 METRICS = ("train_loss", "val_loss", "learning_rate", "tokens_per_s")
-# A row with this key reports a rollback: the run returned from the step in its value to the row's
-# step.
+# A row with this key reports a rollback: its value is the step from which the run returned to the
+# step of the row.
 ROLLBACK_KEY = "went_back_from_step"
 MAX_VALUE = 1e30  # the arithmetic of matplotlib's axes overflows long before a float does
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """What is plotted of a run."""
+    """The data of a run that is plotted."""
 
     name: str
     points: dict[str, tuple[list[int], list[float]]]  # steps and values of each of METRICS
-    rollbacks: list[tuple[int, int]]  # the step that the run returned to, and the one it came from
+    rollbacks: list[tuple[int, int]]  # (step that the run returned to, step that it came from)
 
 
 def read_curves(run: Path, name: str, *, warn: Callable[[str], None]) -> Curves:
-    """Read the curves of a run, which is called `name` in the plot.
+    """Return the curves of the run directory `run`, which is called `name` in the plot.
 
-    Values beyond ±MAX_VALUE are left out, with a warning. Raises MisuseError if there is no run or
-    it has no losses, and FolioError if a row of its metrics.jsonl is damaged.
+    Values beyond ±MAX_VALUE are left out, and `warn` is called with one line. Raises MisuseError if
+    there is no run or it has no losses, and FolioError if a row of its metrics.jsonl is damaged.
     """
     rows = read_rows(_find_metrics(run))
     all_points = {

@@ -1,4 +1,4 @@
-"""Draw the curves of runs: panels for loss, learning rate and throughput over the same steps."""
+"""The figure of the curves of runs: panels for loss, learning rate and throughput over the steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_LABELS = 14  # values at the right edge of the loss panel, one per run; more do not fit
+MAX_LABELS = 14  # labels of last values at the right edge of the loss panel, one per run; more do not fit
 LABEL_GAP = 0.065  # between two of them, as a fraction of the panel's height
 
 
@@ -113,7 +113,7 @@ def _format_step_axis(axes: Axes, steps: Sequence[int]) -> None:
 
 
 def _label_last_values(axes: Axes, runs: Sequence[Curves]) -> None:
-    """Write the last validation loss of each run to the right of the panel, clear of the curves."""
+    """Write the last validation loss of each run to the right of the panel, without overlaps."""
     last_values = [(i, run.points["val_loss"][1][-1]) for i, run in enumerate(runs) if run.points["val_loss"][1]]
     if len(last_values) > MAX_LABELS:
         return
@@ -132,7 +132,7 @@ def _label_last_values(axes: Axes, runs: Sequence[Curves]) -> None:
 
 
 def _add_line_legend(axes: Axes, runs: Sequence[Curves]) -> None:
-    """Explain the kinds of lines, in the loss panel. They are grey if the runs differ in colour."""
+    """Add a legend for the kinds of lines to the loss panel, in grey if there are several runs."""
     from matplotlib.lines import Line2D
 
     labels = {"train_loss": "training", "val_loss": "validation"}
@@ -153,11 +153,11 @@ def _describe_rollbacks(runs: Sequence[Curves]) -> str:
 
 
 def _add_run_legend(figure: Figure, names: Sequence[str], num_columns: int) -> None:
-    """Explain the colours, below all panels."""
+    """Add a legend for the colours of the runs below all panels."""
     from matplotlib.lines import Line2D
 
     lines = [Line2D([], [], **get_curve_style("val_loss", index)) for index in range(len(names))]
-    labels = [f" {name}" if name.startswith("_") else name for name in names]  # or it is hidden
+    labels = [f" {name}" if name.startswith("_") else name for name in names]  # matplotlib hides "_…"
     legend = figure.legend(
         lines, labels, loc="outside lower center", ncols=num_columns, fontsize=LEGEND_POINTS, frameon=False
     )

@@ -37,7 +37,7 @@ def write_image(runs: Sequence[Curves], path: Path) -> None:
     """
     load_matplotlib()
     suffix = path.suffix.lower()
-    metadata = {"Date": None} if suffix == ".svg" else None  # no time of day in the file
+    metadata = {"Date": None} if suffix == ".svg" else None  # write no date, which would change the bytes
     image = io.BytesIO()
     draw_figure(runs).savefig(image, format=suffix.removeprefix("."), dpi=DOTS_PER_INCH, metadata=metadata)
     try:
@@ -51,12 +51,12 @@ def write_image(runs: Sequence[Curves], path: Path) -> None:
 
 
 def load_matplotlib() -> Any:
-    """Return matplotlib with its default settings instead of the user's.
+    """Import matplotlib, reset its settings from the user's to the defaults, and return the module.
 
     Raises FolioError if it is not installed.
     """
-    # Importing matplotlib fails with a traceback if this variable names an unknown backend. Saving
-    # a figure needs no backend.
+    # If this variable names an unknown backend, importing matplotlib fails. Saving a figure needs no
+    # backend.
     os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib
@@ -64,7 +64,7 @@ def load_matplotlib() -> Any:
     except ImportError as e:
         raise FolioError("plotting needs matplotlib, which is not installed; pip install 'folio-lm[plot]'") from e
     matplotlib.rcdefaults()
-    # The rasterizer cannot draw a noisy line of a million points at once. The salt makes the ids in
-    # an SVG reproducible.
+    # The rasterizer cannot draw a noisy line of a million points at once, so it gets chunks. The
+    # salt makes the ids in an SVG reproducible.
     matplotlib.rcParams.update({"agg.path.chunksize": 10_000, "svg.hashsalt": "folio"})
     return matplotlib

@@ -1,4 +1,4 @@
-"""Fit texts into a plot: their width in the font, and the distances between labels."""
+"""Fitting of texts into a plot: their width in the font, and the distances between labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from train.core.names import shorten_middle
 
 
 def fit_names(names: Sequence[str], max_inches: float, points: int) -> list[str]:
-    """Fit each name as fit_text does. If two names become equal by that, all are numbered."""
+    """Shorten each name as `fit_text` does. If two names are then equal, number all of them."""
     fitted = [fit_text(name, max_inches, points) for name in names]
     if len({*fitted}) == len(fitted):
         return fitted
@@ -17,7 +17,7 @@ def fit_names(names: Sequence[str], max_inches: float, points: int) -> list[str]
 
 
 def fit_text(text: str, max_inches: float, points: int) -> str:
-    """Shorten a text to `max_inches` at a font size of `points`.
+    """Return `text`, shortened to a width of `max_inches` at a font size of `points`.
 
     Characters that the font does not have are escaped.
     """
@@ -33,7 +33,7 @@ def measure_inches(text: str, points: int) -> float:
     font = _load_font()
     font.set_size(points, 72)
     font.set_text(text)
-    return float(font.get_width_height()[0]) / 64 / 72  # from 1/64 of a point
+    return float(font.get_width_height()[0]) / 64 / 72  # the unit is 1/64 of a point
 
 
 def _escape_missing_glyphs(text: str) -> str:
@@ -48,11 +48,11 @@ def _load_font() -> Any:
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Move heights between 0 and 1 as little as needed for neighbours to be at least `gap` apart.
+    """Return `heights`, from 0 to 1, moved so that neighbours are at least `gap` apart.
 
-    Heights that are too close form a group, which is spaced by `gap` and centred at its mean.
-    Groups that would overlap are joined. The order is kept, and the result stays between 0 and 1 if
-    it can.
+    Heights that are too close form a group, whose members get the distance `gap` and keep their
+    mean. Groups that would overlap are joined. The order does not change, and the result is between
+    0 and 1 if there is enough space.
     """
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     groups: list[list[int]] = []  # of indices into `heights`, lowest first

@@ -12,21 +12,21 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 GREY = "#555555"
 WIDTH_INCHES, HEIGHT_INCHES, MIN_HEIGHT_INCHES, DOTS_PER_INCH = 8.0, 6.4, 4.5, 144
 TITLE_POINTS, LEGEND_POINTS = 12, 10
-# The widths that a title, a run's name in the legend, and a row of the legend must not exceed; that
-# of the line beside a name.
+# The maximum widths of the title, of a run's name in the legend, and of a row of the legend; the
+# width of the line beside a name, with its margins.
 TITLE_INCHES, NAME_INCHES, LEGEND_INCHES, LEGEND_HANDLE_INCHES = 7.4, 3.4, 7.6, 0.75
 LEGEND_ROW_INCHES = 0.22
 
 
 def get_colour(run_index: int) -> str:
-    """Return the colour of a run."""
+    """Return the colour of run number `run_index`."""
     return COLOURS[run_index % len(COLOURS)]
 
 
 def get_curve_style(metric: str, run_index: int) -> Style:
-    """Return the arguments for plotting a curve.
+    """Return matplotlib's arguments for the curve of a metric.
 
-    The noisy training loss is thin and pale, so that the validation loss is seen first.
+    The training loss, which is noisy, is thin and pale, so that the validation loss stands out.
     """
     style: Style = {"color": get_colour(run_index)}
     if metric == "val_loss":
@@ -38,5 +38,5 @@ def get_curve_style(metric: str, run_index: int) -> Style:
 
 
 def get_rollback_style(run_index: int) -> Style:
-    """Return the arguments for the vertical line at a rollback."""
+    """Return matplotlib's arguments for the vertical line at a rollback."""
     return {"color": get_colour(run_index), "linewidth": 1, "linestyle": ":"}

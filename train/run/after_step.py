@@ -1,7 +1,7 @@
 """What follows an optimizer step: logging, evaluation, a checkpoint, a completion.
 
-The intervals are settings. Everything here that waits for the device happens only in steps that
-need it.
+The intervals are settings. The host waits for the device only after a step that one of them
+selects, and after every CHECK_INTERVAL-th step.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from train.run.save_checkpoint import origin_of, save
 from train.run.state import TrainingState
 from train.run.validation import Evaluation, evaluate
 
-CHECK_INTERVAL = 10  # steps after which the host asks the device at the latest whether updates were skipped
+CHECK_INTERVAL = 10  # the maximum number of steps between two checks whether the device has skipped updates
 
 
 @dataclass(frozen=True, kw_only=True)
 class Due:
     """What follows a step.
 
-    It is the same in all processes, or they would wait for each other forever.
+    It must be the same in all processes, or they would wait for each other forever.
     """
 
     log: bool
@@ -43,7 +43,7 @@ class Due:
 
 
 def due_after(step: int, config: Config) -> Due:
-    """Return what follows step number `step`, counted from 1."""
+    """Return what follows optimizer step number `step`, counted from 1."""
     is_last = step == config.max_steps
     return Due(
         log=is_last or step % config.log_interval == 0,
@@ -63,7 +63,7 @@ def evaluate_and_log(run: Run, state: TrainingState, logger: RunLogger, *, batch
 
 
 def find_evaluation_problem(evaluation: Evaluation) -> str | None:
-    """Return a description of the problem if the validation loss is not finite."""
+    """Return a description of the problem if the validation loss is not finite, else None."""
     return None if math.isfinite(evaluation.loss) else f"the validation loss is {evaluation.loss}"
 
 
@@ -79,7 +79,7 @@ def update_early_stopping(run: Run, state: TrainingState, evaluation: Evaluation
 
 
 def check_and_save(run: Run, state: TrainingState, prefetcher: Prefetcher, logger: RunLogger) -> str | None:
-    """Save a checkpoint, or return a description of the problem if the weights are not usable."""
+    """Save a checkpoint and return None, or describe the problem if the weights have no finite loss."""
     with logger.pause():
         problem = find_weights_problem(run, state)
         if not problem:
@@ -112,7 +112,7 @@ def _save(run: Run, state: TrainingState) -> None:
 
 
 def log_completion(run: Run, state: TrainingState, logger: RunLogger) -> None:
-    """Log a completion of the prompt, or why it failed: a run does not fail because of it."""
+    """Log a completion of the prompt. If it fails, print why; the run continues."""
     if not run.world.is_main:
         return
     with logger.pause():

@@ -1,15 +1,16 @@
 """An optimizer step as a CUDA graph, for models so small that the host cannot keep up with the GPU.
 
-A step of a small model is about a thousand kernels of some microseconds each. The host takes longer
-to start them one by one than the GPU takes to compute them, so the GPU waits half of the time. A
-CUDA graph records them once and starts all of them with a single call: 10.7 million parameters took
-12.3 ms per step instead of 23.4 on an H100 (bench/README.md). The kernels and the numbers are the
-same as those of `optimizer_step`.
+A step of a small model is about a thousand kernels of a few microseconds each. The host takes
+longer to start them one by one than the GPU takes to run them, so the GPU is idle half of the time.
+A CUDA graph records them once and starts all of them with a single call: 10.7 million parameters
+took 12.3 ms per step instead of 23.4 on an H100 (bench/README.md). The kernels and the numbers are
+the same as those of `optimizer_step`.
 
-The price: a graph repeats the addresses that it was recorded with. Each batch is therefore copied
-into fixed tensors, and whatever else changes from step to step must be a tensor on the GPU: the
-learning rates (`make_optimizers`) and AdamW's step counts. The host cannot take a decision inside
-the graph, which excludes fp16's gradient scaler and a step of several micro-batches or processes.
+The cost: a graph always uses the memory addresses that it was recorded with. Each batch is
+therefore copied into fixed tensors, and everything else that changes from step to step must be a
+tensor on the GPU: the learning rates (`make_optimizers`) and AdamW's step counts. The host cannot
+make decisions inside the graph, which excludes the gradient scaler of fp16, and steps of several
+micro-batches or processes.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ from train.optim import schedule_factor, set_learning_rate
 from train.run.context import Run
 from train.run.state import StepResult, TrainingState
 
-# A graph keeps the peak memory of a step for the rest of the run, and evaluations need memory beside
-# it. A model that fills more of the GPU than this keeps it busy without a graph.
+# A graph keeps the peak memory of a step for the rest of the run, and evaluations need more memory
+# besides. A model that needs a larger fraction of the GPU's memory keeps the GPU busy anyway.
 MAX_MEMORY_FRACTION = 0.5
 NUM_WARMUP_STEPS = 2  # steps before the recording; in the first ones libraries choose kernels and allocate workspaces
 
 
 def can_capture_step(run: Run, state: TrainingState, prefetcher: Prefetcher) -> bool:
-    """Return whether a step can be recorded as a CUDA graph, and whether that is worthwhile.
+    """Return whether a step can be recorded as a CUDA graph and is expected to be faster then.
 
     A compiled model is excluded because it leaves the host little to do. Gradient checkpointing is
     excluded because with dropout it reads the state of the random number generator, which a
-    recording forbids; models that need it keep a GPU busy anyway. The preflight has tried a step, so
-    the memory that is reserved is its peak.
+    recording forbids; models that need it keep a GPU busy anyway. Call this after the preflight:
+    the memory that is reserved then is the peak of the step that it tried.
     """
     config = run.config
     is_one_pass = run.device.type == "cuda" and run.world.size == 1 and prefetcher.num_micro_batches == 1
@@ -47,7 +48,7 @@ def can_capture_step(run: Run, state: TrainingState, prefetcher: Prefetcher) -> 
 
 
 class CapturedStep:
-    """An optimizer step of one micro-batch, recorded as a CUDA graph at its third call."""
+    """An optimizer step of one micro-batch that is recorded as a CUDA graph at the third `take`."""
 
     def __init__(
         self,
@@ -58,11 +59,11 @@ class CapturedStep:
         forward_backward: Callable[[Batch], Tensor],
         clip_and_update: Callable[[Tensor], Tensor],
     ) -> None:
-        """The graph is recorded later.
+        """Store the functions that the graph will record.
 
-        `forward_backward` computes the gradients of a batch and returns the loss; `clip_and_update`
-        updates the weights, given the loss, and returns the gradient norm. They must not wait for
-        the GPU.
+        `forward_backward` computes the gradients of a batch and returns the loss, (). Given the
+        loss, `clip_and_update` updates the weights and returns the gradient norm, (). They must not
+        wait for the GPU.
         """
         self._run, self._state, self._prefetcher = run, state, prefetcher
         self._forward_backward, self._clip_and_update = forward_backward, clip_and_update
@@ -73,7 +74,7 @@ class CapturedStep:
         self._result: tuple[Tensor, Tensor]  # the graph's output
 
     def take(self) -> StepResult:
-        """Do what `optimizer_step` does in train/train.py."""
+        """Take one step, with the same result as `optimizer_step` in train/train.py."""
         state, config = self._state, self._run.config
         factor = schedule_factor(state.step, config)
         set_learning_rate(state.optimizers, factor)

@@ -6,8 +6,8 @@
     checkpoint.json       format, version, step, num_samples, settings, build_id, …, size and sha256
                           of the other two, and its own checksum
 
-A checkpoint has no pickles, so loading one from a stranger runs no code. A checkpoint that is
-damaged in any way is skipped, and the one before is used.
+A checkpoint has no pickles, so loading one of unknown origin runs no code. If a checkpoint is
+damaged, a run continues from the previous one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from train.run.state import REFERENCE, TrainingState, load_state, optimizer_tens
 
 CHECKPOINTS_DIR = "checkpoints"
 COMMITTED = re.compile(r"step-(\d{8,18})")
-MAX_LISTINGS = 20  # tries to open the newest checkpoint of a run that is training and deletes old ones
+MAX_LISTINGS = 20  # attempts to open a checkpoint while the process that trains the run deletes old ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Checkpoint:
 
     folder: Path
     info: CheckpointInfo
-    # Memory-mapped, so that they can be read after the file was deleted. Unset if nobody deletes it.
+    # Memory-mapped, so that they can be read after the file was deleted. None: not mapped yet.
     weights: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
 
 
@@ -77,7 +77,8 @@ def step_of(folder: Path) -> int:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Check the version, files, sizes and hashes of the checkpoint in `folder`, and return it.
 
-    Raises CheckpointError if it is damaged, and FolioError if it is of another version.
+    Raises CheckpointError if it is damaged, and FolioError if it has another format version or a
+    file that is not part of a checkpoint.
     """
     info = read_info(folder)
     if COMMITTED.fullmatch(folder.name) and step_of(folder) != info.step:
@@ -96,8 +97,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def _check_no_extra_files(folder: Path) -> None:
     """Raise FolioError for a file that is not part of a checkpoint.
 
-    It is not damage: a person put it there.
-
+    It is not a CheckpointError, because the checkpoint is not damaged: a person put the file there.
     Hidden files, which operating systems create, are ignored.
     """
     extra = [
@@ -121,10 +121,11 @@ def _check_file(path: Path, info: CheckpointInfo) -> None:
 def find_newest_checkpoint(out_dir: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """Return the newest complete checkpoint of a run, or None if the run has no checkpoints.
 
-    If a checkpoint is damaged, `warn` is called and the previous checkpoint is tried. If one was
-    deleted meanwhile by the process that trains the run, the checkpoints are listed again (at most
-    MAX_LISTINGS listings in all). Raises FolioError if all are damaged, if they are deleted again
-    and again, or if a checkpoint has another version, or a file that is not part of a checkpoint.
+    If a checkpoint is damaged, `warn` is called and the previous checkpoint is tried. If the
+    process that trains the run deletes one meanwhile, the checkpoints are listed again, up to
+    MAX_LISTINGS times in all. Raises FolioError if all checkpoints are damaged, if one is deleted
+    in each of these attempts, or if a checkpoint has another version or a file that is not part of
+    a checkpoint.
     """
     for _ in range(MAX_LISTINGS):
         folders = list_checkpoints(out_dir)
@@ -140,7 +141,7 @@ def find_newest_checkpoint(out_dir: Path, warn: Callable[[str], None]) -> Checkp
 
 
 def _open_newest(folders: Sequence[Path], warn: Callable[[str], None]) -> Checkpoint | None:
-    """Return the last of `folders` that is complete, or None if there is none or one is deleted."""
+    """Return the last complete checkpoint of `folders`, or None if all are damaged or one is gone."""
     for folder in reversed(folders):
         try:
             return open_checkpoint(folder)
@@ -152,7 +153,7 @@ def _open_newest(folders: Sequence[Path], warn: Callable[[str], None]) -> Checkp
 
 
 def describe_deleted(out_dir: Path) -> str:
-    """Return the message for checkpoints that are always deleted before they can be read."""
+    """Return the error message for a run whose checkpoints are deleted before they can be read."""
     return (
         f"every checkpoint in {out_dir} was deleted by the process that trains the run before it could be read; "
         "run this command again, or train with a larger --checkpoint_interval or --keep_checkpoints"
@@ -163,8 +164,9 @@ def find_checkpoint(path: Path, warn: Callable[[str], None], *, best: bool = Fal
     """Return the checkpoint at `path`, or the newest of the run at `path`, with its weights.
 
     With `best`, return the run's best checkpoint. If the process that trains the run deletes the
-    checkpoint meanwhile, the next one is taken. Raises MisuseError if `path` is neither a
-    checkpoint nor a run that has one.
+    checkpoint meanwhile, look for another one. `warn` is called with a line for each damaged
+    checkpoint that is skipped. Raises MisuseError if `path` is neither a checkpoint nor a run that
+    has one, or has no best checkpoint, and FolioError if the checkpoint is damaged.
     """
     is_run = not (path / INFO_FILE).exists()
     if best and not is_run:
@@ -205,14 +207,14 @@ def _find_best(out_dir: Path, newest: Checkpoint) -> Path:
 
 
 def run_of(checkpoint: Checkpoint) -> Path:
-    """Return the directory of the run that a checkpoint is in."""
+    """Return the run directory that contains a checkpoint."""
     return checkpoint.folder.resolve().parent.parent  # resolved first: "." has no parent
 
 
 def map_weights(checkpoint: Checkpoint) -> Checkpoint:
-    """Return `checkpoint` with its weights, which can then be read after its files were deleted.
+    """Return `checkpoint` with its weights mapped, so that they can be read after a deletion.
 
-    Raises CheckpointError if they were deleted before.
+    Raises CheckpointError if the files are damaged or already deleted.
     """
     return replace(checkpoint, weights=_map_tensors(checkpoint.folder / MODEL_FILE))
 
@@ -225,9 +227,9 @@ def read_weights(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
 
 
 def check_shapes(checkpoint: Checkpoint, config: Config) -> None:
-    """Raise MisuseError unless the weights have the shapes of a model of `config`.
+    """Raise MisuseError unless the weights have the names and shapes of a model of `config`.
 
-    No memory is allocated for it.
+    No memory is allocated for the model. Raises CheckpointError if the weights are damaged.
     """
     with torch.device("meta"):
         parameters = make_model(config, checkpoint.info.vocab_size).state_dict()
@@ -243,9 +245,9 @@ def check_shapes(checkpoint: Checkpoint, config: Config) -> None:
 
 
 def load_model(checkpoint: Checkpoint, model: LanguageModel) -> None:
-    """Copy the checkpoint's weights into `model`, on any device.
+    """Copy the checkpoint's weights into `model`, which can be on any device.
 
-    Raises CheckpointError if they are damaged or do not fit.
+    Raises CheckpointError if the weights are damaged or do not have the shapes of the model's.
     """
     parameters, weights = model.state_dict(), read_weights(checkpoint)
     _check_tensors(checkpoint.folder / MODEL_FILE, weights, parameters)
@@ -254,7 +256,7 @@ def load_model(checkpoint: Checkpoint, model: LanguageModel) -> None:
 
 
 def restore(checkpoint: Checkpoint, state: TrainingState) -> None:
-    """Load the checkpoint into `state`. Raises CheckpointError if it does not fit."""
+    """Load the checkpoint into `state`. Raises CheckpointError if it is damaged or does not fit."""
     load_model(checkpoint, state.model)
     path = checkpoint.folder / TRAINING_FILE
     tensors = _map_tensors(path)

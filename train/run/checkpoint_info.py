@@ -1,9 +1,9 @@
-"""checkpoint.json: its keys, their types and ranges, and the checksum of them all.
+"""checkpoint.json: its keys, their types and ranges, and the checksum of its content.
 
-`CheckpointInfo` is what the file contains. Everything that decides how a run continues, except the
-tensors, is in it: a single changed digit in `num_samples` would continue the run with other data.
-So the file has a `checksum`, the SHA-256 of the canonical JSON of all other keys, and every value is
-checked once, here. Code that has a CheckpointInfo needs no further checks.
+The file has everything that determines how a run continues, except the tensors. With a single wrong
+digit in `num_samples`, the run would continue with other data. So the file has a `checksum`, the
+SHA-256 of the canonical JSON of all other keys, and every value is checked here. Code that has a
+`CheckpointInfo` needs no further checks.
 
 Checkpoints of earlier versions have no checksum. They must have exactly the keys that those
 versions wrote, so that a file whose key `checksum` is damaged is not taken for one of them.
@@ -28,11 +28,11 @@ FORMAT = "folio-checkpoint"
 VERSION = 2
 INFO_FILE, MODEL_FILE, TRAINING_FILE = "checkpoint.json", "model.safetensors", "training.safetensors"
 TENSOR_FILES = (MODEL_FILE, TRAINING_FILE)
-EARLY_STOPPING = "watch"  # the key that earlier versions used
+EARLY_STOPPING = "watch"  # the key of earlier versions, kept so that their checkpoints can be read
 CHECKSUM = "checksum"
 ADVICE = "; use another checkpoint"
 MAX_VOCAB_SIZE = 1 << 32
-MAX_SAMPLES = 1 << 53  # up to which float64, in which the processes exchange it, represents whole numbers
+MAX_SAMPLES = 1 << 53  # the processes exchange the number as a float64, which is exact up to here
 MAX_FLOAT32 = 3.4e38
 SHA256 = re.compile(r"[0-9a-f]{64}")
 KEYS = {
@@ -42,16 +42,16 @@ KEYS = {
 
 
 class CheckpointError(FolioError):
-    """A checkpoint that is damaged or does not fit the model."""
+    """Raised for a checkpoint that is damaged or does not fit the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What a run is made from. It is the same in all checkpoints of the run."""
+    """The settings and the data of a run. They are the same in all checkpoints of the run."""
 
     settings: JsonObject
     build_id: str
-    tokenizer_sha256: str  # of the manifest's `tokenizer`: builds with the same value use the same ids for text
+    tokenizer_sha256: str  # builds with the same value encode text by the same ids, except control tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +60,13 @@ class CheckpointInfo:
 
     step: int  # optimizer steps done
     num_samples: int  # samples used
-    micro_batch: int | None  # windows per forward pass, if the run knew it
-    streams: list[JsonObject] | None  # the resume state of each process's stream; unset for builds
+    micro_batch: int | None  # windows per forward pass; None if not known
+    streams: list[JsonObject] | None  # the resume state of each process's stream; None for builds
     skipped_updates: int  # in the whole run
     scaler: JsonObject  # of the gradient scaler; empty if it is off
     best_step: int | None  # the step of the run's best evaluation so far
     best_loss: float  # of that evaluation; infinite if there is none
-    num_since: int  # evaluations since one that was better beyond noise
+    num_since: int  # evaluations since the last one that was an improvement beyond noise
     vocab_size: int
     config: Config  # of the run: the settings of `origin`
     origin: Origin
@@ -75,7 +75,7 @@ class CheckpointInfo:
 
 
 def seal_info(fields: JsonObject) -> JsonObject:
-    """Return the object that checkpoint.json contains: `fields` with the checksum of all other keys."""
+    """Return the content of checkpoint.json: `fields`, and the checksum of all of them."""
     content = {key: value for key, value in fields.items() if key != CHECKSUM}
     return content | {CHECKSUM: sha256_bytes(canonical_json(content))}
 
@@ -83,8 +83,8 @@ def seal_info(fields: JsonObject) -> JsonObject:
 def read_info(folder: Path) -> CheckpointInfo:
     """Return the content of the checkpoint.json in `folder`.
 
-    Raises CheckpointError if it is missing or damaged, and FolioError if it is intact, but of
-    another version of Folio.
+    Raises CheckpointError if it is missing or damaged, FolioError if it has another format version,
+    and MisuseError if it is intact but has settings that this version of Folio does not accept.
     """
     path = folder / INFO_FILE
     try:
@@ -119,7 +119,7 @@ def read_info(folder: Path) -> CheckpointInfo:
 
 
 def _check_seal(content: Any) -> bool:
-    """Return whether `content` has a checksum. Raise ValueError if it is not what was written."""
+    """Return whether `content` has a checksum. Raise ValueError if the checksum or the keys are wrong."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"does not have the format {FORMAT!r}, so it is damaged or not a checkpoint of Folio")
     if CHECKSUM in content:
@@ -134,7 +134,7 @@ def _check_seal(content: Any) -> bool:
 
 
 def _parse(content: JsonObject, config: Config) -> CheckpointInfo:
-    """Return the checked values of checkpoint.json. Raises ValueError for one that no run writes."""
+    """Return the values of checkpoint.json. Raises ValueError for a value that no run writes."""
     step = _get_int(content, "step", 0, min(config.max_steps, MAX_STEP))
     num_samples = _get_int(content, "num_samples", step, MAX_SAMPLES)  # a step has one sample at least
     best_step, best_loss, num_since = _parse_early_stopping(_get(content, EARLY_STOPPING, dict), step=step)
@@ -189,7 +189,7 @@ def _parse_streams(content: JsonObject, config: Config) -> list[JsonObject] | No
 
 
 def _parse_scaler(content: JsonObject) -> JsonObject:
-    """Return the state of the gradient scaler with the values that it can work with."""
+    """Return the state of the gradient scaler. Raises ValueError if the scaler cannot use it."""
     if not content:
         return {}
     scaler: JsonObject = {

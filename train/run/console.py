@@ -1,4 +1,4 @@
-"""The console of a run: lines that stay, one live line on a terminal, and numbers in readable form."""
+"""The console of a run: permanent lines, one live line on a terminal, and the format of numbers."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Console:
 
     def _write(self, text: str, *, is_live: bool) -> None:
         self._is_live = is_live
-        # The run continues if its reader ends: `| tee` ends by the same Ctrl-C that asks for a
-        # checkpoint.
+        # The run continues if the program that reads its output ends: Ctrl-C, which stops the run
+        # after a checkpoint, also ends `| tee`.
         with contextlib.suppress(BrokenPipeError):
             self._stream.write(text)
             self._stream.flush()
@@ -53,7 +53,7 @@ def format_speed(speed: dict[str, float | None]) -> list[str]:
 
 
 def format_perplexity(value: float | None) -> str:
-    """Return a perplexity such as 25.79, or 1.1e+26 if it is larger than any vocabulary."""
+    """Return a perplexity such as 25.79 or, if it is very large, 1.1e+26; "n/a" for None."""
     return "n/a" if value is None else f"{value:,.2f}" if value < MAX_PLAIN_PERPLEXITY else f"{value:.1e}"
 
 

@@ -1,7 +1,4 @@
-"""`Run`: what the parts of training share and training does not change.
-
-It is passed in place of many arguments.
-"""
+"""The dataclass `Run`: what all parts of training use and training does not change."""
 
 from __future__ import annotations
 
@@ -91,9 +88,9 @@ def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
 
 
 def _check_prompt(source: DataSource, config: Config) -> None:
-    """Raise MisuseError if completion_prompt cannot be encoded: the first completion may be hours away.
+    """Raise MisuseError if completion_prompt cannot be encoded, which may else be noticed hours later.
 
-    A tokenizer that cannot be loaded is a warning, because training does not need it.
+    If the tokenizer cannot be loaded, only warn, because training does not need it.
     """
     if not config.completion_prompt:
         return
@@ -109,7 +106,7 @@ def _check_prompt(source: DataSource, config: Config) -> None:
 
 
 def _open_data(config: Config, *, device: torch.device, world: World) -> tuple[DataSource, Data]:
-    """Open the data. If a build is replaced after it was opened and before it is mapped, try again."""
+    """Open the data. If a build is replaced between opening and mapping its files, try again."""
 
     def open_once() -> tuple[DataSource, Data]:
         source = open_data_source(config.data, world=world)

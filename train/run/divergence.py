@@ -1,9 +1,9 @@
 """Numbers that are not finite: skip updates, roll back to the last checkpoint, or give up.
 
 A single update whose loss or gradient is not finite is skipped on the device. After several in a
-row, or if the weights give no finite validation loss, the run returns to its newest checkpoint and
-continues with the samples that come next, not with those that led here. If training diverges again
-from the same checkpoint, a rollback does not help and the run fails.
+row, or if the validation loss is not finite, the run returns to its newest checkpoint. It then
+continues with the next samples and does not repeat those after the checkpoint. If training diverges
+again from the same checkpoint, the run fails.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from train.run.state import TrainingState, broadcast_state
 
 
 def find_update_problem(state: TrainingState, num_skipped: int) -> str | None:
-    """Return a description of the problem if too many updates in a row were skipped."""
+    """Return a description of the problem if too many updates in a row were skipped, else None."""
     return f"{num_skipped} updates in a row were not finite" if num_skipped >= state.max_skipped else None
 
 
 @torch.no_grad()
 def find_weights_problem(run: Run, state: TrainingState) -> str | None:
-    """Return a description of the problem if validation windows, or the first samples, have no finite loss.
+    """Return a description of the problem if the loss of some validation windows is not finite.
 
-    Even an update that is finite can ruin the weights. One window would be enough, but the model is
+    Training samples are used if there are no validation windows. Return None if the loss is finite.
+    Even finite updates can lead to such weights. One window would be enough, but the model is
     compiled for a whole micro-batch.
     """
     loss = 0.0
@@ -46,10 +47,11 @@ def find_weights_problem(run: Run, state: TrainingState) -> str | None:
 
 
 def roll_back(run: Run, state: TrainingState, logger: RunLogger, *, problem: str, previous_rollback: int | None) -> int:
-    """Restore the newest checkpoint, but continue with the samples that come next. Return its step.
+    """Restore the newest checkpoint, except its position in the samples, and return its step.
 
-    `previous_rollback` is the step that an earlier rollback returned to. Raises FolioError if there
-    is no checkpoint, or if it is the same one again.
+    `problem` is the reason, for messages. `previous_rollback` is the step that the last rollback
+    returned to, if any. Raises FolioError if there is no checkpoint, or if it is that of
+    `previous_rollback`.
     """
     from_step, num_samples, num_skipped = state.step, state.num_samples, state.skipped[1].clone()
     micro_batch = state.micro_batch

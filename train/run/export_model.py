@@ -22,9 +22,9 @@ METADATA = {"format": "pt"}  # transformers refuses a file without it
 
 
 def export_tensors(checkpoint: Checkpoint, config: Config) -> dict[str, Tensor]:
-    """Return the weights in float32, without the padded rows of the vocabulary.
+    """Return the weights by the names of an export, in float32, without the vocabulary's padding.
 
-    Raises FolioError if they are damaged.
+    Raises CheckpointError if they are damaged.
     """
     tensors = dict(read_weights(checkpoint))
     architecture = get_architecture(config.arch)
@@ -36,8 +36,8 @@ def export_tensors(checkpoint: Checkpoint, config: Config) -> dict[str, Tensor]:
 def config_files(config: Config, manifest: Manifest, vocab_size: int) -> dict[str, bytes]:
     """Return the names and contents of the files that describe the model and how it generates."""
     eot_id = manifest.eot_id
-    # As in GPT-2, the end-of-text token also starts a text and pads short ones, unless the
-    # tokenizer has others.
+    # As in GPT-2, the end-of-text token also begins a text and pads short ones, unless the build has
+    # other tokens for that.
     ids = {
         "bos_token_id": eot_id if manifest.bos_id is None else manifest.bos_id,
         "eos_token_id": eot_id,
@@ -50,8 +50,8 @@ def config_files(config: Config, manifest: Manifest, vocab_size: int) -> dict[st
 def tokenizer_files(folder: Path, manifest: Manifest, config: Config) -> dict[str, bytes]:
     """Return the names and contents of the tokenizer's files in Hugging Face's format.
 
-    `folder` is the one with the tokenizer of `manifest`. Raises FolioError if the tokenizer cannot
-    be written in that format.
+    `folder` contains the files of the tokenizer of `manifest`. Raises FolioError if the tokenizer
+    cannot be written in that format, or if a library is missing.
     """
     try:
         from preprocess.tokenizers.to_huggingface import make_huggingface_files
@@ -64,9 +64,9 @@ def tokenizer_files(folder: Path, manifest: Manifest, config: Config) -> dict[st
 
 
 def write_model(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write the weights, with the file mode of the other files.
+    """Write the weights to the file `path`, with the file mode of the config.json beside it.
 
-    Raises FolioError if the disk is full.
+    Raises FolioError if the file cannot be written, for example because the disk is full.
     """
     try:
         write_tensors(path, tensors, METADATA)

@@ -1,4 +1,4 @@
-"""A run that is already finished: why, and the trackers that have not received all of its rows."""
+"""A run that is already finished: report why, and send its trackers the rows that they do not have."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from train.trackers.client import send_missing_rows
 
 
 def report_finished(run: Run, checkpoint: Checkpoint | None) -> bool:
-    """Return whether the run is finished.
+    """Return whether the run is finished. If so, print why, and send its trackers the missing rows.
 
-    If so, print why and bring its trackers up to date.
-
-    `checkpoint` is the one to continue from, given in the main process only.
+    `checkpoint` is the one to continue from, if any; it is given in the main process only.
     """
     reason = describe_finished(checkpoint, run.config) if checkpoint else None
     if not run.world.all_reduce_max(reason is not None):
@@ -31,7 +29,7 @@ def report_finished(run: Run, checkpoint: Checkpoint | None) -> bool:
 
 
 def describe_finished(checkpoint: Checkpoint, config: Config) -> str | None:
-    """Return why a run at `checkpoint` is finished, if it is."""
+    """Return why a run that would continue from `checkpoint` is finished, or None if it is not."""
     if config.resume != "auto":
         return None
     info = checkpoint.info

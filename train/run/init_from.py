@@ -1,7 +1,7 @@
 """Initial weights (`init_from`) from another run, or from a folder of Hugging Face's GPT-2.
 
-Rows of ids that the other model does not know, such as author tokens, become the mean of the rows
-that it knows (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models"). A
+The rows of ids that the other model does not have, such as author tokens, become the mean of the
+rows that it has (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models"). A
 new id then takes little probability from the old ones. Control tokens are matched by their text,
 all other ids by their number.
 """
@@ -35,7 +35,7 @@ HF_CONFIG_FILE, HF_INDEX, HF_TOKENIZER = "config.json", "model.safetensors.index
 HF_TIED = "lm_head.weight"  # a copy of the embedding, in old files
 HF_NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias")  # causal masks, in old files
 MAX_HF_SIZE = 1 << 20
-HF_SIZES = {"n_layer": 12, "n_head": 12, "n_embd": 768}  # with the values of keys that a config leaves out
+HF_SIZES = {"n_layer": 12, "n_head": 12, "n_embd": 768}  # with the defaults for missing keys
 ADVICE = "; download the folder again"
 
 
@@ -44,8 +44,8 @@ class PretrainedWeights:
     """Weights that fit the settings. The tensors are memory-mapped."""
 
     path: Path
-    tensors: dict[str, Tensor]  # with our names and shapes, except for the number of ids and positions
-    vocab_size: int  # rows that are ids
+    tensors: dict[str, Tensor]  # with the model's names and shapes, except the number of ids and positions
+    vocab_size: int  # the number of ids; further rows are padding
     special_tokens: dict[str, int]  # text → id
     has_manifest: bool  # whether special_tokens is complete
 
@@ -53,9 +53,10 @@ class PretrainedWeights:
 def initialize(model: LanguageModel, config: Config, source: DataSource, *, warn: Callable[[str], None]) -> None:
     """Copy the weights that config.init_from names into the new `model`, in place.
 
-    The rows that pad the vocabulary keep their random values, and the rows of positions beyond
-    block_size are not copied. `warn` is called with the text of each warning. Raises MisuseError if
-    the weights do not fit the settings or the data, and FolioError if they are damaged.
+    The padding rows of the vocabulary keep their random values, and the rows of positions from
+    block_size on are not copied. `source` is the data of the run. `warn` is called with the text of
+    each warning. Raises MisuseError if the weights do not fit the settings or the data, and
+    FolioError if they are damaged.
     """
     path = Path(config.init_from or "")
     if path.resolve().is_relative_to(Path(config.out_dir).resolve()):
@@ -81,7 +82,7 @@ def initialize(model: LanguageModel, config: Config, source: DataSource, *, warn
 
 
 def _match_rows(weights: PretrainedWeights, source: DataSource) -> Tensor:
-    """Return the row of `weights` for each id of `source`, (vocab_size,) int64; -1 if there is no such row.
+    """Return the row of `weights` for each id of `source`, (vocab_size,) int64; -1 if it has none.
 
     Raises MisuseError if the weights have too few ids.
     """
@@ -184,7 +185,7 @@ def _open_huggingface(folder: Path, config: Config, model: LanguageModel) -> Pre
 
 
 def _huggingface_tensors(folder: Path) -> dict[str, Tensor]:
-    """Return the weights with our names and orientation.
+    """Return the weights with the names and the orientation of the GPT2 here.
 
     Raises MisuseError if they are pickled, and FolioError if they are damaged.
     """
@@ -231,9 +232,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _check_huggingface_shapes(folder: Path, shapes: Mapping[str, tuple[int, ...]], model: LanguageModel) -> None:
-    """Raise FolioError if a shape differs from the model's.
+    """Raise FolioError if a name or a shape differs from the model's.
 
-    The number of ids and of positions may differ.
+    The number of ids and of positions can differ.
     """
     expected = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
     for name in (*GPT2.vocabulary_weights, *GPT2.position_weights):
@@ -245,9 +246,9 @@ def _check_huggingface_shapes(folder: Path, shapes: Mapping[str, tuple[int, ...]
 
 
 def _added_tokens(path: Path) -> dict[str, int]:
-    """Return the ids of the control tokens in a tokenizer.json by their text.
+    """Return the control tokens in the tokenizer.json at `path`, text → id; none without the file.
 
-    The result is empty if there is no such file.
+    Raises FolioError if the file is damaged.
     """
     added = (_read_object(path).get("added_tokens") or []) if path.is_file() else []
     try:

@@ -35,7 +35,7 @@ class RunInfo:
 class StepTimer:
     """The time of training steps.
 
-    Time inside `pause` counts for the time left, but not for the speed.
+    The time inside `pause` is part of the estimated time left, but not of the speed.
     """
 
     def __init__(self, step: int) -> None:
@@ -50,16 +50,16 @@ class StepTimer:
         self._lap_began += time.monotonic() - paused_at
 
     def lap(self, step: int) -> float:
-        """Return the mean seconds per step since the last call."""
+        """Return the mean seconds per step since the last call, without pauses."""
         now = time.monotonic()
         seconds_per_step = (now - self._lap_began) / max(step - self._lap_step, 1)
         self._lap_began, self._lap_step = now, step
         return max(seconds_per_step, 1e-9)
 
     def seconds_left(self, step: int, max_steps: int) -> float:
-        """Return the expected time of the remaining steps, including pauses.
+        """Return the expected seconds that the remaining steps take, including pauses.
 
-        It follows from the steps of this process so far.
+        The estimate is the mean of this process's steps so far.
         """
         return (time.monotonic() - self._began) / max(step - self._first_step, 1) * (max_steps - step)
 
@@ -70,7 +70,7 @@ class StepCost:
 
     tokens_per_step: int
     flops_per_token: float
-    peak_flops: float | None  # FLOP/s of all devices together, if it is known
+    peak_flops: float | None  # FLOP/s of all devices together; None if not known
     memory_bytes: Callable[[], int | None]  # the peak memory so far, as peak_memory_bytes measures it
 
     def speed(self, tokens_per_s: float) -> dict[str, float | None]:
@@ -85,8 +85,8 @@ class RunLogger:
     def __init__(self, info: RunInfo, cost: StepCost, *, step: int, is_main: bool = True, quiet: bool = False) -> None:
         """Start logging after `step` steps; -1 if the untrained model is not evaluated yet.
 
-        Later rows, of a run that was interrupted, are removed. Only the main process writes and
-        prints, and with `quiet` it does not print either.
+        Rows of later steps, which an interrupted run has written, are removed. Only the main
+        process writes and prints; with `quiet` it only writes.
         """
         out_dir = Path(info.config.out_dir) if is_main else None
         self._console = Console(sys.stdout if is_main and not quiet else open(os.devnull, "w"))  # noqa: SIM115 (closed at exit)
@@ -168,12 +168,12 @@ class RunLogger:
         self._console.line("  ".join(parts))
 
     def log_completion(self, step: int, text: str) -> None:
-        """Log a text that the model wrote."""
+        """Log a completion: print it, and send it to the trackers."""
         self._console.line(f"\n{text}\n")
         self._trackers.log_completion(step, text)
 
     def log_rollback(self, step: int, *, from_step: int, skipped_samples: int) -> None:
-        """Remove the rows after `step`, to which the run has returned, and add one that records it."""
+        """Remove the rows after `step`, to which the run has returned, and log a row for the rollback."""
         if self._metrics and self._out_dir:
             self._metrics.sync()
             self._metrics.close()
@@ -187,7 +187,7 @@ class RunLogger:
         self._is_stopped = True
 
     def sync(self) -> None:
-        """Flush the rows to the disk. Call it before committing a checkpoint that follows them."""
+        """Flush the rows to the disk. Call this before saving a checkpoint, which needs its rows."""
         if self._metrics:
             self._metrics.sync()
 

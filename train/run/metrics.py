@@ -20,9 +20,8 @@ MAX_STEP = 10**15
 class Metrics:
     """Appends rows to metrics.jsonl.
 
-    Each is written at once, so that a crash loses no earlier one. If somebody deletes or replaces
-    the file meanwhile, its rows can still be read from the file that is open: `sync` writes them
-    again.
+    Each row is written immediately, so that a crash does not lose it. If the file is deleted or
+    replaced meanwhile, its rows can still be read from the open file, and `sync` writes them again.
     """
 
     def __init__(self, out_dir: Path, last_step: int, *, warn: Callable[[str], None]) -> None:
@@ -36,7 +35,10 @@ class Metrics:
         self._file = _open_to_append(self._path)
 
     def write(self, step: int, **values: float | None) -> None:
-        """Append a row. Infinities and NaN, which JSON cannot represent, become null."""
+        """Append a row. Infinities and NaN, which JSON cannot represent, become null.
+
+        Raises OSError if the disk is full.
+        """
         finite = {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
         line = memoryview(_encode_row(MetricsRow(step, finite)))
         with add_path_to_errors(self._path):
@@ -63,9 +65,9 @@ class Metrics:
 
 
 def _open_to_append(path: Path) -> io.FileIO:
-    """Open `path` for appending and reading.
+    """Open `path` for appending and reading, without a buffer.
 
-    Without a buffer: on a full disk it would fail a second time when it is closed.
+    On a full disk, a file with a buffer would raise the error a second time when it is closed.
     """
     return open(path, "a+b", buffering=0)
 
@@ -83,11 +85,9 @@ def _encode_row(row: MetricsRow) -> bytes:
 
 
 def read_rows(path: Path) -> list[MetricsRow]:
-    """Return the rows of a metrics.jsonl, [] if it does not exist.
+    """Return the rows of the metrics.jsonl at `path`, or [] if it does not exist.
 
-    An incomplete last line is dropped.
-
-    Raises FolioError if another line is not a row.
+    An incomplete last line is dropped. Raises FolioError if another line is not a row.
     """
     return read_json_lines(
         path,

@@ -1,13 +1,14 @@
 """Checks before a run: disk, memory, and a trial step from which the run's time is estimated.
 
-The preflight finds the micro-batch, the number of windows that one forward pass takes: the largest
-divisor of the step's windows up to batch_size that memory allows. A step then accumulates the
-gradients of several passes, with the same samples and the same result.
+The preflight finds the micro-batch, the number of windows of one forward pass: the largest divisor
+of a process's windows per step that is at most batch_size and fits the memory. A step then
+accumulates the gradients of several passes, with the same samples and the same result.
 
-How the limit of memory is found depends on the device. A GPU raises an error if its memory does not
-suffice, so passes are tried and halved. On a CPU the system promises more memory than it has and
-later kills the process without a message. There, the peaks of three small passes are measured, and
-the peak of larger passes is extrapolated from them.
+The device determines how the limit of memory is found. On a GPU a pass that needs too much memory
+raises an error, so passes are tried, each with at most half the windows of the one before. On a CPU
+the system promises more memory than it has, and later kills the process without a message. There,
+the peaks of three small passes are measured, and the peak of larger passes is extrapolated from
+them.
 
 The trial computes a forward and backward pass and an update that is skipped, so it changes neither
 weights nor moments.
@@ -36,9 +37,9 @@ from train.run.console import format_duration
 from train.run.context import Run
 from train.run.state import TrainingState, state_tensors
 
-# The fraction of a CPU's memory to plan with: in glibc's heap, aligned blocks of some megabytes
-# leave holes that the next ones do not fit into, so a process takes up to 1.8 times the memory of
-# its tensors (measured).
+# The fraction of the available memory that tensors may take on a CPU. In glibc's heap, aligned
+# blocks of some megabytes leave holes that the next blocks do not fit into, so a process takes up
+# to 1.8 times the memory of its tensors (measured).
 USABLE_FRACTION = 0.5
 PROBE_TOKENS = 1024  # of the smallest pass that is measured
 MAX_REPEATED_TRIAL_S = 20.0  # a first trial that takes longer is not repeated for a better estimate
@@ -46,19 +47,19 @@ MAX_REPEATED_TRIAL_S = 20.0  # a first trial that takes longer is not repeated f
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """How long a pass with an update, an evaluation per window, and compiling both take."""
+    """Measured times in seconds."""
 
-    pass_s: float
-    window_evaluation_s: float
-    compilation_s: float
+    pass_s: float  # a forward and backward pass of a micro-batch, with an update
+    window_evaluation_s: float  # the evaluation of one window
+    compilation_s: float  # compiling both; 0 if it was not measured
 
 
 def preflight(run: Run, state: TrainingState, model: nn.Module) -> list[str]:
     """Check disk and memory, set `state.micro_batch`, and return the lines that report it.
 
-    `model` is state.model as the processes share it. If the settings ask for it, the model is
-    compiled. Otherwise `state` is unchanged. Raises FolioError if disk or memory do not suffice,
-    and MisuseError if the processes cannot share a step.
+    `model` is state.model as `World.wrap` returned it. With the setting `compile`, the model is
+    compiled. Nothing else in `state` changes. Raises FolioError if disk or memory do not suffice,
+    and MisuseError if a step's windows cannot be divided among the processes.
     """
     config, world = run.config, run.world
     checkpoint_bytes = _checkpoint_bytes(state)
@@ -89,7 +90,7 @@ def _checkpoint_bytes(state: TrainingState) -> int:
 
 
 def _check_disk(config: Config, checkpoint_bytes: int) -> None:
-    """Raise FolioError unless all kept checkpoints and one being written fit the disk."""
+    """Raise FolioError unless all kept checkpoints, and one being written, fit the disk."""
     out_dir = Path(config.out_dir)
     folder = next(path for path in (out_dir.absolute(), *out_dir.absolute().parents) if path.exists())
     existing = sum(file.stat().st_size for file in (out_dir / CHECKPOINTS_DIR).rglob("*") if file.is_file())
@@ -135,9 +136,9 @@ def _find_micro_batch(
 
 
 def estimate_max_windows(run: Run, state: TrainingState) -> int:
-    """Return how many windows a pass can have in this machine's memory.
+    """Return an estimate of how many windows of a pass fit this machine's memory.
 
-    On a GPU it is batch_size, because passes are tried there.
+    On a CUDA GPU it is batch_size, because passes are tried there instead.
     """
     if run.device.type == "cuda":
         return run.config.batch_size
@@ -158,7 +159,7 @@ def estimate_max_windows(run: Run, state: TrainingState) -> int:
 
 
 def describe_too_large(run: Run) -> str:
-    """Return the message for a model that does not fit the memory."""
+    """Return the error message for a model that does not fit the memory."""
     return (
         f"the model and a batch of 1 × {run.config.block_size:,} do not fit the memory of {run.device}; use a "
         "smaller model or block_size, or --gradient_checkpointing=true"
@@ -166,7 +167,7 @@ def describe_too_large(run: Run) -> str:
 
 
 def describe_out_of_memory(state: TrainingState) -> str:
-    """Return the message for memory that ran out during training."""
+    """Return the error message for memory that is exhausted during training."""
     return (
         f"out of memory on {state.device} after step {state.step:,}, with {state.micro_batch or 0:,} windows "
         "per forward pass; run the same command with half the batch_size and twice the "
@@ -175,7 +176,7 @@ def describe_out_of_memory(state: TrainingState) -> str:
 
 
 def _try(trial: Callable[[], Trial], state: TrainingState) -> Trial | None:
-    """Return the result of `trial`, if memory sufficed for it."""
+    """Return the result of `trial`, or None if it ran out of memory."""
     try:
         return trial()
     except (MemoryError, RuntimeError) as e:
@@ -196,8 +197,7 @@ def _run_trial(run: Run, state: TrainingState, model: nn.Module, *, micro_batch:
     or selecting kernels. If the model is not compiled and the first pass takes longer than
     MAX_REPEATED_TRIAL_S, they are measured once.
     """
-    # Without gradient synchronization: if one process has too little memory, the others must not
-    # wait for it.
+    # Do not average gradients: if one process runs out of memory, the others would wait for it.
     run.world.set_gradient_sync(model, is_last=False)
     batches = run.data.val.batches(micro_batch, rank=run.world.rank, num_ranks=run.world.size)
     indices, batch = next(batches, (None, None))

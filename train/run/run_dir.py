@@ -7,8 +7,8 @@
     evaluations.jsonl, evaluations/    written by evaluate.py
     trackers/, tensorboard/            written by the trackers
 
-The same command continues the run in its directory, so a directory whose run has other settings is
-rejected, not overwritten.
+The same command continues the run in its directory. A directory whose run has other settings is
+therefore rejected, not overwritten.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from preprocess.shards.files import parse_json, read_small_file, readable_json, 
 from preprocess.shards.format import MANIFEST, read_manifest
 from preprocess.shards.manifest import Manifest
 from train.config import Config, changed_settings, config_from_saved
-from train.data.builds import has_tokenizer
+from train.data.builds import check_same_control_tokens, has_tokenizer
 from train.data.streams import DataSource, StreamedText
 from train.model.sampler import RUN_COPY_ADVICE
 from train.run.checkpoint import (
@@ -55,9 +55,8 @@ SHORT_ID = 12  # hexadecimal digits of a build id in a message
 def lock_run_dir(out_dir: Path) -> Iterator[None]:
     """Create `out_dir` and hold its lock inside the block.
 
-    If the block writes no file to a new directory, it is removed.
-
-    Raises MisuseError if a file is in the way, and FolioError if another process holds the lock.
+    A new directory is removed after the block if no file was written to it. Raises MisuseError if a
+    file is in the way, and FolioError if another process holds the lock.
     """
     is_new = not out_dir.exists()
     try:
@@ -84,8 +83,9 @@ def lock_run_dir(out_dir: Path) -> Iterator[None]:
 def find_start(config: Config, source: DataSource, *, restart: bool, warn: Callable[[str], None]) -> Checkpoint | None:
     """Return the checkpoint to continue from, or None to start at step 0. No file is written.
 
-    Raises MisuseError if out_dir contains a run with other settings or data, and FolioError if its
-    checkpoints are damaged.
+    `warn` is called with a line for each damaged checkpoint that is skipped. Raises MisuseError if
+    out_dir contains a run with other settings or data, and FolioError if all its checkpoints are
+    damaged.
     """
     out_dir = Path(config.out_dir)
     if restart:
@@ -103,6 +103,8 @@ def find_start(config: Config, source: DataSource, *, restart: bool, warn: Calla
     _check_vocabulary(checkpoint, source)
     if config.resume == "auto":
         _check_same_run(checkpoint.info, config, source=source)
+    elif checkpoint.info.origin.build_id != source.build_id:
+        _check_control_tokens(checkpoint, source)
     check_shapes(checkpoint, config)
     return checkpoint
 
@@ -144,7 +146,10 @@ def _check_empty(config: Config, *, has_run: bool) -> None:
 
 
 def _find_other_start(config: Config, warn: Callable[[str], None]) -> Checkpoint:
-    """Return the checkpoint that the setting resume names, outside of out_dir."""
+    """Return the checkpoint that the setting `resume` names.
+
+    Raises MisuseError if it is inside out_dir, or does not fit the optimizer or max_steps.
+    """
     path = Path(config.resume)
     if path.resolve().is_relative_to(Path(config.out_dir).resolve()):
         raise MisuseError(
@@ -180,6 +185,18 @@ def _check_vocabulary(checkpoint: Checkpoint, source: DataSource) -> None:
         )
 
 
+def _check_control_tokens(checkpoint: Checkpoint, source: DataSource) -> None:
+    """Raise MisuseError unless the control tokens of `source` have the ids of the checkpoint's build.
+
+    Otherwise an author's id could continue with the embedding of another author.
+    """
+    _, manifest = vocabulary_of(checkpoint)
+    try:
+        check_same_control_tokens(source.name, source.manifest, other_name=str(checkpoint.folder), other=manifest)
+    except MisuseError as e:
+        raise MisuseError(f"{e}, or start a new run with its weights, by --init_from") from e
+
+
 def _check_same_run(info: CheckpointInfo, config: Config, *, source: DataSource) -> None:
     """Raise MisuseError if the run of the checkpoint `info` had other settings or other data."""
     changes, origin = changed_settings(info.config, config), info.origin
@@ -193,10 +210,7 @@ def _check_same_run(info: CheckpointInfo, config: Config, *, source: DataSource)
 
 
 def _describe_stream_change(config: Config, stream: StreamedText) -> str | None:
-    """Return how `stream` differs from the stream of the run in out_dir.
-
-    Return None if that run read builds.
-    """
+    """Return how `stream` differs from the stream of the run in out_dir, or None if it read builds."""
     try:
         earlier = read_manifest(Path(config.out_dir) / VOCABULARY_DIR)
     except FolioError:
@@ -206,7 +220,7 @@ def _describe_stream_change(config: Config, stream: StreamedText) -> str | None:
 
 
 def prepare_run_dir(config: Config, source: DataSource, *, restart: bool) -> None:
-    """Write what all checkpoints share, after deleting leftovers and with `restart` the old run."""
+    """Delete leftovers and, with `restart`, the old run; then write the settings and the vocabulary."""
     out_dir = Path(config.out_dir)
     if restart:
         delete_run(out_dir)
@@ -215,22 +229,22 @@ def prepare_run_dir(config: Config, source: DataSource, *, restart: bool) -> Non
 
 
 def write_run(config: Config, source: DataSource) -> None:
-    """Write the settings and the vocabulary to out_dir."""
+    """Write the settings to settings.json, and the manifest and the tokenizer to build/ in out_dir."""
     out_dir = Path(config.out_dir)
     source.save_vocabulary(out_dir / VOCABULARY_DIR)
     write_durable(out_dir / SETTINGS_FILE, readable_json(config.as_dict()))
 
 
 def is_run(out_dir: Path) -> bool:
-    """Return whether what `write_run` wrote exists."""
+    """Return whether `out_dir` has the files that `write_run` writes."""
     return (out_dir / SETTINGS_FILE).is_file() and (out_dir / VOCABULARY_DIR / MANIFEST).is_file()
 
 
 def vocabulary_of(checkpoint: Checkpoint) -> tuple[Path, Manifest]:
-    """Return the folder with the tokenizer of a checkpoint's model, and the manifest.
+    """Return the folder build/ of a checkpoint's run, which has the tokenizer, and its manifest.
 
-    Raises MisuseError if the checkpoint is not inside a run, and FolioError if the run's copy is
-    damaged or another's.
+    Raises MisuseError if there is none, because the checkpoint is not inside a run, and FolioError
+    if it is damaged or does not belong to the checkpoint.
     """
     folder = run_of(checkpoint) / VOCABULARY_DIR
     if not (folder / MANIFEST).is_file():
@@ -239,19 +253,21 @@ def vocabulary_of(checkpoint: Checkpoint) -> tuple[Path, Manifest]:
             f"checkpoint inside its run, or copy the run's folder {VOCABULARY_DIR} there"
         )
     manifest = read_manifest(folder, advice=RUN_COPY_ADVICE)
-    has_same_tokenizer = has_tokenizer(manifest, checkpoint.info.origin.tokenizer_sha256)
-    if not has_same_tokenizer or manifest.vocab_size > checkpoint.info.vocab_size:
-        raise FolioError(
-            f"{folder} has another tokenizer than {checkpoint.folder}; copy the folder {VOCABULARY_DIR} of "
-            "its run there"
-        )
+    origin = checkpoint.info.origin
+    # The id of a mixture or a stream is not that of its vocabulary.
+    is_one_build = not any(character in checkpoint.info.config.data for character in ",:")
+    is_other_build = is_one_build and manifest.build_id != origin.build_id
+    has_same_tokenizer = has_tokenizer(manifest, origin.tokenizer_sha256)
+    if is_other_build or not has_same_tokenizer or manifest.vocab_size > checkpoint.info.vocab_size:
+        what = "another tokenizer than" if not has_same_tokenizer else "the vocabulary of another build than that of"
+        raise FolioError(f"{folder} has {what} {checkpoint.folder}; copy the folder {VOCABULARY_DIR} of its run there")
     return folder, manifest
 
 
 def check_deletable(out_dir: Path) -> None:
-    """Raise MisuseError if `out_dir` has files under the names of a run's but is not a run.
+    """Raise MisuseError if `out_dir` is not a run but has files with the names of a run's files.
 
-    They are somebody's: `--restart` must not delete them.
+    `--restart` must not delete files that Folio did not write.
     """
     names = (CHECKPOINTS_DIR, EVALUATIONS_DIR, METRICS_FILE, EVALUATIONS_FILE, SETTINGS_FILE)
     found = [name for name in names if (out_dir / name).exists()]
@@ -263,7 +279,7 @@ def check_deletable(out_dir: Path) -> None:
 
 
 def delete_run(out_dir: Path) -> None:
-    """Delete the files of a run in `out_dir`, and no others."""
+    """Delete the files that a run has written to `out_dir`, and no others."""
     # Rename first: an interrupted deletion must not leave some checkpoints to continue from.
     if (out_dir / CHECKPOINTS_DIR).is_dir():
         os.rename(out_dir / CHECKPOINTS_DIR, out_dir / f"{REMOVED_CHECKPOINTS}.{os.getpid()}")

@@ -1,7 +1,7 @@
 """Save checkpoints, and delete those that a run does not keep; checkpoint.py describes the files.
 
 A checkpoint is written under a hidden temporary name, flushed to the disk, and renamed. So a folder
-with the final name is complete, whenever the process or the machine stops.
+with the final name is always complete, even if the process or the machine stops during a save.
 """
 
 from __future__ import annotations
@@ -52,12 +52,10 @@ def remove_leftovers(out_dir: Path) -> None:
 
 
 def save(state: TrainingState, out_dir: Path, *, origin: Origin, keep: int) -> Path:
-    """Commit a checkpoint of `state`, then delete all except the last `keep` and the best.
+    """Save a checkpoint of `state`, and delete all except the last `keep` and the best one.
 
-    Return its folder.
-
-    Raises FolioError if it cannot be written. Earlier checkpoints are then unchanged, and nothing
-    partial remains.
+    Returns the folder of the checkpoint. Raises FolioError if it cannot be written. Earlier
+    checkpoints are then unchanged, and no partial checkpoint remains.
     """
     target = step_folder(out_dir, state.step)
     folder = target.parent
@@ -78,7 +76,7 @@ def save(state: TrainingState, out_dir: Path, *, origin: Origin, keep: int) -> P
 
 
 def _prune(out_dir: Path, *, step: int, keep: int, best_step: int | None) -> None:
-    # A checkpoint of a later step was rolled back past: it must not replace a good one.
+    # The run has rolled back past the checkpoints of later steps: do not continue from those.
     later = [p for p in list_checkpoints(out_dir) if step_of(p) > step]
     others = [p for p in list_checkpoints(out_dir) if step_of(p) <= step]
     for folder in later + [p for p in others[:-keep] if step_of(p) != best_step]:
@@ -104,9 +102,9 @@ def _write(folder: Path, tensors: Mapping[str, dict[str, Tensor]], *, state: Tra
 
 
 def _remove(folder: Path) -> None:
-    """Delete a checkpoint.
+    """Delete a checkpoint, if it exists.
 
-    It is renamed first, so that an interrupted deletion leaves no incomplete checkpoint.
+    It is renamed first, so that an interrupted deletion does not leave an incomplete checkpoint.
     """
     if folder.exists():
         removed = folder.with_name(f".{folder.name}.{os.getpid()}.removed")

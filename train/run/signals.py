@@ -21,17 +21,17 @@ from train.core.distributed import World
 from train.run.state import TrainingState
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-# A terminal sends Ctrl-C to torchrun and to its processes, and torchrun forwards it to them: two
-# signals within this time count as one.
+# With torchrun, one Ctrl-C arrives twice: the terminal sends it to all processes, and torchrun
+# forwards it to those that it started. Two signals within this time therefore count as one.
 SAME_SIGNAL_S = 3.0
 
 
 @contextmanager
 def end_at_once() -> Iterator[None]:
-    """Let a signal inside the block end the process immediately, because there is nothing to save.
+    """Let a signal inside the block end the process immediately. Use it when nothing must be saved.
 
-    Python calls a signal handler only between two calls of C code. A forward and backward pass of a
-    large batch is such a call and takes minutes, so the system's own action is used instead.
+    A Python signal handler runs only after the current call of C code returns. A pass of a large
+    batch is such a call and can take minutes, so the system's default action is used instead.
     """
     previous = {signum: signal.getsignal(signum) for signum in SIGNALS}
     previous = {signum: handler for signum, handler in previous.items() if handler != signal.SIG_IGN}
@@ -45,7 +45,7 @@ def end_at_once() -> Iterator[None]:
 
 
 class StopRequest:
-    """A context manager that records a signal: `signum` is its number, or 0 before it."""
+    """A context manager that records a signal. `signum` is its number, or 0 if none has arrived."""
 
     def __init__(self, state: TrainingState, world: World) -> None:
         self.signum = 0
@@ -71,7 +71,8 @@ class StopRequest:
             os._exit(128 + signum)
         self.signum, self._received_at = signum, now
         if self._world.is_main:
-            # Not print: the signal may arrive inside one, and a buffered stream cannot be entered
-            # twice.
+            # Not print(): the signal may arrive during another print(), and a buffered stream does
+            # not allow a second call inside the first.
             with contextlib.suppress(OSError):  # the reader of `2>&1 | tee` ended by the same Ctrl-C
-                os.write(2, f"\nfinishing step {self._state.step + 1:,}, saving; once more to abort\n".encode())
+                step = self._state.step + 1
+                os.write(2, f"\nfinishing step {step:,} and saving; a second signal ends the run at once\n".encode())

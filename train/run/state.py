@@ -1,4 +1,4 @@
-"""The training state: what a step or an evaluation changes, and its form in a checkpoint.
+"""The training state: what a step or an evaluation changes, and how a checkpoint stores it.
 
 The state of a random number generator is not part of it, because the order of samples and the
 dropout are computed from the seed and the sample number. A resumed run needs only the weights, the
@@ -24,8 +24,8 @@ from train.run.checkpoint_info import EARLY_STOPPING, CheckpointInfo
 from train.run.validation import EarlyStopping
 
 REFERENCE = f"{EARLY_STOPPING}.reference"  # the name of early stopping's tensor in a checkpoint
-# Skipped updates in a row that mean divergence. fp16's gradient scale starts high and halves with
-# each overflow, so some skipped updates are normal with it.
+# So many skipped updates in a row mean divergence. The gradient scale of fp16 begins high and halves
+# with each overflow, so some skipped updates are normal with it.
 MAX_SKIPPED = {"fp16": 30, "other": 5}
 
 
@@ -39,9 +39,9 @@ class TrainingState:
     device: torch.device
     skipped: Tensor  # (2,) int64 on the device: updates skipped in a row, and in the whole run
     step: int = 0  # optimizer steps done
-    micro_batch: int | None = None  # windows per forward pass, once the preflight knows it; it determines the dropout
+    micro_batch: int | None = None  # windows per forward pass, set by the preflight; dropout depends on it
     num_samples: int = 0  # samples used; more than step · windows_per_step if a rollback skipped some
-    streams: list[Any] | None = None  # the resume state of each process's stream, as JSON; unset for builds
+    streams: list[Any] | None = None  # the resume state of each process's stream, as JSON; None for builds
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
 
     @property
@@ -52,15 +52,15 @@ class TrainingState:
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """Loss and gradient norm of a step, () float32 on the device each, and the schedule's factor."""
+    """The loss and the gradient norm of a step, and the learning rate that it used."""
 
-    loss: Tensor
-    grad_norm: Tensor
-    learning_rate_factor: float
+    loss: Tensor  # () float32, on the device
+    grad_norm: Tensor  # () float32, on the device
+    learning_rate_factor: float  # a fraction of the maximum, as `schedule_factor` returns it
 
 
 def new_state(config: Config, vocab_size: int, *, device: torch.device) -> TrainingState:
-    """Return the state at step 0, with weights drawn from the seed."""
+    """Return the state at step 0 on `device`, with weights that the setting `seed` determines."""
     torch.manual_seed(config.seed)
     model = make_model(config, vocab_size).to(device)  # drawn on the CPU, to be the same on every device
     optimizers = make_optimizers(model, config, device=device)
@@ -80,7 +80,7 @@ def optimizer_tensors(state: TrainingState) -> Iterator[tuple[str, Tensor]]:
 
 
 def state_tensors(state: TrainingState) -> dict[str, Tensor]:
-    """Return the tensors that a checkpoint stores beside the weights."""
+    """Return the tensors that a checkpoint stores besides the weights, by name."""
     reference = state.early_stopping.reference
     return dict(optimizer_tensors(state)) | ({} if reference is None else {REFERENCE: reference})
 
@@ -104,10 +104,10 @@ def state_numbers(state: TrainingState) -> JsonObject:
 
 
 def load_state(state: TrainingState, info: CheckpointInfo, tensors: Mapping[str, Tensor]) -> None:
-    """Restore what `state_numbers` and `state_tensors` returned.
+    """Restore what `state_numbers` and `state_tensors` returned, from `info` and `tensors`.
 
-    The optimizer's tensors must have the shapes of those of `state`. Raises ValueError if early
-    stopping's tensor does not have one dimension.
+    The caller has checked that the optimizer's tensors have the shapes of those in `state`. Raises
+    ValueError if the tensor of early stopping does not have one dimension.
     """
     reference = tensors.get(REFERENCE)
     if reference is not None and reference.dim() != 1:
@@ -128,7 +128,7 @@ def load_state(state: TrainingState, info: CheckpointInfo, tensors: Mapping[str,
 
 
 def broadcast_state(state: TrainingState, world: World) -> None:
-    """Overwrite the state of every process with the main one's."""
+    """Overwrite the state of every process with that of the main process, except early stopping."""
     tensors = [*state.model.state_dict().values(), *(tensor for _, tensor in optimizer_tensors(state)), state.skipped]
     world.broadcast_tensors(tensors)
     state.streams = world.broadcast(state.streams)

@@ -1,9 +1,9 @@
 """The validation loss, its standard error, and early stopping that ignores noise.
 
 Every evaluation of a run reads the same windows. Two evaluations are compared window by window: a
-window that is hard is hard for both, so the standard error of the mean difference is a small
-fraction of either evaluation's own. An evaluation counts as better if its loss is lower by more
-than two of these standard errors, which happens by chance once in forty times.
+hard window has a high loss in both, so the standard error of the mean difference is much smaller
+than that of either loss. An evaluation counts as an improvement if its loss is lower by more than
+two standard errors of the difference, which happens by chance about once in forty times.
 
 Shapes: W validation windows.
 """
@@ -28,22 +28,19 @@ MIN_STANDARD_ERRORS = 2.0  # by which an improvement must exceed 0
 
 @dataclass(frozen=True, kw_only=True)
 class Strata:
-    """Which windows belong to which build, and the builds' shares.
-
-    Evaluations weigh builds as training does.
-    """
+    """The build of each window, and the share of each build in training, by which means are weighted."""
 
     build_index: np.ndarray  # (W,) int64
-    shares: tuple[float, ...]
+    shares: tuple[float, ...]  # with the sum 1
 
     def means(self, values: Tensor) -> list[float]:
-        """Return the mean of `values`, (W,), over the windows of each build."""
+        """Return the mean of `values`, (W,), over the windows of each build, as a list by build."""
         return [part.mean().item() for part in self._parts(values)]
 
     def mean_and_stderr(self, values: Tensor) -> tuple[float, float | None]:
         """Return the weighted mean of `values`, (W,), and its standard error (stratified sampling).
 
-        The standard error is None if a build has one window only.
+        The standard error is None if a build has only one window.
         """
         parts = self._parts(values)
         mean = math.fsum(share * part.mean().item() for share, part in zip(self.shares, parts, strict=True))
@@ -63,10 +60,10 @@ class Evaluation:
     """The result of an evaluation. Losses are in nats per token."""
 
     loss: float
-    stderr: float | None  # of the mean over windows; unset if a build has one window only
-    bits_per_byte: float | None  # unset if a split has control tokens only
+    stderr: float | None  # the standard error of `loss`; None if a build has only one window
+    bits_per_byte: float | None  # None if a build's validation split has no text, only control tokens
     by_build: dict[str, float]  # the loss on each build of a mixture; empty for one build
-    losses: Tensor = field(compare=False)  # (W,) float32 on the CPU: the mean of each window
+    losses: Tensor = field(compare=False)  # (W,) float32 on the CPU: the mean loss of each window
     strata: Strata = field(compare=False)
 
     @property
@@ -83,10 +80,11 @@ def evaluate(
     autocast: AbstractContextManager[object],
     world: World | None = None,
 ) -> Evaluation:
-    """Return the mean loss over all targets, in the precision of training (`autocast`).
+    """Compute the loss of every window of `data`, and return the Evaluation.
 
-    The windows are shared among the processes of `world`. Draws no random numbers, and restores the
-    model's mode.
+    `autocast` is the context of the forward passes, the same as in training. The windows are
+    divided among the processes of `world`; all return the same. Uses no random numbers. The model
+    is in evaluation mode meanwhile.
     """
     world = world or World()
     device = next(model.parameters()).device
@@ -99,7 +97,7 @@ def evaluate(
 
 
 def summarize(losses: Tensor, data: ValidationWindows) -> Evaluation:
-    """Return the Evaluation of `losses`, (W,) float32: the mean of each window.
+    """Return the Evaluation of `losses`, (W,) float32, the mean loss of each window.
 
     All windows have the same length, so the mean over windows weighs every token equally.
     """
@@ -117,7 +115,7 @@ def summarize(losses: Tensor, data: ValidationWindows) -> Evaluation:
 
 
 def _bits_per_byte(means: list[float], data: ValidationWindows) -> float | None:
-    """Return the loss per byte of text instead of per token, in bits, from each build's mean loss."""
+    """Convert each build's mean loss in nats per token, and return the weighted mean in bits per byte."""
     if not all(size.text_bytes for size in data.sizes):
         return None
     tokens_per_byte = [size.num_tokens / size.text_bytes for size in data.sizes]
@@ -126,9 +124,9 @@ def _bits_per_byte(means: list[float], data: ValidationWindows) -> float | None:
 
 
 def is_better(losses: Tensor, reference: Tensor, strata: Strata) -> bool:
-    """Return whether `losses` are lower than `reference` by more than noise.
+    """Return whether the mean of `losses` is lower than that of `reference` by more than noise.
 
-    Both are (W,), of the same windows.
+    Both are (W,), the losses of the same windows.
     """
     gain, stderr = strata.mean_and_stderr(reference - losses)
     return gain > MIN_STANDARD_ERRORS * (stderr or 0.0)
@@ -141,7 +139,7 @@ class EarlyStopping:
     best_step: int | None = None
     best_loss: float = math.inf
     num_since: int = 0
-    reference: Tensor | None = None  # (W,) float32: the losses of the last evaluation that was better beyond noise
+    reference: Tensor | None = None  # (W,) float32: the losses of the last improvement beyond noise
 
     def update(self, step: int, evaluation: Evaluation) -> bool:
         """Record an evaluation. Return whether its loss is the lowest so far."""
@@ -159,5 +157,5 @@ class EarlyStopping:
         return True
 
     def is_exhausted(self, patience: int | None) -> bool:
-        """Return whether `patience` evaluations have passed without an improvement beyond noise."""
+        """Return whether `patience` evaluations in a row were no improvement beyond noise."""
         return patience is not None and self.num_since >= patience

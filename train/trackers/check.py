@@ -1,4 +1,4 @@
-"""Check that the trackers that a user asks for can run."""
+"""Check that the libraries of the selected trackers are installed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from preprocess.errors import MisuseError
 
 
 def check_trackers(names: Sequence[str], *, option: str = "track") -> None:
-    """Raise MisuseError if the library of one of the trackers is not installed.
+    """Raise MisuseError if the library of one of the trackers `names` is not installed.
 
-    `option` is the setting or flag that asks for them; the message names it.
+    `option` is the setting or flag that selects them, for the message.
     """
     for name in names:
         if not _is_installed(name):
@@ -28,6 +28,6 @@ def check_trackers(names: Sequence[str], *, option: str = "track") -> None:
 
 def _is_installed(name: str) -> bool:
     spec = importlib.util.find_spec(name)
-    # W&B writes its runs into a folder `wandb`, which Python finds as a namespace package: that has
-    # no origin.
+    # W&B writes its runs to a folder `wandb`, which Python also finds, as a namespace package. Such
+    # a package has no origin.
     return spec is not None and spec.origin is not None

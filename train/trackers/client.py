@@ -1,17 +1,17 @@
-"""Send the metrics of a run to TensorBoard, MLflow and Weights & Biases without disturbing it.
+"""Send the metrics of a run to TensorBoard, MLflow and Weights & Biases without disturbing the run.
 
 Each tracker runs in a separate worker process (worker.py). Its library may patch modules, print,
-start threads or wait for a server, but this does not affect the training process; a worker that
-hangs can simply be killed. The training loop only puts events into a queue. A thread per tracker
-takes them from the queue, writes them to the worker, and waits for the answer.
+start threads or wait for a server, but this does not affect the training process, and a worker that
+hangs can be killed. The training loop only puts events into a queue. A thread per tracker takes
+them from the queue, writes them to the worker, and waits for the answer.
 
-A tracker is switched off for the rest of the run, with one warning, when its worker reports an
-error, exits, takes longer than MAX_CALL_S for an answer, or lets MAX_QUEUED_EVENTS pile up. At the
-end of a run `close` waits at most MAX_CLOSE_S.
+A tracker is switched off for the rest of the run, with one warning, if its worker reports an error,
+exits, does not answer within MAX_CALL_S, or has MAX_QUEUED_EVENTS events waiting. At the end of a
+run `close` waits at most MAX_CLOSE_S.
 
-No row is lost by this: metrics.jsonl holds all of them. When a run continues, every tracker is sent
-all rows so far (`history`), and its worker drops those that it has sent before (progress_file.py).
-`send_missing_rows` does the same for a finished run.
+No row is lost then, because metrics.jsonl has all of them. When a run continues, every tracker is
+sent all rows so far (`history`), and its worker drops those that it has sent before
+(progress_file.py). `send_missing_rows` does the same for a finished run.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from train.trackers.redact import describe_error
 WORKER_SCRIPT = Path(__file__).with_name("worker.py")
 MAX_SILENT_WAIT_S = 3.0  # `close` waits this long before it says what it is waiting for
 MAX_QUEUED_EVENTS = 20_000
-MAX_EVENTS_PER_LINE = 500  # a few metrics per row make about one full request of MLflow
+MAX_EVENTS_PER_LINE = 500  # with a few metrics per row, these need about one request to MLflow
 
 
 def reset_trackers(out_dir: Path) -> None:
-    """Delete the trackers' files in `out_dir`, so that they see the next run there as a new one."""
+    """Delete the files of the trackers in `out_dir`, so that the next run there is a new one for them."""
     for path in [*(out_dir / TRACKERS_DIR).glob("*.json"), *(out_dir / TENSORBOARD_DIR).glob("events.out.tfevents.*")]:
         path.unlink(missing_ok=True)
 
@@ -68,7 +68,7 @@ def send_missing_rows(
 
 
 def _finished_file(out_dir: Path, name: str) -> Path:
-    """The path of a file with the run's last step. It is written when the tracker has all rows."""
+    """Return the path of the file that is written when the tracker has all rows of a finished run."""
     return out_dir / TRACKERS_DIR / f"{name}.finished.json"
 
 
@@ -92,9 +92,9 @@ class Trackers:
     ) -> None:
         """Start a worker process for each name.
 
-        `run_info` holds the settings as `config`, `build_id` and `build_name`. `step` is the number
-        of steps done, or -1 if not even the initial model has been evaluated. `history` holds the
-        rows up to `step` of the run that is continued, None if the run is new. `warn` is called
+        `run_info` has the keys `config` (the settings), `build_id` and `build_name`. `step` is the
+        number of steps done, or -1 if not even the initial model has been evaluated. `history` is
+        the rows up to `step` if a run is continued, and None if the run is new. `warn` is called
         with one line for each tracker that fails.
         """
         begin = {"event": "begin", "out_dir": str(out_dir), "step": step, "is_new": history is None, **run_info}
@@ -111,11 +111,11 @@ class Trackers:
         self._send({"event": "row", "step": step, "time_s": time.time(), "values": finite})
 
     def log_completion(self, step: int, text: str) -> None:
-        """Send a text that the model generated after `step`."""
+        """Send a prompt and its completion by the model of `step`, as one text."""
         self._send({"event": "completion", "step": step, "time_s": time.time(), "text": text})
 
     def roll_back(self, step: int) -> None:
-        """Send that the run returned to the checkpoint of `step` and repeats what followed it."""
+        """Send that the run has returned to the checkpoint of `step`."""
         self._send({"event": "rollback", "step": step})
 
     def close(self, status: str, log: Callable[[str], None] = lambda _: None) -> None:
@@ -132,8 +132,7 @@ class Trackers:
             tracker.close(ended_at + MAX_CLOSE_S)
         self._drop_failed()
         for tracker in self._trackers if status == "finished" else []:
-            # Without this file, the same command sends all rows again, and the worker drops them as
-            # already sent.
+            # If this fails, the same command sends all rows again, and the worker drops them.
             with contextlib.suppress(OSError):
                 write_durable(_finished_file(self._out_dir, tracker.name), readable_json({"step": self._last_step}))
 
@@ -159,7 +158,7 @@ class _TrackerProcess:
         self.name, self._max_queued = name, max_queued
         self.failure: str | None = None  # the reason, as soon as the tracker has failed
         self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._call_began_at: float | None = None  # by time.monotonic; only during a call
+        self._call_began_at: float | None = None  # time.monotonic() at the begin of a call; None between calls
         self._queue.put(begin)
         self._thread = threading.Thread(target=self._run, name=f"tracker {name}", daemon=True)
         try:
@@ -168,14 +167,14 @@ class _TrackerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the run alone, which then sends the event "end"
+                start_new_session=True,  # Ctrl-C must reach only the run, which then sends the event "end"
             )
             self._thread.start()
         except (OSError, RuntimeError) as e:
             self.failure = describe_error(e)
 
     def send(self, event: Event) -> None:
-        """Queue an event, unless the worker hangs or lags: then kill it."""
+        """Queue an event. If the worker hangs or too many events are waiting, kill it instead."""
         call_began_at = self._call_began_at  # read once, the thread changes it
         if call_began_at is not None and time.monotonic() - call_began_at > MAX_CALL_S:
             self._kill(f"no answer for {MAX_CALL_S:g} s")
@@ -185,13 +184,13 @@ class _TrackerProcess:
             self._queue.put(event)
 
     def wait(self, deadline: float) -> bool:
-        """Wait for the answer to the last event. Returns whether it or a failure came in time."""
+        """Wait for the last answer until `deadline`. Return whether it or a failure has arrived."""
         if self.failure is None:
             self._thread.join(max(deadline - time.monotonic(), 0))
         return self.failure is not None or not self._thread.is_alive()
 
     def close(self, deadline: float) -> None:
-        """Wait for the answer to the last event, and kill the worker at `deadline`."""
+        """Wait for the last answer until `deadline`, a time.monotonic(), and then kill the worker."""
         if not self.wait(deadline):
             self._kill(f"it did not finish within {MAX_CLOSE_S:g} s after the run ended")
 
@@ -209,7 +208,7 @@ class _TrackerProcess:
             self._process.communicate()
 
     def _next_events(self) -> list[Event]:
-        """Wait for an event, and return it with those queued after it."""
+        """Wait for an event. Return it and those queued after it, at most MAX_EVENTS_PER_LINE."""
         events = [self._queue.get()]
         with contextlib.suppress(queue.Empty):
             while len(events) < MAX_EVENTS_PER_LINE:
@@ -217,9 +216,9 @@ class _TrackerProcess:
         return events
 
     def _call(self, events: list[Event]) -> bool:
-        """Send one line of events and wait for the answer.
+        """Send one line of events and wait for the answer. Return whether more events will follow.
 
-        Returns whether more events follow. Raises if anything fails.
+        Raises RuntimeError if the worker reports an error or has ended.
         """
         assert self._process.stdin and self._process.stdout
         self._call_began_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""MLflow: runs are stored on the server MLFLOW_TRACKING_URI, by default in the working folder."""
+"""MLflow: runs are stored on the server MLFLOW_TRACKING_URI or, by default, in the working folder."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ RUN_ID_FILE = "mlflow.json"
 DATABASE_LOCK = ".mlflow.lock"  # in the working folder, beside MLflow's default database
 MAX_METRICS_PER_REQUEST = 1_000  # MLflow's limit
 MAX_PARAM_CHARACTERS = 500  # the limit of every server since 2.0
-STATUSES = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}  # ours: MLflow's
+STATUSES = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}  # of the event "end" → of MLflow
 
 
 def open_client() -> MlflowClient:
-    """Return an MLflow client with short timeouts. Raises any exception that MLflow raises."""
+    """Return an MLflow client with short timeouts. Raises whatever MLflow raises."""
     # MLflow's defaults, 120 s and 7 retries, exceed MAX_CALL_S: the worker would be killed before
     # it could report the reason.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -39,7 +39,7 @@ def open_client() -> MlflowClient:
 
 
 def find_or_create_experiment(client: MlflowClient, default_name: str) -> str:
-    """Return the id of the experiment MLFLOW_EXPERIMENT_NAME, by default of `default_name`."""
+    """Return the id of the experiment MLFLOW_EXPERIMENT_NAME or, by default, `default_name`."""
     from mlflow.exceptions import MlflowException
 
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or default_name
@@ -54,7 +54,7 @@ def find_or_create_experiment(client: MlflowClient, default_name: str) -> str:
 
 
 def format_metric_name(key: str) -> str:
-    """Replace the characters that MLflow does not accept in the name of a metric."""
+    """Return `key` with an underscore for each character that MLflow rejects in a metric's name."""
     return re.sub(r"[^\w\-./ :]", "_", key, flags=re.ASCII)
 
 
@@ -66,16 +66,15 @@ class MLflow:
         continued_id = read_run_id(begin, RUN_ID_FILE)
         self._run_id = continued_id if continued_id and self._is_active(continued_id) else self._create_run(begin)
         write_run_id(begin, RUN_ID_FILE, self._run_id)
-        # The server returns the newest value of each metric with its step. This is more reliable
-        # than a file: a request that was under way when an earlier worker was killed may have
-        # arrived or not.
+        # Ask the server for the last step of each metric. A file would be less reliable: the last
+        # request of a worker that was killed may or may not have arrived.
         newest = self._client.get_run(self._run_id).to_proto().data.metrics
         self._sent = SentSteps({metric.key: metric.step for metric in newest})
         self._client.update_run(self._run_id, status="RUNNING")
         self._log_settings(begin)
 
     def _is_active(self, run_id: str) -> bool:
-        """Whether the server has the run, and it has not been deleted."""
+        """Return whether the server has the run and it is not deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -121,7 +120,7 @@ class MLflow:
         self._client.log_text(self._run_id, event["text"], f"completions/step-{event['step']:08d}.txt")
 
     def roll_back(self, step: int) -> None:
-        """MLflow cannot delete values: the first value of a repeated step stays."""
+        """Do nothing. MLflow cannot delete values: the first value of a repeated step stays."""
 
     def end(self, status: str) -> None:
         self._client.set_terminated(self._run_id, STATUSES[status])

@@ -1,14 +1,14 @@
-"""What a tracker keeps in the run directory: its id of the run, and which steps it has been sent.
+"""What a tracker stores in the run directory: its id of the run, and which steps it has been sent.
 
 A run that continues sends all its earlier rows again, because it does not know which of them
-arrived before it was stopped. The worker must therefore recognise rows that it has sent already.
+arrived before it was stopped. The worker must therefore recognize rows that it has already sent.
 Steps only increase between rollbacks, so one number per metric is enough: the last step at which it
 was sent. MLflow's server can be asked for this number. For TensorBoard and W&B, which only append
 to files, the worker stores it as RUN/trackers/NAME.told.json after every line of events.
 
 The file is written after the rows. If the worker is killed between the two, the rows of one line of
-events are sent twice. These files and TensorBoard's are not fsynced, so that after a crash of the
-machine a tracker may have more rows twice, or miss some; metrics.jsonl is complete.
+events are sent twice. The file and TensorBoard's files are not fsynced. After a crash of the
+machine a tracker may therefore have more rows twice, or lack some; metrics.jsonl is complete.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 class SentSteps:
-    """The last step at which each metric was sent: each value is sent once, even over restarts."""
+    """The last step at which each metric was sent, so that restarts send no value twice."""
 
     def __init__(self, last_steps: dict[str, int]) -> None:
         self._last_steps = last_steps
 
     @classmethod
     def load(cls, path: Path) -> SentSteps:
-        """Read what `save` wrote. If the file is missing or damaged, every value is unsent."""
+        """Read what `save` wrote. If the file is missing or damaged, no value counts as sent."""
         return cls({key: step for key, step in read_object(path).items() if type(step) is int})
 
     def save(self, path: Path) -> None:
-        """Replace the file atomically, but without the cost of an fsync."""
+        """Write the steps to `path`. The file is replaced atomically, but not fsynced, to save time."""
         partial = path.with_suffix(".partial")
         partial.write_bytes(readable_json(self._last_steps))
         os.replace(partial, path)
 
     def mark(self, key: str, step: int) -> bool:
-        """Mark `key` as sent at `step`. Returns whether it was unsent, and must be sent now."""
+        """Mark the metric `key` as sent at `step`. Return whether it must be sent, being unsent so far."""
         if step <= self._last_steps.get(key, -1):
             return False
         self._last_steps[key] = step
@@ -59,17 +59,17 @@ class SentSteps:
 
 
 def tracker_file(begin: Event, name: str) -> Path:
-    """The path of a file that a tracker keeps in the run directory."""
+    """Return the path of the file `name` that a tracker stores in the run directory."""
     return Path(begin["out_dir"]) / TRACKERS_DIR / name
 
 
 def sent_steps_file(begin: Event, tracker: str) -> Path:
-    """The path of the file for SentSteps."""
+    """Return the path of the SentSteps of `tracker`."""
     return tracker_file(begin, f"{tracker}.told.json")
 
 
 def read_run_id(begin: Event, name: str) -> str | None:
-    """Return the tracker's id of the run, if the run has a valid one."""
+    """Return the tracker's id of the run from the file `name`, or None if there is no valid one."""
     run_id = None if begin["is_new"] else read_object(tracker_file(begin, name)).get("run_id")
     return run_id if isinstance(run_id, str) and RUN_ID.fullmatch(run_id) else None
 
@@ -83,7 +83,7 @@ def get_run_name(begin: Event) -> str:
 
 
 def read_object(path: Path) -> JsonObject:
-    """Return the JSON object in a file, or an empty one if the file is missing or damaged."""
+    """Return the JSON object in the file `path`, or {} if the file is missing or damaged."""
     try:
         content = parse_json(read_small_file(path))
     except (OSError, ValueError, FolioError):

@@ -22,7 +22,7 @@ Event = JsonObject
 
 
 class MetricsRow(NamedTuple):
-    """The metrics of a step, as metrics.jsonl stores and a tracker receives them."""
+    """The metrics of a step: a row of metrics.jsonl, which is also what a tracker receives."""
 
     step: int
     values: dict[str, float | None]
@@ -30,7 +30,8 @@ class MetricsRow(NamedTuple):
 
 # Folders in a run's out_dir: what each tracker has been sent, and TensorBoard's event files.
 TRACKERS_DIR, TENSORBOARD_DIR = "trackers", "tensorboard"
-# The time for one line. MLflow's first, which creates its database, took 14 s on 2 busy cores.
+# The time to handle one line. The first one of MLflow, which creates its database, took 14 s on 2
+# busy cores.
 MAX_CALL_S = 60.0
 # The time from the end of the run to the exit of the worker.
 MAX_CLOSE_S = 60.0

@@ -18,14 +18,13 @@ USER_INFO = re.compile(r"://[^/\s'\"]*@")
 def describe_error(error: BaseException) -> str:
     """Return the first line of an error's message, without secrets, in at most MAX_CHARACTERS."""
     text = describe_os_error(error) if isinstance(error, OSError) else str(error)
-    # Secrets are removed before the text is cut: a secret that is cut in half would not be
-    # recognised.
+    # Remove the secrets before the text is cut, because half of a secret would not be recognized.
     lines = [line.strip() for line in remove_secrets(text, os.environ).splitlines() if line.strip()]
     return one_line(lines[0] if lines else type(error).__name__)[:MAX_CHARACTERS]
 
 
 def remove_secrets(text: str, environment: Mapping[str, str]) -> str:
-    """Replace the secrets of `environment` in `text` by ***, and remove the user from each URL."""
+    """Return `text` with *** for the secrets in `environment`, and URLs without user and password."""
     _, _, uri_rest = environment.get("MLFLOW_TRACKING_URI", "").partition("://")
     user_info = uri_rest.rpartition("@")[0]
     values = [value for key, value in environment.items() if SECRET_VARIABLE.fullmatch(key)]

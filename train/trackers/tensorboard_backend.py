@@ -14,9 +14,8 @@ from train.trackers.protocol import TENSORBOARD_DIR, Event
 class TensorBoard:
     """Writes event files; see worker.Backend for the methods.
 
-    Each start of the run adds an event file. TensorBoard's way to undo steps is a SessionLog
-    record: readers discard every value of that step or a later one that was written before the
-    record.
+    Each start of the run adds an event file. A SessionLog record undoes steps: readers discard the
+    values of its step and of later steps that were written before it.
     """
 
     def __init__(self, begin: Event) -> None:
@@ -27,8 +26,8 @@ class TensorBoard:
             self._writer = EventFileWriter(str(self._folder))
         self._sent_path = sent_steps_file(begin, "tensorboard")
         self._sent = SentSteps.load(self._sent_path)
-        # The folder may hold rows after the checkpoint that is continued, or those of another run
-        # that was here before.
+        # The folder may have rows after the checkpoint that the run continues from, or rows of
+        # another run.
         self.roll_back(-1 if begin["is_new"] else begin["step"])
         config = "\n".join(f"{key} = {value!r}" for key, value in begin["config"].items())
         for tag, text in (("config", config), ("build", f"{begin['build_name']}\n{begin['build_id']}")):
@@ -72,7 +71,7 @@ class TensorBoard:
     def _add(self, step: int, time_s: float, **content: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event as Record
 
-        # The writer writes in a thread; add_event raises the errors that this thread has met
-        # since the last call.
+        # The writer writes in a thread. add_event raises an error that occurred there since the last
+        # call.
         with add_path_to_errors(self._folder):
             self._writer.add_event(Record(step=step, wall_time=time_s, **content))

@@ -47,8 +47,8 @@ class WeightsAndBiases:
         )
         write_run_id(begin, RUN_ID_FILE, run_id)
         self._run.config.update(config, allow_val_change=True)
-        # W&B's own step counter never decreases, but ours does after a rollback: log it as a
-        # metric, and plot against that.
+        # W&B's step counter cannot decrease, but the step of a run does after a rollback. Log it as
+        # a metric, and let W&B plot the others against it.
         self._run.define_metric("*", step_metric="step")
 
     def log_rows(self, rows: list[Event]) -> None:
@@ -64,7 +64,7 @@ class WeightsAndBiases:
             self._sent.save(self._sent_path)
 
     def roll_back(self, step: int) -> None:
-        """W&B cannot delete values: the first value of a repeated step stays."""
+        """Do nothing. W&B cannot delete values: the first value of a repeated step stays."""
 
     def end(self, status: str) -> None:
         self._run.finish(exit_code=0 if status == "finished" else 1)

@@ -1,13 +1,12 @@
-"""The worker process of a tracker, `worker.py NAME OUT_DIR`; protocol.py describes its input and
-output.
+"""The worker process of a tracker, `worker.py NAME OUT_DIR`; see protocol.py for its input and output.
 
-It has to outlive the run: only a process that is still there after `kill -9` can mark the run as
-killed in the tracker. So it ignores the signals that a scheduler or a terminal sends to all
-processes of a job, and takes the end of its input without an event "end" as the sign that the run
-was killed. It then has MAX_CLOSE_S to finish.
+The worker must outlive the run, because a run that ends by `kill -9` cannot mark itself as killed
+in the tracker. So it ignores the signals that a scheduler or a terminal sends to all processes of a
+job. If its input ends without an event "end", the run was killed, and the worker has MAX_CLOSE_S to
+finish.
 
-A run that is restarted soon after may start a second worker meanwhile. A lock file makes that one
-wait for the first.
+If the run is restarted before that, there is a second worker. A lock file makes it wait for the
+first one.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 class Backend(Protocol):
     """The methods that a tracker implements.
 
-    The constructor takes the event "begin". Every method may raise any exception. A continued run
-    sends rows again that were sent before it stopped: the backend has to drop these (SentSteps).
+    The constructor takes the event "begin". Every method may raise any exception. A run that
+    continues sends its earlier rows again: the backend must drop those it has (see SentSteps).
     """
 
     def log_rows(self, rows: list[Event]) -> None: ...
@@ -59,7 +58,7 @@ BACKENDS: dict[str, Callable[[Event], Backend]] = {
 
 
 def serve(name: str, lines: Iterable[bytes], answer: Callable[[Mapping[str, Any]], None]) -> None:
-    """Handle and answer each line of events, until the lines end or one fails."""
+    """Handle and answer each line of events for the tracker `name`, until the lines end or one fails."""
     backend: Backend | None = None
     has_ended = False
     try:
@@ -84,7 +83,7 @@ def _group_rows(events: list[Event]) -> Iterator[list[Event]]:
 
 
 def _handle(name: str, backend: Backend | None, events: list[Event]) -> Backend:
-    """Handle rows or one other event. The first event, "begin", creates the backend."""
+    """Handle rows or one other event, and return the backend, which the event "begin" creates."""
     if backend is None:
         return BACKENDS[name](events[0])
     match events[0]:
@@ -125,7 +124,7 @@ def main(name: str, out_dir: str) -> None:
 
 
 def _exit_after_last_line(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the lines, and start a timer after the last one that ends this process if it hangs."""
+    """Yield the lines. After the last one, start a timer that ends this process if it hangs."""
     yield from lines
     timer = threading.Timer(MAX_CLOSE_S, os._exit, [1])
     timer.daemon = True

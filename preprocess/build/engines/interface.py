@@ -1,8 +1,7 @@
 """The interface of engines, which run the tasks of a build.
 
 A task is a function call that writes files in the work directory and returns a small result. Tasks
-are independent of each other and of the engine, and the bytes of a build do not depend on the order
-of their results.
+do not depend on each other or on the engine, and their order does not change the bytes of a build.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from preprocess.errors import FolioError
 
 @dataclass(frozen=True)
 class Task:
-    """A function call. The function is pickled by reference, so it must be defined in a module."""
+    """A function call. `function` is pickled, so it must be defined at the top level of a module."""
 
     label: str  # for error messages: "partition 7"
     function: Callable[..., Any]
@@ -25,14 +24,14 @@ class Task:
 
 
 class Engine(Protocol):
-    """Runs tasks. An engine is a context manager: leaving it ends its workers."""
+    """Runs tasks. An engine is a context manager; leaving the context ends its workers."""
 
     num_workers: int
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Any]]:
-        """Yield each task with its result as soon as it is finished, in any order.
+        """Yield (task, result) as soon as a task is finished, in any order.
 
-        Raises the exception of a task that failed, and WorkerDied if a worker process is gone.
+        Raises the exception of a task that failed, and WorkerDied if a worker process has died.
         """
 
     def __enter__(self) -> Engine: ...
@@ -41,4 +40,4 @@ class Engine(Protocol):
 
 
 class WorkerDied(FolioError):
-    """A worker process died while it worked on a task. The finished tasks are not lost."""
+    """A worker process died before it returned a result. The finished tasks are not lost."""

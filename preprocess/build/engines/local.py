@@ -1,8 +1,9 @@
 """Engines that run tasks on this machine: in the main process, or in worker processes.
 
 multiprocessing.Pool waits forever for the result of a worker that was killed, for example by Linux
-when memory runs out. So ProcessEngine has one pipe per worker and waits for the pipes and the
-processes at once: a death ends the build at once, with one line that names the task.
+when memory runs out. So ProcessEngine has one pipe per worker, and waits for all pipes and
+processes at the same time. If a worker dies, the build ends at once with a message that names the
+task.
 
 Workers are started by a fork server, a small process that has imported the libraries and is forked
 for each worker. A new worker is then ready at once; starting Python and importing would take half a
@@ -10,8 +11,8 @@ second each. Forking the main process itself is unsafe, because its threads (Arr
 may hold locks at that moment, and they would stay locked in the copy. Windows cannot fork and
 starts new interpreters.
 
-Each worker has one task more than it works on, so that it never waits for the main process. It uses
-one thread: the workers share the cores already, and more threads only compete for them.
+Each worker has a second task in its queue, so that it never waits for the main process. It uses one
+thread, because the workers together already occupy all cores.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class SerialEngine:
     num_workers = 1
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Any]]:
-        """Yield each task with its result."""
+        """Yield (task, result) for each task."""
         for task in tasks:
             yield task, task.function(*task.arguments)
 
@@ -75,7 +76,7 @@ class ProcessEngine:
         self._workers = [_Worker(context) for _ in range(num_workers)]
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Any]]:
-        """Yield each task with its result as soon as it is finished."""
+        """Yield (task, result) as soon as a task is finished."""
         waiting = iter(tasks)
         for _ in range(TASKS_PER_WORKER):
             for worker, task in zip(self._workers, waiting, strict=False):
@@ -98,7 +99,7 @@ class ProcessEngine:
 
 
 def start_fork_server() -> None:
-    """Start the fork server, which imports the libraries while this process does something else."""
+    """Start the fork server without waiting for it to import the libraries."""
     if START_METHOD == "forkserver":
         from multiprocessing import forkserver
 
@@ -116,7 +117,7 @@ class _Worker:
         with _hidden_main_module(), _blocked_interrupts():
             self.process.start()
         worker_end.close()
-        self.tasks: deque[Task] = deque()  # the one it works on, and the ones that wait
+        self.tasks: deque[Task] = deque()  # the current task of the worker, then the waiting ones
 
     def send(self, *tasks: Task) -> None:
         self.tasks.extend(tasks)
@@ -125,7 +126,10 @@ class _Worker:
                 self.pipe.send((task.function, task.arguments))
 
     def receive(self) -> tuple[Task, Any]:
-        """Return the oldest task with its result, or raise what it raised."""
+        """Return the oldest task with its result, or raise the exception of the task.
+
+        Raises WorkerDied if the worker has ended.
+        """
         task = self.tasks.popleft()
         try:
             is_result, value = self.pipe.recv()
@@ -140,7 +144,7 @@ class _Worker:
         raise _import_exception(*value)
 
     def stop(self) -> None:
-        """End the process at any point of its work. What it was writing has no receipt."""
+        """End the process, even in the middle of a task. An unfinished task has no receipt."""
         self.pipe.close()
         self.process.terminate()
         self.process.join(STOP_TIMEOUT_S)
@@ -151,7 +155,7 @@ class _Worker:
 
 @contextlib.contextmanager
 def _hidden_main_module() -> Iterator[None]:
-    """Keep multiprocessing from importing the main script in each worker.
+    """Keep multiprocessing from importing the main script in the workers that the block starts.
 
     Tasks are functions of this package, so workers do not need the script.
     """
@@ -170,10 +174,10 @@ def _hidden_main_module() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _blocked_interrupts() -> Iterator[None]:
-    """Keep Ctrl-C from the processes that are started in the block; they inherit the signal mask.
+    """Block SIGINT in this process during the block, and in the processes that the block starts.
 
-    A terminal sends it to all processes, and those that are still importing would print a traceback.
-    The main process gets it after the block, and ends the others.
+    A terminal sends Ctrl-C to all processes, and those that are still importing would print a
+    traceback. The main process receives the signal after the block, and ends the others.
     """
     if os.name == "nt":
         yield
@@ -200,10 +204,9 @@ def _explain_exit(status: int | None) -> str:
 
 
 def _run_worker(pipe: Connection) -> None:
-    """The main function of a worker process: run tasks until the pipe is closed."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a terminal sends Ctrl-C to all processes; the main one ends its workers
+    """Run tasks until the pipe is closed. This is the main function of a worker process."""
+    # A terminal sends Ctrl-C to all processes. The main process ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     limit_threads()
     tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -214,7 +217,7 @@ def _run_worker(pipe: Connection) -> None:
         function, arguments = tasks.get()
         try:
             answer = True, function(*arguments)
-        except BaseException as e:  # whatever it is, the main process must learn of it
+        except BaseException as e:  # every exception must be sent to the main process
             answer = False, _describe_exception(e)
         pipe.send(answer)
 
@@ -226,16 +229,17 @@ def _receive_tasks(pipe: Connection, tasks: queue.SimpleQueue[Any]) -> None:
             tasks.put(pipe.recv())
     except (EOFError, OSError):
         os._exit(0)  # the main process has closed the pipe or is gone
-    except BaseException:  # a task that cannot be unpickled cannot be answered; the main process sees the worker end
+    except BaseException:  # the task cannot be unpickled, so it has no result; the main process sees the worker end
         traceback.print_exc()
         os._exit(1)
 
 
 def _describe_exception(error: BaseException) -> tuple[str, str, tuple[Any, ...]]:
-    """Return module, class name and arguments, from which the main process creates `error` again.
+    """Return the module, class name and arguments from which the main process recreates `error`.
 
-    An exception that is not Folio's becomes a RuntimeError with the traceback as its message,
-    because pickling it, or creating it from its arguments, may be impossible.
+    An exception other than OSError, MemoryError and those of Folio becomes a RuntimeError with the
+    traceback as its message, because it may be impossible to pickle it or to create it from its
+    arguments.
     """
     if isinstance(error, OSError):
         arguments = (error.errno, error.strerror, error.filename) if error.errno is not None else (str(error),)
@@ -251,7 +255,7 @@ def _import_exception(module: str, name: str, arguments: tuple[Any, ...]) -> Bas
 
 
 def limit_threads() -> None:
-    """Let Arrow use only one thread in this process."""
+    """Limit Arrow to one thread for computing and one for reading in this process."""
     import pyarrow as pa
 
     pa.set_cpu_count(1)

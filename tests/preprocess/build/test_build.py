@@ -231,7 +231,7 @@ def test_full_disk_is_reported_in_one_line_and_leaves_nothing(
         pytest.skip(f"needs the permission to mount a small disk: {mounted.stderr.strip()}")
     try:
         done = preprocess("build", "--corpus", "synthetic", "--output", str(disk / "synthetic"))
-        assert done.returncode == 1 and "no space left on the disk" in done.stderr.splitlines()[-1]
+        assert done.returncode == 1 and "not enough space on the disk" in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr and not (disk / "synthetic").exists() and list_leftovers(disk) == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)

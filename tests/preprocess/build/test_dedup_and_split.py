@@ -102,7 +102,7 @@ def test_max_documents_keeps_whole_groups(
 def test_max_documents_smaller_than_the_first_group_is_rejected(tmp_path: Path) -> None:
     work_dir = WorkDir(tmp_path)
     num_documents = write_documents(work_dir, list(range(40)), [i // 2 for i in range(40)], [13])
-    with pytest.raises(FolioError, match="max_documents is 1, but the first group"):
+    with pytest.raises(FolioError, match="max_documents is 1, but the first randomly chosen group"):
         dedup_and_split(make_recipe(max_documents=1), work_dir, num_documents)
     assert not list(tmp_path.glob("*.bucket"))
 

@@ -15,7 +15,9 @@ from preprocess.build.estimate import choose_documents, estimate_build, format_e
 from preprocess.build.plan import make_plan
 from preprocess.errors import FolioError
 from preprocess.recipes.catalog import load_recipe
+from preprocess.shards.files import JsonObject
 from preprocess.shards.format import Build
+from tests.helpers.memory import measure_peak_bytes
 from tests.preprocess.build.helpers import QUIET
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -47,6 +49,15 @@ def test_estimate_is_seeded_and_formatted(rows: Path) -> None:
     assert results[0]["tokens_per_document"] == results[1]["tokens_per_document"] != results[2]["tokens_per_document"]
     lines = format_estimate(results[0])
     assert lines[0].startswith("documents   50 were encoded") and "GB of memory" in lines[-1]
+
+
+def test_estimating_a_long_document_needs_a_few_times_its_size(tmp_path: Path) -> None:
+    text = "A few words. " * 2_000_000
+    (tmp_path / "a.txt").write_text(text)
+    plan = make_plan(load_recipe(None, inputs=(str(tmp_path),), document="file", tokenizer="byte"), None, QUIET)
+    estimates: list[JsonObject] = []
+    assert measure_peak_bytes(lambda: estimates.append(estimate_build(plan, 1, workers=1))) < 3 * len(text)
+    assert estimates[0]["tokens_per_document"]["max"] == len(text)
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "sentencepiece"])
@@ -87,7 +98,7 @@ def test_tokenizer_train_and_inspect(mirror: Path, tmp_path: Path, preprocess: R
     assert (tmp_path / "tok1/sentencepiece.model").read_bytes() == (tmp_path / "tok2/sentencepiece.model").read_bytes()
     assert [p.name for p in tmp_path.glob(".tok1*")] == [".tok1.lock"]
     done = preprocess(*train, "--num-pieces", "900", "--output", "tok1", env=env)
-    assert done.returncode == 2 and "is there already; pass --replace" in done.stderr
+    assert done.returncode == 2 and "exists already; pass --replace" in done.stderr
     done = preprocess(*train, "--tokenizer", "gpt2", "--output", "other", env=env)
     assert done.returncode == 2 and "the gpt2 tokenizer is not trained" in done.stderr
     # A build that trains its tokenizer has the same tokens as a build with the trained tokenizer.

@@ -13,6 +13,7 @@ from preprocess.errors import FolioError
 from preprocess.progress import Progress
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.format import Build
+from preprocess.shards.replaced import ReplacedError
 from tests.conftest import VERSE
 
 
@@ -39,4 +40,11 @@ def test_inspect_build_rejects_id_outside_the_vocabulary(build_text: Callable[..
     with open(build.folder / "val-00000.bin", "r+b") as file:
         file.write(b"\xff\xff")
     with pytest.raises(FolioError, match="holds id 65535, but its vocabulary ends at 256"):
+        inspect_build(build, 10)
+
+
+def test_inspect_build_rejects_a_build_that_was_replaced(build_text: Callable[..., Build]) -> None:
+    build = build_text()
+    build_text(VERSE * 20, replace=True)
+    with pytest.raises(ReplacedError, match="was replaced or deleted while it was read"):
         inspect_build(build, 10)

@@ -136,7 +136,7 @@ def test_work_of_a_build_killed_after_publishing_is_deleted_by_the_next(
     assert (tmp_path / "x/manifest.json").exists() and list(work_root.glob("*/part-*"))
     assert run_build(make_corpus_recipe(corpus), tmp_path / "x") is False
     assert [p.name for p in work_root.iterdir()] == ["refused.jsonl"]
-    assert "27 records" in capsys.readouterr().err
+    assert "27 records that could not be read, or were changed, were saved in" in capsys.readouterr().err
 
 
 def test_too_small_disk_is_reported_before_the_work(
@@ -144,7 +144,7 @@ def test_too_small_disk_is_reported_before_the_work(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("preprocess.build.plan.shutil.disk_usage", lambda _: usage._replace(free=1000))
-    message = "no space left on the disk: .* has 1,000 bytes free, this build may need about"
+    message = "not enough space on the disk: .* has 1,000 bytes free, but this build may need about"
     with pytest.raises(FolioError, match=message):
         build_corpus(corpus, tmp_path / "x")
     assert not list(tmp_path.glob(".x.work"))

@@ -29,13 +29,13 @@ def test_only_a_build_of_an_equal_recipe_is_already_built(text_recipe: TextRecip
     before = file_bytes(output_dir)
     assert run_build(recipe, output_dir, source=path) is False
     other, path = text_recipe(tokenizer="char", val_fraction=0.2)
-    with pytest.raises(MisuseError, match=r"holds another build \(tokenizer, val_fraction differ\); pass --replace"):
+    with pytest.raises(MisuseError, match=r"holds another build \(other tokenizer, val_fraction\); pass --replace"):
         run_build(other, output_dir, source=path)
     assert file_bytes(output_dir) == before
     assert run_build(other, output_dir, source=path, replace=True) is True
     assert Build(output_dir).manifest.tokenizer.kind == "char" and list_leftovers(output_dir.parent) == []
     changed, path = text_recipe(VERSE * 41, tokenizer="char", val_fraction=0.2)
-    with pytest.raises(MisuseError, match="files differ"):
+    with pytest.raises(MisuseError, match="other files"):
         run_build(changed, output_dir, source=path)
 
 
@@ -45,7 +45,7 @@ def test_synthetic_build_of_another_vocabulary_is_not_already_built(
     recipe = load_recipe("synthetic", num_pairs=50, tokenizer="byte")
     run_build(recipe, tmp_path / "x")
     monkeypatch.setattr("preprocess.inputs.find_inputs.read_vocabulary_file", lambda: b"another")
-    with pytest.raises(MisuseError, match="sources differ"):
+    with pytest.raises(MisuseError, match="other sources"):
         run_build(recipe, tmp_path / "x")
 
 

@@ -14,7 +14,6 @@ from preprocess.errors import FolioError, MisuseError
 from preprocess.readers import records
 from tests.helpers.file_builds import build_files
 
-
 NUMBER = "text must be text, got number; --template '{text}' writes it as text"
 
 
@@ -38,8 +37,9 @@ def test_build_warns_about_rejected_records(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     build_files(tmp_path, tmp_path / "a.jsonl")
     err = capsys.readouterr().err
-    assert "some documents were not taken as they are: 1 malformed, 1 null text" in err
-    assert f"refused.jsonl (2 records); `preprocess rejects {tmp_path / 'x'}` prints them" in err
+    assert "some documents were dropped or repaired: 1 malformed, 1 null text" in err
+    assert "2 records that could not be read, or were changed, were saved in" in err
+    assert f"refused.jsonl; `preprocess rejects {tmp_path / 'x'}` prints them" in err
 
 
 def test_error_gives_the_only_reason_and_its_first_place(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_split_error_comes_after_a_warning_about_rejects(tmp_path: Path, capsys:
     path = write_lines(tmp_path / "a.jsonl", '{"text": "a"}', "x")
     with pytest.raises(FolioError, match="cannot be split"):
         build_files(tmp_path, path)
-    assert "some documents were not taken as they are: 1 malformed; the reason: invalid JSON" in capsys.readouterr().err
+    assert "some documents were dropped or repaired: 1 malformed; the reason: invalid JSON" in capsys.readouterr().err
 
 
 def test_rejects_of_all_kinds_are_listed_with_their_places(tmp_path: Path) -> None:

@@ -124,3 +124,10 @@ def test_build_rejects_too_many_different_values(tmp_path: Path, monkeypatch: py
     with pytest.raises(FolioError, match="more than 30 different"):
         build_files(tmp_path, path, **{f"{field}_column": "v"})
     assert not (tmp_path / "x").exists()
+
+
+def test_distinct_values_of_seventeen_million_characters_are_too_many() -> None:
+    values = DistinctValues("author")
+    values.number("a" * 100_000 + str(i) for i in range(160))
+    with pytest.raises(FolioError, match="authors of more than 16,777,216 characters in total"):
+        values.number("b" * 100_000 + str(i) for i in range(10))

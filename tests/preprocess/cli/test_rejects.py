@@ -63,7 +63,7 @@ def test_estimate_and_tokenizer_train_explain_rejects_as_a_build_does(preprocess
         done = preprocess(*command, "--input", "a.jsonl")
         check_error(done, 1, reason, "(first at a.jsonl, line 1 (byte 0))")
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n' * 9 + "[1]\n")
-    reason = "some documents were not taken as they are: 1 malformed; the reason: expected a JSON object, got array"
+    reason = "some documents were dropped or repaired: 1 malformed; the reason: expected a JSON object, got array"
     assert reason in preprocess("estimate", "--input", "a.jsonl", "--tokenizer", "byte").stdout
     train = ("tokenizer", "train", "--tokenizer", "char", "--val-fraction", "0", "--output", "tok")
     done = preprocess(*train, "--input", "a.jsonl")

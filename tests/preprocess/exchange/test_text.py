@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from preprocess.errors import FolioError, MisuseError
+from preprocess.exchange.nanogpt import export_nanogpt
 from preprocess.exchange.text import export_text
 from preprocess.shards.format import DOC_DTYPE, Build
+from preprocess.shards.replaced import ReplacedError
 from tests.conftest import VERSE
 
 
@@ -116,3 +118,18 @@ def test_export_text_of_a_long_document_takes_little_memory(build_text: Callable
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20 * len(text), peak / len(text)  # lists of all ids would take 80 bytes per byte of text
+
+
+@pytest.mark.parametrize("format_", ["nanogpt", "text"])
+def test_export_of_a_build_that_is_replaced_meanwhile_writes_nothing(
+    build_text: Callable[..., Build], tmp_path: Path, format_: str
+) -> None:
+    """One file would be of the old build, and another one of the new."""
+    build = build_text()
+    build_text(VERSE * 20, replace=True)
+    with pytest.raises(ReplacedError, match="was replaced or deleted while it was read; run the command again"):
+        if format_ == "text":
+            export_text(build, tmp_path / "out", by_language=False, authors=False, replace=False)
+        else:
+            export_nanogpt(build, tmp_path / "out", replace=False)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,56 @@ def test_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: p
         build_files(tmp_path, tmp_path / "in")
 
 
+def test_folder_of_a_glob_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in/closed").mkdir(parents=True)
+    (tmp_path / "in/a.txt").write_text("text")
+    list_folder = os.listdir
+
+    def listdir(path: str) -> list[str]:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))  # tests may run as root
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    with pytest.raises(FolioError, match="the folder .*closed cannot be listed .Permission denied"):
+        build_files(tmp_path, tmp_path / "in/**/*.txt")
+
+
+def test_folder_is_read_through_links_to_folders(tmp_path: Path) -> None:
+    (tmp_path / "disk2/deep").mkdir(parents=True)
+    (tmp_path / "disk2/deep/b.txt").write_text("two")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.txt").write_text("one")
+    for link in ("part", "again"):
+        (tmp_path / "in" / link).symlink_to(tmp_path / "disk2")
+    (tmp_path / "disk2/loop").symlink_to(tmp_path / "in")
+    result = build_files(tmp_path, tmp_path / "in")
+    assert [source["name"] for source in result.manifest.sources] == ["disk2/deep/b.txt", "in/a.txt"]
+
+
+@pytest.mark.parametrize("entry", ["in", "in/*.txt", "in/**/b.txt", "in/b.txt"])
+def test_input_that_is_not_a_file_is_an_error(tmp_path: Path, entry: str) -> None:
+    """Without it the build would be smaller, and nobody would notice."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.txt").write_text("one")
+    (tmp_path / "in/b.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(FolioError, match=r"in/b.txt is a link to '/.*, which does not exist"):
+        build_files(tmp_path, tmp_path / entry)
+    (tmp_path / "in/b.txt").unlink()
+    os.mkfifo(tmp_path / "in/b.txt")
+    with pytest.raises(FolioError, match="in/b.txt is not a regular file"):
+        build_files(tmp_path, tmp_path / entry)
+
+
+def test_folder_with_file_names_of_a_build_is_read(tmp_path: Path) -> None:
+    (tmp_path / "in/tokenizer").mkdir(parents=True)
+    (tmp_path / "in/manifest.json").write_text('{"format": "of another program", "text": "three"}')
+    (tmp_path / "in/a.txt").write_text("one")
+    (tmp_path / "in/tokenizer/b.txt").write_text("two")
+    result = build_files(tmp_path, tmp_path / "in")
+    assert [source["name"] for source in result.manifest.sources] == ["a.txt", "manifest.json", "tokenizer/b.txt"]
+
+
 def test_links_to_files_and_folders_name_the_real_files_once(tmp_path: Path) -> None:
     (tmp_path / "real/deep").mkdir(parents=True)
     (tmp_path / "real/deep/a.txt").write_text("one")
@@ -148,3 +199,16 @@ def test_many_files_are_hashed_in_order_and_fill_several_partitions(
     assert [len(partition.spans) for partition in plan.partitions] == [100, 100, 100]
     assert is_larger(recipe, 1 << 20, 299) and not is_larger(recipe, 1 << 20, 300)
     assert is_larger(recipe, 100, 300) and not is_larger(recipe, 1 << 20, 300)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have only names that are UTF-8")
+def test_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    folder.mkdir()
+    for name, content in (("a.txt", b"one"), ("b.csv", b"text\ntwo\n"), ("c.txt.gz", gzip.compress(b"three"))):
+        (folder / name).write_bytes(content)
+    assert read_texts(build_files(tmp_path, folder)) == ["one", "two", "three"]
+    for name in ("a.parquet", "a.arrow"):  # Arrow opens these
+        (folder / name).write_bytes(b"")
+        with pytest.raises(MisuseError, match=rf"/{name} is not UTF-8, so Arrow cannot open the file; rename"):
+            build_files(tmp_path, folder / name)

@@ -172,3 +172,15 @@ def test_csv_needs_memory_for_one_block(suffix: str, tmp_path: Path) -> None:
     with count_arrow_memory() as pool:
         num_rows = sum(map(len, iter_texts(path)))
     assert num_rows == 1_500_000 and pool.max_memory() < 45_000_000
+
+
+def test_messages_number_rows_as_they_are_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preprocess.readers.record_sizes.get_max_record_bytes", lambda recipe: 100)
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"text,other\n1,a\n2\n" + b"4,%s\n" % (b"x" * 60) + b"5,bad \xff\n")
+    rejects = RejectsInMemory()
+    with pytest.raises(FolioError, match="a.csv: row 4 has more than 100 bytes"):
+        list_texts(path, rejects, template="{text} {other} {other}")
+    assert rejects.malformed == [("row 3", "expected 2 values, got 1", b"2")]
+    with pytest.raises(FolioError, match="byte 0xff at offset 4 of row 5 "):
+        list_texts(path, template="{text} {other}")

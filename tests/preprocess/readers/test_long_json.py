@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from preprocess.readers.long_json import LongStrings
 from tests.helpers.file_builds import build_files, read_stats, read_texts
+from tests.helpers.memory import measure_peak_bytes
 
 CONTENTS = st.lists(
     st.sampled_from(["a", " ", "{", ",", "é", "中", "😀", r"\n", r"\\", r"\"", r"\u00e9", r"\ud83d\ude00", r"\\\\\\"]),
@@ -85,11 +86,25 @@ def test_a_file_with_long_lines_gives_the_documents_of_short_ones(
     assert builds[0] == builds[1] and builds[0][2]["malformed"] == 2 and len(builds[0][1]) == 9
 
 
-def test_a_line_with_too_many_values_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("preprocess.readers.long_json.MAX_VALUES", 5)
-    strings = LongStrings(b'{"text": "a", "x": [[], [], [], []]}')
-    assert strings.find_error() == "it has more than 5 values"
-    assert LongStrings(b'{"text": "a", "x": [1, 2, 3]}').find_error() is None
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (b"[]," * 2_200_000, "it has too many values for memory"),
+        (b'{"a":0},' * 500_000, "it has too many values for memory"),
+        (b'"%s",' % ("\U0001f600".encode() + b"a" * 900) * 40_000, "its short values have more than 33,554,432 bytes"),
+        (b'"%s",' % ("\U0001f600".encode() + b"a" * 1_100) * 40_000, None),
+        (b"12345," * 3_000_000, None),
+    ],
+    ids=["arrays", "objects", "short strings", "long strings", "numbers"],
+)
+def test_a_line_with_too_many_values_is_rejected(values: bytes, reason: str | None) -> None:
+    strings = LongStrings(b'{"text": "a", "x": [%b1]}' % values)
+    assert strings.find_error() == reason
+
+
+def test_parsing_a_line_of_many_strings_needs_a_few_times_its_size() -> None:
+    line = b'{"text": "a", "x": [%b1]}' % (b'"%s",' % ("\U0001f600".encode() + b"a" * 20_000) * 1_000)
+    assert measure_peak_bytes(lambda: parse(line)) < 2 * len(line)
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,16 @@ def test_page_that_is_too_large_is_an_error(tmp_path: Path) -> None:
         list_texts(path)
 
 
+def test_more_pages_than_fit_into_memory_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a"] * 10}), path, use_dictionary=False, data_page_size=1, write_batch_size=1)
+    monkeypatch.setattr("preprocess.readers.parquet_batches.MAX_PAGES", 10)
+    assert list_texts(path) == ["a"] * 10
+    monkeypatch.setattr("preprocess.readers.parquet_batches.MAX_PAGES", 9)
+    with pytest.raises(FolioError, match=r"a.parquet: column 'text' has more than 9 pages .*; write the file again"):
+        list_texts(path)
+
+
 def test_parquet_row_that_is_too_long_is_an_error_or_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("preprocess.readers.record_sizes.get_max_record_bytes", lambda recipe: 1000)
     path = tmp_path / "a.parquet"

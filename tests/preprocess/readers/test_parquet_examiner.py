@@ -15,7 +15,7 @@ import pytest
 from preprocess.errors import FolioError
 from preprocess.readers import input_checks, parquet_examiner
 from preprocess.readers.input_checks import InputChecker
-from preprocess.readers.parquet_examiner import find_unreadable, start_examiner
+from preprocess.readers.parquet_examiner import examine_files, start_examiner
 from tests.preprocess.readers.helpers import describe
 
 
@@ -34,23 +34,23 @@ def damage_schema(path: str) -> None:
     Path(path).write_bytes(data.replace(schema, b"\x15\x0c\x25\x00" + schema[4:]))
 
 
-def test_files_that_end_the_examiner_are_found_among_others(tmp_path: Path) -> None:
+def test_first_file_that_ends_the_examiner_is_found_among_others(tmp_path: Path) -> None:
     paths = write_files(tmp_path, 5)
     Path(paths[0]).write_bytes(b"not Parquet")  # the reader reports it
     Path(paths[2]).unlink()
     for path in (paths[1], paths[4]):
         damage_schema(path)
-    reasons = find_unreadable(paths, ["text"])
-    assert set(reasons) == {paths[1], paths[4]}
-    assert set(reasons.values()) == {"reading its metadata ends the process with SIGABRT"}
-    assert find_unreadable(paths, ["other"]) == {}  # nothing is read of other columns
+    reason = "reading its metadata ends the process with SIGABRT"
+    assert examine_files(paths, ["text"]) == [None, reason]
+    assert examine_files(paths[2:], ["text"]) == [None, None, reason]
+    assert examine_files(paths, ["other"]) == [None] * 5  # nothing is read of other columns
 
 
 def test_examiner_can_be_started_before_it_is_needed(tmp_path: Path) -> None:
     start_examiner()
     start_examiner()
     (child,) = parquet_examiner._started
-    assert find_unreadable(write_files(tmp_path, 1), ["text"]) == {}
+    assert examine_files(write_files(tmp_path, 1), ["text"]) == [None]
     assert child.returncode == 0 and not parquet_examiner._started
 
 
@@ -60,7 +60,7 @@ def test_examiner_that_cannot_start_is_one_line(tmp_path: Path, monkeypatch: pyt
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     with pytest.raises(FolioError, match="^the process that examines Parquet files cannot start: no Python here$"):
-        find_unreadable(write_files(tmp_path, 1), ["text"])
+        examine_files(write_files(tmp_path, 1), ["text"])
 
 
 @pytest.mark.parametrize(("work", "expected"), [("bytearray(2 << 30)", "MemoryError"), ("while True: pass", "")])
@@ -79,11 +79,11 @@ def test_files_of_a_stream_are_examined_in_growing_groups(tmp_path: Path, monkey
     files = [dataclasses.replace(describe(Path(path))[0], number=i) for i, path in enumerate(paths)]
     groups: list[int] = []
 
-    def find_and_count(paths: list[str], names: list[str]) -> dict[str, str]:
+    def examine_and_count(paths: list[str], names: list[str]) -> list[str | None]:
         groups.append(len(paths))
-        return find_unreadable(paths, names)
+        return examine_files(paths, names)
 
-    monkeypatch.setattr(input_checks, "find_unreadable", find_and_count)
+    monkeypatch.setattr(input_checks, "examine_files", examine_and_count)
     checker = InputChecker(files, recipe)
     for input_file in files[:5]:
         checker.check(input_file)
@@ -93,7 +93,7 @@ def test_files_of_a_stream_are_examined_in_growing_groups(tmp_path: Path, monkey
         ):
             checker.check(files[5])
     checker.check(files[6])
-    assert groups == [1, 2, 4]
+    assert groups == [1, 2, 4, 1]  # the child does not reach the last file of the third group
     groups.clear()
     with pytest.raises(FolioError, match="5.parquet"):
         InputChecker(files, recipe).check_all()

@@ -35,7 +35,7 @@ def test_document_that_a_template_makes_too_long_is_an_error_or_left_out(
     values = ["a" * 50, "b" * 200, "c"]
     lines = [json.dumps({"text": value}) for value in values] if suffix == ".jsonl" else ["text", *values]
     path.write_text("\n".join(lines))
-    location = "the record at byte 63" if suffix == ".jsonl" else "row 1"
+    location = "the record at byte 63" if suffix == ".jsonl" else "row 3"
     with pytest.raises(FolioError, match=rf"a{suffix}: {location} has more than 1,000 bytes; shorten it"):
         list_texts(path, template="{text}" * 10)
     rejects = Rejects(None)

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from preprocess.inputs import open_input
 from preprocess.inputs.describe import describe_input_files
 from preprocess.inputs.input_files import Span
-from preprocess.inputs import open_input
 from preprocess.readers.records import Rejects
 from preprocess.readers.text import read_text
 from preprocess.recipes.schema import Recipe
 from tests.helpers.file_builds import WORDS, build_files, read_texts
+from tests.helpers.memory import measure_peak_bytes
 
 TEXT = "".join(f"{w} one\r\n{w} two\n \t\n\n{w} three\n\n" for w in WORDS)
 
@@ -97,3 +98,16 @@ def test_windows_and_batches_change_no_record(
     for records in batches:
         for text, offset in zip(records.columns["text"].to_pylist(), records.offsets.tolist(), strict=True):
             assert text in data[offset:]
+
+
+@pytest.mark.parametrize("document", ["line", "paragraph", "separator", "file"])
+def test_a_long_line_needs_a_few_times_its_size(tmp_path: Path, document: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"word " * 2_000_000 + b"end\n")
+    recipe = Recipe(corpus="x", format="text", document=document, separator="|")
+    [input_file] = describe_input_files([("a.txt", path)], recipe, {}, num_threads=1).files
+
+    def read() -> None:
+        assert sum(records.num_records for records in read_text(input_file, Span(0), recipe, Rejects(None))) == 1
+
+    assert measure_peak_bytes(read) < 5 * path.stat().st_size

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from preprocess.readers.utf8 import find_invalid_utf8, replace_invalid_utf8
+from tests.helpers.memory import measure_peak_bytes
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -25,3 +26,8 @@ def test_invalid_utf8_is_found_and_replaced_as_by_python(
     else:
         assert find_invalid_utf8(data) is None
     assert replace_invalid_utf8(data) == data.decode(errors="replace").encode()
+
+
+def test_replacing_invalid_utf8_needs_little_more_memory_than_the_result() -> None:
+    data = b"\xff" * 8_000_000
+    assert measure_peak_bytes(lambda: replace_invalid_utf8(data)) < 1.6 * 3 * len(data)

@@ -100,7 +100,10 @@ def test_parse_template_rejects_anything_but_plain_names(text: str, message: str
         ({"b": ["x"]}, "template: no column is called a; the table has b"),
         ({}, "the table has no columns"),
         ({"a": [["x"]]}, "template: column a is of type list<"),
-        ({"a": [b"\xff"]}, "template: column a is of type binary; only text, numbers, booleans and dates can be joined"),
+        (
+            {"a": [b"\xff"]},
+            "template: column a is of type binary; only text, numbers, booleans and dates can be joined",
+        ),
     ],
 )
 def test_join_rejects_missing_columns_and_other_types(values: dict[str, Any], message: str) -> None:

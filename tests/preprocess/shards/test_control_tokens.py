@@ -21,3 +21,12 @@ def test_assign_rejects_values_with_equal_tokens() -> None:
     for field, value in (("author", "Ann_Lee"), ("year", 0)):
         with pytest.raises(FolioError, match="two control tokens would be written '<.*>'; rename one of the two"):
             control.assign(field, value)
+
+
+def test_assign_rejects_a_name_in_two_unicode_forms() -> None:
+    """A column may contain `é`, and a file name of macOS `e` with a combining accent, for the same author."""
+    control = ControlTokenIds(100, {})
+    control.assign("author", "Zo\u00e9")
+    with pytest.raises(FolioError, match="written '<author_Zoe\u0301>' in two Unicode forms .*; rename one of the two"):
+        control.assign("author", "Zoe\u0301")
+    assert control.assign("author", "Zoe") == 101

@@ -34,7 +34,7 @@ def test_datasets_explain_the_limit_of_open_files(tmp_path: Path) -> None:
     try:
         with pytest.raises(
             FolioError,
-            match="exceeds the number of files that this process may open; raise the limit, e.g. `ulimit -n 65536`",
+            match="exceeds the number of files that this process can open; raise the limit, e.g. `ulimit -n 65536`",
         ):
             TokenWindows(build, block_size=4)
     finally:

@@ -41,7 +41,7 @@ def test_documents_reject_a_build_without_documents_or_pad_id(tmp_path: Path) ->
     with pytest.raises(MisuseError, match="has no document in its val split"):
         Documents(empty, "val")
     dataset = Documents(make_build(tmp_path / "bare", eot_id=None))
-    with pytest.raises(MisuseError, match="neither pad nor end-of-text id"):
+    with pytest.raises(MisuseError, match="neither a padding id nor an end-of-text id"):
         dataset.collate([dataset[0]])
     padded = Documents(make_build(tmp_path / "padded", pad_id=0))
     assert padded.pad_id == 0 and padded.eot_id != 0

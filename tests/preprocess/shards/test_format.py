@@ -10,6 +10,7 @@ import pytest
 
 from preprocess.errors import MisuseError
 from preprocess.shards.format import Build, ShardError, check_name, find_build, token_dtype
+from preprocess.shards.replaced import ReplacedError
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(1, "<u2"), (65_535, "<u2"), (65_536, "<u2"), (65_537, "<u4")])
@@ -70,3 +71,13 @@ def test_document_finds_documents_by_number(build_text: Callable[..., Build]) ->
     for number in (-1, 45):
         with pytest.raises(MisuseError, match="it has 45, counted from 0"):
             build.document("train", number)
+
+
+def test_reading_notices_a_build_that_was_replaced_and_is_back(build_text: Callable[..., Build]) -> None:
+    """The block may have read some files of the build in between."""
+    build = build_text()
+    with pytest.raises(ReplacedError, match="was replaced or deleted while it was read"), build.reading():
+        build_text("Another text.\n\n" * 40, replace=True)
+        build_text(replace=True)
+    with build.reading():  # the same build was made again before
+        assert build.document("val", 0).tolist() == Build(build.folder).document("val", 0).tolist()

@@ -14,6 +14,7 @@ from preprocess.documents import make_batch
 from preprocess.errors import MisuseError
 from preprocess.recipes.schema import CLEANING_RULES, DEFAULT_RULES
 from preprocess.stages.clean import _find_nfc_candidates, clean
+from tests.helpers.memory import measure_peak_bytes
 
 MESSY_TEXTS = st.text(
     st.sampled_from("ab\r\n\t\x00\x0b\x1b\x7f\x85\x9f\ufeff é\u0301e\u0327한ᄀ가")
@@ -116,3 +117,39 @@ def test_nfc_scan_skips_no_character_that_nfc_may_change() -> None:
         if row not in candidates:
             assert unicodedata.is_normalized("NFC", character) and not unicodedata.combining(character)
             assert character not in followers
+
+
+@pytest.mark.parametrize(
+    ("number", "character"), [("0" * 5_000 + "65", "A"), ("1" * 5_000, "\ufffd"), ("0" * 5_000, "\ufffd")]
+)
+def test_html_entities_rule_reads_numbers_of_any_length(number: str, character: str) -> None:
+    assert clean_texts([f"a&#{number};b&#{number}"], ("html_entities",))[0] == [f"a{character}b{character}"]
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.sampled_from(["&amp", ";", "&", "#", "&#65", "&lt;", " ", "a", "é", "e\u0301", "\u1100\u1161", "\u0301"])
+    ),
+    st.sampled_from(["html_entities", "nfc"]),
+    st.integers(1, 9),
+)
+def test_parts_of_a_long_text_are_rewritten_like_the_whole_text(pieces: list[str], rule: str, part_bytes: int) -> None:
+    text = "".join(pieces)
+    expected = clean_texts([text], (rule,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("preprocess.stages.clean.PART_BYTES", part_bytes)
+        assert clean_texts([text], (rule,)) == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "word", "num_words"), [("html_entities", "&a", 50_000), ("nfc", "e\u0301", 2_000_000)]
+)
+def test_rewriting_a_text_without_spaces_needs_a_few_times_its_size(
+    monkeypatch: pytest.MonkeyPatch, rule: str, word: str, num_words: int
+) -> None:
+    monkeypatch.setattr("preprocess.stages.clean.PART_BYTES", 1 << 14)
+    text = word * num_words
+    batch = make_batch({"text": pa.array([text], pa.large_string())}, 1)
+    clean(batch, (rule,))  # tables of Unicode are made once
+    assert measure_peak_bytes(lambda: clean(batch, (rule,))) < 8 * len(text.encode())

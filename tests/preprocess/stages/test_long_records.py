@@ -80,7 +80,7 @@ def test_all_parts_of_a_record_are_on_one_side(
         assert sum("val" in sides for sides in counts.values()) == round(0.3 * NUM_RECORDS)
     # The groups do not depend on the blocks and the partitions in which the records are read.
     monkeypatch.setattr("preprocess.inputs.input_files.PARTITION_BYTES", 300)
-    monkeypatch.setattr("preprocess.readers.decompress.BLOCK_BYTES", 11)
+    monkeypatch.setattr("preprocess.inputs.open_input.BLOCK_BYTES", 11)
     assert build_files(tmp_path / "out", glob, name="small", **settings).build_id == result.build_id
 
 

@@ -22,7 +22,7 @@ def small_spans(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small_reads(small_spans: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("preprocess.readers.decompress.BLOCK_BYTES", 200)
+    monkeypatch.setattr("preprocess.inputs.open_input.BLOCK_BYTES", 200)
     monkeypatch.setattr("preprocess.readers.json.HEAD_BYTES", 200)
 
 

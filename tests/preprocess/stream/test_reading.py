@@ -170,7 +170,7 @@ def test_rejects_are_logged_by_file(tmp_path: Path) -> None:
     path = write_file(tmp_path / "x.jsonl", b'{"text": "good enough"}\nbad\n{"text": null}\n' * 3)
     list(TokenStream(open_files(path, log=lines.append), block_size=4))
     assert len(lines) == 1
-    assert lines[0].startswith(f"{path}: some documents were not taken as they are: 3 malformed, 3 null text; the most")
+    assert lines[0].startswith(f"{path}: some documents were dropped or repaired: 3 malformed, 3 null text; the most")
     assert "of 3: invalid JSON" in lines[0] and lines[0].endswith("(first at x.jsonl, line 2 (byte 24))")
 
 
@@ -226,7 +226,7 @@ def test_small_files_share_a_batch_and_their_rejects_are_logged_together(tmp_pat
     paths = [tmp_path / f"{number:03}.jsonl" for number in (0, 63, 64, 127, 128, 129)]
     counts = ("64 malformed", "64 malformed", "2 malformed")
     for line, first, last, count in zip(lines, paths[::2], paths[1::2], counts, strict=True):
-        assert line.startswith(f"{first} to {last}: some documents were not taken as they are: {count}; the reason")
+        assert line.startswith(f"{first} to {last}: some documents were dropped or repaired: {count}; the reason")
 
 
 def read_split(corpus: StreamCorpus, split: str) -> list[bytes]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -334,3 +336,46 @@ def test_memory_is_bounded_by_one_document(
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert stream.num_documents == 4 and peak < max_bytes_per_byte * 7 * num_words, peak
+
+
+def test_workers_of_a_loader_that_read_the_same_documents_are_reported(tmp_path: Path) -> None:
+    from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+    path, log = write_parquet(tmp_path / "x.parquet", make_texts(20)), tmp_path / "log"
+
+    def write_line(line: str) -> None:
+        with open(log, "a") as file:  # of several processes
+            file.write(f"{line}\n")
+
+    class NumBlocks(IterableDataset):
+        """Yields the number of blocks of a worker's share, and of a stream without one."""
+
+        def __iter__(self) -> Iterator[tuple[int, int]]:
+            info, corpus = get_worker_info(), open_files(path, log=write_line)
+            share = {"worker": info.id, "num_workers": info.num_workers}
+            shared = len(list(TokenStream(corpus, block_size=15, **share)))
+            write_line(f"end of the share of worker {info.id}")
+            yield shared, len(list(TokenStream(corpus, block_size=15)))
+
+    loader = DataLoader(NumBlocks(), batch_size=None, num_workers=2, multiprocessing_context="fork")
+    (share0, all0), (share1, all1) = loader
+    assert all0 == all1 and share0 < all0 and share1 < all1
+    lines = sorted(log.read_text().splitlines())
+    assert len(lines) == 4 and lines[2].startswith("end of the share")
+    assert lines[0].startswith("each of the 2 workers of the DataLoader reads all documents; pass worker=")
+
+
+def test_load_state_dict_warns_if_files_have_other_modification_times(tmp_path: Path) -> None:
+    path, lines = write_parquet(tmp_path / "x.parquet", make_texts(60)), list[str]()
+    stream = TokenStream(open_files(path), block_size=15)
+    next(stream)
+    state = json.loads(json.dumps(stream.state_dict()))
+    TokenStream(open_files(path, log=lines.append), block_size=15).load_state_dict(state)
+    assert not lines
+    os.utime(path, ns=(0, 1))
+    other = TokenStream(open_files(path, log=lines.append), block_size=15)
+    other.load_state_dict(state)
+    assert len(lines) == 1 and "have other modification times than when the state was saved" in lines[0]
+    del state["times_sha256"]  # as in states of earlier versions
+    other.load_state_dict(state)
+    assert len(lines) == 1

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -80,7 +83,7 @@ def test_growth_within_the_limit_is_measured_on_long_texts() -> None:
     assert rare.encode_text(LONG_TEXT + "ﷺ").size
     common = HuggingFaceTokenizer(to_bytes(byte_level() | {"normalizer": replace("e", "x" * 100)}))
     assert common.encode_text("the end").size > 200  # short texts cannot fill the memory
-    with pytest.raises(FolioError, match="the tokenizer makes [0-9,]+ characters of 16,000 before it encodes them"):
+    with pytest.raises(FolioError, match="normalizes 16,000 characters to [0-9,]+, expected at most 4 times as many"):
         common.encode_text(LONG_TEXT)
 
 
@@ -129,9 +132,9 @@ def make_slow_regex(part: str) -> bytes:
 def test_tokenizer_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch, data: bytes, length: int) -> None:
     tokenizer = HuggingFaceTokenizer(data)
     monkeypatch.setattr(huggingface_limits, "MIN_SECONDS", 0.05)
-    monkeypatch.setattr(huggingface_limits, "MIN_BYTES_PER_SECOND", 1_000_000)
+    monkeypatch.setattr(huggingface_limits, "MIN_CHARACTERS_PER_SECOND", 1_000_000)
     began = time.monotonic()
-    with pytest.raises(FolioError, match="has not encoded a text in 0 s; it may be made to take forever") as raised:
+    with pytest.raises(FolioError, match="has not finished encoding after 0 s; its file may be malicious") as raised:
         tokenizer.encode_text("a" * length)
     assert time.monotonic() - began < 5
     assert_one_line(str(raised.value))
@@ -149,3 +152,31 @@ def test_run_limited_passes_on_results_and_exceptions() -> None:
     assert run_limited(lambda: None, 5) is None
     with pytest.raises(KeyError, match="x"):
         run_limited(lambda: json.loads('{"a": 1}')["x"], 5)
+
+
+STOPPED_WORK = """
+import time
+from preprocess.tokenizers.huggingface_limits import run_limited
+
+def work():
+    now = time.monotonic()
+    print("started", flush=True)
+    while time.monotonic() - now < 1:  # until the process was stopped
+        now = time.monotonic()
+        time.sleep(0.01)
+    time.sleep(0.1)
+    return "finished"
+
+print(run_limited(work, 1.5))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped")
+def test_time_in_which_the_process_is_stopped_does_not_count() -> None:
+    with subprocess.Popen([sys.executable, "-c", STOPPED_WORK], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "started\n"
+        time.sleep(0.2)  # until the main thread waits
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(1.5)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.read() == "finished\n"

@@ -70,15 +70,18 @@ def test_longest_replacement_is_that_of_the_map() -> None:
         (lambda m: m.replace(b"<0x41>", b"<0xZZ>"), "is not a SentencePiece model"),
         (lambda m: m + make_message(3, make_message(2, bytes(4) + b"x" * 65)), "replaces a character by 65 bytes"),
         (lambda m: m + b"\x0a\0" * 500, "has more than 800 pieces"),
+        (lambda m: m + b"\x20\0" * 700, "has more than 1,000 fields"),
+        (lambda m: m + make_message(2, b"\x20\0" * 700), "has more than 1,000 fields"),
         (lambda m: m[:-1], "is not a SentencePiece model"),
         (lambda m: b"", "is not a SentencePiece model"),
     ],
-    ids=["utf-8", "byte piece", "charsmap", "pieces", "cut", "empty"],
+    ids=["utf-8", "byte piece", "charsmap", "pieces", "fields", "settings", "cut", "empty"],
 )
 def test_damaged_model_is_one_line(
     model: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: object, message: str
 ) -> None:
     monkeypatch.setattr(sentencepiece_model, "MAX_VOCAB_SIZE", 800)
+    monkeypatch.setattr(sentencepiece_model, "MAX_FIELDS", 1000)
     path = tmp_path / "sentencepiece.model"
     path.write_bytes(change(model))  # type: ignore[operator]
     with pytest.raises(FolioError, match=message) as raised:

@@ -266,7 +266,7 @@ def merge_all(text: str, rank: Callable[[str, str], float | None]) -> list[str]:
 @pytest.mark.parametrize(
     ("training", "message"),
     [
-        ({}, "normalises text"),
+        ({}, "normalizes text"),
         ({"model_type": "unigram", "vocab_size": 60}, "is not a BPE model"),
         ({"normalization_rule_name": "identity"}, "removes white space"),
         ({**LOSSLESS, "treat_whitespace_as_suffix": True}, "puts a space after the text"),

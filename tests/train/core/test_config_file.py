@@ -123,7 +123,7 @@ BAD_FILES = {
     "long number in a call": (b"a = f(0x" + b"f" * 20_000 + b")", "cannot read an expression with a huge number"),
     "f-string": (b"a = f'" + b"{1}" * 20_000 + b"'", "line 1: cannot read"),
     "NUL": (b"a = 1\0", "contains a NUL character"),
-    "escape": (b'a = "C:\\users"', "line 1: a text has a backslash that begins no known escape"),
+    "escape": (b'a = "C:\\users"', "line 1: a text has a backslash that does not begin an escape sequence"),
     "not UTF-8": (b"a = '\xff'", r"is not UTF-8 text \(byte 5\); save it as UTF-8"),
     "binary": (bytes(range(256)) * 200, "is not UTF-8 text"),
     "large": (b"#" * (MAX_CONFIG_BYTES + 1), "has 65,537 bytes, expected at most 65,536"),

@@ -44,7 +44,7 @@ def test_text_that_cannot_be_a_path_is_rejected(text: str, message: str) -> None
 def test_symbolic_links_in_a_circle_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     for path in (tmp_path / "loop", tmp_path / "loop" / "run"):
-        with pytest.raises(MisuseError, match="whose symbolic links lead in a circle; name another path"):
+        with pytest.raises(MisuseError, match="whose symbolic links form a cycle; name another path"):
             parse_path(str(path), "RUN")
     (tmp_path / "dangling").symlink_to("nowhere")
     assert parse_path(str(tmp_path / "dangling"), "RUN") == tmp_path / "dangling"

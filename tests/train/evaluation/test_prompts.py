@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from preprocess.shards.replaced import ReplacedError
 from tests.helpers.manifests import EMPTY_SPLIT, make_manifest
 from tests.helpers.runs import SENTENCE, invoke, make_build, write_config
 from tests.train.evaluation.helpers import CPU, check_error, read_rows, snapshot
+from train.data.builds import open_builds
 from train.evaluation import job
 from train.evaluation.prompts import draw_prompts
 
@@ -166,6 +169,8 @@ def test_draw_prompts_gives_fewer_as_the_first_of_more(folder: Path) -> None:
             splits = {"val": dataclasses.replace(EMPTY_SPLIT, documents=1000)}
             self.manifest = make_manifest(splits=splits, special_tokens=special_tokens, eot_id=3)
 
+        reading = contextlib.nullcontext
+
         def document(self, _: str, number: int) -> np.ndarray:
             return np.array([1, 2, *[10 + number] * (number % 50), 3])
 
@@ -176,6 +181,15 @@ def test_draw_prompts_gives_fewer_as_the_first_of_more(folder: Path) -> None:
         text = prompt.ids[2:]
         assert prompt.ids[:2] == [1, 2] and 3 not in prompt.ids and prompt.text == f"<a> <b> {text}"
         assert len(text) == (max(1, min(16, (text[0] - 10) % 50 // 2)) if text else 0)
+
+
+def test_draw_prompts_rejects_a_build_that_was_replaced(tmp_path: Path) -> None:
+    build = make_build(tmp_path / "data")
+    source = open_builds(str(build))
+    shutil.rmtree(build)
+    make_build(build, val_repeats=7)
+    with pytest.raises(ReplacedError, match="was replaced or deleted while it was read"):
+        draw_prompts(source, 2, tokenizer=None)
 
 
 def test_long_prompt_is_cut_to_its_end(learned: Path, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 from filelock import FileLock
 
 from tests.helpers.runs import (
+    AUTHOR_ID,
+    EOT_ID,
     VOCAB_SIZE,
     edit_checkpoint,
     invoke,
@@ -78,6 +80,34 @@ def test_tokenizer_of_the_same_size_is_rejected(folder: Path, tmp_path: Path) ->
         "--max_steps=40",
     )
     assert done.returncode == 2 and "has another tokenizer than" in done.stderr
+
+
+def test_resume_on_a_build_whose_control_tokens_have_other_ids_is_rejected(folder: Path, long_run: Path) -> None:
+    """The author of the new build would continue with the embedding of the old one's."""
+    tokens = {"<|endoftext|>": EOT_ID, "<author_Boris_Berg>": AUTHOR_ID, "<year_2025>": AUTHOR_ID + 1}
+    other = make_build(folder / "boris", special_tokens=tokens)
+    arguments = [f"--data={other}", f"--out_dir={folder / 'renamed'}", f"--resume={long_run}", "--max_steps=160"]
+    done = invoke("train.py", long_run.with_suffix(".py"), *arguments)
+    assert done.returncode == 2
+    assert f"<author_Boris_Berg> is id {AUTHOR_ID} in boris and unknown in " in done.stderr
+    assert "by --init_from" in done.stderr and not (folder / "renamed").exists()
+
+
+@pytest.mark.parametrize("command", ["sample.py", "export.py", "evaluate.py"])
+def test_vocabulary_of_another_build_in_a_run_is_rejected(long_run: Path, tmp_path: Path, command: str) -> None:
+    """Its tokenizer is the same, but its control tokens mean other authors."""
+    copy = Path(shutil.copytree(long_run, tmp_path / "copy"))
+    shutil.rmtree(copy / "build")
+    tokens = {"<|endoftext|>": EOT_ID, "<author_Boris_Berg>": AUTHOR_ID, "<year_2025>": AUTHOR_ID + 1}
+    make_build(copy / "build", special_tokens=tokens)
+    (tmp_path / "prompts.txt").write_text("the")
+    arguments = {
+        "sample.py": ["--author=Boris Berg"],
+        "export.py": [f"--output={tmp_path / 'exported'}"],
+        "evaluate.py": [f"--prompts={tmp_path / 'prompts.txt'}"],
+    }[command]
+    done = invoke(command, copy, *arguments)
+    assert done.returncode == 1 and "has the vocabulary of another build than that of " in done.stderr
 
 
 def test_rows_without_a_checkpoint_are_not_overwritten_by_a_run_with_other_settings(folder: Path) -> None:

@@ -45,7 +45,7 @@ def test_interrupted_run_equals_an_uninterrupted_one(folder: Path, long_run: Pat
         assert status == -signum
     else:
         assert status == 128 + signum
-        assert "finishing step " in stderr and "saving; once more to abort" in stderr
+        assert "finishing step " in stderr and "saving; a second signal ends the run at once" in stderr
     assert max(row["step"] for row in read_metric_rows(folder / name)) < 150
     result = invoke("train.py", config)
     assert result.returncode == 0

@@ -14,6 +14,7 @@ import pytest
 from preprocess.build.engines.interface import Task, WorkerDied
 from preprocess.build.engines.local import ProcessEngine, SerialEngine
 from preprocess.errors import FolioError, MisuseError
+from preprocess.inputs.disk_file import InputChanged
 from preprocess.stages.encode import BackendMismatch
 
 
@@ -26,6 +27,7 @@ def fail(kind: str) -> None:
     raise {
         "folio": FolioError("the reason"),
         "misuse": MisuseError("the reason"),
+        "changed": InputChanged("the reason"),
         "os": OSError(28, "No space left on device", "/x"),
         "mismatch": BackendMismatch("the reason"),
         "other": ZeroDivisionError("the reason"),
@@ -55,6 +57,11 @@ def test_engine_returns_every_result_once(workers: int) -> None:
     [
         ("folio", FolioError, "the reason"),
         ("misuse", MisuseError, "the reason"),
+        (
+            "changed",
+            InputChanged,
+            "^the reason; wait until the file no longer changes, then run the same command again$",
+        ),
         ("os", OSError, "No space left"),
         ("mismatch", BackendMismatch, "the reason"),
         ("other", RuntimeError, "ZeroDivisionError: the reason"),
