@@ -178,7 +178,7 @@ class RecipeOptions:
     def load_recipe(self, **overrides: Any) -> Recipe:
         """Return the recipe of the corpus, changed by the given options and then by `overrides`.
 
-        If the recipe reads Parquet files, this also starts the process that checks their metadata.
+        If the recipe reads Parquet or Arrow files, this also starts the process that examines them.
         Raises click.UsageError if neither a corpus nor input files are given, and MisuseError if a
         setting is invalid.
         """
@@ -192,8 +192,9 @@ class RecipeOptions:
         if settings["clean"] is not None:
             settings["clean"] = tuple(rule for rule in settings["clean"].split(",") if rule != "none")
         recipe = load_recipe(self.corpus, inputs=self.inputs or None, **settings)
-        if any(name.lower().endswith(".parquet") for name in (*recipe.inputs, *(file.name for file in recipe.files))):
-            from preprocess.readers.parquet_examiner import start_examiner
+        names = (*recipe.inputs, *(file.name for file in recipe.files))
+        if any(name.lower().endswith((".parquet", ".arrow")) for name in names):
+            from preprocess.readers.examiner import start_examiner
 
             start_examiner()  # the process imports Arrow while this one imports other modules
         return recipe

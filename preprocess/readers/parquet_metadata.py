@@ -1,6 +1,6 @@
 """Read the metadata of a Parquet file with pyarrow.
 
-If the metadata is damaged, pyarrow can end the process. parquet_examiner.py therefore calls these
+If the metadata is damaged, pyarrow can end the process. examiner.py therefore calls these
 functions in a child process before the reader calls them.
 """
 

@@ -30,14 +30,15 @@ def write(path: Path, table: pa.Table, *, is_stream: bool, compression: str | No
 @pytest.mark.usefixtures("partition_sizes")
 @pytest.mark.parametrize("is_stream", [True, False])
 @pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
-@pytest.mark.parametrize("type_", TYPES, ids=str)
-def test_text_of_every_type_is_read(
-    tmp_path: Path, is_stream: bool, compression: str | None, type_: pa.DataType
-) -> None:
-    texts = TEXTS if not pa.types.is_dictionary(type_) else [f"text {i % 7}" for i in range(100)]
-    table = pa.table({"unused": range(len(texts)), "text": pa.array(texts, type_), "n": [1.5] * len(texts)})
-    write(tmp_path / "a.arrow", table, is_stream=is_stream, compression=compression)
-    assert read_texts(build_files(tmp_path, tmp_path / "a.arrow", dedup=False)) == texts
+def test_text_of_every_type_is_read(tmp_path: Path, is_stream: bool, compression: str | None) -> None:
+    (tmp_path / "in").mkdir()
+    expected: list[str] = []
+    for i, type_ in enumerate(TYPES):
+        texts = TEXTS if not pa.types.is_dictionary(type_) else [f"text {i % 7}" for i in range(100)]
+        table = pa.table({"unused": range(len(texts)), "text": pa.array(texts, type_), "n": [1.5] * len(texts)})
+        write(tmp_path / "in" / f"{i}.arrow", table, is_stream=is_stream, compression=compression)
+        expected += texts
+    assert read_texts(build_files(tmp_path, tmp_path / "in", dedup=False)) == expected
 
 
 @pytest.mark.parametrize("is_stream", [True, False])
@@ -96,7 +97,7 @@ def test_damaged_files_are_one_line_or_read(tmp_path: Path, is_stream: bool) -> 
     write(path, pa.table({"text": TEXTS}), is_stream=is_stream)
     whole = path.read_bytes()
     source = random.Random(1)
-    for i in range(30):
+    for i in range(16):
         damaged = bytearray(whole if i % 2 else whole[: source.randrange(20, len(whole))])
         for _ in range(source.randrange(1, 4) if i % 2 else 0):
             damaged[source.randrange(12, len(damaged))] ^= source.randrange(1, 256)
