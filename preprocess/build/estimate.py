@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from preprocess.build.plan import Plan
 from preprocess.build.stats import compute_ratio, describe_lengths
@@ -64,10 +65,10 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
     texts, _ = _choose(found, num_documents, plan)
     tokenizer = plan.tokenizer or _train_on(texts, plan.recipe)
     tokenizer.start_fast_backend()
-    loss_counter = LossCounter(tokenizer)
+    loss_counter = LossCounter(tokenizer) if tokenizer.can_lose_characters else None
     lengths, encode_s = _count_tokens(tokenizer, texts, loss_counter)
     num_tokens = int(lengths.sum())
-    loss = loss_counter.measure()
+    num_lost = loss_counter.measure().lost.total() if loss_counter else 0
     encoded_bytes = max(int(count_text_bytes(texts).sum()), 1)
     read_bytes = max(found.text_bytes, 1)
     # Scale the sizes of the documents that were read and encoded to the whole input.
@@ -80,7 +81,7 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
         "tokens_per_document": describe_lengths(Counter(lengths.tolist())),
         "bytes_per_token": compute_ratio(encoded_bytes, num_tokens),
         "rejects": describe_rejects(found.rejects.counts, found.rejects.reasons.as_list(), plan.input_files),
-        "lost_characters": {"characters": loss.lost.total(), "of": loss.num_characters},
+        "lost_characters": {"characters": num_lost, "of": pc.sum(pc.utf8_length(texts)).as_py()},
         "tokens_per_s": round(num_tokens / max(encode_s, 1e-9)),
         "engine": tokenizer.backend,  # the key that scripts read
         "build": {
@@ -96,18 +97,19 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
 
 
 def _count_tokens(
-    tokenizer: Tokenizer, texts: pa.LargeStringArray, loss_counter: LossCounter
+    tokenizer: Tokenizer, texts: pa.LargeStringArray, loss_counter: LossCounter | None
 ) -> tuple[np.ndarray, float]:
     """Return the number of tokens of each of D texts, (D,) int64, and the time of encoding in seconds.
 
-    Long texts are encoded in slices, as in a build. `loss_counter` counts all texts and their ids.
+    Long texts are encoded in slices, as in a build. `loss_counter`, if any, counts all texts and their ids.
     """
     slices, first_slices = slice_texts(texts, tokenizer.cuts)
     lengths = np.zeros(len(slices), np.int64)
     elapsed_s = 0.0
     for start, stop in iter_groups(slices):
         group = slices.slice(start, stop - start)
-        loss_counter.add_text(group)
+        if loss_counter is not None:
+            loss_counter.add_text(group)
         parts = _encode(tokenizer, group)
         while True:
             begin = time.perf_counter()
@@ -116,7 +118,8 @@ def _count_tokens(
             if part is None:
                 break
             ids, ends = part
-            loss_counter.add_ids(ids, ends)
+            if loss_counter is not None:
+                loss_counter.add_ids(ids, ends)
             lengths[start:stop] += np.diff(ends, prepend=0)
     return np.add.reduceat(lengths, first_slices[:-1]), elapsed_s
 

@@ -52,8 +52,8 @@ def parse(path: tuple[str, ...], *arguments: str) -> dict[str, object]:
 
 def test_commands_are_all_known() -> None:
     assert {" ".join(path) for path, _ in COMMANDS} == {
-        "build", "corpora", "estimate", "export", "list", "show", "stats", "tokenizer inspect", "tokenizer train",
-        "verify",
+        "build", "corpora", "estimate", "export", "list", "rejects", "show", "stats", "tokenizer inspect",
+        "tokenizer train", "verify",
     }  # fmt: skip
     assert len(OPTIONS_WITH_DASHES) > 60
 
@@ -108,7 +108,7 @@ def test_group_without_arguments_prints_its_help(preprocess: Run, group: tuple[s
 
 
 def test_json_and_quiet_work_on_every_command(preprocess: Run, tmp_path: Path) -> None:
-    """Each command prints one JSON value and nothing on stderr."""
+    """Each command prints one JSON value and nothing on stderr. `rejects` prints a value for each record."""
     runs = {
         "build": TINY,
         "corpora": ("corpora",),
@@ -123,7 +123,7 @@ def test_json_and_quiet_work_on_every_command(preprocess: Run, tmp_path: Path) -
                             "--output", "characters"),
         "verify": ("verify", "synthetic"),
     }  # fmt: skip
-    assert {" ".join(path) for path, _ in COMMANDS} == runs.keys() - {"show --document"}
+    assert {" ".join(path) for path, _ in COMMANDS} == runs.keys() - {"show --document"} | {"rejects"}
     found = {}
     for name, arguments in runs.items():
         done = preprocess(*arguments, "--json")
@@ -153,7 +153,7 @@ def test_json_and_quiet_work_on_every_command(preprocess: Run, tmp_path: Path) -
     [
         (("build", "--corpus", "tinyshakespear"), "did you mean 'tinyshakespeare'"),
         (("build", "--corpus", "synthetic", "--name", "../x"), "choose another name"),
-        (("build", "--corpus", "synthetic", "--val-fraction", "2"), "val_fraction must be between 0 and 1"),
+        (("build", "--corpus", "synthetic", "--val-fraction", "2"), "val_fraction must be at least 0"),
         (("build", "--corpus", "synthetic", "--name", ""), "choose another name"),
         (("build", "--corpus", "synthetic", "--tokenizer", "byte", "--num-pieces", "900"), "num_pieces has no effect"),
         (("build", "--corpus", "synthetic", "--num-pieces", "9"), "num_pieces must be from 300 to 64,000, got 9"),
