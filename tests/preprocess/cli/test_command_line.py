@@ -130,7 +130,8 @@ def test_json_and_quiet_work_on_every_command(preprocess: Run, tmp_path: Path) -
         assert done.returncode == 0 and done.stderr == "", done.stderr
         found[name] = json.loads(done.stdout)
     build_id = found["build"]["build_id"]
-    assert found["build"] == {**found["show"], "is_new": True}
+    rejects = {"number": 0, "file": None, "records": []}
+    assert found["build"] == {**found["show"], "is_new": True, "rejects": rejects}
     assert found["build"]["splits"]["train"].keys() == {"documents", "tokens", "text_bytes", "shards"}
     assert found["list"] == [found["show"]] and found["show"]["folder"] == "shards/synthetic"
     assert found["verify"] == {"folder": "shards/synthetic", "build_id": build_id, "faults": []}
