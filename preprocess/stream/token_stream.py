@@ -147,8 +147,9 @@ class TokenStream(Iterator[np.ndarray]):
     def __next__(self) -> np.ndarray:
         """Return the next block.
 
-        Raises FolioError if reading fails, or if the text is shorter than one block. After a
-        failure, the next call reads the group again, so no block is lost.
+        Raises FolioError if reading fails, or if the text has no block: it has no document, or is
+        shorter than one block and `tail` is "drop". After a failure, the next call reads the group
+        again, so no block is lost.
         """
         try:
             self._prepare()
