@@ -339,10 +339,10 @@ def config_from_saved(settings: Any, where: str) -> Config:
 
 
 def changed_settings(old: Config, new: Config) -> list[str]:
-    """Return `key old → new` for each setting that differs and is not free.
+    """Return `key old → new` for each setting that differs, except the free ones.
 
-    Settings that have no effect are not compared. batch_size × gradient_accumulation_steps is
-    compared as if it were a setting.
+    A run can be continued with other values of the free settings. Settings that have no effect are
+    not compared. batch_size × gradient_accumulation_steps is compared as if it were a setting.
     """
     before, after = effective_values(old), effective_values(new)
     fixed = [field.name for field in dataclasses.fields(Config) if not field.metadata["free"]]
