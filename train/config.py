@@ -66,8 +66,9 @@ NEW_WEIGHTS = Need("resume", lambda resume: resume in ("auto", "never"), "auto o
 class Config:
     """The settings of a run.
 
-    The documentation of a setting that can be None says what None means. Raises MisuseError for a
-    value that is out of range or does not fit the other settings.
+    The documentation of a setting that can be None says what None means, unless that is plain, as
+    for `completion_author`. Raises MisuseError for a value that is out of range or does not fit the
+    other settings.
     """
 
     # Free, because the build_id is compared instead when a run continues.
