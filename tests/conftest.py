@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -21,6 +22,10 @@ from preprocess.progress import Progress
 from preprocess.recipes.schema import CorpusFile, Recipe
 from preprocess.shards.format import Build
 from preprocess.shards.writer import ShardPlan, ShardSealer, WriteOffset, create_shard, cut_shards, write_documents
+
+# The time of an example depends on what else the machine does.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSE = (

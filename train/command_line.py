@@ -20,7 +20,7 @@ FLAGS = {
     "--version": "print the version and exit",
     "--help": "print this text and exit",
 }
-BASE_DOC = "in the first line of CONFIG.py only: another config, relative to this one, whose settings this one changes"
+BASE_DOC = "in the first assignment of CONFIG.py only: another config, relative to this one, whose settings this one changes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def parse_command_line(arguments: Sequence[str]) -> Command:
 def _check_setting(name: str) -> None:
     """Raise MisuseError unless `name` is a setting that the command line can set."""
     if name == BASE:
-        raise MisuseError(f"the command line: {BASE} can be set in a config file only; write it in its first line")
+        raise MisuseError(f"the command line: {BASE} can be set in a config file only; make it its first assignment")
     check_known(Config, current_name(name), "the command line", others=FLAGS)
 
 

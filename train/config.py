@@ -66,8 +66,9 @@ NEW_WEIGHTS = Need("resume", lambda resume: resume in ("auto", "never"), "auto o
 class Config:
     """The settings of a run.
 
-    The documentation of a setting that can be None says what None means. Raises MisuseError for a
-    value that is out of range or does not fit the other settings.
+    The documentation of a setting that can be None says what None means, unless that is plain, as
+    for `completion_author`. Raises MisuseError for a value that is out of range or does not fit the
+    other settings.
     """
 
     # Free, because the build_id is compared instead when a run continues.
@@ -339,10 +340,10 @@ def config_from_saved(settings: Any, where: str) -> Config:
 
 
 def changed_settings(old: Config, new: Config) -> list[str]:
-    """Return `key old → new` for each setting that differs and is not free.
+    """Return `key old → new` for each setting that differs, except the free ones.
 
-    Settings that have no effect are not compared. batch_size × gradient_accumulation_steps is
-    compared as if it were a setting.
+    A run can be continued with other values of the free settings. Settings that have no effect are
+    not compared. batch_size × gradient_accumulation_steps is compared as if it were a setting.
     """
     before, after = effective_values(old), effective_values(new)
     fixed = [field.name for field in dataclasses.fields(Config) if not field.metadata["free"]]

@@ -30,8 +30,8 @@ def train(output: Output, folder: Path, workers: int | None, replace: bool, **op
     """Train a tokenizer on the training documents of a corpus.
 
     Trains a SentencePiece BPE tokenizer by default. With --tokenizer char, collects the characters
-    of all documents instead. A build with the same options trains the same tokenizer. Use it with
-    `preprocess build --tokenizer DIR`.
+    of all documents instead. `preprocess build --tokenizer DIR` uses the trained tokenizer. A build
+    with --tokenizer sentencepiece or char and otherwise the same options trains the same one.
     """
     from preprocess.build.build import build_tokenizer
     from preprocess.build.engines.local import get_default_num_workers

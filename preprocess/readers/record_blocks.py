@@ -261,7 +261,7 @@ def check_can_be_cut(record: str, recipe: Recipe) -> None:
     if is_grouped and recipe.document != "passage":  # the positions are those of the passages
         raise FolioError(
             f"{record} is longer than max_document_bytes ({recipe.max_document_bytes:,}), and cutting it would shift "
-            "the positions by which documents are grouped; shorten it, or raise --max-document-bytes"
+            "the positions by which documents are grouped; shorten it, or raise max_document_bytes in a recipe file"
         )
 
 

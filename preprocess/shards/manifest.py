@@ -60,7 +60,7 @@ class TokenizerEntry:
 
     kind: str
     files: dict[str, str]  # file name -> SHA-256
-    settings: JsonObject  # of its training
+    settings: JsonObject  # what it was trained with, or its encoding
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 A build reads all documents before it decides which to keep; a stream reads each document once. So a
 stream cannot deduplicate, split by exact count, train a tokenizer, or number control tokens that it
 has not read yet. `open_corpus` changes such settings and logs a line for each, or rejects them if a
-change would alter the vocabulary. The files are listed, but neither read nor hashed.
+change would alter the vocabulary. The files of `inputs` are listed, but neither read nor hashed.
+Those of a built-in corpus are downloaded if necessary, and hashed.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ class StreamCorpus:
 def open_corpus(
     corpus: Recipe | str | Path | None, *, log: Log | None = None, use_reference: bool = False, **overrides: Any
 ) -> StreamCorpus:
-    """Return the corpus of a recipe, ready to be streamed. Its files are listed, not read.
+    """Return the corpus of a recipe, ready to be streamed. The files of `inputs` are not read.
 
     `corpus` is a Recipe, the name of a built-in corpus, the path of a TOML file, or None if the
     corpus consists of the files of `inputs` only. `overrides` replace settings of the recipe. `log`

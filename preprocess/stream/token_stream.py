@@ -147,8 +147,9 @@ class TokenStream(Iterator[np.ndarray]):
     def __next__(self) -> np.ndarray:
         """Return the next block.
 
-        Raises FolioError if reading fails, or if the text is shorter than one block. After a
-        failure, the next call reads the group again, so no block is lost.
+        Raises FolioError if reading fails, or if the text has no block: it has no document, or is
+        shorter than one block and `tail` is "drop". After a failure, the next call reads the group
+        again, so no block is lost.
         """
         try:
             self._prepare()
@@ -258,9 +259,10 @@ class TokenStream(Iterator[np.ndarray]):
         """Continue at the position of `state`: `next` returns the block that would have come next.
 
         The next call of `next` reads and encodes the current group again, and as much of the next
-        group as the buffer contained. The part of the span before the group (up to 16 MB, or all of
-        a compressed or CSV file) is read and cleaned but not encoded. Raises MisuseError for the
-        state of another stream, FolioError for a damaged state.
+        group as the buffer contained. Reading begins at the start of a span (about 16 MB of a file,
+        or all of a compressed or CSV file); the documents of the span that are before the group are
+        cleaned but not encoded. Raises MisuseError for the state of another stream, FolioError for
+        a damaged state.
         """
         position = parse_state(state, self._identity)
         num_files, epochs = len(self.corpus.input_files), self._reader.epochs

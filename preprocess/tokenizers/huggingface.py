@@ -62,6 +62,8 @@ PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<｜▁pad▁｜>")
 UNK_NAMES = ("<unk>", "[UNK]")
 MAX_PROBED_TOKENS = 64  # text tokens, and as many control tokens, in the probe texts; a file may have thousands
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+# Normalizers that look only at one character and the combining marks after it.
+LOCAL_NORMALIZERS = {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Sequence"}
 
 
 class HuggingFaceTokenizer(TwoBackendTokenizer):
@@ -100,6 +102,7 @@ class HuggingFaceTokenizer(TwoBackendTokenizer):
         self.byte_fallback_ids = (
             [i for token, i in vocab.items() if _BYTE_TOKEN.fullmatch(token)] if _has_byte_fallback(spec) else ()
         )
+        self.cuts = "spaces" if _ends_words_at_cuts(spec) else "none"
         has_all_bytes = self.is_byte_level or len(self.byte_fallback_ids) >= 256
         self.can_lose_characters = can_lose_characters(spec, has_all_bytes=has_all_bytes)
         self.unused_words = [t["content"] for t in added if not t.get("special") and not is_text_token(t)]
@@ -247,6 +250,15 @@ def _involves(merge: Any, names: dict[str, str]) -> bool:
 
 def _component_types(spec: Spec, *keys: str) -> set[str]:
     return {str(component.get("type")) for component in find_components(spec, *keys)}
+
+
+def _ends_words_at_cuts(spec: Spec) -> bool:
+    """Return whether a word always ends where slices.py cuts a text, so that no id depends on a cut."""
+    return (
+        _component_types(spec, "pre_tokenizer") in ({"BertPreTokenizer"}, {"Whitespace"})
+        and _component_types(spec, "normalizer") <= LOCAL_NORMALIZERS
+        and not any(is_text_token(token) for token in spec["added_tokens"])  # they are found across words
+    )
 
 
 def _has_byte_fallback(spec: Spec) -> bool:

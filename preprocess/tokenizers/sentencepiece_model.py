@@ -1,7 +1,8 @@
 """Read a SentencePiece model file without the library.
 
 The file is a Protocol Buffers message. The numbers of the fields are those in
-sentencepiece_model.proto. A field whose type differs from that file is ignored, as in the library.
+sentencepiece_model.proto. A field that has an integer where that file has another type, or the
+reverse, is ignored.
 """
 
 from __future__ import annotations

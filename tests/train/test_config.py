@@ -104,7 +104,7 @@ def test_parse_command_line_accepts_every_form_of_an_option() -> None:
         ("--json", "the command line: no setting is called 'json'; `python train/train.py --help` lists them"),
         ("--max_step", "no setting is called 'max_step'; did you mean 'max_steps'?"),
         ("--restrat", "no setting is called 'restrat'; did you mean '--restart'?"),
-        ("--base=small.py", "the command line: base can be set in a config file only; write it in its first line"),
+        ("--base=small.py", "the command line: base can be set in a config file only; make it its first assignment"),
         ("--" + "x" * 9000, "no setting is called 'xxx"),
         ("--max_steps", "--max_steps has no value; write --max_steps=VALUE; usage: "),
         ("--version=1", "cannot read '--version=1': --version takes no value; write --version alone; usage: "),

@@ -4,8 +4,8 @@ A config file looks like nanoGPT's: Python assignments such as `max_steps = 100`
 literal, arithmetic on numbers, a list, or the name of an earlier assignment. A file of unknown
 origin is safe to read, because no code in it is run.
 
-If the first line is `base = "small.py"`, that config is read first. Its path is relative to the
-folder of this file, and its assignments count as earlier lines, which later lines can override.
+If the first assignment is `base = "small.py"`, that config is read first. Its path is relative to
+the folder of this file, and its assignments count as earlier ones, which later ones can override.
 """
 
 from __future__ import annotations

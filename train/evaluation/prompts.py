@@ -76,9 +76,9 @@ def _cut_beginning(ids: list[int], builds: Builds, tokenizer: Any) -> Prompt:
 def encode_prompt(text: str, manifest: Manifest, tokenizer: Any, config: Config) -> Prompt:
     """Return a Prompt of the control tokens (see `control_tokens`) followed by `text`.
 
-    Only the last config.block_size ids are kept, because the model cannot read more; the prompt's
-    text then begins with "…". Raises MisuseError if the tokenizer cannot encode `text`, or if
-    `manifest` lacks a control token that `config` names.
+    The model cannot read more than config.block_size ids. If there are more, only the last ones are
+    kept, and the prompt's text begins with "…". Raises MisuseError if the tokenizer cannot encode
+    `text`, or if `manifest` lacks a control token that `config` names.
     """
     controls = control_tokens(manifest, config)
     ids = [*controls.values(), *encode_text(tokenizer, text, "the prompt")]

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019): learned positions, LayerNorm before each layer, GELU, a tied head.
+"""GPT-2 (Radford et al. 2019): learned positions, pre-norm blocks (LayerNorm), GELU, a tied head.
 
 Parameters have the names of Hugging Face's GPT-2 (wte, wpe, h.N.ln_1, h.N.attn.c_attn …). The four
 Conv1D matrices of each of its blocks are the transposes of the Linear ones here.

@@ -101,9 +101,9 @@ def _match_rows(weights: PretrainedWeights, source: DataSource) -> Tensor:
 
 
 def _take_rows(weight: Tensor, rows: Tensor) -> Tensor:
-    """Return the rows `rows`, (V,), of `weight`, (N, C), as (V, C).
+    """Return `weight[rows]`, (V, C). `weight`: (N, C). `rows`: (V,) int64.
 
-    A row of -1 becomes the mean of all rows that are taken.
+    For an index of -1, the result has the mean of the rows that the other indices select.
     """
     is_known = rows >= 0
     taken = weight[rows.clamp(min=0)]

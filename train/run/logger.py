@@ -35,7 +35,7 @@ class RunInfo:
 class StepTimer:
     """The time of training steps.
 
-    The time inside `pause` is part of the estimated time left, but not of the speed.
+    `seconds_left` counts the time that passes inside `pause`; `lap` does not.
     """
 
     def __init__(self, step: int) -> None:

@@ -30,8 +30,8 @@ SAME_SIGNAL_S = 3.0
 def end_at_once() -> Iterator[None]:
     """Let a signal inside the block end the process immediately. Use it when nothing must be saved.
 
-    A Python signal handler runs only after the current call of C code returns. A pass of a large
-    batch is such a call and can take minutes, so the system's default action is used instead.
+    A Python signal handler runs only after the current call of C code returns. A backward pass is
+    one such call and can take minutes, so the system's default action is used instead.
     """
     previous = {signum: signal.getsignal(signum) for signum in SIGNALS}
     previous = {signum: handler for signum, handler in previous.items() if handler != signal.SIG_IGN}

@@ -5,6 +5,7 @@ Their ids are the library's, text never becomes a control token, and changed tex
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import sha256_bytes
 from preprocess.shards.format import TOKENIZER_DIR
 from preprocess.shards.manifest import TokenizerEntry
+from preprocess.stages.slices import slice_texts
 from preprocess.tokenizers import huggingface, load_tokenizer, load_tokenizer_by_name
 from preprocess.tokenizers.huggingface import HuggingFaceTokenizer, strip_extras
 from preprocess.tokenizers.huggingface_spec import Spec
@@ -306,3 +309,23 @@ def test_trained_byte_level_bpe_round_trips_real_text(mirror: Path) -> None:
     ids = tokenizer.encode(arrow([text]))[0]
     assert ids.tolist() == tokenizer.encode_text(text).tolist()
     assert tokenizer.decode(ids) == text and tokenizer.eot_id is None
+
+
+@pytest.mark.parametrize("pre_tokenizer", ["BertPreTokenizer", "Whitespace"])
+@given(
+    text=st.text("ab1Z'.,-/&;\u00a0\u3000\u2028\ufeff。，中國我я№é\u0301でです😀 \n\r\t", max_size=60),
+    num_bytes=st.integers(3, 20),
+)
+def test_slices_of_a_text_have_its_ids(specs: Specs, pre_tokenizer: str, text: str, num_bytes: int) -> None:
+    tokenizer = load_spec(to_bytes(specs["word_piece"] | {"pre_tokenizer": {"type": pre_tokenizer}}))
+    slices, _ = slice_texts(arrow([text]), tokenizer.cuts, num_bytes)
+    assert tokenizer.cuts == "spaces"
+    assert np.array_equal(tokenizer.encode_reference(slices)[0], tokenizer.encode_reference(arrow([text]))[0])
+
+
+load_spec = functools.cache(HuggingFaceTokenizer)
+
+
+@pytest.mark.parametrize("name", ["unigram", "word_level", "byte_fallback"])
+def test_tokenizer_that_looks_across_spaces_gets_whole_texts(tokenizers: Tokenizers, name: str) -> None:
+    assert tokenizers[name].cuts == "none"
