@@ -20,7 +20,9 @@ FLAGS = {
     "--version": "print the version and exit",
     "--help": "print this text and exit",
 }
-BASE_DOC = "in the first assignment of CONFIG.py only: another config, relative to this one, whose settings this one changes"
+BASE_DOC = (
+    "in the first assignment of CONFIG.py only: another config, relative to this one, whose settings this one changes"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
