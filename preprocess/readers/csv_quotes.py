@@ -120,10 +120,11 @@ def count_lines(rows: bytes) -> int:
     num_lines = int(rows.endswith(b"\r"))
     for start in range(0, len(array), WINDOW_BYTES):  # a window fits into the cache of the processor
         window = array[start : start + WINDOW_BYTES]
-        num_lines += np.count_nonzero(window == LINE_FEED)
+        num_lines += int(np.count_nonzero(window == LINE_FEED))
         if has_returns:
             following = array[start + 1 : start + WINDOW_BYTES + 1]
-            num_lines += np.count_nonzero((window[: len(following)] == CARRIAGE_RETURN) & (following != LINE_FEED))
+            is_lone_return = (window[: len(following)] == CARRIAGE_RETURN) & (following != LINE_FEED)
+            num_lines += int(np.count_nonzero(is_lone_return))
     return num_lines
 
 
