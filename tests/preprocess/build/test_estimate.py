@@ -59,7 +59,7 @@ def test_estimate_trains_a_tokenizer_on_its_documents(rows: Path, tokenizer: str
 def test_estimate_rejects_input_without_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": ""}')
     plan = make_plan(load_recipe(None, inputs=(str(tmp_path / "a.jsonl"),)), None, QUIET)
-    with pytest.raises(FolioError, match="no document has any text"):
+    with pytest.raises(FolioError, match="no document is left of own: 1 empty; the reason: no text"):
         estimate_build(plan, 5, workers=1)
 
 
