@@ -65,6 +65,11 @@ INPUT_OPTIONS = [
     click.option(
         "--quotes/--no-quotes", default=None, help="Whether quotes enclose values of a CSV file, or are characters."
     ),
+    click.option(
+        "--json-field",
+        metavar="NAME",
+        help="Field of a JSON file that holds the array of records.  [default: the only array of objects]",
+    ),
     click.option("--author-column", metavar="COLUMN", help="Column that holds the author."),
     click.option("--city-column", metavar="COLUMN", help="Column that holds the city."),
     click.option("--year-column", metavar="COLUMN", help="Column that holds the year."),

@@ -24,7 +24,7 @@ from preprocess.inputs.detect import (
     HEAD_BYTES,
     detect_encoding,
     detect_format,
-    detect_format_by_name,
+    is_format_read,
     reject_unreadable,
     strip_compression_suffix,
 )
@@ -136,7 +136,7 @@ class _Describer:
     ) -> list[InputFile]:
         files = []
         for member, raw in iter_members(disk, archive, compression):
-            if detect_format_by_name(member.name) is None and self.recipe.format == "auto":
+            if not is_format_read(member.name, self.recipe.format):
                 description.skipped_suffixes[os.path.splitext(member.name)[1].lower() or "no suffix"] += 1
                 continue
             path = f"{disk.path}/{member.name}"

@@ -7,12 +7,16 @@ those of a build, or the next ones of a stream.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from preprocess.errors import FolioError
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.parquet_examiner import find_unreadable
 from preprocess.readers.records import find_required_columns
 from preprocess.recipes.schema import Recipe
+
+if TYPE_CHECKING:
+    from preprocess.readers.json_columns import JsonColumnChecker
 
 MAX_FILES_AHEAD = 256
 
@@ -24,6 +28,7 @@ class InputChecker:
         self._input_files, self._recipe = input_files, recipe
         self._reasons: dict[str, str | None] = {}  # of Parquet files, by path: why one must not be opened
         self._num_files = 1  # to be examined next
+        self._json_checker: JsonColumnChecker | None = None
         self.empty_files: set[str] = set()  # paths of CSV files without a header, found by `check`
 
     def check_all(self) -> None:
@@ -43,9 +48,10 @@ class InputChecker:
         if input_file.format == "parquet":
             self._check_parquet(input_file)
         elif input_file.format == "jsonl":
-            from preprocess.readers.json import check_jsonl
+            from preprocess.readers.json_columns import JsonColumnChecker
 
-            check_jsonl(input_file, self._recipe)
+            self._json_checker = self._json_checker or JsonColumnChecker(self._input_files, self._recipe)
+            self._json_checker.check(input_file)
         elif input_file.format == "csv":
             from preprocess.readers.csv import check_csv
 

@@ -51,10 +51,16 @@ COLUMN_SETTINGS = (
     "split_column",
 )
 CSV_SETTINGS = ("delimiter", "escape", "quotes")
+JSON_SETTINGS = ("json_field",)
 # Settings whose defaults are not stored, so that the build_id is that of Folio before it had these settings.
-LATER_SETTINGS = (*CSV_SETTINGS, "encoding")
+LATER_SETTINGS = (*CSV_SETTINGS, *JSON_SETTINGS, "encoding")
 # Settings that apply to some formats only.
-FORMAT_SETTINGS = (*COLUMN_SETTINGS, "template", "where", "document", "separator", "passage_characters", *CSV_SETTINGS)
+FORMAT_SETTINGS = (
+    *COLUMN_SETTINGS,
+    *("template", "where", "document", "separator", "passage_characters"),
+    *CSV_SETTINGS,
+    *JSON_SETTINGS,
+)
 CHOICES: dict[str, tuple[str, ...]] = {
     "format": ("auto", "text", *TABLE_FORMATS, "synthetic"),
     "document": ("file", "line", "paragraph", "passage", "separator"),
@@ -136,6 +142,7 @@ class Recipe:
     where: str | None = None  # condition that selects rows
     delimiter: str | None = None  # CSV only: the character between values; by default it is found in the header
     escape: str | None = None  # CSV only: the character after which a quote or a delimiter is part of the text
+    json_field: str | None = None  # JSON only: the field with the array of records; by default it is found
     quotes: bool = True  # CSV only: quotes enclose values; otherwise they are ordinary characters
     author: str | None = None  # of all documents; author_column and name_pattern take precedence
     city: str | None = None
@@ -192,6 +199,8 @@ class Recipe:
         self._check_csv_settings()
         if self.encoding != AUTO:
             find_codec(self.encoding)
+        if self.json_field == "":
+            raise MisuseError("json_field must not be empty; set the name of the field with the records, such as data")
         if not self.separator:
             raise MisuseError("separator must not be empty; set the text between documents, such as '<|endoftext|>'")
         if self.where is not None:
@@ -288,6 +297,7 @@ def _list_unused_settings(recipe: Recipe) -> list[str]:
         **dict.fromkeys((*COLUMN_SETTINGS, "template", "where"), has_no_columns),
         "text_column": has_no_columns or recipe.template is not None,
         **dict.fromkeys(CSV_SETTINGS, recipe.format not in ("auto", "csv")),
+        **dict.fromkeys(JSON_SETTINGS, recipe.format not in ("auto", "jsonl")),
         "tokenizer_sha256": recipe.tokenizer_sha256 is None,
         "num_pairs": not is_synthetic,
         "document": is_synthetic or is_table,
