@@ -27,7 +27,7 @@ from preprocess.shards import format as shard_format
 from preprocess.shards.control_tokens import ControlTokenIds
 from preprocess.shards.files import canonical_json, readable_json, sha256_bytes, write_durable
 from preprocess.shards.format import CONTROL_FIELDS, MANIFEST, TOKENIZER_DIR
-from preprocess.shards.manifest import SPLITS, Manifest, parse_manifest
+from preprocess.shards.manifest import SPLITS, Manifest, drop_origins, parse_manifest
 from preprocess.shards.manifest_file import FORMAT, VERSION
 from preprocess.tokenizers import TRAINED_KINDS, make_tokenizer_entry
 from preprocess.tokenizers.for_recipe import load_recipe_tokenizer
@@ -80,7 +80,7 @@ class StreamCorpus:
         """
         return sha256_bytes(
             canonical_json(
-                [self.recipe.resolved(), self._source_entries(), asdict(make_tokenizer_entry(self.tokenizer))]
+                [self.recipe.resolved(), drop_origins(self._source_entries()), asdict(make_tokenizer_entry(self.tokenizer))]
             )
         )
 
@@ -122,7 +122,7 @@ class StreamCorpus:
         write_durable(folder / MANIFEST, readable_json(self.manifest().as_dict()))
 
     def _source_entries(self) -> list[dict[str, str | int]]:
-        return [{"name": file.name, "bytes": file.size_bytes} for file in self.input_files]
+        return [{"name": file.name, "bytes": file.size_bytes, **file.origin_entry()} for file in self.input_files]
 
 
 def open_corpus(
