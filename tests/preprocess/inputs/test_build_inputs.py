@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,9 +98,7 @@ def test_skipped_files_are_reported_and_builds_are_not_read(tmp_path: Path, caps
     assert "skipped 3 files of unknown format: 2 .xyz, 1 .pdf" in capsys.readouterr().err
     assert build_files(data / "shards", data, name="again").build_id == result.build_id
     (data / "a.jsonl").unlink()
-    with pytest.raises(
-        MisuseError, match="matches no file; the format of 3 files is unknown: pass a glob and --format"
-    ):
+    with pytest.raises(MisuseError, match="matches no file; the format of 3 files is unknown: pass --format; name"):
         build_files(tmp_path, data)
     with pytest.raises(MisuseError, match="--input '' matches no file"):
         build_files(tmp_path, "")
@@ -148,3 +147,31 @@ def test_many_files_are_hashed_in_order_and_fill_several_partitions(
     assert [len(partition.spans) for partition in plan.partitions] == [100, 100, 100]
     assert is_larger(recipe, 1 << 20, 299) and not is_larger(recipe, 1 << 20, 300)
     assert is_larger(recipe, 100, 300) and not is_larger(recipe, 1 << 20, 300)
+
+
+def test_a_format_holds_for_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("a.jsonl", "b", "c.dump", "d.json"):
+        (data / name).write_text(json.dumps({"text": name}) + "\n")
+    (data / "LICENSE").write_text("Public domain")
+    (data / "notes.txt").write_text("no JSON")
+    (data / "more.txt").write_text("no JSON")
+    result = build_files(tmp_path, data, format="jsonl")
+    assert read_texts(result) == ["a.jsonl", "b", "c.dump", "d.json"]
+    assert "skipped 2 files of a format other than jsonl: 2 .txt" in capsys.readouterr().err
+    for name in ("b", "c.dump"):
+        (data / name).unlink()
+    with pytest.raises(MisuseError, match="the names of 4 files are not those of parquet files: pass a glob, or leave"):
+        build_files(tmp_path, data, format="parquet")
+
+
+def test_files_that_describe_a_data_set_are_no_documents_beside_tables(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "train").mkdir(parents=True)
+    for name in ("README.md", "LICENSE.txt", "dataset_dict.json", "train/dataset_info.json", "train/state.json"):
+        (data / name).write_text('{"text": "a description"}')
+    (data / "train/a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert read_texts(build_files(tmp_path, data)) == ["one", "two"]
+    (data / "train/a.jsonl").rename(data / "train/a.txt")
+    assert len(read_texts(build_files(tmp_path, data, format="text"))) == 3  # both descriptions in words
