@@ -22,6 +22,8 @@ from preprocess.inputs.disk_file import NO_SHA256, DiskFile
 from preprocess.inputs.download import find_file
 from preprocess.inputs.expand_glob import expand_glob, is_glob
 from preprocess.inputs.input_files import InputFile
+from preprocess.inputs.remote.addresses import is_remote, resolve_file_url, show_url
+from preprocess.inputs.remote.fetch import FetchedFile, add_origins, fetch_inputs
 from preprocess.inputs.standard_input import NAME as STANDARD_INPUT
 from preprocess.inputs.standard_input import save_standard_input
 from preprocess.inputs.synthetic import VOCABULARY_FILE, read_vocabulary_file
@@ -62,15 +64,18 @@ def find_input_files(
     if recipe.format == "synthetic":
         if recipe.inputs:
             raise MisuseError(
-                f"{inputs_name} {shorten(recipe.inputs[0])}: {recipe.corpus} is generated and reads no file; "
+                f"{inputs_name} {show_url(recipe.inputs[0])}: {recipe.corpus} is generated and reads no file; "
                 "leave it out"
             )
         vocabulary = read_vocabulary_file()
         sha256 = sha256_bytes(vocabulary)
         disk = DiskFile("", len(vocabulary), 0, 0, sha256)
         return [InputFile(disk, "synthetic", len(vocabulary), sha256, name=VOCABULARY_FILE)]
+    fetched: list[FetchedFile] = []
     if recipe.inputs:
-        paths = _list_inputs(recipe, inputs_name, progress)
+        urls = [entry for entry in recipe.inputs if is_remote(entry)]
+        fetched = fetch_inputs(urls, recipe.format, progress) if urls else []
+        paths = [(file.name, file.path) for file in fetched] + _list_inputs(recipe, inputs_name, progress)
         known_sha256 = {} if compute_sha256 else dict.fromkeys((name for name, _ in paths), NO_SHA256)
     elif recipe.files:
         paths = [
@@ -83,7 +88,8 @@ def find_input_files(
     _warn_about_skipped(found.skipped_suffixes, recipe, progress)
     if not found.files:
         raise MisuseError(f"{paths[0][1]} contains no file of a known format; pass --format, or unpack it")
-    return number_files(sort_by_name(found.files) if recipe.inputs else found.files, recipe)
+    files = add_origins(found.files, fetched)
+    return number_files(sort_by_name(files) if recipe.inputs else files, recipe)
 
 
 def is_larger(recipe: Recipe, num_bytes: int, num_files: int) -> bool:
@@ -91,6 +97,8 @@ def is_larger(recipe: Recipe, num_bytes: int, num_files: int) -> bool:
 
     Files are examined only until the answer is known.
     """
+    if any(map(is_remote, recipe.inputs)):
+        return True  # probably; asking the service would take longer
     if recipe.inputs:
         sizes = (os.path.getsize(path) for path, is_read in _expand(recipe, OPTION) if is_read)
     else:
@@ -102,10 +110,13 @@ def is_larger(recipe: Recipe, num_bytes: int, num_files: int) -> bool:
 def _list_inputs(recipe: Recipe, inputs_name: str, progress: Progress) -> list[tuple[str, str]]:
     """Return (name, path) of every file that matches the recipe's `inputs`, each file once, sorted by name.
 
-    A name is the path relative to the deepest folder that contains all files. Warns about files in
-    folders that are skipped because of their names.
+    A name is the path relative to the deepest folder that contains all files. URLs are left out. Warns
+    about files in folders that are skipped because of their names.
     """
-    progress.log(f"reading the names and checksums of {shorten(', '.join(recipe.inputs))}")
+    if all(map(is_remote, recipe.inputs)):
+        return []
+    local = ", ".join(entry for entry in recipe.inputs if not is_remote(entry))
+    progress.log(f"reading the names and checksums of {shorten(local)}")
     resolve_folder = functools.cache(os.path.realpath)  # most files share their folder with others
     paths: set[str] = set()
     suffixes: Counter[str] = Counter()  # of the files that are skipped
@@ -136,7 +147,7 @@ def _expand(recipe: Recipe, inputs_name: str) -> Iterator[tuple[str, bool]]:
     inputs = list(recipe.inputs)
     if STANDARD_INPUT in inputs and len(set(inputs)) > 1:
         raise MisuseError(f"{inputs_name} - is standard input, which cannot be read together with other files")
-    for entry in inputs:
+    for entry in (resolve_file_url(entry) for entry in inputs if not is_remote(entry)):
         num_read = num_skipped = 0
         for path, is_read in _expand_entry(entry, inputs_name, recipe.format):
             num_read += is_read
