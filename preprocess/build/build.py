@@ -146,7 +146,8 @@ class _Build:
         self.recipe = self.plan.recipe
         everything_that_decides_the_work = {
             "work": WORK_VERSION, "format": VERSION, "recipe": self.recipe.resolved(),
-            "sources": drop_origins(self.plan.source_entries()), "metadata": [file.metadata for file in self.plan.input_files],
+            "sources": drop_origins(self.plan.source_entries()),
+            "metadata": [file.metadata for file in self.plan.input_files],
             "partitions": [dataclasses.astuple(partition) for partition in self.plan.partitions],
             "made_with": collect_versions(self.plan.tokenizer_kind), "use_reference": self.use_reference,
         }  # fmt: skip

@@ -78,10 +78,9 @@ class StreamCorpus:
 
         It covers the recipe, the names and sizes of the files, and the tokenizer.
         """
+        sources = drop_origins(self._source_entries())
         return sha256_bytes(
-            canonical_json(
-                [self.recipe.resolved(), drop_origins(self._source_entries()), asdict(make_tokenizer_entry(self.tokenizer))]
-            )
+            canonical_json([self.recipe.resolved(), sources, asdict(make_tokenizer_entry(self.tokenizer))])
         )
 
     def manifest(self) -> Manifest:

@@ -46,12 +46,16 @@ class FileServer:
         self.before_answer: Callable[[Request], None] = lambda request: None
         self.num_active = self.max_active = 0  # requests at once
         self.lock = threading.Lock()
+        self.is_closed = False
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
+                if owner.is_closed:  # a connection that was kept open
+                    self.close_connection = True
+                    return
                 with owner.count_active():
                     owner.answer(self)
 
@@ -62,13 +66,14 @@ class FileServer:
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.http.server_port}"
 
     def close(self) -> None:
+        self.is_closed = True
         self.http.shutdown()
         self.http.server_close()
 

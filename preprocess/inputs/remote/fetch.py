@@ -114,7 +114,7 @@ def _resolve(url: str, recipe_format: str, progress: Progress) -> tuple[Service 
         if known is None or not is_whole:
             raise
         reason = str(e).split(";")[0]
-        progress.warn(f"{reason}; the copies in the cache are read ({known[0].version or 'of unknown version'})")
+        progress.warn(f"{reason}; the copies in the cache are read (version {known[0].version or 'unknown'})")
         return None, known
     save_listing(url, recipe_format, files)
     return service, files

@@ -83,7 +83,7 @@ class HubService:
         address = parse_hub_url(url)
         offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
         if offline.upper() not in FALSE_VALUES:
-            raise Unreachable(f"{show_url(url)}: HF_HUB_OFFLINE is set, and the cache has not all files; unset it")
+            raise Unreachable(f"{show_url(url)}: HF_HUB_OFFLINE is set; unset it, because the cache has not all files")
         with _explain_errors(address, self._endpoint):
             api = HfApi(endpoint=self._endpoint)
             info = api.dataset_info(address.repo, revision=address.revision)

@@ -7,6 +7,7 @@ before and after it is read, and S3 itself checks the ETag of every range.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -90,11 +91,21 @@ class ObjectStore:
             system, path = self._connect(file.url)
             self._check_version(system, path, file)
             # No cache of fsspec: blocks are read once, in their order.
-            with system.open(path, "rb", block_size=CHUNK_BYTES, cache_type="none") as stream:
-                if start:
-                    stream.seek(start)
-                yield Body(start, iter(lambda: stream.read(CHUNK_BYTES), b""))
+            stream = system.open(path, "rb", block_size=CHUNK_BYTES, cache_type="none")
+        with stream:
+            if start:
+                stream.seek(start)
+            yield Body(start, self._read_chunks(stream, file))
+        with self._explain_errors(file.url):
             self._check_version(system, path, file)
+
+    def _read_chunks(self, stream: Any, file: RemoteFile) -> Iterator[bytes]:
+        while True:
+            with self._explain_errors(file.url):  # of the service only, not of what is done with the chunks
+                chunk = stream.read(CHUNK_BYTES)
+            if not chunk:
+                return
+            yield chunk
 
     def _check_version(self, system: Any, path: str, file: RemoteFile) -> None:
         system.invalidate_cache()
@@ -127,4 +138,5 @@ class ObjectStore:
 
 def _read_version(info: dict[str, Any]) -> str:
     value = next((info[key] for key in VERSION_KEYS if info.get(key)), "")
-    return shorten(str(value))
+    # Listings and single files may give a time in different types.
+    return shorten(str(value.timestamp() if isinstance(value, datetime.datetime) else value))
