@@ -45,7 +45,11 @@ INPUT_OPTIONS = [
         "--document", type=click.Choice(CHOICES["document"]), help="How a text file is divided into documents."
     ),
     click.option("--separator", metavar="TEXT", help="Text between two documents; \\n means a line feed."),
-    click.option("--text-column", metavar="COLUMN", help="Column that holds the text.  [default: text]"),
+    click.option(
+        "--text-column",
+        metavar="COLUMN",
+        help="Column that holds the text; in JSON also a nested value, such as meta.text.  [default: text]",
+    ),
     click.option(
         "--template",
         metavar="TEXT",

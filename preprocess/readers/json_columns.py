@@ -69,7 +69,7 @@ class JsonColumnChecker:
             records = _iter_head(input_file, head, self._recipe)
             names = dict.fromkeys(name for record in records for name in _list_columns(record) if name not in absent)
             found = [name for name in required.names if name not in absent]
-            check_columns(input_file, required, [*names, *found])
+            check_columns(input_file, required, list(dict.fromkeys([*names, *found])))
 
     def _search_others(self, first: InputFile, names: set[str]) -> None:
         """Search the files for the columns `names`, those after `first` before those before it."""
