@@ -65,6 +65,6 @@ def test_line_of_a_place_is_found_in_the_decompressed_file(tmp_path: Path, suffi
 
 def test_place_far_inside_a_file_is_its_offset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("preprocess.readers.locate.MAX_BYTES", 10)
-    (tmp_path / "a.jsonl").write_bytes(b"\n" * 11 + b"[1]\n")
+    (tmp_path / "a.jsonl").write_bytes(b"\n" * 11 + b'{"text": 5}\n')
     with pytest.raises(FolioError, match=r"\(at a.jsonl, byte 11\)"):
         build_files(tmp_path, tmp_path / "a.jsonl")
