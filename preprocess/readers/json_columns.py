@@ -36,7 +36,9 @@ class JsonColumnChecker:
 
     def __init__(self, input_files: Sequence[InputFile], recipe: Recipe) -> None:
         self._input_files, self._recipe = input_files, recipe
-        self._missing = set(find_required_columns(recipe).names)  # that were not found in any file yet
+        self._required = find_required_columns(recipe)
+        self._text_columns = set(find_text_columns(recipe))
+        self._missing = set(self._required.names)  # that were not found in any file yet
 
     def check(self, input_file: InputFile) -> None:
         """Check the recipe's columns against a file.
@@ -45,14 +47,13 @@ class JsonColumnChecker:
         has another column that the recipe needs, or if the condition compares a column with values of
         several types.
         """
-        required = find_required_columns(self._recipe)
+        required, text_columns = self._required, self._text_columns
         if mixed := [name for name, kind in required.where.items() if kind == "mixed"]:
             raise MisuseError(
                 f"the condition compares {mixed[0]} with values of several types; "
                 "compare it only with text, only with numbers, or only with true and false"
             )
         head = read_head(input_file)
-        text_columns = set(find_text_columns(self._recipe))
         missing = self._missing | text_columns  # in this file
         has_records = False
         for record in _iter_head(input_file, head, self._recipe):

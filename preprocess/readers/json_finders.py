@@ -126,6 +126,8 @@ class ElementFinder:
             self._check_gap(data, place, offset)
             if self._gap_start is not None and not path and kind != OPEN_ARRAY:
                 self._raise_trailing(offset + place)
+            if self._gap_start is not None and self._layout.is_guessed:
+                self._raise_unclear(offset + place)
             self._array_offset = offset + place
         is_in_objects = all(bracket == OPEN_OBJECT for bracket in self._brackets)
         self._brackets.append(kind)
@@ -158,6 +160,14 @@ class ElementFinder:
         raise FolioError(
             f"{self._input_file.path} has something at byte {offset:,}, after the end of its array or object; expected "
             "nothing: it is not JSON, or two files were joined"
+        )
+
+    def _raise_unclear(self, offset: int) -> NoReturn:
+        name = shorten(self._layout.path[0])
+        raise MisuseError(
+            f"{self._input_file.path} has an object at byte {offset:,}, after one with an array of objects in its "
+            f"field {name}, so it is not clear which are the records; pass --json-field {name} if they are the "
+            "elements of the arrays, otherwise write the fields with text first"
         )
 
     def check_end(self, data: bytearray, end: int, offset: int, scanner: StructureScanner) -> None:

@@ -44,13 +44,14 @@ def detect_layout(input_file: InputFile, head: bytes, recipe: Recipe) -> Layout:
     """
     is_whole = len(head) < HEAD_BYTES
     text = head.removeprefix(BYTE_ORDER_MARK).lstrip()
+    text = text.rstrip() if is_whole else text
     if recipe.json_field is not None:
         return _find_field(text, recipe.json_field)
     if text[:1] not in (b"{", b"[") or _has_lines(text, is_whole):
         return LINES
     if text[:1] == b"[":
         return ARRAY
-    first = _list_fields(text)
+    first = (_parse_fields(text) if is_whole else None) or _list_fields(text)
     if first.end is not None and text[first.end :].strip(b" \t\r\n,"):
         return VALUES  # another value follows
     if first.has_any(find_text_columns(recipe)):
@@ -112,6 +113,16 @@ class _Fields:
     def has_any(self, columns: tuple[str, ...]) -> bool:
         """Return whether one of `columns` is a field, or leads into one."""
         return any(name in self.names or split_path(name)[0] in self.names for name in columns)
+
+
+def _parse_fields(text: bytes) -> _Fields | None:
+    """Return the fields of an object that is the whole file, if it is valid. Small files need no NumPy."""
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    arrays = [key for key, inner in value.items() if isinstance(inner, list) and inner and isinstance(inner[0], dict)]
+    return _Fields(list(value), arrays, len(text))
 
 
 def _list_fields(text: bytes) -> _Fields:

@@ -131,6 +131,8 @@ def _explain_value(value: Any, name: str) -> str:
     if isinstance(value, list):
         of = f" of {get_json_type(value[0])}s" if value else ""
         return f"array{of}; join its elements to one text before"
+    if isinstance(value, dict) and isinstance(value.get("0"), str):
+        return "object with a row in each key, as pandas writes it by default; write it with to_json(orient='records')"
     if isinstance(value, dict):
         texts = [key for key, inner in value.items() if isinstance(inner, str)]
         return "object" + (f"; choose a value in it, such as {name}.{texts[0][:40]}" if texts else "")

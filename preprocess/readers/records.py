@@ -56,6 +56,7 @@ def find_required_columns(recipe: Recipe) -> RequiredColumns:
     return RequiredColumns({name: "text" for name in (*texts, *metadata) if name is not None}, where, text_only)
 
 
+@functools.lru_cache(maxsize=4)
 def find_text_columns(recipe: Recipe) -> tuple[str, ...]:
     """Return the columns from which the text of a document is made."""
     return parse_template(recipe.template).columns if recipe.template is not None else (recipe.text_column,)

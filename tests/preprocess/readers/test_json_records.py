@@ -61,6 +61,11 @@ def test_a_column_with_a_dot_in_its_name_takes_precedence(tmp_path: Path) -> Non
         (["a", "b"], "text must be text, got array of strings; join its elements to one text before"),
         ([], "text must be text, got array; join its elements to one text before"),
         ({"n": 1, "inner": "x"}, "text must be text, got object; choose a value in it, such as text.inner"),
+        (
+            {"0": "a", "1": "b"},
+            "text must be text, got object with a row in each key, as pandas writes it by default; "
+            "write it with to_json(orient='records')",
+        ),
         (5, "text must be text, got number; --template '{text}' writes it as text"),
     ],
 )

@@ -140,6 +140,18 @@ def test_several_arrays_of_objects_are_refused_until_one_is_chosen(
         list_texts(path)
 
 
+def test_long_lines_that_may_be_an_array_are_not_read_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"comments": [{"text": "a" * 50}], "text": f"post {i}"}) + "\n" for i in (0, 1)))
+    assert list_texts(path) == ["post 0", "post 1"]
+    for module in ("json", "json_layout", "json_columns"):
+        monkeypatch.setattr(f"preprocess.readers.{module}.HEAD_BYTES", 50)
+    message = "has an object at byte 97, after one with an array of objects in its field comments, so it is not clear"
+    with pytest.raises(MisuseError, match=message):
+        list_texts(path)
+    assert list_texts(path, json_field="comments") == ["a" * 50] * 2
+
+
 def test_a_malformed_element_does_not_affect_the_others(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     elements = [b'{"text": "a"}', b'{"text": }', b"7", b'"x, y"', b"[1, [2]]", b'{"text": "\xff"}', b'{"text": "b"}']
