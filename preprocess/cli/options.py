@@ -28,7 +28,8 @@ INPUT_OPTIONS = [
         "inputs",
         multiple=True,
         metavar="PATH",
-        help="Your own text: a file, a folder, a quoted glob, or - for standard input. May be repeated.",
+        help="Your own text: a file, a folder, a quoted glob, a URL (hf://datasets/OWNER/NAME[@REVISION][/PATH], "
+        "https://, s3://), or - for standard input. May be repeated.",
     ),
     click.option(
         "--source",

@@ -1,12 +1,14 @@
 """Find the files of a recipe: on the disk, in a mirror or the cache, or on the network.
 
-A recipe names its files in one of two ways. `inputs` are files, folders and globs on the disk.
-`files` are the files of a built-in corpus, which are downloaded if necessary. A synthetic corpus
-has neither; its only input is the vocabulary that the sentences are generated from.
+A recipe names its files in one of three ways. `inputs` are files, folders and globs on the disk, and
+URLs. `hub` is the URL of a built-in corpus, which is read if there are no `inputs`. `files` are the
+files of a built-in corpus, which are downloaded if necessary. A synthetic corpus has none of these;
+its only input is the vocabulary that the sentences are generated from.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -71,9 +73,11 @@ def find_input_files(
         sha256 = sha256_bytes(vocabulary)
         disk = DiskFile("", len(vocabulary), 0, 0, sha256)
         return [InputFile(disk, "synthetic", len(vocabulary), sha256, name=VOCABULARY_FILE)]
+    inputs = get_inputs(recipe)
     fetched: list[FetchedFile] = []
-    if recipe.inputs:
-        urls = [entry for entry in recipe.inputs if is_remote(entry)]
+    if inputs:
+        recipe = dataclasses.replace(recipe, inputs=inputs)
+        urls = [entry for entry in inputs if is_remote(entry)]
         fetched = fetch_inputs(urls, recipe.format, progress) if urls else []
         paths = [(file.name, file.path) for file in fetched] + _list_inputs(recipe, inputs_name, progress)
         known_sha256 = {} if compute_sha256 else dict.fromkeys((name for name, _ in paths), NO_SHA256)
@@ -92,14 +96,28 @@ def find_input_files(
     return number_files(sort_by_name(files) if recipe.inputs else files, recipe)
 
 
+def get_inputs(recipe: Recipe) -> tuple[str, ...]:
+    """Return the files, folders, globs and URLs to read, () for a recipe with `files` or without input.
+
+    A corpus of the hub is read from the folder of its name in the mirror, if there is one.
+    """
+    if recipe.inputs or recipe.files or not is_remote(recipe.hub):
+        return recipe.inputs
+    mirror = os.environ.get("PREPROCESS_MIRROR")
+    folder = os.path.join(mirror, recipe.corpus) if mirror else ""
+    return (folder if os.path.isdir(folder) else recipe.hub,)
+
+
 def is_larger(recipe: Recipe, num_bytes: int, num_files: int) -> bool:
     """Return whether the input files have more than `num_bytes` in total or are more than `num_files`.
 
     Files are examined only until the answer is known.
     """
-    if any(map(is_remote, recipe.inputs)):
+    inputs = get_inputs(recipe)
+    if any(map(is_remote, inputs)):
         return True  # probably; asking the service would take longer
-    if recipe.inputs:
+    if inputs:
+        recipe = dataclasses.replace(recipe, inputs=inputs)
         sizes = (os.path.getsize(path) for path, is_read in _expand(recipe, OPTION) if is_read)
     else:
         sizes = (file.bytes for file in recipe.files)
@@ -223,15 +241,12 @@ def _reject_unlisted(error: OSError) -> NoReturn:
 
 
 def _explain_missing_inputs(recipe: Recipe, inputs_name: str) -> str:
-    """Return the error message for a recipe with neither `inputs` nor `files`."""
-    needed = f"the Parquet files of {recipe.hub}" if recipe.hub else "its files"
+    """Return the error message for a recipe with none of `inputs`, `hub` and `files`."""
     if inputs_name == OPTION:
         return (
-            f"{recipe.corpus} is not downloaded automatically; pass --input with {needed}, for example "
-            "--input 'data/*.parquet'"
+            f"{recipe.corpus} names no files to read; pass --input with its files, for example --input 'data/*.parquet'"
         )
-    recipe_file = f"a copy of preprocess/recipes/{recipe.corpus}.toml" if recipe.hub else "a recipe file"
     return (
-        f"{recipe.corpus} names no files to read; in {recipe_file} write inputs = ['data/*.parquet'] with {needed}, "
+        f"{recipe.corpus} names no files to read; in a recipe file write inputs = ['data/*.parquet'] with its files, "
         "in Python pass inputs=('data/*.parquet',)"
     )

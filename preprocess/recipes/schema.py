@@ -70,7 +70,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "split": ("exact", "threshold", "contiguous", "given"),
     "eot": ("auto", "append", "none"),
 }
-DOCUMENTATION_SETTINGS = ("description", "licence", "size", "hub")  # for `preprocess corpora` only
+DOCUMENTATION_SETTINGS = ("description", "licence", "size", "hub")  # they decide no byte of a build of given files
 MAX_TEXT_CHARACTERS = 10_000
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_FILE_BYTES = (1 << 63) - 1
@@ -132,7 +132,7 @@ class Recipe:
     files: tuple[CorpusFile, ...] = ()  # downloaded, and verified by their checksums
     inputs: tuple[str, ...] = ()  # the user's files, folders and globs
     size: str = ""  # shown by `preprocess corpora` if `files` is empty
-    hub: str = ""  # the Hugging Face dataset that `inputs` should name, for corpora that are not downloaded
+    hub: str = ""  # the URL that is read if there are no `inputs`, for built-in corpora of the Hugging Face hub
     num_pairs: int = 10_000  # synthetic only
     document: str = "file"  # text only: the unit of text that becomes one document
     separator: str = "<|endoftext|>"

@@ -42,13 +42,15 @@ class HubServer(FileServer):
         super().close()
         self.storage.close()
 
-    def commit(self, repo: str, files: dict[str, bytes], branch: str = "main", **settings: Any) -> str:
+    def commit(
+        self, repo: str, files: dict[str, bytes], branch: str = "main", commit: str = "", **settings: Any
+    ) -> str:
         """Make a commit of a dataset, and return its name."""
         dataset = self.datasets.setdefault(repo, Dataset())
         for name, value in settings.items():
             setattr(dataset, name, value)
         names = json.dumps([[path, hashlib.sha256(data).hexdigest()] for path, data in sorted(files.items())])
-        commit = hashlib.sha1(names.encode()).hexdigest()
+        commit = commit or hashlib.sha1(names.encode()).hexdigest()
         dataset.commits[commit], dataset.branches[branch] = files, commit
         for data in files.values():
             self.storage.files[f"/lfs/{hashlib.sha256(data).hexdigest()}"] = data

@@ -10,6 +10,7 @@ import pytest
 from preprocess.inputs.remote.fetch import FetchedFile, fetch_inputs
 from preprocess.progress import Progress
 from tests.helpers.file_server import FileServer
+from tests.helpers.hub_server import HubServer
 
 QUIET = Progress(quiet=True)
 
@@ -30,6 +31,18 @@ def server() -> Iterator[FileServer]:
     server = FileServer()
     yield server
     server.close()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    """Start a stand-in for the hub, and let huggingface_hub use it and an empty cache."""
+    pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install 'folio-lm[hub]'")
+    hub = HubServer()
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    yield hub
+    hub.close()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,10 @@ from preprocess.inputs.remote.fetch import FetchedFile
 from tests.helpers.file_server import Fault
 from tests.helpers.hub_server import HubServer
 
-pytest.importorskip("huggingface_hub")
 Fetch = Callable[..., list[FetchedFile]]
 TRAIN, VALIDATION = b'{"text": "one"}\n' * 500, b'{"text": "two"}\n'
 FILES = {"README.md": b"# A card", "data/train-0.jsonl": TRAIN, "data/validation-0.jsonl": VALIDATION}
 ADDRESS = "hf://datasets/some/stories"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    hub = HubServer()
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    yield hub
-    hub.close()
 
 
 def read(files: list[FetchedFile]) -> dict[str, bytes]:
