@@ -84,7 +84,8 @@ def _has_lines(text: bytes, is_whole: bool) -> bool:
         num_objects += _is_object(line)
         if number == 1 and num_objects == 2:
             return True
-    return 2 * num_objects >= len(lines)
+    # The last lines of a short array may be objects too.
+    return 2 * num_objects > len(lines) or (2 * num_objects == len(lines) and text[:1] == b"{")
 
 
 def _is_object(line: bytes) -> bool:

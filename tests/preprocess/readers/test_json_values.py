@@ -174,6 +174,7 @@ def test_a_malformed_element_does_not_affect_the_others(tmp_path: Path) -> None:
         ),
         ('[{"text": "a"}, {"text": "b}]', "ends within an element of the array, which begins at byte 16"),
         ('[{"text": "a"}\n', "ends within an element"),
+        ('[{"text": "a"},\n{"text": "b"}\n', "ends within an element of the array, which begins at byte 16"),
         ('[{"text": "a"}] x', "something at byte 16, after the end of its array or object"),
         ('[{"text": "a"}]]', r"an unexpected \] at byte 15"),
         ('[{"text": "a"}] {"text": "b"}', "something at byte 16"),
