@@ -84,15 +84,21 @@ def _has_lines(text: bytes, is_whole: bool) -> bool:
         num_objects += _is_object(line)
         if number == 1 and num_objects == 2:
             return True
-    # The last lines of a short array may be objects too.
-    return 2 * num_objects > len(lines) or (2 * num_objects == len(lines) and text[:1] == b"{")
+    if 2 * num_objects == len(lines):
+        return text[:1] == b"{" or _is_value(lines[0])  # the last line of an array of two may be an object, too
+    return 2 * num_objects > len(lines)
 
 
 def _is_object(line: bytes) -> bool:
+    return line.lstrip()[:1] == b"{" and _is_value(line)
+
+
+def _is_value(line: bytes) -> bool:
     try:
-        return line.lstrip()[:1] == b"{" and isinstance(orjson.loads(line), dict)
+        orjson.loads(line)
     except orjson.JSONDecodeError:
         return False
+    return True
 
 
 def raise_several_arrays(input_file: InputFile, names: list[str]) -> NoReturn:
