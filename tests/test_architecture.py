@@ -67,6 +67,8 @@ HOMES = {
     "tiktoken_ext": {"preprocess/tokenizers/tiktoken_bpe.py"},
     "tokenizers": {"preprocess/tokenizers/huggingface.py"},
     "ftfy": {"preprocess/stages/mojibake.py"},
+    "huggingface_hub": {"preprocess/inputs/remote/hub.py"},
+    "fsspec": {"preprocess/inputs/remote"},
     "orjson": {
         f"preprocess/readers/{name}.py" for name in ("json_finders", "json_layout", "json_records", "long_json")
     },

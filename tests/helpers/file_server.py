@@ -44,7 +44,7 @@ class FileServer:
         self.delay_s = 0.0  # after every 64 KiB
         self.requests: list[Request] = []
         self.before_answer: Callable[[Request], None] = lambda request: None
-        self.num_active = self.max_active = 0  # requests at once
+        self.num_active = self.max_active = 0  # requests at once, without those for a single byte
         self.lock = threading.Lock()
         self.is_closed = False
         owner = self
@@ -56,7 +56,7 @@ class FileServer:
                 if owner.is_closed:  # a connection that was kept open
                     self.close_connection = True
                     return
-                with owner.count_active():
+                with owner.count_active(self.headers.get("Range", "")):
                     owner.answer(self)
 
             do_HEAD = do_GET
@@ -78,13 +78,14 @@ class FileServer:
         self.http.server_close()
 
     @contextmanager
-    def count_active(self) -> Iterator[None]:
+    def count_active(self, requested: str) -> Iterator[None]:
+        amount = requested != "bytes=0-0"
         with self.lock:
-            self.num_active += 1
+            self.num_active += amount
             self.max_active = max(self.max_active, self.num_active)
         yield
         with self.lock:
-            self.num_active -= 1
+            self.num_active -= amount
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         path = handler.path.partition("?")[0]

@@ -37,6 +37,18 @@ def get_cached_path(file: RemoteFile) -> Path:
     return get_remote_folder() / file.key / (name or "file")
 
 
+def get_partial_path(file: RemoteFile) -> Path:
+    """Return the path of a copy that is not whole."""
+    path = get_cached_path(file)
+    return path.with_name(f"{path.name}.partial")
+
+
+def count_missing_bytes(file: RemoteFile) -> int:
+    """Return how many bytes have still to be copied, as far as that is known."""
+    partial = get_partial_path(file)
+    return max((file.size_bytes or 0) - (partial.stat().st_size if partial.exists() else 0), 0)
+
+
 def has_file(file: RemoteFile) -> bool:
     """Return whether the cache has the whole file."""
     path = get_cached_path(file)

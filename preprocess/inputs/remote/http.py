@@ -71,6 +71,10 @@ def request(url: str, start: int, *, stop: int | None = None, headers: dict[str,
         ):
             _check_status(response, url)
             yield response
+    except requests.exceptions.SSLError as e:
+        raise FolioError(
+            f"{show_url(url)}: {explain_failure(e)}; set REQUESTS_CA_BUNDLE to a file with that of its issuer"
+        ) from e
     except (requests.ConnectionError, requests.Timeout) as e:
         raise Unreachable(f"{show_url(url)}: {explain_failure(e)}; go online, or set PREPROCESS_MIRROR") from e
     except requests.RequestException as e:
@@ -130,7 +134,8 @@ def _check_status(response: Any, url: str) -> None:
     if status in (401, 403):
         raise FolioError(f"{answer}: it needs a login or a newer link; put user name and password into ~/.netrc")
     if status in (404, 410):
-        raise FolioError(f"{answer}: there is no such file; check the address")
+        advice = "a glob needs s3:// or hf://, name each file" if "*" in url else "check the address"
+        raise FolioError(f"{answer}: there is no such file; {advice}")
     raise FolioError(f"{answer}, expected the file; check the address")
 
 

@@ -109,14 +109,6 @@ class HubService:
             size_bytes=entry.size, version=commit, origin=f"hf://datasets/{repo}/{entry.path}", digest=digest, url=url,
         )  # fmt: skip
 
-    def find_in_other_cache(self, file: RemoteFile) -> Path | None:
-        """Return the path of a file that another program has copied with huggingface_hub."""
-        from huggingface_hub import try_to_load_from_cache
-
-        repo, path = _split_name(file.name)
-        found = try_to_load_from_cache(repo, path, revision=file.version, repo_type="dataset")
-        return Path(found) if isinstance(found, str) and os.path.getsize(found) == file.size_bytes else None
-
     @contextmanager
     def open(self, file: RemoteFile, start: int) -> Iterator[Body]:
         """Open a file at byte `start`. The token is not sent to the servers that the hub redirects to."""
@@ -130,6 +122,17 @@ class HubService:
             if " answered 401" in str(e) or " answered 403" in str(e):
                 raise FolioError(_explain_gate(repo, self._endpoint)) from e
             raise
+
+
+def find_in_hub_cache(file: RemoteFile) -> Path | None:
+    """Return the path of a file of the hub that another program has copied with huggingface_hub."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    repo, path = _split_name(file.name)
+    found = try_to_load_from_cache(repo, path, revision=file.version, repo_type="dataset")
+    return Path(found) if isinstance(found, str) and os.path.getsize(found) == file.size_bytes else None
 
 
 def _split_name(name: str) -> tuple[str, str]:

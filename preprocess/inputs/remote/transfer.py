@@ -11,6 +11,7 @@ between count, so a bad connection slows a copy down and does not end it.
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import os
 import threading
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from preprocess.errors import FolioError, shorten
-from preprocess.inputs.remote.cache import get_cached_path, has_file
+from preprocess.inputs.remote.cache import get_cached_path, get_partial_path, has_file
 from preprocess.inputs.remote.remote_file import RemoteFile, Service, TransferBroken, Unreachable
 from preprocess.shards.files import HASH_CHUNK_BYTES, sync_folder, write_durable
 
@@ -65,9 +66,12 @@ class Transfers:
         try:
             if has_file(file) and file.version:
                 return path
-            partial = path.with_name(f"{path.name}.partial")
+            partial = get_partial_path(file)
             self._copy(file, service, partial)
-            os.replace(partial, path)
+            if path.exists() and filecmp.cmp(path, partial, shallow=False):
+                partial.unlink()  # another process may be reading the file that is there
+            else:
+                os.replace(partial, path)
             _get_position_path(partial).unlink(missing_ok=True)
             sync_folder(path.parent)
             return path
@@ -84,7 +88,12 @@ class Transfers:
             def copy_rest() -> None:
                 self._copy_rest(file, service, out)
 
-            self.try_again(copy_rest, shown=file.origin, get_position=out.tell)
+            try:
+                self.try_again(copy_rest, shown=file.origin, get_position=out.tell)
+            except BaseException:
+                with suppress(OSError):  # the disk may be full
+                    _sync(out, partial)  # the next attempt continues here
+                raise
             _sync(out, partial)
         try:
             _check(file, partial)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.inputs.remote.fetch import FetchedFile
+from tests.conftest import ROOT
 from tests.helpers.file_server import Fault, FileServer
 
 Fetch = Callable[..., list[FetchedFile]]
@@ -43,6 +46,9 @@ def test_fetch_reads_a_file_without_a_version_anew(server: FileServer, fetch: Fe
     server.files["/a.txt"] = b"new"
     [file] = fetch(f"{server.url}/a.txt")
     assert Path(file.path).read_bytes() == b"new" and file.origin is not None and file.origin.version == ""
+    number = os.stat(file.path).st_ino
+    fetch(f"{server.url}/a.txt")
+    assert os.stat(file.path).st_ino == number  # equal content: another process may be reading the file
 
 
 @pytest.mark.parametrize("data", [b"", b"x", DATA])
@@ -82,7 +88,7 @@ def test_fetch_ends_after_many_breaks_in_a_row_and_continues_later(server: FileS
         fetch(f"{server.url}/a.txt")
     server.faults = []
     [file] = fetch(f"{server.url}/a.txt")
-    assert Path(file.path).read_bytes() == DATA
+    assert Path(file.path).read_bytes() == DATA and server.requests[-1].start == 100_000
 
 
 def test_fetch_does_not_mix_two_versions(server: FileServer, fetch: Fetch, remote_cache: Path) -> None:
@@ -197,6 +203,62 @@ def test_fetch_sends_logins_and_stores_none(
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     fetch(f"{server.url}/a.txt?2")
     assert server.requests[-1].headers["Authorization"].startswith("Basic ")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://[x/a.txt", r"is not a URL; check it"),
+        ("https://", r"not a URL; check the address"),
+        ("http://127.0.0.1:9/a.txt", r"http://127\.0\.0\.1:9/a\.txt: no connection; go online"),
+    ],
+)
+@pytest.mark.parametrize("has_mirror", [False, True])
+def test_fetch_explains_what_is_no_url(
+    fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, message: str, has_mirror: bool
+) -> None:
+    if has_mirror:
+        monkeypatch.setenv("PREPROCESS_MIRROR", str(tmp_path))
+    with pytest.raises(FolioError, match=message):
+        fetch(url)
+
+
+def test_fetch_explains_a_glob(server: FileServer, fetch: Fetch) -> None:
+    with pytest.raises(FolioError, match=r"404 Not Found: there is no such file; a glob needs s3:// or hf://"):
+        fetch(f"{server.url}/*.txt")
+
+
+def test_fetch_names_the_setting_of_an_unwritable_cache(
+    server: FileServer, fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.files["/a.txt"] = DATA
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FOLIO_CACHE", str(tmp_path / "file"))
+    with pytest.raises(FolioError, match="FOLIO_CACHE chooses the folder of the cache"):
+        fetch(f"{server.url}/a.txt")
+
+
+def test_fetch_checks_the_space_on_the_disk(server: FileServer, fetch: Fetch) -> None:
+    server.files["/a.txt"] = b"x"
+    server.headers = {"Content-Range": f"bytes 0-0/{1 << 60}"}
+    with pytest.raises(FolioError, match="no space left on the disk: .* set FOLIO_CACHE to a folder on another disk"):
+        fetch(f"{server.url}/a.txt")
+
+
+def test_fetch_by_several_processes_copies_once(server: FileServer, tmp_path: Path) -> None:
+    server.files["/a.txt"], server.delay_s = DATA, 0.02
+    code = (
+        "import sys; from preprocess.inputs.remote.fetch import fetch_inputs; "
+        "from preprocess.progress import Progress; "
+        "print(fetch_inputs([sys.argv[1]], 'auto', Progress(quiet=True))[0].path)"
+    )
+    command = [sys.executable, "-c", code, f"{server.url}/a.txt"]
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    paths = {process.communicate()[0].strip() for process in processes}
+    assert len(paths) == 1 and Path(paths.pop()).read_bytes() == DATA
+    assert [request.start for request in server.requests].count(None) == 1
 
 
 def test_fetch_rejects_two_files_of_the_same_name(server: FileServer, fetch: Fetch) -> None:

@@ -92,6 +92,8 @@ def test_fetch_reads_the_cache_of_huggingface_hub(hub: HubServer, fetch: Fetch, 
     hub.storage.requests.clear()
     [file] = fetch(f"{ADDRESS}/data/train-0.jsonl")
     assert Path(file.path).read_bytes() == TRAIN and str(tmp_path / "hf") in file.path and not hub.storage.requests
+    hub.close()
+    assert fetch(f"{ADDRESS}/data/train-0.jsonl") == [file]
 
 
 def test_fetch_continues_after_a_break_and_checks_the_digest(hub: HubServer, fetch: Fetch, remote_cache: Path) -> None:

@@ -125,13 +125,12 @@ class StoppingProgress(Progress):
 
 def test_fetch_continues_an_object(bucket: Bucket, fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket.write("a.txt", DATA)
-    monkeypatch.setattr("preprocess.inputs.remote.transfer.SYNC_INTERVAL_S", 0)
     monkeypatch.setattr("preprocess.inputs.remote.object_store.CHUNK_BYTES", 1 << 20)
     with pytest.raises(Stopped):
-        fetch_inputs([f"{bucket.url}/a.txt"], "auto", StoppingProgress(4 << 20))
+        fetch_inputs([f"{bucket.url}/a.txt"], "auto", StoppingProgress(4 << 20))  # after the fifth block
     rest = StoppingProgress(1 << 40)
     [file] = fetch_inputs([f"{bucket.url}/a.txt"], "auto", rest)
-    assert Path(file.path).read_bytes() == DATA and rest.amounts[0] == 4 << 20
+    assert Path(file.path).read_bytes() == DATA and rest.amounts[0] == 5 << 20
     assert sum(rest.amounts) == len(DATA)
 
 

@@ -119,8 +119,9 @@ main()
 """
 
 
+@pytest.mark.parametrize("sent", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_build_continues_a_copy_that_was_killed(
-    server: FileServer, tmp_path: Path, remote_cache: Path, preprocess: Run
+    server: FileServer, tmp_path: Path, remote_cache: Path, preprocess: Run, sent: signal.Signals
 ) -> None:
     data = make_lines("a line of a larger file", 30_000)
     server.files["/big.jsonl"], server.delay_s = data, 0.02
@@ -133,8 +134,8 @@ def test_build_continues_a_copy_that_was_killed(
     while not (positions := list(remote_cache.rglob("*.position"))) or int(positions[0].read_bytes()) < len(data) // 4:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(sent)
+    assert process.wait(timeout=10) == (130 if sent == signal.SIGINT else -sent)  # long before all of it has arrived
     server.delay_s = 0
     done = preprocess(*arguments)
     assert done.returncode == 0, done.stderr
