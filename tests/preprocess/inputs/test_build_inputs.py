@@ -6,6 +6,7 @@ import errno
 import gzip
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -173,5 +174,9 @@ def test_files_that_describe_a_data_set_are_no_documents_beside_tables(tmp_path:
         (data / name).write_text('{"text": "a description"}')
     (data / "train/a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
     assert read_texts(build_files(tmp_path, data)) == ["one", "two"]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for path in sorted(data.rglob("*.*")):
+            archive.write(path, path.relative_to(tmp_path))
+    assert read_texts(build_files(tmp_path, tmp_path / "a.zip")) == ["one", "two"]
     (data / "train/a.jsonl").rename(data / "train/a.txt")
     assert len(read_texts(build_files(tmp_path, data, format="text"))) == 3  # both descriptions in words
