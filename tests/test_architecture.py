@@ -67,7 +67,11 @@ HOMES = {
     "tiktoken_ext": {"preprocess/tokenizers/tiktoken_bpe.py"},
     "tokenizers": {"preprocess/tokenizers/huggingface.py"},
     "ftfy": {"preprocess/stages/mojibake.py"},
-    "orjson": {"preprocess/readers/json.py", "preprocess/readers/long_json.py"},
+    "huggingface_hub": {"preprocess/inputs/remote/hub.py"},
+    "fsspec": {"preprocess/inputs/remote"},
+    "orjson": {
+        f"preprocess/readers/{name}.py" for name in ("json_finders", "json_layout", "json_records", "long_json")
+    },
     "sentencepiece": {"preprocess/tokenizers/sentencepiece_bpe.py"},
     "tqdm": {"preprocess/progress.py"},
     "matplotlib": {"train/plotting"},

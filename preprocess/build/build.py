@@ -49,7 +49,7 @@ from preprocess.recipes.schema import Recipe
 from preprocess.shards import format as shard_format
 from preprocess.shards.files import canonical_json, restore_replaced_directory, sha256_bytes
 from preprocess.shards.format import check_no_build
-from preprocess.shards.manifest import ShardEntry
+from preprocess.shards.manifest import ShardEntry, drop_origins
 from preprocess.shards.manifest_file import VERSION
 from preprocess.stages.encode import BackendMismatch, has_bos
 from preprocess.tokenizers import TRAINED_KINDS, make_tokenizer_entry
@@ -145,7 +145,8 @@ class _Build:
         self.recipe = self.plan.recipe
         everything_that_decides_the_work = {
             "work": WORK_VERSION, "format": VERSION, "recipe": self.recipe.resolved(),
-            "sources": self.plan.source_entries(), "metadata": [file.metadata for file in self.plan.input_files],
+            "sources": drop_origins(self.plan.source_entries()),
+            "metadata": [file.metadata for file in self.plan.input_files],
             "partitions": [dataclasses.astuple(partition) for partition in self.plan.partitions],
             "made_with": collect_versions(self.plan.tokenizer_kind), "use_reference": self.use_reference,
         }  # fmt: skip

@@ -20,6 +20,7 @@ from pathlib import Path
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import JsonObject, replace_directory
 from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR, Build, read_manifest
+from preprocess.shards.manifest import drop_origins
 
 BUILD_FILE = re.compile(rf"{MANIFEST}|{STATS}|{BUILD_LOG}|{TOKENIZER_DIR}|(train|val)-\d{{5}}\.(bin|ends|docs)")
 
@@ -61,7 +62,7 @@ def is_already_built(output_dir: Path, recipe: JsonObject, sources: list[JsonObj
     if replace:
         return False
     manifest = read_manifest(output_dir, advice="pass --replace to build it again")
-    if manifest.recipe != recipe or manifest.sources != sources:
+    if manifest.recipe != recipe or drop_origins(manifest.sources) != drop_origins(sources):
         changed = sorted(k for k, v in recipe.items() if manifest.recipe.get(k) != v) or ["sources"]
         raise MisuseError(
             f"{output_dir} holds another build (other {', '.join(changed)}); pass --replace, or choose another --name"

@@ -19,7 +19,7 @@ def corpora(output: Output) -> None:
         recipe = load_recipe(name)
         size_bytes = sum(file.bytes for file in recipe.files) or None
         size = recipe.size if size_bytes is None else f"{size_bytes:,} bytes"
-        hint = f"; needs --input with the Parquet files of {recipe.hub}" if recipe.hub else ""
+        hint = f"; copied from {recipe.hub}" if recipe.hub else ""
         rows.append((name, recipe.licence, size, recipe.description + hint))
         results.append(
             {

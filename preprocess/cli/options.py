@@ -28,7 +28,8 @@ INPUT_OPTIONS = [
         "inputs",
         multiple=True,
         metavar="PATH",
-        help="Your own text: a file, a folder, a quoted glob, or - for standard input. May be repeated.",
+        help="Your own text: a file, a folder, a quoted glob, a URL (hf://datasets/OWNER/NAME[@REVISION][/PATH], "
+        "https://, s3://), or - for standard input. May be repeated.",
     ),
     click.option(
         "--source",
@@ -39,7 +40,7 @@ INPUT_OPTIONS = [
     click.option(
         "--format",
         type=click.Choice(CHOICES["format"][:-1]),
-        help="Format of the files.  [default: determined by their names]",
+        help="Format of the files.  [default: determined by their first bytes and names]",
     ),
     click.option(
         "--document", type=click.Choice(CHOICES["document"]), help="How a text file is divided into documents."
@@ -49,7 +50,11 @@ INPUT_OPTIONS = [
         metavar="TEXT",
         help="With --document separator: the text between two documents; \\n means a line feed.",
     ),
-    click.option("--text-column", metavar="COLUMN", help="Column that holds the text.  [default: text]"),
+    click.option(
+        "--text-column",
+        metavar="COLUMN",
+        help="Column that holds the text, or a nested value, such as meta.text.  [default: text]",
+    ),
     click.option(
         "--template",
         metavar="TEXT",
@@ -68,6 +73,11 @@ INPUT_OPTIONS = [
     click.option("--escape", metavar="CHAR", help="Character before a quote that is part of a CSV value, often '\\'."),
     click.option(
         "--quotes/--no-quotes", default=None, help="Whether quotes enclose values of a CSV file, or are characters."
+    ),
+    click.option(
+        "--json-field",
+        metavar="NAME",
+        help="Field of a JSON file that holds the array of records.  [default: the only array of objects]",
     ),
     click.option("--author-column", metavar="COLUMN", help="Column that holds the author."),
     click.option("--city-column", metavar="COLUMN", help="Column that holds the city."),

@@ -22,16 +22,17 @@ from preprocess.inputs.detect import (
     ARCHIVE_SUFFIXES,
     COMPRESSION_SUFFIXES,
     HEAD_BYTES,
+    describes_data,
     detect_encoding,
     detect_format,
-    detect_format_by_name,
+    is_format_read,
     reject_unreadable,
     strip_compression_suffix,
 )
 from preprocess.inputs.disk_file import NO_SHA256, DiskFile
 from preprocess.inputs.input_files import InputFile, NameMetadata
 from preprocess.inputs.open_input import decode_stream
-from preprocess.recipes.schema import Recipe, reject_settings_of_other_formats
+from preprocess.recipes.schema import TABLE_FORMATS, Recipe, reject_settings_of_other_formats
 from preprocess.recipes.templates import parse_name_pattern
 from preprocess.recipes.text_encodings import find_codec
 from preprocess.shards.files import HASH_CHUNK_BYTES
@@ -137,7 +138,7 @@ class _Describer:
     ) -> list[InputFile]:
         files = []
         for member, raw in iter_members(disk, archive, compression):
-            if detect_format_by_name(member.name) is None and self.recipe.format == "auto":
+            if not is_format_read(member.name, self.recipe.format):
                 description.skipped_suffixes[os.path.splitext(member.name)[1].lower() or "no suffix"] += 1
                 continue
             path = f"{disk.path}/{member.name}"
@@ -152,6 +153,7 @@ class _Describer:
                 archive_compression=compression, member=member, name=f"{name}/{clean_member_name(member.name)}",
             )  # fmt: skip
             files.append(self._detect(file, head))
+        files = _remove_descriptions(files)
         if twice := [n for n, count in Counter(file.name for file in files).items() if count > 1]:
             raise MisuseError(f"{disk.path} contains two files of the name {twice[0]!r}; unpack it")
         return files
@@ -175,6 +177,12 @@ class _Describer:
                 )
             encoding = ""
         return dataclasses.replace(file, format=format_, encoding=encoding)
+
+
+def _remove_descriptions(files: list[InputFile]) -> list[InputFile]:
+    """Return the files of an archive without those that describe its tables, as in a folder."""
+    others = [file for file in files if not describes_data(posixpath.basename(file.name))]
+    return others if any(file.format in TABLE_FORMATS for file in others) else files
 
 
 def _check_name(file: InputFile, head: bytes) -> None:

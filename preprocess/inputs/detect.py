@@ -50,6 +50,11 @@ REFUSED_MAGIC = {
     b"Obj\x01": ("an Avro file", "convert it to Parquet or JSON lines"),
     b"ORC": ("an ORC file", "convert it to Parquet"),
 }
+# Files beside tables: those of Hugging Face's `datasets`, and those of any repository.
+DESCRIPTION_NAME = re.compile(
+    r"dataset_infos?\.json|dataset_dict\.json|state\.json|(readme|licen[cs]e|copying|notice|citation)(\.\w+)?",
+    re.IGNORECASE,
+)
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 HTML_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html)\b", re.IGNORECASE)
 JSON_START = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:\[\s*)?\{\s*"')  # of an object, or of an array of objects
@@ -68,9 +73,24 @@ def strip_compression_suffix(name: str) -> str:
     return stem if suffix in COMPRESSION_SUFFIXES else name.lower()
 
 
-def has_known_suffix(name: str) -> bool:
-    """Return whether a file of this name in a folder is read: its suffix is that of a format or an archive."""
-    return detect_format_by_name(name) is not None or strip_compression_suffix(name).endswith(ARCHIVE_SUFFIXES)
+def has_known_suffix(name: str, recipe_format: str = "auto") -> bool:
+    """Return whether a file of this name in a folder is read: it is an archive, or `is_format_read`."""
+    return strip_compression_suffix(name).endswith(ARCHIVE_SUFFIXES) or is_format_read(name, recipe_format)
+
+
+def is_format_read(name: str, recipe_format: str) -> bool:
+    """Return whether a file of this name in a folder or an archive is read, because of its format.
+
+    Its suffix must be that of a format. With a format other than "auto", which the user asks for, it
+    may be unknown, but must not be that of another format.
+    """
+    format_ = detect_format_by_name(name)
+    return format_ is not None if recipe_format == "auto" else format_ in (None, recipe_format)
+
+
+def describes_data(name: str) -> bool:
+    """Return whether a file of this name in a folder with tables describes them and is not one of them."""
+    return DESCRIPTION_NAME.fullmatch(name) is not None
 
 
 def detect_format_by_name(name: str) -> str | None:

@@ -126,7 +126,7 @@ def _download(url: str, file: CorpusFile, target: Path, progress: Progress) -> N
                 if attempt == RETRIES:
                     raise
     except requests.RequestException as e:
-        raise _DownloadError(f"{origin}: {_explain(e)}") from e
+        raise _DownloadError(f"{origin}: {explain_failure(e)}") from e
     except OSError as e:
         raise FolioError(
             f"cannot write {file.name} to {target.parent} ({e.strerror}); set FOLIO_CACHE to a folder with enough space"
@@ -165,7 +165,7 @@ def _make_session():  # type: ignore[no-untyped-def]
     return session
 
 
-def _explain(error: Exception) -> str:
+def explain_failure(error: Exception) -> str:
     """Return a short description of a failed request.
 
     The messages of requests are not used because they contain the URL and with it its credentials.

@@ -1,33 +1,37 @@
 """Find the files of a recipe: on the disk, in a mirror or the cache, or on the network.
 
-A recipe names its files in one of two ways. `inputs` are files, folders and globs on the disk.
-`files` are the files of a built-in corpus, which are downloaded if necessary. A synthetic corpus
-has neither; its only input is the vocabulary that the sentences are generated from.
+A recipe names its files in one of three ways. `inputs` are files, folders and globs on the disk, and
+URLs. `hub` is the URL of a built-in corpus, which is read if there are no `inputs`. `files` are the
+files of a built-in corpus, which are downloaded if necessary. A synthetic corpus has none of these;
+its only input is the vocabulary that the sentences are generated from.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from preprocess.errors import FolioError, MisuseError, format_quantity, shorten
 from preprocess.inputs.describe import describe_input_files, number_files, sort_by_name
-from preprocess.inputs.detect import has_known_suffix
+from preprocess.inputs.detect import describes_data, detect_format_by_name, has_known_suffix
 from preprocess.inputs.disk_file import NO_SHA256, DiskFile
 from preprocess.inputs.download import find_file
 from preprocess.inputs.expand_glob import expand_glob, is_glob
 from preprocess.inputs.input_files import InputFile
+from preprocess.inputs.remote.addresses import is_remote, resolve_file_url, show_url
+from preprocess.inputs.remote.fetch import FetchedFile, add_origins, fetch_inputs
 from preprocess.inputs.standard_input import NAME as STANDARD_INPUT
 from preprocess.inputs.standard_input import save_standard_input
 from preprocess.inputs.synthetic import VOCABULARY_FILE, read_vocabulary_file
 from preprocess.progress import Progress
-from preprocess.recipes.schema import Recipe
+from preprocess.recipes.schema import TABLE_FORMATS, Recipe
 from preprocess.shards.files import read_small_file, sha256_bytes
 from preprocess.shards.format import MANIFEST, TOKENIZER_DIR
 from preprocess.shards.manifest_file import FORMAT, MAX_FILE_BYTES
@@ -65,15 +69,20 @@ def find_input_files(
     if recipe.format == "synthetic":
         if recipe.inputs:
             raise MisuseError(
-                f"{inputs_name} {shorten(recipe.inputs[0])}: {recipe.corpus} is generated and reads no file; "
+                f"{inputs_name} {show_url(recipe.inputs[0])}: {recipe.corpus} is generated and reads no file; "
                 "leave it out"
             )
         vocabulary = read_vocabulary_file()
         sha256 = sha256_bytes(vocabulary)
         disk = DiskFile("", len(vocabulary), 0, 0, sha256)
         return [InputFile(disk, "synthetic", len(vocabulary), sha256, name=VOCABULARY_FILE)]
-    if recipe.inputs:
-        paths = _list_inputs(recipe.inputs, inputs_name, progress)
+    inputs = get_inputs(recipe)
+    fetched: list[FetchedFile] = []
+    if inputs:
+        recipe = dataclasses.replace(recipe, inputs=inputs)
+        urls = [entry for entry in inputs if is_remote(entry)]
+        fetched = fetch_inputs(urls, recipe.format, progress) if urls else []
+        paths = [(file.name, file.path) for file in fetched] + _list_inputs(recipe, inputs_name, progress)
         known_sha256 = {} if compute_sha256 else dict.fromkeys((name for name, _ in paths), NO_SHA256)
     elif recipe.files:
         paths = [
@@ -83,10 +92,23 @@ def find_input_files(
     else:
         raise MisuseError(_explain_missing_inputs(recipe, inputs_name))
     found = describe_input_files(paths, recipe, known_sha256, num_threads=num_threads)
-    _warn_about_skipped(found.skipped_suffixes, progress)
+    _warn_about_skipped(found.skipped_suffixes, recipe, progress)
     if not found.files:
         raise MisuseError(f"{paths[0][1]} contains no file of a known format; pass --format, or unpack it")
-    return number_files(sort_by_name(found.files) if recipe.inputs else found.files, recipe)
+    files = add_origins(found.files, fetched)
+    return number_files(sort_by_name(files) if recipe.inputs else files, recipe)
+
+
+def get_inputs(recipe: Recipe) -> tuple[str, ...]:
+    """Return the files, folders, globs and URLs to read, () for a recipe with `files` or without input.
+
+    A corpus of the hub is read from the folder of its name in the mirror, if there is one.
+    """
+    if recipe.inputs or recipe.files or not is_remote(recipe.hub):
+        return recipe.inputs
+    mirror = os.environ.get("PREPROCESS_MIRROR")
+    folder = os.path.join(mirror, recipe.corpus) if mirror else ""
+    return (folder if os.path.isdir(folder) else recipe.hub,)
 
 
 def is_larger(recipe: Recipe, num_bytes: int, num_files: int) -> bool:
@@ -95,73 +117,85 @@ def is_larger(recipe: Recipe, num_bytes: int, num_files: int) -> bool:
     Files are listed only until the answer is known. Raises MisuseError if one of `inputs` matches
     no file.
     """
-    if recipe.inputs:
-        sizes = (os.path.getsize(path) for path, is_read in _expand(recipe.inputs, OPTION) if is_read)
+    inputs = get_inputs(recipe)
+    if any(map(is_remote, inputs)):
+        return True  # probably; asking the service would take longer
+    if inputs:
+        recipe = dataclasses.replace(recipe, inputs=inputs)
+        sizes = (os.path.getsize(path) for path, is_read in _expand(recipe, OPTION) if is_read)
     else:
         sizes = (file.bytes for file in recipe.files)
     totals = enumerate(itertools.accumulate(sizes), start=1)
     return any(total > num_bytes or count > num_files for count, total in totals)
 
 
-def _list_inputs(inputs: Iterable[str], inputs_name: str, progress: Progress) -> list[tuple[str, str]]:
-    """Return (name, path) of every file that matches `inputs`, each file once, sorted by name.
+def _list_inputs(recipe: Recipe, inputs_name: str, progress: Progress) -> list[tuple[str, str]]:
+    """Return (name, path) of every file that matches the recipe's `inputs`, each file once, sorted by name.
 
-    A name is the path relative to the deepest folder that contains all files. Warns about files in
-    folders that are skipped because their names have no known suffix.
+    A name is the path relative to the deepest folder that contains all files. URLs are left out. Warns
+    about files in folders that are skipped because of their names.
     """
-    progress.log(f"reading the names and checksums of {shorten(', '.join(inputs))}")
+    if all(map(is_remote, recipe.inputs)):
+        return []
+    local = ", ".join(entry for entry in recipe.inputs if not is_remote(entry))
+    progress.log(f"reading the names and checksums of {shorten(local)}")
     resolve_folder = functools.cache(os.path.realpath)  # most files share their folder with others
     paths: set[str] = set()
     suffixes: Counter[str] = Counter()  # of the files that are skipped
-    for path, is_read in _expand(inputs, inputs_name):
+    for path, is_read in _expand(recipe, inputs_name):
         if is_read:
             folder, name = os.path.split(path)
             paths.add(os.path.realpath(path) if os.path.islink(path) else os.path.join(resolve_folder(folder), name))
         else:
             suffixes[os.path.splitext(path)[1].lower() or "no suffix"] += 1
-    _warn_about_skipped(suffixes, progress)
+    _warn_about_skipped(suffixes, recipe, progress)
     prefix = os.path.join(os.path.commonpath({os.path.dirname(path) for path in paths}), "")
     return sorted((path[len(prefix) :].replace(os.sep, "/"), path) for path in paths)
 
 
-def _warn_about_skipped(suffixes: Counter[str], progress: Progress) -> None:
+def _warn_about_skipped(suffixes: Counter[str], recipe: Recipe, progress: Progress) -> None:
     if suffixes:
         counts = ", ".join(f"{n:,} {shorten(suffix)}" for suffix, n in suffixes.most_common(6))
-        progress.warn(f"skipped {format_quantity(suffixes.total(), 'file')} of unknown format: {counts}")
+        kind = "unknown format" if recipe.format == "auto" else f"a format other than {recipe.format}"
+        progress.warn(f"skipped {format_quantity(suffixes.total(), 'file')} of {kind}: {counts}")
 
 
-def _expand(inputs: Iterable[str], inputs_name: str) -> Iterator[tuple[str, bool]]:
-    """Yield (path, is_read) for each file that matches one of `inputs`.
+def _expand(recipe: Recipe, inputs_name: str) -> Iterator[tuple[str, bool]]:
+    """Yield (path, is_read) for each file that matches one of the recipe's `inputs`.
 
-    A file found in a folder is read only if its suffix is known. Raises MisuseError if one of
-    `inputs` matches no file that is read, and FolioError if a file or a folder among the matches
-    cannot be read, because its text would be missing from the build.
+    A file found in a folder is read only if its suffix is known or, with a format in the recipe, if it
+    is not that of another format. Raises MisuseError if one of `inputs` matches no file that is read,
+    and FolioError if a file or a folder among the matches cannot be read, because its text would be
+    missing from the build.
     """
-    inputs = list(inputs)
+    inputs = list(recipe.inputs)
     if STANDARD_INPUT in inputs and len(set(inputs)) > 1:
         raise MisuseError(f"{inputs_name} - is standard input, which cannot be read together with other files")
-    for entry in inputs:
+    for entry in (resolve_file_url(entry) for entry in inputs if not is_remote(entry)):
         num_read = num_skipped = 0
-        for path, is_read in _expand_entry(entry, inputs_name):
+        for path, is_read in _expand_entry(entry, inputs_name, recipe.format):
             num_read += is_read
             num_skipped += not is_read
             yield path, is_read
         if not num_read:
-            raise MisuseError(_explain_no_match(entry, inputs_name, num_skipped))
+            raise MisuseError(_explain_no_match(entry, inputs_name, num_skipped, recipe.format))
 
 
-def _explain_no_match(entry: str, inputs_name: str, num_skipped: int) -> str:
+def _explain_no_match(entry: str, inputs_name: str, num_skipped: int, recipe_format: str) -> str:
     advice = "name a file, a folder, or a glob in quotes such as 'data/*.jsonl.zst'"
     shown = shorten(entry) or repr(entry)
+    if num_skipped and recipe_format != "auto":
+        skipped = f"the names of {format_quantity(num_skipped, 'file')} are not those of {recipe_format} files"
+        return f"{inputs_name} {shown} matches no file; {skipped}: pass a glob, or leave --format out; {advice}"
     if num_skipped:
         skipped = f"the format of {format_quantity(num_skipped, 'file')} is unknown"
-        return f"{inputs_name} {shown} matches no file; {skipped}: pass a glob and --format; {advice}"
+        return f"{inputs_name} {shown} matches no file; {skipped}: pass --format; {advice}"
     if entry and not is_glob(entry) and not os.path.lexists(entry):
         return f"{inputs_name} {shown} does not exist; {advice}"
     return f"{inputs_name} {shown} matches no file; {advice}"
 
 
-def _expand_entry(entry: str, inputs_name: str) -> Iterator[tuple[str, bool]]:
+def _expand_entry(entry: str, inputs_name: str, recipe_format: str) -> Iterator[tuple[str, bool]]:
     if not entry:
         return
     if entry == STANDARD_INPUT:
@@ -170,7 +204,7 @@ def _expand_entry(entry: str, inputs_name: str) -> Iterator[tuple[str, bool]]:
     if len(entry) > MAX_ENTRY_CHARACTERS or "\0" in entry:
         raise MisuseError(f"{inputs_name} {shorten(entry)} cannot be the path of a file; name a file or a folder")
     if os.path.isdir(entry):
-        yield from _walk(entry)
+        yield from _walk(entry, recipe_format)
     elif os.path.exists(entry):
         if not os.path.isfile(entry):
             raise MisuseError(f"{inputs_name} {entry} is not a regular file; name a file, a folder or a glob")
@@ -186,11 +220,14 @@ def _expand_entry(entry: str, inputs_name: str) -> Iterator[tuple[str, bool]]:
                 yield path, True
 
 
-def _walk(folder: str) -> Iterator[tuple[str, bool]]:
+def _walk(folder: str, recipe_format: str) -> Iterator[tuple[str, bool]]:
     """Yield (path, is_read) for the files below `folder`, except hidden files and those of builds.
 
-    Links to folders are followed. A folder that several links lead to is listed once.
+    Links to folders are followed. A folder that several links lead to is listed once. Beside tables,
+    files that describe a data set are left out, such as README.md and dataset_info.json.
     """
+    descriptions: list[tuple[str, bool]] = []
+    has_tables = recipe_format in TABLE_FORMATS
     seen: set[tuple[int, int]] = set()
     for parent, folders, names in os.walk(folder, onerror=_reject_unlisted, followlinks=True):
         status = os.stat(parent)
@@ -199,11 +236,21 @@ def _walk(folder: str) -> Iterator[tuple[str, bool]]:
             continue
         seen.add(identity)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (os.path.join(parent, name) for name in names if not name.startswith(".")):
-            is_read = has_known_suffix(path)
+        for name in names:
+            if name.startswith("."):
+                continue
+            path, is_read = os.path.join(parent, name), has_known_suffix(name, recipe_format)
+            if describes_data(name):
+                descriptions.append((path, is_read))
+                continue
+            has_tables = has_tables or detect_format_by_name(name) in TABLE_FORMATS
             if is_read:
                 _check_is_file(path)
             yield path, is_read
+    for path, is_read in descriptions if not has_tables else ():
+        if is_read:
+            _check_is_file(path)
+        yield path, is_read
 
 
 def _is_build(parent: str, folders: list[str], names: list[str]) -> bool:
@@ -240,15 +287,12 @@ def _reject_unlisted(error: OSError) -> NoReturn:
 
 
 def _explain_missing_inputs(recipe: Recipe, inputs_name: str) -> str:
-    """Return the error message for a recipe with neither `inputs` nor `files`."""
-    needed = f"the Parquet files of {recipe.hub}" if recipe.hub else "its files"
+    """Return the error message for a recipe with none of `inputs`, `hub` and `files`."""
     if inputs_name == OPTION:
         return (
-            f"{recipe.corpus} is not downloaded automatically; pass --input with {needed}, for example "
-            "--input 'data/*.parquet'"
+            f"{recipe.corpus} names no files to read; pass --input with its files, for example --input 'data/*.parquet'"
         )
-    recipe_file = f"a copy of preprocess/recipes/{recipe.corpus}.toml" if recipe.hub else "a recipe file"
     return (
-        f"{recipe.corpus} names no files to read; in {recipe_file} write inputs = ['data/*.parquet'] with {needed}, "
+        f"{recipe.corpus} names no files to read; in a recipe file write inputs = ['data/*.parquet'] with its files, "
         "in Python pass inputs=('data/*.parquet',)"
     )

@@ -17,12 +17,20 @@ PARTITION_BYTES = 16 << 20
 PARTITION_FILES = 2_048
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a file was copied from."""
+
+    url: str  # without credentials
+    version: str  # revision, ETag or similar; "" if the service gave none
+
+
 @dataclass(frozen=True, slots=True)  # slots: there may be a million
 class InputFile:
     """A file, or a file in an archive, that a build reads, as it was when the build was planned."""
 
     disk: DiskFile  # the archive if there is one
-    format: str  # text, jsonl, csv, parquet or synthetic
+    format: str  # text, jsonl, csv, parquet, arrow or synthetic
     size_bytes: int
     sha256: str  # NO_SHA256 if the file was not hashed
     compression: str = ""  # gzip, zstd, bzip2 or xz
@@ -33,6 +41,7 @@ class InputFile:
     number: int = 0  # its index in the manifest's `sources`
     name: str = ""  # relative path with `/`, as in the manifest and for `name_pattern`
     metadata: NameMetadata = field(default_factory=dict)
+    origin: Origin | None = None  # of a remote file
 
     @property
     def path(self) -> str:
@@ -60,7 +69,11 @@ class InputFile:
 
     def manifest_entry(self) -> dict[str, str | int]:
         """Return the file's entry in the manifest's `sources`."""
-        return {"name": self.name, "bytes": self.size_bytes, "sha256": self.sha256}
+        return {"name": self.name, "bytes": self.size_bytes, "sha256": self.sha256, **self.origin_entry()}
+
+    def origin_entry(self) -> dict[str, str | int]:
+        """Return what the manifest says about the origin of a remote file, {} for other files."""
+        return {} if self.origin is None else {"url": self.origin.url, "version": self.origin.version}
 
 
 @dataclass(frozen=True, slots=True)

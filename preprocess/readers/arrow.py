@@ -17,7 +17,7 @@ from preprocess.errors import FolioError, first_line
 from preprocess.inputs.input_files import InputFile, Span
 from preprocess.readers.arrow_file import ArrowFile, open_arrow
 from preprocess.readers.records import Records, find_required_columns
-from preprocess.readers.table_columns import check_schema, convert_views
+from preprocess.readers.table_columns import check_schema, convert_views, take_column
 from preprocess.recipes.schema import Recipe
 
 SLICE_ROWS = 1 << 14
@@ -60,8 +60,8 @@ def read_arrow(input_file: InputFile, span: Span, recipe: Recipe) -> Iterator[Re
         for batch in file.iter_batches(span.start, span.stop):
             for start in range(0, batch.num_rows, SLICE_ROWS):
                 rows = batch.slice(start, SLICE_ROWS)
-                columns = {name: _read_bytes(rows.column(name)) for name in required.columns}
-                where = {name: rows.column(name) for name in required.where}
+                columns = {name: _read_bytes(take_column(rows, name)) for name in required.columns}
+                where = {name: take_column(rows, name) for name in required.where}
                 for column in where.values():
                     column.validate(full=True)
                 # In a later span, the rows of all batches before it would have to be counted.

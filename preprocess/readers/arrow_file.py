@@ -13,6 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from preprocess.recipes.nested import split_path
+
 FILE_MAGIC = b"ARROW1"
 
 
@@ -25,7 +27,8 @@ def open_arrow(path: str, names: set[str]) -> Iterator[ArrowFile]:
         open_ = pa.ipc.open_stream if is_stream else pa.ipc.open_file
         schema = open_(source).schema
         source.seek(0)
-        included = [i for i, field in enumerate(schema) if field.name in names]
+        columns = names | {split_path(name)[0] for name in names}
+        included = [i for i, field in enumerate(schema) if field.name in columns]
         # An empty list means all fields.
         options = pa.ipc.IpcReadOptions(included_fields=included or list(range(len(schema)))[:1], use_threads=False)
         yield ArrowFile(schema, open_(source, options=options), is_stream)

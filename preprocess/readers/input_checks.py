@@ -7,12 +7,16 @@ a build, or the next ones of a stream.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from preprocess.errors import FolioError
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.examiner import examine_files
 from preprocess.readers.records import find_required_columns
 from preprocess.recipes.schema import Recipe
+
+if TYPE_CHECKING:
+    from preprocess.readers.json_columns import JsonColumnChecker
 
 MAX_FILES_AHEAD = 256
 MAX_ARROW_BYTES_AHEAD = 256 << 20  # of Arrow files in a group; a compressed file is examined as a whole
@@ -35,6 +39,7 @@ class InputChecker:
         self._input_files, self._recipe = input_files, recipe
         self._reasons: dict[str, str | None] = {}  # of examined files, by path: why one must not be opened
         self._num_files, self._max_arrow_bytes = 1, MAX_ARROW_BYTES_AHEAD  # to be examined next
+        self._json_checker: JsonColumnChecker | None = None
         self.empty_files: set[str] = set()  # paths of CSV files without a header, found by `check`
 
     def check_all(self) -> None:
@@ -56,9 +61,10 @@ class InputChecker:
         if input_file.format in EXAMINED:
             self._check_by_examiner(input_file)
         elif input_file.format == "jsonl":
-            from preprocess.readers.json import check_jsonl
+            from preprocess.readers.json_columns import JsonColumnChecker
 
-            check_jsonl(input_file, self._recipe)
+            self._json_checker = self._json_checker or JsonColumnChecker(self._input_files, self._recipe)
+            self._json_checker.check(input_file)
         elif input_file.format == "csv":
             from preprocess.readers.csv import check_csv
 

@@ -94,21 +94,30 @@ def _find_long_strings(line: Line) -> Iterator[tuple[int, int]]:
         quotes = quotes[num_closed:]
         end = begin + len(window)
         # If the window ends with a backslash that escapes the next byte, begin the next one with it.
-        begin = end - _count_last_backslashes(line, begin, end) % 2 if end < len(line) else end
+        begin = end - count_last_backslashes(line, begin, end) % 2 if end < len(line) else end
 
 
 def _find_unescaped_quotes(window: np.ndarray) -> np.ndarray:
     """Return the offsets of the quotes that do not follow an odd number of backslashes."""
     quotes = np.flatnonzero(window == QUOTE)
+    return quotes[~find_escaped_quotes(window, quotes)]
+
+
+def find_escaped_quotes(window: np.ndarray, quotes: np.ndarray) -> np.ndarray:
+    """Return which of `quotes`, (Q,) ascending offsets in `window`, follow an odd number of backslashes: (Q,) bool."""
+    is_escaped = (quotes > 0) & (window[quotes - 1] == BACKSLASH)
+    candidates = quotes[is_escaped]
+    if not len(candidates):
+        return is_escaped
+    if not (window[np.maximum(candidates - 2, 0)] == BACKSLASH).any():
+        return is_escaped
     is_backslash = window == BACKSLASH
-    if not len(quotes) or not is_backslash.any():
-        return quotes
     last_others = np.maximum.accumulate(np.where(is_backslash, -1, np.arange(len(window), dtype=np.int32)))
-    num_backslashes = quotes - 1 - np.where(quotes > 0, last_others[quotes - 1], -1)
-    return quotes[num_backslashes % 2 == 0]
+    is_escaped[is_escaped] = (candidates - 1 - last_others[candidates - 1]) % 2 == 1
+    return is_escaped
 
 
-def _count_last_backslashes(line: Line, start: int, end: int) -> int:
+def count_last_backslashes(line: Line, start: int, end: int) -> int:
     """Return the number of backslashes at the end of line[start:end]."""
     data = bytes(line[start:end])
     return len(data) - len(data.rstrip(b"\\"))
@@ -131,9 +140,9 @@ def _find_slice_end(line: Line, start: int, stop: int) -> int:
     while line[stop] & 0xC0 == 0x80:  # 0b10xxxxxx continues a character
         stop -= 1
     for offset in range(stop - 1, stop - ESCAPE_BYTES, -1):
-        if line[offset] == BACKSLASH and _count_last_backslashes(line, start, offset) % 2 == 0:
+        if line[offset] == BACKSLASH and count_last_backslashes(line, start, offset) % 2 == 0:
             stop = min(stop, offset) if offset + (ESCAPE_BYTES if line[offset + 1] == LETTER_U else 2) > stop else stop
             break
     before = stop - ESCAPE_BYTES
     is_high_surrogate = HIGH_SURROGATE.fullmatch(bytes(line[before:stop])) is not None
-    return before if is_high_surrogate and _count_last_backslashes(line, start, before) % 2 == 0 else stop
+    return before if is_high_surrogate and count_last_backslashes(line, start, before) % 2 == 0 else stop

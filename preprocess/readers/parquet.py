@@ -15,7 +15,7 @@ from preprocess.readers.parquet_metadata import describe_chunks, find_chunk_indi
 from preprocess.readers.parquet_pages import PageError
 from preprocess.readers.record_sizes import get_max_record_bytes
 from preprocess.readers.records import Records, find_required_columns
-from preprocess.readers.table_columns import check_schema, convert_views
+from preprocess.readers.table_columns import check_schema, convert_views, take_column
 from preprocess.recipes.schema import Recipe
 
 
@@ -74,8 +74,8 @@ def read_parquet(input_file: InputFile, span: Span, recipe: Recipe) -> Iterator[
         first_row = sum(opened.parquet.metadata.row_group(group).num_rows for group in range(span.start))
         for group in range(span.start, stop):
             for batch in read_row_group(opened, group):
-                columns = {name: convert_views(batch.column(name)) for name in required.columns}
-                where = {name: batch.column(name) for name in required.where}
+                columns = {name: convert_views(take_column(batch, name)) for name in required.columns}
+                where = {name: take_column(batch, name) for name in required.where}
                 row_numbers = first_row + num_rows + np.arange(batch.num_rows)  # from 0, as in Arrow
                 yield Records(columns, num_rows, where, row_numbers=row_numbers)
                 num_rows += batch.num_rows

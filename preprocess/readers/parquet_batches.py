@@ -125,7 +125,8 @@ def _plan_batches(opened: OpenFile, group: int) -> tuple[int, list[str]]:
 
 def _can_read_dictionary(opened: OpenFile, chunk: Chunk, pages: list[Page]) -> bool:
     dictionary = find_dictionary(pages)
-    is_plain_column = chunk.physical_type == "BYTE_ARRAY" and chunk.name in opened.names and not chunk.is_repeated
+    is_top_level = chunk.name in opened.parquet.schema_arrow.names
+    is_plain_column = chunk.physical_type == "BYTE_ARRAY" and is_top_level and not chunk.is_repeated
     return is_plain_column and dictionary is not None and dictionary.uncompressed_bytes <= MAX_DICTIONARY_BYTES
 
 

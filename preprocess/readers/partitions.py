@@ -100,7 +100,9 @@ def _can_divide(input_file: InputFile, recipe: Recipe) -> bool:
     if not input_file.is_plain or recipe.group_by == "position" or input_file.size_bytes <= inputs.PARTITION_BYTES:
         return False
     if input_file.format == "jsonl":
-        return True
+        from preprocess.readers.json import has_lines
+
+        return has_lines(input_file, recipe)
     if input_file.format != "text" or recipe.split == "contiguous":
         return False
     return recipe.document in ("line", "paragraph") or (

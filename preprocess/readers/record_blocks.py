@@ -87,6 +87,7 @@ class RecordBlock(NamedTuple):
     offset: int  # of the first byte in the decompressed file
     data: bytes | bytearray
     part: int = 0  # 0: whole records; n: the n-th part of a record, from 1
+    spans: list[tuple[int, int]] | None = None  # (start, end) of each record in `data`, if they are not lines
 
 
 def get_boundaries(input_file: InputFile, recipe: Recipe) -> Boundaries:
@@ -135,8 +136,15 @@ def read_record_blocks(
     twice as long. `rejects` counts cuts and omissions. Raises FolioError if the file cannot be
     read, or if the cut is not possible because documents are grouped by position.
     """
+    yield from cut_blocks(read_blocks(input_file, start, stop), input_file, start, recipe, rejects)
+
+
+def cut_blocks(
+    blocks: Iterator[bytes], input_file: InputFile, start: int, recipe: Recipe, rejects: Rejects
+) -> Iterator[RecordBlock]:
+    """Yield `blocks`, the bytes of a file from `start` on, as record blocks. See `read_record_blocks`."""
     cutter = _RecordCutter(input_file, start, recipe, rejects)
-    for block in read_blocks(input_file, start, stop):
+    for block in blocks:
         yield from cutter.add(block)
     yield from cutter.finish()
 
@@ -275,7 +283,7 @@ def reject_oversized(record: str, recipe: Recipe, rejects: Rejects, *, can_be_cu
         problem = (
             f"is longer than {limit} and has no white space to cut it at"
             if can_be_cut
-            else f"is longer than twice {limit}, and a line of JSON cannot be cut"
+            else f"is longer than twice {limit}, and a record of JSON cannot be cut"
         )
         raise FolioError(f"{record} {problem}; shorten it, or pass --oversized skip to leave it out")
     path, _, place = record.rpartition(": ")

@@ -16,6 +16,7 @@ from preprocess.errors import MisuseError, shorten
 from preprocess.inputs.input_files import InputFile
 from preprocess.inputs.open_input import open_stream
 from preprocess.readers.reject_reasons import ReasonCounts, RejectReason
+from preprocess.readers.utf8 import Buffer
 from preprocess.recipes.row_filter import parse_condition
 from preprocess.recipes.schema import COLUMN_SETTINGS, Recipe
 from preprocess.recipes.templates import parse_template
@@ -49,10 +50,16 @@ class RequiredColumns:
 def find_required_columns(recipe: Recipe) -> RequiredColumns:
     """Return the columns that `recipe` needs from a table."""
     metadata = [getattr(recipe, setting) for setting in COLUMN_SETTINGS if setting != "text_column"]
-    texts = parse_template(recipe.template).columns if recipe.template is not None else (recipe.text_column,)
+    texts = find_text_columns(recipe)
     where = parse_condition(recipe.where).kinds if recipe.where is not None else {}
     text_only = recipe.text_column if recipe.template is None else None
     return RequiredColumns({name: "text" for name in (*texts, *metadata) if name is not None}, where, text_only)
+
+
+@functools.lru_cache(maxsize=4)
+def find_text_columns(recipe: Recipe) -> tuple[str, ...]:
+    """Return the columns from which the text of a document is made."""
+    return parse_template(recipe.template).columns if recipe.template is not None else (recipe.text_column,)
 
 
 def check_columns(input_file: InputFile, required: RequiredColumns, names: list[str]) -> None:
@@ -138,14 +145,14 @@ class Rejects:
         self.finished_spans.append((file_number, self.num_positions))
         self.num_positions = 0
 
-    def reject(self, name: str, location: str, reason: str, record: bytes | memoryview) -> None:
+    def reject(self, name: str, location: str, reason: str, record: Buffer) -> None:
         """Count a malformed record of the input file `name`, and save its first MAX_SAVED_BYTES.
 
         Invalid UTF-8 is escaped.
         """
         self.add(RejectReason("malformed", reason, 1, name, location), record)
 
-    def add(self, found: RejectReason, record: bytes | memoryview = b"") -> None:
+    def add(self, found: RejectReason, record: Buffer = b"") -> None:
         """Count records that are dropped or changed, and save the place of the first, with its text."""
         self.count(found)
         num_saved = self._num_saved[found.kind]

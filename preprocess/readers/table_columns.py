@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from preprocess.errors import MisuseError, shorten
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.records import check_columns, find_required_columns
 from preprocess.recipes.columns import get_kind, is_text_or_bytes
+from preprocess.recipes.nested import split_path
 from preprocess.recipes.schema import Recipe
 
 VIEW_TYPES = (pa.string_view(), pa.binary_view())
@@ -19,13 +21,34 @@ def check_schema(input_file: InputFile, schema: pa.Schema, recipe: Recipe) -> No
     Other columns may occur twice.
     """
     required = find_required_columns(recipe)
-    names = schema.names
-    check_columns(input_file, required, names)
+    check_columns(input_file, required, [*schema.names, *(n for n in required.names if _find_nested(schema, n))])
     for name in required.names:
-        if names.count(name) > 1:
+        if {schema.names.count(name), schema.names.count(split_path(name)[0])} - {0, 1}:
             raise MisuseError(f"{input_file.path} has two columns of the same name, {shorten(name)!r}; rename one")
     for name in required.columns:
-        _check_type(input_file, name, schema.field(name).type, text_only=name == required.text_only)
+        type_ = schema.field(name).type if name in schema.names else _find_nested(schema, name)
+        _check_type(input_file, name, type_, text_only=name == required.text_only)
+
+
+def _find_nested(schema: pa.Schema, name: str) -> pa.DataType | None:
+    """Return the type of a value in a struct, such as that of "meta.lang" in a column "meta", if there is one."""
+    first, *rest = split_path(name)
+    if not rest or schema.names.count(first) != 1:
+        return None
+    type_ = schema.field(first).type
+    for key in rest:
+        if not pa.types.is_struct(type_) or type_.get_field_index(key) < 0:
+            return None
+        type_ = type_.field(key).type
+    return type_
+
+
+def take_column(batch: pa.RecordBatch, name: str) -> pa.Array:
+    """Return a column of a batch, or a value in a struct, which is null if the struct is."""
+    if name in batch.schema.names:
+        return batch.column(name)
+    first, *rest = split_path(name)
+    return pc.struct_field(batch.column(first), rest)
 
 
 def _check_type(input_file: InputFile, name: str, type_: pa.DataType, *, text_only: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 
 SLICE_BYTES = 1 << 20
-Buffer = bytes | memoryview
+Buffer = bytes | bytearray | memoryview
 
 
 def find_invalid_utf8(data: Buffer) -> tuple[int, str] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.errors import FolioError, MisuseError, first_line, shorten
+from preprocess.recipes.input_urls import is_url
 from preprocess.recipes.schema import Recipe, check_settings, parse_recipe, reject_unused_settings, suggest
 from preprocess.shards.files import read_small_file
 
@@ -78,7 +79,8 @@ def _read_file(path: Path) -> Recipe:
         raise MisuseError(f"{path} is not TOML ({reason}); correct it, or start from a built-in recipe") from e
     recipe = parse_recipe({"corpus": path.stem, **fields}, origin=str(path))
     # Inputs are relative to the recipe, so that a recipe and its data can be moved together.
-    return dataclasses.replace(recipe, inputs=tuple(str(path.parent / entry) for entry in recipe.inputs))
+    inputs = tuple(entry if is_url(entry) else str(path.parent / entry) for entry in recipe.inputs)
+    return dataclasses.replace(recipe, inputs=inputs)
 
 
 def _parse_toml(text: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@
                | condition "and" condition | condition "or" condition
     comparison = column ( "==" | "!=" | "<" | "<=" | ">" | ">=" ) value
                | column [ "not" ] "in" "[" value { "," value } "]"
-    column     = a name of ASCII letters, digits and _, or any name in backticks
+    column     = a name of ASCII letters, digits and _, several of them joined by dots, or any name in backticks
     value      = text in single or double quotes, a number, true, false, null
 
 The value of a comparison may also be on the left. Text is ordered by code points. If the column is
@@ -46,7 +46,7 @@ EXAMPLE = 'comparisons such as language == "en", joined with and, or, not'
 TOKEN = re.compile(
     r"""(?P<space>[ \t\r\n]+)
       | (?P<number>-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?![A-Za-z0-9_.]))
-      | (?P<word>[A-Za-z_][A-Za-z0-9_]*)
+      | (?P<word>[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*)
       | `(?P<name>[^`]*)`
       | (?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
       | (?P<mark>[=!<>]=|[<>()\[\],])""",
@@ -72,7 +72,7 @@ MISTAKES = {
     "!": ("a single !", "!= or not"),
     "&": ("&", "and"),
     "|": ("|", "or"),
-    ".": ("a dot", "a name without dots, a name in backticks, or a number such as 0.5"),
+    ".": ("a dot", "a name such as meta.lang, a name in backticks, or a number such as 0.5"),
     **dict.fromkeys("-0123456789", ("a malformed number", "a number such as 5, -0.5 or 1e6")),
 }
 EXPECTED = {"text": 'text in quotes, such as "en"', "number": "a number, such as 0.5", "boolean": "true or false"}

@@ -51,10 +51,16 @@ COLUMN_SETTINGS = (
     "split_column",
 )
 CSV_SETTINGS = ("delimiter", "escape", "quotes")
+JSON_SETTINGS = ("json_field",)
 # Settings whose defaults are not stored, so that the build_id is that of Folio before it had these settings.
-LATER_SETTINGS = (*CSV_SETTINGS, "encoding")
+LATER_SETTINGS = (*CSV_SETTINGS, *JSON_SETTINGS, "encoding")
 # Settings that apply to some formats only.
-FORMAT_SETTINGS = (*COLUMN_SETTINGS, "template", "where", "document", "separator", "passage_characters", *CSV_SETTINGS)
+FORMAT_SETTINGS = (
+    *COLUMN_SETTINGS,
+    *("template", "where", "document", "separator", "passage_characters"),
+    *CSV_SETTINGS,
+    *JSON_SETTINGS,
+)
 CHOICES: dict[str, tuple[str, ...]] = {
     "format": ("auto", "text", *TABLE_FORMATS, "synthetic"),
     "document": ("file", "line", "paragraph", "passage", "separator"),
@@ -64,7 +70,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "split": ("exact", "threshold", "contiguous", "given"),
     "eot": ("auto", "append", "none"),
 }
-DOCUMENTATION_SETTINGS = ("description", "licence", "size", "hub")  # for `preprocess corpora` only
+DOCUMENTATION_SETTINGS = ("description", "licence", "size", "hub")  # they decide no byte of a build of given files
 MAX_TEXT_CHARACTERS = 10_000
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_FILE_BYTES = (1 << 63) - 1
@@ -126,7 +132,7 @@ class Recipe:
     files: tuple[CorpusFile, ...] = ()  # downloaded, and verified by their checksums
     inputs: tuple[str, ...] = ()  # the user's files, folders and globs
     size: str = ""  # shown by `preprocess corpora` if `files` is empty
-    hub: str = ""  # the Hugging Face dataset that `inputs` should name, for corpora that are not downloaded
+    hub: str = ""  # the URL that is read if there are no `inputs`, for built-in corpora of the Hugging Face hub
     num_pairs: int = 10_000  # synthetic only
     document: str = "file"  # text only: the unit of text that becomes one document
     separator: str = "<|endoftext|>"  # text between two documents, if `document` is "separator"
@@ -136,6 +142,7 @@ class Recipe:
     where: str | None = None  # condition that selects rows
     delimiter: str | None = None  # CSV only: the character between values; by default it is found in the header
     escape: str | None = None  # CSV only: the character after which a quote or a delimiter is part of the text
+    json_field: str | None = None  # JSON only: the field with the array of records; by default it is found
     quotes: bool = True  # CSV only: quotes enclose values; otherwise they are ordinary characters
     author: str | None = None  # of all documents; author_column and name_pattern take precedence
     city: str | None = None
@@ -192,6 +199,8 @@ class Recipe:
         self._check_csv_settings()
         if self.encoding != AUTO:
             find_codec(self.encoding)
+        if self.json_field == "":
+            raise MisuseError("json_field must not be empty; set the name of the field with the records, such as data")
         if not self.separator:
             raise MisuseError("separator must not be empty; set the text between documents, such as '<|endoftext|>'")
         if self.where is not None:
@@ -288,6 +297,7 @@ def _list_unused_settings(recipe: Recipe) -> list[str]:
         **dict.fromkeys((*COLUMN_SETTINGS, "template", "where"), has_no_columns),
         "text_column": has_no_columns or recipe.template is not None,
         **dict.fromkeys(CSV_SETTINGS, recipe.format not in ("auto", "csv")),
+        **dict.fromkeys(JSON_SETTINGS, recipe.format not in ("auto", "jsonl")),
         "tokenizer_sha256": recipe.tokenizer_sha256 is None,
         "num_pairs": not is_synthetic,
         "document": is_synthetic or is_table,

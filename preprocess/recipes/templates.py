@@ -1,7 +1,8 @@
 """Templates that join columns into one text, and patterns that find metadata in file names.
 
 A template such as `"Q: {query}\\n\\nA: {answer}"` has the syntax of Python's str.format, restricted
-to plain column names. Braces in the value of a column are data and are not interpreted.
+to column names, in which dots may lead into nested values (nested.py). Braces in the value of a
+column are data and are not interpreted.
 
 A name pattern such as `(?P<year>\\d{4})-(?P<author>\\w+)` is a regular expression in the syntax of
 RE2, which searches a name in time linear in its length. In RE2, `\\w` and `\\d` match only ASCII
@@ -27,7 +28,7 @@ MAX_TEMPLATE_CHARACTERS = 10_000
 MAX_PATTERN_CHARACTERS = 1_000
 NAME_FIELDS = ("author", "city", "year", "lang", "group", "split")  # metadata that a file name can contain
 
-COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -66,8 +67,8 @@ class Template:
 def parse_template(text: str) -> Template:
     """Parse a template.
 
-    Raises MisuseError if a field is anything but `{name}` with the plain name of a column.
-    Positional fields, attributes, indexes, conversions and format specifications are not allowed.
+    Raises MisuseError if a field is anything but the name of a column, such as `{title}` or
+    `{meta.title}`. Positional fields, indexes, conversions and format specifications are not allowed.
     """
     if len(text) > MAX_TEMPLATE_CHARACTERS:
         raise MisuseError(f"template must have at most {MAX_TEMPLATE_CHARACTERS:,} characters, got {len(text):,}")
@@ -93,7 +94,7 @@ def parse_template(text: str) -> Template:
         end = text.find("}", position) + 1 or len(text)
         raise MisuseError(
             f"template: '{shorten(text[position:end])}' at character {position + 1:,} ({error}); expected {{name}} "
-            "with the plain name of a column, or {{ and }} for braces"
+            "with the name of a column, such as {title} or {meta.title}, or {{ and }} for braces"
         )
     if not fields:
         raise MisuseError(f"template '{shorten(text)}' contains no column; add at least one, such as {{text}}")

@@ -28,6 +28,7 @@ MAX_NAME_CHARACTERS = 255
 MAX_SHOWN_CHARACTERS = 40  # of a value that an error message repeats
 # The build_id identifies the bytes of a build; these keys do not change them.
 NOT_IN_BUILD_ID = ("name", "build_id", "made_with", "checksum")
+ORIGIN_KEYS = ("url", "version")  # of an entry of `sources`; not in the build_id either
 
 
 @dataclass(frozen=True)
@@ -115,16 +116,33 @@ def parse_manifest(value: Any) -> Manifest:
 def hash_manifest(value: JsonObject) -> tuple[str, str]:
     """Return the build_id and the checksum of a manifest, the JSON object `value`.
 
-    The build_id is the SHA-256 of all keys except NOT_IN_BUILD_ID, the checksum that of all keys
-    except `checksum`, both in canonical JSON and hexadecimal.
+    The build_id is the SHA-256 of all keys except NOT_IN_BUILD_ID, without ORIGIN_KEYS of the
+    sources. The checksum is the SHA-256 of all keys except `checksum`. Both hash canonical JSON and
+    are hexadecimal.
     """
     # Format each value once for both hashes. `sources` may list a million input files.
     parts = {key: canonical_json(key) + b":" + canonical_json(value[key]) for key in sorted(value)}
 
-    def compute(omitted: tuple[str, ...]) -> str:
+    def compute(parts: dict[str, bytes], omitted: tuple[str, ...]) -> str:
         return sha256_bytes(b"{" + b",".join(part for key, part in parts.items() if key not in omitted) + b"}")
 
-    return compute(NOT_IN_BUILD_ID), compute(("checksum",))
+    checksum = compute(parts, ("checksum",))
+    sources = value.get("sources")
+    if isinstance(sources, list) and (contents := drop_origins(sources)) != sources:
+        parts["sources"] = b'"sources":' + canonical_json(contents)
+    return compute(parts, NOT_IN_BUILD_ID), checksum
+
+
+def drop_origins(sources: list[Any]) -> list[Any]:
+    """Return the entries of `sources` without the keys that say where remote files came from.
+
+    What remains identifies the content, so a build of the same files from another server, from a
+    mirror or from the disk is the same build.
+    """
+    return [
+        {key: value for key, value in entry.items() if key not in ORIGIN_KEYS} if isinstance(entry, dict) else entry
+        for entry in sources
+    ]
 
 
 def _check_names(fields: JsonObject, tokenizer: TokenizerEntry) -> None:

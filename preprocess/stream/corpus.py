@@ -28,7 +28,7 @@ from preprocess.shards import format as shard_format
 from preprocess.shards.control_tokens import ControlTokenIds
 from preprocess.shards.files import canonical_json, readable_json, sha256_bytes, write_durable
 from preprocess.shards.format import CONTROL_FIELDS, MANIFEST, TOKENIZER_DIR
-from preprocess.shards.manifest import SPLITS, Manifest, parse_manifest
+from preprocess.shards.manifest import SPLITS, Manifest, drop_origins, parse_manifest
 from preprocess.shards.manifest_file import FORMAT, VERSION
 from preprocess.tokenizers import TRAINED_KINDS, make_tokenizer_entry
 from preprocess.tokenizers.for_recipe import load_recipe_tokenizer
@@ -79,10 +79,9 @@ class StreamCorpus:
 
         That is the recipe, the names and sizes of the files, and the tokenizer.
         """
+        sources = drop_origins(self._source_entries())
         return sha256_bytes(
-            canonical_json(
-                [self.recipe.resolved(), self._source_entries(), asdict(make_tokenizer_entry(self.tokenizer))]
-            )
+            canonical_json([self.recipe.resolved(), sources, asdict(make_tokenizer_entry(self.tokenizer))])
         )
 
     @property
@@ -128,7 +127,7 @@ class StreamCorpus:
         write_durable(folder / MANIFEST, readable_json(self.manifest().as_dict()))
 
     def _source_entries(self) -> list[dict[str, str | int]]:
-        return [{"name": file.name, "bytes": file.size_bytes} for file in self.input_files]
+        return [{"name": file.name, "bytes": file.size_bytes, **file.origin_entry()} for file in self.input_files]
 
 
 def open_corpus(

@@ -138,9 +138,7 @@ def test_corpora_lists_size_and_licence(preprocess: Run) -> None:
         line.split()[:6] == ["tinyshakespeare", "public", "domain", "1,115,394", "bytes", "40,000"] for line in lines
     )
     assert any(line.split()[:4] == ["synthetic", "public", "domain", "generated"] for line in lines)
-    assert any(
-        line.startswith("synth ") and "needs --input with the Parquet files of PleIAs/SYNTH" in line for line in lines
-    )
+    assert any(line.startswith("synth ") and "copied from hf://datasets/PleIAs/SYNTH/" in line for line in lines)
 
 
 def test_list_without_builds_says_so(preprocess: Run) -> None:

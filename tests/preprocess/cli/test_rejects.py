@@ -28,11 +28,9 @@ def test_rejects_are_printed_with_place_reason_and_record(preprocess: Run, tmp_p
 
 
 def test_rejects_of_a_build_that_failed_are_printed(preprocess: Run, tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text("[1]\n[2]\n")
+    (tmp_path / "a.jsonl").write_text('{"text": 5}\n{"text": 6}\n')
     done = preprocess(*BUILD)
-    check_error(
-        done, 1, "2 malformed; the reason of all 2: expected a JSON object, got array (first at a.jsonl, line 1"
-    )
+    check_error(done, 1, "2 malformed; the reason of all 2: text must be text, got number")
     assert len(preprocess("rejects", "mine").stdout.splitlines()) == 2
 
 
@@ -51,7 +49,7 @@ def test_build_json_lists_rejects_and_limits_them(preprocess: Run, tmp_path: Pat
     assert [(r["source"], r["place"], r["record"]) for r in rejects["records"]] == [
         ("a.jsonl", "byte 17", '{"text": 5}')
     ]
-    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n' + "x\n" * (MAX_SUMMARIZED + 50))
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n' + '{"text": 5}\n' * (MAX_SUMMARIZED + 50))
     rejects = json.loads(preprocess(*BUILD, "--json", "--replace").stdout)["rejects"]
     assert rejects["number"] == MAX_SUMMARIZED + 50 and len(rejects["records"]) == MAX_SUMMARIZED
 

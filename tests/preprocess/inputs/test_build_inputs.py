@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import gzip
+import json
 import os
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,9 +100,7 @@ def test_skipped_files_are_reported_and_builds_are_not_read(tmp_path: Path, caps
     assert "skipped 3 files of unknown format: 2 .xyz, 1 .pdf" in capsys.readouterr().err
     assert build_files(data / "shards", data, name="again").build_id == result.build_id
     (data / "a.jsonl").unlink()
-    with pytest.raises(
-        MisuseError, match="matches no file; the format of 3 files is unknown: pass a glob and --format"
-    ):
+    with pytest.raises(MisuseError, match="matches no file; the format of 3 files is unknown: pass --format; name"):
         build_files(tmp_path, data)
     with pytest.raises(MisuseError, match="--input '' matches no file"):
         build_files(tmp_path, "")
@@ -212,3 +212,50 @@ def test_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
         (folder / name).write_bytes(b"")
         with pytest.raises(MisuseError, match=rf"/{name} is not UTF-8, so Arrow cannot open the file; rename"):
             build_files(tmp_path, folder / name)
+
+
+def test_a_format_holds_for_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("a.jsonl", "b", "c.dump", "d.json"):
+        (data / name).write_text(json.dumps({"text": name}) + "\n")
+    (data / "LICENSE").write_text("Public domain")
+    (data / "notes.txt").write_text("no JSON")
+    (data / "more.txt").write_text("no JSON")
+    result = build_files(tmp_path, data, format="jsonl")
+    assert read_texts(result) == ["a.jsonl", "b", "c.dump", "d.json"]
+    assert "skipped 2 files of a format other than jsonl: 2 .txt" in capsys.readouterr().err
+    for name in ("b", "c.dump"):
+        (data / name).unlink()
+    with pytest.raises(MisuseError, match="the names of 4 files are not those of parquet files: pass a glob, or leave"):
+        build_files(tmp_path, data, format="parquet")
+
+
+def test_files_that_describe_a_data_set_are_no_documents_beside_tables(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "train").mkdir(parents=True)
+    for name in ("README.md", "LICENSE.txt", "dataset_dict.json", "train/dataset_info.json", "train/state.json"):
+        (data / name).write_text('{"text": "a description"}')
+    (data / "train/a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert read_texts(build_files(tmp_path, data)) == ["one", "two"]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for path in sorted(data.rglob("*.*")):
+            archive.write(path, path.relative_to(tmp_path))
+    assert read_texts(build_files(tmp_path, tmp_path / "a.zip")) == ["one", "two"]
+    (data / "train/a.jsonl").rename(data / "train/a.txt")
+    assert len(read_texts(build_files(tmp_path, data, format="text"))) == 3  # both descriptions in words
+
+
+def test_links_and_descriptions_in_a_folder_with_a_format(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (tmp_path / "disk2").mkdir()
+    data.mkdir()
+    (tmp_path / "disk2/b").write_text('{"text": "two"}\n')
+    (tmp_path / "disk2/README").write_text('{"text": "a description"}\n')
+    (data / "part").symlink_to(tmp_path / "disk2")
+    (data / "LICENSE").symlink_to(tmp_path / "gone")  # beside tables, it would not be read in any case
+    (data / "a.json").write_text('{"text": "one"}\n')
+    assert sorted(read_texts(build_files(tmp_path, data, format="jsonl"))) == ["one", "two"]
+    (data / "c").symlink_to(tmp_path / "gone")
+    with pytest.raises(FolioError, match="data/c is a link to '/.*, which does not exist"):
+        build_files(tmp_path, data, format="jsonl")

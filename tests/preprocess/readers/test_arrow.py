@@ -114,3 +114,27 @@ def test_one_batch_that_is_larger_than_a_slice_is_read_in_parts(
     monkeypatch.setattr("preprocess.readers.arrow.SLICE_ROWS", 7)
     write(tmp_path / "a.arrow", pa.table({"text": TEXTS}), is_stream=False, rows=1000)
     assert read_texts(build_files(tmp_path, tmp_path / "a.arrow")) == TEXTS
+
+
+@pytest.mark.parametrize("suffix", ["arrow", "parquet"])
+def test_values_in_structs_are_columns(tmp_path: Path, suffix: str) -> None:
+    import pyarrow.parquet as pq
+
+    rows = range(len(TEXTS))
+    meta = [None if i % 7 == 0 else {"lang": "en" if i % 3 else "ru", "by": {"name": f"A{i % 4}"}} for i in rows]
+    table = pa.table(
+        {"doc": [{"text": text, "unused": 1} for text in TEXTS], "meta": meta, "meta.x": ["x"] * len(TEXTS)}
+    )
+    path = tmp_path / f"a.{suffix}"
+    pq.write_table(table, path, row_group_size=50) if suffix == "parquet" else write(path, table, is_stream=False)
+    settings = {"text_column": "doc.text", "author_column": "meta.by.name", "where": 'meta.lang == "en"'}
+    result = build_files(tmp_path, path, **settings)
+    kept = [i for i in rows if i % 7 and i % 3]
+    assert read_texts(result) == [TEXTS[i] for i in kept]
+    assert set(read_stats(result)["authors"]["author"]["documents_by_value"]) == {"A0", "A1", "A2", "A3"}
+    template = build_files(tmp_path, path, name="t", template="{meta.x}{doc.text}", where="meta.lang == null")
+    assert read_texts(template) == [f"x{TEXTS[i]}" for i in rows if i % 7 == 0]
+    with pytest.raises(MisuseError, match="has no column 'doc.none', it has doc, meta, meta.x"):
+        build_files(tmp_path, path, text_column="doc.none")
+    with pytest.raises(MisuseError, match="column 'meta.by' of .* has type struct.*, expected text"):
+        build_files(tmp_path, path, text_column="meta.by")

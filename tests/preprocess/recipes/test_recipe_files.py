@@ -58,11 +58,6 @@ def test_hub_recipes_take_the_split_from_file_names(tmp_path: Path, corpus: str,
     assert [result.manifest.splits[s].documents for s in ("train", "val")] == [5, 5]
 
 
-def test_hub_recipe_without_inputs_asks_for_files() -> None:
-    with pytest.raises(MisuseError, match="pass --input with the Parquet files of PleIAs/SYNTH"):
-        make_plan(load_recipe("synth"), None, QUIET)
-
-
 def test_inputs_of_a_recipe_file_are_relative_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "project"
     (folder / "data").mkdir(parents=True)
@@ -75,6 +70,12 @@ def test_inputs_of_a_recipe_file_are_relative_to_it(tmp_path: Path, monkeypatch:
     assert recipe.corpus == "mine"
     build(recipe, tmp_path / "x", name="x", replace=False, progress=QUIET)
     assert read_texts(Build(tmp_path / "x")) == [f"Q: {w}" for w in WORDS]
+
+
+def test_inputs_of_a_recipe_file_may_be_urls(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('inputs = ["hf://datasets/some/stories", "data"]\n')
+    recipe = load_recipe(str(tmp_path / "mine.toml"))
+    assert recipe.inputs == ("hf://datasets/some/stories", str(tmp_path / "data"))
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def select_rows(text: str, **columns: Any) -> list[bool]:
             ("class", "lambda", "None"),
         ),
         ("(a) == (1)", "a == 1", ("a",)),
+        ("meta.lang in ['en'] or 1 < a.b.c", '`meta.lang` in ["en"] or `a.b.c` > 1', ("meta.lang", "a.b.c")),
     ],
 )
 def test_parse_condition_formats_equal_conditions_equally(
@@ -88,8 +89,10 @@ def test_conditions_with_values_of_different_types_differ() -> None:
         ),
         ('__import__("os")', "a function call at character 1; expected comparisons"),
         ("a == f(1)", "a function call as a value at character 6"),
-        ("x.__class__", "a dot at character 2; expected a name without dots, a name in backticks"),
-        ("a.b == 1", "a dot at character 2"),
+        ("x.__class__", "the name x.__class__ at character 1; expected comparisons"),
+        ("x.f() == 1", "a function call at character 1; expected the name of a column"),
+        ("a.1 == 1", "a dot at character 2; expected a name such as meta.lang, a name in backticks"),
+        ("a..b == 1", "a dot at character 2"),
         ("a[1] == 2", "an expression at character 1; expected the name of a column"),
         ("[a for a in b]", "invalid syntax at character 4"),
         ("lambda: 1", "the character ':' at character 7"),
@@ -134,7 +137,10 @@ def test_conditions_with_values_of_different_types_differ() -> None:
         ("a == --5", "a malformed number at character 6"),
         ("a == +5", "the character '+' at character 6"),
         ("a == 1 + 1", "the character '+' at character 8"),
-        ("a >= .5", "a dot at character 6; expected a name without dots, a name in backticks, or a number such as 0.5"),
+        (
+            "a >= .5",
+            "a dot at character 6; expected a name such as meta.lang, a name in backticks, or a number such as 0.5",
+        ),
         ("a = 5", "a single = at character 3; expected =="),
         ("(a := 5)", "the character ':' at character 4"),
         ("a && b", "& at character 3; expected and"),

@@ -1,4 +1,4 @@
-"""Templates join columns by plain names in braces and never interpret the values of a column."""
+"""Templates join columns by names in braces and never interpret the values of a column."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def test_join_converts_values_to_text(values: pa.Array, texts: list[str | None])
     ("text", "message"),
     [
         (
-            "a{x.__class__}",
-            "template: '{x.__class__}' at character 2 (not a plain field); expected {name} with the plain name of a "
-            "column, or {{ and }} for braces",
+            "a{x.0}",
+            "template: '{x.0}' at character 2 (not a plain field); expected {name} with the name of a column, such as "
+            "{title} or {meta.title}, or {{ and }} for braces",
         ),
         ("a{{b}}{c}{x[0]}", "'{x[0]}' at character 10"),
         ("{x[0]}", "'{x[0]}' at character 1"),

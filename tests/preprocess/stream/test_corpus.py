@@ -149,11 +149,6 @@ def test_open_corpus_reports_missing_inputs_with_their_setting(tmp_path: Path) -
             {},
             r"none names no files to read; in a recipe file write inputs = \['data/\*.parquet'\] with its files",
         ),
-        (
-            "wikitext-103",
-            {},
-            "in a copy of preprocess/recipes/wikitext-103.toml write inputs = .* with the Parquet files of ",
-        ),
         (None, {}, r"in Python pass inputs=\('data/\*.parquet',\)"),
     ):
         with pytest.raises(MisuseError, match=expected) as caught:

@@ -1,0 +1,26 @@
+"""Choose the files that are read of a remote folder, as of a folder on the disk."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable
+
+from preprocess.inputs.detect import describes_data, detect_format_by_name, has_known_suffix
+from preprocess.recipes.schema import TABLE_FORMATS
+
+
+def select_data(paths: Iterable[str], recipe_format: str) -> list[str]:
+    """Return those of `paths`, relative to the folder, that are data, sorted.
+
+    These are files whose suffix is known or, with a format other than "auto", not that of another
+    format. Hidden files are left out, and beside tables files such as README.md.
+    """
+    visible = [path for path in sorted(paths) if not any(part.startswith(".") for part in path.split("/"))]
+    found = [path for path in visible if has_known_suffix(posixpath.basename(path), recipe_format)]
+    data = [path for path in found if not describes_data(posixpath.basename(path))]
+    return data if recipe_format in TABLE_FORMATS or any(map(is_table, data)) else found
+
+
+def is_table(path: str) -> bool:
+    """Return whether the suffix of a file is that of a table."""
+    return detect_format_by_name(path) in TABLE_FORMATS

@@ -1,0 +1,191 @@
+"""Files behind the file systems of fsspec: its own in memory, and S3 on moto's server."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preprocess.errors import FolioError, MisuseError
+from preprocess.inputs.remote.fetch import FetchedFile, fetch_inputs
+from preprocess.progress import Bar, Progress
+
+fsspec = pytest.importorskip("fsspec")
+Fetch = Callable[..., list[FetchedFile]]
+DATA = bytes(range(256)) * 40_000  # 10 MB
+FILES = {"data/a.jsonl": b'{"text": "a"}\n', "data/sub/b.jsonl": b'{"text": "b"}\n', "data/README.md": b"# A card"}
+KEYS = {"AWS_ACCESS_KEY_ID": "key-secret", "AWS_SECRET_ACCESS_KEY": "very-secret", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+class Bucket:
+    """A bucket, or a folder in memory, in which tests write objects."""
+
+    def __init__(self, url: str, write: Callable[[str, bytes], Any], close: Callable[[], None]) -> None:
+        self.url, self.write, self.close = url, write, close
+
+
+@pytest.fixture
+def memory() -> Iterator[Bucket]:
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    yield Bucket("memory://bucket", lambda name, data: system.pipe_file(f"/bucket/{name}", data), lambda: None)
+    system.store.clear()
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Bucket]:
+    s3fs = pytest.importorskip("s3fs", reason="needs s3fs: pip install 'folio-lm[s3]'")
+    moto = pytest.importorskip("moto.server", reason="needs moto's server: pip install 'moto[s3]' flask flask-cors")
+    import boto3
+
+    server = moto.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    is_running = True
+
+    def close() -> None:
+        nonlocal is_running
+        if is_running:
+            server.stop()
+        is_running = False
+
+    for name, value in {**KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_MAX_ATTEMPTS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    s3fs.S3FileSystem.clear_instance_cache()
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
+    client.create_bucket(Bucket="bucket")
+    yield Bucket(
+        "s3://bucket",
+        lambda name, data: client.put_object(Bucket="bucket", Key=name, Body=data, ACL="public-read"),
+        close,
+    )
+    close()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.slow)])
+def bucket(request: pytest.FixtureRequest) -> Bucket:
+    found: Bucket = request.getfixturevalue(request.param)
+    return found
+
+
+def test_fetch_reads_files_folders_and_globs(bucket: Bucket, fetch: Fetch) -> None:
+    for name, data in FILES.items():
+        bucket.write(name, data)
+    folder = fetch(f"{bucket.url}/data")
+    assert [file.name.rpartition("bucket/")[2] for file in folder] == ["data/a.jsonl", "data/sub/b.jsonl"]
+    assert [Path(file.path).read_bytes() for file in folder] == list(FILES.values())[:2]
+    assert all(file.origin and file.origin.version for file in folder)
+    assert folder[0].origin is not None and folder[0].origin.url.endswith("bucket/data/a.jsonl")
+    assert fetch(f"{bucket.url}/data/") == folder == fetch(f"{bucket.url}/data/**/*.jsonl")
+    assert fetch(f"{bucket.url}/data/*.jsonl") == fetch(f"{bucket.url}/data/a.jsonl") == folder[:1]
+
+
+def test_fetch_reads_a_changed_object_anew(bucket: Bucket, fetch: Fetch) -> None:
+    bucket.write("a.txt", b"old")
+    [old] = fetch(f"{bucket.url}/a.txt")
+    bucket.write("a.txt", b"new")
+    [new] = fetch(f"{bucket.url}/a.txt")
+    assert Path(old.path).read_bytes() == b"old" and Path(new.path).read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "missing/*.txt", "data/*.csv"])
+def test_fetch_reports_what_does_not_exist(bucket: Bucket, fetch: Fetch, name: str) -> None:
+    bucket.write("data/a.txt", b"x")
+    with pytest.raises(FolioError, match=r"(does not exist; check the bucket|matches no file of a known format)"):
+        fetch(f"{bucket.url}/{name}")
+
+
+class Stopped(Exception):
+    pass
+
+
+class StoppingProgress(Progress):
+    """A Progress that stops the work after some bytes, and counts those that it is told of."""
+
+    def __init__(self, stop_after: int) -> None:
+        super().__init__(quiet=True)
+        self.stop_after, self.amounts = stop_after, list[int]()
+
+    @contextmanager
+    def bar(self, label: str, *, total: int, unit: str) -> Iterator[Bar]:
+        yield self
+
+    def update(self, amount: int, num_documents: int | None = None) -> None:
+        self.amounts.append(amount)
+        if sum(self.amounts) > self.stop_after:
+            raise Stopped
+
+
+def test_fetch_continues_an_object(bucket: Bucket, fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket.write("a.txt", DATA)
+    monkeypatch.setattr("preprocess.inputs.remote.object_store.CHUNK_BYTES", 1 << 20)
+    with pytest.raises(Stopped):
+        fetch_inputs([f"{bucket.url}/a.txt"], "auto", StoppingProgress(4 << 20))  # after the fifth block
+    rest = StoppingProgress(1 << 40)
+    [file] = fetch_inputs([f"{bucket.url}/a.txt"], "auto", rest)
+    assert Path(file.path).read_bytes() == DATA and rest.amounts[0] == 5 << 20
+    assert sum(rest.amounts) == len(DATA)
+
+
+def test_fetch_does_not_mix_two_versions_of_an_object(
+    bucket: Bucket, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.write("a.txt", DATA)
+    monkeypatch.setattr("preprocess.inputs.remote.object_store.CHUNK_BYTES", 1 << 20)
+    progress = StoppingProgress(1 << 40)
+    update = progress.update
+
+    def change(amount: int, num_documents: int | None = None) -> None:
+        if len(progress.amounts) == 3:
+            bucket.write("a.txt", DATA[::-1])
+        update(amount)
+
+    monkeypatch.setattr(progress, "update", change)
+    with pytest.raises(FolioError, match=r"a\.txt changed while it was downloaded"):
+        fetch_inputs([f"{bucket.url}/a.txt"], "auto", progress)
+    [file] = fetch(f"{bucket.url}/a.txt")
+    assert Path(file.path).read_bytes() == DATA[::-1]
+
+
+@pytest.mark.parametrize(("url", "message"), [
+    ("nonsense://bucket/a.txt", "nonsense://bucket/a.txt has an unknown scheme; expected https, hf, s3, gs or another"),
+    ("gs://bucket/a.txt", "gs:// needs a library; install it with pip install 'gcsfs'"),
+])  # fmt: skip
+def test_fetch_names_the_library_that_is_missing(fetch: Fetch, url: str, message: str) -> None:
+    with pytest.raises(MisuseError) as error:
+        fetch(url)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.slow
+def test_fetch_reads_a_public_bucket_without_credentials(
+    s3: Bucket, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.write("a.txt", b"public")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    [file] = fetch("s3://bucket/a.txt")
+    assert Path(file.path).read_bytes() == b"public"
+
+
+@pytest.mark.slow
+def test_fetch_reads_the_cache_without_the_object_store(
+    s3: Bucket, fetch: Fetch, remote_cache: Path, capfd: pytest.CaptureFixture
+) -> None:
+    s3.write("a.txt", b"text")
+    files = fetch("s3://bucket/a.txt")
+    s3.close()
+    assert fetch("s3://bucket/a.txt") == files
+    output = capfd.readouterr().err
+    assert "s3://bucket/a.txt: no connection; the copies in the cache are read" in output
+    with pytest.raises(FolioError, match=r"s3://bucket/b\.txt: no connection; go online"):
+        fetch("s3://bucket/b.txt")
+    stored = b"".join(path.read_bytes() for path in remote_cache.rglob("*") if path.is_file())
+    assert b"secret" not in stored + output.encode() + str(list(map(dataclasses.asdict, files))).encode()
