@@ -24,7 +24,9 @@ SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
 REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[(.*)\])?")
 # Modules of distributions that another dependency brings along.
-BROUGHT_BY = {"awkward": "gigatoken", "tiktoken_ext": "tiktoken", "triton": "torch", "urllib3": "requests"}
+BROUGHT_BY = {
+    "awkward": "gigatoken", "fsspec": "torch", "tiktoken_ext": "tiktoken", "triton": "torch", "urllib3": "requests"
+}  # fmt: skip
 
 
 def read_requirements(text: str) -> set[str]:
