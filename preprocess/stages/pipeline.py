@@ -173,7 +173,7 @@ def _cut_batches(batches: Documents, recipe: Recipe, boundary: int | None, rejec
             rejects.counts["empty"] += position == num_before
             if boundary is not None:
                 num_characters += _count_characters(document)
-            if batch.num_rows: rejects.num_positions = max(position, rejects.num_positions)  # the parts are numbered, not the documents
+        rejects.num_positions = position  # the parts are numbered, not the documents
 
 
 def _count_characters(batch: pa.RecordBatch) -> int:
