@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preprocess.errors import MisuseError
+from preprocess.errors import MisuseError, shorten
 from preprocess.shards.files import JsonObject
 from train.core.config_file import BASE, read_assignments
 from train.core.paths import expand_home
@@ -348,7 +348,9 @@ def changed_settings(old: Config, new: Config) -> list[str]:
     before, after = effective_values(old), effective_values(new)
     fixed = [field.name for field in dataclasses.fields(Config) if not field.metadata["free"]]
     changes = [
-        f"{key} {format_value(before[key])} → {format_value(after[key])}" for key in fixed if before[key] != after[key]
+        f"{key} {shorten(format_value(before[key]))} → {shorten(format_value(after[key]))}"
+        for key in fixed
+        if before[key] != after[key]
     ]
     if old.windows_per_step != new.windows_per_step:
         changes.append(f"batch_size × gradient_accumulation_steps {old.windows_per_step:,} → {new.windows_per_step:,}")

@@ -18,22 +18,23 @@ If the fast encoding backend fails or is wrong, all phases are repeated with the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from preprocess.build.build_log import BuildLog
+from preprocess.build.contiguous import set_boundaries
 from preprocess.build.dedup_and_split import dedup_and_split
 from preprocess.build.engines.interface import Engine, Task, WorkerDied
 from preprocess.build.engines.local import ProcessEngine, SerialEngine
 from preprocess.build.metadata import BuildContents, write_metadata, write_tokenizer
 from preprocess.build.plan import Plan, check_disk_space, make_plan
-from preprocess.build.prepare import TaskContext, encode_partition, prepare_partition
+from preprocess.build.prepare import TaskContext, count_partition, encode_partition, prepare_partition
 from preprocess.build.prepared_corpus import PreparedCorpus
 from preprocess.build.publish import is_already_built, lock_build, publish
-from preprocess.build.receipts import EncodeReceipt, EncodingReport, PartitionReceipt, PrepareReceipt
+from preprocess.build.receipts import CountReceipt, EncodeReceipt, EncodingReport, PartitionReceipt, PrepareReceipt
 from preprocess.build.shard_layout import ShardLayout, lay_out_shards
 from preprocess.build.split_assignment import SplitAssignment
 from preprocess.build.stats import list_warnings, sum_counts
@@ -42,6 +43,7 @@ from preprocess.build.work_dir import delete_work, get_work_root, open_work_dir
 from preprocess.build.write_shards import ShardOutput, write_shards
 from preprocess.errors import FolioError, MisuseError, format_quantity
 from preprocess.progress import Progress
+from preprocess.readers.partitions import Partition
 from preprocess.readers.records import format_counts
 from preprocess.readers.reject_messages import describe_rejects, explain_no_document
 from preprocess.readers.reject_reasons import sum_reasons
@@ -184,13 +186,22 @@ class _Build:
         self.context = dataclasses.replace(self.context, tokenizer=make_tokenizer_entry(tokenizer))
 
     def _prepare(self) -> list[PrepareReceipt]:
+        sizes, partitions = self.plan.partition_bytes(), self.plan.partitions
         with self.log.phase("prepare"):
-            arguments = []
-            for partition in self.plan.partitions:
-                numbers = {span.file_number for span in partition.spans}
-                input_files = {number: self.plan.input_files[number] for number in numbers}
-                arguments.append((dataclasses.replace(self.context, input_files=input_files), partition))
-            return self._run_tasks(prepare_partition, PrepareReceipt, arguments, self.plan.partition_bytes())
+            if self.plan.has_divided_text:
+                counts = self._run_tasks(count_partition, CountReceipt, self._add_contexts(partitions), sizes)
+                num_characters = [receipt.num_characters for receipt in counts]
+                partitions = set_boundaries(partitions, num_characters, self.recipe.val_fraction)
+            return self._run_tasks(prepare_partition, PrepareReceipt, self._add_contexts(partitions), sizes)
+
+    def _add_contexts(self, partitions: list[Partition]) -> list[tuple[TaskContext, Partition]]:
+        """Return the arguments of the tasks that read `partitions`."""
+        arguments = []
+        for partition in partitions:
+            numbers = {span.file_number for span in partition.spans}
+            input_files = {number: self.plan.input_files[number] for number in numbers}
+            arguments.append((dataclasses.replace(self.context, input_files=input_files), partition))
+        return arguments
 
     def _encode(self, receipts: list[PrepareReceipt]) -> list[EncodeReceipt]:
         with self.log.phase("encode"):
@@ -202,7 +213,7 @@ class _Build:
         self,
         function: Callable[..., Receipt],
         receipt_type: type[Receipt],
-        arguments: list[tuple[Any, ...]],
+        arguments: Sequence[tuple[Any, ...]],
         sizes: list[int],
     ) -> list[Receipt]:
         """Call `function` with the `arguments` of each partition, and return the receipts in order.

@@ -45,6 +45,12 @@ class Plan:
         """Return the manifest's `sources`."""
         return [input_file.manifest_entry() for input_file in self.input_files]
 
+    @property
+    def has_divided_text(self) -> bool:
+        """Whether a file that the contiguous split cuts is read by several tasks."""
+        spans = (span for partition in self.partitions for span in partition.spans)
+        return self.recipe.split == "contiguous" and any(span.stop is not None for span in spans)
+
     def partition_bytes(self) -> list[int]:
         """Return the approximate number of input bytes of each partition, for the progress bar."""
         return [sum(span.size_bytes for span in partition.spans) for partition in self.partitions]

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 
 from preprocess.build.distinct_values import DistinctValues
 from preprocess.build.encoder import Encoder
-from preprocess.build.receipts import EncodeReceipt, FileChecksum, PartitionValues, PrepareReceipt
+from preprocess.build.receipts import CountReceipt, EncodeReceipt, FileChecksum, PartitionValues, PrepareReceipt
 from preprocess.build.work_dir import (
     DOCUMENT_DTYPE,
     REJECTS_SUFFIX,
@@ -42,7 +42,7 @@ from preprocess.readers.records import Rejects
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.manifest import TokenizerEntry
 from preprocess.stages.dedup import hash_contents, hash_groups
-from preprocess.stages.pipeline import count_dropped, read_documents
+from preprocess.stages.pipeline import count_characters, count_dropped, read_documents
 from preprocess.stages.slices import iter_groups, slice_texts
 from preprocess.tokenizers import load_stored_tokenizer
 from preprocess.tokenizers.characters import NUM_CODE_POINTS, decode_code_points
@@ -61,6 +61,20 @@ class TaskContext:
     tokenizer: TokenizerEntry | None  # of the tokenizer in the work directory; None if it is yet to be trained
     use_reference: bool = False  # encode with the reference backend even if there is a faster one
     num_threads: int = 1  # for encoding one batch
+
+
+def count_partition(context: TaskContext, partition: Partition) -> CountReceipt:
+    """Count the characters of the spans of divided texts, and write the receipt to the work directory.
+
+    Raises FolioError if an input file cannot be read.
+    """
+    counts = [
+        None if span.stop is None else count_characters(context.input_files[span.file_number], span, context.recipe)
+        for span in partition.spans
+    ]
+    receipt = CountReceipt(files={}, num_documents=0, num_characters=counts)
+    context.work_dir.write_receipt(partition.number, receipt)
+    return receipt
 
 
 def prepare_partition(context: TaskContext, partition: Partition) -> PrepareReceipt:

@@ -71,6 +71,15 @@ class PartitionValues:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CountReceipt(PartitionReceipt):
+    """The result of `count_partition`."""
+
+    TASK: ClassVar[str] = "count"
+
+    num_characters: list[int | None]  # of each span; None for a whole file, whose characters need not be counted first
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrepareReceipt(PartitionReceipt):
     """The result of `prepare_partition`."""
 

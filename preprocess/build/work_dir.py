@@ -11,7 +11,7 @@ never used. The files of partition 7 are
               .lengths   the number of tokens of each document
               .sides     train, val or dropped, for each document
               .rejects   its malformed records, if any
-              .prepare.json, .encode.json   the receipts of its tasks
+              .count.json, .prepare.json, .encode.json   the receipts of its tasks
 
 A partition may have any number of documents, because a compressed file cannot be divided. So tables
 are read in chunks of CHUNK_DOCUMENTS, which need a few megabytes. Pages of a mapped file count as

@@ -84,3 +84,6 @@ class Span:
     start: int = 0
     stop: int | None = None  # exclusive; by default the end of the file
     size_bytes: int = 0  # approximate; for progress bars and estimates
+    # With the split "contiguous", for a part of a divided text: the offset of the split in the cleaned text from
+    # `start`, in characters. It may be outside of the span.
+    boundary: int | None = None

@@ -12,8 +12,12 @@ order. The size of partitions therefore changes only the speed.
 
 A file that cannot be divided is one span: a compressed file or one in another encoding than UTF-8
 (it cannot be read from the middle), a file in an archive, an Arrow stream, a CSV file (quotes may
-contain line feeds), a file that is one document or is split at a fraction of its characters, and a
-file whose documents are grouped by their position.
+contain line feeds), a file that is one document, and a file whose documents are grouped by their
+position.
+
+A text of several `max_document_bytes` that is split at a fraction of its characters is divided by a
+build where the reader cuts it into documents, so that all workers can read it. The characters of
+the spans are counted first, because the fraction is that of the whole text.
 """
 
 from __future__ import annotations
@@ -24,7 +28,12 @@ from dataclasses import dataclass
 
 from preprocess.inputs import input_files as inputs
 from preprocess.inputs.input_files import InputFile, Span
-from preprocess.readers.record_blocks import find_next_boundary, get_boundaries, overlaps_itself
+from preprocess.readers.record_blocks import (
+    find_cut_in_file,
+    find_next_boundary,
+    get_boundaries,
+    overlaps_itself,
+)
 from preprocess.recipes.schema import Recipe
 
 
@@ -48,7 +57,8 @@ def make_partitions(input_files: list[InputFile], recipe: Recipe) -> list[Partit
     last_archive = ""  # which must stay in one partition, as it can only be read in its order
     for input_file in input_files:
         archive = input_file.disk.path if input_file.is_sequential else ""
-        for span in iter_spans(input_file, recipe):
+        is_divided = _can_divide_at_cuts(input_file, recipe)
+        for span in _divide_at_cuts(input_file, recipe) if is_divided else iter_spans(input_file, recipe):
             is_full = size_bytes + span.size_bytes > inputs.PARTITION_BYTES or len(spans) >= inputs.PARTITION_FILES
             if spans and is_full and not (archive and archive == last_archive):
                 partitions.append(Partition(len(partitions), tuple(spans)))
@@ -62,7 +72,7 @@ def make_partitions(input_files: list[InputFile], recipe: Recipe) -> list[Partit
 
 
 def iter_spans(input_file: InputFile, recipe: Recipe) -> Iterator[Span]:
-    """Yield the spans of one input file, in order.
+    """Yield the spans of one input file, in order. With the split "contiguous", a text file is one span.
 
     The file is read only as far as the spans that are consumed. Raises the errors of
     `get_row_group_bytes` for a Parquet file.
@@ -108,6 +118,28 @@ def _can_divide(input_file: InputFile, recipe: Recipe) -> bool:
     return recipe.document in ("line", "paragraph") or (
         recipe.document == "separator" and not overlaps_itself(recipe.separator)
     )
+
+
+def _can_divide_at_cuts(input_file: InputFile, recipe: Recipe) -> bool:
+    """Return whether a file is a text that is split at a fraction of its characters and has more than two documents.
+
+    A shorter text is encoded faster by one process with several threads.
+    """
+    min_bytes = 2 * max(recipe.max_document_bytes, inputs.PARTITION_BYTES)
+    return recipe.split == "contiguous" and input_file.is_plain and input_file.size_bytes > min_bytes
+
+
+def _divide_at_cuts(input_file: InputFile, recipe: Recipe) -> Iterator[Span]:
+    """Yield the spans of a long text, which end where the reader cuts it. The last one has all that cannot be cut."""
+    start = stop = 0
+    with open(input_file.path, "rb") as file:
+        while stop < input_file.size_bytes:
+            is_last = input_file.size_bytes - stop <= recipe.max_document_bytes
+            cut = 0 if is_last else find_cut_in_file(file, recipe.max_document_bytes, stop)
+            stop = cut or input_file.size_bytes
+            if stop == input_file.size_bytes or stop - start >= inputs.PARTITION_BYTES:
+                yield Span(input_file.number, start, stop, stop - start)
+                start = stop
 
 
 def is_one_document(input_file: InputFile, recipe: Recipe) -> bool:

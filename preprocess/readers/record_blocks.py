@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -162,6 +162,8 @@ class _RecordCutter:
         # length of a record.
         leading_bytes = {"paragraph": WHITE_SPACE, "separator": b"\r\n"}
         self._leading_bytes = leading_bytes.get(recipe.document, b"") if input_file.format == "text" else b""
+        if start and not self._boundaries.marks:  # the span begins where its record, the whole file, was cut
+            rejects.counts["cut"] += 1
         self._buffer = bytearray()
         self._offset = start  # of the buffer's first byte in the file
         self._num_searched = 0  # bytes at the buffer's start in which no boundary is
@@ -306,4 +308,15 @@ def find_cut(data: bytes | bytearray | memoryview, max_bytes: int, start: int = 
         if len(cuts):
             return begin + 1 + int(cuts[-1])
         end, window_bytes = begin + 1, 2 * window_bytes
+    return 0
+
+
+def find_cut_in_file(file: BinaryIO, max_bytes: int, start: int) -> int:
+    """Return what `find_cut` returns for the bytes of `file`, of which it reads only those near the cut."""
+    for num_bytes in (PROBE_BYTES, CUT_SEARCH_BYTES):
+        first = start + max(max_bytes - num_bytes, 0)
+        file.seek(first)
+        window = file.read(start + max_bytes + 1 - first)
+        if cut := find_cut(window, len(window) - 1):
+            return first + cut
     return 0

@@ -193,7 +193,6 @@ def _cut_batches(batches: Documents, recipe: Recipe, boundary: int | None, rejec
             for parts, is_after_boundary in cuts:
                 positions = pa.array(np.arange(position, position + parts.num_rows), pa.uint64())
                 position += parts.num_rows
-                rejects.num_positions = position
                 side = int(sides[row]) if boundary is None else VAL if is_after_boundary else TRAIN
                 yield replace_column(parts, "position", positions), np.full(parts.num_rows, side, np.int8)
             if position == num_before:
@@ -201,6 +200,7 @@ def _cut_batches(batches: Documents, recipe: Recipe, boundary: int | None, rejec
                 rejects.count(RejectReason("empty", DROP_MESSAGES["empty"], 1, source, place))
             if boundary is not None:
                 num_characters += _count_characters(document)
+        rejects.num_positions = position  # the parts are numbered, not the documents
 
 
 def _count_characters(batch: pa.RecordBatch) -> int:
@@ -210,15 +210,22 @@ def _count_characters(batch: pa.RecordBatch) -> int:
 def _read_contiguous(
     input_file: InputFile, span: Span, recipe: Recipe, rejects: Rejects, cleaned: Counter[str]
 ) -> Documents:
-    """Read a file twice: first to count the characters of the cleaned text, then to cut it.
+    """Cut a file at a fraction of its characters, or a span of it at its `boundary`.
 
-    The text is not kept in memory between the two passes, because it may not fit.
+    A whole file is read twice: first to count the characters. The text is not kept in memory
+    between the two passes, because it may not fit.
     """
-    first_pass = _clean_batches(_read_batches(input_file, span, recipe, Rejects(None)), recipe, Counter())
-    num_characters = sum(_count_characters(batch) for batch, _ in first_pass)
-    boundary = compute_contiguous_cut(num_characters, recipe.val_fraction)
-    second_pass = _clean_batches(_read_batches(input_file, span, recipe, rejects), recipe, cleaned)
-    yield from _cut_batches(second_pass, recipe, boundary, rejects, input_file.name)
+    boundary = span.boundary
+    if boundary is None:
+        boundary = compute_contiguous_cut(count_characters(input_file, span, recipe), recipe.val_fraction)
+    batches = _clean_batches(_read_batches(input_file, span, recipe, rejects), recipe, cleaned)
+    yield from _cut_batches(batches, recipe, boundary, rejects, input_file.name)
+
+
+def count_characters(input_file: InputFile, span: Span, recipe: Recipe) -> int:
+    """Return the number of characters in the cleaned text of `span`."""
+    batches = _clean_batches(_read_batches(input_file, span, recipe, Rejects(None)), recipe, Counter())
+    return sum(_count_characters(batch) for batch, _ in batches)
 
 
 def _generate_synthetic(recipe: Recipe) -> Documents:

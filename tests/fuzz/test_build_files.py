@@ -95,7 +95,7 @@ def mutate_ends(data: bytes, random_: random.Random) -> bytes:
         index = random_.randrange(len(values))
         end = int(values[index])
         values[index] = random_.choice(
-            (0, 1, end + 1, max(end - 1, 0), 1 << 40, 1 << 63, (1 << 64) - 1, int(values[-1]))
+            (0, 1, (end + 1) % (1 << 64), max(end - 1, 0), 1 << 40, 1 << 63, (1 << 64) - 1, int(values[-1]))
         )
     return values.tobytes()
 

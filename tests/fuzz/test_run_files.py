@@ -11,7 +11,7 @@ import pytest
 
 from preprocess.errors import FolioError
 from preprocess.shards.files import canonical_json, sha256_bytes
-from tests.fuzz.harness import assert_no_failure, fuzz, run_all
+from tests.fuzz.harness import assert_no_failure, fuzz
 from tests.fuzz.mutations import mutate_bytes, mutate_json, mutate_json_lines
 from tests.fuzz.test_model_files import mutate_safetensors
 from tests.helpers.runs import invoke, list_checkpoints, make_build, train_run
@@ -46,14 +46,22 @@ def resume(path: Path) -> None:
     assert found in (folder / EXPECTED).read_text().split(), "the run resumes from something that was never saved"
 
 
-def resume_and_sample(path: Path) -> None:
+def continue_without_checkpoints(path: Path) -> None:
+    """Start where a run without checkpoints would continue: only then are its settings read from `path`."""
     folder = _find_folder(path)
-    run_all(
-        [
-            lambda: resume(path),
-            lambda: _check(invoke("sample.py", folder / "run", "--tokens=1", "--device=cpu")),
-        ]
-    )
+    run = open_run(load_config(folder / "run.py", {}), World())
+    checkpoints = folder / "run/checkpoints"
+    checkpoints.rename(folder / "hidden")
+    try:
+        find_start(run.config, run.source, restart=False, warn=list[str]().append)
+    finally:
+        if checkpoints.exists():
+            checkpoints.rmdir()
+        (folder / "hidden").rename(checkpoints)
+
+
+def sample(path: Path) -> None:
+    _check(invoke("sample.py", _find_folder(path) / "run", "--tokens=1", "--device=cpu"))
 
 
 def print_evaluations(path: Path) -> None:
@@ -95,7 +103,7 @@ KINDS: dict[str, tuple[str, Callable[[Path], None], Any]] = {
     "checkpoint.json, bytes": (f"{CHECKPOINT}/checkpoint.json", resume, mutate_bytes),
     "model.safetensors": (f"{CHECKPOINT}/model.safetensors", resume, mutate_safetensors),
     "training.safetensors": (f"{CHECKPOINT}/training.safetensors", resume, mutate_safetensors),
-    "settings.json": ("settings.json", resume_and_sample, mutate_json),
+    "settings.json": ("settings.json", continue_without_checkpoints, mutate_json),
     "metrics.jsonl": ("metrics.jsonl", plot_losses, mutate_json_lines),
     "evaluations.jsonl": ("evaluations.jsonl", print_evaluations, mutate_json_lines),
 }
@@ -117,5 +125,5 @@ def test_damaged_runs_are_resumed_exactly_or_refused_in_one_line(
 
 def test_the_undamaged_run_is_used_in_every_way(tmp_path: Path) -> None:
     make_run(tmp_path)
-    for use in (resume_and_sample, print_evaluations, plot_losses):
+    for use in (resume, sample, continue_without_checkpoints, print_evaluations, plot_losses):
         use(tmp_path / "run" / "settings.json")

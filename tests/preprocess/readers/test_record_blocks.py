@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import time
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocess.errors import FolioError
-from preprocess.readers.record_blocks import find_cut
+from preprocess.readers.record_blocks import find_cut, find_cut_in_file
 from tests.helpers.file_builds import FEW_EXAMPLES, WORDS, build_files, read_stats, read_texts
 
 
@@ -99,3 +100,12 @@ def test_find_cut_is_fast_in_a_megabyte_of_spaces() -> None:
     begin = time.perf_counter()
     assert find_cut(data, len(data) - 10) == 499 and time.perf_counter() - begin < 1
     assert find_cut(b"x" * 1000, 500) == 0
+
+
+@given(st.text("ab \n", max_size=60), st.integers(0, 9), st.integers(1, 30))
+def test_find_cut_in_file_finds_the_same_cut(text: str, start: int, max_bytes: int) -> None:
+    data = (text + "x").encode() * 50
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("preprocess.readers.record_blocks.PROBE_BYTES", 3)
+        patch.setattr("preprocess.readers.record_blocks.CUT_SEARCH_BYTES", 12)
+        assert find_cut_in_file(io.BytesIO(data), max_bytes, start) == find_cut(data, max_bytes, start)
