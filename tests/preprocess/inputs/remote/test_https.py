@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import logging
 import os
@@ -236,6 +237,19 @@ def test_fetch_names_the_setting_of_an_unwritable_cache(
     monkeypatch.setenv("FOLIO_CACHE", str(tmp_path / "file"))
     with pytest.raises(FolioError, match="FOLIO_CACHE chooses the folder of the cache"):
         fetch(f"{server.url}/a.txt")
+
+
+def test_fetch_explains_a_full_disk_at_once(server: FileServer, fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    server.files["/a.txt"] = DATA
+    fetch(f"{server.url}/a.txt")
+    server.files["/a.txt"] = DATA[1:]
+    monkeypatch.setattr("preprocess.inputs.remote.transfer.os.fsync", fail)
+    with pytest.raises(FolioError, match=r"no space left on the disk.*FOLIO_CACHE chooses the folder of the cache"):
+        fetch(f"{server.url}/a.txt")
+    assert [request.start for request in server.requests].count(None) <= 2
 
 
 def test_fetch_checks_the_space_on_the_disk(server: FileServer, fetch: Fetch) -> None:
