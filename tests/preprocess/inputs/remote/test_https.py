@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -80,6 +81,26 @@ def test_fetch_begins_again_if_a_file_has_no_version(server: FileServer, fetch: 
     server.faults = [Fault(cut_after=100_000)]
     [file] = fetch(f"{server.url}/a.txt")
     assert Path(file.path).read_bytes() == DATA and [r.start for r in server.requests] == [0, None, None]
+
+
+@pytest.mark.parametrize("has_ranges", [True, False])
+@pytest.mark.parametrize("has_versions", [True, False])
+def test_fetch_gives_the_whole_file_whatever_breaks(
+    server: FileServer, fetch: Fetch, has_ranges: bool, has_versions: bool
+) -> None:
+    random = Random(has_ranges + 2 * has_versions)
+    server.has_ranges, server.has_versions = has_ranges, has_versions
+    for number in range(10):
+        data = random.randbytes(random.randrange(300_000))
+        server.files[f"/{number}.txt"] = data
+        server.faults = [
+            random.choice(
+                [Fault(cut_after=random.randrange(len(data) + 1)), Fault(503), Fault(429, {"Retry-After": "0"})]
+            )
+            for _ in range(random.randrange(6))
+        ]
+        [file] = fetch(f"{server.url}/{number}.txt")
+        assert Path(file.path).read_bytes() == data
 
 
 def test_fetch_ends_after_many_breaks_in_a_row_and_continues_later(server: FileServer, fetch: Fetch) -> None:
