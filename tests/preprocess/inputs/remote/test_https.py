@@ -221,6 +221,8 @@ def test_fetch_sends_logins_and_stores_none(
     assert server.requests[0].path.endswith("?token=query-secret")
     stored = b"".join(path.read_bytes() + str(path).encode() for path in remote_cache.rglob("*") if path.is_file())
     assert b"secret" not in stored and "secret" not in str(file) and "pass-secret" not in caplog.text
+    fetch(f"{server.url}/a.txt?token=query-secret")
+    assert len(list((remote_cache / "listings").iterdir())) == 1  # a login is not even a part of a hash
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login someone password netrc-secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     fetch(f"{server.url}/a.txt?2")
