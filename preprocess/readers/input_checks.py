@@ -42,7 +42,8 @@ class InputChecker:
 
         The columns of Parquet files are checked when their row groups are listed (parquet.py). Text
         files have no columns. Raises MisuseError if a column is missing, FolioError for a CSV file
-        whose header cannot be read or a damaged Parquet file.
+        whose header cannot be read or a damaged Parquet file. Raises MisuseError also if a library that
+        reads the file is not installed.
         """
         # Each reader imports the library of its format, so import only the reader that is needed.
         if input_file.format == "parquet":
@@ -57,6 +58,11 @@ class InputChecker:
 
             if not check_csv(input_file, self._recipe):
                 self.empty_files.add(input_file.path)
+        elif input_file.format in ("html", "warc"):
+            from preprocess.readers.html_text import check_installed
+
+            modules = ("resiliparse", "fastwarc") if input_file.format == "warc" else ("resiliparse",)
+            check_installed(input_file.path, input_file.format, *modules)
 
     def _check_parquet(self, input_file: InputFile) -> None:
         if input_file.path not in self._reasons:

@@ -11,9 +11,9 @@ contents and groups. Control ids and output offsets are assigned over all partit
 order. The size of partitions therefore changes only the speed.
 
 A file that cannot be divided is one span: a compressed file or one in another encoding than UTF-8
-(it cannot be read from the middle), a file in an archive, an Arrow stream, a CSV file (quotes may
-contain line feeds), a file that is one document or is split at a fraction of its characters, and a
-file whose documents are grouped by their position.
+(it cannot be read from the middle), a file in an archive, an Arrow stream, an HTML page, a WARC file,
+a CSV file (quotes may contain line feeds), a file that is one document or is split at a fraction of
+its characters, and a file whose documents are grouped by their position.
 """
 
 from __future__ import annotations
@@ -107,4 +107,5 @@ def _can_divide(input_file: InputFile, recipe: Recipe) -> bool:
 
 def is_one_document(input_file: InputFile, recipe: Recipe) -> bool:
     """Return whether a file is one record, which may be cut into passages or at the split."""
-    return input_file.format == "text" and recipe.document in ("file", "passage")
+    is_text = input_file.format == "text" and recipe.document in ("file", "passage")
+    return is_text or input_file.format == "html"
