@@ -148,6 +148,7 @@ class _Describer:
             with explain_damage(disk.path, f"a {archive} archive"):
                 member_compression, head = _read_head(stream, path)
                 sha256 = NO_SHA256 if disk.sha256 == NO_SHA256 else stream.hash_all()
+            reject_unreadable(path, head)
             if detect_archive(head):
                 raise MisuseError(f"{path} is an archive in an archive; unpack {disk.path}")
             file = InputFile(

@@ -8,6 +8,7 @@ import io
 import json
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,12 @@ def test_warc_in_an_archive_and_by_every_command(tmp_path: Path, preprocess: Cal
     assert preprocess("tokenizer", "train", *arguments).returncode == 0
 
 
+def compress_brotli(body: bytes) -> bytes:
+    import brotli  # fastwarc needs it
+
+    return brotli.compress(body)
+
+
 def chunk(body: bytes) -> bytes:
     return b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
 
@@ -91,6 +98,9 @@ def chunk(body: bytes) -> bytes:
     ("header", "encode"),
     [
         ("Content-Encoding: gzip", gzip.compress),
+        ("Content-Encoding: deflate", zlib.compress),
+        ("Content-Encoding: br", compress_brotli),
+        ("Content-Encoding: zstd", lambda body: compress_zstd_members([body])),
         ("Transfer-Encoding: chunked", chunk),
         ("Content-Encoding: gzip\r\nTransfer-Encoding: chunked", lambda body: chunk(gzip.compress(body))),
         ("Content-Encoding: gzip", bytes),  # some crawlers keep the header of a decoded body
