@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import unicodedata
+from collections.abc import Iterable
 
 from preprocess import __version__
 
@@ -22,14 +23,19 @@ LIBRARIES_OF_TOKENIZER = {
 }
 
 
-def collect_versions(tokenizer_kind: str) -> dict[str, str]:
+LIBRARIES_OF_FORMAT = {"html": ("resiliparse",), "warc": ("resiliparse", "fastwarc")}
+
+
+def collect_versions(tokenizer_kind: str, formats: Iterable[str] = ()) -> dict[str, str]:
     """Return the version of each program and library that affects the bytes of a build, by name.
 
-    `tokenizer_kind` selects the tokenizer libraries. The version of a library that is not installed
+    `tokenizer_kind` selects the tokenizer libraries, `formats`, of the input files, those of readers
+    that only some builds need. The version of a library that is not installed
     is "absent".
     """
     versions = {"folio": __version__, "python": platform.python_version(), "unicode": unicodedata.unidata_version}
-    for name in (*LIBRARIES, *LIBRARIES_OF_TOKENIZER.get(tokenizer_kind, ())):
+    of_formats = sorted({name for format_ in formats for name in LIBRARIES_OF_FORMAT.get(format_, ())})
+    for name in (*LIBRARIES, *LIBRARIES_OF_TOKENIZER.get(tokenizer_kind, ()), *of_formats):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

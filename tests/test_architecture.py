@@ -72,6 +72,8 @@ HOMES = {
     "orjson": {
         f"preprocess/readers/{name}.py" for name in ("json_finders", "json_layout", "json_records", "long_json")
     },
+    "resiliparse": {"preprocess/readers/html_text.py"},
+    "fastwarc": {"preprocess/readers/warc.py"},
     "sentencepiece": {"preprocess/tokenizers/sentencepiece_bpe.py"},
     "tqdm": {"preprocess/progress.py"},
     "matplotlib": {"train/plotting"},

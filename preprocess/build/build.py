@@ -150,7 +150,8 @@ class _Build:
             "sources": drop_origins(self.plan.source_entries()),
             "metadata": [file.metadata for file in self.plan.input_files],
             "partitions": [dataclasses.astuple(partition) for partition in self.plan.partitions],
-            "made_with": collect_versions(self.plan.tokenizer_kind), "use_reference": self.use_reference,
+            "made_with": collect_versions(self.plan.tokenizer_kind, self.plan.formats),
+            "use_reference": self.use_reference,
         }  # fmt: skip
         key = sha256_bytes(canonical_json(everything_that_decides_the_work))[:16]
         self.work_dir = open_work_dir(self.output_dir, key)

@@ -41,6 +41,11 @@ class Plan:
     tokenizer: Tokenizer | None  # None if it is to be trained on the documents
     num_empty_files: int  # without a document, not even an empty one
 
+    @property
+    def formats(self) -> set[str]:
+        """The formats of the input files."""
+        return {input_file.format for input_file in self.input_files}
+
     def source_entries(self) -> list[dict[str, str | int]]:
         """Return the manifest's `sources`."""
         return [input_file.manifest_entry() for input_file in self.input_files]

@@ -21,6 +21,7 @@ DROP_REASONS = (
     "malformed", "oversized", "invalid_utf8", "filtered", "null_text", "too_short", "too_long", "empty", "held_out",
     "duplicates", "over_max_documents",
 )  # fmt: skip
+OTHER_RECORDS = "other_records"  # of WARC files, such as requests and images; left out of stats.json if there are none
 MAX_LISTED_VALUES = 10_000  # authors, cities, years or languages in stats.json; all are counted
 MAX_LISTED_CHARACTERS = 100  # that the tokenizer loses
 MAX_PRINTED_VALUES = 5  # authors, cities or years
@@ -101,6 +102,7 @@ def describe_build(corpus: PreparedCorpus, counts: DocumentCounts, vocab_size: i
             "read": num_kept + dropped.total(),
             "kept": num_kept,
             **{reason: dropped[reason] for reason in DROP_REASONS},
+            **{reason: dropped[reason] for reason in (OTHER_RECORDS,) if dropped[reason]},
         },
         "clean": {rule: cleaned[rule] for rule in CLEANING_RULES if rule in recipe.clean},
         "mended": mended,
@@ -177,7 +179,9 @@ def format_stats(data: bytes) -> list[str]:
 
 def _format(stats: JsonObject) -> list[str]:
     always = ("read", "empty", "duplicates", "kept")
-    documents = {key: n for key in ("read", *DROP_REASONS, "kept") if (n := stats["documents"][key]) or key in always}
+    found = stats["documents"]
+    order = ("read", *DROP_REASONS, OTHER_RECORDS, "kept")
+    documents = {key: found[key] for key in order if found.get(key) or key in always}
     cleaned = [f"{rule} {count:,}" for rule, count in stats["clean"].items()]
     repaired = [f"{name} {count:,}" for name, count in stats["mended"].items() if count]
     lines = [

@@ -25,6 +25,7 @@ from preprocess.inputs.detect import (
     describes_data,
     detect_encoding,
     detect_format,
+    detect_format_by_magic,
     is_format_read,
     reject_unreadable,
     strip_compression_suffix,
@@ -122,6 +123,8 @@ class _Describer:
                 stream = _HashingStream(raw, self.is_cancelled)
                 compression, head = _read_head(stream, path)
                 archive = detect_archive(head)
+                if archive:
+                    reject_unreadable(path, head)
                 if archive == "zip" and compression:
                     raise MisuseError(f"{path} is a compressed zip archive; decompress it")
                 sha256 = self.known_sha256.get(name) or stream.hash_all()
@@ -146,6 +149,7 @@ class _Describer:
             with explain_damage(disk.path, f"a {archive} archive"):
                 member_compression, head = _read_head(stream, path)
                 sha256 = NO_SHA256 if disk.sha256 == NO_SHA256 else stream.hash_all()
+            reject_unreadable(path, head)
             if detect_archive(head):
                 raise MisuseError(f"{path} is an archive in an archive; unpack {disk.path}")
             file = InputFile(
@@ -162,8 +166,9 @@ class _Describer:
         """Return `file` with its format and encoding. `head`: its first bytes, decompressed."""
         reject_unreadable(file.path, head)
         _check_name(file, head)
+        has_magic = detect_format_by_magic(head) is not None
         encoding = detect_encoding(head) if self.recipe.encoding == "auto" else find_codec(self.recipe.encoding)
-        if encoding:
+        if encoding and not has_magic:
             head = decode_stream(io.BytesIO(head), "", encoding).read(4 * HEAD_BYTES)
         format_ = detect_format(file.name, file.path, head, self.recipe.format)
         if title := {"parquet": "Parquet", "arrow": "Arrow"}.get(format_):
@@ -175,8 +180,7 @@ class _Describer:
                 raise MisuseError(
                     f"the path {file.path} is not UTF-8, so Arrow cannot open the file; rename its folder"
                 )
-            encoding = ""
-        return dataclasses.replace(file, format=format_, encoding=encoding)
+        return dataclasses.replace(file, format=format_, encoding="" if has_magic or title else encoding)
 
 
 def _remove_descriptions(files: list[InputFile]) -> list[InputFile]:
@@ -292,10 +296,10 @@ def resolve_format(recipe: Recipe, files: list[InputFile]) -> Recipe:
     if recipe.format == "auto" and len(formats) == 1:
         recipe = dataclasses.replace(recipe, format=formats.pop())
         reject_settings_of_other_formats(recipe)
-    elif "text" in formats and (recipe.where or recipe.template):
-        path = next(file.path for file in files if file.format == "text")
+    elif formats - {*TABLE_FORMATS} and (recipe.where or recipe.template):
+        path, format_ = next((file.path, file.format) for file in files if file.format not in TABLE_FORMATS)
         raise MisuseError(
-            f"where and template apply to tables, but {path} is text; leave them out, or build the text files "
-            "separately"
+            f"where and template apply to tables, but {path} is {format_}; leave them out, or build the {format_} "
+            "files separately"
         )
     return recipe

@@ -2,7 +2,8 @@
 
 The first bytes decide if they can. So a Parquet file, or a compressed one, is read under any name.
 Only for text, which has no distinctive first bytes, does the name decide between plain text, JSON
-and CSV.
+and CSV. An HTML page is known by its first bytes under the name of a plain text, but not under that
+of Markdown or source code, which may begin in the same way.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import re
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.recipes.schema import TABLE_FORMATS
+from preprocess.recipes.schema import PAGE_FORMATS, TABLE_FORMATS
 
 HEAD_BYTES = 4_096  # that are looked at
 SUFFIXES = {
@@ -20,6 +21,8 @@ SUFFIXES = {
     **dict.fromkeys((".csv", ".tsv", ".tab", ".psv"), "csv"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
     **dict.fromkeys((".arrow", ".arrows", ".feather", ".ipc"), "arrow"),
+    **dict.fromkeys((".html", ".htm", ".xhtml"), "html"),
+    **dict.fromkeys((".warc", ".wet"), "warc"),
     **dict.fromkeys((".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".adoc", ".org"), "text"),
     **dict.fromkeys((".py", ".pyi", ".js", ".ts", ".jsx", ".tsx", ".java", ".kt", ".scala", ".go", ".rs"), "text"),
     **dict.fromkeys((".c", ".h", ".cc", ".cpp", ".hpp", ".cxx", ".cs", ".swift", ".rb", ".php", ".pl"), "text"),
@@ -27,7 +30,7 @@ SUFFIXES = {
 }
 COMPRESSION_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tzst")
-TABLE_MAGIC = {b"PAR1": "parquet", b"ARROW1\0\0": "arrow"}
+FORMAT_MAGIC = {b"PAR1": "parquet", b"ARROW1\0\0": "arrow", b"WARC/1.": "warc"}
 # A mark, the size of the schema (below 16 MB), and the offset at which it begins.
 ARROW_STREAM_START = re.compile(rb"\xff\xff\xff\xff...\0\x10\0\0\0", re.DOTALL)
 # First bytes of files that are not read, with what they are and what to do.
@@ -50,13 +53,29 @@ REFUSED_MAGIC = {
     b"Obj\x01": ("an Avro file", "convert it to Parquet or JSON lines"),
     b"ORC": ("an ORC file", "convert it to Parquet"),
 }
+# Documents that are zip archives, by the beginning of the name or the content of their first file.
+ZIP_FILE = b"PK\x03\x04"  # the beginning of the first file in an archive, whose name begins at ZIP_NAME_OFFSET
+ZIP_NAME_OFFSET = 30
+ZIPPED_DOCUMENTS = {
+    b"mimetypeapplication/epub+zip": ("an EPUB book", "extract its text first, for example with pandoc -t plain"),
+    b"mimetypeapplication/vnd.oasis.opendocument": ("an OpenDocument file", "save it as text or CSV"),
+    b"[Content_Types].xml": ("an Office document", "save it as text or CSV"),
+    b"_rels/.rels": ("an Office document", "save it as text or CSV"),
+    b"docProps/app.xml": ("an Office document", "save it as text or CSV"),
+    b"word/document.xml": ("an Office document", "save it as text or CSV"),
+    b"xl/workbook.xml": ("an Office document", "save it as text or CSV"),
+}
 # Files beside tables: those of Hugging Face's `datasets`, and those of any repository.
 DESCRIPTION_NAME = re.compile(
     r"dataset_infos?\.json|dataset_dict\.json|state\.json|(readme|licen[cs]e|copying|notice|citation)(\.\w+)?",
     re.IGNORECASE,
 )
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-HTML_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html)\b", re.IGNORECASE)
+HTML_START = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml\b[^>]*>\s*)?(?:<!--.{0,1000}?-->\s*)?<(?:!doctype\s+html|html)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+UNSPECIFIC_SUFFIXES = (".txt", ".text")  # of files that may be HTML pages
 JSON_START = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:\[\s*)?\{\s*"')  # of an object, or of an array of objects
 BYTE_ORDER_MARKS = {  # UTF-32 first: its mark in little-endian order begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32-le",
@@ -98,6 +117,13 @@ def detect_format_by_name(name: str) -> str | None:
     return SUFFIXES.get(os.path.splitext(strip_compression_suffix(name))[1])
 
 
+def detect_format_by_magic(head: bytes) -> str | None:
+    """Return the format of a file that has distinctive first bytes, or None for any other file."""
+    if ARROW_STREAM_START.match(head):
+        return "arrow"
+    return next((format_ for magic, format_ in FORMAT_MAGIC.items() if head.startswith(magic)), None)
+
+
 def detect_format(name: str, path: str, head: bytes, recipe_format: str) -> str:
     """Return the format with which a file is read.
 
@@ -106,19 +132,20 @@ def detect_format(name: str, path: str, head: bytes, recipe_format: str) -> str:
     be read, or whose format is unknown.
     """
     reject_unreadable(path, head)
-    by_content = next((format_ for magic, format_ in TABLE_MAGIC.items() if head.startswith(magic)), None)
-    if ARROW_STREAM_START.match(head):
-        by_content = "arrow"
+    by_content = detect_format_by_magic(head)
     by_name = detect_format_by_name(name)
     if recipe_format != "auto":
         if by_content not in (None, recipe_format):
             raise MisuseError(f"{path} is a {by_content} file, but format is {recipe_format}; leave --format out")
         return recipe_format
+    may_be_page = by_name is None or strip_compression_suffix(name).endswith(UNSPECIFIC_SUFFIXES)
+    if by_content is None and may_be_page and HTML_START.match(head):
+        return "html"
     format_ = by_content or by_name or ("jsonl" if JSON_START.match(head) else None)
     if format_ is None:
         raise MisuseError(
             f"the format of {path} is not clear from its name; pass --format with one of text, "
-            f"{', '.join(TABLE_FORMATS)}"
+            f"{', '.join((*TABLE_FORMATS, *PAGE_FORMATS))}"
         )
     if format_ in TABLE_FORMATS and by_content is None and HTML_START.match(head):
         raise FolioError(
@@ -133,9 +160,12 @@ def reject_unreadable(path: str, head: bytes) -> None:
         raise FolioError(
             f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository, or download it"
         )
-    for magic, (description, advice) in REFUSED_MAGIC.items():
-        if head.startswith(magic):
-            raise MisuseError(f"{path} is {description}, expected text or a table; {advice}, or leave the file out")
+    found = [refusal for magic, refusal in REFUSED_MAGIC.items() if head.startswith(magic)]
+    if head.startswith(ZIP_FILE):
+        found = [refusal for start, refusal in ZIPPED_DOCUMENTS.items() if head.startswith(start, ZIP_NAME_OFFSET)]
+    if found:
+        description, advice = found[0]
+        raise MisuseError(f"{path} is {description}, expected text or a table; {advice}, or leave the file out")
 
 
 def detect_encoding(head: bytes) -> str:

@@ -23,6 +23,16 @@ def read_span(input_file: InputFile, span: Span, recipe: Recipe, rejects: Reject
 
         yield from read_text(input_file, span, recipe, rejects)
         return
+    if input_file.format == "html":
+        from preprocess.readers.html import read_html
+
+        yield from read_html(input_file, span, recipe, rejects)
+        return
+    if input_file.format == "warc":
+        from preprocess.readers.warc import read_warc
+
+        yield from read_warc(input_file, recipe, rejects)
+        return
     from preprocess.readers.record_sizes import split_records
 
     # Each reader imports the library of its format, so import only the reader that is needed.

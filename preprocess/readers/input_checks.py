@@ -54,8 +54,8 @@ class InputChecker:
 
         The columns of Parquet and Arrow files are checked when their row groups or record batches
         are counted (parquet.py, arrow.py). Text files have no columns. Raises MisuseError if a
-        column is missing, FolioError for a CSV file whose header cannot be read or for a damaged
-        Parquet or Arrow file.
+        column is missing or a library that reads the file is not installed, FolioError for a CSV
+        file whose header cannot be read or for a damaged Parquet or Arrow file.
         """
         # Each reader imports the library of its format, so import only the reader that is needed.
         if input_file.format in EXAMINED:
@@ -70,6 +70,11 @@ class InputChecker:
 
             if not check_csv(input_file, self._recipe):
                 self.empty_files.add(input_file.path)
+        elif input_file.format in ("html", "warc"):
+            from preprocess.readers.html_text import check_installed
+
+            modules = ("resiliparse", "fastwarc") if input_file.format == "warc" else ("resiliparse",)
+            check_installed(input_file.path, input_file.format, *modules)
 
     def _check_by_examiner(self, input_file: InputFile) -> None:
         if input_file.path not in self._reasons:

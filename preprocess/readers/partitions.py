@@ -11,9 +11,9 @@ contents and groups. Control ids and output offsets are assigned over all partit
 order. The size of partitions therefore changes only the speed.
 
 A file that cannot be divided is one span: a compressed file or one in another encoding than UTF-8
-(it cannot be read from the middle), a file in an archive, an Arrow stream, a CSV file (quotes may
-contain line feeds), a file that is one document, and a file whose documents are grouped by their
-position.
+(it cannot be read from the middle), a file in an archive, an Arrow stream, an HTML page, a WARC file,
+a CSV file (quotes may contain line feeds), a file that is one document, and a file whose documents
+are grouped by their position.
 
 A text of several `max_document_bytes` that is split at a fraction of its characters is divided by a
 build where the reader cuts it into documents, so that all workers can read it. The characters of
@@ -143,5 +143,6 @@ def _divide_at_cuts(input_file: InputFile, recipe: Recipe) -> Iterator[Span]:
 
 
 def is_one_document(input_file: InputFile, recipe: Recipe) -> bool:
-    """Return whether a text file is one record, which may be cut later, into passages or at the split."""
-    return input_file.format == "text" and recipe.document in ("file", "passage")
+    """Return whether a file is one record, which may be cut later, into passages or at the split."""
+    is_text = input_file.format == "text" and recipe.document in ("file", "passage")
+    return is_text or input_file.format == "html"

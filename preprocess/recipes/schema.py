@@ -41,6 +41,7 @@ CLEANING_RULES = (
 DEFAULT_RULES = ("line_ends", "control_characters", "byte_order_mark", "nfc")
 MIN_PIECES = 300  # 256 bytes, the control pieces, and some room for merged pieces
 TABLE_FORMATS = ("jsonl", "csv", "parquet", "arrow")  # formats whose records have columns
+PAGE_FORMATS = ("html", "warc")  # formats of web pages, each of which is one document
 COLUMN_SETTINGS = (
     "text_column",
     "author_column",
@@ -62,7 +63,7 @@ FORMAT_SETTINGS = (
     *JSON_SETTINGS,
 )
 CHOICES: dict[str, tuple[str, ...]] = {
-    "format": ("auto", "text", *TABLE_FORMATS, "synthetic"),
+    "format": ("auto", "text", *TABLE_FORMATS, *PAGE_FORMATS, "synthetic"),
     "document": ("file", "line", "paragraph", "passage", "separator"),
     "group_by": ("content", "position", "source"),
     "invalid_utf8": ("error", "replace", "skip"),
@@ -289,10 +290,10 @@ def _list_unused_settings(recipe: Recipe) -> list[str]:
     Two recipes that differ only in these settings give the same build.
     """
     is_synthetic, is_text = recipe.format == "synthetic", recipe.format == "text"
-    is_table = recipe.format in TABLE_FORMATS
+    is_table, is_page = recipe.format in TABLE_FORMATS, recipe.format in PAGE_FORMATS
     is_split_known = recipe.split in ("contiguous", "given")
     trains_tokenizer = recipe.tokenizer == "sentencepiece"
-    has_no_columns = is_synthetic or is_text
+    has_no_columns = is_synthetic or is_text or is_page
     is_unused = {
         **dict.fromkeys((*COLUMN_SETTINGS, "template", "where"), has_no_columns),
         "text_column": has_no_columns or recipe.template is not None,
@@ -300,7 +301,7 @@ def _list_unused_settings(recipe: Recipe) -> list[str]:
         **dict.fromkeys(JSON_SETTINGS, recipe.format not in ("auto", "jsonl")),
         "tokenizer_sha256": recipe.tokenizer_sha256 is None,
         "num_pairs": not is_synthetic,
-        "document": is_synthetic or is_table,
+        "document": is_synthetic or is_table or is_page,
         "passage_characters": recipe.document != "passage",
         "separator": recipe.document != "separator",
         "name_pattern": is_synthetic,

@@ -114,7 +114,7 @@ class StreamCorpus:
                 "sources": self._source_entries(),
                 "languages": {},
                 "stats_sha256": "",
-                "made_with": collect_versions(tokenizer.kind),
+                "made_with": collect_versions(tokenizer.kind, {file.format for file in self.input_files}),
             }
         )
         return parse_manifest(fields)

@@ -43,7 +43,11 @@ def find_hub_address(url: str) -> str | None:
     repo, revision, path = match.groups()
     if "/viewer/" in url:  # its address names a configuration and a split, not a revision
         revision, path = None, "/".join(filter(None, (revision, path)))
-    return f"hf://datasets/{repo}" + (f"@{revision}" if revision else "") + (f"/{path.rstrip('/')}" if path else "")
+    return (
+        f"hf://datasets/{repo}"
+        + (f"@{revision}" if revision else "")
+        + (f"/{unquote(path).rstrip('/')}" if path else "")
+    )
 
 
 def name_url(url: str) -> str:

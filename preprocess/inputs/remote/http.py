@@ -21,7 +21,7 @@ from preprocess.inputs.detect import detect_format_by_name
 from preprocess.inputs.disk_file import InputChanged
 from preprocess.inputs.download import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, explain_failure, redact_url
 from preprocess.inputs.remote.addresses import name_url, show_url, strip_login
-from preprocess.inputs.remote.remote_file import Body, RemoteFile, TransferBroken, Unreachable, make_key
+from preprocess.inputs.remote.remote_file import AccessDenied, Body, RemoteFile, TransferBroken, Unreachable, make_key
 
 CHUNK_BYTES = 1 << 20
 RETRY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
@@ -132,7 +132,7 @@ def _check_status(response: Any, url: str) -> None:
     if status in RETRY_STATUSES:
         raise TransferBroken(answer, _read_wait_s(response.headers.get("Retry-After", "")))
     if status in (401, 403):
-        raise FolioError(f"{answer}: it needs a login or a newer link; put user name and password into ~/.netrc")
+        raise AccessDenied(f"{answer}: it needs a login or a newer link; put user name and password into ~/.netrc")
     if status in (404, 410):
         advice = "a glob needs s3:// or hf://, name each file" if "*" in url else "check the address"
         raise FolioError(f"{answer}: there is no such file; {advice}")

@@ -24,7 +24,7 @@ from preprocess.errors import FolioError, MisuseError, shorten
 from preprocess.inputs.remote.addresses import show_url
 from preprocess.inputs.remote.http import read_body, request
 from preprocess.inputs.remote.hub_selection import select_files
-from preprocess.inputs.remote.remote_file import Body, RemoteFile, TransferBroken, Unreachable, make_key
+from preprocess.inputs.remote.remote_file import AccessDenied, Body, RemoteFile, TransferBroken, Unreachable, make_key
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 ADDRESS = re.compile(
@@ -118,10 +118,8 @@ class HubService:
         try:
             with request(file.url, start, headers=build_hf_headers()) as response:
                 yield read_body(response, start, file)
-        except FolioError as e:
-            if " answered 401" in str(e) or " answered 403" in str(e):
-                raise FolioError(_explain_gate(repo, self._endpoint)) from e
-            raise
+        except AccessDenied as e:
+            raise FolioError(_explain_gate(repo, self._endpoint)) from e
 
 
 def find_in_hub_cache(file: RemoteFile) -> Path | None:

@@ -8,6 +8,7 @@ before and after it is read, and S3 itself checks the ETag of every range.
 from __future__ import annotations
 
 import datetime
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,10 @@ VERSION_KEYS = ("ETag", "etag", "generation", "VersionId", "md5Hash", "LastModif
 PACKAGES = {"s3": "folio-lm[s3]", "s3a": "folio-lm[s3]", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 # Names of errors, because the libraries of each service have their own.
 BREAKS = {"OSError", "HTTPClientError", "ClientError", "ConnectionError", "TimeoutError", "IncompleteRead"}
+NO_CONNECTION = {
+    "EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "ConnectionRefusedError", "gaierror",
+}  # fmt: skip
+REJECTIONS = (errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG, errno.EMSGSIZE)  # as s3fs translates those of S3
 CREDENTIALS = {"s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "gs": "GOOGLE_APPLICATION_CREDENTIALS"}
 
 
@@ -127,13 +132,16 @@ class ObjectStore:
             raise FolioError(f"{shown} may not be read without other credentials; set {needed}") from e
         except Exception as e:
             names = {cls.__name__ for cls in type(e).__mro__}
-            if names & {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError"}:
+            if names & NO_CONNECTION:
                 raise Unreachable(f"{shown}: no connection; go online, or set PREPROCESS_MIRROR") from e
-            if getattr(e, "errno", None) == 16 or "PreconditionFailed" in str(e) or "FileExpired" in names:
+            if "FileExpired" in names:
                 raise InputChanged(f"{shown} changed while it was downloaded") from e
-            if names & BREAKS:
+            is_rejected = isinstance(e, OSError) and e.errno in REJECTIONS
+            if names & BREAKS and not is_rejected:
                 raise TransferBroken(f"{shown}: {type(e).__name__}") from e
-            raise
+            raise FolioError(
+                f"{shown}: the request is rejected ({type(e).__name__}); check address, region and credentials"
+            ) from e
 
 
 def _read_version(info: dict[str, Any]) -> str:

@@ -15,6 +15,10 @@ class Unreachable(FolioError):
     """The service cannot be reached. The cache may have what it was asked for."""
 
 
+class AccessDenied(FolioError):
+    """The service does not send the file without other credentials."""
+
+
 class TransferBroken(Exception):
     """A request failed in a way that may be over soon. The message is the reason, without credentials.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import logging
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -79,6 +81,26 @@ def test_fetch_begins_again_if_a_file_has_no_version(server: FileServer, fetch: 
     server.faults = [Fault(cut_after=100_000)]
     [file] = fetch(f"{server.url}/a.txt")
     assert Path(file.path).read_bytes() == DATA and [r.start for r in server.requests] == [0, None, None]
+
+
+@pytest.mark.parametrize("has_ranges", [True, False])
+@pytest.mark.parametrize("has_versions", [True, False])
+def test_fetch_gives_the_whole_file_whatever_breaks(
+    server: FileServer, fetch: Fetch, has_ranges: bool, has_versions: bool
+) -> None:
+    random = Random(has_ranges + 2 * has_versions)
+    server.has_ranges, server.has_versions = has_ranges, has_versions
+    for number in range(10):
+        data = random.randbytes(random.randrange(300_000))
+        server.files[f"/{number}.txt"] = data
+        server.faults = [
+            random.choice(
+                [Fault(cut_after=random.randrange(len(data) + 1)), Fault(503), Fault(429, {"Retry-After": "0"})]
+            )
+            for _ in range(random.randrange(6))
+        ]
+        [file] = fetch(f"{server.url}/{number}.txt")
+        assert Path(file.path).read_bytes() == data
 
 
 def test_fetch_ends_after_many_breaks_in_a_row_and_continues_later(server: FileServer, fetch: Fetch) -> None:
@@ -199,6 +221,8 @@ def test_fetch_sends_logins_and_stores_none(
     assert server.requests[0].path.endswith("?token=query-secret")
     stored = b"".join(path.read_bytes() + str(path).encode() for path in remote_cache.rglob("*") if path.is_file())
     assert b"secret" not in stored and "secret" not in str(file) and "pass-secret" not in caplog.text
+    fetch(f"{server.url}/a.txt?token=query-secret")
+    assert len(list((remote_cache / "listings").iterdir())) == 1  # a login is not even a part of a hash
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login someone password netrc-secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     fetch(f"{server.url}/a.txt?2")
@@ -236,6 +260,19 @@ def test_fetch_names_the_setting_of_an_unwritable_cache(
     monkeypatch.setenv("FOLIO_CACHE", str(tmp_path / "file"))
     with pytest.raises(FolioError, match="FOLIO_CACHE chooses the folder of the cache"):
         fetch(f"{server.url}/a.txt")
+
+
+def test_fetch_explains_a_full_disk_at_once(server: FileServer, fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    server.files["/a.txt"] = DATA
+    fetch(f"{server.url}/a.txt")
+    server.files["/a.txt"] = DATA[1:]
+    monkeypatch.setattr("preprocess.inputs.remote.transfer.os.fsync", fail)
+    with pytest.raises(FolioError, match=r"no space left on the disk.*FOLIO_CACHE chooses the folder of the cache"):
+        fetch(f"{server.url}/a.txt")
+    assert [request.start for request in server.requests].count(None) <= 2
 
 
 def test_fetch_checks_the_space_on_the_disk(server: FileServer, fetch: Fetch) -> None:

@@ -31,8 +31,11 @@ def test_fetch_reads_the_data_files_of_a_dataset(hub: HubServer, fetch: Fetch) -
     assert read(files) == dict(zip(names, (TRAIN, VALIDATION), strict=True))
     assert [file.origin.version for file in files if file.origin] == [commit, commit]
     assert files[0].origin is not None and files[0].origin.url == f"{ADDRESS}/data/train-0.jsonl"
-    for url in ("hf://some/stories/data", "https://huggingface.co/datasets/some/stories/tree/main/data"):
+    page = "https://huggingface.co/datasets/some/stories"
+    for url in ("hf://some/stories/data", f"{page}/tree/main/data", page, f"{page}/", f"{page}/tree/main?row=1"):
         assert fetch(url) == files
+    for url in (f"{page}/blob/main/data/train%2D0.jsonl", f"{page}/viewer/data/train"):
+        assert fetch(url) == files[:1]
 
 
 def test_fetch_reads_the_named_revision(hub: HubServer, fetch: Fetch) -> None:

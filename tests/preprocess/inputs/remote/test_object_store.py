@@ -164,6 +164,21 @@ def test_fetch_names_the_library_that_is_missing(fetch: Fetch, url: str, message
     assert str(error.value).startswith(message)
 
 
+def test_fetch_explains_a_server_that_does_not_answer(fetch: Fetch) -> None:
+    with pytest.raises(FolioError, match=r"ftp://127\.0\.0\.1:9/a\.txt: no connection; go online"):
+        fetch("ftp://127.0.0.1:9/a.txt")
+
+
+@pytest.mark.slow
+def test_fetch_explains_a_rejected_request(s3: Bucket, fetch: Fetch) -> None:
+    with pytest.raises(
+        FolioError, match=r"s3://A bucket/a\.txt: the request is rejected \(ParamValidationError\); check"
+    ):
+        fetch("s3://A bucket/a.txt")
+    with pytest.raises(FolioError, match=r"s3://another/a\.txt does not exist; check the bucket and the path"):
+        fetch("s3://another/a.txt")
+
+
 @pytest.mark.slow
 def test_fetch_reads_a_public_bucket_without_credentials(
     s3: Bucket, fetch: Fetch, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,90 @@
+"""Read HTML pages, each as one document: its main text.
+
+A page that cannot be decoded follows the recipe's rule for invalid UTF-8, and one that needs too
+much memory or time its rule for documents that are too long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from preprocess.errors import FolioError
+from preprocess.inputs.input_files import InputFile, Span
+from preprocess.inputs.open_input import read_blocks
+from preprocess.readers.html_text import find_codec_of_page
+from preprocess.readers.page_process import PageTooHard, extract_in_child
+from preprocess.readers.record_sizes import get_max_record_bytes, reject_long_record
+from preprocess.readers.records import Records, Rejects, format_utf8_error
+from preprocess.readers.reject_reasons import RejectReason
+from preprocess.recipes.schema import Recipe
+from preprocess.recipes.text_encodings import AUTO, find_codec
+
+
+def read_html(input_file: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:
+    """Yield the text of a page as one record with the column `text`, or nothing if it is left out."""
+    data = bytearray()
+    for block in read_blocks(input_file, span.start, span.stop):
+        data += block
+        if len(data) > get_max_record_bytes(recipe):
+            reject_long_record(f"{input_file.path}: the page", recipe, rejects)
+            return
+    is_decoded = bool(input_file.encoding) or recipe.encoding != AUTO
+    codec = None if is_decoded else find_codec_of_page(bytes(data), None)
+    text = PageReader(input_file, recipe, rejects).read(bytes(data), codec, "the page", 0)
+    if text is not None:
+        yield Records({"text": pa.array([text], pa.large_string())}, 0, offsets=np.zeros(1, np.int64))
+
+
+class PageReader:
+    """Decodes pages and extracts their texts, and applies the recipe's rules if that is impossible."""
+
+    def __init__(self, input_file: InputFile, recipe: Recipe, rejects: Rejects) -> None:
+        self._input_file, self._recipe, self._rejects = input_file, recipe, rejects
+
+    def read(self, data: bytes, codec: str | None, record: str, offset: int) -> str | None:
+        """Return the main text of an HTML page, or None if it is left out.
+
+        `codec`: of the page, None for UTF-8. `record`: the name of the page in messages, `offset`: its
+        place in the file. Raises FolioError if the recipe makes it an error that the page is not valid
+        in its encoding, or that it needs too much memory or time.
+        """
+        page = self.decode(data, codec, record, offset)
+        if page is None:
+            return None
+        try:
+            return extract_in_child(page)
+        except PageTooHard as e:
+            if self._recipe.oversized == "error":
+                raise FolioError(f"{self._input_file.path}: {record} {e}; pass --oversized skip to leave it out") from e
+            self._rejects.add(RejectReason("oversized", str(e), 1, self._input_file.name, f"byte {offset}"), data)
+            return None
+
+    def decode(self, data: bytes, codec: str | None, record: str, offset: int) -> str | None:
+        """Return a page or a text as `read` decodes it, or None if it is left out."""
+        try:
+            return data.decode(codec or "utf-8").removeprefix("\ufeff")
+        except UnicodeDecodeError as e:
+            if self._recipe.invalid_utf8 == "error":
+                raise FolioError(self._explain(data, codec, record, e)) from e
+            reason = f"not {codec or 'UTF-8'} ({e.reason})"
+            self._rejects.add(RejectReason("invalid_utf8", reason, 1, self._input_file.name, f"byte {offset}"), data)
+            if self._recipe.invalid_utf8 == "skip":
+                return None
+            return data.decode(codec or "utf-8", "replace").removeprefix("\ufeff")
+
+    def _explain(self, data: bytes, codec: str | None, record: str, e: UnicodeDecodeError) -> str:
+        if codec is None and self._input_file.format == "html":
+            return format_utf8_error(self._input_file, f"at offset {e.start:,}", data[e.start], e.reason)
+        charset = f"not valid in its charset {codec}" if codec else "not UTF-8 and names no charset"
+        return (
+            f"{self._input_file.path}: {record} is {charset} (offset {e.start:,}: {e.reason}); pass --invalid-utf8 "
+            "replace, as browsers do, or --invalid-utf8 skip, or an --encoding"
+        )
+
+
+def get_default_codec(recipe: Recipe) -> str | None:
+    """Return the encoding of the recipe, for pages that name none; None for UTF-8."""
+    return None if recipe.encoding == AUTO else find_codec(recipe.encoding) or None
