@@ -6,13 +6,13 @@ import bz2
 import gzip
 import io
 import json
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from preprocess.errors import FolioError
@@ -42,11 +42,7 @@ TEXTS = ["page one", "plain <b>text</b>", "wet text, Привет"]
 
 
 def compress_zstd_members(records: list[bytes]) -> bytes:
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-    return b"".join(map(zstd.compress, records))
+    return b"".join(pa.compress(record, codec="zstd", asbytes=True) for record in records)
 
 
 @pytest.mark.usefixtures("partition_sizes")
@@ -219,6 +215,18 @@ def test_large_record_is_oversized(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(FolioError, match=f"the record at byte {len(RECORDS[2])} has more than 2,000 bytes"):
         list_texts(tmp_path / "a.warc")
     assert list_texts(tmp_path / "a.warc", oversized="skip") == ["page one", TEXTS[1]]
+
+
+def test_zstd_file_with_a_dictionary_written_by_fastwarc_is_read(tmp_path: Path) -> None:
+    from fastwarc.stream_io import ZstdWriter, zstd_train_dictionary_from_samples
+
+    pages = [make_response(make_page(f"page {i}")) for i in range(100)]
+    dictionary, buffer = zstd_train_dictionary_from_samples(pages, 2_000), io.BytesIO()
+    with ZstdWriter(buffer, dictionary=dictionary, compress_dictionary_frame=True) as writer:
+        for page in pages:
+            writer.write(page)
+    (tmp_path / "a.warc.zst").write_bytes(buffer.getvalue())
+    assert list_texts(tmp_path / "a.warc.zst") == [f"page {i}" for i in range(100)]
 
 
 def test_records_written_by_fastwarc_are_read(tmp_path: Path) -> None:
