@@ -14,11 +14,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from preprocess.errors import FolioError
 from preprocess.stream import TokenStream
 from tests.conftest import assert_one_line
-from tests.helpers.file_builds import build_files, read_stats, read_texts
+from tests.helpers.file_builds import FEW_EXAMPLES, build_files, read_stats, read_texts
 from tests.helpers.warc_files import HTML_HEAD, make_page, make_record, make_response
 from tests.preprocess.readers.helpers import RejectsInMemory, list_texts
 from tests.preprocess.stream.helpers import open_files, read_documents
@@ -170,6 +172,16 @@ def test_damaged_record_is_rejected_with_its_place_and_the_others_are_read(tmp_p
     starts = (len(before), len(before + damaged + after))
     for start in starts:  # the place is the record, or the end of the one before
         assert any(start - 600 <= place <= start + len(damaged) for place in places)
+
+
+@FEW_EXAMPLES
+@given(st.binary(max_size=200), st.integers(1, 100))
+def test_any_bytes_between_records_leave_the_others_readable(tmp_path: Path, damage: bytes, block_bytes: int) -> None:
+    path = tmp_path / "a.warc"
+    path.write_bytes(RECORDS[7] + damage + RECORDS[6] + damage + RECORDS[7])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("preprocess.inputs.open_input.BLOCK_BYTES", block_bytes)
+        assert list_texts(path) == [TEXTS[2], TEXTS[1], TEXTS[2]]
 
 
 @pytest.mark.parametrize("cut", [3, 60, 200])
