@@ -40,7 +40,7 @@ INPUT_OPTIONS = [
     click.option(
         "--format",
         type=click.Choice(CHOICES["format"][:-1]),
-        help="Format of the files.  [default: determined by their first bytes and names]",
+        help="Format of the files.  [default: determined by their contents and names]",
     ),
     click.option(
         "--document", type=click.Choice(CHOICES["document"]), help="How a text file is divided into documents."

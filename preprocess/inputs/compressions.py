@@ -3,6 +3,9 @@
 A file may consist of several compressed streams, as `cat a.gz b.gz` makes them. Zeros between and
 after them are skipped, as by gzip and xz themselves: tapes and some programs pad files with them. A
 file that ends within a stream is an error, never a shorter file.
+
+A zstd file may begin with the dictionary that its frames need, as WARC files of the Internet Archive
+do (specification "warc-zstd" of the IIPC).
 """
 
 from __future__ import annotations
@@ -16,10 +19,13 @@ from typing import Any, Protocol
 INPUT_BYTES = 1 << 20  # of compressed data that are read at once
 XZ_MEMORY_BYTES = 512 << 20  # `xz -9` needs 65 MB
 MAX_ZSTD_WINDOW_LOG = 31  # `zstd --ultra --long=31`, which needs a window of 2 GB
+ZSTD_MAGIC, ZSTD_DICTIONARY_MAGIC = b"\x28\xb5\x2f\xfd", b"\x37\xa4\x30\xec"
+DICTIONARY_FRAME_MAGIC = b"\x5d\x2a\x4d\x18"  # of a frame with a dictionary; its size follows, uint32 little-endian
+MAX_DICTIONARY_BYTES = 16 << 20  # the usual size is 100 kB
 # The first bytes of a compressed file. Those of bzip2 continue with a digit and the start of a block.
 MAGIC = {
     b"\x1f\x8b\x08": "gzip",
-    b"\x28\xb5\x2f\xfd": "zstd",
+    ZSTD_MAGIC: "zstd",
     **{bytes([first]) + b"\x2a\x4d\x18": "zstd" for first in range(0x50, 0x60)},  # a frame of the user's own data
     b"\xfd7zXZ\0": "xz",
     **{b"BZh%d1AY&SY" % level: "bzip2" for level in range(1, 10)},
@@ -59,8 +65,9 @@ class DecompressedStream:
 
     def __init__(self, raw: Stream, compression: str) -> None:
         self._raw, self._compression = raw, compression
-        self._decompressor = _make_decompressor(compression)
         self._input = b""
+        self._dictionary: Any = None
+        self._decompressor: Decompressor | None = None  # before the first read
 
     def read(self, num_bytes: int) -> bytes:
         """Return up to `num_bytes` bytes, b"" at the end of the file.
@@ -68,21 +75,47 @@ class DecompressedStream:
         Raises EOFError if the file ends within a stream, ValueError if it is damaged, and
         MemoryError if it needs more memory than is allowed.
         """
+        if self._decompressor is None:
+            if self._compression == "zstd":
+                self._read_dictionary()
+            self._decompressor = _make_decompressor(self._compression, self._dictionary)
         while True:
             if self._decompressor.eof:
-                if not self._find_next_stream():
+                if not self._find_next_stream(self._decompressor.unused_data):
                     return b""
-                self._decompressor = _make_decompressor(self._compression)
+                self._decompressor = _make_decompressor(self._compression, self._dictionary)
             elif not self._input and self._decompressor.needs_input:
                 self._input = self._raw.read(INPUT_BYTES)
                 if not self._input:
                     raise EOFError("it ends too early")
-            if data := self._decompress(num_bytes):
+            if data := self._decompress(self._decompressor, num_bytes):
                 return data
 
-    def _find_next_stream(self) -> bool:
+    def _read_dictionary(self) -> None:
+        """Use the dictionary in the first frame, if there is one. The bytes that are read stay in `_input`."""
+        self._read_input(8)
+        size = int.from_bytes(self._input[4:8], "little")
+        if not self._input.startswith(DICTIONARY_FRAME_MAGIC) or size > MAX_DICTIONARY_BYTES:
+            return
+        self._read_input(8 + size)
+        content, zstd = self._input[8 : 8 + size], _import_zstd()
+        try:
+            if content.startswith(ZSTD_MAGIC):
+                content = zstd.ZstdDecompressor().decompress(content, MAX_DICTIONARY_BYTES)
+            if content.startswith(ZSTD_DICTIONARY_MAGIC):
+                self._dictionary = zstd.ZstdDict(content)
+                _make_decompressor("zstd", self._dictionary)  # raises an error if it is damaged
+        except Exception as e:
+            raise ValueError(f"its dictionary is damaged: {e}") from e
+
+    def _read_input(self, num_bytes: int) -> None:
+        """Read until `_input` has `num_bytes`, or to the end of the file."""
+        while len(self._input) < num_bytes and (block := self._raw.read(num_bytes - len(self._input))):
+            self._input += block
+
+    def _find_next_stream(self, unused_data: bytes) -> bool:
         """Skip zeros after a stream, and return whether another one follows."""
-        self._input = self._decompressor.unused_data.lstrip(b"\0")
+        self._input = unused_data.lstrip(b"\0")
         while not self._input:
             block = self._raw.read(INPUT_BYTES)
             if not block:
@@ -90,17 +123,18 @@ class DecompressedStream:
             self._input = block.lstrip(b"\0")
         return True
 
-    def _decompress(self, num_bytes: int) -> bytes:
+    def _decompress(self, decompressor: Decompressor, num_bytes: int) -> bytes:
         data, self._input = self._input, b""
         try:
-            return self._decompressor.decompress(data, num_bytes)
+            return decompressor.decompress(data, num_bytes)
         except Exception as e:  # the modules raise OSError, EOFError and errors of their own
             if isinstance(e, lzma.LZMAError) and "limit" in str(e):
                 raise MemoryError(f"it needs more than {XZ_MEMORY_BYTES >> 20} MB of memory") from e
             raise ValueError(e) from e
 
 
-def _make_decompressor(compression: str) -> Decompressor:
+def _make_decompressor(compression: str, dictionary: Any) -> Decompressor:
+    """`dictionary`: of a zstd file, or None."""
     if compression == "gzip":
         return _GzipDecompressor()
     if compression == "bzip2":
@@ -109,7 +143,7 @@ def _make_decompressor(compression: str) -> Decompressor:
         return lzma.LZMADecompressor(memlimit=XZ_MEMORY_BYTES)
     zstd = _import_zstd()
     decompressor: Decompressor = zstd.ZstdDecompressor(
-        options={zstd.DecompressionParameter.window_log_max: MAX_ZSTD_WINDOW_LOG}
+        zstd_dict=dictionary, options={zstd.DecompressionParameter.window_log_max: MAX_ZSTD_WINDOW_LOG}
     )
     return decompressor
 

@@ -33,7 +33,7 @@ from preprocess.recipes.schema import Recipe
 BATCH_RECORDS = 1 << 14
 SAVED_BYTES = 1 << 10  # of a rejected record
 HTML_TYPES = ("text/html", "application/xhtml+xml")
-RECORD_START = b"\nWARC/1."
+RECORD_START = re.compile(rb"WARC/1\.[0-9]\r?\n")
 TAIL_BYTES = 1 << 18  # before the position of fastwarc, which reads 64 KiB ahead and headers of up to 32 KiB
 
 
@@ -267,9 +267,10 @@ class _Tape:
         """Go to the next record that begins at `min_offset` or later and return its offset; None if there is none."""
         while True:
             tail_start = self._position - len(self._tail)
-            found = self._tail.find(RECORD_START, max(min_offset - tail_start - 1, 0))
-            if found >= 0:
-                index = found + 1
+            match = RECORD_START.search(self._tail, max(min_offset - tail_start, 0))
+            if match is not None:
+                index = match.start()
+                del match  # it holds the bytes of `_tail`, which is shortened
                 self._again = memoryview(bytes(self._tail[index:]) + bytes(self._again))
                 del self._tail[index:]
                 self._position = self._start = tail_start + index

@@ -9,9 +9,11 @@ import json
 import lzma
 import random
 import re
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +29,39 @@ from tests.conftest import assert_one_line
 from tests.helpers.file_builds import build_files, read_texts
 
 LINES = b'{"text": "one"}\n{"text": "two"}\n'
+
+
+def import_zstd() -> Any:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    return zstd
+
+
+@pytest.mark.parametrize("is_compressed", [True, False])
+@pytest.mark.parametrize("input_bytes", [1, 7, 1 << 20])
+def test_dictionary_in_the_first_frame_of_a_zstd_file_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_compressed: bool, input_bytes: int
+) -> None:
+    monkeypatch.setattr(compressions, "INPUT_BYTES", input_bytes)
+    zstd, records = import_zstd(), [f'{{"text": "common words, number {i}"}}\n'.encode() for i in range(200)]
+    dictionary = zstd.train_dict(records, 4_000)
+    content = zstd.compress(dictionary.dict_content) if is_compressed else dictionary.dict_content
+    frames = b"".join(zstd.compress(record, zstd_dict=dictionary) for record in records)
+    first = b"\x5d\x2a\x4d\x18" + len(content).to_bytes(4, "little") + content
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(first + frames)
+    assert read_texts(build_files(tmp_path, path)) == [json.loads(record)["text"] for record in records]
+    data_frame = b"\x5d\x2a\x4d\x18\x05\0\0\0other"  # without a dictionary
+    path.write_bytes(data_frame + zstd.compress(records[0]) + zstd.compress(records[1]))
+    assert len(read_texts(build_files(tmp_path, path))) == 2
+    wrong_size, wrong_content = b"\x5d\x2a\x4d\x18" + b"\xff" * 4, first[:16] + b"\xff" * 20 + first[36:]
+    for damaged in (frames, wrong_content + frames, first[:12], wrong_size + first[8:] + frames):
+        path.write_bytes(damaged)
+        with pytest.raises(FolioError, match="cannot be read as a zstd file") as error:
+            build_files(tmp_path, path)
+        assert_one_line(str(error.value))
 
 
 def compress_zstd(data: bytes) -> bytes:

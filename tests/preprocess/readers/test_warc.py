@@ -6,19 +6,21 @@ import bz2
 import gzip
 import io
 import json
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from preprocess.errors import FolioError
 from preprocess.stream import TokenStream
 from tests.conftest import assert_one_line
-from tests.helpers.file_builds import build_files, read_stats, read_texts
+from tests.helpers.file_builds import FEW_EXAMPLES, build_files, read_stats, read_texts
 from tests.helpers.warc_files import HTML_HEAD, make_page, make_record, make_response
 from tests.preprocess.readers.helpers import RejectsInMemory, list_texts
 from tests.preprocess.stream.helpers import open_files, read_documents
@@ -42,11 +44,7 @@ TEXTS = ["page one", "plain <b>text</b>", "wet text, Привет"]
 
 
 def compress_zstd_members(records: list[bytes]) -> bytes:
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-    return b"".join(map(zstd.compress, records))
+    return b"".join(pa.compress(record, codec="zstd", asbytes=True) for record in records)
 
 
 @pytest.mark.usefixtures("partition_sizes")
@@ -176,6 +174,16 @@ def test_damaged_record_is_rejected_with_its_place_and_the_others_are_read(tmp_p
         assert any(start - 600 <= place <= start + len(damaged) for place in places)
 
 
+@FEW_EXAMPLES
+@given(st.binary(max_size=200), st.integers(1, 100))
+def test_any_bytes_between_records_leave_the_others_readable(tmp_path: Path, damage: bytes, block_bytes: int) -> None:
+    path = tmp_path / "a.warc"
+    path.write_bytes(RECORDS[7] + damage + RECORDS[6] + damage + RECORDS[7])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("preprocess.inputs.open_input.BLOCK_BYTES", block_bytes)
+        assert list_texts(path) == [TEXTS[2], TEXTS[1], TEXTS[2]]
+
+
 @pytest.mark.parametrize("cut", [3, 60, 200])
 def test_file_that_ends_within_a_record_has_a_reject(tmp_path: Path, cut: int) -> None:
     path, rejects = tmp_path / "a.warc", RejectsInMemory()
@@ -219,6 +227,18 @@ def test_large_record_is_oversized(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(FolioError, match=f"the record at byte {len(RECORDS[2])} has more than 2,000 bytes"):
         list_texts(tmp_path / "a.warc")
     assert list_texts(tmp_path / "a.warc", oversized="skip") == ["page one", TEXTS[1]]
+
+
+def test_zstd_file_with_a_dictionary_written_by_fastwarc_is_read(tmp_path: Path) -> None:
+    from fastwarc.stream_io import ZstdWriter, zstd_train_dictionary_from_samples
+
+    pages = [make_response(make_page(f"page {i}")) for i in range(100)]
+    dictionary, buffer = zstd_train_dictionary_from_samples(pages, 2_000), io.BytesIO()
+    with ZstdWriter(buffer, dictionary=dictionary, compress_dictionary_frame=True) as writer:
+        for page in pages:
+            writer.write(page)
+    (tmp_path / "a.warc.zst").write_bytes(buffer.getvalue())
+    assert list_texts(tmp_path / "a.warc.zst") == [f"page {i}" for i in range(100)]
 
 
 def test_records_written_by_fastwarc_are_read(tmp_path: Path) -> None:
