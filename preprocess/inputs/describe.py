@@ -26,6 +26,7 @@ from preprocess.inputs.detect import (
     detect_encoding,
     detect_format,
     detect_format_by_magic,
+    has_mac_line_ends,
     is_format_read,
     reject_unreadable,
     strip_compression_suffix,
@@ -180,7 +181,13 @@ class _Describer:
                 raise MisuseError(
                     f"the path {file.path} is not UTF-8, so Arrow cannot open the file; rename its folder"
                 )
-        return dataclasses.replace(file, format=format_, encoding="" if has_magic or title else encoding)
+        has_lines = format_ == "text" and self.recipe.document in ("line", "paragraph")
+        return dataclasses.replace(
+            file,
+            format=format_,
+            encoding="" if has_magic or title else encoding,
+            has_mac_line_ends=has_lines and has_mac_line_ends(head),
+        )
 
 
 def _remove_descriptions(files: list[InputFile]) -> list[InputFile]:

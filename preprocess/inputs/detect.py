@@ -168,6 +168,14 @@ def reject_unreadable(path: str, head: bytes) -> None:
         raise MisuseError(f"{path} is {description}, expected text or a table; {advice}, or leave the file out")
 
 
+def has_mac_line_ends(head: bytes) -> bool:
+    """Return whether the lines of a text end with carriage returns, as on the Macintosh before 2001.
+
+    A carriage return at the end of `head` may be the first half of a line end.
+    """
+    return b"\r" in head[:-1] and b"\n" not in head
+
+
 def detect_encoding(head: bytes) -> str:
     """Return "utf-16-le" or another form of UTF-16 or UTF-32, or "" for UTF-8 and unknown encodings.
 

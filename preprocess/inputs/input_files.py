@@ -35,6 +35,7 @@ class InputFile:
     sha256: str  # NO_SHA256 if the file was not hashed
     compression: str = ""  # gzip, zstd, bzip2 or xz
     encoding: str = ""  # a name of Python's codecs; empty for UTF-8
+    has_mac_line_ends: bool = False  # its lines end with a carriage return, which readers get as a line feed
     archive: str = ""  # zip or tar
     archive_compression: str = ""  # of a tar archive
     member: Member | None = None  # of the archive
@@ -51,7 +52,7 @@ class InputFile:
     @property
     def is_plain(self) -> bool:
         """Whether the file on the disk has the bytes that a reader gets, so that it can be read from any offset."""
-        return not (self.compression or self.encoding or self.archive)
+        return not (self.compression or self.encoding or self.archive or self.has_mac_line_ends)
 
     @property
     def is_sequential(self) -> bool:

@@ -29,7 +29,8 @@ def open_stream(input_file: InputFile) -> Iterator[Stream]:
     """
     input_file.check_unchanged()
     with _open_raw(input_file) as stream:
-        yield decode_stream(stream, input_file.compression, input_file.encoding)
+        decoded = decode_stream(stream, input_file.compression, input_file.encoding)
+        yield _MacLineEndStream(decoded) if input_file.has_mac_line_ends else decoded
     input_file.check_unchanged()
 
 
@@ -92,3 +93,13 @@ class _TranscodedStream:
                 break
         data, self._data = self._data[:num_bytes], self._data[num_bytes:]
         return data
+
+
+class _MacLineEndStream:
+    """The bytes of a stream with a line feed in place of each carriage return."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def read(self, num_bytes: int) -> bytes:
+        return self._stream.read(num_bytes).replace(b"\r", b"\n")

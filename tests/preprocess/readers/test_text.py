@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from preprocess.readers.text import read_text
 from preprocess.recipes.schema import Recipe
 from tests.helpers.file_builds import WORDS, build_files, read_texts
 from tests.helpers.memory import measure_peak_bytes
+from tests.preprocess.readers.helpers import list_texts
 
 TEXT = "".join(f"{w} one\r\n{w} two\n \t\n\n{w} three\n\n" for w in WORDS)
 
@@ -31,6 +34,36 @@ TEXT = "".join(f"{w} one\r\n{w} two\n \t\n\n{w} three\n\n" for w in WORDS)
 def test_read_text_splits_lines_and_paragraphs(tmp_path: Path, document: str, expected: list[str]) -> None:
     (tmp_path / "a.txt").write_bytes(TEXT.encode())
     assert read_texts(build_files(tmp_path, tmp_path / "a.txt", document=document)) == expected
+
+
+def old_mac(text: str) -> bytes:
+    return text.replace("\n", "\r").encode()
+
+
+@pytest.mark.usefixtures("partition_sizes")
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("a.txt", old_mac),
+        ("a.txt.gz", lambda text: gzip.compress(old_mac(text))),
+        ("a.md", lambda text: text.replace("\n", "\r").encode("utf-16")),
+    ],
+)
+def test_carriage_returns_of_old_macintoshes_end_lines(tmp_path: Path, name: str, make: Callable[[str], bytes]) -> None:
+    (tmp_path / name).write_bytes(make("".join(f"{w} one\n{w} two\n\n\n" for w in WORDS)))
+    lines = build_files(tmp_path, tmp_path / name, document="line")
+    assert read_texts(lines) == [line for w in WORDS for line in (f"{w} one", f"{w} two")]
+    paragraphs = build_files(tmp_path, tmp_path / name, document="paragraph")
+    assert read_texts(paragraphs) == [f"{w} one\n{w} two" for w in WORDS]
+
+
+@pytest.mark.parametrize("document", ["line", "paragraph", "file"])
+def test_carriage_returns_in_files_with_line_feeds_end_no_line(tmp_path: Path, document: str) -> None:
+    (tmp_path / "a.txt").write_bytes(b"10%\r20%\r\r100%\r\n")
+    (text,) = list_texts(tmp_path / "a.txt", document=document)
+    assert text.rstrip("\r\n") == "10%\r20%\r\r100%"
+    (tmp_path / "b.txt").write_bytes(b"one\rtwo\r\rthree")
+    assert ("\n" in list_texts(tmp_path / "b.txt", document=document)[0]) == (document == "paragraph")
 
 
 @pytest.mark.usefixtures("partition_sizes")
