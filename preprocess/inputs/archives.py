@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from preprocess.errors import FolioError, MisuseError, first_line, shorten
 from preprocess.inputs.compressions import DecompressedStream
@@ -28,6 +28,7 @@ from preprocess.inputs.disk_file import DiskFile
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 TAR_MAGIC, TAR_MAGIC_OFFSET = b"ustar", 257
 MAX_TAR_HEADER_BYTES = 1 << 20  # of a long name or of extended attributes; tarfile reads them into memory
+REST_BYTES = 1 << 20  # of what follows the end of a tar archive; read at once
 TAR_HEADER_TYPES = (
     tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
 )  # fmt: skip
@@ -117,8 +118,17 @@ class _Section:
         return data
 
 
-class _LimitedTarInfo(tarfile.TarInfo):
-    """Rejects a header that would take too much memory."""
+class _StrictTarInfo(tarfile.TarInfo):
+    """Rejects a header that is damaged or missing, or that would take too much memory."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise  # the mark of the end
+        except tarfile.HeaderError as e:  # which tarfile takes for the end, too
+            raise tarfile.ReadError(f"at byte {tar.offset:,}: {e}") from e
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in TAR_HEADER_TYPES and self.size > MAX_TAR_HEADER_BYTES:
@@ -130,7 +140,7 @@ class _LimitedTarInfo(tarfile.TarInfo):
 def _open_tar(path: str, compression: str) -> Iterator[tarfile.TarFile]:
     with open(path, "rb") as raw:
         stream: Any = DecompressedStream(raw, compression) if compression else raw
-        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_LimitedTarInfo, bufsize=1 << 20) as tar:
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo, bufsize=1 << 20) as tar:
             yield tar
 
 
@@ -138,6 +148,15 @@ def _iter_entries(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (info := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # there may be a million
         yield info
+    _check_rest(tar)
+
+
+def _check_rest(tar: tarfile.TarFile) -> None:
+    """Raise tarfile.ReadError if anything but padding follows the end of an archive, e.g. another archive."""
+    assert tar.fileobj is not None
+    while block := tar.fileobj.read(REST_BYTES):
+        if block.count(0) != len(block):
+            raise tarfile.ReadError("more data follow its end, perhaps a second archive")
 
 
 def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:

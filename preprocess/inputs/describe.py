@@ -251,12 +251,20 @@ class _Prefixed:
 
 def _read_head(stream: Any, path: str) -> tuple[str, bytes]:
     """Return the compression of a file, and its first bytes, decompressed."""
-    head: bytes = stream.read(HEAD_BYTES)
+    head = _read_first(stream)
     compression = detect_compression(head)
     if compression:
         with explain_damage(path, f"a {compression} file"):
-            head = decode_stream(_Prefixed(head, stream), compression, "").read(HEAD_BYTES)
+            head = _read_first(decode_stream(_Prefixed(head, stream), compression, ""))
     return compression, head
+
+
+def _read_first(stream: Any) -> bytes:
+    """Return HEAD_BYTES of a stream, or all of it if it is shorter. A small compressed block may be read alone."""
+    head = b""
+    while len(head) < HEAD_BYTES and (data := stream.read(HEAD_BYTES - len(head))):
+        head += data
+    return head
 
 
 def _is_binary(head: bytes) -> bool:

@@ -162,6 +162,47 @@ def test_archive_that_cannot_be_read_is_one_line(tmp_path: Path, kind: str, mess
     assert_one_line(str(error.value))
 
 
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+@pytest.mark.parametrize(
+    ("start", "stop", "replacement", "message"),
+    [
+        (5 * 1024, 5 * 1024 + 512, b"x" * 512, "at byte 5,120: "),  # a header that is overwritten
+        (5 * 1024 + 3, 5 * 1024 + 4, b"?", "at byte 5,120: bad checksum"),
+        (5 * 1024, None, b"", "at byte 5,120: empty header"),
+        (5 * 1024 + 200, None, b"", "at byte 5,120: truncated header"),
+        (5 * 1024, 5 * 1024 + 512, bytes(512), "more data follow its end"),
+    ],
+)
+def test_tar_archive_with_a_damaged_header_is_not_read_as_a_shorter_one(
+    tmp_path: Path, name: str, start: int, stop: int | None, replacement: bytes, message: str
+) -> None:
+    data = make_tar(10)
+    damaged = data[:start] + replacement + (b"" if stop is None else data[stop:])
+    (tmp_path / name).write_bytes(gzip.compress(damaged) if name.endswith(".gz") else damaged)
+    with pytest.raises(FolioError, match=message) as error:
+        build_files(tmp_path, tmp_path / name)
+    assert_one_line(str(error.value))
+
+
+def test_second_archive_behind_a_tar_archive_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(make_tar(2) + make_tar(2))
+    with pytest.raises(FolioError, match="perhaps a second archive"):
+        build_files(tmp_path, tmp_path / "a.tar")
+    (tmp_path / "a.tar").write_bytes(make_tar(2) + bytes(3 << 20))  # padding
+    assert len(read_texts(build_files(tmp_path, tmp_path / "a.tar"))) == 2
+
+
+def make_tar(num_files: int) -> bytes:
+    """Return a tar archive in which each file takes 1,024 bytes."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for i in range(num_files):
+            info = tarfile.TarInfo(f"{i}.txt")
+            info.size = len(f"text {i}")
+            tar.addfile(info, io.BytesIO(f"text {i}".encode()))
+    return buffer.getvalue()
+
+
 def test_names_in_an_archive_are_never_paths(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name in ("../../outside.txt", "/etc/absolute.txt", "a/./b.txt"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,17 @@ def test_compressed_files_of_several_frames_are_read_and_truncated_ones_raise(tm
     path.write_bytes(b"\xff" + whole)
     with pytest.raises(FolioError, match=f"is not a compressed file, although its name ends in {suffix}; copy it"):
         build_files(tmp_path, path)
+
+
+def test_file_whose_first_frame_has_one_byte_is_known_by_the_first_bytes_of_all_frames(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        info = tarfile.TarInfo("a.txt")
+        info.size = 4
+        tar.addfile(info, io.BytesIO(b"text"))
+    for name, data in (("a.tar.gz", buffer.getvalue()), ("a.txt.gz", "text".encode("utf-16"))):
+        (tmp_path / name).write_bytes(gzip.compress(data[:1]) + gzip.compress(data[1:]))
+        assert read_texts(build_files(tmp_path, tmp_path / name, val_fraction=0)) == ["text"]
 
 
 def test_file_that_changes_or_is_removed_while_it_is_read_raises(
