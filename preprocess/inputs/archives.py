@@ -11,6 +11,7 @@ files are read in their order, it is decompressed once.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import tarfile
 import threading
@@ -70,6 +71,7 @@ def iter_members(file: DiskFile, kind: str, compression: str) -> Iterator[tuple[
     with explain_damage(file.path, f"a {kind} archive"):
         if kind == "zip":
             archive = _open_zip(file, os.getpid())
+            _check_overlaps(archive.infolist())
             for index, entry in enumerate(archive.infolist()):
                 if not entry.is_dir() and not _is_hidden(entry.filename):
                     _check_zip_entry(file.path, entry)
@@ -197,6 +199,13 @@ def _seek_in_tar(file: DiskFile, compression: str, index: int) -> IO[bytes]:
 def _open_zip(file: DiskFile, process: int) -> zipfile.ZipFile:
     """Open a zip archive once per process: a fork shares the position in the file."""
     return zipfile.ZipFile(file.path)
+
+
+def _check_overlaps(entries: list[zipfile.ZipInfo]) -> None:
+    """Raise BadZipFile if files share bytes of the archive: so a few megabytes can stand for terabytes of text."""
+    for entry, following in itertools.pairwise(sorted(entries, key=lambda entry: entry.header_offset)):
+        if entry.header_offset + zipfile.sizeFileHeader + entry.compress_size > following.header_offset:  # type: ignore[attr-defined]
+            raise zipfile.BadZipFile(f"{shorten(entry.filename)} overlaps with {shorten(following.filename)}")
 
 
 def _check_zip_entry(path: str, entry: zipfile.ZipInfo) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import io
 import json
@@ -121,6 +122,11 @@ def write_hostile(path: Path, kind: str) -> None:
         with tarfile.open(path, "w") as tar:
             for _ in range(2):
                 tar.addfile(tarfile.TarInfo("a.txt"))
+    elif kind == "overlap":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.txt", "text " * 20)
+            archive.filelist.append(copy.copy(archive.filelist[0]))
+            archive.filelist[1].filename = "b.txt"
     elif kind == "nested":
         path.write_bytes(make_zip(make_zip(b"text")))
     elif kind == "long header":
@@ -148,6 +154,7 @@ def make_zip(content: bytes) -> bytes:
     [
         ("encrypted", "is encrypted .a.txt.; unpack it with its password"),
         ("damaged", "cannot be read as a zip archive .*copy it again"),
+        ("overlap", "cannot be read as a zip archive .a.txt overlaps with b.txt"),
         ("twice", "contains two files of the name '.*a.txt'; unpack it"),
         ("nested", "a.txt is an archive in an archive; unpack"),
         ("long header", "cannot be read as a tar archive .an entry has 2,09.* bytes of attributes"),
@@ -155,7 +162,7 @@ def make_zip(content: bytes) -> bytes:
     ],
 )
 def test_archive_that_cannot_be_read_is_one_line(tmp_path: Path, kind: str, message: str) -> None:
-    path = tmp_path / ("a.zip" if kind in ("encrypted", "damaged", "nested") else "a.tar")
+    path = tmp_path / ("a.zip" if kind in ("encrypted", "damaged", "overlap", "nested") else "a.tar")
     write_hostile(path, kind)
     with pytest.raises((FolioError, MisuseError), match=message) as error:
         build_files(tmp_path, path)
