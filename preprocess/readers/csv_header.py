@@ -82,7 +82,10 @@ class _Head:
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
-        self.data = next(blocks, b"").removeprefix(BYTE_ORDER_MARK)
+        data = b""
+        while len(data) < len(BYTE_ORDER_MARK) and (block := next(blocks, b"")):
+            data += block
+        self.data = data.removeprefix(BYTE_ORDER_MARK)
         self._skip_empty_rows()
 
     def _skip_empty_rows(self) -> None:

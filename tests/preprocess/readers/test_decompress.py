@@ -43,7 +43,10 @@ def test_file_whose_first_frame_has_one_byte_is_known_by_the_first_bytes_of_all_
         info = tarfile.TarInfo("a.txt")
         info.size = 4
         tar.addfile(info, io.BytesIO(b"text"))
-    for name, data in (("a.tar.gz", buffer.getvalue()), ("a.txt.gz", "text".encode("utf-16"))):
+    table = "text\ntext\n".encode("utf-8-sig")
+    for name, data in (
+        ("a.tar.gz", buffer.getvalue()), ("a.txt.gz", "text".encode("utf-16")), ("a.csv.gz", table),
+    ):  # fmt: skip
         (tmp_path / name).write_bytes(gzip.compress(data[:1]) + gzip.compress(data[1:]))
         assert read_texts(build_files(tmp_path, tmp_path / name, val_fraction=0)) == ["text"]
 
