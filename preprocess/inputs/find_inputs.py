@@ -94,7 +94,12 @@ def find_input_files(
     found = describe_input_files(paths, recipe, known_sha256, num_threads=num_threads)
     _warn_about_skipped(found.skipped_suffixes, recipe, progress)
     if not found.files:
-        raise MisuseError(f"{paths[0][1]} contains no file of a known format; pass --format, or unpack it")
+        problem = (
+            "a known format; pass --format, or unpack it"
+            if recipe.format == "auto"
+            else f"the format {recipe.format}; leave --format out, or choose another"
+        )
+        raise MisuseError(f"{paths[0][1]} contains no file of {problem}")
     files = add_origins(found.files, fetched)
     return number_files(sort_by_name(files) if recipe.inputs else files, recipe)
 

@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from preprocess.documents import HELD_OUT, TRAIN, VAL, count_text_bytes
-from preprocess.errors import FolioError, format_quantity
+from preprocess.errors import FolioError
 from preprocess.inputs import input_files
 from preprocess.inputs.input_files import InputFile, Span
 from preprocess.readers.input_checks import InputChecker
@@ -159,7 +159,9 @@ class DocumentReader:
     def _explain_no_document(self) -> str:
         files, share = self.corpus.input_files, self.share
         if all(not file.size_bytes or file.path in self.checker.empty_files for file in files):
-            return f"all {format_quantity(len(files), 'input file')} of {self.corpus.name} are empty; name others"
+            if len(files) == 1:
+                return f"the input file {files[0].path} is empty; name another"
+            return f"all {len(files):,} input files of {self.corpus.name} are empty; name others"
         is_shared = share.num_shares > 1
         part = f"share {share.index} of {share.num_shares} of " if is_shared else ""
         counts = "; ".join(format_counts(self.epoch_rejects.counts))

@@ -169,6 +169,20 @@ def test_archive_that_cannot_be_read_is_one_line(tmp_path: Path, kind: str, mess
     assert_one_line(str(error.value))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "contains no file of a known format; pass --format, or unpack it"),
+        ({"format": "csv"}, "contains no file of the format csv; leave --format out, or choose another"),
+    ],
+)
+def test_archive_without_files_of_a_format_names_it(tmp_path: Path, settings: dict[str, str], message: str) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.txt" if settings else "a.png", "one")
+    with pytest.raises(MisuseError, match=message):
+        build_files(tmp_path, tmp_path / "a.zip", **settings)
+
+
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
 @pytest.mark.parametrize(
     ("start", "stop", "replacement", "message"),

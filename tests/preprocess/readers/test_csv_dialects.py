@@ -171,6 +171,8 @@ def test_empty_files_are_counted_and_skipped(tmp_path: Path, capsys: pytest.Capt
         build_files(tmp_path, tmp_path)
     with pytest.raises(FolioError, match="all 5 input files of .* are empty; name others"):
         list(TokenStream(open_files(tmp_path), block_size=4))
+    with pytest.raises(FolioError, match="the input file .*a.csv is empty; name another"):
+        list(TokenStream(open_files(tmp_path / "a.csv"), block_size=4))
     write_csv(tmp_path / "f.csv", [["text"], ["a"], ["b"]])
     capsys.readouterr()
     assert read_texts(build_files(tmp_path, *tmp_path.glob("?.*"))) == ["a", "b"]
