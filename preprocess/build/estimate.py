@@ -72,9 +72,9 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
     encoded_bytes = max(int(count_text_bytes(texts).sum()), 1)
     read_bytes = max(found.text_bytes, 1)
     # Scale the sizes of the documents that were read and encoded to the whole input.
-    total_bytes = int(sum(plan.partition_bytes()) * (found.text_bytes / max(found.input_bytes, 1)))
-    total_tokens = int(total_bytes * num_tokens / encoded_bytes)
-    total_documents = int(total_bytes * sum(map(len, found.texts)) / read_bytes)
+    total_bytes = round(sum(plan.partition_bytes()) * (found.text_bytes / max(found.input_bytes, 1)))
+    total_tokens = round(total_bytes * num_tokens / encoded_bytes)
+    total_documents = round(total_bytes * sum(map(len, found.texts)) / read_bytes)
     s_per_byte = found.elapsed_s / read_bytes + encode_s / encoded_bytes
     return {
         "documents": len(texts),

@@ -51,6 +51,16 @@ def test_estimate_is_seeded_and_formatted(rows: Path) -> None:
     assert lines[0].startswith("documents   50 were encoded") and "GB of memory" in lines[-1]
 
 
+@pytest.mark.parametrize("count", [3, 7, 20, 57])
+def test_estimate_of_a_file_that_is_read_as_a_whole_is_exact(tmp_path: Path, count: int) -> None:
+    texts = [f"parquet row number {i}" for i in range(count)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    plan = make_plan(load_recipe(None, inputs=(str(tmp_path),), tokenizer="byte"), None, QUIET)
+    build = estimate_build(plan, 100, workers=1)["build"]
+    assert (build["documents"], build["text_bytes"]) == (count, sum(map(len, texts)))
+    assert build["tokens"] == build["text_bytes"]
+
+
 def test_estimating_a_long_document_needs_a_few_times_its_size(tmp_path: Path) -> None:
     text = "A few words. " * 2_000_000
     (tmp_path / "a.txt").write_text(text)
