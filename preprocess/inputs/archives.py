@@ -135,6 +135,9 @@ class _StrictTarInfo(tarfile.TarInfo):
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in TAR_HEADER_TYPES and self.size > MAX_TAR_HEADER_BYTES:
             raise tarfile.ReadError(f"an entry has {self.size:,} bytes of attributes")
+        # Attributes of all later entries, which add up.
+        if self.type == tarfile.XGLTYPE and sum(map(len, tar.pax_headers.values())) > MAX_TAR_HEADER_BYTES:
+            raise tarfile.ReadError(f"the archive itself has more than {MAX_TAR_HEADER_BYTES:,} bytes of attributes")
         return super()._proc_member(tar)  # type: ignore[misc]
 
 

@@ -129,6 +129,11 @@ def write_hostile(path: Path, kind: str) -> None:
             archive.filelist[1].filename = "b.txt"
     elif kind == "nested":
         path.write_bytes(make_zip(make_zip(b"text")))
+    elif kind == "many global headers":
+        headers = [
+            tarfile.TarInfo.create_pax_global_header({f"k{i}.{j}": "x" * 900 for j in range(1000)}) for i in range(3)
+        ]
+        path.write_bytes(b"".join(headers) + make_tar(1))
     elif kind == "long header":
         info = tarfile.TarInfo("a.txt")
         info.pax_headers = {"comment": "x" * (2 << 20)}
@@ -158,6 +163,7 @@ def make_zip(content: bytes) -> bytes:
         ("twice", "contains two files of the name '.*a.txt'; unpack it"),
         ("nested", "a.txt is an archive in an archive; unpack"),
         ("long header", "cannot be read as a tar archive .an entry has 2,09.* bytes of attributes"),
+        ("many global headers", "the archive itself has more than 1,048,576 bytes of attributes"),
         ("truncated", "cannot be read as a tar archive .*copy it again"),
     ],
 )
