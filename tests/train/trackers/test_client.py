@@ -83,7 +83,7 @@ def test_failing_worker_is_switched_off_while_the_run_continues(
 ) -> None:
     code, reason = FAULTS[fault]
     fake_worker(monkeypatch, tmp_path, code)
-    monkeypatch.setattr(client, "MAX_CLOSE_S", 10.0)
+    monkeypatch.setattr(client, "MAX_CLOSE_S", 60.0)
     if fault == "lags":
         monkeypatch.setattr(client, "MAX_QUEUED_EVENTS", 20)
     elif "never" in fault:
@@ -91,7 +91,7 @@ def test_failing_worker_is_switched_off_while_the_run_continues(
     config = write_config(tmp_path / "run.py", folder / "tiny", track=["tensorboard"])
     began_at = time.monotonic()
     assert_untouched(invoke("train.py", config), tmp_path / "run", untracked, reason)
-    assert time.monotonic() - began_at < 9, "switched off during the run, not at its end"
+    assert time.monotonic() - began_at < 55, "switched off during the run, not at its end"
 
 
 @pytest.mark.parametrize(("max_silent_wait_s", "is_slow"), [(0.1, True), (60.0, False)])
