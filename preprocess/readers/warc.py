@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ from preprocess.readers.records import Records, Rejects
 from preprocess.readers.reject_reasons import RejectReason
 from preprocess.recipes.schema import Recipe
 
+Decoding = Literal["all", "none"]  # of the body of a response, from its Content-Encoding and Transfer-Encoding
 BATCH_RECORDS = 1 << 14
 SAVED_BYTES = 1 << 10  # of a rejected record
 HTML_TYPES = ("text/html", "application/xhtml+xml")
@@ -174,7 +175,8 @@ def _parse_response(block: bytes, max_bytes: int) -> _Response:
     if not response.has_text:
         return response
     error = ""
-    for auto_decode in ("all", "none"):
+    decodings: tuple[Decoding, ...] = ("all", "none")
+    for auto_decode in decodings:
         try:
             body: bytes = _open_response(block, auto_decode).reader.read(max_bytes + 1)
         except OSError as e:
@@ -185,7 +187,7 @@ def _parse_response(block: bytes, max_bytes: int) -> _Response:
     return _Response(error=error)
 
 
-def _open_response(block: bytes, auto_decode: str) -> Any:
+def _open_response(block: bytes, auto_decode: Decoding) -> Any:
     """Return a record of its own with `block`, because an error in a body ends the iteration over a file."""
     from fastwarc.warc import WarcRecord
 
@@ -204,7 +206,8 @@ def _iter_records(input_file: InputFile, rejects: Rejects) -> Iterator[_Record]:
     start = end = 0  # of the part that fastwarc reads, and a place in its last record
     while True:
         try:
-            for warc_record in ArchiveIterator(tape, parse_http=False, stream_detect=False):
+            # fastwarc calls only the methods that `_Tape` has; its stubs demand others as well.
+            for warc_record in ArchiveIterator(cast("Any", tape), parse_http=False, stream_detect=False):
                 offset = start + warc_record.stream_pos
                 yield _Record(offset, warc_record)
                 end = offset + max(warc_record.content_length, 1)
