@@ -100,12 +100,10 @@ def number_files(files: list[InputFile], recipe: Recipe) -> list[InputFile]:
     Raises MisuseError if a name does not match `recipe.name_pattern` or is not UTF-8.
     """
     for file in files:
-        try:
-            file.name.encode()
-        except UnicodeEncodeError as e:
+        if not _is_utf8(file.name):
             raise MisuseError(
                 f"the name of {file.path} is not UTF-8, so the manifest cannot contain it; rename the file"
-            ) from e
+            )
     metadata = _parse_names([file.name for file in files], recipe)
     return [dataclasses.replace(file, number=i, metadata=metadata[i]) for i, file in enumerate(files)]
 
@@ -123,9 +121,8 @@ class _Describer:
             with open(path, "rb", buffering=0) as raw:
                 stream = _HashingStream(raw, self.is_cancelled)
                 compression, head = _read_head(stream, path)
+                reject_unreadable(path, head)
                 archive = detect_archive(head)
-                if archive:
-                    reject_unreadable(path, head)
                 if archive == "zip" and compression:
                     raise MisuseError(f"{path} is a compressed zip archive; decompress it")
                 sha256 = self.known_sha256.get(name) or stream.hash_all()
@@ -165,7 +162,6 @@ class _Describer:
 
     def _detect(self, file: InputFile, head: bytes) -> InputFile:
         """Return `file` with its format and encoding. `head`: its first bytes, decompressed."""
-        reject_unreadable(file.path, head)
         _check_name(file, head)
         has_magic = detect_format_by_magic(head) is not None
         encoding = detect_encoding(head) if self.recipe.encoding == "auto" else find_codec(self.recipe.encoding)

@@ -7,8 +7,7 @@ The idea: a child process does with every file first what the reader will do. Fo
 the footer and looks at the columns of every row group; the reader checks the size of each page
 before it decompresses it. For Arrow, it reads every record batch, which decompresses the required
 columns. Its memory and its time are limited. If it crashes, the file that it was working on is
-reported in one line, and the files after it are not examined: one such file ends a build. The child
-is a new interpreter, because a fork of this process could inherit a lock that another thread holds.
+reported in one line, and the files after it are not examined: one such file ends a build.
 
 The cost: about 0.1 s of CPU time for the child, once for a build, and 1 ms per file. A compressed
 Arrow file is decompressed once more than otherwise, and a file that is not compressed is not read.
@@ -20,14 +19,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-from contextlib import suppress
-from pathlib import Path
 
-import preprocess
-from preprocess.errors import FolioError, shorten
+from preprocess.readers.limited_child import (
+    explain_end,
+    explain_failed_start,
+    limit_resources,
+    name_status,
+    start_child,
+)
 
 MAX_MEMORY_BYTES = 1 << 30  # of the child, of which Python and Arrow take a tenth
 MAX_CPU_S = 10  # for one file, and as long again for every CPU_BYTES of it
@@ -53,15 +54,8 @@ def start_examiner() -> None:
 
 
 def _start_child() -> subprocess.Popen[bytes]:
-    root = Path(preprocess.__file__).parent.parent
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", CHILD_CODE, str(root), *sys.path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        # Another allocator of Arrow, mimalloc, reserves 1 GB at once, which would exceed MAX_MEMORY_BYTES.
-        env={**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"},
-    )
+    # Another allocator of Arrow, mimalloc, reserves 1 GB at once, which would exceed MAX_MEMORY_BYTES.
+    return start_child(CHILD_CODE, {"ARROW_DEFAULT_MEMORY_POOL": "system"})
 
 
 def examine_files(files: list[tuple[str, str]], names: list[str]) -> list[str | None]:
@@ -76,8 +70,7 @@ def examine_files(files: list[tuple[str, str]], names: list[str]) -> list[str | 
     output, errors = child.communicate(json.dumps([files, names]).encode() + b"\n")
     start, *answers = output.decode().splitlines() or [""]
     if start != READY:
-        last_line = errors.decode(errors="replace").strip().rpartition("\n")[2]
-        raise FolioError(f"the process that examines Parquet and Arrow files cannot start: {shorten(last_line)}")
+        raise explain_failed_start("examines Parquet and Arrow files", errors)
     no_memory = f"takes more than {MAX_MEMORY_BYTES >> 30} GB of memory"
     reasons = [
         f"{WORK[format_]} {no_memory}" if answer == NO_MEMORY else None
@@ -89,11 +82,8 @@ def examine_files(files: list[tuple[str, str]], names: list[str]) -> list[str | 
 
 
 def _explain_end(status: int, path: str, format_: str) -> str:
-    name = signal.Signals(-status).name if status < 0 else f"status {status}"
-    if name in ("SIGXCPU", "SIGALRM"):
-        max_cpu_s, max_wait_s = _get_time_limits(path)
-        return f"{WORK[format_]} takes more than {max_cpu_s if name == 'SIGXCPU' else max_wait_s} s"
-    return f"{WORK[format_]} ends the process with {name}"
+    reason = explain_end(status, *_get_time_limits(path)) or f"ends the process with {name_status(status)}"
+    return f"{WORK[format_]} {reason}"
 
 
 def _get_time_limits(path: str) -> tuple[int, int]:
@@ -113,22 +103,8 @@ def main() -> None:
     print(READY, flush=True)
     files, names = json.loads(sys.stdin.readline())
     for path, format_ in files:
-        _limit_resources(*_get_time_limits(path))
+        limit_resources(MAX_MEMORY_BYTES, *_get_time_limits(path))
         print(_examine(path, format_, set(names)), flush=True)
-
-
-def _limit_resources(max_cpu_s: int, max_wait_s: int) -> None:
-    """Limit the memory of this process, and its time for the next file."""
-    with suppress(ImportError):  # Windows has no limits
-        import resource
-
-        signal.alarm(max_wait_s)
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        max_cpu_s += int(usage.ru_utime + usage.ru_stime)
-        limits = ((resource.RLIMIT_DATA, MAX_MEMORY_BYTES), (resource.RLIMIT_CPU, max_cpu_s), (resource.RLIMIT_CORE, 0))
-        for kind, value in limits:
-            hard_limit = resource.getrlimit(kind)[1]
-            resource.setrlimit(kind, (value if hard_limit < 0 else min(value, hard_limit), hard_limit))
 
 
 def _examine(path: str, format_: str, names: set[str]) -> str:

@@ -18,14 +18,17 @@ import atexit
 import os
 import signal
 import struct
-import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import IO
 
-import preprocess
-from preprocess.errors import FolioError, shorten
+from preprocess.readers.limited_child import (
+    explain_end,
+    explain_failed_start,
+    limit_resources,
+    name_status,
+    start_child,
+)
 
 MAX_MEMORY_BYTES = 2 << 30  # of the child
 MAX_CPU_S = 30  # for one page; a page of a megabyte takes 0.03 s
@@ -45,17 +48,9 @@ class PageTooHard(Exception):
 
 class _Child:
     def __init__(self) -> None:
-        root = Path(preprocess.__file__).parent.parent
-        self.process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", CHILD_CODE, str(root), *sys.path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        self.process = start_child(CHILD_CODE)
         if self._read_number() != READY:
-            errors = self.process.communicate()[1].decode(errors="replace")
-            last_line = errors.strip().rpartition("\n")[2]
-            raise FolioError(f"the process that reads HTML pages cannot start: {shorten(last_line)}")
+            raise explain_failed_start("reads HTML pages", self.process.communicate()[1])
 
     def extract(self, page: bytes) -> bytes:
         """Return the text of a page, both in UTF-8. Raises PageTooHard if the child has ended."""
@@ -107,10 +102,8 @@ def extract_in_child(page: str) -> str:
 def _explain_end(status: int, is_memory: bool) -> str:
     if is_memory:
         return f"needs more than {MAX_MEMORY_BYTES >> 30} GB of memory"
-    name = signal.Signals(-status).name if status < 0 else f"status {status}"
-    if name in ("SIGXCPU", "SIGALRM"):
-        return f"takes more than {MAX_CPU_S if name == 'SIGXCPU' else MAX_WAIT_S} s"
-    return f"ends the process that reads it with {name}"
+    reason = explain_end(status, MAX_CPU_S, MAX_WAIT_S)
+    return reason or f"ends the process that reads it with {name_status(status)}"
 
 
 @atexit.register
@@ -130,7 +123,7 @@ def main() -> None:
     _write(target, READY)
     while len(head := source.read(LENGTH.size)) == LENGTH.size:
         page = source.read(LENGTH.unpack(head)[0]).decode()
-        _limit_resources()
+        limit_resources(MAX_MEMORY_BYTES, MAX_CPU_S, MAX_WAIT_S)
         try:
             text = extract_main_text(page).encode("utf-8", "replace")
         except (MemoryError, ValueError):  # resiliparse raises a ValueError if its parser gets no memory
@@ -144,17 +137,3 @@ def main() -> None:
 def _write(target: IO[bytes], number: int, text: bytes = b"") -> None:
     target.write(LENGTH.pack(number) + text)
     target.flush()
-
-
-def _limit_resources() -> None:
-    """Limit the memory of this process, and its time for the next page."""
-    with suppress(ImportError):  # Windows has no limits
-        import resource
-
-        signal.alarm(MAX_WAIT_S)
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        max_cpu_s = int(usage.ru_utime + usage.ru_stime) + MAX_CPU_S
-        limits = ((resource.RLIMIT_DATA, MAX_MEMORY_BYTES), (resource.RLIMIT_CPU, max_cpu_s), (resource.RLIMIT_CORE, 0))
-        for kind, value in limits:
-            hard_limit = resource.getrlimit(kind)[1]
-            resource.setrlimit(kind, (value if hard_limit < 0 else min(value, hard_limit), hard_limit))

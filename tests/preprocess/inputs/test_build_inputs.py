@@ -8,7 +8,6 @@ import json
 import os
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,35 +109,23 @@ def test_skipped_files_are_reported_and_builds_are_not_read(tmp_path: Path, caps
             build_files(tmp_path, data / name, format="jsonl")
 
 
-def test_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("function", "entry"), [("scandir", "in"), ("listdir", "in/**/*.txt")])
+def test_folder_that_cannot_be_listed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, entry: str
+) -> None:
     """Without its files the build would be smaller, and nobody would notice."""
     (tmp_path / "in/closed").mkdir(parents=True)
     (tmp_path / "in/a.txt").write_text("text")
-    list_folder = os.scandir
+    list_folder = getattr(os, function)
 
-    def scandir(path: str) -> Iterator[os.DirEntry[str]]:
+    def list_unless_closed(path: str) -> Any:
         if str(path).endswith("closed"):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))  # tests may run as root
         return list_folder(path)
 
-    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(os, function, list_unless_closed)
     with pytest.raises(FolioError, match="the folder .*closed cannot be listed .Permission denied"):
-        build_files(tmp_path, tmp_path / "in")
-
-
-def test_folder_of_a_glob_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "in/closed").mkdir(parents=True)
-    (tmp_path / "in/a.txt").write_text("text")
-    list_folder = os.listdir
-
-    def listdir(path: str) -> list[str]:
-        if str(path).endswith("closed"):
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))  # tests may run as root
-        return list_folder(path)
-
-    monkeypatch.setattr(os, "listdir", listdir)
-    with pytest.raises(FolioError, match="the folder .*closed cannot be listed .Permission denied"):
-        build_files(tmp_path, tmp_path / "in/**/*.txt")
+        build_files(tmp_path, tmp_path / entry)
 
 
 def test_folder_is_read_through_links_to_folders(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_examiner_that_cannot_start_is_one_line(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(("work", "expected"), [("bytearray(2 << 30)", "MemoryError"), ("while True: pass", "")])
 def test_memory_and_time_of_the_examiner_are_limited(work: str, expected: str) -> None:
-    code = f"from preprocess.readers import examiner as e\ne._limit_resources(1, 60)\n{work}"
+    code = f"from preprocess.readers import examiner as e\ne.limit_resources(e.MAX_MEMORY_BYTES, 1, 60)\n{work}"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert expected in child.stderr and child.returncode == (1 if expected else -signal.SIGXCPU)
     if not expected:
