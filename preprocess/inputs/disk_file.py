@@ -8,13 +8,12 @@ two versions.
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
-import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 from preprocess.errors import FolioError
-from preprocess.shards.files import HASH_CHUNK_BYTES
+from preprocess.shards.files import sha256_file
 
 NO_SHA256 = "none"  # the sha256 of a file that was not hashed
 
@@ -64,16 +63,7 @@ class DiskFile:
             raise InputChanged(f"{self.path} changed while it was read (it has another sha256)")
 
 
-def hash_file(path: str, is_cancelled: threading.Event) -> str:
-    """Return the SHA-256 of a file, or of a part of it if the work is cancelled."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while not is_cancelled.is_set() and (chunk := file.read(HASH_CHUNK_BYTES)):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 @functools.lru_cache(maxsize=1024)
 def _hash_version(path: str, ctime_ns: int) -> str:
     """Return the SHA-256 of a file. `ctime_ns` is part of the cache's key: a changed file is hashed again."""
-    return hash_file(path, threading.Event())
+    return sha256_file(Path(path))

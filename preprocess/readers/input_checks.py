@@ -13,7 +13,7 @@ from preprocess.errors import FolioError
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.examiner import examine_files
 from preprocess.readers.records import find_required_columns
-from preprocess.recipes.schema import Recipe
+from preprocess.recipes.schema import PAGE_FORMATS, Recipe
 
 if TYPE_CHECKING:
     from preprocess.readers.json_columns import JsonColumnChecker
@@ -70,7 +70,7 @@ class InputChecker:
 
             if not check_csv(input_file, self._recipe):
                 self.empty_files.add(input_file.path)
-        elif input_file.format in ("html", "warc"):
+        elif input_file.format in PAGE_FORMATS:
             from preprocess.readers.html_text import check_installed
 
             modules = ("resiliparse", "fastwarc") if input_file.format == "warc" else ("resiliparse",)

@@ -21,8 +21,8 @@ from preprocess.errors import FolioError, shorten
 def start_child(code: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start an interpreter that runs `code`, with pipes for stdin, stdout and stderr.
 
-    `code` must first set `sys.path` to `sys.argv[1:]`, the paths of this process. `environment` is added to that of
-    this process.
+    `code` must first set `sys.path` to `sys.argv[1:]`, the paths of this process. `environment` has
+    variables that are added to those of this process.
     """
     root = Path(preprocess.__file__).parent.parent
     return subprocess.Popen(

@@ -127,8 +127,8 @@ class Transfers:
     def try_again(self, work: Callable[[], Result], *, shown: str, get_position: Callable[[], int] = int) -> Result:
         """Return the result of `work`, which is called again while it raises TransferBroken.
 
-        `shown` names the work in messages. `get_position` returns how far it got. If there is no
-        connection, the work is repeated only after it got somewhere.
+        `shown` names the work in messages. `get_position` returns the number of bytes that it has
+        copied. Without a connection, the work is repeated only if it has copied any.
         """
         num_failures, position = 0, get_position()
         while True:
