@@ -52,4 +52,9 @@ def read_span(input_file: InputFile, span: Span, recipe: Recipe, rejects: Reject
         from preprocess.readers.csv import read_csv
 
         batches = read_csv(input_file, recipe, rejects)
-    yield from split_records(batches, input_file, recipe, rejects)
+    batches = split_records(batches, input_file, recipe, rejects)
+    if recipe.chat_columns is not None and input_file.format != "jsonl":  # the parser of JSON joins them
+        from preprocess.readers.chat_columns import join_chat_columns
+
+        batches = join_chat_columns(batches, recipe)
+    yield from batches
