@@ -150,7 +150,7 @@ def test_only_matrices_decay() -> None:
 
 
 def test_muon_updates_only_the_matrices_of_the_blocks() -> None:
-    model = make_model(make_config(arch="modern", optimizer="muon"), VOCAB_SIZE)
+    model = make_model(make_config(arch="modern", token_shift=True, optimizer="muon"), VOCAB_SIZE)
     adamw, muon = make_optimizers(model, make_config(optimizer="muon", muon_learning_rate=0.3), device=CPU)
     names = {id(p): name for name, p in model.named_parameters()}
     by_muon = {names[id(p)] for group in muon.param_groups for p in group["params"]}
