@@ -130,20 +130,22 @@ def write_split(
     vocab_size: int,
     shard_tokens: int = 1 << 20,
     text_bytes: int = 0,
+    mask: Any = None,
 ) -> dict[str, Any]:
     """Write documents to shards, and return the manifest's entry of the split.
 
     `ids`: (N,) of all documents. `ends`: (D,) exclusive end of each in `ids`. `docs`: (D,) of
-    DOC_DTYPE.
+    DOC_DTYPE. `mask`: (N,) bool, the loss mask, if the build has one.
     """
     ends = np.asarray(ends, np.int64)
     lengths = np.diff(ends, prepend=0)
     shards: list[dict[str, Any]] = []
     for first, last, _ in cut_shards(lengths, 0, shard_tokens):
-        begin = int(ends[first] - lengths[first])
-        plan = ShardPlan(split, len(shards), int(ends[last - 1]) - begin, last - first)
+        begin, end = int(ends[first] - lengths[first]), int(ends[last - 1])
+        plan = ShardPlan(split, len(shards), end - begin, last - first, has_mask=mask is not None)
         create_shard(folder, plan, vocab_size=vocab_size)
-        part = EncodedDocuments(ids[begin : int(ends[last - 1])], ends[first:last] - begin, docs[first:last])
+        part_mask = None if mask is None else mask[begin:end]
+        part = EncodedDocuments(ids[begin:end], ends[first:last] - begin, docs[first:last], part_mask)
         max_id = write_documents(folder, plan, WriteOffset(0, 0), part, vocab_size=vocab_size)
         shards.append(ShardSealer(folder, plan, vocab_size=vocab_size).finish(max_id).as_dict())
     return {"tokens": len(ids), "documents": len(ends), "text_bytes": text_bytes, "shards": shards}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,24 @@ def unpack_mask(packed: np.ndarray, start: int, stop: int) -> np.ndarray:
     first_byte = start // 8
     bits = np.unpackbits(packed[first_byte : count_mask_bytes(stop)], bitorder="little")
     return bits[start - 8 * first_byte : stop - 8 * first_byte].astype(bool)
+
+
+def gather_mask(
+    masks: Sequence[np.ndarray | None], shard: np.ndarray, start: np.ndarray, num_tokens: int
+) -> np.ndarray:
+    """Return the masks of the `num_tokens` tokens from `start` on in `shard`: (B, num_tokens) bool.
+
+    `masks`: the packed mask of each shard, (N,) uint8, or None if all its tokens count. `shard`,
+    `start`: (B,) int64.
+    """
+    out = np.ones((len(shard), num_tokens), bool)
+    for s in np.unique(shard):
+        packed = masks[s]
+        if packed is not None:
+            rows = np.flatnonzero(shard == s)
+            token = start[rows, None] + np.arange(num_tokens)  # (b, num_tokens)
+            out[rows] = (packed[token >> 3] >> (token & 7).astype(np.uint8)) & 1
+    return out
 
 
 def count_ones(packed: np.ndarray) -> int:

@@ -193,7 +193,9 @@ class LanguageModel(nn.Module):
         """Return the mean loss in nats, (), and the loss of each row, (B,).
 
         Only the mean loss has a gradient. `ids`, `targets` and `documents` are (B, T) int64; both
-        losses are float32. With `documents`, no token attends to a token of another document.
+        losses are float32. A target that is IGNORE_INDEX has the loss 0 and no gradient, but the
+        means are over all T or B·T targets: divide them by the fraction that counts. With
+        `documents`, no token attends to a token of another document.
         """
         x = self.features(ids, documents)  # (B, T, C)
         if should_chunk_loss(ids.numel() * self.padded_vocab_size, x.device):

@@ -96,6 +96,9 @@ class GPT2(LanguageModel):
     def embed(self, ids: Tensor, documents: Tensor | None, cache: KVCache | None) -> Tensor:
         first = cache.length if cache else 0
         positions = torch.arange(first, first + ids.shape[1], device=ids.device)  # (T,)
+        if documents is not None:  # a document has the same positions as if it were alone
+            is_first = documents.diff(dim=1, prepend=documents[:, :1] - 1) != 0  # (B, T)
+            positions = positions - (positions * is_first).cummax(dim=1).values  # (B, T)
         return F.dropout(self.wte(ids) + self.wpe(positions), self.dropout, self.training)  # (B, T, C)
 
     def final_norm(self, x: Tensor) -> Tensor:
