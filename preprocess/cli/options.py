@@ -173,7 +173,7 @@ PROCESSING_OPTIONS = [
         help="gpt2, sentencepiece, char, byte, another tiktoken encoding, or a tokenizer's file or folder.",
     ),
     click.option("--num-pieces", type=int, metavar="N", help="Vocabulary size of a sentencepiece tokenizer."),
-    click.option("--num-pairs", type=int, metavar="N", help="Number of sentence pairs in the synthetic corpus."),
+    click.option("--num-pairs", type=int, metavar="N", help="Sentence pairs or questions of a synthetic corpus."),
     click.option(
         "--seed",
         type=int,

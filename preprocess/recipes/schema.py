@@ -136,7 +136,7 @@ class Recipe:
     inputs: tuple[str, ...] = ()  # the user's files, folders and globs
     size: str = ""  # shown by `preprocess corpora` if `files` is empty
     hub: str = ""  # the URL that is read if there are no `inputs`, for built-in corpora of the Hugging Face hub
-    num_pairs: int = 10_000  # synthetic only
+    num_pairs: int = 10_000  # synthetic only: sentence pairs, or with chat_columns questions
     document: str = "file"  # text only: the unit of text that becomes one document
     separator: str = "<|endoftext|>"  # text between two documents, if `document` is "separator"
     passage_characters: int = 2_000  # approximate length of a document, if `document` is "passage"
@@ -319,7 +319,8 @@ def _list_unused_settings(recipe: Recipe) -> list[str]:
     trains_tokenizer = recipe.tokenizer == "sentencepiece"
     has_no_columns = is_synthetic or is_text or is_page
     is_unused = {
-        **dict.fromkeys((*COLUMN_SETTINGS, "template", "where", "chat_columns"), has_no_columns),
+        **dict.fromkeys((*COLUMN_SETTINGS, "template", "where"), has_no_columns),
+        "chat_columns": is_text or is_page,
         "text_column": has_no_columns or recipe.template is not None or recipe.chat_columns is not None,
         **dict.fromkeys(CSV_SETTINGS, recipe.format not in ("auto", "csv")),
         **dict.fromkeys(JSON_SETTINGS, recipe.format not in ("auto", "jsonl")),

@@ -25,7 +25,9 @@ from preprocess.documents import HELD_OUT, TRAIN, UNKNOWN, VAL, make_batch, repl
 from preprocess.errors import FolioError
 from preprocess.inputs.input_files import InputFile, Span
 from preprocess.inputs.synthetic import generate_pairs
+from preprocess.inputs.synthetic_chats import Question, generate_questions
 from preprocess.readers import read_span
+from preprocess.readers.chat_columns import make_chat_text
 from preprocess.readers.records import Rejects
 from preprocess.readers.reject_reasons import RejectReason
 from preprocess.recipes.schema import Recipe
@@ -87,7 +89,7 @@ def _read_spans(
     for input_file, span in spans:
         if input_file.format == "synthetic":
             yield from _generate_synthetic(recipe)
-            rejects.num_positions = 2 * recipe.num_pairs
+            rejects.num_positions = recipe.num_pairs * (2 if recipe.chat_columns is None else 1)
         elif recipe.split == "contiguous":
             yield from _read_contiguous(input_file, span, recipe, rejects, cleaned)
         elif _cuts_texts(recipe):
@@ -231,9 +233,25 @@ def count_characters(input_file: InputFile, span: Span, recipe: Recipe) -> int:
 
 
 def _generate_synthetic(recipe: Recipe) -> Documents:
+    if recipe.chat_columns is not None:
+        questions = generate_questions(recipe.num_pairs, seed=recipe.seed)
+        while chats := list(itertools.islice(questions, PAIRS_PER_BATCH)):
+            yield _make_chat_batch(chats, recipe), np.full(len(chats), UNKNOWN, np.int8)
+        return
     pairs = generate_pairs(recipe.num_pairs, seed=recipe.seed)
     while chunk := list(itertools.islice(pairs, PAIRS_PER_BATCH)):
         yield _make_pair_batch(chunk), np.full(2 * len(chunk), UNKNOWN, np.int8)
+
+
+def _make_chat_batch(questions: list[Question], recipe: Recipe) -> pa.RecordBatch:
+    """Return each question with its answer as a chat. Those about the same sentence are one group."""
+    columns: dict[str, Any] = {
+        "text": [make_chat_text(recipe, ("prompt", "completion"), (each.question, each.answer)) for each in questions],
+        "lang": [each.lang for each in questions],
+        "position": [each.number for each in questions],
+        "group": [each.sentence for each in questions],
+    }
+    return make_batch({**columns, "source": 0}, len(questions))
 
 
 def _make_pair_batch(pairs: list[Any]) -> pa.RecordBatch:
