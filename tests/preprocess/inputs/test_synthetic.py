@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocess.inputs.synthetic import Pair, load_vocabulary, generate_pairs
+from preprocess.inputs.synthetic import Pair, generate_pairs, load_vocabulary
 from preprocess.shards.format import format_control_token
 from preprocess.tokenizers.sentencepiece_bpe import train
 
