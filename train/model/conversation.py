@@ -11,7 +11,7 @@ exchanges (a message and its reply) are left out, but never the system message.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +59,7 @@ class Conversation:
         self._model, self._tokenizer, self._config, self._system = model, tokenizer, config, system
         self._bos = [manifest.bos_id] if manifest.recipe.get("bos") and manifest.bos_id is not None else []
         # Each of these ends a reply: no turn of the assistant has one inside.
-        self._end_ids = {self._special_tokens[token] for token in self._template.control_tokens} | {manifest.eot_id}
+        self._end_ids = {manifest.eot_id, *(self._special_tokens[token] for token in self._template.control_tokens)}
         self._silent_ids = {*manifest.special_tokens.values(), *range(manifest.vocab_size, model.vocab_size)}
         self._num_replies = 0
         self.exchanges: list[Exchange] = []
@@ -69,7 +69,7 @@ class Conversation:
         """Forget all messages except the system message."""
         self.exchanges = []
 
-    def reply(self, message: str) -> Iterator[str]:
+    def reply(self, message: str) -> Generator[str, None, None]:
         """Add `message`, and yield the reply to it in parts, each as soon as it is generated.
 
         If the iterator is closed before its end, the reply so far belongs to the conversation. Raises
