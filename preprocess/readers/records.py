@@ -81,12 +81,16 @@ def format_utf8_error(input_file: InputFile, location: str, byte: int, reason: s
             f"{input_file.path} is not valid {input_file.encoding.upper()} {location}; choose another with --encoding, "
             "or pass --invalid-utf8 replace or skip"
         )
-    with open_stream(input_file) as stream:
-        suggestion = suggest_encoding(stream.read(HEAD_BYTES))
     return (
-        f"{input_file.path} is not UTF-8: byte 0x{byte:02x} {location} ({reason}); pass the encoding of the file, "
-        f"{suggestion}, or pass --invalid-utf8 replace or skip"
+        f"{input_file.path} is not UTF-8: byte 0x{byte:02x} {location} ({reason}); {advise_about_encoding(input_file)}, "
+        "or pass --invalid-utf8 replace or skip"
     )
+
+
+def advise_about_encoding(input_file: InputFile) -> str:
+    """Return what to do about a file that is not UTF-8, with its encoding if its first bytes show it."""
+    with open_stream(input_file) as stream:
+        return f"pass the encoding of the file, {suggest_encoding(stream.read(HEAD_BYTES))}"
 
 
 @dataclass

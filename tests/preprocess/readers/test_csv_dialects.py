@@ -149,9 +149,9 @@ def test_column_that_is_used_must_not_be_doubled(tmp_path: Path, column: str) ->
 @pytest.mark.parametrize("recipe", [{}, {"invalid_utf8": "replace"}, {"invalid_utf8": "skip"}])
 def test_header_in_another_encoding_is_one_line(tmp_path: Path, recipe: dict[str, Any]) -> None:
     (tmp_path / "a.csv").write_bytes("id,text,название\n1,строка,имя\n".encode("cp1251"))
-    with pytest.raises(FolioError, match="the header of .*a.csv is not UTF-8: byte 0xed .*; pass --encoding"):
+    with pytest.raises(FolioError, match="the header of .*a.csv is not UTF-8: byte 0xed .*; pass the encoding of the file, with --encoding"):
         build_files(tmp_path, tmp_path / "a.csv", **recipe)
-    with pytest.raises(FolioError, match="the header of .*a.csv is not UTF-8: byte 0xed .*; pass --encoding"):
+    with pytest.raises(FolioError, match="the header of .*a.csv is not UTF-8: byte 0xed .*; pass the encoding of the file, with --encoding"):
         list(TokenStream(open_files(tmp_path / "a.csv", **recipe), block_size=4))
 
 
