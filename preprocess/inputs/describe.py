@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
-import hashlib
 import io
 import itertools
 import os
@@ -13,31 +12,29 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import IO, Any
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.inputs.archives import clean_member_name, detect_archive, explain_damage, iter_members
-from preprocess.inputs.compressions import detect_compression
 from preprocess.inputs.detect import (
     ARCHIVE_SUFFIXES,
     COMPRESSION_SUFFIXES,
-    HEAD_BYTES,
     describes_data,
     detect_encoding,
     detect_format,
     detect_format_by_magic,
+    detect_format_by_name,
     has_mac_line_ends,
     is_format_read,
     reject_unreadable,
     strip_compression_suffix,
 )
 from preprocess.inputs.disk_file import NO_SHA256, DiskFile
+from preprocess.inputs.file_heads import HashingStream, read_head
 from preprocess.inputs.input_files import InputFile, NameMetadata
 from preprocess.inputs.open_input import decode_stream
 from preprocess.recipes.schema import TABLE_FORMATS, Recipe, reject_settings_of_other_formats
 from preprocess.recipes.templates import parse_name_pattern
 from preprocess.recipes.text_encodings import find_codec
-from preprocess.shards.files import HASH_CHUNK_BYTES
 
 MAX_FILES_PER_TASK = 256
 
@@ -119,8 +116,8 @@ class _Describer:
         for name, path in paths:
             stat = os.stat(path)  # before hashing, so that a change during hashing is detected
             with open(path, "rb", buffering=0) as raw:
-                stream = _HashingStream(raw, self.is_cancelled)
-                compression, head = _read_head(stream, path)
+                stream = HashingStream(raw, self.is_cancelled)
+                compression, head = read_head(stream, path, self._has_lines(name))
                 reject_unreadable(path, head)
                 archive = detect_archive(head)
                 if archive == "zip" and compression:
@@ -143,9 +140,9 @@ class _Describer:
                 description.skipped_suffixes[os.path.splitext(member.name)[1].lower() or "no suffix"] += 1
                 continue
             path = f"{disk.path}/{member.name}"
-            stream = _HashingStream(raw, self.is_cancelled)
+            stream = HashingStream(raw, self.is_cancelled)
             with explain_damage(disk.path, f"a {archive} archive"):
-                member_compression, head = _read_head(stream, path)
+                member_compression, head = read_head(stream, path, self._has_lines(member.name))
                 sha256 = NO_SHA256 if disk.sha256 == NO_SHA256 else stream.hash_all()
             reject_unreadable(path, head)
             if detect_archive(head):
@@ -160,13 +157,17 @@ class _Describer:
             raise MisuseError(f"{disk.path} contains two files of the name {twice[0]!r}; unpack it")
         return files
 
+    def _has_lines(self, name: str) -> bool:
+        """Return whether a file of this name is probably a text whose lines or paragraphs are documents."""
+        return self.recipe.document in ("line", "paragraph") and detect_format_by_name(name) in ("text", None)
+
     def _detect(self, file: InputFile, head: bytes) -> InputFile:
         """Return `file` with its format and encoding. `head`: its first bytes, decompressed."""
         _check_name(file, head)
         has_magic = detect_format_by_magic(head) is not None
         encoding = detect_encoding(head) if self.recipe.encoding == "auto" else find_codec(self.recipe.encoding)
         if encoding and not has_magic:
-            head = decode_stream(io.BytesIO(head), "", encoding).read(4 * HEAD_BYTES)
+            head = decode_stream(io.BytesIO(head), "", encoding).read(4 * len(head))
         format_ = detect_format(file.name, file.path, head, self.recipe.format)
         if title := {"parquet": "Parquet", "arrow": "Arrow"}.get(format_):
             if file.compression:
@@ -210,57 +211,6 @@ def _is_utf8(path: str) -> bool:
     except UnicodeEncodeError:  # Python represents other bytes by surrogates
         return False
     return True
-
-
-class _HashingStream:
-    """The bytes of a stream, hashed as they are read."""
-
-    def __init__(self, stream: IO[bytes], is_cancelled: threading.Event) -> None:
-        self._stream, self._is_cancelled = stream, is_cancelled
-        self._digest = hashlib.sha256()
-
-    def read(self, num_bytes: int) -> bytes:
-        data = self._stream.read(num_bytes)
-        self._digest.update(data)
-        return data
-
-    def hash_all(self) -> str:
-        """Return the SHA-256 of the whole stream, or of a part of it if the work is cancelled."""
-        while not self._is_cancelled.is_set() and self.read(HASH_CHUNK_BYTES):
-            pass
-        return self._digest.hexdigest()
-
-
-class _Prefixed:
-    """A stream with bytes before it that were read from it."""
-
-    def __init__(self, head: bytes, stream: Any) -> None:
-        self._head, self._stream = head, stream
-
-    def read(self, num_bytes: int) -> bytes:
-        if not self._head:
-            data: bytes = self._stream.read(num_bytes)
-            return data
-        data, self._head = self._head[:num_bytes], self._head[num_bytes:]
-        return data
-
-
-def _read_head(stream: Any, path: str) -> tuple[str, bytes]:
-    """Return the compression of a file, and its first bytes, decompressed."""
-    head = _read_first(stream)
-    compression = detect_compression(head)
-    if compression:
-        with explain_damage(path, f"a {compression} file"):
-            head = _read_first(decode_stream(_Prefixed(head, stream), compression, ""))
-    return compression, head
-
-
-def _read_first(stream: Any) -> bytes:
-    """Return HEAD_BYTES of a stream, or all of it if it is shorter. A small compressed block may be read alone."""
-    head = b""
-    while len(head) < HEAD_BYTES and (data := stream.read(HEAD_BYTES - len(head))):
-        head += data
-    return head
 
 
 def _is_binary(head: bytes) -> bool:
