@@ -53,6 +53,7 @@ REFUSED_MAGIC = {
     b"Obj\x01": ("an Avro file", "convert it to Parquet or JSON lines"),
     b"ORC": ("an ORC file", "convert it to Parquet"),
 }
+WORDS = (b"ORC", b"GGUF")  # a text may begin with them, too
 # Documents that are zip archives, by the beginning of the name or the content of their first file.
 ZIP_FILE = b"PK\x03\x04"  # the beginning of the first file in an archive, whose name begins at ZIP_NAME_OFFSET
 ZIP_NAME_OFFSET = 30
@@ -84,6 +85,10 @@ BYTE_ORDER_MARKS = {  # UTF-32 first: its mark in little-endian order begins wit
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 MIN_NUL_SHARE = 0.05  # of the high bytes of UTF-16: those of spaces and line ends, in any language
+MAX_LOW_NUL_SHARE = 0.2  # low bytes that are NUL, as of U+0100, per high byte that is; UTF-8 has as many of both
+HIGH_BYTES_OF_ALPHABETS = range(0x22)  # of letters and punctuation; in UTF-8 they are spaces and control characters
+MIN_ALPHABET_SHARE = 0.9  # of the high bytes of UTF-16 that could be UTF-8, too
+MIN_CLEAR_BYTES = 32  # of these, ideographs in UTF-16 practically never are valid UTF-8
 
 
 def strip_compression_suffix(name: str) -> str:
@@ -160,12 +165,27 @@ def reject_unreadable(path: str, head: bytes) -> None:
         raise FolioError(
             f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository, or download it"
         )
-    found = [refusal for magic, refusal in REFUSED_MAGIC.items() if head.startswith(magic)]
+    is_text = head.startswith(WORDS) and not is_binary(head)
+    found = [refusal for magic, refusal in REFUSED_MAGIC.items() if head.startswith(magic) and not is_text]
     if head.startswith(ZIP_FILE):
         found = [refusal for start, refusal in ZIPPED_DOCUMENTS.items() if head.startswith(start, ZIP_NAME_OFFSET)]
     if found:
         description, advice = found[0]
         raise MisuseError(f"{path} is {description}, expected text or a table; {advice}, or leave the file out")
+
+
+def is_binary(head: bytes) -> bool:
+    """Return whether the beginning of a file is neither UTF-8 nor cut within a character of it, or has a NUL."""
+    return b"\0" in head or not _is_utf8(head)
+
+
+def _is_utf8(head: bytes) -> bool:
+    """Return whether the beginning of a file is UTF-8, perhaps cut within a character."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def has_mac_line_ends(head: bytes) -> bool:
@@ -176,17 +196,24 @@ def has_mac_line_ends(head: bytes) -> bool:
     return b"\r" in head[:-1] and b"\n" not in head
 
 
-def detect_encoding(head: bytes) -> str:
+def detect_encoding(head: bytes) -> str | None:
     """Return "utf-16-le" or another form of UTF-16 or UTF-32, or "" for UTF-8 and unknown encodings.
 
     Without a byte order mark, UTF-16 is recognised by its NULs: the high bytes of all Latin letters,
-    spaces and line ends are NUL, and the low bytes are not.
+    spaces and line ends are NUL, and the low bytes rarely are. UTF-8 with NULs can look like this,
+    too, but then the other bytes are letters, and as high bytes they would mean ideographs. Returns
+    None if a file is too short to say.
     """
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
             return encoding
     evens, odds = head[0::2], head[1::2]
     for high_bytes, low_bytes, encoding in ((odds, evens, "utf-16-le"), (evens, odds, "utf-16-be")):
-        if high_bytes.count(0) > MIN_NUL_SHARE * len(high_bytes) and not low_bytes.count(0):
+        num_nuls = high_bytes.count(0)
+        if num_nuls <= MIN_NUL_SHARE * len(high_bytes) or low_bytes.count(0) > MAX_LOW_NUL_SHARE * num_nuls:
+            continue
+        num_alphabetic = sum(map(high_bytes.count, HIGH_BYTES_OF_ALPHABETS))
+        if num_alphabetic > MIN_ALPHABET_SHARE * len(high_bytes) or not _is_utf8(head):
             return encoding
+        return None if len(head) < MIN_CLEAR_BYTES else ""
     return ""

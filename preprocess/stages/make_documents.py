@@ -138,7 +138,8 @@ class DocumentMaker:
                     raise FolioError(self._format_utf8_error(records, row, text, invalid))
                 if keep[row]:
                     place, reason = records.describe_place(row), f"not UTF-8 ({invalid[1]})"
-                    self._rejects.add(RejectReason("invalid_utf8", reason, 1, self._input_file.name, place), text)
+                    found = RejectReason("invalid_utf8", reason, 1, self._input_file.name, place)
+                    self._rejects.add(found, text, has_position=True)
                 keep[row] &= self._recipe.invalid_utf8 == "replace"
                 texts += replace_invalid_utf8(text) if keep[row] else b""
             ends.append(len(texts))
@@ -191,7 +192,7 @@ class DocumentMaker:
         rows = np.flatnonzero(rejected.is_rejected)
         saved, others = np.split(rows, [self._rejects.count_unused(rejected.kind)])
         for row in saved.tolist():
-            self._rejects.add(self._describe(rejected, row, 1))
+            self._rejects.add(self._describe(rejected, row, 1), has_position=True)
         if len(others):
             self._rejects.count(self._describe(rejected, int(others[0]), len(others)))
 
@@ -214,7 +215,7 @@ class DocumentMaker:
             check_can_be_cut(f"{self._input_file.path}: document {positions[row]:,}", self._recipe)
         for row in np.flatnonzero(~parts.is_complete).tolist():
             record = f"{self._input_file.path}: document {positions[row]:,}"
-            reject_oversized(record, self._recipe, self._rejects, can_be_cut=True)
+            reject_oversized(record, self._recipe, self._rejects, can_be_cut=True, has_position=True)
         num_extra = np.maximum(num_parts - 1, 0)
         self._num_extra += int(num_extra.sum())
         self._rejects.num_positions += int(num_extra.sum())
