@@ -85,7 +85,7 @@ BYTE_ORDER_MARKS = {  # UTF-32 first: its mark in little-endian order begins wit
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 MIN_NUL_SHARE = 0.05  # of the high bytes of UTF-16: those of spaces and line ends, in any language
-MAX_LOW_NUL_SHARE = 0.2  # low bytes that are NUL, as of U+0100, per high byte that is; UTF-8 has as many of both
+MAX_LOW_NUL_SHARE = 0.4  # low bytes that are NUL, as of U+0100, per high byte; UTF-32 and padded UTF-8 have more
 HIGH_BYTES_OF_ALPHABETS = range(0x22)  # of letters and punctuation; in UTF-8 they are spaces and control characters
 MIN_ALPHABET_SHARE = 0.9  # of the high bytes of UTF-16 that could be UTF-8, too
 MIN_CLEAR_BYTES = 32  # of these, ideographs in UTF-16 practically never are valid UTF-8
