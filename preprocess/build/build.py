@@ -289,7 +289,7 @@ class _Build:
                 input_file.check_unchanged()
         build_log = self.log.to_json(contents.layout.counts.total("text_bytes"), self.engine.num_workers)
         write_metadata(self.staging_dir, contents, build_log)
-        for line in list_warnings(contents.corpus):
+        for line in list_warnings(contents.corpus, self.plan.input_files):
             self.progress.warn(line)
         publish(self.staging_dir, self.output_dir)
         delete_work(self.output_dir, self.progress)

@@ -229,10 +229,15 @@ def _is_hidden(name: str) -> bool:
 
 @contextmanager
 def explain_damage(path: str, expected: str) -> Iterator[None]:
-    """Raise FolioError in place of the errors of the modules that read compressed files and archives."""
+    """Raise FolioError in place of the errors of the modules that read compressed files and archives.
+
+    The module bz2 raises OSError without a number for damaged data.
+    """
     try:
         yield
-    except DAMAGE as e:
+    except (*DAMAGE, OSError) as e:
+        if isinstance(e, OSError) and e.errno is not None:  # an error of the system
+            raise
         raise FolioError(
             f"{path} cannot be read as {expected} ({first_line(e)}): it is damaged or truncated; copy it again"
         ) from e

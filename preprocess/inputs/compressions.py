@@ -60,6 +60,11 @@ def detect_compression(head: bytes) -> str:
     return next((name for magic, name in MAGIC.items() if head.startswith(magic)), "")
 
 
+def is_cut_in_magic(head: bytes) -> bool:
+    """Return whether a file, all of which is `head`, is the beginning of the first bytes of a compressed file."""
+    return bool(head) and any(magic.startswith(head) for magic in MAGIC)
+
+
 class DecompressedStream:
     """The decompressed bytes of a file that is compressed with `compression`."""
 

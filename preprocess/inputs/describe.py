@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import io
 import itertools
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.inputs.archives import clean_member_name, detect_archive, explain_damage, iter_members
+from preprocess.inputs.compressions import is_cut_in_magic
 from preprocess.inputs.detect import (
     ARCHIVE_SUFFIXES,
     COMPRESSION_SUFFIXES,
@@ -24,6 +24,7 @@ from preprocess.inputs.detect import (
     detect_format_by_magic,
     detect_format_by_name,
     has_mac_line_ends,
+    is_binary,
     is_format_read,
     reject_unreadable,
     strip_compression_suffix,
@@ -168,6 +169,10 @@ class _Describer:
         encoding = detect_encoding(head) if self.recipe.encoding == "auto" else find_codec(self.recipe.encoding)
         if encoding and not has_magic:
             head = decode_stream(io.BytesIO(head), "", encoding).read(4 * len(head))
+        if encoding is None and not has_magic:
+            raise MisuseError(
+                f"{file.path} may be UTF-16, or UTF-8 with NULs; pass --encoding utf-16 or --encoding utf-8"
+            )
         format_ = detect_format(file.name, file.path, head, self.recipe.format)
         if title := {"parquet": "Parquet", "arrow": "Arrow"}.get(format_):
             if file.compression:
@@ -182,7 +187,7 @@ class _Describer:
         return dataclasses.replace(
             file,
             format=format_,
-            encoding="" if has_magic or title else encoding,
+            encoding=encoding if encoding and not (has_magic or title) else "",
             has_mac_line_ends=has_lines and has_mac_line_ends(head),
         )
 
@@ -199,7 +204,8 @@ def _check_name(file: InputFile, head: bytes) -> None:
     Text is read under the name of a compressed file, because some servers and browsers decompress it.
     """
     suffix = os.path.splitext(file.name.lower())[1]
-    is_damaged_file = suffix in COMPRESSION_SUFFIXES and not file.compression and _is_binary(head)
+    is_damaged = is_binary(head) or is_cut_in_magic(head)
+    is_damaged_file = suffix in COMPRESSION_SUFFIXES and not file.compression and is_damaged
     if is_damaged_file or strip_compression_suffix(file.name).endswith(ARCHIVE_SUFFIXES):
         kind = "a compressed file" if is_damaged_file else "an archive"
         raise FolioError(f"{file.path} is not {kind}, although its name ends in {suffix}; copy it again")
@@ -211,15 +217,6 @@ def _is_utf8(path: str) -> bool:
     except UnicodeEncodeError:  # Python represents other bytes by surrogates
         return False
     return True
-
-
-def _is_binary(head: bytes) -> bool:
-    """Return whether the beginning of a file is neither UTF-8 nor cut within a character of it."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        return "\0" in decoder.decode(head)
-    except UnicodeDecodeError:
-        return True
 
 
 def _parse_names(names: list[str], recipe: Recipe) -> list[NameMetadata]:

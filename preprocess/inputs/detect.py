@@ -98,7 +98,10 @@ BYTE_ORDER_MARKS = {  # UTF-32 first: its mark in little-endian order begins wit
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 MIN_NUL_SHARE = 0.05  # of the high bytes of UTF-16: those of spaces and line ends, in any language
-MIN_NUL_RATIO = 2  # NULs in high bytes, for each in low bytes, which few characters have, such as U+4E00 and U+2000
+MAX_LOW_NUL_SHARE = 0.4  # low bytes that are NUL, as of U+0100, per high byte; UTF-32 and padded UTF-8 have more
+HIGH_BYTES_OF_ALPHABETS = range(0x22)  # of letters and punctuation; in UTF-8 they are spaces and control characters
+MIN_ALPHABET_SHARE = 0.9  # of the high bytes of UTF-16 that could be UTF-8, too
+MIN_CLEAR_BYTES = 32  # of these, ideographs in UTF-16 practically never are valid UTF-8
 
 
 def strip_compression_suffix(name: str) -> str:
@@ -191,6 +194,20 @@ def _is_not_text(magic: bytes, head: bytes) -> bool:
     return (CONTROL.search(head) if start is None else start.match(head)) is not None
 
 
+def is_binary(head: bytes) -> bool:
+    """Return whether the beginning of a file is neither UTF-8 nor cut within a character of it, or has a NUL."""
+    return b"\0" in head or not _is_utf8(head)
+
+
+def _is_utf8(head: bytes) -> bool:
+    """Return whether the beginning of a file is UTF-8, perhaps cut within a character."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def has_mac_line_ends(head: bytes) -> bool:
     """Return whether the lines of a text end with carriage returns, as on the Macintosh before 2001.
 
@@ -199,20 +216,24 @@ def has_mac_line_ends(head: bytes) -> bool:
     return b"\r" in head[:-1] and b"\n" not in head
 
 
-def detect_encoding(head: bytes) -> str:
+def detect_encoding(head: bytes) -> str | None:
     """Return "utf-16-le" or another form of UTF-16 or UTF-32, or "" for UTF-8 and unknown encodings.
 
     Without a byte order mark, UTF-16 is recognised by its NULs: the high bytes of all Latin letters,
-    spaces and line ends are NUL, the low bytes rarely are, and both together never.
+    spaces and line ends are NUL, and the low bytes rarely are. UTF-8 with NULs can look like this,
+    too, but then the other bytes are letters, and as high bytes they would mean ideographs. Returns
+    None if a file is too short to say.
     """
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
             return encoding
     evens, odds = head[0::2], head[1::2]
     for high_bytes, low_bytes, encoding in ((odds, evens, "utf-16-le"), (evens, odds, "utf-16-be")):
-        num_high, num_low = high_bytes.count(0), low_bytes.count(0)
-        if num_high <= max(MIN_NUL_SHARE * len(high_bytes), MIN_NUL_RATIO * num_low):
+        num_nuls = high_bytes.count(0)
+        if num_nuls <= MIN_NUL_SHARE * len(high_bytes) or low_bytes.count(0) > MAX_LOW_NUL_SHARE * num_nuls:
             continue
-        if not num_low or (0, 0) not in zip(evens, odds, strict=False):
+        num_alphabetic = sum(map(high_bytes.count, HIGH_BYTES_OF_ALPHABETS))
+        if num_alphabetic > MIN_ALPHABET_SHARE * len(high_bytes) or not _is_utf8(head):
             return encoding
+        return None if len(head) < MIN_CLEAR_BYTES else ""
     return ""

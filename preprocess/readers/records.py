@@ -179,6 +179,7 @@ class Rejects:
         self.num_positions = 0  # documents of the current span so far, including those that are dropped
         self.finished_spans: list[tuple[int, int]] = []  # of each span: input file number, num_positions
         self.reasons = ReasonCounts()
+        self.first_unnumbered: RejectReason | None = None  # the first record that is left out without a position
         self._path = path
         self._num_saved: Counter[str] = Counter()  # by kind
         self._lines: list[str] = []
@@ -196,9 +197,15 @@ class Rejects:
         """
         self.add(RejectReason("malformed", reason, 1, name, location), record)
 
-    def add(self, found: RejectReason, record: Buffer = b"") -> None:
-        """Count records that are dropped or changed, and save the place of the first, with its text."""
+    def add(self, found: RejectReason, record: Buffer = b"", *, has_position: bool = False) -> None:
+        """Count records that are dropped or changed, and save the place of the first, with its text.
+
+        `has_position`: the records are numbered like the others. Otherwise the next record gets the
+        position that the first of them would have.
+        """
         self.count(found)
+        if not has_position and self.first_unnumbered is None:
+            self.first_unnumbered = found
         num_saved = self._num_saved[found.kind]
         if num_saved < MAX_SAVED_RECORDS or found.kind == "malformed":
             self._num_saved[found.kind] += 1
@@ -227,6 +234,7 @@ class Rejects:
     def merge(self, other: Rejects) -> None:
         """Add the counts and reasons of `other`, whose records come after all others."""
         self.counts.update(other.counts)
+        self.first_unnumbered = self.first_unnumbered or other.first_unnumbered
         for reason in other.reasons.as_list():
             self.reasons.add(reason)
 

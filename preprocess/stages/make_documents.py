@@ -82,7 +82,9 @@ class DocumentMaker:
             self._count(RejectedRows("filtered", "does not satisfy the condition", records, keep & ~is_selected))
             keep &= is_selected
         for row, reason in records.errors.items():
-            self._rejects.reject(self._input_file.name, records.describe_place(row), reason, b"")
+            place = records.describe_place(row)
+            found = RejectReason("malformed", reason, 1, self._input_file.name, place)
+            self._rejects.add(found, has_position=True)
             keep[row] = False
         texts = self._join_texts(columns)
         if texts.null_count:
@@ -93,7 +95,7 @@ class DocumentMaker:
             is_long = count_text_bytes(texts) > self._recipe.max_document_bytes
             for row in np.flatnonzero(keep & is_long).tolist():
                 record = f"{self._input_file.path}: {records.describe_record(row)}"
-                reject_oversized(record, self._recipe, self._rejects, IS_CHAT)
+                reject_oversized(record, self._recipe, self._rejects, IS_CHAT, has_position=True)
             keep &= ~is_long
         first_position = records.first + self._num_extra
         self._rejects.num_positions = first_position + records.num_records
@@ -149,7 +151,8 @@ class DocumentMaker:
                     raise FolioError(self._format_utf8_error(records, row, text, invalid))
                 if keep[row]:
                     place, reason = records.describe_place(row), f"not UTF-8 ({invalid[1]})"
-                    self._rejects.add(RejectReason("invalid_utf8", reason, 1, self._input_file.name, place), text)
+                    found = RejectReason("invalid_utf8", reason, 1, self._input_file.name, place)
+                    self._rejects.add(found, text, has_position=True)
                 keep[row] &= self._recipe.invalid_utf8 == "replace"
                 texts += replace_invalid_utf8(text) if keep[row] else b""
             ends.append(len(texts))
@@ -206,7 +209,7 @@ class DocumentMaker:
         rows = np.flatnonzero(rejected.is_rejected)
         saved, others = np.split(rows, [self._rejects.count_unused(rejected.kind)])
         for row in saved.tolist():
-            self._rejects.add(self._describe(rejected, row, 1))
+            self._rejects.add(self._describe(rejected, row, 1), has_position=True)
         if len(others):
             self._rejects.count(self._describe(rejected, int(others[0]), len(others)))
 
@@ -229,7 +232,7 @@ class DocumentMaker:
             check_can_be_cut(f"{self._input_file.path}: document {positions[row]:,}", self._recipe)
         for row in np.flatnonzero(~parts.is_complete).tolist():
             record = f"{self._input_file.path}: document {positions[row]:,}"
-            reject_oversized(record, self._recipe, self._rejects, NO_SPACE)
+            reject_oversized(record, self._recipe, self._rejects, NO_SPACE, has_position=True)
         num_extra = np.maximum(num_parts - 1, 0)
         self._num_extra += int(num_extra.sum())
         self._rejects.num_positions += int(num_extra.sum())

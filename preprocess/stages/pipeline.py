@@ -22,10 +22,11 @@ import pyarrow.compute as pc
 
 from preprocess.chats.marked_text import remove_marks
 from preprocess.documents import HELD_OUT, TRAIN, UNKNOWN, VAL, make_batch, replace_column
-from preprocess.errors import FolioError
+from preprocess.errors import FolioError, shorten
 from preprocess.inputs.input_files import InputFile, Span
 from preprocess.inputs.synthetic import generate_pairs
 from preprocess.readers import read_span
+from preprocess.readers.record_blocks import is_grouped_by_position
 from preprocess.readers.records import Rejects
 from preprocess.readers.reject_reasons import RejectReason
 from preprocess.recipes.schema import Recipe
@@ -150,6 +151,17 @@ def _read_batches(input_file: InputFile, span: Span, recipe: Recipe, rejects: Re
             yield batch, _parse_sides(names, input_file)
         else:
             yield batch, np.full(batch.num_rows, UNKNOWN, np.int8)
+    if is_grouped_by_position(recipe):
+        _check_positions(rejects)
+
+
+def _check_positions(rejects: Rejects) -> None:
+    """Raise FolioError if a record was left out without a position, so the positions after it are those of others."""
+    if found := rejects.first_unnumbered:
+        raise FolioError(
+            f"{shorten(found.source)}, {found.place}: a record is left out ({found.reason}), which shifts the "
+            "positions by which documents are grouped; correct the record, or choose another --group-by"
+        )
 
 
 def _parse_sides(names: pa.Array | None, input_file: InputFile) -> np.ndarray:

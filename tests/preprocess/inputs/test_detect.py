@@ -174,6 +174,52 @@ def test_bytes_that_are_invalid_in_the_encoding_follow_the_rule_for_invalid_utf8
         assert read_texts(build_files(tmp_path, tmp_path / "a.txt", **settings)) == texts
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("text", ["Āda gāja mājās.", "cafe\u0301 voila\u0300", "Это Ѐ", "ἄνδρα μοι", "你好，世界 ok"])
+def test_utf16_with_nuls_in_low_bytes_is_recognised(tmp_path: Path, encoding: str, text: str) -> None:
+    lines = [f"{text}{i}" for i in range(20)]
+    (tmp_path / "a.txt").write_bytes("\n".join(lines).encode(encoding))
+    assert read_texts(build_files(tmp_path, tmp_path / "a.txt", document="line")) == lines
+
+
+@pytest.mark.parametrize(
+    "text", ["one\0two\0ten\0" * 20, "a sentence with one\0 NUL", "the last line is padded\n" + "\0" * 9]
+)
+@pytest.mark.parametrize("suffix", ["txt", "txt.gz"])
+def test_utf8_with_nuls_is_not_utf16(tmp_path: Path, text: str, suffix: str) -> None:
+    data = text.encode()
+    data += b"." * max(40 - len(data), 0)
+    (tmp_path / f"a.{suffix}").write_bytes(gzip.compress(data) if suffix == "txt.gz" else data)
+    (tmp_path / "b.txt").write_text("another document")
+    result = build_files(tmp_path, tmp_path / f"a.{suffix}", tmp_path / "b.txt")
+    assert read_texts(result) == [data.decode(), "another document"]
+
+
+def test_a_short_file_with_nuls_needs_an_encoding(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"hello\0world\nmore\n")
+    with pytest.raises(MisuseError, match="a.txt may be UTF-16, or UTF-8 with NULs; pass --encoding") as error:
+        build_files(tmp_path, tmp_path / "a.txt", document="line")
+    assert_one_line(str(error.value))
+    result = build_files(tmp_path, tmp_path / "a.txt", document="line", encoding="utf-8")
+    assert read_texts(result) == ["hello\0world", "more"]
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst", "bz2", "xz"])
+def test_a_compressed_file_that_is_cut_in_its_first_bytes_is_an_error(tmp_path: Path, suffix: str) -> None:
+    magic = {"gz": b"\x1f\x8b\x08", "zst": b"\x28\xb5\x2f\xfd", "bz2": b"BZh91AY&SY", "xz": b"\xfd7zXZ\0"}[suffix]
+    path = tmp_path / f"a.txt.{suffix}"
+    for size in range(1, len(magic)):
+        path.write_bytes(magic[:size])
+        with pytest.raises(FolioError, match=f"a.txt.{suffix} is not a compressed file, although its name ends in"):
+            build_files(tmp_path, path, invalid_utf8="replace")
+
+
+@pytest.mark.parametrize("word", ["ORC", "GGUF"])
+def test_a_text_may_begin_with_the_name_of_a_format(tmp_path: Path, word: str) -> None:
+    (tmp_path / "a.txt").write_text(f"{word}HESTRA\nsecond\n")
+    assert read_texts(build_files(tmp_path, tmp_path / "a.txt", document="line")) == [f"{word}HESTRA", "second"]
+
+
 @pytest.mark.parametrize("data", [b"plain text", "наш текст".encode(), b"a\0b", b"", b"\0", b"\xff\xfe"[:1]])
 def test_utf8_is_not_mistaken_for_another_encoding(data: bytes) -> None:
     assert detect_encoding(data * 50) == ""
