@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from preprocess.errors import FolioError, MisuseError, format_quantity, shorten
+from preprocess.errors import FolioError, MisuseError, format_quantity, hide_credentials, shorten
 from preprocess.inputs.detect import describes_data, detect_format_by_name, has_known_suffix
 from preprocess.inputs.expand_glob import expand_glob, is_glob
 from preprocess.inputs.remote.addresses import is_remote, resolve_file_url
@@ -33,7 +33,7 @@ def list_paths(recipe: Recipe, inputs_name: str, progress: Progress) -> list[tup
     """
     if all(map(is_remote, recipe.inputs)):
         return []
-    local = ", ".join(entry for entry in recipe.inputs if not is_remote(entry))
+    local = ", ".join(hide_credentials(entry) for entry in recipe.inputs if not is_remote(entry))
     progress.log(f"reading the names and checksums of {shorten(local)}")
     resolve_folder = functools.cache(os.path.realpath)  # most files share their folder with others
     paths: set[str] = set()

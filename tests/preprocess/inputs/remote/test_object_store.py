@@ -157,6 +157,7 @@ def test_fetch_does_not_mix_two_versions_of_an_object(
 @pytest.mark.parametrize(("url", "message"), [
     ("nonsense://bucket/a.txt", "nonsense://bucket/a.txt has an unknown scheme; expected https, hf, s3, gs or another"),
     ("gs://bucket/a.txt", "gs:// needs a library; install it with pip install 'gcsfs'"),
+    ("oss://user:SECRET@bucket/a.txt", "oss:// needs a library; "),
 ])  # fmt: skip
 def test_fetch_names_the_library_that_is_missing(fetch: Fetch, url: str, message: str) -> None:
     with pytest.raises(MisuseError) as error:
