@@ -200,7 +200,7 @@ def _choose(found: _ReadDocuments, num_documents: int, plan: Plan) -> tuple[pa.L
     texts = pa.concat_arrays(found.texts) if found.texts else pa.array([], pa.large_string())
     found.texts = [texts]  # in place of its parts, which may be documents of 64 MB
     if not len(texts):
-        counts = "; ".join(format_counts(found.rejects.counts)) or "there are no records"
+        counts = "; ".join(format_counts(found.rejects.counts)) or "the input has no records"
         reasons = found.rejects.reasons.as_list()
         raise FolioError(explain_no_document(plan.recipe.corpus, counts, reasons, plan.input_files))
     first_halves = np.ascontiguousarray(np.concatenate(found.hashes)[:, :8]).view("<u8").reshape(-1)

@@ -1,7 +1,7 @@
 """Files of object stores and of every other protocol of fsspec: s3://, gs://, az://, sftp://, …
 
 The libraries read credentials from the environment and their own configuration files. A public
-bucket is read without credentials if there are none. A file is compared with the listed version
+bucket is read without credentials if none are set. A file is compared with the listed version
 before and after it is read, and S3 itself checks the ETag of every range.
 """
 

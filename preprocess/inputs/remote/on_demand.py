@@ -187,7 +187,7 @@ class _Copier:
         self._futures: dict[int, Future[Path]] = {}
 
     def start(self, number: int) -> Future[Path]:
-        """Return the future path of the copy of an input file, which a thread makes if there is none."""
+        """Return the future path of the copy of an input file, which a thread makes if necessary."""
         if number not in self._futures:
             future = self._futures[number] = Future[Path]()
             # A daemon: the end of the program does not wait for it, and the next stream continues the copy.
