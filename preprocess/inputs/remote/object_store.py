@@ -24,8 +24,8 @@ CHUNK_BYTES = 8 << 20
 # What services call the version of a file, the best first.
 VERSION_KEYS = ("ETag", "etag", "generation", "VersionId", "md5Hash", "LastModified", "mtime", "created")
 PACKAGES = {
-    "s3": "folio-lm[s3]", "s3a": "folio-lm[s3]", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs",
-    "sftp": "paramiko", "ssh": "paramiko",
+    "s3": "folio-lm[s3]", "s3a": "folio-lm[s3]", "gs": "folio-lm[gs]", "gcs": "folio-lm[gs]",
+    "az": "adlfs", "abfs": "adlfs", "sftp": "paramiko", "ssh": "paramiko",
 }  # fmt: skip
 # Names of errors, because the libraries of each service have their own.
 BREAKS = {"OSError", "HTTPClientError", "ClientError", "ConnectionError", "TimeoutError", "IncompleteRead"}

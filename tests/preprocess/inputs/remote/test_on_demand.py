@@ -207,7 +207,9 @@ def test_stream_reports_a_broken_file_when_it_reaches_it(server: FileServer, url
     corpus = open_urls(urls)
     del server.files["/2.jsonl"]
     stream = TokenStream(corpus, block_size=8, stream_buffer=0)
-    with pytest.raises(FolioError, match=r"/2\.jsonl answered 404 Not Found: the file does not exist; check the address"):
+    with pytest.raises(
+        FolioError, match=r"/2\.jsonl answered 404 Not Found: the file does not exist; check the address"
+    ):
         read_all(stream)
     assert stream.num_documents == 0  # the counters begin again after a failure
 
