@@ -2,11 +2,13 @@
 
 It reads a few partitions, chosen by the seed, with the same code as a build. It encodes
 `num_documents` of the documents with one thread, and scales the figures to the size of the input.
-Duplicates are not removed, so for a corpus with many duplicates the estimate is too large.
+Duplicates are not removed, so for a corpus with many duplicates the estimate is too large. Of a large
+remote input, only a few files are copied.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -74,12 +76,18 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
     encoded_bytes = max(int(count_text_bytes(texts).sum()), 1)
     read_bytes = max(found.text_bytes, 1)
     # Scale the sizes of the documents that were read and encoded to the whole input.
-    total_bytes = round(sum(plan.partition_bytes()) * (found.text_bytes / max(found.input_bytes, 1)))
+    scale = 1 + plan.num_bytes_left_out / max(plan.count_input_bytes(), 1)
+    total_bytes = round(scale * sum(plan.partition_bytes()) * (found.text_bytes / max(found.input_bytes, 1)))
     total_tokens = round(total_bytes * num_tokens / encoded_bytes)
     total_documents = round(total_bytes * sum(map(len, found.texts)) / read_bytes)
     s_per_byte = found.elapsed_s / read_bytes + encode_s / encoded_bytes
     return {
         "documents": len(texts),
+        "files": {
+            "read": len(plan.input_files),
+            "left_out": plan.num_files_left_out,
+            "left_out_bytes": plan.num_bytes_left_out,
+        },
         "tokens_per_document": describe_lengths(Counter(lengths.tolist())),
         "bytes_per_token": compute_ratio(encoded_bytes, num_tokens),
         "rejects": describe_rejects(found.rejects.counts, found.rejects.reasons.as_list(), plan.input_files),
@@ -93,7 +101,8 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
             "tokens": total_tokens,
             "elapsed_s": round(START_S + total_bytes * s_per_byte / workers, 1),
             "disk_bytes": _estimate_disk_bytes(total_tokens, total_documents, tokenizer),
-            "memory_bytes": MAIN_MEMORY_BYTES + WORKER_MEMORY_BYTES * min(workers, len(plan.partitions)),
+            "memory_bytes": MAIN_MEMORY_BYTES
+            + WORKER_MEMORY_BYTES * min(workers, math.ceil(scale * len(plan.partitions))),
             "workers": workers,
         },
     }
@@ -204,7 +213,7 @@ def _choose(found: _ReadDocuments, num_documents: int, plan: Plan) -> tuple[pa.L
     texts = pa.concat_arrays(found.texts) if found.texts else pa.array([], pa.large_string())
     found.texts = [texts]  # in place of its parts, which may be documents of 64 MB
     if not len(texts):
-        counts = "; ".join(format_counts(found.rejects.counts)) or "there are no records"
+        counts = "; ".join(format_counts(found.rejects.counts)) or "the input has no records"
         reasons = found.rejects.reasons.as_list()
         raise FolioError(explain_no_document(plan.recipe.corpus, counts, reasons, plan.input_files))
     first_halves = np.ascontiguousarray(np.concatenate(found.hashes)[:, :8]).view("<u8").reshape(-1)
@@ -225,7 +234,17 @@ def format_estimate(estimate: JsonObject) -> list[str]:
     lengths, build = estimate["tokens_per_document"], estimate["build"]
     quantiles = ", ".join(f"{name} {lengths[name]:,}" for name in ("mean", "median", "p05", "p95", "max"))
     disk_gb, memory_gb = build["disk_bytes"] / 1e9, build["memory_bytes"] / 1e9
+    files = estimate["files"]
+    left_out = format_quantity(files["left_out"], "remote file")
     return [
+        *(
+            [
+                f"files       {format_quantity(files['read'], 'file')} were read; a build also copies "
+                f"{left_out} ({format_quantity(files['left_out_bytes'], 'byte')})"
+            ]
+            if files["left_out"]
+            else []
+        ),
         f"documents   {estimate['documents']:,} were encoded, {estimate['bytes_per_token']:.2f} bytes per token",
         f"tokens per document: {quantiles}",
         *([f"rejects     {estimate['rejects']}"] if estimate["rejects"] else []),

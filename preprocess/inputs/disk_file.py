@@ -16,6 +16,7 @@ from preprocess.errors import FolioError
 from preprocess.shards.files import sha256_file
 
 NO_SHA256 = "none"  # the sha256 of a file that was not hashed
+NOT_COPIED = -1  # the modification time of a remote file that a stream has not reached yet
 
 
 class InputChanged(FolioError):
@@ -38,6 +39,19 @@ class DiskFile:
     mtime_ns: int
     ctime_ns: int  # of the last change of content or attributes; the time of creation on Windows
     sha256: str
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether the file is on the disk, and not a remote file that a stream has not reached yet."""
+        return self.mtime_ns != NOT_COPIED
+
+    def is_current(self) -> bool:
+        """Return whether the file is on the disk with the same size and modification time."""
+        try:
+            stat = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        return (stat.st_size, stat.st_mtime_ns) == (self.size_bytes, self.mtime_ns)
 
     def check_unchanged(self) -> None:
         """Raise InputChanged if the file has changed, FolioError if it was removed.

@@ -4,8 +4,8 @@ The problem: a record of JSON may leave out keys, so a column may appear only la
 in some files. But a misspelled name must be reported before hours of work.
 
 The idea: the first megabyte of a file nearly always has all columns. For a column that it does not
-have, the files are searched until a record has it. Only if there is none in any file is the name
-wrong.
+have, the files are searched until a record has it. Only if no file has it is the name wrong. Remote
+files that a stream has not copied yet are not searched.
 
 The cost: one pass over the files, at 1 GB/s, if a name is wrong, and a part of it if a column
 appears late.
@@ -46,8 +46,8 @@ class JsonColumnChecker:
         """Check the recipe's columns against a file.
 
         Raises MisuseError if no record of the file has a column of the text, if no record of any file
-        has another column that the recipe needs, or if the condition compares a column with values of
-        several types.
+        that is on the disk has another column that the recipe needs, or if the condition compares a
+        column with values of several types.
         """
         required, text_columns = self._required, self._text_columns
         if mixed := [name for name, kind in required.where.items() if kind == "mixed"]:
@@ -68,6 +68,8 @@ class JsonColumnChecker:
         self._missing &= missing
         if has_records:
             self._search_others(input_file, self._missing - text_columns)
+            if any(not file.disk.is_copied for file in self._input_files[: input_file.number]):
+                self._missing &= text_columns  # the stream began with another file, in which they were found
         if has_records and (absent := self._missing | (missing & text_columns)):
             records = [*_iter_head(input_file, head, self._recipe)]
             _reject_lists(input_file, records, absent)
@@ -80,7 +82,7 @@ class JsonColumnChecker:
         """Search the files for the columns `names`, those after `first` before those before it."""
         others = [*self._input_files[first.number + 1 :], *self._input_files[: first.number]] if names else []
         for input_file in others:
-            if input_file.format == "jsonl" and names:
+            if input_file.format == "jsonl" and names and input_file.disk.is_copied:
                 found = _find_columns(input_file, names, self._recipe)
                 self._missing -= found
                 names = names - found
