@@ -101,10 +101,20 @@ class Records:
     )
     row_numbers: np.ndarray | None = None  # (R,) int64, of each record in the file, for messages; only tables
     part: int = 0  # 0: whole records; n: the n-th part of one record that is too long, from 1
+    # Only if the records of several files were joined: (R,) int64 each, the index of each record's file in the list of
+    # these files, and its own index in the file. `first` is 0.
+    files: np.ndarray | None = None
+    positions: np.ndarray | None = None
 
     @property
     def num_records(self) -> int:
         return len(next(iter(self.columns.values())))
+
+    def count_by_file(self, num_files: int) -> list[int]:
+        """Return the number of records of each of the files whose records were joined."""
+        assert self.files is not None
+        counts: list[int] = np.bincount(self.files, minlength=num_files).tolist()
+        return counts
 
     def describe_place(self, index: int) -> str:
         """Return where record `index` is in its file, for lists of rejects: "byte 1200" or "row 7"."""
