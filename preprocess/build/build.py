@@ -149,7 +149,7 @@ class _Build:
             "work": WORK_VERSION, "format": VERSION, "recipe": self.recipe.resolved(),
             "sources": drop_origins(self.plan.source_entries()),
             "metadata": [file.metadata for file in self.plan.input_files],
-            "partitions": [dataclasses.astuple(partition) for partition in self.plan.partitions],
+            "partitions": self.plan.partitions,
             "made_with": collect_versions(self.plan.tokenizer_kind, self.plan.formats),
             "use_reference": self.use_reference,
         }  # fmt: skip

@@ -83,15 +83,16 @@ def sort_by_name(files: list[InputFile]) -> list[InputFile]:
     A name becomes relative to the deepest folder that contains all files. The files of an archive
     that can only be read in its own order stay in that order.
     """
-    folder = posixpath.commonpath({posixpath.dirname(file.name) for file in files})
+    folder = posixpath.commonpath({file.name.rpartition("/")[0] for file in files})
     num_removed = len(folder) + bool(folder)
 
     def sort_key(file: InputFile) -> tuple[str, int]:
         if file.member is None or not file.is_sequential:
             return file.name, 0
-        return file.name.removesuffix(clean_member_name(file.member.name)), file.member.index
+        return file.name.removesuffix(clean_member_name(file.member.name)), file.member.entry
 
-    return [dataclasses.replace(file, name=file.name[num_removed:]) for file in sorted(files, key=sort_key)]
+    files = sorted(files, key=sort_key)
+    return [file._replace(name=file.name[num_removed:]) for file in files] if num_removed else files
 
 
 def number_files(files: list[InputFile], recipe: Recipe) -> list[InputFile]:
@@ -105,7 +106,7 @@ def number_files(files: list[InputFile], recipe: Recipe) -> list[InputFile]:
                 f"the name of {file.path} is not UTF-8, so the manifest cannot contain it; rename the file"
             )
     metadata = _parse_names([file.name for file in files], recipe)
-    return [dataclasses.replace(file, number=i, metadata=metadata[i]) for i, file in enumerate(files)]
+    return [file._replace(number=i, metadata=metadata[i]) for i, file in enumerate(files)]
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ class _Describer:
     def describe(self, paths: list[tuple[str, str]]) -> Description:
         description = Description()
         for name, path in paths:
-            stat = os.stat(path)  # before hashing, so that a change during hashing is detected
             with open(path, "rb", buffering=0) as raw:
+                stat = os.fstat(raw.fileno())  # before hashing, so that a change during hashing is detected
                 stream = _HashingStream(raw, self.is_cancelled)
                 compression, head = _read_head(stream, path)
                 reject_unreadable(path, head)
@@ -178,8 +179,7 @@ class _Describer:
                     f"the path {file.path} is not UTF-8, so Arrow cannot open the file; rename its folder"
                 )
         has_lines = format_ == "text" and self.recipe.document in ("line", "paragraph")
-        return dataclasses.replace(
-            file,
+        return file._replace(
             format=format_,
             encoding="" if has_magic or title else encoding,
             has_mac_line_ends=has_lines and has_mac_line_ends(head),
