@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
-import hashlib
 import io
 import itertools
 import os
@@ -13,11 +12,9 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import IO, Any
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.inputs.archives import clean_member_name, detect_archive, explain_damage, iter_members
-from preprocess.inputs.compressions import detect_compression
 from preprocess.inputs.detect import (
     ARCHIVE_SUFFIXES,
     COMPRESSION_SUFFIXES,
@@ -32,14 +29,15 @@ from preprocess.inputs.detect import (
     strip_compression_suffix,
 )
 from preprocess.inputs.disk_file import NO_SHA256, DiskFile
+from preprocess.inputs.hashing_stream import HashingStream, read_head
 from preprocess.inputs.input_files import InputFile, NameMetadata
 from preprocess.inputs.open_input import decode_stream
 from preprocess.recipes.schema import TABLE_FORMATS, Recipe, reject_settings_of_other_formats
 from preprocess.recipes.templates import parse_name_pattern
 from preprocess.recipes.text_encodings import find_codec
-from preprocess.shards.files import HASH_CHUNK_BYTES
 
 MAX_FILES_PER_TASK = 256
+MAX_KEPT_BYTES = 64 << 20  # of small files whose content is kept in memory, so that they are opened only once
 
 
 @dataclass
@@ -61,7 +59,7 @@ def describe_input_files(
     supported, FolioError if a file is damaged.
     """
     size = min(max(len(paths) // (num_threads * 16), 1), MAX_FILES_PER_TASK)
-    describer = _Describer(recipe, known_sha256, threading.Event())
+    describer = _Describer(recipe, known_sha256, threading.Event(), MAX_KEPT_BYTES // max(len(paths), 1))
     with ThreadPoolExecutor(num_threads) as pool:
         try:
             # Threads hash in parallel, because hashlib releases the GIL. A task is several files, because starting a
@@ -114,39 +112,43 @@ class _Describer:
     recipe: Recipe
     known_sha256: dict[str, str]
     is_cancelled: threading.Event
+    max_kept_bytes: int  # of one file, or of the files in one archive
 
     def describe(self, paths: list[tuple[str, str]]) -> Description:
         description = Description()
         for name, path in paths:
             with open(path, "rb", buffering=0) as raw:
                 stat = os.fstat(raw.fileno())  # before hashing, so that a change during hashing is detected
-                stream = _HashingStream(raw, self.is_cancelled)
-                compression, head = _read_head(stream, path)
+                stream = HashingStream(raw, self.is_cancelled)
+                compression, head = read_head(stream, path)
                 reject_unreadable(path, head)
                 archive = detect_archive(head)
                 if archive == "zip" and compression:
                     raise MisuseError(f"{path} is a compressed zip archive; decompress it")
-                sha256 = self.known_sha256.get(name) or stream.hash_all()
+                known_sha256 = self.known_sha256.get(name)
+                sha256 = known_sha256 or stream.hash_all()
             disk = DiskFile(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, sha256)
             if archive:
                 description.files += self._describe_members(name, disk, archive, compression, description)
             else:
                 file = InputFile(disk, "", stat.st_size, sha256, compression, name=name)
-                description.files.append(self._detect(file, head))
+                is_kept = known_sha256 is None and stream.is_at_end and len(head) <= self.max_kept_bytes
+                description.files.append(self._detect(file, head, is_kept=is_kept))
         return description
 
     def _describe_members(
         self, name: str, disk: DiskFile, archive: str, compression: str, description: Description
     ) -> list[InputFile]:
-        files = []
+        files: list[InputFile] = []
+        num_kept_bytes = 0
         for member, raw in iter_members(disk, archive, compression):
             if not is_format_read(member.name, self.recipe.format):
                 description.skipped_suffixes[os.path.splitext(member.name)[1].lower() or "no suffix"] += 1
                 continue
             path = f"{disk.path}/{member.name}"
-            stream = _HashingStream(raw, self.is_cancelled)
+            stream = HashingStream(raw, self.is_cancelled)
             with explain_damage(disk.path, f"a {archive} archive"):
-                member_compression, head = _read_head(stream, path)
+                member_compression, head = read_head(stream, path)
                 sha256 = NO_SHA256 if disk.sha256 == NO_SHA256 else stream.hash_all()
             reject_unreadable(path, head)
             if detect_archive(head):
@@ -155,14 +157,20 @@ class _Describer:
                 disk, "", member.size_bytes, sha256, member_compression, archive=archive,
                 archive_compression=compression, member=member, name=f"{name}/{clean_member_name(member.name)}",
             )  # fmt: skip
-            files.append(self._detect(file, head))
+            is_kept = sha256 != NO_SHA256 and stream.is_at_end and num_kept_bytes + len(head) <= self.max_kept_bytes
+            files.append(self._detect(file, head, is_kept=is_kept))
+            num_kept_bytes += len(files[-1].content or b"")
         files = _remove_descriptions(files)
         if twice := [n for n, count in Counter(file.name for file in files).items() if count > 1]:
             raise MisuseError(f"{disk.path} contains two files of the name {twice[0]!r}; unpack it")
         return files
 
-    def _detect(self, file: InputFile, head: bytes) -> InputFile:
-        """Return `file` with its format and encoding. `head`: its first bytes, decompressed."""
+    def _detect(self, file: InputFile, head: bytes, *, is_kept: bool) -> InputFile:
+        """Return `file` with its format and encoding. `head`: its first bytes, decompressed.
+
+        With `is_kept`, `head` is the whole file and becomes its content if that is what readers get.
+        """
+        whole = head if is_kept else None
         _check_name(file, head)
         has_magic = detect_format_by_magic(head) is not None
         encoding = detect_encoding(head) if self.recipe.encoding == "auto" else find_codec(self.recipe.encoding)
@@ -179,10 +187,12 @@ class _Describer:
                     f"the path {file.path} is not UTF-8, so Arrow cannot open the file; rename its folder"
                 )
         has_lines = format_ == "text" and self.recipe.document in ("line", "paragraph")
+        has_mac_ends = has_lines and has_mac_line_ends(head)
         return file._replace(
             format=format_,
             encoding="" if has_magic or title else encoding,
-            has_mac_line_ends=has_lines and has_mac_line_ends(head),
+            has_mac_line_ends=has_mac_ends,
+            content=None if file.compression or encoding or title or has_mac_ends else whole,
         )
 
 
@@ -210,57 +220,6 @@ def _is_utf8(path: str) -> bool:
     except UnicodeEncodeError:  # Python represents other bytes by surrogates
         return False
     return True
-
-
-class _HashingStream:
-    """The bytes of a stream, hashed as they are read."""
-
-    def __init__(self, stream: IO[bytes], is_cancelled: threading.Event) -> None:
-        self._stream, self._is_cancelled = stream, is_cancelled
-        self._digest = hashlib.sha256()
-
-    def read(self, num_bytes: int) -> bytes:
-        data = self._stream.read(num_bytes)
-        self._digest.update(data)
-        return data
-
-    def hash_all(self) -> str:
-        """Return the SHA-256 of the whole stream, or of a part of it if the work is cancelled."""
-        while not self._is_cancelled.is_set() and self.read(HASH_CHUNK_BYTES):
-            pass
-        return self._digest.hexdigest()
-
-
-class _Prefixed:
-    """A stream with bytes before it that were read from it."""
-
-    def __init__(self, head: bytes, stream: Any) -> None:
-        self._head, self._stream = head, stream
-
-    def read(self, num_bytes: int) -> bytes:
-        if not self._head:
-            data: bytes = self._stream.read(num_bytes)
-            return data
-        data, self._head = self._head[:num_bytes], self._head[num_bytes:]
-        return data
-
-
-def _read_head(stream: Any, path: str) -> tuple[str, bytes]:
-    """Return the compression of a file, and its first bytes, decompressed."""
-    head = _read_first(stream)
-    compression = detect_compression(head)
-    if compression:
-        with explain_damage(path, f"a {compression} file"):
-            head = _read_first(decode_stream(_Prefixed(head, stream), compression, ""))
-    return compression, head
-
-
-def _read_first(stream: Any) -> bytes:
-    """Return HEAD_BYTES of a stream, or all of it if it is shorter. A small compressed block may be read alone."""
-    head = b""
-    while len(head) < HEAD_BYTES and (data := stream.read(HEAD_BYTES - len(head))):
-        head += data
-    return head
 
 
 def _is_binary(head: bytes) -> bool:

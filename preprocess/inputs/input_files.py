@@ -45,6 +45,7 @@ class InputFile(NamedTuple):
     name: str = ""  # relative path with `/`, as in the manifest and for `name_pattern`
     metadata: NameMetadata = {}  # noqa: RUF012 (not modified)
     origin: Origin | None = None  # of a remote file
+    content: bytes | None = None  # what a reader gets, if the file is so small that it was kept when it was hashed
 
     @property
     def path(self) -> str:

@@ -46,17 +46,21 @@ class RequiredColumns:
         return list(dict.fromkeys([*self.columns, *self.where]))
 
 
-@functools.lru_cache(maxsize=4)
 def find_required_columns(recipe: Recipe) -> RequiredColumns:
     """Return the columns that `recipe` needs from a table."""
-    metadata = [getattr(recipe, setting) for setting in COLUMN_SETTINGS if setting != "text_column"]
-    texts = find_text_columns(recipe)
-    where = parse_condition(recipe.where).kinds if recipe.where is not None else {}
+    metadata = tuple(getattr(recipe, setting) for setting in COLUMN_SETTINGS if setting != "text_column")
     text_only = recipe.text_column if recipe.template is None else None
-    return RequiredColumns({name: "text" for name in (*texts, *metadata) if name is not None}, where, text_only)
+    return _make_required_columns((*find_text_columns(recipe), *metadata), recipe.where, text_only)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(
+    maxsize=4
+)  # of the settings, because hashing a whole recipe takes longer than reading a small file
+def _make_required_columns(names: tuple[str | None, ...], where: str | None, text_only: str | None) -> RequiredColumns:
+    kinds = parse_condition(where).kinds if where is not None else {}
+    return RequiredColumns({name: "text" for name in names if name is not None}, kinds, text_only)
+
+
 def find_text_columns(recipe: Recipe) -> tuple[str, ...]:
     """Return the columns from which the text of a document is made."""
     return parse_template(recipe.template).columns if recipe.template is not None else (recipe.text_column,)
