@@ -114,6 +114,23 @@ def test_joined_files_leave_what_files_leave_that_are_read_one_by_one(
     assert results[0] == results[1] == results[2]
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_rows_that_a_condition_drops_are_counted_for_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    condition = "n >= 1" if suffix == ".jsonl" else 'n != "0"'
+    plan = _plan(_write_folder(tmp_path / "in", _make_files(suffix)), where=condition)
+    results = []
+    for max_files in (256, 1):
+        monkeypatch.setattr(joined_files, "MAX_JOINED_FILES", max_files)
+        rejects = Rejects(None)
+        batches = [batch.to_pylist() for batch, _ in _read(plan, rejects)]
+        results.append((batches, rejects.counts, rejects.reasons.as_list(), rejects.finished_spans))
+    assert results[0] == results[1]
+    [reason] = rejects.reasons.as_list()
+    assert reason.kind == "filtered" and reason.source == plan.input_files[1].name  # the first file has no rows
+
+
 def test_small_files_of_one_format_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "in"
     for suffix in (".csv", ".jsonl", ".txt"):
