@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import signal
@@ -21,7 +20,15 @@ from preprocess.build.build import build
 from preprocess.progress import Progress
 from preprocess.recipes.schema import CorpusFile, Recipe
 from preprocess.shards.format import Build
-from preprocess.shards.writer import ShardPlan, ShardSealer, WriteOffset, create_shard, cut_shards, write_documents
+from preprocess.shards.writer import (
+    EncodedDocuments,
+    ShardPlan,
+    ShardSealer,
+    WriteOffset,
+    create_shard,
+    cut_shards,
+    write_documents,
+)
 
 # The time of an example depends on what else the machine does.
 hypothesis.settings.register_profile("any machine", deadline=None)
@@ -136,9 +143,9 @@ def write_split(
         begin = int(ends[first] - lengths[first])
         plan = ShardPlan(split, len(shards), int(ends[last - 1]) - begin, last - first)
         create_shard(folder, plan, vocab_size=vocab_size)
-        part = ids[begin : int(ends[last - 1])], ends[first:last] - begin, docs[first:last]
-        max_id = write_documents(folder, plan, WriteOffset(0, 0), *part, vocab_size=vocab_size)
-        shards.append(dataclasses.asdict(ShardSealer(folder, plan, vocab_size=vocab_size).finish(max_id)))
+        part = EncodedDocuments(ids[begin : int(ends[last - 1])], ends[first:last] - begin, docs[first:last])
+        max_id = write_documents(folder, plan, WriteOffset(0, 0), part, vocab_size=vocab_size)
+        shards.append(ShardSealer(folder, plan, vocab_size=vocab_size).finish(max_id).as_dict())
     return {"tokens": len(ids), "documents": len(ends), "text_bytes": text_bytes, "shards": shards}
 
 

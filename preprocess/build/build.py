@@ -54,6 +54,7 @@ from preprocess.shards.format import check_no_build
 from preprocess.shards.manifest import ShardEntry, drop_origins
 from preprocess.shards.manifest_file import VERSION
 from preprocess.stages.encode import BackendMismatch, has_bos
+from preprocess.stages.encode_chats import count_ids
 from preprocess.tokenizers import TRAINED_KINDS, make_tokenizer_entry
 from preprocess.tokenizers.folders import check_no_other_tokenizer, save_tokenizer
 from preprocess.tokenizers.interface import Tokenizer
@@ -278,7 +279,7 @@ class _Build:
             self.work_dir,
             self.staging_dir,
             vocab_size=tokenizer.vocab_size + len(layout.control_ids),
-            stored_dtype=shard_format.token_dtype(tokenizer.vocab_size),
+            stored_dtype=shard_format.token_dtype(count_ids(self.recipe, tokenizer)),
             has_bos=has_bos(self.recipe, tokenizer),
         )
         with self.log.phase("write_shards"):

@@ -16,8 +16,10 @@ from preprocess.inputs.describe import resolve_format
 from preprocess.inputs.find_inputs import find_input_files
 from preprocess.inputs.input_files import InputFile
 from preprocess.progress import Progress
+from preprocess.readers.chat_columns import recognize_chats, resolve_chat_template
 from preprocess.readers.input_checks import InputChecker
 from preprocess.readers.partitions import Partition, is_one_document, make_partitions
+from preprocess.readers.records import MissingColumnError
 from preprocess.recipes.schema import Recipe
 from preprocess.tokenizers import find_tokenizer_kind
 from preprocess.tokenizers.for_recipe import load_recipe_tokenizer
@@ -77,20 +79,46 @@ def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_th
     """
     tokenizer_kind = find_tokenizer_kind(recipe.tokenizer)
     input_files = find_input_files(recipe, source, progress, num_threads=num_threads)
-    recipe = resolve_format(recipe, input_files)
-    checker = InputChecker(input_files, recipe)
-    checker.check_all()
+    recipe = resolve_chat_template(resolve_format(recipe, input_files))
+    try:
+        empty_paths, partitions = _check_files(recipe, input_files)
+    except MissingColumnError as e:
+        recipe, empty_paths, partitions = _check_chats(recipe, input_files, e)
+        progress.log(f"reading chats from {recipe.chat_columns} with the chat template {recipe.chat_template}")
     # The statistics do not count files that have no document.
     num_empty = sum(
-        file.path in checker.empty_files or (not file.size_bytes and not is_one_document(file, recipe))
-        for file in input_files
+        file.path in empty_paths or (not file.size_bytes and not is_one_document(file, recipe)) for file in input_files
     )
     if num_empty:
         progress.warn(f"{num_empty:,} of {format_quantity(len(input_files), 'input file')} have no content")
     recipe, tokenizer, warnings = load_recipe_tokenizer(recipe)
     for line in warnings:
         progress.warn(line)
-    return Plan(recipe, input_files, make_partitions(input_files, recipe), tokenizer_kind, tokenizer, num_empty)
+    return Plan(recipe, input_files, partitions, tokenizer_kind, tokenizer, num_empty)
+
+
+def _check_files(recipe: Recipe, input_files: list[InputFile]) -> tuple[set[str], list[Partition]]:
+    """Return the paths of CSV files without a header, and the partitions.
+
+    Raises MissingColumnError if a table lacks a column, and the errors of `InputChecker.check`.
+    """
+    checker = InputChecker(input_files, recipe)
+    checker.check_all()
+    return checker.empty_files, make_partitions(input_files, recipe)
+
+
+def _check_chats(
+    recipe: Recipe, input_files: list[InputFile], error: MissingColumnError
+) -> tuple[Recipe, set[str], list[Partition]]:
+    """Return the recipe with the chat columns that the files have instead of a text column, and their partitions.
+
+    Raises `error`, which says that the text column is missing, if the files are not chats.
+    """
+    recipe = recognize_chats(recipe, error)
+    try:
+        return recipe, *_check_files(recipe, input_files)
+    except MissingColumnError:
+        raise error from None
 
 
 def estimate_disk_bytes(plan: Plan) -> int:

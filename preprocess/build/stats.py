@@ -11,9 +11,10 @@ from preprocess.build.document_counts import DocumentCounts, ValueCounts
 from preprocess.build.prepared_corpus import PreparedCorpus
 from preprocess.errors import FolioError, format_quantity, shorten
 from preprocess.readers.records import format_counts
-from preprocess.recipes.schema import CLEANING_RULES
+from preprocess.recipes.schema import CLEANING_RULES, Recipe
 from preprocess.shards.files import JsonObject, parse_json
 from preprocess.shards.format import SPLITS, STATS, Build, read_verified
+from preprocess.shards.manifest import ShardEntry
 from preprocess.tokenizers.lost_characters import name_most_frequent
 
 # The reasons for which a document is dropped, in the order in which they are checked.
@@ -134,6 +135,14 @@ def describe_build(corpus: PreparedCorpus, counts: DocumentCounts, vocab_size: i
     return stats
 
 
+def describe_chats(recipe: Recipe, shards: Mapping[str, Iterable[ShardEntry]]) -> JsonObject:
+    """Return what stats.json says about chats: nothing if there are none. `shards`: of each split."""
+    if recipe.chat_columns is None:
+        return {}
+    loss_tokens = {split: sum(entry.loss_tokens or 0 for entry in entries) for split, entries in shards.items()}
+    return {"chats": {"template": recipe.chat_template, "loss_tokens": loss_tokens}}
+
+
 def sum_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
     """Return the sum of the counts of all partitions, by key."""
     total: Counter[str] = Counter()
@@ -203,6 +212,9 @@ def _format(stats: JsonObject) -> list[str]:
         )
     if num_more := len(languages) - len(shown) + stats.get("languages_not_listed", 0):
         lines.append(f"and {num_more:,} more languages, each with fewer documents")
+    if chats := stats.get("chats"):
+        counts = ", ".join(f"{chats['loss_tokens'][split]:,} of {split}" for split in SPLITS)
+        lines.append(f"tokens in the loss mask, with the chat template {shorten(chats['template'])}: {counts}")
     if lost := stats.get("lost_characters"):
         lines.append(
             f"the tokenizer lost {lost['characters']:,} of {lost['of']:,} characters, most often "

@@ -23,9 +23,21 @@ def read_span(input_file: InputFile, span: Span, recipe: Recipe, rejects: Reject
     records = read_records(input_file, span, recipe, rejects)
     if input_file.format not in TABLE_FORMATS:
         return records
+    return divide_table(records, input_file, recipe, rejects)
+
+
+def divide_table(
+    batches: Iterator[Records], input_file: InputFile, recipe: Recipe, rejects: Rejects
+) -> Iterator[Records]:
+    """Divide the records of a table into batches that fit into memory, and join the columns of chats."""
     from preprocess.readers.record_sizes import split_records
 
-    return split_records(records, input_file, recipe, rejects)
+    batches = split_records(batches, input_file, recipe, rejects)
+    if recipe.chat_columns is None or input_file.format == "jsonl":  # the parser of JSON joins them
+        return batches
+    from preprocess.readers.chat_columns import join_chat_columns
+
+    return join_chat_columns(batches, recipe)
 
 
 def read_records(input_file: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:

@@ -20,8 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from preprocess.inputs.input_files import InputFile, Span
-from preprocess.readers import read_records
-from preprocess.readers.record_sizes import split_records
+from preprocess.readers import divide_table, read_records
 from preprocess.readers.records import Records, Rejects
 from preprocess.recipes.schema import TABLE_FORMATS, Recipe
 
@@ -73,7 +72,7 @@ def read_joined(files: list[Source], recipe: Recipe, rejects: Rejects) -> Record
     joined = _join(found)
     if files[0][0].format not in TABLE_FORMATS:
         return joined
-    batches = list(split_records(iter([joined]), files[0][0], recipe, rejects))
+    batches = list(divide_table(iter([joined]), files[0][0], recipe, rejects))
     return batches[0] if len(batches) == 1 else None
 
 

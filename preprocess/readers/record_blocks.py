@@ -226,7 +226,7 @@ class _RecordCutter:
             yield part
         else:
             record = f"{self._input_file.path}: the record at byte {self._offset:,}"
-            reject_oversized(record, self._recipe, self._rejects, can_be_cut=self._can_cut)
+            reject_oversized(record, self._recipe, self._rejects, NO_SPACE if self._can_cut else IS_JSON)
             self._part, self._is_skipping = 0, True
 
     def _end_long_record(self) -> Iterator[RecordBlock]:
@@ -272,19 +272,23 @@ def check_can_be_cut(record: str, recipe: Recipe) -> None:
         )
 
 
-def reject_oversized(record: str, recipe: Recipe, rejects: Rejects, *, can_be_cut: bool) -> None:
+# Why a record that is too long cannot be cut. `limit` is the setting with its value.
+NO_SPACE = "is longer than {limit} and has no white space to cut it at"
+IS_JSON = "is longer than twice {limit}, and a record of JSON cannot be cut"
+IS_CHAT = "is longer than {limit}, and a chat cannot be cut"
+
+
+def reject_oversized(record: str, recipe: Recipe, rejects: Rejects, problem: str) -> None:
     """Raise FolioError for a record that is too long and cannot be cut, or count it as left out.
 
-    `recipe.oversized` decides which. `record` names the file and the record in the message.
+    `recipe.oversized` decides which. `record` names the file and the record in the message. `problem`:
+    one of the constants above.
     """
     if recipe.oversized == "error":
         limit = f"max_document_bytes ({recipe.max_document_bytes:,})"
-        problem = (
-            f"is longer than {limit} and has no white space to cut it at"
-            if can_be_cut
-            else f"is longer than twice {limit}, and a record of JSON cannot be cut"
+        raise FolioError(
+            f"{record} {problem.format(limit=limit)}; shorten it, or pass --oversized skip to leave it out"
         )
-        raise FolioError(f"{record} {problem}; shorten it, or pass --oversized skip to leave it out")
     path, _, place = record.rpartition(": ")
     rejects.add(RejectReason("oversized", "longer than max_document_bytes, and cannot be cut", 1, path, place))
 

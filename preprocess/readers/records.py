@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from preprocess.chats.messages import find_chat_columns
 from preprocess.errors import MisuseError, shorten
 from preprocess.inputs.input_files import InputFile
 from preprocess.inputs.open_input import open_stream
@@ -28,13 +29,15 @@ FLUSH_BYTES = 4 << 20  # of rejected records that are kept in memory
 MAX_SAVED_BYTES = 1 << 20  # of one rejected record
 MAX_SAVED_RECORDS = 10_000  # of a partition and a kind, except malformed ones, which are lost otherwise
 HEAD_BYTES = 1 << 16  # from which the encoding of a file is guessed
+CHAT_TEXT = "\0chat"  # the column of `Records` with the marked text of a chat; no column of a file has this name
 
 
 @dataclass(frozen=True)
 class RequiredColumns:
     """The columns that a recipe needs, by name, with the kind of their values.
 
-    A kind is "text", "number", "boolean", "null" or "mixed", as in preprocess.recipes.columns.
+    A kind is "text", "number", "boolean", "null" or "mixed", as in preprocess.recipes.columns, or
+    "chat" for a column from which a chat is made.
     """
 
     columns: dict[str, str]  # for the text and the metadata of a document
@@ -45,25 +48,46 @@ class RequiredColumns:
     def names(self) -> list[str]:
         return list(dict.fromkeys([*self.columns, *self.where]))
 
+    @property
+    def chat(self) -> tuple[str, ...]:
+        """The columns from which a chat is made."""
+        return tuple(name for name, kind in self.columns.items() if kind == "chat")
+
 
 def find_required_columns(recipe: Recipe) -> RequiredColumns:
     """Return the columns that `recipe` needs from a table."""
-    metadata = tuple(getattr(recipe, setting) for setting in COLUMN_SETTINGS if setting != "text_column")
-    text_only = recipe.text_column if recipe.template is None else None
-    return _make_required_columns((*find_text_columns(recipe), *metadata), recipe.where, text_only)
+    metadata = [getattr(recipe, setting) for setting in COLUMN_SETTINGS if setting != "text_column"]
+    chat = recipe.list_chat_columns()
+    texts = () if chat else find_text_columns(recipe)
+    text_only = recipe.text_column if recipe.template is None and not chat else None
+    return _make_required_columns(chat, (*texts, *metadata), recipe.where, text_only)
 
 
-@functools.lru_cache(
-    maxsize=4
-)  # of the settings, because hashing a whole recipe takes longer than reading a small file
-def _make_required_columns(names: tuple[str | None, ...], where: str | None, text_only: str | None) -> RequiredColumns:
+@functools.lru_cache(maxsize=4)  # of these settings: hashing a whole recipe takes longer than reading a small file
+def _make_required_columns(
+    chat: tuple[str, ...], names: tuple[str | None, ...], where: str | None, text_only: str | None
+) -> RequiredColumns:
     kinds = parse_condition(where).kinds if where is not None else {}
-    return RequiredColumns({name: "text" for name in names if name is not None}, kinds, text_only)
+    columns = dict.fromkeys(chat, "chat") | {name: "text" for name in names if name is not None}
+    return RequiredColumns(columns, kinds, text_only)
 
 
 def find_text_columns(recipe: Recipe) -> tuple[str, ...]:
-    """Return the columns from which the text of a document is made."""
+    """Return the columns from which the text of a document is made, and which every file must have.
+
+    The second of three chat columns is optional.
+    """
+    if chat := recipe.list_chat_columns():
+        return (chat[0], chat[-1]) if len(chat) > 1 else chat
     return parse_template(recipe.template).columns if recipe.template is not None else (recipe.text_column,)
+
+
+class MissingColumnError(MisuseError):
+    """A table lacks the required column `column`; it has the columns `names`."""
+
+    def __init__(self, message: str, *, column: str, names: list[str]) -> None:
+        super().__init__(message)
+        self.column, self.names = column, names
 
 
 def check_columns(input_file: InputFile, required: RequiredColumns, names: list[str]) -> None:
@@ -72,9 +96,15 @@ def check_columns(input_file: InputFile, required: RequiredColumns, names: list[
         if name not in names:
             shown = ", ".join(map(shorten, names[:20])) + (" …" if len(names) > 20 else "")
             flags = "--text-column, --template, --author-column or similar" if name in required.columns else "--where"
-            raise MisuseError(
+            if name in required.chat:
+                flags = "--chat-columns"
+            elif chat := find_chat_columns(names):
+                flags += f", or pass --chat-columns {','.join(chat)} to read chats"
+            raise MissingColumnError(
                 f"{input_file.path} has no column {shorten(name)!r}, it has {shown or 'no columns'}; choose another "
-                f"with {flags}"
+                f"with {flags}",
+                column=name,
+                names=names,
             )
 
 
@@ -104,6 +134,7 @@ class Records:
         None  # (R,) int64, byte offset of each record in the file; not for CSV, Parquet and Arrow
     )
     row_numbers: np.ndarray | None = None  # (R,) int64, of each record in the file, for messages; only tables
+    errors: dict[int, str] = field(default_factory=dict)  # why records are rejected, by index
     part: int = 0  # 0: whole records; n: the n-th part of one record that is too long, from 1
     # Only if the records of several files were joined: (R,) int64 each, the index of each record's file in the list of
     # these files, and its own index in the file. `first` is 0.

@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 
 from preprocess.errors import MisuseError, shorten
 from preprocess.inputs.input_files import InputFile
+from preprocess.readers.chat_columns import check_chat_types
 from preprocess.readers.records import check_columns, find_required_columns
 from preprocess.recipes.columns import get_kind, is_text_or_bytes
 from preprocess.recipes.nested import split_path
@@ -25,8 +26,12 @@ def check_schema(input_file: InputFile, schema: pa.Schema, recipe: Recipe) -> No
     for name in required.names:
         if {schema.names.count(name), schema.names.count(split_path(name)[0])} - {0, 1}:
             raise MisuseError(f"{input_file.path} has two columns of the same name, {shorten(name)!r}; rename one")
-    for name in required.columns:
-        type_ = schema.field(name).type if name in schema.names else _find_nested(schema, name)
+    types = {
+        name: schema.field(name).type if name in schema.names else _find_nested(schema, name)
+        for name in required.columns
+    }
+    check_chat_types(input_file, {name: types.pop(name) for name in required.chat})
+    for name, type_ in types.items():
         _check_type(input_file, name, type_, text_only=name == required.text_only)
 
 

@@ -20,11 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from preprocess.chats.marked_text import replace_marks
 from preprocess.documents import count_text_bytes, get_text_buffers, make_batch
 from preprocess.errors import FolioError
 from preprocess.inputs.input_files import InputFile
-from preprocess.readers.record_blocks import check_can_be_cut, reject_oversized
-from preprocess.readers.records import Records, Rejects, format_utf8_error
+from preprocess.readers.record_blocks import IS_CHAT, NO_SPACE, check_can_be_cut, reject_oversized
+from preprocess.readers.records import CHAT_TEXT, Records, Rejects, format_utf8_error
 from preprocess.readers.reject_reasons import RejectReason
 from preprocess.readers.utf8 import find_invalid_utf8, replace_invalid_utf8
 from preprocess.recipes.columns import cast_to_text, is_text_or_bytes
@@ -68,6 +69,7 @@ class DocumentMaker:
         self._recipe, self._rejects = recipe, rejects
         self._is_table = input_file.format in TABLE_FORMATS
         self._condition = parse_condition(recipe.where) if recipe.where and self._is_table else None
+        self._has_chats = recipe.chat_columns is not None
         self._template = parse_template(recipe.template) if recipe.template is not None and self._is_table else None
         self._num_extra = 0  # documents of the span that were added by cutting others
         # Whether parts of a record are kept together. A passage is a document of its own.
@@ -88,11 +90,20 @@ class DocumentMaker:
             is_selected = self._condition.apply(records.where).to_numpy(zero_copy_only=False)
             self._count(RejectedRows("filtered", "does not satisfy the condition", records, keep & ~is_selected))
             keep &= is_selected
+        for row, reason in records.errors.items():
+            self._rejects.reject(self._input_file.name, records.describe_place(row), reason, b"")
+            keep[row] = False
         texts = self._join_texts(columns)
         if texts.null_count:
             is_null = texts.is_null().to_numpy(zero_copy_only=False)
             self._save(RejectedRows("null_text", self._explain_null(), records, keep & is_null))
             keep &= ~is_null
+        if self._has_chats and self._is_table:
+            is_long = count_text_bytes(texts) > self._recipe.max_document_bytes
+            for row in np.flatnonzero(keep & is_long).tolist():
+                record = f"{self._input_file.path}: {records.describe_record(row)}"
+                reject_oversized(record, self._recipe, self._rejects, IS_CHAT)
+            keep &= ~is_long
         first_position = records.first + self._num_extra
         self._rejects.num_positions = first_position + records.num_records
         fields = {name: self._get_metadata(name, records, columns) for name in METADATA}
@@ -126,8 +137,8 @@ class DocumentMaker:
             column = column.dictionary_decode()
         if not is_text_or_bytes(column.type):
             return cast_to_text(column)
-        if self._input_file.format == "jsonl":
-            return column  # orjson accepts only UTF-8
+        if self._input_file.format == "jsonl" or (self._has_chats and column.type == pa.large_string()):
+            return column  # orjson accepts only UTF-8, and chats have been decoded
         try:
             # A cast from bytes to strings verifies UTF-8 (8 GB/s). A cast between types of strings does not.
             return (column if column.type == pa.large_binary() else column.cast(pa.large_binary())).cast(
@@ -167,6 +178,8 @@ class DocumentMaker:
     def _join_texts(self, columns: dict[str, pa.Array]) -> pa.LargeStringArray:
         if self._template is not None:
             return self._template.join(columns)
+        if self._has_chats:  # a document that is not a chat must not contain what marks a turn
+            return columns[CHAT_TEXT] if self._is_table else replace_marks(columns["text"])
         return columns[self._recipe.text_column if self._is_table else "text"]
 
     def _get_source(self, records: Records) -> Any:
@@ -198,6 +211,8 @@ class DocumentMaker:
         return file.metadata.get(name, default)
 
     def _explain_null(self) -> str:
+        if self._has_chats:
+            return f"{self._recipe.chat_columns} is null"
         return (
             "a column of the template is null" if self._template is not None else f"{self._recipe.text_column} is null"
         )
@@ -238,7 +253,7 @@ class DocumentMaker:
             check_can_be_cut(f"{self._input_file.path}: document {positions[row]:,}", self._recipe)
         for row in np.flatnonzero(~parts.is_complete).tolist():
             record = f"{self._input_file.path}: document {positions[row]:,}"
-            reject_oversized(record, self._recipe, self._rejects, can_be_cut=True)
+            reject_oversized(record, self._recipe, self._rejects, NO_SPACE)
         num_extra = np.maximum(num_parts - 1, 0)
         self._num_extra += int(num_extra.sum())
         self._rejects.num_positions += int(num_extra.sum())

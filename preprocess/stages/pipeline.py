@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from preprocess.chats.marked_text import remove_marks
 from preprocess.documents import HELD_OUT, TRAIN, UNKNOWN, VAL, make_batch, replace_column
 from preprocess.errors import FolioError
 from preprocess.inputs.input_files import InputFile, Span
@@ -58,7 +59,8 @@ def read_documents(spans: Iterable[Source], recipe: Recipe, rejects: Rejects, cl
     if not _cuts_texts(recipe):
         batches = _clean_batches(batches, recipe, cleaned)
     for batch, sides in batches:
-        keep, dropped = select_by_length(batch.column("text"), recipe.min_characters, recipe.max_characters)
+        texts = batch.column("text") if recipe.chat_columns is None else remove_marks(batch.column("text"))
+        keep, dropped = select_by_length(texts, recipe.min_characters, recipe.max_characters)
         for kind, is_dropped in dropped.items():
             count_dropped(rejects, kind, batch.filter(pa.array(is_dropped)), names)
         yield (batch, sides) if keep.all() else (batch.filter(pa.array(keep)), sides[keep])
@@ -165,7 +167,7 @@ def _merge(batches: list[tuple[pa.RecordBatch, np.ndarray]]) -> Documents:
 
 def _clean_batches(batches: Documents, recipe: Recipe, cleaned: Counter[str]) -> Documents:
     for batch, sides in batches:
-        batch, counts = clean(batch, recipe.clean)
+        batch, counts = clean(batch, recipe.clean, has_chats=recipe.chat_columns is not None)
         cleaned.update(counts)
         yield batch, sides
 

@@ -17,11 +17,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from preprocess.chats.templates import number_chat_tokens
 from preprocess.errors import MisuseError
 from preprocess.inputs.describe import resolve_format
 from preprocess.inputs.find_inputs import find_input_files
 from preprocess.inputs.input_files import InputFile
 from preprocess.progress import Progress
+from preprocess.readers.chat_columns import resolve_chat_template
 from preprocess.recipes.catalog import load_recipe
 from preprocess.recipes.schema import DUPLICATES_SPLIT_WARNING, Recipe, can_split_duplicates, has_validation
 from preprocess.shards import format as shard_format
@@ -149,7 +151,7 @@ def open_corpus(
     input_files = find_input_files(
         recipe, None, _WarningsToLog(log), compute_sha256=False, inputs_name=f"{prefix}inputs"
     )
-    recipe, notes = adapt_recipe(resolve_format(recipe, input_files))
+    recipe, notes = adapt_recipe(resolve_chat_template(resolve_format(recipe, input_files)))
     recipe, tokenizer, warnings = load_recipe_tokenizer(recipe)
     assert tokenizer is not None  # a recipe that trains one was rejected
     notes += warnings
@@ -229,7 +231,8 @@ def _number_control_tokens(recipe: Recipe, input_files: list[InputFile], tokeniz
     They are numbered in the order in which the files are read. A build has the same ids if it keeps
     a document of every file.
     """
-    control = ControlTokenIds(tokenizer.vocab_size, tokenizer.special_tokens)
+    chat_tokens = number_chat_tokens(recipe.chat_template, tokenizer.special_tokens, tokenizer.vocab_size)
+    control = ControlTokenIds(tokenizer.vocab_size, tokenizer.special_tokens, chat_tokens)
     for file in input_files if recipe.authors else ():
         for field in CONTROL_FIELDS:
             value = file.metadata.get(field, getattr(recipe, field))
