@@ -132,7 +132,7 @@ class _Describer:
                 description.files += self._describe_members(name, disk, archive, compression, description)
             else:
                 file = InputFile(disk, "", stat.st_size, sha256, compression, name=name)
-                is_kept = known_sha256 is None and stream.is_at_end and len(head) <= self.max_kept_bytes
+                is_kept = known_sha256 is None and len(head) <= self.max_kept_bytes
                 description.files.append(self._detect(file, head, is_kept=is_kept))
         return description
 
@@ -157,7 +157,7 @@ class _Describer:
                 disk, "", member.size_bytes, sha256, member_compression, archive=archive,
                 archive_compression=compression, member=member, name=f"{name}/{clean_member_name(member.name)}",
             )  # fmt: skip
-            is_kept = sha256 != NO_SHA256 and stream.is_at_end and num_kept_bytes + len(head) <= self.max_kept_bytes
+            is_kept = sha256 != NO_SHA256 and num_kept_bytes + len(head) <= self.max_kept_bytes
             files.append(self._detect(file, head, is_kept=is_kept))
             num_kept_bytes += len(files[-1].content or b"")
         files = _remove_descriptions(files)
@@ -168,9 +168,9 @@ class _Describer:
     def _detect(self, file: InputFile, head: bytes, *, is_kept: bool) -> InputFile:
         """Return `file` with its format and encoding. `head`: its first bytes, decompressed.
 
-        With `is_kept`, `head` is the whole file and becomes its content if that is what readers get.
+        With `is_kept`, `head` becomes the content if it is the whole file and what readers get.
         """
-        whole = head if is_kept else None
+        whole = head if is_kept and len(head) < HEAD_BYTES else None
         _check_name(file, head)
         has_magic = detect_format_by_magic(head) is not None
         encoding = detect_encoding(head) if self.recipe.encoding == "auto" else find_codec(self.recipe.encoding)

@@ -19,18 +19,18 @@ class HashingStream:
     def __init__(self, stream: IO[bytes], is_cancelled: threading.Event) -> None:
         self._stream, self._is_cancelled = stream, is_cancelled
         self._digest = hashlib.sha256()
-        self.is_at_end = False  # the whole stream has been read
+        self._is_at_end = False  # the whole stream has been read
 
     def read(self, num_bytes: int) -> bytes:
         """Return up to `num_bytes` bytes, b"" at the end."""
         data = self._stream.read(num_bytes)
         self._digest.update(data)
-        self.is_at_end = not data
+        self._is_at_end = not data
         return data
 
     def hash_all(self) -> str:
         """Return the SHA-256 of the whole stream, or of a part of it if the work is cancelled."""
-        while not (self.is_at_end or self._is_cancelled.is_set()):
+        while not (self._is_at_end or self._is_cancelled.is_set()):
             self.read(HASH_CHUNK_BYTES)
         return self._digest.hexdigest()
 

@@ -17,7 +17,7 @@ import pytest
 from preprocess.build.build import build, build_tokenizer
 from preprocess.build.plan import Plan, make_plan
 from preprocess.errors import FolioError
-from preprocess.inputs import describe, walk_folder
+from preprocess.inputs import describe, detect, walk_folder
 from preprocess.inputs.disk_file import InputChanged
 from preprocess.readers import joined_files
 from preprocess.readers.records import Rejects
@@ -84,12 +84,14 @@ def _describe_result(folder: Path, work: Path, **settings: Any) -> list[Any]:
 CASES: list[tuple[str, bytes, dict[str, Any]]] = [
     (".txt", b"", {}),
     (".txt", b"", {"document": "line", "group_by": "source"}),
+    (".txt", b"a line\n" * 1000, {}),
     (".txt", b"\xff", {}),
     (".txt", b"\xff\n", {"document": "line", "invalid_utf8": "skip"}),
     (".txt", b"a long line " * 20, {"max_document_bytes": 100}),
     (".txt", b"a" * 200, {"max_document_bytes": 100}),
     (".txt", b"", {"name_pattern": r"(?P<author>\w+)-(?P<year>\d+)"}),
     (".jsonl", b"", {"where": "n >= 1", "year_column": "year"}),
+    (".jsonl", b'{"text": "t"}\n' * 1000, {}),
     (".jsonl", b"{\n", {}),
     (".jsonl", b'{"text": null}\n{"text": 5}\n', {}),
     (".jsonl", b'{"text": "t", "year": "none"}\n', {"year_column": "year"}),
@@ -194,6 +196,14 @@ def test_content_that_is_kept_is_bounded_and_is_what_readers_get(
             archive.writestr(name, files[name])
     monkeypatch.setattr(describe, "MAX_KEPT_BYTES", 8)  # for all files of the archive
     assert [file.content for file in _plan(tmp_path / "z.zip").input_files] == [b"1234", None, b""]
+
+
+def test_content_is_kept_only_if_the_first_bytes_are_the_whole_file(tmp_path: Path) -> None:
+    sizes = (detect.HEAD_BYTES - 1, detect.HEAD_BYTES, detect.HEAD_BYTES + 1)
+    plan = _plan(_write_folder(tmp_path / "in", {f"{size}.txt": b"x" * size for size in sizes}))
+    assert [file.content is not None for file in plan.input_files] == [True, False, False]
+    [(batch, _)] = _read(plan, Rejects(None))
+    assert [len(text) for text in batch.column("text").to_pylist()] == list(sizes)
 
 
 @pytest.mark.parametrize("is_removed", [True, False])
