@@ -16,7 +16,7 @@ NameMetadata = dict[str, str | int]
 # Large enough that the fixed cost of a task is negligible, small enough that all workers finish at
 # about the same time: 400 MB make 25 tasks.
 PARTITION_BYTES = 16 << 20
-# Opening and reading a small file takes about 0.1 ms, so a task on this many takes as long as one on
+# Reading a small file takes up to 0.1 ms, so a task on this many takes no longer than one on
 # PARTITION_BYTES of text.
 PARTITION_FILES = 2_048
 
