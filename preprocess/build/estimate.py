@@ -16,14 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from preprocess.build.count_leaks import describe_leaks
 from preprocess.build.plan import Plan
 from preprocess.build.stats import compute_ratio, describe_lengths
 from preprocess.build.work_dir import DOCUMENT_DTYPE
-from preprocess.documents import count_text_bytes
+from preprocess.documents import TRAIN, VAL, count_text_bytes
 from preprocess.errors import FolioError, format_quantity
 from preprocess.readers.records import Rejects, format_counts
 from preprocess.readers.reject_messages import describe_rejects, explain_no_document
-from preprocess.recipes.schema import Recipe
+from preprocess.recipes.schema import Recipe, has_validation
 from preprocess.shards.files import JsonObject
 from preprocess.shards.format import DOC_DTYPE, END_DTYPE, token_dtype
 from preprocess.shards.windows import keyed_hash
@@ -48,6 +49,7 @@ class _ReadDocuments:
     texts: list[pa.LargeStringArray] = field(default_factory=list)
     languages: list[pa.StringArray] = field(default_factory=list)
     hashes: list[np.ndarray] = field(default_factory=list)  # (D, 16) uint8 each
+    sides: list[np.ndarray] = field(default_factory=list)  # (D,) each, if the input gives the splits
     rejects: Rejects = field(default_factory=lambda: Rejects(None))
     input_bytes: int = 0
     text_bytes: int = 0
@@ -81,6 +83,7 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
         "tokens_per_document": describe_lengths(Counter(lengths.tolist())),
         "bytes_per_token": compute_ratio(encoded_bytes, num_tokens),
         "rejects": describe_rejects(found.rejects.counts, found.rejects.reasons.as_list(), plan.input_files),
+        "leaks": _count_leaks(found, plan.recipe),
         "lost_characters": {"characters": num_lost, "of": pc.sum(pc.utf8_length(texts)).as_py()},
         "tokens_per_s": round(num_tokens / max(encode_s, 1e-9)),
         "engine": tokenizer.backend,  # the key that scripts read
@@ -94,6 +97,15 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
             "workers": workers,
         },
     }
+
+
+def _count_leaks(found: _ReadDocuments, recipe: Recipe) -> int:
+    """Return how many texts that were read are in both splits, if the input gives the splits and no text is removed."""
+    if recipe.dedup or not has_validation(recipe) or recipe.split not in ("given", "contiguous"):
+        return 0
+    sides = np.concatenate(found.sides)
+    hashes = np.concatenate(found.hashes).view("V16").reshape(-1)
+    return len(np.intersect1d(hashes[sides == TRAIN], hashes[sides == VAL]))
 
 
 def _count_tokens(
@@ -169,7 +181,7 @@ def _read_partition(plan: Plan, number: int, found: _ReadDocuments) -> bool:
     spans = ((plan.input_files[span.file_number], span) for span in plan.partitions[number].spans)
     text_bytes = num_documents = 0
     names = {file.number: file.name for file in plan.input_files}
-    for batch, _ in read_documents(spans, plan.recipe, found.rejects, Counter()):
+    for batch, sides in read_documents(spans, plan.recipe, found.rejects, Counter()):
         has_text = count_text_bytes(batch.column("text")) > 0
         if not has_text.all():
             count_dropped(found.rejects, "empty", batch.filter(pa.array(~has_text)), names)
@@ -178,6 +190,7 @@ def _read_partition(plan: Plan, number: int, found: _ReadDocuments) -> bool:
         found.texts.append(texts)
         found.languages.append(batch.column("lang"))
         found.hashes.append(hash_contents(texts))
+        found.sides.append(sides[has_text])
         batch_bytes = int(count_text_bytes(texts).sum())
         found.text_bytes += batch_bytes
         text_bytes, num_documents = text_bytes + batch_bytes, num_documents + len(texts)
@@ -216,6 +229,7 @@ def format_estimate(estimate: JsonObject) -> list[str]:
         f"documents   {estimate['documents']:,} were encoded, {estimate['bytes_per_token']:.2f} bytes per token",
         f"tokens per document: {quantiles}",
         *([f"rejects     {estimate['rejects']}"] if estimate["rejects"] else []),
+        *([f"warning     {describe_leaks(estimate['leaks'])}"] if estimate["leaks"] else []),
         *_format_loss(estimate["lost_characters"]),
         f"encoding    {estimate['tokens_per_s']:,} tokens/s with {estimate['engine']}, one thread",
         f"the build   about {format_quantity(build['documents'], 'document')}, "

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from preprocess.build.count_leaks import describe_leaks
 from preprocess.build.document_counts import DocumentCounts, ValueCounts
 from preprocess.build.prepared_corpus import PreparedCorpus
 from preprocess.errors import FolioError, format_quantity, shorten
@@ -157,10 +158,7 @@ def list_warnings(corpus: PreparedCorpus) -> list[str]:
     if line := corpus.loss.describe():
         lines.append(line)
     if num_leaks := corpus.assignment.num_leaks:
-        lines.append(
-            f"{format_quantity(num_leaks, 'text')} {'is' if num_leaks == 1 else 'are'} in both train and val, so the "
-            "validation loss will be too low; pass --dedup to keep each text only once"
-        )
+        lines.append(describe_leaks(num_leaks))
     return lines
 
 

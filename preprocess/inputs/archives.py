@@ -26,7 +26,7 @@ from preprocess.inputs.compressions import DecompressedStream
 from preprocess.inputs.disk_file import DiskFile
 
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
-TAR_MAGIC, TAR_MAGIC_OFFSET = b"ustar", 257
+TAR_MAGIC, TAR_MAGIC_OFFSET = (b"ustar\0", b"ustar  \0"), 257  # of POSIX and of GNU
 MAX_TAR_HEADER_BYTES = 1 << 20  # of a long name or of extended attributes; tarfile reads them into memory
 REST_BYTES = 1 << 20  # of what follows the end of a tar archive; read at once
 TAR_HEADER_TYPES = (

@@ -23,13 +23,14 @@ from preprocess.inputs.detect import (
     detect_encoding,
     detect_format,
     detect_format_by_magic,
+    detect_format_by_name,
     has_mac_line_ends,
     is_format_read,
     reject_unreadable,
     strip_compression_suffix,
 )
 from preprocess.inputs.disk_file import NO_SHA256, DiskFile
-from preprocess.inputs.hashing_stream import HashingStream, read_head
+from preprocess.inputs.file_heads import HashingStream, read_head
 from preprocess.inputs.input_files import InputFile, NameMetadata
 from preprocess.inputs.open_input import decode_stream
 from preprocess.recipes.schema import TABLE_FORMATS, Recipe, reject_settings_of_other_formats
@@ -120,7 +121,7 @@ class _Describer:
             with open(path, "rb", buffering=0) as raw:
                 stat = os.fstat(raw.fileno())  # before hashing, so that a change during hashing is detected
                 stream = HashingStream(raw, self.is_cancelled)
-                compression, head = read_head(stream, path)
+                compression, head = read_head(stream, path, self._has_lines(name))
                 reject_unreadable(path, head)
                 archive = detect_archive(head)
                 if archive == "zip" and compression:
@@ -148,7 +149,7 @@ class _Describer:
             path = f"{disk.path}/{member.name}"
             stream = HashingStream(raw, self.is_cancelled)
             with explain_damage(disk.path, f"a {archive} archive"):
-                member_compression, head = read_head(stream, path)
+                member_compression, head = read_head(stream, path, self._has_lines(member.name))
                 sha256 = NO_SHA256 if disk.sha256 == NO_SHA256 else stream.hash_all()
             reject_unreadable(path, head)
             if detect_archive(head):
@@ -165,6 +166,10 @@ class _Describer:
             raise MisuseError(f"{disk.path} contains two files of the name {twice[0]!r}; unpack it")
         return files
 
+    def _has_lines(self, name: str) -> bool:
+        """Return whether a file of this name is probably a text whose lines or paragraphs are documents."""
+        return self.recipe.document in ("line", "paragraph") and detect_format_by_name(name) in ("text", None)
+
     def _detect(self, file: InputFile, head: bytes, *, is_kept: bool) -> InputFile:
         """Return `file` with its format and encoding. `head`: its first bytes, decompressed.
 
@@ -175,7 +180,7 @@ class _Describer:
         has_magic = detect_format_by_magic(head) is not None
         encoding = detect_encoding(head) if self.recipe.encoding == "auto" else find_codec(self.recipe.encoding)
         if encoding and not has_magic:
-            head = decode_stream(io.BytesIO(head), "", encoding).read(4 * HEAD_BYTES)
+            head = decode_stream(io.BytesIO(head), "", encoding).read(4 * len(head))
         format_ = detect_format(file.name, file.path, head, self.recipe.format)
         if title := {"parquet": "Parquet", "arrow": "Arrow"}.get(format_):
             if file.compression:

@@ -30,11 +30,17 @@ SUFFIXES = {
 }
 COMPRESSION_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tzst")
-FORMAT_MAGIC = {b"PAR1": "parquet", b"ARROW1\0\0": "arrow", b"WARC/1.": "warc"}
+CONTROLS = rb"[\0-\x08\x0e-\x1a\x1c-\x1f]"  # bytes that every binary format has, and text has not
+# The first bytes of formats that are read. Text may begin with some of them, but not go on like this.
+FORMAT_START = {
+    "parquet": re.compile(rb"PAR1.*?" + CONTROLS, re.DOTALL),
+    "arrow": re.compile(rb"ARROW1\0\0"),
+    "warc": re.compile(rb"WARC/1\.[0-9][ \t]*\r?\n"),
+}
 # A mark, the size of the schema (below 16 MB), and the offset at which it begins.
 ARROW_STREAM_START = re.compile(rb"\xff\xff\xff\xff...\0\x10\0\0\0", re.DOTALL)
-FORMAT_STARTS = (*FORMAT_MAGIC, b"\xff\xff\xff\xff")  # text has other first bytes
-# First bytes of files that are not read, with what they are and what to do.
+FORMAT_STARTS = (b"PAR1", b"ARROW1", b"WARC/1.", b"\xff\xff\xff\xff")  # a file with other first bytes has no match
+# First bytes of files that are not read, with what they are and what to do. See also REFUSED_START.
 REFUSED_MAGIC = {
     b"%PDF-": ("a PDF document", "extract its text first, for example with pdftotext"),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it"),
@@ -53,7 +59,15 @@ REFUSED_MAGIC = {
     b"\x7fELF": ("a program", "name text files"),
     b"Obj\x01": ("an Avro file", "convert it to Parquet or JSON lines"),
     b"ORC": ("an ORC file", "convert it to Parquet"),
+    b"FEA1": ("a Feather file of version 1", "write it again as Feather version 2, which is Arrow IPC"),
 }
+# How files with these first bytes go on, unlike text. The others have control characters.
+REFUSED_START = {
+    b"%PDF-": re.compile(rb"%PDF-[0-9]\.[0-9].*?(?:\bobj\b|" + CONTROLS + rb")", re.DOTALL),
+    b"{\\rtf": re.compile(rb"\{\\rtf[0-9]"),
+    b"GGUF": re.compile(rb"GGUF(?:[^\0]\0\0\0|\0\0\0[^\0])"),  # the version, little-endian or big-endian
+}
+CONTROL = re.compile(CONTROLS)
 # Documents that are zip archives, by the beginning of the name or the content of their first file.
 ZIP_FILE = b"PK\x03\x04"  # the beginning of the first file in an archive, whose name begins at ZIP_NAME_OFFSET
 ZIP_NAME_OFFSET = 30
@@ -71,8 +85,7 @@ DESCRIPTION_NAME = re.compile(
     r"dataset_infos?\.json|dataset_dict\.json|state\.json|(readme|licen[cs]e|copying|notice|citation)(\.\w+)?",
     re.IGNORECASE,
 )
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-UNREADABLE_STARTS = (*REFUSED_MAGIC, ZIP_FILE, LFS_POINTER)  # a file with other first bytes is read
+LFS_POINTER = re.compile(rb"version https://git-lfs\.github\.com/spec/[^\n]*\n(?:ext-[^\n]*\n)*oid sha256:")
 HTML_START = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml\b[^>]*>\s*)?(?:<!--.{0,1000}?-->\s*)?<(?:!doctype\s+html|html)\b",
     re.IGNORECASE | re.DOTALL,
@@ -86,6 +99,7 @@ BYTE_ORDER_MARKS = {  # UTF-32 first: its mark in little-endian order begins wit
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 MIN_NUL_SHARE = 0.05  # of the high bytes of UTF-16: those of spaces and line ends, in any language
+MIN_NUL_RATIO = 2  # NULs in high bytes, for each in low bytes, which few characters have, such as U+4E00 and U+2000
 
 
 def strip_compression_suffix(name: str) -> str:
@@ -130,7 +144,7 @@ def detect_format_by_magic(head: bytes) -> str | None:
         return None
     if ARROW_STREAM_START.match(head):
         return "arrow"
-    return next((format_ for magic, format_ in FORMAT_MAGIC.items() if head.startswith(magic)), None)
+    return next((format_ for format_, start in FORMAT_START.items() if start.match(head)), None)
 
 
 def detect_format(name: str, path: str, head: bytes, recipe_format: str) -> str:
@@ -166,18 +180,24 @@ def detect_format(name: str, path: str, head: bytes, recipe_format: str) -> str:
 
 def reject_unreadable(path: str, head: bytes) -> None:
     """Raise an error for a Git LFS pointer and for a file that is known not to be text or a table."""
-    if not head.startswith(UNREADABLE_STARTS):
-        return
-    if head.startswith(LFS_POINTER):
+    if LFS_POINTER.match(head):
         raise FolioError(
             f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository, or download it"
         )
-    found = [refusal for magic, refusal in REFUSED_MAGIC.items() if head.startswith(magic)]
+    found = [
+        refusal for magic, refusal in REFUSED_MAGIC.items() if head.startswith(magic) and _is_not_text(magic, head)
+    ]
     if head.startswith(ZIP_FILE):
         found = [refusal for start, refusal in ZIPPED_DOCUMENTS.items() if head.startswith(start, ZIP_NAME_OFFSET)]
     if found:
         description, advice = found[0]
         raise MisuseError(f"{path} is {description}, expected text or a table; {advice}, or leave the file out")
+
+
+def _is_not_text(magic: bytes, head: bytes) -> bool:
+    """Return whether a file that begins with `magic` goes on in a way that text does not."""
+    start = REFUSED_START.get(magic)
+    return (CONTROL.search(head) if start is None else start.match(head)) is not None
 
 
 def has_mac_line_ends(head: bytes) -> bool:
@@ -192,7 +212,7 @@ def detect_encoding(head: bytes) -> str:
     """Return "utf-16-le" or another form of UTF-16 or UTF-32, or "" for UTF-8 and unknown encodings.
 
     Without a byte order mark, UTF-16 is recognised by its NULs: the high bytes of all Latin letters,
-    spaces and line ends are NUL, and the low bytes are not.
+    spaces and line ends are NUL, the low bytes rarely are, and both together never.
     """
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
@@ -201,6 +221,9 @@ def detect_encoding(head: bytes) -> str:
         return ""
     evens, odds = head[0::2], head[1::2]
     for high_bytes, low_bytes, encoding in ((odds, evens, "utf-16-le"), (evens, odds, "utf-16-be")):
-        if high_bytes.count(0) > MIN_NUL_SHARE * len(high_bytes) and not low_bytes.count(0):
+        num_high, num_low = high_bytes.count(0), low_bytes.count(0)
+        if num_high <= max(MIN_NUL_SHARE * len(high_bytes), MIN_NUL_RATIO * num_low):
+            continue
+        if not num_low or (0, 0) not in zip(evens, odds, strict=False):
             return encoding
     return ""

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -108,6 +109,15 @@ def check_columns(input_file: InputFile, required: RequiredColumns, names: list[
             )
 
 
+def raise_list(input_file: InputFile, column: str, name: str) -> NoReturn:
+    """Raise MisuseError for a column of lists that the required column `name` is or leads into."""
+    value = "its values are" if name == column else f"{shorten(name)!r} is"
+    raise MisuseError(
+        f"the column {shorten(column)!r} of {input_file.path} has a list in each row, so {value} not one text; make a "
+        "row of each element (explode in pandas and polars, unnest in DuckDB), or join the texts of each list"
+    )
+
+
 def format_utf8_error(input_file: InputFile, location: str, byte: int, reason: str) -> str:
     """Return the error message for bytes that are not UTF-8. `location` is like "at offset 5"."""
     if input_file.encoding:
@@ -115,12 +125,16 @@ def format_utf8_error(input_file: InputFile, location: str, byte: int, reason: s
             f"{input_file.path} is not valid {input_file.encoding.upper()} {location}; choose another with --encoding, "
             "or pass --invalid-utf8 replace or skip"
         )
-    with open_stream(input_file) as stream:
-        suggestion = suggest_encoding(stream.read(HEAD_BYTES))
     return (
-        f"{input_file.path} is not UTF-8: byte 0x{byte:02x} {location} ({reason}); pass the encoding of the file, "
-        f"{suggestion}, or pass --invalid-utf8 replace or skip"
+        f"{input_file.path} is not UTF-8: byte 0x{byte:02x} {location} ({reason}); "
+        f"{advise_about_encoding(input_file)}, or pass --invalid-utf8 replace or skip"
     )
+
+
+def advise_about_encoding(input_file: InputFile) -> str:
+    """Return what to do about a file that is not UTF-8, with its encoding if its first bytes show it."""
+    with open_stream(input_file) as stream:
+        return f"pass the encoding of the file, {suggest_encoding(stream.read(HEAD_BYTES))}"
 
 
 @dataclass
