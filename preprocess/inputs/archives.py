@@ -19,8 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import IO, Any, Self
+from typing import IO, Any, NamedTuple, Self
 
 from preprocess.errors import FolioError, MisuseError, first_line, shorten
 from preprocess.inputs.compressions import DecompressedStream
@@ -40,12 +39,11 @@ DAMAGE = (  # what the modules raise
 IS_ENCRYPTED = 1  # a bit of ZipInfo.flag_bits
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A file in an archive."""
 
     name: str  # in the archive, with `/`
-    index: int  # among all entries of the archive, in their order
+    entry: int  # index of its entry among all entries of the archive, in their order
     size_bytes: int
     offset: int = -1  # of its first byte in a tar archive that is not compressed
 
@@ -93,7 +91,7 @@ def open_member(file: DiskFile, kind: str, compression: str, member: Member) -> 
     if kind == "zip":
         with explain_damage(file.path, "a zip archive"):
             archive = _open_zip(file, os.getpid())
-            stream = archive.open(archive.infolist()[member.index])
+            stream = archive.open(archive.infolist()[member.entry])
         with stream:
             yield stream
     elif not compression:
@@ -102,7 +100,7 @@ def open_member(file: DiskFile, kind: str, compression: str, member: Member) -> 
             yield _Section(raw, member.size_bytes)  # type: ignore[misc]
     else:
         with explain_damage(file.path, "a tar archive"):
-            stream = _seek_in_tar(file, compression, member.index)
+            stream = _seek_in_tar(file, compression, member.entry)
         yield stream
 
 

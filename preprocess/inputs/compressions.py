@@ -57,7 +57,9 @@ class Decompressor(Protocol):
 
 def detect_compression(head: bytes) -> str:
     """Return "gzip", "zstd", "bzip2" or "xz" for the first bytes of a file, or "" for any other file."""
-    return next((name for magic, name in MAGIC.items() if head.startswith(magic)), "")
+    if not head.startswith(tuple(MAGIC)):
+        return ""
+    return next(name for magic, name in MAGIC.items() if head.startswith(magic))
 
 
 def is_cut_in_magic(head: bytes) -> bool:

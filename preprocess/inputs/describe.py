@@ -18,6 +18,7 @@ from preprocess.inputs.compressions import is_cut_in_magic
 from preprocess.inputs.detect import (
     ARCHIVE_SUFFIXES,
     COMPRESSION_SUFFIXES,
+    HEAD_BYTES,
     describes_data,
     detect_encoding,
     detect_format,
@@ -38,6 +39,7 @@ from preprocess.recipes.templates import parse_name_pattern
 from preprocess.recipes.text_encodings import find_codec
 
 MAX_FILES_PER_TASK = 256
+MAX_KEPT_BYTES = 64 << 20  # of small files whose content is kept in memory, so that they are opened only once
 
 
 @dataclass
@@ -59,7 +61,7 @@ def describe_input_files(
     supported, FolioError if a file is damaged.
     """
     size = min(max(len(paths) // (num_threads * 16), 1), MAX_FILES_PER_TASK)
-    describer = _Describer(recipe, known_sha256, threading.Event())
+    describer = _Describer(recipe, known_sha256, threading.Event(), MAX_KEPT_BYTES // max(len(paths), 1))
     with ThreadPoolExecutor(num_threads) as pool:
         try:
             # Threads hash in parallel, because hashlib releases the GIL. A task is several files, because starting a
@@ -81,15 +83,16 @@ def sort_by_name(files: list[InputFile]) -> list[InputFile]:
     A name becomes relative to the deepest folder that contains all files. The files of an archive
     that can only be read in its own order stay in that order.
     """
-    folder = posixpath.commonpath({posixpath.dirname(file.name) for file in files})
+    folder = posixpath.commonpath({file.name.rpartition("/")[0] for file in files})
     num_removed = len(folder) + bool(folder)
 
     def sort_key(file: InputFile) -> tuple[str, int]:
         if file.member is None or not file.is_sequential:
             return file.name, 0
-        return file.name.removesuffix(clean_member_name(file.member.name)), file.member.index
+        return file.name.removesuffix(clean_member_name(file.member.name)), file.member.entry
 
-    return [dataclasses.replace(file, name=file.name[num_removed:]) for file in sorted(files, key=sort_key)]
+    files = sorted(files, key=sort_key)
+    return [file._replace(name=file.name[num_removed:]) for file in files] if num_removed else files
 
 
 def number_files(files: list[InputFile], recipe: Recipe) -> list[InputFile]:
@@ -103,7 +106,7 @@ def number_files(files: list[InputFile], recipe: Recipe) -> list[InputFile]:
                 f"the name of {file.path} is not UTF-8, so the manifest cannot contain it; rename the file"
             )
     metadata = _parse_names([file.name for file in files], recipe)
-    return [dataclasses.replace(file, number=i, metadata=metadata[i]) for i, file in enumerate(files)]
+    return [file._replace(number=i, metadata=metadata[i]) for i, file in enumerate(files)]
 
 
 @dataclass(frozen=True)
@@ -111,31 +114,35 @@ class _Describer:
     recipe: Recipe
     known_sha256: dict[str, str]
     is_cancelled: threading.Event
+    max_kept_bytes: int  # of one file, or of the files in one archive
 
     def describe(self, paths: list[tuple[str, str]]) -> Description:
         description = Description()
         for name, path in paths:
-            stat = os.stat(path)  # before hashing, so that a change during hashing is detected
             with open(path, "rb", buffering=0) as raw:
+                stat = os.fstat(raw.fileno())  # before hashing, so that a change during hashing is detected
                 stream = HashingStream(raw, self.is_cancelled)
                 compression, head = read_head(stream, path, self._has_lines(name))
                 reject_unreadable(path, head)
                 archive = detect_archive(head)
                 if archive == "zip" and compression:
                     raise MisuseError(f"{path} is a compressed zip archive; decompress it")
-                sha256 = self.known_sha256.get(name) or stream.hash_all()
+                known_sha256 = self.known_sha256.get(name)
+                sha256 = known_sha256 or stream.hash_all()
             disk = DiskFile(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, sha256)
             if archive:
                 description.files += self._describe_members(name, disk, archive, compression, description)
             else:
                 file = InputFile(disk, "", stat.st_size, sha256, compression, name=name)
-                description.files.append(self._detect(file, head))
+                is_kept = known_sha256 is None and len(head) <= self.max_kept_bytes
+                description.files.append(self._detect(file, head, is_kept=is_kept))
         return description
 
     def _describe_members(
         self, name: str, disk: DiskFile, archive: str, compression: str, description: Description
     ) -> list[InputFile]:
-        files = []
+        files: list[InputFile] = []
+        num_kept_bytes = 0
         for member, raw in iter_members(disk, archive, compression):
             if not is_format_read(member.name, self.recipe.format):
                 description.skipped_suffixes[os.path.splitext(member.name)[1].lower() or "no suffix"] += 1
@@ -152,7 +159,9 @@ class _Describer:
                 disk, "", member.size_bytes, sha256, member_compression, archive=archive,
                 archive_compression=compression, member=member, name=f"{name}/{clean_member_name(member.name)}",
             )  # fmt: skip
-            files.append(self._detect(file, head))
+            is_kept = sha256 != NO_SHA256 and num_kept_bytes + len(head) <= self.max_kept_bytes
+            files.append(self._detect(file, head, is_kept=is_kept))
+            num_kept_bytes += len(files[-1].content or b"")
         files = _remove_descriptions(files)
         if twice := [n for n, count in Counter(file.name for file in files).items() if count > 1]:
             raise MisuseError(f"{disk.path} contains two files of the name {twice[0]!r}; unpack it")
@@ -162,8 +171,12 @@ class _Describer:
         """Return whether a file of this name is probably a text whose lines or paragraphs are documents."""
         return self.recipe.document in ("line", "paragraph") and detect_format_by_name(name) in ("text", None)
 
-    def _detect(self, file: InputFile, head: bytes) -> InputFile:
-        """Return `file` with its format and encoding. `head`: its first bytes, decompressed."""
+    def _detect(self, file: InputFile, head: bytes, *, is_kept: bool) -> InputFile:
+        """Return `file` with its format and encoding. `head`: its first bytes, decompressed.
+
+        With `is_kept`, `head` becomes the content if it is the whole file and what readers get.
+        """
+        whole = head if is_kept and len(head) < HEAD_BYTES else None
         _check_name(file, head)
         has_magic = detect_format_by_magic(head) is not None
         encoding = detect_encoding(head) if self.recipe.encoding == "auto" else find_codec(self.recipe.encoding)
@@ -184,11 +197,12 @@ class _Describer:
                     f"the path {file.path} is not UTF-8, so Arrow cannot open the file; rename its folder"
                 )
         has_lines = format_ == "text" and self.recipe.document in ("line", "paragraph")
-        return dataclasses.replace(
-            file,
+        has_mac_ends = has_lines and has_mac_line_ends(head)
+        return file._replace(
             format=format_,
             encoding=encoding if encoding and not (has_magic or title) else "",
-            has_mac_line_ends=has_lines and has_mac_line_ends(head),
+            has_mac_line_ends=has_mac_ends,
+            content=None if file.compression or encoding or title or has_mac_ends else whole,
         )
 
 

@@ -39,6 +39,7 @@ FORMAT_START = {
 }
 # A mark, the size of the schema (below 16 MB), and the offset at which it begins.
 ARROW_STREAM_START = re.compile(rb"\xff\xff\xff\xff...\0\x10\0\0\0", re.DOTALL)
+FORMAT_STARTS = (b"PAR1", b"ARROW1", b"WARC/1.", b"\xff\xff\xff\xff")  # a file with other first bytes has no match
 # First bytes of files that are not read, with what they are and what to do. See also REFUSED_START.
 REFUSED_MAGIC = {
     b"%PDF-": ("a PDF document", "extract its text first, for example with pdftotext"),
@@ -112,7 +113,7 @@ def strip_compression_suffix(name: str) -> str:
 
 def has_known_suffix(name: str, recipe_format: str = "auto") -> bool:
     """Return whether a file of this name in a folder is read: it is an archive, or `is_format_read`."""
-    return strip_compression_suffix(name).endswith(ARCHIVE_SUFFIXES) or is_format_read(name, recipe_format)
+    return is_format_read(name, recipe_format) or strip_compression_suffix(name).endswith(ARCHIVE_SUFFIXES)
 
 
 def is_format_read(name: str, recipe_format: str) -> bool:
@@ -132,11 +133,18 @@ def describes_data(name: str) -> bool:
 
 def detect_format_by_name(name: str) -> str | None:
     """Return the format of a file, as the suffixes of its name indicate, or None if they are unknown."""
-    return SUFFIXES.get(os.path.splitext(strip_compression_suffix(name))[1])
+    return _get_format_of_suffix(strip_compression_suffix(name))
+
+
+def _get_format_of_suffix(stem: str) -> str | None:
+    """`stem`: the result of `strip_compression_suffix`."""
+    return SUFFIXES.get(os.path.splitext(stem)[1])
 
 
 def detect_format_by_magic(head: bytes) -> str | None:
     """Return the format of a file that has distinctive first bytes, or None for any other file."""
+    if not head.startswith(FORMAT_STARTS):
+        return None
     if ARROW_STREAM_START.match(head):
         return "arrow"
     return next((format_ for format_, start in FORMAT_START.items() if start.match(head)), None)
@@ -151,12 +159,13 @@ def detect_format(name: str, path: str, head: bytes, recipe_format: str) -> str:
     """
     reject_unreadable(path, head)
     by_content = detect_format_by_magic(head)
-    by_name = detect_format_by_name(name)
+    stem = strip_compression_suffix(name)
+    by_name = _get_format_of_suffix(stem)
     if recipe_format != "auto":
         if by_content not in (None, recipe_format):
             raise MisuseError(f"{path} is a {by_content} file, but format is {recipe_format}; leave --format out")
         return recipe_format
-    may_be_page = by_name is None or strip_compression_suffix(name).endswith(UNSPECIFIC_SUFFIXES)
+    may_be_page = by_name is None or stem.endswith(UNSPECIFIC_SUFFIXES)
     if by_content is None and may_be_page and HTML_START.match(head):
         return "html"
     format_ = by_content or by_name or ("jsonl" if JSON_START.match(head) else None)
@@ -227,6 +236,8 @@ def detect_encoding(head: bytes) -> str | None:
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
             return encoding
+    if b"\0" not in head:
+        return ""
     evens, odds = head[0::2], head[1::2]
     for high_bytes, low_bytes, encoding in ((odds, evens, "utf-16-le"), (evens, odds, "utf-16-be")):
         num_nuls = high_bytes.count(0)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from preprocess.errors import FolioError
 from preprocess.shards.files import sha256_file
@@ -30,8 +30,7 @@ class InputChanged(FolioError):
         return f"{self.reason}; wait until the file no longer changes, then run the same command again"
 
 
-@dataclass(frozen=True, slots=True)  # slots: there may be a million
-class DiskFile:
+class DiskFile(NamedTuple):
     """A file on the disk, as it was when the build was planned."""
 
     path: str

@@ -23,16 +23,18 @@ class HashingStream:
     def __init__(self, stream: IO[bytes], is_cancelled: threading.Event) -> None:
         self._stream, self._is_cancelled = stream, is_cancelled
         self._digest = hashlib.sha256()
+        self._is_at_end = False
 
     def read(self, num_bytes: int) -> bytes:
         data = self._stream.read(num_bytes)
         self._digest.update(data)
+        self._is_at_end = not data
         return data
 
     def hash_all(self) -> str:
         """Return the SHA-256 of the whole stream, or of a part of it if the work is cancelled."""
-        while not self._is_cancelled.is_set() and self.read(HASH_CHUNK_BYTES):
-            pass
+        while not (self._is_at_end or self._is_cancelled.is_set()):
+            self.read(HASH_CHUNK_BYTES)
         return self._digest.hexdigest()
 
 

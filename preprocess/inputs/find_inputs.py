@@ -195,7 +195,7 @@ def is_larger(recipe: Recipe, num_bytes: int, num_files: int) -> bool:
         return True  # probably; asking the service would take longer
     if inputs:
         recipe = dataclasses.replace(recipe, inputs=inputs)
-        sizes = (os.path.getsize(path) for path, is_read in expand_inputs(recipe, OPTION) if is_read)
+        sizes = (os.path.getsize(found.path) for found in expand_inputs(recipe, OPTION) if found.is_read)
     else:
         sizes = (file.bytes for file in recipe.files)
     totals = enumerate(itertools.accumulate(sizes), start=1)

@@ -94,12 +94,9 @@ def get_boundaries(input_file: InputFile, recipe: Recipe) -> Boundaries:
     """Return the boundaries between the records of a text or JSONL file."""
     if input_file.format == "jsonl":
         return LINE_BOUNDARIES
-    by_document = {
-        "line": LINE_BOUNDARIES,
-        "paragraph": PARAGRAPH_BOUNDARIES,
-        "separator": Boundaries((recipe.separator.encode(),), overlaps_itself(recipe.separator)),
-    }
-    return by_document.get(recipe.document, NO_BOUNDARIES)
+    if recipe.document == "separator":
+        return Boundaries((recipe.separator.encode(),), overlaps_itself(recipe.separator))
+    return {"line": LINE_BOUNDARIES, "paragraph": PARAGRAPH_BOUNDARIES}.get(recipe.document, NO_BOUNDARIES)
 
 
 def overlaps_itself(separator: str) -> bool:

@@ -129,5 +129,5 @@ def _slice_and_decode(records: Records, start: int, stop: int, first: int) -> Re
 
 
 def _take_numbers(records: Records, rows: np.ndarray | slice) -> dict[str, Any]:
-    arrays = {"offsets": records.offsets, "row_numbers": records.row_numbers}
+    arrays = {name: getattr(records, name) for name in ("offsets", "row_numbers", "files", "positions")}
     return {name: None if array is None else array[rows] for name, array in arrays.items()}

@@ -55,19 +55,24 @@ class RequiredColumns:
         return tuple(name for name, kind in self.columns.items() if kind == "chat")
 
 
-@functools.lru_cache(maxsize=4)
 def find_required_columns(recipe: Recipe) -> RequiredColumns:
     """Return the columns that `recipe` needs from a table."""
     metadata = [getattr(recipe, setting) for setting in COLUMN_SETTINGS if setting != "text_column"]
     chat = recipe.list_chat_columns()
     texts = () if chat else find_text_columns(recipe)
-    where = parse_condition(recipe.where).kinds if recipe.where is not None else {}
     text_only = recipe.text_column if recipe.template is None and not chat else None
-    columns = dict.fromkeys(chat, "chat") | {name: "text" for name in (*texts, *metadata) if name is not None}
-    return RequiredColumns(columns, where, text_only)
+    return _make_required_columns(chat, (*texts, *metadata), recipe.where, text_only)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4)  # of these settings: hashing a whole recipe takes longer than reading a small file
+def _make_required_columns(
+    chat: tuple[str, ...], names: tuple[str | None, ...], where: str | None, text_only: str | None
+) -> RequiredColumns:
+    kinds = parse_condition(where).kinds if where is not None else {}
+    columns = dict.fromkeys(chat, "chat") | {name: "text" for name in names if name is not None}
+    return RequiredColumns(columns, kinds, text_only)
+
+
 def find_text_columns(recipe: Recipe) -> tuple[str, ...]:
     """Return the columns from which the text of a document is made, and which every file must have.
 
@@ -145,10 +150,20 @@ class Records:
     row_numbers: np.ndarray | None = None  # (R,) int64, of each record in the file, for messages; only tables
     errors: dict[int, str] = field(default_factory=dict)  # why records are rejected, by index
     part: int = 0  # 0: whole records; n: the n-th part of one record that is too long, from 1
+    # Only if the records of several files were joined: (R,) int64 each, the index of each record's file in the list of
+    # these files, and its own index in the file. `first` is 0.
+    files: np.ndarray | None = None
+    positions: np.ndarray | None = None
 
     @property
     def num_records(self) -> int:
         return len(next(iter(self.columns.values())))
+
+    def count_by_file(self, num_files: int) -> list[int]:
+        """Return the number of records of each of the files whose records were joined."""
+        assert self.files is not None
+        counts: list[int] = np.bincount(self.files, minlength=num_files).tolist()
+        return counts
 
     def describe_place(self, index: int) -> str:
         """Return where record `index` is in its file, for lists of rejects: "byte 1200" or "row 7"."""

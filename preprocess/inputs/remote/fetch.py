@@ -12,7 +12,6 @@ Then the files that the cache has not are copied to it, several at once.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import shutil
 import threading
@@ -123,8 +122,7 @@ def add_origins(files: list[InputFile], fetched: list[FetchedFile]) -> list[Inpu
         if source is not None and source.sha256 and file.disk.sha256 not in (source.sha256, NO_SHA256):
             raise FolioError(f"{file.disk.path} is not what {source.name} should be; delete it, and run again")
     return [
-        dataclasses.replace(file, origin=by_path[file.disk.path].origin) if file.disk.path in by_path else file
-        for file in files
+        file._replace(origin=by_path[file.disk.path].origin) if file.disk.path in by_path else file for file in files
     ]
 
 

@@ -13,7 +13,6 @@ names do not say their format are copied when the stream is opened.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 import weakref
@@ -169,8 +168,7 @@ class CopyingOpener:
                 f"{path} is {kind}, but its name is that of a {file.format} file, and a stream reads it as its name "
                 "says; set format, rename it, or build the corpus"
             )
-        return dataclasses.replace(
-            file, disk=found[0].disk, compression=found[0].compression, encoding=found[0].encoding,
+        return file._replace(disk=found[0].disk, compression=found[0].compression, encoding=found[0].encoding,
             has_mac_line_ends=found[0].has_mac_line_ends,
         )  # fmt: skip
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import dataclasses
 import gzip
 import json
 import lzma
@@ -193,7 +192,7 @@ def test_files_are_searched_for_a_column_only_once(tmp_path: Path, monkeypatch: 
         write_lines(tmp_path / f"{number}.jsonl", [{"text": "a", **({"who": "x"} if number == 3 else {})}])
         input_file, recipe = describe(tmp_path / f"{number}.jsonl", author_column="who")
         files.append(input_file)
-    files = [dataclasses.replace(file, number=number) for number, file in enumerate(files)]
+    files = [file._replace(number=number) for number, file in enumerate(files)]
     InputChecker(files, recipe).check_all()
     assert searched == ["1.jsonl", "2.jsonl", "3.jsonl"]
 
