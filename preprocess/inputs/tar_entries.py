@@ -61,17 +61,17 @@ class _StrictTarInfo(tarfile.TarInfo):
 
         That of tarfile takes hours, or any amount of memory, for some headers of a megabyte.
         """
-        attributes = tar.pax_headers | _parse_attributes(_read_exactly(tar, self.size))
+        attributes = {**tar.pax_headers, **_parse_attributes(_read_exactly(tar, self.size))}
         if self.type == tarfile.XGLTYPE:
             tar.pax_headers = attributes
         following = self.fromtarfile(tar)
         if any(name.startswith(SPARSE_ATTRIBUTE.decode()) for name in attributes):
-            following.sparse = []  # type: ignore[attr-defined]
+            following.sparse = b""
         if self.type != tarfile.XGLTYPE:
             following._apply_pax_info(attributes, tar.encoding, tar.errors)  # type: ignore[attr-defined]
             following.offset = self.offset
             if "size" in attributes:
-                has_data = following.isreg() or following.type not in tarfile.SUPPORTED_TYPES  # type: ignore[attr-defined]
+                has_data = following.isreg() or following.type not in tarfile.SUPPORTED_TYPES
                 num_bytes = following._block(following.size) if has_data else 0  # type: ignore[attr-defined]
                 tar.offset = following.offset_data + num_bytes
         return following
@@ -81,7 +81,7 @@ class _StrictTarInfo(tarfile.TarInfo):
         _, is_continued, _ = self._sparse_structs  # type: ignore[attr-defined]
         while is_continued:
             is_continued = _read_exactly(tar, BLOCK_BYTES)[SPARSE_CONTINUES] != 0
-        self.sparse = []  # type: ignore[misc]
+        self.sparse = b""
         self.offset_data = tar.fileobj.tell()
         tar.offset = self.offset_data + self._block(self.size)  # type: ignore[attr-defined]
         return self
