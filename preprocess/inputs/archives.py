@@ -30,6 +30,7 @@ ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 TAR_MAGIC, TAR_MAGIC_OFFSET = b"ustar", 257
 MAX_NAME_CHARACTERS = 4_096  # no file system has longer names
 MAX_NAMES_CHARACTERS = 64 << 20  # of all files of an archive; these names are in memory several times
+MAX_ZIP_LIST_BYTES = 64 << 20  # a name, comments and attributes of each file; every process reads them
 READABLE_ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}
 DAMAGE = (  # what the modules raise
     tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, MemoryError,
@@ -165,7 +166,17 @@ def _seek_in_tar(file: DiskFile, compression: str, index: int) -> IO[bytes]:
 
 @functools.lru_cache(maxsize=4)
 def _open_zip(file: DiskFile, process: int) -> zipfile.ZipFile:
-    """Open a zip archive once per process: a fork shares the position in the file."""
+    """Open a zip archive once per process: a fork shares the position in the file.
+
+    Raises MisuseError if the list of its files, which zipfile reads into memory, is too large.
+    """
+    with open(file.path, "rb") as raw:
+        end = zipfile._EndRecData(raw)  # type: ignore[attr-defined]  # also of an archive of more than 4 GB
+    if end and end[zipfile._ECD_SIZE] > MAX_ZIP_LIST_BYTES:  # type: ignore[attr-defined]
+        raise MisuseError(
+            f"{file.path} has a list of files of {end[zipfile._ECD_SIZE]:,} bytes, expected at most "  # type: ignore[attr-defined]
+            f"{MAX_ZIP_LIST_BYTES:,}; unpack it"
+        )
     return zipfile.ZipFile(file.path)
 
 

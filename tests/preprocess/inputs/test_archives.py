@@ -147,6 +147,12 @@ def write_hostile(path: Path, kind: str) -> None:
             archive.writestr("a.txt", "text " * 20)
             archive.filelist.append(copy.copy(archive.filelist[0]))
             archive.filelist[1].filename = "b.txt"
+    elif kind == "long list":
+        with zipfile.ZipFile(path, "w") as archive:
+            for i in range(1100):
+                info = zipfile.ZipInfo(f"{i}.txt")
+                info.comment = b"c" * 65_000
+                archive.writestr(info, b"text")
     elif kind == "nested":
         path.write_bytes(make_zip(make_zip(b"text")))
     elif kind == "many headers":
@@ -186,6 +192,7 @@ def make_zip(content: bytes) -> bytes:
         ("damaged", "cannot be read as a zip archive .*copy it again"),
         ("overlap", "cannot be read as a zip archive .a.txt overlaps with b.txt"),
         ("twice", "contains two files of the name '.*a.txt'; unpack it"),
+        ("long list", "has a list of files of 71,.* bytes, expected at most 67,108,864; unpack it"),
         ("nested", "a.txt is an archive in an archive; unpack"),
         ("long header", "cannot be read as a tar archive .an entry has 2,09.* bytes of attributes"),
         ("many headers", "an entry has more than 16 headers"),
@@ -196,7 +203,7 @@ def make_zip(content: bytes) -> bytes:
     ],
 )
 def test_archive_that_cannot_be_read_is_one_line(tmp_path: Path, kind: str, message: str) -> None:
-    path = tmp_path / ("a.zip" if kind in ("encrypted", "damaged", "overlap", "nested") else "a.tar")
+    path = tmp_path / ("a.zip" if kind in ("encrypted", "damaged", "overlap", "nested", "long list") else "a.tar")
     write_hostile(path, kind)
     with pytest.raises((FolioError, MisuseError), match=message) as error:
         build_files(tmp_path, path)
