@@ -49,7 +49,7 @@ def split_records(
             reject_long_record(f"{input_file.path}: {records.describe_record(row)}", recipe, rejects)
         if is_too_long.any():
             records, sizes = _filter(records, ~is_too_long), sizes[~is_too_long]
-        for start, stop in _find_batches(sizes + ROW_BYTES):
+        for start, stop in find_batches(sizes + ROW_BYTES):
             yield _slice_and_decode(records, start, stop, num_yielded)
             num_yielded += stop - start
 
@@ -104,7 +104,7 @@ def measure_values(column: pa.Array) -> np.ndarray:
     return np.full(len(column), column.nbytes // max(len(column), 1), np.int64)
 
 
-def _find_batches(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
+def find_batches(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) of consecutive rows with at most BATCH_BYTES in total, or of one larger row."""
     ends = np.cumsum(sizes)
     start = 0

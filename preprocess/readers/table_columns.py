@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -14,6 +15,7 @@ from preprocess.recipes.nested import split_path
 from preprocess.recipes.schema import Recipe
 
 VIEW_TYPES = (pa.string_view(), pa.binary_view())
+MAX_INLINE_BYTES = 12  # of a value that is stored in its view
 
 
 def check_schema(input_file: InputFile, schema: pa.Schema, recipe: Recipe) -> None:
@@ -94,10 +96,35 @@ def _check_type(input_file: InputFile, name: str, type_: pa.DataType, *, text_on
 def convert_views(column: pa.Array) -> pa.Array:
     """Return a column of string views or binary views as one of bytes; other columns as they are.
 
-    The column, which must have been validated, may be dictionary-encoded.
+    The column, which must have been validated, may be dictionary-encoded. The values are copied, except
+    a long one that is alone in the column.
     """
     if pa.types.is_dictionary(column.type):
         if column.type.value_type not in VIEW_TYPES:
             return column
         return pa.DictionaryArray.from_arrays(column.indices, convert_views(column.dictionary))
-    return column.cast(pa.binary_view()).cast(pa.large_binary()) if column.type in VIEW_TYPES else column
+    if column.type not in VIEW_TYPES:
+        return column
+    if len(column) == 1 and column.null_count == 0:
+        size, _, buffer_number, offset = _get_views(column)[0].tolist()
+        if size > MAX_INLINE_BYTES:
+            offsets = pa.py_buffer(np.array([offset, offset + size], np.int64))
+            return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, column.buffers()[2 + buffer_number]])
+    return column.cast(pa.binary_view()).cast(pa.large_binary())
+
+
+def measure_views(column: pa.Array) -> np.ndarray:
+    """Return the size of each value of a column of views in bytes, (R,) int64; of another column zeros.
+
+    Many rows may share the bytes of one value.
+    """
+    if column.type not in VIEW_TYPES:
+        return np.zeros(len(column), np.int64)
+    is_valid = column.is_valid().to_numpy(zero_copy_only=False)
+    return np.where(is_valid, _get_views(column)[:, 0], 0).astype(np.int64)
+
+
+def _get_views(column: pa.Array) -> np.ndarray:
+    """Return size, first bytes, number of the buffer, and offset in it of each value, (R, 4) int32."""
+    stop = column.offset + len(column)
+    return np.frombuffer(column.buffers()[1], "<i4", count=4 * stop).reshape(-1, 4)[column.offset :]

@@ -61,12 +61,14 @@ def request(url: str, start: int, *, stop: int | None = None, headers: dict[str,
     import requests
     from urllib3.exceptions import HTTPError
 
+    from preprocess.inputs.http_session import make_session
+
     sent = {"Accept-Encoding": "identity", **(headers or {})}
     if start or stop is not None:
         sent["Range"] = f"bytes={start}-{'' if stop is None else stop}"
     try:
         with (
-            requests.Session() as session,
+            make_session() as session,
             session.get(url, headers=sent, stream=True, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S)) as response,
         ):
             _check_status(response, url)
