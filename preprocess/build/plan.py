@@ -13,7 +13,7 @@ from pathlib import Path
 from preprocess.build.work_dir import get_work_root
 from preprocess.errors import FolioError, format_quantity, shorten
 from preprocess.inputs.describe import resolve_format
-from preprocess.inputs.find_inputs import find_input_files
+from preprocess.inputs.find_inputs import Sample, find_input_files, find_sample
 from preprocess.inputs.input_files import InputFile
 from preprocess.progress import Progress
 from preprocess.readers.chat_columns import recognize_chats, resolve_chat_template
@@ -42,6 +42,8 @@ class Plan:
     tokenizer_kind: str
     tokenizer: Tokenizer | None  # None if it is to be trained on the documents
     num_empty_files: int  # without a document, not even an empty one
+    num_files_left_out: int = 0  # of an estimate: remote files that are not copied, and their size
+    num_bytes_left_out: int = 0
 
     @property
     def formats(self) -> set[str]:
@@ -62,6 +64,10 @@ class Plan:
         """Return the approximate number of input bytes of each partition, for the progress bar."""
         return [sum(span.size_bytes for span in partition.spans) for partition in self.partitions]
 
+    def count_input_bytes(self) -> int:
+        """Return the size of the input files on the disk."""
+        return sum({file.disk.path: file.disk.size_bytes for file in self.input_files}.values())
+
     def describe_partition(self, number: int) -> str:
         """Return the number and the first file of a partition as text, for error messages."""
         numbers = dict.fromkeys(span.file_number for span in self.partitions[number].spans)
@@ -77,8 +83,21 @@ def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_th
     `num_threads`: for hashing the input files. Raises MisuseError or FolioError if the build cannot
     be made.
     """
-    tokenizer_kind = find_tokenizer_kind(recipe.tokenizer)
-    input_files = find_input_files(recipe, source, progress, num_threads=num_threads)
+    find_tokenizer_kind(recipe.tokenizer)  # raises MisuseError for an unknown one before files are copied
+    return _plan(recipe, Sample(find_input_files(recipe, source, progress, num_threads=num_threads)), progress)
+
+
+def plan_estimate(recipe: Recipe, source: Path | None, progress: Progress) -> Plan:
+    """Return the plan for an estimate, which has only some of the remote files if these are large.
+
+    The files of `inputs` are not hashed. Arguments and errors are those of `make_plan`.
+    """
+    find_tokenizer_kind(recipe.tokenizer)
+    return _plan(recipe, find_sample(recipe, source, progress), progress)
+
+
+def _plan(recipe: Recipe, sample: Sample, progress: Progress) -> Plan:
+    tokenizer_kind, input_files = find_tokenizer_kind(recipe.tokenizer), sample.files
     recipe = resolve_chat_template(resolve_format(recipe, input_files))
     try:
         empty_paths, partitions = _check_files(recipe, input_files)
@@ -94,7 +113,16 @@ def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_th
     recipe, tokenizer, warnings = load_recipe_tokenizer(recipe)
     for line in warnings:
         progress.warn(line)
-    return Plan(recipe, input_files, partitions, tokenizer_kind, tokenizer, num_empty)
+    return Plan(
+        recipe,
+        input_files,
+        partitions,
+        tokenizer_kind,
+        tokenizer,
+        num_empty,
+        sample.num_files_left_out,
+        sample.num_bytes_left_out,
+    )
 
 
 def _check_files(recipe: Recipe, input_files: list[InputFile]) -> tuple[set[str], list[Partition]]:

@@ -19,20 +19,17 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import IO, Any, Self
+from typing import IO, NamedTuple
 
 from preprocess.errors import FolioError, MisuseError, first_line, shorten
-from preprocess.inputs.compressions import DecompressedStream
 from preprocess.inputs.disk_file import DiskFile
+from preprocess.inputs.tar_entries import iter_entries, open_tar
 
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
-TAR_MAGIC, TAR_MAGIC_OFFSET = b"ustar", 257
-MAX_TAR_HEADER_BYTES = 1 << 20  # of a long name or of extended attributes; tarfile reads them into memory
-REST_BYTES = 1 << 20  # of what follows the end of a tar archive; read at once
-TAR_HEADER_TYPES = (
-    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
-)  # fmt: skip
+TAR_MAGIC, TAR_MAGIC_OFFSET = (b"ustar\0", b"ustar  \0"), 257  # of POSIX and of GNU
+MAX_NAME_CHARACTERS = 4_096  # no file system has longer names
+MAX_NAMES_CHARACTERS = 64 << 20  # of all files of an archive; these names are in memory several times
+MAX_ZIP_LIST_BYTES = 64 << 20  # a name, comments and attributes of each file; every process reads them
 READABLE_ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}
 DAMAGE = (  # what the modules raise
     tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, MemoryError,
@@ -40,12 +37,11 @@ DAMAGE = (  # what the modules raise
 IS_ENCRYPTED = 1  # a bit of ZipInfo.flag_bits
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A file in an archive."""
 
     name: str  # in the archive, with `/`
-    index: int  # among all entries of the archive, in their order
+    entry: int  # index of its entry among all entries of the archive, in their order
     size_bytes: int
     offset: int = -1  # of its first byte in a tar archive that is not compressed
 
@@ -68,6 +64,18 @@ def iter_members(file: DiskFile, kind: str, compression: str) -> Iterator[tuple[
     A stream is valid until the next one is yielded. Raises FolioError if the archive is damaged, and
     MisuseError if a file cannot be read, e.g. because it is encrypted.
     """
+    num_characters = 0  # of all names
+    for member, stream in _iter_members(file, kind, compression):
+        num_characters += len(member.name)
+        if len(member.name) > MAX_NAME_CHARACTERS or num_characters > MAX_NAMES_CHARACTERS:
+            raise MisuseError(
+                f"{file.path} contains {shorten(member.name)}, a name of {len(member.name):,} characters, expected at "
+                f"most {MAX_NAME_CHARACTERS:,}, and {MAX_NAMES_CHARACTERS:,} in all names; shorten the names"
+            )
+        yield member, stream
+
+
+def _iter_members(file: DiskFile, kind: str, compression: str) -> Iterator[tuple[Member, IO[bytes]]]:
     with explain_damage(file.path, f"a {kind} archive"):
         if kind == "zip":
             archive = _open_zip(file, os.getpid())
@@ -78,8 +86,8 @@ def iter_members(file: DiskFile, kind: str, compression: str) -> Iterator[tuple[
                     with archive.open(entry) as stream:
                         yield Member(entry.filename, index, entry.file_size), stream
             return
-        with _open_tar(file.path, compression) as tar:
-            for index, info in enumerate(_iter_entries(tar)):
+        with open_tar(file.path, compression) as tar:
+            for index, info in enumerate(iter_entries(tar)):
                 if info.isreg() and not _is_hidden(info.name):
                     if info.issparse():
                         raise MisuseError(f"{file.path} contains {shorten(info.name)} as a sparse file; unpack it")
@@ -93,7 +101,7 @@ def open_member(file: DiskFile, kind: str, compression: str, member: Member) -> 
     if kind == "zip":
         with explain_damage(file.path, "a zip archive"):
             archive = _open_zip(file, os.getpid())
-            stream = archive.open(archive.infolist()[member.index])
+            stream = archive.open(archive.infolist()[member.entry])
         with stream:
             yield stream
     elif not compression:
@@ -102,7 +110,7 @@ def open_member(file: DiskFile, kind: str, compression: str, member: Member) -> 
             yield _Section(raw, member.size_bytes)  # type: ignore[misc]
     else:
         with explain_damage(file.path, "a tar archive"):
-            stream = _seek_in_tar(file, compression, member.index)
+            stream = _seek_in_tar(file, compression, member.entry)
         yield stream
 
 
@@ -118,50 +126,6 @@ class _Section:
             raise EOFError("it ends too early")
         self._num_left -= len(data)
         return data
-
-
-class _StrictTarInfo(tarfile.TarInfo):
-    """Rejects a header that is damaged or missing, or that would take too much memory."""
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
-        try:
-            return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise  # the mark of the end
-        except tarfile.HeaderError as e:  # which tarfile takes for the end, too
-            raise tarfile.ReadError(f"at byte {tar.offset:,}: {e}") from e
-
-    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in TAR_HEADER_TYPES and self.size > MAX_TAR_HEADER_BYTES:
-            raise tarfile.ReadError(f"an entry has {self.size:,} bytes of attributes")
-        # Attributes of all later entries, which add up.
-        if self.type == tarfile.XGLTYPE and sum(map(len, tar.pax_headers.values())) > MAX_TAR_HEADER_BYTES:
-            raise tarfile.ReadError(f"the archive itself has more than {MAX_TAR_HEADER_BYTES:,} bytes of attributes")
-        return super()._proc_member(tar)  # type: ignore[misc]
-
-
-@contextmanager
-def _open_tar(path: str, compression: str) -> Iterator[tarfile.TarFile]:
-    with open(path, "rb") as raw:
-        stream: Any = DecompressedStream(raw, compression) if compression else raw
-        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictTarInfo, bufsize=1 << 20) as tar:
-            yield tar
-
-
-def _iter_entries(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    while (info := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]  # there may be a million
-        yield info
-    _check_rest(tar)
-
-
-def _check_rest(tar: tarfile.TarFile) -> None:
-    """Raise tarfile.ReadError if anything but padding follows the end of an archive, e.g. another archive."""
-    assert tar.fileobj is not None
-    while block := tar.fileobj.read(REST_BYTES):
-        if block.count(0) != len(block):
-            raise tarfile.ReadError("more data follow its end, perhaps a second archive")
 
 
 def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
@@ -188,8 +152,8 @@ def _seek_in_tar(file: DiskFile, compression: str, index: int) -> IO[bytes]:
     if last.key != key or last.index >= index:
         last.closing.close()
         last.closing = ExitStack()
-        last.tar = last.closing.enter_context(_open_tar(file.path, compression))
-        last.key, last.entries, last.index = key, _iter_entries(last.tar), -1
+        last.tar = last.closing.enter_context(open_tar(file.path, compression))
+        last.key, last.entries, last.index = key, iter_entries(last.tar), -1
     for entry in last.entries:
         last.index += 1
         if last.index == index:
@@ -200,7 +164,17 @@ def _seek_in_tar(file: DiskFile, compression: str, index: int) -> IO[bytes]:
 
 @functools.lru_cache(maxsize=4)
 def _open_zip(file: DiskFile, process: int) -> zipfile.ZipFile:
-    """Open a zip archive once per process: a fork shares the position in the file."""
+    """Open a zip archive once per process: a fork shares the position in the file.
+
+    Raises MisuseError if the list of its files, which zipfile reads into memory, is too large.
+    """
+    with open(file.path, "rb") as raw:
+        end = zipfile._EndRecData(raw)  # type: ignore[attr-defined]  # also of an archive of more than 4 GB
+    if end and end[zipfile._ECD_SIZE] > MAX_ZIP_LIST_BYTES:  # type: ignore[attr-defined]
+        raise MisuseError(
+            f"{file.path} has a list of files of {end[zipfile._ECD_SIZE]:,} bytes, expected at most "  # type: ignore[attr-defined]
+            f"{MAX_ZIP_LIST_BYTES:,}; unpack it"
+        )
     return zipfile.ZipFile(file.path)
 
 
@@ -229,10 +203,15 @@ def _is_hidden(name: str) -> bool:
 
 @contextmanager
 def explain_damage(path: str, expected: str) -> Iterator[None]:
-    """Raise FolioError in place of the errors of the modules that read compressed files and archives."""
+    """Raise FolioError in place of the errors of the modules that read compressed files and archives.
+
+    The module bz2 raises OSError without a number for damaged data.
+    """
     try:
         yield
-    except DAMAGE as e:
+    except (*DAMAGE, OSError) as e:
+        if isinstance(e, OSError) and e.errno is not None:  # an error of the system
+            raise
         raise FolioError(
             f"{path} cannot be read as {expected} ({first_line(e)}): it is damaged or truncated; copy it again"
         ) from e

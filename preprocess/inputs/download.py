@@ -147,12 +147,11 @@ def _save(response: Any, target: Path, file: CorpusFile, origin: str, progress: 
         _check_sha256(digest.hexdigest(), size_bytes, file, origin=origin)
 
 
-def _make_session():  # type: ignore[no-untyped-def]
-    import requests
-    from requests.adapters import HTTPAdapter
+def _make_session() -> Any:
     from urllib3.util.retry import Retry
 
-    session = requests.Session()
+    from preprocess.inputs.http_session import make_session
+
     retry = Retry(
         total=RETRIES,
         backoff_factor=0.5,
@@ -160,9 +159,7 @@ def _make_session():  # type: ignore[no-untyped-def]
         raise_on_status=False,
         respect_retry_after_header=False,
     )
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(max_retries=retry))
-    return session
+    return make_session(retry)
 
 
 def explain_failure(error: Exception) -> str:
@@ -173,6 +170,8 @@ def explain_failure(error: Exception) -> str:
     import requests
     from urllib3.exceptions import ReadTimeoutError
 
+    from preprocess.inputs.http_session import HeadTooLong
+
     reason = getattr(error.args[0], "reason", None) if error.args else None  # after retries: the last failure
     if isinstance(error, requests.Timeout) or isinstance(reason, ReadTimeoutError):
         return "timed out"
@@ -180,6 +179,8 @@ def explain_failure(error: Exception) -> str:
         return "its certificate is not trusted"
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
         return "the connection was lost"
+    if isinstance(getattr(error.args[0], "args", [None])[-1] if error.args else None, HeadTooLong):
+        return "the head of its answer is too long"
     if isinstance(error, requests.ConnectionError):
         return "no connection"
     if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):

@@ -16,8 +16,9 @@ import pyarrow as pa
 from preprocess.errors import FolioError, first_line
 from preprocess.inputs.input_files import InputFile, Span
 from preprocess.readers.arrow_file import ArrowFile, open_arrow
+from preprocess.readers.record_sizes import find_batches
 from preprocess.readers.records import Records, find_required_columns
-from preprocess.readers.table_columns import check_schema, convert_views, take_column
+from preprocess.readers.table_columns import VIEW_TYPES, check_schema, convert_views, measure_views, take_column
 from preprocess.recipes.schema import Recipe
 
 SLICE_ROWS = 1 << 14
@@ -58,8 +59,7 @@ def read_arrow(input_file: InputFile, span: Span, recipe: Recipe) -> Iterator[Re
     num_rows = 0
     with _open(input_file, recipe) as file:
         for batch in file.iter_batches(span.start, span.stop):
-            for start in range(0, batch.num_rows, SLICE_ROWS):
-                rows = batch.slice(start, SLICE_ROWS)
+            for rows in _slice(batch, required.names):
                 columns = {name: _read_bytes(take_column(rows, name)) for name in required.columns}
                 where = {name: take_column(rows, name) for name in required.where}
                 for column in where.values():
@@ -68,6 +68,20 @@ def read_arrow(input_file: InputFile, span: Span, recipe: Recipe) -> Iterator[Re
                 row_numbers = None if span.start else num_rows + np.arange(rows.num_rows)  # from 0, as in Arrow
                 yield Records(columns, num_rows, where, row_numbers=row_numbers)
                 num_rows += rows.num_rows
+
+
+def _slice(batch: pa.RecordBatch, names: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a batch in slices, whose views have at most a few megabytes of text or are one row."""
+    for first in range(0, batch.num_rows, SLICE_ROWS):
+        rows = batch.slice(first, SLICE_ROWS)
+        sizes = np.zeros(rows.num_rows, np.int64)
+        for name in names:
+            column = take_column(rows, name)
+            if column.type in VIEW_TYPES:
+                column.view(pa.binary_view()).validate(full=True)
+                sizes += measure_views(column)
+        for start, stop in find_batches(sizes):
+            yield rows.slice(start, stop - start)
 
 
 def _read_bytes(column: pa.Array) -> pa.Array:

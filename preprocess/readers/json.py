@@ -197,8 +197,10 @@ class _BlockParser:
         if self._recipe.invalid_utf8 == "error":
             raise FolioError(self._format_error(data, offset, invalid))
         reason = f"not UTF-8 ({invalid[1]})"
-        self._rejects.add(RejectReason("invalid_utf8", reason, 1, self._input_file.name, f"byte {offset}"), data)
-        return repaired if self._recipe.invalid_utf8 == "replace" else None
+        found = RejectReason("invalid_utf8", reason, 1, self._input_file.name, f"byte {offset}")
+        is_replaced = self._recipe.invalid_utf8 == "replace"
+        self._rejects.add(found, data, has_position=is_replaced)
+        return repaired if is_replaced else None
 
     def _format_error(self, data: Buffer, offset: int, invalid: tuple[int, str]) -> str:
         index, reason = invalid

@@ -22,6 +22,7 @@ from train.optim import (
     Muon,
     allocate_state,
     apply_polynomials,
+    correct_rates,
     make_optimizers,
     orthogonalize,
     schedule_factor,
@@ -280,3 +281,16 @@ def test_decay_steps_have_no_effect_on_other_schedules(schedule: str) -> None:
     """A config that sets them is rejected."""
     config = make_config(schedule=schedule, warmup_steps=0, max_steps=50)
     assert factors_of(dataclasses.replace(config, decay_steps=5)) == factors_of(config)
+
+
+@pytest.mark.parametrize(
+    ("arch", "rate", "expected"),
+    [("gpt2", 0.3, None), ("gpt2", 0.05, 0.05), ("gpt2", None, None), ("modern", 0.3, 0.3)],
+)
+def test_rate_of_an_untied_embedding_is_not_used_for_a_tied_head(
+    arch: str, rate: float | None, expected: float | None
+) -> None:
+    given = make_config(arch=arch, embedding_learning_rate=rate, learning_rate=6e-3)
+    config, lines = correct_rates(given)
+    assert config == dataclasses.replace(given, embedding_learning_rate=expected)
+    assert len(lines) == (config != given) and all("is also its head, and would diverge with" in line for line in lines)

@@ -144,6 +144,7 @@ class LanguageModel(nn.Module):
     logit_cap: float | None = None  # if set, the logits become cap · tanh(logits / cap)
     vocabulary_weights: ClassVar[tuple[str, ...]]
     position_weights: ClassVar[tuple[str, ...]] = ()
+    has_tied_head: ClassVar[bool] = False  # whether the head's weight is the token embedding
     huggingface: ClassVar[HuggingFaceFormat | None] = None
 
     def __init__(self, config: Config, vocab_size: int) -> None:

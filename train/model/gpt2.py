@@ -74,6 +74,7 @@ class Block(nn.Module):
 class GPT2(LanguageModel):
     vocabulary_weights = ("wte.weight",)
     position_weights = ("wpe.weight",)
+    has_tied_head = True
     huggingface = HuggingFaceFormat(
         model_type="gpt2",
         sizes={"n_layer": ("n_layer", 12), "n_head": ("n_head", 12), "n_embd": ("n_embd", 768)},

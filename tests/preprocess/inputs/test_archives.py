@@ -7,6 +7,8 @@ import gzip
 import io
 import json
 import tarfile
+import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.inputs import archives
+from preprocess.inputs.disk_file import NO_SHA256, DiskFile
 from tests.conftest import assert_one_line
 from tests.helpers.file_builds import build_files, read_texts
 
@@ -22,6 +25,23 @@ FILES["data/rows.jsonl"] = "".join(json.dumps({"text": f"row {i}"}) + "\n" for i
 FILES["data/README"] = "not read: no known suffix"
 FILES["data/.hidden.txt"] = FILES["__MACOSX/data/._a.txt"] = "hidden"
 MODES = {"a.tar": "w", "a.tar.gz": "w:gz", "a.tgz": "w:gz", "a.tar.bz2": "w:bz2", "a.tar.xz": "w:xz"}
+
+
+# Of a file in a tar archive. tarfile searches each position of the first two again from every digit before
+# it, which takes hours and fills any memory.
+ATTRIBUTES = {
+    "attributes of digits": b"1" * 900_000,
+    "short attributes": b"2 " * 450_000 + b"=\n",
+    "an attribute beyond the end": b"999999999 path=b.txt\n",
+    "an attribute without a value": b"9 comment\n",
+}
+
+
+def make_header(name: str, num_bytes: int, kind: bytes, content: bytes = b"") -> bytes:
+    """Return the header of an entry of `num_bytes`, and the blocks of its content."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type = num_bytes, kind
+    return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
 
 
 def write_tar(path: Path, mode: str, prefix: str = "") -> None:
@@ -70,18 +90,19 @@ def test_compressed_tar_is_read_in_its_order_and_decompressed_once(
     import pyarrow as pa
 
     monkeypatch.setattr("preprocess.inputs.input_files.PARTITION_FILES", 4)
+    monkeypatch.setattr("preprocess.inputs.describe.MAX_KEPT_BYTES", 0)  # small files are read from the archive, too
     write_tar(tmp_path / name, MODES.get(name, "w"))
     if name == "a.tar.zst":
         (tmp_path / name).write_bytes(pa.compress((tmp_path / name).read_bytes(), codec="zstd", asbytes=True))
     num_opened = 0
-    open_tar = archives._open_tar
+    open_tar = archives.open_tar
 
     def count(*arguments):
         nonlocal num_opened
         num_opened += 1
         return open_tar(*arguments)
 
-    monkeypatch.setattr(archives, "_open_tar", count)
+    monkeypatch.setattr(archives, "open_tar", count)
     texts = read_texts(build_files(tmp_path, tmp_path / name))
     rows = [f"row {i}" for i in range(30)]
     expected = [text for key, text in FILES.items() if key.startswith("data/") and key[5].isdigit()]
@@ -127,13 +148,24 @@ def write_hostile(path: Path, kind: str) -> None:
             archive.writestr("a.txt", "text " * 20)
             archive.filelist.append(copy.copy(archive.filelist[0]))
             archive.filelist[1].filename = "b.txt"
+    elif kind == "long list":
+        with zipfile.ZipFile(path, "w") as archive:
+            for i in range(1100):
+                info = zipfile.ZipInfo(f"{i}.txt")
+                info.comment = b"c" * 65_000
+                archive.writestr(info, b"text")
     elif kind == "nested":
         path.write_bytes(make_zip(make_zip(b"text")))
-    elif kind == "many global headers":
-        headers = [
-            tarfile.TarInfo.create_pax_global_header({f"k{i}.{j}": "x" * 900 for j in range(1000)}) for i in range(3)
-        ]
-        path.write_bytes(b"".join(headers) + make_tar(1))
+    elif kind == "many headers":
+        header = tarfile.TarInfo.create_pax_global_header({"comment": "x"})
+        path.write_bytes(header * 2000 + make_tar(1))
+    elif kind == "nothing after a header":
+        path.write_bytes(make_tar(1)[:1024] + tarfile.TarInfo.create_pax_global_header({"comment": "x"}) + bytes(1024))
+    elif kind in ATTRIBUTES:
+        path.write_bytes(make_header("a", len(ATTRIBUTES[kind]), tarfile.XHDTYPE, ATTRIBUTES[kind]) + make_tar(1))
+    elif kind == "long name":
+        with tarfile.open(path, "w") as tar:
+            tar.addfile(tarfile.TarInfo("n" * 5000 + ".txt"))
     elif kind == "long header":
         info = tarfile.TarInfo("a.txt")
         info.pax_headers = {"comment": "x" * (2 << 20)}
@@ -161,14 +193,18 @@ def make_zip(content: bytes) -> bytes:
         ("damaged", "cannot be read as a zip archive .*copy it again"),
         ("overlap", "cannot be read as a zip archive .a.txt overlaps with b.txt"),
         ("twice", "contains two files of the name '.*a.txt'; unpack it"),
+        ("long list", "has a list of files of 71,.* bytes, expected at most 67,108,864; unpack it"),
         ("nested", "a.txt is an archive in an archive; unpack"),
         ("long header", "cannot be read as a tar archive .an entry has 2,09.* bytes of attributes"),
-        ("many global headers", "the archive itself has more than 1,048,576 bytes of attributes"),
+        ("many headers", "an entry has more than 16 headers"),
+        ("nothing after a header", "it ends after a header of attributes"),
+        *((kind, "an entry has damaged attributes") for kind in ATTRIBUTES),
+        ("long name", "contains nnn.*a name of 5,004 characters, expected at most 4,096, .* in all names; shorten"),
         ("truncated", "cannot be read as a tar archive .*copy it again"),
     ],
 )
 def test_archive_that_cannot_be_read_is_one_line(tmp_path: Path, kind: str, message: str) -> None:
-    path = tmp_path / ("a.zip" if kind in ("encrypted", "damaged", "overlap", "nested") else "a.tar")
+    path = tmp_path / ("a.zip" if kind in ("encrypted", "damaged", "overlap", "nested", "long list") else "a.tar")
     write_hostile(path, kind)
     with pytest.raises((FolioError, MisuseError), match=message) as error:
         build_files(tmp_path, path)
@@ -238,3 +274,72 @@ def test_names_in_an_archive_are_never_paths(tmp_path: Path) -> None:
             tar.addfile(info, io.BytesIO(name[-8:-4].encode()))
     result = build_files(tmp_path, tmp_path / "a.tar")
     assert [source["name"] for source in result.manifest.sources] == ["a/b.txt", "etc/absolute.txt", "outside.txt"]
+
+
+def test_damaged_bzip2_in_a_zip_archive_names_the_archive(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("a.txt", "some text " * 100)
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    found = 0
+    for offset in range(data.index(b"BZh"), data.index(b"PK\x01\x02"), 5):
+        damaged = data.copy()
+        damaged[offset] ^= 4
+        (tmp_path / "a.zip").write_bytes(damaged)
+        with pytest.raises(FolioError, match="a.zip cannot be read as a zip archive .*copy it again") as error:
+            build_files(tmp_path, tmp_path / "a.zip")
+        assert_one_line(str(error.value))
+        found += 1
+    assert found > 5
+
+
+def make_sparse(name: str, form: str) -> bytes:
+    """Return the entry of a sparse file with a map that takes 20 MB in memory if it is read."""
+    if form == "pax":
+        content = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"
+        numbers = b"300000\n" + b"0\n" * 600_000
+        header = make_header("attributes", len(content), tarfile.XHDTYPE, content)
+        return header + make_header(name, len(numbers), tarfile.REGTYPE, numbers)
+    header = bytearray(make_header(name, 512, tarfile.GNUTYPE_SPARSE))
+    header[482] = 1  # the map continues
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    block = (b"%011o\0" % 1) * 42
+    return bytes(header) + (block + b"\1" + bytes(7)) * 10_000 + block + bytes(8 + 512)
+
+
+@pytest.mark.parametrize("form", ["GNU", "pax"])
+def test_map_of_a_sparse_file_is_not_read(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(make_sparse(".hidden.txt", form) + make_tar(2) + bytes(512))
+    disk = DiskFile(str(path), path.stat().st_size, 0, 0, NO_SHA256)
+    tracemalloc.start()
+    try:
+        assert [member.name for member, _ in archives.iter_members(disk, "tar", "")] == ["0.txt", "1.txt"]
+        path.write_bytes(make_sparse("s.txt", form) + make_tar(2))
+        tracemalloc.reset_peak()
+        with pytest.raises(MisuseError, match="contains s.txt as a sparse file; unpack it"):
+            list(archives.iter_members(disk, "tar", ""))
+        assert tracemalloc.get_traced_memory()[1] < 6e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", list(ATTRIBUTES))
+def test_attributes_of_a_file_take_linear_time(tmp_path: Path, kind: str) -> None:
+    write_hostile(tmp_path / "a.tar", kind)
+    started = time.process_time()
+    with pytest.raises(FolioError):
+        list(archives.iter_members(DiskFile(str(tmp_path / "a.tar"), 0, 0, 0, NO_SHA256), "tar", ""))
+    assert time.process_time() - started < 1
+
+
+def test_attributes_of_files_and_archives_are_applied(tmp_path: Path) -> None:
+    names = ["\u00e4" * 150 + ".txt", "b" * 300 + ".txt", "c.txt"]
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "x"}) as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(name), 0.5
+            tar.addfile(info, io.BytesIO(name.encode()[: len(name)]))
+    disk = DiskFile(str(tmp_path / "a.tar"), 0, 0, 0, NO_SHA256)
+    members = [(member.name, stream.read(1000)) for member, stream in archives.iter_members(disk, "tar", "")]
+    assert members == [(name, name.encode()[: len(name)]) for name in names]

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import random
+import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from preprocess.errors import FolioError, MisuseError
+from preprocess.inputs.find_inputs import find_input_files
+from preprocess.inputs.input_files import Span
+from preprocess.progress import Progress
+from preprocess.readers.arrow import read_arrow
+from preprocess.readers.table_columns import convert_views
+from preprocess.recipes.schema import Recipe
 from tests.conftest import assert_one_line
 from tests.helpers.file_builds import build_files, read_stats, read_texts
 
@@ -138,3 +146,40 @@ def test_values_in_structs_are_columns(tmp_path: Path, suffix: str) -> None:
         build_files(tmp_path, path, text_column="doc.none")
     with pytest.raises(MisuseError, match="column 'meta.by' of .* has type struct.*, expected text"):
         build_files(tmp_path, path, text_column="meta.by")
+
+
+def share_value(value: bytes, num_rows: int) -> pa.Array:
+    """Return a column of views of the same bytes, with an empty text, a short text and a null at its end."""
+    views = b"".join(
+        struct.pack("<i4sii", size, value[:4], 0, 0) if size > 12 else struct.pack("<i12s", size, value[:size])
+        for size in (*[len(value)] * num_rows, 0, 4, 0)
+    )
+    valid = np.packbits([*[True] * (num_rows + 2), False], bitorder="little")
+    buffers = [pa.py_buffer(valid), pa.py_buffer(views), pa.py_buffer(value)]
+    return pa.Array.from_buffers(pa.string_view(), num_rows + 3, buffers)
+
+
+def test_views_of_the_same_bytes_are_copied_a_few_at_a_time(tmp_path: Path) -> None:
+    """The file has 1 MB, and its rows 500 MB."""
+    text = b"word " * 200_000
+    write(tmp_path / "a.arrow", pa.table({"text": share_value(text, 500)}), is_stream=False, rows=1000)
+    recipe = Recipe(corpus="own", inputs=(str(tmp_path / "a.arrow"),))
+    (file,) = find_input_files(recipe, None, Progress(quiet=True))
+    pool = pa.default_memory_pool()
+    num_bytes = num_rows = 0
+    for records in read_arrow(file, Span(0), recipe):
+        num_bytes += sum(map(len, records.columns["text"].drop_null().to_pylist()))
+        num_rows += records.num_records
+        assert pool.bytes_allocated() < 60e6
+    assert (num_rows, num_bytes) == (503, 500 * len(text) + 4)
+
+
+def test_long_value_of_a_view_is_not_copied(tmp_path: Path) -> None:
+    column = share_value(b"word " * 4_000_000, 1)
+    before = pa.total_allocated_bytes()
+    converted = convert_views(column.slice(0, 1))
+    assert pa.total_allocated_bytes() - before < 1e6
+    assert converted.type == pa.large_binary() and converted[0].as_py() == b"word " * 4_000_000
+    assert convert_views(column.slice(1, 1)).to_pylist() == [b""]
+    assert convert_views(column.slice(2, 1)).to_pylist() == [b"word"]
+    assert convert_views(column.slice(3, 1)).to_pylist() == [None]

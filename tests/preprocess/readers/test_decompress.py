@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import functools
 import gzip
 import io
 import json
+import lzma
 import os
 import tarfile
 import time
@@ -15,12 +18,13 @@ import pyarrow as pa
 import pytest
 
 from preprocess.errors import FolioError
+from preprocess.inputs.compressions import DecompressedStream
 from tests.helpers.file_builds import WORDS, build_files, read_texts
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_compressed_files_of_several_frames_are_read_and_truncated_ones_raise(tmp_path: Path, suffix: str) -> None:
-    compress = gzip.compress if suffix == ".gz" else lambda data: pa.compress(data, codec="zstd", asbytes=True)
+    compress = gzip.compress if suffix == ".gz" else compress_zstd
     rows = [
         json.dumps({"text": f"{w} {i} ".ljust(60, str(i % 10))}).encode() + b"\n" for i in range(500) for w in WORDS
     ]
@@ -35,6 +39,27 @@ def test_compressed_files_of_several_frames_are_read_and_truncated_ones_raise(tm
     path.write_bytes(b"\xff" + whole)
     with pytest.raises(FolioError, match=f"is not a compressed file, although its name ends in {suffix}; copy it"):
         build_files(tmp_path, path)
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd", "bzip2", "xz"])
+def test_a_million_bytes_of_short_streams_are_decompressed_in_linear_time(compression: str) -> None:
+    """If each stream copied the bytes after it, these would be 20 GB."""
+    compress = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress, "zstd": compress_zstd}[compression]
+    text = compress(b"text\n")
+    num_streams = (1 << 20) // len(text)
+    data = text * num_streams + bytes(7) + compress(b"")
+    stream = DecompressedStream(io.BytesIO(data), compression)
+    started = time.process_time()
+    assert stream.read(10) == b"text\ntext\n"
+    blocks = list(iter(functools.partial(stream.read, 1 << 16), b""))
+    assert b"".join(blocks) == b"text\n" * (num_streams - 2)
+    assert {len(block) for block in blocks[:-1]} == {1 << 16}  # a block per stream would be slow for readers
+    assert time.process_time() - started < 2
+
+
+def compress_zstd(data: bytes) -> bytes:
+    compressed: bytes = pa.compress(data, codec="zstd", asbytes=True)
+    return compressed
 
 
 def test_file_whose_first_frame_has_one_byte_is_known_by_the_first_bytes_of_all_frames(tmp_path: Path) -> None:
