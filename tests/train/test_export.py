@@ -121,6 +121,15 @@ def test_config_files_take_control_ids_from_the_build() -> None:
     assert json.loads(files["config.json"])["eos_token_id"] is None
 
 
+@pytest.mark.parametrize(("template", "end"), [("nanochat", 57), ("chatml", 58)])
+def test_generation_ends_at_the_end_of_a_reply_too(template: str, end: int) -> None:
+    tokens = {"<|assistant_end|>": 57, "<|im_end|>": 58}
+    manifest = make_manifest(eot_id=7, special_tokens=tokens, recipe={"chat_template": template})
+    files = config_files(Config(data="x", out_dir="y"), manifest, 60)
+    assert json.loads(files["generation_config.json"])["eos_token_id"] == [7, end]
+    assert json.loads(files["config.json"])["eos_token_id"] == 7
+
+
 def load_with_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     transformers = pytest.importorskip("transformers")

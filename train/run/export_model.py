@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 from safetensors import SafetensorError
 from torch import Tensor
@@ -44,7 +45,9 @@ def config_files(config: Config, manifest: Manifest, vocab_size: int) -> dict[st
         "pad_token_id": eot_id if manifest.pad_id is None else manifest.pad_id,
     }
     model_config = get_architecture(config.arch).export_config(config, vocab_size)
-    return {CONFIG_FILE: readable_json(model_config | ids), GENERATION_CONFIG: readable_json(ids)}
+    end_ids = _import_converter().list_end_ids(manifest)
+    generation_config = ids | {"eos_token_id": end_ids if len(end_ids) > 1 else next(iter(end_ids), None)}
+    return {CONFIG_FILE: readable_json(model_config | ids), GENERATION_CONFIG: readable_json(generation_config)}
 
 
 def tokenizer_files(folder: Path, manifest: Manifest, config: Config) -> dict[str, bytes]:
@@ -53,14 +56,20 @@ def tokenizer_files(folder: Path, manifest: Manifest, config: Config) -> dict[st
     `folder` contains the files of the tokenizer of `manifest`. Raises FolioError if the tokenizer
     cannot be written in that format, or if a library is missing.
     """
+    files: dict[str, bytes] = _import_converter().make_huggingface_files(
+        folder, manifest, model_max_length=config.block_size
+    )
+    return files
+
+
+def _import_converter() -> ModuleType:
     try:
-        from preprocess.tokenizers.to_huggingface import make_huggingface_files
+        from preprocess.tokenizers import to_huggingface
     except ImportError as e:
         raise FolioError(
             f"an export needs the tokenizer's libraries, and {e.name} is not installed; pip install folio-lm"
         ) from e
-    files: dict[str, bytes] = make_huggingface_files(folder, manifest, model_max_length=config.block_size)
-    return files
+    return to_huggingface
 
 
 def write_model(path: Path, tensors: dict[str, Tensor]) -> None:
