@@ -101,10 +101,16 @@ def make_huggingface_files(folder: Path, manifest: Manifest, *, model_max_length
         vocab |= {name_of.get(i, f"\U0010ffff{i}"): i for i in unused_ids}
     files = {JSON_FILE: canonical_json(spec), CONFIG_FILE: readable_json(config)}
     if template := find_template(manifest):
-        has_bos = manifest.recipe.get("bos") is True and manifest.bos_id in name_of
-        jinja = make_jinja(template, config["bos_token"] if has_bos else "")
+        bos_id = manifest.bos_id if manifest.recipe.get("bos") is True else None
+        jinja = make_jinja(template, "" if bos_id is None else name_of.get(bos_id, ""))
         files[CHAT_TEMPLATE_FILE] = jinja.encode()
     return files
+
+
+def find_template_name(manifest: Manifest) -> str | None:
+    """Return the name of the chat template in the files, or None if they have none."""
+    template = find_template(manifest)
+    return template.name if template else None
 
 
 def list_end_ids(manifest: Manifest) -> list[int]:
