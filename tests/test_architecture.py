@@ -82,6 +82,7 @@ HOMES = {
     },
     "resiliparse": {"preprocess/readers/html_text.py"},
     "fastwarc": {"preprocess/readers/warc.py"},
+    "gguf": {"train/run/export_gguf.py"},
     "sentencepiece": {"preprocess/tokenizers/sentencepiece_bpe.py"},
     "tqdm": {"preprocess/progress.py"},
     "matplotlib": {"train/plotting"},
