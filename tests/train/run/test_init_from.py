@@ -309,7 +309,7 @@ def test_named_pipe_is_not_read(hf_folder: Path, initialized: Initialize, name: 
     if name == "tokenizer.json":
         initialized(hf_folder)  # optional
     else:
-        with pytest.raises(FolioError, match="has neither model.safetensors|or a Hugging Face folder with"):
+        with pytest.raises(FolioError, match="has neither model.safetensors|a Hugging Face folder with"):
             initialized(hf_folder)
 
 
