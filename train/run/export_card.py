@@ -87,7 +87,7 @@ def make_card(checkpoint: Checkpoint, manifest: Manifest, *, num_parameters: int
         "",
         "## Use",
         "",
-        _describe_use(manifest, chat_template=chat_template) if has_library else _describe_other_use(),
+        _describe_use(manifest, chat_template=chat_template) if has_library else _describe_other_use(config),
     ]
     return "\n".join(lines).encode()
 
@@ -163,10 +163,11 @@ def _describe_use(manifest: Manifest, *, chat_template: str | None) -> str:
     return LOADING.replace("@PROMPT", CHAT_PROMPT if chat_template else TEXT_PROMPT.format(text=text))
 
 
-def _describe_other_use() -> str:
+def _describe_other_use(config: Config) -> str:
+    advice = " Train without `token_shift` for a model that `transformers` loads." if config.token_shift else ""
     return (
         "No other library implements this architecture. Folio's documentation describes how to compute it "
-        "(`docs/exported_model.md`). Train without `token_shift` for a model that `transformers` loads.\n"
+        f"(`docs/exported_model.md`).{advice}\n"
     )
 
 

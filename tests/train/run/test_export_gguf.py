@@ -47,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_llama_cpp_writes_the_greedy_text_of_our_sampler(run: Path, tmp_path: Path, dtype: str) -> None:
     pytest.importorskip("gguf", reason="needs gguf: pip install 'folio-lm[gguf]'")
-    xllamacpp = pytest.importorskip("xllamacpp", reason="needs xllamacpp, llama.cpp as a Python module")
+    xllamacpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
     result = invoke("export.py", run, "--output", tmp_path / "out", "--format", "gguf", "--dtype", dtype)
     assert (result.returncode, result.stderr) == (0, "")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.gguf"]
@@ -70,6 +70,24 @@ def test_llama_cpp_writes_the_greedy_text_of_our_sampler(run: Path, tmp_path: Pa
         )
         assert (found["usage"]["prompt_tokens"], found["usage"]["completion_tokens"]) == (len(prompt), NUM_TOKENS)
         assert found["choices"][0]["text"] == text
+
+
+@pytest.mark.slow
+def test_llama_cpp_applies_the_chat_template(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="needs gguf: pip install 'folio-lm[gguf]'")
+    xllamacpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
+    transformers = pytest.importorskip("transformers")
+    for name in ("gguf", "huggingface"):
+        assert invoke("export.py", run, "--output", tmp_path / name, "--format", name).returncode == 0
+    messages = [
+        {"role": role, "content": text}
+        for role, text in (("system", "Be brief."), ("user", "What?\n  x"), ("assistant", "ok"), ("user", "Line 1"))
+    ]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "huggingface")
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    server = start_server(xllamacpp, tmp_path / "gguf" / "model.gguf")
+    found = server.handle_chat_completions({"messages": messages, "max_tokens": 5, "temperature": 0.0})
+    assert found["usage"]["prompt_tokens"] == len(ids)
 
 
 def start_server(xllamacpp: Any, path: Path) -> Any:
