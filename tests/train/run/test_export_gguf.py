@@ -49,7 +49,7 @@ def test_llama_cpp_writes_the_greedy_text_of_our_sampler(run: Path, tmp_path: Pa
     pytest.importorskip("gguf", reason="needs gguf: pip install 'folio-lm[gguf]'")
     xllamacpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp: pip install xllamacpp")
     result = invoke("export.py", run, "--output", tmp_path / "out", "--format", "gguf", "--dtype", dtype)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, ""), result.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.gguf"]
     checkpoint = find_checkpoint(run, pytest.fail)
     config = checkpoint.info.config
