@@ -84,13 +84,14 @@ HOMES = {
     "tiktoken_ext": {"preprocess/tokenizers/tiktoken_bpe.py"},
     "tokenizers": {"preprocess/tokenizers/huggingface.py"},
     "ftfy": {"preprocess/stages/mojibake.py"},
-    "huggingface_hub": {"preprocess/inputs/remote/hub.py"},
+    "huggingface_hub": {"preprocess/inputs/remote/hub.py", "train/run/hub_models.py"},
     "fsspec": {"preprocess/inputs/remote"},
     "orjson": {
         f"preprocess/readers/{name}.py" for name in ("json_finders", "json_layout", "json_records", "long_json")
     },
     "resiliparse": {"preprocess/readers/html_text.py"},
     "fastwarc": {"preprocess/readers/warc.py"},
+    "gguf": {"train/run/export_gguf.py"},
     "sentencepiece": {"preprocess/tokenizers/sentencepiece_bpe.py"},
     "tqdm": {"preprocess/progress.py"},
     "matplotlib": {"train/plotting"},

@@ -79,7 +79,8 @@ class Config:
     out_dir: str = setting(doc="the run directory [runs/<name of the config file>]", free=True)
     init_from: str | None = setting(
         None,
-        "weights to start with: a run, a checkpoint, or a folder of Hugging Face's GPT-2; none: random weights",
+        "weights to start with: a run, a checkpoint, a Hugging Face folder of GPT-2 or NanoChat, or such a model of "
+        "the hub as hf:OWNER/NAME[@REVISION]; none: random weights",
         needs=NEW_WEIGHTS,
     )
     device: str = setting(

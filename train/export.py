@@ -1,7 +1,8 @@
 """Export a run's model and tokenizer: `python train/export.py RUN --output FOLDER`.
 
 Hugging Face's `AutoModelForCausalLM.from_pretrained(FOLDER)` loads the folder, except for a model
-with the setting `token_shift`, which no other library knows. docs/exported_model.md describes both.
+with the setting `token_shift`, which no other library knows. With `--format gguf`, llama.cpp loads the
+file in it. docs/exported_model.md describes them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ from preprocess.shards.files import replace_directory, write_durable
 from train.core.arguments import Parser, make_path_parser
 from train.core.cli import print_result, warn
 from train.run.checkpoint import MODEL_FILE, check_shapes, find_checkpoint
-from train.run.export_model import config_files, export_tensors, tokenizer_files, write_model
+from train.run.export_card import CARD_FILE, make_card
+from train.run.export_gguf import GGUF_FILE, import_gguf, write_gguf
+from train.run.export_model import (
+    DTYPES,
+    config_files,
+    export_tensors,
+    find_chat_template,
+    tokenizer_files,
+    write_model,
+)
 from train.run.run_dir import vocabulary_of
 
 
@@ -46,19 +56,38 @@ def main(arguments: list[str]) -> int:
         metavar="FOLDER",
         help="a new or empty folder to write to",
     )
+    parser.add_argument(
+        "--format",
+        choices=["huggingface", "gguf"],
+        default="huggingface",
+        help="huggingface: a folder for transformers; gguf: a file for llama.cpp, for arch=gpt2 with GPT-2's tokenizer "
+        "(default: huggingface)",
+    )
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), default="float32", help="the dtype of the weights (default: float32)"
+    )
     parser.add_argument("--best", action="store_true", help="use the checkpoint with the lowest validation loss")
     options = parser.parse_args(arguments)
     checkpoint = find_checkpoint(options.run, warn, best=options.best)
     info, config = checkpoint.info, checkpoint.info.config
     check_shapes(checkpoint, config)
+    if options.format == "gguf":
+        import_gguf(config)
     folder, manifest = vocabulary_of(checkpoint)
     with new_folder(options.output) as temporary:
-        files = tokenizer_files(folder, manifest, config) | config_files(config, manifest, info.vocab_size)
-        for name, data in files.items():
-            write_durable(temporary / name, data)
-        tensors = export_tensors(checkpoint, config)
-        write_model(temporary / MODEL_FILE, tensors)
-    num_parameters = sum(tensor.numel() for tensor in tensors.values())
+        files = tokenizer_files(folder, manifest, config)
+        files |= config_files(config, manifest, info.vocab_size, options.dtype)
+        tensors = export_tensors(checkpoint, config, options.dtype)
+        num_parameters = sum(tensor.numel() for tensor in tensors.values())
+        if options.format == "gguf":
+            write_gguf(temporary / GGUF_FILE, tensors, files, config, options.dtype)
+        else:
+            files[CARD_FILE] = make_card(
+                checkpoint, manifest, num_parameters=num_parameters, chat_template=find_chat_template(manifest)
+            )
+            for name, data in files.items():
+                write_durable(temporary / name, data)
+            write_model(temporary / MODEL_FILE, tensors)
     summary = f"{config.arch} of step {info.step:,}, {num_parameters:,} parameters, {info.vocab_size:,} ids"
     result = {"output": str(options.output), "arch": config.arch, "step": info.step}
     result |= {"num_parameters": num_parameters, "vocab_size": info.vocab_size}

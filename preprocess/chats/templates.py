@@ -15,6 +15,8 @@ system message has no tokens of its own: it is put before the message of the use
 
 Control tokens are placed by id. A tokenizer never encodes text to one, so a message that contains
 the characters `<|im_end|>` does not end a turn.
+
+`make_jinja` writes a template in the template language Jinja, as Hugging Face's tokenizers have it.
 """
 
 from __future__ import annotations
@@ -23,9 +25,59 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from preprocess.chats.messages import ASSISTANT, SYSTEM, TOOL, USER, Message
+from preprocess.shards.manifest import Manifest
 
 DEFAULT_TEMPLATE = "nanochat"
 SYSTEM_SEPARATOR = "\n\n"  # between a system message and the message of the user
+# Every "-" at the end of a tag removes the white space beside it, so that only the expressions are written.
+# `{% generation %}` marks what `apply_chat_template(…, return_assistant_tokens_mask=True)` returns: the tokens
+# in the loss mask of a build.
+JINJA = """\
+{%- set starts = @STARTS -%}
+{%- set ends = @ENDS -%}
+{%- set state = namespace(text='', system='') -%}
+{{- @BOS -}}
+{%- for message in messages -%}
+    {%- set role = 'system' if message['role'] == 'developer' else message['role'] -%}
+    {%- if message['content'] is string -%}
+        {%- set state.text = message['content'] -%}
+    {%- elif message['content'] is not defined or message['content'] is none -%}
+        {{- raise_exception('a message has no text') -}}
+    {%- else -%}
+        {%- set state.text = '' -%}
+        {%- for part in message['content'] -%}
+            {%- if part['text'] is not string -%}
+                {{- raise_exception('a part of a message is not text') -}}
+            {%- endif -%}
+            {%- set state.text = state.text ~ part['text'] -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {%- if role == 'system' and 'system' not in starts -%}
+        {%- set state.system = state.system ~ state.text ~ @SEPARATOR -%}
+    {%- elif role not in starts -%}
+        {{- raise_exception('the role of a message must be one of @ROLES') -}}
+    {%- else -%}
+        {%- if state.system and role != 'user' -%}
+            {{- starts['user'] ~ state.system[:-@LENGTH] ~ ends['user'] -}}
+            {%- set state.system = '' -%}
+        {%- endif -%}
+        {{- starts[role] -}}
+        {%- if role == 'assistant' -%}
+            {%- generation -%}{{- state.system ~ state.text ~ @END -}}{%- endgeneration -%}
+            {{- @AFTER -}}
+        {%- else -%}
+            {{- state.system ~ state.text ~ ends[role] -}}
+        {%- endif -%}
+        {%- set state.system = '' -%}
+    {%- endif -%}
+{%- endfor -%}
+{%- if state.system -%}
+    {{- starts['user'] ~ state.system[:-@LENGTH] ~ ends['user'] -}}
+{%- endif -%}
+{%- if add_generation_prompt -%}
+    {{- starts['assistant'] -}}
+{%- endif -%}
+"""
 
 
 @dataclass(frozen=True)
@@ -103,3 +155,32 @@ def number_chat_tokens(name: str | None, special_tokens: Mapping[str, int], voca
         ids[token] = special_tokens.get(token, vocab_size + num_new)
         num_new += token not in special_tokens
     return ids
+
+
+def find_template(manifest: Manifest) -> ChatTemplate | None:
+    """Return the chat template of a build, or None if it has none, or one of a newer Folio."""
+    name = manifest.recipe.get("chat_template")
+    return TEMPLATES.get(name) if isinstance(name, str) else None
+
+
+def make_jinja(template: ChatTemplate, bos_token: str = "") -> str:
+    """Return the template in Jinja. `bos_token`: the control token before each chat, if there is one.
+
+    It needs `messages` (with `role` and `content`), `add_generation_prompt` and the function
+    `raise_exception`, which all programs that use such templates define.
+    """
+    reply = template.turns[ASSISTANT]
+    values = {
+        "@STARTS": repr({role: turn.start + turn.header for role, turn in template.turns.items()}),
+        "@ENDS": repr({role: turn.end + turn.separator for role, turn in template.turns.items()}),
+        "@SEPARATOR": repr(SYSTEM_SEPARATOR),
+        "@LENGTH": str(len(SYSTEM_SEPARATOR)),
+        "@ROLES": ", ".join((SYSTEM, USER, ASSISTANT, TOOL)),
+        "@END": repr(reply.end),
+        "@AFTER": repr(reply.separator),
+        "@BOS": repr(bos_token),  # the last one, because it may have any characters
+    }
+    text = JINJA
+    for key, value in values.items():
+        text = text.replace(key, value)
+    return text

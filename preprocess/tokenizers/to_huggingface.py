@@ -1,8 +1,8 @@
-"""Convert a build's tokenizer to the two tokenizer files of a Hugging Face model folder.
+"""Convert a build's tokenizer to the tokenizer files of a Hugging Face model folder.
 
 `tokenizer.json` describes how text becomes ids, `tokenizer_config.json` the roles of the control
-tokens. Each kind of tokenizer becomes a pipeline of the library `tokenizers` that gives the same
-ids:
+tokens, and `chat_template.jinja` what stands around the turns of a chat. Each kind of tokenizer
+becomes a pipeline of the library `tokenizers` that gives the same ids:
 
 - tiktoken's encodings, and `byte`: a byte-level BPE. Every byte is represented by a printable
   character. tiktoken stores only a rank per token, but the library needs the pair that is merged
@@ -23,6 +23,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
+from preprocess.chats.messages import ASSISTANT
+from preprocess.chats.templates import find_template, make_jinja
 from preprocess.errors import FolioError
 from preprocess.shards.files import canonical_json, parse_json, readable_json
 from preprocess.shards.manifest import Manifest
@@ -40,7 +42,7 @@ from preprocess.tokenizers.sentencepiece_bpe import MODEL_FILE, SPACE_MARKER, Se
 from preprocess.tokenizers.sentencepiece_model import BPE, BYTE, NORMAL, UNUSED, USER_DEFINED, SentencePieceModel
 from preprocess.tokenizers.tiktoken_bpe import PRETOKENIZERS, RANK_SUFFIX, TiktokenTokenizer, find_encoding
 
-CONFIG_FILE = "tokenizer_config.json"
+CONFIG_FILE, CHAT_TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
 PIPELINE_STEPS = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
 EMPTY_SPEC = {"version": "1.0", **dict.fromkeys(PIPELINE_STEPS)}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -58,7 +60,7 @@ def make_huggingface_files(folder: Path, manifest: Manifest, *, model_max_length
     - A text that contains the name of a control token gets the control token, as users of Hugging
       Face expect. (WikiText contains SentencePiece's `<unk>`.) In Folio text never becomes a
       control token. `split_special_tokens=True` gives Folio's behaviour, except for the kind
-      `huggingface`.
+      `huggingface`. For a chat, `apply_chat_template(…, sanitize_control_tokens=True)` prevents it.
     - A character that a `char` tokenizer does not know raises the library's error, not Folio's.
     - A model may generate SentencePiece byte pieces that are not valid UTF-8 together, which no
       text encodes to. Each of their bytes then becomes U+FFFD.
@@ -66,9 +68,12 @@ def make_huggingface_files(folder: Path, manifest: Manifest, *, model_max_length
       `<author_José>` loses its é, `<author_Пушкин>` is unchanged. Their ids are correct, and so is
       encoding.
 
-    No bos token is put before a text and no template is applied, because Folio inserts control
-    tokens by id. Raises ShardError if a file differs from the manifest, and FolioError if a
-    tokenizer.json cannot express the tokenizer.
+    No bos token is put before a text, because Folio inserts control tokens by id. If the build has a
+    chat template, `apply_chat_template` gives the ids that the build of a chat has before its
+    end-of-text token, except authors, cities and years.
+
+    Raises ShardError if a file differs from the manifest, and FolioError if a tokenizer.json cannot
+    express the tokenizer.
     """
     tokenizer = load_tokenizer(folder, manifest)
     name_of = {i: name for name, i in manifest.special_tokens.items()}
@@ -94,7 +99,25 @@ def make_huggingface_files(folder: Path, manifest: Manifest, *, model_max_length
         vocab = spec["model"]["vocab"]
         unused_ids = set(range(manifest.vocab_size)).difference(vocab.values())
         vocab |= {name_of.get(i, f"\U0010ffff{i}"): i for i in unused_ids}
-    return {JSON_FILE: canonical_json(spec), CONFIG_FILE: readable_json(config)}
+    files = {JSON_FILE: canonical_json(spec), CONFIG_FILE: readable_json(config)}
+    if template := find_template(manifest):
+        bos_id = manifest.bos_id if manifest.recipe.get("bos") is True else None
+        jinja = make_jinja(template, "" if bos_id is None else name_of.get(bos_id, ""))
+        files[CHAT_TEMPLATE_FILE] = jinja.encode()
+    return files
+
+
+def find_template_name(manifest: Manifest) -> str | None:
+    """Return the name of the chat template in the files, or None if they have none."""
+    template = find_template(manifest)
+    return template.name if template else None
+
+
+def list_end_ids(manifest: Manifest) -> list[int]:
+    """Return the ids at which generation ends: of the end of text, and of the end of a reply in a chat."""
+    template = find_template(manifest)
+    end_of_reply = manifest.special_tokens.get(template.turns[ASSISTANT].end) if template else None
+    return list(dict.fromkeys(i for i in (manifest.eot_id, end_of_reply) if i is not None))
 
 
 def recover_merges(ranks: Mapping[Token, float]) -> Iterator[tuple[Token, Token]]:

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub: the part of its API that huggingface_hub uses for datasets.
+"""A stand-in for the Hugging Face hub: the part of its API that huggingface_hub uses for datasets and models.
 
 Large files (LFS) are redirected to another server, as on the hub.
 """
@@ -15,8 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 from tests.helpers.file_server import FileServer, Request
 
-API = re.compile(r"/api/datasets/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.*))?)?")
-RESOLVE = re.compile(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+API = re.compile(r"/api/(?:datasets|models)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.*))?)?")
+RESOLVE = re.compile(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 PAGE = 2  # entries of a listing
 LFS_BYTES = 1_000  # files from this size on are LFS
 
@@ -31,7 +31,7 @@ class Dataset:
 
 
 class HubServer(FileServer):
-    """Sends datasets. `storage` is the server of large files."""
+    """Sends datasets and models. `storage` is the server of large files."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class HubServer(FileServer):
     def commit(
         self, repo: str, files: dict[str, bytes], branch: str = "main", commit: str = "", **settings: Any
     ) -> str:
-        """Make a commit of a dataset, and return its name."""
+        """Make a commit of a dataset or a model, and return its name."""
         dataset = self.datasets.setdefault(repo, Dataset())
         for name, value in settings.items():
             setattr(dataset, name, value)
@@ -65,7 +65,7 @@ class HubServer(FileServer):
         self.requests.append(Request(handler.path, None, dict(handler.headers)))
         dataset = self.datasets.get(match[1])
         if dataset is None or (dataset.token and handler.headers.get("Authorization") != f"Bearer {dataset.token}"):
-            if dataset is not None and dataset.is_gated and path.startswith("/datasets/"):
+            if dataset is not None and dataset.is_gated and match.re is RESOLVE:
                 self.send(handler, 403, {"X-Error-Code": "GatedRepo"}, b"")
             else:
                 self.send(handler, 401, {"X-Error-Code": "RepoNotFound"}, b"Repository not found")

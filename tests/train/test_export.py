@@ -32,11 +32,13 @@ from tests.helpers.runs import (
     write_config,
 )
 from train.config import Config
+from train.data.builds import open_builds
 from train.model import make_model
 from train.model.base import LanguageModel
 from train.model.generate import generate
 from train.run.checkpoint import find_checkpoint, load_model
-from train.run.export_model import config_files
+from train.run.export_model import DTYPES, config_files
+from train.run.init_from import initialize
 
 # Runs by name, with their settings. Other programs cannot load the last one.
 RUNS: dict[str, dict[str, Any]] = {
@@ -46,7 +48,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "shifted": {"arch": "modern", "token_shift": True},
 }
 LOADABLE = {"gpt2": "GPT2LMHeadModel", "modern": "NanoChatForCausalLM", "wide": "NanoChatForCausalLM"}
-WEIGHTS = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+WEIGHTS = (
+    "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+    "tokenizer_config.json",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +126,15 @@ def test_config_files_take_control_ids_from_the_build() -> None:
     assert json.loads(files["config.json"])["eos_token_id"] is None
 
 
+@pytest.mark.parametrize(("template", "end"), [("nanochat", 57), ("chatml", 58)])
+def test_generation_ends_at_the_end_of_a_reply_too(template: str, end: int) -> None:
+    tokens = {"<|assistant_end|>": 57, "<|im_end|>": 58}
+    manifest = make_manifest(eot_id=7, special_tokens=tokens, recipe={"chat_template": template})
+    files = config_files(Config(data="x", out_dir="y"), manifest, 60)
+    assert json.loads(files["generation_config.json"])["eos_token_id"] == [7, end]
+    assert json.loads(files["config.json"])["eos_token_id"] == 7
+
+
 def load_with_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     transformers = pytest.importorskip("transformers")
@@ -177,6 +191,43 @@ def test_exported_folder_can_start_a_run(
     assert invoke("train.py", config, f"--init_from={exported[name]}").returncode == 0
     first_loss, source_loss = read_val_losses(tmp_path / "run")[0], read_val_losses(runs[name])[100]
     assert first_loss == pytest.approx(source_loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["gpt2", "modern"])
+def test_dtype_rounds_every_weight(
+    exported: dict[str, Path], runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    name: str, dtype: str,
+) -> None:  # fmt: skip
+    assert invoke("export.py", runs[name], "--output", tmp_path / "out", "--dtype", dtype).returncode == 0
+    exact = load_file(exported[name] / "model.safetensors")
+    rounded = load_file(tmp_path / "out" / "model.safetensors")
+    assert rounded.keys() == exact.keys()
+    for key, tensor in rounded.items():
+        assert tensor.dtype == DTYPES[dtype] and tensor.equal(exact[key].to(DTYPES[dtype]))
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
+    assert load_with_transformers(tmp_path / "out", monkeypatch).dtype == DTYPES[dtype]
+    # A run that starts with the export has the rounded weights.
+    model, config = load_run(runs[name])
+    start = Config(**(config.as_dict() | {"init_from": str(tmp_path / "out")}))
+    again = make_model(start, VOCAB_SIZE)
+    initialize(again, start, open_builds(str(make_build(tmp_path / "tiny"))), warn=[].append)
+    for key, parameter in again.state_dict().items():
+        rows = VOCAB_SIZE if key in model.vocabulary_weights else None
+        assert parameter[:rows].equal(model.state_dict()[key][:rows].to(DTYPES[dtype]).float())
+
+
+def test_number_that_float16_cannot_represent_is_one_line(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = load_file(find_checkpoint(runs["gpt2"], pytest.fail).folder / "model.safetensors")
+    tensors["ln_f.bias"][1] = 65_520.0  # the smallest that is rounded to infinity
+    monkeypatch.setattr("train.run.export_model.read_weights", lambda checkpoint: tensors.items())
+    result = invoke("export.py", runs["gpt2"], "--output", tmp_path / "out", "--dtype", "float16")
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "ln_f.bias has a number of the size 6.552e+04, and float16 ends at 65,504; use --dtype" in result.stderr
+    assert not (tmp_path / "out").exists()
+    assert invoke("export.py", runs["gpt2"], "--output", tmp_path / "out", "--dtype", "bfloat16").returncode == 0
 
 
 def norm(x: np.ndarray, epsilon: float) -> np.ndarray:
@@ -287,6 +338,7 @@ def test_output_must_be_a_new_or_empty_folder(runs: dict[str, Path], tmp_path: P
         (["~nosuchuser", "--output", "x"], "RUN is '~nosuchuser', but the home directory of"),
         (["RUN", "--output", "x", "--device"], "there is no option --device; "),
         (["--output", "x"], "the following arguments are required: RUN"),
+        (["RUN", "--output", "x", "--dtype", "int8"], "--dtype"),
         (["RUN"], "the following arguments are required: --output"),
     ],
 )

@@ -134,8 +134,9 @@ def test_new_architecture_is_exported_without_padded_rows(folder: Path, tmp_path
         "h.1.qkv.weight": (96, 32),
     }
     files = config_files(loaded, make_manifest(eot_id=27), VOCAB_SIZE)
+    described = {"model_type": "bag", "vocab_size": VOCAB_SIZE, "n_embd": 32, "dtype": "float32"}
     ids = {"bos_token_id": 27, "eos_token_id": 27, "pad_token_id": 27}
-    assert json.loads(files["config.json"]) == {"model_type": "bag", "vocab_size": VOCAB_SIZE, "n_embd": 32} | ids
+    assert json.loads(files["config.json"]) == described | ids
     result = invoke("export.py", folder / "exported", "--output", tmp_path / "out")
     assert result.returncode == 0 and f"{tmp_path / 'out'}: bag of step 5, " in result.stdout, result.stderr
 

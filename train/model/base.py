@@ -174,7 +174,7 @@ class LanguageModel(nn.Module):
 
     @classmethod
     def export_config(cls, config: Config, vocab_size: int) -> JsonObject:
-        """Return the content of config.json in an export, without the ids of control tokens."""
+        """Return the content of config.json in an export, without the dtype and the ids of control tokens."""
         raise NotImplementedError
 
     @classmethod

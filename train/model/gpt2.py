@@ -116,7 +116,6 @@ class GPT2(LanguageModel):
         return HF_CONSTANTS | {
             "model_type": cls.huggingface.model_type,
             "architectures": ["GPT2LMHeadModel"],
-            "dtype": "float32",
             "vocab_size": vocab_size,
             "n_positions": config.block_size,
             "n_embd": config.n_embd,

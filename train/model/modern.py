@@ -185,7 +185,6 @@ class Modern(LanguageModel):
                 | {
                     "model_type": cls.huggingface.model_type,
                     "architectures": ["NanoChatForCausalLM"],
-                    "dtype": "float32",
                     "vocab_size": vocab_size,
                     "intermediate_size": 4 * config.n_embd,
                     "num_key_value_heads": config.n_head,
@@ -197,7 +196,6 @@ class Modern(LanguageModel):
         return {
             "model_type": EXPORT_TYPE,
             "version": EXPORT_VERSION,
-            "dtype": "float32",
             "vocab_size": vocab_size,
             "block_size": config.block_size,
             "n_embd": config.n_embd,

@@ -1,5 +1,7 @@
 """Initial weights (`init_from`) from another run, or from a model folder of Hugging Face's transformers.
 
+A model of the Hugging Face hub is downloaded, and then read as a folder.
+
 The rows of ids that the other model does not have, such as author tokens, become the mean of the
 rows that it has (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models"). A
 new id then takes little probability from the old ones. Control tokens are matched by their text,
@@ -26,6 +28,7 @@ from train.model.base import LanguageModel
 from train.run import huggingface_folder
 from train.run.checkpoint import check_shapes, find_checkpoint, list_checkpoints, read_weights
 from train.run.checkpoint_info import INFO_FILE
+from train.run.hub_models import download_model, is_hub_address
 from train.run.run_dir import vocabulary_of
 
 SHAPE_SETTINGS = ("arch", "token_shift", "n_layer", "n_head", "n_embd")
@@ -47,10 +50,13 @@ def initialize(model: LanguageModel, config: Config, source: DataSource, *, warn
 
     The padding rows of the vocabulary keep their random values, and the rows of positions from
     block_size on are not copied. `source` is the data of the run. `warn` is called with the text of
-    each warning. Raises MisuseError if the weights do not fit the settings or the data, and
-    FolioError if they are damaged.
+    each warning. A model of the hub is downloaded first.
+
+    Raises MisuseError if the weights do not fit the settings or the data, and FolioError if they are
+    damaged or cannot be downloaded.
     """
-    path = Path(config.init_from or "")
+    init_from = config.init_from or ""
+    path = download_model(init_from) if is_hub_address(init_from) else Path(init_from)
     if path.resolve().is_relative_to(Path(config.out_dir).resolve()):
         raise MisuseError(
             f"init_from={path} is inside out_dir {config.out_dir}, which this run would overwrite; choose "
@@ -111,8 +117,8 @@ def _open_weights(
     if (path / INFO_FILE).is_file() or list_checkpoints(path):
         return _open_run(path, config, source, warn)
     raise MisuseError(
-        "init_from must name a checkpoint, a run that has one, or a Hugging Face folder with a "
-        f"{huggingface_folder.CONFIG_FILE}, got {path}"
+        "init_from must name a checkpoint, a run that has one, a Hugging Face folder with a "
+        f"{huggingface_folder.CONFIG_FILE}, or a model of the hub as hf:OWNER/NAME, got {path}"
     )
 
 

@@ -309,13 +309,13 @@ def test_named_pipe_is_not_read(hf_folder: Path, initialized: Initialize, name: 
     if name == "tokenizer.json":
         initialized(hf_folder)  # optional
     else:
-        with pytest.raises(FolioError, match="has neither model.safetensors|or a Hugging Face folder with"):
+        with pytest.raises(FolioError, match="has neither model.safetensors|a Hugging Face folder with"):
             initialized(hf_folder)
 
 
 def test_folder_without_weights_is_rejected(tmp_path: Path, initialized: Initialize) -> None:
     with pytest.raises(
-        MisuseError, match="init_from must name a checkpoint, a run that has one, or a Hugging Face folder"
+        MisuseError, match="init_from must name a checkpoint, a run that has one, a Hugging Face folder"
     ):
         initialized(tmp_path / "nothing")
 
