@@ -6,7 +6,7 @@ much memory or time its rule for documents that are too long.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +19,11 @@ from preprocess.readers.page_process import PageTooHard, extract_in_child
 from preprocess.readers.record_sizes import get_max_record_bytes, reject_long_record
 from preprocess.readers.records import Records, Rejects, format_utf8_error
 from preprocess.readers.reject_reasons import RejectReason
+from preprocess.readers.utf8 import Buffer, find_invalid, find_invalid_utf8, transcode
 from preprocess.recipes.schema import Recipe
 from preprocess.recipes.text_encodings import AUTO, find_codec
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_html(input_file: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:
@@ -32,10 +35,20 @@ def read_html(input_file: InputFile, span: Span, recipe: Recipe, rejects: Reject
             reject_long_record(f"{input_file.path}: the page", recipe, rejects)
             return
     is_decoded = bool(input_file.encoding) or recipe.encoding != AUTO
-    codec = None if is_decoded else find_codec_of_page(bytes(data), None)
-    text = PageReader(input_file, recipe, rejects).read(bytes(data), codec, "the page", 0)
+    page = bytes(data)
+    del data
+    codec = None if is_decoded else find_codec_of_page(page, None)
+    text = PageReader(input_file, recipe, rejects).read(page, codec, "the page", 0)
     if text is not None:
-        yield Records({"text": pa.array([text], pa.large_string())}, 0, offsets=np.zeros(1, np.int64))
+        yield Records({"text": make_texts([text])}, 0, offsets=np.zeros(1, np.int64))
+
+
+def make_texts(texts: Sequence[Buffer]) -> pa.LargeStringArray:
+    """Return a column of texts, which are UTF-8. A single one is not copied."""
+    if len(texts) == 1:
+        offsets = np.array([0, len(texts[0])], np.int64)
+        return pa.LargeStringArray.from_buffers(1, pa.py_buffer(offsets), pa.py_buffer(texts[0]))
+    return pa.array(texts, pa.large_binary()).view(pa.large_string())
 
 
 class PageReader:
@@ -44,8 +57,8 @@ class PageReader:
     def __init__(self, input_file: InputFile, recipe: Recipe, rejects: Rejects) -> None:
         self._input_file, self._recipe, self._rejects = input_file, recipe, rejects
 
-    def read(self, data: bytes, codec: str | None, record: str, offset: int) -> str | None:
-        """Return the main text of an HTML page, or None if it is left out.
+    def read(self, data: bytes, codec: str | None, record: str, offset: int) -> bytes | None:
+        """Return the main text of an HTML page in UTF-8, or None if it is left out.
 
         `codec`: of the page, None for UTF-8. `record`: the name of the page in messages, `offset`: its
         place in the file. Raises FolioError if the recipe makes it an error that the page is not valid
@@ -62,27 +75,31 @@ class PageReader:
             self._rejects.add(RejectReason("oversized", str(e), 1, self._input_file.name, f"byte {offset}"), data)
             return None
 
-    def decode(self, data: bytes, codec: str | None, record: str, offset: int) -> str | None:
-        """Return a page or a text as `read` decodes it, or None if it is left out."""
-        try:
-            return data.decode(codec or "utf-8").removeprefix("\ufeff")
-        except UnicodeDecodeError as e:
+    def decode(self, data: bytes, codec: str | None, record: str, offset: int) -> bytes | bytearray | None:
+        """Return a page or a text in UTF-8 as `read` decodes it, or None if it is left out.
+
+        A Python string of it could take four times its size.
+        """
+        invalid = find_invalid_utf8(data) if codec is None else find_invalid(data, codec)
+        if invalid is not None:
             if self._recipe.invalid_utf8 == "error":
-                raise FolioError(self._explain(data, codec, record, e)) from e
-            reason = f"not {codec or 'UTF-8'} ({e.reason})"
+                raise FolioError(self._explain(data, codec, record, invalid))
+            reason = f"not {codec or 'UTF-8'} ({invalid[1]})"
             found = RejectReason("invalid_utf8", reason, 1, self._input_file.name, f"byte {offset}")
             is_replaced = self._recipe.invalid_utf8 == "replace"
             self._rejects.add(found, data, has_position=is_replaced)
             if not is_replaced:
                 return None
-            return data.decode(codec or "utf-8", "replace").removeprefix("\ufeff")
+        text = data if codec is None and invalid is None else transcode(data, codec or "utf-8")
+        return text.removeprefix(BYTE_ORDER_MARK)
 
-    def _explain(self, data: bytes, codec: str | None, record: str, e: UnicodeDecodeError) -> str:
+    def _explain(self, data: bytes, codec: str | None, record: str, invalid: tuple[int, str]) -> str:
+        index, reason = invalid
         if codec is None and self._input_file.format == "html":
-            return format_utf8_error(self._input_file, f"at offset {e.start:,}", data[e.start], e.reason)
+            return format_utf8_error(self._input_file, f"at offset {index:,}", data[index], reason)
         charset = f"not valid in its charset {codec}" if codec else "not UTF-8 and names no charset"
         return (
-            f"{self._input_file.path}: {record} is {charset} (offset {e.start:,}: {e.reason}); pass --invalid-utf8 "
+            f"{self._input_file.path}: {record} is {charset} (offset {index:,}: {reason}); pass --invalid-utf8 "
             "replace, as browsers do, or --invalid-utf8 skip, or an --encoding"
         )
 

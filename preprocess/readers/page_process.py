@@ -52,11 +52,12 @@ class _Child:
         if self._read_number() != READY:
             raise explain_failed_start("reads HTML pages", self.process.communicate()[1])
 
-    def extract(self, page: bytes) -> bytes:
+    def extract(self, page: bytes | bytearray) -> bytes:
         """Return the text of a page, both in UTF-8. Raises PageTooHard if the child has ended."""
         assert self.process.stdin is not None and self.process.stdout is not None
         with suppress(BrokenPipeError):
-            self.process.stdin.write(LENGTH.pack(len(page)) + page)
+            self.process.stdin.write(LENGTH.pack(len(page)))
+            self.process.stdin.write(page)
             self.process.stdin.flush()
         num_bytes = self._read_number()
         if num_bytes is not None and num_bytes >= 0:
@@ -83,8 +84,8 @@ class _Child:
 _children: dict[int, _Child] = {}  # of this process, by its id: a fork must not use the child of another process
 
 
-def extract_in_child(page: str) -> str:
-    """Return the main text of an HTML page.
+def extract_in_child(page: bytes | bytearray) -> bytes:
+    """Return the main text of an HTML page, both in UTF-8.
 
     Raises PageTooHard if that needs too much time or memory, FolioError if no child can be started.
     """
@@ -93,7 +94,7 @@ def extract_in_child(page: str) -> str:
         _children.clear()
         _children[process_id] = _Child()
     try:
-        return _children[process_id].extract(page.encode("utf-8", "replace")).decode()
+        return _children[process_id].extract(page)
     except BaseException:  # also an interruption, after which the child may still send the text
         _children.pop(process_id).process.kill()
         raise

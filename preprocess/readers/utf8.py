@@ -1,4 +1,4 @@
-"""Find and replace bytes that are not UTF-8, without a Python string of the whole text."""
+"""Decode text, and find bytes that are not text, without a Python string of the whole text."""
 
 from __future__ import annotations
 
@@ -22,9 +22,26 @@ def find_invalid_utf8(data: Buffer) -> tuple[int, str] | None:
 
 def replace_invalid_utf8(data: Buffer) -> bytearray:
     """Return `data` with U+FFFD in place of bytes that are not UTF-8."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    replaced = bytearray()
+    return transcode(data, "utf-8")
+
+
+def find_invalid(data: Buffer, codec: str) -> tuple[int, str] | None:
+    """Return the offset of the first byte that is not valid in `codec` and the reason, or None if all bytes are."""
+    decoder = codecs.getincrementaldecoder(codec)()
+    for start in range(0, len(data) or 1, SLICE_BYTES):
+        stop = min(start + SLICE_BYTES, len(data))
+        try:
+            decoder.decode(bytes(data[start:stop]), stop == len(data))
+        except UnicodeDecodeError as e:
+            return stop - len(e.object) + e.start, e.reason  # `e.object` begins in an earlier slice
+    return None
+
+
+def transcode(data: Buffer, codec: str) -> bytearray:
+    """Return text in `codec` as UTF-8, with U+FFFD in place of bytes that are not valid."""
+    decoder = codecs.getincrementaldecoder(codec)("replace")
+    text = bytearray()
     for start in range(0, len(data), SLICE_BYTES):
-        replaced += decoder.decode(bytes(data[start : start + SLICE_BYTES])).encode()
-    replaced += decoder.decode(b"", True).encode()
-    return replaced
+        text += decoder.decode(bytes(data[start : start + SLICE_BYTES])).encode("utf-8", "replace")
+    text += decoder.decode(b"", True).encode("utf-8", "replace")
+    return text

@@ -17,17 +17,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import numpy as np
-import pyarrow as pa
 
 from preprocess.errors import first_line
 from preprocess.inputs.detect import HTML_START
 from preprocess.inputs.input_files import InputFile
 from preprocess.inputs.open_input import read_blocks
-from preprocess.readers.html import PageReader, get_default_codec
+from preprocess.readers.html import PageReader, get_default_codec, make_texts
 from preprocess.readers.html_text import find_codec_of_page
 from preprocess.readers.record_sizes import BATCH_BYTES, get_max_record_bytes, reject_long_record
 from preprocess.readers.records import Records, Rejects
 from preprocess.readers.reject_reasons import RejectReason
+from preprocess.readers.utf8 import Buffer
 from preprocess.recipes.schema import Recipe
 
 Decoding = Literal["all", "none"]  # of the body of a response, from its Content-Encoding and Transfer-Encoding
@@ -41,7 +41,7 @@ TAIL_BYTES = 1 << 18  # before the position of fastwarc, which reads 64 KiB ahea
 def read_warc(input_file: InputFile, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:
     """Yield the texts of a WARC file as records with the column `text`, and their offsets."""
     reader = _RecordReader(input_file, recipe, rejects)
-    texts: list[str] = []
+    texts: list[Buffer] = []
     offsets: list[int] = []
     num_yielded = num_bytes = 0
     for record in _iter_records(input_file, rejects):
@@ -51,16 +51,19 @@ def read_warc(input_file: InputFile, recipe: Recipe, rejects: Rejects) -> Iterat
         texts.append(text)
         offsets.append(record.offset)
         num_bytes += len(text)
+        del text  # it may be long, and the next one, too
         if num_bytes >= BATCH_BYTES or len(texts) >= BATCH_RECORDS:
-            yield _make_records(texts, offsets, num_yielded)
+            records = _make_records(texts, offsets, num_yielded)
             num_yielded += len(texts)
             texts, offsets, num_bytes = [], [], 0
+            yield records
+            del records
     if texts:
         yield _make_records(texts, offsets, num_yielded)
 
 
-def _make_records(texts: list[str], offsets: list[int], first: int) -> Records:
-    return Records({"text": pa.array(texts, pa.large_string())}, first, offsets=np.array(offsets, np.int64))
+def _make_records(texts: list[Buffer], offsets: list[int], first: int) -> Records:
+    return Records({"text": make_texts(texts)}, first, offsets=np.array(offsets, np.int64))
 
 
 @dataclass
@@ -98,8 +101,8 @@ class _RecordReader:
         self._pages = PageReader(input_file, recipe, rejects)
         self._max_bytes = get_max_record_bytes(recipe)
 
-    def read(self, record: _Record) -> str | None:
-        """Return the text of a record, or None if it has none or is left out."""
+    def read(self, record: _Record) -> Buffer | None:
+        """Return the text of a record in UTF-8, or None if it has none or is left out."""
         content_length = record.warc_record.content_length
         is_response = record.type == "response" and record.warc_record.is_http
         block = b""
@@ -117,7 +120,7 @@ class _RecordReader:
             return self._pages.decode(block, None, record.name, record.offset)
         return None
 
-    def _read_response(self, record: _Record, block: bytes) -> str | None:
+    def _read_response(self, record: _Record, block: bytes) -> Buffer | None:
         response = _parse_response(block, self._max_bytes)
         if response.error:
             self._reject(record, response.error, block)
@@ -171,7 +174,9 @@ def _parse_response(block: bytes, max_bytes: int) -> _Response:
         return _Response(error=f"the head of the response cannot be read: {first_line(e)}")
     status = head.http_headers.status_code or 0
     content_type = (head.http_content_type or "").strip().lower()
-    response = _Response(content_type, head.http_charset, 200 <= status < 300)
+    charset = head.http_charset
+    del head  # it has a copy of the block
+    response = _Response(content_type, charset, 200 <= status < 300)
     if not response.has_text:
         return response
     error = ""
@@ -183,7 +188,7 @@ def _parse_response(block: bytes, max_bytes: int) -> _Response:
             error = error or f"the body of the response cannot be decoded: {first_line(e)}"
             continue
         if not error or HTML_START.match(body):
-            return _Response(content_type, head.http_charset, is_successful=True, body=body)
+            return _Response(content_type, charset, is_successful=True, body=body)
     return _Response(error=error)
 
 

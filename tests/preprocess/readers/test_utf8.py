@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from preprocess.readers import utf8
 from preprocess.readers.utf8 import find_invalid_utf8, replace_invalid_utf8
 from tests.helpers.memory import measure_peak_bytes
 
@@ -31,3 +34,19 @@ def test_invalid_utf8_is_found_and_replaced_as_by_python(
 def test_replacing_invalid_utf8_needs_little_more_memory_than_the_result() -> None:
     data = b"\xff" * 8_000_000
     assert measure_peak_bytes(lambda: replace_invalid_utf8(data)) < 1.6 * 3 * len(data)
+
+
+@pytest.mark.parametrize("codec", ["utf-8", "utf-16-le", "shift_jis", "gb18030", "windows-1251", "ascii"])
+def test_text_in_slices_is_decoded_as_a_whole(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(utf8, "SLICE_BYTES", 3)
+    chooser = random.Random(1)
+    for _ in range(500):
+        data = chooser.choice(["plain", "текст", "日本語", ""]).encode(codec, "ignore")
+        data = data[: chooser.randrange(12)] + chooser.randbytes(chooser.randrange(3)) + data
+        assert utf8.transcode(data, codec) == data.decode(codec, "replace").encode("utf-8", "replace")
+        try:
+            data.decode(codec)
+            expected = None
+        except UnicodeDecodeError as e:
+            expected = e.start, e.reason
+        assert utf8.find_invalid(data, codec) == expected

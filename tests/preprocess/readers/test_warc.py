@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import json
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -18,6 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocess.errors import FolioError
+from preprocess.inputs.find_inputs import find_input_files
+from preprocess.progress import Progress
+from preprocess.readers.warc import read_warc
+from preprocess.recipes.schema import Recipe
 from preprocess.stream import TokenStream
 from tests.conftest import assert_one_line
 from tests.helpers.file_builds import FEW_EXAMPLES, build_files, read_stats, read_texts
@@ -255,3 +260,21 @@ def test_records_written_by_fastwarc_are_read(tmp_path: Path) -> None:
             record.write(member, checksum_data=True)
     (tmp_path / "a.warc.gz").write_bytes(buffer.getvalue())
     assert list_texts(tmp_path / "a.warc.gz") == ["page 0", "page 1", "page 2"]
+
+
+def test_long_text_with_one_wide_character_needs_little_memory(tmp_path: Path) -> None:
+    """As a Python string, each character of such a text takes four bytes."""
+    text = "\U0001f600" + "word " * 4_000_000
+    head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\n"
+    (tmp_path / "a.warc").write_bytes(make_response(text.encode(), head))
+    recipe = Recipe(corpus="own", inputs=(str(tmp_path / "a.warc"),))
+    (file,) = find_input_files(recipe, None, Progress(quiet=True))
+    tracemalloc.start()
+    try:
+        (records,) = read_warc(file, recipe, RejectsInMemory())
+        assert tracemalloc.get_traced_memory()[1] < 5 * len(
+            text
+        )  # the record, its block, and two copies of that in fastwarc
+    finally:
+        tracemalloc.stop()
+    assert records.columns["text"].to_pylist() == [text]
