@@ -56,5 +56,5 @@ def read_span(input_file: InputFile, span: Span, recipe: Recipe, rejects: Reject
     if recipe.chat_columns is not None and input_file.format != "jsonl":  # the parser of JSON joins them
         from preprocess.readers.chat_columns import join_chat_columns
 
-        batches = join_chat_columns(batches, recipe)
+        batches = join_chat_columns(batches, recipe, has_nulls=input_file.format != "csv")
     yield from batches
