@@ -19,6 +19,7 @@ from preprocess.chats.messages import MESSAGE_KEYS, ChatError, find_chat_columns
 from preprocess.chats.templates import DEFAULT_TEMPLATE, TEMPLATES
 from preprocess.errors import MisuseError
 from preprocess.inputs.input_files import InputFile
+from preprocess.readers.column_names import list_column_names
 from preprocess.readers.records import (
     CHAT_TEXT,
     MAX_SAVED_BYTES,
@@ -28,7 +29,7 @@ from preprocess.readers.records import (
     find_required_columns,
 )
 from preprocess.recipes.columns import view_as_bytes
-from preprocess.recipes.schema import Recipe
+from preprocess.recipes.schema import TABLE_FORMATS, Recipe
 
 DEFAULT_TEXT_COLUMN = "text"
 SLICE_ROWS = 256  # converted to Python objects at once, which take several times the memory of a column
@@ -52,6 +53,19 @@ def recognize_chats(recipe: Recipe, error: MissingColumnError) -> Recipe:
     if columns is None or is_named or error.column != recipe.text_column or error.column != DEFAULT_TEXT_COLUMN:
         raise error
     return resolve_chat_template(dataclasses.replace(recipe, chat_columns=",".join(columns)))
+
+
+def advise_about_chats(recipe: Recipe, input_files: Sequence[InputFile]) -> str:
+    """Return a line if the first table has chats beside the column `text`, which is read by default, or ""."""
+    is_default = recipe.text_column == DEFAULT_TEXT_COLUMN and recipe.template is None and recipe.chat_columns is None
+    table = next((file for file in input_files if file.format in TABLE_FORMATS), None) if is_default else None
+    columns = find_chat_columns(list_column_names(table, recipe)) if table is not None else None
+    if table is None or columns is None:
+        return ""
+    return (
+        f"{table.path} has a column text, which is read, and chats; pass --chat-columns {','.join(columns)} to read "
+        "them instead"
+    )
 
 
 def _find_columns_of_messages(names: Sequence[str]) -> tuple[str, ...] | None:

@@ -14,6 +14,7 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 import tiktoken
+from click.testing import CliRunner
 from tiktoken.load import load_tiktoken_bpe
 
 from preprocess.build.estimate import estimate_build
@@ -22,9 +23,11 @@ from preprocess.build.read_rejects import find_rejects, read_rejects
 from preprocess.build.stats import read_stats
 from preprocess.chats.marked_text import join_messages, split_turns
 from preprocess.chats.messages import Message
+from preprocess.cli.main import main
 from preprocess.errors import FolioError, MisuseError
 from preprocess.exchange.text import export_text
 from preprocess.inputs.find_inputs import find_input_files
+from preprocess.progress import Progress
 from preprocess.readers.parquet import get_row_group_bytes
 from preprocess.recipes.catalog import load_recipe
 from preprocess.shards.format import Build
@@ -543,3 +546,28 @@ def test_any_turn_of_a_document_may_be_compared_with_the_reference() -> None:
     turns = split_turns(texts)
     chosen = choose_turns(turns, np.arange(41), hashes)
     assert set((chosen[:40] - turns.firsts[:40]).tolist()) == {0, 1, 2} and chosen[40] == 120
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "arrow", "csv"])
+def test_a_line_names_the_chats_beside_a_column_of_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    records = [{"prompt": "a", "completion": "b", "text": "c"}] * 2
+    WRITERS[suffix](tmp_path / f"a.{suffix}", records)
+    for settings in ({}, {"chat_columns": "prompt,completion"}):
+        recipe = load_recipe(None, inputs=(str(tmp_path / f"a.{suffix}"),), tokenizer="byte", **settings)
+        make_plan(recipe, None, Progress())
+        assert ("pass --chat-columns prompt,completion to read" in capsys.readouterr().err) == (not settings)
+
+
+def test_an_array_of_messages_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(CHATS[0]), encoding="utf-8")
+    with pytest.raises(MisuseError, match="write the messages of each chat as one record, ..messages.: "):
+        build_chats(tmp_path / "a.json", tmp_path / "build")
+
+
+def test_export_for_nanogpt_says_that_the_mask_is_left_out(tmp_path: Path) -> None:
+    build = build_records(tmp_path, LAYOUTS["messages"][:1])
+    arguments = ["export", str(build.folder), "--format", "nanogpt", "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0 and result.stderr.count("nanoGPT has no loss masks") == 1
