@@ -64,7 +64,7 @@ def correct_rates(config: Config) -> tuple[Config, list[str]]:
     if rate is None or not is_tied or rate <= MAX_TIED_RATIO * config.learning_rate:
         return config, []
     line = (
-        f"the token embedding of {config.arch} is also its head, and would diverge with the embedding_learning_rate "
+        f"the token embedding of {config.arch} is also its head, and may diverge with the embedding_learning_rate "
         f"{rate:g}; it has the learning_rate {config.learning_rate:g} instead (set embedding_learning_rate = None)"
     )
     return dataclasses.replace(config, embedding_learning_rate=None), [line]

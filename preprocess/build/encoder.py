@@ -14,7 +14,7 @@ from preprocess.build.work_dir import LENGTH_DTYPE, HashedFile
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.format import CONTROL_FIELDS, token_dtype
 from preprocess.stages.encode import SpotCheck, add_control_tokens, encode_checked, encode_long, has_bos, has_eot
-from preprocess.stages.encode_chats import TurnIds, count_ids, make_loss_mask
+from preprocess.stages.encode_chats import TurnIds, choose_turns, count_ids, make_loss_mask
 from preprocess.stages.slices import is_long_slice, iter_groups, slice_texts
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.tokenizers.lost_characters import CharacterLoss, LossCounter
@@ -58,7 +58,8 @@ class Encoder:
         of_documents = first_slices[turns.firsts]  # (D + 1,)
         is_checked = np.zeros(len(slices), bool)
         if self._tokenizer.has_fast_backend:
-            is_checked[of_documents[self._spot_check.choose_rows(documents["hash"], documents["text_bytes"])]] = True
+            rows_to_check = self._spot_check.choose_rows(documents["hash"], documents["text_bytes"])
+            is_checked[first_slices[choose_turns(turns, rows_to_check, documents["hash"])]] = True
         leading, trailing = self._make_control_ids(documents, of_documents)
         leading, trailing = self._turn_ids.add_to(leading, trailing, turns.kinds, first_slices)
         lengths = np.empty(len(slices), np.int64)  # in tokens

@@ -22,6 +22,7 @@ from preprocess.build.count_leaks import describe_leaks
 from preprocess.build.plan import Plan
 from preprocess.build.stats import compute_ratio, describe_lengths
 from preprocess.build.work_dir import DOCUMENT_DTYPE
+from preprocess.chats.marked_text import count_plain_bytes, get_plain_texts, get_turn_lines, split_turns
 from preprocess.documents import TRAIN, VAL, count_text_bytes
 from preprocess.errors import FolioError, format_quantity
 from preprocess.readers.records import Rejects, format_counts
@@ -31,6 +32,7 @@ from preprocess.shards.files import JsonObject
 from preprocess.shards.format import DOC_DTYPE, END_DTYPE, token_dtype
 from preprocess.shards.windows import keyed_hash
 from preprocess.stages.dedup import hash_contents
+from preprocess.stages.encode_chats import TurnIds
 from preprocess.stages.pipeline import count_dropped, read_documents
 from preprocess.stages.slices import is_long_slice, iter_groups, slice_texts
 from preprocess.tokenizers import characters, sentencepiece_bpe
@@ -70,7 +72,9 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
     tokenizer = plan.tokenizer or _train_on(texts, plan.recipe)
     tokenizer.start_fast_backend()
     loss_counter = LossCounter(tokenizer) if tokenizer.can_lose_characters else None
-    lengths, encode_s = _count_tokens(tokenizer, texts, loss_counter)
+    has_chats = plan.recipe.chat_columns is not None
+    lengths, encode_s = _count_tokens(TurnIds(plan.recipe, tokenizer), tokenizer, texts, loss_counter)
+    texts = get_plain_texts(texts, has_chats=has_chats)
     num_tokens = int(lengths.sum())
     num_lost = loss_counter.measure().lost.total() if loss_counter else 0
     encoded_bytes = max(int(count_text_bytes(texts).sum()), 1)
@@ -118,13 +122,15 @@ def _count_leaks(found: _ReadDocuments, recipe: Recipe) -> int:
 
 
 def _count_tokens(
-    tokenizer: Tokenizer, texts: pa.LargeStringArray, loss_counter: LossCounter | None
+    turn_ids: TurnIds, tokenizer: Tokenizer, texts: pa.LargeStringArray, loss_counter: LossCounter | None
 ) -> tuple[np.ndarray, float]:
     """Return the number of tokens of each of D texts, (D,) int64, and the time of encoding in seconds.
 
-    Long texts are encoded in slices, as in a build. `loss_counter`, if any, counts all texts and their ids.
+    Long texts are encoded in slices, and chats turn by turn, as in a build. The control tokens of turns
+    are counted, those of whole documents are not. `loss_counter`, if any, counts all texts and their ids.
     """
-    slices, first_slices = slice_texts(texts, tokenizer.cuts)
+    turns = turn_ids.split(texts)
+    slices, first_slices = slice_texts(turns.texts, tokenizer.cuts)
     lengths = np.zeros(len(slices), np.int64)
     elapsed_s = 0.0
     for start, stop in iter_groups(slices):
@@ -142,7 +148,8 @@ def _count_tokens(
             if loss_counter is not None:
                 loss_counter.add_ids(ids, ends)
             lengths[start:stop] += np.diff(ends, prepend=0)
-    return np.add.reduceat(lengths, first_slices[:-1]), elapsed_s
+    of_turns = np.add.reduceat(lengths, first_slices[:-1]) + turn_ids.count(turns.kinds)
+    return np.add.reduceat(of_turns, turns.firsts[:-1]), elapsed_s
 
 
 def _encode(tokenizer: Tokenizer, group: pa.LargeStringArray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -160,7 +167,8 @@ def choose_documents(plan: Plan, num_documents: int) -> tuple[pa.LargeStringArra
     There are fewer if not enough documents were read. Raises FolioError if no document has text or
     if a file cannot be read.
     """
-    return _choose(_read_partitions(plan), num_documents, plan)
+    texts, languages = _choose(_read_partitions(plan), num_documents, plan)
+    return get_plain_texts(texts, has_chats=plan.recipe.chat_columns is not None), languages
 
 
 def _estimate_disk_bytes(num_tokens: int, num_documents: int, tokenizer: Tokenizer) -> int:
@@ -191,7 +199,8 @@ def _read_partition(plan: Plan, number: int, found: _ReadDocuments) -> bool:
     text_bytes = num_documents = 0
     names = {file.number: file.name for file in plan.input_files}
     for batch, sides in read_documents(spans, plan.recipe, found.rejects, Counter()):
-        has_text = count_text_bytes(batch.column("text")) > 0
+        sizes = count_plain_bytes(batch.column("text"), has_chats=plan.recipe.chat_columns is not None)
+        has_text = sizes > 0
         if not has_text.all():
             count_dropped(found.rejects, "empty", batch.filter(pa.array(~has_text)), names)
         batch = batch.filter(pa.array(has_text))
@@ -200,7 +209,7 @@ def _read_partition(plan: Plan, number: int, found: _ReadDocuments) -> bool:
         found.languages.append(batch.column("lang"))
         found.hashes.append(hash_contents(texts))
         found.sides.append(sides[has_text])
-        batch_bytes = int(count_text_bytes(texts).sum())
+        batch_bytes = int(sizes.sum())
         found.text_bytes += batch_bytes
         text_bytes, num_documents = text_bytes + batch_bytes, num_documents + len(texts)
         if text_bytes > MAX_TEXT_BYTES or num_documents > MAX_DOCUMENTS:
@@ -224,9 +233,13 @@ def _choose(found: _ReadDocuments, num_documents: int, plan: Plan) -> tuple[pa.L
 
 def _train_on(texts: pa.LargeStringArray, recipe: Recipe) -> Tokenizer:
     """Train a tokenizer on `texts`. The build trains on more text, so it will need fewer tokens."""
+    has_chats = recipe.chat_columns is not None
     if recipe.tokenizer == "char":
-        return characters.train_char(texts.to_pylist(), has_eot=recipe.eot == "append")
-    return sentencepiece_bpe.train(texts.to_pylist(), num_pieces=recipe.num_pieces)
+        alphabet = get_plain_texts(texts, has_chats=has_chats).to_pylist()
+        return characters.train_char(alphabet, has_eot=recipe.eot == "append")
+    turns = split_turns(texts) if has_chats else None
+    lines = texts.to_pylist() if turns is None else [get_turn_lines(turns, row) for row in range(len(texts))]
+    return sentencepiece_bpe.train(lines, num_pieces=recipe.num_pieces)
 
 
 def format_estimate(estimate: JsonObject) -> list[str]:

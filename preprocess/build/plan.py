@@ -16,7 +16,7 @@ from preprocess.inputs.describe import resolve_format
 from preprocess.inputs.find_inputs import Sample, find_input_files, find_sample
 from preprocess.inputs.input_files import InputFile
 from preprocess.progress import Progress
-from preprocess.readers.chat_columns import recognize_chats, resolve_chat_template
+from preprocess.readers.chat_columns import advise_about_chats, recognize_chats, resolve_chat_template
 from preprocess.readers.input_checks import InputChecker
 from preprocess.readers.partitions import Partition, is_one_document, make_partitions
 from preprocess.readers.records import MissingColumnError
@@ -104,6 +104,8 @@ def _plan(recipe: Recipe, sample: Sample, progress: Progress) -> Plan:
     except MissingColumnError as e:
         recipe, empty_paths, partitions = _check_chats(recipe, input_files, e)
         progress.log(f"reading chats from {recipe.chat_columns} with the chat template {recipe.chat_template}")
+    if line := advise_about_chats(recipe, input_files):
+        progress.log(line)
     # The statistics do not count files that have no document.
     num_empty = sum(
         file.path in empty_paths or (not file.size_bytes and not is_one_document(file, recipe)) for file in input_files

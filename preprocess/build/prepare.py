@@ -35,8 +35,8 @@ from preprocess.build.work_dir import (
     WorkDir,
     hash_file,
 )
-from preprocess.chats.marked_text import count_text_bytes_of_turns, remove_marks
-from preprocess.documents import count_text_bytes, get_text_buffers
+from preprocess.chats.marked_text import count_plain_bytes, get_plain_texts
+from preprocess.documents import get_text_buffers
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.partitions import Partition
 from preprocess.readers.records import Rejects
@@ -174,8 +174,8 @@ class _PartitionWriter:
 
     def write(self, batch: pa.RecordBatch, sides: np.ndarray) -> pa.RecordBatch:
         """Write a batch of documents, and return those that were left out because they are empty."""
-        count_bytes = count_text_bytes if self._recipe.chat_columns is None else count_text_bytes_of_turns
-        sizes = count_bytes(batch.column("text"))
+        has_chats = self._recipe.chat_columns is not None
+        sizes = count_plain_bytes(batch.column("text"), has_chats=has_chats)
         empty = batch.slice(0, 0)
         if not sizes.all():
             has_text = sizes > 0
@@ -187,7 +187,7 @@ class _PartitionWriter:
         self.num_documents += len(documents)
         self.text_bytes += int(sizes.sum())
         if self._is_in_alphabet is not None:
-            slices, _ = slice_texts(texts if self._recipe.chat_columns is None else remove_marks(texts), "characters")
+            slices, _ = slice_texts(get_plain_texts(texts, has_chats=has_chats), "characters")
             for start, stop in iter_groups(slices):
                 data, _ = get_text_buffers(slices.slice(start, stop - start))
                 self._is_in_alphabet[decode_code_points(data)] = True

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocess.chats.messages import ASSISTANT, SYSTEM, TOOL, USER, Message
-from preprocess.documents import get_text_buffers
+from preprocess.documents import count_text_bytes, get_text_buffers
 
 # The turns by number. A text that is not a chat has no mark; it is one turn of the kind PLAIN.
 TURNS = ((SYSTEM, False), (USER, False), (ASSISTANT, False), (ASSISTANT, True), (TOOL, False))
@@ -72,6 +72,22 @@ def count_text_bytes_of_turns(texts: pa.LargeStringArray) -> np.ndarray:
     num_before = np.searchsorted(_find_marks(data), offsets)
     sizes: np.ndarray = np.diff(offsets) - MARK_BYTES * np.diff(num_before)
     return sizes
+
+
+def get_plain_texts(texts: pa.LargeStringArray, *, has_chats: bool) -> pa.LargeStringArray:
+    """Return the texts of D documents, without marks if they may be chats. Without chats, no character is a mark."""
+    return remove_marks(texts) if has_chats else texts
+
+
+def count_plain_bytes(texts: pa.LargeStringArray, *, has_chats: bool) -> np.ndarray:
+    """Return the number of UTF-8 bytes of each text that `get_plain_texts` returns: (D,) int64."""
+    return count_text_bytes_of_turns(texts) if has_chats else count_text_bytes(texts)
+
+
+def get_turn_lines(turns: Turns, document: int) -> str:
+    """Return the text of a document with a line for each turn, so that no word is made of the words of two."""
+    first, last = int(turns.firsts[document]), int(turns.firsts[document + 1])
+    return "\n".join(turns.texts.slice(first, last - first).to_pylist())
 
 
 def split_turns(texts: pa.LargeStringArray) -> Turns:

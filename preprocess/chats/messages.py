@@ -29,6 +29,7 @@ KNOWN_COLUMNS = (
     ("instruction", "output"), ("instruction", "response"),
     ("prompt", "completion"), ("prompt", "response"),
 )  # fmt: skip
+MESSAGE_KEYS = {("role", "content"): "messages", ("from", "value"): "conversations"}  # and the column of such messages
 INPUT_SEPARATOR = "\n\n"  # between an instruction and its input
 
 
@@ -61,8 +62,9 @@ def parse_chat(columns: Sequence[str], values: Sequence[Any]) -> list[Message] |
     elif values[0] is None or values[-1] is None:
         messages = None
     elif len(columns) == 2:
+        prompt_turns = _parse_turns(columns[0], values[0], USER)
         messages = [
-            *_parse_turns(columns[0], values[0], USER),
+            *(message._replace(is_learnt=False) for message in prompt_turns),
             *_parse_turns(columns[1], values[1], ASSISTANT),
         ]
     else:
@@ -89,11 +91,13 @@ def _parse_messages(name: str, value: Any) -> list[Message]:
 def _parse_message(name: str, value: Any) -> Message:
     if not isinstance(value, dict):
         raise ChatError(f"{name} must be a list of messages, got a list with {_name_type(value)}")
-    given = value.get("role", value.get("from"))
-    role = ROLES.get(_parse_text("role", given).lower()) if given is not None else None
+    # Arrow gives every message the keys of all, with null for those that it does not have.
+    given = value["from"] if value.get("role") is None and "from" in value else value.get("role")
+    said = _parse_text("role", given) if given is not None else None
+    role = ROLES.get(said.lower()) if said is not None else None
     if role is None:
-        raise ChatError(f"{name} has a message with the role {given!r:.40}, expected one of {', '.join(ROLES)}")
-    content = value.get("content", value.get("value"))
+        raise ChatError(f"{name} has a message with the role {said!r:.40}, expected one of {', '.join(ROLES)}")
+    content = value.get("value") if value.get("content") is None else value["content"]
     if content is None:
         raise ChatError(f"{name} has a message of the {role} without text, such as a call of a tool")
     weight = value.get("weight")  # OpenAI's key: 0 for a reply that is not to be learnt

@@ -42,7 +42,10 @@ def export(
     if format_ == "text":
         paths = export_text(Build(name), folder, by_language=by is not None, authors=authors, replace=replace)
     else:
-        paths = export_nanogpt(Build(name), folder, replace=replace)
+        build = Build(name)
+        paths = export_nanogpt(build, folder, replace=replace)
+        if build.manifest.recipe.get("chat_columns") is not None:
+            output.progress().warn("nanoGPT has no loss masks, so it trains on all tokens of the chats")
     files = [{"path": str(path), "size_bytes": os.path.getsize(path)} for path in paths]
     lines = [f"{path}  {format_quantity(os.path.getsize(path), 'byte')}" for path in paths]
     output.write({"files": files}, lines)

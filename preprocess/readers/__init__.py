@@ -37,7 +37,7 @@ def divide_table(
         return batches
     from preprocess.readers.chat_columns import join_chat_columns
 
-    return join_chat_columns(batches, recipe)
+    return join_chat_columns(batches, recipe, has_nulls=input_file.format != "csv")
 
 
 def read_records(input_file: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:

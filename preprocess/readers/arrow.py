@@ -19,6 +19,7 @@ from preprocess.readers.arrow_file import ArrowFile, open_arrow
 from preprocess.readers.record_sizes import find_batches
 from preprocess.readers.records import Records, find_required_columns
 from preprocess.readers.table_columns import VIEW_TYPES, check_schema, convert_views, measure_views, take_column
+from preprocess.recipes.columns import view_as_bytes
 from preprocess.recipes.schema import Recipe
 
 SLICE_ROWS = 1 << 14
@@ -60,7 +61,7 @@ def read_arrow(input_file: InputFile, span: Span, recipe: Recipe) -> Iterator[Re
     with _open(input_file, recipe) as file:
         for batch in file.iter_batches(span.start, span.stop):
             for rows in _slice(batch, required.names):
-                columns = {name: _read_bytes(take_column(rows, name)) for name in required.columns}
+                columns = {name: _read_bytes(take_column(rows, name)) for name in required.of_documents}
                 where = {name: take_column(rows, name) for name in required.where}
                 for column in where.values():
                     column.validate(full=True)
@@ -86,7 +87,6 @@ def _slice(batch: pa.RecordBatch, names: list[str]) -> Iterator[pa.RecordBatch]:
 
 def _read_bytes(column: pa.Array) -> pa.Array:
     """Return a column whose offsets and indices have been checked, with text as bytes."""
-    if column.type in (pa.string(), pa.large_string()):  # may be not UTF-8, which the recipe has a rule for
-        column = column.view(pa.binary() if column.type == pa.string() else pa.large_binary())
+    column = view_as_bytes(column)  # may be not UTF-8, which the recipe has a rule for
     column.validate(full=True)
     return column.cast(pa.large_binary()) if column.type == pa.binary() else convert_views(column)

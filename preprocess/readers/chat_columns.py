@@ -7,18 +7,29 @@ the readers handle a chat like any other text.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from preprocess.chats.marked_text import join_messages
-from preprocess.chats.messages import ChatError, find_chat_columns, parse_chat
+from preprocess.chats.messages import MESSAGE_KEYS, ChatError, find_chat_columns, parse_chat
 from preprocess.chats.templates import DEFAULT_TEMPLATE, TEMPLATES
 from preprocess.errors import MisuseError
 from preprocess.inputs.input_files import InputFile
-from preprocess.readers.records import CHAT_TEXT, MissingColumnError, Records
-from preprocess.recipes.schema import Recipe
+from preprocess.readers.column_names import list_column_names
+from preprocess.readers.records import (
+    CHAT_TEXT,
+    MAX_SAVED_BYTES,
+    MissingColumnError,
+    Records,
+    RowError,
+    find_required_columns,
+)
+from preprocess.recipes.columns import view_as_bytes
+from preprocess.recipes.schema import TABLE_FORMATS, Recipe
 
 DEFAULT_TEXT_COLUMN = "text"
 SLICE_ROWS = 256  # converted to Python objects at once, which take several times the memory of a column
@@ -44,10 +55,22 @@ def recognize_chats(recipe: Recipe, error: MissingColumnError) -> Recipe:
     return resolve_chat_template(dataclasses.replace(recipe, chat_columns=",".join(columns)))
 
 
+def advise_about_chats(recipe: Recipe, input_files: Sequence[InputFile]) -> str:
+    """Return a line if the first table has chats beside the column `text`, which is read by default, or ""."""
+    is_default = recipe.text_column == DEFAULT_TEXT_COLUMN and recipe.template is None and recipe.chat_columns is None
+    table = next((file for file in input_files if file.format in TABLE_FORMATS), None) if is_default else None
+    columns = find_chat_columns(list_column_names(table, recipe)) if table is not None else None
+    if table is None or columns is None:
+        return ""
+    return (
+        f"{table.path} has a column text, which is read, and chats; pass --chat-columns {','.join(columns)} to read "
+        "them instead"
+    )
+
+
 def _find_columns_of_messages(names: Sequence[str]) -> tuple[str, ...] | None:
     """Return the chat column of a file with one record of JSON, whose messages were taken for records."""
-    keys = {("role", "content"): "messages", ("from", "value"): "conversations"}
-    return next(((column,) for of_message, column in keys.items() if {*of_message} <= {*names}), None)
+    return next(((column,) for keys, column in MESSAGE_KEYS.items() if {*keys} <= {*names}), None)
 
 
 def make_chat_text(recipe: Recipe, columns: Sequence[str], values: Sequence[Any]) -> str | None:
@@ -61,13 +84,19 @@ def make_chat_text(recipe: Recipe, columns: Sequence[str], values: Sequence[Any]
     return join_messages(TEMPLATES[recipe.chat_template].arrange(messages))
 
 
-def join_chat_columns(batches: Iterator[Records], recipe: Recipe) -> Iterator[Records]:
-    """Yield records with the marked text, CHAT_TEXT, in place of their chat columns."""
-    names = recipe.list_chat_columns()
+def join_chat_columns(batches: Iterator[Records], recipe: Recipe, *, has_nulls: bool) -> Iterator[Records]:
+    """Yield records with the marked text, CHAT_TEXT, in place of the columns that only the chat needs.
+
+    `has_nulls`: whether the format has nulls. If it does not, empty values stand for them.
+    """
+    required = find_required_columns(recipe)
     for records in batches:
-        columns = dict(records.columns)
-        chats = [columns.pop(name) for name in names]
-        errors: dict[int, str] = {}
+        columns = {name: records.columns[name] for name in required.columns}
+        # Text becomes bytes, because `to_pylist` fails for a whole slice if one value is not UTF-8.
+        chats = [view_as_bytes(records.columns[name]) for name in required.chat]
+        if not has_nulls:
+            chats = [pc.if_else(pc.equal(column, b""), None, column) for column in chats]
+        errors: dict[int, RowError] = {}
         texts = [
             _join_rows(recipe, [chat.slice(start, SLICE_ROWS).to_pylist() for chat in chats], start, errors)
             for start in range(0, records.num_records, SLICE_ROWS)
@@ -76,7 +105,9 @@ def join_chat_columns(batches: Iterator[Records], recipe: Recipe) -> Iterator[Re
         yield dataclasses.replace(records, columns={CHAT_TEXT: joined, **columns}, errors=errors)
 
 
-def _join_rows(recipe: Recipe, columns: list[list[Any]], first: int, errors: dict[int, str]) -> pa.LargeStringArray:
+def _join_rows(
+    recipe: Recipe, columns: list[list[Any]], first: int, errors: dict[int, RowError]
+) -> pa.LargeStringArray:
     """Return the text of each row, null with an entry in `errors` if it is not a chat.
 
     `first`: the number of the first row, to which the keys of `errors` refer.
@@ -87,9 +118,19 @@ def _join_rows(recipe: Recipe, columns: list[list[Any]], first: int, errors: dic
         try:
             texts.append(make_chat_text(recipe, names, values))
         except ChatError as e:
-            errors[first + row] = str(e)
+            errors[first + row] = RowError(str(e), _format_record(dict(zip(names, values, strict=True))))
             texts.append(None)
     return pa.array(texts, pa.large_string())
+
+
+def _format_record(record: dict[str, Any]) -> bytes:
+    """Return the beginning of a record as JSON, for the list of rejects. Invalid UTF-8 is escaped."""
+    text = json.dumps(record, default=_format_value, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace")[:MAX_SAVED_BYTES]
+
+
+def _format_value(value: Any) -> str:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def check_chat_types(input_file: InputFile, types: Mapping[str, pa.DataType]) -> None:

@@ -68,7 +68,7 @@ def read_csv(input_file: InputFile, recipe: Recipe, rejects: Rejects) -> Iterato
     num_records = 0
     for batch, row_numbers in parser.parse(blocks):
         where = {name: _convert(batch.column(name), kind, name, input_file) for name, kind in required.where.items()}
-        columns = {name: batch.column(name) for name in required.columns}
+        columns = {name: batch.column(name) for name in required.of_documents}
         yield Records(columns, num_records, where, row_numbers=row_numbers)
         num_records += batch.num_rows
 

@@ -22,7 +22,7 @@ from preprocess.readers.json_layout import BYTE_ORDER_MARK, HEAD_BYTES, Layout, 
 from preprocess.readers.json_records import RecordParser, Row, replace_lone_surrogates
 from preprocess.readers.json_values import read_json_values
 from preprocess.readers.long_json import LongStrings
-from preprocess.readers.record_blocks import RecordBlock, cut_blocks
+from preprocess.readers.record_blocks import IS_LONG_CHAT, RecordBlock, cut_blocks, reject_oversized
 from preprocess.readers.records import CHAT_TEXT, Records, Rejects, find_required_columns, format_utf8_error
 from preprocess.readers.reject_reasons import RejectReason
 from preprocess.readers.utf8 import Buffer, find_invalid_utf8, replace_invalid_utf8
@@ -98,8 +98,7 @@ class _BlockParser:
         self._required = find_required_columns(recipe)
         self._parse_record = RecordParser(recipe).parse
         # The kinds of the values that the parser returns for a document, by column.
-        others = {name: kind for name, kind in self._required.columns.items() if kind != "chat"}
-        self._columns = {CHAT_TEXT: "text"} | others if self._required.chat else others
+        self._columns = ({CHAT_TEXT: "text"} if self._required.chat else {}) | self._required.columns
 
     def parse(self, block: RecordBlock) -> Iterator[Records]:
         """Yield the records of `block`, at most MAX_RECORDS at a time."""
@@ -150,8 +149,8 @@ class _BlockParser:
     def _parse_long_record(self, data: memoryview, offset: int) -> Iterator[Records]:
         """Yield the only record of a long one, unless it is rejected or skipped."""
         if self._required.chat:
-            reason = f"a record with a chat has more than {LONG_LINE_BYTES:,} bytes"
-            self._rejects.reject(self._input_file.name, f"byte {offset}", reason, data)
+            record = f"{self._input_file.path}: the record at byte {offset:,}"
+            reject_oversized(record, self._recipe, self._rejects, IS_LONG_CHAT)
             return
         if offset == 0 and data[: len(BYTE_ORDER_MARK)] == BYTE_ORDER_MARK:
             data = data[len(BYTE_ORDER_MARK) :]

@@ -58,7 +58,7 @@ class JsonColumnChecker:
         head = read_head(input_file)
         missing = self._missing | text_columns  # in this file
         has_records = False
-        for record in _iter_head(input_file, head, self._recipe):
+        for record in iter_head(input_file, head, self._recipe):
             has_records = has_records or bool(record)
             missing = {name for name in missing if not has_nested(record, name)}
             if not missing:
@@ -71,7 +71,7 @@ class JsonColumnChecker:
             if any(not file.disk.is_copied for file in self._input_files[: input_file.number]):
                 self._missing &= text_columns  # the stream began with another file, in which they were found
         if has_records and (absent := self._missing | (missing & text_columns)):
-            records = [*_iter_head(input_file, head, self._recipe)]
+            records = [*iter_head(input_file, head, self._recipe)]
             _reject_lists(input_file, records, absent)
             _reject_table(input_file, records[0])
             names = dict.fromkeys(name for record in records for name in _list_columns(record) if name not in absent)
@@ -88,7 +88,7 @@ class JsonColumnChecker:
                 names = names - found
 
 
-def _iter_head(input_file: InputFile, head: bytes, recipe: Recipe) -> Iterator[dict[str, Any]]:
+def iter_head(input_file: InputFile, head: bytes, recipe: Recipe) -> Iterator[dict[str, Any]]:
     """Yield the records in the head of a file. Those that are malformed have no fields."""
     layout = detect_layout(input_file, head, recipe)
     if layout.is_lines:

@@ -40,7 +40,7 @@ class RecordParser:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe, self._required = recipe, (required := find_required_columns(recipe))
         self._chat = required.chat
-        self._columns = tuple(name for name in required.columns if name not in self._chat)
+        self._columns = tuple(required.columns)
         self._where = tuple(required.where.items())
         # Most names have no dots, and `dict.get` is faster.
         self._get: Any = get_nested if any("." in name for name in required.names) else dict.get

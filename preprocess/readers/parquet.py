@@ -74,7 +74,7 @@ def read_parquet(input_file: InputFile, span: Span, recipe: Recipe) -> Iterator[
         first_row = sum(opened.parquet.metadata.row_group(group).num_rows for group in range(span.start))
         for group in range(span.start, stop):
             for batch in read_row_group(opened, group):
-                columns = {name: convert_views(take_column(batch, name)) for name in required.columns}
+                columns = {name: convert_views(take_column(batch, name)) for name in required.of_documents}
                 where = {name: take_column(batch, name) for name in required.where}
                 row_numbers = first_row + num_rows + np.arange(batch.num_rows)  # from 0, as in Arrow
                 yield Records(columns, num_rows, where, row_numbers=row_numbers)

@@ -37,9 +37,11 @@ def open_file(path: str, **options: Any) -> Any:
 
 def find_chunk_indices(file: Any, names: set[str]) -> list[int]:
     """Return the indices in a row group of the column chunks that belong to the columns `names`."""
-    # The path of a column "a.b" is either the column "a.b" or the field "b" of a nested column "a".
+    # The path "a.b" is either that of the column "a.b" or of the field "b" of a nested column "a". If "a.b" is a list,
+    # its values have longer paths, such as "a.b.list.element".
+    prefixes = tuple(f"{name}." for name in names)
     paths = (file.schema.column(i).path for i in range(len(file.schema)))
-    return [i for i, path in enumerate(paths) if {path, path.split(".")[0]} & names]
+    return [i for i, path in enumerate(paths) if path in names or path.startswith(prefixes)]
 
 
 def describe_chunks(file: Any, group: int, indices: list[int]) -> list[Chunk]:

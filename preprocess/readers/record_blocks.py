@@ -281,6 +281,7 @@ def check_can_be_cut(record: str, recipe: Recipe) -> None:
 NO_SPACE = "is longer than {limit} and has no white space to cut it at"
 IS_JSON = "is longer than twice {limit}, and a record of JSON cannot be cut"
 IS_CHAT = "is longer than {limit}, and a chat cannot be cut"
+IS_LONG_CHAT = "is longer than 8 MiB, and a record of JSON with a chat is read as a whole"
 
 
 def reject_oversized(
@@ -297,7 +298,10 @@ def reject_oversized(
             f"{record} {problem.format(limit=limit)}; shorten it, or pass --oversized skip to leave it out"
         )
     path, _, place = record.rpartition(": ")
-    found = RejectReason("oversized", "longer than max_document_bytes, and cannot be cut", 1, path, place)
+    reason = "longer than max_document_bytes, and cannot be cut"
+    if problem == IS_LONG_CHAT:
+        reason = problem.removeprefix("is ")
+    found = RejectReason("oversized", reason, 1, path, place)
     rejects.add(found, has_position=has_position)
 
 

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import pyarrow as pa
 
-from preprocess.chats.messages import find_chat_columns
+from preprocess.chats.messages import MESSAGE_KEYS, find_chat_columns
 from preprocess.errors import MisuseError, shorten
 from preprocess.inputs.input_files import InputFile
 from preprocess.inputs.open_input import open_stream
@@ -37,22 +37,22 @@ CHAT_TEXT = "\0chat"  # the column of `Records` with the marked text of a chat; 
 class RequiredColumns:
     """The columns that a recipe needs, by name, with the kind of their values.
 
-    A kind is "text", "number", "boolean", "null" or "mixed", as in preprocess.recipes.columns, or
-    "chat" for a column from which a chat is made.
+    A kind is "text", "number", "boolean", "null" or "mixed", as in preprocess.recipes.columns.
     """
 
     columns: dict[str, str]  # for the text and the metadata of a document
     where: dict[str, str]  # for the condition
     text_only: str | None  # the column that must hold text; in other columns numbers are formatted as text
+    chat: tuple[str, ...] = ()  # from which a chat is made; each may also be one of `columns` and of `where`
 
     @property
     def names(self) -> list[str]:
-        return list(dict.fromkeys([*self.columns, *self.where]))
+        return list(dict.fromkeys([*self.chat, *self.columns, *self.where]))
 
     @property
-    def chat(self) -> tuple[str, ...]:
-        """The columns from which a chat is made."""
-        return tuple(name for name, kind in self.columns.items() if kind == "chat")
+    def of_documents(self) -> list[str]:
+        """The columns from which documents are made, i.e. those that are not only for the condition."""
+        return list(dict.fromkeys([*self.chat, *self.columns]))
 
 
 def find_required_columns(recipe: Recipe) -> RequiredColumns:
@@ -69,8 +69,7 @@ def _make_required_columns(
     chat: tuple[str, ...], names: tuple[str | None, ...], where: str | None, text_only: str | None
 ) -> RequiredColumns:
     kinds = parse_condition(where).kinds if where is not None else {}
-    columns = dict.fromkeys(chat, "chat") | {name: "text" for name in names if name is not None}
-    return RequiredColumns(columns, kinds, text_only)
+    return RequiredColumns({name: "text" for name in names if name is not None}, kinds, text_only, chat)
 
 
 def find_text_columns(recipe: Recipe) -> tuple[str, ...]:
@@ -97,6 +96,8 @@ def check_columns(input_file: InputFile, required: RequiredColumns, names: list[
         if name not in names:
             shown = ", ".join(map(shorten, names[:20])) + (" …" if len(names) > 20 else "")
             flags = "--text-column, --template, --author-column or similar" if name in required.columns else "--where"
+            if any({*keys} <= {*names} for keys in MESSAGE_KEYS):
+                flags += ', or write the messages of each chat as one record, {"messages": […]}, if these are messages'
             if name in required.chat:
                 flags = "--chat-columns"
             elif chat := find_chat_columns(names):
@@ -137,6 +138,13 @@ def advise_about_encoding(input_file: InputFile) -> str:
         return f"pass the encoding of the file, {suggest_encoding(stream.read(HEAD_BYTES))}"
 
 
+class RowError(NamedTuple):
+    """Why a row of a table is rejected."""
+
+    reason: str
+    record: bytes  # its values, for the list of rejects
+
+
 @dataclass
 class Records:
     """Consecutive records of one span, as columns of R values."""
@@ -148,7 +156,7 @@ class Records:
         None  # (R,) int64, byte offset of each record in the file; not for CSV, Parquet and Arrow
     )
     row_numbers: np.ndarray | None = None  # (R,) int64, of each record in the file, for messages; only tables
-    errors: dict[int, str] = field(default_factory=dict)  # why records are rejected, by index
+    errors: dict[int, RowError] = field(default_factory=dict)  # of rejected records, by index
     part: int = 0  # 0: whole records; n: the n-th part of one record that is too long, from 1
     # Only if the records of several files were joined: (R,) int64 each, the index of each record's file in the list of
     # these files, and its own index in the file. `first` is 0.

@@ -33,11 +33,11 @@ def check_schema(input_file: InputFile, schema: pa.Schema, recipe: Recipe) -> No
             raise MisuseError(f"{input_file.path} has two columns of the same name, {shorten(name)!r}; rename one")
     types = {
         name: schema.field(name).type if name in schema.names else _find_nested(schema, name)
-        for name in required.columns
+        for name in required.of_documents
     }
-    check_chat_types(input_file, {name: types.pop(name) for name in required.chat})
-    for name, type_ in types.items():
-        _check_type(input_file, name, type_, text_only=name == required.text_only)
+    check_chat_types(input_file, {name: types[name] for name in required.chat})
+    for name in required.columns:
+        _check_type(input_file, name, types[name], text_only=name == required.text_only)
 
 
 def _find_nested(schema: pa.Schema, name: str) -> pa.DataType | None:

@@ -44,6 +44,41 @@ def is_text_or_bytes(data_type: pa.DataType) -> bool:
     return data_type in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 
 
+def view_as_bytes(column: pa.Array) -> pa.Array:
+    """Return a column with bytes in place of text, also inside of lists, structs and dictionaries. Nothing is copied.
+
+    The column need not have been validated: its text may be not UTF-8.
+    """
+    data_type = _replace_text(column.type)
+    return column if data_type == column.type else column.view(data_type)
+
+
+def _replace_text(data_type: pa.DataType) -> pa.DataType:
+    """Return a type with bytes in place of text."""
+    types = pa.types
+    if types.is_string(data_type):
+        return pa.binary()
+    if types.is_large_string(data_type):
+        return pa.large_binary()
+    if types.is_string_view(data_type):
+        return pa.binary_view()
+    if types.is_dictionary(data_type):
+        return pa.dictionary(data_type.index_type, _replace_text(data_type.value_type), data_type.ordered)
+    if types.is_struct(data_type):
+        return pa.struct([field.with_type(_replace_text(field.type)) for field in data_type])
+    if types.is_map(data_type):
+        return pa.map_(_replace_text(data_type.key_type), _replace_text(data_type.item_type), data_type.keys_sorted)
+    makers = {
+        types.is_list: pa.list_, types.is_large_list: pa.large_list,
+        types.is_list_view: pa.list_view, types.is_large_list_view: pa.large_list_view,
+        types.is_fixed_size_list: lambda field: pa.list_(field, data_type.list_size),
+    }  # fmt: skip
+    for is_of_kind, make in makers.items():
+        if is_of_kind(data_type):
+            return make(data_type.value_field.with_type(_replace_text(data_type.value_type)))
+    return data_type
+
+
 def is_null(column: pa.Array) -> pa.BooleanArray:
     """Return which rows are null. In a dictionary column the index or the value may be null."""
     return pc.is_null(_decode(column))

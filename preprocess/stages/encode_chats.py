@@ -15,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from preprocess.chats.marked_text import IS_LEARNT, PLAIN, TURNS, Turns, split_turns
+from preprocess.chats.messages import ASSISTANT
 from preprocess.chats.templates import TEMPLATES, number_chat_tokens
+from preprocess.documents import count_text_bytes
 from preprocess.errors import FolioError, MisuseError
 from preprocess.recipes.schema import Recipe
 from preprocess.tokenizers.interface import Tokenizer
@@ -39,10 +41,18 @@ class TurnIds:
         self._leading, self._trailing = _make_table(leading), _make_table(trailing)
 
     def split(self, texts: pa.LargeStringArray) -> Turns:
-        """Return the turns of D texts. Each is one turn if there are no chats."""
+        """Return the turns of D texts. Each is one turn if there are no chats. Empty messages are not learnt."""
         if self.has_chats:
-            return split_turns(texts)
+            turns = split_turns(texts)
+            is_empty = count_text_bytes(turns.texts) == 0
+            turns.kinds[is_empty & (turns.kinds == TURNS.index((ASSISTANT, True)))] = TURNS.index((ASSISTANT, False))
+            return turns
         return Turns(texts, np.full(len(texts), PLAIN, np.uint8), np.arange(len(texts) + 1))
+
+    def count(self, kinds: np.ndarray) -> np.ndarray:
+        """Return the number of ids around each of M turns, (M,) int64. `kinds`: of the turns, (M,)."""
+        counts: np.ndarray = ((self._leading >= 0).sum(axis=1) + (self._trailing >= 0).sum(axis=1))[kinds]
+        return counts
 
     def add_to(
         self, leading: np.ndarray, trailing: np.ndarray, kinds: np.ndarray, first_slices: np.ndarray
@@ -59,6 +69,17 @@ class TurnIds:
         after = np.full((len(trailing), self._trailing.shape[1]), -1, np.int64)
         before[firsts], after[lasts] = self._leading[kinds], self._trailing[kinds]
         return np.hstack([leading, before]), np.hstack([after, trailing])
+
+
+def choose_turns(turns: Turns, documents: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """Return one turn of each of S documents, (S,) int64, chosen by the hash of its content.
+
+    `documents`: the numbers of the documents, (S,). `hashes`: of all D documents, (D, 16) uint8.
+    """
+    firsts, ends = turns.firsts[documents], turns.firsts[documents + 1]
+    keys = np.ascontiguousarray(hashes[documents, 8:]).view("<u8").reshape(-1)
+    chosen: np.ndarray = firsts + (keys % (ends - firsts).astype(np.uint64)).astype(np.int64)
+    return chosen
 
 
 def count_ids(recipe: Recipe, tokenizer: Tokenizer) -> int:

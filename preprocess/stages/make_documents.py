@@ -90,10 +90,11 @@ class DocumentMaker:
             is_selected = self._condition.apply(records.where).to_numpy(zero_copy_only=False)
             self._count(RejectedRows("filtered", "does not satisfy the condition", records, keep & ~is_selected))
             keep &= is_selected
-        for row, reason in records.errors.items():
-            place = records.describe_place(row)
-            found = RejectReason("malformed", reason, 1, self._input_file.name, place)
-            self._rejects.add(found, has_position=True)
+        for row, error in records.errors.items():
+            if keep[row]:
+                place = records.describe_place(row)
+                found = RejectReason("malformed", error.reason, 1, self._input_file.name, place)
+                self._rejects.add(found, error.record, has_position=True)
             keep[row] = False
         texts = self._join_texts(columns)
         if texts.null_count:

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocess.chats.marked_text import remove_marks
+from preprocess.chats.marked_text import get_plain_texts
 from preprocess.documents import HELD_OUT, TRAIN, UNKNOWN, VAL, make_batch, replace_column
 from preprocess.errors import FolioError, shorten
 from preprocess.inputs.input_files import InputFile, Span
@@ -62,7 +62,7 @@ def read_documents(spans: Iterable[Source], recipe: Recipe, rejects: Rejects, cl
     if not _cuts_texts(recipe):
         batches = _clean_batches(batches, recipe, cleaned)
     for batch, sides in batches:
-        texts = batch.column("text") if recipe.chat_columns is None else remove_marks(batch.column("text"))
+        texts = get_plain_texts(batch.column("text"), has_chats=recipe.chat_columns is not None)
         keep, dropped = select_by_length(texts, recipe.min_characters, recipe.max_characters)
         for kind, is_dropped in dropped.items():
             count_dropped(rejects, kind, batch.filter(pa.array(is_dropped)), names)

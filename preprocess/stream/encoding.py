@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from preprocess.chats.marked_text import count_text_bytes_of_turns
-from preprocess.documents import count_text_bytes
+from preprocess.chats.marked_text import count_plain_bytes
 from preprocess.errors import FolioError
 from preprocess.shards.format import CONTROL_FIELDS, format_control_token
 from preprocess.stages.encode import BackendMismatch, SpotCheck, add_control_tokens, encode_checked, has_bos, has_eot
-from preprocess.stages.encode_chats import TurnIds
+from preprocess.stages.encode_chats import TurnIds, choose_turns
 from preprocess.stream.corpus import StreamCorpus
 from preprocess.stream.reading import Cursor, SelectedDocuments
 from preprocess.tokenizers.lost_characters import LossCounter
@@ -65,8 +64,7 @@ class ChunkEncoder:
 
         Raises FolioError if the ids of the two backends differ, or if the fast backend fails.
         """
-        count_bytes = count_text_bytes_of_turns if self._turn_ids.has_chats else count_text_bytes
-        sizes = count_bytes(selected.batch.column("text"))
+        sizes = count_plain_bytes(selected.batch.column("text"), has_chats=self._turn_ids.has_chats)
         chunk_of_document = np.cumsum(sizes) // CHUNK_BYTES
         boundaries = [0, *(np.flatnonzero(np.diff(chunk_of_document)) + 1).tolist(), len(sizes)]
         for first, last in itertools.pairwise(boundaries):
@@ -76,7 +74,8 @@ class ChunkEncoder:
         turns = self._turn_ids.split(selected.batch.column("text").slice(first, last - first))
         rows_to_check = np.empty(0, np.int64)
         if self._tokenizer.has_fast_backend:
-            rows_to_check = turns.firsts[self._check.choose_rows(selected.hashes[first:last], sizes)]
+            hashes = selected.hashes[first:last]
+            rows_to_check = choose_turns(turns, self._check.choose_rows(hashes, sizes), hashes)
         try:
             ids, ends = encode_checked(self._tokenizer, turns.texts, rows_to_check)
         except BackendMismatch as e:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preprocess.chats.templates import list_chat_tokens
+from preprocess.chats.templates import TEMPLATES, list_chat_tokens
 from preprocess.errors import FolioError
 from preprocess.shards.format import Build
 from preprocess.tokenizers import load_tokenizer
@@ -68,25 +68,51 @@ def decode_documents(
     names = {token_id: token.encode() for token, token_id in build.manifest.special_tokens.items()}
     template = build.manifest.recipe.get("chat_template")
     chat_ids = {build.manifest.special_tokens.get(token) for token in list_chat_tokens(template)}
+    turns = _find_turns(build) if build.manifest.recipe.get("chat_columns") is not None else None
     for language, ids in zip(build.docs(split)["lang"], _read_documents(build, split), strict=True):
         if len(ids) and int(ids.max()) >= build.vocab_size:
             raise FolioError(
                 f"{build.folder} holds id {int(ids.max())}, but its vocabulary ends at {build.vocab_size - 1}; "
                 "check it with `preprocess verify`"
             )
-        text = _decode_text(ids, is_control[ids], tokenizer, has_turns=bool(chat_ids))
+        text = _decode_text(ids, is_control, tokenizer, turns)
         if authors:  # their ids come after those of the tokenizer
             text = b"".join([names[i] for i in ids[ids >= tokenizer.vocab_size].tolist() if i not in chat_ids]) + text
         yield int(language), text
 
 
-def _decode_text(ids: np.ndarray, is_control: np.ndarray, tokenizer: Tokenizer, *, has_turns: bool) -> bytes:
-    """Return the text of a document without its control tokens; they divide a chat into turns."""
-    if not has_turns:
-        return tokenizer.decode_bytes(ids[~is_control])
-    parts = np.split(ids, np.flatnonzero(is_control))
-    texts = [tokenizer.decode_bytes(part[1:] if i else part) for i, part in enumerate(parts)]
-    return b"\n".join(text for text in texts if text)
+@dataclass(frozen=True)
+class _TurnTokens:
+    """What divides a chat into turns."""
+
+    start_ids: list[int]
+    separators: tuple[bytes, ...]  # text after the control token that ends a turn
+
+    def remove_separator(self, text: bytes) -> bytes:
+        separator = next((each for each in self.separators if each and text.endswith(each)), b"")
+        return text.removesuffix(separator)
+
+
+def _find_turns(build: Build) -> _TurnTokens | None:
+    """Return the tokens of the chat template of a build with chats, or None if the template is not known."""
+    template = TEMPLATES.get(str(build.manifest.recipe.get("chat_template")))
+    if template is None:
+        return None
+    ids = {build.manifest.special_tokens.get(turn.start) for turn in template.turns.values()}
+    separators = {turn.separator.encode() for turn in template.turns.values()}
+    return _TurnTokens(sorted(i for i in ids if i is not None), tuple(sorted(separators)))
+
+
+def _decode_text(ids: np.ndarray, is_control: np.ndarray, tokenizer: Tokenizer, turns: _TurnTokens | None) -> bytes:
+    """Return the text of a document without its control tokens, with a line feed between the turns of a chat.
+
+    `is_control`: of each id of the vocabulary.
+    """
+    starts = np.flatnonzero(np.isin(ids, [] if turns is None else turns.start_ids))
+    if turns is None or not len(starts):
+        return tokenizer.decode_bytes(ids[~is_control[ids]])
+    texts = [tokenizer.decode_bytes(part[~is_control[part]]) for part in np.split(ids, starts)]
+    return b"\n".join(text for text in map(turns.remove_separator, texts) if text)
 
 
 def _read_documents(build: Build, split: str) -> Iterator[np.ndarray]:

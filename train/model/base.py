@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -36,6 +36,7 @@ class HuggingFaceFormat:
     width_keys: Mapping[str, int]  # key in config.json → its value as a multiple of n_embd; may be null
     equal_keys: Mapping[str, str]  # key in config.json → the setting to which it is equal; may be null
     constants: Mapping[str, Any]  # key in config.json → the value that makes it the same model, and its default
+    max_values: Mapping[str, float] = field(default_factory=dict)  # key in config.json → the largest value; may be null
 
 
 @dataclass

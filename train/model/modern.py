@@ -30,6 +30,7 @@ from train.model.kernels import can_use_squared_relu, squared_relu
 ROTARY_BASE = 10_000.0
 LOGIT_CAP = 15.0
 NORM_EPSILON = torch.finfo(torch.float32).eps  # the default of F.rms_norm
+MAX_NORM_EPSILON = 1e-5  # of an imported model; larger ones change its logits noticeably
 EXPORT_TYPE, EXPORT_VERSION = "folio-modern", 2  # in config.json of an exported model with a token shift
 # How transformers' NanoChat names the weights; its queries, keys and values are three matrices.
 HF_NAMES = {
@@ -129,7 +130,9 @@ class Modern(LanguageModel):
         },
         width_keys={"intermediate_size": 4},
         equal_keys={"num_key_value_heads": "n_head"},
-        constants=HF_CONSTANTS,
+        # Older versions of transformers write the settings of rotary positions by themselves.
+        constants=HF_CONSTANTS | {"rope_theta": ROTARY_BASE, "rope_scaling": None},
+        max_values={"rms_norm_eps": MAX_NORM_EPSILON},
     )
 
     def __init__(self, config: Config, vocab_size: int) -> None:

@@ -50,10 +50,15 @@ def _check_config(folder: Path, hf_config: JsonObject, format_: HuggingFaceForma
     expected |= {key: sizes[setting] for key, setting in format_.equal_keys.items()}
     found = {key: hf_config.get(key) for key in expected}
     differing = [key for key, value in found.items() if value is not None and value != expected[key]]
-    if differing:
-        details = ", ".join(f"{key} {found[key]!r:.60}, not {expected[key]!r}" for key in differing)
+    details = [f"{key} {found[key]!r:.60}, not {expected[key]!r}" for key in differing]
+    for key, max_value in format_.max_values.items():
+        value = hf_config.get(key)
+        if value is not None and not (isinstance(value, int | float) and 0 <= value <= max_value):
+            details.append(f"{key} {value!r:.60}, not at most {max_value:g}")
+    if details:
         raise MisuseError(
-            f"init_from {folder} has {details}; name a model that differs from {format_.model_type} only in size"
+            f"init_from {folder} has {', '.join(details)}; name a model that differs from {format_.model_type} only in "
+            "size"
         )
     return sizes
 

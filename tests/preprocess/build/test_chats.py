@@ -14,18 +14,29 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 import tiktoken
+from click.testing import CliRunner
 from tiktoken.load import load_tiktoken_bpe
 
+from preprocess.build.estimate import estimate_build
+from preprocess.build.plan import make_plan
+from preprocess.build.read_rejects import find_rejects, read_rejects
 from preprocess.build.stats import read_stats
+from preprocess.chats.marked_text import join_messages, split_turns
+from preprocess.chats.messages import Message
+from preprocess.cli.main import main
 from preprocess.errors import FolioError, MisuseError
 from preprocess.exchange.text import export_text
+from preprocess.inputs.find_inputs import find_input_files
+from preprocess.progress import Progress
+from preprocess.readers.parquet import get_row_group_bytes
 from preprocess.recipes.catalog import load_recipe
 from preprocess.shards.format import Build
 from preprocess.shards.verify import verify
 from preprocess.stages import slices
+from preprocess.stages.encode_chats import choose_turns
 from preprocess.stream import TokenStream, open_corpus
-from preprocess.tokenizers import load_tokenizer
-from tests.preprocess.build.helpers import run_build
+from preprocess.tokenizers import decode_build, load_tokenizer
+from tests.preprocess.build.helpers import QUIET, run_build
 
 # Of https://github.com/openai/gpt-2/blob/master/src/encoder.py
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -268,7 +279,7 @@ def test_counts_leave_out_the_marks(tmp_path: Path) -> None:
     stats = json.loads(read_stats(build))
     assert stats["text_bytes"] == build.manifest.splits["train"].text_bytes == len("abcdex")
     assert stats["documents"]["kept"] == 2 and stats["documents"]["too_short"] == 1
-    assert stats["chats"] == {"template": "nanochat", "loss_tokens": {"train": 3, "val": 0}}  # "de", and two ends
+    assert stats["chats"] == {"template": "nanochat", "loss_tokens": {"train": 2, "val": 0}}  # "de" and its end
 
 
 def test_equal_texts_with_other_roles_are_not_duplicates(tmp_path: Path) -> None:
@@ -373,3 +384,190 @@ def test_exported_text_has_a_line_for_each_turn(tmp_path: Path) -> None:
     export_text(build, tmp_path / "out", by_language=False, authors=True, replace=False)
     expected = "".join(f"<author_Ann>{prompt}\n{reply}\n\n" for prompt, reply in PAIRS)
     assert (tmp_path / "out" / "train.txt").read_text(encoding="utf-8") == expected
+
+
+def describe_rejects(build: Build) -> tuple[int, dict[str, int]]:
+    """Return the number of documents that are kept, and those of the others by the reason."""
+    counts = json.loads(read_stats(build))["documents"]
+    return counts["kept"], {key: n for key, n in counts.items() if key not in ("read", "kept") and n}
+
+
+def list_rejects(build: Build) -> list[dict[str, Any]]:
+    path = find_rejects(str(build.folder))
+    return list(read_rejects(path)) if path is not None else []
+
+
+INVALID = b"\xff\xfe bytes"
+MESSAGE = pa.struct([("role", pa.dictionary(pa.int32(), pa.binary())), ("content", pa.binary())])
+TEXT_MESSAGE = pa.struct([("role", pa.dictionary(pa.int32(), pa.string())), ("content", pa.string())])
+
+
+def make_invalid_chats(layout: str) -> pa.Table:
+    """Return a table whose second of three records has text that is not UTF-8."""
+    if layout == "text":
+        columns = {"prompt": [b"a", INVALID, b"c"], "completion": [b"x", b"y", b"z"]}
+        arrays = {name: pa.array(values, pa.binary()).view(pa.string()) for name, values in columns.items()}
+        return pa.table(arrays)
+    texts = [b"a", b"b" if layout == "role" else INVALID, b"c"]
+    roles = [b"user", INVALID if layout == "role" else b"user", b"user"]
+    messages = [[{"role": role, "content": text}] for role, text in zip(roles, texts, strict=True)]
+    return pa.table({"messages": pa.array(messages, pa.list_(MESSAGE)).view(pa.list_(TEXT_MESSAGE))})
+
+
+@pytest.mark.parametrize("layout", ["content", "role", "text"])
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_chat_that_is_not_utf8_is_rejected_alone(tmp_path: Path, suffix: str, layout: str) -> None:
+    table, path = make_invalid_chats(layout), tmp_path / f"chats.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        pa.feather.write_feather(table, str(path), compression="uncompressed")
+    build = build_chats(path, tmp_path / "build")
+    assert describe_rejects(build) == (2, {"malformed": 1})
+    (found,) = list_rejects(build)
+    assert "is not UTF-8" in found["reason"] and r"\\xff\\xfe bytes" in found["record"]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "arrow", "csv"])
+@pytest.mark.parametrize("setting", ["group_column", "author_column"])
+def test_a_chat_column_may_also_be_a_metadata_column(tmp_path: Path, suffix: str, setting: str) -> None:
+    records = [{"prompt": prompt, "completion": reply} for prompt in "ab" for reply in "xyz"]
+    WRITERS[suffix](tmp_path / f"chats.{suffix}", records)
+    build = build_chats(tmp_path / f"chats.{suffix}", tmp_path / "build", **{setting: "prompt"})
+    found = decode(build, 3)
+    assert found.removeprefix("<author_b>") == (
+        "<|user_start|>b<|user_end|><|assistant_start|>[x<|assistant_end|>]<|endoftext|>"
+    )
+    assert found.startswith("<author_b>") == (setting == "author_column")
+
+
+def test_nested_chat_columns_of_parquet_have_a_size(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([{"d": {"m": chat}} for chat in CHATS]), tmp_path / "chats.parquet")
+    recipe = load_recipe(None, inputs=(str(tmp_path / "chats.parquet"),), chat_columns="d.m")
+    (input_file,) = find_input_files(recipe, None, QUIET)
+    num_bytes = sum(len(text.encode()) for pair in PAIRS for text in pair)
+    assert sum(get_row_group_bytes(input_file, recipe)) > num_bytes
+    build = build_chats(tmp_path / "chats.parquet", tmp_path / "build", chat_columns="d.m")
+    assert build.manifest.splits["train"].documents == len(CHATS)
+
+
+def test_a_record_that_the_condition_leaves_out_is_counted_once(tmp_path: Path) -> None:
+    bad = [{"role": "boss", "content": "x"}]
+    records = [{"messages": CHATS[0], "n": 1}, {"messages": bad, "n": 2}, {"messages": bad, "n": 1}]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "chats.parquet")
+    build = build_chats(tmp_path / "chats.parquet", tmp_path / "build", where="n == 1")
+    assert describe_rejects(build) == (1, {"malformed": 1, "filtered": 1})
+
+
+@pytest.mark.parametrize("clean", [(), ("trim",)])
+def test_an_empty_reply_is_not_learnt(tmp_path: Path, clean: tuple[str, ...]) -> None:
+    reply = "  " if clean else ""
+    build = build_records(tmp_path, [{"prompt": "a", "completion": reply}], clean=clean)
+    assert decode(build, 0) == "<|user_start|>a<|user_end|><|assistant_start|><|assistant_end|><|endoftext|>"
+
+
+def test_an_empty_value_of_csv_is_null(tmp_path: Path) -> None:
+    rows = [("a", "", "b"), ("", "x", "b"), ("a", "x", ""), ("a", "x", "b")]
+    write_csv(tmp_path / "a.csv", [dict(zip(("instruction", "input", "output"), row, strict=True)) for row in rows])
+    build = build_chats(tmp_path / "a.csv", tmp_path / "build")
+    assert describe_rejects(build) == (2, {"null_text": 2})
+
+
+def test_replies_in_a_prompt_of_messages_are_not_learnt(tmp_path: Path) -> None:
+    reply = [{"role": "assistant", "content": "new"}]
+    build = build_records(tmp_path, [{"prompt": CHATS[0], "completion": reply}] * 2)
+    assert decode(build, 0).count("[") == 1 and "[new<|assistant_end|>]" in decode(build, 0)
+
+
+def test_the_list_of_rejects_has_the_values_of_a_table(tmp_path: Path) -> None:
+    records = [LAYOUTS["messages"][0], {"messages": [{"role": "boss", "content": "Wer ist’s?"}]}]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "chats.parquet")
+    build = build_chats(tmp_path / "chats.parquet", tmp_path / "build")
+    (found,) = list_rejects(build)
+    assert json.loads(found["record"]) == records[1] and "role 'boss'" in found["reason"]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_messages_may_have_the_keys_of_both_conventions(tmp_path: Path, suffix: str) -> None:
+    """Arrow gives each of mixed records the keys of all."""
+    chat = [{"role": None, "content": None, "from": who, "value": text} for who, text in (("human", "a"), ("gpt", "b"))]
+    WRITERS[suffix](tmp_path / f"chats.{suffix}", [{"messages": CHATS[0]}, {"messages": chat}])
+    build = build_chats(tmp_path / f"chats.{suffix}", tmp_path / "build")
+    assert decode(build, 1) == "<|user_start|>a<|user_end|><|assistant_start|>[b<|assistant_end|>]<|endoftext|>"
+
+
+@pytest.mark.parametrize("settings", [{"tokenizer": "byte"}, {"tokenizer": "char"}, {"chat_template": "chatml"}])
+def test_an_estimate_has_the_tokens_and_bytes_of_the_build(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """It does not count the token that ends each document."""
+    records = [*make_many(30), {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]}]
+    build = build_records(tmp_path, records, **settings)
+    defaults = {"val_fraction": 0.0, "dedup": False, "tokenizer": "gpt2"}
+    recipe = load_recipe(None, inputs=(str(tmp_path / "chats.jsonl"),), **{**defaults, **settings})
+    estimate = estimate_build(make_plan(recipe, None, QUIET), 1000, workers=1)
+    train = build.manifest.splits["train"]
+    assert estimate["documents"] == train.documents == 30
+    assert estimate["build"]["tokens"] + train.documents == train.tokens
+    assert estimate["build"]["text_bytes"] == train.text_bytes
+
+
+def test_a_long_record_of_json_follows_oversized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preprocess.readers.json.LONG_LINE_BYTES", 500)
+    records = [{"prompt": "a", "completion": "b" * n} for n in (10, 600)]
+    with pytest.raises(FolioError, match="a record of JSON with a chat is read as a whole; .* --oversized skip"):
+        build_records(tmp_path, records)
+    build = build_records(tmp_path, records, oversized="skip")
+    assert describe_rejects(build) == (1, {"oversized": 1})
+
+
+def export(build: Build, folder: Path) -> str:
+    export_text(build, folder, by_language=False, authors=False, replace=False)
+    return (folder / "train.txt").read_text(encoding="utf-8")
+
+
+def test_exported_text_of_chatml_has_no_blank_lines_in_a_chat(tmp_path: Path) -> None:
+    build = build_records(tmp_path, [{"prompt": "a", "completion": "b\n"}], chat_template="chatml")
+    assert export(build, tmp_path / "out") == "user\na\nassistant\nb\n\n\n"
+
+
+def test_only_tokens_that_start_a_turn_divide_exported_text(tmp_path: Path) -> None:
+    """The id of a control token inside of a text, as SentencePiece's <unk>, does not."""
+    build = build_records(tmp_path, [{"prompt": "a", "completion": "b"}])
+    special = build.manifest.special_tokens
+    ids = np.array([special["<|user_start|>"], 64, special["<|endoftext|>"], 65, special["<|user_end|>"]])
+    is_control = np.zeros(build.vocab_size, bool)
+    is_control[list(special.values())] = True
+    tokenizer = load_tokenizer(build.folder, build.manifest)
+    assert decode_build._decode_text(ids, is_control, tokenizer, decode_build._find_turns(build)) == b"ab"
+
+
+def test_any_turn_of_a_document_may_be_compared_with_the_reference() -> None:
+    texts = pa.array([join_messages([Message("user", "x", False)] * 3)] * 40 + ["plain"], pa.large_string())
+    hashes = np.random.default_rng(0).integers(0, 256, (41, 16)).astype(np.uint8)
+    turns = split_turns(texts)
+    chosen = choose_turns(turns, np.arange(41), hashes)
+    assert set((chosen[:40] - turns.firsts[:40]).tolist()) == {0, 1, 2} and chosen[40] == 120
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "arrow", "csv"])
+def test_a_line_names_the_chats_beside_a_column_of_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    records = [{"prompt": "a", "completion": "b", "text": "c"}] * 2
+    WRITERS[suffix](tmp_path / f"a.{suffix}", records)
+    for settings in ({}, {"chat_columns": "prompt,completion"}):
+        recipe = load_recipe(None, inputs=(str(tmp_path / f"a.{suffix}"),), tokenizer="byte", **settings)
+        make_plan(recipe, None, Progress())
+        assert ("pass --chat-columns prompt,completion to read" in capsys.readouterr().err) == (not settings)
+
+
+def test_an_array_of_messages_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(CHATS[0]), encoding="utf-8")
+    with pytest.raises(MisuseError, match="write the messages of each chat as one record, ..messages.: "):
+        build_chats(tmp_path / "a.json", tmp_path / "build")
+
+
+def test_export_for_nanogpt_says_that_the_mask_is_left_out(tmp_path: Path) -> None:
+    build = build_records(tmp_path, LAYOUTS["messages"][:1])
+    arguments = ["export", str(build.folder), "--format", "nanogpt", "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0 and result.stderr.count("nanoGPT has no loss masks") == 1

@@ -29,6 +29,7 @@ from tests.helpers.runs import (
 from train.data.builds import Builds, open_builds
 from train.model import make_model
 from train.model.base import LanguageModel
+from train.run.huggingface_folder import read_sizes
 from train.run.init_from import initialize
 
 NUM_ORDINARY = EOT_ID + 1  # ids that are not control tokens of authors and years: the alphabet and the end of text
@@ -412,3 +413,23 @@ def test_checkpoint_outside_its_run_needs_the_folder_build(source_run: Path, tmp
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert f"{tmp_path / 'build' / 'manifest.json'} is missing" in result.stderr
     assert not (tmp_path / "run" / "settings.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"rope_theta": 500_000.0}, r"rope_theta 500000\.0, not 10000\.0"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling .*, not None"),
+        ({"rms_norm_eps": 1e-3}, r"rms_norm_eps 0\.001, not at most 1e-05"),
+        ({"rms_norm_eps": "x"}, "rms_norm_eps 'x', not at most 1e-05"),
+    ],
+)
+def test_a_nanochat_model_with_other_positions_or_norms_is_refused(
+    tmp_path: Path, settings: dict[str, Any], expected: str
+) -> None:
+    valid = {"model_type": "nanochat", "rope_theta": 10_000, "rope_scaling": None, "rms_norm_eps": 1e-6}
+    (tmp_path / "config.json").write_text(json.dumps(valid), encoding="utf-8")
+    assert read_sizes(tmp_path)[0] == "modern"
+    (tmp_path / "config.json").write_text(json.dumps(valid | settings), encoding="utf-8")
+    with pytest.raises(MisuseError, match=expected):
+        read_sizes(tmp_path)
