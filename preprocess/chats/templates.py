@@ -62,7 +62,7 @@ JINJA = """\
             {%- set state.system = '' -%}
         {%- endif -%}
         {{- starts[role] -}}
-        {%- if role == 'assistant' -%}
+        {%- if role == 'assistant' and state.text -%}
             {%- generation -%}{{- state.system ~ state.text ~ @END -}}{%- endgeneration -%}
             {{- @AFTER -}}
         {%- else -%}

@@ -56,9 +56,13 @@ def recognize_chats(recipe: Recipe, error: MissingColumnError) -> Recipe:
 
 
 def advise_about_chats(recipe: Recipe, input_files: Sequence[InputFile]) -> str:
-    """Return a line if the first table has chats beside the column `text`, which is read by default, or ""."""
+    """Return a line if the first table has chats beside the column `text`, which is read by default, or "".
+
+    Files in archives are not looked at: opening one again can mean to decompress all files before it.
+    """
     is_default = recipe.text_column == DEFAULT_TEXT_COLUMN and recipe.template is None and recipe.chat_columns is None
-    table = next((file for file in input_files if file.format in TABLE_FORMATS), None) if is_default else None
+    tables = (file for file in input_files if file.format in TABLE_FORMATS and not file.archive)
+    table = next(tables, None) if is_default else None
     columns = find_chat_columns(list_column_names(table, recipe)) if table is not None else None
     if table is None or columns is None:
         return ""
