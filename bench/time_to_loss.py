@@ -64,14 +64,15 @@ class Preset:
 
 
 PLAIN = ("configs/plain_shakespeare_char.py", "--device=cpu", *SMALL, "--max_steps=200", "--warmup_steps=20")
-MUON = (*PLAIN, "--arch=modern", "--optimizer=muon")
+MODERN = (*PLAIN, "--arch=modern", "--token_shift=true")
+MUON = (*MODERN, "--optimizer=muon")
 EMBEDDING = (*MUON, "--embedding_learning_rate=0.3")
 HEAD = (*EMBEDDING, "--learning_rate=0.015", "--min_lr=0.0015")
 BETAS = (*HEAD, "--beta1=0.8", "--beta2=0.95", "--weight_decay=0")
 COMPLETE = ("configs/shakespeare_char_cpu.py", "--device=cpu")
 LADDER = {
     "GPT-2, AdamW": PLAIN,
-    "modern, AdamW": (*PLAIN, "--arch=modern"),
+    "modern, AdamW": MODERN,
     "+ Muon for the matrices of the blocks": MUON,
     "+ embedding learning rate 0.3": EMBEDDING,
     "+ head learning rate 0.015": HEAD,

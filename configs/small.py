@@ -1,8 +1,7 @@
 # A small GPT on Shakespeare, divided into passages that begin with author and year tokens.
 # First: preprocess build --corpus tinyshakespeare
-# For one consumer GPU. For a first look on a CPU, in minutes: --n_layer=4 --n_head=2 --n_embd=128
-# --block_size=64 --batch_size=8 --max_steps=300 --learning_rate=0.015 --dropout=0
-# --eval_tokens=8192 --out_dir=runs/small_cpu
+# For one consumer GPU (not measured). On two cores of a CPU it takes more than an hour; for a first
+# look there, use configs/small_cpu.py.
 base = "modern_recipe.py"
 data = "tinyshakespeare"
 

@@ -5,9 +5,13 @@ what was expected, and what to do. Commands print it without a traceback.
 """
 
 import errno
+import re
 import unicodedata
 
 MAX_SHOWN = 80  # characters of a name, a value or an expression that a message repeats
+SCHEME = r"\b[A-Za-z][A-Za-z0-9+.-]{1,20}:/{1,2}"
+LOGIN = re.compile(rf"({SCHEME})[^\s/?#'\"]{{1,1000}}@")
+QUERY = re.compile(rf"({SCHEME}[^\s?'\"]{{0,1000}})\?[^\s'\"]{{0,9000}}[^\s'\";:,.)]")
 
 
 class FolioError(Exception):
@@ -45,14 +49,20 @@ def printable(text: str) -> str:
     return "".join(c.encode("unicode_escape").decode() if _must_escape(c) else c for c in text)
 
 
+def hide_credentials(text: str) -> str:
+    """Return `text` without the logins and queries of the URLs in it. A query may be a signature or a token."""
+    return QUERY.sub(r"\1?…", LOGIN.sub(r"\1", text)) if ":/" in text else text
+
+
 def one_line(text: str) -> str:
     """Return `printable(text)` with tabs and line feeds escaped too."""
     return printable(text).replace("\t", "\\t").replace("\n", "\\n")
 
 
 def shorten(text: str) -> str:
-    """Return at most the first MAX_SHOWN characters of `text`, on one line, for a message."""
-    return one_line(text[:MAX_SHOWN]) + ("…" if len(text) > MAX_SHOWN else "")
+    """Return at most the first MAX_SHOWN characters of `text`, on one line and without credentials, for a message."""
+    shown = hide_credentials(text[: 100 * MAX_SHOWN])
+    return one_line(shown[:MAX_SHOWN]) + ("…" if len(shown) > MAX_SHOWN else "")
 
 
 def format_quantity(number: int, noun: str) -> str:

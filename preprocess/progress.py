@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from preprocess.errors import format_quantity, one_line
+from preprocess.errors import format_quantity, hide_credentials, one_line
 
 LOG_INTERVAL_S = 10.0
 
@@ -41,7 +41,7 @@ class Progress:
         # A closed terminal or pipe must not stop the work.
         with contextlib.suppress(OSError):
             if sys.stderr is not None:
-                print(one_line(line), file=sys.stderr, flush=True)
+                print(one_line(hide_credentials(line)), file=sys.stderr, flush=True)
 
     @contextmanager
     def bar(self, label: str, *, total: int, unit: str) -> Iterator[Bar]:

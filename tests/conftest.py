@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import signal
@@ -21,7 +20,15 @@ from preprocess.build.build import build
 from preprocess.progress import Progress
 from preprocess.recipes.schema import CorpusFile, Recipe
 from preprocess.shards.format import Build
-from preprocess.shards.writer import ShardPlan, ShardSealer, WriteOffset, create_shard, cut_shards, write_documents
+from preprocess.shards.writer import (
+    EncodedDocuments,
+    ShardPlan,
+    ShardSealer,
+    WriteOffset,
+    create_shard,
+    cut_shards,
+    write_documents,
+)
 
 # The time of an example depends on what else the machine does.
 hypothesis.settings.register_profile("any machine", deadline=None)
@@ -123,22 +130,24 @@ def write_split(
     vocab_size: int,
     shard_tokens: int = 1 << 20,
     text_bytes: int = 0,
+    mask: Any = None,
 ) -> dict[str, Any]:
     """Write documents to shards, and return the manifest's entry of the split.
 
     `ids`: (N,) of all documents. `ends`: (D,) exclusive end of each in `ids`. `docs`: (D,) of
-    DOC_DTYPE.
+    DOC_DTYPE. `mask`: (N,) bool, the loss mask, if the build has one.
     """
     ends = np.asarray(ends, np.int64)
     lengths = np.diff(ends, prepend=0)
     shards: list[dict[str, Any]] = []
     for first, last, _ in cut_shards(lengths, 0, shard_tokens):
-        begin = int(ends[first] - lengths[first])
-        plan = ShardPlan(split, len(shards), int(ends[last - 1]) - begin, last - first)
+        begin, end = int(ends[first] - lengths[first]), int(ends[last - 1])
+        plan = ShardPlan(split, len(shards), end - begin, last - first, has_mask=mask is not None)
         create_shard(folder, plan, vocab_size=vocab_size)
-        part = ids[begin : int(ends[last - 1])], ends[first:last] - begin, docs[first:last]
-        max_id = write_documents(folder, plan, WriteOffset(0, 0), *part, vocab_size=vocab_size)
-        shards.append(dataclasses.asdict(ShardSealer(folder, plan, vocab_size=vocab_size).finish(max_id)))
+        part_mask = None if mask is None else mask[begin:end]
+        part = EncodedDocuments(ids[begin:end], ends[first:last] - begin, docs[first:last], part_mask)
+        max_id = write_documents(folder, plan, WriteOffset(0, 0), part, vocab_size=vocab_size)
+        shards.append(ShardSealer(folder, plan, vocab_size=vocab_size).finish(max_id).as_dict())
     return {"tokens": len(ids), "documents": len(ends), "text_bytes": text_bytes, "shards": shards}
 
 

@@ -25,14 +25,22 @@ PREPROCESS_RULES = {
     "documents.py": CONTRACT,
     "versions.py": ("preprocess.__version__",),
     "shards": CONTRACT,
-    "recipes": CONTRACT,
+    "chats": (*CONTRACT, "preprocess.documents"),
+    "recipes": (*CONTRACT, "preprocess.chats"),
     "inputs": (*CONTRACT, "preprocess.recipes", "preprocess.progress"),
-    "readers": (*CONTRACT, "preprocess.recipes", "preprocess.documents", "preprocess.inputs"),
-    "tokenizers": (*CONTRACT, "preprocess.recipes", "preprocess.documents", "preprocess.inputs.download"),
+    "readers": (*CONTRACT, "preprocess.recipes", "preprocess.documents", "preprocess.chats", "preprocess.inputs"),
+    "tokenizers": (
+        *CONTRACT,
+        "preprocess.recipes",
+        "preprocess.documents",
+        "preprocess.chats",
+        "preprocess.inputs.download",
+    ),
     "stages": (
         *CONTRACT,
         "preprocess.recipes",
         "preprocess.documents",
+        "preprocess.chats",
         "preprocess.inputs",
         "preprocess.readers",
         "preprocess.tokenizers",
@@ -53,9 +61,18 @@ TRAIN_RULES = {
     "evaluation": (*TRAIN_CORE, "train.model", "train.data", "train.trackers", "train.run"),
     "plotting": (*TRAIN_CORE, "train.run"),
 }
-COMMANDS = ("train.train", "train.sample", "train.evaluate", "train.export", "train.plot", "preprocess.cli")
+COMMANDS = (
+    "train.train",
+    "train.sample",
+    "train.chat",
+    "train.evaluate",
+    "train.export",
+    "train.plot",
+    "preprocess.cli",
+)
 TRAIN_MAY_IMPORT = (*CONTRACT, "preprocess.__version__")
-TRAIN_FUNCTIONS_MAY_IMPORT = (*CONTRACT, "preprocess.tokenizers", "preprocess.stream")
+# The templates say which control tokens mark the turns of a chat, for `folio chat` as for a build.
+TRAIN_FUNCTIONS_MAY_IMPORT = (*CONTRACT, "preprocess.tokenizers", "preprocess.stream", "preprocess.chats")
 # The one module of preprocess/ that imports torch: for training loops other than ours.
 TORCH_DATASET = ROOT / "preprocess/shards/torch_dataset.py"
 # Each heavy or optional library is imported by these files alone.

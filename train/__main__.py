@@ -17,6 +17,7 @@ import sys
 COMMANDS = {
     "train": "train a model, or continue an interrupted run",
     "sample": "print text that a trained model generates",
+    "chat": "talk to a model that was trained on chats",
     "evaluate": "measure the loss of a run's checkpoints",
     "export": "write a trained model for other libraries",
     "plot": "draw the loss of one or several runs",

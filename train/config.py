@@ -56,6 +56,7 @@ TRACKERS = ("tensorboard", "mlflow", "wandb")
 STREAM_PREFIX = "stream:"  # of `data`: what follows is a recipe instead of a build
 # Conditions under which some settings have an effect.
 STREAM = Need("data", lambda data: STREAM_PREFIX in data, "stream:RECIPE")  # a stream in a mixture is rejected later
+MODERN = Need("arch", lambda arch: arch == "modern", "modern")
 MUON = Need("optimizer", lambda optimizer: optimizer == "muon", "muon")
 WSD = Need("schedule", lambda schedule: schedule == "wsd", "wsd")
 RANDOM_DRAW = Need("temperature", lambda temperature: temperature > 0, "above 0")
@@ -90,6 +91,12 @@ class Config:
         "gpt2",
         "gpt2, or modern: rotary positions, RMS norm of activations, queries and keys, ReLU², zero-initialized "
         "projections, an untied head with capped logits",
+    )
+    token_shift: bool = setting(
+        False,
+        "add the previous token's embedding, times learned weights, to each embedding; learns characters faster, but "
+        "other programs cannot load the exported model",
+        needs=MODERN,
     )
     n_layer: int = setting(12, "transformer blocks", min=1, max=1_000)
     n_head: int = setting(12, "attention heads per block", min=1, max=10_000)
@@ -332,6 +339,7 @@ def config_from_saved(settings: Any, where: str) -> Config:
         if key not in settings:
             raise MisuseError(f"{where} does not set {key}; it was not written by this Folio")
     renamed = {current_name(key): value for key, value in settings.items()}
+    renamed.setdefault("token_shift", renamed.get("arch") == "modern")  # before there was this setting
     values = {key: convert(Config, key, value, where=where) for key, value in renamed.items()}
     try:
         return Config(**values)

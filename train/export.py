@@ -1,8 +1,7 @@
 """Export a run's model and tokenizer: `python train/export.py RUN --output FOLDER`.
 
-A gpt2 model becomes a folder that Hugging Face's `AutoModelForCausalLM.from_pretrained(FOLDER)`
-loads. No other library knows the modern architecture; its folder is described in
-docs/exported_model.md.
+Hugging Face's `AutoModelForCausalLM.from_pretrained(FOLDER)` loads the folder, except for a model
+with the setting `token_shift`, which no other library knows. docs/exported_model.md describes both.
 """
 
 from __future__ import annotations

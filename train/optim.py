@@ -17,6 +17,7 @@ Shapes: K matrices of A rows and B columns.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from train.config import Config
+from train.model import get_architecture
 from train.model.base import LanguageModel
 
 # On these devices AdamW has one fused kernel for all parameters, which also skips an update if
@@ -48,6 +50,24 @@ STEP_MARGIN = 1.01  # the same before each polynomial in bfloat16: the safety fa
 WSD_DECAY_FRACTION = 0.2
 # The state that each optimizer keeps per parameter; all except `step` have the parameter's shape.
 SLOTS: dict[str, tuple[str, ...]] = {"AdamW": ("step", "exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}
+
+
+# An embedding that is also the head has gradients for all of its rows in each step, and training
+# diverges with the high rate of an embedding that is not. With ten times the rate of the other weights it did not.
+MAX_TIED_RATIO = 10.0
+
+
+def correct_rates(config: Config) -> tuple[Config, list[str]]:
+    """Return `config` with learning rates that fit the architecture, and a line for each change."""
+    rate = config.embedding_learning_rate
+    is_tied = get_architecture(config.arch).has_tied_head
+    if rate is None or not is_tied or rate <= MAX_TIED_RATIO * config.learning_rate:
+        return config, []
+    line = (
+        f"the token embedding of {config.arch} is also its head, and would diverge with the embedding_learning_rate "
+        f"{rate:g}; it has the learning_rate {config.learning_rate:g} instead (set embedding_learning_rate = None)"
+    )
+    return dataclasses.replace(config, embedding_learning_rate=None), [line]
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

@@ -11,23 +11,18 @@ if __name__ == "__main__":  # started by path: the folder train/ would hide the 
 
     run_script("sample")
 
-import dataclasses
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from preprocess.errors import MisuseError, printable
-from train.core.arguments import Parser, make_path_parser, parse_number, parse_whole_number
+from train.core.arguments import Parser, make_path_parser, parse_whole_number
 from train.core.cli import warn
-from train.core.device import choose_device
-from train.model import make_model
 from train.model.sampler import Sampler
-from train.run.checkpoint import check_shapes, find_checkpoint, load_model
-from train.run.run_dir import vocabulary_of
+from train.run.checkpoint import find_checkpoint
+from train.run.sampling import add_sampling_options, open_trained_model, replace_settings
 
 # The prompt consists of these options only, not of what the run's own completions begin with.
 PROMPT_SETTINGS = ("completion_prompt", "completion_author", "completion_city", "completion_year")
-RANDOM_SETTINGS = ("top_k", "top_p", "seed")  # these have no effect if the temperature is 0
 
 
 def main(arguments: list[str]) -> int:
@@ -37,23 +32,9 @@ def main(arguments: list[str]) -> int:
     if num_completions < 1:
         raise MisuseError(f"--num_completions must be at least 1, got {num_completions}")
     checkpoint = find_checkpoint(run, warn, best=best)
-    given = {key: value for key, value in options.items() if value is not None or key in PROMPT_SETTINGS}
-    try:
-        config = dataclasses.replace(checkpoint.info.config, **given)
-    except MisuseError as e:  # names the setting of a config file; say the option instead
-        raise MisuseError(re.sub("^(completion_)?", "--", str(e))) from e
-    for key in RANDOM_SETTINGS:
-        if key in given and config.temperature == 0:
-            raise MisuseError(
-                f"--{key} has no effect because temperature is 0, which takes the most likely token; leave it out, "
-                "or set --temperature"
-            )
-    device = choose_device(config.device)
-    folder, manifest = vocabulary_of(checkpoint)
-    check_shapes(checkpoint, config)
-    model = make_model(config, checkpoint.info.vocab_size)
-    load_model(checkpoint, model)
-    sampler = Sampler(model.to(device), folder, manifest, config=config)
+    config = replace_settings(checkpoint.info.config, options, keep_none=PROMPT_SETTINGS)
+    trained = open_trained_model(checkpoint, config)
+    sampler = Sampler(trained.model, trained.folder, trained.manifest, config=config)
     for index in range(num_completions):
         if num_completions > 1 and not quiet:
             print("\n" * (index > 0) + f"--- completion {index + 1} of {num_completions} ---")
@@ -80,17 +61,6 @@ def _parse(arguments: list[str]) -> dict[str, Any]:
     add("--author", dest="completion_author", metavar="NAME", help="author token before the prompt")
     add("--city", dest="completion_city", metavar="NAME", help="city token before the prompt")
     add("--year", dest="completion_year", type=whole, metavar="YEAR", help="year token before the prompt")
-    add("--tokens", dest="completion_tokens", type=whole, metavar="N", help="maximum number of tokens [the run's]")
-    add("--temperature", type=parse_number, metavar="X", help="0 takes the most likely token [the run's]")
-    add("--top_k", type=whole, metavar="K", help="draw from the K most likely tokens [the run's]")
-    add(
-        "--top_p",
-        type=parse_number,
-        metavar="P",
-        help="draw from the most likely tokens that together reach probability P [the run's]",
-    )
     add("--num_completions", type=whole, default=1, metavar="N", help="number of completions to print [1]")
-    add("--seed", type=whole, metavar="N", help="seed of the random numbers; equal seeds give equal text [the run's]")
-    add("--best", action="store_true", help="use the checkpoint with the lowest validation loss")
-    add("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N [auto]")
+    add_sampling_options(parser)
     return vars(parser.parse_args(arguments))

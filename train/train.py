@@ -7,8 +7,7 @@ along: `run` holds what stays the same (configuration, data, device, processes, 
 what training changes (model, optimizers, counters).
 
 The same command resumes an interrupted run. On a CPU it then logs the same losses, bit for bit, as
-a run without an interruption.
-On several GPUs: `torchrun --nproc_per_node=8 train/train.py configs/small.py`.
+a run without an interruption. On several GPUs: `torchrun --nproc_per_node=8 train/train.py CONFIG`.
 """
 
 from __future__ import annotations
@@ -40,7 +39,8 @@ from train.config import load_config
 from train.core.cli import warn
 from train.core.distributed import init_processes
 from train.core.memory import translate_out_of_memory
-from train.data.batches import Batch, Prefetcher, dropout_seed
+from train.data.batches import Prefetcher, dropout_seed
+from train.data.mixed_split import Batch
 from train.optim import schedule_factor, set_learning_rate, update
 from train.run.after_step import (
     check_and_save,
@@ -184,7 +184,7 @@ def training_loop(
             run,
             state,
             prefetcher,
-            forward_backward=partial(forward_backward, run, state, model, num_micro_batches=1),
+            forward_backward=partial(forward_backward, run, state, model, divisor=1),
             clip_and_update=partial(clip_and_update, run, state),
         )
     while state.step < config.max_steps and not is_stopping:
@@ -238,13 +238,14 @@ def optimizer_step(run: Run, state: TrainingState, model: nn.Module, prefetcher:
     factor = schedule_factor(state.step, config)
     set_learning_rate(state.optimizers, factor)
     loss = torch.zeros((), device=state.device)
+    divisor = prefetcher.loss_divisor(state.num_samples)
     for micro in range(prefetcher.num_micro_batches):
         first_sample = prefetcher.first_sample(state.num_samples, micro)
         batch = prefetcher.take(first_sample)
         if config.dropout:
             torch.manual_seed(dropout_seed(config.seed, first_sample))
         world.set_gradient_sync(model, is_last=micro == prefetcher.num_micro_batches - 1)
-        loss += forward_backward(run, state, model, batch, prefetcher.num_micro_batches)
+        loss += forward_backward(run, state, model, batch, divisor)
         prefetcher.prepare(prefetcher.first_sample(state.num_samples, micro + 1))  # while the device computes
     loss = world.all_reduce_sum(loss) / world.size
     grad_norm = clip_and_update(run, state, loss)
@@ -253,12 +254,12 @@ def optimizer_step(run: Run, state: TrainingState, model: nn.Module, prefetcher:
     return StepResult(loss=loss, grad_norm=grad_norm, learning_rate_factor=factor)
 
 
-def forward_backward(run: Run, state: TrainingState, model: nn.Module, batch: Batch, num_micro_batches: int) -> Tensor:
+def forward_backward(run: Run, state: TrainingState, model: nn.Module, batch: Batch, divisor: float) -> Tensor:
     """Add the gradients of a micro-batch. Return its part of the step's loss, () float32."""
     ids, targets, documents = batch  # (B, T) each; documents only if masked
     with run.autocast:
         mean_loss, _ = model(ids, targets, documents)
-        micro_loss: Tensor = mean_loss / num_micro_batches
+        micro_loss: Tensor = mean_loss / divisor
     state.scaler.scale(micro_loss).backward()
     return micro_loss.detach()
 

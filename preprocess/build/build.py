@@ -54,6 +54,7 @@ from preprocess.shards.format import check_no_build
 from preprocess.shards.manifest import ShardEntry, drop_origins
 from preprocess.shards.manifest_file import VERSION
 from preprocess.stages.encode import BackendMismatch, has_bos
+from preprocess.stages.encode_chats import count_ids
 from preprocess.tokenizers import TRAINED_KINDS, make_tokenizer_entry
 from preprocess.tokenizers.folders import check_no_other_tokenizer, save_tokenizer
 from preprocess.tokenizers.interface import Tokenizer
@@ -149,7 +150,7 @@ class _Build:
             "work": WORK_VERSION, "format": VERSION, "recipe": self.recipe.resolved(),
             "sources": drop_origins(self.plan.source_entries()),
             "metadata": [file.metadata for file in self.plan.input_files],
-            "partitions": [dataclasses.astuple(partition) for partition in self.plan.partitions],
+            "partitions": self.plan.partitions,
             "made_with": collect_versions(self.plan.tokenizer_kind, self.plan.formats),
             "use_reference": self.use_reference,
         }  # fmt: skip
@@ -179,7 +180,9 @@ class _Build:
     def train(self) -> Tokenizer:
         """Run the phases up to `train_tokenizer`, and return the tokenizer."""
         receipts = self._prepare()
-        return self._train_tokenizer(self._dedup_and_split(receipts))
+        tokenizer = self._train_tokenizer(self._dedup_and_split(receipts))
+        self._check_input_files()
+        return tokenizer
 
     def _set_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Write `tokenizer` to the work directory, from which the tasks that follow load it."""
@@ -276,22 +279,26 @@ class _Build:
             self.work_dir,
             self.staging_dir,
             vocab_size=tokenizer.vocab_size + len(layout.control_ids),
-            stored_dtype=shard_format.token_dtype(tokenizer.vocab_size),
+            stored_dtype=shard_format.token_dtype(count_ids(self.recipe, tokenizer)),
             has_bos=has_bos(self.recipe, tokenizer),
         )
         with self.log.phase("write_shards"):
             return write_shards(output, layout, self.engine, self.progress)
 
     def _publish(self, contents: BuildContents) -> None:
-        for input_file in self.plan.input_files:
-            if input_file.path:  # a generated corpus has no file
-                input_file.check_unchanged()
+        self._check_input_files()
         build_log = self.log.to_json(contents.layout.counts.total("text_bytes"), self.engine.num_workers)
         write_metadata(self.staging_dir, contents, build_log)
-        for line in list_warnings(contents.corpus):
+        for line in list_warnings(contents.corpus, self.plan.input_files):
             self.progress.warn(line)
         publish(self.staging_dir, self.output_dir)
         delete_work(self.output_dir, self.progress)
+
+    def _check_input_files(self) -> None:
+        """Raise FolioError if an input file has changed or was removed, even if it was read before."""
+        for input_file in self.plan.input_files:
+            if input_file.path:  # a generated corpus has no file
+                input_file.check_unchanged()
 
     def _warn_about_rejects(self, receipts: list[PrepareReceipt]) -> None:
         counts = sum_counts(receipt.dropped for receipt in receipts)

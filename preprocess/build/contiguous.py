@@ -9,7 +9,6 @@ every part. The cost: a long text is read and cleaned twice, by all workers toge
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 
 from preprocess.readers.partitions import Partition
@@ -34,7 +33,7 @@ def set_boundaries(
         spans = []
         for span, count in zip(partition.spans, counts, strict=True):
             boundary = None if count is None else boundaries[span.file_number]
-            spans.append(dataclasses.replace(span, boundary=boundary))
+            spans.append(span._replace(boundary=boundary))
             boundaries[span.file_number] -= count or 0
         result.append(Partition(partition.number, tuple(spans)))
     return result

@@ -13,6 +13,7 @@ from preprocess.build.buckets import Buckets, sort_distinct
 from preprocess.build.split_assignment import SplitAssignment
 from preprocess.build.work_dir import DROPPED
 from preprocess.documents import TRAIN, VAL
+from preprocess.errors import format_quantity
 from preprocess.stages.dedup import to_uint64_halves
 
 # h, low: the halves of a content hash; sides: bits TRAIN and VAL are set if a document with this hash is there.
@@ -36,6 +37,14 @@ def count_leaks(assignment: SplitAssignment) -> int:
                 texts = _merge_equal(np.concatenate([texts, rows]))
             num_leaks += int(np.count_nonzero(texts["sides"] == BOTH_SIDES))
     return num_leaks
+
+
+def describe_leaks(num_leaks: int) -> str:
+    """Return the warning about `num_leaks` > 0 texts that are in both splits."""
+    return (
+        f"{format_quantity(num_leaks, 'text')} {'is' if num_leaks == 1 else 'are'} in both train and val, so the "
+        "validation loss will be too low; pass --dedup to keep each text only once"
+    )
 
 
 def _merge_equal(rows: np.ndarray) -> np.ndarray:

@@ -77,7 +77,7 @@ def dedup_and_split(recipe: Recipe, work_dir: WorkDir, num_documents: list[int])
 
 
 def _drop_test_documents(assignment: SplitAssignment) -> None:
-    """Drop the documents of the test split, or train on them if there are no training documents."""
+    """Drop the documents of the test split, or train on them if no document is for training."""
     work_dir = assignment.work_dir
     assignment.dropped["held_out"] = 0
     if not any(bool((work_dir.map_documents(chunk)["side"] == TRAIN).any()) for chunk, _ in assignment.chunks()):

@@ -14,6 +14,7 @@ from preprocess.build.work_dir import LENGTH_DTYPE, HashedFile
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.format import CONTROL_FIELDS, token_dtype
 from preprocess.stages.encode import SpotCheck, add_control_tokens, encode_checked, encode_long, has_bos, has_eot
+from preprocess.stages.encode_chats import TurnIds, count_ids, make_loss_mask
 from preprocess.stages.slices import is_long_slice, iter_groups, slice_texts
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.tokenizers.lost_characters import CharacterLoss, LossCounter
@@ -25,7 +26,8 @@ class Encoder:
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer, backend_fallback: str | None) -> None:
         """`backend_fallback`: why the fast backend did not start; None if it did or there is none."""
         self._recipe, self._tokenizer, self._backend_fallback = recipe, tokenizer, backend_fallback
-        self._dtype = np.dtype(token_dtype(tokenizer.vocab_size))
+        self._dtype = np.dtype(token_dtype(count_ids(recipe, tokenizer)))
+        self._turn_ids = TurnIds(recipe, tokenizer)
         self._spot_check = SpotCheck(recipe.seed)
         self._loss_counter = LossCounter(tokenizer) if tokenizer.can_lose_characters else None
 
@@ -45,16 +47,20 @@ class Encoder:
     def encode(self, texts: pa.LargeStringArray, documents: np.ndarray, files: Mapping[str, HashedFile]) -> None:
         """Append the ids and lengths of D texts to `files["ids"]` and `files["lengths"]`.
 
+        If there are chats, the loss mask is appended to `files["mask"]`, a byte for each token.
         `documents`: the table of the texts, (D,) of DOCUMENT_DTYPE. Raises BackendMismatch if the
         fast backend fails or its ids differ from the reference's.
         """
         if not len(texts):
             return
-        slices, first_slices = slice_texts(texts, self._tokenizer.cuts)  # S slices
+        turns = self._turn_ids.split(texts)
+        slices, first_slices = slice_texts(turns.texts, self._tokenizer.cuts)  # S slices
+        of_documents = first_slices[turns.firsts]  # (D + 1,)
         is_checked = np.zeros(len(slices), bool)
         if self._tokenizer.has_fast_backend:
-            is_checked[first_slices[self._spot_check.choose_rows(documents["hash"], documents["text_bytes"])]] = True
-        leading, trailing = self._make_control_ids(documents, first_slices)
+            is_checked[of_documents[self._spot_check.choose_rows(documents["hash"], documents["text_bytes"])]] = True
+        leading, trailing = self._make_control_ids(documents, of_documents)
+        leading, trailing = self._turn_ids.add_to(leading, trailing, turns.kinds, first_slices)
         lengths = np.empty(len(slices), np.int64)  # in tokens
         for start, stop in iter_groups(slices):
             group, rows = slices.slice(start, stop - start), slice(start, stop)
@@ -70,7 +76,10 @@ class Encoder:
             ids, ends = add_control_tokens(ids, ends, leading[rows], trailing[rows])
             files["ids"].write(ids)
             lengths[rows] = np.diff(ends, prepend=0)
-        files["lengths"].write(np.add.reduceat(lengths, first_slices[:-1]).astype(LENGTH_DTYPE))
+        files["lengths"].write(np.add.reduceat(lengths, of_documents[:-1]).astype(LENGTH_DTYPE))
+        if self._turn_ids.has_chats:
+            kinds = np.repeat(turns.kinds, np.diff(first_slices))  # of the slices
+            files["mask"].write(make_loss_mask(kinds, lengths, leading, trailing))
 
     def _count_long(self, text: pa.LargeStringArray, encoded: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield the ids of one long text, and count the characters that are lost."""
@@ -97,7 +106,7 @@ class Encoder:
         """Return the control ids before and after each of S slices, (S, F) and (S, 1) int64.
 
         -1 means no id. Only the first slice of a document has ids before it, and only the last one
-        has an id after it.
+        has an id after it. `first_slices`: of each document, with S at the end, (D + 1,).
         """
         of_documents = self._make_leading_ids(documents)
         leading = np.full((first_slices[-1], of_documents.shape[1]), -1, np.int64)

@@ -2,11 +2,13 @@
 
 It reads a few partitions, chosen by the seed, with the same code as a build. It encodes
 `num_documents` of the documents with one thread, and scales the figures to the size of the input.
-Duplicates are not removed, so for a corpus with many duplicates the estimate is too large.
+Duplicates are not removed, so for a corpus with many duplicates the estimate is too large. Of a large
+remote input, only a few files are copied.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,14 +18,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from preprocess.build.count_leaks import describe_leaks
 from preprocess.build.plan import Plan
 from preprocess.build.stats import compute_ratio, describe_lengths
 from preprocess.build.work_dir import DOCUMENT_DTYPE
-from preprocess.documents import count_text_bytes
+from preprocess.documents import TRAIN, VAL, count_text_bytes
 from preprocess.errors import FolioError, format_quantity
 from preprocess.readers.records import Rejects, format_counts
 from preprocess.readers.reject_messages import describe_rejects, explain_no_document
-from preprocess.recipes.schema import Recipe
+from preprocess.recipes.schema import Recipe, has_validation
 from preprocess.shards.files import JsonObject
 from preprocess.shards.format import DOC_DTYPE, END_DTYPE, token_dtype
 from preprocess.shards.windows import keyed_hash
@@ -48,6 +51,7 @@ class _ReadDocuments:
     texts: list[pa.LargeStringArray] = field(default_factory=list)
     languages: list[pa.StringArray] = field(default_factory=list)
     hashes: list[np.ndarray] = field(default_factory=list)  # (D, 16) uint8 each
+    sides: list[np.ndarray] = field(default_factory=list)  # (D,) each, if the input gives the splits
     rejects: Rejects = field(default_factory=lambda: Rejects(None))
     input_bytes: int = 0
     text_bytes: int = 0
@@ -72,15 +76,22 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
     encoded_bytes = max(int(count_text_bytes(texts).sum()), 1)
     read_bytes = max(found.text_bytes, 1)
     # Scale the sizes of the documents that were read and encoded to the whole input.
-    total_bytes = round(sum(plan.partition_bytes()) * (found.text_bytes / max(found.input_bytes, 1)))
+    scale = 1 + plan.num_bytes_left_out / max(plan.count_input_bytes(), 1)
+    total_bytes = round(scale * sum(plan.partition_bytes()) * (found.text_bytes / max(found.input_bytes, 1)))
     total_tokens = round(total_bytes * num_tokens / encoded_bytes)
     total_documents = round(total_bytes * sum(map(len, found.texts)) / read_bytes)
     s_per_byte = found.elapsed_s / read_bytes + encode_s / encoded_bytes
     return {
         "documents": len(texts),
+        "files": {
+            "read": len(plan.input_files),
+            "left_out": plan.num_files_left_out,
+            "left_out_bytes": plan.num_bytes_left_out,
+        },
         "tokens_per_document": describe_lengths(Counter(lengths.tolist())),
         "bytes_per_token": compute_ratio(encoded_bytes, num_tokens),
         "rejects": describe_rejects(found.rejects.counts, found.rejects.reasons.as_list(), plan.input_files),
+        "leaks": _count_leaks(found, plan.recipe),
         "lost_characters": {"characters": num_lost, "of": pc.sum(pc.utf8_length(texts)).as_py()},
         "tokens_per_s": round(num_tokens / max(encode_s, 1e-9)),
         "engine": tokenizer.backend,  # the key that scripts read
@@ -90,10 +101,20 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
             "tokens": total_tokens,
             "elapsed_s": round(START_S + total_bytes * s_per_byte / workers, 1),
             "disk_bytes": _estimate_disk_bytes(total_tokens, total_documents, tokenizer),
-            "memory_bytes": MAIN_MEMORY_BYTES + WORKER_MEMORY_BYTES * min(workers, len(plan.partitions)),
+            "memory_bytes": MAIN_MEMORY_BYTES
+            + WORKER_MEMORY_BYTES * min(workers, math.ceil(scale * len(plan.partitions))),
             "workers": workers,
         },
     }
+
+
+def _count_leaks(found: _ReadDocuments, recipe: Recipe) -> int:
+    """Return how many texts that were read are in both splits, if the input gives the splits and no text is removed."""
+    if recipe.dedup or not has_validation(recipe) or recipe.split not in ("given", "contiguous"):
+        return 0
+    sides = np.concatenate(found.sides)
+    hashes = np.concatenate(found.hashes).view("V16").reshape(-1)
+    return len(np.intersect1d(hashes[sides == TRAIN], hashes[sides == VAL]))
 
 
 def _count_tokens(
@@ -169,7 +190,7 @@ def _read_partition(plan: Plan, number: int, found: _ReadDocuments) -> bool:
     spans = ((plan.input_files[span.file_number], span) for span in plan.partitions[number].spans)
     text_bytes = num_documents = 0
     names = {file.number: file.name for file in plan.input_files}
-    for batch, _ in read_documents(spans, plan.recipe, found.rejects, Counter()):
+    for batch, sides in read_documents(spans, plan.recipe, found.rejects, Counter()):
         has_text = count_text_bytes(batch.column("text")) > 0
         if not has_text.all():
             count_dropped(found.rejects, "empty", batch.filter(pa.array(~has_text)), names)
@@ -178,6 +199,7 @@ def _read_partition(plan: Plan, number: int, found: _ReadDocuments) -> bool:
         found.texts.append(texts)
         found.languages.append(batch.column("lang"))
         found.hashes.append(hash_contents(texts))
+        found.sides.append(sides[has_text])
         batch_bytes = int(count_text_bytes(texts).sum())
         found.text_bytes += batch_bytes
         text_bytes, num_documents = text_bytes + batch_bytes, num_documents + len(texts)
@@ -191,7 +213,7 @@ def _choose(found: _ReadDocuments, num_documents: int, plan: Plan) -> tuple[pa.L
     texts = pa.concat_arrays(found.texts) if found.texts else pa.array([], pa.large_string())
     found.texts = [texts]  # in place of its parts, which may be documents of 64 MB
     if not len(texts):
-        counts = "; ".join(format_counts(found.rejects.counts)) or "there are no records"
+        counts = "; ".join(format_counts(found.rejects.counts)) or "the input has no records"
         reasons = found.rejects.reasons.as_list()
         raise FolioError(explain_no_document(plan.recipe.corpus, counts, reasons, plan.input_files))
     first_halves = np.ascontiguousarray(np.concatenate(found.hashes)[:, :8]).view("<u8").reshape(-1)
@@ -212,10 +234,21 @@ def format_estimate(estimate: JsonObject) -> list[str]:
     lengths, build = estimate["tokens_per_document"], estimate["build"]
     quantiles = ", ".join(f"{name} {lengths[name]:,}" for name in ("mean", "median", "p05", "p95", "max"))
     disk_gb, memory_gb = build["disk_bytes"] / 1e9, build["memory_bytes"] / 1e9
+    files = estimate["files"]
+    left_out = format_quantity(files["left_out"], "remote file")
     return [
+        *(
+            [
+                f"files       {format_quantity(files['read'], 'file')} were read; a build also copies "
+                f"{left_out} ({format_quantity(files['left_out_bytes'], 'byte')})"
+            ]
+            if files["left_out"]
+            else []
+        ),
         f"documents   {estimate['documents']:,} were encoded, {estimate['bytes_per_token']:.2f} bytes per token",
         f"tokens per document: {quantiles}",
         *([f"rejects     {estimate['rejects']}"] if estimate["rejects"] else []),
+        *([f"warning     {describe_leaks(estimate['leaks'])}"] if estimate["leaks"] else []),
         *_format_loss(estimate["lost_characters"]),
         f"encoding    {estimate['tokens_per_s']:,} tokens/s with {estimate['engine']}, one thread",
         f"the build   about {format_quantity(build['documents'], 'document')}, "

@@ -66,9 +66,9 @@ class IdMapper:
     def _map_control_ids(self, values: PartitionValues) -> dict[str, np.ndarray]:
         """Return the control id of each value, -1 if it has none, by field.
 
-        Returns {} if the build has no control ids.
+        Returns {} if no author, city or year has one.
         """
-        if not self._control_ids.by_token:
+        if not self._control_ids.has_values:
             return {}
         columns: dict[str, Sequence[str | int]] = {"author": values.author, "city": values.city, "year": self._years}
         return {

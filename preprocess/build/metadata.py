@@ -9,7 +9,7 @@ from pathlib import Path
 from preprocess.build.plan import Plan
 from preprocess.build.prepared_corpus import PreparedCorpus
 from preprocess.build.shard_layout import ShardLayout
-from preprocess.build.stats import describe_build
+from preprocess.build.stats import describe_build, describe_chats
 from preprocess.shards import format as shard_format
 from preprocess.shards.files import JsonObject, readable_json, sha256_bytes, write_durable
 from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR
@@ -39,7 +39,8 @@ class BuildContents:
 def write_metadata(directory: Path, contents: BuildContents, build_log: JsonObject) -> None:
     """Write the files to `directory`, manifest.json last: a build with a manifest is complete."""
     write_tokenizer(directory, contents.corpus.tokenizer)
-    stats = readable_json(describe_build(contents.corpus, contents.layout.counts, contents.vocab_size))
+    described = describe_build(contents.corpus, contents.layout.counts, contents.vocab_size)
+    stats = readable_json(described | describe_chats(contents.plan.recipe, contents.shards))
     write_durable(directory / STATS, stats)
     write_durable(directory / BUILD_LOG, readable_json(build_log))
     manifest = make_manifest(contents, stats_sha256=sha256_bytes(stats))
@@ -69,7 +70,7 @@ def make_manifest(contents: BuildContents, *, stats_sha256: str) -> JsonObject:
         "special_tokens": {**tokenizer.special_tokens, **layout.control_ids},
         "tokenizer": dataclasses.asdict(make_tokenizer_entry(tokenizer)),
         "splits": {
-            split: {**layout.counts.splits[split], "shards": [dataclasses.asdict(entry) for entry in entries]}
+            split: {**layout.counts.splits[split], "shards": [entry.as_dict() for entry in entries]}
             for split, entries in contents.shards.items()
         },
         "recipe": contents.plan.recipe.resolved(),

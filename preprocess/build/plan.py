@@ -13,11 +13,13 @@ from pathlib import Path
 from preprocess.build.work_dir import get_work_root
 from preprocess.errors import FolioError, format_quantity, shorten
 from preprocess.inputs.describe import resolve_format
-from preprocess.inputs.find_inputs import find_input_files
+from preprocess.inputs.find_inputs import Sample, find_input_files, find_sample
 from preprocess.inputs.input_files import InputFile
 from preprocess.progress import Progress
+from preprocess.readers.chat_columns import recognize_chats, resolve_chat_template
 from preprocess.readers.input_checks import InputChecker
 from preprocess.readers.partitions import Partition, is_one_document, make_partitions
+from preprocess.readers.records import MissingColumnError
 from preprocess.recipes.schema import Recipe
 from preprocess.tokenizers import find_tokenizer_kind
 from preprocess.tokenizers.for_recipe import load_recipe_tokenizer
@@ -40,6 +42,8 @@ class Plan:
     tokenizer_kind: str
     tokenizer: Tokenizer | None  # None if it is to be trained on the documents
     num_empty_files: int  # without a document, not even an empty one
+    num_files_left_out: int = 0  # of an estimate: remote files that are not copied, and their size
+    num_bytes_left_out: int = 0
 
     @property
     def formats(self) -> set[str]:
@@ -60,6 +64,10 @@ class Plan:
         """Return the approximate number of input bytes of each partition, for the progress bar."""
         return [sum(span.size_bytes for span in partition.spans) for partition in self.partitions]
 
+    def count_input_bytes(self) -> int:
+        """Return the size of the input files on the disk."""
+        return sum({file.disk.path: file.disk.size_bytes for file in self.input_files}.values())
+
     def describe_partition(self, number: int) -> str:
         """Return the number and the first file of a partition as text, for error messages."""
         numbers = dict.fromkeys(span.file_number for span in self.partitions[number].spans)
@@ -75,22 +83,70 @@ def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_th
     `num_threads`: for hashing the input files. Raises MisuseError or FolioError if the build cannot
     be made.
     """
-    tokenizer_kind = find_tokenizer_kind(recipe.tokenizer)
-    input_files = find_input_files(recipe, source, progress, num_threads=num_threads)
-    recipe = resolve_format(recipe, input_files)
-    checker = InputChecker(input_files, recipe)
-    checker.check_all()
+    find_tokenizer_kind(recipe.tokenizer)  # raises MisuseError for an unknown one before files are copied
+    return _plan(recipe, Sample(find_input_files(recipe, source, progress, num_threads=num_threads)), progress)
+
+
+def plan_estimate(recipe: Recipe, source: Path | None, progress: Progress) -> Plan:
+    """Return the plan for an estimate, which has only some of the remote files if these are large.
+
+    The files of `inputs` are not hashed. Arguments and errors are those of `make_plan`.
+    """
+    find_tokenizer_kind(recipe.tokenizer)
+    return _plan(recipe, find_sample(recipe, source, progress), progress)
+
+
+def _plan(recipe: Recipe, sample: Sample, progress: Progress) -> Plan:
+    tokenizer_kind, input_files = find_tokenizer_kind(recipe.tokenizer), sample.files
+    recipe = resolve_chat_template(resolve_format(recipe, input_files))
+    try:
+        empty_paths, partitions = _check_files(recipe, input_files)
+    except MissingColumnError as e:
+        recipe, empty_paths, partitions = _check_chats(recipe, input_files, e)
+        progress.log(f"reading chats from {recipe.chat_columns} with the chat template {recipe.chat_template}")
     # The statistics do not count files that have no document.
     num_empty = sum(
-        file.path in checker.empty_files or (not file.size_bytes and not is_one_document(file, recipe))
-        for file in input_files
+        file.path in empty_paths or (not file.size_bytes and not is_one_document(file, recipe)) for file in input_files
     )
     if num_empty:
         progress.warn(f"{num_empty:,} of {format_quantity(len(input_files), 'input file')} have no content")
     recipe, tokenizer, warnings = load_recipe_tokenizer(recipe)
     for line in warnings:
         progress.warn(line)
-    return Plan(recipe, input_files, make_partitions(input_files, recipe), tokenizer_kind, tokenizer, num_empty)
+    return Plan(
+        recipe,
+        input_files,
+        partitions,
+        tokenizer_kind,
+        tokenizer,
+        num_empty,
+        sample.num_files_left_out,
+        sample.num_bytes_left_out,
+    )
+
+
+def _check_files(recipe: Recipe, input_files: list[InputFile]) -> tuple[set[str], list[Partition]]:
+    """Return the paths of CSV files without a header, and the partitions.
+
+    Raises MissingColumnError if a table lacks a column, and the errors of `InputChecker.check`.
+    """
+    checker = InputChecker(input_files, recipe)
+    checker.check_all()
+    return checker.empty_files, make_partitions(input_files, recipe)
+
+
+def _check_chats(
+    recipe: Recipe, input_files: list[InputFile], error: MissingColumnError
+) -> tuple[Recipe, set[str], list[Partition]]:
+    """Return the recipe with the chat columns that the files have instead of a text column, and their partitions.
+
+    Raises `error`, which says that the text column is missing, if the files are not chats.
+    """
+    recipe = recognize_chats(recipe, error)
+    try:
+        return recipe, *_check_files(recipe, input_files)
+    except MissingColumnError:
+        raise error from None
 
 
 def estimate_disk_bytes(plan: Plan) -> int:

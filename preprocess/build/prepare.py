@@ -35,6 +35,7 @@ from preprocess.build.work_dir import (
     WorkDir,
     hash_file,
 )
+from preprocess.chats.marked_text import count_text_bytes_of_turns, remove_marks
 from preprocess.documents import count_text_bytes, get_text_buffers
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.partitions import Partition
@@ -119,18 +120,23 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
 def encode_partition(context: TaskContext, partition: int) -> EncodeReceipt:
     """Encode the texts that `prepare_partition` has written, after the tokenizer was trained.
 
-    Writes `.ids`, `.lengths` and the receipt to the work directory. Raises BackendMismatch if the
+    Writes `.ids`, `.lengths`, for chats `.mask`, and the receipt to the work directory. Raises BackendMismatch if the
     fast encoding backend fails or is wrong.
     """
     work_dir = context.work_dir
     encoder, num_documents = get_encoder(context), 0
-    with work_dir.create_files(partition, "ids", "lengths") as files:
+    with work_dir.create_files(partition, *get_encoded_suffixes(context.recipe)) as files:
         for chunk, texts in read_texts(work_dir, partition):
             encoder.encode(texts, work_dir.map_documents(chunk), files)
             num_documents = chunk.last
     receipt = EncodeReceipt(files=_get_checksums(files), num_documents=num_documents, encoding=encoder.report())
     work_dir.write_receipt(partition, receipt)
     return receipt
+
+
+def get_encoded_suffixes(recipe: Recipe) -> tuple[str, ...]:
+    """Return the suffixes of the files that an encoder writes."""
+    return ("ids", "lengths") if recipe.chat_columns is None else ("ids", "lengths", "mask")
 
 
 def read_texts(work_dir: WorkDir, partition: int) -> Iterator[tuple[Chunk, pa.LargeStringArray]]:
@@ -152,7 +158,7 @@ class _PartitionWriter:
     def __init__(self, context: TaskContext) -> None:
         self._recipe = context.recipe
         self.encoder = get_encoder(context) if context.tokenizer is not None else None
-        self.suffixes = ("docs", "ids", "lengths") if self.encoder else ("docs", "text")
+        self.suffixes = ("docs", *get_encoded_suffixes(self._recipe)) if self.encoder else ("docs", "text")
         self.num_documents = self.text_bytes = 0
         self._distinct = {name: DistinctValues(name) for name in INDEXED_COLUMNS}
         self._is_in_alphabet = np.zeros(NUM_CODE_POINTS, bool) if self._recipe.tokenizer == "char" else None
@@ -168,7 +174,8 @@ class _PartitionWriter:
 
     def write(self, batch: pa.RecordBatch, sides: np.ndarray) -> pa.RecordBatch:
         """Write a batch of documents, and return those that were left out because they are empty."""
-        sizes = count_text_bytes(batch.column("text"))
+        count_bytes = count_text_bytes if self._recipe.chat_columns is None else count_text_bytes_of_turns
+        sizes = count_bytes(batch.column("text"))
         empty = batch.slice(0, 0)
         if not sizes.all():
             has_text = sizes > 0
@@ -180,7 +187,7 @@ class _PartitionWriter:
         self.num_documents += len(documents)
         self.text_bytes += int(sizes.sum())
         if self._is_in_alphabet is not None:
-            slices, _ = slice_texts(texts, "characters")
+            slices, _ = slice_texts(texts if self._recipe.chat_columns is None else remove_marks(texts), "characters")
             for start, stop in iter_groups(slices):
                 data, _ = get_text_buffers(slices.slice(start, stop - start))
                 self._is_in_alphabet[decode_code_points(data)] = True

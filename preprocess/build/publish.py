@@ -22,7 +22,7 @@ from preprocess.shards.files import JsonObject, replace_directory
 from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR, Build, read_manifest
 from preprocess.shards.manifest import drop_origins
 
-BUILD_FILE = re.compile(rf"{MANIFEST}|{STATS}|{BUILD_LOG}|{TOKENIZER_DIR}|(train|val)-\d{{5}}\.(bin|ends|docs)")
+BUILD_FILE = re.compile(rf"{MANIFEST}|{STATS}|{BUILD_LOG}|{TOKENIZER_DIR}|(train|val)-\d{{5}}\.(bin|ends|docs|mask)")
 
 
 @contextmanager

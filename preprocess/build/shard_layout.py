@@ -26,6 +26,7 @@ from preprocess.build.id_maps import IdMapper, PositionOffsets, assign_control_i
 from preprocess.build.prepared_corpus import PreparedCorpus
 from preprocess.build.receipts import PartitionValues
 from preprocess.build.work_dir import DROPPED, Chunk, iter_chunks
+from preprocess.chats.templates import number_chat_tokens
 from preprocess.documents import TRAIN, VAL
 from preprocess.shards.control_tokens import ControlTokenIds
 from preprocess.shards.format import CONTROL_FIELDS, SPLITS
@@ -83,8 +84,11 @@ class _LayoutBuilder:
 
     def __init__(self, corpus: PreparedCorpus) -> None:
         self._corpus, self._work_dir = corpus, corpus.work_dir
-        self._control_ids = ControlTokenIds(corpus.tokenizer.vocab_size, corpus.tokenizer.special_tokens)
-        self._cutter = _ShardCutter(corpus.recipe.shard_tokens)
+        vocab_size, special_tokens = corpus.tokenizer.vocab_size, corpus.tokenizer.special_tokens
+        chat_tokens = number_chat_tokens(corpus.recipe.chat_template, special_tokens, vocab_size)
+        self._control_ids = ControlTokenIds(vocab_size, special_tokens, chat_tokens)
+        has_masks = corpus.recipe.chat_columns is not None
+        self._cutter = _ShardCutter(corpus.recipe.shard_tokens, has_masks=has_masks)
         self._counts = DocumentCounts()
         self._tags: set[str] = set()
 
@@ -146,8 +150,8 @@ def compute_position_offsets(num_positions: list[list[tuple[int, int]]]) -> list
 class _ShardCutter:
     """Cuts the documents of each split into shards."""
 
-    def __init__(self, shard_tokens: int) -> None:
-        self._shard_tokens = shard_tokens
+    def __init__(self, shard_tokens: int, *, has_masks: bool) -> None:
+        self._shard_tokens, self._has_masks = shard_tokens, has_masks
         self._finished: dict[str, list[PlannedShard]] = {split: [] for split in SPLITS}
         # The shard of each split that is not full yet:
         self._segments: dict[str, list[Segment]] = {split: [] for split in SPLITS}
@@ -178,7 +182,7 @@ class _ShardCutter:
 
     def _close_shard(self, split: str) -> None:
         number = len(self._finished[split])
-        plan = ShardPlan(split, number, self._num_tokens[split], self._num_documents[split])
+        plan = ShardPlan(split, number, self._num_tokens[split], self._num_documents[split], has_mask=self._has_masks)
         self._finished[split].append(PlannedShard(plan, self._segments[split]))
         self._segments[split], self._num_tokens[split], self._num_documents[split] = [], 0, 0
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from preprocess.build.count_leaks import describe_leaks
 from preprocess.build.document_counts import DocumentCounts, ValueCounts
 from preprocess.build.prepared_corpus import PreparedCorpus
 from preprocess.errors import FolioError, format_quantity, shorten
+from preprocess.inputs.input_files import InputFile
+from preprocess.readers.record_blocks import is_grouped_by_position
 from preprocess.readers.records import format_counts
-from preprocess.recipes.schema import CLEANING_RULES
+from preprocess.recipes.schema import CLEANING_RULES, Recipe
 from preprocess.shards.files import JsonObject, parse_json
 from preprocess.shards.format import SPLITS, STATS, Build, read_verified
+from preprocess.shards.manifest import ShardEntry
 from preprocess.tokenizers.lost_characters import name_most_frequent
 
 # The reasons for which a document is dropped, in the order in which they are checked.
@@ -134,6 +138,14 @@ def describe_build(corpus: PreparedCorpus, counts: DocumentCounts, vocab_size: i
     return stats
 
 
+def describe_chats(recipe: Recipe, shards: Mapping[str, Iterable[ShardEntry]]) -> JsonObject:
+    """Return what stats.json says about chats: nothing if there are none. `shards`: of each split."""
+    if recipe.chat_columns is None:
+        return {}
+    loss_tokens = {split: sum(entry.loss_tokens or 0 for entry in entries) for split, entries in shards.items()}
+    return {"chats": {"template": recipe.chat_template, "loss_tokens": loss_tokens}}
+
+
 def sum_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
     """Return the sum of the counts of all partitions, by key."""
     total: Counter[str] = Counter()
@@ -142,17 +154,33 @@ def sum_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
     return total
 
 
-def list_warnings(corpus: PreparedCorpus) -> list[str]:
-    """Return the warnings about a build: documents dropped or changed, and texts in both splits."""
+def list_warnings(corpus: PreparedCorpus, input_files: Sequence[InputFile]) -> list[str]:
+    """Return the warnings about a build: characters that are lost, files that do not match, texts in both splits."""
     lines = []
     if line := corpus.loss.describe():
         lines.append(line)
     if num_leaks := corpus.assignment.num_leaks:
-        lines.append(
-            f"{format_quantity(num_leaks, 'text')} {'is' if num_leaks == 1 else 'are'} in both train and val, so the "
-            "validation loss will be too low; pass --dedup to keep each text only once"
-        )
+        lines.append(describe_leaks(num_leaks))
+    if is_grouped_by_position(corpus.recipe):
+        lines += _compare_lengths(corpus, input_files)
     return lines
+
+
+def _compare_lengths(corpus: PreparedCorpus, input_files: Sequence[InputFile]) -> list[str]:
+    """Return a warning if files whose documents are grouped by position have different numbers of documents."""
+    num_documents: Counter[int] = Counter()  # by input file
+    for receipt in corpus.receipts:
+        for file_number, num_positions in receipt.num_positions:
+            num_documents[file_number] += num_positions
+    by_number = num_documents.most_common()
+    (longest, most), (shortest, fewest) = by_number[0], by_number[-1]
+    if most == fewest:
+        return []
+    name, other = shorten(input_files[longest].name), shorten(input_files[shortest].name)
+    return [
+        f"{name} has {format_quantity(most, 'document')}, but {other} has {fewest:,}, so documents at the same "
+        "position may not belong together; compare the files"
+    ]
 
 
 def compute_ratio(numerator: int, denominator: int) -> float | None:
@@ -203,6 +231,9 @@ def _format(stats: JsonObject) -> list[str]:
         )
     if num_more := len(languages) - len(shown) + stats.get("languages_not_listed", 0):
         lines.append(f"and {num_more:,} more languages, each with fewer documents")
+    if chats := stats.get("chats"):
+        counts = ", ".join(f"{chats['loss_tokens'][split]:,} of {split}" for split in SPLITS)
+        lines.append(f"tokens in the loss mask, with the chat template {shorten(chats['template'])}: {counts}")
     if lost := stats.get("lost_characters"):
         lines.append(
             f"the tokenizer lost {lost['characters']:,} of {lost['of']:,} characters, most often "

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from preprocess.build.prepare import read_texts
 from preprocess.build.split_assignment import SplitAssignment
+from preprocess.chats.marked_text import Turns, split_turns
 from preprocess.documents import TRAIN
 from preprocess.progress import Progress
 from preprocess.recipes.schema import Recipe
@@ -75,8 +76,17 @@ def choose_texts(recipe: Recipe, assignment: SplitAssignment) -> Iterator[str]:
                 documents["text_bytes"] > SLICE_CHARACTERS
             )
             rows = np.flatnonzero((sides == TRAIN) & may_be_chosen)
-            for row, text in zip(rows.tolist(), texts.take(pa.array(rows)), strict=True):
-                yield from _choose_slices(text.as_py(), int(keys[row]), seed=recipe.seed, max_key=max_key)
+            chosen = texts.take(pa.array(rows))
+            turns = split_turns(chosen) if recipe.chat_columns is not None else None
+            for index, row in enumerate(rows.tolist()):
+                text = chosen[index].as_py() if turns is None else _join_turns(turns, index)
+                yield from _choose_slices(text, int(keys[row]), seed=recipe.seed, max_key=max_key)
+
+
+def _join_turns(turns: Turns, document: int) -> str:
+    """Return the text of a document with a line for each turn, so that no piece joins the words of two."""
+    first, last = int(turns.firsts[document]), int(turns.firsts[document + 1])
+    return "\n".join(turns.texts.slice(first, last - first).to_pylist())
 
 
 def _choose_slices(text: str, document_key: int, *, seed: int, max_key: int) -> Iterator[str]:

@@ -9,6 +9,7 @@ never used. The files of partition 7 are
               .text      its texts; only if the tokenizer is trained on them
               .ids       the token ids of its documents
               .lengths   the number of tokens of each document
+              .mask      the loss mask, a byte for each token; only if there are chats
               .sides     train, val or dropped, for each document
               .rejects   its malformed records, if any
               .count.json, .prepare.json, .encode.json   the receipts of its tasks

@@ -24,7 +24,14 @@ from preprocess.progress import Progress
 from preprocess.shards.files import sha256_file
 from preprocess.shards.format import CONTROL_FIELDS, DOC_DTYPE, SPLITS, token_dtype
 from preprocess.shards.manifest import ShardEntry
-from preprocess.shards.writer import ShardPlan, ShardSealer, WriteOffset, create_shard, write_documents
+from preprocess.shards.writer import (
+    EncodedDocuments,
+    ShardPlan,
+    ShardSealer,
+    WriteOffset,
+    create_shard,
+    write_documents,
+)
 
 PART_TOKENS = 4 << 20  # copied at once
 
@@ -82,10 +89,10 @@ def _find_finished(output: ShardOutput, plan: ShardPlan) -> ShardEntry | None:
     entry = read_receipt(_receipt_path(output, plan), ShardEntry)
     if entry is None:
         return None
-    hashes = {"bin": entry.sha256, "ends": entry.ends_sha256, "docs": entry.docs_sha256}
+    hashes = entry.hashes()
     for suffix, size_bytes in plan.sizes(output.vocab_size).items():
         path = plan.path(output.directory, suffix)
-        if not path.is_file() or path.stat().st_size != size_bytes or sha256_file(path) != hashes[suffix]:
+        if not path.is_file() or path.stat().st_size != size_bytes or sha256_file(path) != hashes.get(suffix):
             return None
     return entry
 
@@ -151,6 +158,7 @@ def write_segment(output: ShardOutput, plan: ShardPlan, segment: Segment, id_map
     documents, lengths = work_dir.map_documents(segment.chunk), work_dir.map_lengths(segment.chunk)
     ends = segment.first_token + np.cumsum(lengths, dtype=np.int64)  # (D,) in the ids of the partition
     ids = _StoredIds(work_dir.file(segment.chunk.partition, "ids"), np.dtype(output.stored_dtype), ends, lengths)
+    mask = _StoredIds(work_dir.file(segment.chunk.partition, "mask"), np.dtype(bool), ends, lengths)
     offset, max_id = segment.offset, -1
     for chosen in _split_into_parts(rows, ends):
         table = documents[chosen]
@@ -158,9 +166,8 @@ def write_segment(output: ShardOutput, plan: ShardPlan, segment: Segment, id_map
         part_ends = np.cumsum(lengths[chosen], dtype=np.int64)
         _fill_in_control_ids(part_ids, part_ends - lengths[chosen] + output.has_bos, table, id_maps)
         docs = _make_doc_table(table, id_maps)
-        part_max_id = write_documents(
-            output.directory, plan, offset, part_ids, part_ends, docs, vocab_size=output.vocab_size
-        )
+        encoded = EncodedDocuments(part_ids, part_ends, docs, mask.read(chosen) if plan.has_mask else None)
+        part_max_id = write_documents(output.directory, plan, offset, encoded, vocab_size=output.vocab_size)
         max_id = max(max_id, part_max_id)
         offset = WriteOffset(offset.num_tokens + len(part_ids), offset.num_documents + len(chosen))
     return max_id
@@ -175,7 +182,7 @@ def _split_into_parts(rows: np.ndarray, ends: np.ndarray) -> Iterator[np.ndarray
 
 @dataclass(frozen=True)
 class _StoredIds:
-    """The ids of D consecutive documents of a partition, in a file of the work directory."""
+    """The ids, or the loss mask, of D consecutive documents of a partition, in a file of the work directory."""
 
     path: Path
     dtype: np.dtype
@@ -183,7 +190,7 @@ class _StoredIds:
     lengths: np.ndarray  # (D,), in tokens
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Return the ids of the documents `rows`, which are in ascending order."""
+        """Return the values of the documents `rows`, which are in ascending order."""
         first, last = int(rows[0]), int(rows[-1]) + 1
         begin, end = int(self.ends[first] - self.lengths[first]), int(self.ends[last - 1])
         # Read and not mapped: the pages of a mapped file would count as memory of this process.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
 from preprocess.cli.output import Output, format_table, output_options
-from preprocess.errors import FolioError, format_quantity, one_line, printable
+from preprocess.cli.show_document import show_document
+from preprocess.errors import FolioError, format_quantity, one_line
 
 if TYPE_CHECKING:
     from preprocess.shards.files import JsonObject
@@ -62,7 +61,9 @@ def show(output: Output, name: str, document: int | None, split: str) -> None:
 
     NAME is the name or the folder of a build. With --document, the text of the document is written
     to standard output, and the control tokens before and after it to standard error. A file or pipe
-    gets the exact bytes of the text; on a terminal, control characters are escaped.
+    gets the exact bytes of the text; on a terminal, control characters are escaped. A document of a
+    build with chats is written with the control tokens between its turns; on a terminal, the text
+    that a model is trained to write is green.
     """
     from preprocess.shards.format import Build
 
@@ -70,19 +71,7 @@ def show(output: Output, name: str, document: int | None, split: str) -> None:
     if document is None:
         output.write(describe(build), summarize(build))
         return
-    with build.reading():
-        decoded = _decode(build, split, document)
-    if output.as_json:
-        output.write({"split": split, "document": document, **decoded.as_json()}, [])
-        return
-    if not output.quiet:
-        click.echo(one_line(" ".join(decoded.control_before)), err=True)
-    if sys.stdout is not None and sys.stdout.isatty():
-        click.echo(printable(decoded.text.decode("utf-8", errors="replace")), nl=False)
-    else:
-        click.echo(decoded.text, nl=False)  # bytes are not changed by the encoding of the locale
-    if not output.quiet:
-        click.echo(one_line(" ".join(decoded.control_after)), err=True)
+    show_document(output, build, split, document)
 
 
 @click.command()
@@ -196,36 +185,3 @@ def summarize(build: Build) -> list[str]:
         shards = format_quantity(counts["shards"], "shard")
         lines.append(f"  {split:9}  {tokens}  {documents}  {num_bytes} of text  {shards}")
     return lines
-
-
-@dataclass(frozen=True)
-class _DecodedDocument:
-    control_before: list[str]
-    text: bytes
-    control_after: list[str]
-
-    def as_json(self) -> JsonObject:
-        return {
-            "control_before": self.control_before,
-            "text": self.text.decode("utf-8", errors="replace"),
-            "control_after": self.control_after,
-        }
-
-
-def _decode(build: Build, split: str, number: int) -> _DecodedDocument:
-    """Decode a document of `split` and separate the control tokens at its ends from its text."""
-    from preprocess.tokenizers import load_tokenizer
-
-    tokenizer = load_tokenizer(build.folder, build.manifest)
-    names = {token_id: name for name, token_id in build.manifest.special_tokens.items()}
-    ids = build.document(split, number).tolist()
-    start, end = 0, len(ids)
-    while start < end and ids[start] in names:
-        start += 1
-    while end > start and ids[end - 1] in names:
-        end -= 1
-    return _DecodedDocument(
-        control_before=[names[token_id] for token_id in ids[:start]],
-        text=tokenizer.decode_bytes(build.document(split, number)[start:end]),
-        control_after=[names[token_id] for token_id in ids[end:]],
-    )

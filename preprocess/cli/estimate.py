@@ -23,9 +23,9 @@ def estimate(output: Output, num_documents: int, workers: int | None, **options:
     """
     from preprocess.build.engines.local import get_default_num_workers
     from preprocess.build.estimate import estimate_build, format_estimate
-    from preprocess.build.plan import make_plan
+    from preprocess.build.plan import plan_estimate
 
     text = RecipeOptions(**options)
-    plan = make_plan(text.load_recipe(), text.source, output.progress())
+    plan = plan_estimate(text.load_recipe(), text.source, output.progress())
     result = estimate_build(plan, num_documents, workers=workers or get_default_num_workers())
     output.write(result, format_estimate(result))

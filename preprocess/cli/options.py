@@ -61,6 +61,18 @@ INPUT_OPTIONS = [
         help='Join several columns into the text, for example "Q: {question}\\nA: {answer}".',
     ),
     click.option(
+        "--chat-columns",
+        metavar="NAMES",
+        help="Columns of chats or instructions: messages, prompt,completion or instruction,input,output, or other "
+        "names in their place.  [default: found if there is no text column]",
+    ),
+    click.option(
+        "--chat-template",
+        type=click.Choice(CHOICES["chat_template"]),
+        help="Control tokens that mark the turns of a chat; without chats they are reserved in the vocabulary.  "
+        "[default: nanochat if there are chats]",
+    ),
+    click.option(
         "--where",
         metavar="CONDITION",
         help="Read only the rows that satisfy a condition, for example 'language == \"en\" and score >= 0.5'.",
@@ -161,7 +173,7 @@ PROCESSING_OPTIONS = [
         help="gpt2, sentencepiece, char, byte, another tiktoken encoding, or a tokenizer's file or folder.",
     ),
     click.option("--num-pieces", type=int, metavar="N", help="Vocabulary size of a sentencepiece tokenizer."),
-    click.option("--num-pairs", type=int, metavar="N", help="Number of sentence pairs in the synthetic corpus."),
+    click.option("--num-pairs", type=int, metavar="N", help="Sentence pairs or questions of a synthetic corpus."),
     click.option(
         "--seed",
         type=int,

@@ -65,14 +65,14 @@ def inspect(output: Output, name: str, num_documents: int, **options: Any) -> No
     text. Otherwise NAME is a build, and its tokenizer is measured on its validation documents.
     """
     from preprocess.build.inspect_tokenizer import inspect_build, inspect_by_name
-    from preprocess.build.plan import make_plan
+    from preprocess.build.plan import plan_estimate
     from preprocess.shards.format import Build
     from preprocess.tokenizers.inspect import format_inspection
 
     text = RecipeOptions(**options)
     if text.has_text:
         recipe = text.load_recipe(tokenizer="byte")  # any tokenizer that is not trained; it is not used
-        result = inspect_by_name(name, make_plan(recipe, text.source, output.progress()), num_documents)
+        result = inspect_by_name(name, plan_estimate(recipe, text.source, output.progress()), num_documents)
     else:
         if _is_tokenizer(name):
             raise click.UsageError(f"{name} is a tokenizer: pass --corpus or --input with a text to measure it on")

@@ -28,7 +28,8 @@ def export_text(build: Build, output: Path, *, by_language: bool, authors: bool,
     contains such characters is not escaped, so it cannot be distinguished from control tokens.
 
     Raises MisuseError if there are more than MAX_LANGUAGES languages, if two of them would have the
-    same file name, or like `check_output`, and FolioError if the build is damaged.
+    same file name, if the folder has such a file that this export does not write, or like
+    `check_output`, and FolioError if the build is damaged.
     """
     suffixes = _make_suffixes(build) if by_language else dict.fromkeys(list_language_tags(build), "")
     with build.reading():
@@ -40,6 +41,7 @@ def export_text(build: Build, output: Path, *, by_language: bool, authors: bool,
         for language in languages[split]
     }
     distinct_paths = list(dict.fromkeys(paths.values()))
+    _check_no_other_export(output, distinct_paths, by_language=by_language)
     check_output(output, distinct_paths, replace=replace)
     output.mkdir(parents=True, exist_ok=True)
     with open_files(distinct_paths) as files, build.reading():
@@ -47,6 +49,19 @@ def export_text(build: Build, output: Path, *, by_language: bool, authors: bool,
             for language, text in decode_documents(build, split, tokenizer, authors=authors):
                 files[paths[split, language]].write(text + b"\n\n")
     return distinct_paths
+
+
+def _check_no_other_export(output: Path, paths: list[Path], *, by_language: bool) -> None:
+    """Raise MisuseError if `output` has a file of an earlier export that `paths` does not replace.
+
+    A validation text of another build beside the new training text would be taken for its own.
+    """
+    pattern = "_*.txt" if by_language else ".txt"
+    earlier = {path for split in SPLITS for path in output.glob(f"{split}{pattern}")}
+    if others := sorted(earlier.difference(paths)):
+        raise MisuseError(
+            f"{others[0]} exists, and this export does not replace it; delete it, or choose another --output"
+        )
 
 
 def _list_languages(build: Build, split: str) -> list[int]:

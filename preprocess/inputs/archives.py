@@ -19,15 +19,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import IO
+from typing import IO, NamedTuple
 
 from preprocess.errors import FolioError, MisuseError, first_line, shorten
 from preprocess.inputs.disk_file import DiskFile
 from preprocess.inputs.tar_entries import iter_entries, open_tar
 
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
-TAR_MAGIC, TAR_MAGIC_OFFSET = b"ustar", 257
+TAR_MAGIC, TAR_MAGIC_OFFSET = (b"ustar\0", b"ustar  \0"), 257  # of POSIX and of GNU
 MAX_NAME_CHARACTERS = 4_096  # no file system has longer names
 MAX_NAMES_CHARACTERS = 64 << 20  # of all files of an archive; these names are in memory several times
 MAX_ZIP_LIST_BYTES = 64 << 20  # a name, comments and attributes of each file; every process reads them
@@ -38,12 +37,11 @@ DAMAGE = (  # what the modules raise
 IS_ENCRYPTED = 1  # a bit of ZipInfo.flag_bits
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A file in an archive."""
 
     name: str  # in the archive, with `/`
-    index: int  # among all entries of the archive, in their order
+    entry: int  # index of its entry among all entries of the archive, in their order
     size_bytes: int
     offset: int = -1  # of its first byte in a tar archive that is not compressed
 
@@ -103,7 +101,7 @@ def open_member(file: DiskFile, kind: str, compression: str, member: Member) -> 
     if kind == "zip":
         with explain_damage(file.path, "a zip archive"):
             archive = _open_zip(file, os.getpid())
-            stream = archive.open(archive.infolist()[member.index])
+            stream = archive.open(archive.infolist()[member.entry])
         with stream:
             yield stream
     elif not compression:
@@ -112,7 +110,7 @@ def open_member(file: DiskFile, kind: str, compression: str, member: Member) -> 
             yield _Section(raw, member.size_bytes)  # type: ignore[misc]
     else:
         with explain_damage(file.path, "a tar archive"):
-            stream = _seek_in_tar(file, compression, member.index)
+            stream = _seek_in_tar(file, compression, member.entry)
         yield stream
 
 
@@ -205,10 +203,15 @@ def _is_hidden(name: str) -> bool:
 
 @contextmanager
 def explain_damage(path: str, expected: str) -> Iterator[None]:
-    """Raise FolioError in place of the errors of the modules that read compressed files and archives."""
+    """Raise FolioError in place of the errors of the modules that read compressed files and archives.
+
+    The module bz2 raises OSError without a number for damaged data.
+    """
     try:
         yield
-    except DAMAGE as e:
+    except (*DAMAGE, OSError) as e:
+        if isinstance(e, OSError) and e.errno is not None:  # an error of the system
+            raise
         raise FolioError(
             f"{path} cannot be read as {expected} ({first_line(e)}): it is damaged or truncated; copy it again"
         ) from e

@@ -63,7 +63,14 @@ class Decompressor(Protocol):
 
 def detect_compression(head: bytes) -> str:
     """Return "gzip", "zstd", "bzip2" or "xz" for the first bytes of a file, or "" for any other file."""
-    return next((name for magic, name in MAGIC.items() if head.startswith(magic)), "")
+    if not head.startswith(tuple(MAGIC)):
+        return ""
+    return next(name for magic, name in MAGIC.items() if head.startswith(magic))
+
+
+def is_cut_in_magic(head: bytes) -> bool:
+    """Return whether a file, all of which is `head`, is the beginning of the first bytes of a compressed file."""
+    return bool(head) and any(magic.startswith(head) for magic in MAGIC)
 
 
 class DecompressedStream:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
-import hashlib
 import io
 import itertools
 import os
@@ -13,11 +11,10 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import IO, Any
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.inputs.archives import clean_member_name, detect_archive, explain_damage, iter_members
-from preprocess.inputs.compressions import detect_compression
+from preprocess.inputs.compressions import is_cut_in_magic
 from preprocess.inputs.detect import (
     ARCHIVE_SUFFIXES,
     COMPRESSION_SUFFIXES,
@@ -26,20 +23,23 @@ from preprocess.inputs.detect import (
     detect_encoding,
     detect_format,
     detect_format_by_magic,
+    detect_format_by_name,
     has_mac_line_ends,
+    is_binary,
     is_format_read,
     reject_unreadable,
     strip_compression_suffix,
 )
 from preprocess.inputs.disk_file import NO_SHA256, DiskFile
+from preprocess.inputs.file_heads import HashingStream, read_head
 from preprocess.inputs.input_files import InputFile, NameMetadata
 from preprocess.inputs.open_input import decode_stream
 from preprocess.recipes.schema import TABLE_FORMATS, Recipe, reject_settings_of_other_formats
 from preprocess.recipes.templates import parse_name_pattern
 from preprocess.recipes.text_encodings import find_codec
-from preprocess.shards.files import HASH_CHUNK_BYTES
 
 MAX_FILES_PER_TASK = 256
+MAX_KEPT_BYTES = 64 << 20  # of small files whose content is kept in memory, so that they are opened only once
 
 
 @dataclass
@@ -61,7 +61,7 @@ def describe_input_files(
     supported, FolioError if a file is damaged.
     """
     size = min(max(len(paths) // (num_threads * 16), 1), MAX_FILES_PER_TASK)
-    describer = _Describer(recipe, known_sha256, threading.Event())
+    describer = _Describer(recipe, known_sha256, threading.Event(), MAX_KEPT_BYTES // max(len(paths), 1))
     with ThreadPoolExecutor(num_threads) as pool:
         try:
             # Threads hash in parallel, because hashlib releases the GIL. A task is several files, because starting a
@@ -83,15 +83,16 @@ def sort_by_name(files: list[InputFile]) -> list[InputFile]:
     A name becomes relative to the deepest folder that contains all files. The files of an archive
     that can only be read in its own order stay in that order.
     """
-    folder = posixpath.commonpath({posixpath.dirname(file.name) for file in files})
+    folder = posixpath.commonpath({file.name.rpartition("/")[0] for file in files})
     num_removed = len(folder) + bool(folder)
 
     def sort_key(file: InputFile) -> tuple[str, int]:
         if file.member is None or not file.is_sequential:
             return file.name, 0
-        return file.name.removesuffix(clean_member_name(file.member.name)), file.member.index
+        return file.name.removesuffix(clean_member_name(file.member.name)), file.member.entry
 
-    return [dataclasses.replace(file, name=file.name[num_removed:]) for file in sorted(files, key=sort_key)]
+    files = sorted(files, key=sort_key)
+    return [file._replace(name=file.name[num_removed:]) for file in files] if num_removed else files
 
 
 def number_files(files: list[InputFile], recipe: Recipe) -> list[InputFile]:
@@ -105,7 +106,7 @@ def number_files(files: list[InputFile], recipe: Recipe) -> list[InputFile]:
                 f"the name of {file.path} is not UTF-8, so the manifest cannot contain it; rename the file"
             )
     metadata = _parse_names([file.name for file in files], recipe)
-    return [dataclasses.replace(file, number=i, metadata=metadata[i]) for i, file in enumerate(files)]
+    return [file._replace(number=i, metadata=metadata[i]) for i, file in enumerate(files)]
 
 
 @dataclass(frozen=True)
@@ -113,39 +114,43 @@ class _Describer:
     recipe: Recipe
     known_sha256: dict[str, str]
     is_cancelled: threading.Event
+    max_kept_bytes: int  # of one file, or of the files in one archive
 
     def describe(self, paths: list[tuple[str, str]]) -> Description:
         description = Description()
         for name, path in paths:
-            stat = os.stat(path)  # before hashing, so that a change during hashing is detected
             with open(path, "rb", buffering=0) as raw:
-                stream = _HashingStream(raw, self.is_cancelled)
-                compression, head = _read_head(stream, path)
+                stat = os.fstat(raw.fileno())  # before hashing, so that a change during hashing is detected
+                stream = HashingStream(raw, self.is_cancelled)
+                compression, head = read_head(stream, path, self._has_lines(name))
                 reject_unreadable(path, head)
                 archive = detect_archive(head)
                 if archive == "zip" and compression:
                     raise MisuseError(f"{path} is a compressed zip archive; decompress it")
-                sha256 = self.known_sha256.get(name) or stream.hash_all()
+                known_sha256 = self.known_sha256.get(name)
+                sha256 = known_sha256 or stream.hash_all()
             disk = DiskFile(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, sha256)
             if archive:
                 description.files += self._describe_members(name, disk, archive, compression, description)
             else:
                 file = InputFile(disk, "", stat.st_size, sha256, compression, name=name)
-                description.files.append(self._detect(file, head))
+                is_kept = known_sha256 is None and len(head) <= self.max_kept_bytes
+                description.files.append(self._detect(file, head, is_kept=is_kept))
         return description
 
     def _describe_members(
         self, name: str, disk: DiskFile, archive: str, compression: str, description: Description
     ) -> list[InputFile]:
-        files = []
+        files: list[InputFile] = []
+        num_kept_bytes = 0
         for member, raw in iter_members(disk, archive, compression):
             if not is_format_read(member.name, self.recipe.format):
                 description.skipped_suffixes[os.path.splitext(member.name)[1].lower() or "no suffix"] += 1
                 continue
             path = f"{disk.path}/{member.name}"
-            stream = _HashingStream(raw, self.is_cancelled)
+            stream = HashingStream(raw, self.is_cancelled)
             with explain_damage(disk.path, f"a {archive} archive"):
-                member_compression, head = _read_head(stream, path)
+                member_compression, head = read_head(stream, path, self._has_lines(member.name))
                 sha256 = NO_SHA256 if disk.sha256 == NO_SHA256 else stream.hash_all()
             reject_unreadable(path, head)
             if detect_archive(head):
@@ -154,19 +159,33 @@ class _Describer:
                 disk, "", member.size_bytes, sha256, member_compression, archive=archive,
                 archive_compression=compression, member=member, name=f"{name}/{clean_member_name(member.name)}",
             )  # fmt: skip
-            files.append(self._detect(file, head))
+            is_kept = sha256 != NO_SHA256 and num_kept_bytes + len(head) <= self.max_kept_bytes
+            files.append(self._detect(file, head, is_kept=is_kept))
+            num_kept_bytes += len(files[-1].content or b"")
         files = _remove_descriptions(files)
         if twice := [n for n, count in Counter(file.name for file in files).items() if count > 1]:
             raise MisuseError(f"{disk.path} contains two files of the name {twice[0]!r}; unpack it")
         return files
 
-    def _detect(self, file: InputFile, head: bytes) -> InputFile:
-        """Return `file` with its format and encoding. `head`: its first bytes, decompressed."""
+    def _has_lines(self, name: str) -> bool:
+        """Return whether a file of this name is probably a text whose lines or paragraphs are documents."""
+        return self.recipe.document in ("line", "paragraph") and detect_format_by_name(name) in ("text", None)
+
+    def _detect(self, file: InputFile, head: bytes, *, is_kept: bool) -> InputFile:
+        """Return `file` with its format and encoding. `head`: its first bytes, decompressed.
+
+        With `is_kept`, `head` becomes the content if it is the whole file and what readers get.
+        """
+        whole = head if is_kept and len(head) < HEAD_BYTES else None
         _check_name(file, head)
         has_magic = detect_format_by_magic(head) is not None
         encoding = detect_encoding(head) if self.recipe.encoding == "auto" else find_codec(self.recipe.encoding)
         if encoding and not has_magic:
-            head = decode_stream(io.BytesIO(head), "", encoding).read(4 * HEAD_BYTES)
+            head = decode_stream(io.BytesIO(head), "", encoding).read(4 * len(head))
+        if encoding is None and not has_magic:
+            raise MisuseError(
+                f"{file.path} may be UTF-16, or UTF-8 with NULs; pass --encoding utf-16 or --encoding utf-8"
+            )
         format_ = detect_format(file.name, file.path, head, self.recipe.format)
         if title := {"parquet": "Parquet", "arrow": "Arrow"}.get(format_):
             if file.compression:
@@ -178,11 +197,12 @@ class _Describer:
                     f"the path {file.path} is not UTF-8, so Arrow cannot open the file; rename its folder"
                 )
         has_lines = format_ == "text" and self.recipe.document in ("line", "paragraph")
-        return dataclasses.replace(
-            file,
+        has_mac_ends = has_lines and has_mac_line_ends(head)
+        return file._replace(
             format=format_,
-            encoding="" if has_magic or title else encoding,
-            has_mac_line_ends=has_lines and has_mac_line_ends(head),
+            encoding=encoding if encoding and not (has_magic or title) else "",
+            has_mac_line_ends=has_mac_ends,
+            content=None if file.compression or encoding or title or has_mac_ends else whole,
         )
 
 
@@ -198,7 +218,8 @@ def _check_name(file: InputFile, head: bytes) -> None:
     Text is read under the name of a compressed file, because some servers and browsers decompress it.
     """
     suffix = os.path.splitext(file.name.lower())[1]
-    is_damaged_file = suffix in COMPRESSION_SUFFIXES and not file.compression and _is_binary(head)
+    is_damaged = is_binary(head) or is_cut_in_magic(head)
+    is_damaged_file = suffix in COMPRESSION_SUFFIXES and not file.compression and is_damaged
     if is_damaged_file or strip_compression_suffix(file.name).endswith(ARCHIVE_SUFFIXES):
         kind = "a compressed file" if is_damaged_file else "an archive"
         raise FolioError(f"{file.path} is not {kind}, although its name ends in {suffix}; copy it again")
@@ -210,66 +231,6 @@ def _is_utf8(path: str) -> bool:
     except UnicodeEncodeError:  # Python represents other bytes by surrogates
         return False
     return True
-
-
-class _HashingStream:
-    """The bytes of a stream, hashed as they are read."""
-
-    def __init__(self, stream: IO[bytes], is_cancelled: threading.Event) -> None:
-        self._stream, self._is_cancelled = stream, is_cancelled
-        self._digest = hashlib.sha256()
-
-    def read(self, num_bytes: int) -> bytes:
-        data = self._stream.read(num_bytes)
-        self._digest.update(data)
-        return data
-
-    def hash_all(self) -> str:
-        """Return the SHA-256 of the whole stream, or of a part of it if the work is cancelled."""
-        while not self._is_cancelled.is_set() and self.read(HASH_CHUNK_BYTES):
-            pass
-        return self._digest.hexdigest()
-
-
-class _Prefixed:
-    """A stream with bytes before it that were read from it."""
-
-    def __init__(self, head: bytes, stream: Any) -> None:
-        self._head, self._stream = head, stream
-
-    def read(self, num_bytes: int) -> bytes:
-        if not self._head:
-            data: bytes = self._stream.read(num_bytes)
-            return data
-        data, self._head = self._head[:num_bytes], self._head[num_bytes:]
-        return data
-
-
-def _read_head(stream: Any, path: str) -> tuple[str, bytes]:
-    """Return the compression of a file, and its first bytes, decompressed."""
-    head = _read_first(stream)
-    compression = detect_compression(head)
-    if compression:
-        with explain_damage(path, f"a {compression} file"):
-            head = _read_first(decode_stream(_Prefixed(head, stream), compression, ""))
-    return compression, head
-
-
-def _read_first(stream: Any) -> bytes:
-    """Return HEAD_BYTES of a stream, or all of it if it is shorter. A small compressed block may be read alone."""
-    head = b""
-    while len(head) < HEAD_BYTES and (data := stream.read(HEAD_BYTES - len(head))):
-        head += data
-    return head
-
-
-def _is_binary(head: bytes) -> bool:
-    """Return whether the beginning of a file is neither UTF-8 nor cut within a character of it."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        return "\0" in decoder.decode(head)
-    except UnicodeDecodeError:
-        return True
 
 
 def _parse_names(names: list[str], recipe: Recipe) -> list[NameMetadata]:

@@ -30,10 +30,17 @@ SUFFIXES = {
 }
 COMPRESSION_SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tzst")
-FORMAT_MAGIC = {b"PAR1": "parquet", b"ARROW1\0\0": "arrow", b"WARC/1.": "warc"}
+CONTROLS = rb"[\0-\x08\x0e-\x1a\x1c-\x1f]"  # bytes that every binary format has, and text has not
+# The first bytes of formats that are read. Text may begin with some of them, but not go on like this.
+FORMAT_START = {
+    "parquet": re.compile(rb"PAR1.*?" + CONTROLS, re.DOTALL),
+    "arrow": re.compile(rb"ARROW1\0\0"),
+    "warc": re.compile(rb"WARC/1\.[0-9][ \t]*\r?\n"),
+}
 # A mark, the size of the schema (below 16 MB), and the offset at which it begins.
 ARROW_STREAM_START = re.compile(rb"\xff\xff\xff\xff...\0\x10\0\0\0", re.DOTALL)
-# First bytes of files that are not read, with what they are and what to do.
+FORMAT_STARTS = (b"PAR1", b"ARROW1", b"WARC/1.", b"\xff\xff\xff\xff")  # a file with other first bytes has no match
+# First bytes of files that are not read, with what they are and what to do. See also REFUSED_START.
 REFUSED_MAGIC = {
     b"%PDF-": ("a PDF document", "extract its text first, for example with pdftotext"),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it"),
@@ -52,7 +59,15 @@ REFUSED_MAGIC = {
     b"\x7fELF": ("a program", "name text files"),
     b"Obj\x01": ("an Avro file", "convert it to Parquet or JSON lines"),
     b"ORC": ("an ORC file", "convert it to Parquet"),
+    b"FEA1": ("a Feather file of version 1", "write it again as Feather version 2, which is Arrow IPC"),
 }
+# How files with these first bytes go on, unlike text. The others have control characters.
+REFUSED_START = {
+    b"%PDF-": re.compile(rb"%PDF-[0-9]\.[0-9].*?(?:\bobj\b|" + CONTROLS + rb")", re.DOTALL),
+    b"{\\rtf": re.compile(rb"\{\\rtf[0-9]"),
+    b"GGUF": re.compile(rb"GGUF(?:[^\0]\0\0\0|\0\0\0[^\0])"),  # the version, little-endian or big-endian
+}
+CONTROL = re.compile(CONTROLS)
 # Documents that are zip archives, by the beginning of the name or the content of their first file.
 ZIP_FILE = b"PK\x03\x04"  # the beginning of the first file in an archive, whose name begins at ZIP_NAME_OFFSET
 ZIP_NAME_OFFSET = 30
@@ -70,7 +85,7 @@ DESCRIPTION_NAME = re.compile(
     r"dataset_infos?\.json|dataset_dict\.json|state\.json|(readme|licen[cs]e|copying|notice|citation)(\.\w+)?",
     re.IGNORECASE,
 )
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LFS_POINTER = re.compile(rb"version https://git-lfs\.github\.com/spec/[^\n]*\n(?:ext-[^\n]*\n)*oid sha256:")
 HTML_START = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml\b[^>]*>\s*)?(?:<!--.{0,1000}?-->\s*)?<(?:!doctype\s+html|html)\b",
     re.IGNORECASE | re.DOTALL,
@@ -84,6 +99,10 @@ BYTE_ORDER_MARKS = {  # UTF-32 first: its mark in little-endian order begins wit
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 MIN_NUL_SHARE = 0.05  # of the high bytes of UTF-16: those of spaces and line ends, in any language
+MAX_LOW_NUL_SHARE = 0.4  # low bytes that are NUL, as of U+0100, per high byte; UTF-32 and padded UTF-8 have more
+HIGH_BYTES_OF_ALPHABETS = range(0x22)  # of letters and punctuation; in UTF-8 they are spaces and control characters
+MIN_ALPHABET_SHARE = 0.9  # of the high bytes of UTF-16 that could be UTF-8, too
+MIN_CLEAR_BYTES = 32  # of these, ideographs in UTF-16 practically never are valid UTF-8
 
 
 def strip_compression_suffix(name: str) -> str:
@@ -94,7 +113,7 @@ def strip_compression_suffix(name: str) -> str:
 
 def has_known_suffix(name: str, recipe_format: str = "auto") -> bool:
     """Return whether a file of this name in a folder is read: it is an archive, or `is_format_read`."""
-    return strip_compression_suffix(name).endswith(ARCHIVE_SUFFIXES) or is_format_read(name, recipe_format)
+    return is_format_read(name, recipe_format) or strip_compression_suffix(name).endswith(ARCHIVE_SUFFIXES)
 
 
 def is_format_read(name: str, recipe_format: str) -> bool:
@@ -114,14 +133,21 @@ def describes_data(name: str) -> bool:
 
 def detect_format_by_name(name: str) -> str | None:
     """Return the format of a file, as the suffixes of its name indicate, or None if they are unknown."""
-    return SUFFIXES.get(os.path.splitext(strip_compression_suffix(name))[1])
+    return _get_format_of_suffix(strip_compression_suffix(name))
+
+
+def _get_format_of_suffix(stem: str) -> str | None:
+    """`stem`: the result of `strip_compression_suffix`."""
+    return SUFFIXES.get(os.path.splitext(stem)[1])
 
 
 def detect_format_by_magic(head: bytes) -> str | None:
     """Return the format of a file that has distinctive first bytes, or None for any other file."""
+    if not head.startswith(FORMAT_STARTS):
+        return None
     if ARROW_STREAM_START.match(head):
         return "arrow"
-    return next((format_ for magic, format_ in FORMAT_MAGIC.items() if head.startswith(magic)), None)
+    return next((format_ for format_, start in FORMAT_START.items() if start.match(head)), None)
 
 
 def detect_format(name: str, path: str, head: bytes, recipe_format: str) -> str:
@@ -133,12 +159,13 @@ def detect_format(name: str, path: str, head: bytes, recipe_format: str) -> str:
     """
     reject_unreadable(path, head)
     by_content = detect_format_by_magic(head)
-    by_name = detect_format_by_name(name)
+    stem = strip_compression_suffix(name)
+    by_name = _get_format_of_suffix(stem)
     if recipe_format != "auto":
         if by_content not in (None, recipe_format):
             raise MisuseError(f"{path} is a {by_content} file, but format is {recipe_format}; leave --format out")
         return recipe_format
-    may_be_page = by_name is None or strip_compression_suffix(name).endswith(UNSPECIFIC_SUFFIXES)
+    may_be_page = by_name is None or stem.endswith(UNSPECIFIC_SUFFIXES)
     if by_content is None and may_be_page and HTML_START.match(head):
         return "html"
     format_ = by_content or by_name or ("jsonl" if JSON_START.match(head) else None)
@@ -156,16 +183,38 @@ def detect_format(name: str, path: str, head: bytes, recipe_format: str) -> str:
 
 def reject_unreadable(path: str, head: bytes) -> None:
     """Raise an error for a Git LFS pointer and for a file that is known not to be text or a table."""
-    if head.startswith(LFS_POINTER):
+    if LFS_POINTER.match(head):
         raise FolioError(
             f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository, or download it"
         )
-    found = [refusal for magic, refusal in REFUSED_MAGIC.items() if head.startswith(magic)]
+    found = [
+        refusal for magic, refusal in REFUSED_MAGIC.items() if head.startswith(magic) and _is_not_text(magic, head)
+    ]
     if head.startswith(ZIP_FILE):
         found = [refusal for start, refusal in ZIPPED_DOCUMENTS.items() if head.startswith(start, ZIP_NAME_OFFSET)]
     if found:
         description, advice = found[0]
         raise MisuseError(f"{path} is {description}, expected text or a table; {advice}, or leave the file out")
+
+
+def _is_not_text(magic: bytes, head: bytes) -> bool:
+    """Return whether a file that begins with `magic` goes on in a way that text does not."""
+    start = REFUSED_START.get(magic)
+    return (CONTROL.search(head) if start is None else start.match(head)) is not None
+
+
+def is_binary(head: bytes) -> bool:
+    """Return whether the beginning of a file is neither UTF-8 nor cut within a character of it, or has a NUL."""
+    return b"\0" in head or not _is_utf8(head)
+
+
+def _is_utf8(head: bytes) -> bool:
+    """Return whether the beginning of a file is UTF-8, perhaps cut within a character."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def has_mac_line_ends(head: bytes) -> bool:
@@ -176,17 +225,26 @@ def has_mac_line_ends(head: bytes) -> bool:
     return b"\r" in head[:-1] and b"\n" not in head
 
 
-def detect_encoding(head: bytes) -> str:
+def detect_encoding(head: bytes) -> str | None:
     """Return "utf-16-le" or another form of UTF-16 or UTF-32, or "" for UTF-8 and unknown encodings.
 
     Without a byte order mark, UTF-16 is recognised by its NULs: the high bytes of all Latin letters,
-    spaces and line ends are NUL, and the low bytes are not.
+    spaces and line ends are NUL, and the low bytes rarely are. UTF-8 with NULs can look like this,
+    too, but then the other bytes are letters, and as high bytes they would mean ideographs. Returns
+    None if a file is too short to say.
     """
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
             return encoding
+    if b"\0" not in head:
+        return ""
     evens, odds = head[0::2], head[1::2]
     for high_bytes, low_bytes, encoding in ((odds, evens, "utf-16-le"), (evens, odds, "utf-16-be")):
-        if high_bytes.count(0) > MIN_NUL_SHARE * len(high_bytes) and not low_bytes.count(0):
+        num_nuls = high_bytes.count(0)
+        if num_nuls <= MIN_NUL_SHARE * len(high_bytes) or low_bytes.count(0) > MAX_LOW_NUL_SHARE * num_nuls:
+            continue
+        num_alphabetic = sum(map(high_bytes.count, HIGH_BYTES_OF_ALPHABETS))
+        if num_alphabetic > MIN_ALPHABET_SHARE * len(high_bytes) or not _is_utf8(head):
             return encoding
+        return None if len(head) < MIN_CLEAR_BYTES else ""
     return ""

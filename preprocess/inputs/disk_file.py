@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from preprocess.errors import FolioError
 from preprocess.shards.files import sha256_file
 
 NO_SHA256 = "none"  # the sha256 of a file that was not hashed
+NOT_COPIED = -1  # the modification time of a remote file that a stream has not reached yet
 
 
 class InputChanged(FolioError):
@@ -29,8 +30,7 @@ class InputChanged(FolioError):
         return f"{self.reason}; wait until the file no longer changes, then run the same command again"
 
 
-@dataclass(frozen=True, slots=True)  # slots: there may be a million
-class DiskFile:
+class DiskFile(NamedTuple):
     """A file on the disk, as it was when the build was planned."""
 
     path: str
@@ -38,6 +38,19 @@ class DiskFile:
     mtime_ns: int
     ctime_ns: int  # of the last change of content or attributes; the time of creation on Windows
     sha256: str
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether the file is on the disk, and not a remote file that a stream has not reached yet."""
+        return self.mtime_ns != NOT_COPIED
+
+    def is_current(self) -> bool:
+        """Return whether the file is on the disk with the same size and modification time."""
+        try:
+            stat = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        return (stat.st_size, stat.st_mtime_ns) == (self.size_bytes, self.mtime_ns)
 
     def check_unchanged(self) -> None:
         """Raise InputChanged if the file has changed, FolioError if it was removed.

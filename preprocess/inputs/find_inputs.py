@@ -1,62 +1,108 @@
 """Find the files of a recipe: on the disk, in a mirror or the cache, or on the network.
 
 A recipe names its files in one of three ways. `inputs` are files, folders and globs on the disk, and
-URLs. `hub` is the URL of a built-in corpus, which is read if there are no `inputs`. `files` are the
-files of a built-in corpus, which are downloaded if necessary. A synthetic corpus has none of these;
-its only input is the vocabulary that the sentences are generated from.
+URLs. `hub` is the URL of a built-in corpus, which is read if `inputs` is empty. `files` are the files
+of a built-in corpus, which are downloaded if necessary. A synthetic corpus has none of these; its
+only input is the vocabulary that the sentences are generated from.
+
+A build copies all remote files first. An estimate copies a few of them, and a stream copies each file
+when it is reached (on_demand.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import os
-import stat
-from collections import Counter
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-from preprocess.errors import FolioError, MisuseError, format_quantity, shorten
+from preprocess.errors import MisuseError
 from preprocess.inputs.describe import describe_input_files, number_files, sort_by_name
-from preprocess.inputs.detect import describes_data, detect_format_by_name, has_known_suffix
 from preprocess.inputs.disk_file import NO_SHA256, DiskFile
 from preprocess.inputs.download import find_file
-from preprocess.inputs.expand_glob import expand_glob, is_glob
 from preprocess.inputs.input_files import InputFile
-from preprocess.inputs.remote.addresses import is_remote, resolve_file_url, show_url
-from preprocess.inputs.remote.fetch import FetchedFile, add_origins, fetch_inputs
-from preprocess.inputs.standard_input import NAME as STANDARD_INPUT
-from preprocess.inputs.standard_input import save_standard_input
+from preprocess.inputs.list_paths import expand_inputs, list_paths, warn_about_skipped
+from preprocess.inputs.remote.addresses import is_remote, show_url
+from preprocess.inputs.remote.fetch import FetchedFile, ListedFile, Listing, add_origins, copy_files, list_inputs
+from preprocess.inputs.remote.on_demand import FilesOnDemand, choose_sample, make_uncopied
 from preprocess.inputs.synthetic import VOCABULARY_FILE, read_vocabulary_file
 from preprocess.progress import Progress
-from preprocess.recipes.schema import TABLE_FORMATS, Recipe
-from preprocess.shards.files import read_small_file, sha256_bytes
-from preprocess.shards.format import MANIFEST, TOKENIZER_DIR
-from preprocess.shards.manifest_file import FORMAT, MAX_FILE_BYTES
+from preprocess.recipes.schema import Recipe
+from preprocess.shards.files import sha256_bytes
 
 OPTION = "--input"  # the command-line option that sets `inputs`
-MAX_ENTRY_CHARACTERS = 4_096  # of one of `inputs`; longer paths do not exist on any system
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The files that an estimate reads, and what it leaves out of the remote ones."""
+
+    files: list[InputFile]
+    num_files_left_out: int = 0
+    num_bytes_left_out: int = 0
 
 
 def find_input_files(
-    recipe: Recipe,
-    source: Path | None,
-    progress: Progress,
-    *,
-    num_threads: int = 1,
-    compute_sha256: bool = True,
-    inputs_name: str = OPTION,
+    recipe: Recipe, source: Path | None, progress: Progress, *, num_threads: int = 1
 ) -> list[InputFile]:
     """Return the input files of `recipe`: `inputs` sorted by name, or `files` in their order.
 
     `source` is the user's copy of the corpus' only file. `num_threads` threads compute the
-    checksums of the files of `inputs`; if `compute_sha256` is false, these files are not read.
-    `inputs_name` is how error messages refer to the setting `inputs`. Raises MisuseError if the
-    recipe names no files, if one of `inputs` matches no file or a file of unknown format, or if
-    `source` does not apply to the recipe, and FolioError if a file cannot be obtained.
+    checksums of the files of `inputs`. Raises MisuseError if the recipe names no files, if one of
+    `inputs` matches no file or a file of unknown format, or if `source` does not apply to the
+    recipe, and FolioError if a file cannot be obtained.
     """
+    if (files := _find_builtin(recipe, source, progress, OPTION)) is not None:
+        return files
+    listing = _list_remote(recipe, progress)
+    fetched = listing.mirrored + copy_files(listing.remote, progress)
+    return _number(_find(_Search(recipe, progress, num_threads=num_threads), fetched), recipe)
+
+
+def find_sample(recipe: Recipe, source: Path | None, progress: Progress) -> Sample:
+    """Return the input files of `recipe`, but only some of the remote ones if they are large.
+
+    Files of `inputs` are not hashed. Raises the errors of `find_input_files`.
+    """
+    if (files := _find_builtin(recipe, source, progress, OPTION)) is not None:
+        return Sample(files)
+    listing = _list_remote(recipe, progress)
+    chosen = choose_sample(listing.remote, recipe.seed)
+    left_out = [item.file.size_bytes or 0 for item in listing.remote if item not in chosen]
+    if left_out:
+        progress.log(f"reading {len(chosen):,} of {len(listing.remote):,} remote files, which the seed chooses")
+    fetched = listing.mirrored + copy_files(chosen, progress)
+    files = _find(_Search(recipe, progress, compute_sha256=False), fetched)
+    return Sample(_number(files, recipe), len(left_out), sum(left_out))
+
+
+def find_stream_files(recipe: Recipe, progress: Progress, inputs_name: str) -> tuple[list[InputFile], FilesOnDemand]:
+    """Return the input files of `recipe`, and those among them that are copied when they are needed.
+
+    The files of `inputs` are not hashed. `inputs_name` is how error messages refer to the setting
+    `inputs`. Raises the errors of `find_input_files`.
+    """
+    if (files := _find_builtin(recipe, None, progress, inputs_name)) is not None:
+        return files, FilesOnDemand({}, recipe)
+    listing = _list_remote(recipe, progress)
+    later: dict[str, ListedFile] = {}  # by the path that the copy will have
+    uncopied: list[InputFile] = []
+    now: list[ListedFile] = []
+    for item in listing.remote:
+        if file := make_uncopied(item.file, recipe):
+            uncopied.append(file)
+            later[file.path] = item
+        else:
+            now.append(item)
+    fetched = listing.mirrored + copy_files(now, progress)
+    found = _find(_Search(recipe, progress, inputs_name=inputs_name, compute_sha256=False), fetched, uncopied)
+    files = _number(found, recipe)
+    return files, FilesOnDemand({file.number: later[file.path] for file in files if file.path in later}, recipe)
+
+
+def _find_builtin(recipe: Recipe, source: Path | None, progress: Progress, inputs_name: str) -> list[InputFile] | None:
+    """Return the files of a recipe that has no inputs, None if it has some."""
     if source is not None and recipe.inputs:
         raise MisuseError(
             "--source is a copy of the corpus' only file, but --input names other files; leave one of them out"
@@ -76,32 +122,54 @@ def find_input_files(
         sha256 = sha256_bytes(vocabulary)
         disk = DiskFile("", len(vocabulary), 0, 0, sha256)
         return [InputFile(disk, "synthetic", len(vocabulary), sha256, name=VOCABULARY_FILE)]
-    inputs = get_inputs(recipe)
-    fetched: list[FetchedFile] = []
-    if inputs:
-        recipe = dataclasses.replace(recipe, inputs=inputs)
-        urls = [entry for entry in inputs if is_remote(entry)]
-        fetched = fetch_inputs(urls, recipe.format, progress) if urls else []
-        paths = [(file.name, file.path) for file in fetched] + _list_inputs(recipe, inputs_name, progress)
-        known_sha256 = {} if compute_sha256 else dict.fromkeys((name for name, _ in paths), NO_SHA256)
-    elif recipe.files:
-        paths = [
-            (file.name, str(find_file(recipe.corpus, file, source=source, progress=progress))) for file in recipe.files
-        ]
-        known_sha256 = {file.name: file.sha256 for file in recipe.files}
-    else:
+    if get_inputs(recipe):
+        return None
+    if not recipe.files:
         raise MisuseError(_explain_missing_inputs(recipe, inputs_name))
-    found = describe_input_files(paths, recipe, known_sha256, num_threads=num_threads)
-    _warn_about_skipped(found.skipped_suffixes, recipe, progress)
-    if not found.files:
+    paths = [
+        (file.name, str(find_file(recipe.corpus, file, source=source, progress=progress))) for file in recipe.files
+    ]
+    found = describe_input_files(paths, recipe, {file.name: file.sha256 for file in recipe.files}, num_threads=1)
+    warn_about_skipped(found.skipped_suffixes, recipe, progress)
+    return number_files(found.files, recipe)
+
+
+def _list_remote(recipe: Recipe, progress: Progress) -> Listing:
+    urls = [entry for entry in get_inputs(recipe) if is_remote(entry)]
+    return list_inputs(urls, recipe.format, progress) if urls else Listing([], [])
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What decides how the files of `inputs` are described."""
+
+    recipe: Recipe
+    progress: Progress
+    inputs_name: str = OPTION
+    num_threads: int = 1
+    compute_sha256: bool = True
+
+
+def _find(search: _Search, fetched: list[FetchedFile], uncopied: list[InputFile] | None = None) -> list[InputFile]:
+    """Return the files of `inputs` on the disk, and those that were fetched or will be copied later."""
+    recipe = dataclasses.replace(search.recipe, inputs=get_inputs(search.recipe))
+    paths = [(file.name, file.path) for file in fetched] + list_paths(recipe, search.inputs_name, search.progress)
+    known_sha256 = {} if search.compute_sha256 else dict.fromkeys((name for name, _ in paths), NO_SHA256)
+    found = describe_input_files(paths, recipe, known_sha256, num_threads=search.num_threads)
+    warn_about_skipped(found.skipped_suffixes, recipe, search.progress)
+    files = add_origins(found.files, fetched) + (uncopied or [])
+    if not files:
         problem = (
             "a known format; pass --format, or unpack it"
             if recipe.format == "auto"
             else f"the format {recipe.format}; leave --format out, or choose another"
         )
         raise MisuseError(f"{paths[0][1]} contains no file of {problem}")
-    files = add_origins(found.files, fetched)
-    return number_files(sort_by_name(files) if recipe.inputs else files, recipe)
+    return files
+
+
+def _number(files: list[InputFile], recipe: Recipe) -> list[InputFile]:
+    return number_files(sort_by_name(files), recipe)
 
 
 def get_inputs(recipe: Recipe) -> tuple[str, ...]:
@@ -127,168 +195,11 @@ def is_larger(recipe: Recipe, num_bytes: int, num_files: int) -> bool:
         return True  # probably; asking the service would take longer
     if inputs:
         recipe = dataclasses.replace(recipe, inputs=inputs)
-        sizes = (os.path.getsize(path) for path, is_read in _expand(recipe, OPTION) if is_read)
+        sizes = (os.path.getsize(found.path) for found in expand_inputs(recipe, OPTION) if found.is_read)
     else:
         sizes = (file.bytes for file in recipe.files)
     totals = enumerate(itertools.accumulate(sizes), start=1)
     return any(total > num_bytes or count > num_files for count, total in totals)
-
-
-def _list_inputs(recipe: Recipe, inputs_name: str, progress: Progress) -> list[tuple[str, str]]:
-    """Return (name, path) of every file that matches the recipe's `inputs`, each file once, sorted by name.
-
-    A name is the path relative to the deepest folder that contains all files. URLs are left out. Warns
-    about files in folders that are skipped because of their names.
-    """
-    if all(map(is_remote, recipe.inputs)):
-        return []
-    local = ", ".join(entry for entry in recipe.inputs if not is_remote(entry))
-    progress.log(f"reading the names and checksums of {shorten(local)}")
-    resolve_folder = functools.cache(os.path.realpath)  # most files share their folder with others
-    paths: set[str] = set()
-    suffixes: Counter[str] = Counter()  # of the files that are skipped
-    for path, is_read in _expand(recipe, inputs_name):
-        if is_read:
-            folder, name = os.path.split(path)
-            paths.add(os.path.realpath(path) if os.path.islink(path) else os.path.join(resolve_folder(folder), name))
-        else:
-            suffixes[os.path.splitext(path)[1].lower() or "no suffix"] += 1
-    _warn_about_skipped(suffixes, recipe, progress)
-    prefix = os.path.join(os.path.commonpath({os.path.dirname(path) for path in paths}), "")
-    return sorted((path[len(prefix) :].replace(os.sep, "/"), path) for path in paths)
-
-
-def _warn_about_skipped(suffixes: Counter[str], recipe: Recipe, progress: Progress) -> None:
-    if suffixes:
-        counts = ", ".join(f"{n:,} {shorten(suffix)}" for suffix, n in suffixes.most_common(6))
-        kind = "unknown format" if recipe.format == "auto" else f"a format other than {recipe.format}"
-        progress.warn(f"skipped {format_quantity(suffixes.total(), 'file')} of {kind}: {counts}")
-
-
-def _expand(recipe: Recipe, inputs_name: str) -> Iterator[tuple[str, bool]]:
-    """Yield (path, is_read) for each file that matches one of the recipe's `inputs`.
-
-    A file found in a folder is read only if its suffix is known or, with a format in the recipe, if it
-    is not that of another format. Raises MisuseError if one of `inputs` matches no file that is read,
-    and FolioError if a file or a folder among the matches cannot be read, because its text would be
-    missing from the build.
-    """
-    inputs = list(recipe.inputs)
-    if STANDARD_INPUT in inputs and len(set(inputs)) > 1:
-        raise MisuseError(f"{inputs_name} - is standard input, which cannot be read together with other files")
-    for entry in (resolve_file_url(entry) for entry in inputs if not is_remote(entry)):
-        num_read = num_skipped = 0
-        for path, is_read in _expand_entry(entry, inputs_name, recipe.format):
-            num_read += is_read
-            num_skipped += not is_read
-            yield path, is_read
-        if not num_read:
-            raise MisuseError(_explain_no_match(entry, inputs_name, num_skipped, recipe.format))
-
-
-def _explain_no_match(entry: str, inputs_name: str, num_skipped: int, recipe_format: str) -> str:
-    advice = "name a file, a folder, or a glob in quotes such as 'data/*.jsonl.zst'"
-    shown = shorten(entry) or repr(entry)
-    if num_skipped and recipe_format != "auto":
-        skipped = f"the names of {format_quantity(num_skipped, 'file')} are not those of {recipe_format} files"
-        return f"{inputs_name} {shown} matches no file; {skipped}: pass a glob, or leave --format out; {advice}"
-    if num_skipped:
-        skipped = f"the format of {format_quantity(num_skipped, 'file')} is unknown"
-        return f"{inputs_name} {shown} matches no file; {skipped}: pass --format; {advice}"
-    if entry and not is_glob(entry) and not os.path.lexists(entry):
-        return f"{inputs_name} {shown} does not exist; {advice}"
-    return f"{inputs_name} {shown} matches no file; {advice}"
-
-
-def _expand_entry(entry: str, inputs_name: str, recipe_format: str) -> Iterator[tuple[str, bool]]:
-    if not entry:
-        return
-    if entry == STANDARD_INPUT:
-        yield save_standard_input(), True
-        return
-    if len(entry) > MAX_ENTRY_CHARACTERS or "\0" in entry:
-        raise MisuseError(f"{inputs_name} {shorten(entry)} cannot be the path of a file; name a file or a folder")
-    if os.path.isdir(entry):
-        yield from _walk(entry, recipe_format)
-    elif os.path.exists(entry):
-        if not os.path.isfile(entry):
-            raise MisuseError(f"{inputs_name} {entry} is not a regular file; name a file, a folder or a glob")
-        yield entry, True
-    else:
-        try:
-            paths = list(expand_glob(entry))
-        except OSError as e:
-            _reject_unlisted(e)
-        for path in paths:
-            if not os.path.isdir(path):
-                _check_is_file(path)
-                yield path, True
-
-
-def _walk(folder: str, recipe_format: str) -> Iterator[tuple[str, bool]]:
-    """Yield (path, is_read) for the files below `folder`, except hidden files and those of builds.
-
-    Links to folders are followed. A folder that several links lead to is listed once. Beside tables,
-    files that describe a data set are left out, such as README.md and dataset_info.json.
-    """
-    descriptions: list[tuple[str, bool]] = []
-    has_tables = recipe_format in TABLE_FORMATS
-    seen: set[tuple[int, int]] = set()
-    for parent, folders, names in os.walk(folder, onerror=_reject_unlisted, followlinks=True):
-        status = os.stat(parent)
-        if (identity := (status.st_dev, status.st_ino)) in seen or _is_build(parent, folders, names):
-            folders.clear()
-            continue
-        seen.add(identity)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name.startswith("."):
-                continue
-            path, is_read = os.path.join(parent, name), has_known_suffix(name, recipe_format)
-            if describes_data(name):
-                descriptions.append((path, is_read))
-                continue
-            has_tables = has_tables or detect_format_by_name(name) in TABLE_FORMATS
-            if is_read:
-                _check_is_file(path)
-            yield path, is_read
-    for path, is_read in descriptions if not has_tables else ():
-        if is_read:
-            _check_is_file(path)
-        yield path, is_read
-
-
-def _is_build(parent: str, folders: list[str], names: list[str]) -> bool:
-    """Return whether `parent`, which contains `folders` and files with `names`, is a build.
-
-    A data set of another program can have a file and a folder with the names of a build's, too.
-    """
-    if MANIFEST not in names or TOKENIZER_DIR not in folders:
-        return False
-    try:
-        manifest = read_small_file(Path(parent, MANIFEST), MAX_FILE_BYTES)
-    except FolioError:  # not a regular file, or too large
-        return False
-    return f'"format": "{FORMAT}"'.encode() in manifest
-
-
-def _check_is_file(path: str) -> None:
-    """Raise FolioError if `path` is not a regular file, such as a link to a file that does not exist."""
-    try:
-        if stat.S_ISREG(os.stat(path).st_mode):
-            return
-        problem = "is not a regular file"
-    except OSError as e:
-        problem = f"cannot be read ({e.strerror})"
-        if isinstance(e, FileNotFoundError) and os.path.islink(path):
-            problem = f"is a link to {shorten(repr(os.readlink(path)))}, which does not exist"
-    raise FolioError(f"{path} {problem}; without it the build would be smaller: repair or remove it")
-
-
-def _reject_unlisted(error: OSError) -> NoReturn:
-    raise FolioError(
-        f"the folder {error.filename} cannot be listed ({error.strerror}); change its permissions, or name other files"
-    ) from error
 
 
 def _explain_missing_inputs(recipe: Recipe, inputs_name: str) -> str:

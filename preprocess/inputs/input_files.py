@@ -1,8 +1,12 @@
-"""The files that a build reads, and the spans that they are divided into."""
+"""The files that a build reads, and the spans that they are divided into.
+
+There may be a million of them, and they are sent to the workers. So they are named tuples, which
+take less memory than other objects, and a tenth of the time to copy and to pickle.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from preprocess.inputs.archives import Member
 from preprocess.inputs.disk_file import DiskFile
@@ -12,21 +16,19 @@ NameMetadata = dict[str, str | int]
 # Large enough that the fixed cost of a task is negligible, small enough that all workers finish at
 # about the same time: 400 MB make 25 tasks.
 PARTITION_BYTES = 16 << 20
-# Opening and reading a small file takes about 0.1 ms, so a task on this many takes as long as one on
+# Reading a small file takes up to 0.1 ms, so a task on this many takes no longer than one on
 # PARTITION_BYTES of text.
 PARTITION_FILES = 2_048
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Where a file was copied from."""
 
     url: str  # without credentials
     version: str  # revision, ETag or similar; "" if the service gave none
 
 
-@dataclass(frozen=True, slots=True)  # slots: there may be a million
-class InputFile:
+class InputFile(NamedTuple):
     """A file, or a file in an archive, that a build reads, as it was when the build was planned."""
 
     disk: DiskFile  # the archive if there is one
@@ -41,8 +43,9 @@ class InputFile:
     member: Member | None = None  # of the archive
     number: int = 0  # its index in the manifest's `sources`
     name: str = ""  # relative path with `/`, as in the manifest and for `name_pattern`
-    metadata: NameMetadata = field(default_factory=dict)
+    metadata: NameMetadata = {}  # noqa: RUF012 (not modified)
     origin: Origin | None = None  # of a remote file
+    content: bytes | None = None  # what a reader gets, if the file is so small that it was kept when it was hashed
 
     @property
     def path(self) -> str:
@@ -77,8 +80,7 @@ class InputFile:
         return {} if self.origin is None else {"url": self.origin.url, "version": self.origin.version}
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """A range of one input file: bytes of text and JSON lines, row groups of Parquet."""
 
     file_number: int  # InputFile.number

@@ -53,6 +53,10 @@ def read_blocks(input_file: InputFile, start: int, stop: int | None) -> Iterator
     None. Raises FolioError if the file has changed since the build was planned or cannot be
     decompressed.
     """
+    if input_file.content is not None:
+        if block := input_file.content[start:stop]:
+            yield block
+        return
     with open_stream(input_file) as stream:
         if start:
             stream.seek(start)  # type: ignore[attr-defined]

@@ -77,7 +77,7 @@ def read_vocabulary_file() -> bytes:
 
 
 @functools.cache
-def _load_vocabulary() -> dict[str, Any]:
+def load_vocabulary() -> dict[str, Any]:
     """Return synthetic.toml with entries split at " | " and with the authors' names composed."""
     raw = tomllib.loads(read_vocabulary_file().decode("utf-8"))
     words: dict[str, Any] = {key: [entry.split(" | ") for entry in raw[key]] for key in LISTS}
@@ -93,7 +93,7 @@ def _load_vocabulary() -> dict[str, Any]:
 
 def _make_pair(pair_number: int, numbers: list[int]) -> Pair:
     """Return the pair that the 16 random `numbers` select. The metadata of pair 0 is fixed."""
-    words = _load_vocabulary()
+    words = load_vocabulary()
     author_random, home_random, city_random, year_random, area_random, template_random, *part_randoms = numbers
     agent_random, verb_random, object_random, time_random, state_random, reason_random, event_random, *_ = part_randoms
     author = author_random % len(words["authors"]) if pair_number else 0
@@ -103,7 +103,7 @@ def _make_pair(pair_number: int, numbers: list[int]) -> Pair:
     # An author's areas depend on the author's number only, so they are the same for every seed.
     area = words["areas"][(author + 5 * (area_random % AREAS_PER_AUTHOR)) % len(words["areas"])]
     agent = _pick(area["agents"], agent_random)
-    verb, verb2 = (_inflect(verb, agent[2]) for verb in _pick_two(area["verbs"], verb_random))
+    verb, verb2 = (inflect(verb, agent[2]) for verb in _pick_two(area["verbs"], verb_random))
     object1, object2 = _pick_two(area["objects"], object_random)
     parts = {
         "agent": agent, "verb": verb, "verb2": verb2, "object": object1, "object2": object2,
@@ -113,7 +113,7 @@ def _make_pair(pair_number: int, numbers: list[int]) -> Pair:
     }  # fmt: skip
     template = _pick(words["templates"], template_random)
     en, ru = (
-        _format_sentence(template[side].format_map({key: part[side] for key, part in parts.items()})) for side in (0, 1)
+        format_sentence(template[side].format_map({key: part[side] for key, part in parts.items()})) for side in (0, 1)
     )
     return Pair(pair_number, en, ru, words["authors"][author], city[0], year)
 
@@ -128,10 +128,10 @@ def _pick_two(choices: Any, number: int) -> tuple[Any, Any]:
     return choices[first], _pick(choices, first + 1 + step)
 
 
-def _inflect(verb: list[str], gender: str) -> tuple[str, str]:
+def inflect(verb: list[str], gender: str) -> tuple[str, str]:
     """Return the verb in English and Russian. A feminine agent adds «а» to the Russian verb."""
     return verb[0], verb[1] + ("а" if gender == "f" else "")
 
 
-def _format_sentence(text: str) -> str:
+def format_sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."

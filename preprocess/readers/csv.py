@@ -128,7 +128,8 @@ class _TableParser:
         for number, reason in reasons.items():
             place = f"row {num_before + number + 1}"
             found = RejectReason("wrong_quotes", reason, 1, self._input_file.name, place)
-            self._rejects.add(found, rows[starts[number] : min(ends[number], starts[number] + MAX_SAVED_BYTES)])
+            row = rows[starts[number] : min(ends[number], starts[number] + MAX_SAVED_BYTES)]
+            self._rejects.add(found, row, has_position=True)
 
     def _advise_about_quotes(self, is_escaped: bool) -> str:
         if is_escaped and self._header.dialect.escape is None:

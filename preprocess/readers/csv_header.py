@@ -22,7 +22,7 @@ from preprocess.errors import FolioError, MisuseError, shorten
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.csv_dialect import Dialect, get_dialect
 from preprocess.readers.csv_rows import WINDOW_BYTES, ends_inside_quotes, find_first_row_end
-from preprocess.readers.records import check_columns, find_required_columns
+from preprocess.readers.records import advise_about_encoding, check_columns, find_required_columns
 from preprocess.recipes.schema import Recipe
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -181,6 +181,6 @@ def _explain_header_error(error: Exception, input_file: InputFile) -> str:
     if isinstance(error, UnicodeDecodeError):
         return (
             f"the header of {input_file.path} is not UTF-8: byte 0x{error.object[error.start]:02x} ({error.reason}); "
-            "pass --encoding with the encoding of the file, such as --encoding cp1251"
+            f"{advise_about_encoding(input_file)}"
         )
     return f"{input_file.path} has no CSV header ({error}); its first line must name the columns"

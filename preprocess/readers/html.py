@@ -85,8 +85,10 @@ class PageReader:
             if self._recipe.invalid_utf8 == "error":
                 raise FolioError(self._explain(data, codec, record, invalid))
             reason = f"not {codec or 'UTF-8'} ({invalid[1]})"
-            self._rejects.add(RejectReason("invalid_utf8", reason, 1, self._input_file.name, f"byte {offset}"), data)
-            if self._recipe.invalid_utf8 == "skip":
+            found = RejectReason("invalid_utf8", reason, 1, self._input_file.name, f"byte {offset}")
+            is_replaced = self._recipe.invalid_utf8 == "replace"
+            self._rejects.add(found, data, has_position=is_replaced)
+            if not is_replaced:
                 return None
         text = data if codec is None and invalid is None else transcode(data, codec or "utf-8")
         return text.removeprefix(BYTE_ORDER_MARK)

@@ -91,7 +91,7 @@ class InputChecker:
         files: list[tuple[str, str]] = []
         arrow_bytes = 0
         for file in self._input_files[number:]:
-            if file.format not in EXAMINED or file.path in self._reasons:
+            if file.format not in EXAMINED or file.path in self._reasons or not file.disk.is_copied:
                 continue
             arrow_bytes += file.size_bytes if file.format == "arrow" else 0
             if len(files) == self._num_files or (files and arrow_bytes > self._max_arrow_bytes):

@@ -23,7 +23,7 @@ from preprocess.readers.json_records import RecordParser, Row, replace_lone_surr
 from preprocess.readers.json_values import read_json_values
 from preprocess.readers.long_json import LongStrings
 from preprocess.readers.record_blocks import RecordBlock, cut_blocks
-from preprocess.readers.records import Records, Rejects, find_required_columns, format_utf8_error
+from preprocess.readers.records import CHAT_TEXT, Records, Rejects, find_required_columns, format_utf8_error
 from preprocess.readers.reject_reasons import RejectReason
 from preprocess.readers.utf8 import Buffer, find_invalid_utf8, replace_invalid_utf8
 from preprocess.recipes.schema import Recipe
@@ -96,7 +96,10 @@ class _BlockParser:
     def __init__(self, input_file: InputFile, recipe: Recipe, rejects: Rejects) -> None:
         self._input_file, self._recipe, self._rejects = input_file, recipe, rejects
         self._required = find_required_columns(recipe)
-        self._parse_record = RecordParser(self._required).parse
+        self._parse_record = RecordParser(recipe).parse
+        # The kinds of the values that the parser returns for a document, by column.
+        others = {name: kind for name, kind in self._required.columns.items() if kind != "chat"}
+        self._columns = {CHAT_TEXT: "text"} | others if self._required.chat else others
 
     def parse(self, block: RecordBlock) -> Iterator[Records]:
         """Yield the records of `block`, at most MAX_RECORDS at a time."""
@@ -124,7 +127,7 @@ class _BlockParser:
     def _make_records(self, rows: list[Row], offsets: list[int], strings: LongStrings | None = None) -> Records:
         make_array = pa.array if strings is None else strings.make_array
         arrays = []
-        for kinds, of_kind in ((self._required.columns, 0), (self._required.where, 1)):
+        for kinds, of_kind in ((self._columns, 0), (self._required.where, 1)):
             columns = zip(*(row[of_kind] for row in rows), strict=True) if kinds else ()
             arrays.append(
                 {n: make_array(column, TYPES[kind]) for (n, kind), column in zip(kinds.items(), columns, strict=True)}
@@ -146,6 +149,10 @@ class _BlockParser:
 
     def _parse_long_record(self, data: memoryview, offset: int) -> Iterator[Records]:
         """Yield the only record of a long one, unless it is rejected or skipped."""
+        if self._required.chat:
+            reason = f"a record with a chat has more than {LONG_LINE_BYTES:,} bytes"
+            self._rejects.reject(self._input_file.name, f"byte {offset}", reason, data)
+            return
         if offset == 0 and data[: len(BYTE_ORDER_MARK)] == BYTE_ORDER_MARK:
             data = data[len(BYTE_ORDER_MARK) :]
         repaired = self._repair(data, offset, is_escape_checked=False)
@@ -190,8 +197,10 @@ class _BlockParser:
         if self._recipe.invalid_utf8 == "error":
             raise FolioError(self._format_error(data, offset, invalid))
         reason = f"not UTF-8 ({invalid[1]})"
-        self._rejects.add(RejectReason("invalid_utf8", reason, 1, self._input_file.name, f"byte {offset}"), data)
-        return repaired if self._recipe.invalid_utf8 == "replace" else None
+        found = RejectReason("invalid_utf8", reason, 1, self._input_file.name, f"byte {offset}")
+        is_replaced = self._recipe.invalid_utf8 == "replace"
+        self._rejects.add(found, data, has_position=is_replaced)
+        return repaired if is_replaced else None
 
     def _format_error(self, data: Buffer, offset: int, invalid: tuple[int, str]) -> str:
         index, reason = invalid

@@ -4,8 +4,8 @@ The problem: a record of JSON may leave out keys, so a column may appear only la
 in some files. But a misspelled name must be reported before hours of work.
 
 The idea: the first megabyte of a file nearly always has all columns. For a column that it does not
-have, the files are searched until a record has it. Only if there is none in any file is the name
-wrong.
+have, the files are searched until a record has it. Only if no file has it is the name wrong. Remote
+files that a stream has not copied yet are not searched.
 
 The cost: one pass over the files, at 1 GB/s, if a name is wrong, and a part of it if a column
 appears late.
@@ -27,9 +27,9 @@ from preprocess.readers.json_records import parse_object
 from preprocess.readers.json_values import ValueCutter
 from preprocess.readers.long_json import LongStrings
 from preprocess.readers.record_blocks import RecordBlock
-from preprocess.readers.records import Rejects, check_columns, find_required_columns, find_text_columns
+from preprocess.readers.records import Rejects, check_columns, find_required_columns, find_text_columns, raise_list
 from preprocess.readers.utf8 import Buffer, find_invalid_utf8, replace_invalid_utf8
-from preprocess.recipes.nested import has_nested, split_path
+from preprocess.recipes.nested import get_nested, has_nested, split_path
 from preprocess.recipes.schema import Recipe
 
 
@@ -46,8 +46,8 @@ class JsonColumnChecker:
         """Check the recipe's columns against a file.
 
         Raises MisuseError if no record of the file has a column of the text, if no record of any file
-        has another column that the recipe needs, or if the condition compares a column with values of
-        several types.
+        that is on the disk has another column that the recipe needs, or if the condition compares a
+        column with values of several types.
         """
         required, text_columns = self._required, self._text_columns
         if mixed := [name for name, kind in required.where.items() if kind == "mixed"]:
@@ -68,8 +68,12 @@ class JsonColumnChecker:
         self._missing &= missing
         if has_records:
             self._search_others(input_file, self._missing - text_columns)
+            if any(not file.disk.is_copied for file in self._input_files[: input_file.number]):
+                self._missing &= text_columns  # the stream began with another file, in which they were found
         if has_records and (absent := self._missing | (missing & text_columns)):
-            records = _iter_head(input_file, head, self._recipe)
+            records = [*_iter_head(input_file, head, self._recipe)]
+            _reject_lists(input_file, records, absent)
+            _reject_table(input_file, records[0])
             names = dict.fromkeys(name for record in records for name in _list_columns(record) if name not in absent)
             found = [name for name in required.names if name not in absent]
             check_columns(input_file, required, list(dict.fromkeys([*names, *found])))
@@ -78,7 +82,7 @@ class JsonColumnChecker:
         """Search the files for the columns `names`, those after `first` before those before it."""
         others = [*self._input_files[first.number + 1 :], *self._input_files[: first.number]] if names else []
         for input_file in others:
-            if input_file.format == "jsonl" and names:
+            if input_file.format == "jsonl" and names and input_file.disk.is_copied:
                 found = _find_columns(input_file, names, self._recipe)
                 self._missing -= found
                 names = names - found
@@ -100,6 +104,30 @@ def _cut_head(cutter: ValueCutter, head: bytes) -> Iterator[RecordBlock]:
     yield from cutter.add(head)
     if len(head) < HEAD_BYTES:
         yield from cutter.finish()
+
+
+def _reject_lists(input_file: InputFile, records: list[dict[str, Any]], names: set[str]) -> None:
+    """Raise MisuseError if one of the columns `names` would be in the elements of a list."""
+    for name in sorted(names):
+        keys = split_path(name)
+        parents = [".".join(keys[:number]) for number in range(1, len(keys))]
+        found = (parent for parent in parents for record in records if isinstance(get_nested(record, parent), list))
+        if parent := next(found, None):
+            raise_list(input_file, parent, name)
+
+
+def _reject_table(input_file: InputFile, record: dict[str, Any]) -> None:
+    """Raise MisuseError if a record without the text is a whole table, as pandas can write it."""
+    orient = ""
+    if {"columns", "data"} <= record.keys() <= {"columns", "data", "index"}:
+        orient = "split"
+    elif record and all(key == str(number) for number, key in enumerate(record)):
+        orient = "index"
+    if orient:
+        raise MisuseError(
+            f"{input_file.path} has a whole table in one object, as pandas writes it with to_json(orient='{orient}'); "
+            "write it with to_json(orient='records', lines=True)"
+        )
 
 
 def _list_columns(record: dict[str, Any]) -> list[str]:

@@ -16,9 +16,12 @@ from typing import Any
 
 import orjson
 
-from preprocess.readers.records import RequiredColumns
+from preprocess.chats.messages import ChatError
+from preprocess.readers.chat_columns import make_chat_text
+from preprocess.readers.records import RequiredColumns, find_required_columns
 from preprocess.readers.utf8 import Buffer
 from preprocess.recipes.nested import get_nested
+from preprocess.recipes.schema import Recipe
 
 Row = tuple[list[Any], list[Any]]  # the values for the document, and those for the condition
 MAX_INT_DIGITS = 18  # which fit into 64 bits
@@ -34,14 +37,20 @@ ESCAPES = re.compile(
 class RecordParser:
     """A parser of records, which returns the values of the required columns."""
 
-    def __init__(self, required: RequiredColumns) -> None:
-        self._required = required
-        self._columns, self._where = tuple(required.columns), tuple(required.where.items())
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe, self._required = recipe, (required := find_required_columns(recipe))
+        self._chat = required.chat
+        self._columns = tuple(name for name in required.columns if name not in self._chat)
+        self._where = tuple(required.where.items())
         # Most names have no dots, and `dict.get` is faster.
         self._get: Any = get_nested if any("." in name for name in required.names) else dict.get
 
     def parse(self, data: Buffer) -> Row | str:
-        """Return the values for the document and for the condition, or the reason why the record is rejected."""
+        """Return the values for the document and for the condition, or the reason why the record is rejected.
+
+        If there are chat columns, the first value is the marked text of the chat, and the others are
+        those of the other columns.
+        """
         try:
             record = orjson.loads(data)
         except orjson.JSONDecodeError as e:
@@ -56,10 +65,13 @@ class RecordParser:
                 value if isinstance(value := get(record, name), str) else _to_text(value, name, required)
                 for name in self._columns
             ]
+            if self._chat:
+                chat = [get(record, name) for name in self._chat]
+                values.insert(0, make_chat_text(self._recipe, self._chat, chat))
             if not self._where:
                 return values, []
             return values, [_to_kind(get(record, name), name, kind) for name, kind in self._where]
-        except TypeError as e:
+        except (TypeError, ChatError) as e:
             return str(e)
 
 
@@ -128,6 +140,8 @@ def _to_text(value: Any, name: str, required: RequiredColumns) -> str | None:
 
 def _explain_value(value: Any, name: str) -> str:
     """Return the type of a value that is not text, and what to do."""
+    if isinstance(value, list) and value and isinstance(value[0], dict) and {"role", "from"} & value[0].keys():
+        return f"array of messages; pass --chat-columns {name} to read chats"
     if isinstance(value, list):
         of = f" of {get_json_type(value[0])}s" if value else ""
         return f"array{of}; join its elements to one text before"

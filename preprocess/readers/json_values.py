@@ -20,7 +20,7 @@ from preprocess.inputs.input_files import InputFile
 from preprocess.readers.json_finders import ElementFinder, ValueFinder
 from preprocess.readers.json_layout import Layout
 from preprocess.readers.json_structure import StructureScanner
-from preprocess.readers.record_blocks import RecordBlock, reject_oversized
+from preprocess.readers.record_blocks import IS_JSON, RecordBlock, reject_oversized
 from preprocess.readers.records import Rejects
 from preprocess.recipes.schema import Recipe
 
@@ -113,7 +113,7 @@ class ValueCutter:
 
     def _reject_oversized(self, start: int) -> None:
         record = f"{self._input_file.path}: the record at byte {self._offset + start:,}"
-        reject_oversized(record, self._recipe, self._rejects, can_be_cut=False)
+        reject_oversized(record, self._recipe, self._rejects, IS_JSON)
 
     def _take(self, spans: list[tuple[int, int]]) -> Iterator[RecordBlock]:
         """Remove what is not needed any more from the buffer, and yield it if it has records."""

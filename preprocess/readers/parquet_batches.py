@@ -116,6 +116,8 @@ def _plan_batches(opened: OpenFile, group: int) -> tuple[int, list[str]]:
             elif num_in_dictionary:
                 measured = _measure_dictionary_rows(opened, group, chunk, num_in_dictionary)
                 bounds = RowSizes.concatenate([*measured, bounds.after(num_in_dictionary)])
+        elif chunk.is_repeated and _has_small_dictionary(chunk, pages):
+            bounds = compute_row_sizes(chunk, pages, num_rows, _find_longest_in_dictionary(opened, group, chunk))
         sizes.append(bounds)
     num_rows = max(min(num_rows, DECODED_BYTES // ROW_BYTES), 1)
     while num_rows > 1 and sum(s.max_bytes_of_rows(num_rows) for s in sizes) + ROW_BYTES * num_rows > DECODED_BYTES:
@@ -124,10 +126,29 @@ def _plan_batches(opened: OpenFile, group: int) -> tuple[int, list[str]]:
 
 
 def _can_read_dictionary(opened: OpenFile, chunk: Chunk, pages: list[Page]) -> bool:
-    dictionary = find_dictionary(pages)
     is_top_level = chunk.name in opened.parquet.schema_arrow.names
-    is_plain_column = chunk.physical_type == "BYTE_ARRAY" and is_top_level and not chunk.is_repeated
-    return is_plain_column and dictionary is not None and dictionary.uncompressed_bytes <= MAX_DICTIONARY_BYTES
+    return is_top_level and not chunk.is_repeated and _has_small_dictionary(chunk, pages)
+
+
+def _has_small_dictionary(chunk: Chunk, pages: list[Page]) -> bool:
+    dictionary = find_dictionary(pages)
+    is_small = dictionary is not None and dictionary.uncompressed_bytes <= MAX_DICTIONARY_BYTES
+    return chunk.physical_type == "BYTE_ARRAY" and is_small
+
+
+def _find_longest_in_dictionary(opened: OpenFile, group: int, chunk: Chunk) -> int | None:
+    """Return the size of the longest value in the dictionary of a column of lists, None if it is not found.
+
+    The first row has the whole dictionary, unless its list is empty.
+    """
+    parquet = open_file(opened.input_file.path, metadata=opened.parquet.metadata, read_dictionary=[chunk.name])
+    batches = parquet.iter_batches(1, row_groups=[group], columns=[chunk.name], use_threads=False)
+    column = next(batches).column(0)
+    while pa.types.is_struct(column.type) or pa.types.is_list(column.type):
+        column = column.field(0) if pa.types.is_struct(column.type) else column.values
+    if not pa.types.is_dictionary(column.type) or not len(column.dictionary):
+        return None
+    return int(measure_values(column.dictionary).max())
 
 
 def _measure_dictionary_rows(opened: OpenFile, group: int, chunk: Chunk, num_rows: int) -> list[RowSizes]:

@@ -118,10 +118,13 @@ def read_page_headers(file: BinaryIO, chunk: Chunk, num_file_bytes: int) -> Iter
         raise PageError(f"the pages of column {chunk.name!r} have more values than the column")
 
 
-def compute_row_sizes(chunk: Chunk, pages: list[Page], num_rows: int) -> RowSizes:
+def compute_row_sizes(
+    chunk: Chunk, pages: list[Page], num_rows: int, longest_in_dictionary: int | None = None
+) -> RowSizes:
     """Return upper bounds for the sizes of the rows, with one block per data page.
 
-    The rows of a column of lists are assumed to have equally many values each.
+    The rows of a column of lists are assumed to have equally many values each. `longest_in_dictionary`:
+    the size of the longest value in the dictionary, if it is known; otherwise one value may be all of it.
     """
     data_pages = [page for page in pages if page.type in (DATA_PAGE, DATA_PAGE_V2) and page.num_values]
     counts = np.array([page.num_values for page in data_pages], np.int64)
@@ -133,6 +136,8 @@ def compute_row_sizes(chunk: Chunk, pages: list[Page], num_rows: int) -> RowSize
     row_bytes[is_large] = np.minimum(sizes, MAX_SKEW * sizes / np.maximum(counts, 1))[is_large]
     dictionary = find_dictionary(pages)
     dictionary_bytes = dictionary.uncompressed_bytes if dictionary is not None else 0
+    if longest_in_dictionary is not None:
+        dictionary_bytes = longest_in_dictionary
     for i, page in enumerate(data_pages):
         if page.encoding in DICTIONARY_ENCODINGS:
             row_bytes[i] = dictionary_bytes

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from preprocess.inputs import input_files as inputs
 from preprocess.inputs.input_files import InputFile, Span
@@ -37,8 +37,7 @@ from preprocess.readers.record_blocks import (
 from preprocess.recipes.schema import Recipe
 
 
-@dataclass(frozen=True)
-class Partition:
+class Partition(NamedTuple):
     """The spans that one task reads."""
 
     number: int

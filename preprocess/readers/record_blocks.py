@@ -94,12 +94,9 @@ def get_boundaries(input_file: InputFile, recipe: Recipe) -> Boundaries:
     """Return the boundaries between the records of a text or JSONL file."""
     if input_file.format == "jsonl":
         return LINE_BOUNDARIES
-    by_document = {
-        "line": LINE_BOUNDARIES,
-        "paragraph": PARAGRAPH_BOUNDARIES,
-        "separator": Boundaries((recipe.separator.encode(),), overlaps_itself(recipe.separator)),
-    }
-    return by_document.get(recipe.document, NO_BOUNDARIES)
+    if recipe.document == "separator":
+        return Boundaries((recipe.separator.encode(),), overlaps_itself(recipe.separator))
+    return {"line": LINE_BOUNDARIES, "paragraph": PARAGRAPH_BOUNDARIES}.get(recipe.document, NO_BOUNDARIES)
 
 
 def overlaps_itself(separator: str) -> bool:
@@ -229,7 +226,7 @@ class _RecordCutter:
             yield part
         else:
             record = f"{self._input_file.path}: the record at byte {self._offset:,}"
-            reject_oversized(record, self._recipe, self._rejects, can_be_cut=self._can_cut)
+            reject_oversized(record, self._recipe, self._rejects, NO_SPACE if self._can_cut else IS_JSON)
             self._part, self._is_skipping = 0, True
 
     def _end_long_record(self) -> Iterator[RecordBlock]:
@@ -262,34 +259,46 @@ class _RecordCutter:
         return block
 
 
+def is_grouped_by_position(recipe: Recipe) -> bool:
+    """Return whether the records at the same position of several files must be in one split."""
+    is_random = recipe.split in ("exact", "threshold")
+    return recipe.group_by == "position" and is_random and recipe.document != "passage"  # passages are numbered later
+
+
 def check_can_be_cut(record: str, recipe: Recipe) -> None:
     """Raise FolioError for a long record if the documents are grouped by their positions.
 
     Cutting it would give the documents after it the positions of other documents.
     """
-    is_grouped = recipe.group_by == "position" and recipe.split in ("exact", "threshold")
-    if is_grouped and recipe.document != "passage":  # the positions are those of the passages
+    if is_grouped_by_position(recipe):
         raise FolioError(
             f"{record} is longer than max_document_bytes ({recipe.max_document_bytes:,}), and cutting it would shift "
             "the positions by which documents are grouped; shorten it, or raise max_document_bytes in a recipe file"
         )
 
 
-def reject_oversized(record: str, recipe: Recipe, rejects: Rejects, *, can_be_cut: bool) -> None:
+# Why a record that is too long cannot be cut. `limit` is the setting with its value.
+NO_SPACE = "is longer than {limit} and has no white space to cut it at"
+IS_JSON = "is longer than twice {limit}, and a record of JSON cannot be cut"
+IS_CHAT = "is longer than {limit}, and a chat cannot be cut"
+
+
+def reject_oversized(
+    record: str, recipe: Recipe, rejects: Rejects, problem: str, *, has_position: bool = False
+) -> None:
     """Raise FolioError for a record that is too long and cannot be cut, or count it as left out.
 
-    `recipe.oversized` decides which. `record` names the file and the record in the message.
+    `recipe.oversized` decides which. `record` names the file and the record in the message. `problem`:
+    one of the constants above. `has_position` is as in `Rejects.add`.
     """
     if recipe.oversized == "error":
         limit = f"max_document_bytes ({recipe.max_document_bytes:,})"
-        problem = (
-            f"is longer than {limit} and has no white space to cut it at"
-            if can_be_cut
-            else f"is longer than twice {limit}, and a record of JSON cannot be cut"
+        raise FolioError(
+            f"{record} {problem.format(limit=limit)}; shorten it, or pass --oversized skip to leave it out"
         )
-        raise FolioError(f"{record} {problem}; shorten it, or pass --oversized skip to leave it out")
     path, _, place = record.rpartition(": ")
-    rejects.add(RejectReason("oversized", "longer than max_document_bytes, and cannot be cut", 1, path, place))
+    found = RejectReason("oversized", "longer than max_document_bytes, and cannot be cut", 1, path, place)
+    rejects.add(found, has_position=has_position)
 
 
 def find_cut(data: bytes | bytearray | memoryview, max_bytes: int, start: int = 0) -> int:

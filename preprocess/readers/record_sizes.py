@@ -24,7 +24,7 @@ from preprocess.errors import FolioError
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.records import Records, Rejects
 from preprocess.readers.reject_reasons import RejectReason
-from preprocess.recipes.columns import is_text_or_bytes
+from preprocess.recipes.columns import decode_dictionary, is_text_or_bytes
 from preprocess.recipes.schema import Recipe
 from preprocess.recipes.templates import parse_template
 
@@ -123,15 +123,11 @@ def _filter(records: Records, keep: np.ndarray) -> Records:
 
 
 def _slice_and_decode(records: Records, start: int, stop: int, first: int) -> Records:
-    columns = {name: _decode(column.slice(start, stop - start)) for name, column in records.columns.items()}
-    where = {name: _decode(column.slice(start, stop - start)) for name, column in records.where.items()}
+    columns = {name: decode_dictionary(column.slice(start, stop - start)) for name, column in records.columns.items()}
+    where = {name: decode_dictionary(column.slice(start, stop - start)) for name, column in records.where.items()}
     return Records(columns, first, where, **_take_numbers(records, slice(start, stop)))
 
 
 def _take_numbers(records: Records, rows: np.ndarray | slice) -> dict[str, Any]:
-    arrays = {"offsets": records.offsets, "row_numbers": records.row_numbers}
+    arrays = {name: getattr(records, name) for name in ("offsets", "row_numbers", "files", "positions")}
     return {name: None if array is None else array[rows] for name, array in arrays.items()}
-
-
-def _decode(column: pa.Array) -> pa.Array:
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column

@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
 
+from preprocess.chats.messages import find_chat_columns
 from preprocess.errors import MisuseError, shorten
 from preprocess.inputs.input_files import InputFile
 from preprocess.inputs.open_input import open_stream
@@ -28,13 +30,15 @@ FLUSH_BYTES = 4 << 20  # of rejected records that are kept in memory
 MAX_SAVED_BYTES = 1 << 20  # of one rejected record
 MAX_SAVED_RECORDS = 10_000  # of a partition and a kind, except malformed ones, which are lost otherwise
 HEAD_BYTES = 1 << 16  # from which the encoding of a file is guessed
+CHAT_TEXT = "\0chat"  # the column of `Records` with the marked text of a chat; no column of a file has this name
 
 
 @dataclass(frozen=True)
 class RequiredColumns:
     """The columns that a recipe needs, by name, with the kind of their values.
 
-    A kind is "text", "number", "boolean", "null" or "mixed", as in preprocess.recipes.columns.
+    A kind is "text", "number", "boolean", "null" or "mixed", as in preprocess.recipes.columns, or
+    "chat" for a column from which a chat is made.
     """
 
     columns: dict[str, str]  # for the text and the metadata of a document
@@ -45,21 +49,46 @@ class RequiredColumns:
     def names(self) -> list[str]:
         return list(dict.fromkeys([*self.columns, *self.where]))
 
+    @property
+    def chat(self) -> tuple[str, ...]:
+        """The columns from which a chat is made."""
+        return tuple(name for name, kind in self.columns.items() if kind == "chat")
 
-@functools.lru_cache(maxsize=4)
+
 def find_required_columns(recipe: Recipe) -> RequiredColumns:
     """Return the columns that `recipe` needs from a table."""
     metadata = [getattr(recipe, setting) for setting in COLUMN_SETTINGS if setting != "text_column"]
-    texts = find_text_columns(recipe)
-    where = parse_condition(recipe.where).kinds if recipe.where is not None else {}
-    text_only = recipe.text_column if recipe.template is None else None
-    return RequiredColumns({name: "text" for name in (*texts, *metadata) if name is not None}, where, text_only)
+    chat = recipe.list_chat_columns()
+    texts = () if chat else find_text_columns(recipe)
+    text_only = recipe.text_column if recipe.template is None and not chat else None
+    return _make_required_columns(chat, (*texts, *metadata), recipe.where, text_only)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4)  # of these settings: hashing a whole recipe takes longer than reading a small file
+def _make_required_columns(
+    chat: tuple[str, ...], names: tuple[str | None, ...], where: str | None, text_only: str | None
+) -> RequiredColumns:
+    kinds = parse_condition(where).kinds if where is not None else {}
+    columns = dict.fromkeys(chat, "chat") | {name: "text" for name in names if name is not None}
+    return RequiredColumns(columns, kinds, text_only)
+
+
 def find_text_columns(recipe: Recipe) -> tuple[str, ...]:
-    """Return the columns from which the text of a document is made."""
+    """Return the columns from which the text of a document is made, and which every file must have.
+
+    The second of three chat columns is optional.
+    """
+    if chat := recipe.list_chat_columns():
+        return (chat[0], chat[-1]) if len(chat) > 1 else chat
     return parse_template(recipe.template).columns if recipe.template is not None else (recipe.text_column,)
+
+
+class MissingColumnError(MisuseError):
+    """A table lacks the required column `column`; it has the columns `names`."""
+
+    def __init__(self, message: str, *, column: str, names: list[str]) -> None:
+        super().__init__(message)
+        self.column, self.names = column, names
 
 
 def check_columns(input_file: InputFile, required: RequiredColumns, names: list[str]) -> None:
@@ -68,10 +97,25 @@ def check_columns(input_file: InputFile, required: RequiredColumns, names: list[
         if name not in names:
             shown = ", ".join(map(shorten, names[:20])) + (" …" if len(names) > 20 else "")
             flags = "--text-column, --template, --author-column or similar" if name in required.columns else "--where"
-            raise MisuseError(
+            if name in required.chat:
+                flags = "--chat-columns"
+            elif chat := find_chat_columns(names):
+                flags += f", or pass --chat-columns {','.join(chat)} to read chats"
+            raise MissingColumnError(
                 f"{input_file.path} has no column {shorten(name)!r}, it has {shown or 'no columns'}; choose another "
-                f"with {flags}"
+                f"with {flags}",
+                column=name,
+                names=names,
             )
+
+
+def raise_list(input_file: InputFile, column: str, name: str) -> NoReturn:
+    """Raise MisuseError for a column of lists that the required column `name` is or leads into."""
+    value = "its values are" if name == column else f"{shorten(name)!r} is"
+    raise MisuseError(
+        f"the column {shorten(column)!r} of {input_file.path} has a list in each row, so {value} not one text; make a "
+        "row of each element (explode in pandas and polars, unnest in DuckDB), or join the texts of each list"
+    )
 
 
 def format_utf8_error(input_file: InputFile, location: str, byte: int, reason: str) -> str:
@@ -81,12 +125,16 @@ def format_utf8_error(input_file: InputFile, location: str, byte: int, reason: s
             f"{input_file.path} is not valid {input_file.encoding.upper()} {location}; choose another with --encoding, "
             "or pass --invalid-utf8 replace or skip"
         )
-    with open_stream(input_file) as stream:
-        suggestion = suggest_encoding(stream.read(HEAD_BYTES))
     return (
-        f"{input_file.path} is not UTF-8: byte 0x{byte:02x} {location} ({reason}); pass the encoding of the file, "
-        f"{suggestion}, or pass --invalid-utf8 replace or skip"
+        f"{input_file.path} is not UTF-8: byte 0x{byte:02x} {location} ({reason}); "
+        f"{advise_about_encoding(input_file)}, or pass --invalid-utf8 replace or skip"
     )
+
+
+def advise_about_encoding(input_file: InputFile) -> str:
+    """Return what to do about a file that is not UTF-8, with its encoding if its first bytes show it."""
+    with open_stream(input_file) as stream:
+        return f"pass the encoding of the file, {suggest_encoding(stream.read(HEAD_BYTES))}"
 
 
 @dataclass
@@ -100,11 +148,22 @@ class Records:
         None  # (R,) int64, byte offset of each record in the file; not for CSV, Parquet and Arrow
     )
     row_numbers: np.ndarray | None = None  # (R,) int64, of each record in the file, for messages; only tables
+    errors: dict[int, str] = field(default_factory=dict)  # why records are rejected, by index
     part: int = 0  # 0: whole records; n: the n-th part of one record that is too long, from 1
+    # Only if the records of several files were joined: (R,) int64 each, the index of each record's file in the list of
+    # these files, and its own index in the file. `first` is 0.
+    files: np.ndarray | None = None
+    positions: np.ndarray | None = None
 
     @property
     def num_records(self) -> int:
         return len(next(iter(self.columns.values())))
+
+    def count_by_file(self, num_files: int) -> list[int]:
+        """Return the number of records of each of the files whose records were joined."""
+        assert self.files is not None
+        counts: list[int] = np.bincount(self.files, minlength=num_files).tolist()
+        return counts
 
     def describe_place(self, index: int) -> str:
         """Return where record `index` is in its file, for lists of rejects: "byte 1200" or "row 7"."""
@@ -135,6 +194,7 @@ class Rejects:
         self.num_positions = 0  # documents of the current span so far, including those that are dropped
         self.finished_spans: list[tuple[int, int]] = []  # of each span: input file number, num_positions
         self.reasons = ReasonCounts()
+        self.first_unnumbered: RejectReason | None = None  # the first record that is left out without a position
         self._path = path
         self._num_saved: Counter[str] = Counter()  # by kind
         self._lines: list[str] = []
@@ -152,9 +212,15 @@ class Rejects:
         """
         self.add(RejectReason("malformed", reason, 1, name, location), record)
 
-    def add(self, found: RejectReason, record: Buffer = b"") -> None:
-        """Count records that are dropped or changed, and save the place of the first, with its text."""
+    def add(self, found: RejectReason, record: Buffer = b"", *, has_position: bool = False) -> None:
+        """Count records that are dropped or changed, and save the place of the first, with its text.
+
+        `has_position`: the records are numbered like the others. Otherwise the next record gets the
+        position that the first of them would have.
+        """
         self.count(found)
+        if not has_position and self.first_unnumbered is None:
+            self.first_unnumbered = found
         num_saved = self._num_saved[found.kind]
         if num_saved < MAX_SAVED_RECORDS or found.kind == "malformed":
             self._num_saved[found.kind] += 1
@@ -183,6 +249,7 @@ class Rejects:
     def merge(self, other: Rejects) -> None:
         """Add the counts and reasons of `other`, whose records come after all others."""
         self.counts.update(other.counts)
+        self.first_unnumbered = self.first_unnumbered or other.first_unnumbered
         for reason in other.reasons.as_list():
             self.reasons.add(reason)
 

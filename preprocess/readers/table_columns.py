@@ -8,7 +8,8 @@ import pyarrow.compute as pc
 
 from preprocess.errors import MisuseError, shorten
 from preprocess.inputs.input_files import InputFile
-from preprocess.readers.records import check_columns, find_required_columns
+from preprocess.readers.chat_columns import check_chat_types
+from preprocess.readers.records import check_columns, find_required_columns, raise_list
 from preprocess.recipes.columns import get_kind, is_text_or_bytes
 from preprocess.recipes.nested import split_path
 from preprocess.recipes.schema import Recipe
@@ -23,12 +24,19 @@ def check_schema(input_file: InputFile, schema: pa.Schema, recipe: Recipe) -> No
     Other columns may occur twice.
     """
     required = find_required_columns(recipe)
+    for name in required.names:
+        if name not in schema.names and (parent := _find_list(schema, name)):
+            raise_list(input_file, parent, name)
     check_columns(input_file, required, [*schema.names, *(n for n in required.names if _find_nested(schema, n))])
     for name in required.names:
         if {schema.names.count(name), schema.names.count(split_path(name)[0])} - {0, 1}:
             raise MisuseError(f"{input_file.path} has two columns of the same name, {shorten(name)!r}; rename one")
-    for name in required.columns:
-        type_ = schema.field(name).type if name in schema.names else _find_nested(schema, name)
+    types = {
+        name: schema.field(name).type if name in schema.names else _find_nested(schema, name)
+        for name in required.columns
+    }
+    check_chat_types(input_file, {name: types.pop(name) for name in required.chat})
+    for name, type_ in types.items():
         _check_type(input_file, name, type_, text_only=name == required.text_only)
 
 
@@ -45,6 +53,25 @@ def _find_nested(schema: pa.Schema, name: str) -> pa.DataType | None:
     return type_
 
 
+def _find_list(schema: pa.Schema, name: str) -> str:
+    """Return the name of the column or nested value with a list that the column `name` leads into, or ""."""
+    first, *rest = split_path(name)
+    type_ = schema.field(first).type if schema.names.count(first) == 1 else pa.null()
+    for number, key in enumerate(rest, 1):
+        if is_list(type_):
+            return ".".join([first, *rest][:number])
+        index = type_.get_field_index(key) if pa.types.is_struct(type_) else -1
+        type_ = type_.field(index).type if index >= 0 else pa.null()
+    return ""
+
+
+def is_list(type_: pa.DataType) -> bool:
+    """Return whether the values of a type are lists."""
+    types = pa.types
+    is_view = types.is_list_view(type_) or types.is_large_list_view(type_)
+    return is_view or types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_)
+
+
 def take_column(batch: pa.RecordBatch, name: str) -> pa.Array:
     """Return a column of a batch, or a value in a struct, which is null if the struct is."""
     if name in batch.schema.names:
@@ -57,6 +84,8 @@ def _check_type(input_file: InputFile, name: str, type_: pa.DataType, *, text_on
     value = type_.value_type if pa.types.is_dictionary(type_) else type_
     is_formattable = get_kind(value) in ("number", "boolean", "date")
     if not is_text_or_bytes(value) and value not in VIEW_TYPES and (text_only or not is_formattable):
+        if is_list(value):
+            raise_list(input_file, name, name)
         advice = f"pass --template '{{{shorten(name)}}}' to write its values as text, or " if is_formattable else ""
         raise MisuseError(
             f"column {name!r} of {input_file.path} has type {type_}, expected text; {advice}"
@@ -67,8 +96,13 @@ def _check_type(input_file: InputFile, name: str, type_: pa.DataType, *, text_on
 def convert_views(column: pa.Array) -> pa.Array:
     """Return a column of string views or binary views as one of bytes; other columns as they are.
 
-    The values are copied, except a long one that is alone in the column.
+    The column, which must have been validated, may be dictionary-encoded. The values are copied, except
+    a long one that is alone in the column.
     """
+    if pa.types.is_dictionary(column.type):
+        if column.type.value_type not in VIEW_TYPES:
+            return column
+        return pa.DictionaryArray.from_arrays(column.indices, convert_views(column.dictionary))
     if column.type not in VIEW_TYPES:
         return column
     if len(column) == 1 and column.null_count == 0:

@@ -54,6 +54,8 @@ def load_recipe(corpus: Recipe | str | None, **overrides: Any) -> Recipe:
 
 
 def _load(corpus: str) -> Recipe:
+    if is_url(corpus):
+        raise MisuseError(f"--corpus {shorten(corpus)} is a URL; pass it with --input, or name a recipe")
     if corpus.endswith(".toml") or "/" in corpus or "\\" in corpus:
         return _read_file(Path(corpus))
     names = list_builtin_corpora()

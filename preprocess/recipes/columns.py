@@ -97,9 +97,17 @@ def cast_to_text(column: pa.Array) -> pa.LargeStringArray:
     return column.cast(pa.large_string())
 
 
+def decode_dictionary(column: pa.Array) -> pa.Array:
+    """Return a column without dictionary encoding."""
+    if not pa.types.is_dictionary(column.type):
+        return column
+    if column.type.value_type == pa.string_view():  # which Arrow cannot look up
+        column = pa.DictionaryArray.from_arrays(column.indices, column.dictionary.cast(pa.large_string()))
+    return column.dictionary_decode()
+
+
 def _decode(column: pa.Array) -> pa.Array:
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+    column = decode_dictionary(column)
     # Arrow cannot compare string views before version 20.
     return column.cast(pa.large_string()) if column.type == pa.string_view() else column
 

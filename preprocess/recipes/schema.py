@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from preprocess.chats.templates import TEMPLATES
 from preprocess.errors import MisuseError
 from preprocess.recipes.row_filter import parse_condition
 from preprocess.recipes.setting_types import format_type, format_value, matches_type
@@ -54,11 +55,11 @@ COLUMN_SETTINGS = (
 CSV_SETTINGS = ("delimiter", "escape", "quotes")
 JSON_SETTINGS = ("json_field",)
 # Settings whose defaults are not stored, so that the build_id is that of Folio before it had these settings.
-LATER_SETTINGS = (*CSV_SETTINGS, *JSON_SETTINGS, "encoding")
+LATER_SETTINGS = (*CSV_SETTINGS, *JSON_SETTINGS, "encoding", "chat_columns", "chat_template")
 # Settings that apply to some formats only.
 FORMAT_SETTINGS = (
     *COLUMN_SETTINGS,
-    *("template", "where", "document", "separator", "passage_characters"),
+    *("template", "where", "chat_columns", "document", "separator", "passage_characters"),
     *CSV_SETTINGS,
     *JSON_SETTINGS,
 )
@@ -70,6 +71,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "oversized": ("error", "skip"),
     "split": ("exact", "threshold", "contiguous", "given"),
     "eot": ("auto", "append", "none"),
+    "chat_template": (*TEMPLATES,),
 }
 DOCUMENTATION_SETTINGS = ("description", "licence", "size", "hub")  # they decide no byte of a build of given files
 MAX_TEXT_CHARACTERS = 10_000
@@ -134,13 +136,18 @@ class Recipe:
     inputs: tuple[str, ...] = ()  # the user's files, folders and globs
     size: str = ""  # shown by `preprocess corpora` if `files` is empty
     hub: str = ""  # the URL that is read if there are no `inputs`, for built-in corpora of the Hugging Face hub
-    num_pairs: int = 10_000  # synthetic only
+    num_pairs: int = 10_000  # synthetic only: sentence pairs, or with chat_columns questions
     document: str = "file"  # text only: the unit of text that becomes one document
     separator: str = "<|endoftext|>"  # text between two documents, if `document` is "separator"
     passage_characters: int = 2_000  # approximate length of a document, if `document` is "passage"
     text_column: str = "text"  # the *_column settings, `template` and `where` apply to tables only
     template: str | None = None  # joins several columns into the text; used instead of text_column
     where: str | None = None  # condition that selects rows
+    # Of tables with chats: "messages", "prompt,completion", "instruction,input,output" or other names in their place.
+    # They are found if the table has no text_column and no template.
+    chat_columns: str | None = None
+    # The control tokens of turns; nanochat if there are chat_columns. Without them, the tokens are only reserved.
+    chat_template: str | None = None
     delimiter: str | None = None  # CSV only: the character between values; by default it is found in the header
     escape: str | None = None  # CSV only: the character after which a quote or a delimiter is part of the text
     json_field: str | None = None  # JSON only: the field with the array of records; by default it is found
@@ -182,7 +189,7 @@ class Recipe:
                 f"the name of a corpus must consist of letters, digits and . _ - only, got {format_value(self.corpus)}"
             )
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
+            if getattr(self, name) not in choices and not (name == "chat_template" and self.chat_template is None):
                 found = format_value(getattr(self, name))
                 raise MisuseError(f"{name} must be one of {', '.join(choices)}, got {found}")
         for name, (min_value, max_value) in RANGES.items():
@@ -198,6 +205,7 @@ class Recipe:
         if unknown := [rule for rule in self.clean if rule not in CLEANING_RULES]:
             raise MisuseError(f"clean must be a list of {', '.join(CLEANING_RULES)}, got {format_value(unknown[0])}")
         self._check_csv_settings()
+        self._check_chat_settings()
         if self.encoding != AUTO:
             find_codec(self.encoding)
         if self.json_field == "":
@@ -233,6 +241,22 @@ class Recipe:
                 )
         if self.delimiter is not None and self.delimiter == self.escape:
             raise MisuseError(f"delimiter and escape must be different characters, both are {self.escape!r}")
+
+    def _check_chat_settings(self) -> None:
+        if self.chat_columns is None:
+            return
+        names = self.list_chat_columns()
+        if not 1 <= len(names) <= 3 or not all(names) or len(set(names)) < len(names):
+            raise MisuseError(
+                "chat_columns must be one to three names separated by commas, such as messages, prompt,completion or "
+                f"instruction,input,output, got {format_value(self.chat_columns)}"
+            )
+        if self.template is not None:
+            raise MisuseError("template and chat_columns both define the text; leave one of them out")
+
+    def list_chat_columns(self) -> tuple[str, ...]:
+        """Return the names of the columns that a chat is made from; none if there are no chats."""
+        return tuple(name.strip() for name in self.chat_columns.split(",")) if self.chat_columns is not None else ()
 
     def _check_split(self) -> None:
         if self.format == "synthetic" and self.group_by != "content":
@@ -296,7 +320,8 @@ def _list_unused_settings(recipe: Recipe) -> list[str]:
     has_no_columns = is_synthetic or is_text or is_page
     is_unused = {
         **dict.fromkeys((*COLUMN_SETTINGS, "template", "where"), has_no_columns),
-        "text_column": has_no_columns or recipe.template is not None,
+        "chat_columns": is_text or is_page,
+        "text_column": has_no_columns or recipe.template is not None or recipe.chat_columns is not None,
         **dict.fromkeys(CSV_SETTINGS, recipe.format not in ("auto", "csv")),
         **dict.fromkeys(JSON_SETTINGS, recipe.format not in ("auto", "jsonl")),
         "tokenizer_sha256": recipe.tokenizer_sha256 is None,

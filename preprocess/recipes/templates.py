@@ -13,6 +13,7 @@ pyarrow is imported inside the functions that need it, so that a template can be
 
 from __future__ import annotations
 
+import functools
 import re
 import string
 from collections.abc import Mapping
@@ -64,6 +65,7 @@ class Template:
         return pc.binary_join_element_wise(*parts, pa.scalar("", pa.large_string()), null_handling="emit_null")
 
 
+@functools.lru_cache(maxsize=4)
 def parse_template(text: str) -> Template:
     """Parse a template.
 

@@ -19,12 +19,24 @@ MAX_CONTROL_TOKENS = 1 << 18  # five times the vocabulary of GPT-2; more are a m
 class ControlTokenIds:
     """Assigns ids to control tokens by first appearance."""
 
-    def __init__(self, vocab_size: int, special_tokens: Mapping[str, int]) -> None:
-        """`vocab_size`, `special_tokens`: of the tokenizer, without control tokens."""
-        self.by_token: dict[str, int] = {}  # e.g. "<author_Anna_Akimova>" -> id
+    def __init__(
+        self, vocab_size: int, special_tokens: Mapping[str, int], chat_tokens: Mapping[str, int] | None = None
+    ) -> None:
+        """`vocab_size`, `special_tokens`: of the tokenizer, without control tokens.
+
+        `chat_tokens`: the control tokens of the chat template. Those with new ids, from `vocab_size`
+        on, come before the tokens of authors, cities and years.
+        """
+        # e.g. "<author_Anna_Akimova>" -> id
+        self.by_token: dict[str, int] = {t: i for t, i in (chat_tokens or {}).items() if i >= vocab_size}
         self._by_value: dict[str, dict[str | int, int]] = {field: {} for field in CONTROL_FIELDS}
         self._in_nfc: set[str] = set()  # the tokens in the Unicode normal form NFC, to compare what a person reads
         self._vocab_size, self._special_tokens = vocab_size, special_tokens
+
+    @property
+    def has_values(self) -> bool:
+        """Whether an author, a city or a year has an id."""
+        return any(self._by_value.values())
 
     def assign(self, field: str, value: str | int) -> int:
         """Return the id of `value` of `field`, one of CONTROL_FIELDS. A new value gets the next id.

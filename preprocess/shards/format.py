@@ -5,8 +5,9 @@ shards, verify.py checks them, manifest.py has the keys of manifest.json. This m
 NumPy and the standard library, so a machine that only trains needs neither Arrow nor a tokenizer.
 
 A shard is three files without headers: `.bin` has the token ids, `.ends` the exclusive end of each
-document in tokens, `.docs` one record per document. All three are memory-mapped, so opening a build
-takes the same time and memory for a megabyte as for a terabyte.
+document in tokens, `.docs` one record per document. A build with chats also has `.mask`, the loss
+mask (loss_mask.py). All files are memory-mapped, so opening a build takes the same time and memory
+for a megabyte as for a terabyte.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 
 from preprocess.errors import MisuseError
 from preprocess.shards.files import JsonObject, canonical_json, read_small_file, sha256_bytes
+from preprocess.shards.loss_mask import count_mask_bytes, unpack_mask
 from preprocess.shards.manifest import SPLITS, ShardEntry, hash_manifest
 from preprocess.shards.manifest_file import MANIFEST, MAX_FILE_BYTES, ShardError, read_manifest, read_verified
 from preprocess.shards.replaced import ReplacedError, read_unreplaced, read_version, wait_for_manifest
@@ -42,13 +44,14 @@ def token_dtype(vocab_size: int) -> str:
     return "<u2" if vocab_size <= MAX_UINT16_VOCAB else "<u4"
 
 
-def file_sizes(num_tokens: int, num_documents: int, dtype: np.dtype) -> dict[str, int]:
-    """Return the sizes in bytes of a shard's three files, by suffix. `dtype`: of its tokens."""
-    return {
+def file_sizes(num_tokens: int, num_documents: int, dtype: np.dtype, *, has_mask: bool = False) -> dict[str, int]:
+    """Return the sizes in bytes of a shard's files, by suffix. `dtype`: of its tokens."""
+    sizes = {
         "bin": num_tokens * dtype.itemsize,
         "ends": num_documents * END_DTYPE.itemsize,
         "docs": num_documents * DOC_DTYPE.itemsize,
     }
+    return sizes | {"mask": count_mask_bytes(num_tokens)} if has_mask else sizes
 
 
 def format_control_token(field: str, value: str | int) -> str:
@@ -129,6 +132,7 @@ class Shard:
     path: Path
     tokens: np.ndarray  # (N,) of the build's dtype, read-only
     ends: np.ndarray  # (D,) uint64, exclusive end of each document in `tokens`, read-only
+    mask: np.ndarray | None = None  # (B,) uint8, the loss mask, a bit for each token (loss_mask.py)
 
 
 class Build:
@@ -228,7 +232,8 @@ class Build:
                 f"{entry.file} holds id {entry.max_id}, but its vocabulary ends at {self.vocab_size - 1}; rebuild it"
             )
         path = self.folder / entry.file
-        for suffix, size_bytes in file_sizes(entry.tokens, entry.documents, self.dtype).items():
+        sizes = file_sizes(entry.tokens, entry.documents, self.dtype, has_mask=entry.mask_sha256 is not None)
+        for suffix, size_bytes in sizes.items():
             self._check_file(path.with_suffix(f".{suffix}"), size_bytes)
         if entry.bytes != entry.tokens * self.dtype.itemsize:
             raise ShardError(
@@ -252,7 +257,8 @@ class Build:
     def map_shard(self, entry: ShardEntry) -> Shard:
         """Return the memory-mapped arrays of one shard."""
         path = self.folder / entry.file
-        return Shard(path, map_array(path, self.dtype), map_array(path.with_suffix(".ends"), END_DTYPE))
+        mask = None if entry.mask_sha256 is None else map_array(path.with_suffix(".mask"), np.dtype(np.uint8))
+        return Shard(path, map_array(path, self.dtype), map_array(path.with_suffix(".ends"), END_DTYPE), mask)
 
     def docs(self, split: str) -> np.ndarray:
         """Return the document records of `split`, (D,) of DOC_DTYPE.
@@ -272,11 +278,23 @@ class Build:
 
         Documents are counted from 0. Raises MisuseError if the number is out of range.
         """
+        shard, begin, end = self._find_document(split, number)
+        return shard.tokens[begin:end]
+
+    def document_mask(self, split: str, number: int) -> np.ndarray:
+        """Return the loss mask of document `number` of `split`, (L,) bool; all True if the build has no masks.
+
+        Raises MisuseError if the number is out of range.
+        """
+        shard, begin, end = self._find_document(split, number)
+        return np.ones(end - begin, bool) if shard.mask is None else unpack_mask(shard.mask, begin, end)
+
+    def _find_document(self, split: str, number: int) -> tuple[Shard, int, int]:
+        """Return the shard of a document, and the index of its first token and of the one after its last."""
         index = number  # in the current shard
         for shard in self.shards(split) if number >= 0 else []:
             if index < len(shard.ends):
-                begin = int(shard.ends[index - 1]) if index else 0
-                return shard.tokens[begin : int(shard.ends[index])]
+                return shard, int(shard.ends[index - 1]) if index else 0, int(shard.ends[index])
             index -= len(shard.ends)
         num_documents = self.manifest.splits[split].documents
         raise MisuseError(

@@ -33,7 +33,7 @@ ORIGIN_KEYS = ("url", "version")  # of an entry of `sources`; not in the build_i
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One shard: its three files, their hashes, and the counts of what they contain."""
+    """One shard: its files, their hashes, and the counts of what they contain."""
 
     file: str  # the name of the .bin file; .ends and .docs are stored beside it
     tokens: int
@@ -43,6 +43,17 @@ class ShardEntry:
     sha256: str  # of the .bin file
     ends_sha256: str
     docs_sha256: str
+    mask_sha256: str | None = None  # of the loss mask; None if the build has none
+    loss_tokens: int | None = None  # whose bit in the loss mask is 1
+
+    def hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of each file, by suffix."""
+        hashes = {"bin": self.sha256, "ends": self.ends_sha256, "docs": self.docs_sha256}
+        return hashes if self.mask_sha256 is None else hashes | {"mask": self.mask_sha256}
+
+    def as_dict(self) -> JsonObject:
+        """Return the entry as a JSON object, without the keys of a loss mask if there is none."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,10 @@ class Manifest:
 
     def as_dict(self) -> JsonObject:
         """Return the manifest as a JSON object, without the keys that `parse_manifest` ignored."""
-        return asdict(self)
+        fields = asdict(self)
+        for split, entry in self.splits.items():
+            fields["splits"][split]["shards"] = [shard.as_dict() for shard in entry.shards]
+        return fields
 
 
 def parse_manifest(value: Any) -> Manifest:
@@ -183,8 +197,10 @@ def _parse_split(split: str, value: Any) -> SplitEntry:
         # The name is joined to the build's folder, so it must not contain a path.
         if entry.file != (expected := f"{split}-{number:05d}.bin"):
             raise TypeError(f"it names the file {_shorten(entry.file)}, expected {expected}")
-        for sha256 in (entry.sha256, entry.ends_sha256, entry.docs_sha256):
+        for sha256 in entry.hashes().values():
             _check_sha256(sha256, entry.file)
+        if (entry.mask_sha256 is None) != (entry.loss_tokens is None) or (entry.loss_tokens or 0) > entry.tokens:
+            raise TypeError(f"it has the loss_tokens {_shorten(entry.loss_tokens)} of {entry.file}")
         shards.append(entry)
     for key in ("tokens", "documents"):
         if fields[key] != (total := sum(getattr(entry, key) for entry in shards)):
@@ -200,14 +216,16 @@ def _check_sha256(value: Any, what: str) -> None:
 def _read_fields(cls: type, value: Any, what: str) -> JsonObject:
     """Return the value of each field of the dataclass `cls` from the JSON object `value`.
 
-    Raises TypeError if `value` is not an object, lacks a field, or has a value of another type than
-    the field's annotation. Booleans are not integers. Integers are from 0, or from -1 for max_id,
+    Raises TypeError if `value` is not an object, lacks a field that has no default, or has a value of
+    another type than the field's annotation. Booleans are not integers. Integers are from 0, or from -1 for max_id,
     to 2**63 - 1.
     """
     if not isinstance(value, dict):
         raise TypeError(f"{what} is {_shorten(value)}, expected an object")
     fields = {}
     for key, types in _json_types_of(cls).items():
+        if key not in value and hasattr(cls, key):  # the default
+            continue
         if key not in value:
             raise TypeError(f"{what} lacks {key}")
         found = value[key]

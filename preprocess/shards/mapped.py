@@ -22,6 +22,7 @@ import numpy as np
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.format import Build, Shard, find_build
+from preprocess.shards.loss_mask import gather_mask
 from preprocess.shards.manifest import SPLITS
 from preprocess.shards.manifest_file import ADVICE, ShardError, read_manifest
 from preprocess.shards.replaced import ReplacedError, read_unreplaced, read_version
@@ -31,7 +32,7 @@ ENDS_CHUNK = 1 << 20  # document ends that are checked at a time
 
 
 class MappedSplit:
-    """The tokens and document ends of each shard of a split."""
+    """The tokens, document ends and loss mask of each shard of a split."""
 
     def __init__(self, build: Build | str | Path, split: str) -> None:
         """`build`: an open build, its name, or its folder. `split`: "train" or "val".
@@ -50,6 +51,8 @@ class MappedSplit:
         # view of it.
         self.tokens = [np.asarray(shard.tokens) for shard in shards]
         self.ends = [np.asarray(shard.ends) for shard in shards]
+        self.masks = [None if shard.mask is None else np.asarray(shard.mask) for shard in shards]
+        self.has_mask = any(mask is not None for mask in self.masks)
         self.lengths = [len(tokens) for tokens in self.tokens]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -82,6 +85,13 @@ class MappedSplit:
         vocabulary.
         """
         return self._check_ids(gather_windows(self.tokens, shard, start, block_size))
+
+    def read_mask(self, shard: np.ndarray, start: np.ndarray, num_tokens: int) -> np.ndarray:
+        """Return whether a model is trained to predict each of `num_tokens` tokens from (`shard`, `start`) on.
+
+        `shard`, `start`: (B,) int64. Returns (B, num_tokens) bool.
+        """
+        return gather_mask(self.masks, shard, start, num_tokens)
 
     def read_document(self, shard: int, index: int, max_tokens: int | None) -> np.ndarray:
         """Return the ids of document `index` of shard number `shard`: (L,) of the build's dtype.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from preprocess.shards.files import HASH_CHUNK_BYTES, parse_json, read_small_file, readable_json, sha256_file
 from preprocess.shards.format import STATS, TOKENIZER_DIR, Build
+from preprocess.shards.loss_mask import count_ones
 from preprocess.shards.manifest import SPLITS, ShardEntry
 from preprocess.shards.manifest_file import MANIFEST, MAX_FILE_BYTES
 from preprocess.shards.mapped import has_valid_ends
@@ -62,8 +63,8 @@ def _verify_hash(path: Path, expected: str) -> Iterator[str]:
 
 def _verify_shard(build: Build, entry: ShardEntry) -> Iterator[str]:
     path = build.folder / entry.file
-    for suffix, expected in ((".bin", entry.sha256), (".ends", entry.ends_sha256), (".docs", entry.docs_sha256)):
-        yield from _verify_hash(path.with_suffix(suffix), expected)
+    for suffix, expected in entry.hashes().items():
+        yield from _verify_hash(path.with_suffix(f".{suffix}"), expected)
     shard = build.map_shard(entry)
     if not has_valid_ends(shard.ends, num_tokens=len(shard.tokens)):
         yield f"{path.stem}.ends does not ascend to the shard's {len(shard.tokens):,} tokens"
@@ -71,3 +72,5 @@ def _verify_shard(build: Build, entry: ShardEntry) -> Iterator[str]:
     max_id = max((int(chunk.max()) for chunk in chunks), default=-1)
     if max_id != entry.max_id:
         yield f"the largest id in {path.name} is {max_id}, its manifest says {entry.max_id}"
+    if shard.mask is not None and (num_ones := count_ones(shard.mask)) != entry.loss_tokens:
+        yield f"{path.stem}.mask has {num_ones:,} bits that are 1, its manifest says {entry.loss_tokens:,}"

@@ -27,6 +27,7 @@ import numpy as np
 from preprocess.errors import FolioError
 from preprocess.shards.files import HASH_CHUNK_BYTES
 from preprocess.shards.format import END_DTYPE, file_sizes, token_dtype
+from preprocess.shards.loss_mask import UNPACKED_SUFFIX, pack_mask
 from preprocess.shards.manifest import ShardEntry
 
 MAX_SHARDS = 100_000  # file names have five digits
@@ -40,6 +41,7 @@ class ShardPlan:
     number: int
     num_tokens: int
     num_documents: int
+    has_mask: bool = False  # whether it has a loss mask
 
     def path(self, folder: Path, suffix: str) -> Path:
         """Return the path of the shard's file with `suffix`, such as "bin", in `folder`."""
@@ -47,7 +49,14 @@ class ShardPlan:
 
     def sizes(self, vocab_size: int) -> dict[str, int]:
         """Return the size in bytes of each file, by suffix."""
-        return file_sizes(self.num_tokens, self.num_documents, np.dtype(token_dtype(vocab_size)))
+        dtype = np.dtype(token_dtype(vocab_size))
+        return file_sizes(self.num_tokens, self.num_documents, dtype, has_mask=self.has_mask)
+
+    def sizes_while_written(self, vocab_size: int) -> dict[str, int]:
+        """Return the size in bytes of each file that `write_documents` fills, by suffix."""
+        dtype = np.dtype(token_dtype(vocab_size))
+        sizes = file_sizes(self.num_tokens, self.num_documents, dtype)
+        return sizes | {UNPACKED_SUFFIX: self.num_tokens} if self.has_mask else sizes
 
 
 def cut_shards(lengths: np.ndarray, num_tokens: int, shard_tokens: int) -> Iterator[tuple[int, int, bool]]:
@@ -76,11 +85,21 @@ def create_shard(folder: Path, plan: ShardPlan, *, vocab_size: int) -> None:
         raise FolioError(
             f"the {plan.split} split needs more than {MAX_SHARDS:,} shards, the maximum; pass a larger --shard-tokens"
         )
-    for suffix, size_bytes in plan.sizes(vocab_size).items():
+    for suffix, size_bytes in plan.sizes_while_written(vocab_size).items():
         with open(plan.path(folder, suffix), "wb") as file:
             if hasattr(os, "posix_fallocate") and size_bytes:
                 os.posix_fallocate(file.fileno(), 0, size_bytes)  # fails now if the disk is too small
             file.truncate(size_bytes)
+
+
+@dataclass(frozen=True)
+class EncodedDocuments:
+    """D complete documents with N tokens in total."""
+
+    ids: np.ndarray  # (N,) of any unsigned dtype
+    ends: np.ndarray  # (D,), exclusive end of each document in `ids`
+    docs: np.ndarray  # (D,) of DOC_DTYPE
+    mask: np.ndarray | None = None  # (N,) bool, the loss mask, if the shard has one
 
 
 @dataclass(frozen=True)
@@ -92,23 +111,18 @@ class WriteOffset:
 
 
 def write_documents(
-    folder: Path,
-    plan: ShardPlan,
-    offset: WriteOffset,
-    ids: np.ndarray,
-    ends: np.ndarray,
-    docs: np.ndarray,
-    *,
-    vocab_size: int,
+    folder: Path, plan: ShardPlan, offset: WriteOffset, documents: EncodedDocuments, *, vocab_size: int
 ) -> int:
     """Write complete documents at `offset`, and return their largest id, −1 if there are no tokens.
 
-    `ids`: (N,) of any unsigned dtype. `ends`: (D,), exclusive end of each document in `ids`.
-    `docs`: (D,) of DOC_DTYPE. Raises ValueError for an id outside the vocabulary and for arrays
-    whose lengths do not match, and OSError with the path if writing fails.
+    Raises ValueError for an id outside the vocabulary and for arrays whose lengths do not match, and
+    OSError with the path if writing fails.
     """
+    ids, ends, docs, mask = documents.ids, documents.ends, documents.docs, documents.mask
     if len(ends) != len(docs) or (len(ends) and int(ends[-1]) != len(ids)) or (not len(ends) and len(ids)):
         raise ValueError(f"the lengths of {len(ids)} ids, {len(ends)} ends and {len(docs)} documents do not match")
+    if (len(mask) if mask is not None else None) != (len(ids) if plan.has_mask else None):
+        raise ValueError(f"the loss mask does not match {len(ids)} ids")
     max_id = int(ids.max()) if len(ids) else -1
     if max_id >= vocab_size:
         raise ValueError(f"id {max_id} is outside the vocabulary of {vocab_size}")
@@ -117,6 +131,8 @@ def write_documents(
         "ends": (ends.astype(END_DTYPE) + np.asarray(offset.num_tokens, END_DTYPE), offset.num_documents),
         "docs": (docs, offset.num_documents),
     }
+    if mask is not None:
+        columns[UNPACKED_SUFFIX] = (mask, offset.num_tokens)
     for suffix, (array, num_before) in columns.items():
         path = plan.path(folder, suffix)
         try:
@@ -135,8 +151,8 @@ class ShardSealer:
     """
 
     def __init__(self, folder: Path, plan: ShardPlan, *, vocab_size: int) -> None:
-        self._plan, self._dtype = plan, np.dtype(token_dtype(vocab_size))
-        self._paths = {suffix: plan.path(folder, suffix) for suffix in plan.sizes(vocab_size)}
+        self._folder, self._plan, self._dtype = folder, plan, np.dtype(token_dtype(vocab_size))
+        self._paths = {suffix: plan.path(folder, suffix) for suffix in ("bin", "ends", "docs")}
         self._digests = {suffix: hashlib.sha256() for suffix in self._paths}
         self._num_hashed = dict.fromkeys(self._paths, 0)  # bytes
         self._flusher = ThreadPoolExecutor(1)
@@ -167,6 +183,10 @@ class ShardSealer:
         self._flusher.shutdown()
         for path in self._paths.values():
             _sync(path)
+        mask_sha256, loss_tokens = None, None
+        if self._plan.has_mask:
+            unpacked, packed = self._plan.path(self._folder, UNPACKED_SUFFIX), self._plan.path(self._folder, "mask")
+            mask_sha256, loss_tokens = pack_mask(unpacked, packed)
         return ShardEntry(
             file=self._paths["bin"].name,
             tokens=self._plan.num_tokens,
@@ -176,6 +196,8 @@ class ShardSealer:
             sha256=self._digests["bin"].hexdigest(),
             ends_sha256=self._digests["ends"].hexdigest(),
             docs_sha256=self._digests["docs"].hexdigest(),
+            mask_sha256=mask_sha256,
+            loss_tokens=loss_tokens,
         )
 
 

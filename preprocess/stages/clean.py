@@ -18,6 +18,7 @@ escapes (`&amp;lt;` becomes `&lt;`), and `mojibake` guesses what the text was.
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from preprocess.chats.marked_text import join_turns, split_turns
 from preprocess.documents import get_text_buffers, replace_column
 from preprocess.recipes.schema import CLEANING_RULES
 from preprocess.stages.nfc import normalize_nfc
@@ -58,19 +60,35 @@ BEGINS_HTML_PART = re.compile(rb"[&< \t\n\f]")
 LONG_NUMBER = re.compile("&#[0-9]{1000,}")  # `html.unescape` raises ValueError if a number has 4301 digits
 
 
-def clean(batch: pa.RecordBatch, rules: tuple[str, ...]) -> tuple[pa.RecordBatch, dict[str, int]]:
-    """Apply `rules` to the texts of `batch`.
+def clean(
+    batch: pa.RecordBatch, rules: tuple[str, ...], *, has_chats: bool = False
+) -> tuple[pa.RecordBatch, dict[str, int]]:
+    """Apply `rules` to the texts of `batch`, and if it `has_chats` to each of their turns.
 
     Returns the new batch, and for each rule the number of documents that it changed. Raises
     MisuseError if the rule `mojibake` is used without the package ftfy.
     """
-    texts, counts = batch.column("text"), {}
+    if not has_chats:
+        texts, changed = _clean_texts(batch.column("text"), rules)
+        counts = {name: int(np.count_nonzero(is_changed)) for name, is_changed in changed.items()}
+        return replace_column(batch, "text", texts), counts
+    turns = split_turns(batch.column("text"))
+    texts, changed = _clean_texts(turns.texts, rules)
+    document = np.repeat(np.arange(batch.num_rows), np.diff(turns.firsts))  # of each turn
+    counts = {name: len(np.unique(document[is_changed])) for name, is_changed in changed.items()}
+    return replace_column(batch, "text", join_turns(dataclasses.replace(turns, texts=texts))), counts
+
+
+def _clean_texts(
+    texts: pa.LargeStringArray, rules: tuple[str, ...]
+) -> tuple[pa.LargeStringArray, dict[str, np.ndarray]]:
+    """Return the new texts, and for each rule which of the D texts it changed, (D,) bool."""
+    changed = {}
     for name in CLEANING_RULES:
         if name in rules:
             apply = _RULES[name] if name in WHOLE_TEXT_RULES else partial(_apply_to_slices, _RULES[name])
-            texts, is_changed = apply(texts)
-            counts[name] = int(np.count_nonzero(is_changed))
-    return replace_column(batch, "text", texts), counts
+            texts, changed[name] = apply(texts)
+    return texts, changed
 
 
 def _apply_to_slices(rule: Rule, texts: pa.LargeStringArray) -> Cleaned:

@@ -11,6 +11,7 @@ depend on the position of the record, so it is the same for any size of partitio
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from preprocess.chats.marked_text import replace_marks
 from preprocess.documents import count_text_bytes, get_text_buffers, make_batch
 from preprocess.errors import FolioError
 from preprocess.inputs.input_files import InputFile
-from preprocess.readers.record_blocks import check_can_be_cut, reject_oversized
-from preprocess.readers.records import Records, Rejects, format_utf8_error
+from preprocess.readers.record_blocks import IS_CHAT, NO_SPACE, check_can_be_cut, reject_oversized
+from preprocess.readers.records import CHAT_TEXT, Records, Rejects, format_utf8_error
 from preprocess.readers.reject_reasons import RejectReason
 from preprocess.readers.utf8 import find_invalid_utf8, replace_invalid_utf8
 from preprocess.recipes.columns import cast_to_text, is_text_or_bytes
@@ -53,12 +55,21 @@ class RejectedRows:
 
 
 class DocumentMaker:
-    """A converter of the records of one span to documents, which are numbered from 0 in the span."""
+    """A converter of records to documents, which are numbered from 0 in their span.
 
-    def __init__(self, input_file: InputFile, recipe: Recipe, rejects: Rejects) -> None:
-        self._input_file, self._recipe, self._rejects = input_file, recipe, rejects
+    The records are those of one span, or the joined records of several files of one format. The
+    latter are meant for records that need no attention: messages about a record that is invalid or
+    too long name the first of the files.
+    """
+
+    def __init__(self, input_files: Sequence[InputFile], recipe: Recipe, rejects: Rejects) -> None:
+        """`input_files`: the file of the span, or the files whose records are joined."""
+        input_file = input_files[0]
+        self._input_files, self._input_file = input_files, input_file
+        self._recipe, self._rejects = recipe, rejects
         self._is_table = input_file.format in TABLE_FORMATS
         self._condition = parse_condition(recipe.where) if recipe.where and self._is_table else None
+        self._has_chats = recipe.chat_columns is not None
         self._template = parse_template(recipe.template) if recipe.template is not None and self._is_table else None
         self._num_extra = 0  # documents of the span that were added by cutting others
         # Whether parts of a record are kept together. A passage is a document of its own.
@@ -79,16 +90,27 @@ class DocumentMaker:
             is_selected = self._condition.apply(records.where).to_numpy(zero_copy_only=False)
             self._count(RejectedRows("filtered", "does not satisfy the condition", records, keep & ~is_selected))
             keep &= is_selected
+        for row, reason in records.errors.items():
+            place = records.describe_place(row)
+            found = RejectReason("malformed", reason, 1, self._input_file.name, place)
+            self._rejects.add(found, has_position=True)
+            keep[row] = False
         texts = self._join_texts(columns)
         if texts.null_count:
             is_null = texts.is_null().to_numpy(zero_copy_only=False)
             self._save(RejectedRows("null_text", self._explain_null(), records, keep & is_null))
             keep &= ~is_null
+        if self._has_chats and self._is_table:
+            is_long = count_text_bytes(texts) > self._recipe.max_document_bytes
+            for row in np.flatnonzero(keep & is_long).tolist():
+                record = f"{self._input_file.path}: {records.describe_record(row)}"
+                reject_oversized(record, self._recipe, self._rejects, IS_CHAT, has_position=True)
+            keep &= ~is_long
         first_position = records.first + self._num_extra
         self._rejects.num_positions = first_position + records.num_records
-        fields = {name: self._get_metadata(name, columns) for name in METADATA}
-        if isinstance(years := fields["year"], pa.Array):
-            is_unreadable = _find_unreadable_years(columns[self._recipe.year_column or ""], years)
+        fields = {name: self._get_metadata(name, records, columns) for name in METADATA}
+        if self._is_table and self._recipe.year_column is not None:
+            is_unreadable = _find_unreadable_years(columns[self._recipe.year_column], fields["year"])
             self._save(
                 RejectedRows("unreadable_year", f"{self._recipe.year_column} has no year", records, is_unreadable)
             )
@@ -97,7 +119,9 @@ class DocumentMaker:
                 self._part_group = _name_group(next(iter(records.columns.values()))[0].as_buffer())
             fields["group"] = self._part_group
         fields["text"] = texts
-        fields["position"] = pa.array(np.arange(len(keep), dtype=np.uint64) + np.uint64(first_position))
+        positions = first_position + np.arange(len(keep)) if records.positions is None else records.positions
+        fields["position"] = pa.array(positions.astype(np.uint64))
+        fields["source"] = self._get_source(records)
         rows = np.flatnonzero(keep)
         if len(rows) < len(keep):
             kept = pa.array(rows)
@@ -105,7 +129,7 @@ class DocumentMaker:
                 name: value.take(kept) if isinstance(value, pa.Array) else value for name, value in fields.items()
             }
         split = fields.pop("split")
-        batch = make_batch({**fields, "source": self._input_file.number}, len(rows))
+        batch = make_batch(fields, len(rows))
         split = split if isinstance(split, pa.Array) or split is None else pa.repeat(pa.scalar(split), len(rows))
         return self._cut_long(batch, split)
 
@@ -115,8 +139,8 @@ class DocumentMaker:
             column = column.dictionary_decode()
         if not is_text_or_bytes(column.type):
             return cast_to_text(column)
-        if self._input_file.format == "jsonl":
-            return column  # orjson accepts only UTF-8
+        if self._input_file.format == "jsonl" or (self._has_chats and column.type == pa.large_string()):
+            return column  # orjson accepts only UTF-8, and chats have been decoded
         try:
             # A cast from bytes to strings verifies UTF-8 (8 GB/s). A cast between types of strings does not.
             return (column if column.type == pa.large_binary() else column.cast(pa.large_binary())).cast(
@@ -138,7 +162,8 @@ class DocumentMaker:
                     raise FolioError(self._format_utf8_error(records, row, text, invalid))
                 if keep[row]:
                     place, reason = records.describe_place(row), f"not UTF-8 ({invalid[1]})"
-                    self._rejects.add(RejectReason("invalid_utf8", reason, 1, self._input_file.name, place), text)
+                    found = RejectReason("invalid_utf8", reason, 1, self._input_file.name, place)
+                    self._rejects.add(found, text, has_position=True)
                 keep[row] &= self._recipe.invalid_utf8 == "replace"
                 texts += replace_invalid_utf8(text) if keep[row] else b""
             ends.append(len(texts))
@@ -156,25 +181,41 @@ class DocumentMaker:
     def _join_texts(self, columns: dict[str, pa.Array]) -> pa.LargeStringArray:
         if self._template is not None:
             return self._template.join(columns)
+        if self._has_chats:  # a document that is not a chat must not contain what marks a turn
+            return columns[CHAT_TEXT] if self._is_table else replace_marks(columns["text"])
         return columns[self._recipe.text_column if self._is_table else "text"]
 
-    def _get_metadata(self, name: str, columns: dict[str, pa.Array]) -> Any:
+    def _get_source(self, records: Records) -> Any:
+        """Return the number of each record's input file, or one number for all records."""
+        if records.files is None:
+            return self._input_file.number
+        return pa.array(np.array([file.number for file in self._input_files], np.uint32)[records.files])
+
+    def _get_metadata(self, name: str, records: Records, columns: dict[str, pa.Array]) -> Any:
         """Return the metadata `name`: a column, one value for all documents, or None.
 
         A column takes precedence over the name of the file, and the name over the recipe's value.
         """
         column = getattr(self._recipe, f"{name}_column") if self._is_table else None
         if column is None:
-            if name == "group" and self._recipe.group_by == "source":
-                return self._input_file.name
-            default = getattr(self._recipe, name, None) if name not in ("group", "split") else None
-            return self._input_file.metadata.get(name, default)
+            of_files = [self._get_metadata_of_file(name, file) for file in self._input_files]
+            if all(value == of_files[0] for value in of_files):
+                return of_files[0]
+            return pa.array(of_files).take(pa.array(records.files))
         values = columns[column]
         if name == "year":
             return parse_years(values)
         return pc.if_else(pc.equal(values, ""), None, values)
 
+    def _get_metadata_of_file(self, name: str, file: InputFile) -> str | int | None:
+        if name == "group" and self._recipe.group_by == "source":
+            return file.name
+        default = getattr(self._recipe, name, None) if name not in ("group", "split") else None
+        return file.metadata.get(name, default)
+
     def _explain_null(self) -> str:
+        if self._has_chats:
+            return f"{self._recipe.chat_columns} is null"
         return (
             "a column of the template is null" if self._template is not None else f"{self._recipe.text_column} is null"
         )
@@ -191,13 +232,14 @@ class DocumentMaker:
         rows = np.flatnonzero(rejected.is_rejected)
         saved, others = np.split(rows, [self._rejects.count_unused(rejected.kind)])
         for row in saved.tolist():
-            self._rejects.add(self._describe(rejected, row, 1))
+            self._rejects.add(self._describe(rejected, row, 1), has_position=True)
         if len(others):
             self._rejects.count(self._describe(rejected, int(others[0]), len(others)))
 
     def _describe(self, rejected: RejectedRows, row: int, num_rows: int) -> RejectReason:
-        place = rejected.records.describe_place(row)
-        return RejectReason(rejected.kind, rejected.reason, num_rows, self._input_file.name, place)
+        files, place = rejected.records.files, rejected.records.describe_place(row)
+        file = self._input_file if files is None else self._input_files[files[row]]
+        return RejectReason(rejected.kind, rejected.reason, num_rows, file.name, place)
 
     def _cut_long(
         self, batch: pa.RecordBatch, split: pa.StringArray | None
@@ -214,7 +256,7 @@ class DocumentMaker:
             check_can_be_cut(f"{self._input_file.path}: document {positions[row]:,}", self._recipe)
         for row in np.flatnonzero(~parts.is_complete).tolist():
             record = f"{self._input_file.path}: document {positions[row]:,}"
-            reject_oversized(record, self._recipe, self._rejects, can_be_cut=True)
+            reject_oversized(record, self._recipe, self._rejects, NO_SPACE, has_position=True)
         num_extra = np.maximum(num_parts - 1, 0)
         self._num_extra += int(num_extra.sum())
         self._rejects.num_positions += int(num_extra.sum())

@@ -7,6 +7,7 @@ Every batch costs about 1 ms to clean, hash and encode, however small it is, so 
 small files are merged into larger batches first. The later stages work on single documents, so the
 merge changes no document. What depends on the other documents of a file comes before the merge:
 numbering the documents, and cutting a file at a fraction of its characters or into passages.
+Small files whose text is not cut are joined even before their documents are made (joined_files.py).
 """
 
 from __future__ import annotations
@@ -20,11 +21,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from preprocess.chats.marked_text import remove_marks
 from preprocess.documents import HELD_OUT, TRAIN, UNKNOWN, VAL, make_batch, replace_column
-from preprocess.errors import FolioError
+from preprocess.errors import FolioError, shorten
 from preprocess.inputs.input_files import InputFile, Span
 from preprocess.inputs.synthetic import generate_pairs
+from preprocess.inputs.synthetic_chats import Question, generate_questions
 from preprocess.readers import read_span
+from preprocess.readers.chat_columns import make_chat_text
+from preprocess.readers.joined_files import Source, group_small_files, read_joined
+from preprocess.readers.record_blocks import is_grouped_by_position
 from preprocess.readers.records import Rejects
 from preprocess.readers.reject_reasons import RejectReason
 from preprocess.recipes.schema import Recipe
@@ -45,9 +51,7 @@ DROP_MESSAGES = {
 SIDE_BY_NAME = {"train": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "dev": VAL, "test": HELD_OUT}
 
 
-def read_documents(
-    spans: Iterable[tuple[InputFile, Span]], recipe: Recipe, rejects: Rejects, cleaned: Counter[str]
-) -> Documents:
+def read_documents(spans: Iterable[Source], recipe: Recipe, rejects: Rejects, cleaned: Counter[str]) -> Documents:
     """Yield the documents of `spans`: read, cleaned, cut into passages and filtered by length.
 
     `rejects` counts the records and documents that are dropped, and `cleaned` the documents that
@@ -58,7 +62,8 @@ def read_documents(
     if not _cuts_texts(recipe):
         batches = _clean_batches(batches, recipe, cleaned)
     for batch, sides in batches:
-        keep, dropped = select_by_length(batch.column("text"), recipe.min_characters, recipe.max_characters)
+        texts = batch.column("text") if recipe.chat_columns is None else remove_marks(batch.column("text"))
+        keep, dropped = select_by_length(texts, recipe.min_characters, recipe.max_characters)
         for kind, is_dropped in dropped.items():
             count_dropped(rejects, kind, batch.filter(pa.array(is_dropped)), names)
         yield (batch, sides) if keep.all() else (batch.filter(pa.array(keep)), sides[keep])
@@ -72,20 +77,50 @@ def count_dropped(rejects: Rejects, kind: str, batch: pa.RecordBatch, names: Map
         rejects.count(RejectReason(kind, DROP_MESSAGES[kind], batch.num_rows, source, place))
 
 
-def _note_names(spans: Iterable[tuple[InputFile, Span]], names: dict[int, str]) -> Iterator[tuple[InputFile, Span]]:
+def _note_names(spans: Iterable[Source], names: dict[int, str]) -> Iterator[Source]:
     for input_file, span in spans:
         names[input_file.number] = input_file.name
         yield input_file, span
 
 
-def _read_spans(
-    spans: Iterable[tuple[InputFile, Span]], recipe: Recipe, rejects: Rejects, cleaned: Counter[str]
-) -> Documents:
+def _read_spans(spans: Iterable[Source], recipe: Recipe, rejects: Rejects, cleaned: Counter[str]) -> Documents:
     """Yield the documents of `spans`. They are cleaned already if the recipe cuts texts, otherwise not yet."""
+    if not _cuts_texts(recipe):
+        for files in group_small_files(spans):
+            joined = _read_joined(files, recipe, rejects) if len(files) > 1 else None
+            yield from _read_one_by_one(files, recipe, rejects, cleaned) if joined is None else [joined]
+    else:
+        yield from _read_one_by_one(spans, recipe, rejects, cleaned)
+
+
+def _read_joined(files: list[Source], recipe: Recipe, rejects: Rejects) -> tuple[pa.RecordBatch, np.ndarray] | None:
+    """Return the documents of small files as one batch, or None if they must be read one by one.
+
+    This is the case if an error is raised, or if a record is rejected or changed.
+    """
+    input_files, of_joined = [input_file for input_file, _ in files], Rejects(None)
+    try:
+        records = read_joined(files, recipe, of_joined)
+        if records is None:
+            return None
+        batch, names = DocumentMaker(input_files, recipe, of_joined).make(records)
+        sides = _find_sides(batch, names, recipe, input_files[0])
+    except (FolioError, OSError):  # reading the file by itself raises it again, after the documents before it
+        return None
+    if of_joined.counts.keys() - {"filtered"}:
+        return None
+    rejects.merge(of_joined)
+    for (_, span), num_records in zip(files, records.count_by_file(len(files)), strict=True):
+        rejects.num_positions = num_records
+        rejects.finish_span(span.file_number)
+    return batch, sides
+
+
+def _read_one_by_one(spans: Iterable[Source], recipe: Recipe, rejects: Rejects, cleaned: Counter[str]) -> Documents:
     for input_file, span in spans:
         if input_file.format == "synthetic":
             yield from _generate_synthetic(recipe)
-            rejects.num_positions = 2 * recipe.num_pairs
+            rejects.num_positions = recipe.num_pairs * (2 if recipe.chat_columns is None else 1)
         elif recipe.split == "contiguous":
             yield from _read_contiguous(input_file, span, recipe, rejects, cleaned)
         elif _cuts_texts(recipe):
@@ -135,23 +170,33 @@ def _merge(batches: list[tuple[pa.RecordBatch, np.ndarray]]) -> Documents:
 
 def _clean_batches(batches: Documents, recipe: Recipe, cleaned: Counter[str]) -> Documents:
     for batch, sides in batches:
-        batch, counts = clean(batch, recipe.clean)
+        batch, counts = clean(batch, recipe.clean, has_chats=recipe.chat_columns is not None)
         cleaned.update(counts)
         yield batch, sides
 
 
 def _read_batches(input_file: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Documents:
-    maker = DocumentMaker(input_file, recipe, rejects)
+    maker = DocumentMaker([input_file], recipe, rejects)
     for records in read_span(input_file, span, recipe, rejects):
         batch, names = maker.make(records)
-        if recipe.split == "given":
-            yield batch, _parse_sides(names, input_file)
-        else:
-            yield batch, np.full(batch.num_rows, UNKNOWN, np.int8)
+        yield batch, _find_sides(batch, names, recipe, input_file)
+    if is_grouped_by_position(recipe):
+        _check_positions(rejects)
 
 
-def _parse_sides(names: pa.Array | None, input_file: InputFile) -> np.ndarray:
-    """Convert the name of each document's split to a side: (D,) int8."""
+def _check_positions(rejects: Rejects) -> None:
+    """Raise FolioError if a record was left out without a position, so the positions after it are those of others."""
+    if found := rejects.first_unnumbered:
+        raise FolioError(
+            f"{shorten(found.source)}, {found.place}: a record is left out ({found.reason}), which shifts the "
+            "positions by which documents are grouped; correct the record, or choose another --group-by"
+        )
+
+
+def _find_sides(batch: pa.RecordBatch, names: pa.Array | None, recipe: Recipe, input_file: InputFile) -> np.ndarray:
+    """Return the side of each document of `batch`, (D,) int8, from the names of their splits if the recipe says so."""
+    if recipe.split != "given":
+        return np.full(batch.num_rows, UNKNOWN, np.int8)
     if names is None:
         raise FolioError(
             f"{input_file.path} gives no split for its documents; set split_column to one of its columns, "
@@ -229,9 +274,25 @@ def count_characters(input_file: InputFile, span: Span, recipe: Recipe) -> int:
 
 
 def _generate_synthetic(recipe: Recipe) -> Documents:
+    if recipe.chat_columns is not None:
+        questions = generate_questions(recipe.num_pairs, seed=recipe.seed)
+        while chats := list(itertools.islice(questions, PAIRS_PER_BATCH)):
+            yield _make_chat_batch(chats, recipe), np.full(len(chats), UNKNOWN, np.int8)
+        return
     pairs = generate_pairs(recipe.num_pairs, seed=recipe.seed)
     while chunk := list(itertools.islice(pairs, PAIRS_PER_BATCH)):
         yield _make_pair_batch(chunk), np.full(2 * len(chunk), UNKNOWN, np.int8)
+
+
+def _make_chat_batch(questions: list[Question], recipe: Recipe) -> pa.RecordBatch:
+    """Return each question with its answer as a chat. Those about the same sentence are one group."""
+    columns: dict[str, Any] = {
+        "text": [make_chat_text(recipe, ("prompt", "completion"), (each.question, each.answer)) for each in questions],
+        "lang": [each.lang for each in questions],
+        "position": [each.number for each in questions],
+        "group": [each.sentence for each in questions],
+    }
+    return make_batch({**columns, "source": 0}, len(questions))
 
 
 def _make_pair_batch(pairs: list[Any]) -> pa.RecordBatch:

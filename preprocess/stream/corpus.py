@@ -3,8 +3,9 @@
 A build reads all documents before it decides which to keep; a stream reads each document once. So a
 stream cannot deduplicate, split by exact count, train a tokenizer, or number control tokens that it
 has not read yet. `open_corpus` changes such settings and logs a line for each, or rejects them if a
-change would alter the vocabulary. The files of `inputs` are listed, but neither read nor hashed.
-Those of a built-in corpus are downloaded if necessary, and hashed.
+change would alter the vocabulary. The files of `inputs` are listed, but neither read nor hashed, and
+remote ones are not copied yet. Those of a built-in corpus with `files` are downloaded if necessary,
+and hashed.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from preprocess.chats.templates import number_chat_tokens
 from preprocess.errors import MisuseError
 from preprocess.inputs.describe import resolve_format
-from preprocess.inputs.find_inputs import find_input_files
+from preprocess.inputs.find_inputs import find_stream_files
 from preprocess.inputs.input_files import InputFile
+from preprocess.inputs.remote.on_demand import FilesOnDemand
 from preprocess.progress import Progress
+from preprocess.readers.chat_columns import resolve_chat_template
 from preprocess.recipes.catalog import load_recipe
 from preprocess.recipes.schema import DUPLICATES_SPLIT_WARNING, Recipe, can_split_duplicates, has_validation
 from preprocess.shards import format as shard_format
@@ -44,6 +48,7 @@ class StreamCorpus:
 
     recipe: Recipe  # with the changes that a stream needs
     input_files: tuple[InputFile, ...]
+    on_demand: FilesOnDemand  # the remote ones among the files
     tokenizer: Tokenizer
     control_ids: dict[str, int]  # control token -> id, after the tokenizer's ids
     log: Log
@@ -86,8 +91,10 @@ class StreamCorpus:
 
     @property
     def times_sha256(self) -> str:
-        """The hash of the modification times that the files had when the corpus was opened."""
-        return sha256_bytes(canonical_json([file.disk.mtime_ns for file in self.input_files]))
+        """The hash of the modification times or, of remote files, versions when the corpus was opened."""
+        return sha256_bytes(
+            canonical_json([file.origin.version if file.origin else file.disk.mtime_ns for file in self.input_files])
+        )
 
     def manifest(self) -> Manifest:
         """Return the manifest of a build with this vocabulary and without shards.
@@ -146,10 +153,8 @@ def open_corpus(
     recipe = load_recipe(str(corpus) if isinstance(corpus, Path) else corpus, **overrides)
     _reject_trained_tokenizer(recipe)
     prefix = f"{corpus}: " if isinstance(corpus, str | Path) and "inputs" not in overrides else ""
-    input_files = find_input_files(
-        recipe, None, _WarningsToLog(log), compute_sha256=False, inputs_name=f"{prefix}inputs"
-    )
-    recipe, notes = adapt_recipe(resolve_format(recipe, input_files))
+    input_files, on_demand = find_stream_files(recipe, _WarningsToLog(log), f"{prefix}inputs")
+    recipe, notes = adapt_recipe(resolve_chat_template(resolve_format(recipe, input_files)))
     recipe, tokenizer, warnings = load_recipe_tokenizer(recipe)
     assert tokenizer is not None  # a recipe that trains one was rejected
     notes += warnings
@@ -157,9 +162,8 @@ def open_corpus(
         notes.append(f"{reason}; the reference library encodes this stream")
     for note in notes:
         log(note)
-    return StreamCorpus(
-        recipe, tuple(input_files), tokenizer, _number_control_tokens(recipe, input_files, tokenizer), log
-    )
+    control_ids = _number_control_tokens(recipe, input_files, tokenizer)
+    return StreamCorpus(recipe, tuple(input_files), on_demand, tokenizer, control_ids, log)
 
 
 class _WarningsToLog(Progress):
@@ -229,7 +233,8 @@ def _number_control_tokens(recipe: Recipe, input_files: list[InputFile], tokeniz
     They are numbered in the order in which the files are read. A build has the same ids if it keeps
     a document of every file.
     """
-    control = ControlTokenIds(tokenizer.vocab_size, tokenizer.special_tokens)
+    chat_tokens = number_chat_tokens(recipe.chat_template, tokenizer.special_tokens, tokenizer.vocab_size)
+    control = ControlTokenIds(tokenizer.vocab_size, tokenizer.special_tokens, chat_tokens)
     for file in input_files if recipe.authors else ():
         for field in CONTROL_FIELDS:
             value = file.metadata.get(field, getattr(recipe, field))

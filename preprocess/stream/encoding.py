@@ -15,10 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from preprocess.chats.marked_text import count_text_bytes_of_turns
 from preprocess.documents import count_text_bytes
 from preprocess.errors import FolioError
 from preprocess.shards.format import CONTROL_FIELDS, format_control_token
 from preprocess.stages.encode import BackendMismatch, SpotCheck, add_control_tokens, encode_checked, has_bos, has_eot
+from preprocess.stages.encode_chats import TurnIds
 from preprocess.stream.corpus import StreamCorpus
 from preprocess.stream.reading import Cursor, SelectedDocuments
 from preprocess.tokenizers.lost_characters import LossCounter
@@ -51,6 +53,7 @@ class ChunkEncoder:
 
     def __init__(self, corpus: StreamCorpus) -> None:
         self._corpus, self._tokenizer = corpus, corpus.tokenizer
+        self._turn_ids = TurnIds(corpus.recipe, corpus.tokenizer)
         self._check = SpotCheck(corpus.recipe.seed)
         # Until the first character is lost, which is logged once.
         self._loss_counter = LossCounter(self._tokenizer) if self._tokenizer.can_lose_characters else None
@@ -62,31 +65,36 @@ class ChunkEncoder:
 
         Raises FolioError if the ids of the two backends differ, or if the fast backend fails.
         """
-        sizes = count_text_bytes(selected.batch.column("text"))
+        count_bytes = count_text_bytes_of_turns if self._turn_ids.has_chats else count_text_bytes
+        sizes = count_bytes(selected.batch.column("text"))
         chunk_of_document = np.cumsum(sizes) // CHUNK_BYTES
         boundaries = [0, *(np.flatnonzero(np.diff(chunk_of_document)) + 1).tolist(), len(sizes)]
         for first, last in itertools.pairwise(boundaries):
             yield self._encode(selected, first, last, sizes[first:last])
 
     def _encode(self, selected: SelectedDocuments, first: int, last: int, sizes: np.ndarray) -> Chunk:
-        texts = selected.batch.column("text").slice(first, last - first)
+        turns = self._turn_ids.split(selected.batch.column("text").slice(first, last - first))
         rows_to_check = np.empty(0, np.int64)
         if self._tokenizer.has_fast_backend:
-            rows_to_check = self._check.choose_rows(selected.hashes[first:last], sizes)
+            rows_to_check = turns.firsts[self._check.choose_rows(selected.hashes[first:last], sizes)]
         try:
-            ids, ends = encode_checked(self._tokenizer, texts, rows_to_check)
+            ids, ends = encode_checked(self._tokenizer, turns.texts, rows_to_check)
         except BackendMismatch as e:
             raise FolioError(
                 f"{e}, and blocks were already returned; open the corpus again with "
                 "open_corpus(…, use_reference=True), or train on a build, which switches to the reference by itself"
             ) from e
-        self._log_lost_characters(texts, ids, ends)
+        self._log_lost_characters(turns.texts, ids, ends)
         # Convert before the control tokens are added: a document may have 64 million ids of 4 bytes.
         ids = ids.astype(self._corpus.dtype, copy=False)
-        leading = self._leading_ids(selected.batch.slice(first, last - first))
-        trailing = np.full((last - first, 1), self._trailing_id, np.int64)  # (D, 1)
+        of_documents = self._leading_ids(selected.batch.slice(first, last - first))
+        leading = np.full((len(turns.texts), of_documents.shape[1]), -1, np.int64)  # of the turns
+        leading[turns.firsts[:-1]] = of_documents
+        trailing = np.full((len(turns.texts), 1), -1, np.int64)
+        trailing[turns.firsts[1:] - 1] = self._trailing_id
+        leading, trailing = self._turn_ids.add_to(leading, trailing, turns.kinds, np.arange(len(turns.texts) + 1))
         ids, ends = add_control_tokens(ids, ends, leading, trailing)
-        return Chunk(ids, ends, selected, first, int(sizes.sum()))
+        return Chunk(ids, ends[turns.firsts[1:] - 1], selected, first, int(sizes.sum()))
 
     def _log_lost_characters(self, texts: pa.LargeStringArray, ids: np.ndarray, ends: np.ndarray) -> None:
         if self._loss_counter is not None:

@@ -31,6 +31,8 @@ from preprocess.documents import HELD_OUT, TRAIN, VAL, count_text_bytes
 from preprocess.errors import FolioError
 from preprocess.inputs import input_files
 from preprocess.inputs.input_files import InputFile, Span
+from preprocess.inputs.remote.on_demand import CopyingOpener
+from preprocess.inputs.remote.remote_file import Unreachable
 from preprocess.readers.input_checks import InputChecker
 from preprocess.readers.locate import Locator
 from preprocess.readers.partitions import is_one_document, iter_spans
@@ -129,15 +131,19 @@ class DocumentReader:
     side_of_file: dict[int, int] = field(init=False)  # file number -> side, if the names of the files give the split
     is_test_for_training: bool = field(init=False)  # train on the test split, as no file name gives a training split
     splits_parts: bool = field(init=False)  # split the parts of the only document, as a build does
+    files: list[InputFile] = field(init=False)  # remote ones as they are on the disk, if they have been opened
+    opener: CopyingOpener = field(init=False)
     checker: InputChecker = field(init=False)
     epoch_rejects: Rejects = field(default_factory=lambda: Rejects(None), init=False)
 
     def __post_init__(self) -> None:
         self.side_of_file = self._find_sides_by_name()
         self.is_test_for_training = bool(self.side_of_file) and TRAIN not in self.side_of_file.values()
-        files, recipe = self.corpus.input_files, self.corpus.recipe
+        files, recipe = list(self.corpus.input_files), self.corpus.recipe
         self.splits_parts = len(files) == 1 and is_one_document(files[0], recipe) and is_grouped_by_content(recipe)
-        self.checker = InputChecker(self.corpus.input_files, self.corpus.recipe)
+        read_files = [file for file in files if not self._can_skip(file)]
+        self.files, self.opener = files, CopyingOpener(read_files, self.corpus.on_demand, self.corpus.log)
+        self.checker = InputChecker(files, recipe)
 
     def read(self, start: Cursor) -> Iterator[SelectedDocuments]:
         """Yield the documents from `start` on, epoch after epoch.
@@ -157,7 +163,7 @@ class DocumentReader:
                 raise FolioError(self._explain_no_document())
 
     def _explain_no_document(self) -> str:
-        files, share = self.corpus.input_files, self.share
+        files, share = self.files, self.share
         if all(not file.size_bytes or file.path in self.checker.empty_files for file in files):
             if len(files) == 1:
                 return f"the input file {files[0].path} is empty; name another"
@@ -210,9 +216,9 @@ class DocumentReader:
                 small = []
             for index, span in self._iter_spans(file, start.span if file.number == start.source else 0):
                 if is_small:
-                    small.append((file, span))
+                    small.append((self.files[file.number], span))
                 else:
-                    yield _Run([(file, span)], index)
+                    yield _Run([(self.files[file.number], span)], index)
         if small:
             yield _Run(small)
 
@@ -245,6 +251,7 @@ class DocumentReader:
         index, num_failures = first, 0
         while True:
             try:
+                file = self._open(file)
                 self.checker.check(file)
                 for span in islice(iter_spans(file, self.corpus.recipe), index, None):
                     yield index, span
@@ -252,7 +259,7 @@ class DocumentReader:
                 return
             except (OSError, FolioError) as e:
                 num_failures += 1
-                wait_before_retry(file, e, num_failures, self.retries, self.corpus.log)
+                self._wait_before_retry(file, e, num_failures)
 
     def _read_run(
         self, run: _Run, num_skipped: int, total_rejects: Rejects
@@ -265,7 +272,8 @@ class DocumentReader:
         while True:
             rejects, row = Rejects(None), 0
             try:
-                for batch, sides in read_documents(run.spans, self.corpus.recipe, rejects, Counter()):
+                spans = [(self._open(file), span) for file, span in run.spans]
+                for batch, sides in read_documents(spans, self.corpus.recipe, rejects, Counter()):
                     end = row + batch.num_rows
                     if end > num_read:
                         skip = max(num_read - row, 0)  # read before the failure, or before the cursor
@@ -277,7 +285,18 @@ class DocumentReader:
             except (OSError, FolioError) as e:
                 num_failures += 1
                 failed, _ = run.spans[min(len(rejects.finished_spans), len(run.spans) - 1)]
-                wait_before_retry(failed, e, num_failures, self.retries, self.corpus.log)
+                self._wait_before_retry(self.files[failed.number], e, num_failures)
+
+    def _open(self, file: InputFile) -> InputFile:
+        """Return a file as it is on the disk. A remote file is copied if necessary."""
+        self.files[file.number] = opened = self.opener.open(file)
+        return opened
+
+    def _wait_before_retry(self, file: InputFile, error: OSError | FolioError, num_failures: int) -> None:
+        """Pause before the next try, except if another stream has deleted a copy: it is copied again at once."""
+        was_deleted = self.opener.was_deleted(file) and not isinstance(error, Unreachable)
+        if not was_deleted or num_failures >= self.retries.tries:
+            wait_before_retry(file, error, num_failures, self.retries, self.corpus.log)
 
     def _select(
         self, batch: pa.RecordBatch, sides: np.ndarray, run_start: Cursor, rows: np.ndarray, number: int

@@ -16,6 +16,7 @@ from numbers import Integral, Real
 from preprocess.errors import FolioError, MisuseError, explain_os_error, first_line
 from preprocess.inputs.disk_file import InputChanged
 from preprocess.inputs.input_files import InputFile
+from preprocess.inputs.remote.remote_file import Unreachable
 from preprocess.stream.corpus import Log
 
 # Errors that a retry cannot repair.
@@ -57,8 +58,10 @@ def wait_before_retry(
         raise FolioError(
             f"{error.reason}; restore the file and continue from the last state or checkpoint, or start again"
         ) from error
-    cause = error if isinstance(error, OSError) else error.__cause__
-    if not isinstance(cause, OSError) or cause.errno is None or cause.errno in PERMANENT_ERRORS:
+    cause = error if isinstance(error, OSError | Unreachable) else error.__cause__
+    if not isinstance(cause, Unreachable) and (
+        not isinstance(cause, OSError) or cause.errno is None or cause.errno in PERMANENT_ERRORS
+    ):
         if isinstance(error, FolioError):
             raise error
         raise FolioError(explain_os_error(error)) from error

@@ -22,7 +22,7 @@ class StreamState(TypedDict):
     group: int
     drawn: int  # blocks of the group that have been returned
     cursor: dict[str, int]  # the Cursor at which the group begins, by the names of its fields
-    times_sha256: str  # of the modification times of the files; states of earlier versions have none
+    times_sha256: str  # of the modification times or versions of the files; states of earlier versions have none
 
 
 @dataclass(frozen=True)

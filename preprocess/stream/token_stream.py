@@ -275,8 +275,8 @@ class TokenStream(Iterator[np.ndarray]):
             raise FolioError("the state of the stream is beyond its end; use another checkpoint")
         if state.get("times_sha256", self._times_sha256) != self._times_sha256:
             self.corpus.log(
-                f"files of {self.corpus.name} have other modification times than when the state was saved; if their "
-                "text was changed, the stream continues with the new text"
+                f"files of {self.corpus.name} have other modification times or versions than when the state was saved; "
+                "if their text was changed, the stream continues with the new text"
             )
         self._restart(position)
 

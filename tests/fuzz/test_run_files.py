@@ -125,5 +125,15 @@ def test_damaged_runs_are_resumed_exactly_or_refused_in_one_line(
 
 def test_the_undamaged_run_is_used_in_every_way(tmp_path: Path) -> None:
     make_run(tmp_path)
-    for use in (resume, sample, continue_without_checkpoints, print_evaluations, plot_losses):
-        use(tmp_path / "run" / "settings.json")
+    run, path = tmp_path / "run", tmp_path / "run/settings.json"
+    assert describe_start(tmp_path) == (tmp_path / EXPECTED).read_text().split()[0], "it resumes from the last step"
+    resume(path)
+    continue_without_checkpoints(path)
+    assert [checkpoint.name for checkpoint in list_checkpoints(run)] == ["step-00000004", "step-00000008"]
+    sampled = invoke("sample.py", run, "--tokens=1", "--device=cpu")
+    assert sampled.returncode == 0 and sampled.stdout, sampled.stderr
+    warnings: list[str] = []
+    curves = read_curves(run, "run", warn=warnings.append)
+    assert curves.points["train_loss"] and curves.points["val_loss"] and warnings == []
+    evaluated = invoke("evaluate.py", run, "--device=cpu", "--quiet")
+    assert evaluated.returncode == 0 and "loss" in evaluated.stdout, evaluated.stderr

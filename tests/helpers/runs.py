@@ -56,12 +56,19 @@ def encode(text: str) -> np.ndarray:
 
 
 def make_build(
-    folder: Path, *, train_repeats: int = 40, val_repeats: int = 6, vocab_size: int = VOCAB_SIZE, **fields: Any
+    folder: Path,
+    *,
+    train_repeats: int = 40,
+    val_repeats: int = 6,
+    vocab_size: int = VOCAB_SIZE,
+    learnt: slice | None = None,
+    **fields: Any,
 ) -> Path:
     """Write a complete build of one sentence, repeated.
 
     Each document begins with its author's id and ends with eot.
 
+    `learnt`: the tokens of each document that are in the loss mask; None: the build has no masks.
     `fields` replace fields of the manifest.
     """
     folder.mkdir(parents=True)
@@ -69,9 +76,19 @@ def make_build(
     splits = {}
     for split, repeats in (("train", train_repeats), ("val", val_repeats)):
         ids, ends = np.tile(document, repeats), np.arange(1, repeats + 1) * len(document)
-        text_bytes = len(SENTENCE) * repeats
+        mask = None
+        if learnt is not None:
+            mask = np.zeros((repeats, len(document)), bool)
+            mask[:, learnt] = True
         splits[split] = write_split(
-            folder, split, ids, ends, np.zeros(repeats, DOC_DTYPE), vocab_size=vocab_size, text_bytes=text_bytes
+            folder,
+            split,
+            ids,
+            ends,
+            np.zeros(repeats, DOC_DTYPE),
+            vocab_size=vocab_size,
+            text_bytes=len(SENTENCE) * repeats,
+            mask=None if mask is None else mask.ravel(),
         )
     (folder / STATS).write_bytes(b"{}\n")
     (folder / "tokenizer").mkdir()

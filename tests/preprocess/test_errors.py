@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import time
 
 import pytest
 
-from preprocess.errors import MAX_SHOWN, explain_os_error, first_line, one_line, printable, shorten
+from preprocess.errors import MAX_SHOWN, explain_os_error, first_line, hide_credentials, one_line, printable, shorten
 
 
 @pytest.mark.parametrize(
@@ -42,3 +43,24 @@ def test_shorten_keeps_short_text_and_cuts_long_text() -> None:
 def test_first_line_of_an_error_without_a_message_is_its_type() -> None:
     assert first_line(ValueError("first\nsecond")) == "first"
     assert first_line(EOFError()) == "EOFError"
+
+
+@pytest.mark.parametrize(("text", "shown"), [
+    ("no recipe http:/u:p@h/a.jsonl?X=1&Y=2; name a", "no recipe http:/h/a.jsonl?…; name a"),
+    ("got 'https://user@host/a?b=c', expected", "got 'https://host/a?…', expected"),
+    ("s3://bucket/a.txt: no connection", "s3://bucket/a.txt: no connection"),
+    ("what? a@b.org: C:/x@y?", "what? a@b.org: C:/x@y?"),
+])  # fmt: skip
+def test_hide_credentials_removes_logins_and_queries_of_urls(text: str, shown: str) -> None:
+    assert hide_credentials(text) == shown
+    assert shorten(text) == shown
+
+
+def test_shorten_hides_a_login_that_is_longer_than_what_is_shown() -> None:
+    assert shorten(f"https://user:{'s' * 200}@host/a.txt") == "https://host/a.txt"
+
+
+def test_hide_credentials_is_fast_for_long_text() -> None:
+    start = time.perf_counter()
+    hide_credentials("ab:/x?" * 2_000 + "a" * 1_000_000 + "ab://" * 2_000)
+    assert time.perf_counter() - start < 5

@@ -210,8 +210,8 @@ def test_values_out_of_range_are_rejected(tmp_path: Path, override: str, message
 # Another value than the default for every setting.
 OTHER_VALUES = {
     "data": "stream:other.toml", "out_dir": "elsewhere", "init_from": "runs/a", "device": "cpu", "seed": 2,
-    "arch": "modern", "n_layer": 3, "n_head": 6, "n_embd": 1536, "block_size": 2048, "dropout": 0.5,
-    "mask_documents": True, "data_order": "epochs", "stream_buffer": 5, "batch_size": 3,
+    "arch": "modern", "token_shift": True, "n_layer": 3, "n_head": 6, "n_embd": 1536, "block_size": 2048,
+    "dropout": 0.5, "mask_documents": True, "data_order": "epochs", "stream_buffer": 5, "batch_size": 3,
     "gradient_accumulation_steps": 2,
     "gradient_checkpointing": True, "max_steps": 777, "optimizer": "muon", "learning_rate": 0.1,
     "embedding_learning_rate": 0.1, "muon_learning_rate": 0.1, "min_lr": 1e-5, "schedule": "linear", "warmup_steps": 5,
@@ -224,6 +224,7 @@ OTHER_VALUES = {
 # The settings that need another one: a value of it without effect, how the message says it, and one with effect.
 NEEDS: dict[str, tuple[dict[str, object], str, dict[str, object]]] = {
     "init_from": ({"resume": "runs/b"}, "resume is runs/b, not auto or never", {"resume": "never"}),
+    "token_shift": ({"arch": "gpt2"}, "arch is gpt2, not modern", {"arch": "modern"}),
     "stream_buffer": ({"data": "x"}, "data is x, not stream:RECIPE", {"data": "stream:x"}),
     "muon_learning_rate": ({"optimizer": "adamw"}, "optimizer is adamw, not muon", {"optimizer": "muon"}),
     "muon_momentum": ({"optimizer": "adamw"}, "optimizer is adamw, not muon", {"optimizer": "muon"}),

@@ -22,6 +22,7 @@ from train.optim import (
     Muon,
     allocate_state,
     apply_polynomials,
+    correct_rates,
     make_optimizers,
     orthogonalize,
     schedule_factor,
@@ -150,7 +151,7 @@ def test_only_matrices_decay() -> None:
 
 
 def test_muon_updates_only_the_matrices_of_the_blocks() -> None:
-    model = make_model(make_config(arch="modern", optimizer="muon"), VOCAB_SIZE)
+    model = make_model(make_config(arch="modern", token_shift=True, optimizer="muon"), VOCAB_SIZE)
     adamw, muon = make_optimizers(model, make_config(optimizer="muon", muon_learning_rate=0.3), device=CPU)
     names = {id(p): name for name, p in model.named_parameters()}
     by_muon = {names[id(p)] for group in muon.param_groups for p in group["params"]}
@@ -280,3 +281,16 @@ def test_decay_steps_have_no_effect_on_other_schedules(schedule: str) -> None:
     """A config that sets them is rejected."""
     config = make_config(schedule=schedule, warmup_steps=0, max_steps=50)
     assert factors_of(dataclasses.replace(config, decay_steps=5)) == factors_of(config)
+
+
+@pytest.mark.parametrize(
+    ("arch", "rate", "expected"),
+    [("gpt2", 0.3, None), ("gpt2", 0.05, 0.05), ("gpt2", None, None), ("modern", 0.3, 0.3)],
+)
+def test_rate_of_an_untied_embedding_is_not_used_for_a_tied_head(
+    arch: str, rate: float | None, expected: float | None
+) -> None:
+    given = make_config(arch=arch, embedding_learning_rate=rate, learning_rate=6e-3)
+    config, lines = correct_rates(given)
+    assert config == dataclasses.replace(given, embedding_learning_rate=expected)
+    assert len(lines) == (config != given) and all("is also its head, and would diverge with" in line for line in lines)

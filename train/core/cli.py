@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from preprocess.errors import FolioError, explain_os_error, one_line
+from preprocess.errors import FolioError, explain_os_error, hide_credentials, one_line
 
 BLOCKING_PATHS = {errno.EISDIR: "a folder", errno.EEXIST: "a file"}  # what prevents creating a file or a folder
 
@@ -32,7 +32,7 @@ def print_result(result: Any, lines: Iterable[str], *, as_json: bool) -> None:
 
 def warn(line: str) -> None:
     """Print one line on stderr about a problem that does not end the command."""
-    print("warning:", one_line(line), file=sys.stderr, flush=True)
+    print("warning:", one_line(hide_credentials(line)), file=sys.stderr, flush=True)
 
 
 def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> int:
@@ -142,5 +142,5 @@ def _explain(error: OSError) -> str:
 
 def _fail(message: str, status: int) -> int:
     with contextlib.suppress(OSError):  # if stderr cannot be written, the status still reports the failure
-        print("error:", one_line(message), file=sys.stderr)
+        print("error:", one_line(hide_credentials(message)), file=sys.stderr)
     return status

@@ -3,7 +3,7 @@
 Sample number n of a run is a pure function of (seed, n): which build it comes from, which shard,
 and where its window starts. So resuming needs one integer, and a step has the same samples for any
 number of processes and any micro-batch. The setting data_order selects how windows are ordered
-(`ORDERS` in preprocess/shards/windows.py); this file reads the windows from the memory-mapped
+(`ORDERS` in preprocess/shards/windows.py); mixed_split.py reads the windows from the memory-mapped
 shards and copies them to the device.
 
 Hashing is the slow part of locating a sample: locating 1,024 takes twice as long as locating 12. A
@@ -21,80 +21,37 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from preprocess.errors import MisuseError
-from preprocess.shards.mapped import MappedSplit
+from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.mixture import Mixture
 from preprocess.shards.permutation import keyed_hash
-from preprocess.shards.windows import ORDERS, check_windows, list_sequential_windows, number_documents
+from preprocess.shards.windows import ORDERS, list_sequential_windows
 from train.config import Config
 from train.core.distributed import World
 from train.data.builds import Builds
+from train.data.mixed_split import Batch, Locations, MixedSplit
 
-# Inputs, targets and, with mask_documents, the number of each token's document: (B, T) int64 each.
-Batch = tuple[Tensor, Tensor, Tensor | None]
-# Of each window: the index of its build, its shard in that build, and its first token in that
-# shard: (B,) int64 each.
-Locations = tuple[np.ndarray, np.ndarray, np.ndarray]
 ResumeState = Mapping[str, Any]  # a position in a stream, as JSON values
 DROPOUT_KEY, BUILD_KEY = 0x5EED, 0xB01D  # combined with the seed, so that its uses are independent of each other
 LOOKAHEAD_SAMPLES = 1024
 MAX_WINDOWS = 1 << 16  # per forward pass; no device is faster with more
 
 
-class MixedSplit:
-    """One split of one or more builds. The rows of a batch can come from any of them."""
-
-    def __init__(self, builds: Builds, split: str, config: Config, *, device: torch.device) -> None:
-        """Memory-map the shards of `split`, "train" or "val".
-
-        Raises FolioError if the split of a build is shorter than one window, and ShardError if a
-        build was replaced or, with mask_documents, has damaged document ends.
-        """
-        self.parts = [MappedSplit(build, split) for build in builds.builds]
-        for part in self.parts:
-            check_windows(part.lengths, config.block_size, split)
-            if config.mask_documents:
-                part.check_ends()
-        self._block_size, self._masks_documents, self._device = config.block_size, config.mask_documents, device
-        self._dtype = np.result_type(np.uint16, *(part.build.dtype for part in self.parts))
-
-    def batch(self, locations: Locations) -> Batch:
-        """Return the windows at `locations`, in that order."""
-        build_index, shard, start = locations
-        if len(self.parts) == 1:  # no rows to merge, which would take a third of a small batch's time
-            return self._to_batch(*self._read(self.parts[0], shard, start))
-        tokens = np.empty((len(build_index), self._block_size + 1), self._dtype)  # (B, T + 1)
-        documents = np.empty((len(build_index), self._block_size), np.int32) if self._masks_documents else None
-        for index, part in enumerate(self.parts):
-            rows = np.flatnonzero(build_index == index)
-            if len(rows):
-                tokens[rows], row_documents = self._read(part, shard[rows], start[rows])
-                if documents is not None:
-                    documents[rows] = row_documents
-        return self._to_batch(tokens, documents)
-
-    def _read(self, part: MappedSplit, shard: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, Any]:
-        """Return the tokens, (B, T + 1), and the number of each token's document, (B, T).
-
-        Without mask_documents, the second value is None.
-        """
-        documents = number_documents(part.ends, shard, start, self._block_size) if self._masks_documents else None
-        return part.read_windows(shard, start, self._block_size), documents
-
-    def _to_batch(self, tokens: np.ndarray, documents: np.ndarray | None) -> Batch:
-        windows = to_device(tokens, self._device)  # (B, T + 1)
-        return windows[:, :-1], windows[:, 1:], None if documents is None else to_device(documents, self._device)
-
-
 class TrainingSamples(Protocol):
     """What training reads: `TrainingData` for builds, `StreamedTraining` for a stream."""
 
     num_tokens: int | None  # training tokens; None if the number is not known
+    num_loss_tokens: int | None = None  # those in the loss mask; None if there is none, so that all count
 
     def batch(self, first: int, count: int) -> Batch:
         """Return samples number `first` to `first + count - 1`."""
+
+    def loss_fraction(self, first: int, count: int) -> float:
+        """Return the fraction of the targets of samples `first` to `first + count - 1` that count.
+
+        It is at least that of one target, so that it can be a divisor.
+        """
+        return 1.0
 
     def trial_batch(self, count: int) -> Batch:
         """Return `count` samples to try a step with, without consuming them."""
@@ -127,6 +84,7 @@ class ValidationWindows(Protocol):
     shares: tuple[float, ...]  # of the builds
     names: list[str]  # of the builds
     sizes: list[TextSize]  # for each build, of the text that the windows were taken from
+    loss_fractions: np.ndarray | None = None  # (W,) float64: of the targets of each window that count; None: all
 
     @property
     def num_windows(self) -> int: ...
@@ -159,12 +117,24 @@ class TrainingData(TrainingSamples):
         ]
         self._mixture = Mixture(builds.shares, seed=config.seed) if len(builds.builds) > 1 else None
         self.num_tokens: int | None = sum(sum(part.lengths) for part in self._split.parts)
+        self.num_loss_tokens = _count_loss_tokens(builds) if self._split.has_mask else None
         empty = np.empty(0, np.int64)
         self._first_located = 0  # the number of the first sample in `_located`
         self._located: Locations = (empty, empty, empty)
 
     def batch(self, first: int, count: int) -> Batch:
         """Return samples number `first` to `first + count - 1`, counted from 0 over the whole run."""
+        return self._split.batch(self._locate_range(first, count))
+
+    def loss_fraction(self, first: int, count: int) -> float:
+        if not self._split.has_mask:
+            return 1.0
+        fractions = self._split.loss_fractions(self._locate_range(first, count))
+        assert fractions is not None
+        return max(float(fractions.mean()), 1 / (count * self._split.block_size))
+
+    def _locate_range(self, first: int, count: int) -> Locations:
+        """Return where the windows of samples number `first` to `first + count - 1` are."""
         begin, num_located = first - self._first_located, len(self._located[0])
         if not 0 <= begin <= num_located - count:
             # With several processes each call skips the other ranks' samples; look ahead only when
@@ -174,7 +144,7 @@ class TrainingData(TrainingSamples):
             self._first_located, begin = first, 0
             self._located = self._locate(np.arange(first, first + num_samples, dtype=np.uint64))
         build_index, shard, start = (column[begin : begin + count] for column in self._located)
-        return self._split.batch((build_index, shard, start))
+        return build_index, shard, start
 
     def trial_batch(self, count: int) -> Batch:
         return self.batch(0, count)
@@ -206,7 +176,7 @@ class ValidationData(ValidationWindows):
 
         Every build that has validation documents has at least one window; one that was built with
         val_fraction 0 has none. Without eval_tokens, the whole splits are read. Raises the errors of
-        MixedSplit.
+        MixedSplit, and FolioError if no target in the windows of a build counts.
         """
         builds = select_validated(builds)
         self._split = MixedSplit(builds, "val", config, device=device)
@@ -222,6 +192,14 @@ class ValidationData(ValidationWindows):
         self.names = [build.name for build in builds.builds]
         splits = [build.manifest.splits["val"] for build in builds.builds]
         self.sizes = [TextSize(num_tokens=split.tokens, text_bytes=split.text_bytes) for split in splits]
+        self.loss_fractions = self._split.loss_fractions((self.build_index, self._shard, self._start))
+        if self.loss_fractions is not None:
+            for index, name in enumerate(self.names):
+                if not self.loss_fractions[self.build_index == index].any():
+                    raise FolioError(
+                        f"the validation windows of {name} have no token that the model is to learn; raise "
+                        "eval_tokens, or build the chats again with a larger --val-fraction"
+                    )
 
     @property
     def num_windows(self) -> int:
@@ -286,19 +264,16 @@ def _share_windows(eval_tokens: int | None, shares: Sequence[float], block_size:
     return [max(round(eval_tokens // block_size * share), 1) for share in shares]
 
 
-def to_device(tokens: np.ndarray, device: torch.device) -> Tensor:
-    """Return `tokens`, an array of any shape, as an int64 tensor on `device`.
-
-    `tokens` contains non-negative integers in a dtype of at most 32 bits. For a GPU, they are
-    copied asynchronously from pinned memory in this dtype, and converted to int64 on the GPU.
-    """
-    if device.type != "cuda":
-        return torch.from_numpy(tokens.astype(np.int64)).to(device)
-    # Few torch kernels accept unsigned integers: send the same bits as signed ones and mask off the
-    # sign extension.
-    bits = 8 * tokens.dtype.itemsize
-    narrow = torch.from_numpy(tokens.view(f"i{tokens.dtype.itemsize}")).pin_memory()
-    return narrow.to(device, non_blocking=True).to(torch.int64) & ((1 << bits) - 1)
+def _count_loss_tokens(builds: Builds) -> int:
+    """Return how many training tokens are in the loss masks. Raises FolioError if there are none."""
+    shards = [shard for build in builds.builds for shard in build.manifest.splits["train"].shards]
+    num_tokens = sum(shard.tokens if shard.loss_tokens is None else shard.loss_tokens for shard in shards)
+    if not num_tokens:
+        raise FolioError(
+            f"{builds.name} has no training token that the model is to learn; build it from chats in which the "
+            "assistant replies"
+        )
+    return num_tokens
 
 
 class Prefetcher:
@@ -311,6 +286,7 @@ class Prefetcher:
     def __init__(self, samples: TrainingSamples, *, windows_per_step: int, micro_batch: int, world: World) -> None:
         """`micro_batch` must divide this process's share of windows_per_step."""
         self._samples, self._world, self.micro_batch = samples, world, micro_batch
+        self._windows_per_step = windows_per_step
         self.num_micro_batches = windows_per_step // (world.size * micro_batch)
         self._ready: tuple[int, Batch] | None = None
 
@@ -321,6 +297,18 @@ class Prefetcher:
         first micro-batch of the next step.
         """
         return step_begin + (micro * self._world.size + self._world.rank) * self.micro_batch
+
+    def loss_divisor(self, step_begin: int) -> float:
+        """Return the number by which the mean loss of each micro-batch of a step is divided.
+
+        The mean loss has zeros for targets that do not count. So if `step_begin` is the number of
+        the step's first sample, the sum of the quotients is the mean over all targets of the step
+        that count. If all count, the number is that of the micro-batches. Every process computes it
+        from the loss mask of all samples of the step.
+        """
+        if self._samples.num_loss_tokens is None:
+            return self.num_micro_batches
+        return self.num_micro_batches * self._samples.loss_fraction(step_begin, self._windows_per_step)
 
     def prepare(self, first: int) -> None:
         """Read the micro-batch that begins with sample `first`, and keep it for `take`."""

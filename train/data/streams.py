@@ -20,7 +20,6 @@ from train.config import STREAM_PREFIX, Config
 from train.core.cli import warn
 from train.core.distributed import World
 from train.data.batches import (
-    Batch,
     Data,
     ResumeState,
     TextSize,
@@ -28,9 +27,9 @@ from train.data.batches import (
     ValidationData,
     ValidationWindows,
     open_data,
-    to_device,
 )
 from train.data.builds import NAME_AND_WEIGHT, Builds, open_builds, tokenizer_sha256
+from train.data.mixed_split import Batch, to_device
 
 if TYPE_CHECKING:
     from preprocess.stream import StreamCorpus, TokenStream

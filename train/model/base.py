@@ -10,10 +10,10 @@ probability and no gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,17 @@ from train.config import Config
 from train.model.kernels import chunked_cross_entropy, should_chunk_loss
 
 VOCAB_MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class HuggingFaceFormat:
+    """How the library transformers stores a model of the same architecture."""
+
+    model_type: str
+    sizes: Mapping[str, tuple[str, int]]  # setting → the key in config.json and its default
+    width_keys: Mapping[str, int]  # key in config.json → its value as a multiple of n_embd; may be null
+    equal_keys: Mapping[str, str]  # key in config.json → the setting to which it is equal; may be null
+    constants: Mapping[str, Any]  # key in config.json → the value that makes it the same model, and its default
 
 
 @dataclass
@@ -125,6 +136,7 @@ class LanguageModel(nn.Module):
       have V rows; an export has `vocab_size`, without the padding.
     - `position_weights`: names of the parameters with one row per position of the context.
     - `export_config` and `export_tensors`, which describe the model to other programs.
+    - `huggingface` and `import_tensors`, if transformers has the architecture: how it stores a model.
     """
 
     h: nn.ModuleList
@@ -132,6 +144,8 @@ class LanguageModel(nn.Module):
     logit_cap: float | None = None  # if set, the logits become cap · tanh(logits / cap)
     vocabulary_weights: ClassVar[tuple[str, ...]]
     position_weights: ClassVar[tuple[str, ...]] = ()
+    has_tied_head: ClassVar[bool] = False  # whether the head's weight is the token embedding
+    huggingface: ClassVar[HuggingFaceFormat | None] = None
 
     def __init__(self, config: Config, vocab_size: int) -> None:
         """Store the sizes. `vocab_size` is the number of ids without padding."""
@@ -168,11 +182,21 @@ class LanguageModel(nn.Module):
         """Return the weights under the names and in the layout that other programs expect."""
         return tensors
 
+    @classmethod
+    def import_tensors(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights of `huggingface`, which has other names and layouts, as this model has them.
+
+        Raises ValueError with the name of a weight that is there twice.
+        """
+        raise NotImplementedError
+
     def forward(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the mean loss in nats, (), and the loss of each row, (B,).
 
         Only the mean loss has a gradient. `ids`, `targets` and `documents` are (B, T) int64; both
-        losses are float32. With `documents`, no token attends to a token of another document.
+        losses are float32. A target that is IGNORE_INDEX has the loss 0 and no gradient, but the
+        means are over all T or B·T targets: divide them by the fraction that counts. With
+        `documents`, no token attends to a token of another document.
         """
         x = self.features(ids, documents)  # (B, T, C)
         if should_chunk_loss(ids.numel() * self.padded_vocab_size, x.device):

@@ -32,7 +32,8 @@ def replace_logits_by_gradients(
     """Write the cross-entropy of each row of `logits`, (n, V), to `losses`, (n,) float32, in nats.
 
     `logit_cap` is applied here, not by the caller. Ids from `vocab_size` on have probability 0.
-    `targets` is (n,) int64. If `with_gradients` is true, each row of `logits` is overwritten with
+    `targets` is (n,) int64; a row whose target is negative, as IGNORE_INDEX is, has the loss 0 and
+    zero gradients. If `with_gradients` is true, each row of `logits` is overwritten with
     the gradient of its loss with respect to that row; otherwise the logits are unchanged.
     """
     padded_vocab_size = logits.shape[1]
@@ -79,10 +80,11 @@ def _cross_entropy_row(  # type: ignore[no-untyped-def] # Triton passes pointers
         total = total * tl.exp(maximum - new_maximum) + tl.sum(tl.exp(z - new_maximum), 0)
         maximum = new_maximum
     log_sum = maximum + tl.log(total)
-    target_logit = tl.load(logits + target).to(tl.float32)
+    is_counted = target >= 0
+    target_logit = tl.load(logits + tl.maximum(target, 0)).to(tl.float32)
     if HAS_CAP:
         target_logit = 2 * cap * tl.sigmoid(target_logit * (2 / cap)) - cap
-    tl.store(losses + row, log_sum - target_logit)
+    tl.store(losses + row, tl.where(is_counted, log_sum - target_logit, 0.0))
     if WITH_GRADIENTS:
         tl.debug_barrier()  # all threads have read the target's logit before one of them overwrites it
         for begin in range(0, padded_vocab_size, BLOCK):
@@ -95,5 +97,5 @@ def _cross_entropy_row(  # type: ignore[no-untyped-def] # Triton passes pointers
                 slope = 4 * sigma * (1 - sigma)
             # The gradient of cross-entropy: softmax minus one-hot, times the derivative of the cap.
             gradient = (tl.exp(z - log_sum) - tl.where(ids == target, 1.0, 0.0)) * slope
-            gradient = tl.where(ids < vocab_size, gradient, 0.0)
+            gradient = tl.where((ids < vocab_size) & is_counted, gradient, 0.0)
             tl.store(logits + ids, gradient.to(logits.dtype.element_ty), mask=ids < padded_vocab_size)

@@ -16,17 +16,17 @@ from torch.nn import functional as F
 
 from preprocess.shards.files import JsonObject
 from train.config import Config
-from train.model.base import KVCache, LanguageModel, LayerCache, attend, split_heads
+from train.model.base import HuggingFaceFormat, KVCache, LanguageModel, LayerCache, attend, split_heads
 from train.model.kernels import can_use_cpu_gelu, cpu_gelu
 
 INIT_STD = 0.02
 # How Hugging Face's GPT-2 stores the same model.
 HF_PREFIX = "transformer."  # of every name, except in old files
 HF_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-# The values in its config.json that make it the same model as this one. They are also its defaults:
-# a key that is missing there has this value.
-HF_CONFIG = {
-    "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
+HF_TIED = "lm_head.weight"  # a copy of the embedding, in old files
+HF_NOT_WEIGHTS = (".attn.bias", ".attn.masked_bias")  # causal masks, in old files
+HF_CONSTANTS = {
+    "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False, "tie_word_embeddings": True, "add_cross_attention": False,
 }  # fmt: skip
 
@@ -74,6 +74,14 @@ class Block(nn.Module):
 class GPT2(LanguageModel):
     vocabulary_weights = ("wte.weight",)
     position_weights = ("wpe.weight",)
+    has_tied_head = True
+    huggingface = HuggingFaceFormat(
+        model_type="gpt2",
+        sizes={"n_layer": ("n_layer", 12), "n_head": ("n_head", 12), "n_embd": ("n_embd", 768)},
+        width_keys={"n_inner": 4},
+        equal_keys={},
+        constants=HF_CONSTANTS,
+    )
 
     def __init__(self, config: Config, vocab_size: int) -> None:
         super().__init__(config, vocab_size)
@@ -89,6 +97,9 @@ class GPT2(LanguageModel):
     def embed(self, ids: Tensor, documents: Tensor | None, cache: KVCache | None) -> Tensor:
         first = cache.length if cache else 0
         positions = torch.arange(first, first + ids.shape[1], device=ids.device)  # (T,)
+        if documents is not None:  # a document has the same positions as if it were alone
+            is_first = documents.diff(dim=1, prepend=documents[:, :1] - 1) != 0  # (B, T)
+            positions = positions - (positions * is_first).cummax(dim=1).values  # (B, T)
         return F.dropout(self.wte(ids) + self.wpe(positions), self.dropout, self.training)  # (B, T, C)
 
     def final_norm(self, x: Tensor) -> Tensor:
@@ -102,7 +113,8 @@ class GPT2(LanguageModel):
     @classmethod
     def export_config(cls, config: Config, vocab_size: int) -> JsonObject:
         """Return the config.json of Hugging Face's GPT2LMHeadModel."""
-        return HF_CONFIG | {
+        return HF_CONSTANTS | {
+            "model_type": cls.huggingface.model_type,
             "architectures": ["GPT2LMHeadModel"],
             "dtype": "float32",
             "vocab_size": vocab_size,
@@ -124,6 +136,18 @@ class GPT2(LanguageModel):
         return {
             HF_PREFIX + name: tensor.t() if name.endswith(HF_TRANSPOSED) else tensor for name, tensor in tensors.items()
         }
+
+    @classmethod
+    def import_tensors(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        imported: dict[str, Tensor] = {}
+        for hf_name, tensor in tensors.items():
+            name = hf_name.removeprefix(HF_PREFIX)
+            if hf_name == HF_TIED or name.endswith(HF_NOT_WEIGHTS):
+                continue
+            if name in imported:
+                raise ValueError(name)
+            imported[name] = tensor.t() if name.endswith(HF_TRANSPOSED) and tensor.dim() == 2 else tensor
+        return imported
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -27,6 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from train.core.targets import IGNORE_INDEX
+
 # The most logits to hold at once. On a CPU a small chunk stays near the caches; a GPU needs large
 # matrix products.
 MAX_LOGITS = {"cpu": 1 << 22}
@@ -75,12 +77,27 @@ def chunked_cross_entropy(
 
     `features` (N, C) and `weight` (V, C) have the same dtype; `targets` is (N,) int64. If
     `logit_cap` is not None, the logits are first limited to cap · tanh(logits / cap). Ids from
-    `vocab_size` on are padding and have probability 0. Returns the mean, () float32, which has a
-    gradient, and each token's loss, (N,) float32, which has none.
+    `vocab_size` on are padding and have probability 0. Tokens whose target is IGNORE_INDEX have the
+    loss 0 and no gradient. Returns the mean over all N, () float32, which has a gradient, and each
+    token's loss, (N,) float32, which has none.
     """
-    apply = _apply_uncompiled if can_use_triton(features.device) else _apply
-    mean, token_losses = apply(features, weight, targets, logit_cap, vocab_size, torch.is_grad_enabled())
-    return mean, token_losses
+    settings = (logit_cap, vocab_size, torch.is_grad_enabled())
+    if can_use_triton(features.device):  # the kernel skips the tokens
+        return _apply_uncompiled(features, weight, targets, *settings)
+    if not _can_have_ignored(targets):
+        return _apply(features, weight, targets, *settings)
+    # With features of zero a token has zero gradients. The shapes stay the same, so the host need
+    # not wait for the device, and a compiled model is not compiled again.
+    is_counted = targets != IGNORE_INDEX  # (N,)
+    mean, token_losses = _apply(features * is_counted[:, None], weight, targets.clamp(min=0), *settings)
+    return mean - (token_losses * ~is_counted).mean(), token_losses * is_counted
+
+
+def _can_have_ignored(targets: Tensor) -> bool:
+    """Return whether a target is IGNORE_INDEX, or true if finding out would make the host wait."""
+    if targets.device.type != "cpu" or torch.compiler.is_compiling():
+        return True
+    return bool((targets == IGNORE_INDEX).any())
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -1,15 +1,16 @@
 """A GPT with changes to GPT-2 that were measured to make it learn faster; each takes a line or two.
 
-- Token shift: the previous token's embedding, times learned weights, is added to each embedding
-  (RWKV, Peng et al. 2023; "smear" in modded-nanogpt).
 - Rotary positions (Su et al. 2021) instead of learned ones.
 - RMS norm without weights (Zhang & Sennrich 2019), also of queries and keys (Henry et al. 2020).
 - ReLU² (So et al. 2021) instead of GELU, and no biases.
 - An untied head; the head and the projections into the residual stream start at zero.
 - Logits limited to ±15 by a tanh (Gemma 2).
+- With the setting `token_shift`: the previous token's embedding, times learned weights, is added to
+  each embedding (RWKV, Peng et al. 2023; "smear" in modded-nanogpt).
 
 Keller Jordan's modded-nanogpt combines them, and its records measure the effect of each.
-bench/README.md has measurements of this model.
+bench/README.md has measurements of this model. Without the token shift it is the architecture of
+nanochat, which transformers has as `NanoChatForCausalLM`.
 
 Shapes: B rows, T tokens, C width, H heads, D = C / H, V padded vocabulary.
 """
@@ -23,12 +24,24 @@ from torch.nn import functional as F
 from preprocess.errors import MisuseError
 from preprocess.shards.files import JsonObject
 from train.config import Config
-from train.model.base import KVCache, LanguageModel, LayerCache, attend
+from train.model.base import HuggingFaceFormat, KVCache, LanguageModel, LayerCache, attend
 from train.model.kernels import can_use_squared_relu, squared_relu
 
 ROTARY_BASE = 10_000.0
 LOGIT_CAP = 15.0
-EXPORT_TYPE, EXPORT_VERSION = "folio-modern", 2  # in config.json of an exported model
+NORM_EPSILON = torch.finfo(torch.float32).eps  # the default of F.rms_norm
+EXPORT_TYPE, EXPORT_VERSION = "folio-modern", 2  # in config.json of an exported model with a token shift
+# How transformers' NanoChat names the weights; its queries, keys and values are three matrices.
+HF_NAMES = {
+    "attn.c_proj.weight": "self_attn.o_proj.weight", "mlp.c_fc.weight": "mlp.fc1.weight",
+    "mlp.c_proj.weight": "mlp.fc2.weight",
+}  # fmt: skip
+QKV, HF_QKV = "attn.c_attn.weight", tuple(f"self_attn.{part}_proj.weight" for part in "qkv")
+EMBEDDING, HF_EMBEDDING = "wte.weight", "model.embed_tokens.weight"
+HF_CONSTANTS = {
+    "hidden_act": "relu2", "final_logit_softcapping": LOGIT_CAP, "attention_bias": False, "tie_word_embeddings": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": ROTARY_BASE},
+}  # fmt: skip
 
 
 def norm(x: Tensor) -> Tensor:
@@ -106,7 +119,18 @@ class Block(nn.Module):
 
 class Modern(LanguageModel):
     logit_cap = LOGIT_CAP
-    vocabulary_weights = ("wte.weight", "lm_head.weight")
+    vocabulary_weights = (EMBEDDING, "lm_head.weight")
+    huggingface = HuggingFaceFormat(
+        model_type="nanochat",
+        sizes={
+            "n_layer": ("num_hidden_layers", 12),
+            "n_head": ("num_attention_heads", 6),
+            "n_embd": ("hidden_size", 768),
+        },
+        width_keys={"intermediate_size": 4},
+        equal_keys={"num_key_value_heads": "n_head"},
+        constants=HF_CONSTANTS,
+    )
 
     def __init__(self, config: Config, vocab_size: int) -> None:
         """Draw the weights. Raises MisuseError for an odd head size: rotary positions rotate pairs."""
@@ -117,7 +141,7 @@ class Modern(LanguageModel):
             )
         super().__init__(config, vocab_size)
         self.wte = nn.Embedding(self.padded_vocab_size, config.n_embd)
-        self.shift = nn.Parameter(torch.zeros(config.n_embd))
+        self.shift = nn.Parameter(torch.zeros(config.n_embd)) if config.token_shift else None
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.lm_head = nn.Linear(config.n_embd, self.padded_vocab_size, bias=False)
         self.apply(_init_weights)
@@ -127,12 +151,18 @@ class Modern(LanguageModel):
 
     def embed(self, ids: Tensor, documents: Tensor | None, cache: KVCache | None) -> Tensor:
         x = norm(self.wte(ids))  # (B, T, C)
+        if self.shift is not None:
+            x = norm(x + self.shift * self._previous(x, documents, cache))
+        return F.dropout(x, self.dropout, self.training)
+
+    def _previous(self, x: Tensor, documents: Tensor | None, cache: KVCache | None) -> Tensor:
+        """Return the embedding of each token's previous token, (B, T, C), 0 if there is none."""
         first = torch.zeros_like(x[:, :1]) if cache is None or cache.last is None else norm(self.wte(cache.last))
         previous = torch.cat([first, x[:, :-1]], dim=1)  # (B, T, C)
         if documents is not None:  # the first token of a document has no previous one
             starts_document = F.pad(documents.diff() != 0, (1, 0))  # (B, T)
             previous = previous.masked_fill(starts_document[..., None], 0.0)
-        return F.dropout(norm(x + self.shift * previous), self.dropout, self.training)
+        return previous
 
     def final_norm(self, x: Tensor) -> Tensor:
         return norm(x)
@@ -143,7 +173,27 @@ class Modern(LanguageModel):
 
     @classmethod
     def export_config(cls, config: Config, vocab_size: int) -> JsonObject:
-        """Return a config.json that no other library knows; docs/exported_model.md describes it."""
+        """Return the config.json of transformers' NanoChatForCausalLM.
+
+        With a token shift, it is one that no other library knows; docs/exported_model.md describes it.
+        """
+        if not config.token_shift:
+            sizes = {key: getattr(config, name) for name, (key, _) in cls.huggingface.sizes.items()}
+            return (
+                HF_CONSTANTS
+                | sizes
+                | {
+                    "model_type": cls.huggingface.model_type,
+                    "architectures": ["NanoChatForCausalLM"],
+                    "dtype": "float32",
+                    "vocab_size": vocab_size,
+                    "intermediate_size": 4 * config.n_embd,
+                    "num_key_value_heads": config.n_head,
+                    "max_position_embeddings": config.block_size,
+                    "rms_norm_eps": NORM_EPSILON,
+                    "use_cache": True,
+                }
+            )
         return {
             "model_type": EXPORT_TYPE,
             "version": EXPORT_VERSION,
@@ -155,8 +205,39 @@ class Modern(LanguageModel):
             "n_head": config.n_head,
             "rotary_base": ROTARY_BASE,
             "logit_cap": LOGIT_CAP,
-            "norm_epsilon": torch.finfo(torch.float32).eps,  # the default of F.rms_norm
+            "norm_epsilon": NORM_EPSILON,
         }
+
+    @classmethod
+    def export_tensors(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights as transformers' NanoChat has them; those with a token shift are not changed."""
+        if "shift" in tensors:
+            return tensors
+        exported: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            if not name.startswith("h."):
+                exported[HF_EMBEDDING if name == EMBEDDING else name] = tensor
+                continue
+            _, layer, rest = name.split(".", 2)
+            parts = zip(HF_QKV, tensor.chunk(3), strict=True) if rest == QKV else [(HF_NAMES[rest], tensor)]
+            exported |= {f"model.layers.{layer}.{hf_name}": part for hf_name, part in parts}
+        return exported
+
+    @classmethod
+    def import_tensors(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        names = {hf_name: name for name, hf_name in HF_NAMES.items()}
+        imported: dict[str, Tensor] = {}
+        for hf_name, tensor in tensors.items():
+            _, _, layer, rest = (*hf_name.split(".", 3), "", "", "", "")[:4]
+            if rest in HF_QKV:
+                parts = [tensors.get(f"model.layers.{layer}.{part}") for part in HF_QKV]
+                if not any(part is None for part in parts):
+                    imported[f"h.{layer}.{QKV}"] = torch.cat([part for part in parts if part is not None])
+            elif rest in names:
+                imported[f"h.{layer}.{names[rest]}"] = tensor
+            else:
+                imported[EMBEDDING if hf_name == HF_EMBEDDING else hf_name] = tensor
+        return imported
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -20,7 +20,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from train.data.batches import Batch, Prefetcher, dropout_seed
+from train.data.batches import Prefetcher, dropout_seed
+from train.data.mixed_split import Batch
 from train.optim import schedule_factor, set_learning_rate
 from train.run.context import Run
 from train.run.state import StepResult, TrainingState
@@ -34,12 +35,15 @@ NUM_WARMUP_STEPS = 2  # steps before the recording; in the first ones libraries 
 def can_capture_step(run: Run, state: TrainingState, prefetcher: Prefetcher) -> bool:
     """Return whether a step can be recorded as a CUDA graph and is expected to be faster then.
 
-    A compiled model is excluded because it leaves the host little to do. Gradient checkpointing is
+    A compiled model is excluded because it leaves the host little to do. A build with a loss mask is
+    excluded because its loss has another divisor in each step. Gradient checkpointing is
     excluded because with dropout it reads the state of the random number generator, which a
     recording forbids; models that need it keep a GPU busy anyway. Call this after the preflight:
     the memory that is reserved then is the peak of the step that it tried.
     """
     config = run.config
+    if run.data.train.num_loss_tokens is not None:
+        return False
     is_one_pass = run.device.type == "cuda" and run.world.size == 1 and prefetcher.num_micro_batches == 1
     if not is_one_pass or state.scaler.is_enabled() or config.compile or config.gradient_checkpointing:
         return False

@@ -20,6 +20,7 @@ from train.core.memory import keep_freed_memory
 from train.data.batches import Data
 from train.data.streams import DataSource, StreamedText, open_data_source, open_data_splits
 from train.model.sampler import control_tokens, encode_text, load_text_tokenizer
+from train.optim import correct_rates
 from train.run.logger import RunInfo
 from train.trackers.check import check_trackers
 
@@ -65,7 +66,9 @@ def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
         keep_freed_memory()
     precision = choose_precision(config.precision, device)
     set_matmul_precision(precision)
-    config = dataclasses.replace(config, device=str(device), precision=precision)
+    config, lines = correct_rates(dataclasses.replace(config, device=str(device), precision=precision))
+    for line in lines if world.is_main else []:
+        warn(line)
     source, data = _open_data(config, device=device, world=world)
     run = Run(
         config=config,

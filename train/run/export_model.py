@@ -15,7 +15,7 @@ from train.config import Config
 from train.core.tensors import write_tensors
 from train.model import get_architecture
 from train.run.checkpoint import Checkpoint, read_weights
-from train.run.init_from import HF_CONFIG_FILE
+from train.run.huggingface_folder import CONFIG_FILE
 
 GENERATION_CONFIG = "generation_config.json"
 METADATA = {"format": "pt"}  # transformers refuses a file without it
@@ -44,7 +44,7 @@ def config_files(config: Config, manifest: Manifest, vocab_size: int) -> dict[st
         "pad_token_id": eot_id if manifest.pad_id is None else manifest.pad_id,
     }
     model_config = get_architecture(config.arch).export_config(config, vocab_size)
-    return {HF_CONFIG_FILE: readable_json(model_config | ids), GENERATION_CONFIG: readable_json(ids)}
+    return {CONFIG_FILE: readable_json(model_config | ids), GENERATION_CONFIG: readable_json(ids)}
 
 
 def tokenizer_files(folder: Path, manifest: Manifest, config: Config) -> dict[str, bytes]:
@@ -75,4 +75,4 @@ def write_model(path: Path, tensors: dict[str, Tensor]) -> None:
         raise FolioError(
             f"cannot write {path.name} of {size_mb:,.1f} MB ({e}); free some disk space, or choose another --output"
         ) from e
-    shutil.copymode(path.with_name(HF_CONFIG_FILE), path)  # safetensors writes files that only their owner can read
+    shutil.copymode(path.with_name(CONFIG_FILE), path)  # safetensors writes files that only their owner can read

@@ -29,7 +29,8 @@ from torch import nn
 from preprocess.errors import FolioError
 from train.config import Config
 from train.core.memory import PeakMemory, available_bytes, is_out_of_memory
-from train.data.batches import Batch, largest_micro_batch, windows_per_process
+from train.data.batches import largest_micro_batch, windows_per_process
+from train.data.mixed_split import Batch
 from train.model.base import evaluation_mode
 from train.optim import update
 from train.run.checkpoint import CHECKPOINTS_DIR
@@ -249,8 +250,10 @@ def _describe_steps(run: Run) -> str:
     config, num_tokens = run.config, run.data.train.num_tokens
     tokens = config.max_steps * config.windows_per_step * config.block_size
     epochs = "" if num_tokens is None else f", {tokens / num_tokens:,.2f} times the training tokens"
+    counted = run.data.train.num_loss_tokens
+    masked = "" if counted is None or not num_tokens else f"; the loss counts {counted / num_tokens:.1%} of them"
     warmup = f"{config.warmup_steps:,} steps of warmup" if config.warmup_steps else "no warmup"
-    return f"{config.max_steps:,} steps read {tokens:,} tokens{epochs}; {warmup}"
+    return f"{config.max_steps:,} steps read {tokens:,} tokens{epochs}{masked}; {warmup}"
 
 
 def _describe_memory(run: Run, *, micro_batch: int, num_windows: int) -> Iterator[str]:

@@ -61,9 +61,9 @@ class Evaluation:
 
     loss: float
     stderr: float | None  # the standard error of `loss`; None if a build has only one window
-    bits_per_byte: float | None  # None if a build's validation split has no text, only control tokens
+    bits_per_byte: float | None  # None with a loss mask, or if a validation split has no text, only control tokens
     by_build: dict[str, float]  # the loss on each build of a mixture; empty for one build
-    losses: Tensor = field(compare=False)  # (W,) float32 on the CPU: the mean loss of each window
+    losses: Tensor = field(compare=False)  # (W,) float32 on the CPU, of each window; their mean is the loss
     strata: Strata = field(compare=False)
 
     @property
@@ -93,17 +93,26 @@ def evaluate(
         for indices, (ids, targets, documents) in data.batches(batch_size, rank=world.rank, num_ranks=world.size):
             with autocast:
                 _, losses[torch.from_numpy(indices).to(device)] = model(ids, targets, documents)
-    return summarize(world.all_reduce_sum(losses).cpu(), data)
+    losses = world.all_reduce_sum(losses).cpu()
+    if data.loss_fractions is not None:  # the mean is then over the targets that count
+        losses /= torch.from_numpy(_mean_fractions(data))
+    return summarize(losses, data)
 
 
 def summarize(losses: Tensor, data: ValidationWindows) -> Evaluation:
-    """Return the Evaluation of `losses`, (W,) float32, the mean loss of each window.
+    """Return the Evaluation of `losses`, (W,) float32: the sum of each window's losses per target.
 
-    All windows have the same length, so the mean over windows weighs every token equally.
+    All windows have the same length, so the mean over windows weighs every token equally. With a
+    loss mask, the sum of a window is divided by the average number of targets that count in a window
+    of its build. The mean is then that of all targets that count. Its standard error is that of a
+    ratio of two means (Cochran 1977, "Sampling Techniques", chapter 6).
     """
     strata = Strata(build_index=data.build_index, shares=data.shares)
     loss, stderr = strata.mean_and_stderr(losses)
     means = strata.means(losses)
+    if data.loss_fractions is not None:
+        excess = torch.from_numpy(data.loss_fractions / _mean_fractions(data) - 1)  # (W,) of targets that count
+        _, stderr = strata.mean_and_stderr(losses - torch.tensor(means)[torch.from_numpy(data.build_index)] * excess)
     return Evaluation(
         loss=loss,
         stderr=stderr,
@@ -114,9 +123,17 @@ def summarize(losses: Tensor, data: ValidationWindows) -> Evaluation:
     )
 
 
+def _mean_fractions(data: ValidationWindows) -> np.ndarray:
+    """Return, for each window, the mean of `data.loss_fractions` over its build: (W,) float64, above 0."""
+    assert data.loss_fractions is not None
+    num_windows = np.bincount(data.build_index)
+    means: np.ndarray = np.bincount(data.build_index, weights=data.loss_fractions) / num_windows
+    return means[data.build_index]
+
+
 def _bits_per_byte(means: list[float], data: ValidationWindows) -> float | None:
     """Convert each build's mean loss in nats per token, and return the weighted mean in bits per byte."""
-    if not all(size.text_bytes for size in data.sizes):
+    if data.loss_fractions is not None or not all(size.text_bytes for size in data.sizes):
         return None
     tokens_per_byte = [size.num_tokens / size.text_bytes for size in data.sizes]
     bits = (mean / math.log(2) * ratio for mean, ratio in zip(means, tokens_per_byte, strict=True))

@@ -3,6 +3,7 @@
     remote/<key of address and version>/<name>            a whole file
     remote/<key of address and version>/<name>.partial    a file that is being copied
     remote/<key of address and version>/<name>.position   how many of its bytes are surely on the disk
+    remote/<key of address and version>/<name>.streamed   marks a copy that a stream has made (stream_copies.py)
     remote/listings/<hash of a URL>.json                  the files that the URL meant when it was last resolved
 
 Listings contain hashes of URLs and no credentials.
@@ -41,6 +42,16 @@ def get_partial_path(file: RemoteFile) -> Path:
     """Return the path of a copy that is not whole."""
     path = get_cached_path(file)
     return path.with_name(f"{path.name}.partial")
+
+
+def get_mark_path(path: Path) -> Path:
+    """Return the path of the mark of a copy that a stream has made."""
+    return path.with_name(f"{path.name}.streamed")
+
+
+def keep_copy(file: RemoteFile) -> None:
+    """Remove the mark of a stream: the copy is kept until the user deletes it."""
+    get_mark_path(get_cached_path(file)).unlink(missing_ok=True)
 
 
 def count_missing_bytes(file: RemoteFile) -> int:

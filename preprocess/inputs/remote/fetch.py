@@ -12,7 +12,6 @@ Then the files that the cache has not are copied to it, several at once.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import shutil
 import threading
@@ -32,6 +31,7 @@ from preprocess.inputs.remote.cache import (
     get_cached_path,
     get_remote_folder,
     has_file,
+    keep_copy,
     load_listing,
     save_listing,
 )
@@ -57,14 +57,56 @@ class FetchedFile:
     sha256: str = ""  # that it must have, if the service says it
 
 
+@dataclass(frozen=True)
+class ListedFile:
+    """A remote file, and the service that sends it. The service is None if the file is on this machine."""
+
+    file: RemoteFile
+    service: Service | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files that URLs mean, each once: those of the mirror, and those that may have to be copied."""
+
+    mirrored: list[FetchedFile]
+    remote: list[ListedFile]
+
+
 def fetch_inputs(urls: list[str], recipe_format: str, progress: Progress) -> list[FetchedFile]:
-    """Return the files that `urls` mean, each once, sorted by name. They are copied to the cache if necessary.
+    """Return the files that `urls` mean, each once. They are copied to the cache if necessary.
 
     `recipe_format` decides which files of a folder are read. Raises MisuseError or FolioError if a
     file cannot be obtained.
     """
+    listing = list_inputs(urls, recipe_format, progress)
+    return sorted(listing.mirrored + copy_files(listing.remote, progress), key=lambda file: file.name)
+
+
+def list_inputs(urls: list[str], recipe_format: str, progress: Progress) -> Listing:
+    """Return the files that `urls` mean, without copying them. Arguments and errors as for `fetch_inputs`."""
+    with explain_cache_errors():
+        return _list(urls, recipe_format, progress)
+
+
+def copy_files(listed: list[ListedFile], progress: Progress) -> list[FetchedFile]:
+    """Copy files to the cache, except those that are on this machine. Raises FolioError if one cannot be obtained."""
+    with explain_cache_errors():
+        paths = _copy_all(listed, progress)
+    return [make_fetched(item.file, paths[item.file.name]) for item in listed]
+
+
+def make_fetched(file: RemoteFile, path: Path) -> FetchedFile:
+    """Return what is known of a copied file."""
+    sha256 = file.digest.removeprefix("sha256:") if file.digest.startswith("sha256:") else ""
+    return FetchedFile(file.name, str(path), Origin(file.origin, file.version), sha256)
+
+
+@contextmanager
+def explain_cache_errors() -> Iterator[None]:
+    """Raise the errors of the operating system as FolioError."""
     try:
-        return _fetch(urls, recipe_format, progress)
+        yield
     except OSError as e:
         raise FolioError(f"{explain_os_error(e)}; FOLIO_CACHE chooses the folder of the cache") from e
 
@@ -80,35 +122,33 @@ def add_origins(files: list[InputFile], fetched: list[FetchedFile]) -> list[Inpu
         if source is not None and source.sha256 and file.disk.sha256 not in (source.sha256, NO_SHA256):
             raise FolioError(f"{file.disk.path} is not what {source.name} should be; delete it, and run again")
     return [
-        dataclasses.replace(file, origin=by_path[file.disk.path].origin) if file.disk.path in by_path else file
-        for file in files
+        file._replace(origin=by_path[file.disk.path].origin) if file.disk.path in by_path else file for file in files
     ]
 
 
-def _fetch(urls: list[str], recipe_format: str, progress: Progress) -> list[FetchedFile]:
-    fetched: dict[str, FetchedFile] = {}
+def _list(urls: list[str], recipe_format: str, progress: Progress) -> Listing:
+    mirrored: dict[str, FetchedFile] = {}
     remote: list[str] = []
     for url in dict.fromkeys(find_hub_address(url) or url for url in urls):
         strip_login(url)  # raises MisuseError for what is not a URL
-        if mirrored := find_in_mirror(url, recipe_format):
-            progress.log(f"reading {format_quantity(len(mirrored), 'file')} of {show_url(url)} from the mirror")
-            fetched |= {name: FetchedFile(name, path) for name, path in mirrored}
+        if found := find_in_mirror(url, recipe_format):
+            progress.log(f"reading {format_quantity(len(found), 'file')} of {show_url(url)} from the mirror")
+            mirrored |= {name: FetchedFile(name, path) for name, path in found}
         else:
             remote.append(url)
-    files: dict[str, tuple[RemoteFile, Service | None]] = {}
-    for service, listing in _resolve_all(remote, recipe_format, progress):
-        for file in listing:
-            if file.name in files and files[file.name][0].key != file.key:
+    listed: dict[str, ListedFile] = {}
+    for service, files in _resolve_all(remote, recipe_format, progress):
+        for file in files:
+            if file.name in listed and listed[file.name].file.key != file.key:
                 raise MisuseError(
                     f"two of the inputs mean different files named {shorten(file.name)}; download them yourself, and "
                     "name the copies"
                 )
-            files[file.name] = file, service
-    paths = _copy_all(files, progress)
-    for name, (file, _) in files.items():
-        sha256 = file.digest.removeprefix("sha256:") if file.digest.startswith("sha256:") else ""
-        fetched[name] = FetchedFile(name, str(paths[name]), Origin(file.origin, file.version), sha256)
-    return [fetched[name] for name in sorted(fetched)]
+            listed[file.name] = ListedFile(file, service)
+    return Listing(
+        [file for name, file in sorted(mirrored.items()) if name not in listed],
+        [file for _, file in sorted(listed.items())],
+    )
 
 
 def _resolve_all(
@@ -125,7 +165,7 @@ def _resolve(
     url: str, recipe_format: str, transfers: Transfers, progress: Progress
 ) -> tuple[Service | None, list[RemoteFile]]:
     known = load_listing(url, recipe_format)
-    is_whole = known is not None and all(_find_copy(file) is not None for file in known)
+    is_whole = known is not None and all(find_copy(file) is not None for file in known)
     if known is not None and is_whole and get_scheme(url) == "hf" and parse_hub_url(url).is_pinned:
         return None, known
     service = _make_service(url)
@@ -141,7 +181,7 @@ def _resolve(
     return service, files
 
 
-def _find_copy(file: RemoteFile) -> Path | None:
+def find_copy(file: RemoteFile) -> Path | None:
     """Return the path of a whole copy that is on this machine."""
     if has_file(file):
         return get_cached_path(file)
@@ -155,21 +195,22 @@ def _make_service(url: str) -> Service:
     return HubService() if scheme == "hf" else ObjectStore(scheme)
 
 
-def _copy_all(files: dict[str, tuple[RemoteFile, Service | None]], progress: Progress) -> dict[str, Path]:
-    """Return the path of a copy of each file."""
+def _copy_all(listed: list[ListedFile], progress: Progress) -> dict[str, Path]:
+    """Return the path of a copy of each file, by name."""
     paths: dict[str, Path] = {}
     missing: dict[str, tuple[RemoteFile, Service]] = {}
-    for name, (file, service) in files.items():
-        copy = _find_copy(file)
-        if copy is not None and (service is None or file.version):
-            paths[name] = copy
-        elif service is not None:
-            missing[name] = file, service
+    for item in listed:
+        keep_copy(item.file)
+        copy = find_copy(item.file)
+        if copy is not None and (item.service is None or item.file.version):
+            paths[item.file.name] = copy
+        elif item.service is not None:
+            missing[item.file.name] = item.file, item.service
     if not missing:
         return paths
     folder = get_remote_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    _check_space(sum(count_missing_bytes(file) for file, _ in missing.values()), folder)
+    check_space(sum(count_missing_bytes(file) for file, _ in missing.values()), folder)
     total = sum(file.size_bytes or 0 for file, _ in missing.values())
     progress.log(f"copying {format_quantity(len(missing), 'remote file')} ({total:,} bytes) to {folder}")
     with progress.bar("copy", total=total, unit="B") as bar, _several_at_once(bar.update) as (transfers, submit):
@@ -211,7 +252,8 @@ def _get_results(futures: list[Future[Result]]) -> list[Result]:
     return [future.result() for future in futures]
 
 
-def _check_space(num_bytes: int, folder: Path) -> None:
+def check_space(num_bytes: int, folder: Path) -> None:
+    """Raise FolioError if the disk of `folder` has less than `num_bytes` free."""
     free_bytes = shutil.disk_usage(folder).free
     if num_bytes > free_bytes:
         raise FolioError(

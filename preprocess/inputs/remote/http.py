@@ -90,7 +90,7 @@ def read_body(response: Any, start: int, file: RemoteFile) -> Body:
 
     Raises InputChanged if the server now says another size than `file` has.
     """
-    if response.status_code == 416:  # there is no such byte: the copy is whole already, or the file became shorter
+    if response.status_code == 416:  # the file has no such byte: the copy is whole already, or the file became shorter
         match = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if match is None or match[2] != str(start):
             raise InputChanged(f"{show_url(file.origin)} changed while it was downloaded")
@@ -137,7 +137,7 @@ def _check_status(response: Any, url: str) -> None:
         raise AccessDenied(f"{answer}: it needs a login or a newer link; put user name and password into ~/.netrc")
     if status in (404, 410):
         advice = "a glob needs s3:// or hf://, name each file" if "*" in url else "check the address"
-        raise FolioError(f"{answer}: there is no such file; {advice}")
+        raise FolioError(f"{answer}: the file does not exist; {advice}")
     raise FolioError(f"{answer}, expected the file; check the address")
 
 

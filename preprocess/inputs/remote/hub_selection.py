@@ -23,7 +23,7 @@ SPLIT_NAMES = {
 
 
 def select_files(paths: Iterable[str], wanted: str, recipe_format: str, card: Any = None) -> list[str]:
-    """Return those of `paths` that `wanted` means, sorted; [] if there are none.
+    """Return those of `paths` that `wanted` means, sorted; [] if none match.
 
     `card`: the header of the dataset's card as parsed YAML, if there is one. Raises MisuseError if
     the dataset has several configurations and `wanted` names none of them.

@@ -1,7 +1,7 @@
 """Files of object stores and of every other protocol of fsspec: s3://, gs://, az://, sftp://, …
 
 The libraries read credentials from the environment and their own configuration files. A public
-bucket is read without credentials if there are none. A file is compared with the listed version
+bucket is read without credentials if none are set. A file is compared with the listed version
 before and after it is read, and S3 itself checks the ETag of every range.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from preprocess.errors import FolioError, MisuseError, shorten
+from preprocess.errors import FolioError, MisuseError, first_line, shorten
 from preprocess.inputs.disk_file import InputChanged
 from preprocess.inputs.expand_glob import is_glob
 from preprocess.inputs.remote.addresses import show_url
@@ -23,7 +23,10 @@ from preprocess.inputs.remote.remote_file import Body, RemoteFile, TransferBroke
 CHUNK_BYTES = 8 << 20
 # What services call the version of a file, the best first.
 VERSION_KEYS = ("ETag", "etag", "generation", "VersionId", "md5Hash", "LastModified", "mtime", "created")
-PACKAGES = {"s3": "folio-lm[s3]", "s3a": "folio-lm[s3]", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+PACKAGES = {
+    "s3": "folio-lm[s3]", "s3a": "folio-lm[s3]", "gs": "folio-lm[gs]", "gcs": "folio-lm[gs]",
+    "az": "adlfs", "abfs": "adlfs", "sftp": "paramiko", "ssh": "paramiko",
+}  # fmt: skip
 # Names of errors, because the libraries of each service have their own.
 BREAKS = {"OSError", "HTTPClientError", "ClientError", "ConnectionError", "TimeoutError", "IncompleteRead"}
 NO_CONNECTION = {
@@ -77,8 +80,9 @@ class ObjectStore:
         try:
             system, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **self._options)
         except ImportError as e:
-            package = PACKAGES.get(self._scheme, "the library that fsspec needs for it")
-            raise MisuseError(f"{self._scheme}:// needs a library; install it with pip install '{package}'") from e
+            package = PACKAGES.get(self._scheme)
+            advice = f"install it with pip install '{package}'" if package else first_line(e)
+            raise MisuseError(f"{self._scheme}:// needs a library; {advice}") from e
         return system, path
 
     def _make_file(self, path: str, info: dict[str, Any]) -> RemoteFile:

@@ -64,8 +64,8 @@ class Body:
 class Service(Protocol):
     """Where remote files are.
 
-    The methods raise TransferBroken if it makes sense to try again, Unreachable if there is no
-    connection, and FolioError for everything that trying again does not change.
+    The methods raise TransferBroken if it makes sense to try again, Unreachable if a connection cannot
+    be made, and FolioError for everything that trying again does not change.
     """
 
     def list_files(self, url: str, recipe_format: str) -> list[RemoteFile]:

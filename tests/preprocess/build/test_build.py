@@ -209,7 +209,7 @@ def test_stats_count_the_documents_of_the_build(build_text: Callable[..., Build]
         (b"x", "its training side would be empty"),
         (
             b"good \xff bad" * 9,
-            r"is not UTF-8: byte 0xff at offset 5 .*; pass the encoding of the file, perhaps --encoding ",
+            r"is not UTF-8: byte 0xff at offset 5 .*; pass the encoding of the file, with --encoding ",
         ),
         (b"cut short \xd0", r"byte 0xd0 at offset 10 \(unexpected end of data\)"),
     ],

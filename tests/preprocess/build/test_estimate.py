@@ -151,3 +151,16 @@ def test_export_by_language_stays_in_the_output_directory(tmp_path: Path, prepro
     assert preprocess("export", "x", "--format", "text", "--by", "language", "--output", "out").returncode == 0
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert names == {f"{split}_{tag}.txt" for split in ("train", "val") for tag in ("______evil", "en", "unknown")}
+
+
+@pytest.mark.parametrize(("dedup", "num_leaks"), [(False, 2), (True, 0)])
+def test_estimate_warns_about_texts_in_both_given_splits(tmp_path: Path, dedup: bool, num_leaks: int) -> None:
+    texts = {"train": [f"row {i}" for i in range(20)], "val": ["row 3", "row 3", "row 17", "new", ""]}
+    for side, values in texts.items():
+        lines = (json.dumps({"text": text, "side": side}) + "\n" for text in values)
+        (tmp_path / f"{side}.jsonl").write_text("".join(lines))
+    settings = {"tokenizer": "byte", "split": "given", "split_column": "side", "dedup": dedup}
+    plan = make_plan(load_recipe(None, inputs=(str(tmp_path),), **settings), None, QUIET)
+    result = estimate_build(plan, 100, workers=1)
+    warning = "2 texts are in both train and val, so the validation loss will be too low; pass --dedup"
+    assert result["leaks"] == num_leaks and any(warning in line for line in format_estimate(result)) == (not dedup)

@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from preprocess.cli.show_document import DecodedDocument
 from preprocess.shards.files import readable_json, sha256_bytes
 from preprocess.shards.format import Build, seal
+from preprocess.tokenizers.decode_build import DocumentPart
 from tests.preprocess.cli.checks import TINY, Run, check_error
 
 
@@ -144,3 +150,27 @@ def test_corpora_lists_size_and_licence(preprocess: Run) -> None:
 def test_list_without_builds_says_so(preprocess: Run) -> None:
     done = preprocess("list")
     assert done.returncode == 0 and "no builds in shards" in done.stderr
+
+
+def test_show_prints_the_turns_of_a_chat(preprocess: Run, tmp_path: Path) -> None:
+    record = {"prompt": "Say hi <|user_end|>\x1b", "completion": "hi"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    preprocess("build", "--input", tmp_path / "a.jsonl", "--name", "chat", "--val-fraction", "0", "--clean", "none")
+    expected = "<|user_start|>Say hi <|user_end|>\x1b<|user_end|><|assistant_start|>hi<|assistant_end|><|endoftext|>"
+    assert preprocess("show", "chat", "--document", "0").stdout == expected
+    found = json.loads(preprocess("show", "chat", "--document", "0", "--json").stdout)
+    assert [part["text"] for part in found["parts"] if part["is_learnt"]] == ["hi", "<|assistant_end|>"]
+    assert [part["text"] for part in found["parts"] if not part["is_control"]] == ["Say hi <|user_end|>\x1b", "hi"]
+    assert (
+        "in the loss mask, with the chat template nanochat: 2 of train, 0 of val" in preprocess("stats", "chat").stdout
+    )
+
+
+def test_show_colours_what_is_learnt_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    parts = [DocumentPart(b"<|end|>", True, False), DocumentPart(b"hi\x1b[2J", False, True)]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    DecodedDocument(parts, has_chats=True).print(quiet=False)
+    assert capsys.readouterr().out == "\x1b[2m<|end|>\x1b[0m\x1b[32m\x1b[22mhi\\x1b[2J\x1b[0m"
+    monkeypatch.setenv("NO_COLOR", "1")
+    DecodedDocument(parts, has_chats=True).print(quiet=False)
+    assert capsys.readouterr().out == "<|end|>hi\\x1b[2J"

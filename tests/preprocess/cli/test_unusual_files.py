@@ -72,8 +72,8 @@ READ: list[tuple[str, Callable[[], bytes], dict[str, Any]]] = [
     ("twice.parquet", lambda: make_parquet(("text", pa.string()), ("a", pa.string()), ("a", pa.string())), {}),
 ]  # fmt: skip
 REFUSED: list[tuple[str, bytes, dict[str, Any], str]] = [
-    ("cp1251.csv", RUSSIAN_CSV, {}, "the header of .* pass --encoding"),
-    ("cp1251.csv", RUSSIAN_CSV, {"invalid_utf8": "replace"}, "pass --encoding"),
+    ("cp1251.csv", RUSSIAN_CSV, {}, "the header of .* pass the encoding of the file, with --encoding"),
+    ("cp1251.csv", RUSSIAN_CSV, {"invalid_utf8": "replace"}, "with --encoding"),
     ("twice.parquet", make_parquet(("text", pa.string()), ("text", pa.string())), {}, "two columns .*'text'; rename"),
     ("twice.csv", b"text,text\na,b\nc,d\n", {}, "two columns .*'text'; rename"),
     ("quote.csv", make_csv(",").replace("\n3,t", '\n3,"t').encode(), {}, "opened in row 5 is not closed"),

@@ -133,3 +133,21 @@ def test_export_of_a_build_that_is_replaced_meanwhile_writes_nothing(
         else:
             export_nanogpt(build, tmp_path / "out", replace=False)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_export_text_leaves_no_file_of_another_build(build_text: Callable[..., Build], tmp_path: Path) -> None:
+    """A build without validation documents has no val.txt, and that of another build must not look like it."""
+    out = tmp_path / "out"
+    export_text(build_text(), out, by_language=False, authors=False, replace=False)
+    without_val = build_text(val_fraction=0, name="no-val")
+    before = (out / "train.txt").read_bytes()
+    with pytest.raises(MisuseError, match=r"val\.txt exists, and this export does not replace it; delete it"):
+        export_text(without_val, out, by_language=False, authors=False, replace=True)
+    assert (out / "train.txt").read_bytes() == before
+    (out / "val.txt").unlink()
+    assert [p.name for p in export_text(without_val, out, by_language=False, authors=False, replace=True)] == [
+        "train.txt"
+    ]
+    (out / "train_fr.txt").write_text("of another build")
+    with pytest.raises(MisuseError, match=r"train_fr\.txt exists, and this export does not replace it"):
+        export_text(without_val, out, by_language=True, authors=False, replace=True)

@@ -90,6 +90,7 @@ def test_compressed_tar_is_read_in_its_order_and_decompressed_once(
     import pyarrow as pa
 
     monkeypatch.setattr("preprocess.inputs.input_files.PARTITION_FILES", 4)
+    monkeypatch.setattr("preprocess.inputs.describe.MAX_KEPT_BYTES", 0)  # small files are read from the archive, too
     write_tar(tmp_path / name, MODES.get(name, "w"))
     if name == "a.tar.zst":
         (tmp_path / name).write_bytes(pa.compress((tmp_path / name).read_bytes(), codec="zstd", asbytes=True))
@@ -273,6 +274,22 @@ def test_names_in_an_archive_are_never_paths(tmp_path: Path) -> None:
             tar.addfile(info, io.BytesIO(name[-8:-4].encode()))
     result = build_files(tmp_path, tmp_path / "a.tar")
     assert [source["name"] for source in result.manifest.sources] == ["a/b.txt", "etc/absolute.txt", "outside.txt"]
+
+
+def test_damaged_bzip2_in_a_zip_archive_names_the_archive(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("a.txt", "some text " * 100)
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    found = 0
+    for offset in range(data.index(b"BZh"), data.index(b"PK\x01\x02"), 5):
+        damaged = data.copy()
+        damaged[offset] ^= 4
+        (tmp_path / "a.zip").write_bytes(damaged)
+        with pytest.raises(FolioError, match="a.zip cannot be read as a zip archive .*copy it again") as error:
+            build_files(tmp_path, tmp_path / "a.zip")
+        assert_one_line(str(error.value))
+        found += 1
+    assert found > 5
 
 
 def make_sparse(name: str, form: str) -> bytes:

@@ -27,6 +27,7 @@ from preprocess.inputs.compressions import DecompressedStream, detect_compressio
 from preprocess.inputs.detect import REFUSED_MAGIC, detect_encoding
 from tests.conftest import assert_one_line
 from tests.helpers.file_builds import build_files, read_texts
+from tests.helpers.refused_files import REFUSED_FILES
 
 LINES = b'{"text": "one"}\n{"text": "two"}\n'
 
@@ -173,6 +174,52 @@ def test_bytes_that_are_invalid_in_the_encoding_follow_the_rule_for_invalid_utf8
         assert read_texts(build_files(tmp_path, tmp_path / "a.txt", **settings)) == texts
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("text", ["Āda gāja mājās.", "cafe\u0301 voila\u0300", "Это Ѐ", "ἄνδρα μοι", "你好，世界 ok"])
+def test_utf16_with_nuls_in_low_bytes_is_recognised(tmp_path: Path, encoding: str, text: str) -> None:
+    lines = [f"{text}{i}" for i in range(20)]
+    (tmp_path / "a.txt").write_bytes("\n".join(lines).encode(encoding))
+    assert read_texts(build_files(tmp_path, tmp_path / "a.txt", document="line")) == lines
+
+
+@pytest.mark.parametrize(
+    "text", ["one\0two\0ten\0" * 20, "a sentence with one\0 NUL", "the last line is padded\n" + "\0" * 9]
+)
+@pytest.mark.parametrize("suffix", ["txt", "txt.gz"])
+def test_utf8_with_nuls_is_not_utf16(tmp_path: Path, text: str, suffix: str) -> None:
+    data = text.encode()
+    data += b"." * max(40 - len(data), 0)
+    (tmp_path / f"a.{suffix}").write_bytes(gzip.compress(data) if suffix == "txt.gz" else data)
+    (tmp_path / "b.txt").write_text("another document")
+    result = build_files(tmp_path, tmp_path / f"a.{suffix}", tmp_path / "b.txt")
+    assert read_texts(result) == [data.decode(), "another document"]
+
+
+def test_a_short_file_with_nuls_needs_an_encoding(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"hello\0world\nmore\n")
+    with pytest.raises(MisuseError, match="a.txt may be UTF-16, or UTF-8 with NULs; pass --encoding") as error:
+        build_files(tmp_path, tmp_path / "a.txt", document="line")
+    assert_one_line(str(error.value))
+    result = build_files(tmp_path, tmp_path / "a.txt", document="line", encoding="utf-8")
+    assert read_texts(result) == ["hello\0world", "more"]
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst", "bz2", "xz"])
+def test_a_compressed_file_that_is_cut_in_its_first_bytes_is_an_error(tmp_path: Path, suffix: str) -> None:
+    magic = {"gz": b"\x1f\x8b\x08", "zst": b"\x28\xb5\x2f\xfd", "bz2": b"BZh91AY&SY", "xz": b"\xfd7zXZ\0"}[suffix]
+    path = tmp_path / f"a.txt.{suffix}"
+    for size in range(1, len(magic)):
+        path.write_bytes(magic[:size])
+        with pytest.raises(FolioError, match=f"a.txt.{suffix} is not a compressed file, although its name ends in"):
+            build_files(tmp_path, path, invalid_utf8="replace")
+
+
+@pytest.mark.parametrize("word", ["ORC", "GGUF"])
+def test_a_text_may_begin_with_the_name_of_a_format(tmp_path: Path, word: str) -> None:
+    (tmp_path / "a.txt").write_text(f"{word}HESTRA\nsecond\n")
+    assert read_texts(build_files(tmp_path, tmp_path / "a.txt", document="line")) == [f"{word}HESTRA", "second"]
+
+
 @pytest.mark.parametrize("data", [b"plain text", "наш текст".encode(), b"a\0b", b"", b"\0", b"\xff\xfe"[:1]])
 def test_utf8_is_not_mistaken_for_another_encoding(data: bytes) -> None:
     assert detect_encoding(data * 50) == ""
@@ -188,12 +235,84 @@ def test_git_lfs_pointer_is_named_in_every_format(tmp_path: Path, suffix: str) -
 
 @pytest.mark.parametrize("magic", REFUSED_MAGIC)
 def test_known_formats_that_are_not_read_are_named(tmp_path: Path, magic: bytes) -> None:
-    (tmp_path / "a.txt").write_bytes(magic + b" rest")
+    (tmp_path / "a.txt").write_bytes(REFUSED_FILES[magic])
     with pytest.raises(
         MisuseError, match=f"a.txt is {re.escape(REFUSED_MAGIC[magic][0])}, expected text or a table"
     ) as error:
         build_files(tmp_path, tmp_path / "a.txt")
     assert_one_line(str(error.value))
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "ORC",
+        "GGUF",
+        "FEA1",
+        "PAR1",
+        "PK",
+        "BM",
+        "MZ",
+        "BZh9",
+        "%PDF-",
+        "%PDF-1.7",
+        "{\\rtf",
+        "WARC/1.",
+        "WARC/1.0",
+        "Obj",
+        "Rar!",
+        "SQLite format 3",
+        "7z",
+        "яШя",
+        "ARROW1",
+        "version https://git-lfs.github.com/spec/v1",
+        "x" * 257 + "ustar",
+    ],
+)
+@pytest.mark.parametrize("suffix", ["txt", "md", "csv", "jsonl", "txt.gz"])
+def test_text_that_begins_like_a_binary_format_is_read(tmp_path: Path, start: str, suffix: str) -> None:
+    texts = [f"{start} is how the first text begins.", "The second does not."]
+    if suffix == "jsonl":
+        content, expected = "\n".join(f'{{"text": "{i}"}}' for i in range(2)), ["0", "1"]
+    elif suffix == "csv":  # the letters are the name of a column
+        content, expected = f"{start},text\n" + "".join(f"{i},{text}\n" for i, text in enumerate(texts)), texts
+    else:
+        content, expected = "\n".join(texts), texts
+    data = content.encode()
+    (tmp_path / f"a.{suffix}").write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    document = None if suffix in ("csv", "jsonl") else "line"
+    assert read_texts(build_files(tmp_path, tmp_path / f"a.{suffix}", document=document)) == expected
+
+
+def test_text_in_cp1251_that_begins_like_an_image_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("яШя — первая строка.\nВторая.\n".encode("cp1251"))
+    result = build_files(tmp_path, tmp_path / "a.txt", document="line", encoding="cp1251")
+    assert read_texts(result) == ["яШя — первая строка.", "Вторая."]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_a_mark_may_have_characters_whose_low_byte_is_nul(tmp_path: Path, encoding: str) -> None:
+    texts = ["一二三 一日一善", "Ā word", "smile 😀 and dash \u2000"]
+    (tmp_path / "a.txt").write_bytes("\n".join(texts).encode(encoding))
+    assert read_texts(build_files(tmp_path, tmp_path / "a.txt", document="line")) == texts
+
+
+@pytest.mark.parametrize("first_length", [4_000, 4_095, 4_096, 5_000, 65_536 + 4_095, 300_000])
+@pytest.mark.parametrize("line_end", ["\r", "\r\n", "\n"])
+@pytest.mark.parametrize("suffix", ["txt", "txt.gz"])
+def test_line_ends_after_a_long_first_line_are_recognised(
+    tmp_path: Path, first_length: int, line_end: str, suffix: str
+) -> None:
+    lines = ["x" * first_length, "second", "third"]
+    data = line_end.join(lines).encode()
+    (tmp_path / f"a.{suffix}").write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    assert read_texts(build_files(tmp_path, tmp_path / f"a.{suffix}", document="line")) == lines
+
+
+def test_carriage_return_in_the_first_line_is_not_a_line_end_if_line_feeds_follow(tmp_path: Path) -> None:
+    line = "z" * 5_000 + "\r" + "y" * 3_000
+    (tmp_path / "a.txt").write_bytes(f"{line}\nsecond".encode())
+    assert read_texts(build_files(tmp_path, tmp_path / "a.txt", document="line")) == [line, "second"]
 
 
 def test_parquet_under_another_name_is_read_and_a_wrong_format_is_refused(tmp_path: Path) -> None:

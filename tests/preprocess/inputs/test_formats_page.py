@@ -22,6 +22,7 @@ from preprocess.inputs import detect
 from preprocess.inputs.compressions import MAGIC
 from preprocess.recipes.schema import CHOICES
 from tests.conftest import ROOT, assert_one_line
+from tests.helpers.refused_files import REFUSED_FILES
 from tests.helpers.warc_files import make_page, make_record
 from tests.preprocess.readers.helpers import list_texts
 
@@ -165,7 +166,7 @@ DOCX = make_zip("[Content_Types].xml", "_rels/.rels", "word/document.xml")
         (ODT, "an OpenDocument file"),
         (DOCX, "an Office document"),
         (make_zip("_rels/.rels", "docProps/app.xml"), "an Office document"),
-        *((magic + bytes(30), description) for magic, (description, _) in detect.REFUSED_MAGIC.items()),
+        *((REFUSED_FILES[magic], description) for magic, (description, _) in detect.REFUSED_MAGIC.items()),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -187,6 +188,6 @@ def test_archives_of_folders_with_similar_names_and_git_lfs_pointers(tmp_path: P
         path = tmp_path / f"{i}.zip"
         path.write_bytes(make_zip(*names, first=b"<xml/>"))
         assert list_texts(path) == ["<xml/>"]
-    (tmp_path / "a.txt").write_bytes(detect.LFS_POINTER + b"v1\n")
+    (tmp_path / "a.txt").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:12ab\n")
     with pytest.raises(FolioError, match="is a Git LFS pointer"):
         list_texts(tmp_path / "a.txt")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocess.inputs.synthetic import Pair, _load_vocabulary, generate_pairs
+from preprocess.inputs.synthetic import Pair, generate_pairs, load_vocabulary
 from preprocess.shards.format import format_control_token
 from preprocess.tokenizers.sentencepiece_bpe import train
 
@@ -59,7 +59,7 @@ def test_sentences_are_formatted_as_sentences(pairs: list[Pair]) -> None:
 
 
 def test_years_and_cities_in_sentences_match_the_metadata(pairs: list[Pair]) -> None:
-    forms = dict(_load_vocabulary()["cities"])
+    forms = dict(load_vocabulary()["cities"])
     for p in pairs:
         for year in re.findall(r"\d{4}", p.en + p.ru):
             assert int(year) == p.year
@@ -69,9 +69,9 @@ def test_years_and_cities_in_sentences_match_the_metadata(pairs: list[Pair]) -> 
 
 
 def test_russian_verbs_agree_with_the_gender_of_the_agent(pairs: list[Pair]) -> None:
-    agents = {ru: gender for area in _load_vocabulary()["areas"] for _, ru, gender in area["agents"]}
+    agents = {ru: gender for area in load_vocabulary()["areas"] for _, ru, gender in area["agents"]}
     verbs = "|".join(
-        sorted({ru for area in _load_vocabulary()["areas"] for _, ru in area["verbs"]}, key=len, reverse=True)
+        sorted({ru for area in load_vocabulary()["areas"] for _, ru in area["verbs"]}, key=len, reverse=True)
     )
     for p in pairs:
         agent, ending = re.search(rf"({'|'.join(agents)}) (?:{verbs})(а?) ", p.ru, re.IGNORECASE).groups()

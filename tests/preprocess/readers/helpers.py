@@ -46,7 +46,7 @@ def iter_texts(path: Path, rejects: Rejects | None = None, **overrides: Any) -> 
     rejects = rejects or Rejects(None)
     InputChecker([input_file], recipe).check_all()
     for span in iter_spans(input_file, recipe):
-        maker = DocumentMaker(input_file, recipe, rejects)
+        maker = DocumentMaker([input_file], recipe, rejects)
         for records in read_span(input_file, span, recipe, rejects):
             yield maker.make(records)[0].column("text")
 

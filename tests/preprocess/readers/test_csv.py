@@ -143,7 +143,10 @@ def test_malformed_row_that_is_not_utf8_is_rejected(tmp_path: Path, capfd: pytes
 def test_csv_header_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     for data, message in (
-        (b"text,\xff\na,b\n", r"the header of .*a.csv is not UTF-8: byte 0xff .*pass --encoding"),
+        (
+            b"text,\xff\na,b\n",
+            r"the header of .*a.csv is not UTF-8: byte 0xff .*pass the encoding of the file, with --encoding",
+        ),
         (b"text," + b"x" * 200_000, r"has no CSV header \(field larger than field limit"),
         (b"text," + b"x," * (5 << 20), r"has no CSV header \(it has more than 8,388,608 bytes\)"),
     ):

@@ -149,9 +149,15 @@ def test_column_that_is_used_must_not_be_doubled(tmp_path: Path, column: str) ->
 @pytest.mark.parametrize("recipe", [{}, {"invalid_utf8": "replace"}, {"invalid_utf8": "skip"}])
 def test_header_in_another_encoding_is_one_line(tmp_path: Path, recipe: dict[str, Any]) -> None:
     (tmp_path / "a.csv").write_bytes("id,text,название\n1,строка,имя\n".encode("cp1251"))
-    with pytest.raises(FolioError, match="the header of .*a.csv is not UTF-8: byte 0xed .*; pass --encoding"):
+    with pytest.raises(
+        FolioError,
+        match="the header of .*a.csv is not UTF-8: byte 0xed .*; pass the encoding of the file, with --encoding",
+    ):
         build_files(tmp_path, tmp_path / "a.csv", **recipe)
-    with pytest.raises(FolioError, match="the header of .*a.csv is not UTF-8: byte 0xed .*; pass --encoding"):
+    with pytest.raises(
+        FolioError,
+        match="the header of .*a.csv is not UTF-8: byte 0xed .*; pass the encoding of the file, with --encoding",
+    ):
         list(TokenStream(open_files(tmp_path / "a.csv", **recipe), block_size=4))
 
 
@@ -223,43 +229,3 @@ def test_options_of_every_command_set_the_dialect(tmp_path: Path, preprocess: An
     stream = open_files(tmp_path / "a.txt", format="csv", delimiter="\t", escape="\\", quotes=False, val_fraction=1e-9)
     documents = read_documents(TokenStream(stream, block_size=9, tail="pad", stream_buffer=0))
     assert documents == [f'a"{i}'.encode() for i in range(20)]
-
-
-PANDAS_ROWS: dict[str, list[Any]] = {"id": [1, 2, 3, 4], "text": ['a "b", c', "two\nlines;\t|", "\r\n", "C:\\"]}
-
-
-@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
-def test_pandas_files_are_read(tmp_path: Path, delimiter: str) -> None:
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame(PANDAS_ROWS)
-    frame.to_csv(tmp_path / "a.csv", sep=delimiter)
-    assert list_texts(tmp_path / "a.csv", clean=()) == PANDAS_ROWS["text"]
-    frame.to_csv(
-        tmp_path / "a.csv", sep=delimiter, index=False, doublequote=False, escapechar="\\", encoding="utf-8-sig"
-    )
-    assert list_texts(tmp_path / "a.csv", clean=(), escape="\\") == PANDAS_ROWS["text"]
-
-
-@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
-def test_polars_files_are_read(tmp_path: Path, delimiter: str) -> None:
-    polars = pytest.importorskip("polars")
-    for style in ("necessary", "always", "non_numeric"):
-        polars.DataFrame(PANDAS_ROWS).write_csv(
-            tmp_path / "a.csv", separator=delimiter, quote_style=style, include_bom=style == "always"
-        )
-        assert list_texts(tmp_path / "a.csv", clean=()) == PANDAS_ROWS["text"]
-
-
-@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
-def test_duckdb_files_are_read(tmp_path: Path, delimiter: str) -> None:
-    duckdb = pytest.importorskip("duckdb")
-    values = ", ".join(["(?, ?)"] * len(PANDAS_ROWS["id"]))
-    parameters = [value for row in zip(*PANDAS_ROWS.values(), strict=True) for value in row]
-    connection = duckdb.connect()
-    connection.execute(f"create table t as select * from (values {values}) v(id, text)", parameters)
-    for options in ("", ", force_quote (text)"):
-        connection.execute(f"copy t to '{tmp_path}/a.csv' (header, delimiter '{delimiter}'{options})")
-        assert list_texts(tmp_path / "a.csv", clean=()) == PANDAS_ROWS["text"]
-    connection.execute("delete from t where id = 4")  # DuckDB escapes a backslash in quoted values only
-    connection.execute(f"copy t to '{tmp_path}/a.csv' (header, delimiter '{delimiter}', escape '\\')")
-    assert list_texts(tmp_path / "a.csv", clean=(), escape="\\") == PANDAS_ROWS["text"][:3]

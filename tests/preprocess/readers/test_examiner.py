@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import mmap
 import random
 import signal
@@ -101,7 +100,7 @@ def test_files_of_a_stream_are_examined_in_growing_groups(tmp_path: Path, monkey
     paths = write_files(tmp_path, 7)
     damage_schema(paths[5])
     _, recipe = describe(Path(paths[0]))
-    files = [dataclasses.replace(describe(Path(path))[0], number=i) for i, path in enumerate(paths)]
+    files = [describe(Path(path))[0]._replace(number=i) for i, path in enumerate(paths)]
     groups: list[int] = []
 
     def examine_and_count(files: list[tuple[str, str]], names: list[str]) -> list[str | None]:
@@ -183,7 +182,7 @@ def test_large_arrow_files_of_a_stream_are_examined_one_by_one(tmp_path: Path, m
     for i in range(3):
         write_arrow(tmp_path / f"{i}.arrow", pa.array(["a"]))
     _, recipe = describe(tmp_path / "0.arrow")
-    files = [dataclasses.replace(describe(tmp_path / f"{i}.arrow")[0], number=i) for i in range(3)]
+    files = [describe(tmp_path / f"{i}.arrow")[0]._replace(number=i) for i in range(3)]
     groups: list[int] = []
 
     def examine_and_count(group: list[tuple[str, str]], names: list[str]) -> list[str | None]:

@@ -52,6 +52,6 @@ def test_invalid_utf8_in_every_format(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
 def test_error_suggests_the_encoding_of_the_file(tmp_path: Path, suffix: str) -> None:
     text = "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива по-своему."
-    (tmp_path / f"a.{suffix}").write_bytes(text.encode("cp1251"))
+    (tmp_path / f"a.{suffix}").write_bytes((text + " Всё смешалось в доме Облонских.").encode("cp1251"))
     with pytest.raises(FolioError, match="is not UTF-8: .*, perhaps --encoding cp1251, or pass --invalid-utf8"):
         build_files(tmp_path, tmp_path / f"a.{suffix}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import dataclasses
 import gzip
 import json
 import lzma
@@ -193,7 +192,7 @@ def test_files_are_searched_for_a_column_only_once(tmp_path: Path, monkeypatch: 
         write_lines(tmp_path / f"{number}.jsonl", [{"text": "a", **({"who": "x"} if number == 3 else {})}])
         input_file, recipe = describe(tmp_path / f"{number}.jsonl", author_column="who")
         files.append(input_file)
-    files = [dataclasses.replace(file, number=number) for number, file in enumerate(files)]
+    files = [file._replace(number=number) for number, file in enumerate(files)]
     InputChecker(files, recipe).check_all()
     assert searched == ["1.jsonl", "2.jsonl", "3.jsonl"]
 
@@ -257,51 +256,3 @@ def test_json_field_has_no_effect_on_other_formats(tmp_path: Path) -> None:
         build_files(tmp_path, tmp_path / "a.csv", json_field="data")
     with pytest.raises(MisuseError, match="json_field must not be empty"):
         build_files(tmp_path, tmp_path / "a.csv", json_field="")
-
-
-FRAME: dict[str, list[Any]] = {
-    "id": [1, 2, 3], "text": ['a "b" é😀', "two\nlines\u2028", "C:\\"], "x": [0.5, None, math.nan]
-}  # fmt: skip
-
-
-def test_json_of_pandas_is_read(tmp_path: Path) -> None:
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame(FRAME)
-    for number, options in enumerate([
-        {"orient": "records", "lines": True}, {"orient": "records"}, {"orient": "records", "indent": 2},
-        {"orient": "records", "force_ascii": False}, {"orient": "table"},
-    ]):  # fmt: skip
-        path = tmp_path / f"{number}.json"
-        frame.to_json(path, **options)
-        field = "data" if options["orient"] == "table" else None
-        assert list_texts(path, json_field=field) == FRAME["text"], options
-    (tmp_path / "dicts.json").write_text(json.dumps(frame.to_dict(orient="records")))
-    assert list_texts(tmp_path / "dicts.json", where="x < 1") == FRAME["text"][:1]
-
-
-def test_json_of_polars_is_read(tmp_path: Path) -> None:
-    polars = pytest.importorskip("polars")
-    frame = polars.DataFrame(FRAME, strict=False)
-    frame.write_json(tmp_path / "a.json")
-    frame.write_ndjson(tmp_path / "a.ndjson")
-    assert list_texts(tmp_path / "a.json") == list_texts(tmp_path / "a.ndjson") == FRAME["text"]
-
-
-def test_json_of_duckdb_is_read(tmp_path: Path) -> None:
-    duckdb = pytest.importorskip("duckdb")
-    connection = duckdb.connect()
-    connection.execute("create table t as select unnest(?) as text, {'n': 1, 'text': 'inner'} as body", [FRAME["text"]])
-    for number, options in enumerate(["", ", array true", ", compression gzip"]):
-        connection.execute(f"copy t to '{tmp_path}/{number}.json' (format json{options})")
-        assert list_texts(tmp_path / f"{number}.json") == FRAME["text"]
-        assert list_texts(tmp_path / f"{number}.json", text_column="body.text") == ["inner"] * 3
-
-
-def test_json_of_datasets_is_read(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    data = datasets.Dataset.from_dict({**FRAME, "meta": [{"lang": "en"}, {"lang": "ru"}, {"lang": "en"}]})
-    data.to_json(tmp_path / "a.jsonl")
-    data.to_json(tmp_path / "b.json", lines=False)
-    data.to_json(tmp_path / "c.json.gz", compression="gzip")
-    for name in ("a.jsonl", "b.json", "c.json.gz"):
-        assert list_texts(tmp_path / name, where='meta.lang == "en"') == [FRAME["text"][0], FRAME["text"][2]]

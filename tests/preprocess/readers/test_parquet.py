@@ -14,6 +14,7 @@ import pytest
 from preprocess.build.plan import make_plan
 from preprocess.documents import count_text_bytes
 from preprocess.errors import FolioError, MisuseError
+from preprocess.readers import read_span
 from preprocess.readers.parquet import get_row_group_bytes
 from preprocess.readers.partitions import make_partitions
 from preprocess.readers.record_sizes import BATCH_BYTES
@@ -27,7 +28,7 @@ def test_parquet_column_of_wrong_type_is_an_error(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": [1, 2], "list": [["a"], ["b"]]}), tmp_path / "a.parquet")
     with pytest.raises(MisuseError, match="column 'text' of .*a.parquet has type int64, expected text"):
         build_files(tmp_path, tmp_path / "a.parquet")
-    with pytest.raises(MisuseError, match="column 'list' .* expected text"):
+    with pytest.raises(MisuseError, match="column 'list' .* has a list in each row, .*explode"):
         build_files(tmp_path, tmp_path / "a.parquet", text_column="list")
 
 
@@ -206,3 +207,33 @@ def test_parquet_column_names_that_are_twice_or_not_utf8(tmp_path: Path) -> None
     path.write_bytes(path.read_bytes().replace(b"name", b"n\xffme"))
     with pytest.raises(FolioError, match=r"a.parquet has a column whose name is not UTF-8; rename the column"):
         list_texts(path)
+
+
+def make_chats(contents: list[str]) -> pa.Table:
+    """Return a table with one chat per content, whose only message has it."""
+    return pa.table({"messages": [[{"role": "user", "content": content}] for content in contents]})
+
+
+@pytest.mark.parametrize("num_distinct", [3, 3_000])
+def test_parquet_lists_of_short_values_are_read_in_large_batches(tmp_path: Path, num_distinct: int) -> None:
+    contents = [f"{i % num_distinct} " + "word " * 100 for i in range(6_000)]
+    pq.write_table(make_chats(contents), tmp_path / "a.parquet")
+    recipe = load_recipe(None, inputs=(str(tmp_path / "a.parquet"),), chat_columns="messages", format="parquet")
+    plan = make_plan(recipe, None, QUIET)
+    rejects, (span,) = Rejects(None), plan.partitions[0].spans
+    sizes = [r.num_records for r in read_span(plan.input_files[0], span, plan.recipe, rejects)]
+    assert sum(sizes) == 6_000 and len(sizes) <= 4
+
+
+def test_parquet_lists_that_share_long_values_are_read_in_little_memory(tmp_path: Path) -> None:
+    pq.write_table(make_chats(["x" * 900_000] * 1_000), tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_size < 100_000
+    recipe = load_recipe(None, inputs=(str(tmp_path / "a.parquet"),), chat_columns="messages", format="parquet")
+    plan = make_plan(recipe, None, QUIET)
+    rejects, (span,) = Rejects(None), plan.partitions[0].spans
+    num_records = 0
+    for records in read_span(plan.input_files[0], span, plan.recipe, rejects):
+        num_records += records.num_records
+        assert sum(column.nbytes for column in records.columns.values()) < 64 << 20
+        if num_records > 100:
+            break

@@ -172,3 +172,9 @@ def test_tokenizer_file_is_identified_by_its_content(tmp_path: Path, monkeypatch
     (tmp_path / "my.txt").write_text("\n0123456789abcdefghijklmnopqrstuvwxyz")
     with pytest.raises(MisuseError, match="holds another build .other tokenizer_sha256"):
         build(recipe, tmp_path / "x", name="x", replace=False, progress=QUIET)
+
+
+def test_load_recipe_explains_a_url_in_place_of_a_corpus() -> None:
+    with pytest.raises(MisuseError) as error:
+        load_recipe("https://user:secret@host/a.jsonl?token=secret")
+    assert str(error.value) == "--corpus https://host/a.jsonl?… is a URL; pass it with --input, or name a recipe"

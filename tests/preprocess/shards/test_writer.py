@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from preprocess.errors import FolioError
 from preprocess.shards.format import DOC_DTYPE
-from preprocess.shards.writer import ShardPlan, ShardSealer, WriteOffset, create_shard, write_documents
+from preprocess.shards.writer import (
+    EncodedDocuments,
+    ShardPlan,
+    ShardSealer,
+    WriteOffset,
+    create_shard,
+    write_documents,
+)
 from tests.conftest import write_split
 from tests.preprocess.shards.helpers import make_docs
 
@@ -73,8 +80,8 @@ def test_shard_bytes_do_not_depend_on_the_order_of_writes(tmp_path_factory, docu
         sealer, boundary = ShardSealer(folder, plan, vocab_size=300), int(ends[cut - 1])
         docs = make_docs(len(documents))
         parts = [
-            (WriteOffset(0, 0), ids[:boundary], ends[:cut], docs[:cut]),
-            (WriteOffset(boundary, cut), ids[boundary:], ends[cut:] - boundary, docs[cut:]),
+            (WriteOffset(0, 0), EncodedDocuments(ids[:boundary], ends[:cut], docs[:cut])),
+            (WriteOffset(boundary, cut), EncodedDocuments(ids[boundary:], ends[cut:] - boundary, docs[cut:])),
         ]
         max_id = -1
         for part in order:
@@ -92,9 +99,8 @@ def test_write_documents_rejects_arrays_that_do_not_belong_together(tmp_path: Pa
     plan = ShardPlan("train", 0, 3, 1)
     create_shard(tmp_path, plan, vocab_size=10)
     with pytest.raises(ValueError, match="documents do not match"):
-        write_documents(
-            tmp_path, plan, WriteOffset(0, 0), np.zeros(3, np.uint32), np.array([2]), make_docs(1), vocab_size=10
-        )
+        documents = EncodedDocuments(np.zeros(3, np.uint32), np.array([2]), make_docs(1))
+        write_documents(tmp_path, plan, WriteOffset(0, 0), documents, vocab_size=10)
 
 
 def test_create_shard_rejects_more_shards_than_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

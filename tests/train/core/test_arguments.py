@@ -31,7 +31,7 @@ from train.core.arguments import (
 )
 
 FLAGS = ("--restart", "--help", "-h")
-SCRIPTS = ("sample", "evaluate", "export", "plot")
+SCRIPTS = ("sample", "chat", "evaluate", "export", "plot")
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from train.data.batches import (
     TrainingData,
     ValidationData,
     largest_micro_batch,
-    to_device,
     windows_per_process,
 )
 from train.data.builds import Builds, open_builds
+from train.data.mixed_split import to_device
 
 CPU = torch.device("cpu")
 

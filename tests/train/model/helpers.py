@@ -11,10 +11,13 @@ from train.model.base import LanguageModel
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16}
 VOCAB_SIZE = 31
-all_architectures = pytest.mark.parametrize("arch", list(ARCHITECTURES))
+SHIFTED = "modern with token shift"
+all_architectures = pytest.mark.parametrize("arch", [*ARCHITECTURES, SHIFTED])
 
 
 def make_config(**settings: object) -> Config:
+    if settings.get("arch") == SHIFTED:
+        settings |= {"arch": "modern", "token_shift": True}
     return Config(**({"data": "x", "out_dir": "y", **SIZES} | settings))  # type: ignore[arg-type]
 
 

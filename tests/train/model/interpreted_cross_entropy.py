@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests.train.model.test_kernels import PADDED, VOCAB_SIZE, plain, tensors
 from train.config import Config
+from train.core.targets import IGNORE_INDEX
 from train.model import cuda_kernels, kernels, make_model
 from train.model.cuda_kernels import replace_logits_by_gradients
 
@@ -24,14 +25,14 @@ def compare_kernel(
 ) -> None:
     """Check each row's loss and the gradients that replace its logits."""
     torch.manual_seed(0)
-    logits = (20 * torch.randn(5, padded_vocab_size)).to(dtype)
+    logits = (20 * torch.randn(6, padded_vocab_size)).to(dtype)
     logits[:, vocab_size:] = 1000.0  # of padded ids, to be ignored
-    targets = torch.tensor([0, 1, vocab_size - 1, vocab_size // 2, 3])
+    targets = torch.tensor([0, 1, vocab_size - 1, vocab_size // 2, 3, IGNORE_INDEX])
     exact = logits.double().requires_grad_()
     capped = exact if cap is None else cap * torch.tanh(exact / cap)
     expected = torch.nn.functional.cross_entropy(capped[:, :vocab_size], targets, reduction="none")
     expected.sum().backward()
-    losses, before = torch.empty(5), logits.clone()
+    losses, before = torch.empty(6), logits.clone()
     with patch("train.model.cuda_kernels.MAX_BLOCK", block):
         replace_logits_by_gradients(
             logits, targets, losses, logit_cap=cap, vocab_size=vocab_size, with_gradients=with_gradients
@@ -51,6 +52,7 @@ def compare_chunked_cross_entropy(cap: float | None, chunk: int) -> None:
     results: list[list[Tensor | None]] = []
     for use_triton in (False, True):
         features, weight, targets = tensors()
+        targets[::3] = IGNORE_INDEX
         if use_triton:
             with (
                 patch.dict(kernels.MAX_LOGITS, cpu=chunk * PADDED),

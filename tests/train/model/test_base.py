@@ -15,7 +15,6 @@ from tests.train.model.helpers import (
     make_random_model,
     random_ids,
 )
-from train.config import Config
 from train.core.memory import PeakMemory
 from train.model import make_model
 from train.model.base import document_mask
@@ -91,7 +90,8 @@ def test_padded_ids_do_not_count_in_the_loss(arch: str) -> None:
 
 @all_architectures
 def test_flops_per_token_follows_the_palm_paper(arch: str) -> None:
-    model = make_model(Config(data="x", out_dir="y", arch=arch), 50_257)
+    sizes = {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024}
+    model = make_model(make_config(arch=arch, **sizes), 50_257)
     in_blocks, head, attention = 12 * 12 * 768**2, 50_304 * 768, 12 * 12 * 768 * 1024
     assert model.flops_per_token() == 6 * (in_blocks + head) + attention
 

@@ -150,3 +150,34 @@ def test_evaluation_that_is_not_finite_is_not_the_best() -> None:
     losses = [torch.tensor(values) for values in ([2.0, 3.0], [math.nan, 1.0], [-math.inf, 1.0])]
     early_stopping = make_early_stopping(*losses)
     assert (early_stopping.best_step, early_stopping.best_loss) == (1, 2.5)
+
+
+# loss mask
+
+
+def test_evaluate_with_a_loss_mask_is_the_mean_over_counted_tokens(tmp_path: Path) -> None:
+    model, data = make_model_and_data(open_builds(str(make_build(tmp_path / "chats", learnt=slice(30, 46)))))
+    result = evaluate_on_cpu(model, data)
+    _, targets, _ = data.batch(np.arange(data.num_windows))
+    ids, _, _ = data.batch(np.arange(data.num_windows))
+    with torch.no_grad():
+        logits = model.eval().logits(model.features(ids))
+        each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape).double()
+    is_counted = targets != -100
+    sums, counts = each.sum(dim=1), is_counted.sum(dim=1).double()
+    ratio = sums.sum() / counts.sum()
+    assert result.loss == pytest.approx(ratio.item(), rel=1e-6)
+    assert result.perplexity == pytest.approx(math.exp(ratio), rel=1e-6)
+    assert result.bits_per_byte is None
+    stderr = ((sums - ratio * counts).var() / len(sums)).sqrt() / counts.mean()
+    assert result.stderr == pytest.approx(stderr.item(), rel=1e-4)
+
+
+def test_evaluate_of_a_mixture_with_a_loss_mask_weights_the_builds(tmp_path: Path) -> None:
+    chats, plain = make_build(tmp_path / "chats", learnt=slice(30, 46)), make_build(tmp_path / "plain")
+    model, data = make_model_and_data(open_builds(f"{chats}:1,{plain}:3"))
+    result = evaluate_on_cpu(model, data)
+    alone = [evaluate_on_cpu(*make_model_and_data(open_builds(str(folder)))).loss for folder in (chats, plain)]
+    assert list(result.by_build.values()) == pytest.approx(alone, rel=1e-6)
+    assert result.loss == pytest.approx(0.25 * alone[0] + 0.75 * alone[1], rel=1e-6)
+    assert result.bits_per_byte is None

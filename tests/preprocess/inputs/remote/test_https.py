@@ -164,7 +164,7 @@ def test_fetch_follows_redirects(server: FileServer, fetch: Fetch) -> None:
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (404, r"/a\.txt answered 404 Not Found: there is no such file; check the address"),
+        (404, r"/a\.txt answered 404 Not Found: the file does not exist; check the address"),
         (403, r"answered 403 Forbidden: it needs a login or a newer link; put user name and password into ~/\.netrc"),
         (401, r"answered 401 Unauthorized: it needs a login"),
         (500, r"answered 500 Internal Server Error; run the same command again"),
@@ -248,7 +248,7 @@ def test_fetch_explains_what_is_no_url(
 
 
 def test_fetch_explains_a_glob(server: FileServer, fetch: Fetch) -> None:
-    with pytest.raises(FolioError, match=r"404 Not Found: there is no such file; a glob needs s3:// or hf://"):
+    with pytest.raises(FolioError, match=r"404 Not Found: the file does not exist; a glob needs s3:// or hf://"):
         fetch(f"{server.url}/*.txt")
 
 

@@ -1,14 +1,17 @@
-"""Files behind the file systems of fsspec: its own in memory, and S3 on moto's server."""
+"""Files behind the file systems of fsspec: its own in memory, S3 on moto's server, and an emulator of Google's."""
 
 from __future__ import annotations
 
 import dataclasses
+import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.inputs.remote.fetch import FetchedFile, fetch_inputs
@@ -69,7 +72,28 @@ def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Bucket]:
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-@pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.fixture
+def gs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    gcsfs = pytest.importorskip("gcsfs", reason="needs gcsfs: pip install 'folio-lm[gs]'")
+    emulator = pytest.importorskip("gcp_storage_emulator.server", reason="needs gcp-storage-emulator")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+    server.start()
+    url = f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+    gcsfs.GCSFileSystem.clear_instance_cache()
+
+    def write(name: str, data: bytes) -> None:
+        address = f"{url}/upload/storage/v1/b/bucket/o"
+        requests.post(address, params={"uploadType": "media", "name": name}, data=data, timeout=30).raise_for_status()
+
+    yield Bucket("gs://bucket", write, server.stop)
+    server.stop()
+    gcsfs.GCSFileSystem.clear_instance_cache()
+
+
+@pytest.fixture(params=["memory", *(pytest.param(name, marks=pytest.mark.slow) for name in ("s3", "gs"))])
 def bucket(request: pytest.FixtureRequest) -> Bucket:
     found: Bucket = request.getfixturevalue(request.param)
     return found
@@ -156,9 +180,16 @@ def test_fetch_does_not_mix_two_versions_of_an_object(
 
 @pytest.mark.parametrize(("url", "message"), [
     ("nonsense://bucket/a.txt", "nonsense://bucket/a.txt has an unknown scheme; expected https, hf, s3, gs or another"),
-    ("gs://bucket/a.txt", "gs:// needs a library; install it with pip install 'gcsfs'"),
+    ("gs://bucket/a.txt", "gs:// needs a library; install it with pip install 'folio-lm[gs]'"),
+    ("oss://user:SECRET@bucket/a.txt", "oss:// needs a library; "),
 ])  # fmt: skip
-def test_fetch_names_the_library_that_is_missing(fetch: Fetch, url: str, message: str) -> None:
+def test_fetch_names_the_library_that_is_missing(
+    fetch: Fetch, monkeypatch: pytest.MonkeyPatch, url: str, message: str
+) -> None:
+    for name in ("gcsfs", "ossfs"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for scheme in ("gs", "oss"):
+        monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, scheme, raising=False)
     with pytest.raises(MisuseError) as error:
         fetch(url)
     assert str(error.value).startswith(message)

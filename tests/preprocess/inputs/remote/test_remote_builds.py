@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from preprocess.build.build import build
+from preprocess.errors import FolioError
+from preprocess.progress import Progress
 from preprocess.recipes.catalog import load_recipe
 from preprocess.shards.format import Build
 from preprocess.shards.verify import verify
@@ -108,6 +110,39 @@ def test_commands_read_urls(server: FileServer, preprocess: Run) -> None:
         assert done.returncode == 0 and "secret" not in done.stdout + done.stderr, done.stderr
     done = preprocess("build", "--input", f"{url}x", "--format", "synthetic")
     assert done.returncode == 2 and "secret" not in done.stderr
+
+
+def test_builds_and_streams_store_no_credentials(
+    server: FileServer, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    """No login, query of a signed URL or token is in a build, a work folder, the cache or the output."""
+    monkeypatch.setenv("HF_TOKEN", "hf_SECRET")
+    hub.commit("some/data", FILES, token="hf_SECRET")
+    damaged = FILES["a/b.jsonl"] + b'{"text": broken\n' + b'{"text": "\xff"}\n'
+    server.files = {"/a.jsonl": FILES["a/b.jsonl"], "/damaged.jsonl": damaged, "/table.csv": b"a,b\n1,2\n"}
+    base, query = server.url.replace("//", "//user:SECRET@"), "?X-Amz-Signature=SECRET&X-Amz-Credential=SECRET"
+    recipe = load_recipe(None, inputs=(f"{base}/a.jsonl{query}", "hf://datasets/some/data/a/b.jsonl"), tokenizer="byte")
+    build(recipe, tmp_path / "x", name="x", replace=False, progress=Progress())
+    skip = load_recipe(None, inputs=(f"{base}/damaged.jsonl{query}",), tokenizer="byte", invalid_utf8="skip")
+    build(skip, tmp_path / "y", name="y", replace=False, progress=Progress())
+    for path, match in (("damaged.jsonl", "is not UTF-8"), ("table.csv", "no column"), ("missing.jsonl", "404")):
+        failing = load_recipe(None, inputs=(f"{base}/{path}{query}",), tokenizer="byte")
+        with pytest.raises(FolioError, match=match) as error:  # the work folder stays
+            build(failing, tmp_path / path, name="z", replace=False, progress=Progress())
+        assert "SECRET" not in str(error.value)
+    corpus = open_corpus(recipe, log=print, split="threshold", dedup=False)
+    list(TokenStream(corpus, block_size=8))
+    corpus.save_vocabulary(tmp_path / "vocabulary")
+    output = capfd.readouterr()
+    assert "SECRET" not in output.out + output.err and "copying" in output.err
+    paths = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"manifest.json", "stats.json"} <= {path.name for path in paths} and any(
+        ".work" in str(path) for path in paths
+    )
+    for path in paths:
+        data = path.read_bytes()
+        data += gzip.decompress(data) if path.suffix == ".gz" else b""
+        assert b"SECRET" not in data and "SECRET" not in str(path), path
 
 
 KILLED = """

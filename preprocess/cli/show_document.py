@@ -1,0 +1,86 @@
+"""Print one document of a build for `preprocess show`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from preprocess.cli.output import Output
+from preprocess.errors import one_line, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from preprocess.shards.files import JsonObject
+    from preprocess.shards.format import Build
+    from preprocess.tokenizers.decode_build import DocumentPart
+
+
+@dataclass(frozen=True)
+class DecodedDocument:
+    """A document, divided into runs of text and control tokens."""
+
+    parts: Sequence[DocumentPart]
+    has_chats: bool  # whether the build has loss masks
+
+    def as_json(self) -> JsonObject:
+        """Return what --json prints. Only a build with chats has control tokens inside of a text."""
+        before, inside, after = self._divide()
+        result: JsonObject = {
+            "control_before": [part.as_text() for part in before],
+            "text": b"".join(part.data for part in inside).decode("utf-8", errors="replace"),
+            "control_after": [part.as_text() for part in after],
+        }
+        if self.has_chats:
+            result["parts"] = [
+                {"text": part.as_text(), "is_control": part.is_control, "is_learnt": part.is_learnt}
+                for part in self.parts
+            ]
+        return result
+
+    def print(self, *, quiet: bool) -> None:
+        """Write the text to standard output, and the control tokens at its ends to standard error.
+
+        On a terminal, control characters are escaped; in a document of a build with chats, the text
+        that is learnt is green, and control tokens are dim.
+        """
+        before, inside, after = ([], self.parts, []) if self.has_chats else self._divide()
+        is_terminal = sys.stdout is not None and sys.stdout.isatty()
+        if not quiet and not self.has_chats:
+            click.echo(one_line(" ".join(part.as_text() for part in before)), err=True)
+        for part in inside:
+            if not is_terminal:
+                click.echo(part.data, nl=False)  # bytes are not changed by the encoding of the locale
+            elif self.has_chats and "NO_COLOR" not in os.environ:
+                color = "green" if part.is_learnt else None
+                click.secho(printable(part.as_text()), nl=False, fg=color, dim=part.is_control)
+            else:
+                click.echo(printable(part.as_text()), nl=False)
+        if not quiet and not self.has_chats:
+            click.echo(one_line(" ".join(part.as_text() for part in after)), err=True)
+
+    def _divide(self) -> tuple[Sequence[DocumentPart], Sequence[DocumentPart], Sequence[DocumentPart]]:
+        """Return the control tokens before the text, the text, and the control tokens after it."""
+        start, end = 0, len(self.parts)
+        while start < end and self.parts[start].is_control:
+            start += 1
+        while end > start and self.parts[end - 1].is_control:
+            end -= 1
+        return self.parts[:start], self.parts[start:end], self.parts[end:]
+
+
+def show_document(output: Output, build: Build, split: str, number: int) -> None:
+    """Print document `number` of `split`."""
+    from preprocess.tokenizers.decode_build import decode_document
+
+    with build.reading():
+        parts = decode_document(build, split, number)
+    document = DecodedDocument(parts, build.manifest.recipe.get("chat_columns") is not None)
+    if output.as_json:
+        output.write({"split": split, "document": number, **document.as_json()}, [])
+    else:
+        document.print(quiet=output.quiet)

@@ -1,0 +1,115 @@
+"""Recognise chats in tables, and join the columns of each record to one marked text.
+
+The text has a mark before each message (preprocess/chats/marked_text.py), so that the stages after
+the readers handle a chat like any other text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from preprocess.chats.marked_text import join_messages
+from preprocess.chats.messages import ChatError, find_chat_columns, parse_chat
+from preprocess.chats.templates import DEFAULT_TEMPLATE, TEMPLATES
+from preprocess.errors import MisuseError
+from preprocess.inputs.input_files import InputFile
+from preprocess.readers.records import CHAT_TEXT, MissingColumnError, Records
+from preprocess.recipes.schema import Recipe
+
+DEFAULT_TEXT_COLUMN = "text"
+SLICE_ROWS = 256  # converted to Python objects at once, which take several times the memory of a column
+
+
+def resolve_chat_template(recipe: Recipe) -> Recipe:
+    """Return `recipe` with a chat template if it has chat columns."""
+    if recipe.chat_columns is None or recipe.chat_template is not None:
+        return recipe
+    return dataclasses.replace(recipe, chat_template=DEFAULT_TEMPLATE)
+
+
+def recognize_chats(recipe: Recipe, error: MissingColumnError) -> Recipe:
+    """Return `recipe` with the chat columns of a table that has no column with the text.
+
+    Raises `error`, which says that a column is missing, if the table has no chat columns that are
+    known, or if the recipe says where the text is.
+    """
+    columns = find_chat_columns(error.names) or _find_columns_of_messages(error.names)
+    is_named = recipe.template is not None or recipe.chat_columns is not None
+    if columns is None or is_named or error.column != recipe.text_column or error.column != DEFAULT_TEXT_COLUMN:
+        raise error
+    return resolve_chat_template(dataclasses.replace(recipe, chat_columns=",".join(columns)))
+
+
+def _find_columns_of_messages(names: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the chat column of a file with one record of JSON, whose messages were taken for records."""
+    keys = {("role", "content"): "messages", ("from", "value"): "conversations"}
+    return next(((column,) for of_message, column in keys.items() if {*of_message} <= {*names}), None)
+
+
+def make_chat_text(recipe: Recipe, columns: Sequence[str], values: Sequence[Any]) -> str | None:
+    """Return the marked text of one record, or None if a value that must be there is null.
+
+    Raises ChatError if the values are not a chat.
+    """
+    messages = parse_chat(columns, values)
+    if messages is None or recipe.chat_template is None:
+        return None
+    return join_messages(TEMPLATES[recipe.chat_template].arrange(messages))
+
+
+def join_chat_columns(batches: Iterator[Records], recipe: Recipe) -> Iterator[Records]:
+    """Yield records with the marked text, CHAT_TEXT, in place of their chat columns."""
+    names = recipe.list_chat_columns()
+    for records in batches:
+        columns = dict(records.columns)
+        chats = [columns.pop(name) for name in names]
+        errors: dict[int, str] = {}
+        texts = [
+            _join_rows(recipe, [chat.slice(start, SLICE_ROWS).to_pylist() for chat in chats], start, errors)
+            for start in range(0, records.num_records, SLICE_ROWS)
+        ]
+        joined = pa.concat_arrays(texts) if texts else pa.array([], pa.large_string())
+        yield dataclasses.replace(records, columns={CHAT_TEXT: joined, **columns}, errors=errors)
+
+
+def _join_rows(recipe: Recipe, columns: list[list[Any]], first: int, errors: dict[int, str]) -> pa.LargeStringArray:
+    """Return the text of each row, null with an entry in `errors` if it is not a chat.
+
+    `first`: the number of the first row, to which the keys of `errors` refer.
+    """
+    names = recipe.list_chat_columns()
+    texts: list[str | None] = []
+    for row, values in enumerate(zip(*columns, strict=True)):
+        try:
+            texts.append(make_chat_text(recipe, names, values))
+        except ChatError as e:
+            errors[first + row] = str(e)
+            texts.append(None)
+    return pa.array(texts, pa.large_string())
+
+
+def check_chat_types(input_file: InputFile, types: Mapping[str, pa.DataType]) -> None:
+    """Raise MisuseError if a column of a table with a schema cannot be part of a chat.
+
+    `types`: of the chat columns, by name. One column must be a list of structs; if there are several,
+    each may also be text.
+    """
+    for name, type_ in types.items():
+        value = type_.value_type if pa.types.is_dictionary(type_) else type_
+        is_text = pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
+        is_text = is_text or pa.types.is_binary(value) or pa.types.is_large_binary(value)
+        if not _is_list_of_structs(value) and (len(types) == 1 or not is_text):
+            expected = "a list of messages" if len(types) == 1 else "text or a list of messages"
+            raise MisuseError(
+                f"column {name!r} of {input_file.path} has type {type_!s:.80}, expected {expected}; choose others "
+                "with --chat-columns, or pass --text-column or --template"
+            )
+
+
+def _is_list_of_structs(type_: pa.DataType) -> bool:
+    is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
+    return is_list and pa.types.is_struct(type_.value_type)
