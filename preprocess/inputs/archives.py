@@ -212,6 +212,9 @@ def explain_damage(path: str, expected: str) -> Iterator[None]:
     except (*DAMAGE, OSError) as e:
         if isinstance(e, OSError) and e.errno is not None:  # an error of the system
             raise
+        if isinstance(e, MemoryError):
+            problem = first_line(e) or "it needs too much memory"
+            raise FolioError(f"{path} cannot be read as {expected} ({problem}); decompress it first") from e
         raise FolioError(
             f"{path} cannot be read as {expected} ({first_line(e)}): it is damaged or truncated; copy it again"
         ) from e
