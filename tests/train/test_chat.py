@@ -162,6 +162,8 @@ class Terminal:
         os.write(self._terminal, text.encode())
 
     def interrupt(self) -> None:
+        # After the prompt is printed, readline takes a moment until a signal can wake it up.
+        time.sleep(1)
         self.process.send_signal(signal.SIGINT)
 
     def close(self) -> None:

