@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from bench.lib import odd_texts
 from bench.lib.folio_build import build_job, input_options
 from bench.lib.measure import Job, run_alternately
-from bench.lib.options import add_run_options, add_text_options
+from bench.lib.options import add_case_options, add_run_options, add_text_options
 from bench.lib.report import print_machine, print_measurements
 from bench.lib.texts import LONG_DOCUMENT_BYTES, make_text_folder, require_mirror, write_if_missing
 from bench.make_text import generate_natural
@@ -76,11 +76,10 @@ def make_job(case: str, arguments: argparse.Namespace) -> Job:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="(default: all)")
+    add_case_options(parser, CASES)
     parser.add_argument(
         "--scale", type=float, default=1.0, help="multiply the size of every input, to try the bench (default: 1)"
     )
-    parser.add_argument("--workers", type=int, default=2, help="(default: 2)")
     add_text_options(parser)
     add_run_options(parser, repeat=1)
     arguments = parser.parse_args()

@@ -23,7 +23,7 @@ from itertools import islice
 
 from bench.lib.folio_build import build_job, input_options
 from bench.lib.measure import Job, run_alternately
-from bench.lib.options import add_run_options, parse_positive
+from bench.lib.options import add_case_options, add_run_options, add_texts_folder_option, parse_positive
 from bench.lib.report import print_machine, print_measurements
 from bench.lib.texts import make_text_folder, write_if_missing
 from bench.make_text import generate_random
@@ -82,12 +82,9 @@ def make_job(case: str, arguments: argparse.Namespace) -> Job:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="(default: all)")
+    add_case_options(parser, CASES)
     parser.add_argument("--files", type=parse_positive, default=20_000, help="in each input (default: 20000)")
-    parser.add_argument("--workers", type=int, default=2, help="(default: 2)")
-    parser.add_argument(
-        "--texts", type=Path, help="folder in which the texts are kept (default: texts/ in the scratch folder)"
-    )
+    add_texts_folder_option(parser)
     add_run_options(parser, repeat=5)
     arguments = parser.parse_args()
     jobs = {case: make_job(case, arguments) for case in arguments.cases}

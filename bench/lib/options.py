@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from bench.lib.measure import ROOT
@@ -54,6 +55,17 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("PREPROCESS_MIRROR"),
         help="folder of corpora from which words are drawn (default: PREPROCESS_MIRROR)",
     )
+    add_texts_folder_option(parser)
+
+
+def add_texts_folder_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--texts", type=Path, help="folder in which the texts are kept (default: texts/ in the scratch folder)"
     )
+
+
+def add_case_options(parser: argparse.ArgumentParser, cases: Iterable[str]) -> None:
+    """Add the options of every bench that builds several inputs, its `cases`."""
+    names = list(cases)
+    parser.add_argument("--cases", nargs="+", choices=names, default=names, help="(default: all)")
+    parser.add_argument("--workers", type=int, default=2, help="(default: 2)")

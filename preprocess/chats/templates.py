@@ -1,6 +1,6 @@
 """Chat templates: which control tokens and words stand before and after each turn of a chat.
 
-A template is a name for a convention, so that other programs can be told how a model was trained:
+A template has a name, by which other programs know how a model was trained:
 
     nanochat   <|user_start|>Hello<|user_end|><|assistant_start|>Hi<|assistant_end|>
     chatml     <|im_start|>user
@@ -139,7 +139,7 @@ TEMPLATES = {
 
 
 def list_chat_tokens(name: object) -> tuple[str, ...]:
-    """Return the control tokens of the template `name`, as a manifest says it; none if there is no such template."""
+    """Return the control tokens of the template `name`, a value of a manifest; none for an unknown name."""
     return TEMPLATES[name].control_tokens if isinstance(name, str) and name in TEMPLATES else ()
 
 

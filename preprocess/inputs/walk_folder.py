@@ -1,7 +1,7 @@
 """List the files in a folder and below it that are read.
 
-A system call for each file would take as long as reading a small one, so what the listing of a
-folder says about a file is used instead where it is enough.
+A system call for each file would take as long as reading a small one. The listing of a folder says
+which entries are files, folders or links, so most files need no call of their own.
 """
 
 from __future__ import annotations

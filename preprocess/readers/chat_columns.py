@@ -28,7 +28,7 @@ from preprocess.readers.records import (
     RowError,
     find_required_columns,
 )
-from preprocess.recipes.columns import view_as_bytes
+from preprocess.recipes.columns import is_text_or_bytes, view_as_bytes
 from preprocess.recipes.schema import TABLE_FORMATS, Recipe
 
 DEFAULT_TEXT_COLUMN = "text"
@@ -145,8 +145,7 @@ def check_chat_types(input_file: InputFile, types: Mapping[str, pa.DataType]) ->
     """
     for name, type_ in types.items():
         value = type_.value_type if pa.types.is_dictionary(type_) else type_
-        is_text = pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
-        is_text = is_text or pa.types.is_binary(value) or pa.types.is_large_binary(value)
+        is_text = is_text_or_bytes(value) or value == pa.string_view()
         if not _is_list_of_structs(value) and (len(types) == 1 or not is_text):
             expected = "a list of messages" if len(types) == 1 else "text or a list of messages"
             raise MisuseError(

@@ -255,7 +255,7 @@ class Recipe:
             raise MisuseError("template and chat_columns both define the text; leave one of them out")
 
     def list_chat_columns(self) -> tuple[str, ...]:
-        """Return the names of the columns that a chat is made from; none if there are no chats."""
+        """Return the names of the columns that a chat is made from; none if `chat_columns` is None."""
         return tuple(name.strip() for name in self.chat_columns.split(",")) if self.chat_columns is not None else ()
 
     def _check_split(self) -> None:

@@ -41,7 +41,7 @@ class TurnIds:
         self._leading, self._trailing = _make_table(leading), _make_table(trailing)
 
     def split(self, texts: pa.LargeStringArray) -> Turns:
-        """Return the turns of D texts. Each is one turn if there are no chats. Empty messages are not learnt."""
+        """Return the turns of D texts. Without chats, each text is one turn. Empty messages are not learnt."""
         if self.has_chats:
             turns = split_turns(texts)
             is_empty = count_text_bytes(turns.texts) == 0
