@@ -231,6 +231,11 @@ def _split_exactly(assignment: SplitAssignment, recipe: Recipe) -> None:
 
 def _reject_split(assignment: SplitAssignment, recipe: Recipe, num_groups: int) -> None:
     num_kept = assignment.count_kept()
+    if num_groups == 1 and assignment.num_near_duplicates:
+        raise FolioError(
+            f"all {num_kept:,} documents are nearly equal or in groups that contain nearly equal documents, so they "
+            "cannot be split; increase near_dedup_threshold, or set near_dedup to 'drop'"
+        )
     if num_groups == 1 and num_kept > 1:
         raise FolioError(
             f"all {num_kept:,} documents are one group, which cannot be split; choose another group_by or group_column"

@@ -23,7 +23,7 @@ memory is that of one bucket and of the shingles that are compared at once, but 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from preprocess.build.split_assignment import SplitAssignment
 from preprocess.build.work_dir import DROPPED, Chunk, WorkDir, iter_chunks
 from preprocess.recipes.schema import Recipe
 from preprocess.stages.dedup import to_uint64_halves
+from preprocess.stages.near_dup import LOW_BITS
 
 BAND_DTYPE = np.dtype([("h", "<u8"), ("index", "<u8")])  # index: of the document among all documents of the build
 MAX_FIRST_DOCUMENTS = 16  # of a run, with which the others are compared
@@ -190,24 +191,40 @@ class _ShingleReader:
 
     def read_pairs(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the different shingles of both documents of each pair, for `compute_similarities`."""
-        documents, slots = np.unique(pairs, return_inverse=True)
-        sets = list(self._read_sets(documents))
-        slots = slots.reshape(pairs.shape)
-        return _make_keys([sets[i] for i in slots[:, 0].tolist()]), _make_keys([sets[i] for i in slots[:, 1].tolist()])
+        documents, rows = np.unique(pairs, return_inverse=True)
+        keys = self._read_sets(documents)
+        edges = np.searchsorted(keys, np.arange(len(documents) + 1, dtype=np.uint64) << np.uint64(32))
+        rows = rows.reshape(pairs.shape)
+        return _number_sets(keys, edges, rows[:, 0]), _number_sets(keys, edges, rows[:, 1])
 
-    def _read_sets(self, documents: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield the different shingles of each document in ascending order. `documents` must be ascending."""
+    def _read_sets(self, documents: np.ndarray) -> np.ndarray:
+        """Return the different shingles of each document in ascending order, as keys with the document's row.
+
+        `documents`: (K,), ascending. Returns (N,) uint64, the row in the upper 32 bits.
+        """
         partitions, starts, ends = self._locate(documents)
+        parts: list[np.ndarray] = []
         for partition in np.unique(partitions).tolist():
-            with open(self._work_dir.file(partition, "shingles"), "rb") as file:
-                for i in np.flatnonzero(partitions == partition).tolist():
-                    file.seek(4 * int(starts[i]))
-                    yield np.unique(np.fromfile(file, np.uint32, int(ends[i] - starts[i])))
+            mapped = np.asarray(np.memmap(self._work_dir.file(partition, "shingles"), np.uint32, "r"))
+            rows = np.flatnonzero(partitions == partition)
+            places = zip(starts[rows].tolist(), ends[rows].tolist(), strict=True)
+            parts.append(np.concatenate([mapped[start:end] for start, end in places]))
+        keys = np.repeat(np.arange(len(documents), dtype=np.uint64) << np.uint64(32), ends - starts)
+        keys |= np.concatenate(parts)
+        keys.sort()
+        return keys[np.diff(keys, prepend=keys[:1] ^ np.uint64(1)) != 0]
 
 
-def _make_keys(sets: Iterable[np.ndarray]) -> np.ndarray:
-    keys = [shingles.astype(np.uint64) | np.uint64(number << 32) for number, shingles in enumerate(sets)]
-    return np.concatenate([np.empty(0, np.uint64), *keys])
+def _number_sets(keys: np.ndarray, edges: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the sets of the given rows, (P,), one after another, with their new numbers in the upper 32 bits.
+
+    Set i is `keys[edges[i] : edges[i + 1]]`.
+    """
+    sizes = (edges[1:] - edges[:-1])[rows]
+    ends = np.cumsum(sizes)
+    selected: np.ndarray = keys[np.repeat(edges[rows] - ends + sizes, sizes) + np.arange(sizes.sum())] & LOW_BITS
+    selected |= np.repeat(np.arange(len(rows), dtype=np.uint64) << np.uint64(32), sizes)
+    return selected
 
 
 def iter_near_duplicates(
