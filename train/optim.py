@@ -70,6 +70,34 @@ def correct_rates(config: Config) -> tuple[Config, list[str]]:
     return dataclasses.replace(config, embedding_learning_rate=None), [line]
 
 
+def scale_rates(config: Config) -> tuple[Config, list[str]]:
+    """Return `config` with the learning rates for its width, and a line for each rate that changes.
+
+    The rates were tuned at base_width. In a model that is twice as wide, each output of a matrix is
+    the sum of twice as many products, and AdamW changes each weight by about its learning rate, so
+    half the rate changes the output as much (µP: Yang et al. 2022, "Tensor Programs V"). So
+    learning_rate and min_lr are multiplied by base_width / n_embd. Two rates stay the same:
+
+    - Muon's: it limits how far an update changes the output of a matrix, at any width.
+    - That of an embedding which is not also the head: its output is one row, not a sum.
+
+    µP also keeps the rates of norms, biases and positions; they make no measurable difference here.
+    The result has n_embd as its base_width, so scaling it again changes nothing.
+    """
+    if config.base_width is None or config.base_width == config.n_embd:
+        return config, []
+    factor = config.base_width / config.n_embd
+    scaled = {"learning_rate": config.learning_rate * factor, "min_lr": config.min_lr * factor}
+    if config.embedding_learning_rate is not None and get_architecture(config.arch).has_tied_head:
+        scaled["embedding_learning_rate"] = config.embedding_learning_rate * factor
+    lines = [
+        f"{key} is {rate:g} at n_embd {config.n_embd:,} ({getattr(config, key):g} at base_width {config.base_width:,})"
+        for key, rate in scaled.items()
+        if rate != getattr(config, key)
+    ]
+    return dataclasses.replace(config, **scaled, base_width=config.n_embd), lines
+
+
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Return about U Vᵀ for each matrix U S Vᵀ of `matrices`, (K, A, B): singular values near 1.
 
