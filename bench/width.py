@@ -42,7 +42,7 @@ SETTINGS = ("--n_layer=2", "--block_size=64", "--dropout=0", "--eval_tokens=1638
 NO_AUTHOR = ("--completion_author=none", "--completion_city=none", "--completion_year=none")
 # The config of each recipe, and its settings here.
 RECIPES = {
-    "modern": ("configs/shakespeare_char_cpu.py", ("--max_steps=100",)),
+    "modern": ("configs/shakespeare_char_cpu.py", ("--max_steps=60",)),
     "gpt2": ("configs/demo.py", ("--batch_size=4", "--max_steps=400", "--warmup_steps=40", *NO_AUTHOR)),
 }
 RATES = ("learning_rate", "min_lr", "embedding_learning_rate", "muon_learning_rate")
@@ -102,9 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for recipe in options.recipes:
         for width in options.widths:
             config = make_config(recipe, width, options)
-            losses = {m: train(multiply_rates(config, m)) for m in options.multipliers}
+            losses = {}
+            for multiplier in options.multipliers:
+                losses[multiplier] = train(multiply_rates(config, multiplier))
+                print(f"{recipe} {width} × {multiplier:g}: {losses[multiplier]:.4f}", file=sys.stderr, flush=True)
             rows.append(format_row(recipe, width, losses))
-            print(" ".join(rows[-1]), file=sys.stderr, flush=True)
     print_table(rows)
 
 

@@ -299,6 +299,31 @@ def test_rate_of_an_untied_embedding_is_not_used_for_a_tied_head(
     assert len(lines) == (config != given) and all("is also its head, and may diverge with" in line for line in lines)
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "modern"])
+@pytest.mark.parametrize("name", ["small", "shakespeare_char_cpu", "gpt2_124m"])
+def test_rate_of_the_head_beside_muon_is_not_used_for_matrices_by_adamw(name: str, arch: str) -> None:
+    """At any width, because it is scaled afterwards."""
+    muon = {"muon_learning_rate": 0.02, "muon_momentum": 0.95}
+    recipe = load_config(ROOT / "configs" / f"{name}.py", {})
+    given = dataclasses.replace(recipe, arch=arch, optimizer="adamw", token_shift=False, **muon)
+    assert correct_rates(recipe) == (recipe, [])
+    for width in (64, recipe.n_embd, 1536):
+        config, lines = correct_rates(dataclasses.replace(given, n_embd=width, n_head=1))
+        assert 0.3 <= config.learning_rate * recipe.n_embd <= 0.6 and len(lines) == 1 + (arch == "gpt2")
+        assert f"it is lowered to {config.learning_rate:g} (or set --optimizer=muon)" in lines[0]
+        assert config.embedding_learning_rate == (None if arch == "gpt2" else 0.3)
+        assert correct_rates(config) == (config, [])
+
+
+@pytest.mark.parametrize(("rate", "is_high"), [(0.03, False), (0.04, True)])
+def test_high_rate_of_adamw_is_reported_and_not_changed(rate: float, is_high: bool) -> None:
+    given = make_config(learning_rate=rate)  # width 32
+    config, lines = correct_rates(given)
+    expected = "with the learning_rate 0.04, AdamW may diverge at width 32; set --learning_rate=0.02 or lower"
+    assert config == given and lines == [expected] * is_high
+    assert correct_rates(dataclasses.replace(given, optimizer="muon"))[1] == []
+
+
 # Rates by width
 
 RATES = ("learning_rate", "min_lr", "embedding_learning_rate", "muon_learning_rate")
