@@ -38,12 +38,12 @@ from train.run.validation import evaluate
 from train.train import optimizer_step
 
 HEAD_SIZE = 64
-SETTINGS = ("--n_layer=2", "--block_size=64", "--dropout=0", "--eval_tokens=16384", "--device=cpu")
+SETTINGS = ("--block_size=64", "--dropout=0", "--eval_tokens=16384", "--device=cpu")
 NO_AUTHOR = ("--completion_author=none", "--completion_city=none", "--completion_year=none")
 # The config of each recipe, and its settings here.
 RECIPES = {
-    "modern": ("configs/shakespeare_char_cpu.py", ("--max_steps=60",)),
-    "gpt2": ("configs/demo.py", ("--batch_size=4", "--max_steps=400", "--warmup_steps=40", *NO_AUTHOR)),
+    "modern": ("configs/shakespeare_char_cpu.py", ("--n_layer=1", "--max_steps=60")),
+    "gpt2": ("configs/demo.py", ("--n_layer=2", "--batch_size=4", "--max_steps=400", "--warmup_steps=40", *NO_AUTHOR)),
 }
 RATES = ("learning_rate", "min_lr", "embedding_learning_rate", "muon_learning_rate")
 

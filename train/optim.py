@@ -105,8 +105,8 @@ def scale_rates(config: Config) -> tuple[Config, list[str]]:
     - Muon's: it limits how far an update changes the output of a matrix, at any width.
     - That of an embedding which is not also the head: its output is one row, not a sum.
 
-    µP also keeps the rates of norms, biases and positions; they make no measurable difference here.
-    The result has n_embd as its base_width, so scaling it again changes nothing.
+    µP also keeps the rates of norms, biases and positions; here they share learning_rate. The result
+    has n_embd as its base_width, so scaling it again changes nothing.
     """
     if config.base_width is None or config.base_width == config.n_embd:
         return config, []
