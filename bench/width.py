@@ -42,7 +42,7 @@ SETTINGS = ("--block_size=64", "--dropout=0", "--eval_tokens=16384", "--device=c
 NO_AUTHOR = ("--completion_author=none", "--completion_city=none", "--completion_year=none")
 # The config of each recipe, and its settings here.
 RECIPES = {
-    "modern": ("configs/shakespeare_char_cpu.py", ("--n_layer=1", "--max_steps=60")),
+    "modern": ("configs/shakespeare_char_cpu.py", ("--n_layer=1", "--max_steps=150")),
     "gpt2": ("configs/demo.py", ("--n_layer=2", "--batch_size=4", "--max_steps=400", "--warmup_steps=40", *NO_AUTHOR)),
 }
 RATES = ("learning_rate", "min_lr", "embedding_learning_rate", "muon_learning_rate")

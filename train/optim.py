@@ -56,9 +56,9 @@ SLOTS: dict[str, tuple[str, ...]] = {"AdamW": ("step", "exp_avg", "exp_avg_sq"),
 # diverges with the high rate of an embedding that is not. With ten times the rate of the other weights it did not.
 MAX_TIED_RATIO = 10.0
 # AdamW's rate for the matrices of the blocks, times the width: 0.26 to 0.46 in the configs of GPT-2.
-# At width 256 (bench/width.py), GPT-2 ended at a loss of 2.39 with 0.26, 2.42 with 0.5, 2.55 with 1.0
-# and 2.73 with 2.0. The configs with Muon have 1.9 to 3.1, but for the head only; with these and
-# AdamW, GPT-2 did not learn more than the frequencies of the characters.
+# At width 256 (bench/width.py), GPT-2 ended at a loss of 2.39 with 0.26, 2.55 with 1.0 and 2.73 with
+# 2.0. The configs with Muon have 1.9 to 3.1, for the head only; with these and AdamW, GPT-2 learned
+# the frequencies of the characters and nothing else.
 MAX_ADAMW_RATE, SAFE_ADAMW_RATE = 1.0, 0.5
 
 
@@ -100,13 +100,12 @@ def scale_rates(config: Config) -> tuple[Config, list[str]]:
     The rates were tuned at base_width. In a model that is twice as wide, each output of a matrix is
     the sum of twice as many products, and AdamW changes each weight by about its learning rate, so
     half the rate changes the output as much (µP: Yang et al. 2022, "Tensor Programs V"). So
-    learning_rate and min_lr are multiplied by base_width / n_embd. Two rates stay the same:
+    learning_rate and min_lr are multiplied by base_width / n_embd. Muon's rate stays the same, because
+    it limits how far an update changes the output of a matrix, at any width; so does that of an
+    embedding which is not also the head, because its output is one row, not a sum. µP also keeps the
+    rates of norms, biases and positions; here they share learning_rate.
 
-    - Muon's: it limits how far an update changes the output of a matrix, at any width.
-    - That of an embedding which is not also the head: its output is one row, not a sum.
-
-    µP also keeps the rates of norms, biases and positions; here they share learning_rate. The result
-    has n_embd as its base_width, so scaling it again changes nothing.
+    The result has n_embd as its base_width, so scaling it again changes nothing.
     """
     if config.base_width is None or config.base_width == config.n_embd:
         return config, []
