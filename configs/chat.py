@@ -17,6 +17,7 @@ max_steps = 1500  # four to five epochs
 warmup_steps = 150
 learning_rate = 2e-3  # as in demo.py: the model has yet to learn to translate; half of it needs more steps
 min_lr = 0
+base_width = None  # these rates are used as they are, for a model of any width
 weight_decay = 0.0
 
 eval_interval = 200

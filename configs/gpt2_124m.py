@@ -22,6 +22,7 @@ data_order = "epochs"
 schedule = "wsd"
 decay_steps = 2_300
 learning_rate = 4e-3  # of the head
+base_width = 768
 compile = True
 
 eval_tokens = 10 * 1024 * 1024

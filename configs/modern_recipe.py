@@ -7,6 +7,7 @@ optimizer = "muon"
 muon_learning_rate = 0.02
 embedding_learning_rate = 0.3
 learning_rate = 6e-3  # of the head
+base_width = 384  # the width of these rates; a wider model has a lower learning_rate
 beta1 = 0.8
 beta2 = 0.95
 weight_decay = 0.0

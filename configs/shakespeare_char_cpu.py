@@ -18,6 +18,7 @@ max_steps = 200
 muon_learning_rate = 0.03
 muon_momentum = 0.9  # 200 steps are too few for 0.95
 learning_rate = 0.015  # of the head
+base_width = 128
 
 eval_interval = 50
 checkpoint_interval = 50

@@ -14,4 +14,5 @@ dropout = 0.0  # the run is too short to overfit
 batch_size = 8
 max_steps = 400
 learning_rate = 0.015  # of the head
+base_width = 128
 eval_tokens = 8_192

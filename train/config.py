@@ -128,6 +128,12 @@ class Config:
         None, "maximum for the token embedding, which is also the head of gpt2; none: learning_rate", min=0
     )
     muon_learning_rate: float = setting(0.02, "maximum learning rate of Muon; scheduled as AdamW's", min=0, needs=MUON)
+    base_width: int | None = setting(
+        None,
+        "the n_embd for which the learning rates were tuned; at another one they are scaled; none: no scaling",
+        min=1,
+        max=1 << 24,
+    )
     min_lr: float = setting(6e-5, "final learning rate of AdamW, reached at max_steps", min=0)
     schedule: str = setting(
         "cosine",
@@ -352,9 +358,13 @@ def changed_settings(old: Config, new: Config) -> list[str]:
     """Return `key old → new` for each setting that differs, except the free ones.
 
     A run can be continued with other values of the free settings. Settings that have no effect are
-    not compared. batch_size × gradient_accumulation_steps is compared as if it were a setting.
+    not compared. batch_size × gradient_accumulation_steps is compared as if it were a setting. Both
+    configs have the rates of their width (`scale_rates`), so base_width matters only if the rates
+    differ: runs of earlier versions do not have it.
     """
     before, after = effective_values(old), effective_values(new)
+    if all(before[key] == after[key] for key in ("learning_rate", "embedding_learning_rate", "min_lr")):
+        before["base_width"] = after["base_width"]
     fixed = [field.name for field in dataclasses.fields(Config) if not field.metadata["free"]]
     changes = [
         f"{key} {shorten(format_value(before[key]))} → {shorten(format_value(after[key]))}"

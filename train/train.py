@@ -105,7 +105,7 @@ def setup(run: Run, checkpoint: Checkpoint | None) -> tuple[TrainingState, nn.Mo
         for line in run.source.warnings:
             warn(line)
         if not run.quiet:
-            print("\n".join(config.describe_changes()), flush=True)
+            print("\n".join([*config.describe_changes(), *run.notes]), flush=True)
     model = world.wrap(state.model, run.device)
     return state, model, preflight(run, state, model)
 

@@ -213,7 +213,7 @@ OTHER_VALUES = {
     "arch": "modern", "token_shift": True, "n_layer": 3, "n_head": 6, "n_embd": 1536, "block_size": 2048,
     "dropout": 0.5, "mask_documents": True, "data_order": "epochs", "stream_buffer": 5, "batch_size": 3,
     "gradient_accumulation_steps": 2,
-    "gradient_checkpointing": True, "max_steps": 777, "optimizer": "muon", "learning_rate": 0.1,
+    "gradient_checkpointing": True, "max_steps": 777, "optimizer": "muon", "learning_rate": 0.1, "base_width": 64,
     "embedding_learning_rate": 0.1, "muon_learning_rate": 0.1, "min_lr": 1e-5, "schedule": "linear", "warmup_steps": 5,
     "decay_steps": 5, "weight_decay": 0.2, "beta1": 0.5, "beta2": 0.5, "muon_momentum": 0.5, "grad_clip": None,
     "precision": "fp32", "compile": True, "log_interval": 7, "eval_interval": 7, "eval_tokens": 2048, "patience": 3,
@@ -288,6 +288,15 @@ def test_saved_settings_without_effect_are_read_and_ignored(tmp_path: Path) -> N
     assert changed_settings(with_effect, dataclasses.replace(new, seed=1337, optimizer="muon")) == [
         "muon_learning_rate 0.5 → 0.02"
     ]
+
+
+def test_base_width_is_compared_only_if_the_rates_differ(tmp_path: Path) -> None:
+    """Runs of earlier versions do not have it. With none, they continue at another width too."""
+    old = load(tmp_path, "data = 'x'\nn_embd = 96\nlearning_rate = 0.02")
+    same = dataclasses.replace(old, base_width=96)
+    scaled = dataclasses.replace(same, learning_rate=0.01)
+    assert changed_settings(old, same) == changed_settings(same, old) == []
+    assert changed_settings(old, scaled) == ["learning_rate 0.02 → 0.01", "base_width none → 96"]
 
 
 # Paths

@@ -20,7 +20,7 @@ from train.core.memory import keep_freed_memory
 from train.data.batches import Data
 from train.data.streams import DataSource, StreamedText, open_data_source, open_data_splits
 from train.model.sampler import control_tokens, encode_text, load_text_tokenizer
-from train.optim import correct_rates
+from train.optim import correct_rates, scale_rates
 from train.run.logger import RunInfo
 from train.trackers.check import check_trackers
 
@@ -31,12 +31,13 @@ PER_PROCESS_SETTINGS = ("data", "out_dir", "device")  # may differ between proce
 class Run:
     """Configuration, data, device, processes and precision of a run."""
 
-    config: Config  # with `device` and `precision` resolved
+    config: Config  # with `device` and `precision` resolved, and the learning rates of its width
     source: DataSource  # the builds or the stream that config.data names
     data: Data  # training samples and validation windows of `source`
     device: torch.device
     world: World
     autocast: torch.autocast  # the context of forward passes
+    notes: tuple[str, ...] = ()  # lines to print below the settings
     quiet: bool = False  # print warnings and errors only
 
     @property
@@ -66,9 +67,10 @@ def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
         keep_freed_memory()
     precision = choose_precision(config.precision, device)
     set_matmul_precision(precision)
-    config, lines = correct_rates(dataclasses.replace(config, device=str(device), precision=precision))
-    for line in lines if world.is_main else []:
+    config, corrections = correct_rates(dataclasses.replace(config, device=str(device), precision=precision))
+    for line in corrections if world.is_main else []:
         warn(line)
+    config, scaled_rates = scale_rates(config)
     source, data = _open_data(config, device=device, world=world)
     run = Run(
         config=config,
@@ -77,6 +79,7 @@ def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
         device=device,
         world=world,
         autocast=make_autocast(precision, device),
+        notes=tuple(scaled_rates),
         quiet=quiet,
     )
     _check_same_in_all_processes(run)
