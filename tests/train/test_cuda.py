@@ -87,7 +87,7 @@ def test_captured_step_agrees_with_optimizer_step(folder: Path, arch: str, optim
                 run,
                 state,
                 prefetcher,
-                forward_backward=partial(forward_backward, run, state, state.model, divisor=1),
+                forward_backward=partial(forward_backward, run, state, state.model),
                 clip_and_update=partial(clip_and_update, run, state),
             ).take
         steps = [step() for _ in range(20)]

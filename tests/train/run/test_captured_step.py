@@ -45,7 +45,7 @@ def test_captured_step_agrees_with_optimizer_step(
         run,
         state,
         prefetcher,
-        forward_backward=partial(forward_backward, run, state, state.model, divisor=1),
+        forward_backward=partial(forward_backward, run, state, state.model),
         clip_and_update=partial(clip_and_update, run, state),
     )
     for step in range(1, 8):
