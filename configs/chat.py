@@ -11,9 +11,9 @@ base = "demo.py"
 data = "synthetic-chat"
 init_from = "runs/demo"
 
+data_order = "documents"  # whole chats, packed into rows
 mask_documents = True
-data_order = "epochs"
-max_steps = 1500  # four to five epochs
+num_epochs = 3
 warmup_steps = 150
 learning_rate = 2e-3  # as in demo.py: the model has yet to learn to translate; half of it needs more steps
 min_lr = 0
