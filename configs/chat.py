@@ -1,5 +1,5 @@
 # Trains the model of configs/demo.py further, to answer questions: about two minutes on two CPU cores.
-# The loss counts only the replies, and each chat is read as if it were alone.
+# The loss counts only the replies, and each chat is read whole, as if it were alone.
 # First: folio train demo, then
 #   preprocess build --corpus synthetic-chat --tokenizer shards/synthetic/tokenizer
 # and afterwards: folio chat runs/chat
@@ -13,9 +13,9 @@ init_from = "runs/demo"
 
 data_order = "documents"  # whole chats, packed into rows
 mask_documents = True
-num_epochs = 3
+num_epochs = 3  # max_steps is computed from it
 warmup_steps = 150
-learning_rate = 2e-3  # as in demo.py: the model has yet to learn to translate; half of it needs more steps
+learning_rate = 2e-3  # as in demo.py: the model has yet to learn to translate
 min_lr = 0
 weight_decay = 0.0
 

@@ -137,14 +137,14 @@ def test_notes_on_a_terminal_say_what_was_left_out_and_what_was_cut(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = find_checkpoint(run, print)
-    config = replace_settings(checkpoint.info.config, {"temperature": 0, "tokens": 4})
+    config = replace_settings(checkpoint.info.config, {"temperature": 0.0, "completion_tokens": 4})
     trained = open_trained_model(checkpoint, config)
     tokenizer = load_text_tokenizer(trained.folder, trained.manifest)
     lines = ["what jumps"] * 4 + ["/reset", "what jumps"]
 
     def talk(*, is_terminal: bool) -> str:
         conversation = Conversation(trained.model, tokenizer, trained.manifest, config=trained.config, system="")
-        script = [each for line in lines for each in [line]]
+        script = list(lines)
         monkeypatch.setattr("train.chat._read_line", lambda _: script.pop(0) if script else None)
         chat_loop(conversation, is_terminal=is_terminal)
         return capsys.readouterr().out
