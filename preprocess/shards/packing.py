@@ -20,7 +20,7 @@ more pairs than a row has positions is cut into pieces that fill a row, and the 
 it is lost, but the first tokens of a piece are predicted without those of the piece before.
 
 The cost: 8 bytes of memory for each document, its first token. These are ordered by length when the
-split is opened, which takes about 0.1 s per million documents. Locating and reading a row takes
+split is opened, which takes less than half a second per million documents. Locating and reading a row takes
 O(block_size). Uses NumPy only.
 
 Shapes: B rows, T = block_size positions, I items (documents, or pieces of long ones), S shards.

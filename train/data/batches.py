@@ -3,8 +3,9 @@
 Sample number n of a run is a pure function of (seed, n): which build it comes from, which shard,
 and where its window starts. So resuming needs one integer, and a step has the same samples for any
 number of processes and any micro-batch. The setting data_order selects how windows are ordered
-(`ORDERS` in preprocess/shards/windows.py); mixed_split.py reads the windows from the memory-mapped
-shards and copies them to the device.
+(`ORDERS` in preprocess/shards/windows.py), or packs documents into rows (packing.py there), which are
+then called windows, too; mixed_split.py reads them from the memory-mapped shards and copies them to
+the device.
 
 Hashing is the slow part of locating a sample: locating 1,024 takes twice as long as locating 12. A
 process that reads sequentially therefore locates 1,024 at once and keeps the result.
