@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +47,12 @@ RENAMED = {
 }
 CHOICES = {
     "arch": tuple(ARCHITECTURES),
-    "data_order": ("random", "epochs"),
+    "data_order": ("random", "epochs", "documents"),
     "optimizer": ("adamw", "muon"),
     "schedule": ("cosine", "linear", "wsd"),
     "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
 }
+DOCUMENTS = "documents"  # the data_order of packed rows
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 STREAM_PREFIX = "stream:"  # of `data`: what follows is a recipe instead of a build
 # Conditions under which some settings have an effect.
@@ -107,7 +108,9 @@ class Config:
     mask_documents: bool = setting(False, "restrict attention to the token's own document")
 
     data_order: str = setting(
-        "random", "random: windows from anywhere; epochs: every window once per epoch, in another order each time"
+        "random",
+        "random: windows from anywhere; epochs: every window once per epoch, in another order each time; documents: "
+        "every document once per epoch, whole documents packed into rows of block_size tokens",
     )
     stream_buffer: int = setting(
         10_000, "windows that a stream shuffles together; 0: no shuffling", min=0, max=1 << 24, needs=STREAM
@@ -122,6 +125,9 @@ class Config:
     )
 
     max_steps: int = setting(5_000, "optimizer steps of the whole run", min=1)
+    num_epochs: float | None = setting(
+        None, "passes over the training data, from which max_steps is computed; none: max_steps counts", min=0
+    )
     optimizer: str = setting("adamw", "adamw, or muon: Muon for the matrices of the blocks, AdamW for the rest")
     learning_rate: float = setting(6e-4, "maximum learning rate of AdamW, reached after warmup_steps", min=0)
     embedding_learning_rate: float | None = setting(
@@ -208,7 +214,14 @@ class Config:
         for key, choices in CHOICES.items():
             value = getattr(self, key)
             check(value in choices, f"{key} must be one of {', '.join(choices)}, got {value!r:.80}")
-        for key in ("learning_rate", "embedding_learning_rate", "muon_learning_rate", "grad_clip", "top_p"):
+        for key in (
+            "learning_rate",
+            "embedding_learning_rate",
+            "muon_learning_rate",
+            "grad_clip",
+            "top_p",
+            "num_epochs",
+        ):
             check(getattr(self, key) != 0, f"{key} must be > 0, got 0; set --{key}=…")
         for key in ("dropout", "beta1", "beta2", "muon_momentum"):
             value = getattr(self, key)
@@ -234,6 +247,11 @@ class Config:
     def _check_model(self) -> None:
         is_divisible = self.n_embd % self.n_head == 0
         check(is_divisible, f"n_embd must be a multiple of n_head {self.n_head}, got {self.n_embd}; change one of them")
+        check(
+            self.data_order != DOCUMENTS or self.mask_documents,
+            "mask_documents must be True if data_order is documents, so that the documents of a row do not attend to "
+            "each other; set --mask_documents=True",
+        )
         check(self.top_p is None or self.top_p <= 1, f"top_p must be > 0 and at most 1, got {self.top_p}")
         check(
             self.eval_tokens is None or self.eval_tokens >= self.block_size,
@@ -245,6 +263,8 @@ class Config:
             self.min_lr <= self.learning_rate,
             f"min_lr must be at most learning_rate {self.learning_rate}, got {self.min_lr}; lower it",
         )
+        if self.num_epochs is not None:  # max_steps is not known yet
+            return
         check(
             self.warmup_steps <= self.max_steps,
             f"warmup_steps must be at most max_steps {self.max_steps:,}, got {self.warmup_steps:,}; lower it",
@@ -285,6 +305,7 @@ def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
         values[key], sources[key] = convert(Config, key, assignment.value, where=assignment.where), assignment.where
     values |= {key: convert_text(Config, key, text) for key, text in overrides.items()}
     sources |= dict.fromkeys(overrides, "the command line")
+    _choose_length(values, [*(key for key in values if key not in overrides), *overrides])
     values.setdefault("out_dir", f"runs/{path.stem}")
     if "data" not in values:
         raise MisuseError(f"{path} does not set data; name a build in it, data = 'NAME', or add --data=NAME")
@@ -292,6 +313,16 @@ def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
         config = Config(**values)
         check_effects(config)
         return _expand_paths(config)
+
+
+def _choose_length(values: dict[str, Any], order: Sequence[str]) -> None:
+    """Remove max_steps or num_epochs from `values` if both are there: the one that was assigned last counts.
+
+    `order`: the keys of `values` in the order of their assignments.
+    """
+    if values.get("num_epochs") is not None and "max_steps" in values:
+        is_first = order.index("max_steps") < order.index("num_epochs")
+        del values["max_steps" if is_first else "num_epochs"]
 
 
 @contextmanager

@@ -184,7 +184,7 @@ def training_loop(
             run,
             state,
             prefetcher,
-            forward_backward=partial(forward_backward, run, state, model, divisor=1),
+            forward_backward=partial(forward_backward, run, state, model),
             clip_and_update=partial(clip_and_update, run, state),
         )
     while state.step < config.max_steps and not is_stopping:
@@ -254,7 +254,7 @@ def optimizer_step(run: Run, state: TrainingState, model: nn.Module, prefetcher:
     return StepResult(loss=loss, grad_norm=grad_norm, learning_rate_factor=factor)
 
 
-def forward_backward(run: Run, state: TrainingState, model: nn.Module, batch: Batch, divisor: float) -> Tensor:
+def forward_backward(run: Run, state: TrainingState, model: nn.Module, batch: Batch, divisor: float | Tensor) -> Tensor:
     """Add the gradients of a micro-batch. Return its part of the step's loss, () float32."""
     ids, targets, documents = batch  # (B, T) each; documents only if masked
     with run.autocast:

@@ -133,6 +133,30 @@ def test_ctrl_c_during_a_reply_keeps_the_program_and_the_reply_so_far(
     assert prompts[1][: len(before) + 4] == [*before, *encode("the"), ASSISTANT_END]
 
 
+def test_notes_on_a_terminal_say_what_was_left_out_and_what_was_cut(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = find_checkpoint(run, print)
+    config = replace_settings(checkpoint.info.config, {"temperature": 0.0, "completion_tokens": 4})
+    trained = open_trained_model(checkpoint, config)
+    tokenizer = load_text_tokenizer(trained.folder, trained.manifest)
+    lines = ["what jumps"] * 4 + ["/reset", "what jumps"]
+
+    def talk(*, is_terminal: bool) -> str:
+        conversation = Conversation(trained.model, tokenizer, trained.manifest, config=trained.config, system="")
+        script = list(lines)
+        monkeypatch.setattr("train.chat._read_line", lambda _: script.pop(0) if script else None)
+        chat_loop(conversation, is_terminal=is_terminal)
+        return capsys.readouterr().out
+
+    cut = "(the reply was cut after 4 tokens)"
+    left_out = "(the model's context is full: from now on, the oldest messages are left out)"
+    printed = talk(is_terminal=True).splitlines()
+    assert printed.count(cut) == 5 and printed.count(left_out) == 1 and printed.index(left_out) > 4
+    assert printed[-4:] == ["(the conversation is forgotten)", printed[-3], cut, ""]
+    assert "(" not in talk(is_terminal=False)
+
+
 class Terminal:
     """A process of chat.py with a terminal of its own."""
 

@@ -1,6 +1,6 @@
-"""The target that does not count, for builds with a loss mask (preprocess/shards/loss_mask.py).
+"""The target that does not count: outside of the loss mask, or padding of a packed row.
 
-A target outside of the loss mask is IGNORE_INDEX. A model gives it the loss 0 and no gradient, and
+Such a target is IGNORE_INDEX (preprocess/shards/loss_mask.py and packing.py). A model gives it the loss 0 and no gradient, and
 divides the sum of the losses by the number of all targets, as without a mask. So the mean over the
 targets that count is the model's mean divided by the fraction of the targets that count. Training
 knows this fraction for a whole step before the first forward pass: the samples of a step are a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ PER_PROCESS_SETTINGS = ("data", "out_dir", "device")  # may differ between proce
 class Run:
     """Configuration, data, device, processes and precision of a run."""
 
-    config: Config  # with `device` and `precision` resolved, and the learning rates of its width
+    config: Config  # with `device`, `precision` and `num_epochs` resolved, and the learning rates of its width
     source: DataSource  # the builds or the stream that config.data names
     data: Data  # training samples and validation windows of `source`
     device: torch.device
@@ -72,6 +73,7 @@ def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
         warn(line)
     config, scaled_rates = scale_rates(config)
     source, data = _open_data(config, device=device, world=world)
+    config = _resolve_epochs(config, source, data)
     run = Run(
         config=config,
         source=source,
@@ -91,6 +93,23 @@ def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
     world.run_on_main(lambda: check_trackers(config.track))
     world.run_on_main(lambda: _check_prompt(source, config))
     return run
+
+
+def _resolve_epochs(config: Config, source: DataSource, data: Data) -> Config:
+    """Return `config` with max_steps in place of num_epochs.
+
+    If the last step would be incomplete, the first samples of the next epoch complete it. Raises
+    MisuseError if `source` has no epochs, or if the other settings do not fit max_steps.
+    """
+    if config.num_epochs is None:
+        return config
+    if data.train.windows_per_epoch is None:
+        kind = "stream" if isinstance(source, StreamedText) else "mixture of builds"
+        raise MisuseError(
+            f"num_epochs is {config.num_epochs:g}, but a {kind} has no epochs; set max_steps, or train on one build"
+        )
+    num_steps = math.ceil(config.num_epochs * data.train.windows_per_epoch / config.windows_per_step)
+    return dataclasses.replace(config, max_steps=num_steps, num_epochs=None)
 
 
 def _check_prompt(source: DataSource, config: Config) -> None:

@@ -247,13 +247,27 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _describe_steps(run: Run) -> str:
-    config, num_tokens = run.config, run.data.train.num_tokens
-    tokens = config.max_steps * config.windows_per_step * config.block_size
-    epochs = "" if num_tokens is None else f", {tokens / num_tokens:,.2f} times the training tokens"
-    counted = run.data.train.num_loss_tokens
-    masked = "" if counted is None or not num_tokens else f"; the loss counts {counted / num_tokens:.1%} of them"
+    config, data = run.config, run.data.train
+    num_windows = config.max_steps * config.windows_per_step
+    tokens = num_windows * config.block_size
+    read = f"read {tokens:,} tokens"
+    if data.num_tokens:
+        read += f", {tokens / data.num_tokens:,.2f} times the training tokens"
+    if data.packed:
+        num_rows = sum(rows.windows_per_epoch for rows in data.packed)
+        padding = 1 - sum(rows.num_targets for rows in data.packed) / (num_rows * config.block_size)
+        num_epochs = f"{num_windows / data.windows_per_epoch:,.2f} epochs of " if data.windows_per_epoch else ""
+        read = f"read {num_epochs}{num_rows:,} rows with whole documents and {padding:.1%} padding"
+    counted = data.num_loss_tokens
+    masked = (
+        ""
+        if counted is None or not data.num_tokens
+        else (
+            f"; the loss counts {counted / data.num_tokens:.1%} of {'the training tokens' if data.packed else 'them'}"
+        )
+    )
     warmup = f"{config.warmup_steps:,} steps of warmup" if config.warmup_steps else "no warmup"
-    return f"{config.max_steps:,} steps read {tokens:,} tokens{epochs}{masked}; {warmup}"
+    return f"{config.max_steps:,} steps {read}{masked}; {warmup}"
 
 
 def _describe_memory(run: Run, *, micro_batch: int, num_windows: int) -> Iterator[str]:
