@@ -1,17 +1,265 @@
-"""Shows what a command is doing: log lines, and a progress bar if stderr is a terminal."""
+"""Shows what a command is doing: permanent lines, and below them one live line if the stream is a terminal.
+
+All commands of `preprocess` and of `train` use this module. A command names each long part of its
+work by `Console.activity` and counts what is done. A thread draws the live line four times per
+second, so the work itself never draws, and the line shows that time passes even if nothing is
+counted for a while. If the stream is not a terminal, the thread writes a plain line instead, after
+FIRST_LINE_S seconds and then whenever LINE_INTERVAL_S seconds have passed without a line.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Literal, Protocol, TextIO
 
-from preprocess.errors import format_quantity, hide_credentials, one_line
+from preprocess.errors import format_quantity, hide_credentials, one_line, printable
 
-LOG_INTERVAL_S = 10.0
+REFRESH_S = 0.25
+FIRST_LINE_S = 1.0
+LINE_INTERVAL_S = 10.0
+MIN_BAR_WIDTH, MAX_BAR_WIDTH = 4, 30
+DEFAULT_WIDTH = 80
+CLEAR_LINE = "\r\x1b[K"
+
+
+class Activity:
+    """A part of the work: its name, and how much of it is done.
+
+    `total` is the amount in `unit`; None if it is not known. Without `unit`, the label is the unit,
+    such as "step". `details` returns what follows the
+    amount, the most important first, because a narrow terminal shows only the first ones.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        *,
+        total: int | None = None,
+        unit: str = "",
+        done: int = 0,
+        details: Callable[[], list[str]] = list,
+    ) -> None:
+        self.label, self.total, self.unit, self.done, self.details = label, total, unit, done, details
+        self._first, self._began = done, time.monotonic()
+
+    def count(self, amount: int) -> None:
+        """Add `amount` to what is done."""
+        self.done += amount
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._began
+
+    @property
+    def rate(self) -> float:
+        """The amount done per second since the beginning."""
+        return (self.done - self._first) / max(self.elapsed_s, 1e-3)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The expected time until everything is done; None if it cannot be estimated."""
+        return (self.total - self.done) / self.rate if self.total is not None and self.rate > 0 else None
+
+    def describe(self) -> str:
+        """Return a plain line about the progress."""
+        if self.total is None:
+            return ", ".join([f"{self.label}: {self.elapsed_s:.0f} s", *self.details()])
+        amount = f"{self.done:,} of {self.total:,}"
+        head = f"{self.label}: {amount} {self.unit}" if self.unit else f"{self.label} {amount}"
+        return ", ".join([head, f"{self.elapsed_s:.1f} s", *self.details(), *_describe_left(self)])
+
+    def format_live(self, width: int, *, is_ascii: bool) -> str:
+        """Return at most `width` characters for the live line, with a bar if there is room for it."""
+        from tqdm import tqdm
+
+        size = tqdm.format_sizeof
+        if self.total is None:
+            head, parts = self.label, [format_duration(self.elapsed_s), *self.details()]
+        elif self.unit == "B":
+            head, parts = f"{self.label} {size(self.done)}B/{size(self.total)}B", self.details()
+        else:
+            head, parts = f"{self.label} {self.done:,}/{self.total:,}", self.details()
+        if self.total is not None:
+            parts = [*parts[:1], *(_describe_left(self) or [format_duration(self.elapsed_s)]), *parts[1:]]
+        bar_room = MIN_BAR_WIDTH + len(" ||  ") if self.total else 0
+        while len(text := "  ".join([head, ", ".join(parts)]).rstrip()) > width - bar_room * (len(parts) > 3) and parts:
+            parts.pop()  # the first three are more important than a bar
+        bar_width = min(width - len(text) - len(" ||"), MAX_BAR_WIDTH)
+        if not self.total or bar_width < MIN_BAR_WIDTH:
+            return text[:width]
+        bar = tqdm.format_meter(
+            min(self.done, self.total), self.total, self.elapsed_s, ascii=is_ascii, bar_format=f"{{bar:{bar_width}}}"
+        )
+        return f"{head} |{bar}|  {', '.join(parts)}".rstrip()
+
+
+class Console:
+    """Prints lines on stdout or stderr and shows the newest activity below them.
+
+    The methods may be called from several threads. With `quiet`, nothing is printed.
+    """
+
+    def __init__(self, stream: Literal["stdout", "stderr"] = "stdout", *, quiet: bool = False) -> None:
+        self._name, self.quiet = stream, quiet
+        self._lock = threading.RLock()
+        self._activities: list[Activity] = []
+        self._stop = threading.Event()
+        self._last_line = time.monotonic() - LINE_INTERVAL_S + FIRST_LINE_S
+        self._is_drawn = False
+
+    def line(self, text: str) -> None:
+        """Print `text`, one or more lines, above the live line."""
+        if not self.quiet:
+            with self.hidden():
+                self._write(printable(text) + "\n")
+
+    @contextmanager
+    def activity(
+        self,
+        label: str,
+        *,
+        total: int | None = None,
+        unit: str = "",
+        done: int = 0,
+        details: Callable[[], list[str]] = list,
+        announce: bool = False,
+    ) -> Iterator[Activity]:
+        """Show an activity during the block. The arguments are those of `Activity`.
+
+        An activity that begins inside the block is shown instead, until it ends. With `announce`, a
+        stream that is not a terminal gets a line at once, for work during which no thread can run.
+        """
+        activity = Activity(label, total=total, unit=unit, done=done, details=details)
+        try:
+            self._start(activity)
+            if announce and not is_live(self._stream):
+                self.line(label)
+            yield activity
+        finally:
+            self._end(activity)
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Hide the live line during the block, in which something else is printed."""
+        with self._lock:
+            self._clear()
+            self._last_line = time.monotonic()
+            try:
+                yield
+            finally:
+                self._draw()
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the live line is on the terminal now."""
+        return self._is_drawn
+
+    @property
+    def _stream(self) -> TextIO | None:
+        stream: TextIO | None = getattr(sys, self._name)  # it may be replaced while a command runs
+        return stream
+
+    def _start(self, activity: Activity) -> None:
+        with self._lock:
+            self._activities.append(activity)
+            if len(self._activities) == 1 and not self.quiet:
+                _live_consoles.append(self)
+                self._stop = threading.Event()
+                threading.Thread(target=self._show_progress, args=(self._stop,), name="progress", daemon=True).start()
+            self._draw()
+
+    def _end(self, activity: Activity) -> None:
+        with self._lock:
+            self._activities = [each for each in self._activities if each is not activity]
+            if self._activities:
+                self._draw()
+            else:
+                self._clear()
+                self._stop.set()
+                _live_consoles[:] = [each for each in _live_consoles if each is not self]
+
+    def _show_progress(self, stop: threading.Event) -> None:
+        while not stop.wait(REFRESH_S):
+            with self._lock:
+                if not self._activities:
+                    return
+                if is_live(self._stream):
+                    self._draw()
+                elif time.monotonic() - self._last_line >= LINE_INTERVAL_S:
+                    self.line(self._activities[-1].describe())
+
+    def _draw(self) -> None:
+        stream = self._stream
+        if self.quiet or not self._activities or stream is None or not is_live(stream):
+            return
+        is_ascii = "utf" not in (stream.encoding or "").lower()
+        # One less than the width: a line that wraps cannot be rewritten.
+        text = self._activities[-1].format_live(_get_width(stream) - 1, is_ascii=is_ascii)
+        self._write(f"\r{one_line(text)}\x1b[K")
+        self._is_drawn = True
+
+    def _clear(self) -> None:
+        if self._is_drawn:
+            self._write(CLEAR_LINE)
+            self._is_drawn = False
+
+    def _write(self, text: str) -> None:
+        # A closed terminal or pipe must not stop the work. Ctrl-C, for example, also ends `| tee`.
+        with contextlib.suppress(OSError):
+            if (stream := self._stream) is not None:
+                stream.write(text)
+                stream.flush()
+
+
+_live_consoles: list[Console] = []  # those with an activity
+
+
+@contextmanager
+def hidden_live_line() -> Iterator[None]:
+    """Hide the live line of every console during the block, in which something else is printed."""
+    with contextlib.ExitStack() as stack:
+        for console in list(_live_consoles):
+            stack.enter_context(console.hidden())
+        yield
+
+
+def start_of_line() -> str:
+    """Return what moves the cursor to an empty line, for a signal handler, which must not wait for a lock."""
+    return CLEAR_LINE if any(console.is_drawn for console in _live_consoles) else ""
+
+
+def is_live(stream: TextIO | None) -> bool:
+    """Return whether lines on `stream` can be rewritten: a terminal, except for TERM=dumb and under CI."""
+    if stream is None or os.environ.get("TERM") == "dumb" or os.environ.get("CI", "false") not in ("", "0", "false"):
+        return False
+    return stream.isatty()
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration such as 45s, 1m 20s or 2h 05m."""
+    whole = round(seconds)
+    minutes, hours = whole // 60, whole // 3600
+    if hours:
+        return f"{hours:,}h {minutes % 60:02d}m"
+    return f"{minutes}m {whole % 60:02d}s" if minutes else f"{whole}s"
+
+
+def _describe_left(activity: Activity) -> list[str]:
+    seconds = activity.seconds_left
+    return [] if seconds is None or activity.done == activity.total else [f"{format_duration(seconds)} left"]
+
+
+def _get_width(stream: TextIO) -> int:
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or DEFAULT_WIDTH
+    except (OSError, ValueError):  # not a terminal of the system
+        return DEFAULT_WIDTH
 
 
 class Bar(Protocol):
@@ -26,81 +274,48 @@ class Progress:
 
     def __init__(self, *, quiet: bool = False) -> None:
         """`quiet`: write warnings only."""
-        self._quiet = quiet
+        self._console = Console("stderr", quiet=quiet)
 
     def log(self, line: str) -> None:
         """Write one line, unless quiet."""
-        if not self._quiet:
-            self._write(line)
+        self._console.line(one_line(hide_credentials(line)))
 
     def warn(self, line: str) -> None:
         """Write one line as a warning, even if quiet."""
-        self._write(f"warning: {line}")
-
-    def _write(self, line: str) -> None:
-        # A closed terminal or pipe must not stop the work.
-        with contextlib.suppress(OSError):
+        with hidden_live_line(), contextlib.suppress(OSError):
             if sys.stderr is not None:
-                print(one_line(hide_credentials(line)), file=sys.stderr, flush=True)
+                print(one_line(hide_credentials(f"warning: {line}")), file=sys.stderr, flush=True)
 
     @contextmanager
-    def bar(self, label: str, *, total: int, unit: str) -> Iterator[Bar]:
-        """Show the progress of a phase that counts to `total` in `unit`.
+    def phase(self, label: str) -> Iterator[None]:
+        """Show that the command does what `label` says, for work that cannot be counted."""
+        with self._console.activity(label):
+            yield
 
-        On a terminal this is a live bar, otherwise a log line every LOG_INTERVAL_S seconds and one
-        at the end.
+    @contextmanager
+    def bar(self, label: str, *, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
+        """Show the progress of a phase that counts from `done` to `total` in `unit`.
+
+        If stderr is not a terminal, a line at the end says how long the phase took.
         """
-        if self._quiet or sys.stderr is None:
-            yield _SilentBar()
-        elif sys.stderr.isatty():
-            from tqdm import tqdm
-
-            with tqdm(desc=label, total=total, unit=unit, unit_scale=True, leave=False, dynamic_ncols=True) as bar:
-                yield _TerminalBar(bar)
-        else:
-            lines = _LogLines(self.log, label, total, unit)
-            yield lines
-            lines.log_progress()
+        with self._console.activity(label, total=total, unit=unit, done=done) as activity:
+            yield _ActivityBar(activity)
+        if not is_live(sys.stderr):
+            self.log(activity.describe())
 
 
-class _SilentBar:
-    def update(self, amount: int, num_documents: int | None = None) -> None:
-        pass
+class _ActivityBar:
+    """A Bar that counts an activity, whose details are the rate and the number of documents."""
 
-
-class _TerminalBar:
-    """A tqdm bar with the amount, the rate and the remaining time."""
-
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
+    def __init__(self, activity: Activity) -> None:
+        self._activity, self._num_documents = activity, -1
+        activity.details = self._describe
 
     def update(self, amount: int, num_documents: int | None = None) -> None:
-        if num_documents is not None:
-            self._bar.set_postfix_str(format_quantity(num_documents, "document"), refresh=False)
-        self._bar.update(amount)
-
-
-class _LogLines:
-    """A bar that writes log lines, for a stderr that is a file or a pipe."""
-
-    def __init__(self, log: Callable[[str], None], label: str, total: int, unit: str) -> None:
-        self._log, self._label, self._total, self._unit = log, label, total, unit
-        self._begin = self._last_logged = time.monotonic()
-        self._amount = 0
-        self._num_documents: int | None = None
-
-    def update(self, amount: int, num_documents: int | None = None) -> None:
-        self._amount += amount
+        self._activity.done += amount
         self._num_documents = num_documents if num_documents is not None else self._num_documents
-        if time.monotonic() - self._last_logged > LOG_INTERVAL_S:
-            self.log_progress()
 
-    def log_progress(self) -> None:
-        self._last_logged = time.monotonic()
-        elapsed_s = max(self._last_logged - self._begin, 1e-3)
-        documents = f", {format_quantity(self._num_documents, 'document')}" if self._num_documents is not None else ""
-        done = f"{self._amount:,} of {self._total:,} {self._unit}{documents}"
-        remaining_s = elapsed_s * (self._total - self._amount) / self._amount if self._amount else 0.0
-        remaining = f", {remaining_s:.0f} s left" if self._amount < self._total else ""
-        rate = f"{self._amount / elapsed_s / 1e6:.1f} M{self._unit}/s"
-        self._log(f"{self._label}: {done}, {elapsed_s:.1f} s, {rate}{remaining}")
+    def _describe(self) -> list[str]:
+        documents = [] if self._num_documents < 0 else [format_quantity(self._num_documents, "document")]
+        rate = self._activity.rate
+        return [*([f"{rate / 1e6:.1f} M{self._activity.unit}/s"] if rate else []), *documents]

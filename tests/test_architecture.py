@@ -70,9 +70,15 @@ COMMANDS = (
     "train.plot",
     "preprocess.cli",
 )
-TRAIN_MAY_IMPORT = (*CONTRACT, "preprocess.__version__")
+TRAIN_MAY_IMPORT = (*CONTRACT, "preprocess.__version__", "preprocess.progress")
 # The templates say which control tokens mark the turns of a chat, for `folio chat` as for a build.
-TRAIN_FUNCTIONS_MAY_IMPORT = (*CONTRACT, "preprocess.tokenizers", "preprocess.stream", "preprocess.chats")
+TRAIN_FUNCTIONS_MAY_IMPORT = (
+    *CONTRACT,
+    "preprocess.progress",
+    "preprocess.tokenizers",
+    "preprocess.stream",
+    "preprocess.chats",
+)
 # The one module of preprocess/ that imports torch: for training loops other than ours.
 TORCH_DATASET = ROOT / "preprocess/shards/torch_dataset.py"
 # Each heavy or optional library is imported by these files alone.

@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> int:
             if report_finished(run, checkpoint):
                 return 0
             # Do everything that can fail before anything in out_dir changes.
-            with translate_out_of_memory(lambda: describe_too_large(run)), end_at_once():
+            with translate_out_of_memory(lambda: describe_too_large(run)), end_at_once(), run.console.activity("setup"):
                 state, model, lines = setup(run, checkpoint)
             world.run_on_main(lambda: prepare_run_dir(run.config, run.source, restart=command.restart))
             with translate_out_of_memory(lambda: describe_out_of_memory(state)):
@@ -104,8 +104,7 @@ def setup(run: Run, checkpoint: Checkpoint | None) -> tuple[TrainingState, nn.Mo
     if world.is_main:
         for line in run.source.warnings:
             warn(line)
-        if not run.quiet:
-            print("\n".join(config.describe_changes()), flush=True)
+        run.console.line("\n".join(config.describe_changes()))
     model = world.wrap(state.model, run.device)
     return state, model, preflight(run, state, model)
 
@@ -144,7 +143,7 @@ def train(
     """Train, and print a completion at the end. Return the exit status."""
     cost = step_cost(run, state)
     first_step = checkpoint.info.step if checkpoint else -1
-    with RunLogger(run.info, cost, step=first_step, is_main=run.world.is_main, quiet=run.quiet) as logger:
+    with RunLogger(run.info, cost, step=first_step, is_main=run.world.is_main, console=run.console) as logger:
         with StopRequest(state, run.world) as stop:
             logger.print("\n".join([*preflight_lines, *describe_start(run, state, cost)]))
             if checkpoint is not None:
@@ -193,7 +192,8 @@ def training_loop(
         # Read once, agreed on by all processes: a later signal belongs to the next step.
         signum = world.all_reduce_max(stop.signum)
         is_stopping = signum > 0
-        due = due_after(state.step, config)
+        due = due_after(state.step, config, seconds_since_log=logger.seconds_since_log)
+        logger.count_step(state.step, result.loss, is_logged=due.log)
         is_saving |= due.save or is_stopping
         if not (is_saving or due.anything):
             continue  # the host has not waited for the device

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from preprocess.errors import FolioError, MisuseError
+from preprocess.progress import Console
 from preprocess.shards.files import canonical_json, sha256_bytes
 from preprocess.shards.replaced import MAX_READS, ReplacedError
 from train.config import Config
@@ -37,7 +38,7 @@ class Run:
     device: torch.device
     world: World
     autocast: torch.autocast  # the context of forward passes
-    quiet: bool = False  # print warnings and errors only
+    console: Console = field(default_factory=lambda: Console(quiet=True))  # quiet except in the main process
 
     @property
     def out_dir(self) -> Path:
@@ -56,8 +57,8 @@ class Run:
 def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
     """Choose device and precision, and open the data, without writing a file.
 
-    Raises MisuseError if settings do not fit the device, the data or the other processes, and
-    FolioError if the data is damaged or too short.
+    With `quiet`, the run prints warnings only. Raises MisuseError if settings do not fit the device,
+    the data or the other processes, and FolioError if the data is damaged or too short.
     """
     device = choose_device(config.device, local_rank=world.local_rank, num_local=world.num_local)
     if device.type == "cuda":
@@ -69,7 +70,9 @@ def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
     config, lines = correct_rates(dataclasses.replace(config, device=str(device), precision=precision))
     for line in lines if world.is_main else []:
         warn(line)
-    source, data = _open_data(config, device=device, world=world)
+    console = Console(quiet=quiet or not world.is_main)
+    with console.activity("opening the data"):
+        source, data = _open_data(config, device=device, world=world)
     run = Run(
         config=config,
         source=source,
@@ -77,7 +80,7 @@ def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
         device=device,
         world=world,
         autocast=make_autocast(precision, device),
-        quiet=quiet,
+        console=console,
     )
     _check_same_in_all_processes(run)
     if config.patience is not None and not run.has_validation:

@@ -23,7 +23,7 @@ def report_finished(run: Run, checkpoint: Checkpoint | None) -> bool:
         return False
     if reason is not None:
         _update_trackers(run)
-        if not run.quiet:
+        if not run.console.quiet:
             print(one_line(reason))
     return True
 
@@ -48,7 +48,7 @@ def describe_finished(checkpoint: Checkpoint, config: Config) -> str | None:
 
 
 def _update_trackers(run: Run) -> None:
-    log = functools.partial(print, flush=True) if not run.quiet else lambda line: None
+    log = functools.partial(print, flush=True) if not run.console.quiet else lambda line: None
     rows = read_rows(run.out_dir / METRICS_FILE)
     sent = send_missing_rows(run.config.track, run.out_dir, run_info=run.info.as_dict(), rows=rows, log=log, warn=warn)
     for name in sent:

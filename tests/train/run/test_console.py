@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from train.run.console import format_duration, format_rate
+from preprocess.progress import format_duration
+from train.run.console import format_rate
 
 
 @pytest.mark.parametrize(
