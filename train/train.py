@@ -58,7 +58,7 @@ from train.run.divergence import find_update_problem, roll_back
 from train.run.finished import report_finished
 from train.run.init_from import initialize
 from train.run.logger import RunLogger
-from train.run.messages import describe_end, describe_start, step_cost
+from train.run.messages import describe_continuation, describe_end, describe_start, step_cost
 from train.run.preflight import describe_out_of_memory, describe_too_large, preflight
 from train.run.run_dir import find_start, lock_run_dir, prepare_run_dir
 from train.run.signals import StopRequest, end_at_once
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
             checkpoint = world.run_on_main(
                 lambda: find_start(run.config, run.source, restart=command.restart, warn=warn)
             )
-            if report_finished(run, checkpoint):
+            if report_finished(run, checkpoint, arguments):
                 return 0
             # Do everything that can fail before anything in out_dir changes.
             with translate_out_of_memory(lambda: describe_too_large(run)), end_at_once(), run.console.activity("setup"):
@@ -147,7 +147,7 @@ def train(
         with StopRequest(state, run.world) as stop:
             logger.print("\n".join([*preflight_lines, *describe_start(run, state, cost)]))
             if checkpoint is not None:
-                logger.print(f"continuing after step {checkpoint.info.step:,}, from {checkpoint.folder}")
+                logger.print(describe_continuation(checkpoint, run.config))
             signum, is_saved = training_loop(run, state, model, logger, stop)
         logger.print(describe_end(run, state, signum=signum, is_saved=is_saved))
         if signum and state.step < run.config.max_steps:
