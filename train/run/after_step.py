@@ -43,7 +43,7 @@ class Due:
         return self.log or self.evaluate or self.save or self.complete or self.check
 
 
-def due_after(step: int, config: Config, *, seconds_since_log: float) -> Due:
+def due_after(step: int, config: Config, *, seconds_since_log: float = 0.0) -> Due:
     """Return what follows optimizer step number `step`, counted from 1.
 
     If log_interval is in seconds, only a step after which the host waits for the device anyway is
