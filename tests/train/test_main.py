@@ -18,7 +18,6 @@ from train.__main__ import COMMANDS, dispatch
 from train.command_line import parse_command_line
 from train.config import Config
 
-
 IMPORTING = "importing PyTorch\n"  # what a command prints first if it does not print on a terminal
 
 
