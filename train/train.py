@@ -26,15 +26,14 @@ if __name__ == "__main__":  # started by path: the folder train/ would hide the 
     run_script("train")
 
 # libgomp reads this when torch is imported: its threads wait in busy loops for a short time only
-# and then sleep. On an idle machine with 2 cores training is 5 % slower than with 100,000; beside
-# one busy process it is six times as fast (bench/README.md).
+# and then sleep, which is much faster beside another busy process (bench/README.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch
 from torch import Tensor, nn
 
 from preprocess.errors import MisuseError
-from train.command_line import is_help_request, parse_command_line, print_help
+from train.command_line import advise_on_missing_build, is_help_request, parse_command_line, print_help
 from train.config import load_config
 from train.core.cli import warn
 from train.core.distributed import init_processes
@@ -72,7 +71,8 @@ def main(arguments: list[str]) -> int:
         return print_help(arguments)
     command = parse_command_line(arguments)
     config = load_config(command.config_path, command.overrides)
-    with init_processes(use_cuda=config.device != "cpu" and torch.cuda.is_available()) as world:
+    use_cuda = config.device != "cpu" and torch.cuda.is_available()
+    with init_processes(use_cuda=use_cuda) as world, advise_on_missing_build(command.config_path):
         run = open_run(config, world, quiet=command.quiet)
         with lock_run_dir(run.out_dir) if world.is_main else contextlib.nullcontext():
             checkpoint = world.run_on_main(

@@ -337,3 +337,11 @@ def test_invalid_token_in_a_shard_is_reported(folder: Path, tmp_path: Path) -> N
     shard.write_bytes(data)
     done = invoke("train.py", write_config(tmp_path / "run.py", build))
     assert done.returncode == 1 and "its vocabulary ends at" in done.stderr and "preprocess verify" in done.stderr
+
+
+def test_missing_config_and_missing_build_are_reported_with_what_helps(folder: Path) -> None:
+    config = write_config(folder / "nearest.py", folder / "tiny")
+    missing = invoke("train.py", folder / "neares.py")
+    assert missing.returncode == 2 and f"does not exist; did you mean {config}? name a file" in missing.stderr
+    result = invoke("train.py", config, f"--data={folder / 'gone'}")
+    assert result.returncode == 2 and f", and the first lines of {config} may name the command" in result.stderr
