@@ -7,7 +7,6 @@ the process at once, and only then imports everything else.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import signal
@@ -97,7 +96,7 @@ def _show_import(name: str, arguments: list[str]) -> AbstractContextManager[obje
 
     Training prints on stdout. The stdout of other commands is for their result, so this is shown on stderr.
     """
-    from preprocess.progress import Console
+    from preprocess.console import Console
 
     is_quiet = not {"--quiet", "--json", "--help", "-h", "--version"}.isdisjoint(arguments)
     is_main = os.environ.get("RANK", "0") == "0"  # torchrun numbers the processes
@@ -115,10 +114,9 @@ def _exit_on_signals() -> dict[signal.Signals, signal._HANDLER]:
 
 
 def _exit(signum: int, _: object) -> None:
-    progress = sys.modules.get("preprocess.progress")
-    if progress is not None:
-        with contextlib.suppress(OSError):
-            os.write(2, progress.start_of_line().encode())
+    console = sys.modules.get("preprocess.console")
+    if console is not None:
+        console.clear_live_line()
     os._exit(128 + signum)
 
 

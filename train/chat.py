@@ -20,8 +20,8 @@ import io
 from contextlib import closing
 from typing import Any
 
+from preprocess.console import Console
 from preprocess.errors import MisuseError, one_line, printable
-from preprocess.progress import Console
 from train.core.arguments import Parser, make_path_parser
 from train.core.cli import Terminated, warn
 from train.model.conversation import Conversation

@@ -22,8 +22,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from preprocess.console import Console
 from preprocess.errors import MisuseError
-from preprocess.progress import Console
 from preprocess.shards.files import replace_directory, write_durable
 from train.core.arguments import Parser, make_path_parser
 from train.core.cli import print_result, warn

@@ -14,8 +14,8 @@ if __name__ == "__main__":  # started by path: the folder train/ would hide the 
 from collections.abc import Iterator
 from typing import Any
 
+from preprocess.console import Console
 from preprocess.errors import MisuseError, printable
-from preprocess.progress import Console
 from train.core.arguments import Parser, make_path_parser, parse_whole_number
 from train.core.cli import warn
 from train.model.sampler import Sampler

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from preprocess import progress
-from preprocess.progress import Activity, Console, Progress, format_duration, hidden_live_line, start_of_line
+from preprocess import console
+from preprocess.console import Activity, Console, clear_live_line, format_duration, hidden_live_line
+from preprocess.progress import Progress
 from tests.conftest import ROOT
 from tests.helpers.terminal import render, run_on_terminal, terminal_stream
 
@@ -68,13 +69,13 @@ def test_activity_is_described_in_words() -> None:
 def test_console_redraws_the_live_line_while_nothing_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal_stream() as (stream, read):
         monkeypatch.setattr(sys, "stdout", stream)
-        console = Console("stdout")
-        with console.activity("outer"):
-            with console.activity("inner", total=10):
+        shown = Console("stdout")
+        with shown.activity("outer"):
+            with shown.activity("inner", total=10):
                 time.sleep(0.8)
-            console.line("a permanent line")
+            shown.line("a permanent line")
         output = read()
-    assert output.count("\rinner 0/10 ") >= 3 and start_of_line() == ""
+    assert output.count("\rinner 0/10 ") >= 3 and not clear_live_line()
     assert render(output) == ["a permanent line", ""]
 
 
@@ -82,7 +83,7 @@ def test_other_output_hides_the_live_line(monkeypatch: pytest.MonkeyPatch) -> No
     with terminal_stream() as (stream, read):
         monkeypatch.setattr(sys, "stdout", stream)
         with Console("stdout").activity("working"):
-            assert start_of_line() == "\r\x1b[K"
+            assert clear_live_line()
             with hidden_live_line():
                 print("from elsewhere", file=stream, flush=True)
             with Console("stdout", quiet=True).activity("quiet"):
@@ -96,7 +97,7 @@ def test_terminal_that_cannot_rewrite_lines_gets_plain_ones(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
-    monkeypatch.setattr(progress, "FIRST_LINE_S", 0.1)
+    monkeypatch.setattr(console, "FIRST_LINE_S", 0.1)
     with terminal_stream() as (stream, read):
         monkeypatch.setattr(sys, "stderr", stream)
         with Progress().bar("copy", total=5, unit="B") as bar:
@@ -109,17 +110,17 @@ def test_terminal_that_cannot_rewrite_lines_gets_plain_ones(
 
 
 def test_plain_lines_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "FIRST_LINE_S", 0.3)
+    monkeypatch.setattr(console, "FIRST_LINE_S", 0.3)
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
-    console = Console("stdout")
-    with console.activity("first"):
+    shown = Console("stdout")
+    with shown.activity("first"):
         time.sleep(0.9)
-    with console.activity("second"):
+    with shown.activity("second"):
         time.sleep(0.6)
     assert re.fullmatch(r"first: \d s\n", stream.getvalue())
-    monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.3)
-    with console.activity("third"):
+    monkeypatch.setattr(console, "LINE_INTERVAL_S", 0.3)
+    with shown.activity("third"):
         time.sleep(0.9)
     assert stream.getvalue().count("third: ") in (1, 2, 3)
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from preprocess.console import hidden_live_line
 from preprocess.errors import FolioError, explain_os_error, hide_credentials, one_line
-from preprocess.progress import hidden_live_line
 
 BLOCKING_PATHS = {errno.EISDIR: "a folder", errno.EEXIST: "a file"}  # what prevents creating a file or a folder
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from preprocess.console import Console
 from preprocess.errors import FolioError, MisuseError
-from preprocess.progress import Console
 from preprocess.shards.files import canonical_json, sha256_bytes
 from preprocess.shards.manifest import Manifest
 from train.config import Config

@@ -6,8 +6,8 @@ import functools
 import json
 from dataclasses import dataclass
 
+from preprocess.console import Console
 from preprocess.errors import one_line, printable
-from preprocess.progress import Console
 from train.evaluation.comparison import format_loss, format_number
 from train.evaluation.results import EvaluationRow
 from train.run.console import format_perplexity

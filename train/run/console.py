@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from preprocess.progress import format_duration
+from preprocess.console import format_duration
 
 MAX_PLAIN_PERPLEXITY = 1e7  # larger ones are printed with an exponent
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from preprocess.console import Console
 from preprocess.errors import FolioError, MisuseError
-from preprocess.progress import Console
 from preprocess.shards.files import canonical_json, sha256_bytes
 from preprocess.shards.replaced import MAX_READS, ReplacedError
 from train.config import Config

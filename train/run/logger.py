@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from preprocess.progress import Activity, Console, is_live
+from preprocess.console import Activity, Console, is_live
 from preprocess.shards.files import JsonObject
 from train.config import Config
 from train.core.cli import warn

@@ -26,8 +26,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from preprocess.console import format_duration
 from preprocess.errors import FolioError, format_quantity
-from preprocess.progress import format_duration
 from train.config import Config
 from train.core.memory import PeakMemory, available_bytes, is_out_of_memory
 from train.data.batches import largest_micro_batch, windows_per_process

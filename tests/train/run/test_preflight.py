@@ -88,7 +88,7 @@ def test_preflight_divides_batch_that_does_not_fit_memory(folder: Path) -> None:
         "import resource, sys, pathlib, time; sys.path[:0] = [sys.argv[1]]\n"
         "import torch; from train import train; from train.core.cli import run_command\n"
         "torch.set_num_threads(1); torch.ones(64, 64).requires_grad_().mm(torch.ones(64, 64)).sum().backward()\n"
-        "from preprocess.progress import Console\nwith Console().activity('a'): time.sleep(0.5)\n"
+        "from preprocess.console import Console\nwith Console().activity('a'): time.sleep(0.5)\n"
         "pages = int(pathlib.Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (pages + 160_000_000,) * 2)\n"
         "sys.exit(run_command(train.main, [sys.argv[2]]))\n"
