@@ -110,7 +110,8 @@ class Console:
         self._lock = threading.RLock()
         self._activities: list[Activity] = []
         self._stop = threading.Event()
-        self._last_line = time.monotonic() - LINE_INTERVAL_S + FIRST_LINE_S
+        # A console that follows another one in this process also waits for its next line.
+        self._last_line = max(*_last_lines, time.monotonic() - LINE_INTERVAL_S + FIRST_LINE_S, 0.0)
         self._is_drawn = False
 
     def line(self, text: str) -> None:
@@ -149,7 +150,8 @@ class Console:
         """Hide the live line during the block, in which something else is printed."""
         with self._lock:
             self._clear()
-            self._last_line = time.monotonic()
+            _last_lines[:] = [time.monotonic()]
+            self._last_line = _last_lines[0]
             try:
                 yield
             finally:
@@ -203,8 +205,8 @@ class Console:
         is_ascii = "utf" not in (stream.encoding or "").lower()
         # One less than the width: a line that wraps cannot be rewritten.
         text = self._activities[-1].format_live(_get_width(stream) - 1, is_ascii=is_ascii)
+        self._is_drawn = True  # before it is, because a signal may come in between
         self._write(f"\r{one_line(text)}\x1b[K")
-        self._is_drawn = True
 
     def _clear(self) -> None:
         if self._is_drawn:
@@ -220,6 +222,7 @@ class Console:
 
 
 _live_consoles: list[Console] = []  # those with an activity
+_last_lines: list[float] = []  # the time of the last line of any console, if there was one
 
 
 @contextmanager
