@@ -1,3 +1,4 @@
+# Time: see the configs that start from it.
 # The recommended recipe, which other configs start from (`base = "modern_recipe.py"`): the modern
 # architecture, Muon for the matrices of the blocks and AdamW for the rest, and a learning rate that
 # falls linearly to 0. bench/README.md has the measured effect of each part. The defaults of all

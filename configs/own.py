@@ -1,3 +1,4 @@
+# Time: CPU (2 cores): more than an hour (estimate); consumer GPU: not measured; H100: not measured.
 # A small GPT for your text: the sizes of configs/small.py.
 # First: preprocess build --input 'data/*.jsonl' --name own; for a build of another name add
 # --data=NAME --out_dir=runs/NAME.

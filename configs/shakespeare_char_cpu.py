@@ -1,6 +1,7 @@
+# Time: CPU (2 cores): a quarter of a minute; consumer GPU: not measured; H100: not measured.
 # Characters of Shakespeare on a CPU, with the model of nanoGPT's README for laptops: 0.8 million
-# parameters, 64 characters of context. In 200 steps, a quarter of a minute on two cores, it reaches
-# the loss that nanoGPT reaches in 2,000 (bench/README.md).
+# parameters, 64 characters of context. In 200 steps it reaches the loss that nanoGPT
+# reaches in 2,000 (bench/README.md).
 # First: preprocess build --corpus tinyshakespeare --tokenizer char --document file \
 #   --no-authors --eot none --name tinyshakespeare_char
 base = "modern_recipe.py"

@@ -21,7 +21,8 @@ CONTRACT = ("preprocess.errors", "preprocess.shards")
 # not import each other.
 PREPROCESS_RULES = {
     "errors.py": (),
-    "progress.py": CONTRACT,
+    "console.py": CONTRACT,
+    "progress.py": (*CONTRACT, "preprocess.console"),
     "documents.py": CONTRACT,
     "versions.py": ("preprocess.__version__",),
     "shards": CONTRACT,
@@ -70,9 +71,15 @@ COMMANDS = (
     "train.plot",
     "preprocess.cli",
 )
-TRAIN_MAY_IMPORT = (*CONTRACT, "preprocess.__version__")
+TRAIN_MAY_IMPORT = (*CONTRACT, "preprocess.__version__", "preprocess.console")
 # The templates say which control tokens mark the turns of a chat, for `folio chat` as for a build.
-TRAIN_FUNCTIONS_MAY_IMPORT = (*CONTRACT, "preprocess.tokenizers", "preprocess.stream", "preprocess.chats")
+TRAIN_FUNCTIONS_MAY_IMPORT = (
+    *CONTRACT,
+    "preprocess.console",
+    "preprocess.tokenizers",
+    "preprocess.stream",
+    "preprocess.chats",
+)
 # The one module of preprocess/ that imports torch: for training loops other than ours.
 TORCH_DATASET = ROOT / "preprocess/shards/torch_dataset.py"
 # Each heavy or optional library is imported by these files alone.
@@ -93,7 +100,7 @@ HOMES = {
     "fastwarc": {"preprocess/readers/warc.py"},
     "gguf": {"train/run/export_gguf.py"},
     "sentencepiece": {"preprocess/tokenizers/sentencepiece_bpe.py"},
-    "tqdm": {"preprocess/progress.py"},
+    "tqdm": {"preprocess/console.py"},
     "matplotlib": {"train/plotting"},
     "psutil": {"train/core/memory.py"},
     "triton": {"train/model/cuda_kernels.py"},

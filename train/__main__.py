@@ -11,6 +11,7 @@ import importlib
 import os
 import signal
 import sys
+from contextlib import AbstractContextManager
 
 # Name of each subcommand and what it does. The function `main` of the module of this name runs it.
 # The module is imported when it is needed, because torch takes seconds to import.
@@ -81,7 +82,8 @@ def _run(name: str, arguments: list[str]) -> int:
             return print_help(arguments)
     previous = _exit_on_signals()
     try:
-        module = importlib.import_module(f"train.{name}")
+        with _show_import(name, arguments):
+            module = importlib.import_module(f"train.{name}")
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
@@ -89,13 +91,33 @@ def _run(name: str, arguments: list[str]) -> int:
     return status
 
 
+def _show_import(name: str, arguments: list[str]) -> AbstractContextManager[object]:
+    """Return a context that shows that the modules of a subcommand are imported, which takes seconds.
+
+    Training prints on stdout. The stdout of other commands is for their result, so this is shown on stderr.
+    """
+    from preprocess.console import Console
+
+    is_quiet = not {"--quiet", "--json", "--help", "-h", "--version"}.isdisjoint(arguments)
+    is_main = os.environ.get("RANK", "0") == "0"  # torchrun numbers the processes
+    console = Console("stdout" if name == "train" else "stderr", quiet=is_quiet or not is_main or name == "plot")
+    return console.activity("importing PyTorch", announce=True)
+
+
 def _exit_on_signals() -> dict[signal.Signals, signal._HANDLER]:
     """Let Ctrl-C and SIGTERM end the process at once. Return their previous handlers by signal."""
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     handlers = {signum: handler for signum, handler in handlers.items() if handler != signal.SIG_IGN}
     for signum in handlers:
-        signal.signal(signum, lambda number, _: os._exit(128 + number))
+        signal.signal(signum, _exit)
     return handlers
+
+
+def _exit(signum: int, _: object) -> None:
+    console = sys.modules.get("preprocess.console")
+    if console is not None:
+        console.clear_live_line()
+    os._exit(128 + signum)
 
 
 def main() -> int:

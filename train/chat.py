@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
+from preprocess.console import Console
 from preprocess.errors import MisuseError, one_line, printable
 from train.core.arguments import Parser, make_path_parser
 from train.core.cli import Terminated, warn
@@ -39,8 +40,9 @@ def main(arguments: list[str]) -> int:
     """Reply to the lines of the input. Return the exit status."""
     options = _parse(arguments)
     run, best, system, quiet = (options.pop(key) for key in ("run", "best", "system", "quiet"))
-    checkpoint = find_checkpoint(run, warn, best=best)
-    trained = open_trained_model(checkpoint, replace_settings(checkpoint.info.config, options))
+    with Console("stderr", quiet=quiet).activity("reading the checkpoint"):
+        checkpoint = find_checkpoint(run, warn, best=best)
+        trained = open_trained_model(checkpoint, replace_settings(checkpoint.info.config, options))
     conversation = Conversation(
         trained.model,
         load_text_tokenizer(trained.folder, trained.manifest),

@@ -54,6 +54,7 @@ CHOICES = {
 }
 DOCUMENTS = "documents"  # the data_order of packed rows
 TRACKERS = ("tensorboard", "mlflow", "wandb")
+SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?s")  # of `log_interval`
 STREAM_PREFIX = "stream:"  # of `data`: what follows is a recipe instead of a build
 # Conditions under which some settings have an effect.
 STREAM = Need("data", lambda data: STREAM_PREFIX in data, "stream:RECIPE")  # a stream in a mixture is rejected later
@@ -167,7 +168,9 @@ class Config:
         free=True,
     )
 
-    log_interval: int = setting(10, "steps between logged training losses", min=1)
+    log_interval: int | str = setting(
+        10, "steps between logged training losses, or the minimum time between them, in seconds, such as 10s", min=1
+    )
     eval_interval: int = setting(250, "steps between evaluations", min=1)
     eval_tokens: int | None = setting(None, "validation tokens per evaluation; none: the whole split", min=1)
     patience: int | None = setting(
@@ -260,6 +263,10 @@ class Config:
 
     def _check_steps(self) -> None:
         check(
+            not isinstance(self.log_interval, str) or bool(SECONDS.fullmatch(self.log_interval)),
+            f"log_interval must be a whole number of steps, or seconds such as 10s, got {self.log_interval!r:.80}",
+        )
+        check(
             self.min_lr <= self.learning_rate,
             f"min_lr must be at most learning_rate {self.learning_rate}, got {self.min_lr}; lower it",
         )
@@ -274,6 +281,11 @@ class Config:
             f"warmup_steps + decay_steps must be at most max_steps {self.max_steps:,}, got {self.warmup_steps:,} + "
             f"{self.decay_steps}; lower them",
         )
+
+    @property
+    def log_interval_s(self) -> float | None:
+        """The minimum number of seconds between logged steps; None if log_interval counts steps."""
+        return float(self.log_interval.removesuffix("s")) if isinstance(self.log_interval, str) else None
 
     @property
     def windows_per_step(self) -> int:

@@ -101,7 +101,9 @@ def evaluate_run(
     with _lock_evaluations(out_dir):
         for checkpoint in iter_checkpoints(run, which):
             try:
-                job = prepare_job(checkpoint, settings, device=device, open_data_source=open_source, warn=warn_once)
+                with output.console.activity("opening the data"):
+                    job = prepare_job(checkpoint, settings, device=device, open_data_source=open_source, warn=warn_once)
+                job = dataclasses.replace(job, console=output.console)
                 row, is_new = _evaluate(job, open_windows, out_dir, output)
             except CheckpointError as e:
                 if which != "all":
@@ -164,7 +166,8 @@ def _check_data(job: EvaluationJob) -> EvaluationRow | None:
 def _open_windows(source: DataSource, config: Config, *, device: torch.device, output: Output) -> ValidationWindows:
     if isinstance(source, StreamedText):
         output.note(f"reading all of {source.name} for its validation text")
-    return open_validation(source, config, device=device)
+    with output.console.activity("opening the validation text"):
+        return open_validation(source, config, device=device)
 
 
 @contextmanager

@@ -16,16 +16,19 @@ if __name__ == "__main__":  # started by path: the folder train/ would hide the 
 
     run_script("export")
 
+import argparse
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from preprocess.console import Console
 from preprocess.errors import MisuseError
 from preprocess.shards.files import replace_directory, write_durable
 from train.core.arguments import Parser, make_path_parser
 from train.core.cli import print_result, warn
 from train.run.checkpoint import MODEL_FILE, check_shapes, find_checkpoint
+from train.run.checkpoint_info import CheckpointInfo
 from train.run.export_card import CARD_FILE, make_card
 from train.run.export_gguf import GGUF_FILE, import_gguf, write_gguf
 from train.run.export_model import (
@@ -68,6 +71,17 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--best", action="store_true", help="use the checkpoint with the lowest validation loss")
     options = parser.parse_args(arguments)
+    with Console("stderr", quiet=options.quiet or options.json).activity("exporting"):
+        info, num_parameters = export(options)
+    summary = f"{info.config.arch} of step {info.step:,}, {num_parameters:,} parameters, {info.vocab_size:,} ids"
+    result = {"output": str(options.output), "arch": info.config.arch, "step": info.step}
+    result |= {"num_parameters": num_parameters, "vocab_size": info.vocab_size}
+    print_result(result, [f"{options.output}: {summary}"], as_json=options.json)
+    return 0
+
+
+def export(options: argparse.Namespace) -> tuple[CheckpointInfo, int]:
+    """Write the folder. Return what was exported, and its number of parameters."""
     checkpoint = find_checkpoint(options.run, warn, best=options.best)
     info, config = checkpoint.info, checkpoint.info.config
     check_shapes(checkpoint, config)
@@ -88,11 +102,7 @@ def main(arguments: list[str]) -> int:
             for name, data in files.items():
                 write_durable(temporary / name, data)
             write_model(temporary / MODEL_FILE, tensors)
-    summary = f"{config.arch} of step {info.step:,}, {num_parameters:,} parameters, {info.vocab_size:,} ids"
-    result = {"output": str(options.output), "arch": config.arch, "step": info.step}
-    result |= {"num_parameters": num_parameters, "vocab_size": info.vocab_size}
-    print_result(result, [f"{options.output}: {summary}"], as_json=options.json)
-    return 0
+    return info, num_parameters
 
 
 @contextmanager

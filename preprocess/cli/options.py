@@ -64,7 +64,7 @@ INPUT_OPTIONS = [
         "--chat-columns",
         metavar="NAMES",
         help="Columns of chats or instructions: messages, prompt,completion or instruction,input,output, or other "
-        "names in their place.  [default: found if there is no text column]",
+        "names in their place.  [default: looked for if the input does not have the text column]",
     ),
     click.option(
         "--chat-template",

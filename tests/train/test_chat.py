@@ -96,7 +96,7 @@ def test_run_without_chat_template_is_rejected_in_one_line(tmp_path: Path) -> No
 
 
 def test_piped_input_is_read_as_utf8_text_and_damaged_bytes_are_replaced(run: Path) -> None:
-    command = make_command("chat.py", run, *GREEDY)
+    command = make_command("chat.py", run, "--quiet", *GREEDY)
     result = subprocess.run(
         command, input=b"\xff\nwhat jumps\n", capture_output=True, env=make_environment(), timeout=120
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -530,3 +531,12 @@ def test_shipped_configs_are_valid() -> None:
     for path in configs:
         overrides = {} if path in complete else {"data": "x"}
         assert load_config(path, overrides).out_dir == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_config_states_its_time_in_the_first_line(path: Path) -> None:
+    first_line = path.read_text(encoding="utf-8").splitlines()[0]
+    if path.stem == "modern_recipe":  # has no data, so it is not a run
+        assert first_line == "# Time: see the configs that start from it."
+    else:
+        assert re.fullmatch(r"# Time: CPU \(2 cores\): [^;]+; consumer GPU: [^;]+; H100: [^;]+\.", first_line)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from preprocess.console import Console
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import canonical_json, sha256_bytes
 from preprocess.shards.manifest import Manifest
@@ -71,6 +72,7 @@ class EvaluationJob:
     prompts: list[Prompt]
     manifest: Manifest | None  # of the run's vocabulary; None if there are no prompts
     tokenizer: Any  # of the run; None if there are no prompts
+    console: Console = dataclasses.field(default_factory=lambda: Console(quiet=True))  # shows the progress
 
     @property
     def loss_inputs(self) -> LossInputs:
@@ -214,7 +216,8 @@ def run_job(
     try:
         began_at = time.monotonic()
         set_matmul_precision(job.config.precision)
-        model = _load_model(job.checkpoint, job.config).to(torch.device(job.config.device))
+        with job.console.activity(f"reading the checkpoint of step {job.checkpoint.info.step:,}"):
+            model = _load_model(job.checkpoint, job.config).to(torch.device(job.config.device))
         if known is None:
             row = _find_losses(job, model, out_dir, data=open_windows(), log=log)
         else:
@@ -278,7 +281,8 @@ def _evaluate(job: EvaluationJob, model: LanguageModel, data: ValidationWindows)
     batch_size = _choose_batch_size(job)
     while True:
         try:
-            return evaluate(model, data, batch_size=batch_size, autocast=autocast)
+            with job.console.activity("evaluating", total=data.num_windows, unit="windows") as activity:
+                return evaluate(model, data, batch_size=batch_size, autocast=autocast, count=activity.count)
         except (MemoryError, RuntimeError) as e:
             if not is_out_of_memory(e) or batch_size == 1:
                 raise
@@ -302,7 +306,12 @@ def _complete_all(job: EvaluationJob, model: LanguageModel) -> tuple[Completion,
 
     Raises CheckpointError if the output of the model is not finite.
     """
-    return tuple(_complete(prompt, model, job) for prompt in job.prompts)
+    completions = []
+    with job.console.activity("completing", total=len(job.prompts), unit="prompts") as activity:
+        for prompt in job.prompts:
+            completions.append(_complete(prompt, model, job))
+            activity.count(1)
+    return tuple(completions)
 
 
 def _complete(prompt: Prompt, model: LanguageModel, job: EvaluationJob) -> Completion:

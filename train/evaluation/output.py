@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 
+from preprocess.console import Console
 from preprocess.errors import one_line, printable
 from train.evaluation.comparison import format_loss, format_number
 from train.evaluation.results import EvaluationRow
@@ -20,6 +22,11 @@ class Output:
 
     quiet: bool = False
     json: bool = False
+
+    @functools.cached_property
+    def console(self) -> Console:
+        """The console that shows the progress, on stderr, because stdout is for the results."""
+        return Console("stderr", quiet=self.quiet or self.json)
 
     def note(self, line: str) -> None:
         """Print a line that is not a result."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from preprocess.console import Console
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import canonical_json, sha256_bytes
 from preprocess.shards.replaced import MAX_READS, ReplacedError
@@ -39,7 +40,7 @@ class Run:
     world: World
     autocast: torch.autocast  # the context of forward passes
     notes: tuple[str, ...] = ()  # lines to print below the settings
-    quiet: bool = False  # print warnings and errors only
+    console: Console = field(default_factory=lambda: Console(quiet=True))  # quiet except in the main process
 
     @property
     def out_dir(self) -> Path:
@@ -58,8 +59,8 @@ class Run:
 def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
     """Choose device and precision, and open the data, without writing a file.
 
-    Raises MisuseError if settings do not fit the device, the data or the other processes, and
-    FolioError if the data is damaged or too short.
+    With `quiet`, the run prints warnings only. Raises MisuseError if settings do not fit the device,
+    the data or the other processes, and FolioError if the data is damaged or too short.
     """
     device = choose_device(config.device, local_rank=world.local_rank, num_local=world.num_local)
     if device.type == "cuda":
@@ -72,7 +73,9 @@ def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
     for line in corrections if world.is_main else []:
         warn(line)
     config, scaled_rates = scale_rates(config)
-    source, data = _open_data(config, device=device, world=world)
+    console = Console(quiet=quiet or not world.is_main)
+    with console.activity("opening the data"):
+        source, data = _open_data(config, device=device, world=world)
     config = _resolve_epochs(config, source, data)
     run = Run(
         config=config,
@@ -82,7 +85,7 @@ def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
         world=world,
         autocast=make_autocast(precision, device),
         notes=tuple(scaled_rates),
-        quiet=quiet,
+        console=console,
     )
     _check_same_in_all_processes(run)
     if config.patience is not None and not run.has_validation:

@@ -26,7 +26,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from preprocess.errors import FolioError
+from preprocess.console import format_duration
+from preprocess.errors import FolioError, format_quantity
 from train.config import Config
 from train.core.memory import PeakMemory, available_bytes, is_out_of_memory
 from train.data.batches import largest_micro_batch, windows_per_process
@@ -34,7 +35,6 @@ from train.data.mixed_split import Batch
 from train.model.base import evaluation_mode
 from train.optim import update
 from train.run.checkpoint import CHECKPOINTS_DIR
-from train.run.console import format_duration
 from train.run.context import Run
 from train.run.state import TrainingState, state_tensors
 
@@ -66,7 +66,8 @@ def preflight(run: Run, state: TrainingState, model: nn.Module) -> list[str]:
     checkpoint_bytes = _checkpoint_bytes(state)
     world.run_on_main(lambda: _check_disk(config, checkpoint_bytes))
     num_windows = windows_per_process(config.windows_per_step, world)
-    max_windows = -world.all_reduce_max(-estimate_max_windows(run, state))
+    with run.console.activity("preflight: measuring memory"):
+        max_windows = -world.all_reduce_max(-estimate_max_windows(run, state))
     if config.compile:  # after the estimate, whose sizes are not those of training
         state.model.compile()
     micro_batch, trial = _find_micro_batch(run, state, model, num_windows=num_windows, max_windows=max_windows)
@@ -120,7 +121,9 @@ def _find_micro_batch(
     if previous and previous < micro_batch and num_windows % previous == 0:
         micro_batch = previous  # memory was scarce before; another size would change the dropout
     while True:
-        trial = _try(partial(_run_trial, run, state, model, micro_batch=micro_batch), state)
+        trying = "compiling the model, and trying" if config.compile else "trying"
+        with run.console.activity(f"preflight: {trying} a pass of {format_quantity(micro_batch, 'window')}"):
+            trial = _try(partial(_run_trial, run, state, model, micro_batch=micro_batch), state)
         if not run.world.all_reduce_max(trial is None):
             if has_margin or micro_batch == 1 or run.device.type != "cpu":
                 break

@@ -17,6 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -198,8 +199,13 @@ def _check_control_tokens(checkpoint: Checkpoint, source: DataSource) -> None:
 
 
 def _check_same_run(info: CheckpointInfo, config: Config, *, source: DataSource) -> None:
-    """Raise MisuseError if the run of the checkpoint `info` had other settings or other data."""
+    """Raise MisuseError if the run of the checkpoint `info` had other settings or other data.
+
+    A finished run may have a larger max_steps now, which continues it.
+    """
     changes, origin = changed_settings(info.config, config), info.origin
+    if info.is_extended_by(config) and not changed_settings(replace(info.config, max_steps=config.max_steps), config):
+        changes = []
     if origin.build_id != source.build_id:
         difference = _describe_stream_change(config, source) if isinstance(source, StreamedText) else None
         old_id, new_id = origin.build_id[:SHORT_ID], source.build_id[:SHORT_ID]
