@@ -5,8 +5,8 @@ loss 0 and no gradient, and divides the sum of the losses by the number of all t
 counted. So the mean over the targets that count is the model's mean divided by the fraction of the
 targets that count. Training knows this fraction for a whole step before the first forward pass: the
 samples of a step are a function of their numbers, and the mask is on the disk
-(`Prefetcher.loss_divisor`). So every token
-that counts has the same weight, for any number of micro-batches and processes.
+(`Prefetcher.loss_divisor`). So every token that counts has the same weight, for any number of
+micro-batches and processes.
 """
 
 from __future__ import annotations
