@@ -53,7 +53,7 @@ SLOTS: dict[str, tuple[str, ...]] = {"AdamW": ("step", "exp_avg", "exp_avg_sq"),
 
 
 # An embedding that is also the head has gradients for all of its rows in each step, and training
-# diverges with the high rate of an embedding that is not. With ten times the rate of the other weights it did not.
+# diverges with the high rate of one that is not. With ten times the rate of the other weights it did not.
 MAX_TIED_RATIO = 10.0
 # AdamW's rate for the matrices of the blocks, times the width: 0.26 to 0.46 in the configs of GPT-2.
 # At width 256 (bench/width.py), GPT-2 ended at a loss of 2.39 with 0.26, 2.55 with 1.0 and 2.73 with
@@ -99,17 +99,16 @@ def scale_rates(config: Config) -> tuple[Config, list[str]]:
 
     The rates were tuned at base_width. In a model that is twice as wide, each output of a matrix is
     the sum of twice as many products, and AdamW changes each weight by about its learning rate, so
-    half the rate changes the output as much (µP: Yang et al. 2022, "Tensor Programs V"). So
-    learning_rate and min_lr are multiplied by base_width / n_embd. Muon's rate stays the same, because
-    it limits how far an update changes the output of a matrix, at any width; so does that of an
-    embedding which is not also the head, because its output is one row, not a sum. µP also keeps the
-    rates of norms, biases and positions; here they share learning_rate.
+    half the rate changes the output as much (µP: Yang et al. 2022, "Tensor Programs V"). Beside
+    Muon, AdamW has the head, whose best rate falls with the square root of the width, as in
+    nanochat. The rates of Muon and of an untied embedding stay the same: Muon limits how far an
+    update changes the output of a matrix, and the output of an embedding is a row, not a sum.
 
     The result has n_embd as its base_width, so scaling it again changes nothing.
     """
     if config.base_width is None or config.base_width == config.n_embd:
         return config, []
-    factor = config.base_width / config.n_embd
+    factor = (config.base_width / config.n_embd) ** (0.5 if config.optimizer == "muon" else 1.0)
     scaled: dict[str, Any] = {"learning_rate": config.learning_rate * factor, "min_lr": config.min_lr * factor}
     if config.embedding_learning_rate is not None and get_architecture(config.arch).has_tied_head:
         scaled["embedding_learning_rate"] = config.embedding_learning_rate * factor

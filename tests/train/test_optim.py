@@ -302,7 +302,6 @@ def test_rate_of_an_untied_embedding_is_not_used_for_a_tied_head(
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])
 @pytest.mark.parametrize("name", ["small", "shakespeare_char_cpu", "gpt2_124m"])
 def test_rate_of_the_head_beside_muon_is_not_used_for_matrices_by_adamw(name: str, arch: str) -> None:
-    """At any width, because it is scaled afterwards."""
     muon = {"muon_learning_rate": 0.02, "muon_momentum": 0.95}
     recipe = load_config(ROOT / "configs" / f"{name}.py", {})
     given = dataclasses.replace(recipe, arch=arch, optimizer="adamw", token_shift=False, **muon)
@@ -334,16 +333,18 @@ TUNED = {
 
 
 @pytest.mark.parametrize(
-    ("arch", "width", "expected"),
+    ("arch", "optimizer", "width", "expected"),
     [
-        ("modern", 64, (0.01, 0.001, 0.08, 0.02)),
-        ("modern", 256, (0.0025, 0.00025, 0.08, 0.02)),
-        ("modern", 32, (0.02, 0.002, 0.08, 0.02)),
-        ("gpt2", 256, (0.0025, 0.00025, 0.02, 0.02)),  # its embedding is also the head
+        ("modern", "muon", 64, (0.01, 0.001, 0.08, 0.02)),
+        ("modern", "muon", 256, (0.005, 0.0005, 0.08, 0.02)),
+        ("modern", "muon", 16, (0.02, 0.002, 0.08, 0.02)),
+        ("modern", "adamw", 256, (0.0025, 0.00025, 0.08, 0.02)),
+        ("gpt2", "adamw", 256, (0.0025, 0.00025, 0.02, 0.02)),  # its embedding is also the head
+        ("gpt2", "muon", 256, (0.005, 0.0005, 0.04, 0.02)),
     ],
 )
-def test_rates_follow_the_width(arch: str, width: int, expected: tuple[float, ...]) -> None:
-    given = make_config(arch=arch, n_embd=width, **TUNED)
+def test_rates_follow_the_width(arch: str, optimizer: str, width: int, expected: tuple[float, ...]) -> None:
+    given = make_config(arch=arch, n_embd=width, **TUNED | {"optimizer": optimizer})
     config, lines = scale_rates(given)
     assert tuple(getattr(config, key) for key in RATES) == pytest.approx(expected)
     changed = [key for key in RATES if getattr(config, key) != getattr(given, key)]
@@ -381,5 +382,5 @@ def test_optimizers_have_the_scaled_rates() -> None:
         for group in optimizer.param_groups
         for p in group["params"]
     }
-    assert rates[model.head_weight] == 0.005 and rates[model.wte.weight] == 0.08
+    assert rates[model.head_weight] == pytest.approx(0.01 / 2**0.5) and rates[model.wte.weight] == 0.08
     assert {rates[p] for p in model.h.parameters()} == {0.02}
