@@ -23,6 +23,7 @@ from tests.helpers.terminal import render, run_on_terminal, terminal_stream
 def terminal_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(console, "_last_lines", [])  # those of earlier tests
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,17 @@ def test_plain_lines_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
     with shown.activity("third"):
         time.sleep(0.9)
     assert stream.getvalue().count("third: ") in (1, 2, 3)
+
+
+def test_second_console_of_a_process_waits_for_its_next_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "FIRST_LINE_S", 0.3)
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Console("stderr").activity("importing", announce=True):
+        pass
+    with Console("stderr").activity("reading"):
+        time.sleep(0.9)
+    assert stream.getvalue() == "importing\n"
 
 
 def test_closed_stream_does_not_stop_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
