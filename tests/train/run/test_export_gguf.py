@@ -26,8 +26,12 @@ from train.run.checkpoint import find_checkpoint, load_model
 from train.run.export_gguf import QUANTIZED_DTYPES
 
 AUTHOR = "Анна Smith"
-TEXT = "".join(f"Line {i} says that {i} and {i + 1} make {2 * i + 1}; the dog's 😀 ёлка.\n" for i in range(4))
-PROMPT = "Line 1 says that"
+# Two tokens are always followed by the same one, so a model soon knows the text by heart.
+TEXT = (
+    "A quick brown fox jumps over 12 lazy dogs, while five wizards box.\n"
+    "Широкая электрификация южных губерний даст мощный толчок 😀 the dog's naïve café!\n\n"
+)
+PROMPT = "A quick brown"
 NUM_TOKENS = 200
 TOKENIZER_PROBES = (
     TEXT,
@@ -39,14 +43,14 @@ TOKENIZER_PROBES = (
 
 def train_run(folder: Path, cache: Path, **settings: Any) -> Path:
     """Return a run of a GPT-2 that has learnt TEXT by heart, after the control token of AUTHOR."""
-    (folder / "a.txt").write_text(TEXT * 100, encoding="utf-8")
+    (folder / "a.txt").write_text(TEXT * 200, encoding="utf-8")
     recipe = load_recipe(
         None, inputs=(str(folder / "a.txt"),), dedup=False, val_fraction=0.0, author=AUTHOR, document="passage",
-        passage_characters=8 * len(TEXT), **settings,
+        passage_characters=16 * len(TEXT), **settings,
     )  # fmt: skip
     build(recipe, folder / "made", name="made", source=None, replace=False, progress=Progress(quiet=True))
     config = write_config(
-        folder / "run.py", folder / "made", max_steps=150, warmup_steps=10, n_embd=64, block_size=320, batch_size=1,
+        folder / "run.py", folder / "made", max_steps=120, warmup_steps=10, n_embd=64, block_size=320, batch_size=1,
         gradient_accumulation_steps=1, dropout=0.0, learning_rate=5e-3, eval_interval=1_000, checkpoint_interval=1_000,
     )  # fmt: skip
     result = invoke("train.py", config)
@@ -61,7 +65,7 @@ def gpt2_run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def pieces_run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    return train_run(tmp_path_factory.mktemp("pieces"), cache, tokenizer="sentencepiece", num_pieces=340)
+    return train_run(tmp_path_factory.mktemp("pieces"), cache, tokenizer="sentencepiece", num_pieces=400)
 
 
 @pytest.fixture
@@ -157,7 +161,7 @@ def test_llama_cpp_applies_the_chat_template(gpt2_run: Path, tmp_path: Path) -> 
 
     messages = [
         {"role": role, "content": text}
-        for role, text in (("system", "Be brief."), ("user", "What?\n  x"), ("assistant", "ok"), ("user", "Line 1"))
+        for role, text in (("system", "Be brief."), ("user", "What?\n  x"), ("assistant", "ok"), ("user", "fox"))
     ]
     tokenizer = AutoTokenizer.from_pretrained(export(gpt2_run, tmp_path / "huggingface", "float32", "huggingface"))
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
