@@ -1,8 +1,8 @@
 """Export a run's model and tokenizer: `python train/export.py RUN --output FOLDER`.
 
-Hugging Face's `AutoModelForCausalLM.from_pretrained(FOLDER)` loads the folder, except for a model
-with the setting `token_shift`, which no other library knows. With `--format gguf`, llama.cpp loads the
-file in it. docs/exported_model.md describes them.
+Hugging Face's `AutoModelForCausalLM.from_pretrained(FOLDER)` loads the folder. A model with the setting
+`token_shift` needs `trust_remote_code=True`. With `--format gguf`, llama.cpp loads the file in it.
+docs/exported_model.md describes them.
 """
 
 from __future__ import annotations
