@@ -33,7 +33,7 @@ LOADING = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "."  # this folder, or its address on the hub
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder@OPTIONS)
 model = AutoModelForCausalLM.from_pretrained(folder@OPTIONS)
 @PROMPT
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=30)[0]))

@@ -1,7 +1,7 @@
 """A run's model and tokenizer as one GGUF file, which llama.cpp and programs that contain it load.
 
 llama.cpp has GPT-2. It has no architecture that can hold the weights of arch=modern: those that limit
-the logits by a tanh (Gemma 2 and later ones) also normalize what each block adds, and have gated MLPs.
+the logits by a tanh (Gemma 2 and a few others) have gated MLPs with GELU or SiLU in place of ReLU².
 
 Matrices have the dtype of the export. Biases, norms and positions are stored in float32, as llama.cpp's
 own converter does. Quantized matrices consist of blocks of 32 numbers of a row, each with a scale in

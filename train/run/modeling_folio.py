@@ -69,8 +69,6 @@ class FolioModernForCausalLM(NanoChatForCausalLM):
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids, *args, attention_mask=attention_mask, **kwargs
         )
-        if inputs.get("input_ids") is None:
-            raise ValueError("FolioModernForCausalLM generates from input_ids, not from inputs_embeds")
         length = inputs["input_ids"].shape[1]
         return inputs | {"previous_ids": find_previous(input_ids, attention_mask)[:, -length:]}
 
