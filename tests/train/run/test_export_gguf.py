@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 import requests
 import torch
+from safetensors.torch import load_file
 
 from preprocess.build.build import build
+from preprocess.errors import FolioError
 from preprocess.progress import Progress
 from preprocess.recipes.catalog import load_recipe
 from preprocess.shards.format import Build
@@ -23,7 +26,7 @@ from train.config import Config
 from train.model import make_model
 from train.model.generate import generate
 from train.run.checkpoint import find_checkpoint, load_model
-from train.run.export_gguf import QUANTIZED_DTYPES
+from train.run.export_gguf import QUANTIZED_DTYPES, write_gguf
 
 AUTHOR = "Анна Smith"
 # Two tokens are always followed by the same one, so a model soon knows the text by heart.
@@ -41,7 +44,7 @@ TOKENIZER_PROBES = (
 )
 
 
-def train_run(folder: Path, cache: Path, **settings: Any) -> Path:
+def train_run(folder: Path, **settings: Any) -> Path:
     """Return a run of a GPT-2 that has learnt TEXT by heart, after the control token of AUTHOR."""
     (folder / "a.txt").write_text(TEXT * 200, encoding="utf-8")
     recipe = load_recipe(
@@ -60,12 +63,12 @@ def train_run(folder: Path, cache: Path, **settings: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def gpt2_run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    return train_run(tmp_path_factory.mktemp("gpt2"), cache, tokenizer="gpt2", chat_template="chatml")
+    return train_run(tmp_path_factory.mktemp("gpt2"), tokenizer="gpt2", chat_template="chatml")
 
 
 @pytest.fixture(scope="module")
 def pieces_run(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    return train_run(tmp_path_factory.mktemp("pieces"), cache, tokenizer="sentencepiece", num_pieces=400)
+    return train_run(tmp_path_factory.mktemp("pieces"), tokenizer="sentencepiece", num_pieces=400)
 
 
 @pytest.fixture
@@ -226,6 +229,17 @@ def test_quantized_export_stores_matrices_in_blocks(pieces_run: Path, tmp_path: 
         difference, limit = np.abs(values - expected).max(), 0.15 * np.abs(expected).max()
         assert 0 < difference < limit if is_matrix else difference == 0, name
     assert files[dtype].fields["general.file_type"].contents() == gguf.LlamaFileType[f"MOSTLY_{dtype.upper()}"]
+
+
+def test_run_without_an_end_of_text_token_is_an_error(pieces_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="needs gguf: pip install 'folio-lm[gguf]'")
+    folder = export(pieces_run, tmp_path / "out", "float32", "huggingface")
+    files = {path.name: path.read_bytes() for path in folder.glob("*.json")}
+    ids = json.loads(files["generation_config.json"]) | {"eos_token_id": None}
+    files["generation_config.json"] = json.dumps(ids).encode()
+    config = find_checkpoint(pieces_run, pytest.fail).info.config
+    with pytest.raises(FolioError, match="--format gguf needs an end-of-text token, and this run's tokenizer has none"):
+        write_gguf(tmp_path / "model.gguf", load_file(folder / "model.safetensors"), files, config, "float32")
 
 
 def test_rows_that_are_not_whole_blocks_are_one_line(tmp_path: Path) -> None:
