@@ -41,6 +41,8 @@ TOKENIZER_PROBES = (
     "  two  spaces,\ttab\r\n\n don't 12345 ٣ naïve 日本語 👩\u200d🔬\u2028 x  ",
     "<|endoftext|><eos><0x41>",
     " ",
+    # Parts of words, in which the order of the merges matters.
+    "".join(TEXT[i : i + n] for i, n in np.random.default_rng(1).integers((0, 1), (len(TEXT), 6), (500, 2))),
 )
 
 

@@ -61,6 +61,13 @@ longest = max(map(len, prompts))
 padded = [[7] * (longest - len(prompt)) + prompt for prompt in prompts]
 mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
 found["padded"] = run(padded, attention_mask=mask)
+found["first logits"] = [
+    model.generate(
+        torch.tensor(padded), attention_mask=mask, max_new_tokens=2, output_logits=True, return_dict_in_generate=True,
+        **settings,
+    ).logits[0].tolist()
+    for settings in ({}, {"cache_implementation": "static", "disable_compile": True})
+]
 found["static"] = run(padded, attention_mask=mask, cache_implementation="static", disable_compile=True)
 found["beams"] = [run([prompts[1]], num_beams=3, max_new_tokens=40, use_cache=cache) for cache in (True, False)]
 model.train()
@@ -101,6 +108,11 @@ def test_transformers_computes_a_model_with_a_token_shift(tmp_path: Path) -> Non
     assert [len(ids) for ids in expected] == [NUM_TOKENS] * len(PROMPTS)
     assert found["alone"] == expected
     assert found["padded"] == expected and found["static"] == expected  # of prompts with padding on the left
+    for rows in found["first logits"]:
+        for row, prompt in zip(rows, PROMPTS, strict=True):
+            with torch.no_grad():
+                last = model.logits(model.features(torch.tensor([prompt])))[0, -1, :VOCAB_SIZE]
+            torch.testing.assert_close(torch.tensor(row), last, atol=1e-5, rtol=0)
     assert found["beams"][0] == found["beams"][1]
     assert found["gradient"] > 0
     assert "pass previous_ids, the token before each of input_ids" in found["no previous_ids"]
