@@ -72,13 +72,15 @@ COMMANDS = (
     "preprocess.cli",
 )
 TRAIN_MAY_IMPORT = (*CONTRACT, "preprocess.__version__", "preprocess.console")
-# The templates say which control tokens mark the turns of a chat, for `folio chat` as for a build.
+# The templates say which control tokens mark the turns of a chat, for `folio chat` as for a build. The recipes of the
+# built-in corpora have their licences, for the model card.
 TRAIN_FUNCTIONS_MAY_IMPORT = (
     *CONTRACT,
     "preprocess.console",
     "preprocess.tokenizers",
     "preprocess.stream",
     "preprocess.chats",
+    "preprocess.recipes",
 )
 # The one module of preprocess/ that imports torch: for training loops other than ours.
 TORCH_DATASET = ROOT / "preprocess/shards/torch_dataset.py"
@@ -99,6 +101,7 @@ HOMES = {
     "resiliparse": {"preprocess/readers/html_text.py"},
     "fastwarc": {"preprocess/readers/warc.py"},
     "gguf": {"train/run/export_gguf.py"},
+    "transformers": {"train/run/modeling_folio.py"},  # which an export contains, and no module imports
     "sentencepiece": {"preprocess/tokenizers/sentencepiece_bpe.py"},
     "tqdm": {"preprocess/console.py"},
     "matplotlib": {"train/plotting"},

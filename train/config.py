@@ -98,7 +98,7 @@ class Config:
     token_shift: bool = setting(
         False,
         "add the previous token's embedding, times learned weights, to each embedding; learns characters faster, but "
-        "other programs cannot load the exported model",
+        "to load the exported model, transformers needs trust_remote_code=True",
         needs=MODERN,
     )
     n_layer: int = setting(12, "transformer blocks", min=1, max=1_000)

@@ -1,8 +1,8 @@
 """Export a run's model and tokenizer: `python train/export.py RUN --output FOLDER`.
 
-Hugging Face's `AutoModelForCausalLM.from_pretrained(FOLDER)` loads the folder, except for a model
-with the setting `token_shift`, which no other library knows. With `--format gguf`, llama.cpp loads the
-file in it. docs/exported_model.md describes them.
+Hugging Face's `AutoModelForCausalLM.from_pretrained(FOLDER)` loads the folder. A model with the setting
+`token_shift` needs `trust_remote_code=True`. With `--format gguf`, llama.cpp loads the file in it.
+docs/exported_model.md describes them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from train.core.cli import print_result, warn
 from train.run.checkpoint import MODEL_FILE, check_shapes, find_checkpoint
 from train.run.checkpoint_info import CheckpointInfo
 from train.run.export_card import CARD_FILE, make_card
-from train.run.export_gguf import GGUF_FILE, import_gguf, write_gguf
+from train.run.export_gguf import GGUF_FILE, QUANTIZED_DTYPES, import_gguf, write_gguf
 from train.run.export_model import (
     DTYPES,
     config_files,
@@ -63,14 +63,19 @@ def main(arguments: list[str]) -> int:
         "--format",
         choices=["huggingface", "gguf"],
         default="huggingface",
-        help="huggingface: a folder for transformers; gguf: a file for llama.cpp, for arch=gpt2 with GPT-2's tokenizer "
-        "(default: huggingface)",
+        help="huggingface: a folder for transformers; gguf: a file for llama.cpp, for arch=gpt2 with the tokenizer "
+        "gpt2 or sentencepiece (default: huggingface)",
     )
     parser.add_argument(
-        "--dtype", choices=list(DTYPES), default="float32", help="the dtype of the weights (default: float32)"
+        "--dtype",
+        choices=[*DTYPES, *QUANTIZED_DTYPES],
+        default="float32",
+        help="the dtype of the weights; those that begin with q are quantized ones of --format gguf (default: float32)",
     )
     parser.add_argument("--best", action="store_true", help="use the checkpoint with the lowest validation loss")
     options = parser.parse_args(arguments)
+    if options.dtype in QUANTIZED_DTYPES and options.format != "gguf":
+        raise MisuseError(f"--dtype {options.dtype} is quantized, which only --format gguf can store; add it")
     with Console("stderr", quiet=options.quiet or options.json).activity("exporting"):
         info, num_parameters = export(options)
     summary = f"{info.config.arch} of step {info.step:,}, {num_parameters:,} parameters, {info.vocab_size:,} ids"
@@ -86,12 +91,13 @@ def export(options: argparse.Namespace) -> tuple[CheckpointInfo, int]:
     info, config = checkpoint.info, checkpoint.info.config
     check_shapes(checkpoint, config)
     if options.format == "gguf":
-        import_gguf(config)
+        import_gguf(config, options.dtype)
     folder, manifest = vocabulary_of(checkpoint)
     with new_folder(options.output) as temporary:
         files = tokenizer_files(folder, manifest, config)
-        files |= config_files(config, manifest, info.vocab_size, options.dtype)
-        tensors = export_tensors(checkpoint, config, options.dtype)
+        rounded_to = "float32" if options.dtype in QUANTIZED_DTYPES else options.dtype
+        files |= config_files(config, manifest, info.vocab_size, rounded_to)
+        tensors = export_tensors(checkpoint, config, rounded_to)
         num_parameters = sum(tensor.numel() for tensor in tensors.values())
         if options.format == "gguf":
             write_gguf(temporary / GGUF_FILE, tensors, files, config, options.dtype)
