@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 from lm_eval.api.model import TemplateLM
 
 from preprocess.errors import MisuseError
+from preprocess.shards.manifest import Manifest
 from train.config import Config
 from train.core.device import make_autocast
 from train.evaluation.scoring import Request, ScoringSettings, score
@@ -22,32 +24,42 @@ GENERATION_SETTINGS = ("temperature", "top_k", "top_p")
 LENGTH_NAMES = ("max_gen_toks", "max_new_tokens")  # in the generation_kwargs of a task
 
 
+@dataclass(frozen=True, kw_only=True)
+class DocumentStart:
+    """The control tokens that a text begins with, as a document does in training."""
+
+    ids: list[int]  # before every text
+    before: list[int]  # what predicts the first token of a text, if `ids` is empty and there is no context
+
+
+def find_document_start(manifest: Manifest, *, mask_documents: bool) -> DocumentStart:
+    """Return what comes before the text of a document.
+
+    That is the end-of-text token of the document before it, and the begin-of-text token if the recipe has
+    `bos`. With `mask_documents`, no token attends to another document, so only the first token of a document
+    is predicted from the end-of-text token. Authors, cities and years are left out: a task has none.
+    """
+    recipe = manifest.recipe
+    bos = [manifest.bos_id] if recipe.get("bos") and manifest.bos_id is not None else []
+    eot = [manifest.eot_id] if recipe.get("eot") != "none" and manifest.eot_id is not None else []
+    return DocumentStart(ids=bos if mask_documents else eot + bos, before=bos or eot)
+
+
 class HarnessModel(TemplateLM):
     """The model and the tokenizer of a checkpoint, for tasks of lm-evaluation-harness.
 
     Text is encoded as in a build, so it never becomes a control token. Every context begins as a document
-    does. In training, the token before a document is the end-of-text token of the one before or, if the
-    recipe has `bos`, the begin-of-text token. With `mask_documents`, no token attends to another document,
-    so the end-of-text token is put only before the first token of a text, which nothing else predicts.
+    does, see `find_document_start`.
     """
 
     def __init__(self, trained: TrainedModel, *, batch_size: int, report: Callable[[int, int], None]) -> None:
         """`batch_size` and `report` are those of ScoringSettings.
 
-        Raises MisuseError if the tokenizer has no token that can come before a document, and FolioError
-        if it cannot be loaded.
+        Raises FolioError if the tokenizer cannot be loaded.
         """
         super().__init__()
         manifest = trained.manifest
-        has_bos = bool(manifest.recipe.get("bos")) and manifest.bos_id is not None
-        first_id = manifest.bos_id if has_bos else manifest.eot_id
-        if first_id is None:
-            raise MisuseError(
-                "the tokenizer of this run has no end-of-text token, so nothing can predict the first token of a "
-                "text; use a run with another tokenizer for --tasks"
-            )
-        self.first_id: int = first_id
-        self.begins_contexts = has_bos or not trained.config.mask_documents
+        self._start = find_document_start(manifest, mask_documents=trained.config.mask_documents)
         self._model, self._config, self._eot_id = trained.model, trained.config, manifest.eot_id
         self._text_tokenizer = load_text_tokenizer(trained.folder, manifest)
         self._silent_ids = {*manifest.special_tokens.values(), *range(manifest.vocab_size, trained.model.vocab_size)}
@@ -56,12 +68,12 @@ class HarnessModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        return self.first_id
+        """The end-of-text id, which the base class requires. No method here uses it."""
+        return self._eot_id or 0
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
-        """Return the ids of a text, after the id that begins a document unless `add_special_tokens` is False."""
-        first = [self.first_id] if self.begins_contexts and add_special_tokens is not False else []
-        return first + self._encode(string)
+        """Return the ids of a text, after the ids that begin a document unless `add_special_tokens` is False."""
+        return self._encode(string) if add_special_tokens is False else self._start.ids + self._encode(string)
 
     def _encode(self, text: str) -> list[int]:
         return encode_text(self._text_tokenizer, text, "a text of the task") if text else []
@@ -79,14 +91,22 @@ class HarnessModel(TemplateLM):
         return [value for value, _ in self._loglikelihood_tokens([([], self._encode(r.args[0])) for r in requests])]
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], **_: object) -> list[tuple[float, bool]]:
-        """Return the score of each continuation. If a context is empty, the continuation begins a document."""
+        """Return the score of each continuation. If a context is empty, the continuation begins a document.
+
+        Raises MisuseError if nothing can predict the first token of a document.
+        """
+        if not self._start.before and not all(context for context, _ in requests):
+            raise MisuseError(
+                "the documents of this run have neither a begin-of-text nor an end-of-text token (eot = none), so "
+                "nothing predicts the first token of a text; choose tasks whose questions have a text"
+            )
         scored: list[Request] = []
         for context, continuation in requests:
-            # An empty request has the score 0, and leaves the other one unchanged.
-            first, rest = (
-                ([], continuation) if context or self.begins_contexts else (continuation[:1], continuation[1:])
-            )
-            scored += [([self.first_id], first), (context or first or [self.first_id], rest)]
+            # The first token may be predicted from a token to which those after it do not attend. An empty
+            # continuation has the score 0, so it leaves the score of the other one unchanged.
+            cut = 0 if context or self._start.ids else 1
+            first, rest = continuation[:cut], continuation[cut:]
+            scored += [(self._start.before, first), (context or self._start.ids or first, rest)]
         scores = score(self._model, scored, self._scoring)
         pairs = zip(scores[::2], scores[1::2], strict=True)
         return [(a.log_probability + b.log_probability, a.is_greedy and b.is_greedy) for a, b in pairs]
@@ -104,7 +124,7 @@ class HarnessModel(TemplateLM):
     def _complete(self, context: str, config: Config, stops: Sequence[str], number: int) -> str:
         # Leave room for the completion, at most half of the context.
         room = min(config.completion_tokens, self._model.block_size // 2)
-        ids = (self.tok_encode(context) or [self.first_id])[-max(1, self._model.block_size - room) :]
+        ids = (self.tok_encode(context) or self._start.before or [0])[-max(1, self._model.block_size - room) :]
         text = ""
         with closing(generate(self._model, ids, config=config, eot_id=self._eot_id, number=number)) as drawn:
             visible = (i for i in drawn if i not in self._silent_ids)

@@ -14,6 +14,7 @@ from train.core.names import shorten_middle
 
 HEADER = ("task", "version", "shots", "examples", "metric", "value")
 MAX_TASK_CHARACTERS = 40
+UNVERSIONED = "Yaml"  # what the harness has as the version of a task without one
 NO_FILTER = "none"  # the harness's name for the answers of the model as they are
 
 
@@ -60,7 +61,7 @@ def make_rows(
             **dataclasses.asdict(model),
             task=name,
             task_file=files.get(name),
-            version=None if version is None else str(version),
+            version=None if version in (None, UNVERSIONED) else str(version),
             num_fewshot=num_fewshot if isinstance(num_fewshot, int) else None,
             limit=limit,
             num_examples=int(values["sample_len"]),

@@ -79,13 +79,13 @@ def _read_yaml(path: Path) -> JsonObject:
 
 def _check_metrics(path: Path, metrics: Any) -> None:
     """Raise MisuseError unless each metric is one that the harness has itself."""
-    from lm_eval.api import metrics as _  # noqa: F401  # registers the metrics
-    from lm_eval.api.registry import METRIC_REGISTRY
-
     if metrics is None:
         return
     if not isinstance(metrics, list) or not all(isinstance(each, dict) and "metric" in each for each in metrics):
         raise MisuseError(f"{path} must have as metric_list a list of objects with the key `metric`")
+    from lm_eval.api import metrics as _  # noqa: F401  # registers the metrics
+    from lm_eval.api.registry import METRIC_REGISTRY
+
     for each in metrics:
         if not isinstance(each["metric"], str) or each["metric"] not in METRIC_REGISTRY or each.get("hf_evaluate"):
             known = ", ".join(sorted(METRIC_REGISTRY.keys()))
