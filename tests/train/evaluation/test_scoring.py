@@ -34,7 +34,9 @@ def make_requests(*lengths: tuple[int, int]) -> list[Request]:
 
 
 def run(model: LanguageModel, requests: list[Request], **settings: Any) -> list[Score]:
-    return score(model, requests, ScoringSettings(**({"batch_size": 2, "autocast": contextlib.nullcontext()} | settings)))
+    return score(
+        model, requests, ScoringSettings(**({"batch_size": 2, "autocast": contextlib.nullcontext()} | settings))
+    )
 
 
 @torch.no_grad()

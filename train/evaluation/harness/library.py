@@ -8,6 +8,7 @@ import functools
 import io
 import logging
 import os
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,9 +145,20 @@ def evaluate_model(model: Any, loaded: LoadedTasks, *, limit: int | None, warn: 
             )
         except TemplateError as e:
             raise MisuseError(f"a template of the task does not fit its data: {shorten(first_line(e))}") from e
+        except (ValueError, TypeError, LookupError) as e:
+            if _is_raised_here(e):
+                raise
+            problem = shorten(f"{type(e).__name__}: {first_line(e)}")
+            raise MisuseError(f"the description of a task does not fit its data: {problem}") from e
     for warning in dict.fromkeys(warnings):
         warn(f"lm_eval: {warning}")
     return results
+
+
+def _is_raised_here(error: Exception) -> bool:
+    """Return whether the harness called the code of this package, which raised `error`."""
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)[1:]]
+    return any(file.is_relative_to(Path(__file__).parents[2]) for file in files)
 
 
 @contextmanager
