@@ -18,11 +18,11 @@ IGNORED = -100  # the label of a token that does not count in the loss
 
 
 def read_documents(path, tokenizer, config):
-    """Return the ids of each text, (T,) int64, between the tokens that begin and end a document in a build."""
+    """Return the ids of each text, (T,) int64, between end-of-text tokens, as documents are in a build."""
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     texts = [json.loads(line)["text"] for line in lines if line.strip()]
-    first, last = [config.bos_token_id], [config.eos_token_id]
-    ids = [first + tokenizer(text, add_special_tokens=False).input_ids + last for text in texts]
+    end = [config.eos_token_id]
+    ids = [end + tokenizer(text, add_special_tokens=False).input_ids + end for text in texts]
     return [torch.tensor(each[: config.max_position_embeddings]) for each in ids]
 
 
