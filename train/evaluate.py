@@ -86,8 +86,12 @@ def main(arguments: list[str]) -> int:
 def _evaluate_tasks(options: argparse.Namespace) -> int:
     """Evaluate the selected checkpoints on tasks of lm-evaluation-harness, and print and store the results."""
     out_dir = find_run_dir(options.run)
-    from train.evaluation.harness.run import TaskSettings, evaluate_tasks  # takes seconds, and needs an extra
-
+    try:
+        from train.evaluation.harness.run import TaskSettings, evaluate_tasks  # takes seconds, and needs an extra
+    except ImportError as e:
+        raise FolioError(
+            f"--tasks needs lm-evaluation-harness, and {e.name} is not installed; pip install 'folio-lm[eval]'"
+        ) from e
     settings = TaskSettings(
         names=options.tasks, num_fewshot=options.num_fewshot, limit=options.limit, batch_size=options.batch_size
     )

@@ -15,23 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import datasets
+import evaluate
+import lm_eval
+import lm_eval.evaluator
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from lm_eval.tasks import TaskManager
+from tqdm import tqdm
+
 from preprocess.errors import MAX_SHOWN, FolioError, MisuseError, first_line, shorten
 from preprocess.shards.files import JsonObject
-
-try:
-    import datasets
-    import evaluate
-    import lm_eval
-    import lm_eval.evaluator
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from lm_eval.tasks import TaskManager
-    from tqdm import tqdm
-except ImportError as e:
-    raise FolioError(
-        f"--tasks needs lm-evaluation-harness, and {e.name} is not installed; pip install 'folio-lm[eval]'"
-    ) from e
-
 from train.evaluation.harness.task_files import is_task_file, read_task_file
 
 HARNESS_VERSION = lm_eval.__version__
