@@ -35,7 +35,7 @@ from train.model.base import LanguageModel
 from train.model.generate import decode_stream, generate
 from train.model.sampler import load_text_tokenizer
 from train.run.checkpoint import Checkpoint, check_shapes, load_model
-from train.run.checkpoint_info import MODEL_FILE, CheckpointError
+from train.run.checkpoint_info import MODEL_FILE, CheckpointError, CheckpointInfo
 from train.run.preflight import is_out_of_memory
 from train.run.run_dir import EVALUATIONS_DIR, vocabulary_of
 from train.run.validation import Evaluation, evaluate, summarize
@@ -125,7 +125,7 @@ def prepare_job(
         saved,
         data=settings.data or saved.data,
         device=str(device),
-        precision=_choose_precision(saved.precision, device, warn=warn),
+        precision=choose_supported_precision(saved.precision, device, warn=warn),
         eval_tokens=None,
         completion_tokens=settings.completion_tokens or saved.completion_tokens,
         temperature=settings.temperature,
@@ -155,7 +155,7 @@ def prepare_job(
     )
 
 
-def _choose_precision(precision: str, device: torch.device, *, warn: Callable[[str], None]) -> str:
+def choose_supported_precision(precision: str, device: torch.device, *, warn: Callable[[str], None]) -> str:
     """Return the precision of training, or another one if `device` does not support it."""
     try:
         return choose_precision(precision, device)
@@ -278,7 +278,7 @@ def _load_model(checkpoint: Checkpoint, config: Config) -> LanguageModel:
 def _evaluate(job: EvaluationJob, model: LanguageModel, data: ValidationWindows) -> Evaluation:
     """Compute the losses. If memory runs out, try again with half as many windows at once."""
     autocast = make_autocast(job.config.precision, torch.device(job.config.device))
-    batch_size = _choose_batch_size(job)
+    batch_size = choose_batch_size(job.checkpoint.info, job.config)
     while True:
         try:
             with job.console.activity("evaluating", total=data.num_windows, unit="windows") as activity:
@@ -289,16 +289,16 @@ def _evaluate(job: EvaluationJob, model: LanguageModel, data: ValidationWindows)
         batch_size //= 2
 
 
-def _choose_batch_size(job: EvaluationJob) -> int:
+def choose_batch_size(info: CheckpointInfo, config: Config) -> int:
     """Return the number of windows of a forward pass.
 
     If possible it is the micro-batch of training: sums are then rounded in the same way, and the
     losses equal those that training logged.
     """
-    size = job.checkpoint.info.micro_batch or job.config.batch_size
-    if job.config.device != "cpu":
+    size = info.micro_batch or config.batch_size
+    if config.device != "cpu":
         return size
-    return max(1, min(size, MAX_CPU_LOGITS // (job.config.block_size * job.checkpoint.info.vocab_size)))
+    return max(1, min(size, MAX_CPU_LOGITS // (config.block_size * info.vocab_size)))
 
 
 def _complete_all(job: EvaluationJob, model: LanguageModel) -> tuple[Completion, ...]:
