@@ -16,6 +16,7 @@ if __name__ == "__main__":  # started by path: the folder train/ would hide the 
     run_script("serve")
 
 import errno
+import importlib.util
 import ipaddress
 import os
 import socket
@@ -33,15 +34,18 @@ from train.run.huggingface_folder import CONFIG_FILE
 from train.serving.served_model import ServedModel, export_run, open_exported_folder
 
 LOOPBACK = "127.0.0.1"
+LIBRARIES = ("transformers", "openai", "fastapi", "starlette", "uvicorn")
+INSTALL = "pip install 'folio-lm[serve]'"
 
 
 def main(arguments: list[str]) -> int:
     """Serve the model that the command line names until Ctrl-C. Return the exit status."""
     options = _parse(arguments)
+    _check_libraries()
     device = choose_device(options.device)
-    server = _import_server()
     with _listen(options.host, options.port) as listening:
         served = _find_model(options.run, best=options.best)
+        server = _import_server()
         loaded = server.LoadedModel(served, device)
         address, port = listening.getsockname()[:2]
         url = f"http://{f'[{address}]' if ':' in address else address}:{port}/v1"
@@ -87,17 +91,21 @@ def _find_model(path: Path, *, best: bool) -> ServedModel:
     return export_run(find_checkpoint(path, warn, best=best))
 
 
+def _check_libraries() -> None:
+    """Raise FolioError if a library of the extra `serve` is missing, without the seconds that an import takes."""
+    for name in LIBRARIES:
+        if importlib.util.find_spec(name) is None:
+            raise FolioError(f"serving needs transformers and a web server, and {name} is not installed; {INSTALL}")
+
+
 def _import_server() -> ModuleType:
-    """Return the module that needs transformers. Raises FolioError if a library is missing."""
+    """Return the module that needs transformers. Raises FolioError for another version of transformers."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # the hub is not asked, for example for newer versions of a folder
     try:
         with exit_on_signals():
             from train.serving import openai_server
     except ImportError as e:
-        what = f"{e.name} is not installed" if isinstance(e, ModuleNotFoundError) else f"it differs: {e!s:.80}"
-        raise FolioError(
-            f"serving needs the server of transformers 5.23, and {what}; pip install 'folio-lm[serve]'"
-        ) from e
+        raise FolioError(f"serving needs the server of transformers 5.23 ({e!s:.120}); {INSTALL}") from e
     return openai_server
 
 
@@ -112,4 +120,6 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as e:
         if e.errno == errno.EADDRINUSE:
             raise MisuseError(f"port {port} of {host:.80} is in use; choose another one by --port") from e
-        raise MisuseError(f"cannot listen on port {port} of {host!r:.80} ({e.strerror}); choose others") from e
+        raise MisuseError(
+            f"cannot listen on port {port} of {host!r:.80} ({os.strerror(e.errno or 0)}); choose others"
+        ) from e
