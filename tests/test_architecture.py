@@ -100,7 +100,7 @@ HOMES = {
     "psutil": {"train/core/memory.py"},
     "triton": {"train/model/cuda_kernels.py"},
     "tensorboard": {"train/trackers/tensorboard_backend.py"},
-    **dict.fromkeys(("transformers", "openai", "starlette", "uvicorn"), {"train/serving/openai_server.py"}),
+    **{key: {"train/serving/openai_server.py"} for key in ("transformers", "openai", "starlette", "uvicorn")},
     "mlflow": {"train/trackers/mlflow_backend.py", "train/evaluation/mlflow_runs.py"},
     "wandb": {"train/trackers/wandb_backend.py"},
 }

@@ -90,6 +90,8 @@ def export_run(checkpoint: Checkpoint) -> ServedModel:
         "vocabulary": manifest.build_id,
     }
     target = run / SERVED_DIR
+    if os.path.lexists(target) and not (target / RECEIPT_FILE).is_file():
+        raise FolioError(f"{target} is in the way, which Folio did not write; move it elsewhere")
     if not _is_current(target, source):
         try:
             _export(checkpoint, target, source)
@@ -133,6 +135,6 @@ def _is_current(target: Path, source: JsonObject) -> bool:
     try:
         receipt = parse_json(read_small_file(target / RECEIPT_FILE))
         sizes = {path.name: path.stat().st_size for path in (target / MODEL_DIR).iterdir()}
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, ValueError):
         return False
     return bool(receipt == {"source": source, "sizes": sizes})
