@@ -180,11 +180,11 @@ class ChecksRequests:
         return config
 
 
-class Chats(ChecksRequests, ChatCompletionHandler):  # type: ignore[misc]  # transformers has no types
+class Chats(ChecksRequests, ChatCompletionHandler):
     """Answers /v1/chat/completions."""
 
 
-class Completions(ChecksRequests, CompletionHandler):  # type: ignore[misc]
+class Completions(ChecksRequests, CompletionHandler):
     """Answers /v1/completions."""
 
 

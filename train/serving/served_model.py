@@ -100,12 +100,12 @@ def export_run(checkpoint: Checkpoint) -> ServedModel:
                 f"{target} cannot be written ({e.strerror}); export the run elsewhere by `folio export RUN --output "
                 "FOLDER`, and serve FOLDER"
             ) from e
+    bos_id = manifest.bos_id if manifest.recipe.get("bos") is True else None
     names = {i: name for name, i in manifest.special_tokens.items()}
-    has_bos = manifest.recipe.get("bos") is True and manifest.bos_id is not None
     return ServedModel(
         name=run.name,
         folder=target / MODEL_DIR,
-        bos_token=names.get(manifest.bos_id, "") if has_bos else "",
+        bos_token="" if bos_id is None else names.get(bos_id, ""),
         **_sampling(config),
     )
 
