@@ -61,6 +61,7 @@ TRAIN_RULES = {
     "run": (*TRAIN_CORE, "train.optim", "train.model", "train.data", "train.trackers"),
     "evaluation": (*TRAIN_CORE, "train.model", "train.data", "train.trackers", "train.run"),
     "plotting": (*TRAIN_CORE, "train.run"),
+    "serving": (*TRAIN_CORE, "train.model", "train.run"),
 }
 COMMANDS = (
     "train.train",
@@ -69,6 +70,7 @@ COMMANDS = (
     "train.evaluate",
     "train.export",
     "train.plot",
+    "train.serve",
     "preprocess.cli",
 )
 TRAIN_MAY_IMPORT = (*CONTRACT, "preprocess.__version__", "preprocess.console")
@@ -112,6 +114,7 @@ HOMES = {
     "psutil": {"train/core/memory.py"},
     "triton": {"train/model/cuda_kernels.py"},
     "tensorboard": {"train/trackers/tensorboard_backend.py"},
+    **{key: {"train/serving/openai_server.py"} for key in ("transformers", "openai", "starlette", "uvicorn")},
     "mlflow": {"train/trackers/mlflow_backend.py", "train/evaluation/mlflow_runs.py"},
     "wandb": {"train/trackers/wandb_backend.py"},
 }

@@ -11,7 +11,8 @@ import importlib
 import os
 import signal
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 # Name of each subcommand and what it does. The function `main` of the module of this name runs it.
 # The module is imported when it is needed, because torch takes seconds to import.
@@ -20,6 +21,7 @@ COMMANDS = {
     "sample": "print text that a trained model generates",
     "chat": "talk to a model that was trained on chats",
     "evaluate": "measure the loss of a run's checkpoints",
+    "serve": "answer requests over HTTP with a trained model",
     "export": "write a trained model for other libraries",
     "plot": "draw the loss of one or several runs",
 }
@@ -80,15 +82,21 @@ def _run(name: str, arguments: list[str]) -> int:
 
         if is_help_request(arguments):  # print it without importing torch
             return print_help(arguments)
+    with exit_on_signals(), _show_import(name, arguments):
+        module = importlib.import_module(f"train.{name}")
+    status: int = module.main(arguments)
+    return status
+
+
+@contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the process at once inside the block, which imports libraries."""
     previous = _exit_on_signals()
     try:
-        with _show_import(name, arguments):
-            module = importlib.import_module(f"train.{name}")
+        yield
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
-    status: int = module.main(arguments)
-    return status
 
 
 def _show_import(name: str, arguments: list[str]) -> AbstractContextManager[object]:

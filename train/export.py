@@ -24,21 +24,14 @@ from contextlib import contextmanager
 
 from preprocess.console import Console
 from preprocess.errors import MisuseError
-from preprocess.shards.files import replace_directory, write_durable
+from preprocess.shards.files import replace_directory
 from train.core.arguments import Parser, make_path_parser
 from train.core.cli import print_result, warn
-from train.run.checkpoint import MODEL_FILE, check_shapes, find_checkpoint
+from train.run.checkpoint import check_shapes, find_checkpoint
 from train.run.checkpoint_info import CheckpointInfo
-from train.run.export_card import CARD_FILE, make_card
+from train.run.export_folder import write_folder
 from train.run.export_gguf import GGUF_FILE, QUANTIZED_DTYPES, import_gguf, write_gguf
-from train.run.export_model import (
-    DTYPES,
-    config_files,
-    export_tensors,
-    find_chat_template,
-    tokenizer_files,
-    write_model,
-)
+from train.run.export_model import DTYPES, config_files, export_tensors, tokenizer_files
 from train.run.run_dir import vocabulary_of
 
 
@@ -102,12 +95,7 @@ def export(options: argparse.Namespace) -> tuple[CheckpointInfo, int]:
         if options.format == "gguf":
             write_gguf(temporary / GGUF_FILE, tensors, files, config, options.dtype)
         else:
-            files[CARD_FILE] = make_card(
-                checkpoint, manifest, num_parameters=num_parameters, chat_template=find_chat_template(manifest)
-            )
-            for name, data in files.items():
-                write_durable(temporary / name, data)
-            write_model(temporary / MODEL_FILE, tensors)
+            write_folder(temporary, checkpoint, manifest, files, tensors)
     return info, num_parameters
 
 

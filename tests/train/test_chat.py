@@ -15,7 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.chats import ASSISTANT_END, ASSISTANT_START, REPLIES, USER_END, USER_START, make_chat_build
+from tests.helpers.chats import (
+    ASSISTANT_END,
+    ASSISTANT_START,
+    REPLIES,
+    USER_END,
+    USER_START,
+    make_chat_build,
+    train_chat_run,
+)
 from tests.helpers.runs import encode, invoke, make_command, make_environment, run_script, write_config
 from train.chat import chat as chat_loop
 from train.model.conversation import Conversation
@@ -29,16 +37,7 @@ GREEDY = ("--temperature", 0, "--tokens", 20)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has learnt REPLIES."""
-    folder = tmp_path_factory.mktemp("chat")
-    build = make_chat_build(folder / "chats")
-    config = write_config(
-        folder / "chat.py", build, arch="modern", block_size=64, dropout=0.0, mask_documents=True, batch_size=4,
-        gradient_accumulation_steps=1, max_steps=150, eval_interval=150, checkpoint_interval=150, completion_tokens=20,
-        eval_tokens=64,
-    )  # fmt: skip
-    result = invoke("train.py", config)
-    assert result.returncode == 0, result.stderr
-    return config.with_suffix("")
+    return train_chat_run(tmp_path_factory.mktemp("chat"))
 
 
 def chat(run: Path, text: str, *arguments: object, monkeypatch: pytest.MonkeyPatch) -> subprocess.CompletedProcess[str]:
