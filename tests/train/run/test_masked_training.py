@@ -75,8 +75,10 @@ def test_num_epochs_of_documents_is_a_number_of_steps_and_resumes_in_mid_epoch(c
     assert again.returncode == 0 and "continuing after step 2" in again.stdout and read_losses(out_dir) == before
     finished = invoke("train.py", config)
     assert f"is finished: all {num_steps:.0f} steps are done" in finished.stdout + finished.stderr
-    longer = invoke("train.py", config, "--num_epochs=9")
-    assert longer.returncode == 2 and f"max_steps {num_steps:.0f} → 45" in longer.stderr
+    shorter = invoke("train.py", config, "--num_epochs=0.4")
+    assert shorter.returncode == 2 and f"max_steps {num_steps:.0f} → 2" in shorter.stderr
+    longer = invoke("train.py", config, f"--num_epochs={num_epochs + 1}")
+    assert longer.returncode == 0 and f"continuing after step {num_steps:.0f}" in longer.stdout
 
 
 def test_num_epochs_of_a_mixture_is_rejected(chats: Path) -> None:
