@@ -109,7 +109,7 @@ def scale_rates(config: Config) -> tuple[Config, list[str]]:
     if config.base_width is None or config.base_width == config.n_embd:
         return config, []
     factor = (config.base_width / config.n_embd) ** (0.5 if config.optimizer == "muon" else 1.0)
-    scaled = {"learning_rate": config.learning_rate * factor, "min_lr": config.min_lr * factor}
+    scaled: dict[str, Any] = {"learning_rate": config.learning_rate * factor, "min_lr": config.min_lr * factor}
     if config.embedding_learning_rate is not None and get_architecture(config.arch).has_tied_head:
         scaled["embedding_learning_rate"] = config.embedding_learning_rate * factor
     lines = [
