@@ -52,6 +52,7 @@ CHOICES = {
     "schedule": ("cosine", "linear", "wsd"),
     "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
 }
+MAX_MINUTES = 525_600  # a year
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 STREAM_PREFIX = "stream:"  # of `data`: what follows is a recipe instead of a build
 # Conditions under which some settings have an effect.
@@ -60,6 +61,7 @@ MODERN = Need("arch", lambda arch: arch == "modern", "modern")
 MUON = Need("optimizer", lambda optimizer: optimizer == "muon", "muon")
 WSD = Need("schedule", lambda schedule: schedule == "wsd", "wsd")
 RANDOM_DRAW = Need("temperature", lambda temperature: temperature > 0, "above 0")
+TIME = Need("minutes", lambda minutes: minutes is not None, "a number of minutes")
 NEW_WEIGHTS = Need("resume", lambda resume: resume in ("auto", "never"), "auto or never")
 
 
@@ -122,6 +124,14 @@ class Config:
     )
 
     max_steps: int = setting(5_000, "optimizer steps of the whole run", min=1)
+    minutes: float | None = setting(
+        None,
+        "time of the whole run, from which sizes, dropout, learning rates, intervals and max_steps are chosen, except "
+        "those that the command line or the config file itself sets; none: all are set",
+        min=0,
+        max=MAX_MINUTES,
+    )
+    max_params: int | None = setting(None, "maximum number of parameters of the model", min=1, needs=TIME)
     optimizer: str = setting("adamw", "adamw, or muon: Muon for the matrices of the blocks, AdamW for the rest")
     learning_rate: float = setting(6e-4, "maximum learning rate of AdamW, reached after warmup_steps", min=0)
     embedding_learning_rate: float | None = setting(
@@ -202,7 +212,7 @@ class Config:
         for key, choices in CHOICES.items():
             value = getattr(self, key)
             check(value in choices, f"{key} must be one of {', '.join(choices)}, got {value!r:.80}")
-        for key in ("learning_rate", "embedding_learning_rate", "muon_learning_rate", "grad_clip", "top_p"):
+        for key in ("learning_rate", "embedding_learning_rate", "muon_learning_rate", "grad_clip", "top_p", "minutes"):
             check(getattr(self, key) != 0, f"{key} must be > 0, got 0; set --{key}=…")
         for key in ("dropout", "beta1", "beta2", "muon_momentum"):
             value = getattr(self, key)

@@ -63,6 +63,7 @@ from train.run.preflight import describe_out_of_memory, describe_too_large, pref
 from train.run.run_dir import find_start, lock_run_dir, prepare_run_dir
 from train.run.signals import StopRequest, end_at_once
 from train.run.state import StepResult, TrainingState, broadcast_state, new_state
+from train.run.time_limit import correct_length, plan_run
 from train.run.validation import EarlyStopping
 
 
@@ -73,7 +74,8 @@ def main(arguments: list[str]) -> int:
     command = parse_command_line(arguments)
     config = load_config(command.config_path, command.overrides)
     with init_processes(use_cuda=config.device != "cpu" and torch.cuda.is_available()) as world:
-        run = open_run(config, world, quiet=command.quiet)
+        config, deadline = plan_run(config, command, world)
+        run = open_run(config, world, quiet=command.quiet, deadline=deadline)
         with lock_run_dir(run.out_dir) if world.is_main else contextlib.nullcontext():
             checkpoint = world.run_on_main(
                 lambda: find_start(run.config, run.source, restart=command.restart, warn=warn)
@@ -167,8 +169,7 @@ def training_loop(
 
     Return the number of the signal, or 0, and whether the last weights were saved.
     """
-    config, world = run.config, run.world
-    micro_batch = state.micro_batch or 1
+    config, world, micro_batch = run.config, run.world, state.micro_batch or 1
     prefetcher = Prefetcher(
         run.data.train, windows_per_step=config.windows_per_step, micro_batch=micro_batch, world=world
     )
@@ -187,7 +188,9 @@ def training_loop(
             forward_backward=partial(forward_backward, run, state, model, divisor=1),
             clip_and_update=partial(clip_and_update, run, state),
         )
-    while state.step < config.max_steps and not is_stopping:
+    while state.step < run.config.max_steps and not is_stopping:
+        is_saving |= correct_length(run, state, logger)
+        config = run.config  # correct_length may have replaced it
         # A captured step is the same kernels in a CUDA graph, started all at once.
         result = captured_step.take() if captured_step else optimizer_step(run, state, model, prefetcher)
         # Read once, agreed on by all processes: a later signal belongs to the next step.

@@ -27,17 +27,18 @@ from train.trackers.check import check_trackers
 PER_PROCESS_SETTINGS = ("data", "out_dir", "device")  # may differ between processes on several machines
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Run:
     """Configuration, data, device, processes and precision of a run."""
 
-    config: Config  # with `device` and `precision` resolved
+    config: Config  # with `device` and `precision` resolved; time_limit.py may replace it during the run
     source: DataSource  # the builds or the stream that config.data names
     data: Data  # training samples and validation windows of `source`
     device: torch.device
     world: World
     autocast: torch.autocast  # the context of forward passes
     quiet: bool = False  # print warnings and errors only
+    deadline: float | None = None  # when the run must end, on the clock of time.monotonic(); None: no limit
 
     @property
     def out_dir(self) -> Path:
@@ -53,20 +54,14 @@ class Run:
         return RunInfo(config=self.config, build_id=self.source.build_id, build_name=self.source.name)
 
 
-def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
+def open_run(config: Config, world: World, *, quiet: bool = False, deadline: float | None = None) -> Run:
     """Choose device and precision, and open the data, without writing a file.
 
-    Raises MisuseError if settings do not fit the device, the data or the other processes, and
-    FolioError if the data is damaged or too short.
+    `deadline` is when the run must end, or None. Raises MisuseError if settings do not fit the
+    device, the data or the other processes, and FolioError if the data is damaged or too short.
     """
-    device = choose_device(config.device, local_rank=world.local_rank, num_local=world.num_local)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    elif device.type == "cpu":
-        keep_freed_memory()
-    precision = choose_precision(config.precision, device)
-    set_matmul_precision(precision)
-    config, lines = correct_rates(dataclasses.replace(config, device=str(device), precision=precision))
+    config, device = prepare_device(config, world)
+    config, lines = correct_rates(config)
     for line in lines if world.is_main else []:
         warn(line)
     source, data = _open_data(config, device=device, world=world)
@@ -76,8 +71,9 @@ def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
         data=data,
         device=device,
         world=world,
-        autocast=make_autocast(precision, device),
+        autocast=make_autocast(config.precision, device),
         quiet=quiet,
+        deadline=deadline,
     )
     _check_same_in_all_processes(run)
     if config.patience is not None and not run.has_validation:
@@ -88,6 +84,21 @@ def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
     world.run_on_main(lambda: check_trackers(config.track))
     world.run_on_main(lambda: _check_prompt(source, config))
     return run
+
+
+def prepare_device(config: Config, world: World) -> tuple[Config, torch.device]:
+    """Choose device and precision and set torch up for them. Return `config` with them, and the device.
+
+    Raises MisuseError if they are not available.
+    """
+    device = choose_device(config.device, local_rank=world.local_rank, num_local=world.num_local)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif device.type == "cpu":
+        keep_freed_memory()
+    precision = choose_precision(config.precision, device)
+    set_matmul_precision(precision)
+    return dataclasses.replace(config, device=str(device), precision=precision), device
 
 
 def _check_prompt(source: DataSource, config: Config) -> None:

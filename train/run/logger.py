@@ -41,13 +41,25 @@ class StepTimer:
     def __init__(self, step: int) -> None:
         self._began = self._lap_began = time.monotonic()
         self._first_step = self._lap_step = step
+        self._paused_s, self._num_pauses = 0.0, 0
 
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Exclude the block from the speed."""
         paused_at = time.monotonic()
         yield
-        self._lap_began += time.monotonic() - paused_at
+        seconds = time.monotonic() - paused_at
+        self._lap_began += seconds
+        self._paused_s += seconds
+        self._num_pauses += 1
+
+    def mean_step_s(self, step: int) -> float:
+        """Return the mean seconds of this process's steps so far, without pauses."""
+        return (time.monotonic() - self._began - self._paused_s) / max(step - self._first_step, 1)
+
+    @property
+    def mean_pause_s(self) -> float:
+        return self._paused_s / max(self._num_pauses, 1)
 
     def lap(self, step: int) -> float:
         """Return the mean seconds per step since the last call, without pauses."""
@@ -92,7 +104,7 @@ class RunLogger:
         self._console = Console(sys.stdout if is_main and not quiet else open(os.devnull, "w"))  # noqa: SIM115 (closed at exit)
         is_new = out_dir is None or not (out_dir / METRICS_FILE).exists()
         self._metrics = Metrics(out_dir, last_step=step, warn=self._warn) if out_dir else None
-        self._out_dir, self._max_steps, self._cost = out_dir, info.config.max_steps, cost
+        self._out_dir, self.max_steps, self._cost = out_dir, info.config.max_steps, cost
         self._timer = StepTimer(max(step, 0))
         self._began, self._evaluation_s = time.monotonic(), 0.0
         self._is_stopped = False
@@ -111,6 +123,10 @@ class RunLogger:
     def print(self, text: str) -> None:
         """Print lines that stay on the console."""
         self._console.line(text)
+
+    @property
+    def timer(self) -> StepTimer:
+        return self._timer
 
     def pause(self) -> AbstractContextManager[None]:
         """Return a context whose time does not count for the speed of training."""
@@ -135,12 +151,12 @@ class RunLogger:
         values = {"train_loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm}
         self._write_row(step, **values, skipped_updates=skipped_updates, **speed)
         parts = [
-            f"step {step:,}/{self._max_steps:,}",
+            f"step {step:,}/{self.max_steps:,}",
             f"loss {loss:.4f}",
             f"lr {format_rate(learning_rate)}",
             f"grad norm {grad_norm:.2f}",
             *format_speed(speed),
-            f"{format_duration(self._timer.seconds_left(step, self._max_steps))} left",
+            f"{format_duration(self._timer.seconds_left(step, self.max_steps))} left",
         ]
         self._console.live("  ".join(parts))
 
@@ -159,7 +175,7 @@ class RunLogger:
         stderr = "" if evaluation.stderr is None else f" ± {evaluation.stderr:.4f}"
         bits = "n/a" if evaluation.bits_per_byte is None else f"{evaluation.bits_per_byte:.4f}"
         parts = [
-            f"step {step:,}/{self._max_steps:,}",
+            f"step {step:,}/{self.max_steps:,}",
             f"val loss {evaluation.loss:.4f}{stderr}",
             f"perplexity {format_perplexity(evaluation.perplexity)}",
             f"bits per byte {bits}",

@@ -1,0 +1,282 @@
+"""The setting `minutes`: measure this machine, choose the settings of a run, and correct its length.
+
+The schedule of the learning rate must end when the time ends, and a run must continue exactly after
+an interruption. So the number of steps is fixed before the first step, as if the user had set it, and
+is recorded with the other settings in settings.json and in every checkpoint. The speed that was
+measured for some seconds may not last: other programs start, and laptops get slower when they are
+hot. After CORRECTIONS of its steps, the run therefore computes the number of steps once more from its
+speed so far, and records that. A run that is continued keeps the number that it has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from preprocess.errors import FolioError, MisuseError
+from preprocess.shards.files import JsonObject, parse_json, read_small_file
+from train.command_line import Command
+from train.config import Config, config_from_saved, current_name
+from train.core.clock import take_start
+from train.core.config_file import read_assignments
+from train.core.device import describe_device
+from train.core.distributed import World
+from train.core.memory import available_bytes, is_out_of_memory
+from train.data.builds import Builds
+from train.data.streams import DataSource, open_data_source
+from train.run.checkpoint import find_newest_checkpoint
+from train.run.console import format_duration
+from train.run.context import Run, prepare_device
+from train.run.logger import RunLogger
+from train.run.plan import (
+    BYTES_PER_PARAMETER,
+    MAX_EPOCHS,
+    PLANNED,
+    Limits,
+    Plan,
+    Settings,
+    Speed,
+    Text,
+    check_text,
+    correct_steps,
+    make_plan,
+)
+from train.run.run_dir import SETTINGS_FILE, write_run
+from train.run.state import TrainingState
+from train.run.step_speed import measure_step, synchronize
+
+MAX_MEASUREMENTS = 6
+MEASUREMENT_SHARE, MAX_MEASUREMENT_S = 0.005, 2.0  # of the time, for each measurement
+SIMILAR_BATCH = 1.5  # batches whose tokens per second are taken to be equal differ by at most this factor
+USABLE_FRACTION = 0.5  # of the free memory, for weights and optimizers; activations need the rest
+CORRECTIONS = (0.04, 0.2, 0.6)  # fractions of the steps after which their number is corrected
+MIN_CORRECTION = 0.01  # smaller changes are not worth a checkpoint
+COMPLETION_S_PER_LAYER = 4e-4  # of a generated token
+EXIT_S = 0.5  # the end of the process
+# Before the first measurement, which is then of a small model.
+GUESS = Speed(settings={}, flops_per_token=5e6, tokens_per_s=1e4, evaluation_tokens_per_s=3e4)
+
+
+def find_given(command: Command) -> set[str]:
+    """Return the settings that a plan must keep: those of the command line and of the config file itself.
+
+    The settings of its `base` are replaced by those of the plan.
+    """
+    path = command.config_path
+    assignments = read_assignments(path, rename=current_name)
+    return set(command.overrides) | {key for key, assignment in assignments.items() if assignment.path == path}
+
+
+def check_given(config: Config, given: Iterable[str]) -> None:
+    """Raise MisuseError if a setting contradicts `minutes`."""
+    if "max_steps" in given:
+        raise MisuseError(
+            f"minutes is {config.minutes:g} and max_steps is {config.max_steps:,}, but minutes determines the number "
+            "of steps; set one of them (a config of your own for minutes: base = 'own.py')"
+        )
+    for key, default in (("init_from", None), ("resume", "auto")):
+        value = getattr(config, key)
+        if value not in (default, "never"):
+            raise MisuseError(
+                f"minutes is {config.minutes:g}, which chooses the size of a new model, but {key} is {value!r:.80}, "
+                "whose size is given; set max_steps instead of minutes"
+            )
+
+
+def plan_run(config: Config, command: Command, world: World) -> tuple[Config, float | None]:
+    """Return `config` with the settings that `minutes` determines, and when the run must end.
+
+    `command` is the command line that `config` was loaded from. The end is on the clock of
+    time.monotonic(), or None without `minutes` and for a run that is continued, which keeps its
+    settings. Raises the errors of `check_given` and `make_plan`,
+    and those of opening the data.
+    """
+    if config.minutes is None:
+        return config, None
+    given = find_given(command)
+    check_given(config, given)
+    deadline = take_start() + 60 * config.minutes
+    can_continue = not command.restart and config.resume == "auto"
+    saved = world.broadcast(world.run_on_main(lambda: _read_saved(config)) if can_continue else None)
+    settings = saved or world.broadcast(
+        world.run_on_main(lambda: _choose(config, given, world, deadline, quiet=command.quiet))
+    )
+    free = {key: settings[key] for key in PLANNED if key not in given and key in settings}
+    return dataclasses.replace(config, **free), None if saved else deadline
+
+
+def _read_saved(config: Config) -> JsonObject | None:
+    """Return the settings of the run in out_dir if it can be continued, else None."""
+    out_dir = Path(config.out_dir)
+    checkpoint = find_newest_checkpoint(out_dir, lambda line: None)  # it is opened again, with its warnings
+    if checkpoint is not None:
+        return checkpoint.info.config.as_dict()
+    path = out_dir / SETTINGS_FILE
+    if not path.exists():
+        return None
+    try:
+        saved = config_from_saved(parse_json(read_small_file(path)), str(path))
+    except ValueError as e:
+        raise FolioError(f"{path} is not JSON ({e}); start again with --restart, or choose another --out_dir") from e
+    return saved.as_dict()
+
+
+def _choose(config: Config, given: set[str], world: World, deadline: float, *, quiet: bool) -> Settings:
+    """Measure the speed of this machine, print the plan, and return its settings."""
+    config, device = prepare_device(config, world)
+    text = describe_text(open_data_source(config.data, world=world))
+    check_text(text)
+    if not quiet:
+        name = describe_device(device)
+        print(f"plan: measuring the speed of {name}, to choose a model for {config.minutes:g} minutes", flush=True)
+    measurement = Measurement(config, text, world, device)
+    plan = measurement.find_plan({key: getattr(config, key) for key in PLANNED if key in given}, deadline)
+    if not quiet:
+        print("\n".join(f"plan: {line}" for line in describe_plan(plan, text)), flush=True)
+    return plan.settings
+
+
+def describe_text(source: DataSource) -> Text:
+    """Return the size of the data."""
+    if not isinstance(source, Builds):
+        return Text(train_tokens=None, val_tokens=None, vocab_size=source.vocab_size, name=source.name)
+    train, val = (sum(build.manifest.splits[split].tokens for build in source.builds) for split in ("train", "val"))
+    return Text(train_tokens=train, val_tokens=val, vocab_size=source.vocab_size, name=source.name)
+
+
+class Measurement:
+    """Measures models until the plan is one that has been measured."""
+
+    def __init__(self, config: Config, text: Text, world: World, device: torch.device) -> None:
+        self._config, self._text, self._world, self._device = config, text, world, device
+        self._speeds: list[Speed] = []
+        free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+        self._memory_bytes = USABLE_FRACTION * free_bytes / (1 if device.type == "cuda" else world.num_local)
+
+    def find_plan(self, given: Settings, deadline: float) -> Plan:
+        """Return the plan for the time until `deadline`, and measure what it needs."""
+        seconds = min(MEASUREMENT_SHARE * (deadline - time.monotonic()), MAX_MEASUREMENT_S)
+        for _ in range(MAX_MEASUREMENTS):
+            plan = self._plan(given, deadline)
+            if any(_is_similar(speed.settings, plan.settings) for speed in self._speeds):
+                return plan
+            speed = self._measure(plan, seconds)
+            if speed is None:  # out of memory
+                self._memory_bytes = plan.num_parameters * BYTES_PER_PARAMETER - 1.0
+            else:
+                self._speeds.append(speed)
+        if not self._speeds:
+            raise FolioError(f"no model fits the memory of {self._device}; free some, or set the sizes and max_steps")
+        plans = [self._plan(given | {"n_embd": speed.settings["n_embd"]}, deadline) for speed in self._speeds]
+        return min(plans, key=lambda plan: plan.relative_loss)
+
+    def _plan(self, given: Settings, deadline: float) -> Plan:
+        config = self._config
+        limits = Limits(
+            seconds=max(deadline - time.monotonic() - at_end_s(config), 0.0),
+            memory_bytes=self._memory_bytes,
+            max_params=config.max_params,
+            has_muon=config.arch == "modern" and config.optimizer == "muon",
+            world_size=self._world.size,
+        )
+        return make_plan(self._text, limits, self._speeds or [GUESS], given)
+
+    def _measure(self, plan: Plan, seconds: float) -> Speed | None:
+        """Return the speed of the planned model, or None if a single window does not fit the memory."""
+        settings, num_processes = plan.settings, self._world.size
+        num_windows = max(settings["batch_size"] // num_processes, 1)
+        while num_windows:
+            changes = settings | {"batch_size": num_windows, "gradient_accumulation_steps": 1}
+            config = dataclasses.replace(self._config, **changes)
+            try:
+                step_s, evaluation_s = measure_step(config, self._text.vocab_size, self._device, seconds=seconds)
+            except (MemoryError, RuntimeError) as e:
+                if not is_out_of_memory(e):
+                    raise
+            else:
+                tokens = num_windows * config.block_size * num_processes
+                return Speed(
+                    settings=settings,
+                    flops_per_token=plan.flops_per_token,
+                    tokens_per_s=tokens / step_s,
+                    evaluation_tokens_per_s=tokens / evaluation_s,
+                )
+            num_windows //= 2
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+        return None
+
+
+def _is_similar(measured: Settings, planned: Settings) -> bool:
+    """Return whether the speed of the planned model is that of the measured one."""
+    ratio = measured["batch_size"] / planned["batch_size"]
+    is_same = all(measured[key] == planned[key] for key in ("n_layer", "n_embd", "block_size", "dropout"))
+    return is_same and 1 / SIMILAR_BATCH <= ratio <= SIMILAR_BATCH
+
+
+def describe_plan(plan: Plan, text: Text) -> list[str]:
+    """Return lines that say what was chosen and why."""
+    settings = plan.settings
+    windows = settings["batch_size"] * settings["gradient_accumulation_steps"]
+    repeats = "" if plan.epochs is None else f", {plan.epochs:,.1f} times the text"
+    model = (
+        f"{plan.num_parameters / 1e6:,.1f} million parameters ({settings['n_layer']} layers of width "
+        f"{settings['n_embd']}, context {settings['block_size']})"
+    )
+    steps = (
+        f"{settings['max_steps']:,} steps of {windows * settings['block_size']:,} tokens at {plan.tokens_per_s:,.0f} "
+        f"tokens/s read {plan.tokens / 1e6:,.1f} million tokens{repeats}, with dropout {settings['dropout']:g}"
+    )
+    reason = "in this time, a larger model would read too few tokens, and a smaller one learn too little from each"
+    if plan.is_limited_by_text:
+        seconds = plan.tokens / plan.tokens_per_s
+        reason = (
+            f"{text.name} is short for this time: the run ends after about {format_duration(seconds)}, because it "
+            "would hardly learn from reading the text more often"
+        )
+    return [f"{model}; {reason}", steps]
+
+
+def at_end_s(config: Config) -> float:
+    """Return about how many seconds the completion and the end of the process take after the last step."""
+    return EXIT_S + config.completion_tokens * config.n_layer * COMPLETION_S_PER_LAYER
+
+
+def correct_length(run: Run, state: TrainingState, logger: RunLogger) -> bool:
+    """Correct max_steps of `run` if that is due before the next step. Return whether it has changed.
+
+    All processes must call this, after the same steps.
+    """
+    config = run.config
+    due = {round(fraction * config.max_steps) for fraction in CORRECTIONS}
+    if run.deadline is None or state.step == 0 or state.step not in due:
+        return False
+    synchronize(run.device)
+    max_steps = run.world.broadcast(_corrected_steps(run, state, logger))
+    if abs(max_steps / config.max_steps - 1) < MIN_CORRECTION:
+        return False
+    run.config = dataclasses.replace(config, max_steps=max_steps)
+    logger.max_steps = max_steps
+    logger.print(f"plan: {max_steps:,} steps instead of {config.max_steps:,} fit {config.minutes:g} minutes")
+    run.world.run_on_main(lambda: write_run(run.config, run.source))
+    return True
+
+
+def _corrected_steps(run: Run, state: TrainingState, logger: RunLogger) -> int:
+    config, timer, num_tokens = run.config, logger.timer, run.data.train.num_tokens
+    assert run.deadline is not None
+    pauses_per_step = 1 / config.eval_interval + 1 / config.checkpoint_interval
+    max_steps = correct_steps(
+        state.step,
+        seconds_left=run.deadline - time.monotonic() - at_end_s(config) - 2 * timer.mean_pause_s,
+        step_s=timer.mean_step_s(state.step) + timer.mean_pause_s * pauses_per_step,
+        interval=config.eval_interval,
+    )
+    max_tokens = math.inf if num_tokens is None else MAX_EPOCHS * num_tokens
+    limit = max_tokens / (config.windows_per_step * config.block_size)
+    return max_steps if max_steps <= limit else max(int(limit), config.max_steps)
