@@ -95,7 +95,7 @@ HOMES = {
     "sentencepiece": {"preprocess/tokenizers/sentencepiece_bpe.py"},
     "tqdm": {"preprocess/progress.py"},
     "matplotlib": {"train/plotting"},
-    "psutil": {"train/core/memory.py"},
+    "psutil": {"train/core/memory.py", "train/core/clock.py"},
     "triton": {"train/model/cuda_kernels.py"},
     "tensorboard": {"train/trackers/tensorboard_backend.py"},
     "mlflow": {"train/trackers/mlflow_backend.py", "train/evaluation/mlflow_runs.py"},

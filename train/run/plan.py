@@ -8,13 +8,12 @@ parameters reach after D tokens is about
 (Hoffmann et al. 2022, arXiv 2203.15556, with one exponent for both), and a plan takes the size with
 the lowest sum in brackets; E and A are not needed for that. Here N is a sixth of the FLOPs per token,
 which also counts the head and the attention (as DeepSeek LLM does, arXiv 2401.02954), because they
-take most of the time of a small model. Tokens that repeat a text count for less than new ones, and
-so do parameters beyond the number that is best for reading the text once (Muennighoff et al. 2023,
-arXiv 2305.16264).
+take most of the time of a small model. Tokens that repeat a text count for less than new ones
+(Muennighoff et al. 2023, arXiv 2305.16264).
 
 The other settings follow from the number of tokens: the tokens per step grow with its square root
 (as the critical batch size does: McCandlish et al. 2018, arXiv 1812.06162; Zhang et al. 2024, arXiv
-2410.21676), the context with its fourth root, and dropout with the number of passes over the text.
+2410.21676), the context with its fourth root, and dropout with the parameters per token of the text.
 bench/README.md has the runs that the constants were fitted to.
 
 Everything here is arithmetic: the same text, time and speeds give the same plan.
@@ -30,18 +29,21 @@ from typing import Any
 from preprocess.errors import FolioError, MisuseError
 
 HEAD_SIZE = 64
-WIDTHS = (64, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
+WIDTHS = (32, 48, 64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 VOCAB_MULTIPLE = 64  # the vocabulary is padded to a multiple of it (train/model/base.py)
-# Of the loss; see bench/README.md.
-EXPONENT, PARAMETERS_PER_TOKEN = 0.35, 0.1
-# After so many further passes, a repeated text is worth 1 - 1/e of as much new text; and the same for
-# parameters beyond those that are best for one pass over the text (Muennighoff et al. 2023).
-REPEAT_DECAY, EXCESS_DECAY = 15.4, 5.3
+# Of the loss. Fitted to bench/size_ladder.py, and what Hoffmann et al. found: exponents of 0.34 and
+# 0.28, and 20 tokens per parameter.
+EXPONENT, PARAMETERS_PER_TOKEN = 0.3, 1 / 20
+# After so many further passes, a repeated text is worth 1 - 1/e of as much new text.
+REPEAT_DECAY = 15.4
 MAX_EPOCHS = 40  # further passes are worth almost nothing (Muennighoff et al. 2023)
+MAX_PARAMETERS_PER_UNIQUE_TOKEN = 10  # nanoGPT's model for the characters of Shakespeare, which has dropout 0.2
 BATCH_FACTOR = 1.8  # tokens per step = BATCH_FACTOR · sqrt(tokens)
-CONTEXT_FACTOR, CONTEXT_EXPONENT = 3.25, 0.25  # context = CONTEXT_FACTOR · tokens^CONTEXT_EXPONENT
+CONTEXT_FACTOR, CONTEXT_EXPONENT = 1.8, 0.25  # context = CONTEXT_FACTOR · tokens^CONTEXT_EXPONENT
 MIN_CONTEXT, MAX_CONTEXT = 16, 1024
-DROPOUT = ((4, 0.0), (10, 0.1), (math.inf, 0.2))  # (fewer passes over the text than this, dropout)
+MIN_DROPOUT_EPOCHS = 4  # so often a text can be read as if it were new (Muennighoff et al. 2023)
+DROPOUT = ((1, 0.0), (3, 0.1), (math.inf, 0.2))  # (fewer parameters per token of the text than this, dropout)
+MIN_RATE_WIDTH = 64  # narrower models have the learning rates of this width
 SHORT_RUN_STEPS = 500  # too few for a momentum of 0.95
 MIN_STEPS = 10
 # Evaluations besides the one before the first step.
@@ -125,8 +127,10 @@ def make_plan(text: Text, limits: Limits, speeds: Sequence[Speed], given: Mappin
         )
     plans = [plan for plan in plans if plan.num_parameters <= max_params]
     max_flops = MAX_EXTRAPOLATION * max(speed.flops_per_token for speed in speeds)
-    known = [plan for plan in plans if plan.flops_per_token <= max_flops]
-    fitting = [plan for plan in known if plan.num_parameters * BYTES_PER_PARAMETER <= limits.memory_bytes]
+    if text.train_tokens is not None:
+        max_flops = min(max_flops, 6 * MAX_PARAMETERS_PER_UNIQUE_TOKEN * text.train_tokens)
+    suitable = [plan for plan in plans if plan.flops_per_token <= max_flops]
+    fitting = [plan for plan in suitable if plan.num_parameters * BYTES_PER_PARAMETER <= limits.memory_bytes]
     return min(fitting or plans[:1], key=lambda plan: plan.relative_loss)
 
 
@@ -174,7 +178,7 @@ def _plan_width(width: int, text: Text, limits: Limits, speeds: Sequence[Speed],
         **batch,
         "block_size": context,
         "max_steps": max_steps,
-        "dropout": choose_dropout(epochs or 0.0),
+        "dropout": choose_dropout(flops / 6, text, epochs),
         **(choose_rates(width, max_steps) if limits.has_muon else {}),
         "eval_interval": interval,
         "eval_tokens": evaluations["tokens"],
@@ -207,16 +211,20 @@ def choose_context(tokens: float, text: Text) -> int:
     return max(min(2 ** round(math.log2(max(wanted, 1))), largest), MIN_CONTEXT)
 
 
-def choose_dropout(epochs: float) -> float:
-    """Return the dropout for a text that is read `epochs` times."""
-    return next(dropout for max_epochs, dropout in DROPOUT if epochs < max_epochs)
+def choose_dropout(parameters: float, text: Text, epochs: float | None) -> float:
+    """Return the dropout for a text that a model of `parameters` parameters reads `epochs` times."""
+    if epochs is None or text.train_tokens is None or epochs < MIN_DROPOUT_EPOCHS:
+        return 0.0
+    ratio = parameters / text.train_tokens
+    return next(dropout for max_ratio, dropout in DROPOUT if ratio < max_ratio)
 
 
 def choose_rates(width: int, max_steps: int) -> Settings:
     """Return the learning rates of the recipe with Muon: those of the configs at widths 128, 384 and 768."""
+    narrowing = 128 / max(width, MIN_RATE_WIDTH)
     return {
-        "muon_learning_rate": round(max(0.03 * (128 / width) ** 0.37, 0.02), 4),
-        "learning_rate": round(0.015 * (128 / width) ** 0.75, 5),
+        "muon_learning_rate": round(max(0.03 * narrowing**0.37, 0.02), 4),
+        "learning_rate": round(0.015 * narrowing**0.75, 5),
         "muon_momentum": 0.9 if max_steps < SHORT_RUN_STEPS else 0.95,
     }
 
@@ -246,17 +254,10 @@ def _plan_evaluations(text: Text, seconds: float, tokens_per_s: float, context: 
 
 def relative_loss(parameters: float, tokens: float, unique_tokens: int | None) -> float:
     """Return the part of the loss that depends on size and tokens, in units of A (see above)."""
-    if unique_tokens is not None:
-        tokens = _saturate(tokens, unique_tokens, REPEAT_DECAY)
-        parameters = _saturate(parameters, PARAMETERS_PER_TOKEN * unique_tokens, EXCESS_DECAY)
+    if unique_tokens is not None and tokens > unique_tokens:
+        num_repeats = tokens / unique_tokens - 1
+        tokens = unique_tokens * (1 + REPEAT_DECAY * (1 - math.exp(-num_repeats / REPEAT_DECAY)))
     return float(parameters**-EXPONENT + (PARAMETERS_PER_TOKEN * tokens) ** -EXPONENT)
-
-
-def _saturate(value: float, unique: float, decay: float) -> float:
-    """Return what `value` is worth if all beyond `unique` is a repetition."""
-    if value <= unique:
-        return value
-    return float(unique * (1 + decay * (1 - math.exp((1 - value / unique) / decay))))
 
 
 def flops_per_token(shape: Mapping[str, int], context: int, vocab_size: int) -> float:

@@ -22,7 +22,7 @@ from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import JsonObject, parse_json, read_small_file
 from train.command_line import Command
 from train.config import Config, config_from_saved, current_name
-from train.core.clock import take_start
+from train.core.clock import slowdown, take_start
 from train.core.config_file import read_assignments
 from train.core.device import describe_device
 from train.core.distributed import World
@@ -244,7 +244,7 @@ def describe_plan(plan: Plan, text: Text) -> list[str]:
 
 def at_end_s(config: Config) -> float:
     """Return about how many seconds the completion and the end of the process take after the last step."""
-    return EXIT_S + config.completion_tokens * config.n_layer * COMPLETION_S_PER_LAYER
+    return slowdown() * (EXIT_S + config.completion_tokens * config.n_layer * COMPLETION_S_PER_LAYER)
 
 
 def correct_length(run: Run, state: TrainingState, logger: RunLogger) -> bool:
