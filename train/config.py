@@ -16,7 +16,7 @@ from typing import Any
 
 from preprocess.errors import MisuseError, shorten
 from preprocess.shards.files import JsonObject
-from train.core.config_file import BASE, read_assignments
+from train.core.config_file import BASE, Assignment, read_assignments
 from train.core.paths import expand_home
 from train.core.settings import (
     NONE,
@@ -53,6 +53,8 @@ CHOICES = {
     "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
 }
 MAX_MINUTES = 525_600  # a year
+# With `minutes`, the values of these settings until they are planned. Any others are valid with them.
+BEFORE_PLAN = {"n_head": 1, "block_size": 1, "max_steps": 10**12}
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 STREAM_PREFIX = "stream:"  # of `data`: what follows is a recipe instead of a build
 # Conditions under which some settings have an effect.
@@ -284,7 +286,8 @@ def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
     """
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for key, assignment in read_assignments(path, rename=current_name).items():
+    assignments = read_assignments(path, rename=current_name)
+    for key, assignment in assignments.items():
         check_known(Config, key, assignment.where, others=[BASE])
         values[key], sources[key] = convert(Config, key, assignment.value, where=assignment.where), assignment.where
     values |= {key: convert_text(Config, key, text) for key, text in overrides.items()}
@@ -292,10 +295,22 @@ def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
     values.setdefault("out_dir", f"runs/{path.stem}")
     if "data" not in values:
         raise MisuseError(f"{path} does not set data; name a build in it, data = 'NAME', or add --data=NAME")
+    if values.get("minutes") is not None:
+        given = list_given(path, assignments, overrides)
+        values |= {key: value for key, value in BEFORE_PLAN.items() if key not in given}
     with _name_source(sources):
         config = Config(**values)
         check_effects(config)
         return _expand_paths(config)
+
+
+def list_given(path: Path, assignments: Mapping[str, Assignment], overrides: Mapping[str, str]) -> set[str]:
+    """Return the settings that `minutes` must not change: those of the command line and of `path` itself.
+
+    `assignments` are those of the config `path` and its bases. The settings of the bases are
+    replaced by a plan.
+    """
+    return set(overrides) | {key for key, assignment in assignments.items() if assignment.path == path}
 
 
 @contextmanager

@@ -31,9 +31,9 @@ from preprocess.errors import FolioError, MisuseError
 HEAD_SIZE = 64
 WIDTHS = (32, 48, 64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 VOCAB_MULTIPLE = 64  # the vocabulary is padded to a multiple of it (train/model/base.py)
-# Of the loss. Fitted to bench/size_ladder.py, and what Hoffmann et al. found: exponents of 0.34 and
-# 0.28, and 20 tokens per parameter.
-EXPONENT, PARAMETERS_PER_TOKEN = 0.3, 1 / 20
+# Of the loss, fitted to bench/size_ladder.py. Hoffmann et al. found exponents of 0.34 and 0.28, and 20
+# tokens per parameter, for models that are a thousand times as large.
+EXPONENT, PARAMETERS_PER_TOKEN = 0.3, 1 / 12
 # After so many further passes, a repeated text is worth 1 - 1/e of as much new text.
 REPEAT_DECAY = 15.4
 MAX_EPOCHS = 40  # further passes are worth almost nothing (Muennighoff et al. 2023)
@@ -70,6 +70,7 @@ class Text:
 
     train_tokens: int | None  # None if the number is not known, as for a stream
     val_tokens: int | None
+    consecutive_tokens: int | None  # of every build and split; a window, with its last target, must not be longer
     vocab_size: int
     name: str  # for messages
 
@@ -135,13 +136,12 @@ def make_plan(text: Text, limits: Limits, speeds: Sequence[Speed], given: Mappin
 
 
 def check_text(text: Text) -> None:
-    """Raise FolioError if a split is too short for the shortest context."""
-    for split, num_tokens in (("training", text.train_tokens), ("validation", text.val_tokens)):
-        if num_tokens is not None and num_tokens <= MIN_CONTEXT and (num_tokens or split == "training"):
-            raise FolioError(
-                f"{text.name} has {num_tokens:,} {split} tokens, but a run with a time needs more than {MIN_CONTEXT}; "
-                "build more text"
-            )
+    """Raise FolioError if the text is too short for the shortest context."""
+    if text.consecutive_tokens is not None and text.consecutive_tokens <= MIN_CONTEXT:
+        raise FolioError(
+            f"{text.name} has {text.consecutive_tokens:,} consecutive tokens in a split, but a run with minutes needs "
+            f"more than {MIN_CONTEXT}; build more text"
+        )
 
 
 def list_widths(given: Mapping[str, Any]) -> list[int]:
@@ -170,7 +170,6 @@ def _plan_width(width: int, text: Text, limits: Limits, speeds: Sequence[Speed],
     batch = _plan_batch(tokens, context, limits, given)
     windows = batch["batch_size"] * batch["gradient_accumulation_steps"]
     max_steps = max(int(tokens / (windows * context)), MIN_STEPS)
-    tokens = max_steps * windows * context
     epochs = None if text.train_tokens is None else tokens / text.train_tokens
     interval = math.ceil(max_steps / evaluations["num"])
     settings = {
@@ -188,7 +187,7 @@ def _plan_width(width: int, text: Text, limits: Limits, speeds: Sequence[Speed],
         settings=settings | {key: value for key, value in given.items() if key in settings},
         num_parameters=num_parameters,
         flops_per_token=flops,
-        tokens=tokens,
+        tokens=max_steps * windows * context,
         epochs=epochs,
         tokens_per_s=rate,
         is_limited_by_text=training_s * rate > max_tokens,
@@ -204,10 +203,10 @@ def choose_shape(width: int) -> Settings:
 
 
 def choose_context(tokens: float, text: Text) -> int:
-    """Return the context for a run of `tokens` tokens: a power of two that fits both splits."""
+    """Return the context for a run of `tokens` tokens: a power of two that fits the text."""
     wanted = CONTEXT_FACTOR * tokens**CONTEXT_EXPONENT
-    shortest = min(number for number in (text.train_tokens, text.val_tokens, math.inf) if number)
-    largest = 2 ** int(math.log2(min(shortest - 1, MAX_CONTEXT)))
+    limit = MAX_CONTEXT if text.consecutive_tokens is None else min(text.consecutive_tokens - 1, MAX_CONTEXT)
+    largest = 2 ** int(math.log2(limit))
     return max(min(2 ** round(math.log2(max(wanted, 1))), largest), MIN_CONTEXT)
 
 

@@ -20,8 +20,9 @@ import torch
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import JsonObject, parse_json, read_small_file
+from preprocess.shards.manifest import SPLITS
 from train.command_line import Command
-from train.config import Config, config_from_saved, current_name
+from train.config import Config, config_from_saved, current_name, list_given
 from train.core.clock import slowdown, take_start
 from train.core.config_file import read_assignments
 from train.core.device import describe_device
@@ -52,6 +53,8 @@ from train.run.step_speed import measure_step, synchronize
 
 MAX_MEASUREMENTS = 6
 MEASUREMENT_SHARE, MAX_MEASUREMENT_S = 0.005, 2.0  # of the time, for each measurement
+MAX_MEASUREMENTS_SHARE = 0.06  # of the time, after which no further measurement begins
+MIN_SHARE_LEFT = 0.2  # of the time that a plan is made for, even if the imports took longer
 SIMILAR_BATCH = 1.5  # batches whose tokens per second are taken to be equal differ by at most this factor
 USABLE_FRACTION = 0.5  # of the free memory, for weights and optimizers; activations need the rest
 CORRECTIONS = (0.04, 0.2, 0.6)  # fractions of the steps after which their number is corrected
@@ -60,16 +63,6 @@ COMPLETION_S_PER_LAYER = 4e-4  # of a generated token
 EXIT_S = 0.5  # the end of the process
 # Before the first measurement, which is then of a small model.
 GUESS = Speed(settings={}, flops_per_token=5e6, tokens_per_s=1e4, evaluation_tokens_per_s=3e4)
-
-
-def find_given(command: Command) -> set[str]:
-    """Return the settings that a plan must keep: those of the command line and of the config file itself.
-
-    The settings of its `base` are replaced by those of the plan.
-    """
-    path = command.config_path
-    assignments = read_assignments(path, rename=current_name)
-    return set(command.overrides) | {key for key, assignment in assignments.items() if assignment.path == path}
 
 
 def check_given(config: Config, given: Iterable[str]) -> None:
@@ -98,7 +91,8 @@ def plan_run(config: Config, command: Command, world: World) -> tuple[Config, fl
     """
     if config.minutes is None:
         return config, None
-    given = find_given(command)
+    assignments = read_assignments(command.config_path, rename=current_name)
+    given = list_given(command.config_path, assignments, command.overrides)
     check_given(config, given)
     deadline = take_start() + 60 * config.minutes
     can_continue = not command.restart and config.resume == "auto"
@@ -143,10 +137,23 @@ def _choose(config: Config, given: set[str], world: World, deadline: float, *, q
 
 def describe_text(source: DataSource) -> Text:
     """Return the size of the data."""
+    vocab_size, name = source.vocab_size, source.name
     if not isinstance(source, Builds):
-        return Text(train_tokens=None, val_tokens=None, vocab_size=source.vocab_size, name=source.name)
-    train, val = (sum(build.manifest.splits[split].tokens for build in source.builds) for split in ("train", "val"))
-    return Text(train_tokens=train, val_tokens=val, vocab_size=source.vocab_size, name=source.name)
+        return Text(train_tokens=None, val_tokens=None, consecutive_tokens=None, vocab_size=vocab_size, name=name)
+    splits = {split: [build.manifest.splits[split] for build in source.builds] for split in SPLITS}
+    longest = [
+        max((shard.tokens for shard in entry.shards), default=0)
+        for split, entries in splits.items()
+        for entry in entries
+        if entry.documents or split == "train"
+    ]
+    return Text(
+        train_tokens=sum(entry.tokens for entry in splits["train"]),
+        val_tokens=sum(entry.tokens for entry in splits["val"]),
+        consecutive_tokens=min(longest),
+        vocab_size=vocab_size,
+        name=name,
+    )
 
 
 class Measurement:
@@ -155,13 +162,17 @@ class Measurement:
     def __init__(self, config: Config, text: Text, world: World, device: torch.device) -> None:
         self._config, self._text, self._world, self._device = config, text, world, device
         self._speeds: list[Speed] = []
+        self._total_s = 60 * (config.minutes or 0)
         free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
         self._memory_bytes = USABLE_FRACTION * free_bytes / (1 if device.type == "cuda" else world.num_local)
 
     def find_plan(self, given: Settings, deadline: float) -> Plan:
         """Return the plan for the time until `deadline`, and measure what it needs."""
-        seconds = min(MEASUREMENT_SHARE * (deadline - time.monotonic()), MAX_MEASUREMENT_S)
+        seconds = min(MEASUREMENT_SHARE * self._total_s, MAX_MEASUREMENT_S)
+        began = time.monotonic()
         for _ in range(MAX_MEASUREMENTS):
+            if self._speeds and time.monotonic() - began > MAX_MEASUREMENTS_SHARE * self._total_s:
+                break
             plan = self._plan(given, deadline)
             if any(_is_similar(speed.settings, plan.settings) for speed in self._speeds):
                 return plan
@@ -178,7 +189,7 @@ class Measurement:
     def _plan(self, given: Settings, deadline: float) -> Plan:
         config = self._config
         limits = Limits(
-            seconds=max(deadline - time.monotonic() - at_end_s(config), 0.0),
+            seconds=max(deadline - time.monotonic() - at_end_s(config), MIN_SHARE_LEFT * self._total_s),
             memory_bytes=self._memory_bytes,
             max_params=config.max_params,
             has_muon=config.arch == "modern" and config.optimizer == "muon",

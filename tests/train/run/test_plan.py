@@ -32,8 +32,8 @@ from train.run.plan import (
     relative_loss,
 )
 
-LARGE = Text(train_tokens=10**10, val_tokens=10**7, vocab_size=8_000, name="large")
-NOVEL = Text(train_tokens=10**6, val_tokens=10**5, vocab_size=65, name="novel")
+LARGE = Text(train_tokens=10**10, val_tokens=10**7, consecutive_tokens=10**6, vocab_size=8_000, name="large")
+NOVEL = Text(train_tokens=10**6, val_tokens=10**5, consecutive_tokens=10**5, vocab_size=65, name="novel")
 
 
 def speeds_of(flops_per_s: float) -> list[Speed]:
@@ -52,7 +52,10 @@ def plan_for(
     return make_plan(text, all_limits, speeds_of(flops_per_s), given or {})
 
 
-TEXTS = [dataclasses.replace(LARGE, train_tokens=n, val_tokens=max(n // 20, 20)) for n in (7_000, 10**5, 10**7, 10**10)]
+TEXTS = [
+    dataclasses.replace(LARGE, train_tokens=n, val_tokens=n // 20, consecutive_tokens=n // 20)
+    for n in (7_000, 10**5, 10**7, 10**10)
+]
 CASES = list(itertools.product(TEXTS, (5, 120, 3_600, 10**6), (1e9, 1e11, 5e14)))
 
 
@@ -64,8 +67,8 @@ def test_plan_is_a_valid_config_that_uses_the_time_and_fits_the_text(
     assert plan == plan_for(text, seconds=seconds, flops_per_s=flops_per_s)
     assert set(plan.settings) == set(PLANNED)
     config = make_config(**plan.settings, warmup_steps=0, min_lr=0)
-    assert text.train_tokens is not None and text.val_tokens is not None
-    assert MIN_CONTEXT <= config.block_size < min(text.train_tokens, text.val_tokens)
+    assert text.train_tokens is not None and text.consecutive_tokens is not None
+    assert MIN_CONTEXT <= config.block_size < text.consecutive_tokens
     tokens = config.max_steps * config.windows_per_step * config.block_size
     assert tokens == plan.tokens
     if config.max_steps > 20:  # the least number of steps can take longer
@@ -97,7 +100,7 @@ def test_a_repeated_text_gets_dropout_and_ends_the_run_before_the_time() -> None
 
 
 def test_a_text_of_unknown_size_is_taken_to_be_new() -> None:
-    stream = dataclasses.replace(LARGE, train_tokens=None, val_tokens=None)
+    stream = dataclasses.replace(LARGE, train_tokens=None, val_tokens=None, consecutive_tokens=None)
     assert plan_for(stream).epochs is None and plan_for(stream).settings["dropout"] == 0
     assert plan_for(stream).settings["n_embd"] == plan_for(LARGE).settings["n_embd"]
     assert plan_for(stream).settings["eval_tokens"] is not None
@@ -118,10 +121,10 @@ def test_too_small_max_params_is_reported_with_the_smallest_model() -> None:
         plan_for(max_params=1_000)
 
 
-@pytest.mark.parametrize(("train", "val"), [(10, 10), (1_000, 5), (0, 0)])
-def test_too_short_a_text_is_rejected_with_its_size(train: int, val: int) -> None:
-    with pytest.raises(FolioError, match=r"short has (10|5|0) (training|validation) tokens, but a run with a time"):
-        plan_for(Text(train_tokens=train, val_tokens=val, vocab_size=65, name="short"))
+def test_too_short_a_text_is_rejected_with_its_size() -> None:
+    with pytest.raises(FolioError, match=r"novel has 16 consecutive tokens in a split, but a run with minutes needs"):
+        plan_for(dataclasses.replace(NOVEL, consecutive_tokens=16))
+    assert plan_for(dataclasses.replace(NOVEL, consecutive_tokens=17)).settings["block_size"] == 16
 
 
 def test_a_text_without_validation_can_be_planned() -> None:

@@ -58,7 +58,7 @@ def read_settings(out_dir: Path) -> JsonObject:
 def test_run_is_planned_and_recorded_and_ends_near_its_time(config: Path) -> None:
     began = time.monotonic()
     out_dir, output = run(config, "planned", "--minutes=0.05")
-    assert 1.5 < time.monotonic() - began < 9  # 3 s; the machine may be busy
+    assert 1.5 < time.monotonic() - began < 30  # 3 s; the machine may be busy
     assert "plan: measuring the speed of cpu, to choose a model for 0.05 minutes" in output
     assert " layers of width " in output and "a larger model would read too few tokens" in output
     settings, last = read_settings(out_dir), list_checkpoints(out_dir)[-1]
@@ -91,24 +91,20 @@ def test_continued_run_keeps_its_plan_and_is_exact(config: Path, is_killed_early
         assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("factor", [0.2, 5])
-def test_steps_are_corrected_if_the_machine_is_slower_or_faster_than_measured(
-    config: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+def test_steps_are_corrected_if_the_machine_is_slower_than_measured(
+    config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measure(*args: Any, **kwargs: Any) -> tuple[float, float]:
         step_s, evaluation_s = measure_step(*args, **kwargs)
-        return factor * step_s, factor * evaluation_s
+        return step_s / 20, evaluation_s / 20
 
     monkeypatch.setattr(time_limit, "measure_step", measure)
-    began = time.monotonic()
-    out_dir, output = run(config, f"corrected{factor}", "--minutes=0.05", "--n_embd=32", "--batch_size=1")
-    assert time.monotonic() - began < 9  # not 15
-    assert " fit 0.05 minutes" in output
-    planned = int(
-        output.partition("plan: 0.0 million")[2].partition("plan: ")[2].partition(" steps")[0].replace(",", "")
-    )
+    out_dir, output = run(config, "slower", "--minutes=0.05", "--n_embd=32", "--batch_size=1")
+    (line,) = (line for line in output.splitlines() if " tokens/s read " in line)
+    planned = int(line.removeprefix("plan: ").partition(" ")[0].replace(",", ""))
     steps = read_settings(out_dir)["max_steps"]
-    assert steps < 0.7 * planned if factor < 1 else steps > 1.4 * planned
+    assert steps < planned / 5  # without a correction the run takes a minute
+    assert f"plan: {steps:,} steps instead of " in output
     assert list_checkpoints(out_dir)[-1].name == f"step-{steps:08}"
 
 
@@ -143,7 +139,7 @@ def test_settings_of_the_config_file_itself_are_given(config: Path) -> None:
         (["--minutes=1", "--resume=x"], "which chooses the size of a new model, but resume is 'x'"),
         (
             ["--minutes=1", "--max_params=9"],
-            "max_params is 9, but the smallest model for the 30 ids of text has 38,784",
+            "max_params is 9, but the smallest model for the 31 ids of text has 38,848",
         ),
         (["--max_params=10M"], "max_params is 10000000, which has no effect because minutes is none"),
     ],
@@ -155,10 +151,14 @@ def test_contradictions_and_absurd_values_are_one_line(config: Path, arguments: 
     assert not config.with_name("refused").exists()
 
 
-def test_a_text_that_is_too_short_is_one_line(config: Path) -> None:
-    make_build(config.with_name("short"), train_repeats=1, val_repeats=0)
-    _, output = run(config, "none", f"--data={config.with_name('short')}", "--minutes=1", "--block_size=64", status=1)
-    assert output.splitlines()[-1].startswith("error: ")
+def test_a_short_text_is_planned_and_a_too_short_one_is_one_line(config: Path) -> None:
+    short, shorter = (config.with_name(name) for name in ("short", "shorter"))
+    make_build(short, train_repeats=6, val_repeats=1)  # 300 bytes
+    out_dir, output = run(config, "brief", f"--data={short}", "--minutes=0.2")
+    assert "short is short for this time: the run ends after about " in output
+    assert read_settings(out_dir)["block_size"] == 16
+    make_build(shorter, train_repeats=1, val_repeats=0)
+    assert run(config, "none", f"--data={shorter}", "--minutes=0.2", "--block_size=64", status=2)[1].count("\n") == 1
 
 
 def test_start_is_that_of_the_process_once_if_it_runs_a_command() -> None:
