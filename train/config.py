@@ -16,7 +16,7 @@ from typing import Any
 
 from preprocess.errors import MisuseError, shorten
 from preprocess.shards.files import JsonObject
-from train.core.config_file import BASE, Assignment, read_assignments
+from train.core.config_file import BASE, read_assignments
 from train.core.paths import expand_home
 from train.core.settings import (
     NONE,
@@ -286,8 +286,7 @@ def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
     """
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    assignments = read_assignments(path, rename=current_name)
-    for key, assignment in assignments.items():
+    for key, assignment in read_assignments(path, rename=current_name).items():
         check_known(Config, key, assignment.where, others=[BASE])
         values[key], sources[key] = convert(Config, key, assignment.value, where=assignment.where), assignment.where
     values |= {key: convert_text(Config, key, text) for key, text in overrides.items()}
@@ -296,7 +295,7 @@ def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
     if "data" not in values:
         raise MisuseError(f"{path} does not set data; name a build in it, data = 'NAME', or add --data=NAME")
     if values.get("minutes") is not None:
-        given = list_given(path, assignments, overrides)
+        given = list_given(path, overrides)
         values |= {key: value for key, value in BEFORE_PLAN.items() if key not in given}
     with _name_source(sources):
         config = Config(**values)
@@ -304,12 +303,12 @@ def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
         return _expand_paths(config)
 
 
-def list_given(path: Path, assignments: Mapping[str, Assignment], overrides: Mapping[str, str]) -> set[str]:
+def list_given(path: Path, overrides: Mapping[str, str]) -> set[str]:
     """Return the settings that `minutes` must not change: those of the command line and of `path` itself.
 
-    `assignments` are those of the config `path` and its bases. The settings of the bases are
-    replaced by a plan.
+    The settings of its bases are replaced by a plan.
     """
+    assignments = read_assignments(path, rename=current_name)
     return set(overrides) | {key for key, assignment in assignments.items() if assignment.path == path}
 
 

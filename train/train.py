@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from preprocess.errors import MisuseError
 from train.command_line import is_help_request, parse_command_line, print_help
-from train.config import load_config
+from train.config import list_given, load_config
 from train.core.cli import warn
 from train.core.distributed import init_processes
 from train.core.memory import translate_out_of_memory
@@ -74,7 +74,8 @@ def main(arguments: list[str]) -> int:
     command = parse_command_line(arguments)
     config = load_config(command.config_path, command.overrides)
     with init_processes(use_cuda=config.device != "cpu" and torch.cuda.is_available()) as world:
-        config, deadline = plan_run(config, command, world)
+        given = list_given(command.config_path, command.overrides)
+        config, deadline = plan_run(config, given, world, restart=command.restart, quiet=command.quiet)
         run = open_run(config, world, quiet=command.quiet, deadline=deadline)
         with lock_run_dir(run.out_dir) if world.is_main else contextlib.nullcontext():
             checkpoint = world.run_on_main(
@@ -169,7 +170,8 @@ def training_loop(
 
     Return the number of the signal, or 0, and whether the last weights were saved.
     """
-    config, world, micro_batch = run.config, run.world, state.micro_batch or 1
+    config, world = run.config, run.world
+    micro_batch = state.micro_batch or 1
     prefetcher = Prefetcher(
         run.data.train, windows_per_step=config.windows_per_step, micro_batch=micro_batch, world=world
     )
@@ -181,23 +183,18 @@ def training_loop(
     previous_rollback, signum = None, 0
     captured_step = None
     if can_capture_step(run, state, prefetcher):
-        captured_step = CapturedStep(
-            run,
-            state,
-            prefetcher,
-            forward_backward=partial(forward_backward, run, state, model, divisor=1),
-            clip_and_update=partial(clip_and_update, run, state),
-        )
-    while state.step < run.config.max_steps and not is_stopping:
-        is_saving |= correct_length(run, state, logger)
-        config = run.config  # correct_length may have replaced it
+        compute, apply = partial(forward_backward, run, state, model, divisor=1), partial(clip_and_update, run, state)
+        captured_step = CapturedStep(run, state, prefetcher, forward_backward=compute, clip_and_update=apply)
+    while state.step < config.max_steps and not is_stopping:
         # A captured step is the same kernels in a CUDA graph, started all at once.
         result = captured_step.take() if captured_step else optimizer_step(run, state, model, prefetcher)
         # Read once, agreed on by all processes: a later signal belongs to the next step.
         signum = world.all_reduce_max(stop.signum)
         is_stopping = signum > 0
+        is_corrected = correct_length(run, state, logger)
+        config = run.config  # with another max_steps if it was corrected
         due = due_after(state.step, config)
-        is_saving |= due.save or is_stopping
+        is_saving |= due.save or is_stopping or is_corrected
         if not (is_saving or due.anything):
             continue  # the host has not waited for the device
 

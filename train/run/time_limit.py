@@ -21,10 +21,8 @@ import torch
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import JsonObject, parse_json, read_small_file
 from preprocess.shards.manifest import SPLITS
-from train.command_line import Command
-from train.config import Config, config_from_saved, current_name, list_given
+from train.config import Config, config_from_saved
 from train.core.clock import slowdown, take_start
-from train.core.config_file import read_assignments
 from train.core.device import describe_device
 from train.core.distributed import World
 from train.core.memory import available_bytes, is_out_of_memory
@@ -81,25 +79,22 @@ def check_given(config: Config, given: Iterable[str]) -> None:
             )
 
 
-def plan_run(config: Config, command: Command, world: World) -> tuple[Config, float | None]:
+def plan_run(
+    config: Config, given: set[str], world: World, *, restart: bool, quiet: bool
+) -> tuple[Config, float | None]:
     """Return `config` with the settings that `minutes` determines, and when the run must end.
 
-    `command` is the command line that `config` was loaded from. The end is on the clock of
-    time.monotonic(), or None without `minutes` and for a run that is continued, which keeps its
-    settings. Raises the errors of `check_given` and `make_plan`,
-    and those of opening the data.
+    `given` are the settings that must not change. The end is on the clock of time.monotonic(), or
+    None without `minutes` and for a run that is continued, which keeps its settings. Raises the
+    errors of `check_given` and `make_plan`, and those of opening the data.
     """
     if config.minutes is None:
         return config, None
-    assignments = read_assignments(command.config_path, rename=current_name)
-    given = list_given(command.config_path, assignments, command.overrides)
     check_given(config, given)
     deadline = take_start() + 60 * config.minutes
-    can_continue = not command.restart and config.resume == "auto"
+    can_continue = not restart and config.resume == "auto"
     saved = world.broadcast(world.run_on_main(lambda: _read_saved(config)) if can_continue else None)
-    settings = saved or world.broadcast(
-        world.run_on_main(lambda: _choose(config, given, world, deadline, quiet=command.quiet))
-    )
+    settings = saved or world.broadcast(world.run_on_main(lambda: _choose(config, given, world, deadline, quiet=quiet)))
     free = {key: settings[key] for key in PLANNED if key not in given and key in settings}
     return dataclasses.replace(config, **free), None if saved else deadline
 
@@ -259,13 +254,13 @@ def at_end_s(config: Config) -> float:
 
 
 def correct_length(run: Run, state: TrainingState, logger: RunLogger) -> bool:
-    """Correct max_steps of `run` if that is due before the next step. Return whether it has changed.
+    """Correct max_steps of `run` if that is due after the last step. Return whether it has changed.
 
     All processes must call this, after the same steps.
     """
     config = run.config
     due = {round(fraction * config.max_steps) for fraction in CORRECTIONS}
-    if run.deadline is None or state.step == 0 or state.step not in due:
+    if run.deadline is None or state.step not in due or state.step >= config.max_steps:
         return False
     synchronize(run.device)
     max_steps = run.world.broadcast(_corrected_steps(run, state, logger))
