@@ -75,8 +75,8 @@ def main(arguments: list[str]) -> int:
     config = load_config(command.config_path, command.overrides)
     with init_processes(use_cuda=config.device != "cpu" and torch.cuda.is_available()) as world:
         given = list_given(command.config_path, command.overrides)
-        config, deadline = plan_run(config, given, world, restart=command.restart, quiet=command.quiet)
-        run = open_run(config, world, quiet=command.quiet, deadline=deadline)
+        config, limit = plan_run(config, given, world, restart=command.restart, quiet=command.quiet)
+        run = open_run(config, world, quiet=command.quiet, time_limit=limit)
         with lock_run_dir(run.out_dir) if world.is_main else contextlib.nullcontext():
             checkpoint = world.run_on_main(
                 lambda: find_start(run.config, run.source, restart=command.restart, warn=warn)

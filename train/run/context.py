@@ -27,6 +27,14 @@ from train.trackers.check import check_trackers
 PER_PROCESS_SETTINGS = ("data", "out_dir", "device")  # may differ between processes on several machines
 
 
+@dataclass
+class TimeLimit:
+    """When a run must end, and how often its number of steps was corrected for that."""
+
+    deadline: float  # on the clock of time.monotonic()
+    num_corrections: int = 0
+
+
 @dataclass(kw_only=True)
 class Run:
     """Configuration, data, device, processes and precision of a run."""
@@ -38,7 +46,7 @@ class Run:
     world: World
     autocast: torch.autocast  # the context of forward passes
     quiet: bool = False  # print warnings and errors only
-    deadline: float | None = None  # when the run must end, on the clock of time.monotonic(); None: no limit
+    time_limit: TimeLimit | None = None  # None if the number of steps is fixed
 
     @property
     def out_dir(self) -> Path:
@@ -54,11 +62,11 @@ class Run:
         return RunInfo(config=self.config, build_id=self.source.build_id, build_name=self.source.name)
 
 
-def open_run(config: Config, world: World, *, quiet: bool = False, deadline: float | None = None) -> Run:
+def open_run(config: Config, world: World, *, quiet: bool = False, time_limit: TimeLimit | None = None) -> Run:
     """Choose device and precision, and open the data, without writing a file.
 
-    `deadline` is when the run must end, or None. Raises MisuseError if settings do not fit the
-    device, the data or the other processes, and FolioError if the data is damaged or too short.
+    Raises MisuseError if settings do not fit the device, the data or the other processes, and
+    FolioError if the data is damaged or too short.
     """
     config, device = prepare_device(config, world)
     config, lines = correct_rates(config)
@@ -73,7 +81,7 @@ def open_run(config: Config, world: World, *, quiet: bool = False, deadline: flo
         world=world,
         autocast=make_autocast(config.precision, device),
         quiet=quiet,
-        deadline=deadline,
+        time_limit=time_limit,
     )
     _check_same_in_all_processes(run)
     if config.patience is not None and not run.has_validation:

@@ -42,6 +42,7 @@ class StepTimer:
         self._began = self._lap_began = time.monotonic()
         self._first_step = self._lap_step = step
         self._paused_s, self._num_pauses = 0.0, 0
+        self._split = self._began, 0.0, step  # time, seconds of pauses and step of the last split
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -53,9 +54,12 @@ class StepTimer:
         self._paused_s += seconds
         self._num_pauses += 1
 
-    def mean_step_s(self, step: int) -> float:
-        """Return the mean seconds of this process's steps so far, without pauses."""
-        return (time.monotonic() - self._began - self._paused_s) / max(step - self._first_step, 1)
+    def split(self, step: int) -> float:
+        """Return the mean seconds per step since the last split, without pauses."""
+        now, paused_s, last_step = time.monotonic(), self._paused_s, self._split[2]
+        seconds = now - self._split[0] - (paused_s - self._split[1])
+        self._split = now, paused_s, step
+        return seconds / max(step - last_step, 1)
 
     @property
     def mean_pause_s(self) -> float:

@@ -5,7 +5,7 @@ an interruption. So the number of steps is fixed before the first step, as if th
 is recorded with the other settings in settings.json and in every checkpoint. The speed that was
 measured for some seconds may not last: other programs start, and laptops get slower when they are
 hot. After CORRECTIONS of its steps, the run therefore computes the number of steps once more from its
-speed so far, and records that. A run that is continued keeps the number that it has.
+speed since the last correction, and records that. A run that is continued keeps the number it has.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from train.data.builds import Builds
 from train.data.streams import DataSource, open_data_source
 from train.run.checkpoint import find_newest_checkpoint
 from train.run.console import format_duration
-from train.run.context import Run, prepare_device
+from train.run.context import Run, TimeLimit, prepare_device
 from train.run.logger import RunLogger
 from train.run.plan import (
     BYTES_PER_PARAMETER,
@@ -55,8 +55,8 @@ MAX_MEASUREMENTS_SHARE = 0.06  # of the time, after which no further measurement
 MIN_SHARE_LEFT = 0.2  # of the time that a plan is made for, even if the imports took longer
 SIMILAR_BATCH = 1.5  # batches whose tokens per second are taken to be equal differ by at most this factor
 USABLE_FRACTION = 0.5  # of the free memory, for weights and optimizers; activations need the rest
-CORRECTIONS = (0.04, 0.2, 0.6)  # fractions of the steps after which their number is corrected
-MIN_CORRECTION = 0.01  # smaller changes are not worth a checkpoint
+CORRECTIONS = (0.04, 0.2, 0.4, 0.6, 0.8, 0.92)  # fractions of the steps after which their number is corrected
+MIN_CORRECTION = 0.015  # smaller changes are not worth a checkpoint
 COMPLETION_S_PER_LAYER = 4e-4  # of a generated token
 EXIT_S = 0.5  # the end of the process
 # Before the first measurement, which is then of a small model.
@@ -81,12 +81,12 @@ def check_given(config: Config, given: Iterable[str]) -> None:
 
 def plan_run(
     config: Config, given: set[str], world: World, *, restart: bool, quiet: bool
-) -> tuple[Config, float | None]:
+) -> tuple[Config, TimeLimit | None]:
     """Return `config` with the settings that `minutes` determines, and when the run must end.
 
-    `given` are the settings that must not change. The end is on the clock of time.monotonic(), or
-    None without `minutes` and for a run that is continued, which keeps its settings. Raises the
-    errors of `check_given` and `make_plan`, and those of opening the data.
+    `given` are the settings that must not change. There is no time limit without `minutes`, and for
+    a run that is continued, which keeps its settings. Raises the errors of `check_given` and
+    `make_plan`, and those of opening the data.
     """
     if config.minutes is None:
         return config, None
@@ -96,7 +96,7 @@ def plan_run(
     saved = world.broadcast(world.run_on_main(lambda: _read_saved(config)) if can_continue else None)
     settings = saved or world.broadcast(world.run_on_main(lambda: _choose(config, given, world, deadline, quiet=quiet)))
     free = {key: settings[key] for key in PLANNED if key not in given and key in settings}
-    return dataclasses.replace(config, **free), None if saved else deadline
+    return dataclasses.replace(config, **free), None if saved else TimeLimit(deadline)
 
 
 def _read_saved(config: Config) -> JsonObject | None:
@@ -231,12 +231,12 @@ def describe_plan(plan: Plan, text: Text) -> list[str]:
     windows = settings["batch_size"] * settings["gradient_accumulation_steps"]
     repeats = "" if plan.epochs is None else f", {plan.epochs:,.1f} times the text"
     model = (
-        f"{plan.num_parameters / 1e6:,.1f} million parameters ({settings['n_layer']} layers of width "
+        f"{plan.num_parameters:,} parameters ({settings['n_layer']} layers of width "
         f"{settings['n_embd']}, context {settings['block_size']})"
     )
     steps = (
         f"{settings['max_steps']:,} steps of {windows * settings['block_size']:,} tokens at {plan.tokens_per_s:,.0f} "
-        f"tokens/s read {plan.tokens / 1e6:,.1f} million tokens{repeats}, with dropout {settings['dropout']:g}"
+        f"tokens/s read {plan.tokens:,} tokens{repeats}, with dropout {settings['dropout']:g}"
     )
     reason = "in this time, a larger model would read too few tokens, and a smaller one learn too little from each"
     if plan.is_limited_by_text:
@@ -258,12 +258,14 @@ def correct_length(run: Run, state: TrainingState, logger: RunLogger) -> bool:
 
     All processes must call this, after the same steps.
     """
-    config = run.config
-    due = {round(fraction * config.max_steps) for fraction in CORRECTIONS}
-    if run.deadline is None or state.step not in due or state.step >= config.max_steps:
+    config, limit = run.config, run.time_limit
+    if limit is None or limit.num_corrections == len(CORRECTIONS) or state.step >= config.max_steps:
         return False
+    if state.step < CORRECTIONS[limit.num_corrections] * config.max_steps:
+        return False
+    limit.num_corrections += 1
     synchronize(run.device)
-    max_steps = run.world.broadcast(_corrected_steps(run, state, logger))
+    max_steps = run.world.broadcast(_corrected_steps(run, state, logger, limit))
     if abs(max_steps / config.max_steps - 1) < MIN_CORRECTION:
         return False
     run.config = dataclasses.replace(config, max_steps=max_steps)
@@ -273,16 +275,15 @@ def correct_length(run: Run, state: TrainingState, logger: RunLogger) -> bool:
     return True
 
 
-def _corrected_steps(run: Run, state: TrainingState, logger: RunLogger) -> int:
+def _corrected_steps(run: Run, state: TrainingState, logger: RunLogger, limit: TimeLimit) -> int:
     config, timer, num_tokens = run.config, logger.timer, run.data.train.num_tokens
-    assert run.deadline is not None
     pauses_per_step = 1 / config.eval_interval + 1 / config.checkpoint_interval
     max_steps = correct_steps(
         state.step,
-        seconds_left=run.deadline - time.monotonic() - at_end_s(config) - 2 * timer.mean_pause_s,
-        step_s=timer.mean_step_s(state.step) + timer.mean_pause_s * pauses_per_step,
+        seconds_left=limit.deadline - time.monotonic() - at_end_s(config) - 2 * timer.mean_pause_s,
+        step_s=timer.split(state.step) + timer.mean_pause_s * pauses_per_step,
         interval=config.eval_interval,
     )
     max_tokens = math.inf if num_tokens is None else MAX_EPOCHS * num_tokens
-    limit = max_tokens / (config.windows_per_step * config.block_size)
-    return max_steps if max_steps <= limit else max(int(limit), config.max_steps)
+    most = max(int(min(max_tokens / (config.windows_per_step * config.block_size), 1e18)), config.max_steps)
+    return min(max_steps, most)
