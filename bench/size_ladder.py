@@ -20,7 +20,6 @@ if __name__ == "__main__":  # started by path: this folder would hide the packag
 import argparse
 import itertools
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -36,37 +35,25 @@ from bench.lib.report import describe_machine, print_table
 from preprocess.shards.format import Build
 from train.config import load_config
 from train.run.metrics import METRICS_FILE, read_rows
+from train.run.plan import BATCH_FACTOR, choose_rates, choose_shape, flops_per_token
 from train.run.step_speed import measure_step
 
 CONFIG = "configs/modern_recipe.py"
-HEAD_SIZE = 64
 EVAL_TOKENS = 30_000
 CALIBRATION_S = 1.5  # CPU seconds
 NEVER = 10**6  # an interval of more steps than any run has
 Result = dict[str, Any]
 
 
-def shape_of(width: int) -> dict[str, float]:
-    """Return the settings of a model of `width`, with the learning rates of the configs at 128 and 384."""
-    return {
-        "n_layer": max(round(width / HEAD_SIZE), 4 if width >= 128 else 3),
-        "n_head": max(width // HEAD_SIZE, 1),
-        "n_embd": width,
-        "muon_learning_rate": round(max(0.03 * (128 / width) ** 0.37, 0.02), 4),
-        "learning_rate": round(0.015 * (128 / width) ** 0.75, 5),
-    }
-
-
 def settings_for(width: int, *, tokens: float, variant: dict[str, str]) -> dict[str, Any]:
     """Return the settings of a run that reads about `tokens` tokens."""
     block_size = int(variant.get("block_size", 128))
-    batch_tokens = float(variant.get("batch_factor", 1)) * 1.8 * tokens**0.5
+    batch_tokens = float(variant.get("batch_factor", 1)) * BATCH_FACTOR * tokens**0.5
     batch_size = max(round(batch_tokens / block_size), 1)
     steps = max(int(tokens / (batch_size * block_size)), 1)
     chosen = {"block_size": block_size, "batch_size": batch_size, "max_steps": steps}
-    momentum = {"muon_momentum": 0.9 if steps < 500 else 0.95}
     others = {key: value for key, value in variant.items() if key not in ("block_size", "batch_factor")}
-    return {**shape_of(width), **chosen, **momentum, **others}
+    return {**choose_shape(width), **choose_rates(width, steps), **chosen, **others}
 
 
 def train(build: Path, settings: dict[str, Any], scratch: Path) -> float:
@@ -123,15 +110,8 @@ def measure(build: Path, key: Result, scratch: Path) -> Result:
     settings = settings_for(key["width"], tokens=rate * key["seconds"], variant=variant)
     bits = train(build, settings, scratch)
     tokens = settings["max_steps"] * settings["batch_size"] * settings["block_size"]
-    flops = flops_per_token(settings, vocab_size=vocab_size)
+    flops = flops_per_token(settings, settings["block_size"], vocab_size)
     return {**key, **settings, "tokens": tokens, "flops_per_token": flops, "bits_per_byte": bits}
-
-
-def flops_per_token(settings: dict[str, Any], *, vocab_size: int) -> float:
-    """Return what LanguageModel.flops_per_token returns for the architecture `modern`."""
-    width, layers = settings["n_embd"], settings["n_layer"]
-    num_weights = 12 * layers * width**2 + math.ceil(vocab_size / 64) * 64 * width
-    return 6.0 * num_weights + 12.0 * layers * width * settings["block_size"]
 
 
 def print_results(results: list[Result]) -> None:
@@ -142,12 +122,15 @@ def print_results(results: list[Result]) -> None:
     for row in dict.fromkeys(key[:3] for key in cells):
         values = {width: cells[*row, width] for width in widths if (*row, width) in cells}
         best = min(values.values())
-        columns = [
-            f"{values[w]:.4f}".join(["**"] * 2 if values[w] == best else [""] * 2) if w in values else ""
-            for w in widths
-        ]
+        columns = [format_bits(values.get(width), best) for width in widths]
         rows.append([*map(str, row), *columns])
     print_table(rows)
+
+
+def format_bits(bits: float | None, best: float) -> str:
+    """Return a cell of the table; the best value is bold."""
+    text = "" if bits is None else f"{bits:.4f}"
+    return f"**{text}**" if bits == best else text
 
 
 def main() -> None:

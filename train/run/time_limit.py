@@ -199,23 +199,29 @@ class Measurement:
         while num_windows:
             changes = settings | {"batch_size": num_windows, "gradient_accumulation_steps": 1}
             config = dataclasses.replace(self._config, **changes)
-            try:
-                step_s, evaluation_s = measure_step(config, self._text.vocab_size, self._device, seconds=seconds)
-            except (MemoryError, RuntimeError) as e:
-                if not is_out_of_memory(e):
-                    raise
-            else:
+            times = self._try(config, seconds)
+            if times is not None:
                 tokens = num_windows * config.block_size * num_processes
                 return Speed(
                     settings=settings,
                     flops_per_token=plan.flops_per_token,
-                    tokens_per_s=tokens / step_s,
-                    evaluation_tokens_per_s=tokens / evaluation_s,
+                    tokens_per_s=tokens / times[0],
+                    evaluation_tokens_per_s=tokens / times[1],
                 )
             num_windows //= 2
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
         return None
+
+    def _try(self, config: Config, seconds: float) -> tuple[float, float] | None:
+        """Return the seconds of a step and of an evaluation, or None if they ran out of memory."""
+        try:
+            return measure_step(config, self._text.vocab_size, self._device, seconds=seconds)
+        except (MemoryError, RuntimeError) as e:
+            if not is_out_of_memory(e):
+                raise
+            return None
+        finally:
+            if self._device.type == "cuda":  # reserved memory would count as that of the run
+                torch.cuda.empty_cache()
 
 
 def _is_similar(measured: Settings, planned: Settings) -> bool:
