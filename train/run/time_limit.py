@@ -49,6 +49,7 @@ from train.run.run_dir import SETTINGS_FILE, write_run
 from train.run.state import TrainingState
 from train.run.step_speed import measure_step, synchronize
 
+TARGET = 0.985  # of the time, because what is not foreseen usually takes time
 MAX_MEASUREMENTS = 6
 MEASUREMENT_SHARE, MAX_MEASUREMENT_S = 0.005, 2.0  # of the time, for each measurement
 MAX_MEASUREMENTS_SHARE = 0.06  # of the time, after which no further measurement begins
@@ -91,7 +92,7 @@ def plan_run(
     if config.minutes is None:
         return config, None
     check_given(config, given)
-    deadline = take_start() + 60 * config.minutes
+    deadline = take_start() + TARGET * 60 * config.minutes
     can_continue = not restart and config.resume == "auto"
     saved = world.broadcast(world.run_on_main(lambda: _read_saved(config)) if can_continue else None)
     settings = saved or world.broadcast(world.run_on_main(lambda: _choose(config, given, world, deadline, quiet=quiet)))
@@ -157,7 +158,7 @@ class Measurement:
     def __init__(self, config: Config, text: Text, world: World, device: torch.device) -> None:
         self._config, self._text, self._world, self._device = config, text, world, device
         self._speeds: list[Speed] = []
-        self._total_s = 60 * (config.minutes or 0)
+        self._total_s = 60 * (config.minutes or 0)  # the measurements may take a part of it
         free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
         self._memory_bytes = USABLE_FRACTION * free_bytes / (1 if device.type == "cuda" else world.num_local)
 
