@@ -1,8 +1,10 @@
+# Time: CPU (2 cores): not measured; consumer GPU: not measured; H100: 1.7 hours (estimate).
 # A model of the width and depth of GPT-2 124M on FineWeb-Edu, with the modern recipe. Its head is a
 # separate matrix: 162M parameters. The learning rates are those of Keller Jordan's modded-nanogpt
 # and of nanochat. In modded-nanogpt, such a model needed a quarter of ten billion tokens for the
 # loss that GPT-2's recipe reaches with all of them; this has not been measured with Folio. GPT-2's
-# recipe: configs/plain_gpt2_124m.py.
+# recipe: configs/plain_gpt2_124m.py. The time is estimated from the 431,600 tokens/s of one H100 in
+# bench/README.md.
 # First: preprocess build --corpus fineweb-edu (docs/recipes.md says where its files come from), or
 # another large build by --data=NAME.
 # On 8 GPUs: torchrun --nproc_per_node=8 train/train.py configs/gpt2_124m.py
@@ -22,6 +24,7 @@ data_order = "epochs"
 schedule = "wsd"
 decay_steps = 2_300
 learning_rate = 4e-3  # of the head
+base_width = 768
 compile = True
 
 eval_tokens = 10 * 1024 * 1024

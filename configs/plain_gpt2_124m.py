@@ -1,6 +1,8 @@
+# Time: CPU (2 cores): not measured; consumer GPU: not measured; H100: 6 hours (estimate).
 # GPT-2 124M with its own recipe on ten billion tokens of FineWeb-Edu: the settings of llm.c's
 # scripts/run_gpt2_124M.sh, which took 94 minutes on 8 A100. configs/gpt2_124m.py needs far fewer
-# tokens; the weights of this one load into Hugging Face's GPT-2.
+# tokens; the weights of this one load into Hugging Face's GPT-2. The time is estimated from the
+# 465,300 tokens/s of one H100 in bench/README.md.
 # First: preprocess build --corpus fineweb-edu (docs/recipes.md says where its files come from), or
 # another large build by --data=NAME.
 # On 8 GPUs: torchrun --nproc_per_node=8 train/train.py configs/plain_gpt2_124m.py

@@ -1,7 +1,8 @@
+# Time: CPU (2 cores): more than an hour (estimate); consumer GPU: not measured; H100: not measured.
 # A small GPT on Shakespeare, divided into passages that begin with author and year tokens.
 # First: preprocess build --corpus tinyshakespeare
-# For one consumer GPU (not measured). On two cores of a CPU it takes more than an hour; for a first
-# look there, use configs/small_cpu.py.
+# For one consumer GPU. The time on a CPU is estimated from the speed of a smaller model; for a
+# first look there, use configs/small_cpu.py.
 base = "modern_recipe.py"
 data = "tinyshakespeare"
 

@@ -1,17 +1,15 @@
-"""Shows what a command is doing: log lines, and a progress bar if stderr is a terminal."""
+"""Log lines, warnings and progress of the command `preprocess`, on stderr."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
+from preprocess.console import Activity, Console, hidden_live_line, is_live
 from preprocess.errors import format_quantity, hide_credentials, one_line
-
-LOG_INTERVAL_S = 10.0
 
 
 class Bar(Protocol):
@@ -26,81 +24,48 @@ class Progress:
 
     def __init__(self, *, quiet: bool = False) -> None:
         """`quiet`: write warnings only."""
-        self._quiet = quiet
+        self._console = Console("stderr", quiet=quiet)
 
     def log(self, line: str) -> None:
         """Write one line, unless quiet."""
-        if not self._quiet:
-            self._write(line)
+        self._console.line(one_line(hide_credentials(line)))
 
     def warn(self, line: str) -> None:
         """Write one line as a warning, even if quiet."""
-        self._write(f"warning: {line}")
-
-    def _write(self, line: str) -> None:
-        # A closed terminal or pipe must not stop the work.
-        with contextlib.suppress(OSError):
+        with hidden_live_line(), contextlib.suppress(OSError):
             if sys.stderr is not None:
-                print(one_line(hide_credentials(line)), file=sys.stderr, flush=True)
+                print(one_line(hide_credentials(f"warning: {line}")), file=sys.stderr, flush=True)
 
     @contextmanager
-    def bar(self, label: str, *, total: int, unit: str) -> Iterator[Bar]:
-        """Show the progress of a phase that counts to `total` in `unit`.
+    def phase(self, label: str) -> Iterator[None]:
+        """Show that the command does what `label` says, for work that cannot be counted."""
+        with self._console.activity(label):
+            yield
 
-        On a terminal this is a live bar, otherwise a log line every LOG_INTERVAL_S seconds and one
-        at the end.
+    @contextmanager
+    def bar(self, label: str, *, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
+        """Show the progress of a phase that counts from `done` to `total` in `unit`.
+
+        If stderr is not a terminal, a line at the end says how long the phase took.
         """
-        if self._quiet or sys.stderr is None:
-            yield _SilentBar()
-        elif sys.stderr.isatty():
-            from tqdm import tqdm
-
-            with tqdm(desc=label, total=total, unit=unit, unit_scale=True, leave=False, dynamic_ncols=True) as bar:
-                yield _TerminalBar(bar)
-        else:
-            lines = _LogLines(self.log, label, total, unit)
-            yield lines
-            lines.log_progress()
+        with self._console.activity(label, total=total, unit=unit, done=done) as activity:
+            yield _ActivityBar(activity)
+        if not is_live(sys.stderr):
+            self.log(activity.describe())
 
 
-class _SilentBar:
-    def update(self, amount: int, num_documents: int | None = None) -> None:
-        pass
+class _ActivityBar:
+    """A Bar that counts an activity, whose details are the rate and the number of documents."""
 
-
-class _TerminalBar:
-    """A tqdm bar with the amount, the rate and the remaining time."""
-
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
+    def __init__(self, activity: Activity) -> None:
+        self._activity, self._num_documents = activity, -1
+        activity.details = self._describe
 
     def update(self, amount: int, num_documents: int | None = None) -> None:
-        if num_documents is not None:
-            self._bar.set_postfix_str(format_quantity(num_documents, "document"), refresh=False)
-        self._bar.update(amount)
-
-
-class _LogLines:
-    """A bar that writes log lines, for a stderr that is a file or a pipe."""
-
-    def __init__(self, log: Callable[[str], None], label: str, total: int, unit: str) -> None:
-        self._log, self._label, self._total, self._unit = log, label, total, unit
-        self._begin = self._last_logged = time.monotonic()
-        self._amount = 0
-        self._num_documents: int | None = None
-
-    def update(self, amount: int, num_documents: int | None = None) -> None:
-        self._amount += amount
+        self._activity.done += amount
         self._num_documents = num_documents if num_documents is not None else self._num_documents
-        if time.monotonic() - self._last_logged > LOG_INTERVAL_S:
-            self.log_progress()
 
-    def log_progress(self) -> None:
-        self._last_logged = time.monotonic()
-        elapsed_s = max(self._last_logged - self._begin, 1e-3)
-        documents = f", {format_quantity(self._num_documents, 'document')}" if self._num_documents is not None else ""
-        done = f"{self._amount:,} of {self._total:,} {self._unit}{documents}"
-        remaining_s = elapsed_s * (self._total - self._amount) / self._amount if self._amount else 0.0
-        remaining = f", {remaining_s:.0f} s left" if self._amount < self._total else ""
-        rate = f"{self._amount / elapsed_s / 1e6:.1f} M{self._unit}/s"
-        self._log(f"{self._label}: {done}, {elapsed_s:.1f} s, {rate}{remaining}")
+    def _describe(self) -> list[str]:
+        documents = [] if self._num_documents < 0 else [format_quantity(self._num_documents, "document")]
+        rate = self._activity.rate
+        return [*([f"{rate / 1e6:.1f} M{self._activity.unit}/s"] if rate else []), *documents]

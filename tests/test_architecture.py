@@ -21,7 +21,8 @@ CONTRACT = ("preprocess.errors", "preprocess.shards")
 # not import each other.
 PREPROCESS_RULES = {
     "errors.py": (),
-    "progress.py": CONTRACT,
+    "console.py": CONTRACT,
+    "progress.py": (*CONTRACT, "preprocess.console"),
     "documents.py": CONTRACT,
     "versions.py": ("preprocess.__version__",),
     "shards": CONTRACT,
@@ -60,6 +61,7 @@ TRAIN_RULES = {
     "run": (*TRAIN_CORE, "train.optim", "train.model", "train.data", "train.trackers"),
     "evaluation": (*TRAIN_CORE, "train.model", "train.data", "train.trackers", "train.run"),
     "plotting": (*TRAIN_CORE, "train.run"),
+    "serving": (*TRAIN_CORE, "train.model", "train.run"),
 }
 COMMANDS = (
     "train.train",
@@ -68,11 +70,20 @@ COMMANDS = (
     "train.evaluate",
     "train.export",
     "train.plot",
+    "train.serve",
     "preprocess.cli",
 )
-TRAIN_MAY_IMPORT = (*CONTRACT, "preprocess.__version__")
-# The templates say which control tokens mark the turns of a chat, for `folio chat` as for a build.
-TRAIN_FUNCTIONS_MAY_IMPORT = (*CONTRACT, "preprocess.tokenizers", "preprocess.stream", "preprocess.chats")
+TRAIN_MAY_IMPORT = (*CONTRACT, "preprocess.__version__", "preprocess.console")
+# The templates say which control tokens mark the turns of a chat, for `folio chat` as for a build. The recipes of the
+# built-in corpora have their licences, for the model card.
+TRAIN_FUNCTIONS_MAY_IMPORT = (
+    *CONTRACT,
+    "preprocess.console",
+    "preprocess.tokenizers",
+    "preprocess.stream",
+    "preprocess.chats",
+    "preprocess.recipes",
+)
 # The one module of preprocess/ that imports torch: for training loops other than ours.
 TORCH_DATASET = ROOT / "preprocess/shards/torch_dataset.py"
 # Each heavy or optional library is imported by these files alone.
@@ -92,12 +103,18 @@ HOMES = {
     "resiliparse": {"preprocess/readers/html_text.py"},
     "fastwarc": {"preprocess/readers/warc.py"},
     "gguf": {"train/run/export_gguf.py"},
+    "lm_eval": {"train/evaluation/harness"},
+    "evaluate": {"train/evaluation/harness"},
+    "datasets": {"train/evaluation/harness"},
+    "yaml": {"train/evaluation/harness"},
+    "transformers": {"train/run/modeling_folio.py"},  # which an export contains, and no module imports
     "sentencepiece": {"preprocess/tokenizers/sentencepiece_bpe.py"},
-    "tqdm": {"preprocess/progress.py"},
+    "tqdm": {"preprocess/console.py", "train/evaluation/harness/library.py"},
     "matplotlib": {"train/plotting"},
     "psutil": {"train/core/memory.py", "train/core/clock.py"},
     "triton": {"train/model/cuda_kernels.py"},
     "tensorboard": {"train/trackers/tensorboard_backend.py"},
+    **{key: {"train/serving/openai_server.py"} for key in ("transformers", "openai", "starlette", "uvicorn")},
     "mlflow": {"train/trackers/mlflow_backend.py", "train/evaluation/mlflow_runs.py"},
     "wandb": {"train/trackers/wandb_backend.py"},
 }

@@ -11,6 +11,8 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from train.core.clock import record_start
 
@@ -21,6 +23,7 @@ COMMANDS = {
     "sample": "print text that a trained model generates",
     "chat": "talk to a model that was trained on chats",
     "evaluate": "measure the loss of a run's checkpoints",
+    "serve": "answer requests over HTTP with a trained model",
     "export": "write a trained model for other libraries",
     "plot": "draw the loss of one or several runs",
 }
@@ -82,14 +85,34 @@ def _run(name: str, arguments: list[str]) -> int:
 
         if is_help_request(arguments):  # print it without importing torch
             return print_help(arguments)
+    with exit_on_signals(), _show_import(name, arguments):
+        module = importlib.import_module(f"train.{name}")
+    status: int = module.main(arguments)
+    return status
+
+
+@contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the process at once inside the block, which imports libraries."""
     previous = _exit_on_signals()
     try:
-        module = importlib.import_module(f"train.{name}")
+        yield
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
-    status: int = module.main(arguments)
-    return status
+
+
+def _show_import(name: str, arguments: list[str]) -> AbstractContextManager[object]:
+    """Return a context that shows that the modules of a subcommand are imported, which takes seconds.
+
+    Training prints on stdout. The stdout of other commands is for their result, so this is shown on stderr.
+    """
+    from preprocess.console import Console
+
+    is_quiet = not {"--quiet", "--json", "--help", "-h", "--version"}.isdisjoint(arguments)
+    is_main = os.environ.get("RANK", "0") == "0"  # torchrun numbers the processes
+    console = Console("stdout" if name == "train" else "stderr", quiet=is_quiet or not is_main or name == "plot")
+    return console.activity("importing PyTorch", announce=True)
 
 
 def _exit_on_signals() -> dict[signal.Signals, signal._HANDLER]:
@@ -97,8 +120,15 @@ def _exit_on_signals() -> dict[signal.Signals, signal._HANDLER]:
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     handlers = {signum: handler for signum, handler in handlers.items() if handler != signal.SIG_IGN}
     for signum in handlers:
-        signal.signal(signum, lambda number, _: os._exit(128 + number))
+        signal.signal(signum, _exit)
     return handlers
+
+
+def _exit(signum: int, _: object) -> None:
+    console = sys.modules.get("preprocess.console")
+    if console is not None:
+        console.clear_live_line()
+    os._exit(128 + signum)
 
 
 def main() -> int:

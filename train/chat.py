@@ -17,9 +17,11 @@ if __name__ == "__main__":  # started by path: the folder train/ would hide the 
 
 import contextlib
 import io
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
+from preprocess.console import Console
 from preprocess.errors import MisuseError, one_line, printable
 from train.core.arguments import Parser, make_path_parser
 from train.core.cli import Terminated, warn
@@ -38,8 +40,9 @@ def main(arguments: list[str]) -> int:
     """Reply to the lines of the input. Return the exit status."""
     options = _parse(arguments)
     run, best, system, quiet = (options.pop(key) for key in ("run", "best", "system", "quiet"))
-    checkpoint = find_checkpoint(run, warn, best=best)
-    trained = open_trained_model(checkpoint, replace_settings(checkpoint.info.config, options))
+    with Console("stderr", quiet=quiet).activity("reading the checkpoint"):
+        checkpoint = find_checkpoint(run, warn, best=best)
+        trained = open_trained_model(checkpoint, replace_settings(checkpoint.info.config, options))
     conversation = Conversation(
         trained.model,
         load_text_tokenizer(trained.folder, trained.manifest),
@@ -69,7 +72,7 @@ def chat(conversation: Conversation, *, is_terminal: bool) -> None:
                 break
             if line.strip():
                 is_interrupted = False
-                _answer(conversation, line.strip())
+                _answer(conversation, line.strip(), print_note=_print_note if is_terminal else lambda note: None)
         except Terminated:
             raise
         except KeyboardInterrupt:
@@ -83,18 +86,32 @@ def chat(conversation: Conversation, *, is_terminal: bool) -> None:
         print(flush=True)
 
 
-def _answer(conversation: Conversation, message: str) -> None:
-    """Print the reply to `message`, or why there is none."""
+def _answer(conversation: Conversation, message: str, *, print_note: Callable[[str], None]) -> None:
+    """Print the reply to `message`, or why there is none.
+
+    `print_note` receives what happened to the conversation, for a person who reads along.
+    """
     if message == RESET:
         conversation.reset()
+        print_note("the conversation is forgotten")
         return
+    has_left_out = conversation.num_left_out > 0
     try:
         with closing(conversation.reply(message)) as texts:
             for text in texts:
                 print(printable(text), end="", flush=True)
         print(flush=True)
+        last = conversation.exchanges[-1]
+        if not last.has_ended:
+            print_note(f"the reply was cut after {len(last.reply):,} tokens")
+        if conversation.num_left_out and not has_left_out:  # once, because all later messages leave some out, too
+            print_note("the model's context is full: from now on, the oldest messages are left out")
     except MisuseError as e:  # about this message; the next one may be better
         print("error:", one_line(str(e)), file=sys.stderr, flush=True)
+
+
+def _print_note(note: str) -> None:
+    print(f"({note})", flush=True)
 
 
 def _read_line(is_terminal: bool) -> str | None:

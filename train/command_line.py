@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess.errors import MisuseError
+from preprocess.shards.format import MissingBuildError
 from train.config import Config, current_name
 from train.core.arguments import VERSION_LINE, find_config, list_options, program_name, split_arguments
 from train.core.config_file import BASE
@@ -54,6 +56,15 @@ def parse_command_line(arguments: Sequence[str]) -> Command:
         restart="--restart" in parsed.flags,
         quiet="--quiet" in parsed.flags,
     )
+
+
+@contextmanager
+def advise_on_missing_build(config_path: Path) -> Iterator[None]:
+    """Add to a MissingBuildError in the block that the config names the command that makes its build."""
+    try:
+        yield
+    except MissingBuildError as e:
+        raise MisuseError(f"{e}, and the first lines of {config_path} may name the command") from e
 
 
 def _check_setting(name: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ RENAMED = {
 }
 CHOICES = {
     "arch": tuple(ARCHITECTURES),
-    "data_order": ("random", "epochs"),
+    "data_order": ("random", "epochs", "documents"),
     "optimizer": ("adamw", "muon"),
     "schedule": ("cosine", "linear", "wsd"),
     "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
@@ -55,7 +55,9 @@ CHOICES = {
 MAX_MINUTES = 525_600  # a year
 # With `minutes`, the values of these settings until they are planned. Any others are valid with them.
 BEFORE_PLAN = {"n_head": 1, "block_size": 1, "max_steps": 10**12}
+DOCUMENTS = "documents"  # the data_order of packed rows
 TRACKERS = ("tensorboard", "mlflow", "wandb")
+SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?s")  # of `log_interval`
 STREAM_PREFIX = "stream:"  # of `data`: what follows is a recipe instead of a build
 # Conditions under which some settings have an effect.
 STREAM = Need("data", lambda data: STREAM_PREFIX in data, "stream:RECIPE")  # a stream in a mixture is rejected later
@@ -100,7 +102,7 @@ class Config:
     token_shift: bool = setting(
         False,
         "add the previous token's embedding, times learned weights, to each embedding; learns characters faster, but "
-        "other programs cannot load the exported model",
+        "to load the exported model, transformers needs trust_remote_code=True",
         needs=MODERN,
     )
     n_layer: int = setting(12, "transformer blocks", min=1, max=1_000)
@@ -111,7 +113,9 @@ class Config:
     mask_documents: bool = setting(False, "restrict attention to the token's own document")
 
     data_order: str = setting(
-        "random", "random: windows from anywhere; epochs: every window once per epoch, in another order each time"
+        "random",
+        "random: windows from anywhere; epochs: every window once per epoch, in another order each time; documents: "
+        "every document once per epoch, whole documents packed into rows of block_size tokens",
     )
     stream_buffer: int = setting(
         10_000, "windows that a stream shuffles together; 0: no shuffling", min=0, max=1 << 24, needs=STREAM
@@ -134,12 +138,21 @@ class Config:
         max=MAX_MINUTES,
     )
     max_params: int | None = setting(None, "maximum number of parameters of the model", min=1, needs=TIME)
+    num_epochs: float | None = setting(
+        None, "passes over the training data, from which max_steps is computed; none: max_steps counts", min=0
+    )
     optimizer: str = setting("adamw", "adamw, or muon: Muon for the matrices of the blocks, AdamW for the rest")
     learning_rate: float = setting(6e-4, "maximum learning rate of AdamW, reached after warmup_steps", min=0)
     embedding_learning_rate: float | None = setting(
         None, "maximum for the token embedding, which is also the head of gpt2; none: learning_rate", min=0
     )
     muon_learning_rate: float = setting(0.02, "maximum learning rate of Muon; scheduled as AdamW's", min=0, needs=MUON)
+    base_width: int | None = setting(
+        None,
+        "the n_embd for which the learning rates were tuned; at another one they are scaled; none: no scaling",
+        min=1,
+        max=1 << 24,
+    )
     min_lr: float = setting(6e-5, "final learning rate of AdamW, reached at max_steps", min=0)
     schedule: str = setting(
         "cosine",
@@ -167,7 +180,9 @@ class Config:
         free=True,
     )
 
-    log_interval: int = setting(10, "steps between logged training losses", min=1)
+    log_interval: int | str = setting(
+        10, "steps between logged training losses, or the minimum time between them, in seconds, such as 10s", min=1
+    )
     eval_interval: int = setting(250, "steps between evaluations", min=1)
     eval_tokens: int | None = setting(None, "validation tokens per evaluation; none: the whole split", min=1)
     patience: int | None = setting(
@@ -214,7 +229,15 @@ class Config:
         for key, choices in CHOICES.items():
             value = getattr(self, key)
             check(value in choices, f"{key} must be one of {', '.join(choices)}, got {value!r:.80}")
-        for key in ("learning_rate", "embedding_learning_rate", "muon_learning_rate", "grad_clip", "top_p", "minutes"):
+        for key in (
+            "learning_rate",
+            "embedding_learning_rate",
+            "muon_learning_rate",
+            "grad_clip",
+            "top_p",
+            "num_epochs",
+            "minutes",
+        ):
             check(getattr(self, key) != 0, f"{key} must be > 0, got 0; set --{key}=…")
         for key in ("dropout", "beta1", "beta2", "muon_momentum"):
             value = getattr(self, key)
@@ -240,6 +263,11 @@ class Config:
     def _check_model(self) -> None:
         is_divisible = self.n_embd % self.n_head == 0
         check(is_divisible, f"n_embd must be a multiple of n_head {self.n_head}, got {self.n_embd}; change one of them")
+        check(
+            self.data_order != DOCUMENTS or self.mask_documents,
+            "mask_documents must be True if data_order is documents, so that the documents of a row do not attend to "
+            "each other; set --mask_documents=True",
+        )
         check(self.top_p is None or self.top_p <= 1, f"top_p must be > 0 and at most 1, got {self.top_p}")
         check(
             self.eval_tokens is None or self.eval_tokens >= self.block_size,
@@ -248,9 +276,15 @@ class Config:
 
     def _check_steps(self) -> None:
         check(
+            not isinstance(self.log_interval, str) or bool(SECONDS.fullmatch(self.log_interval)),
+            f"log_interval must be a whole number of steps, or seconds such as 10s, got {self.log_interval!r:.80}",
+        )
+        check(
             self.min_lr <= self.learning_rate,
             f"min_lr must be at most learning_rate {self.learning_rate}, got {self.min_lr}; lower it",
         )
+        if self.num_epochs is not None:  # max_steps is not known yet
+            return
         check(
             self.warmup_steps <= self.max_steps,
             f"warmup_steps must be at most max_steps {self.max_steps:,}, got {self.warmup_steps:,}; lower it",
@@ -260,6 +294,11 @@ class Config:
             f"warmup_steps + decay_steps must be at most max_steps {self.max_steps:,}, got {self.warmup_steps:,} + "
             f"{self.decay_steps}; lower them",
         )
+
+    @property
+    def log_interval_s(self) -> float | None:
+        """The minimum number of seconds between logged steps; None if log_interval counts steps."""
+        return float(self.log_interval.removesuffix("s")) if isinstance(self.log_interval, str) else None
 
     @property
     def windows_per_step(self) -> int:
@@ -291,6 +330,7 @@ def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
         values[key], sources[key] = convert(Config, key, assignment.value, where=assignment.where), assignment.where
     values |= {key: convert_text(Config, key, text) for key, text in overrides.items()}
     sources |= dict.fromkeys(overrides, "the command line")
+    _choose_length(values, [*(key for key in values if key not in overrides), *overrides])
     values.setdefault("out_dir", f"runs/{path.stem}")
     if "data" not in values:
         raise MisuseError(f"{path} does not set data; name a build in it, data = 'NAME', or add --data=NAME")
@@ -310,6 +350,16 @@ def list_given(path: Path, overrides: Mapping[str, str]) -> set[str]:
     """
     assignments = read_assignments(path, rename=current_name)
     return set(overrides) | {key for key, assignment in assignments.items() if assignment.path == path}
+
+
+def _choose_length(values: dict[str, Any], order: Sequence[str]) -> None:
+    """Remove max_steps or num_epochs from `values` if both are there: the one that was assigned last counts.
+
+    `order`: the keys of `values` in the order of their assignments.
+    """
+    if values.get("num_epochs") is not None and "max_steps" in values:
+        is_first = order.index("max_steps") < order.index("num_epochs")
+        del values["max_steps" if is_first else "num_epochs"]
 
 
 @contextmanager
@@ -376,9 +426,13 @@ def changed_settings(old: Config, new: Config) -> list[str]:
     """Return `key old → new` for each setting that differs, except the free ones.
 
     A run can be continued with other values of the free settings. Settings that have no effect are
-    not compared. batch_size × gradient_accumulation_steps is compared as if it were a setting.
+    not compared. batch_size × gradient_accumulation_steps is compared as if it were a setting. Both
+    configs have the rates of their width (`scale_rates`), so base_width matters only if the rates
+    differ: runs of earlier versions do not have it.
     """
     before, after = effective_values(old), effective_values(new)
+    if all(before[key] == after[key] for key in ("learning_rate", "embedding_learning_rate", "min_lr")):
+        before["base_width"] = after["base_width"]
     fixed = [field.name for field in dataclasses.fields(Config) if not field.metadata["free"]]
     changes = [
         f"{key} {shorten(format_value(before[key]))} → {shorten(format_value(after[key]))}"

@@ -1,11 +1,15 @@
 """Evaluate checkpoints on the whole validation split.
 
     python train/evaluate.py RUN [--all | --best] [--prompts FILE_OR_N] [--compare RUN …]
+    python train/evaluate.py RUN [--all | --best] --tasks TASK[,TASK…] [--limit N] [--num-fewshot N]
 
 By default the newest checkpoint is evaluated. Each evaluation appends a row to
 RUN/evaluations.jsonl. If the file already has a row of the same evaluation, that row is printed and
 nothing is computed. The losses of the windows are stored in RUN/evaluations/, so that `--compare`
 can compare runs window by window.
+
+With `--tasks`, the model answers the questions of benchmarks instead; train/evaluation/harness/ has
+that.
 """
 
 from __future__ import annotations
@@ -43,12 +47,13 @@ from train.evaluation.job import EvaluationJob, EvaluationSettings, prepare_job,
 from train.evaluation.mlflow_runs import log_evaluation
 from train.evaluation.output import Output
 from train.evaluation.prompts import read_prompts
-from train.evaluation.results import EvaluationRow, append_evaluation, read_evaluations, read_losses_of_row
+from train.evaluation.results import EvaluationRow, append_evaluation, append_rows, read_evaluations, read_losses_of_row
 from train.evaluation.select_checkpoints import find_run_dir, iter_checkpoints, warn_skipped
 from train.run.checkpoint_info import CheckpointError
-from train.run.run_dir import EVALUATIONS_DIR, LOCK_FILE
+from train.run.run_dir import EVALUATIONS_DIR, LOCK_FILE, TASKS_FILE
 from train.trackers.check import check_trackers
 
+TASK_OPTIONS = {"limit": 1, "num_fewshot": 0, "batch_size": 1}  # name → smallest value
 STOPPED = "stopped; the evaluations so far are saved, run the same command again to continue"
 
 
@@ -56,6 +61,8 @@ def main(arguments: list[str]) -> int:
     """Evaluate or compare the runs that the command line names. Return the exit status."""
     options = _parse(arguments)
     runs: list[Path] = options.compare
+    if options.tasks:
+        return _evaluate_tasks(options)
     if options.run is None:
         build_id = None if options.data is None else open_data_source(options.data, world=World()).build_id
     else:
@@ -73,6 +80,28 @@ def main(arguments: list[str]) -> int:
     if options.compare:
         width = shutil.get_terminal_size().columns
         print(compare_runs(runs, best=options.best, build_id=build_id, width=width))
+    return 0
+
+
+def _evaluate_tasks(options: argparse.Namespace) -> int:
+    """Evaluate the selected checkpoints on tasks of lm-evaluation-harness, and print and store the results."""
+    out_dir = find_run_dir(options.run)
+    try:
+        from train.evaluation.harness.run import TaskSettings, evaluate_tasks  # takes seconds, and needs an extra
+    except ImportError as e:
+        raise FolioError(
+            f"--tasks needs lm-evaluation-harness, and {e.name} is not installed; pip install 'folio-lm[eval]'"
+        ) from e
+    settings = TaskSettings(
+        names=options.tasks, num_fewshot=options.num_fewshot, limit=options.limit, batch_size=options.batch_size
+    )
+    device = choose_device("auto" if options.device is None else options.device)
+    which = "all" if options.all else "best" if options.best else "newest"
+    output = Output(quiet=options.quiet, json=options.json)
+    with log_when_stopped(STOPPED), _lock_evaluations(out_dir):
+        for rows in evaluate_tasks(options.run, which, settings, device=device, note=output.note):
+            append_rows(out_dir / TASKS_FILE, [row.as_dict() for row in rows])
+            output.tasks(rows)
     return 0
 
 
@@ -101,7 +130,9 @@ def evaluate_run(
     with _lock_evaluations(out_dir):
         for checkpoint in iter_checkpoints(run, which):
             try:
-                job = prepare_job(checkpoint, settings, device=device, open_data_source=open_source, warn=warn_once)
+                with output.console.activity("opening the data"):
+                    job = prepare_job(checkpoint, settings, device=device, open_data_source=open_source, warn=warn_once)
+                job = dataclasses.replace(job, console=output.console)
                 row, is_new = _evaluate(job, open_windows, out_dir, output)
             except CheckpointError as e:
                 if which != "all":
@@ -164,7 +195,8 @@ def _check_data(job: EvaluationJob) -> EvaluationRow | None:
 def _open_windows(source: DataSource, config: Config, *, device: torch.device, output: Output) -> ValidationWindows:
     if isinstance(source, StreamedText):
         output.note(f"reading all of {source.name} for its validation text")
-    return open_validation(source, config, device=device)
+    with output.console.activity("opening the validation text"):
+        return open_validation(source, config, device=device)
 
 
 @contextmanager
@@ -199,6 +231,14 @@ def _parse_prompts(text: str) -> int | Path:
 
 def _parse_data(text: str) -> str:
     return expand_data(text, "--data")
+
+
+def _parse_tasks(text: str) -> tuple[str, ...]:
+    """Return the names of tasks, separated by commas. Raises ArgumentTypeError if one is empty."""
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"must be names of tasks, separated by commas, got {text!r:.80}")
+    return names
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -243,12 +283,34 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         metavar="RUN",
         help="print a table of RUN and these runs",
     )
+    add_number = functools.partial(parser.add_argument, type=parse_whole_number, metavar="N")
+    parser.add_argument(
+        "--tasks",
+        type=_parse_tasks,
+        metavar="TASK[,TASK...]",
+        help="evaluate on tasks of lm-evaluation-harness instead: names such as hellaswag, or paths of .yaml files",
+    )
+    add_number("--limit", help="maximum number of examples of each task [all]")
+    add_number("--num_fewshot", help="number of solved examples before each question [the task's]")
+    add_number("--batch_size", help="texts of block_size tokens in a forward pass; of shorter ones, more [the run's]")
     options = parser.parse_args(arguments)
     _check_options(parser, options)
     return options
 
 
 def _check_options(parser: Parser, options: argparse.Namespace) -> None:
+    for name, min_value in TASK_OPTIONS.items():
+        value = getattr(options, name)
+        if value is not None and not options.tasks:
+            parser.error(f"--{name} applies to tasks; add --tasks TASK")
+        if value is not None and value < min_value:
+            parser.error(f"--{name} must be at least {min_value}, got {value}")
+    if options.tasks:
+        if options.run is None:
+            parser.error("--tasks needs a run to evaluate; put RUN before --tasks")
+        for name in ("data", "prompts", "compare", "mlflow", "tokens", "temperature"):
+            if getattr(options, name):
+                parser.error(f"--{name} cannot be combined with --tasks; run the command twice")
     if options.json and options.compare:
         parser.error("--json prints evaluations, and --compare prints a table; leave one of them out")
     if options.run is None and not options.compare:

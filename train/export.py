@@ -1,8 +1,8 @@
 """Export a run's model and tokenizer: `python train/export.py RUN --output FOLDER`.
 
-Hugging Face's `AutoModelForCausalLM.from_pretrained(FOLDER)` loads the folder, except for a model
-with the setting `token_shift`, which no other library knows. With `--format gguf`, llama.cpp loads the
-file in it. docs/exported_model.md describes them.
+Hugging Face's `AutoModelForCausalLM.from_pretrained(FOLDER)` loads the folder. A model with the setting
+`token_shift` needs `trust_remote_code=True`. With `--format gguf`, llama.cpp loads the file in it.
+docs/exported_model.md describes them.
 """
 
 from __future__ import annotations
@@ -16,26 +16,22 @@ if __name__ == "__main__":  # started by path: the folder train/ would hide the 
 
     run_script("export")
 
+import argparse
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from preprocess.console import Console
 from preprocess.errors import MisuseError
-from preprocess.shards.files import replace_directory, write_durable
+from preprocess.shards.files import replace_directory
 from train.core.arguments import Parser, make_path_parser
 from train.core.cli import print_result, warn
-from train.run.checkpoint import MODEL_FILE, check_shapes, find_checkpoint
-from train.run.export_card import CARD_FILE, make_card
-from train.run.export_gguf import GGUF_FILE, import_gguf, write_gguf
-from train.run.export_model import (
-    DTYPES,
-    config_files,
-    export_tensors,
-    find_chat_template,
-    tokenizer_files,
-    write_model,
-)
+from train.run.checkpoint import check_shapes, find_checkpoint
+from train.run.checkpoint_info import CheckpointInfo
+from train.run.export_folder import write_folder
+from train.run.export_gguf import GGUF_FILE, QUANTIZED_DTYPES, import_gguf, write_gguf
+from train.run.export_model import DTYPES, config_files, export_tensors, tokenizer_files
 from train.run.run_dir import vocabulary_of
 
 
@@ -60,39 +56,47 @@ def main(arguments: list[str]) -> int:
         "--format",
         choices=["huggingface", "gguf"],
         default="huggingface",
-        help="huggingface: a folder for transformers; gguf: a file for llama.cpp, for arch=gpt2 with GPT-2's tokenizer "
-        "(default: huggingface)",
+        help="huggingface: a folder for transformers; gguf: a file for llama.cpp, for arch=gpt2 with the tokenizer "
+        "gpt2 or sentencepiece (default: huggingface)",
     )
     parser.add_argument(
-        "--dtype", choices=list(DTYPES), default="float32", help="the dtype of the weights (default: float32)"
+        "--dtype",
+        choices=[*DTYPES, *QUANTIZED_DTYPES],
+        default="float32",
+        help="the dtype of the weights; those that begin with q are quantized ones of --format gguf (default: float32)",
     )
     parser.add_argument("--best", action="store_true", help="use the checkpoint with the lowest validation loss")
     options = parser.parse_args(arguments)
+    if options.dtype in QUANTIZED_DTYPES and options.format != "gguf":
+        raise MisuseError(f"--dtype {options.dtype} is quantized, which only --format gguf can store; add it")
+    with Console("stderr", quiet=options.quiet or options.json).activity("exporting"):
+        info, num_parameters = export(options)
+    summary = f"{info.config.arch} of step {info.step:,}, {num_parameters:,} parameters, {info.vocab_size:,} ids"
+    result = {"output": str(options.output), "arch": info.config.arch, "step": info.step}
+    result |= {"num_parameters": num_parameters, "vocab_size": info.vocab_size}
+    print_result(result, [f"{options.output}: {summary}"], as_json=options.json)
+    return 0
+
+
+def export(options: argparse.Namespace) -> tuple[CheckpointInfo, int]:
+    """Write the folder. Return what was exported, and its number of parameters."""
     checkpoint = find_checkpoint(options.run, warn, best=options.best)
     info, config = checkpoint.info, checkpoint.info.config
     check_shapes(checkpoint, config)
     if options.format == "gguf":
-        import_gguf(config)
+        import_gguf(config, options.dtype)
     folder, manifest = vocabulary_of(checkpoint)
     with new_folder(options.output) as temporary:
         files = tokenizer_files(folder, manifest, config)
-        files |= config_files(config, manifest, info.vocab_size, options.dtype)
-        tensors = export_tensors(checkpoint, config, options.dtype)
+        rounded_to = "float32" if options.dtype in QUANTIZED_DTYPES else options.dtype
+        files |= config_files(config, manifest, info.vocab_size, rounded_to)
+        tensors = export_tensors(checkpoint, config, rounded_to)
         num_parameters = sum(tensor.numel() for tensor in tensors.values())
         if options.format == "gguf":
             write_gguf(temporary / GGUF_FILE, tensors, files, config, options.dtype)
         else:
-            files[CARD_FILE] = make_card(
-                checkpoint, manifest, num_parameters=num_parameters, chat_template=find_chat_template(manifest)
-            )
-            for name, data in files.items():
-                write_durable(temporary / name, data)
-            write_model(temporary / MODEL_FILE, tensors)
-    summary = f"{config.arch} of step {info.step:,}, {num_parameters:,} parameters, {info.vocab_size:,} ids"
-    result = {"output": str(options.output), "arch": config.arch, "step": info.step}
-    result |= {"num_parameters": num_parameters, "vocab_size": info.vocab_size}
-    print_result(result, [f"{options.output}: {summary}"], as_json=options.json)
-    return 0
+            write_folder(temporary, checkpoint, manifest, files, tensors)
+    return info, num_parameters
 
 
 @contextmanager

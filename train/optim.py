@@ -53,21 +53,71 @@ SLOTS: dict[str, tuple[str, ...]] = {"AdamW": ("step", "exp_avg", "exp_avg_sq"),
 
 
 # An embedding that is also the head has gradients for all of its rows in each step, and training
-# diverges with the high rate of an embedding that is not. With ten times the rate of the other weights it did not.
+# diverges with the high rate of one that is not. With ten times the rate of the other weights it did not.
 MAX_TIED_RATIO = 10.0
+# AdamW's rate for the matrices of the blocks, times the width: 0.26 to 0.46 in the configs of GPT-2.
+# At width 256 (bench/width.py), GPT-2 ended at a loss of 2.39 with 0.26, 2.55 with 1.0 and 2.73 with
+# 2.0. The configs with Muon have 1.9 to 3.1, for the head only; with these and AdamW, GPT-2 learned
+# the frequencies of the characters and nothing else.
+MAX_ADAMW_RATE, SAFE_ADAMW_RATE = 1.0, 0.5
 
 
 def correct_rates(config: Config) -> tuple[Config, list[str]]:
-    """Return `config` with learning rates that fit the architecture, and a line for each change."""
+    """Return `config` with learning rates that fit architecture and optimizer, and a line for each warning."""
+    corrected, lines = _correct_adamw_rate(config)
     rate = config.embedding_learning_rate
     is_tied = get_architecture(config.arch).has_tied_head
-    if rate is None or not is_tied or rate <= MAX_TIED_RATIO * config.learning_rate:
-        return config, []
+    if rate is None or not is_tied or rate <= MAX_TIED_RATIO * corrected.learning_rate:
+        return corrected, lines
     line = (
         f"the token embedding of {config.arch} is also its head, and may diverge with the embedding_learning_rate "
-        f"{rate:g}; it has the learning_rate {config.learning_rate:g} instead (set embedding_learning_rate = None)"
+        f"{rate:g}; it has the learning_rate {corrected.learning_rate:g} instead (set embedding_learning_rate = None)"
     )
-    return dataclasses.replace(config, embedding_learning_rate=None), [line]
+    return dataclasses.replace(corrected, embedding_learning_rate=None), [*lines, line]
+
+
+def _correct_adamw_rate(config: Config) -> tuple[Config, list[str]]:
+    """Lower a learning_rate that was tuned for the head beside Muon, if AdamW has the matrices too.
+
+    Such a config has an embedding_learning_rate. Otherwise learning_rate was meant for all weights,
+    and a high one is only reported.
+    """
+    width = config.base_width or config.n_embd  # rate × width is the same at all widths (`scale_rates`)
+    if config.optimizer != "adamw" or config.learning_rate * width <= MAX_ADAMW_RATE:
+        return config, []
+    rate = float(f"{SAFE_ADAMW_RATE / width:.1g}")
+    problem = f"with the learning_rate {config.learning_rate:g}, AdamW may diverge at width {width:,}"
+    if config.embedding_learning_rate is None:
+        return config, [f"{problem}; set --learning_rate={rate:g} or lower"]
+    line = f"{problem}, because it is for the head beside Muon; it is lowered to {rate:g} (or set --optimizer=muon)"
+    min_lr = min(config.min_lr, rate)
+    return dataclasses.replace(config, learning_rate=rate, min_lr=min_lr), [line]
+
+
+def scale_rates(config: Config) -> tuple[Config, list[str]]:
+    """Return `config` with the learning rates for its width, and a line for each rate that changes.
+
+    The rates were tuned at base_width. In a model that is twice as wide, each output of a matrix is
+    the sum of twice as many products, and AdamW changes each weight by about its learning rate, so
+    half the rate changes the output as much (µP: Yang et al. 2022, "Tensor Programs V"). Beside
+    Muon, AdamW has the head, whose best rate falls with the square root of the width, as in
+    nanochat. The rates of Muon and of an untied embedding stay the same: Muon limits how far an
+    update changes the output of a matrix, and the output of an embedding is a row, not a sum.
+
+    The result has n_embd as its base_width, so scaling it again changes nothing.
+    """
+    if config.base_width is None or config.base_width == config.n_embd:
+        return config, []
+    factor = (config.base_width / config.n_embd) ** (0.5 if config.optimizer == "muon" else 1.0)
+    scaled: dict[str, Any] = {"learning_rate": config.learning_rate * factor, "min_lr": config.min_lr * factor}
+    if config.embedding_learning_rate is not None and get_architecture(config.arch).has_tied_head:
+        scaled["embedding_learning_rate"] = config.embedding_learning_rate * factor
+    lines = [
+        f"{key} is {rate:g} at n_embd {config.n_embd:,} ({getattr(config, key):g} at base_width {config.base_width:,})"
+        for key, rate in scaled.items()
+        if rate != getattr(config, key)
+    ]
+    return dataclasses.replace(config, **scaled, base_width=config.n_embd), lines
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:

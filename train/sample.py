@@ -14,6 +14,7 @@ if __name__ == "__main__":  # started by path: the folder train/ would hide the 
 from collections.abc import Iterator
 from typing import Any
 
+from preprocess.console import Console
 from preprocess.errors import MisuseError, printable
 from train.core.arguments import Parser, make_path_parser, parse_whole_number
 from train.core.cli import warn
@@ -31,10 +32,11 @@ def main(arguments: list[str]) -> int:
     run, best, num_completions, quiet = (options.pop(key) for key in ("run", "best", "num_completions", "quiet"))
     if num_completions < 1:
         raise MisuseError(f"--num_completions must be at least 1, got {num_completions}")
-    checkpoint = find_checkpoint(run, warn, best=best)
-    config = replace_settings(checkpoint.info.config, options, keep_none=PROMPT_SETTINGS)
-    trained = open_trained_model(checkpoint, config)
-    sampler = Sampler(trained.model, trained.folder, trained.manifest, config=config)
+    with Console("stderr", quiet=quiet).activity("reading the checkpoint"):
+        checkpoint = find_checkpoint(run, warn, best=best)
+        config = replace_settings(checkpoint.info.config, options, keep_none=PROMPT_SETTINGS)
+        trained = open_trained_model(checkpoint, config)
+        sampler = Sampler(trained.model, trained.folder, trained.manifest, config=config)
     for index in range(num_completions):
         if num_completions > 1 and not quiet:
             print("\n" * (index > 0) + f"--- completion {index + 1} of {num_completions} ---")

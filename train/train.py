@@ -26,15 +26,14 @@ if __name__ == "__main__":  # started by path: the folder train/ would hide the 
     run_script("train")
 
 # libgomp reads this when torch is imported: its threads wait in busy loops for a short time only
-# and then sleep. On an idle machine with 2 cores training is 5 % slower than with 100,000; beside
-# one busy process it is six times as fast (bench/README.md).
+# and then sleep, which is much faster beside another busy process (bench/README.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch
 from torch import Tensor, nn
 
 from preprocess.errors import MisuseError
-from train.command_line import is_help_request, parse_command_line, print_help
+from train.command_line import advise_on_missing_build, is_help_request, parse_command_line, print_help
 from train.config import list_given, load_config
 from train.core.cli import warn
 from train.core.distributed import init_processes
@@ -58,7 +57,7 @@ from train.run.divergence import find_update_problem, roll_back
 from train.run.finished import report_finished
 from train.run.init_from import initialize
 from train.run.logger import RunLogger
-from train.run.messages import describe_end, describe_start, step_cost
+from train.run.messages import describe_continuation, describe_end, describe_start, step_cost
 from train.run.preflight import describe_out_of_memory, describe_too_large, preflight
 from train.run.run_dir import find_start, lock_run_dir, prepare_run_dir
 from train.run.signals import StopRequest, end_at_once
@@ -73,18 +72,19 @@ def main(arguments: list[str]) -> int:
         return print_help(arguments)
     command = parse_command_line(arguments)
     config = load_config(command.config_path, command.overrides)
-    with init_processes(use_cuda=config.device != "cpu" and torch.cuda.is_available()) as world:
-        given = list_given(command.config_path, command.overrides)
+    given = list_given(command.config_path, command.overrides)
+    use_cuda = config.device != "cpu" and torch.cuda.is_available()
+    with init_processes(use_cuda=use_cuda) as world, advise_on_missing_build(command.config_path):
         config, limit = plan_run(config, given, world, restart=command.restart, quiet=command.quiet)
         run = open_run(config, world, quiet=command.quiet, time_limit=limit)
         with lock_run_dir(run.out_dir) if world.is_main else contextlib.nullcontext():
             checkpoint = world.run_on_main(
                 lambda: find_start(run.config, run.source, restart=command.restart, warn=warn)
             )
-            if report_finished(run, checkpoint):
+            if report_finished(run, checkpoint, arguments):
                 return 0
             # Do everything that can fail before anything in out_dir changes.
-            with translate_out_of_memory(lambda: describe_too_large(run)), end_at_once():
+            with translate_out_of_memory(lambda: describe_too_large(run)), end_at_once(), run.console.activity("setup"):
                 state, model, lines = setup(run, checkpoint)
             world.run_on_main(lambda: prepare_run_dir(run.config, run.source, restart=command.restart))
             with translate_out_of_memory(lambda: describe_out_of_memory(state)):
@@ -107,8 +107,7 @@ def setup(run: Run, checkpoint: Checkpoint | None) -> tuple[TrainingState, nn.Mo
     if world.is_main:
         for line in run.source.warnings:
             warn(line)
-        if not run.quiet:
-            print("\n".join(config.describe_changes()), flush=True)
+        run.console.line("\n".join([*config.describe_changes(), *run.notes]))
     model = world.wrap(state.model, run.device)
     return state, model, preflight(run, state, model)
 
@@ -147,11 +146,11 @@ def train(
     """Train, and print a completion at the end. Return the exit status."""
     cost = step_cost(run, state)
     first_step = checkpoint.info.step if checkpoint else -1
-    with RunLogger(run.info, cost, step=first_step, is_main=run.world.is_main, quiet=run.quiet) as logger:
+    with RunLogger(run.info, cost, step=first_step, is_main=run.world.is_main, console=run.console) as logger:
         with StopRequest(state, run.world) as stop:
             logger.print("\n".join([*preflight_lines, *describe_start(run, state, cost)]))
             if checkpoint is not None:
-                logger.print(f"continuing after step {checkpoint.info.step:,}, from {checkpoint.folder}")
+                logger.print(describe_continuation(checkpoint, run.config))
             signum, is_saved = training_loop(run, state, model, logger, stop)
         logger.print(describe_end(run, state, signum=signum, is_saved=is_saved))
         if signum and state.step < run.config.max_steps:
@@ -183,7 +182,7 @@ def training_loop(
     previous_rollback, signum = None, 0
     captured_step = None
     if can_capture_step(run, state, prefetcher):
-        compute, apply = partial(forward_backward, run, state, model, divisor=1), partial(clip_and_update, run, state)
+        compute, apply = partial(forward_backward, run, state, model), partial(clip_and_update, run, state)
         captured_step = CapturedStep(run, state, prefetcher, forward_backward=compute, clip_and_update=apply)
     while state.step < config.max_steps and not is_stopping:
         # A captured step is the same kernels in a CUDA graph, started all at once.
@@ -193,7 +192,8 @@ def training_loop(
         is_stopping = signum > 0
         is_corrected = correct_length(run, state, logger)
         config = run.config  # with another max_steps if it was corrected
-        due = due_after(state.step, config)
+        due = due_after(state.step, config, seconds_since_log=logger.seconds_since_log)
+        logger.count_step(state.step, result.loss, is_logged=due.log)
         is_saving |= due.save or is_stopping or is_corrected
         if not (is_saving or due.anything):
             continue  # the host has not waited for the device
@@ -254,7 +254,7 @@ def optimizer_step(run: Run, state: TrainingState, model: nn.Module, prefetcher:
     return StepResult(loss=loss, grad_norm=grad_norm, learning_rate_factor=factor)
 
 
-def forward_backward(run: Run, state: TrainingState, model: nn.Module, batch: Batch, divisor: float) -> Tensor:
+def forward_backward(run: Run, state: TrainingState, model: nn.Module, batch: Batch, divisor: float | Tensor) -> Tensor:
     """Add the gradients of a micro-batch. Return its part of the step's loss, () float32."""
     ids, targets, documents = batch  # (B, T) each; documents only if masked
     with run.autocast:

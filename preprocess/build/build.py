@@ -87,7 +87,7 @@ def build(
     with lock_build(output_dir):
         restore_replaced_directory(output_dir)
         log = BuildLog()
-        with log.phase("plan"):
+        with log.phase("plan"), progress.phase("plan"):
             plan = make_plan(recipe, source, progress, num_threads=workers)
             if is_already_built(output_dir, plan.recipe.resolved(), plan.source_entries(), replace=replace):
                 delete_work(output_dir, progress)  # if the build was killed after it was published
@@ -184,6 +184,12 @@ class _Build:
         self._check_input_files()
         return tokenizer
 
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """Record the time of the block as that of the phase `name`, and show the phase meanwhile."""
+        with self.log.phase(name), self.progress.phase(name):
+            yield
+
     def _set_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Write `tokenizer` to the work directory, from which the tasks that follow load it."""
         write_tokenizer(self.work_dir.path, tokenizer)
@@ -234,8 +240,8 @@ class _Build:
         unfinished = [partition for partition in range(len(arguments)) if partition not in receipts]
         tasks = (Task(self.plan.describe_partition(i), function, arguments[i], key=i) for i in unfinished)
         num_documents = sum(receipt.num_documents for receipt in receipts.values())
-        with self.progress.bar(receipt_type.TASK, total=sum(sizes), unit="B") as bar:
-            bar.update(sum(sizes[partition] for partition in receipts))
+        done = sum(sizes[partition] for partition in receipts)
+        with self.progress.bar(receipt_type.TASK, total=sum(sizes), unit="B", done=done) as bar:
             for task, receipt in self.engine.run(tasks):
                 receipts[task.key] = receipt
                 num_documents += receipt.num_documents
@@ -251,7 +257,7 @@ class _Build:
             reasons = sum_reasons(receipt.reasons for receipt in receipts)
             raise FolioError(explain_no_document(self.recipe.corpus, counts, reasons, self.plan.input_files))
         self._warn_about_rejects(receipts)
-        with self.log.phase("dedup_and_split"):
+        with self._phase("dedup_and_split"):
             num_documents = [receipt.num_documents for receipt in receipts]
             assignment = dedup_and_split(self.recipe, self.work_dir, num_documents)
         if assignment.warning:
@@ -259,7 +265,7 @@ class _Build:
         return assignment
 
     def _train_tokenizer(self, assignment: SplitAssignment) -> Tokenizer:
-        with self.log.phase("train_tokenizer"):
+        with self._phase("train_tokenizer"):
             return train_tokenizer(self.recipe, assignment, self.progress)
 
     def _log_backends(self, reports: list[EncodingReport]) -> None:
@@ -269,7 +275,7 @@ class _Build:
             self.progress.warn(f"{reasons[0]}; the reference library encodes this build")
 
     def _lay_out_shards(self, corpus: PreparedCorpus) -> ShardLayout:
-        with self.log.phase("shard_layout"):
+        with self._phase("shard_layout"):
             return lay_out_shards(corpus)
 
     def _write_shards(self, corpus: PreparedCorpus, layout: ShardLayout) -> dict[str, list[ShardEntry]]:
@@ -286,13 +292,17 @@ class _Build:
             return write_shards(output, layout, self.engine, self.progress)
 
     def _publish(self, contents: BuildContents) -> None:
+        with self.progress.phase("publish"):
+            self._write_and_rename(contents)
+        delete_work(self.output_dir, self.progress)
+
+    def _write_and_rename(self, contents: BuildContents) -> None:
         self._check_input_files()
         build_log = self.log.to_json(contents.layout.counts.total("text_bytes"), self.engine.num_workers)
         write_metadata(self.staging_dir, contents, build_log)
         for line in list_warnings(contents.corpus, self.plan.input_files):
             self.progress.warn(line)
         publish(self.staging_dir, self.output_dir)
-        delete_work(self.output_dir, self.progress)
 
     def _check_input_files(self) -> None:
         """Raise FolioError if an input file has changed or was removed, even if it was read before."""
@@ -326,7 +336,8 @@ def build_tokenizer(
     check_no_other_tokenizer(output_dir, [TRAINED_FILE_NAMES[recipe.tokenizer]])
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with lock_build(output_dir):
-        plan = make_plan(recipe, source, progress, num_threads=workers)
+        with progress.phase("plan"):
+            plan = make_plan(recipe, source, progress, num_threads=workers)
         with _keep_work_if_interrupted(output_dir, progress), _start_engine(plan, workers) as engine:
             tokenizer = _Build(plan, output_dir, engine, progress, BuildLog()).train()
             save_tokenizer(tokenizer, output_dir)

@@ -31,6 +31,7 @@ import numpy as np
 
 from preprocess.build.buckets import Buckets, sort_distinct
 from preprocess.build.count_leaks import count_leaks
+from preprocess.build.near_duplicates import drop_near_duplicates, find_clusters, group_near_duplicates
 from preprocess.build.split_assignment import SplitAssignment
 from preprocess.build.work_dir import DROPPED, WorkDir, iter_chunks
 from preprocess.documents import HELD_OUT, TRAIN, VAL
@@ -56,8 +57,13 @@ def dedup_and_split(recipe: Recipe, work_dir: WorkDir, num_documents: list[int])
         _drop_test_documents(assignment)
     if recipe.dedup:
         _drop_duplicates(assignment)
+    clusters = find_clusters(recipe, assignment) if recipe.near_dedup else None
+    if clusters is not None and recipe.near_dedup == "drop":
+        drop_near_duplicates(assignment, clusters)
     if is_grouped_by_content(recipe) and has_validation(recipe) and _is_one_group(assignment):
         _split_parts(assignment)
+    if clusters is not None and recipe.near_dedup == "group":
+        group_near_duplicates(assignment, clusters)
     if recipe.max_documents is not None:
         _limit_documents(assignment, recipe.max_documents, seed=recipe.seed)
     if recipe.split in ("contiguous", "given"):
@@ -174,7 +180,7 @@ def _keyed_groups(assignment: SplitAssignment, seed: int) -> Iterator[tuple[np.n
     for chunk, sides in assignment.chunks():
         kept = np.flatnonzero(sides != DROPPED)
         documents = assignment.work_dir.map_documents(chunk)
-        yield sides, kept, key_groups(documents[assignment.group_column][kept], seed)
+        yield sides, kept, key_groups(assignment.get_groups(documents[kept]), seed)
 
 
 def _write_group_buckets(assignment: SplitAssignment, seed: int) -> Buckets:
@@ -225,6 +231,11 @@ def _split_exactly(assignment: SplitAssignment, recipe: Recipe) -> None:
 
 def _reject_split(assignment: SplitAssignment, recipe: Recipe, num_groups: int) -> None:
     num_kept = assignment.count_kept()
+    if num_groups == 1 and assignment.num_near_duplicates:
+        raise FolioError(
+            f"all {num_kept:,} documents are nearly equal or in groups that contain nearly equal documents, so they "
+            "cannot be split; increase near_dedup_threshold, or set near_dedup to 'drop'"
+        )
     if num_groups == 1 and num_kept > 1:
         raise FolioError(
             f"all {num_kept:,} documents are one group, which cannot be split; choose another group_by or group_column"

@@ -100,15 +100,16 @@ def _plan(recipe: Recipe, sample: Sample, progress: Progress) -> Plan:
     tokenizer_kind, input_files = find_tokenizer_kind(recipe.tokenizer), sample.files
     recipe = resolve_chat_template(resolve_format(recipe, input_files))
     try:
-        empty_paths, partitions = _check_files(recipe, input_files)
+        checker, partitions = _check_files(recipe, input_files)
     except MissingColumnError as e:
-        recipe, empty_paths, partitions = _check_chats(recipe, input_files, e)
+        recipe, checker, partitions = _check_chats(recipe, input_files, e)
         progress.log(f"reading chats from {recipe.chat_columns} with the chat template {recipe.chat_template}")
-    if line := advise_about_chats(recipe, input_files):
+    if line := advise_about_chats(recipe, input_files, checker.first_columns):
         progress.log(line)
     # The statistics do not count files that have no document.
     num_empty = sum(
-        file.path in empty_paths or (not file.size_bytes and not is_one_document(file, recipe)) for file in input_files
+        file.path in checker.empty_files or (not file.size_bytes and not is_one_document(file, recipe))
+        for file in input_files
     )
     if num_empty:
         progress.warn(f"{num_empty:,} of {format_quantity(len(input_files), 'input file')} have no content")
@@ -127,19 +128,19 @@ def _plan(recipe: Recipe, sample: Sample, progress: Progress) -> Plan:
     )
 
 
-def _check_files(recipe: Recipe, input_files: list[InputFile]) -> tuple[set[str], list[Partition]]:
-    """Return the paths of CSV files without a header, and the partitions.
+def _check_files(recipe: Recipe, input_files: list[InputFile]) -> tuple[InputChecker, list[Partition]]:
+    """Return what the check of the files found, and the partitions.
 
     Raises MissingColumnError if a table lacks a column, and the errors of `InputChecker.check`.
     """
     checker = InputChecker(input_files, recipe)
     checker.check_all()
-    return checker.empty_files, make_partitions(input_files, recipe)
+    return checker, make_partitions(input_files, recipe)
 
 
 def _check_chats(
     recipe: Recipe, input_files: list[InputFile], error: MissingColumnError
-) -> tuple[Recipe, set[str], list[Partition]]:
+) -> tuple[Recipe, InputChecker, list[Partition]]:
     """Return the recipe with the chat columns that the files have instead of a text column, and their partitions.
 
     Raises `error`, which says that the text column is missing, if the files are not chats.

@@ -43,6 +43,7 @@ from preprocess.readers.records import Rejects
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.manifest import TokenizerEntry
 from preprocess.stages.dedup import hash_contents, hash_groups
+from preprocess.stages.near_dup import hash_bands, hash_shingles
 from preprocess.stages.pipeline import count_characters, count_dropped, read_documents
 from preprocess.stages.slices import iter_groups, slice_texts
 from preprocess.tokenizers import load_stored_tokenizer
@@ -158,7 +159,9 @@ class _PartitionWriter:
     def __init__(self, context: TaskContext) -> None:
         self._recipe = context.recipe
         self.encoder = get_encoder(context) if context.tokenizer is not None else None
-        self.suffixes = ("docs", *get_encoded_suffixes(self._recipe)) if self.encoder else ("docs", "text")
+        self.suffixes = ("docs", *(get_encoded_suffixes(self._recipe) if self.encoder else ("text",)))
+        if self._recipe.near_dedup:
+            self.suffixes += ("shingles", "num_shingles", "bands")
         self.num_documents = self.text_bytes = 0
         self._distinct = {name: DistinctValues(name) for name in INDEXED_COLUMNS}
         self._is_in_alphabet = np.zeros(NUM_CODE_POINTS, bool) if self._recipe.tokenizer == "char" else None
@@ -191,11 +194,20 @@ class _PartitionWriter:
             for start, stop in iter_groups(slices):
                 data, _ = get_text_buffers(slices.slice(start, stop - start))
                 self._is_in_alphabet[decode_code_points(data)] = True
+        if self._recipe.near_dedup:
+            self._write_shingles(get_plain_texts(texts, has_chats=has_chats))
         if self.encoder:
             self.encoder.encode(texts, documents, self._files)
         else:
             self._text_writer.write_batch(pa.record_batch([texts], ["text"]))
         return empty
+
+    def _write_shingles(self, texts: pa.LargeStringArray) -> None:
+        recipe = self._recipe
+        shingles, counts = hash_shingles(texts, recipe.near_dedup_words)
+        self._files["shingles"].write(shingles)
+        self._files["num_shingles"].write(counts)
+        self._files["bands"].write(hash_bands(shingles, counts, recipe.near_dedup_bands, recipe.near_dedup_rows))
 
     def _make_document_table(self, batch: pa.RecordBatch, sides: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         documents = np.empty(batch.num_rows, DOCUMENT_DTYPE)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from preprocess.build.near_groups import NearGroups
 from preprocess.build.work_dir import DROPPED, Chunk, WorkDir, iter_chunks
 
 
@@ -22,6 +23,8 @@ class SplitAssignment:
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> number of documents
     warning: str | None = None
     group_column: str = "group"  # field of DOCUMENT_DTYPE; documents with the same value are on the same side
+    near_groups: NearGroups | None = None  # joins groups whose documents are nearly equal
+    num_near_duplicates: int | None = None  # grouped with an earlier document; None if not looked for
     num_leaks: int = 0  # distinct texts that are in both splits
 
     def __post_init__(self) -> None:
@@ -31,6 +34,11 @@ class SplitAssignment:
     def chunks(self) -> Iterator[tuple[Chunk, np.ndarray]]:
         """Yield each chunk of documents in reading order, and its sides, (D,) int8, writable."""
         return ((chunk, self.work_dir.map_sides(chunk)) for chunk in iter_chunks(self.num_documents))
+
+    def get_groups(self, documents: np.ndarray) -> np.ndarray:
+        """Return the hash of the group of each document: (D, 16) uint8. `documents`: (D,) of DOCUMENT_DTYPE."""
+        groups: np.ndarray = documents[self.group_column]
+        return groups if self.near_groups is None else self.near_groups.apply(groups)
 
     def count_kept(self) -> int:
         """Return the number of documents that are not dropped."""

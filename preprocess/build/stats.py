@@ -26,11 +26,13 @@ DROP_REASONS = (
     "duplicates", "over_max_documents",
 )  # fmt: skip
 OTHER_RECORDS = "other_records"  # of WARC files, such as requests and images; left out of stats.json if there are none
+NEAR_DUPLICATES = "near_duplicates"  # left out of stats.json if they were not looked for
 MAX_LISTED_VALUES = 10_000  # authors, cities, years or languages in stats.json; all are counted
 MAX_LISTED_CHARACTERS = 100  # that the tokenizer loses
 MAX_PRINTED_VALUES = 5  # authors, cities or years
 MAX_PRINTED_LANGUAGES = 50
 LEAKS_KEY = "equal_texts_on_both_sides"  # the number of distinct texts that are in both splits
+GROUPED_KEY = "near_duplicates_grouped"  # documents that are on the side of an earlier one that is nearly equal
 QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
 
@@ -97,6 +99,8 @@ def describe_build(corpus: PreparedCorpus, counts: DocumentCounts, vocab_size: i
     cleaned = sum_counts(receipt.cleaned for receipt in corpus.receipts)
     # Leave the key out if there are none: other builds keep the build_id that earlier versions gave them.
     leaks = {LEAKS_KEY: corpus.assignment.num_leaks} if corpus.assignment.num_leaks else {}
+    num_near = corpus.assignment.num_near_duplicates
+    near = {} if num_near is None else {GROUPED_KEY: num_near}
     lost = corpus.loss.lost
     lengths = {split: describe_lengths(of_split) for split, of_split in counts.lengths.items() if of_split}
     num_kept = counts.total("documents")
@@ -107,10 +111,11 @@ def describe_build(corpus: PreparedCorpus, counts: DocumentCounts, vocab_size: i
             "kept": num_kept,
             **{reason: dropped[reason] for reason in DROP_REASONS},
             **{reason: dropped[reason] for reason in (OTHER_RECORDS,) if dropped[reason]},
+            **({NEAR_DUPLICATES: dropped[NEAR_DUPLICATES]} if recipe.near_dedup == "drop" else {}),
         },
         "clean": {rule: cleaned[rule] for rule in CLEANING_RULES if rule in recipe.clean},
         "mended": mended,
-        "split": {"mode": recipe.split, "val_fraction": recipe.val_fraction, **leaks},
+        "split": {"mode": recipe.split, "val_fraction": recipe.val_fraction, **leaks, **near},
         "splits": counts.splits,
         "tokens": num_tokens,
         "text_bytes": text_bytes,
@@ -208,7 +213,7 @@ def format_stats(data: bytes) -> list[str]:
 def _format(stats: JsonObject) -> list[str]:
     always = ("read", "empty", "duplicates", "kept")
     found = stats["documents"]
-    order = ("read", *DROP_REASONS, OTHER_RECORDS, "kept")
+    order = ("read", *DROP_REASONS, NEAR_DUPLICATES, OTHER_RECORDS, "kept")
     documents = {key: found[key] for key in order if found.get(key) or key in always}
     cleaned = [f"{rule} {count:,}" for rule, count in stats["clean"].items()]
     repaired = [f"{name} {count:,}" for name, count in stats["mended"].items() if count]
@@ -241,6 +246,8 @@ def _format(stats: JsonObject) -> list[str]:
         )
     if num_leaks := stats["split"].get(LEAKS_KEY):
         lines.append(f"{num_leaks:,} texts are in both train and val")
+    if num_grouped := stats["split"].get(GROUPED_KEY):
+        lines.append(f"{num_grouped:,} documents are nearly equal to an earlier one and on the same side of the split")
     for split, lengths in stats["tokens_per_document"].items():
         quantiles = ", ".join(f"{name} {lengths[name]:,}" for name in QUANTILES)
         lines.append(f"tokens per document of {split}: mean {lengths['mean']:,}, {quantiles}")

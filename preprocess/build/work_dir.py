@@ -9,6 +9,7 @@ never used. The files of partition 7 are
               .text      its texts; only if the tokenizer is trained on them
               .ids       the token ids of its documents
               .lengths   the number of tokens of each document
+              .shingles, .num_shingles, .bands   for finding nearly equal documents (stages/near_dup.py)
               .mask      the loss mask, a byte for each token; only if there are chats
               .sides     train, val or dropped, for each document
               .rejects   its malformed records, if any
@@ -54,6 +55,7 @@ DOCUMENT_DTYPE = np.dtype(
         ("author", "<i4"), ("city", "<i4"), ("year", "<i4"), ("lang", "<i4"), ("side", "i1"), ("has_u2581", "?"),
     ]
 )  # fmt: skip
+NUM_SHINGLES_DTYPE = np.dtype("<u4")  # of a document
 LENGTH_DTYPE = np.dtype("<u4")  # tokens of a document, control tokens included
 DROPPED = -1  # the side of a document that is not in the build
 CHUNK_DOCUMENTS = 1 << 16  # processed at once
@@ -142,6 +144,15 @@ class WorkDir:
     def map_lengths(self, chunk: Chunk) -> np.ndarray:
         """Map the number of tokens of each document in `chunk`: (D,) uint32, read-only."""
         return _map_rows(self.file(chunk.partition, "lengths"), LENGTH_DTYPE, chunk)
+
+    def map_num_shingles(self, chunk: Chunk) -> np.ndarray:
+        """Map the number of shingles of each document in `chunk`: (D,) uint32, read-only."""
+        return _map_rows(self.file(chunk.partition, "num_shingles"), NUM_SHINGLES_DTYPE, chunk)
+
+    def map_bands(self, chunk: Chunk, num_bands: int) -> np.ndarray:
+        """Map the bands of each document in `chunk`: (D, num_bands) uint64, read-only."""
+        rows = Chunk(chunk.partition, chunk.first * num_bands, chunk.last * num_bands)
+        return _map_rows(self.file(chunk.partition, "bands"), np.dtype("<u8"), rows).reshape(-1, num_bands)
 
     def create_sides(self, partition: int, num_documents: int) -> None:
         """Write the file of sides of a partition, with TRAIN for all documents."""

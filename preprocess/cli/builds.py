@@ -111,7 +111,9 @@ def verify(output: Output, name: str, leaks: bool) -> None:
     from preprocess.shards.format import find_build
     from preprocess.shards.verify import verify_newest
 
-    build, faults = verify_newest(find_build(name))
+    progress = output.progress()
+    with progress.phase("verify"):
+        build, faults = verify_newest(find_build(name))
     result: JsonObject = {"folder": str(build.folder), "build_id": build.build_id, "faults": faults}
     if faults:
         output.write(result, [])
@@ -125,7 +127,8 @@ def verify(output: Output, name: str, leaks: bool) -> None:
     if not leaks:
         output.write(result, lines)
         return
-    found = _find_leaks(build)
+    with progress.phase("verify: look for leaks"):
+        found = _find_leaks(build)
     result["leaks"] = dataclasses.asdict(found)
     output.write(result, lines if found.num_texts else [*lines, "no text is in both train and val"])
     if found.num_texts:

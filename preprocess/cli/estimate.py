@@ -26,6 +26,9 @@ def estimate(output: Output, num_documents: int, workers: int | None, **options:
     from preprocess.build.plan import plan_estimate
 
     text = RecipeOptions(**options)
-    plan = plan_estimate(text.load_recipe(), text.source, output.progress())
-    result = estimate_build(plan, num_documents, workers=workers or get_default_num_workers())
+    progress = output.progress()
+    with progress.phase("plan"):
+        plan = plan_estimate(text.load_recipe(), text.source, progress)
+    with progress.phase("estimate"):
+        result = estimate_build(plan, num_documents, workers=workers or get_default_num_workers())
     output.write(result, format_estimate(result))

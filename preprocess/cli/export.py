@@ -39,13 +39,15 @@ def export(
     for option, is_given in ((f"--by {by}", by is not None), ("--authors", authors)):
         if is_given and format_ != "text":
             raise click.UsageError(f"{option} needs --format text, got --format {format_}")
+    build, progress = Build(name), output.progress()
     if format_ == "text":
-        paths = export_text(Build(name), folder, by_language=by is not None, authors=authors, replace=replace)
+        with progress.phase("export"):
+            paths = export_text(build, folder, by_language=by is not None, authors=authors, replace=replace)
     else:
-        build = Build(name)
-        paths = export_nanogpt(build, folder, replace=replace)
+        with progress.phase("export"):
+            paths = export_nanogpt(build, folder, replace=replace)
         if build.manifest.recipe.get("chat_columns") is not None:
-            output.progress().warn("nanoGPT has no loss masks, so it trains on all tokens of the chats")
+            progress.warn("nanoGPT has no loss masks, so it trains on all tokens of the chats")
     files = [{"path": str(path), "size_bytes": os.path.getsize(path)} for path in paths]
     lines = [f"{path}  {format_quantity(os.path.getsize(path), 'byte')}" for path in paths]
     output.write({"files": files}, lines)

@@ -64,7 +64,7 @@ INPUT_OPTIONS = [
         "--chat-columns",
         metavar="NAMES",
         help="Columns of chats or instructions: messages, prompt,completion or instruction,input,output, or other "
-        "names in their place.  [default: found if there is no text column]",
+        "names in their place.  [default: looked for if the input does not have the text column]",
     ),
     click.option(
         "--chat-template",
@@ -143,6 +143,21 @@ PROCESSING_OPTIONS = [
     click.option("--min-characters", type=int, metavar="N", help="Drop documents with fewer than N characters."),
     click.option("--max-characters", type=int, metavar="N", help="Drop documents with more than N characters."),
     click.option("--dedup/--no-dedup", default=None, help="Drop documents that are equal to an earlier one."),
+    click.option(
+        "--near-dedup",
+        type=click.Choice(CHOICES["near_dedup"]),
+        is_flag=False,
+        flag_value="drop",
+        help="Find documents that are nearly equal to an earlier one, and drop them (the default), or keep each group "
+        "of them on one side of the split.",
+    ),
+    click.option(
+        "--near-dedup-threshold",
+        type=float,
+        metavar="FRACTION",
+        help="With --near-dedup: the smallest similarity of nearly equal documents, which is the fraction of their "
+        "sequences of five words that both have.  [default: 0.8]",
+    ),
     click.option(
         "--split", type=click.Choice(CHOICES["split"]), help="How documents are divided into train and val."
     ),

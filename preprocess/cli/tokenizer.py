@@ -72,11 +72,14 @@ def inspect(output: Output, name: str, num_documents: int, **options: Any) -> No
     text = RecipeOptions(**options)
     if text.has_text:
         recipe = text.load_recipe(tokenizer="byte")  # any tokenizer that is not trained; it is not used
-        result = inspect_by_name(name, plan_estimate(recipe, text.source, output.progress()), num_documents)
+        progress = output.progress()
+        with progress.phase("inspect"):
+            result = inspect_by_name(name, plan_estimate(recipe, text.source, progress), num_documents)
     else:
         if _is_tokenizer(name):
             raise click.UsageError(f"{name} is a tokenizer: pass --corpus or --input with a text to measure it on")
-        result = inspect_build(Build(name), num_documents)
+        with output.progress().phase("inspect"):
+            result = inspect_build(Build(name), num_documents)
     output.write(result, format_inspection(result))
 
 

@@ -27,7 +27,7 @@ class InputChanged(FolioError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.reason}; wait until the file no longer changes, then run the same command again"
+        return f"{self.reason}; wait until no program writes to the file, then run the same command again"
 
 
 class DiskFile(NamedTuple):

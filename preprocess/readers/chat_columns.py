@@ -55,16 +55,21 @@ def recognize_chats(recipe: Recipe, error: MissingColumnError) -> Recipe:
     return resolve_chat_template(dataclasses.replace(recipe, chat_columns=",".join(columns)))
 
 
-def advise_about_chats(recipe: Recipe, input_files: Sequence[InputFile]) -> str:
+def advise_about_chats(
+    recipe: Recipe, input_files: Sequence[InputFile], known: tuple[InputFile, list[str]] | None
+) -> str:
     """Return a line if the first table has chats beside the column `text`, which is read by default, or "".
 
+    `known`: the first JSON or CSV file that is in no archive, and its columns (`InputChecker.first_columns`).
     Files in archives are not looked at: opening one again can mean to decompress all files before it.
     """
     is_default = recipe.text_column == DEFAULT_TEXT_COLUMN and recipe.template is None and recipe.chat_columns is None
     tables = (file for file in input_files if file.format in TABLE_FORMATS and not file.archive)
     table = next(tables, None) if is_default else None
-    columns = find_chat_columns(list_column_names(table, recipe)) if table is not None else None
-    if table is None or columns is None:
+    if table is None:
+        return ""
+    columns = find_chat_columns(known[1] if known and known[0] is table else list_column_names(table))
+    if columns is None:
         return ""
     return (
         f"{table.path} has a column text, which is read, and chats; pass --chat-columns {','.join(columns)} to read "

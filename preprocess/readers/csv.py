@@ -42,13 +42,14 @@ NumberedRows = tuple[pa.RecordBatch, np.ndarray]  # R rows, and the number of ea
 NUMBER_PATTERN = r"\A[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\z"
 
 
-def check_csv(input_file: InputFile, recipe: Recipe) -> bool:
-    """Check the header of a CSV file, and return whether the file has one or is empty.
+def check_csv(input_file: InputFile, recipe: Recipe) -> list[str] | None:
+    """Check the header of a CSV file, and return its names, or None if the file has none and is empty.
 
     Raises FolioError if the header cannot be read, and MisuseError if it lacks a column that the
     recipe needs or contains it twice.
     """
-    return read_header(read_blocks(input_file, 0, None), input_file, recipe) is not None
+    header = read_header(read_blocks(input_file, 0, None), input_file, recipe)
+    return None if header is None else list(header.names)
 
 
 def read_csv(input_file: InputFile, recipe: Recipe, rejects: Rejects) -> Iterator[Records]:

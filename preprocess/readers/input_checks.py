@@ -41,6 +41,8 @@ class InputChecker:
         self._num_files, self._max_arrow_bytes = 1, MAX_ARROW_BYTES_AHEAD  # to be examined next
         self._json_checker: JsonColumnChecker | None = None
         self.empty_files: set[str] = set()  # paths of CSV files without a header, found by `check`
+        # The first JSON or CSV file, and its columns: those of the header or of the first record.
+        self.first_columns: tuple[InputFile, list[str]] | None = None
 
     def check_all(self) -> None:
         """Check all files, with one group of files to be examined. Raises the errors of `check`."""
@@ -64,17 +66,23 @@ class InputChecker:
             from preprocess.readers.json_columns import JsonColumnChecker
 
             self._json_checker = self._json_checker or JsonColumnChecker(self._input_files, self._recipe)
-            self._json_checker.check(input_file)
+            self._store_columns(input_file, self._json_checker.check(input_file))
         elif input_file.format == "csv":
             from preprocess.readers.csv import check_csv
 
-            if not check_csv(input_file, self._recipe):
+            names = check_csv(input_file, self._recipe)
+            if names is None:
                 self.empty_files.add(input_file.path)
+            self._store_columns(input_file, names or [])
         elif input_file.format in PAGE_FORMATS:
             from preprocess.readers.html_text import check_installed
 
             modules = ("resiliparse", "fastwarc") if input_file.format == "warc" else ("resiliparse",)
             check_installed(input_file.path, input_file.format, *modules)
+
+    def _store_columns(self, input_file: InputFile, names: list[str]) -> None:
+        if self.first_columns is None and not input_file.archive:
+            self.first_columns = input_file, names
 
     def _check_by_examiner(self, input_file: InputFile) -> None:
         if input_file.path not in self._reasons:

@@ -42,8 +42,8 @@ class JsonColumnChecker:
         self._text_columns = set(find_text_columns(recipe))
         self._missing = set(self._required.names)  # that were not found in any file yet
 
-    def check(self, input_file: InputFile) -> None:
-        """Check the recipe's columns against a file.
+    def check(self, input_file: InputFile) -> list[str]:
+        """Check the recipe's columns against a file, and return the columns of its first record.
 
         Raises MisuseError if no record of the file has a column of the text, if no record of any file
         that is on the disk has another column that the recipe needs, or if the condition compares a
@@ -57,8 +57,9 @@ class JsonColumnChecker:
             )
         head = read_head(input_file)
         missing = self._missing | text_columns  # in this file
-        has_records = False
+        has_records, first_columns = False, None
         for record in iter_head(input_file, head, self._recipe):
+            first_columns = list(record) if first_columns is None else first_columns
             has_records = has_records or bool(record)
             missing = {name for name in missing if not has_nested(record, name)}
             if not missing:
@@ -77,6 +78,7 @@ class JsonColumnChecker:
             names = dict.fromkeys(name for record in records for name in _list_columns(record) if name not in absent)
             found = [name for name in required.names if name not in absent]
             check_columns(input_file, required, list(dict.fromkeys([*names, *found])))
+        return first_columns or []
 
     def _search_others(self, first: InputFile, names: set[str]) -> None:
         """Search the files for the columns `names`, those after `first` before those before it."""

@@ -4,7 +4,7 @@ A document is the main text of a response that is an HTML page, a response that 
 the text of a `conversion` record. Other records (requests, metadata, images, errors of servers) are
 counted. fastwarc finds the records in the decompressed file, so memory holds one record.
 
-If the file continues with something that is no record, this is rejected, and the next bytes that
+If the file continues with something that is not a record, this is rejected, and the next bytes that
 look like the beginning of a record are searched. A file that ends within a record ends with a
 rejected record.
 """
@@ -204,7 +204,7 @@ def _open_response(block: bytes, auto_decode: Decoding) -> Any:
 
 
 def _iter_records(input_file: InputFile, rejects: Rejects) -> Iterator[_Record]:
-    """Yield the records of a file. Bytes that are no record are rejected."""
+    """Yield the records of a file. Bytes that are not a record are rejected."""
     from fastwarc.warc import ArchiveIterator
 
     tape = _Tape(read_blocks(input_file, 0, None))

@@ -7,6 +7,7 @@ import importlib.resources
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,21 @@ def load_recipe(corpus: Recipe | str | None, **overrides: Any) -> Recipe:
     name = corpus.corpus if isinstance(corpus, Recipe) else corpus or "these files"
     reject_unused_settings(recipe, given.keys() - {"files"}, name)
     return recipe
+
+
+def find_licence(recipe: Mapping[str, Any]) -> str | None:
+    """Return the licence of the data of a build, or None if it is not known.
+
+    `recipe` is the one in the build's manifest. The licence is that of the built-in corpus with this
+    name, unless the build read other files.
+    """
+    name = recipe.get("corpus")
+    if not isinstance(name, str) or name not in list_builtin_corpora():
+        return None
+    corpus = _load(name)
+    files = [{"name": file.name, "sha256": file.sha256, "bytes": file.bytes} for file in corpus.files]
+    is_same_data = recipe.get("files", []) == files and recipe.get("format", corpus.format) == corpus.format
+    return corpus.licence or None if is_same_data else None
 
 
 def _load(corpus: str) -> Recipe:

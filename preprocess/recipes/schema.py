@@ -54,8 +54,12 @@ COLUMN_SETTINGS = (
 )
 CSV_SETTINGS = ("delimiter", "escape", "quotes")
 JSON_SETTINGS = ("json_field",)
+NEAR_DEDUP_SETTINGS = ("near_dedup_threshold", "near_dedup_words", "near_dedup_bands", "near_dedup_rows")
 # Settings whose defaults are not stored, so that the build_id is that of Folio before it had these settings.
-LATER_SETTINGS = (*CSV_SETTINGS, *JSON_SETTINGS, "encoding", "chat_columns", "chat_template")
+LATER_SETTINGS = (
+    *(*CSV_SETTINGS, *JSON_SETTINGS, "encoding", "chat_columns", "chat_template"),
+    *("near_dedup", *NEAR_DEDUP_SETTINGS),
+)
 # Settings that apply to some formats only.
 FORMAT_SETTINGS = (
     *COLUMN_SETTINGS,
@@ -72,7 +76,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "split": ("exact", "threshold", "contiguous", "given"),
     "eot": ("auto", "append", "none"),
     "chat_template": (*TEMPLATES,),
+    "near_dedup": ("drop", "group"),
 }
+OPTIONAL_CHOICES = ("chat_template", "near_dedup")  # may be None
+
 DOCUMENTATION_SETTINGS = ("description", "licence", "size", "hub")  # they decide no byte of a build of given files
 MAX_TEXT_CHARACTERS = 10_000
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -90,6 +97,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_characters": (1, 1 << 40),
     "seed": (0, (1 << 64) - 1),
     "year": (0, 9999),
+    "near_dedup_threshold": (0.1, 1),
+    "near_dedup_words": (1, 100),
+    "near_dedup_bands": (1, 100),
+    "near_dedup_rows": (1, 100),
 }
 
 
@@ -173,6 +184,12 @@ class Recipe:
     min_characters: int | None = None
     max_characters: int | None = None
     dedup: bool = True
+    # Documents that are nearly equal to an earlier one: drop them, or keep each such group on one side of the split.
+    near_dedup: str | None = None
+    near_dedup_threshold: float = 0.8  # the smallest Jaccard similarity of nearly equal documents
+    near_dedup_words: int = 5  # in a shingle
+    near_dedup_bands: int = 14  # documents that have one of these bands in common are compared
+    near_dedup_rows: int = 8  # MinHash values in a band
     split: str = "exact"
     val_fraction: float = 0.1  # 0: all documents are for training
     authors: bool = True  # begin each document with control tokens for author, city and year
@@ -189,7 +206,7 @@ class Recipe:
                 f"the name of a corpus must consist of letters, digits and . _ - only, got {format_value(self.corpus)}"
             )
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices and not (name == "chat_template" and self.chat_template is None):
+            if getattr(self, name) not in choices and not (name in OPTIONAL_CHOICES and getattr(self, name) is None):
                 found = format_value(getattr(self, name))
                 raise MisuseError(f"{name} must be one of {', '.join(choices)}, got {found}")
         for name, (min_value, max_value) in RANGES.items():
@@ -287,6 +304,11 @@ class Recipe:
             raise MisuseError(
                 f"group_by is {self.group_by!r}, but a given split does not use groups; leave one of them out"
             )
+        if self.near_dedup == "group" and (self.split in ("contiguous", "given") or not self.val_fraction):
+            raise MisuseError(
+                "near_dedup 'group' keeps documents on one side of a random split, but this build has none; "
+                "set near_dedup to 'drop'"
+            )
 
     def resolved(self) -> JsonObject:
         """Return the settings that determine the bytes of a build, as `manifest.json` stores them.
@@ -336,6 +358,7 @@ def _list_unused_settings(recipe: Recipe) -> list[str]:
         "val_fraction": recipe.split == "given",
         "num_pieces": not trains_tokenizer,
         "sample_bytes": not trains_tokenizer,
+        **dict.fromkeys(NEAR_DEDUP_SETTINGS, recipe.near_dedup is None),
         "bos": recipe.tokenizer in ("gpt2", "char", "byte"),
         "seed": is_split_known and not is_synthetic and not trains_tokenizer and recipe.max_documents is None,
     }

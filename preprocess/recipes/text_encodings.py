@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from charset_normalizer import CharsetMatch
 
 AUTO = "auto"  # UTF-8, or UTF-16 and UTF-32 if the first bytes show it
-# Codecs of Python that are no encodings of files, or that depend on the machine.
+# Codecs of Python that are not encodings of files, or that depend on the machine.
 NOT_FOR_FILES = {"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem", "utf_7"}
 # Without a byte order mark, these are the machine's own byte order.
 BYTE_ORDERS = {"utf-16": "utf-16-le", "utf-32": "utf-32-le", "utf-8-sig": "utf-8"}

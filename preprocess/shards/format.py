@@ -86,11 +86,15 @@ def check_name(name: str) -> str:
     return name
 
 
+class MissingBuildError(MisuseError):
+    """There is no build of the given name or in the given folder."""
+
+
 def find_build(name_or_folder: str) -> Path:
     """Return the folder of a build. A value with a path separator is a folder, any other is a name.
 
     A name is looked up in `default_root()`, then in `./shards`. Raises MisuseError if the name is
-    not valid, or if none of these folders has a manifest; the message lists them.
+    not valid, and MissingBuildError, which lists the folders, if none of them has a manifest.
     """
     if "/" in name_or_folder or os.sep in name_or_folder:
         candidates = [Path(name_or_folder)]
@@ -101,7 +105,7 @@ def find_build(name_or_folder: str) -> Path:
         if wait_for_manifest(folder):
             return folder
     tried = " and ".join(map(str, candidates))
-    raise MisuseError(
+    raise MissingBuildError(
         f"no build {name_or_folder!r}: no {MANIFEST} in {tried}; "
         "`preprocess list` lists the existing builds, `preprocess build --help` explains how to make one"
     )

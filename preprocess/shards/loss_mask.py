@@ -70,6 +70,17 @@ def gather_mask(
     return out
 
 
+def read_bits(masks: Sequence[np.ndarray | None], shard: np.ndarray, token: np.ndarray) -> np.ndarray:
+    """Return the bit of each `token` in `shard`, (P,) int64 each: (P,) bool. `masks`: as for `gather_mask`."""
+    out = np.ones(len(token), bool)
+    for s in np.flatnonzero(np.bincount(shard)).tolist():
+        packed, chosen = masks[s], np.flatnonzero(shard == s)
+        if packed is not None:
+            of_shard = token[chosen]
+            out[chosen] = (packed[of_shard >> 3] >> (of_shard & 7).astype(np.uint8)) & 1
+    return out
+
+
 def count_ones(packed: np.ndarray) -> int:
     """Return the number of bits that are 1. `packed`: (B,) uint8."""
     chunks = (packed[i : i + HASH_CHUNK_BYTES] for i in range(0, len(packed), HASH_CHUNK_BYTES))

@@ -25,6 +25,7 @@ from preprocess.shards.format import Build, Shard, find_build
 from preprocess.shards.loss_mask import gather_mask
 from preprocess.shards.manifest import SPLITS
 from preprocess.shards.manifest_file import ADVICE, ShardError, read_manifest
+from preprocess.shards.packing import PackedRows
 from preprocess.shards.replaced import ReplacedError, read_unreplaced, read_version
 from preprocess.shards.windows import gather_windows
 
@@ -92,6 +93,14 @@ class MappedSplit:
         `shard`, `start`: (B,) int64. Returns (B, num_tokens) bool.
         """
         return gather_mask(self.masks, shard, start, num_tokens)
+
+    def read_rows(self, rows: PackedRows, row: np.ndarray, epoch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return inputs and targets, (B, 2 T), and documents, (B, T), of packed rows of this split.
+
+        `row`, `epoch`: (B,) int64. Raises FolioError for an id outside the vocabulary.
+        """
+        tokens, documents = rows.read_tokens(self.tokens, row, epoch)
+        return self._check_ids(tokens), documents
 
     def read_document(self, shard: int, index: int, max_tokens: int | None) -> np.ndarray:
         """Return the ids of document `index` of shard number `shard`: (L,) of the build's dtype.

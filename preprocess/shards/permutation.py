@@ -38,6 +38,7 @@ _GOLDEN, _MULTIPLIER_1, _MULTIPLIER_2 = (
     np.uint64(0x94D049BB133111EB),
 )
 _16, _27, _30, _31, _32 = np.uint64(16), np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
+Digits = np.uint64 | np.ndarray
 _COUNTER = np.arange(_MAX_RANKED, dtype=np.uint64) * _GOLDEN  # the states of SplitMix64 from 0
 
 
@@ -101,6 +102,22 @@ def _permute_by_rank(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarra
     return (hashes < hash_of_index).sum(axis=1).astype(np.uint64)
 
 
+def permute_each(index: np.ndarray, sizes: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Return the image of each index under a random-looking permutation of 0 … size − 1, its own size.
+
+    `index`, `sizes`, `key`: (B,) uint64, each index below its size, and each size from 1 to 2**52. A
+    pair of a size and a key selects a permutation. Returns (B,) uint64. For the same size, the
+    permutation is not the one of `permute` if the size is at most 64.
+    """
+    a = np.sqrt(sizes - np.uint64(1)).astype(np.uint64) + np.uint64(1)
+    b = (sizes + a - np.uint64(1)) // a
+    keys = mix64(key + _COUNTER[:_ROUNDS, None])  # (rounds, B)
+    out = _encrypt(index, a, b, keys)
+    while len(outside := np.flatnonzero(out >= sizes)):
+        out[outside] = _encrypt(out[outside], a[outside], b[outside], keys[:, outside])
+    return out
+
+
 def _permute_by_cipher(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
     """Return the encrypted indices, by the generalised Feistel cipher with cycle walking.
 
@@ -109,8 +126,8 @@ def _permute_by_cipher(index: np.ndarray, size: int, key: np.ndarray) -> np.ndar
     the next power of four, up to three in four numbers would be encrypted again in each pass, and
     64 numbers would need about 15 passes.
     """
-    a = isqrt(size - 1) + 1
-    b = -(-size // a)
+    base = isqrt(size - 1) + 1
+    a, b = np.uint64(base), np.uint64(-(-size // base))
     keys = mix64(key + _COUNTER[:_ROUNDS, None])  # (rounds, B)
     out = _encrypt(index, a, b, keys)
     while (outside := out >= size).any():
@@ -118,13 +135,16 @@ def _permute_by_cipher(index: np.ndarray, size: int, key: np.ndarray) -> np.ndar
     return out
 
 
-def _encrypt(index: np.ndarray, a: int, b: int, keys: np.ndarray) -> np.ndarray:
-    """Apply the rounds to `index`, (B,): a bijection on 0 … a·b − 1. `keys`: (rounds, B) uint64."""
-    high, low = np.divmod(index, np.uint64(a))
+def _encrypt(index: np.ndarray, a: Digits, b: Digits, keys: np.ndarray) -> np.ndarray:
+    """Apply the rounds to `index`, (B,): a bijection on 0 … a·b − 1.
+
+    `a`, `b`: the bases, uint64 or (B,) uint64. `keys`: (rounds, B) uint64.
+    """
+    high, low = np.divmod(index, a)
     for i in range(0, _ROUNDS, 2):
-        low = (low + _hash_digit(high, keys[i])) % np.uint64(a)
-        high = (high + _hash_digit(low, keys[i + 1])) % np.uint64(b)
-    return high * np.uint64(a) + low
+        low = (low + _hash_digit(high, keys[i])) % a
+        high = (high + _hash_digit(low, keys[i + 1])) % b
+    return high * a + low
 
 
 def _hash_digit(digit: np.ndarray, key: np.ndarray) -> np.ndarray:

@@ -41,6 +41,8 @@ def check_windows(lengths: Sequence[int], block_size: int, split: str) -> None:
 class RandomWindows:
     """Windows drawn uniformly, with replacement, from all possible starts in all shards."""
 
+    windows_per_epoch: int  # that have as many inputs as there are tokens, although some tokens are in none of them
+
     def __init__(self, lengths: Sequence[int], block_size: int, *, seed: int) -> None:
         """`lengths`: the number of tokens of each shard; shards shorter than a window are not used.
 
@@ -50,6 +52,7 @@ class RandomWindows:
         # All starts are numbered, shard after shard. Those of shard s are first[s] … edges[s] − 1.
         self._edges = np.cumsum(num_starts)  # (S,)
         self._first = self._edges - num_starts  # (S,)
+        self.windows_per_epoch = max(sum(lengths) // block_size, 1)
         self._key, self._total = make_hash_key(seed), np.uint64(self._edges[-1] if len(num_starts) else 0)
         if not len(num_starts) or not self._edges[-1]:
             raise ValueError("no shard has a window: call check_windows first")

@@ -197,6 +197,8 @@ def adapt_recipe(recipe: Recipe) -> tuple[Recipe, list[str]]:
     if recipe.dedup:
         changes["dedup"] = False
         notes.append("a stream cannot remember every document: duplicates are kept (set dedup = false to confirm)")
+    if recipe.near_dedup:
+        raise MisuseError("a stream cannot find nearly equal documents; leave near_dedup out, or make a build")
     if can_split_duplicates(dataclasses.replace(recipe, dedup=False)):
         notes.append(DUPLICATES_SPLIT_WARNING)
     if recipe.split == "exact":

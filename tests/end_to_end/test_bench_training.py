@@ -96,6 +96,19 @@ def test_time_to_loss_prints_a_row_per_trainer(build: Path, nanogpt: Path, tmp_p
     assert not list(tmp_path.iterdir()), "a bench must delete its temporary files"
 
 
+@pytest.mark.slow
+def test_width_prints_a_loss_for_each_multiplier(build: Path) -> None:
+    options = ["--widths", 8, 128, "--multipliers", 1, 2, "--steps", 2, "--threads", 1]
+    output = run_python("bench/width.py", build, *options, nanogpt=None)
+    head, *rows = read_tables(output)
+    assert head == ["recipe", "width", "× 1", "× 2", "best", "× 1 − best"]
+    assert [row[:2] for row in rows] == [["modern", "8"], ["modern", "128"], ["gpt2", "8"], ["gpt2", "128"]]
+    for row in rows:
+        losses = dict(zip(("1", "2"), map(float, row[2:4]), strict=True))
+        assert 1 < min(losses.values()) < 8 and row[4] == min(losses, key=losses.__getitem__)
+        assert float(row[5]) == pytest.approx(losses["1"] - losses[row[4]], abs=2e-3)
+
+
 SIZES = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8}
 
 

@@ -36,7 +36,7 @@ def test_base_training_fine_tuning_and_chat(
     assert tuned.returncode == 0, tuned.stderr
     split = Build(tmp_path / "chats").manifest.splits["train"]
     fraction = sum(shard.loss_tokens or 0 for shard in split.shards) / split.tokens
-    assert 0.1 < fraction < 0.6 and f"; the loss counts {fraction:.1%} of them; " in tuned.stdout
+    assert 0.1 < fraction < 0.6 and f"; the loss counts {fraction:.1%} of the training tokens; " in tuned.stdout
     losses = [row["val_loss"] for row in read_metric_rows(tmp_path / "tuned") if "val_loss" in row]
     assert losses[-1] < losses[0]
     monkeypatch.setattr("sys.stdin", io.StringIO("Кто это был?\n/reset\nWho was it?\n"))

@@ -11,7 +11,7 @@ from preprocess.chats.templates import TEMPLATES, number_chat_tokens
 from preprocess.shards.files import readable_json, sha256_bytes
 from preprocess.shards.format import DOC_DTYPE, MANIFEST, STATS, seal
 from tests.conftest import write_split
-from tests.helpers.runs import ALPHABET, EOT_ID, encode
+from tests.helpers.runs import ALPHABET, EOT_ID, encode, invoke, write_config
 
 CHAT_IDS = number_chat_tokens("nanochat", {}, EOT_ID + 1)
 SPECIAL_TOKENS = {"<|endoftext|>": EOT_ID, **CHAT_IDS}
@@ -58,3 +58,16 @@ def make_chat_build(folder: Path, *, repeats: int = 40, template: str | None = "
     }  # fmt: skip
     (folder / MANIFEST).write_bytes(readable_json(seal(manifest)))
     return folder
+
+
+def train_chat_run(folder: Path) -> Path:
+    """Train a run that has learnt REPLIES, and return its directory, `folder`/chat."""
+    build = make_chat_build(folder / "chats")
+    config = write_config(
+        folder / "chat.py", build, arch="modern", block_size=64, dropout=0.0, mask_documents=True, batch_size=4,
+        gradient_accumulation_steps=1, max_steps=150, eval_interval=150, checkpoint_interval=150, completion_tokens=20,
+        eval_tokens=64,
+    )  # fmt: skip
+    result = invoke("train.py", config)
+    assert result.returncode == 0, result.stderr
+    return config.with_suffix("")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from preprocess import console
 from preprocess.shards.files import readable_json, sha256_bytes
 from preprocess.shards.format import DOC_DTYPE, MANIFEST, STATS, seal
 from tests.conftest import write_split
@@ -134,10 +136,14 @@ def run_script(script: str, *arguments: object, cwd: Path | None = None) -> subp
 
 
 def invoke(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a script of `train/` in this process, without the seconds that the import of torch takes."""
+    """Run a script of `train/` in this process, without the seconds that the import of torch takes.
+
+    It prints no lines that depend on the clock.
+    """
     module = importlib.import_module(f"train.{script.removesuffix('.py')}")
     out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
+    with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "FIRST_LINE_S", math.inf)
         status = run_command(module.main, list(map(str, arguments)))
     return subprocess.CompletedProcess([script, *map(str, arguments)], status, out.getvalue(), err.getvalue())
 

@@ -15,7 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.chats import ASSISTANT_END, ASSISTANT_START, REPLIES, USER_END, USER_START, make_chat_build
+from tests.helpers.chats import (
+    ASSISTANT_END,
+    ASSISTANT_START,
+    REPLIES,
+    USER_END,
+    USER_START,
+    make_chat_build,
+    train_chat_run,
+)
 from tests.helpers.runs import encode, invoke, make_command, make_environment, run_script, write_config
 from train.chat import chat as chat_loop
 from train.model.conversation import Conversation
@@ -29,16 +37,7 @@ GREEDY = ("--temperature", 0, "--tokens", 20)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has learnt REPLIES."""
-    folder = tmp_path_factory.mktemp("chat")
-    build = make_chat_build(folder / "chats")
-    config = write_config(
-        folder / "chat.py", build, arch="modern", block_size=64, dropout=0.0, mask_documents=True, batch_size=4,
-        gradient_accumulation_steps=1, max_steps=150, eval_interval=150, checkpoint_interval=150, completion_tokens=20,
-        eval_tokens=64,
-    )  # fmt: skip
-    result = invoke("train.py", config)
-    assert result.returncode == 0, result.stderr
-    return config.with_suffix("")
+    return train_chat_run(tmp_path_factory.mktemp("chat"))
 
 
 def chat(run: Path, text: str, *arguments: object, monkeypatch: pytest.MonkeyPatch) -> subprocess.CompletedProcess[str]:
@@ -96,7 +95,7 @@ def test_run_without_chat_template_is_rejected_in_one_line(tmp_path: Path) -> No
 
 
 def test_piped_input_is_read_as_utf8_text_and_damaged_bytes_are_replaced(run: Path) -> None:
-    command = make_command("chat.py", run, *GREEDY)
+    command = make_command("chat.py", run, "--quiet", *GREEDY)
     result = subprocess.run(
         command, input=b"\xff\nwhat jumps\n", capture_output=True, env=make_environment(), timeout=120
     )
@@ -131,6 +130,30 @@ def test_ctrl_c_during_a_reply_keeps_the_program_and_the_reply_so_far(
     assert capsys.readouterr().out == 2 * "the\n(Ctrl-C again ends the program)\n" + "\n"
     before = [USER_START, *encode("what jumps"), USER_END, ASSISTANT_START]
     assert prompts[1][: len(before) + 4] == [*before, *encode("the"), ASSISTANT_END]
+
+
+def test_notes_on_a_terminal_say_what_was_left_out_and_what_was_cut(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = find_checkpoint(run, print)
+    config = replace_settings(checkpoint.info.config, {"temperature": 0.0, "completion_tokens": 4})
+    trained = open_trained_model(checkpoint, config)
+    tokenizer = load_text_tokenizer(trained.folder, trained.manifest)
+    lines = ["what jumps"] * 4 + ["/reset", "what jumps"]
+
+    def talk(*, is_terminal: bool) -> str:
+        conversation = Conversation(trained.model, tokenizer, trained.manifest, config=trained.config, system="")
+        script = list(lines)
+        monkeypatch.setattr("train.chat._read_line", lambda _: script.pop(0) if script else None)
+        chat_loop(conversation, is_terminal=is_terminal)
+        return capsys.readouterr().out
+
+    cut = "(the reply was cut after 4 tokens)"
+    left_out = "(the model's context is full: from now on, the oldest messages are left out)"
+    printed = talk(is_terminal=True).splitlines()
+    assert printed.count(cut) == 5 and printed.count(left_out) == 1 and printed.index(left_out) > 4
+    assert printed[-4:] == ["(the conversation is forgotten)", printed[-3], cut, ""]
+    assert "(" not in talk(is_terminal=False)
 
 
 class Terminal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,8 @@ def test_any_command_line_is_accepted_or_rejected_in_one_line(options: list[tupl
     ("override", "message"),
     [
         ("--n_layer=0", "n_layer must be at least 1, got 0"),
+        ("--data_order=documents", "mask_documents must be True if data_order is documents, so that"),
+        ("--num_epochs=0", "num_epochs must be > 0, got 0"),
         ("--n_head=5", "n_embd must be a multiple of n_head 5, got 768; change one of them"),
         ("--dropout=1", "dropout must be at least 0 and less than 1, got 1.0"),
         ("--dropout=-0.1", "dropout must be at least 0, got -0.1"),
@@ -213,7 +216,8 @@ OTHER_VALUES = {
     "arch": "modern", "token_shift": True, "n_layer": 3, "n_head": 6, "n_embd": 1536, "block_size": 2048,
     "dropout": 0.5, "mask_documents": True, "data_order": "epochs", "stream_buffer": 5, "batch_size": 3,
     "gradient_accumulation_steps": 2,
-    "gradient_checkpointing": True, "max_steps": 777, "optimizer": "muon", "learning_rate": 0.1,
+    "gradient_checkpointing": True, "max_steps": 777, "num_epochs": 2.5, "optimizer": "muon", "learning_rate": 0.1,
+    "base_width": 64,
     "embedding_learning_rate": 0.1, "muon_learning_rate": 0.1, "min_lr": 1e-5, "schedule": "linear", "warmup_steps": 5,
     "minutes": 5.0, "max_params": 10**6,
     "decay_steps": 5, "weight_decay": 0.2, "beta1": 0.5, "beta2": 0.5, "muon_momentum": 0.5, "grad_clip": None,
@@ -264,6 +268,29 @@ def test_setting_is_accepted_if_and_only_if_it_has_an_effect(tmp_path: Path, fie
         assert load(tmp_path, write_settings(without | {name: field.default})).as_dict()[name] == field.default
 
 
+@pytest.mark.parametrize(
+    ("base", "own", "overrides", "expected"),
+    [
+        ("max_steps = 200", "num_epochs = 3", [], (5_000, 3.0)),
+        ("num_epochs = 3", "max_steps = 200", [], (200, None)),
+        ("num_epochs = 3", "", ["--max_steps=200"], (200, None)),
+        ("max_steps = 200", "num_epochs = 3", ["--num_epochs=2"], (5_000, 2.0)),
+        ("", "max_steps = 200", ["--num_epochs=none"], (200, None)),
+        ("", "", ["--num_epochs=2", "--max_steps=200"], (200, None)),
+        ("", "", ["--max_steps=200", "--num_epochs=2"], (5_000, 2.0)),
+        ("max_steps = 200", "num_epochs = 3\nwarmup_steps = 6000", [], (5_000, 3.0)),  # checked with max_steps, later
+    ],
+)
+def test_last_of_max_steps_and_num_epochs_counts(
+    tmp_path: Path, base: str, own: str, overrides: list[str], expected: tuple[int, float | None]
+) -> None:
+    (tmp_path / "base.py").write_text(f"data = 'x'\n{base}\n")
+    (tmp_path / "run.py").write_text(f"base = 'base.py'\n{own}\n")
+    command = parse_command_line([str(tmp_path / "run.py"), *overrides])
+    config = load_config(command.config_path, command.overrides)
+    assert (config.max_steps, config.num_epochs) == expected
+
+
 def test_error_of_a_value_says_where_it_was_assigned(tmp_path: Path) -> None:
     (tmp_path / "base.py").write_text("data = 'x'\nmax_steps = 50\n")
     path = tmp_path / "run.py"
@@ -292,6 +319,15 @@ def test_saved_settings_without_effect_are_read_and_ignored(tmp_path: Path) -> N
     assert changed_settings(with_effect, dataclasses.replace(new, seed=1337, optimizer="muon")) == [
         "muon_learning_rate 0.5 → 0.02"
     ]
+
+
+def test_base_width_is_compared_only_if_the_rates_differ(tmp_path: Path) -> None:
+    """Runs of earlier versions do not have it. With none, they continue at another width too."""
+    old = load(tmp_path, "data = 'x'\nn_embd = 96\nlearning_rate = 0.02")
+    same = dataclasses.replace(old, base_width=96)
+    scaled = dataclasses.replace(same, learning_rate=0.01)
+    assert changed_settings(old, same) == changed_settings(same, old) == []
+    assert changed_settings(old, scaled) == ["learning_rate 0.02 → 0.01", "base_width none → 96"]
 
 
 # Paths
@@ -499,3 +535,12 @@ def test_shipped_configs_are_valid() -> None:
     for path in configs:
         overrides = {} if path in complete else {"data": "x"}
         assert load_config(path, overrides).out_dir == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_config_states_its_time_in_the_first_line(path: Path) -> None:
+    first_line = path.read_text(encoding="utf-8").splitlines()[0]
+    if path.stem == "modern_recipe":  # has no data, so it is not a run
+        assert first_line == "# Time: see the configs that start from it."
+    else:
+        assert re.fullmatch(r"# Time: CPU \(2 cores\): [^;]+; consumer GPU: [^;]+; H100: [^;]+\.", first_line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -40,7 +41,7 @@ from train.run.checkpoint import find_checkpoint, load_model
 from train.run.export_model import DTYPES, config_files
 from train.run.init_from import initialize
 
-# Runs by name, with their settings. Other programs cannot load the last one.
+# Runs by name, with their settings. transformers loads the last one with the code in the export.
 RUNS: dict[str, dict[str, Any]] = {
     "gpt2": {"arch": "gpt2"},
     "modern": {"arch": "modern", "optimizer": "muon"},
@@ -104,7 +105,8 @@ def random_ids() -> torch.Tensor:
 @pytest.mark.parametrize("name", RUNS)
 def test_folder_has_the_documented_files(exported: dict[str, Path], name: str) -> None:
     folder = exported[name]
-    assert tuple(sorted(p.name for p in folder.iterdir())) == WEIGHTS
+    files = WEIGHTS if name != "shifted" else tuple(sorted((*WEIGHTS, "modeling_folio.py")))
+    assert tuple(sorted(p.name for p in folder.iterdir())) == files
     assert {p.stat().st_mode & 0o777 for p in folder.iterdir()} == {(folder / "config.json").stat().st_mode & 0o777}
     assert [p.name for p in folder.parent.iterdir() if p.name not in RUNS] == []
     with safe_open(folder / "model.safetensors", "pt") as file:
@@ -237,27 +239,31 @@ def norm(x: np.ndarray, epsilon: float) -> np.ndarray:
 def compute_documented_logits(folder: Path, ids: np.ndarray) -> np.ndarray:
     """Return the logits, (T, V), of `ids`, (T,), as docs/exported_model.md describes, in NumPy."""
     config = json.loads((folder / "config.json").read_text())
-    assert (config["model_type"], config["version"]) == ("folio-modern", 2)
+    assert (config["model_type"], config["version"]) == ("folio-modern", 3)
     w = {name: tensor.double().numpy() for name, tensor in load_file(folder / "model.safetensors").items()}
-    T, H, D, epsilon = len(ids), config["n_head"], config["n_embd"] // config["n_head"], config["norm_epsilon"]
-    angle = np.outer(np.arange(T), config["rotary_base"] ** (-2 * np.arange(D // 2) / D))  # (T, D / 2)
+    T, H, epsilon = len(ids), config["num_attention_heads"], config["rms_norm_eps"]
+    D = config["hidden_size"] // H
+    angle = np.outer(
+        np.arange(T), config["rope_parameters"]["rope_theta"] ** (-2 * np.arange(D // 2) / D)
+    )  # (T, D / 2)
 
     def rotate(x: np.ndarray) -> np.ndarray:
         a, b = x[..., : D // 2], x[..., D // 2 :]
         return np.concatenate([a * np.cos(angle) + b * np.sin(angle), b * np.cos(angle) - a * np.sin(angle)], axis=-1)
 
-    e = norm(w["wte.weight"][ids], epsilon)
+    e = norm(w["model.embed_tokens.weight"][ids], epsilon)
     x = norm(e + w["shift"] * np.concatenate([np.zeros_like(e[:1]), e[:-1]]), epsilon)
-    for n in range(config["n_layer"]):
-        parts = np.split(norm(x, epsilon) @ w[f"h.{n}.attn.c_attn.weight"].T, 3, axis=1)
+    for n in range(config["num_hidden_layers"]):
+        layer = {key.removeprefix(f"model.layers.{n}."): matrix for key, matrix in w.items()}
+        parts = [norm(x, epsilon) @ layer[f"self_attn.{part}_proj.weight"].T for part in "qkv"]
         q, k, v = (part.reshape(T, H, D).transpose(1, 0, 2) for part in parts)  # (H, T, D)
         q, k = rotate(norm(q, epsilon)), rotate(norm(k, epsilon))
         scores = np.where(np.tri(T, dtype=bool), q @ k.transpose(0, 2, 1) / np.sqrt(D), -np.inf)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         y = weights / weights.sum(axis=-1, keepdims=True) @ v
-        x = x + y.transpose(1, 0, 2).reshape(T, H * D) @ w[f"h.{n}.attn.c_proj.weight"].T
-        x = x + np.maximum(norm(x, epsilon) @ w[f"h.{n}.mlp.c_fc.weight"].T, 0) ** 2 @ w[f"h.{n}.mlp.c_proj.weight"].T
-    cap = config["logit_cap"]
+        x = x + y.transpose(1, 0, 2).reshape(T, H * D) @ layer["self_attn.o_proj.weight"].T
+        x = x + np.maximum(norm(x, epsilon) @ layer["mlp.fc1.weight"].T, 0) ** 2 @ layer["mlp.fc2.weight"].T
+    cap = config["final_logit_softcapping"]
     logits: np.ndarray = cap * np.tanh(norm(x, epsilon) @ w["lm_head.weight"].T / cap)
     return logits
 
@@ -275,21 +281,13 @@ def test_documentation_describes_how_to_compute_the_modern_model(
 def test_documentation_names_every_weight_and_number(exported: dict[str, Path]) -> None:
     page = (REPO / "docs" / "exported_model.md").read_text(encoding="utf-8")
     for name in load_file(exported["shifted"] / "model.safetensors"):
-        assert f"`{name.replace('h.0.', 'h.n.').replace('h.1.', 'h.n.')}`" in page
+        assert f"`{re.sub(r'layers[.][01][.]', 'layers.n.', name)}`" in page
     for key in (
-        "rotary_base",
-        "logit_cap",
-        "norm_epsilon",
-        "block_size",
-        "n_layer",
-        "n_head",
-        "n_embd",
-        "vocab_size",
-        "version",
-        "model_type",
-    ):
-        assert key in page and key in json.loads((exported["shifted"] / "config.json").read_text())
-    assert all(f"`{name}`" in page for name in WEIGHTS)
+        "rope_theta", "final_logit_softcapping", "rms_norm_eps", "max_position_embeddings", "num_hidden_layers",
+        "num_attention_heads", "hidden_size", "vocab_size", "version", "model_type",
+    ):  # fmt: skip
+        assert key in page and key in (exported["shifted"] / "config.json").read_text()
+    assert all(f"`{name}`" in page for name in (*WEIGHTS, "modeling_folio.py"))
 
 
 def test_export_prints_json(runs: dict[str, Path], tmp_path: Path) -> None:

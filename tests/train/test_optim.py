@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from train.config import Config
+from tests.conftest import ROOT
+from train.config import Config, load_config
 from train.model import make_model
 from train.model.gpt2 import GPT2
 from train.optim import (
@@ -25,6 +27,7 @@ from train.optim import (
     correct_rates,
     make_optimizers,
     orthogonalize,
+    scale_rates,
     schedule_factor,
     update,
 )
@@ -294,3 +297,90 @@ def test_rate_of_an_untied_embedding_is_not_used_for_a_tied_head(
     config, lines = correct_rates(given)
     assert config == dataclasses.replace(given, embedding_learning_rate=expected)
     assert len(lines) == (config != given) and all("is also its head, and may diverge with" in line for line in lines)
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "modern"])
+@pytest.mark.parametrize("name", ["small", "shakespeare_char_cpu", "gpt2_124m"])
+def test_rate_of_the_head_beside_muon_is_not_used_for_matrices_by_adamw(name: str, arch: str) -> None:
+    muon = {"muon_learning_rate": 0.02, "muon_momentum": 0.95}
+    recipe = load_config(ROOT / "configs" / f"{name}.py", {})
+    given = dataclasses.replace(recipe, arch=arch, optimizer="adamw", token_shift=False, **muon)
+    assert correct_rates(recipe) == (recipe, [])
+    for width in (64, recipe.n_embd, 1536):
+        config, lines = correct_rates(dataclasses.replace(given, n_embd=width, n_head=1))
+        assert 0.3 <= config.learning_rate * recipe.n_embd <= 0.6 and len(lines) == 1 + (arch == "gpt2")
+        assert f"it is lowered to {config.learning_rate:g} (or set --optimizer=muon)" in lines[0]
+        assert config.embedding_learning_rate == (None if arch == "gpt2" else 0.3)
+        assert correct_rates(config) == (config, [])
+
+
+@pytest.mark.parametrize(("rate", "is_high"), [(0.03, False), (0.04, True)])
+def test_high_rate_of_adamw_is_reported_and_not_changed(rate: float, is_high: bool) -> None:
+    given = make_config(learning_rate=rate)  # width 32
+    config, lines = correct_rates(given)
+    expected = "with the learning_rate 0.04, AdamW may diverge at width 32; set --learning_rate=0.02 or lower"
+    assert config == given and lines == [expected] * is_high
+    assert correct_rates(dataclasses.replace(given, optimizer="muon"))[1] == []
+
+
+# Rates by width
+
+RATES = ("learning_rate", "min_lr", "embedding_learning_rate", "muon_learning_rate")
+TUNED = {
+    "learning_rate": 0.01, "min_lr": 0.001, "embedding_learning_rate": 0.08, "muon_learning_rate": 0.02,
+    "base_width": 64, "optimizer": "muon",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arch", "optimizer", "width", "expected"),
+    [
+        ("modern", "muon", 64, (0.01, 0.001, 0.08, 0.02)),
+        ("modern", "muon", 256, (0.005, 0.0005, 0.08, 0.02)),
+        ("modern", "muon", 16, (0.02, 0.002, 0.08, 0.02)),
+        ("modern", "adamw", 256, (0.0025, 0.00025, 0.08, 0.02)),
+        ("gpt2", "adamw", 256, (0.0025, 0.00025, 0.02, 0.02)),  # its embedding is also the head
+        ("gpt2", "muon", 256, (0.005, 0.0005, 0.04, 0.02)),
+    ],
+)
+def test_rates_follow_the_width(arch: str, optimizer: str, width: int, expected: tuple[float, ...]) -> None:
+    given = make_config(arch=arch, n_embd=width, **TUNED | {"optimizer": optimizer})
+    config, lines = scale_rates(given)
+    assert tuple(getattr(config, key) for key in RATES) == pytest.approx(expected)
+    changed = [key for key in RATES if getattr(config, key) != getattr(given, key)]
+    assert [line.split()[0] for line in lines] == changed
+    assert config == dataclasses.replace(given, base_width=width, **{key: getattr(config, key) for key in changed})
+    assert scale_rates(config) == (config, [])
+
+
+def test_rates_are_not_scaled_without_base_width() -> None:
+    config = make_config(n_embd=256, **TUNED | {"base_width": None})
+    assert scale_rates(config) == (config, [])
+
+
+def test_doubled_width_has_the_same_rates_as_a_halved_base_width() -> None:
+    for arch, width in itertools.product(("gpt2", "modern"), (32, 48, 128)):
+        wide, _ = scale_rates(make_config(arch=arch, n_embd=2 * width, **TUNED))
+        narrow, _ = scale_rates(make_config(arch=arch, n_embd=width, **TUNED | {"base_width": 32}))
+        assert [getattr(wide, key) for key in RATES] == pytest.approx([getattr(narrow, key) for key in RATES])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_rates_of_a_config_are_not_scaled_at_its_own_width(path: Path) -> None:
+    if path.stem == "modern_recipe":  # has no width
+        return
+    config = load_config(path, {})
+    assert scale_rates(config) == (config, [])
+
+
+def test_optimizers_have_the_scaled_rates() -> None:
+    config, _ = scale_rates(make_config(arch="modern", n_embd=128, **TUNED))
+    model = make_model(config, VOCAB_SIZE)
+    rates = {
+        p: group["max_lr"]
+        for optimizer in make_optimizers(model, config, device=CPU)
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert rates[model.head_weight] == pytest.approx(0.01 / 2**0.5) and rates[model.wte.weight] == 0.08
+    assert {rates[p] for p in model.h.parameters()} == {0.02}

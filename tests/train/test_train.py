@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import pty
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,6 +33,7 @@ from tests.helpers.runs import (
     train_run,
     write_config,
 )
+from tests.helpers.terminal import render, run_on_terminal
 from train.config import load_config
 from train.data.batches import TrainingData
 from train.data.builds import open_builds
@@ -172,28 +172,36 @@ def test_console_shows_settings_model_progress_and_a_completion(folder: Path) ->
 
 
 def test_terminal_shows_progress_in_one_line(folder: Path) -> None:
-    config = write_config(folder / "terminal.py", folder / "tiny")
-    master, slave = pty.openpty()
-    with subprocess.Popen(
-        make_command("train.py", config), stdout=slave, stderr=slave, env=make_environment()
-    ) as process:
-        os.close(slave)
-        output = b"".join(_read_until_closed(master))
-    assert process.returncode == 0
-    text = output.decode()
-    assert text.count("\r\x1b[Kstep 7/24  loss ") == 1
-    assert "left\r\n" not in text
-    assert "\r\x1b[Kstep 24/24  val loss " in text
+    config = write_config(folder / "terminal.py", folder / "tiny", max_steps=400, eval_interval=200)
+    status, output = run_on_terminal(make_command("train.py", config), columns=60, env=make_environment())
+    assert status == 0 and output.startswith("\rimporting PyTorch")
+    assert re.search(r"\rstep \d+/400 .*loss \d\.\d{4}, \ds left, [\d,]+ tokens/s", output)
+    assert max(len(drawn) for drawn in re.findall(r"\r([^\r\n]*)\x1b\[K", output)) < 60
+    for activity in ("preflight: measuring memory", "preflight: trying a pass of 4 windows", "saving a checkpoint"):
+        assert f"\r{activity}" in output
+    lines = render(output)
+    (position,) = [i for i, line in enumerate(lines) if line.startswith("step 200/400  val loss ")]
+    assert lines[position + 1].startswith("step 400/400  val loss ")  # nothing is left of the live line
 
 
-def _read_until_closed(fd: int) -> Iterator[bytes]:
-    try:
-        while data := os.read(fd, 1 << 16):
-            yield data
-    except OSError:  # on Linux, the end of a terminal is an error
-        pass
-    finally:
-        os.close(fd)
+def test_start_is_announced_if_stdout_is_not_a_terminal(folder: Path) -> None:
+    config = write_config(folder / "lines.py", folder / "tiny", log_interval=10)
+    lines = run_script("train.py", config).stdout.splitlines()
+    assert lines[0] == "importing PyTorch"
+    steps = [line.split()[1] for line in lines if line.startswith("step ") and " val loss " not in line]
+    assert steps == ["1/24", "10/24", "20/24", "24/24"]
+    assert run_script("train.py", config, "--quiet", "--restart").stdout == ""
+
+
+def test_log_interval_in_seconds_logs_after_every_tenth_step_at_most(folder: Path) -> None:
+    settings = {"max_steps": 45, "eval_interval": 1000, "checkpoint_interval": 1000}
+    for interval, expected in (("0s", [10, 20, 30, 40, 45]), ("1000s", [45])):
+        config = write_config(folder / f"seconds_{interval}.py", folder / "tiny", log_interval=interval, **settings)
+        assert invoke("train.py", config).returncode == 0
+        rows = read_metric_rows(config.with_suffix(""))
+        assert [row["step"] for row in rows if "train_loss" in row] == expected
+    result = invoke("train.py", config, "--log_interval=10m")
+    assert result.returncode == 2 and "seconds such as 10s, got '10m'" in result.stderr
 
 
 def test_quiet_prints_nothing_but_warnings(folder: Path) -> None:
@@ -209,7 +217,7 @@ def test_quiet_prints_nothing_but_warnings(folder: Path) -> None:
     resumed = invoke("train.py", config, "--quiet")
     assert (resumed.returncode, resumed.stdout, resumed.stderr.count("\n")) == (0, "", 1)
     assert resumed.stderr.startswith("warning: ") and "skipped, trying the previous one" in resumed.stderr
-    failed = invoke("train.py", config, "--quiet", "--max_steps=30")
+    failed = invoke("train.py", config, "--quiet", "--learning_rate=0.02")
     assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (2, "", 1)
 
 
@@ -316,7 +324,7 @@ def test_error_at_the_start_is_one_line(tmp_path: Path, name: str, monkeypatch: 
 
 def test_error_of_the_script_itself_is_one_line(tmp_path: Path) -> None:
     result = run_script("train.py", "nowhere.py", cwd=tmp_path)
-    assert (result.returncode, result.stdout) == (2, "")
+    assert (result.returncode, result.stdout) == (2, "importing PyTorch\n")
     message = "name a file of assignments such as max_steps = 100, as in configs/small.py"
     assert result.stderr == f"error: the config file nowhere.py does not exist; {message}\n"
 
@@ -329,3 +337,11 @@ def test_invalid_token_in_a_shard_is_reported(folder: Path, tmp_path: Path) -> N
     shard.write_bytes(data)
     done = invoke("train.py", write_config(tmp_path / "run.py", build))
     assert done.returncode == 1 and "its vocabulary ends at" in done.stderr and "preprocess verify" in done.stderr
+
+
+def test_missing_config_and_missing_build_are_reported_with_what_helps(folder: Path) -> None:
+    config = write_config(folder / "nearest.py", folder / "tiny")
+    missing = invoke("train.py", folder / "neares.py")
+    assert missing.returncode == 2 and f"does not exist; did you mean {config}? name a file" in missing.stderr
+    result = invoke("train.py", config, f"--data={folder / 'gone'}")
+    assert result.returncode == 2 and f", and the first lines of {config} may name the command" in result.stderr

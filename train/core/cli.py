@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from preprocess.console import hidden_live_line
 from preprocess.errors import FolioError, explain_os_error, hide_credentials, one_line
 
 BLOCKING_PATHS = {errno.EISDIR: "a folder", errno.EEXIST: "a file"}  # what prevents creating a file or a folder
@@ -32,7 +33,8 @@ def print_result(result: Any, lines: Iterable[str], *, as_json: bool) -> None:
 
 def warn(line: str) -> None:
     """Print one line on stderr about a problem that does not end the command."""
-    print("warning:", one_line(hide_credentials(line)), file=sys.stderr, flush=True)
+    with hidden_live_line():
+        print("warning:", one_line(hide_credentials(line)), file=sys.stderr, flush=True)
 
 
 def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> int:

@@ -11,6 +11,7 @@ the folder of this file, and its assignments count as earlier ones, which later 
 from __future__ import annotations
 
 import ast
+import difflib
 import operator
 import warnings
 from collections.abc import Callable, Mapping
@@ -133,8 +134,10 @@ def _parse(path: Path) -> list[ast.stmt]:
             warnings.simplefilter("ignore")  # about unknown escape sequences
             return ast.parse(text).body
     except (FileNotFoundError, NotADirectoryError) as e:
+        nearest = difflib.get_close_matches(path.stem, sorted(file.stem for file in path.parent.glob("*.py")), n=1)
+        hint = f"did you mean {path.with_name(nearest[0] + '.py')}? " if nearest else ""
         raise MisuseError(
-            f"the config file {path} does not exist; name a file of {example}, as in configs/small.py"
+            f"the config file {path} does not exist; {hint}name a file of {example}, as in configs/small.py"
         ) from e
     except FolioError as e:
         raise MisuseError(f"the config file {e}") from e

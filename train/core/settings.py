@@ -107,7 +107,7 @@ def check_range(key: str, value: Any, *, min: float | None, max: float) -> None:
     if isinstance(value, str):
         is_clean = printable(value) == value and _is_utf8(value)
         check(is_clean, f"{key} must be UTF-8 text without control characters, got {value!r:.80}")
-    if min is None or value is None:
+    if min is None or value is None or isinstance(value, str):
         return
     # Compared without conversion: a whole number of 400 digits is too large for a float.
     limit = f"{max:.0e}" if max == MAX_NUMBER else f"{max:,d}"
@@ -158,6 +158,8 @@ def convert(cls: Any, key: str, value: Any, *, where: str) -> Any:
         return tuple(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER:
         return float(value)
+    if type(value) is str and kind is int and _accepts_text(cls, key):
+        return value
     if type(value) is not kind:
         raise _type_error(cls, key, value, where=where)
     return value
@@ -184,7 +186,8 @@ def convert_text(cls: Any, key: str, text: str) -> Any:
         if kind is not bool:
             return kind(text)
     except ValueError:
-        pass  # raised below
+        if _accepts_text(cls, key):
+            return text
     raise _type_error(cls, key, text, where="the command line")
 
 
@@ -206,6 +209,11 @@ def _type_of(cls: Any, key: str) -> tuple[type, bool]:
         return tuple, True
     options = typing.get_args(hint) or (hint,)
     return next(t for t in options if t is not type(None)), type(None) in options
+
+
+def _accepts_text(cls: Any, key: str) -> bool:
+    """Return whether a setting that is a number may also be text, which the class checks itself."""
+    return str in typing.get_args(typing.get_type_hints(cls)[key])
 
 
 def _type_error(cls: Any, key: str, value: Any, *, where: str) -> MisuseError:

@@ -3,8 +3,9 @@
 Sample number n of a run is a pure function of (seed, n): which build it comes from, which shard,
 and where its window starts. So resuming needs one integer, and a step has the same samples for any
 number of processes and any micro-batch. The setting data_order selects how windows are ordered
-(`ORDERS` in preprocess/shards/windows.py); mixed_split.py reads the windows from the memory-mapped
-shards and copies them to the device.
+(`ORDERS` in preprocess/shards/windows.py), or packs documents into rows (packing.py there), which are
+then called windows, too; mixed_split.py reads them from the memory-mapped shards and copies them to
+the device.
 
 Hashing is the slow part of locating a sample: locating 1,024 takes twice as long as locating 12. A
 process that reads sequentially therefore locates 1,024 at once and keeps the result.
@@ -24,15 +25,16 @@ import torch
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.mixture import Mixture
+from preprocess.shards.packing import PackedRows
 from preprocess.shards.permutation import keyed_hash
-from preprocess.shards.windows import ORDERS, list_sequential_windows
+from preprocess.shards.windows import ORDERS, EpochWindows, RandomWindows, list_sequential_windows
 from train.config import Config
 from train.core.distributed import World
 from train.data.builds import Builds
-from train.data.mixed_split import Batch, Locations, MixedSplit
+from train.data.mixed_split import MASK_CHUNK, Batch, Locations, MixedSplit, build_seed
 
 ResumeState = Mapping[str, Any]  # a position in a stream, as JSON values
-DROPOUT_KEY, BUILD_KEY = 0x5EED, 0xB01D  # combined with the seed, so that its uses are independent of each other
+DROPOUT_KEY = 0x5EED  # combined with the seed, so that its uses are independent of each other
 LOOKAHEAD_SAMPLES = 1024
 MAX_WINDOWS = 1 << 16  # per forward pass; no device is faster with more
 
@@ -42,6 +44,9 @@ class TrainingSamples(Protocol):
 
     num_tokens: int | None  # training tokens; None if the number is not known
     num_loss_tokens: int | None = None  # those in the loss mask; None if there is none, so that all count
+    counts_all_targets: bool = True  # whether no target is IGNORE_INDEX: no loss mask and no padding
+    windows_per_epoch: int | None = None  # None if an epoch is not defined: for streams and mixtures
+    packed: tuple[PackedRows, ...] = ()  # of each build with data_order "documents", else empty
 
     def batch(self, first: int, count: int) -> Batch:
         """Return samples number `first` to `first + count - 1`."""
@@ -110,28 +115,45 @@ class TrainingData(TrainingSamples):
     """The endless sequence of training samples of builds; sample n depends only on the seed and n."""
 
     def __init__(self, builds: Builds, config: Config, *, device: torch.device) -> None:
-        self._split = MixedSplit(builds, "train", config, device=device)
-        self._orders = [
+        self._split = MixedSplit(builds, "train", config, seed=config.seed, device=device)
+        self._orders: Sequence[PackedRows | EpochWindows | RandomWindows] = self._split.rows or [
             ORDERS[config.data_order](part.lengths, config.block_size, seed=build_seed(config.seed, index))
             for index, part in enumerate(self._split.parts)
         ]
+        self.packed = tuple(self._split.rows)
+        self.windows_per_epoch = self._orders[0].windows_per_epoch if len(self._orders) == 1 else None
         self._mixture = Mixture(builds.shares, seed=config.seed) if len(builds.builds) > 1 else None
         self.num_tokens: int | None = sum(sum(part.lengths) for part in self._split.parts)
         self.num_loss_tokens = _count_loss_tokens(builds) if self._split.has_mask else None
+        self.counts_all_targets = self._split.counts_all_targets
         empty = np.empty(0, np.int64)
         self._first_located = 0  # the number of the first sample in `_located`
         self._located: Locations = (empty, empty, empty)
+        self._first_masked, self._mask = 0, np.empty((0, config.block_size), bool)  # the last mask that was read
 
     def batch(self, first: int, count: int) -> Batch:
         """Return samples number `first` to `first + count - 1`, counted from 0 over the whole run."""
-        return self._split.batch(self._locate_range(first, count))
+        return self._split.batch(self._locate_range(first, count), self._read_mask(first, count))
 
     def loss_fraction(self, first: int, count: int) -> float:
-        if not self._split.has_mask:
-            return 1.0
-        fractions = self._split.loss_fractions(self._locate_range(first, count))
-        assert fractions is not None
-        return max(float(fractions.mean()), 1 / (count * self._split.block_size))
+        mask = self._read_mask(first, count)
+        return 1.0 if mask is None else max(float(mask.mean()), 1 / mask.size)
+
+    def _read_mask(self, first: int, count: int) -> np.ndarray | None:
+        """Return which targets of samples `first` to `first + count - 1` count, (count, T) bool, or None if all do.
+
+        A step needs the mask of its samples for the divisor of the loss and for each batch. So that
+        it is read once, the mask of the next samples is read at the same time, and kept.
+        """
+        if self.counts_all_targets:
+            return None
+        begin = first - self._first_masked
+        if not 0 <= begin <= len(self._mask) - count:
+            num_samples = max(count, min(LOOKAHEAD_SAMPLES, MASK_CHUNK // self._split.block_size))
+            mask = self._split.read_mask(self._locate_range(first, num_samples))
+            assert mask is not None
+            self._first_masked, self._mask, begin = first, mask, 0
+        return self._mask[begin : begin + count]
 
     def _locate_range(self, first: int, count: int) -> Locations:
         """Return where the windows of samples number `first` to `first + count - 1` are."""
@@ -179,20 +201,24 @@ class ValidationData(ValidationWindows):
         MixedSplit, and FolioError if no target in the windows of a build counts.
         """
         builds = select_validated(builds)
-        self._split = MixedSplit(builds, "val", config, device=device)
+        # Rows are packed with a fixed seed, so that runs with different seeds can be compared.
+        self._split = MixedSplit(builds, "val", config, seed=0, device=device)
         max_windows = _share_windows(config.eval_tokens, builds.shares, config.block_size)
         located = [
+            rows.locate(np.arange(min(count or rows.windows_per_epoch, rows.windows_per_epoch)))
+            for rows, count in zip(self._split.rows, max_windows, strict=False)
+        ] or [
             list_sequential_windows(part.lengths, config.block_size, count)
             for part, count in zip(self._split.parts, max_windows, strict=True)
         ]
         self.build_index = np.repeat(np.arange(len(located)), np.array([len(shard) for shard, _ in located], np.int64))
         nothing = [(np.empty(0, np.int64), np.empty(0, np.int64))]
-        self._shard, self._start = (np.concatenate(column) for column in zip(*(located or nothing), strict=True))
+        self._first, self._second = (np.concatenate(column) for column in zip(*(located or nothing), strict=True))
         self.shares = builds.shares
         self.names = [build.name for build in builds.builds]
         splits = [build.manifest.splits["val"] for build in builds.builds]
         self.sizes = [TextSize(num_tokens=split.tokens, text_bytes=split.text_bytes) for split in splits]
-        self.loss_fractions = self._split.loss_fractions((self.build_index, self._shard, self._start))
+        self.loss_fractions = self._split.loss_fractions((self.build_index, self._first, self._second))
         if self.loss_fractions is not None:
             for index, name in enumerate(self.names):
                 if not self.loss_fractions[self.build_index == index].any():
@@ -203,10 +229,11 @@ class ValidationData(ValidationWindows):
 
     @property
     def num_windows(self) -> int:
-        return len(self._shard)
+        return len(self._first)
 
     def batch(self, indices: np.ndarray) -> Batch:
-        return self._split.batch((self.build_index[indices], self._shard[indices], self._start[indices]))
+        locations = self.build_index[indices], self._first[indices], self._second[indices]
+        return self._split.batch(locations, self._split.read_mask(locations))
 
 
 @dataclass(frozen=True)
@@ -235,15 +262,6 @@ def select_validated(builds: Builds) -> Builds:
     total = sum(share for _, share in chosen)
     shares = tuple(share / total for _, share in chosen)
     return dataclasses.replace(builds, builds=tuple(build for build, _ in chosen), shares=shares)
-
-
-def build_seed(seed: int, index: int) -> int:
-    """Return the seed of the data order of build number `index`.
-
-    For build 0 it is `seed` itself, so that it has the same order alone and as the first of
-    several.
-    """
-    return seed if index == 0 else int(keyed_hash(seed ^ BUILD_KEY, np.array([index], np.uint64))[0])
 
 
 def dropout_seed(seed: int, first_sample: int) -> int:
@@ -306,7 +324,7 @@ class Prefetcher:
         that count. If all count, the number is that of the micro-batches. Every process computes it
         from the loss mask of all samples of the step.
         """
-        if self._samples.num_loss_tokens is None:
+        if self._samples.counts_all_targets:
             return self.num_micro_batches
         return self.num_micro_batches * self._samples.loss_fraction(step_begin, self._windows_per_step)
 

@@ -90,8 +90,9 @@ def open_builds(setting: str) -> Builds:
         try:
             build, vocabulary_files = _open_build(setting)
         except MisuseError as e:
-            hint = "; mix several builds as NAME:WEIGHT,NAME:WEIGHT" if {",", ":"} & {*setting} else ""
-            raise MisuseError(f"{e}{hint}") from e
+            if {",", ":"} & {*setting}:
+                raise MisuseError(f"{e}; mix several builds as NAME:WEIGHT,NAME:WEIGHT") from e
+            raise
         return Builds(builds=(build,), shares=(1.0,), vocabulary=build, vocabulary_files=vocabulary_files)
     weights = [float(match[2]) if match else 0.0 for match in matches]
     if not all(0 < weight < math.inf for weight in weights):

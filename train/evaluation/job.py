@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from preprocess.console import Console
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import canonical_json, sha256_bytes
 from preprocess.shards.manifest import Manifest
@@ -34,7 +35,7 @@ from train.model.base import LanguageModel
 from train.model.generate import decode_stream, generate
 from train.model.sampler import load_text_tokenizer
 from train.run.checkpoint import Checkpoint, check_shapes, load_model
-from train.run.checkpoint_info import MODEL_FILE, CheckpointError
+from train.run.checkpoint_info import MODEL_FILE, CheckpointError, CheckpointInfo
 from train.run.preflight import is_out_of_memory
 from train.run.run_dir import EVALUATIONS_DIR, vocabulary_of
 from train.run.validation import Evaluation, evaluate, summarize
@@ -71,6 +72,7 @@ class EvaluationJob:
     prompts: list[Prompt]
     manifest: Manifest | None  # of the run's vocabulary; None if there are no prompts
     tokenizer: Any  # of the run; None if there are no prompts
+    console: Console = dataclasses.field(default_factory=lambda: Console(quiet=True))  # shows the progress
 
     @property
     def loss_inputs(self) -> LossInputs:
@@ -123,7 +125,7 @@ def prepare_job(
         saved,
         data=settings.data or saved.data,
         device=str(device),
-        precision=_choose_precision(saved.precision, device, warn=warn),
+        precision=choose_supported_precision(saved.precision, device, warn=warn),
         eval_tokens=None,
         completion_tokens=settings.completion_tokens or saved.completion_tokens,
         temperature=settings.temperature,
@@ -153,7 +155,7 @@ def prepare_job(
     )
 
 
-def _choose_precision(precision: str, device: torch.device, *, warn: Callable[[str], None]) -> str:
+def choose_supported_precision(precision: str, device: torch.device, *, warn: Callable[[str], None]) -> str:
     """Return the precision of training, or another one if `device` does not support it."""
     try:
         return choose_precision(precision, device)
@@ -214,7 +216,8 @@ def run_job(
     try:
         began_at = time.monotonic()
         set_matmul_precision(job.config.precision)
-        model = _load_model(job.checkpoint, job.config).to(torch.device(job.config.device))
+        with job.console.activity(f"reading the checkpoint of step {job.checkpoint.info.step:,}"):
+            model = _load_model(job.checkpoint, job.config).to(torch.device(job.config.device))
         if known is None:
             row = _find_losses(job, model, out_dir, data=open_windows(), log=log)
         else:
@@ -275,26 +278,27 @@ def _load_model(checkpoint: Checkpoint, config: Config) -> LanguageModel:
 def _evaluate(job: EvaluationJob, model: LanguageModel, data: ValidationWindows) -> Evaluation:
     """Compute the losses. If memory runs out, try again with half as many windows at once."""
     autocast = make_autocast(job.config.precision, torch.device(job.config.device))
-    batch_size = _choose_batch_size(job)
+    batch_size = choose_batch_size(job.checkpoint.info, job.config)
     while True:
         try:
-            return evaluate(model, data, batch_size=batch_size, autocast=autocast)
+            with job.console.activity("evaluating", total=data.num_windows, unit="windows") as activity:
+                return evaluate(model, data, batch_size=batch_size, autocast=autocast, count=activity.count)
         except (MemoryError, RuntimeError) as e:
             if not is_out_of_memory(e) or batch_size == 1:
                 raise
         batch_size //= 2
 
 
-def _choose_batch_size(job: EvaluationJob) -> int:
+def choose_batch_size(info: CheckpointInfo, config: Config) -> int:
     """Return the number of windows of a forward pass.
 
     If possible it is the micro-batch of training: sums are then rounded in the same way, and the
     losses equal those that training logged.
     """
-    size = job.checkpoint.info.micro_batch or job.config.batch_size
-    if job.config.device != "cpu":
+    size = info.micro_batch or config.batch_size
+    if config.device != "cpu":
         return size
-    return max(1, min(size, MAX_CPU_LOGITS // (job.config.block_size * job.checkpoint.info.vocab_size)))
+    return max(1, min(size, MAX_CPU_LOGITS // (config.block_size * info.vocab_size)))
 
 
 def _complete_all(job: EvaluationJob, model: LanguageModel) -> tuple[Completion, ...]:
@@ -302,7 +306,12 @@ def _complete_all(job: EvaluationJob, model: LanguageModel) -> tuple[Completion,
 
     Raises CheckpointError if the output of the model is not finite.
     """
-    return tuple(_complete(prompt, model, job) for prompt in job.prompts)
+    completions = []
+    with job.console.activity("completing", total=len(job.prompts), unit="prompts") as activity:
+        for prompt in job.prompts:
+            completions.append(_complete(prompt, model, job))
+            activity.count(1)
+    return tuple(completions)
 
 
 def _complete(prompt: Prompt, model: LanguageModel, job: EvaluationJob) -> Completion:

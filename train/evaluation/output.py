@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from preprocess.console import Console
 from preprocess.errors import one_line, printable
 from train.evaluation.comparison import format_loss, format_number
+from train.evaluation.harness.rows import TaskRow, format_rows
 from train.evaluation.results import EvaluationRow
 from train.run.console import format_perplexity
 
@@ -20,6 +24,11 @@ class Output:
 
     quiet: bool = False
     json: bool = False
+
+    @functools.cached_property
+    def console(self) -> Console:
+        """The console that shows the progress, on stderr, because stdout is for the results."""
+        return Console("stderr", quiet=self.quiet or self.json)
 
     def note(self, line: str) -> None:
         """Print a line that is not a result."""
@@ -50,3 +59,12 @@ class Output:
             return
         for number, each in enumerate(row.completions, start=1):
             print(printable(f"prompt {number}: {each.prompt}\ncompletion {number}: {each.completion}"), flush=True)
+
+    def tasks(self, rows: Sequence[TaskRow]) -> None:
+        """Print the results of a checkpoint on tasks: a table, or with `json` one object per line."""
+        if self.json:
+            for row in rows:
+                print(json.dumps(row.as_dict()), flush=True)
+            return
+        self.note(f"step {rows[0].step:,}, in {rows[0].precision} on {rows[0].device}")
+        print("\n".join(format_rows(rows)), flush=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,14 +148,18 @@ def read_evaluations(out_dir: Path) -> list[EvaluationRow]:
 
 
 def append_evaluation(out_dir: Path, row: EvaluationRow) -> None:
-    """Append a row, after deleting a last line that was not written completely.
+    """Append a row to evaluations.jsonl, as `append_rows` does."""
+    append_rows(out_dir / EVALUATIONS_FILE, [row.as_dict()])
 
-    The whole file is replaced, so that a crash leaves it without the row or with all of it.
+
+def append_rows(path: Path, rows: Sequence[JsonObject]) -> None:
+    """Append JSON objects as lines, after deleting a last line that was not written completely.
+
+    The whole file is replaced, so that a crash leaves it without the rows or with all of them.
     """
-    path = out_dir / EVALUATIONS_FILE
     content = path.read_bytes() if path.is_file() else b""
-    line = json.dumps(row.as_dict(), allow_nan=False).encode() + b"\n"
-    write_durable(path, content[: content.rfind(b"\n") + 1] + line)
+    lines = b"".join(json.dumps(row, allow_nan=False).encode() + b"\n" for row in rows)
+    write_durable(path, content[: content.rfind(b"\n") + 1] + lines)
 
 
 def write_losses(path: Path, result: Evaluation) -> None:

@@ -32,6 +32,7 @@ class Exchange:
 
     message: str
     reply: list[int] = field(default_factory=list)
+    has_ended: bool = False  # whether the model ended the reply
 
 
 class Conversation:
@@ -63,11 +64,12 @@ class Conversation:
         self._silent_ids = {*manifest.special_tokens.values(), *range(manifest.vocab_size, model.vocab_size)}
         self._num_replies = 0
         self.exchanges: list[Exchange] = []
+        self.num_left_out = 0  # the oldest exchanges, which no longer fit the context
         self._fit([Exchange("")])  # checks the system message
 
     def reset(self) -> None:
         """Forget all messages except the system message."""
-        self.exchanges = []
+        self.exchanges, self.num_left_out = [], 0
 
     def reply(self, message: str) -> Generator[str, None, None]:
         """Add `message`, and yield the reply to it in parts, each as soon as it is generated.
@@ -78,6 +80,7 @@ class Conversation:
         """
         exchange = Exchange(message)
         kept, prompt = self._fit([*self.exchanges, exchange])
+        self.num_left_out += len(self.exchanges) + 1 - len(kept)
         self.exchanges = kept
         max_tokens = min(self._config.completion_tokens, self._model.block_size - len(prompt))
         number, self._num_replies = self._num_replies, self._num_replies + 1
@@ -89,6 +92,7 @@ class Conversation:
         """Yield the ids of the reply that have text, and append all to `exchange`."""
         for i in itertools.islice(drawn, max_tokens):
             if i in self._end_ids:
+                exchange.has_ended = True
                 return
             exchange.reply.append(i)
             if i not in self._silent_ids:

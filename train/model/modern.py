@@ -31,7 +31,10 @@ ROTARY_BASE = 10_000.0
 LOGIT_CAP = 15.0
 NORM_EPSILON = torch.finfo(torch.float32).eps  # the default of F.rms_norm
 MAX_NORM_EPSILON = 1e-5  # of an imported model; larger ones change its logits noticeably
-EXPORT_TYPE, EXPORT_VERSION = "folio-modern", 2  # in config.json of an exported model with a token shift
+# In config.json of an exported model with a token shift. transformers finds its classes in MODELING_FILE.
+EXPORT_TYPE, EXPORT_VERSION, EXPORT_CLASS = "folio-modern", 3, "FolioModernForCausalLM"
+MODELING_FILE = "modeling_folio.py"
+AUTO_MAP = {"AutoConfig": "modeling_folio.FolioModernConfig", "AutoModelForCausalLM": f"modeling_folio.{EXPORT_CLASS}"}
 # How transformers' NanoChat names the weights; its queries, keys and values are three matrices.
 HF_NAMES = {
     "attn.c_proj.weight": "self_attn.o_proj.weight", "mlp.c_fc.weight": "mlp.fc1.weight",
@@ -178,42 +181,27 @@ class Modern(LanguageModel):
     def export_config(cls, config: Config, vocab_size: int) -> JsonObject:
         """Return the config.json of transformers' NanoChatForCausalLM.
 
-        With a token shift, it is one that no other library knows; docs/exported_model.md describes it.
+        With a token shift, it names the classes in MODELING_FILE; docs/exported_model.md describes it.
         """
-        if not config.token_shift:
-            sizes = {key: getattr(config, name) for name, (key, _) in cls.huggingface.sizes.items()}
-            return (
-                HF_CONSTANTS
-                | sizes
-                | {
-                    "model_type": cls.huggingface.model_type,
-                    "architectures": ["NanoChatForCausalLM"],
-                    "vocab_size": vocab_size,
-                    "intermediate_size": 4 * config.n_embd,
-                    "num_key_value_heads": config.n_head,
-                    "max_position_embeddings": config.block_size,
-                    "rms_norm_eps": NORM_EPSILON,
-                    "use_cache": True,
-                }
-            )
-        return {
-            "model_type": EXPORT_TYPE,
-            "version": EXPORT_VERSION,
+        exported = HF_CONSTANTS | {
+            "model_type": cls.huggingface.model_type,
+            "architectures": ["NanoChatForCausalLM"],
+            **{key: getattr(config, name) for name, (key, _) in cls.huggingface.sizes.items()},
             "vocab_size": vocab_size,
-            "block_size": config.block_size,
-            "n_embd": config.n_embd,
-            "n_layer": config.n_layer,
-            "n_head": config.n_head,
-            "rotary_base": ROTARY_BASE,
-            "logit_cap": LOGIT_CAP,
-            "norm_epsilon": NORM_EPSILON,
+            "intermediate_size": 4 * config.n_embd,
+            "num_key_value_heads": config.n_head,
+            "max_position_embeddings": config.block_size,
+            "rms_norm_eps": NORM_EPSILON,
+            "use_cache": True,
         }
+        if config.token_shift:
+            exported |= {"model_type": EXPORT_TYPE, "version": EXPORT_VERSION, "architectures": [EXPORT_CLASS]}
+            exported["auto_map"] = AUTO_MAP
+        return exported
 
     @classmethod
     def export_tensors(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the weights as transformers' NanoChat has them; those with a token shift are not changed."""
-        if "shift" in tensors:
-            return tensors
+        """Return the weights as transformers' NanoChat has them, and the token shift under its own name."""
         exported: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             if not name.startswith("h."):

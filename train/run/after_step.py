@@ -28,7 +28,8 @@ CHECK_INTERVAL = 10  # the maximum number of steps between two checks whether th
 class Due:
     """What follows a step.
 
-    It must be the same in all processes, or they would wait for each other forever.
+    Except for `log`, it must be the same in all processes, or they would wait for each other
+    forever. `log` only reads values, so it may follow the clock of a process.
     """
 
     log: bool
@@ -42,11 +43,19 @@ class Due:
         return self.log or self.evaluate or self.save or self.complete or self.check
 
 
-def due_after(step: int, config: Config) -> Due:
-    """Return what follows optimizer step number `step`, counted from 1."""
+def due_after(step: int, config: Config, *, seconds_since_log: float = 0.0) -> Due:
+    """Return what follows optimizer step number `step`, counted from 1.
+
+    If log_interval is in seconds, only a step after which the host waits for the device anyway is
+    logged, so that the clock decides neither the speed nor when a run returns to a checkpoint.
+    """
     is_last = step == config.max_steps
+    if (seconds := config.log_interval_s) is None:
+        is_logged = step % int(config.log_interval) == 0
+    else:
+        is_logged = step % CHECK_INTERVAL == 0 and seconds_since_log >= seconds
     return Due(
-        log=is_last or step % config.log_interval == 0,
+        log=is_last or is_logged,
         evaluate=is_last or step % config.eval_interval == 0,
         save=is_last or step % config.checkpoint_interval == 0,
         complete=config.completion_interval is not None and step % config.completion_interval == 0 and not is_last,
@@ -56,8 +65,16 @@ def due_after(step: int, config: Config) -> Due:
 
 def evaluate_and_log(run: Run, state: TrainingState, logger: RunLogger, *, batch_size: int) -> Evaluation:
     """Return the evaluation of the current weights, computed by all processes, and log it."""
-    with logger.evaluating():
-        evaluation = evaluate(state.model, run.data.val, batch_size=batch_size, autocast=run.autocast, world=run.world)
+    num_windows = -(-run.data.val.num_windows // run.world.size)
+    with logger.evaluating(), run.console.activity("evaluating", total=num_windows, unit="windows") as activity:
+        evaluation = evaluate(
+            state.model,
+            run.data.val,
+            batch_size=batch_size,
+            autocast=run.autocast,
+            world=run.world,
+            count=activity.count,
+        )
     logger.log_evaluation(state.step, evaluation)
     return evaluation
 
@@ -80,7 +97,7 @@ def update_early_stopping(run: Run, state: TrainingState, evaluation: Evaluation
 
 def check_and_save(run: Run, state: TrainingState, prefetcher: Prefetcher, logger: RunLogger) -> str | None:
     """Save a checkpoint and return None, or describe the problem if the weights have no finite loss."""
-    with logger.pause():
+    with logger.pause(), run.console.activity("saving a checkpoint"):
         problem = find_weights_problem(run, state)
         if not problem:
             logger.sync()
@@ -117,7 +134,8 @@ def log_completion(run: Run, state: TrainingState, logger: RunLogger) -> None:
         return
     with logger.pause():
         try:
-            text = complete(state.model, run.out_dir / VOCABULARY_DIR, run.source.manifest, config=run.config)
+            with run.console.activity("writing a completion"):
+                text = complete(state.model, run.out_dir / VOCABULARY_DIR, run.source.manifest, config=run.config)
             logger.log_completion(state.step, text)
         except FolioError as e:
             logger.print(f"no completion: {e}")

@@ -8,9 +8,9 @@ the same as those of `optimizer_step`.
 
 The cost: a graph always uses the memory addresses that it was recorded with. Each batch is
 therefore copied into fixed tensors, and everything else that changes from step to step must be a
-tensor on the GPU: the learning rates (`make_optimizers`) and AdamW's step counts. The host cannot
-make decisions inside the graph, which excludes the gradient scaler of fp16, and steps of several
-micro-batches or processes.
+tensor on the GPU: the divisor of the loss, the learning rates (`make_optimizers`) and AdamW's step
+counts. The host cannot make decisions inside the graph, which excludes the gradient scaler of fp16,
+and steps of several micro-batches or processes.
 """
 
 from __future__ import annotations
@@ -35,15 +35,12 @@ NUM_WARMUP_STEPS = 2  # steps before the recording; in the first ones libraries 
 def can_capture_step(run: Run, state: TrainingState, prefetcher: Prefetcher) -> bool:
     """Return whether a step can be recorded as a CUDA graph and is expected to be faster then.
 
-    A compiled model is excluded because it leaves the host little to do. A build with a loss mask is
-    excluded because its loss has another divisor in each step. Gradient checkpointing is
+    A compiled model is excluded because it leaves the host little to do. Gradient checkpointing is
     excluded because with dropout it reads the state of the random number generator, which a
     recording forbids; models that need it keep a GPU busy anyway. Call this after the preflight:
     the memory that is reserved then is the peak of the step that it tried.
     """
     config = run.config
-    if run.data.train.num_loss_tokens is not None:
-        return False
     is_one_pass = run.device.type == "cuda" and run.world.size == 1 and prefetcher.num_micro_batches == 1
     if not is_one_pass or state.scaler.is_enabled() or config.compile or config.gradient_checkpointing:
         return False
@@ -60,14 +57,14 @@ class CapturedStep:
         state: TrainingState,
         prefetcher: Prefetcher,
         *,
-        forward_backward: Callable[[Batch], Tensor],
+        forward_backward: Callable[[Batch, Tensor], Tensor],
         clip_and_update: Callable[[Tensor], Tensor],
     ) -> None:
         """Store the functions that the graph will record.
 
-        `forward_backward` computes the gradients of a batch and returns the loss, (). Given the
-        loss, `clip_and_update` updates the weights and returns the gradient norm, (). They must not
-        wait for the GPU.
+        Given a batch and the divisor of its loss, (), `forward_backward` computes the gradients and
+        returns the loss, (). Given the loss, `clip_and_update` updates the weights and returns the
+        gradient norm, (). They must not wait for the GPU.
         """
         self._run, self._state, self._prefetcher = run, state, prefetcher
         self._forward_backward, self._clip_and_update = forward_backward, clip_and_update
@@ -75,6 +72,7 @@ class CapturedStep:
         self._num_warmup_steps = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._batch: Batch  # the graph's input
+        self._divisor = torch.ones((), device=run.device)  # of the loss; with a loss mask, each step has another one
         self._result: tuple[Tensor, Tensor]  # the graph's output
 
     def take(self) -> StepResult:
@@ -83,6 +81,7 @@ class CapturedStep:
         factor = schedule_factor(state.step, config)
         set_learning_rate(state.optimizers, factor)
         first_sample = self._prefetcher.first_sample(state.num_samples, 0)
+        self._divisor.fill_(self._prefetcher.loss_divisor(state.num_samples))
         batch = self._prefetcher.take(first_sample)
         if config.dropout:
             torch.manual_seed(dropout_seed(config.seed, first_sample))
@@ -116,7 +115,7 @@ class CapturedStep:
         return loss.clone(), grad_norm.clone()  # the next replay overwrites them
 
     def _compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        loss = self._forward_backward(batch)
+        loss = self._forward_backward(batch, self._divisor)
         return loss, self._clip_and_update(loss)
 
 

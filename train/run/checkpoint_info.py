@@ -73,6 +73,10 @@ class CheckpointInfo:
     sha256: Mapping[str, str]  # of each of TENSOR_FILES
     size_bytes: Mapping[str, int]  # of each of TENSOR_FILES
 
+    def is_extended_by(self, config: Config) -> bool:
+        """Return whether the run was finished with this checkpoint, and `config` has a larger max_steps."""
+        return self.config.max_steps <= self.step < config.max_steps
+
 
 def seal_info(fields: JsonObject) -> JsonObject:
     """Return the content of checkpoint.json: `fields`, and the checksum of all of them."""

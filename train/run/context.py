@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from preprocess.console import Console
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import canonical_json, sha256_bytes
 from preprocess.shards.replaced import MAX_READS, ReplacedError
@@ -20,7 +22,7 @@ from train.core.memory import keep_freed_memory
 from train.data.batches import Data
 from train.data.streams import DataSource, StreamedText, open_data_source, open_data_splits
 from train.model.sampler import control_tokens, encode_text, load_text_tokenizer
-from train.optim import correct_rates
+from train.optim import correct_rates, scale_rates
 from train.run.logger import RunInfo
 from train.trackers.check import check_trackers
 
@@ -39,13 +41,16 @@ class TimeLimit:
 class Run:
     """Configuration, data, device, processes and precision of a run."""
 
-    config: Config  # with `device` and `precision` resolved; time_limit.py may replace it during the run
+    # With `device`, `precision` and `num_epochs` resolved, and the learning rates of its width. time_limit.py
+    # may replace it during the run.
+    config: Config
     source: DataSource  # the builds or the stream that config.data names
     data: Data  # training samples and validation windows of `source`
     device: torch.device
     world: World
     autocast: torch.autocast  # the context of forward passes
-    quiet: bool = False  # print warnings and errors only
+    notes: tuple[str, ...] = ()  # lines to print below the settings
+    console: Console = field(default_factory=lambda: Console(quiet=True))  # quiet except in the main process
     time_limit: TimeLimit | None = None  # None if the number of steps is fixed
 
     @property
@@ -65,14 +70,18 @@ class Run:
 def open_run(config: Config, world: World, *, quiet: bool = False, time_limit: TimeLimit | None = None) -> Run:
     """Choose device and precision, and open the data, without writing a file.
 
-    Raises MisuseError if settings do not fit the device, the data or the other processes, and
-    FolioError if the data is damaged or too short.
+    With `quiet`, the run prints warnings only. Raises MisuseError if settings do not fit the device,
+    the data or the other processes, and FolioError if the data is damaged or too short.
     """
     config, device = prepare_device(config, world)
-    config, lines = correct_rates(config)
-    for line in lines if world.is_main else []:
+    config, corrections = correct_rates(config)
+    for line in corrections if world.is_main else []:
         warn(line)
-    source, data = _open_data(config, device=device, world=world)
+    config, scaled_rates = scale_rates(config)
+    console = Console(quiet=quiet or not world.is_main)
+    with console.activity("opening the data"):
+        source, data = _open_data(config, device=device, world=world)
+    config = _resolve_epochs(config, source, data)
     run = Run(
         config=config,
         source=source,
@@ -80,7 +89,8 @@ def open_run(config: Config, world: World, *, quiet: bool = False, time_limit: T
         device=device,
         world=world,
         autocast=make_autocast(config.precision, device),
-        quiet=quiet,
+        notes=tuple(scaled_rates),
+        console=console,
         time_limit=time_limit,
     )
     _check_same_in_all_processes(run)
@@ -107,6 +117,23 @@ def prepare_device(config: Config, world: World) -> tuple[Config, torch.device]:
     precision = choose_precision(config.precision, device)
     set_matmul_precision(precision)
     return dataclasses.replace(config, device=str(device), precision=precision), device
+
+
+def _resolve_epochs(config: Config, source: DataSource, data: Data) -> Config:
+    """Return `config` with max_steps in place of num_epochs.
+
+    If the last step would be incomplete, the first samples of the next epoch complete it. Raises
+    MisuseError if `source` has no epochs, or if the other settings do not fit max_steps.
+    """
+    if config.num_epochs is None:
+        return config
+    if data.train.windows_per_epoch is None:
+        kind = "stream" if isinstance(source, StreamedText) else "mixture of builds"
+        raise MisuseError(
+            f"num_epochs is {config.num_epochs:g}, but a {kind} has no epochs; set max_steps, or train on one build"
+        )
+    num_steps = math.ceil(config.num_epochs * data.train.windows_per_epoch / config.windows_per_step)
+    return dataclasses.replace(config, max_steps=num_steps, num_epochs=None)
 
 
 def _check_prompt(source: DataSource, config: Config) -> None:

@@ -18,11 +18,12 @@ from preprocess.shards.manifest import Manifest
 from train.config import STREAM_PREFIX, Config
 from train.core.settings import format_value
 from train.model import get_architecture
+from train.model.modern import MODELING_FILE
 from train.run.checkpoint import Checkpoint, run_of
 from train.run.metrics import METRICS_FILE, read_rows
 
 CARD_FILE = "README.md"
-NOT_RECORDED = "not recorded"
+NOT_RECORDED, NOT_STATED = "not recorded", "not stated"
 # Settings with paths, and those that say how a run was watched.
 NOT_IN_CARD = ("data", "out_dir", "init_from", "resume", "device", "track")
 LANGUAGE = re.compile(r"[a-z]{2,3}")
@@ -32,16 +33,27 @@ LOADING = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "."  # this folder, or its address on the hub
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder@OPTIONS)
+model = AutoModelForCausalLM.from_pretrained(folder@OPTIONS)
 @PROMPT
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=30)[0]))
 ```
 """
 TEXT_PROMPT = 'inputs = tokenizer({text}, return_tensors="pt")  # the text that the model continues'
+CODE_OPTIONS = ", trust_remote_code=True"
+ABOUT_CODE = f"""\
+`transformers` does not have the architecture. With `trust_remote_code=True` it runs the file `{MODELING_FILE}`
+of this folder, which is the same in every export; read it first.
+
+"""
 CHAT_PROMPT = """\
 messages = [{"role": "user", "content": "Hello"}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")"""
+
+
+OTHER_USE = """\
+No other library implements this architecture.
+"""
 
 
 def make_card(checkpoint: Checkpoint, manifest: Manifest, *, num_parameters: int, chat_template: str | None) -> bytes:
@@ -73,7 +85,7 @@ def make_card(checkpoint: Checkpoint, manifest: Manifest, *, num_parameters: int
         "",
         f"- Data: {_code(data_name)}, build {_code(info.origin.build_id)}",
         f"- Corpus: {_describe_corpus(manifest)}",
-        f"- Licence of the corpus: {NOT_RECORDED}",
+        f"- Licence of the corpus: {_describe_licence(config, manifest)}",
         f"- Initial weights: {_describe_start(config)}",
         f"- Steps: {info.step:,}; tokens: {info.num_samples * config.block_size:,}",
         "",
@@ -87,7 +99,7 @@ def make_card(checkpoint: Checkpoint, manifest: Manifest, *, num_parameters: int
         "",
         "## Use",
         "",
-        _describe_use(manifest, chat_template=chat_template) if has_library else _describe_other_use(config),
+        _describe_use(config, manifest, chat_template=chat_template) if has_library else OTHER_USE,
     ]
     return "\n".join(lines).encode()
 
@@ -110,7 +122,7 @@ def _find_model_type(config: Config, vocab_size: int) -> str:
 
 
 def _is_loadable(config: Config) -> bool:
-    return get_architecture(config.arch).huggingface is not None and not config.token_shift
+    return get_architecture(config.arch).huggingface is not None
 
 
 def _name_data(config: Config, manifest: Manifest) -> str:
@@ -126,7 +138,15 @@ def _describe_corpus(manifest: Manifest) -> str:
     corpus = manifest.recipe.get("corpus")
     if not isinstance(corpus, str):
         return NOT_RECORDED
-    return f"{_code(corpus)}; `preprocess corpora` prints the description and the licence if it is built-in"
+    return f"{_code(corpus)}; `preprocess corpora` describes it if it is built-in"
+
+
+def _describe_licence(config: Config, manifest: Manifest) -> str:
+    """Return the licence of the built-in corpus. Of several builds, only the first one's manifest is known."""
+    from preprocess.recipes.catalog import find_licence
+
+    licence = None if "," in config.data else find_licence(manifest.recipe)
+    return licence or NOT_STATED
 
 
 def _describe_start(config: Config) -> str:
@@ -158,17 +178,11 @@ def _describe_evaluation(checkpoint: Checkpoint) -> list[str]:
     return [f"- {names[key]}: {NOT_RECORDED if value is None else f'{value:.4f}'}" for key, value in found.items()]
 
 
-def _describe_use(manifest: Manifest, *, chat_template: str | None) -> str:
+def _describe_use(config: Config, manifest: Manifest, *, chat_template: str | None) -> str:
     text = "tokenizer.eos_token" if manifest.eot_id is not None else '"Text"'
-    return LOADING.replace("@PROMPT", CHAT_PROMPT if chat_template else TEXT_PROMPT.format(text=text))
-
-
-def _describe_other_use(config: Config) -> str:
-    advice = " Train without `token_shift` for a model that `transformers` loads." if config.token_shift else ""
-    return (
-        "No other library implements this architecture. Folio's documentation describes how to compute it "
-        f"(`docs/exported_model.md`).{advice}\n"
-    )
+    prompt = CHAT_PROMPT if chat_template else TEXT_PROMPT.format(text=text)
+    code = LOADING.replace("@PROMPT", prompt).replace("@OPTIONS", CODE_OPTIONS if config.token_shift else "")
+    return ABOUT_CODE + code if config.token_shift else code
 
 
 def _code(text: str) -> str:

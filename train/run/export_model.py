@@ -16,6 +16,7 @@ from preprocess.shards.manifest import Manifest
 from train.config import Config
 from train.core.tensors import write_tensors
 from train.model import get_architecture
+from train.model.modern import MODELING_FILE
 from train.run.checkpoint import Checkpoint, read_weights
 from train.run.huggingface_folder import CONFIG_FILE
 
@@ -50,6 +51,8 @@ def _round(name: str, tensor: Tensor, dtype: str) -> Tensor:
 def config_files(config: Config, manifest: Manifest, vocab_size: int, dtype: str = "float32") -> dict[str, bytes]:
     """Return the names and contents of the files that describe the model and how it generates.
 
+    With a token shift, one of them is the code with which transformers computes the model.
+
     `dtype` is that of the weights, one of DTYPES.
     """
     eot_id = manifest.eot_id
@@ -63,7 +66,10 @@ def config_files(config: Config, manifest: Manifest, vocab_size: int, dtype: str
     model_config = get_architecture(config.arch).export_config(config, vocab_size) | {"dtype": dtype}
     end_ids = _import_converter().list_end_ids(manifest)
     generation_config = ids | {"eos_token_id": end_ids if len(end_ids) > 1 else next(iter(end_ids), None)}
-    return {CONFIG_FILE: readable_json(model_config | ids), GENERATION_CONFIG: readable_json(generation_config)}
+    files = {CONFIG_FILE: readable_json(model_config | ids), GENERATION_CONFIG: readable_json(generation_config)}
+    if config.token_shift:
+        files[MODELING_FILE] = Path(__file__).with_name(MODELING_FILE).read_bytes()
+    return files
 
 
 def tokenizer_files(folder: Path, manifest: Manifest, config: Config) -> dict[str, bytes]:

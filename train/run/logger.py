@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
+from preprocess.console import Activity, Console, is_live
 from preprocess.shards.files import JsonObject
 from train.config import Config
 from train.core.cli import warn
-from train.run.console import Console, format_duration, format_perplexity, format_rate, format_speed
+from train.run.console import format_perplexity, format_rate, format_speed, format_step
 from train.run.metrics import METRICS_FILE, Metrics, read_rows
 from train.run.validation import Evaluation
 from train.trackers.client import Trackers
@@ -40,7 +42,9 @@ class StepTimer:
 
     def __init__(self, step: int) -> None:
         self._began = self._lap_began = time.monotonic()
-        self._first_step = self._lap_step = step
+        self._first_step = self._lap_step = self._last_step = step
+        self._last_step_at = self._began
+        self._lap_rate: float | None = None
         self._paused_s, self._num_pauses = 0.0, 0
         self._split = self._began, 0.0, step  # time, seconds of pauses and step of the last split
 
@@ -70,7 +74,18 @@ class StepTimer:
         now = time.monotonic()
         seconds_per_step = (now - self._lap_began) / max(step - self._lap_step, 1)
         self._lap_began, self._lap_step = now, step
-        return max(seconds_per_step, 1e-9)
+        seconds_per_step = max(seconds_per_step, 1e-9)
+        self._lap_rate = 1 / seconds_per_step
+        return seconds_per_step
+
+    def rate(self) -> float | None:
+        """Return the steps per second since the last lap, or in it; None if no step is done."""
+        seconds, num_steps = self._last_step_at - self._lap_began, self._last_step - self._lap_step
+        return num_steps / seconds if num_steps > 0 and seconds > 0 else self._lap_rate
+
+    def count(self, step: int) -> None:
+        """Record that the host has finished `step`."""
+        self._last_step, self._last_step_at = step, time.monotonic()
 
     def seconds_left(self, step: int, max_steps: int) -> float:
         """Return the expected seconds that the remaining steps take, including pauses.
@@ -98,18 +113,26 @@ class StepCost:
 class RunLogger:
     """Writes the metrics, prints the console and feeds the trackers of a run. A context manager."""
 
-    def __init__(self, info: RunInfo, cost: StepCost, *, step: int, is_main: bool = True, quiet: bool = False) -> None:
+    def __init__(
+        self, info: RunInfo, cost: StepCost, *, step: int, is_main: bool = True, console: Console | None = None
+    ) -> None:
         """Start logging after `step` steps; -1 if the untrained model is not evaluated yet.
 
         Rows of later steps, which an interrupted run has written, are removed. Only the main
-        process writes and prints; with `quiet` it only writes.
+        process writes. Lines are printed, and the progress is shown, on `console`, if it is given.
         """
         out_dir = Path(info.config.out_dir) if is_main else None
-        self._console = Console(sys.stdout if is_main and not quiet else open(os.devnull, "w"))  # noqa: SIM115 (closed at exit)
+        self._console = console or Console(quiet=True)
         is_new = out_dir is None or not (out_dir / METRICS_FILE).exists()
-        self._metrics = Metrics(out_dir, last_step=step, warn=self._warn) if out_dir else None
-        self._out_dir, self.max_steps, self._cost = out_dir, info.config.max_steps, cost
-        self._timer = StepTimer(max(step, 0))
+        self._metrics = Metrics(out_dir, last_step=step, warn=warn) if out_dir else None
+        self._out_dir, self._max_steps, self._cost = out_dir, info.config.max_steps, cost
+        self._timer, self._first_step = StepTimer(max(step, 0)), max(step, 0)
+        self._logged_at = time.monotonic()
+        # What the live line shows of the last step whose loss is known, and of the last logged step.
+        self._live_loss: float | None = None
+        self._live_details: list[str] = []
+        self._bar = Activity("step", total=self._max_steps)
+        self._exit_stack = ExitStack()
         self._began, self._evaluation_s = time.monotonic(), 0.0
         self._is_stopped = False
         self._trackers = self._start_trackers(info, step=step, is_new=is_new)
@@ -118,11 +141,7 @@ class RunLogger:
         names = info.config.track if self._out_dir else ()
         out_dir = self._out_dir or Path()
         history = None if is_new or not names else read_rows(out_dir / METRICS_FILE)
-        return Trackers(names, out_dir, run_info=info.as_dict(), step=step, history=history, warn=self._warn)
-
-    def _warn(self, text: str) -> None:
-        self._console.close()
-        warn(text)
+        return Trackers(names, out_dir, run_info=info.as_dict(), step=step, history=history, warn=warn)
 
     def print(self, text: str) -> None:
         """Print lines that stay on the console."""
@@ -131,6 +150,10 @@ class RunLogger:
     @property
     def timer(self) -> StepTimer:
         return self._timer
+
+    def set_max_steps(self, max_steps: int) -> None:
+        """Show another number of steps from now on."""
+        self._max_steps = self._bar.total = max_steps
 
     def pause(self) -> AbstractContextManager[None]:
         """Return a context whose time does not count for the speed of training."""
@@ -149,20 +172,44 @@ class RunLogger:
         """The fraction of this process's time that evaluations took."""
         return self._evaluation_s / max(time.monotonic() - self._began, 1e-9)
 
+    def count_step(self, step: int, loss: Tensor, *, is_logged: bool) -> None:
+        """Show that `step` is done, without waiting for the device unless it is the first step here.
+
+        `loss`, (), is that of the step. `is_logged`: whether `log_step` follows.
+        """
+        self._timer.count(step)
+        self._bar.done = step
+        if self._live_loss is None and not self._console.quiet:
+            self._live_loss = loss.item()
+            if not is_live(sys.stdout) and not is_logged:
+                self._console.line(
+                    format_step(step, self._max_steps, [f"loss {self._live_loss:.4f}"], seconds_left=None)
+                )
+
+    def _describe_live(self) -> list[str]:
+        steps_per_s = self._timer.rate()
+        speed = [] if steps_per_s is None else [f"{steps_per_s * self._cost.tokens_per_step:,.0f} tokens/s"]
+        loss = [] if self._live_loss is None else [f"loss {self._live_loss:.4f}"]
+        return [*loss, *speed, *self._live_details]
+
+    @property
+    def seconds_since_log(self) -> float:
+        """The time since the last logged step."""
+        return time.monotonic() - self._logged_at
+
     def log_step(self, step: int, *, loss: float, learning_rate: float, grad_norm: float, skipped_updates: int) -> None:
         """Log an optimizer step. The speed is the mean since the last call."""
         speed = self._cost.speed(self._cost.tokens_per_step / self._timer.lap(step))
+        self._live_loss, self._live_details = loss, format_speed(speed)[1:]
+        self._logged_at = time.monotonic()
         values = {"train_loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm}
         self._write_row(step, **values, skipped_updates=skipped_updates, **speed)
-        parts = [
-            f"step {step:,}/{self.max_steps:,}",
-            f"loss {loss:.4f}",
-            f"lr {format_rate(learning_rate)}",
-            f"grad norm {grad_norm:.2f}",
-            *format_speed(speed),
-            f"{format_duration(self._timer.seconds_left(step, self.max_steps))} left",
-        ]
-        self._console.live("  ".join(parts))
+        rates = [f"lr {format_rate(learning_rate)}", f"grad norm {grad_norm:.2f}"]
+        self._live_details += rates
+        if not is_live(sys.stdout):
+            parts = [f"loss {loss:.4f}", *rates, *format_speed(speed)]
+            seconds_left = self._timer.seconds_left(step, self._max_steps)
+            self._console.line(format_step(step, self._max_steps, parts, seconds_left=seconds_left))
 
     def log_evaluation(self, step: int, evaluation: Evaluation) -> None:
         """Log an evaluation."""
@@ -179,7 +226,7 @@ class RunLogger:
         stderr = "" if evaluation.stderr is None else f" ± {evaluation.stderr:.4f}"
         bits = "n/a" if evaluation.bits_per_byte is None else f"{evaluation.bits_per_byte:.4f}"
         parts = [
-            f"step {step:,}/{self.max_steps:,}",
+            f"step {step:,}/{self._max_steps:,}",
             f"val loss {evaluation.loss:.4f}{stderr}",
             f"perplexity {format_perplexity(evaluation.perplexity)}",
             f"bits per byte {bits}",
@@ -197,10 +244,10 @@ class RunLogger:
         if self._metrics and self._out_dir:
             self._metrics.sync()
             self._metrics.close()
-            self._metrics = Metrics(self._out_dir, last_step=step, warn=self._warn)
+            self._metrics = Metrics(self._out_dir, last_step=step, warn=warn)
         self._trackers.roll_back(step)
         self._write_row(step, went_back_from_step=from_step, skipped_samples=skipped_samples)
-        self._timer = StepTimer(step)
+        self._timer, self._bar.done = StepTimer(step), step
 
     def mark_stopped(self) -> None:
         """Record that a signal ends the run before its last step."""
@@ -217,10 +264,14 @@ class RunLogger:
         self._trackers.log_row(step, values)
 
     def __enter__(self) -> RunLogger:
+        details = self._describe_live
+        self._bar = self._exit_stack.enter_context(
+            self._console.activity("step", total=self._max_steps, done=self._first_step, details=details)
+        )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._console.close()
+        self._exit_stack.close()
         if self._metrics:
             self._metrics.close()
         is_killed = self._is_stopped or (kind is not None and issubclass(kind, KeyboardInterrupt))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from train.config import Config
 from train.core.device import describe_device, device_peak_flops
 from train.core.memory import peak_memory_bytes
+from train.optim import schedule_factor
+from train.run.checkpoint import Checkpoint
+from train.run.checkpoint_info import CheckpointInfo
+from train.run.console import format_rate
 from train.run.context import Run
 from train.run.logger import StepCost
 from train.run.state import TrainingState
@@ -33,6 +38,29 @@ def describe_start(run: Run, state: TrainingState, cost: StepCost) -> list[str]:
         f"{state.model.num_parameters:,} parameters, {cost.tokens_per_step:,} tokens per step, "
         f"{device}{processes}{mfu}",
     ]
+
+
+def describe_continuation(checkpoint: Checkpoint, config: Config) -> str:
+    """Return one line: the checkpoint from which the run continues, and what a raised max_steps means."""
+    info = checkpoint.info
+    line = f"continuing after step {info.step:,}, from {checkpoint.folder}"
+    if not info.is_extended_by(config):
+        return line
+    return f"{line}; max_steps is raised from {info.config.max_steps:,} to {config.max_steps:,}: " + (
+        describe_longer_schedule(info, config)
+    )
+
+
+def describe_longer_schedule(info: CheckpointInfo, config: Config) -> str:
+    """Return how the learning rate goes on after the finished run of the checkpoint `info`."""
+    last, now, end = (
+        format_rate(settings.learning_rate * schedule_factor(step, settings))
+        for step, settings in ((info.step - 1, info.config), (info.step, config), (config.max_steps - 1, config))
+    )
+    return (
+        f"the learning rate follows the schedule of {config.max_steps:,} steps, so it changes from {last} to {now}, "
+        f"and ends at {end}"
+    )
 
 
 def describe_end(run: Run, state: TrainingState, *, signum: int, is_saved: bool) -> str:

@@ -59,7 +59,8 @@ MAX_EXTRAPOLATION = 8.0
 # Settings that a plan chooses, unless the user has.
 PLANNED = (
     "n_layer", "n_head", "n_embd", "block_size", "dropout", "batch_size", "gradient_accumulation_steps", "max_steps",
-    "learning_rate", "muon_learning_rate", "muon_momentum", "eval_interval", "eval_tokens", "checkpoint_interval",
+    "learning_rate", "muon_learning_rate", "base_width", "muon_momentum", "eval_interval", "eval_tokens",
+    "checkpoint_interval",
 )  # fmt: skip
 Settings = dict[str, Any]
 
@@ -224,6 +225,7 @@ def choose_rates(width: int, max_steps: int) -> Settings:
     return {
         "muon_learning_rate": round(max(0.03 * narrowing**0.37, 0.02), 4),
         "learning_rate": round(0.015 * narrowing**0.75, 5),
+        "base_width": width,
         "muon_momentum": 0.9 if max_steps < SHORT_RUN_STEPS else 0.95,
     }
 

@@ -26,7 +26,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from preprocess.errors import FolioError
+from preprocess.console import format_duration
+from preprocess.errors import FolioError, format_quantity
 from train.config import Config
 from train.core.memory import PeakMemory, available_bytes, is_out_of_memory
 from train.data.batches import largest_micro_batch, windows_per_process
@@ -34,7 +35,6 @@ from train.data.mixed_split import Batch
 from train.model.base import evaluation_mode
 from train.optim import update
 from train.run.checkpoint import CHECKPOINTS_DIR
-from train.run.console import format_duration
 from train.run.context import Run
 from train.run.state import TrainingState, state_tensors
 
@@ -66,7 +66,8 @@ def preflight(run: Run, state: TrainingState, model: nn.Module) -> list[str]:
     checkpoint_bytes = _checkpoint_bytes(state)
     world.run_on_main(lambda: _check_disk(config, checkpoint_bytes))
     num_windows = windows_per_process(config.windows_per_step, world)
-    max_windows = -world.all_reduce_max(-estimate_max_windows(run, state))
+    with run.console.activity("preflight: measuring memory"):
+        max_windows = -world.all_reduce_max(-estimate_max_windows(run, state))
     if config.compile:  # after the estimate, whose sizes are not those of training
         state.model.compile()
     micro_batch, trial = _find_micro_batch(run, state, model, num_windows=num_windows, max_windows=max_windows)
@@ -120,7 +121,9 @@ def _find_micro_batch(
     if previous and previous < micro_batch and num_windows % previous == 0:
         micro_batch = previous  # memory was scarce before; another size would change the dropout
     while True:
-        trial = _try(partial(_run_trial, run, state, model, micro_batch=micro_batch), state)
+        trying = "compiling the model, and trying" if config.compile else "trying"
+        with run.console.activity(f"preflight: {trying} a pass of {format_quantity(micro_batch, 'window')}"):
+            trial = _try(partial(_run_trial, run, state, model, micro_batch=micro_batch), state)
         if not run.world.all_reduce_max(trial is None):
             if has_margin or micro_batch == 1 or run.device.type != "cpu":
                 break
@@ -247,13 +250,27 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _describe_steps(run: Run) -> str:
-    config, num_tokens = run.config, run.data.train.num_tokens
-    tokens = config.max_steps * config.windows_per_step * config.block_size
-    epochs = "" if num_tokens is None else f", {tokens / num_tokens:,.2f} times the training tokens"
-    counted = run.data.train.num_loss_tokens
-    masked = "" if counted is None or not num_tokens else f"; the loss counts {counted / num_tokens:.1%} of them"
+    config, data = run.config, run.data.train
+    num_windows = config.max_steps * config.windows_per_step
+    tokens = num_windows * config.block_size
+    read = f"read {tokens:,} tokens"
+    if data.num_tokens:
+        read += f", {tokens / data.num_tokens:,.2f} times the training tokens"
+    if data.packed:
+        num_rows = sum(rows.windows_per_epoch for rows in data.packed)
+        padding = 1 - sum(rows.num_targets for rows in data.packed) / (num_rows * config.block_size)
+        num_epochs = f"{num_windows / data.windows_per_epoch:,.2f} epochs of " if data.windows_per_epoch else ""
+        read = f"read {num_epochs}{num_rows:,} rows with whole documents and {padding:.1%} padding"
+    counted = data.num_loss_tokens
+    masked = (
+        ""
+        if counted is None or not data.num_tokens
+        else (
+            f"; the loss counts {counted / data.num_tokens:.1%} of {'the training tokens' if data.packed else 'them'}"
+        )
+    )
     warmup = f"{config.warmup_steps:,} steps of warmup" if config.warmup_steps else "no warmup"
-    return f"{config.max_steps:,} steps read {tokens:,} tokens{epochs}{masked}; {warmup}"
+    return f"{config.max_steps:,} steps {read}{masked}; {warmup}"
 
 
 def _describe_memory(run: Run, *, micro_batch: int, num_windows: int) -> Iterator[str]:

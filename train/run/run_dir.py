@@ -4,7 +4,7 @@
     build/             the manifest and the tokenizer, which turn ids into text without the build
     metrics.jsonl      one row per logged step and evaluation
     checkpoints/       see checkpoint.py
-    evaluations.jsonl, evaluations/    written by evaluate.py
+    evaluations.jsonl, evaluations/, task_evaluations.jsonl    written by evaluate.py
     trackers/, tensorboard/            written by the trackers
 
 The same command continues the run in its directory. A directory whose run has other settings is
@@ -17,6 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -47,6 +48,7 @@ SETTINGS_FILE = "settings.json"
 VOCABULARY_DIR = "build"
 LOCK_FILE = ".lock"
 EVALUATIONS_FILE, EVALUATIONS_DIR = "evaluations.jsonl", "evaluations"
+TASKS_FILE = "task_evaluations.jsonl"
 REMOVED_CHECKPOINTS = ".checkpoints.removed"
 SHORT_ID = 12  # hexadecimal digits of a build id in a message
 
@@ -198,8 +200,13 @@ def _check_control_tokens(checkpoint: Checkpoint, source: DataSource) -> None:
 
 
 def _check_same_run(info: CheckpointInfo, config: Config, *, source: DataSource) -> None:
-    """Raise MisuseError if the run of the checkpoint `info` had other settings or other data."""
+    """Raise MisuseError if the run of the checkpoint `info` had other settings or other data.
+
+    A finished run may have a larger max_steps now, which continues it.
+    """
     changes, origin = changed_settings(info.config, config), info.origin
+    if info.is_extended_by(config) and not changed_settings(replace(info.config, max_steps=config.max_steps), config):
+        changes = []
     if origin.build_id != source.build_id:
         difference = _describe_stream_change(config, source) if isinstance(source, StreamedText) else None
         old_id, new_id = origin.build_id[:SHORT_ID], source.build_id[:SHORT_ID]
@@ -269,7 +276,7 @@ def check_deletable(out_dir: Path) -> None:
 
     `--restart` must not delete files that Folio did not write.
     """
-    names = (CHECKPOINTS_DIR, EVALUATIONS_DIR, METRICS_FILE, EVALUATIONS_FILE, SETTINGS_FILE)
+    names = (CHECKPOINTS_DIR, EVALUATIONS_DIR, METRICS_FILE, EVALUATIONS_FILE, TASKS_FILE, SETTINGS_FILE)
     found = [name for name in names if (out_dir / name).exists()]
     if found and not is_run(out_dir) and not list_checkpoints(out_dir):
         raise MisuseError(
@@ -283,7 +290,7 @@ def delete_run(out_dir: Path) -> None:
     # Rename first: an interrupted deletion must not leave some checkpoints to continue from.
     if (out_dir / CHECKPOINTS_DIR).is_dir():
         os.rename(out_dir / CHECKPOINTS_DIR, out_dir / f"{REMOVED_CHECKPOINTS}.{os.getpid()}")
-    for name in (METRICS_FILE, EVALUATIONS_FILE):
+    for name in (METRICS_FILE, EVALUATIONS_FILE, TASKS_FILE):
         (out_dir / name).unlink(missing_ok=True)
     shutil.rmtree(out_dir / EVALUATIONS_DIR, ignore_errors=True)
     reset_trackers(out_dir)

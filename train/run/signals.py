@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from preprocess.console import clear_live_line
 from train.core.distributed import World
 from train.run.state import TrainingState
 
@@ -68,11 +69,13 @@ class StopRequest:
         if self.signum and self._world.size > 1 and now - self._received_at < SAME_SIGNAL_S:
             return
         if self.signum:
+            clear_live_line()
             os._exit(128 + signum)
         self.signum, self._received_at = signum, now
         if self._world.is_main:
             # Not print(): the signal may arrive during another print(), and a buffered stream does
             # not allow a second call inside the first.
             with contextlib.suppress(OSError):  # the reader of `2>&1 | tee` ended by the same Ctrl-C
-                step = self._state.step + 1
-                os.write(2, f"\nfinishing step {step:,} and saving; a second signal ends the run at once\n".encode())
+                step, newline = self._state.step + 1, "" if clear_live_line() else "\n"
+                message = f"{newline}finishing step {step:,} and saving; a second signal ends the run at once\n"
+                os.write(2, message.encode())

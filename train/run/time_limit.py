@@ -66,11 +66,12 @@ GUESS = Speed(settings={}, flops_per_token=5e6, tokens_per_s=1e4, evaluation_tok
 
 def check_given(config: Config, given: Iterable[str]) -> None:
     """Raise MisuseError if a setting contradicts `minutes`."""
-    if "max_steps" in given:
-        raise MisuseError(
-            f"minutes is {config.minutes:g} and max_steps is {config.max_steps:,}, but minutes determines the number "
-            "of steps; set one of them (a config of your own for minutes: base = 'own.py')"
-        )
+    for key in ("max_steps", "num_epochs"):
+        if key in given and getattr(config, key) is not None:
+            raise MisuseError(
+                f"minutes is {config.minutes:g} and {key} is {getattr(config, key):,}, but minutes determines the "
+                "number of steps; set one of them (a config of your own for minutes: base = 'own.py')"
+            )
     for key, default in (("init_from", None), ("resume", "auto")):
         value = getattr(config, key)
         if value not in (default, "never"):
@@ -276,7 +277,7 @@ def correct_length(run: Run, state: TrainingState, logger: RunLogger) -> bool:
     if abs(max_steps / config.max_steps - 1) < MIN_CORRECTION:
         return False
     run.config = dataclasses.replace(config, max_steps=max_steps)
-    logger.max_steps = max_steps
+    logger.set_max_steps(max_steps)
     logger.print(f"plan: {max_steps:,} steps instead of {config.max_steps:,} fit {config.minutes:g} minutes")
     run.world.run_on_main(lambda: write_run(run.config, run.source))
     return True

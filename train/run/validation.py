@@ -11,6 +11,7 @@ Shapes: W validation windows.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -79,12 +80,14 @@ def evaluate(
     batch_size: int,
     autocast: AbstractContextManager[object],
     world: World | None = None,
+    count: Callable[[int], None] = lambda num_windows: None,
 ) -> Evaluation:
     """Compute the loss of every window of `data`, and return the Evaluation.
 
     `autocast` is the context of the forward passes, the same as in training. The windows are
-    divided among the processes of `world`; all return the same. Uses no random numbers. The model
-    is in evaluation mode meanwhile.
+    divided among the processes of `world`; all return the same. `count` is called with the number of
+    windows of each forward pass of this process. Uses no random numbers. The model is in evaluation
+    mode meanwhile.
     """
     world = world or World()
     device = next(model.parameters()).device
@@ -93,6 +96,7 @@ def evaluate(
         for indices, (ids, targets, documents) in data.batches(batch_size, rank=world.rank, num_ranks=world.size):
             with autocast:
                 _, losses[torch.from_numpy(indices).to(device)] = model(ids, targets, documents)
+            count(len(indices))
     losses = world.all_reduce_sum(losses).cpu()
     if data.loss_fractions is not None:  # the mean is then over the targets that count
         losses /= torch.from_numpy(_mean_fractions(data))

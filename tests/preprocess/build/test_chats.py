@@ -28,6 +28,9 @@ from preprocess.errors import FolioError, MisuseError
 from preprocess.exchange.text import export_text
 from preprocess.inputs.find_inputs import find_input_files
 from preprocess.progress import Progress
+from preprocess.readers import csv as csv_reader
+from preprocess.readers import csv_header, json_columns
+from preprocess.readers import json as json_reader
 from preprocess.readers.parquet import get_row_group_bytes
 from preprocess.recipes.catalog import load_recipe
 from preprocess.shards.format import Build
@@ -558,6 +561,26 @@ def test_a_line_names_the_chats_beside_a_column_of_text(
         recipe = load_recipe(None, inputs=(str(tmp_path / f"a.{suffix}"),), tokenizer="byte", **settings)
         make_plan(recipe, None, Progress())
         assert ("pass --chat-columns prompt,completion to read" in capsys.readouterr().err) == (not settings)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "module", "caller", "function"),
+    [("jsonl", json_reader, json_columns, "read_head"), ("csv", csv_header, csv_reader, "read_header")],
+)
+def test_plan_reads_the_head_of_a_table_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, module: Any, caller: Any, function: str
+) -> None:
+    WRITERS[suffix](tmp_path / f"a.{suffix}", [{"prompt": "a", "completion": "b", "text": "c"}] * 2)
+    original, calls = getattr(module, function), []
+
+    def count(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(module, function, count)
+    monkeypatch.setattr(caller, function, count)
+    make_plan(load_recipe(None, inputs=(str(tmp_path / f"a.{suffix}"),), tokenizer="byte"), None, Progress())
+    assert len(calls) == 1
 
 
 def test_an_array_of_messages_is_explained(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocess.errors import MisuseError
-from preprocess.shards.permutation import keyed_hash, mix64, permute
+from preprocess.shards.permutation import keyed_hash, mix64, permute, permute_each
 
 U64 = st.integers(0, 2**64 - 1)
 
@@ -49,6 +49,30 @@ def test_golden_hashes_and_permutations_never_change() -> None:
 def test_permute_is_a_bijection_of_every_small_size(key) -> None:
     for size in range(1, 301):
         assert sorted(permuted(np.arange(size), size, key).tolist()) == list(range(size))
+
+
+def test_permute_each_is_a_bijection_for_each_size_and_key() -> None:
+    """All sizes at once, as the items of a batch of packed rows have different ones."""
+    sizes = np.repeat(np.arange(1, 301, dtype=np.uint64), np.arange(1, 301))
+    index = np.concatenate([np.arange(size, dtype=np.uint64) for size in range(1, 301)])
+    for key in (0, 1, 2**64 - 1):
+        images = permute_each(index, sizes, np.full(len(index), key, np.uint64))
+        for size in range(1, 301):
+            assert sorted(images[sizes == size].tolist()) == list(range(size))
+
+
+@given(st.integers(65, 2**52), U64, st.lists(U64, min_size=1, max_size=30, unique=True))
+def test_permute_each_equals_permute_for_sizes_above_64(size, key, numbers) -> None:
+    index = np.array(numbers, np.uint64) % np.uint64(size)
+    keys = np.full(len(index), key, np.uint64)
+    assert (permute_each(index, np.full(len(index), size, np.uint64), keys) == permute(index, size, keys)).all()
+
+
+def test_permute_each_puts_each_of_a_few_anywhere_with_equal_probability() -> None:
+    keys = mix64(np.arange(20_000, dtype=np.uint64))
+    for size in (2, 3, 5, 12):
+        images = permute_each(np.zeros(len(keys), np.uint64), np.full(len(keys), size, np.uint64), keys)
+        assert chi_squared_per_degree(np.bincount(images.astype(np.int64), minlength=size)) < 4
 
 
 @given(st.integers(1, 200_000), U64)

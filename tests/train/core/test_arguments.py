@@ -31,7 +31,7 @@ from train.core.arguments import (
 )
 
 FLAGS = ("--restart", "--help", "-h")
-SCRIPTS = ("sample", "chat", "evaluate", "export", "plot")
+SCRIPTS = ("sample", "chat", "evaluate", "export", "plot", "serve")
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def read_values(out_dir: Path) -> dict[tuple[int, str], float]:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"gradient_accumulation_steps": 2},
+        {"gradient_accumulation_steps": 2, "data_order": "documents", "mask_documents": True},
         {"gradient_accumulation_steps": 1, "optimizer": "muon", "arch": "modern", "data_order": "epochs"},
     ],
     ids=["two micro-batches", "one batch, shared"],

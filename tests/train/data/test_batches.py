@@ -25,6 +25,8 @@ CPU = torch.device("cpu")
 
 
 def make_config(**settings: object) -> Config:
+    if settings.get("data_order") == "documents":
+        settings = {"mask_documents": True} | settings
     return Config(**({"data": "x", "out_dir": "y", "block_size": 16, "batch_size": 4} | settings))  # type: ignore[arg-type]
 
 
@@ -54,7 +56,7 @@ def test_samples_depend_only_on_their_number_and_the_seed(builds: Builds) -> Non
     assert not torch.equal(in_batches[:4], TrainingData(builds, make_config(seed=1), device=CPU).batch(0, 4)[0])
 
 
-@pytest.mark.parametrize("data_order", ["random", "epochs"])
+@pytest.mark.parametrize("data_order", ["random", "epochs", "documents"])
 def test_lookahead_changes_no_sample(builds: Builds, data_order: str) -> None:
     """Batches of 12 do not divide the lookahead.
 
@@ -116,7 +118,7 @@ def test_to_device_keeps_values(dtype: str, device: str) -> None:
     assert to_device(tokens, torch.device(device)).tolist() == tokens.tolist()
 
 
-@pytest.mark.parametrize("data_order", ["random", "epochs"])
+@pytest.mark.parametrize("data_order", ["random", "epochs", "documents"])
 def test_step_has_the_same_samples_for_any_number_of_processes_and_micro_batch(builds: Builds, data_order: str) -> None:
     data = TrainingData(builds, make_config(data_order=data_order), device=CPU)
     steps = []

@@ -159,11 +159,11 @@ def test_only_one_process_evaluates_a_run(run: Path) -> None:
 def test_batch_size_is_halved_when_memory_runs_out(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, sizes = job.evaluate, []
 
-    def run_out_of_memory(model: Any, data: Any, *, batch_size: int, autocast: Any) -> Any:
+    def run_out_of_memory(model: Any, data: Any, *, batch_size: int, autocast: Any, count: Any) -> Any:
         sizes.append(batch_size)
         if batch_size > 1:
             raise RuntimeError("CUDA out of memory. Tried to allocate")
-        return original(model, data, batch_size=batch_size, autocast=autocast)
+        return original(model, data, batch_size=batch_size, autocast=autocast, count=count)
 
     monkeypatch.setattr(job, "evaluate", run_out_of_memory)
     assert invoke("evaluate.py", run, *CPU).returncode == 0 and sizes == [4, 2, 1]

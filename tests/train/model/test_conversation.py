@@ -67,6 +67,7 @@ def test_reply_ends_at_the_end_of_the_turn_and_belongs_to_the_next_prompt(script
     chat = make_conversation()
     assert "".join(chat.reply("are you")) == "yes"
     assert "".join(chat.reply("sure")) == "yes"
+    assert all(exchange.has_ended for exchange in chat.exchanges)
     assert script.prompts == [
         turn("are you"),
         [*turn("are you"), *encode("yes"), ASSISTANT_END, *turn("sure")],
@@ -106,6 +107,9 @@ def test_oldest_exchanges_are_left_out_and_the_system_message_is_kept(script: Sc
         *turn("ccccc"), *encode("yes"), ASSISTANT_END, *turn("ddddd"),
     ]  # fmt: skip
     assert [exchange.message for exchange in chat.exchanges] == ["bbbbb", "ccccc", "ddddd"]
+    assert chat.num_left_out == 1
+    chat.reset()
+    assert chat.num_left_out == 0
 
 
 def test_message_longer_than_the_context_changes_nothing(script: Script) -> None:
@@ -122,6 +126,7 @@ def test_reply_leaves_the_context_unexceeded(script: Script) -> None:
     chat = make_conversation(block_size=32)
     script.ids = list(encode("z")) * 50
     assert "".join(chat.reply("b" * 25)) == "z" * 4  # 28 tokens of the prompt
+    assert not chat.exchanges[-1].has_ended
     assert len(script.prompts[0]) == 28
 
 

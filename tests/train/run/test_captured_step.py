@@ -29,7 +29,11 @@ def prepare(folder: Path, **settings: object) -> tuple[Run, TrainingState, Prefe
     return run, state, prefetcher
 
 
-@pytest.mark.parametrize("settings", [{}, {"arch": "modern", "optimizer": "muon"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"arch": "modern", "optimizer": "muon"}, {"data_order": "documents", "mask_documents": True}],
+    ids=str,
+)
 def test_captured_step_agrees_with_optimizer_step(
     folder: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]
 ) -> None:
@@ -45,7 +49,7 @@ def test_captured_step_agrees_with_optimizer_step(
         run,
         state,
         prefetcher,
-        forward_backward=partial(forward_backward, run, state, state.model, divisor=1),
+        forward_backward=partial(forward_backward, run, state, state.model),
         clip_and_update=partial(clip_and_update, run, state),
     )
     for step in range(1, 8):
@@ -66,6 +70,7 @@ def test_captured_step_agrees_with_optimizer_step(
     [
         ({}, True),
         ({"dropout": 0.0, "precision": "bf16"}, True),
+        ({"data_order": "documents", "mask_documents": True}, True),
         ({"gradient_accumulation_steps": 2}, False),
         ({"precision": "fp16"}, False),
         ({"compile": True}, False),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from preprocess.recipes.catalog import list_builtin_corpora, load_recipe
 from preprocess.shards.manifest import Manifest
 from tests.helpers.manifests import make_manifest
 from tests.helpers.runs import EOT_ID, SPECIAL_TOKENS, VOCAB_SIZE, invoke, make_build, read_metric_rows, write_config
@@ -54,7 +55,7 @@ def test_card_says_how_the_model_was_trained(run: Path) -> None:
         "# A language model trained on `tiny`", "- Parameters: 12,345", "- Context: 16 tokens",
         f"- Vocabulary: {VOCAB_SIZE} ids; tokenizer: `char`", "- Chat template: none",
         f"- Data: `tiny`, build `{manifest.build_id}`", "- Steps: 6; tokens: 768", "- Initial weights: random",
-        "- Licence of the corpus: not recorded", "learning_rate = 0.002", "n_layer = 2",
+        "- Licence of the corpus: not stated", "learning_rate = 0.002", "n_layer = 2",
         f"- Loss (nats per token): {row['val_loss']:.4f}", f"- Perplexity: {row['perplexity']:.4f}",
         f"- Bits per byte: {row['bits_per_byte']:.4f}",
     ):  # fmt: skip
@@ -93,12 +94,38 @@ def test_card_without_an_evaluation_says_so(run: Path) -> None:
     assert "## Validation at step 5" in card and "- Perplexity: not recorded" in card
 
 
-def test_card_of_a_model_that_only_folio_loads(run: Path, tmp_path: Path) -> None:
+def test_card_of_a_model_with_a_token_shift_says_that_it_runs_code(run: Path, tmp_path: Path) -> None:
     checkpoint, manifest = read(run)
     config = dataclasses.replace(checkpoint.info.config, arch="modern", token_shift=True)
     card = make(dataclasses.replace(checkpoint, info=dataclasses.replace(checkpoint.info, config=config)), manifest)
-    assert load_metadata(card, tmp_path)["library_name"] == "folio" and "AutoModel" not in card
-    assert "No other library implements this architecture" in card
+    assert load_metadata(card, tmp_path)["library_name"] == "transformers"
+    assert (
+        card.count("from_pretrained(folder, trust_remote_code=True)") == 2
+        and "runs the file `modeling_folio.py`" in card
+    )
+    assert "trust_remote_code" not in make(checkpoint, manifest)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "fields", "licence"),
+    [
+        ("tinyshakespeare", {}, "public domain"),
+        ("wikitext-2", {}, "CC BY-SA 3.0"),
+        ("synthetic", {}, "public domain"),
+        ("tinyshakespeare", {"files": []}, "not stated"),  # `--input` replaced the files
+        ("synthetic", {"format": "text"}, "not stated"),
+        ("own", {}, "not stated"),
+        (HOSTILE_NAME, {}, "not stated"),
+    ],
+)
+def test_licence_is_that_of_the_built_in_corpus(run: Path, corpus: str, fields: dict[str, Any], licence: str) -> None:
+    checkpoint, manifest = read(run)
+    recipe = load_recipe(corpus).resolved() if corpus in list_builtin_corpora() else {"corpus": corpus, "files": []}
+    manifest = dataclasses.replace(manifest, recipe=recipe | fields)
+    assert f"- Licence of the corpus: {licence}" in make(checkpoint, manifest).splitlines()
+    several = dataclasses.replace(checkpoint.info, config=dataclasses.replace(checkpoint.info.config, data="a:1,b:1"))
+    card = make(dataclasses.replace(checkpoint, info=several), manifest)
+    assert "- Licence of the corpus: not stated" in card.splitlines()  # the other build is not known
 
 
 @pytest.mark.parametrize("chat_template", [None, "nanochat"])

@@ -156,7 +156,7 @@ def test_windows_of_a_step_can_be_divided_among_processes() -> None:
 
 
 def test_without_muon_the_learning_rates_are_not_planned() -> None:
-    names = {"learning_rate", "muon_learning_rate", "muon_momentum"}
+    names = {"learning_rate", "muon_learning_rate", "base_width", "muon_momentum"}
     assert set(plan_for(has_muon=False).settings) == set(PLANNED) - names
 
 

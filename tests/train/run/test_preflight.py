@@ -72,7 +72,7 @@ def test_preflight_counts_remaining_evaluations(folder: Path, max_steps: int, st
 def test_preflight_divides_batch_that_does_not_fit_memory(folder: Path) -> None:
     """A real limit: the process gets 160 MB of address space in addition to what it has.
 
-    The losses are the same.
+    It has the address space of the thread that shows the progress. The losses are the same.
     """
     settings = {
         "block_size": 128,
@@ -85,9 +85,10 @@ def test_preflight_divides_batch_that_does_not_fit_memory(folder: Path) -> None:
         folder / "large.py", folder / "tiny", **settings, dropout=0.0, eval_interval=10, checkpoint_interval=10
     )
     program = (
-        "import resource, sys, pathlib; sys.path[:0] = [sys.argv[1]]\n"
+        "import resource, sys, pathlib, time; sys.path[:0] = [sys.argv[1]]\n"
         "import torch; from train import train; from train.core.cli import run_command\n"
         "torch.set_num_threads(1); torch.ones(64, 64).requires_grad_().mm(torch.ones(64, 64)).sum().backward()\n"
+        "from preprocess.console import Console\nwith Console().activity('a'): time.sleep(0.5)\n"
         "pages = int(pathlib.Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (pages + 160_000_000,) * 2)\n"
         "sys.exit(run_command(train.main, [sys.argv[2]]))\n"

@@ -31,6 +31,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fp16": {"precision": "fp16"},
     "gradient checkpointing, wsd": {"gradient_checkpointing": True, "schedule": "wsd", "warmup_steps": 2},
     "masked documents, linear": {"mask_documents": True, "schedule": "linear"},
+    "documents": {"data_order": "documents", "mask_documents": True},
+    "documents, into the third epoch": {"data_order": "documents", "mask_documents": True, "block_size": 48},
     "no accumulation": {"gradient_accumulation_steps": 1, "optimizer": "muon"},
 }
 

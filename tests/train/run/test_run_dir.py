@@ -14,6 +14,7 @@ from tests.helpers.runs import (
     AUTHOR_ID,
     EOT_ID,
     VOCAB_SIZE,
+    delete_checkpoints_after,
     edit_checkpoint,
     invoke,
     list_steps,
@@ -26,6 +27,7 @@ from tests.helpers.runs import (
 )
 from train.core.device import choose_device
 from train.run.checkpoint import list_checkpoints, open_checkpoint
+from train.run.checkpoint_info import INFO_FILE
 from train.run.run_dir import delete_run
 
 # A directory that has a run
@@ -48,6 +50,37 @@ def test_changed_settings_are_rejected_by_name(long_run: Path) -> None:
     assert "keep_checkpoints" not in result.stderr
     assert "--restart" in result.stderr and "--out_dir" in result.stderr
     assert read_files(long_run) == before
+
+
+def test_run_without_base_width_continues_with_unchanged_rates(folder: Path) -> None:
+    """As runs of earlier versions do, after a config of this version has a base_width."""
+    train_run(folder, "earlier", max_steps=4, checkpoint_interval=2)
+    losses = read_losses(folder / "earlier")
+    for checkpoint in list_checkpoints(folder / "earlier"):
+        settings = json.loads((checkpoint / INFO_FILE).read_bytes())["settings"]
+        edit_checkpoint(checkpoint, settings={key: value for key, value in settings.items() if key != "base_width"})
+    delete_checkpoints_after(folder / "earlier", 2)
+    config = write_config(folder / "earlier.py", folder / "tiny", max_steps=4, checkpoint_interval=2, base_width=16)
+    scaled = invoke("train.py", config)
+    assert scaled.returncode == 2
+    assert "(learning_rate 0.01 → 0.005, base_width none → 32, min_lr 0.001 → 0.0005)" in scaled.stderr
+    for base_width in (32, "none"):
+        copy = folder / f"from_{base_width}"
+        shutil.copytree(folder / "earlier", copy)
+        result = invoke("train.py", config, f"--base_width={base_width}", f"--out_dir={copy}")
+        assert result.returncode == 0 and "continuing after step 2" in result.stdout, result.stderr
+        assert read_losses(copy) == losses
+
+
+def test_run_with_scaled_rates_is_continued_by_the_same_command(folder: Path) -> None:
+    run = train_run(folder, "scaled", max_steps=4, checkpoint_interval=2, base_width=16)
+    losses = read_losses(run)
+    equal = train_run(folder, "equal", max_steps=4, checkpoint_interval=2, learning_rate=0.005, min_lr=0.0005)
+    assert losses == read_losses(equal)
+    delete_checkpoints_after(run, 2)
+    result = invoke("train.py", folder / "scaled.py")
+    assert result.returncode == 0 and read_losses(run) == losses
+    assert "learning_rate is 0.005 at n_embd 32 (0.01 at base_width 16)" in result.stdout.splitlines()
 
 
 def test_changed_data_is_rejected_and_a_moved_build_accepted(folder: Path, long_run: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import select
 import shutil
 import signal
@@ -29,6 +30,7 @@ from tests.helpers.runs import (
     run_until,
     write_config,
 )
+from tests.helpers.terminal import render, run_on_terminal
 from train import train
 from train.run.checkpoint import find_newest_checkpoint, list_checkpoints
 from train.run.metrics import read_rows
@@ -79,6 +81,25 @@ def test_second_signal_ends_the_process_at_once(folder: Path) -> None:
     assert run_until(config, "step 0/", send_two_signals)[0] == 128 + signal.SIGTERM
     assert time.monotonic() - began < 60
     assert not (folder / "twice" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("shown", ["importing PyTorch", "step "])
+def test_ctrl_c_on_a_terminal_leaves_a_clean_line(folder: Path, shown: str) -> None:
+    config = write_config(folder / f"clean_{shown[:4].strip()}.py", folder / "tiny", max_steps=100_000)
+    sent = []
+
+    def interrupt(process: subprocess.Popen[bytes], output: str) -> None:
+        if not sent and re.search(rf"\r{shown}[ 0-9]+.*\x1b\[K$", output) and "/100,000 val" not in output:
+            sent.append(process.send_signal(signal.SIGINT))
+
+    status, output = run_on_terminal(make_command("train.py", config), env=make_environment(), watch=interrupt)
+    lines = render(output)
+    assert status == 130 and lines.pop() == ""
+    if shown == "step ":
+        last = lines.pop()
+        assert last.startswith("stopped after step ") and "run the same command again to continue" in last
+        assert any(line.startswith("finishing step ") for line in lines)
+        assert not [line for line in lines if "|" in line]  # no bar is left
 
 
 def test_signal_during_the_first_evaluation_stops_after_a_step(folder: Path) -> None:

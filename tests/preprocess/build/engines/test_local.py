@@ -60,7 +60,7 @@ def test_engine_returns_every_result_once(workers: int) -> None:
         (
             "changed",
             InputChanged,
-            "^the reason; wait until the file no longer changes, then run the same command again$",
+            "^the reason; wait until no program writes to the file, then run the same command again$",
         ),
         ("os", OSError, "No space left"),
         ("mismatch", BackendMismatch, "the reason"),

@@ -138,7 +138,7 @@ class StoppingProgress(Progress):
         self.stop_after, self.amounts = stop_after, list[int]()
 
     @contextmanager
-    def bar(self, label: str, *, total: int, unit: str) -> Iterator[Bar]:
+    def bar(self, label: str, *, total: int, unit: str, done: int = 0) -> Iterator[Bar]:
         yield self
 
     def update(self, amount: int, num_documents: int | None = None) -> None:

@@ -1,0 +1,185 @@
+"""The server, through OpenAI's client."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.chats import REPLIES, train_chat_run
+from tests.helpers.servers import serve
+from train.model.sampler import Sampler
+from train.run.checkpoint import find_checkpoint
+from train.run.sampling import open_trained_model, replace_settings
+
+pytestmark = pytest.mark.slow
+CONTEXT = 64
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_chat_run(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="module")
+def url(run: Path) -> Iterator[str]:
+    pytest.importorskip("openai")
+    with serve(run) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Any:
+    import openai
+
+    return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
+
+
+def ask(client: Any, message: str, **options: Any) -> Any:
+    messages = [{"role": "user", "content": message}]
+    return client.chat.completions.create(**{"model": "chat", "messages": messages, "temperature": 0} | options)
+
+
+def read_text(completion: Any) -> str:
+    return "".join(chunk.choices[0].text for chunk in completion)
+
+
+def test_reply_ends_where_the_turn_does_streamed_or_not(client: Any) -> None:
+    for message, reply in REPLIES.items():
+        answer = ask(client, message)
+        assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (reply, "stop")
+        assert answer.model == "chat" and answer.usage.prompt_tokens == len(message) + 3
+        chunks = list(ask(client, message, stream=True))
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == reply
+        assert len(chunks) > len(reply) and chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_conversation_with_earlier_turns_is_answered(client: Any) -> None:
+    first, second = REPLIES
+    messages = [
+        {"role": "user", "content": first}, {"role": "assistant", "content": REPLIES[first]},
+        {"role": "user", "content": [{"type": "text", "text": second}]},
+    ]  # fmt: skip
+    assert ask(client, "", messages=messages).usage.prompt_tokens > len(first) + len(second) + len(REPLIES[first])
+
+
+def complete_with_folio(run: Path, prompt: str, num_tokens: int) -> str:
+    checkpoint = find_checkpoint(run, pytest.fail)
+    options = {"temperature": 0.0, "completion_tokens": num_tokens, "completion_prompt": prompt, "device": "cpu"}
+    trained = open_trained_model(checkpoint, replace_settings(checkpoint.info.config, options))
+    _, *texts = Sampler(trained.model, trained.folder, trained.manifest, config=trained.config).stream()
+    return "".join(texts)
+
+
+@pytest.mark.parametrize("prompt", ["what ju", "the ", ""])
+def test_greedy_completion_is_that_of_folio_sample(client: Any, run: Path, prompt: str) -> None:
+    expected = complete_with_folio(run, prompt, 12)
+    options = {"model": "chat", "prompt": prompt, "temperature": 0, "max_tokens": 12}
+    assert client.completions.create(**options).choices[0].text == expected
+    assert read_text(client.completions.create(**options, stream=True)) == expected
+
+
+def test_completion_ends_before_a_stop_text_and_at_the_end_of_the_context(client: Any) -> None:
+    def complete(seed: int, **options: Any) -> Any:
+        return client.completions.create(model="chat", prompt="what jum", temperature=2, seed=seed, **options)
+
+    wholes = [complete(seed, max_tokens=1000) for seed in range(8)]
+    assert {whole.usage.total_tokens <= CONTEXT for whole in wholes} == {True}
+    seed, text = max(enumerate(whole.choices[0].text for whole in wholes), key=lambda pair: len(pair[1]))
+    assert len(text) > 8 and text == complete(seed).choices[0].text, "equal seeds give equal texts"
+    stop = text[4:7]
+    expected = text[: text.index(stop)]
+    assert complete(seed, stop=stop).choices[0].text == expected
+    assert read_text(complete(seed, stop=[stop, "never"], stream=True)) == expected
+
+
+def test_temperature_of_the_request_and_of_the_run_draw_texts(client: Any) -> None:
+    texts = {client.completions.create(model="chat", prompt="t", temperature=2).choices[0].text for _ in range(4)}
+    assert len(texts) > 1
+    assert client.completions.create(model="chat", prompt="what jum").choices[0].text  # the temperature of the run
+
+
+def test_models_are_listed(client: Any) -> None:
+    assert [model.id for model in client.models.list()] == ["chat"]
+    assert client.models.retrieve("chat").id == "chat"
+
+
+BAD_CHATS: list[tuple[dict[str, Any], int, str]] = [
+    ({"model": "other"}, 404, "there is no model 'other'; this server has 'chat'"),
+    ({"messages": "Hi"}, 400, "messages must be a list of messages"),
+    ({"messages": [{"role": "king", "content": "hi"}]}, 400, "with the role 'king'"),
+    ({"messages": [{"role": "user", "content": "WHAT?"}]}, 400, "the tokenizer cannot encode the text 'WHAT?'"),
+    ({"messages": [{"role": "user", "content": "fox " * 100}]}, 400, "the prompt has 403 tokens, but the model's"),
+    ({"temperature": "hot"}, 400, "temperature must be a number"),
+    ({"max_tokens": -1}, 400, "max_tokens must be a whole number"),
+    ({"tools": [{"type": "function"}]}, 400, "'tools' is not supported"),
+    ({"stream": True, "messages": []}, 400, "messages has no messages"),
+    ({"stream": True, "messages": [{"role": "user", "content": "a" * 62}]}, 400, "the prompt has 65 tokens"),
+]
+
+
+@pytest.mark.parametrize(("fields", "status", "message"), BAD_CHATS)
+def test_wrong_request_is_answered_by_its_fault(client: Any, fields: dict[str, Any], status: int, message: str) -> None:
+    import openai
+
+    with pytest.raises(openai.APIStatusError) as e:
+        ask(client, "what jumps", **fields)
+    assert e.value.status_code == status and message in e.value.message
+    assert ask(client, "what jumps").choices[0].message.content == REPLIES["what jumps"], "the server is alive"
+
+
+def send(url: str, data: bytes | None, kind: str = "application/json") -> tuple[int, str]:
+    """Return the status and the message of the error in the answer to a request."""
+    request = urllib.request.Request(url, data, {"Content-Type": kind})
+    with pytest.raises(urllib.error.HTTPError) as e:
+        urllib.request.urlopen(request, timeout=60)
+    return e.value.code, json.loads(e.value.read())["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "status", "message"),
+    [
+        (b"{bad", "application/json", 400, "the request is not JSON"),
+        (b"\xff", "application/json", 400, "the request is not JSON"),
+        (b"[" * 100_000, "application/json", 400, "nested too deeply"),
+        (b'{"messages": "\\ud800"}', "application/json", 400, "half of a surrogate pair"),
+        (b"[]", "application/json", 400, "must be a JSON object, got a list"),
+        (b"{}", "text/plain", 415, "Content-Type: application/json"),
+        (b" " * (5 << 20), "application/json", 413, "more than 4,194,304 bytes"),
+        (None, "application/json", 405, "Method Not Allowed"),
+    ],
+)
+def test_body_that_is_not_a_request_is_answered_by_its_fault(
+    url: str, data: bytes | None, kind: str, status: int, message: str
+) -> None:
+    found = send(f"{url}/chat/completions", data, kind)
+    assert found[0] == status and message in found[1]
+
+
+@pytest.mark.parametrize("path", ["/load_model", "/reset", "/v1/responses"])
+def test_other_endpoints_of_transformers_are_closed(url: str, path: str) -> None:
+    assert send(url.removesuffix("/v1") + path, b'{"model": "/etc"}')[0] == 404
+
+
+def test_pickled_weights_are_not_read(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openai")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+
+    from preprocess.errors import FolioError
+    from train.serving.openai_server import LoadedModel
+    from train.serving.served_model import export_run, open_exported_folder
+
+    folder = export_run(find_checkpoint(run, pytest.fail)).folder
+    for path in folder.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(FolioError, match=r"cannot load .* no file named model.safetensors"):
+        LoadedModel(open_exported_folder(tmp_path), torch.device("cpu"))

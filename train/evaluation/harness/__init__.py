@@ -1,0 +1,1 @@
+"""Tasks of EleutherAI's lm-evaluation-harness, which is the optional library lm_eval."""

@@ -1,0 +1,317 @@
+"""A server of OpenAI's API, made of the parts of transformers' own server (`transformers serve`).
+
+transformers reads the model, applies the chat template, generates and streams. This module decides which
+requests reach it. `transformers serve` itself is not started, because it
+
+- always takes the most likely token of a model whose generation_config.json does not say `do_sample`,
+- lets a GPT-2 generate beyond its context, which fails, and on a GPU ends the server,
+- answers a wrong value, or a chat for a model without a chat template, by the status 500,
+- loads other folders, also with pickled weights, if a client asks for them.
+
+Only this module imports transformers, openai, starlette and uvicorn. They are parts of the extra `serve`.
+Its classes are those of transformers 5.23; later versions may have others.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import openai  # noqa: F401  # the handlers need it, but would only say that a name is not defined
+import torch
+import uvicorn
+import uvicorn.config
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.cli.serving.chat_completion import ChatCompletionHandler
+from transformers.cli.serving.completion import CompletionHandler
+from transformers.cli.serving.utils import GenerateManager, GenerationState, Modality
+from transformers.utils import logging as transformers_logging
+
+from preprocess.errors import FolioError, first_line, shorten
+from preprocess.shards.files import JsonObject, parse_json
+from train.serving.requests import RequestError, parse_chat, parse_completion
+from train.serving.served_model import ServedModel
+from train.serving.stops import StopQueue, cut_at_stop
+
+MAX_BODY_BYTES = 4 << 20
+MAX_CONNECTIONS = 256  # further ones get the status 503
+SECONDS_TO_FINISH = 2  # after Ctrl-C, for the requests that are being answered
+
+
+class LoadedModel:
+    """A model and its tokenizer in memory. To transformers' handlers, it is a manager of models."""
+
+    def __init__(self, served: ServedModel, device: torch.device) -> None:
+        """Read the folder of `served`. Raises FolioError if transformers cannot read it."""
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        self.served = served
+        self.tokenizer, self.model = _read_folder(served.folder)
+        self.model = self.model.to(device).eval()
+        self.context = _find_context(self.model, self.tokenizer, served.folder)
+        self.has_chat_template = self.tokenizer.chat_template is not None
+        self.created = int(time.time())
+
+    def get_model_modality(self, model: Any, processor: Any = None) -> Modality:
+        """Return that the model reads and writes text."""
+        return Modality.LLM
+
+    def check_text(self, text: str) -> None:
+        """Raise RequestError if the tokenizer cannot encode `text`."""
+        try:
+            self.tokenizer.backend_tokenizer.encode(text)
+        except Exception as e:  # the class that the library tokenizers raises
+            raise RequestError(f"the tokenizer cannot encode the text {shorten(text)!r}: {first_line(e)}") from e
+
+
+def _read_folder(folder: Path) -> tuple[Any, Any]:
+    """Return the tokenizer and the model in `folder`, without running code from it and without downloads."""
+    options = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", use_safetensors=True, output_loading_info=True, **options
+        )
+    except Exception as e:  # transformers, tokenizers and safetensors have no common class of errors
+        raise FolioError(f"transformers cannot load {folder} ({first_line(e)}); export the model again") from e
+    if names := [*report["missing_keys"], *report["mismatched_keys"]]:
+        raise FolioError(f"{folder} has no weights that fit {shorten(str(names[0]))}; export the model again")
+    return tokenizer, model
+
+
+def _find_context(model: Any, tokenizer: Any, folder: Path) -> int:
+    context = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    if type(context) is not int or context > 1 << 31:
+        raise FolioError(f"{folder} does not say how long the context is; set max_position_embeddings in config.json")
+    return context
+
+
+class BoundedGeneration(GenerateManager):
+    """Generation that ends at the end of the context, and whose text ends before a stop text."""
+
+    def __init__(self, context: int) -> None:
+        super().__init__()
+        self._context = context
+
+    def generate_streaming(
+        self, model: Any, processor: Any, inputs: Any, gen_config: Any, request_id: str, response_parser: Any = None
+    ) -> tuple[Any, Any]:
+        """Start to generate. Return the queue of the parts and the streamer, as the base class does."""
+        self._bound(inputs, gen_config)
+        queue, streamer = super().generate_streaming(
+            model, processor, inputs, gen_config, request_id=request_id, response_parser=response_parser
+        )
+        stops = gen_config.stop_strings
+        return (StopQueue(queue, stops) if stops else queue), streamer
+
+    async def generate_non_streaming(
+        self, model: Any, processor: Any, inputs: Any, gen_config: Any, request_id: str
+    ) -> tuple[str, int, Any]:
+        """Return the text, the number of tokens of the prompt, and the generated ids."""
+        self._bound(inputs, gen_config)
+        text, length, ids = await super().generate_non_streaming(
+            model, processor, inputs, gen_config, request_id=request_id
+        )
+        return cut_at_stop(text, gen_config.stop_strings or []), length, ids
+
+    def _bound(self, inputs: Any, gen_config: Any) -> None:
+        """Limit the number of tokens to those that are free. Raises RequestError if there are none."""
+        length = inputs["input_ids"].shape[-1]
+        if length >= self._context:
+            raise RequestError(
+                f"the prompt has {length:,} tokens, but the model's context has {self._context:,}, also for the "
+                "answer; shorten it"
+            )
+        gen_config.max_new_tokens = min(gen_config.max_new_tokens, self._context - length)
+
+
+class OneGeneration(GenerationState):
+    """The state of a server of one model."""
+
+    def __init__(self, context: int) -> None:
+        super().__init__()
+        self._manager = BoundedGeneration(context)
+
+    def get_manager(self, model_id: str, use_cb: bool = False) -> BoundedGeneration:
+        """Return the only manager. It answers one request after another."""
+        return self._manager
+
+
+class ChecksRequests:
+    """What the handlers of both endpoints do before and instead of transformers' own steps."""
+
+    model_manager: LoadedModel
+
+    def _validate_request(self, body: JsonObject) -> None:
+        pass  # train/serving/requests.py did
+
+    def _resolve_model(self, body: JsonObject) -> tuple[str, Any, Any]:
+        loaded = self.model_manager
+        if body.get("model", loaded.served.name) != loaded.served.name:
+            raise HTTPException(
+                404, f"there is no model {shorten(body['model'])!r}; this server has {loaded.served.name!r}"
+            )
+        return loaded.served.name, loaded.model, loaded.tokenizer
+
+    def _build_generation_config(self, body: JsonObject, defaults: Any, use_cb: bool = False) -> Any:
+        served, config = self.model_manager.served, copy.deepcopy(defaults)
+        temperature = body.get("temperature", served.temperature)
+        config.do_sample = temperature > 0
+        if config.do_sample:
+            # 0 and 1.0 are transformers' values for no limit; without them it would take the 50 most likely tokens.
+            top_p = body.get("top_p", 1.0 if served.top_p is None else served.top_p)
+            config.temperature, config.top_k, config.top_p = temperature, served.top_k or 0, top_p
+        config.max_new_tokens = body.get("max_tokens", self.model_manager.context)
+        config.stop_strings = body.get("stop")
+        if "seed" in body:
+            torch.manual_seed(body["seed"])
+        return config
+
+
+class Chats(ChecksRequests, ChatCompletionHandler):
+    """Answers /v1/chat/completions."""
+
+
+class Completions(ChecksRequests, CompletionHandler):
+    """Answers /v1/completions."""
+
+
+def make_app(loaded: LoadedModel) -> Starlette:
+    """Return the application, which answers requests with the model `loaded`."""
+    state = OneGeneration(loaded.context)
+    # Else the name of a control token in a message would become the control token.
+    chats = Chats(loaded, state, chat_template_kwargs={"sanitize_control_tokens": True})
+    completions = Completions(loaded, state)
+    entry = {"id": loaded.served.name, "object": "model", "created": loaded.created, "owned_by": "folio"}
+
+    async def answer_chat(request: Request) -> Response:
+        body = parse_chat(await _read_json(request))
+        if not loaded.has_chat_template:
+            raise RequestError(
+                "the model has no chat template, so it knows no turns; use /v1/completions, or train it on chats"
+            )
+        for message in body["messages"]:
+            loaded.check_text(message["content"])
+        return _end_stream(await chats.handle_request(body, str(uuid.uuid4())))
+
+    async def answer_completion(request: Request) -> Response:
+        body = parse_completion(await _read_json(request))
+        loaded.check_text(body["prompt"])
+        body["prompt"] = _begin(loaded, body["prompt"])
+        return _end_stream(await completions.handle_request(body, str(uuid.uuid4())))
+
+    async def list_models(_: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [entry]})
+
+    async def show_model(request: Request) -> Response:
+        if request.path_params["name"] != loaded.served.name:
+            raise HTTPException(404, f"there is no model {shorten(request.path_params['name'])!r}")
+        return JSONResponse(entry)
+
+    async def show_health(_: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    routes = [
+        Route("/v1/chat/completions", answer_chat, methods=["POST"]),
+        Route("/v1/completions", answer_completion, methods=["POST"]),
+        Route("/v1/models", list_models),
+        Route("/v1/models/{name:path}", show_model),
+        Route("/health", show_health),
+    ]
+    handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
+        RequestError: _report_request,
+        HTTPException: _report_status,
+        Exception: _report_failure,
+    }
+    return Starlette(routes=routes, exception_handlers=handlers)
+
+
+def _begin(loaded: LoadedModel, prompt: str) -> str:
+    """Return `prompt` with the control token that begins a text; an empty one would have no token at all."""
+    text = loaded.served.bos_token + prompt or loaded.tokenizer.eos_token
+    if not text:
+        raise RequestError("prompt is empty, and the model has no token that begins a text; give it some text")
+    return str(text)
+
+
+async def _read_json(request: Request) -> Any:
+    """Return the parsed body. Raises HTTPException or RequestError if it is too large or not JSON."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "the request must have the header Content-Type: application/json")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"the request has more than {MAX_BODY_BYTES:,} bytes")
+    try:
+        return parse_json(bytes(body))
+    except ValueError as e:
+        raise RequestError(f"the request is not JSON: {e!s:.80}") from e
+
+
+def _end_stream(response: Response) -> Response:
+    """Add the line that ends a stream in OpenAI's API."""
+    if isinstance(response, StreamingResponse):
+        response.body_iterator = _append_done(response.body_iterator)
+    return response
+
+
+async def _append_done(chunks: Any) -> AsyncIterator[str]:
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            yield chunk
+    yield "data: [DONE]\n\n"
+
+
+async def _report_request(_: Request, error: RequestError) -> Response:
+    return _make_error(400, str(error), "invalid_request_error")
+
+
+async def _report_status(_: Request, error: HTTPException) -> Response:
+    return _make_error(error.status_code, error.detail, "invalid_request_error")
+
+
+async def _report_failure(_: Request, error: Exception) -> Response:
+    return _make_error(500, "the server failed; its log says why", "server_error")
+
+
+def _make_error(status: int, message: str, kind: str) -> Response:
+    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status_code=status)
+
+
+def make_example(loaded: LoadedModel, url: str) -> str:
+    """Return a `curl` command line that asks the server at `url` for a text."""
+    body: JsonObject = {"model": loaded.served.name, "max_tokens": max(1, min(50, loaded.context // 2)), "stream": True}
+    if loaded.has_chat_template:
+        path, body["messages"] = "chat/completions", [{"role": "user", "content": "Hello"}]
+    else:
+        path, body["prompt"] = "completions", "The"
+    quoted = json.dumps(body).replace("'", r"\u0027")  # the same in JSON, and no end of a quotation in a shell
+    return f"curl -N {url}/{path} -H 'Content-Type: application/json' -d '{quoted}'"
+
+
+def run_server(loaded: LoadedModel, listening: socket.socket, *, log_requests: bool) -> None:
+    """Answer the connections to `listening` until Ctrl-C or SIGTERM, whose exceptions are then raised."""
+    log_config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    log_config["loggers"]["uvicorn.error"]["level"] = "WARNING"  # not how the server starts and ends
+    config = uvicorn.Config(
+        make_app(loaded),
+        log_config=log_config,
+        access_log=log_requests,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=SECONDS_TO_FINISH,
+        lifespan="off",
+    )
+    uvicorn.Server(config).run(sockets=[listening])

@@ -1,0 +1,61 @@
+"""Cut a streamed text before a stop text, as OpenAI's API does.
+
+transformers ends the generation after a stop text, but leaves the stop text in the answer. A stop text
+can be divided among several parts of the stream, so the end of the text that could begin one is held back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+
+def cut_at_stop(text: str, stops: Sequence[str]) -> str:
+    """Return `text` up to where the first of `stops` begins in it."""
+    return text[: min((i for stop in stops if (i := text.find(stop)) >= 0), default=len(text))]
+
+
+class StopQueue:
+    """The queue of a stream's parts without the stop text and what follows it.
+
+    It has the two methods of asyncio.Queue by which transformers' handlers read. Parts are texts; None, and
+    objects of other types that report an error, end the stream.
+    """
+
+    def __init__(self, queue: asyncio.Queue[Any], stops: Sequence[str]) -> None:
+        self._queue, self._stops = queue, stops
+        self._held = ""  # text that may be the beginning of a stop text
+        self._is_stopped = False
+        self._ready: deque[Any] = deque()
+
+    async def get(self) -> Any:
+        """Return the next part; wait for it if there is none."""
+        while not self._ready:
+            self._add(await self._queue.get())
+        return self._ready.popleft()
+
+    def get_nowait(self) -> Any:
+        """Return the next part. Raises asyncio.QueueEmpty if there is none yet."""
+        while not self._ready:
+            self._add(self._queue.get_nowait())
+        return self._ready.popleft()
+
+    def _add(self, part: Any) -> None:
+        if not isinstance(part, str):
+            self._ready.extend([self._held, part] if self._held else [part])
+            self._held = ""
+        elif not self._is_stopped:
+            text = self._held + part
+            cut = cut_at_stop(text, self._stops)
+            self._is_stopped = len(cut) < len(text)
+            num_held = 0 if self._is_stopped else max(self._count_held(text, stop) for stop in self._stops)
+            self._held = cut[len(cut) - num_held :]
+            if shown := cut[: len(cut) - num_held]:
+                self._ready.append(shown)
+
+    @staticmethod
+    def _count_held(text: str, stop: str) -> int:
+        """Return how many characters at the end of `text` are the beginning of `stop`."""
+        return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
