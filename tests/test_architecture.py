@@ -111,7 +111,7 @@ HOMES = {
     "sentencepiece": {"preprocess/tokenizers/sentencepiece_bpe.py"},
     "tqdm": {"preprocess/console.py", "train/evaluation/harness/library.py"},
     "matplotlib": {"train/plotting"},
-    "psutil": {"train/core/memory.py"},
+    "psutil": {"train/core/memory.py", "train/core/clock.py"},
     "triton": {"train/model/cuda_kernels.py"},
     "tensorboard": {"train/trackers/tensorboard_backend.py"},
     **{key: {"train/serving/openai_server.py"} for key in ("transformers", "openai", "starlette", "uvicorn")},

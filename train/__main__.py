@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+from train.core.clock import record_start
+
 # Name of each subcommand and what it does. The function `main` of the module of this name runs it.
 # The module is imported when it is needed, because torch takes seconds to import.
 COMMANDS = {
@@ -77,6 +79,7 @@ def describe_commands() -> str:
 
 def _run(name: str, arguments: list[str]) -> int:
     """Run the function `main` of a subcommand's module, and return its exit status."""
+    record_start()
     if name == "train":
         from train.command_line import is_help_request, print_help
 

@@ -52,6 +52,9 @@ CHOICES = {
     "schedule": ("cosine", "linear", "wsd"),
     "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
 }
+MAX_MINUTES = 525_600  # a year
+# With `minutes`, the values of these settings until they are planned. Any others are valid with them.
+BEFORE_PLAN = {"n_head": 1, "block_size": 1, "max_steps": 10**12}
 DOCUMENTS = "documents"  # the data_order of packed rows
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?s")  # of `log_interval`
@@ -62,6 +65,7 @@ MODERN = Need("arch", lambda arch: arch == "modern", "modern")
 MUON = Need("optimizer", lambda optimizer: optimizer == "muon", "muon")
 WSD = Need("schedule", lambda schedule: schedule == "wsd", "wsd")
 RANDOM_DRAW = Need("temperature", lambda temperature: temperature > 0, "above 0")
+TIME = Need("minutes", lambda minutes: minutes is not None, "a number of minutes")
 NEW_WEIGHTS = Need("resume", lambda resume: resume in ("auto", "never"), "auto or never")
 
 
@@ -126,6 +130,14 @@ class Config:
     )
 
     max_steps: int = setting(5_000, "optimizer steps of the whole run", min=1)
+    minutes: float | None = setting(
+        None,
+        "time of the whole run, from which sizes, dropout, learning rates, intervals and max_steps are chosen, except "
+        "those that the command line or the config file itself sets; none: all are set",
+        min=0,
+        max=MAX_MINUTES,
+    )
+    max_params: int | None = setting(None, "maximum number of parameters of the model", min=1, needs=TIME)
     num_epochs: float | None = setting(
         None, "passes over the training data, from which max_steps is computed; none: max_steps counts", min=0
     )
@@ -224,6 +236,7 @@ class Config:
             "grad_clip",
             "top_p",
             "num_epochs",
+            "minutes",
         ):
             check(getattr(self, key) != 0, f"{key} must be > 0, got 0; set --{key}=…")
         for key in ("dropout", "beta1", "beta2", "muon_momentum"):
@@ -321,10 +334,22 @@ def load_config(path: Path, overrides: Mapping[str, str]) -> Config:
     values.setdefault("out_dir", f"runs/{path.stem}")
     if "data" not in values:
         raise MisuseError(f"{path} does not set data; name a build in it, data = 'NAME', or add --data=NAME")
+    if values.get("minutes") is not None:
+        given = list_given(path, overrides)
+        values |= {key: value for key, value in BEFORE_PLAN.items() if key not in given}
     with _name_source(sources):
         config = Config(**values)
         check_effects(config)
         return _expand_paths(config)
+
+
+def list_given(path: Path, overrides: Mapping[str, str]) -> set[str]:
+    """Return the settings that `minutes` must not change: those of the command line and of `path` itself.
+
+    The settings of its bases are replaced by a plan.
+    """
+    assignments = read_assignments(path, rename=current_name)
+    return set(overrides) | {key for key, assignment in assignments.items() if assignment.path == path}
 
 
 def _choose_length(values: dict[str, Any], order: Sequence[str]) -> None:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from preprocess.errors import MisuseError
 from train.command_line import advise_on_missing_build, is_help_request, parse_command_line, print_help
-from train.config import load_config
+from train.config import list_given, load_config
 from train.core.cli import warn
 from train.core.distributed import init_processes
 from train.core.memory import translate_out_of_memory
@@ -62,6 +62,7 @@ from train.run.preflight import describe_out_of_memory, describe_too_large, pref
 from train.run.run_dir import find_start, lock_run_dir, prepare_run_dir
 from train.run.signals import StopRequest, end_at_once
 from train.run.state import StepResult, TrainingState, broadcast_state, new_state
+from train.run.time_limit import correct_length, plan_run
 from train.run.validation import EarlyStopping
 
 
@@ -71,9 +72,11 @@ def main(arguments: list[str]) -> int:
         return print_help(arguments)
     command = parse_command_line(arguments)
     config = load_config(command.config_path, command.overrides)
+    given = list_given(command.config_path, command.overrides)
     use_cuda = config.device != "cpu" and torch.cuda.is_available()
     with init_processes(use_cuda=use_cuda) as world, advise_on_missing_build(command.config_path):
-        run = open_run(config, world, quiet=command.quiet)
+        config, limit = plan_run(config, given, world, restart=command.restart, quiet=command.quiet)
+        run = open_run(config, world, quiet=command.quiet, time_limit=limit)
         with lock_run_dir(run.out_dir) if world.is_main else contextlib.nullcontext():
             checkpoint = world.run_on_main(
                 lambda: find_start(run.config, run.source, restart=command.restart, warn=warn)
@@ -179,22 +182,19 @@ def training_loop(
     previous_rollback, signum = None, 0
     captured_step = None
     if can_capture_step(run, state, prefetcher):
-        captured_step = CapturedStep(
-            run,
-            state,
-            prefetcher,
-            forward_backward=partial(forward_backward, run, state, model),
-            clip_and_update=partial(clip_and_update, run, state),
-        )
+        compute, apply = partial(forward_backward, run, state, model), partial(clip_and_update, run, state)
+        captured_step = CapturedStep(run, state, prefetcher, forward_backward=compute, clip_and_update=apply)
     while state.step < config.max_steps and not is_stopping:
         # A captured step is the same kernels in a CUDA graph, started all at once.
         result = captured_step.take() if captured_step else optimizer_step(run, state, model, prefetcher)
         # Read once, agreed on by all processes: a later signal belongs to the next step.
         signum = world.all_reduce_max(stop.signum)
         is_stopping = signum > 0
+        is_corrected = correct_length(run, state, logger)
+        config = run.config  # with another max_steps if it was corrected
         due = due_after(state.step, config, seconds_since_log=logger.seconds_since_log)
         logger.count_step(state.step, result.loss, is_logged=due.log)
-        is_saving |= due.save or is_stopping
+        is_saving |= due.save or is_stopping or is_corrected
         if not (is_saving or due.anything):
             continue  # the host has not waited for the device
 

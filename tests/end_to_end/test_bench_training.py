@@ -285,3 +285,14 @@ def test_nanogpt_train_measures_training_without_evaluations(
     assert (first["tokens_per_step"], first["is_compiled"]) == (16, is_compiled)
     assert (first["compiled_before_s"] > 0) is is_compiled  # compiled in the evaluation before the first step
     assert first["probe_loss"] == same_seed["probe_loss"] != other_seed["probe_loss"]
+
+
+@pytest.mark.slow
+def test_size_ladder_prints_a_table_and_does_not_repeat_a_run(build: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    arguments = ["bench/size_ladder.py", build, "--seconds", 1, "--widths", 32, "--results", results]
+    first = run_python(*arguments, "--scratch", tmp_path, nanogpt=None)
+    assert "| text  | variant | seconds |" in first and "| chars |         |       1 | **" in first
+    measured = results.read_text()
+    assert run_python(*arguments, "--scratch", tmp_path, nanogpt=None).splitlines()[1:] == first.splitlines()[1:]
+    assert results.read_text() == measured and measured.count("\n") == 1

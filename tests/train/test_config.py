@@ -219,6 +219,7 @@ OTHER_VALUES = {
     "gradient_checkpointing": True, "max_steps": 777, "num_epochs": 2.5, "optimizer": "muon", "learning_rate": 0.1,
     "base_width": 64,
     "embedding_learning_rate": 0.1, "muon_learning_rate": 0.1, "min_lr": 1e-5, "schedule": "linear", "warmup_steps": 5,
+    "minutes": 5.0, "max_params": 10**6,
     "decay_steps": 5, "weight_decay": 0.2, "beta1": 0.5, "beta2": 0.5, "muon_momentum": 0.5, "grad_clip": None,
     "precision": "fp32", "compile": True, "log_interval": 7, "eval_interval": 7, "eval_tokens": 2048, "patience": 3,
     "checkpoint_interval": 7, "keep_checkpoints": 7, "completion_interval": 7, "completion_tokens": 7,
@@ -227,6 +228,7 @@ OTHER_VALUES = {
 }  # fmt: skip
 # The settings that need another one: a value of it without effect, how the message says it, and one with effect.
 NEEDS: dict[str, tuple[dict[str, object], str, dict[str, object]]] = {
+    "max_params": ({"minutes": None}, "minutes is none, not a number of minutes", {"minutes": 5.0}),
     "init_from": ({"resume": "runs/b"}, "resume is runs/b, not auto or never", {"resume": "never"}),
     "token_shift": ({"arch": "gpt2"}, "arch is gpt2, not modern", {"arch": "modern"}),
     "stream_buffer": ({"data": "x"}, "data is x, not stream:RECIPE", {"data": "stream:x"}),
@@ -254,7 +256,9 @@ def test_setting_is_accepted_if_and_only_if_it_has_an_effect(tmp_path: Path, fie
     if reason:
         with pytest.raises(MisuseError) as error:
             load(tmp_path, write_settings(without | other))
-        default = {"decay_steps": "none", "top_p": "none", "init_from": "none"}.get(name, str(field.default))
+        default = {"decay_steps": "none", "top_p": "none", "init_from": "none", "max_params": "none"}.get(
+            name, str(field.default)
+        )
         (needed,) = without
         advice = f"change {needed}, or set {name} to {default}"
         assert str(error.value).endswith(

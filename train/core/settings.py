@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import shutil
 import textwrap
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from preprocess.errors import MAX_SHOWN, MisuseError, printable
@@ -22,6 +24,8 @@ from train.core.config_file import MAX_NUMBER
 HELP_INDENT = 31
 MIN_HELP_WIDTH = 70  # in a narrower terminal the documentation of a setting begins below its name
 MAX_NUMBER_CHARACTERS = 100  # of a number on the command line
+UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}
+ABBREVIATED = re.compile(r"(\d+(?:\.\d+)?)([KMB])", re.ASCII | re.IGNORECASE)  # a whole number such as 1.5M
 NONE, TRUE, FALSE = ("none", "None"), ("true", "True", "1"), ("false", "False", "0")
 TYPE_NAMES = {
     int: "a whole number",
@@ -177,12 +181,22 @@ def convert_text(cls: Any, key: str, text: str) -> Any:
     if kind in (int, float) and len(text) > MAX_NUMBER_CHARACTERS:
         raise MisuseError(f"{key} must be at most {MAX_NUMBER:.0e}, got {len(text):,} characters, {text!r:.40}…")
     try:
+        if kind is int and (match := ABBREVIATED.fullmatch(text)):
+            return convert_abbreviated(match[1], match[2])
         if kind is not bool:
             return kind(text)
     except ValueError:
         if _accepts_text(cls, key):
             return text
     raise _type_error(cls, key, text, where="the command line")
+
+
+def convert_abbreviated(number: str, unit: str) -> int:
+    """Return, for example, 1,500,000 for "1.5" and "M". Raises ValueError if it is not a whole number."""
+    value = Fraction(number) * UNITS[unit.upper()]
+    if value.denominator != 1:
+        raise ValueError(f"{number}{unit} is not a whole number")
+    return value.numerator
 
 
 def _type_of(cls: Any, key: str) -> tuple[type, bool]:

@@ -29,11 +29,21 @@ from train.trackers.check import check_trackers
 PER_PROCESS_SETTINGS = ("data", "out_dir", "device")  # may differ between processes on several machines
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass
+class TimeLimit:
+    """When a run must end, and how often its number of steps was corrected for that."""
+
+    deadline: float  # on the clock of time.monotonic()
+    num_corrections: int = 0
+
+
+@dataclass(kw_only=True)
 class Run:
     """Configuration, data, device, processes and precision of a run."""
 
-    config: Config  # with `device`, `precision` and `num_epochs` resolved, and the learning rates of its width
+    # With `device`, `precision` and `num_epochs` resolved, and the learning rates of its width. time_limit.py
+    # may replace it during the run.
+    config: Config
     source: DataSource  # the builds or the stream that config.data names
     data: Data  # training samples and validation windows of `source`
     device: torch.device
@@ -41,6 +51,7 @@ class Run:
     autocast: torch.autocast  # the context of forward passes
     notes: tuple[str, ...] = ()  # lines to print below the settings
     console: Console = field(default_factory=lambda: Console(quiet=True))  # quiet except in the main process
+    time_limit: TimeLimit | None = None  # None if the number of steps is fixed
 
     @property
     def out_dir(self) -> Path:
@@ -56,20 +67,14 @@ class Run:
         return RunInfo(config=self.config, build_id=self.source.build_id, build_name=self.source.name)
 
 
-def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
+def open_run(config: Config, world: World, *, quiet: bool = False, time_limit: TimeLimit | None = None) -> Run:
     """Choose device and precision, and open the data, without writing a file.
 
     With `quiet`, the run prints warnings only. Raises MisuseError if settings do not fit the device,
     the data or the other processes, and FolioError if the data is damaged or too short.
     """
-    device = choose_device(config.device, local_rank=world.local_rank, num_local=world.num_local)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    elif device.type == "cpu":
-        keep_freed_memory()
-    precision = choose_precision(config.precision, device)
-    set_matmul_precision(precision)
-    config, corrections = correct_rates(dataclasses.replace(config, device=str(device), precision=precision))
+    config, device = prepare_device(config, world)
+    config, corrections = correct_rates(config)
     for line in corrections if world.is_main else []:
         warn(line)
     config, scaled_rates = scale_rates(config)
@@ -83,9 +88,10 @@ def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
         data=data,
         device=device,
         world=world,
-        autocast=make_autocast(precision, device),
+        autocast=make_autocast(config.precision, device),
         notes=tuple(scaled_rates),
         console=console,
+        time_limit=time_limit,
     )
     _check_same_in_all_processes(run)
     if config.patience is not None and not run.has_validation:
@@ -96,6 +102,21 @@ def open_run(config: Config, world: World, *, quiet: bool = False) -> Run:
     world.run_on_main(lambda: check_trackers(config.track))
     world.run_on_main(lambda: _check_prompt(source, config))
     return run
+
+
+def prepare_device(config: Config, world: World) -> tuple[Config, torch.device]:
+    """Choose device and precision and set torch up for them. Return `config` with them, and the device.
+
+    Raises MisuseError if they are not available.
+    """
+    device = choose_device(config.device, local_rank=world.local_rank, num_local=world.num_local)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif device.type == "cpu":
+        keep_freed_memory()
+    precision = choose_precision(config.precision, device)
+    set_matmul_precision(precision)
+    return dataclasses.replace(config, device=str(device), precision=precision), device
 
 
 def _resolve_epochs(config: Config, source: DataSource, data: Data) -> Config:

@@ -45,13 +45,29 @@ class StepTimer:
         self._first_step = self._lap_step = self._last_step = step
         self._last_step_at = self._began
         self._lap_rate: float | None = None
+        self._paused_s, self._num_pauses = 0.0, 0
+        self._split = self._began, 0.0, step  # time, seconds of pauses and step of the last split
 
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Exclude the block from the speed."""
         paused_at = time.monotonic()
         yield
-        self._lap_began += time.monotonic() - paused_at
+        seconds = time.monotonic() - paused_at
+        self._lap_began += seconds
+        self._paused_s += seconds
+        self._num_pauses += 1
+
+    def split(self, step: int) -> float:
+        """Return the mean seconds per step since the last split, without pauses."""
+        now, paused_s, last_step = time.monotonic(), self._paused_s, self._split[2]
+        seconds = now - self._split[0] - (paused_s - self._split[1])
+        self._split = now, paused_s, step
+        return seconds / max(step - last_step, 1)
+
+    @property
+    def mean_pause_s(self) -> float:
+        return self._paused_s / max(self._num_pauses, 1)
 
     def lap(self, step: int) -> float:
         """Return the mean seconds per step since the last call, without pauses."""
@@ -130,6 +146,14 @@ class RunLogger:
     def print(self, text: str) -> None:
         """Print lines that stay on the console."""
         self._console.line(text)
+
+    @property
+    def timer(self) -> StepTimer:
+        return self._timer
+
+    def set_max_steps(self, max_steps: int) -> None:
+        """Show another number of steps from now on."""
+        self._max_steps = self._bar.total = max_steps
 
     def pause(self) -> AbstractContextManager[None]:
         """Return a context whose time does not count for the speed of training."""
