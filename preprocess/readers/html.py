@@ -16,6 +16,7 @@ from preprocess.inputs.input_files import InputFile, Span
 from preprocess.inputs.open_input import read_blocks
 from preprocess.readers.html_text import find_codec_of_page
 from preprocess.readers.page_process import MAX_PAGE_BYTES, PageTooHard, check_page_size, extract_in_child
+from preprocess.readers.record_sizes import get_max_record_bytes
 from preprocess.readers.records import Records, Rejects, format_utf8_error
 from preprocess.readers.reject_reasons import RejectReason
 from preprocess.readers.utf8 import Buffer, find_invalid, find_invalid_utf8, transcode
@@ -79,7 +80,8 @@ class PageReader:
     def decode(self, data: Buffer, codec: str | None, record: str, offset: int) -> Buffer | None:
         """Return a page or a text in UTF-8 as `read` decodes it, or None if it is left out.
 
-        The result may be a view of `data`. A Python string of it could take four times its size.
+        The result may be a view of `data`. If it has more bytes than a record may have, the rest of it is
+        missing. A Python string of it could take four times its size.
         """
         invalid = find_invalid_utf8(data) if codec is None else find_invalid(data, codec)
         if invalid is not None:
@@ -91,7 +93,9 @@ class PageReader:
             self._rejects.add(found, data, has_position=is_replaced)
             if not is_replaced:
                 return None
-        text = data if codec is None and invalid is None else transcode(data, codec or "utf-8")
+        text = data
+        if codec not in (None, "utf-8") or invalid is not None:
+            text = transcode(data, codec or "utf-8", get_max_record_bytes(self._recipe))
         has_mark = bytes(text[: len(BYTE_ORDER_MARK)]) == BYTE_ORDER_MARK
         return memoryview(text)[len(BYTE_ORDER_MARK) :] if has_mark else text
 
