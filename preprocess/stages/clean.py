@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocess.chats.marked_text import join_turns, split_turns
-from preprocess.documents import get_text_buffers, replace_column
+from preprocess.documents import get_text_buffers, replace_column, view_text
 from preprocess.recipes.schema import CLEANING_RULES
 from preprocess.stages.nfc import normalize_nfc
 from preprocess.stages.slices import iter_groups, slice_texts
@@ -61,8 +61,8 @@ BEGINS_NFC_PART = re.compile(rb"[\x00-\x7F]")
 BEGINS_HTML_PART = re.compile(rb"[&< \t\n\f]")
 # ftfy repairs a text as a whole, in several copies. A longer text is repaired in parts of at least this size.
 MOJIBAKE_PART_BYTES = 4 << 20
-# A part ends with a line. If the line is long, the part ends between two ASCII characters, the second of which ftfy never
-# takes for a piece of a garbled character, as it may take a space, `?` or a control character.
+# A part ends with a line. If the line is long, the part ends between two ASCII characters, the second of which ftfy
+# never takes for a piece of a garbled character, as it may take a space, `?` or a control character.
 BEGINS_LINE = re.compile(rb"(?<=\n)")
 BEGINS_MOJIBAKE_PART = re.compile(rb"(?<=[\n!-~])[!->@-~]")
 LONG_NUMBER = re.compile("&#[0-9]{1000,}")  # `html.unescape` raises ValueError if a number has 4301 digits
@@ -191,7 +191,7 @@ def _rewrite_rows(
     is_changed = np.zeros(len(texts), bool)
     new_texts: list[bytes | bytearray] = []
     for row in rows.tolist():
-        new_text = _rewrite_text(texts[row].as_buffer(), rewrite, find_part_end)
+        new_text = _rewrite_text(view_text(texts, row), rewrite, find_part_end)
         if new_text is not None:
             is_changed[row] = True
             new_texts.append(new_text)

@@ -164,8 +164,10 @@ def test_mojibake_in_parts_of_a_long_text_is_repaired_as_in_the_whole_text(monke
 
 
 def test_mojibake_of_a_long_text_needs_memory_for_its_parts_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a Python string, each character of these texts takes four bytes."""
     pytest.importorskip("ftfy")
     monkeypatch.setattr("preprocess.stages.clean.MOJIBAKE_PART_BYTES", 1 << 14)
     for unit in ("plain words ", "plain words\n"):
         text = "\U0001f600" + unit * 40_000
-        assert measure_peak_bytes(lambda text=text: clean_texts([text], ("mojibake",))) < 7 * len(text)
+        batch = make_batch({"text": pa.array([text], pa.large_string())}, 1)
+        assert measure_peak_bytes(lambda batch=batch: clean(batch, ("mojibake",))) < 3 * len(text)
