@@ -69,6 +69,13 @@ def get_text_buffers(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray
     return data[offsets[0] : offsets[-1]], offsets - offsets[0]  # a sliced Arrow array need not begin at byte 0
 
 
+def view_text(texts: pa.LargeStringArray, row: int) -> pa.Buffer:
+    """Return the UTF-8 bytes of one text. A scalar of Arrow would copy them."""
+    start, end = np.frombuffer(texts.buffers()[1], np.int64, count=2, offset=(texts.offset + row) * 8).tolist()
+    data = texts.buffers()[2]
+    return data.slice(start, end - start) if end > start else pa.py_buffer(b"")
+
+
 def count_text_bytes(texts: pa.LargeStringArray) -> np.ndarray:
     """Return the number of UTF-8 bytes of each text: (D,) int64."""
     return np.diff(get_text_buffers(texts)[1])

@@ -98,6 +98,7 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
             if batch.num_rows:
                 empty = writer.write(batch, sides)
                 count_dropped(rejects, "empty", empty, names)
+            del batch  # it may be a record of 128 MB
         writer.close()
         rejects.flush()
         files["values"].write(json.dumps(dataclasses.asdict(writer.values)).encode())

@@ -1,12 +1,14 @@
 """Read Arrow IPC files and streams, a few megabytes of text at a time.
 
-The file is mapped into memory, so a record batch may be larger than memory unless it is compressed.
+The file is mapped into memory, so a record batch may be larger than memory, unless it is compressed or
+in a stream.
 Its rows are checked and converted in slices, as nothing in a file can be trusted: an offset that is
 not checked could point to any byte of this process.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,7 +34,7 @@ def _open(input_file: InputFile, recipe: Recipe) -> Iterator[ArrowFile]:
     try:
         with open_arrow(input_file.disk.path, set(find_required_columns(recipe).names)) as file:
             yield file
-    except (pa.ArrowException, OSError, EOFError) as e:
+    except (pa.ArrowException, OSError, EOFError, struct.error) as e:
         input_file.check_unchanged()
         raise FolioError(
             f"{input_file.path} cannot be read as Arrow IPC ({first_line(e)}); it is damaged or truncated, copy it "

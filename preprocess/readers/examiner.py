@@ -30,7 +30,8 @@ from preprocess.readers.limited_child import (
     start_child,
 )
 
-MAX_MEMORY_BYTES = 1 << 30  # of the child, of which Python and Arrow take a tenth
+# Of the child, of which Python and Arrow take 100 MB. A worker will need the rest, too, and two workers at most 1 GB.
+MAX_MEMORY_BYTES = 400_000_000
 MAX_CPU_S = 10  # for one file, and as long again for every CPU_BYTES of it
 MAX_WAIT_S = 60  # for one file, which may be on a slow disk, and as long again for every CPU_BYTES of it
 CPU_BYTES = 256 << 20  # of a compressed file; decompressing them takes about a second
@@ -54,7 +55,7 @@ def start_examiner() -> None:
 
 
 def _start_child() -> subprocess.Popen[bytes]:
-    # Another allocator of Arrow, mimalloc, reserves 1 GB at once, which would exceed MAX_MEMORY_BYTES.
+    # Another allocator of Arrow, mimalloc, reserves 1 GB at once, which exceeds MAX_MEMORY_BYTES.
     return start_child(CHILD_CODE, {"ARROW_DEFAULT_MEMORY_POOL": "system"})
 
 
@@ -71,7 +72,7 @@ def examine_files(files: list[tuple[str, str]], names: list[str]) -> list[str | 
     start, *answers = output.decode().splitlines() or [""]
     if start != READY:
         raise explain_failed_start("examines Parquet and Arrow files", errors)
-    no_memory = f"takes more than {MAX_MEMORY_BYTES >> 30} GB of memory"
+    no_memory = f"takes more than {MAX_MEMORY_BYTES // 1_000_000} MB of memory"
     reasons = [
         f"{WORK[format_]} {no_memory}" if answer == NO_MEMORY else None
         for answer, (_, format_) in zip(answers, files, strict=False)

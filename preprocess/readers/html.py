@@ -15,8 +15,8 @@ from preprocess.errors import FolioError
 from preprocess.inputs.input_files import InputFile, Span
 from preprocess.inputs.open_input import read_blocks
 from preprocess.readers.html_text import find_codec_of_page
-from preprocess.readers.page_process import PageTooHard, extract_in_child
-from preprocess.readers.record_sizes import get_max_record_bytes, reject_long_record
+from preprocess.readers.page_process import MAX_PAGE_BYTES, PageTooHard, check_page_size, extract_in_child
+from preprocess.readers.record_sizes import get_max_record_bytes
 from preprocess.readers.records import Records, Rejects, format_utf8_error
 from preprocess.readers.reject_reasons import RejectReason
 from preprocess.readers.utf8 import Buffer, find_invalid, find_invalid_utf8, transcode
@@ -31,14 +31,11 @@ def read_html(input_file: InputFile, span: Span, recipe: Recipe, rejects: Reject
     data = bytearray()
     for block in read_blocks(input_file, span.start, span.stop):
         data += block
-        if len(data) > get_max_record_bytes(recipe):
-            reject_long_record(f"{input_file.path}: the page", recipe, rejects)
-            return
+        if len(data) > MAX_PAGE_BYTES:  # it is rejected below
+            break
     is_decoded = bool(input_file.encoding) or recipe.encoding != AUTO
-    page = bytes(data)
-    del data
-    codec = None if is_decoded else find_codec_of_page(page, None)
-    text = PageReader(input_file, recipe, rejects).read(page, codec, "the page", 0)
+    codec = None if is_decoded else find_codec_of_page(data, None)
+    text = PageReader(input_file, recipe, rejects).read(data, codec, "the page", 0)
     if text is not None:
         yield Records({"text": make_texts([text])}, 0, offsets=np.zeros(1, np.int64))
 
@@ -48,7 +45,7 @@ def make_texts(texts: Sequence[Buffer]) -> pa.LargeStringArray:
     if len(texts) == 1:
         offsets = np.array([0, len(texts[0])], np.int64)
         return pa.LargeStringArray.from_buffers(1, pa.py_buffer(offsets), pa.py_buffer(texts[0]))
-    return pa.array(texts, pa.large_binary()).view(pa.large_string())
+    return pa.array([bytes(text) for text in texts], pa.large_binary()).view(pa.large_string())
 
 
 class PageReader:
@@ -57,28 +54,34 @@ class PageReader:
     def __init__(self, input_file: InputFile, recipe: Recipe, rejects: Rejects) -> None:
         self._input_file, self._recipe, self._rejects = input_file, recipe, rejects
 
-    def read(self, data: bytes, codec: str | None, record: str, offset: int) -> bytes | None:
+    def read(self, data: Buffer, codec: str | None, record: str, offset: int) -> bytes | None:
         """Return the main text of an HTML page in UTF-8, or None if it is left out.
 
         `codec`: of the page, None for UTF-8. `record`: the name of the page in messages, `offset`: its
         place in the file. Raises FolioError if the recipe makes it an error that the page is not valid
-        in its encoding, or that it needs too much memory or time.
+        in its encoding, or that it is too long or needs too much memory or time.
         """
-        page = self.decode(data, codec, record, offset)
-        if page is None:
-            return None
         try:
-            return extract_in_child(page)
+            check_page_size(len(data))
+            page = self.decode(data, codec, record, offset)
+            return None if page is None else extract_in_child(page)
         except PageTooHard as e:
-            if self._recipe.oversized == "error":
-                raise FolioError(f"{self._input_file.path}: {record} {e}; pass --oversized skip to leave it out") from e
-            self._rejects.add(RejectReason("oversized", str(e), 1, self._input_file.name, f"byte {offset}"), data)
+            self.reject(e, data, record, offset)
             return None
 
-    def decode(self, data: bytes, codec: str | None, record: str, offset: int) -> bytes | bytearray | None:
+    def reject(self, error: PageTooHard, data: Buffer, record: str, offset: int) -> None:
+        """Count a page that is left out because of `error`, or raise FolioError, as the recipe says."""
+        if self._recipe.oversized == "error":
+            raise FolioError(
+                f"{self._input_file.path}: {record} {error}; pass --oversized skip to leave it out"
+            ) from error
+        self._rejects.add(RejectReason("oversized", str(error), 1, self._input_file.name, f"byte {offset}"), data)
+
+    def decode(self, data: Buffer, codec: str | None, record: str, offset: int) -> Buffer | None:
         """Return a page or a text in UTF-8 as `read` decodes it, or None if it is left out.
 
-        A Python string of it could take four times its size.
+        The result may be a view of `data`. If it has more bytes than a record may have, the rest of it is
+        missing. A Python string of it could take four times its size.
         """
         invalid = find_invalid_utf8(data) if codec is None else find_invalid(data, codec)
         if invalid is not None:
@@ -90,10 +93,13 @@ class PageReader:
             self._rejects.add(found, data, has_position=is_replaced)
             if not is_replaced:
                 return None
-        text = data if codec is None and invalid is None else transcode(data, codec or "utf-8")
-        return text.removeprefix(BYTE_ORDER_MARK)
+        text = data
+        if codec not in (None, "utf-8") or invalid is not None:
+            text = transcode(data, codec or "utf-8", get_max_record_bytes(self._recipe))
+        has_mark = bytes(text[: len(BYTE_ORDER_MARK)]) == BYTE_ORDER_MARK
+        return memoryview(text)[len(BYTE_ORDER_MARK) :] if has_mark else text
 
-    def _explain(self, data: bytes, codec: str | None, record: str, invalid: tuple[int, str]) -> str:
+    def _explain(self, data: Buffer, codec: str | None, record: str, invalid: tuple[int, str]) -> str:
         index, reason = invalid
         if codec is None and self._input_file.format == "html":
             return format_utf8_error(self._input_file, f"at offset {index:,}", data[index], reason)

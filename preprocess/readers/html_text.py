@@ -9,6 +9,7 @@ import importlib.util
 import re
 
 from preprocess.errors import MisuseError
+from preprocess.readers.utf8 import Buffer
 
 META_BYTES = 4_096  # of a page in which the name of its charset is searched; the HTML standard asks for 1,024
 META_CHARSET = re.compile(rb"<meta\b[^>]*?\bcharset\s*=\s*[\"']?\s*([\w.:+-]+)", re.IGNORECASE)
@@ -33,18 +34,19 @@ def extract_main_text(page: str) -> str:
     return text.strip()
 
 
-def find_codec_of_page(data: bytes, charset: str | None) -> str | None:
+def find_codec_of_page(data: Buffer, charset: str | None) -> str | None:
     """Return Python's name of the encoding of a page, or None if the page does not name it.
 
     A byte order mark takes precedence over `charset`, the one that the server names, and that over
     the page itself, as in the HTML standard. Unknown names count as none.
     """
+    head = bytes(data[:META_BYTES])
     for mark, codec in BYTE_ORDER_MARKS.items():
-        if data.startswith(mark):
+        if head.startswith(mark):
             return codec
     if charset and (of_server := _find_codec(charset.strip(" \"'"))):
         return of_server
-    match = META_CHARSET.search(data[:META_BYTES])
+    match = META_CHARSET.search(head)
     if match is None:
         return None
     of_page = _find_codec(match[1].decode("ascii", "replace"))

@@ -29,8 +29,12 @@ from preprocess.readers.limited_child import (
     name_status,
     start_child,
 )
+from preprocess.readers.utf8 import Buffer
 
-MAX_MEMORY_BYTES = 2 << 30  # of the child
+# Of a page and of the child, so that a build with two workers needs less than 1 GB. Ordinary pages take 15 to 25 times
+# their size; one that is nothing but short elements takes 150 times its size.
+MAX_PAGE_BYTES = 16_000_000
+MAX_MEMORY_BYTES = 300_000_000
 MAX_CPU_S = 30  # for one page; a page of a megabyte takes 0.03 s
 MAX_WAIT_S = 300  # for one page, in case the machine is busy
 LENGTH = struct.Struct("<q")  # precedes every page and every text
@@ -43,7 +47,7 @@ main()"""
 
 
 class PageTooHard(Exception):
-    """A page needs more time or memory than is allowed. The message says which."""
+    """A page is longer, or needs more time or memory, than is allowed. The message says which."""
 
 
 class _Child:
@@ -52,7 +56,7 @@ class _Child:
         if self._read_number() != READY:
             raise explain_failed_start("reads HTML pages", self.process.communicate()[1])
 
-    def extract(self, page: bytes | bytearray) -> bytes:
+    def extract(self, page: Buffer) -> bytes:
         """Return the text of a page, both in UTF-8. Raises PageTooHard if the child has ended."""
         assert self.process.stdin is not None and self.process.stdout is not None
         with suppress(BrokenPipeError):
@@ -84,7 +88,7 @@ class _Child:
 _children: dict[int, _Child] = {}  # of this process, by its id: a fork must not use the child of another process
 
 
-def extract_in_child(page: bytes | bytearray) -> bytes:
+def extract_in_child(page: Buffer) -> bytes:
     """Return the main text of an HTML page, both in UTF-8.
 
     Raises PageTooHard if that needs too much time or memory, FolioError if no child can be started.
@@ -100,9 +104,15 @@ def extract_in_child(page: bytes | bytearray) -> bytes:
         raise
 
 
+def check_page_size(num_bytes: int) -> None:
+    """Raise PageTooHard if a page has more than MAX_PAGE_BYTES."""
+    if num_bytes > MAX_PAGE_BYTES:
+        raise PageTooHard(f"has more than {MAX_PAGE_BYTES:,} bytes")
+
+
 def _explain_end(status: int, is_memory: bool) -> str:
     if is_memory:
-        return f"needs more than {MAX_MEMORY_BYTES >> 30} GB of memory"
+        return f"needs more than {MAX_MEMORY_BYTES // 1_000_000:,} MB of memory"
     reason = explain_end(status, MAX_CPU_S, MAX_WAIT_S)
     return reason or f"ends the process that reads it with {name_status(status)}"
 

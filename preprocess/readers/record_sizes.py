@@ -52,6 +52,7 @@ def split_records(
         for start, stop in find_batches(sizes + ROW_BYTES):
             yield _slice_and_decode(records, start, stop, num_yielded)
             num_yielded += stop - start
+        del records  # it may be one record of 128 MB
 
 
 def get_max_record_bytes(recipe: Recipe) -> int:

@@ -37,11 +37,16 @@ def find_invalid(data: Buffer, codec: str) -> tuple[int, str] | None:
     return None
 
 
-def transcode(data: Buffer, codec: str) -> bytearray:
-    """Return text in `codec` as UTF-8, with U+FFFD in place of bytes that are not valid."""
+def transcode(data: Buffer, codec: str, max_bytes: int | None = None) -> bytearray:
+    """Return text in `codec` as UTF-8, with U+FFFD in place of bytes that are not valid.
+
+    If the result has more than `max_bytes`, the rest of it is missing.
+    """
     decoder = codecs.getincrementaldecoder(codec)("replace")
     text = bytearray()
     for start in range(0, len(data), SLICE_BYTES):
         text += decoder.decode(bytes(data[start : start + SLICE_BYTES])).encode("utf-8", "replace")
+        if max_bytes is not None and len(text) > max_bytes:
+            return text
     text += decoder.decode(b"", True).encode("utf-8", "replace")
     return text

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -24,6 +24,7 @@ from preprocess.inputs.input_files import InputFile
 from preprocess.inputs.open_input import read_blocks
 from preprocess.readers.html import PageReader, get_default_codec, make_texts
 from preprocess.readers.html_text import find_codec_of_page
+from preprocess.readers.page_process import MAX_PAGE_BYTES, PageTooHard
 from preprocess.readers.record_sizes import BATCH_BYTES, get_max_record_bytes, reject_long_record
 from preprocess.readers.records import Records, Rejects
 from preprocess.readers.reject_reasons import RejectReason
@@ -35,6 +36,10 @@ BATCH_RECORDS = 1 << 14
 SAVED_BYTES = 1 << 10  # of a rejected record
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 RECORD_START = re.compile(rb"WARC/1\.[0-9]\r?\n")
+READ_BYTES = 1 << 20
+MAX_ENCODED_BYTES = 64_000_000  # of a response whose body is compressed or chunked: fastwarc copies it twice
+MAX_HEAD_BYTES = 1 << 16  # of a response; fastwarc reads heads of up to 32 KiB
+ENCODING_HEADERS = ("Content-Encoding", "Transfer-Encoding")
 TAIL_BYTES = 1 << 18  # before the position of fastwarc, which reads 64 KiB ahead and headers of up to 32 KiB
 
 
@@ -87,10 +92,17 @@ class _Record:
         value = (self.warc_record.headers.get("Content-Length") or "").strip()
         return int(value) if re.fullmatch("[0-9]{1,18}", value) else None
 
-    def read(self, max_bytes: int) -> bytes:
-        """Return the first `max_bytes` of the block."""
-        block: bytes = self.warc_record.reader.read(max_bytes)
-        return block
+    def read(self, num_bytes: int) -> bytearray:
+        """Return the first `num_bytes` of the block, or all of it if it is shorter."""
+        return _read_up_to(self.warc_record.reader, num_bytes)
+
+
+def _read_up_to(reader: Any, num_bytes: int) -> bytearray:
+    """Return the next bytes of a reader of fastwarc. In one call, it would need twice the memory."""
+    data = bytearray()
+    while len(data) < num_bytes and (part := reader.read(min(num_bytes - len(data), READ_BYTES))):
+        data += part
+    return data
 
 
 class _RecordReader:
@@ -105,7 +117,7 @@ class _RecordReader:
         """Return the text of a record in UTF-8, or None if it has none or is left out."""
         content_length = record.warc_record.content_length
         is_response = record.type == "response" and record.warc_record.is_http
-        block = b""
+        block = bytearray()
         if content_length != record.parse_content_length():
             self._reject(record, "the record has no valid Content-Length", block)
         elif not is_response and record.type != "conversion":
@@ -117,22 +129,33 @@ class _RecordReader:
         elif is_response:
             return self._read_response(record, block)
         else:
-            return self._pages.decode(block, None, record.name, record.offset)
+            return self._decode(block, None, record)
         return None
 
-    def _read_response(self, record: _Record, block: bytes) -> Buffer | None:
-        response = _parse_response(block, self._max_bytes)
+    def _read_response(self, record: _Record, block: bytearray) -> Buffer | None:
+        try:
+            response = _parse_response(block, self._max_bytes)
+        except PageTooHard as e:
+            self._pages.reject(e, block, record.name, record.offset)
+            return None
         if response.error:
             self._reject(record, response.error, block)
         elif not response.has_text:
             self._count_other(record, "neither an HTML page nor plain text, or not successful")
-        elif len(response.body) > self._max_bytes:
-            self._reject_long(record)
         else:
             codec = find_codec_of_page(response.body, response.charset) or get_default_codec(self._recipe)
-            read = self._pages.read if response.is_html else self._pages.decode
-            return read(response.body, codec, record.name, record.offset)
+            if not response.is_html:
+                return self._decode(response.body, codec, record)
+            return self._pages.read(response.body, codec, record.name, record.offset)
         return None
+
+    def _decode(self, data: Buffer, codec: str | None, record: _Record) -> Buffer | None:
+        """Return a plain text in UTF-8, or None if it is left out."""
+        text = self._pages.decode(data, codec, record.name, record.offset)
+        if text is not None and len(text) > self._max_bytes:
+            self._reject_long(record)
+            return None
+        return text
 
     def _count_other(self, record: _Record, reason: str) -> None:
         self._rejects.count(RejectReason("other_records", reason, 1, self._input_file.name, f"byte {record.offset}"))
@@ -140,7 +163,7 @@ class _RecordReader:
     def _reject_long(self, record: _Record) -> None:
         reject_long_record(f"{self._input_file.path}: {record.name}", self._recipe, self._rejects)
 
-    def _reject(self, record: _Record, reason: str, block: bytes) -> None:
+    def _reject(self, record: _Record, reason: str, block: Buffer) -> None:
         self._rejects.reject(self._input_file.name, f"byte {record.offset}", reason, block[:SAVED_BYTES])
 
 
@@ -151,7 +174,7 @@ class _Response:
     content_type: str = ""
     charset: str | None = None
     is_successful: bool = False
-    body: bytes = field(default=b"", repr=False)  # decoded, at most one byte more than allowed
+    body: Buffer = field(default=b"", repr=False)  # decoded, at most one byte more than allowed
     error: str = ""
 
     @property
@@ -163,41 +186,48 @@ class _Response:
         return self.is_successful and (self.is_html or self.content_type == "text/plain")
 
 
-def _parse_response(block: bytes, max_bytes: int) -> _Response:
+def _parse_response(block: bytearray, max_bytes: int) -> _Response:
     """Parse an HTTP response, and decode its body if that has text.
 
-    Some crawlers store the body decoded but keep the header that says how it was encoded.
+    The body is a view of `block` if it is not encoded, because it may be long and fastwarc copies it.
+    Some crawlers store the body decoded but keep the header that says how it was encoded. Raises
+    PageTooHard if the body is encoded and too long for that.
     """
+    start = block[:MAX_HEAD_BYTES]
     try:
-        head = _open_response(block, "none")
+        head = _open_response(start, "none")
     except OSError as e:
         return _Response(error=f"the head of the response cannot be read: {first_line(e)}")
     status = head.http_headers.status_code or 0
     content_type = (head.http_content_type or "").strip().lower()
-    charset = head.http_charset
-    del head  # it has a copy of the block
-    response = _Response(content_type, charset, 200 <= status < 300)
+    response = _Response(content_type, head.http_charset, 200 <= status < 300)
     if not response.has_text:
         return response
+    max_bytes = MAX_PAGE_BYTES if response.is_html else max_bytes
+    if not any(name in head.http_headers for name in ENCODING_HEADERS):
+        head_bytes = len(start) - head.content_length
+        return replace(response, body=memoryview(block)[head_bytes : head_bytes + max_bytes + 1])
+    if len(block) > MAX_ENCODED_BYTES:
+        raise PageTooHard(f"has a compressed or chunked body of more than {MAX_ENCODED_BYTES:,} bytes")
     error = ""
     decodings: tuple[Decoding, ...] = ("all", "none")
     for auto_decode in decodings:
         try:
-            body: bytes = _open_response(block, auto_decode).reader.read(max_bytes + 1)
+            body = _read_up_to(_open_response(block, auto_decode).reader, max_bytes + 1)
         except OSError as e:
             error = error or f"the body of the response cannot be decoded: {first_line(e)}"
             continue
         if not error or HTML_START.match(body):
-            return _Response(content_type, charset, is_successful=True, body=body)
+            return replace(response, body=body)
     return _Response(error=error)
 
 
-def _open_response(block: bytes, auto_decode: Decoding) -> Any:
+def _open_response(block: bytearray, auto_decode: Decoding) -> Any:
     """Return a record of its own with `block`, because an error in a body ends the iteration over a file."""
     from fastwarc.warc import WarcRecord
 
     record = WarcRecord()
-    record.set_bytes_content(block)
+    record.set_bytes_content(bytes(block))
     record.is_http = True
     record.parse_http(auto_decode=auto_decode)
     return record

@@ -26,6 +26,9 @@ from preprocess.errors import FolioError
 HASH_CHUNK_BYTES = 1 << 20
 MAX_SMALL_FILE_BYTES = 64 << 20  # of a file that is read as a whole
 MAX_ROW_BYTES = 128 << 20  # of a line in a JSON-lines file
+MAX_JSON_VALUES = (
+    8_000_000  # of one JSON text; each takes about 100 bytes. A manifest of a million input files has 5 million
+)
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # of a file that is not hidden, without a folder
 REPLACED_SUFFIX = ".replaced"  # of a directory that is being replaced
 
@@ -48,8 +51,11 @@ def parse_json(data: bytes) -> Any:
 
     Raises ValueError for anything that a JSON writer of Folio cannot have written: invalid syntax,
     NaN, infinities and numbers that are too large for a float, values nested more deeply than
-    Python's recursion limit, and escapes of lone surrogates, which have no UTF-8 form.
+    Python's recursion limit, and escapes of lone surrogates, which have no UTF-8 form. A text with more
+    than MAX_JSON_VALUES commas and opening brackets raises it, too: `[[],[],…]` takes 20 times its size.
     """
+    if len(data) > MAX_JSON_VALUES and sum(map(data.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise ValueError(f"it has more than {MAX_JSON_VALUES:,} values")
     try:
         value = json.loads(data, parse_constant=_reject_constant, parse_float=_parse_finite)
     except RecursionError:
@@ -87,11 +93,12 @@ def read_small_file(path: Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> bytes:
     """
     with open_regular_file(path) as file:
         size_bytes = os.fstat(file.fileno()).st_size
-        # Reading `max_bytes` at once would allocate that much. The loop reads what was appended since fstat.
-        data = file.read(min(size_bytes, max_bytes) + 1)
-        while len(data) <= max_bytes and (block := file.read(HASH_CHUNK_BYTES)):
-            data += block
-        if len(data) > max_bytes:
+        data = b""
+        if size_bytes <= max_bytes:  # a file that is too large is not read
+            data = file.read(size_bytes + 1)
+            while len(data) <= max_bytes and (block := file.read(HASH_CHUNK_BYTES)):  # was appended since fstat
+                data += block
+        if size_bytes > max_bytes or len(data) > max_bytes:
             raise FolioError(f"{path} has {size_bytes:,} bytes, expected at most {max_bytes:,}; is it the right file?")
     return data
 

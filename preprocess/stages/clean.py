@@ -13,7 +13,8 @@ The rules are applied in a fixed order (CLEANING_RULES in recipes/schema.py), so
 twice gives the same result as cleaning it once: normalizing line ends and removing control
 characters can uncover a byte order mark, so both come before its removal, and no rule after NFC can
 produce text that is not in NFC. There are two exceptions: `html_entities` removes one layer of
-escapes (`&amp;lt;` becomes `&lt;`), and `mojibake` guesses what the text was.
+escapes (`&amp;lt;` becomes `&lt;`), and `mojibake` guesses what the text was, of a text of more than
+4 MB for parts of about this size.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -29,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocess.chats.marked_text import join_turns, split_turns
-from preprocess.documents import get_text_buffers, replace_column
+from preprocess.documents import get_text_buffers, replace_column, view_text
 from preprocess.recipes.schema import CLEANING_RULES
 from preprocess.stages.nfc import normalize_nfc
 from preprocess.stages.slices import iter_groups, slice_texts
@@ -37,6 +38,7 @@ from preprocess.stages.slices import iter_groups, slice_texts
 # New texts, and which of the D texts were changed: (D,) bool.
 Cleaned = tuple[pa.LargeStringArray, np.ndarray]
 Rule = Callable[[pa.LargeStringArray], Cleaned]
+FindPartEnd = Callable[[pa.Buffer, int], int]  # from a text and the start of a part to the end of the part
 
 # These rules need the whole text. The result of the others for a text is that of its slices, joined.
 WHOLE_TEXT_RULES = ("mojibake", "trim")
@@ -57,6 +59,12 @@ PART_BYTES = 1 << 20  # of a text that is rewritten as a Python string, which ta
 # them, and these characters are not inside of an HTML entity.
 BEGINS_NFC_PART = re.compile(rb"[\x00-\x7F]")
 BEGINS_HTML_PART = re.compile(rb"[&< \t\n\f]")
+# ftfy repairs a text as a whole, in several copies. A longer text is repaired in parts of at least this size.
+MOJIBAKE_PART_BYTES = 4 << 20
+# A part ends with a line. If the line is long, the part ends between two ASCII characters, the second of which ftfy
+# never takes for a piece of a garbled character, as it may take a space, `?` or a control character.
+BEGINS_LINE = re.compile(rb"(?<=\n)")
+BEGINS_MOJIBAKE_PART = re.compile(rb"(?<=[\n!-~])[!->@-~]")
 LONG_NUMBER = re.compile("&#[0-9]{1000,}")  # `html.unescape` raises ValueError if a number has 4301 digits
 
 
@@ -177,16 +185,13 @@ def _remove_byte_order_mark(texts: pa.LargeStringArray) -> Cleaned:
 
 
 def _rewrite_rows(
-    texts: pa.LargeStringArray, rows: np.ndarray, rewrite: Callable[[str], str], begins_part: re.Pattern[bytes] | None
+    texts: pa.LargeStringArray, rows: np.ndarray, rewrite: Callable[[str], str], find_part_end: FindPartEnd
 ) -> Cleaned:
-    """Apply `rewrite` to the texts of `rows`, (R,) indices in ascending order.
-
-    A long text is rewritten in parts that begin with a match of `begins_part`, unless it is None.
-    """
+    """Apply `rewrite` to the texts of `rows`, (R,) indices in ascending order. Long texts are rewritten in parts."""
     is_changed = np.zeros(len(texts), bool)
     new_texts: list[bytes | bytearray] = []
     for row in rows.tolist():
-        new_text = _rewrite_text(texts[row].as_buffer(), rewrite, begins_part)
+        new_text = _rewrite_text(view_text(texts, row), rewrite, find_part_end)
         if new_text is not None:
             is_changed[row] = True
             new_texts.append(new_text)
@@ -194,27 +199,34 @@ def _rewrite_rows(
 
 
 def _rewrite_text(
-    data: pa.Buffer, rewrite: Callable[[str], str], begins_part: re.Pattern[bytes] | None
+    data: pa.Buffer, rewrite: Callable[[str], str], find_part_end: FindPartEnd
 ) -> bytes | bytearray | None:
     """Return the UTF-8 bytes of a text after `rewrite`, or None if they are the same."""
-    if begins_part is None or data.size <= PART_BYTES:
+    end = find_part_end(data, 0)
+    if end == data.size:
         text = str(data, "utf-8")
         new_text = rewrite(text)
         return new_text.encode() if new_text != text else None
-    new_data = bytearray()
-    for part in _iter_parts(data, begins_part):
-        new_data += rewrite(part).encode()
+    new_data, start = bytearray(), 0
+    while start < data.size:
+        new_data += rewrite(str(data[start:end], "utf-8")).encode()
+        start, end = end, find_part_end(data, end)
     return None if data.equals(pa.py_buffer(new_data)) else new_data
 
 
-def _iter_parts(data: pa.Buffer, begins_part: re.Pattern[bytes]) -> Iterator[str]:
-    """Yield a text in parts of at least PART_BYTES, except the last."""
-    start = 0
-    while start < data.size:
-        match = begins_part.search(data, start + PART_BYTES)
-        stop = match.start() if match else data.size
-        yield str(data[start:stop], "utf-8")
-        start = stop
+def _find_part_end(data: pa.Buffer, start: int, begins_part: re.Pattern[bytes]) -> int:
+    """Return the first match of `begins_part` at least PART_BYTES after `start`, or the size of `data`."""
+    match = begins_part.search(data, start + PART_BYTES) if data.size - start > PART_BYTES else None
+    return match.start() if match else data.size
+
+
+def _find_mojibake_part_end(data: pa.Buffer, start: int) -> int:
+    min_end = start + MOJIBAKE_PART_BYTES
+    if data.size <= min_end:
+        return int(data.size)
+    match = BEGINS_LINE.search(data, min_end, min(min_end + MOJIBAKE_PART_BYTES, data.size))
+    match = match or BEGINS_MOJIBAKE_PART.search(data, min_end)
+    return match.start() if match else data.size
 
 
 def _to_array(texts: Sequence[bytes | bytearray]) -> pa.LargeStringArray:
@@ -224,7 +236,9 @@ def _to_array(texts: Sequence[bytes | bytearray]) -> pa.LargeStringArray:
 
 
 def _normalize_nfc(texts: pa.LargeStringArray) -> Cleaned:
-    return _rewrite_rows(texts, _find_nfc_candidates(texts), normalize_nfc, BEGINS_NFC_PART)
+    return _rewrite_rows(
+        texts, _find_nfc_candidates(texts), normalize_nfc, partial(_find_part_end, begins_part=BEGINS_NFC_PART)
+    )
 
 
 def _find_nfc_candidates(texts: pa.LargeStringArray) -> np.ndarray:
@@ -257,12 +271,12 @@ def _fix_mojibake(texts: pa.LargeStringArray) -> Cleaned:
     from preprocess.stages.mojibake import fix_mojibake
 
     rows = np.flatnonzero(~pc.string_is_ascii(texts).to_numpy(zero_copy_only=False))
-    return _rewrite_rows(texts, rows, fix_mojibake, None)
+    return _rewrite_rows(texts, rows, fix_mojibake, _find_mojibake_part_end)
 
 
 def _unescape_html(texts: pa.LargeStringArray) -> Cleaned:
     rows = np.flatnonzero(_match_regex(texts, "&#?[0-9A-Za-z]"))
-    return _rewrite_rows(texts, rows, _unescape_html_text, BEGINS_HTML_PART)
+    return _rewrite_rows(texts, rows, _unescape_html_text, partial(_find_part_end, begins_part=BEGINS_HTML_PART))
 
 
 def _unescape_html_text(text: str) -> str:

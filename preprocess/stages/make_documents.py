@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from preprocess.chats.marked_text import replace_marks
-from preprocess.documents import count_text_bytes, get_text_buffers, make_batch
+from preprocess.documents import count_text_bytes, get_text_buffers, make_batch, view_text
 from preprocess.errors import FolioError
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.record_blocks import IS_CHAT, NO_SPACE, check_can_be_cut, reject_oversized
@@ -117,7 +117,7 @@ class DocumentMaker:
             )
         if fields["group"] is None and records.part and self._groups_parts:
             if records.part == 1:
-                self._part_group = _name_group(next(iter(records.columns.values()))[0].as_buffer())
+                self._part_group = _name_group(view_text(next(iter(records.columns.values())), 0))
             fields["group"] = self._part_group
         fields["text"] = texts
         positions = first_position + np.arange(len(keep)) if records.positions is None else records.positions
@@ -270,7 +270,7 @@ class DocumentMaker:
         if self._groups_parts:
             names: list[str | None] = [None] * batch.num_rows
             for row in np.flatnonzero(num_parts > 1).tolist():
-                names[row] = _name_group(parts.texts[first_parts[row]].as_buffer())
+                names[row] = _name_group(view_text(parts.texts, first_parts[row]))
             columns["group"] = pc.coalesce(columns["group"], pa.array(names, pa.string()).take(rows))
         return make_batch(columns, len(rows)), split.take(rows) if split is not None else None
 

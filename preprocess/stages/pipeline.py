@@ -7,6 +7,10 @@ Every batch costs about 1 ms to clean, hash and encode, however small it is, so 
 small files are merged into larger batches first. The later stages work on single documents, so the
 merge changes no document. What depends on the other documents of a file comes before the merge:
 numbering the documents, and cutting a file at a fraction of its characters or into passages.
+
+A batch may be one record of 128 MB. The generators therefore delete a batch before they ask for the
+next one; otherwise the loop variable of each would keep it while the next one is read.
+
 Small files whose text is not cut are joined even before their documents are made (joined_files.py).
 """
 
@@ -66,7 +70,9 @@ def read_documents(spans: Iterable[Source], recipe: Recipe, rejects: Rejects, cl
         keep, dropped = select_by_length(texts, recipe.min_characters, recipe.max_characters)
         for kind, is_dropped in dropped.items():
             count_dropped(rejects, kind, batch.filter(pa.array(is_dropped)), names)
+        del texts
         yield (batch, sides) if keep.all() else (batch.filter(pa.array(keep)), sides[keep])
+        del batch
 
 
 def count_dropped(rejects: Rejects, kind: str, batch: pa.RecordBatch, names: Mapping[int, str]) -> None:
@@ -153,7 +159,8 @@ def _merge_small_batches(batches: Documents) -> Documents:
             pending, pending_bytes = [], 0
         pending.append((batch, sides))
         pending_bytes += num_bytes
-        if pending_bytes > MERGED_BYTES:  # do not keep a large batch while the next one is read
+        del batch
+        if pending_bytes > MERGED_BYTES:
             yield from _merge(pending)
             pending, pending_bytes = [], 0
     yield from _merge(pending)
@@ -173,13 +180,17 @@ def _clean_batches(batches: Documents, recipe: Recipe, cleaned: Counter[str]) ->
         batch, counts = clean(batch, recipe.clean, has_chats=recipe.chat_columns is not None)
         cleaned.update(counts)
         yield batch, sides
+        del batch
 
 
 def _read_batches(input_file: InputFile, span: Span, recipe: Recipe, rejects: Rejects) -> Documents:
     maker = DocumentMaker([input_file], recipe, rejects)
     for records in read_span(input_file, span, recipe, rejects):
         batch, names = maker.make(records)
-        yield batch, _find_sides(batch, names, recipe, input_file)
+        sides = _find_sides(batch, names, recipe, input_file)
+        del records, names
+        yield batch, sides
+        del batch
     if is_grouped_by_position(recipe):
         _check_positions(rejects)
 

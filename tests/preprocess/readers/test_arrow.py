@@ -16,6 +16,7 @@ from preprocess.inputs.find_inputs import find_input_files
 from preprocess.inputs.input_files import Span
 from preprocess.progress import Progress
 from preprocess.readers.arrow import read_arrow
+from preprocess.readers.arrow_file import open_arrow
 from preprocess.readers.table_columns import convert_views
 from preprocess.recipes.schema import Recipe
 from tests.conftest import assert_one_line
@@ -183,3 +184,19 @@ def test_long_value_of_a_view_is_not_copied(tmp_path: Path) -> None:
     assert convert_views(column.slice(1, 1)).to_pylist() == [b""]
     assert convert_views(column.slice(2, 1)).to_pylist() == [b"word"]
     assert convert_views(column.slice(3, 1)).to_pylist() == [None]
+
+
+@pytest.mark.parametrize("compression", [None, "lz4"])
+def test_large_batch_of_a_file_is_not_copied_unless_it_is_compressed(tmp_path: Path, compression: str | None) -> None:
+    row = "x" * 1_000_000
+    table = pa.table(
+        {"unused": [row] * 8, "text": pa.array([row] * 8), "name": pa.array(["a"] * 8).dictionary_encode()}
+    )
+    write(tmp_path / "a.arrow", table, is_stream=False, compression=compression)
+    before = pa.total_allocated_bytes()
+    with open_arrow(str(tmp_path / "a.arrow"), {"text"}) as file:
+        (batch,) = file.iter_batches()
+        num_bytes = pa.total_allocated_bytes() - before
+        assert batch.column("text").to_pylist() == [row] * 8
+    assert num_bytes > 8_000_000 if compression else num_bytes < 100_000
+    assert num_bytes < 15_000_000  # the column that is not used is not decompressed

@@ -131,7 +131,7 @@ def test_compressed_arrow_batch_that_needs_too_much_memory_is_refused(tmp_path: 
     assert path.stat().st_size < 1_000_000
     input_file, recipe = describe(path)
     message = (
-        r"a.arrow cannot be read as Arrow IPC \(reading its record batches takes more than 1 GB of memory\); it is"
+        r"a.arrow cannot be read as Arrow IPC \(reading its record batches takes more than 400 MB of memory\); it is"
     )
     with pytest.raises(FolioError, match=message) as error:
         InputChecker([input_file], recipe).check_all()
@@ -146,11 +146,11 @@ def test_only_the_columns_of_arrow_files_that_are_read_are_examined(tmp_path: Pa
         writer.write_batch(batch)
     files = [(str(tmp_path / "a.arrow"), "arrow")]
     assert examine_files(files, ["text"]) == [None]
-    assert examine_files(files, ["other"]) == ["reading its record batches takes more than 1 GB of memory"]
+    assert examine_files(files, ["other"]) == ["reading its record batches takes more than 400 MB of memory"]
 
 
 def test_memory_of_an_arrow_batch_is_free_when_the_next_one_is_examined(tmp_path: Path) -> None:
-    batch = pa.record_batch([make_zeros(600 << 20)], ["text"])
+    batch = pa.record_batch([make_zeros(200 << 20)], ["text"])
     with pa.ipc.new_file(
         str(tmp_path / "a.arrow"), batch.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")
     ) as writer:

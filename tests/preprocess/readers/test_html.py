@@ -159,7 +159,7 @@ def test_html_is_known_by_its_beginning_but_source_code_stays_text(name: str, he
 @pytest.mark.parametrize(
     ("limit", "value", "page", "reason"),
     [
-        ("MAX_MEMORY_BYTES", 1 << 28, UNCLOSED, "needs more than 0 GB of memory"),
+        ("MAX_MEMORY_BYTES", 200_000_000, UNCLOSED, "needs more than 200 MB of memory"),
         pytest.param("MAX_CPU_S", 1, "<div>" * 20_000, "takes more than 1 s", marks=pytest.mark.slow),
     ],
 )
@@ -186,9 +186,14 @@ def test_hostile_page_is_an_error_or_left_out(
 
 @NEEDS_RESILIPARSE
 def test_long_page_is_oversized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("preprocess.readers.html.get_max_record_bytes", lambda recipe: 1_000)
-    monkeypatch.setattr("preprocess.readers.record_sizes.get_max_record_bytes", lambda recipe: 1_000)
+    monkeypatch.setattr("preprocess.readers.html.MAX_PAGE_BYTES", 1_000)
+    monkeypatch.setattr(page_process, "MAX_PAGE_BYTES", 1_000)
     (tmp_path / "a.html").write_bytes(make_page("long " * 1_000))
-    with pytest.raises(FolioError, match="a.html: the page has more than 1,000 bytes; .*--oversized skip"):
+    with pytest.raises(FolioError, match="a.html: the page has more than 1,000 bytes; pass --oversized skip"):
         list_texts(tmp_path / "a.html")
     assert list_texts(tmp_path / "a.html", oversized="skip") == []
+
+
+def test_memory_of_two_pages_is_bounded() -> None:
+    """The promise is 1 GB for two workers, which need about 350 MB besides their pages and the children."""
+    assert 2 * (page_process.MAX_MEMORY_BYTES + page_process.MAX_PAGE_BYTES) < 650_000_000

@@ -25,6 +25,7 @@ from preprocess.shards.files import (
     write_durable,
 )
 from tests.conftest import assert_one_line
+from tests.helpers.memory import measure_peak_bytes
 
 
 def make_directory(path: Path, text: str) -> Path:
@@ -224,3 +225,27 @@ def test_read_small_file_does_not_wait_for_a_writer_of_a_pipe(tmp_path: Path) ->
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FolioError, match="not a regular file"):
         read_small_file(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("value", [b"0,", b"[],", b"{},"])
+def test_parse_json_refuses_more_values_than_memory_holds(monkeypatch: pytest.MonkeyPatch, value: bytes) -> None:
+    monkeypatch.setattr(files, "MAX_JSON_VALUES", 10_000)
+    assert len(parse_json(b"[" + value * 4_000 + b"0]")) == 4_001
+    many = b"[" + value * 1_000_000 + b"0]"
+
+    def parse() -> None:
+        with pytest.raises(ValueError, match="it has more than 10,000 values"):
+            parse_json(many)
+
+    assert measure_peak_bytes(parse) < 1_000_000
+
+
+def test_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "sparse", "wb") as file:
+        file.truncate(1 << 30)
+
+    def read() -> None:
+        with pytest.raises(FolioError, match="has 1,073,741,824 bytes, expected at most"):
+            read_small_file(tmp_path / "sparse")
+
+    assert measure_peak_bytes(read) < 1_000_000

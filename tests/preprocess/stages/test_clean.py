@@ -153,3 +153,21 @@ def test_rewriting_a_text_without_spaces_needs_a_few_times_its_size(
     batch = make_batch({"text": pa.array([text], pa.large_string())}, 1)
     clean(batch, (rule,))  # tables of Unicode are made once
     assert measure_peak_bytes(lambda: clean(batch, (rule,))) < 8 * len(text.encode())
+
+
+def test_mojibake_in_parts_of_a_long_text_is_repaired_as_in_the_whole_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    ftfy = pytest.importorskip("ftfy")
+    monkeypatch.setattr("preprocess.stages.clean.MOJIBAKE_PART_BYTES", 64)
+    for unit in ("sÃ³ voilÃ  le travail\n", "sÃ³, voilÃ  le travail ", "ÐŸÑ€Ð¸Ð²ÐµÑ‚", "sÃ³\r\n", "fine, é\n"):
+        text = unit * 20
+        assert clean_texts([text], ("mojibake",))[0] == [ftfy.fix_encoding(text)]
+
+
+def test_mojibake_of_a_long_text_needs_memory_for_its_parts_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a Python string, each character of these texts takes four bytes."""
+    pytest.importorskip("ftfy")
+    monkeypatch.setattr("preprocess.stages.clean.MOJIBAKE_PART_BYTES", 1 << 14)
+    for unit in ("plain words ", "plain words\n"):
+        text = "\U0001f600" + unit * 40_000
+        batch = make_batch({"text": pa.array([text], pa.large_string())}, 1)
+        assert measure_peak_bytes(lambda batch=batch: clean(batch, ("mojibake",))) < 3 * len(text)
