@@ -75,7 +75,7 @@ def test_run_is_planned_and_recorded_and_ends_near_its_time(config: Path) -> Non
     assert json.loads((last / "checkpoint.json").read_text())["settings"] == settings
     rows = read_metric_rows(out_dir)
     rates = [row["learning_rate"] for row in rows if "learning_rate" in row]
-    assert rates == sorted(rates, reverse=True) and rates[-1] == 0  # the schedule ends with the run
+    assert max(rates) == rates[0] and rates[-1] == 0  # the schedule ends with the run, also if steps were added
     _, again = run(config, "planned", "--minutes=0.05")
     assert "is finished: all" in again and "measuring" not in again
 
