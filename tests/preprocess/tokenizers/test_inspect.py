@@ -104,7 +104,7 @@ def test_long_texts_are_measured_in_part(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(inspect_module, "MAX_CHARACTERS", 5)
     monkeypatch.setattr(inspect_module, "MAX_BYTES", 12)
     figures = inspect_tokenizer(
-        ByteTokenizer(), {"en": arrow(["ab cde", "é", "abcdef", "xyz"]), "ru": arrow(["дом мой"])}
+        ByteTokenizer(has_eot=True), {"en": arrow(["ab cde", "é", "abcdef", "xyz"]), "ru": arrow(["дом мой"])}
     )
     assert (figures["en"]["documents"], figures["en"]["text_bytes"], figures["en"]["words"]) == (3, 12, 4)
     assert (figures["ru"]["documents"], figures["ru"]["text_bytes"]) == (1, 9)
