@@ -62,7 +62,8 @@ def inspect(output: Output, name: str, num_documents: int, **options: Any) -> No
     Prints the character coverage, the tokens per word and the bytes per token of each language.
 
     With --corpus or --input, NAME is a tokenizer (gpt2, a file or a folder) and is measured on that
-    text. Otherwise NAME is a build, and its tokenizer is measured on its validation documents.
+    text. Otherwise NAME is a build, and its tokenizer is measured on its validation documents. Of a
+    document, the first 4,000,000 characters are measured, of each language about 32 MB.
     """
     from preprocess.build.inspect_tokenizer import inspect_build, inspect_by_name
     from preprocess.build.plan import plan_estimate

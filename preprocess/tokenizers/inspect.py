@@ -18,6 +18,8 @@ from preprocess.tokenizers.interface import Tokenizer
 from preprocess.tokenizers.lost_characters import CharacterLoss, LossCounter
 
 SLICE_BYTES = 8 << 20  # of text encoded at a time: the reference libraries make a Python object per token
+MAX_CHARACTERS = 4_000_000  # of one document; the rest of it is not measured
+MAX_BYTES = 32 << 20  # of the documents of one language; the words of a text take up to twenty times its size
 HEADINGS = {
     "documents": "documents",
     "words": "words",
@@ -41,11 +43,21 @@ def inspect_tokenizer(tokenizer: Tokenizer, texts_by_language: Mapping[str, pa.L
     fraction that are encoded byte by byte because they have no token. `single_token_words` is the
     fraction of words, counted as often as they occur, that are one token, either alone or with the
     space before them. A ratio with a denominator of 0 is None, and so is `byte_fallback` for a
-    tokenizer without it.
+    tokenizer without it. Of a document, the first MAX_CHARACTERS are measured, and of a language the
+    documents until they have MAX_BYTES.
 
     Raises FolioError for a character that is missing from the alphabet of a `char` tokenizer.
     """
-    return {language: _inspect_language(tokenizer, texts) for language, texts in texts_by_language.items()}
+    return {language: _inspect_language(tokenizer, _limit(texts)) for language, texts in texts_by_language.items()}
+
+
+def _limit(texts: pa.LargeStringArray) -> pa.LargeStringArray:
+    """Return the first of D texts, shortened, until they have MAX_BYTES, but at least one."""
+    if len(get_text_buffers(texts)[0]) <= MAX_CHARACTERS:
+        return texts
+    texts = pc.utf8_slice_codeunits(texts, 0, MAX_CHARACTERS)
+    ends = get_text_buffers(texts)[1][1:]
+    return texts.slice(0, max(int(np.searchsorted(ends, MAX_BYTES, side="right")), 1))
 
 
 def format_inspection(inspection: Mapping[str, Figures]) -> list[str]:

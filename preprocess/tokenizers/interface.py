@@ -27,8 +27,8 @@ from preprocess.shards.files import read_small_file
 
 END_OF_TEXT = "<|endoftext|>"
 # The largest id determines the length of a list, so the ids of an untrusted file are limited. This
-# is 16 times the largest vocabulary in use.
-MAX_VOCAB_SIZE = 1 << 22
+# is slightly more than the largest vocabulary in use (XLM-V, 901,629). An id takes about 400 bytes in each process.
+MAX_VOCAB_SIZE = 1 << 20
 MAX_FILE_BYTES = 200_000_000  # of a tokenizer's file from elsewhere; the largest in use have 40 MB
 # The fast backend must encode these texts as the reference does, and a lossless tokenizer must
 # return them unchanged: contractions, runs of white space, rare spaces, combining marks, emoji,

@@ -98,3 +98,13 @@ def test_real_languages_differ_in_tokens_per_word(cache: Path, mirror: Path) -> 
     fitted = inspect_tokenizer(ours, texts)
     assert fitted["ru"]["tokens_per_word"] < 3 and fitted["ru"]["character_coverage"] == 1
     assert fitted["ru"]["byte_fallback"] < 0.001
+
+
+def test_long_texts_are_measured_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspect_module, "MAX_CHARACTERS", 5)
+    monkeypatch.setattr(inspect_module, "MAX_BYTES", 12)
+    figures = inspect_tokenizer(
+        ByteTokenizer(has_eot=True), {"en": arrow(["ab cde", "é", "abcdef", "xyz"]), "ru": arrow(["дом мой"])}
+    )
+    assert (figures["en"]["documents"], figures["en"]["text_bytes"], figures["en"]["words"]) == (3, 12, 4)
+    assert (figures["ru"]["documents"], figures["ru"]["text_bytes"]) == (1, 9)
