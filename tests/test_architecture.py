@@ -107,14 +107,15 @@ HOMES = {
     "evaluate": {"train/evaluation/harness"},
     "datasets": {"train/evaluation/harness"},
     "yaml": {"train/evaluation/harness"},
-    "transformers": {"train/run/modeling_folio.py"},  # which an export contains, and no module imports
     "sentencepiece": {"preprocess/tokenizers/sentencepiece_bpe.py"},
     "tqdm": {"preprocess/console.py", "train/evaluation/harness/library.py"},
     "matplotlib": {"train/plotting"},
     "psutil": {"train/core/memory.py"},
     "triton": {"train/model/cuda_kernels.py"},
     "tensorboard": {"train/trackers/tensorboard_backend.py"},
-    **{key: {"train/serving/openai_server.py"} for key in ("transformers", "openai", "starlette", "uvicorn")},
+    # An export contains modeling_folio.py.
+    "transformers": {"train/serving/openai_server.py", "train/run/modeling_folio.py"},
+    **{key: {"train/serving/openai_server.py"} for key in ("openai", "starlette", "uvicorn")},
     "mlflow": {"train/trackers/mlflow_backend.py", "train/evaluation/mlflow_runs.py"},
     "wandb": {"train/trackers/wandb_backend.py"},
 }
