@@ -33,7 +33,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.utils import GenerateManager, GenerationState, Modality
@@ -41,6 +41,7 @@ from transformers.utils import logging as transformers_logging
 
 from preprocess.errors import FolioError, first_line, shorten
 from preprocess.shards.files import JsonObject, parse_json
+from train.run.modeling_folio import FolioModernConfig, FolioModernForCausalLM
 from train.serving.requests import RequestError, parse_chat, parse_completion
 from train.serving.served_model import ServedModel
 from train.serving.stops import StopQueue, cut_at_stop
@@ -77,7 +78,12 @@ class LoadedModel:
 
 
 def _read_folder(folder: Path) -> tuple[Any, Any]:
-    """Return the tokenizer and the model in `folder`, without running code from it and without downloads."""
+    """Return the tokenizer and the model in `folder`, without running code from it and without downloads.
+
+    A model with a token shift is computed by Folio's own copy of the code in its folder.
+    """
+    AutoConfig.register(FolioModernConfig.model_type, FolioModernConfig, exist_ok=True)
+    AutoModelForCausalLM.register(FolioModernConfig, FolioModernForCausalLM, exist_ok=True)
     options = {"local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.chats import REPLIES, train_chat_run
+from tests.helpers.runs import make_build, train_run
 from tests.helpers.servers import serve
 from train.model.sampler import Sampler
 from train.run.checkpoint import find_checkpoint
@@ -75,6 +76,24 @@ def complete_with_folio(run: Path, prompt: str, num_tokens: int) -> str:
     trained = open_trained_model(checkpoint, replace_settings(checkpoint.info.config, options))
     _, *texts = Sampler(trained.model, trained.folder, trained.manifest, config=trained.config).stream()
     return "".join(texts)
+
+
+def test_model_with_a_token_shift_is_served_without_code_from_its_folder(tmp_path: Path) -> None:
+    pytest.importorskip("openai")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+
+    from train.serving.openai_server import LoadedModel
+    from train.serving.served_model import export_run, open_exported_folder
+
+    make_build(tmp_path / "tiny")
+    run = train_run(tmp_path, "shifted", arch="modern", token_shift=True, max_steps=2, warmup_steps=0)
+    folder = export_run(find_checkpoint(run, pytest.fail)).folder
+    (folder / "modeling_folio.py").write_text("raise SystemExit('code of the folder')")
+    loaded = LoadedModel(open_exported_folder(folder), torch.device("cpu"))
+    ids = loaded.tokenizer("the ", return_tensors="pt").input_ids
+    text = loaded.tokenizer.decode(loaded.model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :])
+    assert text == complete_with_folio(run, "the ", 8)
 
 
 @pytest.mark.parametrize("prompt", ["what ju", "the ", ""])
