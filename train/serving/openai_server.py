@@ -104,6 +104,18 @@ def _find_context(model: Any, tokenizer: Any, folder: Path) -> int:
     return context
 
 
+class SeededModel:
+    """A model that sets the seed of the random numbers when it begins to generate, which another request may delay."""
+
+    def __init__(self, model: Any, seed: int) -> None:
+        self._model, self._seed = model, seed
+
+    def generate(self, **options: Any) -> Any:
+        """Return what the model's method does."""
+        torch.manual_seed(self._seed)
+        return self._model.generate(**options)
+
+
 class BoundedGeneration(GenerateManager):
     """Generation that ends at the end of the context, and whose text ends before a stop text."""
 
@@ -117,7 +129,12 @@ class BoundedGeneration(GenerateManager):
         """Start to generate. Return the queue of the parts and the streamer, as the base class does."""
         self._bound(inputs, gen_config)
         queue, streamer = super().generate_streaming(
-            model, processor, inputs, gen_config, request_id=request_id, response_parser=response_parser
+            _seed_model(model, gen_config),
+            processor,
+            inputs,
+            gen_config,
+            request_id=request_id,
+            response_parser=response_parser,
         )
         stops = gen_config.stop_strings
         return (StopQueue(queue, stops) if stops else queue), streamer
@@ -128,7 +145,7 @@ class BoundedGeneration(GenerateManager):
         """Return the text, the number of tokens of the prompt, and the generated ids."""
         self._bound(inputs, gen_config)
         text, length, ids = await super().generate_non_streaming(
-            model, processor, inputs, gen_config, request_id=request_id
+            _seed_model(model, gen_config), processor, inputs, gen_config, request_id=request_id
         )
         return cut_at_stop(text, gen_config.stop_strings or []), length, ids
 
@@ -141,6 +158,12 @@ class BoundedGeneration(GenerateManager):
                 "answer; shorten it"
             )
         gen_config.max_new_tokens = min(gen_config.max_new_tokens, self._context - length)
+
+
+def _seed_model(model: Any, gen_config: Any) -> Any:
+    """Return `model`, with the seed that `gen_config` has as an attribute, which is removed."""
+    seed = vars(gen_config).pop("seed", None)
+    return model if seed is None else SeededModel(model, seed)
 
 
 class OneGeneration(GenerationState):
@@ -181,8 +204,7 @@ class ChecksRequests:
             config.temperature, config.top_k, config.top_p = temperature, served.top_k or 0, top_p
         config.max_new_tokens = body.get("max_tokens", self.model_manager.context)
         config.stop_strings = body.get("stop")
-        if "seed" in body:
-            torch.manual_seed(body["seed"])
+        config.seed = body.get("seed")  # for BoundedGeneration
         return config
 
 

@@ -7,6 +7,7 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,17 @@ def test_completion_ends_before_a_stop_text_and_at_the_end_of_the_context(client
     expected = text[: text.index(stop)]
     assert complete(seed, stop=stop).choices[0].text == expected
     assert read_text(complete(seed, stop=[stop, "never"], stream=True)) == expected
+
+
+def test_equal_seeds_give_equal_texts_while_other_requests_wait(client: Any) -> None:
+    def complete(seed: int) -> str:
+        answer = client.completions.create(model="chat", prompt="what jum", temperature=2, seed=seed)
+        return str(answer.choices[0].text)
+
+    expected = [complete(seed) for seed in range(4)]
+    assert len(set(expected)) > 1
+    with ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(complete, [*range(4)] * 3)) == expected * 3
 
 
 def test_temperature_of_the_request_and_of_the_run_draw_texts(client: Any) -> None:
