@@ -33,9 +33,9 @@ from train.run.checkpoint_info import MODEL_FILE
 from train.run.export_folder import write_folder
 from train.run.export_model import config_files, export_tensors, tokenizer_files
 from train.run.huggingface_folder import CONFIG_FILE
-from train.run.run_dir import vocabulary_of
+from train.run.run_dir import RECEIPT_FILE, SERVED_DIR, vocabulary_of
 
-SERVED_DIR, MODEL_DIR, RECEIPT_FILE = "served", "model", "receipt.json"
+MODEL_DIR = "model"
 
 
 @dataclass(frozen=True, kw_only=True)
