@@ -18,8 +18,8 @@ The result depends on the documents and their order only, not on partitions or w
 
 The cost: buckets of 16 bytes for each band of each document (224 bytes with 14 bands), 16 bytes for
 each document in the forest and the table of shingles, and reading the shingles of documents that
-have an equal band. The
-memory is that of one bucket and of the shingles that are compared at once, but at least those of one pair.
+have an equal band. The memory is that of one bucket and of the shingles that are compared at once,
+but at least those of one pair.
 """
 
 from __future__ import annotations
