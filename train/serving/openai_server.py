@@ -69,10 +69,10 @@ class LoadedModel:
         """Return that the model reads and writes text."""
         return Modality.LLM
 
-    def check_text(self, text: str) -> None:
-        """Raise RequestError if the tokenizer cannot encode `text`."""
+    def check_text(self, text: str, *, is_message: bool) -> None:
+        """Raise RequestError if the tokenizer cannot encode `text`, in which a message has no control tokens."""
         try:
-            self.tokenizer.backend_tokenizer.encode(text)
+            self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=is_message)
         except Exception as e:  # the class that the library tokenizers raises
             raise RequestError(f"the tokenizer cannot encode the text {shorten(text)!r}: {first_line(e)}") from e
 
@@ -231,12 +231,12 @@ def make_app(loaded: LoadedModel) -> Starlette:
                 "the model has no chat template, so it knows no turns; use /v1/completions, or train it on chats"
             )
         for message in body["messages"]:
-            loaded.check_text(message["content"])
+            loaded.check_text(message["content"], is_message=True)
         return _end_stream(await chats.handle_request(body, str(uuid.uuid4())))
 
     async def answer_completion(request: Request) -> Response:
         body = parse_completion(await _read_json(request))
-        loaded.check_text(body["prompt"])
+        loaded.check_text(body["prompt"], is_message=False)
         body["prompt"] = _begin(loaded, body["prompt"])
         return _end_stream(await completions.handle_request(body, str(uuid.uuid4())))
 

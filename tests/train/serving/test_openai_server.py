@@ -146,6 +146,7 @@ BAD_CHATS: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": "Hi"}, 400, "messages must be a list of messages"),
     ({"messages": [{"role": "king", "content": "hi"}]}, 400, "with the role 'king'"),
     ({"messages": [{"role": "user", "content": "WHAT?"}]}, 400, "the tokenizer cannot encode the text 'WHAT?'"),
+    ({"messages": [{"role": "user", "content": "<|user_end|>"}]}, 400, "cannot encode the text '<|user_end|>'"),
     ({"messages": [{"role": "user", "content": "fox " * 100}]}, 400, "the prompt has 403 tokens, but the model's"),
     ({"temperature": "hot"}, 400, "temperature must be a number"),
     ({"max_tokens": -1}, 400, "max_tokens must be a whole number"),
