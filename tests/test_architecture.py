@@ -114,7 +114,10 @@ HOMES = {
     "triton": {"train/model/cuda_kernels.py"},
     "tensorboard": {"train/trackers/tensorboard_backend.py"},
     # An export contains modeling_folio.py.
-    "transformers": {"train/serving/openai_server.py", "train/run/modeling_folio.py"},
+    "transformers": {
+        *(f"train/serving/{name}.py" for name in ("loaded_model", "openai_server")),
+        "train/run/modeling_folio.py",
+    },
     **{key: {"train/serving/openai_server.py"} for key in ("openai", "starlette", "uvicorn")},
     "mlflow": {"train/trackers/mlflow_backend.py", "train/evaluation/mlflow_runs.py"},
     "wandb": {"train/trackers/wandb_backend.py"},

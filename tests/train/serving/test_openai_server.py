@@ -84,7 +84,7 @@ def test_model_with_a_token_shift_is_served_without_code_from_its_folder(tmp_pat
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
 
-    from train.serving.openai_server import LoadedModel
+    from train.serving.loaded_model import LoadedModel
     from train.serving.served_model import export_run, open_exported_folder
 
     make_build(tmp_path / "tiny")
@@ -205,7 +205,7 @@ def test_pickled_weights_are_not_read(run: Path, tmp_path: Path) -> None:
     import torch
 
     from preprocess.errors import FolioError
-    from train.serving.openai_server import LoadedModel
+    from train.serving.loaded_model import LoadedModel
     from train.serving.served_model import export_run, open_exported_folder
 
     folder = export_run(find_checkpoint(run, pytest.fail)).folder
