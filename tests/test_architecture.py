@@ -107,14 +107,18 @@ HOMES = {
     "evaluate": {"train/evaluation/harness"},
     "datasets": {"train/evaluation/harness"},
     "yaml": {"train/evaluation/harness"},
-    # An export contains modeling_folio.py, which no module of Folio imports.
-    "transformers": {"train/run/modeling_folio.py", "train/serving/openai_server.py"},
+
     "sentencepiece": {"preprocess/tokenizers/sentencepiece_bpe.py"},
     "tqdm": {"preprocess/console.py", "train/evaluation/harness/library.py"},
     "matplotlib": {"train/plotting"},
     "psutil": {"train/core/memory.py", "train/core/clock.py"},
     "triton": {"train/model/cuda_kernels.py"},
     "tensorboard": {"train/trackers/tensorboard_backend.py"},
+    # An export contains modeling_folio.py.
+    "transformers": {
+        *(f"train/serving/{name}.py" for name in ("loaded_model", "openai_server")),
+        "train/run/modeling_folio.py",
+    },
     **{key: {"train/serving/openai_server.py"} for key in ("openai", "starlette", "uvicorn")},
     "mlflow": {"train/trackers/mlflow_backend.py", "train/evaluation/mlflow_runs.py"},
     "wandb": {"train/trackers/wandb_backend.py"},

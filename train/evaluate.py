@@ -90,7 +90,7 @@ def _evaluate_tasks(options: argparse.Namespace) -> int:
         from train.evaluation.harness.run import TaskSettings, evaluate_tasks  # takes seconds, and needs an extra
     except ImportError as e:
         raise FolioError(
-            f"--tasks needs lm-evaluation-harness, and {e.name} is not installed; pip install 'folio-lm[eval]'"
+            f"--tasks needs the library lm-evaluation-harness ({e!s:.120}); pip install 'folio-lm[eval]'"
         ) from e
     settings = TaskSettings(
         names=options.tasks, num_fewshot=options.num_fewshot, limit=options.limit, batch_size=options.batch_size

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocess.build.count_leaks import describe_leaks
+from preprocess.build.near_duplicates import BAND_DTYPE, FOREST_BYTES
 from preprocess.build.plan import Plan
 from preprocess.build.stats import compute_ratio, describe_lengths
 from preprocess.build.work_dir import DOCUMENT_DTYPE
@@ -33,6 +34,7 @@ from preprocess.shards.format import DOC_DTYPE, END_DTYPE, token_dtype
 from preprocess.shards.windows import keyed_hash
 from preprocess.stages.dedup import hash_contents
 from preprocess.stages.encode_chats import TurnIds
+from preprocess.stages.near_dup import hash_bands, hash_shingles
 from preprocess.stages.pipeline import count_dropped, read_documents
 from preprocess.stages.slices import is_long_slice, iter_groups, slice_texts
 from preprocess.tokenizers import characters, sentencepiece_bpe
@@ -84,7 +86,8 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
     total_bytes = round(scale * sum(plan.partition_bytes()) * (found.text_bytes / max(found.input_bytes, 1)))
     total_tokens = round(total_bytes * num_tokens / encoded_bytes)
     total_documents = round(total_bytes * sum(map(len, found.texts)) / read_bytes)
-    s_per_byte = found.elapsed_s / read_bytes + encode_s / encoded_bytes
+    near_s, near_bytes = _measure_near_dedup(plan.recipe, texts)
+    s_per_byte = found.elapsed_s / read_bytes + (encode_s + near_s) / encoded_bytes
     return {
         "documents": len(texts),
         "files": {
@@ -104,7 +107,8 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
             "text_bytes": total_bytes,
             "tokens": total_tokens,
             "elapsed_s": round(START_S + total_bytes * s_per_byte / workers, 1),
-            "disk_bytes": _estimate_disk_bytes(total_tokens, total_documents, tokenizer),
+            "disk_bytes": _estimate_disk_bytes(total_tokens, total_documents, tokenizer)
+            + round(total_bytes * near_bytes / encoded_bytes),
             "memory_bytes": MAIN_MEMORY_BYTES
             + WORKER_MEMORY_BYTES * min(workers, math.ceil(scale * len(plan.partitions))),
             "workers": workers,
@@ -176,6 +180,18 @@ def _estimate_disk_bytes(num_tokens: int, num_documents: int, tokenizer: Tokeniz
     bytes_per_token = np.dtype(token_dtype(tokenizer.vocab_size)).itemsize
     bytes_per_document = DOCUMENT_DTYPE.itemsize + DOC_DTYPE.itemsize + END_DTYPE.itemsize
     return 2 * num_tokens * bytes_per_token + num_documents * bytes_per_document
+
+
+def _measure_near_dedup(recipe: Recipe, texts: pa.LargeStringArray) -> tuple[float, int]:
+    """Return the seconds that near_dedup takes to hash `texts`, and the bytes of its files; 0 and 0 if it is off."""
+    if recipe.near_dedup is None:
+        return 0.0, 0
+    begin = time.perf_counter()
+    shingles, counts = hash_shingles(texts, recipe.near_dedup_words)
+    bands = hash_bands(shingles, counts, recipe.near_dedup_bands, recipe.near_dedup_rows)
+    elapsed_s = time.perf_counter() - begin
+    bytes_per_document = bands.shape[1] * BAND_DTYPE.itemsize + FOREST_BYTES
+    return elapsed_s, shingles.nbytes + counts.nbytes + bands.nbytes + len(texts) * bytes_per_document
 
 
 def _read_partitions(plan: Plan) -> _ReadDocuments:

@@ -16,9 +16,10 @@ shingles, so no document is taken for a copy by chance.
 
 The result depends on the documents and their order only, not on partitions or workers.
 
-The cost: buckets of 16 bytes for each band of each document (224 bytes with 14 bands), 8 bytes for
-each document in the forest, and reading the shingles of documents that have an equal band. The
-memory is that of one bucket and of the shingles that are compared at once, but at least those of one pair.
+The cost: buckets of 16 bytes for each band of each document (224 bytes with 14 bands), 16 bytes for
+each document in the forest and the table of shingles, and reading the shingles of documents that
+have an equal band. The memory is that of one bucket and of the shingles that are compared at once,
+but at least those of one pair.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from preprocess.stages.dedup import to_uint64_halves
 from preprocess.stages.near_dup import LOW_BITS
 
 BAND_DTYPE = np.dtype([("h", "<u8"), ("index", "<u8")])  # index: of the document among all documents of the build
+FOREST_BYTES = 16  # of disk for each document: a link to an earlier one, and the place of its shingles
 MAX_FIRST_DOCUMENTS = 16  # of a run, with which the others are compared
 COMPARED_SHINGLES = 1 << 21  # at once
 LINKED_DOCUMENTS = 1 << 20  # whose clusters are read at once

@@ -37,8 +37,8 @@ def extract_main_text(page: str) -> str:
 def find_codec_of_page(data: Buffer, charset: str | None) -> str | None:
     """Return Python's name of the encoding of a page, or None if the page does not name it.
 
-    A byte order mark takes precedence over `charset`, the one that the server names, and that over
-    the page itself, as in the HTML standard. Unknown names count as none.
+    As in the HTML standard, a byte order mark counts first, then `charset`, the encoding that the
+    server names, then the page itself. An unknown name is ignored.
     """
     head = bytes(data[:META_BYTES])
     for mark, codec in BYTE_ORDER_MARKS.items():

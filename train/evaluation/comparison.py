@@ -111,10 +111,10 @@ def format_table(entries: Sequence[tuple[str, EvaluationRow]], width: int) -> li
 def _describe_difference(run: ComparedRun, first: ComparedRun) -> str:
     """Describe the mean difference of the losses over the windows; positive if `run` is worse."""
     label, row, first_row = f"{run.name} − {first.name}", run.row, first.row
-    has_same_windows = (row.build_id, row.num_windows) == (first_row.build_id, first_row.num_windows)
-    if not has_same_windows or row.block_size != first_row.block_size:
-        advice = "; if they share a tokenizer, evaluate both with the same --data"
-        advice = advice if row.block_size == first_row.block_size else ""
+    has_same_data = (row.build_id, row.num_windows) == (first_row.build_id, first_row.num_windows)
+    is_cut_equally = (row.block_size, row.is_packed) == (first_row.block_size, first_row.is_packed)
+    if not has_same_data or not is_cut_equally:
+        advice = "; if they share a tokenizer, evaluate both with the same --data" if is_cut_equally else ""
         return f"{label}: not evaluated on the same windows ({_format_data(row)}; {_format_data(first_row)}){advice}"
     saved, first_saved = read_losses_of_row(run.folder, row), read_losses_of_row(first.folder, first_row)
     if saved is None or first_saved is None:
@@ -143,7 +143,8 @@ def _describe_missing(run: ComparedRun) -> str:
 
 
 def _format_data(row: EvaluationRow) -> str:
-    return f"{row.num_windows:,} of {row.data} {row.build_id[:SHORT_KEY]}, block_size {row.block_size:,}"
+    packed = ", packed documents" if row.is_packed else ""
+    return f"{row.num_windows:,} of {row.data} {row.build_id[:SHORT_KEY]}, block_size {row.block_size:,}{packed}"
 
 
 def format_number(value: float | None, format_spec: str) -> str:

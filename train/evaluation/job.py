@@ -16,7 +16,7 @@ from preprocess.console import Console
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import canonical_json, sha256_bytes
 from preprocess.shards.manifest import Manifest
-from train.config import Config
+from train.config import DOCUMENTS, Config
 from train.core.device import choose_precision, make_autocast, set_matmul_precision
 from train.data.batches import ValidationWindows
 from train.data.builds import check_same_control_tokens, tokenizer_sha256
@@ -258,6 +258,7 @@ def _find_losses(
         num_windows=data.num_windows,
         num_parameters=model.num_parameters,
         device=job.config.device,
+        is_packed=job.config.data_order == DOCUMENTS,
     )
     log(row)
     if not is_saved:

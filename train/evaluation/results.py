@@ -84,6 +84,7 @@ class EvaluationRow(LossInputs):
     num_windows: int  # 0 in a row that has only completions, which is not stored
     num_parameters: int
     device: str
+    is_packed: bool = False  # whether the windows are rows of whole documents (data_order "documents")
     val_loss_by_build: dict[str, float | None] = field(default_factory=dict)  # empty unless a mixture
     completions: tuple[Completion, ...] = ()
     elapsed_s: float | None = None
@@ -104,6 +105,7 @@ class EvaluationRow(LossInputs):
         return cls(
             val_loss_by_build={key.removeprefix(BUILD_LOSS): _get_number(row, key) for key in by_build},
             completions=_read_completions(row),
+            is_packed="is_packed" in row and _get(row, "is_packed", bool),  # earlier versions have no such rows
             **values,
         )
 

@@ -6,6 +6,7 @@
     checkpoints/       see checkpoint.py
     evaluations.jsonl, evaluations/, task_evaluations.jsonl    written by evaluate.py
     trackers/, tensorboard/            written by the trackers
+    served/            the export that `folio serve` made
 
 The same command continues the run in its directory. A directory whose run has other settings is
 therefore rejected, not overwritten.
@@ -49,6 +50,7 @@ VOCABULARY_DIR = "build"
 LOCK_FILE = ".lock"
 EVALUATIONS_FILE, EVALUATIONS_DIR = "evaluations.jsonl", "evaluations"
 TASKS_FILE = "task_evaluations.jsonl"
+SERVED_DIR, RECEIPT_FILE = "served", "receipt.json"  # see train/serving/served_model.py
 REMOVED_CHECKPOINTS = ".checkpoints.removed"
 SHORT_ID = 12  # hexadecimal digits of a build id in a message
 
@@ -293,6 +295,8 @@ def delete_run(out_dir: Path) -> None:
     for name in (METRICS_FILE, EVALUATIONS_FILE, TASKS_FILE):
         (out_dir / name).unlink(missing_ok=True)
     shutil.rmtree(out_dir / EVALUATIONS_DIR, ignore_errors=True)
+    if (out_dir / SERVED_DIR / RECEIPT_FILE).is_file():  # otherwise it is not an export of Folio
+        shutil.rmtree(out_dir / SERVED_DIR, ignore_errors=True)
     reset_trackers(out_dir)
     (out_dir / SETTINGS_FILE).unlink(missing_ok=True)
 

@@ -8,8 +8,8 @@ requests reach it. `transformers serve` itself is not started, because it
 - answers a wrong value, or a chat for a model without a chat template, by the status 500,
 - loads other folders, also with pickled weights, if a client asks for them.
 
-Only this module imports transformers, openai, starlette and uvicorn. They are parts of the extra `serve`.
-Its classes are those of transformers 5.23; later versions may have others.
+This module and loaded_model.py import transformers, and only this one openai, starlette and uvicorn. They
+are parts of the extra `serve`. The classes are those of transformers 5.23; later versions may have others.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from __future__ import annotations
 import copy
 import json
 import socket
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 import openai  # noqa: F401  # the handlers need it, but would only say that a name is not defined
@@ -33,16 +31,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
-from transformers.cli.serving.utils import GenerateManager, GenerationState, Modality
-from transformers.utils import logging as transformers_logging
+from transformers.cli.serving.utils import GenerateManager, GenerationState
 
-from preprocess.errors import FolioError, first_line, shorten
+from preprocess.errors import shorten
 from preprocess.shards.files import JsonObject, parse_json
+from train.serving.loaded_model import LoadedModel
 from train.serving.requests import RequestError, parse_chat, parse_completion
-from train.serving.served_model import ServedModel
 from train.serving.stops import StopQueue, cut_at_stop
 
 MAX_BODY_BYTES = 4 << 20
@@ -50,52 +46,16 @@ MAX_CONNECTIONS = 256  # further ones get the status 503
 SECONDS_TO_FINISH = 2  # after Ctrl-C, for the requests that are being answered
 
 
-class LoadedModel:
-    """A model and its tokenizer in memory. To transformers' handlers, it is a manager of models."""
+class SeededModel:
+    """A model that sets the seed of the random numbers when it begins to generate, which another request may delay."""
 
-    def __init__(self, served: ServedModel, device: torch.device) -> None:
-        """Read the folder of `served`. Raises FolioError if transformers cannot read it."""
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        self.served = served
-        self.tokenizer, self.model = _read_folder(served.folder)
-        self.model = self.model.to(device).eval()
-        self.context = _find_context(self.model, self.tokenizer, served.folder)
-        self.has_chat_template = self.tokenizer.chat_template is not None
-        self.created = int(time.time())
+    def __init__(self, model: Any, seed: int) -> None:
+        self._model, self._seed = model, seed
 
-    def get_model_modality(self, model: Any, processor: Any = None) -> Modality:
-        """Return that the model reads and writes text."""
-        return Modality.LLM
-
-    def check_text(self, text: str) -> None:
-        """Raise RequestError if the tokenizer cannot encode `text`."""
-        try:
-            self.tokenizer.backend_tokenizer.encode(text)
-        except Exception as e:  # the class that the library tokenizers raises
-            raise RequestError(f"the tokenizer cannot encode the text {shorten(text)!r}: {first_line(e)}") from e
-
-
-def _read_folder(folder: Path) -> tuple[Any, Any]:
-    """Return the tokenizer and the model in `folder`, without running code from it and without downloads."""
-    options = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", use_safetensors=True, output_loading_info=True, **options
-        )
-    except Exception as e:  # transformers, tokenizers and safetensors have no common class of errors
-        raise FolioError(f"transformers cannot load {folder} ({first_line(e)}); export the model again") from e
-    if names := [*report["missing_keys"], *report["mismatched_keys"]]:
-        raise FolioError(f"{folder} has no weights that fit {shorten(str(names[0]))}; export the model again")
-    return tokenizer, model
-
-
-def _find_context(model: Any, tokenizer: Any, folder: Path) -> int:
-    context = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-    if type(context) is not int or context > 1 << 31:
-        raise FolioError(f"{folder} does not say how long the context is; set max_position_embeddings in config.json")
-    return context
+    def generate(self, **options: Any) -> Any:
+        """Return what the model's method does."""
+        torch.manual_seed(self._seed)
+        return self._model.generate(**options)
 
 
 class BoundedGeneration(GenerateManager):
@@ -111,7 +71,12 @@ class BoundedGeneration(GenerateManager):
         """Start to generate. Return the queue of the parts and the streamer, as the base class does."""
         self._bound(inputs, gen_config)
         queue, streamer = super().generate_streaming(
-            model, processor, inputs, gen_config, request_id=request_id, response_parser=response_parser
+            _seed_model(model, gen_config),
+            processor,
+            inputs,
+            gen_config,
+            request_id=request_id,
+            response_parser=response_parser,
         )
         stops = gen_config.stop_strings
         return (StopQueue(queue, stops) if stops else queue), streamer
@@ -122,7 +87,7 @@ class BoundedGeneration(GenerateManager):
         """Return the text, the number of tokens of the prompt, and the generated ids."""
         self._bound(inputs, gen_config)
         text, length, ids = await super().generate_non_streaming(
-            model, processor, inputs, gen_config, request_id=request_id
+            _seed_model(model, gen_config), processor, inputs, gen_config, request_id=request_id
         )
         return cut_at_stop(text, gen_config.stop_strings or []), length, ids
 
@@ -135,6 +100,12 @@ class BoundedGeneration(GenerateManager):
                 "answer; shorten it"
             )
         gen_config.max_new_tokens = min(gen_config.max_new_tokens, self._context - length)
+
+
+def _seed_model(model: Any, gen_config: Any) -> Any:
+    """Return `model`, with the seed that `gen_config` has as an attribute, which is removed."""
+    seed = vars(gen_config).pop("seed", None)
+    return model if seed is None else SeededModel(model, seed)
 
 
 class OneGeneration(GenerationState):
@@ -175,8 +146,7 @@ class ChecksRequests:
             config.temperature, config.top_k, config.top_p = temperature, served.top_k or 0, top_p
         config.max_new_tokens = body.get("max_tokens", self.model_manager.context)
         config.stop_strings = body.get("stop")
-        if "seed" in body:
-            torch.manual_seed(body["seed"])
+        config.seed = body.get("seed")  # for BoundedGeneration
         return config
 
 
@@ -203,12 +173,12 @@ def make_app(loaded: LoadedModel) -> Starlette:
                 "the model has no chat template, so it knows no turns; use /v1/completions, or train it on chats"
             )
         for message in body["messages"]:
-            loaded.check_text(message["content"])
+            loaded.check_text(message["content"], is_message=True)
         return _end_stream(await chats.handle_request(body, str(uuid.uuid4())))
 
     async def answer_completion(request: Request) -> Response:
         body = parse_completion(await _read_json(request))
-        loaded.check_text(body["prompt"])
+        loaded.check_text(body["prompt"], is_message=False)
         body["prompt"] = _begin(loaded, body["prompt"])
         return _end_stream(await completions.handle_request(body, str(uuid.uuid4())))
 

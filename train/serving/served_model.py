@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess import __version__
-from preprocess.errors import FolioError, MisuseError
+from preprocess.errors import FolioError
 from preprocess.shards.files import (
     JsonObject,
     parse_json,
@@ -27,19 +27,15 @@ from preprocess.shards.files import (
     write_durable,
 )
 from train.config import Config
-from train.model import get_architecture
+from train.model.modern import EXPORT_TYPE, EXPORT_VERSION
 from train.run.checkpoint import Checkpoint, check_shapes, run_of
 from train.run.checkpoint_info import MODEL_FILE
 from train.run.export_folder import write_folder
 from train.run.export_model import config_files, export_tensors, tokenizer_files
 from train.run.huggingface_folder import CONFIG_FILE
-from train.run.run_dir import vocabulary_of
+from train.run.run_dir import RECEIPT_FILE, SERVED_DIR, vocabulary_of
 
-SERVED_DIR, MODEL_DIR, RECEIPT_FILE = "served", "model", "receipt.json"
-NOT_LOADABLE = (
-    "is the modern architecture with token_shift, which no other library knows; use `folio sample` or `folio chat`, "
-    "or train without token_shift"
-)
+MODEL_DIR = "model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +54,8 @@ class ServedModel:
 def open_exported_folder(folder: Path) -> ServedModel:
     """Return the model in an exported folder, which has a config.json.
 
-    Raises MisuseError if other programs cannot load it, and FolioError if config.json is damaged.
+    Raises FolioError if config.json is damaged, or if an earlier version of Folio exported the model in
+    a format that transformers cannot load.
     """
     path = folder / CONFIG_FILE
     try:
@@ -67,20 +64,21 @@ def open_exported_folder(folder: Path) -> ServedModel:
         raise FolioError(f"{path} is not JSON ({e!s:.80}); export the model again") from e
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise FolioError(f"{path} has no model_type; export the model again")
-    if config["model_type"].startswith("folio-"):
-        raise MisuseError(f"{folder} {NOT_LOADABLE}")
+    if config["model_type"] == EXPORT_TYPE and config.get("version") != EXPORT_VERSION:
+        raise FolioError(
+            f"{path} has version {config.get('version')!r:.40} of {EXPORT_TYPE}, expected {EXPORT_VERSION}; export "
+            "the model again"
+        )
     return ServedModel(name=folder.resolve().name, folder=folder)
 
 
 def export_run(checkpoint: Checkpoint) -> ServedModel:
     """Return the model of a checkpoint, exported to the folder `served` of its run.
 
-    Raises MisuseError if other programs cannot load it, or if the weights do not fit, and FolioError if
-    the run is damaged or its folder cannot be written.
+    Raises MisuseError if the weights do not fit, and FolioError if the run is damaged or its folder
+    cannot be written.
     """
     config, run = checkpoint.info.config, run_of(checkpoint)
-    if get_architecture(config.arch).huggingface is None or config.token_shift:
-        raise MisuseError(f"{run} {NOT_LOADABLE}")
     check_shapes(checkpoint, config)
     _, manifest = vocabulary_of(checkpoint)
     source = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.helpers.runs import invoke, make_build
+from tests.helpers.runs import invoke, make_build, train_run
 from tests.train.evaluation.helpers import CPU, read_rows, snapshot
 from train.evaluation.comparison import format_table
 from train.evaluation.results import EvaluationRow
@@ -62,6 +62,19 @@ def test_runs_are_compared_window_by_window(folder: Path, tmp_path: Path, monkey
     before = snapshot(tmp_path)
     assert invoke("evaluate.py", "--compare", one, two).stdout.splitlines() == lines
     assert snapshot(tmp_path) == before
+
+
+def test_packed_rows_are_not_compared_with_windows(folder: Path, tmp_path: Path) -> None:
+    one = Path(shutil.copytree(folder / "one", tmp_path / "one"))
+    (tmp_path / "tiny").symlink_to(folder / "tiny")
+    two = train_run(tmp_path, "two", max_steps=2, warmup_steps=0, data_order="documents", mask_documents=True)
+    for each in (one, two):
+        assert invoke("evaluate.py", each, *CPU).returncode == 0
+    (row,) = read_rows(two)
+    assert row["is_packed"] is True and read_rows(one)[0]["is_packed"] is False
+    (two / "evaluations.jsonl").write_text(json.dumps(row | {"num_windows": 17}) + "\n")  # as many as of the other run
+    line = invoke("evaluate.py", "--compare", one, two).stdout
+    assert "not evaluated on the same windows" in line and "packed documents; 17 of tiny" in " ".join(line.split())
 
 
 @pytest.mark.parametrize("damage", ["unlink", "cut", "folder", "another"])

@@ -195,6 +195,8 @@ def test_restart_deletes_only_the_run(folder: Path) -> None:
     config, out_dir = write_config(folder / "again.py", folder / "tiny"), folder / "again"
     assert invoke("train.py", config).returncode == 0
     (out_dir / "notes.txt").write_text("mine")
+    (out_dir / "served").mkdir()
+    (out_dir / "served" / "receipt.json").write_text("{}")
     before = read_files(out_dir)
     assert invoke("train.py", config, "--restart", "--block_size=4000").returncode == 2
     assert invoke("train.py", config, "--restart", "--completion_author=Nobody").returncode == 2
@@ -203,6 +205,11 @@ def test_restart_deletes_only_the_run(folder: Path) -> None:
     assert list_steps(out_dir) == [6, 7]
     assert max(row["step"] for row in read_metric_rows(out_dir)) == 7
     assert (out_dir / "notes.txt").read_text() == "mine"
+    assert not (out_dir / "served").exists(), "the export for `folio serve` is of the deleted run"
+    (out_dir / "served").mkdir()
+    (out_dir / "served" / "notes.txt").write_text("mine")
+    delete_run(out_dir)
+    assert read_files(out_dir / "served") == {"notes.txt": b"mine"}
 
 
 @pytest.mark.parametrize(

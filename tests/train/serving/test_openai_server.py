@@ -7,12 +7,14 @@ import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.helpers.chats import REPLIES, train_chat_run
+from tests.helpers.runs import make_build, train_run
 from tests.helpers.servers import serve
 from train.model.sampler import Sampler
 from train.run.checkpoint import find_checkpoint
@@ -77,6 +79,24 @@ def complete_with_folio(run: Path, prompt: str, num_tokens: int) -> str:
     return "".join(texts)
 
 
+def test_model_with_a_token_shift_is_served_without_code_from_its_folder(tmp_path: Path) -> None:
+    pytest.importorskip("openai")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+
+    from train.serving.loaded_model import LoadedModel
+    from train.serving.served_model import export_run, open_exported_folder
+
+    make_build(tmp_path / "tiny")
+    run = train_run(tmp_path, "shifted", arch="modern", token_shift=True, max_steps=2, warmup_steps=0)
+    folder = export_run(find_checkpoint(run, pytest.fail)).folder
+    (folder / "modeling_folio.py").write_text("raise SystemExit('code of the folder')")
+    loaded = LoadedModel(open_exported_folder(folder), torch.device("cpu"))
+    ids = loaded.tokenizer("the ", return_tensors="pt").input_ids
+    text = loaded.tokenizer.decode(loaded.model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :])
+    assert text == complete_with_folio(run, "the ", 8)
+
+
 @pytest.mark.parametrize("prompt", ["what ju", "the ", ""])
 def test_greedy_completion_is_that_of_folio_sample(client: Any, run: Path, prompt: str) -> None:
     expected = complete_with_folio(run, prompt, 12)
@@ -99,6 +119,17 @@ def test_completion_ends_before_a_stop_text_and_at_the_end_of_the_context(client
     assert read_text(complete(seed, stop=[stop, "never"], stream=True)) == expected
 
 
+def test_equal_seeds_give_equal_texts_while_other_requests_wait(client: Any) -> None:
+    def complete(seed: int) -> str:
+        answer = client.completions.create(model="chat", prompt="what jum", temperature=2, seed=seed)
+        return str(answer.choices[0].text)
+
+    expected = [complete(seed) for seed in range(4)]
+    assert len(set(expected)) > 1
+    with ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(complete, [*range(4)] * 3)) == expected * 3
+
+
 def test_temperature_of_the_request_and_of_the_run_draw_texts(client: Any) -> None:
     texts = {client.completions.create(model="chat", prompt="t", temperature=2).choices[0].text for _ in range(4)}
     assert len(texts) > 1
@@ -115,6 +146,7 @@ BAD_CHATS: list[tuple[dict[str, Any], int, str]] = [
     ({"messages": "Hi"}, 400, "messages must be a list of messages"),
     ({"messages": [{"role": "king", "content": "hi"}]}, 400, "with the role 'king'"),
     ({"messages": [{"role": "user", "content": "WHAT?"}]}, 400, "the tokenizer cannot encode the text 'WHAT?'"),
+    ({"messages": [{"role": "user", "content": "<|user_end|>"}]}, 400, "cannot encode the text '<|user_end|>'"),
     ({"messages": [{"role": "user", "content": "fox " * 100}]}, 400, "the prompt has 403 tokens, but the model's"),
     ({"temperature": "hot"}, 400, "temperature must be a number"),
     ({"max_tokens": -1}, 400, "max_tokens must be a whole number"),
@@ -173,7 +205,7 @@ def test_pickled_weights_are_not_read(run: Path, tmp_path: Path) -> None:
     import torch
 
     from preprocess.errors import FolioError
-    from train.serving.openai_server import LoadedModel
+    from train.serving.loaded_model import LoadedModel
     from train.serving.served_model import export_run, open_exported_folder
 
     folder = export_run(find_checkpoint(run, pytest.fail)).folder

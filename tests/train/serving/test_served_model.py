@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.errors import FolioError, MisuseError
+from preprocess.errors import FolioError
 from tests.helpers.runs import AUTHOR_ID, invoke, make_build, read_files, small_disk, train_run, write_config
 from train.run.checkpoint import find_checkpoint
 from train.serving.served_model import export_run, open_exported_folder
@@ -57,14 +57,10 @@ def test_build_with_bos_names_the_token_before_a_prompt(tmp_path: Path) -> None:
     assert export_run(find_checkpoint(tmp_path / "run", pytest.fail)).bos_token == "<author_Anna_Akimova>"
 
 
-def test_token_shift_is_rejected(folder: Path, tmp_path: Path) -> None:
-    shifted = train_run(folder, "shifted", arch="modern", token_shift=True, max_steps=2, warmup_steps=0)
-    with pytest.raises(MisuseError, match="token_shift, which no other library knows; use `folio sample`"):
-        export_run(find_checkpoint(shifted, pytest.fail))
-    assert not (shifted / "served").exists()
-    assert invoke("export.py", shifted, "--output", tmp_path / "exported").returncode == 0
-    with pytest.raises(MisuseError, match="token_shift, which no other library knows"):
-        open_exported_folder(tmp_path / "exported")
+def test_export_of_an_earlier_version_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "folio-modern", "version": 2}')
+    with pytest.raises(FolioError, match="has version 2 of folio-modern, expected 3; export the model again"):
+        open_exported_folder(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model_type": 5}'])
