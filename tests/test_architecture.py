@@ -107,7 +107,6 @@ HOMES = {
     "evaluate": {"train/evaluation/harness"},
     "datasets": {"train/evaluation/harness"},
     "yaml": {"train/evaluation/harness"},
-
     "sentencepiece": {"preprocess/tokenizers/sentencepiece_bpe.py"},
     "tqdm": {"preprocess/console.py", "train/evaluation/harness/library.py"},
     "matplotlib": {"train/plotting"},

@@ -30,6 +30,7 @@ KNOWN_COLUMNS = (
     ("prompt", "completion"), ("prompt", "response"),
 )  # fmt: skip
 MESSAGE_KEYS = {("role", "content"): "messages", ("from", "value"): "conversations"}  # and the column of such messages
+CALL_KEYS = ("tool_calls", "function_call")  # of a message that calls a tool (OpenAI)
 INPUT_SEPARATOR = "\n\n"  # between an instruction and its input
 
 
@@ -100,10 +101,17 @@ def _parse_message(name: str, value: Any) -> Message:
     content = value.get("value") if value.get("content") is None else value["content"]
     if content is None:
         raise ChatError(f"{name} has a message of the {role} without text, such as a call of a tool")
+    if any(_is_given(value.get(key)) for key in CALL_KEYS):  # the text alone would not be what the assistant wrote
+        raise ChatError(f"{name} has a message of the {role} that calls a tool")
     weight = value.get("weight")  # OpenAI's key: 0 for a reply that is not to be learnt
     if weight is not None and not isinstance(weight, int | float):
         raise ChatError(f"weight must be a number, got {_name_type(weight)}")
     return Message(role, _parse_content(name, content), role == ASSISTANT and (weight is None or weight > 0))
+
+
+def _is_given(call: Any) -> bool:
+    """Return whether the value of a key is a call. Some writers of Arrow give an object of nulls for none."""
+    return any(each is not None for each in call.values()) if isinstance(call, dict) else bool(call)
 
 
 def _parse_content(name: str, value: Any) -> str:

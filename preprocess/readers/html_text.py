@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Iterator
 
 from preprocess.errors import MisuseError
 from preprocess.readers.utf8 import Buffer
 
 META_BYTES = 4_096  # of a page in which the name of its charset is searched; the HTML standard asks for 1,024
-META_CHARSET = re.compile(rb"<meta\b[^>]*?\bcharset\s*=\s*[\"']?\s*([\w.:+-]+)", re.IGNORECASE)
+# A comment is skipped, because a charset in it does not count. A quoted value of an attribute may have a ">".
+COMMENT_OR_META = re.compile(
+    rb"""<!(?=--).*?(?:-->|\Z)|<meta[\s/]((?:[^>"']|"[^"]*"|'[^']*')*)>""", re.IGNORECASE | re.DOTALL
+)
+ATTRIBUTE = re.compile(rb"""([^\s"'>/=]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+)))?""")
+CHARSET_OF_CONTENT = re.compile(rb"charset\s*=\s*[\"']?\s*([^\s\"';]+)", re.IGNORECASE)
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
 
 
@@ -46,11 +52,21 @@ def find_codec_of_page(data: Buffer, charset: str | None) -> str | None:
             return codec
     if charset and (of_server := _find_codec(charset.strip(" \"'"))):
         return of_server
-    match = META_CHARSET.search(head)
-    if match is None:
-        return None
-    of_page = _find_codec(match[1].decode("ascii", "replace"))
+    codecs = (_find_codec(name.decode("ascii", "replace")) for name in _iter_meta_charsets(head))
+    of_page = next(filter(None, codecs), None)
     return "utf-8" if of_page is not None and of_page.lower().startswith("utf-16") else of_page  # `<meta` was ASCII
+
+
+def _iter_meta_charsets(head: bytes) -> Iterator[bytes]:
+    """Yield the charset that each `<meta>` of a page names, in `charset` or, as a `Content-Type`, in `content`."""
+    for tag in COMMENT_OR_META.finditer(head):
+        attributes: dict[bytes, bytes] = {}
+        for name, *values in ATTRIBUTE.findall(tag[1] or b""):
+            attributes.setdefault(name.lower(), b"".join(values).strip())
+        if charset := attributes.get(b"charset"):
+            yield charset
+        elif attributes.get(b"http-equiv", b"").lower() == b"content-type":
+            yield from CHARSET_OF_CONTENT.findall(attributes.get(b"content", b""))[:1]
 
 
 def _find_codec(charset: str) -> str | None:

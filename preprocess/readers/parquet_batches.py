@@ -95,8 +95,18 @@ def read_row_group(opened: OpenFile, group: int) -> Iterator[pa.RecordBatch]:
     parquet = opened.parquet
     if dictionary_columns:  # Arrow does not combine read_dictionary with binary_type
         parquet = open_file(opened.input_file.path, metadata=parquet.metadata, read_dictionary=dictionary_columns)
-    batches = parquet.iter_batches(num_rows, row_groups=[group], columns=opened.names, use_threads=False)
-    yield from (batch for batch in batches if batch.num_rows)
+    num_read = 0
+    for batch in parquet.iter_batches(num_rows, row_groups=[group], columns=opened.names, use_threads=False):
+        num_read += batch.num_rows
+        if batch.num_rows:
+            yield batch
+    num_expected = opened.parquet.metadata.row_group(group).num_rows
+    if num_read != num_expected:  # Arrow ends a column at a page without values, without an error
+        raise _make_row_error(group, num_read, num_expected)
+
+
+def _make_row_error(group: int, num_read: int, num_expected: int) -> PageError:
+    return PageError(f"{num_read:,} of {num_expected:,} rows can be read from row group {group}")
 
 
 def _plan_batches(opened: OpenFile, group: int) -> tuple[int, list[str]]:
@@ -143,7 +153,9 @@ def _find_longest_in_dictionary(opened: OpenFile, group: int, chunk: Chunk) -> i
     """
     parquet = open_file(opened.input_file.path, metadata=opened.parquet.metadata, read_dictionary=[chunk.name])
     batches = parquet.iter_batches(1, row_groups=[group], columns=[chunk.name], use_threads=False)
-    column = next(batches).column(0)
+    if (batch := next(batches, None)) is None:
+        raise _make_row_error(group, 0, opened.parquet.metadata.row_group(group).num_rows)
+    column = batch.column(0)
     while pa.types.is_struct(column.type) or pa.types.is_list(column.type):
         column = column.field(0) if pa.types.is_struct(column.type) else column.values
     if not pa.types.is_dictionary(column.type) or not len(column.dictionary):
@@ -161,7 +173,9 @@ def _measure_dictionary_rows(opened: OpenFile, group: int, chunk: Chunk, num_row
     measured: list[RowSizes] = []
     max_bytes = num_read = 0
     while num_read < num_rows - num_unread:
-        column = next(batches).column(0)
+        if (batch := next(batches, None)) is None:
+            raise _make_row_error(group, num_read, num_rows)
+        column = batch.column(0)
         max_bytes = max(max_bytes, int(measure_values(column.dictionary).max(initial=0)))
         measured.append(RowSizes.measured(measure_values(column), num_reads))
         num_read += len(column)

@@ -111,7 +111,7 @@ class DocumentMaker:
         self._rejects.num_positions = first_position + records.num_records
         fields = {name: self._get_metadata(name, records, columns) for name in METADATA}
         if self._is_table and self._recipe.year_column is not None:
-            is_unreadable = _find_unreadable_years(columns[self._recipe.year_column], fields["year"])
+            is_unreadable = keep & _find_unreadable_years(columns[self._recipe.year_column], fields["year"])
             self._save(
                 RejectedRows("unreadable_year", f"{self._recipe.year_column} has no year", records, is_unreadable)
             )

@@ -64,6 +64,12 @@ def test_other_builds_do_not_name_the_libraries(tmp_path: Path) -> None:
     [
         ('<meta charset="windows-1251">', "cp1251"),
         ('<META http-equiv="Content-Type" content="text/html; charset=koi8-r">', "koi8-r"),
+        ('<!-- <meta charset="koi8-r"> --><meta charset="windows-1251">', "cp1251"),  # a comment
+        ('<!--><meta charset=cp866><meta content="a>b" charset=koi8-r>', "cp866"),  # an empty comment
+        ('<meta name="description" content="charset=koi8-r"><meta charset=cp866>', "cp866"),
+        ("<meta data-charset=koi8-r name=a><meta charset='cp866'>", "cp866"),
+        ("<meta charset=nonsense><meta http-equiv=content-type content=text/html;charset=cp866>", "cp866"),
+        ("<meta http-equiv=content-type content=text/html; charset=cp866>", "cp866"),  # an attribute, without quotes
         ("<meta charset=utf-16>", "utf-8"),  # impossible, so the standard reads UTF-8
         ("<meta charset=nonsense>", "utf-8"),
         ("<meta charset=rot13>", "utf-8"),

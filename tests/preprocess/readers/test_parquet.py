@@ -55,6 +55,16 @@ def test_damaged_or_compressed_parquet_file_is_an_error(tmp_path: Path) -> None:
         build_files(tmp_path, tmp_path / "a.parquet.gz")
 
 
+def test_rows_that_arrow_skips_are_an_error(tmp_path: Path) -> None:
+    """With such small pages, the column begins with a page without values, at which Arrow stops."""
+    chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    table = pa.table({"messages": [chat] * 3})
+    pq.write_table(table, tmp_path / "a.parquet", data_page_size=1, row_group_size=1)
+    assert pq.ParquetFile(tmp_path / "a.parquet").metadata.num_rows == 3
+    with pytest.raises(FolioError, match=r"a.parquet cannot be read as Parquet \(0 of 1 rows .* row group 0\)"):
+        build_files(tmp_path, tmp_path / "a.parquet", chat_columns="messages", val_fraction=0)
+
+
 def test_parquet_column_with_a_dot_in_its_name_beside_a_nested_column(tmp_path: Path) -> None:
     rows = pa.table({"my.text": [f"t{i}" for i in range(40)], "meta": [{"a": i} for i in range(40)]})
     pq.write_table(rows, tmp_path / "a.parquet", row_group_size=7)

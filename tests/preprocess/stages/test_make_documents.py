@@ -22,6 +22,8 @@ def test_unreadable_years_are_counted(tmp_path: Path) -> None:
     counts = read_stats(build_files(tmp_path, tmp_path / "a.jsonl", year_column="y"))
     assert counts["authors"]["year"]["documents_by_value"] == {"1999": 2, "2001": 1}
     assert counts["mended"]["unreadable_year"] == 2
+    some = build_files(tmp_path / "some", tmp_path / "a.jsonl", year_column="y", where='text != "t2"')
+    assert read_stats(some)["mended"]["unreadable_year"] == 1  # not of a row that is not read
 
 
 DATES = [date(1999, 5, 3), None, date(2001, 1, 1), date(1999, 12, 31)]
