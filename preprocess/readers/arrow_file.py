@@ -17,9 +17,10 @@ import pyarrow as pa
 from preprocess.recipes.nested import split_path
 
 FILE_MAGIC = b"ARROW1"
-FIRST_MESSAGE = 8  # its offset in a file; in a stream it is 0
-# Fields of a message in FlatBuffers (Message.fbs and Schema.fbs of Arrow), by their number.
-HEADER, COMPRESSION = 2, 3
+FOOTER_SIZE = struct.Struct("<i")  # before the magic bytes at the end of a file
+CONTINUATION = b"\xff\xff\xff\xff"  # before the length of a message; files of old versions do not have it
+# Fields in FlatBuffers (File.fbs and Message.fbs of Arrow), by their number: of a footer, a message, a record batch.
+BATCHES, HEADER, COMPRESSION = 3, 2, 3
 
 
 @contextmanager
@@ -46,15 +47,29 @@ def open_arrow(path: str, names: set[str]) -> Iterator[ArrowFile]:
 
 
 def _is_compressed(source: pa.MemoryMappedFile) -> bool:
-    """Return whether the first record batch of a file is compressed. pyarrow does not say."""
-    source.seek(FIRST_MESSAGE)
-    for message in pa.ipc.MessageReader.open_stream(source):
-        if message.type == "record batch":
-            metadata = message.metadata.to_pybytes()
-            header = _find_field(metadata, struct.unpack_from("<I", metadata)[0], HEADER)
-            batch = header + struct.unpack_from("<I", metadata, header)[0]
-            return _find_field(metadata, batch, COMPRESSION) > 0
-    return False
+    """Return whether the first record batch of a file is compressed. pyarrow does not say.
+
+    The place of the batch is in the footer. The messages before it need not be those of a stream: polars
+    writes them otherwise. Raises struct.error if the footer is damaged.
+    """
+    end = source.size() - len(FILE_MAGIC) - FOOTER_SIZE.size
+    size = FOOTER_SIZE.unpack(source.read_at(FOOTER_SIZE.size, end))[0]
+    footer = source.read_at(size, end - size)
+    batches = _find_field(footer, _follow(footer, 0), BATCHES)
+    blocks = _follow(footer, batches) if batches else 0
+    if not blocks or not struct.unpack_from("<I", footer, blocks)[0]:
+        return False
+    offset, metadata_bytes = struct.unpack_from("<qi", footer, blocks + 4)
+    metadata = source.read_at(metadata_bytes, offset)
+    root = 8 if metadata[:4] == CONTINUATION else 4  # after the length of the message
+    header = _find_field(metadata, root + struct.unpack_from("<I", metadata, root)[0], HEADER)
+    return _find_field(metadata, _follow(metadata, header), COMPRESSION) > 0
+
+
+def _follow(data: bytes, offset: int) -> int:
+    """Return where the reference at `offset` leads."""
+    target: int = offset + struct.unpack_from("<I", data, offset)[0]
+    return target
 
 
 def _find_field(metadata: bytes, table: int, number: int) -> int:

@@ -25,7 +25,7 @@ HELP_INDENT = 31
 MIN_HELP_WIDTH = 70  # in a narrower terminal the documentation of a setting begins below its name
 MAX_NUMBER_CHARACTERS = 100  # of a number on the command line
 UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}
-ABBREVIATED = re.compile(r"(\d+(?:\.\d+)?)([KMB])", re.ASCII | re.IGNORECASE)  # a whole number such as 1.5M
+ABBREVIATED = re.compile(r"(\d+(?:\.\d+)?)([KkMB])", re.ASCII)  # a whole number such as 1.5M; m could be minutes
 NONE, TRUE, FALSE = ("none", "None"), ("true", "True", "1"), ("false", "False", "0")
 TYPE_NAMES = {
     int: "a whole number",

@@ -137,7 +137,7 @@ def test_load_tokenizer_rejects_unknown_stored_encoding(cache: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda lines: [lines[1], lines[0], *lines[2:]], "line 2 has rank b'0', expected one from 2 to 4194303"),
+        (lambda lines: [lines[1], lines[0], *lines[2:]], "line 2 has rank b'0', expected one from 2 to 1048575"),
         (lambda lines: [*lines, b"IQ== 300\n"], "line 301 repeats a token"),
         (lambda lines: lines[1:], "no rank for the byte 33"),
         (
