@@ -24,7 +24,7 @@ demo: setup
 	$(BIN)/python train/plot.py runs/demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-slow: $(EXTRAS)
 	$(BIN)/python -m pytest -m slow

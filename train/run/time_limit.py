@@ -124,7 +124,7 @@ def _choose(config: Config, given: set[str], world: World, deadline: float, *, q
     check_text(text)
     if not quiet:
         name = describe_device(device)
-        print(f"plan: measuring the speed of {name}, to choose a model for {config.minutes:g} minutes", flush=True)
+        print(f"plan: measuring the speed of {name}, to choose a model for {config.minutes:g} min", flush=True)
     measurement = Measurement(config, text, world, device)
     plan = measurement.find_plan({key: getattr(config, key) for key in PLANNED if key in given}, deadline)
     if not quiet:
@@ -278,7 +278,7 @@ def correct_length(run: Run, state: TrainingState, logger: RunLogger) -> bool:
         return False
     run.config = dataclasses.replace(config, max_steps=max_steps)
     logger.set_max_steps(max_steps)
-    logger.print(f"plan: {max_steps:,} steps instead of {config.max_steps:,} fit {config.minutes:g} minutes")
+    logger.print(f"plan: {max_steps:,} steps instead of {config.max_steps:,} fit {config.minutes:g} min")
     run.world.run_on_main(lambda: write_run(run.config, run.source))
     return True
 

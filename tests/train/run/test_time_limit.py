@@ -67,7 +67,7 @@ def test_run_is_planned_and_recorded_and_ends_near_its_time(config: Path) -> Non
     began = time.monotonic()
     out_dir, output = run(config, "planned", "--minutes=0.05")
     assert 1.5 < time.monotonic() - began < 30  # 3 s; the machine may be busy
-    assert "plan: measuring the speed of cpu, to choose a model for 0.05 minutes" in output
+    assert "plan: measuring the speed of cpu, to choose a model for 0.05 min" in output
     assert " layers of width " in output and "a larger model would read too few tokens" in output
     settings, last = read_settings(out_dir), list_checkpoints(out_dir)[-1]
     assert settings["n_layer"] < 9 and settings["minutes"] == 0.05
