@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.build.buckets import Buckets, sort_distinct
+from preprocess.build.forest import Forest
 from preprocess.build.near_groups import join_groups
 from preprocess.build.split_assignment import SplitAssignment
 from preprocess.build.work_dir import DROPPED, Chunk, WorkDir, iter_chunks
@@ -41,37 +42,7 @@ BAND_DTYPE = np.dtype([("h", "<u8"), ("index", "<u8")])  # index: of the documen
 FOREST_BYTES = 16  # of disk for each document: a link to an earlier one, and the place of its shingles
 MAX_FIRST_DOCUMENTS = 16  # of a run, with which the others are compared
 COMPARED_SHINGLES = 1 << 21  # at once
-LINKED_DOCUMENTS = 1 << 20  # whose clusters are read at once
-
-
-class Forest:
-    """Clusters of N documents as links from each document to an earlier one of its cluster, or to itself.
-
-    The links are in a mapped file, because they may not fit into memory.
-    """
-
-    def __init__(self, path: Path, num_documents: int) -> None:
-        self._links = np.memmap(path, np.int64, "w+", shape=(num_documents,))
-        for start in range(0, num_documents, LINKED_DOCUMENTS):
-            stop = min(start + LINKED_DOCUMENTS, num_documents)
-            self._links[start:stop] = np.arange(start, stop)
-
-    def find_first(self, documents: np.ndarray) -> np.ndarray:
-        """Return the first document of the cluster of each of (K,) documents: (K,) int64."""
-        first = np.asarray(self._links[documents])
-        while (next_first := np.asarray(self._links[first])).tobytes() != first.tobytes():
-            first = next_first
-        self._links[documents] = first  # shortens the way for the next call
-        return first
-
-    def join(self, a: np.ndarray, b: np.ndarray) -> None:
-        """Join the clusters of the documents a[i] and b[i], (K,) each."""
-        while len(a):
-            first_a, first_b = self.find_first(a), self.find_first(b)
-            differs = first_a != first_b
-            a, b = a[differs], b[differs]
-            earlier, later = np.minimum(first_a, first_b)[differs], np.maximum(first_a, first_b)[differs]
-            np.minimum.at(self._links, later, earlier)  # of several links of one document, the lowest wins
+LINKED_DOCUMENTS = 1 << 20  # whose links are written at once
 
 
 def find_clusters(recipe: Recipe, assignment: SplitAssignment) -> Forest:
@@ -80,7 +51,7 @@ def find_clusters(recipe: Recipe, assignment: SplitAssignment) -> Forest:
     Documents are numbered across partitions, in reading order.
     """
     work_dir, num_documents = assignment.work_dir, assignment.num_documents
-    forest = Forest(work_dir.path / "clusters", sum(num_documents))
+    forest = Forest(_map_links(work_dir.path / "clusters", sum(num_documents)))
     shingles = _ShingleReader(work_dir, num_documents)
     num_rows = sum(num_documents) * recipe.near_dedup_bands
     with Buckets(work_dir.path, "bands", BAND_DTYPE, num_rows) as buckets:
@@ -94,6 +65,15 @@ def find_clusters(recipe: Recipe, assignment: SplitAssignment) -> Forest:
                 _compare_runs(rows["index"][order].astype(np.int64), starts, forest, shingles, recipe)
                 first_of_runs = rows[order[starts]]
     return forest
+
+
+def _map_links(path: Path, num_documents: int) -> np.ndarray:
+    """Return the numbers of the documents, (N,) int64, in a new mapped file, as they may not fit into memory."""
+    links = np.memmap(path, np.int64, "w+", shape=(num_documents,))
+    for start in range(0, num_documents, LINKED_DOCUMENTS):
+        stop = min(start + LINKED_DOCUMENTS, num_documents)
+        links[start:stop] = np.arange(start, stop)
+    return links
 
 
 def _iter_band_rows(assignment: SplitAssignment, num_bands: int) -> Iterator[np.ndarray]:
@@ -122,9 +102,8 @@ def _compare_runs(
     for _ in range(MAX_FIRST_DOCUMENTS):
         is_first = np.diff(runs, prepend=-1) != 0
         first = documents[is_first][np.cumsum(is_first) - 1]  # of the run of each document
+        _join_similar(documents, first, forest, shingles, recipe.near_dedup_threshold)
         is_other = forest.find_first(documents) != forest.find_first(first)
-        _join_similar(documents[is_other], first[is_other], forest, shingles, recipe.near_dedup_threshold)
-        is_other &= forest.find_first(documents) != forest.find_first(first)
         documents, runs = documents[is_other], runs[is_other]
         if len(documents) < 2:
             break

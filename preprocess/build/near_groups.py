@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from preprocess.build.forest import Forest
 from preprocess.stages.dedup import to_uint64_halves
 
 
@@ -39,10 +40,6 @@ def join_groups(edges: Iterable[tuple[np.ndarray, np.ndarray]]) -> NearGroups:
     pairs = [np.empty((0, 2), np.uint64), *(np.stack(edge, axis=1) for edge in edges)]
     keys, numbers = np.unique(np.concatenate(pairs), return_inverse=True)
     a, b = numbers.reshape(-1, 2).T
-    labels = np.arange(len(keys))  # of each group: the smallest number that is known to be in its component
-    while (labels[a] != labels[b]).any():
-        smaller, larger = np.minimum(labels[a], labels[b]), np.maximum(labels[a], labels[b])
-        np.minimum.at(labels, larger, smaller)
-        while (labels[labels] != labels).any():
-            labels = labels[labels]
-    return NearGroups(keys, keys[labels])
+    forest = Forest(np.arange(len(keys)))
+    forest.join(a, b)
+    return NearGroups(keys, keys[forest.find_first(np.arange(len(keys)))])

@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 
 from preprocess.documents import get_text_buffers
+from preprocess.shards.permutation import mix64
 
 WINDOW_BYTES = 1 << 18  # of text whose words are found at once
 MAX_SEPARATOR_BYTES = 3
@@ -95,7 +96,7 @@ def _join_words(
         hashes[:num_here] += np.where(is_same, words[i : i + num_here], np.uint64(0))
         is_whole[:] = False
         is_whole[:num_here] = is_same
-    return _mix(hashes), is_whole
+    return mix64(hashes), is_whole
 
 
 def _iter_words(data: np.ndarray, offsets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
@@ -153,24 +154,15 @@ def _hash_words(characters: np.ndarray, starts: np.ndarray, lengths: np.ndarray)
     """Return a hash of each word: (W,) uint64. Words are read eight bytes at a time."""
     padded = np.concatenate([characters, np.zeros(8, np.uint8)])
     eight_bytes = np.ndarray((len(characters) + 1,), "<u8", padded.data, strides=(1,))  # from each byte on
-    hashes = _mix(eight_bytes[starts] & PREFIX_MASKS[np.minimum(lengths, 8)])
+    hashes = mix64(eight_bytes[starts] & PREFIX_MASKS[np.minimum(lengths, 8)])
     position = 8
     rest = np.flatnonzero(lengths > position)
     while len(rest):
         part = eight_bytes[starts[rest] + position] & PREFIX_MASKS[np.minimum(lengths[rest] - position, 8)]
-        hashes[rest] = _mix(hashes[rest] * MULTIPLIER + part)
+        hashes[rest] = mix64(hashes[rest] * MULTIPLIER + part)
         position += 8
         rest = rest[lengths[rest] > position]
     return hashes
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """Return a one-to-one map of (N,) uint64 in which every bit depends on all others (splitmix64)."""
-    values = values + MULTIPLIER
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58_476D_1CE4_E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D0_49BB_1331_11EB)
-    values ^= values >> np.uint64(31)
-    return values
 
 
 def hash_bands(shingles: np.ndarray, counts: np.ndarray, num_bands: int, rows_per_band: int) -> np.ndarray:
@@ -188,7 +180,7 @@ def hash_bands(shingles: np.ndarray, counts: np.ndarray, num_bands: int, rows_pe
         values = signatures.reshape(-1, num_bands, rows_per_band)
         hashes = np.broadcast_to(np.arange(num_bands, dtype=np.uint64), values.shape[:2])
         for i in range(rows_per_band):
-            hashes = _mix(hashes * MULTIPLIER + values[:, :, i])
+            hashes = mix64(hashes * MULTIPLIER + values[:, :, i])
         bands[rows] = hashes
     return bands
 
@@ -264,4 +256,4 @@ def _fill_empty(signatures: np.ndarray, shingles: np.ndarray, documents: np.ndar
 
 def _rehash(shingles: np.ndarray, number: int | np.ndarray) -> np.ndarray:
     """Return the hash function `number` of (N,) shingles: (N,) uint64."""
-    return _mix(shingles.astype(np.uint64) | (np.asarray(number).astype(np.uint64) << np.uint64(32)))
+    return mix64(shingles.astype(np.uint64) | (np.asarray(number).astype(np.uint64) << np.uint64(32)))

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocess.build.near_duplicates import Forest, compute_similarities
+from preprocess.build.forest import Forest
+from preprocess.build.near_duplicates import compute_similarities
 from preprocess.build.near_groups import join_groups
 from preprocess.errors import FolioError, MisuseError
 from preprocess.recipes.catalog import load_recipe
@@ -223,11 +224,9 @@ EDGES = st.lists(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max
 
 @settings(deadline=None)
 @given(EDGES)
-def test_forest_and_groups_find_the_connected_components(
-    tmp_path_factory: pytest.TempPathFactory, edges: list[list[tuple[int, int]]]
-) -> None:
+def test_forest_and_groups_find_the_connected_components(edges: list[list[tuple[int, int]]]) -> None:
     expected = find_components(31, {pair for each in edges for pair in each})
-    forest = Forest(tmp_path_factory.getbasetemp() / "clusters", 31)
+    forest = Forest(np.arange(31))
     arrays = [np.array(each, np.int64).reshape(-1, 2).T for each in edges]
     for a, b in arrays:
         forest.join(a, b)
