@@ -18,10 +18,10 @@ import argparse
 from collections.abc import Callable, Iterator
 
 from bench.lib import odd_texts
+from bench.lib.cases import measure_cases
 from bench.lib.folio_build import build_job, input_options
-from bench.lib.measure import Job, run_alternately
+from bench.lib.measure import Job
 from bench.lib.options import add_case_options, add_run_options, add_text_options
-from bench.lib.report import print_machine, print_measurements
 from bench.lib.texts import LONG_DOCUMENT_BYTES, make_text_folder, require_mirror, write_if_missing
 from bench.make_text import generate_natural
 
@@ -82,11 +82,7 @@ def main() -> None:
     )
     add_text_options(parser)
     add_run_options(parser, repeat=1)
-    arguments = parser.parse_args()
-    jobs = {case: make_job(case, arguments) for case in arguments.cases}
-    print_machine(arguments.folio_python)
-    print()
-    print_measurements(run_alternately(jobs, arguments.repeat, arguments.scratch))
+    measure_cases(make_job, parser.parse_args())
 
 
 if __name__ == "__main__":

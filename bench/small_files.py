@@ -21,10 +21,10 @@ import zipfile
 from collections.abc import Callable, Iterator
 from itertools import islice
 
+from bench.lib.cases import measure_cases
 from bench.lib.folio_build import build_job, input_options
-from bench.lib.measure import Job, run_alternately
+from bench.lib.measure import Job
 from bench.lib.options import add_case_options, add_run_options, add_texts_folder_option, parse_positive
-from bench.lib.report import print_machine, print_measurements
 from bench.lib.texts import make_text_folder, write_if_missing
 from bench.make_text import generate_random
 
@@ -86,11 +86,7 @@ def main() -> None:
     parser.add_argument("--files", type=parse_positive, default=20_000, help="in each input (default: 20000)")
     add_texts_folder_option(parser)
     add_run_options(parser, repeat=5)
-    arguments = parser.parse_args()
-    jobs = {case: make_job(case, arguments) for case in arguments.cases}
-    print_machine(arguments.folio_python)
-    print()
-    print_measurements(run_alternately(jobs, arguments.repeat, arguments.scratch))
+    measure_cases(make_job, parser.parse_args())
 
 
 if __name__ == "__main__":
