@@ -1,7 +1,7 @@
 """Shows what a command is doing: permanent lines, and below them one live line if the stream is a terminal.
 
 All commands of `preprocess` and of `train` use this module. A command names each long part of its
-work by `Console.activity` and counts what is done. A thread draws the live line four times per
+work by `Console.activity`, or by `Console.show` if it counts what is done. A thread draws the live line four times per
 second, so the work itself never draws, and the line shows that time passes even if nothing is
 counted for a while. If the stream is not a terminal, the thread writes a plain line instead, after
 FIRST_LINE_S seconds and then whenever LINE_INTERVAL_S seconds have passed without a line.
@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, TextIO
 
 from preprocess.errors import one_line, printable
@@ -32,8 +32,8 @@ class Activity:
     """A part of the work: its name, and how much of it is done.
 
     `total` is the amount in `unit`; None if it is not known. Without `unit`, the label is the unit,
-    such as "step". `details` returns what follows the
-    amount, the most important first, because a narrow terminal shows only the first ones.
+    such as "step". `details` returns what follows the amount, the most important first, because a
+    narrow terminal shows only the first ones.
     """
 
     def __init__(
@@ -120,27 +120,21 @@ class Console:
             with self.hidden():
                 self._write(printable(text) + "\n")
 
+    def activity(self, label: str, *, announce: bool = False) -> AbstractContextManager[Activity]:
+        """Show work that cannot be counted during the block. `announce` is as in `show`."""
+        return self.show(Activity(label), announce=announce)
+
     @contextmanager
-    def activity(
-        self,
-        label: str,
-        *,
-        total: int | None = None,
-        unit: str = "",
-        done: int = 0,
-        details: Callable[[], list[str]] = list,
-        announce: bool = False,
-    ) -> Iterator[Activity]:
-        """Show an activity during the block. The arguments are those of `Activity`.
+    def show(self, activity: Activity, *, announce: bool = False) -> Iterator[Activity]:
+        """Show an activity during the block.
 
         An activity that begins inside the block is shown instead, until it ends. With `announce`, a
         stream that is not a terminal gets a line at once, for work during which no thread can run.
         """
-        activity = Activity(label, total=total, unit=unit, done=done, details=details)
         try:
             self._start(activity)
             if announce and not is_live(self._stream):
-                self.line(label)
+                self.line(activity.label)
             yield activity
         finally:
             self._end(activity)

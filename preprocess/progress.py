@@ -48,7 +48,7 @@ class Progress:
 
         If stderr is not a terminal, a line at the end says how long the phase took.
         """
-        with self._console.activity(label, total=total, unit=unit, done=done) as activity:
+        with self._console.show(Activity(label, total=total, unit=unit, done=done)) as activity:
             yield _ActivityBar(activity)
         if not is_live(sys.stderr):
             self.log(activity.describe())
@@ -62,7 +62,7 @@ class _ActivityBar:
         activity.details = self._describe
 
     def update(self, amount: int, num_documents: int | None = None) -> None:
-        self._activity.done += amount
+        self._activity.count(amount)
         self._num_documents = num_documents if num_documents is not None else self._num_documents
 
     def _describe(self) -> list[str]:

@@ -72,7 +72,7 @@ def test_console_redraws_the_live_line_while_nothing_is_counted(monkeypatch: pyt
         monkeypatch.setattr(sys, "stdout", stream)
         shown = Console("stdout")
         with shown.activity("outer"):
-            with shown.activity("inner", total=10):
+            with shown.show(Activity("inner", total=10)):
                 time.sleep(0.8)
             shown.line("a permanent line")
         output = read()

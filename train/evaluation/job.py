@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from preprocess.console import Console
+from preprocess.console import Activity, Console
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import canonical_json, sha256_bytes
 from preprocess.shards.manifest import Manifest
 from train.config import DOCUMENTS, Config
 from train.core.device import choose_precision, make_autocast, set_matmul_precision
+from train.core.memory import is_out_of_memory
 from train.data.batches import ValidationWindows
 from train.data.builds import check_same_control_tokens, tokenizer_sha256
 from train.data.streams import DataSource
@@ -36,7 +37,6 @@ from train.model.generate import decode_stream, generate
 from train.model.sampler import load_text_tokenizer
 from train.run.checkpoint import Checkpoint, check_shapes, load_model
 from train.run.checkpoint_info import MODEL_FILE, CheckpointError, CheckpointInfo
-from train.run.preflight import is_out_of_memory
 from train.run.run_dir import EVALUATIONS_DIR, vocabulary_of
 from train.run.validation import Evaluation, evaluate, summarize
 
@@ -282,7 +282,7 @@ def _evaluate(job: EvaluationJob, model: LanguageModel, data: ValidationWindows)
     batch_size = choose_batch_size(job.checkpoint.info, job.config)
     while True:
         try:
-            with job.console.activity("evaluating", total=data.num_windows, unit="windows") as activity:
+            with job.console.show(Activity("evaluating", total=data.num_windows, unit="windows")) as activity:
                 return evaluate(model, data, batch_size=batch_size, autocast=autocast, count=activity.count)
         except (MemoryError, RuntimeError) as e:
             if not is_out_of_memory(e) or batch_size == 1:
@@ -308,7 +308,7 @@ def _complete_all(job: EvaluationJob, model: LanguageModel) -> tuple[Completion,
     Raises CheckpointError if the output of the model is not finite.
     """
     completions = []
-    with job.console.activity("completing", total=len(job.prompts), unit="prompts") as activity:
+    with job.console.show(Activity("completing", total=len(job.prompts), unit="prompts")) as activity:
         for prompt in job.prompts:
             completions.append(_complete(prompt, model, job))
             activity.count(1)

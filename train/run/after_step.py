@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from preprocess.console import Activity
 from preprocess.errors import FolioError
 from train.config import Config
 from train.data.batches import Prefetcher
@@ -66,7 +67,8 @@ def due_after(step: int, config: Config, *, seconds_since_log: float = 0.0) -> D
 def evaluate_and_log(run: Run, state: TrainingState, logger: RunLogger, *, batch_size: int) -> Evaluation:
     """Return the evaluation of the current weights, computed by all processes, and log it."""
     num_windows = -(-run.data.val.num_windows // run.world.size)
-    with logger.evaluating(), run.console.activity("evaluating", total=num_windows, unit="windows") as activity:
+    shown = Activity("evaluating", total=num_windows, unit="windows")
+    with logger.evaluating(), run.console.show(shown) as activity:
         evaluation = evaluate(
             state.model,
             run.data.val,

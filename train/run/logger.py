@@ -264,10 +264,8 @@ class RunLogger:
         self._trackers.log_row(step, values)
 
     def __enter__(self) -> RunLogger:
-        details = self._describe_live
-        self._bar = self._exit_stack.enter_context(
-            self._console.activity("step", total=self._max_steps, done=self._first_step, details=details)
-        )
+        self._bar = Activity("step", total=self._max_steps, done=self._first_step, details=self._describe_live)
+        self._exit_stack.enter_context(self._console.show(self._bar))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
