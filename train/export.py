@@ -17,22 +17,19 @@ if __name__ == "__main__":  # started by path: the folder train/ would hide the 
     run_script("export")
 
 import argparse
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from preprocess.console import Console
 from preprocess.errors import MisuseError
-from preprocess.shards.files import replace_directory
+from preprocess.shards.files import open_new_directory
 from train.core.arguments import Parser, make_path_parser
 from train.core.cli import print_result, warn
 from train.run.checkpoint import check_shapes, find_checkpoint
 from train.run.checkpoint_info import CheckpointInfo
-from train.run.export_folder import write_folder
+from train.run.export_folder import export_model, write_folder
 from train.run.export_gguf import GGUF_FILE, QUANTIZED_DTYPES, import_gguf, write_gguf
-from train.run.export_model import DTYPES, config_files, export_tensors, tokenizer_files
-from train.run.run_dir import vocabulary_of
+from train.run.export_model import DTYPES
 
 
 def main(arguments: list[str]) -> int:
@@ -85,18 +82,14 @@ def export(options: argparse.Namespace) -> tuple[CheckpointInfo, int]:
     check_shapes(checkpoint, config)
     if options.format == "gguf":
         import_gguf(config, options.dtype)
-    folder, manifest = vocabulary_of(checkpoint)
     with new_folder(options.output) as temporary:
-        files = tokenizer_files(folder, manifest, config)
         rounded_to = "float32" if options.dtype in QUANTIZED_DTYPES else options.dtype
-        files |= config_files(config, manifest, info.vocab_size, rounded_to)
-        tensors = export_tensors(checkpoint, config, rounded_to)
-        num_parameters = sum(tensor.numel() for tensor in tensors.values())
+        exported = export_model(checkpoint, rounded_to)
         if options.format == "gguf":
-            write_gguf(temporary / GGUF_FILE, tensors, files, config, options.dtype)
+            write_gguf(temporary / GGUF_FILE, exported.tensors, exported.files, config, options.dtype)
         else:
-            write_folder(temporary, checkpoint, manifest, files, tensors)
-    return info, num_parameters
+            write_folder(temporary, checkpoint, exported)
+    return info, exported.num_parameters
 
 
 @contextmanager
@@ -113,10 +106,5 @@ def new_folder(output: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as e:
         raise MisuseError(f"{output} is inside a file; choose another --output") from e
-    temporary = target.parent / f".{target.name}.{os.getpid()}.partial"
-    try:
-        temporary.mkdir()
+    with open_new_directory(target) as temporary:
         yield temporary
-        replace_directory(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

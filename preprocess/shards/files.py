@@ -26,9 +26,8 @@ from preprocess.errors import FolioError
 HASH_CHUNK_BYTES = 1 << 20
 MAX_SMALL_FILE_BYTES = 64 << 20  # of a file that is read as a whole
 MAX_ROW_BYTES = 128 << 20  # of a line in a JSON-lines file
-MAX_JSON_VALUES = (
-    8_000_000  # of one JSON text; each takes about 100 bytes. A manifest of a million input files has 5 million
-)
+# Of one JSON text. Each takes about 100 bytes. A manifest of a million input files has 5 million.
+MAX_JSON_VALUES = 8_000_000
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # of a file that is not hidden, without a folder
 REPLACED_SUFFIX = ".replaced"  # of a directory that is being replaced
 
@@ -247,6 +246,21 @@ def replace_directory(new: Path, target: Path) -> None:
         raise
     sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def open_new_directory(target: Path) -> Iterator[Path]:
+    """Yield a new directory beside `target`, which replaces it at the end of the block.
+
+    The block must write its files durably. If it raises an exception, the new directory is deleted.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        temporary.mkdir()
+        yield temporary
+        replace_directory(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def restore_replaced_directory(target: Path) -> None:

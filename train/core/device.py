@@ -104,3 +104,11 @@ def peak_flops(name: str, precision: str) -> float | None:
 def device_peak_flops(device: torch.device, precision: str) -> float | None:
     """Return `peak_flops` of `device`, or None if it is not a CUDA GPU."""
     return peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until `device` has done all that was started on it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    if device.type == "mps":
+        torch.mps.synchronize()

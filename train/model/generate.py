@@ -9,7 +9,7 @@ every block_size / 2 tokens.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -110,3 +110,8 @@ def decode_stream(decode_bytes: Callable[[np.ndarray], bytes], ids: Iterable[int
             yield text
     if text := decoder.decode(b"", final=True):
         yield text
+
+
+def cut_at_stop(text: str, stops: Sequence[str]) -> str:
+    """Return `text` up to where the first of `stops` begins in it."""
+    return text[: min((i for stop in stops if (i := text.find(stop)) >= 0), default=len(text))]

@@ -29,6 +29,7 @@ from torch import nn
 from preprocess.console import format_duration
 from preprocess.errors import FolioError, format_quantity
 from train.config import Config
+from train.core.device import synchronize
 from train.core.memory import PeakMemory, available_bytes, is_out_of_memory
 from train.data.batches import largest_micro_batch, windows_per_process
 from train.data.mixed_split import Batch
@@ -235,18 +236,11 @@ def _evaluate_batch(run: Run, state: TrainingState, batch: Batch) -> None:
 
 def _time(device: torch.device, work: Callable[[], None]) -> float:
     """Return the seconds that `work` takes, including what it started on the device."""
-    _synchronize(device)
+    synchronize(device)
     began = time.monotonic()
     work()
-    _synchronize(device)
+    synchronize(device)
     return time.monotonic() - began
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    if device.type == "mps":
-        torch.mps.synchronize()
 
 
 def _describe_steps(run: Run) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from train.config import Config
-from train.core.device import make_autocast
+from train.core.device import make_autocast, synchronize
 from train.model.base import evaluation_mode
 from train.optim import update
 from train.run.state import new_state
@@ -67,11 +67,3 @@ def _repeat(work: Callable[[], None], device: torch.device, *, seconds: float, c
         synchronize(device)
         count += 1
     return (clock() - began) / count
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until `device` has done all that was started on it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    if device.type == "mps":
-        torch.mps.synchronize()

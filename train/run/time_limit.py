@@ -23,7 +23,7 @@ from preprocess.shards.files import JsonObject, parse_json, read_small_file
 from preprocess.shards.manifest import SPLITS
 from train.config import Config, config_from_saved
 from train.core.clock import slowdown, take_start
-from train.core.device import describe_device
+from train.core.device import describe_device, synchronize
 from train.core.distributed import World
 from train.core.memory import available_bytes, is_out_of_memory
 from train.data.builds import Builds
@@ -47,7 +47,7 @@ from train.run.plan import (
 )
 from train.run.run_dir import SETTINGS_FILE, write_run
 from train.run.state import TrainingState
-from train.run.step_speed import measure_step, synchronize
+from train.run.step_speed import measure_step
 
 TARGET = 0.985  # of the time, because what is not foreseen usually takes time
 MAX_MEASUREMENTS = 6

@@ -37,9 +37,10 @@ from transformers.cli.serving.utils import GenerateManager, GenerationState
 
 from preprocess.errors import shorten
 from preprocess.shards.files import JsonObject, parse_json
+from train.model.generate import cut_at_stop
 from train.serving.loaded_model import LoadedModel
 from train.serving.requests import RequestError, parse_chat, parse_completion
-from train.serving.stops import StopQueue, cut_at_stop
+from train.serving.stops import StopQueue
 
 MAX_BODY_BYTES = 4 << 20
 MAX_CONNECTIONS = 256  # further ones get the status 503

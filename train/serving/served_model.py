@@ -12,7 +12,6 @@ receipt fits the checkpoint and this version of Folio.
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,18 +19,17 @@ from preprocess import __version__
 from preprocess.errors import FolioError
 from preprocess.shards.files import (
     JsonObject,
+    open_new_directory,
     parse_json,
     read_small_file,
     readable_json,
-    replace_directory,
     write_durable,
 )
 from train.config import Config
 from train.model.modern import EXPORT_TYPE, EXPORT_VERSION
 from train.run.checkpoint import Checkpoint, check_shapes, run_of
 from train.run.checkpoint_info import MODEL_FILE
-from train.run.export_folder import write_folder
-from train.run.export_model import config_files, export_tensors, tokenizer_files
+from train.run.export_folder import export_model, write_folder
 from train.run.huggingface_folder import CONFIG_FILE
 from train.run.run_dir import RECEIPT_FILE, SERVED_DIR, vocabulary_of
 
@@ -113,19 +111,12 @@ def _sampling(config: Config) -> JsonObject:
 
 
 def _export(checkpoint: Checkpoint, target: Path, source: JsonObject) -> None:
-    config, vocab_size = checkpoint.info.config, checkpoint.info.vocab_size
-    tokenizer, manifest = vocabulary_of(checkpoint)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
+    with open_new_directory(target) as temporary:
         folder = temporary / MODEL_DIR
-        folder.mkdir(parents=True)
-        files = tokenizer_files(tokenizer, manifest, config) | config_files(config, manifest, vocab_size)
-        write_folder(folder, checkpoint, manifest, files, export_tensors(checkpoint, config))
+        folder.mkdir()
+        write_folder(folder, checkpoint, export_model(checkpoint))
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         write_durable(temporary / RECEIPT_FILE, readable_json({"source": source, "sizes": sizes}))
-        replace_directory(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _is_current(target: Path, source: JsonObject) -> bool:

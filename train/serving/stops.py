@@ -11,10 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-
-def cut_at_stop(text: str, stops: Sequence[str]) -> str:
-    """Return `text` up to where the first of `stops` begins in it."""
-    return text[: min((i for stop in stops if (i := text.find(stop)) >= 0), default=len(text))]
+from train.model.generate import cut_at_stop
 
 
 class StopQueue:

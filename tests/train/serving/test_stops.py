@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.serving.stops import StopQueue, cut_at_stop
+from train.model.generate import cut_at_stop
+from train.serving.stops import StopQueue
 
 TEXTS = st.text("ab", max_size=12)
 STOPS = st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=3)

@@ -15,7 +15,7 @@ from preprocess.shards.manifest import Manifest
 from train.config import Config
 from train.core.device import make_autocast
 from train.evaluation.scoring import Request, ScoringSettings, score
-from train.model.generate import decode_stream, generate
+from train.model.generate import cut_at_stop, decode_stream, generate
 from train.model.sampler import encode_text, load_text_tokenizer
 from train.run.sampling import TrainedModel
 
@@ -130,9 +130,9 @@ class HarnessModel(TemplateLM):
             visible = (i for i in drawn if i not in self._silent_ids)
             for part in decode_stream(self._text_tokenizer.decode_bytes, visible):
                 text += part
-                ends = [end for end in map(text.find, stops) if end >= 0]
-                if ends:
-                    return text[: min(ends)]
+                cut = cut_at_stop(text, stops)
+                if len(cut) < len(text):
+                    return cut
         return text
 
 
