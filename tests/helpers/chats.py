@@ -11,7 +11,7 @@ from preprocess.chats.templates import TEMPLATES, number_chat_tokens
 from preprocess.shards.files import readable_json, sha256_bytes
 from preprocess.shards.format import DOC_DTYPE, MANIFEST, STATS, seal
 from tests.conftest import write_split
-from tests.helpers.runs import ALPHABET, EOT_ID, encode, invoke, write_config
+from tests.helpers.runs import ALPHABET, EOT_ID, encode, invoke, make_build, write_config
 
 CHAT_IDS = number_chat_tokens("nanochat", {}, EOT_ID + 1)
 SPECIAL_TOKENS = {"<|endoftext|>": EOT_ID, **CHAT_IDS}
@@ -71,3 +71,11 @@ def train_chat_run(folder: Path) -> Path:
     result = invoke("train.py", config)
     assert result.returncode == 0, result.stderr
     return config.with_suffix("")
+
+
+def make_packed_builds(folder: Path) -> Path:
+    """Write the builds `chats`, `plain` without a loss mask, and `masked` to `folder`, and return it."""
+    make_chat_build(folder / "chats")
+    make_build(folder / "plain")
+    make_build(folder / "masked", learnt=slice(30, 46))
+    return folder

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.helpers.runs import invoke, make_build, read_metric_rows, read_train_losses, read_val_losses, write_config
+from tests.helpers.steps import make_captured_step, prepare_steps
 from train.config import load_config
 from train.core.device import choose_device
 from train.core.distributed import World
@@ -19,12 +20,12 @@ from train.core.memory import peak_memory_bytes
 from train.data.batches import Prefetcher
 from train.model import kernels
 from train.model.kernels import chunked_cross_entropy
-from train.run.captured_step import CapturedStep, can_capture_step
+from train.run.captured_step import can_capture_step
 from train.run.checkpoint import list_checkpoints
 from train.run.context import Run, open_run
 from train.run.preflight import preflight
 from train.run.state import TrainingState, new_state
-from train.train import clip_and_update, forward_backward, optimizer_step
+from train.train import optimizer_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 VARIANTS = list(itertools.product(("gpt2", "modern"), ("adamw", "muon"), ("fp32", "tf32", "bf16", "fp16")))
@@ -48,13 +49,7 @@ def test_run_learns_and_resumes(folder: Path, arch: str, optimizer: str, precisi
 
 
 def prepare(path: Path, **settings: object) -> tuple[Run, TrainingState, Prefetcher]:
-    run = open_run(load_config(write_config(path, path.parent / "tiny", device="cuda", **settings), {}), World())
-    config = run.config
-    state = new_state(config, run.source.vocab_size, device=run.device)
-    prefetcher = Prefetcher(
-        run.data.train, windows_per_step=config.windows_per_step, micro_batch=config.batch_size, world=run.world
-    )
-    return run, state, prefetcher
+    return prepare_steps(write_config(path, path.parent / "tiny", device="cuda", **settings))
 
 
 @pytest.mark.parametrize(
@@ -83,13 +78,7 @@ def test_captured_step_agrees_with_optimizer_step(folder: Path, arch: str, optim
         assert can_capture_step(run, state, prefetcher)
         step = partial(optimizer_step, run, state, state.model, prefetcher)
         if is_captured:
-            step = CapturedStep(
-                run,
-                state,
-                prefetcher,
-                forward_backward=partial(forward_backward, run, state, state.model),
-                clip_and_update=partial(clip_and_update, run, state),
-            ).take
+            step = make_captured_step(run, state, prefetcher).take
         steps = [step() for _ in range(20)]
         results.append([(result.loss.item(), result.grad_norm.item()) for result in steps])
     assert results[0] == results[1]
@@ -110,13 +99,7 @@ def test_captured_step_on_masked_builds_agrees_with_optimizer_step(folder: Path,
         assert can_capture_step(run, state, prefetcher)
         step = partial(optimizer_step, run, state, state.model, prefetcher)
         if is_captured:
-            step = CapturedStep(
-                run,
-                state,
-                prefetcher,
-                forward_backward=partial(forward_backward, run, state, state.model),
-                clip_and_update=partial(clip_and_update, run, state),
-            ).take
+            step = make_captured_step(run, state, prefetcher).take
         values = []
         for _ in range(20):
             divisors.add(prefetcher.loss_divisor(state.num_samples))

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.chats import make_chat_build
-from tests.helpers.runs import make_build
+from tests.helpers.chats import make_packed_builds
 from train.config import Config
 from train.core.distributed import World
 from train.core.targets import IGNORE_INDEX
@@ -28,11 +27,7 @@ def make_config(**settings: object) -> Config:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("packed")
-    make_chat_build(folder / "chats")
-    make_build(folder / "plain")
-    make_build(folder / "masked", learnt=slice(30, 46))
-    return folder
+    return make_packed_builds(tmp_path_factory.mktemp("packed"))
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.helpers.chats import CHAT_VOCAB_SIZE, make_chat_build
-from tests.helpers.runs import make_build
+from tests.helpers.chats import CHAT_VOCAB_SIZE, make_chat_build, make_packed_builds
 from tests.train.model.test_kernels import PADDED
 from train.config import Config
 from train.core.distributed import World
@@ -53,11 +52,7 @@ def make_random_model(arch: str, **others: object) -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("rows")
-    make_chat_build(folder / "chats")
-    make_build(folder / "plain")
-    make_build(folder / "masked", learnt=slice(30, 46))
-    return folder
+    return make_packed_builds(tmp_path_factory.mktemp("rows"))
 
 
 @pytest.fixture(scope="module")

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.helpers.runs import write_config
-from train.config import load_config
+from tests.helpers.steps import make_captured_step, prepare_steps
 from train.core.distributed import World
 from train.data.batches import Prefetcher
 from train.run.captured_step import CapturedStep, can_capture_step
-from train.run.context import Run, open_run
-from train.run.state import TrainingState, new_state, state_tensors
-from train.train import clip_and_update, forward_backward, optimizer_step
+from train.run.context import Run
+from train.run.state import TrainingState, state_tensors
+from train.train import optimizer_step
 
 
 def prepare(folder: Path, **settings: object) -> tuple[Run, TrainingState, Prefetcher]:
     path = write_config(folder / "captured.py", folder / "tiny", **{"gradient_accumulation_steps": 1} | settings)
-    run = open_run(load_config(path, {}), World())
-    state = new_state(run.config, run.source.vocab_size, device=run.device)
-    prefetcher = Prefetcher(
-        run.data.train, windows_per_step=run.config.windows_per_step, micro_batch=run.config.batch_size, world=run.world
-    )
-    return run, state, prefetcher
+    return prepare_steps(path)
 
 
 @pytest.mark.parametrize(
@@ -45,13 +39,7 @@ def test_captured_step_agrees_with_optimizer_step(
     monkeypatch.setattr(CapturedStep, "_replay", CapturedStep._compute)
     plain_run, plain_state, plain_prefetcher = prepare(folder, **settings)
     run, state, prefetcher = prepare(folder, **settings)
-    captured_step = CapturedStep(
-        run,
-        state,
-        prefetcher,
-        forward_backward=partial(forward_backward, run, state, state.model),
-        clip_and_update=partial(clip_and_update, run, state),
-    )
+    captured_step = make_captured_step(run, state, prefetcher)
     for step in range(1, 8):
         plain = optimizer_step(plain_run, plain_state, plain_state.model, plain_prefetcher)
         captured = captured_step.take()
