@@ -167,7 +167,7 @@ class FolioTrainer:
                 run,
                 state,
                 prefetcher,
-                forward_backward=partial(forward_backward, run, state, state.model, divisor=1),
+                forward_backward=partial(forward_backward, run, state, state.model),
                 clip_and_update=partial(clip_and_update, run, state),
             ).take
 
