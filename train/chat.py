@@ -87,7 +87,7 @@ def chat(conversation: Conversation, *, is_terminal: bool) -> None:
 
 
 def _answer(conversation: Conversation, message: str, *, print_note: Callable[[str], None]) -> None:
-    """Print the reply to `message`, or why there is none.
+    """Print the reply to `message`, or why the model did not reply.
 
     `print_note` receives what happened to the conversation, for a person who reads along.
     """

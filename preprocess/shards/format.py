@@ -87,7 +87,7 @@ def check_name(name: str) -> str:
 
 
 class MissingBuildError(MisuseError):
-    """There is no build of the given name or in the given folder."""
+    """No build has the given name, or is in the given folder."""
 
 
 def find_build(name_or_folder: str) -> Path:

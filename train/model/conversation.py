@@ -64,7 +64,7 @@ class Conversation:
         self._silent_ids = {*manifest.special_tokens.values(), *range(manifest.vocab_size, model.vocab_size)}
         self._num_replies = 0
         self.exchanges: list[Exchange] = []
-        self.num_left_out = 0  # the oldest exchanges, which no longer fit the context
+        self.num_left_out = 0  # the oldest exchanges, which do not fit the context any more
         self._fit([Exchange("")])  # checks the system message
 
     def reset(self) -> None:

@@ -76,7 +76,7 @@ def test_every_token_but_the_first_of_a_document_is_a_target_once_per_epoch(
 ) -> None:
     ends = make_ends(shards)
     rows = PackedRows(ends, block_size, seed=seed, split="train")
-    # Tokens are their own numbers, so that a token says where it is.
+    # The id of each token is its position.
     sizes = np.array([sum(shard) for shard in shards])
     tokens = [np.arange(size) + first + 1 for size, first in zip(sizes, np.cumsum(sizes) - sizes, strict=True)]
     expected = [

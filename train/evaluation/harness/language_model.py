@@ -29,7 +29,7 @@ class DocumentStart:
     """The control tokens that a text begins with, as a document does in training."""
 
     ids: list[int]  # before every text
-    before: list[int]  # what predicts the first token of a text, if `ids` is empty and there is no context
+    before: list[int]  # what predicts the first token of a text without a context, if `ids` is empty
 
 
 def find_document_start(manifest: Manifest, *, mask_documents: bool) -> DocumentStart:

@@ -46,7 +46,7 @@ def load_tasks(names: Sequence[str], *, num_fewshot: int | None, note: Callable[
     """Return the tasks and groups of tasks that `names` are, each a name or the path of a YAML file.
 
     `num_fewshot` replaces the number of examples before each question. `note` is called with a line before
-    something slow. Raises MisuseError if there is no such task, or if its file does not describe one, and
+    something slow. Raises MisuseError for an unknown task, or if its file does not describe one, and
     FolioError if its data cannot be downloaded.
     """
     if repeated := [name for name in names if names.count(name) > 1]:

@@ -220,7 +220,7 @@ def test_scores_equal_those_of_the_harness_own_model(folder: Path, tmp_path: Pat
 
     run = train_run(folder, "agree", arch="modern", max_steps=60)
     assert invoke("export.py", run, "--output", tmp_path / "export").returncode == 0
-    questions = [row for row in QUESTIONS if row["question"]]  # hf repeats the first id if there is no question
+    questions = [row for row in QUESTIONS if row["question"]]  # hf repeats the first id of an empty question
     files = [
         write_task(tmp_path / "choice.yaml", questions, CHOICE),
         write_task(tmp_path / "rolling.yaml", [{"text": SENTENCE * 3}, {"text": "lazy"}], ROLLING),
