@@ -42,10 +42,12 @@ VERSE = (
 
 
 def pytest_configure() -> None:
-    """Restore the default signal handlers, which the processes that tests start inherit.
+    """Restore the default signal handlers, which the processes that tests start inherit, and use one thread.
 
-    A shell ignores SIGINT for background processes, and nohup ignores SIGHUP.
+    A shell ignores SIGINT for background processes, and nohup ignores SIGHUP. Threads of several
+    processes on the same cores would wait for each other.
     """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)

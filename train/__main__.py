@@ -82,9 +82,11 @@ def _run(name: str, arguments: list[str]) -> int:
     record_start()
     if name == "train":
         from train.command_line import is_help_request, print_help
+        from train.core.threads import choose_spin_count
 
         if is_help_request(arguments):  # print it without importing torch
             return print_help(arguments)
+        choose_spin_count()
     with exit_on_signals(), _show_import(name, arguments):
         module = importlib.import_module(f"train.{name}")
     status: int = module.main(arguments)

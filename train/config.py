@@ -92,6 +92,13 @@ class Config:
     device: str = setting(
         "auto", "auto, cpu, mps, cuda or cuda:N; auto is the first available of cuda, mps and cpu", free=True
     )
+    num_threads: int | None = setting(
+        None,
+        "threads on a CPU; none: those that are fastest, measured at the start and kept when the run continues",
+        min=1,
+        max=1_024,
+        free=True,
+    )
     seed: int = setting(1337, "determines the initial weights, the dropout and the data order", min=0)
 
     arch: str = setting(

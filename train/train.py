@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -24,10 +23,6 @@ if __name__ == "__main__":  # started by path: the folder train/ would hide the 
     from train.__main__ import run_script
 
     run_script("train")
-
-# libgomp reads this when torch is imported: its threads wait in busy loops for a short time only
-# and then sleep, which is much faster beside another busy process (bench/README.md).
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +113,7 @@ def load_weights(run: Run, state: TrainingState, checkpoint: Checkpoint | None) 
     if checkpoint is not None:
         restore(checkpoint, state)
         if config.resume != "auto":  # a new run from another run's checkpoint, without that run's best one
-            state.early_stopping = EarlyStopping()
+            state.early_stopping, state.num_threads = EarlyStopping(), None
         if checkpoint.info.config.batch_size != config.batch_size:
             state.micro_batch = None
     elif config.init_from is not None:

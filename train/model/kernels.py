@@ -32,6 +32,9 @@ from train.core.targets import IGNORE_INDEX
 # The most logits to hold at once. On a CPU a small chunk stays near the caches; a GPU needs large
 # matrix products.
 MAX_LOGITS = {"cpu": 1 << 22}
+# With 16-bit weights a CPU takes fewer, larger chunks: the matrix products are faster, so adding the
+# weight gradient of each chunk to the float32 sum takes a larger share of the time.
+LARGER_CHUNK_ON_CPU = 4
 MAX_LOGITS_ELSEWHERE = 1 << 28
 # On a CPU `chunked_cross_entropy` is faster than PyTorch with more logits than about this: with a
 # cap, 1,024 × 1,024 logits take 19 ms instead of 31, forward and backward.
@@ -60,13 +63,15 @@ def should_chunk_loss(num_logits: int, device: torch.device) -> bool:
     return can_use_triton(device) or num_logits > limit
 
 
-def chunk_tokens(num_tokens: int, padded_vocab_size: int, device: torch.device) -> int:
-    """Return how many tokens a chunk has.
+def chunk_tokens(num_tokens: int, weight: Tensor) -> int:
+    """Return how many tokens a chunk has, for a head with `weight`, (V, C).
 
     `num_tokens` is divided into chunks of equal size, rounded up to a multiple of TOKENS_MULTIPLE,
-    with about `max_logits` logits or fewer each.
+    with about `max_logits` logits or fewer each, or LARGER_CHUNK_ON_CPU times as many.
     """
-    num_chunks = math.ceil(num_tokens * padded_vocab_size / max_logits(device))
+    is_larger = weight.device.type == "cpu" and weight.dtype != torch.float32
+    limit = max_logits(weight.device) * (LARGER_CHUNK_ON_CPU if is_larger else 1)
+    num_chunks = math.ceil(num_tokens * len(weight) / limit)
     return math.ceil(num_tokens / num_chunks / TOKENS_MULTIPLE) * TOKENS_MULTIPLE
 
 
@@ -118,11 +123,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         token_losses = torch.empty(len(features), device=features.device)
         features_grad = torch.empty_like(features) if with_gradients else None
         weight_grad = torch.zeros(weight.shape, device=weight.device) if with_gradients else None
-        size = chunk_tokens(len(features), len(weight), features.device)
+        size = chunk_tokens(len(features), weight)
         buffers = [
             torch.empty(min(size, len(features)), len(weight), device=features.device)
             for _ in range(2 if logit_cap is None else 3)
         ]
+        products = _Products(weight, num_tokens=min(size, len(features)))
         for begin in range(0, len(features), size):
             chunk = slice(begin, begin + size)
             x, target = features[chunk], targets[chunk, None]  # (n, C), (n, 1)
@@ -130,7 +136,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             sigmoid = rest[0] if rest else None
             # cap · tanh(z / cap) = 2 cap · σ(2 z / cap) − cap, and a constant does not change a
             # softmax. On a CPU tanh takes six times as long as σ.
-            _multiply(x if logit_cap is None else x * (2 / logit_cap), weight.T, out=logits)
+            products.multiply(x if logit_cap is None else x * (2 / logit_cap), weight.T, out=logits)
             if logit_cap is not None and sigmoid is not None:
                 torch.sigmoid(logits, out=sigmoid)
                 torch.mul(sigmoid, 2 * logit_cap, out=logits)
@@ -145,12 +151,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad.scatter_add_(1, target, torch.full_like(target, -1, dtype=grad.dtype))
             if sigmoid is not None:
                 grad.mul_(sigmoid.addcmul_(sigmoid, sigmoid, value=-1)).mul_(4)
-            grad = grad.to(weight.dtype)
-            _multiply(grad, weight, out=features_grad[chunk])
-            if grad.dtype == weight_grad.dtype:
-                weight_grad.addmm_(grad.T, x)
-            else:
-                weight_grad += grad.T @ x
+            rounded = products.round(grad)
+            torch.mm(rounded, weight, out=features_grad[chunk])
+            products.add(rounded.T, x, to=weight_grad)
         if with_gradients:
             ctx.save_for_backward(features_grad, weight_grad)
         ctx.mark_non_differentiable(token_losses)
@@ -163,12 +166,36 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return features_grad * scale, (weight_grad * scale).to(features_grad.dtype), None, None, None, None
 
 
-def _multiply(a: Tensor, b: Tensor, *, out: Tensor) -> None:
-    """Write `a @ b` to `out`, which may have another dtype."""
-    if a.dtype == out.dtype:
-        torch.mm(a, b, out=out)
-    else:
-        out.copy_(a @ b)
+class _Products:
+    """Matrix products whose factors have the dtype of the weight, and whose results are float32.
+
+    PyTorch on a CPU multiplies 16-bit matrices only into 16-bit results. These go to memory that is
+    allocated once, because new memory of this size takes as long as the product.
+    """
+
+    def __init__(self, weight: Tensor, *, num_tokens: int) -> None:
+        self._is_float32 = weight.dtype == torch.float32
+        if not self._is_float32:
+            self._of_tokens = torch.empty(num_tokens, len(weight), dtype=weight.dtype, device=weight.device)  # (n, V)
+            self._of_weight = torch.empty_like(weight)  # (V, C)
+
+    def multiply(self, a: Tensor, b: Tensor, *, out: Tensor) -> None:
+        """Write `a @ b`, (n, V), to `out`."""
+        product = out if self._is_float32 else self._of_tokens[: len(a)]
+        torch.mm(a, b, out=product)
+        if product is not out:
+            out.copy_(product)
+
+    def round(self, x: Tensor) -> Tensor:
+        """Return `x`, (n, V), in the dtype of the weight; valid until the next product of tokens."""
+        return x if self._is_float32 else self._of_tokens[: len(x)].copy_(x)
+
+    def add(self, a: Tensor, b: Tensor, *, to: Tensor) -> None:
+        """Add `a @ b`, (V, C), to `to`."""
+        if self._is_float32:
+            to.addmm_(a, b)
+        else:
+            to += torch.mm(a, b, out=self._of_weight)
 
 
 def _apply(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -196,7 +223,7 @@ def _forward_with_triton(
     token_losses = torch.empty(len(features), device=features.device)
     features_grad = torch.empty_like(features) if with_gradients else None
     weight_grad = torch.zeros(weight.shape, device=weight.device) if with_gradients else None
-    size = chunk_tokens(len(features), len(weight), features.device)
+    size = chunk_tokens(len(features), weight)
     buffer = torch.empty(min(size, len(features)), len(weight), dtype=weight.dtype, device=features.device)
     for begin in range(0, len(features), size):
         chunk = slice(begin, begin + size)

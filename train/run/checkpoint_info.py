@@ -34,6 +34,7 @@ ADVICE = "; use another checkpoint"
 MAX_VOCAB_SIZE = 1 << 32
 MAX_SAMPLES = 1 << 53  # the processes exchange the number as a float64, which is exact up to here
 MAX_FLOAT32 = 3.4e38
+MAX_THREADS = 1 << 16
 SHA256 = re.compile(r"[0-9a-f]{64}")
 KEYS = {
     "format", "version", "step", "num_samples", "micro_batch", "streams", "skipped_updates", "scaler", "settings",
@@ -61,6 +62,7 @@ class CheckpointInfo:
     step: int  # optimizer steps done
     num_samples: int  # samples used
     micro_batch: int | None  # windows per forward pass; None if not known
+    num_threads: int | None  # of the CPU; None if not known
     streams: list[JsonObject] | None  # the resume state of each process's stream; None for builds
     skipped_updates: int  # in the whole run
     scaler: JsonObject  # of the gradient scaler; empty if it is off
@@ -148,6 +150,7 @@ def _parse(content: JsonObject, config: Config) -> CheckpointInfo:
         step=step,
         num_samples=num_samples,
         micro_batch=_parse_micro_batch(content, config),
+        num_threads=_parse_num_threads(content),
         streams=_parse_streams(content, config),
         skipped_updates=_get_int(content, "skipped_updates", 0, num_samples),
         scaler=_parse_scaler(_get(content, "scaler", dict)),
@@ -181,6 +184,12 @@ def _parse_micro_batch(content: JsonObject, config: Config) -> int | None:
     if config.windows_per_step % micro_batch:
         raise ValueError(f"micro_batch must divide a step's {config.windows_per_step:,} windows, got {micro_batch:,}")
     return micro_batch
+
+
+def _parse_num_threads(content: JsonObject) -> int | None:
+    """Return the number of threads; earlier versions did not store it."""
+    known = content.get("num_threads") is not None
+    return _get_int(content, "num_threads", 1, MAX_THREADS) if known else None
 
 
 def _parse_streams(content: JsonObject, config: Config) -> list[JsonObject] | None:

@@ -23,6 +23,7 @@ from train.data.batches import Data
 from train.data.streams import DataSource, StreamedText, open_data_source, open_data_splits
 from train.model.sampler import control_tokens, encode_text, load_text_tokenizer
 from train.optim import correct_rates, scale_rates
+from train.run.choose_threads import set_initial_threads
 from train.run.logger import RunInfo
 from train.trackers.check import check_trackers
 
@@ -114,6 +115,7 @@ def prepare_device(config: Config, world: World) -> tuple[Config, torch.device]:
         torch.cuda.set_device(device)
     elif device.type == "cpu":
         keep_freed_memory()
+        set_initial_threads(config)
     precision = choose_precision(config.precision, device)
     set_matmul_precision(precision)
     return dataclasses.replace(config, device=str(device), precision=precision), device

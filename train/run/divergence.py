@@ -54,7 +54,7 @@ def roll_back(run: Run, state: TrainingState, logger: RunLogger, *, problem: str
     `previous_rollback`.
     """
     from_step, num_samples, num_skipped = state.step, state.num_samples, state.skipped[1].clone()
-    micro_batch = state.micro_batch
+    micro_batch, num_threads = state.micro_batch, state.num_threads
 
     def find_other_checkpoint() -> Checkpoint:
         checkpoint = find_newest_checkpoint(run.out_dir, warn)
@@ -71,7 +71,7 @@ def roll_back(run: Run, state: TrainingState, logger: RunLogger, *, problem: str
         restore(checkpoint, state)
     broadcast_state(state, run.world)
     skipped_samples = num_samples - state.num_samples
-    state.num_samples, state.micro_batch = num_samples, micro_batch
+    state.num_samples, state.micro_batch, state.num_threads = num_samples, micro_batch, num_threads
     state.skipped[1] = num_skipped
     logger.log_rollback(state.step, from_step=from_step, skipped_samples=skipped_samples)
     logger.print(

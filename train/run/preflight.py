@@ -16,6 +16,7 @@ weights nor moments.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -31,11 +32,13 @@ from preprocess.errors import FolioError, format_quantity
 from train.config import Config
 from train.core.device import synchronize
 from train.core.memory import PeakMemory, available_bytes, is_out_of_memory
+from train.core.threads import NUM_THREADS
 from train.data.batches import largest_micro_batch, windows_per_process
 from train.data.mixed_split import Batch
 from train.model.base import evaluation_mode
 from train.optim import update
 from train.run.checkpoint import CHECKPOINTS_DIR
+from train.run.choose_threads import choose_num_threads
 from train.run.context import Run
 from train.run.state import TrainingState, state_tensors
 
@@ -57,13 +60,15 @@ class Trial:
 
 
 def preflight(run: Run, state: TrainingState, model: nn.Module) -> list[str]:
-    """Check disk and memory, set `state.micro_batch`, and return the lines that report it.
+    """Check disk and memory, set `state.micro_batch` and the number of threads, and return lines that report them.
 
     `model` is state.model as `World.wrap` returned it. With the setting `compile`, the model is
     compiled. Nothing else in `state` changes. Raises FolioError if disk or memory do not suffice,
     and MisuseError if a step's windows cannot be divided among the processes.
     """
     config, world = run.config, run.world
+    if state.num_threads is not None and config.num_threads is None and run.device.type == "cpu":
+        torch.set_num_threads(state.num_threads)  # of the run that is continued
     checkpoint_bytes = _checkpoint_bytes(state)
     world.run_on_main(lambda: _check_disk(config, checkpoint_bytes))
     num_windows = windows_per_process(config.windows_per_step, world)
@@ -72,12 +77,14 @@ def preflight(run: Run, state: TrainingState, model: nn.Module) -> list[str]:
     if config.compile:  # after the estimate, whose sizes are not those of training
         state.model.compile()
     micro_batch, trial = _find_micro_batch(run, state, model, num_windows=num_windows, max_windows=max_windows)
+    threads_line, trial = _choose_threads(run, state, model, micro_batch=micro_batch, trial=trial)
     lines = [
         run.source.describe(),
         _describe_steps(run),
         f"{config.keep_checkpoints + 1} checkpoints of {checkpoint_bytes / 1e6:,.1f} MB and one being written "
         "fit the disk",
         *_describe_memory(run, micro_batch=micro_batch, num_windows=num_windows),
+        *threads_line,
         *([f"compiled in {trial.compilation_s:.1f} s"] if config.compile else []),
         _describe_time(run, state, trial, num_passes=num_windows // micro_batch),
     ]
@@ -138,6 +145,26 @@ def _find_micro_batch(
             torch.compiler.reset()  # or the next size would be compiled with dynamic shapes
     assert trial is not None
     return micro_batch, trial
+
+
+def _choose_threads(
+    run: Run, state: TrainingState, model: nn.Module, *, micro_batch: int, trial: Trial
+) -> tuple[list[str], Trial]:
+    """Choose the number of threads unless it is known. Return a line about it, if any, and a trial with it."""
+    config = run.config
+    if run.device.type != "cpu" or run.world.size > 1:
+        return [], trial
+    is_known = config.num_threads is not None or state.num_threads is not None or NUM_THREADS in os.environ
+    lines = []
+    if not is_known and not config.compile:  # a compiled model is compiled for a number of threads
+        before = torch.get_num_threads()
+        with run.console.activity("preflight: choosing the number of threads"):
+            trial_pass = partial(_trial_pass, run, state, model, micro_batch=micro_batch)
+            lines = [choose_num_threads(trial_pass, pass_s=trial.pass_s)]
+            if torch.get_num_threads() != before:
+                trial = _run_trial(run, state, model, micro_batch=micro_batch)
+    state.num_threads = torch.get_num_threads()
+    return lines, trial
 
 
 def estimate_max_windows(run: Run, state: TrainingState) -> int:

@@ -40,6 +40,7 @@ class TrainingState:
     skipped: Tensor  # (2,) int64 on the device: updates skipped in a row, and in the whole run
     step: int = 0  # optimizer steps done
     micro_batch: int | None = None  # windows per forward pass, set by the preflight; dropout depends on it
+    num_threads: int | None = None  # of the CPU, set by the preflight; the order of sums depends on it
     num_samples: int = 0  # samples used; more than step · windows_per_step if a rollback skipped some
     streams: list[Any] | None = None  # the resume state of each process's stream, as JSON; None for builds
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
@@ -92,6 +93,7 @@ def state_numbers(state: TrainingState) -> JsonObject:
         "step": state.step,
         "num_samples": state.num_samples,
         "micro_batch": state.micro_batch,
+        "num_threads": state.num_threads,
         "streams": state.streams,
         "skipped_updates": int(state.skipped[1]),
         "scaler": state.scaler.state_dict(),
@@ -122,7 +124,7 @@ def load_state(state: TrainingState, info: CheckpointInfo, tensors: Mapping[str,
     )
     if info.scaler and state.scaler.is_enabled():
         state.scaler.load_state_dict(info.scaler)
-    state.micro_batch, state.streams = info.micro_batch, info.streams
+    state.micro_batch, state.num_threads, state.streams = info.micro_batch, info.num_threads, info.streams
     state.step, state.num_samples = info.step, info.num_samples
     state.skipped.copy_(torch.tensor([0, info.skipped_updates]))
 

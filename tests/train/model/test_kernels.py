@@ -99,9 +99,10 @@ def test_chunked_cross_entropy_of_tokens_has_no_gradient() -> None:
 
 @pytest.mark.parametrize("num_tokens", [1, 63, 64, 65, 1000, 4096])
 def test_chunk_tokens_gives_even_chunks(num_tokens: int) -> None:
-    size = chunk_tokens(num_tokens, 50_304, torch.device("cpu"))
+    size = chunk_tokens(num_tokens, torch.empty(50_304, 0))
     assert size % 64 == 0 and size * 50_304 <= kernels.MAX_LOGITS["cpu"] * 2
-    assert chunk_tokens(num_tokens, 64, torch.device("cpu")) >= num_tokens
+    assert chunk_tokens(num_tokens, torch.empty(64, 0)) >= num_tokens
+    assert chunk_tokens(num_tokens, torch.empty(50_304, 0, dtype=torch.bfloat16)) in range(size, 8 * size)
 
 
 @both_caps

@@ -36,7 +36,7 @@ def test_preflight_leaves_state_unchanged(folder: Path, settings: dict[str, obje
     assert state.micro_batch == 4
     after = state.model.state_dict() | state_tensors(state)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    assert state_numbers(state) == numbers | {"micro_batch": 4}
+    assert state_numbers(state) == numbers | {"micro_batch": 4, "num_threads": torch.get_num_threads()}
     assert all(p.grad is None for p in state.model.parameters()) and state.model.training
 
 
