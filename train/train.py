@@ -47,6 +47,7 @@ from train.run.after_step import (
 )
 from train.run.captured_step import CapturedStep, can_capture_step
 from train.run.checkpoint import Checkpoint, restore
+from train.run.choose_precision import keep_precision
 from train.run.context import Run, open_run
 from train.run.divergence import find_update_problem, roll_back
 from train.run.finished import report_finished
@@ -92,6 +93,8 @@ def setup(run: Run, checkpoint: Checkpoint | None) -> tuple[TrainingState, nn.Mo
     `checkpoint` is given in the main process only. Returns the state, state.model as `World.wrap`
     returns it for data parallelism, and the lines of the preflight.
     """
+    if checkpoint:
+        keep_precision(run, checkpoint.info.config)
     config, world = run.config, run.world
     vocab_size = world.all_reduce_max(checkpoint.info.vocab_size if checkpoint else run.source.vocab_size)
     state = new_state(config, vocab_size, device=run.device)

@@ -46,7 +46,7 @@ TINY = {
     "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "dropout": 0.1,
     "batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 24, "warmup_steps": 4,
     "learning_rate": 1e-2, "min_lr": 1e-3, "log_interval": 1, "eval_interval": 6,
-    "checkpoint_interval": 6, "completion_tokens": 8, "device": "cpu",
+    "checkpoint_interval": 6, "completion_tokens": 8, "device": "cpu", "precision": "fp32",
 }  # fmt: skip
 # Changes TINY to a run of a second, with many checkpoints. The fixture `long_run` is one.
 LONG: dict[str, Any] = {"max_steps": 150, "checkpoint_interval": 20, "eval_interval": 30, "keep_checkpoints": 20}

@@ -51,6 +51,8 @@ class Run:
     world: World
     autocast: torch.autocast  # the context of forward passes
     notes: tuple[str, ...] = ()  # lines to print below the settings
+    # Whether the preflight may replace fp32 by bf16: on a CPU with the setting `auto`, unless a run continues.
+    can_choose_precision: bool = False
     console: Console = field(default_factory=lambda: Console(quiet=True))  # quiet except in the main process
     time_limit: TimeLimit | None = None  # None if the number of steps is fixed
 
@@ -74,6 +76,7 @@ def open_run(config: Config, world: World, *, quiet: bool = False, time_limit: T
     With `quiet`, the run prints warnings only. Raises MisuseError if settings do not fit the device,
     the data or the other processes, and FolioError if the data is damaged or too short.
     """
+    is_precision_free = config.precision == "auto" and not config.compile and world.size == 1
     config, device = prepare_device(config, world)
     config, corrections = correct_rates(config)
     for line in corrections if world.is_main else []:
@@ -91,6 +94,7 @@ def open_run(config: Config, world: World, *, quiet: bool = False, time_limit: T
         world=world,
         autocast=make_autocast(config.precision, device),
         notes=tuple(scaled_rates),
+        can_choose_precision=is_precision_free and device.type == "cpu",
         console=console,
         time_limit=time_limit,
     )

@@ -38,6 +38,7 @@ from train.data.mixed_split import Batch
 from train.model.base import evaluation_mode
 from train.optim import update
 from train.run.checkpoint import CHECKPOINTS_DIR
+from train.run.choose_precision import choose_cpu_precision, has_fast_bfloat16
 from train.run.choose_threads import choose_num_threads
 from train.run.context import Run
 from train.run.state import TrainingState, state_tensors
@@ -72,6 +73,7 @@ def preflight(run: Run, state: TrainingState, model: nn.Module) -> list[str]:
     checkpoint_bytes = _checkpoint_bytes(state)
     world.run_on_main(lambda: _check_disk(config, checkpoint_bytes))
     num_windows = windows_per_process(config.windows_per_step, world)
+    precision_line = _choose_precision(run, state, num_windows=num_windows)
     with run.console.activity("preflight: measuring memory"):
         max_windows = -world.all_reduce_max(-estimate_max_windows(run, state))
     if config.compile:  # after the estimate, whose sizes are not those of training
@@ -85,6 +87,7 @@ def preflight(run: Run, state: TrainingState, model: nn.Module) -> list[str]:
         "fit the disk",
         *_describe_memory(run, micro_batch=micro_batch, num_windows=num_windows),
         *threads_line,
+        *precision_line,
         *([f"compiled in {trial.compilation_s:.1f} s"] if config.compile else []),
         _describe_time(run, state, trial, num_passes=num_windows // micro_batch),
     ]
@@ -145,6 +148,16 @@ def _find_micro_batch(
             torch.compiler.reset()  # or the next size would be compiled with dynamic shapes
     assert trial is not None
     return micro_batch, trial
+
+
+def _choose_precision(run: Run, state: TrainingState, *, num_windows: int) -> list[str]:
+    """Choose between fp32 and bf16 if that is possible. Return a line about it, if any."""
+    if not run.can_choose_precision or not has_fast_bfloat16():
+        return []
+    block_size = run.config.block_size
+    micro_batch = largest_micro_batch(num_windows, min(run.config.batch_size, max(PROBE_TOKENS // block_size, 1)))
+    with run.console.activity("preflight: choosing the precision"):
+        return [choose_cpu_precision(run, partial(_trial_pass, run, state, state.model, micro_batch=micro_batch))]
 
 
 def _choose_threads(
@@ -245,14 +258,15 @@ def _run_trial(run: Run, state: TrainingState, model: nn.Module, *, micro_batch:
     return Trial(pass_s=passes_s[-1], window_evaluation_s=window_s, compilation_s=max(compilation_s, 0.0))
 
 
-def _trial_pass(run: Run, state: TrainingState, model: nn.Module, *, micro_batch: int) -> None:
-    """Compute a micro-batch forward and backward, and an update that is skipped."""
+def _trial_pass(run: Run, state: TrainingState, model: nn.Module, *, micro_batch: int) -> float:
+    """Compute a micro-batch forward and backward, and an update that is skipped. Return the loss."""
     batch = run.data.train.trial_batch(micro_batch)
     with run.autocast:
         loss, _ = model(*batch)
     state.scaler.scale(loss).backward()
     update(state.optimizers, torch.zeros((), dtype=torch.bool, device=state.device))
     state.model.zero_grad(set_to_none=True)
+    return float(loss.detach())
 
 
 @torch.no_grad()
@@ -261,7 +275,7 @@ def _evaluate_batch(run: Run, state: TrainingState, batch: Batch) -> None:
         state.model(*batch)
 
 
-def _time(device: torch.device, work: Callable[[], None]) -> float:
+def _time(device: torch.device, work: Callable[[], object]) -> float:
     """Return the seconds that `work` takes, including what it started on the device."""
     synchronize(device)
     began = time.monotonic()
