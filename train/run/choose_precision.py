@@ -19,6 +19,7 @@ from train.run.context import Run
 
 NUM_PASSES = 3  # with each precision, after a first one
 MAX_PASS_S = 60.0  # of a pass in float32, above which one pass with each has to be enough
+MIN_PASS_S = 0.25  # in float32: small models gain little, and stay equal to those of other machines
 FASTER = 1.15  # times as fast bfloat16 has to be: less is not worth its rounding
 MAX_DIFFERENCE = 0.01  # of the losses of a batch, relative
 
@@ -47,11 +48,12 @@ def choose_cpu_precision(run: Run, trial_loss: Callable[[], float]) -> str:
     seconds = {precision: min(of_precision) for precision, of_precision in times.items()}
     ratio = seconds["fp32"] / seconds["bf16"]
     is_equal = abs(losses["bf16"] - losses["fp32"]) <= MAX_DIFFERENCE * abs(losses["fp32"])
-    precision = "bf16" if ratio >= FASTER and is_equal else "fp32"
+    is_worth_it = seconds["fp32"] >= MIN_PASS_S and ratio >= FASTER
+    precision = "bf16" if is_worth_it and is_equal else "fp32"
     run.autocast = make_autocast(precision, run.device)
     run.config = dataclasses.replace(run.config, precision=precision)
     note = "" if is_equal else f", but its loss is {losses['bf16']:.3f} instead of {losses['fp32']:.3f}"
-    return f"precision {precision}: a pass in bf16 is {ratio:.2f} times as fast as in fp32{note}"
+    return f"precision {precision}: a pass in bf16 is {ratio:.2f} times as fast as the {seconds['fp32']:.2g} s in fp32{note}"
 
 
 def keep_precision(run: Run, saved: Config) -> None:

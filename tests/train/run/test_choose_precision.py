@@ -45,9 +45,16 @@ def test_bf16_is_chosen_if_it_is_clearly_faster_with_the_same_loss(
     assert run.can_choose_precision and run.config.precision == "fp32"
     make_clock({"fp32": 1.0, "bf16": bf16_s}, run, monkeypatch)
     line = choose_cpu_precision(run, lambda: bf16_loss if run.autocast._enabled else 3.0)
-    assert line.startswith(f"precision {chosen}: a pass in bf16 is {1 / bf16_s:.2f} times as fast as in fp32")
+    assert line.startswith(f"precision {chosen}: a pass in bf16 is {1 / bf16_s:.2f} times as fast as the 1 s in fp32")
     assert run.config.precision == chosen and run.autocast._enabled is (chosen == "bf16")
     assert ("its loss is 3.100 instead of 3.000" in line) is (bf16_loss == 3.1)
+
+
+def test_a_small_model_stays_in_fp32(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = prepare(folder, precision="auto")
+    make_clock({"fp32": 0.2, "bf16": 0.05}, run, monkeypatch)
+    choose_cpu_precision(run, lambda: 3.0)
+    assert run.config.precision == "fp32"
 
 
 @pytest.mark.parametrize(
@@ -62,6 +69,7 @@ def test_precision_is_not_chosen_if_it_is_set_or_the_model_is_compiled(
 def test_run_that_continues_keeps_its_precision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.run.preflight.has_fast_bfloat16", lambda: True)
     monkeypatch.setattr(choose_precision, "FASTER", 0.0)
+    monkeypatch.setattr(choose_precision, "MIN_PASS_S", 0.0)
     monkeypatch.setattr(choose_precision, "MAX_DIFFERENCE", 1.0)
     path = write_config(folder / "run.py", folder / "tiny", max_steps=8, precision="auto")
     first = invoke("train.py", path, "--max_steps=4")
