@@ -110,7 +110,7 @@ def _decode_text(ids: np.ndarray, is_control: np.ndarray, tokenizer: Tokenizer, 
 
     `is_control`: of each id of the vocabulary.
     """
-    starts = np.flatnonzero(np.isin(ids, [] if turns is None else turns.start_ids))
+    starts = () if turns is None else np.flatnonzero(np.isin(ids, turns.start_ids))
     if turns is None or not len(starts):
         return tokenizer.decode_bytes(ids[~is_control[ids]])
     texts = [tokenizer.decode_bytes(part[~is_control[part]]) for part in np.split(ids, starts)]
