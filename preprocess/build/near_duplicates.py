@@ -18,8 +18,7 @@ The result depends on the documents and their order only, not on partitions or w
 
 The cost: buckets of 16 bytes for each band of each document (224 bytes with 14 bands), 16 bytes for
 each document in the forest and the table of shingles, and reading the shingles of documents that
-have an equal band. The memory is that of one bucket and of the shingles that are compared at once,
-but at least those of one pair.
+have an equal band. The memory is that of one bucket and of the shingles that are compared at once.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ import numpy as np
 from preprocess.build.buckets import Buckets, sort_distinct
 from preprocess.build.forest import Forest
 from preprocess.build.near_groups import join_groups
+from preprocess.build.similarity import ShingleFile, compute_large_similarity, compute_similarities
 from preprocess.build.split_assignment import SplitAssignment
 from preprocess.build.work_dir import DROPPED, Chunk, WorkDir, iter_chunks
 from preprocess.recipes.schema import Recipe
@@ -115,24 +115,7 @@ def _join_similar(a: np.ndarray, b: np.ndarray, forest: Forest, shingles: _Shing
     pairs = np.unique(np.stack([np.minimum(a, b)[differs], np.maximum(a, b)[differs]], axis=1), axis=0)
     for start, stop in shingles.iter_batches(pairs):
         of_batch = pairs[start:stop]
-        is_similar = compute_similarities(*shingles.read_pairs(of_batch), len(of_batch)) >= threshold
-        forest.join(*of_batch[is_similar].T)
-
-
-def compute_similarities(keys_a: np.ndarray, keys_b: np.ndarray, num_pairs: int) -> np.ndarray:
-    """Return the Jaccard similarity of each pair of sets, |A ∩ B| / |A ∪ B|: (num_pairs,) float64.
-
-    `keys_a`, `keys_b`: uint64 in ascending order without repetitions, the number of the pair in
-    the upper 32 bits and an element in the lower 32. No set may be empty.
-    """
-    positions = np.searchsorted(keys_b, keys_a)
-    is_common = keys_b[np.minimum(positions, len(keys_b) - 1)] == keys_a
-    num_a, num_b, num_common = (
-        np.bincount((keys >> np.uint64(32)).astype(np.int64), minlength=num_pairs)
-        for keys in (keys_a, keys_b, keys_a[is_common])
-    )
-    similarities: np.ndarray = num_common / (num_a + num_b - num_common)
-    return similarities
+        forest.join(*of_batch[shingles.compare(of_batch) >= threshold].T)
 
 
 class _ShingleReader:
@@ -170,7 +153,17 @@ class _ShingleReader:
             yield start, stop
             start = stop
 
-    def read_pairs(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def compare(self, pairs: np.ndarray) -> np.ndarray:
+        """Return the similarities of the documents of a batch of pairs, (P, 2): (P,) float64."""
+        if len(pairs) == 1:
+            partitions, starts, ends = self._locate(pairs[0])
+            if (ends - starts).sum() > COMPARED_SHINGLES:
+                paths = [self._work_dir.file(partition, "shingles") for partition in partitions.tolist()]
+                sets = [ShingleFile(*place) for place in zip(paths, starts.tolist(), ends.tolist(), strict=True)]
+                return np.array([compute_large_similarity(*sets)])
+        return compute_similarities(*self._read_pairs(pairs), len(pairs))
+
+    def _read_pairs(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the different shingles of both documents of each pair, for `compute_similarities`."""
         documents, rows = np.unique(pairs, return_inverse=True)
         keys = self._read_sets(documents)

@@ -53,7 +53,7 @@ def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
     output.mkdir(parents=True, exist_ok=True)
     with open_files(paths) as files, build.reading():
         for split, path in zip(SPLITS, token_paths, strict=True):
-            for shard in build.shards(split):
+            for shard in map(build.map_shard, build.manifest.splits[split].shards):  # one is mapped at a time
                 for start in range(0, len(shard.tokens), CHUNK_TOKENS):
                     files[path].write(shard.tokens[start : start + CHUNK_TOKENS].data)
         if vocabulary is not None:

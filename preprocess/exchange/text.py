@@ -11,7 +11,7 @@ from preprocess.errors import FolioError, MisuseError
 from preprocess.exchange.output import check_output, open_files
 from preprocess.shards.format import SPLITS, Build
 from preprocess.tokenizers import load_tokenizer
-from preprocess.tokenizers.decode_build import decode_documents, list_language_tags
+from preprocess.tokenizers.decode_build import decode_documents, iter_languages, list_language_tags
 
 MAX_LANGUAGES = 200  # one open file each
 
@@ -69,13 +69,13 @@ def _list_languages(build: Build, split: str) -> list[int]:
 
     Raises FolioError if a number is not in the manifest.
     """
-    numbers: list[int] = np.unique(build.docs(split)["lang"]).tolist()
-    if unknown := set(numbers) - list_language_tags(build).keys():
+    numbers: set[int] = set().union(*(np.unique(languages).tolist() for languages in iter_languages(build, split)))
+    if unknown := numbers - list_language_tags(build).keys():
         raise FolioError(
             f"{build.folder} has documents of language {min(unknown)}, which is not in its manifest; "
             "check it with `preprocess verify`"
         )
-    return numbers
+    return sorted(numbers)
 
 
 def _make_suffixes(build: Build) -> dict[int, str]:

@@ -10,6 +10,7 @@ possible row, and it drops a line feed at the start of a block if a carriage ret
 from __future__ import annotations
 
 import itertools
+import re
 from array import array
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,11 +35,13 @@ from preprocess.readers.csv_rows import RowCutter, UnclosedQuote, find_rows
 from preprocess.readers.record_sizes import get_max_record_bytes, reject_long_record
 from preprocess.readers.records import MAX_SAVED_BYTES, Records, Rejects, find_required_columns
 from preprocess.readers.reject_reasons import RejectReason
+from preprocess.recipes.exact_numbers import make_exact_numbers
 from preprocess.recipes.schema import Recipe
 
 ONLY_ASCII = bytes(range(128)) + b"?" * 128  # a table for bytes.translate
 BACKSLASH_AND_QUOTE = b'\\"'
 NumberedRows = tuple[pa.RecordBatch, np.ndarray]  # R rows, and the number of each in the file, (R,) int64
+INTEGER_PATTERN = re.compile(r"[-+]?[0-9]{1,40}")  # longer ones do not fit into 64 bits and are floats
 NUMBER_PATTERN = r"\A[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\z"
 
 
@@ -223,10 +226,13 @@ def _convert(values: pa.Array, kind: str, name: str, input_file: InputFile) -> p
 
     A value that is not a number becomes null in a column of numbers.
     """
-    if kind == "number":
+    if kind in ("number", "exact number"):
         text = values.cast(pa.large_binary())
         is_number = pc.match_substring_regex(text, NUMBER_PATTERN)
-        return pc.if_else(is_number, text, None).cast(pa.large_string()).cast(pa.float64())
+        numbers = pc.if_else(is_number, text, None).cast(pa.large_string())
+        if kind == "exact number":
+            return make_exact_numbers(map(_parse_number, numbers.to_pylist()))
+        return numbers.cast(pa.float64())
     if kind in ("boolean", "mixed"):
         raise MisuseError(
             f"the condition compares {name} with {kind} values, but every value of {input_file.path} is text; "
@@ -238,3 +244,9 @@ def _convert(values: pa.Array, kind: str, name: str, input_file: InputFile) -> p
         raise FolioError(
             f"{input_file.path}: column {name}, which the condition reads, is not UTF-8; convert the file"
         ) from e
+
+
+def _parse_number(text: str | None) -> int | float | None:
+    if text is None:
+        return None
+    return int(text) if INTEGER_PATTERN.fullmatch(text) else float(text)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,7 @@ from preprocess.readers.record_blocks import IS_LONG_CHAT, RecordBlock, cut_bloc
 from preprocess.readers.records import CHAT_TEXT, Records, Rejects, find_required_columns, format_utf8_error
 from preprocess.readers.reject_reasons import RejectReason
 from preprocess.readers.utf8 import Buffer, find_invalid_utf8, replace_invalid_utf8
+from preprocess.recipes.exact_numbers import make_exact_numbers
 from preprocess.recipes.schema import Recipe
 
 TYPES = {"text": pa.large_string(), "number": pa.float64(), "boolean": pa.bool_(), "null": pa.large_string()}
@@ -124,12 +126,14 @@ class _BlockParser:
             yield self._make_records(rows, offsets)
 
     def _make_records(self, rows: list[Row], offsets: list[int], strings: LongStrings | None = None) -> Records:
-        make_array = pa.array if strings is None else strings.make_array
         arrays = []
         for kinds, of_kind in ((self._columns, 0), (self._required.where, 1)):
             columns = zip(*(row[of_kind] for row in rows), strict=True) if kinds else ()
             arrays.append(
-                {n: make_array(column, TYPES[kind]) for (n, kind), column in zip(kinds.items(), columns, strict=True)}
+                {
+                    n: _make_array(column, kind, strings)
+                    for (n, kind), column in zip(kinds.items(), columns, strict=True)
+                }
             )
         return Records(arrays[0], 0, arrays[1], np.array(offsets, np.int64))
 
@@ -211,3 +215,9 @@ class _BlockParser:
             f"{self._input_file.path} has {HALF_OF_A_PAIR}, {escape}, {location}, which is not text; pass "
             "--invalid-utf8 replace or skip"
         )
+
+
+def _make_array(values: tuple[Any, ...], kind: str, strings: LongStrings | None) -> pa.Array:
+    if kind == "exact number":
+        return make_exact_numbers(values)
+    return pa.array(values, TYPES[kind]) if strings is None else strings.make_array(values, TYPES[kind])

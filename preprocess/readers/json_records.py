@@ -158,9 +158,13 @@ def _to_kind(value: Any, name: str, kind: str) -> Any:
     if value is None or value != value:
         return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    is_of_kind = {"number": is_number, "text": isinstance(value, str), "boolean": isinstance(value, bool), "null": True}
+    is_of_kind = {
+        "number": is_number, "exact number": is_number, "text": isinstance(value, str),
+        "boolean": isinstance(value, bool), "null": True,
+    }  # fmt: skip
     if not is_of_kind[kind]:
-        raise TypeError(f"the condition compares {name} with a value of type {kind}, got {get_json_type(value)}")
+        expected = kind.removeprefix("exact ")
+        raise TypeError(f"the condition compares {name} with a value of type {expected}, got {get_json_type(value)}")
     if kind == "null":
         return str(value)
     return float(value) if kind == "number" else value

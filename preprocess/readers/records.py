@@ -37,7 +37,7 @@ CHAT_TEXT = "\0chat"  # the column of `Records` with the marked text of a chat; 
 class RequiredColumns:
     """The columns that a recipe needs, by name, with the kind of their values.
 
-    A kind is "text", "number", "boolean", "null" or "mixed", as in preprocess.recipes.columns.
+    A kind is "text", "number", "boolean", "null", "mixed" or "exact number", as in preprocess.recipes.row_filter.
     """
 
     columns: dict[str, str]  # for the text and the metadata of a document

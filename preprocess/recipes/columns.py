@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from preprocess.recipes.exact_numbers import EXACT_NUMBER, split_exact_numbers
+
 Value = str | int | float | bool | None
 
 COMPARISONS = {"==": "equal", "!=": "not_equal", "<": "less", "<=": "less_equal", ">": "greater", ">=": "greater_equal"}
@@ -29,7 +31,7 @@ def get_kind(data_type: pa.DataType) -> str:
         return get_kind(data_type.value_type)
     if data_type in (pa.string(), pa.large_string(), pa.string_view()):
         return "text"
-    if pa.types.is_integer(data_type) or pa.types.is_floating(data_type):
+    if pa.types.is_integer(data_type) or pa.types.is_floating(data_type) or data_type == EXACT_NUMBER:
         return "number"
     if pa.types.is_boolean(data_type):
         return "boolean"
@@ -92,9 +94,14 @@ def compare(column: pa.Array, operator: str, value: Any) -> pa.BooleanArray:
     column = _decode(column)
     if pa.types.is_null(column.type):
         return pa.repeat(False, len(column))
+    if column.type == EXACT_NUMBER:
+        floats, integers = split_exact_numbers(column)
+        return pc.or_(compare(floats, operator, value), compare(integers, operator, value))
     if pa.types.is_integer(column.type):
         return _compare_integers(column, operator, value)
     if pa.types.is_floating(column.type):
+        if isinstance(value, int) and float(value) != value:
+            return _compare_with_integer(column.cast(pa.float64()), operator, value)
         column, value = column.cast(pa.float64()), _round_to_type(value, column.type)
     return _call(column, operator, value)
 
@@ -107,12 +114,15 @@ def is_in(column: pa.Array, values: tuple[Any, ...]) -> pa.BooleanArray:
     column = _decode(column)
     if pa.types.is_null(column.type):
         return pa.repeat(False, len(column))
+    if column.type == EXACT_NUMBER:
+        floats, integers = split_exact_numbers(column)
+        return pc.or_(is_in(floats, values), is_in(integers, values))
     if pa.types.is_integer(column.type):
         min_value, max_value = _integer_range(column.type)
         values = tuple(int(v) for v in values if v == math.floor(v) and min_value <= v <= max_value)
     elif pa.types.is_floating(column.type):
         # Arrow's is_in compares hashes, for which 0.0 and -0.0 differ. Look for both.
-        rounded = [_round_to_type(v, column.type) for v in values]
+        rounded = [_round_to_type(v, column.type) for v in values if not isinstance(v, int) or float(v) == v]
         column, values = column.cast(pa.float64()), (*rounded, *(-v for v in rounded if v == 0))
     return pc.is_in(column, value_set=pa.array(values, column.type))
 
@@ -187,3 +197,13 @@ def _compare_integers(column: pa.Array, operator: str, value: float) -> pa.Boole
     # No value of the column equals `value`, or all values are on the same side of it.
     holds = operator == "!=" or operator in (("<", "<=") if bound > max_value else (">", ">="))
     return pc.is_valid(column) if holds else pa.repeat(False, len(column))
+
+
+def _compare_with_integer(column: pa.DoubleArray, operator: str, value: int) -> pa.BooleanArray:
+    """Compare floats with an integer that is not a float, exactly: all floats are above or below it."""
+    rounded = float(value)
+    if operator in ("==", "!="):
+        return pc.is_valid(column) if operator == "!=" else pa.repeat(False, len(column))
+    is_less = operator in ("<", "<=")
+    includes_rounded = is_less == (rounded < value)
+    return _call(column, operator[0] + ("=" if includes_rounded else ""), rounded)

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 MAX_CHARACTERS = 4_000
 MAX_DEPTH = 100  # levels of `and`, `or` and `not`; Python's parser allows 200 nested parentheses
 
+MAX_EXACT = 2**53  # all integers up to it are floats
+
 EXAMPLE = 'comparisons such as language == "en", joined with and, or, not'
 TOKEN = re.compile(
     r"""(?P<space>[ \t\r\n]+)
@@ -132,12 +134,13 @@ class Condition:
         """The kind of the values that each column is compared with.
 
         It is "text", "number" or "boolean", "mixed" if these occur together, and "null" if the
-        column is compared only with null.
+        column is compared only with null. It is "exact number" instead of "number" if one of the
+        values is too large for all integers up to it to be floats (exact_numbers.py).
         """
-        kinds: dict[str, set[str]] = {name: set() for name in self.columns}
+        values: dict[str, list[Value]] = {name: [] for name in self.columns}
         for comparison in _iter_comparisons(self.tree):
-            kinds[comparison.column].update(_get_kind(value) for value in comparison.values if value is not None)
-        return {name: "mixed" if len(found) > 1 else next(iter(found), "null") for name, found in kinds.items()}
+            values[comparison.column].extend(value for value in comparison.values if value is not None)
+        return {name: _get_common_kind(found) for name, found in values.items()}
 
     def apply(self, table: Mapping[str, pa.Array]) -> pa.BooleanArray:
         """Return which rows of `table` satisfy the condition: (R,) bool, without nulls.
@@ -170,6 +173,14 @@ def _get_kind(value: Value) -> str:
     if value is None:
         return "null"
     return "text" if isinstance(value, str) else "boolean" if isinstance(value, bool) else "number"
+
+
+def _get_common_kind(values: list[Value]) -> str:
+    kinds = {_get_kind(value) for value in values}
+    if len(kinds) > 1:
+        return "mixed"
+    is_large = any(isinstance(value, int | float) and abs(value) >= MAX_EXACT for value in values)
+    return "exact number" if is_large else next(iter(kinds), "null")
 
 
 # Parsing.

@@ -63,7 +63,7 @@ def hash_shingles(texts: pa.LargeStringArray, num_words: int) -> tuple[np.ndarra
     """
     data, offsets = get_text_buffers(texts)
     counts = np.zeros(len(texts), np.int64)
-    parts: list[np.ndarray] = []
+    collected = bytearray()  # grows in place, while joining a list of arrays would need twice the memory
     words, documents = np.empty(0, np.uint64), np.empty(0, np.int64)  # of shingles that continue in the next window
     previous = -1  # the document of the word before `words`
     for window_words, window_documents, is_last in _iter_words(data, offsets):
@@ -72,12 +72,12 @@ def hash_shingles(texts: pa.LargeStringArray, num_words: int) -> tuple[np.ndarra
         num_positions = len(words) if is_last else max(len(words) - num_words + 1, 0)
         hashes, is_whole = _join_words(words, documents, num_words, num_positions)
         is_shingle = is_whole | is_new[:num_positions]
-        parts.append((hashes[is_shingle] >> np.uint64(32)).astype(np.uint32))
+        collected += (hashes[is_shingle] >> np.uint64(32)).astype(np.uint32).data
         counts += np.bincount(documents[:num_positions][is_shingle], minlength=len(texts))
         if num_positions:
             previous = int(documents[num_positions - 1])
         words, documents = words[num_positions:], documents[num_positions:]
-    return np.concatenate([np.empty(0, np.uint32), *parts]), counts.astype(np.uint32)
+    return np.frombuffer(collected, np.uint32), counts.astype(np.uint32)
 
 
 def _join_words(
@@ -194,7 +194,7 @@ def compute_signatures(shingles: np.ndarray, counts: np.ndarray, num_values: int
     signatures = np.full((len(counts), num_values), EMPTY, np.uint64)
     documents = np.arange(len(counts), dtype=np.int32)
     for round_number in range(NUM_ROUNDS):
-        _add_round(signatures, shingles, np.repeat(documents, counts), round_number)
+        _add_round(signatures, shingles, (documents, counts), round_number)
         is_unfinished = (signatures[documents] == EMPTY).any(axis=1) & (counts > 0)
         if not is_unfinished.any():
             return signatures
@@ -204,17 +204,22 @@ def compute_signatures(shingles: np.ndarray, counts: np.ndarray, num_values: int
     return signatures
 
 
-def _add_round(signatures: np.ndarray, shingles: np.ndarray, documents: np.ndarray, round_number: int) -> None:
+def _add_round(
+    signatures: np.ndarray, shingles: np.ndarray, runs: tuple[np.ndarray, np.ndarray], round_number: int
+) -> None:
     """Assign each shingle to a bin, and set each bin to the smallest hash in it.
 
     A hash is larger than those of earlier rounds. `signatures`: (D, num_values), modified.
-    `shingles`, `documents`: (S,), with the row of `signatures` of each shingle.
+    `shingles`: (S,). `runs`: rows of `signatures`, (U,), and how many consecutive shingles each of them has, (U,).
     """
     num_values = signatures.shape[1]
+    rows, ends = runs[0], np.cumsum(runs[1], dtype=np.int64)
     for start in range(0, len(shingles), CHUNK_SHINGLES):
+        num_here: np.ndarray = np.diff(np.clip(ends, start, start + CHUNK_SHINGLES), prepend=start)
+        documents = np.repeat(rows, num_here)
         hashes = _rehash(shingles[start : start + CHUNK_SHINGLES], round_number)
         bins = ((hashes >> np.uint64(32)) * np.uint64(num_values) >> np.uint64(32)).astype(np.int64)
-        bins += documents[start : start + CHUNK_SHINGLES].astype(np.int64) * num_values
+        bins += documents.astype(np.int64) * num_values
         np.minimum.at(signatures.reshape(-1), bins, (hashes & LOW_BITS) | np.uint64(round_number << 32))
 
 
@@ -223,12 +228,22 @@ def _select(shingles: np.ndarray, counts: np.ndarray, is_selected: np.ndarray) -
 
     A long document that is selected repeats a few shingles many times; each is then returned once.
     """
-    shingles, counts = shingles[np.repeat(is_selected, counts)], counts[is_selected]
-    if not (counts > MANY_SHINGLES).any():
-        return shingles, counts
-    of_documents = np.split(shingles, np.cumsum(counts, dtype=np.int64)[:-1])
-    different = [np.unique(each) if len(each) > MANY_SHINGLES else each for each in of_documents]
-    return np.concatenate(different), np.array([len(each) for each in different], counts.dtype)
+    ends, selected_counts = np.cumsum(counts, dtype=np.int64)[is_selected], counts[is_selected]
+    if not (selected_counts > MANY_SHINGLES).any():
+        return shingles[np.repeat(is_selected, counts)], selected_counts
+    of_documents = [
+        _find_different(shingles[end - count : end])
+        for end, count in zip(ends.tolist(), selected_counts.tolist(), strict=True)
+    ]
+    return np.concatenate(of_documents), np.array([len(each) for each in of_documents], counts.dtype)
+
+
+def _find_different(shingles: np.ndarray) -> np.ndarray:
+    """Return the different shingles of one document, or all of them if there are few."""
+    if len(shingles) <= MANY_SHINGLES:
+        return shingles
+    chunks = range(0, len(shingles), CHUNK_SHINGLES)
+    return np.unique(np.concatenate([np.unique(shingles[start : start + CHUNK_SHINGLES]) for start in chunks]))
 
 
 def _fill_empty(signatures: np.ndarray, shingles: np.ndarray, documents: np.ndarray, counts: np.ndarray) -> None:

@@ -89,5 +89,8 @@ def validation_blocks(
     """
     stream = TokenStream(corpus, block_size=block_size, split="val", stream_buffer=0, retries=retries)
     max_blocks = None if eval_tokens is None else max(eval_tokens // block_size, 1)
-    blocks = np.stack(list(itertools.islice(stream, max_blocks)))
+    collected = bytearray()  # grows in place; a list of arrays that are then joined needs twice the memory, or more
+    for block in itertools.islice(stream, max_blocks):
+        collected += block.data
+    blocks = np.frombuffer(collected, corpus.dtype).reshape(-1, block_size + 1)
     return ValidationBlocks(blocks, stream.num_tokens, stream.num_text_bytes)

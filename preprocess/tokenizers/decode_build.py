@@ -10,11 +10,13 @@ import numpy as np
 
 from preprocess.chats.templates import TEMPLATES, list_chat_tokens
 from preprocess.errors import FolioError
-from preprocess.shards.format import Build
+from preprocess.shards.format import DOC_DTYPE, Build
+from preprocess.shards.manifest import ShardEntry
 from preprocess.tokenizers import load_tokenizer
 from preprocess.tokenizers.interface import Tokenizer
 
 UNKNOWN_LANGUAGE = "unknown"
+CHUNK_DOCUMENTS = 1 << 16  # whose records are read at once
 
 
 def list_language_tags(build: Build) -> dict[int, str]:
@@ -69,7 +71,7 @@ def decode_documents(
     template = build.manifest.recipe.get("chat_template")
     chat_ids = {build.manifest.special_tokens.get(token) for token in list_chat_tokens(template)}
     turns = _find_turns(build) if build.manifest.recipe.get("chat_columns") is not None else None
-    for language, ids in zip(build.docs(split)["lang"], _read_documents(build, split), strict=True):
+    for language, ids in _read_documents(build, split):
         if len(ids) and int(ids.max()) >= build.vocab_size:
             raise FolioError(
                 f"{build.folder} holds id {int(ids.max())}, but its vocabulary ends at {build.vocab_size - 1}; "
@@ -78,7 +80,7 @@ def decode_documents(
         text = _decode_text(ids, is_control, tokenizer, turns)
         if authors:  # their ids come after those of the tokenizer
             text = b"".join([names[i] for i in ids[ids >= tokenizer.vocab_size].tolist() if i not in chat_ids]) + text
-        yield int(language), text
+        yield language, text
 
 
 @dataclass(frozen=True)
@@ -108,14 +110,37 @@ def _decode_text(ids: np.ndarray, is_control: np.ndarray, tokenizer: Tokenizer, 
 
     `is_control`: of each id of the vocabulary.
     """
-    starts = np.flatnonzero(np.isin(ids, [] if turns is None else turns.start_ids))
+    starts = () if turns is None else np.flatnonzero(np.isin(ids, turns.start_ids))
     if turns is None or not len(starts):
         return tokenizer.decode_bytes(ids[~is_control[ids]])
     texts = [tokenizer.decode_bytes(part[~is_control[part]]) for part in np.split(ids, starts)]
     return b"\n".join(text for text in map(turns.remove_separator, texts) if text)
 
 
-def _read_documents(build: Build, split: str) -> Iterator[np.ndarray]:
-    for shard in build.shards(split):
-        for begin, end in itertools.pairwise([0, *shard.ends.tolist()]):
-            yield shard.tokens[begin:end]
+def iter_languages(build: Build, split: str) -> Iterator[np.ndarray]:
+    """Yield the language numbers of the documents of `split`, in order: arrays (D,) uint32."""
+    for entry in build.manifest.splits[split].shards:
+        yield from _iter_languages(build, entry)
+
+
+def _iter_languages(build: Build, entry: ShardEntry) -> Iterator[np.ndarray]:
+    path = (build.folder / entry.file).with_suffix(".docs")
+    for first in range(0, entry.documents, CHUNK_DOCUMENTS):
+        count = min(CHUNK_DOCUMENTS, entry.documents - first)
+        yield np.fromfile(path, DOC_DTYPE, count, offset=first * DOC_DTYPE.itemsize)["lang"]
+
+
+def _read_documents(build: Build, split: str) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the language number and the ids of each document of `split`.
+
+    A shard may have a hundred million documents, so their places are read in chunks. One shard is mapped at
+    a time, because the pages of a mapped file that were read count as memory of this process.
+    """
+    for entry in build.manifest.splits[split].shards:
+        shard = build.map_shard(entry)
+        first = begin = 0
+        for languages in _iter_languages(build, entry):
+            ends = shard.ends[first : first + len(languages)].tolist()
+            for language, (start, end) in zip(languages.tolist(), itertools.pairwise([begin, *ends]), strict=True):
+                yield language, shard.tokens[start:end]
+            first, begin = first + len(ends), ends[-1]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import time
+import tracemalloc
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocess.build.forest import Forest
-from preprocess.build.near_duplicates import compute_similarities
 from preprocess.build.near_groups import join_groups
+from preprocess.build.similarity import ShingleFile, compute_large_similarity, compute_similarities
 from preprocess.errors import FolioError, MisuseError
 from preprocess.recipes.catalog import load_recipe
 from preprocess.shards.format import SPLITS, Build
@@ -233,3 +235,47 @@ def test_forest_and_groups_find_the_connected_components(edges: list[list[tuple[
     assert forest.find_first(np.arange(31)).tolist() == expected
     groups = join_groups((a.astype(np.uint64), b.astype(np.uint64)) for a, b in arrays)
     assert groups.joined.tolist() == [expected[key] for key in groups.keys.tolist()]
+
+
+def test_forest_joins_a_long_chain_of_pairs_quickly() -> None:
+    number = 100_000
+    forest = Forest(np.arange(number))
+    started = time.process_time()
+    forest.join(np.arange(1, number), np.arange(number - 1))
+    assert not forest.find_first(np.arange(number)).any()
+    assert time.process_time() - started < 3  # 0.05 s; following one link at a time takes half a minute
+
+
+def write_shingles(path: Path, sets: list[np.ndarray]) -> list[ShingleFile]:
+    path.write_bytes(b"".join(each.astype("<u4").tobytes() for each in sets))
+    ends = np.cumsum([len(each) for each in sets]).tolist()
+    return [ShingleFile(path, end - len(each), end) for each, end in zip(sets, ends, strict=True)]
+
+
+def test_compute_large_similarity_is_exact_with_repeated_and_extreme_shingles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preprocess.build.similarity.PART_SHINGLES", 300)
+    monkeypatch.setattr("preprocess.build.similarity.CHUNK_SHINGLES", 70)
+    rng = np.random.default_rng(0)
+    a = np.concatenate([rng.integers(0, 1 << 32, 500), [0, 0, (1 << 32) - 1]])
+    b = np.concatenate([a[100:], a[200:300], rng.integers(0, 1 << 32, 200), [0]])
+    expected = len(set(a.tolist()) & set(b.tolist())) / len(set(a.tolist()) | set(b.tolist()))
+    assert compute_large_similarity(*write_shingles(tmp_path / "shingles", [a, b])) == expected
+    one_word = np.full(1000, 7)
+    assert compute_large_similarity(*write_shingles(tmp_path / "shingles", [one_word, one_word])) == 1
+
+
+def test_compute_large_similarity_needs_less_memory_than_the_shingles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preprocess.build.similarity.PART_SHINGLES", 1 << 18)
+    monkeypatch.setattr("preprocess.build.similarity.CHUNK_SHINGLES", 1 << 16)
+    a = np.random.default_rng(0).integers(0, 1 << 32, 1_000_000, np.uint32)
+    sets = write_shingles(tmp_path / "shingles", [a, a])
+    tracemalloc.start()
+    try:
+        assert compute_large_similarity(*sets) == 1
+        assert tracemalloc.get_traced_memory()[1] < 2 * a.nbytes  # as uint64 keys, the sets alone take four times that
+    finally:
+        tracemalloc.stop()

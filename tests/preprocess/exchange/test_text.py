@@ -16,6 +16,8 @@ from preprocess.exchange.nanogpt import export_nanogpt
 from preprocess.exchange.text import export_text
 from preprocess.shards.format import DOC_DTYPE, Build
 from preprocess.shards.replaced import ReplacedError
+from preprocess.tokenizers import load_tokenizer
+from preprocess.tokenizers.decode_build import decode_documents
 from tests.conftest import VERSE
 
 
@@ -151,3 +153,20 @@ def test_export_text_leaves_no_file_of_another_build(build_text: Callable[..., B
     (out / "train_fr.txt").write_text("of another build")
     with pytest.raises(MisuseError, match=r"train_fr\.txt exists, and this export does not replace it"):
         export_text(without_val, out, by_language=True, authors=False, replace=True)
+
+
+def test_decode_documents_of_many_short_documents_needs_little_memory(
+    monkeypatch: pytest.MonkeyPatch, build_text: Callable[..., Build]
+) -> None:
+    monkeypatch.setattr("preprocess.tokenizers.decode_build.CHUNK_DOCUMENTS", 100)
+    options = {"document": "line", "dedup": False, "group_by": "position", "tokenizer": "byte"}
+    build = build_text("a\n" * 10_000, split="exact", eot="none", **options)
+    tokenizer = load_tokenizer(build.folder, build.manifest)
+    next(decode_documents(build, "train", tokenizer))  # loads what it needs once
+    tracemalloc.start()
+    try:
+        num_documents = sum(text == b"a" for _, text in decode_documents(build, "train", tokenizer))
+        assert tracemalloc.get_traced_memory()[1] < 200_000  # all ends as Python integers take 700 KB
+    finally:
+        tracemalloc.stop()
+    assert num_documents == build.manifest.splits["train"].documents == 9_000

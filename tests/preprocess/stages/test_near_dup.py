@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -127,3 +128,22 @@ def test_documents_with_a_similarity_of_0_85_nearly_always_have_an_equal_band() 
     assert bands.shape == (2000, 14)
     assert (bands[::2] == bands[1::2]).any(axis=1).mean() > 0.98
     assert (bands[::2] == np.roll(bands[1::2], 1, axis=0)).sum() == 0  # of unrelated documents
+
+
+@pytest.mark.parametrize("num_different", [1, 26])
+def test_signature_of_a_long_document_needs_little_more_memory_than_its_shingles(
+    monkeypatch: pytest.MonkeyPatch, num_different: int
+) -> None:
+    monkeypatch.setattr(near_dup, "WINDOW_BYTES", 1 << 13)
+    monkeypatch.setattr(near_dup, "CHUNK_SHINGLES", 1 << 13)
+    letters = random.Random(0).choices("abcdefghijklmnopqrstuvwxyz"[:num_different], k=300_000)
+    texts = to_arrow([" ".join(letters)])
+    tracemalloc.start()
+    try:
+        shingles, counts = hash_shingles(texts, 5)
+        assert tracemalloc.get_traced_memory()[1] < 1.6 * shingles.nbytes  # joining a list of arrays: 2
+        tracemalloc.reset_peak()
+        hash_bands(shingles, counts, 14, 8)
+        assert tracemalloc.get_traced_memory()[1] < 1.6 * shingles.nbytes  # with the row of each shingle: 2
+    finally:
+        tracemalloc.stop()

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,19 @@ def test_stream_benchmark_runs(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": f"{ROOT}"},
     ).stdout  # fmt: skip
     assert "| Folio" in out and "tokens/s" in out
+
+
+def test_validation_blocks_need_little_more_memory_than_their_tokens(tmp_path: Path) -> None:
+    text = "".join(f"line number {i}\n" for i in range(12_000))
+    (tmp_path / "a.txt").write_text(text)
+    options = {"tokenizer": "byte", "val_fraction": 0.5, "split": "threshold", "document": "line", "dedup": False}
+    corpus = open_corpus(None, inputs=(str(tmp_path / "a.txt"),), log=lambda line: None, **options)
+    validation_blocks(corpus, block_size=8, eval_tokens=8)  # loads what it needs once
+    peaks = []
+    for eval_tokens in (8, None):
+        tracemalloc.start()
+        blocks = validation_blocks(corpus, block_size=8, eval_tokens=eval_tokens).blocks
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert blocks.nbytes > 100_000
+    assert peaks[1] - peaks[0] < 2 * blocks.nbytes, (peaks, blocks.nbytes)  # a list of short arrays: nine times
