@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from preprocess.build.build_log import BuildLog
+from preprocess.build.contamination import write_index
 from preprocess.build.contiguous import set_boundaries
 from preprocess.build.dedup_and_split import dedup_and_split
 from preprocess.build.engines.interface import Engine, Task, WorkerDied
@@ -198,6 +199,9 @@ class _Build:
     def _prepare(self) -> list[PrepareReceipt]:
         sizes, partitions = self.plan.partition_bytes(), self.plan.partitions
         with self.log.phase("prepare"):
+            if self.plan.evaluation_files:
+                for line in write_index(self.work_dir, self.plan.evaluation_files):
+                    self.progress.warn(line)
             if self.plan.has_divided_text:
                 counts = self._run_tasks(count_partition, CountReceipt, self._add_contexts(partitions), sizes)
                 num_characters = [receipt.num_characters for receipt in counts]
@@ -306,7 +310,7 @@ class _Build:
 
     def _check_input_files(self) -> None:
         """Raise FolioError if an input file has changed or was removed, even if it was read before."""
-        for input_file in self.plan.input_files:
+        for input_file in (*self.plan.input_files, *self.plan.evaluation_files):
             if input_file.path:  # a generated corpus has no file
                 input_file.check_unchanged()
 

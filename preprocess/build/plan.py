@@ -6,6 +6,7 @@ is reported at once and not after hours of work.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from preprocess.readers.input_checks import InputChecker
 from preprocess.readers.partitions import Partition, is_one_document, make_partitions
 from preprocess.readers.records import MissingColumnError
 from preprocess.recipes.schema import Recipe
+from preprocess.stages.evaluation_items import find_evaluation_files
 from preprocess.tokenizers import find_tokenizer_kind
 from preprocess.tokenizers.for_recipe import load_recipe_tokenizer
 from preprocess.tokenizers.interface import Tokenizer
@@ -44,6 +46,7 @@ class Plan:
     num_empty_files: int  # without a document, not even an empty one
     num_files_left_out: int = 0  # of an estimate: remote files that are not copied, and their size
     num_bytes_left_out: int = 0
+    evaluation_files: tuple[InputFile, ...] = ()  # with the items of the setting `decontaminate`
 
     @property
     def formats(self) -> set[str]:
@@ -97,6 +100,8 @@ def plan_estimate(recipe: Recipe, source: Path | None, progress: Progress) -> Pl
 
 
 def _plan(recipe: Recipe, sample: Sample, progress: Progress) -> Plan:
+    evaluation_files = find_evaluation_files(recipe.decontaminate)
+    recipe = dataclasses.replace(recipe, decontaminate_sha256=tuple(file.sha256 for file in evaluation_files))
     tokenizer_kind, input_files = find_tokenizer_kind(recipe.tokenizer), sample.files
     recipe = resolve_chat_template(resolve_format(recipe, input_files))
     try:
@@ -125,6 +130,7 @@ def _plan(recipe: Recipe, sample: Sample, progress: Progress) -> Plan:
         num_empty,
         sample.num_files_left_out,
         sample.num_bytes_left_out,
+        tuple(evaluation_files),
     )
 
 

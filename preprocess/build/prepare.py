@@ -18,12 +18,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from preprocess.build.contamination import OVERLAPS_SUFFIX, make_decontaminator, write_overlaps
 from preprocess.build.distinct_values import DistinctValues
 from preprocess.build.encoder import Encoder
 from preprocess.build.receipts import CountReceipt, EncodeReceipt, FileChecksum, PartitionValues, PrepareReceipt
@@ -42,9 +44,10 @@ from preprocess.readers.partitions import Partition
 from preprocess.readers.records import Rejects
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.manifest import TokenizerEntry
+from preprocess.stages.decontaminate import CONTAMINATED
 from preprocess.stages.dedup import hash_contents, hash_groups
 from preprocess.stages.near_dup import hash_bands, hash_shingles
-from preprocess.stages.pipeline import count_characters, count_dropped, read_documents
+from preprocess.stages.pipeline import count_characters, count_dropped, decontaminate, read_documents
 from preprocess.stages.slices import iter_groups, slice_texts
 from preprocess.tokenizers import load_stored_tokenizer
 from preprocess.tokenizers.characters import NUM_CODE_POINTS, decode_code_points
@@ -92,15 +95,21 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
     spans = ((context.input_files[span.file_number], span) for span in partition.spans)
     names = {number: input_file.name for number, input_file in context.input_files.items()}
     writer = _PartitionWriter(context)
-    with work_dir.create_files(partition.number, "values", *writer.suffixes) as files:
+    decontaminator = make_decontaminator(work_dir, context.recipe)
+    suffixes = (*writer.suffixes, *([OVERLAPS_SUFFIX] if decontaminator else []))
+    with work_dir.create_files(partition.number, "values", *suffixes) as files:
         writer.open(files)
-        for batch, sides in read_documents(spans, context.recipe, rejects, cleaned):
+        documents = read_documents(spans, context.recipe, rejects, cleaned)
+        count = partial(count_dropped, rejects, CONTAMINATED, names=names)
+        for batch, sides in decontaminate(documents, decontaminator, context.recipe, count):
             if batch.num_rows:
                 empty = writer.write(batch, sides)
                 count_dropped(rejects, "empty", empty, names)
             del batch  # it may be a record of 128 MB
         writer.close()
         rejects.flush()
+        if decontaminator:
+            write_overlaps(files[OVERLAPS_SUFFIX], decontaminator)
         files["values"].write(json.dumps(dataclasses.asdict(writer.values)).encode())
     checksums = _get_checksums(files)
     if rejects_path.exists():

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from preprocess.build.contamination import format_contamination
 from preprocess.build.count_leaks import describe_leaks
 from preprocess.build.document_counts import DocumentCounts, ValueCounts
 from preprocess.build.prepared_corpus import PreparedCorpus
@@ -18,6 +19,7 @@ from preprocess.recipes.schema import CLEANING_RULES, Recipe
 from preprocess.shards.files import JsonObject, parse_json
 from preprocess.shards.format import SPLITS, STATS, Build, read_verified
 from preprocess.shards.manifest import ShardEntry
+from preprocess.stages.decontaminate import CONTAMINATED
 from preprocess.tokenizers.lost_characters import name_most_frequent
 
 # The reasons for which a document is dropped, in the order in which they are checked.
@@ -111,6 +113,7 @@ def describe_build(corpus: PreparedCorpus, counts: DocumentCounts, vocab_size: i
             "kept": num_kept,
             **{reason: dropped[reason] for reason in DROP_REASONS},
             **{reason: dropped[reason] for reason in (OTHER_RECORDS,) if dropped[reason]},
+            **({CONTAMINATED: dropped[CONTAMINATED]} if recipe.decontaminate else {}),
             **({NEAR_DUPLICATES: dropped[NEAR_DUPLICATES]} if recipe.near_dedup == "drop" else {}),
         },
         "clean": {rule: cleaned[rule] for rule in CLEANING_RULES if rule in recipe.clean},
@@ -213,7 +216,7 @@ def format_stats(data: bytes) -> list[str]:
 def _format(stats: JsonObject) -> list[str]:
     always = ("read", "empty", "duplicates", "kept")
     found = stats["documents"]
-    order = ("read", *DROP_REASONS, NEAR_DUPLICATES, OTHER_RECORDS, "kept")
+    order = ("read", *DROP_REASONS, CONTAMINATED, NEAR_DUPLICATES, OTHER_RECORDS, "kept")
     documents = {key: found[key] for key in order if found.get(key) or key in always}
     cleaned = [f"{rule} {count:,}" for rule, count in stats["clean"].items()]
     repaired = [f"{name} {count:,}" for name, count in stats["mended"].items() if count]
@@ -223,6 +226,7 @@ def _format(stats: JsonObject) -> list[str]:
         "repaired    " + (", ".join(repaired) or "no documents"),
         f"{'':12}{'documents':>12}{'tokens':>16}{'bytes of text':>17}{'bytes/token':>13}",
     ]
+    lines[1:1] = format_contamination(stats.get("decontamination"))
     languages = stats["languages"]
     frequent = _most_frequent({tag: totals["documents"] for tag, totals in languages.items()}, MAX_PRINTED_LANGUAGES)
     shown = sorted(tag for tag, _ in frequent)

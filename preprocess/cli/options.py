@@ -159,6 +159,18 @@ PROCESSING_OPTIONS = [
         "sequences of five words that both have.  [default: 0.8]",
     ),
     click.option(
+        "--decontaminate",
+        multiple=True,
+        metavar="FILE",
+        help="Drop documents that have 13 words in a row in common with an item of an evaluation set: a text file with "
+        "an item in each line, or a table with one in each row. May be repeated.",
+    ),
+    click.option(
+        "--decontaminate-policy",
+        type=click.Choice(CHOICES["decontaminate_policy"]),
+        help="With --decontaminate: drop the documents, or only report how many there are.  [default: drop]",
+    ),
+    click.option(
         "--split", type=click.Choice(CHOICES["split"]), help="How documents are divided into train and val."
     ),
     click.option(
@@ -228,6 +240,7 @@ class RecipeOptions:
             settings[name] = _unescape(settings[name])
         if settings["clean"] is not None:
             settings["clean"] = tuple(rule for rule in settings["clean"].split(",") if rule != "none")
+        settings["decontaminate"] = settings["decontaminate"] or None
         recipe = load_recipe(self.corpus, inputs=self.inputs or None, **settings)
         names = (*recipe.inputs, *(file.name for file in recipe.files))
         if any(name.lower().endswith((".parquet", ".arrow")) for name in names):

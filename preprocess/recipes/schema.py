@@ -55,10 +55,12 @@ COLUMN_SETTINGS = (
 CSV_SETTINGS = ("delimiter", "escape", "quotes")
 JSON_SETTINGS = ("json_field",)
 NEAR_DEDUP_SETTINGS = ("near_dedup_threshold", "near_dedup_words", "near_dedup_bands", "near_dedup_rows")
+DECONTAMINATE_SETTINGS = ("decontaminate_policy", "decontaminate_sha256")
 # Settings whose defaults are not stored, so that the build_id is that of Folio before it had these settings.
 LATER_SETTINGS = (
     *(*CSV_SETTINGS, *JSON_SETTINGS, "encoding", "chat_columns", "chat_template"),
     *("near_dedup", *NEAR_DEDUP_SETTINGS),
+    *("decontaminate", *DECONTAMINATE_SETTINGS),
 )
 # Settings that apply to some formats only.
 FORMAT_SETTINGS = (
@@ -77,6 +79,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "eot": ("auto", "append", "none"),
     "chat_template": (*TEMPLATES,),
     "near_dedup": ("drop", "group"),
+    "decontaminate_policy": ("drop", "report"),
 }
 OPTIONAL_CHOICES = ("chat_template", "near_dedup")  # may be None
 
@@ -190,6 +193,9 @@ class Recipe:
     near_dedup_words: int = 5  # in a shingle
     near_dedup_bands: int = 14  # documents that have one of these bands in common are compared
     near_dedup_rows: int = 8  # MinHash values in a band
+    decontaminate: tuple[str, ...] = ()  # files of evaluation items, which documents must not contain
+    decontaminate_policy: str = "drop"  # what is done with documents that do; report: they are only counted
+    decontaminate_sha256: tuple[str, ...] = ()  # of the files; set when they are read
     split: str = "exact"
     val_fraction: float = 0.1  # 0: all documents are for training
     authors: bool = True  # begin each document with control tokens for author, city and year
@@ -324,6 +330,7 @@ class Recipe:
         fields["encoding"] = self.encoding if self.encoding == AUTO else find_codec(self.encoding) or "utf-8"
         fields["eot"] = "append" if self.eot == "auto" else self.eot  # a plan has replaced it if there is no such token
         fields["tokenizer"] = re.split(r"[/\\]", self.tokenizer)[-1]  # its folder differs by machine
+        fields["decontaminate"] = tuple(re.split(r"[/\\]", path)[-1] for path in self.decontaminate)
         later = {field.name: field.default for field in dataclasses.fields(self) if field.name in LATER_SETTINGS}
         for name in {*_list_unused_settings(self), *(name for name in later if fields[name] == later[name])}:
             del fields[name]
@@ -359,6 +366,7 @@ def _list_unused_settings(recipe: Recipe) -> list[str]:
         "num_pieces": not trains_tokenizer,
         "sample_bytes": not trains_tokenizer,
         **dict.fromkeys(NEAR_DEDUP_SETTINGS, recipe.near_dedup is None),
+        **dict.fromkeys(DECONTAMINATE_SETTINGS, not recipe.decontaminate),
         "bos": recipe.tokenizer in ("gpt2", "char", "byte"),
         "seed": is_split_known and not is_synthetic and not trains_tokenizer and recipe.max_documents is None,
     }

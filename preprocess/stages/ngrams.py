@@ -183,9 +183,7 @@ def _begins_with(data: np.ndarray, positions: np.ndarray, prefix: bytes) -> np.n
     return is_equal
 
 
-def _find_words(
-    characters: np.ndarray, document_starts: np.ndarray, rules: WordRules
-) -> tuple[np.ndarray, np.ndarray]:
+def _find_words(characters: np.ndarray, document_starts: np.ndarray, rules: WordRules) -> tuple[np.ndarray, np.ndarray]:
     """Return the starts of the words, and their lengths in bytes, at most WORD_BYTES: (W,) int64 each.
 
     `characters`: (N,) uint8. `document_starts`: the offsets at which documents begin, all below N.

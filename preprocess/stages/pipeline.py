@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ from preprocess.readers.reject_reasons import RejectReason
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.format import CONTROL_FIELDS
 from preprocess.stages.clean import clean
+from preprocess.stages.decontaminate import CONTAMINATED, Decontaminator
 from preprocess.stages.filters import select_by_length
 from preprocess.stages.make_documents import DocumentMaker
 from preprocess.stages.split import compute_contiguous_cut, cut_document
@@ -51,6 +52,7 @@ MERGED_BYTES = 4 << 20  # a batch is not merged with others if the result would 
 DROP_MESSAGES = {
     "too_short": "shorter than min_characters", "too_long": "longer than max_characters",
     "empty": "no text, or none is left by the cleaning rules",
+    CONTAMINATED: "contains an evaluation item",
 }  # fmt: skip
 SIDE_BY_NAME = {"train": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "dev": VAL, "test": HELD_OUT}
 
@@ -72,6 +74,25 @@ def read_documents(spans: Iterable[Source], recipe: Recipe, rejects: Rejects, cl
             count_dropped(rejects, kind, batch.filter(pa.array(is_dropped)), names)
         del texts
         yield (batch, sides) if keep.all() else (batch.filter(pa.array(keep)), sides[keep])
+        del batch
+
+
+def decontaminate(
+    documents: Documents, decontaminator: Decontaminator | None, recipe: Recipe, count: Callable[[pa.RecordBatch], None]
+) -> Documents:
+    """Yield `documents` without those that contain evaluation items, for which `count` is called.
+
+    All are yielded if there is no `decontaminator`, or if it only counts.
+    """
+    for batch, sides in documents:
+        if decontaminator is not None:
+            texts = get_plain_texts(batch.column("text"), has_chats=recipe.chat_columns is not None)
+            is_kept = decontaminator.judge(texts)
+            del texts
+            if not is_kept.all():
+                count(batch.filter(pa.array(~is_kept)))
+                batch, sides = batch.filter(pa.array(is_kept)), sides[is_kept]
+        yield batch, sides
         del batch
 
 
