@@ -37,6 +37,7 @@ from preprocess.build.work_dir import (
 )
 from preprocess.chats.marked_text import count_plain_bytes, get_plain_texts
 from preprocess.documents import get_text_buffers
+from preprocess.filters.chain import FilterChain
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.partitions import Partition
 from preprocess.readers.records import Rejects
@@ -91,10 +92,10 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
     rejects, cleaned = Rejects(rejects_path), Counter[str]()
     spans = ((context.input_files[span.file_number], span) for span in partition.spans)
     names = {number: input_file.name for number, input_file in context.input_files.items()}
-    writer = _PartitionWriter(context)
+    writer, filters = _PartitionWriter(context), FilterChain(context.recipe)
     with work_dir.create_files(partition.number, "values", *writer.suffixes) as files:
         writer.open(files)
-        for batch, sides in read_documents(spans, context.recipe, rejects, cleaned):
+        for batch, sides in read_documents(spans, context.recipe, rejects, cleaned, filters):
             if batch.num_rows:
                 empty = writer.write(batch, sides)
                 count_dropped(rejects, "empty", empty, names)
@@ -113,6 +114,7 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
         dropped=dict(rejects.counts),
         reasons=rejects.reasons.as_list(),
         cleaned=dict(cleaned),
+        filters=filters.counts,
         encoding=writer.encoder.report() if writer.encoder else None,
     )
     work_dir.write_receipt(partition.number, receipt)
