@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess.build.contamination import describe_contamination
+from preprocess.build.filter_stats import describe_filters
 from preprocess.build.plan import Plan
 from preprocess.build.prepared_corpus import PreparedCorpus
 from preprocess.build.shard_layout import ShardLayout
@@ -42,6 +43,7 @@ def write_metadata(directory: Path, contents: BuildContents, build_log: JsonObje
     write_tokenizer(directory, contents.corpus.tokenizer)
     described = describe_build(contents.corpus, contents.layout.counts, contents.vocab_size)
     described |= describe_contamination(contents.corpus.work_dir, contents.corpus.recipe, len(contents.corpus.receipts))
+    described |= describe_filters(contents.corpus, contents.plan.input_files)
     stats = readable_json(described | describe_chats(contents.plan.recipe, contents.shards))
     write_durable(directory / STATS, stats)
     write_durable(directory / BUILD_LOG, readable_json(build_log))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from preprocess.build.work_dir import get_work_root
 from preprocess.errors import FolioError, format_quantity, shorten
+from preprocess.filters.chain import load_recipe_filters
 from preprocess.inputs.describe import resolve_format
 from preprocess.inputs.find_inputs import Sample, find_input_files, find_sample
 from preprocess.inputs.input_files import InputFile
@@ -87,6 +88,7 @@ def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_th
     be made.
     """
     find_tokenizer_kind(recipe.tokenizer)  # raises MisuseError for an unknown one before files are copied
+    recipe = load_recipe_filters(recipe)
     return _plan(recipe, Sample(find_input_files(recipe, source, progress, num_threads=num_threads)), progress)
 
 
@@ -96,6 +98,7 @@ def plan_estimate(recipe: Recipe, source: Path | None, progress: Progress) -> Pl
     The files of `inputs` are not hashed. Arguments and errors are those of `make_plan`.
     """
     find_tokenizer_kind(recipe.tokenizer)
+    recipe = load_recipe_filters(recipe)
     return _plan(recipe, find_sample(recipe, source, progress), progress)
 
 

@@ -39,6 +39,7 @@ from preprocess.build.work_dir import (
 )
 from preprocess.chats.marked_text import count_plain_bytes, get_plain_texts
 from preprocess.documents import get_text_buffers
+from preprocess.filters.chain import FilterChain
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.partitions import Partition
 from preprocess.readers.records import Rejects
@@ -94,12 +95,12 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
     rejects, cleaned = Rejects(rejects_path), Counter[str]()
     spans = ((context.input_files[span.file_number], span) for span in partition.spans)
     names = {number: input_file.name for number, input_file in context.input_files.items()}
-    writer = _PartitionWriter(context)
+    writer, filters = _PartitionWriter(context), FilterChain(context.recipe)
     decontaminator = make_decontaminator(work_dir, context.recipe)
     suffixes = (*writer.suffixes, *([OVERLAPS_SUFFIX] if decontaminator else []))
     with work_dir.create_files(partition.number, "values", *suffixes) as files:
         writer.open(files)
-        documents = read_documents(spans, context.recipe, rejects, cleaned)
+        documents = read_documents(spans, context.recipe, rejects, cleaned, filters)
         count = partial(count_dropped, rejects, CONTAMINATED, names=names)
         for batch, sides in decontaminate(documents, decontaminator, context.recipe, count):
             if batch.num_rows:
@@ -122,6 +123,7 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
         dropped=dict(rejects.counts),
         reasons=rejects.reasons.as_list(),
         cleaned=dict(cleaned),
+        filters=filters.counts,
         encoding=writer.encoder.report() if writer.encoder else None,
     )
     work_dir.write_receipt(partition.number, receipt)

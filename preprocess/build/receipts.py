@@ -22,6 +22,7 @@ from typing import Any, ClassVar, TypeVar
 
 import xxhash
 
+from preprocess.filters.counts import FilterCounts
 from preprocess.readers.reject_reasons import RejectReason
 from preprocess.shards.files import canonical_json, parse_json
 
@@ -89,6 +90,7 @@ class PrepareReceipt(PartitionReceipt):
     num_positions: list[tuple[int, int]]  # of each span: input file number, number of positions of its documents
     dropped: dict[str, int]  # reason -> number of documents that were dropped, or repaired (stats.py)
     cleaned: dict[str, int]  # cleaning rule -> number of documents that it changed
+    filters: list[FilterCounts] = field(default_factory=list)  # what each filter of the recipe did
     reasons: list[RejectReason] = field(default_factory=list)  # why records were dropped or changed
     encoding: EncodingReport | None  # None if the tokenizer is yet to be trained
 

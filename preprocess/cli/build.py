@@ -48,7 +48,10 @@ def build(
         start_fork_server()  # starting takes half a second; meanwhile this process imports modules and hashes files
 
     from preprocess.build.build import build as run_build
+    from preprocess.build.filter_stats import format_funnel
     from preprocess.build.read_rejects import summarize_rejects
+    from preprocess.build.stats import read_stats
+    from preprocess.shards.files import parse_json
     from preprocess.shards.format import Build, check_name, default_root
 
     name = check_name(recipe.corpus if name is None else name)
@@ -59,4 +62,5 @@ def build(
     made = Build(folder)
     headline = f"{'built' if is_new else 'already built, nothing to do:'} {folder}"
     result = {**describe(made), "is_new": is_new, "rejects": summarize_rejects(folder)}
-    output.write(result, [headline, *summarize(made)])
+    funnel = format_funnel(parse_json(read_stats(made)).get("filters", [])) if recipe.filters else []
+    output.write(result, [headline, *summarize(made), *(f"  {line}" for line in funnel)])

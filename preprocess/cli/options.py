@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from preprocess.recipes.filter_settings import FILTERS, PRESETS, expand_filters
 from preprocess.recipes.schema import CHOICES, CLEANING_RULES
 
 if TYPE_CHECKING:
@@ -142,6 +143,19 @@ PROCESSING_OPTIONS = [
     ),
     click.option("--min-characters", type=int, metavar="N", help="Drop documents with fewer than N characters."),
     click.option("--max-characters", type=int, metavar="N", help="Drop documents with more than N characters."),
+    click.option(
+        "--filter",
+        "filters",
+        multiple=True,
+        metavar="SPEC",
+        help="Drop documents by a filter: NAME or NAME:key=value,key=value. May be repeated; the filters are applied "
+        f"in the given order. The names are {', '.join(FILTERS)}.",
+    ),
+    click.option(
+        "--quality",
+        metavar="PRESET",
+        help=f"Apply the filters of a published pipeline before those of --filter: {', '.join(PRESETS)}.",
+    ),
     click.option("--dedup/--no-dedup", default=None, help="Drop documents that are equal to an earlier one."),
     click.option(
         "--near-dedup",
@@ -241,6 +255,8 @@ class RecipeOptions:
         if settings["clean"] is not None:
             settings["clean"] = tuple(rule for rule in settings["clean"].split(",") if rule != "none")
         settings["decontaminate"] = settings["decontaminate"] or None
+        quality, filters = settings.pop("quality"), settings.pop("filters")
+        settings["filters"] = expand_filters(quality, filters) or None
         recipe = load_recipe(self.corpus, inputs=self.inputs or None, **settings)
         names = (*recipe.inputs, *(file.name for file in recipe.files))
         if any(name.lower().endswith((".parquet", ".arrow")) for name in names):

@@ -17,6 +17,7 @@ from typing import Any
 
 from preprocess.chats.templates import TEMPLATES
 from preprocess.errors import MisuseError
+from preprocess.recipes.filter_settings import EDITING_FILTERS, expand_filters, leave_out_folders
 from preprocess.recipes.row_filter import parse_condition
 from preprocess.recipes.setting_types import format_type, format_value, matches_type
 from preprocess.recipes.templates import SURROGATE, parse_name_pattern, parse_template
@@ -61,6 +62,7 @@ LATER_SETTINGS = (
     *(*CSV_SETTINGS, *JSON_SETTINGS, "encoding", "chat_columns", "chat_template"),
     *("near_dedup", *NEAR_DEDUP_SETTINGS),
     *("decontaminate", *DECONTAMINATE_SETTINGS),
+    "filters",
 )
 # Settings that apply to some formats only.
 FORMAT_SETTINGS = (
@@ -186,6 +188,8 @@ class Recipe:
     clean: tuple[str, ...] = DEFAULT_RULES
     min_characters: int | None = None
     max_characters: int | None = None
+    # Each is NAME or NAME:key=value,key=value. They are applied in this order. Stored with all settings.
+    filters: tuple[str, ...] = ()
     dedup: bool = True
     # Documents that are nearly equal to an earlier one: drop them, or keep each such group on one side of the split.
     near_dedup: str | None = None
@@ -229,6 +233,7 @@ class Recipe:
             raise MisuseError(f"clean must be a list of {', '.join(CLEANING_RULES)}, got {format_value(unknown[0])}")
         self._check_csv_settings()
         self._check_chat_settings()
+        self._set_filters()
         if self.encoding != AUTO:
             find_codec(self.encoding)
         if self.json_field == "":
@@ -254,6 +259,20 @@ class Recipe:
                 )
             if SURROGATE.search(value):
                 raise MisuseError(f"{field.name} must be UTF-8 text, got {format_value(value)}; type it again")
+
+    def _set_filters(self) -> None:
+        """Write the filters in their canonical spelling, and check them."""
+        for spec in self.filters:
+            if SURROGATE.search(spec):
+                raise MisuseError(f"filters must be UTF-8 text, got {format_value(spec)}; type it again")
+        object.__setattr__(self, "filters", expand_filters(None, self.filters))
+        names = [spec.partition(":")[0] for spec in self.filters]
+        editing = [name for name in names if name in EDITING_FILTERS]
+        if editing and self.chat_columns is not None:
+            raise MisuseError(
+                f"the filter {editing[0]} edits texts, but these documents are chats, whose messages it would join; "
+                "leave it out"
+            )
 
     def _check_csv_settings(self) -> None:
         for name in ("delimiter", "escape"):
@@ -327,6 +346,7 @@ class Recipe:
             del fields[name]
         fields["files"] = [{"name": f.name, "sha256": f.sha256, "bytes": f.bytes} for f in self.files]
         fields["clean"] = [rule for rule in CLEANING_RULES if rule in self.clean]
+        fields["filters"] = tuple(map(leave_out_folders, self.filters))
         fields["encoding"] = self.encoding if self.encoding == AUTO else find_codec(self.encoding) or "utf-8"
         fields["eot"] = "append" if self.eot == "auto" else self.eot  # a plan has replaced it if there is no such token
         fields["tokenizer"] = re.split(r"[/\\]", self.tokenizer)[-1]  # its folder differs by machine

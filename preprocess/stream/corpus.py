@@ -20,6 +20,7 @@ import numpy as np
 
 from preprocess.chats.templates import number_chat_tokens
 from preprocess.errors import MisuseError
+from preprocess.filters.chain import load_recipe_filters
 from preprocess.inputs.describe import resolve_format
 from preprocess.inputs.find_inputs import find_stream_files
 from preprocess.inputs.input_files import InputFile
@@ -150,7 +151,7 @@ def open_corpus(
     an input file or the tokenizer cannot be obtained.
     """
     log = log or Progress(quiet=True).warn
-    recipe = load_recipe(str(corpus) if isinstance(corpus, Path) else corpus, **overrides)
+    recipe = load_recipe_filters(load_recipe(str(corpus) if isinstance(corpus, Path) else corpus, **overrides))
     _reject_trained_tokenizer(recipe)
     prefix = f"{corpus}: " if isinstance(corpus, str | Path) and "inputs" not in overrides else ""
     input_files, on_demand = find_stream_files(recipe, _WarningsToLog(log), f"{prefix}inputs")

@@ -1,0 +1,182 @@
+"""The settings of every filter, and how a filter is written in a recipe: `NAME` or `NAME:key=value,key=value`.
+
+Each filter has a dataclass here, whose fields are its settings with their defaults. The filter itself
+is in `preprocess/filters/`; this module is loaded to parse a command line, so it imports no library.
+
+A recipe stores filters in their canonical spelling (`format_filter`): with all settings, sorted by
+name. So a later version of Folio can change a default without changing what an old recipe means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+from preprocess.errors import MisuseError, shorten
+
+MAX_SPEC_CHARACTERS = 10_000
+NONE = "none"  # the spelling of None, which turns a rule off
+LIST_SEPARATOR = "|"  # between the values of a setting that is a tuple
+# A comma or a backslash in a value is written with a backslash before it.
+COMMA = re.compile(r"(?<!\\)(?:\\\\)*(,)")
+FILE = "file"  # metadata key of a setting that is the path of a file, or of several
+RANGE = "range"  # metadata key: (min, max) of a number, both inclusive
+
+FilterSettings = Any  # an object of one of the classes in FILTERS
+
+
+def file(default: Any = "") -> Any:
+    """Return a dataclass field for the path of a file, or with a tuple as the default for those of several.
+
+    A filter with such a setting has a setting `sha256: str = ""` too, which is set when the files are read.
+    """
+    return dataclasses.field(default=default, metadata={FILE: True})
+
+
+def number(default: float | None, min_value: float = 0, max_value: float = 1) -> Any:
+    """Return a dataclass field for a number from `min_value` to `max_value`."""
+    return dataclasses.field(default=default, metadata={RANGE: (min_value, max_value)})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WordCount:
+    """Settings of `word_count`."""
+
+    min_words: int | None = number(50, 0, 1 << 40)
+    max_words: int | None = number(100_000, 0, 1 << 40)
+
+
+# The settings of each filter, by the filter's name.
+FILTERS: dict[str, type] = {"word_count": WordCount}
+# The filters that edit texts. They are rejected with chats, whose texts are messages of several people.
+EDITING_FILTERS: tuple[str, ...] = ()
+# Lists of filters that --quality names.
+PRESETS: dict[str, tuple[str, ...]] = {}
+
+
+def expand_filters(quality: str | None, filters: Iterable[str]) -> tuple[str, ...]:
+    """Return the filters of the preset `quality`, if any, followed by `filters`, in canonical spelling.
+
+    Raises MisuseError for an unknown preset, and the errors of `parse_filter`.
+    """
+    if quality is not None and quality not in PRESETS:
+        raise MisuseError(f"no quality preset is called {shorten(repr(quality))}; {_suggest(quality, PRESETS)}")
+    specs = (*(PRESETS[quality] if quality is not None else ()), *filters)
+    return tuple(format_filter(*parse_filter(spec)) for spec in specs)
+
+
+def parse_filter(spec: str) -> tuple[str, FilterSettings]:
+    """Return the name and the settings of the filter that `spec` describes.
+
+    Raises MisuseError if the name, a key or a value is not known.
+    """
+    if len(spec) > MAX_SPEC_CHARACTERS:
+        raise MisuseError(f"a filter must have at most {MAX_SPEC_CHARACTERS:,} characters, got {len(spec):,}")
+    name, _, rest = spec.partition(":")
+    if name not in FILTERS:
+        raise MisuseError(f"no filter is called {shorten(repr(name))}; {_suggest(name, FILTERS)}")
+    hints = typing.get_type_hints(FILTERS[name])
+    fields = {field.name: field for field in dataclasses.fields(FILTERS[name])}
+    values: dict[str, Any] = {}
+    for part in _split(rest) if rest else ():
+        key, sign, text = part.partition("=")
+        if key not in hints or not sign:
+            raise MisuseError(
+                f"the filter {name} has no setting {shorten(repr(key))}; {_suggest(key, hints)}"
+                if key not in hints
+                else f"the setting {key} of the filter {name} has no value; write {key}=VALUE"
+            )
+        if key in values:
+            raise MisuseError(f"the filter {name} has the setting {key} twice; leave one of them out")
+        values[key] = _parse_value(f"{key} of the filter {name}", text, hints[key])
+        _check_range(f"{key} of the filter {name}", values[key], fields[key].metadata.get(RANGE))
+    return name, FILTERS[name](**values)
+
+
+def format_filter(name: str, settings: FilterSettings) -> str:
+    """Return the canonical spelling of a filter: with all settings, sorted by name."""
+    texts = {field.name: _format_value(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+    pairs = ",".join(f"{key}={text}" for key, text in sorted(texts.items()))
+    return f"{name}:{pairs}" if pairs else name
+
+
+def list_files(settings: FilterSettings) -> tuple[str, ...]:
+    """Return the paths of the files that the settings of a filter name."""
+    paths: list[str] = []
+    for field in dataclasses.fields(settings):
+        if field.metadata.get(FILE):
+            value = getattr(settings, field.name)
+            paths += value if isinstance(value, tuple) else [value] if value else []
+    return tuple(paths)
+
+
+def leave_out_folders(spec: str) -> str:
+    """Return a filter as a manifest stores it: with the names of its files, as their folders differ by machine."""
+    name, settings = parse_filter(spec)
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        if field.metadata.get(FILE):
+            value = getattr(settings, field.name)
+            changes[field.name] = tuple(map(_get_name, value)) if isinstance(value, tuple) else _get_name(value)
+    return format_filter(name, dataclasses.replace(settings, **changes)) if changes else spec
+
+
+def _get_name(path: str) -> str:
+    return re.split(r"[/\\]", path)[-1]
+
+
+def _split(text: str) -> list[str]:
+    """Return the parts of `text` between commas, with escaped commas and backslashes as themselves."""
+    ends = [match.start(1) for match in COMMA.finditer(text)]
+    starts = [0, *(end + 1 for end in ends)]
+    parts = [text[start:end] for start, end in zip(starts, [*ends, len(text)], strict=True)]
+    return [re.sub(r"\\([\\,])", r"\1", part).strip() for part in parts]
+
+
+def _parse_value(what: str, text: str, hint: Any) -> Any:
+    """Return the value of type `hint` that `text` spells. Raises MisuseError if there is none."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if types.NoneType in options and text == NONE:
+        return None
+    kind = options[0]
+    if typing.get_origin(kind) is tuple:
+        return tuple(part for part in text.split(LIST_SEPARATOR) if part)
+    if kind is str:
+        return text
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text]
+        value = kind(text)
+        if math.isfinite(value):
+            return value
+    except (ValueError, KeyError):
+        pass
+    expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+    or_none = f", or {NONE} to turn it off" if types.NoneType in options else ""
+    raise MisuseError(f"{what} must be {expected}{or_none}, got {shorten(repr(text))}")
+
+
+def _check_range(what: str, value: Any, limits: tuple[float, float] | None) -> None:
+    if limits is not None and value is not None and not limits[0] <= value <= limits[1]:
+        raise MisuseError(f"{what} must be from {limits[0]:,} to {limits[1]:,}, got {value:,}")
+
+
+def _format_value(value: Any) -> str:
+    if value is None:
+        return NONE
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        value = LIST_SEPARATOR.join(value)
+    return re.sub(r"([\\,])", r"\\\1", value) if isinstance(value, str) else repr(value)
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word[:100], list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(sorted(known))}"
