@@ -38,7 +38,7 @@ def write_index(work_dir: WorkDir, files: Sequence[InputFile]) -> list[str]:
     partial = work_dir.path / f"{INDEX_FOLDER}.{os.getpid()}"
     for path in (folder, partial):
         path.mkdir(exist_ok=True)
-    index = build_index(list(files))
+    index = build_index(files)
     index.save(partial)
     for path in partial.iterdir():
         os.replace(path, folder / path.name)
@@ -51,7 +51,7 @@ def write_index(work_dir: WorkDir, files: Sequence[InputFile]) -> list[str]:
     ]
 
 
-def make_decontaminator(work_dir: WorkDir, recipe: Recipe) -> Decontaminator | None:
+def load_decontaminator(work_dir: WorkDir, recipe: Recipe) -> Decontaminator | None:
     """Return a decontaminator with the index in the work directory, or None if the recipe has no evaluation items."""
     if not recipe.decontaminate:
         return None

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -32,10 +33,12 @@ from preprocess.recipes.schema import Recipe, has_validation
 from preprocess.shards.files import JsonObject
 from preprocess.shards.format import DOC_DTYPE, END_DTYPE, token_dtype
 from preprocess.shards.windows import keyed_hash
+from preprocess.stages.decontaminate import CONTAMINATED, Decontaminator
 from preprocess.stages.dedup import hash_contents
 from preprocess.stages.encode_chats import TurnIds
+from preprocess.stages.evaluation_items import make_decontaminator
 from preprocess.stages.near_dup import hash_bands, hash_shingles
-from preprocess.stages.pipeline import count_dropped, read_documents
+from preprocess.stages.pipeline import count_dropped, decontaminate, read_documents
 from preprocess.stages.slices import is_long_slice, iter_groups, slice_texts
 from preprocess.tokenizers import characters, sentencepiece_bpe
 from preprocess.tokenizers.interface import Tokenizer
@@ -200,21 +203,24 @@ def _read_partitions(plan: Plan) -> _ReadDocuments:
     numbers = np.arange(len(plan.partitions), dtype=np.uint64)
     order = np.argsort(keyed_hash(plan.recipe.seed, numbers), kind="stable")
     sizes = plan.partition_bytes()
+    decontaminator = make_decontaminator(plan.recipe, plan.evaluation_files)
     for number in order[:NUM_PARTITIONS_READ].tolist():
         begin, bytes_before = time.perf_counter(), found.text_bytes
-        is_complete = _read_partition(plan, number, found)
+        is_complete = _read_partition(plan, number, found, decontaminator)
         found.elapsed_s += time.perf_counter() - begin
         # The input size of a partially read partition is unknown. Assume that it is the text size.
         found.input_bytes += sizes[number] if is_complete else found.text_bytes - bytes_before
     return found
 
 
-def _read_partition(plan: Plan, number: int, found: _ReadDocuments) -> bool:
+def _read_partition(plan: Plan, number: int, found: _ReadDocuments, decontaminator: Decontaminator | None) -> bool:
     """Add the documents of a partition to `found`. Returns False if the limits stopped it."""
     spans = ((plan.input_files[span.file_number], span) for span in plan.partitions[number].spans)
     text_bytes = num_documents = 0
     names = {file.number: file.name for file in plan.input_files}
-    for batch, sides in read_documents(spans, plan.recipe, found.rejects, Counter()):
+    count = partial(count_dropped, found.rejects, CONTAMINATED, names=names)
+    documents = read_documents(spans, plan.recipe, found.rejects, Counter())
+    for batch, sides in decontaminate(documents, decontaminator, plan.recipe, count):
         sizes = count_plain_bytes(batch.column("text"), has_chats=plan.recipe.chat_columns is not None)
         has_text = sizes > 0
         if not has_text.all():

@@ -6,7 +6,6 @@ is reported at once and not after hours of work.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +102,7 @@ def plan_estimate(recipe: Recipe, source: Path | None, progress: Progress) -> Pl
 
 
 def _plan(recipe: Recipe, sample: Sample, progress: Progress) -> Plan:
-    evaluation_files = find_evaluation_files(recipe.decontaminate)
-    recipe = dataclasses.replace(recipe, decontaminate_sha256=tuple(file.sha256 for file in evaluation_files))
+    recipe, evaluation_files = find_evaluation_files(recipe)
     tokenizer_kind, input_files = find_tokenizer_kind(recipe.tokenizer), sample.files
     recipe = resolve_chat_template(resolve_format(recipe, input_files))
     try:

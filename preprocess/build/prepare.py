@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocess.build.contamination import OVERLAPS_SUFFIX, make_decontaminator, write_overlaps
+from preprocess.build.contamination import OVERLAPS_SUFFIX, load_decontaminator, write_overlaps
 from preprocess.build.distinct_values import DistinctValues
 from preprocess.build.encoder import Encoder
 from preprocess.build.receipts import CountReceipt, EncodeReceipt, FileChecksum, PartitionValues, PrepareReceipt
@@ -96,7 +96,7 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
     spans = ((context.input_files[span.file_number], span) for span in partition.spans)
     names = {number: input_file.name for number, input_file in context.input_files.items()}
     writer, filters = _PartitionWriter(context), FilterChain(context.recipe)
-    decontaminator = make_decontaminator(work_dir, context.recipe)
+    decontaminator = load_decontaminator(work_dir, context.recipe)
     suffixes = (*writer.suffixes, *([OVERLAPS_SUFFIX] if decontaminator else []))
     with work_dir.create_files(partition.number, "values", *suffixes) as files:
         writer.open(files)

@@ -48,6 +48,7 @@ def build(
         start_fork_server()  # starting takes half a second; meanwhile this process imports modules and hashes files
 
     from preprocess.build.build import build as run_build
+    from preprocess.build.contamination import format_contamination
     from preprocess.build.filter_stats import format_funnel
     from preprocess.build.read_rejects import summarize_rejects
     from preprocess.build.stats import read_stats
@@ -62,5 +63,6 @@ def build(
     made = Build(folder)
     headline = f"{'built' if is_new else 'already built, nothing to do:'} {folder}"
     result = {**describe(made), "is_new": is_new, "rejects": summarize_rejects(folder)}
-    funnel = format_funnel(parse_json(read_stats(made)).get("filters", [])) if recipe.filters else []
-    output.write(result, [headline, *summarize(made), *(f"  {line}" for line in funnel)])
+    found = parse_json(read_stats(made)) if recipe.filters or recipe.decontaminate else {}
+    lines = [*format_funnel(found.get("filters", [])), *format_contamination(found.get("decontamination"))]
+    output.write(result, [headline, *summarize(made), *(f"  {line}" for line in lines)])

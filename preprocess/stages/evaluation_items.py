@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from preprocess.readers.input_checks import InputChecker
 from preprocess.readers.partitions import iter_spans
 from preprocess.readers.records import MissingColumnError, Rejects
 from preprocess.recipes.schema import TABLE_FORMATS, Recipe
-from preprocess.stages.decontaminate import EvaluationIndex, IndexBuilder
+from preprocess.stages.decontaminate import Decontaminator, EvaluationIndex, IndexBuilder
 from preprocess.stages.pipeline import read_documents
 
 MAX_COLUMNS = 100
@@ -31,11 +31,12 @@ MAX_COLUMNS = 100
 READING = Recipe(corpus="evaluation", document="line", clean=(), invalid_utf8="replace", oversized="skip")
 
 
-def find_evaluation_files(paths: tuple[str, ...]) -> list[InputFile]:
-    """Return the files at `paths`, with their formats and checksums.
+def find_evaluation_files(recipe: Recipe) -> tuple[Recipe, list[InputFile]]:
+    """Return the files of the setting `decontaminate`, and the recipe with their checksums.
 
     Raises MisuseError for a path that is not a file of text or a table.
     """
+    paths = recipe.decontaminate
     for path in paths:
         if not Path(path).is_file():
             problem = "is a folder" if Path(path).is_dir() else "does not exist"
@@ -47,10 +48,19 @@ def find_evaluation_files(paths: tuple[str, ...]) -> list[InputFile]:
                 f"--decontaminate {shorten(path)} must be a text file with one item in each line, or a JSON, CSV, "
                 "Parquet or Arrow file with one item in each row; unpack or convert it"
             )
-    return [file for (file,) in files]
+    found_files = [file for (file,) in files]
+    sha256 = tuple(file.sha256 for file in found_files)
+    return dataclasses.replace(recipe, decontaminate_sha256=sha256), found_files
 
 
-def build_index(files: list[InputFile]) -> EvaluationIndex:
+def make_decontaminator(recipe: Recipe, files: Sequence[InputFile]) -> Decontaminator | None:
+    """Return a decontaminator for the items in `files`, or None if the recipe has none. Raises as `build_index`."""
+    if not recipe.decontaminate:
+        return None
+    return Decontaminator(build_index(files), is_dropping=recipe.decontaminate_policy == "drop")
+
+
+def build_index(files: Sequence[InputFile]) -> EvaluationIndex:
     """Return the index of the items in `files`.
 
     Raises MisuseError if a table has no column of text, and FolioError if a file cannot be read, if
