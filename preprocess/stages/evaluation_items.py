@@ -40,12 +40,12 @@ def find_evaluation_files(recipe: Recipe) -> tuple[Recipe, list[InputFile]]:
     for path in paths:
         if not Path(path).is_file():
             problem = "is a folder" if Path(path).is_dir() else "does not exist"
-            raise MisuseError(f"--decontaminate {shorten(path)} {problem}; name a file with evaluation items")
+            raise MisuseError(f"--decontaminate {path} {problem}; name a file with evaluation items")
     files = [describe_input_files([(Path(path).name, path)], READING, {}, num_threads=1).files for path in paths]
     for path, found in zip(paths, files, strict=True):
         if len(found) != 1 or found[0].archive or found[0].format not in ("text", *TABLE_FORMATS):
             raise MisuseError(
-                f"--decontaminate {shorten(path)} must be a text file with one item in each line, or a JSON, CSV, "
+                f"--decontaminate {path} must be a text file with one item in each line, or a JSON, CSV, "
                 "Parquet or Arrow file with one item in each row; unpack or convert it"
             )
     found_files = [file for (file,) in files]
@@ -63,8 +63,8 @@ def make_decontaminator(recipe: Recipe, files: Sequence[InputFile]) -> Decontami
 def build_index(files: Sequence[InputFile]) -> EvaluationIndex:
     """Return the index of the items in `files`.
 
-    Raises MisuseError if a table has no column of text, and FolioError if a file cannot be read, if
-    it has changed, or if there are too many items.
+    Raises MisuseError if a file has no item or a table has no column of text, and FolioError if a file
+    cannot be read, if it has changed, or if there are too many items.
     """
     builder = IndexBuilder()
     for file in files:
@@ -72,6 +72,11 @@ def build_index(files: Sequence[InputFile]) -> EvaluationIndex:
         for texts, positions, num_read in _read_items(file):
             builder.add(texts, positions)
             num_items = max(num_items, num_read)
+        if not num_items:
+            raise MisuseError(
+                f"--decontaminate {file.path} has no item with text; write the text of each item to a line of a text "
+                "file, or to the column text of a table"
+            )
         builder.finish_file(file.name, file.sha256, num_items)
     return builder.build()
 
