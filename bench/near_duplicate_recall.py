@@ -24,7 +24,7 @@ if __name__ == "__main__":  # started by path: this folder would hide the packag
 import argparse
 import itertools
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,38 +44,38 @@ EDITED_FRACTIONS = (0.01, 0.02, 0.03, 0.05, 0.1, 0.15)
 EDGES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)  # of the rows of the table
 RECIPE = Recipe(corpus="recall", near_dedup="drop")
 BATCH_DOCUMENTS = 10_000
+NUM_PARTS = 8
 
 
 @dataclass(frozen=True)
 class Documents:
     """N documents as numbers of words."""
 
-    words: np.ndarray  # (W,) int64, of all documents
+    words: np.ndarray  # (W,) uint16, of all documents
     ends: np.ndarray  # (N,) int64
 
-    def format(self, vocabulary: np.ndarray) -> list[str]:
-        """Return the texts of the documents."""
-        return [" ".join(of_document) for of_document in np.split(vocabulary[self.words], self.ends[:-1])]
+    def iter_texts(self, vocabulary: np.ndarray) -> Iterator[str]:
+        """Yield the texts of the documents."""
+        for of_document in np.split(self.words, self.ends[:-1]):
+            yield " ".join(vocabulary[of_document])
 
     def number_shingles(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the distinct pairs of a shingle, as a number, and a document, in this order: (S,) each."""
-        starts = np.arange(len(self.words) - SHINGLE_WORDS + 1)
-        of_words = np.repeat(np.arange(len(self.ends)), np.diff(self.ends, prepend=0))
-        starts = starts[of_words[starts] == of_words[starts + SHINGLE_WORDS - 1]]
-        numbers = np.zeros(len(starts), np.uint64)
+        """Return the shingles as numbers, (S,) uint64, and the document of each, (S,) uint32."""
+        of_words = np.repeat(np.arange(len(self.ends), dtype=np.uint32), np.diff(self.ends, prepend=0))
+        num_starts = len(self.words) - SHINGLE_WORDS + 1
+        numbers = np.zeros(num_starts, np.uint64)
         for i in range(SHINGLE_WORDS):
-            numbers = numbers * np.uint64(NUM_WORDS) + self.words[starts + i].astype(np.uint64)
-        order = np.lexsort((of_words[starts], numbers))
-        numbers, documents = numbers[order], of_words[starts][order]
-        is_new = (np.diff(numbers, prepend=~numbers[:1]) != 0) | (np.diff(documents, prepend=-1) != 0)
-        return numbers[is_new], documents[is_new]
+            numbers *= np.uint64(NUM_WORDS)
+            numbers += self.words[i : i + num_starts]
+        is_shingle = of_words[:num_starts] == of_words[SHINGLE_WORDS - 1 :]
+        return numbers[is_shingle], of_words[:num_starts][is_shingle]
 
 
 def make_documents(count: int, rng: np.random.Generator) -> Documents:
     """Return `count` random documents and copies of every fifth, in random order."""
     texts = []
     for number in range(count):
-        document = rng.integers(0, NUM_WORDS, rng.integers(60, 240))
+        document = rng.integers(0, NUM_WORDS, rng.integers(60, 240), np.uint16)
         texts.append(document)
         for _ in range(int(rng.integers(1, 4)) if number % 5 == 0 else 0):
             copy = document.copy()
@@ -90,12 +90,21 @@ def make_documents(count: int, rng: np.random.Generator) -> Documents:
 def find_pairs(documents: Documents) -> tuple[np.ndarray, np.ndarray]:
     """Return the pairs of documents that have a shingle in common, (P, 2) int64, and their similarities, (P,)."""
     numbers, owners = documents.number_shingles()
-    sizes = np.bincount(owners, minlength=len(documents.ends))
+    sizes = np.zeros(len(documents.ends), np.int64)  # distinct shingles
     common = []
-    distance = 1
-    while (rows := np.flatnonzero(numbers[distance:] == numbers[:-distance])).size:
-        common.append(owners[rows] * len(sizes) + owners[rows + distance])
-        distance += 1
+    for part in range(NUM_PARTS):  # all at once would take several gigabytes
+        is_in_part = numbers % np.uint64(NUM_PARTS) == part
+        of_part, owners_of_part = numbers[is_in_part], owners[is_in_part]
+        order = np.lexsort((owners_of_part, of_part))
+        of_part, owners_of_part = of_part[order], owners_of_part[order].astype(np.int64)
+        is_new = np.ones(len(of_part), bool)  # a document may repeat a shingle
+        is_new[1:] = (of_part[1:] != of_part[:-1]) | (owners_of_part[1:] != owners_of_part[:-1])
+        of_part, owners_of_part = of_part[is_new], owners_of_part[is_new]
+        sizes += np.bincount(owners_of_part, minlength=len(sizes))
+        distance = 1
+        while (rows := np.flatnonzero(of_part[distance:] == of_part[:-distance])).size:
+            common.append(owners_of_part[rows] * len(sizes) + owners_of_part[rows + distance])
+            distance += 1
     keys, num_common = np.unique(np.concatenate(common), return_counts=True)
     pairs = np.stack(np.divmod(keys, len(sizes)), axis=1)
     return pairs, num_common / (sizes[pairs].sum(axis=1) - num_common)
@@ -145,14 +154,16 @@ def main() -> None:
     parser.add_argument(
         "--documents", type=parse_positive, default=200_000, help="without the copies (default: 200000)"
     )
-    parser.add_argument("--no-datasketch", action="store_true", help="leave datasketch out, which takes minutes")
+    parser.add_argument(
+        "--no-datasketch", action="store_true", help="leave datasketch out, which takes minutes and several gigabytes"
+    )
     add_scratch_option(parser)
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     documents = make_documents(arguments.documents, rng)
     vocabulary = np.array([f"{chr(97 + i % 26)}{i:x}" for i in range(NUM_WORDS)], object)
-    texts = documents.format(vocabulary)
     pairs, similarities = find_pairs(documents)
+    texts = list(documents.iter_texts(vocabulary))
     arguments.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         clusters = find_folio_clusters(texts, Path(folder))

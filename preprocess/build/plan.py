@@ -30,6 +30,7 @@ from preprocess.tokenizers.interface import Tokenizer
 # The work directory and the shards together need, per byte of text, 1 byte for ids and up to 0.5
 # bytes for tables. A token represents about 4 bytes of text, and its id of 2 bytes is stored twice.
 DISK_BYTES_PER_INPUT_BYTE = 1.5
+NEAR_DEDUP_BYTES_PER_INPUT_BYTE = 0.75  # 4 bytes for each word; the number of documents is not known yet
 TEXT_BYTES_PER_COMPRESSED_BYTE = 4
 DISK_BYTES_PER_SYNTHETIC_PAIR = 400
 
@@ -167,7 +168,8 @@ def estimate_disk_bytes(plan: Plan) -> int:
     for input_file in plan.input_files:
         is_compressed = input_file.compression or input_file.archive or input_file.format == "parquet"
         num_bytes += input_file.size_bytes * (TEXT_BYTES_PER_COMPRESSED_BYTE if is_compressed else 1)
-    return int(num_bytes * DISK_BYTES_PER_INPUT_BYTE)
+    factor = DISK_BYTES_PER_INPUT_BYTE + (NEAR_DEDUP_BYTES_PER_INPUT_BYTE if plan.recipe.near_dedup else 0)
+    return int(num_bytes * factor)
 
 
 def check_disk_space(plan: Plan, output_dir: Path) -> None:

@@ -140,6 +140,17 @@ def test_work_of_a_build_killed_after_publishing_is_deleted_by_the_next(
     assert "27 records that could not be read, or were changed, were saved in" in capsys.readouterr().err
 
 
+def test_disk_for_near_duplicates_is_part_of_the_check(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_bytes = sum(path.stat().st_size for path in corpus.iterdir())
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("preprocess.build.plan.shutil.disk_usage", lambda _: usage._replace(free=2 * num_bytes))
+    build_corpus(corpus, tmp_path / "x")
+    with pytest.raises(FolioError, match="not enough space on the disk"):
+        build_corpus(corpus, tmp_path / "y", near_dedup="drop")
+
+
 def test_too_small_disk_is_reported_before_the_work(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
