@@ -9,7 +9,13 @@ from preprocess.filters.interface import Filter
 from preprocess.recipes.filter_settings import parse_filter
 
 # Module and class of each filter in FILTERS. A module is imported when one of its filters is used.
-CLASSES = {"word_count": ("preprocess.filters.word_count", "WordCountFilter")}
+CLASSES = {
+    "gopher_quality": ("preprocess.filters.gopher_quality", "GopherQualityFilter"),
+    "gopher_repetition": ("preprocess.filters.gopher_repetition", "GopherRepetitionFilter"),
+    "c4": ("preprocess.filters.c4", "C4Filter"),
+    "fineweb_quality": ("preprocess.filters.fineweb_quality", "FinewebQualityFilter"),
+    "word_count": ("preprocess.filters.word_count", "WordCountFilter"),
+}
 
 
 @functools.lru_cache(maxsize=64)
