@@ -32,10 +32,18 @@ from preprocess.build.engines.interface import Engine, Task, WorkerDied
 from preprocess.build.engines.local import ProcessEngine, SerialEngine
 from preprocess.build.metadata import BuildContents, write_metadata, write_tokenizer
 from preprocess.build.plan import Plan, check_disk_space, make_plan
-from preprocess.build.prepare import TaskContext, count_partition, encode_partition, prepare_partition
+from preprocess.build.prepare import TaskContext, count_lines, count_partition, encode_partition, prepare_partition
 from preprocess.build.prepared_corpus import PreparedCorpus
 from preprocess.build.publish import is_already_built, lock_build, publish
-from preprocess.build.receipts import CountReceipt, EncodeReceipt, EncodingReport, PartitionReceipt, PrepareReceipt
+from preprocess.build.receipts import (
+    CountReceipt,
+    EncodeReceipt,
+    EncodingReport,
+    LinesReceipt,
+    PartitionReceipt,
+    PrepareReceipt,
+)
+from preprocess.build.repeated_lines import find_repeated_units
 from preprocess.build.shard_layout import ShardLayout, lay_out_shards
 from preprocess.build.split_assignment import SplitAssignment
 from preprocess.build.stats import list_warnings, sum_counts
@@ -206,6 +214,9 @@ class _Build:
                 counts = self._run_tasks(count_partition, CountReceipt, self._add_contexts(partitions), sizes)
                 num_characters = [receipt.num_characters for receipt in counts]
                 partitions = set_boundaries(partitions, num_characters, self.recipe.val_fraction)
+            if self.recipe.dedup_lines:
+                lines = self._run_tasks(count_lines, LinesReceipt, self._add_contexts(partitions), sizes)
+                find_repeated_units(self.work_dir, self.recipe, [receipt.num_documents for receipt in lines])
             return self._run_tasks(prepare_partition, PrepareReceipt, self._add_contexts(partitions), sizes)
 
     def _add_contexts(self, partitions: list[Partition]) -> list[tuple[TaskContext, Partition]]:

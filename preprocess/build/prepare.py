@@ -28,7 +28,15 @@ import pyarrow.compute as pc
 from preprocess.build.contamination import OVERLAPS_SUFFIX, load_decontaminator, write_overlaps
 from preprocess.build.distinct_values import DistinctValues
 from preprocess.build.encoder import Encoder
-from preprocess.build.receipts import CountReceipt, EncodeReceipt, FileChecksum, PartitionValues, PrepareReceipt
+from preprocess.build.receipts import (
+    CountReceipt,
+    EncodeReceipt,
+    FileChecksum,
+    LinesReceipt,
+    PartitionValues,
+    PrepareReceipt,
+)
+from preprocess.build.repeated_lines import LINES_SUFFIX, LineRemover, write_units
 from preprocess.build.work_dir import (
     DOCUMENT_DTYPE,
     REJECTS_SUFFIX,
@@ -83,6 +91,20 @@ def count_partition(context: TaskContext, partition: Partition) -> CountReceipt:
     return receipt
 
 
+def count_lines(context: TaskContext, partition: Partition) -> LinesReceipt:
+    """Write the hashes of the lines or paragraphs of a partition, and the receipt, to the work directory.
+
+    Raises FolioError if an input file cannot be read.
+    """
+    spans = ((context.input_files[span.file_number], span) for span in partition.spans)
+    documents = read_documents(spans, context.recipe, Rejects(None), Counter())
+    with context.work_dir.create_files(partition.number, LINES_SUFFIX) as files:
+        num_documents = write_units(documents, context.recipe, files[LINES_SUFFIX])
+    receipt = LinesReceipt(files=_get_checksums(files), num_documents=num_documents)
+    context.work_dir.write_receipt(partition.number, receipt)
+    return receipt
+
+
 def prepare_partition(context: TaskContext, partition: Partition) -> PrepareReceipt:
     """Read, clean and hash the documents of a partition; encode them if there is a tokenizer.
 
@@ -96,11 +118,14 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
     spans = ((context.input_files[span.file_number], span) for span in partition.spans)
     names = {number: input_file.name for number, input_file in context.input_files.items()}
     writer, filters = _PartitionWriter(context), FilterChain(context.recipe)
+    remover = LineRemover(work_dir, context.recipe, partition.number) if context.recipe.dedup_lines else None
     decontaminator = load_decontaminator(work_dir, context.recipe)
     suffixes = (*writer.suffixes, *([OVERLAPS_SUFFIX] if decontaminator else []))
     with work_dir.create_files(partition.number, "values", *suffixes) as files:
         writer.open(files)
         documents = read_documents(spans, context.recipe, rejects, cleaned, filters)
+        if remover:
+            documents = remover.apply_to_all(documents)
         count = partial(count_dropped, rejects, CONTAMINATED, names=names)
         for batch, sides in decontaminate(documents, decontaminator, context.recipe, count):
             if batch.num_rows:
@@ -124,6 +149,7 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
         reasons=rejects.reasons.as_list(),
         cleaned=dict(cleaned),
         filters=filters.counts,
+        removed_lines=dict(remover.counts) if remover else {},
         encoding=writer.encoder.report() if writer.encoder else None,
     )
     work_dir.write_receipt(partition.number, receipt)

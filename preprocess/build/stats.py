@@ -12,6 +12,7 @@ from preprocess.build.count_leaks import describe_leaks
 from preprocess.build.document_counts import DocumentCounts, ValueCounts
 from preprocess.build.filter_stats import format_funnel
 from preprocess.build.prepared_corpus import PreparedCorpus
+from preprocess.build.repeated_lines import format_repeated_lines
 from preprocess.errors import FolioError, format_quantity, shorten
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.record_blocks import is_grouped_by_position
@@ -229,6 +230,7 @@ def _format(stats: JsonObject) -> list[str]:
         "repaired    " + (", ".join(repaired) or "no documents"),
         f"{'':12}{'documents':>12}{'tokens':>16}{'bytes of text':>17}{'bytes/token':>13}",
     ]
+    lines[1:1] = format_repeated_lines(stats.get("repeated_lines"))
     lines[1:1] = format_contamination(stats.get("decontamination"))
     lines[1:1] = format_funnel(stats.get("filters", []))
     languages = stats["languages"]

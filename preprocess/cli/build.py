@@ -51,6 +51,7 @@ def build(
     from preprocess.build.contamination import format_contamination
     from preprocess.build.filter_stats import format_funnel
     from preprocess.build.read_rejects import summarize_rejects
+    from preprocess.build.repeated_lines import format_repeated_lines
     from preprocess.build.stats import read_stats
     from preprocess.shards.files import parse_json
     from preprocess.shards.format import Build, check_name, default_root
@@ -63,6 +64,10 @@ def build(
     made = Build(folder)
     headline = f"{'built' if is_new else 'already built, nothing to do:'} {folder}"
     result = {**describe(made), "is_new": is_new, "rejects": summarize_rejects(folder)}
-    found = parse_json(read_stats(made)) if recipe.filters or recipe.decontaminate else {}
-    lines = [*format_funnel(found.get("filters", [])), *format_contamination(found.get("decontamination"))]
+    found = parse_json(read_stats(made)) if recipe.filters or recipe.decontaminate or recipe.dedup_lines else {}
+    lines = [
+        *format_funnel(found.get("filters", [])),
+        *format_repeated_lines(found.get("repeated_lines")),
+        *format_contamination(found.get("decontamination")),
+    ]
     output.write(result, [headline, *summarize(made), *(f"  {line}" for line in lines)])

@@ -173,6 +173,19 @@ PROCESSING_OPTIONS = [
         "sequences of five words that both have.  [default: 0.8]",
     ),
     click.option(
+        "--dedup-lines",
+        type=click.Choice(CHOICES["dedup_lines"]),
+        is_flag=False,
+        flag_value="line",
+        help="Remove the lines (the default) or paragraphs that an earlier document has too.",
+    ),
+    click.option(
+        "--dedup-lines-max-documents",
+        type=int,
+        metavar="N",
+        help="With --dedup-lines: instead remove those that are in more than N documents, from all of them.",
+    ),
+    click.option(
         "--decontaminate",
         multiple=True,
         metavar="FILE",

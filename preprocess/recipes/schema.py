@@ -56,12 +56,14 @@ COLUMN_SETTINGS = (
 CSV_SETTINGS = ("delimiter", "escape", "quotes")
 JSON_SETTINGS = ("json_field",)
 NEAR_DEDUP_SETTINGS = ("near_dedup_threshold", "near_dedup_words", "near_dedup_bands", "near_dedup_rows")
+DEDUP_LINES_SETTINGS = ("dedup_lines_max_documents", "dedup_lines_min_characters")
 DECONTAMINATE_SETTINGS = ("decontaminate_policy", "decontaminate_sha256")
 # Settings whose defaults are not stored, so that the build_id is that of Folio before it had these settings.
 LATER_SETTINGS = (
     *(*CSV_SETTINGS, *JSON_SETTINGS, "encoding", "chat_columns", "chat_template"),
     *("near_dedup", *NEAR_DEDUP_SETTINGS),
     *("decontaminate", *DECONTAMINATE_SETTINGS),
+    *("dedup_lines", *DEDUP_LINES_SETTINGS),
     "filters",
 )
 # Settings that apply to some formats only.
@@ -82,8 +84,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "chat_template": (*TEMPLATES,),
     "near_dedup": ("drop", "group"),
     "decontaminate_policy": ("drop", "report"),
+    "dedup_lines": ("line", "paragraph"),
 }
-OPTIONAL_CHOICES = ("chat_template", "near_dedup")  # may be None
+OPTIONAL_CHOICES = ("chat_template", "near_dedup", "dedup_lines")  # may be None
 
 DOCUMENTATION_SETTINGS = ("description", "licence", "size", "hub")  # they decide no byte of a build of given files
 MAX_TEXT_CHARACTERS = 10_000
@@ -102,6 +105,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_characters": (1, 1 << 40),
     "seed": (0, (1 << 64) - 1),
     "year": (0, 9999),
+    "dedup_lines_max_documents": (1, 1 << 31),
+    "dedup_lines_min_characters": (1, 1 << 40),
     "near_dedup_threshold": (0.1, 1),
     "near_dedup_words": (1, 100),
     "near_dedup_bands": (1, 100),
@@ -197,6 +202,10 @@ class Recipe:
     near_dedup_words: int = 5  # in a shingle
     near_dedup_bands: int = 14  # documents that have one of these bands in common are compared
     near_dedup_rows: int = 8  # MinHash values in a band
+    dedup_lines: str | None = None  # line or paragraph: remove those that other documents have too
+    # None: an earlier document. Otherwise those that are in more documents than this are removed from all documents.
+    dedup_lines_max_documents: int | None = None
+    dedup_lines_min_characters: int = 30  # shorter lines and paragraphs are kept
     decontaminate: tuple[str, ...] = ()  # files of evaluation items, which documents must not contain
     decontaminate_policy: str = "drop"  # what is done with documents that do; report: they are only counted
     decontaminate_sha256: tuple[str, ...] = ()  # of the files; set when they are read
@@ -293,6 +302,11 @@ class Recipe:
                 "chat_columns must be one to three names separated by commas, such as messages, prompt,completion or "
                 f"instruction,input,output, got {format_value(self.chat_columns)}"
             )
+        if self.dedup_lines is not None:
+            raise MisuseError(
+                "dedup_lines removes lines from texts, but these documents are chats, whose messages it would join; "
+                "leave it out"
+            )
         if self.template is not None:
             raise MisuseError("template and chat_columns both define the text; leave one of them out")
 
@@ -388,6 +402,7 @@ def _list_unused_settings(recipe: Recipe) -> list[str]:
         "num_pieces": not trains_tokenizer,
         "sample_bytes": not trains_tokenizer,
         **dict.fromkeys(NEAR_DEDUP_SETTINGS, recipe.near_dedup is None),
+        **dict.fromkeys(DEDUP_LINES_SETTINGS, recipe.dedup_lines is None),
         **dict.fromkeys(DECONTAMINATE_SETTINGS, not recipe.decontaminate),
         "bos": recipe.tokenizer in ("gpt2", "char", "byte"),
         "seed": is_split_known and not is_synthetic and not trains_tokenizer and recipe.max_documents is None,

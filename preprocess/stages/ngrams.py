@@ -154,7 +154,7 @@ def _iter_windows(
         starts, lengths = starts[in_window], lengths[in_window]
         num_words_before = np.searchsorted(starts, np.clip(offsets - first, 0, last - first))
         documents = np.repeat(np.arange(len(offsets) - 1), np.diff(num_words_before))
-        yield _hash_words(characters, starts, lengths), documents, stop == len(data)
+        yield hash_spans(characters, starts, lengths), documents, stop == len(data)
 
 
 def _find_characters(data: np.ndarray, rules: WordRules) -> np.ndarray:
@@ -202,8 +202,8 @@ def _find_words(characters: np.ndarray, document_starts: np.ndarray, rules: Word
     return starts, np.minimum(last_bytes - starts + 1, WORD_BYTES)
 
 
-def _hash_words(characters: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return a hash of each word: (W,) uint64. Words are read eight bytes at a time."""
+def hash_spans(characters: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return a hash of each range of bytes, such as a word: (W,) uint64. It is read eight bytes at a time."""
     padded = np.concatenate([characters, np.zeros(8, np.uint8)])
     eight_bytes = np.ndarray((len(characters) + 1,), "<u8", padded.data, strides=(1,))  # from each byte on
     hashes = mix64(eight_bytes[starts] & PREFIX_MASKS[np.minimum(lengths, 8)])

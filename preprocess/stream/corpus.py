@@ -205,6 +205,8 @@ def adapt_recipe(recipe: Recipe) -> tuple[Recipe, list[str]]:
         notes.append("a stream cannot remember every document: duplicates are kept (set dedup = false to confirm)")
     if recipe.near_dedup:
         raise MisuseError("a stream cannot find nearly equal documents; leave near_dedup out, or make a build")
+    if recipe.dedup_lines:
+        raise MisuseError("a stream cannot find repeated lines; leave dedup_lines out, or make a build")
     if recipe.decontaminate and recipe.decontaminate_policy == "report":
         raise MisuseError(
             "a stream writes no report about evaluation items; set decontaminate_policy to 'drop', or make a build"
