@@ -217,11 +217,12 @@ def test_kills_change_no_byte_with_near_duplicates_and_evaluation_items(corpus: 
     rows = [{"text": f"{text} {copy}", "pair": f"{copy}-{i}"} for copy in "ab" for i, text in enumerate(texts)]
     (folder / "copies.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     items.write_text("\n".join(texts[:10]), encoding="utf-8")
-    settings_ = {"near_dedup": "group", "decontaminate": (str(items),)}
+    settings_ = {"near_dedup": "group", "decontaminate": (str(items),), "dedup_lines": "line"}
     expected = file_bytes(build_corpus(folder, tmp_path / "expected/x", **settings_).folder)
     stats = json.loads((tmp_path / "expected/x/stats.json").read_bytes())
     assert (stats["split"]["near_duplicates_grouped"], stats["documents"]["contaminated"]) == (50, 20)
-    kill_builds(10, folder, tmp_path / "x", expected, 2, "--near-dedup", "group", "--decontaminate", str(items))
+    lines = ("--dedup-lines", "line")
+    kill_builds(10, folder, tmp_path / "x", expected, 2, "--near-dedup", "group", "--decontaminate", str(items), *lines)
 
 
 def kill_builds(count: int, corpus: Path, output_dir: Path, expected: Any, workers: int, *more: str) -> None:
