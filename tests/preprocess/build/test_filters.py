@@ -26,7 +26,11 @@ from tests.preprocess.build.helpers import QUIET, run_build
 from tests.preprocess.stream.helpers import open_files, read_documents
 
 PROSE = "It was to be the day that we have seen, and one of the men had come with a dog to the house by the river. "
-FILTERS = ("word_count:min_words=3,max_words=40", "gopher_quality:min_words=5,min_stop_words=1", "c4:min_sentences=1")
+FILTERS = (
+    "word_count:min_words=12,max_words=40",
+    "gopher_quality:min_words=5,min_mean_word_length=2,max_ellipsis_lines=0.5,max_symbol_ratio=none",
+    "c4:min_sentences=2",
+)
 
 
 def make_texts(count: int) -> list[str]:
@@ -123,7 +127,7 @@ def test_control_characters_of_examples_are_escaped(tmp_path: Path) -> None:
     path.write_text(
         "".join(json.dumps({"text": text}) + "\n" for text in ("\x1b[31m\x9b\u202e bad", PROSE, PROSE + "x"))
     )
-    build = build_filtered(tmp_path / "x", [path], filters=("word_count:min_words=5",), clean=())
+    build = build_filtered(tmp_path / "x", [path], filters=("word_count:min_words=5",), clean=(), val_fraction=0.0)
     stats = (build.folder / "stats.json").read_text()
     assert "\\\\x1b[31m\\\\x9b\\\\u202e bad" in stats and not {"\x1b", "\x9b", "\u202e"} & {*stats}
     recipe = load_recipe(None, inputs=(str(path),), tokenizer="byte", clean=(), filters=("word_count:min_words=5",))

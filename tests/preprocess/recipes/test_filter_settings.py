@@ -72,7 +72,7 @@ def test_any_text_survives_its_spelling(path: str, words: list[str]) -> None:
         ("word_count:min_words=" + "9" * 5000, "must be a whole number"),
         ("bad_words", "the filter bad_words needs a list of words; write bad_words:file=PATH"),
         ("x" * 20_000, "a filter must have at most 10,000 characters, got 20,000"),
-        ("\x1b[31m", "no filter is called '\\\\x1b[31m'; choose one of"),
+        ("\x1b[31m", "no filter is called '\\x1b[31m'; choose one of"),
         ("c4:\ud800=3", "must be UTF-8 text"),
     ],
 )
