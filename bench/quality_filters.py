@@ -274,13 +274,13 @@ def main() -> None:
     rng = random.Random(0)
     corpora, files = list(read_corpora(arguments.mirror, rng)), list(read_text_files(Path(sys.prefix) / "lib"))
     rng.shuffle(corpora)
-    real = [*corpora, *rng.sample(files, min(max(arguments.documents - len(corpora), 0), len(files)))]
-    rng.shuffle(real)
+    files = rng.sample(files, min(max(arguments.documents - len(corpora), 0), len(files)))
     print(describe_machine())
     adversarial, words = make_adversarial(rng), FolioWords()
     for name in arguments.words:
         num_real = arguments.documents if name == "folio" else arguments.default_documents
-        for kind, texts in (("real", real[:num_real]), ("adversarial", adversarial)):
+        kinds = {"corpora": corpora[:num_real], "files": files[:num_real], "adversarial": adversarial}
+        for kind, texts in kinds.items():
             print(f"{kind} documents", flush=True)
             compare(texts, f"{name} words", make_filters(**({"language": words} if name == "folio" else {})))
     if arguments.timed:
