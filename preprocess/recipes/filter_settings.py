@@ -114,12 +114,25 @@ class FinewebQuality:
     max_line_feeds_per_word: float | None = number(0.3, 0, MAX_COUNT)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BadWords:
+    """Settings of `bad_words`."""
+
+    file: str = file()  # a word or phrase on each line, UTF-8
+    sha256: str = ""  # of the file; set when it is read
+
+    def __post_init__(self) -> None:
+        if not self.file:
+            raise MisuseError("the filter bad_words needs a list of words; write bad_words:file=PATH")
+
+
 # The settings of each filter, by the filter's name.
 FILTERS: dict[str, type] = {
     "gopher_quality": GopherQuality,
     "gopher_repetition": GopherRepetition,
     "c4": C4,
     "fineweb_quality": FinewebQuality,
+    "bad_words": BadWords,
     "word_count": WordCount,
 }
 # The filters that edit texts. They are rejected with chats, whose texts are messages of several people.
