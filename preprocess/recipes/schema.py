@@ -258,6 +258,9 @@ class Recipe:
         self._check_texts()
 
     def _check_texts(self) -> None:
+        for path in self.decontaminate:
+            if SURROGATE.search(path):  # the manifest contains the name of the file
+                raise MisuseError(f"decontaminate must be UTF-8 text, got {format_value(path)}; rename the file")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name in DOCUMENTATION_SETTINGS or not isinstance(value, str):
