@@ -37,8 +37,10 @@ PREPROCESS_RULES = {
         "preprocess.chats",
         "preprocess.inputs.download",
     ),
+    "filters": (*CONTRACT, "preprocess.recipes", "preprocess.documents", "preprocess.chats"),
     "stages": (
         *CONTRACT,
+        "preprocess.filters",
         "preprocess.recipes",
         "preprocess.documents",
         "preprocess.chats",

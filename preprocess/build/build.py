@@ -25,16 +25,25 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from preprocess.build.build_log import BuildLog
+from preprocess.build.contamination import write_index
 from preprocess.build.contiguous import set_boundaries
 from preprocess.build.dedup_and_split import dedup_and_split
 from preprocess.build.engines.interface import Engine, Task, WorkerDied
 from preprocess.build.engines.local import ProcessEngine, SerialEngine
 from preprocess.build.metadata import BuildContents, write_metadata, write_tokenizer
 from preprocess.build.plan import Plan, check_disk_space, make_plan
-from preprocess.build.prepare import TaskContext, count_partition, encode_partition, prepare_partition
+from preprocess.build.prepare import TaskContext, count_lines, count_partition, encode_partition, prepare_partition
 from preprocess.build.prepared_corpus import PreparedCorpus
 from preprocess.build.publish import is_already_built, lock_build, publish
-from preprocess.build.receipts import CountReceipt, EncodeReceipt, EncodingReport, PartitionReceipt, PrepareReceipt
+from preprocess.build.receipts import (
+    CountReceipt,
+    EncodeReceipt,
+    EncodingReport,
+    LinesReceipt,
+    PartitionReceipt,
+    PrepareReceipt,
+)
+from preprocess.build.repeated_lines import find_repeated_units
 from preprocess.build.shard_layout import ShardLayout, lay_out_shards
 from preprocess.build.split_assignment import SplitAssignment
 from preprocess.build.stats import list_warnings, sum_counts
@@ -198,10 +207,16 @@ class _Build:
     def _prepare(self) -> list[PrepareReceipt]:
         sizes, partitions = self.plan.partition_bytes(), self.plan.partitions
         with self.log.phase("prepare"):
+            if self.plan.evaluation_files:
+                for line in write_index(self.work_dir, self.plan.evaluation_files):
+                    self.progress.warn(line)
             if self.plan.has_divided_text:
                 counts = self._run_tasks(count_partition, CountReceipt, self._add_contexts(partitions), sizes)
                 num_characters = [receipt.num_characters for receipt in counts]
                 partitions = set_boundaries(partitions, num_characters, self.recipe.val_fraction)
+            if self.recipe.dedup_lines:
+                lines = self._run_tasks(count_lines, LinesReceipt, self._add_contexts(partitions), sizes)
+                find_repeated_units(self.work_dir, self.recipe, [receipt.num_documents for receipt in lines])
             return self._run_tasks(prepare_partition, PrepareReceipt, self._add_contexts(partitions), sizes)
 
     def _add_contexts(self, partitions: list[Partition]) -> list[tuple[TaskContext, Partition]]:
@@ -306,7 +321,7 @@ class _Build:
 
     def _check_input_files(self) -> None:
         """Raise FolioError if an input file has changed or was removed, even if it was read before."""
-        for input_file in self.plan.input_files:
+        for input_file in (*self.plan.input_files, *self.plan.evaluation_files):
             if input_file.path:  # a generated corpus has no file
                 input_file.check_unchanged()
 

@@ -6,8 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from preprocess.build.contamination import describe_contamination
+from preprocess.build.filter_stats import describe_filters
 from preprocess.build.plan import Plan
 from preprocess.build.prepared_corpus import PreparedCorpus
+from preprocess.build.repeated_lines import describe_repeated_lines
 from preprocess.build.shard_layout import ShardLayout
 from preprocess.build.stats import describe_build, describe_chats
 from preprocess.shards import format as shard_format
@@ -40,6 +43,10 @@ def write_metadata(directory: Path, contents: BuildContents, build_log: JsonObje
     """Write the files to `directory`, manifest.json last: a build with a manifest is complete."""
     write_tokenizer(directory, contents.corpus.tokenizer)
     described = describe_build(contents.corpus, contents.layout.counts, contents.vocab_size)
+    corpus = contents.corpus
+    described |= describe_repeated_lines(corpus.work_dir, corpus.recipe, corpus.receipts)
+    described |= describe_contamination(contents.corpus.work_dir, contents.corpus.recipe, len(contents.corpus.receipts))
+    described |= describe_filters(contents.corpus, contents.plan.input_files)
     stats = readable_json(described | describe_chats(contents.plan.recipe, contents.shards))
     write_durable(directory / STATS, stats)
     write_durable(directory / BUILD_LOG, readable_json(build_log))

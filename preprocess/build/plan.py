@@ -12,6 +12,7 @@ from pathlib import Path
 
 from preprocess.build.work_dir import get_work_root
 from preprocess.errors import FolioError, format_quantity, shorten
+from preprocess.filters.chain import load_recipe_filters
 from preprocess.inputs.describe import resolve_format
 from preprocess.inputs.find_inputs import Sample, find_input_files, find_sample
 from preprocess.inputs.input_files import InputFile
@@ -21,6 +22,7 @@ from preprocess.readers.input_checks import InputChecker
 from preprocess.readers.partitions import Partition, is_one_document, make_partitions
 from preprocess.readers.records import MissingColumnError
 from preprocess.recipes.schema import Recipe
+from preprocess.stages.evaluation_items import find_evaluation_files
 from preprocess.tokenizers import find_tokenizer_kind
 from preprocess.tokenizers.for_recipe import load_recipe_tokenizer
 from preprocess.tokenizers.interface import Tokenizer
@@ -28,6 +30,7 @@ from preprocess.tokenizers.interface import Tokenizer
 # The work directory and the shards together need, per byte of text, 1 byte for ids and up to 0.5
 # bytes for tables. A token represents about 4 bytes of text, and its id of 2 bytes is stored twice.
 DISK_BYTES_PER_INPUT_BYTE = 1.5
+NEAR_DEDUP_BYTES_PER_INPUT_BYTE = 0.75  # 4 bytes for each word; the number of documents is not known yet
 TEXT_BYTES_PER_COMPRESSED_BYTE = 4
 DISK_BYTES_PER_SYNTHETIC_PAIR = 400
 
@@ -44,6 +47,7 @@ class Plan:
     num_empty_files: int  # without a document, not even an empty one
     num_files_left_out: int = 0  # of an estimate: remote files that are not copied, and their size
     num_bytes_left_out: int = 0
+    evaluation_files: tuple[InputFile, ...] = ()  # with the items of the setting `decontaminate`
 
     @property
     def formats(self) -> set[str]:
@@ -84,6 +88,7 @@ def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_th
     be made.
     """
     find_tokenizer_kind(recipe.tokenizer)  # raises MisuseError for an unknown one before files are copied
+    recipe = load_recipe_filters(recipe)
     return _plan(recipe, Sample(find_input_files(recipe, source, progress, num_threads=num_threads)), progress)
 
 
@@ -93,10 +98,12 @@ def plan_estimate(recipe: Recipe, source: Path | None, progress: Progress) -> Pl
     The files of `inputs` are not hashed. Arguments and errors are those of `make_plan`.
     """
     find_tokenizer_kind(recipe.tokenizer)
+    recipe = load_recipe_filters(recipe)
     return _plan(recipe, find_sample(recipe, source, progress), progress)
 
 
 def _plan(recipe: Recipe, sample: Sample, progress: Progress) -> Plan:
+    recipe, evaluation_files = find_evaluation_files(recipe)
     tokenizer_kind, input_files = find_tokenizer_kind(recipe.tokenizer), sample.files
     recipe = resolve_chat_template(resolve_format(recipe, input_files))
     try:
@@ -125,6 +132,7 @@ def _plan(recipe: Recipe, sample: Sample, progress: Progress) -> Plan:
         num_empty,
         sample.num_files_left_out,
         sample.num_bytes_left_out,
+        tuple(evaluation_files),
     )
 
 
@@ -160,7 +168,8 @@ def estimate_disk_bytes(plan: Plan) -> int:
     for input_file in plan.input_files:
         is_compressed = input_file.compression or input_file.archive or input_file.format == "parquet"
         num_bytes += input_file.size_bytes * (TEXT_BYTES_PER_COMPRESSED_BYTE if is_compressed else 1)
-    return int(num_bytes * DISK_BYTES_PER_INPUT_BYTE)
+    factor = DISK_BYTES_PER_INPUT_BYTE + (NEAR_DEDUP_BYTES_PER_INPUT_BYTE if plan.recipe.near_dedup else 0)
+    return int(num_bytes * factor)
 
 
 def check_disk_space(plan: Plan, output_dir: Path) -> None:

@@ -18,15 +18,25 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from preprocess.build.contamination import OVERLAPS_SUFFIX, load_decontaminator, write_overlaps
 from preprocess.build.distinct_values import DistinctValues
 from preprocess.build.encoder import Encoder
-from preprocess.build.receipts import CountReceipt, EncodeReceipt, FileChecksum, PartitionValues, PrepareReceipt
+from preprocess.build.receipts import (
+    CountReceipt,
+    EncodeReceipt,
+    FileChecksum,
+    LinesReceipt,
+    PartitionValues,
+    PrepareReceipt,
+)
+from preprocess.build.repeated_lines import LINES_SUFFIX, LineRemover, write_units
 from preprocess.build.work_dir import (
     DOCUMENT_DTYPE,
     REJECTS_SUFFIX,
@@ -37,14 +47,16 @@ from preprocess.build.work_dir import (
 )
 from preprocess.chats.marked_text import count_plain_bytes, get_plain_texts
 from preprocess.documents import get_text_buffers
+from preprocess.filters.chain import FilterChain
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.partitions import Partition
 from preprocess.readers.records import Rejects
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.manifest import TokenizerEntry
+from preprocess.stages.decontaminate import CONTAMINATED
 from preprocess.stages.dedup import hash_contents, hash_groups
 from preprocess.stages.near_dup import hash_bands, hash_shingles
-from preprocess.stages.pipeline import count_characters, count_dropped, read_documents
+from preprocess.stages.pipeline import count_characters, count_dropped, decontaminate, read_documents
 from preprocess.stages.slices import iter_groups, slice_texts
 from preprocess.tokenizers import load_stored_tokenizer
 from preprocess.tokenizers.characters import NUM_CODE_POINTS, decode_code_points
@@ -79,6 +91,20 @@ def count_partition(context: TaskContext, partition: Partition) -> CountReceipt:
     return receipt
 
 
+def count_lines(context: TaskContext, partition: Partition) -> LinesReceipt:
+    """Write the hashes of the lines or paragraphs of a partition, and the receipt, to the work directory.
+
+    Raises FolioError if an input file cannot be read.
+    """
+    spans = ((context.input_files[span.file_number], span) for span in partition.spans)
+    documents = read_documents(spans, context.recipe, Rejects(None), Counter())
+    with context.work_dir.create_files(partition.number, LINES_SUFFIX) as files:
+        num_documents = write_units(documents, context.recipe, files[LINES_SUFFIX])
+    receipt = LinesReceipt(files=_get_checksums(files), num_documents=num_documents)
+    context.work_dir.write_receipt(partition.number, receipt)
+    return receipt
+
+
 def prepare_partition(context: TaskContext, partition: Partition) -> PrepareReceipt:
     """Read, clean and hash the documents of a partition; encode them if there is a tokenizer.
 
@@ -91,16 +117,25 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
     rejects, cleaned = Rejects(rejects_path), Counter[str]()
     spans = ((context.input_files[span.file_number], span) for span in partition.spans)
     names = {number: input_file.name for number, input_file in context.input_files.items()}
-    writer = _PartitionWriter(context)
-    with work_dir.create_files(partition.number, "values", *writer.suffixes) as files:
+    writer, filters = _PartitionWriter(context), FilterChain(context.recipe)
+    remover = LineRemover(work_dir, context.recipe, partition.number) if context.recipe.dedup_lines else None
+    decontaminator = load_decontaminator(work_dir, context.recipe)
+    suffixes = (*writer.suffixes, *([OVERLAPS_SUFFIX] if decontaminator else []))
+    with work_dir.create_files(partition.number, "values", *suffixes) as files:
         writer.open(files)
-        for batch, sides in read_documents(spans, context.recipe, rejects, cleaned):
+        documents = read_documents(spans, context.recipe, rejects, cleaned, filters)
+        if remover:
+            documents = remover.apply_to_all(documents)
+        count = partial(count_dropped, rejects, CONTAMINATED, names=names)
+        for batch, sides in decontaminate(documents, decontaminator, context.recipe, count):
             if batch.num_rows:
                 empty = writer.write(batch, sides)
                 count_dropped(rejects, "empty", empty, names)
             del batch  # it may be a record of 128 MB
         writer.close()
         rejects.flush()
+        if decontaminator:
+            write_overlaps(files[OVERLAPS_SUFFIX], decontaminator)
         files["values"].write(json.dumps(dataclasses.asdict(writer.values)).encode())
     checksums = _get_checksums(files)
     if rejects_path.exists():
@@ -113,6 +148,8 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
         dropped=dict(rejects.counts),
         reasons=rejects.reasons.as_list(),
         cleaned=dict(cleaned),
+        filters=filters.counts,
+        removed_lines=dict(remover.counts) if remover else {},
         encoding=writer.encoder.report() if writer.encoder else None,
     )
     work_dir.write_receipt(partition.number, receipt)

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, TypeVar
 
 import xxhash
 
+from preprocess.filters.counts import FilterCounts
 from preprocess.readers.reject_reasons import RejectReason
 from preprocess.shards.files import canonical_json, parse_json
 
@@ -80,6 +81,13 @@ class CountReceipt(PartitionReceipt):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LinesReceipt(PartitionReceipt):
+    """The result of `count_lines`."""
+
+    TASK: ClassVar[str] = "count_lines"
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrepareReceipt(PartitionReceipt):
     """The result of `prepare_partition`."""
 
@@ -89,6 +97,8 @@ class PrepareReceipt(PartitionReceipt):
     num_positions: list[tuple[int, int]]  # of each span: input file number, number of positions of its documents
     dropped: dict[str, int]  # reason -> number of documents that were dropped, or repaired (stats.py)
     cleaned: dict[str, int]  # cleaning rule -> number of documents that it changed
+    filters: list[FilterCounts] = field(default_factory=list)  # what each filter of the recipe did
+    removed_lines: dict[str, int] = field(default_factory=dict)  # the counts of LineRemover
     reasons: list[RejectReason] = field(default_factory=list)  # why records were dropped or changed
     encoding: EncodingReport | None  # None if the tokenizer is yet to be trained
 

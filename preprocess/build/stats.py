@@ -7,9 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from preprocess.build.contamination import format_contamination
 from preprocess.build.count_leaks import describe_leaks
 from preprocess.build.document_counts import DocumentCounts, ValueCounts
+from preprocess.build.filter_stats import format_funnel
 from preprocess.build.prepared_corpus import PreparedCorpus
+from preprocess.build.repeated_lines import format_repeated_lines
 from preprocess.errors import FolioError, format_quantity, shorten
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.record_blocks import is_grouped_by_position
@@ -18,6 +21,7 @@ from preprocess.recipes.schema import CLEANING_RULES, Recipe
 from preprocess.shards.files import JsonObject, parse_json
 from preprocess.shards.format import SPLITS, STATS, Build, read_verified
 from preprocess.shards.manifest import ShardEntry
+from preprocess.stages.decontaminate import CONTAMINATED
 from preprocess.tokenizers.lost_characters import name_most_frequent
 
 # The reasons for which a document is dropped, in the order in which they are checked.
@@ -26,6 +30,7 @@ DROP_REASONS = (
     "duplicates", "over_max_documents",
 )  # fmt: skip
 OTHER_RECORDS = "other_records"  # of WARC files, such as requests and images; left out of stats.json if there are none
+BY_FILTERS = "by_filters"  # left out of stats.json if the recipe has no filters
 NEAR_DUPLICATES = "near_duplicates"  # left out of stats.json if they were not looked for
 MAX_LISTED_VALUES = 10_000  # authors, cities, years or languages in stats.json; all are counted
 MAX_LISTED_CHARACTERS = 100  # that the tokenizer loses
@@ -111,6 +116,8 @@ def describe_build(corpus: PreparedCorpus, counts: DocumentCounts, vocab_size: i
             "kept": num_kept,
             **{reason: dropped[reason] for reason in DROP_REASONS},
             **{reason: dropped[reason] for reason in (OTHER_RECORDS,) if dropped[reason]},
+            **({CONTAMINATED: dropped[CONTAMINATED]} if recipe.decontaminate else {}),
+            **({BY_FILTERS: dropped[BY_FILTERS]} if recipe.filters else {}),
             **({NEAR_DUPLICATES: dropped[NEAR_DUPLICATES]} if recipe.near_dedup == "drop" else {}),
         },
         "clean": {rule: cleaned[rule] for rule in CLEANING_RULES if rule in recipe.clean},
@@ -213,7 +220,7 @@ def format_stats(data: bytes) -> list[str]:
 def _format(stats: JsonObject) -> list[str]:
     always = ("read", "empty", "duplicates", "kept")
     found = stats["documents"]
-    order = ("read", *DROP_REASONS, NEAR_DUPLICATES, OTHER_RECORDS, "kept")
+    order = ("read", *DROP_REASONS, BY_FILTERS, CONTAMINATED, NEAR_DUPLICATES, OTHER_RECORDS, "kept")
     documents = {key: found[key] for key in order if found.get(key) or key in always}
     cleaned = [f"{rule} {count:,}" for rule, count in stats["clean"].items()]
     repaired = [f"{name} {count:,}" for name, count in stats["mended"].items() if count]
@@ -223,6 +230,9 @@ def _format(stats: JsonObject) -> list[str]:
         "repaired    " + (", ".join(repaired) or "no documents"),
         f"{'':12}{'documents':>12}{'tokens':>16}{'bytes of text':>17}{'bytes/token':>13}",
     ]
+    lines[1:1] = format_repeated_lines(stats.get("repeated_lines"))
+    lines[1:1] = format_contamination(stats.get("decontamination"))
+    lines[1:1] = format_funnel(stats.get("filters", []))
     languages = stats["languages"]
     frequent = _most_frequent({tag: totals["documents"] for tag, totals in languages.items()}, MAX_PRINTED_LANGUAGES)
     shown = sorted(tag for tag, _ in frequent)

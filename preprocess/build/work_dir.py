@@ -10,10 +10,12 @@ never used. The files of partition 7 are
               .ids       the token ids of its documents
               .lengths   the number of tokens of each document
               .shingles, .num_shingles, .bands   for finding nearly equal documents (stages/near_dup.py)
+              .lines     the hashes of its lines or paragraphs; only to remove repeated ones
+              .overlaps  which evaluation items its documents contain (build/contamination.py)
               .mask      the loss mask, a byte for each token; only if there are chats
               .sides     train, val or dropped, for each document
               .rejects   its malformed records, if any
-              .count.json, .prepare.json, .encode.json   the receipts of its tasks
+              .count.json, .count_lines.json, .prepare.json, .encode.json   the receipts of its tasks
 
 A partition may have any number of documents, because a compressed file cannot be divided. So tables
 are read in chunks of CHUNK_DOCUMENTS, which need a few megabytes. Pages of a mapped file count as

@@ -48,7 +48,12 @@ def build(
         start_fork_server()  # starting takes half a second; meanwhile this process imports modules and hashes files
 
     from preprocess.build.build import build as run_build
+    from preprocess.build.contamination import format_contamination
+    from preprocess.build.filter_stats import format_funnel
     from preprocess.build.read_rejects import summarize_rejects
+    from preprocess.build.repeated_lines import format_repeated_lines
+    from preprocess.build.stats import read_stats
+    from preprocess.shards.files import parse_json
     from preprocess.shards.format import Build, check_name, default_root
 
     name = check_name(recipe.corpus if name is None else name)
@@ -59,4 +64,10 @@ def build(
     made = Build(folder)
     headline = f"{'built' if is_new else 'already built, nothing to do:'} {folder}"
     result = {**describe(made), "is_new": is_new, "rejects": summarize_rejects(folder)}
-    output.write(result, [headline, *summarize(made)])
+    found = parse_json(read_stats(made)) if recipe.filters or recipe.decontaminate or recipe.dedup_lines else {}
+    lines = [
+        *format_funnel(found.get("filters", [])),
+        *format_repeated_lines(found.get("repeated_lines")),
+        *format_contamination(found.get("decontamination")),
+    ]
+    output.write(result, [headline, *summarize(made), *(f"  {line}" for line in lines)])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from preprocess.recipes.filter_settings import FILTERS, PRESETS, expand_filters
 from preprocess.recipes.schema import CHOICES, CLEANING_RULES
 
 if TYPE_CHECKING:
@@ -142,6 +143,19 @@ PROCESSING_OPTIONS = [
     ),
     click.option("--min-characters", type=int, metavar="N", help="Drop documents with fewer than N characters."),
     click.option("--max-characters", type=int, metavar="N", help="Drop documents with more than N characters."),
+    click.option(
+        "--filter",
+        "filters",
+        multiple=True,
+        metavar="SPEC",
+        help="Drop documents by a filter: NAME or NAME:key=value,key=value. May be repeated; the filters are applied "
+        f"in the given order. The names are {', '.join(FILTERS)}.",
+    ),
+    click.option(
+        "--quality",
+        metavar="PRESET",
+        help=f"Apply the filters of a published pipeline before those of --filter: {', '.join(PRESETS)}.",
+    ),
     click.option("--dedup/--no-dedup", default=None, help="Drop documents that are equal to an earlier one."),
     click.option(
         "--near-dedup",
@@ -157,6 +171,31 @@ PROCESSING_OPTIONS = [
         metavar="FRACTION",
         help="With --near-dedup: the smallest similarity of nearly equal documents, which is the fraction of their "
         "sequences of five words that both have.  [default: 0.8]",
+    ),
+    click.option(
+        "--dedup-lines",
+        type=click.Choice(CHOICES["dedup_lines"]),
+        is_flag=False,
+        flag_value="line",
+        help="Remove the lines (the default) or paragraphs that an earlier document has too.",
+    ),
+    click.option(
+        "--dedup-lines-max-documents",
+        type=int,
+        metavar="N",
+        help="With --dedup-lines: instead remove those that are in more than N documents, from all of them.",
+    ),
+    click.option(
+        "--decontaminate",
+        multiple=True,
+        metavar="FILE",
+        help="Drop documents that have 13 words in a row in common with an item of an evaluation set: a text file with "
+        "an item in each line, or a table with one in each row. May be repeated.",
+    ),
+    click.option(
+        "--decontaminate-policy",
+        type=click.Choice(CHOICES["decontaminate_policy"]),
+        help="With --decontaminate: drop the documents, or only report how many there are.  [default: drop]",
     ),
     click.option(
         "--split", type=click.Choice(CHOICES["split"]), help="How documents are divided into train and val."
@@ -228,6 +267,9 @@ class RecipeOptions:
             settings[name] = _unescape(settings[name])
         if settings["clean"] is not None:
             settings["clean"] = tuple(rule for rule in settings["clean"].split(",") if rule != "none")
+        settings["decontaminate"] = settings["decontaminate"] or None
+        quality, filters = settings.pop("quality"), settings.pop("filters")
+        settings["filters"] = expand_filters(quality, filters) or None
         recipe = load_recipe(self.corpus, inputs=self.inputs or None, **settings)
         names = (*recipe.inputs, *(file.name for file in recipe.files))
         if any(name.lower().endswith((".parquet", ".arrow")) for name in names):
@@ -250,8 +292,8 @@ def workers_option(help: str = "Number of processes.") -> Callable[[Command], Co
     )
 
 
-def num_documents_option(default: int) -> Callable[[Command], Command]:
-    """Return a decorator that adds the option -n: how many documents a command encodes."""
+def num_documents_option(default: int, help: str = "Number of documents to encode.") -> Callable[[Command], Command]:
+    """Return a decorator that adds the option -n: how many documents a command encodes or reads."""
     return click.option(
         "-n",
         "num_documents",
@@ -259,7 +301,7 @@ def num_documents_option(default: int) -> Callable[[Command], Command]:
         default=default,
         show_default=True,
         metavar="N",
-        help="Number of documents to encode.",
+        help=help,
     )
 
 

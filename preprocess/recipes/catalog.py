@@ -98,7 +98,8 @@ def _read_file(path: Path) -> Recipe:
     recipe = parse_recipe({"corpus": path.stem, **fields}, origin=str(path))
     # Inputs are relative to the recipe, so that a recipe and its data can be moved together.
     inputs = tuple(entry if is_url(entry) else str(path.parent / entry) for entry in recipe.inputs)
-    return dataclasses.replace(recipe, inputs=inputs)
+    decontaminate = tuple(str(path.parent / entry) for entry in recipe.decontaminate)
+    return dataclasses.replace(recipe, inputs=inputs, decontaminate=decontaminate)
 
 
 def _parse_toml(text: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from preprocess.chats.templates import TEMPLATES
 from preprocess.errors import MisuseError
+from preprocess.recipes.filter_settings import EDITING_FILTERS, expand_filters, leave_out_folders
 from preprocess.recipes.row_filter import parse_condition
 from preprocess.recipes.setting_types import format_type, format_value, matches_type
 from preprocess.recipes.templates import SURROGATE, parse_name_pattern, parse_template
@@ -55,10 +56,15 @@ COLUMN_SETTINGS = (
 CSV_SETTINGS = ("delimiter", "escape", "quotes")
 JSON_SETTINGS = ("json_field",)
 NEAR_DEDUP_SETTINGS = ("near_dedup_threshold", "near_dedup_words", "near_dedup_bands", "near_dedup_rows")
+DEDUP_LINES_SETTINGS = ("dedup_lines_max_documents", "dedup_lines_min_characters")
+DECONTAMINATE_SETTINGS = ("decontaminate_policy", "decontaminate_sha256")
 # Settings whose defaults are not stored, so that the build_id is that of Folio before it had these settings.
 LATER_SETTINGS = (
     *(*CSV_SETTINGS, *JSON_SETTINGS, "encoding", "chat_columns", "chat_template"),
     *("near_dedup", *NEAR_DEDUP_SETTINGS),
+    *("decontaminate", *DECONTAMINATE_SETTINGS),
+    *("dedup_lines", *DEDUP_LINES_SETTINGS),
+    "filters",
 )
 # Settings that apply to some formats only.
 FORMAT_SETTINGS = (
@@ -77,8 +83,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "eot": ("auto", "append", "none"),
     "chat_template": (*TEMPLATES,),
     "near_dedup": ("drop", "group"),
+    "decontaminate_policy": ("drop", "report"),
+    "dedup_lines": ("line", "paragraph"),
 }
-OPTIONAL_CHOICES = ("chat_template", "near_dedup")  # may be None
+OPTIONAL_CHOICES = ("chat_template", "near_dedup", "dedup_lines")  # may be None
 
 DOCUMENTATION_SETTINGS = ("description", "licence", "size", "hub")  # they decide no byte of a build of given files
 MAX_TEXT_CHARACTERS = 10_000
@@ -97,6 +105,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_characters": (1, 1 << 40),
     "seed": (0, (1 << 64) - 1),
     "year": (0, 9999),
+    "dedup_lines_max_documents": (1, 1 << 31),
+    "dedup_lines_min_characters": (1, 1 << 40),
     "near_dedup_threshold": (0.1, 1),
     "near_dedup_words": (1, 100),
     "near_dedup_bands": (1, 100),
@@ -183,6 +193,8 @@ class Recipe:
     clean: tuple[str, ...] = DEFAULT_RULES
     min_characters: int | None = None
     max_characters: int | None = None
+    # Each is NAME or NAME:key=value,key=value. They are applied in this order. Stored with all settings.
+    filters: tuple[str, ...] = ()
     dedup: bool = True
     # Documents that are nearly equal to an earlier one: drop them, or keep each such group on one side of the split.
     near_dedup: str | None = None
@@ -190,6 +202,13 @@ class Recipe:
     near_dedup_words: int = 5  # in a shingle
     near_dedup_bands: int = 14  # documents that have one of these bands in common are compared
     near_dedup_rows: int = 8  # MinHash values in a band
+    dedup_lines: str | None = None  # line or paragraph: remove those that other documents have too
+    # None: an earlier document. Otherwise those that are in more documents than this are removed from all documents.
+    dedup_lines_max_documents: int | None = None
+    dedup_lines_min_characters: int = 30  # shorter lines and paragraphs are kept
+    decontaminate: tuple[str, ...] = ()  # files of evaluation items, which documents must not contain
+    decontaminate_policy: str = "drop"  # what is done with documents that do; report: they are only counted
+    decontaminate_sha256: tuple[str, ...] = ()  # of the files; set when they are read
     split: str = "exact"
     val_fraction: float = 0.1  # 0: all documents are for training
     authors: bool = True  # begin each document with control tokens for author, city and year
@@ -223,6 +242,7 @@ class Recipe:
             raise MisuseError(f"clean must be a list of {', '.join(CLEANING_RULES)}, got {format_value(unknown[0])}")
         self._check_csv_settings()
         self._check_chat_settings()
+        self._set_filters()
         if self.encoding != AUTO:
             find_codec(self.encoding)
         if self.json_field == "":
@@ -238,6 +258,9 @@ class Recipe:
         self._check_texts()
 
     def _check_texts(self) -> None:
+        for path in self.decontaminate:
+            if SURROGATE.search(path):  # the manifest contains the name of the file
+                raise MisuseError(f"decontaminate must be UTF-8 text, got {format_value(path)}; rename the file")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name in DOCUMENTATION_SETTINGS or not isinstance(value, str):
@@ -248,6 +271,20 @@ class Recipe:
                 )
             if SURROGATE.search(value):
                 raise MisuseError(f"{field.name} must be UTF-8 text, got {format_value(value)}; type it again")
+
+    def _set_filters(self) -> None:
+        """Write the filters in their canonical spelling, and check them."""
+        for spec in self.filters:
+            if SURROGATE.search(spec):
+                raise MisuseError(f"filters must be UTF-8 text, got {format_value(spec)}; type it again")
+        object.__setattr__(self, "filters", expand_filters(None, self.filters))
+        names = [spec.partition(":")[0] for spec in self.filters]
+        editing = [name for name in names if name in EDITING_FILTERS]
+        if editing and self.chat_columns is not None:
+            raise MisuseError(
+                f"the filter {editing[0]} edits texts, but these documents are chats, whose messages it would join; "
+                "leave it out"
+            )
 
     def _check_csv_settings(self) -> None:
         for name in ("delimiter", "escape"):
@@ -267,6 +304,11 @@ class Recipe:
             raise MisuseError(
                 "chat_columns must be one to three names separated by commas, such as messages, prompt,completion or "
                 f"instruction,input,output, got {format_value(self.chat_columns)}"
+            )
+        if self.dedup_lines is not None:
+            raise MisuseError(
+                "dedup_lines removes lines from texts, but these documents are chats, whose messages it would join; "
+                "leave it out"
             )
         if self.template is not None:
             raise MisuseError("template and chat_columns both define the text; leave one of them out")
@@ -321,13 +363,17 @@ class Recipe:
             del fields[name]
         fields["files"] = [{"name": f.name, "sha256": f.sha256, "bytes": f.bytes} for f in self.files]
         fields["clean"] = [rule for rule in CLEANING_RULES if rule in self.clean]
+        fields["filters"] = tuple(map(leave_out_folders, self.filters))
         fields["encoding"] = self.encoding if self.encoding == AUTO else find_codec(self.encoding) or "utf-8"
         fields["eot"] = "append" if self.eot == "auto" else self.eot  # a plan has replaced it if there is no such token
         fields["tokenizer"] = re.split(r"[/\\]", self.tokenizer)[-1]  # its folder differs by machine
+        fields["decontaminate"] = tuple(re.split(r"[/\\]", path)[-1] for path in self.decontaminate)
         later = {field.name: field.default for field in dataclasses.fields(self) if field.name in LATER_SETTINGS}
         for name in {*_list_unused_settings(self), *(name for name in later if fields[name] == later[name])}:
             del fields[name]
-        return fields
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()
+        }  # as in JSON
 
 
 def _list_unused_settings(recipe: Recipe) -> list[str]:
@@ -359,6 +405,8 @@ def _list_unused_settings(recipe: Recipe) -> list[str]:
         "num_pieces": not trains_tokenizer,
         "sample_bytes": not trains_tokenizer,
         **dict.fromkeys(NEAR_DEDUP_SETTINGS, recipe.near_dedup is None),
+        **dict.fromkeys(DEDUP_LINES_SETTINGS, recipe.dedup_lines is None),
+        **dict.fromkeys(DECONTAMINATE_SETTINGS, not recipe.decontaminate),
         "bos": recipe.tokenizer in ("gpt2", "char", "byte"),
         "seed": is_split_known and not is_synthetic and not trains_tokenizer and recipe.max_documents is None,
     }

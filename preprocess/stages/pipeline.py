@@ -16,9 +16,10 @@ Small files whose text is not cut are joined even before their documents are mad
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ import pyarrow.compute as pc
 from preprocess.chats.marked_text import get_plain_texts
 from preprocess.documents import HELD_OUT, TRAIN, UNKNOWN, VAL, make_batch, replace_column
 from preprocess.errors import FolioError, shorten
+from preprocess.filters.chain import FilterChain
 from preprocess.inputs.input_files import InputFile, Span
 from preprocess.inputs.synthetic import generate_pairs
 from preprocess.inputs.synthetic_chats import Question, generate_questions
@@ -40,6 +42,7 @@ from preprocess.readers.reject_reasons import RejectReason
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.format import CONTROL_FIELDS
 from preprocess.stages.clean import clean
+from preprocess.stages.decontaminate import CONTAMINATED, Decontaminator
 from preprocess.stages.filters import select_by_length
 from preprocess.stages.make_documents import DocumentMaker
 from preprocess.stages.split import compute_contiguous_cut, cut_document
@@ -51,17 +54,28 @@ MERGED_BYTES = 4 << 20  # a batch is not merged with others if the result would 
 DROP_MESSAGES = {
     "too_short": "shorter than min_characters", "too_long": "longer than max_characters",
     "empty": "no text, or none is left by the cleaning rules",
+    CONTAMINATED: "contains an evaluation item",
 }  # fmt: skip
+BY_FILTERS = "by_filters"  # the kind of all documents that filters drop
 SIDE_BY_NAME = {"train": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "dev": VAL, "test": HELD_OUT}
 
 
-def read_documents(spans: Iterable[Source], recipe: Recipe, rejects: Rejects, cleaned: Counter[str]) -> Documents:
-    """Yield the documents of `spans`: read, cleaned, cut into passages and filtered by length.
+def read_documents(
+    spans: Iterable[Source],
+    recipe: Recipe,
+    rejects: Rejects,
+    cleaned: Counter[str],
+    filters: FilterChain | None = None,
+) -> Documents:
+    """Yield the documents of `spans`: read, cleaned, cut into passages, and filtered.
 
     `rejects` counts the records and documents that are dropped, and `cleaned` the documents that
-    each cleaning rule changed. Raises FolioError if a file cannot be read.
+    each cleaning rule changed. `filters` are those of the recipe, which count what they do; by
+    default they are made here. Raises FolioError if a file cannot be read.
     """
+    filters = FilterChain(recipe) if filters is None else filters
     names: dict[int, str] = {}  # of the input files that have been opened
+    count_filtered = functools.partial(_count_filtered, rejects, names)
     batches = _merge_small_batches(_read_spans(_note_names(spans, names), recipe, rejects, cleaned))
     if not _cuts_texts(recipe):
         batches = _clean_batches(batches, recipe, cleaned)
@@ -71,7 +85,28 @@ def read_documents(spans: Iterable[Source], recipe: Recipe, rejects: Rejects, cl
         for kind, is_dropped in dropped.items():
             count_dropped(rejects, kind, batch.filter(pa.array(is_dropped)), names)
         del texts
-        yield (batch, sides) if keep.all() else (batch.filter(pa.array(keep)), sides[keep])
+        if not keep.all():
+            batch, sides = batch.filter(pa.array(keep)), sides[keep]
+        yield filters.apply(batch, sides, count_filtered)
+        del batch
+
+
+def decontaminate(
+    documents: Documents, decontaminator: Decontaminator | None, recipe: Recipe, count: Callable[[pa.RecordBatch], None]
+) -> Documents:
+    """Yield `documents` without those that contain evaluation items, for which `count` is called.
+
+    All are yielded if there is no `decontaminator`, or if it only counts.
+    """
+    for batch, sides in documents:
+        if decontaminator is not None:
+            texts = get_plain_texts(batch.column("text"), has_chats=recipe.chat_columns is not None)
+            is_kept = decontaminator.judge(texts)
+            del texts
+            if not is_kept.all():
+                count(batch.filter(pa.array(~is_kept)))
+                batch, sides = batch.filter(pa.array(is_kept)), sides[is_kept]
+        yield batch, sides
         del batch
 
 
@@ -81,6 +116,12 @@ def count_dropped(rejects: Rejects, kind: str, batch: pa.RecordBatch, names: Map
         place = f"document {batch.column('position')[0].as_py()}"
         source = names[batch.column("source")[0].as_py()]
         rejects.count(RejectReason(kind, DROP_MESSAGES[kind], batch.num_rows, source, place))
+
+
+def _count_filtered(rejects: Rejects, names: Mapping[int, str], name: str, reason: str, batch: pa.RecordBatch) -> None:
+    """Count the documents of `batch`, which the filter `name` drops."""
+    place, source = f"document {batch.column('position')[0].as_py()}", names[batch.column("source")[0].as_py()]
+    rejects.count(RejectReason(BY_FILTERS, f"filter {name}: {reason}", batch.num_rows, source, place))
 
 
 def _note_names(spans: Iterable[Source], names: dict[int, str]) -> Iterator[Source]:

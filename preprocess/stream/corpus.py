@@ -20,6 +20,7 @@ import numpy as np
 
 from preprocess.chats.templates import number_chat_tokens
 from preprocess.errors import MisuseError
+from preprocess.filters.chain import load_recipe_filters
 from preprocess.inputs.describe import resolve_format
 from preprocess.inputs.find_inputs import find_stream_files
 from preprocess.inputs.input_files import InputFile
@@ -34,6 +35,8 @@ from preprocess.shards.files import canonical_json, readable_json, sha256_bytes,
 from preprocess.shards.format import CONTROL_FIELDS, MANIFEST, TOKENIZER_DIR
 from preprocess.shards.manifest import SPLITS, Manifest, drop_origins, parse_manifest
 from preprocess.shards.manifest_file import FORMAT, VERSION
+from preprocess.stages.decontaminate import Decontaminator
+from preprocess.stages.evaluation_items import find_evaluation_files, make_decontaminator
 from preprocess.tokenizers import TRAINED_KINDS, make_tokenizer_entry
 from preprocess.tokenizers.for_recipe import load_recipe_tokenizer
 from preprocess.tokenizers.interface import Tokenizer
@@ -52,6 +55,7 @@ class StreamCorpus:
     tokenizer: Tokenizer
     control_ids: dict[str, int]  # control token -> id, after the tokenizer's ids
     log: Log
+    decontaminator: Decontaminator | None = None
 
     def __reduce__(self) -> NoReturn:
         """Reject pickling with advice: pickle would fail at a compiled object of the tokenizer."""
@@ -150,8 +154,9 @@ def open_corpus(
     an input file or the tokenizer cannot be obtained.
     """
     log = log or Progress(quiet=True).warn
-    recipe = load_recipe(str(corpus) if isinstance(corpus, Path) else corpus, **overrides)
+    recipe = load_recipe_filters(load_recipe(str(corpus) if isinstance(corpus, Path) else corpus, **overrides))
     _reject_trained_tokenizer(recipe)
+    recipe, evaluation_files = find_evaluation_files(recipe)
     prefix = f"{corpus}: " if isinstance(corpus, str | Path) and "inputs" not in overrides else ""
     input_files, on_demand = find_stream_files(recipe, _WarningsToLog(log), f"{prefix}inputs")
     recipe, notes = adapt_recipe(resolve_chat_template(resolve_format(recipe, input_files)))
@@ -163,7 +168,8 @@ def open_corpus(
     for note in notes:
         log(note)
     control_ids = _number_control_tokens(recipe, input_files, tokenizer)
-    return StreamCorpus(recipe, tuple(input_files), on_demand, tokenizer, control_ids, log)
+    decontaminator = make_decontaminator(recipe, evaluation_files)
+    return StreamCorpus(recipe, tuple(input_files), on_demand, tokenizer, control_ids, log, decontaminator)
 
 
 class _WarningsToLog(Progress):
@@ -199,6 +205,12 @@ def adapt_recipe(recipe: Recipe) -> tuple[Recipe, list[str]]:
         notes.append("a stream cannot remember every document: duplicates are kept (set dedup = false to confirm)")
     if recipe.near_dedup:
         raise MisuseError("a stream cannot find nearly equal documents; leave near_dedup out, or make a build")
+    if recipe.dedup_lines:
+        raise MisuseError("a stream cannot find repeated lines; leave dedup_lines out, or make a build")
+    if recipe.decontaminate and recipe.decontaminate_policy == "report":
+        raise MisuseError(
+            "a stream writes no report about evaluation items; set decontaminate_policy to 'drop', or make a build"
+        )
     if can_split_duplicates(dataclasses.replace(recipe, dedup=False)):
         notes.append(DUPLICATES_SPLIT_WARNING)
     if recipe.split == "exact":

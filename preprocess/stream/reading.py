@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count, islice
 
 import numpy as np
@@ -41,8 +42,9 @@ from preprocess.readers.reject_messages import describe_rejects
 from preprocess.readers.reject_reasons import explain_reasons
 from preprocess.recipes.schema import is_grouped_by_content
 from preprocess.shards.permutation import keyed_hash, permute
+from preprocess.stages.decontaminate import CONTAMINATED
 from preprocess.stages.dedup import hash_contents, hash_groups
-from preprocess.stages.pipeline import SIDE_BY_NAME, read_documents
+from preprocess.stages.pipeline import SIDE_BY_NAME, count_dropped, decontaminate, read_documents
 from preprocess.stages.split import is_below_threshold, key_groups
 from preprocess.stream.corpus import StreamCorpus
 from preprocess.stream.retries import Retries, wait_before_retry
@@ -273,7 +275,12 @@ class DocumentReader:
             rejects, row = Rejects(None), 0
             try:
                 spans = [(self._open(file), span) for file, span in run.spans]
-                for batch, sides in read_documents(spans, self.corpus.recipe, rejects, Counter()):
+                documents = read_documents(spans, self.corpus.recipe, rejects, Counter())
+                names = {file.number: file.name for file, _ in run.spans}
+                count_contaminated = partial(count_dropped, rejects, CONTAMINATED, names=names)
+                for batch, sides in decontaminate(
+                    documents, self.corpus.decontaminator, self.corpus.recipe, count_contaminated
+                ):
                     end = row + batch.num_rows
                     if end > num_read:
                         skip = max(num_read - row, 0)  # read before the failure, or before the cursor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -139,6 +140,17 @@ def test_work_of_a_build_killed_after_publishing_is_deleted_by_the_next(
     assert "27 records that could not be read, or were changed, were saved in" in capsys.readouterr().err
 
 
+def test_disk_for_near_duplicates_is_part_of_the_check(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_bytes = sum(path.stat().st_size for path in corpus.iterdir())
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("preprocess.build.plan.shutil.disk_usage", lambda _: usage._replace(free=2 * num_bytes))
+    build_corpus(corpus, tmp_path / "x")
+    with pytest.raises(FolioError, match="not enough space on the disk"):
+        build_corpus(corpus, tmp_path / "y", near_dedup="drop")
+
+
 def test_too_small_disk_is_reported_before_the_work(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,15 +162,15 @@ def test_too_small_disk_is_reported_before_the_work(
     assert not list(tmp_path.glob(".x.work"))
 
 
-def start_corpus_build(corpus: Path, output_dir: Path, workers: int) -> subprocess.Popen:
-    """Start `preprocess build` on the fixture `corpus`, with partitions of 3,000 bytes."""
+def start_corpus_build(corpus: Path, output_dir: Path, workers: int, *more: str) -> subprocess.Popen:
+    """Start `preprocess build` on the fixture `corpus`, with partitions of 3,000 bytes and `more` options."""
     code = (
         "import sys; from preprocess.inputs import input_files; input_files.PARTITION_BYTES = 3000\n"
         "from preprocess.cli.main import main; main(sys.argv[1:])\n"
     )
     options = {"input": corpus, **COLUMNS, "shard_tokens": SHARD_TOKENS, "workers": workers, "output": output_dir}
     flags = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-c", code, "build", *flags, "--name", "x"]
+    command = [sys.executable, "-c", code, "build", *flags, "--name", "x", *more]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -193,11 +205,31 @@ def test_killed_worker_is_reported_and_the_build_can_be_continued(corpus: Path, 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_fifty_kills_at_random_moments_change_no_byte(corpus: Path, tmp_path: Path, workers: int) -> None:
-    """Each attempt continues the killed one before it, until a build is finished and deleted."""
     expected = file_bytes(build_corpus(corpus, tmp_path / "expected/x").folder)
-    rng, output_dir, num_kills = random.Random(workers), tmp_path / "x", 0
-    while num_kills < 50:
-        process = start_corpus_build(corpus, output_dir, workers)
+    kill_builds(50, corpus, tmp_path / "x", expected, workers)
+
+
+@pytest.mark.slow
+def test_kills_change_no_byte_with_near_duplicates_and_evaluation_items(corpus: Path, tmp_path: Path) -> None:
+    folder, items = tmp_path / "near", tmp_path / "items.txt"
+    shutil.copytree(corpus, folder)
+    texts = [" ".join(f"w{number}x{i}" for i in range(40)) for number in range(60)]
+    rows = [{"text": f"{text} {copy}", "pair": f"{copy}-{i}"} for copy in "ab" for i, text in enumerate(texts)]
+    (folder / "copies.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    items.write_text("\n".join(texts[:10]), encoding="utf-8")
+    settings_ = {"near_dedup": "group", "decontaminate": (str(items),), "dedup_lines": "line"}
+    expected = file_bytes(build_corpus(folder, tmp_path / "expected/x", **settings_).folder)
+    stats = json.loads((tmp_path / "expected/x/stats.json").read_bytes())
+    assert (stats["split"]["near_duplicates_grouped"], stats["documents"]["contaminated"]) == (50, 20)
+    lines = ("--dedup-lines", "line")
+    kill_builds(10, folder, tmp_path / "x", expected, 2, "--near-dedup", "group", "--decontaminate", str(items), *lines)
+
+
+def kill_builds(count: int, corpus: Path, output_dir: Path, expected: Any, workers: int, *more: str) -> None:
+    """Kill builds at random moments. Each continues the killed one before it, until one is finished and deleted."""
+    rng, num_kills = random.Random(workers), 0
+    while num_kills < count:
+        process = start_corpus_build(corpus, output_dir, workers, *more)
         try:
             process.wait(rng.uniform(0.3, 1.6))
         except subprocess.TimeoutExpired:
@@ -207,7 +239,8 @@ def test_fifty_kills_at_random_moments_change_no_byte(corpus: Path, tmp_path: Pa
         if output_dir.exists():
             assert file_bytes(output_dir) == expected
             shutil.rmtree(output_dir)
-    assert start_corpus_build(corpus, output_dir, workers).wait(60) == 0 and file_bytes(output_dir) == expected
+    assert start_corpus_build(corpus, output_dir, workers, *more).wait(60) == 0
+    assert file_bytes(output_dir) == expected
 
 
 def start_synthetic_build(output_dir: Path) -> subprocess.Popen:

@@ -52,8 +52,8 @@ def parse(path: tuple[str, ...], *arguments: str) -> dict[str, object]:
 
 def test_commands_are_all_known() -> None:
     assert {" ".join(path) for path, _ in COMMANDS} == {
-        "build", "corpora", "estimate", "export", "list", "rejects", "show", "stats", "tokenizer inspect",
-        "tokenizer train", "verify",
+        "build", "corpora", "estimate", "export", "filter try", "list", "rejects", "show", "stats",
+        "tokenizer inspect", "tokenizer train", "verify",
     }  # fmt: skip
     assert len(OPTIONS_WITH_DASHES) > 60
 
@@ -99,7 +99,7 @@ def test_help_lists_commands_and_defaults(preprocess: Run) -> None:
     assert preprocess("--version").stdout.startswith("preprocess, version ")
 
 
-@pytest.mark.parametrize("group", [(), ("tokenizer",)])
+@pytest.mark.parametrize("group", [(), ("filter",), ("tokenizer",)])
 def test_group_without_arguments_prints_its_help(preprocess: Run, group: tuple[str, ...]) -> None:
     done = preprocess(*group)
     assert done.returncode == 0 and done.stderr == ""
@@ -114,6 +114,7 @@ def test_json_and_quiet_work_on_every_command(preprocess: Run, tmp_path: Path) -
         "corpora": ("corpora",),
         "estimate": ("estimate", "--corpus", "synthetic", "--num-pairs", "40", "--tokenizer", "byte"),
         "export": ("export", "synthetic", "--format", "nanogpt", "--output", "exported"),
+        "filter try": ("filter", "try", "word_count", "--corpus", "synthetic", "--num-pairs", "40"),
         "list": ("list",),
         "show": ("show", "synthetic"),
         "show --document": ("show", "synthetic", "--document", "0"),

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocess.stages import near_dup
+from preprocess.stages import near_dup, ngrams
 from preprocess.stages.near_dup import EMPTY, compute_signatures, hash_bands, hash_shingles
 
 # Words of different lengths, punctuation, scripts without spaces, and characters of all lengths in UTF-8.
@@ -51,7 +51,7 @@ def get_sets(texts: list[str], num_words: int = 5) -> list[set[int]]:
 @given(TEXTS, st.integers(1, 6), st.integers(1, 200))
 def test_texts_have_equal_shingles_if_their_words_are_equal(texts: list[str], num_words: int, window: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(near_dup, "WINDOW_BYTES", window)
+        patch.setattr(ngrams, "WINDOW_BYTES", window)
         found = get_sets(texts, num_words)
     expected = [list_shingles(text, num_words) for text in texts]
     assert [len(each) for each in found] == [len(each) for each in expected]
@@ -64,7 +64,7 @@ def test_texts_have_equal_shingles_if_their_words_are_equal(texts: list[str], nu
 def test_windows_and_neighbours_change_no_shingle(texts: list[str], window: int) -> None:
     alone = [hash_shingles(to_arrow([text]), 5)[0].tolist() for text in texts]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(near_dup, "WINDOW_BYTES", window)
+        patch.setattr(ngrams, "WINDOW_BYTES", window)
         shingles, counts = hash_shingles(to_arrow(["before", *texts]).slice(1), 5)
     assert shingles.tolist() == [*itertools.chain(*alone)] and counts.tolist() == [len(each) for each in alone]
 

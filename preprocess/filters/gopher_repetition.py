@@ -1,0 +1,158 @@
+"""The repetition rules of Gopher (Rae et al. 2021, arXiv 2112.11446, table A1), as FineWeb applies them.
+
+The problem: a repeated sequence of words must be counted once where it overlaps itself. So a text is
+read from left to right, and after a sequence that has been read before, reading continues after it.
+That is a loop over words, once for each length of a sequence.
+
+The idea: the words that belong to any repeated sequence are found by sorting hashes, and their share
+of the text is never smaller than what the loop finds. Only in documents in which this share is above
+the limit, the loop runs, and only over sequences that occur more than once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from preprocess.filters.lines import Lines, split_at_runs_of_line_feeds, split_into_paragraphs
+from preprocess.filters.rules import Judgement, RuleFilter, divide
+from preprocess.filters.spans import MULTIPLIER, EqualElements, sum_between
+from preprocess.filters.words import TextGroup, Words, find_words
+from preprocess.recipes.filter_settings import GopherRepetition
+
+TOP_SIZES = (2, 3, 4)
+DUPLICATE_SIZES = (5, 6, 7, 8, 9, 10)
+
+
+class GopherRepetitionFilter(RuleFilter):
+    """Drops documents that repeat lines, paragraphs or sequences of words."""
+
+    reasons = (
+        "empty", "duplicate_paragraphs", "duplicate_paragraph_characters", "duplicate_lines",
+        "duplicate_line_characters", *(f"top_{n}_gram" for n in TOP_SIZES),
+        *(f"duplicate_{n}_grams" for n in DUPLICATE_SIZES),
+    )  # fmt: skip
+
+    def __init__(self, settings: GopherRepetition) -> None:
+        self._settings = settings
+        self._limits = [
+            *(getattr(settings, f"max_top_{n}_gram") for n in TOP_SIZES),
+            *(getattr(settings, f"max_duplicate_{n}_grams") for n in DUPLICATE_SIZES),
+        ]
+
+    def judge_group(self, group: TextGroup) -> Judgement:
+        settings, words = self._settings, find_words(group)
+        judgement, num_characters = Judgement(group.num_documents), group.count_characters()
+        judgement.drop(0, num_characters, num_characters == 0)
+        parts = (
+            (split_into_paragraphs(group, words), settings.max_duplicate_paragraphs,
+             settings.max_duplicate_paragraph_characters),
+            (split_at_runs_of_line_feeds(group), settings.max_duplicate_lines, settings.max_duplicate_line_characters),
+        )  # fmt: skip
+        for i, (lines, max_lines, max_characters) in enumerate(parts):
+            num_duplicates, in_duplicates = count_duplicates(group, lines)
+            judgement.drop_above(1 + 2 * i, divide(num_duplicates, lines.counts), max_lines)
+            judgement.drop_above(2 + 2 * i, divide(in_duplicates, num_characters), max_characters)
+        grams = _RepeatedGrams(words, words.hash(group.data))
+        for i, (size, limit) in enumerate(zip((*TOP_SIZES, *DUPLICATE_SIZES), self._limits, strict=True)):
+            if limit is not None:
+                grams.find(size)
+                measure = grams.measure_top if size in TOP_SIZES else grams.measure_duplicates
+                num_allowed = np.where(judgement.reasons < 0, limit * num_characters, np.inf)
+                judgement.drop_above(5 + i, divide(measure(num_allowed), num_characters), limit)
+        return judgement
+
+
+def count_duplicates(group: TextGroup, lines: Lines) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many lines of each text are equal to an earlier one, and their characters: (D,) int64 each."""
+    repeated = EqualElements(lines.hash(group.data), lines.documents).find_repeated()
+    is_duplicate = np.zeros(len(lines.starts), bool)
+    is_duplicate[repeated] = True
+    lengths = np.where(is_duplicate, lines.count_characters(group), 0)
+    return sum_between(is_duplicate, lines.firsts), sum_between(lengths, lines.firsts)
+
+
+class _RepeatedGrams:
+    """Sequences of words that occur more than once in a text, for one size after the other, from the smallest.
+
+    A sequence of more words can only be repeated where one of fewer words is. So only the shortest ones are
+    looked for among all words.
+    """
+
+    def __init__(self, words: Words, hashes: np.ndarray) -> None:
+        """`hashes`: (W,) uint64, of the words."""
+        self._firsts, self._lengths, self._documents, self._hashes = (
+            words.firsts,
+            words.lengths,
+            words.documents,
+            hashes,
+        )
+        self._text_ends = words.firsts[1:][self._documents]  # (W,) index after the last word of the text of each word
+        self._sums = np.concatenate([[0], np.cumsum(words.lengths)])  # (W + 1,) characters of words before each
+        self._starts = np.arange(len(hashes))  # (M,) first words of the sequences, ascending
+
+    def find(self, size: int) -> None:
+        """Find the sequences of `size` words, which must be larger than in the last call."""
+        starts = self._starts[self._starts + size <= self._text_ends[self._starts]]
+        hashes = np.zeros(len(starts), np.uint64)
+        for i in range(size):
+            hashes *= MULTIPLIER
+            hashes += self._hashes[starts + i]
+        equal = EqualElements(hashes, self._documents[starts])
+        elements, self._groups = equal.number_large_groups()
+        self._size, self._starts, self._repeated = size, starts[elements], starts[equal.find_repeated()]
+
+    def measure_top(self, _: np.ndarray) -> np.ndarray:
+        """Return the characters of the most frequent sequence of each text, with spaces, times its number: (D,) int64.
+
+        Of several with the same number, the first in the text counts.
+        """
+        num_documents = len(self._firsts) - 1
+        # Without a repeated sequence, it is the first of the text.
+        first_words, counts = self._firsts[:-1].copy(), np.ones(num_documents, np.int64)
+        _, first_elements, sizes = np.unique(self._groups, return_index=True, return_counts=True)
+        starts = self._starts[first_elements]
+        documents = self._documents[starts]
+        order = np.lexsort((starts, -sizes, documents))
+        found, of_found = np.unique(documents[order], return_index=True)
+        first_words[found], counts[found] = starts[order][of_found], sizes[order][of_found]
+        measured = np.zeros(num_documents, np.int64)
+        rows = np.flatnonzero(np.diff(self._firsts) >= self._size)
+        characters = self._sums[first_words[rows] + self._size] - self._sums[first_words[rows]] + self._size - 1
+        measured[rows] = characters * counts[rows]
+        return measured
+
+    def measure_duplicates(self, num_allowed: np.ndarray) -> np.ndarray:
+        """Return the characters of repeated sequences of each text, read from left to right without overlaps: (D,).
+
+        For a text that cannot have more than `num_allowed`, (D,), this is an upper bound.
+        """
+        measured = self._bound()
+        for document in np.flatnonzero(measured > num_allowed).tolist():
+            measured[document] = self._count(document)
+        return measured
+
+    def _bound(self) -> np.ndarray:
+        """Return the characters of all words that are in a sequence equal to an earlier one: (D,) int64."""
+        if not len(self._repeated):
+            return np.zeros(len(self._firsts) - 1, np.int64)
+        is_inside = np.zeros(len(self._lengths), bool)
+        for i in range(self._size):
+            is_inside[self._repeated + i] = True
+        return sum_between(np.where(is_inside, self._lengths, 0), self._firsts)
+
+    def _count(self, document: int) -> int:
+        first, last = np.searchsorted(self._starts, self._firsts[document : document + 2]).tolist()
+        starts = self._starts[first:last]
+        lengths = self._sums[starts + self._size] - self._sums[starts]
+        seen, position, total = set(), 0, 0
+        for start, group, length in zip(
+            starts.tolist(), self._groups[first:last].tolist(), lengths.tolist(), strict=True
+        ):
+            if start < position:
+                continue
+            if group in seen:
+                total += length
+                position = start + self._size
+            else:
+                seen.add(group)
+        return total
