@@ -9,7 +9,10 @@ from preprocess.filters.interface import Filter
 from preprocess.recipes.filter_settings import parse_filter
 
 # Module and class of each filter in FILTERS. A module is imported when one of its filters is used.
-CLASSES = {"word_count": ("preprocess.filters.word_count", "WordCountFilter")}
+CLASSES = {
+    "word_count": ("preprocess.filters.word_count", "WordCountFilter"),
+    "language": ("preprocess.filters.language", "LanguageFilter"),
+}
 
 
 @functools.lru_cache(maxsize=64)

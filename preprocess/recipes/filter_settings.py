@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from preprocess.errors import MisuseError, shorten
+from preprocess.recipes.language_codes import LANGUAGE_CODES, UNDETERMINED
 
 MAX_SPEC_CHARACTERS = 10_000
 NONE = "none"  # the spelling of None, which turns a rule off
@@ -52,8 +53,26 @@ class WordCount:
     max_words: int | None = number(100_000, 0, 1 << 40)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Language:
+    """Settings of `language`."""
+
+    languages: tuple[str, ...] = ()  # keep only documents in these; none: keep all, and only find their language
+    min_score: float | None = number(0.5)  # a text whose language is less probable is in the language `und`
+    override: bool = False  # find the language of documents for which the input gives one, too
+
+    def __post_init__(self) -> None:
+        for code in self.languages:
+            if code not in LANGUAGE_CODES and code != UNDETERMINED:
+                raise MisuseError(
+                    "languages of the filter language must be codes that its model knows, such as en, ru or zh "
+                    f"(docs/languages.md lists them), got {shorten(repr(code))}"
+                )
+        object.__setattr__(self, "languages", tuple(sorted(set(self.languages))))
+
+
 # The settings of each filter, by the filter's name.
-FILTERS: dict[str, type] = {"word_count": WordCount}
+FILTERS: dict[str, type] = {"word_count": WordCount, "language": Language}
 # The filters that edit texts. They are rejected with chats, whose texts are messages of several people.
 EDITING_FILTERS: tuple[str, ...] = ()
 # Lists of filters that --quality names.
