@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from preprocess.recipes.filter_settings import FILTERS, PRESETS, Language, expand_filters, format_filter
+from preprocess.recipes.filter_settings import (
+    FILTERS,
+    PII_POLICIES,
+    PRESETS,
+    Language,
+    Pii,
+    expand_filters,
+    format_filter,
+)
 from preprocess.recipes.schema import CHOICES, CLEANING_RULES
 
 if TYPE_CHECKING:
@@ -169,6 +177,12 @@ PROCESSING_OPTIONS = [
         help="The smallest probability of a document's language, from 0 to 1; the language of a document below it is "
         "und, which is not kept unless --languages names it.  [default: 0.5]",
     ),
+    click.option(
+        "--pii",
+        type=click.Choice(PII_POLICIES),
+        help="Replace personal data and keys by masks such as <EMAIL>, or drop the documents that contain any: the "
+        "filter pii, applied before all others.",
+    ),
     click.option("--dedup/--no-dedup", default=None, help="Drop documents that are equal to an earlier one."),
     click.option(
         "--near-dedup",
@@ -269,12 +283,13 @@ class RecipeOptions:
 
 def _list_shorthands(settings: dict[str, Any]) -> tuple[str, ...]:
     """Remove the options that stand for a filter from `settings`, and return these filters."""
-    languages, min_score = settings.pop("languages"), settings.pop("min_language_score")
-    if languages is None and min_score is None:
-        return ()
-    codes = tuple(code.strip() for code in languages.split(",")) if languages is not None else ()
-    language = Language(languages=codes) if min_score is None else Language(languages=codes, min_score=min_score)
-    return (format_filter("language", language),)
+    policy, languages, min_score = (settings.pop(name) for name in ("pii", "languages", "min_language_score"))
+    specs = [] if policy is None else [format_filter("pii", Pii(policy=policy))]
+    if languages is not None or min_score is not None:
+        codes = tuple(code.strip() for code in languages.split(",")) if languages is not None else ()
+        language = Language(languages=codes) if min_score is None else Language(languages=codes, min_score=min_score)
+        specs.append(format_filter("language", language))
+    return tuple(specs)
 
 
 def workers_option(help: str = "Number of processes.") -> Callable[[Command], Command]:

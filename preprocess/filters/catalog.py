@@ -12,6 +12,7 @@ from preprocess.recipes.filter_settings import parse_filter
 CLASSES = {
     "word_count": ("preprocess.filters.word_count", "WordCountFilter"),
     "language": ("preprocess.filters.language", "LanguageFilter"),
+    "pii": ("preprocess.filters.pii", "PiiFilter"),
 }
 
 

@@ -71,8 +71,34 @@ class Language:
         object.__setattr__(self, "languages", tuple(sorted(set(self.languages))))
 
 
+PII_KINDS = ("key", "email", "ip", "iban", "card", "phone")
+PII_POLICIES = ("mask", "drop")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pii:
+    """Settings of `pii`."""
+
+    kinds: tuple[str, ...] = PII_KINDS
+    policy: str = "mask"  # mask: replace what is found; drop: drop the documents that contain any
+
+    def __post_init__(self) -> None:
+        if unknown := [kind for kind in self.kinds if kind not in PII_KINDS]:
+            raise MisuseError(
+                f"kinds of the filter pii must be some of {LIST_SEPARATOR.join(PII_KINDS)}, "
+                f"got {shorten(repr(unknown[0]))}"
+            )
+        if not self.kinds:
+            raise MisuseError(f"kinds of the filter pii must not be empty; name some of {', '.join(PII_KINDS)}")
+        if self.policy not in PII_POLICIES:
+            raise MisuseError(
+                f"policy of the filter pii must be {' or '.join(PII_POLICIES)}, got {shorten(repr(self.policy))}"
+            )
+        object.__setattr__(self, "kinds", tuple(kind for kind in PII_KINDS if kind in self.kinds))
+
+
 # The settings of each filter, by the filter's name.
-FILTERS: dict[str, type] = {"word_count": WordCount, "language": Language}
+FILTERS: dict[str, type] = {"word_count": WordCount, "language": Language, "pii": Pii}
 # The filters that edit texts. They are rejected with chats, whose texts are messages of several people.
 EDITING_FILTERS: tuple[str, ...] = ()
 # Lists of filters that --quality names.
