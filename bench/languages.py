@@ -54,6 +54,9 @@ SAME_LANGUAGE = {
 }  # fmt: skip
 
 
+CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f]")  # pycld2 takes them for invalid UTF-8
+
+
 @dataclass(frozen=True)
 class Text:
     """A text and the code of its language."""
@@ -79,7 +82,7 @@ def read_declarations(path: Path) -> tuple[dict[str, list[str]], dict[str, str]]
             return file.read().decode()
 
         for entry in re.findall(r"\{\n(.*?)\n  \}", read("index.js"), re.DOTALL):
-            fields = dict(re.findall(r"(\w+): '?([^'\n]*?)'?,?(?:\n|$)", entry))
+            fields = {key: value.strip("'\"") for key, value in re.findall(r"(\w+): (.*?),?(?:\n|$)", entry)}
             name = f"declaration/{fields['code']}.html"
             # Entries with a number instead of a code are unverified versions, some of another language.
             if int(fields["stage"]) < MIN_STAGE or name not in members or fields["code"].isdecimal():
@@ -158,7 +161,7 @@ def load_cld2() -> Library:
     import pycld2
 
     def run(texts: list[str]) -> list[Answer]:
-        best = (pycld2.detect(text)[2][0] for text in texts)
+        best = (pycld2.detect(CONTROL_CHARACTERS.sub("", text))[2][0] for text in texts)
         return [(code, percent / 100) for _, code, percent, _ in best]
 
     return run

@@ -10,6 +10,10 @@ from preprocess.recipes.filter_settings import parse_filter
 
 # Module and class of each filter in FILTERS. A module is imported when one of its filters is used.
 CLASSES = {
+    "gopher_quality": ("preprocess.filters.gopher_quality", "GopherQualityFilter"),
+    "gopher_repetition": ("preprocess.filters.gopher_repetition", "GopherRepetitionFilter"),
+    "c4": ("preprocess.filters.c4", "C4Filter"),
+    "fineweb_quality": ("preprocess.filters.fineweb_quality", "FinewebQualityFilter"),
     "word_count": ("preprocess.filters.word_count", "WordCountFilter"),
     "language": ("preprocess.filters.language", "LanguageFilter"),
     "pii": ("preprocess.filters.pii", "PiiFilter"),

@@ -22,6 +22,7 @@ from preprocess.errors import MisuseError, shorten
 from preprocess.recipes.language_codes import LANGUAGE_CODES, UNDETERMINED
 
 MAX_SPEC_CHARACTERS = 10_000
+MAX_COUNT = 1 << 40
 NONE = "none"  # the spelling of None, which turns a rule off
 LIST_SEPARATOR = "|"  # between the values of a setting that is a tuple
 # A comma or a backslash in a value is written with a backslash before it.
@@ -49,8 +50,69 @@ def number(default: float | None, min_value: float = 0, max_value: float = 1) ->
 class WordCount:
     """Settings of `word_count`."""
 
-    min_words: int | None = number(50, 0, 1 << 40)
-    max_words: int | None = number(100_000, 0, 1 << 40)
+    min_words: int | None = number(50, 0, MAX_COUNT)
+    max_words: int | None = number(100_000, 0, MAX_COUNT)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GopherQuality:
+    """Settings of `gopher_quality`: Rae et al. 2021, arXiv 2112.11446, appendix A.1.1."""
+
+    min_words: int | None = number(50, 0, MAX_COUNT)  # without symbols
+    max_words: int | None = number(100_000, 0, MAX_COUNT)
+    min_mean_word_length: float | None = number(3.0, 0, MAX_COUNT)  # characters, without symbols
+    max_mean_word_length: float | None = number(10.0, 0, MAX_COUNT)
+    max_symbol_ratio: float | None = number(0.1, 0, MAX_COUNT)  # of hash signs, and of ellipses, to words
+    max_bullet_lines: float | None = number(0.9)
+    max_ellipsis_lines: float | None = number(0.3)
+    min_alphabetic_words: float | None = number(0.8)
+    min_stop_words: int | None = number(2, 0, MAX_COUNT)
+    stop_words: tuple[str, ...] = ("the", "be", "to", "of", "and", "that", "have", "with")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GopherRepetition:
+    """Settings of `gopher_repetition`: Rae et al. 2021, arXiv 2112.11446, table A1."""
+
+    max_duplicate_lines: float | None = number(0.3)
+    max_duplicate_paragraphs: float | None = number(0.3)
+    max_duplicate_line_characters: float | None = number(0.2)
+    max_duplicate_paragraph_characters: float | None = number(0.2)
+    max_top_2_gram: float | None = number(0.2)
+    max_top_3_gram: float | None = number(0.18)
+    max_top_4_gram: float | None = number(0.16)
+    max_duplicate_5_grams: float | None = number(0.15)
+    max_duplicate_6_grams: float | None = number(0.14)
+    max_duplicate_7_grams: float | None = number(0.13)
+    max_duplicate_8_grams: float | None = number(0.12)
+    max_duplicate_9_grams: float | None = number(0.11)
+    max_duplicate_10_grams: float | None = number(0.1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class C4:
+    """Settings of `c4`: Raffel et al. 2020, JMLR 21 (140), section 2.2, and the code of the dataset."""
+
+    terminal_punctuation: bool = True  # remove lines that do not end with . ? ! or a quotation mark
+    min_line_words: int | None = number(3, 0, MAX_COUNT)
+    max_word_characters: int | None = number(1000, 0, MAX_COUNT)
+    javascript: bool = True  # remove lines with this word
+    policy: bool = True  # remove lines with phrases such as "privacy policy"
+    citations: bool = True  # remove citations such as [1]
+    lorem_ipsum: bool = True  # drop documents with these words
+    curly_bracket: bool = True  # drop documents with {
+    min_sentences: int | None = number(5, 0, MAX_COUNT)  # in the lines that are left
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinewebQuality:
+    """Settings of `fineweb_quality`: Penedo et al. 2024, arXiv 2406.17557, section 3.6."""
+
+    min_punctuated_lines: float | None = number(0.12)
+    max_short_lines: float | None = number(0.67)
+    short_line_characters: int = number(30, 0, MAX_COUNT)
+    max_duplicate_line_characters: float | None = number(0.01)
+    max_line_feeds_per_word: float | None = number(0.3, 0, MAX_COUNT)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,11 +160,24 @@ class Pii:
 
 
 # The settings of each filter, by the filter's name.
-FILTERS: dict[str, type] = {"word_count": WordCount, "language": Language, "pii": Pii}
+FILTERS: dict[str, type] = {
+    "gopher_quality": GopherQuality,
+    "gopher_repetition": GopherRepetition,
+    "c4": C4,
+    "fineweb_quality": FinewebQuality,
+    "word_count": WordCount,
+    "language": Language,
+    "pii": Pii,
+}
 # The filters that edit texts. They are rejected with chats, whose texts are messages of several people.
-EDITING_FILTERS: tuple[str, ...] = ()
+EDITING_FILTERS: tuple[str, ...] = ("c4",)
 # Lists of filters that --quality names.
-PRESETS: dict[str, tuple[str, ...]] = {}
+PRESETS: dict[str, tuple[str, ...]] = {
+    # In the order of FineWeb's published pipeline, after its filters by URL and by language.
+    "fineweb": ("gopher_repetition", "gopher_quality", "c4:terminal_punctuation=false", "fineweb_quality"),
+    "gopher": ("gopher_quality", "gopher_repetition"),
+    "c4": ("c4",),
+}
 
 
 def expand_filters(quality: str | None, filters: Iterable[str]) -> tuple[str, ...]:

@@ -1,0 +1,289 @@
+"""Compare the quality filters with those of datatrove: verdicts and reasons document by document, and time.
+
+The documents are the corpora of --mirror, cut at paragraphs, the text files of the Python environment
+(sources, licences, descriptions of packages), and adversarial documents. Each of datatrove's filters
+judges every document twice: with the words of Folio, through datatrove's own interface for word
+tokenizers, and with its default words, those of spaCy. Then the four filters of FineWeb's pipeline are
+timed on the same documents, each document through all filters that keep it, one process each in turn.
+
+This runs in the environment of bench/requirements.txt.
+
+    python bench/quality_filters.py --mirror CORPORA
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started by path: this folder would hide the packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import os
+import random
+import re
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datatrove.data import Document
+from datatrove.pipeline.filters import (
+    C4QualityFilter,
+    FineWebQualityFilter,
+    GopherQualityFilter,
+    GopherRepetitionFilter,
+)
+from datatrove.utils.word_tokenizers import WordTokenizer
+
+from bench.lib.report import describe_machine
+from preprocess.documents import make_batch
+from preprocess.filters.catalog import load_filter
+from preprocess.filters.characters import MARK, SINGLE, SPACE, TERMINAL, WORD, find_kind
+
+BATCH_BYTES = 4 << 20  # as in a build
+MAX_FILE_BYTES = 200_000
+MAX_SHOWN = 5  # differences of a filter
+NEXT, LINE_SEPARATOR = "\x85", "\u2028"
+
+# Reasons of datatrove and of Folio.
+REASONS = {
+    "gopher_short_doc": "too_few_words", "gopher_long_doc": "too_many_words",
+    "gopher_below_avg_threshold": "words_too_short", "gopher_above_avg_threshold": "words_too_long",
+    "gopher_too_many_hashes": "too_many_hash_signs", "gopher_too_many_ellipsis": "too_many_ellipses",
+    "gopher_too_many_bullets": "too_many_bullet_lines",
+    "gopher_too_many_end_ellipsis": "too_many_lines_end_with_ellipsis",
+    "gopher_below_alpha_threshold": "too_few_alphabetic_words", "gopher_enough_stop_words": "too_few_stop_words",
+    "dup_para_frac": "duplicate_paragraphs", "dup_para_char_frac": "duplicate_paragraph_characters",
+    "dup_line_frac": "duplicate_lines", "dup_line_char_frac": "duplicate_line_characters",
+    "line_punct_ratio": "too_few_lines_end_with_punctuation", "short_line_ratio": "too_many_short_lines",
+    "char_dup_ratio": "duplicate_line_characters", "list_ratio": "too_many_line_feeds",
+    **{f"duplicated_{n}_n_grams": f"duplicate_{n}_grams" for n in range(5, 11)},
+}  # fmt: skip
+
+
+def make_class(bits: int) -> str:
+    """Return the characters of a kind as a class of a regular expression."""
+    is_member = [bool(find_kind(code_point) & bits) for code_point in range(0x110000)]
+    edges = np.flatnonzero(np.diff(np.array([False, *is_member, False]).astype(np.int8))).reshape(-1, 2).tolist()
+    return "".join(f"{re.escape(chr(first))}-{re.escape(chr(last - 1))}" for first, last in edges)
+
+
+class FolioWords(WordTokenizer):
+    """Folio's words and sentences by regular expressions, for datatrove."""
+
+    def __init__(self) -> None:
+        super().__init__("en")
+        word, single, mark, space = (make_class(bits) for bits in (WORD, SINGLE, MARK, SPACE))
+        more = rf"(?:[{word}]|(?<=[{word}])[.'’](?=[{word}]))*"
+        self._word = re.compile(rf"[{word}]{more}|[{single}](?:[{mark}]{more})?|([^{space}])\1*")
+        self._begins_word = re.compile(f"[{word}{single}]")
+
+    def word_tokenize(self, text: str) -> list[str]:
+        """Return the words of a text."""
+        return [match[0] for match in self._word.finditer(text)]
+
+    def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+        """Return a span for each sentence. datatrove only counts them."""
+        count, has_end = 1, False
+        for word in self.word_tokenize(text):
+            if self._begins_word.match(word):
+                count, has_end = count + has_end, False
+            elif find_kind(ord(word[0])) & TERMINAL and not word.startswith(".."):
+                has_end = True
+        return [(0, len(text))] * count
+
+    def sent_tokenize(self, text: str) -> list[str]:
+        """Not used by the filters."""
+        raise NotImplementedError
+
+
+def read_corpora(mirror: Path, rng: random.Random) -> Iterator[str]:
+    """Yield documents of 200 to 20,000 characters, cut between paragraphs."""
+    for path in sorted(mirror.rglob("*.txt")):
+        separator = "\n" if "wikitext" in str(path) else "\n\n"
+        paragraphs = path.read_text("utf-8", errors="replace").split(separator)
+        begin, size, wanted = 0, 0, rng.choice((200, 1_000, 4_000, 20_000))
+        for end, paragraph in enumerate(paragraphs, start=1):
+            size += len(paragraph)
+            if size >= wanted or end == len(paragraphs):
+                yield separator.join(paragraphs[begin:end])
+                begin, size, wanted = end, 0, rng.choice((200, 1_000, 4_000, 20_000))
+
+
+def read_text_files(folder: Path) -> Iterator[str]:
+    """Yield the sources, licences and descriptions of packages in a Python environment."""
+    for path in sorted(folder.rglob("*")):
+        is_text = path.suffix in {".py", ".md", ".rst", ".txt", ".html"} or path.name in {"METADATA", "LICENSE"}
+        if is_text and path.is_file() and 0 < path.stat().st_size <= MAX_FILE_BYTES:
+            yield path.read_text("utf-8", errors="replace")
+
+
+def make_adversarial(rng: random.Random) -> list[str]:
+    """Return documents at the limits of the rules."""
+    prose = "The cat sat on the mat, and that was all it had to be. It is good to have one with a hat of wool. "
+    parts = [
+        "", " ", "\n", "\n\n\n", "word", "…", "...", "!?!?", "# # #", "中文" * 40, "日本語の文。" * 30, "กำลังทำ" * 30,
+        "😀" * 60, "😀 🎉 " * 40, prose, prose * 30, "- item\n" * 30, "• item\n", "-\n" * 20, "and so on...\n" * 9,
+        "and so on…\n", "a\r\nb\r\n" * 30, prose.replace(". ", ".\r\n") * 5, "line\n" * 50, "one two three " * 60,
+        "x" * 1_000_000, "x " * 20_000, "a\u2028b\x85c\x0bd\n" * 20, "[1] [edit] [citation needed] [١] []",
+        prose + "[1]", "Lorem ipsum dolor sit amet. ", "function() { return; }. ", "Enable JavaScript now.\n",
+        "Our Privacy Policy applies here.\n", prose + "\n" + prose + "\n", "The end. \n", "\tindented text.  \n",
+        "e.g. the U.S. has 3.5 of 10,000.\n", "Don't 'quote' \"this\"!\n", "___ --- === ***\n", "１２３ ％\n",
+        "e\u0301a\u0300 co\u00ADop zero\u200bwidth\n", "\ufeffmark\n", "\x1c\x1d\x1e\x1f\n", "1 2 3 4 5 6 7 8 9\n",
+        "the be to of and that have with ", "\U0001F1E9\U0001F1EA " * 9, "[" * 50, "[中[中", "a" * 1001 + " b c.\n",
+        'He said "no."\n', "A full line of words that ends here.\n", "\n\n" + prose + "\n\n" + prose + "\n\n",
+    ]  # fmt: skip
+    mixed = ["".join(rng.choices(parts[:25] + parts[27:], k=rng.randint(1, 12))) for _ in range(1_500)]
+    repeated = []
+    for _ in range(500):
+        words = rng.choices(prose.split() + ["river", "stone", "walks", "green", "night"], k=rng.randint(5, 40))
+        repeated.append(" ".join(words[: rng.randint(3, len(words))] * rng.randint(1, 4) + rng.choices(words, k=60)))
+    return parts + mixed + repeated
+
+
+def judge(spec: str, texts: list[str]) -> Iterator[tuple[str | None, str]]:
+    """Yield the reason, None if the document is kept, and the new text of each document."""
+    judged = load_filter(spec)
+    for batch in iter_batches(texts):
+        verdict = judged.judge(batch, batch.column("text"))
+        new_texts = (verdict.batch or batch).column("text").to_pylist()
+        for reason, text in zip(verdict.reasons.tolist(), new_texts, strict=True):
+            yield (None if reason < 0 else judged.reasons[reason]), text
+
+
+def iter_batches(texts: list[str]) -> Iterator[pa.RecordBatch]:
+    """Yield batches of about BATCH_BYTES."""
+    begin = size = 0
+    for end, text in enumerate(texts, start=1):
+        size += len(text.encode())
+        if size >= BATCH_BYTES or end == len(texts):
+            yield make_batch({"text": texts[begin:end], "source": 0, "position": list(range(begin, end))}, end - begin)
+            begin, size = end, 0
+
+
+def judge_by_datatrove(filter_: Any, texts: Iterable[str]) -> Iterator[tuple[str | None, str]]:
+    """Yield what `judge` yields, or as the reason the exception that the filter raises."""
+    for text in texts:
+        document = Document(text=text, id="")
+        try:
+            result = filter_.filter(document)
+        except (ZeroDivisionError, ValueError) as e:
+            yield type(e).__name__, text
+            continue
+        is_kept, reason = result if isinstance(result, tuple) else (result, None)
+        yield (None if is_kept else REASONS.get(reason, reason)), document.text
+
+
+def make_filters(**arguments: Any) -> dict[str, Any]:
+    """Return datatrove's filters, by the spec of Folio's. `arguments`: of all of them."""
+    return {
+        "gopher_repetition": GopherRepetitionFilter(**arguments),
+        "gopher_quality": GopherQualityFilter(**arguments),
+        "c4": C4QualityFilter(**arguments),
+        "c4:terminal_punctuation=false": C4QualityFilter(filter_no_terminal_punct=False, **arguments),
+        "fineweb_quality": FineWebQualityFilter(**arguments),
+    }
+
+
+def compare(texts: list[str], words: str, filters: dict[str, Any]) -> None:
+    """Print in how many documents each filter and datatrove's differ, and the first of them."""
+    for spec, filter_ in filters.items():
+        ours, theirs = list(judge(spec, texts)), list(judge_by_datatrove(filter_, texts))
+        different = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if is_different(a, b)]
+        verdicts = sum((ours[i][0] is None) != (theirs[i][0] is None) for i in different)
+        num_dropped = sum(reason is not None for reason, _ in ours)
+        print(
+            f"{words:14} {spec:32} {len(texts):>8,} documents, {num_dropped:>6,} dropped, {len(different):>5,} "
+            f"different ({len(different) / len(texts):.2%}), of these {verdicts:,} in whether they are kept"
+        )
+        pairs = Counter((ours[i][0], theirs[i][0]) for i in different)
+        for (our_reason, their_reason), count in pairs.most_common(MAX_SHOWN):
+            example = next(i for i in different if (ours[i][0], theirs[i][0]) == (our_reason, their_reason))
+            print(f"{'':15}{count:,} times {our_reason} / {their_reason}, such as {texts[example][:60]!r}")
+
+
+def is_different(ours: tuple[str | None, str], theirs: tuple[str | None, str]) -> bool:
+    """Return whether the reasons differ, or the texts of documents that are kept."""
+    return ours[0] != theirs[0] or (ours[0] is None and ours[1] != theirs[1])
+
+
+def filter_all(texts: list[str], filters: list[str]) -> int:
+    """Apply Folio's filters one after the other, and return how many documents are left."""
+    count = 0
+    for batch in iter_batches(texts):
+        for spec in filters:
+            verdict = load_filter(spec).judge(batch, batch.column("text"))
+            batch = (verdict.batch or batch).filter(pa.array(verdict.reasons < 0))
+        count += batch.num_rows
+    return count
+
+
+def filter_all_by_datatrove(texts: list[str], filters: list[Any]) -> int:
+    """Apply datatrove's filters to one document after the other, and return how many are left."""
+    count = 0
+    for text in texts:
+        document = Document(text=text, id="")
+        count += all(is_kept(filter_, document) for filter_ in filters)
+    return count
+
+
+def is_kept(filter_: Any, document: Document) -> bool:
+    """Return whether a filter keeps a document."""
+    result = filter_.filter(document)
+    return bool(result[0] if isinstance(result, tuple) else result)
+
+
+def measure(texts: list[str], rounds: int, words: WordTokenizer) -> None:
+    """Print the CPU time of the four filters of FineWeb's pipeline, with Folio, datatrove, Folio …"""
+    specs = ["gopher_repetition", "gopher_quality", "c4:terminal_punctuation=false", "fineweb_quality"]
+    default, with_folio_words = make_filters(), make_filters(language=words)
+    jobs = {
+        "Folio": lambda: filter_all(texts, specs),
+        "datatrove": lambda: filter_all_by_datatrove(texts, [default[spec] for spec in specs]),
+        "datatrove, words of Folio": lambda: filter_all_by_datatrove(texts, [with_folio_words[s] for s in specs]),
+    }
+    num_bytes = sum(len(text.encode()) for text in texts)
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    kept = {}
+    for _ in range(rounds):
+        for name, job in jobs.items():
+            begin = time.process_time()
+            kept[name] = job()
+            seconds[name].append(time.process_time() - begin)
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        print(
+            f"{name:28} {num_bytes / 1e6:,.1f} MB, {kept[name]:,} of {len(texts):,} documents kept, "
+            f"{median:8.2f} s of CPU time (median of {rounds}), {num_bytes / 1e6 / median:7.2f} MB/s"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mirror", type=Path, default=os.environ.get("PREPROCESS_MIRROR"), required=False)
+    parser.add_argument("--documents", type=int, default=6_000, help="real documents")
+    parser.add_argument("--timed", type=int, default=600, help="real documents that are timed")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--words", nargs="+", choices=("folio", "default"), default=["folio", "default"])
+    arguments = parser.parse_args()
+    rng = random.Random(0)
+    real = [*read_corpora(arguments.mirror, rng), *read_text_files(Path(sys.prefix) / "lib")]
+    rng.shuffle(real)
+    del real[arguments.documents :]
+    print(describe_machine())
+    adversarial, words = make_adversarial(rng), FolioWords()
+    for name in arguments.words:
+        for kind, texts in (("real", real), ("adversarial", adversarial)):
+            print(f"{kind} documents")
+            compare(texts, f"{name} words", make_filters(**({"language": words} if name == "folio" else {})))
+    if arguments.timed:
+        measure(real[: arguments.timed], arguments.rounds, words)
+
+
+if __name__ == "__main__":
+    main()

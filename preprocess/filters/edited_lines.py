@@ -1,0 +1,97 @@
+"""Lines as bytes that can be removed: find them without what surrounds them, and join those that are kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from preprocess.filters.characters import SPACE, find_characters
+from preprocess.filters.lines import LINE_FEED, split_lines
+from preprocess.filters.spans import sum_between
+from preprocess.filters.words import TextGroup, count_characters_before
+
+# References to sources in an encyclopedia: [1], [], [edit], [citation needed]. A digit may be of any script.
+CITATION = re.compile(rb"\[(?:(?:[0-9]|[\xC2-\xF4][\x80-\xBF]{1,3})*+|edit|citation needed)\]")
+
+
+@dataclass(frozen=True)
+class EditedLines:
+    """The L lines of the D texts of a group, without white space at their ends, and possibly without citations."""
+
+    data: np.ndarray  # (N,) uint8, the lines without what separates them
+    starts: np.ndarray  # (L,) int64, first byte of each line in `data`
+    ends: np.ndarray  # (L,) int64, after the last byte
+    firsts: np.ndarray  # (D + 1,) int64, index of the first line of each text; at the end L
+    num_words: np.ndarray  # (L,) int64, separated by white space, before citations were removed
+    longest_words: np.ndarray  # (L,) int64, characters of the longest of these words, 0 if there is none
+
+    @property
+    def documents(self) -> np.ndarray:
+        """The document of each line: (L,) int64."""
+        return np.repeat(np.arange(len(self.firsts) - 1), np.diff(self.firsts))
+
+
+def find_edited_lines(group: TextGroup, *, has_citations: bool) -> EditedLines:
+    """Return the lines of the texts of a group. With `has_citations`, citations remain in them."""
+    data, lines = group.data, split_lines(group)
+    is_text = (find_characters(data).kinds & SPACE) == 0
+    is_edge = np.zeros(len(data) + 1, bool)
+    is_edge[group.offsets] = True
+    is_first, is_last = is_text.copy(), is_text.copy()
+    is_first[1:] &= ~is_text[:-1] | is_edge[1:-1]
+    is_last[:-1] &= ~is_text[1:] | is_edge[1:-1]
+    starts, ends = np.flatnonzero(is_first), np.flatnonzero(is_last) + 1
+    del is_text, is_edge, is_first, is_last
+    lengths = count_characters_before(data, ends) - count_characters_before(data, starts)
+    first_words, after_last = np.searchsorted(starts, lines.starts), np.searchsorted(starts, lines.ends)
+    num_words = after_last - first_words
+    line_starts, line_ends, longest = lines.starts.copy(), lines.starts.copy(), np.zeros(len(num_words), np.int64)
+    rows = np.flatnonzero(num_words > 0)
+    line_starts[rows], line_ends[rows] = starts[first_words[rows]], ends[after_last[rows] - 1]
+    longest[rows] = np.maximum.reduceat(lengths, first_words[rows]) if len(rows) else 0
+    is_kept = _cover(len(data), line_starts, line_ends)
+    for start, end in [] if has_citations else _find_citations(data, line_starts, line_ends):
+        is_kept[start:end] = False
+    before = np.concatenate([[0], np.cumsum(is_kept, dtype=np.int64)])
+    return EditedLines(data[is_kept], before[line_starts], before[line_ends], lines.firsts, num_words, longest)
+
+
+def _cover(length: int, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return whether each of `length` bytes is in a span: (length,) bool. The spans are ascending and disjoint."""
+    is_nonempty = starts < ends
+    changes = np.zeros(length + 1, np.int8)
+    changes[starts[is_nonempty]] += 1
+    changes[ends[is_nonempty]] -= 1
+    return np.cumsum(changes[:-1], dtype=np.int8).view(bool)
+
+
+def _find_citations(data: np.ndarray, line_starts: np.ndarray, line_ends: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) for each citation within a line."""
+    found = [
+        match.span()
+        for match in CITATION.finditer(data.tobytes())
+        if match[0].isascii() or match[0][1:-1].decode("utf-8").isdecimal()
+    ]
+    starts, ends = np.array(found, np.int64).reshape(-1, 2).T
+    rows = np.searchsorted(line_starts, starts, side="right") - 1
+    for start, end, line_end in zip(starts.tolist(), ends.tolist(), line_ends[rows].tolist(), strict=True):
+        if end <= line_end:
+            yield start, end
+
+
+def join_lines(lines: EditedLines, is_kept: np.ndarray) -> TextGroup:
+    """Return the texts that consist of the lines that are kept, (L,) bool, with a line feed between two."""
+    lengths = (lines.ends - lines.starts)[is_kept]
+    num_lines = sum_between(is_kept, lines.firsts)
+    firsts = np.concatenate([[0], np.cumsum(num_lines)])
+    kept_bytes = lines.data[_cover(len(lines.data), lines.starts[is_kept], lines.ends[is_kept])]
+    is_last = np.zeros(len(lengths), bool)
+    is_last[firsts[1:][num_lines > 0] - 1] = True
+    num_separators = np.concatenate([[0], np.cumsum(~is_last)])  # before each line
+    data = np.full(len(kept_bytes) + int(num_separators[-1]), LINE_FEED, np.uint8)
+    data[np.arange(len(kept_bytes)) + np.repeat(num_separators[:-1], lengths)] = kept_bytes
+    num_bytes = np.concatenate([[0], np.cumsum(lengths)])
+    return TextGroup(0, data, num_bytes[firsts] + num_separators[firsts])

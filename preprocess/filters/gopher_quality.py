@@ -1,0 +1,116 @@
+"""The quality rules of Gopher (Rae et al. 2021, arXiv 2112.11446, appendix A.1.1), as FineWeb applies them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from preprocess.filters.characters import ALPHA, SYMBOL
+from preprocess.filters.lines import Lines, split_lines
+from preprocess.filters.rules import Judgement, RuleFilter, divide
+from preprocess.filters.spans import hash_spans, sum_between
+from preprocess.filters.words import TextGroup, Words, find_words
+from preprocess.recipes.filter_settings import GopherQuality
+
+ELLIPSIS = "…".encode()
+DOTS = b"..."
+BULLET = "•".encode()
+
+
+class GopherQualityFilter(RuleFilter):
+    """Drops documents whose words, symbols and lines are not those of prose."""
+
+    reasons = (
+        "too_few_words", "too_many_words", "words_too_short", "words_too_long", "too_many_hash_signs",
+        "too_many_ellipses", "too_many_bullet_lines", "too_many_lines_end_with_ellipsis", "too_few_alphabetic_words",
+        "too_few_stop_words",
+    )  # fmt: skip
+
+    def __init__(self, settings: GopherQuality) -> None:
+        self._settings = settings
+        stop_words = [word.encode() for word in dict.fromkeys(settings.stop_words)]
+        data, lengths = np.frombuffer(b"".join(stop_words), np.uint8), np.array([len(word) for word in stop_words], int)
+        self._stop_lengths = np.unique(lengths)
+        self._stop_hashes = np.sort(hash_spans(data, np.cumsum(lengths) - lengths, lengths))
+
+    def judge_group(self, group: TextGroup) -> Judgement:
+        settings, words, lines = self._settings, find_words(group), split_lines(group)
+        judgement = Judgement(group.num_documents)
+        is_symbol = words.have(SYMBOL)
+        num_words, num_plain = words.counts, sum_between(~is_symbol, words.firsts)
+        judgement.drop_below(0, num_plain, settings.min_words)
+        judgement.drop_above(1, num_plain, settings.max_words)
+        mean_length = divide(sum_between(np.where(is_symbol, 0, words.lengths), words.firsts), num_plain)
+        judgement.drop_below(2, mean_length, settings.min_mean_word_length)
+        judgement.drop_above(3, mean_length, settings.max_mean_word_length)
+        num_hashes, num_ellipses = count_hash_signs(group, words), count_ellipses(group, words)
+        judgement.drop_above(4, divide(num_hashes, num_words), settings.max_symbol_ratio)
+        judgement.drop_above(5, divide(num_ellipses, num_words), settings.max_symbol_ratio)
+        num_bullets, num_ends = count_marked_lines(group, words, lines)
+        judgement.drop_above(6, divide(num_bullets, lines.counts), settings.max_bullet_lines)
+        judgement.drop_above(7, divide(num_ends, lines.counts), settings.max_ellipsis_lines)
+        alphabetic = divide(sum_between(words.have(ALPHA), words.firsts), num_words)
+        judgement.drop_below(8, alphabetic, settings.min_alphabetic_words)
+        judgement.drop_below(9, self._count_stop_words(group, words), settings.min_stop_words)
+        return judgement
+
+    def _count_stop_words(self, group: TextGroup, words: Words) -> np.ndarray:
+        """Return how many different stop words each text has: (D,) int64."""
+        num_different = np.zeros(group.num_documents, np.int64)
+        if not len(self._stop_hashes):
+            return num_different
+        lengths = words.ends - words.starts
+        rows = np.flatnonzero(np.isin(lengths, self._stop_lengths))
+        hashes = hash_spans(group.data, words.starts[rows], lengths[rows])
+        numbers = np.minimum(np.searchsorted(self._stop_hashes, hashes), len(self._stop_hashes) - 1)
+        is_stop_word = self._stop_hashes[numbers] == hashes
+        found = np.zeros((group.num_documents, len(self._stop_hashes)), bool)
+        documents = np.searchsorted(words.firsts, rows[is_stop_word], side="right") - 1
+        found[documents, numbers[is_stop_word]] = True
+        return found.sum(axis=1)
+
+
+def count_hash_signs(group: TextGroup, words: Words) -> np.ndarray:
+    """Return the number of # in each text: (D,) int64. They are in words that repeat them."""
+    return sum_between(np.where(group.data[words.starts] == ord("#"), words.lengths, 0), words.firsts)
+
+
+def count_ellipses(group: TextGroup, words: Words) -> np.ndarray:
+    """Return the number of … and of three full stops in a row in each text: (D,) int64."""
+    dots = np.where(group.data[words.starts] == ord("."), words.lengths // len(DOTS), 0)
+    return sum_between(dots + np.where(begin_with(group, words, ELLIPSIS), words.lengths, 0), words.firsts)
+
+
+def begin_with(group: TextGroup, words: Words, character: bytes) -> np.ndarray:
+    """Return whether each word begins with a character of three bytes: (W,) bool."""
+    found = group.data[words.starts] == character[0]
+    rows = np.flatnonzero(found)
+    starts = words.starts[rows]
+    found[rows] = (group.data[starts + 1] == character[1]) & (group.data[starts + 2] == character[2])
+    return found
+
+
+def count_marked_lines(group: TextGroup, words: Words, lines: Lines) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many lines of each text begin with - or •, and how many end with an ellipsis: (D,) int64 each.
+
+    White space at the ends of lines is ignored. So these are properties of their first and last words.
+    """
+    first_words, after_last = lines.find_words(words)
+    has_words = first_words < after_last
+    is_bullet, is_end = np.zeros(len(has_words), bool), np.zeros(len(has_words), bool)
+    rows = np.flatnonzero(has_words)
+    begins = (group.data[words.starts] == ord("-")) | begin_with(group, words, BULLET)
+    is_bullet[rows] = begins[first_words[rows]]
+    ends = words.ends[after_last[rows] - 1]
+    is_end[rows] = _ends_with(group.data, lines.starts[rows], ends, DOTS) | _ends_with(
+        group.data, lines.starts[rows], ends, ELLIPSIS
+    )
+    return sum_between(is_bullet, lines.firsts), sum_between(is_end, lines.firsts)
+
+
+def _ends_with(data: np.ndarray, starts: np.ndarray, ends: np.ndarray, mark: bytes) -> np.ndarray:
+    """Return whether each span of bytes ends with `mark`: (S,) bool."""
+    found = ends - starts >= len(mark)
+    rows = np.flatnonzero(found)
+    for i, byte in enumerate(mark):
+        found[rows] &= data[ends[rows] - len(mark) + i] == byte
+    return found

@@ -1,0 +1,206 @@
+"""Find the words of texts: their positions, lengths, kinds and hashes.
+
+What is a word, for every filter of Folio that counts them:
+
+- A run of letters, digits and marks (accents, joiners) is a word. A full stop or an apostrophe between
+  two of them belongs to the word: `don't`, `3.5`, `U.S`.
+- A letter of a script without spaces between words, such as Chinese, Japanese or Thai, is a word, with
+  the marks that follow it.
+- Any other character is a word, with those equal to it that follow: `,`, `...`, `--`, `$`.
+
+White space is no part of a word. So punctuation counts as words, as it does in the published pipelines,
+whose thresholds assume it. Words that consist of punctuation are *symbols*.
+
+All bytes of a group of documents are classified at once; there is no loop over words.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from preprocess.documents import get_text_buffers
+from preprocess.filters.characters import (
+    ALPHA,
+    JOINER,
+    MARK,
+    SINGLE,
+    SPACE,
+    SYMBOL,
+    WORD,
+    Characters,
+    find_characters,
+)
+from preprocess.filters.spans import hash_spans
+
+GROUP_BYTES = 1 << 20  # of the documents that are examined at once
+
+
+@dataclass(frozen=True)
+class TextGroup:
+    """D consecutive texts of a batch, as bytes."""
+
+    first: int  # index of the first text in the batch
+    data: np.ndarray  # (N,) uint8, UTF-8
+    offsets: np.ndarray  # (D + 1,) int64, of the texts in `data`
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def rows(self) -> slice:
+        """The rows of the batch."""
+        return slice(self.first, self.first + self.num_documents)
+
+    def count_characters(self) -> np.ndarray:
+        """Return the number of characters of each text: (D,) int64."""
+        return np.diff(count_characters_before(self.data, self.offsets))
+
+    def find_documents(self, indices: np.ndarray) -> np.ndarray:
+        """Return the document that has each of the bytes `indices`, ascending: an array like `indices`."""
+        counts = np.diff(np.searchsorted(indices, self.offsets))
+        return np.repeat(np.arange(self.num_documents), counts)
+
+
+@dataclass(frozen=True)
+class Words:
+    """The W words of the D texts of a group."""
+
+    starts: np.ndarray  # (W,) int64, first byte
+    ends: np.ndarray  # (W,) int64, after the last byte
+    lengths: np.ndarray  # (W,) int64, in characters
+    # (W,) uint8: the kind of the first character, but ALPHA means that any character is a letter, and SYMBOL that all
+    # are punctuation or control characters
+    kinds: np.ndarray
+    firsts: np.ndarray  # (D + 1,) int64, index of the first word of each text; at the end W
+
+    @property
+    def documents(self) -> np.ndarray:
+        """The document of each word: (W,) int64."""
+        return np.repeat(np.arange(len(self.firsts) - 1), self.counts)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """The number of words of each text: (D,) int64."""
+        return np.diff(self.firsts)
+
+    def have(self, kind: int) -> np.ndarray:
+        """Return whether each word has one of the bits of `kind`: (W,) bool."""
+        return (self.kinds & kind) != 0
+
+    def hash(self, data: np.ndarray) -> np.ndarray:
+        """Return a hash of each word: (W,) uint64. `data`: of the group."""
+        return hash_spans(data, self.starts, self.ends - self.starts)
+
+
+def iter_text_groups(texts: pa.LargeStringArray) -> Iterator[TextGroup]:
+    """Yield consecutive texts of at most GROUP_BYTES together, or one longer text."""
+    data, offsets = get_text_buffers(texts)
+    first = 0
+    while first < len(texts):
+        last = max(int(np.searchsorted(offsets, offsets[first] + GROUP_BYTES, side="right")) - 1, first + 1)
+        part = data[offsets[first] : offsets[last]]
+        yield TextGroup(first, part, offsets[first : last + 1] - offsets[first])
+        first = last
+
+
+def find_words(group: TextGroup) -> Words:
+    """Return the words of the texts of a group."""
+    edges = [0, *_find_cuts(group.data), len(group.data)]
+    starts, ends, lengths, kinds = (
+        np.concatenate(parts)
+        for parts in zip(*(_find_words_in(group, *each) for each in itertools.pairwise(edges)), strict=True)
+    )
+    return Words(starts, ends, lengths, kinds, np.searchsorted(starts, group.offsets))
+
+
+def _find_cuts(data: np.ndarray) -> Iterator[int]:
+    """Yield the offsets at which a long text is cut before its words are found: white space, so that no word is cut."""
+    cut = GROUP_BYTES
+    while cut < len(data):
+        window = data[cut : cut + GROUP_BYTES]
+        spaces = np.flatnonzero((window == ord(" ")) | (window == ord("\n")))
+        if len(spaces):
+            yield cut + int(spaces[0])
+            cut += int(spaces[0])
+        cut += GROUP_BYTES
+
+
+def _find_words_in(group: TextGroup, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return starts, ends, lengths and kinds of the words of the bytes from `first` to `last`, as in Words."""
+    data = group.data[first:last]
+    text_starts = np.unique(group.offsets[np.searchsorted(group.offsets, first) : np.searchsorted(group.offsets, last)])
+    text_starts = text_starts - first
+    characters = find_characters(data)
+    kinds = characters.kinds
+    _join(data, kinds, text_starts)
+    is_space, is_word, is_single = ((kinds & bit) != 0 for bit in (SPACE, WORD, SINGLE))
+    # A word begins at a letter or digit after something else, and at every other character that is not a space …
+    is_start = ~is_space
+    is_start[1:] &= ~(is_word[1:] & (is_word[:-1] | is_single[:-1] & ((kinds[1:] & MARK) != 0)))
+    # … except at one that repeats the character before it, and within a character.
+    is_other = ~(is_space | is_word | is_single)
+    is_start[1:] &= ~(is_other[1:] & (data[1:] == data[:-1]) & (data[1:] < 0x80))
+    is_start[_find_repeated_wide(characters, is_other)] = False
+    is_start[(data & 0xC0) == 0x80] = False
+    is_start[text_starts] = ~is_space[text_starts]
+    is_last = ~is_space
+    is_last[:-1] &= is_start[1:] | is_space[1:]
+    text_ends = text_starts[text_starts > 0] - 1
+    is_last[text_ends] = ~is_space[text_ends]
+    starts, ends = np.flatnonzero(is_start), np.flatnonzero(is_last) + 1
+    lengths = count_characters_before(data, ends) - count_characters_before(data, starts)
+    return starts + first, ends + first, lengths, _find_word_kinds(kinds, starts, ends)
+
+
+def _find_word_kinds(kinds: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return the kinds of words as in Words: (W,) uint8. `kinds`: of the bytes of the text."""
+    of_words = kinds[starts]
+    begins_word = (of_words & (WORD | SINGLE)) != 0  # other words repeat one character
+    # Most words begin with a letter. The other characters of the rest are examined.
+    rows = np.flatnonzero(begins_word & ((of_words & ALPHA) == 0) & (ends - starts > 1))
+    if len(rows):
+        n = ends[rows] - starts[rows]
+        edges = np.cumsum(n) - n
+        inside = kinds[np.arange(int(n.sum())) - np.repeat(edges - starts[rows], n)]
+        of_words[rows] |= np.bitwise_or.reduceat(inside & ALPHA, edges)
+        of_words[rows] &= np.bitwise_and.reduceat(inside | np.uint8(0xFF & ~SYMBOL), edges)
+    return of_words
+
+
+def count_characters_before(data: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Return the number of characters before each of the bytes `indices` of UTF-8: an array like `indices`."""
+    is_continuation = (data & 0xC0) == 0x80
+    if not is_continuation.any():
+        return indices
+    sums = np.concatenate([[0], np.cumsum(is_continuation, dtype=np.int64)])
+    before: np.ndarray = indices - sums[indices]
+    return before
+
+
+def _join(data: np.ndarray, kinds: np.ndarray, text_starts: np.ndarray) -> None:
+    """Give joiners between letters and digits the kind WORD."""
+    joiners = np.flatnonzero((kinds & JOINER) != 0)
+    joiners = joiners[(data[joiners] & 0xC0) != 0x80]
+    lengths = np.where(data[joiners] < 0x80, 1, 3)
+    inside = (joiners > 0) & (joiners + lengths < len(data))
+    joiners, lengths = joiners[inside], lengths[inside]
+    is_between = ((kinds[joiners - 1] & WORD) != 0) & ((kinds[joiners + lengths] & WORD) != 0)
+    is_between &= ~np.isin(joiners, text_starts) & ~np.isin(joiners + lengths, text_starts)
+    joiners, lengths = joiners[is_between], lengths[is_between]
+    for i in range(3):
+        rows = joiners[lengths > i] + i
+        kinds[rows] = kinds[rows] & np.uint8(0xFF & ~JOINER) | WORD
+
+
+def _find_repeated_wide(characters: Characters, is_other: np.ndarray) -> np.ndarray:
+    """Return the first bytes of punctuation that is not ASCII and repeats the character before it."""
+    starts, lengths, codes = characters.wide_starts, characters.wide_lengths, characters.wide_codes
+    is_repeated = (codes[1:] == codes[:-1]) & (starts[1:] == starts[:-1] + lengths[:-1]) & is_other[starts[1:]]
+    repeated: np.ndarray = starts[1:][is_repeated]
+    return repeated
