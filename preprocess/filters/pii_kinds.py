@@ -153,7 +153,7 @@ KINDS: dict[str, Kind] = {
         b"<KEY>",
     ),
     "email": Kind(
-        "@",
+        "[A-Za-z0-9._%+'-]@[A-Za-z0-9]",
         re.compile(
             rb"(?<![A-Za-z0-9._%+'-])[A-Za-z0-9_%+'-][A-Za-z0-9._%+'-]{0,63}"
             rb"@(?:[A-Za-z0-9][A-Za-z0-9-]{0,62}\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9])"
