@@ -26,7 +26,7 @@ import re
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -46,9 +46,8 @@ from preprocess.filters.catalog import load_filter
 from preprocess.filters.characters import MARK, SINGLE, SPACE, TERMINAL, WORD, find_kind
 
 BATCH_BYTES = 4 << 20  # as in a build
-MAX_FILE_BYTES = 200_000
+MAX_FILE_BYTES = 20_000
 MAX_SHOWN = 5  # differences of a filter
-NEXT, LINE_SEPARATOR = "\x85", "\u2028"
 
 # Reasons of datatrove and of Folio.
 REASONS = {
@@ -141,7 +140,7 @@ def make_adversarial(rng: random.Random) -> list[str]:
     mixed = ["".join(rng.choices(parts[:25] + parts[27:], k=rng.randint(1, 12))) for _ in range(1_500)]
     repeated = []
     for _ in range(500):
-        words = rng.choices(prose.split() + ["river", "stone", "walks", "green", "night"], k=rng.randint(5, 40))
+        words = rng.choices([*prose.split(), "river", "stone", "walks", "green", "night"], k=rng.randint(5, 40))
         repeated.append(" ".join(words[: rng.randint(3, len(words))] * rng.randint(1, 4) + rng.choices(words, k=60)))
     return parts + mixed + repeated
 
@@ -166,17 +165,15 @@ def iter_batches(texts: list[str]) -> Iterator[pa.RecordBatch]:
             begin, size = end, 0
 
 
-def judge_by_datatrove(filter_: Any, texts: Iterable[str]) -> Iterator[tuple[str | None, str]]:
-    """Yield what `judge` yields, or as the reason the exception that the filter raises."""
-    for text in texts:
-        document = Document(text=text, id="")
-        try:
-            result = filter_.filter(document)
-        except (ZeroDivisionError, ValueError) as e:
-            yield type(e).__name__, text
-            continue
-        is_kept, reason = result if isinstance(result, tuple) else (result, None)
-        yield (None if is_kept else REASONS.get(reason, reason)), document.text
+def judge_by_datatrove(filter_: Any, text: str) -> tuple[str | None, str]:
+    """Return what `judge` yields, or as the reason the exception that the filter raises."""
+    document = Document(text=text, id="")
+    try:
+        result = filter_.filter(document)
+    except (ZeroDivisionError, ValueError) as e:
+        return type(e).__name__, text
+    is_kept, reason = result if isinstance(result, tuple) else (result, None)
+    return (None if is_kept else REASONS.get(reason, reason)), document.text
 
 
 def make_filters(**arguments: Any) -> dict[str, Any]:
@@ -192,8 +189,10 @@ def make_filters(**arguments: Any) -> dict[str, Any]:
 
 def compare(texts: list[str], words: str, filters: dict[str, Any]) -> None:
     """Print in how many documents each filter and datatrove's differ, and the first of them."""
-    for spec, filter_ in filters.items():
-        ours, theirs = list(judge(spec, texts)), list(judge_by_datatrove(filter_, texts))
+    # One text after the other, because datatrove remembers the words of a few texts.
+    all_theirs = [[judge_by_datatrove(filter_, text) for filter_ in filters.values()] for text in texts]
+    for spec, theirs in zip(filters, zip(*all_theirs, strict=True), strict=True):
+        ours = list(judge(spec, texts))
         different = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if is_different(a, b)]
         verdicts = sum((ours[i][0] is None) != (theirs[i][0] is None) for i in different)
         num_dropped = sum(reason is not None for reason, _ in ours)
@@ -267,19 +266,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mirror", type=Path, default=os.environ.get("PREPROCESS_MIRROR"), required=False)
     parser.add_argument("--documents", type=int, default=6_000, help="real documents")
+    parser.add_argument("--default-documents", type=int, default=1_000, help="real documents with datatrove's words")
     parser.add_argument("--timed", type=int, default=600, help="real documents that are timed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--words", nargs="+", choices=("folio", "default"), default=["folio", "default"])
     arguments = parser.parse_args()
     rng = random.Random(0)
-    real = [*read_corpora(arguments.mirror, rng), *read_text_files(Path(sys.prefix) / "lib")]
+    real, files = list(read_corpora(arguments.mirror, rng)), list(read_text_files(Path(sys.prefix) / "lib"))
+    real += rng.sample(files, min(max(arguments.documents - len(real), 0), len(files)))
     rng.shuffle(real)
-    del real[arguments.documents :]
     print(describe_machine())
     adversarial, words = make_adversarial(rng), FolioWords()
     for name in arguments.words:
-        for kind, texts in (("real", real), ("adversarial", adversarial)):
-            print(f"{kind} documents")
+        num_real = arguments.documents if name == "folio" else arguments.default_documents
+        for kind, texts in (("real", real[:num_real]), ("adversarial", adversarial)):
+            print(f"{kind} documents", flush=True)
             compare(texts, f"{name} words", make_filters(**({"language": words} if name == "folio" else {})))
     if arguments.timed:
         measure(real[: arguments.timed], arguments.rounds, words)

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocess.build.count_leaks import describe_leaks
+from preprocess.build.filter_stats import describe_counts, format_funnel
 from preprocess.build.near_duplicates import BAND_DTYPE, FOREST_BYTES
 from preprocess.build.plan import Plan
 from preprocess.build.stats import compute_ratio, describe_lengths
@@ -26,6 +27,7 @@ from preprocess.build.work_dir import DOCUMENT_DTYPE
 from preprocess.chats.marked_text import count_plain_bytes, get_plain_texts, get_turn_lines, split_turns
 from preprocess.documents import TRAIN, VAL, count_text_bytes
 from preprocess.errors import FolioError, format_quantity
+from preprocess.filters.chain import FilterChain
 from preprocess.readers.records import Rejects, format_counts
 from preprocess.readers.reject_messages import describe_rejects, explain_no_document
 from preprocess.recipes.schema import Recipe, has_validation
@@ -52,6 +54,7 @@ MAIN_MEMORY_BYTES, WORKER_MEMORY_BYTES, START_S = 100 << 20, 300 << 20, 1.0
 class _ReadDocuments:
     """The documents that were read, one array per batch, and the size and time of reading them."""
 
+    filters: FilterChain
     texts: list[pa.LargeStringArray] = field(default_factory=list)
     languages: list[pa.StringArray] = field(default_factory=list)
     hashes: list[np.ndarray] = field(default_factory=list)  # (D, 16) uint8 each
@@ -98,6 +101,7 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
         "tokens_per_document": describe_lengths(Counter(lengths.tolist())),
         "bytes_per_token": compute_ratio(encoded_bytes, num_tokens),
         "rejects": describe_rejects(found.rejects.counts, found.rejects.reasons.as_list(), plan.input_files),
+        "filters": [describe_counts(*each) for each in zip(plan.recipe.filters, found.filters.counts, strict=True)],
         "leaks": _count_leaks(found, plan.recipe),
         "lost_characters": {"characters": num_lost, "of": pc.sum(pc.utf8_length(texts)).as_py()},
         "tokens_per_s": round(num_tokens / max(encode_s, 1e-9)),
@@ -196,7 +200,7 @@ def _measure_near_dedup(recipe: Recipe, texts: pa.LargeStringArray) -> tuple[flo
 
 def _read_partitions(plan: Plan) -> _ReadDocuments:
     """Read and clean the documents of NUM_PARTITIONS_READ partitions, chosen by the seed."""
-    found = _ReadDocuments()
+    found = _ReadDocuments(FilterChain(plan.recipe))
     numbers = np.arange(len(plan.partitions), dtype=np.uint64)
     order = np.argsort(keyed_hash(plan.recipe.seed, numbers), kind="stable")
     sizes = plan.partition_bytes()
@@ -214,7 +218,7 @@ def _read_partition(plan: Plan, number: int, found: _ReadDocuments) -> bool:
     spans = ((plan.input_files[span.file_number], span) for span in plan.partitions[number].spans)
     text_bytes = num_documents = 0
     names = {file.number: file.name for file in plan.input_files}
-    for batch, sides in read_documents(spans, plan.recipe, found.rejects, Counter()):
+    for batch, sides in read_documents(spans, plan.recipe, found.rejects, Counter(), found.filters):
         sizes = count_plain_bytes(batch.column("text"), has_chats=plan.recipe.chat_columns is not None)
         has_text = sizes > 0
         if not has_text.all():
@@ -278,6 +282,7 @@ def format_estimate(estimate: JsonObject) -> list[str]:
         f"tokens per document: {quantiles}",
         *([f"rejects     {estimate['rejects']}"] if estimate["rejects"] else []),
         *([f"warning     {describe_leaks(estimate['leaks'])}"] if estimate["leaks"] else []),
+        *format_funnel(estimate["filters"]),
         *_format_loss(estimate["lost_characters"]),
         f"encoding    {estimate['tokens_per_s']:,} tokens/s with {estimate['engine']}, one thread",
         f"the build   about {format_quantity(build['documents'], 'document')}, "

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from preprocess.build.prepared_corpus import PreparedCorpus
 from preprocess.build.shard_layout import compute_position_offsets
-from preprocess.errors import shorten
+from preprocess.errors import printable, shorten
 from preprocess.filters.catalog import load_filter
 from preprocess.filters.counts import Example, FilterCounts
 from preprocess.inputs.input_files import InputFile
-from preprocess.recipes.filter_settings import parse_filter
-from preprocess.recipes.schema import Recipe
+from preprocess.recipes.filter_settings import leave_out_folders, parse_filter
 from preprocess.shards.files import JsonObject
 
 
@@ -27,12 +25,25 @@ def describe_filters(corpus: PreparedCorpus, input_files: Sequence[InputFile]) -
         move = _make_move(first_file, offsets.tolist())
         for total, counts in zip(totals, receipt.filters, strict=True):
             total.add(counts, move)
-    return {"filters": describe_counts(corpus.recipe, totals, input_files)}
+    return {
+        "filters": [
+            {**describe_counts(spec, counts), "examples": _describe_examples(counts, input_files)}
+            for spec, counts in zip(corpus.recipe.filters, totals, strict=True)
+        ]
+    }
 
 
-def describe_counts(recipe: Recipe, totals: Sequence[FilterCounts], input_files: Sequence[InputFile]) -> list[Any]:
-    """Return the entry of each filter of `recipe`, in order."""
-    return [_describe(spec, counts, input_files) for spec, counts in zip(recipe.filters, totals, strict=True)]
+def describe_counts(spec: str, counts: FilterCounts) -> JsonObject:
+    """Return what a filter did, without examples: its name and settings, and how many documents it read and dropped."""
+    name, settings = parse_filter(leave_out_folders(spec))
+    return {
+        "name": name,
+        "settings": dataclasses.asdict(settings),
+        "documents": counts.documents,
+        "dropped": {reason: counts.dropped.get(reason, 0) for reason in load_filter(spec).reasons},
+        "changed": counts.changed,
+        "counts": counts.counts,
+    }
 
 
 def _make_move(first_file: int, offsets: Sequence[int]) -> Callable[[Example], Example]:
@@ -42,30 +53,20 @@ def _make_move(first_file: int, offsets: Sequence[int]) -> Callable[[Example], E
     return move
 
 
-def _describe(spec: str, counts: FilterCounts, input_files: Sequence[InputFile]) -> JsonObject:
-    name, settings = parse_filter(spec)
-    entry: JsonObject = {
-        "name": name,
-        "settings": dataclasses.asdict(settings),
-        "documents": counts.documents,
-        "dropped": {reason: counts.dropped.get(reason, 0) for reason in load_filter(spec).reasons},
-        "changed": counts.changed,
-        "counts": counts.counts,
-        "examples": {
-            reason: [_describe_example(example, input_files) for example in examples]
-            for reason, examples in counts.examples.items()
-        },
+def _describe_examples(counts: FilterCounts, input_files: Sequence[InputFile]) -> JsonObject:
+    return {
+        reason: [_describe_example(example, input_files) for example in examples]
+        for reason, examples in counts.examples.items()
     }
-    return entry
 
 
 def _describe_example(example: Example, input_files: Sequence[InputFile]) -> JsonObject:
     return {
         "file": input_files[example.source].name,
         "document": example.position,
-        "text": example.text,
+        "text": printable(example.text),
         "value": example.value,
-        **({"detail": example.detail} if example.detail else {}),
+        **({"detail": printable(example.detail)} if example.detail else {}),
     }
 
 

@@ -7,6 +7,7 @@ from preprocess.cli.builds import list_command, show, stats, verify
 from preprocess.cli.corpora import corpora
 from preprocess.cli.estimate import estimate
 from preprocess.cli.export import export
+from preprocess.cli.filter import filter_group
 from preprocess.cli.group import CONTEXT_SETTINGS, CommandLine
 from preprocess.cli.output import version_option
 from preprocess.cli.rejects import rejects
@@ -21,6 +22,6 @@ main = CommandLine(
     name="preprocess",
     help=HELP,
     context_settings=CONTEXT_SETTINGS,
-    commands=[build, corpora, estimate, export, list_command, rejects, show, stats, tokenizer, verify],
+    commands=[build, corpora, estimate, export, filter_group, list_command, rejects, show, stats, tokenizer, verify],
 )
 version_option(main)

@@ -305,8 +305,8 @@ def workers_option(help: str = "Number of processes.") -> Callable[[Command], Co
     )
 
 
-def num_documents_option(default: int) -> Callable[[Command], Command]:
-    """Return a decorator that adds the option -n: how many documents a command encodes."""
+def num_documents_option(default: int, help: str = "Number of documents to encode.") -> Callable[[Command], Command]:
+    """Return a decorator that adds the option -n: how many documents a command encodes or reads."""
     return click.option(
         "-n",
         "num_documents",
@@ -314,7 +314,7 @@ def num_documents_option(default: int) -> Callable[[Command], Command]:
         default=default,
         show_default=True,
         metavar="N",
-        help="Number of documents to encode.",
+        help=help,
     )
 
 

@@ -6,6 +6,7 @@ rule removes, without white space at their ends and without citations, separated
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 
@@ -18,7 +19,7 @@ from preprocess.filters.characters import ASCII_KINDS, SPACE
 from preprocess.filters.edited_lines import EditedLines, find_edited_lines, join_lines
 from preprocess.filters.interface import KEEP, Filter, Verdict
 from preprocess.filters.lines import split_at_line_feeds
-from preprocess.filters.rules import Judgement
+from preprocess.filters.rules import Judgement, join_judgements
 from preprocess.filters.sentences import count_sentences
 from preprocess.filters.spans import sum_between
 from preprocess.filters.words import TextGroup, find_words, iter_text_groups
@@ -45,17 +46,17 @@ class C4Filter(Filter):
         self._settings = settings
 
     def judge(self, batch: pa.RecordBatch, texts: pa.LargeStringArray) -> Verdict:
-        judgement = Judgement(len(texts))
+        judgements: list[Judgement] = []
         new_texts: list[pa.LargeStringArray] = []
         num_removed = np.zeros(len(LINE_REASONS), np.int64)
         for group in iter_text_groups(texts):
             of_group, new, removed = self._edit_group(group)
-            judgement.reasons[group.rows], judgement.values[group.rows] = of_group.reasons, of_group.values
+            judgements.append(of_group)
             new_texts.append(new)
             num_removed += removed
         edited = replace_column(batch, "text", pa.concat_arrays(new_texts)) if new_texts else None
         counts = {reason: int(n) for reason, n in zip(LINE_REASONS[1:], num_removed[1:], strict=True) if n}
-        return Verdict(judgement.reasons, judgement.values, batch=edited, counts=counts)
+        return dataclasses.replace(join_judgements(judgements, self.reasons), batch=edited, counts=counts)
 
     def _edit_group(self, group: TextGroup) -> tuple[Judgement, pa.LargeStringArray, np.ndarray]:
         """Return the judgement, the new texts, (D,), and how many lines were removed for each reason, (R,)."""

@@ -14,6 +14,7 @@ CLASSES = {
     "gopher_repetition": ("preprocess.filters.gopher_repetition", "GopherRepetitionFilter"),
     "c4": ("preprocess.filters.c4", "C4Filter"),
     "fineweb_quality": ("preprocess.filters.fineweb_quality", "FinewebQualityFilter"),
+    "bad_words": ("preprocess.filters.bad_words", "BadWordsFilter"),
     "word_count": ("preprocess.filters.word_count", "WordCountFilter"),
     "language": ("preprocess.filters.language", "LanguageFilter"),
     "pii": ("preprocess.filters.pii", "PiiFilter"),

@@ -94,4 +94,4 @@ def join_lines(lines: EditedLines, is_kept: np.ndarray) -> TextGroup:
     data = np.full(len(kept_bytes) + int(num_separators[-1]), LINE_FEED, np.uint8)
     data[np.arange(len(kept_bytes)) + np.repeat(num_separators[:-1], lengths)] = kept_bytes
     num_bytes = np.concatenate([[0], np.cumsum(lengths)])
-    return TextGroup(0, data, num_bytes[firsts] + num_separators[firsts])
+    return TextGroup(data, num_bytes[firsts] + num_separators[firsts])

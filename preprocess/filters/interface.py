@@ -27,6 +27,9 @@ class Verdict:
     values: np.ndarray | None = None  # (D,) float64: the measured value of a dropped document, NaN if it has none
     details: Mapping[int, str] = field(default_factory=dict)  # of some rows: what the value does not say, for messages
     batch: pa.RecordBatch | None = None  # the D documents with edited texts or a new column `lang`; None: unchanged
+    # The values of rules for all D documents, (D,) float64, by reason, for people who look for a limit. Rules that
+    # are off, or that measure nothing, are left out.
+    measured: Mapping[str, np.ndarray] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)  # what was edited in how many places, for the statistics
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +18,12 @@ class Judgement:
     def __init__(self, num_documents: int) -> None:
         self.reasons = np.full(num_documents, KEEP, np.int8)
         self.values = np.full(num_documents, np.nan)
+        self.measured: dict[int, np.ndarray] = {}  # (D,) values by reason, of the rules that have been applied
 
     def drop(self, reason: int, values: np.ndarray, is_dropped: np.ndarray) -> None:
         """Drop the documents for which `is_dropped`, (D,) bool, is true and which no earlier rule has dropped."""
         rows = (self.reasons == KEEP) & is_dropped
+        self.measured[reason] = values
         self.reasons[rows], self.values[rows] = reason, values[rows]
 
     def drop_above(self, reason: int, values: np.ndarray, limit: float | None) -> None:
@@ -40,15 +43,27 @@ def divide(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
     return ratios
 
 
+def join_judgements(judgements: Sequence[Judgement], reasons: Sequence[str]) -> Verdict:
+    """Return the verdict about the documents of several groups. `reasons`: of the filter."""
+    if not judgements:
+        return Verdict(np.empty(0, np.int8), np.empty(0))
+    measured = {
+        reasons[number]: np.concatenate([each.measured[number] for each in judgements]).astype(np.float64)
+        for number in judgements[0].measured
+    }
+    return Verdict(
+        np.concatenate([each.reasons for each in judgements]),
+        np.concatenate([each.values for each in judgements]),
+        measured=measured,
+    )
+
+
 class RuleFilter(Filter):
     """A filter that examines groups of documents of about a megabyte."""
 
     def judge(self, batch: pa.RecordBatch, texts: pa.LargeStringArray) -> Verdict:
-        judgement = Judgement(len(texts))
-        for group in iter_text_groups(texts):
-            of_group = self.judge_group(group)
-            judgement.reasons[group.rows], judgement.values[group.rows] = of_group.reasons, of_group.values
-        return Verdict(judgement.reasons, judgement.values)
+        judgements = [self.judge_group(group) for group in iter_text_groups(texts)]
+        return join_judgements(judgements, self.reasons)
 
     @abstractmethod
     def judge_group(self, group: TextGroup) -> Judgement:

@@ -44,7 +44,6 @@ GROUP_BYTES = 1 << 20  # of the documents that are examined at once
 class TextGroup:
     """D consecutive texts of a batch, as bytes."""
 
-    first: int  # index of the first text in the batch
     data: np.ndarray  # (N,) uint8, UTF-8
     offsets: np.ndarray  # (D + 1,) int64, of the texts in `data`
 
@@ -52,19 +51,9 @@ class TextGroup:
     def num_documents(self) -> int:
         return len(self.offsets) - 1
 
-    @property
-    def rows(self) -> slice:
-        """The rows of the batch."""
-        return slice(self.first, self.first + self.num_documents)
-
     def count_characters(self) -> np.ndarray:
         """Return the number of characters of each text: (D,) int64."""
         return np.diff(count_characters_before(self.data, self.offsets))
-
-    def find_documents(self, indices: np.ndarray) -> np.ndarray:
-        """Return the document that has each of the bytes `indices`, ascending: an array like `indices`."""
-        counts = np.diff(np.searchsorted(indices, self.offsets))
-        return np.repeat(np.arange(self.num_documents), counts)
 
 
 @dataclass(frozen=True)
@@ -105,7 +94,7 @@ def iter_text_groups(texts: pa.LargeStringArray) -> Iterator[TextGroup]:
     while first < len(texts):
         last = max(int(np.searchsorted(offsets, offsets[first] + GROUP_BYTES, side="right")) - 1, first + 1)
         part = data[offsets[first] : offsets[last]]
-        yield TextGroup(first, part, offsets[first : last + 1] - offsets[first])
+        yield TextGroup(part, offsets[first : last + 1] - offsets[first])
         first = last
 
 

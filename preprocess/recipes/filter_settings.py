@@ -116,6 +116,18 @@ class FinewebQuality:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class BadWords:
+    """Settings of `bad_words`."""
+
+    file: str = file()  # a word or phrase on each line, UTF-8
+    sha256: str = ""  # of the file; set when it is read
+
+    def __post_init__(self) -> None:
+        if not self.file:
+            raise MisuseError("the filter bad_words needs a list of words; write bad_words:file=PATH")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Language:
     """Settings of `language`."""
 
@@ -165,6 +177,7 @@ FILTERS: dict[str, type] = {
     "gopher_repetition": GopherRepetition,
     "c4": C4,
     "fineweb_quality": FinewebQuality,
+    "bad_words": BadWords,
     "word_count": WordCount,
     "language": Language,
     "pii": Pii,

@@ -347,7 +347,9 @@ class Recipe:
         later = {field.name: field.default for field in dataclasses.fields(self) if field.name in LATER_SETTINGS}
         for name in {*_list_unused_settings(self), *(name for name in later if fields[name] == later[name])}:
             del fields[name]
-        return fields
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()
+        }  # as in JSON
 
 
 def _list_unused_settings(recipe: Recipe) -> list[str]:

@@ -1,0 +1,53 @@
+"""`preprocess filter try`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from preprocess.cli.group import Group
+from preprocess.cli.options import RecipeOptions, num_documents_option, recipe_options
+from preprocess.cli.output import Output, output_options, version_option
+
+
+@version_option
+@click.group("filter", cls=Group)
+def filter_group() -> None:
+    """See what filters would drop, before a build."""
+
+
+@filter_group.command("try")
+@click.argument("specs", metavar="[SPEC]...", nargs=-1)
+@recipe_options
+@num_documents_option(1000, "Number of documents to read.")
+@click.option(
+    "--examples",
+    "num_examples",
+    type=click.IntRange(1, 100),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Number of documents to show for each reason, and of those that are kept.",
+)
+@output_options
+def try_command(output: Output, specs: tuple[str, ...], num_documents: int, num_examples: int, **options: Any) -> None:
+    """Show documents that filters drop and keep.
+
+    SPEC is a filter, NAME or NAME:key=value,key=value, as for --filter. The filters of --quality come
+    first, then those of --filter, then each SPEC. Each filter reads what those before it keep. For each
+    filter, dropped documents are printed beside kept ones, with the reason and the measured value.
+    Control characters are escaped. Nothing is written.
+    """
+    from preprocess.build.filter_stats import format_funnel
+    from preprocess.build.plan import plan_estimate
+    from preprocess.build.try_filters import format_trial, try_filters
+
+    text = RecipeOptions(**{**options, "filters": (*options["filters"], *specs)})
+    recipe = text.load_recipe(tokenizer="byte")  # any tokenizer that is not trained; it is not used
+    if not recipe.filters:
+        raise click.UsageError("no filter to try: name one, such as gopher_quality, or pass --quality")
+    progress = output.progress()
+    with progress.phase("filter try"):
+        entries = try_filters(plan_estimate(recipe, text.source, progress), num_documents, num_examples)
+    output.write(entries, [line for entry in entries for line in (*format_funnel([entry]), *format_trial(entry))])
