@@ -60,7 +60,8 @@ class LanguageFilter(Filter):
             if self._wanted and languages[row] not in self._wanted:
                 reasons[row] = LOW_SCORE if languages[row] == UNDETERMINED else OTHER_LANGUAGE
                 details[row] = code
-        return Verdict(reasons, scores, details, replace_column(batch, "lang", pa.array(languages, pa.string())))
+        new_batch = replace_column(batch, "lang", pa.array(languages, pa.string()))
+        return Verdict(reasons, scores, details, new_batch, measured={"low_score": scores})
 
 
 def identify(identifier: Any, text: str) -> tuple[str, float]:
