@@ -25,6 +25,7 @@ PRECEDES_VERSION = re.compile(
     rb"(?i)(?:\bv|\bversion|\bver\.?|\brelease|\bbuild|\bfirmware|\bsection|\bchapter|\xC2\xA7)\s?\Z"
 )
 CONTEXT_BYTES = 12
+MAX_PASSES = 8
 MIN_PLAIN_PHONE_DIGITS = 10  # in a number without separators
 # Length of an IBAN by country, from the registry of SWIFT.
 _IBAN_LENGTHS = """
@@ -56,12 +57,12 @@ class Kind:
 
     candidate: str  # RE2: matches every text that has a match of `pattern`
     pattern: re.Pattern[bytes]  # what is replaced
-    mask: bytes  # what it is replaced by; \1 and \2 are groups of `pattern` that are kept
+    mask: bytes  # what it is replaced by
     is_valid: Check = lambda match: True
 
 
 def _is_public_v4(match: Match) -> bool:
-    context = match.string[max(match.start() - CONTEXT_BYTES, 0) : match.start()]
+    context = memoryview(match.string)[max(match.start() - CONTEXT_BYTES, 0) : match.start()]
     return not PRECEDES_VERSION.search(context) and _is_public(match[0])
 
 
@@ -193,27 +194,28 @@ KINDS: dict[str, Kind] = {
 def mask_text(text: bytes, names: tuple[str, ...]) -> tuple[bytes, dict[str, int]]:
     """Return `text` with every match of the kinds `names` replaced, and how many of each were replaced.
 
-    This is repeated until nothing is found, as a replacement can uncover a match beside it. So masking
-    the result again changes nothing.
+    A replacement can uncover a match of a kind that was replaced before it, directly beside it. So this
+    is repeated until nothing is found, at most MAX_PASSES times.
     """
     counts: dict[str, int] = dict.fromkeys(names, 0)
-    while True:
+    for _ in range(MAX_PASSES):
         num_before = sum(counts.values())
         for name in names:
             text, found = _replace(text, KINDS[name])
             counts[name] += found
         if sum(counts.values()) == num_before:
-            return text, {name: count for name, count in counts.items() if count}
+            break
+    return text, {name: count for name, count in counts.items() if count}
 
 
 def _replace(text: bytes, kind: Kind) -> tuple[bytes, int]:
-    found = 0
-
-    def mask(match: Match) -> bytes:
-        nonlocal found
-        if not kind.is_valid(match):
-            return match[0]
-        found += 1
-        return kind.mask
-
-    return kind.pattern.sub(mask, text), found
+    rest, position, found = memoryview(text), 0, 0
+    parts: list[bytes | memoryview] = []
+    while match := kind.pattern.search(rest, position):
+        if kind.is_valid(match):
+            # The rest begins after the match, so the pattern does not see it before the next one, as if it were masked.
+            parts += (rest[: match.start()], kind.mask)
+            rest, position, found = rest[match.end() :], 0, found + 1
+        else:
+            position = match.end()
+    return (b"".join((*parts, rest)), found) if found else (text, 0)

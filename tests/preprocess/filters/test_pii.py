@@ -127,6 +127,14 @@ def test_masking_twice_is_masking_once_and_batches_do_not_matter(parts: list[str
     assert mask_text(text.encode(), PII_KINDS) == (once[0].encode(), counts)
 
 
+def test_what_a_replacement_uncovers_is_replaced_too() -> None:
+    phone = "+49 (30) 901820"
+    assert run_filter([phone * 30])[0] == ["<PHONE>" * 30]
+    # As long as the phone number stands there, its last digits and the card number are one number of too many digits.
+    assert run_filter(["+1 415 555 2671 30569309025904"])[0] == ["<PHONE> <CARD_NUMBER>"]
+    assert run_filter(["git@@8.8.4@uni-bonn.de-@a.io"])[0] == ["git@@<EMAIL><EMAIL>"]
+
+
 def test_policy_drop_drops_the_documents_by_the_first_kind_and_edits_none() -> None:
     texts = ["nothing", "bob@mail.com", "call +1 415 555 2671", "8.8.8.8 and bob@mail.com"]
     assert run_filter(texts, policy="drop") == (
@@ -157,6 +165,7 @@ def test_unknown_settings_are_reported(spec: str, message: str) -> None:
     "text",
     ["a" * 400_000, "1" * 400_000, "+1" * 200_000, "a.b-" * 100_000, "a@" * 200_000, "a@b." * 100_000, "1.2." * 100_000,
      "4111 " * 80_000, "DE89" * 100_000, "2001:" * 80_000, "eyJ" * 130_000, "eyJ" + "a" * 400_000, "://a:" * 80_000,
+     "+49 (30) 901820" * 27_000, "bob@mail.com+49 (30) 901820" * 15_000, "8.8.8.8-" * 50_000,
      "-----BEGIN PRIVATE KEY-----\n" * 14_000, "-----BEGIN PRIVATE KEY-----" + "A" * 400_000, "sk-ant-" * 60_000,
      "xoxb-1234-" * 40_000],
 )  # fmt: skip
