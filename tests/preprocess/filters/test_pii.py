@@ -172,7 +172,7 @@ def test_unknown_settings_are_reported(spec: str, message: str) -> None:
 def test_texts_made_to_be_slow_need_linear_time(text: str) -> None:
     start = time.process_time()
     run_filter([text])
-    assert time.process_time() - start < 1.5
+    assert time.process_time() - start < 5
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
