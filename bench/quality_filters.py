@@ -4,7 +4,7 @@ The documents are the corpora of --mirror, cut at paragraphs, the text files of 
 (sources, licences, descriptions of packages), and adversarial documents. Each of datatrove's filters
 judges every document twice: with the words of Folio, through datatrove's own interface for word
 tokenizers, and with its default words, those of spaCy. Then the four filters of FineWeb's pipeline are
-timed on the same documents, each document through all filters that keep it, one process each in turn.
+timed on documents of the corpora, in turn, each document through all filters that keep it.
 
 This runs in the environment of bench/requirements.txt.
 
@@ -267,23 +267,24 @@ def main() -> None:
     parser.add_argument("--mirror", type=Path, default=os.environ.get("PREPROCESS_MIRROR"), required=False)
     parser.add_argument("--documents", type=int, default=6_000, help="real documents")
     parser.add_argument("--default-documents", type=int, default=1_000, help="real documents with datatrove's words")
-    parser.add_argument("--timed", type=int, default=600, help="real documents that are timed")
+    parser.add_argument("--timed", type=int, default=600, help="documents of the corpora that are timed")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--words", nargs="+", choices=("folio", "default"), default=["folio", "default"])
+    parser.add_argument("--words", nargs="*", choices=("folio", "default"), default=["folio", "default"])
     arguments = parser.parse_args()
     rng = random.Random(0)
-    real, files = list(read_corpora(arguments.mirror, rng)), list(read_text_files(Path(sys.prefix) / "lib"))
-    real += rng.sample(files, min(max(arguments.documents - len(real), 0), len(files)))
-    rng.shuffle(real)
+    corpora, files = list(read_corpora(arguments.mirror, rng)), list(read_text_files(Path(sys.prefix) / "lib"))
+    rng.shuffle(corpora)
+    files = rng.sample(files, min(max(arguments.documents - len(corpora), 0), len(files)))
     print(describe_machine())
     adversarial, words = make_adversarial(rng), FolioWords()
     for name in arguments.words:
         num_real = arguments.documents if name == "folio" else arguments.default_documents
-        for kind, texts in (("real", real[:num_real]), ("adversarial", adversarial)):
+        kinds = {"corpora": corpora[:num_real], "files": files[:num_real], "adversarial": adversarial}
+        for kind, texts in kinds.items():
             print(f"{kind} documents", flush=True)
             compare(texts, f"{name} words", make_filters(**({"language": words} if name == "folio" else {})))
     if arguments.timed:
-        measure(real[: arguments.timed], arguments.rounds, words)
+        measure(corpora[: arguments.timed], arguments.rounds, words)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 from preprocess.filters.characters import SPACE, find_characters
 from preprocess.filters.lines import LINE_FEED, split_lines
 from preprocess.filters.spans import sum_between
-from preprocess.filters.words import TextGroup, count_characters_before
+from preprocess.filters.words import TextGroup
 
 # References to sources in an encyclopedia: [1], [], [edit], [citation needed]. A digit may be of any script.
 CITATION = re.compile(rb"\[(?:(?:[0-9]|[\xC2-\xF4][\x80-\xBF]{1,3})*+|edit|citation needed)\]")
@@ -45,7 +45,7 @@ def find_edited_lines(group: TextGroup, *, has_citations: bool) -> EditedLines:
     is_last[:-1] &= ~is_text[1:] | is_edge[1:-1]
     starts, ends = np.flatnonzero(is_first), np.flatnonzero(is_last) + 1
     del is_text, is_edge, is_first, is_last
-    lengths = count_characters_before(data, ends) - count_characters_before(data, starts)
+    lengths = group.count_characters_between(starts, ends)
     first_words, after_last = np.searchsorted(starts, lines.starts), np.searchsorted(starts, lines.ends)
     num_words = after_last - first_words
     line_starts, line_ends, longest = lines.starts.copy(), lines.starts.copy(), np.zeros(len(num_words), np.int64)

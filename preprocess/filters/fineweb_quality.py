@@ -32,7 +32,7 @@ class FinewebQualityFilter(RuleFilter):
         judgement.drop(0, lines.counts, lines.counts == 0)
         num_ends = sum_between(_end_with_punctuation(group, lines), lines.firsts)
         judgement.drop_below(1, divide(num_ends, lines.counts), settings.min_punctuated_lines)
-        num_short = sum_between(lines.count_characters(group.data) <= settings.short_line_characters, lines.firsts)
+        num_short = sum_between(lines.count_characters(group) <= settings.short_line_characters, lines.firsts)
         judgement.drop_above(2, divide(num_short, lines.counts), settings.max_short_lines)
         is_feed = group.data == LINE_FEED
         num_feeds = sum_between(is_feed, group.offsets)

@@ -29,7 +29,8 @@ class GopherQualityFilter(RuleFilter):
         self._settings = settings
         stop_words = [word.encode() for word in dict.fromkeys(settings.stop_words)]
         data, lengths = np.frombuffer(b"".join(stop_words), np.uint8), np.array([len(word) for word in stop_words], int)
-        self._stop_lengths = np.unique(lengths)
+        self._is_stop_length = np.zeros(int(lengths.max(initial=0)) + 2, bool)  # the last is for all longer words
+        self._is_stop_length[lengths] = True
         self._stop_hashes = np.sort(hash_spans(data, np.cumsum(lengths) - lengths, lengths))
 
     def judge_group(self, group: TextGroup) -> Judgement:
@@ -59,7 +60,7 @@ class GopherQualityFilter(RuleFilter):
         if not len(self._stop_hashes):
             return num_different
         lengths = words.ends - words.starts
-        rows = np.flatnonzero(np.isin(lengths, self._stop_lengths))
+        rows = np.flatnonzero(self._is_stop_length[np.minimum(lengths, len(self._is_stop_length) - 1)])
         hashes = hash_spans(group.data, words.starts[rows], lengths[rows])
         numbers = np.minimum(np.searchsorted(self._stop_hashes, hashes), len(self._stop_hashes) - 1)
         is_stop_word = self._stop_hashes[numbers] == hashes

@@ -34,8 +34,10 @@ class GopherRepetitionFilter(RuleFilter):
 
     def __init__(self, settings: GopherRepetition) -> None:
         self._settings = settings
-        self._top_limits = [getattr(settings, f"max_top_{n}_gram") for n in TOP_SIZES]
-        self._duplicate_limits = [getattr(settings, f"max_duplicate_{n}_grams") for n in DUPLICATE_SIZES]
+        self._limits = [
+            *(getattr(settings, f"max_top_{n}_gram") for n in TOP_SIZES),
+            *(getattr(settings, f"max_duplicate_{n}_grams") for n in DUPLICATE_SIZES),
+        ]
 
     def judge_group(self, group: TextGroup) -> Judgement:
         settings, words = self._settings, find_words(group)
@@ -50,19 +52,13 @@ class GopherRepetitionFilter(RuleFilter):
             num_duplicates, in_duplicates = count_duplicates(group, lines)
             judgement.drop_above(1 + 2 * i, divide(num_duplicates, lines.counts), max_lines)
             judgement.drop_above(2 + 2 * i, divide(in_duplicates, num_characters), max_characters)
-        grams = _Grams(words, words.hash(group.data))
-        for i, (size, limit) in enumerate(zip(TOP_SIZES, self._top_limits, strict=True)):
+        grams = _RepeatedGrams(words, words.hash(group.data))
+        for i, (size, limit) in enumerate(zip((*TOP_SIZES, *DUPLICATE_SIZES), self._limits, strict=True)):
             if limit is not None:
-                judgement.drop_above(5 + i, divide(grams.measure_top(size), num_characters), limit)
-        duplicates = _DuplicateGrams(grams)
-        for i, (size, limit) in enumerate(zip(DUPLICATE_SIZES, self._duplicate_limits, strict=True)):
-            if limit is not None:
-                duplicates.find(size)
-                bounds = divide(duplicates.bound(), num_characters)
-                rows = np.flatnonzero((judgement.reasons < 0) & (bounds > limit))
-                in_duplicates = np.zeros(group.num_documents, np.int64)
-                in_duplicates[rows] = [duplicates.count(row) for row in rows.tolist()]
-                judgement.drop_above(8 + i, divide(in_duplicates, num_characters), limit)
+                grams.find(size)
+                measure = grams.measure_top if size in TOP_SIZES else grams.measure_duplicates
+                num_allowed = np.where(judgement.reasons < 0, limit * num_characters, np.inf)
+                judgement.drop_above(5 + i, divide(measure(num_allowed), num_characters), limit)
         return judgement
 
 
@@ -71,82 +67,83 @@ def count_duplicates(group: TextGroup, lines: Lines) -> tuple[np.ndarray, np.nda
     repeated = EqualElements(lines.hash(group.data), lines.documents).find_repeated()
     is_duplicate = np.zeros(len(lines.starts), bool)
     is_duplicate[repeated] = True
-    lengths = np.where(is_duplicate, lines.count_characters(group.data), 0)
+    lengths = np.where(is_duplicate, lines.count_characters(group), 0)
     return sum_between(is_duplicate, lines.firsts), sum_between(lengths, lines.firsts)
 
 
-class _Grams:
-    """Sequences of words within texts, given by their first word."""
+class _RepeatedGrams:
+    """Sequences of words that occur more than once in a text, for one size after the other, from the smallest.
+
+    A sequence of more words can only be repeated where one of fewer words is. So only the shortest ones are
+    looked for among all words.
+    """
 
     def __init__(self, words: Words, hashes: np.ndarray) -> None:
-        self.firsts, self.lengths, self.documents, self.hashes = words.firsts, words.lengths, words.documents, hashes
-        self.num_left = words.firsts[1:][self.documents] - np.arange(len(hashes))  # (W,) words up to the text's end
-        self.sums = np.concatenate([[0], np.cumsum(words.lengths)])  # (W + 1,) characters of words before each
+        """`hashes`: (W,) uint64, of the words."""
+        self._firsts, self._lengths, self._documents, self._hashes = (
+            words.firsts,
+            words.lengths,
+            words.documents,
+            hashes,
+        )
+        self._text_ends = words.firsts[1:][self._documents]  # (W,) index after the last word of the text of each word
+        self._sums = np.concatenate([[0], np.cumsum(words.lengths)])  # (W + 1,) characters of words before each
+        self._starts = np.arange(len(hashes))  # (M,) first words of the sequences, ascending
 
-    def find(self, size: int, among: np.ndarray | None = None) -> tuple[np.ndarray, EqualElements]:
-        """Return the first words of all sequences of `size` words, (M,), and their groups of equal ones.
-
-        `among`: only those that begin at these words, ascending.
-        """
-        starts = np.flatnonzero(self.num_left >= size) if among is None else among[self.num_left[among] >= size]
+    def find(self, size: int) -> None:
+        """Find the sequences of `size` words, which must be larger than in the last call."""
+        starts = self._starts[self._starts + size <= self._text_ends[self._starts]]
         hashes = np.zeros(len(starts), np.uint64)
         for i in range(size):
             hashes *= MULTIPLIER
-            hashes += self.hashes[starts + i]
-        return starts, EqualElements(hashes, self.documents[starts])
+            hashes += self._hashes[starts + i]
+        equal = EqualElements(hashes, self._documents[starts])
+        elements, self._groups = equal.number_large_groups()
+        self._size, self._starts, self._repeated = size, starts[elements], starts[equal.find_repeated()]
 
-    def measure_top(self, size: int) -> np.ndarray:
+    def measure_top(self, _: np.ndarray) -> np.ndarray:
         """Return the characters of the most frequent sequence of each text, with spaces, times its number: (D,) int64.
 
         Of several with the same number, the first in the text counts.
         """
-        num_documents = len(self.firsts) - 1
-        measured = np.zeros(num_documents, np.int64)
-        starts, equal = self.find(size)
+        num_documents = len(self._firsts) - 1
         # Without a repeated sequence, it is the first of the text.
-        rows = np.flatnonzero(np.diff(self.firsts) >= size)
-        first_words, counts = self.firsts[:-1].copy(), np.ones(num_documents, np.int64)
-        is_repeated = equal.sizes > 1
-        sizes, firsts = equal.sizes[is_repeated], starts[equal.firsts[is_repeated]]
-        documents = self.documents[firsts]
-        order = np.lexsort((firsts, -sizes, documents))
+        first_words, counts = self._firsts[:-1].copy(), np.ones(num_documents, np.int64)
+        _, first_elements, sizes = np.unique(self._groups, return_index=True, return_counts=True)
+        starts = self._starts[first_elements]
+        documents = self._documents[starts]
+        order = np.lexsort((starts, -sizes, documents))
         found, of_found = np.unique(documents[order], return_index=True)
-        first_words[found], counts[found] = firsts[order][of_found], sizes[order][of_found]
-        characters = self.sums[first_words[rows] + size] - self.sums[first_words[rows]] + size - 1
+        first_words[found], counts[found] = starts[order][of_found], sizes[order][of_found]
+        measured = np.zeros(num_documents, np.int64)
+        rows = np.flatnonzero(np.diff(self._firsts) >= self._size)
+        characters = self._sums[first_words[rows] + self._size] - self._sums[first_words[rows]] + self._size - 1
         measured[rows] = characters * counts[rows]
         return measured
 
+    def measure_duplicates(self, num_allowed: np.ndarray) -> np.ndarray:
+        """Return the characters of repeated sequences of each text, read from left to right without overlaps: (D,).
 
-class _DuplicateGrams:
-    """Sequences that occur more than once in a text, for one size after the other, from the smallest."""
+        For a text that cannot have more than `num_allowed`, (D,), this is an upper bound.
+        """
+        measured = self._bound()
+        for document in np.flatnonzero(measured > num_allowed).tolist():
+            measured[document] = self._count(document)
+        return measured
 
-    def __init__(self, grams: _Grams) -> None:
-        self._grams = grams
-        self._among: np.ndarray | None = None  # a longer sequence can only be repeated where a shorter one is
-
-    def find(self, size: int) -> None:
-        """Find the sequences of `size` words, which must be larger than in the last call."""
-        starts, equal = self._grams.find(size, self._among)
-        elements, self._groups = equal.number_large_groups()
-        self._starts = self._among = starts[elements]
-        self._repeated, self._size = starts[equal.find_repeated()], size
-
-    def bound(self) -> np.ndarray:
+    def _bound(self) -> np.ndarray:
         """Return the characters of all words that are in a sequence equal to an earlier one: (D,) int64."""
-        grams = self._grams
         if not len(self._repeated):
-            return np.zeros(len(grams.firsts) - 1, np.int64)
-        changes = np.zeros(len(grams.lengths) + 1, np.int32)
-        np.add.at(changes, self._repeated, 1)
-        np.add.at(changes, self._repeated + self._size, -1)
-        is_inside = np.cumsum(changes[:-1]) > 0
-        return sum_between(np.where(is_inside, grams.lengths, 0), grams.firsts)
+            return np.zeros(len(self._firsts) - 1, np.int64)
+        is_inside = np.zeros(len(self._lengths), bool)
+        for i in range(self._size):
+            is_inside[self._repeated + i] = True
+        return sum_between(np.where(is_inside, self._lengths, 0), self._firsts)
 
-    def count(self, document: int) -> int:
-        """Return the characters of repeated sequences of a text, read from left to right without overlaps."""
-        first, last = np.searchsorted(self._starts, self._grams.firsts[document : document + 2]).tolist()
+    def _count(self, document: int) -> int:
+        first, last = np.searchsorted(self._starts, self._firsts[document : document + 2]).tolist()
         starts = self._starts[first:last]
-        lengths = self._grams.sums[starts + self._size] - self._grams.sums[starts]
+        lengths = self._sums[starts + self._size] - self._sums[starts]
         seen, position, total = set(), 0, 0
         for start, group, length in zip(
             starts.tolist(), self._groups[first:last].tolist(), lengths.tolist(), strict=True

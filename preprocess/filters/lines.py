@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from preprocess.filters.spans import hash_spans
-from preprocess.filters.words import TextGroup, Words, count_characters_before
+from preprocess.filters.words import TextGroup, Words
 
 LINE_FEED = ord("\n")
 ENDS_LINE = np.zeros(256, bool)
@@ -37,9 +37,9 @@ class Lines:
         """Return a hash of each line: (L,) uint64. `data`: of the group."""
         return hash_spans(data, self.starts, self.ends - self.starts)
 
-    def count_characters(self, data: np.ndarray) -> np.ndarray:
+    def count_characters(self, group: TextGroup) -> np.ndarray:
         """Return the number of characters of each line: (L,) int64."""
-        return count_characters_before(data, self.ends) - count_characters_before(data, self.starts)
+        return group.count_characters_between(self.starts, self.ends)
 
     def select(self, is_selected: np.ndarray) -> Lines:
         """Return the lines for which `is_selected`, (L,) bool, is true."""

@@ -16,6 +16,7 @@ All bytes of a group of documents are classified at once; there is no loop over 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,9 +52,25 @@ class TextGroup:
     def num_documents(self) -> int:
         return len(self.offsets) - 1
 
+    @functools.cached_property
+    def _num_continuations(self) -> np.ndarray | None:
+        """The number of bytes before each byte that continue a character, (N + 1,) int32; None for ASCII."""
+        is_continuation = (self.data & 0xC0) == 0x80
+        if not is_continuation.any():
+            return None
+        sums = np.zeros(len(self.data) + 1, np.int32)
+        np.cumsum(is_continuation, out=sums[1:])
+        return sums
+
+    def count_characters_between(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Return the number of characters from each byte of `starts` to that of `ends`: an int64 array like them."""
+        sums = self._num_continuations
+        lengths: np.ndarray = ends - starts
+        return lengths if sums is None else lengths - (sums[ends] - sums[starts])
+
     def count_characters(self) -> np.ndarray:
         """Return the number of characters of each text: (D,) int64."""
-        return np.diff(count_characters_before(self.data, self.offsets))
+        return self.count_characters_between(self.offsets[:-1], self.offsets[1:])
 
 
 @dataclass(frozen=True)
@@ -101,10 +118,9 @@ def iter_text_groups(texts: pa.LargeStringArray) -> Iterator[TextGroup]:
 def find_words(group: TextGroup) -> Words:
     """Return the words of the texts of a group."""
     edges = [0, *_find_cuts(group.data), len(group.data)]
-    starts, ends, lengths, kinds = (
-        np.concatenate(parts)
-        for parts in zip(*(_find_words_in(group, *each) for each in itertools.pairwise(edges)), strict=True)
-    )
+    parts = [_find_words_in(group, *each) for each in itertools.pairwise(edges)]
+    starts, ends, kinds = (np.concatenate(each) for each in zip(*parts, strict=True))
+    lengths = group.count_characters_between(starts, ends)
     return Words(starts, ends, lengths, kinds, np.searchsorted(starts, group.offsets))
 
 
@@ -120,8 +136,8 @@ def _find_cuts(data: np.ndarray) -> Iterator[int]:
         cut += GROUP_BYTES
 
 
-def _find_words_in(group: TextGroup, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return starts, ends, lengths and kinds of the words of the bytes from `first` to `last`, as in Words."""
+def _find_words_in(group: TextGroup, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return starts, ends and kinds of the words of the bytes from `first` to `last`, as in Words."""
     data = group.data[first:last]
     text_starts = np.unique(group.offsets[np.searchsorted(group.offsets, first) : np.searchsorted(group.offsets, last)])
     text_starts = text_starts - first
@@ -143,8 +159,7 @@ def _find_words_in(group: TextGroup, first: int, last: int) -> tuple[np.ndarray,
     text_ends = text_starts[text_starts > 0] - 1
     is_last[text_ends] = ~is_space[text_ends]
     starts, ends = np.flatnonzero(is_start), np.flatnonzero(is_last) + 1
-    lengths = count_characters_before(data, ends) - count_characters_before(data, starts)
-    return starts + first, ends + first, lengths, _find_word_kinds(kinds, starts, ends)
+    return starts + first, ends + first, _find_word_kinds(kinds, starts, ends)
 
 
 def _find_word_kinds(kinds: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -162,16 +177,6 @@ def _find_word_kinds(kinds: np.ndarray, starts: np.ndarray, ends: np.ndarray) ->
     return of_words
 
 
-def count_characters_before(data: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Return the number of characters before each of the bytes `indices` of UTF-8: an array like `indices`."""
-    is_continuation = (data & 0xC0) == 0x80
-    if not is_continuation.any():
-        return indices
-    sums = np.concatenate([[0], np.cumsum(is_continuation, dtype=np.int64)])
-    before: np.ndarray = indices - sums[indices]
-    return before
-
-
 def _join(data: np.ndarray, kinds: np.ndarray, text_starts: np.ndarray) -> None:
     """Give joiners between letters and digits the kind WORD."""
     joiners = np.flatnonzero((kinds & JOINER) != 0)
@@ -180,7 +185,9 @@ def _join(data: np.ndarray, kinds: np.ndarray, text_starts: np.ndarray) -> None:
     inside = (joiners > 0) & (joiners + lengths < len(data))
     joiners, lengths = joiners[inside], lengths[inside]
     is_between = ((kinds[joiners - 1] & WORD) != 0) & ((kinds[joiners + lengths] & WORD) != 0)
-    is_between &= ~np.isin(joiners, text_starts) & ~np.isin(joiners + lengths, text_starts)
+    is_text_start = np.zeros(len(data) + 1, bool)
+    is_text_start[text_starts] = True
+    is_between &= ~is_text_start[joiners] & ~is_text_start[joiners + lengths]
     joiners, lengths = joiners[is_between], lengths[is_between]
     for i in range(3):
         rows = joiners[lengths > i] + i
