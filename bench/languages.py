@@ -245,9 +245,8 @@ def main() -> None:
     declarations, names = read_declarations(arguments.udhr)
     paragraphs = [Text(code, text) for code, texts in declarations.items() for text in texts]
     cuts = [Text(each.code, part) for each in paragraphs for part in cut(each.text)]
-    print(
-        "| library | texts | languages ≥ 0.9 | mean of the filter's languages | texts/s | MB/s |\n| --- | --- | --- | --- | --- | --- |"
-    )
+    print("| library | texts | languages ≥ 0.9 | mean of the filter's languages | texts/s | MB/s |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for name in arguments.libraries:
         try:
             library = LIBRARIES[name]()
