@@ -15,7 +15,7 @@ $(READY): setup.cfg setup.py pyproject.toml constraints.txt
 	  echo "Folio needs Python 3.11 or later, but '$(PYTHON)' is older; run: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	@echo "Installing Folio and its libraries in $(VENV), which takes some minutes:"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[offline,plot,mojibake,html,warc,huggingface,hub,gguf,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[offline,plot,mojibake,languages,html,warc,huggingface,hub,gguf,dev]'
 	@touch $@
 
 demo: setup

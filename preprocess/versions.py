@@ -24,18 +24,21 @@ LIBRARIES_OF_TOKENIZER = {
 
 
 LIBRARIES_OF_FORMAT = {"html": ("resiliparse",), "warc": ("resiliparse", "fastwarc")}
+LIBRARIES_OF_FILTER = {"language": ("py3langid",)}
 
 
-def collect_versions(tokenizer_kind: str, formats: Iterable[str] = ()) -> dict[str, str]:
+def collect_versions(tokenizer_kind: str, formats: Iterable[str] = (), filters: Iterable[str] = ()) -> dict[str, str]:
     """Return the version of each program and library that affects the bytes of a build, by name.
 
     `tokenizer_kind` selects the tokenizer libraries, `formats`, of the input files, those of readers
-    that only some builds need. The version of a library that is not installed
-    is "absent".
+    that only some builds need, and `filters`, of the recipe, those of filters. The version of a
+    library that is not installed is "absent".
     """
     versions = {"folio": __version__, "python": platform.python_version(), "unicode": unicodedata.unidata_version}
     of_formats = sorted({name for format_ in formats for name in LIBRARIES_OF_FORMAT.get(format_, ())})
-    for name in (*LIBRARIES, *LIBRARIES_OF_TOKENIZER.get(tokenizer_kind, ()), *of_formats):
+    used = {spec.partition(":")[0] for spec in filters}
+    of_filters = sorted({name for filter_ in used for name in LIBRARIES_OF_FILTER.get(filter_, ())})
+    for name in (*LIBRARIES, *LIBRARIES_OF_TOKENIZER.get(tokenizer_kind, ()), *of_formats, *of_filters):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -97,6 +97,7 @@ HOMES = {
     "tiktoken_ext": {"preprocess/tokenizers/tiktoken_bpe.py"},
     "tokenizers": {"preprocess/tokenizers/huggingface.py"},
     "ftfy": {"preprocess/stages/mojibake.py"},
+    "py3langid": {"preprocess/filters/language.py"},
     "huggingface_hub": {"preprocess/inputs/remote/hub.py", "train/run/hub_models.py"},
     "fsspec": {"preprocess/inputs/remote"},
     "orjson": {

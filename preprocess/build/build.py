@@ -160,7 +160,7 @@ class _Build:
             "sources": drop_origins(self.plan.source_entries()),
             "metadata": [file.metadata for file in self.plan.input_files],
             "partitions": self.plan.partitions,
-            "made_with": collect_versions(self.plan.tokenizer_kind, self.plan.formats),
+            "made_with": collect_versions(self.plan.tokenizer_kind, self.plan.formats, self.recipe.filters),
             "use_reference": self.use_reference,
         }  # fmt: skip
         key = sha256_bytes(canonical_json(everything_that_decides_the_work))[:16]

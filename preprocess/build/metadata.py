@@ -84,6 +84,6 @@ def make_manifest(contents: BuildContents, *, stats_sha256: str) -> JsonObject:
         "sources": contents.plan.source_entries(),
         "languages": {str(number): tag for tag, number in layout.languages.items()},
         "stats_sha256": stats_sha256,
-        "made_with": collect_versions(tokenizer.kind, contents.plan.formats),
+        "made_with": collect_versions(tokenizer.kind, contents.plan.formats, contents.plan.recipe.filters),
     }
     return shard_format.seal(fields)

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from preprocess.recipes.filter_settings import FILTERS, PRESETS, expand_filters
+from preprocess.recipes.filter_settings import (
+    FILTERS,
+    PII_POLICIES,
+    PRESETS,
+    Language,
+    Pii,
+    expand_filters,
+    format_filter,
+)
 from preprocess.recipes.schema import CHOICES, CLEANING_RULES
 
 if TYPE_CHECKING:
@@ -156,6 +164,25 @@ PROCESSING_OPTIONS = [
         metavar="PRESET",
         help=f"Apply the filters of a published pipeline before those of --filter: {', '.join(PRESETS)}.",
     ),
+    click.option(
+        "--languages",
+        metavar="CODE,…",
+        help="Keep only documents in these languages, such as en,ru: the filter language, applied before those of "
+        "--quality and --filter.",
+    ),
+    click.option(
+        "--min-language-score",
+        type=float,
+        metavar="P",
+        help="The smallest probability of a document's language, from 0 to 1; the language of a document below it is "
+        "und, which is not kept unless --languages names it.  [default: 0.5]",
+    ),
+    click.option(
+        "--pii",
+        type=click.Choice(PII_POLICIES),
+        help="Replace personal data and keys by masks such as <EMAIL>, or drop the documents that contain any: the "
+        "filter pii, applied before all others.",
+    ),
     click.option("--dedup/--no-dedup", default=None, help="Drop documents that are equal to an earlier one."),
     click.option(
         "--near-dedup",
@@ -268,8 +295,9 @@ class RecipeOptions:
         if settings["clean"] is not None:
             settings["clean"] = tuple(rule for rule in settings["clean"].split(",") if rule != "none")
         settings["decontaminate"] = settings["decontaminate"] or None
+        shorthands = _list_shorthands(settings)
         quality, filters = settings.pop("quality"), settings.pop("filters")
-        settings["filters"] = expand_filters(quality, filters) or None
+        settings["filters"] = (*shorthands, *expand_filters(quality, filters)) or None
         recipe = load_recipe(self.corpus, inputs=self.inputs or None, **settings)
         names = (*recipe.inputs, *(file.name for file in recipe.files))
         if any(name.lower().endswith((".parquet", ".arrow")) for name in names):
@@ -277,6 +305,17 @@ class RecipeOptions:
 
             start_examiner()  # the process imports Arrow while this one imports other modules
         return recipe
+
+
+def _list_shorthands(settings: dict[str, Any]) -> tuple[str, ...]:
+    """Remove the options that stand for a filter from `settings`, and return these filters."""
+    policy, languages, min_score = (settings.pop(name) for name in ("pii", "languages", "min_language_score"))
+    specs = [] if policy is None else [format_filter("pii", Pii(policy=policy))]
+    if languages is not None or min_score is not None:
+        codes = tuple(code.strip() for code in languages.split(",")) if languages is not None else ()
+        language = Language(languages=codes) if min_score is None else Language(languages=codes, min_score=min_score)
+        specs.append(format_filter("language", language))
+    return tuple(specs)
 
 
 def workers_option(help: str = "Number of processes.") -> Callable[[Command], Command]:

@@ -16,6 +16,8 @@ CLASSES = {
     "fineweb_quality": ("preprocess.filters.fineweb_quality", "FinewebQualityFilter"),
     "bad_words": ("preprocess.filters.bad_words", "BadWordsFilter"),
     "word_count": ("preprocess.filters.word_count", "WordCountFilter"),
+    "language": ("preprocess.filters.language", "LanguageFilter"),
+    "pii": ("preprocess.filters.pii", "PiiFilter"),
 }
 
 

@@ -39,6 +39,9 @@ class FilterChain:
         """Raises FolioError if a file of a filter cannot be read."""
         self._names = [spec.partition(":")[0] for spec in recipe.filters]
         self._filters = [load_filter(spec) for spec in recipe.filters]
+        # What a filter hides, those before it have seen, so they have no examples either.
+        hiding = [number for number, each in enumerate(self._filters) if each.hides_examples]
+        self._num_without_examples = max(hiding, default=-1) + 1
         self._has_chats = recipe.chat_columns is not None
         self.counts = [FilterCounts() for _ in self._filters]
 
@@ -46,14 +49,16 @@ class FilterChain:
         self, batch: pa.RecordBatch, sides: np.ndarray, count_dropped: CountDropped
     ) -> tuple[pa.RecordBatch, np.ndarray]:
         """Return the documents of `batch` that all filters keep, possibly edited, and their sides, (D,) int8."""
-        for name, each, counts in zip(self._names, self._filters, self.counts, strict=True):
+        for number, (name, each, counts) in enumerate(zip(self._names, self._filters, self.counts, strict=True)):
             if not batch.num_rows:
                 break
             texts = get_plain_texts(batch.column("text"), has_chats=self._has_chats)
             verdict = each.judge(batch, texts)
-            _count(each, counts, batch, texts, verdict)
-            for number in np.unique(verdict.reasons[verdict.reasons >= 0]).tolist():
-                count_dropped(name, each.reasons[number], batch.filter(pa.array(verdict.reasons == number)))
+            _count(each, counts, batch, verdict)
+            if number >= self._num_without_examples:
+                _add_examples(each, counts, batch, texts, verdict)
+            for reason in np.unique(verdict.reasons[verdict.reasons >= 0]).tolist():
+                count_dropped(name, each.reasons[reason], batch.filter(pa.array(verdict.reasons == reason)))
             is_kept = verdict.reasons < 0
             if verdict.batch is not None:
                 has_new_text = pc.not_equal(verdict.batch.column("text"), batch.column("text"))
@@ -65,17 +70,20 @@ class FilterChain:
         return batch, sides
 
 
-def _count(
-    each: Filter, counts: FilterCounts, batch: pa.RecordBatch, texts: pa.LargeStringArray, verdict: Verdict
-) -> None:
+def _count(each: Filter, counts: FilterCounts, batch: pa.RecordBatch, verdict: Verdict) -> None:
     counts.documents += batch.num_rows
     counts.counts = dict(Counter(counts.counts) + Counter(verdict.counts))
     for number, reason in enumerate(each.reasons):
+        if num_dropped := int(np.count_nonzero(verdict.reasons == number)):
+            counts.dropped[reason] = counts.dropped.get(reason, 0) + num_dropped
+
+
+def _add_examples(
+    each: Filter, counts: FilterCounts, batch: pa.RecordBatch, texts: pa.LargeStringArray, verdict: Verdict
+) -> None:
+    for number, reason in enumerate(each.reasons):
         rows = np.flatnonzero(verdict.reasons == number)
-        if not len(rows):
-            continue
-        counts.dropped[reason] = counts.dropped.get(reason, 0) + len(rows)
-        if not each.hides_examples:
+        if len(rows):
             counts.add_examples(reason, _make_examples(batch, texts, verdict, rows))
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from preprocess.errors import MisuseError, shorten
+from preprocess.recipes.language_codes import LANGUAGE_CODES, UNDETERMINED
 
 MAX_SPEC_CHARACTERS = 10_000
 MAX_COUNT = 1 << 40
@@ -126,6 +127,50 @@ class BadWords:
             raise MisuseError("the filter bad_words needs a list of words; write bad_words:file=PATH")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Language:
+    """Settings of `language`."""
+
+    languages: tuple[str, ...] = ()  # keep only documents in these; none: keep all, and only find their language
+    min_score: float | None = number(0.5)  # a text whose language is less probable is in the language `und`
+    override: bool = False  # find the language of documents for which the input gives one, too
+
+    def __post_init__(self) -> None:
+        for code in self.languages:
+            if code not in LANGUAGE_CODES and code != UNDETERMINED:
+                raise MisuseError(
+                    "languages of the filter language must be codes that its model knows, such as en, ru or zh "
+                    f"(docs/languages.md lists them), got {shorten(repr(code))}"
+                )
+        object.__setattr__(self, "languages", tuple(sorted(set(self.languages))))
+
+
+PII_KINDS = ("key", "email", "ip", "iban", "card", "phone")
+PII_POLICIES = ("mask", "drop")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pii:
+    """Settings of `pii`."""
+
+    kinds: tuple[str, ...] = PII_KINDS
+    policy: str = "mask"  # mask: replace what is found; drop: drop the documents that contain any
+
+    def __post_init__(self) -> None:
+        if unknown := [kind for kind in self.kinds if kind not in PII_KINDS]:
+            raise MisuseError(
+                f"kinds of the filter pii must be some of {LIST_SEPARATOR.join(PII_KINDS)}, "
+                f"got {shorten(repr(unknown[0]))}"
+            )
+        if not self.kinds:
+            raise MisuseError(f"kinds of the filter pii must not be empty; name some of {', '.join(PII_KINDS)}")
+        if self.policy not in PII_POLICIES:
+            raise MisuseError(
+                f"policy of the filter pii must be {' or '.join(PII_POLICIES)}, got {shorten(repr(self.policy))}"
+            )
+        object.__setattr__(self, "kinds", tuple(kind for kind in PII_KINDS if kind in self.kinds))
+
+
 # The settings of each filter, by the filter's name.
 FILTERS: dict[str, type] = {
     "gopher_quality": GopherQuality,
@@ -134,6 +179,8 @@ FILTERS: dict[str, type] = {
     "fineweb_quality": FinewebQuality,
     "bad_words": BadWords,
     "word_count": WordCount,
+    "language": Language,
+    "pii": Pii,
 }
 # The filters that edit texts. They are rejected with chats, whose texts are messages of several people.
 EDITING_FILTERS: tuple[str, ...] = ("c4",)

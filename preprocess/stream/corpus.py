@@ -125,7 +125,9 @@ class StreamCorpus:
                 "sources": self._source_entries(),
                 "languages": {},
                 "stats_sha256": "",
-                "made_with": collect_versions(tokenizer.kind, {file.format for file in self.input_files}),
+                "made_with": collect_versions(
+                    tokenizer.kind, {file.format for file in self.input_files}, self.recipe.filters
+                ),
             }
         )
         return parse_manifest(fields)
