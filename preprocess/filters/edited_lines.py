@@ -55,8 +55,11 @@ def find_edited_lines(group: TextGroup, *, has_citations: bool) -> EditedLines:
     is_kept = _cover(len(data), line_starts, line_ends)
     for start, end in [] if has_citations else _find_citations(data, line_starts, line_ends):
         is_kept[start:end] = False
-    before = np.concatenate([[0], np.cumsum(is_kept, dtype=np.int64)])
-    return EditedLines(data[is_kept], before[line_starts], before[line_ends], lines.firsts, num_words, longest)
+    del starts, ends, lengths, first_words, after_last
+    before = np.zeros(len(data) + 1, np.int32)  # kept bytes
+    np.cumsum(is_kept, out=before[1:])
+    new_starts, new_ends = before[line_starts].astype(np.int64), before[line_ends].astype(np.int64)
+    return EditedLines(data[is_kept], new_starts, new_ends, lines.firsts, num_words, longest)
 
 
 def _cover(length: int, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -91,7 +94,9 @@ def join_lines(lines: EditedLines, is_kept: np.ndarray) -> TextGroup:
     is_last = np.zeros(len(lengths), bool)
     is_last[firsts[1:][num_lines > 0] - 1] = True
     num_separators = np.concatenate([[0], np.cumsum(~is_last)])  # before each line
-    data = np.full(len(kept_bytes) + int(num_separators[-1]), LINE_FEED, np.uint8)
-    data[np.arange(len(kept_bytes)) + np.repeat(num_separators[:-1], lengths)] = kept_bytes
     num_bytes = np.concatenate([[0], np.cumsum(lengths)])
+    is_text = np.ones(len(kept_bytes) + int(num_separators[-1]), bool)
+    is_text[(num_bytes + num_separators)[1:][~is_last] - 1] = False
+    data = np.full(len(is_text), LINE_FEED, np.uint8)
+    data[is_text] = kept_bytes
     return TextGroup(data, num_bytes[firsts] + num_separators[firsts])

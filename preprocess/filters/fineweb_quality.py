@@ -34,8 +34,7 @@ class FinewebQualityFilter(RuleFilter):
         judgement.drop_below(1, divide(num_ends, lines.counts), settings.min_punctuated_lines)
         num_short = sum_between(lines.count_characters(group) <= settings.short_line_characters, lines.firsts)
         judgement.drop_above(2, divide(num_short, lines.counts), settings.max_short_lines)
-        is_feed = group.data == LINE_FEED
-        num_feeds = sum_between(is_feed, group.offsets)
+        num_feeds = np.diff(np.searchsorted(np.flatnonzero(group.data == LINE_FEED), group.offsets))
         _, in_duplicates = count_duplicates(group, lines)
         num_characters = group.count_characters() - num_feeds
         judgement.drop_above(3, divide(in_duplicates, num_characters), settings.max_duplicate_line_characters)

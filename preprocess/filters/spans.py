@@ -60,11 +60,12 @@ class EqualElements:
             # has more elements by itself, so the number of bits that are compared depends on the document only.
             keys = mixed >> np.uint64(INDEX_BITS) << np.uint64(INDEX_BITS) | np.arange(len(hashes), dtype=np.uint64)
             keys.sort()
-            self.order = (keys & np.uint64((1 << INDEX_BITS) - 1)).astype(np.int64)
+            self.order = (keys & np.uint64((1 << INDEX_BITS) - 1)).astype(np.int32)
             keys >>= np.uint64(INDEX_BITS)
         else:
-            self.order = np.argsort(mixed, kind="stable")
+            self.order = np.argsort(mixed, kind="stable").astype(np.int32)
             keys = mixed[self.order]
+            del mixed
         sorted_documents = documents[self.order]
         is_first = np.ones(len(keys), bool)
         is_first[1:] = (keys[1:] != keys[:-1]) | (sorted_documents[1:] != sorted_documents[:-1])
@@ -80,8 +81,8 @@ class EqualElements:
 
     def number_large_groups(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the elements of groups of two or more, ascending, and the number of the group of each: (M,) both."""
-        groups = np.repeat(np.arange(len(self.starts)), self.sizes)
+        numbers = np.flatnonzero(self.sizes > 1)
         is_large = np.repeat(self.sizes > 1, self.sizes)
-        elements, groups = self.order[is_large], groups[is_large]
+        elements, groups = self.order[is_large], np.repeat(numbers, self.sizes[numbers])
         by_position = np.argsort(elements)
         return elements[by_position], groups[by_position]

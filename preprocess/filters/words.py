@@ -87,8 +87,8 @@ class Words:
 
     @property
     def documents(self) -> np.ndarray:
-        """The document of each word: (W,) int64."""
-        return np.repeat(np.arange(len(self.firsts) - 1), self.counts)
+        """The document of each word: (W,) int32."""
+        return np.repeat(np.arange(len(self.firsts) - 1, dtype=np.int32), self.counts)
 
     @property
     def counts(self) -> np.ndarray:
