@@ -53,7 +53,10 @@ def choose_cpu_precision(run: Run, trial_loss: Callable[[], float]) -> str:
     run.autocast = make_autocast(precision, run.device)
     run.config = dataclasses.replace(run.config, precision=precision)
     note = "" if is_equal else f", but its loss is {losses['bf16']:.3f} instead of {losses['fp32']:.3f}"
-    return f"precision {precision}: a pass in bf16 is {ratio:.2f} times as fast as the {seconds['fp32']:.2g} s in fp32{note}"
+    return (
+        f"precision {precision}: a pass in bf16 is {ratio:.2f} times as fast as the {seconds['fp32']:.2g} s in fp32"
+        f"{note}"
+    )
 
 
 def keep_precision(run: Run, saved: Config) -> None:
