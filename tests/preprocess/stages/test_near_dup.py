@@ -134,7 +134,7 @@ def test_documents_with_a_similarity_of_0_85_nearly_always_have_an_equal_band() 
 def test_signature_of_a_long_document_needs_little_more_memory_than_its_shingles(
     monkeypatch: pytest.MonkeyPatch, num_different: int
 ) -> None:
-    monkeypatch.setattr(near_dup, "WINDOW_BYTES", 1 << 13)
+    monkeypatch.setattr(ngrams, "WINDOW_BYTES", 1 << 13)
     monkeypatch.setattr(near_dup, "CHUNK_SHINGLES", 1 << 13)
     letters = random.Random(0).choices("abcdefghijklmnopqrstuvwxyz"[:num_different], k=300_000)
     texts = to_arrow([" ".join(letters)])
