@@ -29,7 +29,7 @@ MAX_PRINTED_ITEMS = 5
 
 
 def write_index(work_dir: WorkDir, files: Sequence[InputFile]) -> list[str]:
-    """Write the index of the evaluation items in `files`, and return warnings about files that are of no use.
+    """Write the index of the evaluation items in `files`, and return warnings about files without effect.
 
     The files of an index that an earlier attempt has written are replaced, not changed: its workers may
     still map them. Raises the errors of `build_index`.
@@ -44,8 +44,8 @@ def write_index(work_dir: WorkDir, files: Sequence[InputFile]) -> list[str]:
         os.replace(path, folder / path.name)
     partial.rmdir()
     return [
-        f"none of the {format_quantity(file.num_items, 'item')} of {shorten(file.name)} is looked for: all have fewer "
-        f"than {MIN_WORDS} words"
+        f"--decontaminate {shorten(file.name)} has no effect: all of its {format_quantity(file.num_items, 'item')} "
+        f"have fewer than {MIN_WORDS} words; name a file with longer items"
         for file in index.files
         if file.num_items == file.num_short
     ]
@@ -116,10 +116,10 @@ def format_contamination(entry: Any) -> list[str]:
     if entry is None:
         return []
     verb = "dropped" if entry["policy"] == "drop" else "kept"
-    lines = [f"evaluation  {format_quantity(entry['documents'], 'document')} with evaluation items, which were {verb}"]
+    lines = [f"evaluation  {verb} {format_quantity(entry['documents'], 'document')} with evaluation items"]
     for file in entry["files"]:
         found = f"{file['found']:,} of {format_quantity(file['items'], 'item')} found"
-        short = f"; {file['too_short']:,} were too short to look for" if file["too_short"] else ""
+        short = f"; {file['too_short']:,} too short to look for" if file["too_short"] else ""
         lines.append(f"{'':12}{shorten(file['name'])}: {found}{short}")
     for item in entry["items"][:MAX_PRINTED_ITEMS]:
         num_documents, of = format_quantity(item["documents"], "document"), format_quantity(item["of"], "n-gram")

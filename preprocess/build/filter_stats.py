@@ -70,18 +70,19 @@ def _describe_example(example: Example, input_files: Sequence[InputFile]) -> Jso
     }
 
 
-def format_funnel(filters: Sequence[JsonObject]) -> list[str]:
-    """Return a line for each filter of stats.json: what it read, dropped for each reason, and kept."""
+def format_filter_counts(filters: Sequence[JsonObject]) -> list[str]:
+    """Return a line for each filter of stats.json: what it read, dropped for each reason, found and edited."""
     lines = []
     for entry in filters:
         num_read, dropped = entry["documents"], entry["dropped"]
         num_dropped = sum(dropped.values())
         reasons = ", ".join(f"{shorten(reason)} {count:,}" for reason, count in dropped.items() if count)
         share = f" ({num_dropped / num_read:.1%})" if num_read else ""
+        counts = ", ".join(f"{shorten(key)} {count:,}" for key, count in entry["counts"].items())
+        found = f"; found {counts}" if counts else ""
         changed = f"; {entry['changed']:,} edited" if entry["changed"] else ""
-        counts = "".join(f", {shorten(key)} {count:,}" for key, count in entry["counts"].items())
         lines.append(
             f"filter      {shorten(entry['name'])}: read {num_read:,}, dropped {num_dropped:,}{share}"
-            f"{': ' + reasons if reasons else ''}{changed}{counts}"
+            f"{': ' + reasons if reasons else ''}{found}{changed}"
         )
     return lines

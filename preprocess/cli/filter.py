@@ -39,7 +39,7 @@ def try_command(output: Output, specs: tuple[str, ...], num_documents: int, num_
     filter, dropped documents are printed beside kept ones, with the reason and the measured value.
     Control characters are escaped. Nothing is written.
     """
-    from preprocess.build.filter_stats import format_funnel
+    from preprocess.build.filter_stats import format_filter_counts
     from preprocess.build.plan import plan_estimate
     from preprocess.build.try_filters import format_trial, try_filters
 
@@ -50,4 +50,6 @@ def try_command(output: Output, specs: tuple[str, ...], num_documents: int, num_
     progress = output.progress()
     with progress.phase("filter try"):
         entries = try_filters(plan_estimate(recipe, text.source, progress), num_documents, num_examples)
-    output.write(entries, [line for entry in entries for line in (*format_funnel([entry]), *format_trial(entry))])
+    output.write(
+        entries, [line for entry in entries for line in (*format_filter_counts([entry]), *format_trial(entry))]
+    )
