@@ -1,7 +1,8 @@
 """The evaluation items that the documents of a build contain: their index, and the report about them.
 
 The index is written to the work directory before the documents are prepared, so that all workers
-map the same files. A partition has a file of what was found in it, and stats.json has the sum.
+map the same files. Each partition has a file with the items that were found in it, and stats.json has
+the sums.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from preprocess.stages.decontaminate import MIN_WORDS, Decontaminator, Evaluatio
 from preprocess.stages.evaluation_items import build_index
 
 INDEX_FOLDER = "evaluation"
-OVERLAPS_SUFFIX = "overlaps"  # uint64: documents, P, M; P items, the number of documents of each, M n-grams
+# (3 + 2 P + M,) uint64: the number of contaminated documents, P and M; P items, the number of documents of each, and
+# M n-grams.
+OVERLAPS_SUFFIX = "overlaps"
 MAX_LISTED_ITEMS = 1_000  # in stats.json; all are counted
 MAX_PRINTED_ITEMS = 5
 
@@ -64,7 +67,7 @@ def _load_index(path: Path) -> EvaluationIndex:
 
 
 def write_overlaps(file: HashedFile, decontaminator: Decontaminator) -> None:
-    """Write what was found in a partition."""
+    """Write the items and n-grams that were found in a partition."""
     items, num_documents, ngrams = decontaminator.counter.list_found()
     header = np.array([decontaminator.num_documents, len(items), len(ngrams)])
     file.write(np.concatenate([header, items, num_documents, ngrams]).astype("<u8"))

@@ -14,7 +14,7 @@ from preprocess.cli.output import Output, output_options, version_option
 @version_option
 @click.group("filter", cls=Group)
 def filter_group() -> None:
-    """See what filters would drop, before a build."""
+    """Try filters before a build."""
 
 
 @filter_group.command("try")
@@ -32,12 +32,12 @@ def filter_group() -> None:
 )
 @output_options
 def try_command(output: Output, specs: tuple[str, ...], num_documents: int, num_examples: int, **options: Any) -> None:
-    """Show documents that filters drop and keep.
+    """Show documents that filters drop and keep. No files are written.
 
-    SPEC is a filter, NAME or NAME:key=value,key=value, as for --filter. The filters of --quality come
-    first, then those of --filter, then each SPEC. Each filter reads what those before it keep. For each
-    filter, dropped documents are printed beside kept ones, with the reason and the measured value.
-    Control characters are escaped. Nothing is written.
+    SPEC is a filter, NAME or NAME:key=value,key=value, as for --filter. The filters of --quality are
+    applied first, then those of --filter, then each SPEC. Each filter reads only the documents that the
+    filters before it keep. For each filter, dropped documents are printed beside kept ones, with the
+    reason and the measured value. Control characters are escaped.
     """
     from preprocess.build.filter_stats import format_filter_counts
     from preprocess.build.plan import plan_estimate
