@@ -1,4 +1,4 @@
-"""What stats.json says about the filters of a build: how many documents each has read and dropped, and why."""
+"""The entry of stats.json about filters: how many documents each filter has read and dropped, and why."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from preprocess.shards.files import JsonObject
 
 
 def describe_filters(corpus: PreparedCorpus, input_files: Sequence[InputFile]) -> JsonObject:
-    """Return what stats.json says about filters: nothing if the recipe has none."""
+    """Return the entry `filters` of stats.json, or an empty object if the recipe has no filters."""
     if not corpus.recipe.filters:
         return {}
     position_offsets = compute_position_offsets([receipt.num_positions for receipt in corpus.receipts])
@@ -34,7 +34,7 @@ def describe_filters(corpus: PreparedCorpus, input_files: Sequence[InputFile]) -
 
 
 def describe_counts(spec: str, counts: FilterCounts) -> JsonObject:
-    """Return what a filter did, without examples: its name and settings, and how many documents it read and dropped."""
+    """Return the name, the settings and the counts of a filter, without examples."""
     name, settings = parse_filter(leave_out_folders(spec))
     return {
         "name": name,
