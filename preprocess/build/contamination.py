@@ -74,7 +74,7 @@ def write_overlaps(file: HashedFile, decontaminator: Decontaminator) -> None:
 
 
 def describe_contamination(work_dir: WorkDir, recipe: Recipe, num_partitions: int) -> JsonObject:
-    """Return what stats.json says about evaluation items: nothing if the recipe has none."""
+    """Return the entry `decontamination` of stats.json, or an empty object if the recipe has no evaluation items."""
     if not recipe.decontaminate:
         return {}
     index = EvaluationIndex.load(work_dir.path / INDEX_FOLDER)

@@ -167,7 +167,7 @@ def _map_numbers(path: Path) -> np.ndarray:
 
 
 def describe_repeated_lines(work_dir: WorkDir, recipe: Recipe, receipts: Iterable[PrepareReceipt]) -> JsonObject:
-    """Return what stats.json says about repeated lines: nothing if the recipe keeps them."""
+    """Return the entry `repeated_lines` of stats.json, or an empty object if the recipe keeps repeated lines."""
     if recipe.dedup_lines is None:
         return {}
     counts: Counter[str] = Counter()

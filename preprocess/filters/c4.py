@@ -71,7 +71,7 @@ class C4Filter(Filter):
         return judgement, _strip_texts(kept), np.bincount(removals[is_kept], minlength=len(LINE_REASONS))
 
     def _judge_lines(self, lines: EditedLines, judgement: Judgement) -> np.ndarray:
-        """Return why each line is removed: indices into LINE_REASONS, (L,) int64. Also drop documents in `judgement`."""
+        """Return why each line is removed: indices into LINE_REASONS, (L,) int64. Also set reasons in `judgement`."""
         settings, lowered = self._settings, lines.data.tobytes().lower()
         removals = np.zeros(len(lines.starts), np.int64)
 

@@ -84,7 +84,7 @@ def test_contaminated_documents_are_dropped_and_reported(inputs: Path, tmp_path:
     assert {(item["file"], item["ngrams"], item["of"]) for item in found["items"]} == {("items.txt", 4, 8)}
     lines = "\n".join(format_stats((build.folder / "stats.json").read_bytes()))
     assert "12 contaminated" in lines and "items.txt item 3: in 3 documents, 4 of its 8 n-grams" in lines
-    assert "10 of 13 items found; 1 were too short" in lines and "and 5 other items" in lines
+    assert "10 of 13 items found; 1 too short" in lines and "and 5 other items" in lines
 
 
 def test_report_keeps_all_documents(inputs: Path, tmp_path: Path) -> None:
