@@ -183,9 +183,9 @@ FILTERS: dict[str, type] = {
     "language": Language,
     "pii": Pii,
 }
-# The filters that edit texts. They are rejected with chats, whose texts are messages of several people.
+# The filters that remove lines. They are errors with chats, because they would join the messages of several people.
 EDITING_FILTERS: tuple[str, ...] = ("c4",)
-# Lists of filters that --quality names.
+# The filters of each preset, by the preset's name; the option --quality applies them.
 PRESETS: dict[str, tuple[str, ...]] = {
     # In the order of FineWeb's published pipeline, after its filters by URL and by language.
     "fineweb": ("gopher_repetition", "gopher_quality", "c4:terminal_punctuation=false", "fineweb_quality"),

@@ -282,8 +282,8 @@ class Recipe:
         editing = [name for name in names if name in EDITING_FILTERS]
         if editing and self.chat_columns is not None:
             raise MisuseError(
-                f"the filter {editing[0]} edits texts, but these documents are chats, whose messages it would join; "
-                "leave it out"
+                f"the filter {editing[0]} removes lines from texts, but these documents are chats, whose messages it "
+                "would join; leave it out"
             )
 
     def _check_csv_settings(self) -> None:

@@ -193,7 +193,7 @@ def test_chats_are_judged_by_their_plain_text(tmp_path: Path) -> None:
 def test_chats_that_are_recognised_cannot_be_edited(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}))
-    with pytest.raises(MisuseError, match="the filter c4 edits texts, but these documents are chats"):
+    with pytest.raises(MisuseError, match="the filter c4 removes lines from texts, but these documents are chats"):
         build_filtered(tmp_path / "x", [path], filters=("c4",))
 
 
