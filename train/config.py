@@ -94,7 +94,7 @@ class Config:
     )
     num_threads: int | None = setting(
         None,
-        "threads on a CPU; none: those that are fastest, measured at the start and kept when the run continues",
+        "threads on a CPU; none: chosen by a measurement at the start, and kept when the run continues",
         min=1,
         max=1_024,
         free=True,
@@ -178,8 +178,8 @@ class Config:
 
     precision: str = setting(
         "auto",
-        "auto, fp32, tf32, bf16 or fp16; auto is bf16 on cuda if the GPU supports it, else fp16; on a CPU bf16 if a "
-        "pass is clearly faster with it, measured at the start, else fp32; fp32 elsewhere",
+        "auto, fp32, tf32, bf16 or fp16; auto is bf16 on cuda if the GPU supports it, else fp16; on a CPU, bf16 if a "
+        "measurement at the start shows that it is clearly faster, else fp32; on other devices, fp32",
         free=True,
     )
     compile: bool = setting(

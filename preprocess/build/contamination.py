@@ -1,7 +1,8 @@
 """The evaluation items that the documents of a build contain: their index, and the report about them.
 
 The index is written to the work directory before the documents are prepared, so that all workers
-map the same files. A partition has a file of what was found in it, and stats.json has the sum.
+map the same files. Each partition has a file with the items that were found in it, and stats.json has
+the sums.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from preprocess.stages.decontaminate import MIN_WORDS, Decontaminator, Evaluatio
 from preprocess.stages.evaluation_items import build_index
 
 INDEX_FOLDER = "evaluation"
-OVERLAPS_SUFFIX = "overlaps"  # uint64: documents, P, M; P items, the number of documents of each, M n-grams
+# (3 + 2 P + M,) uint64: the number of contaminated documents, P and M; P items, the number of documents of each, and
+# M n-grams.
+OVERLAPS_SUFFIX = "overlaps"
 MAX_LISTED_ITEMS = 1_000  # in stats.json; all are counted
 MAX_PRINTED_ITEMS = 5
 
 
 def write_index(work_dir: WorkDir, files: Sequence[InputFile]) -> list[str]:
-    """Write the index of the evaluation items in `files`, and return warnings about files that are of no use.
+    """Write the index of the evaluation items in `files`, and return warnings about files without effect.
 
     The files of an index that an earlier attempt has written are replaced, not changed: its workers may
     still map them. Raises the errors of `build_index`.
@@ -44,8 +47,8 @@ def write_index(work_dir: WorkDir, files: Sequence[InputFile]) -> list[str]:
         os.replace(path, folder / path.name)
     partial.rmdir()
     return [
-        f"none of the {format_quantity(file.num_items, 'item')} of {shorten(file.name)} is looked for: all have fewer "
-        f"than {MIN_WORDS} words"
+        f"--decontaminate {shorten(file.name)} has no effect: all of its {format_quantity(file.num_items, 'item')} "
+        f"have fewer than {MIN_WORDS} words; name a file with longer items"
         for file in index.files
         if file.num_items == file.num_short
     ]
@@ -64,14 +67,14 @@ def _load_index(path: Path) -> EvaluationIndex:
 
 
 def write_overlaps(file: HashedFile, decontaminator: Decontaminator) -> None:
-    """Write what was found in a partition."""
+    """Write the items and n-grams that were found in a partition."""
     items, num_documents, ngrams = decontaminator.counter.list_found()
     header = np.array([decontaminator.num_documents, len(items), len(ngrams)])
     file.write(np.concatenate([header, items, num_documents, ngrams]).astype("<u8"))
 
 
 def describe_contamination(work_dir: WorkDir, recipe: Recipe, num_partitions: int) -> JsonObject:
-    """Return what stats.json says about evaluation items: nothing if the recipe has none."""
+    """Return the entry `decontamination` of stats.json, or an empty object if the recipe has no evaluation items."""
     if not recipe.decontaminate:
         return {}
     index = EvaluationIndex.load(work_dir.path / INDEX_FOLDER)
@@ -116,10 +119,10 @@ def format_contamination(entry: Any) -> list[str]:
     if entry is None:
         return []
     verb = "dropped" if entry["policy"] == "drop" else "kept"
-    lines = [f"evaluation  {format_quantity(entry['documents'], 'document')} with evaluation items, which were {verb}"]
+    lines = [f"evaluation  {verb} {format_quantity(entry['documents'], 'document')} with evaluation items"]
     for file in entry["files"]:
         found = f"{file['found']:,} of {format_quantity(file['items'], 'item')} found"
-        short = f"; {file['too_short']:,} were too short to look for" if file["too_short"] else ""
+        short = f"; {file['too_short']:,} too short to look for" if file["too_short"] else ""
         lines.append(f"{'':12}{shorten(file['name'])}: {found}{short}")
     for item in entry["items"][:MAX_PRINTED_ITEMS]:
         num_documents, of = format_quantity(item["documents"], "document"), format_quantity(item["of"], "n-gram")

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocess.build.count_leaks import describe_leaks
-from preprocess.build.filter_stats import describe_counts, format_funnel
+from preprocess.build.filter_stats import describe_counts, format_filter_counts
 from preprocess.build.near_duplicates import BAND_DTYPE, FOREST_BYTES
 from preprocess.build.plan import Plan
 from preprocess.build.stats import compute_ratio, describe_lengths
@@ -288,7 +288,7 @@ def format_estimate(estimate: JsonObject) -> list[str]:
         f"tokens per document: {quantiles}",
         *([f"rejects     {estimate['rejects']}"] if estimate["rejects"] else []),
         *([f"warning     {describe_leaks(estimate['leaks'])}"] if estimate["leaks"] else []),
-        *format_funnel(estimate["filters"]),
+        *format_filter_counts(estimate["filters"]),
         *_format_loss(estimate["lost_characters"]),
         f"encoding    {estimate['tokens_per_s']:,} tokens/s with {estimate['engine']}, one thread",
         f"the build   about {format_quantity(build['documents'], 'document')}, "

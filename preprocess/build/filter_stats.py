@@ -1,4 +1,4 @@
-"""What stats.json says about the filters of a build: how many documents each has read and dropped, and why."""
+"""The entry of stats.json about filters: how many documents each filter has read and dropped, and why."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from preprocess.shards.files import JsonObject
 
 
 def describe_filters(corpus: PreparedCorpus, input_files: Sequence[InputFile]) -> JsonObject:
-    """Return what stats.json says about filters: nothing if the recipe has none."""
+    """Return the entry `filters` of stats.json, or an empty object if the recipe has no filters."""
     if not corpus.recipe.filters:
         return {}
     position_offsets = compute_position_offsets([receipt.num_positions for receipt in corpus.receipts])
@@ -34,7 +34,7 @@ def describe_filters(corpus: PreparedCorpus, input_files: Sequence[InputFile]) -
 
 
 def describe_counts(spec: str, counts: FilterCounts) -> JsonObject:
-    """Return what a filter did, without examples: its name and settings, and how many documents it read and dropped."""
+    """Return the name, the settings and the counts of a filter, without examples."""
     name, settings = parse_filter(leave_out_folders(spec))
     return {
         "name": name,
@@ -70,18 +70,19 @@ def _describe_example(example: Example, input_files: Sequence[InputFile]) -> Jso
     }
 
 
-def format_funnel(filters: Sequence[JsonObject]) -> list[str]:
-    """Return a line for each filter of stats.json: what it read, dropped for each reason, and kept."""
+def format_filter_counts(filters: Sequence[JsonObject]) -> list[str]:
+    """Return a line for each filter of stats.json: what it read, dropped for each reason, found and edited."""
     lines = []
     for entry in filters:
         num_read, dropped = entry["documents"], entry["dropped"]
         num_dropped = sum(dropped.values())
         reasons = ", ".join(f"{shorten(reason)} {count:,}" for reason, count in dropped.items() if count)
         share = f" ({num_dropped / num_read:.1%})" if num_read else ""
+        counts = ", ".join(f"{shorten(key)} {count:,}" for key, count in entry["counts"].items())
+        found = f"; found {counts}" if counts else ""
         changed = f"; {entry['changed']:,} edited" if entry["changed"] else ""
-        counts = "".join(f", {shorten(key)} {count:,}" for key, count in entry["counts"].items())
         lines.append(
             f"filter      {shorten(entry['name'])}: read {num_read:,}, dropped {num_dropped:,}{share}"
-            f"{': ' + reasons if reasons else ''}{changed}{counts}"
+            f"{': ' + reasons if reasons else ''}{found}{changed}"
         )
     return lines

@@ -97,7 +97,7 @@ class PrepareReceipt(PartitionReceipt):
     num_positions: list[tuple[int, int]]  # of each span: input file number, number of positions of its documents
     dropped: dict[str, int]  # reason -> number of documents that were dropped, or repaired (stats.py)
     cleaned: dict[str, int]  # cleaning rule -> number of documents that it changed
-    filters: list[FilterCounts] = field(default_factory=list)  # what each filter of the recipe did
+    filters: list[FilterCounts] = field(default_factory=list)  # the counts of each filter of the recipe
     removed_lines: dict[str, int] = field(default_factory=dict)  # the counts of LineRemover
     reasons: list[RejectReason] = field(default_factory=list)  # why records were dropped or changed
     encoding: EncodingReport | None  # None if the tokenizer is yet to be trained

@@ -1,8 +1,9 @@
 """The similarity of sets of shingles: Jaccard's measure |A ∩ B| / |A ∪ B|.
 
-Many pairs of small sets are compared at once, in arrays. Two documents of 64 MB may have 64 million
-shingles, so the sets of such a pair are compared one range of shingles after another. Shingles are
-hashes, so ranges of equal width have about equally many different ones.
+A shingle is a hash of a sequence of words. Many pairs of small sets are compared at once, in arrays. Two
+documents of 64 MB may have 64 million shingles, so the sets of such a pair are compared one range of
+values after another. Shingles are hashes, so ranges of equal width contain about the same number of
+distinct shingles, and the memory is bounded.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ class ShingleFile:
 
     @property
     def num_shingles(self) -> int:
-        """The number of shingles, those that are repeated included."""
+        """The number of shingles, repetitions included."""
         return self.end - self.start
 
     def read_range(self, first: int, last: int) -> np.ndarray:
-        """Return the different shingles from `first` to `last`, both included: (N,) uint32 in ascending order."""
+        """Return the distinct shingles from `first` to `last`, both included: (N,) uint32 in ascending order."""
         return _sort_different(
             np.concatenate(
                 [
@@ -60,16 +61,17 @@ class ShingleFile:
         )
 
     def _read_chunks(self) -> Iterator[np.ndarray]:
-        # Not mapped: the mapped pages of a large file would be in memory all at once.
+        # The file is not mapped, because all mapped pages that were read would stay in memory.
         for start in range(self.start, self.end, CHUNK_SHINGLES):
             count = min(CHUNK_SHINGLES, self.end - start)
             yield np.fromfile(self.path, SHINGLE_DTYPE, count, offset=start * SHINGLE_DTYPE.itemsize)
 
 
 def compute_large_similarity(a: ShingleFile, b: ShingleFile) -> float:
-    """Return the similarity of two documents, in memory for about PART_SHINGLES shingles.
+    """Return the similarity of two documents, from 0 to 1. Neither may be empty.
 
-    Neither may be empty. Both files are read once for every PART_SHINGLES shingles of the two documents.
+    About PART_SHINGLES shingles are in memory at a time. The shingles of both documents are read once
+    for every PART_SHINGLES of them.
     """
     num_parts = -(-(a.num_shingles + b.num_shingles) // PART_SHINGLES)
     edges = [(part << 32) // num_parts for part in range(num_parts + 1)]
@@ -83,7 +85,7 @@ def compute_large_similarity(a: ShingleFile, b: ShingleFile) -> float:
 
 
 def _sort_different(values: np.ndarray) -> np.ndarray:
-    """Return the different ones of (N,) integers in ascending order."""
+    """Return the distinct values of (N,) integers in ascending order."""
     ordered = np.sort(values)
     is_new = np.ones(len(ordered), bool)
     is_new[1:] = ordered[1:] != ordered[:-1]

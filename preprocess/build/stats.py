@@ -10,7 +10,7 @@ import numpy as np
 from preprocess.build.contamination import format_contamination
 from preprocess.build.count_leaks import describe_leaks
 from preprocess.build.document_counts import DocumentCounts, ValueCounts
-from preprocess.build.filter_stats import format_funnel
+from preprocess.build.filter_stats import format_filter_counts
 from preprocess.build.prepared_corpus import PreparedCorpus
 from preprocess.build.repeated_lines import format_repeated_lines
 from preprocess.errors import FolioError, format_quantity, shorten
@@ -232,7 +232,7 @@ def _format(stats: JsonObject) -> list[str]:
     ]
     lines[1:1] = format_repeated_lines(stats.get("repeated_lines"))
     lines[1:1] = format_contamination(stats.get("decontamination"))
-    lines[1:1] = format_funnel(stats.get("filters", []))
+    lines[1:1] = format_filter_counts(stats.get("filters", []))
     languages = stats["languages"]
     frequent = _most_frequent({tag: totals["documents"] for tag, totals in languages.items()}, MAX_PRINTED_LANGUAGES)
     shown = sorted(tag for tag, _ in frequent)

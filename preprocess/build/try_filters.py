@@ -1,4 +1,4 @@
-"""Show what filters would do: documents that each drops and keeps, with the values that it measures."""
+"""Try filters: collect documents that each of them drops and keeps, with the measured values."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SEPARATOR = " │ "
 
 @dataclass
 class _Trial:
-    """What one filter did with the documents that it has read."""
+    """The results of one filter for the documents that it has read."""
 
     filter: Filter
     counts: FilterCounts = field(default_factory=FilterCounts)
@@ -45,9 +45,10 @@ def try_filters(plan: Plan, num_documents: int, num_examples: int) -> list[JsonO
     """Return an entry for each filter of the recipe: its counts, and examples of what it drops and keeps.
 
     Reads `num_documents` documents of partitions that are chosen by the seed, as an estimate does. Each
-    filter sees what those before it have kept. `num_examples`: for each reason, and of those that are
-    kept. Filters that hide examples have none, and those before them neither. Control characters in
-    texts are escaped. Raises FolioError if a file cannot be read.
+    filter reads only the documents that the filters before it have kept. `num_examples`: the maximum
+    number of examples for each reason, and of kept documents. A filter that hides its examples, and the
+    filters before it, have no examples. Control characters in texts are escaped. Raises FolioError if a
+    file cannot be read.
     """
     specs = plan.recipe.filters
     trials = [_Trial(load_filter(spec)) for spec in specs]
@@ -118,10 +119,10 @@ def _round(value: float) -> float | None:
 def format_trial(entry: JsonObject) -> list[str]:
     """Return the lines that `preprocess filter try` prints for a filter, after its counts.
 
-    Documents that are dropped are in the left column, each after its reason and the measured value, and
-    documents that are kept in the right one. Then come the values of those that are kept.
+    The left column has the dropped documents, each after its reason and the measured value, and the right
+    column the kept documents. The measured values of the kept documents follow.
     """
-    limits = ", ".join(f"{key} {_format(value)}" for key, value in entry["settings"].items())
+    settings = ", ".join(f"{key} {_format(value)}" for key, value in entry["settings"].items())
     left = [
         " ".join(filter(None, (reason, _format(example["value"]), example.get("detail")))) + f": {example['text']}"
         for reason, examples in entry["dropped_examples"].items()
@@ -135,7 +136,7 @@ def format_trial(entry: JsonObject) -> list[str]:
         for i, each in enumerate(entry["kept_examples"], start=1)
         if each["values"]
     ]
-    return [f"  settings: {limits}", *lines, *values, ""]
+    return [f"  settings: {settings}", *lines, *values, ""]
 
 
 def _cut(text: str) -> str:

@@ -49,7 +49,7 @@ def build(
 
     from preprocess.build.build import build as run_build
     from preprocess.build.contamination import format_contamination
-    from preprocess.build.filter_stats import format_funnel
+    from preprocess.build.filter_stats import format_filter_counts
     from preprocess.build.read_rejects import summarize_rejects
     from preprocess.build.repeated_lines import format_repeated_lines
     from preprocess.build.stats import read_stats
@@ -66,7 +66,7 @@ def build(
     result = {**describe(made), "is_new": is_new, "rejects": summarize_rejects(folder)}
     found = parse_json(read_stats(made)) if recipe.filters or recipe.decontaminate or recipe.dedup_lines else {}
     lines = [
-        *format_funnel(found.get("filters", [])),
+        *format_filter_counts(found.get("filters", [])),
         *format_repeated_lines(found.get("repeated_lines")),
         *format_contamination(found.get("decontamination")),
     ]

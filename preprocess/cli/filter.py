@@ -14,7 +14,7 @@ from preprocess.cli.output import Output, output_options, version_option
 @version_option
 @click.group("filter", cls=Group)
 def filter_group() -> None:
-    """See what filters would drop, before a build."""
+    """Try filters before a build."""
 
 
 @filter_group.command("try")
@@ -32,14 +32,14 @@ def filter_group() -> None:
 )
 @output_options
 def try_command(output: Output, specs: tuple[str, ...], num_documents: int, num_examples: int, **options: Any) -> None:
-    """Show documents that filters drop and keep.
+    """Show documents that filters drop and keep. No files are written.
 
-    SPEC is a filter, NAME or NAME:key=value,key=value, as for --filter. The filters of --quality come
-    first, then those of --filter, then each SPEC. Each filter reads what those before it keep. For each
-    filter, dropped documents are printed beside kept ones, with the reason and the measured value.
-    Control characters are escaped. Nothing is written.
+    SPEC is a filter, NAME or NAME:key=value,key=value, as for --filter. The filters of --quality are
+    applied first, then those of --filter, then each SPEC. Each filter reads only the documents that the
+    filters before it keep. For each filter, dropped documents are printed beside kept ones, with the
+    reason and the measured value. Control characters are escaped.
     """
-    from preprocess.build.filter_stats import format_funnel
+    from preprocess.build.filter_stats import format_filter_counts
     from preprocess.build.plan import plan_estimate
     from preprocess.build.try_filters import format_trial, try_filters
 
@@ -50,4 +50,6 @@ def try_command(output: Output, specs: tuple[str, ...], num_documents: int, num_
     progress = output.progress()
     with progress.phase("filter try"):
         entries = try_filters(plan_estimate(recipe, text.source, progress), num_documents, num_examples)
-    output.write(entries, [line for entry in entries for line in (*format_funnel([entry]), *format_trial(entry))])
+    output.write(
+        entries, [line for entry in entries for line in (*format_filter_counts([entry]), *format_trial(entry))]
+    )

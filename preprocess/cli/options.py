@@ -156,8 +156,8 @@ PROCESSING_OPTIONS = [
         "filters",
         multiple=True,
         metavar="SPEC",
-        help="Drop documents by a filter: NAME or NAME:key=value,key=value. May be repeated; the filters are applied "
-        f"in the given order. The names are {', '.join(FILTERS)}.",
+        help="Apply a filter, which drops documents: NAME or NAME:key=value,key=value. NAME is one of "
+        f"{', '.join(FILTERS)}. May be repeated; the filters are applied in the given order.",
     ),
     click.option(
         "--quality",
@@ -167,21 +167,21 @@ PROCESSING_OPTIONS = [
     click.option(
         "--languages",
         metavar="CODE,…",
-        help="Keep only documents in these languages, such as en,ru: the filter language, applied before those of "
-        "--quality and --filter.",
+        help="Keep only documents in these languages, such as en,ru. This is the filter language; it is applied before "
+        "the filters of --quality and --filter.",
     ),
     click.option(
         "--min-language-score",
         type=float,
         metavar="P",
-        help="The smallest probability of a document's language, from 0 to 1; the language of a document below it is "
-        "und, which is not kept unless --languages names it.  [default: 0.5]",
+        help="Smallest probability of the most probable language, from 0 to 1. A document below it gets the language "
+        "und, and --languages drops it unless the list contains und.  [default: 0.5]",
     ),
     click.option(
         "--pii",
         type=click.Choice(PII_POLICIES),
-        help="Replace personal data and keys by masks such as <EMAIL>, or drop the documents that contain any: the "
-        "filter pii, applied before all others.",
+        help="Replace personal data and keys by masks such as <EMAIL>, or drop the documents that contain any. This is "
+        "the filter pii; it is applied before all other filters.",
     ),
     click.option("--dedup/--no-dedup", default=None, help="Drop documents that are equal to an earlier one."),
     click.option(
@@ -204,20 +204,21 @@ PROCESSING_OPTIONS = [
         type=click.Choice(CHOICES["dedup_lines"]),
         is_flag=False,
         flag_value="line",
-        help="Remove the lines (the default) or paragraphs that an earlier document has too.",
+        help="Remove lines (the default) or paragraphs that an earlier document has.",
     ),
     click.option(
         "--dedup-lines-max-documents",
         type=int,
         metavar="N",
-        help="With --dedup-lines: instead remove those that are in more than N documents, from all of them.",
+        help="With --dedup-lines: remove lines or paragraphs that are in more than N documents instead, from all "
+        "documents.",
     ),
     click.option(
         "--decontaminate",
         multiple=True,
         metavar="FILE",
-        help="Drop documents that have 13 words in a row in common with an item of an evaluation set: a text file with "
-        "an item in each line, or a table with one in each row. May be repeated.",
+        help="Drop documents that have 13 words in a row in common with an item of an evaluation set. FILE is a text "
+        "file with one item in each line, or a table with one in each row. May be repeated.",
     ),
     click.option(
         "--decontaminate-policy",

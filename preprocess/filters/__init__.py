@@ -1,1 +1,1 @@
-"""Filters: decide for each document of a batch whether it is kept, and why it is not."""
+"""Filters: decide for each document of a batch whether it is kept, and give the reason if it is not."""

@@ -19,9 +19,10 @@ NO_WORD_CHARACTER = r"[^\pL\pN_]"
 
 
 class BadWordsFilter(Filter):
-    """Drops documents with a word of the list, in upper or lower case, between characters that are not in words.
+    """Drops documents that contain a word of the list, in upper or lower case.
 
-    A word of letters of a script without spaces, such as Chinese or Thai, is found anywhere.
+    The characters before and after the word must not be letters, digits or underscores. A word that
+    consists of letters of a script without spaces, such as Chinese or Thai, is found anywhere.
     """
 
     reasons = ("bad_word",)

@@ -1,7 +1,7 @@
-"""The rules of C4 (Raffel et al. 2020, section 2.2), with those that are only in its code, as FineWeb applies them.
+"""The rules of C4 (Raffel et al. 2020, section 2.2), including those that only its code has, as FineWeb applies them.
 
-Most rules remove lines. So the text of a document that is kept is what is left of it: the lines that no
-rule removes, without white space at their ends and without citations, separated by line feeds.
+Most rules remove lines. The text of a kept document is replaced by the lines that no rule removes,
+without white space at their ends and without citations, separated by line feeds.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ MAYBE_SPACE[0x80:] = True
 POLICY_PHRASES = (
     b"terms of use", b"privacy policy", b"cookie policy", b"uses cookies", b"use of cookies", b"use cookies",
 )  # fmt: skip
-# Why a line is removed, in the order in which the rules are applied. 0: it is kept.
+# Why a line is removed, in the order in which the rules are applied. Index 0: it is kept.
 LINE_REASONS = ("", "lines_with_long_words", "lines_without_punctuation", "short_lines", "javascript", "policy")
 
 
 class C4Filter(Filter):
-    """Removes lines that are not prose, and drops documents with few sentences, code or a placeholder text."""
+    """Removes lines that are not prose, and drops documents with few sentences, code or placeholder text."""
 
     reasons = ("lorem_ipsum", "curly_bracket", "too_few_sentences")
 
@@ -71,7 +71,7 @@ class C4Filter(Filter):
         return judgement, _strip_texts(kept), np.bincount(removals[is_kept], minlength=len(LINE_REASONS))
 
     def _judge_lines(self, lines: EditedLines, judgement: Judgement) -> np.ndarray:
-        """Return why each line is removed, (L,) int64, an index into LINE_REASONS. Documents are dropped, too."""
+        """Return why each line is removed: indices into LINE_REASONS, (L,) int64. Also set reasons in `judgement`."""
         settings, lowered = self._settings, lines.data.tobytes().lower()
         removals = np.zeros(len(lines.starts), np.int64)
 

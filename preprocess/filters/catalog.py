@@ -23,7 +23,7 @@ CLASSES = {
 
 @functools.lru_cache(maxsize=64)
 def load_filter(spec: str) -> Filter:
-    """Return the filter that `spec` describes. It is kept for the next tasks of this process.
+    """Return the filter that `spec` describes. It is cached for the next tasks of this process.
 
     Raises MisuseError if the spec is invalid, and FolioError if a file that it names cannot be read.
     """

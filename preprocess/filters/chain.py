@@ -24,7 +24,8 @@ CountDropped = Callable[[str, str, pa.RecordBatch], None]
 def load_recipe_filters(recipe: Recipe) -> Recipe:
     """Return `recipe` with the hashes of the files of its filters, after loading all filters.
 
-    So an error in a file is reported before documents are read. Raises MisuseError or FolioError.
+    Errors in these files are therefore reported before documents are read. Raises MisuseError if a
+    file does not exist or a package is not installed, and FolioError if a file cannot be read.
     """
     recipe = hash_filter_files(recipe)
     for spec in recipe.filters:
@@ -33,13 +34,13 @@ def load_recipe_filters(recipe: Recipe) -> Recipe:
 
 
 class FilterChain:
-    """The filters of a recipe, in order. Each sees only the documents that those before it have kept."""
+    """The filters of a recipe, in order. Each reads only the documents that the filters before it have kept."""
 
     def __init__(self, recipe: Recipe) -> None:
         """Raises FolioError if a file of a filter cannot be read."""
         self._names = [spec.partition(":")[0] for spec in recipe.filters]
         self._filters = [load_filter(spec) for spec in recipe.filters]
-        # What a filter hides, those before it have seen, so they have no examples either.
+        # The filters before a filter that hides its examples read the same secrets, so they have no examples either.
         hiding = [number for number, each in enumerate(self._filters) if each.hides_examples]
         self._num_without_examples = max(hiding, default=-1) + 1
         self._has_chats = recipe.chat_columns is not None

@@ -1,8 +1,8 @@
 """The kind of every character of a text, for the filters that count words and lines.
 
-A kind is a combination of the bits below. It depends on Unicode's properties as Python knows them, so
-the version of Unicode is stored in the manifest. Kinds are looked up in a table, which is filled in
-blocks of 256 characters when a text has one of them, because most texts need few.
+A kind is a combination of the bits below. It depends on the Unicode properties of Python's module
+`unicodedata`, so the manifest stores the version of Unicode. Kinds are looked up in a table. A block of
+256 characters of the table is filled when a text contains one of them, because most texts need few.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the filters of a recipe did: how many documents each has read and dropped, with examples.
+"""Counts of the filters of a recipe: how many documents each has read and dropped, with examples.
 
 The counts of a partition are stored in its receipt, and the sum of all partitions in stats.json.
 The examples of a reason are the documents with the lowest (input file, position), so neither the
@@ -21,7 +21,7 @@ class Example:
     """A document that a filter dropped."""
 
     source: int  # number of the input file
-    position: int  # of the document in the file, or before `FilterCounts.add` in the span that was read
+    position: int  # of the document in the file; until `FilterCounts.add`, in the span that was read
     text: str  # its first EXAMPLE_CHARACTERS characters
     value: float | None  # the measured value
     detail: str

@@ -1,4 +1,4 @@
-"""Lines as bytes that can be removed: find them without what surrounds them, and join those that are kept."""
+"""Find the lines of texts without white space at their ends and without citations, and join the lines that are kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CITATION = re.compile(rb"\[(?:(?:[0-9]|[\xC2-\xF4][\x80-\xBF]{1,3})*+|edit|citat
 class EditedLines:
     """The L lines of the D texts of a group, without white space at their ends, and possibly without citations."""
 
-    data: np.ndarray  # (N,) uint8, the lines without what separates them
+    data: np.ndarray  # (N,) uint8, the lines without their separators
     starts: np.ndarray  # (L,) int64, first byte of each line in `data`
     ends: np.ndarray  # (L,) int64, after the last byte
     firsts: np.ndarray  # (D + 1,) int64, index of the first line of each text; at the end L

@@ -1,7 +1,7 @@
 """The files that filters read, such as lists of words.
 
-A build is determined by the content of these files and not by their paths, so a recipe stores the
-SHA-256 of the content, and of the path only the name.
+A build depends on the content of these files, but not on their folders. So a recipe stores the name of
+each file and the SHA-256 of its content.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def hash_filter_files(recipe: Recipe) -> Recipe:
 def check_filter_files(name: str, paths: tuple[str, ...], sha256: str) -> None:
     """Raise FolioError if the files of the filter `name` are not those with the hash `sha256`.
 
-    An empty `sha256` is that of any files.
+    An empty `sha256` accepts any files.
     """
     if sha256 and _hash(name, paths) != sha256:
         raise FolioError(

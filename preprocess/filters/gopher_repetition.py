@@ -1,12 +1,12 @@
 """The repetition rules of Gopher (Rae et al. 2021, arXiv 2112.11446, table A1), as FineWeb applies them.
 
-The problem: a repeated sequence of words must be counted once where it overlaps itself. So a text is
-read from left to right, and after a sequence that has been read before, reading continues after it.
-That is a loop over words, once for each length of a sequence.
+The problem: repeated sequences of words must be counted without overlaps. So a text is read from left
+to right, and if a sequence was read before, reading continues after its last word. This needs a loop
+over words for each length of a sequence.
 
-The idea: the words that belong to any repeated sequence are found by sorting hashes, and their share
-of the text is never smaller than what the loop finds. Only in documents in which this share is above
-the limit, the loop runs, and only over sequences that occur more than once.
+The idea: sorting hashes finds all words that belong to a repeated sequence. Their fraction of the text
+is an upper bound of the fraction that the loop finds. The loop therefore runs only for documents in
+which the upper bound is above the threshold, and only over sequences that occur more than once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class GopherRepetitionFilter(RuleFilter):
 
     def __init__(self, settings: GopherRepetition) -> None:
         self._settings = settings
-        self._limits = [
+        self._thresholds = [
             *(getattr(settings, f"max_top_{n}_gram") for n in TOP_SIZES),
             *(getattr(settings, f"max_duplicate_{n}_grams") for n in DUPLICATE_SIZES),
         ]
@@ -53,12 +53,12 @@ class GopherRepetitionFilter(RuleFilter):
             judgement.drop_above(1 + 2 * i, divide(num_duplicates, lines.counts), max_lines)
             judgement.drop_above(2 + 2 * i, divide(in_duplicates, num_characters), max_characters)
         grams = _RepeatedGrams(words, words.hash(group.data))
-        for i, (size, limit) in enumerate(zip((*TOP_SIZES, *DUPLICATE_SIZES), self._limits, strict=True)):
-            if limit is not None:
+        for i, (size, threshold) in enumerate(zip((*TOP_SIZES, *DUPLICATE_SIZES), self._thresholds, strict=True)):
+            if threshold is not None:
                 grams.find(size)
                 measure = grams.measure_top if size in TOP_SIZES else grams.measure_duplicates
-                num_allowed = np.where(judgement.reasons < 0, limit * num_characters, np.inf)
-                judgement.drop_above(5 + i, divide(measure(num_allowed), num_characters), limit)
+                num_allowed = np.where(judgement.reasons < 0, threshold * num_characters, np.inf)
+                judgement.drop_above(5 + i, divide(measure(num_allowed), num_characters), threshold)
         return judgement
 
 
@@ -74,8 +74,8 @@ def count_duplicates(group: TextGroup, lines: Lines) -> tuple[np.ndarray, np.nda
 class _RepeatedGrams:
     """Sequences of words that occur more than once in a text, for one size after the other, from the smallest.
 
-    A sequence of more words can only be repeated where one of fewer words is. So only the shortest ones are
-    looked for among all words.
+    A sequence can be repeated only if the shorter sequence that begins at the same word is repeated. So all
+    words are searched for the smallest size only.
     """
 
     def __init__(self, words: Words, hashes: np.ndarray) -> None:
@@ -102,12 +102,12 @@ class _RepeatedGrams:
         self._size, self._starts, self._repeated = size, starts[elements], starts[equal.find_repeated()]
 
     def measure_top(self, _: np.ndarray) -> np.ndarray:
-        """Return the characters of the most frequent sequence of each text, with spaces, times its number: (D,) int64.
+        """Return the characters of the most frequent sequence of each text, times its count: (D,) int64.
 
-        Of several with the same number, the first in the text counts.
+        A space between words counts as a character. If several sequences have the same count, the first is used.
         """
         num_documents = len(self._firsts) - 1
-        # Without a repeated sequence, it is the first of the text.
+        # If no sequence is repeated, the first sequence of the text is used.
         first_words, counts = self._firsts[:-1].copy(), np.ones(num_documents, np.int64)
         _, first_elements, sizes = np.unique(self._groups, return_index=True, return_counts=True)
         starts = self._starts[first_elements]
@@ -122,9 +122,9 @@ class _RepeatedGrams:
         return measured
 
     def measure_duplicates(self, num_allowed: np.ndarray) -> np.ndarray:
-        """Return the characters of repeated sequences of each text, read from left to right without overlaps: (D,).
+        """Return the characters of the repeated sequences of each text, without overlaps: (D,) int64.
 
-        For a text that cannot have more than `num_allowed`, (D,), this is an upper bound.
+        If the result for a text cannot be above `num_allowed`, (D,), an upper bound is returned instead.
         """
         measured = self._bound()
         for document in np.flatnonzero(measured > num_allowed).tolist():

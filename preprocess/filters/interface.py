@@ -1,4 +1,4 @@
-"""What a filter is: an object that gives a verdict about each document of a batch."""
+"""The interface of filters: an object that gives a verdict on each document of a batch."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ KEEP = -1
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict of a filter about D documents.
+    """The verdict of a filter on D documents.
 
-    A verdict about a document must not depend on the other documents of the batch, because batches
-    depend on the partition size. The same holds for `values`, to the last bit.
+    The verdict on a document must not depend on the other documents of the batch, because batches depend
+    on the partition size. `values` must not depend on them either, to the last bit.
     """
 
-    reasons: np.ndarray  # (D,) int8: index into the filter's reasons of why a document is dropped, or KEEP
+    reasons: np.ndarray  # (D,) int8: why a document is dropped, an index into the filter's `reasons`, or KEEP
     values: np.ndarray | None = None  # (D,) float64: the measured value of a dropped document, NaN if it has none
-    details: Mapping[int, str] = field(default_factory=dict)  # of some rows: what the value does not say, for messages
+    details: Mapping[int, str] = field(default_factory=dict)  # by row: text for messages, such as the language
     batch: pa.RecordBatch | None = None  # the D documents with edited texts or a new column `lang`; None: unchanged
-    # The values of rules for all D documents, (D,) float64, by reason, for people who look for a limit. Rules that
-    # are off, or that measure nothing, are left out.
+    # The measured values of all D documents, (D,) float64, by reason; they help to choose a threshold. Rules that are
+    # off, or that measure nothing, are left out.
     measured: Mapping[str, np.ndarray] = field(default_factory=dict)
-    counts: Mapping[str, int] = field(default_factory=dict)  # what was edited in how many places, for the statistics
+    counts: Mapping[str, int] = field(default_factory=dict)  # how many edits or matches of each kind, for stats.json
 
 
 class Filter(ABC):
-    """A filter. It is made once in each process, from its settings, and is called with every batch."""
+    """A filter. Each process makes it once from its settings, and calls `judge` with every batch."""
 
     reasons: ClassVar[tuple[str, ...]]  # why a document can be dropped, in the order in which the rules are applied
     hides_examples: ClassVar[bool] = False  # if true, dropped documents are not shown: they contain secrets
@@ -45,8 +45,7 @@ class Filter(ABC):
 
     @abstractmethod
     def judge(self, batch: pa.RecordBatch, texts: pa.LargeStringArray) -> Verdict:
-        """Return the verdict about the documents of `batch`.
+        """Return the verdict on the D documents of `batch`.
 
-        `texts`: (D,), the plain texts of the documents. They are the column `text`, except that the
-        marks of chats are removed.
+        `texts`: (D,), the plain texts of the documents: the column `text` without the marks of chats.
         """

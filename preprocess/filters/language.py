@@ -1,13 +1,13 @@
-"""Find the language of each document, and drop documents in other languages.
+"""Identify the language of each document, and drop documents in other languages.
 
 The problem: text from the web is in many languages, and the input rarely says in which.
 
-The idea: the model of py3langid counts 100,000 sequences of bytes in a text, and a naive Bayes
-classifier gives each of 139 languages a probability from these counts. docs/languages.md says how
-often it is right, and compares it with other libraries.
+The idea: the model of py3langid counts how often each of 100,000 byte sequences occurs in a text. A
+naive Bayes classifier computes the probability of each of 139 languages from these counts.
+docs/languages.md reports the accuracy, and compares it with other libraries.
 
-The cost: 0.35 ms for a document, however long it is: of a text of more than SAMPLE_BYTES, parts from
-its beginning, its end and between are read. The model takes 100 MB in each process.
+The cost: at most 0.35 ms for a document. Of a text of more than SAMPLE_BYTES, only parts from the
+beginning, the end and two positions between them are read. The model takes 100 MB in each process.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ SCORE_DIGITS = 4  # scores are rounded, because the last bits of a sum may depen
 
 
 class LanguageFilter(Filter):
-    """Sets the language of documents, and drops those that are not in one of the wanted languages."""
+    """Sets the language of documents, and drops documents in languages that the settings do not list."""
 
     reasons = ("other_language", "low_score")
 
     def __init__(self, settings: Language) -> None:
-        """Raises MisuseError if py3langid is not installed, and FolioError if its model is another one."""
+        """Raises MisuseError if py3langid is not installed, and FolioError if its model has another SHA-256."""
         self._settings = settings
         self._wanted = frozenset(settings.languages)
         self._identifier = _load_identifier()
@@ -76,9 +76,10 @@ def identify(identifier: Any, text: str) -> tuple[str, float]:
 
 
 def sample_text(texts: pa.LargeStringArray, row: int) -> str:
-    """Return the text of a row, or of a long one NUM_PARTS parts of PART_BYTES at equal distances, with spaces between.
+    """Return the text of a row, or if it has more than SAMPLE_BYTES, parts of it, joined by spaces.
 
-    Characters that are cut at the ends of a part are left out.
+    The NUM_PARTS parts of PART_BYTES are at equal distances, from the beginning to the end. Characters
+    that are cut at the ends of a part are left out.
     """
     data = view_text(texts, row)
     if data.size <= SAMPLE_BYTES:
@@ -90,7 +91,7 @@ def sample_text(texts: pa.LargeStringArray, row: int) -> str:
 
 
 def _get_code(tag: str) -> str:
-    """Return the language of a tag that the input gives, such as `en` of `EN` or `en-US`."""
+    """Return the language code of a tag that the input gives, such as `en` for `EN` or `en-US`."""
     return re.split("[-_]", tag.strip().lower(), maxsplit=1)[0]
 
 

@@ -17,7 +17,7 @@ WIDE_LINE_ENDS = (b"\xc2\x85", b"\xe2\x80\xa8", b"\xe2\x80\xa9")  # next line, l
 
 @dataclass(frozen=True)
 class Lines:
-    """The L lines or paragraphs of the D texts of a group, without what separates them."""
+    """The L lines or paragraphs of the D texts of a group, without their separators."""
 
     starts: np.ndarray  # (L,) int64, first byte
     ends: np.ndarray  # (L,) int64, after the last byte
@@ -90,7 +90,7 @@ def split_lines(group: TextGroup) -> Lines:
     starts, ends = starts[order], (starts + lengths)[order]
     lines = _split(group, group.offsets[:-1], group.offsets[1:], (starts, ends))
     is_after_last = np.zeros(len(lines.starts), bool)
-    lasts = lines.firsts[1:] - 1  # an empty line after the last boundary is none
+    lasts = lines.firsts[1:] - 1  # empty text after the last boundary is not a line
     is_after_last[lasts] = lines.starts[lasts] == group.offsets[1:]
     return lines.select(~is_after_last)
 

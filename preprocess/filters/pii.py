@@ -1,12 +1,12 @@
-"""Mask or drop personal data and secrets: addresses of mail, numbers of cards, keys and others.
+"""Mask personal data and keys, such as email addresses and card numbers, or drop the documents that contain any.
 
-The problem: a model can repeat what it was trained on word for word, also the address of a person or
+The problem: a model can repeat its training data word for word, including the address of a person or
 a password.
 
-The idea: one pass of RE2 finds the documents that may contain something (pii_kinds.py). These are few,
-and are searched in Python.
+The idea: one pass of RE2 finds the documents that may contain a match (pii_kinds.py). These are few.
+Only they are searched with Python's regular expressions, which can express the exact patterns.
 
-The cost: docs/pii.md.
+The cost: 60 to 90 MB/s on each core, and 600 MB/s if no document has a candidate (docs/pii.md).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class PiiFilter(Filter):
         return Verdict(reasons, batch=replace_column(batch, "text", _replace_rows(marked, masked)), counts=totals)
 
     def _find_candidates(self, texts: pa.LargeStringArray) -> dict[int, tuple[str, ...]]:
-        """Return the rows that may contain something, and the kinds that each may contain."""
+        """Return the rows of texts that may contain a match, and the kinds that each may contain."""
         rows = _find_matches(texts, self._candidate)
         few = texts.take(pa.array(rows)) if len(rows) < len(texts) else texts
         found: dict[int, tuple[str, ...]] = {}

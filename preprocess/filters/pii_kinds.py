@@ -1,12 +1,11 @@
-"""The kinds of personal data and secrets that the filter `pii` finds: their patterns and checks.
+"""The kinds of personal data and keys that the filter `pii` finds: their patterns and checks.
 
-A kind has two patterns. `candidate` is one of RE2, which finds in linear time and at 600 MB/s the
-documents that may contain it. Only these are searched with `pattern`, one of Python. All repetitions
-in it are bounded, or their characters cannot be taken in two ways, so it needs linear time too. It
-matches ASCII characters only, so a text stays valid UTF-8 and the marks of chats are never part of a
-match.
+A kind has two patterns. `candidate` is a pattern for RE2. It finds the documents that may contain the
+kind, in linear time and at 600 MB/s. Only these are searched with `pattern`, a pattern for Python's
+`re`. Its repetitions are bounded or can match in one way only, so it takes linear time too. It matches
+ASCII characters only. So a text stays valid UTF-8, and the marks of chats are never part of a match.
 
-Many numbers look like a card number or an address. `is_valid` therefore checks what a pattern cannot:
+Many numbers resemble a card number or an address. `is_valid` therefore checks what a pattern cannot:
 check digits, lengths and ranges.
 """
 
@@ -80,7 +79,7 @@ def _is_public(address: bytes) -> bool:
 def _is_phone(match: Match) -> bool:
     digits = re.sub(rb"[^0-9]", b"", match[0])
     is_plain = len(digits) == len(match[0]) - 1
-    is_round = digits.endswith(b"000000")  # +1 000 000 000 is an amount
+    is_round = digits.endswith(b"000000")  # such as +1 000 000 000, which is an amount
     return not is_round and (not is_plain or len(digits) >= MIN_PLAIN_PHONE_DIGITS)
 
 
@@ -111,7 +110,7 @@ def _is_iban(match: Match) -> bool:
 _USER = r"[A-Za-z0-9._~%!$&'*+;=-]"
 _KEY_BODY = r"A-Za-z0-9+/=\s:,.\\"
 _NAME = "[A-Za-z0-9_]"
-# Shapes of keys: a part that is typical of each, for RE2, and the whole, for Python.
+# Patterns of keys: a typical part of each for RE2, and the whole key for Python.
 _KEYS = (
     (
         r"-----BEGIN [A-Z0-9 ]{0,60}PRIVATE KEY",
@@ -192,10 +191,10 @@ KINDS: dict[str, Kind] = {
 
 
 def mask_text(text: bytes, names: tuple[str, ...]) -> tuple[bytes, dict[str, int]]:
-    """Return `text` with every match of the kinds `names` replaced, and how many of each were replaced.
+    """Return `text` with every match of the kinds `names` replaced, and the number of matches of each kind.
 
-    A replacement can uncover a match of a kind that was replaced before it, directly beside it. So this
-    is repeated until nothing is found, at most MAX_PASSES times.
+    A replacement can make text directly beside it match a kind that was searched before. So the search is
+    repeated until nothing is found, at most MAX_PASSES times.
     """
     counts: dict[str, int] = dict.fromkeys(names, 0)
     for _ in range(MAX_PASSES):
@@ -213,7 +212,7 @@ def _replace(text: bytes, kind: Kind) -> tuple[bytes, int]:
     parts: list[bytes | memoryview] = []
     while match := kind.pattern.search(rest, position):
         if kind.is_valid(match):
-            # The rest begins after the match, so the pattern does not see it before the next one, as if it were masked.
+            # The rest begins after the match, so that the pattern does not read the match as context of the next one.
             parts += (rest[: match.start()], kind.mask)
             rest, position, found = rest[match.end() :], 0, found + 1
         else:

@@ -1,4 +1,4 @@
-"""Filters that consist of rules: a document is dropped by the first rule that it breaks."""
+"""Filters that consist of rules: a document is dropped by the first rule that it violates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from preprocess.filters.words import TextGroup, iter_text_groups
 
 
 class Judgement:
-    """The reasons and measured values of D documents, to which one rule after the other is applied."""
+    """The reasons and measured values of D documents while rules are applied, one after another."""
 
     def __init__(self, num_documents: int) -> None:
         self.reasons = np.full(num_documents, KEEP, np.int8)
@@ -21,20 +21,23 @@ class Judgement:
         self.measured: dict[int, np.ndarray] = {}  # (D,) values by reason, of the rules that have been applied
 
     def drop(self, reason: int, values: np.ndarray, is_dropped: np.ndarray) -> None:
-        """Drop the documents for which `is_dropped`, (D,) bool, is true and which no earlier rule has dropped."""
+        """Drop the documents for which `is_dropped`, (D,) bool, is true, unless an earlier rule has dropped them.
+
+        `values`: (D,), the measured values.
+        """
         rows = (self.reasons == KEEP) & is_dropped
         self.measured[reason] = values
         self.reasons[rows], self.values[rows] = reason, values[rows]
 
-    def drop_above(self, reason: int, values: np.ndarray, limit: float | None) -> None:
-        """Drop the documents whose value is larger than `limit`, if there is a limit."""
-        if limit is not None:
-            self.drop(reason, values, values > limit)
+    def drop_above(self, reason: int, values: np.ndarray, threshold: float | None) -> None:
+        """Drop the documents whose value is larger than `threshold`. None turns the rule off."""
+        if threshold is not None:
+            self.drop(reason, values, values > threshold)
 
-    def drop_below(self, reason: int, values: np.ndarray, limit: float | None) -> None:
-        """Drop the documents whose value is smaller than `limit`, if there is a limit."""
-        if limit is not None:
-            self.drop(reason, values, values < limit)
+    def drop_below(self, reason: int, values: np.ndarray, threshold: float | None) -> None:
+        """Drop the documents whose value is smaller than `threshold`. None turns the rule off."""
+        if threshold is not None:
+            self.drop(reason, values, values < threshold)
 
 
 def divide(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
@@ -44,7 +47,7 @@ def divide(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
 
 
 def join_judgements(judgements: Sequence[Judgement], reasons: Sequence[str]) -> Verdict:
-    """Return the verdict about the documents of several groups. `reasons`: of the filter."""
+    """Return the verdict on the documents of several groups. `reasons`: of the filter."""
     if not judgements:
         return Verdict(np.empty(0, np.int8), np.empty(0))
     measured = {
@@ -67,4 +70,4 @@ class RuleFilter(Filter):
 
     @abstractmethod
     def judge_group(self, group: TextGroup) -> Judgement:
-        """Return the judgement about the documents of a group."""
+        """Return the judgement on the documents of a group."""

@@ -1,8 +1,9 @@
 """Count the sentences of lines.
 
-A sentence ends at a word that is a mark such as . ! ? or 。, followed by any punctuation, and the next
-begins at the next word that begins with a letter or digit. Several full stops in a row end no sentence.
-An abbreviation is not recognised: `Mr. Smith` has two sentences, but `U.S.` in the middle of a line too.
+A sentence ends at a word that is a mark such as . ! ? or 。, which other punctuation may follow. The next
+sentence begins at the next word that begins with a letter or digit. Several full stops in a row do not
+end a sentence. Abbreviations are not recognised: `Mr. Smith` counts as two sentences, and so does
+`U.S.` with a word after it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def count_sentences(group: TextGroup, words: Words, lines: Lines) -> np.ndarray:
     plain = np.flatnonzero(begins_word)  # the words at which a sentence can begin
     num_ends = np.concatenate([[0], np.cumsum(is_end)])  # before each word
     line_of_plain = np.searchsorted(lines.starts, words.starts[plain], side="right") - 1
-    # An end between a word and the one before it, or the beginning of the line, separates two sentences.
+    # A word begins a sentence if a mark ends one between it and the plain word before it, or the start of the line.
     before = num_ends[first_words[line_of_plain]]
     is_same_line = np.zeros(len(plain), bool)
     is_same_line[1:] = line_of_plain[1:] == line_of_plain[:-1]

@@ -1,7 +1,8 @@
-"""Operations on spans of bytes and on consecutive elements of documents, without a loop over them.
+"""Operations on spans of bytes and on consecutive elements of documents, without a Python loop over them.
 
-Spans are words, lines, paragraphs and sequences of words. Equal spans have equal hashes; the hash
-has 64 bits, so that different spans of one document practically never have the same.
+A span here is the range of bytes of a word, line or paragraph in a group of texts. Equal spans have
+equal hashes. A hash has 64 bits, so different spans of one document have different hashes with a
+probability of almost 1.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import numpy as np
 
 from preprocess.shards.permutation import mix64
 
-PREFIX_MASKS = np.array([(1 << (8 * n)) - 1 for n in range(9)], np.uint64)  # of the first n bytes of a little-endian u8
+PREFIX_MASKS = np.array(
+    [(1 << (8 * n)) - 1 for n in range(9)], np.uint64
+)  # of the first n bytes of a little-endian uint64
 MULTIPLIER = np.uint64(0x9E37_79B9_7F4A_7C15)  # 2**64 / golden ratio, odd
 INDEX_BITS = 20  # a hash and an index below 2**20 are sorted as one number
 CHUNK_PARTS = 1 << 20  # of eight bytes that are hashed at once
@@ -19,7 +22,7 @@ CHUNK_PARTS = 1 << 20  # of eight bytes that are hashed at once
 def hash_spans(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Return a hash of each of S spans of `data`, (N,) uint8: (S,) uint64.
 
-    A span is read eight bytes at a time. The hash is the sum of the mixed parts, each with its number.
+    A span is read in parts of eight bytes. The hash is the sum of the mixed values of the parts and their indices.
     """
     padded = np.concatenate([data, np.zeros(8, np.uint8)])
     eight_bytes = np.ndarray((len(data) + 1,), "<u8", padded.data, strides=(1,))  # from each byte on
@@ -56,8 +59,8 @@ class EqualElements:
         """`hashes`: (N,) uint64. `documents`: (N,), the document of each element, ascending."""
         mixed = mix64(hashes)
         if len(hashes) <= 1 << INDEX_BITS:
-            # Sorting one number is much faster than sorting indices by a number. A document is in such a batch or
-            # has more elements by itself, so the number of bits that are compared depends on the document only.
+            # Sorting numbers that contain the index is much faster than sorting indices by a number. Only a group that
+            # consists of one document has more elements, so the compared bits depend on the document only.
             keys = mixed >> np.uint64(INDEX_BITS) << np.uint64(INDEX_BITS) | np.arange(len(hashes), dtype=np.uint64)
             keys.sort()
             self.order = (keys & np.uint64((1 << INDEX_BITS) - 1)).astype(np.int32)

@@ -1,15 +1,16 @@
 """Find the words of texts: their positions, lengths, kinds and hashes.
 
-What is a word, for every filter of Folio that counts them:
+The definition of a word, for the filters that call `find_words`:
 
-- A run of letters, digits and marks (accents, joiners) is a word. A full stop or an apostrophe between
-  two of them belongs to the word: `don't`, `3.5`, `U.S`.
+- A run of letters, digits and combining marks (accents, joiners) is a word. A full stop or an apostrophe
+  between two of them is part of the word: `don't`, `3.5`, `U.S`.
 - A letter of a script without spaces between words, such as Chinese, Japanese or Thai, is a word, with
   the marks that follow it.
-- Any other character is a word, with those equal to it that follow: `,`, `...`, `--`, `$`.
+- Any other character, together with the equal characters that directly follow it, is a word: `,`, `...`,
+  `--`, `$`.
 
-White space is no part of a word. So punctuation counts as words, as it does in the published pipelines,
-whose thresholds assume it. Words that consist of punctuation are *symbols*.
+White space is not part of a word. So punctuation counts as words, as in the published pipelines, whose
+thresholds assume this. Words that consist of punctuation are called *symbols*.
 
 All bytes of a group of documents are classified at once; there is no loop over words.
 """
@@ -54,7 +55,7 @@ class TextGroup:
 
     @functools.cached_property
     def _num_continuations(self) -> np.ndarray | None:
-        """The number of bytes before each byte that continue a character, (N + 1,) int32; None for ASCII."""
+        """The number of continuation bytes of UTF-8 before each byte, (N + 1,) int32; None for ASCII."""
         is_continuation = (self.data & 0xC0) == 0x80
         if not is_continuation.any():
             return None

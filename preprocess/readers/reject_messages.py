@@ -13,8 +13,8 @@ from preprocess.readers.reject_reasons import RejectReason, explain_reasons
 def explain_no_document(corpus: str, counts: str, reasons: list[RejectReason], input_files: Sequence[InputFile]) -> str:
     """Return the error message if no document of `corpus` is left. `counts`: of the records, as text."""
     explanation = explain_reasons(reasons, Locator(input_files))
-    parts = [f"no document is left of {corpus}: {counts}", explanation, "check its files, columns, conditions and "]
-    return "; ".join(filter(None, parts)) + "cleaning rules"
+    parts = [f"no document is left of {corpus}: {counts}", explanation, "check its files, columns, conditions, "]
+    return "; ".join(filter(None, parts)) + "cleaning rules and filters"
 
 
 def describe_rejects(

@@ -200,7 +200,7 @@ def _compare_integers(column: pa.Array, operator: str, value: float) -> pa.Boole
 
 
 def _compare_with_integer(column: pa.DoubleArray, operator: str, value: int) -> pa.BooleanArray:
-    """Compare floats with an integer that is not a float, exactly: all floats are above or below it."""
+    """Compare (N,) floats exactly with an integer that float64 cannot represent, so that none is equal to it."""
     rounded = float(value)
     if operator in ("==", "!="):
         return pc.is_valid(column) if operator == "!=" else pa.repeat(False, len(column))

@@ -1,12 +1,12 @@
-"""Columns of numbers that JSON and CSV write as digits, compared exactly with large values.
+"""Columns of numbers of JSON and CSV files that are compared exactly with large values.
 
-The problem: a column of JSON or CSV may have integers and fractions in any order, so it is read as
-float64. A float has 53 bits, and 64-bit ids differ in the bits after them: as floats,
-1234567890123456789 and 1234567890123456788 are equal.
+The problem: a column of JSON or CSV may contain integers and fractions in any order, so it is read as
+float64. A float64 represents every integer only up to 2**53, so large 64-bit ids are rounded:
+1234567890123456789 and 1234567890123456788 become equal.
 
-The idea: a struct has the value of a row either as an integer, if a float cannot represent it, or
-as a float. Only conditions with a value of at least 2**53 need it: compared with smaller values, a
-rounded number has the same result as the exact one.
+The idea: each row is a struct with two fields. An integer that a float64 cannot represent is stored as
+int64, and any other number as float64. Only conditions with a value of at least 2**53 need this:
+compared with a smaller value, a rounded number gives the same result as the exact one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_INT64 = 2**63 - 1
 
 
 def make_exact_numbers(values: Iterable[int | float | None]) -> pa.StructArray:
-    """Return numbers as a column of EXACT_NUMBER. Integers outside of 64 bits become floats."""
+    """Return N numbers as a column of EXACT_NUMBER, (N,). Integers outside of int64 become float64."""
     floats: list[float | None] = []
     integers: list[int | None] = []
     for value in values:
@@ -39,5 +39,8 @@ def make_exact_numbers(values: Iterable[int | float | None]) -> pa.StructArray:
 
 
 def split_exact_numbers(column: pa.StructArray) -> tuple[pa.DoubleArray, pa.Int64Array]:
-    """Return the floats and the integers of a column of EXACT_NUMBER, null in the rows of the other and in nulls."""
+    """Return the floats and the integers of a column of EXACT_NUMBER, (N,) each.
+
+    In each row, at least one of the two is null, and both are null if the number is missing.
+    """
     return pc.struct_field(column, FLOAT), pc.struct_field(column, INTEGER)

@@ -4,7 +4,8 @@ Each filter has a dataclass here, whose fields are its settings with their defau
 is in `preprocess/filters/`; this module is loaded to parse a command line, so it imports no library.
 
 A recipe stores filters in their canonical spelling (`format_filter`): with all settings, sorted by
-name. So a later version of Folio can change a default without changing what an old recipe means.
+name. A later version of Folio can therefore change a default without changing the result of an old
+recipe.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ FilterSettings = Any  # an object of one of the classes in FILTERS
 
 
 def file(default: Any = "") -> Any:
-    """Return a dataclass field for the path of a file, or with a tuple as the default for those of several.
+    """Return a dataclass field for the path of a file, or if `default` is a tuple, for the paths of several files.
 
-    A filter with such a setting has a setting `sha256: str = ""` too, which is set when the files are read.
+    A filter with such a setting also has the setting `sha256: str = ""`, which is set when the files are read.
     """
     return dataclasses.field(default=default, metadata={FILE: True})
 
@@ -131,9 +132,9 @@ class BadWords:
 class Language:
     """Settings of `language`."""
 
-    languages: tuple[str, ...] = ()  # keep only documents in these; none: keep all, and only find their language
+    languages: tuple[str, ...] = ()  # keep only documents in these; empty: keep all, and only identify their language
     min_score: float | None = number(0.5)  # a text whose language is less probable is in the language `und`
-    override: bool = False  # find the language of documents for which the input gives one, too
+    override: bool = False  # also identify the language of documents for which the input gives one
 
     def __post_init__(self) -> None:
         for code in self.languages:
@@ -182,9 +183,9 @@ FILTERS: dict[str, type] = {
     "language": Language,
     "pii": Pii,
 }
-# The filters that edit texts. They are rejected with chats, whose texts are messages of several people.
+# The filters that remove lines. They are errors with chats, because they would join the messages of several people.
 EDITING_FILTERS: tuple[str, ...] = ("c4",)
-# Lists of filters that --quality names.
+# The filters of each preset, by the preset's name; the option --quality applies them.
 PRESETS: dict[str, tuple[str, ...]] = {
     # In the order of FineWeb's published pipeline, after its filters by URL and by language.
     "fineweb": ("gopher_repetition", "gopher_quality", "c4:terminal_punctuation=false", "fineweb_quality"),

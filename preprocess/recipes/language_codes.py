@@ -1,7 +1,7 @@
-"""The languages that the filter `language` knows, and the model that knows them.
+"""The languages that the filter `language` can identify.
 
-The model is part of the package py3langid. A recipe names languages, so their codes are here and not
-with the model.
+The model is part of the package py3langid, which is optional. A recipe is checked without it, so the
+codes of its languages are listed here.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 MAX_CHARACTERS = 4_000
 MAX_DEPTH = 100  # levels of `and`, `or` and `not`; Python's parser allows 200 nested parentheses
 
-MAX_EXACT = 2**53  # all integers up to it are floats
+MAX_EXACT = 2**53  # float64 represents all integers up to it
 
 EXAMPLE = 'comparisons such as language == "en", joined with and, or, not'
 TOKEN = re.compile(
@@ -134,8 +134,8 @@ class Condition:
         """The kind of the values that each column is compared with.
 
         It is "text", "number" or "boolean", "mixed" if these occur together, and "null" if the
-        column is compared only with null. It is "exact number" instead of "number" if one of the
-        values is too large for all integers up to it to be floats (exact_numbers.py).
+        column is compared only with null. It is "exact number" instead of "number" if a value is at
+        least MAX_EXACT (exact_numbers.py).
         """
         values: dict[str, list[Value]] = {name: [] for name in self.columns}
         for comparison in _iter_comparisons(self.tree):

@@ -193,7 +193,7 @@ class Recipe:
     clean: tuple[str, ...] = DEFAULT_RULES
     min_characters: int | None = None
     max_characters: int | None = None
-    # Each is NAME or NAME:key=value,key=value. They are applied in this order. Stored with all settings.
+    # Each is NAME or NAME:key=value,key=value, and is stored with all settings. They are applied in this order.
     filters: tuple[str, ...] = ()
     dedup: bool = True
     # Documents that are nearly equal to an earlier one: drop them, or keep each such group on one side of the split.
@@ -202,8 +202,8 @@ class Recipe:
     near_dedup_words: int = 5  # in a shingle
     near_dedup_bands: int = 14  # documents that have one of these bands in common are compared
     near_dedup_rows: int = 8  # MinHash values in a band
-    dedup_lines: str | None = None  # line or paragraph: remove those that other documents have too
-    # None: an earlier document. Otherwise those that are in more documents than this are removed from all documents.
+    dedup_lines: str | None = None  # line or paragraph: remove those that also occur in other documents
+    # None: remove those that an earlier document has. N: remove those that are in more than N documents from all.
     dedup_lines_max_documents: int | None = None
     dedup_lines_min_characters: int = 30  # shorter lines and paragraphs are kept
     decontaminate: tuple[str, ...] = ()  # files of evaluation items, which documents must not contain
@@ -282,8 +282,8 @@ class Recipe:
         editing = [name for name in names if name in EDITING_FILTERS]
         if editing and self.chat_columns is not None:
             raise MisuseError(
-                f"the filter {editing[0]} edits texts, but these documents are chats, whose messages it would join; "
-                "leave it out"
+                f"the filter {editing[0]} removes lines from texts, but these documents are chats, whose messages it "
+                "would join; leave it out"
             )
 
     def _check_csv_settings(self) -> None:

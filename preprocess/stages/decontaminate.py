@@ -1,19 +1,20 @@
 """Find documents that contain items of evaluation sets, so that a model is not tested on what it was trained on.
 
 The rule is that of GPT-3 (Brown et al. 2020, appendix C): a document that has a sequence of 13 words
-in common with an item is contaminated. Words are those of the decontamination of lm-evaluation-harness: upper
-case of ASCII is ignored, ASCII punctuation is deleted, and white space separates words. An item of 8
-to 12 words is found if a document contains all of its words in a row. Shorter items, such as the answers of most
-questions, would be found everywhere and are not looked for.
+in common with an item is contaminated. Words are defined as in the decontamination of
+lm-evaluation-harness: the case of ASCII letters is ignored, ASCII punctuation is deleted, and white
+space separates words. An item of 8 to 12 words is found if a document contains all of its words in a
+row. Shorter items, such as the answers of most questions, would be found in many unrelated documents
+and are not looked for. A sequence of words is called an n-gram below.
 
 The n-grams of all items are hashed to 64 bits and sorted. A document's n-grams are looked up by binary
-search, but only those whose hash is in a bitmap, which rules out 15 of 16.
+search, but only if their hash is in a bitmap, which excludes at least 15 of 16 that are not in an item.
 
-The hashes are not compared with the words. With E n-grams of items and T words of documents, the
-expected number of documents that are found by mistake is below E * T / 2^64: less than 0.01 for 10
-million n-grams and 10 billion words. Words of more than 64 bytes are identified by their first 64.
+Only hashes are compared, not words. With E n-grams of items and T words of documents, the expected
+number of documents that are found by mistake is below E * T / 2^64: less than 0.01 for 10 million
+n-grams and 10 billion words. Words of more than 64 bytes are identified by their first 64 bytes.
 
-The memory is 13 to 20 bytes for each n-gram of the items, and MAX_NGRAMS limits their number.
+The index takes 13 to 20 bytes of memory for each n-gram of the items. MAX_NGRAMS limits their number.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ class EvaluationIndex:
     lengths: tuple[int, ...]  # the numbers of words of the n-grams
     hashes: np.ndarray  # (N,) uint64, ascending
     item_starts: np.ndarray  # (N + 1,) int64: the items of n-gram i are items[item_starts[i] : item_starts[i + 1]]
-    items: np.ndarray  # uint32
-    num_ngrams: np.ndarray  # (E,) uint32, of each item, each counted once
-    bitmap: np.ndarray  # uint8, a power of two of bits; the upper bits of the hash of each n-gram say which one is set
+    items: np.ndarray  # (P,) uint32, P pairs of an n-gram and an item that contains it
+    num_ngrams: np.ndarray  # (E,) uint32, distinct n-grams of each item
+    bitmap: np.ndarray  # (B / 8,) uint8, B bits, a power of two; the upper bits of each hash are the index of a set bit
 
     def save(self, path: Path) -> None:
         """Write the index to the folder `path`, which must exist."""
@@ -89,7 +90,7 @@ class IndexBuilder:
     def add(self, texts: pa.LargeStringArray, positions: np.ndarray) -> None:
         """Add T texts of items. `positions`: (T,), the index of each text's item in the file.
 
-        An item may have several texts, and each is looked for by itself. Raises FolioError if there
+        An item may have several texts, and each is looked for separately. Raises FolioError if there
         are more than MAX_NGRAMS n-grams.
         """
         num_words = np.zeros(len(texts), np.int64)
@@ -156,11 +157,11 @@ def _make_bitmap(hashes: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Overlaps:
-    """What texts have in common with evaluation items."""
+    """The n-grams that texts have in common with evaluation items."""
 
     documents: np.ndarray  # (C,) int64, ascending: the texts that have an n-gram of an item
-    items: np.ndarray  # (P,) int64: each item that is found, once for each of the texts
-    ngrams: np.ndarray  # (M,) int64, ascending: the n-grams of the index that are found, each once
+    items: np.ndarray  # (P,) int64: each item that is found, once for each text that contains a part of it
+    ngrams: np.ndarray  # (M,) int64, ascending: the distinct n-grams of the index that are found
 
 
 def find_overlaps(texts: pa.LargeStringArray, index: EvaluationIndex) -> Overlaps:
@@ -175,8 +176,8 @@ def find_overlaps(texts: pa.LargeStringArray, index: EvaluationIndex) -> Overlap
     found_documents, found_ngrams = pairs.T
     num_items = index.item_starts[found_ngrams + 1] - index.item_starts[found_ngrams]
     first = np.cumsum(num_items) - num_items
-    places = np.arange(num_items.sum()) + np.repeat(index.item_starts[found_ngrams] - first, num_items)
-    of_documents = np.stack([np.repeat(found_documents, num_items), index.items[places].astype(np.int64)], axis=1)
+    indices = np.arange(num_items.sum()) + np.repeat(index.item_starts[found_ngrams] - first, num_items)
+    of_documents = np.stack([np.repeat(found_documents, num_items), index.items[indices].astype(np.int64)], axis=1)
     items = np.unique(of_documents, axis=0)[:, 1]
     return Overlaps(np.unique(found_documents), items, np.unique(found_ngrams))
 
@@ -201,9 +202,9 @@ class OverlapCounter:
         self._is_found = np.zeros(len(index.hashes), bool)
 
     def add(self, items: np.ndarray, num_documents: np.ndarray | int, ngrams: np.ndarray) -> None:
-        """Add what was found in other texts.
+        """Add the items and n-grams that were found in other texts.
 
-        `items`: (P,), which may be repeated. `num_documents`: of each of them. `ngrams`: (M,).
+        `items`: (P,), with repetitions. `num_documents`: of each of them, (P,) or one number. `ngrams`: (M,).
         """
         np.add.at(self._num_documents, items, num_documents)
         self._is_found[ngrams] = True
@@ -217,17 +218,17 @@ class OverlapCounter:
         return items, self._num_documents[items], np.flatnonzero(self._is_found)
 
     def count_ngrams(self) -> np.ndarray:
-        """Return how many n-grams of each item were found, each counted once: (E,) int64."""
+        """Return how many distinct n-grams of each item were found: (E,) int64."""
         starts = self._index.item_starts
         is_found = np.repeat(self._is_found, np.diff(starts))
         return np.bincount(self._index.items[is_found], minlength=len(self._num_documents))
 
 
 class Decontaminator:
-    """Removes documents that contain evaluation items, and counts what was found."""
+    """Drops documents that contain evaluation items, and counts the items that were found."""
 
     def __init__(self, index: EvaluationIndex, *, is_dropping: bool) -> None:
-        """`is_dropping`: whether contaminated documents are removed. Otherwise they are only counted."""
+        """`is_dropping`: whether contaminated documents are dropped. Otherwise they are only counted."""
         self._index, self._is_dropping = index, is_dropping
         self.counter = OverlapCounter(index)
         self.num_documents = 0  # that are contaminated

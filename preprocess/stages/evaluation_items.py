@@ -1,9 +1,9 @@
 """Read evaluation sets: files of text, with an item in each line, or tables, with an item in each row.
 
 The text of an item is the column `text` of a table. A table without it usually has the question, the
-choices and the answer in columns of their own. Then all columns that hold text are read, and each of them is
-looked for by itself. The names of the columns are known only after a file was opened, so each column is
-read in a pass of its own.
+choices and the answer in separate columns. In this case all columns of text are read, and each of them is
+looked for separately. The names of the columns are known only after the file was opened, so the file is
+read once for each column.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from preprocess.stages.decontaminate import Decontaminator, EvaluationIndex, Ind
 from preprocess.stages.pipeline import read_documents
 
 MAX_COLUMNS = 100
-# How evaluation files are read. Their bytes do not get into the build, so a byte that is not UTF-8 is no error.
+# How evaluation files are read. Their bytes do not get into the build, so a byte that is not UTF-8 is not an error.
 READING = Recipe(corpus="evaluation", document="line", clean=(), invalid_utf8="replace", oversized="skip")
 
 
@@ -54,7 +54,7 @@ def find_evaluation_files(recipe: Recipe) -> tuple[Recipe, list[InputFile]]:
 
 
 def make_decontaminator(recipe: Recipe, files: Sequence[InputFile]) -> Decontaminator | None:
-    """Return a decontaminator for the items in `files`, or None if the recipe has none. Raises as `build_index`."""
+    """Return a decontaminator for the items in `files`, or None if the recipe has none. Raises like `build_index`."""
     if not recipe.decontaminate:
         return None
     return Decontaminator(build_index(files), is_dropping=recipe.decontaminate_policy == "drop")
@@ -125,4 +125,4 @@ def _list_readings(file: InputFile) -> list[Recipe]:
 def _check(file: InputFile, recipe: Recipe) -> None:
     """Raise MisuseError if a table does not have the recipe's column of text, FolioError if it cannot be read."""
     InputChecker([file], recipe).check_all()
-    next(iter_spans(file, recipe), None)  # which checks the schema of Parquet and Arrow files
+    next(iter_spans(file, recipe), None)  # checks the schema of Parquet and Arrow files

@@ -134,7 +134,7 @@ def _select(shingles: np.ndarray, counts: np.ndarray, is_selected: np.ndarray) -
 
 
 def _find_different(shingles: np.ndarray) -> np.ndarray:
-    """Return the different shingles of one document, or all of them if there are few."""
+    """Return the distinct shingles of one document, or all of them if there are few."""
     if len(shingles) <= MANY_SHINGLES:
         return shingles
     chunks = range(0, len(shingles), CHUNK_SHINGLES)

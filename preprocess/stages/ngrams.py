@@ -1,12 +1,14 @@
 """Find the words of many texts at once, and hash every sequence of n of them.
 
-Near-duplicates (near_dup.py) and evaluation items (decontaminate.py) are found by the sequences of
-words that texts have in common. The two define words differently, which `WordRules` states.
+Nearly equal documents (near_dup.py) and evaluation items (decontaminate.py) are found by the sequences
+of words that texts have in common. The two modules define words differently; a `WordRules` object
+describes a definition.
 
 The bytes of all texts are processed in windows, without a Python object for a text or a word. A word
-becomes a 64-bit hash. The hash of a sequence of words w[0] … w[n - 1] is that of the polynomial
-w[0] M^(n - 1) + … + w[n - 1] modulo 2^64. Because M is odd, it has an inverse, so this is a
-difference of two cumulative sums, multiplied by a power of M. Its cost does not depend on n.
+becomes a 64-bit hash. The hash of a sequence of words w[0] … w[n - 1] is the mixed value of the
+polynomial w[0] M^(n - 1) + … + w[n - 1] modulo 2^64. Because M is odd, it has an inverse, so the
+polynomial is a difference of two cumulative sums, multiplied by a power of M. The cost does not
+depend on n.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ MAX_SEPARATOR_BYTES = 3
 WORD_BYTES = 64  # a longer word is identified by its first bytes
 MULTIPLIER = np.uint64(0x9E37_79B9_7F4A_7C15)  # 2**64 / golden ratio, odd
 INVERSE = np.uint64(pow(int(MULTIPLIER), -1, 1 << 64))
-PREFIX_MASKS = np.array([(1 << (8 * n)) - 1 for n in range(9)], np.uint64)  # of the first n bytes of a little-endian u8
+PREFIX_MASKS = np.array(
+    [(1 << (8 * n)) - 1 for n in range(9)], np.uint64
+)  # of the first n bytes of a little-endian uint64
 
 # First bytes of U+3000 to U+9FFF and of characters above U+FFFF, which are words by themselves.
 IS_WORD_BY_ITSELF = np.zeros(256, bool)
@@ -37,9 +41,9 @@ THAI_LEAD, THAI_SECOND = 0xE0, (0xB8, 0xBB)  # first two bytes of Thai and Lao c
 
 @dataclass(frozen=True)
 class WordRules:
-    """What the words of a text are. Bytes from 0x80 are parts of longer characters."""
+    """The definition of the words of a text. Bytes from 0x80 are parts of longer characters."""
 
-    characters: np.ndarray  # (256,) uint8: each byte as it is in a word; 0 for a byte that separates words
+    characters: np.ndarray  # (256,) uint8: the byte of a word for each byte of text; 0 for a byte that separates words
     separators: tuple[bytes, ...]  # the longer characters that separate words, or the first bytes of such characters
     is_deleted: np.ndarray | None = None  # (256,) bool: bytes that are removed from a text before its words are found
     divides_scripts: bool = False  # each character of a script without spaces is a word
@@ -73,8 +77,9 @@ def iter_words(
     """Yield (words, documents, num_starts) for consecutive parts of D texts.
 
     `words`: (W,) uint64, a hash of each word. `documents`: (W,) int64, the index of its text.
-    `num_starts`: for the first so many words, the `num_words` words from each of them on are in this
-    part, or all that their text still has. The words after them are repeated in the next part.
+    `num_starts`: how many sequences of `num_words` words begin in this part. They begin at the words
+    0 … num_starts - 1, and are complete unless their text ends. The other words of this part are
+    repeated at the beginning of the next one.
     """
     data, offsets = get_text_buffers(texts)
     if rules.is_deleted is not None:
@@ -90,10 +95,11 @@ def iter_words(
 def hash_ngrams(
     words: np.ndarray, documents: np.ndarray, num_words: int, num_starts: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return a hash of the `num_words` words from each of the first words on, and whether all are of one text.
+    """Return a hash of each sequence of `num_words` words, and whether all of its words are of one text.
 
-    `words`, `documents`: (W,), as `iter_words` yields them. A text that ends earlier has zeros in
-    place of the missing words. Returns (num_starts,) uint64 and (num_starts,) bool.
+    `words`, `documents`: (W,), as `iter_words` yields them. The sequences begin at the first
+    `num_starts` words. If a text ends within a sequence, zeros take the place of the missing words.
+    Returns (num_starts,) uint64 and (num_starts,) bool.
     """
     powers, inverse_powers = _compute_powers(1 << max((len(words) + num_words).bit_length(), 16))
     sums = np.zeros(len(words) + 1, np.uint64)
@@ -203,7 +209,7 @@ def _find_words(characters: np.ndarray, document_starts: np.ndarray, rules: Word
 
 
 def hash_spans(characters: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Return a hash of each range of bytes, such as a word: (W,) uint64. It is read eight bytes at a time."""
+    """Return a hash of each range of bytes, such as a word: (W,) uint64. Eight bytes are read at a time."""
     padded = np.concatenate([characters, np.zeros(8, np.uint8)])
     eight_bytes = np.ndarray((len(characters) + 1,), "<u8", padded.data, strides=(1,))  # from each byte on
     hashes = mix64(eight_bytes[starts] & PREFIX_MASKS[np.minimum(lengths, 8)])

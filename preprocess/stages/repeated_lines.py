@@ -1,13 +1,13 @@
 """Find the lines or paragraphs of documents, and remove those that other documents have too.
 
-The problem: web pages repeat menus, cookie notices and signatures, so documents that are not alike
-have lines in common, which a model would learn by heart.
+The problem: web pages repeat menus, cookie notices and signatures. So different documents have lines
+in common, which a model would memorise.
 
-The idea, which is that of CCNet (Wenzek et al. 2019): hash every line of the corpus, find the hashes
+The idea, as in CCNet (Wenzek et al. 2019, arXiv 1911.00359): hash every line of the corpus, find the hashes
 that occur in several documents (build/repeated_lines.py), and remove these lines.
 
-A line or paragraph is a *unit* here. It is identified by a 64-bit hash of its bytes. If the corpus has n
-different units that are repeated, another unit is taken for one of them with a probability of n / 2^64.
+A line or paragraph is called a *unit* here. It is identified by a 64-bit hash of its bytes. If the corpus
+has n distinct repeated units, any other unit is removed by mistake with a probability of n / 2^64.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from preprocess.documents import get_text_buffers, replace_column
 from preprocess.stages.ngrams import hash_spans
 
 LINE_FEED = 0x0A
-MAX_SPAN_BYTES = 1 << 12  # a longer unit is hashed by itself
+MAX_SPAN_BYTES = 1 << 12  # a longer unit is hashed separately
 CONTINUATION, CONTINUATION_MASK = 0x80, 0xC0  # bytes of a UTF-8 character after the first
 
 
@@ -34,7 +34,7 @@ class Units:
     documents: np.ndarray  # (U,) int64
     starts: np.ndarray  # (U,) int64, offsets in the bytes of all texts
     ends: np.ndarray  # (U,) int64
-    next_starts: np.ndarray  # (U,) int64: of the next unit of the text, also a short one, or the end of the text
+    next_starts: np.ndarray  # (U,) int64: of the next unit of the text, short ones included, or the end of the text
 
     def __len__(self) -> int:
         return len(self.hashes)

@@ -177,7 +177,7 @@ class DocumentReader:
         return (
             f"no document is left for {part}the {self.split} split of {self.corpus.name}"
             f"{f': {counts}; {explanation}' if explanation else ''}; check its files, columns, conditions, cleaning "
-            f"rules and val_fraction{', or use fewer processes and workers' if is_shared else ''}"
+            f"rules, filters and val_fraction{', or use fewer processes and workers' if is_shared else ''}"
         )
 
     def _read_epoch(self, start: Cursor) -> Iterator[SelectedDocuments]:

@@ -133,7 +133,7 @@ def _iter_languages(build: Build, entry: ShardEntry) -> Iterator[np.ndarray]:
 def _read_documents(build: Build, split: str) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the language number and the ids of each document of `split`.
 
-    A shard may have a hundred million documents, so their places are read in chunks. One shard is mapped at
+    A shard may have a hundred million documents, so their ends are read in chunks. One shard is mapped at
     a time, because the pages of a mapped file that were read count as memory of this process.
     """
     for entry in build.manifest.splits[split].shards:

@@ -1,16 +1,16 @@
-"""How many cores are idle, and how long the threads of PyTorch wait in busy loops.
+"""Measure how many cores are idle, and choose how long the threads of PyTorch wait in a busy loop.
 
 On a CPU, PyTorch divides every operation among its threads, which wait for each other at its end.
-This module answers two questions about them, and does not import torch.
+This module does not import torch, because the waiting time must be set before that.
 
-How many threads? A thread that shares its core with another program makes all the others wait, so
-beside one busy process two threads on two cores are slower than one. Hence there should be no more
-threads than idle cores.
+Number of threads: a thread that shares its core with another program makes all other threads wait.
+If one other process is busy on two cores, two threads are slower than one. So a run should not have
+more threads than idle cores.
 
-How long should they wait in a busy loop before they sleep? To wake up takes longer than to add two
-small matrices. Beside other programs a busy loop only takes time from the thread that is waited
-for. libgomp, PyTorch's thread library on Linux, reads the answer once, when torch is imported.
-`bench/threads.py` measures all this.
+Waiting time: a thread that waits in a busy loop continues sooner than one that sleeps, and waking up
+takes longer than adding two small matrices. If other programs are running, however, the busy loop
+takes time from the thread that the others wait for. libgomp, PyTorch's thread library on Linux, reads
+the setting once, when torch is imported. `bench/threads.py` measures both effects.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 MEASUREMENT_S = 0.1
 SPIN_COUNT = "GOMP_SPINCOUNT"  # turns of the busy loop
 LONG_WAIT, SHORT_WAIT = "5000", "1000"
-IDLE_FRACTION = 0.75  # of the cores, from which threads wait longer
+IDLE_FRACTION = 0.75  # if at least this fraction of the cores is idle, threads wait longer
 NUM_THREADS = "OMP_NUM_THREADS"  # the number that the user, or torchrun, sets for all programs
 STAT, QUOTA = Path("/proc/stat"), Path("/sys/fs/cgroup/cpu.max")
 
@@ -37,7 +37,7 @@ def choose_spin_count() -> None:
 
 
 def count_cores() -> int:
-    """Return how many cores this process may use: those it is bound to, or fewer in a container with a quota."""
+    """Return how many cores this process may use: those of its affinity, or fewer in a container with a CPU quota."""
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = QUOTA.read_text().split()
@@ -49,7 +49,7 @@ def count_cores() -> int:
 def count_idle_cores(num_cores: int) -> int:
     """Return how many of `num_cores` other processes leave idle, at least 1, measured in 0.1 s.
 
-    Where the system does not report the time of each core (on macOS and Windows), return `num_cores`.
+    If the system does not report the time of each core (macOS and Windows), return `num_cores`.
     """
     busy_before, own_before, began = _read_busy_s(), time.process_time(), time.monotonic()
     if busy_before is None:
@@ -60,7 +60,7 @@ def count_idle_cores(num_cores: int) -> int:
 
 
 def _read_busy_s() -> float | None:
-    """Return how long the cores of this process have been busy since the system started, or None if not known."""
+    """Return how long the cores of this process have been busy since the system started, or None if it is not known."""
     try:
         lines = STAT.read_text().splitlines()
     except OSError:

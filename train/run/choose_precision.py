@@ -1,8 +1,9 @@
 """Choose between float32 and bfloat16 on a CPU by measuring both.
 
 Processors with AMX or AVX512-BF16 multiply bfloat16 matrices two to six times as fast as float32
-ones, but each operation between them also converts numbers. Small models become slower, large ones
-faster, so the setting `precision = "auto"` lets the preflight time a pass in each.
+matrices. However, the operations between the products convert numbers, which takes time. Small models
+become slower and large models faster. With the setting `precision = "auto"`, the preflight therefore
+measures a pass in each precision.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from train.config import Config
 from train.core.device import make_autocast
 from train.run.context import Run
 
-NUM_PASSES = 3  # with each precision, after a first one
-MAX_PASS_S = 60.0  # of a pass in float32, above which one pass with each has to be enough
-MIN_PASS_S = 0.25  # in float32: small models gain little, and stay equal to those of other machines
-FASTER = 1.15  # times as fast bfloat16 has to be: less is not worth its rounding
-MAX_DIFFERENCE = 0.01  # of the losses of a batch, relative
+NUM_PASSES = 3  # in each precision, after a first one
+MAX_PASS_S = 60.0  # if a pass in float32 takes longer, only one pass in each precision is measured
+MIN_PASS_S = 0.25  # in float32; smaller models gain little, and keep the same results as on other machines
+MIN_SPEEDUP = 1.15  # of bfloat16; a smaller one does not justify the rounding
+MAX_DIFFERENCE = 0.01  # of the losses of a batch, relative to the loss in float32
 
 
 def has_fast_bfloat16() -> bool:
@@ -32,12 +33,12 @@ def has_fast_bfloat16() -> bool:
 def choose_cpu_precision(run: Run, trial_loss: Callable[[], float]) -> str:
     """Set the precision of `run` to bf16 if a pass is clearly faster with it and has the same loss.
 
-    `trial_loss` computes a training pass in `run.autocast` and returns its loss. Returns a line
-    that reports both times.
+    `trial_loss`: computes a training pass in `run.autocast` and returns its loss. Returns a line that
+    reports the speed of both.
     """
     times: dict[str, list[float]] = {"fp32": [], "bf16": []}
     losses = {}
-    for _ in range(1 + NUM_PASSES):  # in turn, because the speed of a machine changes
+    for _ in range(1 + NUM_PASSES):  # alternating, because the speed of a machine changes
         for precision, of_precision in times.items():
             run.autocast = make_autocast(precision, run.device)
             began = time.monotonic()
@@ -48,7 +49,7 @@ def choose_cpu_precision(run: Run, trial_loss: Callable[[], float]) -> str:
     seconds = {precision: min(of_precision) for precision, of_precision in times.items()}
     ratio = seconds["fp32"] / seconds["bf16"]
     is_equal = abs(losses["bf16"] - losses["fp32"]) <= MAX_DIFFERENCE * abs(losses["fp32"])
-    is_worth_it = seconds["fp32"] >= MIN_PASS_S and ratio >= FASTER
+    is_worth_it = seconds["fp32"] >= MIN_PASS_S and ratio >= MIN_SPEEDUP
     precision = "bf16" if is_worth_it and is_equal else "fp32"
     run.autocast = make_autocast(precision, run.device)
     run.config = dataclasses.replace(run.config, precision=precision)
@@ -60,7 +61,7 @@ def choose_cpu_precision(run: Run, trial_loss: Callable[[], float]) -> str:
 
 
 def keep_precision(run: Run, saved: Config) -> None:
-    """Use the precision of `saved`, the settings of the run that continues, if it could be chosen again."""
+    """Use the precision of `saved`, the settings of the run that is continued, instead of choosing it again."""
     if run.can_choose_precision:
         run.can_choose_precision = False
         run.config = dataclasses.replace(run.config, precision=saved.precision)

@@ -17,9 +17,9 @@ from train.core.threads import NUM_THREADS, count_cores, count_idle_cores
 
 TRIAL_S = 0.3  # of passes with each number of threads
 MIN_PASSES = 3
-MAX_PASS_S = 1.0  # a longer pass consists of large operations, which all idle cores make faster
-BETTER = 0.95  # of the time with as many threads as idle cores, below which another number is used
-HOPELESS = 1.2  # times the best time, above which still fewer threads are not tried
+MAX_PASS_S = 1.0  # a longer pass consists of large operations, for which all idle cores are the fastest
+MAX_TIME_RATIO = 0.95  # another number is used if its time is below this fraction of the time with idle cores
+STOP_TIME_RATIO = 1.2  # fewer threads are not tried after a time above this multiple of the best one
 
 
 def set_initial_threads(config: Config) -> None:
@@ -36,8 +36,9 @@ def set_initial_threads(config: Config) -> None:
 def choose_num_threads(trial: Callable[[], object], *, pass_s: float) -> str:
     """Set the number of threads with which `trial`, a training pass, is fastest, and return a line about it.
 
-    `pass_s` is the time of a pass with the present number, which is that of idle cores. All cores are
-    tried too, and then half as many threads each time, as long as that may help.
+    `pass_s`: the seconds of a pass with the current number of threads, which is that of idle cores. If it
+    is more than MAX_PASS_S, nothing is tried. Otherwise all cores are tried, and then half, a quarter,
+    and so on of the current number, until a pass is clearly slower.
     """
     idle = torch.get_num_threads()
     if pass_s > MAX_PASS_S:
@@ -47,7 +48,7 @@ def choose_num_threads(trial: Callable[[], object], *, pass_s: float) -> str:
     for num_threads in (*([num_cores] if num_cores > idle else []), *_halves(idle)):
         torch.set_num_threads(num_threads)
         times[num_threads] = _time(trial)
-        if num_threads < idle and times[num_threads] > HOPELESS * min(times.values()):
+        if num_threads < idle and times[num_threads] > STOP_TIME_RATIO * min(times.values()):
             break
     best = select(times, idle)
     torch.set_num_threads(best)
@@ -57,11 +58,11 @@ def choose_num_threads(trial: Callable[[], object], *, pass_s: float) -> str:
 def select(times: dict[int, float], idle: int) -> int:
     """Return the best number of threads. `times`: the seconds of a pass by number of threads.
 
-    It is `idle`, the number of idle cores, unless another one is clearly faster: two runs of the
-    same command should use the same number if possible.
+    It is `idle`, the number of idle cores, unless another number is clearly faster. So two runs of the
+    same command usually have the same number.
     """
     best = min(times, key=lambda num_threads: times[num_threads])
-    return best if times[best] < BETTER * times[idle] else idle
+    return best if times[best] < MAX_TIME_RATIO * times[idle] else idle
 
 
 def _halves(number: int) -> Iterator[int]:
@@ -71,7 +72,7 @@ def _halves(number: int) -> Iterator[int]:
 
 
 def _time(trial: Callable[[], object]) -> float:
-    """Return the mean seconds of `trial`, without its first call."""
+    """Return the mean seconds of a call of `trial`. The first call is not counted."""
     trial()
     began, count = time.monotonic(), 0
     while count < MIN_PASSES or time.monotonic() - began < TRIAL_S:

@@ -51,7 +51,8 @@ class Run:
     world: World
     autocast: torch.autocast  # the context of forward passes
     notes: tuple[str, ...] = ()  # lines to print below the settings
-    # Whether the preflight may replace fp32 by bf16: on a CPU with the setting `auto`, unless a run continues.
+    # Whether the preflight may replace fp32 by bf16: on a CPU with precision = auto, in one process, without `compile`,
+    # unless a run continues.
     can_choose_precision: bool = False
     console: Console = field(default_factory=lambda: Console(quiet=True))  # quiet except in the main process
     time_limit: TimeLimit | None = None  # None if the number of steps is fixed

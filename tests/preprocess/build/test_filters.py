@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from preprocess.build.estimate import estimate_build, format_estimate
-from preprocess.build.filter_stats import format_funnel
+from preprocess.build.filter_stats import format_filter_counts
 from preprocess.build.plan import plan_estimate
 from preprocess.build.stats import format_stats
 from preprocess.build.try_filters import format_trial, try_filters
@@ -141,11 +141,11 @@ def test_a_build_that_is_there_is_not_made_again(tmp_path: Path, files: list[Pat
     assert run_build(recipe, tmp_path / "x") and not run_build(recipe, tmp_path / "x")
 
 
-def test_the_statistics_show_the_funnel(tmp_path: Path, files: list[Path]) -> None:
+def test_the_statistics_show_the_counts_of_filters(tmp_path: Path, files: list[Path]) -> None:
     build = build_filtered(tmp_path / "x", files)
     data = (build.folder / "stats.json").read_bytes()
     lines = [line for line in format_stats(data) if line.startswith("filter")]
-    assert lines == format_funnel(json.loads(data)["filters"]) and len(lines) == 3
+    assert lines == format_filter_counts(json.loads(data)["filters"]) and len(lines) == 3
     assert lines[0].startswith("filter      word_count: read 300, dropped ") and "too_few_words" in lines[0]
 
 
@@ -162,7 +162,7 @@ def test_an_estimate_reports_what_each_filter_drops(files: list[Path]) -> None:
     estimate = estimate_build(plan_estimate(recipe, None, QUIET), 50, workers=1)
     assert estimate["filters"][0]["documents"] == 300
     lines = [line for line in format_estimate(estimate) if line.startswith("filter")]
-    assert lines == format_funnel(estimate["filters"]) and len(lines) == 3
+    assert lines == format_filter_counts(estimate["filters"]) and len(lines) == 3
 
 
 def test_a_stream_has_the_documents_of_the_build(tmp_path: Path, files: list[Path]) -> None:
@@ -193,7 +193,7 @@ def test_chats_are_judged_by_their_plain_text(tmp_path: Path) -> None:
 def test_chats_that_are_recognised_cannot_be_edited(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}))
-    with pytest.raises(MisuseError, match="the filter c4 edits texts, but these documents are chats"):
+    with pytest.raises(MisuseError, match="the filter c4 removes lines from texts, but these documents are chats"):
         build_filtered(tmp_path / "x", [path], filters=("c4",))
 
 

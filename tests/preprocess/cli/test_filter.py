@@ -33,7 +33,7 @@ def test_try_shows_dropped_documents_beside_kept_ones(preprocess: Run) -> None:
 
 
 @pytest.mark.usefixtures("corpus")
-def test_a_build_prints_the_funnel(preprocess: Run, tmp_path: Path) -> None:
+def test_a_build_prints_the_counts_of_filters(preprocess: Run, tmp_path: Path) -> None:
     arguments = ("--input", "a.jsonl", "--tokenizer", "byte", "--filter", "word_count:min_words=2", "--quality", "c4")
     done = preprocess("build", *arguments, "--filter", "word_count:min_words=1", "--quiet")
     check_error(done, 1, "no document is left of own: 3 documents read; 3 by filters")

@@ -89,7 +89,7 @@ def test_an_unknown_preset_is_explained() -> None:
 
 
 def test_chats_cannot_be_edited() -> None:
-    with pytest.raises(MisuseError, match="the filter c4 edits texts, but these documents are chats"):
+    with pytest.raises(MisuseError, match="the filter c4 removes lines from texts, but these documents are chats"):
         load_recipe(None, inputs=("a.jsonl",), chat_columns="messages", filters=("c4",))
     load_recipe(None, inputs=("a.jsonl",), chat_columns="messages", filters=("gopher_quality",))
 

@@ -68,13 +68,13 @@ def test_precision_is_not_chosen_if_it_is_set_or_the_model_is_compiled(
 
 def test_run_that_continues_keeps_its_precision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.run.preflight.has_fast_bfloat16", lambda: True)
-    monkeypatch.setattr(choose_precision, "FASTER", 0.0)
+    monkeypatch.setattr(choose_precision, "MIN_SPEEDUP", 0.0)
     monkeypatch.setattr(choose_precision, "MIN_PASS_S", 0.0)
     monkeypatch.setattr(choose_precision, "MAX_DIFFERENCE", 1.0)
     path = write_config(folder / "run.py", folder / "tiny", max_steps=8, precision="auto")
     first = invoke("train.py", path, "--max_steps=4")
     assert first.returncode == 0 and "preflight: precision bf16: a pass" in first.stdout
-    monkeypatch.setattr(choose_precision, "FASTER", 1e9)
+    monkeypatch.setattr(choose_precision, "MIN_SPEEDUP", 1e9)
     second = invoke("train.py", path)
     assert second.returncode == 0 and "precision fp32" not in second.stdout
     checkpoint = find_newest_checkpoint(folder / "run", print)
