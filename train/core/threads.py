@@ -49,6 +49,7 @@ def count_cores() -> int:
 def count_idle_cores(num_cores: int) -> int:
     """Return how many of `num_cores` other processes leave idle, at least 1, measured in 0.1 s.
 
+    If a quota makes `num_cores` fewer than the cores that this process is bound to, the others can run beside it.
     If the system does not report the time of each core (macOS and Windows), return `num_cores`.
     """
     busy_before, own_before, began = _read_busy_s(), time.process_time(), time.monotonic()
@@ -56,7 +57,8 @@ def count_idle_cores(num_cores: int) -> int:
         return num_cores
     time.sleep(MEASUREMENT_S)
     busy_s, own_s = (_read_busy_s() or 0.0) - busy_before, time.process_time() - own_before
-    return min(max(num_cores - round((busy_s - own_s) / (time.monotonic() - began)), 1), num_cores)
+    num_bound = max(len(os.sched_getaffinity(0)), num_cores)
+    return min(max(num_bound - round((busy_s - own_s) / (time.monotonic() - began)), 1), num_cores)
 
 
 def _read_busy_s() -> float | None:

@@ -61,8 +61,13 @@ def choose_cpu_precision(run: Run, trial_loss: Callable[[], float]) -> str:
 
 
 def keep_precision(run: Run, saved: Config) -> None:
-    """Use the precision of `saved`, the settings of the run that is continued, instead of choosing it again."""
+    """Use the precision of `saved`, the settings of the run that continues, if it could be chosen again.
+
+    A run that was on another device continues in fp32: this CPU may be slow in the precision of a GPU,
+    and has no tf32.
+    """
     if run.can_choose_precision:
         run.can_choose_precision = False
-        run.config = dataclasses.replace(run.config, precision=saved.precision)
-        run.autocast = make_autocast(saved.precision, run.device)
+        precision = saved.precision if saved.device == "cpu" else "fp32"
+        run.config = dataclasses.replace(run.config, precision=precision)
+        run.autocast = make_autocast(precision, run.device)

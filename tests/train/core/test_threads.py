@@ -24,10 +24,14 @@ def write_stat(path: Path, *, busy_ticks: int) -> None:
 
 
 @needs_proc_stat
-@pytest.mark.parametrize(("busy_ticks", "num_idle"), [(0, 4), (10, 3), (20, 2), (100, 1)])
+@pytest.mark.parametrize(
+    ("busy_ticks", "num_bound", "num_idle"),
+    [(0, 4, 4), (10, 4, 3), (20, 4, 2), (100, 4, 1), (100, 64, 4), (620, 64, 2)],  # 64 cores: a quota of 4
+)
 def test_count_idle_cores_subtracts_the_time_of_other_processes(
-    busy_ticks: int, num_idle: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    busy_ticks: int, num_bound: int, num_idle: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(num_bound)))
     stat = tmp_path / "stat"
     write_stat(stat, busy_ticks=0)
     monkeypatch.setattr(threads, "STAT", stat)

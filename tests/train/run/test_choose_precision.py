@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from train.config import load_config
 from train.core.distributed import World
 from train.run import choose_precision
 from train.run.checkpoint import find_newest_checkpoint
-from train.run.choose_precision import choose_cpu_precision
+from train.run.choose_precision import choose_cpu_precision, keep_precision
 from train.run.context import Run, open_run
 
 
@@ -81,3 +82,12 @@ def test_run_that_continues_keeps_its_precision(folder: Path, monkeypatch: pytes
     assert checkpoint is not None and checkpoint.info.step == 8 and checkpoint.info.config.precision == "bf16"
     third = invoke("train.py", path, "--restart")
     assert third.returncode == 0 and "preflight: precision fp32: a pass" in third.stdout
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "kept"), [("cpu", "bf16", "bf16"), ("cuda:0", "fp16", "fp32"), ("cuda:0", "tf32", "fp32")]
+)
+def test_keep_precision_does_not_take_that_of_a_gpu(folder: Path, device: str, precision: str, kept: str) -> None:
+    run = prepare(folder, precision="auto")
+    keep_precision(run, replace(run.config, device=device, precision=precision))
+    assert run.config.precision == kept and run.autocast._enabled == (kept == "bf16")
