@@ -39,6 +39,7 @@ from preprocess.filters.characters import (
 from preprocess.filters.spans import hash_spans
 
 GROUP_BYTES = 1 << 20  # of the documents that are examined at once
+FIRST_CHINESE, LAST_CHINESE = 0xE5, 0xE8  # first bytes of U+5000 to U+8FFF
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ class TextGroup:
 
     def count_characters(self) -> np.ndarray:
         """Return the number of characters of each text: (D,) int64."""
+        if self.num_documents == 1:  # without an array of sums, as the text may be long
+            parts = range(0, len(self.data), GROUP_BYTES)
+            return np.array([sum(int(((self.data[i : i + GROUP_BYTES] & 0xC0) != 0x80).sum()) for i in parts)])
         return self.count_characters_between(self.offsets[:-1], self.offsets[1:])
 
 
@@ -124,12 +128,22 @@ def find_words(group: TextGroup) -> Words:
     return Words(starts, ends, lengths, kinds, np.searchsorted(starts, group.offsets))
 
 
+def iter_word_windows(group: TextGroup) -> Iterator[TextGroup]:
+    """Yield the parts of one long text, as texts of about GROUP_BYTES. Together they have the words of the text."""
+    for first, last in itertools.pairwise([0, *_find_cuts(group.data), len(group.data)]):
+        yield TextGroup(group.data[first:last], np.array([0, last - first]))
+
+
 def _find_cuts(data: np.ndarray) -> Iterator[int]:
-    """Yield the offsets at which a long text is cut before its words are found: white space, so that no word is cut."""
+    """Yield the offsets at which a long text is cut before its words are found, so that no word is cut.
+
+    It is cut at white space or before a Chinese character, which begins a word whatever is before it.
+    """
     cut = GROUP_BYTES
     while cut < len(data):
         window = data[cut : cut + GROUP_BYTES]
-        spaces = np.flatnonzero((window == ord(" ")) | (window == ord("\n")))
+        is_chinese = (window >= FIRST_CHINESE) & (window <= LAST_CHINESE)
+        spaces = np.flatnonzero((window == ord(" ")) | (window == ord("\n")) | is_chinese)
         if len(spaces):
             yield cut + int(spaces[0])
             cut += int(spaces[0])

@@ -1,0 +1,75 @@
+"""Long texts are examined in windows: with the verdicts of short ones, and in little memory."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preprocess.filters import long_texts, spans
+from preprocess.filters import words as words_module
+from preprocess.filters.interface import Verdict
+from tests.preprocess.filters.test_rules import SPECS, TEXT, TEXTS, judge
+
+NAMES = list(SPECS)
+PATTERNS = st.lists(st.sampled_from(["a b c d e f g h i j ", "x y ", "\n", "\n\n", "Line.\n", "z" * 300 + " "]), max_size=40)
+
+
+@contextmanager
+def use_small_windows(window: int, long_bytes: int = 0) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(words_module, "GROUP_BYTES", window)
+        patch.setattr(long_texts, "LONG_BYTES", long_bytes)
+        patch.setattr(long_texts, "WINDOW_ELEMENTS", window)
+        patch.setattr(long_texts, "PART_ELEMENTS", 2 * window)
+        yield
+
+
+def assert_equal(verdict: Verdict, expected: Verdict) -> None:
+    assert verdict.reasons.tolist() == expected.reasons.tolist()
+    assert verdict.values is not None and expected.values is not None
+    np.testing.assert_array_equal(verdict.values, expected.values)
+    assert verdict.measured.keys() == expected.measured.keys()
+    for reason, values in verdict.measured.items():
+        np.testing.assert_array_equal(values, expected.measured[reason], reason)
+    assert verdict.counts == expected.counts
+    if expected.batch is not None:
+        assert verdict.batch is not None
+        is_kept = (expected.reasons < 0).tolist()
+        pairs = zip(verdict.batch["text"].to_pylist(), expected.batch["text"].to_pylist(), is_kept, strict=True)
+        assert all(new == old for new, old, kept in pairs if kept)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(text=st.one_of(TEXT, PATTERNS.map("".join), st.text()), window=st.integers(1, 40))
+def test_windows_change_no_verdict_and_no_measured_value(name: str, text: str, window: int) -> None:
+    for spec in (SPECS[name], name):
+        _, expected = judge(spec, [text])
+        with use_small_windows(window):
+            assert_equal(judge(spec, [text])[1], expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_windows_change_no_verdict_of_texts_with_repetitions(name: str) -> None:
+    rng = random.Random(3)
+    phrases = [" ".join(rng.choices("abcdefghij", k=rng.randint(1, 14))) for _ in range(6)]
+    for number in range(60):
+        ends = rng.choice([" ", "\n", "\n\n", ". "])
+        text = ends.join(rng.choices(phrases, k=rng.randint(1, 30))) + " z" * rng.randint(0, 90)
+        _, expected = judge(SPECS[name], [text])
+        with use_small_windows(1 + number % 37):
+            assert_equal(judge(SPECS[name], [text])[1], expected)
+
+
+def test_hash_of_a_long_span_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = np.random.default_rng(1).integers(0, 256, 1000).astype(np.uint8)
+    starts, lengths = np.array([0, 3, 100, 500]), np.array([1000, 97, 203, 8])
+    expected = spans.hash_spans(data, starts, lengths)
+    monkeypatch.setattr(spans, "CHUNK_PARTS", 5)
+    np.testing.assert_array_equal(spans.hash_spans(data, starts, lengths), expected)
