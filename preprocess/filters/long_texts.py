@@ -16,9 +16,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from preprocess.filters.lines import LINE_FEED, split_at_runs_of_line_feeds
+from preprocess.filters.lines import LINE_FEED, split_at_runs_of_line_feeds, split_lines
 from preprocess.filters.spans import MULTIPLIER
-from preprocess.filters.words import TextGroup, find_words, iter_word_windows
+from preprocess.filters.words import TextGroup, Words, find_words, iter_word_windows
 
 LONG_BYTES = 4 << 20  # of a text that is examined as described above
 WINDOW_ELEMENTS = 1 << 18  # that are hashed at once
@@ -237,7 +237,10 @@ def _find_run(data: np.ndarray, first: int, pattern: re.Pattern[bytes]) -> tuple
 
 
 def iter_whole_lines(group: TextGroup) -> Iterator[TextGroup]:
-    """Yield the parts of one long text, which end after a line feed: some lines of at most WINDOW_ELEMENTS bytes, or one."""
+    """Yield the parts of one long text, which end after a line feed.
+
+    A part has some lines, of at most WINDOW_ELEMENTS bytes together, or one longer line.
+    """
     first, data = 0, group.data
     while first < len(data):
         last = min(first + WINDOW_ELEMENTS, len(data))
@@ -247,3 +250,28 @@ def iter_whole_lines(group: TextGroup) -> Iterator[TextGroup]:
             last = first + int(feeds[-1]) + 1 if len(feeds) else match.end() if match else len(data)
         yield TextGroup(data[first:last], np.array([0, last - first]))
         first = last
+
+
+def find_outer_words(group: TextGroup) -> tuple[Words, int]:
+    """Return the first and last word of each line of one text, and the number of all its words.
+
+    Of a text that is examined in several windows, those of each window are returned too, but not the others.
+    """
+    found, num_words, position = [], 0, 0
+    for window in iter_word_windows(group):
+        words = find_words(window)
+        num_words += len(words.starts)
+        if len(window.data) < len(group.data):
+            words = _select_outer_words(window, words)
+        found.append((words.starts + position, words.ends + position, words.lengths, words.kinds))
+        position += len(window.data)
+    starts, ends, lengths, kinds = (np.concatenate(each) for each in zip(*found, strict=True))
+    return Words(starts, ends, lengths, kinds, np.array([0, len(starts)])), num_words
+
+
+def _select_outer_words(window: TextGroup, words: Words) -> Words:
+    lines = split_lines(window)
+    first_words, after_last = lines.find_words(words)
+    has_words = first_words < after_last
+    rows = np.unique(np.concatenate([first_words[has_words], after_last[has_words] - 1]))
+    return Words(words.starts[rows], words.ends[rows], words.lengths[rows], words.kinds[rows], np.array([0, len(rows)]))

@@ -39,6 +39,7 @@ from preprocess.filters.characters import (
 from preprocess.filters.spans import hash_spans
 
 GROUP_BYTES = 1 << 20  # of the documents that are examined at once
+MAX_FEW = 4  # spans of a long text whose characters are counted without an array of sums
 FIRST_CHINESE, LAST_CHINESE = 0xE5, 0xE8  # first bytes of U+5000 to U+8FFF
 
 
@@ -65,15 +66,18 @@ class TextGroup:
 
     def count_characters_between(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Return the number of characters from each byte of `starts` to that of `ends`: an int64 array like them."""
+        if len(self.data) > GROUP_BYTES and len(starts) <= MAX_FEW:
+            return np.array([self._count_characters(*each) for each in zip(starts, ends, strict=True)], np.int64)
         sums = self._num_continuations
         lengths: np.ndarray = ends - starts
         return lengths if sums is None else lengths - (sums[ends] - sums[starts])
 
+    def _count_characters(self, start: int, end: int) -> int:
+        parts = (self.data[first : min(first + GROUP_BYTES, end)] for first in range(int(start), int(end), GROUP_BYTES))
+        return sum(int(np.count_nonzero((part & 0xC0) != 0x80)) for part in parts)
+
     def count_characters(self) -> np.ndarray:
         """Return the number of characters of each text: (D,) int64."""
-        if self.num_documents == 1:  # without an array of sums, as the text may be long
-            parts = range(0, len(self.data), GROUP_BYTES)
-            return np.array([sum(int(((self.data[i : i + GROUP_BYTES] & 0xC0) != 0x80).sum()) for i in parts)])
         return self.count_characters_between(self.offsets[:-1], self.offsets[1:])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,10 +14,12 @@ from hypothesis import strategies as st
 from preprocess.filters import long_texts, spans
 from preprocess.filters import words as words_module
 from preprocess.filters.interface import Verdict
-from tests.preprocess.filters.test_rules import SPECS, TEXT, TEXTS, judge
+from tests.preprocess.filters.test_rules import SPECS, TEXT, judge
 
 NAMES = list(SPECS)
-PATTERNS = st.lists(st.sampled_from(["a b c d e f g h i j ", "x y ", "\n", "\n\n", "Line.\n", "z" * 300 + " "]), max_size=40)
+PATTERNS = st.lists(
+    st.sampled_from(["a b c d e f g h i j ", "x y ", "\n", "\n\n", "Line.\n", "z" * 300 + " "]), max_size=40
+)
 
 
 @contextmanager
