@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from preprocess.filters.lines import LINE_FEED, split_at_runs_of_line_feeds, split_lines
+from preprocess.filters.lines import LINE_FEED, Lines, split_at_runs_of_line_feeds, split_lines
 from preprocess.filters.spans import MULTIPLIER
 from preprocess.filters.words import TextGroup, Words, find_words, iter_word_windows
 
@@ -215,25 +215,41 @@ class EqualLines:
 def count_long_duplicates(data: np.ndarray, min_feeds: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the number of lines, of those equal to an earlier one, and the characters of these: (1,) int64 each.
 
-    `data`: (N,) uint8, of one text. The lines are separated by runs of `min_feeds` or more line feeds.
+    `data`: (N,) uint8, of one text. The lines are separated by runs of `min_feeds` (1 or 2) or more line feeds.
     """
-    equal, first, pattern = EqualLines(), 0, re.compile(rb"\n{%d,}" % min_feeds)
+    equal, first = EqualLines(), 0
     while first >= 0:
-        start, end = _find_run(data, first, pattern)
+        start, end = _find_run(data, first, min_feeds)
         part = TextGroup(data[first:start], np.array([0, start - first]))
-        lines = split_at_runs_of_line_feeds(part, min_feeds)
+        is_one_line = start - first > WINDOW_ELEMENTS
+        lines = (
+            Lines(*part.offsets[:, None], np.array([0, 1]))
+            if is_one_line
+            else split_at_runs_of_line_feeds(part, min_feeds)
+        )
         equal.add(lines.hash(part.data), lines.count_characters(part))
         first = end
     return np.array([equal.num_lines]), *equal.count_duplicates()
 
 
-def _find_run(data: np.ndarray, first: int, pattern: re.Pattern[bytes]) -> tuple[int, int]:
-    """Return start and end of a run of line feeds after the window from `first` on, or the length of `data` and -1."""
-    match = pattern.search(data.data, first + WINDOW_ELEMENTS)
-    if match is None:
-        return len(data), -1
-    others = np.flatnonzero(data[first : match.start()] != LINE_FEED)  # the run may have begun in the window
-    return first + (int(others[-1]) + 1 if len(others) else 0), match.end()
+def _find_run(data: np.ndarray, first: int, min_feeds: int) -> tuple[int, int]:
+    """Return start and end of the last run of line feeds in the window from `first` on, or the first after it.
+
+    Returns the length of `data` and -1 if there is none.
+    """
+    last = min(first + WINDOW_ELEMENTS, len(data))
+    is_feed = data[first:last] == LINE_FEED
+    begins_run = is_feed[: len(is_feed) - min_feeds + 1] & is_feed[min_feeds - 1 :]
+    found = np.flatnonzero(begins_run)
+    if len(found):
+        inside = int(found[-1])
+        others = np.flatnonzero(~is_feed[:inside])
+        start = first + (int(others[-1]) + 1 if len(others) else 0)
+        match = re.compile(b"\n+").match(data.data, first + inside)
+    else:
+        match = re.compile(rb"\n{%d,}" % min_feeds).search(data.data, max(last - min_feeds + 1, first))
+        start = match.start() if match else len(data)
+    return start, match.end() if match else -1
 
 
 def iter_whole_lines(group: TextGroup) -> Iterator[TextGroup]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from preprocess.documents import make_batch
 from preprocess.filters import long_texts, spans
 from preprocess.filters import words as words_module
+from preprocess.filters.catalog import load_filter
 from preprocess.filters.interface import Verdict
 from tests.preprocess.filters.test_rules import SPECS, TEXT, judge
 
@@ -29,6 +32,7 @@ def use_small_windows(window: int, long_bytes: int = 0) -> Iterator[None]:
         patch.setattr(long_texts, "LONG_BYTES", long_bytes)
         patch.setattr(long_texts, "WINDOW_ELEMENTS", window)
         patch.setattr(long_texts, "PART_ELEMENTS", 2 * window)
+        patch.setattr(spans, "CHUNK_PARTS", window)
         yield
 
 
@@ -60,11 +64,11 @@ def test_windows_change_no_verdict_and_no_measured_value(name: str, text: str, w
 def test_windows_change_no_verdict_of_texts_with_repetitions(name: str) -> None:
     rng = random.Random(3)
     phrases = [" ".join(rng.choices("abcdefghij", k=rng.randint(1, 14))) for _ in range(6)]
-    for number in range(60):
+    for number in range(15):
         ends = rng.choice([" ", "\n", "\n\n", ". "])
         text = ends.join(rng.choices(phrases, k=rng.randint(1, 30))) + " z" * rng.randint(0, 90)
         _, expected = judge(SPECS[name], [text])
-        with use_small_windows(1 + number % 37):
+        with use_small_windows(3 + 5 * number):
             assert_equal(judge(SPECS[name], [text])[1], expected)
 
 
@@ -74,3 +78,20 @@ def test_hash_of_a_long_span_does_not_depend_on_chunks(monkeypatch: pytest.Monke
     expected = spans.hash_spans(data, starts, lengths)
     monkeypatch.setattr(spans, "CHUNK_PARTS", 5)
     np.testing.assert_array_equal(spans.hash_spans(data, starts, lengths), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("unit", ["a\n", "word ", "Some words. "])
+def test_a_long_text_takes_a_small_multiple_of_its_bytes(name: str, unit: str) -> None:
+    text = unit * (800_000 // len(unit))
+    judging = load_filter(name)
+    batch = make_batch({"text": [text], "source": 0, "position": 0}, 1)
+    with use_small_windows(1 << 13, long_bytes=1 << 18):
+        tracemalloc.start()
+        try:
+            judging.judge(batch, batch.column("text"))
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    limit = {"gopher_repetition": 13, "c4": 30 if "\n" not in unit else 6}.get(name, 4)
+    assert peak < limit * len(text), f"{peak / len(text):.1f} bytes for a byte of text"
