@@ -221,12 +221,10 @@ def count_long_duplicates(data: np.ndarray, min_feeds: int) -> tuple[np.ndarray,
     while first >= 0:
         start, end = _find_run(data, first, min_feeds)
         part = TextGroup(data[first:start], np.array([0, start - first]))
-        is_one_line = start - first > WINDOW_ELEMENTS
-        lines = (
-            Lines(*part.offsets[:, None], np.array([0, 1]))
-            if is_one_line
-            else split_at_runs_of_line_feeds(part, min_feeds)
-        )
+        if start - first > WINDOW_ELEMENTS:  # one line
+            lines = Lines(part.offsets[:-1], part.offsets[1:], np.array([0, 1]))
+        else:
+            lines = split_at_runs_of_line_feeds(part, min_feeds)
         equal.add(lines.hash(part.data), lines.count_characters(part))
         first = end
     return np.array([equal.num_lines]), *equal.count_duplicates()
