@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocess.documents import replace_column
+from preprocess.filters import long_texts
 from preprocess.filters.characters import ASCII_KINDS, SPACE
 from preprocess.filters.edited_lines import EditedLines, find_edited_lines, join_lines
 from preprocess.filters.interface import KEEP, Filter, Verdict
 from preprocess.filters.lines import split_at_line_feeds
+from preprocess.filters.long_texts import iter_whole_lines
 from preprocess.filters.rules import Judgement, join_judgements
 from preprocess.filters.sentences import count_sentences
 from preprocess.filters.spans import sum_between
@@ -59,16 +61,41 @@ class C4Filter(Filter):
 
     def _edit_group(self, group: TextGroup) -> tuple[Judgement, pa.LargeStringArray, np.ndarray]:
         """Return the judgement, the new texts, (D,), and how many lines were removed for each reason, (R,)."""
-        settings, judgement = self._settings, Judgement(group.num_documents)
-        lines = find_edited_lines(group, has_citations=not settings.citations)
+        judgement = Judgement(group.num_documents)
+        is_long = len(group.data) > long_texts.LONG_BYTES
+        kept, num_sentences, num_removed = (self._edit_long if is_long else self._edit_lines)(group, judgement)
+        judgement.drop_below(2, num_sentences, self._settings.min_sentences)
+        return judgement, _strip_texts(kept), num_removed[judgement.reasons == KEEP].sum(axis=0)
+
+    def _edit_lines(self, group: TextGroup, judgement: Judgement) -> tuple[TextGroup, np.ndarray, np.ndarray]:
+        """Return the texts without the lines that are removed, their sentences, (D,) int64, and how many lines were
+        removed from each for each reason, or kept, (D, R) int64. Documents are dropped, too.
+        """
+        lines = find_edited_lines(group, has_citations=not self._settings.citations)
         removals = self._judge_lines(lines, judgement)
         kept = join_lines(lines, removals == 0)
         new_lines = split_at_line_feeds(kept)
         num_sentences = sum_between(count_sentences(kept, find_words(kept), new_lines), new_lines.firsts)
-        num_sentences[sum_between(removals == 0, lines.firsts) == 0] = 0
-        judgement.drop_below(2, num_sentences, settings.min_sentences)
-        is_kept = judgement.reasons[lines.documents] == KEEP
-        return judgement, _strip_texts(kept), np.bincount(removals[is_kept], minlength=len(LINE_REASONS))
+        num_removed = np.stack([sum_between(removals == i, lines.firsts) for i in range(len(LINE_REASONS))], axis=1)
+        num_sentences[num_removed[:, 0] == 0] = 0
+        return kept, num_sentences, num_removed
+
+    def _edit_long(self, group: TextGroup, judgement: Judgement) -> tuple[TextGroup, np.ndarray, np.ndarray]:
+        """Return what `_edit_lines` does, for one long text, of which it edits some lines at a time."""
+        text = bytearray()
+        num_lines, num_sentences = 0, np.zeros(1, np.int64)
+        num_removed = np.zeros((1, len(LINE_REASONS)), np.int64)
+        for part in iter_whole_lines(group):
+            of_part = Judgement(1)
+            kept, in_part, removed = self._edit_lines(part, of_part)
+            if judgement.reasons[0] == KEEP:  # the first line that drops the document decides
+                judgement.reasons[0] = of_part.reasons[0]
+            if removed[0, 0]:
+                text += (b"\n" if num_lines else b"") + kept.data.tobytes()
+            num_lines += int(removed[0, 0])
+            num_sentences += in_part
+            num_removed += removed
+        return TextGroup(np.frombuffer(text, np.uint8), np.array([0, len(text)])), num_sentences, num_removed
 
     def _judge_lines(self, lines: EditedLines, judgement: Judgement) -> np.ndarray:
         """Return why each line is removed: indices into LINE_REASONS, (L,) int64. Also set reasons in `judgement`."""

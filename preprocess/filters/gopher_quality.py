@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from preprocess.filters import long_texts
 from preprocess.filters.characters import ALPHA, SYMBOL
 from preprocess.filters.lines import Lines, split_lines
+from preprocess.filters.long_texts import find_outer_words, iter_whole_lines
 from preprocess.filters.rules import Judgement, RuleFilter, divide
 from preprocess.filters.spans import hash_spans, sum_between
-from preprocess.filters.words import TextGroup, Words, find_words
+from preprocess.filters.words import TextGroup, Words, find_words, iter_word_windows
 from preprocess.recipes.filter_settings import GopherQuality
 
 ELLIPSIS = "…".encode()
@@ -34,40 +36,77 @@ class GopherQualityFilter(RuleFilter):
         self._stop_hashes = np.sort(hash_spans(data, np.cumsum(lengths) - lengths, lengths))
 
     def judge_group(self, group: TextGroup) -> Judgement:
-        settings, words, lines = self._settings, find_words(group), split_lines(group)
-        judgement = Judgement(group.num_documents)
-        is_symbol = words.have(SYMBOL)
-        num_words, num_plain = words.counts, sum_between(~is_symbol, words.firsts)
+        settings, judgement = self._settings, Judgement(group.num_documents)
+        is_long = len(group.data) > long_texts.LONG_BYTES
+        of_words, of_lines, has_stop_words = self._count_long(group) if is_long else self._count(group)
+        num_words, num_plain, in_plain, num_hashes, num_ellipses, num_alphabetic = of_words
+        num_lines, num_bullets, num_ends = of_lines
         judgement.drop_below(0, num_plain, settings.min_words)
         judgement.drop_above(1, num_plain, settings.max_words)
-        mean_length = divide(sum_between(np.where(is_symbol, 0, words.lengths), words.firsts), num_plain)
+        mean_length = divide(in_plain, num_plain)
         judgement.drop_below(2, mean_length, settings.min_mean_word_length)
         judgement.drop_above(3, mean_length, settings.max_mean_word_length)
-        num_hashes, num_ellipses = count_hash_signs(group, words), count_ellipses(group, words)
         judgement.drop_above(4, divide(num_hashes, num_words), settings.max_symbol_ratio)
         judgement.drop_above(5, divide(num_ellipses, num_words), settings.max_symbol_ratio)
-        num_bullets, num_ends = count_marked_lines(group, words, lines)
-        judgement.drop_above(6, divide(num_bullets, lines.counts), settings.max_bullet_lines)
-        judgement.drop_above(7, divide(num_ends, lines.counts), settings.max_ellipsis_lines)
-        alphabetic = divide(sum_between(words.have(ALPHA), words.firsts), num_words)
-        judgement.drop_below(8, alphabetic, settings.min_alphabetic_words)
-        judgement.drop_below(9, self._count_stop_words(group, words), settings.min_stop_words)
+        judgement.drop_above(6, divide(num_bullets, num_lines), settings.max_bullet_lines)
+        judgement.drop_above(7, divide(num_ends, num_lines), settings.max_ellipsis_lines)
+        judgement.drop_below(8, divide(num_alphabetic, num_words), settings.min_alphabetic_words)
+        judgement.drop_below(9, has_stop_words.sum(axis=1), settings.min_stop_words)
         return judgement
 
-    def _count_stop_words(self, group: TextGroup, words: Words) -> np.ndarray:
-        """Return how many different stop words each text has: (D,) int64."""
-        num_different = np.zeros(group.num_documents, np.int64)
+    def _count(self, group: TextGroup) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return counts of the words and lines of each text, (6, D) and (3, D), and which stop words it has, (D, S)."""
+        words = find_words(group)
+        return count_words(group, words), count_lines(group, words), self._find_stop_words(group, words)
+
+    def _count_long(self, group: TextGroup) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what `_count` does, for one long text, without the words of all of it in memory."""
+        of_words, of_lines = np.zeros((6, 1), np.int64), np.zeros((3, 1), np.int64)
+        has_stop_words = np.zeros((1, len(self._stop_hashes)), bool)
+        for part in iter_whole_lines(group):
+            of_lines += count_lines(part, find_outer_words(part)[0])
+            for window in iter_word_windows(part):
+                words = find_words(window)
+                of_words += count_words(window, words)
+                has_stop_words |= self._find_stop_words(window, words)
+        return of_words, of_lines, has_stop_words
+
+    def _find_stop_words(self, group: TextGroup, words: Words) -> np.ndarray:
+        """Return which of the S stop words each text has: (D, S) bool."""
+        found = np.zeros((group.num_documents, len(self._stop_hashes)), bool)
         if not len(self._stop_hashes):
-            return num_different
+            return found
         lengths = words.ends - words.starts
         rows = np.flatnonzero(self._is_stop_length[np.minimum(lengths, len(self._is_stop_length) - 1)])
         hashes = hash_spans(group.data, words.starts[rows], lengths[rows])
         numbers = np.minimum(np.searchsorted(self._stop_hashes, hashes), len(self._stop_hashes) - 1)
         is_stop_word = self._stop_hashes[numbers] == hashes
-        found = np.zeros((group.num_documents, len(self._stop_hashes)), bool)
         documents = np.searchsorted(words.firsts, rows[is_stop_word], side="right") - 1
         found[documents, numbers[is_stop_word]] = True
-        return found.sum(axis=1)
+        return found
+
+
+def count_words(group: TextGroup, words: Words) -> np.ndarray:
+    """Return the words of each text, those that are no symbols and their characters, its # and ellipses, and its words
+    with letters: (6, D) int64.
+    """
+    is_symbol = words.have(SYMBOL)
+    return np.stack(
+        [
+            words.counts,
+            sum_between(~is_symbol, words.firsts),
+            sum_between(np.where(is_symbol, 0, words.lengths), words.firsts),
+            count_hash_signs(group, words),
+            count_ellipses(group, words),
+            sum_between(words.have(ALPHA), words.firsts),
+        ]
+    )
+
+
+def count_lines(group: TextGroup, words: Words) -> np.ndarray:
+    """Return the lines of each text, and those that `count_marked_lines` counts: (3, D) int64."""
+    lines = split_lines(group)
+    return np.stack([lines.counts, *count_marked_lines(group, words, lines)])
 
 
 def count_hash_signs(group: TextGroup, words: Words) -> np.ndarray:

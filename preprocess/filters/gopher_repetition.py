@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from preprocess.filters import long_texts
 from preprocess.filters.lines import Lines, split_at_runs_of_line_feeds, split_into_paragraphs
+from preprocess.filters.long_texts import LongTextGrams, count_long_duplicates
 from preprocess.filters.rules import Judgement, RuleFilter, divide
 from preprocess.filters.spans import MULTIPLIER, EqualElements, sum_between
 from preprocess.filters.words import TextGroup, Words, find_words
@@ -40,26 +42,43 @@ class GopherRepetitionFilter(RuleFilter):
         ]
 
     def judge_group(self, group: TextGroup) -> Judgement:
-        settings, words = self._settings, find_words(group)
+        settings = self._settings
         judgement, num_characters = Judgement(group.num_documents), group.count_characters()
         judgement.drop(0, num_characters, num_characters == 0)
+        grams: LongTextGrams | _RepeatedGrams
+        if len(group.data) > long_texts.LONG_BYTES:
+            grams = LongTextGrams(group)
+            paragraphs = count_long_duplicates(group.data[grams.text_start : grams.text_end], min_feeds=2)
+            lines = count_long_duplicates(group.data, min_feeds=1)
+        else:
+            words = find_words(group)
+            paragraphs = count_all_duplicates(group, split_into_paragraphs(group, words))
+            lines = count_all_duplicates(group, split_at_runs_of_line_feeds(group))
+            grams = _RepeatedGrams(words, words.hash(group.data))
         parts = (
-            (split_into_paragraphs(group, words), settings.max_duplicate_paragraphs,
-             settings.max_duplicate_paragraph_characters),
-            (split_at_runs_of_line_feeds(group), settings.max_duplicate_lines, settings.max_duplicate_line_characters),
-        )  # fmt: skip
-        for i, (lines, max_lines, max_characters) in enumerate(parts):
-            num_duplicates, in_duplicates = count_duplicates(group, lines)
-            judgement.drop_above(1 + 2 * i, divide(num_duplicates, lines.counts), max_lines)
+            (paragraphs, settings.max_duplicate_paragraphs, settings.max_duplicate_paragraph_characters),
+            (lines, settings.max_duplicate_lines, settings.max_duplicate_line_characters),
+        )
+        for i, ((num_lines, num_duplicates, in_duplicates), max_lines, max_characters) in enumerate(parts):
+            judgement.drop_above(1 + 2 * i, divide(num_duplicates, num_lines), max_lines)
             judgement.drop_above(2 + 2 * i, divide(in_duplicates, num_characters), max_characters)
-        grams = _RepeatedGrams(words, words.hash(group.data))
+        self._judge_grams(judgement, num_characters, grams)
+        return judgement
+
+    def _judge_grams(
+        self, judgement: Judgement, num_characters: np.ndarray, grams: LongTextGrams | _RepeatedGrams
+    ) -> None:
         for i, (size, threshold) in enumerate(zip((*TOP_SIZES, *DUPLICATE_SIZES), self._thresholds, strict=True)):
             if threshold is not None:
                 grams.find(size)
                 measure = grams.measure_top if size in TOP_SIZES else grams.measure_duplicates
                 num_allowed = np.where(judgement.reasons < 0, threshold * num_characters, np.inf)
                 judgement.drop_above(5 + i, divide(measure(num_allowed), num_characters), threshold)
-        return judgement
+
+
+def count_all_duplicates(group: TextGroup, lines: Lines) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the lines of each text, those that are equal to an earlier one, and their characters: (D,) int64 each."""
+    return lines.counts, *count_duplicates(group, lines)
 
 
 def count_duplicates(group: TextGroup, lines: Lines) -> tuple[np.ndarray, np.ndarray]:

@@ -57,9 +57,13 @@ def split_at_line_feeds(group: TextGroup) -> Lines:
     return _split(group, group.offsets[:-1], group.offsets[1:], (feeds, feeds + 1))
 
 
-def split_at_runs_of_line_feeds(group: TextGroup) -> Lines:
-    """Return the lines that are separated by one or more line feeds. The first and the last may be empty."""
-    return _split(group, group.offsets[:-1], group.offsets[1:], _find_runs(group))
+def split_at_runs_of_line_feeds(group: TextGroup, min_feeds: int = 1) -> Lines:
+    """Return the lines that are separated by `min_feeds` or more line feeds. The first and the last may be empty."""
+    starts, ends = _find_runs(group)
+    if min_feeds > 1:
+        is_separator = ends - starts >= min_feeds
+        starts, ends = starts[is_separator], ends[is_separator]
+    return _split(group, group.offsets[:-1], group.offsets[1:], (starts, ends))
 
 
 def split_into_paragraphs(group: TextGroup, words: Words) -> Lines:

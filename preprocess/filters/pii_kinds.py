@@ -209,12 +209,16 @@ def mask_text(text: bytes, names: tuple[str, ...]) -> tuple[bytes, dict[str, int
 
 def _replace(text: bytes, kind: Kind) -> tuple[bytes, int]:
     rest, position, found = memoryview(text), 0, 0
-    parts: list[bytes | memoryview] = []
+    replaced = bytearray()  # grows in place; a list of the parts would take 200 bytes for each match
     while match := kind.pattern.search(rest, position):
         if kind.is_valid(match):
             # The rest begins after the match, so that the pattern does not read the match as context of the next one.
-            parts += (rest[: match.start()], kind.mask)
+            replaced += rest[: match.start()]
+            replaced += kind.mask
             rest, position, found = rest[match.end() :], 0, found + 1
         else:
             position = match.end()
-    return (b"".join((*parts, rest)), found) if found else (text, 0)
+    if not found:
+        return text, 0
+    replaced += rest
+    return bytes(replaced), found

@@ -32,6 +32,10 @@ def hash_spans(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.
     ends = np.cumsum(num_parts)
     first = 0
     while first < len(rows):
+        if num_parts[first] > CHUNK_PARTS:
+            hashes[rows[first : first + 1]] += _sum_parts(data, int(starts[rows[first]]), int(lengths[rows[first]]))
+            first += 1
+            continue
         done = int(ends[first - 1]) if first else 0
         last = max(int(np.searchsorted(ends, done + CHUNK_PARTS)), first + 1)
         n = num_parts[first:last]
@@ -43,6 +47,17 @@ def hash_spans(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.
         hashes[rows[first:last]] += np.add.reduceat(parts, edges)
         first = last
     return hashes
+
+
+def _sum_parts(data: np.ndarray, start: int, length: int) -> np.ndarray:
+    """Return the sum of the mixed parts of one long span, besides the first part: (1,) uint64."""
+    total = np.zeros(1, np.uint64)
+    for first in range(1, (length - 1) // 8 + 1, CHUNK_PARTS):
+        span = data[start + 8 * first : start + min(8 * (first + CHUNK_PARTS), length)]
+        parts = np.concatenate([span, np.zeros(-len(span) % 8, np.uint8)]).view("<u8")
+        numbers = np.arange(first, first + len(parts), dtype=np.uint64)
+        total += mix64(parts + numbers * MULTIPLIER).sum(dtype=np.uint64)
+    return total
 
 
 def sum_between(values: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -40,6 +40,8 @@ from preprocess.filters.characters import (
 from preprocess.filters.spans import hash_spans
 
 GROUP_BYTES = 1 << 20  # of the documents that are examined at once
+MAX_FEW = 4  # spans of a long text whose characters are counted without an array of sums
+FIRST_CHINESE, LAST_CHINESE = 0xE5, 0xE8  # first bytes of U+5000 to U+8FFF
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,15 @@ class TextGroup:
 
     def count_characters_between(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Return the number of characters from each byte of `starts` to that of `ends`: an int64 array like them."""
+        if len(self.data) > GROUP_BYTES and len(starts) <= MAX_FEW:
+            return np.array([self._count_characters(*each) for each in zip(starts, ends, strict=True)], np.int64)
         sums = self._num_continuations
         lengths: np.ndarray = ends - starts
         return lengths if sums is None else lengths - (sums[ends] - sums[starts])
+
+    def _count_characters(self, start: int, end: int) -> int:
+        parts = (self.data[first : min(first + GROUP_BYTES, end)] for first in range(int(start), int(end), GROUP_BYTES))
+        return sum(int(np.count_nonzero((part & 0xC0) != 0x80)) for part in parts)
 
     def count_characters(self) -> np.ndarray:
         """Return the number of characters of each text: (D,) int64."""
@@ -125,12 +133,22 @@ def find_words(group: TextGroup) -> Words:
     return Words(starts, ends, lengths, kinds, np.searchsorted(starts, group.offsets))
 
 
+def iter_word_windows(group: TextGroup) -> Iterator[TextGroup]:
+    """Yield the parts of one long text, as texts of about GROUP_BYTES. Together they have the words of the text."""
+    for first, last in itertools.pairwise([0, *_find_cuts(group.data), len(group.data)]):
+        yield TextGroup(group.data[first:last], np.array([0, last - first]))
+
+
 def _find_cuts(data: np.ndarray) -> Iterator[int]:
-    """Yield the offsets at which a long text is cut before its words are found: white space, so that no word is cut."""
+    """Yield the offsets at which a long text is cut before its words are found, so that no word is cut.
+
+    It is cut at white space or before a Chinese character, which begins a word whatever is before it.
+    """
     cut = GROUP_BYTES
     while cut < len(data):
         window = data[cut : cut + GROUP_BYTES]
-        spaces = np.flatnonzero((window == ord(" ")) | (window == ord("\n")))
+        is_chinese = (window >= FIRST_CHINESE) & (window <= LAST_CHINESE)
+        spaces = np.flatnonzero((window == ord(" ")) | (window == ord("\n")) | is_chinese)
         if len(spaces):
             yield cut + int(spaces[0])
             cut += int(spaces[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -249,3 +250,15 @@ def test_messages_of_chats_are_masked_one_by_one(tmp_path: Path) -> None:
         "no, <EMAIL>" in document and "ok +1 415" in document and "mail.com" in document for document in documents
     )
     assert json.loads((tmp_path / "out/stats.json").read_text())["filters"][0]["counts"] == {"email": 20}
+
+
+def test_masking_many_matches_takes_a_few_times_the_bytes_of_the_text() -> None:
+    text = b"u@example.com " * 20_000
+    tracemalloc.start()
+    try:
+        _, counts = mask_text(text, ("email",))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert counts == {"email": 20_000}
+    assert peak < 4 * len(text), f"{peak / len(text):.1f} bytes for a byte of text"
