@@ -61,7 +61,7 @@ def test_hub_recipes_take_the_split_from_file_names(tmp_path: Path, corpus: str,
 
 def test_files_of_filters_of_a_recipe_file_are_relative_to_it(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('inputs = ["a.txt"]\nfilters = ["bad_words:file=words.txt", "c4"]\n')
-    first, second = load_recipe(str(tmp_path / "mine.toml"), {}).filters
+    first, second = load_recipe(str(tmp_path / "mine.toml")).filters
     assert parse_filter(first)[1].file == str(tmp_path / "words.txt")  # type: ignore[attr-defined]
     assert second.startswith("c4")
 
