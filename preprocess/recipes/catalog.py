@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocess.errors import FolioError, MisuseError, first_line, shorten
+from preprocess.recipes.filter_settings import map_files
 from preprocess.recipes.input_urls import is_url
 from preprocess.recipes.schema import Recipe, check_settings, parse_recipe, reject_unused_settings, suggest
 from preprocess.shards.files import read_small_file
@@ -99,7 +100,8 @@ def _read_file(path: Path) -> Recipe:
     # Inputs are relative to the recipe, so that a recipe and its data can be moved together.
     inputs = tuple(entry if is_url(entry) else str(path.parent / entry) for entry in recipe.inputs)
     decontaminate = tuple(str(path.parent / entry) for entry in recipe.decontaminate)
-    return dataclasses.replace(recipe, inputs=inputs, decontaminate=decontaminate)
+    filters = tuple(map_files(spec, lambda entry: str(path.parent / entry)) for spec in recipe.filters)
+    return dataclasses.replace(recipe, inputs=inputs, decontaminate=decontaminate, filters=filters)
 
 
 def _parse_toml(text: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from preprocess.errors import MisuseError, shorten
@@ -252,12 +252,16 @@ def list_files(settings: FilterSettings) -> tuple[str, ...]:
 
 def leave_out_folders(spec: str) -> str:
     """Return a filter as a manifest stores it: with the names of its files, as their folders differ by machine."""
+    return map_files(spec, _get_name)
+
+
+def map_files(spec: str, change: Callable[[str], str]) -> str:
+    """Return a filter whose files have the paths that `change` returns for theirs."""
     name, settings = parse_filter(spec)
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
-        if field.metadata.get(FILE):
-            value = getattr(settings, field.name)
-            changes[field.name] = tuple(map(_get_name, value)) if isinstance(value, tuple) else _get_name(value)
+        if field.metadata.get(FILE) and (value := getattr(settings, field.name)):
+            changes[field.name] = tuple(map(change, value)) if isinstance(value, tuple) else change(value)
     return format_filter(name, dataclasses.replace(settings, **changes)) if changes else spec
 
 

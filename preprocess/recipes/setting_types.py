@@ -27,7 +27,9 @@ def matches_type(value: Any, hint: Any) -> bool:
 
 
 def format_type(hint: Any) -> str:
-    """Return the name of a type, such as "str" or "int | None"."""
+    """Return the name of a type, such as "str", "int | None" or "list of str", as TOML has no tuples."""
+    if typing.get_origin(hint) is tuple:
+        return f"list of {format_type(typing.get_args(hint)[0])}"
     return hint.__name__ if isinstance(hint, type) and typing.get_origin(hint) is None else str(hint)
 
 

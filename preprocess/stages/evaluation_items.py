@@ -39,8 +39,9 @@ def find_evaluation_files(recipe: Recipe) -> tuple[Recipe, list[InputFile]]:
     paths = recipe.decontaminate
     for path in paths:
         if not Path(path).is_file():
-            problem = "is a folder" if Path(path).is_dir() else "does not exist"
-            raise MisuseError(f"--decontaminate {path} {problem}; name a file with evaluation items")
+            raise MisuseError(
+                f"--decontaminate {path} {_describe_problem(Path(path))}; name a file with evaluation items"
+            )
     files = [describe_input_files([(Path(path).name, path)], READING, {}, num_threads=1).files for path in paths]
     for path, found in zip(paths, files, strict=True):
         if len(found) != 1 or found[0].archive or found[0].format not in ("text", *TABLE_FORMATS):
@@ -51,6 +52,13 @@ def find_evaluation_files(recipe: Recipe) -> tuple[Recipe, list[InputFile]]:
     found_files = [file for (file,) in files]
     sha256 = tuple(file.sha256 for file in found_files)
     return dataclasses.replace(recipe, decontaminate_sha256=sha256), found_files
+
+
+def _describe_problem(path: Path) -> str:
+    """Return why `path`, which is not a regular file, cannot be read."""
+    if path.is_dir():
+        return "is a folder"
+    return "is a pipe or a device" if path.exists() else "does not exist"
 
 
 def make_decontaminator(recipe: Recipe, files: Sequence[InputFile]) -> Decontaminator | None:

@@ -14,6 +14,7 @@ from preprocess.build.build import build
 from preprocess.build.plan import make_plan
 from preprocess.errors import FolioError, MisuseError
 from preprocess.recipes.catalog import load_recipe
+from preprocess.recipes.filter_settings import parse_filter
 from preprocess.shards.format import Build, check_name
 from tests.helpers.file_builds import QUIET, WORDS, build_files, read_texts
 
@@ -56,6 +57,13 @@ def test_hub_recipes_take_the_split_from_file_names(tmp_path: Path, corpus: str,
     build(recipe, tmp_path / "x", name="x", replace=False, progress=QUIET)
     result = Build(tmp_path / "x")
     assert [result.manifest.splits[s].documents for s in ("train", "val")] == [5, 5]
+
+
+def test_files_of_filters_of_a_recipe_file_are_relative_to_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('inputs = ["a.txt"]\nfilters = ["bad_words:file=words.txt", "c4"]\n')
+    first, second = load_recipe(str(tmp_path / "mine.toml")).filters
+    assert parse_filter(first)[1].file == str(tmp_path / "words.txt")  # type: ignore[attr-defined]
+    assert second.startswith("c4")
 
 
 def test_inputs_of_a_recipe_file_are_relative_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ def test_load_recipe_applies_overrides_that_are_not_none() -> None:
     ("fields", "message"),
     [
         ({"tokeniser": "byte"}, "no setting is called 'tokeniser'; did you mean 'tokenizer'"),
+        ({"filters": "c4"}, "filters must be of type list of str, got 'c4'"),
         ({"tokenizer": 3}, "tokenizer must be of type str, got 3"),
         ({"num_pairs": True}, "num_pairs must be of type int, got True"),
         ({"num_pairs": 0}, "num_pairs must be from 1 to 1,000,000, got 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def test_bytes_that_are_not_utf8_are_replaced(tmp_path: Path) -> None:
     [
         ("nope.txt", None, r"--decontaminate .*nope.txt does not exist; name a file"),
         ("folder", None, "--decontaminate .*folder is a folder; name a file"),
+        ("pipe", None, "--decontaminate .*pipe is a pipe or a device; name a file"),
         ("a.html", "<html><p>text</p></html>", "must be a text file with one item in each line, or a JSON, CSV"),
         ("a.jsonl", '{"n": [1]}\n', "a.jsonl has no item with text; write the text of each item to a line"),
         ("a.txt", "", "a.txt has no item with text"),
@@ -98,6 +100,7 @@ def test_bytes_that_are_not_utf8_are_replaced(tmp_path: Path) -> None:
 )
 def test_unusable_file_is_reported(tmp_path: Path, name: str, content: str | None, message: str) -> None:
     (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(MisuseError, match=message):

@@ -160,7 +160,7 @@ def test_open_corpus_reports_missing_inputs_with_their_setting(tmp_path: Path) -
 def test_open_corpus_rejects_a_string_for_inputs(tmp_path: Path) -> None:
     """A string is also a sequence of strings; the first letter "/" would name the whole disk."""
     path = str(write_parquet(tmp_path / "x.parquet", ["x"]))
-    with pytest.raises(MisuseError, match=r"inputs must be of type tuple\[str, \.\.\.\], got '.*") as caught:
+    with pytest.raises(MisuseError, match=r"inputs must be of type list of str, got '.*") as caught:
         open_corpus(None, inputs=path, tokenizer="byte")
     assert_one_line(str(caught.value))
 
