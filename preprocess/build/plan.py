@@ -119,7 +119,8 @@ def _plan(recipe: Recipe, sample: Sample, progress: Progress) -> Plan:
         for file in input_files
     )
     if num_empty:
-        progress.warn(f"{num_empty:,} of {format_quantity(len(input_files), 'input file')} have no content")
+        have = "has" if len(input_files) == 1 else "have"
+        progress.warn(f"{num_empty:,} of {format_quantity(len(input_files), 'input file')} {have} no content")
     recipe, tokenizer, warnings = load_recipe_tokenizer(recipe)
     for line in warnings:
         progress.warn(line)
