@@ -87,7 +87,7 @@ class GopherQualityFilter(RuleFilter):
 
 
 def count_words(group: TextGroup, words: Words) -> np.ndarray:
-    """Return the words of each text, those that are no symbols and their characters, its # and ellipses, and its words
+    """Return the words of each text, those that are not symbols and their characters, its # and ellipses, and its words
     with letters: (6, D) int64.
     """
     is_symbol = words.have(SYMBOL)

@@ -12,7 +12,7 @@ The definition of a word, for the filters that call `find_words`:
 White space is not part of a word. So punctuation counts as words, as in the published pipelines, whose
 thresholds assume this. Words that consist of punctuation are called *symbols*.
 
-All bytes of a group of documents are classified at once; there is no loop over words.
+All bytes of a group of documents are classified at once, without a Python loop over words.
 """
 
 from __future__ import annotations

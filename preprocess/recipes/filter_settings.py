@@ -278,7 +278,7 @@ def _split(text: str) -> list[str]:
 
 
 def _parse_value(what: str, text: str, hint: Any) -> Any:
-    """Return the value of type `hint` that `text` spells. Raises MisuseError if there is none."""
+    """Return the value of type `hint` that `text` represents. Raises MisuseError if it represents none."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if types.NoneType in options and text == NONE:
         return None

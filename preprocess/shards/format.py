@@ -277,6 +277,16 @@ class Build:
             return tables[0]
         return np.concatenate(tables) if tables else np.empty(0, DOC_DTYPE)  # a split may have no shards
 
+    def iter_docs(self, entry: ShardEntry, max_documents: int) -> Iterator[np.ndarray]:
+        """Yield the document records of a shard, at most `max_documents` at a time: (D,) of DOC_DTYPE.
+
+        They are read and not mapped: the pages of a mapped file would count as memory of this process.
+        """
+        path = (self.folder / entry.file).with_suffix(".docs")
+        for first in range(0, entry.documents, max_documents):
+            count = min(max_documents, entry.documents - first)
+            yield np.fromfile(path, DOC_DTYPE, count, offset=first * DOC_DTYPE.itemsize)
+
     def document(self, split: str, number: int) -> np.ndarray:
         """Return the ids of document `number` of `split`, (L,) of the build's dtype.
 

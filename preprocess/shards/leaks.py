@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from preprocess.shards.format import DOC_DTYPE, Build
+from preprocess.shards.format import Build
 
 MAX_HASHES = 2_000_000  # hashes of validation documents that are in memory at once, 16 bytes each
 CHUNK_DOCUMENTS = 1 << 17  # read at once
@@ -89,18 +89,14 @@ def _read_hashes(build: Build, split: str) -> Iterator[tuple[str, int, np.ndarra
     `shard` is the name of the shard's .bin file, `first` the number of the chunk's first document
     in the split, `hashes` is (D,) of HASH_DTYPE.
     """
-    first_of_shard = 0
+    first = 0
     for entry in build.manifest.splits[split].shards:
-        path = (build.folder / entry.file).with_suffix(".docs")
-        for first in range(0, entry.documents, CHUNK_DOCUMENTS):
-            # Read and not mapped: the pages of a mapped file would count as memory of this process.
-            count = min(CHUNK_DOCUMENTS, entry.documents - first)
-            docs = np.fromfile(path, DOC_DTYPE, count, offset=first * DOC_DTYPE.itemsize)
+        for docs in build.iter_docs(entry, CHUNK_DOCUMENTS):
             halves = np.ascontiguousarray(docs["hash"]).view(">u8").reshape(-1, 2)
             hashes = np.empty(len(docs), HASH_DTYPE)
             hashes["high"], hashes["low"] = halves[:, 0], halves[:, 1]
-            yield entry.file, first_of_shard + first, hashes
-        first_of_shard += entry.documents
+            yield entry.file, first, hashes
+            first += len(docs)
 
 
 def _sort_distinct(hashes: np.ndarray) -> np.ndarray:

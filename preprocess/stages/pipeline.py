@@ -96,7 +96,7 @@ def decontaminate(
 ) -> Documents:
     """Yield `documents` without those that contain evaluation items, for which `count` is called.
 
-    All are yielded if there is no `decontaminator`, or if it only counts.
+    All are yielded if `decontaminator` is None, or if it only counts.
     """
     for batch, sides in documents:
         if decontaminator is not None:
@@ -112,16 +112,19 @@ def decontaminate(
 
 def count_dropped(rejects: Rejects, kind: str, batch: pa.RecordBatch, names: Mapping[int, str]) -> None:
     """Count the documents of `batch`, which the recipe drops. `names`: of the input files, by number."""
-    if batch.num_rows:
-        place = f"document {batch.column('position')[0].as_py()}"
-        source = names[batch.column("source")[0].as_py()]
-        rejects.count(RejectReason(kind, DROP_MESSAGES[kind], batch.num_rows, source, place))
+    _count_documents(rejects, kind, DROP_MESSAGES[kind], batch, names)
 
 
 def _count_filtered(rejects: Rejects, names: Mapping[int, str], name: str, reason: str, batch: pa.RecordBatch) -> None:
     """Count the documents of `batch`, which the filter `name` drops."""
-    place, source = f"document {batch.column('position')[0].as_py()}", names[batch.column("source")[0].as_py()]
-    rejects.count(RejectReason(BY_FILTERS, f"filter {name}: {reason}", batch.num_rows, source, place))
+    _count_documents(rejects, BY_FILTERS, f"filter {name}: {reason}", batch, names)
+
+
+def _count_documents(rejects: Rejects, kind: str, reason: str, batch: pa.RecordBatch, names: Mapping[int, str]) -> None:
+    if batch.num_rows:
+        place = f"document {batch.column('position')[0].as_py()}"
+        source = names[batch.column("source")[0].as_py()]
+        rejects.count(RejectReason(kind, reason, batch.num_rows, source, place))
 
 
 def _note_names(spans: Iterable[Source], names: dict[int, str]) -> Iterator[Source]:

@@ -10,8 +10,7 @@ import numpy as np
 
 from preprocess.chats.templates import TEMPLATES, list_chat_tokens
 from preprocess.errors import FolioError
-from preprocess.shards.format import DOC_DTYPE, Build
-from preprocess.shards.manifest import ShardEntry
+from preprocess.shards.format import Build
 from preprocess.tokenizers import load_tokenizer
 from preprocess.tokenizers.interface import Tokenizer
 
@@ -120,14 +119,7 @@ def _decode_text(ids: np.ndarray, is_control: np.ndarray, tokenizer: Tokenizer, 
 def iter_languages(build: Build, split: str) -> Iterator[np.ndarray]:
     """Yield the language numbers of the documents of `split`, in order: arrays (D,) uint32."""
     for entry in build.manifest.splits[split].shards:
-        yield from _iter_languages(build, entry)
-
-
-def _iter_languages(build: Build, entry: ShardEntry) -> Iterator[np.ndarray]:
-    path = (build.folder / entry.file).with_suffix(".docs")
-    for first in range(0, entry.documents, CHUNK_DOCUMENTS):
-        count = min(CHUNK_DOCUMENTS, entry.documents - first)
-        yield np.fromfile(path, DOC_DTYPE, count, offset=first * DOC_DTYPE.itemsize)["lang"]
+        yield from (docs["lang"] for docs in build.iter_docs(entry, CHUNK_DOCUMENTS))
 
 
 def _read_documents(build: Build, split: str) -> Iterator[tuple[int, np.ndarray]]:
@@ -139,7 +131,8 @@ def _read_documents(build: Build, split: str) -> Iterator[tuple[int, np.ndarray]
     for entry in build.manifest.splits[split].shards:
         shard = build.map_shard(entry)
         first = begin = 0
-        for languages in _iter_languages(build, entry):
+        for docs in build.iter_docs(entry, CHUNK_DOCUMENTS):
+            languages = docs["lang"]
             ends = shard.ends[first : first + len(languages)].tolist()
             for language, (start, end) in zip(languages.tolist(), itertools.pairwise([begin, *ends]), strict=True):
                 yield language, shard.tokens[start:end]
