@@ -28,8 +28,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from preprocess.filters.spans import MULTIPLIER
 from preprocess.shards.permutation import mix64
-from preprocess.stages.ngrams import LETTERS, MULTIPLIER, hash_ngrams, iter_words
+from preprocess.stages.ngrams import LETTERS, hash_ngrams, iter_words
 
 NUM_ROUNDS = 8  # in which all shingles are hashed again; the bins that are still empty are then filled one by one
 CHUNK_SHINGLES = 1 << 20  # hashed at once

@@ -22,17 +22,13 @@ import numpy as np
 import pyarrow as pa
 
 from preprocess.documents import get_text_buffers
+from preprocess.filters.spans import MULTIPLIER, PREFIX_MASKS
 from preprocess.shards.permutation import mix64
 
 WINDOW_BYTES = 1 << 18  # of text whose words are found at once
 MAX_SEPARATOR_BYTES = 3
 WORD_BYTES = 64  # a longer word is identified by its first bytes
-MULTIPLIER = np.uint64(0x9E37_79B9_7F4A_7C15)  # 2**64 / golden ratio, odd
 INVERSE = np.uint64(pow(int(MULTIPLIER), -1, 1 << 64))
-PREFIX_MASKS = np.array(
-    [(1 << (8 * n)) - 1 for n in range(9)], np.uint64
-)  # of the first n bytes of a little-endian uint64
-
 # First bytes of U+3000 to U+9FFF and of characters above U+FFFF, which are words by themselves.
 IS_WORD_BY_ITSELF = np.zeros(256, bool)
 IS_WORD_BY_ITSELF[0xE3:0xEA] = IS_WORD_BY_ITSELF[0xF0:0xF5] = True

@@ -8,17 +8,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from preprocess.build.build import build_tokenizer
 from preprocess.build.stats import format_stats
 from preprocess.errors import MisuseError
 from preprocess.recipes.catalog import load_recipe
-from preprocess.shards.format import SPLITS, Build
+from preprocess.shards.format import Build
 from preprocess.shards.verify import verify
 from preprocess.stream import TokenStream
 from tests.conftest import file_bytes
+from tests.helpers.file_builds import read_texts
 from tests.preprocess.build.helpers import QUIET, run_build
 
 MIN_CHARACTERS = 30
@@ -65,12 +65,6 @@ def make_build(path: Path, output_dir: Path, *, workers: int = 1, **settings_: A
     build = Build(output_dir)
     assert list(verify(build)) == []
     return build
-
-
-def read_texts(build: Build) -> list[str]:
-    eot_id = build.manifest.eot_id
-    documents = (build.document(split, i) for split in SPLITS for i in range(len(build.docs(split))))
-    return [bytes(ids[ids != eot_id].astype(np.uint8)).decode() for ids in documents]
 
 
 @pytest.mark.parametrize("max_documents", [None, 1, 5])
