@@ -59,11 +59,19 @@ class StepTimer:
         self._num_pauses += 1
 
     def split(self, step: int) -> float:
-        """Return the mean seconds per step since the last split, without pauses."""
+        """Return the mean seconds per step since the last split, without pauses.
+
+        The first split is the end of this process's first step, in which kernels are chosen and memory
+        is allocated.
+        """
         now, paused_s, last_step = time.monotonic(), self._paused_s, self._split[2]
         seconds = now - self._split[0] - (paused_s - self._split[1])
         self._split = now, paused_s, step
         return seconds / max(step - last_step, 1)
+
+    def num_timed_steps(self, step: int) -> int:
+        """Return the number of steps between the last split and `step`."""
+        return step - self._split[2]
 
     @property
     def mean_pause_s(self) -> float:
@@ -85,7 +93,10 @@ class StepTimer:
 
     def count(self, step: int) -> None:
         """Record that the host has finished `step`."""
-        self._last_step, self._last_step_at = step, time.monotonic()
+        now = time.monotonic()
+        if self._last_step == self._first_step:
+            self._split = now, self._paused_s, step
+        self._last_step, self._last_step_at = step, now
 
     def seconds_left(self, step: int, max_steps: int) -> float:
         """Return the expected seconds that the remaining steps take, including pauses.

@@ -57,6 +57,7 @@ MIN_SHARE_LEFT = 0.2  # of the time that a plan is made for, even if the imports
 SIMILAR_BATCH = 1.5  # batches whose tokens per second are taken to be equal differ by at most this factor
 USABLE_FRACTION = 0.5  # of the free memory, for weights and optimizers; activations need the rest
 CORRECTIONS = (0.04, 0.2, 0.4, 0.6, 0.8, 0.92)  # fractions of the steps after which their number is corrected
+MIN_TIMED_STEPS = 10  # for a correction; a few steps may all have been slow because another program began to run
 MIN_CORRECTION = 0.015  # smaller changes are not worth a checkpoint
 COMPLETION_S_PER_LAYER = 4e-4  # of a generated token
 EXIT_S = 0.5  # the end of the process
@@ -261,15 +262,22 @@ def at_end_s(config: Config) -> float:
     return slowdown() * (EXIT_S + config.completion_tokens * config.n_layer * COMPLETION_S_PER_LAYER)
 
 
+def is_correction_due(limit: TimeLimit, step: int, max_steps: int, num_timed_steps: int) -> bool:
+    """Return whether the number of steps is corrected after `step`, `num_timed_steps` after the last correction."""
+    if limit.num_corrections == len(CORRECTIONS) or num_timed_steps < MIN_TIMED_STEPS:
+        return False
+    return step >= CORRECTIONS[limit.num_corrections] * max_steps
+
+
 def correct_length(run: Run, state: TrainingState, logger: RunLogger) -> bool:
     """Correct max_steps of `run` if that is due after the last step. Return whether it has changed.
 
     All processes must call this, after the same steps.
     """
     config, limit = run.config, run.time_limit
-    if limit is None or limit.num_corrections == len(CORRECTIONS) or state.step >= config.max_steps:
+    if limit is None or state.step >= config.max_steps:
         return False
-    if state.step < CORRECTIONS[limit.num_corrections] * config.max_steps:
+    if not is_correction_due(limit, state.step, config.max_steps, logger.timer.num_timed_steps(state.step)):
         return False
     limit.num_corrections += 1
     synchronize(run.device)
