@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from preprocess.shards.files import JsonObject
 from train.config import Config
 from train.model.base import HuggingFaceFormat, KVCache, LanguageModel, LayerCache, attend, split_heads
-from train.model.kernels import can_use_cpu_gelu, cpu_gelu
 
 INIT_STD = 0.02
 # How Hugging Face's GPT-2 stores the same model.
@@ -54,7 +53,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.c_fc(x)  # (B, T, 4 C)
-        x = cpu_gelu(x) if can_use_cpu_gelu(x) else F.gelu(x, approximate="tanh")
+        x = F.gelu(x, approximate="tanh")
         return F.dropout(self.c_proj(x), self.dropout, self.training)  # (B, T, C)
 
 

@@ -15,12 +15,10 @@ from train.config import Config
 from train.core.memory import PeakMemory
 from train.model import kernels, make_model
 from train.model.kernels import (
-    can_use_cpu_gelu,
     can_use_squared_relu,
     can_use_triton,
     chunk_tokens,
     chunked_cross_entropy,
-    cpu_gelu,
     should_chunk_loss,
     squared_relu,
 )
@@ -163,16 +161,3 @@ def test_squared_relu_and_its_derivative_equal_torch(dtype: torch.dtype) -> None
     assert can_use_squared_relu(x)
     with torch.no_grad():
         assert not can_use_squared_relu(x)
-
-
-def test_cpu_gelu_and_its_derivative_agree_with_torch() -> None:
-    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, -0.0, 1e4, -1e4, 1e8, -1e8])])
-    ours, theirs = (x.clone().requires_grad_() for _ in range(2))
-    y, expected = cpu_gelu(ours), F.gelu(theirs, approximate="tanh")
-    for result in (y, expected):
-        result.mul(torch.linspace(-2, 2, len(x))).sum().backward()
-    torch.testing.assert_close(y, expected, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(ours.grad, theirs.grad, atol=2e-6, rtol=1e-5)
-    assert can_use_cpu_gelu(x) and not can_use_cpu_gelu(x.bfloat16())
-    with torch.no_grad():
-        assert not can_use_cpu_gelu(x)
