@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from preprocess.cli.output import Output, output_options
-from preprocess.errors import format_quantity
+from preprocess.errors import MisuseError, format_quantity
+
+if TYPE_CHECKING:
+    from preprocess.shards.format import Build
+
+# Module and function that write a format of tokens. A module is imported when its format is written.
+TOKEN_FORMATS = {
+    "nanogpt": ("preprocess.exchange.nanogpt", "export_nanogpt"),
+    "llm.c": ("preprocess.exchange.llmc", "export_llmc"),
+    "megatron": ("preprocess.exchange.megatron", "export_megatron"),
+    "datatrove": ("preprocess.exchange.datatrove", "export_datatrove"),
+    "olmo": ("preprocess.exchange.olmo", "export_olmo"),
+    "parquet": ("preprocess.exchange.parquet", "export_parquet"),
+}
+FORMATS_WITH_MASKS = ("datatrove", "parquet")
 
 
 @click.command()
 @click.argument("name")
-@click.option("--format", "format_", type=click.Choice(["nanogpt", "text"]), required=True, help="Format to write.")
+@click.option(
+    "--format", "format_", type=click.Choice([*TOKEN_FORMATS, "text"]), required=True, help="Format to write."
+)
 @click.option("--by", type=click.Choice(["language"]), help="With --format text: write one file per language.")
 @click.option(
     "--authors",
@@ -21,18 +39,31 @@ from preprocess.errors import format_quantity
     help="With --format text: write the control tokens of author, city and year before each document.",
 )
 @click.option(
+    "--drop-masks",
+    is_flag=True,
+    help="Export chats to a format without loss masks; a model is then trained to predict all of their tokens.",
+)
+@click.option(
     "--output", "folder", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write to."
 )
 @click.option("--replace", is_flag=True, help="Replace existing files.")
 @output_options
 def export(
-    output: Output, name: str, format_: str, by: str | None, authors: bool, folder: Path, replace: bool
+    output: Output,
+    name: str,
+    format_: str,
+    by: str | None,
+    authors: bool,
+    drop_masks: bool,
+    folder: Path,
+    replace: bool,
 ) -> None:  # fmt: skip
-    """Write a build in nanoGPT's format or as text.
+    """Write a build in the format of another program.
 
-    NAME is the name or the folder of a build.
+    NAME is the name or the folder of a build. The formats are the token files of nanoGPT, llm.c (also
+    read by modded-nanogpt), Megatron-LM, datatrove and OLMo; Parquet with the ids of each document, for
+    Hugging Face datasets; and plain text.
     """
-    from preprocess.exchange.nanogpt import export_nanogpt
     from preprocess.exchange.text import export_text
     from preprocess.shards.format import Build
 
@@ -40,14 +71,24 @@ def export(
         if is_given and format_ != "text":
             raise click.UsageError(f"{option} needs --format text, got --format {format_}")
     build, progress = Build(name), output.progress()
-    if format_ == "text":
+    if format_ in TOKEN_FORMATS:
+        _check_masks(build, format_, drop_masks=drop_masks)
+        module, function = TOKEN_FORMATS[format_]
         with progress.phase("export"):
-            paths = export_text(build, folder, by_language=by is not None, authors=authors, replace=replace)
+            paths = getattr(importlib.import_module(module), function)(build, folder, replace=replace)
     else:
         with progress.phase("export"):
-            paths = export_nanogpt(build, folder, replace=replace)
-        if build.manifest.recipe.get("chat_columns") is not None:
-            progress.warn("nanoGPT has no loss masks, so it trains on all tokens of the chats")
+            paths = export_text(build, folder, by_language=by is not None, authors=authors, replace=replace)
     files = [{"path": str(path), "size_bytes": os.path.getsize(path)} for path in paths]
     lines = [f"{path}  {format_quantity(os.path.getsize(path), 'byte')}" for path in paths]
     output.write({"files": files}, lines)
+
+
+def _check_masks(build: Build, format_: str, *, drop_masks: bool) -> None:
+    """Raise MisuseError if the build has loss masks that the format cannot have, unless they may be dropped."""
+    has_masks = any(shard.mask_sha256 for split in build.manifest.splits.values() for shard in split.shards)
+    if has_masks and format_ not in FORMATS_WITH_MASKS and not drop_masks:
+        raise MisuseError(
+            f"{build.name} has chats, and the format {format_} has no loss masks, so a model would be trained to "
+            f"predict the prompts too; pass --drop-masks, or use --format {' or '.join(FORMATS_WITH_MASKS)}"
+        )

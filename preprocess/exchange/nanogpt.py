@@ -18,11 +18,11 @@ from pickle import dumps
 import numpy as np
 
 from preprocess.errors import MisuseError
-from preprocess.exchange.output import check_output, open_files
+from preprocess.exchange.output import check_output, write_together
+from preprocess.exchange.tokens import iter_tokens
 from preprocess.shards.format import SPLITS, Build
 from preprocess.tokenizers import load_tokenizer
 
-CHUNK_TOKENS = 1 << 20
 VOCABULARY_FILE = "meta.pkl"
 
 
@@ -51,13 +51,14 @@ def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
     paths = [*token_paths, *([] if vocabulary is None else [vocabulary_path])]
     check_output(output, paths, replace=replace)
     output.mkdir(parents=True, exist_ok=True)
-    with open_files(paths) as files, build.reading():
+    with write_together() as new, build.reading():
         for split, path in zip(SPLITS, token_paths, strict=True):
-            for shard in map(build.map_shard, build.manifest.splits[split].shards):  # one is mapped at a time
-                for start in range(0, len(shard.tokens), CHUNK_TOKENS):
-                    files[path].write(shard.tokens[start : start + CHUNK_TOKENS].data)
+            with new.open(path) as file:
+                for tokens in iter_tokens(build, split):
+                    file.write(tokens.data)
         if vocabulary is not None:
-            files[vocabulary_path].write(vocabulary)
+            with new.open(vocabulary_path) as file:
+                file.write(vocabulary)
     return paths
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from preprocess.errors import MisuseError
-from preprocess.shards.files import open_atomic
+from preprocess.shards.files import sync_folder
 from preprocess.shards.format import check_no_build
 
 
@@ -29,17 +29,48 @@ def check_output(folder: Path, paths: Iterable[Path], *, replace: bool) -> None:
             raise MisuseError(f"{path} exists already; pass --replace, or choose another --output")
 
 
-@contextlib.contextmanager
-def open_files(paths: Iterable[Path]) -> Iterator[dict[Path, BinaryIO]]:
-    """Open all `paths` for writing, and yield the binary files by path.
+def check_no_leftovers(folder: Path, paths: Iterable[Path], patterns: Iterable[str]) -> None:
+    """Raise MisuseError if `folder` has a file that matches one of `patterns` and is not in `paths`.
 
-    The files get their names when the block ends without an exception, and only after all of them
-    are on the disk. After an exception, e.g. because of a full disk or Ctrl-C, the old files are
-    unchanged and no part of a new file remains.
+    Such a file is of an earlier export. A reader would take it for a part of this one.
     """
-    with contextlib.ExitStack() as stack:
-        files = {path: stack.enter_context(open_atomic(path)) for path in paths}
-        yield files
-        for file in files.values():
+    earlier = {path for pattern in patterns for path in folder.glob(pattern)}
+    if others := sorted(earlier.difference(paths)):
+        raise MisuseError(
+            f"{others[0]} exists, and this export does not replace it; delete it, or choose another --output"
+        )
+
+
+class NewFiles:
+    """Files of an export that get their names at the same time. `write_together` makes it."""
+
+    def __init__(self) -> None:
+        self.temporary: dict[Path, Path] = {}  # by the name that the file gets
+
+    @contextlib.contextmanager
+    def open(self, path: Path) -> Iterator[BinaryIO]:
+        """Open a temporary file for writing. After the block it is on the disk, but not yet called `path`."""
+        self.temporary[path] = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        with open(self.temporary[path], "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def write_together() -> Iterator[NewFiles]:
+    """Yield an object that opens files for writing, and name them when the block ends without an exception.
+
+    After an exception, e.g. because of a full disk or Ctrl-C, the old files are unchanged and no part
+    of a new file remains.
+    """
+    files = NewFiles()
+    try:
+        yield files
+        for path, temporary in files.temporary.items():
+            os.replace(temporary, path)
+        for folder in {path.parent for path in files.temporary}:
+            sync_folder(folder)
+    finally:
+        for temporary in files.temporary.values():
+            temporary.unlink(missing_ok=True)

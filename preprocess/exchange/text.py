@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
 import numpy as np
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.exchange.output import check_output, open_files
+from preprocess.exchange.output import check_no_leftovers, check_output, write_together
 from preprocess.shards.format import SPLITS, Build
 from preprocess.tokenizers import load_tokenizer
 from preprocess.tokenizers.decode_build import decode_documents, iter_languages, list_language_tags
@@ -41,27 +42,17 @@ def export_text(build: Build, output: Path, *, by_language: bool, authors: bool,
         for language in languages[split]
     }
     distinct_paths = list(dict.fromkeys(paths.values()))
-    _check_no_other_export(output, distinct_paths, by_language=by_language)
+    # A validation text of another build beside the new training text would be taken for its own.
+    pattern = "_*.txt" if by_language else ".txt"
+    check_no_leftovers(output, distinct_paths, [f"{split}{pattern}" for split in SPLITS])
     check_output(output, distinct_paths, replace=replace)
     output.mkdir(parents=True, exist_ok=True)
-    with open_files(distinct_paths) as files, build.reading():
+    with write_together() as new, contextlib.ExitStack() as stack, build.reading():
+        files = {path: stack.enter_context(new.open(path)) for path in distinct_paths}
         for split in SPLITS:
             for language, text in decode_documents(build, split, tokenizer, authors=authors):
                 files[paths[split, language]].write(text + b"\n\n")
     return distinct_paths
-
-
-def _check_no_other_export(output: Path, paths: list[Path], *, by_language: bool) -> None:
-    """Raise MisuseError if `output` has a file of an earlier export that `paths` does not replace.
-
-    A validation text of another build beside the new training text would be taken for its own.
-    """
-    pattern = "_*.txt" if by_language else ".txt"
-    earlier = {path for split in SPLITS for path in output.glob(f"{split}{pattern}")}
-    if others := sorted(earlier.difference(paths)):
-        raise MisuseError(
-            f"{others[0]} exists, and this export does not replace it; delete it, or choose another --output"
-        )
 
 
 def _list_languages(build: Build, split: str) -> list[int]:

@@ -25,6 +25,8 @@ from preprocess.chats.marked_text import join_messages, split_turns
 from preprocess.chats.messages import Message
 from preprocess.cli.main import main
 from preprocess.errors import FolioError, MisuseError
+from preprocess.exchange.datatrove import export_datatrove
+from preprocess.exchange.parquet import export_parquet
 from preprocess.exchange.text import export_text
 from preprocess.inputs.find_inputs import find_input_files
 from preprocess.progress import Progress
@@ -589,8 +591,24 @@ def test_an_array_of_messages_is_explained(tmp_path: Path) -> None:
         build_chats(tmp_path / "a.json", tmp_path / "build")
 
 
-def test_export_for_nanogpt_says_that_the_mask_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format_", ["nanogpt", "llm.c", "megatron", "olmo"])
+def test_export_without_masks_is_a_decision(tmp_path: Path, format_: str) -> None:
     build = build_records(tmp_path, LAYOUTS["messages"][:1])
-    arguments = ["export", str(build.folder), "--format", "nanogpt", "--output", str(tmp_path / "out")]
+    arguments = ["export", str(build.folder), "--format", format_, "--output", str(tmp_path / "out")]
     result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0 and result.stderr.count("nanoGPT has no loss masks") == 1
+    assert result.exit_code == 2 and not (tmp_path / "out").exists()
+    assert f"the format {format_} has no loss masks" in result.stderr and "pass --drop-masks" in result.stderr
+    assert CliRunner().invoke(main, [*arguments, "--drop-masks"]).exit_code == 0
+
+
+def test_exported_masks_are_those_of_the_build(tmp_path: Path) -> None:
+    build = build_records(tmp_path, LAYOUTS["messages"])
+    export_datatrove(build, tmp_path / "datatrove", replace=False)
+    export_parquet(build, tmp_path / "parquet", replace=False)
+    num_documents = build.manifest.splits["train"].documents
+    masks = [build.document_mask("train", i) for i in range(num_documents)]
+    losses = np.fromfile(tmp_path / "datatrove" / "train" / "00000.ds.loss", bool)
+    assert losses.tolist() == np.concatenate(masks).tolist() and 0 < losses.sum() < len(losses)
+    labels = pq.read_table(tmp_path / "parquet" / "train-00000-of-00001.parquet")["labels"].to_pylist()
+    expected = [np.where(mask, build.document("train", i).astype(int), -100).tolist() for i, mask in enumerate(masks)]
+    assert labels == expected

@@ -1,0 +1,127 @@
+"""Export a build to the token files of llm.c, which modded-nanogpt and other speedruns read too.
+
+A file has a header of 256 int32, of which three are used: a magic number, a version and the number of
+tokens. The tokens follow. The header tells the dtype: uint16 for GPT-2's vocabulary, uint32 for
+Llama 3's. In these files an end-of-text token is before each document; in a build it is after it.
+
+Layout: llm.c, dev/data/data_common.py and llmc/dataloader.h.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from preprocess.errors import MisuseError
+from preprocess.exchange.output import check_no_leftovers, check_output, write_together
+from preprocess.exchange.tokens import iter_ends, iter_tokens
+from preprocess.shards.format import SPLITS, Build
+
+HEADER_INTEGERS = 256
+MAGIC_AND_VERSION = {"<u2": (20240520, 1), "<u4": (20240801, 7)}
+FILE_TOKENS = 100_000_000  # as in the files that llm.c makes; its reader needs files of less than 2 GiB
+
+
+def export_llmc(build: Build, output: Path, *, replace: bool) -> list[Path]:
+    """Write a build to files such as `NAME_train_000000.bin` in the folder `output`, and return their paths.
+
+    The tokens of a split are divided into files of equal size (to one token), of at most about
+    FILE_TOKENS tokens. As in llm.c's own files, a document may continue in the next one. Raises
+    MisuseError if the documents do not end with an end-of-text token, or like `check_output`, and
+    FolioError if the build is damaged.
+    """
+    if build.manifest.recipe.get("eot") != "append" or build.manifest.eot_id is None:
+        raise MisuseError(
+            f"the documents of {build.name} do not end with an end-of-text token, which separates documents in llm.c's "
+            "files; rebuild with --eot append"
+        )
+    sizes = {split: _divide(_count_tokens(build, split)) for split in SPLITS}
+    paths = {
+        split: [output / f"{build.name}_{split}_{number:06}.bin" for number in range(len(sizes[split]))]
+        for split in SPLITS
+    }
+    all_paths = [path for of_split in paths.values() for path in of_split]
+    check_no_leftovers(output, all_paths, [f"{build.name}_{split}_*.bin" for split in SPLITS])
+    check_output(output, all_paths, replace=replace)
+    output.mkdir(parents=True, exist_ok=True)
+    with write_together() as new, build.reading():
+        for split in SPLITS:
+            chunks = _Chunks(_iter_moved_tokens(build, split))
+            for path, num_tokens in zip(paths[split], sizes[split], strict=True):
+                with new.open(path) as file:
+                    _write_header(file, build.manifest.dtype, num_tokens)
+                    chunks.write(file, num_tokens)
+    return all_paths
+
+
+def _begins_with_eot(build: Build) -> bool:
+    """Return whether documents have an end-of-text token also at the beginning, as the token that begins a text."""
+    return bool(build.manifest.recipe.get("bos")) and build.manifest.bos_id == build.manifest.eot_id
+
+
+def _count_tokens(build: Build, split: str) -> int:
+    entry = build.manifest.splits[split]
+    return entry.tokens - entry.documents if _begins_with_eot(build) else entry.tokens
+
+
+def _divide(num_tokens: int) -> list[int]:
+    """Return the number of tokens of each file."""
+    num_files = math.ceil(num_tokens / FILE_TOKENS)
+    edges = [num_tokens * i // num_files for i in range(num_files + 1)] if num_files else [0]
+    return [end - begin for begin, end in itertools.pairwise(edges)]
+
+
+def _iter_moved_tokens(build: Build, split: str) -> Iterator[np.ndarray]:
+    """Yield the tokens of a split with one end-of-text token before each document and none after it."""
+    if _begins_with_eot(build):
+        yield from _iter_without_ends(build, split)
+        return
+    # The token that ends a document begins the next one.
+    last = np.array([build.manifest.eot_id], build.dtype)
+    for tokens in iter_tokens(build, split):
+        yield last
+        yield tokens[:-1]
+        last = tokens[-1:]
+
+
+def _iter_without_ends(build: Build, split: str) -> Iterator[np.ndarray]:
+    """Yield the tokens of a split without the last token of each document."""
+    ends, num_before = iter_ends(build, split), 0
+    pending = next(ends, np.empty(0, np.int64))  # ends that are not yet reached
+    for tokens in iter_tokens(build, split):
+        is_kept = np.ones(len(tokens), bool)
+        while len(pending) and pending[0] <= num_before + len(tokens):
+            reached = pending[: np.searchsorted(pending, num_before + len(tokens), side="right")]
+            is_kept[reached - num_before - 1] = False
+            pending = pending[len(reached) :]
+            if not len(pending):
+                pending = next(ends, pending)
+        yield tokens[is_kept]
+        num_before += len(tokens)
+
+
+def _write_header(file: BinaryIO, dtype: str, num_tokens: int) -> None:
+    header = np.zeros(HEADER_INTEGERS, "<i4")
+    header[:3] = *MAGIC_AND_VERSION[dtype], num_tokens
+    file.write(header.data)
+
+
+class _Chunks:
+    """Arrays of tokens that are written to files of given sizes."""
+
+    def __init__(self, arrays: Iterator[np.ndarray]) -> None:
+        self._arrays, self._rest = arrays, np.empty(0, np.uint16)
+
+    def write(self, file: BinaryIO, num_tokens: int) -> None:
+        """Write the next `num_tokens` tokens, of which there must be as many."""
+        while num_tokens:
+            if not len(self._rest):
+                self._rest = next(self._arrays)
+            part, self._rest = self._rest[:num_tokens], self._rest[num_tokens:]
+            file.write(np.ascontiguousarray(part).data)
+            num_tokens -= len(part)

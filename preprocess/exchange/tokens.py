@@ -1,0 +1,68 @@
+"""Read the tokens and the document ends of a split in order, in chunks of bounded size. All exporters use this."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+import numpy as np
+
+from preprocess.errors import FolioError
+from preprocess.shards.format import Build
+from preprocess.shards.manifest import ShardEntry
+
+T = TypeVar("T")
+CHUNK_TOKENS = 1 << 20
+CHUNK_DOCUMENTS = 1 << 17
+
+
+def iter_tokens(build: Build, split: str) -> Iterator[np.ndarray]:
+    """Yield the tokens of all shards of `split`, in order: arrays (N,) of the build's dtype.
+
+    One shard is mapped at a time, because the pages of a mapped file that were read count as memory
+    of this process.
+    """
+    for entry in build.manifest.splits[split].shards:
+        tokens = build.map_shard(entry).tokens
+        for start in range(0, len(tokens), CHUNK_TOKENS):
+            yield tokens[start : start + CHUNK_TOKENS]
+
+
+def iter_ends(build: Build, split: str) -> Iterator[np.ndarray]:
+    """Yield the exclusive ends of the documents of `split`, in tokens since its beginning: arrays (D,) int64."""
+    num_before = 0  # tokens of the earlier shards
+    for entry in build.manifest.splits[split].shards:
+        ends = build.map_shard(entry).ends
+        for start in range(0, len(ends), CHUNK_DOCUMENTS):
+            yield ends[start : start + CHUNK_DOCUMENTS].astype(np.int64) + num_before
+        num_before += entry.tokens
+
+
+def iter_records(build: Build, entry: ShardEntry) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the records and the exclusive ends of the documents of a shard: (D,) of DOC_DTYPE, (D,) uint64."""
+    ends, first = build.map_shard(entry).ends, 0
+    for docs in build.iter_docs(entry, CHUNK_DOCUMENTS):
+        yield docs, ends[first : first + len(docs)]
+        first += len(docs)
+
+
+def name_sources(build: Build, docs: np.ndarray) -> list[str]:
+    """Return the name of the source of each document. Raises FolioError if the manifest does not have it."""
+    names = dict(enumerate(str(source["name"]) for source in build.manifest.sources))
+    return _look_up(build, docs, "source", names)
+
+
+def name_languages(build: Build, docs: np.ndarray) -> list[str | None]:
+    """Return the tag of the language of each document, or None. Raises FolioError if the manifest does not have it."""
+    tags: dict[int, str | None] = {int(number): tag for number, tag in build.manifest.languages.items()}
+    return _look_up(build, docs, "lang", tags | {0: None})
+
+
+def _look_up(build: Build, docs: np.ndarray, field: str, names: dict[int, T]) -> list[T]:
+    numbers = docs[field].tolist()
+    if unknown := set(numbers) - names.keys():
+        raise FolioError(
+            f"{build.folder} has documents of {field} {min(unknown)}, which is not in its manifest; "
+            "check it with `preprocess verify`"
+        )
+    return [names[number] for number in numbers]

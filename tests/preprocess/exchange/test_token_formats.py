@@ -1,0 +1,284 @@
+"""Exports to llm.c, Megatron-LM, datatrove, OLMo and Parquet: read back by their layout, and by their own readers."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import io
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from preprocess.errors import FolioError, MisuseError
+from preprocess.exchange import llmc, parquet, tokens
+from preprocess.exchange.datatrove import export_datatrove
+from preprocess.exchange.llmc import export_llmc
+from preprocess.exchange.megatron import export_megatron
+from preprocess.exchange.olmo import export_olmo
+from preprocess.exchange.parquet import export_parquet
+from preprocess.shards.format import DOC_DTYPE, SPLITS, Build
+from tests.conftest import VERSE, assert_one_line
+from tests.helpers.runs import small_disk
+
+Documents = list[list[int]]
+EXPORTS = {
+    "llm.c": export_llmc,
+    "megatron": export_megatron,
+    "datatrove": export_datatrove,
+    "olmo": export_olmo,
+    "parquet": export_parquet,
+}
+
+
+@pytest.fixture
+def build(build_text: Callable[..., Build], monkeypatch: pytest.MonkeyPatch) -> Build:
+    """Return a build of several shards, of which the exporters read a few tokens and documents at a time."""
+    monkeypatch.setattr(tokens, "CHUNK_TOKENS", 37)
+    monkeypatch.setattr(tokens, "CHUNK_DOCUMENTS", 3)
+    monkeypatch.setattr(parquet, "GROUP_TOKENS", 50)
+    monkeypatch.setattr(llmc, "FILE_TOKENS", 500)
+    text = "".join(f"Document {i}, of {i % 17} words:{' word' * (i % 17)}.\n" for i in range(200))
+    build = build_text(text, split="exact", document="line", shard_tokens=700, author="Ann Lee", lang="en")
+    assert len(build.manifest.splits["train"].shards) > 3
+    return build
+
+
+def read_build(build: Build, split: str) -> Documents:
+    """Return the ids of all documents of a split, as `preprocess show` finds them."""
+    return [build.document(split, i).tolist() for i in range(build.manifest.splits[split].documents)]
+
+
+def read_llmc(folder: Path, build: Build, split: str) -> Documents:
+    stream: list[int] = []
+    for path in sorted(folder.glob(f"{build.name}_{split}_*.bin")):
+        header = np.fromfile(path, "<i4", 256)
+        assert header[:2].tolist() == [20240520, 1] and not header[3:].any()
+        ids = np.fromfile(path, "<u2", offset=1024)
+        assert len(ids) == header[2] <= 500
+        stream += ids.tolist()
+    starts = [i for i, token in enumerate(stream) if token == build.manifest.eot_id]
+    assert starts[0] == 0
+    return [stream[begin + 1 : end] for begin, end in zip(starts, [*starts[1:], len(stream)], strict=True)]
+
+
+def read_megatron(folder: Path, build: Build, split: str) -> Documents:
+    index = (folder / f"{split}.idx").read_bytes()
+    assert index[:9] == b"MMIDIDX\0\0"
+    version, code, num_sequences, num_documents = struct.unpack_from("<QBQQ", index, 9)
+    assert (version, code, num_documents) == (1, 8, num_sequences + 1)
+    lengths = np.frombuffer(index, "<i4", num_sequences, 34)
+    offsets = np.frombuffer(index, "<i8", num_sequences, 34 + 4 * num_sequences)
+    documents = np.frombuffer(index, "<i8", num_documents, 34 + 12 * num_sequences)
+    assert documents.tolist() == list(range(num_documents)) and len(index) == 42 + 20 * num_sequences
+    ids = (folder / f"{split}.bin").read_bytes()
+    return [np.frombuffer(ids, "<u2", n, start).tolist() for n, start in zip(lengths, offsets, strict=True)]
+
+
+def read_datatrove(folder: Path, build: Build, split: str) -> Documents:
+    documents: Documents = []
+    for path in sorted((folder / split).glob("*.ds")):
+        ids, ends = np.fromfile(path, "<u2"), np.fromfile(f"{path}.index", "<u8")
+        documents += [part.tolist() for part in np.split(ids, ends.astype(np.int64)[:-1])]
+        first, count, _ = Path(f"{path}.metadata").read_text().split("\n")
+        assert (first, int(count)) == (f"{build.manifest.tokenizer.kind}|2", len(ids)) and ends[-1] == len(ids)
+    return documents
+
+
+def read_olmo(folder: Path, build: Build, split: str) -> Documents:
+    documents: Documents = []
+    for path in sorted((folder / split).glob("*.npy")):
+        ids = np.fromfile(path, "<u2")
+        rows = list(csv.reader(io.StringIO(gzip.decompress(path.with_suffix(".csv.gz").read_bytes()).decode())))
+        documents += [ids[int(begin) : int(end)].tolist() for begin, end, *_ in rows]
+        assert {row[3] for row in rows} == {build.manifest.sources[0]["name"]}
+    return documents
+
+
+def read_parquet(folder: Path, build: Build, split: str) -> Documents:
+    documents: Documents = []
+    for path in sorted(folder.glob(f"{split}-*.parquet")):
+        table = pq.read_table(path)
+        assert set(table["language"].to_pylist()) == {"en"}
+        documents += table["input_ids"].to_pylist()
+    return documents
+
+
+READERS = {
+    "llm.c": read_llmc,
+    "megatron": read_megatron,
+    "datatrove": read_datatrove,
+    "olmo": read_olmo,
+    "parquet": read_parquet,
+}
+
+
+@pytest.mark.parametrize("format_", EXPORTS)
+def test_export_has_the_same_documents(build: Build, tmp_path: Path, format_: str) -> None:
+    EXPORTS[format_](build, tmp_path, replace=False)
+    for split in SPLITS:
+        expected = read_build(build, split)
+        if format_ == "llm.c":  # the end-of-text token is before a document
+            expected = [ids[:-1] for ids in expected]
+        assert READERS[format_](tmp_path, build, split) == expected
+
+
+@pytest.mark.parametrize("format_", EXPORTS)
+def test_export_depends_on_the_build_only(build: Build, tmp_path: Path, format_: str) -> None:
+    first, second = (EXPORTS[format_](build, tmp_path / name, replace=False) for name in ("first", "second"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+@pytest.mark.parametrize("format_", EXPORTS)
+def test_export_keeps_existing_files_without_replace(build: Build, tmp_path: Path, format_: str) -> None:
+    paths = EXPORTS[format_](build, tmp_path / "out", replace=False)
+    paths[-1].write_text("mine")
+    with pytest.raises(MisuseError, match="exists already; pass --replace"):
+        EXPORTS[format_](build, tmp_path / "out", replace=False)
+    assert paths[-1].read_text() == "mine"
+    EXPORTS[format_](build, tmp_path / "out", replace=True)
+    assert paths[-1].read_bytes() != b"mine"
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path not in paths]
+
+
+@pytest.mark.parametrize("format_", ["llm.c", "datatrove", "olmo", "parquet"])
+def test_export_does_not_leave_shards_of_a_larger_one(
+    build: Build, build_text: Callable[..., Build], tmp_path: Path, format_: str
+) -> None:
+    before = EXPORTS[format_](build, tmp_path / "out", replace=False)
+    small = build_text(VERSE, name="own", replace=True)
+    with pytest.raises(MisuseError, match="exists, and this export does not replace it; delete it"):
+        EXPORTS[format_](small, tmp_path / "out", replace=True)
+    assert all(path.exists() for path in before)
+
+
+@pytest.mark.parametrize("format_", EXPORTS)
+def test_build_without_validation_documents_is_exported(
+    build_text: Callable[..., Build], tmp_path: Path, format_: str
+) -> None:
+    build = build_text(val_fraction=0)
+    paths = EXPORTS[format_](build, tmp_path / "out", replace=False)
+    assert paths and not any("val" in str(path.relative_to(tmp_path / "out")) for path in paths)
+
+
+@pytest.mark.parametrize("format_", EXPORTS)
+def test_export_to_a_full_disk_leaves_nothing(build_text: Callable[..., Build], tmp_path: Path, format_: str) -> None:
+    rng = np.random.default_rng(0)  # does not compress
+    build = build_text("".join(chr(c) for c in rng.integers(0x4E00, 0x9FFF, 900_000)), document="file")
+    with small_disk(tmp_path / "disk") as disk:
+        with pytest.raises(OSError, match="No space left"):
+            EXPORTS[format_](build, disk, replace=False)
+        assert not [path for path in disk.rglob("*") if path.is_file()]
+
+
+def test_llmc_files_are_of_equal_size(build: Build, tmp_path: Path) -> None:
+    paths = export_llmc(build, tmp_path, replace=False)
+    sizes = [(path.stat().st_size - 1024) // 2 for path in paths if "_train_" in path.name]
+    assert len(sizes) > 3 and max(sizes) - min(sizes) <= 1 and sum(sizes) == build.manifest.splits["train"].tokens
+
+
+def test_llmc_has_one_end_of_text_token_where_documents_begin_and_end_with_it(build: Build, tmp_path: Path) -> None:
+    documents = {split: read_build(build, split) for split in SPLITS}
+    recipe = build.manifest.recipe | {"bos": True}
+    # The same tokens, read as if the end-of-text token were also the first of each document.
+    eot_id = build.manifest.eot_id
+    assert eot_id is not None
+    for split in SPLITS:
+        for entry in build.manifest.splits[split].shards:
+            path = build.folder / entry.file
+            ids, ends = np.fromfile(path, "<u2"), np.fromfile(path.with_suffix(".ends"), "<u8").astype(np.int64)
+            ids[np.concatenate([[0], ends[:-1]])] = eot_id
+            path.write_bytes(ids.tobytes())
+    build.manifest = dataclasses.replace(build.manifest, recipe=recipe, bos_id=eot_id)
+    export_llmc(build, tmp_path / "out", replace=False)
+    for split in SPLITS:
+        assert read_llmc(tmp_path / "out", build, split) == [ids[1:-1] for ids in documents[split]]
+
+
+def test_llmc_needs_the_end_of_text_token(build_text: Callable[..., Build], tmp_path: Path) -> None:
+    with pytest.raises(MisuseError, match="do not end with an end-of-text token") as caught:
+        export_llmc(build_text(eot="none"), tmp_path / "out", replace=False)
+    assert_one_line(str(caught.value))
+
+
+@pytest.mark.parametrize(("vocab_size", "is_refused"), [(65_499, False), (65_500, True), (65_536, True)])
+def test_megatron_vocabulary_is_refused_where_it_is_misread(
+    build: Build, tmp_path: Path, vocab_size: int, is_refused: bool
+) -> None:
+    build.manifest = dataclasses.replace(build.manifest, vocab_size=vocab_size)
+    if is_refused:
+        with pytest.raises(MisuseError, match="Megatron-LM misreads vocabularies of"):
+            export_megatron(build, tmp_path, replace=False)
+    else:
+        export_megatron(build, tmp_path, replace=False)
+
+
+def test_large_vocabularies_take_four_bytes(build: Build, tmp_path: Path) -> None:
+    documents = read_build(build, "train")
+    for split in SPLITS:
+        for entry in build.manifest.splits[split].shards:
+            path = build.folder / entry.file
+            path.write_bytes(np.fromfile(path, "<u2").astype("<u4").tobytes())
+    build.manifest = dataclasses.replace(build.manifest, vocab_size=70_000, dtype="<u4")
+    export_megatron(build, tmp_path / "megatron", replace=False)
+    assert (tmp_path / "megatron" / "train.idx").read_bytes()[17] == 4  # int32
+    assert np.fromfile(tmp_path / "megatron" / "train.bin", "<i4").tolist() == np.concatenate(documents).tolist()
+    first, *_ = export_llmc(build, tmp_path / "llm.c", replace=False)
+    assert np.fromfile(first, "<i4", 2).tolist() == [20240801, 7]
+    assert np.fromfile(first, "<u4", offset=1024)[1 : len(documents[0])].tolist() == documents[0][:-1]
+    export_datatrove(build, tmp_path / "datatrove", replace=False)
+    assert np.fromfile(tmp_path / "datatrove" / "train" / "00000.ds", "<u4", len(documents[0])).tolist() == documents[0]
+
+
+def test_document_of_an_unknown_source_is_an_error(build: Build, tmp_path: Path) -> None:
+    path = build.folder / "train-00000.docs"
+    docs = np.fromfile(path, DOC_DTYPE)
+    docs["source"][3] = 4_294_967_295
+    docs.tofile(path)
+    with pytest.raises(FolioError, match="has documents of source 4294967295, which is not in its manifest"):
+        export_parquet(build, tmp_path / "out", replace=False)
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_datasets_reads_parquet(build: Build, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    export_parquet(build, tmp_path / "out", replace=False)
+    files = {split: str(tmp_path / "out" / f"{split}-*.parquet") for split in SPLITS}
+    loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
+    for split in SPLITS:
+        assert loaded[split]["input_ids"][:] == read_build(build, split)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_megatron_core_reads_its_index(build: Build, tmp_path: Path) -> None:
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    export_megatron(build, tmp_path / "out", replace=False)
+    for split in SPLITS:
+        dataset = IndexedDataset(str(tmp_path / "out" / split))
+        assert [dataset[i].tolist() for i in range(len(dataset))] == read_build(build, split)
+        assert dataset.document_indices.tolist() == list(range(len(dataset) + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_datatrove_reads_its_files(build: Build, tmp_path: Path) -> None:
+    from datatrove.utils.dataset import DatatroveFolderDataset
+
+    export_datatrove(build, tmp_path / "out", replace=False)
+    for split in SPLITS:
+        length = 24
+        dataset = DatatroveFolderDataset(str(tmp_path / "out" / split), seq_len=length, token_size=2)
+        windows = [dataset[i]["input_ids"].tolist() for i in range(len(dataset))]
+        expected = []
+        for shard in build.shards(split):
+            ids = shard.tokens.tolist()
+            expected += [ids[i : i + length + 1] for i in range(0, len(ids) - length, length + 1)]
+        assert windows == expected
