@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 MAX_WORKERS = 256
+NUM_FILE_OPTIONS = 3  # the first options of INPUT_OPTIONS name the files: --corpus, --input and --source
+# The settings of the options that `format_options` does not add.
+NO_PROCESSING: dict[str, Any] = {
+    "clean": None, "decontaminate": (), "pii": None, "languages": None, "min_language_score": None, "quality": None,
+    "filters": (),
+}  # fmt: skip
 
 INPUT_OPTIONS = [
     click.option(
@@ -268,6 +274,13 @@ PROCESSING_OPTIONS = [
 def recipe_options(command: Command) -> Command:
     """Add INPUT_OPTIONS and PROCESSING_OPTIONS, which `command` passes to `RecipeOptions`."""
     for option in reversed(INPUT_OPTIONS + PROCESSING_OPTIONS):
+        command = option(command)
+    return command
+
+
+def format_options(command: Command) -> Command:
+    """Add the options of INPUT_OPTIONS that say how files are read, without those that name the files."""
+    for option in reversed(INPUT_OPTIONS[NUM_FILE_OPTIONS:]):
         command = option(command)
     return command
 

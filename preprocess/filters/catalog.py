@@ -17,6 +17,7 @@ CLASSES = {
     "bad_words": ("preprocess.filters.bad_words", "BadWordsFilter"),
     "word_count": ("preprocess.filters.word_count", "WordCountFilter"),
     "language": ("preprocess.filters.language", "LanguageFilter"),
+    "classifier": ("preprocess.filters.classifier", "ClassifierFilter"),
     "pii": ("preprocess.filters.pii", "PiiFilter"),
 }
 

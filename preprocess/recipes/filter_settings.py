@@ -146,6 +146,22 @@ class Language:
         object.__setattr__(self, "languages", tuple(sorted(set(self.languages))))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """Settings of `classifier`."""
+
+    model: str = file()  # written by `preprocess filter train`
+    min_score: float = number(0.5)
+    sha256: str = ""  # of the file; set when it is read
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise MisuseError(
+                "the filter classifier needs a model; write classifier:model=FILE, with a file that "
+                "`preprocess filter train` has written"
+            )
+
+
 PII_KINDS = ("key", "email", "ip", "iban", "card", "phone")
 PII_POLICIES = ("mask", "drop")
 
@@ -181,6 +197,7 @@ FILTERS: dict[str, type] = {
     "bad_words": BadWords,
     "word_count": WordCount,
     "language": Language,
+    "classifier": Classifier,
     "pii": Pii,
 }
 # The filters that remove lines. They are errors with chats, because they would join the messages of several people.
