@@ -79,9 +79,9 @@ def format_figures(path: Path, figures: JsonObject) -> list[str]:
         f"{figures['accuracy']:.1%}; at a score of 0.5, precision {precision}, recall {figures['recall']:.1%}",
         "scores      " + " ".join(f"{_name(quantile):>7}" for quantile in QUANTILES),
     ]
-    return lines + [
-        f"  {name:8}  " + " ".join(f"{value:7.4f}" for value in figures[f"scores_{name}"]) for name in ("like", "unlike")
-    ]
+    for name in ("like", "unlike"):
+        lines.append(f"  {name:8}  " + " ".join(f"{value:7.4f}" for value in figures[f"scores_{name}"]))
+    return lines
 
 
 def _name(quantile: float) -> str:

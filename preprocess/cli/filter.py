@@ -64,9 +64,7 @@ def try_command(output: Output, specs: tuple[str, ...], num_documents: int, num_
     metavar="PATH",
     help="Documents to keep: a file, a folder, a quoted glob or a URL, as for --input. May be repeated.",
 )
-@click.option(
-    "--unlike", multiple=True, required=True, metavar="PATH", help="Documents to drop. May be repeated."
-)
+@click.option("--unlike", multiple=True, required=True, metavar="PATH", help="Documents to drop. May be repeated.")
 @click.option(
     "--out", "path", type=click.Path(path_type=Path), required=True, metavar="FILE", help="File to write the model to."
 )
@@ -87,9 +85,9 @@ def train_command(
     """
     from preprocess.build.train_classifier import format_figures, train_classifier
 
-    recipes = [
+    liked, unliked = (
         RecipeOptions(None, paths, None, **NO_PROCESSING, **options).load_recipe(tokenizer="byte")
         for paths in (like, unlike)
-    ]
-    figures = train_classifier(*recipes, path, replace=replace, progress=output.progress())
+    )
+    figures = train_classifier(liked, unliked, path, replace=replace, progress=output.progress())
     output.write({"file": str(path), **figures}, format_figures(path, figures))
