@@ -29,7 +29,7 @@ NGRAM_ORDER = 2  # words, and pairs of words
 class Features:
     """Features of the D texts of a group. A long text has several of these, one for each window."""
 
-    buckets: np.ndarray  # (F,) int32, in no order within a text
+    buckets: np.ndarray  # (F,) int32, in the order of the text
     firsts: np.ndarray  # (D + 1,) int64, index of the first feature of each text; at the end F
 
 
@@ -45,33 +45,24 @@ def iter_features(group: TextGroup, bucket_bits: int) -> Iterator[Features]:
         return
     last = np.empty(0, np.uint64)  # the hash of the last word of the windows before
     for window in iter_word_windows(group):
-        words = find_words(window)
-        hashes = words.hash(window.data)
-        if not len(hashes):
-            continue
-        pairs = _hash_pairs(np.concatenate([last, hashes]))
-        last = hashes[-1:]
-        buckets = _find_buckets(np.concatenate([hashes, pairs]), bucket_bits)
+        hashes = np.concatenate([last, find_words(window).hash(window.data)])
+        features = _make_features(hashes, np.array([0, len(hashes)]), bucket_bits)
+        buckets = features.buckets[len(last) :]  # the window before has had its last word
         yield Features(buckets, np.array([0, len(buckets)]))
+        last = hashes[-1:]
 
 
 def _make_features(hashes: np.ndarray, firsts: np.ndarray, bucket_bits: int) -> Features:
     """Return the features of several texts. `hashes`: (W,) uint64, of their words; `firsts`: as in Words."""
     num_words = np.diff(firsts)
-    # Feature 2 i is word i, and feature 2 i + 1 the pair that begins with it, which the last word of a text has not.
-    both = np.empty((len(hashes), 2), np.uint64)
+    # A word, the pair that begins with it, the next word, …; the last word of a text begins no pair.
+    both = np.zeros((len(hashes), 2), np.uint64)
     both[:, 0] = hashes
-    both[:-1, 1] = _hash_pairs(hashes)
+    both[:-1, 1] = hashes[:-1] * MULTIPLIER + hashes[1:]
     is_feature = np.ones((len(hashes), 2), bool)
     is_feature[firsts[1:][num_words > 0] - 1, 1] = False
     edges = np.concatenate([[0], np.cumsum(2 * num_words - (num_words > 0))])
     return Features(_find_buckets(both[is_feature], bucket_bits), edges)
-
-
-def _hash_pairs(hashes: np.ndarray) -> np.ndarray:
-    """Return a hash of each pair of consecutive words. `hashes`: (W,) uint64; returns (W - 1,) uint64, or (0,)."""
-    pairs: np.ndarray = hashes[:-1] * MULTIPLIER + hashes[1:]
-    return pairs
 
 
 def _find_buckets(hashes: np.ndarray, bucket_bits: int) -> np.ndarray:

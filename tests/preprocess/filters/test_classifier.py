@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import random
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from preprocess.documents import make_batch
 from preprocess.errors import FolioError, MisuseError
 from preprocess.filters import words as words_module
 from preprocess.filters.catalog import load_filter
+from preprocess.filters.chain import load_recipe_filters
 from preprocess.filters.classifier_model import (
     METADATA_KEY,
     WEIGHT_UNIT,
@@ -32,9 +34,11 @@ from preprocess.filters.classifier_model import (
     read_classifier,
     write_classifier,
 )
+from preprocess.filters.fit_classifier import ExampleWriter
 from preprocess.filters.logistic import exp, logistic
 from preprocess.filters.spans import MULTIPLIER, hash_spans
 from preprocess.recipes.catalog import load_recipe
+from preprocess.recipes.schema import Recipe
 from preprocess.shards.permutation import mix64
 from tests.conftest import assert_one_line, file_bytes
 from tests.helpers.file_builds import QUIET, build_files, read_stats, read_texts
@@ -171,8 +175,9 @@ def test_a_model_whose_checksum_is_right_can_still_be_wrong(tmp_path: Path) -> N
 
 
 def test_a_file_that_is_not_there_or_has_changed_is_explained(tmp_path: Path, model: ClassifierModel) -> None:
+    recipe = Recipe(corpus="x", filters=(f"classifier:model={tmp_path / 'none'}",))
     with pytest.raises(MisuseError, match="the filter classifier names the file .*, which does not exist"):
-        load_filter(f"classifier:model={tmp_path / 'none'}")
+        load_recipe_filters(recipe)
     with pytest.raises(MisuseError, match="needs a model; write classifier:model=FILE"):
         load_filter("classifier")
     with pytest.raises(FolioError, match="is not a regular file"):
@@ -229,15 +234,18 @@ def test_a_model_has_the_same_bytes_in_whatever_order_its_documents_are_read(
     assert (tmp_path / "model").read_bytes() == expected
 
 
-def test_only_the_beginning_of_a_long_document_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("preprocess.filters.fit_classifier.MAX_FEATURES", 5)
-    sea, town = make_texts(SEA, 20, 1), make_texts(TOWN, 20, 2)
-    first = [" ".join(text.split()[:3]) + f"{i}" for i, text in enumerate(sea)]  # five features
-    train(tmp_path / "a", [write_lines(tmp_path / "1.jsonl", first)], [write_lines(tmp_path / "2.jsonl", town)])
-    longer = [text + " and more of it" for text in first]
-    train(tmp_path / "b", [write_lines(tmp_path / "1.jsonl", longer)], [tmp_path / "2.jsonl"])
-    weights = [read_classifier(tmp_path / name).weights for name in "ab"]
-    assert np.count_nonzero(weights[0]) == np.count_nonzero(weights[1]) > 20
+@pytest.mark.parametrize("group_bytes", [1 << 20, 20])
+def test_the_beginning_of_a_long_document_is_trained_on(monkeypatch: pytest.MonkeyPatch, group_bytes: int) -> None:
+    monkeypatch.setattr(words_module, "GROUP_BYTES", group_bytes)
+    monkeypatch.setattr("preprocess.filters.fit_classifier.MAX_FEATURES", 7)
+    texts = pa.array(["a b c d e f g", "", "h i", "a b c d" + " and more of it" * 9], pa.large_string())
+    with tempfile.TemporaryFile() as file:
+        writer = ExampleWriter(file)
+        writer.add(texts, np.arange(64, dtype=np.uint8).reshape(4, 16), 1)
+        examples = writer.finish()
+        found = [examples.gather(np.array([row])).buckets.tolist() for row in range(4)]
+    assert [len(each) for each in found] == [7, 0, 3, 7]
+    assert found[0] == found[3]  # a, a b, b, b c, c, c d, d
 
 
 def test_too_few_examples_and_wrong_targets_are_explained(tmp_path: Path) -> None:
