@@ -18,6 +18,7 @@ CLASSES = {
     "word_count": ("preprocess.filters.word_count", "WordCountFilter"),
     "language": ("preprocess.filters.language", "LanguageFilter"),
     "classifier": ("preprocess.filters.classifier", "ClassifierFilter"),
+    "perplexity": ("preprocess.filters.perplexity", "PerplexityFilter"),
     "pii": ("preprocess.filters.pii", "PiiFilter"),
 }
 
