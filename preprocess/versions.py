@@ -24,7 +24,7 @@ LIBRARIES_OF_TOKENIZER = {
 
 
 LIBRARIES_OF_FORMAT = {"html": ("resiliparse",), "warc": ("resiliparse", "fastwarc")}
-LIBRARIES_OF_FILTER = {"language": ("py3langid",)}
+LIBRARIES_OF_FILTER = {"language": ("py3langid",), "perplexity": ("torch",)}
 
 
 def collect_versions(tokenizer_kind: str, formats: Iterable[str] = (), filters: Iterable[str] = ()) -> dict[str, str]:

@@ -1,20 +1,21 @@
-"""`preprocess filter try`."""
+"""`preprocess filter try` and `preprocess filter train`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from preprocess.cli.group import Group
-from preprocess.cli.options import RecipeOptions, num_documents_option, recipe_options
+from preprocess.cli.options import NO_PROCESSING, RecipeOptions, format_options, num_documents_option, recipe_options
 from preprocess.cli.output import Output, output_options, version_option
 
 
 @version_option
 @click.group("filter", cls=Group)
 def filter_group() -> None:
-    """Try filters before a build."""
+    """Try filters before a build, or train a classifier for one."""
 
 
 @filter_group.command("try")
@@ -53,3 +54,40 @@ def try_command(output: Output, specs: tuple[str, ...], num_documents: int, num_
     output.write(
         entries, [line for entry in entries for line in (*format_filter_counts([entry]), *format_trial(entry))]
     )
+
+
+@filter_group.command("train")
+@click.option(
+    "--like",
+    multiple=True,
+    required=True,
+    metavar="PATH",
+    help="Documents to keep: a file, a folder, a quoted glob or a URL, as for --input. May be repeated.",
+)
+@click.option("--unlike", multiple=True, required=True, metavar="PATH", help="Documents to drop. May be repeated.")
+@click.option(
+    "--out", "path", type=click.Path(path_type=Path), required=True, metavar="FILE", help="File to write the model to."
+)
+@format_options
+@click.option("--replace", is_flag=True, help="Replace an existing file.")
+@output_options
+def train_command(
+    output: Output, like: tuple[str, ...], unlike: tuple[str, ...], path: Path, replace: bool, **options: Any
+) -> None:
+    """Train a classifier: documents like these, not like those.
+
+    The filter classifier:model=FILE,min_score=0.5 then drops the documents that are less like those of
+    --like. The documents are read and cleaned as a build does, and each is used once. A tenth of
+    them, chosen by the hashes of their contents, are not trained on. For these, the accuracy, the
+    precision and recall at a score of 0.5, and the quantiles of the scores are printed.
+
+    The same documents give the same bytes.
+    """
+    from preprocess.build.train_classifier import format_figures, train_classifier
+
+    liked, unliked = (
+        RecipeOptions(None, paths, None, **NO_PROCESSING, **options).load_recipe(tokenizer="byte")
+        for paths in (like, unlike)
+    )
+    figures = train_classifier(liked, unliked, path, replace=replace, progress=output.progress())
+    output.write({"file": str(path), **figures}, format_figures(path, figures))

@@ -14,9 +14,11 @@ from preprocess.recipes.filter_settings import (
     PII_POLICIES,
     PRESETS,
     Language,
+    Perplexity,
     Pii,
     expand_filters,
     format_filter,
+    parse_filter,
 )
 from preprocess.recipes.schema import CHOICES, CLEANING_RULES
 
@@ -25,6 +27,12 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 MAX_WORKERS = 256
+NUM_FILE_OPTIONS = 3  # the first options of INPUT_OPTIONS name the files: --corpus, --input and --source
+# The settings of the options that `format_options` does not add.
+NO_PROCESSING: dict[str, Any] = {
+    "clean": None, "decontaminate": (), "pii": None, "languages": None, "min_language_score": None, "quality": None,
+    "filters": (), "filter_by_model": None, "min_bits": None, "max_bits": None,
+}  # fmt: skip
 
 INPUT_OPTIONS = [
     click.option(
@@ -183,6 +191,24 @@ PROCESSING_OPTIONS = [
         help="Replace personal data and keys by masks such as <EMAIL>, or drop the documents that contain any. This is "
         "the filter pii; it is applied before all other filters.",
     ),
+    click.option(
+        "--filter-by-model",
+        metavar="RUN",
+        help="Measure how well a run of `folio train` predicts the beginning of each document, for --min-bits and "
+        "--max-bits. This is the filter perplexity; it is applied after all other filters.",
+    ),
+    click.option(
+        "--min-bits",
+        type=float,
+        metavar="X",
+        help="With --filter-by-model: drop documents for which the model needs fewer than X bits per byte.",
+    ),
+    click.option(
+        "--max-bits",
+        type=float,
+        metavar="X",
+        help="With --filter-by-model: drop documents for which the model needs more than X bits per byte.",
+    ),
     click.option("--dedup/--no-dedup", default=None, help="Drop documents that are equal to an earlier one."),
     click.option(
         "--near-dedup",
@@ -272,6 +298,13 @@ def recipe_options(command: Command) -> Command:
     return command
 
 
+def format_options(command: Command) -> Command:
+    """Add the options of INPUT_OPTIONS that say how files are read, without those that name the files."""
+    for option in reversed(INPUT_OPTIONS[NUM_FILE_OPTIONS:]):
+        command = option(command)
+    return command
+
+
 class RecipeOptions:
     """The values of the options that `recipe_options` adds, None or () if they are not given."""
 
@@ -298,7 +331,8 @@ class RecipeOptions:
         settings["decontaminate"] = settings["decontaminate"] or None
         shorthands = _list_shorthands(settings)
         quality, filters = settings.pop("quality"), settings.pop("filters")
-        settings["filters"] = (*shorthands, *expand_filters(quality, filters)) or None
+        by_model = _list_model_filters(settings)
+        settings["filters"] = (*shorthands, *expand_filters(quality, filters), *by_model) or None
         recipe = load_recipe(self.corpus, inputs=self.inputs or None, **settings)
         names = (*recipe.inputs, *(file.name for file in recipe.files))
         if any(name.lower().endswith((".parquet", ".arrow")) for name in names):
@@ -317,6 +351,18 @@ def _list_shorthands(settings: dict[str, Any]) -> tuple[str, ...]:
         language = Language(languages=codes) if min_score is None else Language(languages=codes, min_score=min_score)
         specs.append(format_filter("language", language))
     return tuple(specs)
+
+
+def _list_model_filters(settings: dict[str, Any]) -> tuple[str, ...]:
+    """Remove the options of the filter `perplexity` from `settings`, and return this filter if they are given."""
+    run, min_bits, max_bits = (settings.pop(name) for name in ("filter_by_model", "min_bits", "max_bits"))
+    if run is None:
+        if (min_bits, max_bits) != (None, None):
+            raise click.UsageError("--min-bits and --max-bits need a model: pass --filter-by-model RUN")
+        return ()
+    pairs = {"min_bits": min_bits, "max_bits": max_bits}
+    spec = format_filter("perplexity", Perplexity(run=run, **pairs))
+    return (format_filter(*parse_filter(spec)),)  # parsed, which checks the ranges
 
 
 def workers_option(help: str = "Number of processes.") -> Callable[[Command], Command]:

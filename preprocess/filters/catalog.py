@@ -17,6 +17,8 @@ CLASSES = {
     "bad_words": ("preprocess.filters.bad_words", "BadWordsFilter"),
     "word_count": ("preprocess.filters.word_count", "WordCountFilter"),
     "language": ("preprocess.filters.language", "LanguageFilter"),
+    "classifier": ("preprocess.filters.classifier", "ClassifierFilter"),
+    "perplexity": ("preprocess.filters.perplexity", "PerplexityFilter"),
     "pii": ("preprocess.filters.pii", "PiiFilter"),
 }
 

@@ -12,20 +12,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from preprocess.errors import FolioError, MisuseError, shorten
-from preprocess.recipes.filter_settings import format_filter, list_files, parse_filter
+from preprocess.filters.run_models import find_model
+from preprocess.recipes.filter_settings import format_filter, list_files, list_runs, parse_filter
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.files import HASH_CHUNK_BYTES, open_regular_file, read_small_file
 
 
 def hash_filter_files(recipe: Recipe) -> Recipe:
-    """Return `recipe` with the SHA-256 of the files of its filters.
+    """Return `recipe` with the SHA-256 of the files of its filters. A run becomes its newest checkpoint.
 
     Raises MisuseError if a file does not exist, and FolioError if it is not a regular file.
     """
     specs = []
     for spec in recipe.filters:
         name, settings = parse_filter(spec)
-        if paths := list_files(settings):
+        if runs := list_runs(settings):
+            [(key, path)] = runs.items()
+            folder, sha256 = find_model(path)
+            spec = format_filter(name, dataclasses.replace(settings, sha256=sha256, **{key: str(folder)}))
+        elif paths := list_files(settings):
             spec = format_filter(name, dataclasses.replace(settings, sha256=_hash(name, paths)))
         specs.append(spec)
     return dataclasses.replace(recipe, filters=tuple(specs))

@@ -24,11 +24,13 @@ from preprocess.recipes.language_codes import LANGUAGE_CODES, UNDETERMINED
 
 MAX_SPEC_CHARACTERS = 10_000
 MAX_COUNT = 1 << 40
+MAX_BITS = 1000
 NONE = "none"  # the spelling of None, which turns a rule off
 LIST_SEPARATOR = "|"  # between the values of a setting that is a tuple
 # A comma or a backslash in a value is written with a backslash before it.
 COMMA = re.compile(r"(?<!\\)(?:\\\\)*(,)")
 FILE = "file"  # metadata key of a setting that is the path of a file, or of several
+RUN = "run"  # metadata key, besides FILE, of a setting that is the path of a run
 RANGE = "range"  # metadata key: (min, max) of a number, both inclusive
 
 FilterSettings = Any  # an object of one of the classes in FILTERS
@@ -40,6 +42,15 @@ def file(default: Any = "") -> Any:
     A filter with such a setting also has the setting `sha256: str = ""`, which is set when the files are read.
     """
     return dataclasses.field(default=default, metadata={FILE: True})
+
+
+def run() -> Any:
+    """Return a dataclass field for the path of a run of `folio train`, or of a checkpoint in it.
+
+    It is like `file`, but `sha256` is the hash of what the newest checkpoint computes, and the path becomes that of
+    the checkpoint.
+    """
+    return dataclasses.field(default="", metadata={FILE: True, RUN: True})
 
 
 def number(default: float | None, min_value: float = 0, max_value: float = 1) -> Any:
@@ -146,6 +157,37 @@ class Language:
         object.__setattr__(self, "languages", tuple(sorted(set(self.languages))))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """Settings of `classifier`."""
+
+    model: str = file()  # written by `preprocess filter train`
+    min_score: float = number(0.5)
+    sha256: str = ""  # of the file; set when it is read
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise MisuseError(
+                "the filter classifier needs a model; write classifier:model=FILE, with a file that "
+                "`preprocess filter train` has written"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Perplexity:
+    """Settings of `perplexity`."""
+
+    run: str = run()  # the out_dir of a run, or a checkpoint in it
+    min_bits: float | None = number(None, 0, MAX_BITS)  # per byte of the text
+    max_bits: float | None = number(None, 0, MAX_BITS)
+    max_bytes: int = number(4096, 1, 1 << 20)  # the beginning of a document that is measured
+    sha256: str = ""  # of the model and its tokenizer; set when they are read
+
+    def __post_init__(self) -> None:
+        if not self.run:
+            raise MisuseError("the filter perplexity needs a run; write perplexity:run=RUN,max_bits=…")
+
+
 PII_KINDS = ("key", "email", "ip", "iban", "card", "phone")
 PII_POLICIES = ("mask", "drop")
 
@@ -181,6 +223,8 @@ FILTERS: dict[str, type] = {
     "bad_words": BadWords,
     "word_count": WordCount,
     "language": Language,
+    "classifier": Classifier,
+    "perplexity": Perplexity,
     "pii": Pii,
 }
 # The filters that remove lines. They are errors with chats, because they would join the messages of several people.
@@ -248,6 +292,12 @@ def list_files(settings: FilterSettings) -> tuple[str, ...]:
             value = getattr(settings, field.name)
             paths += value if isinstance(value, tuple) else [value] if value else []
     return tuple(paths)
+
+
+def list_runs(settings: FilterSettings) -> dict[str, str]:
+    """Return the paths of the runs that the settings of a filter name, by the name of the setting."""
+    fields = [field.name for field in dataclasses.fields(settings) if field.metadata.get(RUN)]
+    return {name: getattr(settings, name) for name in fields}
 
 
 def leave_out_folders(spec: str) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from preprocess.errors import FolioError
+from preprocess.shards.manifest import Manifest
 from train.core.memory import is_out_of_memory
 from train.model.base import LanguageModel, evaluation_mode
 
@@ -50,6 +51,27 @@ class ScoringSettings:
     batch_size: int  # windows of block_size tokens; of shorter ones, a forward pass has more
     autocast: AbstractContextManager[object]
     report: Callable[[int, int], None] = lambda num_done, num_windows: None  # called after each forward pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentStart:
+    """The control tokens that a text begins with, as a document does in training."""
+
+    ids: list[int]  # before every text
+    before: list[int]  # what predicts the first token of a text without a context, if `ids` is empty
+
+
+def find_document_start(manifest: Manifest, *, mask_documents: bool) -> DocumentStart:
+    """Return what comes before the text of a document.
+
+    That is the end-of-text token of the document before it, and the begin-of-text token if the recipe has
+    `bos`. With `mask_documents`, no token attends to another document, so only the first token of a document
+    is predicted from the end-of-text token. Authors, cities and years are left out: a task has none.
+    """
+    recipe = manifest.recipe
+    bos = [manifest.bos_id] if recipe.get("bos") and manifest.bos_id is not None else []
+    eot = [manifest.eot_id] if recipe.get("eot") != "none" and manifest.eot_id is not None else []
+    return DocumentStart(ids=bos if mask_documents else eot + bos, before=bos or eot)
 
 
 def cut_windows(context: list[int], continuation: list[int], *, block_size: int) -> Iterator[tuple[list[int], int]]:

@@ -52,7 +52,7 @@ def parse(path: tuple[str, ...], *arguments: str) -> dict[str, object]:
 
 def test_commands_are_all_known() -> None:
     assert {" ".join(path) for path, _ in COMMANDS} == {
-        "build", "corpora", "estimate", "export", "filter try", "list", "rejects", "show", "stats",
+        "build", "corpora", "estimate", "export", "filter train", "filter try", "list", "rejects", "show", "stats",
         "tokenizer inspect", "tokenizer train", "verify",
     }  # fmt: skip
     assert len(OPTIONS_WITH_DASHES) > 60
@@ -109,11 +109,14 @@ def test_group_without_arguments_prints_its_help(preprocess: Run, group: tuple[s
 
 def test_json_and_quiet_work_on_every_command(preprocess: Run, tmp_path: Path) -> None:
     """Each command prints one JSON value and nothing on stderr. `rejects` prints a value for each record."""
+    for name in ("like", "unlike"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(f'{{"text": "{name} {i}"}}\n' for i in range(12)))
     runs = {
         "build": TINY,
         "corpora": ("corpora",),
         "estimate": ("estimate", "--corpus", "synthetic", "--num-pairs", "40", "--tokenizer", "byte"),
         "export": ("export", "synthetic", "--format", "nanogpt", "--output", "exported"),
+        "filter train": ("filter", "train", "--like", "like.jsonl", "--unlike", "unlike.jsonl", "--out", "model"),
         "filter try": ("filter", "try", "word_count", "--corpus", "synthetic", "--num-pairs", "40"),
         "list": ("list",),
         "show": ("show", "synthetic"),
@@ -146,7 +149,9 @@ def test_json_and_quiet_work_on_every_command(preprocess: Run, tmp_path: Path) -
     assert trained["tokenizer"] == "char" and trained["files"] == ["characters/alphabet.txt"]
     assert found["tokenizer inspect"].keys() == {"en", "ru"}
     for name, arguments in runs.items():
-        done = preprocess(*arguments, "--quiet", *(["--replace"] if name in ("export", "tokenizer train") else []))
+        done = preprocess(
+            *arguments, "--quiet", *(["--replace"] if name in ("export", "filter train", "tokenizer train") else [])
+        )
         assert done.returncode == 0 and done.stderr == "" and done.stdout, name
 
 

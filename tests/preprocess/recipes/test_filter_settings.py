@@ -41,7 +41,8 @@ def test_a_preset_comes_before_other_filters() -> None:
 
 @pytest.mark.parametrize("name", FILTERS)
 def test_every_setting_survives_its_spelling(name: str) -> None:
-    settings = BadWords(file="a/b.txt") if name == "bad_words" else FILTERS[name]()
+    required = {"bad_words": {"file": "a/b.txt"}, "classifier": {"model": "a/b"}, "perplexity": {"run": "a/b"}}
+    settings = FILTERS[name](**required.get(name, {}))
     assert parse_filter(format_filter(name, settings)) == (name, settings)
     optional = {f.name: None for f in dataclasses.fields(FILTERS[name]) if "None" in str(f.type)}
     changed = dataclasses.replace(settings, **optional)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 from lm_eval.api.model import TemplateLM
 
 from preprocess.errors import MisuseError
-from preprocess.shards.manifest import Manifest
 from train.config import Config
 from train.core.device import make_autocast
-from train.evaluation.scoring import Request, ScoringSettings, score
+from train.evaluation.scoring import Request, ScoringSettings, find_document_start, score
 from train.model.generate import cut_at_stop, decode_stream, generate
 from train.model.sampler import encode_text, load_text_tokenizer
 from train.run.sampling import TrainedModel
@@ -22,27 +20,6 @@ from train.run.sampling import TrainedModel
 MAX_GENERATED_TOKENS = 256  # if a task does not say how many; that is what the harness does for other models
 GENERATION_SETTINGS = ("temperature", "top_k", "top_p")
 LENGTH_NAMES = ("max_gen_toks", "max_new_tokens")  # in the generation_kwargs of a task
-
-
-@dataclass(frozen=True, kw_only=True)
-class DocumentStart:
-    """The control tokens that a text begins with, as a document does in training."""
-
-    ids: list[int]  # before every text
-    before: list[int]  # what predicts the first token of a text without a context, if `ids` is empty
-
-
-def find_document_start(manifest: Manifest, *, mask_documents: bool) -> DocumentStart:
-    """Return what comes before the text of a document.
-
-    That is the end-of-text token of the document before it, and the begin-of-text token if the recipe has
-    `bos`. With `mask_documents`, no token attends to another document, so only the first token of a document
-    is predicted from the end-of-text token. Authors, cities and years are left out: a task has none.
-    """
-    recipe = manifest.recipe
-    bos = [manifest.bos_id] if recipe.get("bos") and manifest.bos_id is not None else []
-    eot = [manifest.eot_id] if recipe.get("eot") != "none" and manifest.eot_id is not None else []
-    return DocumentStart(ids=bos if mask_documents else eot + bos, before=bos or eot)
 
 
 class HarnessModel(TemplateLM):

@@ -159,7 +159,7 @@ def test_bits_per_byte_are_those_of_the_validation_split(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("settings", [{}, {"mask_documents": True, "arch": "modern", "token_shift": True}])
 def test_text_begins_as_a_document_does(folder: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
-    from train.evaluation.harness.language_model import find_document_start
+    from train.evaluation.scoring import find_document_start
 
     manifest = make_manifest(folder)
     masks = bool(settings)
