@@ -33,6 +33,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from preprocess.build.engines.interface import Task, WorkerDied
+from preprocess.build.engines.unused_libraries import leave_out_pandas
 
 START_METHOD = "spawn" if os.name == "nt" else "forkserver"
 PRELOADED_MODULES = ["preprocess.build.engines.worker_modules"]
@@ -208,6 +209,7 @@ def _run_worker(pipe: Connection) -> None:
     # A terminal sends Ctrl-C to all processes. The main process ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_out_pandas()
     limit_threads()
     tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
     # A thread always reads the pipe. Otherwise a large task and a large result could block each
