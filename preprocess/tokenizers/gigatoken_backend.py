@@ -81,7 +81,8 @@ class GigatokenBackend:
     def _encode_one_by_one(self, data: np.ndarray, boundaries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Encode the texts between the `boundaries`, (D + 1,) int64, of `data`, (B,) uint8, without awkward."""
         encoded = [
-            self._tokenizer.encode(data[start:stop].tobytes()) for start, stop in itertools.pairwise(boundaries.tolist())
+            self._tokenizer.encode(data[start:stop].tobytes())
+            for start, stop in itertools.pairwise(boundaries.tolist())
         ]
         ids = np.concatenate(encoded) if encoded else np.empty(0, np.uint32)
         return ids, np.cumsum([len(of_text) for of_text in encoded], dtype=np.int64)
