@@ -14,7 +14,7 @@ from preprocess.build.repeated_lines import describe_repeated_lines
 from preprocess.build.shard_layout import ShardLayout
 from preprocess.build.stats import describe_build, describe_chats
 from preprocess.shards import format as shard_format
-from preprocess.shards.files import JsonObject, readable_json, sha256_bytes, write_durable
+from preprocess.shards.files import JsonObject, readable_json, sha256_bytes, sync_folder, write_flushed
 from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR
 from preprocess.shards.manifest import ShardEntry
 from preprocess.shards.manifest_file import FORMAT, VERSION
@@ -40,25 +40,29 @@ class BuildContents:
 
 
 def write_metadata(directory: Path, contents: BuildContents, build_log: JsonObject) -> None:
-    """Write the files to `directory`, manifest.json last: a build with a manifest is complete."""
+    """Write the files to `directory`, manifest.json last: a build with a manifest is complete.
+
+    The entries of `directory` are flushed to the disk when it gets its final name.
+    """
     write_tokenizer(directory, contents.corpus.tokenizer)
+    sync_folder(directory / TOKENIZER_DIR)
     described = describe_build(contents.corpus, contents.layout.counts, contents.vocab_size)
     corpus = contents.corpus
     described |= describe_repeated_lines(corpus.work_dir, corpus.recipe, corpus.receipts)
     described |= describe_contamination(contents.corpus.work_dir, contents.corpus.recipe, len(contents.corpus.receipts))
     described |= describe_filters(contents.corpus, contents.plan.input_files)
     stats = readable_json(described | describe_chats(contents.plan.recipe, contents.shards))
-    write_durable(directory / STATS, stats)
-    write_durable(directory / BUILD_LOG, readable_json(build_log))
+    write_flushed(directory / STATS, stats)
+    write_flushed(directory / BUILD_LOG, readable_json(build_log))
     manifest = make_manifest(contents, stats_sha256=sha256_bytes(stats))
-    write_durable(directory / MANIFEST, readable_json(manifest))
+    write_flushed(directory / MANIFEST, readable_json(manifest))
 
 
 def write_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
     """Write the files of `tokenizer` to `directory`, so that `load_tokenizer` finds them there."""
     (directory / TOKENIZER_DIR).mkdir(parents=True, exist_ok=True)
     for file_name, data in tokenizer.files.items():
-        write_durable(directory / TOKENIZER_DIR / file_name, data)
+        write_flushed(directory / TOKENIZER_DIR / file_name, data)
 
 
 def make_manifest(contents: BuildContents, *, stats_sha256: str) -> JsonObject:

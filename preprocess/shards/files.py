@@ -226,6 +226,21 @@ def write_durable(path: Path, data: bytes) -> None:
         raise OSError(e.errno, e.strerror, str(path)) from e
 
 
+def write_flushed(path: Path, data: bytes) -> None:
+    """Write `data` to `path` and flush it to the disk, but not the entry of `path` in its folder.
+
+    This suffices in a new directory that `replace_directory` publishes, and takes half the time of
+    `write_durable`. Raises OSError with `path` as its file name, if writing fails.
+    """
+    try:
+        with open(path, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as e:  # the error of a write names no file
+        raise OSError(e.errno, e.strerror, str(path)) from e
+
+
 def replace_directory(new: Path, target: Path) -> None:
     """Rename the directory `new` to `target`, and delete the directory that was `target`, if any.
 

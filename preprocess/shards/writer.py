@@ -31,6 +31,7 @@ from preprocess.shards.loss_mask import UNPACKED_SUFFIX, pack_mask
 from preprocess.shards.manifest import ShardEntry
 
 MAX_SHARDS = 100_000  # file names have five digits
+MIN_FLUSH_BYTES = 16 << 20  # written since the last flush in the background
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,8 @@ class ShardSealer:
         self._paths = {suffix: plan.path(folder, suffix) for suffix in ("bin", "ends", "docs")}
         self._digests = {suffix: hashlib.sha256() for suffix in self._paths}
         self._num_hashed = dict.fromkeys(self._paths, 0)  # bytes
-        self._flusher = ThreadPoolExecutor(1)
+        self._num_flushed = 0  # bytes of .bin
+        self._flusher = ThreadPoolExecutor(len(self._paths))
         self._flushing: Future[None] | None = None
 
     def advance(self, num_tokens: int, num_documents: int) -> None:
@@ -171,7 +173,9 @@ class ShardSealer:
                 ):
                     self._digests[suffix].update(chunk)
                     self._num_hashed[suffix] += len(chunk)
-        if self._flushing is None or self._flushing.done():
+        is_flushing = self._flushing is not None and not self._flushing.done()
+        if not is_flushing and self._num_hashed["bin"] - self._num_flushed >= MIN_FLUSH_BYTES:
+            self._num_flushed = self._num_hashed["bin"]
             self._flushing = self._flusher.submit(_sync, self._paths["bin"])
 
     def finish(self, max_id: int) -> ShardEntry:
@@ -180,9 +184,8 @@ class ShardSealer:
         `max_id`: the largest id that was written to the shard, −1 if it has no tokens.
         """
         self.advance(self._plan.num_tokens, self._plan.num_documents)
-        self._flusher.shutdown()
-        for path in self._paths.values():
-            _sync(path)
+        with self._flusher:
+            list(self._flusher.map(_sync, self._paths.values()))  # at once: the disk commits them together
         mask_sha256, loss_tokens = None, None
         if self._plan.has_mask:
             unpacked, packed = self._plan.path(self._folder, UNPACKED_SUFFIX), self._plan.path(self._folder, "mask")

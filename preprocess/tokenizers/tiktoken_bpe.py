@@ -31,6 +31,7 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -99,14 +100,15 @@ class TiktokenTokenizer(TwoBackendTokenizer):
 
     def _make_gigatoken(self, tokenizer_class: Any) -> Any:
         # gigatoken reads ranks from a file only, and only without gaps, but p50k_base has one. Gaps
-        # are filled with byte pairs that occur in no UTF-8 text. Special tokens are omitted:
-        # gigatoken would find them in text.
+        # are filled with byte pairs that occur in no UTF-8 text. It does not know every line end that
+        # the file may have. Special tokens are omitted: gigatoken would find them in text.
         gaps = sorted({*range(max(self.ranks.values()))}.difference(self.ranks.values()))
         unused_pairs = (pair for b in range(256) if (pair := bytes([0xFF, b])) not in self.ranks)
         filler = dict(zip(unused_pairs, gaps, strict=False))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / (self._name + RANK_SUFFIX)
-            path.write_bytes(_format_ranks(self.ranks | filler))
+            is_readable = not gaps and b"\r" not in self.files[path.name]
+            path.write_bytes(self.files[path.name] if is_readable else _format_ranks(self.ranks | filler))
             return tokenizer_class.from_tiktoken(path, pretokenizer=PRETOKENIZERS[self._name])
 
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
@@ -327,8 +329,9 @@ def _format_ranks(ranks: dict[bytes, int]) -> bytes:
     return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in by_rank)
 
 
+@lru_cache(maxsize=1)  # a build parses the file twice, when it is loaded and when the work directory's copy is read
 def _parse_ranks(rank_file: bytes, file_name: str) -> dict[bytes, int]:
-    """Return the rank of each token, by token.
+    """Return the rank of each token, by token. The result is shared, so it must not be changed.
 
     Raises ValueError for a malformed line, for ranks that do not ascend, and if one of the 256
     single bytes has no rank (tiktoken would panic on it).

@@ -13,6 +13,8 @@ starts new interpreters.
 
 Each worker has a second task in its queue, so that it never waits for the main process. It uses one
 thread, because the workers together already occupy all cores.
+
+A small build needs no worker, so multiprocessing is imported when the first one is needed.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
-import multiprocessing
 import os
 import queue
 import signal
@@ -29,10 +30,13 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
-from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from preprocess.build.engines.interface import Task, WorkerDied
+from preprocess.build.engines.unused_libraries import leave_out_pandas
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 START_METHOD = "spawn" if os.name == "nt" else "forkserver"
 PRELOADED_MODULES = ["preprocess.build.engines.worker_modules"]
@@ -69,6 +73,8 @@ class ProcessEngine:
     """Runs tasks in `num_workers` processes with one thread each."""
 
     def __init__(self, num_workers: int) -> None:
+        import multiprocessing
+
         self.num_workers = num_workers
         context = multiprocessing.get_context(START_METHOD)
         if START_METHOD == "forkserver":
@@ -77,6 +83,8 @@ class ProcessEngine:
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Any]]:
         """Yield (task, result) as soon as a task is finished."""
+        from multiprocessing.connection import wait
+
         waiting = iter(tasks)
         for _ in range(TASKS_PER_WORKER):
             for worker, task in zip(self._workers, waiting, strict=False):
@@ -101,6 +109,7 @@ class ProcessEngine:
 def start_fork_server() -> None:
     """Start the fork server without waiting for it to import the libraries."""
     if START_METHOD == "forkserver":
+        import multiprocessing
         from multiprocessing import forkserver
 
         multiprocessing.get_context(START_METHOD).set_forkserver_preload(PRELOADED_MODULES)
@@ -208,6 +217,7 @@ def _run_worker(pipe: Connection) -> None:
     # A terminal sends Ctrl-C to all processes. The main process ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_out_pandas()
     limit_threads()
     tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
     # A thread always reads the pipe. Otherwise a large task and a large result could block each

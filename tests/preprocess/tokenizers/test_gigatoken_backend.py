@@ -34,3 +34,15 @@ def test_backend_that_cannot_start_leaves_the_reference(
     monkeypatch.setattr(tiktoken_bpe.Gpt2Tokenizer, "_make_gigatoken", fail)
     assert tokenizer.start_fast_backend() == f"gigatoken cannot be used ({error.__name__}: unknown scheme)"
     assert tokenizer.backend == "tiktoken"
+
+
+def test_texts_are_encoded_the_same_one_by_one_and_as_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = arrow([*LINES, "", " "])
+    encoded = []
+    for max_bytes in (0, 1 << 40):
+        monkeypatch.setattr(gigatoken_backend, "MAX_BYTES_ONE_BY_ONE", max_bytes)
+        tokenizer = tiktoken_bpe.load()
+        assert tokenizer.start_fast_backend() is None
+        encoded.append([array.tolist() for array in (*tokenizer.encode(texts.slice(1)), *tokenizer.encode(texts[:0]))])
+    assert encoded[0] == encoded[1]
+    assert encoded[0][0] == tokenizer.encode_reference(texts.slice(1))[0].tolist()
