@@ -250,24 +250,7 @@ def kill_builds(count: int, corpus: Path, output_dir: Path, expected: Any, worke
     assert file_bytes(output_dir) == expected
 
 
-PROSE_WORDS = [
-    "the",
-    "and",
-    "of",
-    "to",
-    "that",
-    "with",
-    "have",
-    "be",
-    "in",
-    "on",
-    "it",
-    "was",
-    "as",
-    "at",
-    "by",
-    "from",
-]
+PROSE_WORDS = ["the", "and", "of", "to", "that", "with", "have", "be", "in", "on", "it", "was", "as", "at", "by"]
 
 
 def write_pages(folder: Path) -> None:
