@@ -3,8 +3,9 @@
 The documents are the corpora of --mirror, cut at paragraphs, the text files of the Python environment
 (sources, licences, descriptions of packages), and adversarial documents. Each of datatrove's filters
 judges every document twice: with the words of Folio, through datatrove's own interface for word
-tokenizers, and with its default words, those of spaCy. Then the four filters of FineWeb's pipeline are
-timed on documents of the corpora, in turn, each document through all filters that keep it.
+tokenizers, and with its default words, those of spaCy. `bad_words` is compared with datatrove's filter
+on words of these documents. Then the four filters of FineWeb's pipeline are timed on documents of the
+corpora or of --timed-file, in turn, each document through all filters that keep it.
 
 This runs in the environment of bench/requirements.txt.
 
@@ -20,10 +21,12 @@ if __name__ == "__main__":  # started by path: this folder would hide the packag
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import json
 import os
 import random
 import re
 import statistics
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -33,6 +36,7 @@ import numpy as np
 import pyarrow as pa
 from datatrove.data import Document
 from datatrove.pipeline.filters import (
+    C4BadWordsFilter,
     C4QualityFilter,
     FineWebQualityFilter,
     GopherQualityFilter,
@@ -48,6 +52,7 @@ from preprocess.filters.characters import MARK, SINGLE, SPACE, TERMINAL, WORD, f
 BATCH_BYTES = 4 << 20  # as in a build
 MAX_FILE_BYTES = 20_000
 MAX_SHOWN = 5  # differences of a filter
+BAD_WORDS = ["war", "the mat", "e.g", "javascript", "u.s", "naïve", "foo_bar", "c++", "größe"]
 
 # Reasons of datatrove and of Folio.
 REASONS = {
@@ -206,6 +211,34 @@ def compare(texts: list[str], words: str, filters: dict[str, Any]) -> None:
             print(f"{'':15}{count:,} times {our_reason} / {their_reason}, such as {texts[example][:60]!r}")
 
 
+def compare_bad_words(texts: list[str], words: list[str], path: Path) -> None:
+    """Print in how many documents the filter `bad_words` and datatrove's differ, with the same list of words."""
+    path.write_text("\n".join(words), encoding="utf-8")
+    filter_ = C4BadWordsFilter()
+    # What datatrove makes of the list that it downloads.
+    choices = "|".join(map(re.escape, words))
+    filter_._badwords_regex["en"] = re.compile(rf"(?:\W|^)({choices})(?:\W|$)")
+    theirs = [not is_kept(filter_, Document(text=text, id="")) for text in texts]
+    ours = [reason is not None for reason, _ in judge(f"bad_words:file={path}", texts)]
+    different = [text for text, a, b in zip(texts, ours, theirs, strict=True) if a != b]
+    print(
+        f"{'':14} {'bad_words':32} {len(texts):>8,} documents, {sum(ours):>6,} dropped, {len(different):>5,} different"
+        + "".join(f"\n{'':15}such as {text[:60]!r}" for text in different[:MAX_SHOWN])
+    )
+
+
+def read_timed(path: Path, num_bytes: int) -> list[str]:
+    """Return the first documents of a JSON lines file with the key `text`, about `num_bytes` of text."""
+    texts, size = [], 0
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            texts.append(json.loads(line)["text"])
+            size += len(texts[-1].encode())
+            if size >= num_bytes:
+                break
+    return texts
+
+
 def is_different(ours: tuple[str | None, str], theirs: tuple[str | None, str]) -> bool:
     """Return whether the reasons differ, or the texts of documents that are kept."""
     return ours[0] != theirs[0] or (ours[0] is None and ours[1] != theirs[1])
@@ -268,6 +301,8 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=6_000, help="real documents")
     parser.add_argument("--default-documents", type=int, default=1_000, help="real documents with datatrove's words")
     parser.add_argument("--timed", type=int, default=600, help="documents of the corpora that are timed")
+    parser.add_argument("--timed-file", type=Path, help="JSON lines with the key text, timed instead of the corpora")
+    parser.add_argument("--timed-mb", type=float, default=10, help="MB of text of --timed-file")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--words", nargs="*", choices=("folio", "default"), default=["folio", "default"])
     arguments = parser.parse_args()
@@ -283,8 +318,13 @@ def main() -> None:
         for kind, texts in kinds.items():
             print(f"{kind} documents", flush=True)
             compare(texts, f"{name} words", make_filters(**({"language": words} if name == "folio" else {})))
+    with tempfile.TemporaryDirectory() as folder:
+        compare_bad_words([*corpora, *files, *adversarial], BAD_WORDS, Path(folder) / "words.txt")
     if arguments.timed:
-        measure(corpora[: arguments.timed], arguments.rounds, words)
+        timed = corpora[: arguments.timed]
+        if arguments.timed_file:
+            timed = read_timed(arguments.timed_file, int(arguments.timed_mb * 1e6))
+        measure(timed, arguments.rounds, words)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -164,14 +165,20 @@ def test_too_small_disk_is_reported_before_the_work(
 
 def start_corpus_build(corpus: Path, output_dir: Path, workers: int, *more: str) -> subprocess.Popen:
     """Start `preprocess build` on the fixture `corpus`, with partitions of 3,000 bytes and `more` options."""
+    columns = [text for name, value in COLUMNS.items() for text in (f"--{name.replace('_', '-')}", value)]
+    return start_build(3000, "--input", corpus, "--output", output_dir, "--workers", workers, *columns, *more)
+
+
+def start_build(partition_bytes: int, *options: object) -> subprocess.Popen:
+    """Start `preprocess build` with the given size of partitions."""
     code = (
-        "import sys; from preprocess.inputs import input_files; input_files.PARTITION_BYTES = 3000\n"
+        f"import sys; from preprocess.inputs import input_files; input_files.PARTITION_BYTES = {partition_bytes}\n"
         "from preprocess.cli.main import main; main(sys.argv[1:])\n"
     )
-    options = {"input": corpus, **COLUMNS, "shard_tokens": SHARD_TOKENS, "workers": workers, "output": output_dir}
-    flags = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-c", code, "build", *flags, "--name", "x", *more]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", code, "build", "--shard-tokens", SHARD_TOKENS, "--name", "x", *options]
+    return subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def list_workers(pid: int) -> list[int]:
@@ -241,6 +248,69 @@ def kill_builds(count: int, corpus: Path, output_dir: Path, expected: Any, worke
             shutil.rmtree(output_dir)
     assert start_corpus_build(corpus, output_dir, workers, *more).wait(60) == 0
     assert file_bytes(output_dir) == expected
+
+
+PROSE_WORDS = ["the", "and", "of", "to", "that", "with", "have", "be", "in", "on", "it", "was", "as", "at", "by"]
+
+
+def write_pages(folder: Path) -> None:
+    """Write documents of which the filters of FineWeb drop some, and copies of others with one other word."""
+    folder.mkdir()
+    rng = random.Random(4)
+    names = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(3, 9))) for _ in range(400)]
+    texts = []
+    for number in range(240):
+        words = [rng.choice(names if i % 2 else PROSE_WORDS) for i in range(rng.randint(60, 110))]
+        lines = [" ".join(words[i : i + 12]) + ("" if number % 8 == 1 else ".") for i in range(0, len(words), 12)]
+        texts.append("\n".join(lines * (3 if number % 8 == 2 else 1)))
+        if number % 3 == 0:
+            texts.append(texts[-1].replace(words[-5], "another", 1))
+    rng.shuffle(texts)
+    for number in range(4):
+        rows = [json.dumps({"text": text}) for text in texts[number::4]]
+        (folder / f"{number}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "partition_bytes"), [(1, 9000), (2, 4000), (5, 20_000)])
+def test_kills_change_no_byte_with_filters_and_near_duplicates(
+    tmp_path: Path, workers: int, partition_bytes: int
+) -> None:
+    """KILLS in the environment sets how many builds are killed for each number of workers."""
+    write_pages(tmp_path / "pages")
+    options = ("--input", tmp_path / "pages", "--quality", "fineweb", "--near-dedup", "drop")
+    expected_dir, output_dir = tmp_path / "expected/x", tmp_path / "x"
+    assert start_build(1 << 24, *options, "--workers", 1, "--output", expected_dir).wait(120) == 0
+    stats = json.loads((expected_dir / "stats.json").read_bytes())
+    assert sum(len(entry["dropped"]) for entry in stats["filters"]) >= 2 and stats["documents"]["near_duplicates"] > 50
+    expected, rng, num_kills = file_bytes(expected_dir), random.Random(workers), 0
+    num_files = 0  # in the work folder of the build that is killed, at least
+    while num_kills < int(os.environ.get("KILLS", 4)):
+        process = start_build(partition_bytes, *options, "--workers", workers, "--output", output_dir)
+        if kill_after_files(process, tmp_path, num_files, rng):
+            num_kills += 1
+            assert not output_dir.exists() or file_bytes(output_dir) == expected
+            num_files = len(list(tmp_path.glob(".x.work/*/*"))) + rng.randrange(12)
+        else:
+            assert file_bytes(output_dir) == expected
+        if output_dir.exists():
+            shutil.rmtree(output_dir)
+            num_files = rng.randrange(12)
+    last = start_build(partition_bytes, *options, "--workers", workers, "--output", output_dir)
+    assert last.wait(120) == 0 and file_bytes(output_dir) == expected
+
+
+def kill_after_files(process: subprocess.Popen, folder: Path, num_files: int, rng: random.Random) -> bool:
+    """Kill a build a random time after its work folder has `num_files` files. Return False if it ends before."""
+    while process.poll() is None:
+        if len(list(folder.glob(".x.work/*/*"))) >= num_files:
+            break
+        time.sleep(0.001)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(rng.uniform(0, 0.2))
+    process.kill()
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
 
 
 def start_synthetic_build(output_dir: Path) -> subprocess.Popen:
