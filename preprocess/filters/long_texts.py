@@ -23,6 +23,8 @@ from preprocess.filters.words import TextGroup, Words, find_words, iter_word_win
 LONG_BYTES = 4 << 20  # of a text that is examined as described above
 WINDOW_ELEMENTS = 1 << 18  # that are hashed at once
 PART_ELEMENTS = 1 << 20  # that are sorted at once
+FEED = re.compile(b"\n")
+ANY_LINE_END = re.compile(rb"\r\n?|[\n\v\f\x1c-\x1e]|\xc2\x85|\xe2\x80[\xa8\xa9]")
 MAX_SHORT = 255  # the length of a word that has at least so many characters; its own is kept apart
 
 
@@ -250,8 +252,8 @@ def _find_run(data: np.ndarray, first: int, min_feeds: int) -> tuple[int, int]:
     return start, match.end() if match else -1
 
 
-def iter_whole_lines(group: TextGroup) -> Iterator[TextGroup]:
-    """Yield the parts of one long text, which end after a line feed.
+def iter_whole_lines(group: TextGroup, line_end: re.Pattern[bytes] = FEED) -> Iterator[TextGroup]:
+    """Yield the parts of one long text, which end after a line end: FEED, or ANY_LINE_END, as in `split_lines`.
 
     A part has some lines, of at most WINDOW_ELEMENTS bytes together, or one longer line.
     """
@@ -259,11 +261,30 @@ def iter_whole_lines(group: TextGroup) -> Iterator[TextGroup]:
     while first < len(data):
         last = min(first + WINDOW_ELEMENTS, len(data))
         if last < len(data):
-            feeds = np.flatnonzero(data[first:last] == LINE_FEED)
-            match = None if len(feeds) else re.compile(b"\n").search(data.data, last)
-            last = first + int(feeds[-1]) + 1 if len(feeds) else match.end() if match else len(data)
+            window = data[first:last]
+            length = _find_last_feed(window)
+            if not length and line_end is ANY_LINE_END:
+                length = _find_last_line_end(window)
+            # A line end of several bytes may begin before `last`.
+            match = None if length else line_end.search(data.data, max(last - 2, first))
+            last = first + length if length else match.end() if match else len(data)
         yield TextGroup(data[first:last], np.array([0, last - first]))
         first = last
+
+
+def _find_last_feed(data: np.ndarray) -> int:
+    """Return the offset after the last line feed, or 0 if there is none."""
+    feeds = np.flatnonzero(data == LINE_FEED)
+    return int(feeds[-1]) + 1 if len(feeds) else 0
+
+
+def _find_last_line_end(data: np.ndarray) -> int:
+    """Return the offset after the last line end of a window without line feeds, or 0 if there is none.
+
+    A carriage return at the end is not one, because a line feed may follow.
+    """
+    ends = split_lines(TextGroup(data[:-1], np.array([0, max(len(data) - 1, 0)]))).starts[1:]
+    return int(ends[-1]) if len(ends) else 0
 
 
 def find_outer_words(group: TextGroup) -> tuple[Words, int]:

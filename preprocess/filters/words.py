@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -40,6 +41,10 @@ from preprocess.filters.characters import (
 from preprocess.filters.spans import hash_spans
 
 GROUP_BYTES = 1 << 20  # of the documents that are examined at once
+# The characters at which `str.split` splits, as UTF-8.
+WHITE_SPACE = re.compile(
+    rb"[\t-\r\x1c- ]|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2(?:\x80[\x80-\x8a\xa8\xa9\xaf]|\x81\x9f)|\xe3\x80\x80"
+)
 MAX_FEW = 4  # spans of a long text whose characters are counted without an array of sums
 FIRST_CHINESE, LAST_CHINESE = 0xE5, 0xE8  # first bytes of U+5000 to U+8FFF
 
@@ -137,6 +142,18 @@ def iter_word_windows(group: TextGroup) -> Iterator[TextGroup]:
     """Yield the parts of one long text, as texts of about GROUP_BYTES. Together they have the words of the text."""
     for first, last in itertools.pairwise([0, *_find_cuts(group.data), len(group.data)]):
         yield TextGroup(group.data[first:last], np.array([0, last - first]))
+
+
+def iter_spaced_windows(group: TextGroup) -> Iterator[TextGroup]:
+    """Yield `group`, or if it is one text of more than GROUP_BYTES, parts of it that are cut after white space."""
+    first, data = 0, group.data
+    while first + GROUP_BYTES < len(data):
+        match = WHITE_SPACE.search(data.data, first + GROUP_BYTES)
+        last = match.end() if match else len(data)
+        yield TextGroup(data[first:last], np.array([0, last - first]))
+        first = last
+    if first < len(data) or not first:
+        yield group if not first else TextGroup(data[first:], np.array([0, len(data) - first]))
 
 
 def _find_cuts(data: np.ndarray) -> Iterator[int]:
