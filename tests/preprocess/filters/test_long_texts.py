@@ -72,6 +72,19 @@ def test_windows_change_no_verdict_of_texts_with_repetitions(name: str) -> None:
             assert_equal(judge(SPECS[name], [text])[1], expected)
 
 
+def test_windows_change_no_word_of_texts_without_spaces() -> None:
+    rng = random.Random(5)
+    characters = "aé.'’,!!--ะกัก้กขあアがゞー々漢한😀\u0301\u200d_1٣¿…«\r\u2028\u3000·"
+    for _ in range(300):
+        text = "".join(rng.choice(characters) * rng.choice([1, 1, 1, 2, 3]) for _ in range(rng.randint(1, 60))).encode()
+        group = words_module.TextGroup(np.frombuffer(text, np.uint8), np.array([0, len(text)]))
+        expected = words_module.find_words(group)
+        with use_small_windows(rng.randint(1, 20)):
+            found = words_module.find_words(group)
+        for name in ("starts", "ends", "lengths", "kinds"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), text.decode())
+
+
 def test_hash_of_a_long_span_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     data = np.random.default_rng(1).integers(0, 256, 1000).astype(np.uint8)
     starts, lengths = np.array([0, 3, 100, 500]), np.array([1000, 97, 203, 8])
@@ -86,6 +99,7 @@ def test_hash_of_a_long_span_does_not_depend_on_chunks(monkeypatch: pytest.Monke
         *((name, unit) for name in NAMES for unit in ("a\n", "word ", "Some words. ")),
         *((name, "a\r") for name in ("c4", "gopher_quality")),  # a line end of theirs
         *(("c4", unit) for unit in ("a ", "[1]", "{", "é. ")),
+        *(("fineweb_quality", unit) for unit in ("a\u2028", "กข", "!?")),  # without spaces and line feeds
     ],
 )
 def test_a_long_text_takes_a_small_multiple_of_its_bytes(name: str, unit: str) -> None:
