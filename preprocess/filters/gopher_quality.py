@@ -64,7 +64,7 @@ class GopherQualityFilter(RuleFilter):
         of_words, of_lines = np.zeros((6, 1), np.int64), np.zeros((3, 1), np.int64)
         has_stop_words = np.zeros((1, len(self._stop_hashes)), bool)
         for part in iter_whole_lines(group, ANY_LINE_END):
-            of_lines += count_lines(part, find_outer_words(part)[0])
+            of_lines += count_lines(part, find_outer_words(part, split_lines)[0])
             for window in iter_word_windows(part):
                 words = find_words(window)
                 of_words += count_words(window, words)

@@ -12,7 +12,7 @@ parts are sorted, so that a sequence that fills the text does not fill a part.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -287,25 +287,25 @@ def _find_last_line_end(data: np.ndarray) -> int:
     return int(ends[-1]) if len(ends) else 0
 
 
-def find_outer_words(group: TextGroup) -> tuple[Words, int]:
+def find_outer_words(group: TextGroup, split: Callable[[TextGroup], Lines]) -> tuple[Words, int]:
     """Return the first and last word of each line of one text, and the number of all its words.
 
-    Of a text that is examined in several windows, those of each window are returned too, but not the others.
+    `split` finds the lines. Of a text that is examined in several windows, those of each window are returned too,
+    but not the others.
     """
     found, num_words, position = [], 0, 0
     for window in iter_word_windows(group):
         words = find_words(window)
         num_words += len(words.starts)
         if len(window.data) < len(group.data):
-            words = _select_outer_words(window, words)
+            words = _select_outer_words(split(window), words)
         found.append((words.starts + position, words.ends + position, words.lengths, words.kinds))
         position += len(window.data)
     starts, ends, lengths, kinds = (np.concatenate(each) for each in zip(*found, strict=True))
     return Words(starts, ends, lengths, kinds, np.array([0, len(starts)])), num_words
 
 
-def _select_outer_words(window: TextGroup, words: Words) -> Words:
-    lines = split_lines(window)
+def _select_outer_words(lines: Lines, words: Words) -> Words:
     first_words, after_last = lines.find_words(words)
     has_words = first_words < after_last
     rows = np.unique(np.concatenate([first_words[has_words], after_last[has_words] - 1]))

@@ -119,18 +119,9 @@ def open_regular_file(path: Path) -> Iterator[BinaryIO]:
         os.close(descriptor)
 
 
-def read_json_lines(
-    path: Path,
-    parse_row: Callable[[JsonObject], Row],
-    *,
-    row_name: str,
-    advice: str,
-    drop_bad_last_line: bool = False,
-) -> list[Row]:
+def read_json_lines(path: Path, parse_row: Callable[[JsonObject], Row], *, row_name: str, advice: str) -> list[Row]:
     """Return the rows that `open_json_lines` yields, as a list."""
-    return list(
-        open_json_lines(path, parse_row, row_name=row_name, advice=advice, drop_bad_last_line=drop_bad_last_line)
-    )
+    return list(open_json_lines(path, parse_row, row_name=row_name, advice=advice))
 
 
 def open_json_lines(
@@ -140,7 +131,7 @@ def open_json_lines(
     row_name: str,
     advice: str,
     drop_bad_last_line: bool = False,
-    max_row_bytes: int = MAX_ROW_BYTES,
+    max_row_bytes: int | None = None,
 ) -> Iterator[Row]:
     """Open a JSON-lines file, and return an iterator over its rows. Blank lines are skipped.
 
@@ -153,11 +144,12 @@ def open_json_lines(
     appended to, a power failure can leave a block of zeros at its end.
 
     Raises FolioError for any other line that is not JSON, is rejected, or has more than
-    `max_row_bytes`, and if `path` is not a regular file. The message contains `row_name`, a noun
+    `max_row_bytes` (by default MAX_ROW_BYTES), and if `path` is not a regular file. The message contains `row_name`, a noun
     phrase for what the line should be, and `advice`, what to do.
     """
     if not path.exists():
         return iter(())
+    limit = max_row_bytes or MAX_ROW_BYTES
     stack = ExitStack()
     file = stack.enter_context(open_regular_file(path))
     size_bytes = os.fstat(file.fileno()).st_size
@@ -166,16 +158,16 @@ def open_json_lines(
         num_left = size_bytes
         with stack:
             for number in itertools.count(1):
-                line = file.readline(min(max_row_bytes, num_left))
+                line = file.readline(min(limit, num_left))
                 num_left -= len(line)
-                if not line.endswith(b"\n") and len(line) < max_row_bytes:  # the end of the file
+                if not line.endswith(b"\n") and len(line) < limit:  # the end of the file
                     break
                 if not line.strip():
                     continue
                 try:
-                    row = _parse_line(line, parse_row, max_row_bytes)
+                    row = _parse_line(line, parse_row, limit)
                 except (ValueError, TypeError, OverflowError) as e:
-                    is_last = line.endswith(b"\n") and not file.readline(max_row_bytes).endswith(b"\n")
+                    is_last = line.endswith(b"\n") and not file.readline(limit).endswith(b"\n")
                     if drop_bad_last_line and is_last:
                         break
                     raise FolioError(f"{path}, line {number} is not {row_name} ({e}); {advice}") from e

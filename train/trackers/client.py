@@ -58,7 +58,7 @@ def send_missing_rows(
 ) -> list[str]:
     """Send the rows of a finished run to the trackers that have not received all of them.
 
-    Returns the names of the trackers that were incomplete before and are complete now. `run_info`
+    Returns the names of the trackers that were incomplete before and are complete now. `run_info`,
     `open_history` and `warn` are as in Trackers, `log` as in Trackers.close.
     """
     last_step = None
@@ -100,7 +100,8 @@ class Trackers:
         `run_info` has the keys `config` (the settings), `build_id` and `build_name`. `step` is the
         number of steps done, or -1 if not even the initial model has been evaluated. `open_history`
         opens the rows up to `step` if a run is continued, and is None if the run is new. Each worker
-        reads them in its own thread, so that they are never all in memory. `warn` is called with one line for each tracker that fails.
+        reads them in its own thread, so that they are never all in memory. `warn` is called with one
+        line for each tracker that fails.
         """
         begin = {"event": "begin", "out_dir": str(out_dir), "step": step, "is_new": open_history is None, **run_info}
         self._warn, self._out_dir, self._last_step = warn, out_dir, step
