@@ -144,8 +144,8 @@ def open_json_lines(
     appended to, a power failure can leave a block of zeros at its end.
 
     Raises FolioError for any other line that is not JSON, is rejected, or has more than
-    `max_row_bytes` (by default MAX_ROW_BYTES), and if `path` is not a regular file. The message contains `row_name`, a noun
-    phrase for what the line should be, and `advice`, what to do.
+    `max_row_bytes` (by default MAX_ROW_BYTES), and if `path` is not a regular file. The message contains
+    `row_name`, a noun phrase for what the line should be, and `advice`, what to do.
     """
     if not path.exists():
         return iter(())
