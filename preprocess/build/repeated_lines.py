@@ -30,7 +30,7 @@ from preprocess.chats.marked_text import get_plain_texts
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.files import JsonObject
 from preprocess.stages.pipeline import Documents
-from preprocess.stages.repeated_lines import Units, find_units, remove_units
+from preprocess.stages.repeated_lines import UnitRemover, Units, iter_units
 
 # index: of the first document with the unit, in the partition or among all documents. count: of the documents.
 UNIT_DTYPE = np.dtype([("h", "<u8"), ("index", "<u8"), ("count", "<u4")])
@@ -44,11 +44,11 @@ def write_units(documents: Documents, recipe: Recipe, file: HashedFile) -> int:
     """Write the units of `documents` to `file`, and return the number of documents."""
     num_documents, parts, num_rows = 0, [], 0
     for batch, _ in documents:
-        units = _find_units(batch, recipe)
-        parts.append((units.hashes, units.documents + num_documents))
-        num_rows += len(units)
+        for units in _iter_units(batch, recipe):
+            parts.append((units.hashes, units.documents + num_documents))
+            num_rows += len(units)
         num_documents += batch.num_rows
-        del batch, units
+        del batch
         if num_rows >= MAX_ROWS:
             file.write(_count_units(parts))
             parts, num_rows = [], 0
@@ -57,10 +57,10 @@ def write_units(documents: Documents, recipe: Recipe, file: HashedFile) -> int:
     return num_documents
 
 
-def _find_units(batch: pa.RecordBatch, recipe: Recipe) -> Units:
+def _iter_units(batch: pa.RecordBatch, recipe: Recipe) -> Iterator[Units]:
     assert recipe.dedup_lines is not None
     texts = get_plain_texts(batch.column("text"), has_chats=False)
-    return find_units(texts, recipe.dedup_lines, recipe.dedup_lines_min_characters)
+    return iter_units(texts, recipe.dedup_lines, recipe.dedup_lines_min_characters)
 
 
 def _count_units(parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
@@ -145,21 +145,29 @@ class LineRemover:
 
     def apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return the documents of `batch` without repeated units."""
-        units = _find_units(batch, self._recipe)
-        documents = (units.documents + self._next_document).astype(np.uint64)
+        remover = None
+        for units in _iter_units(batch, self._recipe):
+            self.counts["units"] += len(units)
+            is_removed = self._find_repeated(units)
+            if is_removed.any():
+                remover = remover or UnitRemover(batch.column("text"))
+                remover.remove(units, is_removed)
+                self.counts["removed"] += int(is_removed.sum())
+                self.counts["removed_bytes"] += int((units.ends - units.starts)[is_removed].sum())
         self._next_document += batch.num_rows
-        self.counts["units"] += len(units)
+        if not remover:
+            return batch
+        self.counts["documents"] += len(remover.documents)
+        return remover.apply_to(batch)
+
+    def _find_repeated(self, units: Units) -> np.ndarray:
+        """Return which units are removed: (U,) bool."""
         if not len(self._hashes):
-            return batch
+            return np.zeros(len(units), bool)
+        documents = (units.documents + self._next_document).astype(np.uint64)
         rows = np.minimum(np.searchsorted(self._hashes, units.hashes), len(self._hashes) - 1)
-        is_removed = (self._hashes[rows] == units.hashes) & (self._first[rows] != documents)
-        if not is_removed.any():
-            return batch
-        edited = remove_units(batch, units, is_removed)
-        self.counts["removed"] += int(is_removed.sum())
-        self.counts["documents"] += len(np.unique(units.documents[is_removed]))
-        self.counts["removed_bytes"] += int((units.ends - units.starts)[is_removed].sum())
-        return edited
+        is_removed: np.ndarray = (self._hashes[rows] == units.hashes) & (self._first[rows] != documents)
+        return is_removed
 
 
 def _map_numbers(path: Path) -> np.ndarray:

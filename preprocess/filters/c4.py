@@ -7,6 +7,7 @@ without white space at their ends and without citations, separated by line feeds
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,9 +20,9 @@ from preprocess.filters.characters import ASCII_KINDS, SPACE
 from preprocess.filters.edited_lines import EditedLines, find_edited_lines, join_lines
 from preprocess.filters.interface import KEEP, Filter, Verdict
 from preprocess.filters.lines import split_at_line_feeds
-from preprocess.filters.long_texts import iter_whole_lines
+from preprocess.filters.long_texts import ANY_LINE_END, iter_whole_lines
 from preprocess.filters.rules import Judgement, join_judgements
-from preprocess.filters.sentences import count_sentences
+from preprocess.filters.sentences import count_sentences, count_sentences_of_line
 from preprocess.filters.spans import sum_between
 from preprocess.filters.words import TextGroup, find_words, iter_text_groups
 from preprocess.recipes.filter_settings import C4
@@ -34,6 +35,7 @@ MAYBE_SPACE[0x80:] = True
 POLICY_PHRASES = (
     b"terms of use", b"privacy policy", b"cookie policy", b"uses cookies", b"use of cookies", b"use cookies",
 )  # fmt: skip
+MAX_MATCHES = 1 << 16  # of a phrase that are looked up at once
 # Why a line is removed, in the order in which the rules are applied. Index 0: it is kept.
 LINE_REASONS = ("", "lines_with_long_words", "lines_without_punctuation", "short_lines", "javascript", "policy")
 
@@ -67,15 +69,20 @@ class C4Filter(Filter):
         judgement.drop_below(2, num_sentences, self._settings.min_sentences)
         return judgement, _strip_texts(kept), num_removed[judgement.reasons == KEEP].sum(axis=0)
 
-    def _edit_lines(self, group: TextGroup, judgement: Judgement) -> tuple[TextGroup, np.ndarray, np.ndarray]:
+    def _edit_lines(
+        self, group: TextGroup, judgement: Judgement, *, is_one_line: bool = False
+    ) -> tuple[TextGroup, np.ndarray, np.ndarray]:
         """Return the texts without the lines that are removed, their sentences, (D,) int64, and how many lines were
         removed from each for each reason, or kept, (D, R) int64. Documents are dropped, too.
         """
         lines = find_edited_lines(group, has_citations=not self._settings.citations)
         removals = self._judge_lines(lines, judgement)
         kept = join_lines(lines, removals == 0)
-        new_lines = split_at_line_feeds(kept)
-        num_sentences = sum_between(count_sentences(kept, find_words(kept), new_lines), new_lines.firsts)
+        if is_one_line:
+            num_sentences = np.array([count_sentences_of_line(kept)])
+        else:
+            new_lines = split_at_line_feeds(kept)
+            num_sentences = sum_between(count_sentences(kept, find_words(kept), new_lines), new_lines.firsts)
         num_removed = np.stack([sum_between(removals == i, lines.firsts) for i in range(len(LINE_REASONS))], axis=1)
         num_sentences[num_removed[:, 0] == 0] = 0
         return kept, num_sentences, num_removed
@@ -85,9 +92,11 @@ class C4Filter(Filter):
         text = bytearray()
         num_lines, num_sentences = 0, np.zeros(1, np.int64)
         num_removed = np.zeros((1, len(LINE_REASONS)), np.int64)
-        for part in iter_whole_lines(group):
+        for part in iter_whole_lines(group, ANY_LINE_END):
             of_part = Judgement(1)
-            kept, in_part, removed = self._edit_lines(part, of_part)
+            kept, in_part, removed = self._edit_lines(
+                part, of_part, is_one_line=len(part.data) > long_texts.WINDOW_ELEMENTS
+            )
             if judgement.reasons[0] == KEEP:  # the first line that drops the document decides
                 judgement.reasons[0] = of_part.reasons[0]
             if removed[0, 0]:
@@ -142,9 +151,10 @@ def _contain(lines: EditedLines, lowered: bytes, phrases: tuple[bytes, ...]) -> 
     """Return whether each line contains one of the phrases: (L,) bool. `lowered`: their bytes in lower case."""
     found = np.zeros(len(lines.starts), bool)
     for phrase in phrases:
-        positions = np.fromiter(_find_all(lowered, phrase), np.int64)
-        rows = np.searchsorted(lines.starts, positions, side="right") - 1
-        found[rows[positions + len(phrase) <= lines.ends[rows]]] = True
+        found_at = _find_all(lowered, phrase)
+        while len(positions := np.fromiter(itertools.islice(found_at, MAX_MATCHES), np.int64)):
+            rows = np.searchsorted(lines.starts, positions, side="right") - 1
+            found[rows[positions + len(phrase) <= lines.ends[rows]]] = True
     return found
 
 

@@ -65,7 +65,7 @@ class FinewebQualityFilter(RuleFilter):
         """Return what `_count` does, for one long text, without the words of all of it in memory: (6, 1) int64."""
         total, equal = np.zeros((6, 1), np.int64), EqualLines()
         for part in iter_whole_lines(group):
-            words, num_words = find_outer_words(part)
+            words, num_words = find_outer_words(part, split_at_line_feeds)
             counts = self._count(part, words, equal)
             counts[4] = num_words
             total += counts

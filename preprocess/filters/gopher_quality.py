@@ -7,7 +7,7 @@ import numpy as np
 from preprocess.filters import long_texts
 from preprocess.filters.characters import ALPHA, SYMBOL
 from preprocess.filters.lines import Lines, split_lines
-from preprocess.filters.long_texts import find_outer_words, iter_whole_lines
+from preprocess.filters.long_texts import ANY_LINE_END, find_outer_words, iter_whole_lines
 from preprocess.filters.rules import Judgement, RuleFilter, divide
 from preprocess.filters.spans import hash_spans, sum_between
 from preprocess.filters.words import TextGroup, Words, find_words, iter_word_windows
@@ -63,8 +63,8 @@ class GopherQualityFilter(RuleFilter):
         """Return what `_count` does, for one long text, without the words of all of it in memory."""
         of_words, of_lines = np.zeros((6, 1), np.int64), np.zeros((3, 1), np.int64)
         has_stop_words = np.zeros((1, len(self._stop_hashes)), bool)
-        for part in iter_whole_lines(group):
-            of_lines += count_lines(part, find_outer_words(part)[0])
+        for part in iter_whole_lines(group, ANY_LINE_END):
+            of_lines += count_lines(part, find_outer_words(part, split_lines)[0])
             for window in iter_word_windows(part):
                 words = find_words(window)
                 of_words += count_words(window, words)

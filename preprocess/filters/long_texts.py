@@ -12,7 +12,7 @@ parts are sorted, so that a sequence that fills the text does not fill a part.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from preprocess.filters.words import TextGroup, Words, find_words, iter_word_win
 LONG_BYTES = 4 << 20  # of a text that is examined as described above
 WINDOW_ELEMENTS = 1 << 18  # that are hashed at once
 PART_ELEMENTS = 1 << 20  # that are sorted at once
+FEED = re.compile(b"\n")
+ANY_LINE_END = re.compile(rb"\r\n?|[\n\v\f\x1c-\x1e]|\xc2\x85|\xe2\x80[\xa8\xa9]")
 MAX_SHORT = 255  # the length of a word that has at least so many characters; its own is kept apart
 
 
@@ -250,8 +252,8 @@ def _find_run(data: np.ndarray, first: int, min_feeds: int) -> tuple[int, int]:
     return start, match.end() if match else -1
 
 
-def iter_whole_lines(group: TextGroup) -> Iterator[TextGroup]:
-    """Yield the parts of one long text, which end after a line feed.
+def iter_whole_lines(group: TextGroup, line_end: re.Pattern[bytes] = FEED) -> Iterator[TextGroup]:
+    """Yield the parts of one long text, which end after a line end: FEED, or ANY_LINE_END, as in `split_lines`.
 
     A part has some lines, of at most WINDOW_ELEMENTS bytes together, or one longer line.
     """
@@ -259,32 +261,51 @@ def iter_whole_lines(group: TextGroup) -> Iterator[TextGroup]:
     while first < len(data):
         last = min(first + WINDOW_ELEMENTS, len(data))
         if last < len(data):
-            feeds = np.flatnonzero(data[first:last] == LINE_FEED)
-            match = None if len(feeds) else re.compile(b"\n").search(data.data, last)
-            last = first + int(feeds[-1]) + 1 if len(feeds) else match.end() if match else len(data)
+            window = data[first:last]
+            length = _find_last_feed(window)
+            if not length and line_end is ANY_LINE_END:
+                length = _find_last_line_end(window)
+            # A line end of several bytes may begin before `last`.
+            match = None if length else line_end.search(data.data, max(last - 2, first))
+            last = first + length if length else match.end() if match else len(data)
         yield TextGroup(data[first:last], np.array([0, last - first]))
         first = last
 
 
-def find_outer_words(group: TextGroup) -> tuple[Words, int]:
+def _find_last_feed(data: np.ndarray) -> int:
+    """Return the offset after the last line feed, or 0 if there is none."""
+    feeds = np.flatnonzero(data == LINE_FEED)
+    return int(feeds[-1]) + 1 if len(feeds) else 0
+
+
+def _find_last_line_end(data: np.ndarray) -> int:
+    """Return the offset after the last line end of a window without line feeds, or 0 if there is none.
+
+    A carriage return at the end is not one, because a line feed may follow.
+    """
+    ends = split_lines(TextGroup(data[:-1], np.array([0, max(len(data) - 1, 0)]))).starts[1:]
+    return int(ends[-1]) if len(ends) else 0
+
+
+def find_outer_words(group: TextGroup, split: Callable[[TextGroup], Lines]) -> tuple[Words, int]:
     """Return the first and last word of each line of one text, and the number of all its words.
 
-    Of a text that is examined in several windows, those of each window are returned too, but not the others.
+    `split` finds the lines. Of a text that is examined in several windows, those of each window are returned too,
+    but not the others.
     """
     found, num_words, position = [], 0, 0
     for window in iter_word_windows(group):
         words = find_words(window)
         num_words += len(words.starts)
         if len(window.data) < len(group.data):
-            words = _select_outer_words(window, words)
+            words = _select_outer_words(split(window), words)
         found.append((words.starts + position, words.ends + position, words.lengths, words.kinds))
         position += len(window.data)
     starts, ends, lengths, kinds = (np.concatenate(each) for each in zip(*found, strict=True))
     return Words(starts, ends, lengths, kinds, np.array([0, len(starts)])), num_words
 
 
-def _select_outer_words(window: TextGroup, words: Words) -> Words:
-    lines = split_lines(window)
+def _select_outer_words(lines: Lines, words: Words) -> Words:
     first_words, after_last = lines.find_words(words)
     has_words = first_words < after_last
     rows = np.unique(np.concatenate([first_words[has_words], after_last[has_words] - 1]))

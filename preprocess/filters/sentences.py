@@ -12,17 +12,13 @@ import numpy as np
 
 from preprocess.filters.characters import SINGLE, TERMINAL, WORD
 from preprocess.filters.lines import Lines
-from preprocess.filters.words import TextGroup, Words
+from preprocess.filters.words import TextGroup, Words, find_words, iter_word_windows
 
 
 def count_sentences(group: TextGroup, words: Words, lines: Lines) -> np.ndarray:
     """Return the number of sentences of each line, at least 1: (L,) int64."""
-    begins_word = words.have(WORD | SINGLE)
-    is_full_stop = group.data[words.starts] == ord(".")
-    is_end = words.have(TERMINAL) & ~begins_word & ~(is_full_stop & (words.lengths > 1))
+    plain, num_ends = _find_ends(group, words)
     first_words, _ = lines.find_words(words)
-    plain = np.flatnonzero(begins_word)  # the words at which a sentence can begin
-    num_ends = np.concatenate([[0], np.cumsum(is_end)])  # before each word
     line_of_plain = np.searchsorted(lines.starts, words.starts[plain], side="right") - 1
     # A word begins a sentence if a mark ends one between it and the plain word before it, or the start of the line.
     before = num_ends[first_words[line_of_plain]]
@@ -31,3 +27,26 @@ def count_sentences(group: TextGroup, words: Words, lines: Lines) -> np.ndarray:
     before[is_same_line] = num_ends[plain[:-1]][is_same_line[1:]]
     begins_sentence = num_ends[plain] > before
     return 1 + np.bincount(line_of_plain[begins_sentence], minlength=len(lines.starts))
+
+
+def count_sentences_of_line(line: TextGroup) -> int:
+    """Return the number of sentences of a text that is one long line, without all of its words in memory."""
+    num_sentences, is_ended = 1, False  # whether a mark follows the last plain word so far
+    for window in iter_word_windows(line):
+        plain, num_ends = _find_ends(window, find_words(window))
+        before = num_ends[plain]
+        if len(plain):
+            num_sentences += bool(is_ended or before[0]) + int(np.count_nonzero(np.diff(before)))
+            is_ended = False
+        is_ended |= bool(num_ends[-1] > (before[-1] if len(plain) else 0))
+    return num_sentences
+
+
+def _find_ends(group: TextGroup, words: Words) -> tuple[np.ndarray, np.ndarray]:
+    """Return the words at which a sentence can begin, (P,), and how many words before each, and before the end of the
+    texts, end a sentence: (W + 1,), both int64.
+    """
+    begins_word = words.have(WORD | SINGLE)
+    is_full_stop = group.data[words.starts] == ord(".")
+    is_end = words.have(TERMINAL) & ~begins_word & ~(is_full_stop & (words.lengths > 1))
+    return np.flatnonzero(begins_word), np.concatenate([[0], np.cumsum(is_end)])

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -40,6 +41,12 @@ from preprocess.filters.characters import (
 from preprocess.filters.spans import hash_spans
 
 GROUP_BYTES = 1 << 20  # of the documents that are examined at once
+# The characters at which `str.split` splits, as UTF-8.
+WHITE_SPACE = re.compile(
+    rb"[\t-\r\x1c- ]|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2(?:\x80[\x80-\x8a\xa8\xa9\xaf]|\x81\x9f)|\xe3\x80\x80"
+)
+PROBE_BYTES = 1 << 12  # in which the begin of a word is looked for, if a long text has no white space
+MAX_CHARACTER_BYTES = 4
 MAX_FEW = 4  # spans of a long text whose characters are counted without an array of sums
 FIRST_CHINESE, LAST_CHINESE = 0xE5, 0xE8  # first bytes of U+5000 to U+8FFF
 
@@ -139,20 +146,47 @@ def iter_word_windows(group: TextGroup) -> Iterator[TextGroup]:
         yield TextGroup(group.data[first:last], np.array([0, last - first]))
 
 
+def iter_spaced_windows(group: TextGroup) -> Iterator[TextGroup]:
+    """Yield `group`, or if it is one text of more than GROUP_BYTES, parts of it that are cut after white space."""
+    first, data = 0, group.data
+    while first + GROUP_BYTES < len(data):
+        match = WHITE_SPACE.search(data.data, first + GROUP_BYTES)
+        last = match.end() if match else len(data)
+        yield TextGroup(data[first:last], np.array([0, last - first]))
+        first = last
+    if first < len(data) or not first:
+        yield group if not first else TextGroup(data[first:], np.array([0, len(data) - first]))
+
+
 def _find_cuts(data: np.ndarray) -> Iterator[int]:
     """Yield the offsets at which a long text is cut before its words are found, so that no word is cut.
 
-    It is cut at white space or before a Chinese character, which begins a word whatever is before it.
+    It is cut at white space or before a Chinese character, which begins a word whatever is before it. If there
+    is neither, the words of some bytes are found to cut it where one begins.
     """
     cut = GROUP_BYTES
     while cut < len(data):
         window = data[cut : cut + GROUP_BYTES]
         is_chinese = (window >= FIRST_CHINESE) & (window <= LAST_CHINESE)
         spaces = np.flatnonzero((window == ord(" ")) | (window == ord("\n")) | is_chinese)
-        if len(spaces):
-            yield cut + int(spaces[0])
-            cut += int(spaces[0])
+        length = int(spaces[0]) if len(spaces) else _find_word_start(data[cut : cut + PROBE_BYTES])
+        if length is not None:
+            yield cut + length
+            cut += length
         cut += GROUP_BYTES
+
+
+def _find_word_start(data: np.ndarray) -> int | None:
+    """Return where a word begins in a part of a text, whatever is before and after the part; None if nowhere."""
+    first = int(np.argmax((data[:4] & 0xC0) != 0x80))  # of a whole character
+    last = len(data) - int(np.argmax((data[:-5:-1] & 0xC0) != 0x80)) - 1
+    if last <= first:
+        return None
+    part = data[first:last]
+    starts = _find_words_in(TextGroup(part, np.array([0, len(part)])), 0, len(part))[0]
+    # Whether a word begins at a character depends on the characters directly before and after it.
+    inside = starts[(starts >= MAX_CHARACTER_BYTES) & (starts <= len(part) - 2 * MAX_CHARACTER_BYTES)]
+    return first + int(inside[0]) if len(inside) else None
 
 
 def _find_words_in(group: TextGroup, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -119,15 +119,24 @@ def open_regular_file(path: Path) -> Iterator[BinaryIO]:
         os.close(descriptor)
 
 
-def read_json_lines(
+def read_json_lines(path: Path, parse_row: Callable[[JsonObject], Row], *, row_name: str, advice: str) -> list[Row]:
+    """Return the rows that `open_json_lines` yields, as a list."""
+    return list(open_json_lines(path, parse_row, row_name=row_name, advice=advice))
+
+
+def open_json_lines(
     path: Path,
     parse_row: Callable[[JsonObject], Row],
     *,
     row_name: str,
     advice: str,
     drop_bad_last_line: bool = False,
-) -> list[Row]:
-    """Return the rows of a JSON-lines file, [] if it does not exist. Blank lines are skipped.
+    max_row_bytes: int | None = None,
+) -> Iterator[Row]:
+    """Open a JSON-lines file, and return an iterator over its rows. Blank lines are skipped.
+
+    A file that does not exist has no rows. The file is opened by the call, and has the rows of that
+    moment, also if it is replaced or appended to before they are read. One line at a time is in memory.
 
     `parse_row` converts the JSON object of a line to a row; it raises ValueError or TypeError to
     reject it. A last line without a line feed is dropped, because a crash interrupted its write.
@@ -135,32 +144,41 @@ def read_json_lines(
     appended to, a power failure can leave a block of zeros at its end.
 
     Raises FolioError for any other line that is not JSON, is rejected, or has more than
-    MAX_ROW_BYTES, and if `path` is not a regular file. The message contains `row_name`, a noun
-    phrase for what the line should be, and `advice`, what to do.
+    `max_row_bytes` (by default MAX_ROW_BYTES), and if `path` is not a regular file. The message contains
+    `row_name`, a noun phrase for what the line should be, and `advice`, what to do.
     """
     if not path.exists():
-        return []
-    rows = []
-    with open_regular_file(path) as file:
-        for number in itertools.count(1):
-            line = file.readline(MAX_ROW_BYTES)
-            if not line.endswith(b"\n") and len(line) < MAX_ROW_BYTES:  # the end of the file
-                break
-            if not line.strip():
-                continue
-            try:
-                rows.append(_parse_line(line, parse_row))
-            except (ValueError, TypeError, OverflowError) as e:
-                is_last = line.endswith(b"\n") and not file.readline(MAX_ROW_BYTES).endswith(b"\n")
-                if drop_bad_last_line and is_last:
+        return iter(())
+    limit = max_row_bytes or MAX_ROW_BYTES
+    stack = ExitStack()
+    file = stack.enter_context(open_regular_file(path))
+    size_bytes = os.fstat(file.fileno()).st_size
+
+    def read_rows() -> Iterator[Row]:
+        num_left = size_bytes
+        with stack:
+            for number in itertools.count(1):
+                line = file.readline(min(limit, num_left))
+                num_left -= len(line)
+                if not line.endswith(b"\n") and len(line) < limit:  # the end of the file
                     break
-                raise FolioError(f"{path}, line {number} is not {row_name} ({e}); {advice}") from e
-    return rows
+                if not line.strip():
+                    continue
+                try:
+                    row = _parse_line(line, parse_row, limit)
+                except (ValueError, TypeError, OverflowError) as e:
+                    is_last = line.endswith(b"\n") and not file.readline(limit).endswith(b"\n")
+                    if drop_bad_last_line and is_last:
+                        break
+                    raise FolioError(f"{path}, line {number} is not {row_name} ({e}); {advice}") from e
+                yield row
+
+    return read_rows()
 
 
-def _parse_line(line: bytes, parse_row: Callable[[JsonObject], Row]) -> Row:
+def _parse_line(line: bytes, parse_row: Callable[[JsonObject], Row], max_row_bytes: int) -> Row:
     if not line.endswith(b"\n"):
-        raise ValueError(f"it has more than {MAX_ROW_BYTES:,} bytes")
+        raise ValueError(f"it has more than {max_row_bytes:,} bytes")
     value = parse_json(line)
     if not isinstance(value, dict):
         raise TypeError("it is not an object")

@@ -12,6 +12,9 @@ has n distinct repeated units, any other unit is removed by mistake with a proba
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +22,13 @@ import pyarrow as pa
 import xxhash
 
 from preprocess.documents import get_text_buffers, replace_column
+from preprocess.filters.words import TextGroup
 from preprocess.stages.ngrams import hash_spans
 
 LINE_FEED = 0x0A
+WINDOW_BYTES = 1 << 20  # of texts whose units are found at once
+SEPARATORS = {"line": re.compile(rb"\n+"), "paragraph": re.compile(rb"\n\n+")}  # after WINDOW_BYTES of a long text
 MAX_SPAN_BYTES = 1 << 12  # a longer unit is hashed separately
-CONTINUATION, CONTINUATION_MASK = 0x80, 0xC0  # bytes of a UTF-8 character after the first
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,42 @@ class Units:
     def __len__(self) -> int:
         return len(self.hashes)
 
+    def move(self, first_document: int, offset: int) -> Units:
+        """Return the units of texts that begin at a document and an offset, after others."""
+        return Units(
+            self.hashes,
+            self.documents + first_document,
+            self.starts + offset,
+            self.ends + offset,
+            self.next_starts + offset,
+        )
 
-def find_units(texts: pa.LargeStringArray, unit: str, min_characters: int) -> Units:
-    """Return the units of D texts that have at least `min_characters` characters.
 
-    `unit`: "line", or "paragraph", which ends at an empty line.
+def iter_units(texts: pa.LargeStringArray, unit: str, min_characters: int) -> Iterator[Units]:
+    """Yield the units of D texts that have at least `min_characters` characters, in order.
+
+    `unit`: "line", or "paragraph", which ends at an empty line. Each part has the units of some texts of
+    at most WINDOW_BYTES together, or of about as many bytes of a longer text, so that the positions of all
+    its lines are never in memory.
     """
     data, offsets = get_text_buffers(texts)
+    first = 0
+    while first < len(texts):
+        last = max(int(np.searchsorted(offsets, offsets[first] + WINDOW_BYTES, "right")) - 1, first + 1)
+        start, end = int(offsets[first]), int(offsets[last])
+        while start < end:
+            match = SEPARATORS[unit].search(data.data, start + WINDOW_BYTES, end) if last == first + 1 else None
+            text_end, next_start = match.span() if match else (end, end)
+            edges = np.clip(offsets[first : last + 1], start, text_end) - start
+            units = _find_units(data[start:text_end], edges, unit, min_characters).move(first, start)
+            units.next_starts[units.next_starts == text_end] = next_start
+            yield units
+            start = next_start
+        first = last
+
+
+def _find_units(data: np.ndarray, offsets: np.ndarray, unit: str, min_characters: int) -> Units:
+    """Return the units of the D texts in `data`, (N,), that begin and end at `offsets`, (D + 1,)."""
     is_text = _find_text(data, offsets, unit)
     is_start, is_end = is_text.copy(), is_text.copy()
     is_start[1:] &= ~is_text[:-1]
@@ -58,8 +92,7 @@ def find_units(texts: pa.LargeStringArray, unit: str, min_characters: int) -> Un
     next_starts = offsets[documents + 1].copy()
     is_followed = np.flatnonzero(documents[1:] == documents[:-1])
     next_starts[is_followed] = starts[is_followed + 1]
-    num_before = _count_before((data & CONTINUATION_MASK) != CONTINUATION)
-    is_long = num_before[ends] - num_before[starts] >= min_characters
+    is_long = TextGroup(data, offsets).count_characters_between(starts, ends) >= min_characters
     starts, ends = starts[is_long], ends[is_long]
     return Units(_hash_units(data, starts, ends), documents[is_long], starts, ends, next_starts[is_long])
 
@@ -70,14 +103,13 @@ def _find_text(data: np.ndarray, offsets: np.ndarray, unit: str) -> np.ndarray:
     if unit == "line":
         return is_text
     # A line feed inside of a paragraph has other characters of the text before and after it.
-    single = np.flatnonzero(~is_text)
-    edges = offsets[1:-1]
-    is_first, is_last = np.isin(single, [0, *edges]), np.isin(single + 1, [len(data), *edges])
-    has_text_before = is_text[np.maximum(single - 1, 0)] & ~is_first
-    has_text_after = is_text[np.minimum(single + 1, len(data) - 1)] & ~is_last
-    result = is_text.copy()
-    result[single[has_text_before & has_text_after]] = True
-    return result
+    is_inside = np.zeros(len(data) + 2, bool)  # between two bytes of text; moved by one byte
+    is_inside[2:-1] = is_text[:-1]
+    is_inside[1:-2] &= is_text[1:]
+    is_inside[offsets + 1] = is_inside[offsets] = False
+    is_inside = is_inside[1:-1]
+    is_inside |= is_text
+    return is_inside
 
 
 def _hash_units(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -88,39 +120,49 @@ def _hash_units(data: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.nd
     return hashes
 
 
-def remove_units(batch: pa.RecordBatch, units: Units, is_removed: np.ndarray) -> pa.RecordBatch:
-    """Return the documents of `batch` without the units for which `is_removed`, (U,) bool, is true.
+class UnitRemover:
+    """Removes units from the texts of a batch.
 
     The separator after a unit is removed too, and at the end of a text the one before it.
     """
-    texts = batch.column("text")
-    data, offsets = get_text_buffers(texts)
-    starts, ends = units.starts[is_removed], units.next_starts[is_removed]
-    change = np.zeros(len(data) + 1, np.int8)
-    np.add.at(change, starts, 1)
-    np.add.at(change, ends, -1)
-    is_kept = np.cumsum(change[:-1], dtype=np.int8) == 0
-    is_kept &= ~_find_trailing(data, offsets, is_kept, units.documents[is_removed])
-    num_before = _count_before(is_kept)
-    new_offsets = pa.py_buffer(num_before[offsets].astype(np.int64))
-    kept = pa.LargeStringArray.from_buffers(len(texts), new_offsets, pa.py_buffer(data[is_kept]))
-    return replace_column(batch, "text", kept)
 
+    def __init__(self, texts: pa.LargeStringArray) -> None:
+        self._data, self._offsets = get_text_buffers(texts)
+        self._is_kept = np.ones(len(self._data), bool)
+        self.documents: set[int] = set()  # from which units are removed
 
-def _count_before(is_counted: np.ndarray) -> np.ndarray:
-    """Return how many of the first i of (N,) bytes are counted, for i from 0 to N: (N + 1,) int32 or int64."""
-    counts = np.zeros(len(is_counted) + 1, np.int32 if len(is_counted) < 1 << 31 else np.int64)
-    np.cumsum(is_counted, out=counts[1:])
-    return counts
+    def remove(self, units: Units, is_removed: np.ndarray) -> None:
+        """Mark the units for which `is_removed`, (U,) bool, is true as removed."""
+        starts, ends = units.starts[is_removed], units.next_starts[is_removed]
+        if not len(starts):
+            return
+        first, last = int(starts[0]), int(ends[-1])
+        change = np.zeros(last - first + 1, np.int8)
+        change[starts - first] += 1  # no two units begin or end at the same byte
+        change[ends - first] -= 1
+        self._is_kept[first:last] &= np.cumsum(change[:-1], dtype=np.int8) == 0
+        self.documents.update(np.unique(units.documents[is_removed]).tolist())
 
+    def apply_to(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Return `batch`, which has the texts, without the units that are marked."""
+        for document in self.documents:
+            self._remove_trailing(int(self._offsets[document]), int(self._offsets[document + 1]))
+        edges = itertools.pairwise(self._offsets.tolist())
+        lengths = [np.count_nonzero(self._is_kept[start:end]) for start, end in edges]
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        buffers = pa.py_buffer(offsets), pa.py_buffer(self._data[self._is_kept])
+        return replace_column(batch, "text", pa.LargeStringArray.from_buffers(batch.num_rows, *buffers))
 
-def _find_trailing(data: np.ndarray, offsets: np.ndarray, is_kept: np.ndarray, documents: np.ndarray) -> np.ndarray:
-    """Return the line feeds that are left at the end of a text whose last unit was removed: (N,) bool."""
-    is_trailing = np.zeros(len(data), bool)
-    for document in np.unique(documents).tolist():
-        start, end = int(offsets[document]), int(offsets[document + 1])
-        if is_kept[end - 1]:
-            continue
-        kept = start + np.flatnonzero(is_kept[start:end] & (data[start:end] != LINE_FEED))
-        is_trailing[(int(kept[-1]) + 1 if len(kept) else start) : end] = True
-    return is_trailing
+    def _remove_trailing(self, start: int, end: int) -> None:
+        """Remove the line feeds that are left at the end of a text, if its last unit was removed."""
+        if self._is_kept[end - 1]:
+            return
+        last = end  # after the last byte that remains
+        while last > start:
+            first = max(last - WINDOW_BYTES, start)
+            rows = np.flatnonzero(self._is_kept[first:last] & (self._data[first:last] != LINE_FEED))
+            if len(rows):
+                last = first + int(rows[-1]) + 1
+                break
+            last = first
+        self._is_kept[last:end] = False

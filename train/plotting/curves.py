@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from preprocess.errors import MisuseError
-from train.run.metrics import METRICS_FILE, read_rows
+from train.run.metrics import METRICS_FILE, open_rows
 
 METRICS = ("train_loss", "val_loss", "learning_rate", "tokens_per_s")
 # A row with this key reports a rollback: its value is the step from which the run returned to the
@@ -21,7 +24,7 @@ class Curves:
     """The data of a run that is plotted."""
 
     name: str
-    points: dict[str, tuple[list[int], list[float]]]  # steps and values of each of METRICS
+    points: dict[str, tuple[np.ndarray, np.ndarray]]  # steps, (P,) int64, and values, (P,) float64, of each of METRICS
     rollbacks: list[tuple[int, int]]  # (step that the run returned to, step that it came from)
 
 
@@ -31,24 +34,26 @@ def read_curves(run: Path, name: str, *, warn: Callable[[str], None]) -> Curves:
     Values beyond ±MAX_VALUE are left out, and `warn` is called with one line. Raises MisuseError if
     there is no run or it has no losses, and FolioError if a row of its metrics.jsonl is damaged.
     """
-    rows = read_rows(_find_metrics(run))
-    all_points = {
-        key: [(row.step, value) for row in rows if (value := row.values.get(key)) is not None] for key in METRICS
-    }
-    points = {key: [(step, float(v)) for step, v in pairs if abs(v) <= MAX_VALUE] for key, pairs in all_points.items()}
-    if not points["train_loss"] and not points["val_loss"]:
+    points = {key: (array("q"), array("d")) for key in METRICS}  # 16 bytes for each value
+    rollbacks: list[tuple[int, int]] = []
+    num_left_out = 0
+    for row in open_rows(_find_metrics(run)):
+        for key, (steps, values) in points.items():
+            if (value := row.values.get(key)) is None:
+                continue
+            if abs(value) <= MAX_VALUE:
+                steps.append(row.step)
+                values.append(value)
+            else:
+                num_left_out += 1
+        if (from_step := row.values.get(ROLLBACK_KEY)) is not None and 0 <= from_step <= MAX_VALUE:
+            rollbacks.append((row.step, int(from_step)))
+    if not points["train_loss"][0] and not points["val_loss"][0]:
         raise MisuseError(f"{run} has no losses to plot in {METRICS_FILE}; train it further, or name another run")
-    if num_left_out := sum(len(all_points[key]) - len(points[key]) for key in METRICS):
+    if num_left_out:
         warn(f"{name}: {num_left_out:,} values beyond {MAX_VALUE:g} are left out of the plot")
-    return Curves(
-        name=name,
-        points={key: ([step for step, _ in pairs], [value for _, value in pairs]) for key, pairs in points.items()},
-        rollbacks=[
-            (row.step, int(step))
-            for row in rows
-            if (step := row.values.get(ROLLBACK_KEY)) is not None and 0 <= step <= MAX_VALUE
-        ],
-    )
+    arrays = {key: (np.array(steps), np.array(values)) for key, (steps, values) in points.items()}
+    return Curves(name=name, points=arrays, rollbacks=rollbacks)
 
 
 def _find_metrics(run: Path) -> Path:

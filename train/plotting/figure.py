@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from train.plotting.curves import Curves
 from train.plotting.labels import fit_names, fit_text, measure_inches, spread
 from train.plotting.style import (
@@ -58,7 +60,7 @@ def draw_figure(runs: Sequence[Curves]) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    panels = [panel for panel in PANELS if any(run.points[metric][0] for run in runs for metric in panel.metrics)]
+    panels = [panel for panel in PANELS if any(len(run.points[metric][0]) for run in runs for metric in panel.metrics)]
     names = fit_names([run.name for run in runs], NAME_INCHES, LEGEND_POINTS)
     column_inches = max(measure_inches(name, LEGEND_POINTS) for name in names) + LEGEND_HANDLE_INCHES
     num_columns = min(len(runs), int(LEGEND_INCHES / column_inches))
@@ -71,7 +73,7 @@ def draw_figure(runs: Sequence[Curves]) -> Figure:
     all_axes = grid[:, 0]
     for panel, axes in zip(panels, all_axes, strict=True):
         _draw_panel(axes, panel, runs)
-    _format_step_axis(all_axes[-1], [step for run in runs for steps, _ in run.points.values() for step in steps])
+    _format_step_axis(all_axes[-1], [steps for run in runs for steps, _ in run.points.values() if len(steps)])
     _label_last_values(all_axes[0], runs)
     _add_line_legend(all_axes[0], runs)
     if len(runs) > 1:
@@ -100,11 +102,12 @@ def _draw_panel(axes: Axes, panel: Panel, runs: Sequence[Curves]) -> None:
         axes.locator_params(axis="y", nbins=4)
 
 
-def _format_step_axis(axes: Axes, steps: Sequence[int]) -> None:
+def _format_step_axis(axes: Axes, steps_of_curves: Sequence[np.ndarray]) -> None:
     """Format the axis that all panels share: whole numbers, and a margin at both ends."""
     from matplotlib.ticker import MaxNLocator
 
-    first, last = min(steps), max(steps)
+    first = min(int(steps.min()) for steps in steps_of_curves)
+    last = max(int(steps.max()) for steps in steps_of_curves)
     margin = max((last - first) * 0.02, 0.6)
     axes.set_xlim(first - margin, last + margin)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1))
@@ -114,7 +117,7 @@ def _format_step_axis(axes: Axes, steps: Sequence[int]) -> None:
 
 def _label_last_values(axes: Axes, runs: Sequence[Curves]) -> None:
     """Write the last validation loss of each run to the right of the panel, without overlaps."""
-    last_values = [(i, run.points["val_loss"][1][-1]) for i, run in enumerate(runs) if run.points["val_loss"][1]]
+    last_values = [(i, run.points["val_loss"][1][-1]) for i, run in enumerate(runs) if len(run.points["val_loss"][1])]
     if len(last_values) > MAX_LABELS:
         return
     low, high = axes.get_ylim()
@@ -136,7 +139,9 @@ def _add_line_legend(axes: Axes, runs: Sequence[Curves]) -> None:
     from matplotlib.lines import Line2D
 
     labels = {"train_loss": "training", "val_loss": "validation"}
-    entries = [(get_curve_style(m, 0), label) for m, label in labels.items() if any(run.points[m][0] for run in runs)]
+    entries = [
+        (get_curve_style(m, 0), label) for m, label in labels.items() if any(len(run.points[m][0]) for run in runs)
+    ]
     if any(run.rollbacks for run in runs):
         entries.append((get_rollback_style(0), _describe_rollbacks(runs)))
     colour: Style = {"color": GREY} if len(runs) > 1 else {}

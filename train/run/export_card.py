@@ -20,7 +20,7 @@ from train.core.settings import format_value
 from train.model import get_architecture
 from train.model.modern import MODELING_FILE
 from train.run.checkpoint import Checkpoint, run_of
-from train.run.metrics import METRICS_FILE, read_rows
+from train.run.metrics import METRICS_FILE, open_rows
 
 CARD_FILE = "README.md"
 NOT_RECORDED, NOT_STATED = "not recorded", "not stated"
@@ -165,7 +165,7 @@ def _list_settings(config: Config) -> list[str]:
 
 
 def _describe_evaluation(checkpoint: Checkpoint) -> list[str]:
-    rows = [row.values for row in read_rows(run_of(checkpoint) / METRICS_FILE) if row.step == checkpoint.info.step]
+    rows = [row.values for row in open_rows(run_of(checkpoint) / METRICS_FILE) if row.step == checkpoint.info.step]
     evaluations: list[Mapping[str, float | None]] = [row for row in rows if "val_loss" in row]
     values = evaluations[-1] if evaluations else {}
     names = {

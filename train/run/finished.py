@@ -15,7 +15,7 @@ from train.core.cli import warn
 from train.run.checkpoint import Checkpoint
 from train.run.context import Run
 from train.run.messages import describe_longer_schedule
-from train.run.metrics import METRICS_FILE, read_rows
+from train.run.metrics import METRICS_FILE, open_rows
 from train.trackers.client import send_missing_rows
 
 
@@ -77,7 +77,9 @@ def describe_finished(checkpoint: Checkpoint, config: Config, command: _Command)
 
 def _update_trackers(run: Run) -> None:
     log = functools.partial(print, flush=True) if not run.console.quiet else lambda line: None
-    rows = read_rows(run.out_dir / METRICS_FILE)
-    sent = send_missing_rows(run.config.track, run.out_dir, run_info=run.info.as_dict(), rows=rows, log=log, warn=warn)
+    open_history = functools.partial(open_rows, run.out_dir / METRICS_FILE)
+    sent = send_missing_rows(
+        run.config.track, run.out_dir, run_info=run.info.as_dict(), open_history=open_history, log=log, warn=warn
+    )
     for name in sent:
         log(f"{name} has received the rows that it did not have")

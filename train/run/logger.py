@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from preprocess.shards.files import JsonObject
 from train.config import Config
 from train.core.cli import warn
 from train.run.console import format_perplexity, format_rate, format_speed, format_step
-from train.run.metrics import METRICS_FILE, Metrics, read_rows
+from train.run.metrics import METRICS_FILE, Metrics, open_rows
 from train.run.validation import Evaluation
 from train.trackers.client import Trackers
 
@@ -151,8 +152,8 @@ class RunLogger:
     def _start_trackers(self, info: RunInfo, *, step: int, is_new: bool) -> Trackers:
         names = info.config.track if self._out_dir else ()
         out_dir = self._out_dir or Path()
-        history = None if is_new or not names else read_rows(out_dir / METRICS_FILE)
-        return Trackers(names, out_dir, run_info=info.as_dict(), step=step, history=history, warn=warn)
+        open_history = None if is_new else functools.partial(open_rows, out_dir / METRICS_FILE)
+        return Trackers(names, out_dir, run_info=info.as_dict(), step=step, open_history=open_history, warn=warn)
 
     def print(self, text: str) -> None:
         """Print lines that stay on the console."""

@@ -6,15 +6,17 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from preprocess.shards.files import JsonObject, read_json_lines, write_durable
+from preprocess.shards.files import JsonObject, open_atomic, open_json_lines
 from train.core.cli import add_path_to_errors
 from train.trackers.protocol import MetricsRow
 
 METRICS_FILE = "metrics.jsonl"
 MAX_STEP = 10**15
+MAX_ROW_BYTES = 4 << 20  # a row has a value for each build of a mixture
 
 
 class Metrics:
@@ -30,8 +32,9 @@ class Metrics:
         `warn` is called with one line if the file is deleted or replaced later.
         """
         self._path, self._warn = out_dir / METRICS_FILE, warn
-        kept = [row for row in read_rows(self._path) if row.step <= last_step]
-        write_durable(self._path, b"".join(map(_encode_row, kept)))
+        rows = open_rows(self._path)
+        with add_path_to_errors(self._path), open_atomic(self._path) as file:
+            file.writelines(_encode_row(row) for row in rows if row.step <= last_step)
         self._file = _open_to_append(self._path)
 
     def write(self, step: int, **values: float | None) -> None:
@@ -51,10 +54,10 @@ class Metrics:
             os.fsync(self._file.fileno())
             return
         self._file.seek(0)
-        rows = self._file.read()
-        self._file.close()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_durable(self._path, rows)
+        with add_path_to_errors(self._path), open_atomic(self._path) as file:
+            shutil.copyfileobj(self._file, file)
+        self._file.close()
         self._file = _open_to_append(self._path)
         self._warn(
             f"{self._path} was deleted or replaced while the run wrote to it; it is written again, with all rows"
@@ -84,17 +87,19 @@ def _encode_row(row: MetricsRow) -> bytes:
     return json.dumps({"step": row.step, **row.values}, allow_nan=False).encode() + b"\n"
 
 
-def read_rows(path: Path) -> list[MetricsRow]:
-    """Return the rows of the metrics.jsonl at `path`, or [] if it does not exist.
+def open_rows(path: Path) -> Iterator[MetricsRow]:
+    """Open the metrics.jsonl at `path`, and return an iterator over its rows; without a file, there are none.
 
-    An incomplete last line is dropped. Raises FolioError if another line is not a row.
+    One row at a time is in memory, because the file of a long run has hundreds of megabytes. An incomplete
+    last line is dropped. The iterator raises FolioError if another line is not a row.
     """
-    return read_json_lines(
+    return open_json_lines(
         path,
         _parse_row,
         row_name="a row of metrics",
         advice="delete the line, or start again with --restart",
         drop_bad_last_line=True,
+        max_row_bytes=MAX_ROW_BYTES,
     )
 
 

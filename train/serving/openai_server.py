@@ -38,11 +38,11 @@ from transformers.cli.serving.utils import GenerateManager, GenerationState
 from preprocess.errors import shorten
 from preprocess.shards.files import JsonObject, parse_json
 from train.model.generate import cut_at_stop
+from train.serving.bodies import BodyError, BodyReader
 from train.serving.loaded_model import LoadedModel
 from train.serving.requests import RequestError, parse_chat, parse_completion
 from train.serving.stops import StopQueue
 
-MAX_BODY_BYTES = 4 << 20
 MAX_CONNECTIONS = 256  # further ones get the status 503
 SECONDS_TO_FINISH = 2  # after Ctrl-C, for the requests that are being answered
 
@@ -161,14 +161,14 @@ class Completions(ChecksRequests, CompletionHandler):
 
 def make_app(loaded: LoadedModel) -> Starlette:
     """Return the application, which answers requests with the model `loaded`."""
-    state = OneGeneration(loaded.context)
+    state, reader = OneGeneration(loaded.context), BodyReader()
     # Else the name of a control token in a message would become the control token.
     chats = Chats(loaded, state, chat_template_kwargs={"sanitize_control_tokens": True})
     completions = Completions(loaded, state)
     entry = {"id": loaded.served.name, "object": "model", "created": loaded.created, "owned_by": "folio"}
 
     async def answer_chat(request: Request) -> Response:
-        body = parse_chat(await _read_json(request))
+        body = parse_chat(await _read_json(request, reader))
         if not loaded.has_chat_template:
             raise RequestError(
                 "the model has no chat template, so it knows no turns; use /v1/completions, or train it on chats"
@@ -178,7 +178,7 @@ def make_app(loaded: LoadedModel) -> Starlette:
         return _end_stream(await chats.handle_request(body, str(uuid.uuid4())))
 
     async def answer_completion(request: Request) -> Response:
-        body = parse_completion(await _read_json(request))
+        body = parse_completion(await _read_json(request, reader))
         loaded.check_text(body["prompt"], is_message=False)
         body["prompt"] = _begin(loaded, body["prompt"])
         return _end_stream(await completions.handle_request(body, str(uuid.uuid4())))
@@ -217,17 +217,16 @@ def _begin(loaded: LoadedModel, prompt: str) -> str:
     return str(text)
 
 
-async def _read_json(request: Request) -> Any:
-    """Return the parsed body. Raises HTTPException or RequestError if it is too large or not JSON."""
+async def _read_json(request: Request, reader: BodyReader) -> Any:
+    """Return the parsed body. Raises HTTPException or RequestError if it is too large, too slow or not JSON."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "the request must have the header Content-Type: application/json")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"the request has more than {MAX_BODY_BYTES:,} bytes")
     try:
-        return parse_json(bytes(body))
+        body = await reader.read(request.stream())
+    except BodyError as e:
+        raise HTTPException(e.status, str(e)) from e
+    try:
+        return parse_json(body)
     except ValueError as e:
         raise RequestError(f"the request is not JSON: {e!s:.80}") from e
 

@@ -10,20 +10,21 @@ exits, does not answer within MAX_CALL_S, or has MAX_QUEUED_EVENTS events waitin
 run `close` waits at most MAX_CLOSE_S.
 
 No row is lost then, because metrics.jsonl has all of them. When a run continues, every tracker is
-sent all rows so far (`history`), and its worker drops those that it has sent before
+sent all rows so far (the history), and its worker drops those that it has sent before
 (progress_file.py). `send_missing_rows` does the same for a finished run.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import queue
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ MAX_SILENT_WAIT_S = 3.0  # `close` waits this long before it says what it is wai
 MAX_QUEUED_EVENTS = 20_000
 MAX_EVENTS_PER_LINE = 500  # with a few metrics per row, these need about one request to MLflow
 
+OpenHistory = Callable[[], Iterator[MetricsRow]]  # opens metrics.jsonl and returns an iterator over its rows
+
 
 def reset_trackers(out_dir: Path) -> None:
     """Delete the files of the trackers in `out_dir`, so that the next run there is a new one for them."""
@@ -45,24 +48,26 @@ def reset_trackers(out_dir: Path) -> None:
 
 
 def send_missing_rows(
-    names: Iterable[str],
+    names: Sequence[str],
     out_dir: Path,
     *,
     run_info: Mapping[str, Any],
-    rows: list[MetricsRow],
+    open_history: OpenHistory,
     log: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> list[str]:
     """Send the rows of a finished run to the trackers that have not received all of them.
 
-    Returns the names of the trackers that were incomplete before and are complete now. `run_info`
-    and `warn` are as in Trackers, `log` as in Trackers.close.
+    Returns the names of the trackers that were incomplete before and are complete now. `run_info`,
+    `open_history` and `warn` are as in Trackers, `log` as in Trackers.close.
     """
-    if not rows:
+    last_step = None
+    for row in open_history() if names else ():
+        last_step = row.step
+    if last_step is None:
         return []
-    last_step = rows[-1].step
     incomplete = [name for name in names if _read_finished_step(out_dir, name) != last_step]
-    trackers = Trackers(incomplete, out_dir, run_info=run_info, step=last_step, history=rows, warn=warn)
+    trackers = Trackers(incomplete, out_dir, run_info=run_info, step=last_step, open_history=open_history, warn=warn)
     trackers.close("finished", log=log)
     return [name for name in incomplete if _read_finished_step(out_dir, name) == last_step]
 
@@ -82,33 +87,30 @@ class Trackers:
 
     def __init__(
         self,
-        names: Iterable[str],
+        names: Sequence[str],
         out_dir: Path,
         *,
         run_info: Mapping[str, Any],
         step: int,
-        history: list[MetricsRow] | None,
+        open_history: OpenHistory | None,
         warn: Callable[[str], None],
     ) -> None:
         """Start a worker process for each name.
 
         `run_info` has the keys `config` (the settings), `build_id` and `build_name`. `step` is the
-        number of steps done, or -1 if not even the initial model has been evaluated. `history` is
-        the rows up to `step` if a run is continued, and None if the run is new. `warn` is called
-        with one line for each tracker that fails.
+        number of steps done, or -1 if not even the initial model has been evaluated. `open_history`
+        opens the rows up to `step` if a run is continued, and is None if the run is new. Each worker
+        reads them in its own thread, so that they are never all in memory. `warn` is called with one
+        line for each tracker that fails.
         """
-        begin = {"event": "begin", "out_dir": str(out_dir), "step": step, "is_new": history is None, **run_info}
+        begin = {"event": "begin", "out_dir": str(out_dir), "step": step, "is_new": open_history is None, **run_info}
         self._warn, self._out_dir, self._last_step = warn, out_dir, step
-        max_queued = MAX_QUEUED_EVENTS + len(history or [])
-        self._trackers = [_TrackerProcess(name, begin, max_queued=max_queued) for name in names]
-        for row in history or []:
-            self.log_row(row.step, row.values)
+        self._trackers = [_TrackerProcess(name, begin, open_history() if open_history else iter(())) for name in names]
 
     def log_row(self, step: int, values: Mapping[str, float | None]) -> None:
         """Send the metrics of a step. Values that are missing or not finite are left out."""
         self._last_step = step
-        finite = {key: value for key, value in values.items() if value is not None and abs(value) <= sys.float_info.max}
-        self._send({"event": "row", "step": step, "time_s": time.time(), "values": finite})
+        self._send(_make_row_event(step, values))
 
     def log_completion(self, step: int, text: str) -> None:
         """Send a prompt and its completion by the model of `step`, as one text."""
@@ -151,15 +153,20 @@ class Trackers:
             )
 
 
-class _TrackerProcess:
-    """The worker process of one tracker, and the thread that writes the queued events to it."""
+def _make_row_event(step: int, values: Mapping[str, float | None]) -> Event:
+    finite = {key: value for key, value in values.items() if value is not None and abs(value) <= sys.float_info.max}
+    return {"event": "row", "step": step, "time_s": time.time(), "values": finite}
 
-    def __init__(self, name: str, begin: Event, *, max_queued: int) -> None:
-        self.name, self._max_queued = name, max_queued
+
+class _TrackerProcess:
+    """The worker process of one tracker, and the thread that writes the history and the queued events to it."""
+
+    def __init__(self, name: str, begin: Event, history: Iterator[MetricsRow]) -> None:
+        self.name = name
         self.failure: str | None = None  # the reason, as soon as the tracker has failed
         self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._call_began_at: float | None = None  # time.monotonic() at the begin of a call; None between calls
-        self._queue.put(begin)
+        self._earlier = itertools.chain([begin], (_make_row_event(row.step, row.values) for row in history))
         self._thread = threading.Thread(target=self._run, name=f"tracker {name}", daemon=True)
         try:
             self._process = subprocess.Popen(
@@ -178,8 +185,8 @@ class _TrackerProcess:
         call_began_at = self._call_began_at  # read once, the thread changes it
         if call_began_at is not None and time.monotonic() - call_began_at > MAX_CALL_S:
             self._kill(f"no answer for {MAX_CALL_S:g} s")
-        elif self._queue.qsize() >= self._max_queued:
-            self._kill(f"{self._max_queued:,} rows are waiting to be sent")
+        elif self._queue.qsize() >= MAX_QUEUED_EVENTS:
+            self._kill(f"{MAX_QUEUED_EVENTS:,} rows are waiting to be sent")
         elif self.failure is None:
             self._queue.put(event)
 
@@ -200,6 +207,8 @@ class _TrackerProcess:
 
     def _run(self) -> None:
         try:
+            while events := list(itertools.islice(self._earlier, MAX_EVENTS_PER_LINE)):
+                self._call(events)
             while self._call(self._next_events()):
                 pass
             self._process.communicate(timeout=MAX_CLOSE_S)

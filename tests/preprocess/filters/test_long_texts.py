@@ -72,6 +72,19 @@ def test_windows_change_no_verdict_of_texts_with_repetitions(name: str) -> None:
             assert_equal(judge(SPECS[name], [text])[1], expected)
 
 
+def test_windows_change_no_word_of_texts_without_spaces() -> None:
+    rng = random.Random(5)
+    characters = "aé.'’,!!--ะกัก้กขあアがゞー々漢한😀\u0301\u200d_1٣¿…«\r\u2028\u3000·"
+    for _ in range(300):
+        text = "".join(rng.choice(characters) * rng.choice([1, 1, 1, 2, 3]) for _ in range(rng.randint(1, 60))).encode()
+        group = words_module.TextGroup(np.frombuffer(text, np.uint8), np.array([0, len(text)]))
+        expected = words_module.find_words(group)
+        with use_small_windows(rng.randint(1, 20)):
+            found = words_module.find_words(group)
+        for name in ("starts", "ends", "lengths", "kinds"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), text.decode())
+
+
 def test_hash_of_a_long_span_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     data = np.random.default_rng(1).integers(0, 256, 1000).astype(np.uint8)
     starts, lengths = np.array([0, 3, 100, 500]), np.array([1000, 97, 203, 8])
@@ -82,8 +95,12 @@ def test_hash_of_a_long_span_does_not_depend_on_chunks(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("name", "unit"),
-    # c4 edits a line as a whole, however long it is.
-    [(name, unit) for name in NAMES for unit in ("a\n", "word ", "Some words. ") if name != "c4" or "\n" in unit],
+    [
+        *((name, unit) for name in NAMES for unit in ("a\n", "word ", "Some words. ")),
+        *((name, "a\r") for name in ("c4", "gopher_quality")),  # a line end of theirs
+        *(("c4", unit) for unit in ("a ", "[1]", "{", "é. ")),
+        *(("fineweb_quality", unit) for unit in ("a\u2028", "กข", "!?")),  # without spaces and line feeds
+    ],
 )
 def test_a_long_text_takes_a_small_multiple_of_its_bytes(name: str, unit: str) -> None:
     text = unit * (800_000 // len(unit))
@@ -96,5 +113,6 @@ def test_a_long_text_takes_a_small_multiple_of_its_bytes(name: str, unit: str) -
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-    limit = {"gopher_repetition": 13, "c4": 6}.get(name, 4)
-    assert peak < limit * len(text), f"{peak / len(text):.1f} bytes for a byte of text"
+    limit = {"gopher_repetition": 13, "c4": 8}.get(name, 4)
+    num_bytes = len(text.encode())
+    assert peak < limit * num_bytes, f"{peak / num_bytes:.1f} bytes for a byte of text"

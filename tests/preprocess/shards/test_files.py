@@ -14,8 +14,8 @@ from preprocess.shards import files
 from preprocess.shards.files import (
     canonical_json,
     open_atomic,
+    open_json_lines,
     parse_json,
-    read_json_lines,
     read_small_file,
     readable_json,
     replace_directory,
@@ -129,7 +129,8 @@ def parse_step(row: dict[str, Any]) -> int:
 
 
 def read_steps(path: Path, **options: bool) -> list[int]:
-    return read_json_lines(path, parse_step, row_name="a row of metrics", advice="delete the line", **options)
+    rows = open_json_lines(path, parse_step, row_name="a row of metrics", advice="delete the line", **options)
+    return list(rows)
 
 
 def test_read_json_lines_drops_a_line_without_line_feed(tmp_path: Path) -> None:
@@ -249,3 +250,15 @@ def test_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
             read_small_file(tmp_path / "sparse")
 
     assert measure_peak_bytes(read) < 1_000_000
+
+
+def test_open_json_lines_yields_the_rows_of_the_moment_of_the_call(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n')
+    appended, replaced = (open_json_lines(path, parse_step, row_name="a row", advice="") for _ in range(2))
+    with open(path, "ab") as file:
+        file.write(b'{"step": 3}\n')
+    assert list(appended) == [1, 2]
+    path.unlink()
+    path.write_bytes(b'{"step": 4}\n')
+    assert list(replaced) == [1, 2]

@@ -33,7 +33,7 @@ from tests.helpers.runs import (
 from tests.helpers.terminal import render, run_on_terminal
 from train import train
 from train.run.checkpoint import find_newest_checkpoint, list_checkpoints
-from train.run.metrics import read_rows
+from train.run.metrics import open_rows
 
 LAST_MODEL = "checkpoints/step-00000150/model.safetensors"
 
@@ -250,7 +250,7 @@ def test_fifty_kills_during_saves_leave_only_complete_checkpoints(folder: Path) 
         num_partial += any((out_dir / "checkpoints").glob(".step-*"))
         newest = find_newest_checkpoint(out_dir, pytest.fail)
         newest_step = newest.info.step if newest else 0
-        assert max(row.step for row in read_rows(out_dir / "metrics.jsonl")) - newest_step <= 1
+        assert max(row.step for row in open_rows(out_dir / "metrics.jsonl")) - newest_step <= 1
     # Most of them on an idle machine: 30 or more. On a busy one a kill comes late.
     assert num_partial > 12, "many kills were in the middle of a save"
     assert invoke("train.py", config).returncode == 0

@@ -120,7 +120,7 @@ def test_only_the_main_process_starts_trackers(folder: Path, tmp_path: Path) -> 
 
 def test_log_row_leaves_out_values_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[dict[str, Any]] = []
-    trackers = client.Trackers((), tmp_path, run_info=RUN_INFO, step=-1, history=None, warn=lambda _: None)
+    trackers = client.Trackers((), tmp_path, run_info=RUN_INFO, step=-1, open_history=None, warn=lambda _: None)
     monkeypatch.setattr(trackers, "_send", events.append)
     trackers.log_row(1, {"a": float("nan"), "b": float("-inf"), "c": None, "d": 10**400, "e": -1.5, "f": 2})
     assert [event["values"] for event in events] == [{"e": -1.5, "f": 2}]

@@ -179,7 +179,7 @@ def test_mlflow_runs_that_start_together_create_one_database(tmp_path: Path) -> 
     for folder in folders:
         folder.mkdir()
     runs = [
-        tracker_client.Trackers(["mlflow"], folder, run_info=RUN_INFO, step=-1, history=None, warn=warnings.append)
+        tracker_client.Trackers(["mlflow"], folder, run_info=RUN_INFO, step=-1, open_history=None, warn=warnings.append)
         for folder in folders
     ]
     for run in runs:
