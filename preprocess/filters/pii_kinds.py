@@ -5,8 +5,9 @@ kind, in linear time and at 600 MB/s. Only these are searched with `pattern`, a 
 `re`. Its repetitions are bounded or can match in one way only, so it takes linear time too. It matches
 ASCII characters only. So a text stays valid UTF-8, and the marks of chats are never part of a match.
 
-Many numbers resemble a card number or an address. `is_valid` therefore checks what a pattern cannot:
-check digits, lengths and ranges.
+Many numbers resemble a card number or an address. `find_end` therefore checks what a pattern cannot:
+check digits, lengths and ranges. It also finds where a number ends, because another one may follow it:
+a card number is often written before the month in which the card expires.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Match = re.Match[bytes]
-Check = Callable[[Match], bool]
+FindEnd = Callable[[Match], int]
 
 # Words before a number of four parts that is not an address: "version 1.2.3.4".
 PRECEDES_VERSION = re.compile(
@@ -25,6 +26,7 @@ PRECEDES_VERSION = re.compile(
 )
 CONTEXT_BYTES = 12
 MAX_PASSES = 8
+NOT_FOUND = -1
 MIN_PLAIN_PHONE_DIGITS = 10  # in a number without separators
 # Length of an IBAN by country, from the registry of SWIFT.
 _IBAN_LENGTHS = """
@@ -35,8 +37,7 @@ _IBAN_LENGTHS = """
     YE30
 """
 IBAN_LENGTHS = {entry[:2].encode(): int(entry[2:]) for entry in _IBAN_LENGTHS.split()}
-# Groups of digits in which card numbers are written.
-CARD_GROUPS = ((4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 3))
+NUM_GROUPED_DIGITS = 16  # of a card number of four groups, which three digits may follow
 # First digits of the card numbers of Visa, Mastercard, American Express, Discover, Diners Club, JCB and UnionPay, and
 # their lengths.
 CARD_ISSUERS = (
@@ -57,16 +58,18 @@ class Kind:
     candidate: str  # RE2: matches every text that has a match of `pattern`
     pattern: re.Pattern[bytes]  # what is replaced
     mask: bytes  # what it is replaced by
-    is_valid: Check = lambda match: True
+    # Returns where the item that begins with a match ends, or NOT_FOUND.
+    find_end: FindEnd = lambda match: match.end()
+
+
+def _end_of_address(match: Match) -> int:
+    is_address = _is_public_v4(match) if b"." in match[0] else _is_public(match[0])
+    return match.end() if is_address else NOT_FOUND
 
 
 def _is_public_v4(match: Match) -> bool:
     context = memoryview(match.string)[max(match.start() - CONTEXT_BYTES, 0) : match.start()]
     return not PRECEDES_VERSION.search(context) and _is_public(match[0])
-
-
-def _is_address(match: Match) -> bool:
-    return _is_public_v4(match) if b"." in match[0] else _is_public(match[0])
 
 
 def _is_public(address: bytes) -> bool:
@@ -76,20 +79,27 @@ def _is_public(address: bytes) -> bool:
         return False
 
 
-def _is_phone(match: Match) -> bool:
+def _end_of_phone(match: Match) -> int:
     digits = re.sub(rb"[^0-9]", b"", match[0])
     is_plain = len(digits) == len(match[0]) - 1
     is_round = digits.endswith(b"000000")  # such as +1 000 000 000, which is an amount
-    return not is_round and (not is_plain or len(digits) >= MIN_PLAIN_PHONE_DIGITS)
+    is_phone = not is_round and (not is_plain or len(digits) >= MIN_PLAIN_PHONE_DIGITS)
+    return match.end() if is_phone else NOT_FOUND
 
 
-def _is_card(match: Match) -> bool:
-    groups = re.split(rb"[ -]", match[0])
-    separators = set(re.sub(rb"[0-9]", b"", match[0]))
-    digits = b"".join(groups)
-    is_grouped = len(separators) == 1 and tuple(map(len, groups)) in CARD_GROUPS
+def _end_of_card(match: Match) -> int:
+    digits = re.sub(rb"[ -]", b"", match[0])
+    if _is_card(digits):
+        return match.end()
+    # Three digits after a card number can be the last group of a longer one, or its security code.
+    if match["last"] and _is_card(digits[:NUM_GROUPED_DIGITS]):
+        return match.start("last")
+    return NOT_FOUND
+
+
+def _is_card(digits: bytes) -> bool:
     has_issuer = any(len(digits) in lengths and first.match(digits) for first, lengths in CARD_ISSUERS)
-    return (not separators or is_grouped) and has_issuer and _has_luhn_digit(digits)
+    return has_issuer and _has_luhn_digit(digits)
 
 
 def _has_luhn_digit(digits: bytes) -> bool:
@@ -99,12 +109,18 @@ def _has_luhn_digit(digits: bytes) -> bool:
     return (sum(values[::2]) + sum(doubled)) % 10 == 0
 
 
-def _is_iban(match: Match) -> bool:
-    text = match[0].replace(b" ", b"")
-    if len(text) != IBAN_LENGTHS.get(text[:2]):
-        return False
+def _end_of_iban(match: Match) -> int:
+    """The country determines the length. A word or a number may follow, as in `AT61 1904 3002 3457 3201 EUR`."""
+    places = [place for place, byte in enumerate(match[0]) if byte != ord(" ")]
+    length = IBAN_LENGTHS.get(match[0][:2], len(places) + 1)
+    if length > len(places):
+        return NOT_FOUND
+    end = places[length - 1] + 1
+    if match[0][end : end + 1].strip():  # the same word continues
+        return NOT_FOUND
+    text = match[0][:end].replace(b" ", b"")
     number = "".join(str(int(chr(byte), 36)) for byte in text[4:] + text[:4])
-    return int(number) % 97 == 1
+    return match.start() + end if int(number) % 97 == 1 else NOT_FOUND
 
 
 _USER = r"[A-Za-z0-9._~%!$&'*+;=-]"
@@ -167,25 +183,29 @@ KINDS: dict[str, Kind] = {
             rb"|(?<![0-9A-Za-z_:.])[23][0-9A-Fa-f]{3}(?::[0-9A-Fa-f]{0,4}){2,7}(?![0-9A-Za-z_:]|\.[0-9])"
         ),
         b"<IP_ADDRESS>",
-        _is_address,
+        _end_of_address,
     ),
     "iban": Kind(
         r"[A-Z]{2}[0-9]{2} ?[0-9A-Z]{4}",
         re.compile(rb"(?<![0-9A-Za-z])[A-Z]{2}[0-9]{2}(?: ?[0-9A-Z]{4}){2,7}(?: ?[0-9A-Z]{1,3})?(?![0-9A-Za-z])"),
         b"<IBAN>",
-        _is_iban,
+        _end_of_iban,
     ),
     "card": Kind(
         r"[0-9]{13}|[0-9]{4}[ -][0-9]{4,6}[ -][0-9]{4,5}",
-        re.compile(rb"(?<![0-9A-Za-z_.+-])[0-9](?:[ -]?[0-9]){12,18}(?![0-9A-Za-z_]|[.-][0-9])"),
+        re.compile(
+            rb"(?<![0-9A-Za-z_.+-])(?:[0-9]{13,19}"
+            rb"|[0-9]{4}([ -])(?:[0-9]{6}\1[0-9]{4,5}|[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?P<last>\1[0-9]{3})?))"
+            rb"(?![0-9A-Za-z_]|[.-][0-9])"
+        ),
         b"<CARD_NUMBER>",
-        _is_card,
+        _end_of_card,
     ),
     "phone": Kind(
         r"\+[1-9]",
         re.compile(rb"(?<![0-9A-Za-z_+.=-])\+[1-9](?:\)?[ ./-]?\(?[0-9]){7,14}(?![0-9A-Za-z_]|[.,][0-9])"),
         b"<PHONE>",
-        _is_phone,
+        _end_of_phone,
     ),
 }
 
@@ -211,13 +231,14 @@ def _replace(text: bytes, kind: Kind) -> tuple[bytes, int]:
     rest, position, found = memoryview(text), 0, 0
     replaced = bytearray()  # grows in place; a list of the parts would take 200 bytes for each match
     while match := kind.pattern.search(rest, position):
-        if kind.is_valid(match):
-            # The rest begins after the match, so that the pattern does not read the match as context of the next one.
+        end = kind.find_end(match)
+        if end == NOT_FOUND:
+            position = match.start() + 1  # an item may begin inside of the match, as a card number after an amount
+        else:
+            # The rest begins after the item, so that the pattern does not read the item as context of the next one.
             replaced += rest[: match.start()]
             replaced += kind.mask
-            rest, position, found = rest[match.end() :], 0, found + 1
-        else:
-            position = match.end()
+            rest, position, found = rest[end:], 0, found + 1
     if not found:
         return text, 0
     replaced += rest

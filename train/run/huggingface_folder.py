@@ -51,6 +51,8 @@ def _check_config(folder: Path, hf_config: JsonObject, format_: HuggingFaceForma
     found = {key: hf_config.get(key) for key in expected}
     differing = [key for key, value in found.items() if value is not None and value != expected[key]]
     details = [f"{key} {found[key]!r:.60}, not {expected[key]!r}" for key in differing]
+    if hf_config.get("quantization_config") is not None:
+        details.append("quantized weights")
     for key, max_value in format_.max_values.items():
         value = hf_config.get(key)
         if value is not None and not (isinstance(value, int | float) and 0 <= value <= max_value):
@@ -66,7 +68,8 @@ def _check_config(folder: Path, hf_config: JsonObject, format_: HuggingFaceForma
 def read_weights(folder: Path, architecture: type[LanguageModel]) -> dict[str, Tensor]:
     """Return the memory-mapped weights, by the names and in the layout of `architecture`.
 
-    Raises MisuseError if the weights are pickled, and FolioError if they are damaged.
+    Raises MisuseError if the weights are pickled or not floating-point numbers, and FolioError if they
+    are damaged.
     """
     tensors: dict[str, Tensor] = {}
     for path in _list_weight_files(folder):
@@ -75,9 +78,17 @@ def read_weights(folder: Path, architecture: type[LanguageModel]) -> dict[str, T
                 raise FolioError(f"{path} contains {shorten(name)} a second time{ADVICE}")
             tensors[name] = tensor
     try:
-        return architecture.import_tensors(tensors)
+        imported = architecture.import_tensors(tensors)
     except ValueError as e:
         raise FolioError(f"{folder} contains {shorten(str(e))} a second time{ADVICE}") from e
+    for name, tensor in imported.items():
+        if not tensor.is_floating_point():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise MisuseError(
+                f"init_from {folder} has {shorten(name)} as {dtype}, which is quantized or not a weight, expected "
+                "floating-point numbers; name the model before its quantization"
+            )
+    return imported
 
 
 def _list_weight_files(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from train.config import Config
 from train.core.device import describe_device, device_peak_flops
 from train.core.memory import peak_memory_bytes
+from train.core.settings import format_value
 from train.optim import schedule_factor
 from train.run.checkpoint import Checkpoint
 from train.run.checkpoint_info import CheckpointInfo
@@ -12,6 +13,9 @@ from train.run.console import format_rate
 from train.run.context import Run
 from train.run.logger import StepCost
 from train.run.state import TrainingState
+
+# Free settings on which the rounding of the results depends, or the dropout.
+ROUNDING_SETTINGS = ("precision", "device", "batch_size", "gradient_accumulation_steps", "compile", "num_threads")
 
 
 def step_cost(run: Run, state: TrainingState) -> StepCost:
@@ -41,14 +45,28 @@ def describe_start(run: Run, state: TrainingState, cost: StepCost) -> list[str]:
 
 
 def describe_continuation(checkpoint: Checkpoint, config: Config) -> str:
-    """Return one line: the checkpoint from which the run continues, and what a raised max_steps means."""
+    """Return one line: the checkpoint from which the run continues, what changes, and what a raised max_steps means."""
     info = checkpoint.info
     line = f"continuing after step {info.step:,}, from {checkpoint.folder}"
+    if changes := list_rounding_changes(info.config, config):
+        line += f"; {', '.join(changes)}: the losses from here on differ slightly from those without this change"
     if not info.is_extended_by(config):
         return line
     return f"{line}; max_steps is raised from {info.config.max_steps:,} to {config.max_steps:,}: " + (
         describe_longer_schedule(info, config)
     )
+
+
+def list_rounding_changes(before: Config, after: Config) -> list[str]:
+    """Return `key old → new` for each of ROUNDING_SETTINGS that differs. Of a device only the type counts."""
+    changes = []
+    for key in ROUNDING_SETTINGS:
+        old, new = (format_value(getattr(config, key)) for config in (before, after))
+        if key == "device":
+            old, new = old.partition(":")[0], new.partition(":")[0]
+        if old != new:
+            changes.append(f"{key} {old} → {new}")
+    return changes
 
 
 def describe_longer_schedule(info: CheckpointInfo, config: Config) -> str:

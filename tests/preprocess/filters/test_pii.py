@@ -104,6 +104,28 @@ def test_numbers_and_code_of_other_meaning_are_kept(text: str) -> None:
     assert run_filter(texts) == (texts, [KEEP] * 4, {})
 
 
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("card 4111 1111 1111 1111 12/27", "card <CARD_NUMBER> 12/27"),
+        ("card 4111111111111111 12/27", "card <CARD_NUMBER> 12/27"),
+        ("paid 20 4111 1111 1111 1111 today", "paid 20 <CARD_NUMBER> today"),
+        ("code 1234 4111 1111 1111 1111 123", "code 1234 <CARD_NUMBER> 123"),
+        ("3782 822463 10005 1234", "<CARD_NUMBER> 1234"),
+        ("AT61 1904 3002 3457 3201 EUR", "<IBAN> EUR"),
+        ("ES9121000418450200051332 EUR 20", "<IBAN> EUR 20"),
+        ("US12 ABCD BE68 5390 0754 7034 BE68 5390 0754 7034", "US12 ABCD <IBAN> <IBAN>"),
+    ],
+)
+def test_card_and_account_numbers_are_found_beside_other_numbers_and_words(text: str, masked: str) -> None:
+    assert run_filter([text])[0] == [masked]
+
+
+@pytest.mark.parametrize("text", ["AT61 1904 3002 3457 3201EUR", "4111 1111 1111 1111-1234", "4111-1111 1111 1111"])
+def test_a_number_that_goes_on_or_changes_its_separator_is_kept(text: str) -> None:
+    assert run_filter([text])[0] == [text]
+
+
 def test_the_password_of_a_url_is_replaced_and_its_host_is_kept() -> None:
     assert run_filter(["postgres://bob:hunter2@db.mail.com/x"])[0] == ["postgres://<KEY>@db.mail.com/x"]
 

@@ -195,6 +195,23 @@ def test_model_that_is_not_gpt2_is_rejected(hf_folder: Path, initialized: Initia
         initialized(hf_folder)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.bool])
+def test_weights_that_are_not_floating_point_numbers_are_rejected(
+    hf_folder: Path, initialized: Initialize, dtype: torch.dtype
+) -> None:
+    path = hf_folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"transformer.wpe.weight": tensors["transformer.wpe.weight"].to(dtype)}, path)
+    with pytest.raises(MisuseError, match=r"has wpe\.weight as \w+, which is quantized or not a weight, .*; name "):
+        initialized(hf_folder)
+
+
+def test_a_quantized_model_is_rejected(hf_folder: Path, initialized: Initialize) -> None:
+    change_json(hf_folder / "config.json", quantization_config={"quant_method": "fp8"})
+    with pytest.raises(MisuseError, match="has quantized weights; name a model that differs from gpt2 only in size"):
+        initialized(hf_folder)
+
+
 def test_settings_that_do_not_fit_are_listed_in_one_line(hf_folder: Path, initialized: Initialize) -> None:
     with pytest.raises(MisuseError) as error:
         initialized(hf_folder, arch="modern", n_layer=3, n_head=4, n_embd=64, block_size=17)

@@ -88,6 +88,32 @@ def test_run_continues_with_another_micro_batch_and_the_same_samples(folder: Pat
     assert other.returncode == 2 and "batch_size × gradient_accumulation_steps 8 → 6" in other.stderr
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"precision": "bf16"}, "; precision fp32 → bf16: the losses"),
+        (
+            {"batch_size": 8, "gradient_accumulation_steps": 1},
+            "; batch_size 4 → 8, gradient_accumulation_steps 2 → 1: the losses",
+        ),
+        ({"checkpoint_interval": 5}, None),
+    ],
+)
+def test_continuing_names_each_changed_setting_that_changes_the_rounding(
+    folder: Path, change: dict[str, Any], named: str | None
+) -> None:
+    settings = {"max_steps": 8, "checkpoint_interval": 4}
+    if not (folder / "rounded").exists():
+        train_run(folder, "rounded", **settings)
+    copy = folder / f"rounded_{'_'.join(change)}"
+    shutil.copytree(folder / "rounded", copy)
+    delete_checkpoints_after(copy, 4)
+    result = invoke("train.py", write_config(copy.with_suffix(".py"), folder / "tiny", **{**settings, **change}))
+    [line] = [line for line in result.stderr.splitlines() + result.stdout.splitlines() if "continuing after" in line]
+    assert result.returncode == 0
+    assert (named in line) if named else line.endswith("step-00000004")
+
+
 def test_resumed_run_stops_early_at_the_same_step(folder: Path) -> None:
     """It is interrupted between two evaluations without an improvement."""
     settings = {
