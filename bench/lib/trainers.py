@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import psutil
 from safetensors.torch import load_file
 
 from bench.baselines.nanogpt_train import RESULT_FILE
@@ -72,6 +74,7 @@ class TrainingRun:
     num_parameters: int  # without the rows that pad the vocabulary
     peak_memory_bytes: int | None  # from the first step on: tensors on a GPU, else the process; None if not known
     probe_loss: float | None = None  # nanoGPT's only, by its model
+    cpu_s: float | None = None  # of training; Folio's includes saving and the last evaluation
 
     @property
     def step_s(self) -> float:
@@ -149,7 +152,7 @@ def run_folio(
     ]
     config = load_config(ROOT / config_file, parse_settings(settings))
     settings.append(f"--keep_checkpoints={config.max_steps // interval + 1}")
-    process = _run_trainer([sys.executable, "train/train.py", config_file, *settings], folder.with_suffix(".log"))
+    process = run_trainer([sys.executable, "train/train.py", config_file, *settings], folder.with_suffix(".log"))
     if process.start_up_s is None:
         raise FolioError(
             "train.py did not print the line that precedes its first step; update START_LINE in trainers.py"
@@ -174,6 +177,7 @@ def run_folio(
         tokens_per_step=tokens_per_step,
         num_parameters=make_model(config, checkpoint.info.vocab_size).num_parameters,
         peak_memory_bytes=peak_bytes if checkpoint.info.config.device.startswith("cuda") else process.peak_bytes,
+        cpu_s=process.cpu_s,
     )
 
 
@@ -189,7 +193,7 @@ def run_nanogpt(
     settings = [*arguments, f"--eval_interval={interval}", "--eval_iters=1", f"--log_interval={interval}"]
     write_data(build, folder / "data")
     command = [sys.executable, "bench/baselines/nanogpt_train.py", str(nanogpt), str(folder), "--seed", str(seed)]
-    _run_trainer([*command, *settings], folder.with_suffix(".log"))
+    run_trainer([*command, *settings], folder.with_suffix(".log"))
     result: dict[str, Any] = json.loads((folder / RESULT_FILE).read_bytes())
     model_args = result["model_args"]
     sizes = {key: model_args[key] for key in ("n_layer", "n_head", "n_embd", "block_size", "dropout")}
@@ -208,6 +212,7 @@ def run_nanogpt(
         tokens_per_step=result["tokens_per_step"],
         peak_memory_bytes=result["peak_memory_bytes"],
         probe_loss=result["probe_loss"],
+        cpu_s=result["cpu_s"],
     )
 
 
@@ -254,21 +259,23 @@ class _FinishedProcess:
     start_up_s: float | None  # until it printed START_LINE; None if it did not
     compilation_s: float  # as it printed in COMPILATION_LINE
     peak_bytes: int | None  # from START_LINE on
+    cpu_s: float | None  # from START_LINE on; None if it was not printed
 
 
-def _run_trainer(command: list[str], log: Path) -> _FinishedProcess:
+def run_trainer(command: list[str], log: Path, *, environment: Mapping[str, str] | None = None) -> _FinishedProcess:
     """Run `command` in the root of the repository, with its output in `log`. Raises FolioError if it fails.
 
-    If this process is interrupted, the trainer is killed.
+    `environment`: variables to set in addition. If this process is interrupted, the trainer is killed.
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environment or {})}
     begin = perf_counter()
+    earlier_cpu_s = _children_cpu_s()  # of the children before, and then of this one's start-up
     start_up_s, compilation_s, peak_bytes = None, 0.0, None
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
         open(log, "w") as file,
         subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process,
     ):
         assert process.stdout is not None
@@ -276,6 +283,8 @@ def _run_trainer(command: list[str], log: Path) -> _FinishedProcess:
             for line in process.stdout:
                 if start_up_s is None and START_LINE.search(line):
                     start_up_s = perf_counter() - begin
+                    times = psutil.Process(process.pid).cpu_times()
+                    earlier_cpu_s += times.user + times.system
                     reset_peak_memory(process.pid)
                 elif start_up_s is not None:
                     peak_bytes = read_peak_memory(process.pid) or peak_bytes
@@ -287,7 +296,14 @@ def _run_trainer(command: list[str], log: Path) -> _FinishedProcess:
             raise
     if process.returncode:
         raise FolioError(f"{' '.join(command)} failed with exit status {process.returncode}: {_read_error(log)}")
-    return _FinishedProcess(start_up_s=start_up_s, compilation_s=compilation_s, peak_bytes=peak_bytes)
+    cpu_s = None if start_up_s is None else _children_cpu_s() - earlier_cpu_s
+    return _FinishedProcess(start_up_s=start_up_s, compilation_s=compilation_s, peak_bytes=peak_bytes, cpu_s=cpu_s)
+
+
+def _children_cpu_s() -> float:
+    """Return the CPU time of all child processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _read_error(log: Path) -> str:
