@@ -135,17 +135,18 @@ class Recorder:
         self._elapsed_s, self._cpu_s, self._start_up_s = 0.0, 0.0, 0.0
         self._peak_bytes: int | None = None
         self._started_at = (0.0, 0.0)  # the clock and the CPU time
+        self._clock = time.perf_counter
 
     def start(self) -> None:
         """Start the clock, and count the peak of memory from now on."""
         self._start_up_s = self._start_up_s or time.time() - psutil.Process().create_time()
         reset_peak_memory(os.getpid())
-        self._started_at = time.perf_counter(), time.process_time()
+        self._started_at = self._clock(), time.process_time()
 
     def record(self, compute_logits: ComputeLogits) -> float:
         """Stop the clock, evaluate the model after the next `interval` steps, and start the clock."""
         begin, cpu_begin = self._started_at
-        self._elapsed_s += time.perf_counter() - begin
+        self._elapsed_s += self._clock() - begin
         self._cpu_s += time.process_time() - cpu_begin
         peak_bytes = read_peak_memory(os.getpid())
         self._peak_bytes = max(peak_bytes, self._peak_bytes or 0) if peak_bytes else None
