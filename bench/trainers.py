@@ -41,6 +41,7 @@ from bench.lib.measure import fresh_folder
 from bench.lib.options import add_scratch_option, parse_path, parse_positive
 from bench.lib.peers import Point, Result, Task, compute_loss, digest, read_result, read_tokens, write_task
 from bench.lib.report import print_table
+from bench.lib.trainer_process import run_trainer
 from bench.lib.trainers import (
     NANOGPT,
     NANOGPT_CPU,
@@ -52,7 +53,6 @@ from bench.lib.trainers import (
     rotate,
     run_folio,
     run_nanogpt,
-    run_trainer,
     write_data,
 )
 from bench.lib.training_options import check_vocabulary, find_nanogpt, print_environment, run_bench

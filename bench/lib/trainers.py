@@ -9,26 +9,21 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import pickle
-import re
-import resource
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
-import psutil
 from safetensors.torch import load_file
 
 from bench.baselines.nanogpt_train import RESULT_FILE
-from bench.lib.measure import LOG_TAIL_CHARACTERS, ROOT, read_peak_memory, reset_peak_memory
+from bench.lib.measure import ROOT
+from bench.lib.trainer_process import run_trainer
 from bench.lib.training_options import Options
 from preprocess.errors import FolioError
 from preprocess.shards.format import Build
@@ -39,9 +34,6 @@ from train.run.checkpoint import find_newest_checkpoint, load_model, open_checkp
 from train.run.metrics import METRICS_FILE, read_rows
 
 NANOGPT = "nanoGPT"
-# Lines that train.py prints: the last one before the first step, and the time of compilation.
-START_LINE = re.compile(r" tokens per step, on ")
-COMPILATION_LINE = re.compile(r"^preflight: compiled in ([\d.]+) s")
 NEVER = 10**6  # an interval of more steps than any run has
 GPT2_VOCAB_SIZE, PADDED_GPT2_VOCAB_SIZE = 50_257, 50_304
 MAX_PROBE_DIFFERENCE = 1e-3  # nats
@@ -74,7 +66,7 @@ class TrainingRun:
     num_parameters: int  # without the rows that pad the vocabulary
     peak_memory_bytes: int | None  # from the first step on: tensors on a GPU, else the process; None if not known
     probe_loss: float | None = None  # nanoGPT's only, by its model
-    cpu_s: float | None = None  # of training; Folio's includes saving and the last evaluation
+    cpu_s: float | None = None  # of training; Folio's includes saving
 
     @property
     def step_s(self) -> float:
@@ -155,7 +147,7 @@ def run_folio(
     process = run_trainer([sys.executable, "train/train.py", config_file, *settings], folder.with_suffix(".log"))
     if process.start_up_s is None:
         raise FolioError(
-            "train.py did not print the line that precedes its first step; update START_LINE in trainers.py"
+            "train.py did not print the line that precedes its first step; update START_LINE in trainer_process.py"
         )
     tokens_per_step = config.windows_per_step * config.block_size
     snapshots, elapsed_s, last_step, peak_bytes = [], 0.0, 0, None
@@ -252,62 +244,3 @@ def check_probe_loss(run: TrainingRun, loss: float) -> None:
             f"nanoGPT's model has a loss of {run.probe_loss:.5f} on the probe, but {loss:.5f} after conversion to "
             "Folio's GPT2; check load_snapshot"
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _FinishedProcess:
-    start_up_s: float | None  # until it printed START_LINE; None if it did not
-    compilation_s: float  # as it printed in COMPILATION_LINE
-    peak_bytes: int | None  # from START_LINE on
-    cpu_s: float | None  # from START_LINE on; None if it was not printed
-
-
-def run_trainer(command: list[str], log: Path, *, environment: Mapping[str, str] | None = None) -> _FinishedProcess:
-    """Run `command` in the root of the repository, with its output in `log`. Raises FolioError if it fails.
-
-    `environment`: variables to set in addition. If this process is interrupted, the trainer is killed.
-    """
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environment or {})}
-    begin = perf_counter()
-    earlier_cpu_s = _children_cpu_s()  # of the children before, and then of this one's start-up
-    start_up_s, compilation_s, peak_bytes = None, 0.0, None
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        open(log, "w") as file,
-        subprocess.Popen(
-            command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ) as process,
-    ):
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                if start_up_s is None and START_LINE.search(line):
-                    start_up_s = perf_counter() - begin
-                    times = psutil.Process(process.pid).cpu_times()
-                    earlier_cpu_s += times.user + times.system
-                    reset_peak_memory(process.pid)
-                elif start_up_s is not None:
-                    peak_bytes = read_peak_memory(process.pid) or peak_bytes
-                if match := COMPILATION_LINE.match(line):
-                    compilation_s = float(match[1])
-                file.write(line)
-        except BaseException:
-            process.kill()  # what it would still save is deleted anyway
-            raise
-    if process.returncode:
-        raise FolioError(f"{' '.join(command)} failed with exit status {process.returncode}: {_read_error(log)}")
-    cpu_s = None if start_up_s is None else _children_cpu_s() - earlier_cpu_s
-    return _FinishedProcess(start_up_s=start_up_s, compilation_s=compilation_s, peak_bytes=peak_bytes, cpu_s=cpu_s)
-
-
-def _children_cpu_s() -> float:
-    """Return the CPU time of all child processes that have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-def _read_error(log: Path) -> str:
-    """Return the error line that a trainer printed last, or the end of the log if there is none."""
-    text = log.read_text(errors="replace")
-    errors = [line for line in text.splitlines() if line.startswith("error: ")]
-    return errors[-1] if errors else text[-LOG_TAIL_CHARACTERS:]
