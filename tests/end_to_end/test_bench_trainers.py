@@ -88,9 +88,21 @@ def test_trainers_prints_a_row_for_each_trainer(tmp_path: Path) -> None:
     build = tmp_path / "chars"
     options = ["--corpus", "synthetic", "--tokenizer", "char", "--output", build, "--quiet"]
     run_python("-m", "preprocess", "build", *options)
-    peers = ["--peers", "Folio,Hugging Face", "--steps", 10, "--eval-windows", 4, "--scratch", tmp_path / "scratch"]
-    rows = [line.strip("| ").split("|") for line in run_python("bench/trainers.py", build, *peers).splitlines()]
-    cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows if len(row) > 5}
+    peers = [
+        "--peers",
+        "Folio,Hugging Face",
+        "--steps",
+        10,
+        "--eval-windows",
+        4,
+        "--threads",
+        1,
+        "--scratch",
+        tmp_path / "scratch",
+    ]
+    lines = run_python("bench/trainers.py", build, *peers).splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    cells = {name: values for name, *values in rows}
     assert cells["litgpt"][0] == "not measured"
     for name in ("Folio, plain", "Folio, modern", "Hugging Face Trainer"):
         assert 2 < float(cells[name][4]) < 6, cells[name]  # the final loss, of text with about 100 characters
