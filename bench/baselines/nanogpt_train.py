@@ -44,8 +44,9 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        self.elapsed_s, self.start_up_s, self.first_evaluation_s = 0.0, 0.0, 0.0
+        self.elapsed_s, self.cpu_s, self.start_up_s, self.first_evaluation_s = 0.0, 0.0, 0.0, 0.0
         self._started_at: float | None = None
+        self._cpu_started_at = 0.0
         self._first_stop: float | None = None
 
     def start(self) -> None:
@@ -55,13 +56,15 @@ class Clock:
             self.start_up_s = time.time() - psutil.Process().create_time()
             self.first_evaluation_s = now - (self._first_stop or now)
             reset_peak_memory(os.getpid())
-        self._started_at = now
+        self._started_at, self._cpu_started_at = now, time.process_time()
 
     def stop(self) -> None:
         _synchronize()
         now = time.perf_counter()
         self._first_stop = self._first_stop or now
-        self.elapsed_s += 0.0 if self._started_at is None else now - self._started_at
+        if self._started_at is not None:
+            self.elapsed_s += now - self._started_at
+            self.cpu_s += time.process_time() - self._cpu_started_at
         self._started_at = None
 
 
@@ -160,6 +163,7 @@ def main() -> None:
         "snapshots": hooks.snapshots,
         "model_args": hooks.model_args,
         "start_up_s": clock.start_up_s - compiled_before_s,
+        "cpu_s": clock.cpu_s,
         "compiled_before_s": compiled_before_s,
         "is_compiled": variables["compile"],
         "tokens_per_step": variables["tokens_per_iter"],

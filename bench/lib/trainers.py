@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import pickle
-import re
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file
 
 from bench.baselines.nanogpt_train import RESULT_FILE
-from bench.lib.measure import LOG_TAIL_CHARACTERS, ROOT, read_peak_memory, reset_peak_memory
+from bench.lib.measure import ROOT
+from bench.lib.trainer_process import run_trainer
 from bench.lib.training_options import Options
 from preprocess.errors import FolioError
 from preprocess.shards.format import Build
@@ -37,9 +34,6 @@ from train.run.checkpoint import find_newest_checkpoint, load_model, open_checkp
 from train.run.metrics import METRICS_FILE, read_rows
 
 NANOGPT = "nanoGPT"
-# Lines that train.py prints: the last one before the first step, and the time of compilation.
-START_LINE = re.compile(r" tokens per step, on ")
-COMPILATION_LINE = re.compile(r"^preflight: compiled in ([\d.]+) s")
 NEVER = 10**6  # an interval of more steps than any run has
 GPT2_VOCAB_SIZE, PADDED_GPT2_VOCAB_SIZE = 50_257, 50_304
 MAX_PROBE_DIFFERENCE = 1e-3  # nats
@@ -72,6 +66,7 @@ class TrainingRun:
     num_parameters: int  # without the rows that pad the vocabulary
     peak_memory_bytes: int | None  # from the first step on: tensors on a GPU, else the process; None if not known
     probe_loss: float | None = None  # nanoGPT's only, by its model
+    cpu_s: float | None = None  # of training; Folio's includes saving
 
     @property
     def step_s(self) -> float:
@@ -149,10 +144,10 @@ def run_folio(
     ]
     config = load_config(ROOT / config_file, parse_settings(settings))
     settings.append(f"--keep_checkpoints={config.max_steps // interval + 1}")
-    process = _run_trainer([sys.executable, "train/train.py", config_file, *settings], folder.with_suffix(".log"))
+    process = run_trainer([sys.executable, "train/train.py", config_file, *settings], folder.with_suffix(".log"))
     if process.start_up_s is None:
         raise FolioError(
-            "train.py did not print the line that precedes its first step; update START_LINE in trainers.py"
+            "train.py did not print the line that precedes its first step; update START_LINE in trainer_process.py"
         )
     tokens_per_step = config.windows_per_step * config.block_size
     snapshots, elapsed_s, last_step, peak_bytes = [], 0.0, 0, None
@@ -174,6 +169,7 @@ def run_folio(
         tokens_per_step=tokens_per_step,
         num_parameters=make_model(config, checkpoint.info.vocab_size).num_parameters,
         peak_memory_bytes=peak_bytes if checkpoint.info.config.device.startswith("cuda") else process.peak_bytes,
+        cpu_s=process.cpu_s,
     )
 
 
@@ -189,7 +185,7 @@ def run_nanogpt(
     settings = [*arguments, f"--eval_interval={interval}", "--eval_iters=1", f"--log_interval={interval}"]
     write_data(build, folder / "data")
     command = [sys.executable, "bench/baselines/nanogpt_train.py", str(nanogpt), str(folder), "--seed", str(seed)]
-    _run_trainer([*command, *settings], folder.with_suffix(".log"))
+    run_trainer([*command, *settings], folder.with_suffix(".log"))
     result: dict[str, Any] = json.loads((folder / RESULT_FILE).read_bytes())
     model_args = result["model_args"]
     sizes = {key: model_args[key] for key in ("n_layer", "n_head", "n_embd", "block_size", "dropout")}
@@ -208,6 +204,7 @@ def run_nanogpt(
         tokens_per_step=result["tokens_per_step"],
         peak_memory_bytes=result["peak_memory_bytes"],
         probe_loss=result["probe_loss"],
+        cpu_s=result["cpu_s"],
     )
 
 
@@ -247,51 +244,3 @@ def check_probe_loss(run: TrainingRun, loss: float) -> None:
             f"nanoGPT's model has a loss of {run.probe_loss:.5f} on the probe, but {loss:.5f} after conversion to "
             "Folio's GPT2; check load_snapshot"
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _FinishedProcess:
-    start_up_s: float | None  # until it printed START_LINE; None if it did not
-    compilation_s: float  # as it printed in COMPILATION_LINE
-    peak_bytes: int | None  # from START_LINE on
-
-
-def _run_trainer(command: list[str], log: Path) -> _FinishedProcess:
-    """Run `command` in the root of the repository, with its output in `log`. Raises FolioError if it fails.
-
-    If this process is interrupted, the trainer is killed.
-    """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    begin = perf_counter()
-    start_up_s, compilation_s, peak_bytes = None, 0.0, None
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        open(log, "w") as file,
-        subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ) as process,
-    ):
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                if start_up_s is None and START_LINE.search(line):
-                    start_up_s = perf_counter() - begin
-                    reset_peak_memory(process.pid)
-                elif start_up_s is not None:
-                    peak_bytes = read_peak_memory(process.pid) or peak_bytes
-                if match := COMPILATION_LINE.match(line):
-                    compilation_s = float(match[1])
-                file.write(line)
-        except BaseException:
-            process.kill()  # what it would still save is deleted anyway
-            raise
-    if process.returncode:
-        raise FolioError(f"{' '.join(command)} failed with exit status {process.returncode}: {_read_error(log)}")
-    return _FinishedProcess(start_up_s=start_up_s, compilation_s=compilation_s, peak_bytes=peak_bytes)
-
-
-def _read_error(log: Path) -> str:
-    """Return the error line that a trainer printed last, or the end of the log if there is none."""
-    text = log.read_text(errors="replace")
-    errors = [line for line in text.splitlines() if line.startswith("error: ")]
-    return errors[-1] if errors else text[-LOG_TAIL_CHARACTERS:]

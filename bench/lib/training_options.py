@@ -75,11 +75,7 @@ def parse_options(
     arguments = parser.parse_args()
     try:
         build, nanogpt = Build(arguments.build), find_nanogpt()
-        if build.vocab_size > MAX_NANOGPT_IDS:
-            raise FolioError(
-                f"{arguments.build} has {build.vocab_size:,} ids, but nanoGPT reads 16-bit ids; use a build with at "
-                f"most {MAX_NANOGPT_IDS:,} ids"
-            )
+        check_vocabulary(build)
         settings = [setting for recipe in presets[arguments.preset].folio.values() for setting in recipe]
         if "--device=cuda" in settings and not torch.cuda.is_available():
             raise FolioError(f"--preset {arguments.preset} needs a CUDA GPU, and torch finds none; use a CPU preset")
@@ -88,6 +84,15 @@ def parse_options(
     except (FolioError, OSError) as e:
         parser.error(str(e))
     return Options(arguments=arguments, build=build, nanogpt=nanogpt, scratch=arguments.scratch)
+
+
+def check_vocabulary(build: Build) -> None:
+    """Raise FolioError if the build has more ids than nanoGPT can store."""
+    if build.vocab_size > MAX_NANOGPT_IDS:
+        raise FolioError(
+            f"{build.folder} has {build.vocab_size:,} ids, but nanoGPT reads 16-bit ids; use a build with at most "
+            f"{MAX_NANOGPT_IDS:,} ids"
+        )
 
 
 def find_nanogpt() -> Path | None:
