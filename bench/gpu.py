@@ -52,7 +52,7 @@ from train.core.distributed import World
 from train.data.batches import Prefetcher
 from train.run.captured_step import CapturedStep, can_capture_step
 from train.run.context import open_run
-from train.run.metrics import METRICS_FILE, read_rows
+from train.run.metrics import METRICS_FILE, open_rows
 from train.run.state import new_state
 from train.train import clip_and_update, forward_backward, optimizer_step
 
@@ -427,7 +427,7 @@ def _check_exit_status(process: subprocess.Popen[bytes], name: str) -> None:
 
 def _read_losses(out_dir: Path) -> dict[tuple[int, str], float]:
     """Return the training and validation losses that a run has logged so far, by step and key."""
-    rows = read_rows(out_dir / METRICS_FILE)
+    rows = open_rows(out_dir / METRICS_FILE)
     return {(row.step, key): row.values[key] for row in rows for key in ("train_loss", "val_loss") if key in row.values}
 
 

@@ -34,7 +34,7 @@ from bench.lib.options import add_scratch_option, parse_path, parse_positive
 from bench.lib.report import describe_machine, print_table
 from preprocess.shards.format import Build
 from train.config import load_config
-from train.run.metrics import METRICS_FILE, read_rows
+from train.run.metrics import METRICS_FILE, open_rows
 from train.run.plan import BATCH_FACTOR, choose_rates, choose_shape, flops_per_token
 from train.run.step_speed import measure_step
 
@@ -67,7 +67,7 @@ def train(build: Path, settings: dict[str, Any], scratch: Path) -> float:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     bits = [
-        row.values["bits_per_byte"] for row in read_rows(scratch / "run" / METRICS_FILE) if "val_loss" in row.values
+        row.values["bits_per_byte"] for row in open_rows(scratch / "run" / METRICS_FILE) if "val_loss" in row.values
     ]
     shutil.rmtree(scratch)
     return float(bits[-1])

@@ -29,7 +29,7 @@ from bench.lib.report import TRAINING_LIBRARIES, describe_machine, format_versio
 from bench.lib.trainers import SMALL
 from bench.lib.training_options import run_bench
 from train.core.threads import NUM_THREADS, SPIN_COUNT, count_cores
-from train.run.metrics import METRICS_FILE, read_rows
+from train.run.metrics import METRICS_FILE, open_rows
 
 RECIPES = {
     "plain": ("configs/plain_shakespeare_char.py", *SMALL),
@@ -66,7 +66,7 @@ def train(
     intervals = (f"--log_interval={LOG_INTERVAL}", "--eval_tokens=64", "--completion_tokens=1", "--warmup_steps=0")
     command = [sys.executable, "train/train.py", *RECIPES[recipe], *fixed, *intervals, *arguments, "--quiet"]
     subprocess.run(command, cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT)} | variables, check=True)
-    rates = [row.values.get("tokens_per_s") for row in read_rows(out_dir / METRICS_FILE)]
+    rates = [row.values.get("tokens_per_s") for row in open_rows(out_dir / METRICS_FILE)]
     shutil.rmtree(out_dir)
     return median(rate for rate in rates if rate)
 

@@ -31,7 +31,7 @@ from train.config import Config, load_config
 from train.model import make_model
 from train.model.base import LanguageModel
 from train.run.checkpoint import find_newest_checkpoint, load_model, open_checkpoint, step_folder
-from train.run.metrics import METRICS_FILE, read_rows
+from train.run.metrics import METRICS_FILE, open_rows
 
 NANOGPT = "nanoGPT"
 NEVER = 10**6  # an interval of more steps than any run has
@@ -151,7 +151,7 @@ def run_folio(
         )
     tokens_per_step = config.windows_per_step * config.block_size
     snapshots, elapsed_s, last_step, peak_bytes = [], 0.0, 0, None
-    for row in read_rows(folder / METRICS_FILE):
+    for row in open_rows(folder / METRICS_FILE):
         if "tokens_per_s" in row.values:
             elapsed_s += (row.step - last_step) * tokens_per_step / row.values["tokens_per_s"]
             last_step, peak_bytes = row.step, row.values["peak_memory_bytes"]
