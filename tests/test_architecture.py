@@ -50,7 +50,7 @@ PREPROCESS_RULES = {
     ),
 }
 LOWER = (*CONTRACT, *(f"preprocess.{name.removesuffix('.py')}" for name in PREPROCESS_RULES))
-PREPROCESS_RULES |= {"build": LOWER, "stream": LOWER, "exchange": LOWER}
+PREPROCESS_RULES |= {"build": LOWER, "stream": LOWER, "exchange": LOWER, "report": (*LOWER, "preprocess.build")}
 TRAIN_CORE = ("train.config", "train.core")
 TRAIN_RULES = {
     "core": (),

@@ -52,7 +52,7 @@ def parse(path: tuple[str, ...], *arguments: str) -> dict[str, object]:
 
 def test_commands_are_all_known() -> None:
     assert {" ".join(path) for path, _ in COMMANDS} == {
-        "build", "corpora", "estimate", "export", "filter train", "filter try", "list", "rejects", "show", "stats",
+        "build", "corpora", "estimate", "export", "filter train", "filter try", "list", "rejects", "report", "show", "stats",
         "tokenizer inspect", "tokenizer train", "verify",
     }  # fmt: skip
     assert len(OPTIONS_WITH_DASHES) > 60
@@ -116,6 +116,7 @@ def test_json_and_quiet_work_on_every_command(preprocess: Run, tmp_path: Path) -
         "corpora": ("corpora",),
         "estimate": ("estimate", "--corpus", "synthetic", "--num-pairs", "40", "--tokenizer", "byte"),
         "export": ("export", "synthetic", "--format", "nanogpt", "--output", "exported"),
+        "report": ("report", "synthetic", "--output", "report.html"),
         "filter train": ("filter", "train", "--like", "like.jsonl", "--unlike", "unlike.jsonl", "--out", "model"),
         "filter try": ("filter", "try", "word_count", "--corpus", "synthetic", "--num-pairs", "40"),
         "list": ("list",),
@@ -150,7 +151,9 @@ def test_json_and_quiet_work_on_every_command(preprocess: Run, tmp_path: Path) -
     assert found["tokenizer inspect"].keys() == {"en", "ru"}
     for name, arguments in runs.items():
         done = preprocess(
-            *arguments, "--quiet", *(["--replace"] if name in ("export", "filter train", "tokenizer train") else [])
+            *arguments,
+            "--quiet",
+            *(["--replace"] if name in ("export", "filter train", "report", "tokenizer train") else []),
         )
         assert done.returncode == 0 and done.stderr == "" and done.stdout, name
 

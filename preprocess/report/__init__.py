@@ -1,0 +1,1 @@
+"""`preprocess report`: one HTML page that shows what is in a build."""
