@@ -52,8 +52,8 @@ def parse(path: tuple[str, ...], *arguments: str) -> dict[str, object]:
 
 def test_commands_are_all_known() -> None:
     assert {" ".join(path) for path, _ in COMMANDS} == {
-        "build", "corpora", "estimate", "export", "filter train", "filter try", "list", "rejects", "report", "show", "stats",
-        "tokenizer inspect", "tokenizer train", "verify",
+        "build", "corpora", "estimate", "export", "filter train", "filter try", "list", "rejects", "report", "show",
+        "stats", "tokenizer inspect", "tokenizer train", "verify",
     }  # fmt: skip
     assert len(OPTIONS_WITH_DASHES) > 60
 
