@@ -44,14 +44,16 @@ class ClassifierModel:
 
     weights: np.ndarray  # (B,) int32, multiples of WEIGHT_UNIT; B is a power of two
     bias: float
-    training: JsonObject = field(default_factory=dict)  # what the model was trained on, and its figures
+    training: JsonObject = field(
+        default_factory=dict
+    )  # what the model was trained on, and its results on held-out documents
 
     @property
     def bucket_bits(self) -> int:
         return len(self.weights).bit_length() - 1
 
     def score(self, texts: pa.LargeStringArray) -> np.ndarray:
-        """Return the score of each text, (D,) float64 from 0 to 1: the probability that it is like the examples."""
+        """Return the score of each text, (D,) float64 from 0 to 1: the probability that it belongs to `--like`."""
         scores = [self._score_group(group) for group in iter_text_groups(texts)]
         return np.concatenate(scores) if scores else np.empty(0)
 
@@ -63,7 +65,10 @@ class ClassifierModel:
         return self.compute_scores(sums, counts)
 
     def compute_scores(self, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Return the scores of texts with these sums of weights and numbers of features, (D,) int64 each."""
+        """Return the scores of D texts, (D,) float64 from 0 to 1.
+
+        `sums`: (D,) int64, the sum of the weights of each text's features. `counts`: (D,) int64, their number.
+        """
         return logistic(self.bias + sums / np.maximum(counts, 1) * WEIGHT_UNIT)
 
 
@@ -73,7 +78,7 @@ def quantize(weights: np.ndarray) -> np.ndarray:
 
 
 def write_classifier(path: Path, model: ClassifierModel) -> None:
-    """Write the file of a model. Raises OSError."""
+    """Write the file of a model. Raises OSError if that fails, for example if the disk is full."""
     header: JsonObject = {
         "version": VERSION,
         "ngram_order": NGRAM_ORDER,

@@ -1,7 +1,7 @@
 """The features of a text for a classifier: its words and pairs of consecutive words, as numbers of buckets.
 
-The problem: a classifier has a weight for each word and each pair of words, but nobody knows before
-which of them occur, and a table of all would not fit into memory.
+The problem: a classifier has a weight for each word and each pair of words, but it is not
+known in advance which of them occur, and a table of all possible pairs would not fit into memory.
 
 The idea (Weinberger et al. 2009, arXiv 0902.2206): a word or a pair is hashed, and the hash selects one of
 B buckets, which have the weights. Different words in the same bucket share a weight, which changes the

@@ -116,7 +116,7 @@ class Words:
         return (self.kinds & kind) != 0
 
     def hash(self, data: np.ndarray) -> np.ndarray:
-        """Return a hash of each word: (W,) uint64. `data`: of the group."""
+        """Return a hash of each word: (W,) uint64. `data`: the bytes of the group, uint8."""
         return hash_spans(data, self.starts, self.ends - self.starts)
 
 
