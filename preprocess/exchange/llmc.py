@@ -2,7 +2,8 @@
 
 A file has a header of 256 int32, of which three are used: a magic number, a version and the number of
 tokens. The tokens follow. The magic number and the version decide the dtype: uint16 for GPT-2's
-vocabulary, uint32 for Llama 3's. In these files an end-of-text token is before each document; in a build it is after it.
+vocabulary, uint32 for Llama 3's. In these files an end-of-text token is before each document; in a
+build it is after it.
 
 Layout: llm.c, dev/data/data_common.py and llmc/dataloader.h.
 """

@@ -31,8 +31,8 @@ from preprocess.shards.files import JsonObject, canonical_json, parse_json, read
 VERSION = 1
 METADATA_KEY = "folio_classifier"
 WEIGHT_UNIT = 2.0**-20
-MAX_WEIGHT = 2.0**10  # of 120 million features, the most in a text of 128 MB, the sum is below 2 ** 63 units
-MIN_BITS, MAX_BITS = 8, 24  # of the number of buckets
+MAX_WEIGHT = 2.0**10  # the sum over 120 million features, the most in a text of 128 MB, is below 2 ** 63 units
+MIN_BITS, MAX_BITS = 8, 24  # log2 of the number of buckets
 MAX_HEADER_BYTES = 1 << 20
 MAX_FILE_BYTES = (4 << MAX_BITS) + MAX_HEADER_BYTES
 LENGTH_BYTES = 8  # of the length of the header, at the beginning of a safetensors file
@@ -44,9 +44,7 @@ class ClassifierModel:
 
     weights: np.ndarray  # (B,) int32, multiples of WEIGHT_UNIT; B is a power of two
     bias: float
-    training: JsonObject = field(
-        default_factory=dict
-    )  # what the model was trained on, and its results on held-out documents
+    training: JsonObject = field(default_factory=dict)  # the numbers of documents, and results on the held-out ones
 
     @property
     def bucket_bits(self) -> int:

@@ -31,7 +31,7 @@ from preprocess.shards.files import JsonObject
 from preprocess.shards.permutation import keyed_hash
 
 BUCKET_BITS = 20
-MAX_FEATURES = 1 << 16  # of a document that is trained on; the rest of a longer one is not read
+MAX_FEATURES = 1 << 16  # of each document that are used for training; the rest of a longer document is not read
 HELD_OUT_FRACTION = 0.1
 NUM_EPOCHS = 10
 BATCH_DOCUMENTS = 16

@@ -47,7 +47,7 @@ def iter_features(group: TextGroup, bucket_bits: int) -> Iterator[Features]:
     for window in iter_word_windows(group):
         hashes = np.concatenate([last, find_words(window).hash(window.data)])
         features = _make_features(hashes, np.array([0, len(hashes)]), bucket_bits)
-        buckets = features.buckets[len(last) :]  # the window before has had its last word
+        buckets = features.buckets[len(last) :]  # the feature of the last word itself was yielded before
         yield Features(buckets, np.array([0, len(buckets)]))
         last = hashes[-1:]
 
