@@ -73,8 +73,8 @@ def format_figures(path: Path, figures: JsonObject) -> list[str]:
     """Return the lines that `preprocess filter train` prints."""
     precision = "none kept" if figures["precision"] is None else f"{figures['precision']:.1%}"
     lines = [
-        f"wrote {path}: trained on {figures['documents_like'] - figures['held_out_like']:,} documents like and "
-        f"{figures['documents_unlike'] - figures['held_out_unlike']:,} unlike",
+        f"wrote {path}: trained on {figures['documents_like'] - figures['held_out_like']:,} documents of --like and "
+        f"{figures['documents_unlike'] - figures['held_out_unlike']:,} of --unlike",
         f"held out    {figures['held_out_like']:,} like, {figures['held_out_unlike']:,} unlike: accuracy "
         f"{figures['accuracy']:.1%}; at a score of 0.5, precision {precision}, recall {figures['recall']:.1%}",
         "scores      " + " ".join(f"{_name(quantile):>7}" for quantile in QUANTILES),

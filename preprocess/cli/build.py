@@ -10,9 +10,10 @@ import click
 from preprocess.cli.builds import describe, summarize
 from preprocess.cli.options import RecipeOptions, recipe_options, workers_option
 from preprocess.cli.output import Output, output_options
+from preprocess.cli.sections import SectionedCommand
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @recipe_options
 @click.option(
     "--shard-tokens", type=int, metavar="N", help="Start a new shard after the document that reaches N tokens."

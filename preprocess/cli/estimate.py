@@ -8,9 +8,10 @@ import click
 
 from preprocess.cli.options import RecipeOptions, num_documents_option, recipe_options, workers_option
 from preprocess.cli.output import Output, output_options
+from preprocess.cli.sections import SectionedCommand
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @recipe_options
 @num_documents_option(200)
 @workers_option("Number of processes of the build.")

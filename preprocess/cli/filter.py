@@ -10,6 +10,7 @@ import click
 from preprocess.cli.group import Group
 from preprocess.cli.options import NO_PROCESSING, RecipeOptions, format_options, num_documents_option, recipe_options
 from preprocess.cli.output import Output, output_options, version_option
+from preprocess.cli.sections import SectionedCommand
 
 
 @version_option
@@ -18,7 +19,7 @@ def filter_group() -> None:
     """Try filters before a build, or train a classifier for one."""
 
 
-@filter_group.command("try")
+@filter_group.command("try", cls=SectionedCommand)
 @click.argument("specs", metavar="[SPEC]...", nargs=-1)
 @recipe_options
 @num_documents_option(1000, "Number of documents to read.")
@@ -39,6 +40,9 @@ def try_command(output: Output, specs: tuple[str, ...], num_documents: int, num_
     applied first, then those of --filter, then each SPEC. Each filter reads only the documents that the
     filters before it keep. For each filter, dropped documents are printed beside kept ones, with the
     reason and the measured value. Control characters are escaped.
+
+    The options of later steps, such as --dedup, --decontaminate, --split and --tokenizer, are accepted, so
+    that the options of a build can be used unchanged. They have no effect here.
     """
     from preprocess.build.filter_stats import format_filter_counts
     from preprocess.build.plan import plan_estimate
@@ -56,15 +60,21 @@ def try_command(output: Output, specs: tuple[str, ...], num_documents: int, num_
     )
 
 
-@filter_group.command("train")
+@filter_group.command("train", cls=SectionedCommand)
 @click.option(
     "--like",
     multiple=True,
     required=True,
     metavar="PATH",
-    help="Documents to keep: a file, a folder, a quoted glob or a URL, as for --input. May be repeated.",
+    help="Examples of documents to keep: a file, a folder, a quoted glob or a URL. May be repeated.",
 )
-@click.option("--unlike", multiple=True, required=True, metavar="PATH", help="Documents to drop. May be repeated.")
+@click.option(
+    "--unlike",
+    multiple=True,
+    required=True,
+    metavar="PATH",
+    help="Examples of documents to drop, as for --like. May be repeated.",
+)
 @click.option(
     "--out", "path", type=click.Path(path_type=Path), required=True, metavar="FILE", help="File to write the model to."
 )
@@ -74,14 +84,15 @@ def try_command(output: Output, specs: tuple[str, ...], num_documents: int, num_
 def train_command(
     output: Output, like: tuple[str, ...], unlike: tuple[str, ...], path: Path, replace: bool, **options: Any
 ) -> None:
-    """Train a classifier: documents like these, not like those.
+    """Train a classifier that recognises documents like those of --like.
 
-    The filter classifier:model=FILE,min_score=0.5 then drops the documents that are less like those of
-    --like. The documents are read and cleaned as a build does, and each is used once. A tenth of
-    them, chosen by the hashes of their contents, are not trained on. For these, the accuracy, the
-    precision and recall at a score of 0.5, and the quantiles of the scores are printed.
+    `preprocess build --filter classifier:model=FILE,min_score=0.5` then drops the documents with a
+    score, from 0 to 1, below 0.5. The documents are read and cleaned as in a build, and each
+    different document is used once. A tenth of them, chosen by the hashes of their contents, is held
+    out. For this tenth, the accuracy, the precision and recall at a score of 0.5, and the quantiles of
+    the scores are printed.
 
-    The same documents give the same bytes.
+    The same documents give the same file, byte for byte. Metadata and groups do not affect it.
     """
     from preprocess.build.train_classifier import format_figures, train_classifier
 

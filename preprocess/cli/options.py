@@ -60,7 +60,10 @@ INPUT_OPTIONS = [
         help="Format of the files.  [default: determined by their contents and names]",
     ),
     click.option(
-        "--document", type=click.Choice(CHOICES["document"]), help="How a text file is divided into documents."
+        "--document",
+        type=click.Choice(CHOICES["document"]),
+        help="What becomes one document of a text file: the file, a line, a paragraph (up to a blank line), a passage "
+        "(about 2,000 characters, cut at blank lines), or the text between separators.",
     ),
     click.option(
         "--separator",
@@ -101,7 +104,9 @@ INPUT_OPTIONS = [
     ),
     click.option("--escape", metavar="CHAR", help="Character before a quote that is part of a CSV value, often '\\'."),
     click.option(
-        "--quotes/--no-quotes", default=None, help="Whether quotes enclose values of a CSV file, or are characters."
+        "--quotes/--no-quotes",
+        default=None,
+        help="Whether quotes can enclose a value of a CSV file, or are ordinary characters.",
     ),
     click.option(
         "--json-field",
@@ -141,12 +146,16 @@ INPUT_OPTIONS = [
         help="Encoding of text, JSON and CSV files, such as cp1251.  [default: UTF-8, or UTF-16 if it is recognised]",
     ),
     click.option(
-        "--invalid-utf8", type=click.Choice(CHOICES["invalid_utf8"]), help="What to do with text that is not UTF-8."
+        "--invalid-utf8",
+        type=click.Choice(CHOICES["invalid_utf8"]),
+        help="What to do with text that is not UTF-8: stop with an error, replace the wrong bytes by U+FFFD, or skip "
+        "the record.",
     ),
     click.option(
         "--oversized",
         type=click.Choice(CHOICES["oversized"]),
-        help="What to do with a document that is too long and cannot be cut at white space.",
+        help="What to do with a document that is longer than 64 MB and cannot be cut at white space, or with a record "
+        "that is too long: stop with an error, or skip it.",
     ),
 ]  # fmt: skip
 
@@ -170,7 +179,8 @@ PROCESSING_OPTIONS = [
     click.option(
         "--quality",
         metavar="PRESET",
-        help=f"Apply the filters of a published pipeline before those of --filter: {', '.join(PRESETS)}.",
+        help="Apply the filters of a published pipeline. They are applied before those of --filter. PRESET is one of "
+        f"{', '.join(PRESETS)}.",
     ),
     click.option(
         "--languages",
@@ -182,8 +192,8 @@ PROCESSING_OPTIONS = [
         "--min-language-score",
         type=float,
         metavar="P",
-        help="Smallest probability of the most probable language, from 0 to 1. A document below it gets the language "
-        "und, and --languages drops it unless the list contains und.  [default: 0.5]",
+        help="A document whose most probable language has a probability below P, from 0 to 1, gets the language und "
+        "(undetermined). --languages drops it unless the list contains und.  [default: 0.5]",
     ),
     click.option(
         "--pii",
@@ -194,8 +204,9 @@ PROCESSING_OPTIONS = [
     click.option(
         "--filter-by-model",
         metavar="RUN",
-        help="Measure how well a run of `folio train` predicts the beginning of each document, for --min-bits and "
-        "--max-bits. This is the filter perplexity; it is applied after all other filters.",
+        help="Measure the bits per byte that a model needs for the beginning of each document, for --min-bits and "
+        "--max-bits. RUN is the out_dir of a run of `folio train`, or a checkpoint in it. This is the filter "
+        "perplexity; it is applied after all other filters.",
     ),
     click.option(
         "--min-bits",
@@ -222,22 +233,22 @@ PROCESSING_OPTIONS = [
         "--near-dedup-threshold",
         type=float,
         metavar="FRACTION",
-        help="With --near-dedup: the smallest similarity of nearly equal documents, which is the fraction of their "
-        "sequences of five words that both have.  [default: 0.8]",
+        help="With --near-dedup: the smallest similarity of two documents that count as nearly equal, from 0 to 1. It "
+        "is the Jaccard similarity of their sets of five-word sequences.  [default: 0.8]",
     ),
     click.option(
         "--dedup-lines",
         type=click.Choice(CHOICES["dedup_lines"]),
         is_flag=False,
         flag_value="line",
-        help="Remove lines (the default) or paragraphs that an earlier document has.",
+        help="Remove lines (the default) or paragraphs that also occur in an earlier document.",
     ),
     click.option(
         "--dedup-lines-max-documents",
         type=int,
         metavar="N",
-        help="With --dedup-lines: remove lines or paragraphs that are in more than N documents instead, from all "
-        "documents.",
+        help="With --dedup-lines: instead remove the lines or paragraphs that occur in more than N documents, from all "
+        "of these documents.",
     ),
     click.option(
         "--decontaminate",
@@ -252,7 +263,11 @@ PROCESSING_OPTIONS = [
         help="With --decontaminate: drop the documents, or only report how many there are.  [default: drop]",
     ),
     click.option(
-        "--split", type=click.Choice(CHOICES["split"]), help="How documents are divided into train and val."
+        "--split",
+        type=click.Choice(CHOICES["split"]),
+        help="How documents are divided into train and val: by a hash, with exactly the fraction --val-fraction in val "
+        "(exact) or about it (threshold); the end of each text file is val (contiguous); or as a column or the file "
+        "name says (given).",
     ),
     click.option(
         "--val-fraction",
@@ -278,10 +293,12 @@ PROCESSING_OPTIONS = [
     click.option(
         "--tokenizer",
         metavar="NAME",
-        help="gpt2, sentencepiece, char, byte, another tiktoken encoding, or a tokenizer's file or folder.",
+        help="gpt2, sentencepiece, char, byte, another tiktoken encoding, or the path of a tokenizer's file or folder.",
     ),
     click.option("--num-pieces", type=int, metavar="N", help="Vocabulary size of a sentencepiece tokenizer."),
-    click.option("--num-pairs", type=int, metavar="N", help="Sentence pairs or questions of a synthetic corpus."),
+    click.option(
+        "--num-pairs", type=int, metavar="N", help="Number of sentence pairs or questions of a synthetic corpus."
+    ),
     click.option(
         "--seed",
         type=int,

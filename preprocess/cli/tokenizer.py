@@ -10,6 +10,7 @@ import click
 from preprocess.cli.group import Group
 from preprocess.cli.options import RecipeOptions, num_documents_option, recipe_options, workers_option
 from preprocess.cli.output import Output, output_options, version_option
+from preprocess.cli.sections import SectionedCommand
 
 
 @version_option
@@ -18,7 +19,7 @@ def tokenizer() -> None:
     """Train a tokenizer, or measure how well one fits a text."""
 
 
-@tokenizer.command()
+@tokenizer.command(cls=SectionedCommand)
 @recipe_options
 @click.option(
     "--output", "folder", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write to."
@@ -51,7 +52,7 @@ def train(output: Output, folder: Path, workers: int | None, replace: bool, **op
     output.write(result, [f"trained {trained.kind} with {trained.vocab_size:,} ids: {', '.join(files)}"])
 
 
-@tokenizer.command()
+@tokenizer.command(cls=SectionedCommand)
 @click.argument("name")
 @recipe_options
 @num_documents_option(1000)

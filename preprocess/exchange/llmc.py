@@ -1,8 +1,9 @@
 """Export a build to the token files of llm.c, which modded-nanogpt and other speedruns read too.
 
 A file has a header of 256 int32, of which three are used: a magic number, a version and the number of
-tokens. The tokens follow. The header tells the dtype: uint16 for GPT-2's vocabulary, uint32 for
-Llama 3's. In these files an end-of-text token is before each document; in a build it is after it.
+tokens. The tokens follow. The magic number and the version decide the dtype: uint16 for GPT-2's
+vocabulary, uint32 for Llama 3's. In these files an end-of-text token is before each document; in a
+build it is after it.
 
 Layout: llm.c, dev/data/data_common.py and llmc/dataloader.h.
 """
@@ -118,7 +119,7 @@ class _Chunks:
         self._arrays, self._rest = arrays, np.empty(0, np.uint16)
 
     def write(self, file: BinaryIO, num_tokens: int) -> None:
-        """Write the next `num_tokens` tokens, of which there must be as many."""
+        """Write the next `num_tokens` tokens. The arrays must have at least as many left."""
         while num_tokens:
             if not len(self._rest):
                 self._rest = next(self._arrays)

@@ -1,6 +1,6 @@
 """Export a build to the token arrays of OLMo and OLMo-core: `.npy` with the tokens, `.csv.gz` with the documents.
 
-In spite of its name, an `.npy` file is no NumPy file: it has no header, and the dtype is a setting of
+In spite of its name, an `.npy` file here is not a NumPy file: it has no header, and the dtype is a setting of
 OLMo's configuration. Each line of `.csv.gz` has the begin and the exclusive end of a document in
 tokens, an id, the name of the source, and the document's number in it.
 

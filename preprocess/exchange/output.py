@@ -42,7 +42,7 @@ def check_no_leftovers(folder: Path, paths: Iterable[Path], patterns: Iterable[s
 
 
 class NewFiles:
-    """Files of an export that get their names at the same time. `write_together` makes it."""
+    """Files of an export that get their names at the same time. `write_together` creates this object."""
 
     def __init__(self) -> None:
         self.temporary: dict[Path, Path] = {}  # by the name that the file gets

@@ -35,7 +35,7 @@ MAYBE_SPACE[0x80:] = True
 POLICY_PHRASES = (
     b"terms of use", b"privacy policy", b"cookie policy", b"uses cookies", b"use of cookies", b"use cookies",
 )  # fmt: skip
-MAX_MATCHES = 1 << 16  # of a phrase that are looked up at once
+MAX_MATCHES = 1 << 16  # occurrences of a phrase that are looked up at once
 # Why a line is removed, in the order in which the rules are applied. Index 0: it is kept.
 LINE_REASONS = ("", "lines_with_long_words", "lines_without_punctuation", "short_lines", "javascript", "policy")
 

@@ -1,7 +1,7 @@
-"""Drop documents that a classifier finds unlike its examples.
+"""Drop documents to which a classifier gives a low score.
 
-`preprocess filter train` trains the classifier on two folders of documents: "like these, not like
-those". DCLM (Li et al. 2024, arXiv 2406.11794) and FineWeb-Edu filter the web in this way.
+`preprocess filter train` trains the classifier on two sets of documents: examples to keep and
+examples to drop. DCLM (Li et al. 2024, arXiv 2406.11794) and FineWeb-Edu filter the web in this way.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ from preprocess.shards.files import JsonObject, canonical_json, parse_json, read
 VERSION = 1
 METADATA_KEY = "folio_classifier"
 WEIGHT_UNIT = 2.0**-20
-MAX_WEIGHT = 2.0**10  # of 120 million features, the most in a text of 128 MB, the sum is below 2 ** 63 units
-MIN_BITS, MAX_BITS = 8, 24  # of the number of buckets
+MAX_WEIGHT = 2.0**10  # the sum over 120 million features, the most in a text of 128 MB, is below 2 ** 63 units
+MIN_BITS, MAX_BITS = 8, 24  # log2 of the number of buckets
 MAX_HEADER_BYTES = 1 << 20
 MAX_FILE_BYTES = (4 << MAX_BITS) + MAX_HEADER_BYTES
 LENGTH_BYTES = 8  # of the length of the header, at the beginning of a safetensors file
@@ -44,14 +44,14 @@ class ClassifierModel:
 
     weights: np.ndarray  # (B,) int32, multiples of WEIGHT_UNIT; B is a power of two
     bias: float
-    training: JsonObject = field(default_factory=dict)  # what the model was trained on, and its figures
+    training: JsonObject = field(default_factory=dict)  # the numbers of documents, and results on the held-out ones
 
     @property
     def bucket_bits(self) -> int:
         return len(self.weights).bit_length() - 1
 
     def score(self, texts: pa.LargeStringArray) -> np.ndarray:
-        """Return the score of each text, (D,) float64 from 0 to 1: the probability that it is like the examples."""
+        """Return the score of each text, (D,) float64 from 0 to 1: the probability that it belongs to `--like`."""
         scores = [self._score_group(group) for group in iter_text_groups(texts)]
         return np.concatenate(scores) if scores else np.empty(0)
 
@@ -63,7 +63,10 @@ class ClassifierModel:
         return self.compute_scores(sums, counts)
 
     def compute_scores(self, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Return the scores of texts with these sums of weights and numbers of features, (D,) int64 each."""
+        """Return the scores of D texts, (D,) float64 from 0 to 1.
+
+        `sums`: (D,) int64, the sum of the weights of each text's features. `counts`: (D,) int64, their number.
+        """
         return logistic(self.bias + sums / np.maximum(counts, 1) * WEIGHT_UNIT)
 
 
@@ -73,7 +76,7 @@ def quantize(weights: np.ndarray) -> np.ndarray:
 
 
 def write_classifier(path: Path, model: ClassifierModel) -> None:
-    """Write the file of a model. Raises OSError."""
+    """Write the file of a model. Raises OSError if that fails, for example if the disk is full."""
     header: JsonObject = {
         "version": VERSION,
         "ngram_order": NGRAM_ORDER,

@@ -17,7 +17,7 @@ from preprocess.filters.words import MAX_FEW, TextGroup, iter_spaced_windows
 # References to sources in an encyclopedia: [1], [], [edit], [citation needed]. A digit may be of any script.
 CITATION = re.compile(rb"\[(?:(?:[0-9]|[\xC2-\xF4][\x80-\xBF]{1,3})*+|edit|citation needed)\]")
 
-MAX_CITATIONS = 1 << 14  # that are looked up at once
+MAX_CITATIONS = 1 << 14  # citations that are looked up at once
 
 
 @dataclass(frozen=True)

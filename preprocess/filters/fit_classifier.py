@@ -31,7 +31,7 @@ from preprocess.shards.files import JsonObject
 from preprocess.shards.permutation import keyed_hash
 
 BUCKET_BITS = 20
-MAX_FEATURES = 1 << 16  # of a document that is trained on; the rest of a longer one is not read
+MAX_FEATURES = 1 << 16  # of each document that are used for training; the rest of a longer document is not read
 HELD_OUT_FRACTION = 0.1
 NUM_EPOCHS = 10
 BATCH_DOCUMENTS = 16
@@ -49,7 +49,7 @@ class Examples:
     features: np.ndarray  # (F,) int32, of all documents
     starts: np.ndarray  # (N,) int64, index of the first feature of each document
     counts: np.ndarray  # (N,) int64, its number of features
-    labels: np.ndarray  # (N,) int64: 1 is like the examples, 0 is not
+    labels: np.ndarray  # (N,) int64: 1 for a document of --like, 0 for one of --unlike
     is_held_out: np.ndarray  # (N,) bool
     keys: np.ndarray  # (N,) uint64, the first half of the hash
 
@@ -70,7 +70,10 @@ class ExampleWriter:
         self._labels: list[np.ndarray] = []
 
     def add(self, texts: pa.LargeStringArray, hashes: np.ndarray, label: int) -> None:
-        """Add D documents. `hashes`: (D, 16) uint8, of their contents. `label`: 1 or 0."""
+        """Add D documents. `hashes`: (D, 16) uint8, of their contents. `label`: 1 for --like, 0 for --unlike.
+
+        Raises OSError if the disk is full.
+        """
         for group in iter_text_groups(texts):
             counts = np.zeros(group.num_documents, np.int64)
             for features in iter_features(group, BUCKET_BITS):
@@ -85,7 +88,7 @@ class ExampleWriter:
         self._labels.append(np.full(len(texts), label))
 
     def finish(self) -> Examples:
-        """Return the documents, each once. Those with the smallest hashes of each class are held out."""
+        """Return each different document once. In each class, those with the smallest hashes are held out."""
         self._file.flush()
         counts, labels = np.concatenate(self._counts), np.concatenate(self._labels)
         hashes = np.concatenate(self._hashes).view(">u8").astype(np.uint64)  # (N, 2)
@@ -106,7 +109,7 @@ class ExampleWriter:
 
 
 def fit_classifier(examples: Examples) -> ClassifierModel:
-    """Train a model on the documents that are not held out, and return it with its figures on the others."""
+    """Train a model on the documents that are not held out, and return it with its results on the others."""
     weights, bias = _train(examples)
     model = ClassifierModel(quantize(weights), float(bias))
     return dataclasses.replace(model, training=_evaluate(model, examples))
@@ -147,7 +150,7 @@ def _cut(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _evaluate(model: ClassifierModel, examples: Examples) -> JsonObject:
-    """Return the figures of a model on the documents that are held out, and the numbers of documents."""
+    """Return the results of a model on the documents that are held out, and the numbers of documents."""
     rows = np.flatnonzero(examples.is_held_out)
     scores = np.concatenate([_score(model, examples.gather(batch)) for batch in _cut(rows)])
     is_like, is_kept = examples.labels[rows] == 1, scores >= THRESHOLD

@@ -87,8 +87,10 @@ class GopherQualityFilter(RuleFilter):
 
 
 def count_words(group: TextGroup, words: Words) -> np.ndarray:
-    """Return the words of each text, those that are not symbols and their characters, its # and ellipses, and its words
-    with letters: (6, D) int64.
+    """Return six numbers for each text: (6, D) int64.
+
+    They are the numbers of words, of words that are not symbols, of the characters of these, of hash
+    signs, of ellipses, and of words that contain a letter.
     """
     is_symbol = words.have(SYMBOL)
     return np.stack(
@@ -104,13 +106,13 @@ def count_words(group: TextGroup, words: Words) -> np.ndarray:
 
 
 def count_lines(group: TextGroup, words: Words) -> np.ndarray:
-    """Return the lines of each text, and those that `count_marked_lines` counts: (3, D) int64."""
+    """Return the number of lines of each text, and the two that `count_marked_lines` returns: (3, D) int64."""
     lines = split_lines(group)
     return np.stack([lines.counts, *count_marked_lines(group, words, lines)])
 
 
 def count_hash_signs(group: TextGroup, words: Words) -> np.ndarray:
-    """Return the number of # in each text: (D,) int64. They are in words that repeat them."""
+    """Return the number of # in each text: (D,) int64. Several in a row are one word of that length."""
     return sum_between(np.where(group.data[words.starts] == ord("#"), words.lengths, 0), words.firsts)
 
 

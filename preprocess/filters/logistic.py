@@ -21,7 +21,7 @@ COEFFICIENTS = tuple(1 / math.factorial(n) for n in range(14, -1, -1))
 
 
 def exp(x: np.ndarray) -> np.ndarray:
-    """Return e to the power of `x`, (N,) float64; numbers beyond ±700 count as ±700."""
+    """Return e to the power of `x`, both (N,) float64. `x` is clipped to ±MAX_EXPONENT."""
     x = np.clip(x, -MAX_EXPONENT, MAX_EXPONENT)
     powers = np.rint(x * (1 / math.log(2)))
     rest = (x - powers * LOG2_HIGH) - powers * LOG2_LOW
@@ -33,5 +33,5 @@ def exp(x: np.ndarray) -> np.ndarray:
 
 
 def logistic(x: np.ndarray) -> np.ndarray:
-    """Return 1 / (1 + exp(-x)), the probability whose log-odds are `x`, (N,) float64."""
+    """Return 1 / (1 + exp(-x)), the probability whose log-odds are `x`, both (N,) float64."""
     return 1 / (1 + exp(-x))

@@ -1,4 +1,4 @@
-"""Find repeated lines and sequences of words in one long text, in memory that its words do not multiply.
+"""Find repeated lines and sequences of words in one long text, with little memory for each word.
 
 The problem: the positions, lengths and hashes of all words of a text of 64 MB, and the arrays that sorting
 them needs, take up to 2 GB.
@@ -76,7 +76,7 @@ class LongTextGrams:
         self._is_repeated = np.logical_xor(is_large, is_repeated, out=is_repeated)  # all but the first of each
 
     def measure_top(self, _: np.ndarray) -> np.ndarray:
-        """Return the characters of the most frequent sequence, with spaces, times its number: (1,) int64."""
+        """Return the characters of the most frequent sequence, with spaces, times its occurrences: (1,) int64."""
         first, size = self._first_of_most, self._size
         if len(self._hashes) < size:
             return np.zeros(1, np.int64)
@@ -288,10 +288,10 @@ def _find_last_line_end(data: np.ndarray) -> int:
 
 
 def find_outer_words(group: TextGroup, split: Callable[[TextGroup], Lines]) -> tuple[Words, int]:
-    """Return the first and last word of each line of one text, and the number of all its words.
+    """Return words of one text that include the first and last of each line, and the number of all its words.
 
-    `split` finds the lines. Of a text that is examined in several windows, those of each window are returned too,
-    but not the others.
+    `split` finds the lines. A short text is examined as a whole, and all its words are returned. A longer one is
+    examined in windows, and only the first and last word of each line of a window are returned.
     """
     found, num_words, position = [], 0, 0
     for window in iter_word_windows(group):

@@ -1,4 +1,4 @@
-"""The models of runs, which `train` loads: the one module of `preprocess` that imports it.
+"""Load the models of runs. This is the only module of `preprocess` that imports `train`.
 
 A filter that applies a trained model needs the architectures and checkpoints of `train`. They are imported
 inside the functions here, when a recipe has such a filter, so that every other command neither needs nor

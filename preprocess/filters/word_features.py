@@ -1,7 +1,7 @@
 """The features of a text for a classifier: its words and pairs of consecutive words, as numbers of buckets.
 
-The problem: a classifier has a weight for each word and each pair of words, but nobody knows before
-which of them occur, and a table of all would not fit into memory.
+The problem: a classifier has a weight for each word and each pair of words, but it is not
+known in advance which of them occur, and a table of all possible pairs would not fit into memory.
 
 The idea (Weinberger et al. 2009, arXiv 0902.2206): a word or a pair is hashed, and the hash selects one of
 B buckets, which have the weights. Different words in the same bucket share a weight, which changes the
@@ -47,7 +47,7 @@ def iter_features(group: TextGroup, bucket_bits: int) -> Iterator[Features]:
     for window in iter_word_windows(group):
         hashes = np.concatenate([last, find_words(window).hash(window.data)])
         features = _make_features(hashes, np.array([0, len(hashes)]), bucket_bits)
-        buckets = features.buckets[len(last) :]  # the window before has had its last word
+        buckets = features.buckets[len(last) :]  # the feature of the last word itself was yielded before
         yield Features(buckets, np.array([0, len(buckets)]))
         last = hashes[-1:]
 

@@ -45,7 +45,7 @@ GROUP_BYTES = 1 << 20  # of the documents that are examined at once
 WHITE_SPACE = re.compile(
     rb"[\t-\r\x1c- ]|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2(?:\x80[\x80-\x8a\xa8\xa9\xaf]|\x81\x9f)|\xe3\x80\x80"
 )
-PROBE_BYTES = 1 << 12  # in which the begin of a word is looked for, if a long text has no white space
+PROBE_BYTES = 1 << 12  # bytes that are searched for the first of a word, if a long text has no white space
 MAX_CHARACTER_BYTES = 4
 MAX_FEW = 4  # spans of a long text whose characters are counted without an array of sums
 FIRST_CHINESE, LAST_CHINESE = 0xE5, 0xE8  # first bytes of U+5000 to U+8FFF
@@ -116,7 +116,7 @@ class Words:
         return (self.kinds & kind) != 0
 
     def hash(self, data: np.ndarray) -> np.ndarray:
-        """Return a hash of each word: (W,) uint64. `data`: of the group."""
+        """Return a hash of each word: (W,) uint64. `data`: the bytes of the group, uint8."""
         return hash_spans(data, self.starts, self.ends - self.starts)
 
 

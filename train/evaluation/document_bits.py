@@ -1,4 +1,4 @@
-"""How many bits per byte a checkpoint needs for a document, for the filter `perplexity` of `preprocess`.
+"""Measure the bits per byte that a checkpoint needs for a document, for the filter `perplexity` of `preprocess`.
 
 A filter decides by a threshold, so the value of a document must be the same, to its last bit, in every
 batch and with any number of workers. The sums in a matrix product are added in an order that depends on the shapes
@@ -53,9 +53,10 @@ class DocumentBits:
             return 0.0
         try:
             ids: list[int] = self._tokenizer.encode_text(text).tolist()
-        except FolioError:  # a character that is missing from the alphabet
+        except FolioError:  # a character that is missing from the vocabulary of a `char` tokenizer
             return None
-        # The first token may be predicted from one to which those after it do not attend.
+        # The first token can be predicted from a token to which later tokens do not attend (`mask_documents`), so it
+        # needs a separate forward pass.
         cut = 0 if self._start.ids else 1
         requests = [(self._start.ids or ids[:cut], ids[cut:])]
         if cut and self._start.before:
@@ -67,10 +68,10 @@ class DocumentBits:
 
 
 def find_run_model(run: Path) -> tuple[Path, str]:
-    """Return the folder of the newest checkpoint of `run`, or of the checkpoint `run`, and a SHA-256.
+    """Return the folder of the newest checkpoint of `run`, or of the checkpoint `run`, and its SHA-256.
 
-    It is the hash of the weights, the tokenizer and the settings that decide the result. Raises MisuseError if there is
-    no checkpoint, and FolioError if it is damaged.
+    The SHA-256 is that of the weights, the tokenizer and the settings that decide the result. Raises MisuseError if
+    there is no checkpoint, and FolioError if it is damaged.
     """
     checkpoint = find_checkpoint(run, warn)
     return checkpoint.folder, _hash(checkpoint)

@@ -1,8 +1,8 @@
 """The model card of an export: README.md, which people and the Hugging Face hub read.
 
 The front matter is YAML. Names of data and values of settings are text from a user, and may have any
-characters; in Markdown they stand in code spans, and in YAML only known words are written. The card
-has no paths, because they can have names of people, and the card is meant to be published.
+characters; in Markdown they are written as code, and in YAML only known words are written. The card
+has no paths, because they can contain names of people, and the card is meant to be published.
 """
 
 from __future__ import annotations

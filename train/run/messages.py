@@ -14,7 +14,7 @@ from train.run.context import Run
 from train.run.logger import StepCost
 from train.run.state import TrainingState
 
-# Free settings on which the rounding of the results depends, or the dropout.
+# Settings that a resumed run may change, but that change the rounding of the results or the dropout.
 ROUNDING_SETTINGS = ("precision", "device", "batch_size", "gradient_accumulation_steps", "compile", "num_threads")
 
 

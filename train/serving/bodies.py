@@ -1,4 +1,4 @@
-"""Read the bodies of requests, so that clients that send much, slowly or never cannot take the server's memory.
+"""Read the bodies of requests, with limits, so that no client can fill the server's memory or block it.
 
 A client can promise a body and never send it. Without a limit of time, MAX_CONNECTIONS of such clients
 would keep all others out, and each of them could make the server hold MAX_BODY_BYTES.
@@ -15,7 +15,7 @@ SECONDS_TO_SEND = 60.0
 
 
 class BodyError(Exception):
-    """A body is too large or too slow. `status` is that of the answer."""
+    """A body is too large or too slow. `status` is the HTTP status of the answer."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

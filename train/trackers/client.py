@@ -165,7 +165,7 @@ class _TrackerProcess:
         self.name = name
         self.failure: str | None = None  # the reason, as soon as the tracker has failed
         self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._call_began_at: float | None = None  # time.monotonic() at the begin of a call; None between calls
+        self._call_began_at: float | None = None  # time.monotonic() at the beginning of a call; None between calls
         self._earlier = itertools.chain([begin], (_make_row_event(row.step, row.values) for row in history))
         self._thread = threading.Thread(target=self._run, name=f"tracker {name}", daemon=True)
         try:

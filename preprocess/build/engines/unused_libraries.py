@@ -1,4 +1,4 @@
-"""Leave out what the command `preprocess` does not use of the libraries that it imports.
+"""Avoid parts of imported libraries that slow down the start of `preprocess` and are not needed.
 
 The first call of `pyarrow.array` imports pandas if it is installed, so that it can recognise a
 Series. This takes 0.2 s and 40 MB in every process. Arrow has no setting for it, but it can work
@@ -7,7 +7,7 @@ without pandas.
 The import of NumPy starts a thread of OpenBLAS for each further core, and these threads wait in a
 busy loop. This takes 0.05 s of processor time.
 
-The functions change the process, so they are for processes that run nothing else.
+The functions change the process, so call them only in processes that run nothing else.
 """
 
 from __future__ import annotations
