@@ -86,8 +86,7 @@ def export(
 
 def _check_masks(build: Build, format_: str, *, drop_masks: bool) -> None:
     """Raise MisuseError if the build has loss masks that the format cannot have, unless they may be dropped."""
-    has_masks = any(shard.mask_sha256 for split in build.manifest.splits.values() for shard in split.shards)
-    if has_masks and format_ not in FORMATS_WITH_MASKS and not drop_masks:
+    if build.has_masks and format_ not in FORMATS_WITH_MASKS and not drop_masks:
         raise MisuseError(
             f"{build.name} has chats, and the format {format_} has no loss masks, so a model would be trained to "
             f"predict the prompts too; pass --drop-masks, or use --format {' or '.join(FORMATS_WITH_MASKS)}"

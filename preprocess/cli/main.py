@@ -9,6 +9,7 @@ from preprocess.cli.estimate import estimate
 from preprocess.cli.export import export
 from preprocess.cli.filter import filter_group
 from preprocess.cli.group import CONTEXT_SETTINGS, CommandLine
+from preprocess.cli.import_tokens import import_command
 from preprocess.cli.output import version_option
 from preprocess.cli.rejects import rejects
 from preprocess.cli.tokenizer import tokenizer
@@ -22,6 +23,19 @@ main = CommandLine(
     name="preprocess",
     help=HELP,
     context_settings=CONTEXT_SETTINGS,
-    commands=[build, corpora, estimate, export, filter_group, list_command, rejects, show, stats, tokenizer, verify],
+    commands=[
+        build,
+        corpora,
+        estimate,
+        export,
+        filter_group,
+        import_command,
+        list_command,
+        rejects,
+        show,
+        stats,
+        tokenizer,
+        verify,
+    ],
 )
 version_option(main)

@@ -79,7 +79,7 @@ def show_document(output: Output, build: Build, split: str, number: int) -> None
 
     with build.reading():
         parts = decode_document(build, split, number)
-    document = DecodedDocument(parts, build.manifest.recipe.get("chat_columns") is not None)
+    document = DecodedDocument(parts, build.has_masks)
     if output.as_json:
         output.write({"split": split, "document": number, **document.as_json()}, [])
     else:

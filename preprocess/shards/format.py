@@ -215,6 +215,11 @@ class Build:
         return self.manifest.vocab_size
 
     @property
+    def has_masks(self) -> bool:
+        """Whether the shards have loss masks."""
+        return any(shard.mask_sha256 for split in self.manifest.splits.values() for shard in split.shards)
+
+    @property
     def dtype(self) -> np.dtype:
         return np.dtype(self.manifest.dtype)
 

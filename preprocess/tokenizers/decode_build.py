@@ -69,7 +69,7 @@ def decode_documents(
     names = {token_id: token.encode() for token, token_id in build.manifest.special_tokens.items()}
     template = build.manifest.recipe.get("chat_template")
     chat_ids = {build.manifest.special_tokens.get(token) for token in list_chat_tokens(template)}
-    turns = _find_turns(build) if build.manifest.recipe.get("chat_columns") is not None else None
+    turns = _find_turns(build) if build.has_masks else None
     for language, ids in _read_documents(build, split):
         if len(ids) and int(ids.max()) >= build.vocab_size:
             raise FolioError(
