@@ -123,10 +123,11 @@ def test_import_depends_on_its_files_only_and_is_not_repeated(
 
 
 @pytest.mark.parametrize("format_", ["datatrove", "parquet"])
-def test_import_keeps_the_loss_masks_of_chats(
-    build_text: Callable[..., Build], run: Callable[..., Result], tmp_path: Path, format_: str
-) -> None:
-    chats = build_text(CHATS, format="jsonl", chat_columns="messages")
+def test_import_keeps_the_loss_masks_of_chats(run: Callable[..., Result], tmp_path: Path, format_: str) -> None:
+    (tmp_path / "chats.jsonl").write_text(CHATS)
+    run("build", "--input", tmp_path / "chats.jsonl", "--tokenizer", "byte", "--workers", 1, "--name", "own")
+    chats = Build("own")
+    assert chats.has_masks
     run("export", "own", "--format", format_, "--output", tmp_path / "out")
     result = run("import", tmp_path / "out", "--format", format_, "--tokenizer", chats.folder, "--name", "back")
     assert result.exit_code == 0, result.output
@@ -202,11 +203,11 @@ def write_megatron(folder: Path, lengths: list[int], bounds: list[int], **change
     """Write 2-byte tokens, and an index with sequences of `lengths` and documents with `bounds`."""
     num_tokens = changes.pop("num_tokens", sum(lengths))
     offsets = changes.pop("offsets", [2 * sum(lengths[:i]) for i in range(len(lengths))])
-    header = {"magic": b"MMIDIDX\0\0", "version": 1, "code": 8, "sequences": len(lengths), "bounds": len(bounds)}
+    header = {"magic": b"MMIDIDX\0\0", "version": 1, "code": 8, "sequences": len(lengths), "num_bounds": len(bounds)}
     header |= changes
     np.arange(num_tokens, dtype="<u2").tofile(folder / "a.bin")
     index = header["magic"] + struct.pack(
-        "<QBQQ", header["version"], header["code"], header["sequences"], header["bounds"]
+        "<QBQQ", header["version"], header["code"], header["sequences"], header["num_bounds"]
     )
     index += np.array(lengths, "<i4").tobytes() + np.array(offsets, "<i8").tobytes() + np.array(bounds, "<i8").tobytes()
     (folder / "a.idx").write_bytes(index)
@@ -230,7 +231,7 @@ def test_megatron_sequences_of_a_document_are_joined(
         ([2, 2], [0, 1, 2], {"version": 2}, "is not an index of Megatron-LM"),
         ([2, 2], [0, 1, 2], {"code": 7}, "has tokens of type 7"),
         ([2, 2], [0, 1, 2], {"sequences": 1 << 60}, "but its header says 1,152,921,504,606,846,976 sequences"),
-        ([2, 2], [0, 1, 2], {"bounds": 1 << 63}, "bounds of documents"),
+        ([2, 2], [0, 1, 2], {"num_bounds": 1 << 63}, "bounds of documents"),
         ([2, 2], [0, 2, 1], {}, "do not ascend"),
         ([2, 2], [1, 2], {}, "do not ascend from sequence 0"),
         ([2, 2], [0, 1], {}, "has documents up to sequence 1 of 2"),
