@@ -5,6 +5,7 @@ from __future__ import annotations
 from preprocess.cli.build import build
 from preprocess.cli.builds import list_command, show, stats, verify
 from preprocess.cli.corpora import corpora
+from preprocess.cli.diff import diff
 from preprocess.cli.estimate import estimate
 from preprocess.cli.export import export
 from preprocess.cli.filter import filter_group
@@ -26,6 +27,7 @@ main = CommandLine(
     commands=[
         build,
         corpora,
+        diff,
         estimate,
         export,
         filter_group,
