@@ -26,6 +26,7 @@ from preprocess.build.plan import Plan
 from preprocess.build.prepared_corpus import PreparedCorpus
 from preprocess.build.publish import is_already_built, lock_build, publish
 from preprocess.build.receipts import PartitionValues, PrepareReceipt
+from preprocess.build.same_side import keep_texts_together
 from preprocess.build.shard_layout import lay_out_shards
 from preprocess.build.split_assignment import SplitAssignment
 from preprocess.build.stats import list_warnings
@@ -50,6 +51,7 @@ class TokenRecipe(Recipe):
 
     stored: JsonObject = field(default_factory=dict)  # the recipe in the manifest
     masks: bool = False  # whether the documents have loss masks
+    keeps_texts_together: bool = False  # move equal texts to the side of the first one
 
     @property
     def has_masks(self) -> bool:
@@ -173,14 +175,17 @@ def _make(inputs: TokenInputs, work_dir: WorkDir, output_dir: Path, name: str, p
         progress.warn(line)
 
 
-def _assign(recipe: Recipe, work_dir: WorkDir, num_documents: list[int]) -> SplitAssignment:
+def _assign(recipe: TokenRecipe, work_dir: WorkDir, num_documents: list[int]) -> SplitAssignment:
     total = sum(num_documents)
     if recipe.split == "exact" and recipe.val_fraction and round(total * recipe.val_fraction) in (0, total):
         raise FolioError(
             f"{format_quantity(total, 'document')} cannot be split with val_fraction {recipe.val_fraction}: one side "
             "would be empty; choose another --val-fraction (0 for none), or pass --val with files of their own"
         )
-    return dedup_and_split(recipe, work_dir, num_documents)
+    assignment = dedup_and_split(recipe, work_dir, num_documents)
+    if recipe.keeps_texts_together and assignment.num_leaks:
+        keep_texts_together(assignment)
+    return assignment
 
 
 class _Found:

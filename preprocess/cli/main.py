@@ -11,6 +11,7 @@ from preprocess.cli.export import export
 from preprocess.cli.filter import filter_group
 from preprocess.cli.group import CONTEXT_SETTINGS, CommandLine
 from preprocess.cli.import_tokens import import_command
+from preprocess.cli.merge import merge
 from preprocess.cli.output import version_option
 from preprocess.cli.rejects import rejects
 from preprocess.cli.tokenizer import tokenizer
@@ -33,6 +34,7 @@ main = CommandLine(
         filter_group,
         import_command,
         list_command,
+        merge,
         rejects,
         show,
         stats,
