@@ -82,6 +82,16 @@ def decode_documents(
         yield language, text
 
 
+def find_document(build: Build, split: str, text: str) -> int | None:
+    """Return the number of the first document of `split` whose text contains `text`, or None.
+
+    Control tokens are not part of the text. Raises FolioError like `decode_documents`.
+    """
+    wanted = text.encode("utf-8", "surrogateescape")
+    documents = decode_documents(build, split, load_tokenizer(build.folder, build.manifest))
+    return next((number for number, (_, data) in enumerate(documents) if wanted in data), None)
+
+
 @dataclass(frozen=True)
 class _TurnTokens:
     """What divides a chat into turns."""
