@@ -124,8 +124,8 @@ def test_json_and_quiet_work_on_every_command(preprocess: Run, tmp_path: Path) -
                             "--output", "characters"),
         "verify": ("verify", "synthetic"),
         "diff": ("diff", "synthetic", "synthetic"),
-        "import": ("import", "exported", "--format", "nanogpt", "--tokenizer", "shards/synthetic", "--name", "imported"),
-        "merge": ("merge", "synthetic", "imported", "--name", "merged"),
+        "import": ("import", "exported", "--format", "nanogpt", "--tokenizer", "shards/synthetic", "--name", "back"),
+        "merge": ("merge", "synthetic", "back", "--name", "merged"),
     }  # fmt: skip
     assert {" ".join(path) for path, _ in COMMANDS} == runs.keys() - {"show --document"} | {"rejects"}
     found = {}
