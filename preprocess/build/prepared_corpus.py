@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from preprocess.build.receipts import PrepareReceipt
 from preprocess.build.split_assignment import SplitAssignment
@@ -22,6 +23,7 @@ class PreparedCorpus:
     receipts: list[PrepareReceipt]  # of each partition
     assignment: SplitAssignment
     tokenizer: Tokenizer
+    control_tokens: Mapping[str, int] = field(default_factory=dict)  # that documents have already: token -> id
 
     @functools.cached_property
     def loss(self) -> CharacterLoss:

@@ -86,9 +86,8 @@ class _LayoutBuilder:
         self._corpus, self._work_dir = corpus, corpus.work_dir
         vocab_size, special_tokens = corpus.tokenizer.vocab_size, corpus.tokenizer.special_tokens
         chat_tokens = number_chat_tokens(corpus.recipe.chat_template, special_tokens, vocab_size)
-        self._control_ids = ControlTokenIds(vocab_size, special_tokens, chat_tokens)
-        has_masks = corpus.recipe.chat_columns is not None
-        self._cutter = _ShardCutter(corpus.recipe.shard_tokens, has_masks=has_masks)
+        self._control_ids = ControlTokenIds(vocab_size, special_tokens, chat_tokens | dict(corpus.control_tokens))
+        self._cutter = _ShardCutter(corpus.recipe.shard_tokens, has_masks=corpus.recipe.has_masks)
         self._counts = DocumentCounts()
         self._tags: set[str] = set()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from preprocess.cli.output import Output, format_table, output_options
-from preprocess.cli.show_document import show_document
+from preprocess.cli.show_document import find_number, show_document
 from preprocess.errors import FolioError, format_quantity, one_line
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def list_command(output: Output) -> None:
 @click.command()
 @click.argument("name")
 @click.option("--document", type=int, metavar="N", help="Decode document N of the split, counted from 0.")
+@click.option("--find", "text", metavar="TEXT", help="Decode the first document of the split that contains TEXT.")
 @click.option(
     "--split",
     type=click.Choice(["train", "val"]),
@@ -56,18 +57,23 @@ def list_command(output: Output) -> None:
     help="The split that contains the document.",
 )
 @output_options
-def show(output: Output, name: str, document: int | None, split: str) -> None:
+def show(output: Output, name: str, document: int | None, text: str | None, split: str) -> None:
     """Show what a build contains, or decode one of its documents.
 
-    NAME is the name or the folder of a build. With --document, the text of the document is written
-    to standard output, and the control tokens before and after it to standard error. A file or pipe
+    NAME is the name or the folder of a build. With --document or --find, the text of the document is
+    written to standard output. Its number, its position in its source file, and the control tokens
+    before and after it are written to standard error. A file or pipe
     gets the exact bytes of the text; on a terminal, control characters are escaped. A document of a
     build with chats is written with the control tokens between its turns; on a terminal, the text
     that a model is trained to write is green.
     """
     from preprocess.shards.format import Build
 
+    if document is not None and text is not None:
+        raise click.UsageError("--document and --find both choose a document; pass one of them")
     build = Build(name)
+    if text is not None:
+        document = find_number(build, split, text)
     if document is None:
         output.write(describe(build), summarize(build))
         return

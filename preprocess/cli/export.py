@@ -15,23 +15,23 @@ from preprocess.errors import MisuseError, format_quantity
 if TYPE_CHECKING:
     from preprocess.shards.format import Build
 
-# Module and function that write a format of tokens. A module is imported when its format is written.
-TOKEN_FORMATS = {
+# Module and function that write a format. A module is imported when its format is written.
+WRITERS = {
     "nanogpt": ("preprocess.exchange.nanogpt", "export_nanogpt"),
     "llm.c": ("preprocess.exchange.llmc", "export_llmc"),
     "megatron": ("preprocess.exchange.megatron", "export_megatron"),
     "datatrove": ("preprocess.exchange.datatrove", "export_datatrove"),
     "olmo": ("preprocess.exchange.olmo", "export_olmo"),
     "parquet": ("preprocess.exchange.parquet", "export_parquet"),
+    "jsonl": ("preprocess.exchange.jsonl", "export_jsonl"),
 }
 FORMATS_WITH_MASKS = ("datatrove", "parquet")
+TEXT_FORMATS = ("jsonl", "text")
 
 
 @click.command()
 @click.argument("name")
-@click.option(
-    "--format", "format_", type=click.Choice([*TOKEN_FORMATS, "text"]), required=True, help="Format to write."
-)
+@click.option("--format", "format_", type=click.Choice([*WRITERS, "text"]), required=True, help="Format to write.")
 @click.option("--by", type=click.Choice(["language"]), help="With --format text: write one file per language.")
 @click.option(
     "--authors",
@@ -62,7 +62,8 @@ def export(
 
     NAME is the name or the folder of a build. The formats are the token files of nanoGPT, llm.c (also
     read by modded-nanogpt), Megatron-LM, datatrove and OLMo; Parquet with the ids of each document, for
-    Hugging Face datasets; and plain text.
+    Hugging Face datasets; and the text without tokens, as plain text or as JSON lines with the author, city,
+    year, language, source and position of each document.
     """
     from preprocess.exchange.text import export_text
     from preprocess.shards.format import Build
@@ -71,9 +72,9 @@ def export(
         if is_given and format_ != "text":
             raise click.UsageError(f"{option} needs --format text, got --format {format_}")
     build, progress = Build(name), output.progress()
-    if format_ in TOKEN_FORMATS:
+    if format_ in WRITERS:
         _check_masks(build, format_, drop_masks=drop_masks)
-        module, function = TOKEN_FORMATS[format_]
+        module, function = WRITERS[format_]
         with progress.phase("export"):
             paths = getattr(importlib.import_module(module), function)(build, folder, replace=replace)
     else:
@@ -86,8 +87,7 @@ def export(
 
 def _check_masks(build: Build, format_: str, *, drop_masks: bool) -> None:
     """Raise MisuseError if the build has loss masks that the format cannot have, unless they may be dropped."""
-    has_masks = any(shard.mask_sha256 for split in build.manifest.splits.values() for shard in split.shards)
-    if has_masks and format_ not in FORMATS_WITH_MASKS and not drop_masks:
+    if build.has_masks and format_ not in (*FORMATS_WITH_MASKS, *TEXT_FORMATS) and not drop_masks:
         raise MisuseError(
             f"{build.name} has chats, and the format {format_} has no loss masks, so a model would be trained to "
             f"predict the prompts too; pass --drop-masks, or use --format {' or '.join(FORMATS_WITH_MASKS)}"

@@ -5,10 +5,13 @@ from __future__ import annotations
 from preprocess.cli.build import build
 from preprocess.cli.builds import list_command, show, stats, verify
 from preprocess.cli.corpora import corpora
+from preprocess.cli.diff import diff
 from preprocess.cli.estimate import estimate
 from preprocess.cli.export import export
 from preprocess.cli.filter import filter_group
 from preprocess.cli.group import CONTEXT_SETTINGS, CommandLine
+from preprocess.cli.import_tokens import import_command
+from preprocess.cli.merge import merge
 from preprocess.cli.output import version_option
 from preprocess.cli.rejects import rejects
 from preprocess.cli.report import report
@@ -26,10 +29,13 @@ main = CommandLine(
     commands=[
         build,
         corpora,
+        diff,
         estimate,
         export,
         filter_group,
+        import_command,
         list_command,
+        merge,
         rejects,
         report,
         show,

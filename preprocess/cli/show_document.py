@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from preprocess.cli.output import Output
-from preprocess.errors import one_line, printable
+from preprocess.errors import FolioError, one_line, printable, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,14 +73,44 @@ class DecodedDocument:
         return self.parts[:start], self.parts[start:end], self.parts[end:]
 
 
+def find_number(build: Build, split: str, text: str) -> int:
+    """Return the number of the first document of `split` with `text`. Raises FolioError if there is none."""
+    from preprocess.tokenizers.decode_build import find_document
+
+    with build.reading():
+        number = find_document(build, split, text)
+    if number is None:
+        raise FolioError(
+            f"no document of the {split} split of {build.name} contains {shorten(repr(text))}; look for a "
+            "shorter text, or choose another --split"
+        )
+    return number
+
+
+def _name_source(build: Build, number: int) -> str:
+    """Return the name of a source. Raises FolioError if the manifest does not have it."""
+    if number >= len(build.manifest.sources):
+        raise FolioError(
+            f"{build.folder} has documents of source {number}, which is not in its manifest; check it with "
+            "`preprocess verify`"
+        )
+    return str(build.manifest.sources[number]["name"])
+
+
 def show_document(output: Output, build: Build, split: str, number: int) -> None:
     """Print document `number` of `split`."""
     from preprocess.tokenizers.decode_build import decode_document
 
     with build.reading():
         parts = decode_document(build, split, number)
-    document = DecodedDocument(parts, build.manifest.recipe.get("chat_columns") is not None)
+        record = build.document_record(split, number)
+    source, position = _name_source(build, int(record["source"])), int(record["position"])
+    document = DecodedDocument(parts, build.has_masks)
     if output.as_json:
-        output.write({"split": split, "document": number, **document.as_json()}, [])
+        where = {"split": split, "document": number, "source": source, "position": position}
+        output.write({**where, **document.as_json()}, [])
     else:
+        if not output.quiet:
+            line = f"document {number:,} of {split}: position {position:,} of {shorten(source)}"
+            click.echo(one_line(line), err=True)
         document.print(quiet=output.quiet)

@@ -1,4 +1,4 @@
-"""Export a build to the token files of llm.c, which modded-nanogpt and other speedruns read too.
+"""Read and write the token files of llm.c, which modded-nanogpt and other speedruns read too.
 
 A file has a header of 256 int32, of which three are used: a magic number, a version and the number of
 tokens. The tokens follow. The magic number and the version decide the dtype: uint16 for GPT-2's
@@ -18,12 +18,16 @@ from typing import BinaryIO
 
 import numpy as np
 
-from preprocess.errors import MisuseError
+from preprocess.errors import FolioError, MisuseError
 from preprocess.exchange.output import check_no_leftovers, check_output, write_together
+from preprocess.exchange.read_tokens import ADVICE, count_tokens, iter_ids, open_values, split_at_eot
 from preprocess.exchange.tokens import iter_ends, iter_tokens
+from preprocess.inputs.token_files import TokenBatch, TokenFile, TokenIds, TokenNames
 from preprocess.shards.format import SPLITS, Build
 
+NAMES = TokenNames(".bin")
 HEADER_INTEGERS = 256
+HEADER_BYTES = 4 * HEADER_INTEGERS
 MAGIC_AND_VERSION = {"<u2": (20240520, 1), "<u4": (20240801, 7)}
 FILE_TOKENS = 100_000_000  # as in the files that llm.c makes; its reader needs files of less than 2 GiB
 
@@ -126,3 +130,52 @@ class _Chunks:
             part, self._rest = self._rest[:num_tokens], self._rest[num_tokens:]
             file.write(np.ascontiguousarray(part).data)
             num_tokens -= len(part)
+
+
+def read_llmc(files: list[TokenFile], ids: TokenIds) -> Iterator[TokenBatch]:
+    """Yield the documents of llm.c's files, with the end-of-text token after each document instead of before it.
+
+    A document may continue in the next file. Raises MisuseError if the tokenizer has no end-of-text token,
+    and FolioError if a file is damaged or a document is too long.
+    """
+    if ids.eot_id is None:
+        raise MisuseError(
+            "the tokenizer has no end-of-text token, which separates documents in llm.c's files; choose the tokenizer "
+            "with which the files were written"
+        )
+    return split_at_eot(_iter_with_last_eot(files, ids.eot_id), ids.eot_id)
+
+
+def _iter_with_last_eot(files: list[TokenFile], eot_id: int) -> Iterator[tuple[TokenFile, np.ndarray]]:
+    """Yield the tokens of all files without an end-of-text token at the beginning, and with one at the end.
+
+    The token that begins a document then ends the one before it.
+    """
+    is_first, last = True, None
+    for file in files:
+        dtype = _read_header(file)
+        for part in iter_ids(file, dtype, offset=HEADER_BYTES):
+            yield file, part[1:] if is_first and part[0] == eot_id else part
+            is_first, last = False, file
+    if last is not None:
+        yield last, np.array([eot_id], np.uint32)
+
+
+def _read_header(file: TokenFile) -> str:
+    """Return the dtype of the tokens. Raises FolioError if the header is not that of llm.c, or does not fit."""
+    if file.tokens.size_bytes < HEADER_BYTES:
+        raise FolioError(
+            f"{file.path} has {file.tokens.size_bytes:,} bytes, expected a header of {HEADER_BYTES:,}; {ADVICE}"
+        )
+    with open_values(file.path, "<i4") as values:
+        magic, version, num_tokens = values.read(HEADER_INTEGERS)[:3].tolist()
+    dtypes = {key: dtype for dtype, key in MAGIC_AND_VERSION.items()}
+    if (magic, version) not in dtypes:
+        raise FolioError(
+            f"{file.path} has the magic number {magic} and the version {version}, expected "
+            f"{' or '.join(f'{m} and {v}' for m, v in dtypes)} of llm.c; check --format"
+        )
+    dtype = dtypes[magic, version]
+    if (found := count_tokens(file, np.dtype(dtype).itemsize, offset=HEADER_BYTES)) != num_tokens:
+        raise FolioError(f"{file.path} has {found:,} tokens, but its header says {num_tokens:,}; {ADVICE}")
+    return dtype

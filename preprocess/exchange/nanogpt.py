@@ -1,4 +1,4 @@
-"""Export a build in nanoGPT's format: one file of uint16 token ids per split.
+"""Read and write nanoGPT's format: one file of uint16 token ids per split.
 
 nanoGPT maps `train.bin` and `val.bin` into memory and reads windows at random offsets. The files
 have no header: the tokens of all shards are concatenated, and only the end-of-text ids mark the
@@ -12,6 +12,7 @@ pickle.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from pickle import dumps
 
@@ -19,11 +20,14 @@ import numpy as np
 
 from preprocess.errors import MisuseError
 from preprocess.exchange.output import check_output, write_together
+from preprocess.exchange.read_tokens import iter_ids, split_at_eot
 from preprocess.exchange.tokens import iter_tokens
+from preprocess.inputs.token_files import TokenBatch, TokenFile, TokenIds, TokenNames
 from preprocess.shards.format import SPLITS, Build
 from preprocess.tokenizers import load_tokenizer
 
 VOCABULARY_FILE = "meta.pkl"
+NAMES = TokenNames(".bin")
 
 
 def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
@@ -76,3 +80,18 @@ def _make_vocabulary(build: Build) -> bytes:
     return dumps(
         {"vocab_size": build.vocab_size, "itos": itos, "stoi": {text: i for i, text in itos.items()}}, protocol=0
     )
+
+
+def read_nanogpt(files: list[TokenFile], ids: TokenIds) -> Iterator[TokenBatch]:
+    """Yield the documents of files of uint16. A document ends with the end-of-text id or at the end of a file.
+
+    A file `meta.pkl` is not read. Raises MisuseError if the ids of the tokenizer need more than 16 bits,
+    and FolioError if a file is damaged or a document is too long.
+    """
+    if ids.vocab_size > 1 << 16:
+        raise MisuseError(
+            f"the tokenizer has {ids.vocab_size:,} ids, but nanoGPT's files have uint16; choose the tokenizer with "
+            "which the files were written"
+        )
+    for file in files:
+        yield from split_at_eot(((file, part) for part in iter_ids(file, "<u2")), ids.eot_id)

@@ -1,4 +1,4 @@
-"""Export a build to the token arrays of OLMo and OLMo-core: `.npy` with the tokens, `.csv.gz` with the documents.
+"""Read and write the token arrays of OLMo and OLMo-core: `.npy` with the tokens, `.csv.gz` with the documents.
 
 In spite of its name, an `.npy` file here is not a NumPy file: it has no header, and the dtype is a setting of
 OLMo's configuration. Each line of `.csv.gz` has the begin and the exclusive end of a document in
@@ -12,16 +12,27 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from preprocess.errors import FolioError, shorten
 from preprocess.exchange.output import check_no_leftovers, check_output, write_together
-from preprocess.exchange.tokens import CHUNK_TOKENS, iter_records, name_sources
-from preprocess.shards.format import SPLITS, Build
+from preprocess.exchange.read_tokens import ADVICE, read_documents
+from preprocess.exchange.tokens import CHUNK_DOCUMENTS, CHUNK_TOKENS, iter_records, name_sources
+from preprocess.inputs.token_files import TokenBatch, TokenFile, TokenIds, TokenNames
+from preprocess.shards.files import open_regular_file
+from preprocess.shards.format import SPLITS, Build, token_dtype
 from preprocess.shards.manifest import ShardEntry
+
+DOCUMENTS = ".csv.gz"
+NAMES = TokenNames(".npy", (DOCUMENTS,))
+MAX_LINE_CHARACTERS = 1 << 16
+# A line has about 100 bytes and a document hundreds of tokens. More is a file made to take time or memory.
+MAX_CSV_BYTES_PER_TOKEN, MIN_CSV_LIMIT_BYTES = 256, 1 << 20
 
 
 def export_olmo(build: Build, output: Path, *, replace: bool) -> list[Path]:
@@ -71,3 +82,51 @@ def _iter_rows(build: Build, entry: ShardEntry) -> Iterator[tuple[int, int, str,
         for end, digest, name, position in zip(ends.tolist(), hashes, names, docs["position"].tolist(), strict=True):
             yield begin, end, digest.tobytes().hex(), name, position
             begin = end
+
+
+def read_olmo(files: list[TokenFile], ids: TokenIds) -> Iterator[TokenBatch]:
+    """Yield the documents of `.npy` files. A token has 2 bytes, or 4 if there are more than 65,536 ids.
+
+    Raises FolioError if a file is damaged or a document is too long.
+    """
+    for file in files:
+        yield from read_documents(file, token_dtype(ids.vocab_size), _iter_lengths(file))
+
+
+def _iter_lengths(file: TokenFile) -> Iterator[np.ndarray]:
+    """Yield the lengths of the documents of a file: arrays (D,) int64."""
+    path = Path(file.companions[DOCUMENTS].path)
+    lengths: list[int] = []
+    end = 0
+    try:
+        with open_regular_file(path) as raw, gzip.GzipFile(fileobj=raw, mode="rb") as compressed:
+            limit = max(MAX_CSV_BYTES_PER_TOKEN * file.tokens.size_bytes, MIN_CSV_LIMIT_BYTES)
+            for number, row in enumerate(csv.reader(_iter_lines(path, compressed, limit)), start=1):
+                end = _parse_row(path, number, row, end)
+                lengths.append(end - int(row[0]))
+                if len(lengths) == CHUNK_DOCUMENTS:
+                    yield np.array(lengths, np.int64)
+                    lengths = []
+    except (EOFError, zlib.error, gzip.BadGzipFile, csv.Error) as e:
+        raise FolioError(f"{path} cannot be read as compressed CSV ({shorten(str(e))}); {ADVICE}") from e
+    yield np.array(lengths, np.int64)
+
+
+def _iter_lines(path: Path, compressed: gzip.GzipFile, limit: int) -> Iterator[str]:
+    num_bytes = 0
+    while line := compressed.readline(MAX_LINE_CHARACTERS):
+        num_bytes += len(line)
+        if num_bytes > limit or len(line) == MAX_LINE_CHARACTERS:
+            raise FolioError(f"{path} decompresses to more text than its documents can have; {ADVICE}")
+        yield line.decode("utf-8", "backslashreplace")
+
+
+def _parse_row(path: Path, number: int, row: list[str], begin: int) -> int:
+    """Return the end of a document, which must begin at `begin`."""
+    digits = [cell for cell in row[:2] if cell.isascii() and cell.isdigit() and len(cell) < 19]
+    if len(digits) < 2 or int(digits[0]) != begin or int(digits[1]) <= begin:
+        raise FolioError(
+            f"{path}, line {number} begins with {shorten(','.join(row[:2]))!r}, expected the begin {begin} of a "
+            f"document and a larger end; {ADVICE}"
+        )
+    return int(digits[1])

@@ -1,4 +1,4 @@
-"""Export a build to Parquet files of token ids, for `datasets.load_dataset("parquet", …)` of Hugging Face."""
+"""Write a build to Parquet files of token ids, for `datasets.load_dataset("parquet", …)` of Hugging Face."""
 
 from __future__ import annotations
 

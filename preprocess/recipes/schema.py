@@ -313,6 +313,11 @@ class Recipe:
         if self.template is not None:
             raise MisuseError("template and chat_columns both define the text; leave one of them out")
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether the documents have loss masks."""
+        return self.chat_columns is not None
+
     def list_chat_columns(self) -> tuple[str, ...]:
         """Return the names of the columns that a chat is made from; none if `chat_columns` is None."""
         return tuple(name.strip() for name in self.chat_columns.split(",")) if self.chat_columns is not None else ()

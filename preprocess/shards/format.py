@@ -215,6 +215,11 @@ class Build:
         return self.manifest.vocab_size
 
     @property
+    def has_masks(self) -> bool:
+        """Whether the shards have loss masks."""
+        return any(shard.mask_sha256 for split in self.manifest.splits.values() for shard in split.shards)
+
+    @property
     def dtype(self) -> np.dtype:
         return np.dtype(self.manifest.dtype)
 
@@ -294,6 +299,20 @@ class Build:
         """
         shard, begin, end = self._find_document(split, number)
         return shard.tokens[begin:end]
+
+    def document_record(self, split: str, number: int) -> np.ndarray:
+        """Return the record of document `number` of `split`: () of DOC_DTYPE.
+
+        Raises MisuseError if the number is out of range.
+        """
+        self._find_document(split, number)
+        for entry in self.manifest.splits[split].shards:
+            if number < entry.documents:
+                break
+            number -= entry.documents
+        path = (self.folder / entry.file).with_suffix(".docs")
+        record: np.ndarray = np.fromfile(path, DOC_DTYPE, 1, offset=number * DOC_DTYPE.itemsize)[0]
+        return record
 
     def document_mask(self, split: str, number: int) -> np.ndarray:
         """Return the loss mask of document `number` of `split`, (L,) bool; all True if the build has no masks.

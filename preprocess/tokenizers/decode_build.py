@@ -69,7 +69,7 @@ def decode_documents(
     names = {token_id: token.encode() for token, token_id in build.manifest.special_tokens.items()}
     template = build.manifest.recipe.get("chat_template")
     chat_ids = {build.manifest.special_tokens.get(token) for token in list_chat_tokens(template)}
-    turns = _find_turns(build) if build.manifest.recipe.get("chat_columns") is not None else None
+    turns = _find_turns(build) if build.has_masks else None
     for language, ids in _read_documents(build, split):
         if len(ids) and int(ids.max()) >= build.vocab_size:
             raise FolioError(
@@ -80,6 +80,16 @@ def decode_documents(
         if authors:  # their ids come after those of the tokenizer
             text = b"".join([names[i] for i in ids[ids >= tokenizer.vocab_size].tolist() if i not in chat_ids]) + text
         yield language, text
+
+
+def find_document(build: Build, split: str, text: str) -> int | None:
+    """Return the number of the first document of `split` whose text contains `text`, or None.
+
+    Control tokens are not part of the text. Raises FolioError like `decode_documents`.
+    """
+    wanted = text.encode("utf-8", "surrogateescape")
+    documents = decode_documents(build, split, load_tokenizer(build.folder, build.manifest))
+    return next((number for number, (_, data) in enumerate(documents) if wanted in data), None)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from preprocess.cli.main import main
 from preprocess.cli.show_document import DecodedDocument
 from preprocess.shards.files import readable_json, sha256_bytes
 from preprocess.shards.format import Build, seal
@@ -79,7 +81,9 @@ def test_show_writes_utf8_to_a_pipe_in_every_locale(preprocess: Run) -> None:
 def test_show_decodes_a_document(preprocess: Run, tmp_path: Path) -> None:
     preprocess(*TINY)
     done = preprocess("show", "synthetic", "--document", "0")
-    front, back = done.stderr.splitlines()
+    where, front, back = done.stderr.splitlines()
+    record = Build(tmp_path / "shards/synthetic").docs("train")[0]
+    assert where == f"document 0 of train: position {record['position']} of synthetic.toml"
     assert front.startswith("<author_") and "> <year_" in front and back == "<|endoftext|>"
     ids = Build(tmp_path / "shards/synthetic").document("train", 0)
     assert done.stdout.encode() == bytes(ids[3:-1].tolist())
@@ -174,3 +178,28 @@ def test_show_colours_what_is_learnt_on_a_terminal(capsys: pytest.CaptureFixture
     monkeypatch.setenv("NO_COLOR", "1")
     DecodedDocument(parts, has_chats=True).print(quiet=False)
     assert capsys.readouterr().out == "<|end|>hi\\x1b[2J"
+
+
+def test_show_finds_a_document_by_its_text(build_text: Any) -> None:
+    lines = [f"line {i} \x1b[31m<|endoftext|>" for i in range(40)]
+    build = build_text("\n".join(lines), split="exact", document="line", clean=(), shard_tokens=100)
+    for split in ("train", "val"):
+        number = build.manifest.splits[split].documents - 1
+        position = int(build.docs(split)["position"][number])
+        arguments = ["show", str(build.folder), "--split", split, "--find", f"line {position} "]
+        found = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
+        assert (found["document"], found["position"], found["text"]) == (number, position, lines[position])
+        assert found["source"] == build.manifest.sources[0]["name"]
+        result = CliRunner().invoke(main, arguments)
+        assert (
+            result.stderr.splitlines()[0] == f"document {number} of {split}: position {position} of {found['source']}"
+        )
+
+
+def test_show_says_that_no_document_has_the_text(build_text: Any) -> None:
+    build = build_text("one\ntwo\n", split="exact", document="line", val_fraction=0)
+    result = CliRunner().invoke(main, ["show", str(build.folder), "--find", "three\x1b[31m"])
+    assert result.exit_code == 1 and "no document of the train split of own contains" in result.stderr
+    assert "\x1b" not in result.stderr
+    result = CliRunner().invoke(main, ["show", str(build.folder), "--find", "one", "--document", "0"])
+    assert result.exit_code == 2 and "--document and --find both choose a document" in result.stderr

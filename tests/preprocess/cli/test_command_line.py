@@ -52,8 +52,8 @@ def parse(path: tuple[str, ...], *arguments: str) -> dict[str, object]:
 
 def test_commands_are_all_known() -> None:
     assert {" ".join(path) for path, _ in COMMANDS} == {
-        "build", "corpora", "estimate", "export", "filter train", "filter try", "list", "rejects", "report", "show",
-        "stats", "tokenizer inspect", "tokenizer train", "verify",
+        "build", "corpora", "diff", "estimate", "export", "filter train", "filter try", "import", "list", "merge",
+        "rejects", "report", "show", "stats", "tokenizer inspect", "tokenizer train", "verify",
     }  # fmt: skip
     assert len(OPTIONS_WITH_DASHES) > 60
 
@@ -127,6 +127,9 @@ def test_json_and_quiet_work_on_every_command(preprocess: Run, tmp_path: Path) -
         "tokenizer train": ("tokenizer", "train", "--corpus", "synthetic", "--num-pairs", "40", "--tokenizer", "char",
                             "--output", "characters"),
         "verify": ("verify", "synthetic"),
+        "diff": ("diff", "synthetic", "synthetic"),
+        "import": ("import", "exported", "--format", "nanogpt", "--tokenizer", "shards/synthetic", "--name", "back"),
+        "merge": ("merge", "synthetic", "back", "--name", "merged"),
     }  # fmt: skip
     assert {" ".join(path) for path, _ in COMMANDS} == runs.keys() - {"show --document"} | {"rejects"}
     found = {}

@@ -1,0 +1,459 @@
+"""`preprocess import`: round trips through every format, and files that are damaged or hostile."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from preprocess.build.stats import read_stats
+from preprocess.cli.main import main
+from preprocess.exchange import read_tokens
+from preprocess.inputs import token_files
+from preprocess.shards.format import SPLITS, Build
+from preprocess.shards.leaks import count_leaks
+from preprocess.shards.verify import verify
+from tests.conftest import assert_one_line, file_bytes
+
+EOT = 50256  # of GPT-2
+CHATS = "".join(
+    json.dumps(
+        {"messages": [{"role": "user", "content": f"What is {i}?"}, {"role": "assistant", "content": f"It is {i}."}]}
+    )
+    + "\n"
+    for i in range(40)
+)
+FORMATS = ["nanogpt", "llm.c", "megatron", "datatrove", "olmo", "parquet"]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Return a function that runs `preprocess` in this process, with builds in tmp_path/shards."""
+    monkeypatch.setenv("FOLIO_SHARDS", str(tmp_path / "shards"))
+
+    def run(*arguments: Any) -> Result:
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+    return run
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the readers return a few tokens and documents at a time."""
+    monkeypatch.setattr(token_files, "BATCH_TOKENS", 41)
+    for module in ("megatron", "olmo", "datatrove"):
+        monkeypatch.setattr(f"preprocess.exchange.{module}.CHUNK_DOCUMENTS", 7)
+    monkeypatch.setattr("preprocess.tokenizers.vocabulary.DECODED_AT_ONCE", 13)
+
+
+@pytest.fixture
+def build(build_text: Callable[..., Build], small_batches: None) -> Build:
+    text = "".join(f"Документ {i}, of {i % 17} words:{' word' * (i % 17)}.\n" for i in range(200))
+    return build_text(text, split="exact", document="line", shard_tokens=700, author="Ann Lee", lang="en")
+
+
+def read_documents(build: Build, split: str) -> list[list[int]]:
+    return [build.document(split, i).tolist() for i in range(build.manifest.splits[split].documents)]
+
+
+def read_masks(build: Build, split: str) -> list[list[bool]]:
+    return [build.document_mask(split, i).tolist() for i in range(build.manifest.splits[split].documents)]
+
+
+def assert_refused(result: Result, tmp_path: Path, message: str) -> None:
+    """Assert that a command ended with a message of one line, and that it left nothing."""
+    assert result.exit_code in (1, 2) and message in result.stderr, result.output
+    assert_one_line(result.stderr.splitlines()[-1])
+    assert not [path for path in (tmp_path / "shards").glob("*") if not path.name.endswith(".lock")]
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_import_of_an_export_has_the_same_documents(
+    build: Build, run: Callable[..., Result], tmp_path: Path, format_: str
+) -> None:
+    assert run("export", "own", "--format", format_, "--output", tmp_path / "out").exit_code == 0
+    result = run(
+        *("import", tmp_path / "out", "--format", format_, "--tokenizer", build.folder, "--name", "back"),
+        *("--shard-tokens", 700, "--json"),
+    )
+    assert result.exit_code == 0, result.output
+    back = Build("back")
+    assert list(verify(back)) == [] and count_leaks(back).num_texts == 0
+    for split in SPLITS:
+        assert read_documents(back, split) == read_documents(build, split)
+        assert (back.docs(split)["hash"] == build.docs(split)["hash"]).all()
+        assert back.manifest.splits[split].text_bytes == build.manifest.splits[split].text_bytes
+    assert back.manifest.special_tokens == build.manifest.special_tokens
+    assert (back.vocab_size, back.manifest.recipe["eot"]) == (build.vocab_size, "append")
+    assert run("stats", "back").exit_code == 0
+    stats, expected = json.loads(read_stats(back)), json.loads(read_stats(build))
+    for key in ("splits", "tokens", "text_bytes", "tokens_per_document", "vocabulary"):
+        assert stats[key] == expected[key]
+    if format_ == "parquet":
+        assert back.manifest.languages == build.manifest.languages
+        assert (back.docs("train")["lang"] == build.docs("train")["lang"]).all()
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_import_depends_on_its_files_only_and_is_not_repeated(
+    build: Build, run: Callable[..., Result], tmp_path: Path, format_: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("export", "own", "--format", format_, "--output", tmp_path / "out")
+    command = ["import", tmp_path / "out", "--format", format_, "--tokenizer", build.folder, "--name"]
+    assert json.loads(run(*command, "one", "--json").stdout)["is_new"]
+    monkeypatch.setattr(token_files, "BATCH_TOKENS", 1 << 20)
+    assert run(*command, "two").exit_code == 0
+    one, two = (file_bytes(tmp_path / "shards" / name) for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(one[name] == two[name] for name in one if name != "manifest.json")
+    assert Build("one").build_id == Build("two").build_id
+    assert not json.loads(run(*command, "one", "--json").stdout)["is_new"]
+    result = run(*command, "one", "--shard-tokens", 5)
+    assert result.exit_code == 2 and "holds another build (other shard_tokens)" in result.stderr
+    assert run(*command, "one", "--shard-tokens", 5, "--replace").exit_code == 0
+
+
+@pytest.mark.parametrize("format_", ["datatrove", "parquet"])
+def test_import_keeps_the_loss_masks_of_chats(run: Callable[..., Result], tmp_path: Path, format_: str) -> None:
+    (tmp_path / "chats.jsonl").write_text(CHATS)
+    run("build", "--input", tmp_path / "chats.jsonl", "--tokenizer", "byte", "--workers", 1, "--name", "own")
+    chats = Build("own")
+    assert chats.has_masks
+    run("export", "own", "--format", format_, "--output", tmp_path / "out")
+    result = run("import", tmp_path / "out", "--format", format_, "--tokenizer", chats.folder, "--name", "back")
+    assert result.exit_code == 0, result.output
+    back = Build("back")
+    assert list(verify(back)) == []
+    for split in SPLITS:
+        assert read_documents(back, split) == read_documents(chats, split)
+        assert read_masks(back, split) == read_masks(chats, split)
+    assert json.loads(read_stats(back))["chats"] == json.loads(read_stats(chats))["chats"]
+    assert run("show", "back", "--document", 0).stdout == run("show", "own", "--document", 0).stdout
+
+
+def write_nanogpt(path: Path, documents: list[list[int]], dtype: str = "<u2") -> Path:
+    np.array([i for ids in documents for i in ids], dtype).tofile(path)
+    return path
+
+
+def test_documents_of_one_set_are_split_by_their_text(run: Callable[..., Result], tmp_path: Path) -> None:
+    documents = [[i % 50, i % 7, EOT] for i in range(700)]  # 350 different texts, each twice
+    path = write_nanogpt(tmp_path / "tokens.bin", documents)
+    command = ["import", path, "--format", "nanogpt", "--tokenizer", "gpt2", "--name"]
+    for name, seed in (("one", 0), ("two", 0), ("other", 1)):
+        result = run(*command, name, "--val-fraction", 0.2, "--seed", seed)
+        assert result.exit_code == 0, result.output
+    one, two, other = map(Build, ("one", "two", "other"))
+    assert count_leaks(one).num_texts == 0
+    assert one.manifest.splits["val"].documents == 140
+    assert sorted(read_documents(one, "train") + read_documents(one, "val")) == sorted(documents)
+    assert read_documents(one, "val") == read_documents(two, "val") != read_documents(other, "val")
+    docs = one.docs("train")
+    assert [documents[i] for i in docs["position"].tolist()] == read_documents(one, "train")
+
+
+def test_texts_in_both_given_splits_are_reported(run: Callable[..., Result], tmp_path: Path) -> None:
+    train = write_nanogpt(tmp_path / "a.bin", [[5, EOT], [6, EOT]])
+    val = write_nanogpt(tmp_path / "b.bin", [[6, EOT]])
+    result = run("import", train, "--val", val, "--format", "nanogpt", "--tokenizer", "gpt2", "--name", "own")
+    assert result.exit_code == 0 and "1 text is in both train and val" in result.stderr
+    assert count_leaks(Build("own")).num_texts == 1
+
+
+def test_text_without_end_of_text_is_one_document(run: Callable[..., Result], tmp_path: Path) -> None:
+    train, val = (write_nanogpt(tmp_path / f"{split}.bin", [[*range(100)]]) for split in SPLITS)
+    result = run("import", tmp_path, "--format", "nanogpt", "--tokenizer", "gpt2", "--name", "own")
+    assert result.exit_code == 0 and "do not end with the tokenizer's end-of-text token" in result.stderr
+    assert Build("own").manifest.recipe["eot"] == "none"
+    assert read_documents(Build("own"), "train") == [[*range(100)]]
+    assert (train.name, val.name) == tuple(source["name"] for source in Build("own").manifest.sources)
+
+
+def write_llmc(path: Path, ids: list[int], num_tokens: int | None = None, magic: int = 20240520) -> Path:
+    header = np.zeros(256, "<i4")
+    header[:3] = magic, 1, len(ids) if num_tokens is None else num_tokens
+    path.write_bytes(header.tobytes() + np.array(ids, "<u2").tobytes())
+    return path
+
+
+def test_llmc_documents_continue_in_the_next_file(run: Callable[..., Result], tmp_path: Path) -> None:
+    paths = [
+        write_llmc(tmp_path / "a_000000.bin", [EOT, 1, 2, EOT, 3]),
+        write_llmc(tmp_path / "a_000001.bin", [4]),
+        write_llmc(tmp_path / "a_000002.bin", [5, EOT]),
+        write_llmc(tmp_path / "a_000003.bin", [6]),
+    ]
+    result = run("import", *paths, "--format", "llm.c", "--tokenizer", "gpt2", "--name", "own", "--val-fraction", 0)
+    assert result.exit_code == 0, result.output
+    assert read_documents(Build("own"), "train") == [[1, 2, EOT], [3, 4, 5, EOT], [6, EOT]]
+    assert Build("own").docs("train")["source"].tolist() == [0, 0, 3]
+    assert Build("own").docs("train")["position"].tolist() == [0, 1, 0]
+
+
+def write_megatron(folder: Path, lengths: list[int], bounds: list[int], **changes: Any) -> Path:
+    """Write 2-byte tokens, and an index with sequences of `lengths` and documents with `bounds`."""
+    num_tokens = changes.pop("num_tokens", sum(lengths))
+    offsets = changes.pop("offsets", [2 * sum(lengths[:i]) for i in range(len(lengths))])
+    header = {"magic": b"MMIDIDX\0\0", "version": 1, "code": 8, "sequences": len(lengths), "num_bounds": len(bounds)}
+    header |= changes
+    np.arange(num_tokens, dtype="<u2").tofile(folder / "a.bin")
+    index = header["magic"] + struct.pack(
+        "<QBQQ", header["version"], header["code"], header["sequences"], header["num_bounds"]
+    )
+    index += np.array(lengths, "<i4").tobytes() + np.array(offsets, "<i8").tobytes() + np.array(bounds, "<i8").tobytes()
+    (folder / "a.idx").write_bytes(index)
+    return folder / "a.bin"
+
+
+def test_megatron_sequences_of_a_document_are_joined(
+    run: Callable[..., Result], tmp_path: Path, small_batches: None
+) -> None:
+    lengths = [3, 1, 2, 4, *[1] * 20]
+    path = write_megatron(tmp_path, lengths, [0, 2, 2, 3, 24])
+    result = run("import", path, "--format", "megatron", "--tokenizer", "gpt2", "--name", "own", "--val-fraction", 0)
+    assert result.exit_code == 0, result.output
+    assert read_documents(Build("own"), "train") == [[0, 1, 2, 3], [], [4, 5], [*range(6, 30)]]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "bounds", "changes", "message"),
+    [
+        ([2, 2], [0, 1, 2], {"magic": b"NOTMEGA\0\0"}, "is not an index of Megatron-LM"),
+        ([2, 2], [0, 1, 2], {"version": 2}, "is not an index of Megatron-LM"),
+        ([2, 2], [0, 1, 2], {"code": 7}, "has tokens of type 7"),
+        ([2, 2], [0, 1, 2], {"sequences": 1 << 60}, "but its header says 1,152,921,504,606,846,976 sequences"),
+        ([2, 2], [0, 1, 2], {"num_bounds": 1 << 63}, "bounds of documents"),
+        ([2, 2], [0, 2, 1], {}, "do not ascend"),
+        ([2, 2], [1, 2], {}, "do not ascend from sequence 0"),
+        ([2, 2], [0, 1], {}, "has documents up to sequence 1 of 2"),
+        ([2, 2], [0, 1, 3], {}, "has documents up to sequence 3 of 2"),
+        ([5, -1], [0, 1, 2], {"num_tokens": 4}, "do not ascend"),
+        ([2, 2], [0, 1, 2], {"offsets": [0, 0]}, "do not follow one another"),
+        ([2, 2], [0, 1, 2], {"num_tokens": 3}, "have 4 tokens or more, but the file has 3"),
+        ([2, 2], [0, 1, 2], {"num_tokens": 5}, "have 4 tokens, but the file has 5"),
+        ([2, (1 << 31) - 1], [0, 1, 2], {"num_tokens": 5}, "has a document of more than 33,554,432 tokens"),
+    ],
+)
+def test_damaged_megatron_index_is_refused(
+    run: Callable[..., Result], tmp_path: Path, lengths: list[int], bounds: list[int], changes: Any, message: str
+) -> None:
+    path = write_megatron(tmp_path, lengths, bounds, **changes)
+    result = run("import", path, "--format", "megatron", "--tokenizer", "gpt2", "--name", "own", "--val-fraction", 0)
+    assert_refused(result, tmp_path, message)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"short", "has 5 bytes, expected a header of 1,024"),
+        (bytes(1024), "has the magic number 0 and the version 0"),
+    ],
+)
+def test_file_without_a_header_of_llmc_is_refused(
+    run: Callable[..., Result], tmp_path: Path, data: bytes, message: str
+) -> None:
+    (tmp_path / "a.bin").write_bytes(data)
+    result = run("import", tmp_path / "a.bin", "--format", "llm.c", "--tokenizer", "gpt2", "--name", "own")
+    assert_refused(result, tmp_path, message)
+
+
+@pytest.mark.parametrize("num_tokens", [-1, 2, 4, (1 << 31) - 1])
+def test_header_of_llmc_with_a_wrong_size_is_refused(
+    run: Callable[..., Result], tmp_path: Path, num_tokens: int
+) -> None:
+    path = write_llmc(tmp_path / "a.bin", [EOT, 1, 2], num_tokens)
+    result = run("import", path, "--format", "llm.c", "--tokenizer", "gpt2", "--name", "own")
+    assert_refused(result, tmp_path, f"has 3 tokens, but its header says {num_tokens:,}")
+
+
+@pytest.mark.parametrize(
+    ("ends", "loss", "message"),
+    [
+        ([2, 1, 4], None, "do not ascend"),
+        ([2, 3], None, "expected 2 or 4 for each of the 3 tokens"),
+        ([1 << 63, 4], None, "which is not in the file"),
+        ([2, 1 << 63], None, "expected 2 or 4 for each of the 9,223,372,036,854,775,808 tokens"),
+        ([2, 4], [1, 1, 1], "expected one for each of 4 tokens"),
+        ([2, 4], [1, 1, 7, 0], "has the byte 7"),
+    ],
+)
+def test_damaged_datatrove_files_are_refused(
+    run: Callable[..., Result], tmp_path: Path, ends: list[int], loss: list[int] | None, message: str
+) -> None:
+    np.array([1, EOT, 2, EOT], "<u2").tofile(tmp_path / "a.ds")
+    np.array(ends, "<u8").tofile(tmp_path / "a.ds.index")
+    if loss is not None:
+        np.array(loss, "u1").tofile(tmp_path / "a.ds.loss")
+    result = run("import", tmp_path, "--format", "datatrove", "--tokenizer", "gpt2", "--name", "own")
+    assert_refused(result, tmp_path, message)
+
+
+CSV = b"0,2,id,file,1\n2,4,id,file,2\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"not gzip", "cannot be read as compressed CSV"),
+        (gzip.compress(CSV)[:-9], "cannot be read as compressed CSV"),
+        (gzip.compress(b"0,2\n3,4\n"), "line 2 begins with '3,4', expected the begin 2"),
+        (gzip.compress(b"0,2\n2,2\n2,4\n"), "line 2 begins with '2,2'"),
+        (gzip.compress(b"0,2\n2,-4\n"), "line 2 begins with '2,-4'"),
+        (gzip.compress(b"0,2\n\x1b[31m2\n"), "line 2 begins with"),
+        (gzip.compress(b"0,99\n"), "have 99 tokens or more, but the file has 4"),
+        (gzip.compress(b"0,2\n"), "have 2 tokens, but the file has 4"),
+        (gzip.compress(b"0," + b"9" * 5_000_000), "decompresses to more text than its documents can have"),
+        (gzip.compress(b'0,1,"' + b"\n" * 3_000_000), "csv"),
+        (gzip.compress(b"0,2,id\n" * 1 + b"\n" * 3_000_000), "line 2 begins with ''"),
+    ],
+)
+def test_damaged_olmo_documents_are_refused(
+    run: Callable[..., Result], tmp_path: Path, data: bytes, message: str
+) -> None:
+    np.array([1, EOT, 2, EOT], "<u2").tofile(tmp_path / "a.npy")
+    (tmp_path / "a.csv.gz").write_bytes(data)
+    result = run("import", tmp_path, "--format", "olmo", "--tokenizer", "gpt2", "--name", "own")
+    assert_refused(result, tmp_path, message)
+
+
+def test_olmo_needs_two_columns_only(run: Callable[..., Result], tmp_path: Path) -> None:
+    np.array([1, EOT, 2, EOT], "<u2").tofile(tmp_path / "a.npy")
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"0,2\r\n2,4\r\n"))
+    run("import", tmp_path, "--format", "olmo", "--tokenizer", "gpt2", "--name", "own", "--val-fraction", 0)
+    assert read_documents(Build("own"), "train") == [[1, EOT], [2, EOT]]
+
+
+def write_parquet(path: Path, **columns: Any) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"ids": [[1]]}, "has no column 'input_ids'"),
+        ({"input_ids": [1]}, "expected one column of lists of integers"),
+        ({"input_ids": ["one"]}, "expected one column of lists of integers"),
+        ({"input_ids": [[1], None]}, "a document without tokens"),
+        ({"input_ids": [[1, None]]}, "a token without a value"),
+        ({"input_ids": [[-1]]}, "has the id -1"),
+        ({"input_ids": [[1, 2]], "labels": [[2, -100]]}, "has labels that are neither"),
+        ({"input_ids": [[1, 2]], "labels": [[1]]}, "has labels that are neither"),
+        ({"input_ids": [[1]], "language": ["x" * 300]}, "has a language of more than 255 bytes"),
+        ({"input_ids": [[1]], "language": [5]}, "expected one column of text"),
+    ],
+)
+def test_parquet_with_unsuitable_columns_is_refused(
+    run: Callable[..., Result], tmp_path: Path, columns: Any, message: str
+) -> None:
+    path = write_parquet(tmp_path / "a.parquet", **columns)
+    result = run("import", path, "--format", "parquet", "--tokenizer", "gpt2", "--name", "own", "--val-fraction", 0)
+    assert_refused(result, tmp_path, message)
+
+
+def test_truncated_parquet_is_refused(run: Callable[..., Result], tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", input_ids=[[1, 2, 3]] * 1000)
+    path.write_bytes(path.read_bytes()[:-50])
+    result = run("import", path, "--format", "parquet", "--tokenizer", "gpt2", "--name", "own", "--val-fraction", 0)
+    assert_refused(result, tmp_path, "cannot be read as Parquet")
+
+
+def test_parquet_of_datasets_has_other_columns_and_large_lists(run: Callable[..., Result], tmp_path: Path) -> None:
+    ids = pa.array([[1, EOT], [2, 3, EOT]], pa.large_list(pa.int64()))
+    path = write_parquet(tmp_path / "a.parquet", input_ids=ids, attention_mask=[[1, 1], [1, 1, 1]])
+    run("import", path, "--format", "parquet", "--tokenizer", "gpt2", "--name", "own", "--val-fraction", 0)
+    assert read_documents(Build("own"), "train") == [[1, EOT], [2, 3, EOT]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tokenizer", "byte"], "has the id 50256, but the vocabulary of --tokenizer has 257 ids"),
+        (["--tokenizer", "nonsense"], "unknown tokenizer 'nonsense'"),
+        (["--tokenizer", "cl100k_base"], "cl100k_base"),
+        (["--tokenizer", "gpt2", "--val-fraction", "0.01"], "2 documents cannot be split with val_fraction 0.01"),
+        (["--tokenizer", "gpt2", "--val-fraction", "7"], "val_fraction must be at least 0"),
+        (["--tokenizer", "gpt2", "--shard-tokens", "0"], "shard_tokens must be from 1"),
+        (["--tokenizer", "gpt2", "--val", "missing.bin"], "missing.bin does not exist"),
+        (["--tokenizer", "gpt2", "--val", "a.bin"], "is given twice"),
+        (["--tokenizer", "gpt2", "--format", "megatron"], "a.idx is missing"),
+        (["--tokenizer", "gpt2", "--format", "parquet"], "is not named like a file of tokens of this format"),
+    ],
+)
+def test_unsuitable_import_is_refused(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    write_nanogpt(tmp_path / "a.bin", [[1, EOT], [2, EOT]])
+    result = run("import", "a.bin", "--format", "nanogpt", "--name", "own", *arguments)
+    assert_refused(result, tmp_path, message)
+
+
+def test_odd_number_of_bytes_is_refused(run: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"123")
+    result = run("import", tmp_path, "--format", "nanogpt", "--tokenizer", "gpt2", "--name", "own")
+    assert_refused(result, tmp_path, "has 3 bytes, expected 2 for each token")
+
+
+@pytest.mark.parametrize("format_", ["nanogpt", "megatron", "parquet"])
+def test_document_that_does_not_fit_in_memory_is_refused(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_: str
+) -> None:
+    monkeypatch.setattr(token_files, "MAX_DOCUMENT_TOKENS", 999)
+    monkeypatch.setattr(token_files, "BATCH_TOKENS", 100)
+    write_nanogpt(tmp_path / "a.bin", [[1] * 1000])
+    write_megatron(tmp_path, [1000], [0, 1]) if format_ == "megatron" else None
+    write_parquet(tmp_path / "a.parquet", input_ids=[[1] * 1000])
+    result = run("import", tmp_path, "--format", format_, "--tokenizer", "gpt2", "--name", "own")
+    assert_refused(result, tmp_path, "has a document of more than 999 tokens")
+
+
+def test_folder_with_test_files_is_refused(run: Callable[..., Result], tmp_path: Path) -> None:
+    for name in ("train.bin", "test.bin"):
+        write_nanogpt(tmp_path / name, [[1, EOT]])
+    result = run("import", tmp_path, "--format", "nanogpt", "--tokenizer", "gpt2", "--name", "own")
+    assert_refused(result, tmp_path, "has test files, such as test.bin")
+
+
+def test_named_pipe_is_refused(run: Callable[..., Result], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.bin")
+    result = run("import", tmp_path / "a.bin", "--format", "nanogpt", "--tokenizer", "gpt2", "--name", "own")
+    assert_refused(result, tmp_path, "is not a regular file")
+
+
+def test_file_that_changes_during_an_import_is_an_error(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_nanogpt(tmp_path / "a.bin", [[1, EOT], [2, EOT]])
+    read = read_tokens.Values.read
+
+    def change_and_read(self: read_tokens.Values, count: int) -> np.ndarray:
+        values = read(self, count)
+        write_nanogpt(path, [[3, EOT], [2, EOT]])
+        os.utime(path, ns=(0, 0))
+        return values
+
+    monkeypatch.setattr(read_tokens.Values, "read", change_and_read)
+    result = run("import", path, "--format", "nanogpt", "--tokenizer", "gpt2", "--name", "own", "--val-fraction", 0)
+    assert_refused(result, tmp_path, "changed while it was read")
+
+
+def test_import_that_fails_keeps_the_build_it_would_replace(run: Callable[..., Result], tmp_path: Path) -> None:
+    path = write_nanogpt(tmp_path / "a.bin", [[1, EOT], [2, EOT]])
+    command = ["import", path, "--format", "nanogpt", "--tokenizer", "gpt2", "--name", "own", "--val-fraction", 0]
+    assert run(*command).exit_code == 0
+    before = file_bytes(tmp_path / "shards" / "own")
+    path.write_bytes(b"123")
+    assert run(*command, "--replace").exit_code == 1
+    assert file_bytes(tmp_path / "shards" / "own") == before
+    assert not [path for path in (tmp_path / "shards").iterdir() if path.name.endswith(".work")]
