@@ -51,6 +51,8 @@ PREPROCESS_RULES = {
 }
 LOWER = (*CONTRACT, *(f"preprocess.{name.removesuffix('.py')}" for name in PREPROCESS_RULES))
 PREPROCESS_RULES |= {"build": LOWER, "stream": LOWER, "exchange": LOWER}
+# A build that arrives takes its place as one that was made here.
+PREPROCESS_RULES |= {"sharing": (*LOWER, "preprocess.build.publish")}
 TRAIN_CORE = ("train.config", "train.core")
 TRAIN_RULES = {
     "core": (),

@@ -11,6 +11,7 @@ from preprocess.cli.filter import filter_group
 from preprocess.cli.group import CONTEXT_SETTINGS, CommandLine
 from preprocess.cli.output import version_option
 from preprocess.cli.rejects import rejects
+from preprocess.cli.share import pack, pull, unpack
 from preprocess.cli.tokenizer import tokenizer
 
 HELP = """Turn raw text into token shards.
@@ -22,6 +23,21 @@ main = CommandLine(
     name="preprocess",
     help=HELP,
     context_settings=CONTEXT_SETTINGS,
-    commands=[build, corpora, estimate, export, filter_group, list_command, rejects, show, stats, tokenizer, verify],
+    commands=[
+        build,
+        corpora,
+        estimate,
+        export,
+        filter_group,
+        list_command,
+        pack,
+        pull,
+        rejects,
+        show,
+        stats,
+        tokenizer,
+        unpack,
+        verify,
+    ],
 )
 version_option(main)
