@@ -100,7 +100,11 @@ HOMES = {
     "tokenizers": {"preprocess/tokenizers/huggingface.py"},
     "ftfy": {"preprocess/stages/mojibake.py"},
     "py3langid": {"preprocess/filters/language.py"},
-    "huggingface_hub": {"preprocess/inputs/remote/hub.py", "train/run/hub_models.py"},
+    "huggingface_hub": {
+        "preprocess/inputs/remote/hub.py",
+        "preprocess/sharing/push_to_hub.py",
+        "train/run/hub_models.py",
+    },
     "fsspec": {"preprocess/inputs/remote"},
     "orjson": {
         f"preprocess/readers/{name}.py" for name in ("json_finders", "json_layout", "json_records", "long_json")

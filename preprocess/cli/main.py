@@ -11,7 +11,7 @@ from preprocess.cli.filter import filter_group
 from preprocess.cli.group import CONTEXT_SETTINGS, CommandLine
 from preprocess.cli.output import version_option
 from preprocess.cli.rejects import rejects
-from preprocess.cli.share import pack, pull, unpack
+from preprocess.cli.share import pack, pull, push, unpack
 from preprocess.cli.tokenizer import tokenizer
 
 HELP = """Turn raw text into token shards.
@@ -32,6 +32,7 @@ main = CommandLine(
         list_command,
         pack,
         pull,
+        push,
         rejects,
         show,
         stats,

@@ -62,6 +62,31 @@ def unpack(output: Output, file: Path, name: str | None, replace: bool) -> None:
 
 
 @click.command()
+@click.argument("name")
+@click.argument("address", metavar="URL")
+@click.option("--replace", is_flag=True, help="Replace another or a damaged build at that place.")
+@output_options
+def push(output: Output, name: str, address: str, replace: bool) -> None:
+    """Copy a build to a folder or a URL.
+
+    NAME is the name or the folder of a build. URL is the folder that will have its files: a path,
+    s3://, gs://, another protocol of fsspec, or hf://datasets/OWNER/NAME[@BRANCH][/PATH]. Every file
+    is compared with its hash in the manifest, and the manifest is written last, so that nobody reads
+    a part of the build. An interrupted push is continued by the same command. Nothing is done if the
+    build is there already.
+    """
+    from preprocess.inputs.remote.addresses import show_url
+    from preprocess.shards.format import Build
+    from preprocess.sharing.push import push as run_push
+
+    build = Build(name)
+    is_new = run_push(build, address, replace=replace, progress=output.progress())
+    headline = f"pushed {build.folder} to {show_url(address)}"
+    result = {"folder": str(build.folder), "build_id": build.build_id, "url": show_url(address), "is_new": is_new}
+    output.write(result, [headline if is_new else f"already there, nothing to do: {show_url(address)}"])
+
+
+@click.command()
 @click.argument("address", metavar="URL")
 @name_option
 @click.option("--replace", is_flag=True, help="Replace another or a damaged build with that name.")

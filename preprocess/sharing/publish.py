@@ -44,7 +44,7 @@ def has_build(target: Path, build_id: str, *, replace: bool) -> bool:
     if target.is_dir() and not any(target.iterdir()):
         return False
     if not contains_only_a_build(target):
-        raise MisuseError(f"{target} exists and is not a build; move it away, or choose another name")
+        raise MisuseError(f"{target} exists and is not a build; move it away, or choose another name or folder")
     try:
         found = Build(target)
         if found.build_id == build_id:
@@ -56,7 +56,7 @@ def has_build(target: Path, build_id: str, *, replace: bool) -> bool:
     if not replace:
         raise MisuseError(
             f"{target} holds another build ({found.build_id[:12]}, not {build_id[:12]}); pass --replace, or choose "
-            "another name"
+            "another name or folder"
         )
     return False
 

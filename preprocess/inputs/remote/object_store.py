@@ -133,7 +133,7 @@ class ObjectStore:
             raise FolioError(f"{shown} does not exist; check the bucket and the path") from e
         except PermissionError as e:
             needed = CREDENTIALS.get(self._scheme, "its credentials")
-            raise FolioError(f"{shown} may not be read without other credentials; set {needed}") from e
+            raise FolioError(f"{shown} may not be accessed without other credentials; set {needed}") from e
         except Exception as e:
             names = {cls.__name__ for cls in type(e).__mro__}
             if names & NO_CONNECTION:
