@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from preprocess.errors import shorten
 from preprocess.shards.files import HASH_CHUNK_BYTES, sha256_file
 from preprocess.shards.manifest_file import ShardError
 from preprocess.sharing.build_files import BuildFile
@@ -29,7 +28,7 @@ class CheckedFile:
     """
 
     def __init__(self, folder: Path, file: BuildFile, shown: str) -> None:
-        """`shown`: where the file comes from, for messages."""
+        """`shown`: the file and where it comes from, for messages."""
         self._file, self._shown = file, shown
         self._path = folder / file.name
         self._partial = self._path.with_name(f".{self._path.name}.partial")  # hidden, so it is no other file's name
@@ -60,7 +59,7 @@ class CheckedFile:
         """Append bytes. Raises ShardError if the file becomes larger than it can be."""
         if self.position + len(chunk) > self._file.max_bytes:
             raise ShardError(
-                f"{shorten(self._shown)} has more than {self._file.max_bytes:,} bytes, the size in its manifest; get "
+                f"{self._shown} has more than {self._file.max_bytes:,} bytes, the size in its manifest; get "
                 "another copy of the build"
             )
         view = memoryview(chunk)
@@ -79,8 +78,7 @@ class CheckedFile:
             self._out.close()
             self._partial.unlink()  # continuing it would never help
             raise ShardError(
-                f"{shorten(self._shown)} does not have the size and sha256 in its manifest; get another copy of "
-                "the build"
+                f"{self._shown} does not have the size and sha256 in its manifest; get another copy of the build"
             )
         os.fsync(self._out.fileno())
         self._out.close()

@@ -27,12 +27,13 @@ class ObjectFolder:
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
+        self.shown = show_url(self._url)
         self._store = ObjectStore(get_scheme(url))
         self._has_folders = get_scheme(url) not in PACKAGES or get_scheme(url) in ("sftp", "ssh")
 
     def show(self, name: str) -> str:
-        """Return the address of a file for messages."""
-        return show_url(join_url(self._url, name))
+        """Return a file and its folder for messages."""
+        return f"{name} of {self.shown}"
 
     def list(self) -> dict[str, tuple[int, str]]:
         """Return the size and the version of all files in the folder, by their path in it."""

@@ -76,7 +76,7 @@ class _ObjectPush:
     def run(self, *, replace: bool) -> bool:
         """Copy the build, and return whether this was necessary."""
         with several_at_once(lambda num_bytes: None) as (transfers, _):
-            shown = self._folder.show("")
+            shown = self._folder.shown
             found = transfers.try_again(self._folder.list, shown=shown)
             if transfers.try_again(functools.partial(self._has_build, found, replace=replace), shown=shown):
                 return False
@@ -99,7 +99,7 @@ class _ObjectPush:
         names = {name: name.partition("/")[0] for name in found if name != RECEIPTS}
         if strangers := [name for name, first in names.items() if not BUILD_FILE.fullmatch(first)]:
             raise MisuseError(
-                f"{self._folder.show('')} has other files, such as {shorten(strangers[0])!r}; choose an empty folder"
+                f"{self._folder.shown} has other files, such as {shorten(strangers[0])!r}; choose an empty folder"
             )
         if MANIFEST not in found:
             return False
@@ -116,7 +116,7 @@ class _ObjectPush:
         build_id = check_manifest(data, shown, advice="pass --replace to replace it").build_id
         if build_id != self._build.build_id:
             raise MisuseError(
-                f"{self._folder.show('')} holds another build ({build_id[:12]}, not {self._build.build_id[:12]}); pass "
+                f"{self._folder.shown} holds another build ({build_id[:12]}, not {self._build.build_id[:12]}); pass "
                 "--replace, or choose another folder"
             )
         for file in self._files:

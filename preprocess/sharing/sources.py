@@ -28,7 +28,7 @@ class Source(Protocol):
     """A folder with the files of a build."""
 
     def show(self, name: str) -> str:
-        """Return the address of a file for messages, without credentials."""
+        """Return a file and its folder for messages, without credentials."""
 
     def open(self, name: str, start: int) -> AbstractContextManager[Body]:
         """Open a file at byte `start`, or at 0 if the service cannot begin elsewhere.
@@ -75,7 +75,7 @@ class RemoteFolder:
         self._url, self._service = url, service
 
     def show(self, name: str) -> str:
-        return show_url(join_url(self._url, name))
+        return f"{name} of {show_url(self._url)}"
 
     @contextmanager
     def open(self, name: str, start: int) -> Iterator[Body]:
@@ -92,7 +92,7 @@ class HubFolder:
         self._files = service.list_folder(url)
 
     def show(self, name: str) -> str:
-        return show_url(join_url(self._url, name))
+        return f"{name} of {show_url(self._url)}"
 
     @contextmanager
     def open(self, name: str, start: int) -> Iterator[Body]:

@@ -39,14 +39,14 @@ class _LimitedStream:
     """A stream of which at most `max_bytes` can be read. The limit can be changed while it is read."""
 
     def __init__(self, stream: Any, shown: str, max_bytes: int) -> None:
-        self._stream, self._shown = stream, shown
+        self._stream, self.shown = stream, shown
         self.max_bytes, self._num_bytes = max_bytes, 0
 
     def read(self, num_bytes: int) -> bytes:
         data: bytes = self._stream.read(num_bytes)
         self._num_bytes += len(data)
         if self._num_bytes > self.max_bytes:
-            raise ShardError(f"{self._shown} decompresses to more bytes than its manifest declares; {ADVICE}")
+            raise ShardError(f"{self.shown} decompresses to more bytes than its manifest declares; {ADVICE}")
         return data
 
 
@@ -64,7 +64,7 @@ def unpack(archive: Path, name: str | None, *, replace: bool, progress: Progress
         manifest = check_manifest(data, f"{MANIFEST} of {shown}", advice=ADVICE)
         target = choose_target(name, manifest)
         files = list_build_files(manifest, f"{MANIFEST} of {shown}")
-        stream.max_bytes = len(data) + sum(file.max_bytes + ENTRY_BYTES for file in files) + 2 * CHUNK_BYTES
+        stream.max_bytes = len(data) + count_bytes(files) + (len(files) + 1) * ENTRY_BYTES + 2 * CHUNK_BYTES
         with lock_target(target):
             if has_build(target, manifest.build_id, replace=replace):
                 return target, False
@@ -73,7 +73,7 @@ def unpack(archive: Path, name: str | None, *, replace: bool, progress: Progress
                 _open_empty_work(target, manifest.build_id) as work,
                 progress.bar("unpack", total=count_bytes(files), unit="B") as bar,
             ):
-                _Unpacking(tar, work, shown, bar).run(entries, {f"{prefix}/{file.name}": file for file in files})
+                _Unpacking(tar, stream, work, bar).run(entries, {f"{prefix}/{file.name}": file for file in files})
                 publish(work, data, target)
     return target, True
 
@@ -140,8 +140,9 @@ def _open_entry(tar: StrictTarFile, entry: tarfile.TarInfo) -> Any:
 class _Unpacking:
     """Writes the files of an archive to a folder."""
 
-    def __init__(self, tar: StrictTarFile, folder: Path, shown: str, bar: Bar) -> None:
-        self._tar, self._folder, self._shown, self._bar = tar, folder, shown, bar
+    def __init__(self, tar: StrictTarFile, stream: _LimitedStream, folder: Path, bar: Bar) -> None:
+        self._tar, self._stream, self._folder, self._bar = tar, stream, folder, bar
+        self._shown = stream.shown
 
     def run(self, entries: Iterator[tarfile.TarInfo], missing: dict[str, BuildFile]) -> None:
         """Write the files `missing`, by their names in the archive. All of them, and no others, must be there."""
@@ -156,6 +157,7 @@ class _Unpacking:
                 raise ShardError(f"{what} with {entry.size:,} bytes, its manifest says {file.max_bytes:,}; {ADVICE}")
             if file.size_bytes is None:
                 check_free_space(self._folder, entry.size)
+                self._stream.max_bytes += entry.size
             self._write(entry, file)
         if missing:
             raise ShardError(f"{self._shown} lacks {shorten(next(iter(missing)))!r}; {ADVICE}")

@@ -24,7 +24,7 @@ TEXT = "".join(f"Document {i}, of {i % 17} words:{' word' * (i % 17)}.\n" for i 
 @pytest.fixture
 def build(build_text: Callable[..., Build]) -> Build:
     """Return a build of several shards with a trained tokenizer, which has files."""
-    build = build_text(TEXT, document="line", tokenizer="char", shard_tokens=700, lang="en")
+    build = build_text(TEXT, split="exact", document="line", tokenizer="char", shard_tokens=700, lang="en")
     assert len(build.manifest.splits["train"].shards) > 3 and build.manifest.tokenizer.files
     return build
 

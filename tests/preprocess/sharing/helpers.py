@@ -9,15 +9,9 @@ from typing import Any
 
 from preprocess.progress import Progress
 from preprocess.shards.files import readable_json
-from preprocess.shards.format import BUILD_LOG, MANIFEST, seal
-from tests.conftest import file_bytes
+from preprocess.shards.format import seal
 
 QUIET = Progress(quiet=True)
-
-
-def read_shared(folder: Path) -> dict[str, bytes]:
-    """Return the content of the files of a build that are shared, by their path in the folder."""
-    return {name: data for name, data in file_bytes(folder).items() if name != BUILD_LOG}
 
 
 def list_all(folder: Path) -> list[str]:
@@ -37,6 +31,3 @@ def flip_bit(data: bytes, number: int) -> bytes:
     changed = bytearray(data)
     changed[number // 8] ^= 1 << number % 8
     return bytes(changed)
-
-
-__all__ = ["MANIFEST", "QUIET", "edit_manifest", "flip_bit", "list_all", "read_shared"]
