@@ -170,7 +170,8 @@ def test_unpack_refuses_missing_repeated_and_changed_files(archive: Path, shards
     check_refused(write_entries(archive, [*entries, entries[-1]]), shards, "which its manifest does not name, or twice")
     check_refused(write_entries(archive, entries[1:]), shards, "begins with 'own/stats.json', expected NAME/manifest")
     check_refused(write_entries(archive, []), shards, "is empty, expected NAME/manifest")
-    for number, (entry, data) in enumerate(entries[1:], 1):
+    for number in (1, 2, 3, 4, 5):  # statistics, tokenizer, and the files of a shard
+        entry, data = entries[number]
         changed = [*entries[:number], (entry, flip_bit(data, 8 * len(data) - 3)), *entries[number + 1 :]]
         check_refused(write_entries(archive, changed), shards, "does not have the size and sha256 in its manifest; get")
     check_refused(write_entries(archive, entries, end=b"more"), shards, "more data follow its end")

@@ -134,7 +134,10 @@ def test_pull_that_is_stopped_continues(build: Build, shards: Path) -> None:
 
 
 def test_pull_refuses_a_flipped_bit_in_any_file(build: Build, shards: Path) -> None:
-    for name, data in file_bytes(build.folder).items():
+    files = file_bytes(build.folder)
+    tokenizer = next(name for name in files if name.startswith("tokenizer/"))
+    for name in (MANIFEST, "stats.json", tokenizer, LARGEST, "train-00002.ends", "val-00000.docs"):
+        data = files[name]
         (build.folder / name).write_bytes(flip_bit(data, 8 * len(data) - 1))
         check_refused(build.folder, shards, "does not have the size and sha256 in its manifest|manifest.json")
         (build.folder / name).write_bytes(data)
@@ -151,7 +154,7 @@ def test_pull_refuses_files_of_another_size(served: FileServer, shards: Path, ch
 
 def test_pull_stops_an_endless_answer(served: FileServer, shards: Path) -> None:
     served.files["/builds/own/val-00000.bin"] = bytes(50 << 20)
-    check_refused(f"{served.url}/builds/own", shards, "val-00000.bin has more than [0-9,]+ bytes, the size in its man")
+    check_refused(f"{served.url}/builds/own", shards, "val-00000.bin of .* has more than [0-9,]+ bytes, the size in")
     left = [path.stat().st_size for path in (shards / ".own.pull").rglob("*val-00000.bin*")]
     assert sum(left) < 10_000  # nothing was written
 
@@ -159,8 +162,8 @@ def test_pull_stops_an_endless_answer(served: FileServer, shards: Path) -> None:
 @pytest.mark.parametrize(("edit", "message"), [
     (lambda m: m["tokenizer"]["files"].update({"../evil": "0" * 64}), "tokenizer file '../evil', which is not a plain"),
     (lambda m: m["splits"]["val"]["shards"][0].update(file="/tmp/x.bin"), "it names the file '/tmp/x.bin', expected"),
-    (lambda m: m["splits"]["val"]["shards"][0].update(sha256="0" * 64), "val-00000.bin does not have the size and sha"),
-    (lambda m: m.update(stats_sha256="0" * 64), "stats.json does not have the size and sha256"),
+    (lambda m: m["splits"]["val"]["shards"][0].update(sha256="0" * 64), "val-00000.bin of .* does not have the size and sha"),
+    (lambda m: m.update(stats_sha256="0" * 64), "stats.json of .* does not have the size and sha256"),
     (lambda m: m["splits"]["val"]["shards"][0].update(bytes=3), "gives val-00000.bin 3 bytes, expected"),
     (lambda m: m.update(name="../evil"), "is named '../evil', which cannot be used here; pass --name"),
     (lambda m: m.update(name="\x1b[31m"), "malformed|it has name"),
@@ -219,7 +222,7 @@ def test_pull_copies_from_an_object_store(bucket: Bucket, build: Build, shards: 
     assert file_bytes(shards / "own") == file_bytes(build.folder)
     assert run_pull(f"{bucket.url}/builds/x/") == (shards / "own", False)
     bucket.write("builds/x/val-00000.bin", flip_bit(file_bytes(build.folder)["val-00000.bin"], 0))
-    with pytest.raises(ShardError, match=r"val-00000\.bin does not have the size and sha256"):
+    with pytest.raises(ShardError, match=r"val-00000\.bin of .* does not have the size and sha256"):
         run_pull(f"{bucket.url}/builds/x", "other")
     check_address = f"{bucket.url}/none"
     with pytest.raises(FolioError, match=r"none/manifest\.json does not exist; check the bucket and the path"):

@@ -83,7 +83,7 @@ def test_push_refuses_a_damaged_build(bucket: Bucket, build: Build, tmp_path: Pa
     path = build.folder / "train-00001.docs"
     path.write_bytes(flip_bit(path.read_bytes(), 100))
     for address in (tmp_path / "disk/own", f"{bucket.url}/own"):
-        with pytest.raises(ShardError, match=r"train-00001\.docs does not have the size and sha256 in its manifest"):
+        with pytest.raises(ShardError, match=r"train-00001\.docs.* does not have the size and sha256 in its manifest"):
             run_push(build, address)
     assert not (tmp_path / "disk/own").exists() and MANIFEST not in read_bucket(f"{bucket.url}/own")
 
@@ -120,7 +120,7 @@ def test_push_replaces_objects(bucket: Bucket, build: Build, other: Build, monke
     run_push(other, url, replace=True)
     assert read_bucket(url) == file_bytes(other.folder)  # the files of the first build are deleted
     bucket.write("own/val-00000.bin", b"short")
-    with pytest.raises(ShardError, match=r"val-00000\.bin is missing or has another size; pass --replace to push it"):
+    with pytest.raises(ShardError, match=r"val-00000\.bin of .* is missing or has another size; pass --replace to"):
         run_push(other, url)
     assert run_push(other, url, replace=True)
     assert read_bucket(url) == file_bytes(other.folder)
@@ -162,7 +162,7 @@ def test_push_notices_objects_that_change_meanwhile(
         return version
 
     monkeypatch.setattr(ObjectFolder, "upload", disturb)
-    with pytest.raises(FolioError, match=r"val-00000\.bin was changed or deleted during the push, perhaps by another"):
+    with pytest.raises(FolioError, match=r"val-00000\.bin of .* was changed or deleted during the push, perhaps by"):
         run_push(build, f"{bucket.url}/own")
     assert MANIFEST not in read_bucket(f"{bucket.url}/own")
 
