@@ -51,7 +51,8 @@ class ObjectFolder:
         """Return the content of a file, at most its first `max_bytes`."""
         with self._store.explain_errors(join_url(self._url, name)):
             system, path = self._store.connect(join_url(self._url, name))
-            data: bytes = system.cat_file(path, 0, max_bytes)
+            with system.open(path, "rb", cache_type="none") as file:
+                data: bytes = file.read(max_bytes)
             return data
 
     def write(self, name: str, data: bytes) -> None:

@@ -38,6 +38,9 @@ def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Bucket]:
     server = moto.ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    requests.post(
+        f"http://{host}:{port}/moto-api/reset", timeout=30
+    ).raise_for_status()  # what other tests have written
     is_running = True
 
     def close() -> None:

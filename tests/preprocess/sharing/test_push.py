@@ -215,6 +215,7 @@ def test_push_explains_missing_buckets_and_keys(s3: Bucket, build: Build, monkey
         run_push(build, "s3://none/own")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
     with pytest.raises(FolioError, match=r"rejected \(NoCredentialsError\); check address, region and credentials"):
         run_push(build, f"{s3.url}/own")
 
