@@ -168,15 +168,18 @@ def test_push_notices_objects_that_change_meanwhile(
 
 
 def make_large_build(build_text: Callable[..., Build], num_bytes: int) -> Build:
-    line = "A line of the text of a large build, which takes a while to push.\n"
-    return build_text(line * (num_bytes // len(line)), tokenizer="byte", dedup=False, shard_tokens=2_000_000)
+    line = "A line of the text of a large build, which takes a while to push. " * 100 + "\n"
+    return build_text(
+        line * (num_bytes // len(line)), split="exact", document="line", group_by="source", val_fraction=0.0,
+        tokenizer="byte", dedup=False, shard_tokens=1_000_000,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
 def test_push_that_is_killed_is_continued(
     s3: Bucket, build_text: Callable[..., Build], shards: Path, tmp_path: Path
 ) -> None:
-    build = make_large_build(build_text, 30 << 20)
+    build = make_large_build(build_text, 12 << 20)
     url = f"{s3.url}/own"
     script = f"""
         import os, signal
@@ -204,7 +207,7 @@ def test_push_that_is_killed_is_continued(
     rest = StoppingProgress(stop_after=1 << 40)
     assert run_push(build, url, progress=rest)
     total = sum(len(data) for name, data in file_bytes(build.folder).items() if name != MANIFEST)
-    assert read_bucket(url) == file_bytes(build.folder) and 0 < sum(rest.amounts) < total - (4 << 20)
+    assert read_bucket(url) == file_bytes(build.folder) and 0 < sum(rest.amounts) < total - (2 << 20)
     pull(url, None, replace=False, progress=QUIET)
     assert file_bytes(shards / "own") == file_bytes(build.folder)
 
