@@ -52,8 +52,8 @@ def parse(path: tuple[str, ...], *arguments: str) -> dict[str, object]:
 
 def test_commands_are_all_known() -> None:
     assert {" ".join(path) for path, _ in COMMANDS} == {
-        "build", "corpora", "estimate", "export", "filter try", "list", "rejects", "show", "stats",
-        "tokenizer inspect", "tokenizer train", "verify",
+        "build", "corpora", "estimate", "export", "filter try", "list", "pack", "pull", "push", "rejects", "show",
+        "stats", "tokenizer inspect", "tokenizer train", "unpack", "verify",
     }  # fmt: skip
     assert len(OPTIONS_WITH_DASHES) > 60
 
@@ -116,6 +116,10 @@ def test_json_and_quiet_work_on_every_command(preprocess: Run, tmp_path: Path) -
         "export": ("export", "synthetic", "--format", "nanogpt", "--output", "exported"),
         "filter try": ("filter", "try", "word_count", "--corpus", "synthetic", "--num-pairs", "40"),
         "list": ("list",),
+        "pack": ("pack", "synthetic"),
+        "push": ("push", "synthetic", "copies/synthetic"),
+        "pull": ("pull", "copies/synthetic"),
+        "unpack": ("unpack", "synthetic.tar.zst"),
         "show": ("show", "synthetic"),
         "show --document": ("show", "synthetic", "--document", "0"),
         "stats": ("stats", "synthetic"),
@@ -135,6 +139,8 @@ def test_json_and_quiet_work_on_every_command(preprocess: Run, tmp_path: Path) -
     assert found["build"] == {**found["show"], "is_new": True, "rejects": rejects}
     assert found["build"]["splits"]["train"].keys() == {"documents", "tokens", "text_bytes", "shards"}
     assert found["list"] == [found["show"]] and found["show"]["folder"] == "shards/synthetic"
+    assert found["pull"] == found["unpack"] == {**found["show"], "is_new": False}
+    assert found["push"]["is_new"] and found["pack"]["path"] == "synthetic.tar.zst"
     assert found["verify"] == {"folder": "shards/synthetic", "build_id": build_id, "faults": []}
     assert {corpus["name"]: corpus["size_bytes"] for corpus in found["corpora"]}["tinyshakespeare"] == 1_115_394
     assert found["estimate"]["build"]["documents"] == 80
