@@ -152,7 +152,9 @@ def test_json_and_quiet_work_on_every_command(preprocess: Run, tmp_path: Path) -
     assert trained["tokenizer"] == "char" and trained["files"] == ["characters/alphabet.txt"]
     assert found["tokenizer inspect"].keys() == {"en", "ru"}
     for name, arguments in runs.items():
-        done = preprocess(*arguments, "--quiet", *(["--replace"] if name in ("export", "tokenizer train") else []))
+        done = preprocess(
+            *arguments, "--quiet", *(["--replace"] if name in ("export", "pack", "tokenizer train") else [])
+        )
         assert done.returncode == 0 and done.stderr == "" and done.stdout, name
 
 
