@@ -51,6 +51,8 @@ PREPROCESS_RULES = {
 }
 LOWER = (*CONTRACT, *(f"preprocess.{name.removesuffix('.py')}" for name in PREPROCESS_RULES))
 PREPROCESS_RULES |= {"build": LOWER, "stream": LOWER, "exchange": LOWER, "report": (*LOWER, "preprocess.build")}
+# A build that arrives takes its place as one that was made here.
+PREPROCESS_RULES |= {"sharing": (*LOWER, "preprocess.build.publish")}
 TRAIN_CORE = ("train.config", "train.core")
 TRAIN_RULES = {
     "core": (),
@@ -100,7 +102,11 @@ HOMES = {
     "tokenizers": {"preprocess/tokenizers/huggingface.py"},
     "ftfy": {"preprocess/stages/mojibake.py"},
     "py3langid": {"preprocess/filters/language.py"},
-    "huggingface_hub": {"preprocess/inputs/remote/hub.py", "train/run/hub_models.py"},
+    "huggingface_hub": {
+        "preprocess/inputs/remote/hub.py",
+        "preprocess/sharing/push_to_hub.py",
+        "train/run/hub_models.py",
+    },
     "fsspec": {"preprocess/inputs/remote"},
     "orjson": {
         f"preprocess/readers/{name}.py" for name in ("json_finders", "json_layout", "json_records", "long_json")

@@ -57,7 +57,7 @@ def is_already_built(output_dir: Path, recipe: JsonObject, sources: list[JsonObj
         return False
     if output_dir.is_dir() and not any(output_dir.iterdir()):
         return False
-    if not _contains_only_a_build(output_dir):
+    if not contains_only_a_build(output_dir):
         raise MisuseError(f"{output_dir} exists and is not a build; move it away, or choose another --name or --output")
     if replace:
         return False
@@ -75,7 +75,7 @@ def is_already_built(output_dir: Path, recipe: JsonObject, sources: list[JsonObj
     return True
 
 
-def _contains_only_a_build(output_dir: Path) -> bool:
+def contains_only_a_build(output_dir: Path) -> bool:
     """Return whether `output_dir` has a manifest and only files of a build, maybe damaged."""
     return (
         output_dir.is_dir()

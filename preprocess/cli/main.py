@@ -15,6 +15,7 @@ from preprocess.cli.merge import merge
 from preprocess.cli.output import version_option
 from preprocess.cli.rejects import rejects
 from preprocess.cli.report import report
+from preprocess.cli.share import pack, pull, push, unpack
 from preprocess.cli.tokenizer import tokenizer
 
 HELP = """Turn raw text into token shards.
@@ -36,11 +37,15 @@ main = CommandLine(
         import_command,
         list_command,
         merge,
+        pack,
+        pull,
+        push,
         rejects,
         report,
         show,
         stats,
         tokenizer,
+        unpack,
         verify,
     ],
 )

@@ -133,7 +133,7 @@ class DecompressedStream:
         if not self._input.startswith(DICTIONARY_FRAME_MAGIC) or size > MAX_DICTIONARY_BYTES:
             return
         self._read_input(8 + size)
-        content, zstd = self._input[8 : 8 + size], _import_zstd()
+        content, zstd = self._input[8 : 8 + size], import_zstd()
         try:
             if content.startswith(ZSTD_MAGIC):
                 content = zstd.ZstdDecompressor().decompress(content, MAX_DICTIONARY_BYTES)
@@ -178,14 +178,15 @@ def _make_decompressor(compression: str, dictionary: Any) -> Decompressor:
         return bz2.BZ2Decompressor()
     if compression == "xz":
         return lzma.LZMADecompressor(memlimit=XZ_MEMORY_BYTES)
-    zstd = _import_zstd()
+    zstd = import_zstd()
     decompressor: Decompressor = zstd.ZstdDecompressor(
         zstd_dict=dictionary, options={zstd.DecompressionParameter.window_log_max: MAX_ZSTD_WINDOW_LOG}
     )
     return decompressor
 
 
-def _import_zstd() -> Any:
+def import_zstd() -> Any:
+    """Return the module for zstd: a part of Python from 3.14 on, and before that of backports."""
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:

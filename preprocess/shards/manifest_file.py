@@ -36,16 +36,25 @@ def read_manifest(folder: Path, *, advice: str = ADVICE) -> Manifest:
     path = folder / MANIFEST
     try:
         data = read_small_file(path, MAX_FILE_BYTES)
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise ShardError(
+            f"{folder} is not a build: it has no {MANIFEST}; choose a build that `preprocess list` shows"
+        ) from e
+    return check_manifest(data, str(path), advice=advice)
+
+
+def check_manifest(data: bytes, path: str, *, advice: str = ADVICE) -> Manifest:
+    """Return the manifest whose file has the content `data`. `path`: of the file, for messages.
+
+    Errors and `advice` are as for `read_manifest`.
+    """
+    try:
         if len(data) > MAX_SMALL_FILE_BYTES and data.count(b",") > len(data) // MIN_VALUE_BYTES:
             raise ShardError(f"{path} has {data.count(b','):,} values, too many for its size; {advice}")
         value = parse_json(data)
         _check_version(path, value)
         manifest = parse_manifest(value)
         build_id, checksum = hash_manifest(value)
-    except (FileNotFoundError, NotADirectoryError) as e:
-        raise ShardError(
-            f"{folder} is not a build: it has no {MANIFEST}; choose a build that `preprocess list` shows"
-        ) from e
     except TypeError as e:
         raise ShardError(f"{path} is malformed: {e}; {advice}") from e
     except (ValueError, RecursionError) as e:
@@ -59,7 +68,7 @@ def read_manifest(folder: Path, *, advice: str = ADVICE) -> Manifest:
     return manifest
 
 
-def _check_version(path: Path, value: Any) -> None:
+def _check_version(path: str, value: Any) -> None:
     found = value.get("format") if isinstance(value, dict) else type(value).__name__
     if not isinstance(value, dict) or found != FORMAT:
         raise ShardError(f"{path} has format {found!r:.80}, expected {FORMAT!r}; this is not a Folio build")

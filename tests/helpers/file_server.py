@@ -61,6 +61,11 @@ class FileServer:
 
             do_HEAD = do_GET
 
+            def do_POST(self) -> None:
+                owner.write(self)
+
+            do_PUT = do_POST
+
             def log_message(self, *_: object) -> None:
                 pass
 
@@ -86,6 +91,11 @@ class FileServer:
         yield
         with self.lock:
             self.num_active -= amount
+
+    def write(self, handler: BaseHTTPRequestHandler) -> None:
+        """Answer a request that sends something. A server of files rejects it."""
+        handler.close_connection = True
+        self.send(handler, 405, {}, b"")
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         path = handler.path.partition("?")[0]

@@ -5,6 +5,7 @@ Large files (LFS) are redirected to another server, as on the hub.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -16,9 +17,24 @@ from urllib.parse import unquote, urlsplit
 from tests.helpers.file_server import FileServer, Request
 
 API = re.compile(r"/api/(?:datasets|models)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.*))?)?")
+WRITE = re.compile(
+    r"/api/datasets/([^/]+/[^/]+)/(preupload|commit)/([^/]+)|/(?:datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch"
+)
 RESOLVE = re.compile(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 PAGE = 2  # entries of a listing
 LFS_BYTES = 1_000  # files from this size on are LFS
+
+
+def read_body(handler: BaseHTTPRequestHandler) -> bytes:
+    """Return the body of a request, which may be sent in chunks."""
+    if handler.headers.get("Transfer-Encoding") != "chunked":
+        return handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+    body = b""
+    while num_bytes := int(handler.rfile.readline(), 16):
+        body += handler.rfile.read(num_bytes)
+        handler.rfile.readline()
+    handler.rfile.readline()
+    return body
 
 
 @dataclass
@@ -28,6 +44,7 @@ class Dataset:
     card: dict[str, Any] = field(default_factory=dict)
     token: str = ""  # that is needed to read the dataset
     is_gated: bool = False
+    is_private: bool = False
 
 
 class HubServer(FileServer):
@@ -37,6 +54,66 @@ class HubServer(FileServer):
         super().__init__()
         self.datasets: dict[str, Dataset] = {}
         self.storage = FileServer()
+        self.commit_status = 0  # that is answered to a commit
+        self.uploads: list[str] = []  # SHA-256 of the large files that were sent
+
+    def write(self, handler: BaseHTTPRequestHandler) -> None:
+        """Answer a request that makes a dataset, uploads a file or makes a commit."""
+        body = read_body(handler)
+        path = urlsplit(handler.path).path
+        if path.startswith("/lfs/"):
+            self.storage.files[path] = body
+            self.uploads.append(path.removeprefix("/lfs/"))
+            self.send(handler, 200, {"ETag": '"of the storage"'}, b"")
+            return
+        if path == "/api/repos/create":
+            self.create(handler, json.loads(body))
+            return
+        match = WRITE.fullmatch(path)
+        assert match, path
+        if match[2] == "preupload":
+            modes = [
+                {"path": f["path"], "uploadMode": "lfs" if f["size"] >= LFS_BYTES else "regular", "shouldIgnore": False}
+                for f in json.loads(body)["files"]
+            ]
+            self.send_json(handler, {"files": modes})
+        elif match[2] == "commit" and self.commit_status:
+            self.send(handler, self.commit_status, {}, b"{}")
+        elif match[2] == "commit":
+            self.commit_operations(match[1], unquote(match[3]), [json.loads(line) for line in body.splitlines()])
+            self.send_json(handler, {"commitUrl": f"{self.url}/datasets/{match[1]}", "commitOid": "0" * 40})
+        else:
+            self.send_json(
+                handler, {"transfer": "basic", "objects": [self.plan_upload(o) for o in json.loads(body)["objects"]]}
+            )
+
+    def create(self, handler: BaseHTTPRequestHandler, wanted: dict[str, Any]) -> None:
+        repo = f"{wanted.get('organization') or 'ann'}/{wanted['name']}"
+        if repo in self.datasets:
+            self.send(handler, 409, {}, json.dumps({"url": f"{self.url}/datasets/{repo}"}).encode())
+            return
+        self.commit(
+            repo, {}, is_private=wanted["visibility"] == "private" if "visibility" in wanted else wanted["private"]
+        )
+        self.send_json(handler, {"url": f"{self.url}/datasets/{repo}", "name": repo})
+
+    def plan_upload(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        if f"/lfs/{wanted['oid']}" in self.storage.files:
+            return wanted
+        return {**wanted, "actions": {"upload": {"href": f"{self.url}/lfs/{wanted['oid']}"}}}
+
+    def commit_operations(self, repo: str, branch: str, lines: list[dict[str, Any]]) -> None:
+        dataset = self.datasets[repo]
+        files = dict(dataset.commits[dataset.branches[branch]])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.storage.files[f"/lfs/{value['oid']}"]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+        self.commit(repo, files, branch)
 
     def close(self) -> None:
         super().close()

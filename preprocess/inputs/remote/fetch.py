@@ -155,8 +155,8 @@ def _resolve_all(
     urls: list[str], recipe_format: str, progress: Progress
 ) -> list[tuple[Service | None, list[RemoteFile]]]:
     """Return for each URL the files that it means, and their service; None if it is not needed."""
-    with _several_at_once(lambda num_bytes: None) as (transfers, submit):
-        return _get_results(
+    with several_at_once(lambda num_bytes: None) as (transfers, submit):
+        return get_results(
             [submit(functools.partial(_resolve, url, recipe_format, transfers, progress)) for url in urls]
         )
 
@@ -168,7 +168,7 @@ def _resolve(
     is_whole = known is not None and all(find_copy(file) is not None for file in known)
     if known is not None and is_whole and get_scheme(url) == "hf" and parse_hub_url(url).is_pinned:
         return None, known
-    service = _make_service(url)
+    service = make_service(url)
     try:
         files = transfers.try_again(lambda: service.list_files(url, recipe_format), shown=show_url(url))
     except Unreachable as e:
@@ -188,7 +188,8 @@ def find_copy(file: RemoteFile) -> Path | None:
     return find_in_hub_cache(file) if file.name.startswith("hf/") else None
 
 
-def _make_service(url: str) -> Service:
+def make_service(url: str) -> Service:
+    """Return the service that has the files of a URL."""
     scheme = get_scheme(url)
     if scheme in ("https", "http"):
         return HttpService()
@@ -213,16 +214,16 @@ def _copy_all(listed: list[ListedFile], progress: Progress) -> dict[str, Path]:
     check_space(sum(count_missing_bytes(file) for file, _ in missing.values()), folder)
     total = sum(file.size_bytes or 0 for file, _ in missing.values())
     progress.log(f"copying {format_quantity(len(missing), 'remote file')} ({total:,} bytes) to {folder}")
-    with progress.bar("copy", total=total, unit="B") as bar, _several_at_once(bar.update) as (transfers, submit):
-        copies = _get_results([submit(functools.partial(transfers.fetch, *item)) for item in missing.values()])
+    with progress.bar("copy", total=total, unit="B") as bar, several_at_once(bar.update) as (transfers, submit):
+        copies = get_results([submit(functools.partial(transfers.fetch, *item)) for item in missing.values()])
     return paths | dict(zip(missing, copies, strict=True))
 
 
 @contextmanager
-def _several_at_once(
-    report: Callable[[int], None],
+def several_at_once(
+    report: Callable[[int], None], num_transfers: int = NUM_TRANSFERS
 ) -> Iterator[tuple[Transfers, Callable[[Callable[[], Result]], Future[Result]]]]:
-    """Yield the shared state of transfers, and a function that runs another one in a thread.
+    """Yield the shared state of transfers, and a function that runs another one in one of `num_transfers` threads.
 
     An exception, such as that of Ctrl-C, ends all transfers at their next block.
     """
@@ -233,7 +234,7 @@ def _several_at_once(
             report(num_bytes)
 
     transfers = Transfers(threading.Event(), report_in_turn)
-    pool = ThreadPoolExecutor(NUM_TRANSFERS)
+    pool = ThreadPoolExecutor(num_transfers)
     try:
         yield transfers, pool.submit
     except BaseException:
@@ -243,7 +244,7 @@ def _several_at_once(
         pool.shutdown(cancel_futures=True)
 
 
-def _get_results(futures: list[Future[Result]]) -> list[Result]:
+def get_results(futures: list[Future[Result]]) -> list[Result]:
     """Return the results in order. Raises the first exception as soon as there is one."""
     wait(futures, return_when=FIRST_EXCEPTION)
     for future in futures:

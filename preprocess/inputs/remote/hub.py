@@ -73,36 +73,51 @@ class HubService:
             import huggingface_hub  # noqa: F401
         except ImportError as e:
             raise MisuseError("hf:// needs huggingface_hub; install it with pip install 'folio-lm[hub]'") from e
-        self._endpoint = (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+        self.endpoint = (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
 
     def list_files(self, url: str, recipe_format: str) -> list[RemoteFile]:
         """Return the files of a dataset that `url` means, at the commit that its revision is now."""
-        from huggingface_hub import HfApi
-        from huggingface_hub.hf_api import RepoFile
-
         address = parse_hub_url(url)
-        offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
-        if offline.upper() not in FALSE_VALUES:
-            raise Unreachable(f"{show_url(url)}: HF_HUB_OFFLINE is set; unset it, because the cache has not all files")
-        with _explain_errors(address, self._endpoint):
-            api = HfApi(endpoint=self._endpoint)
-            info = api.dataset_info(address.repo, revision=address.revision)
-            tree = api.list_repo_tree(address.repo, recursive=True, revision=info.sha, repo_type="dataset")
-            found = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-            card = info.card_data.to_dict() if info.card_data else None
+        commit, found, card = self._list_tree(url, address)
         try:
             selected = select_files(found, address.path, recipe_format, card)
         except MisuseError as e:
             raise MisuseError(f"{show_url(url)}: {e}") from e
         if not selected:
             raise FolioError(_explain_no_file(url, address, list(found)))
-        return [self._make_file(address.repo, str(info.sha), found[path]) for path in selected]
+        return [self._make_file(address.repo, commit, found[path]) for path in selected]
+
+    def list_folder(self, url: str) -> dict[str, RemoteFile]:
+        """Return all files in the folder of a dataset that `url` means, by their path in the folder."""
+        address = parse_hub_url(url)
+        commit, found, _ = self._list_tree(url, address)
+        start = f"{address.path.rstrip('/')}/" if address.path.rstrip("/") else ""
+        return {
+            path.removeprefix(start): self._make_file(address.repo, commit, entry)
+            for path, entry in found.items()
+            if path.startswith(start)
+        }
+
+    def _list_tree(self, url: str, address: HubAddress) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
+        """Return the commit that the revision is now, its files, and the metadata in the dataset's card."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.hf_api import RepoFile
+
+        offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+        if offline.upper() not in FALSE_VALUES:
+            raise Unreachable(f"{show_url(url)}: HF_HUB_OFFLINE is set; unset it, because the cache has not all files")
+        with explain_hub_errors(address, self.endpoint):
+            api = HfApi(endpoint=self.endpoint)
+            info = api.dataset_info(address.repo, revision=address.revision)
+            tree = api.list_repo_tree(address.repo, recursive=True, revision=info.sha, repo_type="dataset")
+            found = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+            return str(info.sha), found, info.card_data.to_dict() if info.card_data else None
 
     def _make_file(self, repo: str, commit: str, entry: Any) -> RemoteFile:
         from huggingface_hub import hf_hub_url
 
         digest = f"sha256:{entry.lfs.sha256}" if entry.lfs else f"git:{entry.blob_id}"
-        url = hf_hub_url(repo, entry.path, repo_type="dataset", revision=commit, endpoint=self._endpoint)
+        url = hf_hub_url(repo, entry.path, repo_type="dataset", revision=commit, endpoint=self.endpoint)
         # The key is that of the content, so a new commit that leaves a file as it was copies nothing.
         return RemoteFile(
             name=name_hub_file(repo, entry.path), key=make_key(f"hf://datasets/{repo}/{entry.path}", digest),
@@ -119,7 +134,7 @@ class HubService:
             with request(file.url, start, headers=build_hf_headers()) as response:
                 yield read_body(response, start, file)
         except AccessDenied as e:
-            raise FolioError(_explain_gate(repo, self._endpoint)) from e
+            raise FolioError(_explain_gate(repo, self.endpoint)) from e
 
 
 def find_in_hub_cache(file: RemoteFile) -> Path | None:
@@ -139,7 +154,7 @@ def _split_name(name: str) -> tuple[str, str]:
 
 
 @contextmanager
-def _explain_errors(address: HubAddress, endpoint: str) -> Iterator[None]:
+def explain_hub_errors(address: HubAddress, endpoint: str) -> Iterator[None]:
     """Raise the errors of huggingface_hub as those of a service. Their own messages contain URLs and request ids."""
     from huggingface_hub import errors
 

@@ -45,7 +45,7 @@ class ObjectStore:
 
     def list_files(self, url: str, recipe_format: str) -> list[RemoteFile]:
         """Return the file, the files of the folder, or the matches of the glob that `url` means."""
-        with self._explain_errors(url):
+        with self.explain_errors(url):
             try:
                 found = self._list(url, recipe_format)
             except Exception as e:
@@ -58,7 +58,7 @@ class ObjectStore:
         return [self._make_file(path, info) for path, info in sorted(found.items())]
 
     def _list(self, url: str, recipe_format: str) -> dict[str, Any]:
-        system, path = self._connect(url)
+        system, path = self.connect(url)
         if is_glob(path):
             found = system.glob(path, detail=True)
         else:
@@ -71,7 +71,7 @@ class ObjectStore:
             found = {names[name]: found[names[name]] for name in select_data(names, recipe_format)}
         return {name: info for name, info in found.items() if info["type"] == "file"}
 
-    def _connect(self, url: str) -> tuple[Any, str]:
+    def connect(self, url: str) -> tuple[Any, str]:
         """Return the file system of fsspec, and the path of the URL in it."""
         import fsspec
 
@@ -86,7 +86,7 @@ class ObjectStore:
         return system, path
 
     def _make_file(self, path: str, info: dict[str, Any]) -> RemoteFile:
-        version = _read_version(info)
+        version = read_version(info)
         origin = f"{self._scheme}://{path}"
         return RemoteFile(
             name=f"{self._scheme}/{path.lstrip('/')}", key=make_key(origin, version), size_bytes=info.get("size"),
@@ -96,8 +96,8 @@ class ObjectStore:
     @contextmanager
     def open(self, file: RemoteFile, start: int) -> Iterator[Body]:
         """Open a file at byte `start`."""
-        with self._explain_errors(file.url):
-            system, path = self._connect(file.url)
+        with self.explain_errors(file.url):
+            system, path = self.connect(file.url)
             self._check_version(system, path, file)
             # No cache of fsspec: blocks are read once, in their order.
             stream = system.open(path, "rb", block_size=CHUNK_BYTES, cache_type="none")
@@ -105,12 +105,12 @@ class ObjectStore:
             if start:
                 stream.seek(start)
             yield Body(start, self._read_chunks(stream, file))
-        with self._explain_errors(file.url):
+        with self.explain_errors(file.url):
             self._check_version(system, path, file)
 
     def _read_chunks(self, stream: Any, file: RemoteFile) -> Iterator[bytes]:
         while True:
-            with self._explain_errors(file.url):  # of the service only, not of what is done with the chunks
+            with self.explain_errors(file.url):  # of the service only, not of what is done with the chunks
                 chunk = stream.read(CHUNK_BYTES)
             if not chunk:
                 return
@@ -118,11 +118,11 @@ class ObjectStore:
 
     def _check_version(self, system: Any, path: str, file: RemoteFile) -> None:
         system.invalidate_cache()
-        if _read_version(system.info(path)) != file.version:
+        if read_version(system.info(path)) != file.version:
             raise InputChanged(f"{show_url(file.origin)} changed while it was downloaded")
 
     @contextmanager
-    def _explain_errors(self, url: str) -> Iterator[None]:
+    def explain_errors(self, url: str) -> Iterator[None]:
         """Raise the errors of the libraries as those of a service. Their messages may contain addresses and keys."""
         shown = show_url(url)
         try:
@@ -133,7 +133,7 @@ class ObjectStore:
             raise FolioError(f"{shown} does not exist; check the bucket and the path") from e
         except PermissionError as e:
             needed = CREDENTIALS.get(self._scheme, "its credentials")
-            raise FolioError(f"{shown} may not be read without other credentials; set {needed}") from e
+            raise FolioError(f"{shown} may not be accessed without other credentials; set {needed}") from e
         except Exception as e:
             names = {cls.__name__ for cls in type(e).__mro__}
             if names & NO_CONNECTION:
@@ -148,7 +148,8 @@ class ObjectStore:
             ) from e
 
 
-def _read_version(info: dict[str, Any]) -> str:
+def read_version(info: dict[str, Any]) -> str:
+    """Return the version of a file that a file system of fsspec describes, "" if the service has none."""
     value = next((info[key] for key in VERSION_KEYS if info.get(key)), "")
     # Listings and single files may give a time in different types.
     return shorten(str(value.timestamp() if isinstance(value, datetime.datetime) else value))

@@ -62,7 +62,7 @@ class Transfers:
                 lock.acquire(timeout=LOCK_INTERVAL_S)
                 break
             except filelock.Timeout:
-                self._check_cancelled()
+                self.check_cancelled()
         try:
             if has_file(file) and file.version:
                 return path
@@ -113,7 +113,7 @@ class Transfers:
                 out.seek(body.start)
                 out.truncate()
             for chunk in body.chunks:
-                self._check_cancelled()
+                self.check_cancelled()
                 out.write(chunk)
                 self.report(len(chunk))
                 if file.size_bytes is not None and out.tell() > file.size_bytes:
@@ -148,7 +148,8 @@ class Transfers:
                 if self.is_cancelled.wait(wait_s):
                     raise Cancelled from e
 
-    def _check_cancelled(self) -> None:
+    def check_cancelled(self) -> None:
+        """Raise Cancelled if the command was interrupted."""
         if self.is_cancelled.is_set():
             raise Cancelled
 

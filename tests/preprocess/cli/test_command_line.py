@@ -53,7 +53,8 @@ def parse(path: tuple[str, ...], *arguments: str) -> dict[str, object]:
 def test_commands_are_all_known() -> None:
     assert {" ".join(path) for path, _ in COMMANDS} == {
         "build", "corpora", "diff", "estimate", "export", "filter train", "filter try", "import", "list", "merge",
-        "rejects", "report", "show", "stats", "tokenizer inspect", "tokenizer train", "verify",
+        "pack", "pull", "push", "rejects", "report", "show", "stats", "tokenizer inspect", "tokenizer train", "unpack",
+        "verify",
     }  # fmt: skip
     assert len(OPTIONS_WITH_DASHES) > 60
 
@@ -120,6 +121,10 @@ def test_json_and_quiet_work_on_every_command(preprocess: Run, tmp_path: Path) -
         "filter train": ("filter", "train", "--like", "like.jsonl", "--unlike", "unlike.jsonl", "--out", "model"),
         "filter try": ("filter", "try", "word_count", "--corpus", "synthetic", "--num-pairs", "40"),
         "list": ("list",),
+        "pack": ("pack", "synthetic"),
+        "push": ("push", "synthetic", "copies/synthetic"),
+        "pull": ("pull", "copies/synthetic"),
+        "unpack": ("unpack", "synthetic.tar.zst"),
         "show": ("show", "synthetic"),
         "show --document": ("show", "synthetic", "--document", "0"),
         "stats": ("stats", "synthetic"),
@@ -142,6 +147,8 @@ def test_json_and_quiet_work_on_every_command(preprocess: Run, tmp_path: Path) -
     assert found["build"] == {**found["show"], "is_new": True, "rejects": rejects}
     assert found["build"]["splits"]["train"].keys() == {"documents", "tokens", "text_bytes", "shards"}
     assert found["list"] == [found["show"]] and found["show"]["folder"] == "shards/synthetic"
+    assert found["pull"] == found["unpack"] == {**found["show"], "is_new": False}
+    assert found["push"]["is_new"] and found["pack"]["path"] == "synthetic.tar.zst"
     assert found["verify"] == {"folder": "shards/synthetic", "build_id": build_id, "faults": []}
     assert {corpus["name"]: corpus["size_bytes"] for corpus in found["corpora"]}["tinyshakespeare"] == 1_115_394
     assert found["estimate"]["build"]["documents"] == 80
@@ -156,7 +163,7 @@ def test_json_and_quiet_work_on_every_command(preprocess: Run, tmp_path: Path) -
         done = preprocess(
             *arguments,
             "--quiet",
-            *(["--replace"] if name in ("export", "filter train", "report", "tokenizer train") else []),
+            *(["--replace"] if name in ("export", "filter train", "pack", "report", "tokenizer train") else []),
         )
         assert done.returncode == 0 and done.stderr == "" and done.stdout, name
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from preprocess.cli.main import main
 from preprocess.errors import FolioError
-from preprocess.inputs.compressions import _import_zstd
+from preprocess.inputs.compressions import import_zstd
 from preprocess.stream import TokenStream
 from tests.preprocess.stream.helpers import open_files, read_documents
 
@@ -43,7 +43,7 @@ def make_parquet(*columns: tuple[str, pa.DataType]) -> bytes:
 
 
 def compress_with_long_window(data: bytes) -> bytes:
-    zstd = _import_zstd()
+    zstd = import_zstd()
     parameters = {zstd.CompressionParameter.window_log: 28, zstd.CompressionParameter.content_size_flag: 0}
     return zstd.compress(data, options=parameters)
 

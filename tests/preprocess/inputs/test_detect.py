@@ -114,7 +114,7 @@ def _read_all(data: bytes, compression: str) -> bytes:
 
 
 def test_zstd_window_beyond_the_default_is_read(tmp_path: Path) -> None:
-    zstd = compressions._import_zstd()
+    zstd = compressions.import_zstd()
     parameters = {zstd.CompressionParameter.window_log: 28, zstd.CompressionParameter.content_size_flag: 0}
     compressor = zstd.ZstdCompressor(options=parameters)
     data = b"".join(compressor.compress(line) for line in LINES.splitlines(keepends=True)) + compressor.flush()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from preprocess.cli.main import main
 from preprocess.errors import FolioError, MisuseError
-from preprocess.inputs.compressions import _import_zstd
+from preprocess.inputs.compressions import import_zstd
 from preprocess.readers import json_columns
 from preprocess.readers.input_checks import InputChecker
 from preprocess.readers.json_records import replace_lone_surrogates
@@ -198,7 +198,7 @@ def test_files_are_searched_for_a_column_only_once(tmp_path: Path, monkeypatch: 
 
 
 COMPRESSIONS = {
-    "": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": _import_zstd().compress
+    "": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": import_zstd().compress
 }  # fmt: skip
 TEXTS = st.none() | st.text(st.characters(codec="utf-8"), min_size=1, max_size=9)
 TABLES = st.lists(st.fixed_dictionaries({"text": TEXTS, "more": st.fixed_dictionaries({"who": TEXTS})}), max_size=5)

@@ -9,6 +9,7 @@ import pytest
 
 from preprocess.inputs.remote.fetch import FetchedFile, fetch_inputs
 from preprocess.progress import Progress
+from tests.helpers.buckets import bucket, gs, memory, s3  # noqa: F401 (fixtures)
 from tests.helpers.file_server import FileServer
 from tests.helpers.hub_server import HubServer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocess.inputs.compressions import _import_zstd
+from preprocess.inputs.compressions import import_zstd
 from tests.preprocess.readers.written_by.helpers import ROWS, check_documents
 
 
@@ -30,7 +30,7 @@ def test_csv_of_excel_is_read(tmp_path: Path, encoding: str, delimiter: str, has
 
 @pytest.mark.parametrize("window_log", [27, 31])
 def test_zstd_of_any_window_is_read(tmp_path: Path, window_log: int) -> None:
-    zstd = _import_zstd()
+    zstd = import_zstd()
     content = write_excel(delimiter=",", has_separator_row=False).encode()
     options = {zstd.CompressionParameter.window_log: window_log, zstd.CompressionParameter.content_size_flag: 0}
     # Without the size of the content, the frame asks for the whole window.

@@ -1,0 +1,92 @@
+"""Decide whether a received build may take a place, and give it its name when it is whole."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from preprocess.build.publish import contains_only_a_build, lock_build
+from preprocess.errors import FolioError, MisuseError, shorten
+from preprocess.shards.files import replace_directory, restore_replaced_directory, sync_folder, write_durable
+from preprocess.shards.format import BUILD_NAME, TOKENIZER_DIR, Build, check_name, default_root
+from preprocess.shards.manifest import Manifest
+from preprocess.shards.manifest_file import MANIFEST
+from preprocess.shards.verify import verify
+
+
+def choose_target(name: str | None, manifest: Manifest) -> Path:
+    """Return the folder of a received build: `name`, by default that in its manifest, among the other builds."""
+    if name is None and not BUILD_NAME.fullmatch(manifest.name):
+        raise MisuseError(f"the build is named {shorten(manifest.name)!r}, which cannot be used here; pass --name")
+    return default_root() / check_name(manifest.name if name is None else name)
+
+
+@contextmanager
+def lock_target(target: Path) -> Iterator[None]:
+    """Hold the lock of the folder `target`, and undo an interrupted replacement of it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with lock_build(target):
+        restore_replaced_directory(target)
+        yield
+
+
+def has_build(target: Path, build_id: str, *, replace: bool) -> bool:
+    """Return whether `target` contains the build `build_id`, so that nothing has to be moved.
+
+    With `replace`, every byte of it is checked. Raises MisuseError if `target` contains anything
+    but a build, or another build and `replace` is false, and FolioError if the build is damaged and
+    `replace` is false.
+    """
+    if not target.exists() and not target.is_symlink():
+        return False
+    if target.is_dir() and not any(target.iterdir()):
+        return False
+    if not contains_only_a_build(target):
+        raise MisuseError(f"{target} exists and is not a build; move it away, or choose another name or folder")
+    try:
+        found = Build(target)
+        if found.build_id == build_id:
+            return not replace or not any(verify(found))
+    except FolioError as e:
+        if not replace:
+            raise FolioError(f"{target} is damaged ({str(e).split(';')[0]}); pass --replace to replace it") from e
+        return False
+    if not replace:
+        raise MisuseError(
+            f"{target} holds another build ({found.build_id[:12]}, not {build_id[:12]}); pass --replace, or choose "
+            "another name or folder"
+        )
+    return False
+
+
+@contextmanager
+def open_work(target: Path, build_id: str) -> Iterator[Path]:
+    """Yield the hidden folder beside `target` in which an interrupted transfer continues.
+
+    What an interrupted transfer of another build has left is deleted.
+    """
+    root = target.parent / f".{target.name}.pull"
+    root.mkdir(exist_ok=True)
+    for stale in root.iterdir():
+        if stale.name != build_id:
+            shutil.rmtree(stale)
+    work = root / build_id
+    work.mkdir(exist_ok=True)
+    try:
+        yield work
+    finally:
+        if not any(root.iterdir()):
+            root.rmdir()
+
+
+def publish(work: Path, manifest_data: bytes, target: Path) -> None:
+    """Write the manifest to the folder `work`, which has all other files, and rename it to `target`.
+
+    The files must be on the disk already.
+    """
+    if (work / TOKENIZER_DIR).is_dir():
+        sync_folder(work / TOKENIZER_DIR)
+    write_durable(work / MANIFEST, manifest_data)
+    replace_directory(work, target)
