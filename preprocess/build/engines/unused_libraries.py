@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import NoReturn
 
 
-class _NotImported:
+class _NotImported(Loader):
     """A loader whose module cannot be imported."""
 
     def create_module(self, spec: ModuleSpec) -> NoReturn:
