@@ -110,7 +110,7 @@ def test_unusable_file_is_reported(tmp_path: Path, name: str, content: str | Non
 @pytest.mark.parametrize(
     ("name", "data", "found"),
     [
-        ("items.txt", b"a\0b\0\n", "items.txt may be UTF-16, or UTF-8 with NULs"),
+        ("items.txt", b"hello\0world\nmore\n", "items.txt may be UTF-16, or UTF-8 with NULs"),
         ("items.dat", b"some words\n", "the format of .*items.dat is not clear from its name"),
     ],
 )
