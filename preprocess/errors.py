@@ -9,6 +9,7 @@ import re
 import unicodedata
 
 MAX_SHOWN = 80  # characters of a name, a value or an expression that a message repeats
+BLOCKING_PATHS = {errno.EISDIR: "a folder", errno.EEXIST: "a file"}  # what prevents creating a file or a folder
 SCHEME = r"\b[A-Za-z][A-Za-z0-9+.-]{1,20}:/{1,2}"
 LOGIN = re.compile(rf"({SCHEME})[^\s/?#'\"]{{1,1000}}@")
 QUERY = re.compile(rf"({SCHEME}[^\s?'\"]{{0,1000}})\?[^\s'\"]{{0,9000}}[^\s'\";:,.)]")
@@ -27,7 +28,7 @@ class MisuseError(FolioError):
 
 
 def explain_os_error(error: OSError) -> str:
-    """Return `error` as one line, with advice if the disk is full or access is denied."""
+    """Return `error` as one line, with advice if the disk is full, access is denied, or another file is in the way."""
     file = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return (
@@ -36,6 +37,13 @@ def explain_os_error(error: OSError) -> str:
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"cannot read or write{file}: {error.strerror}; choose a directory that you can write to"
+    if error.errno in BLOCKING_PATHS and file:
+        return (
+            f"{BLOCKING_PATHS[error.errno]} is in the way at {error.filename}; move it elsewhere, and run the same "
+            "command again"
+        )
+    if error.errno == errno.ENOTDIR and file:
+        return f"a folder in the path {error.filename} is a file; move it elsewhere, or choose another path"
     return f"{error.strerror or error}{file}"
 
 

@@ -92,7 +92,6 @@ def build(
     or FolioError if the build cannot be made; a build that was in `output_dir` is then unchanged.
     """
     output_dir = output_dir.resolve()  # so that a link and its target share one lock, and a link remains a link
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
     with lock_build(output_dir):
         restore_replaced_directory(output_dir)
         log = BuildLog()
@@ -349,7 +348,6 @@ def build_tokenizer(
         raise MisuseError(f"{output_dir} exists already; pass --replace, or choose another --output")
     # `save_tokenizer` checks this too, but only after the training.
     check_no_other_tokenizer(output_dir, [TRAINED_FILE_NAMES[recipe.tokenizer]])
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
     with lock_build(output_dir):
         with progress.phase("plan"):
             plan = make_plan(recipe, source, progress, num_threads=workers)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.files import JsonObject, replace_directory
+from preprocess.shards.files import JsonObject, find_blocking_file, replace_directory
 from preprocess.shards.format import BUILD_LOG, MANIFEST, STATS, TOKENIZER_DIR, Build, read_manifest
 from preprocess.shards.manifest import drop_origins
 
@@ -27,15 +27,16 @@ BUILD_FILE = re.compile(rf"{MANIFEST}|{STATS}|{BUILD_LOG}|{TOKENIZER_DIR}|(train
 
 @contextmanager
 def lock_build(output_dir: Path) -> Iterator[None]:
-    """Hold the lock of the build `output_dir` during the `with` block.
+    """Hold the lock of the build `output_dir` during the `with` block. Creates the folder that contains it.
 
-    Raises FolioError if another process holds it, and MisuseError if `output_dir` is a file.
+    Raises FolioError if another process holds it, and MisuseError if `output_dir` is a file or is in one.
     """
     import filelock
 
     lock = filelock.FileLock(output_dir.parent / f".{output_dir.name}.lock", timeout=0)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise MisuseError(f"{output_dir} is a file; pass a directory that does not exist yet")
+    if (blocking := find_blocking_file(output_dir)) is not None:
+        raise MisuseError(f"{blocking} is a file; pass a directory that does not exist yet")
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire()
     except filelock.Timeout as e:

@@ -21,7 +21,7 @@ from preprocess.shards.files import HASH_CHUNK_BYTES, open_regular_file, read_sm
 def hash_filter_files(recipe: Recipe) -> Recipe:
     """Return `recipe` with the SHA-256 of the files of its filters. A run becomes its newest checkpoint.
 
-    Raises MisuseError if a file does not exist, and FolioError if it is not a regular file.
+    Raises MisuseError if a file does not exist or is not a regular file.
     """
     specs = []
     for spec in recipe.filters:
@@ -78,3 +78,5 @@ def _read_chunks(name: str, path: str) -> Iterator[bytes]:
                 yield chunk
     except (FileNotFoundError, NotADirectoryError) as e:
         raise MisuseError(f"the filter {name} names the file {shorten(path)}, which does not exist; correct it") from e
+    except FolioError as e:
+        raise MisuseError(f"the filter {name} names {shorten(path)}, which is not a regular file; name a file") from e

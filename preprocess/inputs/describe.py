@@ -19,6 +19,7 @@ from preprocess.inputs.detect import (
     ARCHIVE_SUFFIXES,
     COMPRESSION_SUFFIXES,
     HEAD_BYTES,
+    UnclearFileError,
     describes_data,
     detect_encoding,
     detect_format,
@@ -183,8 +184,8 @@ class _Describer:
         if encoding and not has_magic:
             head = decode_stream(io.BytesIO(head), "", encoding).read(4 * len(head))
         if encoding is None and not has_magic:
-            raise MisuseError(
-                f"{file.path} may be UTF-16, or UTF-8 with NULs; pass --encoding utf-16 or --encoding utf-8"
+            raise UnclearFileError(
+                f"{file.path} may be UTF-16, or UTF-8 with NULs", "pass --encoding utf-16 or --encoding utf-8"
             )
         format_ = detect_format(file.name, file.path, head, self.recipe.format)
         if title := {"parquet": "Parquet", "arrow": "Arrow"}.get(format_):

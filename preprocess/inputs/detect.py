@@ -105,6 +105,14 @@ MIN_ALPHABET_SHARE = 0.9  # of the high bytes of UTF-16 that could be UTF-8, too
 MIN_CLEAR_BYTES = 32  # of these, ideographs in UTF-16 practically never are valid UTF-8
 
 
+class UnclearFileError(MisuseError):
+    """The format or the encoding of a file is not clear. `problem`: the message without advice, which is for inputs."""
+
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(f"{problem}; {advice}")
+        self.problem = problem
+
+
 def strip_compression_suffix(name: str) -> str:
     """Return a file name in lower case without the suffix of a compression."""
     stem, suffix = os.path.splitext(name.lower())
@@ -170,9 +178,9 @@ def detect_format(name: str, path: str, head: bytes, recipe_format: str) -> str:
         return "html"
     format_ = by_content or by_name or ("jsonl" if JSON_START.match(head) else None)
     if format_ is None:
-        raise MisuseError(
-            f"the format of {path} is not clear from its name; pass --format with one of text, "
-            f"{', '.join((*TABLE_FORMATS, *PAGE_FORMATS))}"
+        raise UnclearFileError(
+            f"the format of {path} is not clear from its name",
+            f"pass --format with one of text, {', '.join((*TABLE_FORMATS, *PAGE_FORMATS))}",
         )
     if format_ in TABLE_FORMATS and by_content is None and HTML_START.match(head):
         raise FolioError(

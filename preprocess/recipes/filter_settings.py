@@ -252,7 +252,7 @@ def expand_filters(quality: str | None, filters: Iterable[str]) -> tuple[str, ..
 def parse_filter(spec: str) -> tuple[str, FilterSettings]:
     """Return the name and the settings of the filter that `spec` describes.
 
-    Raises MisuseError if the name, a key or a value is not known.
+    Raises MisuseError if the name, a key or a value is not known, or if a minimum is above its maximum.
     """
     if len(spec) > MAX_SPEC_CHARACTERS:
         raise MisuseError(f"a filter must have at most {MAX_SPEC_CHARACTERS:,} characters, got {len(spec):,}")
@@ -274,7 +274,9 @@ def parse_filter(spec: str) -> tuple[str, FilterSettings]:
             raise MisuseError(f"the filter {name} has the setting {key} twice; leave one of them out")
         values[key] = _parse_value(f"{key} of the filter {name}", text, hints[key])
         _check_range(f"{key} of the filter {name}", values[key], fields[key].metadata.get(RANGE))
-    return name, FILTERS[name](**values)
+    settings = FILTERS[name](**values)
+    _check_limits(name, settings)
+    return name, settings
 
 
 def format_filter(name: str, settings: FilterSettings) -> str:
@@ -353,6 +355,21 @@ def _parse_value(what: str, text: str, hint: Any) -> Any:
 def _check_range(what: str, value: Any, limits: tuple[float, float] | None) -> None:
     if limits is not None and value is not None and not limits[0] <= value <= limits[1]:
         raise MisuseError(f"{what} must be from {limits[0]:,} to {limits[1]:,}, got {value:,}")
+
+
+def _check_limits(name: str, settings: FilterSettings) -> None:
+    """Raise MisuseError if a minimum is above its maximum: such a filter drops every document."""
+    for field in dataclasses.fields(settings):
+        what = field.name.removeprefix("min_")
+        max_value = getattr(settings, f"max_{what}", None)
+        if what == field.name or max_value is None:
+            continue
+        min_value = getattr(settings, field.name)
+        if min_value is not None and min_value > max_value:
+            raise MisuseError(
+                f"min_{what} of the filter {name} must be at most max_{what}, got {min_value:,} and {max_value:,}; "
+                "change one of them, or turn it off with none"
+            )
 
 
 def _format_value(value: Any) -> str:

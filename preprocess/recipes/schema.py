@@ -126,15 +126,13 @@ class CorpusFile:
     def __post_init__(self) -> None:
         if not PLAIN_NAME.fullmatch(self.name):
             raise MisuseError(
-                f"files: a file name must consist of letters, digits and . _ - only, got {format_value(self.name)}"
+                f"a file name must consist of letters, digits and . _ - only, got {format_value(self.name)}"
             )
         if not SHA256.fullmatch(self.sha256):
-            raise MisuseError(
-                f"files: the sha256 of {self.name} must be 64 digits 0-9 a-f, got {format_value(self.sha256)}"
-            )
+            raise MisuseError(f"the sha256 of {self.name} must be 64 digits 0-9 a-f, got {format_value(self.sha256)}")
         if not 0 <= self.bytes <= MAX_FILE_BYTES:
             raise MisuseError(
-                f"files: the bytes of {self.name} must be from 0 to {MAX_FILE_BYTES:,}, got {format_value(self.bytes)}"
+                f"the bytes of {self.name} must be from 0 to {MAX_FILE_BYTES:,}, got {format_value(self.bytes)}"
             )
 
 
@@ -237,6 +235,7 @@ class Recipe:
                 "val_fraction must be at least 0 (no validation documents) and less than 1, such as 0.1, got "
                 f"{format_value(self.val_fraction)}"
             )
+        self._check_lengths()
         self._check_split()
         if unknown := [rule for rule in self.clean if rule not in CLEANING_RULES]:
             raise MisuseError(f"clean must be a list of {', '.join(CLEANING_RULES)}, got {format_value(unknown[0])}")
@@ -256,6 +255,15 @@ class Recipe:
         if self.name_pattern is not None:
             parse_name_pattern(self.name_pattern)
         self._check_texts()
+
+    def _check_lengths(self) -> None:
+        if self.min_characters is None or self.max_characters is None:
+            return
+        if self.min_characters > self.max_characters:
+            raise MisuseError(
+                f"min_characters must be at most max_characters, got {self.min_characters:,} and "
+                f"{self.max_characters:,}; change one of them"
+            )
 
     def _check_texts(self) -> None:
         for path in self.decontaminate:
@@ -442,7 +450,7 @@ def reject_unused_settings(recipe: Recipe, given: Iterable[str], corpus: str) ->
 def parse_recipe(fields: Mapping[str, Any], *, origin: str) -> Recipe:
     """Return the Recipe with the settings in `fields`, the content of a TOML file.
 
-    Raises MisuseError for a setting that is unknown, missing, or of a wrong type; the message
+    Raises MisuseError for a setting that is unknown, missing, or has a wrong type or value; the message
     begins with `origin`, the name of the file.
     """
     entries = fields.get("files", [])
@@ -472,7 +480,10 @@ def _parse(cls: Any, fields: Mapping[str, Any], origin: str) -> Any:
         if field.name not in fields and field.default is dataclasses.MISSING:
             hint = typing.get_type_hints(cls)[field.name]
             raise MisuseError(f"{origin}: {field.name} is missing; add it with a value of type {format_type(hint)}")
-    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+    try:
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+    except MisuseError as e:  # of a value, such as a filter, which does not know where it was written
+        raise MisuseError(f"{origin}: {e}") from e
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

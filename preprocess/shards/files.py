@@ -102,6 +102,12 @@ def read_small_file(path: Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> bytes:
     return data
 
 
+def find_blocking_file(folder: Path) -> Path | None:
+    """Return the path that prevents creating `folder` because it is not a folder: `folder` itself or one above it."""
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    return None if existing is None or existing.is_dir() else existing
+
+
 @contextmanager
 def open_regular_file(path: Path) -> Iterator[BinaryIO]:
     """Open a regular file for reading bytes. A named pipe is rejected, not waited for.

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.errors import MisuseError
-from preprocess.shards.files import JsonObject, canonical_json, read_small_file, sha256_bytes
+from preprocess.shards.files import JsonObject, canonical_json, find_blocking_file, read_small_file, sha256_bytes
 from preprocess.shards.loss_mask import count_mask_bytes, unpack_mask
 from preprocess.shards.manifest import SPLITS, ShardEntry, hash_manifest
 from preprocess.shards.manifest_file import MANIFEST, MAX_FILE_BYTES, ShardError, read_manifest, read_verified
@@ -119,14 +119,14 @@ def list_builds(root: Path) -> list[Path]:
 
 
 def check_no_build(output: Path, why: str) -> None:
-    """Raise MisuseError if `output` is a build or a file. A build must not contain other files.
+    """Raise MisuseError if `output` is a build or a file, or is in a file. A build must not contain other files.
 
     `why`: a relative clause for the message, such as "which must not contain other files".
     """
     if (output / MANIFEST).exists():
         raise MisuseError(f"{output} is a build, {why}; choose another --output")
-    if output.is_file():
-        raise MisuseError(f"{output} is a file; name a folder")
+    if (blocking := find_blocking_file(output)) is not None:
+        raise MisuseError(f"{blocking} is a file; name a folder")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from preprocess.errors import MisuseError, shorten
 from preprocess.inputs.describe import describe_input_files
+from preprocess.inputs.detect import UnclearFileError
 from preprocess.inputs.input_files import InputFile, Span
 from preprocess.readers.input_checks import InputChecker
 from preprocess.readers.partitions import iter_spans
@@ -34,7 +35,7 @@ READING = Recipe(corpus="evaluation", document="line", clean=(), invalid_utf8="r
 def find_evaluation_files(recipe: Recipe) -> tuple[Recipe, list[InputFile]]:
     """Return the files of the setting `decontaminate`, and the recipe with their checksums.
 
-    Raises MisuseError for a path that is not a file of text or a table.
+    Raises MisuseError for a path that is not a file of text or a table, or if its format or encoding is not clear.
     """
     paths = recipe.decontaminate
     for path in paths:
@@ -42,7 +43,7 @@ def find_evaluation_files(recipe: Recipe) -> tuple[Recipe, list[InputFile]]:
             raise MisuseError(
                 f"--decontaminate {path} {_describe_problem(Path(path))}; name a file with evaluation items"
             )
-    files = [describe_input_files([(Path(path).name, path)], READING, {}, num_threads=1).files for path in paths]
+    files = list(map(_describe_file, paths))
     for path, found in zip(paths, files, strict=True):
         if len(found) != 1 or found[0].archive or found[0].format not in ("text", *TABLE_FORMATS):
             raise MisuseError(
@@ -52,6 +53,17 @@ def find_evaluation_files(recipe: Recipe) -> tuple[Recipe, list[InputFile]]:
     found_files = [file for (file,) in files]
     sha256 = tuple(file.sha256 for file in found_files)
     return dataclasses.replace(recipe, decontaminate_sha256=sha256), found_files
+
+
+def _describe_file(path: str) -> list[InputFile]:
+    """Return the files of `path`: one, unless it is an archive. Raises MisuseError or FolioError."""
+    try:
+        return describe_input_files([(Path(path).name, path)], READING, {}, num_threads=1).files
+    except UnclearFileError as e:  # its advice names options that apply to the inputs only
+        raise MisuseError(
+            f"--decontaminate: {e.problem}; convert it to UTF-8 with one item in each line, and to a name that ends "
+            "in .txt"
+        ) from e
 
 
 def _describe_problem(path: Path) -> str:

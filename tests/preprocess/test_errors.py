@@ -31,7 +31,14 @@ def test_explain_os_error_gives_advice() -> None:
     assert "choose a directory that you can write to" in explain_os_error(
         PermissionError(errno.EACCES, "Permission denied", "x")
     )
-    assert explain_os_error(OSError(errno.EISDIR, "Is a directory", "x")) == "Is a directory (x)"
+    assert explain_os_error(OSError(errno.EISDIR, "Is a directory", "x")).startswith(
+        "a folder is in the way at x; move"
+    )
+    assert explain_os_error(OSError(errno.EEXIST, "File exists", "x")).startswith("a file is in the way at x; move it")
+    assert explain_os_error(OSError(errno.ENOTDIR, "Not a directory", "a/x")) == (
+        "a folder in the path a/x is a file; move it elsewhere, or choose another path"
+    )
+    assert explain_os_error(OSError(errno.EISDIR, "Is a directory")) == "Is a directory"
 
 
 def test_shorten_keeps_short_text_and_cuts_long_text() -> None:

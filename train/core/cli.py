@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import os
@@ -15,9 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from preprocess.console import hidden_live_line
-from preprocess.errors import FolioError, explain_os_error, hide_credentials, one_line
-
-BLOCKING_PATHS = {errno.EISDIR: "a folder", errno.EEXIST: "a file"}  # what prevents creating a file or a folder
+from preprocess.errors import BLOCKING_PATHS, FolioError, explain_os_error, hide_credentials, one_line
 
 
 def print_result(result: Any, lines: Iterable[str], *, as_json: bool) -> None:
@@ -74,7 +71,7 @@ def _run(main: Callable[[list[str]], int], arguments: list[str]) -> int:
         return _fail("out of memory; use a smaller model, batch_size or block_size", 1)
     except OSError as e:
         _discard_output()
-        return _fail(_explain(e), 1)
+        return _fail(explain_os_error(e), 1)
     except Terminated:
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
@@ -133,13 +130,6 @@ def describe_os_error(error: OSError) -> str:
     if error.errno in BLOCKING_PATHS and error.filename:
         return f"{BLOCKING_PATHS[error.errno]} is in the way at {error.filename}"
     return f"{error.strerror} ({error.filename})" if error.strerror and error.filename else str(error)
-
-
-def _explain(error: OSError) -> str:
-    """Return one line that says what failed and, for common errors, what to do."""
-    if error.errno in BLOCKING_PATHS and error.filename:
-        return f"{describe_os_error(error)}; move it elsewhere, and run the same command again"
-    return explain_os_error(error)
 
 
 def _fail(message: str, status: int) -> int:

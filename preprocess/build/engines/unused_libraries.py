@@ -14,19 +14,38 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import NoReturn
 
 
-class _PandasRefuser:
-    """The first of the import system's finders. It raises for pandas, and leaves other modules to the next finders."""
+class _NotImported(Loader):
+    """A loader whose module cannot be imported."""
 
-    def find_spec(self, fullname: str, *_: object) -> None:
-        if fullname == "pandas":
-            raise ModuleNotFoundError("the command preprocess does not use pandas", name=fullname)
+    def create_module(self, spec: ModuleSpec) -> NoReturn:
+        raise ModuleNotFoundError(f"the command preprocess does not use {spec.name}", name=spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """A loader must have this method. It is not called."""
+
+
+class _PandasFinder:
+    """The first of the import system's finders. It finds pandas, but with a loader that raises.
+
+    `find_spec` itself must not raise: a library may call it to ask whether pandas is installed, as PyTorch does
+    when it first creates a model.
+    """
+
+    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
+        if fullname != "pandas" or (spec := PathFinder.find_spec(fullname)) is None:
+            return None
+        return ModuleSpec(fullname, _NotImported(), origin=spec.origin)
 
 
 def leave_out_pandas() -> None:
     """Make `import pandas` raise ModuleNotFoundError. Has no effect on Arrow after its first array was made."""
-    sys.meta_path.insert(0, _PandasRefuser())
+    sys.meta_path.insert(0, _PandasFinder())
 
 
 def limit_blas_threads() -> None:

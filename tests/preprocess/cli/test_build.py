@@ -58,10 +58,10 @@ def test_build_rejects_a_source_with_another_hash(preprocess: Run, tmp_path: Pat
     )
 
 
-def test_build_rejects_an_output_that_is_a_file(preprocess: Run, tmp_path: Path) -> None:
+def test_build_rejects_an_output_that_is_a_file_or_in_one(preprocess: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    check_error(preprocess(*TINY, "--output", "file/x"), 1, "file")
-    check_error(preprocess(*TINY, "--output", "file"), 2, "is a file; pass a directory")
+    for output in ("file", "file/x", "file/x/y"):
+        check_error(preprocess(*TINY, "--output", output), 2, "/file is a file; pass a directory")
 
 
 def test_build_into_the_current_folder_leaves_no_temporary_files(preprocess: Run, tmp_path: Path) -> None:

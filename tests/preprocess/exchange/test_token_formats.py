@@ -145,6 +145,15 @@ def test_export_keeps_existing_files_without_replace(build: Build, tmp_path: Pat
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path not in paths]
 
 
+@pytest.mark.parametrize("format_", EXPORTS)
+def test_export_to_a_folder_in_a_file_is_rejected(build: Build, tmp_path: Path, format_: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    for output in (tmp_path / "file", tmp_path / "file/x/y"):
+        with pytest.raises(MisuseError, match="/file is a file; name a folder"):
+            EXPORTS[format_](build, output, replace=True)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.mark.parametrize("format_", ["llm.c", "datatrove", "olmo", "parquet"])
 def test_export_does_not_leave_shards_of_a_larger_one(
     build: Build, build_text: Callable[..., Build], tmp_path: Path, format_: str

@@ -180,8 +180,8 @@ def test_a_file_that_is_not_there_or_has_changed_is_explained(tmp_path: Path, mo
         load_recipe_filters(recipe)
     with pytest.raises(MisuseError, match="needs a model; write classifier:model=FILE"):
         load_filter("classifier")
-    with pytest.raises(FolioError, match="is not a regular file"):
-        load_filter(f"classifier:model={tmp_path}")
+    with pytest.raises(MisuseError, match="the filter classifier names .*, which is not a regular file"):
+        load_recipe_filters(Recipe(corpus="x", filters=(f"classifier:model={tmp_path}",)))
     write_classifier(tmp_path / "a", model)
     with pytest.raises(FolioError, match="has changed since the command began"):
         load_filter(f"classifier:model={tmp_path / 'a'},sha256={'0' * 64}")

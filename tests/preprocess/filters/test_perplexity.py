@@ -215,3 +215,13 @@ def test_limits_without_a_model_or_out_of_range_are_explained(preprocess: Run) -
     check_error(preprocess("build", "--input", "a", "--max-bits", "4"), 2, "pass --filter-by-model RUN")
     wrong = preprocess("filter", "try", "--input", "a", "--filter-by-model", "r", "--max-bits", "-1")
     check_error(wrong, 2, "max_bits of the filter perplexity must be from 0 to 1,000")
+
+
+@pytest.mark.slow
+def test_a_process_of_the_command_applies_the_model(tmp_path: Path, run: Path) -> None:
+    """The command leaves pandas out, for which PyTorch searches when it first creates a model."""
+    path = write_lines(tmp_path / "a.jsonl", [SENTENCE, NOISE])
+    command = [sys.executable, "-m", "preprocess", "filter", "try", f"perplexity:run={run},max_bits=4", "--quiet"]
+    done = subprocess.run([*command, "--input", str(path)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "bits_too_high 1" in done.stdout

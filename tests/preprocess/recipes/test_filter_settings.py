@@ -71,6 +71,17 @@ def test_any_text_survives_its_spelling(path: str, words: list[str]) -> None:
         ("fineweb_quality:max_short_lines=2", "must be from 0 to 1, got 2.0"),
         ("c4:policy=true,policy=false", "the filter c4 has the setting policy twice; leave one of them out"),
         ("word_count:min_words=" + "9" * 5000, "must be a whole number"),
+        (
+            "word_count:max_words=20",  # with the default of min_words
+            "min_words of the filter word_count must be at most max_words, got 50 and 20; change one of them, or turn "
+            "it off with none",
+        ),
+        (
+            "gopher_quality:max_words=9",
+            "min_words of the filter gopher_quality must be at most max_words, got 50 and 9",
+        ),
+        ("gopher_quality:min_mean_word_length=20", "must be at most max_mean_word_length, got 20.0 and 10.0"),
+        ("perplexity:run=r,min_bits=5,max_bits=3", "min_bits of the filter perplexity must be at most max_bits, got 5"),
         ("bad_words", "the filter bad_words needs a list of words; write bad_words:file=PATH"),
         ("x" * 20_000, "a filter must have at most 10,000 characters, got 20,000"),
         ("\x1b[31m", "no filter is called '\\x1b[31m'; choose one of"),
@@ -82,6 +93,11 @@ def test_a_wrong_filter_is_explained(spec: str, expected: str) -> None:
         load_recipe(None, inputs=("a.txt",), filters=(spec,))
     assert expected in str(e.value)
     assert_one_line(str(e.value))
+
+
+def test_equal_limits_and_limits_that_are_off_are_accepted() -> None:
+    for spec in ("word_count:max_words=50", "word_count:min_words=none,max_words=20", "perplexity:run=r,min_bits=5"):
+        load_recipe(None, inputs=("a.txt",), filters=(spec,))
 
 
 def test_an_unknown_preset_is_explained() -> None:

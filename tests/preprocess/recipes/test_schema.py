@@ -51,6 +51,11 @@ def test_load_recipe_applies_overrides_that_are_not_none() -> None:
         ({"clean": ["nfc", "shine"]}, "clean must be a list of mojibake, .*, trim, got 'shine'"),
         ({"year": 20_000}, "year must be from 0 to 9,999, got 20,000"),
         ({"files": [{"name": "a"}]}, r"files\[0\]: sha256 is missing; add it with a value of type str"),
+        ({"filters": ["c5"]}, "no filter is called 'c5'; choose one of"),
+        (
+            {"min_characters": 5, "max_characters": 3},
+            "min_characters must be at most max_characters, got 5 and 3; change one of them",
+        ),
         ({"seed": -1}, "seed must be from 0 to .*, got -1"),
         ({"seed": 1 << 20_000}, "seed must be from 0 to .*, got a number of 20,001 bits"),
         ({"tokenizer": 1 << 20_000}, "tokenizer must be of type str, got a number of 20,001 bits"),
@@ -67,8 +72,8 @@ def test_load_recipe_applies_overrides_that_are_not_none() -> None:
         ({"tokenizer": datetime.date(2020, 1, 2)}, "tokenizer must be of type str, got datetime.date"),
         ({"files": 5}, "files must be a list of tables, got 5; write"),
         ({"files": ["a"]}, "files must be a list of tables, got a list of 1"),
-        ({"files": [FILE | {"sha256": "00"}]}, "files: the sha256 of a must be 64 digits 0-9 a-f, got '00'"),
-        ({"files": [FILE | {"bytes": -1}]}, "files: the bytes of a must be from 0 to .*, got -1"),
+        ({"files": [FILE | {"sha256": "00"}]}, r"files\[0\]: the sha256 of a must be 64 digits 0-9 a-f, got '00'"),
+        ({"files": [FILE | {"bytes": -1}]}, r"files\[0\]: the bytes of a must be from 0 to .*, got -1"),
         ({"author": "x" * 10_001}, "author must have at most 10,000 characters, got 10,001"),
         ({"template": "{" * 1_000_000}, "template must have at most 10,000 characters, got 1,000,000"),
         ({"separator": "caf\udcff"}, r"separator must be UTF-8 text, got 'caf\\udcff'"),
@@ -78,7 +83,7 @@ def test_load_recipe_applies_overrides_that_are_not_none() -> None:
 def test_parse_recipe_rejects_mistakes(fields: dict, message: str) -> None:
     with pytest.raises(MisuseError, match=message) as caught:
         parse_recipe(MINIMAL | fields, origin="x.toml")
-    assert len(str(caught.value)) < 1_500
+    assert len(str(caught.value)) < 1_500 and str(caught.value).startswith("x.toml: ")
 
 
 def test_parse_recipe_rejects_a_missing_setting() -> None:

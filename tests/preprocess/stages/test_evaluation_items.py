@@ -107,6 +107,23 @@ def test_unusable_file_is_reported(tmp_path: Path, name: str, content: str | Non
         index_files(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "found"),
+    [
+        ("items.txt", b"hello\0world\nmore\n", "items.txt may be UTF-16, or UTF-8 with NULs"),
+        ("items.dat", b"some words\n", "the format of .*items.dat is not clear from its name"),
+    ],
+)
+def test_unclear_file_is_reported_without_the_options_of_inputs(
+    tmp_path: Path, name: str, data: bytes, found: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    recipe = load_recipe(None, inputs=("x.txt",), decontaminate=(str(tmp_path / name),))
+    with pytest.raises(MisuseError, match=f"--decontaminate: .*{found}; convert it to UTF-8 with one item") as e:
+        find_evaluation_files(recipe)
+    assert "--encoding" not in str(e.value) and "--format" not in str(e.value)
+
+
 def test_table_without_text_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", [{"n": [1, 2], "b": 3}])
     with pytest.raises(MisuseError, match="a.parquet has no column of text, its columns are n, b; write the text"):
