@@ -34,9 +34,9 @@ def export_datatrove(build: Build, output: Path, *, replace: bool) -> list[Path]
         for number, entry in enumerate(build.manifest.splits[split].shards)
     }
     paths = [_with_suffix(path, suffix) for path, entry in shards.items() for suffix in ("", *_list_companions(entry))]
-    check_output(output, paths, replace=replace)
     for split in SPLITS:
         check_no_leftovers(output / split, paths, ["*.ds", "*.ds.*"])
+    check_output(output, paths, replace=replace)
     for folder in {path.parent for path in paths}:
         folder.mkdir(parents=True, exist_ok=True)
     with write_together() as new, build.reading():

@@ -36,9 +36,9 @@ def export_olmo(build: Build, output: Path, *, replace: bool) -> list[Path]:
         for number, entry in enumerate(build.manifest.splits[split].shards)
     }
     paths = [file for path in shards for file in (path, path.with_suffix(".csv.gz"))]
-    check_output(output, paths, replace=replace)
     for split in SPLITS:
         check_no_leftovers(output / split, paths, ["*.npy", "*.csv.gz"])
+    check_output(output, paths, replace=replace)
     for folder in {path.parent for path in paths}:
         folder.mkdir(parents=True, exist_ok=True)
     with write_together() as new, build.reading():

@@ -156,6 +156,18 @@ def test_export_does_not_leave_shards_of_a_larger_one(
     assert all(path.exists() for path in before)
 
 
+@pytest.mark.parametrize("format_", ["llm.c", "megatron", "datatrove", "olmo", "parquet"])
+def test_export_does_not_leave_the_validation_split_of_another(
+    build_text: Callable[..., Build], tmp_path: Path, format_: str
+) -> None:
+    before = EXPORTS[format_](build_text(), tmp_path / "out", replace=False)
+    without = build_text(val_fraction=0, name="own", replace=True)
+    for replace in (False, True):  # the advice is never to replace what is refused then
+        with pytest.raises(MisuseError, match=r"val.* exists, and this export does not replace it; delete it"):
+            EXPORTS[format_](without, tmp_path / "out", replace=replace)
+    assert all(path.exists() for path in before)
+
+
 @pytest.mark.parametrize("format_", EXPORTS)
 def test_build_without_validation_documents_is_exported(
     build_text: Callable[..., Build], tmp_path: Path, format_: str
