@@ -120,14 +120,22 @@ def test_steps_are_corrected_if_the_machine_is_slower_than_measured(
 
 
 @pytest.mark.parametrize(
-    ("step", "num_timed_steps", "num_corrections", "is_due"),
-    [(39, 38, 0, False), (40, 9, 0, False), (40, 10, 0, True), (199, 159, 1, False), (200, 160, 1, True)],
+    ("max_steps", "step", "num_timed_steps", "num_corrections", "is_due"),
+    [
+        (1_000, 39, 38, 0, False),
+        (1_000, 40, 9, 0, False),
+        (1_000, 40, 10, 0, True),
+        (1_000, 199, 159, 1, False),
+        (1_000, 200, 160, 1, True),
+        (30, 3, 2, 0, False),  # long steps: after 11 of them it might be too late
+        (30, 4, 3, 0, True),
+    ],
 )
 def test_correction_is_due_after_enough_steps(
-    step: int, num_timed_steps: int, num_corrections: int, is_due: bool
+    max_steps: int, step: int, num_timed_steps: int, num_corrections: int, is_due: bool
 ) -> None:
     limit = TimeLimit(deadline=0, num_corrections=num_corrections)
-    assert is_correction_due(limit, step, 1_000, num_timed_steps) is is_due
+    assert is_correction_due(limit, step, max_steps, num_timed_steps) is is_due
 
 
 def test_no_correction_is_due_after_the_last() -> None:
