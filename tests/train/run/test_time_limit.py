@@ -197,10 +197,11 @@ def test_a_short_text_is_planned_and_a_too_short_one_is_one_line(config: Path) -
 
 
 def test_start_is_that_of_the_process_once_if_it_runs_a_command() -> None:
-    assert clock.take_start() == pytest.approx(time.monotonic(), abs=0.5)
+    before = time.monotonic()
+    assert before <= clock.take_start() <= time.monotonic()
     clock.record_start()
-    assert clock.take_start() < time.monotonic() - 0.5  # importing torch took longer
-    assert clock.take_start() == pytest.approx(time.monotonic(), abs=0.5)
+    assert clock.take_start() < before - 0.1  # importing torch took longer
+    assert before <= clock.take_start() <= time.monotonic()
 
 
 @pytest.mark.slow
