@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from preprocess.exchange.output import check_no_leftovers, check_output, write_together
-from preprocess.exchange.tokens import CHUNK_TOKENS
+from preprocess.exchange.tokens import CHUNK_TOKENS, write_array
 from preprocess.shards.format import SPLITS, Build, Shard
 from preprocess.shards.loss_mask import unpack_mask
 from preprocess.shards.manifest import ShardEntry
@@ -43,9 +43,9 @@ def export_datatrove(build: Build, output: Path, *, replace: bool) -> list[Path]
         for path, entry in shards.items():
             shard = build.map_shard(entry)
             with new.open(path) as file:
-                _write(file, shard.tokens)
+                write_array(file, shard.tokens)
             with new.open(_with_suffix(path, INDEX)) as file:
-                _write(file, shard.ends)
+                write_array(file, shard.ends)
             if entry.mask_sha256 is not None:
                 with new.open(_with_suffix(path, LOSS)) as file:
                     _write_loss(file, shard)
@@ -60,11 +60,6 @@ def _list_companions(entry: ShardEntry) -> tuple[str, ...]:
 
 def _with_suffix(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
-
-
-def _write(file: BinaryIO, array: np.ndarray) -> None:
-    for start in range(0, len(array), CHUNK_TOKENS):
-        file.write(array[start : start + CHUNK_TOKENS].data)
 
 
 def _write_loss(file: BinaryIO, shard: Shard) -> None:

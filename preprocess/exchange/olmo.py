@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 
 from preprocess.exchange.output import check_no_leftovers, check_output, write_together
-from preprocess.exchange.tokens import CHUNK_TOKENS, iter_records, name_sources
+from preprocess.exchange.tokens import iter_records, name_sources, write_array
 from preprocess.shards.format import SPLITS, Build
 from preprocess.shards.manifest import ShardEntry
 
@@ -43,10 +43,8 @@ def export_olmo(build: Build, output: Path, *, replace: bool) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     with write_together() as new, build.reading():
         for path, entry in shards.items():
-            tokens = build.map_shard(entry).tokens
             with new.open(path) as file:
-                for start in range(0, len(tokens), CHUNK_TOKENS):
-                    file.write(tokens[start : start + CHUNK_TOKENS].data)
+                write_array(file, build.map_shard(entry).tokens)
             with new.open(path.with_suffix(".csv.gz")) as file:
                 _write_documents(file, build, entry)
     return paths

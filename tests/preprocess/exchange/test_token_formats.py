@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.exchange import llmc, parquet, tokens
+from preprocess.exchange import llmc, megatron, parquet, tokens
 from preprocess.exchange.datatrove import export_datatrove
 from preprocess.exchange.llmc import export_llmc
 from preprocess.exchange.megatron import export_megatron
@@ -40,6 +40,7 @@ def build(build_text: Callable[..., Build], monkeypatch: pytest.MonkeyPatch) -> 
     """Return a build of several shards, of which the exporters read a few tokens and documents at a time."""
     monkeypatch.setattr(tokens, "CHUNK_TOKENS", 37)
     monkeypatch.setattr(tokens, "CHUNK_DOCUMENTS", 3)
+    monkeypatch.setattr(megatron, "CHUNK_DOCUMENTS", 3)
     monkeypatch.setattr(parquet, "GROUP_TOKENS", 50)
     monkeypatch.setattr(llmc, "FILE_TOKENS", 500)
     text = "".join(f"Document {i}, of {i % 17} words:{' word' * (i % 17)}.\n" for i in range(200))
