@@ -65,12 +65,13 @@ def export(
     Hugging Face datasets; and the text without tokens, as plain text or as JSON lines with the author, city,
     year, language, source and position of each document.
     """
-    from preprocess.exchange.text import export_text
     from preprocess.shards.format import Build
 
     for option, is_given in ((f"--by {by}", by is not None), ("--authors", authors)):
         if is_given and format_ != "text":
             raise click.UsageError(f"{option} needs --format text, got --format {format_}")
+    if drop_masks and (format_ in FORMATS_WITH_MASKS or format_ not in TOKEN_FORMATS):
+        raise click.UsageError(f"--drop-masks needs a format of tokens without loss masks, got --format {format_}")
     build, progress = Build(name), output.progress()
     if format_ in WRITERS:
         _check_masks(build, format_, drop_masks=drop_masks)
@@ -78,6 +79,8 @@ def export(
         with progress.phase("export"):
             paths = getattr(importlib.import_module(module), function)(build, folder, replace=replace)
     else:
+        from preprocess.exchange.text import export_text
+
         with progress.phase("export"):
             paths = export_text(build, folder, by_language=by is not None, authors=authors, replace=replace)
     files = [{"path": str(path), "size_bytes": os.path.getsize(path)} for path in paths]

@@ -18,7 +18,7 @@ import numpy as np
 from preprocess.errors import FolioError
 from preprocess.exchange.output import check_no_leftovers, check_output, write_together
 from preprocess.exchange.read_tokens import ADVICE, open_values, read_documents
-from preprocess.exchange.tokens import CHUNK_DOCUMENTS, CHUNK_TOKENS
+from preprocess.exchange.tokens import CHUNK_DOCUMENTS, CHUNK_TOKENS, write_array
 from preprocess.inputs.token_files import TokenBatch, TokenFile, TokenIds, TokenNames
 from preprocess.shards.format import END_DTYPE, SPLITS, Build, Shard
 from preprocess.shards.loss_mask import unpack_mask
@@ -40,18 +40,18 @@ def export_datatrove(build: Build, output: Path, *, replace: bool) -> list[Path]
         for number, entry in enumerate(build.manifest.splits[split].shards)
     }
     paths = [_with_suffix(path, suffix) for path, entry in shards.items() for suffix in ("", *_list_companions(entry))]
-    check_output(output, paths, replace=replace)
     for split in SPLITS:
         check_no_leftovers(output / split, paths, ["*.ds", "*.ds.*"])
+    check_output(output, paths, replace=replace)
     for folder in {path.parent for path in paths}:
         folder.mkdir(parents=True, exist_ok=True)
     with write_together() as new, build.reading():
         for path, entry in shards.items():
             shard = build.map_shard(entry)
             with new.open(path) as file:
-                _write(file, shard.tokens)
+                write_array(file, shard.tokens)
             with new.open(_with_suffix(path, INDEX)) as file:
-                _write(file, shard.ends)
+                write_array(file, shard.ends)
             if entry.mask_sha256 is not None:
                 with new.open(_with_suffix(path, LOSS)) as file:
                     _write_loss(file, shard)
@@ -66,11 +66,6 @@ def _list_companions(entry: ShardEntry) -> tuple[str, ...]:
 
 def _with_suffix(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
-
-
-def _write(file: BinaryIO, array: np.ndarray) -> None:
-    for start in range(0, len(array), CHUNK_TOKENS):
-        file.write(array[start : start + CHUNK_TOKENS].data)
 
 
 def _write_loss(file: BinaryIO, shard: Shard) -> None:

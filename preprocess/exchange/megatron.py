@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.exchange.output import check_output, write_together
+from preprocess.exchange.output import check_no_leftovers, check_output, write_together
 from preprocess.exchange.read_tokens import ADVICE, check_lengths, open_values, read_documents
 from preprocess.exchange.tokens import CHUNK_DOCUMENTS, iter_ends, iter_tokens
 from preprocess.inputs.input_files import InputFile
@@ -52,6 +52,8 @@ def export_megatron(build: Build, output: Path, *, replace: bool) -> list[Path]:
     splits = [split for split in SPLITS if build.manifest.splits[split].documents]
     paths = {split: (output / f"{split}.bin", output / f"{split}.idx") for split in splits}
     all_paths = [path for of_split in paths.values() for path in of_split]
+    # A validation split of another build beside the new training split would be taken for its own.
+    check_no_leftovers(output, all_paths, [f"{split}.{suffix}" for split in SPLITS for suffix in ("bin", "idx")])
     check_output(output, all_paths, replace=replace)
     output.mkdir(parents=True, exist_ok=True)
     with write_together() as new, build.reading():

@@ -22,7 +22,7 @@ import numpy as np
 from preprocess.errors import FolioError, shorten
 from preprocess.exchange.output import check_no_leftovers, check_output, write_together
 from preprocess.exchange.read_tokens import ADVICE, read_documents
-from preprocess.exchange.tokens import CHUNK_DOCUMENTS, CHUNK_TOKENS, iter_records, name_sources
+from preprocess.exchange.tokens import CHUNK_DOCUMENTS, iter_records, name_sources, write_array
 from preprocess.inputs.token_files import TokenBatch, TokenFile, TokenIds, TokenNames
 from preprocess.shards.files import open_regular_file
 from preprocess.shards.format import SPLITS, Build, token_dtype
@@ -47,17 +47,15 @@ def export_olmo(build: Build, output: Path, *, replace: bool) -> list[Path]:
         for number, entry in enumerate(build.manifest.splits[split].shards)
     }
     paths = [file for path in shards for file in (path, path.with_suffix(".csv.gz"))]
-    check_output(output, paths, replace=replace)
     for split in SPLITS:
         check_no_leftovers(output / split, paths, ["*.npy", "*.csv.gz"])
+    check_output(output, paths, replace=replace)
     for folder in {path.parent for path in paths}:
         folder.mkdir(parents=True, exist_ok=True)
     with write_together() as new, build.reading():
         for path, entry in shards.items():
-            tokens = build.map_shard(entry).tokens
             with new.open(path) as file:
-                for start in range(0, len(tokens), CHUNK_TOKENS):
-                    file.write(tokens[start : start + CHUNK_TOKENS].data)
+                write_array(file, build.map_shard(entry).tokens)
             with new.open(path.with_suffix(".csv.gz")) as file:
                 _write_documents(file, build, entry)
     return paths

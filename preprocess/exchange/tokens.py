@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,12 @@ def iter_tokens(build: Build, split: str) -> Iterator[np.ndarray]:
         tokens = build.map_shard(entry).tokens
         for start in range(0, len(tokens), CHUNK_TOKENS):
             yield tokens[start : start + CHUNK_TOKENS]
+
+
+def write_array(file: BinaryIO, array: np.ndarray) -> None:
+    """Write an array of a shard, (N,), in chunks."""
+    for start in range(0, len(array), CHUNK_TOKENS):
+        file.write(array[start : start + CHUNK_TOKENS].data)
 
 
 def iter_ends(build: Build, split: str) -> Iterator[np.ndarray]:

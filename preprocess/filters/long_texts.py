@@ -265,8 +265,8 @@ def iter_whole_lines(group: TextGroup, line_end: re.Pattern[bytes] = FEED) -> It
             length = _find_last_feed(window)
             if not length and line_end is ANY_LINE_END:
                 length = _find_last_line_end(window)
-            # A line end of several bytes may begin before `last`.
-            match = None if length else line_end.search(data.data, max(last - 2, first))
+            # A line end of up to three bytes may begin before `last`, and end one byte before it or later.
+            match = None if length else line_end.search(data.data, max(last - 4, first))
             last = first + length if length else match.end() if match else len(data)
         yield TextGroup(data[first:last], np.array([0, last - first]))
         first = last

@@ -175,6 +175,7 @@ class ShardSealer:
                     self._num_hashed[suffix] += len(chunk)
         is_flushing = self._flushing is not None and not self._flushing.done()
         if not is_flushing and self._num_hashed["bin"] - self._num_flushed >= MIN_FLUSH_BYTES:
+            self._check_flushing()
             self._num_flushed = self._num_hashed["bin"]
             self._flushing = self._flusher.submit(_sync, self._paths["bin"])
 
@@ -186,6 +187,7 @@ class ShardSealer:
         self.advance(self._plan.num_tokens, self._plan.num_documents)
         with self._flusher:
             list(self._flusher.map(_sync, self._paths.values()))  # at once: the disk commits them together
+        self._check_flushing()
         mask_sha256, loss_tokens = None, None
         if self._plan.has_mask:
             unpacked, packed = self._plan.path(self._folder, UNPACKED_SUFFIX), self._plan.path(self._folder, "mask")
@@ -202,6 +204,11 @@ class ShardSealer:
             mask_sha256=mask_sha256,
             loss_tokens=loss_tokens,
         )
+
+    def _check_flushing(self) -> None:
+        """Raise the error of the last flush in the background. The system reports an error of the disk only once."""
+        if self._flushing is not None:
+            self._flushing.result()
 
 
 def _sync(path: Path) -> None:

@@ -57,7 +57,9 @@ MIN_SHARE_LEFT = 0.2  # of the time that a plan is made for, even if the imports
 SIMILAR_BATCH = 1.5  # batches whose tokens per second are taken to be equal differ by at most this factor
 USABLE_FRACTION = 0.5  # of the free memory, for weights and optimizers; activations need the rest
 CORRECTIONS = (0.04, 0.2, 0.4, 0.6, 0.8, 0.92)  # fractions of the steps after which their number is corrected
-MIN_TIMED_STEPS = 10  # for a correction; a few steps may all have been slow because another program began to run
+# Steps for a correction; a few may all have been slow because another program began to run. A run of fewer than 100
+# steps is corrected after a tenth of them: its steps are long, and if they are slower than planned, it ends late.
+MIN_TIMED_STEPS, MIN_TIMED_FRACTION = 10, 0.1
 MIN_CORRECTION = 0.015  # smaller changes are not worth a checkpoint
 COMPLETION_S_PER_LAYER = 4e-4  # of a generated token
 EXIT_S = 0.5  # the end of the process
@@ -264,7 +266,9 @@ def at_end_s(config: Config) -> float:
 
 def is_correction_due(limit: TimeLimit, step: int, max_steps: int, num_timed_steps: int) -> bool:
     """Return whether the number of steps is corrected after `step`, `num_timed_steps` after the last correction."""
-    if limit.num_corrections == len(CORRECTIONS) or num_timed_steps < MIN_TIMED_STEPS:
+    if limit.num_corrections == len(CORRECTIONS):
+        return False
+    if num_timed_steps < min(MIN_TIMED_STEPS, MIN_TIMED_FRACTION * max_steps):
         return False
     return step >= CORRECTIONS[limit.num_corrections] * max_steps
 

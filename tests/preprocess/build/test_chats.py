@@ -601,6 +601,15 @@ def test_export_without_masks_is_a_decision(tmp_path: Path, format_: str) -> Non
     assert CliRunner().invoke(main, [*arguments, "--drop-masks"]).exit_code == 0
 
 
+@pytest.mark.parametrize("format_", ["datatrove", "parquet", "text"])
+def test_masks_are_dropped_only_from_formats_that_cannot_have_them(tmp_path: Path, format_: str) -> None:
+    build = build_records(tmp_path, LAYOUTS["messages"][:1])
+    arguments = ["export", str(build.folder), "--format", format_, "--output", str(tmp_path / "out"), "--drop-masks"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and not (tmp_path / "out").exists()
+    assert f"--drop-masks needs a format of tokens without loss masks, got --format {format_}" in result.stderr
+
+
 def test_exported_masks_are_those_of_the_build(tmp_path: Path) -> None:
     build = build_records(tmp_path, LAYOUTS["messages"])
     export_datatrove(build, tmp_path / "datatrove", replace=False)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.exchange import llmc, parquet, tokens
+from preprocess.exchange import llmc, megatron, parquet, tokens
 from preprocess.exchange.datatrove import export_datatrove
 from preprocess.exchange.llmc import export_llmc
 from preprocess.exchange.megatron import export_megatron
@@ -40,6 +40,7 @@ def build(build_text: Callable[..., Build], monkeypatch: pytest.MonkeyPatch) -> 
     """Return a build of several shards, of which the exporters read a few tokens and documents at a time."""
     monkeypatch.setattr(tokens, "CHUNK_TOKENS", 37)
     monkeypatch.setattr(tokens, "CHUNK_DOCUMENTS", 3)
+    monkeypatch.setattr(megatron, "CHUNK_DOCUMENTS", 3)
     monkeypatch.setattr(parquet, "GROUP_TOKENS", 50)
     monkeypatch.setattr(llmc, "FILE_TOKENS", 500)
     text = "".join(f"Document {i}, of {i % 17} words:{' word' * (i % 17)}.\n" for i in range(200))
@@ -162,6 +163,18 @@ def test_export_does_not_leave_shards_of_a_larger_one(
     small = build_text(VERSE, name="own", replace=True)
     with pytest.raises(MisuseError, match="exists, and this export does not replace it; delete it"):
         EXPORTS[format_](small, tmp_path / "out", replace=True)
+    assert all(path.exists() for path in before)
+
+
+@pytest.mark.parametrize("format_", ["llm.c", "megatron", "datatrove", "olmo", "parquet"])
+def test_export_does_not_leave_the_validation_split_of_another(
+    build_text: Callable[..., Build], tmp_path: Path, format_: str
+) -> None:
+    before = EXPORTS[format_](build_text(), tmp_path / "out", replace=False)
+    without = build_text(val_fraction=0, name="own", replace=True)
+    for replace in (False, True):  # the advice is never to replace what is refused then
+        with pytest.raises(MisuseError, match=r"val.* exists, and this export does not replace it; delete it"):
+            EXPORTS[format_](without, tmp_path / "out", replace=replace)
     assert all(path.exists() for path in before)
 
 

@@ -85,6 +85,17 @@ def test_windows_change_no_word_of_texts_without_spaces() -> None:
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), text.decode())
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\v", "\x1c", "\x85", "\u2028"])
+def test_a_part_that_is_longer_than_a_window_is_one_line(end: str) -> None:
+    for length in range(24):
+        text = f"{'a' * length}{end}{'b' * 30}{end}{end}c".encode()
+        group = words_module.TextGroup(np.frombuffer(text, np.uint8), np.array([0, len(text)]))
+        with use_small_windows(16):
+            parts = [part.data.tobytes() for part in long_texts.iter_whole_lines(group, long_texts.ANY_LINE_END)]
+        assert b"".join(parts) == text
+        assert all(len(part) <= 16 or len(part.decode().splitlines()) == 1 for part in parts), parts
+
+
 def test_hash_of_a_long_span_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     data = np.random.default_rng(1).integers(0, 256, 1000).astype(np.uint8)
     starts, lengths = np.array([0, 3, 100, 500]), np.array([1000, 97, 203, 8])

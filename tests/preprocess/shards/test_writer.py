@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from pathlib import Path
 
@@ -93,6 +94,25 @@ def test_shard_bytes_do_not_depend_on_the_order_of_writes(tmp_path_factory, docu
     assert entries[0].sha256 == hashlib.sha256(ids.astype("<u2").tobytes()).hexdigest()
     assert entries[0].max_id == int(ids.max())
     assert np.fromfile(folder / "train-00000.ends", "<u8").tolist() == ends.tolist()
+
+
+def test_an_error_of_a_flush_in_the_background_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk reports it to the first flush only, and the shard would be sealed without its data."""
+    plan = ShardPlan("train", 0, 4, 2)
+    create_shard(tmp_path, plan, vocab_size=10)
+    sealer = ShardSealer(tmp_path, plan, vocab_size=10)
+    results = iter([OSError(errno.EIO, "Input/output error"), None, None, None])
+
+    def sync(path: Path) -> None:
+        if error := next(results):
+            raise error
+
+    monkeypatch.setattr("preprocess.shards.writer._sync", sync)
+    monkeypatch.setattr("preprocess.shards.writer.MIN_FLUSH_BYTES", 1)
+    sealer.advance(2, 1)
+    assert sealer._flushing is not None and sealer._flushing.exception() is not None
+    with pytest.raises(OSError, match="Input/output error"):
+        sealer.finish(0)
 
 
 def test_write_documents_rejects_arrays_that_do_not_belong_together(tmp_path: Path) -> None:
