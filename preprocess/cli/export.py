@@ -70,7 +70,7 @@ def export(
     for option, is_given in ((f"--by {by}", by is not None), ("--authors", authors)):
         if is_given and format_ != "text":
             raise click.UsageError(f"{option} needs --format text, got --format {format_}")
-    if drop_masks and (format_ in FORMATS_WITH_MASKS or format_ not in TOKEN_FORMATS):
+    if drop_masks and format_ in (*FORMATS_WITH_MASKS, *TEXT_FORMATS):
         raise click.UsageError(f"--drop-masks needs a format of tokens without loss masks, got --format {format_}")
     build, progress = Build(name), output.progress()
     if format_ in WRITERS:
