@@ -92,7 +92,7 @@ def push(output: Output, name: str, address: str, replace: bool) -> None:
 @click.option("--replace", is_flag=True, help="Replace another or a damaged build with that name.")
 @output_options
 def pull(output: Output, address: str, name: str | None, replace: bool) -> None:
-    """Copy a build from a folder or a URL, and check every byte of it.
+    """Copy a build from a folder or a URL.
 
     URL is the folder that has the build's manifest.json: a path, https://, s3://, gs://, another
     protocol of fsspec, or hf://datasets/OWNER/NAME[@REVISION][/PATH]. The build is written to
