@@ -5,7 +5,7 @@ item is planted: an address, number or key of a random kind, or something that o
 such as a version, a date, an ISBN or a card number with a wrong check digit. Every replaced item that
 was planted counts as found, and every other replacement as wrong.
 
-    python bench/pii.py --mirror ../shared/corpora
+    python bench/pii.py --mirror $PREPROCESS_MIRROR
 """
 
 from __future__ import annotations
