@@ -104,13 +104,15 @@ def bin_folder(distributions: Distributions, tmp_path_factory: pytest.TempPathFa
     return scripts
 
 
-def test_wheel_contains_packages_recipes_and_configs(distributions: Distributions) -> None:
+def test_wheel_contains_packages_their_data_and_configs(distributions: Distributions) -> None:
     with zipfile.ZipFile(distributions.wheel) as file:
         names = {name for name in file.namelist() if ".dist-info/" not in name}
-    sources = {name for name in distributions.sources if name.endswith((".py", ".toml"))}
+    suffixes = (".py", ".toml", ".html", ".css", ".js")
+    sources = {name for name in distributions.sources if name.endswith(suffixes)}
     packages = {name for name in sources if name.startswith(("preprocess/", "train/"))}
     configs = {f"train/{name}" for name in sources if name.startswith("configs/")}
-    assert "train/configs/demo.py" in configs and names == packages | configs
+    assert "train/configs/demo.py" in configs and "preprocess/report/page.html" in packages
+    assert names == packages | configs
 
 
 def test_wheel_builds_and_trains_in_an_empty_folder(bin_folder: Path, tmp_path: Path) -> None:
@@ -125,6 +127,8 @@ def test_wheel_builds_and_trains_in_an_empty_folder(bin_folder: Path, tmp_path: 
         "completion_author": "none", "completion_city": "none", "completion_year": "none", "completion_tokens": 2,
         "device": "cpu",
     }  # fmt: skip
+    run([bin_folder / "preprocess", "report", "synthetic", "--quiet"], tmp_path)
+    assert (tmp_path / "synthetic.html").is_file()
     run([bin_folder / "folio", "train", "demo", *(f"--{key}={value}" for key, value in settings.items())], tmp_path)
     assert (tmp_path / "runs/demo/metrics.jsonl").is_file()
     sampled = run([bin_folder / "folio", "sample", "runs/demo", "--tokens", "2", "--device", "cpu"], tmp_path)
