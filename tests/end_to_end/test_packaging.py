@@ -133,7 +133,7 @@ def test_wheel_builds_and_trains_in_an_empty_folder(bin_folder: Path, tmp_path: 
     assert (tmp_path / "runs/demo/metrics.jsonl").is_file()
     sampled = run([bin_folder / "folio", "sample", "runs/demo", "--tokens", "2", "--device", "cpu"], tmp_path)
     assert sampled.stdout
-    assert {path.name for path in tmp_path.iterdir()} == {"shards", "runs"}
+    assert {path.name for path in tmp_path.iterdir()} == {"shards", "runs", "synthetic.html"}
 
 
 def test_folio_without_arguments_prints_help(bin_folder: Path, tmp_path: Path) -> None:
