@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from preprocess.errors import FolioError, first_line, shorten
+from preprocess.errors import FolioError, first_line, one_line, shorten
 from preprocess.inputs.compressions import import_zstd
 from preprocess.inputs.tar_entries import StrictTarFile, iter_entries
 from preprocess.progress import Bar, Progress
@@ -57,7 +57,7 @@ def unpack(archive: Path, name: str | None, *, replace: bool, progress: Progress
     contains another build and `replace` is false, and FolioError if the archive is damaged or holds
     anything that its manifest does not name.
     """
-    shown = shorten(str(archive))
+    shown = one_line(str(archive))
     with _open_archive(archive, shown) as (tar, stream):
         entries = iter_entries(tar)
         prefix, data = _read_manifest(tar, entries, shown)
