@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from preprocess.errors import FolioError
-from preprocess.exchange.output import check_no_leftovers, check_output, write_together
+from preprocess.exchange.output import prepare_output, write_together
 from preprocess.exchange.read_tokens import ADVICE, open_values, read_documents
 from preprocess.exchange.tokens import CHUNK_DOCUMENTS, CHUNK_TOKENS, write_array
 from preprocess.inputs.token_files import TokenBatch, TokenFile, TokenIds, TokenNames
@@ -32,7 +32,7 @@ def export_datatrove(build: Build, output: Path, *, replace: bool) -> list[Path]
     """Write each shard of a build to a file such as `train/00000.ds` in the folder `output`, and its companions.
 
     Returns the paths of all files. A token takes 2 bytes, or 4 if the vocabulary has more than 65,536
-    ids. Raises MisuseError like `check_output`, and FolioError if the build is damaged.
+    ids. Raises MisuseError like `prepare_output`, and FolioError if the build is damaged.
     """
     shards = {
         output / split / f"{number:05}.ds": entry
@@ -40,11 +40,8 @@ def export_datatrove(build: Build, output: Path, *, replace: bool) -> list[Path]
         for number, entry in enumerate(build.manifest.splits[split].shards)
     }
     paths = [_with_suffix(path, suffix) for path, entry in shards.items() for suffix in ("", *_list_companions(entry))]
-    for split in SPLITS:
-        check_no_leftovers(output / split, paths, ["*.ds", "*.ds.*"])
-    check_output(output, paths, replace=replace)
-    for folder in {path.parent for path in paths}:
-        folder.mkdir(parents=True, exist_ok=True)
+    patterns = [f"{split}/{name}" for split in SPLITS for name in ("*.ds", "*.ds.*")]
+    prepare_output(output, paths, patterns=patterns, replace=replace)
     with write_together() as new, build.reading():
         for path, entry in shards.items():
             shard = build.map_shard(entry)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.errors import FolioError
-from preprocess.exchange.output import check_no_leftovers, check_output, write_together
+from preprocess.exchange.output import prepare_output, write_together
 from preprocess.exchange.tokens import iter_records, name_languages, name_sources
 from preprocess.shards.files import JsonObject
 from preprocess.shards.format import CONTROL_FIELDS, SPLITS, Build
@@ -26,15 +26,13 @@ def export_jsonl(build: Build, output: Path, *, replace: bool) -> list[Path]:
     An object has the keys `text`, `author`, `city`, `year`, `language`, `source` and `position` (the
     document's number in its source). Without a value, it is null. Authors and cities are spelled as in
     their control tokens, with `_` for white space; they are null in a build without these tokens. A split
-    without documents gets no file. Raises MisuseError like `check_output`, and FolioError if the build
+    without documents gets no file. Raises MisuseError like `prepare_output`, and FolioError if the build
     is damaged.
     """
     paths = {split: output / f"{split}.jsonl" for split in SPLITS if build.manifest.splits[split].documents}
-    check_no_leftovers(output, paths.values(), [f"{split}.jsonl" for split in SPLITS])
-    check_output(output, paths.values(), replace=replace)
     with build.reading():
         tokenizer = load_tokenizer(build.folder, build.manifest)
-    output.mkdir(parents=True, exist_ok=True)
+    prepare_output(output, paths.values(), patterns=[f"{split}.jsonl" for split in SPLITS], replace=replace)
     with write_together() as new, build.reading():
         for split, path in paths.items():
             with new.open(path) as file:

@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.exchange.output import check_no_leftovers, check_output, write_together
+from preprocess.exchange.output import prepare_output, write_together
 from preprocess.exchange.read_tokens import ADVICE, count_tokens, iter_ids, open_values, split_at_eot
 from preprocess.exchange.tokens import iter_ends, iter_tokens
 from preprocess.inputs.token_files import TokenBatch, TokenFile, TokenIds, TokenNames
@@ -37,7 +37,7 @@ def export_llmc(build: Build, output: Path, *, replace: bool) -> list[Path]:
 
     The tokens of a split are divided into files of equal size (to one token), of at most about
     FILE_TOKENS tokens. As in llm.c's own files, a document may continue in the next one. Raises
-    MisuseError if the documents do not end with an end-of-text token, or like `check_output`, and
+    MisuseError if the documents do not end with an end-of-text token, or like `prepare_output`, and
     FolioError if the build is damaged.
     """
     if build.manifest.recipe.get("eot") != "append" or build.manifest.eot_id is None:
@@ -51,9 +51,8 @@ def export_llmc(build: Build, output: Path, *, replace: bool) -> list[Path]:
         for split in SPLITS
     }
     all_paths = [path for of_split in paths.values() for path in of_split]
-    check_no_leftovers(output, all_paths, [f"{build.name}_{split}_*.bin" for split in SPLITS])
-    check_output(output, all_paths, replace=replace)
-    output.mkdir(parents=True, exist_ok=True)
+    patterns = [f"{build.name}_{split}_*.bin" for split in SPLITS]
+    prepare_output(output, all_paths, patterns=patterns, replace=replace)
     with write_together() as new, build.reading():
         for split in SPLITS:
             chunks = _Chunks(_iter_moved_tokens(build, split))

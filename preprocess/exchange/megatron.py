@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.exchange.output import check_no_leftovers, check_output, write_together
+from preprocess.exchange.output import prepare_output, write_together
 from preprocess.exchange.read_tokens import ADVICE, check_lengths, open_values, read_documents
 from preprocess.exchange.tokens import CHUNK_DOCUMENTS, iter_ends, iter_tokens
 from preprocess.inputs.input_files import InputFile
@@ -41,7 +41,7 @@ def export_megatron(build: Build, output: Path, *, replace: bool) -> list[Path]:
 
     The path of a split without its suffix is an element of Megatron-LM's `--data-path`. A split without
     documents gets no files. Raises MisuseError if Megatron-LM would misread a vocabulary of this size,
-    or like `check_output`, and FolioError if the build is damaged.
+    or like `prepare_output`, and FolioError if the build is damaged.
     """
     if MAX_UINT16_VOCAB <= build.vocab_size < MIN_INT32_VOCAB:
         raise MisuseError(
@@ -53,9 +53,8 @@ def export_megatron(build: Build, output: Path, *, replace: bool) -> list[Path]:
     paths = {split: (output / f"{split}.bin", output / f"{split}.idx") for split in splits}
     all_paths = [path for of_split in paths.values() for path in of_split]
     # A validation split of another build beside the new training split would be taken for its own.
-    check_no_leftovers(output, all_paths, [f"{split}.{suffix}" for split in SPLITS for suffix in ("bin", "idx")])
-    check_output(output, all_paths, replace=replace)
-    output.mkdir(parents=True, exist_ok=True)
+    patterns = [f"{split}.{suffix}" for split in SPLITS for suffix in ("bin", "idx")]
+    prepare_output(output, all_paths, patterns=patterns, replace=replace)
     with write_together() as new, build.reading():
         for split, (tokens_path, index_path) in paths.items():
             with new.open(tokens_path) as file:

@@ -19,7 +19,7 @@ from pickle import dumps
 import numpy as np
 
 from preprocess.errors import MisuseError
-from preprocess.exchange.output import check_output, write_together
+from preprocess.exchange.output import prepare_output, write_together
 from preprocess.exchange.read_tokens import iter_ids, split_at_eot
 from preprocess.exchange.tokens import iter_tokens
 from preprocess.inputs.token_files import TokenBatch, TokenFile, TokenIds, TokenNames
@@ -35,7 +35,7 @@ def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
 
     The files are `train.bin` and `val.bin`, with the token ids as little-endian uint16, and
     `meta.pkl` for a build with the `char` tokenizer. Raises MisuseError if the ids need more than
-    16 bits, if the folder has a `meta.pkl` that this build must not have, or like `check_output`,
+    16 bits, if the folder has a `meta.pkl` that this build must not have, or like `prepare_output`,
     and FolioError if the build is damaged.
     """
     if build.dtype != np.dtype("<u2"):
@@ -53,8 +53,7 @@ def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
             "delete it, or choose another --output"
         )
     paths = [*token_paths, *([] if vocabulary is None else [vocabulary_path])]
-    check_output(output, paths, replace=replace)
-    output.mkdir(parents=True, exist_ok=True)
+    prepare_output(output, paths, replace=replace)
     with write_together() as new, build.reading():
         for split, path in zip(SPLITS, token_paths, strict=True):
             with new.open(path) as file:

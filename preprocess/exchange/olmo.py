@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 
 from preprocess.errors import FolioError, shorten
-from preprocess.exchange.output import check_no_leftovers, check_output, write_together
+from preprocess.exchange.output import prepare_output, write_together
 from preprocess.exchange.read_tokens import ADVICE, read_documents
 from preprocess.exchange.tokens import CHUNK_DOCUMENTS, iter_records, name_sources, write_array
 from preprocess.inputs.token_files import TokenBatch, TokenFile, TokenIds, TokenNames
@@ -39,7 +39,7 @@ def export_olmo(build: Build, output: Path, *, replace: bool) -> list[Path]:
     """Write each shard of a build to files such as `train/part-00000.npy` and `.csv.gz`, and return their paths.
 
     A token takes 2 bytes (`dtype: uint16` in OLMo's configuration), or 4 if the vocabulary has more than
-    65,536 ids. Raises MisuseError like `check_output`, and FolioError if the build is damaged.
+    65,536 ids. Raises MisuseError like `prepare_output`, and FolioError if the build is damaged.
     """
     shards = {
         output / split / f"part-{number:05}.npy": entry
@@ -47,11 +47,8 @@ def export_olmo(build: Build, output: Path, *, replace: bool) -> list[Path]:
         for number, entry in enumerate(build.manifest.splits[split].shards)
     }
     paths = [file for path in shards for file in (path, path.with_suffix(".csv.gz"))]
-    for split in SPLITS:
-        check_no_leftovers(output / split, paths, ["*.npy", "*.csv.gz"])
-    check_output(output, paths, replace=replace)
-    for folder in {path.parent for path in paths}:
-        folder.mkdir(parents=True, exist_ok=True)
+    patterns = [f"{split}/{name}" for split in SPLITS for name in ("*.npy", "*.csv.gz")]
+    prepare_output(output, paths, patterns=patterns, replace=replace)
     with write_together() as new, build.reading():
         for path, entry in shards.items():
             with new.open(path) as file:

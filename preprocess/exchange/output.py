@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from preprocess.errors import MisuseError
 from preprocess.shards.files import sync_folder
 from preprocess.shards.format import check_no_build
+
+
+def prepare_output(folder: Path, paths: Collection[Path], *, patterns: Iterable[str] = (), replace: bool) -> None:
+    """Make the folders of the files `paths`, which an exporter writes to `folder` or its subfolders.
+
+    `patterns`: globs, relative to `folder`, of the names that files of this format have. Raises
+    MisuseError like `check_no_leftovers` and `check_output`, before a folder is made.
+    """
+    check_no_leftovers(folder, paths, patterns)
+    check_output(folder, paths, replace=replace)
+    for each in {folder, *(path.parent for path in paths)}:
+        each.mkdir(parents=True, exist_ok=True)
 
 
 def check_output(folder: Path, paths: Iterable[Path], *, replace: bool) -> None:

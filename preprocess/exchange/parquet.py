@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocess.exchange.output import check_no_leftovers, check_output, write_together
+from preprocess.exchange.output import prepare_output, write_together
 from preprocess.exchange.tokens import iter_records, name_languages, name_sources
 from preprocess.shards.format import SPLITS, Build, Shard
 from preprocess.shards.loss_mask import unpack_mask
@@ -24,7 +24,7 @@ def export_parquet(build: Build, output: Path, *, replace: bool) -> list[Path]:
 
     A row is a document, with the columns `input_ids` (list of int32), `language`, `source` and
     `position` (the document's number in its source). A build with chats also has `labels`: the ids, or
-    NO_LABEL for tokens that are not learnt. Raises MisuseError like `check_output`, and FolioError if
+    NO_LABEL for tokens that are not learnt. Raises MisuseError like `prepare_output`, and FolioError if
     the build is damaged.
     """
     shards = {
@@ -32,9 +32,7 @@ def export_parquet(build: Build, output: Path, *, replace: bool) -> list[Path]:
         for split in SPLITS
         for number, entry in enumerate(build.manifest.splits[split].shards)
     }
-    check_no_leftovers(output, shards, [f"{split}-*.parquet" for split in SPLITS])
-    check_output(output, shards, replace=replace)
-    output.mkdir(parents=True, exist_ok=True)
+    prepare_output(output, shards, patterns=[f"{split}-*.parquet" for split in SPLITS], replace=replace)
     with write_together() as new, build.reading():
         for path, entry in shards.items():
             schema = _make_schema(has_labels=entry.mask_sha256 is not None)

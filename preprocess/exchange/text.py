@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess.errors import FolioError, MisuseError
-from preprocess.exchange.output import check_no_leftovers, check_output, write_together
+from preprocess.errors import MisuseError
+from preprocess.exchange.output import prepare_output, write_together
+from preprocess.exchange.tokens import check_known
 from preprocess.shards.format import SPLITS, Build
 from preprocess.tokenizers import load_tokenizer
 from preprocess.tokenizers.decode_build import decode_documents, iter_languages, list_language_tags
@@ -30,7 +31,7 @@ def export_text(build: Build, output: Path, *, by_language: bool, authors: bool,
 
     Raises MisuseError if there are more than MAX_LANGUAGES languages, if two of them would have the
     same file name, if the folder has such a file that this export does not write, or like
-    `check_output`, and FolioError if the build is damaged.
+    `prepare_output`, and FolioError if the build is damaged.
     """
     suffixes = _make_suffixes(build) if by_language else dict.fromkeys(list_language_tags(build), "")
     with build.reading():
@@ -44,9 +45,8 @@ def export_text(build: Build, output: Path, *, by_language: bool, authors: bool,
     distinct_paths = list(dict.fromkeys(paths.values()))
     # A validation text of another build beside the new training text would be taken for its own.
     pattern = "_*.txt" if by_language else ".txt"
-    check_no_leftovers(output, distinct_paths, [f"{split}{pattern}" for split in SPLITS])
-    check_output(output, distinct_paths, replace=replace)
-    output.mkdir(parents=True, exist_ok=True)
+    patterns = [f"{split}{pattern}" for split in SPLITS]
+    prepare_output(output, distinct_paths, patterns=patterns, replace=replace)
     with write_together() as new, contextlib.ExitStack() as stack, build.reading():
         files = {path: stack.enter_context(new.open(path)) for path in distinct_paths}
         for split in SPLITS:
@@ -61,11 +61,7 @@ def _list_languages(build: Build, split: str) -> list[int]:
     Raises FolioError if a number is not in the manifest.
     """
     numbers: set[int] = set().union(*(np.unique(languages).tolist() for languages in iter_languages(build, split)))
-    if unknown := numbers - list_language_tags(build).keys():
-        raise FolioError(
-            f"{build.folder} has documents of language {min(unknown)}, which is not in its manifest; "
-            "check it with `preprocess verify`"
-        )
+    check_known(build, "language", numbers, list_language_tags(build))
     return sorted(numbers)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO, TypeVar
 
 import numpy as np
@@ -17,15 +17,8 @@ CHUNK_DOCUMENTS = 1 << 17
 
 
 def iter_tokens(build: Build, split: str) -> Iterator[np.ndarray]:
-    """Yield the tokens of all shards of `split`, in order: arrays (N,) of the build's dtype.
-
-    One shard is mapped at a time, because the pages of a mapped file that were read count as memory
-    of this process.
-    """
-    for entry in build.manifest.splits[split].shards:
-        tokens = build.map_shard(entry).tokens
-        for start in range(0, len(tokens), CHUNK_TOKENS):
-            yield tokens[start : start + CHUNK_TOKENS]
+    """Yield the tokens of `split` in order: arrays (N,) of the build's dtype."""
+    return build.iter_tokens(split, CHUNK_TOKENS)
 
 
 def write_array(file: BinaryIO, array: np.ndarray) -> None:
@@ -55,20 +48,25 @@ def iter_records(build: Build, entry: ShardEntry) -> Iterator[tuple[np.ndarray, 
 def name_sources(build: Build, docs: np.ndarray) -> list[str]:
     """Return the name of the source of each document. Raises FolioError if the manifest does not have it."""
     names = dict(enumerate(str(source["name"]) for source in build.manifest.sources))
-    return _look_up(build, docs, "source", names)
+    return _look_up(build, "source", docs["source"], names)
 
 
 def name_languages(build: Build, docs: np.ndarray) -> list[str | None]:
     """Return the tag of the language of each document, or None. Raises FolioError if the manifest does not have it."""
     tags: dict[int, str | None] = {int(number): tag for number, tag in build.manifest.languages.items()}
-    return _look_up(build, docs, "lang", tags | {0: None})
+    return _look_up(build, "language", docs["lang"], tags | {0: None})
 
 
-def _look_up(build: Build, docs: np.ndarray, field: str, names: dict[int, T]) -> list[T]:
-    numbers = docs[field].tolist()
-    if unknown := set(numbers) - names.keys():
+def _look_up(build: Build, noun: str, numbers: np.ndarray, names: dict[int, T]) -> list[T]:
+    listed = numbers.tolist()
+    check_known(build, noun, set(listed), names)
+    return [names[number] for number in listed]
+
+
+def check_known(build: Build, noun: str, numbers: set[int], names: Mapping[int, object]) -> None:
+    """Raise FolioError if one of the `numbers` of sources or languages, as `noun` says, is not in `names`."""
+    if unknown := numbers - names.keys():
         raise FolioError(
-            f"{build.folder} has documents of {field} {min(unknown)}, which is not in its manifest; "
+            f"{build.folder} has documents of {noun} {min(unknown)}, which is not in its manifest; "
             "check it with `preprocess verify`"
         )
-    return [names[number] for number in numbers]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from preprocess.errors import FolioError
 from preprocess.shards.format import Build
 
 CHUNK_TOKENS = 1 << 22
@@ -17,16 +16,8 @@ def count_tokens(build: Build, split: str) -> np.ndarray:
     vocabulary.
     """
     counts = np.zeros(build.vocab_size, np.int64)
-    for entry in build.manifest.splits[split].shards:
-        tokens = build.map_shard(entry).tokens
-        for start in range(0, len(tokens), CHUNK_TOKENS):
-            of_chunk = np.bincount(tokens[start : start + CHUNK_TOKENS], minlength=build.vocab_size)
-            if len(of_chunk) > build.vocab_size:
-                raise FolioError(
-                    f"{build.folder} holds id {len(of_chunk) - 1}, but its vocabulary ends at {build.vocab_size - 1}; "
-                    "check it with `preprocess verify`"
-                )
-            counts += of_chunk
+    for tokens in build.iter_tokens(split, CHUNK_TOKENS):
+        counts += np.bincount(build.check_ids(tokens), minlength=build.vocab_size)
     return counts
 
 

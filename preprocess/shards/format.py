@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess.errors import MisuseError
+from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import JsonObject, canonical_json, find_blocking_file, read_small_file, sha256_bytes
 from preprocess.shards.loss_mask import count_mask_bytes, unpack_mask
 from preprocess.shards.manifest import SPLITS, ShardEntry, hash_manifest
@@ -268,6 +268,26 @@ class Build:
         path = self.folder / entry.file
         mask = None if entry.mask_sha256 is None else map_array(path.with_suffix(".mask"), np.dtype(np.uint8))
         return Shard(path, map_array(path, self.dtype), map_array(path.with_suffix(".ends"), END_DTYPE), mask)
+
+    def check_ids(self, ids: np.ndarray) -> np.ndarray:
+        """Return `ids`, of any shape. Raises FolioError if one of them is outside the vocabulary."""
+        if ids.max(initial=0) >= self.vocab_size:
+            raise FolioError(
+                f"{self.folder} holds id {ids.max()}, but its vocabulary ends at {self.vocab_size - 1}; "
+                "check it with `preprocess verify`"
+            )
+        return ids
+
+    def iter_tokens(self, split: str, max_tokens: int) -> Iterator[np.ndarray]:
+        """Yield the tokens of `split` in order, at most `max_tokens` at a time: (N,) of the build's dtype.
+
+        One shard is mapped at a time, because the pages of a mapped file that were read count as memory
+        of this process.
+        """
+        for entry in self.manifest.splits[split].shards:
+            tokens = self.map_shard(entry).tokens
+            for start in range(0, len(tokens), max_tokens):
+                yield tokens[start : start + max_tokens]
 
     def docs(self, split: str) -> np.ndarray:
         """Return the document records of `split`, (D,) of DOC_DTYPE.

@@ -85,7 +85,7 @@ class MappedSplit:
         Returns (B, block_size + 1) of the build's dtype. Raises FolioError for an id outside the
         vocabulary.
         """
-        return self._check_ids(gather_windows(self.tokens, shard, start, block_size))
+        return self.build.check_ids(gather_windows(self.tokens, shard, start, block_size))
 
     def read_mask(self, shard: np.ndarray, start: np.ndarray, num_tokens: int) -> np.ndarray:
         """Return whether a model is trained to predict each of `num_tokens` tokens from (`shard`, `start`) on.
@@ -100,7 +100,7 @@ class MappedSplit:
         `row`, `epoch`: (B,) int64. Raises FolioError for an id outside the vocabulary.
         """
         tokens, documents = rows.read_tokens(self.tokens, row, epoch)
-        return self._check_ids(tokens), documents
+        return self.build.check_ids(tokens), documents
 
     def read_document(self, shard: int, index: int, max_tokens: int | None) -> np.ndarray:
         """Return the ids of document `index` of shard number `shard`: (L,) of the build's dtype.
@@ -110,15 +110,8 @@ class MappedSplit:
         """
         begin = int(self.ends[shard][index - 1]) if index else 0
         end = int(self.ends[shard][index])
-        return self._check_ids(self.tokens[shard][begin : end if max_tokens is None else min(end, begin + max_tokens)])
-
-    def _check_ids(self, ids: np.ndarray) -> np.ndarray:
-        if ids.max(initial=0) >= self.build.vocab_size:
-            raise FolioError(
-                f"{self.build.folder} holds id {ids.max()}, but its vocabulary ends at {self.build.vocab_size - 1}; "
-                "check it with `preprocess verify`"
-            )
-        return ids
+        end = end if max_tokens is None else min(end, begin + max_tokens)
+        return self.build.check_ids(self.tokens[shard][begin:end])
 
 
 def has_valid_ends(ends: np.ndarray, *, num_tokens: int) -> bool:

@@ -10,13 +10,12 @@ build.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from preprocess.errors import FolioError
+from preprocess.shards.files import check_free_space
 from preprocess.shards.format import STATS, TOKENIZER_DIR, file_sizes, token_dtype
 from preprocess.shards.manifest import SPLITS, Manifest
 from preprocess.shards.manifest_file import MAX_FILE_BYTES, ShardError
@@ -68,11 +67,6 @@ def count_bytes(files: list[BuildFile]) -> int:
     return sum(file.size_bytes or 0 for file in files)
 
 
-def check_free_space(folder: Path, num_bytes: int) -> None:
-    """Raise FolioError if the disk of `folder` has less than `num_bytes` free."""
-    free_bytes = shutil.disk_usage(folder).free
-    if num_bytes > free_bytes:
-        raise FolioError(
-            f"no space left on the disk: {folder} has {free_bytes:,} bytes free, the build needs {num_bytes:,}; free "
-            "some, or set FOLIO_SHARDS to a folder on another disk"
-        )
+def check_space(folder: Path, num_bytes: int) -> None:
+    """Raise FolioError if the disk of `folder`, which is beside the builds, has less than `num_bytes` free."""
+    check_free_space(folder, num_bytes, needed_by="the build needs", variable="FOLIO_SHARDS")

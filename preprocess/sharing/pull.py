@@ -21,7 +21,7 @@ from preprocess.inputs.remote.transfer import Transfers
 from preprocess.progress import Progress
 from preprocess.shards.manifest import Manifest
 from preprocess.shards.manifest_file import MANIFEST, MAX_FILE_BYTES, check_manifest
-from preprocess.sharing.build_files import BuildFile, check_free_space, count_bytes, list_build_files
+from preprocess.sharing.build_files import BuildFile, check_space, count_bytes, list_build_files
 from preprocess.sharing.checked_file import CheckedFile, has_file
 from preprocess.sharing.publish import choose_target, has_build, lock_target, open_work, publish
 from preprocess.sharing.sources import Source, open_source
@@ -55,7 +55,7 @@ def copy_build(
             return False
         with open_work(target, manifest.build_id) as work:
             total = count_bytes(files)
-            check_free_space(work, total - sum(path.stat().st_size for path in work.rglob("*") if path.is_file()))
+            check_space(work, total - sum(path.stat().st_size for path in work.rglob("*") if path.is_file()))
             progress.log(f"copying {format_quantity(len(files) + 1, 'file')} ({total:,} bytes) to {target}")
             with (
                 progress.bar("copy", total=total, unit="B") as bar,

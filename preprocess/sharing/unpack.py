@@ -25,7 +25,7 @@ from preprocess.progress import Bar, Progress
 from preprocess.shards.files import open_regular_file
 from preprocess.shards.format import BUILD_NAME
 from preprocess.shards.manifest_file import MANIFEST, MAX_FILE_BYTES, ShardError, check_manifest
-from preprocess.sharing.build_files import BuildFile, check_free_space, count_bytes, list_build_files
+from preprocess.sharing.build_files import BuildFile, check_space, count_bytes, list_build_files
 from preprocess.sharing.checked_file import CheckedFile
 from preprocess.sharing.publish import choose_target, has_build, lock_target, open_work, publish
 
@@ -68,7 +68,7 @@ def unpack(archive: Path, name: str | None, *, replace: bool, progress: Progress
         with lock_target(target):
             if has_build(target, manifest.build_id, replace=replace):
                 return target, False
-            check_free_space(target.parent, count_bytes(files))
+            check_space(target.parent, count_bytes(files))
             with (
                 _open_empty_work(target, manifest.build_id) as work,
                 progress.bar("unpack", total=count_bytes(files), unit="B") as bar,
@@ -156,7 +156,7 @@ class _Unpacking:
             if entry.size > file.max_bytes or file.size_bytes not in (None, entry.size):
                 raise ShardError(f"{what} with {entry.size:,} bytes, its manifest says {file.max_bytes:,}; {ADVICE}")
             if file.size_bytes is None:
-                check_free_space(self._folder, entry.size)
+                check_space(self._folder, entry.size)
                 self._stream.max_bytes += entry.size
             self._write(entry, file)
         if missing:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from preprocess.chats.templates import TEMPLATES, list_chat_tokens
-from preprocess.errors import FolioError
 from preprocess.shards.format import Build
 from preprocess.tokenizers import load_tokenizer
 from preprocess.tokenizers.interface import Tokenizer
@@ -71,12 +70,7 @@ def decode_documents(
     chat_ids = {build.manifest.special_tokens.get(token) for token in list_chat_tokens(template)}
     turns = _find_turns(build) if build.has_masks else None
     for language, ids in _read_documents(build, split):
-        if len(ids) and int(ids.max()) >= build.vocab_size:
-            raise FolioError(
-                f"{build.folder} holds id {int(ids.max())}, but its vocabulary ends at {build.vocab_size - 1}; "
-                "check it with `preprocess verify`"
-            )
-        text = _decode_text(ids, is_control, tokenizer, turns)
+        text = _decode_text(build.check_ids(ids), is_control, tokenizer, turns)
         if authors:  # their ids come after those of the tokenizer
             text = b"".join([names[i] for i in ids[ids >= tokenizer.vocab_size].tolist() if i not in chat_ids]) + text
         yield language, text

@@ -13,7 +13,6 @@ Then the files that the cache has not are copied to it, several at once.
 from __future__ import annotations
 
 import functools
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -42,6 +41,7 @@ from preprocess.inputs.remote.object_store import ObjectStore
 from preprocess.inputs.remote.remote_file import RemoteFile, Service, Unreachable
 from preprocess.inputs.remote.transfer import Transfers
 from preprocess.progress import Progress
+from preprocess.shards.files import check_free_space
 
 NUM_TRANSFERS = 8  # at once
 Result = TypeVar("Result")
@@ -254,10 +254,5 @@ def get_results(futures: list[Future[Result]]) -> list[Result]:
 
 
 def check_space(num_bytes: int, folder: Path) -> None:
-    """Raise FolioError if the disk of `folder` has less than `num_bytes` free."""
-    free_bytes = shutil.disk_usage(folder).free
-    if num_bytes > free_bytes:
-        raise FolioError(
-            f"no space left on the disk: {folder} has {free_bytes:,} bytes free, the remote files have {num_bytes:,}; "
-            "free some, or set FOLIO_CACHE to a folder on another disk"
-        )
+    """Raise FolioError if the disk of `folder`, which is in the cache, has less than `num_bytes` free."""
+    check_free_space(folder, num_bytes, needed_by="the remote files have", variable="FOLIO_CACHE")

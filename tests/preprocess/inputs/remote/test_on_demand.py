@@ -303,8 +303,8 @@ def test_stream_rejects_an_invalid_limit_of_its_copies(
 def test_stream_explains_a_full_disk(urls: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = open_urls(urls)
     full = type("Usage", (), {"free": 100})
-    for module in ("fetch", "stream_copies"):
-        monkeypatch.setattr(f"preprocess.inputs.remote.{module}.shutil.disk_usage", lambda folder: full)
+    for module in ("shards.files", "inputs.remote.stream_copies"):
+        monkeypatch.setattr(f"preprocess.{module}.shutil.disk_usage", lambda folder: full)
     with pytest.raises(FolioError, match=r"no space left on the disk: .* has 100 bytes free, the remote files have"):
         next(TokenStream(corpus, block_size=8))
     monkeypatch.undo()
