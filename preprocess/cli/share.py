@@ -71,7 +71,7 @@ def push(output: Output, name: str, address: str, replace: bool) -> None:
 
     NAME is the name or the folder of a build. URL is the folder that will have its files: a path,
     s3://, gs://, another protocol of fsspec, or hf://datasets/OWNER/NAME[@BRANCH][/PATH]. Every file
-    is compared with its hash in the manifest, and the manifest is written last, so that nobody reads
+    is compared with its hash in the manifest, and the manifest is written last, so that no reader sees
     a part of the build. An interrupted push is continued by the same command. Nothing is done if the
     build is there already.
     """

@@ -24,7 +24,7 @@ def export_jsonl(build: Build, output: Path, *, replace: bool) -> list[Path]:
     """Write the documents of a build to `train.jsonl` and `val.jsonl`, and return the paths of the files.
 
     An object has the keys `text`, `author`, `city`, `year`, `language`, `source` and `position` (the
-    document's number in its source). Without a value, it is null. Authors and cities are spelled as in
+    document's number in its source). Without a value, it is null. Authors and cities are written as in
     their control tokens, with `_` for white space; they are null in a build without these tokens. A split
     without documents gets no file. Raises MisuseError like `prepare_output`, and FolioError if the build
     is damaged.

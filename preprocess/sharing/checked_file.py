@@ -31,7 +31,7 @@ class CheckedFile:
         """`shown`: the file and where it comes from, for messages."""
         self._file, self._shown = file, shown
         self._path = folder / file.name
-        self._partial = self._path.with_name(f".{self._path.name}.partial")  # hidden, so it is no other file's name
+        self._partial = self._path.with_name(f".{self._path.name}.partial")  # hidden, so no other file has this name
         self._path.parent.mkdir(exist_ok=True)
         self._out = open(self._partial, "r+b" if self._partial.exists() else "w+b", buffering=0)  # noqa: SIM115
         size_bytes = os.fstat(self._out.fileno()).st_size
