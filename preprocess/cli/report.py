@@ -29,7 +29,7 @@ def report(output: Output, name: str, path: Path | None, replace: bool) -> None:
     files. It opens from the disk, without a network. All tokens are read once.
     """
     from preprocess.report.describe import describe_page
-    from preprocess.report.render import render_page
+    from preprocess.pages.render import render_page
     from preprocess.shards.files import write_durable
     from preprocess.shards.format import Build
 
@@ -40,6 +40,6 @@ def report(output: Output, name: str, path: Path | None, replace: bool) -> None:
     if target.exists() and not replace:
         raise MisuseError(f"{target} exists already; pass --replace, or choose another --output")
     with output.progress().phase("report"):
-        data = render_page(describe_page(build)).encode("utf-8", "backslashreplace")
+        data = render_page(describe_page(build), "preprocess.report", "build.html")
         write_durable(target, data)
     output.write({"path": str(target), "size_bytes": len(data)}, [f"{target}  {format_quantity(len(data), 'byte')}"])

@@ -12,10 +12,8 @@ from typing import Any
 
 import pytest
 
-from preprocess.report.describe import describe_page
-from preprocess.report.render import render_page
 from preprocess.shards.format import Build
-from tests.preprocess.report.test_report import HOSTILE
+from tests.preprocess.report.test_report import HOSTILE, render
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SIZES = {"phone": (390, 844), "desktop": (1280, 900)}
@@ -38,7 +36,7 @@ def page_file(build_text: Callable[..., Build], tmp_path: Path) -> Path:
     settings: dict[str, Any] = {"clean": (), "author": "Ann", "lang": "en", "filters": ("word_count:min_words=20",)}
     build = build_text(text, document="line", split="exact", val_fraction=0.2, **settings)
     path = tmp_path / "page.html"
-    path.write_text(render_page(describe_page(build)), encoding="utf-8")
+    path.write_text(render(build), encoding="utf-8")
     return path
 
 
