@@ -28,8 +28,8 @@ def report(output: Output, name: str, path: Path | None, replace: bool) -> None:
     and kept, with examples; lengths, languages, authors and tokens; the shards, the recipe and the input
     files. It opens from the disk, without a network. All tokens are read once.
     """
-    from preprocess.report.describe import describe_page
     from preprocess.pages.render import render_page
+    from preprocess.report.describe import describe_page
     from preprocess.shards.files import write_durable
     from preprocess.shards.format import Build
 

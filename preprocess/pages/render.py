@@ -55,6 +55,8 @@ def format_cell(value: Cell, column: str) -> str:
         return f"{value}" if column == "id" else f"{value:,}"
     if column == "share" or column.startswith("share "):
         return f"{value:.2%}"
+    if column == "seconds":
+        return f"{value:,.1f}"
     if value and abs(value) < 0.1:
         return f"{value:.3g}"
     return f"{value:,.{0 if abs(value) >= 1000 else 2 if abs(value) >= 10 else 4}f}"

@@ -5,7 +5,6 @@ The result has only text and numbers. How they look is decided in build.html, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -208,7 +207,14 @@ def _describe_values(stats: JsonObject) -> list[Table]:
         note = f"{of_name['distinct']:,} in {of_name['documents']:,} documents ({of_name['coverage']:.0%})"
         title = {"author": "Authors", "city": "Cities", "year": "Years"}.get(name, clean_text(name))
         tables.append(
-            Table(id=clean_text(name), title=title, header=(name, "documents"), rows=values[:MAX_ROWS], bars=(1,), note=note)
+            Table(
+                id=clean_text(name),
+                title=title,
+                header=(name, "documents"),
+                rows=values[:MAX_ROWS],
+                bars=(1,),
+                note=note,
+            )
         )
     return tables
 
@@ -254,7 +260,10 @@ def _describe_mapping(table_id: str, title: str, header: tuple[str, str], mappin
 
 def _describe_sources(build: Build) -> Table:
     sources = build.manifest.sources
-    rows = [(clean_text(source["name"]), int(source["bytes"]), clean_text(source["sha256"])) for source in sources[:MAX_ROWS]]
+    rows = [
+        (clean_text(source["name"]), int(source["bytes"]), clean_text(source["sha256"]))
+        for source in sources[:MAX_ROWS]
+    ]
     note = f"the first of {len(sources):,}" if len(sources) > MAX_ROWS else ""
     return Table(
         id="sources",
