@@ -31,6 +31,7 @@ import numpy as np
 
 from preprocess.build.buckets import Buckets, sort_distinct
 from preprocess.build.count_leaks import count_leaks
+from preprocess.build.duplicate_pairs import Pair, add_pairs, find_pairs
 from preprocess.build.near_duplicates import drop_near_duplicates, find_clusters, group_near_duplicates
 from preprocess.build.split_assignment import SplitAssignment
 from preprocess.build.work_dir import DROPPED, WorkDir, iter_chunks
@@ -128,6 +129,7 @@ def _drop_duplicates(assignment: SplitAssignment) -> None:
     """Drop every document that has the content hash of an earlier document."""
     work_dir, num_documents = assignment.work_dir, assignment.num_documents
     assignment.dropped["duplicates"] = 0
+    pairs: list[Pair] = []
     first_index = 0  # of a chunk; documents are numbered across partitions, in reading order
     with Buckets(work_dir.path, "hashes", CONTENT_DTYPE, sum(num_documents)) as buckets:
         for chunk, sides in assignment.chunks():
@@ -144,12 +146,14 @@ def _drop_duplicates(assignment: SplitAssignment) -> None:
             for piece in pieces:
                 rows = np.concatenate([texts, piece])
                 is_duplicate = find_duplicates(rows)
+                pairs = add_pairs(pairs, find_pairs(rows, is_duplicate))
                 indices = np.sort(rows["index"][is_duplicate])
                 edges = np.searchsorted(indices, starts)
                 for i in np.flatnonzero(np.diff(edges)).tolist():
                     work_dir.map_sides(ranges[i])[indices[edges[i] : edges[i + 1]] - starts[i]] = DROPPED
                 assignment.dropped["duplicates"] += len(indices)
                 texts = rows[~is_duplicate]
+    assignment.duplicate_pairs["duplicates"] = pairs
 
 
 def find_duplicates(rows: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from preprocess.build.stats import read_stats
-from preprocess.errors import FolioError, shorten
+from preprocess.errors import FolioError, printable, shorten
 from preprocess.pages.content import Cell, Page, Table, clean_text
 from preprocess.report.count_tokens import compute_divergence, count_tokens, share_of_new_tokens
 from preprocess.shards.files import JsonObject, canonical_json, parse_json
@@ -36,10 +36,22 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DuplicatePair:
+    """A document that was dropped or grouped because of an earlier one. Equal documents have one text."""
+
+    reason: str
+    kept: str  # file and number
+    kept_text: str
+    other: str
+    other_text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class BuildPage(Page):
     """The page of a build."""
 
     examples: dict[str, list[Example]] = field(default_factory=dict)  # by filter
+    duplicates: list[DuplicatePair] = field(default_factory=list)
 
 
 def describe_page(build: Build) -> BuildPage:
@@ -50,7 +62,7 @@ def describe_page(build: Build) -> BuildPage:
     with build.reading():
         stats = read_stats(build)
         counts = {split: count_tokens(build, split) for split in SPLITS}
-        texts = _name_tokens(build)
+        texts = name_tokens(build)
     try:
         return _describe(build, parse_json(stats), counts, texts)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
@@ -76,6 +88,7 @@ def _describe(build: Build, stats: JsonObject, counts: dict[str, np.ndarray], te
         warnings=_list_warnings(stats, counts),
         tables=[table for table in tables if table.rows],
         examples=_list_examples(stats.get("filters", [])),
+        duplicates=_list_duplicates(stats.get("duplicate_examples", {})),
     )
 
 
@@ -164,6 +177,24 @@ def _list_examples(filters: list[Any]) -> dict[str, list[Example]]:
     return {name: of_filter for name, of_filter in examples.items() if of_filter}
 
 
+def _list_duplicates(examples: JsonObject) -> list[DuplicatePair]:
+    def name(place: JsonObject) -> str:
+        return clean_text(f"document {place['document']} of {place['file']}")
+
+    names = {"duplicates": "equal", "near_duplicates": "nearly equal"}
+    return [
+        DuplicatePair(
+            reason=names[reason],
+            kept=name(pair["kept"]),
+            kept_text=printable(pair["kept"]["text"]),
+            other=name(pair["dropped"]),
+            other_text=printable(pair["dropped"].get("text", "")),
+        )
+        for reason, pairs in examples.items()
+        for pair in pairs
+    ]
+
+
 def _describe_splits(splits: JsonObject) -> Table:
     keys = ("documents", "tokens", "text_bytes")
     return Table(
@@ -234,7 +265,7 @@ def _describe_tokens(counts: dict[str, np.ndarray], texts: list[str]) -> list[Ta
     ]
 
 
-def _name_tokens(build: Build) -> list[str]:
+def name_tokens(build: Build) -> list[str]:
     """Return the text of each id: the name of a control token, or the bytes of a token, decoded and escaped."""
     names = {token_id: name for name, token_id in build.manifest.special_tokens.items()}
     alphabet = load_tokenizer(build.folder, build.manifest).id_to_bytes
