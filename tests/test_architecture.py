@@ -26,6 +26,7 @@ PREPROCESS_RULES = {
     "documents.py": CONTRACT,
     "versions.py": ("preprocess.__version__",),
     "pages": CONTRACT,
+    "terminal.py": (*CONTRACT, "preprocess.console"),
     "shards": CONTRACT,
     "chats": (*CONTRACT, "preprocess.documents"),
     "recipes": (*CONTRACT, "preprocess.chats"),
@@ -80,8 +81,10 @@ COMMANDS = (
     "train.serve",
     "preprocess.cli",
 )
-# The pages of runs look like those of builds.
-TRAIN_MAY_IMPORT = (*CONTRACT, "preprocess.__version__", "preprocess.console", "preprocess.pages")
+# The pages of runs look like those of builds, and so do the tables on a terminal.
+TRAIN_MAY_IMPORT = (
+    *CONTRACT, "preprocess.__version__", "preprocess.console", "preprocess.terminal", "preprocess.pages"
+)  # fmt: skip
 # The templates say which control tokens mark the turns of a chat, for `folio chat` as for a build. The recipes of the
 # built-in corpora have their licences, for the model card.
 TRAIN_FUNCTIONS_MAY_IMPORT = (
@@ -124,6 +127,7 @@ HOMES = {
     "sentencepiece": {"preprocess/tokenizers/sentencepiece_bpe.py"},
     "tqdm": {"preprocess/console.py", "train/evaluation/harness/library.py"},
     "matplotlib": {"train/plotting"},
+    "rich": {"preprocess/terminal.py"},
     "jinja2": {"preprocess/pages/render.py", "train/evaluation/harness"},
     "psutil": {"train/core/memory.py", "train/core/clock.py"},
     "triton": {"train/model/cuda_kernels.py"},

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from preprocess.build.diff import Difference, Texts, compare_builds
-from preprocess.build.stats import QUANTILES, read_stats
-from preprocess.errors import FolioError, printable, shorten
+from preprocess.build.stats import QUANTILES, explain_malformed, read_stats
+from preprocess.errors import printable
 from preprocess.pages.content import Cell, Page, Table, clean_text
 from preprocess.report.count_tokens import compute_divergence, count_tokens
 from preprocess.report.describe import MAX_ROWS, name_tokens
 from preprocess.shards.files import JsonObject, canonical_json, parse_json
-from preprocess.shards.format import SPLITS, STATS, Build
+from preprocess.shards.format import SPLITS, Build
 from preprocess.tokenizers.decode_build import decode_document
 
 DIFFERS = "differs"
@@ -52,7 +52,7 @@ def describe_comparison(a: Build, b: Build) -> ComparisonPage:
         has_one_vocabulary = _have_one_vocabulary(a, b)
         texts = name_tokens(a) if has_one_vocabulary else []
     names = _name_builds(a, b)
-    try:
+    with explain_malformed():
         tables = [
             _describe_documents(found, names),
             _describe_settings(found, (a, b), names),
@@ -62,9 +62,6 @@ def describe_comparison(a: Build, b: Build) -> ComparisonPage:
             _describe_languages(both, names),
             *([_describe_tokens(counts, texts, names)] if has_one_vocabulary else []),
         ]
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
-        problem = shorten(f"{type(e).__name__}: {e}")
-        raise FolioError(f"{STATS} is malformed ({problem}); copy the build again or rebuild it") from e
     return ComparisonPage(
         title=f"{names[0]} and {names[1]}",
         facts=_list_facts((a, b), counts, names, has_one_vocabulary=has_one_vocabulary),

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from preprocess.build.stats import read_stats
-from preprocess.errors import FolioError, printable, shorten
+from preprocess.build.stats import explain_malformed, read_stats
+from preprocess.errors import printable
 from preprocess.pages.content import Cell, Page, Table, clean_text
 from preprocess.report.count_tokens import compute_divergence, count_tokens, share_of_new_tokens
 from preprocess.shards.files import JsonObject, canonical_json, parse_json
-from preprocess.shards.format import SPLITS, STATS, Build
+from preprocess.shards.format import SPLITS, Build
 from preprocess.tokenizers import load_tokenizer
 
 MAX_ROWS = 200  # of a table
@@ -63,11 +63,8 @@ def describe_page(build: Build) -> BuildPage:
         stats = read_stats(build)
         counts = {split: count_tokens(build, split) for split in SPLITS}
         texts = name_tokens(build)
-    try:
+    with explain_malformed():
         return _describe(build, parse_json(stats), counts, texts)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
-        problem = shorten(f"{type(e).__name__}: {e}")
-        raise FolioError(f"{STATS} is malformed ({problem}); copy the build again or rebuild it") from e
 
 
 def _describe(build: Build, stats: JsonObject, counts: dict[str, np.ndarray], texts: list[str]) -> BuildPage:
