@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from preprocess.cli.output import Output
-from preprocess.console import is_live
+from preprocess.console import has_colours
 from preprocess.errors import FolioError, one_line, printable, shorten
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class DecodedDocument:
         for part in inside:
             if not is_terminal:
                 click.echo(part.data, nl=False)  # bytes are not changed by the encoding of the locale
-            elif self.has_chats and "NO_COLOR" not in os.environ:
+            elif self.has_chats and has_colours(sys.stdout):
                 color = "green" if part.is_learnt else None
                 click.secho(printable(part.as_text()), nl=False, fg=color, dim=part.is_control)
             else:
@@ -85,7 +84,7 @@ def print_tokens(tokens: Iterable[ShownToken]) -> None:
     Equal ids have equal tints, unless two neighbours would have the same. A line feed is shown by a sign. A line
     has the id and the text, with a tab between them.
     """
-    if not is_live(sys.stdout) or "NO_COLOR" in os.environ:
+    if not has_colours(sys.stdout):
         for token in tokens:
             click.echo(f"{token.id}\t{one_line(token.text)}")
         return

@@ -247,7 +247,7 @@ class RunLogger:
             f"bits per byte {bits}",
             *(f"{name} {loss:.4f}" for name, loss in evaluation.by_build.items()),
         ]
-        self._console.line("  ".join(parts))
+        self._console.line("  ".join(parts), colour="bold")
 
     def log_completion(self, step: int, text: str) -> None:
         """Log a completion: print it, write it to completions.jsonl, and send it to the trackers."""
