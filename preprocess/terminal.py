@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from preprocess.console import is_live
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MAX_BAR_WIDTH = 24  # columns
+MAX_MEASURED = 10_000  # columns of the widest table
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 STRONG, FAINT, BAR = "bold", "dim", "cyan"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A table. `bars`: a number for each row, drawn as a bar in a last column; none if empty."""
+    """A table. `bars`: a number for each row, drawn as a bar in a last column if it fits; none if empty."""
 
     header: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
@@ -61,7 +62,10 @@ def show(blocks: Sequence[Grid | Line]) -> None:
         elif block.rows:
             if number:
                 console.print()
-            console.print(_make_table(block, console))
+            table = _make_table(block, console)
+            wanted = console.measure(table, options=console.options.update(max_width=MAX_MEASURED)).maximum
+            is_wide = bool(block.bars) and wanted > console.width
+            console.print(_make_table(replace(block, bars=()), console) if is_wide else table)
 
 
 def _make_table(grid: Grid, console: Console) -> Table:
