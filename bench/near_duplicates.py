@@ -40,25 +40,25 @@ CASES = {
 }
 EDITED_FRACTIONS = (0.01, 0.02, 0.03, 0.05, 0.15)
 
-# datasketch with the same parameters: five words, 14 bands of 8 values. Prints the documents, the seconds, and the
+# datasketch with the same parameters: five words, 20 bands of 5 values. Prints the documents, the seconds, and the
 # pairs that have a band in common.
 DATASKETCH = """
 import json, sys, time
 from datasketch import MinHash, MinHashLSH
 begin = time.perf_counter()
-index, pairs, count = MinHashLSH(num_perm=112, params=(14, 8)), 0, int(sys.argv[2])
+index, pairs, count = MinHashLSH(num_perm=100, params=(20, 5)), 0, int(sys.argv[2])
 with open(sys.argv[1]) as file:
     for number, line in zip(range(count), file):
         words = json.loads(line)["text"].split()
         shingles = {" ".join(words[i : i + 5]).encode() for i in range(max(len(words) - 4, 1))}
-        signature = MinHash(num_perm=112)
+        signature = MinHash(num_perm=100)
         signature.update_batch(list(shingles))
         pairs += len(index.query(signature))
         index.insert(number, signature, check_duplication=False)
 print(count, round(time.perf_counter() - begin, 2), pairs)
 """
 
-# datatrove with the same parameters, which are its defaults, as one task. Prints the seconds of the three steps and the
+# datatrove with the same parameters, as one task. Prints the seconds of the three steps and the
 # number of documents that are to be removed.
 DATATROVE = """
 import json, os, sys, tempfile, time
@@ -67,11 +67,11 @@ from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, M
 from datatrove.pipeline.dedup.minhash import MinhashConfig
 from datatrove.pipeline.readers import JsonlReader
 path, scratch, seconds = sys.argv[1], tempfile.mkdtemp(dir=sys.argv[2]), []
-config = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)
+config = MinhashConfig(n_grams=5, num_buckets=20, hashes_per_bucket=5)
 reader = JsonlReader(os.path.dirname(path), glob_pattern=os.path.basename(path), id_key="id")
 steps = [
     ([reader, MinhashDedupSignature(f"{scratch}/signatures", config)], 1),
-    ([MinhashDedupBuckets(f"{scratch}/signatures", f"{scratch}/buckets", config=config)], 14),
+    ([MinhashDedupBuckets(f"{scratch}/signatures", f"{scratch}/buckets", config=config)], 20),
     ([MinhashDedupCluster(f"{scratch}/buckets", f"{scratch}/removed", config=config)], 1),
 ]
 for number, (pipeline, tasks) in enumerate(steps):

@@ -41,7 +41,7 @@ def add_run_options(parser: argparse.ArgumentParser, *, repeat: int) -> None:
         "--repeat",
         type=parse_count,
         default=repeat,
-        help=f"timed runs of each job, in turn, after the one that measures memory; 0: time that one (default: {repeat})",
+        help=f"timed runs of each job, in turn, after that which measures memory; 0: time that (default: {repeat})",
     )
     parser.add_argument(
         "--folio-python",
