@@ -62,6 +62,11 @@ class Run:
         return Path(self.config.out_dir)
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether the model is divided among the processes."""
+        return self.config.parallel == "fsdp" and self.world.size > 1
+
+    @property
     def has_validation(self) -> bool:
         """Whether there are windows to evaluate. A build with val_fraction 0 has none."""
         return self.data.val.num_windows > 0
@@ -100,6 +105,8 @@ def open_run(config: Config, world: World, *, quiet: bool = False, time_limit: T
         time_limit=time_limit,
     )
     _check_same_in_all_processes(run)
+    if run.is_sharded:
+        _check_can_shard(config)
     if config.patience is not None and not run.has_validation:
         raise MisuseError(
             f"patience is {config.patience}, but {source.name} has no validation documents, so training cannot stop "
@@ -108,6 +115,20 @@ def open_run(config: Config, world: World, *, quiet: bool = False, time_limit: T
     world.run_on_main(lambda: check_trackers(config.track))
     world.run_on_main(lambda: _check_prompt(source, config))
     return run
+
+
+def _check_can_shard(config: Config) -> None:
+    """Raise MisuseError for a setting that needs the whole model in each process."""
+    for key, is_possible, advice in (
+        ("precision", config.precision != "fp16", "bf16, tf32 or fp32"),
+        ("compile", not config.compile, "false"),
+        ("completion_interval", config.completion_interval is None, "none, and use folio sample"),
+    ):
+        if not is_possible:
+            raise MisuseError(
+                f"{key} is {getattr(config, key)}, which parallel = fsdp does not support; set {key} to {advice}, or "
+                "--parallel=ddp"
+            )
 
 
 def prepare_device(config: Config, world: World) -> tuple[Config, torch.device]:
