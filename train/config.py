@@ -34,6 +34,7 @@ from train.core.settings import (
 )
 from train.model import ARCHITECTURES
 
+FSDP = "fsdp"  # the value of `parallel` with which the processes divide the model
 # Name of a setting in earlier versions of Folio → its name now. Config files and checkpoints with
 # the earlier names can still be read.
 RENAMED = {
@@ -51,7 +52,7 @@ CHOICES = {
     "optimizer": ("adamw", "muon"),
     "schedule": ("cosine", "linear", "wsd"),
     "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
-    "parallel": ("ddp", "fsdp"),
+    "parallel": ("ddp", FSDP),
 }
 MAX_MINUTES = 525_600  # a year
 # With `minutes`, the values of these settings until they are planned. Any others are valid with them.

@@ -55,7 +55,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def local_rows(tensor: Tensor) -> Tensor:
     """Return the rows of `tensor` that this process holds, sharing their memory: all if it is not sharded."""
-    local: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[operator]
+    local: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return local
 
 
@@ -67,7 +67,7 @@ def first_row(tensor: Tensor) -> int:
 
 def whole(tensor: Tensor) -> Tensor:
     """Return `tensor` with the rows of all processes, which must all call this."""
-    full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[operator]
+    full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return full
 
 

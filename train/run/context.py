@@ -14,7 +14,7 @@ from preprocess.console import Console
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import canonical_json, sha256_bytes
 from preprocess.shards.replaced import MAX_READS, ReplacedError
-from train.config import Config
+from train.config import FSDP, Config
 from train.core.cli import warn
 from train.core.device import choose_device, choose_precision, make_autocast, set_matmul_precision
 from train.core.distributed import World
@@ -64,7 +64,7 @@ class Run:
     @property
     def is_sharded(self) -> bool:
         """Whether the model is divided among the processes."""
-        return self.config.parallel == "fsdp" and self.world.size > 1
+        return self.config.parallel == FSDP and self.world.size > 1
 
     @property
     def has_validation(self) -> bool:
@@ -84,6 +84,7 @@ def open_run(config: Config, world: World, *, quiet: bool = False, time_limit: T
     """
     is_precision_free = config.precision == "auto" and not config.compile and world.size == 1
     config, device = prepare_device(config, world)
+    notes = _check_parallel(config, world)
     config, corrections = correct_rates(config)
     for line in corrections if world.is_main else []:
         warn(line)
@@ -99,14 +100,12 @@ def open_run(config: Config, world: World, *, quiet: bool = False, time_limit: T
         device=device,
         world=world,
         autocast=make_autocast(config.precision, device),
-        notes=tuple(scaled_rates),
+        notes=(*scaled_rates, *notes),
         can_choose_precision=is_precision_free and device.type == "cpu",
         console=console,
         time_limit=time_limit,
     )
     _check_same_in_all_processes(run)
-    if run.is_sharded:
-        _check_can_shard(config)
     if config.patience is not None and not run.has_validation:
         raise MisuseError(
             f"patience is {config.patience}, but {source.name} has no validation documents, so training cannot stop "
@@ -117,8 +116,15 @@ def open_run(config: Config, world: World, *, quiet: bool = False, time_limit: T
     return run
 
 
-def _check_can_shard(config: Config) -> None:
-    """Raise MisuseError for a setting that needs the whole model in each process."""
+def _check_parallel(config: Config, world: World) -> list[str]:
+    """Return a line if the setting `parallel` has no effect.
+
+    Raises MisuseError for a setting that needs the whole model in each process.
+    """
+    if config.parallel != FSDP:
+        return []
+    if world.size == 1:
+        return ["parallel is fsdp, but there is one process: it holds the whole model, and saves it as one part"]
     for key, is_possible, advice in (
         ("precision", config.precision != "fp16", "bf16, tf32 or fp32"),
         ("compile", not config.compile, "false"),
@@ -129,6 +135,7 @@ def _check_can_shard(config: Config) -> None:
                 f"{key} is {getattr(config, key)}, which parallel = fsdp does not support; set {key} to {advice}, or "
                 "--parallel=ddp"
             )
+    return []
 
 
 def prepare_device(config: Config, world: World) -> tuple[Config, torch.device]:

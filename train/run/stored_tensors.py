@@ -108,7 +108,7 @@ def _read_offsets(path: Path) -> Any:
 
 def _first_row(path: Path, name: str, offsets: Any, tensor: Tensor) -> int:
     entry = offsets.get(name) if isinstance(offsets, dict) else None
-    numbers = entry.get(SAVED_OFFSETS) if isinstance(entry, dict) else None
+    numbers: Any = entry.get(SAVED_OFFSETS) if isinstance(entry, dict) else None
     is_valid = isinstance(numbers, list) and len(numbers) == tensor.dim() and all(type(n) is int for n in numbers)
     if not is_valid or any(numbers[1:]):
         raise TensorFileError(f"{path} does not say which rows of {name:.80} it has, but {entry!s:.40}")
