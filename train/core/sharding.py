@@ -23,26 +23,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-AUTOCAST_BF16 = "bf16"  # the precision in which blocks are gathered in 16 bits
 
-
-def shard_model(model: nn.Module, blocks: Iterable[nn.Module], *, device: torch.device, precision: str) -> None:
+def shard_model(
+    model: nn.Module, blocks: Iterable[nn.Module], *, device: torch.device, gather_dtype: torch.dtype | None = None
+) -> None:
     """Divide the parameters of `model` among all processes, in place, and move them to `device`.
 
-    Only the `blocks`, one at a time, and the parameters outside of them are ever gathered. In bf16,
-    the blocks are gathered in bf16, as autocast would round them, which halves the traffic; their
-    gradients are summed in float32. The embedding and the head stay in float32, because the sums of
-    the residual stream begin with the embedding.
+    Only the `blocks`, one at a time, and the parameters outside of them are ever gathered. With a
+    `gather_dtype`, the blocks are gathered in it, as autocast would round them, which halves the
+    traffic; their gradients are summed in float32. The embedding and the head stay in float32,
+    because the sums of the residual stream begin with the embedding.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     policy = MixedPrecisionPolicy()
-    if precision == AUTOCAST_BF16:
-        policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
-        )  # the inputs are the residual stream; autocast converts them where it should
+    if gather_dtype is not None:  # the inputs are the residual stream, which autocast converts where it should
+        policy = MixedPrecisionPolicy(param_dtype=gather_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=True)

@@ -71,7 +71,9 @@ def new_state(config: Config, vocab_size: int, *, device: torch.device, is_shard
     torch.manual_seed(config.seed)
     model = make_model(config, vocab_size)  # drawn on the CPU, to be the same on every device
     if is_sharded:
-        shard_model(model, model.h, device=device, precision=config.precision)
+        # On a CPU, layer_norm does not accept weights in bf16 for inputs in float32; on CUDA, autocast converts them.
+        is_bf16 = config.precision == "bf16" and device.type == "cuda"
+        shard_model(model, model.h, device=device, gather_dtype=torch.bfloat16 if is_bf16 else None)
     model.to(device)
     optimizers = make_optimizers(model, config, device=device)
     for optimizer in optimizers:
