@@ -117,7 +117,7 @@ def _first_row(path: Path, name: str, offsets: Any, tensor: Tensor) -> int:
 
 def _join(name: str, found: Iterable[tuple[int, Tensor]], path: Path) -> StoredTensor:
     """Return the tensor of the parts `found`, pairs of the first row and the rows. `path` is for messages."""
-    ordered = sorted(found, key=lambda pair: pair[0])
+    ordered = sorted(found, key=lambda pair: (pair[0], pair[1].numel()))
     parts = tuple(part for _, part in ordered)
     kinds = {(part.dtype, part.dim(), part.shape[1:]) for part in parts}
     if len(kinds) > 1 or (len(parts) > 1 and parts[0].dim() == 0):
