@@ -134,12 +134,9 @@ def _check_run(run: Run, state: TrainingState, *, was_complete: bool) -> None:
 def log_completion(run: Run, state: TrainingState, logger: RunLogger) -> None:
     """Log a completion of the prompt. If it fails, print why; the run continues.
 
-    If the state is sharded, no process has the whole model, so there is none.
+    There is none if the state is sharded, because no process has the whole model.
     """
-    if not run.world.is_main:
-        return
-    if state.is_sharded:
-        logger.print(f"no completion, because no process has the whole model; folio sample {run.out_dir} writes one")
+    if not run.world.is_main or state.is_sharded:
         return
     with logger.pause():
         try:

@@ -117,9 +117,9 @@ def open_run(config: Config, world: World, *, quiet: bool = False, time_limit: T
 
 
 def _check_parallel(config: Config, world: World) -> list[str]:
-    """Return a line if the setting `parallel` has no effect.
+    """Return a line that says what the setting `parallel` changes besides, if anything.
 
-    Raises MisuseError for a setting that needs the whole model in each process.
+    Raises MisuseError for a setting that is not possible with it.
     """
     if config.parallel != FSDP:
         return []
@@ -128,14 +128,13 @@ def _check_parallel(config: Config, world: World) -> list[str]:
     for key, is_possible, advice in (
         ("precision", config.precision != "fp16", "bf16, tf32 or fp32"),
         ("compile", not config.compile, "false"),
-        ("completion_interval", config.completion_interval is None, "none, and use folio sample"),
     ):
         if not is_possible:
             raise MisuseError(
                 f"{key} is {getattr(config, key)}, which parallel = fsdp does not support; set {key} to {advice}, or "
                 "--parallel=ddp"
             )
-    return []
+    return ["with parallel = fsdp no process has the whole model, so no completions are written; use folio sample"]
 
 
 def prepare_device(config: Config, world: World) -> tuple[Config, torch.device]:

@@ -47,11 +47,10 @@ def test_parameters_of_a_sharded_model_are_divided_and_named_as_before() -> None
     [
         ({"precision": "fp16"}, "precision is fp16, which parallel = fsdp does not support; set precision to bf16"),
         ({"compile": True}, "compile is True, which parallel = fsdp does not support; set compile to false, or"),
-        ({"completion_interval": 5}, "completion_interval is 5, which parallel = fsdp does not support"),
     ],
-    ids=["fp16", "compile", "completions"],
+    ids=["fp16", "compile"],
 )
-def test_settings_that_need_the_whole_model_are_refused(settings: dict[str, object], message: str) -> None:
+def test_settings_that_do_not_work_with_a_sharded_model_are_refused(settings: dict[str, object], message: str) -> None:
     config = make_config(parallel="fsdp", **settings)
     with pytest.raises(MisuseError, match=message):
         _check_parallel(config, World(size=2))
