@@ -58,7 +58,9 @@ def local_rows(tensor: Tensor) -> Tensor:
 
 
 def first_row(tensor: Tensor) -> int:
-    """Return the number of the first row that this process holds of a sharded `tensor`."""
+    """Return the number of the first row of `tensor` that this process holds: 0 if it is not sharded."""
+    if not is_sharded(tensor):
+        return 0
     mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
     return sum(_rows_by_process(tensor.shape[0], mesh.size())[: mesh.get_local_rank()])
 

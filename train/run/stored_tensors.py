@@ -45,11 +45,8 @@ class StoredTensor:
 
     def copy_to(self, target: Tensor) -> None:
         """Copy the tensor to the first rows of `target`; if that is sharded, to those that this process holds."""
-        if not is_sharded(target):
-            begin = 0
-            for part in self.parts:
-                (target if target.dim() == 0 else target[begin : begin + len(part)]).copy_(part)
-                begin += len(part) if part.dim() else 0
+        if target.dim() == 0:
+            target.copy_(self.parts[0])
             return
         rows, offset, begin = local_rows(target), first_row(target), 0
         for part in self.parts:
@@ -71,7 +68,7 @@ def write_part(path: Path, tensors: Mapping[str, Tensor], *, is_main: bool) -> N
 
     Tensors that are not sharded are written by the main process. Raises OSError or SafetensorError.
     """
-    held = {name: t for name, t in tensors.items() if (is_main if not is_sharded(t) else len(local_rows(t)))}
+    held = {name: t for name, t in tensors.items() if (len(local_rows(t)) if is_sharded(t) else is_main)}
     offsets = {name: {SAVED_OFFSETS: _offsets(tensor)} for name, tensor in held.items()}
     metadata = METADATA | {OFFSETS: canonical_json(offsets).decode()}
     write_tensors(path, {name: local_rows(tensor).contiguous() for name, tensor in held.items()}, metadata)
@@ -79,8 +76,7 @@ def write_part(path: Path, tensors: Mapping[str, Tensor], *, is_main: bool) -> N
 
 def _offsets(tensor: Tensor) -> list[int]:
     """Return the index in the whole tensor of the first element that this process holds."""
-    zeros = [0] * tensor.dim()
-    return [first_row(tensor), *zeros[1:]] if is_sharded(tensor) else zeros
+    return [first_row(tensor), *[0] * (tensor.dim() - 1)] if tensor.dim() else []
 
 
 def map_tensors(paths: Sequence[Path]) -> dict[str, StoredTensor]:

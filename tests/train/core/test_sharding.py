@@ -28,6 +28,7 @@ def test_rows_are_divided_as_torch_divides_them(num_rows: int, size: int) -> Non
 def test_plain_tensor_is_held_whole() -> None:
     tensor = torch.ones(3)
     assert not is_sharded(tensor) and local_rows(tensor) is tensor and whole(tensor) is tensor
+    assert first_row(tensor) == 0
 
 
 def test_parameters_of_a_sharded_model_are_divided_and_named_as_before() -> None:
