@@ -118,7 +118,7 @@ def read_info(folder: Path) -> CheckpointInfo:
         raise CheckpointError(f"{path} {e}{ADVICE}") from e
     if content["version"] not in (VERSION, SHARDED_VERSION):
         raise FolioError(
-            f"{path} has version {content['version']!r:.40}, this Folio reads version {VERSION} and "
+            f"{path} has version {content['version']!r:.40}, this Folio reads versions {VERSION} and "
             f"{SHARDED_VERSION}; use the Folio that wrote it"
         )
     try:
