@@ -36,7 +36,7 @@ from train.model.base import LanguageModel
 from train.model.generate import decode_stream, generate
 from train.model.sampler import load_text_tokenizer
 from train.run.checkpoint import Checkpoint, check_shapes, load_model
-from train.run.checkpoint_info import MODEL_FILE, CheckpointError, CheckpointInfo
+from train.run.checkpoint_info import CheckpointError, CheckpointInfo
 from train.run.run_dir import EVALUATIONS_DIR, vocabulary_of
 from train.run.validation import Evaluation, evaluate, summarize
 
@@ -78,7 +78,7 @@ class EvaluationJob:
     def loss_inputs(self) -> LossInputs:
         return LossInputs(
             step=self.checkpoint.info.step,
-            model_sha256=self.checkpoint.info.sha256[MODEL_FILE],
+            model_sha256=self.checkpoint.info.model_sha256,
             build_id=self.build_id,
             block_size=self.config.block_size,
             precision=self.config.precision,
