@@ -47,12 +47,14 @@ def main(arguments: list[str]) -> int:
     names = make_run_names(options.runs)
     is_quiet = options.quiet or options.json
 
-    def tell() -> None:
+    def on_start() -> None:
         if not is_quiet:
             print_result(None, [f"watching; open {output} in a browser, press Ctrl-C to stop"], as_json=False)
 
     size_bytes = (
-        watch(options.runs, names, output, tell=tell) if options.watch else write_page(options.runs, names, output)
+        watch(options.runs, names, output, on_start=on_start)
+        if options.watch
+        else write_page(options.runs, names, output)
     )
     lines = [] if options.quiet else [f"wrote {output}, {format_quantity(size_bytes, 'byte')}"]
     print_result({"path": str(output), "size_bytes": size_bytes}, lines, as_json=options.json)

@@ -24,16 +24,16 @@ def write_page(folders: Sequence[Path], names: Sequence[str], path: Path, *, rel
     return _write(runs, path, reload_s=reload_s)
 
 
-def watch(folders: Sequence[Path], names: Sequence[str], path: Path, *, tell: Callable[[], None]) -> int:
+def watch(folders: Sequence[Path], names: Sequence[str], path: Path, *, on_start: Callable[[], None]) -> int:
     """Write the page whenever a run has written something, until all runs have done their last step.
 
-    `tell` is called after the page is written for the first time. When the function ends, also by an
+    `on_start` is called after the page is written for the first time. When the function ends, also by an
     exception such as that of Ctrl-C, the page no longer reloads itself. Returns the bytes of the page.
     """
     runs, seen = _read_runs(folders, names), _stat_files(folders)
     try:
         _write(runs, path, reload_s=WATCH_S)
-        tell()
+        on_start()
         while not all(run.last_step >= run.config.max_steps for run in runs):
             time.sleep(WATCH_S)
             if (found := _stat_files(folders)) != seen:

@@ -123,7 +123,7 @@ def test_watch_writes_the_page_again_until_the_runs_are_finished(
             file.write(json.dumps(row) + "\n")
 
     monkeypatch.setattr(module.time, "sleep", sleep)
-    watch(runs, ["first", "second"], path, tell=done.set)
+    watch(runs, ["first", "second"], path, on_start=done.set)
     assert done.is_set() and pages[0]["reload_s"] == module.WATCH_S
     last = read_data(path.read_text("utf-8"))
     assert last["reload_s"] is None and last["runs"][1]["training"]["step"][-1] == 40
