@@ -21,8 +21,8 @@ A partition may have any number of documents, because a compressed file cannot b
 are read in chunks of CHUNK_DOCUMENTS, which need a few megabytes. Pages of a mapped file count as
 memory of the process until they are unmapped, so a chunk is mapped and not the whole file.
 
-A file is used only if a receipt has its size and hash. So the build survives crashes without
-calling fsync, which would be slow for so many files. A killed process leaves files without a
+A file is used only if a receipt has its size and hash. So a build on one machine survives crashes
+without calling fsync, which would be slow for so many files. A killed process leaves files without a
 receipt, and their task runs again. After a power failure a receipt may be on the disk although the
 data is not; then the hashes differ, and the task runs again as well.
 """
@@ -42,7 +42,14 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import xxhash
 
-from preprocess.build.receipts import FileChecksum, PartitionReceipt, PartitionValues, read_receipt, write_receipt
+from preprocess.build.receipts import (
+    FileChecksum,
+    PartitionReceipt,
+    PartitionValues,
+    make_partial_path,
+    read_receipt,
+    write_receipt,
+)
 from preprocess.errors import format_quantity
 from preprocess.progress import Progress
 from preprocess.shards.files import HASH_CHUNK_BYTES
@@ -95,6 +102,7 @@ class WorkDir:
     """The files of a work directory. Partitions are identified by their number."""
 
     path: Path
+    is_durable: bool = False  # files are flushed to the disk before their receipt, as their machine may fail alone
 
     def file(self, partition: int, suffix: str) -> Path:
         """Return the path of a partition's file."""
@@ -106,13 +114,15 @@ class WorkDir:
 
         If it fails they are deleted.
         """
-        paths = {suffix: self.file(partition, f"{suffix}.{os.getpid()}.partial") for suffix in suffixes}
+        paths = {suffix: make_partial_path(self.file(partition, suffix)) for suffix in suffixes}
         files = {}
         try:
             for suffix, path in paths.items():
                 files[suffix] = HashedFile(path)
             yield files
             for suffix, file in files.items():
+                if self.is_durable:
+                    file.sync()
                 file.close()
                 os.replace(paths[suffix], self.file(partition, suffix))
         finally:
@@ -205,6 +215,11 @@ class HashedFile:
     def flush(self) -> None:
         self._file.flush()
 
+    def sync(self) -> None:
+        """Write the file to the disk, or to the server of a network file system."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         self._file.close()
 
@@ -223,10 +238,10 @@ def get_work_root(output_dir: Path) -> Path:
     return output_dir.parent / f".{output_dir.name}.work"
 
 
-def open_work_dir(output_dir: Path, key: str) -> WorkDir:
+def open_work_dir(output_dir: Path, key: str, *, is_durable: bool = False) -> WorkDir:
     """Return the work directory for `key`, which may contain the work of an interrupted build.
 
-    The work directories of other keys are deleted.
+    The work directories of other keys are deleted. `is_durable` is as in `WorkDir`.
     """
     root = get_work_root(output_dir)
     root.mkdir(parents=True, exist_ok=True)
@@ -235,9 +250,9 @@ def open_work_dir(output_dir: Path, key: str) -> WorkDir:
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
     path = root / key
     path.mkdir(exist_ok=True)
-    for stale in path.rglob("*.partial"):
-        stale.unlink(missing_ok=True)
-    return WorkDir(path)
+    for stale in list(path.rglob("*.partial")):
+        shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+    return WorkDir(path, is_durable)
 
 
 def delete_work(output_dir: Path, progress: Progress) -> None:
