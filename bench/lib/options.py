@@ -31,11 +31,6 @@ def add_run_options(parser: argparse.ArgumentParser, *, repeat: int) -> None:
     parser.add_argument(
         "--repeat", type=parse_positive, default=repeat, help=f"timed runs of each job, in turn (default: {repeat})"
     )
-    add_folio_options(parser)
-
-
-def add_folio_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of every bench that runs Folio in a fresh folder."""
     parser.add_argument(
         "--folio-python",
         type=parse_path,

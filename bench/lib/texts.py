@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from bench.make_text import generate_natural, generate_random, write_parquet, write_text
 
 LONG_DOCUMENT_BYTES = 10_000
-SHORT_WORDS, SHORT_VOCABULARY = 14, 20_000  # of a short document, and of all
-SHORT_CHUNK = 1_000_000  # documents made at once
+LINE_BYTES = 46  # the requested size; lines have 40 bytes on average after words are cut
 
 
 def make_text_folder(arguments: argparse.Namespace) -> Path:
@@ -66,26 +62,13 @@ def make_unbroken_file(folder: Path, mirror: Path | None, mb: int) -> Path:
     return write_if_missing(folder / f"unbroken-{mb}mb.txt", lambda path: write_text(path, texts, end=b" "))
 
 
-def make_short_file(folder: Path, count: int) -> Path:
-    """Return a text file of `count` lines of 14 random words. Every tenth is a copy with one word replaced."""
-    return write_if_missing(folder / f"short-{count}.txt", lambda partial: _write_short(partial, count))
+def make_lines_file(folder: Path, count: int, *, duplicate_fraction: float) -> Path:
+    """Return a text file of `count` lines; the last `duplicate_fraction` of them repeat the first ones."""
+    num_duplicates = round(count * duplicate_fraction)
 
+    def first_lines(num_lines: int) -> Iterator[bytes]:
+        return islice(generate_random(count * LINE_BYTES * 2, LINE_BYTES, seed=0), num_lines)
 
-def _write_short(path: Path, count: int) -> None:
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(2, 9, SHORT_VOCABULARY)
-    letters = "".join(map(chr, rng.integers(ord("a"), ord("z") + 1, int(lengths.sum())).tolist()))
-    ends = np.cumsum(lengths).tolist()
-    words = pa.array([letters[begin:end] for begin, end in zip([0, *ends], ends, strict=False)])
-    with open(path, "wb") as file:
-        for first in range(0, count, SHORT_CHUNK):
-            num_documents = min(SHORT_CHUNK, count - first)
-            chosen = rng.integers(0, SHORT_VOCABULARY, (num_documents, SHORT_WORDS))
-            copies = np.arange(10, num_documents, 10)
-            chosen[copies] = chosen[copies - rng.integers(1, 10, len(copies))]
-            chosen[copies, rng.integers(0, SHORT_WORDS, len(copies))] = rng.integers(0, SHORT_VOCABULARY, len(copies))
-            lists = pa.ListArray.from_arrays(
-                np.arange(0, chosen.size + 1, SHORT_WORDS, dtype=np.int32), words.take(pa.array(chosen.reshape(-1)))
-            )
-            lines = pc.binary_join(lists, " ").to_pylist()
-            file.write("\n".join([*lines, ""]).encode())
+    path = folder / f"lines-{count}-{num_duplicates}.txt"
+    lines = chain(first_lines(count - num_duplicates), first_lines(num_duplicates))
+    return write_if_missing(path, lambda partial: write_text(partial, lines))

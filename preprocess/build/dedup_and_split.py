@@ -79,6 +79,8 @@ def dedup_and_split(recipe: Recipe, work_dir: WorkDir, num_documents: list[int])
     _check_sides(assignment, recipe)
     if not recipe.dedup and has_validation(recipe) and not _keeps_equal_texts_together(assignment, recipe):
         assignment.num_leaks = count_leaks(assignment)
+    if work_dir.is_durable:
+        assignment.sync()
     return assignment
 
 

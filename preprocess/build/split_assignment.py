@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -47,6 +48,12 @@ class SplitAssignment:
     def count(self, side: int) -> int:
         """Return the number of documents on `side`."""
         return sum(int(np.count_nonzero(sides == side)) for _, sides in self.chunks())
+
+    def sync(self) -> None:
+        """Write the sides to the disk. Other machines do not see changes of a mapped file before that."""
+        for partition in range(len(self.num_documents)):
+            with open(self.work_dir.file(partition, "sides"), "rb") as file:
+                os.fsync(file.fileno())
 
     def contains(self, side: int) -> bool:
         """Return whether any document is on `side`."""

@@ -1,0 +1,134 @@
+"""Measure how the phase that compares all documents grows: CPU seconds, memory and disk of `dedup_and_split`.
+
+The phase reads tables of documents and no text, so the tables are made directly. Every tenth document
+has the content of a random earlier one; with --near-dedup it has all but one of its shingles and 5 of
+its 14 bands instead. CPU seconds are those of the phase alone, so other programs change them little.
+
+    python bench/decide.py
+    python bench/decide.py --documents 10000000 20000000 40000000 --near-dedup drop
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started by path: this folder would hide the packages
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import json
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import numpy as np
+
+from bench.lib.measure import fresh_folder
+from bench.lib.options import add_scratch_option, parse_positive
+from bench.lib.report import print_table
+from preprocess.build.build_log import get_peak_memory_bytes
+from preprocess.build.dedup_and_split import dedup_and_split
+from preprocess.build.work_dir import DOCUMENT_DTYPE, NUM_SHINGLES_DTYPE, WorkDir
+from preprocess.recipes.schema import Recipe
+from preprocess.shards.permutation import keyed_hash
+
+PARTITION_DOCUMENTS = 200_000  # 16 MB of documents of 83 bytes
+NUM_SHINGLES, NUM_BANDS, NUM_EQUAL_BANDS = 10, 14, 5
+SAMPLE_INTERVAL_S = 0.5
+
+
+def write_tables(work_dir: WorkDir, count: int, *, near_dedup: bool) -> list[int]:
+    """Write the tables of `count` documents, and return the number of documents in each partition."""
+    starts = range(0, count, PARTITION_DOCUMENTS)
+    for partition, start in enumerate(starts):
+        numbers = np.arange(start, min(start + PARTITION_DOCUMENTS, count), dtype=np.uint64)
+        originals = numbers.copy()
+        is_copy = numbers % np.uint64(10) == 9
+        originals[is_copy] = keyed_hash(1, numbers[is_copy]) % numbers[is_copy]
+        table = np.zeros(len(numbers), DOCUMENT_DTYPE)
+        contents = numbers if near_dedup else originals
+        hashes = np.stack([keyed_hash(2, contents), keyed_hash(3, contents)], axis=1)
+        table["hash"] = table["group"] = hashes.view(np.uint8).reshape(-1, 16)
+        table.tofile(work_dir.file(partition, "docs"))
+        if near_dedup:
+            write_shingles(work_dir, partition, numbers, originals)
+    return [min(PARTITION_DOCUMENTS, count - start) for start in starts]
+
+
+def write_shingles(work_dir: WorkDir, partition: int, numbers: np.ndarray, originals: np.ndarray) -> None:
+    shingles = np.empty((len(numbers), NUM_SHINGLES), np.uint32)
+    for i in range(NUM_SHINGLES):
+        shingles[:, i] = keyed_hash(10 + i, originals if i else numbers) >> np.uint64(32)
+    bands = np.empty((len(numbers), NUM_BANDS), np.uint64)
+    for i in range(NUM_BANDS):
+        bands[:, i] = keyed_hash(50 + i, originals if i < NUM_EQUAL_BANDS else numbers)
+    shingles.tofile(work_dir.file(partition, "shingles"))
+    np.full(len(numbers), NUM_SHINGLES, NUM_SHINGLES_DTYPE).tofile(work_dir.file(partition, "num_shingles"))
+    bands.tofile(work_dir.file(partition, "bands"))
+
+
+def measure_phase(folder: Path, num_documents: list[int], near_dedup: str) -> dict[str, float]:
+    """Run the phase in this process, and return what it took."""
+    recipe, work_dir = Recipe(corpus="x", near_dedup=near_dedup or None), WorkDir(folder)
+    before_bytes = count_bytes(folder)
+    largest, done = [0], threading.Event()
+
+    def sample() -> None:
+        while not done.wait(SAMPLE_INTERVAL_S):
+            largest[0] = max(largest[0], count_bytes(folder) - before_bytes)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    begin, cpu_begin = time.perf_counter(), time.process_time()
+    assignment = dedup_and_split(recipe, work_dir, num_documents)
+    cpu_s, elapsed_s = time.process_time() - cpu_begin, time.perf_counter() - begin
+    done.set()
+    thread.join()
+    return {
+        "cpu_s": cpu_s, "elapsed_s": elapsed_s, "disk_bytes": largest[0],
+        "memory_bytes": get_peak_memory_bytes() or 0, "dropped": sum(assignment.dropped.values()),
+    }  # fmt: skip
+
+
+def count_bytes(folder: Path) -> int:
+    """Return the bytes on the disk of the files in `folder`, some of which may be deleted meanwhile."""
+    total = 0
+    for path in folder.iterdir():
+        try:
+            total += path.stat().st_blocks * 512
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--documents", type=parse_positive, nargs="+", default=[10_000_000, 20_000_000, 40_000_000],
+        help="(default: 10, 20 and 40 million)",
+    )  # fmt: skip
+    parser.add_argument("--near-dedup", choices=["drop", "group"], default="", help="also find nearly equal documents")
+    add_scratch_option(parser)
+    arguments = parser.parse_args()
+    rows = [["documents", "dropped", "CPU s", "CPU µs per document", "wall s", "disk, bytes per document", "peak MB"]]
+    for count in sorted(arguments.documents):
+        with fresh_folder(arguments.scratch) as folder:
+            num_documents = write_tables(WorkDir(folder), count, near_dedup=bool(arguments.near_dedup))
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                result = pool.submit(measure_phase, folder, num_documents, arguments.near_dedup).result()
+        print(json.dumps({"documents": count, **result}), file=sys.stderr, flush=True)
+        per_document_us = result["cpu_s"] / count * 1e6
+        rows.append(
+            [
+                f"{count:,}", f"{result['dropped']:,}", f"{result['cpu_s']:.1f}", f"{per_document_us:.2f}",
+                f"{result['elapsed_s']:.1f}", f"{result['disk_bytes'] / count:.0f}",
+                f"{result['memory_bytes'] / 1e6:,.0f}",
+            ]
+        )  # fmt: skip
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()
