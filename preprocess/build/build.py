@@ -271,7 +271,7 @@ class _Build:
         self._warn_about_rejects(receipts)
         with self._phase("dedup_and_split"):
             num_documents = [receipt.num_documents for receipt in receipts]
-            assignment = dedup_and_split(self.recipe, self.work_dir, num_documents)
+            assignment = dedup_and_split(self.recipe, self.work_dir, num_documents, self.engine)
         if assignment.warning:
             self.progress.warn(assignment.warning)
         return assignment

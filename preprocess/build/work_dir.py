@@ -91,10 +91,15 @@ def iter_chunks(num_documents: list[int], max_documents: int | None = None) -> I
 
     `num_documents`: of each partition. `max_documents`: CHUNK_DOCUMENTS by default.
     """
-    step = max_documents or CHUNK_DOCUMENTS
     for partition, count in enumerate(num_documents):
-        for first in range(0, count, step):
-            yield Chunk(partition, first, min(first + step, count))
+        yield from cut_chunk(Chunk(partition, 0, count), max_documents)
+
+
+def cut_chunk(chunk: Chunk, max_documents: int | None = None) -> Iterator[Chunk]:
+    """Yield the documents of `chunk` in chunks of at most `max_documents`, by default CHUNK_DOCUMENTS."""
+    step = max_documents or CHUNK_DOCUMENTS
+    for first in range(chunk.first, chunk.last, step):
+        yield Chunk(chunk.partition, first, min(first + step, chunk.last))
 
 
 @dataclass(frozen=True)
@@ -170,6 +175,11 @@ class WorkDir:
         """Write the file of sides of a partition, with TRAIN for all documents."""
         with open(self.file(partition, "sides"), "wb") as file:
             file.truncate(num_documents)  # filled with zeros, and TRAIN is 0
+
+    def sync_sides(self, partition: int) -> None:
+        """Write the sides of a partition to the disk: other machines see changes of a mapped file only then."""
+        with open(self.file(partition, "sides"), "rb") as file:
+            os.fsync(file.fileno())
 
     def map_sides(self, chunk: Chunk) -> np.ndarray:
         """Map the side of each document in `chunk`, TRAIN, VAL or DROPPED: (D,) int8, writable."""
