@@ -2,7 +2,8 @@
 
 The phase reads tables of documents and no text, so the tables are made directly. Every tenth document
 has the content of a random earlier one; with --near-dedup it has all but one of its shingles and 5 of
-its 14 bands instead. CPU seconds are those of the phase alone, so other programs change them little.
+its 14 bands instead. CPU seconds are those of the process that runs the phase and of its workers, so
+other programs change them little.
 
     python bench/decide.py
     python bench/decide.py --documents 10000000 20000000 40000000 --near-dedup drop
@@ -17,19 +18,19 @@ if __name__ == "__main__":  # started by path: this folder would hide the packag
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import contextlib
 import json
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Iterator
 
 import numpy as np
 
-from bench.lib.measure import fresh_folder
+from bench.lib.measure import fresh_folder, measure
 from bench.lib.options import add_scratch_option, parse_positive
 from bench.lib.report import print_table
-from preprocess.build.build_log import get_peak_memory_bytes
 from preprocess.build.dedup_and_split import dedup_and_split
+from preprocess.build.engines.local import ProcessEngine, SerialEngine
 from preprocess.build.work_dir import DOCUMENT_DTYPE, NUM_SHINGLES_DTYPE, WorkDir
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.permutation import keyed_hash
@@ -37,6 +38,7 @@ from preprocess.shards.permutation import keyed_hash
 PARTITION_DOCUMENTS = 200_000  # 16 MB of documents of 83 bytes
 NUM_SHINGLES, NUM_BANDS, NUM_EQUAL_BANDS = 10, 14, 5
 SAMPLE_INTERVAL_S = 0.5
+JOB, RESULT = "job.json", "result.json"
 
 
 def write_tables(work_dir: WorkDir, count: int, *, near_dedup: bool) -> list[int]:
@@ -69,27 +71,33 @@ def write_shingles(work_dir: WorkDir, partition: int, numbers: np.ndarray, origi
     bands.tofile(work_dir.file(partition, "bands"))
 
 
-def measure_phase(folder: Path, num_documents: list[int], near_dedup: str) -> dict[str, float]:
-    """Run the phase in this process, and return what it took."""
-    recipe, work_dir = Recipe(corpus="x", near_dedup=near_dedup or None), WorkDir(folder)
-    before_bytes = count_bytes(folder)
-    largest, done = [0], threading.Event()
+def run_phase(folder: Path) -> None:
+    """Run the phase with the tables in `folder`, and write what it took to the file RESULT there."""
+    job = json.loads((folder / JOB).read_text())
+    recipe = Recipe(corpus="x", near_dedup=job["near_dedup"])
+    with ProcessEngine(job["workers"]) if job["workers"] > 1 else SerialEngine() as engine:
+        begin = time.perf_counter()
+        assignment = dedup_and_split(recipe, WorkDir(folder), job["num_documents"], engine)
+        elapsed_s = time.perf_counter() - begin
+    (folder / RESULT).write_text(json.dumps({"elapsed_s": elapsed_s, "dropped": sum(assignment.dropped.values())}))
+
+
+@contextlib.contextmanager
+def sampled_disk(folder: Path) -> Iterator[list[int]]:
+    """Yield a list whose element is the most bytes that were added to `folder` during the block."""
+    before_bytes, most, done = count_bytes(folder), [0], threading.Event()
 
     def sample() -> None:
         while not done.wait(SAMPLE_INTERVAL_S):
-            largest[0] = max(largest[0], count_bytes(folder) - before_bytes)
+            most[0] = max(most[0], count_bytes(folder) - before_bytes)
 
     thread = threading.Thread(target=sample)
     thread.start()
-    begin, cpu_begin = time.perf_counter(), time.process_time()
-    assignment = dedup_and_split(recipe, work_dir, num_documents)
-    cpu_s, elapsed_s = time.process_time() - cpu_begin, time.perf_counter() - begin
-    done.set()
-    thread.join()
-    return {
-        "cpu_s": cpu_s, "elapsed_s": elapsed_s, "disk_bytes": largest[0],
-        "memory_bytes": get_peak_memory_bytes() or 0, "dropped": sum(assignment.dropped.values()),
-    }  # fmt: skip
+    try:
+        yield most
+    finally:
+        done.set()
+        thread.join()
 
 
 def count_bytes(folder: Path) -> int:
@@ -103,30 +111,43 @@ def count_bytes(folder: Path) -> int:
     return total
 
 
+def measure_phase(count: int, arguments: argparse.Namespace) -> list[str]:
+    """Return the row of the table for `count` documents."""
+    with fresh_folder(arguments.scratch) as folder:
+        num_documents = write_tables(WorkDir(folder), count, near_dedup=arguments.near_dedup is not None)
+        job = {"num_documents": num_documents, "near_dedup": arguments.near_dedup, "workers": arguments.workers}
+        (folder / JOB).write_text(json.dumps(job))
+        with sampled_disk(folder) as most_bytes:
+            command = [sys.executable, __file__, "--phase", str(folder)]
+            measured = measure(command, folder / "log.txt", with_memory=True)
+        result = json.loads((folder / RESULT).read_text())
+    return [
+        f"{count:,}", f"{result['dropped']:,}", f"{result['elapsed_s']:.1f}", f"{measured.cpu_s:.1f}",
+        f"{measured.cpu_s / count * 1e6:.2f}", f"{most_bytes[0] / count:.0f}", f"{measured.peak_bytes / 1e6:,.0f}",
+    ]  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--documents", type=parse_positive, nargs="+", default=[10_000_000, 20_000_000, 40_000_000],
+        "--documents",
+        type=parse_positive,
+        nargs="+",
+        default=[10_000_000, 20_000_000, 40_000_000],
         help="(default: 10, 20 and 40 million)",
-    )  # fmt: skip
-    parser.add_argument("--near-dedup", choices=["drop", "group"], default="", help="also find nearly equal documents")
+    )
+    parser.add_argument("--near-dedup", choices=["drop", "group"], help="also find nearly equal documents")
+    parser.add_argument("--workers", type=parse_positive, default=2, help="(default: 2)")
+    parser.add_argument("--phase", type=Path, help=argparse.SUPPRESS)  # the folder of a process that is measured
     add_scratch_option(parser)
     arguments = parser.parse_args()
-    rows = [["documents", "dropped", "CPU s", "CPU µs per document", "wall s", "disk, bytes per document", "peak MB"]]
+    if arguments.phase is not None:
+        run_phase(arguments.phase)
+        return
+    rows = [["documents", "dropped", "seconds", "CPU s", "CPU µs per document", "disk, bytes per document", "peak MB"]]
     for count in sorted(arguments.documents):
-        with fresh_folder(arguments.scratch) as folder:
-            num_documents = write_tables(WorkDir(folder), count, near_dedup=bool(arguments.near_dedup))
-            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                result = pool.submit(measure_phase, folder, num_documents, arguments.near_dedup).result()
-        print(json.dumps({"documents": count, **result}), file=sys.stderr, flush=True)
-        per_document_us = result["cpu_s"] / count * 1e6
-        rows.append(
-            [
-                f"{count:,}", f"{result['dropped']:,}", f"{result['cpu_s']:.1f}", f"{per_document_us:.2f}",
-                f"{result['elapsed_s']:.1f}", f"{result['disk_bytes'] / count:.0f}",
-                f"{result['memory_bytes'] / 1e6:,.0f}",
-            ]
-        )  # fmt: skip
+        rows.append(measure_phase(count, arguments))
+        print(f"  {count:,}: {rows[-1][2]} s", file=sys.stderr, flush=True)
     print_table(rows)
 
 

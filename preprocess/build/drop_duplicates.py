@@ -40,14 +40,14 @@ def drop_duplicates(assignment: SplitAssignment, engine: Engine) -> None:
 
 def write_hashes(hashes: Shuffle, section: Section) -> None:
     """Write the content hashes of the documents of a section that are not dropped."""
-    parts = [np.empty(0, CONTENT_DTYPE)]
+    rows, num_rows = np.empty(section.num_documents, CONTENT_DTYPE), 0
     for first_document, chunk in section.iter_chunks():
         kept = np.flatnonzero(hashes.work_dir.map_sides(chunk) != DROPPED)
-        rows = np.empty(len(kept), CONTENT_DTYPE)
-        rows["h"], rows["low"] = to_uint64_halves(hashes.work_dir.map_documents(chunk)["hash"][kept])
-        rows["index"] = kept + first_document
-        parts.append(rows)
-    rows = np.concatenate(parts)
+        of_chunk = rows[num_rows : num_rows + len(kept)]
+        of_chunk["h"], of_chunk["low"] = to_uint64_halves(hashes.work_dir.map_documents(chunk)["hash"][kept])
+        of_chunk["index"] = kept + first_document
+        num_rows += len(kept)
+    rows = rows[:num_rows]
     with hashes.open(section.number) as append:
         append(rows, choose_buckets(rows["h"], hashes.num_readers))
 

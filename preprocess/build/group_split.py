@@ -88,8 +88,11 @@ def mark_groups(assignment: SplitAssignment, marking: Marking, engine: Engine) -
 
 def write_groups(rows: Shuffle, grouping: Grouping, seed: int, section: Section) -> None:
     """Write a row for each document of a section that is not dropped: the key of its group."""
-    parts = [np.empty(0, GROUP_DTYPE), *(groups for *_, groups in _iter_keyed(rows.work_dir, grouping, seed, section))]
-    groups = np.concatenate(parts)
+    groups, num_rows = np.empty(section.num_documents, GROUP_DTYPE), 0
+    for _, kept, of_chunk in _iter_keyed(rows.work_dir, grouping, seed, section):
+        groups[num_rows : num_rows + len(kept)] = of_chunk
+        num_rows += len(kept)
+    groups = groups[:num_rows]
     with rows.open(section.number) as append:
         append(groups, choose_buckets(groups["h"], rows.num_readers))
 

@@ -43,6 +43,10 @@ class Section(NamedTuple):
     first_document: int  # counted across partitions, in reading order
     chunks: tuple[Chunk, ...]  # at most one per partition
 
+    @property
+    def num_documents(self) -> int:
+        return sum(chunk.num_documents for chunk in self.chunks)
+
     def iter_chunks(self) -> Iterator[tuple[int, Chunk]]:
         """Yield (number of the first document, chunk) for chunks of at most CHUNK_DOCUMENTS documents."""
         first_document = self.first_document

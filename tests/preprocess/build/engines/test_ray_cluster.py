@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from preprocess.build.drop_duplicates import find_bucket_duplicates
 from preprocess.build.engines.interface import StartEngine, Task, WorkerDied, Workload
 from preprocess.build.engines.ray_cluster import RayEngine, connect
 from preprocess.build.prepare import encode_partition, prepare_partition
@@ -75,8 +76,12 @@ def start_engine(nodes: Nodes) -> Iterator[StartEngine]:
 
 
 @pytest.fixture
-def small_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
+def many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give every phase several tasks."""
     monkeypatch.setattr("preprocess.inputs.input_files.PARTITION_BYTES", PARTITION_BYTES)
+    monkeypatch.setattr("preprocess.build.shuffle.MIN_SECTION_DOCUMENTS", 150)
+    monkeypatch.setattr("preprocess.build.shuffle.PAGE_DOCUMENTS", 1)
+    monkeypatch.setattr("preprocess.build.buckets.ROWS_PER_BUCKET", 200)
 
 
 class _KillingEngine(RayEngine):
@@ -98,8 +103,8 @@ class _KillingEngine(RayEngine):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("function", [prepare_partition, encode_partition, write_whole_shard])
-@pytest.mark.usefixtures("small_partitions")
+@pytest.mark.parametrize("function", [prepare_partition, find_bucket_duplicates, encode_partition, write_whole_shard])
+@pytest.mark.usefixtures("many_tasks")
 def test_node_that_dies_changes_no_byte(
     nodes: Nodes, start_engine: StartEngine, corpus: Path, tmp_path: Path, function: Callable[..., Any]
 ) -> None:
