@@ -2,7 +2,7 @@
 
 The phase reads tables of documents and no text, so the tables are made directly. Every tenth document
 has the content of a random earlier one; with --near-dedup it has all but one of its shingles and 5 of
-its 14 bands instead. CPU seconds are those of the process that runs the phase and of its workers, so
+its bands instead. CPU seconds are those of the process that runs the phase and of its workers, so
 other programs change them little.
 
     python bench/decide.py
@@ -36,7 +36,8 @@ from preprocess.recipes.schema import Recipe
 from preprocess.shards.permutation import keyed_hash
 
 PARTITION_DOCUMENTS = 200_000  # 16 MB of documents of 83 bytes
-NUM_SHINGLES, NUM_BANDS, NUM_EQUAL_BANDS = 10, 14, 5
+NUM_SHINGLES, NUM_EQUAL_BANDS = 10, 5
+NUM_BANDS = Recipe(corpus="x").near_dedup_bands
 SAMPLE_INTERVAL_S = 0.5
 JOB, RESULT = "job.json", "result.json"
 
