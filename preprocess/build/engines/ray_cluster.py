@@ -20,6 +20,7 @@ import itertools
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -34,6 +35,8 @@ MAX_RETRIES = 5  # of a task whose worker or node died
 WAIT_S = 5.0  # between two looks at the nodes
 NO_CPU_TIMEOUT_S = 300.0  # a cluster that is scaled to the work may need minutes to start a node
 MAX_REASON_CHARACTERS = 300
+CONNECT_TIMEOUT_S = 10.0
+AUTO = "auto"  # for ray: the cluster that this machine is a node of
 CLIENT_SCHEME = "ray://"
 
 
@@ -49,18 +52,16 @@ def connect(address: str | None, max_tasks: int | None) -> Iterator[StartEngine]
         import ray
     except ImportError as e:
         raise MisuseError("--engine ray needs the package ray; install it with `pip install 'folio-lm[ray]'`") from e
-    if (address or os.environ.get("RAY_ADDRESS", "")).startswith(CLIENT_SCHEME):
-        raise MisuseError(
-            f"{CLIENT_SCHEME} addresses are those of Ray Client, whose process is not on a node; run this command on a "
-            "node of the cluster, for example with `ray job submit`, and pass --address HOST:PORT or none"
-        )
+    address = address or os.environ.get("RAY_ADDRESS") or AUTO
+    if address != AUTO:
+        _check_address(address)
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address or "auto", log_to_driver=False, logging_level=logging.ERROR, namespace="folio")
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, namespace="folio")
     except Exception as e:  # ray documents ConnectionError; others are raised for a wrong address or version
         raise FolioError(
-            f"cannot connect to a Ray cluster{f' at {shorten(address)}' if address else ''} ({_explain(e)}); start one "
-            "with `ray start --head`, or pass --address HOST:PORT"
+            f"cannot connect to a Ray cluster ({_explain(e)}); start one with `ray start --head`, or pass --address "
+            "HOST:PORT"
         ) from e
     finally:
         signal.signal(signal.SIGTERM, handler)  # ray sets its own
@@ -68,6 +69,25 @@ def connect(address: str | None, max_tasks: int | None) -> Iterator[StartEngine]
         yield functools.partial(RayEngine, max_tasks=max_tasks)
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raise FolioError if nothing listens at `address`: ray itself would try for minutes."""
+    if address.startswith(CLIENT_SCHEME):
+        raise MisuseError(
+            f"{CLIENT_SCHEME} addresses are those of Ray Client, whose process is not on a node; run this command on a "
+            "node of the cluster, for example with `ray job submit`, and pass --address HOST:PORT or none"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port[:6]) < 1 << 16:
+        raise MisuseError(f"the address of a Ray cluster is HOST:PORT, got {shorten(address)}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except (OSError, UnicodeError) as e:
+        raise FolioError(
+            f"no Ray cluster listens at {shorten(address)} ({_explain(e)}); start one with `ray start --head`, or pass "
+            "--address HOST:PORT of its head"
+        ) from e
 
 
 class RayEngine:

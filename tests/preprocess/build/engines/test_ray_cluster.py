@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,29 @@ def test_missing_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MisuseError, match=r"^--engine ray needs the package ray; .*folio-lm\[ray\]'`$"):
         connect(None, None).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "message"),
+    [
+        ("ray://head:10001", MisuseError, "Ray Client, .*; run this command on a node of the cluster"),
+        ("head", MisuseError, "^the address of a Ray cluster is HOST:PORT, got head$"),
+        ("head:99999", MisuseError, "is HOST:PORT, got head:99999$"),
+        ("127.0.0.1:PORT", FolioError, r"^no Ray cluster listens at 127.0.0.1:\d+ \(.*refused\); start one"),
+    ],
+)
+def test_wrong_address_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, address: str, error: type[FolioError], message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = address.replace("PORT", str(unused.getsockname()[1]))
+    for given, variable in ((address, ""), (None, address)):
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+        with pytest.raises(error, match=message) as caught:
+            connect(given, None).__enter__()
+        assert type(caught.value) is error
 
 
 class Nodes:
