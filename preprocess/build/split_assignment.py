@@ -19,9 +19,12 @@ class Grouping:
     column: str  # field of DOCUMENT_DTYPE; documents with the same value are on the same side
     near_groups: NearGroups | None  # joins groups whose documents are nearly equal
 
-    def get_groups(self, documents: np.ndarray) -> np.ndarray:
-        """Return the hash of the group of each document: (D, 16) uint8. `documents`: (D,) of DOCUMENT_DTYPE."""
-        groups: np.ndarray = documents[self.column]
+    def get_groups(self, documents: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return the hash of the group of each document in `rows`: (K, 16) uint8.
+
+        `documents`: (D,) of DOCUMENT_DTYPE. `rows`: (K,) indices.
+        """
+        groups: np.ndarray = documents[self.column][rows]
         return groups if self.near_groups is None else self.near_groups.apply(groups)
 
 
