@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from preprocess.cli.output import Output, output_options
-from preprocess.errors import MisuseError, format_quantity
+from preprocess.errors import format_quantity
 
 
 @click.command()
@@ -30,15 +30,12 @@ def report(output: Output, name: str, path: Path | None, replace: bool) -> None:
     """
     from preprocess.report.describe import describe_page
     from preprocess.report.render import render_page
-    from preprocess.shards.files import write_durable
+    from preprocess.shards.files import check_output_file, write_durable
     from preprocess.shards.format import Build
 
     build = Build(name)
     target = Path(f"{build.name}.html") if path is None else path
-    if target.is_dir():
-        raise MisuseError(f"{target} is a folder; name a file with --output")
-    if target.exists() and not replace:
-        raise MisuseError(f"{target} exists already; pass --replace, or choose another --output")
+    check_output_file(target, replace=replace)
     with output.progress().phase("report"):
         data = render_page(describe_page(build)).encode("utf-8", "backslashreplace")
         write_durable(target, data)

@@ -22,7 +22,7 @@ from io import BufferedIOBase, BufferedReader, RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from preprocess.errors import FolioError
+from preprocess.errors import FolioError, MisuseError
 
 HASH_CHUNK_BYTES = 1 << 20
 COPY_BLOCK_BYTES = 256 << 10  # stays in a core's cache while it is hashed and written; more takes a third more time
@@ -108,6 +108,14 @@ def find_blocking_file(folder: Path) -> Path | None:
     """Return the path that prevents creating `folder` because it is not a folder: `folder` itself or one above it."""
     existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
     return None if existing is None or existing.is_dir() else existing
+
+
+def check_output_file(path: Path, *, replace: bool) -> None:
+    """Raise MisuseError unless a command may write `path`: it does not exist, or is a file and `replace` is true."""
+    if os.path.lexists(path) and not path.is_file():
+        raise MisuseError(f"{path} exists and is not a regular file; remove it, or choose another --output")
+    if path.exists() and not replace:
+        raise MisuseError(f"{path} exists already; pass --replace, or choose another --output")
 
 
 @contextmanager

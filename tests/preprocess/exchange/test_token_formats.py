@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import gzip
 import hashlib
 import io
@@ -29,7 +30,7 @@ from preprocess.exchange.megatron import export_megatron
 from preprocess.exchange.olmo import export_olmo
 from preprocess.exchange.parquet import export_parquet
 from preprocess.shards.format import DOC_DTYPE, SPLITS, Build
-from tests.conftest import VERSE, assert_one_line
+from tests.conftest import VERSE, assert_one_line, file_bytes
 from tests.helpers.chats import make_chat_build
 from tests.helpers.runs import small_disk
 
@@ -226,7 +227,31 @@ def test_export_to_a_full_disk_leaves_nothing(build_text: Callable[..., Build], 
     with small_disk(tmp_path / "disk") as disk:
         with pytest.raises(OSError, match="No space left"):
             EXPORTS[format_](build, disk, replace=False)
-        assert not [path for path in disk.rglob("*") if path.is_file()]
+        assert not [path for path in disk.rglob("*") if path.name != "lost+found"]
+
+
+@pytest.mark.parametrize("format_", EXPORTS)
+def test_export_that_fails_between_two_names_leaves_the_old_files(
+    build: Build, build_text: Callable[..., Build], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_: str
+) -> None:
+    small = build_text(VERSE, name="small")
+    paths = EXPORTS[format_](small, tmp_path / "out", replace=False)
+    before = file_bytes(tmp_path / "out")
+    replace, num_calls = os.replace, itertools.count()
+
+    def fail_later(old: Path, new: Path) -> None:
+        if next(num_calls) == 3:  # the second old file has another name, the new one not yet its own
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(new))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", fail_later)
+    with pytest.raises(OSError, match="Input/output error"):
+        EXPORTS[format_](small, tmp_path / "out", replace=True)
+    assert len(paths) > 1 and file_bytes(tmp_path / "out") == before
+    with pytest.raises(OSError, match="Input/output error"):
+        num_calls = itertools.count(2)
+        EXPORTS[format_](small, tmp_path / "new/folder", replace=True)
+    assert not (tmp_path / "new").exists()
 
 
 def test_llmc_files_are_of_equal_size(build: Build, tmp_path: Path) -> None:
@@ -295,7 +320,7 @@ def test_document_of_an_unknown_source_is_an_error(build: Build, tmp_path: Path)
     docs.tofile(path)
     with pytest.raises(FolioError, match="has documents of source 4294967295, which is not in its manifest"):
         export_parquet(build, tmp_path / "out", replace=False)
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
