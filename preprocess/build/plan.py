@@ -32,6 +32,7 @@ from preprocess.stages.evaluation_items import find_evaluation_files
 from preprocess.tokenizers import find_tokenizer_kind
 from preprocess.tokenizers.for_recipe import load_recipe_tokenizer
 from preprocess.tokenizers.interface import Tokenizer
+from preprocess.versions import collect_versions
 
 # The work directory and the shards together need, per byte of text, 1 byte for ids and up to 0.5
 # bytes for tables. A token represents about 4 bytes of text, and its id of 2 bytes is stored twice.
@@ -59,6 +60,10 @@ class Plan:
     def formats(self) -> set[str]:
         """The formats of the input files."""
         return {input_file.format for input_file in self.input_files}
+
+    def collect_versions(self) -> dict[str, str]:
+        """Return the version of each program and library that affects the bytes of the build, by name."""
+        return collect_versions(self.tokenizer_kind, self.formats, self.recipe.filters)
 
     def source_entries(self) -> list[dict[str, str | int]]:
         """Return the manifest's `sources`."""
