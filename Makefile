@@ -27,7 +27,7 @@ test: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-slow: $(EXTRAS)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto --maxprocesses 2
 
 # MLflow and W&B bring 60 packages, which only slow tests need.
 $(EXTRAS): $(READY)

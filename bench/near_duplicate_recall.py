@@ -3,7 +3,7 @@
 The text has 200,000 random documents; every fifth has one to three copies in which 1 to 15 % of the words
 are replaced. All pairs of documents with a common sequence of five words are compared exactly. The
 table has, by similarity, the fraction of these pairs that are in one cluster of Folio, and the
-fraction that datasketch's MinHashLSH finds with the same parameters: 14 bands of 8 values. A cluster is
+fraction that datasketch's MinHashLSH finds with the same parameters: 20 bands of 5 values. A cluster is
 false if it joins documents that no chain of pairs with a similarity of at least 0.8 connects.
 
     python bench/near_duplicate_recall.py

@@ -2,11 +2,12 @@
 
 The text has 200,000 random documents of 60 to 240 words; every fifth has a copy in which 1 to 15 %
 of the words are replaced. A build with `--near-dedup group` is compared with one without, with
-datasketch's MinHashLSH on the first tenth of the text, and with datatrove's three steps (signatures, buckets and
-clusters) on the same tenth, each on one core. The case `one-tenth` is a build of this tenth with one worker.
+datasketch's MinHashLSH on the first tenth of the text (one in --share), and with datatrove's three steps (signatures,
+buckets and clusters) on the same part, each on one core. The case `part` is a build of this part with one worker.
 Neither library compares the documents, nor writes the text that is left.
 
     python bench/near_duplicates.py
+    python bench/near_duplicates.py --documents 335000 --share 1 --cases part datatrove --repeat 0   # 400 MB
     python bench/near_duplicates.py --documents 2000 --cases off group drop
 """
 
@@ -33,32 +34,31 @@ CASES = {
     "off": (),
     "group": ("--near-dedup", "group"),
     "drop": ("--near-dedup", "drop"),
-    "one-tenth": ("--near-dedup", "drop"),
+    "part": ("--near-dedup", "drop"),
     "datasketch": (),
     "datatrove": (),
 }
 EDITED_FRACTIONS = (0.01, 0.02, 0.03, 0.05, 0.15)
-SHARE = 10  # the libraries read one in so many documents
 
-# datasketch with the same parameters: five words, 14 bands of 8 values. Prints the documents, the seconds, and the
+# datasketch with the same parameters: five words, 20 bands of 5 values. Prints the documents, the seconds, and the
 # pairs that have a band in common.
 DATASKETCH = """
 import json, sys, time
 from datasketch import MinHash, MinHashLSH
 begin = time.perf_counter()
-index, pairs, count = MinHashLSH(num_perm=112, params=(14, 8)), 0, int(sys.argv[2])
+index, pairs, count = MinHashLSH(num_perm=100, params=(20, 5)), 0, int(sys.argv[2])
 with open(sys.argv[1]) as file:
     for number, line in zip(range(count), file):
         words = json.loads(line)["text"].split()
         shingles = {" ".join(words[i : i + 5]).encode() for i in range(max(len(words) - 4, 1))}
-        signature = MinHash(num_perm=112)
+        signature = MinHash(num_perm=100)
         signature.update_batch(list(shingles))
         pairs += len(index.query(signature))
         index.insert(number, signature, check_duplication=False)
 print(count, round(time.perf_counter() - begin, 2), pairs)
 """
 
-# datatrove with the same parameters, which are its defaults, as one task. Prints the seconds of the three steps and the
+# datatrove with the same parameters, as one task. Prints the seconds of the three steps and the
 # number of documents that are to be removed.
 DATATROVE = """
 import json, os, sys, tempfile, time
@@ -67,11 +67,11 @@ from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, M
 from datatrove.pipeline.dedup.minhash import MinhashConfig
 from datatrove.pipeline.readers import JsonlReader
 path, scratch, seconds = sys.argv[1], tempfile.mkdtemp(dir=sys.argv[2]), []
-config = MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)
+config = MinhashConfig(n_grams=5, num_buckets=20, hashes_per_bucket=5)
 reader = JsonlReader(os.path.dirname(path), glob_pattern=os.path.basename(path), id_key="id")
 steps = [
     ([reader, MinhashDedupSignature(f"{scratch}/signatures", config)], 1),
-    ([MinhashDedupBuckets(f"{scratch}/signatures", f"{scratch}/buckets", config=config)], 14),
+    ([MinhashDedupBuckets(f"{scratch}/signatures", f"{scratch}/buckets", config=config)], 20),
     ([MinhashDedupCluster(f"{scratch}/buckets", f"{scratch}/removed", config=config)], 1),
 ]
 for number, (pipeline, tasks) in enumerate(steps):
@@ -111,9 +111,9 @@ def make_job(case: str, arguments: argparse.Namespace) -> Job:
     folder = make_text_folder(arguments)
     path = folder / f"near-duplicates-{arguments.documents}.jsonl"
     write_if_missing(path, lambda partial: write_documents(partial, arguments.documents))
-    count = max(arguments.documents // SHARE, 1)
+    count = max(arguments.documents // arguments.share, 1)
     workers = arguments.workers
-    if case in ("datasketch", "datatrove", "one-tenth"):
+    if case in ("datasketch", "datatrove", "part"):
         workers, whole = 1, path
         path = folder / f"near-duplicates-{arguments.documents}-first-{count}.jsonl"
         write_if_missing(path, lambda partial: write_first(whole, count, partial))
@@ -130,6 +130,9 @@ def main() -> None:
     add_case_options(parser, CASES)
     parser.add_argument(
         "--documents", type=parse_positive, default=200_000, help="without the copies (default: 200000)"
+    )
+    parser.add_argument(
+        "--share", type=parse_positive, default=10, help="the libraries read one in so many documents (default: 10)"
     )
     parser.add_argument("--datasketch-python", type=Path, default=Path(sys.executable), help="a Python with datasketch")
     parser.add_argument("--datatrove-python", type=Path, default=Path(sys.executable), help="a Python with datatrove")

@@ -3,13 +3,16 @@
 The documents are the corpora of --mirror, cut at paragraphs, the text files of the Python environment
 (sources, licences, descriptions of packages), and adversarial documents. Each of datatrove's filters
 judges every document twice: with the words of Folio, through datatrove's own interface for word
-tokenizers, and with its default words, those of spaCy. `bad_words` is compared with datatrove's filter
-on words of these documents. Then the four filters of FineWeb's pipeline are timed on documents of the
-corpora or of --timed-file, in turn, each document through all filters that keep it.
+tokenizers, and with its default words, those of spaCy. Each document with another verdict is explained:
+datatrove must agree on it if it has the words of Folio, and the words or sentences that differ are
+counted by kind (lib/word_differences.py). `bad_words` is compared with datatrove's filter on words of
+these documents. Then the four filters of FineWeb's pipeline are timed on documents of the corpora or of
+--timed-file, in turn, each document through all filters that keep it.
 
 This runs in the environment of bench/requirements.txt.
 
     python bench/quality_filters.py --mirror CORPORA
+    python bench/quality_filters.py --mirror CORPORA --explain differences.jsonl   # one line for each difference
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -42,9 +45,11 @@ from datatrove.pipeline.filters import (
     GopherQualityFilter,
     GopherRepetitionFilter,
 )
-from datatrove.utils.word_tokenizers import WordTokenizer
+from datatrove.pipeline.filters.c4_filters import CITATION_REGEX
+from datatrove.utils.word_tokenizers import WordTokenizer, load_word_tokenizer
 
 from bench.lib.report import describe_machine
+from bench.lib.word_differences import count_kinds
 from preprocess.documents import make_batch
 from preprocess.filters.catalog import load_filter
 from preprocess.filters.characters import MARK, SINGLE, SPACE, TERMINAL, WORD, find_kind
@@ -52,6 +57,8 @@ from preprocess.filters.characters import MARK, SINGLE, SPACE, TERMINAL, WORD, f
 BATCH_BYTES = 4 << 20  # as in a build
 MAX_FILE_BYTES = 20_000
 MAX_SHOWN = 5  # differences of a filter
+
+Verdict = tuple[str | None, str]  # the reason, None if the document is kept, and the new text
 BAD_WORDS = ["war", "the mat", "e.g", "javascript", "u.s", "naïve", "foo_bar", "c++", "größe"]
 
 # Reasons of datatrove and of Folio.
@@ -150,8 +157,8 @@ def make_adversarial(rng: random.Random) -> list[str]:
     return parts + mixed + repeated
 
 
-def judge(spec: str, texts: list[str]) -> Iterator[tuple[str | None, str]]:
-    """Yield the reason, None if the document is kept, and the new text of each document."""
+def judge(spec: str, texts: list[str]) -> Iterator[Verdict]:
+    """Yield the verdict on each document."""
     judged = load_filter(spec)
     for batch in iter_batches(texts):
         verdict = judged.judge(batch, batch.column("text"))
@@ -170,7 +177,7 @@ def iter_batches(texts: list[str]) -> Iterator[pa.RecordBatch]:
             begin, size = end, 0
 
 
-def judge_by_datatrove(filter_: Any, text: str) -> tuple[str | None, str]:
+def judge_by_datatrove(filter_: Any, text: str) -> Verdict:
     """Return what `judge` yields, or as the reason the exception that the filter raises."""
     document = Document(text=text, id="")
     try:
@@ -192,8 +199,11 @@ def make_filters(**arguments: Any) -> dict[str, Any]:
     }
 
 
-def compare(texts: list[str], words: str, filters: dict[str, Any]) -> None:
-    """Print in how many documents each filter and datatrove's differ, and the first of them."""
+def compare(texts: list[str], words: str, filters: dict[str, Any], explanations: TextIO | None = None) -> None:
+    """Print in how many documents each filter and datatrove's differ, and the first of them.
+
+    With `explanations`, also print why, and write a line for each of them to this file.
+    """
     # One text after the other, because datatrove remembers the words of a few texts.
     all_theirs = [[judge_by_datatrove(filter_, text) for filter_ in filters.values()] for text in texts]
     for spec, theirs in zip(filters, zip(*all_theirs, strict=True), strict=True):
@@ -205,10 +215,36 @@ def compare(texts: list[str], words: str, filters: dict[str, Any]) -> None:
             f"{words:14} {spec:32} {len(texts):>8,} documents, {num_dropped:>6,} dropped, {len(different):>5,} "
             f"different ({len(different) / len(texts):.2%}), of these {verdicts:,} in whether they are kept"
         )
+        if explanations is not None and different:
+            explain(spec, [(texts[i], ours[i], theirs[i]) for i in different], explanations)
         pairs = Counter((ours[i][0], theirs[i][0]) for i in different)
         for (our_reason, their_reason), count in pairs.most_common(MAX_SHOWN):
             example = next(i for i in different if (ours[i][0], theirs[i][0]) == (our_reason, their_reason))
             print(f"{'':15}{count:,} times {our_reason} / {their_reason}, such as {texts[example][:60]!r}")
+
+
+def explain(spec: str, differences: list[tuple[str, Verdict, Verdict]], explanations: TextIO) -> None:
+    """Print why Folio and datatrove have other verdicts on documents: text, verdict of Folio, of datatrove."""
+    words = FolioWords()
+    default, with_folio_words = load_word_tokenizer("en"), make_filters(language=words)[spec]
+    num_by_kind: Counter[str] = Counter()
+    unexplained = 0
+    for text, ours, theirs in differences:
+        if spec.startswith("c4"):  # it counts the sentences of each line, and has no other use for words
+            lines = [CITATION_REGEX.sub("", line.strip()) for line in text.splitlines()]
+            counts = [[len(each.span_tokenize(line)) for line in lines] for each in (default, words)]
+            kinds = Counter(sentences=sum(a != b for a, b in zip(*counts, strict=True)))
+        else:
+            kinds = count_kinds(default.word_tokenize(text), words.word_tokenize(text))
+        agrees = not is_different(ours, judge_by_datatrove(with_folio_words, text))
+        unexplained += not (agrees and kinds.total())
+        num_by_kind.update(kinds.keys())
+        row = {"filter": spec, "text": text[:200], "folio": ours[0], "datatrove": theirs[0]}
+        explanations.write(json.dumps({**row, "agrees_with_words_of_folio": agrees, "kinds": kinds}) + "\n")
+    print(
+        f"{'':15}{len(differences) - unexplained} of {len(differences)} explained by words: documents by kind of "
+        + ", ".join(f"{kind} {count}" for kind, count in num_by_kind.most_common())
+    )
 
 
 def compare_bad_words(texts: list[str], words: list[str], path: Path) -> None:
@@ -239,7 +275,7 @@ def read_timed(path: Path, num_bytes: int) -> list[str]:
     return texts
 
 
-def is_different(ours: tuple[str | None, str], theirs: tuple[str | None, str]) -> bool:
+def is_different(ours: Verdict, theirs: Verdict) -> bool:
     """Return whether the reasons differ, or the texts of documents that are kept."""
     return ours[0] != theirs[0] or (ours[0] is None and ours[1] != theirs[1])
 
@@ -304,6 +340,7 @@ def main() -> None:
     parser.add_argument("--timed-file", type=Path, help="JSON lines with the key text, timed instead of the corpora")
     parser.add_argument("--timed-mb", type=float, default=10, help="MB of text of --timed-file")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--explain", type=Path, default=Path(os.devnull), help="write a line for each difference")
     parser.add_argument("--words", nargs="*", choices=("folio", "default"), default=["folio", "default"])
     arguments = parser.parse_args()
     rng = random.Random(0)
@@ -312,12 +349,15 @@ def main() -> None:
     files = rng.sample(files, min(max(arguments.documents - len(corpora), 0), len(files)))
     print(describe_machine())
     adversarial, words = make_adversarial(rng), FolioWords()
-    for name in arguments.words:
-        num_real = arguments.documents if name == "folio" else arguments.default_documents
-        kinds = {"corpora": corpora[:num_real], "files": files[:num_real], "adversarial": adversarial}
-        for kind, texts in kinds.items():
-            print(f"{kind} documents", flush=True)
-            compare(texts, f"{name} words", make_filters(**({"language": words} if name == "folio" else {})))
+    with open(arguments.explain, "w", encoding="utf-8") as explanations:
+        for name in arguments.words:
+            is_folio = name == "folio"
+            num_real = arguments.documents if is_folio else arguments.default_documents
+            kinds = {"corpora": corpora[:num_real], "files": files[:num_real], "adversarial": adversarial}
+            filters = make_filters(language=words) if is_folio else make_filters()
+            for kind, texts in kinds.items():
+                print(f"{kind} documents", flush=True)
+                compare(texts, f"{name} words", filters, None if is_folio else explanations)
     with tempfile.TemporaryDirectory() as folder:
         compare_bad_words([*corpora, *files, *adversarial], BAD_WORDS, Path(folder) / "words.txt")
     if arguments.timed:

@@ -21,15 +21,27 @@ def parse_path(text: str) -> Path:
 
 def parse_positive(text: str) -> int:
     """Return `text` as a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number that is 1 or more, got {text!r}")
+    return _parse_whole_number(text, min_value=1)
+
+
+def parse_count(text: str) -> int:
+    """Return `text` as a whole number of at least 0."""
+    return _parse_whole_number(text, min_value=0)
+
+
+def _parse_whole_number(text: str, *, min_value: int) -> int:
+    if not text.isdecimal() or int(text) < min_value:
+        raise argparse.ArgumentTypeError(f"expected a whole number that is {min_value} or more, got {text!r}")
     return int(text)
 
 
 def add_run_options(parser: argparse.ArgumentParser, *, repeat: int) -> None:
     """Add the options of every bench that runs jobs; `repeat` is the default number of timed runs."""
     parser.add_argument(
-        "--repeat", type=parse_positive, default=repeat, help=f"timed runs of each job, in turn (default: {repeat})"
+        "--repeat",
+        type=parse_count,
+        default=repeat,
+        help=f"timed runs of each job, in turn, after that which measures memory; 0: time that (default: {repeat})",
     )
     parser.add_argument(
         "--folio-python",

@@ -16,7 +16,7 @@ shingles, so no document is taken for a copy by chance.
 
 The result depends on the documents and their order only, not on partitions or workers.
 
-The cost: buckets of 16 bytes for each band of each document (224 bytes with 14 bands), 16 bytes for
+The cost: buckets of 16 bytes for each band of each document (320 bytes with 20 bands), 16 bytes for
 each document in the forest and the table of shingles, and reading the shingles of documents that
 have an equal band. The memory is that of one bucket and of the shingles that are compared at once.
 """

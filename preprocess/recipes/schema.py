@@ -198,8 +198,9 @@ class Recipe:
     near_dedup: str | None = None
     near_dedup_threshold: float = 0.8  # the smallest Jaccard similarity of nearly equal documents
     near_dedup_words: int = 5  # in a shingle
-    near_dedup_bands: int = 14  # documents that have one of these bands in common are compared
-    near_dedup_rows: int = 8  # MinHash values in a band
+    # Documents that have one of these bands in common are compared: all but 1 in 2,800 pairs with a similarity of 0.8.
+    near_dedup_bands: int = 20
+    near_dedup_rows: int = 5  # MinHash values in a band
     dedup_lines: str | None = None  # line or paragraph: remove those that also occur in other documents
     # None: remove those that an earlier document has. N: remove those that are in more than N documents from all.
     dedup_lines_max_documents: int | None = None

@@ -55,7 +55,7 @@ def test_estimate_counts_the_files_of_near_dedup(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": [f"a b c d e f {i}" for i in range(50)]}), tmp_path / "a.parquet")
     recipes = [load_recipe(None, inputs=(str(tmp_path),), tokenizer="byte", near_dedup=near) for near in (None, "drop")]
     plain, near = (estimate_build(make_plan(recipe, None, QUIET), 50, workers=1)["build"] for recipe in recipes)
-    shingles, bands = 4 * 3 + 4, 14 * (8 + 16)  # of a document: three sequences of five words, and their number
+    shingles, bands = 4 * 3 + 4, 20 * (8 + 16)  # of a document: three sequences of five words, and their number
     assert near["disk_bytes"] - plain["disk_bytes"] == 50 * (shingles + bands + 8 + 8)
 
 
