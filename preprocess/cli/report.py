@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from preprocess.cli.completion import complete_build
 from preprocess.cli.output import Output, output_options
 from preprocess.errors import MisuseError, format_quantity
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_build)
 @click.option(
     "--output",
     "path",
