@@ -8,6 +8,7 @@ import re
 import textwrap
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from preprocess.inputs.synthetic import generate_pairs
@@ -23,7 +24,7 @@ REASONS = re.compile(
 # Added to each training, whose settings are otherwise those of the page.
 TINY = [
     "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=32", "--batch_size=2", "--max_steps=4",
-    "--warmup_steps=0", "--eval_interval=2", "--eval_tokens=64", "--checkpoint_interval=2", "--minutes=none",
+    "--warmup_steps=0", "--eval_interval=2", "--eval_tokens=64", "--checkpoint_interval=4", "--minutes=none",
     "--completion_tokens=4", "--log_interval=1", "--precision=fp32", "--num_threads=1", "--device=cpu",
 ]  # fmt: skip
 
@@ -64,6 +65,10 @@ def write_inputs(folder: Path) -> None:
     rows = make_rows(60)
     for name in ("texts.jsonl", "pages.jsonl", "hellaswag.jsonl"):
         write(folder / name, rows)
+    (folder / "saved_dataset").mkdir()
+    table = pa.table({"text": make_texts(30, seed=4)})
+    with pa.ipc.new_stream(str(folder / "saved_dataset/data-00000-of-00001.arrow"), table.schema) as writer:
+        writer.write_table(table)
     write(
         folder / "questions.txt", "Which of the five ships was in the harbour of that town on the first day of May?\n"
     )
@@ -86,6 +91,7 @@ def write_inputs(folder: Path) -> None:
 
 # What a page expects to be there, besides the files of `write_inputs`.
 BEFORE = {
+    "choosing_a_size.md": "preprocess build --input texts.jsonl --name mine --tokenizer byte",
     "evaluating.md": """
         preprocess build --input texts.jsonl --name own --tokenizer byte
         folio train own --out_dir=runs/one
@@ -114,7 +120,7 @@ BEFORE = {
         """,
 }
 # Files of PREPROCESS_MIRROR that a page reads.
-FROM_MIRROR = {"README.md": ("inaugural",)}
+FROM_MIRROR = {"README.md": ("inaugural", "tinyshakespeare"), "moving.md": ("tinyshakespeare",)}
 RUN = [page for page in PAGES if any(block.reason is None for block in list_blocks(page))]
 
 

@@ -33,13 +33,18 @@ def run_bash(script: str, folder: Path) -> str:
 def test_bash_completes_commands_options_corpora_and_builds(tmp_path: Path) -> None:
     (tmp_path / "shards/walden").mkdir(parents=True)
     (tmp_path / "shards/walden/manifest.json").touch()
-    lines = ["preprocess tok", "preprocess build --near-dedup-t", "preprocess build --corpus tinys", "preprocess show w"]
+    lines = [
+        "preprocess tok",
+        "preprocess build --near-dedup-t",
+        "preprocess build --corpus tinys",
+        "preprocess show w",
+    ]
     presses = "".join(
         f"COMPREPLY=(); COMP_WORDS=({line}); COMP_CWORD={len(line.split()) - 1}; _preprocess_completion preprocess; "
         'echo "${COMPREPLY[@]}"\n'
         for line in lines
     )
-    (block,) = (block for block in list_blocks(PAGE) if block.reason is None)
+    block = list_blocks(PAGE)[0]
     found = run_bash(f"{block.script}\n{presses}complete -p preprocess folio", tmp_path).splitlines()
     assert found[:4] == ["tokenizer", "--near-dedup-threshold", "tinyshakespeare tinystories", "walden"]
     assert "-F _preprocess_completion" in found[4] and found[5].endswith(" folio")
