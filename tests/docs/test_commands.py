@@ -23,20 +23,20 @@ REASONS = re.compile(
 )
 # Added to each training, whose settings are otherwise those of the page.
 TINY = [
-    "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=32", "--batch_size=2", "--max_steps=4",
+    "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=32", "--batch_size=16", "--max_steps=4",
     "--warmup_steps=0", "--eval_interval=2", "--eval_tokens=64", "--checkpoint_interval=4", "--minutes=none",
     "--completion_tokens=4", "--log_interval=1", "--precision=fp32", "--num_threads=1", "--device=cpu",
 ]  # fmt: skip
 
 
-def make_texts(count: int, seed: int = 0) -> list[str]:
-    """Return different texts of twelve lines of English."""
-    sentences = [pair.en for pair in generate_pairs(12 * count, seed=seed)]
+def make_texts(count: int, seed: int = 0, language: str = "en") -> list[str]:
+    """Return different texts of twelve lines in English or Russian (`ru`)."""
+    sentences = [getattr(pair, language) for pair in generate_pairs(12 * count, seed=seed)]
     return ["\n".join(sentences[i::count]) for i in range(count)]
 
 
-def make_rows(count: int, seed: int = 0) -> str:
-    return "".join(json.dumps({"text": text}) + "\n" for text in make_texts(count, seed))
+def make_rows(count: int, seed: int = 0, language: str = "en") -> str:
+    return "".join(json.dumps({"text": text}) + "\n" for text in make_texts(count, seed, language))
 
 
 def write(path: Path, text: str) -> None:
@@ -74,7 +74,7 @@ def write_inputs(folder: Path) -> None:
     )
     for name in ("data/a.jsonl.zst", "web/a.jsonl.zst"):
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(zstd.compress(make_rows(60, seed=1).encode()))
+        (folder / name).write_bytes(zstd.compress(make_rows(60, seed=1, language="ru").encode()))
     sentences = {"en": make_texts(1)[0], "de": "Das Schiff verließ den Hafen am Morgen, und der Kapitän schrieb. ",
                  "fr": "Le bateau a quitté le port ce matin, et le capitaine a écrit une lettre. ",
                  "ru": "Утром корабль покинул гавань, и капитан написал письмо владельцу. "}  # fmt: skip
@@ -125,7 +125,7 @@ RUN = [page for page in PAGES if any(block.reason is None for block in list_bloc
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
 def test_commands_of_the_page_run_as_written(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     write_inputs(tmp_path)
@@ -153,7 +153,8 @@ def test_reasons_not_to_run_commands_are_known(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_all_commands_are_in_blocks_that_are_run(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    others = re.findall(r"^```(?!sh$|console$)\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    others += re.findall(r"(?:^    \S.*\n)+", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), re.M)
+    fences = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    others = [body for language, body in fences.findall(text) if language not in ("sh", "console")]
+    others += re.findall(r"(?:^    \S.*\n)+", fences.sub("", text), re.MULTILINE)
     for body in others:
         assert not re.search(rf"^\s*\$? ?({'|'.join(PROGRAMS)}) \S", body, re.MULTILINE), f"{page.name}: {body[:200]}"
