@@ -6,8 +6,8 @@ judges every document twice: with the words of Folio, through datatrove's own in
 tokenizers, and with its default words, those of spaCy. Each document with another verdict is explained:
 datatrove must agree on it if it has the words of Folio, and the words or sentences that differ are
 counted by kind (lib/word_differences.py). `bad_words` is compared with datatrove's filter on words of
-these documents. Then the four filters of FineWeb's pipeline are timed on documents of the corpora or of
---timed-file, in turn, each document through all filters that keep it.
+these documents. Then the four filters of FineWeb's pipeline are timed in turn, each document through all
+filters that keep it: on documents of the corpora, of --timed-file, or made of their paragraphs.
 
 This runs in the environment of bench/requirements.txt.
 
@@ -263,6 +263,30 @@ def compare_bad_words(texts: list[str], words: list[str], path: Path) -> None:
     )
 
 
+def recombine(mirror: Path, folder: Path, num_bytes: int) -> list[str]:
+    """Return documents of 0.5 to 20 kB, about `num_bytes`: runs of paragraphs in random order.
+
+    70 % of the documents have paragraphs of corpora, and the others also of texts in `folder`.
+    """
+    rng = random.Random(0)
+    paragraphs = []
+    for path in sorted(mirror.rglob("*.txt")):
+        paragraphs += path.read_text("utf-8", errors="replace").split("\n" if "wikitext" in str(path) else "\n\n")
+    num_in_corpora = len(paragraphs)
+    for text in read_text_files(folder):
+        paragraphs += text.split("\n\n")
+    texts, size = [], 0
+    while size < num_bytes:
+        wanted, limit = 500 * 40 ** rng.random(), num_in_corpora if rng.random() < 0.7 else len(paragraphs)
+        document: list[str] = []
+        while sum(map(len, document)) < wanted:
+            begin = rng.randrange(limit)
+            document += filter(str.strip, paragraphs[begin : begin + rng.randint(1, 6)])
+        texts.append("\n".join(document))
+        size += len(texts[-1].encode())
+    return texts
+
+
 def read_timed(path: Path, num_bytes: int) -> list[str]:
     """Return the first documents of a JSON lines file with the key `text`, about `num_bytes` of text."""
     texts, size = [], 0
@@ -339,6 +363,7 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=600, help="documents of the corpora that are timed")
     parser.add_argument("--timed-file", type=Path, help="JSON lines with the key text, timed instead of the corpora")
     parser.add_argument("--timed-mb", type=float, default=10, help="MB of text of --timed-file")
+    parser.add_argument("--recombined-mb", type=float, help="time so many MB of paragraphs in random order")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--explain", type=Path, default=Path(os.devnull), help="write a line for each difference")
     parser.add_argument("--words", nargs="*", choices=("folio", "default"), default=["folio", "default"])
@@ -364,6 +389,8 @@ def main() -> None:
         timed = corpora[: arguments.timed]
         if arguments.timed_file:
             timed = read_timed(arguments.timed_file, int(arguments.timed_mb * 1e6))
+        elif arguments.recombined_mb:
+            timed = recombine(arguments.mirror, Path(sys.prefix) / "lib", int(arguments.recombined_mb * 1e6))
         measure(timed, arguments.rounds, words)
 
 

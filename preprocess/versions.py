@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 from preprocess import __version__
 
+PROGRAMS = {"folio": __version__, "python": platform.python_version(), "unicode": unicodedata.unidata_version}
 LIBRARIES = ("numpy", "pyarrow", "xxhash", "orjson", "ftfy")
 LIBRARIES_OF_TOKENIZER = {
     "gpt2": ("tiktoken", "gigatoken"),
@@ -34,13 +35,19 @@ def collect_versions(tokenizer_kind: str, formats: Iterable[str] = (), filters: 
     that only some builds need, and `filters`, of the recipe, those of filters. The version of a
     library that is not installed is "absent".
     """
-    versions = {"folio": __version__, "python": platform.python_version(), "unicode": unicodedata.unidata_version}
     of_formats = sorted({name for format_ in formats for name in LIBRARIES_OF_FORMAT.get(format_, ())})
     used = {spec.partition(":")[0] for spec in filters}
     of_filters = sorted({name for filter_ in used for name in LIBRARIES_OF_FILTER.get(filter_, ())})
-    for name in (*LIBRARIES, *LIBRARIES_OF_TOKENIZER.get(tokenizer_kind, ()), *of_formats, *of_filters):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    return versions
+    of_tokenizer = LIBRARIES_OF_TOKENIZER.get(tokenizer_kind, ())
+    names = (*PROGRAMS, *LIBRARIES, *of_tokenizer, *of_formats, *of_filters)
+    return {name: find_version(name) for name in names}
+
+
+def find_version(name: str) -> str:
+    """Return the version of one of PROGRAMS or of a library, "absent" if it is not installed."""
+    if name in PROGRAMS:
+        return PROGRAMS[name]
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"

@@ -108,6 +108,7 @@ HOMES = {
         "train/run/hub_models.py",
     },
     "fsspec": {"preprocess/inputs/remote"},
+    "ray": {"preprocess/build/engines/ray_cluster.py"},
     "orjson": {
         f"preprocess/readers/{name}.py" for name in ("json_finders", "json_layout", "json_records", "long_json")
     },

@@ -34,6 +34,7 @@ from train.core.settings import (
 )
 from train.model import ARCHITECTURES
 
+FSDP = "fsdp"  # the value of `parallel` with which the processes divide the model
 # Name of a setting in earlier versions of Folio → its name now. Config files and checkpoints with
 # the earlier names can still be read.
 RENAMED = {
@@ -51,6 +52,7 @@ CHOICES = {
     "optimizer": ("adamw", "muon"),
     "schedule": ("cosine", "linear", "wsd"),
     "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
+    "parallel": ("ddp", FSDP),
 }
 MAX_MINUTES = 525_600  # a year
 # With `minutes`, the values of these settings until they are planned. Any others are valid with them.
@@ -185,6 +187,13 @@ class Config:
     compile: bool = setting(
         False,
         "compile the model with torch.compile: about a minute of start-up, then faster steps",
+        free=True,
+    )
+
+    parallel: str = setting(
+        "ddp",
+        "what each process of torchrun holds. ddp: the whole model; fsdp: a part of all weights, gradients and "
+        "optimizer state, which it also saves as its part of a checkpoint",
         free=True,
     )
 

@@ -25,12 +25,29 @@ PIECE_MARGIN = 1.25  # buckets are not exactly equal; one with a few more rows s
 BUFFER_ROWS = 1 << 19  # collected before they are distributed, so that each write is not too small
 
 
+def count_buckets(num_rows: int) -> int:
+    """Return how many buckets `num_rows` rows need."""
+    return min(max(-(-num_rows // ROWS_PER_BUCKET), 1), MAX_BUCKETS)
+
+
+def choose_buckets(hashes: np.ndarray, num_buckets: int) -> np.ndarray:
+    """Return the bucket of each of (N,) hashes: (N,) uint16, in the order of the hashes."""
+    # floor(h / 2**64 * num_buckets), with the upper 32 bits of h so that it cannot overflow
+    buckets: np.ndarray = (hashes >> np.uint64(32)) * np.uint64(num_buckets) >> np.uint64(32)
+    return buckets.astype(np.uint16)
+
+
+def get_max_piece_rows() -> int:
+    """Return how many rows of a bucket are read at once."""
+    return math.ceil(ROWS_PER_BUCKET * PIECE_MARGIN)
+
+
 class Buckets:
     """The buckets of one sort, as files that are deleted when the context ends."""
 
     def __init__(self, directory: Path, name: str, dtype: np.dtype, num_rows: int) -> None:
         """`num_rows`: the expected number of rows. `dtype`: of a row; field `h` is the hash, u8."""
-        self._num_buckets = min(max(-(-num_rows // ROWS_PER_BUCKET), 1), MAX_BUCKETS)
+        self._num_buckets = count_buckets(num_rows)
         self._paths = [directory / f"{name}-{i:04d}.bucket" for i in range(self._num_buckets)]
         self._dtype = dtype
         self._buffer: list[np.ndarray] = []
@@ -58,8 +75,7 @@ class Buckets:
             return
         rows = np.concatenate(self._buffer)
         self._buffer, self._num_buffered = [], 0
-        # floor(h / 2**64 * num_buckets), with the upper 32 bits of h so that it cannot overflow
-        index = ((rows["h"] >> np.uint64(32)) * np.uint64(self._num_buckets) >> np.uint64(32)).astype(np.uint16)
+        index = choose_buckets(rows["h"], self._num_buckets)
         rows = rows[np.argsort(index, kind="stable")]  # a radix sort, because the index has 16 bits
         first = 0
         for path, count in zip(self._paths, np.bincount(index, minlength=self._num_buckets).tolist(), strict=True):
@@ -71,13 +87,13 @@ class Buckets:
     def read(self, index: int) -> Iterator[np.ndarray]:
         """Yield the rows of bucket `index` in pieces, in the order in which they were appended.
 
-        A piece is an array (N,) of at least one and at most ROWS_PER_BUCKET * PIECE_MARGIN rows.
+        A piece is an array (N,) of at least one and at most `get_max_piece_rows()` rows.
         """
         self._flush()
         num_left = self._paths[index].stat().st_size // self._dtype.itemsize
         with open(self._paths[index], "rb") as file:
             while num_left:
-                rows = np.fromfile(file, self._dtype, min(num_left, math.ceil(ROWS_PER_BUCKET * PIECE_MARGIN)))
+                rows = np.fromfile(file, self._dtype, min(num_left, get_max_piece_rows()))
                 num_left -= len(rows)
                 yield rows
 

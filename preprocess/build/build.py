@@ -28,8 +28,8 @@ from preprocess.build.build_log import BuildLog
 from preprocess.build.contamination import write_index
 from preprocess.build.contiguous import set_boundaries
 from preprocess.build.dedup_and_split import dedup_and_split
-from preprocess.build.engines.interface import Engine, Task, WorkerDied
-from preprocess.build.engines.local import ProcessEngine, SerialEngine
+from preprocess.build.engines.interface import Engine, StartEngine, Task, WorkerDied, Workload
+from preprocess.build.engines.local import start_local_engine
 from preprocess.build.metadata import BuildContents, write_metadata, write_tokenizer
 from preprocess.build.plan import Plan, check_disk_space, make_plan
 from preprocess.build.prepare import TaskContext, count_lines, count_partition, encode_partition, prepare_partition
@@ -67,7 +67,6 @@ from preprocess.stages.encode_chats import count_ids
 from preprocess.tokenizers import TRAINED_KINDS, make_tokenizer_entry
 from preprocess.tokenizers.folders import check_no_other_tokenizer, save_tokenizer
 from preprocess.tokenizers.interface import Tokenizer
-from preprocess.versions import collect_versions
 
 WORK_VERSION = 4  # of the files in the work directory
 
@@ -83,12 +82,14 @@ def build(
     progress: Progress,
     source: Path | None = None,
     workers: int = 1,
+    start_engine: StartEngine = start_local_engine,
 ) -> bool:
     """Make the build of `recipe` in `output_dir`. Returns False if it is there already.
 
     `name` is the name of the build in its manifest. With `replace`, a build that `output_dir`
     contains is replaced. `source` is the path of the user's copy of the file of a corpus that has
-    exactly one. `workers` is the maximum number of processes that work at once. Raises MisuseError
+    exactly one. `workers` is the maximum number of processes on this machine that work at once.
+    `start_engine` returns where tasks run: in these processes, or on a cluster. Raises MisuseError
     or FolioError if the build cannot be made; a build that was in `output_dir` is then unchanged.
     """
     output_dir = output_dir.resolve()  # so that a link and its target share one lock, and a link remains a link
@@ -105,10 +106,8 @@ def build(
             for use_reference in (False, True):
                 try:
                     # Start new workers for every attempt: those of a failed attempt may still have tasks of it.
-                    with _start_engine(plan, workers) as engine:
-                        # Processes cannot share a partition. A single process encodes with several threads instead.
-                        num_threads = workers if engine.num_workers == 1 else 1
-                        _Build(plan, output_dir, engine, progress, log, use_reference, num_threads).run(name)
+                    with start_engine(_describe_workload(plan, output_dir, workers)) as engine:
+                        _Build(plan, output_dir, engine, progress, log, use_reference).run(name)
                     break
                 except BackendMismatch as e:
                     progress.warn(f"{e}; the reference library encodes the whole build")
@@ -116,10 +115,10 @@ def build(
     return True
 
 
-def _start_engine(plan: Plan, workers: int) -> Engine:
-    """Return an engine with at most one worker per partition."""
-    num_workers = min(workers, len(plan.partitions))
-    return ProcessEngine(num_workers) if num_workers > 1 else SerialEngine()
+def _describe_workload(plan: Plan, output_dir: Path, workers: int) -> Workload:
+    paths = (input_file.disk.path for input_file in plan.input_files if input_file.disk.path)
+    sample_input = next(map(Path, paths), None)  # a generated corpus has no file
+    return Workload(len(plan.partitions), workers, output_dir, sample_input, plan.collect_versions())
 
 
 @contextmanager
@@ -150,7 +149,6 @@ class _Build:
     progress: Progress
     log: BuildLog
     use_reference: bool = False
-    num_threads: int = 1
 
     def __post_init__(self) -> None:
         self.recipe = self.plan.recipe
@@ -159,13 +157,13 @@ class _Build:
             "sources": drop_origins(self.plan.source_entries()),
             "metadata": [file.metadata for file in self.plan.input_files],
             "partitions": self.plan.partitions,
-            "made_with": collect_versions(self.plan.tokenizer_kind, self.plan.formats, self.recipe.filters),
+            "made_with": self.plan.collect_versions(),
             "use_reference": self.use_reference,
         }  # fmt: skip
         key = sha256_bytes(canonical_json(everything_that_decides_the_work))[:16]
-        self.work_dir = open_work_dir(self.output_dir, key)
+        self.work_dir = open_work_dir(self.output_dir, key, is_durable=self.engine.has_several_machines)
         self.staging_dir = self.work_dir.path / "build"
-        self.context = TaskContext(self.recipe, {}, self.work_dir, None, self.use_reference, self.num_threads)
+        self.context = TaskContext(self.recipe, {}, self.work_dir, None, self.use_reference, self.engine.num_threads)
 
     def run(self, name: str) -> None:
         """Run the phases, and publish the build as `name`."""
@@ -273,7 +271,7 @@ class _Build:
         self._warn_about_rejects(receipts)
         with self._phase("dedup_and_split"):
             num_documents = [receipt.num_documents for receipt in receipts]
-            assignment = dedup_and_split(self.recipe, self.work_dir, num_documents)
+            assignment = dedup_and_split(self.recipe, self.work_dir, num_documents, self.engine)
         if assignment.warning:
             self.progress.warn(assignment.warning)
         return assignment
@@ -351,7 +349,8 @@ def build_tokenizer(
     with lock_build(output_dir):
         with progress.phase("plan"):
             plan = make_plan(recipe, source, progress, num_threads=workers)
-        with _keep_work_if_interrupted(output_dir, progress), _start_engine(plan, workers) as engine:
+        workload = _describe_workload(plan, output_dir, workers)
+        with _keep_work_if_interrupted(output_dir, progress), start_local_engine(workload) as engine:
             tokenizer = _Build(plan, output_dir, engine, progress, BuildLog()).train()
             save_tokenizer(tokenizer, output_dir)
             delete_work(output_dir, progress)

@@ -7,56 +7,54 @@ The idea: every group has a hash that is keyed by the seed (stages/split.py), an
 the smallest hashes are for validation, as if the groups were shuffled and the first k were taken.
 This does not require sorting all hashes, only finding the k-th smallest, the *boundary*:
 
-1. Write the keyed hash of every document's group to buckets on disk (buckets.py), and count the
-   groups in each bucket. All documents of a group have the same hash, so a bucket is sorted to
-   count its distinct hashes.
+1. Write the keyed hash of every document's group to buckets, and count the groups in each bucket
+   (group_split.py). All documents of a group have the same hash, so a bucket is sorted to count its
+   distinct hashes.
 2. Sort the one bucket that contains the k-th group, to find the boundary.
 3. Read the documents again: a group is for validation if its hash is at most the boundary.
 
 `max_documents` keeps whole groups in the same way, in the order of another hash. Duplicates are
-found in buckets of the content hashes.
+found in buckets of the content hashes (drop_duplicates.py). All three steps are tasks on sections of
+the documents or on buckets, so any number of workers share them, and none needs all documents.
 
 The cost: no text is read; the input is the table of documents, 66 bytes per document. The memory is
-that of one bucket, about 150 MB, for any number of documents, even if all of them are equal or in
-one group. The buckets need 24 bytes per document on the disk, and the result is one byte per
-document.
+that of one section or bucket, about 150 MB per worker, for any number of documents, even if all of
+them are equal or in one group. The buckets need 24 bytes per document on the disk, and the result
+is one byte per document.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
-
 import numpy as np
 
-from preprocess.build.buckets import Buckets, sort_distinct
 from preprocess.build.count_leaks import count_leaks
+from preprocess.build.drop_duplicates import drop_duplicates
+from preprocess.build.engines.interface import Engine
+from preprocess.build.engines.local import SerialEngine
+from preprocess.build.group_split import MAX_UINT64, GroupKey, KeyedGroups, Marking, mark_groups
 from preprocess.build.near_duplicates import drop_near_duplicates, find_clusters, group_near_duplicates
 from preprocess.build.split_assignment import SplitAssignment
-from preprocess.build.work_dir import DROPPED, WorkDir, iter_chunks
+from preprocess.build.work_dir import DROPPED, WorkDir
 from preprocess.documents import HELD_OUT, TRAIN, VAL
 from preprocess.errors import FolioError
 from preprocess.recipes.schema import Recipe, has_validation, is_grouped_by_content
-from preprocess.stages.dedup import to_uint64_halves
-from preprocess.stages.split import GROUP_DTYPE, is_below_threshold, key_groups
-
-# h, low: the halves of the content hash; index: of the document among all documents of the build.
-CONTENT_DTYPE = np.dtype([("h", "<u8"), ("low", "<u8"), ("index", "<u8")])
-MARKED_DOCUMENTS = 1 << 24  # documents whose sides are mapped at once to mark duplicates
+from preprocess.stages.split import compute_threshold
 
 
-def dedup_and_split(recipe: Recipe, work_dir: WorkDir, num_documents: list[int]) -> SplitAssignment:
+def dedup_and_split(
+    recipe: Recipe, work_dir: WorkDir, num_documents: list[int], engine: Engine | None = None
+) -> SplitAssignment:
     """Decide which documents are in the build, and on which side of the split.
 
-    `num_documents`: of each partition. Raises FolioError if a side of the split would be empty,
-    except the validation side if the recipe has none, or if no group is small enough for
-    `recipe.max_documents`.
+    `num_documents`: of each partition. `engine`: runs the tasks, by default in this process. Raises
+    FolioError if a side of the split would be empty, except the validation side if the recipe has
+    none, or if no group is small enough for `recipe.max_documents`.
     """
-    assignment = SplitAssignment(work_dir, num_documents)
+    assignment, engine = SplitAssignment(work_dir, num_documents), engine or SerialEngine()
     if recipe.split == "given":
         _drop_test_documents(assignment)
     if recipe.dedup:
-        _drop_duplicates(assignment)
+        drop_duplicates(assignment, engine)
     clusters = find_clusters(recipe, assignment) if recipe.near_dedup else None
     if clusters is not None and recipe.near_dedup == "drop":
         drop_near_duplicates(assignment, clusters)
@@ -65,7 +63,7 @@ def dedup_and_split(recipe: Recipe, work_dir: WorkDir, num_documents: list[int])
     if clusters is not None and recipe.near_dedup == "group":
         group_near_duplicates(assignment, clusters)
     if recipe.max_documents is not None:
-        _limit_documents(assignment, recipe.max_documents, seed=recipe.seed)
+        _limit_documents(assignment, recipe, recipe.max_documents, engine)
     if recipe.split in ("contiguous", "given"):
         for chunk, sides in assignment.chunks():
             is_val = work_dir.map_documents(chunk)["side"] == VAL
@@ -73,12 +71,13 @@ def dedup_and_split(recipe: Recipe, work_dir: WorkDir, num_documents: list[int])
     elif not has_validation(recipe):
         pass  # all documents are for training
     elif recipe.split == "threshold":
-        _mark_val(assignment, recipe.seed, lambda groups: is_below_threshold(groups["h"], recipe.val_fraction))
+        _split_by_threshold(assignment, recipe, engine)
     else:
-        _split_exactly(assignment, recipe)
+        _split_exactly(assignment, recipe, engine)
     _check_sides(assignment, recipe)
     if not recipe.dedup and has_validation(recipe) and not _keeps_equal_texts_together(assignment, recipe):
         assignment.num_leaks = count_leaks(assignment)
+    assignment.publish()
     return assignment
 
 
@@ -124,109 +123,19 @@ def _split_parts(assignment: SplitAssignment) -> None:
         )
 
 
-def _drop_duplicates(assignment: SplitAssignment) -> None:
-    """Drop every document that has the content hash of an earlier document."""
-    work_dir, num_documents = assignment.work_dir, assignment.num_documents
-    assignment.dropped["duplicates"] = 0
-    first_index = 0  # of a chunk; documents are numbered across partitions, in reading order
-    with Buckets(work_dir.path, "hashes", CONTENT_DTYPE, sum(num_documents)) as buckets:
-        for chunk, sides in assignment.chunks():
-            kept = np.flatnonzero(sides != DROPPED)
-            rows = np.empty(len(kept), CONTENT_DTYPE)
-            rows["h"], rows["low"] = to_uint64_halves(work_dir.map_documents(chunk)["hash"][kept])
-            rows["index"] = kept + first_index
-            buckets.append(rows)
-            first_index += chunk.num_documents
-        ranges = list(iter_chunks(num_documents, MARKED_DOCUMENTS))
-        starts = np.cumsum([0, *(chunk.num_documents for chunk in ranges)]).astype(np.uint64)
-        for pieces in buckets:
-            texts = np.empty(0, CONTENT_DTYPE)  # the first document of each text in the pieces so far
-            for piece in pieces:
-                rows = np.concatenate([texts, piece])
-                is_duplicate = find_duplicates(rows)
-                indices = np.sort(rows["index"][is_duplicate])
-                edges = np.searchsorted(indices, starts)
-                for i in np.flatnonzero(np.diff(edges)).tolist():
-                    work_dir.map_sides(ranges[i])[indices[edges[i] : edges[i + 1]] - starts[i]] = DROPPED
-                assignment.dropped["duplicates"] += len(indices)
-                texts = rows[~is_duplicate]
-
-
-def find_duplicates(rows: np.ndarray) -> np.ndarray:
-    """Return which rows have the 128-bit hash of an earlier row: (N,) bool.
-
-    `rows`: (N,) of CONTENT_DTYPE.
-    """
-    order, starts = sort_distinct(rows, ("low",))
-    is_duplicate = np.ones(len(rows), bool)
-    is_duplicate[order[starts]] = False  # the first of equal rows
-    return is_duplicate
-
-
-class _GroupKey(NamedTuple):
-    """The sort key of a group: its keyed hash, then its 128-bit hash if keyed hashes are equal."""
-
-    h: int
-    high: int
-    low: int
-
-
-def _keyed_groups(assignment: SplitAssignment, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield (sides, rows, groups) for each chunk of documents.
-
-    `sides`, (D,) int8, writable: of the documents of the chunk. `rows`, (K,): the indices of those
-    that are kept. `groups`, (K,) of GROUP_DTYPE: the groups of the kept documents.
-    """
-    for chunk, sides in assignment.chunks():
-        kept = np.flatnonzero(sides != DROPPED)
-        documents = assignment.work_dir.map_documents(chunk)
-        yield sides, kept, key_groups(assignment.get_groups(documents[kept]), seed)
-
-
-def _write_group_buckets(assignment: SplitAssignment, seed: int) -> Buckets:
-    """Return buckets with one row for each kept document: the key of its group."""
-    buckets = Buckets(assignment.work_dir.path, "groups", GROUP_DTYPE, assignment.count_kept())
-    for _, _, groups in _keyed_groups(assignment, seed):
-        buckets.append(groups)
-    return buckets
-
-
-def _sort_groups(pieces: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct groups in a bucket in ascending order, and their numbers of documents.
-
-    `pieces`: the rows of the bucket, (N,) of GROUP_DTYPE each. Returns arrays (G,) of GROUP_DTYPE
-    and (G,) int64.
-    """
-    groups, sizes = np.empty(0, GROUP_DTYPE), np.empty(0, np.int64)
-    for piece in pieces:
-        rows = np.concatenate([groups, piece])
-        num_documents = np.concatenate([sizes, np.ones(len(piece), np.int64)])
-        order, starts = sort_distinct(rows, ("high", "low"))
-        groups, sizes = rows[order[starts]], np.add.reduceat(num_documents[order], starts)
-    return groups, sizes
-
-
-def _is_at_most(groups: np.ndarray, boundary: _GroupKey) -> np.ndarray:
-    """Return which of (N,) groups have a sort key of at most `boundary`: (N,) bool."""
-    h, high, low = (np.uint64(value) for value in boundary)
-    is_low_at_most = (groups["high"] < high) | ((groups["high"] == high) & (groups["low"] <= low))
-    is_at_most: np.ndarray = (groups["h"] < h) | ((groups["h"] == h) & is_low_at_most)
-    return is_at_most
-
-
-def _split_exactly(assignment: SplitAssignment, recipe: Recipe) -> None:
+def _split_exactly(assignment: SplitAssignment, recipe: Recipe, engine: Engine) -> None:
     """Assign round(N * val_fraction) of N groups to validation, those with the smallest hashes."""
-    with _write_group_buckets(assignment, recipe.seed) as buckets:
-        num_groups = [len(_sort_groups(pieces)[0]) for pieces in buckets]  # of each bucket
+    with KeyedGroups(assignment, recipe.seed, engine) as groups:
+        num_groups = [counts.num_groups for counts in groups.count()]  # of each bucket
         num_val = round(sum(num_groups) * recipe.val_fraction)
         if num_val in (0, sum(num_groups)):
             _reject_split(assignment, recipe, sum(num_groups))
         num_groups_up_to = np.cumsum(num_groups)
         bucket = int(np.searchsorted(num_groups_up_to, num_val))  # the first with num_groups_up_to >= num_val
         rank = num_val - int(num_groups_up_to[bucket]) + num_groups[bucket]  # in the bucket, from 1
-        groups, _ = _sort_groups(buckets.read(bucket))
-        boundary = _GroupKey(*groups[rank - 1].tolist())
-    _mark_val(assignment, recipe.seed, lambda groups: _is_at_most(groups, boundary))
+        keys, _ = groups.sort(bucket)
+    boundary = GroupKey(*keys[rank - 1].tolist())
+    mark_groups(assignment, Marking(recipe.seed, boundary, is_above=False, side=VAL), engine)
 
 
 def _reject_split(assignment: SplitAssignment, recipe: Recipe, num_groups: int) -> None:
@@ -247,7 +156,7 @@ def _reject_split(assignment: SplitAssignment, recipe: Recipe, num_groups: int) 
     )
 
 
-def _limit_documents(assignment: SplitAssignment, max_documents: int, *, seed: int) -> None:
+def _limit_documents(assignment: SplitAssignment, recipe: Recipe, max_documents: int, engine: Engine) -> None:
     """Keep groups in the order of their keyed hash, until the next would exceed `max_documents`."""
     num_before = assignment.count_kept()
     assignment.dropped["over_max_documents"] = 0
@@ -255,35 +164,33 @@ def _limit_documents(assignment: SplitAssignment, max_documents: int, *, seed: i
         return
     # Use another order than the split does. Otherwise the kept groups would be those with the
     # smallest hashes, which the split uses for validation.
-    seed = ~seed & (2**64 - 1)
+    seed = ~recipe.seed & MAX_UINT64
     boundary, num_kept = None, 0
-    with _write_group_buckets(assignment, seed) as buckets:
-        for pieces in buckets:
-            groups, sizes = _sort_groups(pieces)
+    with KeyedGroups(assignment, seed, engine) as groups:
+        for bucket, counts in enumerate(groups.count()):
+            if num_kept + counts.num_documents <= max_documents:
+                boundary, num_kept = counts.last or boundary, num_kept + counts.num_documents
+                continue
+            keys, sizes = groups.sort(bucket)
             num_kept_up_to = num_kept + np.cumsum(sizes)
             num_fitting = int(np.searchsorted(num_kept_up_to, max_documents, "right"))
             if num_fitting:
-                boundary = _GroupKey(*groups[num_fitting - 1].tolist())
-                num_kept = int(num_kept_up_to[num_fitting - 1])
-            if num_fitting < len(groups):
-                break
+                boundary, num_kept = GroupKey(*keys[num_fitting - 1].tolist()), int(num_kept_up_to[num_fitting - 1])
+            break
     if boundary is None:
         raise FolioError(
             f"max_documents is {max_documents:,}, but the first randomly chosen group has more documents; increase "
             "max_documents"
         )
-    for sides, kept, groups in _keyed_groups(assignment, seed):
-        sides[kept[~_is_at_most(groups, boundary)]] = DROPPED
+    mark_groups(assignment, Marking(seed, boundary, is_above=True, side=DROPPED), engine)
     assignment.dropped["over_max_documents"] = num_before - num_kept
 
 
-def _mark_val(assignment: SplitAssignment, seed: int, is_val: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Assign to validation the kept documents whose groups satisfy `is_val`.
-
-    `is_val` maps groups, (K,) of GROUP_DTYPE, to (K,) bool.
-    """
-    for sides, kept, groups in _keyed_groups(assignment, seed):
-        sides[kept[is_val(groups)]] = VAL
+def _split_by_threshold(assignment: SplitAssignment, recipe: Recipe, engine: Engine) -> None:
+    """Assign the groups to validation whose keyed hashes are below `val_fraction` of the range of hashes."""
+    if threshold := compute_threshold(recipe.val_fraction):
+        boundary = GroupKey(threshold - 1, MAX_UINT64, MAX_UINT64)
+        mark_groups(assignment, Marking(recipe.seed, boundary, is_above=False, side=VAL), engine)
 
 
 def _check_sides(assignment: SplitAssignment, recipe: Recipe) -> None:

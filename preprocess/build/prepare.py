@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +38,7 @@ from preprocess.build.receipts import (
     LinesReceipt,
     PartitionValues,
     PrepareReceipt,
+    make_partial_path,
 )
 from preprocess.build.repeated_lines import LINES_SUFFIX, LineRemover, write_units
 from preprocess.build.work_dir import (
@@ -113,15 +117,17 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
     """
     work_dir = context.work_dir
     rejects_path = work_dir.file(partition.number, REJECTS_SUFFIX)
-    rejects_path.unlink(missing_ok=True)  # `rejects` appends to it
-    rejects, cleaned = Rejects(rejects_path), Counter[str]()
+    cleaned = Counter[str]()
     spans = ((context.input_files[span.file_number], span) for span in partition.spans)
     names = {number: input_file.name for number, input_file in context.input_files.items()}
     writer, filters = _PartitionWriter(context), FilterChain(context.recipe)
     remover = LineRemover(work_dir, context.recipe, partition.number) if context.recipe.dedup_lines else None
     decontaminator = load_decontaminator(work_dir, context.recipe)
     suffixes = (*writer.suffixes, *([OVERLAPS_SUFFIX] if decontaminator else []))
-    with work_dir.create_files(partition.number, "values", *suffixes) as files:
+    with (
+        _open_rejects(rejects_path) as rejects,
+        work_dir.create_files(partition.number, "values", *suffixes) as files,
+    ):
         writer.open(files)
         documents = read_documents(spans, context.recipe, rejects, cleaned, filters)
         if remover:
@@ -154,6 +160,18 @@ def prepare_partition(context: TaskContext, partition: Partition) -> PrepareRece
     )
     work_dir.write_receipt(partition.number, receipt)
     return receipt
+
+
+@contextmanager
+def _open_rejects(path: Path) -> Iterator[Rejects]:
+    """Yield the rejects of a task. They are saved in `path`, even if the task fails, and replace those there."""
+    path.unlink(missing_ok=True)
+    partial = make_partial_path(path)
+    try:
+        yield Rejects(partial)
+    finally:
+        if partial.exists():
+            os.replace(partial, path)
 
 
 def encode_partition(context: TaskContext, partition: int) -> EncodeReceipt:

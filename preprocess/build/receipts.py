@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import secrets
 import types
 import typing
 from dataclasses import dataclass, field
@@ -112,10 +113,18 @@ class EncodeReceipt(PartitionReceipt):
     encoding: EncodingReport
 
 
+def make_partial_path(path: Path) -> Path:
+    """Return a path beside `path` for a file that is being written.
+
+    The name is random, because a task that is repeated on another machine may have the same process id there.
+    """
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+
+
 def write_receipt(path: Path, receipt: Any) -> None:
     """Write the dataclass `receipt` to a temporary file, and rename the file to `path`."""
     fields = dataclasses.asdict(receipt)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    temporary = make_partial_path(path)
     temporary.write_bytes(canonical_json({"receipt": fields, "xxh3": _hash_fields(fields)}))
     os.replace(temporary, path)
 

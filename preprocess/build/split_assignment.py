@@ -8,7 +8,21 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from preprocess.build.near_groups import NearGroups
+from preprocess.build.shuffle import Section
 from preprocess.build.work_dir import DROPPED, Chunk, WorkDir, iter_chunks
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Which documents are on the same side of the split."""
+
+    column: str  # field of DOCUMENT_DTYPE; documents with the same value are on the same side
+    near_groups: NearGroups | None  # joins groups whose documents are nearly equal
+
+    def get_groups(self, documents: np.ndarray) -> np.ndarray:
+        """Return the hash of the group of each document: (D, 16) uint8. `documents`: (D,) of DOCUMENT_DTYPE."""
+        groups: np.ndarray = documents[self.column]
+        return groups if self.near_groups is None else self.near_groups.apply(groups)
 
 
 @dataclass
@@ -35,10 +49,10 @@ class SplitAssignment:
         """Yield each chunk of documents in reading order, and its sides, (D,) int8, writable."""
         return ((chunk, self.work_dir.map_sides(chunk)) for chunk in iter_chunks(self.num_documents))
 
-    def get_groups(self, documents: np.ndarray) -> np.ndarray:
-        """Return the hash of the group of each document: (D, 16) uint8. `documents`: (D,) of DOCUMENT_DTYPE."""
-        groups: np.ndarray = documents[self.group_column]
-        return groups if self.near_groups is None else self.near_groups.apply(groups)
+    @property
+    def grouping(self) -> Grouping:
+        """Which documents are on the same side, for tasks."""
+        return Grouping(self.group_column, self.near_groups)
 
     def count_kept(self) -> int:
         """Return the number of documents that are not dropped."""
@@ -48,6 +62,19 @@ class SplitAssignment:
         """Return the number of documents on `side`."""
         return sum(int(np.count_nonzero(sides == side)) for _, sides in self.chunks())
 
+    def publish(self) -> None:
+        """Make the changes of sides visible to tasks on other machines, if there are any."""
+        if self.work_dir.is_durable:
+            for partition in range(len(self.num_documents)):
+                self.work_dir.sync_sides(partition)
+
     def contains(self, side: int) -> bool:
         """Return whether any document is on `side`."""
         return any(bool((sides == side).any()) for _, sides in self.chunks())
+
+
+def write_sides(work_dir: WorkDir, section: Section) -> None:
+    """Make the changes that a task has made to the sides of a section visible to other machines."""
+    if work_dir.is_durable:
+        for partition, _, _ in section.chunks:
+            work_dir.sync_sides(partition)

@@ -21,8 +21,8 @@ A partition may have any number of documents, because a compressed file cannot b
 are read in chunks of CHUNK_DOCUMENTS, which need a few megabytes. Pages of a mapped file count as
 memory of the process until they are unmapped, so a chunk is mapped and not the whole file.
 
-A file is used only if a receipt has its size and hash. So the build survives crashes without
-calling fsync, which would be slow for so many files. A killed process leaves files without a
+A file is used only if a receipt has its size and hash. So a build on one machine survives crashes
+without calling fsync, which would be slow for so many files. A killed process leaves files without a
 receipt, and their task runs again. After a power failure a receipt may be on the disk although the
 data is not; then the hashes differ, and the task runs again as well.
 """
@@ -42,7 +42,14 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import xxhash
 
-from preprocess.build.receipts import FileChecksum, PartitionReceipt, PartitionValues, read_receipt, write_receipt
+from preprocess.build.receipts import (
+    FileChecksum,
+    PartitionReceipt,
+    PartitionValues,
+    make_partial_path,
+    read_receipt,
+    write_receipt,
+)
 from preprocess.errors import format_quantity
 from preprocess.progress import Progress
 from preprocess.shards.files import HASH_CHUNK_BYTES
@@ -84,10 +91,15 @@ def iter_chunks(num_documents: list[int], max_documents: int | None = None) -> I
 
     `num_documents`: of each partition. `max_documents`: CHUNK_DOCUMENTS by default.
     """
-    step = max_documents or CHUNK_DOCUMENTS
     for partition, count in enumerate(num_documents):
-        for first in range(0, count, step):
-            yield Chunk(partition, first, min(first + step, count))
+        yield from cut_chunk(Chunk(partition, 0, count), max_documents)
+
+
+def cut_chunk(chunk: Chunk, max_documents: int | None = None) -> Iterator[Chunk]:
+    """Yield the documents of `chunk` in chunks of at most `max_documents`, by default CHUNK_DOCUMENTS."""
+    step = max_documents or CHUNK_DOCUMENTS
+    for first in range(chunk.first, chunk.last, step):
+        yield Chunk(chunk.partition, first, min(first + step, chunk.last))
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,7 @@ class WorkDir:
     """The files of a work directory. Partitions are identified by their number."""
 
     path: Path
+    is_durable: bool = False  # files are flushed to the disk before their receipt, as their machine may fail alone
 
     def file(self, partition: int, suffix: str) -> Path:
         """Return the path of a partition's file."""
@@ -106,13 +119,15 @@ class WorkDir:
 
         If it fails they are deleted.
         """
-        paths = {suffix: self.file(partition, f"{suffix}.{os.getpid()}.partial") for suffix in suffixes}
+        paths = {suffix: make_partial_path(self.file(partition, suffix)) for suffix in suffixes}
         files = {}
         try:
             for suffix, path in paths.items():
                 files[suffix] = HashedFile(path)
             yield files
             for suffix, file in files.items():
+                if self.is_durable:
+                    file.sync()
                 file.close()
                 os.replace(paths[suffix], self.file(partition, suffix))
         finally:
@@ -161,6 +176,11 @@ class WorkDir:
         with open(self.file(partition, "sides"), "wb") as file:
             file.truncate(num_documents)  # filled with zeros, and TRAIN is 0
 
+    def sync_sides(self, partition: int) -> None:
+        """Write the sides of a partition to the disk: other machines see changes of a mapped file only then."""
+        with open(self.file(partition, "sides"), "rb") as file:
+            os.fsync(file.fileno())
+
     def map_sides(self, chunk: Chunk) -> np.ndarray:
         """Map the side of each document in `chunk`, TRAIN, VAL or DROPPED: (D,) int8, writable."""
         return _map_rows(self.file(chunk.partition, "sides"), np.dtype(np.int8), chunk, mode="r+")
@@ -205,6 +225,11 @@ class HashedFile:
     def flush(self) -> None:
         self._file.flush()
 
+    def sync(self) -> None:
+        """Write the file to the disk, or to the server of a network file system."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         self._file.close()
 
@@ -223,10 +248,10 @@ def get_work_root(output_dir: Path) -> Path:
     return output_dir.parent / f".{output_dir.name}.work"
 
 
-def open_work_dir(output_dir: Path, key: str) -> WorkDir:
+def open_work_dir(output_dir: Path, key: str, *, is_durable: bool = False) -> WorkDir:
     """Return the work directory for `key`, which may contain the work of an interrupted build.
 
-    The work directories of other keys are deleted.
+    The work directories of other keys are deleted. `is_durable` is as in `WorkDir`.
     """
     root = get_work_root(output_dir)
     root.mkdir(parents=True, exist_ok=True)
@@ -235,9 +260,9 @@ def open_work_dir(output_dir: Path, key: str) -> WorkDir:
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
     path = root / key
     path.mkdir(exist_ok=True)
-    for stale in path.rglob("*.partial"):
-        stale.unlink(missing_ok=True)
-    return WorkDir(path)
+    for stale in list(path.rglob("*.partial")):
+        shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+    return WorkDir(path, is_durable)
 
 
 def delete_work(output_dir: Path, progress: Progress) -> None:

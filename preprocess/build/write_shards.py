@@ -4,12 +4,18 @@ A task writes one segment (shard_layout.py). It copies ids of a partition to a f
 its final size. The documents have the id 0 for each author, city and year; a task replaces it by
 the id of the control token. The main process hashes each shard from the front as far as all
 segments are written.
+
+On several machines a task writes a whole shard, and hashes it. Machines that write to the same file
+of a network file system would have to agree about the pages at the boundaries of their segments,
+and the main process would have to read all shards over the network.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +23,10 @@ import numpy as np
 
 from preprocess.build.engines.interface import Engine, Task
 from preprocess.build.id_maps import IdMaps
-from preprocess.build.receipts import read_receipt, write_receipt
+from preprocess.build.receipts import make_partial_path, read_receipt, write_receipt
 from preprocess.build.shard_layout import SIDE_OF_SPLIT, PlannedShard, Segment, ShardLayout
 from preprocess.build.work_dir import WorkDir
-from preprocess.progress import Progress
+from preprocess.progress import Bar, Progress
 from preprocess.shards.files import sha256_file
 from preprocess.shards.format import CONTROL_FIELDS, DOC_DTYPE, SPLITS, token_dtype
 from preprocess.shards.manifest import ShardEntry
@@ -61,15 +67,10 @@ def write_shards(
                 entries[index] = entry
                 bar.update(shard.plan.num_tokens)
         unfinished = [index for index in range(len(layout.shards)) if index not in entries]
-        open_shards: dict[int, _OpenShard] = {}
-        for task, max_id in engine.run(_make_tasks(output, layout, unfinished, open_shards)):
-            index, number = task.key
-            shard = layout.shards[index]
-            bar.update(shard.segments[number].num_tokens)
-            open_shards[index].add(number, max_id)
-            if open_shards[index].is_complete():
-                entries[index] = open_shards.pop(index).finish()
-                write_receipt(_receipt_path(output, shard.plan), entries[index])
+        write = _write_whole_shards if engine.has_several_machines else _write_segments
+        for index, entry in write(output, layout, unfinished, engine, bar):
+            entries[index] = entry
+            write_receipt(_receipt_path(output, layout.shards[index].plan), entry)
     by_split: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
     for index, shard in enumerate(layout.shards):
         by_split[shard.plan.split].append(entries[index])
@@ -97,10 +98,23 @@ def _find_finished(output: ShardOutput, plan: ShardPlan) -> ShardEntry | None:
     return entry
 
 
+def _write_segments(
+    output: ShardOutput, layout: ShardLayout, unfinished: list[int], engine: Engine, bar: Bar
+) -> Iterator[tuple[int, ShardEntry]]:
+    """Write the shards with the indices `unfinished`, one task per segment, and yield (index, entry) of each."""
+    open_shards: dict[int, _OpenShard] = {}
+    for task, max_id in engine.run(_make_tasks(output, layout, unfinished, open_shards)):
+        index, number = task.key
+        bar.update(layout.shards[index].segments[number].num_tokens)
+        open_shards[index].add(number, max_id)
+        if open_shards[index].is_complete():
+            yield index, open_shards.pop(index).finish()
+
+
 def _make_tasks(
     output: ShardOutput, layout: ShardLayout, unfinished: list[int], open_shards: dict[int, _OpenShard]
 ) -> Iterator[Task]:
-    """Yield the tasks that write the shards with the indices `unfinished`.
+    """Yield the tasks that write the segments of the shards with the indices `unfinished`.
 
     The files of a shard are created, and the shard is added to `open_shards`, before its first
     task.
@@ -114,6 +128,42 @@ def _make_tasks(
             label = f"shard {shard.plan.split}-{shard.plan.number:05d} of partition {partition}"
             arguments = (output, shard.plan, segment, layout.id_maps.make(partition))
             yield Task(label, write_segment, arguments, key=(index, number))
+
+
+def _write_whole_shards(
+    output: ShardOutput, layout: ShardLayout, unfinished: list[int], engine: Engine, bar: Bar
+) -> Iterator[tuple[int, ShardEntry]]:
+    """Write the shards with the indices `unfinished`, one task per shard, and yield (index, entry) of each."""
+
+    def make_tasks() -> Iterator[Task]:
+        for index in unfinished:
+            shard = layout.shards[index]
+            id_maps = {s.chunk.partition: layout.id_maps.make(s.chunk.partition) for s in shard.segments}
+            label = f"shard {shard.plan.split}-{shard.plan.number:05d}"
+            yield Task(label, write_whole_shard, (output, shard, id_maps), key=index)
+
+    for task, entry in engine.run(make_tasks()):
+        bar.update(layout.shards[task.key].plan.num_tokens)
+        yield task.key, entry
+
+
+def write_whole_shard(output: ShardOutput, shard: PlannedShard, id_maps: Mapping[int, IdMaps]) -> ShardEntry:
+    """Write a shard in a new folder, move its files to their directory, and return its entry in the manifest.
+
+    `id_maps`: of each partition that the shard has documents of.
+    """
+    folder = make_partial_path(shard.plan.path(output.work_dir.path, "shard"))
+    folder.mkdir()
+    inside = dataclasses.replace(output, directory=folder)
+    create_shard(folder, shard.plan, vocab_size=output.vocab_size)
+    open_shard = _OpenShard(inside, shard)
+    for number, segment in enumerate(shard.segments):
+        open_shard.add(number, write_segment(inside, shard.plan, segment, id_maps[segment.chunk.partition]))
+    entry = open_shard.finish()
+    for path in folder.iterdir():
+        os.replace(path, output.directory / path.name)
+    folder.rmdir()
+    return entry
 
 
 class _OpenShard:

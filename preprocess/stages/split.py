@@ -49,8 +49,13 @@ def key_groups(hashes: np.ndarray, seed: int) -> np.ndarray:
 
 def is_below_threshold(keys: np.ndarray, fraction: float) -> np.ndarray:
     """Return which keyed hashes, (D,) uint64, are below `fraction` of 2**64: (D,) bool."""
-    is_below_threshold: np.ndarray = keys < np.uint64(Fraction(str(fraction)) * 2**64)
+    is_below_threshold: np.ndarray = keys < np.uint64(compute_threshold(fraction))
     return is_below_threshold
+
+
+def compute_threshold(fraction: float) -> int:
+    """Return `fraction` of 2**64, rounded down."""
+    return int(Fraction(str(fraction)) * 2**64)
 
 
 def compute_contiguous_cut(num_characters: int, val_fraction: float) -> int:

@@ -61,7 +61,7 @@ class StreamedText:
         self.tokenizer: Any = self._corpus.tokenizer
         self.manifest: Manifest = self._corpus.manifest()
         self.name = f"{STREAM_PREFIX}{self._corpus.name}"
-        self.build_id = self._corpus.sha256
+        self.build_id, self.times_sha256 = self._corpus.sha256, self._corpus.times_sha256
         self.vocab_size = self._corpus.vocab_size
         self.tokenizer_sha256 = tokenizer_sha256(self.manifest)
 

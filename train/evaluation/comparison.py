@@ -111,9 +111,9 @@ def format_table(entries: Sequence[tuple[str, EvaluationRow]], width: int) -> li
 def _describe_difference(run: ComparedRun, first: ComparedRun) -> str:
     """Describe the mean difference of the losses over the windows; positive if `run` is worse."""
     label, row, first_row = f"{run.name} − {first.name}", run.row, first.row
-    has_same_data = (row.build_id, row.num_windows) == (first_row.build_id, first_row.num_windows)
+    data, first_data = ((r.build_id, r.times_sha256, r.num_windows) for r in (row, first_row))
     is_cut_equally = (row.block_size, row.is_packed) == (first_row.block_size, first_row.is_packed)
-    if not has_same_data or not is_cut_equally:
+    if data != first_data or not is_cut_equally:
         advice = "; if they share a tokenizer, evaluate both with the same --data" if is_cut_equally else ""
         return f"{label}: not evaluated on the same windows ({_format_data(row)}; {_format_data(first_row)}){advice}"
     saved, first_saved = read_losses_of_row(run.folder, row), read_losses_of_row(first.folder, first_row)

@@ -15,6 +15,7 @@ therefore rejected, not overwritten.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from preprocess.shards.files import parse_json, read_small_file, readable_json, 
 from preprocess.shards.format import MANIFEST, read_manifest
 from preprocess.shards.manifest import Manifest
 from train.config import Config, changed_settings, config_from_saved
+from train.core.distributed import World
 from train.data.builds import check_same_control_tokens, has_tokenizer
 from train.data.streams import DataSource, StreamedText
 from train.model.sampler import RUN_COPY_ADVICE
@@ -47,7 +49,7 @@ from train.trackers.client import reset_trackers
 
 SETTINGS_FILE = "settings.json"
 VOCABULARY_DIR = "build"
-LOCK_FILE = ".lock"
+LOCK_FILE, PROBE = ".lock", ".probe-"
 EVALUATIONS_FILE, EVALUATIONS_DIR = "evaluations.jsonl", "evaluations"
 TASKS_FILE = "task_evaluations.jsonl"
 SERVED_DIR, RECEIPT_FILE = "served", "receipt.json"  # see train/serving/served_model.py
@@ -82,6 +84,28 @@ def lock_run_dir(out_dir: Path) -> Iterator[None]:
         lock.release()
         if is_new and [path.name for path in out_dir.iterdir()] == [LOCK_FILE]:
             shutil.rmtree(out_dir, ignore_errors=True)
+
+
+def check_shared(out_dir: Path, world: World) -> None:
+    """Raise FolioError unless every process can write to the main process's `out_dir`.
+
+    With a sharded state, each writes its part of a checkpoint there.
+    """
+    path = Path(world.broadcast(str(out_dir.absolute() / f"{PROBE}{secrets.token_hex(8)}")))
+    world.run_on_main(path.touch)
+
+    def find_probe() -> None:
+        if not path.exists() or not os.access(path.parent, os.W_OK):
+            raise FolioError(
+                f"process {world.rank} cannot write to {path.parent}, where the main process writes; with parallel = "
+                "fsdp out_dir must be a folder that all machines share"
+            )
+
+    try:
+        world.run_in_all(find_probe)
+    finally:
+        if world.is_main:
+            path.unlink(missing_ok=True)
 
 
 def find_start(config: Config, source: DataSource, *, restart: bool, warn: Callable[[str], None]) -> Checkpoint | None:

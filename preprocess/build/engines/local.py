@@ -20,7 +20,6 @@ A small build needs no worker, so multiprocessing is imported when the first one
 from __future__ import annotations
 
 import contextlib
-import importlib
 import itertools
 import os
 import queue
@@ -32,7 +31,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from preprocess.build.engines.interface import Task, WorkerDied
+from preprocess.build.engines.exceptions import describe_exception, import_exception
+from preprocess.build.engines.interface import Engine, Task, WorkerDied, Workload
 from preprocess.build.engines.unused_libraries import leave_out_pandas
 
 if TYPE_CHECKING:
@@ -51,10 +51,22 @@ def get_default_num_workers() -> int:
     return min(num_cores, MAX_DEFAULT_WORKERS)
 
 
+def start_local_engine(workload: Workload) -> Engine:
+    """Return an engine with at most one worker per partition."""
+    num_workers = min(workload.max_workers, workload.num_partitions)
+    # Processes cannot share a partition. A single process encodes with several threads instead.
+    return ProcessEngine(num_workers) if num_workers > 1 else SerialEngine(workload.max_workers)
+
+
 class SerialEngine:
     """Runs every task in this process, one after the other, in the given order."""
 
     num_workers = 1
+    has_several_machines = False
+
+    def __init__(self, num_threads: int = 1) -> None:
+        """`num_threads`: that a task may use."""
+        self.num_threads = num_threads
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Any]]:
         """Yield (task, result) for each task."""
@@ -71,6 +83,9 @@ class SerialEngine:
 
 class ProcessEngine:
     """Runs tasks in `num_workers` processes with one thread each."""
+
+    num_threads = 1
+    has_several_machines = False
 
     def __init__(self, num_workers: int) -> None:
         import multiprocessing
@@ -150,7 +165,7 @@ class _Worker:
             ) from e
         if is_result:
             return task, value
-        raise _import_exception(*value)
+        raise import_exception(*value)
 
     def stop(self) -> None:
         """End the process, even in the middle of a task. An unfinished task has no receipt."""
@@ -228,7 +243,7 @@ def _run_worker(pipe: Connection) -> None:
         try:
             answer = True, function(*arguments)
         except BaseException as e:  # every exception must be sent to the main process
-            answer = False, _describe_exception(e)
+            answer = False, describe_exception(e)
         pipe.send(answer)
 
 
@@ -242,26 +257,6 @@ def _receive_tasks(pipe: Connection, tasks: queue.SimpleQueue[Any]) -> None:
     except BaseException:  # the task cannot be unpickled, so it has no result; the main process sees the worker end
         traceback.print_exc()
         os._exit(1)
-
-
-def _describe_exception(error: BaseException) -> tuple[str, str, tuple[Any, ...]]:
-    """Return the module, class name and arguments from which the main process recreates `error`.
-
-    An exception other than OSError, MemoryError and those of Folio becomes a RuntimeError with the
-    traceback as its message, because it may be impossible to pickle it or to create it from its
-    arguments.
-    """
-    if isinstance(error, OSError):
-        arguments = (error.errno, error.strerror, error.filename) if error.errno is not None else (str(error),)
-        return "builtins", "OSError", arguments
-    if type(error).__module__.startswith("preprocess.") or isinstance(error, MemoryError):
-        return type(error).__module__, type(error).__qualname__, tuple(map(str, error.args))
-    return "builtins", "RuntimeError", ("".join(traceback.format_exception(error)),)
-
-
-def _import_exception(module: str, name: str, arguments: tuple[Any, ...]) -> BaseException:
-    error: BaseException = getattr(importlib.import_module(module), name)(*arguments)
-    return error
 
 
 def limit_threads() -> None:

@@ -59,7 +59,7 @@ class ObjectStore:
 
     def _list(self, url: str, recipe_format: str) -> dict[str, Any]:
         system, path = self.connect(url)
-        if is_glob(path):
+        if is_glob(path) and not _has_object(system, path):
             found = system.glob(path, detail=True)
         else:
             info = system.info(path)
@@ -146,6 +146,14 @@ class ObjectStore:
             raise FolioError(
                 f"{shown}: the request is rejected ({type(e).__name__}); check address, region and credentials"
             ) from e
+
+
+def _has_object(system: Any, path: str) -> bool:
+    """Return whether there is an object whose name is a glob, such as `a[1].txt`."""
+    try:
+        return bool(system.info(path)["type"] == "file")
+    except FileNotFoundError:
+        return False
 
 
 def read_version(info: dict[str, Any]) -> str:

@@ -34,7 +34,8 @@ def test_split_is_exact_and_keeps_the_first_duplicate(
     monkeypatch.setattr("preprocess.build.buckets.ROWS_PER_BUCKET", rows_per_bucket)
     monkeypatch.setattr("preprocess.build.buckets.BUFFER_ROWS", chunk + 1)
     monkeypatch.setattr("preprocess.build.work_dir.CHUNK_DOCUMENTS", chunk)
-    monkeypatch.setattr("preprocess.build.dedup_and_split.MARKED_DOCUMENTS", chunk + 2)
+    monkeypatch.setattr("preprocess.build.shuffle.MIN_SECTION_DOCUMENTS", chunk + 2)
+    monkeypatch.setattr("preprocess.build.shuffle.PAGE_DOCUMENTS", 1)
     recipe = make_recipe(val_fraction=val_fraction, seed=seed, group_column="g")
     work_dir, contents, groups = WorkDir(tmp_path), [c for c, _ in pairs], [g for _, g in pairs]
     num_documents = write_documents(work_dir, contents, groups, [min(b, len(pairs)) for b in boundaries])
@@ -51,7 +52,7 @@ def test_split_is_exact_and_keeps_the_first_duplicate(
     assert assignment.dropped["duplicates"] == len(contents) - len(kept)
     val_groups = {groups[i] for i in kept if sides[i] == VAL}
     assert len(val_groups) == num_val and not val_groups & {groups[i] for i in kept if sides[i] == TRAIN}
-    assert not list(tmp_path.glob("*.bucket"))
+    assert not list(tmp_path.glob("*.rows"))
     # The result depends neither on partitions nor on buckets.
     monkeypatch.setattr("preprocess.build.buckets.ROWS_PER_BUCKET", 3)
     num_documents = write_documents(work_dir, contents, groups, [])
@@ -104,7 +105,7 @@ def test_max_documents_smaller_than_the_first_group_is_rejected(tmp_path: Path) 
     num_documents = write_documents(work_dir, list(range(40)), [i // 2 for i in range(40)], [13])
     with pytest.raises(FolioError, match="max_documents is 1, but the first randomly chosen group"):
         dedup_and_split(make_recipe(max_documents=1), work_dir, num_documents)
-    assert not list(tmp_path.glob("*.bucket"))
+    assert not list(tmp_path.glob("*.rows"))
 
 
 def test_given_split_drops_test_documents_unless_there_is_no_training_split(tmp_path: Path) -> None:
@@ -152,7 +153,8 @@ def test_memory_does_not_grow_with_equal_documents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, settings_: dict[str, Any]
 ) -> None:
     """All equal hashes are in one bucket: 24 bytes for each of 300,000 documents would be 7 MB."""
-    for name in ("buckets.ROWS_PER_BUCKET", "buckets.BUFFER_ROWS", "work_dir.CHUNK_DOCUMENTS"):
+    limits = ("buckets.ROWS_PER_BUCKET", "buckets.BUFFER_ROWS", "work_dir.CHUNK_DOCUMENTS")
+    for name in (*limits, "shuffle.MIN_SECTION_DOCUMENTS", "shuffle.PAGE_DOCUMENTS"):
         monkeypatch.setattr(f"preprocess.build.{name}", 20_000)
     num_documents, work_dir = 300_000, WorkDir(tmp_path)
     table = np.zeros(num_documents, DOCUMENT_DTYPE)

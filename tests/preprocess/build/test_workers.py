@@ -40,6 +40,7 @@ class ShufflingEngine(SerialEngine):
     """Runs tasks in a random order."""
 
     def __init__(self, seed: int) -> None:
+        super().__init__()
         self._rng = random.Random(seed)
 
     def run(self, tasks: Any) -> Iterator[Any]:
@@ -60,7 +61,7 @@ def test_order_of_tasks_changes_no_byte(
 ) -> None:
     folder = tmp_path_factory.mktemp("builds")
     with monkeypatch.context() as patch:
-        patch.setattr("preprocess.build.build.SerialEngine", lambda: ShufflingEngine(seed))
+        patch.setattr("preprocess.build.engines.local.SerialEngine", lambda _: ShufflingEngine(seed))
         patch.setattr("preprocess.inputs.input_files.PARTITION_BYTES", partition_bytes)
         shuffled = file_bytes(build_corpus(corpus, folder / "shuffled/x", shard_tokens=shard_tokens).folder)
     assert shuffled == file_bytes(build_corpus(corpus, folder / "ordered/x", shard_tokens=shard_tokens).folder)
@@ -118,7 +119,7 @@ def test_wrong_backend_ends_its_workers_before_the_reference_starts(
                 yield result
 
     monkeypatch.setattr("preprocess.inputs.input_files.PARTITION_BYTES", 3000)
-    monkeypatch.setattr("preprocess.build.build.ProcessEngine", FailingEngine)
+    monkeypatch.setattr("preprocess.build.engines.local.ProcessEngine", FailingEngine)
     build = build_corpus(corpus, tmp_path / "x", workers=2)
     assert len(engines) == 2 and not any(worker.process.is_alive() for worker in engines[0]._workers)
     assert "the reference library encodes the whole build" in capsys.readouterr().err

@@ -350,6 +350,8 @@ def write_parquet(path: Path, **columns: Any) -> Path:
         ({"input_ids": [[-1]]}, "has the id -1"),
         ({"input_ids": [[1, 2]], "labels": [[2, -100]]}, "has labels that are neither"),
         ({"input_ids": [[1, 2]], "labels": [[1]]}, "has labels that are neither"),
+        ({"input_ids": [[1, 2], [3, 0]], "attention_mask": [[1, 1], [1, 0]]}, "so some tokens are padding"),
+        ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, "so some tokens are padding"),
         ({"input_ids": [[1]], "language": ["x" * 300]}, "has a language of more than 255 bytes"),
         ({"input_ids": [[1]], "language": [5]}, "expected one column of text"),
     ],
