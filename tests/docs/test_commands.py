@@ -18,7 +18,7 @@ from tests.helpers.warc_files import make_page, make_response
 from tests.preprocess.tokenizers.json_makers import byte_level
 
 REASONS = re.compile(
-    r"a synopsis|needs a network|needs a bucket|needs Docker|needs (eight GPUs|two machines)|installs Folio\b.*"
+    r"a synopsis|needs a network|needs a bucket|needs Docker|needs a cluster|needs (eight GPUs|two machines)|installs Folio\b.*"
     r"|(.*\b)?(\.ci/run|tests/\S+\.py)\b.*"
 )
 # Added to each training, whose settings are otherwise those of the page.
