@@ -33,6 +33,6 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> 
         page_path = path.removeprefix("docs/")
         if path.startswith("docs/") and files.get_file_from_path(page_path) is not None:
             return page_path + anchor
-        return f"{config.repo_url}/{'tree' if (ROOT / path).is_dir() else 'blob'}/main/{path}{anchor}"
+        return f"{config.extra['source']}/{'tree' if (ROOT / path).is_dir() else 'blob'}/main/{path}{anchor}"
 
     return LINK.sub(replace, markdown)
