@@ -26,7 +26,6 @@ if __name__ == "__main__":  # started by path: this folder would hide the packag
 import argparse
 import dataclasses
 import functools
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -85,8 +84,7 @@ def main(arguments: list[str]) -> int:
             out_dir, row = evaluate_run(options.run, which, settings, device=device, log=log, output=output)
         runs, build_id = [out_dir, *runs], row.build_id
     if options.compare:
-        width = shutil.get_terminal_size().columns
-        print(compare_runs(runs, best=options.best, build_id=build_id, width=width))
+        compare_runs(runs, best=options.best, build_id=build_id).print()
     return 0
 
 

@@ -12,6 +12,7 @@ import click
 from preprocess.cli.builds import describe, summarize
 from preprocess.cli.options import RecipeOptions, recipe_options, workers_option
 from preprocess.cli.output import Output, output_options
+from preprocess.cli.screens import show_new_build
 from preprocess.cli.sections import SectionedCommand
 
 if TYPE_CHECKING:
@@ -93,12 +94,13 @@ def build(
     headline = f"{'built' if is_new else 'already built, nothing to do:'} {folder}"
     result = {**describe(made), "is_new": is_new, "rejects": summarize_rejects(folder)}
     found = parse_json(read_stats(made)) if recipe.filters or recipe.decontaminate or recipe.dedup_lines else {}
-    lines = [
-        *format_filter_counts(found.get("filters", [])),
-        *format_repeated_lines(found.get("repeated_lines")),
-        *format_contamination(found.get("decontamination")),
-    ]
-    output.write(result, [headline, *summarize(made), *(f"  {line}" for line in lines)])
+    changes = [*format_repeated_lines(found.get("repeated_lines")), *format_contamination(found.get("decontamination"))]
+    lines = [*format_filter_counts(found.get("filters", [])), *changes]
+    output.write(
+        result,
+        [headline, *summarize(made), *(f"  {line}" for line in lines)],
+        lambda: show_new_build(describe(made), headline, read_stats(made), changes),
+    )
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
     settings.json      all settings
     build/             the manifest and the tokenizer, which turn ids into text without the build
     metrics.jsonl      one row per logged step and evaluation
+    completions.jsonl  the texts that the model has written between its steps
     checkpoints/       see checkpoint.py
     evaluations.jsonl, evaluations/, task_evaluations.jsonl    written by evaluate.py
     trackers/, tensorboard/            written by the trackers
@@ -43,6 +44,7 @@ from train.run.checkpoint import (
     run_of,
 )
 from train.run.checkpoint_info import CheckpointInfo
+from train.run.completions import COMPLETIONS_FILE
 from train.run.metrics import METRICS_FILE
 from train.run.save_checkpoint import remove_leftovers
 from train.trackers.client import reset_trackers
@@ -302,7 +304,8 @@ def check_deletable(out_dir: Path) -> None:
 
     `--restart` must not delete files that Folio did not write.
     """
-    names = (CHECKPOINTS_DIR, EVALUATIONS_DIR, METRICS_FILE, EVALUATIONS_FILE, TASKS_FILE, SETTINGS_FILE)
+    files = (METRICS_FILE, COMPLETIONS_FILE, EVALUATIONS_FILE, TASKS_FILE, SETTINGS_FILE)
+    names = (CHECKPOINTS_DIR, EVALUATIONS_DIR, *files)
     found = [name for name in names if (out_dir / name).exists()]
     if found and not is_run(out_dir) and not list_checkpoints(out_dir):
         raise MisuseError(
@@ -316,7 +319,7 @@ def delete_run(out_dir: Path) -> None:
     # Rename first: an interrupted deletion must not leave some checkpoints to continue from.
     if (out_dir / CHECKPOINTS_DIR).is_dir():
         os.rename(out_dir / CHECKPOINTS_DIR, out_dir / f"{REMOVED_CHECKPOINTS}.{os.getpid()}")
-    for name in (METRICS_FILE, EVALUATIONS_FILE, TASKS_FILE):
+    for name in (METRICS_FILE, COMPLETIONS_FILE, EVALUATIONS_FILE, TASKS_FILE):
         (out_dir / name).unlink(missing_ok=True)
     shutil.rmtree(out_dir / EVALUATIONS_DIR, ignore_errors=True)
     if (out_dir / SERVED_DIR / RECEIPT_FILE).is_file():  # otherwise it is not an export of Folio
