@@ -93,6 +93,8 @@ TRAIN_FUNCTIONS_MAY_IMPORT = (
     "preprocess.stream",
     "preprocess.chats",
     "preprocess.recipes",
+    "preprocess.progress",
+    "preprocess.sharing",
 )
 # The one module of preprocess/ that imports torch: for training loops other than ours.
 TORCH_DATASET = ROOT / "preprocess/shards/torch_dataset.py"

@@ -61,7 +61,9 @@ def build(
     from preprocess.inputs.input_files import PARTITION_BYTES, PARTITION_FILES
 
     if address is not None and engine != "ray":
-        raise click.UsageError("--address is that of a Ray cluster: pass --engine ray too, or leave it out")
+        raise click.UsageError(
+            f"--address {address!a} is that of a Ray cluster: pass --engine ray too, or leave it out"
+        )
     text = RecipeOptions(**options)
     recipe = text.load_recipe(shard_tokens=shard_tokens)
     num_processes = workers if workers and engine == "local" else get_default_num_workers()

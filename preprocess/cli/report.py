@@ -8,7 +8,7 @@ import click
 
 from preprocess.cli.completion import complete_build
 from preprocess.cli.output import Output, output_options
-from preprocess.errors import MisuseError, format_quantity
+from preprocess.errors import format_quantity
 
 
 @click.command()
@@ -32,15 +32,12 @@ def report(output: Output, name: str, other: str | None, path: Path | None, repl
     has, lengths, languages and tokens. It opens from the disk, without a network. All tokens are read once.
     """
     from preprocess.pages.render import render_page
-    from preprocess.shards.files import write_durable
+    from preprocess.shards.files import check_output_file, write_durable
     from preprocess.shards.format import Build
 
     builds = [Build(each) for each in (name, other) if each is not None]
     target = Path(f"{'-'.join(build.name for build in builds)}.html") if path is None else path
-    if target.is_dir():
-        raise MisuseError(f"{target} is a folder; name a file with --output")
-    if target.exists() and not replace:
-        raise MisuseError(f"{target} exists already; pass --replace, or choose another --output")
+    check_output_file(target, replace=replace)
     with output.progress().phase("report"):
         if len(builds) == 1:
             from preprocess.report.describe import describe_page

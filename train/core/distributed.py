@@ -96,6 +96,20 @@ class World:
             sys.exit(status)
         return result
 
+    def run_on_each_machine(self, action: Callable[[], object]) -> None:
+        """Call `action` in one process of each machine while the others wait. Exceptions are as for `run_on_main`."""
+        status, error = 0, None
+        if self.local_rank == 0:
+            try:
+                action()
+            except Exception as e:
+                status, error = getattr(e, "exit_status", 1), e
+        status = self.all_reduce_max(status)
+        if error is not None:
+            raise error
+        if status:
+            sys.exit(status)
+
     def broadcast(self, value: Any) -> Any:
         """Return the main process's `value`, a JSON value, in all processes."""
         return self.gather(value if self.is_main else None)[0]

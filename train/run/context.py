@@ -192,7 +192,7 @@ def _open_data(config: Config, *, device: torch.device, world: World) -> tuple[D
     """Open the data. If a build is replaced between opening and mapping its files, try again."""
 
     def open_once() -> tuple[DataSource, Data]:
-        source = open_data_source(config.data, world=world)
+        source = open_data_source(config.data, world=world, stream_shards=config.stream_shards)
         control_tokens(source.manifest, config)  # raises if a completion's author is not in the build
         return source, open_data_splits(source, config, device=device, world=world)
 

@@ -150,7 +150,7 @@ def test_command_writes_the_page_and_keeps_an_existing_file(build: Build, tmp_pa
     assert CliRunner().invoke(main, [*arguments, "--replace"]).exit_code == 0
     assert path.read_bytes() == before
     folder = CliRunner().invoke(main, ["report", str(build.folder), "--output", str(tmp_path)])
-    assert folder.exit_code == 2 and "is a folder; name a file" in folder.stderr
+    assert folder.exit_code == 2 and "is not a regular file; remove it, or choose" in folder.stderr
 
 
 def test_damaged_tokens_are_one_line(build: Build) -> None:
