@@ -18,7 +18,7 @@ from tests.helpers.warc_files import make_page, make_response
 from tests.preprocess.tokenizers.json_makers import byte_level
 
 REASONS = re.compile(
-    r"a synopsis|needs a network|needs a bucket|needs Docker|needs a cluster|needs (eight GPUs|two machines)|installs Folio\b.*"
+    r"a synopsis|needs (a network|a bucket|a cluster|Docker|eight GPUs|two machines)|installs Folio\b.*"
     r"|(.*\b)?(\.ci/run|tests/\S+\.py)\b.*"
 )
 # Added to each training, whose settings are otherwise those of the page.
@@ -112,6 +112,11 @@ BEFORE = {
     "filters.md": """
         preprocess build --input texts.jsonl --name wiki --tokenizer byte
         folio train own --data=wiki --out_dir=runs/wiki
+        """,
+    "reports.md": """
+        preprocess build --input texts.jsonl --name shakespeare --tokenizer byte
+        preprocess build --input pages.jsonl --name poems --tokenizer byte --seed 1
+        for name in small_cpu a b; do folio train own --data=shakespeare --out_dir=runs/$name; done
         """,
     "sharing.md": "preprocess build --input texts.jsonl --name wiki --tokenizer byte",
     "training.md": """
