@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 EXTRAS := $(VENV)/.extras
 
-.PHONY: setup demo test test-slow lint wheel clean
+.PHONY: setup demo test test-slow lint docs wheel clean
 
 setup: $(READY)
 
@@ -38,6 +38,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Writes the tables of settings into docs/, and the pages as a site to build/site. A broken link is an error.
+docs: setup
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 # Removes build/lib first: setuptools would also pack modules that an earlier build left there.
 wheel: setup

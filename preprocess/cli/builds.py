@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from preprocess.cli.completion import complete_build
 from preprocess.cli.output import Output, format_table, output_options
 from preprocess.cli.screens import show_build, show_stats
 from preprocess.cli.show_document import find_number, show_document
@@ -52,7 +53,7 @@ def list_command(output: Output) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_build)
 @click.option("--document", type=int, metavar="N", help="Decode document N of the split, counted from 0.")
 @click.option("--find", "text", metavar="TEXT", help="Decode the first document of the split that contains TEXT.")
 @click.option(
@@ -94,7 +95,7 @@ def show(output: Output, name: str, document: int | None, text: str | None, spli
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_build)
 @output_options
 def stats(output: Output, name: str) -> None:
     """Print the statistics of a build.
@@ -117,7 +118,7 @@ def stats(output: Output, name: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_build)
 @click.option("--leaks", is_flag=True, help="Also look for texts that are in both splits.")
 @output_options
 def verify(output: Output, name: str, leaks: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from preprocess.cli.completion import complete_build
 from preprocess.cli.output import Output, output_options
 from preprocess.cli.screens import show_difference
 from preprocess.errors import format_quantity, shorten
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", shell_complete=complete_build)
+@click.argument("b", shell_complete=complete_build)
 @output_options
 def diff(output: Output, a: str, b: str) -> None:
     """Compare the documents and the settings of two builds.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from preprocess.cli.completion import complete_build
 from preprocess.cli.output import Output, output_options
 from preprocess.errors import MisuseError, format_quantity
 
@@ -31,7 +32,7 @@ TEXT_FORMATS = ("jsonl", "text")
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_build)
 @click.option("--format", "format_", type=click.Choice([*WRITERS, "text"]), required=True, help="Format to write.")
 @click.option("--by", type=click.Choice(["language"]), help="With --format text: write one file per language.")
 @click.option(

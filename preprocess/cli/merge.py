@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from preprocess.cli.builds import describe, summarize
+from preprocess.cli.completion import complete_build
 from preprocess.cli.output import Output, output_options
 
 
 @click.command()
-@click.argument("builds", nargs=-1, required=True)
+@click.argument("builds", nargs=-1, required=True, shell_complete=complete_build)
 @click.option("--name", metavar="NAME", required=True, help="Name of the merged build.")
 @click.option(
     "--dedup/--no-dedup",

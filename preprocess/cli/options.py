@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from preprocess.cli.completion import complete_corpus, complete_path
 from preprocess.recipes.filter_settings import (
     FILTERS,
     PII_POLICIES,
@@ -38,6 +39,7 @@ INPUT_OPTIONS = [
     click.option(
         "--corpus",
         metavar="NAME",
+        shell_complete=complete_corpus,
         help="A built-in corpus (listed by `preprocess corpora`), or the path of your own recipe, such as mine.toml.",
     ),
     click.option(
@@ -45,6 +47,7 @@ INPUT_OPTIONS = [
         "inputs",
         multiple=True,
         metavar="PATH",
+        shell_complete=complete_path,
         help="Your own text: a file, a folder, a quoted glob, a URL (hf://datasets/OWNER/NAME[@REVISION][/PATH], "
         "https://, s3://), or - for standard input. May be repeated.",
     ),

@@ -6,12 +6,13 @@ import json
 
 import click
 
+from preprocess.cli.completion import complete_build
 from preprocess.cli.output import Output, output_options
 from preprocess.errors import one_line
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_build)
 @output_options
 def rejects(output: Output, name: str) -> None:
     """Print the records that a build rejected or changed, and why.

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
+from preprocess.cli.completion import complete_build
 from preprocess.cli.output import Output, output_options
 from preprocess.errors import format_quantity
 
 
 @click.command()
-@click.argument("name")
-@click.argument("other", required=False)
+@click.argument("name", shell_complete=complete_build)
+@click.argument("other", required=False, shell_complete=complete_build)
 @click.option(
     "--output",
     "path",

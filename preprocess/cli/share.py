@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from preprocess.cli.builds import describe, summarize
+from preprocess.cli.completion import complete_build
 from preprocess.cli.output import Output, output_options
 from preprocess.errors import format_quantity
 
@@ -16,7 +17,7 @@ name_option = click.option(
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_build)
 @click.option(
     "--output",
     "output_file",
@@ -62,7 +63,7 @@ def unpack(output: Output, file: Path, name: str | None, replace: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_build)
 @click.argument("address", metavar="URL")
 @click.option("--replace", is_flag=True, help="Replace another or a damaged build at that place.")
 @output_options

@@ -146,8 +146,8 @@ class Recipe:
     """
 
     corpus: str
-    description: str = ""
-    licence: str = ""
+    description: str = ""  # of the corpus, shown by `preprocess corpora`
+    licence: str = ""  # of the corpus, also in the model card of an export
     format: str = "auto"  # auto: from the suffix of each file's name; synthetic: generated from `seed`
     tokenizer: str = "gpt2"  # gpt2, another tiktoken encoding, sentencepiece, char, byte, or the path of a tokenizer
     tokenizer_sha256: str | None = None  # of the tokenizer's files if `tokenizer` is a path; set when they are read
@@ -197,7 +197,7 @@ class Recipe:
     # Documents that are nearly equal to an earlier one: drop them, or keep each such group on one side of the split.
     near_dedup: str | None = None
     near_dedup_threshold: float = 0.8  # the smallest Jaccard similarity of nearly equal documents
-    near_dedup_words: int = 5  # in a shingle
+    near_dedup_words: int = 5  # in a sequence
     # Documents that have one of these bands in common are compared: all but 1 in 2,800 pairs with a similarity of 0.8.
     near_dedup_bands: int = 20
     near_dedup_rows: int = 5  # MinHash values in a band

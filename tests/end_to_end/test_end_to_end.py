@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import pytest
 
 from preprocess.shards.format import Build
 from tests.conftest import ROOT
+from tests.helpers.doc_commands import list_blocks
 
 Preprocess = Callable[..., subprocess.CompletedProcess]
 SETTINGS = {
@@ -67,11 +67,9 @@ def test_exported_nanogpt_files_decode_to_the_documents(preprocess: Preprocess, 
 
 def test_readme_example_of_an_own_corpus_runs_as_written(mirror: Path, tmp_path: Path, preprocess: Preprocess) -> None:
     shutil.copytree(mirror / "inaugural", tmp_path / "inaugural")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = next(part for part in readme.split("```") if "--name speeches" in part)
+    block = next(block for block in list_blocks(ROOT / "README.md") if "--name speeches" in block.script)
     results = []
-    for line in block.strip().splitlines():
-        command, *arguments = shlex.split(line)
+    for command, *arguments in block.list_commands():
         assert command == "preprocess"
         result = preprocess(*arguments)
         assert result.returncode == 0, result.stderr
@@ -94,14 +92,13 @@ def test_readme_example_of_an_own_corpus_runs_as_written(mirror: Path, tmp_path:
 @pytest.mark.slow
 def test_walk_through_of_the_documentation_runs_as_written(tmp_path: Path, preprocess: Preprocess) -> None:
     """Run every command of the walk-through in docs/training.md, including the Ctrl-C."""
-    text = (ROOT / "docs/training.md").read_text(encoding="utf-8")
-    blocks = text[text.index("## A walk-through") :].split("```")[1::2]
-    lines = [line for block in blocks for line in block.strip().splitlines()]
+    blocks = list_blocks(ROOT / "docs/training.md")
+    lines = [command for block in blocks if "runs/walk" in block.script for command in block.list_commands()]
     assert len(lines) == 6 and lines[1] == lines[2]
-    assert preprocess(*shlex.split(lines[0])[1:]).returncode == 0
+    assert preprocess(*lines[0][1:]).returncode == 0
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     environment = os.environ | ENVIRONMENT
-    commands = [[sys.executable, str(ROOT / arguments[1]), *arguments[2:]] for arguments in map(shlex.split, lines[1:])]
+    commands = [[sys.executable, str(ROOT / arguments[1]), *arguments[2:]] for arguments in lines[1:]]
     with subprocess.Popen(
         commands[0], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
