@@ -1,19 +1,19 @@
 #!/bin/bash
-# Measure training on one GPU: about 7 minutes on an H100. Nothing is downloaded.
+# Measure training on one GPU: about 7 minutes on an H100. Nothing is downloaded. The step `parallel` needs two.
 #
 #     OUT=results CHARS=shards/tinyshakespeare_char GPT2=shards/tinyshakespeare NANOGPT_DIR=... bash bench/gpu.sh [--smoke] [STEP ...]
 #
 # CHARS is a build of characters, GPT2 one with GPT-2's tokenizer; bench/README.md says how to make them. PYTHON is the Python to
 # use (default: python3). Each step has a time limit, and a step that fails does not end the others. $OUT/results.jsonl has a
 # line per result and $OUT/log.txt everything that was printed. --smoke runs tiny models on a CPU.
-# Steps: environment tests chars eager compiled memory precision resume profile large (default: all).
+# Steps: environment tests chars eager compiled memory precision resume profile large parallel (default: all).
 set -u
 cd "$(dirname "$0")/.."
 : "${OUT:?must name a folder for the results}" "${CHARS:?must name a build of characters}" "${GPT2:?must name a build with the tokenizer gpt2}"
 PYTHON=${PYTHON:-python3}
 SMOKE=
 if [ "${1:-}" = --smoke ]; then SMOKE=--smoke; shift; fi
-STEPS=${*:-environment tests chars eager compiled memory precision resume profile large}
+STEPS=${*:-environment tests chars eager compiled memory precision resume profile large parallel}
 LIMIT_FACTOR=${LIMIT_FACTOR:-1} # multiplies the time limits, for slow machines
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
@@ -55,4 +55,5 @@ is_selected precision && run_limited 60 precision "$PYTHON" bench/gpu.py precisi
 is_selected resume && run_limited 90 resume "$PYTHON" bench/gpu.py resume "$CHARS" "${RESULTS[@]}"
 is_selected profile && run_limited 45 profile "$PYTHON" bench/gpu.py steps "$CHARS" "${RESULTS[@]}" --label profile --trainers modern,modern+graph --config configs/shakespeare_char.py --profile
 is_selected large && run_limited 60 large "$PYTHON" bench/gpu.py steps "$GPT2" "${RESULTS[@]}" --label large --trainers plain+graph,modern+graph --batch-size 64
+is_selected parallel && run_limited 150 parallel "$PYTHON" bench/parallel.py "$GPT2" "${RESULTS[@]}" --batch_size=32 --gradient_accumulation_steps=4
 exit 0

@@ -7,7 +7,7 @@ buckets and clusters) on the same part, each on one core. The case `part` is a b
 Neither library compares the documents, nor writes the text that is left.
 
     python bench/near_duplicates.py
-    python bench/near_duplicates.py --documents 335000 --share 1 --cases part datatrove --repeat 0   # 400 MB
+    python bench/near_duplicates.py --documents 335000 --share 1 --cases part datatrove --repeat 0   # 331 MB
     python bench/near_duplicates.py --documents 2000 --cases off group drop
 """
 

@@ -28,6 +28,19 @@ DEFAULT_WIDTH = 80
 CLEAR_LINE = "\r\x1b[K"
 
 
+COLOURS = {"bold": "1", "red": "31", "yellow": "33", "cyan": "36"}
+
+
+def has_colours(stream: TextIO | None) -> bool:
+    """Return whether `stream` is a terminal that may show colours: NO_COLOR switches them off (no-color.org)."""
+    return not os.environ.get("NO_COLOR") and is_live(stream)
+
+
+def paint(text: str, colour: str, stream: TextIO | None) -> str:
+    """Return `text` in one of COLOURS if `stream` has colours."""
+    return f"\x1b[{COLOURS[colour]}m{text}\x1b[0m" if has_colours(stream) else text
+
+
 class Activity:
     """A part of the work: its name, and how much of it is done.
 
@@ -114,11 +127,12 @@ class Console:
         self._last_line = max(*_last_lines, time.monotonic() - LINE_INTERVAL_S + FIRST_LINE_S, 0.0)
         self._is_drawn = False
 
-    def line(self, text: str) -> None:
-        """Print `text`, one or more lines, above the live line."""
+    def line(self, text: str, *, colour: str | None = None) -> None:
+        """Print `text`, one or more lines, above the live line. On a terminal it has the `colour`, if it is given."""
         if not self.quiet:
+            shown = printable(text)
             with self.hidden():
-                self._write(printable(text) + "\n")
+                self._write((shown if colour is None else paint(shown, colour, self._stream)) + "\n")
 
     def activity(self, label: str, *, announce: bool = False) -> AbstractContextManager[Activity]:
         """Show work that cannot be counted during the block. `announce` is as in `show`."""
@@ -200,7 +214,7 @@ class Console:
         # One less than the width: a line that wraps cannot be rewritten.
         text = self._activities[-1].format_live(_get_width(stream) - 1, is_ascii=is_ascii)
         self._is_drawn = True  # before it is, because a signal may come in between
-        self._write(f"\r{one_line(text)}\x1b[K")
+        self._write(f"\r{_paint_bar(one_line(text), stream)}\x1b[K")
 
     def _clear(self) -> None:
         if self._is_drawn:
@@ -250,6 +264,13 @@ def format_duration(seconds: float) -> str:
     if hours:
         return f"{hours:,}h {minutes % 60:02d}m"
     return f"{minutes}m {whole % 60:02d}s" if minutes else f"{whole}s"
+
+
+def _paint_bar(line: str, stream: TextIO) -> str:
+    """Return a live line with its bar, if it has one, in colour."""
+    before, _, rest = line.partition(" |")
+    bar, end, after = rest.partition("|  ")
+    return f"{before} |{paint(bar, 'cyan', stream)}{end}{after}" if end else line
 
 
 def _describe_left(activity: Activity) -> list[str]:

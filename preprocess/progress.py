@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from preprocess.console import Activity, Console, hidden_live_line, is_live
+from preprocess.console import Activity, Console, hidden_live_line, is_live, paint
 from preprocess.errors import format_quantity, hide_credentials, one_line
 
 
@@ -34,7 +34,8 @@ class Progress:
         """Write one line as a warning, even if quiet."""
         with hidden_live_line(), contextlib.suppress(OSError):
             if sys.stderr is not None:
-                print(one_line(hide_credentials(f"warning: {line}")), file=sys.stderr, flush=True)
+                label = paint("warning:", "yellow", sys.stderr)
+                print(label, one_line(hide_credentials(line)), file=sys.stderr, flush=True)
 
     @contextmanager
     def phase(self, label: str) -> Iterator[None]:

@@ -25,6 +25,8 @@ PREPROCESS_RULES = {
     "progress.py": (*CONTRACT, "preprocess.console"),
     "documents.py": CONTRACT,
     "versions.py": ("preprocess.__version__",),
+    "pages": CONTRACT,
+    "terminal.py": (*CONTRACT, "preprocess.console"),
     "shards": CONTRACT,
     "chats": (*CONTRACT, "preprocess.documents"),
     "recipes": (*CONTRACT, "preprocess.chats"),
@@ -65,6 +67,7 @@ TRAIN_RULES = {
     "run": (*TRAIN_CORE, "train.optim", "train.model", "train.data", "train.trackers"),
     "evaluation": (*TRAIN_CORE, "train.model", "train.data", "train.trackers", "train.run"),
     "plotting": (*TRAIN_CORE, "train.run"),
+    "reporting": (*TRAIN_CORE, "train.run", "train.evaluation", "train.plotting"),
     "serving": (*TRAIN_CORE, "train.model", "train.run"),
 }
 COMMANDS = (
@@ -74,19 +77,24 @@ COMMANDS = (
     "train.evaluate",
     "train.export",
     "train.plot",
+    "train.report",
     "train.serve",
     "preprocess.cli",
 )
-TRAIN_MAY_IMPORT = (*CONTRACT, "preprocess.__version__", "preprocess.console")
+# The pages of runs look like those of builds, and so do the tables on a terminal.
+TRAIN_MAY_IMPORT = (
+    *CONTRACT, "preprocess.__version__", "preprocess.console", "preprocess.terminal", "preprocess.pages"
+)  # fmt: skip
 # The templates say which control tokens mark the turns of a chat, for `folio chat` as for a build. The recipes of the
 # built-in corpora have their licences, for the model card.
 TRAIN_FUNCTIONS_MAY_IMPORT = (
-    *CONTRACT,
-    "preprocess.console",
+    *TRAIN_MAY_IMPORT,
     "preprocess.tokenizers",
     "preprocess.stream",
     "preprocess.chats",
     "preprocess.recipes",
+    "preprocess.progress",
+    "preprocess.sharing",
 )
 # The one module of preprocess/ that imports torch: for training loops other than ours.
 TORCH_DATASET = ROOT / "preprocess/shards/torch_dataset.py"
@@ -122,6 +130,8 @@ HOMES = {
     "sentencepiece": {"preprocess/tokenizers/sentencepiece_bpe.py"},
     "tqdm": {"preprocess/console.py", "train/evaluation/harness/library.py"},
     "matplotlib": {"train/plotting"},
+    "rich": {"preprocess/terminal.py"},
+    "jinja2": {"preprocess/pages/render.py", "train/evaluation/harness"},
     "psutil": {"train/core/memory.py", "train/core/clock.py"},
     "triton": {"train/model/cuda_kernels.py"},
     "tensorboard": {"train/trackers/tensorboard_backend.py"},

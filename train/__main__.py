@@ -26,6 +26,7 @@ COMMANDS = {
     "serve": "answer requests over HTTP with a trained model",
     "export": "write a trained model for other libraries",
     "plot": "draw the loss of one or several runs",
+    "report": "write one HTML page about one or several runs",
 }
 
 

@@ -34,6 +34,7 @@ from train.core.settings import (
 )
 from train.model import ARCHITECTURES
 
+FSDP = "fsdp"  # the value of `parallel` with which the processes divide the model
 # Name of a setting in earlier versions of Folio → its name now. Config files and checkpoints with
 # the earlier names can still be read.
 RENAMED = {
@@ -51,6 +52,7 @@ CHOICES = {
     "optimizer": ("adamw", "muon"),
     "schedule": ("cosine", "linear", "wsd"),
     "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
+    "parallel": ("ddp", FSDP),
 }
 MAX_MINUTES = 525_600  # a year
 # With `minutes`, the values of these settings until they are planned. Any others are valid with them.
@@ -60,6 +62,8 @@ TRACKERS = ("tensorboard", "mlflow", "wandb")
 SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?s")  # of `log_interval`
 STREAM_PREFIX = "stream:"  # of `data`: what follows is a recipe instead of a build
 # Conditions under which some settings have an effect.
+URL_MARK = "://"  # of `data`: a build at a URL
+URL = Need("data", lambda data: URL_MARK in data, "a build at a URL")
 STREAM = Need("data", lambda data: STREAM_PREFIX in data, "stream:RECIPE")  # a stream in a mixture is rejected later
 MODERN = Need("arch", lambda arch: arch == "modern", "modern")
 MUON = Need("optimizer", lambda optimizer: optimizer == "muon", "muon")
@@ -80,7 +84,8 @@ class Config:
 
     # Free, because the build_id is compared instead when a run continues.
     data: str = setting(
-        doc="the build to train on, by name or path; several by weight: one:0.7,other:0.3; or stream:RECIPE", free=True
+        doc="the build to train on, by name, path or URL; several by weight: one:0.7,other:0.3; or stream:RECIPE",
+        free=True,
     )
     out_dir: str = setting(doc="the run directory [runs/<name of the config file>]", free=True)
     init_from: str | None = setting(
@@ -126,6 +131,12 @@ class Config:
     )
     stream_buffer: int = setting(
         10_000, "windows that a stream shuffles together; 0: no shuffling", min=0, max=1 << 24, needs=STREAM
+    )
+    stream_shards: bool = setting(
+        False,
+        "begin while the build at a URL is still being copied; its tokens are checked when a file is whole",
+        free=True,
+        needs=URL,
     )
     # These two are free, because their product is compared instead when a run continues.
     batch_size: int = setting(12, "windows per forward pass", min=1, free=True)
@@ -185,6 +196,13 @@ class Config:
     compile: bool = setting(
         False,
         "compile the model with torch.compile: about a minute of start-up, then faster steps",
+        free=True,
+    )
+
+    parallel: str = setting(
+        "ddp",
+        "what each process of torchrun holds. ddp: the whole model; fsdp: a part of all weights, gradients and "
+        "optimizer state, which it also saves as its part of a checkpoint",
         free=True,
     )
 

@@ -26,7 +26,6 @@ if __name__ == "__main__":  # started by path: this folder would hide the packag
 import argparse
 import dataclasses
 import functools
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -47,7 +46,14 @@ from train.evaluation.job import EvaluationJob, EvaluationSettings, prepare_job,
 from train.evaluation.mlflow_runs import log_evaluation
 from train.evaluation.output import Output
 from train.evaluation.prompts import read_prompts
-from train.evaluation.results import EvaluationRow, append_evaluation, append_rows, read_evaluations, read_losses_of_row
+from train.evaluation.results import (
+    EvaluationRow,
+    append_evaluation,
+    append_rows,
+    find_last_times,
+    read_evaluations,
+    read_losses_of_row,
+)
 from train.evaluation.select_checkpoints import find_run_dir, iter_checkpoints, warn_skipped
 from train.run.checkpoint_info import CheckpointError
 from train.run.run_dir import EVALUATIONS_DIR, LOCK_FILE, TASKS_FILE
@@ -78,8 +84,7 @@ def main(arguments: list[str]) -> int:
             out_dir, row = evaluate_run(options.run, which, settings, device=device, log=log, output=output)
         runs, build_id = [out_dir, *runs], row.build_id
     if options.compare:
-        width = shutil.get_terminal_size().columns
-        print(compare_runs(runs, best=options.best, build_id=build_id, width=width))
+        compare_runs(runs, best=options.best, build_id=build_id).print()
     return 0
 
 
@@ -159,7 +164,10 @@ def _evaluate(
         windows = lambda: open_windows(job.open_source(), job.config)  # noqa: E731
         return run_job(job, out_dir, known=known, open_windows=windows, log=log)
 
-    rows = [row for row in read_evaluations(out_dir) if row.losses_file == job.loss_inputs.losses_file]
+    stored = read_evaluations(out_dir)
+    if job.is_stream and job.times_sha256 is None:  # without its text, the newest losses count
+        job = dataclasses.replace(job, times_sha256=find_last_times(stored, job.loss_inputs))
+    rows = [row for row in stored if row.losses_file == job.loss_inputs.losses_file]
     has_losses = bool(rows) and read_losses_of_row(out_dir, rows[0]) is not None
     row = next((row for row in rows if row.key == job.key), None)
     is_new = row is None or not has_losses

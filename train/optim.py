@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from train.config import Config
+from train.core.sharding import is_sharded, local_rows, map_matrices
 from train.model import get_architecture
 from train.model.base import LanguageModel
 
@@ -174,6 +175,9 @@ class Muon(torch.optim.Optimizer):
 
     It computes what torch.optim.Muon computes, but for all matrices of one shape at once. If
     `found_inf` is 1 it skips the update, which torch's cannot do without waiting for the device.
+
+    If the matrices are sharded, this process holds a of the A rows of each. All is computed on these
+    rows except `orthogonalize`, which needs whole matrices: `map_matrices` exchanges them.
     """
 
     found_inf: Tensor | None = None  # () float32, set before `step`, as for AdamW
@@ -192,7 +196,7 @@ class Muon(torch.optim.Optimizer):
                 self._update(params, group)
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        grads = torch.stack([p.grad for p in params if p.grad is not None])  # (K, A, B)
+        grads = torch.stack([local_rows(p.grad) for p in params if p.grad is not None])  # (K, a, B)
         is_applied: Tensor | float = 1.0  # 0.0 if the update is skipped
         if self.found_inf is not None:
             is_applied = 1.0 - self.found_inf
@@ -200,14 +204,17 @@ class Muon(torch.optim.Optimizer):
         for p in params:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        momenta = [self.state[p]["momentum_buffer"] for p in params]
-        momentum = torch.stack(momenta).lerp_(grads, is_applied * (1 - group["momentum"]))  # (K, A, B)
-        updates = orthogonalize(grads.lerp(momentum, group["momentum"]))  # Nesterov momentum
+        momenta = [local_rows(self.state[p]["momentum_buffer"]) for p in params]
+        momentum = torch.stack(momenta).lerp_(grads, is_applied * (1 - group["momentum"]))  # (K, a, B)
+        nesterov = grads.lerp(momentum, group["momentum"])
+        is_divided = is_sharded(params[0])
+        updates = map_matrices(orthogonalize, nesterov, like=params[0]) if is_divided else orthogonalize(nesterov)
         num_rows, num_columns = params[0].shape
         lr = group["lr"] * max(1.0, num_rows / num_columns) ** 0.5
+        weights = [local_rows(p) for p in params]
         torch._foreach_copy_(momenta, list(momentum.unbind()))
-        torch._foreach_mul_(params, 1.0 - group["lr"] * group["weight_decay"] * is_applied)
-        torch._foreach_add_(params, list((updates * (-lr * is_applied)).unbind()))
+        torch._foreach_mul_(weights, 1.0 - group["lr"] * group["weight_decay"] * is_applied)
+        torch._foreach_add_(weights, list((updates * (-lr * is_applied)).unbind()))
 
 
 def make_optimizers(model: LanguageModel, config: Config, *, device: torch.device) -> list[torch.optim.Optimizer]:

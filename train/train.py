@@ -33,6 +33,7 @@ from train.config import list_given, load_config
 from train.core.cli import warn
 from train.core.distributed import init_processes
 from train.core.memory import translate_out_of_memory
+from train.core.sharding import whole
 from train.data.batches import Prefetcher, dropout_seed
 from train.data.mixed_split import Batch
 from train.optim import schedule_factor, set_learning_rate, update
@@ -46,18 +47,25 @@ from train.run.after_step import (
     update_early_stopping,
 )
 from train.run.captured_step import CapturedStep, can_capture_step
-from train.run.checkpoint import Checkpoint, restore
+from train.run.checkpoint import Checkpoint, restore, share_checkpoint
 from train.run.choose_precision import keep_precision
 from train.run.context import Run, open_run
 from train.run.divergence import find_update_problem, roll_back
 from train.run.finished import report_finished
 from train.run.init_from import initialize
 from train.run.logger import RunLogger
-from train.run.messages import describe_continuation, describe_end, describe_start, step_cost
-from train.run.preflight import describe_out_of_memory, describe_too_large, preflight
-from train.run.run_dir import find_start, lock_run_dir, prepare_run_dir
+from train.run.messages import (
+    describe_continuation,
+    describe_end,
+    describe_out_of_memory,
+    describe_start,
+    describe_too_large,
+    step_cost,
+)
+from train.run.preflight import preflight
+from train.run.run_dir import check_shared, find_start, lock_run_dir, prepare_run_dir
 from train.run.signals import StopRequest, end_at_once
-from train.run.state import StepResult, TrainingState, broadcast_state, new_state
+from train.run.state import StepResult, TrainingState, load_in_all, new_state
 from train.run.time_limit import correct_length, plan_run
 from train.run.validation import EarlyStopping
 
@@ -91,15 +99,18 @@ def setup(run: Run, checkpoint: Checkpoint | None) -> tuple[TrainingState, nn.Mo
     """Create the training state, load `checkpoint` or init_from into it, and run the preflight.
 
     `checkpoint` is given in the main process only. Returns the state, state.model as `World.wrap`
-    returns it for data parallelism, and the lines of the preflight.
+    returns it for data parallelism, and the lines of the preflight. With parallel = fsdp, each
+    process has, reads and saves its rows of the state.
     """
     if checkpoint:
         keep_precision(run, checkpoint.info.config)
     config, world = run.config, run.world
     vocab_size = world.all_reduce_max(checkpoint.info.vocab_size if checkpoint else run.source.vocab_size)
-    state = new_state(config, vocab_size, device=run.device)
-    world.run_on_main(lambda: load_weights(run, state, checkpoint))
-    broadcast_state(state, world)
+    if run.is_sharded:
+        check_shared(run.out_dir, world)
+        checkpoint = share_checkpoint(checkpoint, world)
+    state = new_state(config, vocab_size, device=run.device, is_sharded=run.is_sharded)
+    load_in_all(world, state, lambda: load_weights(run, state, checkpoint))
     if state.step > 0:
         restore_data_position(run, state)
     if world.is_main:
@@ -120,7 +131,7 @@ def load_weights(run: Run, state: TrainingState, checkpoint: Checkpoint | None) 
         if checkpoint.info.config.batch_size != config.batch_size:
             state.micro_batch = None
     elif config.init_from is not None:
-        initialize(state.model, config, run.source, warn=warn)
+        initialize(state.model, config, run.source, warn=warn if run.world.is_main else lambda line: None)
 
 
 def restore_data_position(run: Run, state: TrainingState) -> None:
@@ -267,7 +278,7 @@ def clip_and_update(run: Run, state: TrainingState, loss: Tensor) -> Tensor:
     scaler = state.scaler
     for optimizer in state.optimizers:
         scaler.unscale_(optimizer)
-    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), run.config.grad_clip or math.inf)
+    grad_norm = whole(nn.utils.clip_grad_norm_(state.model.parameters(), run.config.grad_clip or math.inf))
     is_finite = loss.isfinite() & grad_norm.isfinite()
     update(state.optimizers, is_finite)
     scaler.update()

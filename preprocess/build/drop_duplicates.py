@@ -6,9 +6,12 @@ among the hashes of its bucket, and a task per section drops them (shuffle.py).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from preprocess.build.buckets import choose_buckets, count_buckets, sort_distinct
+from preprocess.build.duplicate_pairs import Pair, add_pairs, find_pairs
 from preprocess.build.engines.interface import Engine
 from preprocess.build.shuffle import Section, Shuffle, cut_sections, run_all
 from preprocess.build.split_assignment import SplitAssignment, write_sides
@@ -18,6 +21,13 @@ from preprocess.stages.dedup import to_uint64_halves
 # h, low: the halves of the content hash; index: of the document among all documents of the build.
 CONTENT_DTYPE = np.dtype([("h", "<u8"), ("low", "<u8"), ("index", "<u8")])
 INDEX_DTYPE = np.dtype("<u8")
+
+
+class Found(NamedTuple):
+    """The duplicates of one bucket."""
+
+    num_duplicates: int
+    pairs: list[Pair]  # examples
 
 
 def drop_duplicates(assignment: SplitAssignment, engine: Engine) -> None:
@@ -32,10 +42,12 @@ def drop_duplicates(assignment: SplitAssignment, engine: Engine) -> None:
         assignment.publish()
         run_all(engine, "the hashes of section", write_hashes, [(hashes, section) for section in sections])
         of_buckets = [(hashes, duplicates, starts, bucket) for bucket in range(num_buckets)]
-        counts = run_all(engine, "the duplicates of bucket", find_bucket_duplicates, of_buckets)
-        if any(counts):
+        found = run_all(engine, "the duplicates of bucket", find_bucket_duplicates, of_buckets)
+        num_duplicates = sum(of_bucket.num_duplicates for of_bucket in found)
+        if num_duplicates:
             run_all(engine, "the duplicates of section", drop_found, [(duplicates, section) for section in sections])
-    assignment.dropped["duplicates"] = sum(counts)
+    assignment.dropped["duplicates"] = num_duplicates
+    assignment.duplicate_pairs["duplicates"] = add_pairs([], [pair for of_bucket in found for pair in of_bucket.pairs])
 
 
 def write_hashes(hashes: Shuffle, section: Section) -> None:
@@ -52,23 +64,25 @@ def write_hashes(hashes: Shuffle, section: Section) -> None:
         append(rows, choose_buckets(rows["h"], hashes.num_readers))
 
 
-def find_bucket_duplicates(hashes: Shuffle, duplicates: Shuffle, starts: np.ndarray, bucket: int) -> int:
-    """Write the indices of the duplicates in a bucket, and return their number.
+def find_bucket_duplicates(hashes: Shuffle, duplicates: Shuffle, starts: np.ndarray, bucket: int) -> Found:
+    """Write the indices of the duplicates in a bucket, and return their number and examples.
 
     `starts`: the first document of each section, (S,) uint64.
     """
     num_duplicates = 0
+    pairs: list[Pair] = []
     texts = np.empty(0, CONTENT_DTYPE)  # the first document of each text in the pieces so far
     with duplicates.open(bucket) as append:
         for piece in hashes.read(bucket):
             rows = np.concatenate([texts, piece])
             is_duplicate = find_duplicates(rows)
+            pairs = add_pairs(pairs, find_pairs(rows, is_duplicate))
             indices = rows["index"][is_duplicate]
             if len(indices):
                 append(indices, np.searchsorted(starts, indices, "right") - 1)
             num_duplicates += len(indices)
             texts = rows[~is_duplicate]
-    return num_duplicates
+    return Found(num_duplicates, pairs)
 
 
 def find_duplicates(rows: np.ndarray) -> np.ndarray:

@@ -183,6 +183,7 @@ def _assign(recipe: TokenRecipe, work_dir: WorkDir, num_documents: list[int]) ->
             "would be empty; choose another --val-fraction (0 for none), or pass --val with files of their own"
         )
     assignment = dedup_and_split(recipe, work_dir, num_documents)
+    assignment.duplicate_pairs.clear()  # the sources of tokens are not files with numbered documents
     if recipe.keeps_texts_together and assignment.num_leaks:
         keep_texts_together(assignment)
     return assignment

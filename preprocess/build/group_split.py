@@ -122,7 +122,7 @@ def _iter_keyed(
     for _, chunk in section.iter_chunks():
         sides = work_dir.map_sides(chunk)
         kept = np.flatnonzero(sides != DROPPED)
-        yield sides, kept, key_groups(grouping.get_groups(work_dir.map_documents(chunk)[kept]), seed)
+        yield sides, kept, key_groups(grouping.get_groups(work_dir.map_documents(chunk), kept), seed)
 
 
 def _sort_groups(pieces: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +133,7 @@ def _sort_groups(pieces: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """
     groups, sizes = np.empty(0, GROUP_DTYPE), np.empty(0, np.int64)
     for piece in pieces:
-        rows = np.concatenate([groups, piece])
+        rows = np.concatenate([groups, piece]) if len(groups) else piece
         num_documents = np.concatenate([sizes, np.ones(len(piece), np.int64)])
         order, starts = sort_distinct(rows, ("high", "low"))
         groups, sizes = rows[order[starts]], np.add.reduceat(num_documents[order], starts)

@@ -17,6 +17,7 @@ from preprocess.shards.files import JsonObject
 from preprocess.shards.format import CONTROL_FIELDS, SPLITS, Build
 from preprocess.shards.loss_mask import unpack_mask
 from preprocess.shards.manifest import ShardEntry
+from preprocess.shards.verify import check_known
 from preprocess.tokenizers.vocabulary import TextHasher, Vocabulary, read_vocabulary
 
 # Settings of a tokenizer that follow from its files. The others say how a build trained it.
@@ -150,7 +151,7 @@ class _Reader:
                 stop = max(int(np.searchsorted(ends, begin + BATCH_TOKENS, side="right")), row + 1)
                 end = int(ends[stop - 1])
                 self._check(np.diff(ends[row:stop], prepend=begin), end, len(shard.tokens))
-                ids = self._take(np.array(shard.tokens[begin:end]))
+                ids = self._new_ids[self._build.check_ids(np.array(shard.tokens[begin:end]))]
                 mask = None if shard.mask is None else unpack_mask(shard.mask, begin, end)
                 table = self._make_table(docs[row:stop], ids, ends[row:stop] - begin, split, values)
                 yield PreparedTokens(ids, ends[row:stop] - begin, table, mask)
@@ -178,24 +179,18 @@ class _Reader:
                 "documents that do not ascend; check it with `preprocess verify`"
             )
 
-    def _take(self, ids: np.ndarray) -> np.ndarray:
-        if len(ids) and int(ids.max()) >= len(self._new_ids):
-            raise FolioError(
-                f"{self._build.folder} holds id {int(ids.max())}, but its vocabulary ends at {len(self._new_ids) - 1}; "
-                "check it with `preprocess verify`"
-            )
-        return self._new_ids[ids]
-
     def _make_table(
         self, docs: np.ndarray, ids: np.ndarray, ends: np.ndarray, split: str, values: Values
     ) -> np.ndarray:
         _, text_bytes = self._hasher.hash(ids, ends)
         table = make_table(docs["hash"], text_bytes, SIDES[split])
         tags = {int(number): tag for number, tag in self._build.manifest.languages.items()}
-        table["lang"] = _look_up(self._build, docs["lang"], {0: -1} | {n: values.languages[t] for n, t in tags.items()})
+        table["lang"] = _look_up(
+            self._build, "language", docs["lang"], {0: -1} | {n: values.languages[t] for n, t in tags.items()}
+        )
         num_sources = len(self._build.manifest.sources)
         table["source"] = self._first_source + _look_up(
-            self._build, docs["source"], dict(zip(range(num_sources), range(num_sources), strict=True))
+            self._build, "source", docs["source"], dict(zip(range(num_sources), range(num_sources), strict=True))
         )
         table["position"] = docs["position"]
         begins = np.concatenate([[0], ends[:-1]])
@@ -208,12 +203,8 @@ class _Reader:
         return table
 
 
-def _look_up(build: Build, numbers: np.ndarray, new: dict[int, int]) -> np.ndarray:
+def _look_up(build: Build, noun: str, numbers: np.ndarray, new: dict[int, int]) -> np.ndarray:
     """Return the new number of each of (D,) numbers. Raises FolioError if the manifest does not have one."""
     distinct, inverse = np.unique(numbers, return_inverse=True)
-    if unknown := set(distinct.tolist()) - new.keys():
-        raise FolioError(
-            f"{build.folder} has documents of the source or language {min(unknown)}, which is not in its manifest; "
-            "check it with `preprocess verify`"
-        )
+    check_known(build, noun, set(distinct.tolist()), new)
     return np.array([new[number] for number in distinct.tolist()], np.int64)[inverse]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess.build.contamination import describe_contamination
+from preprocess.build.duplicate_examples import describe_duplicates
 from preprocess.build.filter_stats import describe_filters
 from preprocess.build.plan import Plan
 from preprocess.build.prepared_corpus import PreparedCorpus
@@ -51,6 +52,7 @@ def write_metadata(directory: Path, contents: BuildContents, build_log: JsonObje
     described |= describe_repeated_lines(corpus.work_dir, corpus.recipe, corpus.receipts)
     described |= describe_contamination(contents.corpus.work_dir, contents.corpus.recipe, len(contents.corpus.receipts))
     described |= describe_filters(contents.corpus, contents.plan.input_files)
+    described |= describe_duplicates(contents.corpus, contents.plan.input_files)
     stats = readable_json(described | describe_chats(contents.plan.recipe, contents.shards))
     write_flushed(directory / STATS, stats)
     write_flushed(directory / BUILD_LOG, readable_json(build_log))

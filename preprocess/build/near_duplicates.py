@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.build.buckets import Buckets, sort_distinct
+from preprocess.build.duplicate_pairs import MAX_PAIRS, Pair, add_pairs
 from preprocess.build.forest import Forest
 from preprocess.build.near_groups import join_groups
 from preprocess.build.similarity import ShingleFile, compute_large_similarity, compute_similarities
@@ -207,14 +208,18 @@ def iter_near_duplicates(
     """Yield (chunk, sides, rows, first) for the documents that are nearly equal to an earlier one.
 
     `sides`, (D,) int8, writable: of the documents of the chunk. `rows`, (K,) int64: which of them are nearly equal to
-    an earlier one. `first`, (K,) int64: the first documents of their clusters, numbered across partitions.
+    an earlier one. `first`, (K,) int64: the first documents of their clusters, numbered across partitions. The first
+    pairs are kept in `assignment`, as examples.
     """
-    first_index = 0
+    first_index, pairs = 0, assignment.duplicate_pairs.setdefault("near_duplicates", [])
     for chunk, sides in assignment.chunks():
         documents = np.arange(first_index, first_index + chunk.num_documents)
         first = clusters.find_first(documents)
         rows = np.flatnonzero(first != documents)
         if len(rows):
+            if len(pairs) < MAX_PAIRS:
+                found = zip(documents[rows].tolist(), first[rows].tolist(), strict=True)
+                pairs[:] = add_pairs(pairs, [Pair(*pair) for pair in found])
             yield chunk, sides, rows, first[rows]
         first_index += chunk.num_documents
 

@@ -17,7 +17,13 @@ from preprocess.inputs.describe import resolve_format
 from preprocess.inputs.find_inputs import Sample, find_input_files, find_sample
 from preprocess.inputs.input_files import InputFile
 from preprocess.progress import Progress
-from preprocess.readers.chat_columns import advise_about_chats, recognize_chats, resolve_chat_template
+from preprocess.readers.chat_columns import (
+    add_input_column,
+    advise_about_chats,
+    find_unread_parts,
+    recognize_chats,
+    resolve_chat_template,
+)
 from preprocess.readers.input_checks import InputChecker
 from preprocess.readers.partitions import Partition, is_one_document, make_partitions
 from preprocess.readers.records import MissingColumnError
@@ -116,6 +122,11 @@ def _plan(recipe: Recipe, sample: Sample, progress: Progress) -> Plan:
     except MissingColumnError as e:
         recipe, checker, partitions = _check_chats(recipe, input_files, e)
         progress.log(f"reading chats from {recipe.chat_columns} with the chat template {recipe.chat_template}")
+        if unread := find_unread_parts(recipe, e.names):
+            progress.warn(
+                f"the chats are read without {format_quantity(len(unread), 'column')} ({', '.join(unread)}); if a chat "
+                "includes them, write them into its messages, or name other columns with --chat-columns"
+            )
     if line := advise_about_chats(recipe, input_files, checker.first_columns):
         progress.log(line)
     # The statistics do not count files that have no document.
@@ -161,9 +172,11 @@ def _check_chats(
     """
     recipe = recognize_chats(recipe, error)
     try:
-        return recipe, *_check_files(recipe, input_files)
+        found = _check_files(recipe, input_files)
     except MissingColumnError:
         raise error from None
+    with_input = add_input_column(recipe, input_files)
+    return (recipe, *found) if with_input == recipe else (with_input, *_check_files(with_input, input_files))
 
 
 def estimate_disk_bytes(plan: Plan) -> int:

@@ -40,6 +40,8 @@ def lock_build(output_dir: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout as e:
+        if not Path(lock.lock_file).exists():  # as in /proc
+            raise MisuseError(f"no file can be made in {output_dir.parent}; choose another --output") from e
         raise FolioError(f"another build of {output_dir} is running; wait for it, or choose another --name") from e
     try:
         yield

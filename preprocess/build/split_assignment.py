@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from preprocess.build.duplicate_pairs import Pair
 from preprocess.build.near_groups import NearGroups
 from preprocess.build.shuffle import Section
 from preprocess.build.work_dir import DROPPED, Chunk, WorkDir, iter_chunks
@@ -19,9 +20,12 @@ class Grouping:
     column: str  # field of DOCUMENT_DTYPE; documents with the same value are on the same side
     near_groups: NearGroups | None  # joins groups whose documents are nearly equal
 
-    def get_groups(self, documents: np.ndarray) -> np.ndarray:
-        """Return the hash of the group of each document: (D, 16) uint8. `documents`: (D,) of DOCUMENT_DTYPE."""
-        groups: np.ndarray = documents[self.column]
+    def get_groups(self, documents: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return the hash of the group of each document in `rows`: (K, 16) uint8.
+
+        `documents`: (D,) of DOCUMENT_DTYPE. `rows`: (K,) indices.
+        """
+        groups: np.ndarray = documents[self.column][rows]
         return groups if self.near_groups is None else self.near_groups.apply(groups)
 
 
@@ -40,6 +44,7 @@ class SplitAssignment:
     near_groups: NearGroups | None = None  # joins groups whose documents are nearly equal
     num_near_duplicates: int | None = None  # grouped with an earlier document; None if not looked for
     num_leaks: int = 0  # distinct texts that are in both splits
+    duplicate_pairs: dict[str, list[Pair]] = field(default_factory=dict)  # examples of dropped documents, by reason
 
     def __post_init__(self) -> None:
         for partition, count in enumerate(self.num_documents):

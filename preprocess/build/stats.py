@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -210,8 +211,15 @@ def format_stats(data: bytes) -> list[str]:
 
     Raises FolioError if it is malformed.
     """
-    try:
+    with explain_malformed():
         return _format(parse_json(data))
+
+
+@contextmanager
+def explain_malformed() -> Iterator[None]:
+    """Raise FolioError, which says that stats.json is malformed, for an error in the block that reads it."""
+    try:
+        yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
         problem = shorten(f"{type(e).__name__}: {e}")
         raise FolioError(f"{STATS} is malformed ({problem}); copy the build again or rebuild it") from e

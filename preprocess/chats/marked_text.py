@@ -13,6 +13,7 @@ messages.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ IS_LEARNT = np.array([*(is_learnt for _, is_learnt in TURNS), True])  # (T,) boo
 MARKS = {turn: chr(0xFDD0 + number) for number, turn in enumerate(TURNS)}
 NONCHARACTERS = "[\ufdd0-\ufdef]"
 REPLACEMENT = "\ufffd"
-ESCAPES = dict.fromkeys(range(64976, 65008), REPLACEMENT)
+FIND_NONCHARACTERS = re.compile(NONCHARACTERS)
 MARK_BYTES = 3
 FIRST_BYTE, SECOND_BYTE, MIN_THIRD_BYTE, MAX_THIRD_BYTE = 0xEF, 0xB7, 0x90, 0xAF  # of the noncharacters in UTF-8
 
@@ -47,7 +48,7 @@ class Turns:
 def join_messages(messages: Sequence[Message]) -> str:
     """Return the marked text of a chat."""
     return "".join(
-        MARKS[role, is_learnt] + (text if text.isascii() else text.translate(ESCAPES))
+        MARKS[role, is_learnt] + (text if text.isascii() else FIND_NONCHARACTERS.sub(REPLACEMENT, text))
         for role, text, is_learnt in messages
     )
 

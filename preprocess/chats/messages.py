@@ -22,13 +22,18 @@ ROLES = {
     "bard": ASSISTANT,
     TOOL: TOOL, "function": TOOL, "ipython": TOOL, "observation": TOOL,
 }  # fmt: skip
+# The columns of an instruction, of what it may refer to, and of the reply.
+INSTRUCTION, INPUTS, REPLIES = "instruction", ("input", "context"), ("output", "response")
 # The columns that are recognised if a table has no column with the text, in the order of preference.
 KNOWN_COLUMNS = (
     ("messages",), ("conversations",), ("conversation",),
-    ("instruction", "input", "output"), ("instruction", "context", "response"),
-    ("instruction", "output"), ("instruction", "response"),
+    (INSTRUCTION, "input", "output"), (INSTRUCTION, "context", "response"),
+    (INSTRUCTION, "input", "response"), (INSTRUCTION, "context", "output"),
+    *((INSTRUCTION, reply) for reply in REPLIES),
     ("prompt", "completion"), ("prompt", "response"),
 )  # fmt: skip
+# Columns that other programs put into a chat. Beside a chat that is recognised, they are not read.
+UNREAD_PARTS = (*INPUTS, "system", "system_prompt", "history")
 MESSAGE_KEYS = {("role", "content"): "messages", ("from", "value"): "conversations"}  # and the column of such messages
 CALL_KEYS = ("tool_calls", "function_call")  # of a message that calls a tool (OpenAI)
 INPUT_SEPARATOR = "\n\n"  # between an instruction and its input

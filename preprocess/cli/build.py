@@ -12,6 +12,7 @@ import click
 from preprocess.cli.builds import describe, summarize
 from preprocess.cli.options import RecipeOptions, recipe_options, workers_option
 from preprocess.cli.output import Output, output_options
+from preprocess.cli.screens import show_new_build
 from preprocess.cli.sections import SectionedCommand
 
 if TYPE_CHECKING:
@@ -60,7 +61,9 @@ def build(
     from preprocess.inputs.input_files import PARTITION_BYTES, PARTITION_FILES
 
     if address is not None and engine != "ray":
-        raise click.UsageError("--address is that of a Ray cluster: pass --engine ray too, or leave it out")
+        raise click.UsageError(
+            f"--address {address!a} is that of a Ray cluster: pass --engine ray too, or leave it out"
+        )
     text = RecipeOptions(**options)
     recipe = text.load_recipe(shard_tokens=shard_tokens)
     num_processes = workers if workers and engine == "local" else get_default_num_workers()
@@ -93,12 +96,13 @@ def build(
     headline = f"{'built' if is_new else 'already built, nothing to do:'} {folder}"
     result = {**describe(made), "is_new": is_new, "rejects": summarize_rejects(folder)}
     found = parse_json(read_stats(made)) if recipe.filters or recipe.decontaminate or recipe.dedup_lines else {}
-    lines = [
-        *format_filter_counts(found.get("filters", [])),
-        *format_repeated_lines(found.get("repeated_lines")),
-        *format_contamination(found.get("decontamination")),
-    ]
-    output.write(result, [headline, *summarize(made), *(f"  {line}" for line in lines)])
+    changes = [*format_repeated_lines(found.get("repeated_lines")), *format_contamination(found.get("decontamination"))]
+    lines = [*format_filter_counts(found.get("filters", [])), *changes]
+    output.write(
+        result,
+        [headline, *summarize(made), *(f"  {line}" for line in lines)],
+        lambda: show_new_build(describe(made), headline, read_stats(made), changes),
+    )
 
 
 @contextlib.contextmanager

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from preprocess.cli.output import Output, format_table, output_options
+from preprocess.cli.screens import show_build, show_stats
 from preprocess.cli.show_document import find_number, show_document
 from preprocess.errors import FolioError, format_quantity, one_line
+from preprocess.terminal import Grid
 
 if TYPE_CHECKING:
     from preprocess.shards.files import JsonObject
@@ -42,7 +44,11 @@ def list_command(output: Output) -> None:
             facts = {"name": folder.name, "folder": str(folder), "error": str(e)}
             rows.append((folder.name, f"damaged: {e}", "", "", "", ""))
         results.append(facts)
-    output.write(results, format_table(rows, num_text_columns=2) if folders else [])
+    output.write(
+        results,
+        format_table(rows, num_text_columns=2) if folders else [],
+        lambda: [Grid(header=rows[0], rows=rows[1:], num_text_columns=2)],
+    )
 
 
 @click.command()
@@ -56,8 +62,9 @@ def list_command(output: Output) -> None:
     show_default=True,
     help="The split that contains the document.",
 )
+@click.option("--tokens", is_flag=True, help="Show the tokens of the document instead of its text.")
 @output_options
-def show(output: Output, name: str, document: int | None, text: str | None, split: str) -> None:
+def show(output: Output, name: str, document: int | None, text: str | None, split: str, tokens: bool) -> None:
     """Show what a build contains, or decode one of its documents.
 
     NAME is the name or the folder of a build. With --document or --find, the text of the document is
@@ -66,6 +73,9 @@ def show(output: Output, name: str, document: int | None, text: str | None, spli
     gets the exact bytes of the text; on a terminal, control characters are escaped. A document of a
     build with chats is written with the control tokens between its turns; on a terminal, the text
     that a model is trained to write is green.
+
+    With --tokens, a terminal shows where each token begins and ends, by its tint. A file, a pipe, or a
+    terminal with NO_COLOR gets a line for each token: the id, a tab, and the text.
     """
     from preprocess.shards.format import Build
 
@@ -75,9 +85,12 @@ def show(output: Output, name: str, document: int | None, text: str | None, spli
     if text is not None:
         document = find_number(build, split, text)
     if document is None:
-        output.write(describe(build), summarize(build))
+        if tokens:
+            raise click.UsageError("--tokens needs a document: pass --document or --find")
+        facts = describe(build)
+        output.write(facts, summarize(build), lambda: show_build(facts, build.name))
         return
-    show_document(output, build, split, document)
+    show_document(output, build, split, document, tokens=tokens)
 
 
 @click.command()
@@ -100,7 +113,7 @@ def stats(output: Output, name: str) -> None:
     if output.as_json:
         click.echo(data, nl=False)
     else:
-        output.write(None, format_stats(data))
+        output.write(None, format_stats(data), lambda: show_stats(data))
 
 
 @click.command()

@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from preprocess.cli.output import Output, output_options
+from preprocess.cli.screens import show_difference
 from preprocess.errors import format_quantity, shorten
+from preprocess.terminal import Grid, Line
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from preprocess.build.diff import Difference, Texts
 
 
@@ -34,7 +38,13 @@ def diff(output: Output, a: str, b: str) -> None:
     with output.progress().phase("compare"):
         found = compare_builds(*builds)
     result = {"is_equal": found.is_empty, **dataclasses.asdict(found)}
-    output.write(result, _format(found, a, b))
+    lines = _format(found, a, b)
+
+    def screen() -> Sequence[Grid | Line]:
+        settings = [(key, _shorten_json(old), _shorten_json(new)) for key, (old, new) in found.settings.items()]
+        return [Line(text=lines[0])] if found.is_empty else show_difference(found, settings, (a, b))
+
+    output.write(result, lines, screen)
     if not found.is_empty:
         raise click.exceptions.Exit(1)
 
@@ -45,9 +55,12 @@ def _format(found: Difference, a: str, b: str) -> list[str]:
     kinds = ((found.only_in_a, f"only in {a}"), (found.only_in_b, f"only in {b}"), (found.in_other_split, "moved"))
     lines = [line for texts, label in kinds for line in _format_texts(texts, label, (a, b))]
     for key, values in found.settings.items():
-        shown = (shorten(json.dumps(value, ensure_ascii=False)) for value in values)
-        lines.append(f"{key}: {' -> '.join(shown)}")
+        lines.append(f"{key}: {' -> '.join(map(_shorten_json, values))}")
     return lines
+
+
+def _shorten_json(value: object) -> str:
+    return shorten(json.dumps(value, ensure_ascii=False))
 
 
 def _format_texts(texts: Texts, label: str, names: tuple[str, str]) -> list[str]:

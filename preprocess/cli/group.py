@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from preprocess.cli.interrupts import explain, signals_as_exceptions
+from preprocess.console import paint
 from preprocess.errors import FolioError, explain_os_error, hide_credentials, one_line, shorten
 
 MAX_EXTRA_ARGUMENT_CHARS = 120
@@ -111,5 +112,6 @@ def _shorten(message: str) -> str:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    click.echo(f"error: {one_line(hide_credentials(message))}", err=True)
+    label = paint("error:", "red", sys.stderr)
+    click.echo(f"{label} {one_line(hide_credentials(message))}", err=True)
     sys.exit(status)

@@ -18,6 +18,7 @@ READERS = {
     "megatron": ("preprocess.exchange.megatron", "read_megatron"),
     "datatrove": ("preprocess.exchange.datatrove", "read_datatrove"),
     "olmo": ("preprocess.exchange.olmo", "read_olmo"),
+    "mds": ("preprocess.exchange.read_mds", "read_mds"),
     "parquet": ("preprocess.exchange.read_parquet", "read_parquet"),
 }
 PATH = click.Path(path_type=Path)

@@ -12,9 +12,13 @@ import click
 
 from preprocess import __version__
 from preprocess.errors import one_line
+from preprocess.terminal import is_shown, show
 
 if TYPE_CHECKING:
     from preprocess.progress import Progress
+    from preprocess.terminal import Grid, Line
+
+    Screen = Callable[[], Sequence[Grid | Line]]
 
 version_option = click.version_option(__version__, prog_name="preprocess")
 
@@ -32,12 +36,19 @@ class Output:
 
         return Progress(quiet=self.quiet or self.as_json)
 
-    def write(self, result: Any, lines: Iterable[str]) -> None:
-        """Print `result` as JSON if --json is given, else `lines`."""
+    def write(
+        self, result: Any, lines: Iterable[str], screen: Callable[[], Sequence[Grid | Line]] | None = None
+    ) -> None:
+        """Print `result` as JSON if --json is given, else `lines`.
+
+        A terminal gets what `screen` returns instead of `lines`, unless --quiet is given.
+        """
         if self.as_json:
             # Bytes, because JSON is UTF-8 even if the terminal has another encoding. A path may contain bytes that
             # are not UTF-8. Python represents them by surrogates, which are written as JSON escapes here.
             click.echo(json.dumps(result, ensure_ascii=False, indent=2).encode("utf-8", "backslashreplace"))
+        elif screen is not None and not self.quiet and is_shown():
+            show(screen())
         else:
             for line in lines:
                 click.echo(one_line(line))

@@ -7,39 +7,44 @@ from pathlib import Path
 import click
 
 from preprocess.cli.output import Output, output_options
-from preprocess.errors import MisuseError, format_quantity
+from preprocess.errors import format_quantity
 
 
 @click.command()
 @click.argument("name")
+@click.argument("other", required=False)
 @click.option(
     "--output",
     "path",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="File to write (default: NAME.html in the current directory).",
+    help="File to write (default: NAME.html, or NAME-OTHER.html, in the current directory).",
 )
 @click.option("--replace", is_flag=True, help="Replace an existing file.")
 @output_options
-def report(output: Output, name: str, path: Path | None, replace: bool) -> None:
-    """Write one HTML page about a build.
+def report(output: Output, name: str, other: str | None, path: Path | None, replace: bool) -> None:
+    """Write one HTML page about a build, or about two.
 
     NAME is the name or the folder of a build. The page shows how many documents were read, dropped
     and kept, with examples; lengths, languages, authors and tokens; the shards, the recipe and the input
-    files. It opens from the disk, without a network. All tokens are read once.
+    files. With OTHER, a second build, it shows both side by side: settings, documents that only one of them
+    has, lengths, languages and tokens. It opens from the disk, without a network. All tokens are read once.
     """
-    from preprocess.report.describe import describe_page
-    from preprocess.report.render import render_page
-    from preprocess.shards.files import write_durable
+    from preprocess.pages.render import render_page
+    from preprocess.shards.files import check_output_file, write_durable
     from preprocess.shards.format import Build
 
-    build = Build(name)
-    target = Path(f"{build.name}.html") if path is None else path
-    if target.is_dir():
-        raise MisuseError(f"{target} is a folder; name a file with --output")
-    if target.exists() and not replace:
-        raise MisuseError(f"{target} exists already; pass --replace, or choose another --output")
+    builds = [Build(each) for each in (name, other) if each is not None]
+    target = Path(f"{'-'.join(build.name for build in builds)}.html") if path is None else path
+    check_output_file(target, replace=replace)
     with output.progress().phase("report"):
-        data = render_page(describe_page(build)).encode("utf-8", "backslashreplace")
+        if len(builds) == 1:
+            from preprocess.report.describe import describe_page
+
+            data = render_page(describe_page(builds[0]), "preprocess.report", "build.html")
+        else:
+            from preprocess.report.compare import describe_comparison
+
+            data = render_page(describe_comparison(builds[0], builds[1]), "preprocess.report", "comparison.html")
         write_durable(target, data)
     output.write({"path": str(target), "size_bytes": len(data)}, [f"{target}  {format_quantity(len(data), 'byte')}"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING
 import click
 
 from preprocess.cli.output import Output
+from preprocess.console import has_colours
 from preprocess.errors import FolioError, one_line, printable, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from preprocess.shards.files import JsonObject
     from preprocess.shards.format import Build
-    from preprocess.tokenizers.decode_build import DocumentPart
+    from preprocess.tokenizers.decode_build import DocumentPart, ShownToken
+
+# Pale colours of the palette of 256, and black on them, for terminals with a light or a dark background.
+TINTS, INK = (153, 157, 223, 218, 229, 189), 16
+LINE_FEED = "\u21b5"
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class DecodedDocument:
         for part in inside:
             if not is_terminal:
                 click.echo(part.data, nl=False)  # bytes are not changed by the encoding of the locale
-            elif self.has_chats and "NO_COLOR" not in os.environ:
+            elif self.has_chats and has_colours(sys.stdout):
                 color = "green" if part.is_learnt else None
                 click.secho(printable(part.as_text()), nl=False, fg=color, dim=part.is_control)
             else:
@@ -71,6 +76,28 @@ class DecodedDocument:
         while end > start and self.parts[end - 1].is_control:
             end -= 1
         return self.parts[:start], self.parts[start:end], self.parts[end:]
+
+
+def print_tokens(tokens: Iterable[ShownToken]) -> None:
+    """Write the tokens of a document to standard output: tinted text on a terminal with colours, else a line for each.
+
+    Equal ids have equal tints, unless two neighbours would have the same. A line feed is shown by a sign. A line
+    has the id and the text, with a tab between them.
+    """
+    if not has_colours(sys.stdout):
+        for token in tokens:
+            click.echo(f"{token.id}\t{one_line(token.text)}")
+        return
+    tint = -1
+    for token in tokens:
+        tint = (token.id + (token.id % len(TINTS) == tint)) % len(TINTS)
+        text = one_line(token.text.replace("\n", LINE_FEED))
+        if token.is_control:
+            click.secho(text, nl=False, bold=True, reverse=True)
+        else:
+            click.secho(text, nl=False, fg=INK, bg=TINTS[tint])
+        click.echo("\n" * token.text.count("\n"), nl=False)
+    click.echo()
 
 
 def find_number(build: Build, split: str, text: str) -> int:
@@ -97,15 +124,19 @@ def _name_source(build: Build, number: int) -> str:
     return str(build.manifest.sources[number]["name"])
 
 
-def show_document(output: Output, build: Build, split: str, number: int) -> None:
-    """Print document `number` of `split`."""
-    from preprocess.tokenizers.decode_build import decode_document
+def show_document(output: Output, build: Build, split: str, number: int, *, tokens: bool = False) -> None:
+    """Print document `number` of `split`, or its tokens."""
+    from preprocess.tokenizers.decode_build import decode_document, decode_tokens
 
     with build.reading():
         parts = decode_document(build, split, number)
         record = build.document_record(split, number)
     source, position = _name_source(build, int(record["source"])), int(record["position"])
     document = DecodedDocument(parts, build.has_masks)
+    if tokens and output.as_json:
+        shown = [dataclasses.asdict(token) for token in decode_tokens(build, split, number)]
+        output.write({"split": split, "document": number, "source": source, "position": position, "tokens": shown}, [])
+        return
     if output.as_json:
         where = {"split": split, "document": number, "source": source, "position": position}
         output.write({**where, **document.as_json()}, [])
@@ -113,4 +144,7 @@ def show_document(output: Output, build: Build, split: str, number: int) -> None
         if not output.quiet:
             line = f"document {number:,} of {split}: position {position:,} of {shorten(source)}"
             click.echo(one_line(line), err=True)
-        document.print(quiet=output.quiet)
+        if tokens:
+            print_tokens(decode_tokens(build, split, number))
+        else:
+            document.print(quiet=output.quiet)

@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from preprocess.errors import MisuseError
-from preprocess.shards.files import sync_folder
+from preprocess.shards.files import REPLACED_SUFFIX, check_output_file, sync_folder
 from preprocess.shards.format import check_no_build
 
 
 def prepare_output(folder: Path, paths: Collection[Path], *, patterns: Iterable[str] = (), replace: bool) -> None:
-    """Make the folders of the files `paths`, which an exporter writes to `folder` or its subfolders.
+    """Check that an exporter may write the files `paths` to `folder` or its subfolders.
 
     `patterns`: globs, relative to `folder`, of the names that files of this format have. Raises
-    MisuseError like `check_no_leftovers` and `check_output`, before a folder is made.
+    MisuseError like `check_no_leftovers` and `check_output`.
     """
     check_no_leftovers(folder, paths, patterns)
     check_output(folder, paths, replace=replace)
-    for each in {folder, *(path.parent for path in paths)}:
-        each.mkdir(parents=True, exist_ok=True)
 
 
 def check_output(folder: Path, paths: Iterable[Path], *, replace: bool) -> None:
@@ -35,10 +33,7 @@ def check_output(folder: Path, paths: Iterable[Path], *, replace: bool) -> None:
     if os.path.lexists(folder) and not folder.is_dir():
         raise MisuseError(f"{folder} is not a folder; choose another --output")
     for path in paths:
-        if os.path.lexists(path) and not path.is_file():
-            raise MisuseError(f"{path} exists and is not a regular file; remove it, or choose another --output")
-        if path.exists() and not replace:
-            raise MisuseError(f"{path} exists already; pass --replace, or choose another --output")
+        check_output_file(path, replace=replace)
 
 
 def check_no_leftovers(folder: Path, paths: Iterable[Path], patterns: Iterable[str]) -> None:
@@ -58,10 +53,18 @@ class NewFiles:
 
     def __init__(self) -> None:
         self.temporary: dict[Path, Path] = {}  # by the name that the file gets
+        self.folders: list[Path] = []  # that were made for the files, each after the one that contains it
 
     @contextlib.contextmanager
     def open(self, path: Path) -> Iterator[BinaryIO]:
-        """Open a temporary file for writing. After the block it is on the disk, but not yet called `path`."""
+        """Open a temporary file for writing, and make its folder.
+
+        After the block it is on the disk, but not yet called `path`.
+        """
+        missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            folder.mkdir()
+            self.folders.append(folder)
         self.temporary[path] = path.with_name(f".{path.name}.{os.getpid()}.partial")
         with open(self.temporary[path], "wb") as file:
             yield file
@@ -73,16 +76,45 @@ class NewFiles:
 def write_together() -> Iterator[NewFiles]:
     """Yield an object that opens files for writing, and name them when the block ends without an exception.
 
-    After an exception, e.g. because of a full disk or Ctrl-C, the old files are unchanged and no part
-    of a new file remains.
+    After an exception, e.g. because of a full disk or Ctrl-C, the old files are what they were, and no
+    part of a new file and no new folder remains.
     """
     files = NewFiles()
     try:
         yield files
-        for path, temporary in files.temporary.items():
-            os.replace(temporary, path)
-        for folder in {path.parent for path in files.temporary}:
-            sync_folder(folder)
-    finally:
+        _rename_all(files.temporary)
+    except BaseException:
         for temporary in files.temporary.values():
             temporary.unlink(missing_ok=True)
+        for folder in reversed(files.folders):
+            with contextlib.suppress(OSError):  # somebody else has put a file there
+                folder.rmdir()
+        raise
+
+
+def _rename_all(temporary: dict[Path, Path]) -> None:
+    """Give all new files their names. An exception between two of them gives the old files theirs back.
+
+    Old files have the name `.NAME.PID.replaced` until all new ones have theirs, so they are not lost
+    if the process is killed in between.
+    """
+    old_paths: dict[Path, Path] = {}
+    renamed: list[Path] = []
+    try:
+        for path, new in temporary.items():
+            if path.exists():
+                old = path.with_name(f".{path.name}.{os.getpid()}{REPLACED_SUFFIX}")
+                os.replace(path, old)
+                old_paths[path] = old
+            os.replace(new, path)
+            renamed.append(path)
+    except BaseException:
+        for path in renamed:
+            path.unlink()
+        for path, old in old_paths.items():
+            os.replace(old, path)
+        raise
+    for folder in {path.parent for path in temporary}:
+        sync_folder(folder)
+    for old in old_paths.values():
+        old.unlink()

@@ -23,7 +23,7 @@ from preprocess.readers.parquet_metadata import describe_chunks, find_chunk_indi
 from preprocess.readers.parquet_pages import PageError
 
 NAMES = TokenNames(".parquet")
-IDS, LABELS, LANGUAGE = "input_ids", "labels", "language"
+IDS, LABELS, ATTENTION, LANGUAGE = "input_ids", "labels", "attention_mask", "language"
 MAX_GROUP_VALUES = 1 << 27  # of a column in a row group, because one row could have them all
 MAX_LANGUAGE_BYTES = 255
 
@@ -33,9 +33,10 @@ def read_parquet(files: list[TokenFile], ids: TokenIds) -> Iterator[TokenBatch]:
 
     If there is a column `labels`, each label must be the id at its position, or NO_LABEL, which gives
     the loss mask. A column `language` gives the languages. Other columns are not read. Raises MisuseError
-    if a column is missing or has another type, and FolioError if a file is damaged.
+    if a column is missing or has another type, and FolioError if a file is damaged, or if a column
+    `attention_mask` says that some tokens are padding.
     """
-    reasons = examine_files([(file.tokens.path, "parquet") for file in files], [IDS, LABELS, LANGUAGE])
+    reasons = examine_files([(file.tokens.path, "parquet") for file in files], [IDS, LABELS, ATTENTION, LANGUAGE])
     for file, reason in zip(files, reasons, strict=False):
         if reason:
             raise FolioError(f"{file.path} cannot be read as Parquet ({reason}); it is damaged, copy it again")
@@ -74,7 +75,7 @@ def _find_columns(file: TokenFile, schema: pa.Schema) -> list[str]:
     """Return the names of the columns to read."""
     if IDS not in schema.names:
         raise MisuseError(f"{file.path} has no column {IDS!r} with the tokens of a document; rename the column")
-    names = [name for name in (IDS, LABELS, LANGUAGE) if name in schema.names]
+    names = [name for name in (IDS, LABELS, ATTENTION, LANGUAGE) if name in schema.names]
     for name in names:
         type_, is_valid = schema.types[schema.names.index(name)], schema.names.count(name) == 1
         if name == LANGUAGE:
@@ -95,6 +96,13 @@ def _find_columns(file: TokenFile, schema: pa.Schema) -> list[str]:
 def _convert(file: TokenFile, batch: pa.RecordBatch) -> TokenBatch:
     ids, ends = _flatten(file, batch.column(IDS))
     mask, languages = None, None
+    if ATTENTION in batch.schema.names:
+        attention, attention_ends = _flatten(file, batch.column(ATTENTION))
+        if not np.array_equal(ends, attention_ends) or (attention != 1).any():
+            raise FolioError(
+                f"{file.path} has a column {ATTENTION!r} that is not 1 for each token, so some tokens are padding; "
+                "tokenize the text again without padding, or remove the padding"
+            )
     if LABELS in batch.schema.names:
         labels, label_ends = _flatten(file, batch.column(LABELS))
         mask = labels != NO_LABEL

@@ -10,8 +10,8 @@ import numpy as np
 
 from preprocess.errors import MisuseError
 from preprocess.exchange.output import prepare_output, write_together
-from preprocess.exchange.tokens import check_known
 from preprocess.shards.format import SPLITS, Build
+from preprocess.shards.verify import check_known
 from preprocess.tokenizers import load_tokenizer
 from preprocess.tokenizers.decode_build import decode_documents, iter_languages, list_language_tags
 

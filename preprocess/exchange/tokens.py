@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import BinaryIO, TypeVar
 
 import numpy as np
 
-from preprocess.errors import FolioError
 from preprocess.shards.format import Build
 from preprocess.shards.manifest import ShardEntry
+from preprocess.shards.verify import check_known
 
 T = TypeVar("T")
 CHUNK_TOKENS = 1 << 20
@@ -61,12 +61,3 @@ def _look_up(build: Build, noun: str, numbers: np.ndarray, names: dict[int, T]) 
     listed = numbers.tolist()
     check_known(build, noun, set(listed), names)
     return [names[number] for number in listed]
-
-
-def check_known(build: Build, noun: str, numbers: set[int], names: Mapping[int, object]) -> None:
-    """Raise FolioError if one of the `numbers` of sources or languages, as `noun` says, is not in `names`."""
-    if unknown := numbers - names.keys():
-        raise FolioError(
-            f"{build.folder} has documents of {noun} {min(unknown)}, which is not in its manifest; "
-            "check it with `preprocess verify`"
-        )

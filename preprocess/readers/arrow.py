@@ -20,7 +20,8 @@ from preprocess.inputs.input_files import InputFile, Span
 from preprocess.readers.arrow_file import ArrowFile, open_arrow
 from preprocess.readers.record_sizes import find_batches
 from preprocess.readers.records import Records, find_required_columns
-from preprocess.readers.table_columns import VIEW_TYPES, check_schema, convert_views, measure_views, take_column
+from preprocess.readers.table_columns import check_schema, convert_views, take_column
+from preprocess.readers.value_sizes import VIEW_TYPES, measure_values
 from preprocess.recipes.columns import view_as_bytes
 from preprocess.recipes.schema import Recipe
 
@@ -82,7 +83,7 @@ def _slice(batch: pa.RecordBatch, names: list[str]) -> Iterator[pa.RecordBatch]:
             column = take_column(rows, name)
             if column.type in VIEW_TYPES:
                 column.view(pa.binary_view()).validate(full=True)
-                sizes += measure_views(column)
+                sizes += measure_values(column)
         for start, stop in find_batches(sizes):
             yield rows.slice(start, stop - start)
 

@@ -15,11 +15,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocess.chats.marked_text import join_messages
-from preprocess.chats.messages import MESSAGE_KEYS, ChatError, find_chat_columns, parse_chat
+from preprocess.chats.messages import (
+    INPUTS,
+    INSTRUCTION,
+    MESSAGE_KEYS,
+    UNREAD_PARTS,
+    ChatError,
+    find_chat_columns,
+    parse_chat,
+)
 from preprocess.chats.templates import DEFAULT_TEMPLATE, TEMPLATES
 from preprocess.errors import MisuseError
 from preprocess.inputs.input_files import InputFile
-from preprocess.readers.column_names import list_column_names
+from preprocess.readers.column_names import find_in_any, list_column_names
 from preprocess.readers.records import (
     CHAT_TEXT,
     MAX_SAVED_BYTES,
@@ -53,6 +61,25 @@ def recognize_chats(recipe: Recipe, error: MissingColumnError) -> Recipe:
     if columns is None or is_named or error.column != recipe.text_column or error.column != DEFAULT_TEXT_COLUMN:
         raise error
     return resolve_chat_template(dataclasses.replace(recipe, chat_columns=",".join(columns)))
+
+
+def add_input_column(recipe: Recipe, input_files: Sequence[InputFile]) -> Recipe:
+    """Return `recipe` with the column of inputs if its chats are instructions without one, but a file has one.
+
+    Not every file or record must have it, so the first ones may lack it.
+    """
+    columns = recipe.list_chat_columns()
+    if len(columns) != 2 or columns[0] != INSTRUCTION:
+        return recipe
+    found = find_in_any(input_files, INPUTS, recipe)
+    name = next((name for name in INPUTS if name in found), None)
+    return recipe if name is None else dataclasses.replace(recipe, chat_columns=f"{columns[0]},{name},{columns[1]}")
+
+
+def find_unread_parts(recipe: Recipe, names: Sequence[str]) -> list[str]:
+    """Return those of the columns `names` that other programs put into a chat, and `recipe` does not read."""
+    read = find_required_columns(recipe).names
+    return [name for name in names if name in UNREAD_PARTS and name not in read]
 
 
 def advise_about_chats(

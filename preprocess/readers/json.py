@@ -23,7 +23,7 @@ from preprocess.readers.json_layout import BYTE_ORDER_MARK, HEAD_BYTES, Layout, 
 from preprocess.readers.json_records import RecordParser, Row, replace_lone_surrogates
 from preprocess.readers.json_values import read_json_values
 from preprocess.readers.long_json import LongStrings
-from preprocess.readers.record_blocks import IS_LONG_CHAT, RecordBlock, cut_blocks, reject_oversized
+from preprocess.readers.record_blocks import IS_LONG_CHAT, MAX_CHAT_BYTES, RecordBlock, cut_blocks, reject_oversized
 from preprocess.readers.records import CHAT_TEXT, Records, Rejects, find_required_columns, format_utf8_error
 from preprocess.readers.reject_reasons import RejectReason
 from preprocess.readers.utf8 import Buffer, find_invalid_utf8, replace_invalid_utf8
@@ -32,7 +32,7 @@ from preprocess.recipes.schema import Recipe
 
 TYPES = {"text": pa.large_string(), "number": pa.float64(), "boolean": pa.bool_(), "null": pa.large_string()}
 LINE = re.compile(rb"\S[^\n]*")  # blank lines are not records
-LONG_LINE_BYTES = 8 << 20  # also of a record that is not a line
+LONG_LINE_BYTES = MAX_CHAT_BYTES  # also of a record that is not a line
 MAX_RECORDS = 1 << 16  # read at once; a block of short lines has more
 HALF_OF_A_PAIR = "half of a surrogate pair"
 

@@ -65,7 +65,7 @@ class JsonColumnChecker:
             if not missing:
                 break
         if has_records and missing and len(head) == HEAD_BYTES:
-            missing -= _find_columns(input_file, missing, self._recipe)
+            missing -= find_columns(input_file, missing, self._recipe)
         self._missing &= missing
         if has_records:
             self._search_others(input_file, self._missing - text_columns)
@@ -85,7 +85,7 @@ class JsonColumnChecker:
         others = [*self._input_files[first.number + 1 :], *self._input_files[: first.number]] if names else []
         for input_file in others:
             if input_file.format == "jsonl" and names and input_file.disk.is_copied:
-                found = _find_columns(input_file, names, self._recipe)
+                found = find_columns(input_file, names, self._recipe)
                 self._missing -= found
                 names = names - found
 
@@ -138,8 +138,8 @@ def _list_columns(record: dict[str, Any]) -> list[str]:
     return [*record, *nested]
 
 
-def _find_columns(input_file: InputFile, names: set[str], recipe: Recipe) -> set[str]:
-    """Return which of the columns `names` a record of the file has, reading it until all are found."""
+def find_columns(input_file: InputFile, names: set[str], recipe: Recipe) -> set[str]:
+    """Return which of the columns `names` a record of a JSON file has, reading it until all are found."""
     recipe = dataclasses.replace(recipe, oversized="skip")
     spellings = [spelling for name in names for spelling in _spell_key(split_path(name)[-1])]
     found: set[str] = set()

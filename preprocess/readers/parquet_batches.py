@@ -9,6 +9,9 @@ far too large, so their sizes are determined first: Arrow can also return a colu
 and one index per row, which takes little memory however large the rows are. A column of which all
 values are in the dictionary is returned in this form.
 
+Lists of values in a dictionary are measured in the same way. If only some of the values are in the
+dictionary, the column is read twice.
+
 The cost: the rows of a column whose values are in its dictionary are read twice. In text columns
 these are usually about a thousand rows per row group, because writers stop using a dictionary when
 it has 1 MB.
@@ -21,6 +24,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 
 from preprocess.errors import FolioError, shorten
@@ -37,13 +41,17 @@ from preprocess.readers.parquet_pages import (
     find_dictionary,
     read_page_headers,
 )
-from preprocess.readers.record_sizes import measure_values
+from preprocess.readers.value_sizes import measure_values
 
 DECODED_BYTES = 32 << 20
 ROW_BYTES = 64  # a row takes at least this much memory, in Arrow and in the stages
 INDEX_BYTES = 8  # at most, of the index of a value in a dictionary
 MAX_DICTIONARY_BYTES = 64 << 20  # Arrow makes three copies of a dictionary that it returns
 MAX_BLOCKS = 1 << 20  # of rows in a dictionary, the sizes of which are kept in memory
+# One row may have all values of a column of lists, and all of them may be the longest value in the dictionary.
+MAX_LIST_VALUES = 1 << 24  # in a row group; a message of a chat takes about 25 bytes in Arrow
+MAX_LIST_BYTES = 256 << 20  # of a column, if all values had this length; otherwise the rows are measured
+MEASURED_LIST_VALUES = 1 << 16  # at once
 # A page is decompressed as a whole. Text is rarely more than ten times larger than its compressed form.
 MAX_PAGE_BYTES = 1 << 30
 MAX_COMPRESSION_RATIO = 16
@@ -116,6 +124,12 @@ def _plan_batches(opened: OpenFile, group: int) -> tuple[int, list[str]]:
     for chunk in describe_chunks(opened.parquet, group, opened.indices):
         if chunk.num_values != num_rows and not chunk.is_repeated:
             raise PageError(f"column {chunk.name!r} has {chunk.num_values:,} values in {num_rows:,} rows")
+        if chunk.is_repeated and chunk.num_values > MAX_LIST_VALUES:
+            raise FolioError(
+                f"{opened.input_file.path}: the lists of column {shorten(chunk.name)!r} have {chunk.num_values:,} "
+                f"values in a row group, expected at most {MAX_LIST_VALUES:,}; write the file again with fewer rows "
+                "per row group"
+            )
         pages = opened.read_pages(chunk)
         bounds = compute_row_sizes(chunk, pages, num_rows)
         if bounds.max_bytes_of_rows(num_rows) > DECODED_BYTES and _can_read_dictionary(opened, chunk, pages):
@@ -127,7 +141,14 @@ def _plan_batches(opened: OpenFile, group: int) -> tuple[int, list[str]]:
                 measured = _measure_dictionary_rows(opened, group, chunk, num_in_dictionary)
                 bounds = RowSizes.concatenate([*measured, bounds.after(num_in_dictionary)])
         elif chunk.is_repeated and _has_small_dictionary(chunk, pages):
-            bounds = compute_row_sizes(chunk, pages, num_rows, _find_longest_in_dictionary(opened, group, chunk))
+            longest = _find_longest_in_dictionary(opened, group, chunk)
+            bounds = compute_row_sizes(chunk, pages, num_rows, longest)
+            if longest is not None and longest * chunk.num_values > MAX_LIST_BYTES:
+                if count_dictionary_values(pages) == chunk.num_values:
+                    dictionary_columns.append(chunk.name)
+                    bounds = compute_row_sizes(chunk, pages, num_rows, INDEX_BYTES)
+                else:
+                    bounds = _measure_list_rows(opened, group, chunk)
         sizes.append(bounds)
     num_rows = max(min(num_rows, DECODED_BYTES // ROW_BYTES), 1)
     while num_rows > 1 and sum(s.max_bytes_of_rows(num_rows) for s in sizes) + ROW_BYTES * num_rows > DECODED_BYTES:
@@ -161,6 +182,26 @@ def _find_longest_in_dictionary(opened: OpenFile, group: int, chunk: Chunk) -> i
     if not pa.types.is_dictionary(column.type) or not len(column.dictionary):
         return None
     return int(measure_values(column.dictionary).max())
+
+
+def _measure_list_rows(opened: OpenFile, group: int, chunk: Chunk) -> RowSizes:
+    """Return the sizes of the rows of a column of lists, some of whose values are in its dictionary.
+
+    Raises FolioError if a row is longer than the longest record that is read, as Arrow would decode it.
+    """
+    parquet = open_file(opened.input_file.path, metadata=opened.parquet.metadata, read_dictionary=[chunk.name])
+    measured = []
+    num_rows = max(parquet.metadata.row_group(group).num_rows * MEASURED_LIST_VALUES // chunk.num_values, 1)
+    for batch in parquet.iter_batches(num_rows, row_groups=[group], columns=[chunk.name], use_threads=False):
+        if batch.num_rows:
+            measured.append(measure_values(batch.column(0)))
+    sizes = np.concatenate(measured)
+    if (longest := int(sizes.max())) > opened.max_value_bytes:
+        raise FolioError(
+            f"{opened.input_file.path}: a list of column {shorten(chunk.name)!r} has {longest:,} bytes in row "
+            f"{int(sizes.argmax()):,} of row group {group}, expected at most {opened.max_value_bytes:,}; remove the row"
+        )
+    return RowSizes.measured(sizes, -(-len(sizes) // MAX_BLOCKS))
 
 
 def _measure_dictionary_rows(opened: OpenFile, group: int, chunk: Chunk, num_rows: int) -> list[RowSizes]:

@@ -38,6 +38,7 @@ from preprocess.recipes.schema import Recipe
 
 CUT_SEARCH_BYTES = 16 << 20  # a record without white space in this many bytes is not text and is not cut
 PROBE_BYTES = 1 << 16
+MAX_CHAT_BYTES = 8 << 20  # of the values of a chat; Python objects of its messages can take ten times as much
 LONG_BLOCK_BYTES = 16 << 20  # a record block of this size is handed over without a copy
 WHITE_SPACE = b" \n\t\r"
 IS_SPACE = np.zeros(256, bool)  # by byte value
@@ -281,7 +282,7 @@ def check_can_be_cut(record: str, recipe: Recipe) -> None:
 NO_SPACE = "is longer than {limit} and has no white space to cut it at"
 IS_JSON = "is longer than twice {limit}, and a record of JSON cannot be cut"
 IS_CHAT = "is longer than {limit}, and a chat cannot be cut"
-IS_LONG_CHAT = "is longer than 8 MiB, and a record of JSON with a chat is read as a whole"
+IS_LONG_CHAT = "is longer than 8 MiB, and a chat is read as a whole"
 
 
 def reject_oversized(

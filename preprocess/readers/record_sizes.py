@@ -17,14 +17,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from preprocess.errors import FolioError
 from preprocess.inputs.input_files import InputFile
-from preprocess.readers.records import Records, Rejects
+from preprocess.readers.record_blocks import IS_LONG_CHAT, MAX_CHAT_BYTES, reject_oversized
+from preprocess.readers.records import CHAT_TEXT, Records, Rejects, find_required_columns
 from preprocess.readers.reject_reasons import RejectReason
-from preprocess.recipes.columns import decode_dictionary, is_text_or_bytes
+from preprocess.readers.value_sizes import measure_values
+from preprocess.recipes.columns import decode_dictionary
 from preprocess.recipes.schema import Recipe
 from preprocess.recipes.templates import parse_template
 
@@ -44,14 +44,20 @@ def split_records(
     num_yielded = 0
     for records in batches:
         sizes = _measure_records(records, recipe)
-        is_too_long = sizes > max_bytes
-        for row in np.flatnonzero(is_too_long).tolist():
-            reject_long_record(f"{input_file.path}: {records.describe_record(row)}", recipe, rejects)
-        if is_too_long.any():
-            records, sizes = _filter(records, ~is_too_long), sizes[~is_too_long]
-        for start, stop in find_batches(sizes + ROW_BYTES):
-            yield _slice_and_decode(records, start, stop, num_yielded)
-            num_yielded += stop - start
+        is_too_long, is_long_chat = sizes > max_bytes, _find_long_chats(records, recipe)
+        for row in np.flatnonzero(is_too_long | is_long_chat).tolist():
+            record = f"{input_file.path}: {records.describe_record(row)}"
+            if is_long_chat[row]:
+                reject_oversized(record, recipe, rejects, IS_LONG_CHAT)
+            else:
+                reject_long_record(record, recipe, rejects)
+        # A filter would copy the records, and Arrow cannot filter all types.
+        is_kept = ~(is_too_long | is_long_chat)
+        runs = np.flatnonzero(np.diff(is_kept, prepend=False, append=False)).reshape(-1, 2)
+        for first, last in runs.tolist():
+            for start, stop in find_batches(sizes[first:last] + ROW_BYTES):
+                yield _slice_and_decode(records, first + start, first + stop, num_yielded)
+                num_yielded += stop - start
         del records  # it may be one record of 128 MB
 
 
@@ -90,19 +96,17 @@ def _measure_records(records: Records, recipe: Recipe) -> np.ndarray:
     return sizes
 
 
-def measure_values(column: pa.Array) -> np.ndarray:
-    """Return the size of each value in bytes, (R,) int64.
+def _find_long_chats(records: Records, recipe: Recipe) -> np.ndarray:
+    """Return which records have a chat that is too long to be converted to Python objects, (R,) bool.
 
-    A null of a text or dictionary column has size 0. The values of a column of another type all
-    have their mean size.
+    In JSON, the columns of the chats are joined already.
     """
-    if pa.types.is_dictionary(column.type):
-        sizes = np.append(measure_values(column.dictionary), 0)  # the last one is for null
-        rows: np.ndarray = sizes[column.indices.fill_null(len(sizes) - 1).to_numpy(zero_copy_only=False)]
-        return rows
-    if is_text_or_bytes(column.type):
-        return pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return np.full(len(column), column.nbytes // max(len(column), 1), np.int64)
+    sizes = np.zeros(records.num_records, np.int64)
+    for name in find_required_columns(recipe).chat:
+        if CHAT_TEXT not in records.columns:
+            sizes += measure_values(records.columns[name])
+    is_long: np.ndarray = sizes > MAX_CHAT_BYTES
+    return is_long
 
 
 def find_batches(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -116,19 +120,12 @@ def find_batches(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def _filter(records: Records, keep: np.ndarray) -> Records:
-    mask = pa.array(keep)
-    columns = {name: column.filter(mask) for name, column in records.columns.items()}
-    where = {name: column.filter(mask) for name, column in records.where.items()}
-    return Records(columns, records.first, where, **_take_numbers(records, keep))
-
-
 def _slice_and_decode(records: Records, start: int, stop: int, first: int) -> Records:
     columns = {name: decode_dictionary(column.slice(start, stop - start)) for name, column in records.columns.items()}
     where = {name: decode_dictionary(column.slice(start, stop - start)) for name, column in records.where.items()}
     return Records(columns, first, where, **_take_numbers(records, slice(start, stop)))
 
 
-def _take_numbers(records: Records, rows: np.ndarray | slice) -> dict[str, Any]:
+def _take_numbers(records: Records, rows: slice) -> dict[str, Any]:
     arrays = {name: getattr(records, name) for name in ("offsets", "row_numbers", "files", "positions")}
     return {name: None if array is None else array[rows] for name, array in arrays.items()}

@@ -10,11 +10,11 @@ from preprocess.errors import MisuseError, shorten
 from preprocess.inputs.input_files import InputFile
 from preprocess.readers.chat_columns import check_chat_types
 from preprocess.readers.records import check_columns, find_required_columns, raise_list
+from preprocess.readers.value_sizes import VIEW_TYPES, get_views, is_list
 from preprocess.recipes.columns import get_kind, is_text_or_bytes
 from preprocess.recipes.nested import split_path
 from preprocess.recipes.schema import Recipe
 
-VIEW_TYPES = (pa.string_view(), pa.binary_view())
 MAX_INLINE_BYTES = 12  # of a value that is stored in its view
 
 
@@ -65,13 +65,6 @@ def _find_list(schema: pa.Schema, name: str) -> str:
     return ""
 
 
-def is_list(type_: pa.DataType) -> bool:
-    """Return whether the values of a type are lists."""
-    types = pa.types
-    is_view = types.is_list_view(type_) or types.is_large_list_view(type_)
-    return is_view or types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_)
-
-
 def take_column(batch: pa.RecordBatch, name: str) -> pa.Array:
     """Return a column of a batch, or a value in a struct, which is null if the struct is."""
     if name in batch.schema.names:
@@ -106,25 +99,8 @@ def convert_views(column: pa.Array) -> pa.Array:
     if column.type not in VIEW_TYPES:
         return column
     if len(column) == 1 and column.null_count == 0:
-        size, _, buffer_number, offset = _get_views(column)[0].tolist()
+        size, _, buffer_number, offset = get_views(column)[0].tolist()
         if size > MAX_INLINE_BYTES:
             offsets = pa.py_buffer(np.array([offset, offset + size], np.int64))
             return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, column.buffers()[2 + buffer_number]])
     return column.cast(pa.binary_view()).cast(pa.large_binary())
-
-
-def measure_views(column: pa.Array) -> np.ndarray:
-    """Return the size of each value of a column of views in bytes, (R,) int64; of another column zeros.
-
-    Many rows may share the bytes of one value.
-    """
-    if column.type not in VIEW_TYPES:
-        return np.zeros(len(column), np.int64)
-    is_valid = column.is_valid().to_numpy(zero_copy_only=False)
-    return np.where(is_valid, _get_views(column)[:, 0], 0).astype(np.int64)
-
-
-def _get_views(column: pa.Array) -> np.ndarray:
-    """Return size, first bytes, number of the buffer, and offset in it of each value, (R, 4) int32."""
-    stop = column.offset + len(column)
-    return np.frombuffer(column.buffers()[1], "<i4", count=4 * stop).reshape(-1, 4)[column.offset :]

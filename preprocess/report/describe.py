@@ -1,45 +1,28 @@
 """What the page shows of a build: tables of names and numbers, made from its manifest, stats.json and tokens.
 
-The result has only text and numbers. How they look is decided in page.html.
+The result has only text and numbers. How they look is decided in build.html, and in the folder pages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from preprocess.build.stats import read_stats
-from preprocess.errors import FolioError, hide_credentials, printable, shorten
+from preprocess.build.stats import explain_malformed, read_stats
+from preprocess.errors import printable
+from preprocess.pages.content import Cell, Page, Table, clean_text
 from preprocess.report.count_tokens import compute_divergence, count_tokens, share_of_new_tokens
 from preprocess.shards.files import JsonObject, canonical_json, parse_json
-from preprocess.shards.format import SPLITS, STATS, Build
+from preprocess.shards.format import SPLITS, Build
 from preprocess.tokenizers import load_tokenizer
 
-Cell = str | int | float
 MAX_ROWS = 200  # of a table
 MAX_EXAMPLES = 3  # of a filter's rule
-MAX_CHARACTERS = 300  # of a text or a value
 MIN_VAL_TOKENS = 10_000  # below, splits differ by chance
 MAX_DIVERGENCE = 0.1  # bits, above which the splits are called different
 MAX_NEW_TOKENS = 0.01  # of the validation tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table. The cells of a row are text, whole numbers or fractions.
-
-    If `bar` is a column, its numbers are also drawn as bars.
-    """
-
-    id: str
-    title: str
-    header: tuple[str, ...]
-    rows: Sequence[tuple[Cell, ...]]
-    bar: int | None = None
-    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +36,25 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Page:
-    """The content of the page."""
+class DuplicatePair:
+    """A document that was dropped or grouped because of an earlier one. Equal documents have one text."""
 
-    name: str
-    facts: list[tuple[str, str]]
-    warnings: list[str]
-    tables: list[Table]
+    reason: str
+    kept: str  # file and number
+    kept_text: str
+    other: str
+    other_text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildPage(Page):
+    """The page of a build."""
+
     examples: dict[str, list[Example]] = field(default_factory=dict)  # by filter
+    duplicates: list[DuplicatePair] = field(default_factory=list)
 
 
-def describe_page(build: Build) -> Page:
+def describe_page(build: Build) -> BuildPage:
     """Return what the page shows of `build`. All tokens are read.
 
     Raises FolioError if stats.json is malformed or the build is damaged.
@@ -71,15 +62,12 @@ def describe_page(build: Build) -> Page:
     with build.reading():
         stats = read_stats(build)
         counts = {split: count_tokens(build, split) for split in SPLITS}
-        texts = _name_tokens(build)
-    try:
+        texts = name_tokens(build)
+    with explain_malformed():
         return _describe(build, parse_json(stats), counts, texts)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
-        problem = shorten(f"{type(e).__name__}: {e}")
-        raise FolioError(f"{STATS} is malformed ({problem}); copy the build again or rebuild it") from e
 
 
-def _describe(build: Build, stats: JsonObject, counts: dict[str, np.ndarray], texts: list[str]) -> Page:
+def _describe(build: Build, stats: JsonObject, counts: dict[str, np.ndarray], texts: list[str]) -> BuildPage:
     tables = [
         _describe_funnel(stats["documents"]),
         *_describe_filters(stats.get("filters", [])),
@@ -91,12 +79,13 @@ def _describe(build: Build, stats: JsonObject, counts: dict[str, np.ndarray], te
         _describe_mapping("recipe", "Recipe", ("setting", "value"), build.manifest.recipe),
         _describe_sources(build),
     ]
-    return Page(
-        name=build.name,
+    return BuildPage(
+        title=build.name,
         facts=_list_facts(build, stats, counts),
         warnings=_list_warnings(stats, counts),
         tables=[table for table in tables if table.rows],
         examples=_list_examples(stats.get("filters", [])),
+        duplicates=_list_duplicates(stats.get("duplicate_examples", {})),
     )
 
 
@@ -113,7 +102,7 @@ def _list_facts(build: Build, stats: JsonObject, counts: dict[str, np.ndarray]) 
     if counts["train"].any() and counts["val"].any():
         divergence = compute_divergence(counts["train"], counts["val"])
         facts.append(("train and val", f"Jensen-Shannon divergence of their tokens: {divergence:.4f} bits (0: equal)"))
-    return [(name, _clean(text)) for name, text in facts]
+    return [(name, clean_text(text)) for name, text in facts]
 
 
 def _list_warnings(stats: JsonObject, counts: dict[str, np.ndarray]) -> list[str]:
@@ -146,7 +135,7 @@ def _describe_funnel(documents: JsonObject) -> Table:
         title="From documents read to documents kept",
         header=("documents", "number", "share"),
         rows=[(name, number, number / total) for name, number in rows],
-        bar=1,
+        bars=(1,),
     )
 
 
@@ -161,7 +150,7 @@ def _describe_filters(filters: list[Any]) -> list[Table]:
                 for reason, count in entry["dropped"].items()
                 if count
             ],
-            bar=1,
+            bars=(1,),
             note=f"of {entry['documents']:,} documents that reached it",
         )
         for number, entry in enumerate(filters)
@@ -172,10 +161,10 @@ def _list_examples(filters: list[Any]) -> dict[str, list[Example]]:
     examples = {
         str(entry["name"]): [
             Example(
-                rule=_clean(rule),
-                place=_clean(f"document {example['document']} of {example['file']}"),
+                rule=clean_text(rule),
+                place=clean_text(f"document {example['document']} of {example['file']}"),
                 value="" if example.get("value") is None else f"{example['value']:.4g}",
-                text=_clean(example["text"]),
+                text=clean_text(example["text"]),
             )
             for rule, of_rule in entry.get("examples", {}).items()
             for example in of_rule[:MAX_EXAMPLES]
@@ -185,6 +174,24 @@ def _list_examples(filters: list[Any]) -> dict[str, list[Example]]:
     return {name: of_filter for name, of_filter in examples.items() if of_filter}
 
 
+def _list_duplicates(examples: JsonObject) -> list[DuplicatePair]:
+    def name(place: JsonObject) -> str:
+        return clean_text(f"document {place['document']} of {place['file']}")
+
+    names = {"duplicates": "equal", "near_duplicates": "nearly equal"}
+    return [
+        DuplicatePair(
+            reason=names[reason],
+            kept=name(pair["kept"]),
+            kept_text=printable(pair["kept"]["text"]),
+            other=name(pair["dropped"]),
+            other_text=printable(pair["dropped"].get("text", "")),
+        )
+        for reason, pairs in examples.items()
+        for pair in pairs
+    ]
+
+
 def _describe_splits(splits: JsonObject) -> Table:
     keys = ("documents", "tokens", "text_bytes")
     return Table(
@@ -192,7 +199,7 @@ def _describe_splits(splits: JsonObject) -> Table:
         title="Splits",
         header=("split", "documents", "tokens", "bytes of text"),
         rows=[(split, *(int(of_split[key]) for key in keys)) for split, of_split in splits.items()],
-        bar=2,
+        bars=(2,),
     )
 
 
@@ -204,7 +211,7 @@ def _describe_lengths(lengths: JsonObject) -> list[Table]:
             title=f"Length of the documents of {split}",
             header=("tokens, at most", "documents"),
             rows=[(int(part["up_to"]), int(part["documents"])) for part in of_split["histogram"]],
-            bar=1,
+            bars=(1,),
             note="each row counts the documents that are longer than the row before says",
         )
         for split, of_split in lengths.items()
@@ -218,17 +225,24 @@ def _describe_lengths(lengths: JsonObject) -> list[Table]:
 
 def _describe_values(stats: JsonObject) -> list[Table]:
     languages = [
-        (_clean(tag), int(totals["documents"]), int(totals["tokens"]), float(totals["bytes_per_token"]))
+        (clean_text(tag), int(totals["documents"]), int(totals["tokens"]), float(totals["bytes_per_token"]))
         for tag, totals in stats["languages"].items()
     ]
     header = ("language", "documents", "tokens", "bytes per token")
-    tables = [Table(id="languages", title="Languages", header=header, rows=languages[:MAX_ROWS], bar=1)]
+    tables = [Table(id="languages", title="Languages", header=header, rows=languages[:MAX_ROWS], bars=(1,))]
     for name, of_name in stats["authors"].items():
-        values = [(_clean(value), int(number)) for value, number in of_name["documents_by_value"].items()]
+        values = [(clean_text(value), int(number)) for value, number in of_name["documents_by_value"].items()]
         note = f"{of_name['distinct']:,} in {of_name['documents']:,} documents ({of_name['coverage']:.0%})"
-        title = {"author": "Authors", "city": "Cities", "year": "Years"}.get(name, _clean(name))
+        title = {"author": "Authors", "city": "Cities", "year": "Years"}.get(name, clean_text(name))
         tables.append(
-            Table(id=_clean(name), title=title, header=(name, "documents"), rows=values[:MAX_ROWS], bar=1, note=note)
+            Table(
+                id=clean_text(name),
+                title=title,
+                header=(name, "documents"),
+                rows=values[:MAX_ROWS],
+                bars=(1,),
+                note=note,
+            )
         )
     return tables
 
@@ -243,17 +257,17 @@ def _describe_tokens(counts: dict[str, np.ndarray], texts: list[str]) -> list[Ta
     note = f"the first of {len(unused):,}" if len(unused) > MAX_ROWS else ""
     header = ("id", "token", "in train", "in val")
     return [
-        Table(id="tokens", title="Most frequent tokens", header=header, rows=rows, bar=2),
+        Table(id="tokens", title="Most frequent tokens", header=header, rows=rows, bars=(2,)),
         Table(id="unused", title="Tokens that never occur", header=("id", "token"), rows=unused_rows, note=note),
     ]
 
 
-def _name_tokens(build: Build) -> list[str]:
+def name_tokens(build: Build) -> list[str]:
     """Return the text of each id: the name of a control token, or the bytes of a token, decoded and escaped."""
     names = {token_id: name for name, token_id in build.manifest.special_tokens.items()}
     alphabet = load_tokenizer(build.folder, build.manifest).id_to_bytes
     data = [alphabet[i] if i < len(alphabet) else b"" for i in range(build.vocab_size)]
-    return [_clean(names.get(i) or token.decode("utf-8", "backslashreplace")) for i, token in enumerate(data)]
+    return [clean_text(names.get(i) or token.decode("utf-8", "backslashreplace")) for i, token in enumerate(data)]
 
 
 def _describe_shards(build: Build) -> Table:
@@ -264,29 +278,26 @@ def _describe_shards(build: Build) -> Table:
     ]
     note = f"the first of {len(rows):,}" if len(rows) > MAX_ROWS else ""
     header = ("file", "documents", "tokens", "bytes", "SHA-256")
-    return Table(id="shards", title="Shards", header=header, rows=rows[:MAX_ROWS], bar=2, note=note)
+    return Table(id="shards", title="Shards", header=header, rows=rows[:MAX_ROWS], bars=(2,), note=note)
 
 
 def _describe_mapping(table_id: str, title: str, header: tuple[str, str], mapping: JsonObject) -> Table:
-    rows = [(_clean(key), _clean(canonical_json(value).decode())) for key, value in mapping.items()]
+    rows = [(clean_text(key), clean_text(canonical_json(value).decode())) for key, value in mapping.items()]
     return Table(id=table_id, title=title, header=header, rows=rows)
 
 
 def _describe_sources(build: Build) -> Table:
     sources = build.manifest.sources
-    rows = [(_clean(source["name"]), int(source["bytes"]), _clean(source["sha256"])) for source in sources[:MAX_ROWS]]
+    rows = [
+        (clean_text(source["name"]), int(source["bytes"]), clean_text(source["sha256"]))
+        for source in sources[:MAX_ROWS]
+    ]
     note = f"the first of {len(sources):,}" if len(sources) > MAX_ROWS else ""
     return Table(
         id="sources",
         title="Input files",
         header=("file", "bytes", "SHA-256"),
         rows=rows,
-        bar=1,
+        bars=(1,),
         note=note,
     )
-
-
-def _clean(text: str) -> str:
-    """Return the first MAX_CHARACTERS characters of a text, without logins, and with control characters escaped."""
-    shown = printable(hide_credentials(str(text)[: 2 * MAX_CHARACTERS])[:MAX_CHARACTERS])
-    return shown + ("…" if len(str(text)) > MAX_CHARACTERS else "")

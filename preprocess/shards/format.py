@@ -146,6 +146,8 @@ class Build:
     that follows from the manifest; `preprocess verify` checks the contents.
     """
 
+    is_streamed = False  # whether tokens are in the files only after `wait_for_tokens`
+
     def __init__(self, name_or_folder: str | Path) -> None:
         """Open the build in a folder (a Path), or the build that `find_build` finds (a str).
 
@@ -268,6 +270,9 @@ class Build:
         path = self.folder / entry.file
         mask = None if entry.mask_sha256 is None else map_array(path.with_suffix(".mask"), np.dtype(np.uint8))
         return Shard(path, map_array(path, self.dtype), map_array(path.with_suffix(".ends"), END_DTYPE), mask)
+
+    def wait_for_tokens(self, split: str, shard: np.ndarray, begin: np.ndarray, end: np.ndarray) -> None:
+        """Wait until the tokens `begin` to `end` − 1 of shards, (B,) int64 each, are in their files."""
 
     def check_ids(self, ids: np.ndarray) -> np.ndarray:
         """Return `ids`, of any shape. Raises FolioError if one of them is outside the vocabulary."""

@@ -85,6 +85,8 @@ class MappedSplit:
         Returns (B, block_size + 1) of the build's dtype. Raises FolioError for an id outside the
         vocabulary.
         """
+        if self.build.is_streamed:
+            self.build.wait_for_tokens(self.name, shard, start, start + block_size + 1)
         return self.build.check_ids(gather_windows(self.tokens, shard, start, block_size))
 
     def read_mask(self, shard: np.ndarray, start: np.ndarray, num_tokens: int) -> np.ndarray:
@@ -99,6 +101,9 @@ class MappedSplit:
 
         `row`, `epoch`: (B,) int64. Raises FolioError for an id outside the vocabulary.
         """
+        if self.build.is_streamed:
+            items = rows.list_items(row, epoch)
+            self.build.wait_for_tokens(self.name, items.shard, items.start, items.start + items.length + 1)
         tokens, documents = rows.read_tokens(self.tokens, row, epoch)
         return self.build.check_ids(tokens), documents
 
@@ -111,6 +116,8 @@ class MappedSplit:
         begin = int(self.ends[shard][index - 1]) if index else 0
         end = int(self.ends[shard][index])
         end = end if max_tokens is None else min(end, begin + max_tokens)
+        if self.build.is_streamed:
+            self.build.wait_for_tokens(self.name, *np.array([[shard], [begin], [end]]))
         return self.build.check_ids(self.tokens[shard][begin:end])
 
 

@@ -9,9 +9,10 @@ files of token ids and document ends twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from preprocess.errors import FolioError
 from preprocess.shards.files import HASH_CHUNK_BYTES, parse_json, read_small_file, readable_json, sha256_file
 from preprocess.shards.format import STATS, TOKENIZER_DIR, Build
 from preprocess.shards.loss_mask import count_ones
@@ -45,6 +46,15 @@ def verify(build: Build) -> Iterator[str]:
     for split in SPLITS:
         for shard in manifest.splits[split].shards:
             yield from _verify_shard(build, shard)
+
+
+def check_known(build: Build, noun: str, numbers: set[int], names: Mapping[int, object]) -> None:
+    """Raise FolioError if one of the `numbers` of sources or languages, as `noun` says, is not in `names`."""
+    if unknown := numbers - names.keys():
+        raise FolioError(
+            f"{build.folder} has documents of {noun} {min(unknown)}, which is not in its manifest; "
+            "check it with `preprocess verify`"
+        )
 
 
 def _verify_manifest(build: Build) -> Iterator[str]:

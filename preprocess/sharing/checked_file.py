@@ -55,7 +55,7 @@ class CheckedFile:
         self._out.truncate(position)
         self.position = position
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes | memoryview) -> None:
         """Append bytes. Raises ShardError if the file becomes larger than it can be."""
         if self.position + len(chunk) > self._file.max_bytes:
             raise ShardError(

@@ -19,7 +19,7 @@ from typing import IO, Any
 from preprocess.errors import MisuseError, shorten
 from preprocess.inputs.compressions import import_zstd
 from preprocess.progress import Progress
-from preprocess.shards.files import open_atomic, open_regular_file, read_small_file
+from preprocess.shards.files import check_output_file, open_atomic, open_regular_file, read_small_file
 from preprocess.shards.format import BUILD_NAME, Build
 from preprocess.shards.manifest_file import MANIFEST, MAX_FILE_BYTES, ShardError
 from preprocess.sharing.build_files import BuildFile, count_bytes, list_build_files
@@ -34,9 +34,7 @@ def pack(build: Build, output: Path, *, replace: bool, progress: Progress) -> No
     Raises MisuseError if `output` exists and `replace` is false, or is not a file, and ShardError if
     the build is damaged.
     """
-    if output.exists() and not (replace and output.is_file()):
-        advice = "pass --replace, or choose another --output" if output.is_file() else "choose another --output"
-        raise MisuseError(f"{output} exists already; {advice}")
+    check_output_file(output, replace=replace)
     if not BUILD_NAME.fullmatch(build.name):
         raise MisuseError(f"the build is named {shorten(build.name)!r}, which cannot be the name of a folder")
     files = list_build_files(build.manifest, str(build.folder / MANIFEST))

@@ -37,12 +37,20 @@ def pull(address: str, name: str | None, *, replace: bool, progress: Progress) -
     contains another build and `replace` is false, and FolioError if the build cannot be read or is
     not what its manifest says.
     """
+    source, manifest_data, manifest = open_build_source(address)
+    target = choose_target(name, manifest)
+    return target, copy_build(source, manifest_data, manifest, target, replace=replace, progress=progress)
+
+
+def open_build_source(address: str) -> tuple[Source, bytes, Manifest]:
+    """Return the source with a path or a URL, and the manifest there, as it is stored and parsed.
+
+    Raises MisuseError and FolioError as `pull` does.
+    """
     with several_at_once(lambda num_bytes: None) as (transfers, _):
         source = transfers.try_again(lambda: open_source(address), shown=address)
         manifest_data = _read_manifest(source, transfers)
-    manifest = check_manifest(manifest_data, source.show(MANIFEST), advice=ADVICE)
-    target = choose_target(name, manifest)
-    return target, copy_build(source, manifest_data, manifest, target, replace=replace, progress=progress)
+    return source, manifest_data, check_manifest(manifest_data, source.show(MANIFEST), advice=ADVICE)
 
 
 def copy_build(
@@ -57,17 +65,22 @@ def copy_build(
             total = count_bytes(files)
             check_space(work, total - sum(path.stat().st_size for path in work.rglob("*") if path.is_file()))
             progress.log(f"copying {format_quantity(len(files) + 1, 'file')} ({total:,} bytes) to {target}")
-            with (
-                progress.bar("copy", total=total, unit="B") as bar,
-                several_at_once(bar.update, NUM_TRANSFERS) as (transfers, submit),
-            ):
-                get_results([submit(functools.partial(_copy_file, source, file, work, transfers)) for file in files])
+            copy_files(source, files, work, progress)
             publish(work, manifest_data, target)
     return True
 
 
+def copy_files(source: Source, files: list[BuildFile], work: Path, progress: Progress) -> None:
+    """Copy files of a build to the folder `work`, several at once. Errors are as for `pull`."""
+    with (
+        progress.bar("copy", total=count_bytes(files), unit="B") as bar,
+        several_at_once(bar.update, NUM_TRANSFERS) as (transfers, submit),
+    ):
+        get_results([submit(functools.partial(_copy_file, source, file, work, transfers)) for file in files])
+
+
 def _read_manifest(source: Source, transfers: Transfers) -> bytes:
-    """Return the content of the manifest of a build.."""
+    """Return the content of the manifest of a build."""
 
     def read() -> bytes:
         data = bytearray()

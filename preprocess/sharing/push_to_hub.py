@@ -71,7 +71,10 @@ def _read_manifest(service: HubService, found: dict[str, RemoteFile]) -> bytes |
     if MANIFEST not in found:
         return None
     with service.open(found[MANIFEST], 0) as body:
-        return b"".join(body.chunks)
+        data = bytearray()
+        for chunk in body.chunks:
+            data += chunk
+        return bytes(data)
 
 
 def _check_same_build(build: Build, manifest_data: bytes, found: dict[str, RemoteFile], url: str) -> None:

@@ -17,10 +17,9 @@ from preprocess.inputs.expand_glob import is_glob
 from preprocess.inputs.remote.addresses import find_hub_address, get_scheme, is_remote, resolve_file_url, show_url
 from preprocess.inputs.remote.fetch import make_service
 from preprocess.inputs.remote.hub import HubService
-from preprocess.inputs.remote.remote_file import Body, Service
-from preprocess.shards.files import open_regular_file
+from preprocess.inputs.remote.remote_file import Body, RemoteFile, Service
+from preprocess.shards.files import open_regular_file, read_blocks
 
-CHUNK_BYTES = 1 << 20
 ADVICE = "check the address, which is that of the folder with manifest.json"
 
 
@@ -30,11 +29,10 @@ class Source(Protocol):
     def show(self, name: str) -> str:
         """Return a file and its folder for messages, without credentials."""
 
-    def open(self, name: str, start: int) -> AbstractContextManager[Body]:
+    def open(self, name: str, start: int, stop: int | None = None) -> AbstractContextManager[Body]:
         """Open a file at byte `start`, or at 0 if the service cannot begin elsewhere.
 
-        `name` is relative to the folder. Raises TransferBroken, Unreachable and FolioError as
-        `Service.open` does.
+        `name` is relative to the folder. The rest is as for `Service.open`.
         """
 
 
@@ -57,11 +55,11 @@ class LocalFolder:
         return str(self._folder / name)
 
     @contextmanager
-    def open(self, name: str, start: int) -> Iterator[Body]:
+    def open(self, name: str, start: int, stop: int | None = None) -> Iterator[Body]:
         try:
             with open_regular_file(self._folder / name) as file:
                 file.seek(start)
-                yield Body(start, iter(lambda: file.read(CHUNK_BYTES), b""))
+                yield Body(start, read_blocks(file))
         except (FileNotFoundError, NotADirectoryError) as e:
             raise FolioError(f"{self.show(name)} does not exist; {ADVICE}") from e
 
@@ -73,14 +71,16 @@ class RemoteFolder:
         if is_glob(url.partition("?")[0]):
             raise MisuseError(f"{show_url(url)} may mean several folders; name one, without * and [")
         self._url, self._service = url, service
+        self._files: dict[str, RemoteFile] = {}  # whose size and version are known
 
     def show(self, name: str) -> str:
         return f"{name} of {show_url(self._url)}"
 
     @contextmanager
-    def open(self, name: str, start: int) -> Iterator[Body]:
-        [file] = self._service.list_files(join_url(self._url, name), "auto")
-        with self._service.open(file, start) as body:
+    def open(self, name: str, start: int, stop: int | None = None) -> Iterator[Body]:
+        if name not in self._files:
+            [self._files[name]] = self._service.list_files(join_url(self._url, name), "auto")
+        with self._service.open(self._files[name], start, stop) as body:
             yield body
 
 
@@ -95,10 +95,10 @@ class HubFolder:
         return f"{name} of {show_url(self._url)}"
 
     @contextmanager
-    def open(self, name: str, start: int) -> Iterator[Body]:
+    def open(self, name: str, start: int, stop: int | None = None) -> Iterator[Body]:
         if name not in self._files:
             raise FolioError(f"{self.show(name)} does not exist; {ADVICE}")
-        with self._service.open(self._files[name], start) as body:
+        with self._service.open(self._files[name], start, stop) as body:
             yield body
 
 

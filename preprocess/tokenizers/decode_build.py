@@ -15,6 +15,7 @@ from preprocess.tokenizers.interface import Tokenizer
 
 UNKNOWN_LANGUAGE = "unknown"
 CHUNK_DOCUMENTS = 1 << 16  # whose records are read at once
+CHUNK_TOKENS = 1 << 16  # whose ids are Python objects at once
 
 
 def list_language_tags(build: Build) -> dict[int, str]:
@@ -52,6 +53,26 @@ def decode_document(build: Build, split: str, number: int) -> list[DocumentPart]
         data = names[int(ids[begin])].encode() if control else tokenizer.decode_bytes(ids[begin:end])
         parts.append(DocumentPart(data, control, bool(is_learnt[begin])))
     return parts
+
+
+@dataclass(frozen=True)
+class ShownToken:
+    """A token of a document: its id, and its text or the name of a control token."""
+
+    id: int
+    text: str  # bytes that are not UTF-8 alone, as a part of a character, are escapes
+    is_control: bool
+
+
+def decode_tokens(build: Build, split: str, number: int) -> Iterator[ShownToken]:
+    """Yield the tokens of document `number` of `split`, in order. Raises the errors of `decode_document`."""
+    data = load_tokenizer(build.folder, build.manifest).id_to_bytes
+    names = {token_id: name for name, token_id in build.manifest.special_tokens.items()}
+    ids = build.check_ids(build.document(split, number))
+    for start in range(0, len(ids), CHUNK_TOKENS):
+        for i in ids[start : start + CHUNK_TOKENS].tolist():
+            text = data[i].decode("utf-8", "backslashreplace") if i < len(data) else ""
+            yield ShownToken(i, names.get(i, text), i in names)
 
 
 def decode_documents(

@@ -111,7 +111,7 @@ def test_wheel_contains_packages_their_data_and_configs(distributions: Distribut
     sources = {name for name in distributions.sources if name.endswith(suffixes)}
     packages = {name for name in sources if name.startswith(("preprocess/", "train/"))}
     configs = {f"train/{name}" for name in sources if name.startswith("configs/")}
-    assert "train/configs/demo.py" in configs and "preprocess/report/page.html" in packages
+    assert "train/configs/demo.py" in configs and "preprocess/report/build.html" in packages
     assert names == packages | configs
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 CODES = re.compile(r"(\r|\n|\x1b\[K)")
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def run_on_terminal(
@@ -78,9 +79,9 @@ def read_until_closed(fd: int) -> Iterator[bytes]:
 
 
 def render(output: str) -> list[str]:
-    """Return the lines that are on the screen after `output`; the last one is that of the cursor."""
+    """Return the lines that are on the screen after `output`, without colours; the last one is that of the cursor."""
     lines, column = [""], 0
-    for part in CODES.split(output):
+    for part in CODES.split(COLOURS.sub("", output)):
         if part == "\r":
             column = 0
         elif part == "\n":

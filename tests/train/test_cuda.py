@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.processes import train_in_processes
 from tests.helpers.runs import invoke, make_build, read_metric_rows, read_train_losses, read_val_losses, write_config
-from tests.helpers.steps import make_captured_step, prepare_steps
+from tests.helpers.steps import make_captured_step, one_process_group, prepare_steps
 from train.config import load_config
 from train.core.device import choose_device
 from train.core.distributed import World
@@ -82,6 +83,35 @@ def test_captured_step_agrees_with_optimizer_step(folder: Path, arch: str, optim
         steps = [step() for _ in range(20)]
         results.append([(result.loss.item(), result.grad_norm.item()) for result in steps])
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(("arch", "optimizer"), [("gpt2", "adamw"), ("modern", "muon")])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_sharded_step_agrees_with_optimizer_step(folder: Path, arch: str, optimizer: str, precision: str) -> None:
+    """One process with NCCL: all but the exchange of rows. In bf16, the blocks are gathered in bf16."""
+    settings = {"arch": arch, "optimizer": optimizer, "precision": precision, "device": "cuda"}
+    config = write_config(folder / "sharded.py", folder / "tiny", **settings)
+    losses = []
+    with one_process_group("nccl"):
+        for is_sharded in (False, True):
+            run, state, prefetcher = prepare_steps(config, is_sharded=is_sharded)
+            steps = [optimizer_step(run, state, state.model, prefetcher) for _ in range(20)]
+            losses.append([step.loss.item() for step in steps])
+            del run, state
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3 if precision == "fp32" else 0.03)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
+@pytest.mark.parametrize(("arch", "optimizer"), [("gpt2", "adamw"), ("modern", "muon")])
+def test_sharded_run_on_two_gpus_has_the_losses_of_ddp(folder: Path, tmp_path: Path, arch: str, optimizer: str) -> None:
+    settings = {"arch": arch, "optimizer": optimizer, "device": "cuda", "gradient_accumulation_steps": 2}
+    for precision, tolerance in (("fp32", 1e-3), ("bf16", 0.03)):
+        config = write_config(tmp_path / f"{precision}.py", folder / "tiny", **settings | {"precision": precision})
+        commands = [[config, f"--parallel={p}", f"--out_dir={tmp_path / precision}-{p}"] for p in ("ddp", "fsdp")]
+        outcomes = train_in_processes(2, tmp_path / f"print-{precision}", *commands)
+        assert [outcome.statuses for outcome in outcomes] == [[0, 0], [0, 0]], outcomes
+        losses, expected = (read_train_losses(tmp_path / f"{precision}-{p}") for p in ("fsdp", "ddp"))
+        assert losses == pytest.approx(expected, rel=tolerance)
 
 
 @pytest.mark.parametrize("data_order", ["random", "documents"])

@@ -33,7 +33,7 @@ from tests.helpers.runs import (
     train_run,
     write_config,
 )
-from tests.helpers.terminal import render, run_on_terminal
+from tests.helpers.terminal import COLOURS, render, run_on_terminal
 from train.config import load_config
 from train.data.batches import TrainingData
 from train.data.builds import open_builds
@@ -176,7 +176,7 @@ def test_terminal_shows_progress_in_one_line(folder: Path) -> None:
     status, output = run_on_terminal(make_command("train.py", config), columns=60, env=make_environment())
     assert status == 0 and output.startswith("\rimporting PyTorch")
     assert re.search(r"\rstep \d+/400 .*loss \d\.\d{4}, \ds left, [\d,]+ tokens/s", output)
-    assert max(len(drawn) for drawn in re.findall(r"\r([^\r\n]*)\x1b\[K", output)) < 60
+    assert max(len(drawn) for drawn in re.findall(r"\r([^\r\n]*)\x1b\[K", COLOURS.sub("", output))) < 60
     for activity in ("preflight: measuring memory", "preflight: trying a pass of 4 windows", "saving a checkpoint"):
         assert f"\r{activity}" in output
     lines = render(output)

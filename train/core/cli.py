@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from preprocess.console import hidden_live_line
+from preprocess.console import hidden_live_line, paint
 from preprocess.errors import BLOCKING_PATHS, FolioError, explain_os_error, hide_credentials, one_line
 
 
@@ -31,7 +31,7 @@ def print_result(result: Any, lines: Iterable[str], *, as_json: bool) -> None:
 def warn(line: str) -> None:
     """Print one line on stderr about a problem that does not end the command."""
     with hidden_live_line():
-        print("warning:", one_line(hide_credentials(line)), file=sys.stderr, flush=True)
+        print(paint("warning:", "yellow", sys.stderr), one_line(hide_credentials(line)), file=sys.stderr, flush=True)
 
 
 def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> int:
@@ -134,5 +134,5 @@ def describe_os_error(error: OSError) -> str:
 
 def _fail(message: str, status: int) -> int:
     with contextlib.suppress(OSError):  # if stderr cannot be written, the status still reports the failure
-        print("error:", one_line(hide_credentials(message)), file=sys.stderr)
+        print(paint("error:", "red", sys.stderr), one_line(hide_credentials(message)), file=sys.stderr)
     return status

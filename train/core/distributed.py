@@ -1,9 +1,10 @@
 """Several processes that train one model, as torchrun starts them.
 
-Every process holds the whole model and computes the gradients of its part of each step's samples
-(data parallelism). DistributedDataParallel averages the gradients, on GPUs with NCCL. Small values,
-such as whether a signal arrived, are exchanged between the CPUs with Gloo, so that the processes do
-not wait for a GPU to agree on them. Only the main process, rank 0, writes files and prints.
+Every process computes the gradients of its part of each step's samples (data parallelism). By
+default it holds the whole model, and DistributedDataParallel averages the gradients, on GPUs with
+NCCL; sharding.py divides the model instead. Small values, such as whether a signal arrived, are
+exchanged between the CPUs with Gloo, so that the processes do not wait for a GPU to agree on them.
+Only the main process, rank 0, prints, and writes files, except the parts of a sharded checkpoint.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from preprocess.errors import FolioError, MisuseError, first_line
 from preprocess.shards.files import canonical_json, parse_json
+from train.core.sharding import is_sharded
 
 # Parts of the messages of Gloo and NCCL when another process has ended.
 CONNECTION_LOST = (
@@ -77,17 +79,36 @@ class World:
         If `action` raises an exception, it propagates in the main process. The others exit with its
         `exit_status`, or 1 if it has none.
         """
-        if not self.is_main:
-            if status := self.all_reduce_max(0):
-                sys.exit(status)
-            return None
+        return self.run_in_all(lambda: action() if self.is_main else None)
+
+    def run_in_all(self, action: Callable[[], Result]) -> Result:
+        """Return the result of `action`, which every process calls, when all have called it.
+
+        If it raises an exception in some processes, it propagates there. The others exit with the
+        largest `exit_status` of these exceptions; that of an exception without one is 1.
+        """
         try:
             result = action()
         except Exception as e:
             self.all_reduce_max(getattr(e, "exit_status", 1))
             raise
-        self.all_reduce_max(0)
+        if status := self.all_reduce_max(0):
+            sys.exit(status)
         return result
+
+    def run_on_each_machine(self, action: Callable[[], object]) -> None:
+        """Call `action` in one process of each machine while the others wait. Exceptions are as for `run_on_main`."""
+        status, error = 0, None
+        if self.local_rank == 0:
+            try:
+                action()
+            except Exception as e:
+                status, error = getattr(e, "exit_status", 1), e
+        status = self.all_reduce_max(status)
+        if error is not None:
+            raise error
+        if status:
+            sys.exit(status)
 
     def broadcast(self, value: Any) -> Any:
         """Return the main process's `value`, a JSON value, in all processes."""
@@ -113,8 +134,11 @@ class World:
                 dist.broadcast(tensor, 0)
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Return `model` in DistributedDataParallel, or `model` itself if there is one process."""
-        if self.size == 1:
+        """Return `model` in DistributedDataParallel.
+
+        Return `model` itself if there is one process, or if `shard_model` has divided it.
+        """
+        if self.size == 1 or any(map(is_sharded, model.parameters())):
             return model
         device_ids = [device.index] if device.type == "cuda" else None
         wrapped = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
@@ -124,7 +148,10 @@ class World:
         return wrapped
 
     def set_gradient_sync(self, wrapped: nn.Module, *, is_last: bool) -> None:
-        """Average gradients in the next backward pass only if it is the optimizer step's last one."""
+        """Average gradients in the next backward pass only if it is the optimizer step's last one.
+
+        A sharded model averages them in every pass: otherwise each process would hold all gradients.
+        """
         if isinstance(wrapped, DistributedDataParallel):
             wrapped.require_backward_grad_sync = is_last
 

@@ -30,6 +30,18 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise TensorFileError(f"{path} is not a safetensors file ({shorten(str(e))})") from e
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the texts that `write_tensors` stored as the metadata of the file `path`.
+
+    Raises TensorFileError if the file is damaged, and OSError if it cannot be opened.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as e:
+        raise TensorFileError(f"{path} is not a safetensors file ({shorten(str(e))})") from e
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write `tensors` to `path` and flush it to the disk. Raises OSError or SafetensorError."""
     save_file(tensors, path, metadata=metadata)

@@ -7,14 +7,16 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from preprocess.errors import MisuseError
+from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import canonical_json, sha256_bytes, write_durable
 from preprocess.shards.format import Build, find_build
 from preprocess.shards.manifest import SPLITS, Manifest, TokenizerEntry
 from preprocess.shards.replaced import read_unreplaced
+from train.config import URL_MARK
 
 NAME_AND_WEIGHT = re.compile(r"\s*(\S.*):(\d+(?:\.\d*)?|\.\d+)\s*")
 # Settings of a tokenizer that its files determine. The others describe its training: a build that
@@ -73,22 +75,27 @@ class Builds:
         splits = [build.manifest.splits[split] for build in self.builds for split in SPLITS]
         shards = [shard for split in splits for shard in split.shards]
         max_id = max((shard.max_id for shard in shards), default=-1)
-        return f"{self.name}: {len(shards):,} shards, all complete; the highest id is {max_id:,} of {self.vocab_size:,}"
+        state = "still arriving" if any(build.is_streamed for build in self.builds) else "all complete"
+        return f"{self.name}: {len(shards):,} shards, {state}; the highest id is {max_id:,} of {self.vocab_size:,}"
 
 
-def open_builds(setting: str) -> Builds:
+def open_builds(setting: str, *, stream_shards: bool = False, quiet: bool = False) -> Builds:
     """Open the builds that `setting` names: `NAME`, or `NAME:WEIGHT,NAME:WEIGHT`.
+
+    A build at a URL is copied to the cache first, or with `stream_shards` while it is read. `quiet`:
+    print only warnings about that.
 
     The tokenizer files are checked against their hashes in the manifests, so that a damaged file is
     found now and not when a run first decodes text. Raises ShardError if a build is damaged, and
     MisuseError if a build does not exist or is named twice, if a weight of a mixture is missing or
     not above 0, or if two builds do not share a tokenizer.
     """
+    open_one = partial(_open_build, stream_shards=stream_shards, quiet=quiet)
     parts = setting.split(",")
     matches = [NAME_AND_WEIGHT.fullmatch(part) for part in parts]
     if not any(matches):
         try:
-            build, vocabulary_files = _open_build(setting)
+            build, vocabulary_files = open_one(setting)
         except MisuseError as e:
             if {",", ":"} & {*setting}:
                 raise MisuseError(f"{e}; mix several builds as NAME:WEIGHT,NAME:WEIGHT") from e
@@ -98,7 +105,7 @@ def open_builds(setting: str) -> Builds:
     if not all(0 < weight < math.inf for weight in weights):
         bad = next(part for part, weight in zip(parts, weights, strict=True) if not 0 < weight < math.inf)
         raise MisuseError(f"data is {setting!r}: {bad.strip()!r} has no weight above 0; write NAME:WEIGHT,NAME:WEIGHT")
-    opened = [_open_build(match[1]) for match in matches if match]
+    opened = [open_one(match[1]) for match in matches if match]
     builds = tuple(build for build, _ in opened)
     if len({build.folder.resolve() for build in builds}) < len(builds):
         raise MisuseError(f"data is {setting!r}, which names a build twice; add its weights")
@@ -109,8 +116,19 @@ def open_builds(setting: str) -> Builds:
     return Builds(builds=builds, shares=shares, vocabulary=vocabulary, vocabulary_files=vocabulary_files)
 
 
-def _open_build(name: str) -> tuple[Build, dict[str, bytes]]:
+def _open_build(name: str, *, stream_shards: bool, quiet: bool) -> tuple[Build, dict[str, bytes]]:
     """Return a build, and its manifest and tokenizer files by their relative paths."""
+    if URL_MARK in name:
+        try:
+            from preprocess.progress import Progress
+            from preprocess.sharing.cached_build import get_cached_build
+        except ImportError as e:
+            raise FolioError(
+                f"a build at a URL needs the libraries of preprocess, and {e.name} is not installed; pip install "
+                "folio-lm"
+            ) from e
+        build = get_cached_build(name.strip(), is_streamed=stream_shards, progress=Progress(quiet=quiet))
+        return build, build.read_vocabulary()
     folder = find_build(name)
 
     def read() -> tuple[Build, dict[str, bytes]]:

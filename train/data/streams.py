@@ -16,7 +16,7 @@ import torch
 from preprocess.errors import FolioError, MisuseError, shorten
 from preprocess.shards.format import find_build
 from preprocess.shards.manifest import Manifest
-from train.config import STREAM_PREFIX, Config
+from train.config import STREAM_PREFIX, URL_MARK, Config
 from train.core.cli import warn
 from train.core.distributed import World
 from train.data.batches import (
@@ -61,7 +61,7 @@ class StreamedText:
         self.tokenizer: Any = self._corpus.tokenizer
         self.manifest: Manifest = self._corpus.manifest()
         self.name = f"{STREAM_PREFIX}{self._corpus.name}"
-        self.build_id = self._corpus.sha256
+        self.build_id, self.times_sha256 = self._corpus.sha256, self._corpus.times_sha256
         self.vocab_size = self._corpus.vocab_size
         self.tokenizer_sha256 = tokenizer_sha256(self.manifest)
 
@@ -216,14 +216,14 @@ class StreamedValidation(ValidationWindows):
 DataSource = Builds | StreamedText
 
 
-def open_data_source(setting: str, *, world: World) -> DataSource:
-    """Open what the setting `data` names: builds, or after `stream:` a recipe.
+def open_data_source(setting: str, *, world: World, stream_shards: bool = False) -> DataSource:
+    """Open what the setting `data` names: builds, or after `stream:` a recipe. `stream_shards`: the setting.
 
     Raises MisuseError if there is no such build or recipe, and FolioError if it is damaged.
     """
     parts = setting.split(",")
     if not any(part.strip().startswith(STREAM_PREFIX) for part in parts):
-        return open_builds(setting)
+        return _open_builds(setting, world, stream_shards=stream_shards)
     recipe = setting.removeprefix(STREAM_PREFIX)
     if recipe == setting or (not Path(recipe).is_file() and (len(parts) > 1 or NAME_AND_WEIGHT.fullmatch(recipe))):
         raise MisuseError(
@@ -236,6 +236,18 @@ def open_data_source(setting: str, *, world: World) -> DataSource:
     except MisuseError as e:
         hint = f"; {recipe} is a build: leave {STREAM_PREFIX!r} out" if _is_build(recipe) else ""
         raise MisuseError(f"{e}{hint}") from e
+
+
+def _open_builds(setting: str, world: World, *, stream_shards: bool) -> Builds:
+    """Open builds. One process of each machine copies those at URLs."""
+    if stream_shards and world.size > 1:
+        raise MisuseError(
+            f"stream_shards is True, but the run has {world.size} processes, which cannot share a build that is still "
+            "being copied; leave it out, and the build is copied first"
+        )
+    if URL_MARK in setting:
+        world.run_on_each_machine(lambda: open_builds(setting, stream_shards=stream_shards))
+    return open_builds(setting, stream_shards=stream_shards, quiet=True)
 
 
 def _is_build(name: str) -> bool:

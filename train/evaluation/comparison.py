@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess.errors import MisuseError, one_line
+from preprocess.terminal import Grid, Line, is_shown, show
 from train.core.names import make_run_names, shorten_middle
 from train.evaluation.results import SHORT_KEY, EvaluationRow, read_evaluations, read_losses_of_row
 from train.run.checkpoint import step_folder
@@ -28,8 +30,29 @@ class ComparedRun:
     row: EvaluationRow
 
 
-def compare_runs(folders: Sequence[Path], *, best: bool, build_id: str | None, width: int) -> str:
-    """Return a table of one evaluation per run, and each run's difference from the first.
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Runs that are compared, and for each but the first a line about its difference from the first."""
+
+    runs: Sequence[ComparedRun]
+    differences: Sequence[str]
+
+    def print(self) -> None:
+        """Print a table of the runs, and then the differences, as wide as the terminal."""
+        width = shutil.get_terminal_size().columns
+        entries = [(run.name, run.row) for run in self.runs]
+        if is_shown():
+            rows = [_list_cells(*entry) for entry in entries]
+            show([Grid(header=HEADER, rows=rows), *(Line(text=line) for line in self.differences)])
+            return
+        lines = format_table(entries, width)
+        for line in self.differences:
+            lines += textwrap.wrap(line, width, subsequent_indent="  ")
+        print("\n".join(lines))
+
+
+def compare_runs(folders: Sequence[Path], *, best: bool, build_id: str | None) -> Comparison:
+    """Return one evaluation per run, and each run's difference from the first.
 
     Of each run, the newest evaluation of the last evaluated step is compared or, with `best`, the
     one with the lowest loss. Only evaluations on the data `build_id` count; if a run has none,
@@ -46,10 +69,7 @@ def compare_runs(folders: Sequence[Path], *, best: bool, build_id: str | None, w
         ComparedRun(name=name, folder=folder, row=_choose_row(rows, best=best, build_id=build_id))
         for name, folder, rows in zip(names, folders, rows_of_runs, strict=True)
     ]
-    lines = format_table([(run.name, run.row) for run in runs], width)
-    for run in runs[1:]:
-        lines += textwrap.wrap(one_line(_describe_difference(run, runs[0])), width, subsequent_indent="  ")
-    return "\n".join(lines)
+    return Comparison(runs=runs, differences=[one_line(_describe_difference(run, runs[0])) for run in runs[1:]])
 
 
 def check_comparable(run: Path, others: Sequence[Path]) -> None:
@@ -85,17 +105,7 @@ def format_table(entries: Sequence[tuple[str, EvaluationRow]], width: int) -> li
 
     Names are shortened to fit; if that is not enough, the last columns are left out.
     """
-    cells = [HEADER] + [
-        (
-            name,
-            f"{row.step:,}",
-            format_loss(row),
-            format_perplexity(row.perplexity),
-            format_number(row.bits_per_byte, ".4f"),
-            f"{row.num_parameters:,}",
-        )
-        for name, row in entries
-    ]
+    cells = [HEADER, *(_list_cells(name, row) for name, row in entries)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(HEADER))]
     min_name_width = min(widths[0], MIN_NAME_CHARACTERS)
     while len(widths) > 1 and min_name_width + sum(2 + w for w in widths[1:]) > width:
@@ -108,12 +118,23 @@ def format_table(entries: Sequence[tuple[str, EvaluationRow]], width: int) -> li
     return lines
 
 
+def _list_cells(name: str, row: EvaluationRow) -> tuple[str, ...]:
+    return (
+        name,
+        f"{row.step:,}",
+        format_loss(row),
+        format_perplexity(row.perplexity),
+        format_number(row.bits_per_byte, ".4f"),
+        f"{row.num_parameters:,}",
+    )
+
+
 def _describe_difference(run: ComparedRun, first: ComparedRun) -> str:
     """Describe the mean difference of the losses over the windows; positive if `run` is worse."""
     label, row, first_row = f"{run.name} − {first.name}", run.row, first.row
-    has_same_data = (row.build_id, row.num_windows) == (first_row.build_id, first_row.num_windows)
+    data, first_data = ((r.build_id, r.times_sha256, r.num_windows) for r in (row, first_row))
     is_cut_equally = (row.block_size, row.is_packed) == (first_row.block_size, first_row.is_packed)
-    if not has_same_data or not is_cut_equally:
+    if data != first_data or not is_cut_equally:
         advice = "; if they share a tokenizer, evaluate both with the same --data" if is_cut_equally else ""
         return f"{label}: not evaluated on the same windows ({_format_data(row)}; {_format_data(first_row)}){advice}"
     saved, first_saved = read_losses_of_row(run.folder, row), read_losses_of_row(first.folder, first_row)

@@ -24,7 +24,7 @@ from train.evaluation.scoring import ScoringSettings, find_document_start, score
 from train.model import make_model
 from train.model.base import LanguageModel
 from train.model.sampler import load_text_tokenizer
-from train.run.checkpoint import MODEL_FILE, Checkpoint, check_shapes, find_checkpoint, load_model
+from train.run.checkpoint import Checkpoint, check_shapes, find_checkpoint, load_model
 from train.run.run_dir import vocabulary_of
 
 # Besides the weights, what decides the result.
@@ -92,7 +92,7 @@ def load_document_scorer(folder: Path, sha256: str) -> DocumentBits:
 def _hash(checkpoint: Checkpoint) -> str:
     info, (_, manifest) = checkpoint.info, vocabulary_of(checkpoint)
     facts = {
-        "weights": info.sha256[MODEL_FILE],
+        "weights": info.model_sha256,
         "tokenizer": info.origin.tokenizer_sha256,
         "vocab_size": info.vocab_size,
         "settings": {name: getattr(info.config, name) for name in SETTINGS},

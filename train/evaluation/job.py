@@ -16,12 +16,12 @@ from preprocess.console import Activity, Console
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import canonical_json, sha256_bytes
 from preprocess.shards.manifest import Manifest
-from train.config import DOCUMENTS, Config
+from train.config import DOCUMENTS, STREAM_PREFIX, Config
 from train.core.device import choose_precision, make_autocast, set_matmul_precision
 from train.core.memory import is_out_of_memory
 from train.data.batches import ValidationWindows
 from train.data.builds import check_same_control_tokens, tokenizer_sha256
-from train.data.streams import DataSource
+from train.data.streams import DataSource, StreamedText
 from train.evaluation.prompts import Prompt, draw_prompts, encode_prompt
 from train.evaluation.results import (
     Completion,
@@ -36,7 +36,7 @@ from train.model.base import LanguageModel
 from train.model.generate import decode_stream, generate
 from train.model.sampler import load_text_tokenizer
 from train.run.checkpoint import Checkpoint, check_shapes, load_model
-from train.run.checkpoint_info import MODEL_FILE, CheckpointError, CheckpointInfo
+from train.run.checkpoint_info import CheckpointError, CheckpointInfo
 from train.run.run_dir import EVALUATIONS_DIR, vocabulary_of
 from train.run.validation import Evaluation, evaluate, summarize
 
@@ -68,6 +68,7 @@ class EvaluationJob:
     checkpoint: Checkpoint
     config: Config  # the run's, with the device, precision and sampling settings of the evaluation
     build_id: str  # of the data
+    times_sha256: str | None  # of the files of a stream; None if it cannot be opened, and for builds
     open_source: Callable[[], DataSource]  # opens the data; need not be called if the losses are known
     prompts: list[Prompt]
     manifest: Manifest | None  # of the run's vocabulary; None if there are no prompts
@@ -78,11 +79,16 @@ class EvaluationJob:
     def loss_inputs(self) -> LossInputs:
         return LossInputs(
             step=self.checkpoint.info.step,
-            model_sha256=self.checkpoint.info.sha256[MODEL_FILE],
+            model_sha256=self.checkpoint.info.model_sha256,
             build_id=self.build_id,
             block_size=self.config.block_size,
             precision=self.config.precision,
+            times_sha256=self.times_sha256,
         )
+
+    @property
+    def is_stream(self) -> bool:
+        return self.config.data.startswith(STREAM_PREFIX)
 
     @property
     def key(self) -> str:
@@ -92,7 +98,7 @@ class EvaluationJob:
         if config.temperature:  # at 0 the most likely token is taken, and these have no effect
             sampling += [config.top_k, config.top_p, config.seed]
         completions = [[prompt.ids for prompt in self.prompts], sampling] if self.prompts else None
-        return sha256_bytes(canonical_json([dataclasses.asdict(self.loss_inputs), completions]))
+        return sha256_bytes(canonical_json([self.loss_inputs.identify(), completions]))
 
     def make_row_without_loss(self) -> EvaluationRow:
         """Return a row of no windows, for completions if the data cannot be opened."""
@@ -148,6 +154,7 @@ def prepare_job(
         checkpoint=checkpoint,
         config=config,
         build_id=build_id,
+        times_sha256=_find_times(open_source) if config.data.startswith(STREAM_PREFIX) else None,
         open_source=open_source,
         prompts=prompts,
         manifest=manifest,
@@ -163,6 +170,15 @@ def choose_supported_precision(precision: str, device: torch.device, *, warn: Ca
         supported = choose_precision("auto", device)
         warn(f"the run was trained in {precision}, which {device} does not support; evaluating it in {supported}")
         return supported
+
+
+def _find_times(open_source: Callable[[], DataSource]) -> str | None:
+    """Return the hash of the modification times of a stream's files, None if it cannot be opened."""
+    try:
+        source = open_source()
+    except FolioError:  # stored losses need no data
+        return None
+    return source.times_sha256 if isinstance(source, StreamedText) else None
 
 
 def _open_source(

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from preprocess.console import Console
 from preprocess.errors import one_line, printable
+from preprocess.terminal import Grid, is_shown, show
 from train.evaluation.comparison import format_loss, format_number
-from train.evaluation.harness.rows import TaskRow, format_rows
+from train.evaluation.harness.rows import TaskRow, format_rows, list_cells
 from train.evaluation.results import EvaluationRow
 from train.run.console import format_perplexity
 
@@ -67,4 +68,8 @@ class Output:
                 print(json.dumps(row.as_dict()), flush=True)
             return
         self.note(f"step {rows[0].step:,}, in {rows[0].precision} on {rows[0].device}")
-        print("\n".join(format_rows(rows)), flush=True)
+        if is_shown():
+            header, *cells = list_cells(rows)
+            show([Grid(header=header, rows=cells)])
+        else:
+            print("\n".join(format_rows(rows)), flush=True)

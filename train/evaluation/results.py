@@ -52,11 +52,18 @@ class LossInputs:
     build_id: str
     block_size: int
     precision: str
+    # Of the files of a stream, whose build_id says their sizes only. None for builds, and in earlier versions.
+    times_sha256: str | None = None
+
+    def identify(self) -> JsonObject:
+        """Return the fields that identify the losses, without the times if there are none."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(LossInputs)}
+        return {key: value for key, value in values.items() if value is not None}
 
     @property
     def losses_file(self) -> str:
         """The name of the file with the losses, in the folder evaluations/ of the run."""
-        key = sha256_bytes(canonical_json({f.name: getattr(self, f.name) for f in dataclasses.fields(LossInputs)}))
+        key = sha256_bytes(canonical_json(self.identify()))
         return f"{self.step:08d}-{key[:SHORT_KEY]}.safetensors"
 
 
@@ -103,6 +110,7 @@ class EvaluationRow(LossInputs):
         values |= {key: _get_number(row, key) for key in (*METRICS, "elapsed_s")}
         by_build = [key for key in row if key.startswith(BUILD_LOSS)]
         return cls(
+            times_sha256=_get(row, "times_sha256", str, type(None)) if "times_sha256" in row else None,
             val_loss_by_build={key.removeprefix(BUILD_LOSS): _get_number(row, key) for key in by_build},
             completions=_read_completions(row),
             is_packed="is_packed" in row and _get(row, "is_packed", bool),  # earlier versions have no such rows
@@ -147,6 +155,13 @@ def read_evaluations(out_dir: Path) -> list[EvaluationRow]:
     """
     path = out_dir / EVALUATIONS_FILE
     return read_json_lines(path, EvaluationRow.from_dict, row_name="an evaluation", advice="delete the line")
+
+
+def find_last_times(rows: Sequence[EvaluationRow], inputs: LossInputs) -> str | None:
+    """Return the `times_sha256` of the newest row that has the other fields of `inputs`, None if there is none."""
+    wanted = dataclasses.replace(inputs, times_sha256=None).identify()
+    same = (row.times_sha256 for row in reversed(rows) if row.identify() | wanted == row.identify())
+    return next(same, None)
 
 
 def append_evaluation(out_dir: Path, row: EvaluationRow) -> None:

@@ -37,7 +37,7 @@ def read_curves(run: Path, name: str, *, warn: Callable[[str], None]) -> Curves:
     points = {key: (array("q"), array("d")) for key in METRICS}  # 16 bytes for each value
     rollbacks: list[tuple[int, int]] = []
     num_left_out = 0
-    for row in open_rows(_find_metrics(run)):
+    for row in open_rows(find_metrics(run)):
         for key, (steps, values) in points.items():
             if (value := row.values.get(key)) is None:
                 continue
@@ -56,7 +56,8 @@ def read_curves(run: Path, name: str, *, warn: Callable[[str], None]) -> Curves:
     return Curves(name=name, points=arrays, rollbacks=rollbacks)
 
 
-def _find_metrics(run: Path) -> Path:
+def find_metrics(run: Path) -> Path:
+    """Return the path of a run's metrics.jsonl. Raises MisuseError if there is none."""
     if not run.exists():
         raise MisuseError(f"there is no run {run}; name the out_dir of a run, such as runs/demo")
     if run.is_file():

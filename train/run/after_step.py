@@ -108,21 +108,22 @@ def check_and_save(run: Run, state: TrainingState, prefetcher: Prefetcher, logge
 
 
 def save_checkpoint(run: Run, state: TrainingState, prefetcher: Prefetcher) -> None:
-    """Save a checkpoint in the main process.
+    """Save a checkpoint, in the main process or, if the state is sharded, in all processes.
 
     Raises FolioError if it cannot be written, or if files of the run were deleted meanwhile.
     """
+    config, world = run.config, run.world
     resume_state = run.data.train.resume_state(prefetcher.first_sample(state.num_samples, 0))
-    state.streams = None if resume_state is None else run.world.gather(resume_state)
-    run.world.run_on_main(lambda: _save(run, state))
+    state.streams = None if resume_state is None else world.gather(resume_state)
+    was_complete = is_run(run.out_dir)  # what the main process finds counts
+    save(state, run.out_dir, origin=origin_of(config, run.source), keep=config.keep_checkpoints, world=world)
+    world.run_on_main(lambda: _check_run(run, state, was_complete=was_complete))
 
 
-def _save(run: Run, state: TrainingState) -> None:
-    config, out_dir = run.config, run.out_dir
-    was_complete = is_run(out_dir)
-    save(state, out_dir, origin=origin_of(config, run.source), keep=config.keep_checkpoints)
+def _check_run(run: Run, state: TrainingState, *, was_complete: bool) -> None:
+    out_dir = run.out_dir
     if not was_complete:
-        write_run(config, run.source)
+        write_run(run.config, run.source)
         raise FolioError(
             f"{out_dir} was deleted or moved while this run wrote to it, or its {SETTINGS_FILE} or {VOCABULARY_DIR}/ "
             f"was; step {state.step:,} is saved there now, with the settings and the rows of metrics; run the same "
@@ -131,8 +132,11 @@ def _save(run: Run, state: TrainingState) -> None:
 
 
 def log_completion(run: Run, state: TrainingState, logger: RunLogger) -> None:
-    """Log a completion of the prompt. If it fails, print why; the run continues."""
-    if not run.world.is_main:
+    """Log a completion of the prompt. If it fails, print why; the run continues.
+
+    There is none if the state is sharded, because no process has the whole model.
+    """
+    if not run.world.is_main or state.is_sharded:
         return
     with logger.pause():
         try:

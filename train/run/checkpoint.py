@@ -4,7 +4,11 @@
     training.safetensors  `<parameter name>.<exp_avg | exp_avg_sq | step | momentum_buffer>`, and the
                           losses that early stopping compares with
     checkpoint.json       format, version, step, num_samples, settings, build_id, …, size and sha256
-                          of the other two, and its own checksum
+                          of the other files, and its own checksum
+
+In a sharded checkpoint, each of N processes has written its rows of the tensors to files of its own,
+`model-00001-of-0000N.safetensors` and `training-00001-of-0000N.safetensors` (stored_tensors.py).
+Such a checkpoint is used like any other one.
 
 A checkpoint has no pickles, so loading one of unknown origin runs no code. If a checkpoint is
 damaged, a run continues from the previous one.
@@ -24,20 +28,21 @@ from torch import Tensor
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import sha256_file
 from train.config import Config
-from train.core.tensors import TensorFileError, read_tensors
+from train.core.distributed import World
+from train.core.tensors import TensorFileError
 from train.model import make_model
 from train.model.base import LanguageModel
 from train.run.checkpoint_info import (
     ADVICE,
     INFO_FILE,
     MODEL_FILE,
-    TENSOR_FILES,
     TRAINING_FILE,
     CheckpointError,
     CheckpointInfo,
     read_info,
 )
 from train.run.state import REFERENCE, TrainingState, load_state, optimizer_tensors
+from train.run.stored_tensors import StoredTensor, map_tensors, part_files
 
 CHECKPOINTS_DIR = "checkpoints"
 COMMITTED = re.compile(r"step-(\d{8,18})")
@@ -50,8 +55,8 @@ class Checkpoint:
 
     folder: Path
     info: CheckpointInfo
-    # Memory-mapped, so that they can be read after the file was deleted. None: not mapped yet.
-    weights: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
+    # Memory-mapped, so that they can be read after the files were deleted. None: not mapped yet.
+    weights: Mapping[str, StoredTensor] | None = field(default=None, compare=False, repr=False)
 
 
 def list_checkpoints(out_dir: Path) -> list[Path]:
@@ -84,8 +89,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if COMMITTED.fullmatch(folder.name) and step_of(folder) != info.step:
         raise CheckpointError(f"{folder / INFO_FILE} is malformed: step is {info.step:,}, unlike its folder's{ADVICE}")
     try:
-        _check_no_extra_files(folder)
-        for name in TENSOR_FILES:
+        _check_no_extra_files(folder, info)
+        for name in info.sha256:
             _check_file(folder / name, info)
     except FileNotFoundError as e:
         raise CheckpointError(f"{folder} was deleted while it was opened{ADVICE}") from e
@@ -94,15 +99,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder=folder, info=info)
 
 
-def _check_no_extra_files(folder: Path) -> None:
+def _check_no_extra_files(folder: Path, info: CheckpointInfo) -> None:
     """Raise FolioError for a file that is not part of a checkpoint.
 
     It is not a CheckpointError, because the checkpoint is not damaged: a person put the file there.
     Hidden files, which operating systems create, are ignored.
     """
-    extra = [
-        p.name for p in folder.iterdir() if p.name not in (INFO_FILE, *TENSOR_FILES) and not p.name.startswith(".")
-    ]
+    extra = [p.name for p in folder.iterdir() if p.name not in (INFO_FILE, *info.sha256) and not p.name.startswith(".")]
     if extra:
         raise FolioError(
             f"{folder} contains {min(extra)!r:.80}, which is not part of a checkpoint; remove it if you trust the rest"
@@ -216,14 +219,19 @@ def map_weights(checkpoint: Checkpoint) -> Checkpoint:
 
     Raises CheckpointError if the files are damaged or already deleted.
     """
-    return replace(checkpoint, weights=_map_tensors(checkpoint.folder / MODEL_FILE))
+    return replace(checkpoint, weights=_map_tensors(checkpoint, MODEL_FILE))
 
 
-def read_weights(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
-    """Return the weights by name, memory-mapped. Raises CheckpointError if they are damaged."""
-    if checkpoint.weights is not None:
-        return checkpoint.weights
-    return _map_tensors(checkpoint.folder / MODEL_FILE)
+def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return the weights by name: memory-mapped or, if the checkpoint is sharded, joined in memory.
+
+    Raises CheckpointError if they are damaged.
+    """
+    return {name: tensor.whole() for name, tensor in _stored_weights(checkpoint).items()}
+
+
+def _stored_weights(checkpoint: Checkpoint) -> Mapping[str, StoredTensor]:
+    return checkpoint.weights if checkpoint.weights is not None else _map_tensors(checkpoint, MODEL_FILE)
 
 
 def check_shapes(checkpoint: Checkpoint, config: Config) -> None:
@@ -234,7 +242,7 @@ def check_shapes(checkpoint: Checkpoint, config: Config) -> None:
     with torch.device("meta"):
         parameters = make_model(config, checkpoint.info.vocab_size).state_dict()
     expected = {name: tuple(p.shape) for name, p in parameters.items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in read_weights(checkpoint).items()}
+    shapes = {name: tensor.shape for name, tensor in _stored_weights(checkpoint).items()}
     for name in sorted(shapes.keys() | expected.keys()):
         if shapes.get(name) != expected.get(name):
             got, want = (shapes.get(name) or "nothing", expected.get(name) or "nothing")
@@ -245,21 +253,24 @@ def check_shapes(checkpoint: Checkpoint, config: Config) -> None:
 
 
 def load_model(checkpoint: Checkpoint, model: LanguageModel) -> None:
-    """Copy the checkpoint's weights into `model`, which can be on any device.
+    """Copy the checkpoint's weights into `model`, which can be on any device, and can be sharded.
 
     Raises CheckpointError if the weights are damaged or do not have the shapes of the model's.
     """
-    parameters, weights = model.state_dict(), read_weights(checkpoint)
+    parameters, weights = model.state_dict(), _stored_weights(checkpoint)
     _check_tensors(checkpoint.folder / MODEL_FILE, weights, parameters)
     for name, parameter in parameters.items():
-        parameter.copy_(weights[name])
+        weights[name].copy_to(parameter)
 
 
 def restore(checkpoint: Checkpoint, state: TrainingState) -> None:
-    """Load the checkpoint into `state`. Raises CheckpointError if it is damaged or does not fit."""
+    """Load the checkpoint into `state`; into this process's rows if it is sharded.
+
+    Raises CheckpointError if the checkpoint is damaged or does not fit.
+    """
     load_model(checkpoint, state.model)
     path = checkpoint.folder / TRAINING_FILE
-    tensors = _map_tensors(path)
+    tensors = _map_tensors(checkpoint, TRAINING_FILE)
     _check_tensors(path, {name: t for name, t in tensors.items() if name != REFERENCE}, dict(optimizer_tensors(state)))
     try:
         load_state(state, checkpoint.info, tensors)
@@ -267,20 +278,42 @@ def restore(checkpoint: Checkpoint, state: TrainingState) -> None:
         raise CheckpointError(f"{path}: {e}{ADVICE}") from e
 
 
-def _map_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of `path`, memory-mapped."""
+def share_checkpoint(checkpoint: Checkpoint | None, world: World) -> Checkpoint | None:
+    """Return the main process's `checkpoint` in every process, which reads its own rows of it.
+
+    Its hashes are not verified again. Raises FolioError if a process cannot see it.
+    """
+    folder = world.broadcast(checkpoint and str(checkpoint.folder.absolute()))
+    if folder is None:
+        return None
+
+    def open_again() -> Checkpoint:
+        try:
+            return checkpoint or Checkpoint(folder=Path(folder), info=read_info(Path(folder)))
+        except CheckpointError as e:
+            raise FolioError(
+                f"process {world.rank} cannot read {folder}, which the main process can; with parallel = fsdp it must "
+                "be in a folder that all machines share"
+            ) from e
+
+    return world.run_in_all(open_again)
+
+
+def _map_tensors(checkpoint: Checkpoint, name: str) -> dict[str, StoredTensor]:
+    """Return the tensors of the file `name`, one of TENSOR_FILES, or of its parts, memory-mapped."""
     try:
-        return dict(read_tensors(path))
+        return map_tensors([checkpoint.folder / file for file in part_files(name, checkpoint.info.num_parts)])
     except FileNotFoundError as e:
-        raise CheckpointError(f"{path.parent} was deleted while it was read{ADVICE}") from e
+        raise CheckpointError(f"{checkpoint.folder} was deleted while it was read{ADVICE}") from e
     except TensorFileError as e:
         raise CheckpointError(f"{e}{ADVICE}") from e
 
 
-def _check_tensors(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def _check_tensors(path: Path, tensors: Mapping[str, StoredTensor], expected: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError unless the names and shapes of `tensors`, from `path`, are those of `expected`."""
     for name in sorted(tensors.keys() | expected.keys()):
-        got, needed = (tuple(t[name].shape) if name in t else "nothing" for t in (tensors, expected))
+        got = tensors[name].shape if name in tensors else "nothing"
+        needed = tuple(expected[name].shape) if name in expected else "nothing"
         if got != needed:
             raise CheckpointError(
                 f"{path} has {got} for {name:.80}, but the model needs {needed}; use a checkpoint of a model of "

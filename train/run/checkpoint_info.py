@@ -23,9 +23,10 @@ from preprocess.shards.files import JsonObject, canonical_json, parse_json, read
 from train.config import Config, config_from_saved
 from train.data.batches import MAX_WINDOWS
 from train.run.metrics import MAX_STEP
+from train.run.stored_tensors import part_files
 
 FORMAT = "folio-checkpoint"
-VERSION = 2
+VERSION, SHARDED_VERSION = 2, 3  # a sharded one also has num_parts; an earlier Folio says that it cannot read it
 INFO_FILE, MODEL_FILE, TRAINING_FILE = "checkpoint.json", "model.safetensors", "training.safetensors"
 TENSOR_FILES = (MODEL_FILE, TRAINING_FILE)
 EARLY_STOPPING = "watch"  # the key of earlier versions, kept so that their checkpoints can be read
@@ -35,6 +36,7 @@ MAX_VOCAB_SIZE = 1 << 32
 MAX_SAMPLES = 1 << 53  # the processes exchange the number as a float64, which is exact up to here
 MAX_FLOAT32 = 3.4e38
 MAX_THREADS = 1 << 16
+MAX_PARTS = 1 << 16
 SHA256 = re.compile(r"[0-9a-f]{64}")
 KEYS = {
     "format", "version", "step", "num_samples", "micro_batch", "streams", "skipped_updates", "scaler", "settings",
@@ -72,12 +74,19 @@ class CheckpointInfo:
     vocab_size: int
     config: Config  # of the run: the settings of `origin`
     origin: Origin
-    sha256: Mapping[str, str]  # of each of TENSOR_FILES
-    size_bytes: Mapping[str, int]  # of each of TENSOR_FILES
+    num_parts: int  # files that each of TENSOR_FILES is divided into; 1 unless the checkpoint is sharded
+    sha256: Mapping[str, str]  # of each file
+    size_bytes: Mapping[str, int]  # of each file
 
     def is_extended_by(self, config: Config) -> bool:
         """Return whether the run was finished with this checkpoint, and `config` has a larger max_steps."""
         return self.config.max_steps <= self.step < config.max_steps
+
+    @property
+    def model_sha256(self) -> str:
+        """The hash of the file of the weights or, if the checkpoint is sharded, of the hashes of its parts."""
+        hashes = [self.sha256[name] for name in part_files(MODEL_FILE, self.num_parts)]
+        return hashes[0] if self.num_parts == 1 else sha256_bytes(canonical_json(hashes))
 
 
 def seal_info(fields: JsonObject) -> JsonObject:
@@ -107,10 +116,10 @@ def read_info(folder: Path) -> CheckpointInfo:
         is_sealed = _check_seal(content)
     except ValueError as e:
         raise CheckpointError(f"{path} {e}{ADVICE}") from e
-    if content["version"] != VERSION:
+    if content["version"] not in (VERSION, SHARDED_VERSION):
         raise FolioError(
-            f"{path} has version {content['version']!r:.40}, this Folio reads version {VERSION}; use the Folio "
-            "that wrote it"
+            f"{path} has version {content['version']!r:.40}, this Folio reads versions {VERSION} and "
+            f"{SHARDED_VERSION}; use the Folio that wrote it"
         )
     try:
         config = config_from_saved(content.get("settings"), str(path))
@@ -145,7 +154,9 @@ def _parse(content: JsonObject, config: Config) -> CheckpointInfo:
     num_samples = _get_int(content, "num_samples", step, MAX_SAMPLES)  # a step has one sample at least
     best_step, best_loss, num_since = _parse_early_stopping(_get(content, EARLY_STOPPING, dict), step=step)
     files = _get(content, "files", dict)
-    entries = {name: _get(files, name, dict) for name in TENSOR_FILES}
+    num_parts = 1 if content["version"] == VERSION else _get_int(content, "num_parts", 2, MAX_PARTS)
+    names = [name for kind in TENSOR_FILES for name in part_files(kind, num_parts)]
+    entries = {name: _get(files, name, dict) for name in names}
     return CheckpointInfo(
         step=step,
         num_samples=num_samples,
@@ -164,6 +175,7 @@ def _parse(content: JsonObject, config: Config) -> CheckpointInfo:
             build_id=_get_sha256(content, "build_id"),
             tokenizer_sha256=_get_sha256(content, "tokenizer_sha256"),
         ),
+        num_parts=num_parts,
         sha256={name: _get_sha256(entry, "sha256") for name, entry in entries.items()},
         size_bytes={name: _get_int(entry, "bytes", 0, 1 << 62) for name, entry in entries.items()},
     )

@@ -14,7 +14,7 @@ from preprocess.console import Console
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import canonical_json, sha256_bytes
 from preprocess.shards.replaced import MAX_READS, ReplacedError
-from train.config import Config
+from train.config import FSDP, Config
 from train.core.cli import warn
 from train.core.device import choose_device, choose_precision, make_autocast, set_matmul_precision
 from train.core.distributed import World
@@ -62,6 +62,11 @@ class Run:
         return Path(self.config.out_dir)
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether the model is divided among the processes."""
+        return self.config.parallel == FSDP and self.world.size > 1
+
+    @property
     def has_validation(self) -> bool:
         """Whether there are windows to evaluate. A build with val_fraction 0 has none."""
         return self.data.val.num_windows > 0
@@ -79,6 +84,7 @@ def open_run(config: Config, world: World, *, quiet: bool = False, time_limit: T
     """
     is_precision_free = config.precision == "auto" and not config.compile and world.size == 1
     config, device = prepare_device(config, world)
+    notes = _check_parallel(config, world)
     config, corrections = correct_rates(config)
     for line in corrections if world.is_main else []:
         warn(line)
@@ -94,7 +100,7 @@ def open_run(config: Config, world: World, *, quiet: bool = False, time_limit: T
         device=device,
         world=world,
         autocast=make_autocast(config.precision, device),
-        notes=tuple(scaled_rates),
+        notes=(*scaled_rates, *notes),
         can_choose_precision=is_precision_free and device.type == "cpu",
         console=console,
         time_limit=time_limit,
@@ -108,6 +114,27 @@ def open_run(config: Config, world: World, *, quiet: bool = False, time_limit: T
     world.run_on_main(lambda: check_trackers(config.track))
     world.run_on_main(lambda: _check_prompt(source, config))
     return run
+
+
+def _check_parallel(config: Config, world: World) -> list[str]:
+    """Return a line that says what the setting `parallel` changes besides, if anything.
+
+    Raises MisuseError for a setting that is not possible with it.
+    """
+    if config.parallel != FSDP:
+        return []
+    if world.size == 1:
+        return ["parallel is fsdp, but there is one process: it holds the whole model, and saves it as one part"]
+    for key, is_possible, advice in (
+        ("precision", config.precision != "fp16", "bf16, tf32 or fp32"),
+        ("compile", not config.compile, "false"),
+    ):
+        if not is_possible:
+            raise MisuseError(
+                f"{key} is {getattr(config, key)}, which parallel = fsdp does not support; set {key} to {advice}, or "
+                "--parallel=ddp"
+            )
+    return ["with parallel = fsdp no process has the whole model, so no completions are written; use folio sample"]
 
 
 def prepare_device(config: Config, world: World) -> tuple[Config, torch.device]:
@@ -165,7 +192,7 @@ def _open_data(config: Config, *, device: torch.device, world: World) -> tuple[D
     """Open the data. If a build is replaced between opening and mapping its files, try again."""
 
     def open_once() -> tuple[DataSource, Data]:
-        source = open_data_source(config.data, world=world)
+        source = open_data_source(config.data, world=world, stream_shards=config.stream_shards)
         control_tokens(source.manifest, config)  # raises if a completion's author is not in the build
         return source, open_data_splits(source, config, device=device, world=world)
 

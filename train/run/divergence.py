@@ -15,10 +15,10 @@ import torch
 from preprocess.errors import FolioError
 from train.core.cli import warn
 from train.model.base import evaluation_mode
-from train.run.checkpoint import Checkpoint, find_newest_checkpoint, restore
+from train.run.checkpoint import Checkpoint, find_newest_checkpoint, restore, share_checkpoint
 from train.run.context import Run
 from train.run.logger import RunLogger
-from train.run.state import TrainingState, broadcast_state
+from train.run.state import TrainingState, load_in_all
 
 
 def find_update_problem(state: TrainingState, num_skipped: int) -> str | None:
@@ -34,14 +34,12 @@ def find_weights_problem(run: Run, state: TrainingState) -> str | None:
     Even finite updates can lead to such weights. One window would be enough, but the model is
     compiled for a whole micro-batch.
     """
-    loss = 0.0
-    if run.world.is_main:
-        micro_batch = state.micro_batch or 1
-        _, batch = next(run.data.val.batches(micro_batch), (None, None))
-        if batch is None:
-            batch = run.data.train.trial_batch(micro_batch)
-        with evaluation_mode(state.model), run.autocast:
-            loss = float(state.model(*batch)[0])
+    micro_batch = state.micro_batch or 1
+    _, batch = next(run.data.val.batches(micro_batch), (None, None))
+    if batch is None:
+        batch = run.data.train.trial_batch(micro_batch)
+    with evaluation_mode(state.model), run.autocast:
+        loss = float(state.model(*batch)[0])
     is_bad = run.world.all_reduce_max(not math.isfinite(loss))
     return "the loss of a window is not finite" if is_bad else None
 
@@ -67,9 +65,14 @@ def roll_back(run: Run, state: TrainingState, logger: RunLogger, *, problem: str
         )
 
     checkpoint = run.world.run_on_main(find_other_checkpoint)
-    if checkpoint is not None:
+    if state.is_sharded:
+        checkpoint = share_checkpoint(checkpoint, run.world)
+
+    def load() -> None:
+        assert checkpoint is not None
         restore(checkpoint, state)
-    broadcast_state(state, run.world)
+
+    load_in_all(run.world, state, load)
     skipped_samples = num_samples - state.num_samples
     state.num_samples, state.micro_batch, state.num_threads = num_samples, micro_batch, num_threads
     state.skipped[1] = num_skipped

@@ -30,6 +30,7 @@ from train.run.checkpoint import check_shapes, find_checkpoint, list_checkpoints
 from train.run.checkpoint_info import INFO_FILE
 from train.run.hub_models import download_model, is_hub_address
 from train.run.run_dir import vocabulary_of
+from train.run.stored_tensors import StoredTensor
 
 SHAPE_SETTINGS = ("arch", "token_shift", "n_layer", "n_head", "n_embd")
 
@@ -74,9 +75,10 @@ def initialize(model: LanguageModel, config: Config, source: DataSource, *, warn
         if not tensor.isfinite().all():
             raise FolioError(f"{weights.path} has numbers in {name} that are not finite; use other weights")
         if name in model.vocabulary_weights:
-            parameter[: model.vocab_size] = _take_rows(tensor, rows).to(parameter.device)
-        else:
-            parameter.copy_(tensor[: config.block_size] if name in model.position_weights else tensor)
+            tensor = _take_rows(tensor, rows)
+        elif name in model.position_weights:
+            tensor = tensor[: config.block_size]
+        StoredTensor((tensor,)).copy_to(parameter)  # to this process's rows if the model is sharded
 
 
 def _match_rows(weights: PretrainedWeights, source: DataSource) -> Tensor:

@@ -1,4 +1,4 @@
-"""Logging of a run: to metrics.jsonl, to the console, and to the trackers."""
+"""Logging of a run: to metrics.jsonl and completions.jsonl, to the console, and to the trackers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from preprocess.console import Activity, Console, is_live
 from preprocess.shards.files import JsonObject
 from train.config import Config
 from train.core.cli import warn
+from train.run.completions import CompletionRow, append_completion, drop_completions
 from train.run.console import format_perplexity, format_rate, format_speed, format_step
 from train.run.metrics import METRICS_FILE, Metrics, open_rows
 from train.run.validation import Evaluation
@@ -137,6 +138,8 @@ class RunLogger:
         self._console = console or Console(quiet=True)
         is_new = out_dir is None or not (out_dir / METRICS_FILE).exists()
         self._metrics = Metrics(out_dir, last_step=step, warn=warn) if out_dir else None
+        if out_dir:
+            drop_completions(out_dir, last_step=step)
         self._out_dir, self._max_steps, self._cost = out_dir, info.config.max_steps, cost
         self._timer, self._first_step = StepTimer(max(step, 0)), max(step, 0)
         self._logged_at = time.monotonic()
@@ -244,11 +247,13 @@ class RunLogger:
             f"bits per byte {bits}",
             *(f"{name} {loss:.4f}" for name, loss in evaluation.by_build.items()),
         ]
-        self._console.line("  ".join(parts))
+        self._console.line("  ".join(parts), colour="bold")
 
     def log_completion(self, step: int, text: str) -> None:
-        """Log a completion: print it, and send it to the trackers."""
+        """Log a completion: print it, write it to completions.jsonl, and send it to the trackers."""
         self._console.line(f"\n{text}\n")
+        if self._out_dir:
+            append_completion(self._out_dir, CompletionRow(step=step, text=text))
         self._trackers.log_completion(step, text)
 
     def log_rollback(self, step: int, *, from_step: int, skipped_samples: int) -> None:
@@ -257,6 +262,7 @@ class RunLogger:
             self._metrics.sync()
             self._metrics.close()
             self._metrics = Metrics(self._out_dir, last_step=step, warn=warn)
+            drop_completions(self._out_dir, last_step=step)
         self._trackers.roll_back(step)
         self._write_row(step, went_back_from_step=from_step, skipped_samples=skipped_samples)
         self._timer, self._bar.done = StepTimer(step), step

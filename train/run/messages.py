@@ -1,4 +1,4 @@
-"""Lines that a run prints at its start and at its end."""
+"""Lines that a run prints at its start and at its end, and what it says if memory does not suffice."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def describe_start(run: Run, state: TrainingState, cost: StepCost) -> list[str]:
     num_tokens = "an unknown number of" if run.data.train.num_tokens is None else f"{run.data.train.num_tokens:,}"
     device = f"on {describe_device(run.device)} in {run.config.precision}"
     processes = f", {run.world.size} processes" if run.world.size > 1 else ""
+    processes += " with a sharded model" if state.is_sharded else ""
     mfu = ", MFU n/a: the peak rate of the device is not known" if cost.peak_flops is None else ""
     num_windows = run.data.val.num_windows
     validation = f"{num_windows:,} validation windows" if num_windows else "no validation documents, so no evaluations"
@@ -78,6 +79,32 @@ def describe_longer_schedule(info: CheckpointInfo, config: Config) -> str:
     return (
         f"the learning rate follows the schedule of {config.max_steps:,} steps, so it changes from {last} to {now}, "
         f"and ends at {end}"
+    )
+
+
+def describe_too_large(run: Run) -> str:
+    """Return the error message for a model that does not fit the memory."""
+    return (
+        f"the model and a batch of 1 × {run.config.block_size:,} do not fit the memory of {run.device}; use a "
+        "smaller model or block_size, or --gradient_checkpointing=true"
+    )
+
+
+def describe_too_large_shard(run: Run, micro_batch: int) -> str:
+    """Return the error message for a sharded model of which a pass does not fit the memory."""
+    return (
+        f"process {run.world.rank} has too little memory on {run.device} for a pass of {micro_batch:,} windows; with "
+        "parallel = fsdp no smaller pass is tried: halve batch_size and double gradient_accumulation_steps, or use "
+        "more processes or --gradient_checkpointing=true"
+    )
+
+
+def describe_out_of_memory(state: TrainingState) -> str:
+    """Return the error message for memory that is exhausted during training."""
+    return (
+        f"out of memory on {state.device} after step {state.step:,}, with {state.micro_batch or 0:,} windows "
+        "per forward pass; run the same command with half the batch_size and twice the "
+        "gradient_accumulation_steps: it continues from the last checkpoint"
     )
 
 

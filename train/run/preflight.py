@@ -31,7 +31,7 @@ from preprocess.console import format_duration
 from preprocess.errors import FolioError, format_quantity
 from train.config import Config
 from train.core.device import synchronize
-from train.core.memory import PeakMemory, available_bytes, is_out_of_memory
+from train.core.memory import PeakMemory, available_bytes, is_out_of_memory, translate_out_of_memory
 from train.core.threads import NUM_THREADS
 from train.data.batches import largest_micro_batch, windows_per_process
 from train.data.mixed_split import Batch
@@ -41,7 +41,8 @@ from train.run.checkpoint import CHECKPOINTS_DIR
 from train.run.choose_precision import choose_cpu_precision, has_fast_bfloat16
 from train.run.choose_threads import choose_num_threads
 from train.run.context import Run
-from train.run.state import TrainingState, state_tensors
+from train.run.messages import describe_too_large, describe_too_large_shard
+from train.run.state import TrainingState, checkpoint_bytes
 
 # The fraction of the available memory that tensors may take on a CPU. In glibc's heap, aligned
 # blocks of some megabytes leave holes that the next blocks do not fit into, so a process takes up
@@ -70,8 +71,8 @@ def preflight(run: Run, state: TrainingState, model: nn.Module) -> list[str]:
     config, world = run.config, run.world
     if state.num_threads is not None and config.num_threads is None and run.device.type == "cpu":
         torch.set_num_threads(state.num_threads)  # of the run that is continued
-    checkpoint_bytes = _checkpoint_bytes(state)
-    world.run_on_main(lambda: _check_disk(config, checkpoint_bytes))
+    num_bytes = checkpoint_bytes(state)
+    world.run_on_main(lambda: _check_disk(config, num_bytes))
     num_windows = windows_per_process(config.windows_per_step, world)
     precision_line = _choose_precision(run, state, num_windows=num_windows)
     with run.console.activity("preflight: measuring memory"):
@@ -83,8 +84,7 @@ def preflight(run: Run, state: TrainingState, model: nn.Module) -> list[str]:
     lines = [
         run.source.describe(),
         _describe_steps(run),
-        f"{config.keep_checkpoints + 1} checkpoints of {checkpoint_bytes / 1e6:,.1f} MB and one being written "
-        "fit the disk",
+        f"{config.keep_checkpoints + 1} checkpoints of {num_bytes / 1e6:,.1f} MB and one being written fit the disk",
         *_describe_memory(run, micro_batch=micro_batch, num_windows=num_windows),
         *threads_line,
         *precision_line,
@@ -95,11 +95,6 @@ def preflight(run: Run, state: TrainingState, model: nn.Module) -> list[str]:
     if run.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(run.device)  # the run reports its own peak
     return [f"preflight: {line}" for line in lines]
-
-
-def _checkpoint_bytes(state: TrainingState) -> int:
-    tensors = [*state.model.state_dict().values(), *state_tensors(state).values()]
-    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _check_disk(config: Config, checkpoint_bytes: int) -> None:
@@ -123,7 +118,8 @@ def _find_micro_batch(
 
     It is at most batch_size and `max_windows`, and is halved until it fits. If the memory of a CPU
     did not suffice, it is halved once more than necessary, because the holes in the heap change
-    from step to step.
+    from step to step. If the state is sharded, a batch that does not fit is an error: the other
+    processes would wait in the middle of a pass for the one that is out of memory.
     """
     config = run.config
     has_margin = True
@@ -134,7 +130,11 @@ def _find_micro_batch(
     while True:
         trying = "compiling the model, and trying" if config.compile else "trying"
         with run.console.activity(f"preflight: {trying} a pass of {format_quantity(micro_batch, 'window')}"):
-            trial = _try(partial(_run_trial, run, state, model, micro_batch=micro_batch), state)
+            run_trial = partial(_run_trial, run, state, model, micro_batch=micro_batch)
+            if state.is_sharded:
+                with translate_out_of_memory(partial(describe_too_large_shard, run, micro_batch)):
+                    return micro_batch, run_trial()
+            trial = _try(run_trial, state)
         if not run.world.all_reduce_max(trial is None):
             if has_margin or micro_batch == 1 or run.device.type != "cpu":
                 break
@@ -183,9 +183,10 @@ def _choose_threads(
 def estimate_max_windows(run: Run, state: TrainingState) -> int:
     """Return an estimate of how many windows of a pass fit this machine's memory.
 
-    On a CUDA GPU it is batch_size, because passes are tried there instead.
+    On a CUDA GPU it is batch_size, because passes are tried there instead, and if the state is
+    sharded, because `_find_micro_batch` does not choose then.
     """
-    if run.device.type == "cuda":
+    if run.device.type == "cuda" or state.is_sharded:
         return run.config.batch_size
     num_windows = max(PROBE_TOKENS // run.config.block_size, 1)
     sizes = [num_windows, 2 * num_windows, 4 * num_windows]
@@ -201,23 +202,6 @@ def estimate_max_windows(run: Run, state: TrainingState) -> int:
     fixed_bytes = max(peak - size * window_bytes for size, peak in zip(sizes, peaks, strict=True))
     usable_bytes = available_bytes() * USABLE_FRACTION / run.world.num_local
     return max(int((usable_bytes - fixed_bytes) // window_bytes), 1)
-
-
-def describe_too_large(run: Run) -> str:
-    """Return the error message for a model that does not fit the memory."""
-    return (
-        f"the model and a batch of 1 × {run.config.block_size:,} do not fit the memory of {run.device}; use a "
-        "smaller model or block_size, or --gradient_checkpointing=true"
-    )
-
-
-def describe_out_of_memory(state: TrainingState) -> str:
-    """Return the error message for memory that is exhausted during training."""
-    return (
-        f"out of memory on {state.device} after step {state.step:,}, with {state.micro_batch or 0:,} windows "
-        "per forward pass; run the same command with half the batch_size and twice the "
-        "gradient_accumulation_steps: it continues from the last checkpoint"
-    )
 
 
 def _try(trial: Callable[[], Trial], state: TrainingState) -> Trial | None:
@@ -244,14 +228,16 @@ def _run_trial(run: Run, state: TrainingState, model: nn.Module, *, micro_batch:
     """
     # Do not average gradients: if one process runs out of memory, the others would wait for it.
     run.world.set_gradient_sync(model, is_last=False)
-    batches = run.data.val.batches(micro_batch, rank=run.world.rank, num_ranks=run.world.size)
-    indices, batch = next(batches, (None, None))
+    indices, batch = next(run.data.val.batches(micro_batch), (None, None))
     passes_s: list[float] = []
     evaluations_s: list[float] = []
     for _ in range(2):
         passes_s.append(_time(run.device, lambda: _trial_pass(run, state, model, micro_batch=micro_batch)))
         evaluations_s.append(0.0 if batch is None else _time(run.device, partial(_evaluate_batch, run, state, batch)))
-        if passes_s[0] > MAX_REPEATED_TRIAL_S and not run.config.compile:
+        is_long = passes_s[0] > MAX_REPEATED_TRIAL_S
+        if state.is_sharded:  # all processes take part in each pass
+            is_long = bool(run.world.all_reduce_max(is_long))
+        if is_long and not run.config.compile:
             break
     compilation_s = passes_s[0] - passes_s[-1] + evaluations_s[0] - evaluations_s[-1]
     window_s = evaluations_s[-1] / len(indices) if indices is not None else 0.0

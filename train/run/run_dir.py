@@ -3,6 +3,7 @@
     settings.json      all settings
     build/             the manifest and the tokenizer, which turn ids into text without the build
     metrics.jsonl      one row per logged step and evaluation
+    completions.jsonl  the texts that the model has written between its steps
     checkpoints/       see checkpoint.py
     evaluations.jsonl, evaluations/, task_evaluations.jsonl    written by evaluate.py
     trackers/, tensorboard/            written by the trackers
@@ -15,6 +16,7 @@ therefore rejected, not overwritten.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ from preprocess.shards.files import parse_json, read_small_file, readable_json, 
 from preprocess.shards.format import MANIFEST, read_manifest
 from preprocess.shards.manifest import Manifest
 from train.config import Config, changed_settings, config_from_saved
+from train.core.distributed import World
 from train.data.builds import check_same_control_tokens, has_tokenizer
 from train.data.streams import DataSource, StreamedText
 from train.model.sampler import RUN_COPY_ADVICE
@@ -41,13 +44,14 @@ from train.run.checkpoint import (
     run_of,
 )
 from train.run.checkpoint_info import CheckpointInfo
+from train.run.completions import COMPLETIONS_FILE
 from train.run.metrics import METRICS_FILE
 from train.run.save_checkpoint import remove_leftovers
 from train.trackers.client import reset_trackers
 
 SETTINGS_FILE = "settings.json"
 VOCABULARY_DIR = "build"
-LOCK_FILE = ".lock"
+LOCK_FILE, PROBE = ".lock", ".probe-"
 EVALUATIONS_FILE, EVALUATIONS_DIR = "evaluations.jsonl", "evaluations"
 TASKS_FILE = "task_evaluations.jsonl"
 SERVED_DIR, RECEIPT_FILE = "served", "receipt.json"  # see train/serving/served_model.py
@@ -82,6 +86,28 @@ def lock_run_dir(out_dir: Path) -> Iterator[None]:
         lock.release()
         if is_new and [path.name for path in out_dir.iterdir()] == [LOCK_FILE]:
             shutil.rmtree(out_dir, ignore_errors=True)
+
+
+def check_shared(out_dir: Path, world: World) -> None:
+    """Raise FolioError unless every process can write to the main process's `out_dir`.
+
+    With a sharded state, each writes its part of a checkpoint there.
+    """
+    path = Path(world.broadcast(str(out_dir.absolute() / f"{PROBE}{secrets.token_hex(8)}")))
+    world.run_on_main(path.touch)
+
+    def find_probe() -> None:
+        if not path.exists() or not os.access(path.parent, os.W_OK):
+            raise FolioError(
+                f"process {world.rank} cannot write to {path.parent}, where the main process writes; with parallel = "
+                "fsdp out_dir must be a folder that all machines share"
+            )
+
+    try:
+        world.run_in_all(find_probe)
+    finally:
+        if world.is_main:
+            path.unlink(missing_ok=True)
 
 
 def find_start(config: Config, source: DataSource, *, restart: bool, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -278,7 +304,8 @@ def check_deletable(out_dir: Path) -> None:
 
     `--restart` must not delete files that Folio did not write.
     """
-    names = (CHECKPOINTS_DIR, EVALUATIONS_DIR, METRICS_FILE, EVALUATIONS_FILE, TASKS_FILE, SETTINGS_FILE)
+    files = (METRICS_FILE, COMPLETIONS_FILE, EVALUATIONS_FILE, TASKS_FILE, SETTINGS_FILE)
+    names = (CHECKPOINTS_DIR, EVALUATIONS_DIR, *files)
     found = [name for name in names if (out_dir / name).exists()]
     if found and not is_run(out_dir) and not list_checkpoints(out_dir):
         raise MisuseError(
@@ -292,7 +319,7 @@ def delete_run(out_dir: Path) -> None:
     # Rename first: an interrupted deletion must not leave some checkpoints to continue from.
     if (out_dir / CHECKPOINTS_DIR).is_dir():
         os.rename(out_dir / CHECKPOINTS_DIR, out_dir / f"{REMOVED_CHECKPOINTS}.{os.getpid()}")
-    for name in (METRICS_FILE, EVALUATIONS_FILE, TASKS_FILE):
+    for name in (METRICS_FILE, COMPLETIONS_FILE, EVALUATIONS_FILE, TASKS_FILE):
         (out_dir / name).unlink(missing_ok=True)
     shutil.rmtree(out_dir / EVALUATIONS_DIR, ignore_errors=True)
     if (out_dir / SERVED_DIR / RECEIPT_FILE).is_file():  # otherwise it is not an export of Folio

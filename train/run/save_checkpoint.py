@@ -1,7 +1,9 @@
 """Save checkpoints, and delete those that a run does not keep; checkpoint.py describes the files.
 
 A checkpoint is written under a hidden temporary name, flushed to the disk, and renamed. So a folder
-with the final name is always complete, even if the process or the machine stops during a save.
+with the final name is always complete, even if the process or the machine stops during a save. If
+the state is sharded, every process writes its part, and the main process, when all have done so,
+checkpoint.json. So no process needs more memory than its part, and writing takes less time.
 """
 
 from __future__ import annotations
@@ -11,15 +13,16 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError
-from torch import Tensor
 
 from preprocess.errors import FolioError, one_line
-from preprocess.shards.files import readable_json, sha256_file, sync_folder, write_durable
+from preprocess.shards.files import JsonObject, readable_json, sha256_file, sync_folder, write_durable
 from train.config import Config
+from train.core.distributed import World
 from train.core.tensors import write_tensors
 from train.data.streams import DataSource
 from train.run.checkpoint import CHECKPOINTS_DIR, list_checkpoints, step_folder, step_of
@@ -27,14 +30,16 @@ from train.run.checkpoint_info import (
     FORMAT,
     INFO_FILE,
     MODEL_FILE,
-    TENSOR_FILES,
+    SHARDED_VERSION,
     TRAINING_FILE,
     VERSION,
     Origin,
     seal_info,
 )
-from train.run.state import TrainingState, state_numbers, state_tensors
+from train.run.state import TrainingState, checkpoint_bytes, state_numbers, state_tensors
+from train.run.stored_tensors import part_files, write_part
 
+Result = TypeVar("Result")
 LEFTOVER = re.compile(r"\.step-.*\.(partial|removed)")
 
 
@@ -51,27 +56,38 @@ def remove_leftovers(out_dir: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def save(state: TrainingState, out_dir: Path, *, origin: Origin, keep: int) -> Path:
+def save(state: TrainingState, out_dir: Path, *, origin: Origin, keep: int, world: World | None = None) -> Path:
     """Save a checkpoint of `state`, and delete all except the last `keep` and the best one.
 
-    Returns the folder of the checkpoint. Raises FolioError if it cannot be written. Earlier
-    checkpoints are then unchanged, and no partial checkpoint remains.
+    All processes of `world` call it; the `out_dir` of the main process counts. Returns the folder of
+    the checkpoint. Raises FolioError if it cannot be written. Earlier checkpoints are then unchanged,
+    and no partial checkpoint remains.
     """
+    world = world or World()
+    main_dir, main_pid = world.broadcast([str(out_dir.absolute()), os.getpid()])
+    out_dir = out_dir if world.is_main else Path(main_dir)
     target = step_folder(out_dir, state.step)
-    folder = target.parent
-    temporary = folder / f".{target.name}.{os.getpid()}.partial"
-    tensors = {MODEL_FILE: state.model.state_dict(), TRAINING_FILE: state_tensors(state)}
+    temporary = target.with_name(f".{target.name}.{main_pid}.partial")
+    num_parts = world.size if state.is_sharded else 1
+
+    def translated(action: Callable[[], Result]) -> Result:
+        try:
+            return action()
+        except (OSError, SafetensorError) as e:
+            raise FolioError(_describe_failed_save(e, out_dir, state)) from e
+
     try:
-        temporary.mkdir(parents=True)
-        _write(temporary, tensors, state=state, origin=origin)
-        _remove(target)  # exists only if it is damaged and the run rolled back past it
-        temporary.rename(target)
-        sync_folder(folder)
-        sync_folder(out_dir)
-    except (OSError, SafetensorError) as e:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise FolioError(_describe_failed_save(e, out_dir, tensors=tensors, step=state.step)) from e
-    _prune(out_dir, step=state.step, keep=keep, best_step=state.early_stopping.best_step)
+        world.run_on_main(lambda: translated(lambda: temporary.mkdir(parents=True)))
+        files = world.gather(
+            world.run_in_all(lambda: translated(lambda: _write(temporary, state, world.rank, num_parts)))
+        )
+        world.run_on_main(lambda: translated(lambda: _commit(temporary, target, _info(state, origin, files))))
+    except BaseException:  # also if another process could not write its part
+        if world.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if world.is_main:
+        _prune(out_dir, step=state.step, keep=keep, best_step=state.early_stopping.best_step)
     return target
 
 
@@ -83,22 +99,43 @@ def _prune(out_dir: Path, *, step: int, keep: int, best_step: int | None) -> Non
         _remove(folder)
 
 
-def _write(folder: Path, tensors: Mapping[str, dict[str, Tensor]], *, state: TrainingState, origin: Origin) -> None:
-    files = {}
-    for name, content in tensors.items():
-        write_tensors(folder / name, content)
-        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
-    info = {
+def _write(folder: Path, state: TrainingState, rank: int, num_parts: int) -> JsonObject:
+    """Write the files of process `rank` to `folder`. Return the size and the hash of each by its name."""
+    if rank >= num_parts:
+        return {}
+    files: JsonObject = {}
+    for kind, tensors in ((MODEL_FILE, state.model.state_dict()), (TRAINING_FILE, state_tensors(state))):
+        path = folder / part_files(kind, num_parts)[rank]
+        if state.is_sharded:
+            write_part(path, tensors, is_main=rank == 0)
+        else:
+            write_tensors(path, tensors)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    return files
+
+
+def _info(state: TrainingState, origin: Origin, files: list[JsonObject]) -> JsonObject:
+    """Return the content of checkpoint.json. `files`: what `_write` returned in each process."""
+    parts = {"version": SHARDED_VERSION, "num_parts": len(files)} if state.is_sharded else {"version": VERSION}
+    return {
         "format": FORMAT,
-        "version": VERSION,
+        **parts,
         **state_numbers(state),
         **dataclasses.asdict(origin),
         "vocab_size": state.model.vocab_size,
-        "files": files,
+        "files": {name: entry for entries in files for name, entry in entries.items()},
     }
-    write_durable(folder / INFO_FILE, readable_json(seal_info(info)))
-    for name in TENSOR_FILES:  # safetensors writes files that only their owner can read
-        shutil.copymode(folder / INFO_FILE, folder / name)
+
+
+def _commit(temporary: Path, target: Path, info: JsonObject) -> None:
+    """Write checkpoint.json to the folder `temporary`, and rename the folder to `target`."""
+    write_durable(temporary / INFO_FILE, readable_json(seal_info(info)))
+    for name in info["files"]:  # safetensors writes files that only their owner can read
+        shutil.copymode(temporary / INFO_FILE, temporary / name)
+    _remove(target)  # exists only if it is damaged and the run rolled back past it
+    temporary.rename(target)
+    sync_folder(target.parent)
+    sync_folder(target.parent.parent)
 
 
 def _remove(folder: Path) -> None:
@@ -112,20 +149,18 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(removed, ignore_errors=True)
 
 
-def _describe_failed_save(
-    error: OSError | SafetensorError, out_dir: Path, *, tensors: Mapping[str, dict[str, Tensor]], step: int
-) -> str:
+def _describe_failed_save(error: OSError | SafetensorError, out_dir: Path, state: TrainingState) -> str:
     number = error.errno if isinstance(error, OSError) else _errno_in(str(error))
     reason, advice = os.strerror(number) if number else one_line(str(error)), "solve that"
     if number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-        needed_mb = sum(t.nbytes for content in tensors.values() for t in content.values()) / 1e6
+        needed_mb = checkpoint_bytes(state) / 1e6
         free_mb = shutil.disk_usage(out_dir).free / 1e6
         advice = f"it needs {needed_mb:,.1f} MB, {free_mb:,.1f} MB are free; free some"
     kept = list_checkpoints(out_dir)
     start = f"{kept[-1].name}, which is complete" if kept else "the beginning"
     return (
-        f"cannot save the checkpoint of step {step:,} in {out_dir}: {reason}; {advice}, then run the same command "
-        f"again: it continues from {start}"
+        f"cannot save the checkpoint of step {state.step:,} in {out_dir}: {reason}; {advice}, then run the same "
+        f"command again: it continues from {start}"
     )
 
 

@@ -7,7 +7,7 @@ optimizer state, a few counters and the position in a stream to give the same re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,12 @@ from torch import Tensor
 from preprocess.shards.files import JsonObject
 from train.config import Config
 from train.core.distributed import World
+from train.core.sharding import shard_model
 from train.model import make_model
 from train.model.base import LanguageModel
 from train.optim import SLOTS, allocate_state, make_optimizers
 from train.run.checkpoint_info import EARLY_STOPPING, CheckpointInfo
+from train.run.stored_tensors import StoredTensor
 from train.run.validation import EarlyStopping
 
 REFERENCE = f"{EARLY_STOPPING}.reference"  # the name of early stopping's tensor in a checkpoint
@@ -38,6 +40,7 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     device: torch.device
     skipped: Tensor  # (2,) int64 on the device: updates skipped in a row, and in the whole run
+    is_sharded: bool = False  # whether this process holds only some rows of the weights and the optimizers' state
     step: int = 0  # optimizer steps done
     micro_batch: int | None = None  # windows per forward pass, set by the preflight; dropout depends on it
     num_threads: int | None = None  # of the CPU, set by the preflight; the order of sums depends on it
@@ -60,16 +63,31 @@ class StepResult:
     learning_rate_factor: float  # a fraction of the maximum, as `schedule_factor` returns it
 
 
-def new_state(config: Config, vocab_size: int, *, device: torch.device) -> TrainingState:
-    """Return the state at step 0 on `device`, with weights that the setting `seed` determines."""
+def new_state(config: Config, vocab_size: int, *, device: torch.device, is_sharded: bool = False) -> TrainingState:
+    """Return the state at step 0 on `device`, with weights that the setting `seed` determines.
+
+    With `is_sharded`, it is divided among all processes.
+    """
     torch.manual_seed(config.seed)
-    model = make_model(config, vocab_size).to(device)  # drawn on the CPU, to be the same on every device
+    model = make_model(config, vocab_size)  # drawn on the CPU, to be the same on every device
+    if is_sharded:
+        # On a CPU, layer_norm does not accept weights in bf16 for inputs in float32; on CUDA, autocast converts them.
+        is_bf16 = config.precision == "bf16" and device.type == "cuda"
+        shard_model(model, model.h, device=device, gather_dtype=torch.bfloat16 if is_bf16 else None)
+    model.to(device)
     optimizers = make_optimizers(model, config, device=device)
     for optimizer in optimizers:
         allocate_state(optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
     skipped = torch.zeros(2, dtype=torch.int64, device=device)
-    return TrainingState(model=model, optimizers=optimizers, scaler=scaler, device=device, skipped=skipped)
+    return TrainingState(
+        model=model,
+        optimizers=optimizers,
+        scaler=scaler,
+        device=device,
+        skipped=skipped,
+        is_sharded=is_sharded,
+    )
 
 
 def optimizer_tensors(state: TrainingState) -> Iterator[tuple[str, Tensor]]:
@@ -84,6 +102,11 @@ def state_tensors(state: TrainingState) -> dict[str, Tensor]:
     """Return the tensors that a checkpoint stores besides the weights, by name."""
     reference = state.early_stopping.reference
     return dict(optimizer_tensors(state)) | ({} if reference is None else {REFERENCE: reference})
+
+
+def checkpoint_bytes(state: TrainingState) -> int:
+    """Return the size in bytes of the tensors of a checkpoint, of all parts together."""
+    return sum(tensor.nbytes for tensor in [*state.model.state_dict().values(), *state_tensors(state).values()])
 
 
 def state_numbers(state: TrainingState) -> JsonObject:
@@ -105,22 +128,22 @@ def state_numbers(state: TrainingState) -> JsonObject:
     }
 
 
-def load_state(state: TrainingState, info: CheckpointInfo, tensors: Mapping[str, Tensor]) -> None:
+def load_state(state: TrainingState, info: CheckpointInfo, tensors: Mapping[str, StoredTensor]) -> None:
     """Restore what `state_numbers` and `state_tensors` returned, from `info` and `tensors`.
 
     The caller has checked that the optimizer's tensors have the shapes of those in `state`. Raises
     ValueError if the tensor of early stopping does not have one dimension.
     """
-    reference = tensors.get(REFERENCE)
-    if reference is not None and reference.dim() != 1:
-        raise ValueError(f"{REFERENCE} must have one dimension, got the shape {tuple(reference.shape)}")
+    stored = tensors.get(REFERENCE)
+    if stored is not None and len(stored.shape) != 1:
+        raise ValueError(f"{REFERENCE} must have one dimension, got the shape {stored.shape}")
     for name, tensor in optimizer_tensors(state):
-        tensor.copy_(tensors[name])
+        tensors[name].copy_to(tensor)
     state.early_stopping = EarlyStopping(
         best_step=info.best_step,
         best_loss=info.best_loss,
         num_since=info.num_since,
-        reference=None if reference is None else reference.to(torch.float32, copy=True),  # not memory-mapped
+        reference=None if stored is None else stored.whole().to(torch.float32, copy=True),  # not memory-mapped
     )
     if info.scaler and state.scaler.is_enabled():
         state.scaler.load_state_dict(info.scaler)
@@ -129,8 +152,24 @@ def load_state(state: TrainingState, info: CheckpointInfo, tensors: Mapping[str,
     state.skipped.copy_(torch.tensor([0, info.skipped_updates]))
 
 
+def load_in_all(world: World, state: TrainingState, load: Callable[[], None]) -> None:
+    """Bring `state` in every process to what `load` makes of it in the main process.
+
+    `load` is called in the main process, and the result is broadcast. If the state is sharded, it is
+    then called in the other processes too, each of which loads its rows. It must not communicate.
+    """
+    world.run_on_main(load)
+    if state.is_sharded:
+        world.run_in_all(lambda: None if world.is_main else load())
+    else:
+        broadcast_state(state, world)
+
+
 def broadcast_state(state: TrainingState, world: World) -> None:
-    """Overwrite the state of every process with that of the main process, except early stopping."""
+    """Overwrite the state of every process with that of the main process, except early stopping.
+
+    The state must not be sharded.
+    """
     tensors = [*state.model.state_dict().values(), *(tensor for _, tensor in optimizer_tensors(state)), state.skipped]
     world.broadcast_tensors(tensors)
     state.streams = world.broadcast(state.streams)

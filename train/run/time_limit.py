@@ -123,7 +123,7 @@ def _read_saved(config: Config) -> JsonObject | None:
 def _choose(config: Config, given: set[str], world: World, deadline: float, *, quiet: bool) -> Settings:
     """Measure the speed of this machine, print the plan, and return its settings."""
     config, device = prepare_device(config, world)
-    text = describe_text(open_data_source(config.data, world=world))
+    text = describe_text(open_data_source(config.data, world=world, stream_shards=config.stream_shards))
     check_text(text)
     if not quiet:
         name = describe_device(device)

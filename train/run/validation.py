@@ -11,7 +11,7 @@ Shapes: W validation windows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from train.core.distributed import World
 from train.data.batches import ValidationWindows
+from train.data.mixed_split import Batch
 from train.model.base import evaluation_mode
 
 MAX_EXPONENT = 700  # math.exp overflows above about 709
@@ -93,14 +94,30 @@ def evaluate(
     device = next(model.parameters()).device
     losses = torch.zeros(data.num_windows, device=device)  # (W,)
     with evaluation_mode(model):
-        for indices, (ids, targets, documents) in data.batches(batch_size, rank=world.rank, num_ranks=world.size):
+        for indices, (ids, targets, documents) in _equal_passes(data, batch_size, world):
             with autocast:
-                _, losses[torch.from_numpy(indices).to(device)] = model(ids, targets, documents)
+                _, row_losses = model(ids, targets, documents)
+            losses[torch.from_numpy(indices).to(device)] = row_losses[: len(indices)]
             count(len(indices))
     losses = world.all_reduce_sum(losses).cpu()
     if data.loss_fractions is not None:  # the mean is then over the targets that count
         losses /= torch.from_numpy(_mean_fractions(data))
     return summarize(losses, data)
+
+
+def _equal_passes(data: ValidationWindows, batch_size: int, world: World) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Yield the window numbers and the batch of each of this process's passes: as many as every other has.
+
+    A process that has fewer windows repeats a batch, without window numbers: a sharded model can only
+    be called by all processes at once. The others compute meanwhile, so this takes no time.
+    """
+    batches = data.batches(batch_size, rank=world.rank, num_ranks=world.size)
+    batch: Batch | None = None
+    for _ in range(math.ceil(math.ceil(data.num_windows / world.size) / batch_size)):
+        indices, batch = next(batches, (np.empty(0, np.int64), batch))
+        if batch is None:
+            _, batch = next(data.batches(batch_size))
+        yield indices, batch
 
 
 def summarize(losses: Tensor, data: ValidationWindows) -> Evaluation:

@@ -28,7 +28,6 @@ from preprocess.shards.files import (
 from train.config import Config
 from train.model.modern import EXPORT_TYPE, EXPORT_VERSION
 from train.run.checkpoint import Checkpoint, check_shapes, run_of
-from train.run.checkpoint_info import MODEL_FILE
 from train.run.export_folder import export_model, write_folder
 from train.run.huggingface_folder import CONFIG_FILE
 from train.run.run_dir import RECEIPT_FILE, SERVED_DIR, vocabulary_of
@@ -82,7 +81,7 @@ def export_run(checkpoint: Checkpoint) -> ServedModel:
     source = {
         "folio": __version__,
         "step": checkpoint.info.step,
-        "weights_sha256": checkpoint.info.sha256[MODEL_FILE],
+        "weights_sha256": checkpoint.info.model_sha256,
         "vocabulary": manifest.build_id,
     }
     target = run / SERVED_DIR

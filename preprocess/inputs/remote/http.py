@@ -44,9 +44,9 @@ class HttpService:
         return [RemoteFile(name_url(url), key, size_bytes, version, origin=redact_url(url), url=url)]
 
     @contextmanager
-    def open(self, file: RemoteFile, start: int) -> Iterator[Body]:
+    def open(self, file: RemoteFile, start: int, stop: int | None = None) -> Iterator[Body]:
         """Open the file at byte `start`."""
-        with request(file.url, start) as response:
+        with request(file.url, start, stop=None if stop is None else stop - 1) as response:
             if _read_version(response) != file.version:
                 raise InputChanged(f"{show_url(file.url)} changed while it was downloaded")
             yield read_body(response, start, file)

@@ -125,13 +125,14 @@ class HubService:
         )  # fmt: skip
 
     @contextmanager
-    def open(self, file: RemoteFile, start: int) -> Iterator[Body]:
+    def open(self, file: RemoteFile, start: int, stop: int | None = None) -> Iterator[Body]:
         """Open a file at byte `start`. The token is not sent to the servers that the hub redirects to."""
         from huggingface_hub.utils import build_hf_headers
 
         repo, _ = _split_name(file.name)
         try:
-            with request(file.url, start, headers=build_hf_headers()) as response:
+            last = None if stop is None else stop - 1
+            with request(file.url, start, stop=last, headers=build_hf_headers()) as response:
                 yield read_body(response, start, file)
         except AccessDenied as e:
             raise FolioError(_explain_gate(repo, self.endpoint)) from e

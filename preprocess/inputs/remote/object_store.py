@@ -59,7 +59,7 @@ class ObjectStore:
 
     def _list(self, url: str, recipe_format: str) -> dict[str, Any]:
         system, path = self.connect(url)
-        if is_glob(path):
+        if is_glob(path) and not _has_object(system, path):
             found = system.glob(path, detail=True)
         else:
             info = system.info(path)
@@ -94,24 +94,25 @@ class ObjectStore:
         )  # fmt: skip
 
     @contextmanager
-    def open(self, file: RemoteFile, start: int) -> Iterator[Body]:
+    def open(self, file: RemoteFile, start: int, stop: int | None = None) -> Iterator[Body]:
         """Open a file at byte `start`."""
         with self.explain_errors(file.url):
             system, path = self.connect(file.url)
             self._check_version(system, path, file)
             # No cache of fsspec: blocks are read once, in their order.
-            stream = system.open(path, "rb", block_size=CHUNK_BYTES, cache_type="none")
+            chunk_bytes = CHUNK_BYTES if stop is None else min(stop - start, CHUNK_BYTES)
+            stream = system.open(path, "rb", block_size=chunk_bytes, cache_type="none")
         with stream:
             if start:
                 stream.seek(start)
-            yield Body(start, self._read_chunks(stream, file))
+            yield Body(start, self._read_chunks(stream, file, chunk_bytes))
         with self.explain_errors(file.url):
             self._check_version(system, path, file)
 
-    def _read_chunks(self, stream: Any, file: RemoteFile) -> Iterator[bytes]:
+    def _read_chunks(self, stream: Any, file: RemoteFile, chunk_bytes: int) -> Iterator[bytes]:
         while True:
             with self.explain_errors(file.url):  # of the service only, not of what is done with the chunks
-                chunk = stream.read(CHUNK_BYTES)
+                chunk = stream.read(chunk_bytes)
             if not chunk:
                 return
             yield chunk
@@ -146,6 +147,14 @@ class ObjectStore:
             raise FolioError(
                 f"{shown}: the request is rejected ({type(e).__name__}); check address, region and credentials"
             ) from e
+
+
+def _has_object(system: Any, path: str) -> bool:
+    """Return whether there is an object whose name is a glob, such as `a[1].txt`."""
+    try:
+        return bool(system.info(path)["type"] == "file")
+    except FileNotFoundError:
+        return False
 
 
 def read_version(info: dict[str, Any]) -> str:

@@ -55,10 +55,13 @@ def make_key(address: str, version: str) -> str:
 
 @dataclass(frozen=True)
 class Body:
-    """The content of a file from byte `start`, which is 0 if the service cannot begin elsewhere."""
+    """The content of a file from byte `start`, which is 0 if the service cannot begin elsewhere.
+
+    A chunk can be in memory that the next one uses again.
+    """
 
     start: int
-    chunks: Iterator[bytes]
+    chunks: Iterator[bytes | memoryview]
 
 
 class Service(Protocol):
@@ -71,5 +74,8 @@ class Service(Protocol):
     def list_files(self, url: str, recipe_format: str) -> list[RemoteFile]:
         """Return the files that `url` means, at least one. `recipe_format`: which files of a folder are read."""
 
-    def open(self, file: RemoteFile, start: int) -> AbstractContextManager[Body]:
-        """Open a file at byte `start`. Raises InputChanged if it is not the listed version any more."""
+    def open(self, file: RemoteFile, start: int, stop: int | None = None) -> AbstractContextManager[Body]:
+        """Open a file at byte `start`. Raises InputChanged if it is not the listed version any more.
+
+        If only the bytes before `stop` are needed, the service is told so. It may still send more.
+        """

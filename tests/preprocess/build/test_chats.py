@@ -31,7 +31,7 @@ from preprocess.exchange.text import export_text
 from preprocess.inputs.find_inputs import find_input_files
 from preprocess.progress import Progress
 from preprocess.readers import csv as csv_reader
-from preprocess.readers import csv_header, json_columns
+from preprocess.readers import csv_header, json_columns, parquet_batches
 from preprocess.readers import json as json_reader
 from preprocess.readers.parquet import get_row_group_bytes
 from preprocess.recipes.catalog import load_recipe
@@ -518,10 +518,67 @@ def test_an_estimate_has_the_tokens_and_bytes_of_the_build(tmp_path: Path, setti
 def test_a_long_record_of_json_follows_oversized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("preprocess.readers.json.LONG_LINE_BYTES", 500)
     records = [{"prompt": "a", "completion": "b" * n} for n in (10, 600)]
-    with pytest.raises(FolioError, match="a record of JSON with a chat is read as a whole; .* --oversized skip"):
+    with pytest.raises(FolioError, match="a chat is read as a whole; .* --oversized skip"):
         build_records(tmp_path, records)
     build = build_records(tmp_path, records, oversized="skip")
     assert describe_rejects(build) == (1, {"oversized": 1})
+
+
+def write_shared_text(path: Path, text: str, kind: str) -> None:
+    """Write a short chat, one of 3,000 messages that share `text`, and 300 with texts of their own."""
+    chats = [
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        [{"role": ("user", "assistant")[i % 2], "content": text} for i in range(3000)],
+        *([{"role": "user", "content": f"{i} " * 1000}, {"role": "assistant", "content": str(i)}] for i in range(300)),
+    ]
+    texts = pa.array([message["content"] for chat in chats for message in chat])
+    roles = pa.array([message["role"] for chat in chats for message in chat])
+    ends = np.cumsum([0, *map(len, chats)])
+    if kind == "arrow":
+        texts = texts.dictionary_encode()
+    messages = pa.StructArray.from_arrays([roles, texts], ["role", "content"])
+    table = pa.table({"messages": pa.ListArray.from_arrays(pa.array(ends, pa.int32()), messages)})
+    if kind == "arrow":
+        with pa.ipc.new_file(str(path), table.schema) as writer:
+            writer.write_table(table)
+    else:
+        size = 1 << 30 if kind == "parquet" else 1 << 10  # in bytes; the dictionary ends when it has so much
+        pq.write_table(table, path, dictionary_pagesize_limit=size, row_group_size=1000)
+
+
+@pytest.mark.parametrize("kind", ["arrow", "parquet", "parquet with a part of the texts in the dictionary"])
+def test_messages_that_share_a_long_text_are_not_decoded(tmp_path: Path, kind: str) -> None:
+    """The text of the second chat would have 300 MB. The file has less than 3 MB."""
+    path = tmp_path / f"chats.{kind.split()[0]}"
+    write_shared_text(path, "word " * 20_000, kind)
+    default = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(default)
+    pa.set_memory_pool(pool)
+    try:
+        if " " in kind:
+            with pytest.raises(FolioError, match="a list of column 'messages.list.element.content' has .* in row 1 of"):
+                build_chats(path, tmp_path / "build", oversized="skip")
+        else:
+            build = build_chats(path, tmp_path / "build", oversized="skip")
+            assert describe_rejects(build) == (301, {"oversized": 1})
+            assert [record["reason"] for record in list_rejects(build)] == [
+                "longer than 8 MiB, and a chat is read as a whole"
+            ]
+    finally:
+        pa.set_memory_pool(default)
+    assert 0 < pool.max_memory() < 100_000_000
+
+
+def test_lists_with_more_messages_than_fit_into_memory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lists of equal values take no space in a file: 60 million empty messages have 933 bytes."""
+    monkeypatch.setattr(parquet_batches, "MAX_LIST_VALUES", 8)
+    WRITERS["parquet"](tmp_path / "chats.parquet", make_many(30))
+    with pytest.raises(FolioError, match="have .* values in a row group, expected at most 8; write the file again"):
+        build_chats(tmp_path / "chats.parquet", tmp_path / "build")
+    WRITERS["parquet"](tmp_path / "chats.parquet", make_many(1))
+    assert describe_rejects(build_chats(tmp_path / "chats.parquet", tmp_path / "build"))[0] == 1
 
 
 def export(build: Build, folder: Path) -> str:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import filelock
+import pytest
 
 from preprocess.shards.format import Build
 from tests.conftest import ROOT, VERSE
@@ -75,6 +76,11 @@ def test_build_fails_while_another_build_of_the_name_runs(preprocess: Run, tmp_p
     (tmp_path / "shards").mkdir()
     with filelock.FileLock(tmp_path / "shards/.synthetic.lock"):
         check_error(preprocess(*TINY), 1, "another build of", "is running; wait for it, or choose another --name")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, in which no file can be made")
+def test_build_in_a_folder_that_takes_no_files_is_explained(preprocess: Run) -> None:
+    check_error(preprocess(*TINY, "--output", "/proc/x"), 2, "no file can be made in /proc; choose another --output")
     assert preprocess(*TINY).returncode == 0
 
 

@@ -34,7 +34,7 @@ CHATS = "".join(
     + "\n"
     for i in range(40)
 )
-FORMATS = ["nanogpt", "llm.c", "megatron", "datatrove", "olmo", "parquet"]
+FORMATS = ["nanogpt", "llm.c", "megatron", "datatrove", "olmo", "mds", "parquet"]
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the readers return a few tokens and documents at a time."""
     monkeypatch.setattr(token_files, "BATCH_TOKENS", 41)
-    for module in ("megatron", "olmo", "datatrove"):
+    for module in ("megatron", "olmo", "datatrove", "read_mds"):
         monkeypatch.setattr(f"preprocess.exchange.{module}.CHUNK_DOCUMENTS", 7)
     monkeypatch.setattr("preprocess.tokenizers.vocabulary.DECODED_AT_ONCE", 13)
 
@@ -123,7 +123,7 @@ def test_import_depends_on_its_files_only_and_is_not_repeated(
     assert run(*command, "one", "--shard-tokens", 5, "--replace").exit_code == 0
 
 
-@pytest.mark.parametrize("format_", ["datatrove", "parquet"])
+@pytest.mark.parametrize("format_", ["datatrove", "mds", "parquet"])
 def test_import_keeps_the_loss_masks_of_chats(run: Callable[..., Result], tmp_path: Path, format_: str) -> None:
     (tmp_path / "chats.jsonl").write_text(CHATS)
     run("build", "--input", tmp_path / "chats.jsonl", "--tokenizer", "byte", "--workers", 1, "--name", "own")
@@ -350,6 +350,8 @@ def write_parquet(path: Path, **columns: Any) -> Path:
         ({"input_ids": [[-1]]}, "has the id -1"),
         ({"input_ids": [[1, 2]], "labels": [[2, -100]]}, "has labels that are neither"),
         ({"input_ids": [[1, 2]], "labels": [[1]]}, "has labels that are neither"),
+        ({"input_ids": [[1, 2], [3, 0]], "attention_mask": [[1, 1], [1, 0]]}, "so some tokens are padding"),
+        ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, "so some tokens are padding"),
         ({"input_ids": [[1]], "language": ["x" * 300]}, "has a language of more than 255 bytes"),
         ({"input_ids": [[1]], "language": [5]}, "expected one column of text"),
     ],
@@ -407,7 +409,7 @@ def test_odd_number_of_bytes_is_refused(run: Callable[..., Result], tmp_path: Pa
     assert_refused(result, tmp_path, "has 3 bytes, expected 2 for each token")
 
 
-@pytest.mark.parametrize("format_", ["nanogpt", "megatron", "parquet"])
+@pytest.mark.parametrize("format_", ["nanogpt", "megatron", "mds", "parquet"])
 def test_document_that_does_not_fit_in_memory_is_refused(
     run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_: str
 ) -> None:
@@ -416,6 +418,7 @@ def test_document_that_does_not_fit_in_memory_is_refused(
     write_nanogpt(tmp_path / "a.bin", [[1] * 1000])
     write_megatron(tmp_path, [1000], [0, 1]) if format_ == "megatron" else None
     write_parquet(tmp_path / "a.parquet", input_ids=[[1] * 1000])
+    write_mds(tmp_path / "a.mds", [encode_mds([1] * 1000)])
     result = run("import", tmp_path, "--format", format_, "--tokenizer", "gpt2", "--name", "own")
     assert_refused(result, tmp_path, "has a document of more than 999 tokens")
 
@@ -459,3 +462,79 @@ def test_import_that_fails_keeps_the_build_it_would_replace(run: Callable[..., R
     assert run(*command, "--replace").exit_code == 1
     assert file_bytes(tmp_path / "shards" / "own") == before
     assert not [path for path in (tmp_path / "shards").iterdir() if path.name.endswith(".work")]
+
+
+def write_mds(path: Path, samples: list[bytes], *, config: bytes | None = None, **columns: Any) -> None:
+    """Write a shard of MDS whose samples are given as they are stored."""
+    described = {"version": 2, "format": "mds", "column_names": ["tokens"], "column_encodings": ["ndarray:uint16"]}
+    described |= {"column_sizes": [None] * len(columns.get("column_names", ["tokens"]))} | columns
+    config = json.dumps(described).encode() if config is None else config
+    offsets = np.cumsum([4 + 4 * (len(samples) + 1) + len(config), *map(len, samples)]).astype("<u4")
+    path.write_bytes(struct.pack("<I", len(samples)) + offsets.tobytes() + config + b"".join(samples))
+
+
+def encode_mds(ids: list[int], dtype: str = "<u2") -> bytes:
+    values = np.array(ids, dtype).tobytes()
+    return struct.pack("<IBH", 3 + len(values), 5, len(ids)) + values  # a length of two bytes
+
+
+@pytest.mark.parametrize(("encoding", "encode"), [
+    ("ndarray:uint16", encode_mds),
+    ("ndarray:int64", lambda ids: encode_mds(ids, "<i8")),
+    ("ndarray", lambda ids: struct.pack("<IBBB", 3 + 4 * len(ids), 32, 4, len(ids)) + np.array(ids, "<u4").tobytes()),
+    ("bytes", lambda ids: struct.pack("<I", 8 * len(ids)) + np.array(ids, "<i8").tobytes()),
+])  # fmt: skip
+def test_mds_of_other_programs_is_read(
+    run: Callable[..., Result], tmp_path: Path, encoding: str, encode: Callable[[list[int]], bytes]
+) -> None:
+    documents = [[5, 6, EOT], [7, EOT], [8] * 200]
+    samples = [
+        struct.pack("<I", 3) + encode(ids)[:4] + b"abc" + struct.pack("<q", 9) + encode(ids)[4:] for ids in documents
+    ]
+    columns = {"column_names": ["a", "n", "tokens"], "column_encodings": ["str", "int64", encoding]}
+    write_mds(tmp_path / "shard.00000.mds", samples, **columns, column_sizes=[None, 8, None])
+    options = ("--format", "mds", "--tokenizer", "gpt2", "--name", "own", "--val-fraction", "0")
+    result = run("import", tmp_path / "shard.00000.mds", *options)
+    assert result.exit_code == 0, result.output
+    assert read_documents(Build(tmp_path / "shards/own"), "train") == documents
+
+
+@pytest.mark.parametrize(("samples", "columns", "message"), [
+    ([encode_mds([1])[:-1]], {}, "a sample has 8 bytes, its columns 9"),
+    ([b"\1"], {}, "its offsets do not ascend to its size"),
+    ([struct.pack("<IBB", 2, 5, 9)], {}, "a column is not an array of one dimension with integers"),
+    ([struct.pack("<IBBBHH", 7, 8, 1, 2, 3, 4)], {}, "a column is not an array of one dimension with integers"),
+    ([struct.pack("<I", 7) + b"1234567"], {"column_encodings": ["bytes"]}, "a column is not an array"),
+    ([encode_mds([-1], "<i2")], {"column_encodings": ["ndarray:int16"]}, "has the id -1"),
+    ([encode_mds([2**64 - 1], "<u8")], {"column_encodings": ["ndarray:uint64"]}, "a token is 18446744073709551615"),
+    ([b"....pickled"], {"column_encodings": ["pkl"]}, "the column 'tokens' of pkl, expected one of ndarray:DTYPE"),
+    ([], {"column_names": ["text"]}, "has no column 'tokens'"),
+    ([], {"column_sizes": [-1]}, "the description of its columns is malformed"),
+    ([], {"column_names": [], "column_sizes": [None]}, "the description of its columns is malformed"),
+    ([], {"config": b"{}"}, "its columns are not described"),
+    ([], {"config": b"{"}, "its columns are not described"),
+])  # fmt: skip
+def test_damaged_mds_is_refused(
+    run: Callable[..., Result], tmp_path: Path, samples: list[bytes], columns: dict[str, Any], message: str
+) -> None:
+    write_mds(tmp_path / "shard.00000.mds", samples, **columns)
+    result = run("import", tmp_path / "shard.00000.mds", "--format", "mds", "--tokenizer", "gpt2", "--name", "own")
+    assert_refused(result, tmp_path, message)
+
+
+@pytest.mark.parametrize("edit", [
+    lambda data: data[:6],
+    lambda data: b"\xff" * 8 + data[8:],
+    lambda data: data[:-1],
+    lambda data: data + b"1",
+    lambda data: data[:8] + struct.pack("<I", 1) + data[12:],
+    lambda data: b"",
+])  # fmt: skip
+def test_mds_with_wrong_offsets_is_refused(
+    run: Callable[..., Result], tmp_path: Path, edit: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / "shard.00000.mds"
+    write_mds(path, [encode_mds([1, 2]), encode_mds([3])])
+    path.write_bytes(edit(path.read_bytes()))
+    result = run("import", path, "--format", "mds", "--tokenizer", "gpt2", "--name", "own")
+    assert_refused(result, tmp_path, "cannot be read as MDS: ")

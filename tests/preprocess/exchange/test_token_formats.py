@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import gzip
+import hashlib
 import io
+import itertools
+import json
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,14 +22,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.exchange import llmc, megatron, parquet, tokens
+from preprocess.exchange import llmc, mds, megatron, parquet, tokens
 from preprocess.exchange.datatrove import export_datatrove
 from preprocess.exchange.llmc import export_llmc
+from preprocess.exchange.mds import export_mds
 from preprocess.exchange.megatron import export_megatron
 from preprocess.exchange.olmo import export_olmo
 from preprocess.exchange.parquet import export_parquet
 from preprocess.shards.format import DOC_DTYPE, SPLITS, Build
-from tests.conftest import VERSE, assert_one_line
+from tests.conftest import VERSE, assert_one_line, file_bytes
+from tests.helpers.chats import make_chat_build
 from tests.helpers.runs import small_disk
 
 Documents = list[list[int]]
@@ -31,6 +40,7 @@ EXPORTS = {
     "megatron": export_megatron,
     "datatrove": export_datatrove,
     "olmo": export_olmo,
+    "mds": export_mds,
     "parquet": export_parquet,
 }
 
@@ -43,6 +53,7 @@ def build(build_text: Callable[..., Build], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(megatron, "CHUNK_DOCUMENTS", 3)
     monkeypatch.setattr(parquet, "GROUP_TOKENS", 50)
     monkeypatch.setattr(llmc, "FILE_TOKENS", 500)
+    monkeypatch.setattr(mds, "SHARD_BYTES", 3_000)
     text = "".join(f"Document {i}, of {i % 17} words:{' word' * (i % 17)}.\n" for i in range(200))
     build = build_text(text, split="exact", document="line", shard_tokens=700, author="Ann Lee", lang="en")
     assert len(build.manifest.splits["train"].shards) > 3
@@ -100,6 +111,27 @@ def read_olmo(folder: Path, build: Build, split: str) -> Documents:
     return documents
 
 
+def read_mds(folder: Path, build: Build, split: str) -> Documents:
+    documents: Documents = []
+    index = json.loads((folder / split / "index.json").read_bytes())
+    assert index["version"] == 2 and len(index["shards"]) == len(list((folder / split).glob("*.mds")))
+    for number, entry in enumerate(index["shards"]):
+        assert entry["raw_data"]["basename"] == f"shard.{number:05}.mds" and entry["column_names"] == ["tokens"]
+        data = (folder / split / entry["raw_data"]["basename"]).read_bytes()
+        assert entry["raw_data"]["bytes"] == len(data) <= 3_000
+        assert entry["raw_data"]["hashes"] == {"sha256": hashlib.sha256(data).hexdigest()}
+        (num_samples,) = struct.unpack_from("<I", data)
+        offsets = np.frombuffer(data, "<u4", num_samples + 1, 4).tolist()
+        config = json.loads(data[8 + 4 * num_samples : offsets[0]])
+        assert num_samples == entry["samples"] and config == {key: entry[key] for key in config}
+        assert offsets[-1] == len(data)
+        for begin, end in itertools.pairwise(offsets):
+            size, dimension, length = struct.unpack_from("<IBB", data, begin)  # no document has 256 tokens
+            assert (size, dimension, end - begin) == (2 + 4 * length, 4, 6 + 4 * length)
+            documents.append(np.frombuffer(data, "<i4", length, begin + 6).tolist())
+    return documents
+
+
 def read_parquet(folder: Path, build: Build, split: str) -> Documents:
     documents: Documents = []
     for path in sorted(folder.glob(f"{split}-*.parquet")):
@@ -114,6 +146,7 @@ READERS = {
     "megatron": read_megatron,
     "datatrove": read_datatrove,
     "olmo": read_olmo,
+    "mds": read_mds,
     "parquet": read_parquet,
 }
 
@@ -155,7 +188,7 @@ def test_export_to_a_folder_in_a_file_is_rejected(build: Build, tmp_path: Path, 
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("format_", ["llm.c", "datatrove", "olmo", "parquet"])
+@pytest.mark.parametrize("format_", ["llm.c", "datatrove", "olmo", "mds", "parquet"])
 def test_export_does_not_leave_shards_of_a_larger_one(
     build: Build, build_text: Callable[..., Build], tmp_path: Path, format_: str
 ) -> None:
@@ -166,7 +199,7 @@ def test_export_does_not_leave_shards_of_a_larger_one(
     assert all(path.exists() for path in before)
 
 
-@pytest.mark.parametrize("format_", ["llm.c", "megatron", "datatrove", "olmo", "parquet"])
+@pytest.mark.parametrize("format_", ["llm.c", "megatron", "datatrove", "olmo", "mds", "parquet"])
 def test_export_does_not_leave_the_validation_split_of_another(
     build_text: Callable[..., Build], tmp_path: Path, format_: str
 ) -> None:
@@ -194,7 +227,31 @@ def test_export_to_a_full_disk_leaves_nothing(build_text: Callable[..., Build], 
     with small_disk(tmp_path / "disk") as disk:
         with pytest.raises(OSError, match="No space left"):
             EXPORTS[format_](build, disk, replace=False)
-        assert not [path for path in disk.rglob("*") if path.is_file()]
+        assert not [path for path in disk.rglob("*") if path.name != "lost+found"]
+
+
+@pytest.mark.parametrize("format_", EXPORTS)
+def test_export_that_fails_between_two_names_leaves_the_old_files(
+    build: Build, build_text: Callable[..., Build], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_: str
+) -> None:
+    small = build_text(VERSE, name="small")
+    paths = EXPORTS[format_](small, tmp_path / "out", replace=False)
+    before = file_bytes(tmp_path / "out")
+    replace, num_calls = os.replace, itertools.count()
+
+    def fail_later(old: Path, new: Path) -> None:
+        if next(num_calls) == 3:  # the second old file has another name, the new one not yet its own
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(new))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", fail_later)
+    with pytest.raises(OSError, match="Input/output error"):
+        EXPORTS[format_](small, tmp_path / "out", replace=True)
+    assert len(paths) > 1 and file_bytes(tmp_path / "out") == before
+    with pytest.raises(OSError, match="Input/output error"):
+        num_calls = itertools.count(2)
+        EXPORTS[format_](small, tmp_path / "new/folder", replace=True)
+    assert not (tmp_path / "new").exists()
 
 
 def test_llmc_files_are_of_equal_size(build: Build, tmp_path: Path) -> None:
@@ -263,7 +320,7 @@ def test_document_of_an_unknown_source_is_an_error(build: Build, tmp_path: Path)
     docs.tofile(path)
     with pytest.raises(FolioError, match="has documents of source 4294967295, which is not in its manifest"):
         export_parquet(build, tmp_path / "out", replace=False)
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
@@ -275,6 +332,45 @@ def test_datasets_reads_parquet(build: Build, tmp_path: Path) -> None:
     loaded = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
     for split in SPLITS:
         assert loaded[split]["input_ids"][:] == read_build(build, split)
+
+
+READ_MDS = """
+import json, sys, types
+from pathlib import Path
+root, folder = sys.argv[1:]
+sys.path.append(root)
+# The package imports readers of images and of all clouds. Its reader of shards needs none of them.
+for name in ("streaming", "streaming.base", "streaming.base.format"):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [str(Path(root, *name.split(".")))]
+from streaming.base.format.mds.reader import MDSReader
+documents = []
+for entry in json.loads(Path(folder, "index.json").read_bytes())["shards"]:
+    reader = MDSReader.from_json(folder, "", entry)
+    reader.validate(allow_unsafe_types=False)
+    documents += [{key: value.tolist() for key, value in reader[i].items()} for i in range(len(reader))]
+print(json.dumps(documents))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_masks", [False, True])
+def test_mosaicml_streaming_reads_mds(build: Build, tmp_path: Path, has_masks: bool) -> None:
+    root = os.environ.get("MOSAICML_STREAMING_DIR")  # it needs an older NumPy than Folio
+    if root is None:
+        pytest.skip(
+            "needs MOSAICML_STREAMING_DIR: pip install --no-deps --target DIR mosaicml-streaming python-snappy zstd"
+        )
+    if has_masks:
+        build = Build(make_chat_build(tmp_path / "chats"))
+    export_mds(build, tmp_path / "out", replace=False)
+    for split in SPLITS:
+        command = [sys.executable, "-c", READ_MDS, root, str(tmp_path / "out" / split)]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        assert [sample["tokens"] for sample in found] == read_build(build, split)
+        for number, sample in enumerate(found if has_masks else []):
+            mask = build.document_mask(split, number)
+            assert sample["labels"] == np.where(mask, build.document(split, number).astype(int), -100).tolist()
 
 
 @pytest.mark.slow

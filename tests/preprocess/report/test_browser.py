@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from preprocess.report.describe import describe_page
-from preprocess.report.render import render_page
+from preprocess.pages.render import render_page
+from preprocess.report.compare import describe_comparison
 from preprocess.shards.format import Build
-from tests.preprocess.report.test_report import HOSTILE
+from tests.preprocess.report.test_compare import make_builds
+from tests.preprocess.report.test_report import HOSTILE, render
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SIZES = {"phone": (390, 844), "desktop": (1280, 900)}
@@ -36,9 +37,9 @@ def browser() -> Iterator[Any]:
 def page_file(build_text: Callable[..., Build], tmp_path: Path) -> Path:
     text = "".join(f"{HOSTILE} line {i} of {i % 7}:{' word' * (i % 50)}\n" for i in range(300))
     settings: dict[str, Any] = {"clean": (), "author": "Ann", "lang": "en", "filters": ("word_count:min_words=20",)}
-    build = build_text(text, document="line", split="exact", val_fraction=0.2, **settings)
+    build = build_text(text + text[-2_000:], document="line", dedup=True, split="exact", val_fraction=0.2, **settings)
     path = tmp_path / "page.html"
-    path.write_text(render_page(describe_page(build)), encoding="utf-8")
+    path.write_text(render(build), encoding="utf-8")
     return path
 
 
@@ -70,7 +71,8 @@ def test_page_opens_without_errors_requests_and_barriers(browser: Any, page_file
     bars = page.locator("#table-funnel .bar").evaluate_all("all => all.map(e => getComputedStyle(e).backgroundImage)")
     assert len(bars) > 2 and all("gradient" in bar for bar in bars)
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-    page.locator("details").first.evaluate("e => { e.open = true }")
+    assert page.locator("#duplicates").count() == 1
+    page.locator("details").evaluate_all("all => all.forEach(e => { e.open = true })")
     found = Axe().run(page).response["violations"]
     assert not [violation["help"] for violation in found if violation["impact"] in ("serious", "critical")]
     assert not problems
@@ -103,4 +105,23 @@ def test_rows_are_filtered_while_typing(browser: Any, page_file: Path) -> None:
     page.keyboard.press("Control+A")
     page.keyboard.press("Delete")
     assert len(column(page, "recipe", 1)) == num_rows and not problems
+    page.close()
+
+
+def test_page_of_two_builds_opens_without_errors_requests_and_barriers(
+    browser: Any, build_text: Callable[..., Build], tmp_path: Path
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    a, b = make_builds(build_text)
+    path = tmp_path / "page.html"
+    path.write_bytes(render_page(describe_comparison(a, b), "preprocess.report", "comparison.html"))
+    page, problems = open_page(browser, path, size="phone", scheme="dark")
+    assert page.locator("h1").inner_text() == "a and b"
+    assert page.locator("#table-lengths-train .bar").count() > 3 and page.locator("tr.marked").count() > 3
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    found = Axe().run(page).response["violations"]
+    assert not [violation["help"] for violation in found if violation["impact"] in ("serious", "critical")]
+    page.locator("[data-filter=table-settings]").fill("val_fr")
+    assert column(page, "settings", 1) == ["recipe.val_fraction"] and not problems
     page.close()

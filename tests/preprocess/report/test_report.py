@@ -15,10 +15,10 @@ from click.testing import CliRunner
 
 from preprocess.cli.main import main
 from preprocess.errors import FolioError
+from preprocess.pages.render import render_page
 from preprocess.report import count_tokens as module
 from preprocess.report.count_tokens import compute_divergence, count_tokens, share_of_new_tokens
 from preprocess.report.describe import describe_page
-from preprocess.report.render import render_page
 from preprocess.shards.format import SPLITS, Build
 from tests.conftest import VERSE, assert_one_line
 
@@ -56,6 +56,10 @@ class PageParser(HTMLParser):
             self.tables[self._table][-1][-1] += data.strip()
 
 
+def render(build: Build) -> str:
+    return render_page(describe_page(build), "preprocess.report", "build.html").decode()
+
+
 @pytest.fixture
 def build(build_text: Callable[..., Build]) -> Build:
     text = "".join(f"{HOSTILE} line {i} of {i % 7}:{' word' * (i % 50)}\n" for i in range(200))
@@ -69,7 +73,7 @@ def build(build_text: Callable[..., Build]) -> Build:
 
 
 def test_numbers_are_those_of_the_build(build: Build) -> None:
-    tables = PageParser(render_page(describe_page(build))).tables
+    tables = PageParser(render(build)).tables
     stats = json.loads((build.folder / "stats.json").read_bytes())
     funnel = {row[0]: row[1] for row in tables["table-funnel"][1:]}
     assert funnel["read"] == "200" and int(funnel["kept"]) == stats["documents"]["kept"]
@@ -86,7 +90,7 @@ def test_numbers_are_those_of_the_build(build: Build) -> None:
 
 
 def test_text_is_never_markup(build: Build) -> None:
-    page = render_page(describe_page(build))
+    page = render(build)
     parser = PageParser(page)
     assert parser.tags.count("script") == 1 and not {"img", "b", "i", "iframe", "object"} & set(parser.tags)
     assert not [name for name, _ in parser.attributes if name.startswith("on")]
@@ -96,7 +100,7 @@ def test_text_is_never_markup(build: Build) -> None:
 
 
 def test_page_requests_nothing(build: Build) -> None:
-    page = render_page(describe_page(build))
+    page = render(build)
     addresses = [value for name, value in PageParser(page).attributes if name in ("src", "href", "action", "srcset")]
     assert all(value.startswith("#") or value == "data:," for value in addresses)
     assert "default-src 'none'" in page and not re.search(r"@import|url\(", page)
@@ -104,7 +108,7 @@ def test_page_requests_nothing(build: Build) -> None:
 
 def test_page_of_many_values_stays_small(build_text: Callable[..., Build]) -> None:
     text = "".join(f"{i} {chr(0x4E00 + i)} words\n" for i in range(4_000))
-    page = render_page(describe_page(build_text(text, document="line", split="exact")))
+    page = render(build_text(text, document="line", split="exact"))
     assert len(page.encode()) < 2_000_000
 
 
@@ -146,7 +150,7 @@ def test_command_writes_the_page_and_keeps_an_existing_file(build: Build, tmp_pa
     assert CliRunner().invoke(main, [*arguments, "--replace"]).exit_code == 0
     assert path.read_bytes() == before
     folder = CliRunner().invoke(main, ["report", str(build.folder), "--output", str(tmp_path)])
-    assert folder.exit_code == 2 and "is a folder; name a file" in folder.stderr
+    assert folder.exit_code == 2 and "is not a regular file; remove it, or choose" in folder.stderr
 
 
 def test_damaged_tokens_are_one_line(build: Build) -> None:

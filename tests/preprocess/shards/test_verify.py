@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from preprocess.errors import FolioError
+from preprocess.progress import Progress
 from preprocess.shards import verify as verify_module
 from preprocess.shards.files import replace_directory
 from preprocess.shards.format import Build, find_build
 from preprocess.shards.replaced import MAX_READS, ReplacedError
 from preprocess.shards.verify import verify, verify_newest
+from preprocess.sharing.pull import pull
 from tests.conftest import assert_one_line
 from tests.helpers.runs import make_build
 
@@ -33,6 +38,56 @@ def test_verify_finds_every_flipped_bit(build_text: Callable[..., Build]) -> Non
     assert list(verify(Build(build.folder))) == [
         "manifest.json is not formatted as a builder formats it: it was edited"
     ]
+
+
+TEXT = "".join(f"Line {i}.\n" for i in range(300))
+
+
+def flip_bits(build: Build, num_flips: int) -> Iterator[Path]:
+    """Flip random bits, one at a time: in every file, and more of them in larger files."""
+    rng = np.random.default_rng(19)
+    paths = sorted(path for path in build.folder.rglob("*") if path.is_file() and path.name != "build_log.json")
+    sizes = np.array([path.stat().st_size for path in paths])
+    chosen = [*range(len(paths)), *rng.choice(len(paths), num_flips - len(paths), p=sizes / sizes.sum())]
+    for index in chosen:
+        path, bit = paths[index], int(rng.integers(8 * sizes[index]))
+        good = path.read_bytes()
+        changed = bytearray(good)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        yield path
+        path.write_bytes(good)
+
+
+def is_found(folder: Path) -> bool:
+    try:
+        return any(verify(Build(folder)))
+    except FolioError as e:
+        assert_one_line(str(e))
+        return True
+
+
+@pytest.mark.slow
+def test_verify_finds_200_random_flips(build_text: Callable[..., Build]) -> None:
+    build = build_text(TEXT, split="exact", document="line", tokenizer="char", shard_tokens=700)
+    assert not is_found(build.folder)
+    assert all(is_found(build.folder) for _ in flip_bits(build, 200))
+    assert not is_found(build.folder)
+
+
+@pytest.mark.slow
+def test_pull_refuses_200_random_flips(
+    build_text: Callable[..., Build], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOLIO_SHARDS", str(tmp_path / "received"))
+    build = build_text(TEXT, split="exact", document="line", tokenizer="char", shard_tokens=700)
+    for path in flip_bits(build, 200):
+        with pytest.raises(FolioError) as caught:
+            pull(str(build.folder), None, replace=False, progress=Progress(quiet=True))
+        assert_one_line(str(caught.value))
+        assert path.name in str(caught.value) and not (tmp_path / "received/own").exists()
+        shutil.rmtree(tmp_path / "received/.own.pull", ignore_errors=True)  # it has the files that were right
+    assert pull(str(build.folder), None, replace=False, progress=Progress(quiet=True))[1]
 
 
 @pytest.mark.parametrize("is_same", [False, True])

@@ -97,7 +97,7 @@ def test_pack_refuses_existing_files_and_damaged_builds(build: Build, archive: P
     before = archive.read_bytes()
     with pytest.raises(MisuseError, match="exists already; pass --replace"):
         pack(build, archive, replace=False, progress=QUIET)
-    with pytest.raises(MisuseError, match="exists already; choose another --output"):
+    with pytest.raises(MisuseError, match="exists and is not a regular file; remove it, or"):
         pack(build, archive.parent, replace=True, progress=QUIET)
     path = build.folder / "train-00001.docs"
     path.write_bytes(flip_bit(path.read_bytes(), 100))

@@ -31,7 +31,7 @@ from train.core.arguments import (
 )
 
 FLAGS = ("--restart", "--help", "-h")
-SCRIPTS = ("sample", "chat", "evaluate", "export", "plot", "serve")
+SCRIPTS = ("sample", "chat", "evaluate", "export", "plot", "report", "serve")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,63 @@ def test_run_resumes_with_another_number_of_processes(folder: Path) -> None:
     delete_checkpoints_after(copy, 10)
     assert "continuing after step 10" in invoke("train.py", config, f"--out_dir={copy}").stdout
     assert read_values(copy) == pytest.approx(read_values(folder / "moves"), rel=1e-5)
+
+
+def train_on_two_machines(config: Path, arguments: list[list[object]], before: list[str]) -> list[tuple[int, str, str]]:
+    """Start a launcher with one process as on each of two machines. Return what each exits with and prints.
+
+    `arguments` are those of each machine. `before` is a command that starts the launcher of the second.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launchers = []
+    for node, options in enumerate(arguments):
+        line = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={node}"]
+        line += ["--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}"]
+        line += [str(REPO / "train" / "train.py"), *map(str, [config, *options])]
+        line = before + line if node == 1 else line
+        pipe = subprocess.PIPE
+        launchers.append(subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, env=make_environment()))
+    try:
+        outputs = [launcher.communicate(timeout=240) for launcher in launchers]
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+    return [(launcher.returncode, *output) for launcher, output in zip(launchers, outputs, strict=True)]
+
+
+@pytest.mark.slow
+def test_two_machines_have_the_losses_of_one_process(folder: Path) -> None:
+    """The second machine has a copy of the build, and with ddp no folder of the run."""
+    config = write_config(folder / "machines.py", folder / "tiny", **LONG)
+    shutil.copytree(folder / "tiny", folder / "copy")
+    assert invoke("train.py", config).returncode == 0
+    for parallel in ("ddp", "fsdp"):
+        out_dir, option = folder / parallel, f"--parallel={parallel}"
+        other = ["--out_dir=/nowhere/run"] if parallel == "ddp" else [f"--out_dir={out_dir}"]
+        first, second = [option, f"--out_dir={out_dir}"], [option, *other, f"--data={folder / 'copy'}"]
+        (status, stdout, stderr), (other_status, other_stdout, _) = train_on_two_machines(config, [first, second], [])
+        assert (status, other_status, other_stdout) == (0, 0, ""), stderr
+        assert "finished after step 20" in stdout
+        assert read_values(out_dir) == pytest.approx(read_values(folder / "machines"), rel=1e-5)
+    checkpoint = find_newest_checkpoint(folder / "fsdp", pytest.fail)
+    assert checkpoint is not None and checkpoint.info.num_parts == 2
+
+
+@pytest.mark.slow
+def test_sharded_run_needs_a_folder_that_the_machines_share(folder: Path) -> None:
+    """On the second machine, another disk is at the path of the run."""
+    config = write_config(folder / "unshared.py", folder / "tiny", **LONG)
+    out_dir = folder / "unshared"
+    out_dir.mkdir()
+    mount = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs tmpfs "{out_dir}" && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*mount, "true"], capture_output=True).returncode:
+        pytest.skip("mounting a disk for one process is not permitted here")
+    first, second = train_on_two_machines(config, [["--parallel=fsdp"]] * 2, mount)
+    assert first[0] != 0 and second[0] != 0 and "error: " not in first[2]
+    assert f"error: process 1 cannot write to {out_dir}, where the main process writes; with parallel = " in second[2]
+    assert not [path for path in out_dir.iterdir() if path.name != ".lock"]
 
 
 def test_signal_stops_all_processes_after_the_same_step(folder: Path) -> None:

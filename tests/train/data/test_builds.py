@@ -176,8 +176,8 @@ def test_open_run_opens_a_replaced_build_again(tmp_path: Path, monkeypatch: pyte
     folder, new = make_build(tmp_path / "own"), make_build(tmp_path / "new", train_repeats=50)
     new_id, open_source, replacements = Build(new).build_id, context.open_data_source, [new]
 
-    def open_then_replace(setting: str, *, world: World) -> DataSource:
-        source = open_source(setting, world=world)
+    def open_then_replace(setting: str, *, world: World, stream_shards: bool) -> DataSource:
+        source = open_source(setting, world=world, stream_shards=stream_shards)
         if replacements:
             replace_directory(replacements.pop(), folder)
         return source

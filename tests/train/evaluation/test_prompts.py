@@ -130,10 +130,17 @@ def test_prompts_of_a_stream_run_read_the_stream_once(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("the quick\n")
     prompts = (tmp_path / "run", "--prompts", tmp_path / "prompts.txt", *CPU)
     assert "reading all of stream:mine for its validation text" in invoke("evaluate.py", *prompts).stdout
+    assert "reading all" not in invoke("evaluate.py", *prompts).stdout
+    (tmp_path / "input.txt").write_text("".join(f"{n} {SENTENCE.swapcase()}" for n in range(100)))  # of the same size
+    os.utime(tmp_path / "input.txt", ns=(0, 0))
+    assert "reading all of stream:mine" in invoke("evaluate.py", *prompts).stdout
+    first, second = read_rows(tmp_path / "run")
+    assert first["val_loss"] != second["val_loss"] and first["build_id"] == second["build_id"]
     (tmp_path / "input.txt").unlink()
     result = invoke("evaluate.py", *prompts, "--tokens", 3)
     assert (result.returncode, result.stderr) == (0, "") and "reading all" not in result.stdout
-    assert "\ncompletion 1: " in result.stdout and len(read_rows(tmp_path / "run")) == 2
+    assert "\ncompletion 1: " in result.stdout and len(read_rows(tmp_path / "run")) == 3
+    assert read_rows(tmp_path / "run")[-1]["val_loss"] == second["val_loss"]
 
 
 def test_loss_is_printed_and_saved_before_prompts_are_completed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

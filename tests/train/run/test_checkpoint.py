@@ -147,7 +147,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "info is huge": (lambda f: os.truncate(f / "checkpoint.json", 1 << 30), "bytes, expected at most"),
     "weights are a pipe": (lambda f: replace_info(f, os.mkfifo, "model.safetensors"), "is missing or not a file"),
     "other format": (lambda f: edit_checkpoint(f, format="x"), "does not have the format 'folio-checkpoint'"),
-    "other version": (lambda f: edit_checkpoint(f, version=99), "has version 99, this Folio reads version 2"),
+    "other version": (lambda f: edit_checkpoint(f, version=99), "has version 99, this Folio reads versions 2 and 3"),
     "changed number": (lambda f: replace_text(f, '"num_samples": 4', '"num_samples": 8'), "not have the checksum"),
     "changed setting": (lambda f: replace_text(f, '"seed": 1337', '"seed": 1339'), "does not have the checksum"),
     "changed checksum": (lambda f: replace_text(f, '"checksum": "', '"checksum": "0'), "does not have the checksum"),
@@ -371,8 +371,8 @@ def test_checkpoint_of_a_newer_version_is_not_skipped(tmp_path: Path) -> None:
     for _ in range(2):
         take_step(state)
         save(state, tmp_path, origin=ORIGIN, keep=3)
-    edit_checkpoint(list_checkpoints(tmp_path)[-1], version=3)
-    with pytest.raises(FolioError, match="has version 3"):
+    edit_checkpoint(list_checkpoints(tmp_path)[-1], version=4)
+    with pytest.raises(FolioError, match="has version 4"):
         find_newest_checkpoint(tmp_path, fail_on_warning)
 
 

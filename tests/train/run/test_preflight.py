@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from preprocess.errors import FolioError
 from tests.helpers.runs import REPO, invoke, make_environment, read_train_losses, small_disk, write_config
 from train.config import load_config
 from train.core.distributed import World
@@ -57,7 +58,8 @@ def test_preflight_reports_data_steps_disk_batch_and_time(folder: Path) -> None:
     assert steps == f"preflight: {tokens}; 4 steps of warmup"
     assert disk == "preflight: 4 checkpoints of 0.3 MB and one being written fit the disk"
     assert batch == "preflight: 2 forward passes per step, of 4 windows each"
-    assert time.startswith("preflight: about ") and "1,000 steps of 0.0" in time and "11 evaluations of 0.0" in time
+    seconds = r"[\d.e-]+ s"
+    assert re.match(rf"preflight: about .*: 1,000 steps of {seconds}, 11 evaluations of {seconds} \(", time)
 
 
 @pytest.mark.parametrize(
@@ -150,3 +152,19 @@ def test_disk_that_cannot_hold_the_checkpoints_is_reported_before_the_first_step
         needed = "will need 7.4 MB more, but 1.0 MB are free; free some, lower keep_checkpoints (now 20)"
         assert needed in result.stderr
         assert not (disk / "run" / "metrics.jsonl").exists()
+
+
+def test_pass_of_a_sharded_model_that_does_not_fit_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No smaller one is tried: the other processes would wait for this one in the middle of their pass."""
+    run, state = prepare(folder)
+    passes = []
+
+    def fail(*_: object, micro_batch: int) -> float:
+        passes.append(micro_batch)
+        raise MemoryError
+
+    monkeypatch.setattr("train.run.preflight._trial_pass", fail)
+    state.is_sharded = True
+    with pytest.raises(FolioError, match="process 0 has too little memory on cpu for a pass of 4 windows; with"):
+        preflight(run, state, state.model)
+    assert passes == [4]

@@ -12,10 +12,11 @@ import torch
 from torch.nn import functional as F
 
 from tests.helpers.runs import VOCAB_SIZE, make_build, make_config
+from train.core.distributed import World
 from train.data.batches import ValidationData
 from train.data.builds import Builds, open_builds
 from train.model.gpt2 import GPT2
-from train.run.validation import EarlyStopping, Evaluation, Strata, evaluate, is_better
+from train.run.validation import EarlyStopping, Evaluation, Strata, _equal_passes, evaluate, is_better
 
 
 @pytest.fixture
@@ -181,3 +182,16 @@ def test_evaluate_of_a_mixture_with_a_loss_mask_weights_the_builds(tmp_path: Pat
     assert list(result.by_build.values()) == pytest.approx(alone, rel=1e-6)
     assert result.loss == pytest.approx(0.25 * alone[0] + 0.75 * alone[1], rel=1e-6)
     assert result.bits_per_byte is None
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 5, 20])
+def test_all_processes_have_equally_many_passes_and_share_the_windows(builds: Builds, num_processes: int) -> None:
+    """A process without a window of its own takes part in the passes of a sharded model."""
+    _, data = make_model_and_data(builds, eval_tokens=16 * 9)
+    worlds = [World(rank=rank, size=num_processes) for rank in range(num_processes)]
+    passes = [[(list(indices), len(batch[0])) for indices, batch in _equal_passes(data, 2, world)] for world in worlds]
+    assert {len(each) for each in passes} == {math.ceil(math.ceil(9 / num_processes) / 2)}
+    # A last batch that would be smaller repeats windows of the one before.
+    found = [{index for indices, _ in each for index in indices} for each in passes]
+    assert sorted(index for each in found for index in each) == list(range(9))
+    assert all(len(indices) in (0, size) for each in passes for indices, size in each)

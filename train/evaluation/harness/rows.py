@@ -96,8 +96,8 @@ def _finite(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def format_rows(rows: Sequence[TaskRow]) -> list[str]:
-    """Return the lines of a table with one line for each metric."""
+def list_cells(rows: Sequence[TaskRow]) -> list[tuple[str, ...]]:
+    """Return the cells of a table with one line for each metric, after HEADER."""
     cells: list[tuple[str, ...]] = [HEADER]
     for row in rows:
         first = [shorten_middle(one_line(row.task), MAX_TASK_CHARACTERS), one_line(row.version or "n/a")]
@@ -107,6 +107,12 @@ def format_rows(rows: Sequence[TaskRow]) -> list[str]:
             value = "n/a" if each["value"] is None else f"{each['value']:,.4f}"
             stderr = "" if each["stderr"] is None else f" ± {each['stderr']:.4f}"
             cells.append((*(first if number == 0 else [""] * 4), one_line(name), value + stderr))
+    return cells
+
+
+def format_rows(rows: Sequence[TaskRow]) -> list[str]:
+    """Return the lines of a table with one line for each metric."""
+    cells = list_cells(rows)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
         "  ".join(

@@ -22,7 +22,7 @@ from train.evaluation.harness.rows import EvaluatedModel, TaskRow, make_rows
 from train.evaluation.job import choose_batch_size, choose_supported_precision
 from train.evaluation.select_checkpoints import iter_checkpoints, warn_skipped
 from train.run.checkpoint import Checkpoint
-from train.run.checkpoint_info import MODEL_FILE, CheckpointError
+from train.run.checkpoint_info import CheckpointError
 from train.run.sampling import open_trained_model
 
 REPORT_INTERVAL_S = 30.0
@@ -83,7 +83,7 @@ def _evaluate(
         results = evaluate_model(model, loaded, limit=settings.limit, warn=warn)
     evaluated = EvaluatedModel(
         step=info.step,
-        model_sha256=info.sha256[MODEL_FILE],
+        model_sha256=info.model_sha256,
         block_size=config.block_size,
         precision=precision,
         device=str(device),

@@ -32,6 +32,13 @@ def test_fetch_reads_files_folders_and_globs(bucket: Bucket, fetch: Fetch) -> No
     assert fetch(f"{bucket.url}/data/*.jsonl") == fetch(f"{bucket.url}/data/a.jsonl") == folder[:1]
 
 
+@pytest.mark.parametrize("name", ["a?.txt", "a[bc].txt", "a*.txt"])
+def test_an_object_whose_name_is_a_glob_is_read_alone(bucket: Bucket, fetch: Fetch, name: str) -> None:
+    for other in (name, "ab.txt", "ac.txt"):
+        bucket.write(other, other.encode())
+    assert [Path(file.path).read_bytes() for file in fetch(f"{bucket.url}/{name}")] == [name.encode()]
+
+
 def test_fetch_reads_a_changed_object_anew(bucket: Bucket, fetch: Fetch) -> None:
     bucket.write("a.txt", b"old")
     [old] = fetch(f"{bucket.url}/a.txt")

@@ -1,15 +1,14 @@
-"use strict";
 // Sort a table by a column: the first time with the largest numbers first, or from A to Z; then in reverse.
 for (const button of document.querySelectorAll("th button")) {
   button.addEventListener("click", () => {
     const head = button.parentElement, table = head.closest("table"), body = table.tBodies[0];
-    const column = head.cellIndex, isNumber = "value" in (body.rows[0]?.cells[column].dataset ?? {});
+    const column = head.cellIndex, isNumber = head.classList.contains("number");
     const before = head.getAttribute("aria-sort");
     const order = before ? (before === "ascending" ? "descending" : "ascending") : isNumber ? "descending" : "ascending";
     for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", order);
-    const key = (row) => (isNumber ? Number(row.cells[column].dataset.value) : row.cells[column].textContent);
-    const compare = isNumber ? (a, b) => a - b : (a, b) => a.localeCompare(b);
+    const key = ({ cells }) => (isNumber ? Number(cells[column].dataset.value ?? -Infinity) : cells[column].textContent);
+    const compare = isNumber ? (a, b) => (a === b ? 0 : a - b) : (a, b) => a.localeCompare(b);
     const sign = order === "ascending" ? 1 : -1;
     body.append(...[...body.rows].sort((a, b) => sign * compare(key(a), key(b))));
   });

@@ -1,0 +1,1 @@
+"""The HTML pages of both commands: their layout, tables and style, and how they are filled."""

@@ -1,0 +1,1 @@
+"""`folio report`: one HTML page that shows one or several runs."""
