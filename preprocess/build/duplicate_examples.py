@@ -81,12 +81,13 @@ class _DocumentReader:
         """Return the beginning of the text of a document, without control tokens."""
         corpus, (partition, row) = self._corpus, self._locate(document)
         lengths = np.memmap(corpus.work_dir.file(partition, "lengths"), LENGTH_DTYPE, "r")
-        begin, num_ids = int(lengths[:row].sum(dtype=np.int64)), min(int(lengths[row]), MAX_IDS)
-        path = corpus.work_dir.file(partition, "ids")
-        ids = np.fromfile(path, self._dtype, num_ids, offset=begin * self._dtype.itemsize)
         record, tokenizer = self._read_record(document), corpus.tokenizer
         num_leading = int(has_bos(corpus.recipe, tokenizer))
         num_leading += sum(int(record[name]) >= 0 for name in CONTROL_FIELDS) if corpus.recipe.authors else 0
+        # Equal documents may have different authors, and their texts must be cut at the same id.
+        begin, num_ids = int(lengths[:row].sum(dtype=np.int64)), min(int(lengths[row]), num_leading + MAX_IDS)
+        path = corpus.work_dir.file(partition, "ids")
+        ids = np.fromfile(path, self._dtype, num_ids, offset=begin * self._dtype.itemsize)
         ids = ids[num_leading:]
         is_text = (ids < tokenizer.vocab_size) & ~np.isin(ids, list(tokenizer.special_tokens.values()))
         return tokenizer.decode_bytes(ids[is_text]).decode("utf-8", "replace")

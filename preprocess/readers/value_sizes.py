@@ -33,7 +33,8 @@ def measure_values(column: pa.Array) -> np.ndarray:
     types, type_ = pa.types, column.type
     if types.is_dictionary(type_):
         sizes = np.append(measure_values(column.dictionary), 0)  # the last one is for null
-        rows: np.ndarray = sizes[column.indices.fill_null(len(sizes) - 1).to_numpy(zero_copy_only=False)]
+        indices = column.indices.cast(pa.int64())  # 127 is the largest index of int8, and 128 may be that of null
+        rows: np.ndarray = sizes[indices.fill_null(len(sizes) - 1).to_numpy(zero_copy_only=False)]
         return rows
     if is_text_or_bytes(type_):
         return pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)

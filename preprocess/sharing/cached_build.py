@@ -52,7 +52,7 @@ def get_cached_build(url: str, *, is_streamed: bool, progress: Progress) -> Buil
             return _find_last(url, e, progress.warn)
         target = _get_folder() / manifest.build_id
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not has_build(target, manifest.build_id, replace=False):
+        if not _has_build(target, manifest.build_id):
             if is_streamed and (streamed := open_streamed_build(source, manifest_data, manifest, target, progress)):
                 return streamed
             _copy(source, manifest_data, manifest, target, progress)
@@ -60,6 +60,14 @@ def get_cached_build(url: str, *, is_streamed: bool, progress: Progress) -> Buil
         address.parent.mkdir(exist_ok=True)
         write_durable(address, manifest.build_id.encode())
     return Build(target)
+
+
+def _has_build(target: Path, build_id: str) -> bool:
+    """Return whether the cache has a build. Raises FolioError if it is damaged."""
+    try:
+        return has_build(target, build_id, replace=False)
+    except FolioError as e:
+        raise FolioError(f"{str(e).split(';')[0]}; delete this folder of the cache, and run the same command") from e
 
 
 def _copy(source: Source, manifest_data: bytes, manifest: Manifest, target: Path, progress: Progress) -> None:

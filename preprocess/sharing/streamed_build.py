@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from preprocess.errors import explain_os_error
 from preprocess.progress import Progress
 from preprocess.shards.files import write_durable
 from preprocess.shards.format import Build
@@ -45,7 +46,10 @@ class StreamedBuild(Build):
 
     def close(self) -> None:
         """Stop copying, and warn of what could not be checked. Tokens that are missing then never arrive."""
-        self._arrivals.close()
+        try:
+            self._arrivals.close()
+        except OSError as e:  # such as a full disk
+            self._warn(f"{explain_os_error(e)}; what has arrived since the last note of it is copied again")
         if num_unchecked := self._arrivals.num_unchecked:
             self._warn(
                 f"{num_unchecked:,} files of {self.name} have not arrived as a whole, so their sha256 could not be "

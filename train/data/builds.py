@@ -18,7 +18,10 @@ from preprocess.shards.manifest import SPLITS, Manifest, TokenizerEntry
 from preprocess.shards.replaced import read_unreplaced
 from train.config import URL_MARK
 
-NAME_AND_WEIGHT = re.compile(r"\s*(\S.*):(\d+(?:\.\d*)?|\.\d+)\s*")
+# The number at the end of http://HOST:8000 is a port, not a weight.
+NAME_AND_WEIGHT = re.compile(
+    r"(?!\s*https?://(?:\[[^]]*\]|[^/:]*):\d+\s*$)\s*(\S.*):(\d+(?:\.\d*)?|\.\d+)\s*", re.IGNORECASE
+)
 # Settings of a tokenizer that its files determine. The others describe its training: a build that
 # trains a tokenizer stores them, but a build that uses a trained one does not know them.
 SETTINGS_OF_FILES = ("encoding", "model", "num_pieces", "pattern")

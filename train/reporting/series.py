@@ -22,6 +22,7 @@ from train.run.metrics import open_rows
 
 STEP_METRICS = ("train_loss", "learning_rate", "grad_norm", "tokens_per_s", "mfu", "peak_memory_bytes")
 EVALUATION_METRICS = ("val_loss", "val_loss_stderr", "bits_per_byte")
+MIN_RATE = 1e-9  # tokens per second; the time at a lower rate could be infinite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ def read_series(run: Path, tokens_per_step: int) -> RunSeries:
             rollbacks.append((row.step, int(from_step)))
     steps, values = training.as_arrays()
     rates = values["tokens_per_s"]
-    is_known = rates > 0
+    is_known = rates > MIN_RATE
     intervals_s = np.diff(steps, prepend=0) * tokens_per_step / np.where(is_known, rates, 1)
     seconds = np.cumsum(np.where(is_known, intervals_s, 0))
     eval_steps, eval_values = evaluations.as_arrays()

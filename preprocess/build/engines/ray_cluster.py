@@ -79,7 +79,7 @@ def _check_address(address: str) -> None:
             "node of the cluster, for example with `ray job submit`, and pass --address HOST:PORT or none"
         )
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port[:6]) < 1 << 16:
+    if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 1 << 16:
         raise MisuseError(f"the address of a Ray cluster is HOST:PORT, got {shorten(address)}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()

@@ -56,3 +56,12 @@ def test_measure_values_counts_elements_that_take_no_memory() -> None:
     messages = pa.StructArray.from_arrays([pa.nulls(1 << 30), pa.nulls(1 << 30)], ["role", "content"])
     column = pa.ListArray.from_arrays(pa.array([0, 1 << 30], pa.int32()), messages)
     assert measure_values(column).tolist() == [ELEMENT_BYTES << 30]
+
+
+@pytest.mark.parametrize(("type_", "num_values"), [(pa.int8(), 128), (pa.int8(), 300), (pa.uint8(), 256)])
+def test_measure_values_of_a_dictionary_that_is_as_long_as_its_indices_allow(
+    type_: pa.DataType, num_values: int
+) -> None:
+    indices = pa.array([0, 127, None, 100], type_)
+    column = pa.DictionaryArray.from_arrays(indices, pa.array(["x" * i for i in range(num_values)]))
+    assert measure_values(column).tolist() == [0, 127, 0, 100]

@@ -20,7 +20,7 @@ from tests.helpers.runs import AUTHOR_ID, SPECIAL_TOKENS, VOCAB_SIZE, make_build
 from train.config import Config, load_config
 from train.core.distributed import World
 from train.data.batches import TrainingData, ValidationData, build_seed
-from train.data.builds import open_builds
+from train.data.builds import NAME_AND_WEIGHT, open_builds
 from train.data.streams import DataSource
 from train.run import context
 
@@ -53,6 +53,23 @@ def test_open_builds_normalizes_weights(folder: Path) -> None:
     assert builds.shares == (0.75, 0.25) and builds.name == "one 75.0%, two 25.0%"
     assert open_builds(f"{folder / 'one'}:0.75,{folder / 'two'}:.25").build_id == builds.build_id
     assert open_builds(f"{folder / 'one'}:1,{folder / 'two'}:1").build_id != builds.build_id
+
+
+@pytest.mark.parametrize(
+    ("part", "name_and_weight"),
+    [
+        ("http://localhost:8000", None),
+        (" HTTPS://[::1]:8000 ", None),
+        ("http://localhost:8000:2", ("http://localhost:8000", "2")),
+        ("http://localhost:.5", ("http://localhost", ".5")),
+        ("http://localhost:8000/a:2", ("http://localhost:8000/a", "2")),
+        ("s3://bucket:2", ("s3://bucket", "2")),
+        ("one:8000", ("one", "8000")),
+    ],
+)
+def test_port_of_a_url_is_not_a_weight(part: str, name_and_weight: tuple[str, str] | None) -> None:
+    match = NAME_AND_WEIGHT.fullmatch(part)
+    assert (match and match.groups()) == name_and_weight
 
 
 def test_mixture_draws_samples_by_share_and_keeps_row_order(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import re
 import shutil
 import time
@@ -101,6 +102,18 @@ def test_a_build_in_the_cache_is_read_offline(
         open_builds(url.replace("tiny", "other"))
 
 
+def test_a_damaged_build_in_the_cache_is_named(served: FileServer, cache: Path) -> None:
+    url = f"{served.url}/builds/tiny"
+    folder = cache / open_builds(url, quiet=True).build_id
+    (folder / "train-00000.bin").unlink()
+    with pytest.raises(FolioError, match="delete this folder of the cache, and run the same command") as caught:
+        open_builds(url, quiet=True)
+    assert_one_line(str(caught.value))
+    assert str(folder) in str(caught.value) and "--replace" not in str(caught.value)
+    shutil.rmtree(folder)
+    assert open_builds(url, quiet=True).builds[0].folder == folder
+
+
 @pytest.mark.parametrize("url", ["http://ann:secret@127.0.0.1:9/x", "http://127.0.0.1:9/x?token=secret"])
 def test_urls_with_credentials_are_not_stored(url: str) -> None:
     with pytest.raises(MisuseError, match="with a password or a query, which a run would store") as caught:
@@ -157,6 +170,21 @@ def test_a_build_that_arrived_in_part_is_continued(
     assert list(verify(build)) == [] and sorted(path.name for path in cache.iterdir() if path.is_dir()) == sorted(
         ["addresses", build.build_id]
     )
+
+
+def test_a_full_disk_at_the_end_is_one_line(
+    served: FileServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(arrivals, "NUM_FILLING", 0)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "note")
+
+    open_url(served)
+    monkeypatch.setattr(arriving_file, "write_durable", fail)
+    streamed_build.close_streams()
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first.startswith("warning: no space left on the disk (note)") and len(others) == 1
 
 
 def test_a_lost_connection_ends_the_wait_in_one_line(served: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:

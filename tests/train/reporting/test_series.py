@@ -31,6 +31,13 @@ def test_time_is_that_of_training_only(tmp_path: Path) -> None:
     assert found.rollbacks == [(40, 60)]
 
 
+def test_time_is_finite(tmp_path: Path) -> None:
+    """The page has the time as a duration, and as JSON, which knows no infinity."""
+    row = {"step": 10, "train_loss": 3.0, "tokens_per_s": 1e-320}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert read_series(tmp_path, tokens_per_step=100).training.seconds.tolist() == [0]
+
+
 @given(st.integers(1, 3_000), st.integers(4, 400))
 def test_thinned_series_keeps_means_and_the_last_point(num_rows: int, max_points: int) -> None:
     steps = np.arange(1, num_rows + 1, dtype=float)

@@ -44,6 +44,7 @@ def test_missing_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ray://head:10001", MisuseError, "Ray Client, .*; run this command on a node of the cluster"),
         ("head", MisuseError, "^the address of a Ray cluster is HOST:PORT, got head$"),
         ("head:99999", MisuseError, "is HOST:PORT, got head:99999$"),
+        ("head:0000019999999", MisuseError, "is HOST:PORT, got head:0000019999999$"),
         ("127.0.0.1:PORT", FolioError, r"^no Ray cluster listens at 127.0.0.1:\d+ \(.*refused\); start one"),
     ],
 )
