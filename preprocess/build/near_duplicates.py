@@ -239,7 +239,8 @@ def group_near_duplicates(assignment: SplitAssignment, clusters: Forest) -> None
         groups = assignment.work_dir.map_documents(chunk)[assignment.group_column][rows]
         edges.append((to_uint64_halves(groups)[0], _read_group_keys(assignment, first)))
         num_near_duplicates += len(rows)
-    assignment.near_groups, assignment.num_near_duplicates = join_groups(edges), num_near_duplicates
+    assignment.near_groups = join_groups(edges, assignment.work_dir.path / "near_groups.table")
+    assignment.num_near_duplicates = num_near_duplicates
 
 
 def _read_group_keys(assignment: SplitAssignment, documents: np.ndarray) -> np.ndarray:

@@ -17,6 +17,8 @@ never used. The files of partition 7 are
               .rejects   its malformed records, if any
               .count.json, .count_lines.json, .prepare.json, .encode.json   the receipts of its tasks
 
+and for all partitions near_groups.table, the groups that near_dedup = "group" joins (near_groups.py).
+
 A partition may have any number of documents, because a compressed file cannot be divided. So tables
 are read in chunks of CHUNK_DOCUMENTS, which need a few megabytes. Pages of a mapped file count as
 memory of the process until they are unmapped, so a chunk is mapped and not the whole file.

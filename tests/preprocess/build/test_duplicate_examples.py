@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 
 from preprocess.build.drop_duplicates import CONTENT_DTYPE, find_duplicates
 from preprocess.build.duplicate_pairs import MAX_PAIRS, Pair, add_pairs, find_pairs
+from preprocess.recipes.catalog import load_recipe
 from preprocess.report.describe import describe_page
 from preprocess.shards.format import Build
+from tests.preprocess.build.helpers import run_build
 
 WORDS = " ".join(f"word{i}" for i in range(120))
 LONG = " ".join(f"{i} is a number" for i in range(300))
@@ -56,6 +59,20 @@ def test_examples_are_the_first_pairs(build_text: Callable[..., Build], tokenize
     pairs = describe_page(build).duplicates
     assert [pair.reason for pair in pairs] == ["equal", "equal", "nearly equal", "nearly equal"]
     assert pairs[2].other_text == first["dropped"]["text"] and pairs[0].other_text == ""
+
+
+def test_equal_documents_have_one_text_whatever_their_authors_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control tokens are before the text, which is read up to MAX_IDS."""
+    monkeypatch.setattr("preprocess.build.duplicate_examples.MAX_IDS", 20)
+    texts = ["x" * 50, "x" * 50, *map(str, range(9))]
+    records = [{"text": text, "who": "Ann" if i else None} for i, text in enumerate(texts)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    settings = {"tokenizer": "byte", "author_column": "who", "dedup": True}
+    run_build(load_recipe(None, inputs=(str(tmp_path / "a.jsonl"),), **settings), tmp_path / "build")
+    [pair] = read_examples(Build(tmp_path / "build"))["duplicates"]
+    assert pair["kept"]["text"] == "x" * 20 and "text" not in pair["dropped"]
 
 
 def test_build_without_duplicates_has_no_examples(build_text: Callable[..., Build]) -> None:

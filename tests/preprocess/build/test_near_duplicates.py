@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
 import random
+import tempfile
 import time
 import tracemalloc
 from collections import defaultdict
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from preprocess.build.forest import Forest
 from preprocess.build.near_groups import join_groups
 from preprocess.build.similarity import ShingleFile, compute_large_similarity, compute_similarities
+from preprocess.build.split_assignment import Grouping
 from preprocess.errors import FolioError, MisuseError
 from preprocess.recipes.catalog import load_recipe
 from preprocess.shards.format import SPLITS, Build
@@ -247,8 +250,19 @@ def test_forest_and_groups_find_the_connected_components(edges: list[list[tuple[
     for a, b in arrays:
         forest.join(a, b)
     assert forest.find_first(np.arange(31)).tolist() == expected
-    groups = join_groups((a.astype(np.uint64), b.astype(np.uint64)) for a, b in arrays)
-    assert groups.joined.tolist() == [expected[key] for key in groups.keys.tolist()]
+    with tempfile.TemporaryDirectory() as folder:
+        groups = join_groups(
+            ((a.astype(np.uint64), b.astype(np.uint64)) for a, b in arrays), Path(folder) / "near_groups.table"
+        )
+        found = groups.apply(np.repeat(np.arange(31), 2).astype(">u8").view(np.uint8).reshape(31, 16))
+    first_with = {row.tobytes(): number for number, row in reversed(list(enumerate(found)))}
+    assert [first_with[row.tobytes()] for row in found] == expected
+
+
+def test_tasks_are_small_however_many_groups_are_joined(tmp_path: Path) -> None:
+    keys = np.arange(100_000, dtype=np.uint64)
+    grouping = Grouping("group", join_groups([(keys, keys + np.uint64(1))], tmp_path / "near_groups.table"))
+    assert len(pickle.dumps(grouping)) < 2_000
 
 
 def test_forest_joins_a_long_chain_of_pairs_quickly() -> None:
