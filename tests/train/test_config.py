@@ -217,7 +217,7 @@ OTHER_VALUES = {
     "dropout": 0.5, "mask_documents": True, "data_order": "epochs", "stream_buffer": 5, "batch_size": 3,
     "gradient_accumulation_steps": 2,
     "gradient_checkpointing": True, "max_steps": 777, "num_epochs": 2.5, "optimizer": "muon", "learning_rate": 0.1,
-    "base_width": 64, "num_threads": 3, "stream_shards": True,
+    "base_width": 64, "num_threads": 3, "stream_shards": True, "parallel": "fsdp",
     "embedding_learning_rate": 0.1, "muon_learning_rate": 0.1, "min_lr": 1e-5, "schedule": "linear", "warmup_steps": 5,
     "minutes": 5.0, "max_params": 10**6,
     "decay_steps": 5, "weight_decay": 0.2, "beta1": 0.5, "beta2": 0.5, "muon_momentum": 0.5, "grad_clip": None,

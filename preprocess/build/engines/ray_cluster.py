@@ -171,6 +171,6 @@ class RayEngine:
 
 
 def _explain(error: BaseException) -> str:
-    """Return the last line of a message of ray, which may have a traceback before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return one_line((lines or [type(error).__name__])[-1][:MAX_REASON_CHARACTERS])
+    """Return the first sentence of the last line of a message of ray, which may have a traceback before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return one_line(lines[-1].partition(". ")[0][:MAX_REASON_CHARACTERS])

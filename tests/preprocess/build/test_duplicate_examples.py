@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocess.build.dedup_and_split import CONTENT_DTYPE, find_duplicates
+from preprocess.build.drop_duplicates import CONTENT_DTYPE, find_duplicates
 from preprocess.build.duplicate_pairs import MAX_PAIRS, Pair, add_pairs, find_pairs
 from preprocess.report.describe import describe_page
 from preprocess.shards.format import Build

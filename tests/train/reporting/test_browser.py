@@ -105,18 +105,18 @@ def test_watched_page_loads_itself_again_and_keeps_the_choices(
     from playwright.sync_api import expect
 
     path = tmp_path / "page.html"
-    write_page(folders[:1], ["first"], path, reload_s=1)
+    write_page(folders[:1], ["first"], path, reload_s=2)
     page, problems = open_page(browser, path)
     page.locator("#axis").select_option("tokens")
     page.locator("[data-filter=table-settings]").fill("n_")
-    write_page(folders, ["first", "second"], path, reload_s=1)
+    write_page(folders, ["first", "second"], path, reload_s=2)
     expect(page.locator("h1")).to_have_text("first, second")
-    assert page.locator("#axis").input_value() == "tokens"
-    page.locator("#pause").press("Space")
+    expect(page.locator("#axis")).to_have_value("tokens")  # waits for the script of the new page
+    page.locator("#pause").check()
     write_page(folders[:1], ["first"], path)
-    page.wait_for_timeout(2500)
+    page.wait_for_timeout(3500)
     assert page.locator("h1").inner_text() == "first, second"
-    page.locator("#pause").press("Space")
+    page.locator("#pause").uncheck()
     expect(page.locator("h1")).to_have_text("first")
     assert not problems and page.locator("#pause").count() == 0
     page.close()
