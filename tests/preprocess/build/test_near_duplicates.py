@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import pickle
 import random
 import tempfile
 import time
 import tracemalloc
 from collections import defaultdict
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +262,7 @@ def test_forest_and_groups_find_the_connected_components(edges: list[list[tuple[
 def test_tasks_are_small_however_many_groups_are_joined(tmp_path: Path) -> None:
     keys = np.arange(100_000, dtype=np.uint64)
     grouping = Grouping("group", join_groups([(keys, keys + np.uint64(1))], tmp_path / "near_groups.table"))
-    assert len(pickle.dumps(grouping)) < 2_000
+    assert len(ForkingPickler.dumps(grouping)) < 2_000
 
 
 def test_forest_joins_a_long_chain_of_pairs_quickly() -> None:
