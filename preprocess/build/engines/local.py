@@ -161,7 +161,7 @@ class _Worker:
             self.process.join(5)
             raise WorkerDied(
                 f"the worker on {task.label} died ({_explain_exit(self.process.exitcode)}); run the same command "
-                "again, it continues from the finished work"
+                "again; it continues from the finished work"
             ) from e
         if is_result:
             return task, value
