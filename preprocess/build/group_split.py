@@ -31,7 +31,7 @@ class GroupKey(NamedTuple):
 
 
 class GroupCounts(NamedTuple):
-    """What is in one bucket."""
+    """The numbers of groups and documents in one bucket, and its last group."""
 
     num_groups: int
     num_documents: int
@@ -39,7 +39,7 @@ class GroupCounts(NamedTuple):
 
 
 class Marking(NamedTuple):
-    """The side that groups get whose keys, with `seed`, are at most `boundary`, or above it."""
+    """Assign `side` to the groups whose keys, computed with `seed`, are at most `boundary`, or above it."""
 
     seed: int
     boundary: GroupKey
@@ -79,7 +79,7 @@ class KeyedGroups:
 
 
 def mark_groups(assignment: SplitAssignment, marking: Marking, engine: Engine) -> None:
-    """Give a side to the documents of some groups. Documents that are dropped stay so."""
+    """Set the side of the documents of some groups. Dropped documents remain dropped."""
     assignment.publish()
     sections = cut_sections(assignment.num_documents)
     arguments = [(assignment.work_dir, assignment.grouping, marking, section) for section in sections]
@@ -104,7 +104,7 @@ def count_groups(rows: Shuffle, bucket: int) -> GroupCounts:
 
 
 def mark_section(work_dir: WorkDir, grouping: Grouping, marking: Marking, section: Section) -> None:
-    """Give a side to the documents of a section that are in some groups."""
+    """Set the side of those documents of a section that are in the groups of `marking`."""
     for sides, kept, groups in _iter_keyed(work_dir, grouping, marking.seed, section):
         is_marked = _is_at_most(groups, marking.boundary) != marking.is_above
         sides[kept[is_marked]] = marking.side

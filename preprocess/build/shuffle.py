@@ -5,9 +5,9 @@ and the tasks may run on several machines.
 
 The idea, which is that of MapReduce (Dean and Ghemawat 2004): divide the documents into sections, and
 their rows into buckets by a hash, so that equal rows are in the same bucket. A task per section
-writes its rows to one file, ordered by bucket. A task per bucket reads its part of every file; with
-the upper bits of the hash as the bucket, the buckets are also in the order of the hashes. What it
-finds goes back to the sections in the same way. The rows of a reader are in the order of the
+writes its rows to one file, ordered by bucket. A task per bucket reads its part of every file; if
+the upper bits of the hash choose the bucket, the buckets are also in the order of the hashes. The
+results go back to the sections in the same way. The rows of a reader are in the order of the
 writers, so the result does not depend on the order of the tasks.
 
 The cost: each row is written once and read once, and S sections and B buckets need S × B short

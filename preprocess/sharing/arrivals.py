@@ -1,7 +1,7 @@
 """Threads that copy the files of a build: the parts that a reader waits for first, then the rest in order.
 
-A random window can be anywhere, so the first batches of a run touch most shards. To wait for whole
-shards would be to wait for the build. So a reader asks for the bytes that it needs, and waits only
+A random window can be anywhere, so the first batches of a run touch most shards, and waiting for
+whole shards would mean waiting for the build. So a reader asks for the bytes that it needs, and waits only
 for the blocks around them. Meanwhile, half of the threads copy everything else.
 
 A block cannot be checked: the manifest has the hash of a file. A file is hashed as soon as it is

@@ -1,8 +1,8 @@
 """A file of a build that arrives in blocks, in any order, while other blocks of it are read.
 
-The file has its final size from the start. NAME.blocks beside it says which blocks have arrived and
-are surely on the disk, one byte each. It is deleted when the file is whole and has the right hash. So a
-file without it is whole.
+The file has its final size from the start. The note .NAME.blocks beside it has one byte for each
+block, which says whether the block has arrived and was flushed to the disk. The note is deleted when
+the file is whole and has the right hash, so a file without a note is whole.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class ArrivingFile:
         return [(int(p[0]) * BLOCK_BYTES, min((int(p[-1]) + 1) * BLOCK_BYTES, self.size_bytes)) for p in parts]
 
     def find_first_missing(self, begin: int, end: int) -> int:
-        """Return the first byte from `begin` on that is missing, `end` if none is before it."""
+        """Return the position of the first missing byte among `begin` to `end` − 1, `end` if all have arrived."""
         missing = self.find_missing(np.array([begin]), np.array([end])) if begin < end else []
         return max(missing[0][0], begin) if missing else end
 

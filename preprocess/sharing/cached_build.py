@@ -5,9 +5,9 @@
     builds/.<build_id>.stream/        one that is read while it arrives, see streamed_build.py
     builds/addresses/<hash of a URL>  the build that the URL meant when it was last read
 
-The manifest is read from the URL each time, so a run trains on what the URL means now. Nothing else is
-moved if the cache has that build. If the service cannot be reached, the build of the last time is
-taken, with a warning.
+The manifest is read from the URL each time, so a run trains on what the URL means now. Nothing else
+is copied if the cache has that build. If the service cannot be reached, the build that the URL meant
+last time is used, with a warning.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def get_cached_build(url: str, *, is_streamed: bool, progress: Progress) -> Buil
 
     With `is_streamed`, a build that is not in the cache is returned at once, and its tokens arrive
     when they are needed. Raises MisuseError for a URL with credentials, and FolioError if the build
-    cannot be read, is not what its manifest says, or does not fit the disk.
+    cannot be read, does not match its manifest, or does not fit on the disk.
     """
     if redact_url(url) != url:
         raise MisuseError(

@@ -1,12 +1,12 @@
 """A build that is trained on while it arrives.
 
 The folder looks like that of a build: the document ends, the loss masks, the tokenizer and the
-statistics are copied first, and the tokens and the table of documents have their final size and are
-filled while the run goes on (arrivals.py). Reading waits for the bytes that it needs. So every batch has
+statistics are copied first, and the files of the tokens and of the table of documents have their final
+size and are filled during the run (arrivals.py). A read waits for the bytes that it needs. So every batch has
 the same bytes as with the whole build, in the same order.
 
 The folder is hidden and never becomes a build itself: when all of its files are whole, the next run
-moves them to the place of one (cached_build.py), after hashing them once more.
+hashes them once more and moves them to the folder of the build (cached_build.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from preprocess.errors import format_quantity
 from preprocess.progress import Progress
 from preprocess.shards.files import write_durable
 from preprocess.shards.format import Build
@@ -44,12 +45,12 @@ class StreamedBuild(Build):
         super().__init__(folder)
 
     def close(self) -> None:
-        """Stop copying, and warn of what could not be checked. Tokens that are missing then never arrive."""
+        """Stop copying, and warn of files that could not be checked. Missing tokens then never arrive."""
         self._arrivals.close()
         if num_unchecked := self._arrivals.num_unchecked:
             self._warn(
-                f"{num_unchecked:,} files of {self.name} have not arrived as a whole, so their sha256 could not be "
-                "compared; the same command continues the copy"
+                f"{format_quantity(num_unchecked, 'file')} of {self.name} did not arrive completely, so their sha256 "
+                "could not be checked; the same command continues the copy"
             )
 
     def wait_for_tokens(self, split: str, shard: np.ndarray, begin: np.ndarray, end: np.ndarray) -> None:
@@ -107,7 +108,7 @@ def close_streams() -> None:
 
 
 def take_over_files(target: Path, build_id: str) -> None:
-    """Move the whole files of a streamed build to where `pull` continues, and delete the rest."""
+    """Move the whole files of a streamed build to the work folder of `pull`, and delete the rest."""
     folder = _get_folder(target)
     if not folder.is_dir():
         return

@@ -61,7 +61,8 @@ def test_loss_falls_and_all_files_are_written(long_run: Path) -> None:
     assert set(rows[1]) == {"step", "train_loss", "learning_rate", "grad_norm", "skipped_updates"} | speed
     assert rows[1]["peak_memory_bytes"] > 50e6  # of the process
     assert json.loads((long_run / "settings.json").read_text())["max_steps"] == 150
-    assert {p.name for p in long_run.iterdir()} == {".lock", "build", "checkpoints", "metrics.jsonl", "settings.json"}
+    files = {".lock", "build", "checkpoints", "completions.jsonl", "metrics.jsonl", "settings.json"}
+    assert {p.name for p in long_run.iterdir()} == files
     # Every 20 steps, after the last, and after steps 30 and 90 because they were the best so far.
     assert len(list((long_run / "checkpoints").iterdir())) == 10
 

@@ -2,8 +2,8 @@
 
 Fully sharded data parallelism (ZeRO stage 3, Rajbhandari et al. 2020; PyTorch FSDP, Zhao et al.
 2023) computes what data parallelism does, for models whose weights, gradients and optimizer state
-do not fit one device. torch's `fully_shard` replaces each parameter by a DTensor: a tensor of the
-whole shape of which this process holds only some rows. The weights of a block are gathered from all
+do not fit one device. torch's `fully_shard` replaces each parameter by a DTensor: a tensor with
+the whole shape, of which this process holds only some rows. The weights of a block are gathered from all
 processes before the block's forward and backward pass and freed after it; its gradients are
 averaged and divided by rows as soon as they are computed. The optimizers update the rows.
 
@@ -52,13 +52,13 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def local_rows(tensor: Tensor) -> Tensor:
-    """Return the rows of `tensor` that this process holds, sharing their memory: all if it is not sharded."""
+    """Return the rows of `tensor` that this process holds, as a view. All rows, if it is not sharded."""
     local: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return local
 
 
 def first_row(tensor: Tensor) -> int:
-    """Return the number of the first row of `tensor` that this process holds: 0 if it is not sharded."""
+    """Return the index of the first row of `tensor` that this process holds; 0 if it is not sharded."""
     if not is_sharded(tensor):
         return 0
     mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]

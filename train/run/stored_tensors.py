@@ -117,10 +117,10 @@ def _join(name: str, found: Iterable[tuple[int, Tensor]], path: Path) -> StoredT
     parts = tuple(part for _, part in ordered)
     kinds = {(part.dtype, part.dim(), part.shape[1:]) for part in parts}
     if len(kinds) > 1 or (len(parts) > 1 and parts[0].dim() == 0):
-        raise TensorFileError(f"the parts of {name:.80} in {path.parent} do not fit each other")
+        raise TensorFileError(f"the parts of {name:.80} in {path.parent} have different dtypes or shapes")
     begin = 0
     for row, part in ordered:
         if row != begin:
-            raise TensorFileError(f"the parts of {name:.80} in {path.parent} have row {row:,} where {begin:,} follows")
+            raise TensorFileError(f"a part of {name:.80} in {path.parent} begins at row {row:,}, expected {begin:,}")
         begin += len(part) if part.dim() else 0
     return StoredTensor(parts)

@@ -1,4 +1,4 @@
-"""Exceptions of tasks, on their way from a worker to the main process."""
+"""Pass the exceptions of tasks from a worker to the main process."""
 
 from __future__ import annotations
 

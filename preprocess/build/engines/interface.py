@@ -28,7 +28,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Workload:
-    """What an engine needs to know of a build before it starts."""
+    """What an engine needs to know about a build before it starts."""
 
     num_partitions: int
     max_workers: int  # processes on this machine

@@ -65,7 +65,7 @@ class SerialEngine:
     has_several_machines = False
 
     def __init__(self, num_threads: int = 1) -> None:
-        """`num_threads`: that a task may use."""
+        """`num_threads`: how many threads a task may use."""
         self.num_threads = num_threads
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Any]]:
@@ -161,7 +161,7 @@ class _Worker:
             self.process.join(5)
             raise WorkerDied(
                 f"the worker on {task.label} died ({_explain_exit(self.process.exitcode)}); run the same command "
-                "again, it continues from the finished work"
+                "again; it continues from the finished work"
             ) from e
         if is_result:
             return task, value

@@ -76,7 +76,8 @@ def _check_address(address: str) -> None:
     if address.startswith(CLIENT_SCHEME):
         raise MisuseError(
             f"{CLIENT_SCHEME} addresses are those of Ray Client, whose process is not on a node; run this command on a "
-            "node of the cluster, for example with `ray job submit`, and pass --address HOST:PORT or none"
+            "node of the cluster, for example with `ray job submit`, without --address or with "
+            "--address HOST:PORT"
         )
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port[:6]) < 1 << 16:
@@ -147,7 +148,7 @@ class RayEngine:
             ) from e
         except self._ray.exceptions.RayError as e:
             raise WorkerDied(
-                f"the worker on {task.label} died {MAX_RETRIES + 1} times ({_explain(e)}); run the same command again, "
+                f"the worker on {task.label} died {MAX_RETRIES + 1} times ({_explain(e)}); run the same command again; "
                 "it continues from the finished work"
             ) from e
         if is_result:

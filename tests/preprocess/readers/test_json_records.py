@@ -162,7 +162,7 @@ def test_columns_are_found_in_long_records_in_little_memory(tmp_path: Path, monk
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (tmp_path / "a.jsonl").write_bytes(lines.encode("latin-1"))
     input_file, recipe = describe(tmp_path / "a.jsonl", invalid_utf8="replace")
-    assert json_columns._find_columns(input_file, {"who", "n"}, recipe) == {"who"}
+    assert json_columns.find_columns(input_file, {"who", "n"}, recipe) == {"who"}
     assert max(parsed) < 1_000
 
 
@@ -183,9 +183,9 @@ def test_a_column_of_metadata_may_be_missing_in_some_files(tmp_path: Path) -> No
 
 def test_files_are_searched_for_a_column_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     searched: list[str] = []
-    find = json_columns._find_columns
+    find = json_columns.find_columns
     monkeypatch.setattr(
-        json_columns, "_find_columns", lambda file, *args: searched.append(file.name) or find(file, *args)
+        json_columns, "find_columns", lambda file, *args: searched.append(file.name) or find(file, *args)
     )
     files = []
     for number in range(6):

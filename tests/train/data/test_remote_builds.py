@@ -148,7 +148,7 @@ def test_a_build_that_arrived_in_part_is_continued(
     monkeypatch.setattr(arrivals, "NUM_FILLING", 0)
     expected = read_all(open_url(served))
     streamed_build.close_streams()
-    assert re.search("[34] files of tiny have not arrived as a whole", capsys.readouterr().err)
+    assert re.search("[34] files of tiny did not arrive completely", capsys.readouterr().err)
     served.requests.clear()
     assert all(map(np.array_equal, read_all(open_url(served)), expected))
     assert TOKENS not in {request.path for request in served.requests}

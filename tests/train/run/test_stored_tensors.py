@@ -69,8 +69,8 @@ def test_parts_are_joined_in_any_order(
 
 ROWS = torch.ones(6, 2)
 DAMAGED_PARTS: dict[str, tuple[Any, str]] = {
-    "rows are missing": ({SAVED_OFFSETS: [4, 0]}, "have row 4 where 3 follows"),
-    "rows are there twice": ({SAVED_OFFSETS: [2, 0]}, "have row 2 where 3 follows"),
+    "rows are missing": ({SAVED_OFFSETS: [4, 0]}, "begins at row 4, expected 3"),
+    "rows are there twice": ({SAVED_OFFSETS: [2, 0]}, "begins at row 2, expected 3"),
     "columns are divided": ({SAVED_OFFSETS: [3, 1]}, "does not say which rows of weight it has"),
     "too few numbers": ({SAVED_OFFSETS: [3]}, "does not say which rows of weight it has"),
     "no whole number": ({SAVED_OFFSETS: [3.0, 0]}, "does not say which rows of weight it has"),
@@ -94,7 +94,7 @@ def test_parts_of_other_shapes_and_files_without_offsets_are_refused(tmp_path: P
     offsets = METADATA | {OFFSETS: json.dumps({"weight": {SAVED_OFFSETS: [3, 0]}})}
     for other in (torch.ones(3, 1), torch.ones(3, 2).double()):
         save_file({"weight": other}, paths[1], metadata=offsets)
-        with pytest.raises(TensorFileError, match="the parts of weight in .* do not fit each other"):
+        with pytest.raises(TensorFileError, match="the parts of weight in .* have different dtypes or shapes"):
             map_tensors(paths)
     for metadata in (None, {OFFSETS: "{"}, {OFFSETS: "[]"}):
         save_file({"weight": ROWS[3:].clone()}, paths[1], metadata=metadata)
