@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
         "--output",
         type=make_path_parser("--output"),
         metavar="FILE",
-        help="a .html file, which is replaced if it exists [report.html in the first RUN]",
+        help="a .html file, which is replaced if it exists; missing folders are created [report.html in the first RUN]",
     )
     parser.add_argument(
         "--watch",
@@ -45,6 +45,8 @@ def main(arguments: list[str]) -> int:
     if output.suffix.lower() != ".html":
         raise MisuseError(f"--output {output} ends in {output.suffix!r}, expected .html; choose another --output")
     names = make_run_names(options.runs)
+    if options.output:  # the folder of the default is that of a run, which must exist
+        output.parent.mkdir(parents=True, exist_ok=True)
     is_quiet = options.quiet or options.json
 
     def on_start() -> None:

@@ -19,7 +19,8 @@ from preprocess.errors import format_quantity
     "path",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="File to write (default: NAME.html, or NAME-OTHER.html, in the current directory).",
+    help="File to write (default: NAME.html, or NAME-OTHER.html, in the current directory). Missing "
+    "folders are created.",
 )
 @click.option("--replace", is_flag=True, help="Replace an existing file.")
 @output_options
@@ -38,6 +39,7 @@ def report(output: Output, name: str, other: str | None, path: Path | None, repl
     builds = [Build(each) for each in (name, other) if each is not None]
     target = Path(f"{'-'.join(build.name for build in builds)}.html") if path is None else path
     check_output_file(target, replace=replace)
+    target.parent.mkdir(parents=True, exist_ok=True)  # now, because reading all tokens can take hours
     with output.progress().phase("report"):
         if len(builds) == 1:
             from preprocess.report.describe import describe_page

@@ -18,7 +18,7 @@ def find_token_paths(paths: Sequence[Path], val_paths: Sequence[Path], names: To
     The files of a folder are sorted by their path. If there are no `val_paths`, the files in a folder
     whose path has the word val, valid or validation are for validation. Raises MisuseError if a folder
     has no files with the suffix of the format, if a path does not exist or is given twice, or if all files are
-    for validation.
+    for validation, and FolioError if a file is missing that an index in a folder names.
     """
     train: list[Path] = []
     val = [file for path in val_paths for file in _list_files(path, names)]
@@ -39,6 +39,8 @@ def find_token_paths(paths: Sequence[Path], val_paths: Sequence[Path], names: To
 
 def _list_files(path: Path, names: TokenNames) -> list[Path]:
     if path.is_dir():
+        if names.check_folder is not None:
+            names.check_folder(path)
         found = sorted(file for file in path.rglob(f"*{names.suffix}") if file.is_file())
         if not found:
             raise MisuseError(f"{path} has no files named *{names.suffix}; check --format, or name the files")

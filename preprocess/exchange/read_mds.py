@@ -1,8 +1,8 @@
 """Read the documents of MDS shards of MosaicML Streaming (mds.py has the layout).
 
-A file describes its columns itself, so `index.json` is not read. Shards are not trusted: the offsets, the
-sizes of columns and the lengths of arrays are compared with the size of the file before anything is
-allocated. Pickled columns are never decoded.
+A file describes its columns itself, so `index.json` only says which files a folder must have. Shards are
+not trusted: the offsets, the sizes of columns and the lengths of arrays are compared with the size of the
+file before anything is allocated. Pickled columns are never decoded.
 """
 
 from __future__ import annotations
@@ -10,23 +10,41 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from preprocess.errors import FolioError, MisuseError, shorten
-from preprocess.exchange.mds import DIMENSION, LABELS, LENGTH_DTYPES, TOKENS
+from preprocess.exchange.mds import DIMENSION, INDEX, LABELS, LENGTH_DTYPES, TOKENS
 from preprocess.exchange.parquet import NO_LABEL
 from preprocess.exchange.read_tokens import ADVICE, check_lengths, make_length_error
 from preprocess.exchange.tokens import CHUNK_DOCUMENTS
 from preprocess.inputs import token_files
 from preprocess.inputs.token_files import TokenBatch, TokenFile, TokenIds, TokenNames
-from preprocess.shards.files import open_regular_file, parse_json
+from preprocess.shards.files import open_regular_file, parse_json, read_small_file
 
-NAMES = TokenNames(".mds")
 MAX_CONFIG_BYTES, MAX_COLUMNS = 1 << 20, 1_000
 VALUE_DTYPES = {f"{kind}int{bits}": f"<{kind or 'i'}{bits // 8}" for kind in ("u", "") for bits in (8, 16, 32, 64)}
 BYTES_DTYPE = "<i8"  # of a column of the encoding `bytes`, by LLM Foundry's default
+
+
+def check_shards(folder: Path) -> None:
+    """Raise FolioError if an index below `folder` is damaged, or names a shard that is not beside it."""
+    for path in sorted(folder.rglob(INDEX)):
+        try:
+            shards = [shard["raw_data"]["basename"] for shard in parse_json(read_small_file(path))["shards"]]
+            missing = [name for name in shards if not (path.parent / Path(name).name).is_file()]
+        except (ValueError, KeyError, TypeError) as e:
+            raise FolioError(f"{path} does not list the shards ({type(e).__name__}); {ADVICE}") from e
+        if missing:
+            raise FolioError(
+                f"{path} names {len(shards):,} shards, of which {len(missing):,} are missing, such as "
+                f"{shorten(missing[0])}; copy the folder again, decompress the shards, or name the files to import"
+            )
+
+
+NAMES = TokenNames(".mds", check_folder=check_shards)
 
 
 @dataclass(frozen=True)

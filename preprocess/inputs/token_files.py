@@ -7,7 +7,7 @@ makes a build of the documents that they return.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -75,6 +75,7 @@ class TokenNames:
     required: tuple[str, ...] = ()  # suffixes of its companions
     optional: tuple[str, ...] = ()
     replaces_suffix: bool = True  # whether a companion's suffix replaces `suffix`, or follows it
+    check_folder: Callable[[Path], None] | None = None  # raises FolioError if files of a folder are missing
 
     def find_companions(self, path: Path) -> dict[str, Path]:
         """Return the companions of a file of tokens, by suffix. Raises MisuseError if one is missing."""

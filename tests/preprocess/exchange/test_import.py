@@ -538,3 +538,25 @@ def test_mds_with_wrong_offsets_is_refused(
     path.write_bytes(edit(path.read_bytes()))
     result = run("import", path, "--format", "mds", "--tokenizer", "gpt2", "--name", "own")
     assert_refused(result, tmp_path, "cannot be read as MDS: ")
+
+
+def test_mds_folder_without_a_shard_of_its_index_is_refused(run: Callable[..., Result], tmp_path: Path) -> None:
+    folder, options = (
+        tmp_path / "set",
+        ("--format", "mds", "--tokenizer", "gpt2", "--name", "own", "--val-fraction", "0"),
+    )
+    folder.mkdir()
+    names = ["shard.00000.mds", "shard.00001.mds"]
+    write_mds(folder / names[0], [encode_mds([1, 2, 3])])
+    index = json.dumps({"version": 2, "shards": [{"raw_data": {"basename": name}} for name in names]})
+    (folder / "index.json").write_text(index)
+    result = run("import", folder, *options)
+    assert_refused(result, tmp_path, "names 2 shards, of which 1 are missing, such as shard.00001.mds; copy the folder")
+    for damaged in (index[:-3], "[]", '{"shards": [{"raw_data": {"basename": 3}}]}'):
+        (folder / "index.json").write_text(damaged)
+        assert_refused(run("import", folder, *options), tmp_path, "index.json does not list the shards")
+    assert run("import", folder / names[0], *options).exit_code == 0  # a file that is named is read without the index
+    (folder / "index.json").write_text(index)
+    write_mds(folder / names[1], [encode_mds([4, 5])])
+    assert run("import", folder, *options, "--replace").exit_code == 0
+    assert sorted(map(len, read_documents(Build(tmp_path / "shards" / "own"), "train"))) == [2, 3]

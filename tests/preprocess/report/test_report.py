@@ -153,6 +153,15 @@ def test_command_writes_the_page_and_keeps_an_existing_file(build: Build, tmp_pa
     assert folder.exit_code == 2 and "is not a regular file; remove it, or choose" in folder.stderr
 
 
+def test_missing_folders_of_the_page_are_created_before_the_tokens_are_read(build: Build, tmp_path: Path) -> None:
+    path, blocked = tmp_path / "new" / "deeper" / "page.html", tmp_path / "file" / "page.html"
+    assert CliRunner().invoke(main, ["report", str(build.folder), "--output", str(path)]).exit_code == 0
+    assert path.is_file()
+    blocked.parent.write_text("not a folder")
+    result = CliRunner().invoke(main, ["report", str(build.folder), "--output", str(blocked)])
+    assert result.exit_code == 1 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
 def test_damaged_tokens_are_one_line(build: Build) -> None:
     path = build.folder / "train-00000.bin"
     ids = np.fromfile(path, "<u2")

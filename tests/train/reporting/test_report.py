@@ -54,6 +54,13 @@ def test_page_has_the_numbers_of_the_runs(runs: list[Path]) -> None:
     assert len(tables["table-steps"]) == 1 + 40 + 20
 
 
+def test_missing_folders_of_the_page_are_created(runs: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "new" / "deeper" / "page.html"
+    assert invoke("report.py", runs[0], "--output", path).returncode == 0 and path.is_file()
+    missing = invoke("report.py", tmp_path / "none")
+    assert missing.returncode == 2 and not (tmp_path / "none").exists()
+
+
 def test_text_is_never_markup(runs: list[Path], tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     assert invoke("report.py", *runs, "--output", path).returncode == 0
