@@ -82,6 +82,8 @@ def show(output: Output, name: str, document: int | None, text: str | None, spli
 
     if document is not None and text is not None:
         raise click.UsageError("--document and --find both choose a document; pass one of them")
+    if text == "":
+        raise click.UsageError("--find is empty; name some characters of the document, or pass --document N")
     build = Build(name)
     if text is not None:
         document = find_number(build, split, text)

@@ -203,3 +203,5 @@ def test_show_says_that_no_document_has_the_text(build_text: Any) -> None:
     assert "\x1b" not in result.stderr
     result = CliRunner().invoke(main, ["show", str(build.folder), "--find", "one", "--document", "0"])
     assert result.exit_code == 2 and "--document and --find both choose a document" in result.stderr
+    result = CliRunner().invoke(main, ["show", str(build.folder), "--find", ""])
+    assert result.exit_code == 2 and "--find is empty" in result.stderr
