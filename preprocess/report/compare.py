@@ -19,7 +19,7 @@ from preprocess.shards.format import SPLITS, Build
 from preprocess.tokenizers.decode_build import decode_document
 
 DIFFERS = "differs"
-OTHER_VOCABULARY = "The builds have different vocabularies, so their tokens are not compared."
+OTHER_VOCABULARY = "The builds have different vocabularies: their tokens are not compared."
 MAX_TEXT_CHARACTERS = 600  # of the text of an example
 
 
@@ -65,9 +65,7 @@ def describe_comparison(a: Build, b: Build) -> ComparisonPage:
     return ComparisonPage(
         title=f"{names[0]} and {names[1]}",
         facts=_list_facts((a, b), counts, names, has_one_vocabulary=has_one_vocabulary),
-        warnings=[]
-        if has_one_vocabulary
-        else ["The builds have different vocabularies: their tokens are not compared."],
+        warnings=[] if has_one_vocabulary else [OTHER_VOCABULARY],
         tables=[table for table in tables if table.rows],
         examples=examples,
     )
