@@ -32,7 +32,11 @@ from preprocess.build.drop_duplicates import drop_duplicates
 from preprocess.build.engines.interface import Engine
 from preprocess.build.engines.local import SerialEngine
 from preprocess.build.group_split import MAX_UINT64, GroupKey, KeyedGroups, Marking, mark_groups
-from preprocess.build.near_duplicates import drop_near_duplicates, find_clusters, group_near_duplicates
+from preprocess.build.near_dedup.near_duplicates import (
+    drop_near_duplicates,
+    find_near_duplicates,
+    group_near_duplicates,
+)
 from preprocess.build.split_assignment import SplitAssignment
 from preprocess.build.work_dir import DROPPED, WorkDir
 from preprocess.documents import HELD_OUT, TRAIN, VAL
@@ -55,13 +59,13 @@ def dedup_and_split(
         _drop_test_documents(assignment)
     if recipe.dedup:
         drop_duplicates(assignment, engine)
-    clusters = find_clusters(recipe, assignment) if recipe.near_dedup else None
-    if clusters is not None and recipe.near_dedup == "drop":
-        drop_near_duplicates(assignment, clusters)
+    near = find_near_duplicates(recipe, assignment, engine) if recipe.near_dedup else None
+    if near is not None and recipe.near_dedup == "drop":
+        drop_near_duplicates(assignment, near, engine)
     if is_grouped_by_content(recipe) and has_validation(recipe) and _is_one_group(assignment):
         _split_parts(assignment)
-    if clusters is not None and recipe.near_dedup == "group":
-        group_near_duplicates(assignment, clusters)
+    if near is not None and recipe.near_dedup == "group":
+        group_near_duplicates(assignment, near, engine)
     if recipe.max_documents is not None:
         _limit_documents(assignment, recipe, recipe.max_documents, engine)
     if recipe.split in ("contiguous", "given"):
