@@ -80,7 +80,7 @@ def dedup_and_split(
         _split_exactly(assignment, recipe, engine)
     _check_sides(assignment, recipe)
     if not recipe.dedup and has_validation(recipe) and not _keeps_equal_texts_together(assignment, recipe):
-        assignment.num_leaks = count_leaks(assignment)
+        assignment.num_leaks = count_leaks(assignment, engine)
     assignment.publish()
     return assignment
 

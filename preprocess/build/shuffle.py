@@ -31,7 +31,7 @@ from preprocess.build.receipts import make_partial_path
 from preprocess.build.work_dir import Chunk, WorkDir, cut_chunk, iter_chunks
 
 MIN_SECTION_DOCUMENTS = 1 << 20
-BUFFER_ROWS = 1 << 19  # collected before they are written, so that each block is not too small
+BUFFER_ROWS = 1 << 20  # collected before they are written, so that each block is not too small
 MAX_SECTIONS = 2048
 PAGE_DOCUMENTS = 1 << 16  # whose sides, of one byte each, are whole pages of memory on any machine
 EDGE_DTYPE = np.dtype("<i8")
@@ -58,10 +58,11 @@ class Section(NamedTuple):
 
 
 def cut_sections(num_documents: list[int], min_documents: int | None = None) -> list[Section]:
-    """Divide the documents of all partitions into sections. `num_documents`: of each partition.
+    """Divide the documents of all partitions into sections.
 
-    `min_documents`: of a section, MIN_SECTION_DOCUMENTS by default. Two sections of one partition meet at a multiple of PAGE_DOCUMENTS, because their tasks may write to
-    its file of sides on different machines, and a machine writes whole pages.
+    `num_documents`: of each partition. `min_documents`: of a section, MIN_SECTION_DOCUMENTS by default. Two sections
+    of one partition meet at a multiple of PAGE_DOCUMENTS, because their tasks may write to its file of sides on
+    different machines, and a machine writes whole pages.
     """
     wanted = max(min_documents or MIN_SECTION_DOCUMENTS, -(-sum(num_documents) // MAX_SECTIONS))
     size = -(-wanted // PAGE_DOCUMENTS) * PAGE_DOCUMENTS
@@ -176,10 +177,13 @@ class _BlockWriter:
         """Write the rows in the buffer as one block."""
         if not self._num_buffered:
             return
-        rows, readers = (np.concatenate(arrays) if len(arrays) > 1 else arrays[0] for arrays in zip(*self._buffer))
+        all_rows, all_readers = zip(*self._buffer, strict=True)
+        rows, readers = (
+            arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for arrays in (all_rows, all_readers)
+        )
         self._buffer, self._num_buffered = [], 0
-        # The sort of 16 bits is a radix sort.
-        order = np.argsort(readers.astype(np.uint16 if self._num_readers <= 1 << 16 else np.uint32), kind="stable")
+        dtype = np.uint16 if self._num_readers <= 1 << 16 else np.uint32  # 16 bits have a radix sort
+        order = np.argsort(readers.astype(dtype), kind="stable")
         edges = np.zeros(self._num_readers + 1, EDGE_DTYPE)
         np.cumsum(np.bincount(readers, minlength=self._num_readers), out=edges[1:])
         self._file.write(edges.data)

@@ -10,7 +10,6 @@ compared by one task, in the order of the buckets. Other runs do not affect them
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,7 +81,9 @@ def _compare_in_memory(work_dir: WorkDir, rows: np.ndarray, members: np.ndarray,
     is_new_component = np.diff(components, prepend=-1) != 0
     is_new_piece = is_new_component | (np.diff(pieces, prepend=pieces[:1]) != 0)
     num_pieces = np.cumsum(is_new_piece)
-    ranks = num_pieces - np.repeat(num_pieces[is_new_component], np.diff(np.flatnonzero(is_new_component), append=len(rows)))
+    ranks = num_pieces - np.repeat(
+        num_pieces[is_new_component], np.diff(np.flatnonzero(is_new_component), append=len(rows))
+    )
     order = np.argsort(ranks, kind="stable")
     edges = np.searchsorted(ranks[order], np.arange(ranks.max(initial=-1) + 2))
     for start, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):

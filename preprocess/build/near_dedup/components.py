@@ -80,9 +80,7 @@ def _join(index: np.ndarray, first: np.ndarray) -> np.ndarray:
     return links
 
 
-def _forward_links(
-    reduced: Shuffle, forwarded: Shuffle, children: Shuffle, starts: np.ndarray, number: int
-) -> None:
+def _forward_links(reduced: Shuffle, forwarded: Shuffle, children: Shuffle, starts: np.ndarray, number: int) -> None:
     """Write the link of each number of a range to the range of the other number, and links between earlier numbers."""
     links = np.concatenate(
         [reduced.read_all(number), forwarded.read_all(number, range(number + 1, forwarded.num_writers))]

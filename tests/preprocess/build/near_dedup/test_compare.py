@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,6 @@ from preprocess.build.dedup_and_split import dedup_and_split
 from preprocess.build.engines.local import ProcessEngine, SerialEngine
 from preprocess.build.near_dedup import compare, near_duplicates
 from preprocess.build.work_dir import DROPPED, NUM_SHINGLES_DTYPE, WorkDir
-from preprocess.errors import FolioError
 from tests.preprocess.build.helpers import make_recipe, read_sides, write_documents
 
 NUM_SEEDS = 24
@@ -88,7 +88,7 @@ def find_clusters(tables: Tables, threshold: float) -> list[int]:
             first_of_runs = [(h, documents[0]) for h, documents in of_hash.items()]
             runs = list(of_hash.values())
             for run in runs:
-                for a, b in zip(run, run[1:], strict=False):
+                for a, b in itertools.pairwise(run):
                     join_if_similar(a, b)
             for _ in range(compare.MAX_FIRST_DOCUMENTS):
                 for run in runs:
@@ -113,9 +113,7 @@ def decide(recipe: Any, work_dir: WorkDir, num_documents: list[int], engine: Any
 
 
 @pytest.mark.parametrize("rows_per_bucket", [25, 90, 10**6])
-def test_clusters_are_those_of_one_loop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_bucket: int
-) -> None:
+def test_clusters_are_those_of_one_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_bucket: int) -> None:
     monkeypatch.setattr(buckets, "ROWS_PER_BUCKET", rows_per_bucket)
     num_found = 0
     for seed in range(NUM_SEEDS):

@@ -38,7 +38,9 @@ def test_forest_finds_the_connected_components(edges: list[list[tuple[int, int]]
     forest = Forest(np.arange(MAX_NUMBER + 1))
     for each in edges:
         forest.join(*np.array(each, np.int64).reshape(-1, 2).T)
-    assert forest.find_first(np.arange(MAX_NUMBER + 1)).tolist() == list_first([pair for each in edges for pair in each])
+    assert forest.find_first(np.arange(MAX_NUMBER + 1)).tolist() == list_first(
+        [pair for each in edges for pair in each]
+    )
 
 
 @ANY_EXAMPLES
