@@ -14,8 +14,9 @@ This does not require sorting all hashes, only finding the k-th smallest, the *b
 3. Read the documents again: a group is for validation if its hash is at most the boundary.
 
 `max_documents` keeps whole groups in the same way, in the order of another hash. Duplicates are
-found in buckets of the content hashes (drop_duplicates.py). All three steps are tasks on sections of
-the documents or on buckets, so any number of workers share them, and none needs all documents.
+found in buckets of the content hashes (drop_duplicates.py), and nearly equal documents in buckets of
+their bands (near_dedup/). All steps are tasks on sections of the documents or on buckets, so any number
+of workers share them, and none needs all documents.
 
 The cost: no text is read; the input is the table of documents, 66 bytes per document. The memory is
 that of one section or bucket, about 150 MB per worker, for any number of documents, even if all of
