@@ -113,15 +113,15 @@ def _read_keys(work_dir: WorkDir, section: Section, documents: np.ndarray, group
 
 def _write_groups(links: Shuffle, components: Shuffle) -> NearGroups:
     """Write the table of the groups that have links."""
-    paths = [links.work_dir.path / f"near_groups.{name}" for name in ("keys", "joined")]
+    keys_path, joined_path = (links.work_dir.path / f"near_groups.{name}" for name in ("keys", "joined"))
     num_groups = 0
-    with open_atomic(paths[0]) as keys_file, open_atomic(paths[1]) as joined_file:
+    with open_atomic(keys_path) as keys_file, open_atomic(joined_path) as joined_file:
         for number in range(links.num_readers):
             keys = np.unique(np.concatenate([np.empty(0, KEY_DTYPE), *map(_get_keys, links.read(number))]))
             keys_file.write(keys.astype(KEY_DTYPE).data)
             joined_file.write(resolve(components.read_all(number), keys).astype(KEY_DTYPE).data)
             num_groups += len(keys)
-    return NearGroups(*paths, num_groups)
+    return NearGroups(keys_path, joined_path, num_groups)
 
 
 def _get_keys(piece: np.ndarray) -> np.ndarray:

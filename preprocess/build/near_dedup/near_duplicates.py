@@ -137,12 +137,12 @@ def send_runs(
             of_piece = np.empty(len(piece), ROW_DTYPE)
             of_piece["index"], of_piece["run"] = piece["index"], piece["run"]
             append(of_piece, tasks[documents])
-    documents = np.flatnonzero(is_member)
-    found = np.empty(len(documents), MEMBER_DTYPE)
-    found["index"], found["component"] = documents + section.first_document, component_of[documents]
-    found["place"] = locate_shingles(rows.work_dir, section, starts)[documents]
+    found = np.empty(int(np.count_nonzero(is_member)), MEMBER_DTYPE)
+    found["index"] = np.flatnonzero(is_member) + section.first_document
+    found["component"] = component_of[is_member]
+    found["place"] = locate_shingles(rows.work_dir, section, starts)[is_member]
     with members.open(section.number) as append:
-        append(found, tasks[documents])
+        append(found, tasks[is_member])
 
 
 def drop_near_duplicates(assignment: SplitAssignment, near: NearDuplicates, engine: Engine) -> None:
