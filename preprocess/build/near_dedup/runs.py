@@ -54,15 +54,15 @@ def write_runs(bands: Shuffle, runs: Shuffle, starts: np.ndarray, bucket: int) -
     A document of a bucket that has more than one piece may be in the runs of several pieces: the first document of each
     run is compared with those of the following pieces, too. `starts`: the first document of each section, (S,) uint64.
     """
-    first_of_runs = np.empty(0, BAND_DTYPE)  # the first document of each run in the pieces so far
+    # The rows of the pieces so far, their order, and where in it each run begins. Only the first row of a run is kept.
+    rows, order, firsts = np.empty(0, BAND_DTYPE), np.empty(0, np.int64), np.empty(0, np.int64)
     num_rows = num_pieces = 0
     with runs.open(bucket) as append:
         for piece in bands.read(bucket):
-            rows = np.concatenate([first_of_runs, piece])
+            rows = np.concatenate([rows[order[firsts]], piece])
             order, firsts = sort_distinct(rows, ())
             found = _select_runs(rows["index"][order], firsts, bucket << PIECE_BITS | num_pieces)
             append(found, np.searchsorted(starts, found["index"], "right") - 1)
-            first_of_runs = rows[order[firsts]]
             num_rows, num_pieces = num_rows + len(found), num_pieces + 1
     return RunCounts(num_rows, num_pieces)
 
