@@ -84,12 +84,15 @@ class _Sampler:
 def measure(command: Sequence[str], log: Path, *, with_memory: bool) -> Measurement:
     """Run `command` in the root of the repository, with its output in `log`, and measure it.
 
-    If the command fails, exit with its status and the end of the log.
+    If the command fails, exit with its status and the end of the log. The command may keep its
+    compiled modules, as it does for users, even where PYTHONDONTWRITEBYTECODE is set: compiling
+    Folio's modules in each run takes 0.2 s of processor time per process.
     """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     os.sync()  # so that this run does not wait for the writes of the previous one
     with open(log, "wb") as file:
         begin = perf_counter()
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment)
         sampler = _Sampler(process.pid, with_memory)
         # Wait without reaping: the pid stays valid until the sampler has stopped.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
