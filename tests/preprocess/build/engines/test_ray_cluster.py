@@ -20,6 +20,7 @@ import pytest
 from preprocess.build.drop_duplicates import find_bucket_duplicates
 from preprocess.build.engines.interface import StartEngine, Task, WorkerDied, Workload
 from preprocess.build.engines.ray_cluster import RayEngine, connect
+from preprocess.build.near_dedup.runs import write_runs
 from preprocess.build.prepare import encode_partition, prepare_partition
 from preprocess.build.write_shards import write_whole_shard
 from preprocess.errors import FolioError, MisuseError
@@ -134,7 +135,9 @@ class _KillingEngine(RayEngine):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("function", [prepare_partition, find_bucket_duplicates, encode_partition, write_whole_shard])
+@pytest.mark.parametrize(
+    "function", [prepare_partition, find_bucket_duplicates, write_runs, encode_partition, write_whole_shard]
+)
 @pytest.mark.usefixtures("many_tasks")
 def test_node_that_dies_changes_no_byte(
     nodes: Nodes, start_engine: StartEngine, corpus: Path, tmp_path: Path, function: Callable[..., Any]
