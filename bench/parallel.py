@@ -34,7 +34,10 @@ from train.run.checkpoint import find_newest_checkpoint
 from train.run.metrics import METRICS_FILE, open_rows
 
 CONFIG = "configs/gpt2_124m.py"
-TINY = ("--n_layer=2", "--n_head=2", "--n_embd=64", "--block_size=32", "--batch_size=4", "--device=cpu")
+TINY = (
+    "--n_layer=2", "--n_head=2", "--n_embd=64", "--block_size=32", "--batch_size=4", "--gradient_accumulation_steps=2",
+    "--eval_tokens=512", "--device=cpu",
+)  # fmt: skip
 WARM_UP_STEPS = 5  # whose speed is not counted
 EVAL_TOKENS = 1 << 16  # a run ends with an evaluation, which is not measured
 
