@@ -17,13 +17,6 @@ from typing import TextIO
 CODES = re.compile(r"(\r|\n|\x1b\[K)")
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
-DISPLAY_VARIABLES = ("CI", "TERM", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
-
-
-def make_environment(**variables: str) -> dict[str, str]:
-    """Return the environment of the tests with `variables`, without the inherited DISPLAY_VARIABLES."""
-    return {key: value for key, value in os.environ.items() if key not in DISPLAY_VARIABLES} | variables
-
 
 def run_on_terminal(
     command: list[str],
@@ -38,10 +31,8 @@ def run_on_terminal(
     `watch` is called with the process and the output so far, whenever there is new output.
     """
     master, slave = _open_terminal(columns)
-    environment = make_environment() if env is None else {key: env[key] for key in env if key not in ("CI", "TERM")}
-    process = subprocess.Popen(
-        command, stdin=slave, stdout=slave, stderr=slave, env=environment | {"TERM": "xterm"}, cwd=cwd
-    )
+    environment = {**(env or os.environ), "TERM": "xterm"}
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment, cwd=cwd)
     os.close(slave)
     output = b""
     try:

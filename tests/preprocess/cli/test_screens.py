@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from preprocess.shards.format import Build
 from preprocess.terminal import Grid, Line, show
 from tests.conftest import ROOT
-from tests.helpers.terminal import make_environment, render, run_on_terminal, terminal_stream
+from tests.helpers.terminal import render, run_on_terminal, terminal_stream
 
 HOSTILE = "[bold]a[/bold] [link=http://x]b \x1b[2J \x1b]8;;http://x\x07 \u202e :smile:"
 
@@ -35,7 +36,7 @@ def builds(build_text: Callable[..., Build]) -> Path:
 
 
 def run(builds: Path, *arguments: str, columns: int = 100, **variables: str) -> tuple[int, str]:
-    env = make_environment(PYTHONPATH=str(ROOT), FOLIO_SHARDS=str(builds), **variables)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "FOLIO_SHARDS": str(builds), **variables}
     return run_on_terminal([sys.executable, "-m", "preprocess", *arguments], columns=columns, env=env)
 
 
@@ -96,7 +97,7 @@ def test_terminal_without_unicode_gets_ascii(monkeypatch: pytest.MonkeyPatch) ->
 def test_rich_is_imported_for_a_terminal_only(builds: Path) -> None:
     program = "import sys; from preprocess.cli.main import main; sys.argv = ['preprocess', 'list']\n"
     program += "try:\n    main()\nfinally:\n    print('rich' in sys.modules)"
-    env = make_environment(PYTHONPATH=str(ROOT), FOLIO_SHARDS=str(builds))
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "FOLIO_SHARDS": str(builds)}
     _, output = run_on_terminal([sys.executable, "-c", program], env=env)
     assert render(output)[-2] == "True"
     _, output = run_on_terminal(["sh", "-c", f'{sys.executable} -c "$PROGRAM" | cat'], env={**env, "PROGRAM": program})
