@@ -59,6 +59,7 @@ def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> int:
 
 
 def _run(main: Callable[[list[str]], int], arguments: list[str]) -> int:
+    status = 0
     try:
         status = main(arguments)
         sys.stdout.flush()
@@ -67,7 +68,7 @@ def _run(main: Callable[[list[str]], int], arguments: list[str]) -> int:
         return _fail(str(e), e.exit_status)
     except BrokenPipeError:
         _discard_output()
-        return 1
+        return status or 1  # a run that Ctrl-C ended keeps its status, although `tee` ended, too
     except MemoryError:
         return _fail("out of memory; use a smaller model, batch_size or block_size", 1)
     except OSError as e:
