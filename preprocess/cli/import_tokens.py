@@ -64,6 +64,7 @@ def import_command(
     from preprocess.build.from_tokens import build_from_tokens
     from preprocess.build.import_tokens import ImportFiles, ImportSettings, plan_import
     from preprocess.exchange.find_files import find_token_paths
+    from preprocess.inputs.part_names import find_gaps, find_missing_parts
     from preprocess.inputs.token_files import describe_token_files
     from preprocess.shards.format import Build, check_name, default_root
     from preprocess.tokenizers.vocabulary import load_vocabulary
@@ -80,6 +81,9 @@ def import_command(
     vocabulary, progress = load_vocabulary(tokenizer), output.progress()
     with progress.phase("hash"):
         train, validation = describe_token_files([train_paths, val_paths], module.NAMES)
+    names = [file.tokens.name for file in (*train, *validation)]
+    for line in (*find_missing_parts(names), *find_gaps(names)):
+        progress.warn(line)
     described = ImportFiles(train, validation, getattr(module, function))
     is_new = build_from_tokens(
         plan_import(settings, described, vocabulary), folder, name=name, replace=replace, progress=progress

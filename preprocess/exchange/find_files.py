@@ -42,6 +42,7 @@ def _list_files(path: Path, names: TokenNames) -> list[Path]:
         if names.check_folder is not None:
             names.check_folder(path)
         found = sorted(file for file in path.rglob(f"*{names.suffix}") if file.is_file())
+        _check_companions(path, names)
         if not found:
             raise MisuseError(f"{path} has no files named *{names.suffix}; check --format, or name the files")
         return found
@@ -52,6 +53,18 @@ def _list_files(path: Path, names: TokenNames) -> list[Path]:
             f"{shorten(str(path))} is not named like a file of tokens of this format, *{names.suffix}; check --format"
         )
     return [path]
+
+
+def _check_companions(folder: Path, names: TokenNames) -> None:
+    """Raise FolioError if a companion in `folder`, such as an index, is without its file of tokens."""
+    for suffix in (*names.required, *names.optional):
+        for companion in sorted(folder.rglob(f"*{suffix if names.replaces_suffix else names.suffix + suffix}")):
+            is_hidden = any(part.startswith(".") for part in companion.relative_to(folder).parts)
+            path = companion.with_name(names.find_tokens(companion.name, suffix))
+            if not is_hidden and not path.exists():
+                raise FolioError(
+                    f"{path} is missing, to which {companion.name} belongs; copy it again, or name the files to import"
+                )
 
 
 def _check_distinct(paths: Iterable[Path]) -> None:

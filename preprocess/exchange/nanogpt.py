@@ -18,7 +18,7 @@ from pickle import dumps
 
 import numpy as np
 
-from preprocess.errors import MisuseError
+from preprocess.errors import FolioError, MisuseError
 from preprocess.exchange.output import prepare_output, write_together
 from preprocess.exchange.read_tokens import iter_ids, split_at_eot
 from preprocess.exchange.tokens import iter_tokens
@@ -28,6 +28,7 @@ from preprocess.tokenizers import load_tokenizer
 
 VOCABULARY_FILE = "meta.pkl"
 NAMES = TokenNames(".bin")
+MIN_CLEAR_IDS = 256  # of these, every second one is practically never 0 by chance
 
 
 def export_nanogpt(build: Build, output: Path, *, replace: bool) -> list[Path]:
@@ -93,4 +94,18 @@ def read_nanogpt(files: list[TokenFile], ids: TokenIds) -> Iterator[TokenBatch]:
             "which the files were written"
         )
     for file in files:
-        yield from split_at_eot(((file, part) for part in iter_ids(file, "<u2")), ids.eot_id)
+        yield from split_at_eot(_iter_checked_ids(file), ids.eot_id)
+
+
+def _iter_checked_ids(file: TokenFile) -> Iterator[tuple[TokenFile, np.ndarray]]:
+    """Yield the file and its ids in parts. Raises FolioError if they are those of a wider dtype.
+
+    The file does not say its dtype. Read as uint16, ids of 32 or 64 bits have zeros after each of them.
+    """
+    for part in iter_ids(file, "<u2"):
+        if len(part) >= MIN_CLEAR_IDS and not part[1::2].any() and part.any():
+            raise FolioError(
+                f"every second id of {file.path} is 0, so it seems to have ids of 32 bits or more, expected uint16; "
+                "convert it: numpy.fromfile(FILE, 'uint32').astype('uint16').tofile(OTHER)"
+            )
+        yield file, part

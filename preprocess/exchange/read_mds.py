@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from preprocess.errors import FolioError, MisuseError, shorten
+from preprocess.errors import FolioError, MisuseError, format_quantity, shorten
 from preprocess.exchange.mds import DIMENSION, INDEX, LABELS, LENGTH_DTYPES, TOKENS
 from preprocess.exchange.parquet import NO_LABEL
 from preprocess.exchange.read_tokens import ADVICE, check_lengths, make_length_error
@@ -30,18 +30,30 @@ BYTES_DTYPE = "<i8"  # of a column of the encoding `bytes`, by LLM Foundry's def
 
 
 def check_shards(folder: Path) -> None:
-    """Raise FolioError if an index below `folder` is damaged, or names a shard that is not beside it."""
+    """Raise FolioError if an index below `folder` is damaged, or names other shards than those beside it."""
     for path in sorted(folder.rglob(INDEX)):
         try:
-            shards = [shard["raw_data"]["basename"] for shard in parse_json(read_small_file(path))["shards"]]
-            missing = [name for name in shards if not (path.parent / Path(name).name).is_file()]
-        except (ValueError, KeyError, TypeError) as e:
+            shards = [shard["raw_data"] for shard in parse_json(read_small_file(path))["shards"]]
+            sizes = {Path(shard["basename"]).name: shard.get("bytes") for shard in shards}
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise FolioError(f"{path} does not list the shards ({type(e).__name__}); {ADVICE}") from e
-        if missing:
+        found = {file.name: file.stat().st_size for file in path.parent.glob("*.mds") if file.is_file()}
+        if missing := sizes.keys() - found.keys():
             raise FolioError(
-                f"{path} names {len(shards):,} shards, of which {len(missing):,} are missing, such as "
-                f"{shorten(missing[0])}; copy the folder again, decompress the shards, or name the files to import"
+                f"{path} names {len(sizes):,} shards, of which {len(missing):,} are missing, such as "
+                f"{shorten(min(missing))}; copy the folder again, decompress the shards, or name the files to import"
             )
+        if extra := found.keys() - sizes.keys():
+            raise FolioError(
+                f"{path} does not name {format_quantity(len(extra), 'shard')} beside it, such as "
+                f"{shorten(min(extra))}, perhaps of an earlier data set; delete them, or name the files to import"
+            )
+        for name, size in sizes.items():
+            if size is not None and size != found[name]:
+                raise FolioError(
+                    f"{path.parent / name} has {found[name]:,} bytes, but {INDEX} says {shorten(str(size))}; copy the "
+                    "folder again, or name the files to import"
+                )
 
 
 NAMES = TokenNames(".mds", check_folder=check_shards)

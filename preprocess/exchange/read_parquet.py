@@ -20,7 +20,7 @@ from preprocess.inputs.token_files import TokenBatch, TokenFile, TokenIds, Token
 from preprocess.readers.examiner import examine_files
 from preprocess.readers.parquet_batches import OpenFile, read_row_group
 from preprocess.readers.parquet_metadata import describe_chunks, find_chunk_indices, open_file
-from preprocess.readers.parquet_pages import PageError
+from preprocess.readers.parquet_pages import PageError, reject_joined_files
 
 NAMES = TokenNames(".parquet")
 IDS, LABELS, ATTENTION, LANGUAGE = "input_ids", "labels", "attention_mask", "language"
@@ -62,6 +62,7 @@ def _open(file: TokenFile) -> Iterator[OpenFile]:
             open(file.path, "rb", buffering=0) as raw,
         ):
             names = _find_columns(file, parquet.schema_arrow)
+            reject_joined_files(parquet, raw)
             indices = find_chunk_indices(parquet, set(names))
             yield OpenFile(file.tokens, parquet, raw, names, indices, 0)
     except (pa.ArrowException, PageError, OSError, EOFError, UnicodeDecodeError) as e:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import posixpath
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from preprocess.inputs.disk_file import NO_SHA256, DiskFile
 from preprocess.inputs.download import find_file
 from preprocess.inputs.input_files import InputFile
 from preprocess.inputs.list_paths import expand_inputs, list_paths, warn_about_skipped
+from preprocess.inputs.part_names import find_missing_parts, find_mixed_splits
 from preprocess.inputs.remote.addresses import is_remote, show_url
 from preprocess.inputs.remote.fetch import FetchedFile, ListedFile, Listing, add_origins, copy_files, list_inputs
 from preprocess.inputs.remote.on_demand import FilesOnDemand, choose_sample, make_uncopied
@@ -73,7 +75,8 @@ def find_sample(recipe: Recipe, source: Path | None, progress: Progress) -> Samp
     if left_out:
         progress.log(f"reading {len(chosen):,} of {len(listing.remote):,} remote files, which the seed chooses")
     fetched = listing.mirrored + copy_files(chosen, progress)
-    files = _find(_Search(recipe, progress, compute_sha256=False), fetched)
+    names_left_out = tuple(item.file.name for item in listing.remote if item not in chosen)
+    files = _find(_Search(recipe, progress, compute_sha256=False, names_left_out=names_left_out), fetched)
     return Sample(_number(files, recipe), len(left_out), sum(left_out))
 
 
@@ -148,6 +151,7 @@ class _Search:
     inputs_name: str = OPTION
     num_threads: int = 1
     compute_sha256: bool = True
+    names_left_out: tuple[str, ...] = ()  # of remote files that an estimate does not read
 
 
 def _find(search: _Search, fetched: list[FetchedFile], uncopied: list[InputFile] | None = None) -> list[InputFile]:
@@ -165,7 +169,17 @@ def _find(search: _Search, fetched: list[FetchedFile], uncopied: list[InputFile]
             else f"the format {recipe.format}; leave --format out, or choose another"
         )
         raise MisuseError(f"{paths[0][1]} contains no file of {problem}")
+    _warn_about_names([*(file.name for file in files), *search.names_left_out], recipe, search.progress)
     return files
+
+
+def _warn_about_names(names: list[str], recipe: Recipe, progress: Progress) -> None:
+    """Warn of files that seem to be missing, and of the files of several splits that are read as one corpus."""
+    given = {os.path.basename(entry) for entry in recipe.inputs}  # who names a part wants no other one
+    for line in find_missing_parts(name for name in names if posixpath.basename(name) not in given):
+        progress.warn(line)
+    for line in find_mixed_splits(names) if recipe.split != "given" else ():
+        progress.warn(line)
 
 
 def _number(files: list[InputFile], recipe: Recipe) -> list[InputFile]:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from preprocess.errors import MisuseError, shorten
+from preprocess.errors import FolioError, MisuseError, shorten
 from preprocess.inputs.disk_file import NO_SHA256, DiskFile
 from preprocess.inputs.input_files import InputFile
 from preprocess.shards.files import open_regular_file, sha256_file
@@ -91,13 +91,18 @@ class TokenNames:
                 )
         return {suffix: path for suffix, path in paths.items() if path.exists()}
 
+    def find_tokens(self, companion: str, suffix: str) -> str:
+        """Return the name of the file of tokens to which a companion with this name and suffix belongs."""
+        stem = companion.removesuffix(suffix)
+        return stem + self.suffix if self.replaces_suffix else stem
+
 
 def describe_token_files(paths_of_splits: Sequence[Sequence[Path]], names: TokenNames) -> list[list[TokenFile]]:
     """Return the files of tokens of each split with their companions, hashed and numbered from 0.
 
     In the manifest, they have their paths relative to the deepest folder that contains all of them. Raises
     MisuseError if a companion is missing or a name is not UTF-8, FolioError if a path is not a regular file or
-    `names.check_sizes` does.
+    two files of a split have the same content, and what `names.check_sizes` raises.
     """
     paths = [Path(os.path.abspath(path)) for paths in paths_of_splits for path in paths]
     root = os.path.commonpath([path.parent for path in paths])
@@ -114,7 +119,22 @@ def describe_token_files(paths_of_splits: Sequence[Sequence[Path]], names: Token
             if names.check_sizes is not None:
                 names.check_sizes(files[-1])
         splits.append(files)
-    return [[_hash(file) for file in files] for files in splits]
+    hashed = [[_hash(file) for file in files] for files in splits]
+    for files in hashed:
+        _check_contents(files)
+    return hashed
+
+
+def _check_contents(files: list[TokenFile]) -> None:
+    """Raise FolioError if two files of a split are copies: their documents would be in the build twice."""
+    seen: dict[str, TokenFile] = {}
+    for file in files:
+        other = seen.setdefault(file.tokens.sha256, file)
+        if other is not file and file.tokens.size_bytes:
+            raise FolioError(
+                f"{other.path} and {file.path} have the same content, so each document would be in the build twice; "
+                "delete one of them, or name the files to import"
+            )
 
 
 def _describe(path: Path, name: str, number: int) -> InputFile:

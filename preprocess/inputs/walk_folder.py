@@ -14,6 +14,7 @@ from typing import NamedTuple, NoReturn
 
 from preprocess.errors import FolioError, shorten
 from preprocess.inputs.detect import describes_data, detect_format_by_name, has_known_suffix
+from preprocess.inputs.saved_dataset import STATE, check_saved_files
 from preprocess.recipes.schema import TABLE_FORMATS
 from preprocess.shards.files import read_small_file
 from preprocess.shards.format import MANIFEST, TOKENIZER_DIR
@@ -45,6 +46,8 @@ def walk_folder(folder: str, recipe_format: str) -> Iterator[FoundFile]:
         if (identity := (status.st_dev, status.st_ino)) in seen or _is_build(parent, folders, files):
             continue
         seen.add(identity)
+        if _contains(files, STATE):
+            check_saved_files(parent, (entry.name for entry in files))
         waiting += [entry.path for entry in reversed(folders) if not entry.name.startswith(".")]
         for entry in files:
             if entry.name.startswith("."):

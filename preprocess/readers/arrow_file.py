@@ -43,7 +43,7 @@ def open_arrow(path: str, names: set[str]) -> Iterator[ArrowFile]:
         # An empty list means all fields.
         fields = [] if is_mapped else included or list(range(len(schema)))[:1]
         options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
-        yield ArrowFile(schema, open_(source, options=options), is_stream)
+        yield ArrowFile(schema, open_(source, options=options), source if is_stream else None)
 
 
 def _is_compressed(source: pa.MemoryMappedFile) -> bool:
@@ -83,8 +83,13 @@ def _find_field(metadata: bytes, table: int, number: int) -> int:
 class ArrowFile:
     """An open Arrow file. A stream can only be read from its beginning."""
 
-    def __init__(self, schema: pa.Schema, reader: Any, is_stream: bool) -> None:
-        self.schema, self._reader, self.is_stream = schema, reader, is_stream
+    def __init__(self, schema: pa.Schema, reader: Any, stream: pa.MemoryMappedFile | None) -> None:
+        """`stream`: the bytes that `reader` reads, if they are a stream."""
+        self.schema, self._reader, self._stream = schema, reader, stream
+
+    @property
+    def is_stream(self) -> bool:
+        return self._stream is not None
 
     def count_batches(self) -> int:
         """Return the number of record batches in a file. They are not read."""
@@ -94,10 +99,14 @@ class ArrowFile:
     def iter_batches(self, start: int = 0, stop: int | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the record batches from `start` to `stop`, of a stream all.
 
-        The columns of a file that is not compressed are in the mapped file. Other batches are in memory.
+        The columns of a file that is not compressed are in the mapped file. Other batches are in memory. Raises
+        ArrowInvalid if something follows a stream, as in streams that were written one after another: a reader
+        ends after the first one.
         """
-        if self.is_stream:
+        if self._stream is not None:
             yield from self._reader
+            if num_left := self._stream.size() - self._stream.tell():
+                raise pa.ArrowInvalid(f"{num_left:,} bytes follow the end of the stream, perhaps a second one")
         else:
             for i in range(start, self.count_batches() if stop is None else stop):
                 yield self._reader.get_batch(i)

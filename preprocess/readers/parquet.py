@@ -12,7 +12,7 @@ from preprocess.errors import FolioError, first_line
 from preprocess.inputs.input_files import InputFile, Span
 from preprocess.readers.parquet_batches import OpenFile, estimate_repetition, read_row_group
 from preprocess.readers.parquet_metadata import describe_chunks, find_chunk_indices, open_file
-from preprocess.readers.parquet_pages import PageError
+from preprocess.readers.parquet_pages import PageError, reject_joined_files
 from preprocess.readers.record_sizes import get_max_record_bytes
 from preprocess.readers.records import Records, find_required_columns
 from preprocess.readers.table_columns import check_schema, convert_views, take_column
@@ -51,6 +51,7 @@ def get_row_group_bytes(input_file: InputFile, recipe: Recipe) -> list[int]:
     """
     with _open_parquet(input_file, recipe) as opened:
         check_schema(input_file, opened.parquet.schema_arrow, recipe)
+        reject_joined_files(opened.parquet, opened.raw)
         factors: list[float] = []
         sizes = []
         for group in range(opened.parquet.num_row_groups):

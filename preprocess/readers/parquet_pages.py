@@ -16,6 +16,7 @@ https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
@@ -24,6 +25,7 @@ import numpy as np
 
 from preprocess.readers.parquet_metadata import Chunk
 
+MAGIC, SEARCH_BYTES = b"PAR1", 1 << 20  # MAGIC is at both ends of a file
 HEADER_BYTES = 512  # read at first; a header is longer if it contains long values as statistics
 MAX_HEADER_BYTES = 16 << 20  # Arrow's limit
 MAX_DEPTH = 16  # of structs and lists
@@ -49,6 +51,26 @@ class Page(NamedTuple):
 
 class PageError(ValueError):
     """The pages of a file are damaged, or too large to be read."""
+
+
+def reject_joined_files(parquet: Any, raw: BinaryIO) -> None:
+    """Raise PageError if `raw`, which `parquet` reads, is several files that were written one after another.
+
+    The metadata of the last file would be applied to the bytes of the first one. A file has only its indexes
+    between the last column and the metadata, so usually nothing is read here.
+    """
+    metadata, begin = parquet.metadata, len(MAGIC)
+    for number in range(metadata.num_columns if metadata.num_row_groups else 0):
+        column = metadata.row_group(metadata.num_row_groups - 1).column(number)
+        first = min(filter(None, (column.data_page_offset, column.dictionary_page_offset)), default=0)
+        begin = max(begin, first + column.total_compressed_size)
+    num_left = raw.seek(0, os.SEEK_END) - 2 * len(MAGIC) - metadata.serialized_size - begin
+    raw.seek(begin)
+    last = b""
+    while num_left > 0 and (data := raw.read(min(num_left, SEARCH_BYTES))):
+        if 2 * MAGIC in last + data:
+            raise PageError("it is several files, one after another; name the files themselves")
+        num_left, last = num_left - len(data), data[-2 * len(MAGIC) :]
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,11 @@ class _ObjectPush:
     def _finish(self, transfers: Transfers) -> None:
         """Check that all objects are those that were pushed, and write the manifest."""
         found = self._folder.list()
+        # There was no manifest when the push began. A failed attempt of this method may have written it.
+        if MANIFEST in found and self._folder.read(MANIFEST, MAX_FILE_BYTES + 1) != self._manifest_data:
+            raise FolioError(
+                f"{self._folder.shown} got another build during the push, by another push; run the same command again"
+            )
         for file in self._files:
             _, version = found.get(file.name, (0, "missing"))
             if version != self._versions[file.name]:

@@ -572,3 +572,61 @@ def test_mds_folder_without_a_shard_of_its_index_is_refused(run: Callable[..., R
     write_mds(folder / names[1], [encode_mds([4, 5])])
     assert run("import", folder, *options, "--replace").exit_code == 0
     assert sorted(map(len, read_documents(Build(tmp_path / "shards" / "own"), "train"))) == [2, 3]
+
+
+def test_mds_folder_with_other_shards_than_its_index_says_is_refused(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    folder, options = tmp_path / "set", ("--format", "mds", "--tokenizer", "gpt2", "--name", "own")
+    folder.mkdir()
+    for i in range(2):
+        write_mds(folder / f"shard.{i:05}.mds", [encode_mds([i, 2, 3])])
+    shards = [
+        {"raw_data": {"basename": path.name, "bytes": path.stat().st_size}} for path in sorted(folder.glob("*.mds"))
+    ]
+    (folder / "index.json").write_text(json.dumps({"shards": shards[:1]}))
+    assert_refused(
+        run("import", folder, *options), tmp_path, "does not name 1 shard beside it, such as shard.00001.mds"
+    )
+    (folder / "index.json").write_text(
+        json.dumps({"shards": [shards[0], shards[1] | {"raw_data": {**shards[1]["raw_data"], "bytes": 7}}]})
+    )
+    assert_refused(run("import", folder, *options), tmp_path, "bytes, but index.json says 7; copy the folder again")
+    (folder / "index.json").write_text(json.dumps({"shards": shards}))
+    assert run("import", folder, *options, "--val-fraction", "0").exit_code == 0
+
+
+@pytest.mark.parametrize("dtype", ["<u4", "<i8"])
+def test_nanogpt_files_of_a_wider_dtype_are_refused(run: Callable[..., Result], tmp_path: Path, dtype: str) -> None:
+    options = ("--format", "nanogpt", "--tokenizer", "gpt2", "--name", "own", "--val-fraction", "0")
+    path = write_nanogpt(tmp_path / "a.bin", [[*range(1, 200), EOT]], dtype)
+    assert_refused(run("import", path, *options), tmp_path, "every second id of")
+    zeros = write_nanogpt(tmp_path / "b.bin", [[0] * 600])
+    assert run("import", zeros, *options).exit_code == 0
+
+
+def test_copies_of_a_file_are_refused(run: Callable[..., Result], tmp_path: Path) -> None:
+    for name in ("a.bin", "copy of a.bin"):
+        write_nanogpt(tmp_path / name, [[5, EOT], [6, EOT]])
+    for name in ("empty.bin", "empty too.bin"):
+        write_nanogpt(tmp_path / name, [])
+    result = run("import", tmp_path, "--format", "nanogpt", "--tokenizer", "gpt2", "--name", "own")
+    assert_refused(result, tmp_path, "have the same content, so each document would be in the build twice")
+
+
+def test_missing_files_are_noticed(build: Build, run: Callable[..., Result], tmp_path: Path) -> None:
+    options = ("--tokenizer", build.folder, "--name", "back")
+    for format_, suffix in (("datatrove", ".ds"), ("olmo", ".npy")):
+        folder = tmp_path / format_
+        run("export", "own", "--format", format_, "--output", folder)
+        first, second, *_ = sorted((folder / "train").glob(f"*{suffix}"))
+        second.unlink()
+        result = run("import", folder, "--format", format_, *options)
+        assert result.exit_code == 1 and f"{second} is missing, to which {second.stem}" in result.stderr
+        for path in second.parent.glob(f"{second.stem}.*"):
+            path.unlink()
+        result = run("import", folder, "--format", format_, *options, "--replace")
+        assert result.exit_code == 0 and f"train/{second.name} is missing between the numbered" in result.stderr
+        run("export", "own", "--format", format_, "--output", folder, "--replace")
+        assert "is missing" not in run("import", folder, "--format", format_, *options, "--replace").stderr
+        assert first.exists()

@@ -200,3 +200,11 @@ def test_large_batch_of_a_file_is_not_copied_unless_it_is_compressed(tmp_path: P
         assert batch.column("text").to_pylist() == [row] * 8
     assert num_bytes > 8_000_000 if compression else num_bytes < 100_000
     assert num_bytes < 15_000_000  # the column that is not used is not decompressed
+
+
+def test_streams_one_after_another_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrows"
+    write(path, pa.table({"text": TEXTS}), is_stream=True)
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(FolioError, match=r"bytes follow the end of the stream, perhaps a second one"):
+        build_files(tmp_path, path)

@@ -247,3 +247,13 @@ def test_parquet_lists_that_share_long_values_are_read_in_little_memory(tmp_path
         assert sum(column.nbytes for column in records.columns.values()) < 64 << 20
         if num_records > 100:
             break
+
+
+def test_files_one_after_another_are_refused(tmp_path: Path) -> None:
+    path, table = tmp_path / "a.parquet", pa.table({"text": ["one", "two"], "n": [1, 2]})
+    for options in ({}, {"write_page_index": True}, {"use_dictionary": False, "compression": "none"}):
+        pq.write_table(table, path, **options)
+        assert sorted(read_texts(build_files(tmp_path, path))) == ["one", "two"]
+        path.write_bytes(path.read_bytes() * 2)
+        with pytest.raises(FolioError, match="it is several files, one after another"):
+            build_files(tmp_path, path)

@@ -150,6 +150,21 @@ def test_push_continues_an_interrupted_one(bucket: Bucket, build: Build, monkeyp
     assert len(first["train-00000.bin"]) < sum(rest.amounts) < total - 1_500
 
 
+def test_push_does_not_replace_a_build_that_another_push_finishes_meanwhile(
+    bucket: Bucket, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload, other = ObjectFolder.upload, b'{"build_id": "of another push"}'
+
+    def disturb(folder: ObjectFolder, file: Any, local: Path, transfers: Any) -> str:
+        bucket.write(f"own/{MANIFEST}", other)
+        return upload(folder, file, local, transfers)
+
+    monkeypatch.setattr(ObjectFolder, "upload", disturb)
+    with pytest.raises(FolioError, match="got another build during the push"):
+        run_push(build, f"{bucket.url}/own")
+    assert read_bucket(f"{bucket.url}/own")[MANIFEST] == other
+
+
 def test_push_notices_objects_that_change_meanwhile(
     bucket: Bucket, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
