@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from preprocess.documents import get_text_buffers
 from preprocess.errors import FolioError
 from preprocess.stream import TokenStream
+from preprocess.tokenizers.interface import Encoded
 from tests.conftest import assert_one_line
 from tests.preprocess.stream.helpers import (
     make_texts,
@@ -32,3 +36,30 @@ def test_backend_mismatch_ends_the_stream_and_names_the_reference(
     with pytest.raises(FolioError, match=f"gigatoken differs from tiktoken .* {advice}") as caught:
         list(TokenStream(fast, block_size=8))
     assert_one_line(str(caught.value))
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", "char"])
+def test_long_documents_are_encoded_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str) -> None:
+    monkeypatch.setattr("preprocess.stages.slices.LONG_SLICE_BYTES", 1 << 18)
+    texts = ["x", "ab" * 200_000 + " end", "some words " * 50_000, "y"]
+    alphabet = tmp_path / "alphabet.txt"
+    alphabet.write_text("abdemnorswxy ")
+    corpus = open_files(
+        write_parquet(tmp_path / "x.parquet", texts),
+        tokenizer=tokenizer if tokenizer == "gpt2" else str(alphabet),
+        val_fraction=0.0,
+        eot="auto",
+    )
+    sizes = []
+    encode = corpus.tokenizer.encode
+
+    def record(texts: pa.LargeStringArray) -> Encoded:
+        sizes.append(len(get_text_buffers(texts)[0]))
+        return encode(texts)
+
+    monkeypatch.setattr(corpus.tokenizer, "encode", record)
+    tokens = np.concatenate(list(TokenStream(corpus, block_size=1, stream_buffer=0)))
+    eot = [] if corpus.tokenizer.eot_id is None else [corpus.tokenizer.eot_id]
+    expected = [[*corpus.tokenizer.encode_text(text).tolist(), *eot] for text in texts]
+    assert tokens.tolist() == list(itertools.chain(*expected))[: len(tokens)]
+    assert len(sizes) > 2
