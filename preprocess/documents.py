@@ -5,6 +5,7 @@ Stages work on columns, so a batch of many documents does not need a Python obje
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -79,3 +80,13 @@ def view_text(texts: pa.LargeStringArray, row: int) -> pa.Buffer:
 def count_text_bytes(texts: pa.LargeStringArray) -> np.ndarray:
     """Return the number of UTF-8 bytes of each text: (D,) int64."""
     return np.diff(get_text_buffers(texts)[1])
+
+
+def divide_texts(texts: pa.LargeStringArray, max_bytes: int) -> Iterator[pa.LargeStringArray]:
+    """Yield consecutive parts of D texts. A part has at most `max_bytes`, or is a single text."""
+    boundaries = get_text_buffers(texts)[1]
+    begin = 0
+    while begin < len(texts):
+        end = max(begin + 1, int(np.searchsorted(boundaries, boundaries[begin] + max_bytes, side="right")) - 1)
+        yield texts.slice(begin, end - begin)
+        begin = end

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, AnyStr
 
 import click
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from preprocess.terminal import Grid, Line
 
     Screen = Callable[[], Sequence[Grid | Line]]
+
+ECHOED_PARTS = 1024  # that are written at once
 
 version_option = click.version_option(__version__, prog_name="preprocess")
 
@@ -44,14 +47,39 @@ class Output:
         A terminal gets what `screen` returns instead of `lines`, unless --quiet is given.
         """
         if self.as_json:
-            # Bytes, because JSON is UTF-8 even if the terminal has another encoding. A path may contain bytes that
-            # are not UTF-8. Python represents them by surrogates, which are written as JSON escapes here.
-            click.echo(json.dumps(result, ensure_ascii=False, indent=2).encode("utf-8", "backslashreplace"))
+            click.echo(_encode_json(result, indent=2))
         elif screen is not None and not self.quiet and is_shown():
             show(screen())
         else:
             for line in lines:
                 click.echo(one_line(line))
+
+
+def write_json_list(result: dict[str, Any], key: str, items: Iterable[object]) -> None:
+    """Print `result` as JSON, with `items` as the list `key` at its end, one in each line.
+
+    There may be a hundred million items, so they are written in parts.
+    """
+    head = _encode_json({**result, key: []}, indent=2).removesuffix(b"]\n}")
+    separators = itertools.chain([b"\n    "], itertools.repeat(b",\n    "))
+    lines = (separator + _encode_json(item) for separator, item in zip(separators, items, strict=False))
+    echo_parts(itertools.chain([head], lines, [b"\n  ]\n}\n"]))
+
+
+def echo_parts(parts: Iterable[AnyStr]) -> None:
+    """Write `parts` to standard output, many at a time, because each call of `click.echo` flushes it."""
+    remaining = iter(parts)
+    while some := list(itertools.islice(remaining, ECHOED_PARTS)):
+        click.echo(some[0][:0].join(some), nl=False)
+
+
+def _encode_json(value: Any, *, indent: int | None = None) -> bytes:
+    """Return `value` as JSON. It is UTF-8 even if the terminal has another encoding.
+
+    A path may contain bytes that are not UTF-8. Python represents them by surrogates, which are written as
+    JSON escapes here.
+    """
+    return json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace")
 
 
 def output_options(command: Callable[..., None]) -> Callable[..., None]:

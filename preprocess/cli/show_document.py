@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from preprocess.cli.output import Output
+from preprocess.cli.output import Output, echo_parts, write_json_list
 from preprocess.console import has_colours
 from preprocess.errors import FolioError, one_line, printable, shorten
 
@@ -85,8 +85,7 @@ def print_tokens(tokens: Iterable[ShownToken]) -> None:
     has the id and the text, with a tab between them.
     """
     if not has_colours(sys.stdout):
-        for token in tokens:
-            click.echo(f"{token.id}\t{one_line(token.text)}")
+        echo_parts(f"{token.id}\t{one_line(token.text)}\n" for token in tokens)
         return
     tint = -1
     for token in tokens:
@@ -129,22 +128,21 @@ def show_document(output: Output, build: Build, split: str, number: int, *, toke
     from preprocess.tokenizers.decode_build import decode_document, decode_tokens
 
     with build.reading():
-        parts = decode_document(build, split, number)
+        shown = decode_tokens(build, split, number) if tokens else iter(())
+        document = None if tokens else DecodedDocument(decode_document(build, split, number), build.has_masks)
         record = build.document_record(split, number)
     source, position = _name_source(build, int(record["source"])), int(record["position"])
-    document = DecodedDocument(parts, build.has_masks)
-    if tokens and output.as_json:
-        shown = [dataclasses.asdict(token) for token in decode_tokens(build, split, number)]
-        output.write({"split": split, "document": number, "source": source, "position": position, "tokens": shown}, [])
-        return
+    where = {"split": split, "document": number, "source": source, "position": position}
     if output.as_json:
-        where = {"split": split, "document": number, "source": source, "position": position}
-        output.write({**where, **document.as_json()}, [])
-    else:
-        if not output.quiet:
-            line = f"document {number:,} of {split}: position {position:,} of {shorten(source)}"
-            click.echo(one_line(line), err=True)
-        if tokens:
-            print_tokens(decode_tokens(build, split, number))
+        if document is None:
+            write_json_list(where, "tokens", map(dataclasses.asdict, shown))
         else:
-            document.print(quiet=output.quiet)
+            output.write({**where, **document.as_json()}, [])
+        return
+    if not output.quiet:
+        line = f"document {number:,} of {split}: position {position:,} of {shorten(source)}"
+        click.echo(one_line(line), err=True)
+    if document is None:
+        print_tokens(shown)
+    else:
+        document.print(quiet=output.quiet)

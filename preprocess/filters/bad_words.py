@@ -33,10 +33,10 @@ class BadWordsFilter(Filter):
             raise FolioError(
                 f"the file {shorten(settings.file)} of the filter bad_words has no words; add one per line"
             )
-        anywhere = [word for word in words if all(find_kind(ord(character)) & SINGLE for character in word)]
-        separate = [word for word in words if word not in set(anywhere)]
+        anywhere = {word for word in words if all(find_kind(ord(character)) & SINGLE for character in word)}
+        separate = [word for word in words if word not in anywhere]
         self._patterns = [
-            *(_join(part) for part in _cut(anywhere)),
+            *(_join(part) for part in _cut([word for word in words if word in anywhere])),
             *(f"(?:^|{NO_WORD_CHARACTER}){_join(part)}(?:{NO_WORD_CHARACTER}|$)" for part in _cut(separate)),
         ]
 

@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from preprocess.errors import FolioError
+from preprocess.shards.permutation import mix64
 from preprocess.stages.ngrams import SPACED, hash_ngrams, iter_words
 
 NUM_WORDS = 13
@@ -160,26 +161,52 @@ class Overlaps:
     """The n-grams that texts have in common with evaluation items."""
 
     documents: np.ndarray  # (C,) int64, ascending: the texts that have an n-gram of an item
-    items: np.ndarray  # (P,) int64: each item that is found, once for each text that contains a part of it
+    items: np.ndarray  # (P,) int64, ascending: the items of which a text contains a part
+    num_documents: np.ndarray  # (P,) int64: the number of texts that contain a part of each of them
     ngrams: np.ndarray  # (M,) int64, ascending: the distinct n-grams of the index that are found
 
 
 def find_overlaps(texts: pa.LargeStringArray, index: EvaluationIndex) -> Overlaps:
     """Return which of D texts have n-grams of evaluation items."""
-    documents, ngrams = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for words, of_words, num_starts in iter_words(texts, SPACED, NUM_WORDS) if len(index.hashes) else ():
+    found, num_ngrams = [np.empty(0, np.int64)], len(index.hashes)
+    for words, of_words, num_starts in iter_words(texts, SPACED, NUM_WORDS) if num_ngrams else ():
         for length in index.lengths:
-            rows, found = _look_up(*hash_ngrams(words, of_words, length, num_starts), index)
-            documents.append(of_words[rows])
-            ngrams.append(found)
-    pairs = np.unique(np.stack([np.concatenate(documents), np.concatenate(ngrams)], axis=1), axis=0)
-    found_documents, found_ngrams = pairs.T
-    num_items = index.item_starts[found_ngrams + 1] - index.item_starts[found_ngrams]
-    first = np.cumsum(num_items) - num_items
-    indices = np.arange(num_items.sum()) + np.repeat(index.item_starts[found_ngrams] - first, num_items)
-    of_documents = np.stack([np.repeat(found_documents, num_items), index.items[indices].astype(np.int64)], axis=1)
-    items = np.unique(of_documents, axis=0)[:, 1]
-    return Overlaps(np.unique(found_documents), items, np.unique(found_ngrams))
+            rows, ngrams = _look_up(*hash_ngrams(words, of_words, length, num_starts), index)
+            # One number for each pair of a text and an n-gram, which a text can repeat a million times.
+            found.append(np.unique(of_words[rows] * num_ngrams + ngrams))
+    documents, ngrams = np.divmod(np.unique(np.concatenate(found)), max(num_ngrams, 1))
+    items, num_documents = _count_documents(documents, ngrams, index)
+    return Overlaps(np.unique(documents), items, num_documents, np.unique(ngrams))
+
+
+def _count_documents(
+    documents: np.ndarray, ngrams: np.ndarray, index: EvaluationIndex
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the items of which a text has an n-gram, and how many texts have one: (P,) int64 each.
+
+    `documents`, `ngrams`: distinct pairs of a text and an n-gram of it, (N,) int64 each, ascending.
+
+    A phrase of a prompt can be in every item and in every text, and pairs of a text and an item would
+    fill the memory. So texts with the same n-grams are counted together, and others one after the other.
+    """
+    num_documents = np.zeros(len(index.num_ngrams), np.int64)
+    starts = np.flatnonzero(np.diff(documents, prepend=-1))  # of the texts
+    if len(starts):
+        of_texts = np.add.reduceat(mix64(ngrams.astype(np.uint64)), starts)  # a hash of the n-grams of each text
+        _, first_texts, num_equal = np.unique(of_texts, return_index=True, return_counts=True)
+        ends = np.append(starts[1:], len(ngrams))
+        for start, end, count in zip(starts[first_texts], ends[first_texts], num_equal, strict=True):
+            num_documents[_list_items(ngrams[start:end], index)] += count
+    items = np.flatnonzero(num_documents)
+    return items, num_documents[items]
+
+
+def _list_items(ngrams: np.ndarray, index: EvaluationIndex) -> np.ndarray:
+    """Return the distinct items that have one of the n-grams."""
+    starts = index.item_starts[ngrams]
+    counts = index.item_starts[ngrams + 1] - starts
+    first = np.cumsum(counts) - counts
+    return np.unique(index.items[np.arange(counts.sum()) + np.repeat(starts - first, counts)])
 
 
 def _look_up(hashes: np.ndarray, is_whole: np.ndarray, index: EvaluationIndex) -> tuple[np.ndarray, np.ndarray]:
@@ -201,12 +228,12 @@ class OverlapCounter:
         self._num_documents = np.zeros(len(index.num_ngrams), np.int64)  # by item
         self._is_found = np.zeros(len(index.hashes), bool)
 
-    def add(self, items: np.ndarray, num_documents: np.ndarray | int, ngrams: np.ndarray) -> None:
-        """Add the items and n-grams that were found in other texts.
+    def add(self, items: np.ndarray, num_documents: np.ndarray, ngrams: np.ndarray) -> None:
+        """Add what was found in other texts: distinct items, how many documents have each, and n-grams.
 
-        `items`: (P,), with repetitions. `num_documents`: of each of them, (P,) or one number. `ngrams`: (M,).
+        (P,), (P,) and (M,) int64.
         """
-        np.add.at(self._num_documents, items, num_documents)
+        self._num_documents[items] += num_documents
         self._is_found[ngrams] = True
 
     def list_found(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -236,7 +263,7 @@ class Decontaminator:
     def judge(self, texts: pa.LargeStringArray) -> np.ndarray:
         """Return which of D texts are kept: (D,) bool."""
         overlaps = find_overlaps(texts, self._index)
-        self.counter.add(overlaps.items, 1, overlaps.ngrams)
+        self.counter.add(overlaps.items, overlaps.num_documents, overlaps.ngrams)
         self.num_documents += len(overlaps.documents)
         is_kept = np.ones(len(texts), bool)
         is_kept[overlaps.documents] = not self._is_dropping

@@ -15,8 +15,9 @@ remains one slice.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -55,7 +56,7 @@ def slice_texts(
     long_rows = np.flatnonzero(np.diff(offsets) > slice_bytes).tolist()
     if not long_rows or cuts == "none":
         return texts, first_slices
-    find_cut = _find_space if cuts == "spaces" else _find_character
+    find_cut = FINDERS[cuts]
     ends: list[np.ndarray] = []
     row = 0
     for long_row in long_rows:
@@ -106,12 +107,15 @@ def _find_character(data: np.ndarray, start: int, stop: int) -> int:
     return start
 
 
-def _find_space(data: np.ndarray, start: int, stop: int) -> int:
-    """Return the first offset from `start` to `stop` at which a text can be cut, or `stop`."""
+def _find_cut(data: np.ndarray, start: int, stop: int, find_cuts: Callable[..., np.ndarray]) -> int:
+    """Return the first offset from `start` to `stop` at which a text can be cut, or `stop`.
+
+    `find_cuts(data, start, end)` returns at which of the offsets `start` … `end` - 1 it can be: (end - start,) bool.
+    """
     search_bytes = SEARCH_BYTES
     while start < stop:
         end = min(start + search_bytes, stop)
-        cuts = _is_cut(data, start, end)
+        cuts = find_cuts(data, start, end)
         if cuts.any():
             return start + int(np.argmax(cuts))
         start, search_bytes = end, min(2 * search_bytes, SLICE_BYTES)
@@ -128,5 +132,19 @@ def _is_cut(data: np.ndarray, start: int, end: int) -> np.ndarray:
         after = data[start : end + 2]
         for i in (1, 2):
             is_full_stop[: len(after) - i] &= after[i : len(at) + i] == FULL_STOP[i]
-    is_cut: np.ndarray = (is_word_end & ((at == LINE_FEED) | is_full_stop)) | ((at == SPACE) & PRECEDES_SPACE[before])
+    is_cut: np.ndarray = (is_word_end & ((at == LINE_FEED) | is_full_stop)) | _is_space(data, start, end)
     return is_cut
+
+
+def _is_space(data: np.ndarray, start: int, end: int) -> np.ndarray:
+    """Return at which of the offsets `start` >= 1 … `end` - 1 is a space after a word: (end - start,) bool."""
+    is_space: np.ndarray = (data[start:end] == SPACE) & PRECEDES_SPACE[data[start - 1 : end - 1]]
+    return is_space
+
+
+# By the cuts that a tokenizer allows: a function of a text and two offsets that returns the first cut between them.
+FINDERS: dict[Cuts, Callable[[np.ndarray, int, int], int]] = {
+    "spaces": functools.partial(_find_cut, find_cuts=_is_cut),
+    "only_spaces": functools.partial(_find_cut, find_cuts=_is_space),
+    "characters": _find_character,
+}

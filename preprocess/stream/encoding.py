@@ -18,10 +18,20 @@ import pyarrow as pa
 from preprocess.chats.marked_text import count_plain_bytes
 from preprocess.errors import FolioError
 from preprocess.shards.format import CONTROL_FIELDS, format_control_token
-from preprocess.stages.encode import BackendMismatch, SpotCheck, add_control_tokens, encode_checked, has_bos, has_eot
+from preprocess.stages.encode import (
+    BackendMismatch,
+    SpotCheck,
+    add_control_tokens,
+    encode_checked,
+    encode_long,
+    has_bos,
+    has_eot,
+)
 from preprocess.stages.encode_chats import TurnIds, choose_turns
+from preprocess.stages.slices import is_long_slice, iter_groups, slice_texts
 from preprocess.stream.corpus import StreamCorpus
 from preprocess.stream.reading import Cursor, SelectedDocuments
+from preprocess.tokenizers.interface import Encoded
 from preprocess.tokenizers.lost_characters import LossCounter
 
 CHUNK_BYTES = 1 << 20
@@ -77,15 +87,12 @@ class ChunkEncoder:
             hashes = selected.hashes[first:last]
             rows_to_check = choose_turns(turns, self._check.choose_rows(hashes, sizes), hashes)
         try:
-            ids, ends = encode_checked(self._tokenizer, turns.texts, rows_to_check)
+            ids, ends = self._encode_texts(turns.texts, rows_to_check)
         except BackendMismatch as e:
             raise FolioError(
                 f"{e}, and blocks were already returned; open the corpus again with "
                 "open_corpus(…, use_reference=True), or train on a build, which switches to the reference by itself"
             ) from e
-        self._log_lost_characters(turns.texts, ids, ends)
-        # Convert before the control tokens are added: a document may have 64 million ids of 4 bytes.
-        ids = ids.astype(self._corpus.dtype, copy=False)
         of_documents = self._leading_ids(selected.batch.slice(first, last - first))
         leading = np.full((len(turns.texts), of_documents.shape[1]), -1, np.int64)  # of the turns
         leading[turns.firsts[:-1]] = of_documents
@@ -95,12 +102,37 @@ class ChunkEncoder:
         ids, ends = add_control_tokens(ids, ends, leading, trailing)
         return Chunk(ids, ends[turns.firsts[1:] - 1], selected, first, int(sizes.sum()))
 
-    def _log_lost_characters(self, texts: pa.LargeStringArray, ids: np.ndarray, ends: np.ndarray) -> None:
-        if self._loss_counter is not None:
-            self._loss_counter.add(texts, ids, ends)
-            if line := self._loss_counter.measure().describe():
-                self._corpus.log(f"{line} (so far; the stream does not count further)")
-                self._loss_counter = None
+    def _encode_texts(self, texts: pa.LargeStringArray, rows_to_check: np.ndarray) -> Encoded:
+        """Encode D texts in the dtype of the stream. Long ones are encoded in slices, as in a build."""
+        slices, first_slices = slice_texts(texts, self._tokenizer.cuts)
+        is_checked = np.zeros(len(slices), bool)
+        is_checked[first_slices[rows_to_check]] = True
+        parts, lengths = [np.empty(0, self._corpus.dtype)], np.zeros(len(slices), np.int64)
+        for start, stop in iter_groups(slices):
+            group = slices.slice(start, stop - start)
+            if self._loss_counter is not None:
+                self._loss_counter.add_text(group)
+            for ids, ends in self._encode_group(group, is_checked[start:stop]):
+                if self._loss_counter is not None:
+                    self._loss_counter.add_ids(ids, ends)
+                # Convert each part: a document may have 64 million ids of 4 bytes.
+                parts.append(ids.astype(self._corpus.dtype, copy=False))
+                lengths[start:stop] += np.diff(ends, prepend=0)
+            self._log_lost_characters()
+        return np.concatenate(parts), np.cumsum(lengths)[first_slices[1:] - 1]
+
+    def _encode_group(self, group: pa.LargeStringArray, is_checked: np.ndarray) -> Iterator[Encoded]:
+        """Yield the ids of a group of slices and where each ends, or those of one long slice in parts."""
+        if is_long_slice(group):
+            for ids in encode_long(self._tokenizer, group, is_checked=bool(is_checked[0])):
+                yield ids, np.array([len(ids)])
+        else:
+            yield encode_checked(self._tokenizer, group, np.flatnonzero(is_checked))
+
+    def _log_lost_characters(self) -> None:
+        if self._loss_counter is not None and (line := self._loss_counter.measure().describe()):
+            self._corpus.log(f"{line} (so far; the stream does not count further)")
+            self._loss_counter = None
 
     def _leading_ids(self, batch: pa.RecordBatch) -> np.ndarray:
         """Return the ids to insert before each of D documents, (D, 1 + F) int64; -1 means no id."""

@@ -31,6 +31,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from preprocess.documents import divide_texts
 from preprocess.errors import FolioError, one_line
 from preprocess.tokenizers.huggingface_limits import MAX_UNCHECKED_GROWTH, LimitedEncoder
 from preprocess.tokenizers.huggingface_spec import (
@@ -47,6 +48,7 @@ from preprocess.tokenizers.interface import (
     FATAL_ERRORS,
     MAX_VOCAB_SIZE,
     PROBE_TEXTS,
+    Cuts,
     Encoded,
     TwoBackendTokenizer,
     find_round_trip_issue,
@@ -62,6 +64,7 @@ PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<｜▁pad▁｜>")
 UNK_NAMES = ("<unk>", "[UNK]")
 MAX_PROBED_TOKENS = 64  # text tokens, and as many control tokens, in the probe texts; a file may have thousands
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+MAX_ENCODED_BYTES = 1 << 20  # of text at once: the library needs 80 bytes of memory for each
 # Normalizers that look only at one character and the combining marks after it.
 LOCAL_NORMALIZERS = {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Sequence"}
 
@@ -102,7 +105,7 @@ class HuggingFaceTokenizer(TwoBackendTokenizer):
         self.byte_fallback_ids = (
             [i for token, i in vocab.items() if _BYTE_TOKEN.fullmatch(token)] if _has_byte_fallback(spec) else ()
         )
-        self.cuts = "spaces" if _ends_words_at_cuts(spec) else "none"
+        self.cuts = _find_cuts(spec)
         has_all_bytes = self.is_byte_level or len(self.byte_fallback_ids) >= 256
         self.can_lose_characters = can_lose_characters(spec, has_all_bytes=has_all_bytes)
         self.unused_words = [t["content"] for t in added if not t.get("special") and not is_text_token(t)]
@@ -149,6 +152,20 @@ class HuggingFaceTokenizer(TwoBackendTokenizer):
         Raises FolioError if the library fails, exceeds the limits of LimitedEncoder, or turns text
         into a control token.
         """
+        ids_of_parts = [np.empty(0, np.uint32)]
+        lengths = [np.empty(0, np.int64)]  # of the texts
+        for part in divide_texts(texts, MAX_ENCODED_BYTES):
+            ids, ends = self._encode_part(part)
+            ids_of_parts.append(ids)
+            lengths.append(np.diff(ends, prepend=0))
+        ids = np.concatenate(ids_of_parts)
+        if self._is_control[ids].any():
+            control_id = int(ids[np.argmax(self._is_control[ids])])
+            name = next(name for name, i in self.special_tokens.items() if i == control_id)
+            raise FolioError(f"this {JSON_FILE} turns text into its control token {name!r}; use another tokenizer")
+        return ids, np.cumsum(np.concatenate(lengths))
+
+    def _encode_part(self, texts: pa.LargeStringArray) -> Encoded:
         try:
             encodings = self._encoder.encode(texts.to_pylist())
         except (FolioError, *FATAL_ERRORS):
@@ -157,12 +174,7 @@ class HuggingFaceTokenizer(TwoBackendTokenizer):
             raise FolioError(
                 f"the library tokenizers could not encode with this {JSON_FILE} ({_describe(e)}); use another tokenizer"
             ) from e
-        ids, ends = flatten_ids([encoding.ids for encoding in encodings])
-        if self._is_control[ids].any():
-            control_id = int(ids[np.argmax(self._is_control[ids])])
-            name = next(name for name, i in self.special_tokens.items() if i == control_id)
-            raise FolioError(f"this {JSON_FILE} turns text into its control token {name!r}; use another tokenizer")
-        return ids, ends
+        return flatten_ids([encoding.ids for encoding in encodings])
 
 
 def load(path: Path) -> HuggingFaceTokenizer:
@@ -252,13 +264,37 @@ def _component_types(spec: Spec, *keys: str) -> set[str]:
     return {str(component.get("type")) for component in find_components(spec, *keys)}
 
 
-def _ends_words_at_cuts(spec: Spec) -> bool:
-    """Return whether a word always ends where slices.py cuts a text, so that no id depends on a cut."""
-    return (
-        _component_types(spec, "pre_tokenizer") in ({"BertPreTokenizer"}, {"Whitespace"})
-        and _component_types(spec, "normalizer") <= LOCAL_NORMALIZERS
-        and not any(is_text_token(token) for token in spec["added_tokens"])  # they are found across words
-    )
+def _find_cuts(spec: Spec) -> Cuts:
+    """Return where a word always ends, so that no id depends on a cut there."""
+    if any(is_text_token(token) for token in spec["added_tokens"]):  # they are found across words
+        return "none"
+    steps = [*find_components(spec, "pre_tokenizer")]
+    kinds, normalizers = {str(step.get("type")) for step in steps}, [*find_components(spec, "normalizer")]
+    if kinds in ({"BertPreTokenizer"}, {"Whitespace"}) and all(map(_is_local, normalizers)):
+        return "spaces"
+    if spec["model"].get("type") == "BPE":  # gigatoken, which encodes it, can treat the beginning of a text differently
+        return "none"
+    divides = bool(kinds & {"Metaspace", "WhitespaceSplit"}) and all(step.get("split") is not False for step in steps)
+    if divides and kinds <= {"Metaspace", "WhitespaceSplit", "Sequence"} and all(map(_keeps_spaces, normalizers)):
+        return "only_spaces"
+    return "none"
+
+
+def _is_local(normalizer: Spec) -> bool:
+    return str(normalizer.get("type")) in LOCAL_NORMALIZERS
+
+
+def _keeps_spaces(normalizer: Spec) -> bool:
+    """Return whether a normalizer treats a text that begins with spaces as it does within a longer text.
+
+    The tokenizers of T5 and XLM-R have these normalizers.
+    """
+    kind = normalizer.get("type")
+    if kind == "Replace":
+        return normalizer.get("pattern") == {"Regex": " {2,}"} and normalizer.get("content") in (" ", "\u2581")
+    if kind == "Strip":
+        return normalizer.get("strip_left") is False
+    return kind == "Precompiled" or _is_local(normalizer)
 
 
 def _has_byte_fallback(spec: Spec) -> bool:

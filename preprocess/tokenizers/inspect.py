@@ -7,13 +7,13 @@ the time of encoding the texts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocess.documents import get_text_buffers
+from preprocess.documents import divide_texts, get_text_buffers
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.tokenizers.lost_characters import CharacterLoss, LossCounter
 
@@ -116,7 +116,7 @@ def _count_tokens(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> tuple[int
     starts_character[[i for i, byte in first_byte.items() if byte and (byte[0] & 0xC0) != 0x80]] = True
     num_tokens = num_characters = 0
     loss_counter = LossCounter(tokenizer)
-    for part in _slices(texts):
+    for part in divide_texts(texts, SLICE_BYTES):
         ids, ends = tokenizer.encode(part)
         loss_counter.add(part, ids, ends)
         num_tokens += len(ids)
@@ -143,15 +143,5 @@ def _find_single_token_words(tokenizer: Tokenizer, words: pa.LargeStringArray) -
 
 def _count_tokens_of_each(tokenizer: Tokenizer, texts: pa.LargeStringArray) -> np.ndarray:
     """Return the number of tokens of each text, (D,) int64."""
-    ends = (tokenizer.encode(part)[1] for part in _slices(texts))
+    ends = (tokenizer.encode(part)[1] for part in divide_texts(texts, SLICE_BYTES))
     return np.concatenate([np.empty(0, np.int64), *(np.diff(of_part, prepend=0) for of_part in ends)])
-
-
-def _slices(texts: pa.LargeStringArray) -> Iterator[pa.LargeStringArray]:
-    """Yield consecutive slices of `texts` of about SLICE_BYTES, with at least one text each."""
-    boundaries = get_text_buffers(texts)[1]
-    begin = 0
-    while begin < len(texts):
-        end = max(begin + 1, int(np.searchsorted(boundaries, boundaries[begin] + SLICE_BYTES, side="right")) - 1)
-        yield texts.slice(begin, end - begin)
-        begin = end

@@ -6,17 +6,21 @@ import json
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from preprocess.cli.main import main
-from preprocess.cli.show_document import DecodedDocument
+from preprocess.cli.output import Output
+from preprocess.cli.show_document import DecodedDocument, show_document
 from preprocess.shards.files import readable_json, sha256_bytes
 from preprocess.shards.format import Build, seal
 from preprocess.tokenizers.decode_build import DocumentPart
+from tests.helpers.memory import measure_peak_bytes
 from tests.preprocess.cli.checks import TINY, Run, check_error
 
 
@@ -194,6 +198,21 @@ def test_show_finds_a_document_by_its_text(build_text: Any) -> None:
         assert (
             result.stderr.splitlines()[0] == f"document {number} of {split}: position {position} of {found['source']}"
         )
+
+
+def test_tokens_of_a_long_document_are_not_in_memory_together(build_text: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "ab\u00e9 " * 8_000
+    build = build_text(text, document="file", val_fraction=0, clean=())
+    arguments = ["show", str(build.folder), "--document", "0", "--tokens"]
+    shown = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
+    assert [token["id"] for token in shown.pop("tokens")] == build.document("train", 0).tolist()
+    assert shown == {"split": "train", "document": 0, "source": build.manifest.sources[0]["name"], "position": 0}
+    lines = CliRunner().invoke(main, arguments).stdout.splitlines()
+    assert [int(line.partition("\t")[0]) for line in lines] == build.document("train", 0).tolist()
+    monkeypatch.setattr(click, "echo", lambda *arguments, **options: None)
+    for as_json in (False, True):  # 40,000 tokens, which took 16 MB as JSON
+        output = Output(quiet=False, as_json=as_json)
+        assert measure_peak_bytes(partial(show_document, output, build, "train", 0, tokens=True)) < 6 << 20
 
 
 def test_show_says_that_no_document_has_the_text(build_text: Any) -> None:

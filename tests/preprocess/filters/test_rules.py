@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,10 @@ from hypothesis import strategies as st
 
 from preprocess.documents import make_batch
 from preprocess.filters import words as words_module
+from preprocess.filters.bad_words import BadWordsFilter
 from preprocess.filters.catalog import CLASSES, load_filter
 from preprocess.filters.interface import Verdict
-from preprocess.recipes.filter_settings import FILTERS, PRESETS, format_filter, parse_filter
+from preprocess.recipes.filter_settings import FILTERS, PRESETS, BadWords, format_filter, parse_filter
 from tests.preprocess.filters import reference
 
 Reference = Callable[[str, Any], str | None]
@@ -178,3 +181,12 @@ def test_a_long_line_without_spaces_is_judged_in_bounded_time() -> None:
     assert judge("gopher_repetition", [text])[0] == [None]
     assert judge("c4", [text])[0] == ["too_few_sentences"]
     assert judge("fineweb_quality", ["[" + text + "]"])[0] == ["too_few_lines_end_with_punctuation"]
+
+
+def test_a_long_list_of_chinese_words_is_read_in_linear_time(tmp_path: Path) -> None:
+    characters = [chr(0x4E00 + i) for i in range(200)]
+    path = tmp_path / "words.txt"
+    path.write_text("\n".join(a + b for a in characters for b in characters), encoding="utf-8")
+    begin = time.process_time()
+    BadWordsFilter(BadWords(file=str(path)))
+    assert time.process_time() - begin < 10  # 40 s with a set of all words for each word

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import string
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from preprocess.stages.decontaminate import (
     find_overlaps,
 )
 from preprocess.stages.ngrams import SPACED, iter_words
+from tests.helpers.memory import measure_peak_bytes
 
 # Few different words, so that n-grams are found by chance; punctuation, white space and characters of all lengths.
 PIECES = [
@@ -151,7 +153,7 @@ def test_saved_index_finds_the_same(tmp_path: Path) -> None:
     loaded = EvaluationIndex.load(tmp_path)
     assert loaded.files == index.files and loaded.lengths == index.lengths
     texts = to_arrow([make_words(i, 14) for i in range(0, 250, 7)])
-    for name in ("documents", "items", "ngrams"):
+    for name in ("documents", "items", "num_documents", "ngrams"):
         expected = getattr(find_overlaps(texts, index), name)
         assert len(expected) and (getattr(find_overlaps(texts, loaded), name) == expected).all()
 
@@ -174,4 +176,21 @@ def test_batches_change_nothing() -> None:
     whole = find_overlaps(to_arrow(texts), index)
     one_by_one = [find_overlaps(to_arrow([text]), index) for text in texts]
     assert whole.documents.tolist() == [i for i, each in enumerate(one_by_one) if len(each.documents)]
-    assert sorted(whole.items) == sorted(itertools.chain(*(each.items for each in one_by_one)))
+    counts = Counter(itertools.chain(*(each.items.tolist() for each in one_by_one)))
+    assert dict(zip(whole.items.tolist(), whole.num_documents.tolist(), strict=True)) == counts
+
+
+def test_phrase_of_all_items_in_all_texts_needs_no_memory_for_each_pair() -> None:
+    phrase = make_words(0, NUM_WORDS)
+    index = make_index([f"{phrase} item{i}" for i in range(4_000)])
+    texts = to_arrow([f"{phrase} text{i % 3000}" for i in range(4_000)])
+    overlaps = find_overlaps(texts, index)
+    assert len(overlaps.items) == 4_000 and set(overlaps.num_documents.tolist()) == {4_000}
+    assert measure_peak_bytes(lambda: find_overlaps(texts, index)) < 32 << 20  # 256 MB for 16 million pairs
+
+
+def test_phrase_that_a_text_repeats_needs_memory_once() -> None:
+    index = make_index([" ".join(["0"] * NUM_WORDS)])
+    text = to_arrow(["0 " * 2_000_000])
+    assert find_overlaps(text, index).num_documents.tolist() == [1]
+    assert measure_peak_bytes(lambda: find_overlaps(text, index)) < 64 << 20  # 32 bytes for each place are as much

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from preprocess.documents import get_text_buffers
 from preprocess.errors import FolioError
 from preprocess.stream import TokenStream
+from preprocess.tokenizers.interface import Encoded
 from tests.conftest import assert_one_line
 from tests.preprocess.stream.helpers import (
     make_texts,
@@ -32,3 +36,22 @@ def test_backend_mismatch_ends_the_stream_and_names_the_reference(
     with pytest.raises(FolioError, match=f"gigatoken differs from tiktoken .* {advice}") as caught:
         list(TokenStream(fast, block_size=8))
     assert_one_line(str(caught.value))
+
+
+def test_long_documents_are_encoded_in_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preprocess.stages.slices.LONG_SLICE_BYTES", 1 << 18)
+    monkeypatch.setattr("preprocess.tokenizers.long_words.LONG_WORD_BYTES", 1 << 18)
+    texts = ["x", "ab" * 200_000 + " end", "some words " * 50_000, "y"]
+    corpus = open_files(write_parquet(tmp_path / "x.parquet", texts), tokenizer="gpt2", val_fraction=0.0)
+    sizes = []
+    encode = corpus.tokenizer.encode
+
+    def record(texts: pa.LargeStringArray) -> Encoded:
+        sizes.append(len(get_text_buffers(texts)[0]))
+        return encode(texts)
+
+    monkeypatch.setattr(corpus.tokenizer, "encode", record)
+    tokens = np.concatenate(list(TokenStream(corpus, block_size=1, stream_buffer=0)))
+    expected = [[*corpus.tokenizer.encode_text(text).tolist(), corpus.tokenizer.eot_id] for text in texts]
+    assert tokens.tolist() == list(itertools.chain(*expected))[: len(tokens)]
+    assert len("ab" * 200_000) not in sizes  # the long word is encoded in pieces

@@ -324,8 +324,60 @@ def test_slices_of_a_text_have_its_ids(specs: Specs, pre_tokenizer: str, text: s
 
 
 load_spec = functools.cache(HuggingFaceTokenizer)
+METASPACE = {"type": "Metaspace", "replacement": "\u2581", "split": True}
+# As in XLM-R and T5.
+COLLAPSE = [
+    {"type": "Strip", "strip_left": False, "strip_right": True},
+    {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "\u2581"},
+]
 
 
-@pytest.mark.parametrize("name", ["unigram", "word_level", "byte_fallback"])
-def test_tokenizer_that_looks_across_spaces_gets_whole_texts(tokenizers: Tokenizers, name: str) -> None:
-    assert tokenizers[name].cuts == "none"
+@pytest.mark.parametrize("prepend_scheme", ["always", "first", "never"])
+@pytest.mark.parametrize("first_step", [[], [{"type": "WhitespaceSplit"}]])
+@pytest.mark.parametrize("last_normalizers", [[], COLLAPSE])
+@settings(max_examples=40)
+@given(
+    text=st.text("ab1Z\u2581'.,-/&;\u00a0\u3000\u2028\ufeff\u00b4。，中國я№é\u0301で😀  \n\r\t", max_size=60),
+    num_bytes=st.integers(3, 20),
+)
+def test_slices_at_spaces_have_the_ids_of_the_text(
+    specs: Specs, prepend_scheme: str, first_step: list[Spec], last_normalizers: list[Spec], text: str, num_bytes: int
+) -> None:
+    steps = [*first_step, {**METASPACE, "prepend_scheme": prepend_scheme}]
+    normalizer = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, *last_normalizers]}
+    pre_tokenizer = {"type": "Sequence", "pretokenizers": steps}
+    tokenizer = load_spec(to_bytes(specs["unigram"] | {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer}))
+    assert tokenizer.cuts == "only_spaces"
+    slices, _ = slice_texts(arrow([text]), tokenizer.cuts, num_bytes)
+    assert all(slice_.startswith(" ") for slice_ in slices.to_pylist()[1:])
+    assert np.array_equal(tokenizer.encode_reference(slices)[0], tokenizer.encode_reference(arrow([text]))[0])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pre_tokenizer": {**METASPACE, "split": False}},
+        {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "\\s+"}, "content": " "}},
+        {"added_tokens": [{**ADDED_TOKEN, "id": 30, "content": "  "}]},
+        {"pre_tokenizer": None},
+    ],
+)
+def test_tokenizer_that_looks_across_spaces_gets_whole_texts(specs: Specs, changes: Spec) -> None:
+    assert huggingface._find_cuts(specs["unigram"]) == "only_spaces"
+    assert huggingface._find_cuts(specs["unigram"] | changes) == "none"
+    assert huggingface._find_cuts(specs["byte_fallback"]) == "none"
+
+
+def test_few_texts_at_once_are_objects_of_the_library(tokenizers: Tokenizers, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tokenizers["unigram"]
+    texts = arrow(["thou " * 30, "", "Romeo " * 50, "a", "b"])
+    ids, ends = tokenizer.encode_reference(texts)
+    sizes = []
+    encode = tokenizer._encoder.encode
+    monkeypatch.setattr(tokenizer._encoder, "encode", lambda texts: sizes.append(sum(map(len, texts))) or encode(texts))
+    monkeypatch.setattr(huggingface, "MAX_ENCODED_BYTES", 160)
+    of_parts = tokenizer.encode_reference(texts)
+    assert sizes == [150, 300, 2]
+    assert np.array_equal(of_parts[0], ids) and of_parts[1].tolist() == ends.tolist()
+    assert [len(each) for each in tokenizer.encode_reference(arrow([]))] == [0, 0]
