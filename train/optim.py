@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -137,6 +138,16 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return (x.mT if is_tall else x).to(matrices.dtype)
 
 
+def orthogonalize_parts(matrices: Tensor, *, num_parts: int) -> Tensor:
+    """Return `matrices`, (K, A, B), with each `num_parts`-th of their rows orthogonalized separately.
+
+    For the queries, keys and values of 6 heads at width 384 this takes a CPU a ninth of the time of
+    whole matrices: the Gram matrices have 64 rows instead of 384.
+    """
+    K, A, B = matrices.shape
+    return orthogonalize(matrices.reshape(K * num_parts, A // num_parts, B)).reshape(K, A, B)
+
+
 def apply_polynomials(x: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> Tensor:
     """Return the result of applying the polynomials to `x`, (K, A, B), in turn.
 
@@ -174,7 +185,9 @@ class Muon(torch.optim.Optimizer):
     """The optimizer Muon, for matrices: momentum that is orthogonalized by `orthogonalize`.
 
     It computes what torch.optim.Muon computes, but for all matrices of one shape at once. If
-    `found_inf` is 1 it skips the update, which torch's cannot do without waiting for the device.
+    `found_inf` is 1 it skips the update, which torch's cannot do without waiting for the device. A
+    parameter group can set `num_parts`: each of its parameters holds so many matrices of equal size,
+    one below the other, and is updated as if they were separate parameters.
 
     If the matrices are sharded, this process holds a of the A rows of each. All is computed on these
     rows except `orthogonalize`, which needs whole matrices: `map_matrices` exchanges them.
@@ -182,8 +195,8 @@ class Muon(torch.optim.Optimizer):
 
     found_inf: Tensor | None = None  # () float32, set before `step`, as for AdamW
 
-    def __init__(self, params: Iterable[Tensor], *, lr: float, momentum: float, weight_decay: float) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(self, params: Iterable[Any], *, lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "num_parts": 1})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override] # no caller passes a closure
@@ -207,9 +220,9 @@ class Muon(torch.optim.Optimizer):
         momenta = [local_rows(self.state[p]["momentum_buffer"]) for p in params]
         momentum = torch.stack(momenta).lerp_(grads, is_applied * (1 - group["momentum"]))  # (K, a, B)
         nesterov = grads.lerp(momentum, group["momentum"])
-        is_divided = is_sharded(params[0])
-        updates = map_matrices(orthogonalize, nesterov, like=params[0]) if is_divided else orthogonalize(nesterov)
-        num_rows, num_columns = params[0].shape
+        function = partial(orthogonalize_parts, num_parts=group["num_parts"])
+        updates = map_matrices(function, nesterov, like=params[0]) if is_sharded(params[0]) else function(nesterov)
+        num_rows, num_columns = params[0].shape[0] / group["num_parts"], params[0].shape[1]
         lr = group["lr"] * max(1.0, num_rows / num_columns) ** 0.5
         weights = [local_rows(p) for p in params]
         torch._foreach_copy_(momenta, list(momentum.unbind()))
@@ -223,11 +236,16 @@ def make_optimizers(model: LanguageModel, config: Config, *, device: torch.devic
     Only parameters of two or more dimensions have weight decay. The token embedding has the
     learning rate embedding_learning_rate, if it is set.
     """
-    by_muon = [p for p in model.h.parameters() if p.dim() == 2] if config.optimizer == "muon" else []
+    by_muon: dict[int, list[Tensor]] = {}  # number of matrices that a parameter holds → parameters
+    for block in model.h if config.optimizer == "muon" else ():
+        for name, p in block.named_parameters():
+            if p.dim() == 2:
+                by_muon.setdefault(model.n_head * model.matrices_per_head.get(name, 0) or 1, []).append(p)
+    matrices = [p for params in by_muon.values() for p in params]
     embedding_lr = config.embedding_learning_rate or config.learning_rate
     groups: dict[tuple[float, float], list[Tensor]] = {}  # (learning rate, weight decay) → parameters
     for p in model.parameters():
-        if not any(p is matrix for matrix in by_muon):
+        if not any(p is matrix for matrix in matrices):
             lr = embedding_lr if p is model.wte.weight else config.learning_rate
             groups.setdefault((lr, config.weight_decay if p.dim() >= 2 else 0.0), []).append(p)
     optimizers: list[torch.optim.Optimizer] = [
@@ -241,7 +259,12 @@ def make_optimizers(model: LanguageModel, config: Config, *, device: torch.devic
     ]
     if by_muon:
         optimizers.append(
-            Muon(by_muon, lr=config.muon_learning_rate, momentum=config.muon_momentum, weight_decay=config.weight_decay)
+            Muon(
+                [{"params": params, "num_parts": num_parts} for num_parts, params in by_muon.items()],
+                lr=config.muon_learning_rate,
+                momentum=config.muon_momentum,
+                weight_decay=config.weight_decay,
+            )
         )
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -67,6 +67,21 @@ def test_muon_agrees_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (our_weight - their_weight).norm() < 0.02 * (their_weight - initial_weight).norm()
 
 
+def test_muon_updates_stacked_matrices_like_separate_ones() -> None:
+    torch.manual_seed(0)
+    parts = [torch.randn(12, 8) for _ in range(3)]
+    stacked, separate = nn.Parameter(torch.cat(parts)), [nn.Parameter(part) for part in parts]
+    settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.2}
+    optimizers = Muon([{"params": [stacked], "num_parts": 3}], **settings), Muon(separate, **settings)
+    for _ in range(3):
+        for p in separate:
+            p.grad = torch.randn(p.shape)
+        stacked.grad = torch.cat([p.grad for p in separate if p.grad is not None])
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(stacked.data, torch.cat([p.data for p in separate]))
+
+
 @pytest.mark.parametrize("size", [128, 300])
 def test_polynomial_factor_agrees_with_the_polynomials(size: int) -> None:
     torch.manual_seed(0)
@@ -163,6 +178,20 @@ def test_muon_updates_only_the_matrices_of_the_blocks() -> None:
     rest = {"wte.weight", "lm_head.weight", "shift"}
     assert {names[id(p)] for group in adamw.param_groups for p in group["params"]} == rest
     assert (adamw.param_groups[0]["lr"], muon.param_groups[0]["lr"]) == (6e-4, 0.3)
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "modern"])
+def test_muon_updates_each_heads_queries_keys_and_values_separately(arch: str) -> None:
+    config = make_config(arch=arch, optimizer="muon")
+    model = make_model(config, VOCAB_SIZE)
+    names = {id(p): name for name, p in model.named_parameters()}
+    stacked = {
+        names[id(p)]: group["num_parts"]
+        for group in make_optimizers(model, config, device=CPU)[1].param_groups
+        for p in group["params"]
+        if group["num_parts"] > 1
+    }
+    assert stacked == {f"h.{n}.attn.c_attn.weight": 3 * config.n_head for n in range(2)}
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])

@@ -135,6 +135,8 @@ class LanguageModel(nn.Module):
     - `embed`, `final_norm` and `head_weight`, which are documented below.
     - `vocabulary_weights`: names of the parameters with one row per id. The model and checkpoints
       have V rows; an export has `vocab_size`, without the padding.
+    - `matrices_per_head`: names of a block's parameters that hold several matrices for each head, one
+      below the other, and how many. Muon updates each of them separately.
     - `position_weights`: names of the parameters with one row per position of the context.
     - `export_config` and `export_tensors`, which describe the model to other programs.
     - `huggingface` and `import_tensors`, if transformers has the architecture: how it stores a model.
@@ -145,6 +147,7 @@ class LanguageModel(nn.Module):
     logit_cap: float | None = None  # if set, the logits become cap · tanh(logits / cap)
     vocabulary_weights: ClassVar[tuple[str, ...]]
     position_weights: ClassVar[tuple[str, ...]] = ()
+    matrices_per_head: ClassVar[Mapping[str, int]] = {}
     has_tied_head: ClassVar[bool] = False  # whether the head's weight is the token embedding
     huggingface: ClassVar[HuggingFaceFormat | None] = None
 

@@ -9,6 +9,8 @@ Shapes: B rows, T tokens, C width, H heads, D = C / H, V padded vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +75,7 @@ class Block(nn.Module):
 class GPT2(LanguageModel):
     vocabulary_weights = ("wte.weight",)
     position_weights = ("wpe.weight",)
+    matrices_per_head: ClassVar[Mapping[str, int]] = {"attn.c_attn.weight": 3}  # for queries, keys and values
     has_tied_head = True
     huggingface = HuggingFaceFormat(
         model_type="gpt2",

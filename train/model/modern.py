@@ -17,6 +17,9 @@ Shapes: B rows, T tokens, C width, H heads, D = C / H, V padded vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -124,6 +127,7 @@ class Block(nn.Module):
 class Modern(LanguageModel):
     logit_cap = LOGIT_CAP
     vocabulary_weights = (EMBEDDING, "lm_head.weight")
+    matrices_per_head: ClassVar[Mapping[str, int]] = {QKV: 3}  # for queries, keys and values
     huggingface = HuggingFaceFormat(
         model_type="nanochat",
         sizes={
