@@ -142,9 +142,18 @@ def _is_space(data: np.ndarray, start: int, end: int) -> np.ndarray:
     return is_space
 
 
+def _is_space_after_ascii(data: np.ndarray, start: int, end: int) -> np.ndarray:
+    """Return at which of the offsets `start` >= 1 … `end` - 1 is a space after a visible ASCII character.
+
+    (end - start,) bool. A normalizer may turn another character into a space, or remove it.
+    """
+    is_space: np.ndarray = _is_space(data, start, end) & (data[start - 1 : end - 1] < 0x80)
+    return is_space
+
+
 # By the cuts that a tokenizer allows: a function of a text and two offsets that returns the first cut between them.
 FINDERS: dict[Cuts, Callable[[np.ndarray, int, int], int]] = {
     "spaces": functools.partial(_find_cut, find_cuts=_is_cut),
-    "only_spaces": functools.partial(_find_cut, find_cuts=_is_space),
+    "only_spaces": functools.partial(_find_cut, find_cuts=_is_space_after_ascii),
     "characters": _find_character,
 }

@@ -22,6 +22,7 @@ in front of each word).
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -66,7 +67,8 @@ MAX_PROBED_TOKENS = 64  # text tokens, and as many control tokens, in the probe 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 MAX_ENCODED_BYTES = 1 << 20  # of text at once: the library needs 80 bytes of memory for each
 # Normalizers that look only at one character and the combining marks after it.
-LOCAL_NORMALIZERS = {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Sequence"}
+LOCAL_NORMALIZERS = {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents"}
+VISIBLE_ASCII = " ".join(map(chr, range(0x21, 0x7F)))  # with spaces between them
 
 
 class HuggingFaceTokenizer(TwoBackendTokenizer):
@@ -266,35 +268,50 @@ def _component_types(spec: Spec, *keys: str) -> set[str]:
 
 def _find_cuts(spec: Spec) -> Cuts:
     """Return where a word always ends, so that no id depends on a cut there."""
-    if any(is_text_token(token) for token in spec["added_tokens"]):  # they are found across words
+    if not all(token.get("special") for token in spec["added_tokens"]):  # others can be found across words
         return "none"
-    steps = [*find_components(spec, "pre_tokenizer")]
-    kinds, normalizers = {str(step.get("type")) for step in steps}, [*find_components(spec, "normalizer")]
-    if kinds in ({"BertPreTokenizer"}, {"Whitespace"}) and all(map(_is_local, normalizers)):
+    steps, normalizers = _list_steps(spec, "pre_tokenizer"), _list_steps(spec, "normalizer")
+    kinds = [step.get("type") for step in steps]
+    if kinds in (["BertPreTokenizer"], ["Whitespace"]) and all(map(_is_local, normalizers)):
         return "spaces"
     if spec["model"].get("type") == "BPE":  # gigatoken, which encodes it, can treat the beginning of a text differently
         return "none"
-    divides = bool(kinds & {"Metaspace", "WhitespaceSplit"}) and all(step.get("split") is not False for step in steps)
-    if divides and kinds <= {"Metaspace", "WhitespaceSplit", "Sequence"} and all(map(_keeps_spaces, normalizers)):
-        return "only_spaces"
-    return "none"
+    if kinds not in (["WhitespaceSplit"], ["WhitespaceSplit", "Metaspace"], ["Metaspace"]):
+        return "none"
+    # Where Metaspace divides a text, the character that it puts in place of a space is as good as a space.
+    dividing = [step for step in steps if step.get("split") is not False]  # WhitespaceSplit has no such key
+    spaces = [" ", *(step["replacement"] for step in dividing if step.get("type") == "Metaspace")]
+    return "only_spaces" if dividing and all(_keeps_spaces(each, spaces) for each in normalizers) else "none"
+
+
+def _list_steps(spec: Spec, key: str) -> list[Spec]:
+    """Return the components under `key` in the order in which they are applied, with those inside a Sequence."""
+    return [step for step in find_components(spec, key) if step.get("type") != "Sequence"][::-1]
 
 
 def _is_local(normalizer: Spec) -> bool:
-    return str(normalizer.get("type")) in LOCAL_NORMALIZERS
+    return normalizer.get("type") in LOCAL_NORMALIZERS
 
 
-def _keeps_spaces(normalizer: Spec) -> bool:
-    """Return whether a normalizer treats a text that begins with spaces as it does within a longer text.
+def _keeps_spaces(normalizer: Spec, spaces: list[Any]) -> bool:
+    """Return whether a normalizer treats a text that begins with spaces as it does after an ASCII character.
 
-    The tokenizers of T5 and XLM-R have these normalizers.
+    `spaces`: what it may put in place of several spaces. The tokenizers of T5 and XLM-R have these normalizers.
     """
     kind = normalizer.get("type")
     if kind == "Replace":
-        return normalizer.get("pattern") == {"Regex": " {2,}"} and normalizer.get("content") in (" ", "\u2581")
+        return normalizer.get("pattern") == {"Regex": " {2,}"} and normalizer.get("content") in spaces
     if kind == "Strip":
         return normalizer.get("strip_left") is False
-    return kind == "Precompiled" or _is_local(normalizer)
+    return _keeps_ascii(normalizer["precompiled_charsmap"]) if kind == "Precompiled" else _is_local(normalizer)
+
+
+def _keeps_ascii(charsmap: str) -> bool:
+    """Return whether a map of characters, in base64, changes at most the case of ASCII characters."""
+    from tokenizers.normalizers import Precompiled
+
+    mapped: str = Precompiled(base64.b64decode(charsmap)).normalize_str(VISIBLE_ASCII)
+    return mapped.lower() == VISIBLE_ASCII.lower()
 
 
 def _has_byte_fallback(spec: Spec) -> bool:

@@ -44,8 +44,8 @@ DECODED_AT_ONCE = 1 << 16  # ids
 # Never treat these as failures of a tokenizer library. Everything else is one: a Rust panic raises
 # a BaseException that is not an Exception.
 FATAL_ERRORS = (MemoryError, KeyboardInterrupt, SystemExit)
-# Where a text can be cut: nowhere, where slices.py cuts it (mostly before spaces), only before spaces, or between any
-# two characters.
+# Where a text can be cut: nowhere, where slices.py cuts it (mostly before spaces), only before a space that follows a
+# visible ASCII character, or between any two characters.
 Cuts = Literal["none", "spaces", "only_spaces", "characters"]
 Encoded = tuple[np.ndarray, np.ndarray]  # flat ids (N,) uint32, exclusive end of each text in them (D,) int64
 

@@ -5,7 +5,9 @@ Their ids are the library's, text never becomes a control token, and changed tex
 
 from __future__ import annotations
 
+import base64
 import functools
+import io
 import itertools
 import json
 import os
@@ -27,6 +29,7 @@ from preprocess.tokenizers import huggingface, load_tokenizer, load_tokenizer_by
 from preprocess.tokenizers.huggingface import HuggingFaceTokenizer, strip_extras
 from preprocess.tokenizers.huggingface_spec import Spec
 from preprocess.tokenizers.interface import MAX_VOCAB_SIZE, PROBE_TEXTS
+from preprocess.tokenizers.sentencepiece_model import SentencePieceModel
 from tests.conftest import VERSE
 from tests.helpers.manifests import make_manifest
 from tests.preprocess.tokenizers.helpers import ADDED_TOKEN, arrow
@@ -325,28 +328,41 @@ def test_slices_of_a_text_have_its_ids(specs: Specs, pre_tokenizer: str, text: s
 
 load_spec = functools.cache(HuggingFaceTokenizer)
 METASPACE = {"type": "Metaspace", "replacement": "\u2581", "split": True}
-# As in XLM-R and T5.
-COLLAPSE = [
-    {"type": "Strip", "strip_left": False, "strip_right": True},
-    {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "\u2581"},
-]
+WHITESPACE_SPLIT = {"type": "WhitespaceSplit"}
+STRIP_RIGHT = {"type": "Strip", "strip_left": False, "strip_right": True}
+COLLAPSE = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+MARK = {**COLLAPSE, "content": "\u2581"}
+# It puts spaces around Chinese characters.
+BERT_NORMALIZER = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "lowercase": False}
 
 
-@pytest.mark.parametrize("prepend_scheme", ["always", "first", "never"])
-@pytest.mark.parametrize("first_step", [[], [{"type": "WhitespaceSplit"}]])
-@pytest.mark.parametrize("last_normalizers", [[], COLLAPSE])
+def change_steps(spec: Spec, normalizers: list[Spec], steps: list[Spec]) -> Spec:
+    normalizer = {"type": "Sequence", "normalizers": [BERT_NORMALIZER, {"type": "NFKC"}, *normalizers]}
+    return spec | {"normalizer": normalizer, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
+
+
+@pytest.mark.parametrize(
+    ("normalizers", "first_step", "prepend_scheme"),
+    [
+        ([], [], "always"),
+        ([MARK], [], "first"),
+        ([STRIP_RIGHT, MARK], [], "always"),  # as in T5
+        ([STRIP_RIGHT, COLLAPSE], [], "never"),
+        ([COLLAPSE], [WHITESPACE_SPLIT], "always"),  # as in XLM-R
+        ([STRIP_RIGHT, MARK], [WHITESPACE_SPLIT], "first"),
+        ([MARK, STRIP_RIGHT], [WHITESPACE_SPLIT], "never"),
+    ],
+)
 @settings(max_examples=40)
 @given(
-    text=st.text("ab1Z\u2581'.,-/&;\u00a0\u3000\u2028\ufeff\u00b4。，中國я№é\u0301で😀  \n\r\t", max_size=60),
-    num_bytes=st.integers(3, 20),
+    text=st.text("ab1Z\u2581'.,-/&;\u00a0\u3000\u2028\ufeff\u00b4。，中丰我№é\u0301で😀   \n\r\t", max_size=60),
+    num_bytes=st.integers(1, 20),
 )
 def test_slices_at_spaces_have_the_ids_of_the_text(
-    specs: Specs, prepend_scheme: str, first_step: list[Spec], last_normalizers: list[Spec], text: str, num_bytes: int
+    specs: Specs, normalizers: list[Spec], first_step: list[Spec], prepend_scheme: str, text: str, num_bytes: int
 ) -> None:
     steps = [*first_step, {**METASPACE, "prepend_scheme": prepend_scheme}]
-    normalizer = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, *last_normalizers]}
-    pre_tokenizer = {"type": "Sequence", "pretokenizers": steps}
-    tokenizer = load_spec(to_bytes(specs["unigram"] | {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer}))
+    tokenizer = load_spec(to_bytes(change_steps(specs["unigram"], normalizers, steps)))
     assert tokenizer.cuts == "only_spaces"
     slices, _ = slice_texts(arrow([text]), tokenizer.cuts, num_bytes)
     assert all(slice_.startswith(" ") for slice_ in slices.to_pylist()[1:])
@@ -360,13 +376,50 @@ def test_slices_at_spaces_have_the_ids_of_the_text(
         {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
         {"normalizer": {"type": "Replace", "pattern": {"Regex": "\\s+"}, "content": " "}},
         {"added_tokens": [{**ADDED_TOKEN, "id": 30, "content": "  "}]},
+        {"added_tokens": [{**ADDED_TOKEN, "id": 0, "content": "<unk>", "rstrip": True}]},
+        {"normalizer": MARK, "pre_tokenizer": WHITESPACE_SPLIT},
         {"pre_tokenizer": None},
+        {"pre_tokenizer": {"type": "Punctuation", "behavior": "Isolated"}},
     ],
 )
 def test_tokenizer_that_looks_across_spaces_gets_whole_texts(specs: Specs, changes: Spec) -> None:
     assert huggingface._find_cuts(specs["unigram"]) == "only_spaces"
     assert huggingface._find_cuts(specs["unigram"] | changes) == "none"
     assert huggingface._find_cuts(specs["byte_fallback"]) == "none"
+
+
+@pytest.mark.parametrize(
+    ("normalizers", "steps", "text", "cut"),
+    [
+        ([STRIP_RIGHT, MARK], [{**METASPACE, "replacement": "_"}], "ab  cd", 2),
+        ([], [METASPACE, {**METASPACE, "replacement": "_", "prepend_scheme": "first"}], "ab cd", 2),
+    ],
+)
+def test_steps_whose_ids_would_depend_on_a_cut(
+    specs: Specs, normalizers: list[Spec], steps: list[Spec], text: str, cut: int
+) -> None:
+    tokenizer = load_spec(to_bytes(change_steps(specs["unigram"], normalizers, steps)))
+    assert tokenizer.cuts == "none"
+    whole = tokenizer.encode_reference(arrow([text]))[0]
+    assert not np.array_equal(tokenizer.encode_reference(arrow([text[:cut], text[cut:]]))[0], whole)
+
+
+@pytest.mark.parametrize(("rules", "cuts"), [("41\t61\n", "only_spaces"), ("62\t20\n", "none"), ("20\t78\n", "none")])
+def test_map_that_makes_or_removes_spaces_gets_whole_texts(specs: Specs, tmp_path: Path, rules: str, cuts: str) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (tmp_path / "rules.tsv").write_text(rules, encoding="utf-8")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([VERSE]),
+        model_writer=model,
+        vocab_size=60,
+        hard_vocab_limit=False,
+        normalization_rule_tsv=str(tmp_path / "rules.tsv"),
+        minloglevel=2,
+    )
+    charsmap = base64.b64encode(SentencePieceModel(model.getvalue()).charsmap).decode()
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": charsmap}
+    assert load_spec(to_bytes(specs["unigram"] | {"normalizer": normalizer})).cuts == cuts
 
 
 def test_few_texts_at_once_are_objects_of_the_library(tokenizers: Tokenizers, monkeypatch: pytest.MonkeyPatch) -> None:
