@@ -15,7 +15,6 @@ from preprocess.shards.manifest import Manifest
 from preprocess.shards.manifest_file import MANIFEST
 from preprocess.shards.verify import verify
 
-
 def choose_target(name: str | None, manifest: Manifest) -> Path:
     """Return the folder of a received build: `name`, by default that in its manifest, among the other builds."""
     if name is None and not BUILD_NAME.fullmatch(manifest.name):
@@ -32,31 +31,33 @@ def lock_target(target: Path) -> Iterator[None]:
         yield
 
 
-def has_build(target: Path, build_id: str, *, replace: bool) -> bool:
+def has_build(target: Path, build_id: str, *, replace: bool, advice: str = "") -> bool:
     """Return whether `target` contains the build `build_id`, so that nothing has to be moved.
 
     With `replace`, every byte of it is checked. Raises MisuseError if `target` contains anything
     but a build, or another build and `replace` is false, and FolioError if the build is damaged and
-    `replace` is false.
+    `replace` is false. `advice`: what to do then, by default what the commands of builds can do.
     """
     if not target.exists() and not target.is_symlink():
         return False
     if target.is_dir() and not any(target.iterdir()):
         return False
     if not contains_only_a_build(target):
-        raise MisuseError(f"{target} exists and is not a build; move it away, or choose another name or folder")
+        advice = advice or "move it away, or choose another name or folder"
+        raise MisuseError(f"{target} exists and is not a build; {advice}")
     try:
         found = Build(target)
         if found.build_id == build_id:
             return not replace or not any(verify(found))
     except FolioError as e:
         if not replace:
-            raise FolioError(f"{target} is damaged ({str(e).split(';')[0]}); pass --replace to replace it") from e
+            reason = str(e).split(";")[0]
+            raise FolioError(f"{target} is damaged ({reason}); {advice or 'pass --replace to replace it'}") from e
         return False
     if not replace:
         raise MisuseError(
-            f"{target} holds another build ({found.build_id[:12]}, not {build_id[:12]}); pass --replace, or choose "
-            "another name or folder"
+            f"{target} holds another build ({found.build_id[:12]}, not {build_id[:12]}); "
+            + (advice or "pass --replace, or choose another name or folder")
         )
     return False
 
