@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from preprocess.build.publish import contains_only_a_build, lock_build
 from preprocess.errors import FolioError, MisuseError, shorten
-from preprocess.shards.files import replace_directory, restore_replaced_directory, sync_folder, write_durable
+from preprocess.shards.files import replace_directory, restore_replaced_directory, sync_file, sync_folder, write_durable
 from preprocess.shards.format import BUILD_NAME, TOKENIZER_DIR, Build, check_name, default_root
 from preprocess.shards.manifest import Manifest
 from preprocess.shards.manifest_file import MANIFEST
 from preprocess.shards.verify import verify
+
+NUM_SYNCS = 4  # at once: one flush of the disk serves the files that wait for it
+
 
 def choose_target(name: str | None, manifest: Manifest) -> Path:
     """Return the folder of a received build: `name`, by default that in its manifest, among the other builds."""
@@ -83,10 +87,9 @@ def open_work(target: Path, build_id: str) -> Iterator[Path]:
 
 
 def publish(work: Path, manifest_data: bytes, target: Path) -> None:
-    """Write the manifest to the folder `work`, which has all other files, and rename it to `target`.
-
-    The files must be on the disk already.
-    """
+    """Flush the files in the folder `work`, write the manifest there, and rename the folder to `target`."""
+    with ThreadPoolExecutor(NUM_SYNCS) as pool:
+        list(pool.map(sync_file, [path for path in work.rglob("*") if path.is_file()]))
     if (work / TOKENIZER_DIR).is_dir():
         sync_folder(work / TOKENIZER_DIR)
     write_durable(work / MANIFEST, manifest_data)
