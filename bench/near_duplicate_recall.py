@@ -31,8 +31,9 @@ import numpy as np
 import pyarrow as pa
 
 from bench.lib.options import add_scratch_option, parse_positive
-from preprocess.build.forest import Forest
-from preprocess.build.near_duplicates import find_clusters
+from preprocess.build.engines.local import SerialEngine
+from preprocess.build.near_dedup.forest import Forest
+from preprocess.build.near_dedup.near_duplicates import find_near_duplicates
 from preprocess.build.split_assignment import SplitAssignment
 from preprocess.build.work_dir import WorkDir
 from preprocess.recipes.schema import Recipe
@@ -122,7 +123,12 @@ def find_folio_clusters(texts: list[str], folder: Path) -> Forest:
         bands.append(hash_bands(of_batch, num_shingles, RECIPE.near_dedup_bands, RECIPE.near_dedup_rows))
     for suffix, arrays in (("shingles", shingles), ("num_shingles", counts), ("bands", bands)):
         np.concatenate(arrays).tofile(work_dir.file(0, suffix))
-    return find_clusters(RECIPE, SplitAssignment(work_dir, [len(texts)]))
+    near = find_near_duplicates(RECIPE, SplitAssignment(work_dir, [len(texts)]), SerialEngine())
+    clusters = Forest(np.arange(len(texts)))
+    for section in range(near.links.num_readers):
+        links = near.links.read_all(section).astype([("index", np.int64), ("first", np.int64)])
+        clusters.join(links["index"], links["first"])
+    return clusters
 
 
 def find_datasketch_pairs(texts: Iterable[str]) -> set[tuple[int, int]]:

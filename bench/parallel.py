@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
@@ -28,14 +27,19 @@ from typing import Any
 import torch
 
 from bench.lib.measure import ROOT, fresh_folder
+from bench.lib.options import add_scratch_option, parse_positive
 from bench.lib.training_options import run_bench
 from preprocess.errors import FolioError
 from train.run.checkpoint import find_newest_checkpoint
 from train.run.metrics import METRICS_FILE, open_rows
 
 CONFIG = "configs/gpt2_124m.py"
-TINY = ("--n_layer=2", "--n_head=2", "--n_embd=64", "--block_size=32", "--batch_size=4", "--device=cpu")
+TINY = (
+    "--n_layer=2", "--n_head=2", "--n_embd=64", "--block_size=32", "--batch_size=4", "--gradient_accumulation_steps=2",
+    "--eval_tokens=512", "--device=cpu",
+)  # fmt: skip
 WARM_UP_STEPS = 5  # whose speed is not counted
+EVAL_TOKENS = 1 << 16  # a run ends with an evaluation, which is not measured
 
 
 def train(arguments: argparse.Namespace, settings: Sequence[str], parallel: str, out_dir: Path) -> dict[str, Any]:
@@ -43,8 +47,8 @@ def train(arguments: argparse.Namespace, settings: Sequence[str], parallel: str,
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={arguments.processes}"]
     command += ["train/train.py", CONFIG, f"--data={Path(arguments.build).absolute()}", f"--out_dir={out_dir}"]
     command += [f"--max_steps={arguments.steps}", "--warmup_steps=0", "--decay_steps=none", "--log_interval=1"]
-    command += ["--eval_interval=100000", "--eval_tokens=none", "--checkpoint_interval=100000", "--completion_tokens=1"]
-    command += ["--compile=false", *settings, f"--parallel={parallel}"]
+    command += ["--eval_interval=100000", f"--eval_tokens={EVAL_TOKENS}", "--checkpoint_interval=100000"]
+    command += ["--completion_tokens=1", "--compile=false", *settings, f"--parallel={parallel}"]
     done = subprocess.run(command, cwd=ROOT, env={"OMP_NUM_THREADS": "1", **os.environ})
     if done.returncode:
         raise FolioError(f"the run with {parallel} failed with exit status {done.returncode}; read its message above")
@@ -69,12 +73,14 @@ def train(arguments: argparse.Namespace, settings: Sequence[str], parallel: str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("build", help="a build's folder")
-    parser.add_argument("--processes", type=int, help="how many (default: one for each GPU, or 2 on a CPU)")
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--processes", type=parse_positive, help="how many (default: one for each GPU, or 2 on a CPU)")
+    parser.add_argument("--steps", type=parse_positive, default=30, help="of each run (default: 30)")
     parser.add_argument("--results", type=Path, help="a file to which results are appended")
-    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "folio-bench")
     parser.add_argument("--smoke", action="store_true", help="a tiny model on a CPU")
+    add_scratch_option(parser)
     arguments, settings = parser.parse_known_args()
+    if arguments.steps <= WARM_UP_STEPS:
+        parser.error(f"--steps must be above {WARM_UP_STEPS}, because the first {WARM_UP_STEPS} are not counted")
     num_gpus = 0 if arguments.smoke or "--device=cpu" in settings else torch.cuda.device_count()
     if num_gpus == 1:
         print("parallel: not measured, because fsdp needs two GPUs and there is one")

@@ -8,6 +8,7 @@ import sys
 from typing import NoReturn
 
 from preprocess.cli.interrupts import SIGNALS, explain, signals_as_exceptions
+from preprocess.console import discard_unwritten_messages
 
 
 def main() -> NoReturn:
@@ -29,6 +30,7 @@ def main() -> NoReturn:
         print(f"error: {message}", file=sys.stderr)
         sys.exit(status)
     finally:
+        discard_unwritten_messages()
         gc.freeze()  # Python collects garbage several times while it ends, which takes 0.1 s after the imports
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:

@@ -229,6 +229,19 @@ class Console:
                 stream.flush()
 
 
+def discard_unwritten_messages() -> None:
+    """Discard messages that stderr did not accept, for example because they are written to a full disk.
+
+    Otherwise Python writes them again at exit, and ends a command that succeeded with the status 120.
+    """
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 _live_consoles: list[Console] = []  # those with an activity
 _last_lines: list[float] = []  # the time of the last line of any console, if there was one
 

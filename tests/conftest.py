@@ -30,8 +30,10 @@ from preprocess.shards.writer import (
     write_documents,
 )
 
-# The time of an example depends on what else the machine does.
-hypothesis.settings.register_profile("any machine", deadline=None)
+# The time of an example depends on what else the machine does, and so does the time in which it is drawn.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("any machine")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,12 +43,22 @@ VERSE = (
 )
 
 
-def pytest_configure() -> None:
-    """Restore the default signal handlers, which the processes that tests start inherit, and use one thread.
+# Variables that a user, a terminal, a CI service or torchrun may set, and that change what commands do or print.
+CHANGING_VARIABLES = (
+    "CI", "COLUMNS", "FOLIO_SHARDS", "FOLIO_STREAM_CACHE_GB", "FORCE_COLOR", "LINES", "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_TRACKING_URI", "NO_COLOR", "PYTHONUNBUFFERED", "RANK", "RAY_ADDRESS", "TERM", "TTY_COMPATIBLE",
+    "TTY_INTERACTIVE", "WANDB_DIR", "WANDB_MODE", "WANDB_NAME", "WANDB_PROJECT", "WORLD_SIZE",
+)  # fmt: skip
 
-    A shell ignores SIGINT for background processes, and nohup ignores SIGHUP. Threads of several
-    processes on the same cores would wait for each other.
+
+def pytest_configure() -> None:
+    """Make the tests and the processes that they start independent of the environment, and use one thread.
+
+    A shell ignores SIGINT for background processes, and nohup ignores SIGHUP, so the default handlers
+    are restored. Threads of several processes on the same cores would wait for each other.
     """
+    for name in CHANGING_VARIABLES:
+        os.environ.pop(name, None)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):
@@ -58,7 +70,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Use an empty cache, so that no test depends on what the user has downloaded."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["FOLIO_CACHE"] = str(folder)
-    os.environ.pop("FOLIO_SHARDS", None)
     return folder
 
 
@@ -111,11 +122,7 @@ def preprocess(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
         # Nothing listens on the proxy's port, so that only loopback can be reached.
         offline = dict.fromkeys(("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"), "http://127.0.0.1:9")
         offline |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "PYTHONPATH": str(ROOT)}
-        environment = (
-            {k: v for k, v in os.environ.items() if k not in ("PREPROCESS_MIRROR", "FOLIO_SHARDS")}
-            | offline
-            | (env or {})
-        )
+        environment = {k: v for k, v in os.environ.items() if k != "PREPROCESS_MIRROR"} | offline | (env or {})
         command = [sys.executable, "-m", "preprocess", *arguments]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout)
 

@@ -82,6 +82,14 @@ class _Sampler:
         return total_bytes
 
 
+def copy_environment() -> dict[str, str]:
+    """Return the environment variables without PYTHONDONTWRITEBYTECODE, which users rarely set.
+
+    With it, each process compiles Folio's modules again, which takes 0.2 s of processor time.
+    """
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def measure(command: Sequence[str], log: Path, *, with_memory: bool) -> Measurement:
     """Run `command` in the root of the repository, with its output in `log`, and measure it.
 
@@ -90,7 +98,7 @@ def measure(command: Sequence[str], log: Path, *, with_memory: bool) -> Measurem
     os.sync()  # so that this run does not wait for the writes of the previous one
     with open(log, "wb") as file:
         begin = perf_counter()
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=copy_environment())
         sampler = _Sampler(process.pid, with_memory)
         # Wait without reaping: the pid stays valid until the sampler has stopped.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from time import perf_counter
 
 import psutil
 
-from bench.lib.measure import LOG_TAIL_CHARACTERS, ROOT, read_peak_memory, reset_peak_memory
+from bench.lib.measure import LOG_TAIL_CHARACTERS, ROOT, copy_environment, read_peak_memory, reset_peak_memory
 from preprocess.errors import FolioError
 
 # Lines that train.py prints: the last one before the first evaluation; the evaluation before the
@@ -35,7 +34,7 @@ def run_trainer(command: list[str], log: Path, *, environment: Mapping[str, str]
 
     `environment`: variables to set in addition. If this process is interrupted, the trainer is killed.
     """
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environment or {})}
+    variables = {**copy_environment(), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environment or {})}
     begin = perf_counter()
     start_up_s, compilation_s, peak_bytes = None, 0.0, None
     cpu_begin_s, cpu_s = 0.0, None

@@ -1,15 +1,18 @@
 """Counts the texts that are in both splits, which would make the validation loss too low.
 
 After deduplication each text occurs once, and if all documents are grouped by their content, equal
-texts are on the same side. In all other builds a text may be on both sides. To count such texts,
-the content hashes of all documents, each with its side, are sorted in buckets (buckets.py).
+texts are on the same side. In all other builds a text may be on both sides. To count such texts, a
+task per section writes the content hash and the side of each document, and a task per bucket sorts
+them (shuffle.py).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from preprocess.build.buckets import Buckets, sort_distinct
+from preprocess.build.buckets import choose_buckets, count_buckets, sort_distinct
+from preprocess.build.engines.interface import Engine
+from preprocess.build.shuffle import Section, Shuffle, cut_sections, run_all
 from preprocess.build.split_assignment import SplitAssignment
 from preprocess.build.work_dir import DROPPED
 from preprocess.documents import TRAIN, VAL
@@ -21,22 +24,35 @@ SIDES_DTYPE = np.dtype([("h", "<u8"), ("low", "<u8"), ("sides", "<u8")])
 BOTH_SIDES = 1 << TRAIN | 1 << VAL
 
 
-def count_leaks(assignment: SplitAssignment) -> int:
+def count_leaks(assignment: SplitAssignment, engine: Engine) -> int:
     """Return how many distinct texts are in both splits. Dropped documents are not counted."""
-    num_leaks = 0
-    with Buckets(assignment.work_dir.path, "leaks", SIDES_DTYPE, assignment.count_kept()) as buckets:
-        for chunk, sides in assignment.chunks():
+    sections = cut_sections(assignment.num_documents)
+    num_buckets = count_buckets(assignment.count_kept())
+    with Shuffle(assignment.work_dir, "leaks", SIDES_DTYPE, len(sections), num_buckets) as texts:
+        assignment.publish()
+        run_all(engine, "the texts of section", write_texts, [(texts, section) for section in sections])
+        of_buckets = [(texts, bucket) for bucket in range(num_buckets)]
+        return sum(run_all(engine, "the texts of bucket", count_bucket_leaks, of_buckets))
+
+
+def write_texts(texts: Shuffle, section: Section) -> None:
+    """Write the content hash and the side of each document of a section that is not dropped."""
+    with texts.open(section.number) as append:
+        for _, chunk in section.iter_chunks():
+            sides = texts.work_dir.map_sides(chunk)
             is_kept = sides != DROPPED
             rows = np.empty(int(np.count_nonzero(is_kept)), SIDES_DTYPE)
-            rows["h"], rows["low"] = to_uint64_halves(assignment.work_dir.map_documents(chunk)["hash"][is_kept])
+            rows["h"], rows["low"] = to_uint64_halves(texts.work_dir.map_documents(chunk)["hash"][is_kept])
             rows["sides"] = 1 << sides[is_kept].astype(np.uint64)
-            buckets.append(rows)
-        for pieces in buckets:
-            texts = np.empty(0, SIDES_DTYPE)  # one row for each text in the pieces so far
-            for rows in pieces:
-                texts = _merge_equal(np.concatenate([texts, rows]))
-            num_leaks += int(np.count_nonzero(texts["sides"] == BOTH_SIDES))
-    return num_leaks
+            append(rows, choose_buckets(rows["h"], texts.num_readers))
+
+
+def count_bucket_leaks(texts: Shuffle, bucket: int) -> int:
+    """Return how many distinct texts of a bucket are in both splits."""
+    found = np.empty(0, SIDES_DTYPE)  # one row for each text in the pieces so far
+    for rows in texts.read(bucket):
+        found = _merge_equal(np.concatenate([found, rows]))
+    return int(np.count_nonzero(found["sides"] == BOTH_SIDES))
 
 
 def describe_leaks(num_leaks: int) -> str:

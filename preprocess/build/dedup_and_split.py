@@ -14,8 +14,9 @@ This does not require sorting all hashes, only finding the k-th smallest, the *b
 3. Read the documents again: a group is for validation if its hash is at most the boundary.
 
 `max_documents` keeps whole groups in the same way, in the order of another hash. Duplicates are
-found in buckets of the content hashes (drop_duplicates.py). All three steps are tasks on sections of
-the documents or on buckets, so any number of workers share them, and none needs all documents.
+found in buckets of the content hashes (drop_duplicates.py), and nearly equal documents in buckets of
+their bands (near_dedup/). All steps are tasks on sections of the documents or on buckets, so any number
+of workers share them, and none needs all documents.
 
 The cost: no text is read; the input is the table of documents, 66 bytes per document. The memory is
 that of one section or bucket, about 150 MB per worker, for any number of documents, even if all of
@@ -32,7 +33,11 @@ from preprocess.build.drop_duplicates import drop_duplicates
 from preprocess.build.engines.interface import Engine
 from preprocess.build.engines.local import SerialEngine
 from preprocess.build.group_split import MAX_UINT64, GroupKey, KeyedGroups, Marking, mark_groups
-from preprocess.build.near_duplicates import drop_near_duplicates, find_clusters, group_near_duplicates
+from preprocess.build.near_dedup.near_duplicates import (
+    drop_near_duplicates,
+    find_near_duplicates,
+    group_near_duplicates,
+)
 from preprocess.build.split_assignment import SplitAssignment
 from preprocess.build.work_dir import DROPPED, WorkDir
 from preprocess.documents import HELD_OUT, TRAIN, VAL
@@ -55,13 +60,13 @@ def dedup_and_split(
         _drop_test_documents(assignment)
     if recipe.dedup:
         drop_duplicates(assignment, engine)
-    clusters = find_clusters(recipe, assignment) if recipe.near_dedup else None
-    if clusters is not None and recipe.near_dedup == "drop":
-        drop_near_duplicates(assignment, clusters)
+    near = find_near_duplicates(recipe, assignment, engine) if recipe.near_dedup else None
+    if near is not None and recipe.near_dedup == "drop":
+        drop_near_duplicates(assignment, near, engine)
     if is_grouped_by_content(recipe) and has_validation(recipe) and _is_one_group(assignment):
         _split_parts(assignment)
-    if clusters is not None and recipe.near_dedup == "group":
-        group_near_duplicates(assignment, clusters)
+    if near is not None and recipe.near_dedup == "group":
+        group_near_duplicates(assignment, near, engine)
     if recipe.max_documents is not None:
         _limit_documents(assignment, recipe, recipe.max_documents, engine)
     if recipe.split in ("contiguous", "given"):
@@ -76,7 +81,7 @@ def dedup_and_split(
         _split_exactly(assignment, recipe, engine)
     _check_sides(assignment, recipe)
     if not recipe.dedup and has_validation(recipe) and not _keeps_equal_texts_together(assignment, recipe):
-        assignment.num_leaks = count_leaks(assignment)
+        assignment.num_leaks = count_leaks(assignment, engine)
     assignment.publish()
     return assignment
 

@@ -3,7 +3,7 @@
 The problem: the hashes of two large builds do not fit into memory.
 
 The idea: the hashes of all documents of both builds, with a bit for the build and the split, are
-distributed to buckets on the disk (buckets.py). In each bucket, equal hashes are joined, and the
+distributed to buckets on the disk (shuffle.py). In each bucket, equal hashes are joined, and the
 bits say in which splits of which build the text is.
 
 The cost: one pass over the `.docs` files, 32 bytes per document on the disk of the folder for
@@ -19,7 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocess.build.buckets import Buckets, sort_distinct
+from preprocess.build.buckets import choose_buckets, count_buckets, sort_distinct
+from preprocess.build.shuffle import Shuffle
+from preprocess.build.work_dir import WorkDir
 from preprocess.shards.files import JsonObject
 from preprocess.shards.format import SPLITS, Build
 from preprocess.stages.dedup import to_uint64_halves
@@ -74,12 +76,13 @@ def compare_builds(a: Build, b: Build) -> Difference:
         tempfile.TemporaryDirectory() as folder,
         a.reading(),
         b.reading(),
-        Buckets(Path(folder), "texts", TEXT_DTYPE, num_documents) as buckets,
+        Shuffle(WorkDir(Path(folder)), "texts", TEXT_DTYPE, 1, count_buckets(num_documents)) as buckets,
     ):
-        for rows in _iter_texts((a, b)):
-            buckets.append(rows)
-        for pieces in buckets:
-            _add_texts(kinds, _join(pieces), (a, b))
+        with buckets.open(0) as append:
+            for rows in _iter_texts((a, b)):
+                append(rows, choose_buckets(rows["h"], buckets.num_readers))
+        for bucket in range(buckets.num_readers):
+            _add_texts(kinds, _join(buckets.read(bucket)), (a, b))
     return Difference(**kinds, settings=_compare_settings(a, b))
 
 

@@ -6,6 +6,7 @@ among the hashes of its bucket, and a task per section drops them (shuffle.py).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from preprocess.build.duplicate_pairs import Pair, add_pairs, find_pairs
 from preprocess.build.engines.interface import Engine
 from preprocess.build.shuffle import Section, Shuffle, cut_sections, run_all
 from preprocess.build.split_assignment import SplitAssignment, write_sides
-from preprocess.build.work_dir import DROPPED
+from preprocess.build.work_dir import DROPPED, WorkDir
 from preprocess.stages.dedup import to_uint64_halves
 
 # h, low: the halves of the content hash; index: of the document among all documents of the build.
@@ -98,10 +99,15 @@ def find_duplicates(rows: np.ndarray) -> np.ndarray:
 
 def drop_found(duplicates: Shuffle, section: Section) -> None:
     """Drop the documents of a section whose indices were written."""
-    for piece in duplicates.read(section.number):
+    drop_documents(duplicates.work_dir, section, duplicates.read(section.number))
+
+
+def drop_documents(work_dir: WorkDir, section: Section, pieces: Iterable[np.ndarray]) -> None:
+    """Drop documents of a section. `pieces`: their indices among all documents of the build, (N,) uint64 each."""
+    for piece in pieces:
         indices = np.sort(piece)
         for first_document, chunk in section.iter_chunks():
             first, last = np.searchsorted(indices, (first_document, first_document + chunk.num_documents))
             if first < last:
-                duplicates.work_dir.map_sides(chunk)[indices[first:last] - np.uint64(first_document)] = DROPPED
-    write_sides(duplicates.work_dir, section)
+                work_dir.map_sides(chunk)[indices[first:last] - np.uint64(first_document)] = DROPPED
+    write_sides(work_dir, section)

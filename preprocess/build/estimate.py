@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from preprocess.build.count_leaks import describe_leaks
 from preprocess.build.filter_stats import describe_counts, format_filter_counts
-from preprocess.build.near_duplicates import BAND_DTYPE, FOREST_BYTES
+from preprocess.build.near_dedup.runs import BAND_DTYPE, RUN_DTYPE
 from preprocess.build.plan import Plan
 from preprocess.build.stats import compute_ratio, describe_lengths
 from preprocess.build.work_dir import DOCUMENT_DTYPE
@@ -197,7 +197,8 @@ def _measure_near_dedup(recipe: Recipe, texts: pa.LargeStringArray) -> tuple[flo
     shingles, counts = hash_shingles(texts, recipe.near_dedup_words)
     bands = hash_bands(shingles, counts, recipe.near_dedup_bands, recipe.near_dedup_rows)
     elapsed_s = time.perf_counter() - begin
-    bytes_per_document = bands.shape[1] * BAND_DTYPE.itemsize + FOREST_BYTES
+    # Documents that have a band in common need more. Assume one row of a run for each document.
+    bytes_per_document = bands.shape[1] * BAND_DTYPE.itemsize + RUN_DTYPE.itemsize
     return elapsed_s, shingles.nbytes + counts.nbytes + bands.nbytes + len(texts) * bytes_per_document
 
 

@@ -185,7 +185,7 @@ def _assign(recipe: TokenRecipe, work_dir: WorkDir, num_documents: list[int]) ->
     assignment = dedup_and_split(recipe, work_dir, num_documents)
     assignment.duplicate_pairs.clear()  # the sources of tokens are not files with numbered documents
     if recipe.keeps_texts_together and assignment.num_leaks:
-        keep_texts_together(assignment)
+        keep_texts_together(assignment, SerialEngine())
     return assignment
 
 

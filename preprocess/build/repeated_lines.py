@@ -4,7 +4,7 @@ The problem: whether a line is repeated is known only after all documents have b
 document must be without it when it is hashed and encoded.
 
 The idea: read all documents twice. A first pass writes the hashes of their units, each with the
-number of documents that have it. They are sorted in buckets on the disk (buckets.py), and the hashes
+number of documents that have it. They are sorted in buckets on the disk (shuffle.py), and the hashes
 of the repeated units go to a file, with the first document that has the unit. In the second pass,
 `prepare`, each unit is looked up in this file, which all workers map.
 
@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from preprocess.build.buckets import Buckets, sort_distinct
+from preprocess.build.buckets import choose_buckets, count_buckets, sort_distinct
 from preprocess.build.receipts import PrepareReceipt
+from preprocess.build.shuffle import Shuffle
 from preprocess.build.work_dir import HashedFile, WorkDir
 from preprocess.chats.marked_text import get_plain_texts
 from preprocess.recipes.schema import Recipe
@@ -88,16 +89,17 @@ def find_repeated_units(work_dir: WorkDir, recipe: Recipe, num_documents: list[i
     num_rows = sum(path.stat().st_size for path in paths) // UNIT_DTYPE.itemsize
     partial = [work_dir.path / f"{name}.{os.getpid()}.partial" for name in REPEATED_FILES]
     with (
-        Buckets(work_dir.path, "units", UNIT_DTYPE, num_rows) as buckets,
+        Shuffle(work_dir, "units", UNIT_DTYPE, 1, count_buckets(num_rows)) as buckets,
         open(partial[0], "wb") as hashes,
         open(partial[1], "wb") as first,
     ):
-        for path, start in zip(paths, starts.tolist(), strict=False):
-            for rows in _iter_rows(path):
-                rows["index"] += np.uint64(start)
-                buckets.append(rows)
-        for pieces in buckets:
-            repeated = _select_repeated(pieces, recipe.dedup_lines_max_documents)
+        with buckets.open(0) as append:
+            for path, start in zip(paths, starts.tolist(), strict=False):
+                for rows in _iter_rows(path):
+                    rows["index"] += np.uint64(start)
+                    append(rows, choose_buckets(rows["h"], buckets.num_readers))
+        for bucket in range(buckets.num_readers):
+            repeated = _select_repeated(buckets.read(bucket), recipe.dedup_lines_max_documents)
             repeated["h"].tofile(hashes)
             repeated["index"].tofile(first)
     starts.astype("<u8").tofile(partial[2])

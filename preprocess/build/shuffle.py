@@ -17,7 +17,7 @@ reads. So there are at most about MAX_SECTIONS sections and MAX_BUCKETS buckets 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from preprocess.build.receipts import make_partial_path
 from preprocess.build.work_dir import Chunk, WorkDir, cut_chunk, iter_chunks
 
 MIN_SECTION_DOCUMENTS = 1 << 20
+BUFFER_ROWS = 1 << 20  # collected before they are written, so that each block is not too small
 MAX_SECTIONS = 2048
 PAGE_DOCUMENTS = 1 << 16  # whose sides, of one byte each, are whole pages of memory on any machine
 EDGE_DTYPE = np.dtype("<i8")
@@ -56,13 +57,14 @@ class Section(NamedTuple):
                 first_document += chunk.num_documents
 
 
-def cut_sections(num_documents: list[int]) -> list[Section]:
-    """Divide the documents of all partitions into sections. `num_documents`: of each partition.
+def cut_sections(num_documents: list[int], min_documents: int | None = None) -> list[Section]:
+    """Divide the documents of all partitions into sections.
 
-    Two sections of one partition meet at a multiple of PAGE_DOCUMENTS, because their tasks may write to
-    its file of sides on different machines, and a machine writes whole pages.
+    `num_documents`: of each partition. `min_documents`: of a section, MIN_SECTION_DOCUMENTS by default. Two sections
+    of one partition meet at a multiple of PAGE_DOCUMENTS, because their tasks may write to its file of sides on
+    different machines, and a machine writes whole pages.
     """
-    wanted = max(MIN_SECTION_DOCUMENTS, -(-sum(num_documents) // MAX_SECTIONS))
+    wanted = max(min_documents or MIN_SECTION_DOCUMENTS, -(-sum(num_documents) // MAX_SECTIONS))
     size = -(-wanted // PAGE_DOCUMENTS) * PAGE_DOCUMENTS
     sections: list[Section] = []
     chunks: list[Chunk] = []
@@ -110,7 +112,9 @@ class Shuffle:
         partial = make_partial_path(path)
         try:
             with open(partial, "wb") as file:
-                yield lambda rows, readers: self._append(file, rows, readers)
+                blocks = _BlockWriter(file, self.num_readers)
+                yield blocks.append
+                blocks.flush()
                 if self.work_dir.is_durable:
                     file.flush()
                     os.fsync(file.fileno())
@@ -118,41 +122,72 @@ class Shuffle:
         finally:
             partial.unlink(missing_ok=True)
 
-    def _append(self, file: BinaryIO, rows: np.ndarray, readers: np.ndarray) -> None:
-        order = np.argsort(readers.astype(np.uint16), kind="stable")  # a radix sort, because of the 16 bits
-        edges = np.zeros(self.num_readers + 1, EDGE_DTYPE)
-        np.cumsum(np.bincount(readers, minlength=self.num_readers), out=edges[1:])
-        file.write(edges.data)
-        file.write(np.ascontiguousarray(rows[order]).data)
-
-    def read(self, reader: int) -> Iterator[np.ndarray]:
+    def read(self, reader: int, writers: Iterable[int] | None = None) -> Iterator[np.ndarray]:
         """Yield the rows of `reader` in pieces, in the order of the writers and of their calls.
 
-        A piece is an array (N,) of at least one and at most `get_max_piece_rows()` rows.
+        `writers`: only their rows, by default those of all. Each piece is an array (N,) of
+        `get_max_piece_rows()` rows, except the last one, which has at least one row.
         """
         parts: list[np.ndarray] = []
         num_rows, max_rows = 0, get_max_piece_rows()
-        for writer in range(self.num_writers):
+        for writer in range(self.num_writers) if writers is None else writers:
             for part in self._read_file(self._path(writer), reader, max_rows):
-                if num_rows + len(part) > max_rows:
-                    yield np.concatenate(parts)
-                    parts, num_rows = [], 0
+                while num_rows + len(part) > max_rows:
+                    num_fitting = max_rows - num_rows
+                    yield np.concatenate([*parts, part[:num_fitting]])
+                    part, parts, num_rows = part[num_fitting:], [], 0
                 parts.append(part)
                 num_rows += len(part)
-        if parts:
+        if num_rows:
             yield np.concatenate(parts)
+
+    def read_all(self, reader: int, writers: Iterable[int] | None = None) -> np.ndarray:
+        """Return the rows that `read` yields in one array, (N,)."""
+        return np.concatenate([np.empty(0, self.dtype), *self.read(reader, writers)])
 
     def _read_file(self, path: Path, reader: int, max_rows: int) -> Iterator[np.ndarray]:
         head_bytes = (self.num_readers + 1) * EDGE_DTYPE.itemsize
         with open(path, "rb") as file:
             end, block = os.fstat(file.fileno()).st_size, 0
             while block < end:
-                file.seek(block)
-                edges = np.fromfile(file, EDGE_DTYPE, self.num_readers + 1)
-                for start in range(int(edges[reader]), int(edges[reader + 1]), max_rows):
+                file.seek(block + reader * EDGE_DTYPE.itemsize)
+                first, last = np.fromfile(file, EDGE_DTYPE, 2).tolist()
+                for start in range(first, last, max_rows):
                     file.seek(block + head_bytes + start * self.dtype.itemsize)
-                    yield np.fromfile(file, self.dtype, min(max_rows, int(edges[reader + 1]) - start))
-                block += head_bytes + int(edges[-1]) * self.dtype.itemsize
+                    yield np.fromfile(file, self.dtype, min(max_rows, last - start))
+                file.seek(block + head_bytes - EDGE_DTYPE.itemsize)
+                block += head_bytes + int(np.fromfile(file, EDGE_DTYPE, 1)[0]) * self.dtype.itemsize
+
+
+class _BlockWriter:
+    """Collects the rows of one writer and writes them in blocks."""
+
+    def __init__(self, file: BinaryIO, num_readers: int) -> None:
+        self._file, self._num_readers = file, num_readers
+        self._buffer: list[tuple[np.ndarray, np.ndarray]] = []
+        self._num_buffered = 0
+
+    def append(self, rows: np.ndarray, readers: np.ndarray) -> None:
+        self._buffer.append((rows, readers))
+        self._num_buffered += len(rows)
+        if self._num_buffered >= BUFFER_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows in the buffer as one block."""
+        if not self._num_buffered:
+            return
+        all_rows, all_readers = zip(*self._buffer, strict=True)
+        rows, readers = (
+            arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for arrays in (all_rows, all_readers)
+        )
+        self._buffer, self._num_buffered = [], 0
+        dtype = np.uint16 if self._num_readers <= 1 << 16 else np.uint32  # 16 bits have a radix sort
+        order = np.argsort(readers.astype(dtype), kind="stable")
+        edges = np.zeros(self._num_readers + 1, EDGE_DTYPE)
+        np.cumsum(np.bincount(readers, minlength=self._num_readers), out=edges[1:])
+        self._file.write(edges.data)
+        self._file.write(np.ascontiguousarray(rows[order]).data)
 
 
 def run_all(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from preprocess.build.duplicate_pairs import Pair
-from preprocess.build.near_groups import NearGroups
+from preprocess.build.near_dedup.groups import NearGroups
 from preprocess.build.shuffle import Section
 from preprocess.build.work_dir import DROPPED, Chunk, WorkDir, iter_chunks
 

@@ -17,7 +17,8 @@ never used. The files of partition 7 are
               .rejects   its malformed records, if any
               .count.json, .count_lines.json, .prepare.json, .encode.json   the receipts of its tasks
 
-and for all partitions near_groups.table, the groups that near_dedup = "group" joins (near_groups.py).
+and for all partitions near_groups.keys and near_groups.joined, the groups that near_dedup = "group" joins
+(near_dedup/groups.py), and NAME-00007.rows, which tasks send to each other (shuffle.py).
 
 A partition may have any number of documents, because a compressed file cannot be divided. So tables
 are read in chunks of CHUNK_DOCUMENTS, which need a few megabytes. Pages of a mapped file count as

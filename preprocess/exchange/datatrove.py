@@ -25,7 +25,6 @@ from preprocess.shards.loss_mask import unpack_mask
 from preprocess.shards.manifest import ShardEntry
 
 INDEX, LOSS, METADATA = ".index", ".loss", ".metadata"
-NAMES = TokenNames(".ds", (INDEX,), (LOSS,), replaces_suffix=False)
 
 
 def export_datatrove(build: Build, output: Path, *, replace: bool) -> list[Path]:
@@ -78,22 +77,31 @@ def _make_metadata(build: Build, entry: ShardEntry) -> str:
     return f"{build.manifest.tokenizer.kind}|{build.dtype.itemsize}\n{entry.tokens}\n{millions}"
 
 
+def check_sizes(file: TokenFile) -> None:
+    """Raise FolioError if the sizes of a `.ds` file and its companions do not fit together."""
+    num_tokens, _ = _find_dtype(file)
+    loss = file.companions.get(LOSS)
+    if loss is not None and loss.size_bytes != num_tokens:
+        raise FolioError(
+            f"{loss.path} has {loss.size_bytes:,} bytes, expected one for each of {num_tokens:,} tokens; {ADVICE}"
+        )
+
+
+NAMES = TokenNames(".ds", (INDEX,), (LOSS,), replaces_suffix=False, check_sizes=check_sizes)
+
+
 def read_datatrove(files: list[TokenFile], ids: TokenIds) -> Iterator[TokenBatch]:
     """Yield the documents of `.ds` files, with the loss mask if they have `.ds.loss`.
 
     The size of a token, 2 or 4 bytes, follows from the size of the file. Raises FolioError if a file is
-    damaged or a document is too long.
+    damaged or a document is too long. `files` have the sizes that `check_sizes` expects.
     """
     for file in files:
-        num_tokens, dtype = _find_dtype(file)
+        _, dtype = _find_dtype(file)
         batches = read_documents(file, dtype, _iter_lengths(file))
         if (loss := file.companions.get(LOSS)) is None:
             yield from batches
             continue
-        if loss.size_bytes != num_tokens:
-            raise FolioError(
-                f"{loss.path} has {loss.size_bytes:,} bytes, expected one for each of {num_tokens:,} tokens; {ADVICE}"
-            )
         with open_values(Path(loss.path), "u1") as values:
             for batch in batches:
                 mask = values.read(len(batch.ids))

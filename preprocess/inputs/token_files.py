@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from preprocess.errors import MisuseError, shorten
-from preprocess.inputs.disk_file import DiskFile
+from preprocess.inputs.disk_file import NO_SHA256, DiskFile
 from preprocess.inputs.input_files import InputFile
 from preprocess.shards.files import open_regular_file, sha256_file
 
@@ -76,6 +76,9 @@ class TokenNames:
     optional: tuple[str, ...] = ()
     replaces_suffix: bool = True  # whether a companion's suffix replaces `suffix`, or follows it
     check_folder: Callable[[Path], None] | None = None  # raises FolioError if files of a folder are missing
+    # Raises FolioError if the sizes of a file and its companions do not fit together. Hashing takes minutes for large
+    # files, so this is called before.
+    check_sizes: Callable[[TokenFile], None] | None = None
 
     def find_companions(self, path: Path) -> dict[str, Path]:
         """Return the companions of a file of tokens, by suffix. Raises MisuseError if one is missing."""
@@ -93,7 +96,8 @@ def describe_token_files(paths_of_splits: Sequence[Sequence[Path]], names: Token
     """Return the files of tokens of each split with their companions, hashed and numbered from 0.
 
     In the manifest, they have their paths relative to the deepest folder that contains all of them. Raises
-    MisuseError if a companion is missing or a name is not UTF-8, FolioError if a path is not a regular file.
+    MisuseError if a companion is missing or a name is not UTF-8, FolioError if a path is not a regular file or
+    `names.check_sizes` does.
     """
     paths = [Path(os.path.abspath(path)) for paths in paths_of_splits for path in paths]
     root = os.path.commonpath([path.parent for path in paths])
@@ -107,11 +111,14 @@ def describe_token_files(paths_of_splits: Sequence[Sequence[Path]], names: Token
                 described[suffix] = _describe(companion, name, number)
                 number += 1
             files.append(TokenFile(described.pop(""), described))
+            if names.check_sizes is not None:
+                names.check_sizes(files[-1])
         splits.append(files)
-    return splits
+    return [[_hash(file) for file in files] for files in splits]
 
 
 def _describe(path: Path, name: str, number: int) -> InputFile:
+    """Return a file that is not hashed yet."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -120,6 +127,15 @@ def _describe(path: Path, name: str, number: int) -> InputFile:
         ) from None
     with open_regular_file(path) as file:
         stat = os.fstat(file.fileno())  # before hashing, so that a change during hashing is detected
-    sha256 = sha256_file(path)
-    disk = DiskFile(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, sha256)
-    return InputFile(disk, "tokens", stat.st_size, sha256, number=number, name=name)
+    disk = DiskFile(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, NO_SHA256)
+    return InputFile(disk, "tokens", stat.st_size, NO_SHA256, number=number, name=name)
+
+
+def _hash(file: TokenFile) -> TokenFile:
+    """Return the file and its companions with their hashes."""
+
+    def add_sha256(each: InputFile) -> InputFile:
+        sha256 = sha256_file(Path(each.disk.path))
+        return each._replace(disk=each.disk._replace(sha256=sha256), sha256=sha256)
+
+    return TokenFile(add_sha256(file.tokens), {suffix: add_sha256(each) for suffix, each in file.companions.items()})

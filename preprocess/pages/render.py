@@ -1,7 +1,7 @@
 """Write a page as one HTML file that needs no network.
 
 A page has a template in the folder of the package that describes it. The template extends layout.html,
-takes its tables from tables.html, and may include files of both folders.
+takes its tables from tables.html and its texts from texts.html, and may include files of both folders.
 
 Bars are drawn by the browser in the cells of tables, with CSS, and not by a chart library: numbers
 stay text, which screen readers read and which can be copied, and the page is a few hundred kilobytes.

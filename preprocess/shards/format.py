@@ -28,6 +28,7 @@ from preprocess.shards.loss_mask import count_mask_bytes, unpack_mask
 from preprocess.shards.manifest import SPLITS, ShardEntry, hash_manifest
 from preprocess.shards.manifest_file import MANIFEST, MAX_FILE_BYTES, ShardError, read_manifest, read_verified
 from preprocess.shards.replaced import ReplacedError, read_unreplaced, read_version, wait_for_manifest
+from preprocess.shards.runs import is_run
 
 STATS = "stats.json"
 BUILD_LOG = "build_log.json"
@@ -94,7 +95,7 @@ def find_build(name_or_folder: str) -> Path:
     """Return the folder of a build. A value with a path separator is a folder, any other is a name.
 
     A name is looked up in `default_root()`, then in `./shards`. Raises MisuseError if the name is
-    not valid, and MissingBuildError, which lists the folders, if none of them has a manifest.
+    not valid or names a run, and MissingBuildError, which lists the folders, if none of them has a manifest.
     """
     if "/" in name_or_folder or os.sep in name_or_folder:
         candidates = [Path(name_or_folder)]
@@ -104,6 +105,10 @@ def find_build(name_or_folder: str) -> Path:
     for folder in candidates:
         if wait_for_manifest(folder):
             return folder
+    if is_run(candidates[0]):
+        raise MisuseError(
+            f"{candidates[0]} is a run, not a build; choose a build that `preprocess list` shows, or use `folio report`"
+        )
     tried = " and ".join(map(str, candidates))
     raise MissingBuildError(
         f"no build {name_or_folder!r}: no {MANIFEST} in {tried}; "

@@ -20,33 +20,32 @@ MANIFEST = "manifest.json"
 MAX_FILE_BYTES = 256 << 20  # a manifest that lists a million input files has this size
 MIN_VALUE_BYTES = 16  # average size of a value in a large manifest; it limits the memory that parsing takes
 ADVICE = "copy the build again or rebuild it"
+MISSING_ADVICE = "choose a build that `preprocess list` shows"
 
 
 class ShardError(FolioError):
     """A build is missing, incomplete or damaged, or has a version that Folio cannot read."""
 
 
-def read_manifest(folder: Path, *, advice: str = ADVICE) -> Manifest:
+def read_manifest(folder: Path, *, advice: str | None = None) -> Manifest:
     """Return the manifest of the build in `folder`.
 
     Raises ShardError if the manifest is missing, is malformed, does not match its checksum, or has
-    an unknown format or version. `advice`: the part of the message that says what to do if it is
-    damaged.
+    an unknown format or version. `advice`: the part of the message that says what to do; by default
+    MISSING_ADVICE or ADVICE.
     """
     path = folder / MANIFEST
     try:
         data = read_small_file(path, MAX_FILE_BYTES)
     except (FileNotFoundError, NotADirectoryError) as e:
-        raise ShardError(
-            f"{folder} is not a build: it has no {MANIFEST}; choose a build that `preprocess list` shows"
-        ) from e
-    return check_manifest(data, str(path), advice=advice)
+        raise ShardError(f"{folder} is not a build: it has no {MANIFEST}; {advice or MISSING_ADVICE}") from e
+    return check_manifest(data, str(path), advice=advice or ADVICE)
 
 
 def check_manifest(data: bytes, path: str, *, advice: str = ADVICE) -> Manifest:
     """Return the manifest whose file has the content `data`. `path`: of the file, for messages.
 
-    Errors and `advice` are as for `read_manifest`.
+    Errors are as for `read_manifest`. `advice`: the part of the message that says what to do.
     """
     try:
         if len(data) > MAX_SMALL_FILE_BYTES and data.count(b",") > len(data) // MIN_VALUE_BYTES:

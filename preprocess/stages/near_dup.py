@@ -9,7 +9,7 @@ Datasets*, chapter 3: a document is the set of its *shingles*, all sequences of 
 documents are as similar as their sets, by Jaccard's measure |A ∩ B| / |A ∪ B|. A *signature* has
 K numbers, and each of them is equal in two documents with a probability that is their similarity.
 It is cut into bands, and documents with an equal band are compared exactly
-(build/near_duplicates.py). With 20 bands of 5 numbers, two documents with a similarity of 0.8 have
+(build/near_dedup/). With 20 bands of 5 numbers, two documents with a similarity of 0.8 have
 an equal band with a probability of 0.9996, of 0.5 with 0.47, and of 0.3 with 0.05. Web corpora are
 often deduplicated with 14 bands of 8, which compares fewer documents and finds 0.92 of the pairs with
 a similarity of 0.8: the other 8 % could be on both sides of a split.

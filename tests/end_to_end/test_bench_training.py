@@ -109,6 +109,20 @@ def test_width_prints_a_loss_for_each_multiplier(build: Path) -> None:
         assert float(row[5]) == pytest.approx(losses["1"] - losses[row[4]], abs=2e-3)
 
 
+@pytest.mark.slow
+def test_parallel_measures_two_runs_with_equal_losses(build: Path, tmp_path: Path) -> None:
+    results, scratch = tmp_path / "results.jsonl", tmp_path / "scratch"
+    options = ["--smoke", "--steps=6", f"--results={results}", f"--scratch={scratch}"]
+    run_python("bench/parallel.py", build, *options, nanogpt=None)
+    ddp, fsdp = (json.loads(line) for line in results.read_text().splitlines())
+    assert (ddp["parallel"], fsdp["parallel"]) == ("ddp", "fsdp") and fsdp["processes"] == 2
+    assert fsdp["max_deviation"] < 1e-4 and min(ddp["tokens_per_s"], fsdp["tokens_per_s"]) > 0
+    assert 0.4 < fsdp["written_mb"] / ddp["written_mb"] < 0.7
+    assert not list(scratch.iterdir()), "a bench must delete its temporary files"
+    too_few = start_python("bench/parallel.py", build, "--smoke", "--steps=5", nanogpt=None)
+    assert too_few.returncode == 2 and "--steps must be above 5" in too_few.stderr
+
+
 SIZES = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8}
 
 

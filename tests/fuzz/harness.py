@@ -28,6 +28,7 @@ from preprocess.errors import FolioError
 
 NUM_MUTATIONS = int(os.environ.get("FUZZ_MUTATIONS", "2000"))
 MAX_SECONDS = float(os.environ.get("FUZZ_SECONDS", "8"))
+MIN_MUTATIONS = 20  # also on a machine that is too busy to read them in MAX_SECONDS
 TIMEOUT_S = 10.0
 MAX_MEMORY_BYTES = 1_500_000_000
 SAFETY_LIMIT_BYTES = 6_000_000_000  # of a child's private memory, so that a bomb does not stop the machine
@@ -117,17 +118,18 @@ def fuzz(
     """Write damaged versions of `originals` to `path`, one after the other, and read each.
 
     `reader` and `setup` (which the child calls once) are sent to the child, so they must be defined
-    in a module. Stops after NUM_MUTATIONS files, MAX_SECONDS or MAX_FAILURES failures. A file that
-    fails is kept beside `path`.
+    in a module. Stops after NUM_MUTATIONS files, after MAX_SECONDS and MIN_MUTATIONS files, or
+    after MAX_FAILURES failures. A file that fails is kept beside `path`.
     """
-    outcome, end = Outcome(), time.monotonic() + MAX_SECONDS
+    outcome = Outcome()
     child = _Child(reader, setup)
     for original in originals:
         path.write_bytes(original)
         kind, text = child.read(path)
         assert kind == "accepted", f"the undamaged file is not accepted: {text}"
+    end = time.monotonic() + MAX_SECONDS  # without the start of the child, which imports libraries
     for number in range(NUM_MUTATIONS):
-        if time.monotonic() > end or len(outcome.failures) >= MAX_FAILURES:
+        if (time.monotonic() > end and number >= MIN_MUTATIONS) or len(outcome.failures) >= MAX_FAILURES:
             break
         random_ = random.Random(number)
         path.write_bytes(mutate(random_.choice(originals), random_))

@@ -31,10 +31,8 @@ def run_on_terminal(
     `watch` is called with the process and the output so far, whenever there is new output.
     """
     master, slave = _open_terminal(columns)
-    environment = {key: value for key, value in (env or os.environ).items() if key not in ("CI", "TERM")}
-    process = subprocess.Popen(
-        command, stdin=slave, stdout=slave, stderr=slave, env=environment | {"TERM": "xterm"}, cwd=cwd
-    )
+    environment = {**(env or os.environ), "TERM": "xterm"}
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment, cwd=cwd)
     os.close(slave)
     output = b""
     try:

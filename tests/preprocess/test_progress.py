@@ -20,10 +20,8 @@ from tests.helpers.terminal import COLOURS, render, run_on_terminal, terminal_st
 
 
 @pytest.fixture(autouse=True)
-def terminal_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setattr(console, "_last_lines", [])  # those of earlier tests
+def no_earlier_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_last_lines", [])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from preprocess.console import hidden_live_line, paint
+from preprocess.console import discard_unwritten_messages, hidden_live_line, paint
 from preprocess.errors import BLOCKING_PATHS, FolioError, explain_os_error, hide_credentials, one_line
 
 
@@ -53,6 +53,7 @@ def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     try:
         return _run(main, arguments)
     finally:
+        discard_unwritten_messages()
         for signum, before in previous.items():
             signal.signal(signum, before)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.errors import MisuseError
+from preprocess.shards.manifest_file import MANIFEST
 from train.run.metrics import METRICS_FILE, open_rows
 
 METRICS = ("train_loss", "val_loss", "learning_rate", "tokens_per_s")
@@ -64,6 +65,8 @@ def find_metrics(run: Path) -> Path:
         raise MisuseError(f"{run} is a file; name the folder of a run, such as {run.parent}")
     path = run / METRICS_FILE
     if not path.is_file():
+        if (run / MANIFEST).is_file():
+            raise MisuseError(f"{run} is a build, not a run; name a run's out_dir, or use `preprocess report`")
         raise MisuseError(
             f"{run} has no losses: it has no {METRICS_FILE}; name the out_dir of a run, such as runs/demo"
         )

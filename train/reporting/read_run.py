@@ -11,12 +11,13 @@ from preprocess.errors import FolioError
 from preprocess.shards.files import parse_json, read_small_file
 from preprocess.shards.format import read_manifest
 from preprocess.shards.manifest import Manifest
+from preprocess.shards.runs import SETTINGS_FILE, VOCABULARY_DIR
 from train.config import Config, config_from_saved
 from train.evaluation.results import read_evaluations
 from train.plotting.curves import find_metrics
 from train.reporting.series import RunSeries, read_series
 from train.run.completions import COMPLETIONS_FILE, open_completions
-from train.run.run_dir import EVALUATIONS_FILE, SETTINGS_FILE, VOCABULARY_DIR
+from train.run.run_dir import EVALUATIONS_FILE
 
 MAX_SAMPLES = 40  # of a run
 MAX_SAMPLE_CHARACTERS = 3_000

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from preprocess.console import Activity
 from preprocess.errors import FolioError
+from preprocess.shards.runs import SETTINGS_FILE, VOCABULARY_DIR, is_run
 from train.config import Config
 from train.data.batches import Prefetcher
 from train.model.sampler import complete
 from train.run.context import Run
 from train.run.divergence import find_weights_problem
 from train.run.logger import RunLogger
-from train.run.run_dir import SETTINGS_FILE, VOCABULARY_DIR, is_run, write_run
+from train.run.run_dir import write_run
 from train.run.save_checkpoint import origin_of, save
 from train.run.state import TrainingState
 from train.run.validation import Evaluation, evaluate

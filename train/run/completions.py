@@ -9,7 +9,7 @@ from pathlib import Path
 
 from preprocess.shards.files import JsonObject, open_atomic, open_json_lines
 from train.core.cli import add_path_to_errors
-from train.run.metrics import MAX_STEP
+from train.run.metrics import parse_step
 
 COMPLETIONS_FILE = "completions.jsonl"
 MAX_ROW_BYTES = 64 << 20  # a completion may have a million tokens
@@ -61,8 +61,7 @@ def open_completions(out_dir: Path) -> Iterator[CompletionRow]:
 
 def _parse_row(row: JsonObject) -> CompletionRow:
     """Return the row. Raises TypeError if it has no step or no text."""
-    if type(row.get("step")) is not int or not 0 <= row["step"] <= MAX_STEP:
-        raise TypeError("step is not a whole number")
+    step = parse_step(row)
     if not isinstance(row.get("text"), str):
         raise TypeError("text is not a text")
-    return CompletionRow(step=row["step"], text=row["text"])
+    return CompletionRow(step=step, text=row["text"])

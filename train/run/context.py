@@ -125,15 +125,11 @@ def _check_parallel(config: Config, world: World) -> list[str]:
         return []
     if world.size == 1:
         return ["parallel is fsdp, but there is one process: it holds the whole model, and saves it as one part"]
-    for key, is_possible, advice in (
-        ("precision", config.precision != "fp16", "bf16, tf32 or fp32"),
-        ("compile", not config.compile, "false"),
-    ):
-        if not is_possible:
-            raise MisuseError(
-                f"{key} is {getattr(config, key)}, which parallel = fsdp does not support; set {key} to {advice}, or "
-                "--parallel=ddp"
-            )
+    if config.precision == "fp16":
+        raise MisuseError(
+            "precision is fp16, which parallel = fsdp does not support; set precision to bf16, tf32 or fp32, or "
+            "--parallel=ddp"
+        )
     return ["with parallel = fsdp no process has the whole model, so no completions are written; use folio sample"]
 
 

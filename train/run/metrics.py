@@ -103,10 +103,17 @@ def open_rows(path: Path) -> Iterator[MetricsRow]:
     )
 
 
+def parse_step(row: JsonObject) -> int:
+    """Return the step of a row. Raises TypeError if it has none."""
+    step = row.get("step")
+    if type(step) is not int or not 0 <= step <= MAX_STEP:
+        raise TypeError(f"step is not a whole number from 0 to {MAX_STEP:,}")
+    return step
+
+
 def _parse_row(row: JsonObject) -> MetricsRow:
     """Return the row. Raises TypeError if it has no step or a value that is not a number or null."""
-    if type(row.get("step")) is not int or not 0 <= row["step"] <= MAX_STEP:
-        raise TypeError("step is not a whole number")
+    step = parse_step(row)
     if bad := [key for key, value in row.items() if type(value) not in (int, float, type(None))]:
         raise TypeError(f"{bad[0]} is not a number")
-    return MetricsRow(row["step"], {key: value for key, value in row.items() if key != "step"})
+    return MetricsRow(step, {key: value for key, value in row.items() if key != "step"})

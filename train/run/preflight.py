@@ -78,7 +78,7 @@ def preflight(run: Run, state: TrainingState, model: nn.Module) -> list[str]:
     with run.console.activity("preflight: measuring memory"):
         max_windows = -world.all_reduce_max(-estimate_max_windows(run, state))
     if config.compile:  # after the estimate, whose sizes are not those of training
-        state.model.compile()
+        _compile(state)
     micro_batch, trial = _find_micro_batch(run, state, model, num_windows=num_windows, max_windows=max_windows)
     threads_line, trial = _choose_threads(run, state, model, micro_batch=micro_batch, trial=trial)
     lines = [
@@ -95,6 +95,16 @@ def preflight(run: Run, state: TrainingState, model: nn.Module) -> list[str]:
     if run.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(run.device)  # the run reports its own peak
     return [f"preflight: {line}" for line in lines]
+
+
+def _compile(state: TrainingState) -> None:
+    """Compile the model, when it is called next.
+
+    If it is sharded, its blocks are compiled: before and after each, FSDP's hooks gather and free
+    weights, and torch.compile does not trace them. Blocks with equal shapes share the compiled code.
+    """
+    for module in state.model.h if state.is_sharded else (state.model,):
+        module.compile()
 
 
 def _check_disk(config: Config, checkpoint_bytes: int) -> None:

@@ -29,6 +29,7 @@ from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import parse_json, read_small_file, readable_json, write_durable
 from preprocess.shards.format import MANIFEST, read_manifest
 from preprocess.shards.manifest import Manifest
+from preprocess.shards.runs import SETTINGS_FILE, VOCABULARY_DIR, is_run
 from train.config import Config, changed_settings, config_from_saved
 from train.core.distributed import World
 from train.data.builds import check_same_control_tokens, has_tokenizer
@@ -49,8 +50,6 @@ from train.run.metrics import METRICS_FILE
 from train.run.save_checkpoint import remove_leftovers
 from train.trackers.client import reset_trackers
 
-SETTINGS_FILE = "settings.json"
-VOCABULARY_DIR = "build"
 LOCK_FILE, PROBE = ".lock", ".probe-"
 EVALUATIONS_FILE, EVALUATIONS_DIR = "evaluations.jsonl", "evaluations"
 TASKS_FILE = "task_evaluations.jsonl"
@@ -268,11 +267,6 @@ def write_run(config: Config, source: DataSource) -> None:
     out_dir = Path(config.out_dir)
     source.save_vocabulary(out_dir / VOCABULARY_DIR)
     write_durable(out_dir / SETTINGS_FILE, readable_json(config.as_dict()))
-
-
-def is_run(out_dir: Path) -> bool:
-    """Return whether `out_dir` has the files that `write_run` writes."""
-    return (out_dir / SETTINGS_FILE).is_file() and (out_dir / VOCABULARY_DIR / MANIFEST).is_file()
 
 
 def vocabulary_of(checkpoint: Checkpoint) -> tuple[Path, Manifest]:

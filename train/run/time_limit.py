@@ -21,6 +21,7 @@ import torch
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import JsonObject, parse_json, read_small_file
 from preprocess.shards.manifest import SPLITS
+from preprocess.shards.runs import SETTINGS_FILE
 from train.config import Config, config_from_saved
 from train.core.clock import slowdown, take_start
 from train.core.device import describe_device, synchronize
@@ -45,7 +46,7 @@ from train.run.plan import (
     correct_steps,
     make_plan,
 )
-from train.run.run_dir import SETTINGS_FILE, write_run
+from train.run.run_dir import write_run
 from train.run.state import TrainingState
 from train.run.step_speed import measure_step
 

@@ -32,7 +32,7 @@ def test_split_is_exact_and_keeps_the_first_duplicate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pairs, boundaries, val_fraction, seed, rows_per_bucket, chunk
 ) -> None:
     monkeypatch.setattr("preprocess.build.buckets.ROWS_PER_BUCKET", rows_per_bucket)
-    monkeypatch.setattr("preprocess.build.buckets.BUFFER_ROWS", chunk + 1)
+    monkeypatch.setattr("preprocess.build.shuffle.BUFFER_ROWS", chunk + 1)
     monkeypatch.setattr("preprocess.build.work_dir.CHUNK_DOCUMENTS", chunk)
     monkeypatch.setattr("preprocess.build.shuffle.MIN_SECTION_DOCUMENTS", chunk + 2)
     monkeypatch.setattr("preprocess.build.shuffle.PAGE_DOCUMENTS", 1)
@@ -153,7 +153,7 @@ def test_memory_does_not_grow_with_equal_documents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, settings_: dict[str, Any]
 ) -> None:
     """All equal hashes are in one bucket: 24 bytes for each of 300,000 documents would be 7 MB."""
-    limits = ("buckets.ROWS_PER_BUCKET", "buckets.BUFFER_ROWS", "work_dir.CHUNK_DOCUMENTS")
+    limits = ("buckets.ROWS_PER_BUCKET", "shuffle.BUFFER_ROWS", "work_dir.CHUNK_DOCUMENTS")
     for name in (*limits, "shuffle.MIN_SECTION_DOCUMENTS", "shuffle.PAGE_DOCUMENTS"):
         monkeypatch.setattr(f"preprocess.build.{name}", 20_000)
     num_documents, work_dir = 300_000, WorkDir(tmp_path)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from preprocess.build import buckets, diff
+from preprocess.build import buckets, diff, shuffle
 from preprocess.cli.main import main
 from preprocess.shards.format import Build
 
@@ -42,7 +42,7 @@ def test_diff_of_equal_builds_has_the_status_0(make: Callable[..., Build]) -> No
 def test_diff_lists_texts_of_one_build_only(make: Callable[..., Build], monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = make(LINES), make([*LINES[3:], "new\n"], name="b")
     monkeypatch.setattr(buckets, "ROWS_PER_BUCKET", 4)
-    monkeypatch.setattr(buckets, "BUFFER_ROWS", 7)
+    monkeypatch.setattr(shuffle, "BUFFER_ROWS", 7)
     monkeypatch.setattr(diff, "CHUNK_DOCUMENTS", 5)
     result = run_diff(a, b, "--json")
     assert result.exit_code == 1

@@ -172,8 +172,6 @@ def test_show_prints_the_turns_of_a_chat(preprocess: Run, tmp_path: Path) -> Non
 
 def test_show_colours_what_is_learnt_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     parts = [DocumentPart(b"<|end|>", True, False), DocumentPart(b"hi\x1b[2J", False, True)]
-    for name, value in {"TERM": "xterm", "CI": "", "NO_COLOR": ""}.items():  # whatever the environment of the tests
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     DecodedDocument(parts, has_chats=True).print(quiet=False)
     assert capsys.readouterr().out == "\x1b[2m<|end|>\x1b[0m\x1b[32m\x1b[22mhi\\x1b[2J\x1b[0m"

@@ -21,6 +21,7 @@ from preprocess.build.stats import read_stats
 from preprocess.cli.main import main
 from preprocess.exchange import read_tokens
 from preprocess.inputs import token_files
+from preprocess.shards.files import sha256_file
 from preprocess.shards.format import SPLITS, Build
 from preprocess.shards.leaks import count_leaks
 from preprocess.shards.verify import verify
@@ -288,14 +289,25 @@ def test_header_of_llmc_with_a_wrong_size_is_refused(
     ],
 )
 def test_damaged_datatrove_files_are_refused(
-    run: Callable[..., Result], tmp_path: Path, ends: list[int], loss: list[int] | None, message: str
+    run: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ends: list[int],
+    loss: list[int] | None,
+    message: str,
 ) -> None:
     np.array([1, EOT, 2, EOT], "<u2").tofile(tmp_path / "a.ds")
     np.array(ends, "<u8").tofile(tmp_path / "a.ds.index")
     if loss is not None:
         np.array(loss, "u1").tofile(tmp_path / "a.ds.loss")
+    hashed: list[Path] = []
+    monkeypatch.setattr(token_files, "sha256_file", lambda path: hashed.append(path) or sha256_file(path))
     result = run("import", tmp_path, "--format", "datatrove", "--tokenizer", "gpt2", "--name", "own")
     assert_refused(result, tmp_path, message)
+    if "expected" in message:  # a wrong size is reported before the files are hashed, which can take minutes
+        assert not hashed
+    else:
+        assert tmp_path / "a.ds" in hashed
 
 
 compress = functools.partial(gzip.compress, mtime=0)  # with the time of day, the names of tests would differ

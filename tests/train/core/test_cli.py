@@ -95,3 +95,12 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 1 and done.stderr.startswith("error: no space left on the disk"), done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_messages_that_cannot_be_written_do_not_change_the_status() -> None:
+    program = "import sys; from preprocess.console import Console; from train.core.cli import run_command; "
+    program += "sys.exit(run_command(lambda _: Console('stderr').line('a message') or 0, []))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=full, timeout=60)
+    assert done.returncode == 0

@@ -82,7 +82,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
     monkeypatch.setattr(check, "_is_installed", lambda _: True)
     monkeypatch.setattr(mlflow_runs, "open_client", lambda: server)
-    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
     return server
 
 
@@ -130,7 +129,6 @@ def test_missing_mlflow_is_reported_before_evaluating(run: Path, monkeypatch: py
     monkeypatch.setattr(check, "_is_installed", lambda _: False)
     message = "--mlflow needs mlflow, which is not installed; pip install 'folio-lm[mlflow]', or leave it out"
     check_error(invoke("evaluate.py", run, "--mlflow", *CPU), 2, message)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(check, "_is_installed", lambda name: name == "mlflow")
     check_error(invoke("evaluate.py", run, "--mlflow", *CPU), 2, "MLFLOW_TRACKING_URI is not set")
     assert not (run / "evaluations.jsonl").exists()

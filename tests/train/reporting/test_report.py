@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from tests.helpers.runs import VOCAB_SIZE, invoke
+from preprocess.cli.main import main
+from tests.helpers.runs import VOCAB_SIZE, invoke, make_build
 from tests.preprocess.report.test_report import PageParser
 from tests.train.reporting.helpers import write_run
 from train.reporting import watch as module
@@ -113,6 +116,30 @@ def test_damaged_file_is_one_line(runs: list[Path], name: str) -> None:
     (runs[0] / name).write_text('{"step": "no"}\n{"step": 1}\n')
     result = invoke("report.py", runs[0])
     assert result.returncode in (1, 2) and name in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_missing_copy_of_the_build_is_one_line(runs: list[Path]) -> None:
+    shutil.rmtree(runs[0] / "build")
+    result = invoke("report.py", runs[0])
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"error: {runs[0] / 'build'} is not a build: it has no manifest.json; copy the run again\n"
+    )
+
+
+def test_reports_of_builds_and_runs_point_to_each_other(runs: list[Path], tmp_path: Path) -> None:
+    of_build = CliRunner().invoke(main, ["report", str(runs[0])])
+    assert of_build.exit_code == 2
+    assert (
+        f"{runs[0]} is a run, not a build; choose a build that `preprocess list` shows, or use `folio report`"
+        in of_build.stderr
+    )
+    make_build(tmp_path / "tiny")
+    of_run = invoke("report.py", tmp_path / "tiny")
+    assert of_run.returncode == 2
+    assert (
+        f"{tmp_path / 'tiny'} is a build, not a run; name a run's out_dir, or use `preprocess report`" in of_run.stderr
+    )
 
 
 def test_watch_writes_the_page_again_until_the_runs_are_finished(

@@ -27,7 +27,14 @@ def test_rows_are_read_back_and_later_ones_are_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [{"step": -1, "text": ""}, {"step": True, "text": ""}, {"step": 1, "text": 3}, [], "no"]
+    "row",
+    [
+        *({"step": step, "text": ""} for step in (-1, True, 10**15 + 1)),
+        {"text": ""},
+        {"step": 1, "text": 3},
+        [],
+        "no",
+    ],
 )
 def test_other_lines_are_rejected(tmp_path: Path, row: object) -> None:
     good = json.dumps({"step": 1, "text": "a"})

@@ -23,6 +23,8 @@ def test_open_rows_drops_a_damaged_last_line_and_rejects_others(tmp_path: Path) 
     for row in (
         b'{"step": 1, "val_loss": "3.5"}',
         b'{"step": -1}',
+        b'{"step": true}',
+        b'{"val_loss": 1}',
         b'{"step": 1, "val_loss": [1]}',
         b'{"step": ' + b"9" * 300 + b"}",
     ):

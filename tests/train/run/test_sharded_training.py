@@ -233,6 +233,24 @@ def test_other_starts_and_ends(folder: Path, tmp_path: Path) -> None:
     assert rounded != exact and rounded == pytest.approx(exact, rel=0.02)
 
 
+# More blocks than torch.compile compiles the same code for, in case that they do not share it.
+FAIL_ON_RECOMPILATION = """
+import torch
+
+torch._dynamo.config.fail_on_recompile_limit_hit = True
+"""
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_blocks_have_the_losses_of_one_process(folder: Path, tmp_path: Path) -> None:
+    deep = [folder / "muon.py", "--n_layer=10", "--max_steps=4"]
+    assert invoke("train.py", *deep, f"--out_dir={tmp_path / 'alone'}").returncode == 0
+    compiled = [*deep, FSDP, "--compile=true", f"--out_dir={tmp_path / 'compiled'}"]
+    [outcome] = check(train_in_processes(2, tmp_path / "prints", compiled, before=FAIL_ON_RECOMPILATION))
+    assert "preflight: compiled in " in outcome.stdout
+    assert read_values(tmp_path / "compiled") == pytest.approx(read_values(tmp_path / "alone"), rel=1e-3)
+
+
 # Fills the folder DISK before the process number 1 writes its part of the checkpoint of step 8.
 FILL_DISK = """
 import contextlib

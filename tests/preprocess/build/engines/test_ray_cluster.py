@@ -20,6 +20,7 @@ import pytest
 from preprocess.build.drop_duplicates import find_bucket_duplicates
 from preprocess.build.engines.interface import StartEngine, Task, WorkerDied, Workload
 from preprocess.build.engines.ray_cluster import RayEngine, connect
+from preprocess.build.near_dedup.runs import write_runs
 from preprocess.build.prepare import encode_partition, prepare_partition
 from preprocess.build.write_shards import write_whole_shard
 from preprocess.errors import FolioError, MisuseError
@@ -28,7 +29,10 @@ from preprocess.shards.verify import verify
 from tests.conftest import ROOT, file_bytes
 from tests.preprocess.build.helpers import build_corpus, list_leftovers, make_corpus_recipe, run_build
 
-SETTINGS = {"tokenizer": "char", "shard_tokens": 20_000}  # a trained tokenizer: all phases have tasks
+SETTINGS = {
+    "tokenizer": "char", "shard_tokens": 20_000,  # a trained tokenizer: all phases have tasks
+    "near_dedup": "group", "near_dedup_words": 1, "near_dedup_threshold": 0.4,
+}  # fmt: skip
 PARTITION_BYTES = 8_000
 
 
@@ -106,6 +110,8 @@ def many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every phase several tasks."""
     monkeypatch.setattr("preprocess.inputs.input_files.PARTITION_BYTES", PARTITION_BYTES)
     monkeypatch.setattr("preprocess.build.shuffle.MIN_SECTION_DOCUMENTS", 150)
+    monkeypatch.setattr("preprocess.build.near_dedup.near_duplicates.MIN_SECTION_DOCUMENTS", 150)
+    monkeypatch.setattr("preprocess.build.near_dedup.near_duplicates.ROWS_PER_TASK", 20)
     monkeypatch.setattr("preprocess.build.shuffle.PAGE_DOCUMENTS", 1)
     monkeypatch.setattr("preprocess.build.buckets.ROWS_PER_BUCKET", 200)
 
@@ -129,7 +135,9 @@ class _KillingEngine(RayEngine):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("function", [prepare_partition, find_bucket_duplicates, encode_partition, write_whole_shard])
+@pytest.mark.parametrize(
+    "function", [prepare_partition, find_bucket_duplicates, write_runs, encode_partition, write_whole_shard]
+)
 @pytest.mark.usefixtures("many_tasks")
 def test_node_that_dies_changes_no_byte(
     nodes: Nodes, start_engine: StartEngine, corpus: Path, tmp_path: Path, function: Callable[..., Any]
@@ -155,6 +163,7 @@ def test_node_that_dies_changes_no_byte(
     assert list(verify(Build(tmp_path / "x"))) == []
     assert list_leftovers(tmp_path) == [".x.work"]  # the malformed records
     expected = build_corpus(corpus, tmp_path / "expected/x", **SETTINGS)
+    assert json.loads((expected.folder / "stats.json").read_bytes())["split"]["near_duplicates_grouped"] > 10
     assert file_bytes(tmp_path / "x") == file_bytes(expected.folder)
     rejects = [folder / ".x.work/refused.jsonl" for folder in (tmp_path, tmp_path / "expected")]
     assert rejects[0].read_bytes() == rejects[1].read_bytes()

@@ -5,23 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import tempfile
-import time
-import tracemalloc
 from collections import defaultdict
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from preprocess.build.forest import Forest
-from preprocess.build.near_groups import join_groups
-from preprocess.build.similarity import ShingleFile, compute_large_similarity, compute_similarities
-from preprocess.build.split_assignment import Grouping
 from preprocess.errors import FolioError, MisuseError
 from preprocess.recipes.catalog import load_recipe
 from preprocess.shards.format import SPLITS, Build
@@ -96,7 +85,7 @@ def read_texts(build: Build, split: str) -> list[str]:
     """Return the documents of a split of a build with the tokenizer byte."""
     eot_id = build.manifest.eot_id
     documents = (build.document(split, i) for i in range(len(build.docs(split))))
-    return [bytes(ids[ids != eot_id].astype(np.uint8)).decode() for ids in documents]
+    return [bytes(ids[ids != eot_id].astype("u1")).decode() for ids in documents]
 
 
 def read_stats(build: Build) -> dict[str, Any]:
@@ -165,7 +154,7 @@ def test_workers_partitions_and_buckets_change_no_byte(
     expected = file_bytes(build_records(path, tmp_path / "expected/x", near_dedup=mode).folder)
     for number, (workers, partition_bytes) in enumerate([(2, 9_000), (1, 2_000), (5, 5_000)]):
         monkeypatch.setattr("preprocess.inputs.input_files.PARTITION_BYTES", partition_bytes)
-        monkeypatch.setattr("preprocess.build.near_duplicates.COMPARED_SHINGLES", 50 * (number + 1))
+        monkeypatch.setattr("preprocess.build.near_dedup.shingles.COMPARED_SHINGLES", 50 * (number + 1))
         build = build_records(path, tmp_path / str(number) / "x", workers=workers, near_dedup=mode)
         assert file_bytes(build.folder) == expected
         assert {each.name for each in (tmp_path / str(number)).iterdir()} <= {"x", ".x.lock"}
@@ -223,87 +212,3 @@ def test_all_documents_in_one_cluster_cannot_be_split(tmp_path: Path) -> None:
     path = write_records(tmp_path / "a.jsonl", [f"{text} {word}" for word in WORDS[100:120]])
     with pytest.raises(FolioError, match="all 20 documents are nearly equal"):
         build_records(path, tmp_path / "x", near_dedup="group")
-
-
-@settings(deadline=None)
-@given(
-    st.lists(st.tuples(st.sets(st.integers(0, 20), min_size=1), st.sets(st.integers(0, 20), min_size=1)), min_size=1)
-)
-def test_similarities_are_exact(pairs: list[tuple[set[int], set[int]]]) -> None:
-    keys = [
-        np.array([(i << 32) + each for i, pair in enumerate(pairs) for each in sorted(pair[side])], np.uint64)
-        for side in (0, 1)
-    ]
-    found = compute_similarities(keys[0], keys[1], len(pairs))
-    assert found.tolist() == [len(a & b) / len(a | b) for a, b in pairs]
-
-
-EDGES = st.lists(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=20), max_size=4)
-
-
-@settings(deadline=None)
-@given(EDGES)
-def test_forest_and_groups_find_the_connected_components(edges: list[list[tuple[int, int]]]) -> None:
-    expected = find_components(31, {pair for each in edges for pair in each})
-    forest = Forest(np.arange(31))
-    arrays = [np.array(each, np.int64).reshape(-1, 2).T for each in edges]
-    for a, b in arrays:
-        forest.join(a, b)
-    assert forest.find_first(np.arange(31)).tolist() == expected
-    with tempfile.TemporaryDirectory() as folder:
-        groups = join_groups(
-            ((a.astype(np.uint64), b.astype(np.uint64)) for a, b in arrays), Path(folder) / "near_groups.table"
-        )
-        found = groups.apply(np.repeat(np.arange(31), 2).astype(">u8").view(np.uint8).reshape(31, 16))
-    first_with = {row.tobytes(): number for number, row in reversed(list(enumerate(found)))}
-    assert [first_with[row.tobytes()] for row in found] == expected
-
-
-def test_tasks_are_small_however_many_groups_are_joined(tmp_path: Path) -> None:
-    keys = np.arange(100_000, dtype=np.uint64)
-    grouping = Grouping("group", join_groups([(keys, keys + np.uint64(1))], tmp_path / "near_groups.table"))
-    assert len(ForkingPickler.dumps(grouping)) < 2_000
-
-
-def test_forest_joins_a_long_chain_of_pairs_quickly() -> None:
-    number = 100_000
-    forest = Forest(np.arange(number))
-    started = time.process_time()
-    forest.join(np.arange(1, number), np.arange(number - 1))
-    assert not forest.find_first(np.arange(number)).any()
-    assert time.process_time() - started < 3  # 0.05 s; following one link at a time takes half a minute
-
-
-def write_shingles(path: Path, sets: list[np.ndarray]) -> list[ShingleFile]:
-    path.write_bytes(b"".join(each.astype("<u4").tobytes() for each in sets))
-    ends = np.cumsum([len(each) for each in sets]).tolist()
-    return [ShingleFile(path, end - len(each), end) for each, end in zip(sets, ends, strict=True)]
-
-
-def test_compute_large_similarity_is_exact_with_repeated_and_extreme_shingles(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("preprocess.build.similarity.PART_SHINGLES", 300)
-    monkeypatch.setattr("preprocess.build.similarity.CHUNK_SHINGLES", 70)
-    rng = np.random.default_rng(0)
-    a = np.concatenate([rng.integers(0, 1 << 32, 500), [0, 0, (1 << 32) - 1]])
-    b = np.concatenate([a[100:], a[200:300], rng.integers(0, 1 << 32, 200), [0]])
-    expected = len(set(a.tolist()) & set(b.tolist())) / len(set(a.tolist()) | set(b.tolist()))
-    assert compute_large_similarity(*write_shingles(tmp_path / "shingles", [a, b])) == expected
-    one_word = np.full(1000, 7)
-    assert compute_large_similarity(*write_shingles(tmp_path / "shingles", [one_word, one_word])) == 1
-
-
-def test_compute_large_similarity_needs_less_memory_than_the_shingles(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("preprocess.build.similarity.PART_SHINGLES", 1 << 18)
-    monkeypatch.setattr("preprocess.build.similarity.CHUNK_SHINGLES", 1 << 16)
-    a = np.random.default_rng(0).integers(0, 1 << 32, 1_000_000, np.uint32)
-    sets = write_shingles(tmp_path / "shingles", [a, a])
-    tracemalloc.start()
-    try:
-        assert compute_large_similarity(*sets) == 1
-        assert tracemalloc.get_traced_memory()[1] < 2 * a.nbytes  # as uint64 keys, the sets alone take four times that
-    finally:
-        tracemalloc.stop()
