@@ -73,7 +73,10 @@ def test_build_of_urls_is_that_of_local_copies(server: FileServer, local: Path, 
 def test_skipped_files_of_a_remote_folder_are_reported_as_those_of_a_local_one(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = {"some/data/x/a.csv": b"text\none\n", **{f"some/data/x/{name}": b"?" for name in ("LICENSE", "b.pdf", "c")}}
+    files = {
+        "some/data/x/a.csv": b"text\none\ntwo\n",
+        **{f"some/data/x/{name}": b"?" for name in ("LICENSE", "b.pdf", "c")},
+    }
     for name, data in files.items():
         (tmp_path / "s3" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "s3" / name).write_bytes(data)
@@ -87,7 +90,13 @@ def test_skipped_files_of_a_remote_folder_are_reported_as_those_of_a_local_one(
     url = {"store": "memory://bucket/some/data/x", "hub": "hf://datasets/some/data", "mirror": "s3://some/data/x"}[kind]
     warnings = []
     for entry in (url, str(tmp_path / "s3/some/data/x")):
-        build(load_recipe(None, inputs=(entry,), tokenizer="byte"), tmp_path / "b", name="b", replace=True)
+        build(
+            load_recipe(None, inputs=(entry,), tokenizer="byte"),
+            tmp_path / "b",
+            name="b",
+            replace=True,
+            progress=Progress(),
+        )
         warnings.append([line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: skipped")])
     assert warnings == [["warning: skipped 2 files of unknown format: 1 .pdf, 1 no suffix"]] * 2
 
