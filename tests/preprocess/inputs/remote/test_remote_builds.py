@@ -91,7 +91,7 @@ def test_skipped_files_of_a_remote_folder_are_reported_as_those_of_a_local_one(
     warnings = []
     for entry in (url, str(tmp_path / "s3/some/data/x")):
         build(
-            load_recipe(None, inputs=(entry,), tokenizer="byte"),
+            load_recipe(None, inputs=(entry,), tokenizer="byte", val_fraction=0.5),
             tmp_path / "b",
             name="b",
             replace=True,
