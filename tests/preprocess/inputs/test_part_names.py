@@ -55,9 +55,15 @@ def test_gaps_in_numbered_files(names: list[str], missing: str | None) -> None:
 @pytest.mark.parametrize(
     ("names", "splits", "pattern"),
     [
-        (["train.txt", "valid.txt", "test.txt"], "train and validation and test", "train|valid|test"),
+        (["train.txt", "valid.txt", "test.txt"], "train, validation and test", "train|valid|test"),
         (["data/train-0.parquet", "data/test-0.parquet"], "train and test", "train|test"),
         (["train/a.arrow", "dev/a.arrow"], "train and validation", "train|dev"),
+        (
+            ["x/latest-train.txt", "x/latest-test.txt"],
+            "train and test",
+            "(?:^|[^a-z])(?P<split>train|test)(?:[^a-z]|$)",
+        ),
+        (["Train.txt", "Test.txt"], "train and test", ""),  # no pattern finds the lower-case names of splits
         (["train/a.txt", "train/b.txt"], "", ""),
         (["test/a.txt", "test/train.txt", "train/b.txt"], "", ""),  # one name says two splits
         (["train.txt", "test.txt", "notes.txt"], "", ""),  # as in a repository with source code
@@ -67,7 +73,9 @@ def test_gaps_in_numbered_files(names: list[str], missing: str | None) -> None:
 def test_mixed_splits(names: list[str], splits: str, pattern: str) -> None:
     lines = find_mixed_splits(names)
     assert len(lines) == bool(splits)
-    assert all(f"files say {splits}, but" in line and f"(?P<split>{pattern})" in line for line in lines), lines
+    pattern = pattern if "(" in pattern or not pattern else f"(?P<split>{pattern})"
+    advice = f"--split given --name-pattern '{pattern}' to keep the splits, or name" if pattern else "split again; name"
+    assert all(f"files say {splits}, but" in line and advice in line for line in lines), lines
 
 
 class Warnings(Progress):
@@ -93,6 +101,10 @@ def test_a_folder_is_warned_about_and_named_files_are_not(tmp_path: Path, find: 
 
     missing, mixed = warnings(str(tmp_path))
     assert "1 of the 2 files train-*-of-2.txt is missing" in missing and "pass --split given" in mixed
+    (tmp_path / "test-0-of-1.txt").unlink()
+    assert warnings(str(tmp_path / "t*-of-2.txt")) == [missing]
+    assert warnings(str(tmp_path / "train-0*-of-2.txt")) == []  # the missing file does not match
+    (tmp_path / "test-0-of-1.txt").write_text("test")
     pattern = {"split": "given", "name_pattern": "(?P<split>train|test)"}
     assert warnings(str(tmp_path), **pattern) == [missing]
     assert warnings(str(tmp_path / "train-0-of-2.txt")) == []
