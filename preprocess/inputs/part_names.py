@@ -104,7 +104,7 @@ def find_mixed_splits(names: Sequence[str]) -> list[str]:
     if "train" not in splits or len(splits) < 2:
         return []
     *others, last = (split for split in ("train", "validation", "test") if split in splits)
-    pattern = _find_pattern(names, words)
+    pattern = _find_pattern(names, words) if "validation" in splits else None  # a build needs validation files
     keep = f"pass --split given --name-pattern '{pattern}' to keep the splits, or " if pattern else ""
     return [
         f"the names of the {format_quantity(len(names), 'file')} say {', '.join(others)} and {last}, but all are "

@@ -56,14 +56,10 @@ def test_gaps_in_numbered_files(names: list[str], missing: str | None) -> None:
     ("names", "splits", "pattern"),
     [
         (["train.txt", "valid.txt", "test.txt"], "train, validation and test", "train|valid|test"),
-        (["data/train-0.parquet", "data/test-0.parquet"], "train and test", "train|test"),
+        (["data/train-0.parquet", "data/test-0.parquet"], "train and test", ""),  # --split given needs validation
         (["train/a.arrow", "dev/a.arrow"], "train and validation", "train|dev"),
-        (
-            ["x/latest-train.txt", "x/latest-test.txt"],
-            "train and test",
-            "(?:^|[^a-z])(?P<split>train|test)(?:[^a-z]|$)",
-        ),
-        (["Train.txt", "Test.txt"], "train and test", ""),  # no pattern finds the lower-case names of splits
+        (["vale-train.txt", "vale-val.txt"], "train and validation", "(?:^|[^a-z])(?P<split>train|val)(?:[^a-z]|$)"),
+        (["Train.txt", "Val.txt"], "train and validation", ""),  # no pattern finds the lower-case names of splits
         (["train/a.txt", "train/b.txt"], "", ""),
         (["test/a.txt", "test/train.txt", "train/b.txt"], "", ""),  # one name says two splits
         (["train.txt", "test.txt", "notes.txt"], "", ""),  # as in a repository with source code
@@ -91,7 +87,7 @@ class Warnings(Progress):
 
 @pytest.mark.parametrize("find", [find_input_files, find_sample])
 def test_a_folder_is_warned_about_and_named_files_are_not(tmp_path: Path, find: Callable[..., object]) -> None:
-    for name in ("train-0-of-2.txt", "test-0-of-1.txt"):
+    for name in ("train-0-of-2.txt", "val-0-of-1.txt"):
         (tmp_path / name).write_text(name)
 
     def warnings(*inputs: str, **settings: str) -> list[str]:
@@ -101,11 +97,11 @@ def test_a_folder_is_warned_about_and_named_files_are_not(tmp_path: Path, find: 
 
     missing, mixed = warnings(str(tmp_path))
     assert "1 of the 2 files train-*-of-2.txt is missing" in missing and "pass --split given" in mixed
-    (tmp_path / "test-0-of-1.txt").unlink()
-    assert warnings(str(tmp_path / "t*-of-2.txt")) == [missing]
+    (tmp_path / "val-0-of-1.txt").unlink()
+    assert warnings(str(tmp_path / "*-of-2.txt")) == [missing]
     assert warnings(str(tmp_path / "train-0*-of-2.txt")) == []  # the missing file does not match
-    (tmp_path / "test-0-of-1.txt").write_text("test")
-    pattern = {"split": "given", "name_pattern": "(?P<split>train|test)"}
+    (tmp_path / "val-0-of-1.txt").write_text("val")
+    pattern = {"split": "given", "name_pattern": "(?P<split>train|val)"}
     assert warnings(str(tmp_path), **pattern) == [missing]
     assert warnings(str(tmp_path / "train-0-of-2.txt")) == []
 
