@@ -48,8 +48,8 @@ def list_paths(recipe: Recipe, inputs_name: str, progress: Progress) -> list[tup
 
 def warn_about_skipped(suffixes: Counter[str], recipe: Recipe, progress: Progress) -> None:
     if suffixes:
-        most = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))[:6]  # a folder lists files in any order
-        counts = ", ".join(f"{n:,} {shorten(suffix)}" for suffix, n in most)
+        in_order = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))  # whatever order the folder has
+        counts = ", ".join(f"{n:,} {shorten(suffix)}" for suffix, n in in_order[:6])
         kind = "unknown format" if recipe.format == "auto" else f"a format other than {recipe.format}"
         progress.warn(f"skipped {format_quantity(suffixes.total(), 'file')} of {kind}: {counts}")
 
