@@ -81,7 +81,8 @@ def import_command(
     vocabulary, progress = load_vocabulary(tokenizer), output.progress()
     with progress.phase("hash"):
         train, validation = describe_token_files([train_paths, val_paths], module.NAMES)
-    names = [file.tokens.name for file in (*train, *validation)]
+    named = {path.name for path in (*files, *val)}  # who names some files wants no others
+    names = [file.tokens.name for file in (*train, *validation) if Path(file.tokens.path).name not in named]
     for line in (*find_missing_parts(names), *find_gaps(names)):
         progress.warn(line)
     described = ImportFiles(train, validation, getattr(module, function))

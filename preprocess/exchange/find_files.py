@@ -63,7 +63,7 @@ def _check_companions(folder: Path, names: TokenNames) -> None:
             path = companion.with_name(names.find_tokens(companion.name, suffix))
             if not is_hidden and not path.exists():
                 raise FolioError(
-                    f"{path} is missing, to which {companion.name} belongs; copy it again, or name the files to import"
+                    f"{companion} has no {path.name} beside it; copy that file again, or name the files to import"
                 )
 
 

@@ -104,8 +104,9 @@ def _iter_checked_ids(file: TokenFile) -> Iterator[tuple[TokenFile, np.ndarray]]
     """
     for part in iter_ids(file, "<u2"):
         if len(part) >= MIN_CLEAR_IDS and not part[1::2].any() and part.any():
+            num_bits = 32 if part[2::4].any() else 64
             raise FolioError(
-                f"every second id of {file.path} is 0, so it seems to have ids of 32 bits or more, expected uint16; "
-                "convert it: numpy.fromfile(FILE, 'uint32').astype('uint16').tofile(OTHER)"
+                f"every second id of {file.path} is 0, so it seems to have ids of {num_bits} bits, expected uint16; "
+                f"convert it: numpy.fromfile(FILE, 'uint{num_bits}').astype('uint16').tofile(OTHER)"
             )
         yield file, part

@@ -62,7 +62,7 @@ def _open(file: TokenFile) -> Iterator[OpenFile]:
             open(file.path, "rb", buffering=0) as raw,
         ):
             names = _find_columns(file, parquet.schema_arrow)
-            reject_joined_files(parquet, raw)
+            reject_joined_files(parquet, raw, str(file.path))
             indices = find_chunk_indices(parquet, set(names))
             yield OpenFile(file.tokens, parquet, raw, names, indices, 0)
     except (pa.ArrowException, PageError, OSError, EOFError, UnicodeDecodeError) as e:

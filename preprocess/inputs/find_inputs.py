@@ -12,6 +12,7 @@ when it is reached (on_demand.py).
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import itertools
 import os
 import posixpath
@@ -24,6 +25,7 @@ from preprocess.inputs.describe import describe_input_files, number_files, sort_
 from preprocess.inputs.detect import show_suffix
 from preprocess.inputs.disk_file import NO_SHA256, DiskFile
 from preprocess.inputs.download import find_file
+from preprocess.inputs.expand_glob import is_glob
 from preprocess.inputs.input_files import InputFile
 from preprocess.inputs.list_paths import expand_inputs, list_paths, warn_about_skipped
 from preprocess.inputs.part_names import find_missing_parts, find_mixed_splits
@@ -179,8 +181,15 @@ def _find(search: _Search, fetched: list[FetchedFile], uncopied: list[InputFile]
 
 def _warn_about_names(names: list[str], recipe: Recipe, progress: Progress) -> None:
     """Warn of files that seem to be missing, and of the files of several splits that are read as one corpus."""
-    given = {os.path.basename(entry) for entry in recipe.inputs}  # who names a part wants no other one
-    for line in find_missing_parts(name for name in names if posixpath.basename(name) not in given):
+    entries = get_inputs(recipe)
+    given = {os.path.basename(entry) for entry in entries}  # who names a part wants no other one
+    globs = list(filter(is_glob, given))  # nor do `part-0000*-of-00100.txt` want part 10
+    has_folder = not all(map(is_glob, entries))
+
+    def is_wanted(name: str) -> bool:
+        return has_folder or any(fnmatch.fnmatchcase(posixpath.basename(name), pattern) for pattern in globs)
+
+    for line in find_missing_parts((name for name in names if posixpath.basename(name) not in given), is_wanted):
         progress.warn(line)
     for line in find_mixed_splits(names) if recipe.split != "given" else ():
         progress.warn(line)

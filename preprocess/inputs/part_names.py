@@ -10,7 +10,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 
 from preprocess.errors import format_quantity, shorten
 
@@ -23,23 +23,31 @@ SPLIT_OF_WORD = {
 }  # fmt: skip
 
 
-def find_missing_parts(names: Iterable[str]) -> list[str]:
+def find_missing_parts(names: Iterable[str], is_wanted: Callable[[str], bool] = lambda name: True) -> list[str]:
     """Return a warning for each set of files whose names say `NUMBER-of-TOTAL`, if some of them are missing.
 
-    A second warning says if there are sets with the same name and another TOTAL.
+    A second warning says if there are sets with the same name and another TOTAL. `is_wanted`: whether the user asks
+    for a file of this name, if it existed.
     """
-    numbers: dict[tuple[str, str], dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+    numbers: dict[tuple[str, str], dict[str, dict[int, int]]] = defaultdict(lambda: defaultdict(dict))
     for name in names:
         if "-of-" in name and (match := PART.search(name)):
-            numbers[name[: match.start()], name[match.end() :]][match["total"]].add(int(match["number"]))
+            by_total = numbers[name[: match.start()], name[match.end() :]]
+            by_total[match["total"]][int(match["number"])] = len(match["number"])
     warnings = []
     for (prefix, suffix), by_total in numbers.items():
         for total, found in by_total.items():
             shown = shorten(f"{prefix}*-of-{total}{suffix}")
-            if (missing := _find_missing(found, int(total))) and (num_missing := int(total) - len(found)) > 0:
+            width = max(found.values())
+            missing = [
+                number
+                for number in _find_missing(found.keys(), int(total))
+                if is_wanted(f"{prefix}{number:0{width}}-of-{total}{suffix}")
+            ]
+            if missing and (num_missing := int(total) - len(found)) > 0:
                 warnings.append(
                     f"{num_missing:,} of the {int(total):,} files {shown} {'is' if num_missing == 1 else 'are'} "
-                    f"missing, such as number {missing[0]}; the other files are read"
+                    f"missing, such as number {min(missing)}; the other files are read"
                 )
         if len(by_total) > 1:
             totals = " and ".join(sorted(by_total))
@@ -50,12 +58,16 @@ def find_missing_parts(names: Iterable[str]) -> list[str]:
     return warnings
 
 
-def _find_missing(found: set[int], total: int) -> list[int]:
-    """Return the first number that is missing, [] if there is none. Numbers begin with 0, or with 1."""
+def _find_missing(found: Set[int], total: int) -> set[int]:
+    """Return the missing numbers that follow or precede those in `found`. Numbers begin with 0, or with 1.
+
+    They are enough to find a missing one, and fewer than all if a few of a million files are there.
+    """
     if total > MAX_PARTS:
-        return []
+        return set()
     first = 1 if total in found else 0
-    return next(([number] for number in range(first, first + total) if number not in found), [])
+    beside = {beside for number in found for beside in (number - 1, number + 1)}
+    return {number for number in beside - found if first <= number < first + total}
 
 
 def find_gaps(names: Iterable[str]) -> list[str]:
@@ -91,13 +103,26 @@ def find_mixed_splits(names: Sequence[str]) -> list[str]:
     splits = {SPLIT_OF_WORD[word] for word in words}
     if "train" not in splits or len(splits) < 2:
         return []
-    pattern = "|".join(sorted(words, key=lambda word: (-len(word), word)))
-    listed = [split for split in ("train", "validation", "test") if split in splits]
+    *others, last = (split for split in ("train", "validation", "test") if split in splits)
+    pattern = _find_pattern(names, words) if "validation" in splits else None  # a build needs validation files
+    keep = f"pass --split given --name-pattern '{pattern}' to keep the splits, or " if pattern else ""
     return [
-        f"the names of the {format_quantity(len(names), 'file')} say {' and '.join(listed)}, but all are read as one "
-        f"corpus and split again; pass --split given --name-pattern '(?P<split>{pattern})' to keep the splits, or name "
-        "the files of one"
+        f"the names of the {format_quantity(len(names), 'file')} say {', '.join(others)} and {last}, but all are "
+        f"read as one corpus and split again; {keep}name the files of one split"
     ]
+
+
+def _find_pattern(names: Sequence[str], words: set[str]) -> str | None:
+    """Return a `name_pattern` that finds the split of each of `names`, which have these words, or None.
+
+    The words alone would find a test file in `latest-train.txt`. No pattern changes letters to lower case.
+    """
+    group = f"(?P<split>{'|'.join(sorted(words, key=lambda word: (-len(word), word)))})"
+    for pattern in (group, f"(?:^|[^a-z]){group}(?:[^a-z]|$)"):
+        matches = (re.search(pattern, name) for name in names)
+        if all(match and match["split"] in _find_split_words(match.string) for match in matches):
+            return pattern
+    return None
 
 
 def _remove_common_folder(names: Sequence[str]) -> Iterator[str]:

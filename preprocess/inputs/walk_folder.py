@@ -14,7 +14,7 @@ from typing import NamedTuple, NoReturn
 
 from preprocess.errors import FolioError, shorten
 from preprocess.inputs.detect import describes_data, detect_format_by_name, has_known_suffix
-from preprocess.inputs.saved_dataset import STATE, check_saved_files
+from preprocess.inputs.saved_dataset import INFO, STATE, check_saved_files, is_cache
 from preprocess.recipes.schema import TABLE_FORMATS
 from preprocess.shards.files import read_small_file
 from preprocess.shards.format import MANIFEST, TOKENIZER_DIR
@@ -33,7 +33,8 @@ def walk_folder(folder: str, recipe_format: str) -> Iterator[FoundFile]:
     """Yield the files below `folder`, except hidden files and those of builds.
 
     Links to folders are followed. A folder that several links lead to is listed once. Beside tables,
-    files that describe a data set are left out, such as README.md and dataset_info.json.
+    files that describe a data set are left out, such as README.md and dataset_info.json. Beside the latter,
+    caches of Hugging Face datasets are left out. Raises FolioError as `check_saved_files` does.
     """
     descriptions: list[FoundFile] = []
     has_tables = recipe_format in TABLE_FORMATS
@@ -49,8 +50,9 @@ def walk_folder(folder: str, recipe_format: str) -> Iterator[FoundFile]:
         if _contains(files, STATE):
             check_saved_files(parent, (entry.name for entry in files))
         waiting += [entry.path for entry in reversed(folders) if not entry.name.startswith(".")]
+        has_caches = _contains(files, STATE) or _contains(files, INFO)
         for entry in files:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or (has_caches and is_cache(entry.name)):
                 continue
             found = FoundFile(entry.path, has_known_suffix(entry.name, recipe_format), entry.is_symlink())
             if describes_data(entry.name):

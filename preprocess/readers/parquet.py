@@ -51,7 +51,7 @@ def get_row_group_bytes(input_file: InputFile, recipe: Recipe) -> list[int]:
     """
     with _open_parquet(input_file, recipe) as opened:
         check_schema(input_file, opened.parquet.schema_arrow, recipe)
-        reject_joined_files(opened.parquet, opened.raw)
+        reject_joined_files(opened.parquet, opened.raw, input_file.path)
         factors: list[float] = []
         sizes = []
         for group in range(opened.parquet.num_row_groups):

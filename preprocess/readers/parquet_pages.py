@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from preprocess.errors import FolioError
 from preprocess.readers.parquet_metadata import Chunk
 
 MAGIC, SEARCH_BYTES = b"PAR1", 1 << 20  # MAGIC is at both ends of a file
@@ -53,8 +54,8 @@ class PageError(ValueError):
     """The pages of a file are damaged, or too large to be read."""
 
 
-def reject_joined_files(parquet: Any, raw: BinaryIO) -> None:
-    """Raise PageError if `raw`, which `parquet` reads, is several files that were written one after another.
+def reject_joined_files(parquet: Any, raw: BinaryIO, path: str) -> None:
+    """Raise FolioError if `raw`, which `parquet` reads at `path`, is several files that were written one after another.
 
     The metadata of the last file would be applied to the bytes of the first one. A file has only its indexes
     between the last column and the metadata, so usually nothing is read here.
@@ -69,7 +70,9 @@ def reject_joined_files(parquet: Any, raw: BinaryIO) -> None:
     last = b""
     while num_left > 0 and (data := raw.read(min(num_left, SEARCH_BYTES))):
         if 2 * MAGIC in last + data:
-            raise PageError("it is several files, one after another; name the files themselves")
+            raise FolioError(
+                f"{path} consists of several Parquet files, one after another; use the single files in its place"
+            )
         num_left, last = num_left - len(data), data[-2 * len(MAGIC) :]
 
 

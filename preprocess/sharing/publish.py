@@ -88,8 +88,11 @@ def open_work(target: Path, build_id: str) -> Iterator[Path]:
 
 def publish(work: Path, manifest_data: bytes, target: Path) -> None:
     """Flush the files in the folder `work`, write the manifest there, and rename the folder to `target`."""
-    with ThreadPoolExecutor(NUM_SYNCS) as pool:
+    pool = ThreadPoolExecutor(NUM_SYNCS)
+    try:
         list(pool.map(sync_file, [path for path in work.rglob("*") if path.is_file()]))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C and an error wait only for the flushes that have begun
     if (work / TOKENIZER_DIR).is_dir():
         sync_folder(work / TOKENIZER_DIR)
     write_durable(work / MANIFEST, manifest_data)

@@ -55,9 +55,11 @@ def test_gaps_in_numbered_files(names: list[str], missing: str | None) -> None:
 @pytest.mark.parametrize(
     ("names", "splits", "pattern"),
     [
-        (["train.txt", "valid.txt", "test.txt"], "train and validation and test", "train|valid|test"),
-        (["data/train-0.parquet", "data/test-0.parquet"], "train and test", "train|test"),
+        (["train.txt", "valid.txt", "test.txt"], "train, validation and test", "train|valid|test"),
+        (["data/train-0.parquet", "data/test-0.parquet"], "train and test", ""),  # --split given needs validation
         (["train/a.arrow", "dev/a.arrow"], "train and validation", "train|dev"),
+        (["vale-train.txt", "vale-val.txt"], "train and validation", "(?:^|[^a-z])(?P<split>train|val)(?:[^a-z]|$)"),
+        (["Train.txt", "Val.txt"], "train and validation", ""),  # no pattern finds the lower-case names of splits
         (["train/a.txt", "train/b.txt"], "", ""),
         (["test/a.txt", "test/train.txt", "train/b.txt"], "", ""),  # one name says two splits
         (["train.txt", "test.txt", "notes.txt"], "", ""),  # as in a repository with source code
@@ -67,7 +69,9 @@ def test_gaps_in_numbered_files(names: list[str], missing: str | None) -> None:
 def test_mixed_splits(names: list[str], splits: str, pattern: str) -> None:
     lines = find_mixed_splits(names)
     assert len(lines) == bool(splits)
-    assert all(f"files say {splits}, but" in line and f"(?P<split>{pattern})" in line for line in lines), lines
+    pattern = pattern if "(" in pattern or not pattern else f"(?P<split>{pattern})"
+    advice = f"--split given --name-pattern '{pattern}' to keep the splits, or name" if pattern else "split again; name"
+    assert all(f"files say {splits}, but" in line and advice in line for line in lines), lines
 
 
 class Warnings(Progress):
@@ -83,7 +87,7 @@ class Warnings(Progress):
 
 @pytest.mark.parametrize("find", [find_input_files, find_sample])
 def test_a_folder_is_warned_about_and_named_files_are_not(tmp_path: Path, find: Callable[..., object]) -> None:
-    for name in ("train-0-of-2.txt", "test-0-of-1.txt"):
+    for name in ("train-0-of-2.txt", "val-0-of-1.txt"):
         (tmp_path / name).write_text(name)
 
     def warnings(*inputs: str, **settings: str) -> list[str]:
@@ -93,7 +97,11 @@ def test_a_folder_is_warned_about_and_named_files_are_not(tmp_path: Path, find: 
 
     missing, mixed = warnings(str(tmp_path))
     assert "1 of the 2 files train-*-of-2.txt is missing" in missing and "pass --split given" in mixed
-    pattern = {"split": "given", "name_pattern": "(?P<split>train|test)"}
+    (tmp_path / "val-0-of-1.txt").unlink()
+    assert warnings(str(tmp_path / "*-of-2.txt")) == [missing]
+    assert warnings(str(tmp_path / "train-0*-of-2.txt")) == []  # the missing file does not match
+    (tmp_path / "val-0-of-1.txt").write_text("val")
+    pattern = {"split": "given", "name_pattern": "(?P<split>train|val)"}
     assert warnings(str(tmp_path), **pattern) == [missing]
     assert warnings(str(tmp_path / "train-0-of-2.txt")) == []
 

@@ -46,3 +46,16 @@ def test_another_state_file_is_ignored(tmp_path: Path, state: str) -> None:
     save(tmp_path / "in", ["one", "two"], num_shards=1)
     (tmp_path / "in/state.json").write_text(state)
     assert len(read_texts(build_files(tmp_path, tmp_path / "in"))) == 2
+
+
+def test_caches_of_map_are_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    save(folder, ["one", "two"], num_shards=1)
+    data = (folder / "data-00000-of-00001.arrow").read_bytes()
+    for name in ("cache-0123456789abcdef.arrow", "cache-0123456789abcdef_00000_of_00002.arrow"):
+        (folder / name).write_bytes(data)
+    assert sorted(read_texts(build_files(tmp_path, folder))) == ["one", "two"]
+    (folder / "state.json").unlink()  # as in the folders of the library's own cache
+    assert sorted(read_texts(build_files(tmp_path, folder))) == ["one", "two"]
+    (folder / "dataset_info.json").unlink()
+    assert len(read_texts(build_files(tmp_path, folder))) == 6

@@ -255,5 +255,5 @@ def test_files_one_after_another_are_refused(tmp_path: Path) -> None:
         pq.write_table(table, path, **options)
         assert sorted(read_texts(build_files(tmp_path, path))) == ["one", "two"]
         path.write_bytes(path.read_bytes() * 2)
-        with pytest.raises(FolioError, match="it is several files, one after another"):
+        with pytest.raises(FolioError, match="consists of several Parquet files, one after another; use"):
             build_files(tmp_path, path)
