@@ -49,8 +49,8 @@ def inputs(tmp_path: Path) -> Path:
 
 
 def make_recipe(inputs: Path, **settings_: Any) -> Any:
-    files = {"inputs": (str(inputs / "a.jsonl"),), "decontaminate": (str(inputs / "items.txt"),)}
-    return load_recipe(None, **{"tokenizer": "byte", **files, **settings_})
+    defaults = {"tokenizer": "byte", "decontaminate": (str(inputs / "items.txt"),)}
+    return load_recipe(None, inputs=(str(inputs / "a.jsonl"),), **{**defaults, **settings_})
 
 
 def make_build(inputs: Path, output_dir: Path, *, workers: int = 1, **settings_: Any) -> Build:
@@ -222,6 +222,7 @@ def test_command_prints_what_was_found(inputs: Path, tmp_path: Path, capsys: pyt
 
 @pytest.mark.parametrize("plan", [make_plan, plan_estimate])
 def test_a_missing_evaluation_file_is_found_before_the_inputs_are_read(plan: Any, inputs: Path) -> None:
-    recipe = make_recipe(inputs, decontaminate=(str(inputs / "nope.txt"),), inputs=(str(inputs / "missing"),))
+    recipe = make_recipe(inputs, decontaminate=(str(inputs / "nope.txt"),))
+    recipe = dataclasses.replace(recipe, inputs=(str(inputs / "missing"),))
     with pytest.raises(MisuseError, match=r"--decontaminate .*nope.txt does not exist"):
         plan(recipe, None, QUIET)
