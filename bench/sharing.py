@@ -38,6 +38,9 @@ PLAIN = {"push": "cp-sync", "pull": "cp-sync", "push-s3": "boto3-upload", "pull-
 CASES = ("cp", "cp-sync", "push", "pull", "boto3-upload", "push-s3", "boto3-download", "pull-s3")
 MAX_SLOWDOWN = 1.3
 MAX_BYTES = 300e6
+# A virtual machine gives memory back to its host some seconds after it is free, and getting it again takes time.
+# Without a pause, the time of a run depends on what the previous one has just deleted.
+REST_S = 3.0
 
 
 def make_jobs(python: Path, build: Path, url: str) -> dict[str, Job]:
@@ -114,6 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("build", type=parse_path, help="folder of the build")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="(default: all)")
+    parser.add_argument("--rest-s", type=float, default=REST_S, help="seconds before each run (default: %(default)s)")
     add_run_options(parser, repeat=5)
     arguments = parser.parse_args()
     paths = [path for path in arguments.build.rglob("*") if path.is_file()]
@@ -130,10 +134,14 @@ def main() -> None:
         with run_s3(arguments.folio_python, arguments.scratch) as address:
             subprocess.run([str(arguments.folio_python), S3_COPY, str(arguments.build), url], check=True)
             measurements = run_alternately(
-                jobs, arguments.repeat, arguments.scratch, read_result=lambda folder: empty_bucket(address)
+                jobs,
+                arguments.repeat,
+                arguments.scratch,
+                read_result=lambda folder: empty_bucket(address),
+                rest_s=arguments.rest_s,
             )
     else:
-        measurements = run_alternately(jobs, arguments.repeat, arguments.scratch)
+        measurements = run_alternately(jobs, arguments.repeat, arguments.scratch, rest_s=arguments.rest_s)
     print_measurements(measurements)
     print()
     print_verdict(measurements)

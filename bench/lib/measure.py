@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -135,12 +136,21 @@ def run_job(
 
 
 def run_alternately(
-    jobs: dict[str, Job], repeat: int, scratch: Path, read_result: Callable[[Path], Any] | None = None
+    jobs: dict[str, Job],
+    repeat: int,
+    scratch: Path,
+    read_result: Callable[[Path], Any] | None = None,
+    *,
+    rest_s: float = 0.0,
 ) -> dict[str, list[Measurement]]:
-    """Run the jobs in turn (A, B, A, B): once to measure memory, then `repeat` times to measure time."""
+    """Run the jobs in turn (A, B, A, B): once to measure memory, then `repeat` times to measure time.
+
+    Each run begins `rest_s` seconds after the files of the previous one were deleted.
+    """
     measurements: dict[str, list[Measurement]] = {name: [] for name in jobs}
     for turn in range(repeat + 1):
         for name, job in jobs.items():
+            time.sleep(rest_s)
             measurement = run_job(job, scratch, read_result, with_memory=turn == 0)
             measurements[name].append(measurement)
             print(f"  {name}: {measurement.elapsed_s:.2f} s", file=sys.stderr, flush=True)

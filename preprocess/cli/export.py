@@ -24,6 +24,7 @@ WRITERS = {
     "datatrove": ("preprocess.exchange.datatrove", "export_datatrove"),
     "olmo": ("preprocess.exchange.olmo", "export_olmo"),
     "mds": ("preprocess.exchange.mds", "export_mds"),
+    "litdata": ("preprocess.exchange.litdata", "export_litdata"),
     "parquet": ("preprocess.exchange.parquet", "export_parquet"),
     "jsonl": ("preprocess.exchange.jsonl", "export_jsonl"),
 }
@@ -63,9 +64,9 @@ def export(
     """Write a build in the format of another program.
 
     NAME is the name or the folder of a build. The formats are the token files of nanoGPT, llm.c (also
-    read by modded-nanogpt), Megatron-LM, datatrove, OLMo and MosaicML Streaming (mds); Parquet with the
-    ids of each document, for Hugging Face datasets; and the text without tokens, as plain text or as
-    JSON lines with the author, city, year, language, source and position of each document.
+    read by modded-nanogpt), Megatron-LM, datatrove, OLMo, MosaicML Streaming (mds) and LitData; Parquet
+    with the ids of each document, for Hugging Face datasets; and the text without tokens, as plain text
+    or as JSON lines with the author, city, year, language, source and position of each document.
     """
     from preprocess.shards.format import Build
 

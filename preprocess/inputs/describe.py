@@ -29,6 +29,7 @@ from preprocess.inputs.detect import (
     is_binary,
     is_format_read,
     reject_unreadable,
+    show_suffix,
     strip_compression_suffix,
 )
 from preprocess.inputs.disk_file import NO_SHA256, DiskFile
@@ -146,7 +147,7 @@ class _Describer:
         num_kept_bytes = 0
         for member, raw in iter_members(disk, archive, compression):
             if not is_format_read(member.name, self.recipe.format):
-                description.skipped_suffixes[os.path.splitext(member.name)[1].lower() or "no suffix"] += 1
+                description.skipped_suffixes[show_suffix(member.name)] += 1
                 continue
             path = f"{disk.path}/{member.name}"
             stream = HashingStream(raw, self.is_cancelled)

@@ -139,6 +139,11 @@ def describes_data(name: str) -> bool:
     return DESCRIPTION_NAME.fullmatch(name) is not None
 
 
+def show_suffix(name: str) -> str:
+    """Return the suffix of a file for a message that counts the files with each suffix."""
+    return os.path.splitext(name)[1].lower() or "no suffix"
+
+
 def detect_format_by_name(name: str) -> str | None:
     """Return the format of a file, as the suffixes of its name indicate, or None if they are unknown."""
     return _get_format_of_suffix(strip_compression_suffix(name))

@@ -15,11 +15,13 @@ import dataclasses
 import itertools
 import os
 import posixpath
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from preprocess.errors import MisuseError
 from preprocess.inputs.describe import describe_input_files, number_files, sort_by_name
+from preprocess.inputs.detect import show_suffix
 from preprocess.inputs.disk_file import NO_SHA256, DiskFile
 from preprocess.inputs.download import find_file
 from preprocess.inputs.input_files import InputFile
@@ -139,7 +141,9 @@ def _find_builtin(recipe: Recipe, source: Path | None, progress: Progress, input
 
 def _list_remote(recipe: Recipe, progress: Progress) -> Listing:
     urls = [entry for entry in get_inputs(recipe) if is_remote(entry)]
-    return list_inputs(urls, recipe.format, progress) if urls else Listing([], [])
+    listing = list_inputs(urls, recipe.format, progress) if urls else Listing([], [], [])
+    warn_about_skipped(Counter(map(show_suffix, listing.skipped)), recipe, progress)
+    return listing
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from preprocess.errors import MisuseError, format_quantity, hide_credentials, shorten
+from preprocess.inputs.detect import show_suffix
 from preprocess.inputs.expand_glob import expand_glob, is_glob
 from preprocess.inputs.remote.addresses import is_remote, resolve_file_url
 from preprocess.inputs.standard_input import NAME as STANDARD_INPUT
@@ -31,23 +32,24 @@ def list_paths(recipe: Recipe, inputs_name: str, progress: Progress) -> list[tup
     progress.log(f"reading the names and checksums of {shorten(local)}")
     resolve_folder = functools.cache(os.path.realpath)  # most files share their folder with others
     paths: set[str] = set()
-    suffixes: Counter[str] = Counter()  # of the files that are skipped
+    skipped: list[str] = []
     for found in expand_inputs(recipe, inputs_name):
         if not found.is_read:
-            suffixes[os.path.splitext(found.path)[1].lower() or "no suffix"] += 1
+            skipped.append(found.path)
         elif found.is_link:
             paths.add(os.path.realpath(found.path))
         else:
             folder, name = os.path.split(found.path)
             paths.add(os.path.join(resolve_folder(folder), name))
-    warn_about_skipped(suffixes, recipe, progress)
+    warn_about_skipped(Counter(map(show_suffix, skipped)), recipe, progress)
     prefix = os.path.join(os.path.commonpath({os.path.dirname(path) for path in paths}), "")
     return sorted((path[len(prefix) :].replace(os.sep, "/"), path) for path in paths)
 
 
 def warn_about_skipped(suffixes: Counter[str], recipe: Recipe, progress: Progress) -> None:
     if suffixes:
-        counts = ", ".join(f"{n:,} {shorten(suffix)}" for suffix, n in suffixes.most_common(6))
+        in_order = sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))  # whatever order the folder has
+        counts = ", ".join(f"{n:,} {shorten(suffix)}" for suffix, n in in_order[:6])
         kind = "unknown format" if recipe.format == "auto" else f"a format other than {recipe.format}"
         progress.warn(f"skipped {format_quantity(suffixes.total(), 'file')} of {kind}: {counts}")
 

@@ -222,6 +222,22 @@ def read_blocks(file: RawIOBase | BufferedIOBase) -> Iterator[memoryview]:
         yield block[:num_bytes]
 
 
+def sync_file(path: Path) -> None:
+    """Flush the content of a file to the disk."""
+    with open(path, "r+b") as file:  # Windows flushes only what is open for writing
+        os.fsync(file.fileno())
+
+
+def start_writing_back(descriptor: int, begin: int, end: int) -> None:
+    """Let the system begin to write the bytes `begin` to `end` − 1 of a file to the disk, without waiting.
+
+    Linux may keep gigabytes in memory, so that the disk is idle until somebody waits for a flush. A
+    system without such a call begins when it likes.
+    """
+    if hasattr(os, "posix_fadvise"):  # says that the pages are not needed; those that are not written yet stay
+        os.posix_fadvise(descriptor, begin, end - begin, os.POSIX_FADV_DONTNEED)
+
+
 def sync_folder(folder: Path) -> None:
     """Flush the entries of `folder` (its file names) to the disk.
 

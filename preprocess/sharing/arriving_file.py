@@ -7,14 +7,13 @@ the file is whole and has the right hash, so a file without a note is whole.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 
-from preprocess.shards.files import sha256_file, write_durable
+from preprocess.shards.files import sha256_file, sync_file, write_durable
 from preprocess.sharing.build_files import BuildFile
 
 BLOCK_BYTES = 256 << 10
@@ -99,8 +98,7 @@ class ArrivingFile:
             if self.is_whole or (is_due and time.monotonic() - self._saved_at < SAVE_INTERVAL_S):
                 return
             arrived = self._has.tobytes()
-            with open(self.path, "r+b") as out:
-                os.fsync(out.fileno())
+            sync_file(self.path)
             write_durable(self._note, arrived)
             self._saved_at = time.monotonic()
 
@@ -109,8 +107,7 @@ class ArrivingFile:
         with self._lock:
             if self.is_whole:
                 return True
-            with open(self.path, "r+b") as out:
-                os.fsync(out.fileno())
+            sync_file(self.path)
             self.is_whole = sha256_file(self.path) == self.file.sha256
             if not self.is_whole:
                 self._has[:] = False

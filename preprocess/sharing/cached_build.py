@@ -31,6 +31,7 @@ from preprocess.sharing.sources import Source
 from preprocess.sharing.streamed_build import open_streamed_build, take_over_files
 
 BUILD_ID = re.compile(r"[0-9a-f]{64}")
+ADVICE = "delete this folder of the cache, and run the same command"
 
 
 def get_cached_build(url: str, *, is_streamed: bool, progress: Progress) -> Build:
@@ -52,7 +53,7 @@ def get_cached_build(url: str, *, is_streamed: bool, progress: Progress) -> Buil
             return _find_last(url, e, progress.warn)
         target = _get_folder() / manifest.build_id
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not _has_build(target, manifest.build_id):
+        if not has_build(target, manifest.build_id, replace=False, advice=ADVICE):
             if is_streamed and (streamed := open_streamed_build(source, manifest_data, manifest, target, progress)):
                 return streamed
             _copy(source, manifest_data, manifest, target, progress)
@@ -60,14 +61,6 @@ def get_cached_build(url: str, *, is_streamed: bool, progress: Progress) -> Buil
         address.parent.mkdir(exist_ok=True)
         write_durable(address, manifest.build_id.encode())
     return Build(target)
-
-
-def _has_build(target: Path, build_id: str) -> bool:
-    """Return whether the cache has a build. Raises FolioError if it is damaged."""
-    try:
-        return has_build(target, build_id, replace=False)
-    except FolioError as e:
-        raise FolioError(f"{str(e).split(';')[0]}; delete this folder of the cache, and run the same command") from e
 
 
 def _copy(source: Source, manifest_data: bytes, manifest: Manifest, target: Path, progress: Progress) -> None:

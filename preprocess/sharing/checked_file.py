@@ -8,9 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from preprocess.shards.files import HASH_CHUNK_BYTES, sha256_file
+from preprocess.shards.files import HASH_CHUNK_BYTES, sha256_file, start_writing_back
 from preprocess.shards.manifest_file import ShardError
 from preprocess.sharing.build_files import BuildFile
+
+WRITE_BACK_BYTES = 16 << 20  # the disk begins with them while the next ones are copied
 
 
 def has_file(folder: Path, file: BuildFile) -> bool:
@@ -53,7 +55,7 @@ class CheckedFile:
             self._digest.update(chunk)
             num_left -= len(chunk)
         self._out.truncate(position)
-        self.position = position
+        self.position = self._written_back = position
 
     def write(self, chunk: bytes | memoryview) -> None:
         """Append bytes. Raises ShardError if the file becomes larger than it can be."""
@@ -67,19 +69,29 @@ class CheckedFile:
             view = view[self._out.write(view) :]
         self._digest.update(chunk)
         self.position += len(chunk)
+        if self.position - self._written_back >= WRITE_BACK_BYTES:
+            self._write_back()
+
+    def _write_back(self) -> None:
+        start_writing_back(self._out.fileno(), self._written_back, self.position)
+        self._written_back = self.position
 
     def is_right(self) -> bool:
         """Return whether the file has the size and the hash that the manifest says."""
         return self._file.size_bytes in (None, self.position) and self._digest.hexdigest() == self._file.sha256
 
     def finish(self) -> None:
-        """Flush the file to the disk and give it its name. Raises ShardError if its content is wrong."""
+        """Give the file its name. Raises ShardError if its content is wrong.
+
+        It may not be on the disk yet. `publish` flushes all files together: the flush of one can wait
+        for the data of the others.
+        """
         if not self.is_right():
             self._out.close()
             self._partial.unlink()  # continuing it would never help
             raise ShardError(
                 f"{self._shown} does not have the size and sha256 in its manifest; get another copy of the build"
             )
-        os.fsync(self._out.fileno())
+        self._write_back()
         self._out.close()
         os.replace(self._partial, self._path)

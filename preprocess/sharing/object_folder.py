@@ -17,7 +17,7 @@ from preprocess.sharing.build_files import BuildFile
 from preprocess.sharing.sources import join_url
 
 CHUNK_BYTES = 1 << 20
-BLOCK_BYTES = 8 << 20  # sent at once; each transfer has a few of them in memory
+BLOCK_BYTES = 5 << 20  # sent at once, S3 takes no less; each transfer has a few of them in memory
 MAX_BLOCKS = 9_000  # S3 takes 10,000 for an object
 BLOCK_STEP_BYTES = 256 << 10  # Google's blocks are multiples of it
 

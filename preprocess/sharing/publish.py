@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from preprocess.build.publish import contains_only_a_build, lock_build
 from preprocess.errors import FolioError, MisuseError, shorten
-from preprocess.shards.files import replace_directory, restore_replaced_directory, sync_folder, write_durable
+from preprocess.shards.files import replace_directory, restore_replaced_directory, sync_file, sync_folder, write_durable
 from preprocess.shards.format import BUILD_NAME, TOKENIZER_DIR, Build, check_name, default_root
 from preprocess.shards.manifest import Manifest
 from preprocess.shards.manifest_file import MANIFEST
 from preprocess.shards.verify import verify
+
+NUM_SYNCS = 4  # at once: one flush of the disk serves the files that wait for it
 
 
 def choose_target(name: str | None, manifest: Manifest) -> Path:
@@ -32,31 +35,33 @@ def lock_target(target: Path) -> Iterator[None]:
         yield
 
 
-def has_build(target: Path, build_id: str, *, replace: bool) -> bool:
+def has_build(target: Path, build_id: str, *, replace: bool, advice: str = "") -> bool:
     """Return whether `target` contains the build `build_id`, so that nothing has to be moved.
 
     With `replace`, every byte of it is checked. Raises MisuseError if `target` contains anything
     but a build, or another build and `replace` is false, and FolioError if the build is damaged and
-    `replace` is false.
+    `replace` is false. `advice`: what to do then, by default what the commands of builds can do.
     """
     if not target.exists() and not target.is_symlink():
         return False
     if target.is_dir() and not any(target.iterdir()):
         return False
     if not contains_only_a_build(target):
-        raise MisuseError(f"{target} exists and is not a build; move it away, or choose another name or folder")
+        advice = advice or "move it away, or choose another name or folder"
+        raise MisuseError(f"{target} exists and is not a build; {advice}")
     try:
         found = Build(target)
         if found.build_id == build_id:
             return not replace or not any(verify(found))
     except FolioError as e:
         if not replace:
-            raise FolioError(f"{target} is damaged ({str(e).split(';')[0]}); pass --replace to replace it") from e
+            reason = str(e).split(";")[0]
+            raise FolioError(f"{target} is damaged ({reason}); {advice or 'pass --replace to replace it'}") from e
         return False
     if not replace:
         raise MisuseError(
-            f"{target} holds another build ({found.build_id[:12]}, not {build_id[:12]}); pass --replace, or choose "
-            "another name or folder"
+            f"{target} holds another build ({found.build_id[:12]}, not {build_id[:12]}); "
+            + (advice or "pass --replace, or choose another name or folder")
         )
     return False
 
@@ -82,10 +87,9 @@ def open_work(target: Path, build_id: str) -> Iterator[Path]:
 
 
 def publish(work: Path, manifest_data: bytes, target: Path) -> None:
-    """Write the manifest to the folder `work`, which has all other files, and rename it to `target`.
-
-    The files must be on the disk already.
-    """
+    """Flush the files in the folder `work`, write the manifest there, and rename the folder to `target`."""
+    with ThreadPoolExecutor(NUM_SYNCS) as pool:
+        list(pool.map(sync_file, [path for path in work.rglob("*") if path.is_file()]))
     if (work / TOKENIZER_DIR).is_dir():
         sync_folder(work / TOKENIZER_DIR)
     write_durable(work / MANIFEST, manifest_data)

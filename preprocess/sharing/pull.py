@@ -26,7 +26,7 @@ from preprocess.sharing.checked_file import CheckedFile, has_file
 from preprocess.sharing.publish import choose_target, has_build, lock_target, open_work, publish
 from preprocess.sharing.sources import Source, open_source
 
-NUM_TRANSFERS = 4  # at once; each has some blocks of several megabytes in memory
+NUM_TRANSFERS = 8  # at once; each has some blocks of several megabytes in memory
 ADVICE = "get another copy of the build"
 
 

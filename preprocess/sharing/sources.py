@@ -79,7 +79,7 @@ class RemoteFolder:
     @contextmanager
     def open(self, name: str, start: int, stop: int | None = None) -> Iterator[Body]:
         if name not in self._files:
-            [self._files[name]] = self._service.list_files(join_url(self._url, name), "auto")
+            [self._files[name]], _ = self._service.list_files(join_url(self._url, name), "auto")
         with self._service.open(self._files[name], start, stop) as body:
             yield body
 

@@ -71,6 +71,7 @@ class Listing:
 
     mirrored: list[FetchedFile]
     remote: list[ListedFile]
+    skipped: list[str]  # names of files in folders that are not read because of their suffix
 
 
 def fetch_inputs(urls: list[str], recipe_format: str, progress: Progress) -> list[FetchedFile]:
@@ -129,15 +130,19 @@ def add_origins(files: list[InputFile], fetched: list[FetchedFile]) -> list[Inpu
 def _list(urls: list[str], recipe_format: str, progress: Progress) -> Listing:
     mirrored: dict[str, FetchedFile] = {}
     remote: list[str] = []
+    skipped: list[str] = []
     for url in dict.fromkeys(find_hub_address(url) or url for url in urls):
         strip_login(url)  # raises MisuseError for what is not a URL
-        if found := find_in_mirror(url, recipe_format):
+        found, skipped_here = find_in_mirror(url, recipe_format)
+        if found:
             progress.log(f"reading {format_quantity(len(found), 'file')} of {show_url(url)} from the mirror")
             mirrored |= {name: FetchedFile(name, path) for name, path in found}
+            skipped += skipped_here
         else:
             remote.append(url)
     listed: dict[str, ListedFile] = {}
-    for service, files in _resolve_all(remote, recipe_format, progress):
+    for service, files, skipped_there in _resolve_all(remote, recipe_format, progress):
+        skipped += skipped_there
         for file in files:
             if file.name in listed and listed[file.name].file.key != file.key:
                 raise MisuseError(
@@ -148,13 +153,14 @@ def _list(urls: list[str], recipe_format: str, progress: Progress) -> Listing:
     return Listing(
         [file for name, file in sorted(mirrored.items()) if name not in listed],
         [file for _, file in sorted(listed.items())],
+        skipped,
     )
 
 
 def _resolve_all(
     urls: list[str], recipe_format: str, progress: Progress
-) -> list[tuple[Service | None, list[RemoteFile]]]:
-    """Return for each URL the files that it means, and their service; None if it is not needed."""
+) -> list[tuple[Service | None, list[RemoteFile], list[str]]]:
+    """Return for each URL what `_resolve` returns."""
     with several_at_once(lambda num_bytes: None) as (transfers, submit):
         return get_results(
             [submit(functools.partial(_resolve, url, recipe_format, transfers, progress)) for url in urls]
@@ -163,22 +169,23 @@ def _resolve_all(
 
 def _resolve(
     url: str, recipe_format: str, transfers: Transfers, progress: Progress
-) -> tuple[Service | None, list[RemoteFile]]:
+) -> tuple[Service | None, list[RemoteFile], list[str]]:
+    """Return the service of a URL, None if it is not needed, the files that the URL means, and skipped names."""
     known = load_listing(url, recipe_format)
     is_whole = known is not None and all(find_copy(file) is not None for file in known)
     if known is not None and is_whole and get_scheme(url) == "hf" and parse_hub_url(url).is_pinned:
-        return None, known
+        return None, known, []
     service = make_service(url)
     try:
-        files = transfers.try_again(lambda: service.list_files(url, recipe_format), shown=show_url(url))
+        files, skipped = transfers.try_again(lambda: service.list_files(url, recipe_format), shown=show_url(url))
     except Unreachable as e:
         if known is None or not is_whole:
             raise
         reason = str(e).split(";")[0]
         progress.warn(f"{reason}; the copies in the cache are read (version {known[0].version or 'unknown'})")
-        return None, known
+        return None, known, []
     save_listing(url, recipe_format, files)
-    return service, files
+    return service, files, skipped
 
 
 def find_copy(file: RemoteFile) -> Path | None:

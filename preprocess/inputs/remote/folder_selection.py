@@ -9,16 +9,21 @@ from preprocess.inputs.detect import describes_data, detect_format_by_name, has_
 from preprocess.recipes.schema import TABLE_FORMATS
 
 
-def select_data(paths: Iterable[str], recipe_format: str) -> list[str]:
-    """Return those of `paths`, relative to the folder, that are data, sorted.
+def select_data(paths: Iterable[str], recipe_format: str) -> tuple[list[str], list[str]]:
+    """Return those of `paths`, relative to the folder, that are data, and those that are skipped, both sorted.
 
-    These are files whose suffix is known or, with a format other than "auto", not that of another
-    format. Hidden files are left out, and beside tables files such as README.md.
+    Data are files whose suffix is known or, with a format other than "auto", not that of another
+    format. Files with another suffix are skipped. Hidden files are neither, nor are, beside tables,
+    files such as README.md.
     """
     visible = [path for path in sorted(paths) if not any(part.startswith(".") for part in path.split("/"))]
-    found = [path for path in visible if has_known_suffix(posixpath.basename(path), recipe_format)]
-    data = [path for path in found if not describes_data(posixpath.basename(path))]
-    return data if recipe_format in TABLE_FORMATS or any(map(is_table, data)) else found
+    described = [path for path in visible if not describes_data(posixpath.basename(path))]
+    has_tables = recipe_format in TABLE_FORMATS or any(map(is_table, described))
+    is_read = {
+        path: has_known_suffix(posixpath.basename(path), recipe_format)
+        for path in (described if has_tables else visible)
+    }
+    return [path for path in is_read if is_read[path]], [path for path in is_read if not is_read[path]]
 
 
 def is_table(path: str) -> bool:

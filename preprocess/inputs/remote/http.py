@@ -31,7 +31,7 @@ CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
 class HttpService:
     """A web server."""
 
-    def list_files(self, url: str, recipe_format: str) -> list[RemoteFile]:
+    def list_files(self, url: str, recipe_format: str) -> tuple[list[RemoteFile], list[str]]:
         """Return the file of `url`. Its first byte is requested, because not every server answers HEAD."""
         with request(url, 0, stop=0) as response:
             _reject_page(response, url)
@@ -41,7 +41,7 @@ class HttpService:
                 size_bytes = _read_size(response)
             version = _read_version(response)
         key = make_key(strip_login(url), version)
-        return [RemoteFile(name_url(url), key, size_bytes, version, origin=redact_url(url), url=url)]
+        return [RemoteFile(name_url(url), key, size_bytes, version, origin=redact_url(url), url=url)], []
 
     @contextmanager
     def open(self, file: RemoteFile, start: int, stop: int | None = None) -> Iterator[Body]:

@@ -75,17 +75,17 @@ class HubService:
             raise MisuseError("hf:// needs huggingface_hub; install it with pip install 'folio-lm[hub]'") from e
         self.endpoint = (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
 
-    def list_files(self, url: str, recipe_format: str) -> list[RemoteFile]:
-        """Return the files of a dataset that `url` means, at the commit that its revision is now."""
+    def list_files(self, url: str, recipe_format: str) -> tuple[list[RemoteFile], list[str]]:
+        """Return the files of a dataset that `url` means, at the commit that its revision is now, and skipped ones."""
         address = parse_hub_url(url)
         commit, found, card = self._list_tree(url, address)
         try:
-            selected = select_files(found, address.path, recipe_format, card)
+            selected, skipped = select_files(found, address.path, recipe_format, card)
         except MisuseError as e:
             raise MisuseError(f"{show_url(url)}: {e}") from e
         if not selected:
             raise FolioError(_explain_no_file(url, address, list(found)))
-        return [self._make_file(address.repo, commit, found[path]) for path in selected]
+        return [self._make_file(address.repo, commit, found[path]) for path in selected], skipped
 
     def list_folder(self, url: str) -> dict[str, RemoteFile]:
         """Return all files in the folder of a dataset that `url` means, by their path in the folder."""

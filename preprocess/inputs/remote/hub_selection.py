@@ -22,29 +22,37 @@ SPLIT_NAMES = {
 }
 
 
-def select_files(paths: Iterable[str], wanted: str, recipe_format: str, card: Any = None) -> list[str]:
-    """Return those of `paths` that `wanted` means, sorted; [] if none match.
+def select_files(
+    paths: Iterable[str], wanted: str, recipe_format: str, card: Any = None
+) -> tuple[list[str], list[str]]:
+    """Return those of `paths` that `wanted` means, [] if none match, and those that are skipped, both sorted.
 
+    Files of a folder are skipped because of their suffix, as by `select_data`.
     `card`: the header of the dataset's card as parsed YAML, if there is one. Raises MisuseError if
     the dataset has several configurations and `wanted` names none of them.
     """
     paths, wanted = sorted(paths), wanted.strip("/")
     if wanted in paths:
-        return [wanted]
+        return [wanted], []
     if is_glob(wanted):
-        return match_globs(paths, [wanted])
+        return match_globs(paths, [wanted]), []
     configs = _read_configs(card)
     if not wanted:
         return _select_default(paths, configs, recipe_format)
-    if found := _select_folder(paths, wanted, recipe_format):
-        return found
+    found, skipped = _select_folder(paths, wanted, recipe_format)
+    if found:
+        return found, skipped
     folder, _, split = wanted.rpartition("/")
     for config, wanted_split in ((wanted, ""), (folder, split)):
         if config in configs:
-            return match_globs(paths, configs[config].get(wanted_split, []))
+            return match_globs(paths, configs[config].get(wanted_split, [])), []
     if split not in SPLIT_NAMES:
-        return []
-    return [path for path in _select_folder(paths, folder, recipe_format) if _is_of_split(path, folder, split)]
+        return [], []
+    found, skipped = (
+        [path for path in part if _is_of_split(path, folder, split)]
+        for part in _select_folder(paths, folder, recipe_format)
+    )
+    return found, skipped
 
 
 def match_globs(paths: Iterable[str], patterns: Iterable[str]) -> list[str]:
@@ -55,23 +63,25 @@ def match_globs(paths: Iterable[str], patterns: Iterable[str]) -> list[str]:
     return [path for path in paths if any(match(path) for match in matches)]
 
 
-def _select_default(paths: list[str], configs: dict[str, dict[str, list[str]]], recipe_format: str) -> list[str]:
+def _select_default(
+    paths: list[str], configs: dict[str, dict[str, list[str]]], recipe_format: str
+) -> tuple[list[str], list[str]]:
     default = next((name for name in configs if name == "default"), None)
     if default is None and len(configs) == 1:
         default = next(iter(configs))
     if default is not None:
-        return match_globs(paths, configs[default][""])
+        return match_globs(paths, configs[default][""]), []
     if configs:
         names = ", ".join(map(shorten, sorted(configs)[:10])) + (", …" if len(configs) > 10 else "")
         raise MisuseError(f"it has several configurations; add one of them to the address: {names}")
     return _select_folder(paths, "", recipe_format)
 
 
-def _select_folder(paths: list[str], folder: str, recipe_format: str) -> list[str]:
+def _select_folder(paths: list[str], folder: str, recipe_format: str) -> tuple[list[str], list[str]]:
     prefix = f"{folder}/" if folder else ""
     inside = [path[len(prefix) :] for path in paths if path.startswith(prefix)]
-    found = [prefix + path for path in select_data(inside, recipe_format)]
-    return list(filter(is_table, found)) or found
+    found, skipped = ([prefix + path for path in part] for part in select_data(inside, recipe_format))
+    return list(filter(is_table, found)) or found, skipped
 
 
 def _is_of_split(path: str, folder: str, split: str) -> bool:

@@ -20,37 +20,43 @@ from preprocess.inputs.remote.hub import HubAddress, name_hub_file, parse_hub_ur
 from preprocess.inputs.remote.hub_selection import select_files
 
 
-def find_in_mirror(url: str, recipe_format: str) -> list[tuple[str, str]]:
-    """Return (name, path) of the files that `url` means in the mirror, [] if it has none or is not a folder."""
+def find_in_mirror(url: str, recipe_format: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return (name, path) of the files that `url` means in the mirror, and the names of those that are skipped.
+
+    There are none of either if the mirror is not a folder.
+    """
     mirror = os.environ.get("PREPROCESS_MIRROR", "")
     if not os.path.isdir(mirror):
-        return []
+        return [], []
     if get_scheme(url) == "hf":
         return _find_in_dataset(mirror, parse_hub_url(url), recipe_format)
     if urlsplit(url).query:
-        return []
+        return [], []
     name = name_url(url)
     if any(part in ("", ".", "..") for part in name.rstrip("/").split("/")):
-        return []  # it may lead out of the mirror
+        return [], []  # it may lead out of the mirror
     path = os.path.join(mirror, *name.rstrip("/").split("/"))
     if os.path.isfile(path):
-        return [(name, path)]
+        return [(name, path)], []
+    skipped: list[str] = []
     if os.path.isdir(path):
-        found = [os.path.join(path, name) for name in select_data(_walk(path), recipe_format)]
+        data, skipped = select_data(_walk(path), recipe_format)
+        found = [os.path.join(path, name) for name in data]
     else:
         found = [path for path in expand_glob(path) if os.path.isfile(path)] if is_glob(name) else []
-    return sorted((os.path.relpath(path, mirror).replace(os.sep, "/"), path) for path in found)
+    return sorted((os.path.relpath(path, mirror).replace(os.sep, "/"), path) for path in found), skipped
 
 
-def _find_in_dataset(mirror: str, address: HubAddress, recipe_format: str) -> list[tuple[str, str]]:
+def _find_in_dataset(mirror: str, address: HubAddress, recipe_format: str) -> tuple[list[tuple[str, str]], list[str]]:
     owner, name = address.repo.split("/")
     revision = f"@{address.revision.replace('/', '%2F')}" if address.revision else ""
     folder = os.path.join(mirror, "hf", "datasets", owner, name + revision)
     try:
-        selected = select_files(_walk(folder), address.path, recipe_format)
+        selected, skipped = select_files(_walk(folder), address.path, recipe_format)
     except MisuseError:
-        return []
-    return [(name_hub_file(address.repo, path), os.path.join(folder, *path.split("/"))) for path in selected]
+        return [], []
+    found = [(name_hub_file(address.repo, path), os.path.join(folder, *path.split("/"))) for path in selected]
+    return found, skipped
 
 
 def _walk(folder: str) -> Iterator[str]:

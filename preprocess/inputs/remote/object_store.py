@@ -43,33 +43,35 @@ class ObjectStore:
         self._scheme = scheme
         self._options: dict[str, Any] = {}  # for the file system of fsspec
 
-    def list_files(self, url: str, recipe_format: str) -> list[RemoteFile]:
-        """Return the file, the files of the folder, or the matches of the glob that `url` means."""
+    def list_files(self, url: str, recipe_format: str) -> tuple[list[RemoteFile], list[str]]:
+        """Return the file, the files of the folder, or the matches of the glob that `url` means, and skipped ones."""
         with self.explain_errors(url):
             try:
-                found = self._list(url, recipe_format)
+                found, skipped = self._list(url, recipe_format)
             except Exception as e:
                 if type(e).__name__ != "NoCredentialsError":
                     raise
                 self._options = {"anon": True}  # a public bucket
-                found = self._list(url, recipe_format)
+                found, skipped = self._list(url, recipe_format)
         if not found:
             raise FolioError(f"{show_url(url)} matches no file of a known format; check the address")
-        return [self._make_file(path, info) for path, info in sorted(found.items())]
+        return [self._make_file(path, info) for path, info in sorted(found.items())], skipped
 
-    def _list(self, url: str, recipe_format: str) -> dict[str, Any]:
+    def _list(self, url: str, recipe_format: str) -> tuple[dict[str, Any], list[str]]:
         system, path = self.connect(url)
+        skipped: list[str] = []
         if is_glob(path) and not _has_object(system, path):
             found = system.glob(path, detail=True)
         else:
             info = system.info(path)
             if info["type"] == "file":
-                return {path: info}
-            found = system.find(path, detail=True)
-            num_skipped = len(path.rstrip("/")) + 1
-            names = {name[num_skipped:]: name for name in found}
-            found = {names[name]: found[names[name]] for name in select_data(names, recipe_format)}
-        return {name: info for name, info in found.items() if info["type"] == "file"}
+                return {path: info}, []
+            found = {name: info for name, info in system.find(path, detail=True).items() if info["type"] == "file"}
+            prefix_length = len(path.rstrip("/")) + 1
+            names = {name[prefix_length:]: name for name in found}
+            data, skipped = select_data(names, recipe_format)
+            found = {names[name]: found[names[name]] for name in data}
+        return {name: info for name, info in found.items() if info["type"] == "file"}, skipped
 
     def connect(self, url: str) -> tuple[Any, str]:
         """Return the file system of fsspec, and the path of the URL in it."""

@@ -71,8 +71,11 @@ class Service(Protocol):
     be made, and FolioError for everything that trying again does not change.
     """
 
-    def list_files(self, url: str, recipe_format: str) -> list[RemoteFile]:
-        """Return the files that `url` means, at least one. `recipe_format`: which files of a folder are read."""
+    def list_files(self, url: str, recipe_format: str) -> tuple[list[RemoteFile], list[str]]:
+        """Return the files that `url` means, at least one, and the names of those of a folder that are skipped.
+
+        `recipe_format`: which files of a folder are read.
+        """
 
     def open(self, file: RemoteFile, start: int, stop: int | None = None) -> AbstractContextManager[Body]:
         """Open a file at byte `start`. Raises InputChanged if it is not the listed version any more.

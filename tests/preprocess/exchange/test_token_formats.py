@@ -1,4 +1,4 @@
-"""Exports to llm.c, Megatron-LM, datatrove, OLMo and Parquet: read back by their layout, and by their own readers."""
+"""Exports to the token files of other programs: read back by their layout, and by their own readers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.exchange import llmc, mds, megatron, parquet, tokens
+from preprocess.exchange import litdata, llmc, mds, megatron, parquet, tokens
 from preprocess.exchange.datatrove import export_datatrove
+from preprocess.exchange.litdata import export_litdata
 from preprocess.exchange.llmc import export_llmc
 from preprocess.exchange.mds import export_mds
 from preprocess.exchange.megatron import export_megatron
@@ -41,6 +42,7 @@ EXPORTS = {
     "datatrove": export_datatrove,
     "olmo": export_olmo,
     "mds": export_mds,
+    "litdata": export_litdata,
     "parquet": export_parquet,
 }
 
@@ -51,6 +53,7 @@ def build(build_text: Callable[..., Build], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(tokens, "CHUNK_TOKENS", 37)
     monkeypatch.setattr(tokens, "CHUNK_DOCUMENTS", 3)
     monkeypatch.setattr(megatron, "CHUNK_DOCUMENTS", 3)
+    monkeypatch.setattr(litdata, "CHUNK_DOCUMENTS", 3)
     monkeypatch.setattr(parquet, "GROUP_TOKENS", 50)
     monkeypatch.setattr(llmc, "FILE_TOKENS", 500)
     monkeypatch.setattr(mds, "SHARD_BYTES", 3_000)
@@ -132,6 +135,24 @@ def read_mds(folder: Path, build: Build, split: str) -> Documents:
     return documents
 
 
+def read_litdata(folder: Path, build: Build, split: str, dtype: str = "<u2", code: int = 20) -> Documents:
+    documents: Documents = []
+    index = json.loads((folder / split / "index.json").read_bytes())
+    assert len(index["chunks"]) == len(list((folder / split).glob("*.bin")))
+    assert index["config"]["data_format"] == [f"no_header_tensor:{code}"]
+    assert index["config"]["item_loader"] == "TokensLoader" and index["config"]["compression"] is None
+    for number, entry in enumerate(index["chunks"]):
+        assert entry["filename"] == f"chunk-0-{number}.bin"
+        data = (folder / split / entry["filename"]).read_bytes()
+        (num_items,) = struct.unpack_from("<I", data)
+        offsets = np.frombuffer(data, "<u4", num_items + 1, 4).tolist()
+        assert offsets[0] == 8 + 4 * num_items and offsets[-1] == len(data) == entry["chunk_bytes"]
+        parts = [np.frombuffer(data[begin:end], dtype).tolist() for begin, end in itertools.pairwise(offsets)]
+        assert (num_items, sum(map(len, parts))) == (entry["chunk_size"], entry["dim"])
+        documents += parts
+    return documents
+
+
 def read_parquet(folder: Path, build: Build, split: str) -> Documents:
     documents: Documents = []
     for path in sorted(folder.glob(f"{split}-*.parquet")):
@@ -147,6 +168,7 @@ READERS = {
     "datatrove": read_datatrove,
     "olmo": read_olmo,
     "mds": read_mds,
+    "litdata": read_litdata,
     "parquet": read_parquet,
 }
 
@@ -188,7 +210,7 @@ def test_export_to_a_folder_in_a_file_is_rejected(build: Build, tmp_path: Path, 
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("format_", ["llm.c", "datatrove", "olmo", "mds", "parquet"])
+@pytest.mark.parametrize("format_", ["llm.c", "datatrove", "olmo", "mds", "litdata", "parquet"])
 def test_export_does_not_leave_shards_of_a_larger_one(
     build: Build, build_text: Callable[..., Build], tmp_path: Path, format_: str
 ) -> None:
@@ -199,7 +221,7 @@ def test_export_does_not_leave_shards_of_a_larger_one(
     assert all(path.exists() for path in before)
 
 
-@pytest.mark.parametrize("format_", ["llm.c", "megatron", "datatrove", "olmo", "mds", "parquet"])
+@pytest.mark.parametrize("format_", ["llm.c", "megatron", "datatrove", "olmo", "mds", "litdata", "parquet"])
 def test_export_does_not_leave_the_validation_split_of_another(
     build_text: Callable[..., Build], tmp_path: Path, format_: str
 ) -> None:
@@ -311,6 +333,18 @@ def test_large_vocabularies_take_four_bytes(build: Build, tmp_path: Path) -> Non
     assert np.fromfile(first, "<u4", offset=1024)[1 : len(documents[0])].tolist() == documents[0][:-1]
     export_datatrove(build, tmp_path / "datatrove", replace=False)
     assert np.fromfile(tmp_path / "datatrove" / "train" / "00000.ds", "<u4", len(documents[0])).tolist() == documents[0]
+    export_litdata(build, tmp_path / "litdata", replace=False)
+    assert read_litdata(tmp_path / "litdata", build, "train", "<i4", code=16) == documents
+
+
+def test_litdata_refuses_chunks_that_its_offsets_cannot_describe(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(litdata, "MAX_CHUNK_BYTES", 1_000)
+    with pytest.raises(MisuseError, match=r"train-00000\.bin of own has \d+ tokens, and .* at most 4 GiB; build") as e:
+        export_litdata(build, tmp_path / "out", replace=False)
+    assert_one_line(str(e.value))
+    assert not (tmp_path / "out").exists()
 
 
 def test_document_of_an_unknown_source_is_an_error(build: Build, tmp_path: Path) -> None:
@@ -371,6 +405,34 @@ def test_mosaicml_streaming_reads_mds(build: Build, tmp_path: Path, has_masks: b
         for number, sample in enumerate(found if has_masks else []):
             mask = build.document_mask(split, number)
             assert sample["labels"] == np.where(mask, build.document(split, number).astype(int), -100).tolist()
+
+
+READ_LITDATA = """
+import json, sys
+root, folder, block_size = sys.argv[1:]
+sys.path.append(root)
+from litdata import StreamingDataset, TokensLoader
+dataset = StreamingDataset(folder, item_loader=TokensLoader(block_size=int(block_size)))
+print(json.dumps([dataset[i].tolist() for i in range(len(dataset))]))
+"""
+
+
+@pytest.mark.slow
+def test_litdata_reads_its_chunks(build: Build, tmp_path: Path) -> None:
+    root = os.environ.get("LITDATA_DIR")  # it asks for torchvision, which its reader of tokens does not need
+    if root is None:
+        pytest.skip("needs LITDATA_DIR: pip install --no-deps --target DIR litdata lightning-utilities obstore")
+    export_litdata(build, tmp_path / "out", replace=False)
+    for split in SPLITS:
+        command = [sys.executable, "-c", READ_LITDATA, root, str(tmp_path / "out" / split), "16"]
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, env=os.environ | {"HOME": str(tmp_path)}
+        )
+        blocks = []
+        for entry in build.manifest.splits[split].shards:
+            ids = build.map_shard(entry).tokens
+            blocks += ids[: len(ids) // 16 * 16].reshape(-1, 16).tolist()
+        assert len(blocks) > 10 and json.loads(done.stdout.splitlines()[-1]) == blocks
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -71,6 +73,32 @@ def test_pull_copies_a_folder(build: Build, shards: Path, address: str) -> None:
     assert run_pull(url) == (shards / "own", False) == run_pull(url, replace=True)
     assert {path: path.stat().st_mtime_ns for path in (shards / "own").rglob("*")} == before
     assert run_pull(url, "other") == (shards / "other", True)
+
+
+def test_pull_flushes_every_file_before_the_build_has_its_name(
+    build: Build, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranges: list[tuple[int, int]] = []  # that the disk was told to write, one file after the other
+    flushed: dict[str, bool] = {}  # whether the build had its name then
+
+    def note_range(descriptor: int, begin: int, end: int) -> None:
+        assert os.fstat(descriptor).st_size >= end
+        ranges.append((begin, end))
+
+    def note_flush(path: Path) -> None:
+        flushed[path.name] = (shards / build.name).exists()
+
+    monkeypatch.setattr("preprocess.sharing.pull.NUM_TRANSFERS", 1)
+    monkeypatch.setattr("preprocess.sharing.checked_file.WRITE_BACK_BYTES", 400)
+    monkeypatch.setattr("preprocess.shards.files.COPY_BLOCK_BYTES", 300)
+    monkeypatch.setattr("preprocess.sharing.checked_file.start_writing_back", note_range)
+    monkeypatch.setattr("preprocess.sharing.publish.sync_file", note_flush)
+    run_pull(build.folder)
+    sizes = {name: len(data) for name, data in file_bytes(build.folder).items() if name != MANIFEST}
+    assert flushed == dict.fromkeys((Path(name).name for name in sizes), False)
+    assert sum(end - begin for begin, end in ranges) == sum(sizes.values())
+    assert all(begin in (0, last) for (_, last), (begin, _) in itertools.pairwise(ranges))
+    assert any(end - begin == 600 for begin, end in ranges)  # two blocks of a file that is not whole yet
 
 
 def test_pull_copies_from_a_web_server(served: FileServer, build: Build, shards: Path) -> None:

@@ -47,7 +47,8 @@ EDU = ["a/1.csv", "b/1.csv", "data/x/1.parquet", "notes.txt", "sample/10BT/000.p
     ],
 )
 def test_select_files_finds_files_folders_globs_and_splits(paths: list[str], wanted: str, found: list[str]) -> None:
-    assert select_files(paths, wanted, "auto") == found
+    skipped = ["LICENSE"] if "LICENSE" in paths else []
+    assert select_files(paths, wanted, "auto") == (found, skipped)
 
 
 @pytest.mark.parametrize(
@@ -64,14 +65,14 @@ def test_select_files_finds_files_folders_globs_and_splits(paths: list[str], wan
     ],
 )
 def test_select_files_finds_configurations_of_the_card(wanted: str, found: list[str]) -> None:
-    assert select_files(EDU, wanted, "auto", CARD) == found
+    assert select_files(EDU, wanted, "auto", CARD) == (found, [])
 
 
 def test_select_files_asks_for_a_configuration() -> None:
     with pytest.raises(MisuseError, match="it has several configurations; add one of them to the address: .*two"):
         select_files(EDU, "", "auto", {"configs": CARD["configs"][1:]})
     marked = [*CARD["configs"][1:3], {"config_name": "chosen", "default": True, "data_files": ["b/*"]}]
-    assert select_files(EDU, "", "auto", {"configs": marked}) == ["b/1.csv"]
+    assert select_files(EDU, "", "auto", {"configs": marked}) == (["b/1.csv"], [])
 
 
 @pytest.mark.parametrize(
@@ -85,8 +86,22 @@ def test_select_files_asks_for_a_configuration() -> None:
     ],
 )
 def test_select_files_ignores_a_card_of_another_form(card: Any) -> None:
-    assert select_files(STORIES, "", "auto", card) == STORIES[3:]
+    assert select_files(STORIES, "", "auto", card) == (STORIES[3:], [])
 
 
 def test_select_files_reads_files_of_the_format_that_is_asked_for() -> None:
-    assert select_files(["a.txt", "b.jsonl", "c"], "", "text") == ["a.txt", "c"]
+    assert select_files(["a.txt", "b.jsonl", "c"], "", "text") == (["a.txt", "c"], ["b.jsonl"])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "skipped"),
+    [
+        ("", ["b/train.xyz", "b/valid.xyz", "x.xyz"]),
+        ("b", ["b/train.xyz", "b/valid.xyz"]),
+        ("b/train", ["b/train.xyz"]),
+        ("b/*", []),
+    ],
+)
+def test_select_files_names_the_skipped_files_of_a_folder(wanted: str, skipped: list[str]) -> None:
+    paths = ["b/train.csv", "b/train.xyz", "b/valid.csv", "b/valid.xyz", "x.xyz", "LICENSE", ".hidden.xyz"]
+    assert select_files(paths, wanted, "auto")[1] == skipped

@@ -69,6 +69,38 @@ def test_build_of_urls_is_that_of_local_copies(server: FileServer, local: Path, 
     assert not any("url" in source for source in expected.manifest.sources)
 
 
+@pytest.mark.parametrize("kind", ["store", "hub", "mirror"])
+def test_skipped_files_of_a_remote_folder_are_reported_as_those_of_a_local_one(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {
+        "some/data/x/a.csv": b"text\none\ntwo\n",
+        **{f"some/data/x/{name}": b"?" for name in ("LICENSE", "b.pdf", "c")},
+    }
+    for name, data in files.items():
+        (tmp_path / "s3" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "s3" / name).write_bytes(data)
+    if kind == "hub":
+        request.getfixturevalue("hub").commit("some/data", {name[10:]: data for name, data in files.items()})
+    elif kind == "store":
+        for name, data in files.items():
+            request.getfixturevalue("memory").write(name, data)
+    else:
+        request.getfixturevalue("monkeypatch").setenv("PREPROCESS_MIRROR", str(tmp_path))
+    url = {"store": "memory://bucket/some/data/x", "hub": "hf://datasets/some/data", "mirror": "s3://some/data/x"}[kind]
+    warnings = []
+    for entry in (url, str(tmp_path / "s3/some/data/x")):
+        build(
+            load_recipe(None, inputs=(entry,), tokenizer="byte", val_fraction=0.5),
+            tmp_path / "b",
+            name="b",
+            replace=True,
+            progress=Progress(),
+        )
+        warnings.append([line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: skipped")])
+    assert warnings == [["warning: skipped 2 files of unknown format: 1 .pdf, 1 no suffix"]] * 2
+
+
 def test_build_is_kept_if_only_the_version_of_a_file_changes(server: FileServer, tmp_path: Path) -> None:
     server.files["/a.jsonl"] = FILES["a/b.jsonl"]
     recipe = load_recipe(None, inputs=(f"{server.url}/a.jsonl",), tokenizer="byte")
