@@ -7,6 +7,8 @@ what was expected, and what to do. Commands print it without a traceback.
 import errno
 import re
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 MAX_SHOWN = 80  # characters of a name, a value or an expression that a message repeats
 BLOCKING_PATHS = {errno.EISDIR: "a folder", errno.EEXIST: "a file"}  # what prevents creating a file or a folder
@@ -28,7 +30,7 @@ class MisuseError(FolioError):
 
 
 def explain_os_error(error: OSError) -> str:
-    """Return `error` as one line, with advice if the disk is full, access is denied, or another file is in the way."""
+    """Return `error` as one line, with advice, e.g. if the disk is full, access is denied, or a file is in the way."""
     file = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         return (
@@ -36,7 +38,11 @@ def explain_os_error(error: OSError) -> str:
             "same command again"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"cannot read or write{file}: {error.strerror}; choose a directory that you can write to"
+        return f"cannot read or write{file}: {error.strerror}; change its permissions, or choose another path"
+    if error.errno == errno.EIO:
+        return (
+            f"the disk could not read or write{file}: {error.strerror}; check the disk, or use another copy of the file"
+        )
     if error.errno in BLOCKING_PATHS and file:
         return (
             f"{BLOCKING_PATHS[error.errno]} is in the way at {error.filename}; move it elsewhere, and run the same "
@@ -45,6 +51,17 @@ def explain_os_error(error: OSError) -> str:
     if error.errno == errno.ENOTDIR and file:
         return f"a folder in the path {error.filename} is a file; move it elsewhere, or choose another path"
     return f"{error.strerror or error}{file}"
+
+
+@contextmanager
+def name_file_in_errors(path: str) -> Iterator[None]:
+    """Add `path` to an OSError that names no file, such as those of reads from a disk that fails."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno is not None and e.filename is None:
+            e.filename = path
+        raise
 
 
 def printable(text: str) -> str:

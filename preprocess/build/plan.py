@@ -99,8 +99,9 @@ def make_plan(recipe: Recipe, source: Path | None, progress: Progress, *, num_th
     be made.
     """
     find_tokenizer_kind(recipe.tokenizer)  # raises MisuseError for an unknown one before files are copied
-    recipe = load_recipe_filters(recipe)
-    return _plan(recipe, Sample(find_input_files(recipe, source, progress, num_threads=num_threads)), progress)
+    recipe, evaluation_files = find_evaluation_files(load_recipe_filters(recipe))
+    sample = Sample(find_input_files(recipe, source, progress, num_threads=num_threads))
+    return _plan(recipe, sample, evaluation_files, progress)
 
 
 def plan_estimate(recipe: Recipe, source: Path | None, progress: Progress) -> Plan:
@@ -109,12 +110,11 @@ def plan_estimate(recipe: Recipe, source: Path | None, progress: Progress) -> Pl
     The files of `inputs` are not hashed. Arguments and errors are those of `make_plan`.
     """
     find_tokenizer_kind(recipe.tokenizer)
-    recipe = load_recipe_filters(recipe)
-    return _plan(recipe, find_sample(recipe, source, progress), progress)
+    recipe, evaluation_files = find_evaluation_files(load_recipe_filters(recipe))
+    return _plan(recipe, find_sample(recipe, source, progress), evaluation_files, progress)
 
 
-def _plan(recipe: Recipe, sample: Sample, progress: Progress) -> Plan:
-    recipe, evaluation_files = find_evaluation_files(recipe)
+def _plan(recipe: Recipe, sample: Sample, evaluation_files: list[InputFile], progress: Progress) -> Plan:
     tokenizer_kind, input_files = find_tokenizer_kind(recipe.tokenizer), sample.files
     recipe = resolve_chat_template(resolve_format(recipe, input_files))
     try:

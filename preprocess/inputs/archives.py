@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO, NamedTuple
 
-from preprocess.errors import FolioError, MisuseError, first_line, shorten
+from preprocess.errors import FolioError, MisuseError, first_line, name_file_in_errors, shorten
 from preprocess.inputs.disk_file import DiskFile
 from preprocess.inputs.tar_entries import iter_entries, open_tar
 
@@ -208,7 +208,8 @@ def explain_damage(path: str, expected: str) -> Iterator[None]:
     The module bz2 raises OSError without a number for damaged data.
     """
     try:
-        yield
+        with name_file_in_errors(path):
+            yield
     except (*DAMAGE, OSError) as e:
         if isinstance(e, OSError) and e.errno is not None:  # an error of the system
             raise

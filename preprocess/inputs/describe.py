@@ -12,7 +12,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from preprocess.errors import FolioError, MisuseError
+from preprocess.errors import FolioError, MisuseError, name_file_in_errors
 from preprocess.inputs.archives import clean_member_name, detect_archive, explain_damage, iter_members
 from preprocess.inputs.compressions import is_cut_in_magic
 from preprocess.inputs.detect import (
@@ -121,7 +121,7 @@ class _Describer:
     def describe(self, paths: list[tuple[str, str]]) -> Description:
         description = Description()
         for name, path in paths:
-            with open(path, "rb", buffering=0) as raw:
+            with name_file_in_errors(path), open(path, "rb", buffering=0) as raw:
                 stat = os.fstat(raw.fileno())  # before hashing, so that a change during hashing is detected
                 stream = HashingStream(raw, self.is_cancelled)
                 compression, head = read_head(stream, path, self._has_lines(name))

@@ -252,17 +252,17 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def check_free_space(folder: Path, num_bytes: int, *, needed_by: str, variable: str) -> None:
+def check_free_space(folder: Path, num_bytes: int, *, needed_by: str, advice: str) -> None:
     """Raise FolioError if the disk of `folder` has less than `num_bytes` free.
 
     For the message: `needed_by` says what has this many bytes, such as "the build needs", and
-    `variable` is the environment variable that sets the folder.
+    `advice` says how to choose another folder.
     """
     free_bytes = shutil.disk_usage(folder).free
     if num_bytes > free_bytes:
         raise FolioError(
             f"no space left on the disk: {folder} has {free_bytes:,} bytes free, {needed_by} {num_bytes:,}; "
-            f"free some, or set {variable} to a folder on another disk"
+            f"free some, or {advice}"
         )
 
 

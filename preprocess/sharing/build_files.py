@@ -69,4 +69,5 @@ def count_bytes(files: list[BuildFile]) -> int:
 
 def check_space(folder: Path, num_bytes: int) -> None:
     """Raise FolioError if the disk of `folder`, which is beside the builds, has less than `num_bytes` free."""
-    check_free_space(folder, num_bytes, needed_by="the build needs", variable="FOLIO_SHARDS")
+    advice = "choose a folder on another disk (FOLIO_SHARDS, or the target of a push)"
+    check_free_space(folder, num_bytes, needed_by="the build needs", advice=advice)

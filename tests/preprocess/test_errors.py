@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import errno
 import time
+from pathlib import Path
 
 import pytest
 
-from preprocess.errors import MAX_SHOWN, explain_os_error, first_line, hide_credentials, one_line, printable, shorten
+from preprocess.errors import (
+    MAX_SHOWN,
+    explain_os_error,
+    first_line,
+    hide_credentials,
+    name_file_in_errors,
+    one_line,
+    printable,
+    shorten,
+)
+from preprocess.inputs.describe import describe_input_files
+from preprocess.recipes.schema import Recipe
 
 
 @pytest.mark.parametrize(
@@ -28,8 +40,11 @@ def test_one_line_escapes_tabs_and_line_feeds() -> None:
 
 def test_explain_os_error_gives_advice() -> None:
     assert "free some" in explain_os_error(OSError(errno.ENOSPC, "No space left on device", "x.bin"))
-    assert "choose a directory that you can write to" in explain_os_error(
-        PermissionError(errno.EACCES, "Permission denied", "x")
+    assert explain_os_error(PermissionError(errno.EACCES, "Permission denied", "x")) == (
+        "cannot read or write (x): Permission denied; change its permissions, or choose another path"
+    )
+    assert explain_os_error(OSError(errno.EIO, "Input/output error", "x")) == (
+        "the disk could not read or write (x): Input/output error; check the disk, or use another copy of the file"
     )
     assert explain_os_error(OSError(errno.EISDIR, "Is a directory", "x")).startswith(
         "a folder is in the way at x; move"
@@ -71,3 +86,19 @@ def test_hide_credentials_is_fast_for_long_text() -> None:
     start = time.perf_counter()
     hide_credentials("ab:/x?" * 2_000 + "a" * 1_000_000 + "ab://" * 2_000)
     assert time.perf_counter() - start < 5
+
+
+def test_name_file_in_errors_names_the_file_only_if_none_is_named() -> None:
+    with pytest.raises(OSError, match="Input/output error") as unnamed, name_file_in_errors("a"):
+        raise OSError(errno.EIO, "Input/output error")
+    assert unnamed.value.filename == "a"
+    with pytest.raises(OSError, match="Input/output error") as named, name_file_in_errors("a"):
+        raise OSError(errno.EIO, "Input/output error", "b")
+    assert named.value.filename == "b"
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="needs /proc")
+def test_a_read_error_of_an_input_file_names_the_file() -> None:
+    with pytest.raises(OSError, match="/proc/self/mem") as error:  # reading its first byte fails
+        describe_input_files([("mem", "/proc/self/mem")], Recipe(corpus="own"), {}, num_threads=1)
+    assert error.value.errno == errno.EIO

@@ -262,4 +262,5 @@ def get_results(futures: list[Future[Result]]) -> list[Result]:
 
 def check_space(num_bytes: int, folder: Path) -> None:
     """Raise FolioError if the disk of `folder`, which is in the cache, has less than `num_bytes` free."""
-    check_free_space(folder, num_bytes, needed_by="the remote files have", variable="FOLIO_CACHE")
+    advice = "set FOLIO_CACHE to a folder on another disk"
+    check_free_space(folder, num_bytes, needed_by="the remote files have", advice=advice)

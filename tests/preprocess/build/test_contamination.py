@@ -12,7 +12,7 @@ import pytest
 
 from preprocess.build.build import build_tokenizer
 from preprocess.build.estimate import choose_documents
-from preprocess.build.plan import plan_estimate
+from preprocess.build.plan import make_plan, plan_estimate
 from preprocess.build.stats import format_stats
 from preprocess.cli.main import main
 from preprocess.errors import FolioError, MisuseError
@@ -218,3 +218,11 @@ def test_command_prints_what_was_found(inputs: Path, tmp_path: Path, capsys: pyt
     out = capsys.readouterr().out
     assert "evaluation  dropped 12 documents with evaluation items" in out
     assert out.count("items.txt: 10 of 13 items found") == 2
+
+
+@pytest.mark.parametrize("plan", [make_plan, plan_estimate])
+def test_a_missing_evaluation_file_is_found_before_the_inputs_are_read(plan: Any, inputs: Path) -> None:
+    recipe = make_recipe(inputs, decontaminate=(str(inputs / "nope.txt"),))
+    recipe = dataclasses.replace(recipe, inputs=(str(inputs / "missing"),))
+    with pytest.raises(MisuseError, match=r"--decontaminate .*nope.txt does not exist"):
+        plan(recipe, None, QUIET)
