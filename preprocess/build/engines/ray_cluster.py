@@ -21,6 +21,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -46,6 +47,7 @@ def connect(address: str | None, max_tasks: int | None) -> Iterator[StartEngine]
 
     `address`: HOST:PORT of its head; by default that in RAY_ADDRESS, or the cluster that this
     machine is a node of. `max_tasks`: that run at once, by default as many as the cluster has CPUs.
+    What the block prints to stdout goes to stderr.
     Raises MisuseError if ray is not installed, and FolioError if there is no such cluster.
     """
     try:
@@ -66,7 +68,9 @@ def connect(address: str | None, max_tasks: int | None) -> Iterator[StartEngine]
     finally:
         signal.signal(signal.SIGTERM, handler)  # ray sets its own
     try:
-        yield functools.partial(RayEngine, max_tasks=max_tasks)
+        # Ray prints messages about nodes that died to stdout, which belongs to the result of the command.
+        with contextlib.redirect_stdout(sys.stderr):
+            yield functools.partial(RayEngine, max_tasks=max_tasks)
     finally:
         ray.shutdown()
 
