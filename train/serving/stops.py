@@ -23,7 +23,7 @@ class StopQueue:
 
     def __init__(self, queue: asyncio.Queue[Any], stops: Sequence[str]) -> None:
         self._queue, self._stops = queue, stops
-        self._held = ""  # text that may be the beginning of a stop text
+        self._held = ""  # text that may be the beginning of a stop text, to the end of what came
         self._is_stopped = False
         self._ready: deque[Any] = deque()
 
@@ -41,15 +41,17 @@ class StopQueue:
 
     def _add(self, part: Any) -> None:
         if not isinstance(part, str):
-            self._ready.extend([self._held, part] if self._held else [part])
+            held = cut_at_stop(self._held, self._stops)
+            self._ready.extend([held, part] if held else [part])
             self._held = ""
         elif not self._is_stopped:
             text = self._held + part
+            num_shown = len(text) - max(self._count_held(text, stop) for stop in self._stops)
+            # A stop text is final, unless another one may begin before it.
             cut = cut_at_stop(text, self._stops)
-            self._is_stopped = len(cut) < len(text)
-            num_held = 0 if self._is_stopped else max(self._count_held(text, stop) for stop in self._stops)
-            self._held = cut[len(cut) - num_held :]
-            if shown := cut[: len(cut) - num_held]:
+            self._is_stopped = len(cut) < len(text) and len(cut) <= num_shown
+            shown, self._held = (cut, "") if self._is_stopped else (text[:num_shown], text[num_shown:])
+            if shown:
                 self._ready.append(shown)
 
     @staticmethod

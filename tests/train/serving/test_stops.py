@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from train.model.generate import cut_at_stop
@@ -32,6 +32,8 @@ def read_all(parts: list[Any], stops: list[str]) -> list[Any]:
 
 
 @given(st.lists(TEXTS, max_size=6), STOPS)
+@example(["ba", "b"], ["a", "bab"])  # a stop text that ends later begins earlier
+@example(["ba", "a"], ["a", "bab"])
 def test_parts_together_are_the_text_before_the_first_stop(parts: list[str], stops: list[str]) -> None:
     *texts, end = read_all([*parts, None], stops)
     assert "".join(texts) == cut_at_stop("".join(parts), stops) and end is None and "" not in texts
