@@ -271,7 +271,7 @@ def _find_cuts(spec: Spec) -> Cuts:
     if not all(token.get("special") for token in spec["added_tokens"]):  # others can be found across words
         return "none"
     steps, normalizers = _list_steps(spec, "pre_tokenizer"), _list_steps(spec, "normalizer")
-    kinds = [step.get("type") for step in steps]
+    kinds = [str(step.get("type")) for step in steps]
     if kinds in (["BertPreTokenizer"], ["Whitespace"]) and all(map(_is_local, normalizers)):
         return "spaces"
     if spec["model"].get("type") == "BPE":  # gigatoken, which encodes it, can treat the beginning of a text differently
@@ -280,7 +280,7 @@ def _find_cuts(spec: Spec) -> Cuts:
         return "none"
     # Where Metaspace divides a text, the character that it puts in place of a space is as good as a space.
     dividing = [step for step in steps if step.get("split") is not False]  # WhitespaceSplit has no such key
-    spaces = [" ", *(step["replacement"] for step in dividing if step.get("type") == "Metaspace")]
+    spaces = [" ", *(step.get("replacement") for step in dividing if step.get("type") == "Metaspace")]
     return "only_spaces" if dividing and all(_keeps_spaces(each, spaces) for each in normalizers) else "none"
 
 
@@ -290,7 +290,7 @@ def _list_steps(spec: Spec, key: str) -> list[Spec]:
 
 
 def _is_local(normalizer: Spec) -> bool:
-    return normalizer.get("type") in LOCAL_NORMALIZERS
+    return str(normalizer.get("type")) in LOCAL_NORMALIZERS
 
 
 def _keeps_spaces(normalizer: Spec, spaces: list[Any]) -> bool:
@@ -303,14 +303,19 @@ def _keeps_spaces(normalizer: Spec, spaces: list[Any]) -> bool:
         return normalizer.get("pattern") == {"Regex": " {2,}"} and normalizer.get("content") in spaces
     if kind == "Strip":
         return normalizer.get("strip_left") is False
-    return _keeps_ascii(normalizer["precompiled_charsmap"]) if kind == "Precompiled" else _is_local(normalizer)
+    return _keeps_ascii(normalizer.get("precompiled_charsmap")) if kind == "Precompiled" else _is_local(normalizer)
 
 
-def _keeps_ascii(charsmap: str) -> bool:
+def _keeps_ascii(charsmap: Any) -> bool:
     """Return whether a map of characters, in base64, changes at most the case of ASCII characters."""
     from tokenizers.normalizers import Precompiled
 
-    mapped: str = Precompiled(base64.b64decode(charsmap)).normalize_str(VISIBLE_ASCII)
+    try:
+        mapped: str = Precompiled(base64.b64decode(charsmap)).normalize_str(VISIBLE_ASCII)
+    except FATAL_ERRORS:
+        raise
+    except BaseException:  # it is no such map; the library has no narrower exception
+        return False
     return mapped.lower() == VISIBLE_ASCII.lower()
 
 

@@ -380,6 +380,12 @@ def test_slices_at_spaces_have_the_ids_of_the_text(
         {"normalizer": MARK, "pre_tokenizer": WHITESPACE_SPLIT},
         {"pre_tokenizer": None},
         {"pre_tokenizer": {"type": "Punctuation", "behavior": "Isolated"}},
+        # damaged files: the fuzzers found the first
+        {"normalizer": {"type": {"type": "NFC"}}},
+        {"pre_tokenizer": {"type": ["WhitespaceSplit"]}},
+        {"normalizer": {"type": "Precompiled"}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "?"}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": [1]}},
     ],
 )
 def test_tokenizer_that_looks_across_spaces_gets_whole_texts(specs: Specs, changes: Spec) -> None:
