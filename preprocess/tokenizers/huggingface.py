@@ -314,7 +314,7 @@ def _keeps_ascii(charsmap: Any) -> bool:
         mapped: str = Precompiled(base64.b64decode(charsmap)).normalize_str(VISIBLE_ASCII)
     except FATAL_ERRORS:
         raise
-    except BaseException:  # it is no such map; the library has no narrower exception
+    except BaseException:  # the map is invalid; the library has no narrower exception
         return False
     return mapped.lower() == VISIBLE_ASCII.lower()
 

@@ -78,7 +78,7 @@ def test_pull_copies_a_folder(build: Build, shards: Path, address: str) -> None:
 def test_pull_flushes_every_file_before_the_build_has_its_name(
     build: Build, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ranges: list[tuple[int, int]] = []  # that the disk was told to write, one file after the other
+    ranges: list[tuple[int, int]] = []  # the ranges that were flushed, one file after the other
     flushed: dict[str, bool] = {}  # whether the build had its name then
 
     def note_range(descriptor: int, begin: int, end: int) -> None:
