@@ -25,7 +25,7 @@ from preprocess.shards.manifest import ShardEntry
 
 INDEX = "index.json"
 MAX_CHUNK_BYTES = (1 << 32) - 1  # offsets are uint32
-DTYPE_CODES = {"<u2": 20, "<u4": 16}  # of torch.uint16 and torch.int32; ids are below 2³¹, and LitData has no code for uint32
+DTYPE_CODES = {"<u2": 20, "<u4": 16}  # torch.uint16 and torch.int32 (ids are below 2³¹)
 LEAF = '[1, {"type": null, "context": null, "children_spec": []}]'  # how PyTorch describes an item that is a tensor
 
 

@@ -89,7 +89,7 @@ def test_ctrl_c_on_a_terminal_leaves_a_clean_line(folder: Path, shown: str) -> N
     sent = []
 
     def interrupt(process: subprocess.Popen[bytes], output: str) -> None:
-        is_training = not output.rpartition("\r")[2].startswith("step 0/")  # before that, the run has no step to finish
+        is_training = not output.rpartition("\r")[2].startswith("step 0/")  # no step to finish before
         is_shown = re.search(rf"\r{shown}[ 0-9]+.*\x1b\[K$", output) and is_training
         if not sent and is_shown and "/100,000 val" not in output:
             sent.append(process.send_signal(signal.SIGINT))
