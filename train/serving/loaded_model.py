@@ -16,6 +16,9 @@ from train.run.modeling_folio import FolioModernConfig, FolioModernForCausalLM
 from train.serving.requests import RequestError
 from train.serving.served_model import ServedModel
 
+# As many are always encoded: a normalizer may remove most characters.
+MIN_CHARACTERS, MIN_MESSAGES = 1 << 16, 1000
+
 
 class LoadedModel:
     """A model and its tokenizer in memory. To transformers' handlers, it is a manager of models."""
@@ -28,6 +31,8 @@ class LoadedModel:
         self.tokenizer, self.model = _read_folder(served.folder)
         self.model = self.model.to(device).eval()
         self.context = _find_context(self.model, self.tokenizer, served.folder)
+        longest = max(map(len, self.tokenizer.get_vocab()), default=1)  # in characters; a token of bytes has more
+        self.max_characters = max(MIN_CHARACTERS, self.context * longest)
         self.has_chat_template = self.tokenizer.chat_template is not None
         self.created = int(time.time())
 
@@ -35,12 +40,23 @@ class LoadedModel:
         """Return that the model reads and writes text."""
         return Modality.LLM
 
-    def check_text(self, text: str, *, is_message: bool) -> None:
-        """Raise RequestError if the tokenizer cannot encode `text`, in which a message has no control tokens."""
-        try:
-            self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=is_message)
-        except Exception as e:  # the class that the library tokenizers raises
-            raise RequestError(f"the tokenizer cannot encode the text {shorten(text)!r}: {first_line(e)}") from e
+    def check_texts(self, texts: list[str], *, are_messages: bool) -> None:
+        """Raise RequestError if the texts do not fit the context for sure, or if the tokenizer cannot encode one.
+
+        Encoding 4 MB takes seconds, in which no other request is answered, and hundreds of megabytes.
+        Messages have no control tokens.
+        """
+        num_characters, max_messages = sum(map(len, texts)), max(MIN_MESSAGES, self.context)
+        if num_characters > self.max_characters or len(texts) > max_messages:
+            raise RequestError(
+                f"{len(texts):,} texts with {num_characters:,} characters do not fit the model's context of "
+                f"{self.context:,} tokens; shorten them"
+            )
+        for text in texts:
+            try:
+                self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=are_messages)
+            except Exception as e:  # the class that the library tokenizers raises
+                raise RequestError(f"the tokenizer cannot encode the text {shorten(text)!r}: {first_line(e)}") from e
 
 
 def _read_folder(folder: Path) -> tuple[Any, Any]:

@@ -14,11 +14,13 @@ are parts of the extra `serve`. The classes are those of transformers 5.23; late
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import socket
+import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
@@ -28,23 +30,25 @@ import uvicorn
 import uvicorn.config
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.utils import GenerateManager, GenerationState
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from preprocess.errors import shorten
 from preprocess.shards.files import JsonObject, parse_json
 from train.model.generate import cut_at_stop
 from train.serving.bodies import BodyError, BodyReader
+from train.serving.connections import MAX_CONNECTIONS, LimitedConnection
 from train.serving.loaded_model import LoadedModel
 from train.serving.requests import RequestError, parse_chat, parse_completion
 from train.serving.stops import StopQueue
 
-MAX_CONNECTIONS = 256  # further ones get the status 503
 SECONDS_TO_FINISH = 2  # after Ctrl-C, for the requests that are being answered
+CLIENT_HAS_GONE = 499  # nginx's status for a request whose client has hung up; it is not sent
 
 
 class SeededModel:
@@ -57,6 +61,33 @@ class SeededModel:
         """Return what the model's method does."""
         torch.manual_seed(self._seed)
         return self._model.generate(**options)
+
+
+class Hangup(StoppingCriteria):
+    """Ends a generation after its client has hung up."""
+
+    def __init__(self) -> None:
+        self.has_hung_up = threading.Event()
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        return torch.full((len(input_ids),), self.has_hung_up.is_set(), device=input_ids.device)
+
+
+class StoppableModel:
+    """A model that ends to generate, or does not begin, after its client has hung up."""
+
+    def __init__(self, model: Any, hangup: Hangup) -> None:
+        self._model, self._hangup = model, hangup
+
+    def generate(self, **options: Any) -> Any:
+        """Return what the model's method does. Raises ClientHasGoneError if the client has hung up before."""
+        if self._hangup.has_hung_up.is_set():
+            raise ClientHasGoneError
+        return self._model.generate(stopping_criteria=StoppingCriteriaList([self._hangup]), **options)
+
+
+class ClientHasGoneError(Exception):
+    """A text was not generated, because its client has hung up."""
 
 
 class BoundedGeneration(GenerateManager):
@@ -85,11 +116,22 @@ class BoundedGeneration(GenerateManager):
     async def generate_non_streaming(
         self, model: Any, processor: Any, inputs: Any, gen_config: Any, request_id: str
     ) -> tuple[str, int, Any]:
-        """Return the text, the number of tokens of the prompt, and the generated ids."""
+        """Return the text, the number of tokens of the prompt, and the generated ids.
+
+        If the call is cancelled, the generation ends too.
+        """
         self._bound(inputs, gen_config)
-        text, length, ids = await super().generate_non_streaming(
-            _seed_model(model, gen_config), processor, inputs, gen_config, request_id=request_id
+        hangup = Hangup()
+        model = StoppableModel(_seed_model(model, gen_config), hangup)
+        generation = asyncio.ensure_future(
+            super().generate_non_streaming(model, processor, inputs, gen_config, request_id=request_id)
         )
+        try:  # the generation itself is not cancelled: its thread would fail to deliver the result
+            text, length, ids = await asyncio.shield(generation)
+        except asyncio.CancelledError:
+            hangup.has_hung_up.set()
+            generation.add_done_callback(lambda done: done.exception())  # else asyncio would log ClientHasGoneError
+            raise
         return cut_at_stop(text, gen_config.stop_strings or []), length, ids
 
     def _bound(self, inputs: Any, gen_config: Any) -> None:
@@ -173,15 +215,14 @@ def make_app(loaded: LoadedModel) -> Starlette:
             raise RequestError(
                 "the model has no chat template, so it knows no turns; use /v1/completions, or train it on chats"
             )
-        for message in body["messages"]:
-            loaded.check_text(message["content"], is_message=True)
-        return _end_stream(await chats.handle_request(body, str(uuid.uuid4())))
+        loaded.check_texts([message["content"] for message in body["messages"]], are_messages=True)
+        return await _answer(request, chats.handle_request(body, str(uuid.uuid4())))
 
     async def answer_completion(request: Request) -> Response:
         body = parse_completion(await _read_json(request, reader))
-        loaded.check_text(body["prompt"], is_message=False)
+        loaded.check_texts([body["prompt"]], are_messages=False)
         body["prompt"] = _begin(loaded, body["prompt"])
-        return _end_stream(await completions.handle_request(body, str(uuid.uuid4())))
+        return await _answer(request, completions.handle_request(body, str(uuid.uuid4())))
 
     async def list_models(_: Request) -> Response:
         return JSONResponse({"object": "list", "data": [entry]})
@@ -225,10 +266,23 @@ async def _read_json(request: Request, reader: BodyReader) -> Any:
         body = await reader.read(request.stream())
     except BodyError as e:
         raise HTTPException(e.status, str(e)) from e
+    except ClientDisconnect as e:  # else the log would have a traceback
+        raise HTTPException(CLIENT_HAS_GONE, "the client has hung up") from e
     try:
         return parse_json(body)
     except ValueError as e:
         raise RequestError(f"the request is not JSON: {e!s:.80}") from e
+
+
+async def _answer(request: Request, handling: Coroutine[Any, Any, Response]) -> Response:
+    """Return the response of `handling`, which is cancelled if the client hangs up. The body has been read."""
+    answer, hangup = asyncio.ensure_future(handling), asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({answer, hangup}, return_when=asyncio.FIRST_COMPLETED)
+        return _end_stream(answer.result()) if answer.done() else Response(status_code=CLIENT_HAS_GONE)
+    finally:
+        hangup.cancel()
+        answer.cancel()
 
 
 def _end_stream(response: Response) -> Response:
@@ -278,6 +332,7 @@ def run_server(loaded: LoadedModel, listening: socket.socket, *, log_requests: b
     log_config["loggers"]["uvicorn.error"]["level"] = "WARNING"  # not how the server starts and ends
     config = uvicorn.Config(
         make_app(loaded),
+        http=LimitedConnection,
         log_config=log_config,
         access_log=log_requests,
         limit_concurrency=MAX_CONNECTIONS,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -215,3 +218,57 @@ def test_pickled_weights_are_not_read(run: Path, tmp_path: Path) -> None:
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(FolioError, match=r"cannot load .* no file named model.safetensors"):
         LoadedModel(open_exported_folder(tmp_path), torch.device("cpu"))
+
+
+def test_text_that_cannot_fit_the_context_is_refused_before_it_is_encoded(url: str) -> None:
+    message = {"role": "user", "content": "a"}
+    for path, body in [
+        ("completions", {"prompt": "a" * 1_000_000}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "a" * 1_000_000}]}),
+        ("chat/completions", {"messages": [message] * 2_000}),
+    ]:
+        status, answer = send(f"{url}/{path}", json.dumps(body).encode())
+        assert status == 400 and "do not fit the model's context of 64 tokens" in answer, path
+
+
+def test_generations_of_clients_that_have_hung_up_end() -> None:
+    pytest.importorskip("openai")
+    import torch
+
+    from train.serving.openai_server import BoundedGeneration
+
+    began, has_hung_up, calls = threading.Event(), threading.Event(), []
+
+    class Model:
+        def generate(self, *, stopping_criteria: Any, input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+            calls.append(int(input_ids[0, 0]))
+            began.set()
+            if calls == [1]:
+                has_hung_up.wait(60)
+                assert stopping_criteria(input_ids, None).tolist() == [True]
+            else:
+                assert stopping_criteria(input_ids, None).tolist() == [False]
+            return torch.cat([input_ids, input_ids], dim=1)
+
+    class Tokenizer:
+        def decode(self, ids: Any, **_: Any) -> str:
+            return str(ids.tolist())
+
+    async def ask_and_hang_up() -> str:
+        manager, config = BoundedGeneration(8), SimpleNamespace(max_new_tokens=1, stop_strings=None)
+
+        def ask(number: int) -> asyncio.Task[Any]:
+            inputs = {"input_ids": torch.tensor([[number]])}
+            return asyncio.create_task(manager.generate_non_streaming(Model(), Tokenizer(), inputs, config, ""))
+
+        tasks = [ask(1), ask(2)]
+        await asyncio.to_thread(began.wait, 60)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        has_hung_up.set()
+        text: str = (await ask(3))[0]
+        return text
+
+    assert asyncio.run(ask_and_hang_up()) == "[3]"
+    assert calls == [1, 3]
