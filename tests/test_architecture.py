@@ -140,7 +140,8 @@ HOMES = {
         *(f"train/serving/{name}.py" for name in ("loaded_model", "openai_server")),
         "train/run/modeling_folio.py",
     },
-    **{key: {"train/serving/openai_server.py"} for key in ("openai", "starlette", "uvicorn")},
+    **{key: {"train/serving/openai_server.py"} for key in ("openai", "starlette")},
+    "uvicorn": {"train/serving/openai_server.py", "train/serving/connections.py"},
     "mlflow": {"train/trackers/mlflow_backend.py", "train/evaluation/mlflow_runs.py"},
     "wandb": {"train/trackers/wandb_backend.py"},
 }

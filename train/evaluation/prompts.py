@@ -18,6 +18,7 @@ from train.data.streams import DataSource, StreamedText
 from train.model.sampler import control_tokens, encode_text
 
 MAX_FILE_BYTES = 16 << 20  # of a file of prompts
+MAX_PROMPTS = 100_000  # whose completions are in memory together, and in one line of evaluations.jsonl
 MAX_DRAWN_TOKENS = 16  # of a document's text; a completion can be compared with the rest of the document
 DRAW_SEED = 0xA5C  # constant, so that all runs complete the same prompts
 
@@ -39,6 +40,8 @@ def draw_prompts(source: DataSource, count: int, tokenizer: Any) -> list[Prompt]
     """
     if not count:
         return []
+    if count > MAX_PROMPTS:
+        raise MisuseError(f"--prompts must be at most {MAX_PROMPTS:,}, got {count:,}; pass a smaller number")
     if isinstance(source, StreamedText):
         raise MisuseError(
             f"--prompts {count:,} draws prompts from the documents of a build, but {source.name} stores no documents; "
@@ -100,7 +103,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     Empty lines are ignored.
 
     Raises MisuseError if the file is missing, is not a regular file of at most MAX_FILE_BYTES, has
-    no prompts, or has a line of another form.
+    no prompts or more than MAX_PROMPTS, or has a line of another form.
     """
     try:
         lines = read_small_file(path, MAX_FILE_BYTES).decode("utf-8-sig").split("\n")
@@ -114,6 +117,8 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     numbered = [(number, line.removesuffix("\r")) for number, line in enumerate(lines, start=1) if line.strip()]
     if not numbered:
         raise MisuseError(f"{path} has no prompts; write one per line")
+    if len(numbered) > MAX_PROMPTS:
+        raise MisuseError(f"{path} has {len(numbered):,} prompts, expected at most {MAX_PROMPTS:,}; divide the file")
     return tuple(_parse_prompt(line, f"{path}, line {number}") if is_json else line for number, line in numbered)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from preprocess.errors import FolioError
 from preprocess.shards.files import (
+    MAX_ROW_BYTES,
     JsonObject,
     canonical_json,
     read_json_lines,
@@ -172,11 +173,17 @@ def append_evaluation(out_dir: Path, row: EvaluationRow) -> None:
 def append_rows(path: Path, rows: Sequence[JsonObject]) -> None:
     """Append JSON objects as lines, after deleting a last line that was not written completely.
 
-    The whole file is replaced, so that a crash leaves it without the rows or with all of them.
+    The whole file is replaced, so that a crash leaves it without the rows or with all of them. Raises
+    FolioError, without a change of the file, for a row that is too long to be read again.
     """
     content = path.read_bytes() if path.is_file() else b""
-    lines = b"".join(json.dumps(row, allow_nan=False).encode() + b"\n" for row in rows)
-    write_durable(path, content[: content.rfind(b"\n") + 1] + lines)
+    lines = [json.dumps(row, allow_nan=False).encode() + b"\n" for row in rows]
+    if (size_bytes := max(map(len, lines), default=0)) > MAX_ROW_BYTES:
+        raise FolioError(
+            f"the evaluation has {size_bytes:,} bytes, expected at most {MAX_ROW_BYTES:,}; pass fewer --prompts or "
+            "--tokens"
+        )
+    write_durable(path, content[: content.rfind(b"\n") + 1] + b"".join(lines))
 
 
 def write_losses(path: Path, result: Evaluation) -> None:

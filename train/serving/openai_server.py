@@ -8,7 +8,7 @@ requests reach it. `transformers serve` itself is not started, because it
 - answers a wrong value, or a chat for a model without a chat template, by the status 500,
 - loads other folders, also with pickled weights, if a client asks for them.
 
-This module and loaded_model.py import transformers, and only this one openai, starlette and uvicorn. They
+This module and loaded_model.py import transformers, and only this one openai and starlette. They
 are parts of the extra `serve`. The classes are those of transformers 5.23; later versions may have others.
 """
 

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from preprocess.errors import MisuseError
 from preprocess.shards.replaced import ReplacedError
 from tests.helpers.manifests import EMPTY_SPLIT, make_manifest
 from tests.helpers.runs import SENTENCE, invoke, make_build, write_config
 from tests.train.evaluation.helpers import CPU, check_error, read_rows, snapshot
 from train.data.builds import open_builds
 from train.evaluation import job
-from train.evaluation.prompts import draw_prompts
+from train.evaluation.prompts import MAX_PROMPTS, draw_prompts, read_prompts
 
 
 @pytest.fixture(scope="module")
@@ -255,3 +256,12 @@ def test_bad_files_of_prompts_are_rejected(run: Path, tmp_path: Path, name: str,
 def test_named_pipe_of_prompts_is_rejected_at_once(run: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     check_error(invoke("evaluate.py", run, "--prompts", tmp_path / "pipe", *CPU), 2, "pipe is not a regular file")
+
+
+def test_too_many_prompts_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a\n" * MAX_PROMPTS)
+    assert len(read_prompts(path)) == MAX_PROMPTS
+    path.write_text("a\n" * (MAX_PROMPTS + 1))
+    with pytest.raises(MisuseError, match="has 100,001 prompts, expected at most 100,000; divide the file"):
+        read_prompts(path)

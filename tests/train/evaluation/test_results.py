@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from preprocess.errors import FolioError
 from tests.helpers.runs import invoke
 from tests.train.evaluation.helpers import CPU, check_error, read_rows
-from train.evaluation.results import Completion, read_evaluations, read_losses
+from train.evaluation import results
+from train.evaluation.results import Completion, append_rows, read_evaluations, read_losses
 
 
 def test_append_evaluation_removes_an_incomplete_last_line(run: Path) -> None:
@@ -100,3 +102,12 @@ def test_rows_of_earlier_versions_are_read(run: Path) -> None:
     row["answers"] = [{"prompt": "without an answer"}]
     (run / "evaluations.jsonl").write_text(json.dumps(row) + "\n")
     check_error(invoke("evaluate.py", run, *CPU), 1, "line 1 is not an evaluation (it has no answer)")
+
+
+def test_row_that_could_not_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "evaluations.jsonl"
+    append_rows(path, [{"step": 1}])
+    monkeypatch.setattr(results, "MAX_ROW_BYTES", 100)
+    with pytest.raises(FolioError, match="the evaluation has 114 bytes, expected at most 100; pass fewer --prompts"):
+        append_rows(path, [{"step": 2}, {"text": "a" * 101}])
+    assert path.read_text() == '{"step": 1}\n'
