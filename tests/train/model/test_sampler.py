@@ -137,10 +137,8 @@ def test_document_is_not_continued_from_the_end_of_the_one_before(build: Build, 
         torch.nn.init.normal_(parameter, std=0.5)
     first, *_ = generate(model, [EOT_ID], config=config, eot_id=None)
     prompt = [first] if mask_documents else [EOT_ID, first]
-    expected = [
-        first,
-        *generate(model, prompt, config=make_config(**config.as_dict() | {"completion_tokens": 11}), eot_id=EOT_ID),
-    ]
+    rest = dataclasses.replace(config, completion_tokens=11)
+    expected = [first, *generate(model, prompt, config=rest, eot_id=EOT_ID)]
     tokenizer = load_text_tokenizer(build.folder, build.manifest)
     text = tokenizer.decode(np.array([i for i in expected if i < EOT_ID], np.uint32))
     assert complete(model, build.folder, build.manifest, config=config) == text and len(text) > 3
