@@ -79,18 +79,13 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
     texts, _ = _choose(found, num_documents, plan)
     tokenizer = plan.tokenizer or _train_on(texts, plan.recipe)
     tokenizer.start_fast_backend()
-    loss_counter = LossCounter(tokenizer) if tokenizer.can_lose_characters else None
-    has_chats = plan.recipe.chat_columns is not None
-    turn_ids = TurnIds(plan.recipe, tokenizer)
     try:
-        lengths, encode_s = _count_tokens(turn_ids, tokenizer, texts, loss_counter)
+        lengths, encode_s, num_lost = _count_tokens(plan.recipe, tokenizer, texts)
     except BackendMismatch:  # a build starts again with the reference too
         tokenizer.use_reference()
-        loss_counter = LossCounter(tokenizer) if tokenizer.can_lose_characters else None
-        lengths, encode_s = _count_tokens(turn_ids, tokenizer, texts, loss_counter)
-    texts = get_plain_texts(texts, has_chats=has_chats)
+        lengths, encode_s, num_lost = _count_tokens(plan.recipe, tokenizer, texts)
+    texts = get_plain_texts(texts, has_chats=plan.recipe.chat_columns is not None)
     num_tokens = int(lengths.sum())
-    num_lost = loss_counter.measure().lost.total() if loss_counter else 0
     encoded_bytes = max(int(count_text_bytes(texts).sum()), 1)
     read_bytes = max(found.text_bytes, 1)
     # Scale the sizes of the documents that were read and encoded to the whole input.
@@ -138,15 +133,14 @@ def _count_leaks(found: _ReadDocuments, recipe: Recipe) -> int:
     return len(np.intersect1d(hashes[sides == TRAIN], hashes[sides == VAL]))
 
 
-def _count_tokens(
-    turn_ids: TurnIds, tokenizer: Tokenizer, texts: pa.LargeStringArray, loss_counter: LossCounter | None
-) -> tuple[np.ndarray, float]:
-    """Return the number of tokens of each of D texts, (D,) int64, and the time of encoding in seconds.
+def _count_tokens(recipe: Recipe, tokenizer: Tokenizer, texts: pa.LargeStringArray) -> tuple[np.ndarray, float, int]:
+    """Return the tokens of each of D texts, (D,) int64, the seconds of encoding, and how many characters are lost.
 
     Long texts are encoded in slices, and chats turn by turn, as in a build. The control tokens of turns
-    are counted, those of whole documents are not. `loss_counter`, if any, counts all texts and their ids.
-    Raises BackendMismatch if the fast backend fails.
+    are counted, those of whole documents are not. Raises BackendMismatch if the fast backend fails.
     """
+    turn_ids = TurnIds(recipe, tokenizer)
+    loss_counter = LossCounter(tokenizer) if tokenizer.can_lose_characters else None
     turns = turn_ids.split(texts)
     slices, first_slices = slice_texts(turns.texts, tokenizer.cuts)
     lengths = np.zeros(len(slices), np.int64)
@@ -159,7 +153,8 @@ def _count_tokens(
             lengths[start:stop] += np.diff(ends, prepend=0)
         elapsed_s += time.perf_counter() - begin
     of_turns = np.add.reduceat(lengths, first_slices[:-1]) + turn_ids.count(turns.kinds)
-    return np.add.reduceat(of_turns, turns.firsts[:-1]), elapsed_s
+    num_lost = loss_counter.measure().lost.total() if loss_counter else 0
+    return np.add.reduceat(of_turns, turns.firsts[:-1]), elapsed_s, num_lost
 
 
 def choose_documents(plan: Plan, num_documents: int) -> tuple[pa.LargeStringArray, pa.StringArray]:
