@@ -35,7 +35,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
-from transformers.cli.serving.utils import GenerateManager, GenerationState
+from transformers.cli.serving.utils import GenerateManager, GenerationState, _StreamError
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
 from preprocess.errors import shorten
@@ -46,6 +46,7 @@ from train.serving.connections import MAX_CONNECTIONS, LimitedConnection
 from train.serving.loaded_model import LoadedModel
 from train.serving.requests import RequestError, parse_chat, parse_completion
 from train.serving.stops import StopQueue
+from train.serving.streamer import Cancelled, WholeStreamer
 
 SECONDS_TO_FINISH = 2  # after Ctrl-C, for the requests that are being answered
 CLIENT_HAS_GONE = 499  # nginx's status for a request whose client has hung up; it is not sent
@@ -102,14 +103,21 @@ class BoundedGeneration(GenerateManager):
     ) -> tuple[Any, Any]:
         """Start to generate. Return the queue of the parts and the streamer, as the base class does."""
         self._bound(inputs, gen_config)
-        queue, streamer = super().generate_streaming(
-            _seed_model(model, gen_config),
-            processor,
-            inputs,
-            gen_config,
-            request_id=request_id,
-            response_parser=response_parser,
+        model, queue = _seed_model(model, gen_config), asyncio.Queue[Any]()
+        tokenizer = processor._tokenizer
+        streamer = WholeStreamer(
+            tokenizer, queue, on_end=lambda ids: _note_end(gen_config, ids, str(tokenizer.decode(ids)))
         )
+
+        def run() -> None:
+            try:
+                model.generate(**inputs, streamer=streamer, generation_config=gen_config, tokenizer=processor)
+            except Cancelled:
+                streamer.send(None)
+            except Exception as e:  # the handler reports it to the client, between quotation marks
+                streamer.send(_StreamError(json.dumps(str(e))[1:-1]))
+
+        self.submit(run)
         stops = gen_config.stop_strings
         return (StopQueue(queue, stops) if stops else queue), streamer
 
@@ -132,6 +140,7 @@ class BoundedGeneration(GenerateManager):
             hangup.has_hung_up.set()
             generation.add_done_callback(lambda done: done.exception())  # else asyncio would log ClientHasGoneError
             raise
+        _note_end(gen_config, ids.tolist(), text)
         return cut_at_stop(text, gen_config.stop_strings or []), length, ids
 
     def _bound(self, inputs: Any, gen_config: Any) -> None:
@@ -143,6 +152,16 @@ class BoundedGeneration(GenerateManager):
                 "answer; shorten it"
             )
         gen_config.max_new_tokens = min(gen_config.max_new_tokens, self._context - length)
+
+
+def _note_end(gen_config: Any, ids: list[int], text: str) -> None:
+    """Make the handlers report an answer that the model or a stop text ended as such.
+
+    They would report that it was too long if it has all the tokens that it may have.
+    """
+    end_ids = gen_config.eos_token_id if isinstance(gen_config.eos_token_id, list) else [gen_config.eos_token_id]
+    if (ids and ids[-1] in end_ids) or cut_at_stop(text, gen_config.stop_strings or []) != text:
+        gen_config.max_new_tokens = None
 
 
 def _seed_model(model: Any, gen_config: Any) -> Any:
