@@ -214,9 +214,7 @@ def _find_words_in(group: TextGroup, first: int, last: int) -> tuple[np.ndarray,
     if last - first > LONG_GROUPS * GROUP_BYTES:
         return _find_words_in_parts(group.data, first, last)
     text_starts = np.unique(group.offsets[np.searchsorted(group.offsets, first) : np.searchsorted(group.offsets, last)])
-    kinds, is_start, is_last = _find_edges(group.data[first:last], text_starts - first)
-    starts, ends = np.flatnonzero(is_start), np.flatnonzero(is_last) + 1
-    return starts + first, ends + first, _find_word_kinds(kinds, starts, ends)
+    return _classify(group.data, first, last, text_starts)[:3]
 
 
 def _find_words_in_parts(data: np.ndarray, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -230,16 +228,17 @@ def _find_words_in_parts(data: np.ndarray, first: int, last: int) -> tuple[np.nd
             begin -= 1
         while end < last and data[end] & 0xC0 == 0x80:
             end += 1
-        of_bytes, is_start, is_last = (each[start - begin : stop - begin] for each in _find_edges(data[begin:end]))
-        new_starts, new_ends = np.flatnonzero(is_start), np.flatnonzero(is_last) + 1
-        word_ends = np.append(new_ends, stop - start)[int(is_open) :]  # the last one is not used if no word is open
+        new_starts, new_ends, new_kinds, of_bytes = _classify(data, begin, end, np.empty(0, np.int64))
+        is_inside = (new_starts >= start) & (new_starts < stop)
+        new_starts, new_kinds = new_starts[is_inside], new_kinds[is_inside]
+        new_ends = new_ends[(new_ends > start) & (new_ends <= stop)]
         if is_open:
-            rest = of_bytes[: new_ends[0]] if len(new_ends) else of_bytes
-            kinds[-1][-1] = _join_kinds(kinds[-1][-1], rest)
-        starts.append(new_starts + start)
-        ends.append(new_ends + start)
+            end_of_open = int(new_ends[0]) if len(new_ends) else stop
+            kinds[-1][-1] = _join_kinds(kinds[-1][-1], of_bytes[start - begin : end_of_open - begin])
+        starts.append(new_starts)
+        ends.append(new_ends)
         if len(new_starts):
-            kinds.append(_find_word_kinds(of_bytes, new_starts, word_ends[: len(new_starts)]))
+            kinds.append(new_kinds)
         is_open = is_open + len(new_starts) > len(new_ends)
     return np.concatenate(starts), np.concatenate(ends), np.concatenate(kinds)
 
@@ -251,12 +250,14 @@ def _join_kinds(kind: np.uint8, others: np.ndarray) -> np.uint8:
     return kind
 
 
-def _find_edges(data: np.ndarray, text_starts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the kind of each of N bytes, (N,) uint8, and whether a word begins and ends with it: (N,) bool each.
+def _classify(
+    data: np.ndarray, first: int, last: int, text_starts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return starts, ends and kinds of the words of data[first:last], as in Words, and the kind of each byte there.
 
-    `text_starts`: the offsets, ascending, at which texts begin.
+    `text_starts`: the offsets in `data`, ascending, at which texts begin.
     """
-    text_starts = np.empty(0, np.int64) if text_starts is None else text_starts
+    data, text_starts = data[first:last], text_starts - first
     characters = find_characters(data)
     kinds = characters.kinds
     _join(data, kinds, text_starts)
@@ -274,7 +275,8 @@ def _find_edges(data: np.ndarray, text_starts: np.ndarray | None = None) -> tupl
     is_last[:-1] &= is_start[1:] | is_space[1:]
     text_ends = text_starts[text_starts > 0] - 1
     is_last[text_ends] = ~is_space[text_ends]
-    return kinds, is_start, is_last
+    starts, ends = np.flatnonzero(is_start), np.flatnonzero(is_last) + 1
+    return starts + first, ends + first, _find_word_kinds(kinds, starts, ends), kinds
 
 
 def _find_word_kinds(kinds: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
