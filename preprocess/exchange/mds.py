@@ -130,24 +130,27 @@ def _write_shard(
     header = np.array([len(sizes)], "<u4").tobytes() + offsets.astype("<u4").tobytes() + config
     samples = map(_encode_sample, itertools.islice(documents, len(sizes)))
     digest, num_bytes = hashlib.sha256(), 0
-    for part in itertools.chain([header], samples):
+    for part in itertools.chain([header], itertools.chain.from_iterable(samples)):
         digest.update(part)
-        file.write(part)
-        num_bytes += len(part)
+        num_bytes += file.write(part)
     assert num_bytes == offsets[-1]
     raw = {"basename": name, "bytes": num_bytes, "hashes": {"sha256": digest.hexdigest()}}
     return description | {"samples": len(sizes), "raw_data": raw, "zip_data": None}
 
 
-def _encode_sample(columns: list[np.ndarray]) -> bytes:
-    encoded = [_encode(column) for column in columns]
-    return b"".join([np.array([len(each) for each in encoded], "<u4").tobytes(), *encoded])
+def _encode_sample(columns: list[np.ndarray]) -> Iterator[bytes | memoryview]:
+    """Yield the parts of a sample. A document may be long, so its ids are not copied."""
+    headers = [_encode_header(len(column)) for column in columns]
+    yield np.array([len(each) + column.nbytes for each, column in zip(headers, columns, strict=True)], "<u4").tobytes()
+    for header, column in zip(headers, columns, strict=True):
+        yield header
+        yield column.data
 
 
-def _encode(ids: np.ndarray) -> bytes:
-    """Return an array (L,) int32 as its number of dimensions, its length and its values."""
-    code = next(i for i, dtype in enumerate(LENGTH_DTYPES) if len(ids) < 1 << (8 * np.dtype(dtype).itemsize))
-    return bytes([DIMENSION | code]) + np.array([len(ids)], LENGTH_DTYPES[code]).tobytes() + ids.tobytes()
+def _encode_header(length: int) -> bytes:
+    """Return what precedes the values of an array (`length`,): its number of dimensions and its length."""
+    code = next(i for i, dtype in enumerate(LENGTH_DTYPES) if length < 1 << (8 * np.dtype(dtype).itemsize))
+    return bytes([DIMENSION | code]) + np.array([length], LENGTH_DTYPES[code]).tobytes()
 
 
 def _describe(columns: tuple[str, ...]) -> JsonObject:

@@ -39,6 +39,7 @@ def export_parquet(build: Build, output: Path, *, replace: bool) -> list[Path]:
             with new.open(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
                 for batch in _iter_batches(build, entry, schema):
                     writer.write_batch(batch, row_group_size=len(batch))
+                    del batch  # it may be a document of 60 MB, whose ids take 240 MB, and the next one, too
     return list(shards)
 
 
@@ -60,15 +61,21 @@ def _iter_batches(build: Build, entry: ShardEntry, schema: pa.Schema) -> Iterato
             last = int(np.searchsorted(ends, begin + GROUP_TOKENS)) + 1
             last = min(last, first + GROUP_DOCUMENTS, len(docs))
             offsets = np.concatenate([[begin], ends[first:last].astype(np.int64)])
-            columns = _make_ids(shard, offsets)
-            columns |= {"language": languages[first:last], "source": names[first:last]}
-            columns["position"] = docs["position"][first:last].astype(np.int64)
-            arrays = [
-                values if isinstance(values, pa.Array) else pa.array(values, field.type)
-                for field, values in ((field, columns[field.name]) for field in schema)
-            ]
-            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+            rest = {"language": languages[first:last], "source": names[first:last]}
+            yield _make_batch(
+                shard, offsets, rest | {"position": docs["position"][first:last].astype(np.int64)}, schema
+            )
             first, begin = last, int(offsets[-1])
+
+
+def _make_batch(shard: Shard, offsets: np.ndarray, metadata: dict[str, object], schema: pa.Schema) -> pa.RecordBatch:
+    """Return the documents between `offsets`, (D + 1,), whose columns besides the ids are `metadata`."""
+    columns = _make_ids(shard, offsets) | metadata
+    arrays = [
+        values if isinstance(values, pa.Array) else pa.array(values, field.type)
+        for field, values in ((field, columns[field.name]) for field in schema)
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _make_ids(shard: Shard, offsets: np.ndarray) -> dict[str, object]:

@@ -47,6 +47,8 @@ WHITE_SPACE = re.compile(
 )
 PROBE_BYTES = 1 << 12  # bytes that are searched for the first of a word, if a long text has no white space
 MAX_CHARACTER_BYTES = 4
+LONG_GROUPS = 4  # times GROUP_BYTES: more bytes without a place to cut are classified in parts
+CONTEXT_BYTES = 16  # before and after a part; whether a word begins or ends depends on up to three characters there
 MAX_FEW = 4  # spans of a long text whose characters are counted without an array of sums
 FIRST_CHINESE, LAST_CHINESE = 0xE5, 0xE8  # first bytes of U+5000 to U+8FFF
 
@@ -76,13 +78,29 @@ class TextGroup:
         """Return the number of characters from each byte of `starts` to that of `ends`: an int64 array like them."""
         if len(self.data) > GROUP_BYTES and len(starts) <= MAX_FEW:
             return np.array([self._count_characters(*each) for each in zip(starts, ends, strict=True)], np.int64)
-        sums = self._num_continuations
         lengths: np.ndarray = ends - starts
+        if len(self.data) > LONG_GROUPS * GROUP_BYTES:
+            return lengths - (self._count_continuations_before(ends) - self._count_continuations_before(starts))
+        sums = self._num_continuations
         return lengths if sums is None else lengths - (sums[ends] - sums[starts])
 
     def _count_characters(self, start: int, end: int) -> int:
         parts = (self.data[first : min(first + GROUP_BYTES, end)] for first in range(int(start), int(end), GROUP_BYTES))
         return sum(int(np.count_nonzero((part & 0xC0) != 0x80)) for part in parts)
+
+    def _count_continuations_before(self, offsets: np.ndarray) -> np.ndarray:
+        """Return what `_num_continuations` has for (N,) offsets: (N,) int64, without its array for the whole text."""
+        order = np.argsort(offsets, kind="stable")
+        counts, total, begin = np.empty(len(offsets), np.int64), 0, 0
+        for first in range(0, len(self.data) + 1, GROUP_BYTES):
+            is_continuation = (self.data[first : first + GROUP_BYTES] & 0xC0) == 0x80
+            end = int(np.searchsorted(offsets, first + GROUP_BYTES, sorter=order))
+            rows, begin = order[begin:end], end
+            if len(rows):
+                sums = np.concatenate([[0], np.cumsum(is_continuation)])
+                counts[rows] = total + sums[offsets[rows] - first]
+            total += int(np.count_nonzero(is_continuation))
+        return counts
 
     def count_characters(self) -> np.ndarray:
         """Return the number of characters of each text: (D,) int64."""
@@ -162,14 +180,16 @@ def _find_cuts(data: np.ndarray) -> Iterator[int]:
     """Yield the offsets at which a long text is cut before its words are found, so that no word is cut.
 
     It is cut at white space or before a Chinese character, which begins a word whatever is before it. If there
-    is neither, the words of some bytes are found to cut it where one begins.
+    is neither, the words of some bytes are found to cut it where one begins: of few first, then of all.
     """
     cut = GROUP_BYTES
     while cut < len(data):
         window = data[cut : cut + GROUP_BYTES]
         is_chinese = (window >= FIRST_CHINESE) & (window <= LAST_CHINESE)
         spaces = np.flatnonzero((window == ord(" ")) | (window == ord("\n")) | is_chinese)
-        length = int(spaces[0]) if len(spaces) else _find_word_start(data[cut : cut + PROBE_BYTES])
+        length = int(spaces[0]) if len(spaces) else _find_word_start(window[:PROBE_BYTES])
+        if length is None:
+            length = _find_word_start(window)
         if length is not None:
             yield cut + length
             cut += length
@@ -191,9 +211,53 @@ def _find_word_start(data: np.ndarray) -> int | None:
 
 def _find_words_in(group: TextGroup, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return starts, ends and kinds of the words of the bytes from `first` to `last`, as in Words."""
-    data = group.data[first:last]
+    if last - first > LONG_GROUPS * GROUP_BYTES:
+        return _find_words_in_parts(group.data, first, last)
     text_starts = np.unique(group.offsets[np.searchsorted(group.offsets, first) : np.searchsorted(group.offsets, last)])
-    text_starts = text_starts - first
+    return _classify(group.data, first, last, text_starts)[:3]
+
+
+def _find_words_in_parts(data: np.ndarray, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what `_find_words_in` returns for many bytes of one text, in the memory that a part of them needs."""
+    starts, ends, kinds = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.uint8)]
+    is_open = False  # the last word continues in the next part
+    for start in range(first, last, GROUP_BYTES):
+        stop = min(start + GROUP_BYTES, last)
+        begin, end = max(start - CONTEXT_BYTES, first), min(stop + CONTEXT_BYTES, last)
+        while begin > first and data[begin] & 0xC0 == 0x80:  # 0b10xxxxxx continues a character
+            begin -= 1
+        while end < last and data[end] & 0xC0 == 0x80:
+            end += 1
+        new_starts, new_ends, new_kinds, of_bytes = _classify(data, begin, end, np.empty(0, np.int64))
+        is_inside = (new_starts >= start) & (new_starts < stop)
+        new_starts, new_kinds = new_starts[is_inside], new_kinds[is_inside]
+        new_ends = new_ends[(new_ends > start) & (new_ends <= stop)]
+        if is_open:
+            end_of_open = int(new_ends[0]) if len(new_ends) else stop
+            kinds[-1][-1] = _join_kinds(kinds[-1][-1], of_bytes[start - begin : end_of_open - begin])
+        starts.append(new_starts)
+        ends.append(new_ends)
+        if len(new_starts):
+            kinds.append(new_kinds)
+        is_open = is_open + len(new_starts) > len(new_ends)
+    return np.concatenate(starts), np.concatenate(ends), np.concatenate(kinds)
+
+
+def _join_kinds(kind: np.uint8, others: np.ndarray) -> np.uint8:
+    """Return the kind of a word that begins with characters of the kind `kind` and continues with `others`, (N,)."""
+    kind |= np.bitwise_or.reduce(others & ALPHA)
+    kind &= np.bitwise_and.reduce(others | np.uint8(0xFF & ~SYMBOL))
+    return kind
+
+
+def _classify(
+    data: np.ndarray, first: int, last: int, text_starts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return starts, ends and kinds of the words of data[first:last], as in Words, and the kind of each byte there.
+
+    `text_starts`: the offsets in `data`, ascending, at which texts begin.
+    """
+    data, text_starts = data[first:last], text_starts - first
     characters = find_characters(data)
     kinds = characters.kinds
     _join(data, kinds, text_starts)
@@ -212,7 +276,7 @@ def _find_words_in(group: TextGroup, first: int, last: int) -> tuple[np.ndarray,
     text_ends = text_starts[text_starts > 0] - 1
     is_last[text_ends] = ~is_space[text_ends]
     starts, ends = np.flatnonzero(is_start), np.flatnonzero(is_last) + 1
-    return starts + first, ends + first, _find_word_kinds(kinds, starts, ends)
+    return starts + first, ends + first, _find_word_kinds(kinds, starts, ends), kinds
 
 
 def _find_word_kinds(kinds: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:

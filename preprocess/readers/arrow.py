@@ -1,7 +1,7 @@
 """Read Arrow IPC files and streams, a few megabytes of text at a time.
 
-The file is mapped into memory, so a record batch may be larger than memory, unless it is compressed or
-in a stream.
+The file is mapped into memory, so a record batch may be larger than memory, unless it is compressed. The
+pages that were read count as memory of this process, so they are released from time to time.
 Its rows are checked and converted in slices, as nothing in a file can be trusted: an offset that is
 not checked could point to any byte of this process.
 """
@@ -26,6 +26,7 @@ from preprocess.recipes.columns import view_as_bytes
 from preprocess.recipes.schema import Recipe
 
 SLICE_ROWS = 1 << 14
+RELEASE_BYTES = 64 << 20  # of the columns that are read, after which the pages of the file are released
 
 
 @contextmanager
@@ -60,7 +61,7 @@ def read_arrow(input_file: InputFile, span: Span, recipe: Recipe) -> Iterator[Re
     The columns may be dictionary-encoded.
     """
     required = find_required_columns(recipe)
-    num_rows = 0
+    num_rows = num_bytes = 0
     with _open(input_file, recipe) as file:
         for batch in file.iter_batches(span.start, span.stop):
             for rows in _slice(batch, required.names):
@@ -72,6 +73,10 @@ def read_arrow(input_file: InputFile, span: Span, recipe: Recipe) -> Iterator[Re
                 row_numbers = None if span.start else num_rows + np.arange(rows.num_rows)  # from 0, as in Arrow
                 yield Records(columns, num_rows, where, row_numbers=row_numbers)
                 num_rows += rows.num_rows
+                num_bytes += sum(column.nbytes for column in (*columns.values(), *where.values()))
+                if num_bytes >= RELEASE_BYTES:
+                    file.release_pages()
+                    num_bytes = 0
 
 
 def _slice(batch: pa.RecordBatch, names: list[str]) -> Iterator[pa.RecordBatch]:

@@ -7,6 +7,8 @@ end the process or make it allocate any amount of memory. So this module imports
 
 from __future__ import annotations
 
+import mmap
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +32,8 @@ def open_arrow(path: str, names: set[str]) -> Iterator[ArrowFile]:
     Arrow copies a record batch if only some of its columns are demanded. A file that is not compressed
     is therefore opened with all columns, which then are parts of the mapped file.
     """
-    with pa.memory_map(path) as source:
+    mapped = _map(path)
+    with pa.BufferReader(mapped) as source:
         is_stream = source.read(len(FILE_MAGIC)) != FILE_MAGIC
         source.seek(0)
         open_ = pa.ipc.open_stream if is_stream else pa.ipc.open_file
@@ -43,10 +46,16 @@ def open_arrow(path: str, names: set[str]) -> Iterator[ArrowFile]:
         # An empty list means all fields.
         fields = [] if is_mapped else included or list(range(len(schema)))[:1]
         options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
-        yield ArrowFile(schema, open_(source, options=options), source if is_stream else None)
+        yield ArrowFile(schema, open_(source, options=options), mapped, source if is_stream else None)
 
 
-def _is_compressed(source: pa.MemoryMappedFile) -> bool:
+def _map(path: str) -> mmap.mmap | bytes:
+    """Return the bytes of a file, mapped by Python: pyarrow cannot release the pages of a file that it maps."""
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
+
+
+def _is_compressed(source: pa.BufferReader) -> bool:
     """Return whether the first record batch of a file is compressed. pyarrow does not say.
 
     The place of the batch is in the footer. The messages before it need not be those of a stream: polars
@@ -83,9 +92,11 @@ def _find_field(metadata: bytes, table: int, number: int) -> int:
 class ArrowFile:
     """An open Arrow file. A stream can only be read from its beginning."""
 
-    def __init__(self, schema: pa.Schema, reader: Any, stream: pa.MemoryMappedFile | None) -> None:
-        """`stream`: the bytes that `reader` reads, if they are a stream."""
-        self.schema, self._reader, self._stream = schema, reader, stream
+    def __init__(
+        self, schema: pa.Schema, reader: Any, mapped: mmap.mmap | bytes, stream: pa.BufferReader | None
+    ) -> None:
+        """`mapped`: the file. `stream`: the bytes that `reader` reads, if they are a stream."""
+        self.schema, self._reader, self._mapped, self._stream = schema, reader, mapped, stream
 
     @property
     def is_stream(self) -> bool:
@@ -95,6 +106,11 @@ class ArrowFile:
         """Return the number of record batches in a file. They are not read."""
         num_batches: int = self._reader.num_record_batches
         return num_batches
+
+    def release_pages(self) -> None:
+        """Give the pages of the mapped file back to the system, which reads those that are needed again."""
+        if hasattr(self._mapped, "madvise"):  # not on Windows
+            self._mapped.madvise(mmap.MADV_DONTNEED)
 
     def iter_batches(self, start: int = 0, stop: int | None = None) -> Iterator[pa.RecordBatch]:
         """Yield the record batches from `start` to `stop`, of a stream all.

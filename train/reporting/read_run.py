@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,17 +76,28 @@ def list_watched_files(run: Path) -> list[Path]:
 
 
 def _read_samples(run: Path) -> list[Sample]:
-    """Return at most MAX_SAMPLES texts, with the first and the last one, in the order of their steps."""
-    samples = [Sample(step=row.step, text=_cut(row.text)) for row in open_completions(run)]
-    samples += [
+    """Return at most MAX_SAMPLES texts, with the first and the last one, in the order of their steps.
+
+    The completions are read twice, because all their texts together may not fit into memory.
+    """
+    steps = [row.step for row in open_completions(run)]
+    num_completions = len(steps)
+    evaluated = [
         Sample(step=row.step, text=_cut(each.prompt + each.completion))
         for row in read_evaluations(run)
         for each in row.completions
     ]
-    samples.sort(key=lambda sample: sample.step)
-    if len(samples) <= MAX_SAMPLES:
-        return samples
-    return [samples[i] for i in np.linspace(0, len(samples) - 1, MAX_SAMPLES).round().astype(int).tolist()]
+    order = np.argsort([*steps, *(sample.step for sample in evaluated)], kind="stable")
+    if len(order) > MAX_SAMPLES:
+        order = order[np.linspace(0, len(order) - 1, MAX_SAMPLES).round().astype(int)]
+    chosen = set(order.tolist())
+    samples = {
+        number: Sample(step=row.step, text=_cut(row.text))
+        for number, row in enumerate(itertools.islice(open_completions(run), num_completions))
+        if number in chosen
+    }
+    samples |= dict(enumerate(evaluated, num_completions))
+    return [samples[number] for number in order.tolist() if number in samples]  # the run may have been rewound
 
 
 def _cut(text: str) -> str:

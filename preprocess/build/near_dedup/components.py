@@ -17,6 +17,9 @@ few times. The memory is that of one range and its links.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
+
 import numpy as np
 
 from preprocess.build.engines.interface import Engine
@@ -55,14 +58,19 @@ def find_components(links: Shuffle, starts: np.ndarray, engine: Engine) -> Shuff
 
 def reduce_links(links: Shuffle, reduced: Shuffle, starts: np.ndarray, number: int) -> None:
     """Write a link for each number that the links of a range connect to a smaller number, to the smallest one."""
-    joined = np.empty(0, LINK_DTYPE)
-    for piece in links.read(number):
-        rows = piece[piece["index"] != piece["first"]]
-        joined = _join(
-            np.concatenate([joined["index"], rows["index"]]), np.concatenate([joined["first"], rows["first"]])
-        )
+    joined = _join_pieces(piece[piece["index"] != piece["first"]] for piece in links.read(number))
     with reduced.open(number) as append:
         append(joined, locate(starts, joined["index"]))
+
+
+def _join_pieces(pieces: Iterable[np.ndarray]) -> np.ndarray:
+    """Return what `_join` returns for the links of all pieces, of which one is in memory at a time."""
+    joined = np.empty(0, LINK_DTYPE)
+    for piece in pieces:
+        joined = _join(
+            np.concatenate([joined["index"], piece["index"]]), np.concatenate([joined["first"], piece["first"]])
+        )
+    return joined
 
 
 def _join(index: np.ndarray, first: np.ndarray) -> np.ndarray:
@@ -82,10 +90,8 @@ def _join(index: np.ndarray, first: np.ndarray) -> np.ndarray:
 
 def _forward_links(reduced: Shuffle, forwarded: Shuffle, children: Shuffle, starts: np.ndarray, number: int) -> None:
     """Write the link of each number of a range to the range of the other number, and links between earlier numbers."""
-    links = np.concatenate(
-        [reduced.read_all(number), forwarded.read_all(number, range(number + 1, forwarded.num_writers))]
-    )
-    links = _join(links["index"], links["first"])
+    later = range(number + 1, forwarded.num_writers)
+    links = _join_pieces(itertools.chain(reduced.read(number), forwarded.read(number, later)))
     is_earlier = links["index"] < starts[number]
     with forwarded.open(number) as append:
         append(links[is_earlier], locate(starts, links["index"][is_earlier]))

@@ -33,6 +33,7 @@ from preprocess.exchange.parquet import export_parquet
 from preprocess.shards.format import DOC_DTYPE, SPLITS, Build
 from tests.conftest import VERSE, assert_one_line, file_bytes
 from tests.helpers.chats import make_chat_build
+from tests.helpers.memory import measure_peak_bytes
 from tests.helpers.runs import small_disk
 
 Documents = list[list[int]]
@@ -462,3 +463,10 @@ def test_datatrove_reads_its_files(build: Build, tmp_path: Path) -> None:
             ids = shard.tokens.tolist()
             expected += [ids[i : i + length + 1] for i in range(0, len(ids) - length, length + 1)]
         assert windows == expected
+
+
+def test_ids_of_a_long_document_are_not_copied_for_mds() -> None:
+    ids = np.arange(1_000_000, dtype="<i4")
+    sizes: list[int] = []
+    peak = measure_peak_bytes(lambda: sizes.extend(len(part) for part in mds._encode_sample([ids])))
+    assert peak < 100_000 and len(sizes) == 3

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from preprocess.filters import words as words_module
 from preprocess.filters.characters import ALPHA, SYMBOL, SYMBOLS, find_kind, find_kinds
-from preprocess.filters.words import find_words, iter_text_groups
+from preprocess.filters.words import TextGroup, find_words, iter_text_groups, iter_word_windows
+from tests.helpers.memory import measure_peak_bytes
 from tests.preprocess.filters.reference import split_words
 
 ALPHABET = "abZ é1２_.'’,-…!?。 \n\t\u2028\xa0中文กำ\u0301\u200b😀#•'.１"
@@ -66,3 +67,27 @@ def test_words_do_not_depend_on_how_texts_are_grouped_and_cut(texts: list[str], 
 def test_kinds_of_all_characters_are_looked_up_block_by_block() -> None:
     code_points = np.random.default_rng(0).integers(0, 0x110000, 3000)
     assert find_kinds(code_points).tolist() == [find_kind(c) for c in code_points.tolist()]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a" * 500_000, "１é." * 80_000, "\t" * 500_000, "😀" * 120_000, "-" * 499_000 + "'1,a" * 250],
+    ids=["letters", "joined", "white space", "emoji", "punctuation"],
+)
+def test_words_of_a_long_text_without_spaces_take_less_than_twice_its_size(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [group] = iter_text_groups(pa.array([text], pa.large_string()))
+    expected = find_words(group)  # all bytes at once
+    monkeypatch.setattr(words_module, "GROUP_BYTES", 1 << 13)
+    words = find_words(TextGroup(group.data, group.offsets))
+    for name in ("starts", "ends", "lengths", "kinds", "firsts"):
+        assert getattr(words, name).tolist() == getattr(expected, name).tolist()
+    assert measure_peak_bytes(lambda: find_words(TextGroup(group.data, group.offsets))) < 2 * len(group.data)
+
+
+def test_a_long_text_without_spaces_is_cut_wherever_a_word_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words_module, "GROUP_BYTES", 1 << 15)
+    text = ("a" * 6000 + "," * 26_768) * 10  # the first bytes from which a place to cut is searched have none
+    [group] = iter_text_groups(pa.array([text], pa.large_string()))
+    assert max(len(window.data) for window in iter_word_windows(group)) <= 3 * words_module.GROUP_BYTES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from preprocess.readers.table_columns import convert_views
 from preprocess.recipes.schema import Recipe
 from tests.conftest import assert_one_line
 from tests.helpers.file_builds import build_files, read_stats, read_texts
+from tests.preprocess.readers.helpers import describe
 
 TEXTS = [f"text {i} " * (i % 5 + 1) for i in range(200)]
 TYPES = [
@@ -208,3 +210,30 @@ def test_streams_one_after_another_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() * 2)
     with pytest.raises(FolioError, match=r"bytes follow the end of the stream, perhaps a second one"):
         build_files(tmp_path, path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the pages of a mapped file are known on Linux only")
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_pages_of_a_large_batch_are_released_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_stream: bool
+) -> None:
+    monkeypatch.setattr("preprocess.readers.arrow.RELEASE_BYTES", 1 << 20)
+    monkeypatch.setattr("preprocess.readers.arrow.SLICE_ROWS", 1000)
+    path = tmp_path / "a.arrow"
+    write(path, pa.table({"text": ["x" * 1000] * 20_000}), is_stream=is_stream, rows=20_000)
+    input_file, recipe = describe(path)
+    sizes: list[int] = []
+    for records in read_arrow(input_file, Span(0), recipe):
+        assert records.columns["text"].to_pylist() == [b"x" * 1000] * 1000
+        sizes.append(_measure_mapped_kb(path))
+    assert len(sizes) == 20
+    assert max(sizes) < 8_000
+
+
+def _measure_mapped_kb(path: Path) -> int:
+    """Return how many kilobytes of a mapped file count as memory of this process."""
+    maps = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+    [found] = [each for each in maps if each.partition("\n")[0].endswith(str(path))]
+    resident = re.search(r"^Rss: +([0-9]+) kB", found, re.MULTILINE)
+    assert resident
+    return int(resident[1])

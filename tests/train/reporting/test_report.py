@@ -12,11 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 from preprocess.cli.main import main
+from tests.helpers.memory import measure_peak_bytes
 from tests.helpers.runs import VOCAB_SIZE, invoke, make_build
 from tests.preprocess.report.test_report import PageParser
 from tests.train.reporting.helpers import write_run
 from train.reporting import watch as module
+from train.reporting.read_run import MAX_SAMPLES, Sample, read_run
 from train.reporting.watch import watch
+from train.run.completions import COMPLETIONS_FILE, CompletionRow
 
 
 def read_data(page: str) -> dict:  # type: ignore[type-arg]
@@ -62,6 +65,17 @@ def test_missing_folders_of_the_page_are_created(runs: list[Path], tmp_path: Pat
     assert invoke("report.py", runs[0], "--output", path).returncode == 0 and path.is_file()
     missing = invoke("report.py", tmp_path / "none")
     assert missing.returncode == 2 and not (tmp_path / "none").exists()
+
+
+def test_only_the_texts_that_are_shown_are_in_memory(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    rows = [CompletionRow(step=i, text=f"{i} " + "x" * 2500).encode() for i in range(1, 2001)]
+    (run / COMPLETIONS_FILE).write_bytes(b"".join(rows))
+    found: list[Sample] = []
+    peak = measure_peak_bytes(lambda: found.extend(read_run(run, "run").samples))
+    assert len(found) == MAX_SAMPLES and found[-1].text.startswith("2000 ")
+    assert all(sample.text.startswith(f"{sample.step} ") for sample in found if sample.text.endswith("xxx"))
+    assert peak < 2_000_000  # of 5 MB
 
 
 def test_text_is_never_markup(runs: list[Path], tmp_path: Path) -> None:

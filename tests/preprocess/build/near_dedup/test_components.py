@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -11,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocess.build.engines.local import SerialEngine
-from preprocess.build.near_dedup.components import LINK_DTYPE, find_components, locate, resolve
+from preprocess.build.near_dedup.components import LINK_DTYPE, _join_pieces, find_components, locate, resolve
 from preprocess.build.near_dedup.forest import Forest
 from preprocess.build.near_dedup.groups import join_groups
 from preprocess.build.shuffle import Shuffle, cut_sections
 from preprocess.build.split_assignment import Grouping
 from preprocess.build.work_dir import WorkDir
+from tests.helpers.memory import measure_peak_bytes
 from tests.preprocess.build.helpers import ANY_EXAMPLES, write_documents
 
 MAX_NUMBER = 30
@@ -41,6 +43,18 @@ def test_forest_finds_the_connected_components(edges: list[list[tuple[int, int]]
     assert forest.find_first(np.arange(MAX_NUMBER + 1)).tolist() == list_first(
         [pair for each in edges for pair in each]
     )
+
+
+def test_joined_links_take_the_memory_of_one_piece_of_them() -> None:
+    def iter_pieces() -> Iterator[np.ndarray]:
+        for first in range(100):  # each number is linked to a hundred others
+            piece = np.empty(1000, LINK_DTYPE)
+            piece["index"], piece["first"] = np.arange(1000) + 1000, first
+            yield piece
+
+    joined = _join_pieces(iter_pieces())
+    assert len(joined) == 1099 and not joined["first"].any()
+    assert measure_peak_bytes(lambda: _join_pieces(iter_pieces())) < 100 * 1000 * LINK_DTYPE.itemsize // 4
 
 
 @ANY_EXAMPLES
