@@ -335,13 +335,9 @@ class Build:
 
         Raises MisuseError if the number is out of range.
         """
-        self._find_document(split, number)
-        for entry in self.manifest.splits[split].shards:
-            if number < entry.documents:
-                break
-            number -= entry.documents
+        entry, index = self._find_entry(split, number)
         path = (self.folder / entry.file).with_suffix(".docs")
-        record: np.ndarray = np.fromfile(path, DOC_DTYPE, 1, offset=number * DOC_DTYPE.itemsize)[0]
+        record: np.ndarray = np.fromfile(path, DOC_DTYPE, 1, offset=index * DOC_DTYPE.itemsize)[0]
         return record
 
     def document_mask(self, split: str, number: int) -> np.ndarray:
@@ -353,12 +349,21 @@ class Build:
         return np.ones(end - begin, bool) if shard.mask is None else unpack_mask(shard.mask, begin, end)
 
     def _find_document(self, split: str, number: int) -> tuple[Shard, int, int]:
-        """Return the shard of a document, and the index of its first token and of the one after its last."""
+        """Return the shard of a document, and the index of its first token and of the one after its last.
+
+        Only this shard is mapped: a build may have more shards than a process may open files.
+        """
+        entry, index = self._find_entry(split, number)
+        shard = self.map_shard(entry)
+        return shard, int(shard.ends[index - 1]) if index else 0, int(shard.ends[index])
+
+    def _find_entry(self, split: str, number: int) -> tuple[ShardEntry, int]:
+        """Return the entry of the shard of a document, and the number of the document in the shard."""
         index = number  # in the current shard
-        for shard in self.shards(split) if number >= 0 else []:
-            if index < len(shard.ends):
-                return shard, int(shard.ends[index - 1]) if index else 0, int(shard.ends[index])
-            index -= len(shard.ends)
+        for entry in self.manifest.splits[split].shards if number >= 0 else ():
+            if index < entry.documents:
+                return entry, index
+            index -= entry.documents
         num_documents = self.manifest.splits[split].documents
         raise MisuseError(
             f"no document {number} in the {split} split of {self.name}: it has {num_documents:,}, counted from 0"
