@@ -14,7 +14,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -462,3 +462,18 @@ def test_datatrove_reads_its_files(build: Build, tmp_path: Path) -> None:
             ids = shard.tokens.tolist()
             expected += [ids[i : i + length + 1] for i in range(0, len(ids) - length, length + 1)]
         assert windows == expected
+
+
+class NotIterable(list[object]):
+    """A list whose items are looked up one at a time."""
+
+    def __iter__(self) -> Iterator[object]:
+        raise AssertionError("all sources were read for a batch of documents")
+
+
+def test_sources_of_a_batch_are_looked_up_one_at_a_time(build: Build) -> None:
+    """There may be a million sources, and 20,000 shards."""
+    names = [str(source["name"]) for source in build.manifest.sources]
+    build.manifest = dataclasses.replace(build.manifest, sources=NotIterable(build.manifest.sources))
+    for docs in build.iter_docs(build.manifest.splits["val"].shards[0], 7):
+        assert tokens.name_sources(build, docs) == [names[i] for i in docs["source"].tolist()]
