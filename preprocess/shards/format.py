@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.files import JsonObject, canonical_json, find_blocking_file, read_small_file, sha256_bytes
+from preprocess.shards.files import JsonObject, find_blocking_file, read_small_file
 from preprocess.shards.loss_mask import count_mask_bytes, unpack_mask
 from preprocess.shards.manifest import SPLITS, ShardEntry, hash_manifest
 from preprocess.shards.manifest_file import MANIFEST, MAX_FILE_BYTES, ShardError, read_manifest, read_verified
@@ -68,7 +68,7 @@ def seal(fields: JsonObject) -> JsonObject:
     """Return the object that manifest.json contains: `fields` with `build_id` and `checksum`."""
     manifest = {k: v for k, v in fields.items() if k != "checksum"}
     manifest["build_id"], _ = hash_manifest(manifest)
-    manifest["checksum"] = sha256_bytes(canonical_json(manifest))
+    _, manifest["checksum"] = hash_manifest(manifest)
     return manifest
 
 
