@@ -348,6 +348,15 @@ def test_olmo_needs_two_columns_only(run: Callable[..., Result], tmp_path: Path)
     assert read_documents(Build("own"), "train") == [[1, EOT], [2, EOT]]
 
 
+def test_a_document_of_too_much_text_is_refused(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preprocess.build.from_tokens.MAX_TEXT_BYTES", 99)
+    np.array([0] * 100, "<u2").tofile(tmp_path / "a.bin")
+    result = run("import", tmp_path / "a.bin", "--format", "nanogpt", "--tokenizer", "gpt2", "--name", "own")
+    assert_refused(result, tmp_path, "a document has 100 bytes of text, expected at most 99; divide it")
+
+
 def write_parquet(path: Path, **columns: Any) -> Path:
     pq.write_table(pa.table(columns), path)
     return path
