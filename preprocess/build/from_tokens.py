@@ -38,11 +38,11 @@ from preprocess.progress import Bar, Progress
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.files import JsonObject, canonical_json, restore_replaced_directory, sha256_bytes
 from preprocess.shards.format import MANIFEST, read_manifest, token_dtype
+from preprocess.tokenizers.decode_build import MAX_TEXT_BYTES
 from preprocess.tokenizers.vocabulary import Vocabulary
 
 # Settings of the recipe in the manifest that are found in the documents.
 FOUND_SETTINGS = ("bos", "chat_columns", "eot", "masks")
-MAX_TEXT_BYTES = (1 << 32) - 1  # of a document
 
 
 @dataclass(frozen=True, kw_only=True)

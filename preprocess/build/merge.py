@@ -126,22 +126,25 @@ class _Reader:
         """`first_source`: the number of sources of the builds before it."""
         self._build, self._new_ids, self._hasher, self._first_source = build, new_ids, hasher, first_source
         self._authors: dict[str, np.ndarray] = {}
+        self._languages: dict[int, int] = {}  # number in the build -> index in the values of the part
 
     def make_part(self, split: str) -> TokenPart:
         """Return the documents of a split."""
         num_bytes = sum(entry.bytes for entry in self._build.manifest.splits[split].shards)
 
         def read(values: Values) -> Iterator[PreparedTokens]:
-            for language in self._build.manifest.languages.values():
-                values.languages.setdefault(language, len(values.languages))
+            self._languages = {0: -1} | {
+                int(number): values.languages.setdefault(tag, len(values.languages))
+                for number, tag in self._build.manifest.languages.items()
+            }
             self._authors = self._number_authors(values)
             with self._build.reading():
                 for entry in self._build.manifest.splits[split].shards:
-                    yield from self._read_shard(entry, split, values)
+                    yield from self._read_shard(entry, split)
 
         return TokenPart(f"{split} of {self._build.name}", num_bytes, read)
 
-    def _read_shard(self, entry: ShardEntry, split: str, values: Values) -> Iterator[PreparedTokens]:
+    def _read_shard(self, entry: ShardEntry, split: str) -> Iterator[PreparedTokens]:
         shard, first, begin = self._build.map_shard(entry), 0, 0
         for docs in self._build.iter_docs(entry, CHUNK_DOCUMENTS):
             ends = shard.ends[first : first + len(docs)].astype(np.int64)
@@ -153,7 +156,7 @@ class _Reader:
                 self._check(np.diff(ends[row:stop], prepend=begin), end, len(shard.tokens))
                 ids = self._new_ids[self._build.check_ids(np.array(shard.tokens[begin:end]))]
                 mask = None if shard.mask is None else unpack_mask(shard.mask, begin, end)
-                table = self._make_table(docs[row:stop], ids, ends[row:stop] - begin, split, values)
+                table = self._make_table(docs[row:stop], ids, ends[row:stop] - begin, split)
                 yield PreparedTokens(ids, ends[row:stop] - begin, table, mask)
                 row, begin = stop, end
 
@@ -179,19 +182,14 @@ class _Reader:
                 "documents that do not ascend; check it with `preprocess verify`"
             )
 
-    def _make_table(
-        self, docs: np.ndarray, ids: np.ndarray, ends: np.ndarray, split: str, values: Values
-    ) -> np.ndarray:
+    def _make_table(self, docs: np.ndarray, ids: np.ndarray, ends: np.ndarray, split: str) -> np.ndarray:
         _, text_bytes = self._hasher.hash(ids, ends)
         table = make_table(docs["hash"], text_bytes, SIDES[split])
-        tags = {int(number): tag for number, tag in self._build.manifest.languages.items()}
-        table["lang"] = _look_up(
-            self._build, "language", docs["lang"], {0: -1} | {n: values.languages[t] for n, t in tags.items()}
-        )
-        num_sources = len(self._build.manifest.sources)
-        table["source"] = self._first_source + _look_up(
-            self._build, "source", docs["source"], dict(zip(range(num_sources), range(num_sources), strict=True))
-        )
+        # The tables of numbers are not made anew for each shard: there may be 20,000 shards and a million sources.
+        table["lang"] = self._map_languages(docs["lang"])
+        sources = range(len(self._build.manifest.sources))
+        check_known(self._build, "source", set(np.unique(docs["source"]).tolist()), sources)
+        table["source"] = self._first_source + docs["source"].astype(np.int64)
         table["position"] = docs["position"]
         begins = np.concatenate([[0], ends[:-1]])
         for depth in range(len(CONTROL_FIELDS) + 1):  # after a begin-of-text token, if there is one
@@ -202,9 +200,8 @@ class _Reader:
                 table[field][np.flatnonzero(is_inside)[found >= 0]] = found[found >= 0]
         return table
 
-
-def _look_up(build: Build, noun: str, numbers: np.ndarray, new: dict[int, int]) -> np.ndarray:
-    """Return the new number of each of (D,) numbers. Raises FolioError if the manifest does not have one."""
-    distinct, inverse = np.unique(numbers, return_inverse=True)
-    check_known(build, noun, set(distinct.tolist()), new)
-    return np.array([new[number] for number in distinct.tolist()], np.int64)[inverse]
+    def _map_languages(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the index of each of (D,) languages in the values of the part, -1 for none: (D,) int64."""
+        distinct, inverse = np.unique(numbers, return_inverse=True)
+        check_known(self._build, "language", set(distinct.tolist()), self._languages)
+        return np.array([self._languages[number] for number in distinct.tolist()], np.int64)[inverse]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from preprocess.tokenizers import load_tokenizer
 from preprocess.tokenizers.decode_build import decode_documents
 from preprocess.tokenizers.interface import Tokenizer
 
+SLICE_BYTES = 1 << 20  # of a text that is escaped at once
 MAX_LEADING_TOKENS = 1 + len(CONTROL_FIELDS)  # begin of text, author, city and year
 
 
@@ -36,15 +38,20 @@ def export_jsonl(build: Build, output: Path, *, replace: bool) -> list[Path]:
     with write_together() as new, build.reading():
         for split, path in paths.items():
             with new.open(path) as file:
-                for entry in _iter_objects(build, split, tokenizer):
-                    file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+                texts = decode_documents(build, split, tokenizer)
+                for (_, text), metadata in zip(texts, _iter_metadata(build, split, tokenizer), strict=True):
+                    file.writelines(_format(text, metadata))
     return list(paths.values())
 
 
-def _iter_objects(build: Build, split: str, tokenizer: Tokenizer) -> Iterator[JsonObject]:
-    texts = decode_documents(build, split, tokenizer)
-    for (_, text), metadata in zip(texts, _iter_metadata(build, split, tokenizer), strict=True):
-        yield {"text": text.decode("utf-8", errors="replace"), **metadata}
+def _format(text: bytes, metadata: JsonObject) -> Iterator[bytes]:
+    """Yield the line of a document in parts. As one object, a long text would be in memory four times."""
+    yield b'{"text": "'
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for start in range(0, len(text), SLICE_BYTES):
+        part = decoder.decode(text[start : start + SLICE_BYTES], final=start + SLICE_BYTES >= len(text))
+        yield json.dumps(part, ensure_ascii=False)[1:-1].encode()
+    yield b'", ' + json.dumps(metadata, ensure_ascii=False)[1:].encode() + b"\n"
 
 
 def _iter_metadata(build: Build, split: str, tokenizer: Tokenizer) -> Iterator[JsonObject]:

@@ -30,7 +30,7 @@ from preprocess.shards.manifest import ShardEntry
 
 DOCUMENTS = ".csv.gz"
 NAMES = TokenNames(".npy", (DOCUMENTS,))
-MAX_LINE_CHARACTERS = 1 << 16
+MAX_ROW_BYTES = 1 << 16  # a row has several lines if a quoted value contains line feeds
 # A line has about 100 bytes and a document hundreds of tokens. More is a file made to take time or memory.
 MAX_CSV_BYTES_PER_TOKEN, MIN_CSV_LIMIT_BYTES = 256, 1 << 20
 
@@ -95,8 +95,9 @@ def _iter_lengths(file: TokenFile) -> Iterator[np.ndarray]:
     end = 0
     try:
         with open_regular_file(path) as raw, gzip.GzipFile(fileobj=raw, mode="rb") as compressed:
-            limit = max(MAX_CSV_BYTES_PER_TOKEN * file.tokens.size_bytes, MIN_CSV_LIMIT_BYTES)
-            for number, row in enumerate(csv.reader(_iter_lines(path, compressed, limit)), start=1):
+            lines = _Lines(path, compressed, max(MAX_CSV_BYTES_PER_TOKEN * file.tokens.size_bytes, MIN_CSV_LIMIT_BYTES))
+            for number, row in enumerate(csv.reader(lines), start=1):
+                lines.begin_row()
                 end = _parse_row(path, number, row, end)
                 lengths.append(end - int(row[0]))
                 if len(lengths) == CHUNK_DOCUMENTS:
@@ -107,13 +108,23 @@ def _iter_lengths(file: TokenFile) -> Iterator[np.ndarray]:
     yield np.array(lengths, np.int64)
 
 
-def _iter_lines(path: Path, compressed: gzip.GzipFile, limit: int) -> Iterator[str]:
-    num_bytes = 0
-    while line := compressed.readline(MAX_LINE_CHARACTERS):
-        num_bytes += len(line)
-        if num_bytes > limit or len(line) == MAX_LINE_CHARACTERS:
-            raise FolioError(f"{path} decompresses to more text than its documents can have; {ADVICE}")
-        yield line.decode("utf-8", "backslashreplace")
+class _Lines:
+    """The lines of compressed text, of which at most `max_bytes`, and MAX_ROW_BYTES after `begin_row`, can be read."""
+
+    def __init__(self, path: Path, compressed: gzip.GzipFile, max_bytes: int) -> None:
+        self._path, self._compressed, self._num_left = path, compressed, max_bytes
+        self.begin_row()
+
+    def begin_row(self) -> None:
+        self._num_left_of_row = MAX_ROW_BYTES
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._compressed.readline(MAX_ROW_BYTES):
+            self._num_left -= len(line)
+            self._num_left_of_row -= len(line)
+            if self._num_left < 0 or self._num_left_of_row <= 0:
+                raise FolioError(f"{self._path} decompresses to more text than its documents can have; {ADVICE}")
+            yield line.decode("utf-8", "backslashreplace")
 
 
 def _parse_row(path: Path, number: int, row: list[str], begin: int) -> int:

@@ -7,7 +7,7 @@ file before anything is allocated. Pickled columns are never decoded.
 
 from __future__ import annotations
 
-import itertools
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,14 +150,11 @@ def _read_samples(
     for group in _group(sizes, 8 * token_files.BATCH_TOKENS):
         found: dict[str, list[np.ndarray]] = {TOKENS: [], LABELS: []}
         for size in group.tolist():
-            sample = opened.read(size)
-            if len(sample) != size:
-                raise _make_error(file, f"it ends in a sample; {ADVICE}")
-            for name, ids in _decode_sample(file, columns, sample):
+            for name, ids in _read_sample(file, opened, columns, size):
                 found[name].append(ids)
         lengths = np.array([len(ids) for ids in found[TOKENS]], np.int64)
         check_lengths(file.path, lengths)
-        ids = np.concatenate(found[TOKENS])
+        ids = _join(found[TOKENS])
         mask = _make_mask(file, found, ids) if LABELS in columns.names else None
         yield TokenBatch(ids, np.cumsum(lengths), np.full(len(lengths), file.number), mask)
 
@@ -172,8 +169,13 @@ def _group(sizes: np.ndarray, max_bytes: int) -> Iterator[np.ndarray]:
         first = last
 
 
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+    """Return the concatenated values, (N,). A single part, which may be a long document, is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
 def _make_mask(file: TokenFile, found: dict[str, list[np.ndarray]], ids: np.ndarray) -> np.ndarray:
-    labels = np.concatenate(found[LABELS])
+    labels = _join(found[LABELS])
     mask: np.ndarray = labels != NO_LABEL
     same_lengths = all(len(a) == len(b) for a, b in zip(found[TOKENS], found[LABELS], strict=True))
     if not same_lengths or (labels != ids)[mask].any():
@@ -184,19 +186,29 @@ def _make_mask(file: TokenFile, found: dict[str, list[np.ndarray]], ids: np.ndar
     return mask
 
 
-def _decode_sample(file: TokenFile, columns: _Columns, sample: bytes) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the names and the values, (L,) of an integer dtype, of the columns that are read."""
-    own_sizes = iter(np.frombuffer(sample[: columns.header_bytes], "<u4").tolist())
+def _read_sample(
+    file: TokenFile, opened: BinaryIO, columns: _Columns, num_bytes: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the names and the values, (L,) int64, of the columns that are read of the next sample."""
+    own_sizes = iter(np.frombuffer(_read(file, opened, columns.header_bytes), "<u4").tolist())
     sizes = [size or next(own_sizes) for size in columns.sizes]
-    edges = list(itertools.accumulate(sizes, initial=columns.header_bytes))
-    if edges[-1] != len(sample):
-        raise _make_error(file, f"a sample has {len(sample):,} bytes, its columns {edges[-1]:,}; {ADVICE}")
-    for name, encoding, begin, end in zip(columns.names, columns.encodings, edges[:-1], edges[1:], strict=True):
+    if (found := columns.header_bytes + sum(sizes)) != num_bytes:
+        raise _make_error(file, f"a sample has {num_bytes:,} bytes, its columns {found:,}; {ADVICE}")
+    for name, encoding, size in zip(columns.names, columns.encodings, sizes, strict=True):
         if name in (TOKENS, LABELS):
-            yield name, _decode(file, encoding, sample[begin:end])
+            yield name, _decode(file, encoding, _read(file, opened, size))
+        else:
+            opened.seek(size, io.SEEK_CUR)
 
 
-def _decode(file: TokenFile, encoding: str, data: bytes) -> np.ndarray:
+def _read(file: TokenFile, opened: BinaryIO, num_bytes: int) -> memoryview:
+    data = opened.read(num_bytes)
+    if len(data) != num_bytes:
+        raise _make_error(file, f"it ends in a sample; {ADVICE}")
+    return memoryview(data)
+
+
+def _decode(file: TokenFile, encoding: str, data: memoryview) -> np.ndarray:
     values: Any = None
     if encoding == "bytes":
         values = np.frombuffer(data, BYTES_DTYPE) if len(data) % 8 == 0 else None
@@ -212,11 +224,11 @@ def _decode(file: TokenFile, encoding: str, data: bytes) -> np.ndarray:
         raise _make_error(file, f"a column is not an array of one dimension with integers; {ADVICE}")
     if values.dtype == np.uint64 and len(values) and int(values.max()) > np.iinfo(np.int64).max:
         raise _make_error(file, f"a token is {int(values.max())}; {ADVICE}")
-    result: np.ndarray = values.astype(np.int64)
+    result: np.ndarray = values.astype(np.int64, copy=False)
     return result
 
 
-def _find_own_dtype(data: bytes) -> str | None:
+def _find_own_dtype(data: memoryview) -> str | None:
     """Return the dtype that an array of the encoding `ndarray` begins with: 8 times its bytes, plus 1 if signed."""
     bits, is_signed = (data[0] & ~1, data[0] & 1) if data else (0, 0)
     return f"<{'i' if is_signed else 'u'}{bits // 8}" if bits in (8, 16, 32, 64) else None

@@ -51,7 +51,7 @@ def export_text(build: Build, output: Path, *, by_language: bool, authors: bool,
         files = {path: stack.enter_context(new.open(path)) for path in distinct_paths}
         for split in SPLITS:
             for language, text in decode_documents(build, split, tokenizer, authors=authors):
-                files[paths[split, language]].write(text + b"\n\n")
+                files[paths[split, language]].writelines((text, b"\n\n"))
     return distinct_paths
 
 

@@ -47,14 +47,16 @@ def iter_records(build: Build, entry: ShardEntry) -> Iterator[tuple[np.ndarray, 
 
 def name_sources(build: Build, docs: np.ndarray) -> list[str]:
     """Return the name of the source of each document. Raises FolioError if the manifest does not have it."""
-    names = dict(enumerate(str(source["name"]) for source in build.manifest.sources))
+    sources = build.manifest.sources
+    names = {n: str(sources[n]["name"]) for n in np.unique(docs["source"]).tolist() if n < len(sources)}
     return _look_up(build, "source", docs["source"], names)
 
 
 def name_languages(build: Build, docs: np.ndarray) -> list[str | None]:
     """Return the tag of the language of each document, or None. Raises FolioError if the manifest does not have it."""
-    tags: dict[int, str | None] = {int(number): tag for number, tag in build.manifest.languages.items()}
-    return _look_up(build, "language", docs["lang"], tags | {0: None})
+    tags = build.manifest.languages
+    found: dict[int, str | None] = {n: tags[str(n)] for n in np.unique(docs["lang"]).tolist() if str(n) in tags}
+    return _look_up(build, "language", docs["lang"], found | {0: None})
 
 
 def _look_up(build: Build, noun: str, numbers: np.ndarray, names: dict[int, T]) -> list[T]:

@@ -18,7 +18,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from io import BufferedIOBase, BufferedReader, RawIOBase
+from io import BufferedIOBase, BufferedReader, BytesIO, RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -30,6 +30,7 @@ MAX_SMALL_FILE_BYTES = 64 << 20  # of a file that is read as a whole
 MAX_ROW_BYTES = 128 << 20  # of a line in a JSON-lines file
 # Of one JSON text. Each takes about 100 bytes. A manifest of a million input files has 5 million.
 MAX_JSON_VALUES = 8_000_000
+JSON_CHUNKS = 1 << 12  # of a few characters, which are encoded at once
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")  # of a file that is not hidden, without a folder
 REPLACED_SUFFIX = ".replaced"  # of a directory that is being replaced
 
@@ -44,7 +45,13 @@ def canonical_json(value: Any) -> bytes:
 
 def readable_json(value: Any) -> bytes:
     """Return `value` as the JSON that files contain: sorted keys, indented, a final line feed."""
-    return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    chunks = json.JSONEncoder(sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False).iterencode(value)
+    data = BytesIO()
+    # With `json.dumps`, all chunks of a few characters are in memory at once: of a large manifest, a gigabyte.
+    while part := "".join(itertools.islice(chunks, JSON_CHUNKS)):
+        data.write(part.encode())
+    data.write(b"\n")
+    return data.getvalue()
 
 
 def parse_json(data: bytes) -> Any:

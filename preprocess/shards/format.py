@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from preprocess.errors import FolioError, MisuseError
-from preprocess.shards.files import JsonObject, canonical_json, find_blocking_file, read_small_file, sha256_bytes
+from preprocess.shards.files import JsonObject, find_blocking_file, read_small_file
 from preprocess.shards.loss_mask import count_mask_bytes, unpack_mask
 from preprocess.shards.manifest import SPLITS, ShardEntry, hash_manifest
 from preprocess.shards.manifest_file import MANIFEST, MAX_FILE_BYTES, ShardError, read_manifest, read_verified
@@ -68,7 +68,7 @@ def seal(fields: JsonObject) -> JsonObject:
     """Return the object that manifest.json contains: `fields` with `build_id` and `checksum`."""
     manifest = {k: v for k, v in fields.items() if k != "checksum"}
     manifest["build_id"], _ = hash_manifest(manifest)
-    manifest["checksum"] = sha256_bytes(canonical_json(manifest))
+    _, manifest["checksum"] = hash_manifest(manifest)
     return manifest
 
 
@@ -335,13 +335,9 @@ class Build:
 
         Raises MisuseError if the number is out of range.
         """
-        self._find_document(split, number)
-        for entry in self.manifest.splits[split].shards:
-            if number < entry.documents:
-                break
-            number -= entry.documents
+        entry, index = self._find_entry(split, number)
         path = (self.folder / entry.file).with_suffix(".docs")
-        record: np.ndarray = np.fromfile(path, DOC_DTYPE, 1, offset=number * DOC_DTYPE.itemsize)[0]
+        record: np.ndarray = np.fromfile(path, DOC_DTYPE, 1, offset=index * DOC_DTYPE.itemsize)[0]
         return record
 
     def document_mask(self, split: str, number: int) -> np.ndarray:
@@ -353,12 +349,21 @@ class Build:
         return np.ones(end - begin, bool) if shard.mask is None else unpack_mask(shard.mask, begin, end)
 
     def _find_document(self, split: str, number: int) -> tuple[Shard, int, int]:
-        """Return the shard of a document, and the index of its first token and of the one after its last."""
+        """Return the shard of a document, and the index of its first token and of the one after its last.
+
+        Only this shard is mapped: a build may have more shards than a process may open files.
+        """
+        entry, index = self._find_entry(split, number)
+        shard = self.map_shard(entry)
+        return shard, int(shard.ends[index - 1]) if index else 0, int(shard.ends[index])
+
+    def _find_entry(self, split: str, number: int) -> tuple[ShardEntry, int]:
+        """Return the entry of the shard of a document, and the number of the document in the shard."""
         index = number  # in the current shard
-        for shard in self.shards(split) if number >= 0 else []:
-            if index < len(shard.ends):
-                return shard, int(shard.ends[index - 1]) if index else 0, int(shard.ends[index])
-            index -= len(shard.ends)
+        for entry in self.manifest.splits[split].shards if number >= 0 else ():
+            if index < entry.documents:
+                return entry, index
+            index -= entry.documents
         num_documents = self.manifest.splits[split].documents
         raise MisuseError(
             f"no document {number} in the {split} split of {self.name}: it has {num_documents:,}, counted from 0"

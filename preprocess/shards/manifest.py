@@ -11,13 +11,15 @@ below `vocab_size`. `read_manifest` (manifest_file.py) checks the checksum.
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cache
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from preprocess.shards.files import PLAIN_NAME, JsonObject, canonical_json, sha256_bytes
+from preprocess.shards.files import PLAIN_NAME, JsonObject, canonical_json
 
 SPLITS = ("train", "val")
 ROLES = ("bos_id", "eot_id", "pad_id", "unk_id")
@@ -29,6 +31,7 @@ MAX_SHOWN_CHARACTERS = 40  # of a value that an error message repeats
 # The build_id identifies the bytes of a build; these keys do not change them.
 NOT_IN_BUILD_ID = ("name", "build_id", "made_with", "checksum")
 ORIGIN_KEYS = ("url", "version")  # of an entry of `sources`; not in the build_id either
+SOURCES_AT_ONCE = 1 << 9
 
 
 @dataclass(frozen=True)
@@ -103,11 +106,15 @@ class Manifest:
     checksum: str
 
     def as_dict(self) -> JsonObject:
-        """Return the manifest as a JSON object, without the keys that `parse_manifest` ignored."""
-        fields = asdict(self)
-        for split, entry in self.splits.items():
-            fields["splits"][split]["shards"] = [shard.as_dict() for shard in entry.shards]
-        return fields
+        """Return the manifest as a JSON object, without the keys that `parse_manifest` ignored.
+
+        Its lists and objects are those of the manifest: a copy of a million sources would take as much memory.
+        """
+        splits = {
+            split: {**vars(entry), "shards": [shard.as_dict() for shard in entry.shards]}
+            for split, entry in self.splits.items()
+        }
+        return {**vars(self), "tokenizer": vars(self.tokenizer), "splits": splits}
 
 
 def parse_manifest(value: Any) -> Manifest:
@@ -134,17 +141,56 @@ def hash_manifest(value: JsonObject) -> tuple[str, str]:
     sources. The checksum is the SHA-256 of all keys except `checksum`. Both hash canonical JSON and
     are hexadecimal.
     """
-    # Format each value once for both hashes. `sources` may list a million input files.
-    parts = {key: canonical_json(key) + b":" + canonical_json(value[key]) for key in sorted(value)}
+    build_id, checksum = _ObjectDigest(NOT_IN_BUILD_ID), _ObjectDigest(("checksum",))
+    for key in sorted(value):
+        for digest in (build_id, checksum):
+            digest.begin(key)
+        for part, without_origins in _format_value(key, value[key]):
+            build_id.update(key, without_origins)
+            checksum.update(key, part)
+    return build_id.finish(), checksum.finish()
 
-    def compute(parts: dict[str, bytes], omitted: tuple[str, ...]) -> str:
-        return sha256_bytes(b"{" + b",".join(part for key, part in parts.items() if key not in omitted) + b"}")
 
-    checksum = compute(parts, ("checksum",))
-    sources = value.get("sources")
-    if isinstance(sources, list) and (contents := drop_origins(sources)) != sources:
-        parts["sources"] = b'"sources":' + canonical_json(contents)
-    return compute(parts, NOT_IN_BUILD_ID), checksum
+class _ObjectDigest:
+    """The SHA-256 of the canonical JSON of an object without some of its keys, which arrives in parts."""
+
+    def __init__(self, omitted: tuple[str, ...]) -> None:
+        self._omitted, self._digest, self._separator = omitted, hashlib.sha256(), b"{"
+
+    def begin(self, key: str) -> None:
+        if key not in self._omitted:
+            self._digest.update(self._separator + canonical_json(key) + b":")
+            self._separator = b","
+
+    def update(self, key: str, part: bytes) -> None:
+        """Add a part of the value of `key`."""
+        if key not in self._omitted:
+            self._digest.update(part)
+
+    def finish(self) -> str:
+        if self._separator == b"{":  # no keys
+            self._digest.update(b"{")
+        self._digest.update(b"}")
+        return self._digest.hexdigest()
+
+
+def _format_value(key: str, value: Any) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the canonical JSON of the value of a key in parts, and the same without ORIGIN_KEYS.
+
+    `sources` may list a million input files, whose JSON would take as much memory as they do. Each part is
+    formatted once for both hashes.
+    """
+    if key != "sources" or not isinstance(value, list):
+        data = canonical_json(value)
+        yield data, data
+        return
+    yield b"[", b"["
+    for start in range(0, len(value), SOURCES_AT_ONCE):
+        entries = value[start : start + SOURCES_AT_ONCE]
+        separator, data = b"," if start else b"", canonical_json(entries)[1:-1]
+        contents = drop_origins(entries)
+        yield separator + data, separator + (data if contents == entries else canonical_json(contents)[1:-1])
+    yield b"]", b"]"
 
 
 def drop_origins(sources: list[Any]) -> list[Any]:

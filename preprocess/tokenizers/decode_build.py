@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from preprocess.chats.templates import TEMPLATES, list_chat_tokens
+from preprocess.errors import FolioError
 from preprocess.shards.format import Build
 from preprocess.tokenizers import load_tokenizer
 from preprocess.tokenizers.interface import Tokenizer
@@ -16,6 +17,10 @@ from preprocess.tokenizers.interface import Tokenizer
 UNKNOWN_LANGUAGE = "unknown"
 CHUNK_DOCUMENTS = 1 << 16  # whose records are read at once
 CHUNK_TOKENS = 1 << 16  # whose ids are Python objects at once
+# Of a document that is decoded, which is in memory as a whole. Builds cut documents at 64 MB; 33 million tokens, the
+# longest document that is imported, have 130 MB of text, but 4 GB if all of them are the longest token of GPT-2.
+MAX_TEXT_BYTES = 1 << 28
+SUM_TOKENS = 1 << 20  # whose sizes are added at once
 
 
 def list_language_tags(build: Build) -> dict[int, str]:
@@ -43,7 +48,9 @@ def decode_document(build: Build, split: str, number: int) -> list[DocumentPart]
     """
     tokenizer = load_tokenizer(build.folder, build.manifest)
     names = {token_id: name for name, token_id in build.manifest.special_tokens.items()}
+    check_text = _TextCheck(build, tokenizer)
     ids, is_learnt = build.document(split, number), build.document_mask(split, number)
+    check_text(ids)
     is_control = np.isin(ids, list(names))
     is_first = np.ones(len(ids), bool)  # of a part
     is_first[1:] = is_control[1:] | is_control[:-1] | (is_learnt[1:] != is_learnt[:-1])
@@ -90,11 +97,35 @@ def decode_documents(
     template = build.manifest.recipe.get("chat_template")
     chat_ids = {build.manifest.special_tokens.get(token) for token in list_chat_tokens(template)}
     turns = _find_turns(build) if build.has_masks else None
+    check_text = _TextCheck(build, tokenizer)
     for language, ids in _read_documents(build, split):
-        text = _decode_text(build.check_ids(ids), is_control, tokenizer, turns)
+        check_text(build.check_ids(ids))
+        text = _decode_text(ids, is_control, tokenizer, turns)
         if authors:  # their ids come after those of the tokenizer
             text = b"".join([names[i] for i in ids[ids >= tokenizer.vocab_size].tolist() if i not in chat_ids]) + text
         yield language, text
+
+
+class _TextCheck:
+    """Raises FolioError for a document whose text is too long to be decoded."""
+
+    def __init__(self, build: Build, tokenizer: Tokenizer) -> None:
+        self._build, self._sizes = build, np.zeros(build.vocab_size, np.uint32)
+        sizes = [len(data) for data in tokenizer.id_to_bytes]
+        self._sizes[: len(sizes)] = sizes
+        self._max_tokens = MAX_TEXT_BYTES // max([1, *sizes])  # of documents that are short enough in any case
+
+    def __call__(self, ids: np.ndarray) -> None:
+        """Check a document with these ids, (L,)."""
+        if len(ids) <= self._max_tokens:
+            return
+        chunks = (ids[start : start + SUM_TOKENS] for start in range(0, len(ids), SUM_TOKENS))
+        num_bytes = sum(int(self._sizes[self._build.check_ids(chunk)].sum(dtype=np.int64)) for chunk in chunks)
+        if num_bytes > MAX_TEXT_BYTES:
+            raise FolioError(
+                f"{self._build.folder} has a document of {num_bytes:,} bytes of text, expected at most "
+                f"{MAX_TEXT_BYTES:,}; divide it, and make the build again"
+            )
 
 
 def find_document(build: Build, split: str, text: str) -> int | None:

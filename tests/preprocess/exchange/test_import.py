@@ -19,13 +19,14 @@ from click.testing import CliRunner, Result
 
 from preprocess.build.stats import read_stats
 from preprocess.cli.main import main
-from preprocess.exchange import read_tokens
+from preprocess.exchange import read_mds, read_tokens
 from preprocess.inputs import token_files
 from preprocess.shards.files import sha256_file
 from preprocess.shards.format import SPLITS, Build
 from preprocess.shards.leaks import count_leaks
 from preprocess.shards.verify import verify
 from tests.conftest import assert_one_line, file_bytes
+from tests.helpers.memory import measure_peak_bytes
 
 EOT = 50256  # of GPT-2
 CHATS = "".join(
@@ -326,7 +327,8 @@ CSV = b"0,2,id,file,1\n2,4,id,file,2\n"
         (compress(b"0,99\n"), "have 99 tokens or more, but the file has 4"),
         (compress(b"0,2\n"), "have 2 tokens, but the file has 4"),
         (compress(b"0," + b"9" * 5_000_000), "decompresses to more text than its documents can have"),
-        (compress(b'0,1,"' + b"\n" * 3_000_000), "csv"),
+        (compress(b'0,1,"' + b"\n" * 3_000_000), "decompresses to more text than its documents can have"),
+        (compress(b'0,1,"\n' + b'","\n' * 100_000), "decompresses to more text than its documents can have"),  # one row
         (compress(b"0,2,id\n" * 1 + b"\n" * 3_000_000), "line 2 begins with ''"),
     ],
 )
@@ -344,6 +346,15 @@ def test_olmo_needs_two_columns_only(run: Callable[..., Result], tmp_path: Path)
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"0,2\r\n2,4\r\n"))
     run("import", tmp_path, "--format", "olmo", "--tokenizer", "gpt2", "--name", "own", "--val-fraction", 0)
     assert read_documents(Build("own"), "train") == [[1, EOT], [2, EOT]]
+
+
+def test_a_document_of_too_much_text_is_refused(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preprocess.build.from_tokens.MAX_TEXT_BYTES", 99)
+    np.array([0] * 100, "<u2").tofile(tmp_path / "a.bin")
+    result = run("import", tmp_path / "a.bin", "--format", "nanogpt", "--tokenizer", "gpt2", "--name", "own")
+    assert_refused(result, tmp_path, "a document has 100 bytes of text, expected at most 99; divide it")
 
 
 def write_parquet(path: Path, **columns: Any) -> Path:
@@ -509,6 +520,21 @@ def test_mds_of_other_programs_is_read(
     result = run("import", tmp_path / "shard.00000.mds", *options)
     assert result.exit_code == 0, result.output
     assert read_documents(Build(tmp_path / "shards/own"), "train") == documents
+
+
+def test_a_long_mds_document_is_in_memory_once(tmp_path: Path) -> None:
+    encoded = encode_mds([7] * 60_000, "<i8")
+    columns = {"column_names": ["image", "tokens"], "column_encodings": ["bytes", "ndarray:int64"]}
+    sample = struct.pack("<I", 1_000_000) + encoded[:4] + bytes(1_000_000) + encoded[4:]
+    write_mds(tmp_path / "shard.00000.mds", [sample], **columns)
+    [files] = token_files.describe_token_files([[tmp_path / "shard.00000.mds"]], read_mds.NAMES)
+
+    def read() -> None:
+        [batch] = read_mds.read_mds(files, token_files.TokenIds(50257, EOT))
+        assert batch.ends.tolist() == [60_000]
+        assert (batch.ids == 7).all()
+
+    assert measure_peak_bytes(read) < 1.5 * 8 * 60_000  # and columns that are not needed are not read
 
 
 @pytest.mark.parametrize(("samples", "columns", "message"), [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from preprocess.cli.main import main
-from preprocess.errors import MisuseError
+from preprocess.errors import FolioError, MisuseError
 from preprocess.exchange import tokens
 from preprocess.exchange.jsonl import export_jsonl
 from preprocess.shards.format import SPLITS, Build
+from preprocess.tokenizers.decode_build import decode_document
 
 LINES = [f"Документ {i} \x1b[31m <author_X> \u2028 end" for i in range(30)]
 
@@ -27,6 +29,7 @@ def test_jsonl_has_every_document_with_its_metadata(
     build_text: Callable[..., Build], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens, "CHUNK_DOCUMENTS", 4)
+    monkeypatch.setattr("preprocess.exchange.jsonl.SLICE_BYTES", 3)  # in the middle of characters
     text = "".join(f"{line}\n" for line in LINES)
     settings = {"split": "exact", "document": "line", "author": "Ann Lee", "year": 1998, "lang": "ru", "clean": ()}
     build = build_text(text, shard_tokens=300, **settings)
@@ -78,3 +81,19 @@ def test_jsonl_of_a_smaller_build_does_not_leave_validation_documents(
     small = build_text("one\ntwo\n", document="line", val_fraction=0, split="exact", replace=True)
     with pytest.raises(MisuseError, match=r"val\.jsonl exists"):
         export_jsonl(small, tmp_path / "out", replace=True)
+
+
+def test_a_document_of_too_much_text_is_refused(
+    build_text: Callable[..., Build], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids of 67 MB can stand for 4 GB of text."""
+    build = build_text("word " * 50, document="file", val_fraction=0.0)
+    monkeypatch.setattr("preprocess.tokenizers.decode_build.SUM_TOKENS", 100)
+    for limit, is_refused in ((250, False), (249, True)):
+        monkeypatch.setattr("preprocess.tokenizers.decode_build.MAX_TEXT_BYTES", limit)
+        for decode in (
+            lambda: export_jsonl(build, tmp_path / "out", replace=True),
+            lambda: decode_document(build, "train", 0),
+        ):
+            with pytest.raises(FolioError, match="of 250 bytes of text") if is_refused else nullcontext():
+                decode()

@@ -14,7 +14,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -470,3 +470,18 @@ def test_ids_of_a_long_document_are_not_copied_for_mds() -> None:
     sizes: list[int] = []
     peak = measure_peak_bytes(lambda: sizes.extend(len(part) for part in mds._encode_sample([ids])))
     assert peak < 100_000 and len(sizes) == 3
+
+
+class NotIterable(list[object]):
+    """A list whose items are looked up one at a time."""
+
+    def __iter__(self) -> Iterator[object]:
+        raise AssertionError("all sources were read for a batch of documents")
+
+
+def test_sources_of_a_batch_are_looked_up_one_at_a_time(build: Build) -> None:
+    """There may be a million sources, and 20,000 shards."""
+    names = [str(source["name"]) for source in build.manifest.sources]
+    build.manifest = dataclasses.replace(build.manifest, sources=NotIterable(build.manifest.sources))
+    for docs in build.iter_docs(build.manifest.splits["val"].shards[0], 7):
+        assert tokens.name_sources(build, docs) == [names[i] for i in docs["source"].tolist()]

@@ -122,3 +122,10 @@ PRESETS_C4 = expand_filters(None, PRESETS["c4"])
 def test_a_manifest_stores_the_name_of_a_file_without_its_folder() -> None:
     assert leave_out_folders("bad_words:file=/home/me/list.txt,sha256=ab") == "bad_words:file=list.txt,sha256=ab"
     assert leave_out_folders("bad_words:file=C:\\\\lists\\\\list.txt,sha256=ab") == "bad_words:file=list.txt,sha256=ab"
+
+
+def test_too_many_filters_are_refused_before_they_are_read() -> None:
+    """A recipe of a megabyte has room for 200,000, which would take minutes."""
+    assert len(expand_filters(None, ["word_count"] * 10)) == 10
+    with pytest.raises(MisuseError, match="there are 1,001 filters, expected at most 1,000; leave some out"):
+        expand_filters(None, ["no such filter"] * 1_001)

@@ -81,3 +81,22 @@ def test_reading_notices_a_build_that_was_replaced_and_is_back(build_text: Calla
         build_text(replace=True)
     with build.reading():  # the same build was made again before
         assert build.document("val", 0).tolist() == Build(build.folder).document("val", 0).tolist()
+
+
+def test_a_document_is_found_without_mapping_the_other_shards(
+    build_text: Callable[..., Build], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build may have more shards than a process may open files."""
+    build = build_text("abc\n\n" * 50, document="passage", passage_characters=5, authors=False, shard_tokens=1)
+    mapped: list[Path] = []
+    num_documents = build.manifest.splits["train"].documents
+
+    def map_array(path: Path, dtype: np.dtype) -> np.ndarray:
+        mapped.append(path)
+        return np.fromfile(path, dtype)
+
+    monkeypatch.setattr("preprocess.shards.format.map_array", map_array)
+    assert len(build.manifest.splits["train"].shards) == num_documents > 5
+    ids = [build.document("train", number).tolist() for number in range(num_documents)]
+    assert len(mapped) == 2 * num_documents  # .bin and .ends of one shard for each document
+    assert ids == [shard.tokens.tolist() for shard in build.shards("train")]

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from preprocess.shards.format import MANIFEST, Build, seal
 from preprocess.shards.manifest import NOT_IN_BUILD_ID, ShardEntry, hash_manifest, parse_manifest
 from preprocess.shards.manifest_file import ShardError
 from tests.conftest import assert_one_line
+from tests.helpers.memory import measure_peak_bytes
 from tests.helpers.runs import make_build
 from tests.preprocess.shards.helpers import edit_manifest, read_manifest_json
 
@@ -219,3 +221,21 @@ def test_build_id_does_not_depend_on_the_name(build_text: Callable[..., Build]) 
     first, second = build_text(name="one"), build_text(name="two")
     assert first.build_id == second.build_id and first.manifest.checksum != second.manifest.checksum
     assert seal({**first.manifest.as_dict(), "vocab_size": 9})["build_id"] != first.build_id
+
+
+def test_a_manifest_of_many_sources_is_hashed_and_formatted_in_parts() -> None:
+    sources = [{"name": f"folder/file-{i:06}.txt", "bytes": i, "sha256": f"{i:064}"} for i in range(20_000)]
+    manifest = {"name": "many", "sources": [*sources, {"name": "é", "url": "https://host/é", "version": "1"}, "x"]}
+    size_bytes = len(canonical_json(manifest))
+    hashes: list[object] = []
+    assert measure_peak_bytes(lambda: hashes.append(hash_manifest(manifest))) < size_bytes
+    contents = {"sources": [*sources, {"name": "é"}, "x"]}
+    assert hashes == [(sha256_bytes(canonical_json(contents)), sha256_bytes(canonical_json(manifest)))]
+    assert measure_peak_bytes(lambda: readable_json(manifest)) < 3 * size_bytes
+
+
+@pytest.mark.parametrize("value", [{}, {"checksum": "a"}, {"sources": []}, {"sources": None, "b": 1, "name": 2}])
+def test_hashes_are_those_of_canonical_json(value: dict[str, Any]) -> None:
+    contents = {key: each for key, each in value.items() if key not in NOT_IN_BUILD_ID}
+    sealed = {key: each for key, each in value.items() if key != "checksum"}
+    assert hash_manifest(value) == (sha256_bytes(canonical_json(contents)), sha256_bytes(canonical_json(sealed)))

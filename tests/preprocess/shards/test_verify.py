@@ -17,7 +17,7 @@ from preprocess.shards import verify as verify_module
 from preprocess.shards.files import replace_directory
 from preprocess.shards.format import Build, find_build
 from preprocess.shards.replaced import MAX_READS, ReplacedError
-from preprocess.shards.verify import verify, verify_newest
+from preprocess.shards.verify import check_known, verify, verify_newest
 from preprocess.sharing.pull import pull
 from tests.conftest import assert_one_line
 from tests.helpers.runs import make_build
@@ -146,3 +146,16 @@ def test_verify_newest_reports_damage_of_a_build_that_is_not_replaced(tmp_path: 
     folder = make_build(tmp_path / "own")
     (folder / "stats.json").write_bytes(b"[]\n")
     assert [fault.split()[0] for fault in verify_newest(folder)[1]] == ["stats.json"]
+
+
+def test_numbers_are_looked_up_without_reading_all_names(build_text: Callable[..., Build]) -> None:
+    class Names:
+        """Names that can only be looked up. There may be a million, and 20,000 shards whose numbers are checked."""
+
+        def __contains__(self, number: object) -> bool:
+            return True
+
+    build = build_text()
+    check_known(build, "source", {0, 7}, Names())
+    with pytest.raises(FolioError, match="has documents of source 7, which is not in its manifest"):
+        check_known(build, "source", {1, 9, 7}, range(5))
