@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -266,6 +267,33 @@ def check_free_space(folder: Path, num_bytes: int, *, needed_by: str, advice: st
         )
 
 
+FileVersion = tuple[int, ...] | None
+
+
+def read_version(path: Path) -> FileVersion:
+    """Return the inode, times and size of a file, or None if it does not exist."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    # The ctime is needed: a copied file can have the modification time of a deleted one, and even its inode.
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+
+
+def check_version(path: Path, version: FileVersion) -> None:
+    """Raise FolioError if `path` was made, changed or replaced since `read_version` returned `version`."""
+    if read_version(path) != version:
+        raise FolioError(f"{path} was written by another program meanwhile; choose another --output, or run it again")
+
+
+def make_partial_path(path: Path) -> Path:
+    """Return a hidden path beside `path` for what is being written.
+
+    The name is random, because a process on another machine or in another container may have the same id.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file for writing, which replaces `path` if the block succeeds.
@@ -273,7 +301,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
     After the block the new file is complete and on the disk. After an exception `path` is unchanged
     and the temporary file is deleted.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = make_partial_path(path)
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -340,7 +368,7 @@ def open_new_directory(target: Path) -> Iterator[Path]:
 
     The block must write its files durably. If it raises an exception, the new directory is deleted.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    temporary = make_partial_path(target)
     try:
         temporary.mkdir()
         yield temporary
