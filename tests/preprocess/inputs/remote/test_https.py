@@ -181,6 +181,18 @@ def test_fetch_explains_refusals(
     assert "secret" not in str(error.value) and not list_files(remote_cache)
 
 
+@pytest.mark.parametrize("has_size", [False, True])
+def test_fetch_rejects_an_html_page_that_comes_after_the_first_answer(
+    server: FileServer, fetch: Fetch, has_size: bool
+) -> None:
+    server.files["/a.txt"], server.has_versions = b"a line of text\n", False
+    server.headers = {} if has_size else {"Content-Range": "bytes 0-0/*"}
+    body, kind = b"<html>log in now</html>"[: len(server.files["/a.txt"])], {"Content-Type": "text/html"}
+    server.faults = [Fault(status=200, headers=kind, body=body)]
+    with pytest.raises(FolioError, match=r"/a.txt is an HTML page, not the file: perhaps a login"):
+        fetch(f"{server.url}/a.txt")
+
+
 def test_fetch_rejects_an_html_page_in_place_of_a_file(server: FileServer, fetch: Fetch) -> None:
     server.files |= {"/a.jsonl": b"<html>log in</html>", "/a.txt": b"<html>log in</html>"}
     server.headers = {"Content-Type": "text/html; charset=utf-8"}
