@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from preprocess.errors import MisuseError
+from preprocess.errors import FULL_DISK, MisuseError, name_file_in_errors
 from preprocess.shards.files import (
     REPLACED_SUFFIX,
     FileVersion,
@@ -76,7 +76,7 @@ class NewFiles:
             self.folders.append(folder)
         self.versions[path] = read_version(path)
         self.temporary[path] = make_partial_path(path)
-        with open(self.temporary[path], "wb") as file:
+        with name_file_in_errors(str(path), only=FULL_DISK), open(self.temporary[path], "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

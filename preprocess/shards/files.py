@@ -23,7 +23,7 @@ from io import BufferedIOBase, BufferedReader, RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from preprocess.errors import FolioError, MisuseError
+from preprocess.errors import FULL_DISK, FolioError, MisuseError, name_file_in_errors
 
 HASH_CHUNK_BYTES = 1 << 20
 COPY_BLOCK_BYTES = 256 << 10  # stays in a core's cache while it is hashed and written; more takes a third more time
@@ -303,7 +303,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = make_partial_path(path)
     try:
-        with open(temporary, "wb") as file:
+        with name_file_in_errors(str(path), only=FULL_DISK), open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -110,6 +110,11 @@ def find_build(name_or_folder: str) -> Path:
             f"{candidates[0]} is a run, not a build; choose a build that `preprocess list` shows, or use `folio report`"
         )
     tried = " and ".join(map(str, candidates))
+    here = Path(name_or_folder)
+    if here not in candidates and (here / MANIFEST).is_file():
+        raise MissingBuildError(
+            f"no build {name_or_folder!r}: no {MANIFEST} in {tried}; for the folder here, pass ./{here}"
+        )
     raise MissingBuildError(
         f"no build {name_or_folder!r}: no {MANIFEST} in {tried}; "
         "`preprocess list` lists the existing builds, `preprocess build --help` explains how to make one"
