@@ -171,7 +171,7 @@ def _make(inputs: TokenInputs, work_dir: WorkDir, output_dir: Path, name: str, p
         build_log = log.to_json(layout.counts.total("text_bytes"), engine.num_workers)
         write_metadata(staging_dir, BuildContents(name, plan, corpus, layout, shards), build_log)
         publish(staging_dir, output_dir)
-    for line in (*found.list_warnings(), *list_warnings(corpus, inputs.files)):
+    for line in (*found.list_warnings(), *list_warnings(corpus, inputs.files, layout.counts.num_u2581)):
         progress.warn(line)
 
 

@@ -167,11 +167,20 @@ def sum_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
     return total
 
 
-def list_warnings(corpus: PreparedCorpus, input_files: Sequence[InputFile]) -> list[str]:
-    """Return the warnings about a build: characters that are lost, files that do not match, texts in both splits."""
+def list_warnings(corpus: PreparedCorpus, input_files: Sequence[InputFile], num_u2581: int) -> list[str]:
+    """Return the warnings about a build: characters that are lost, files that do not match, texts in both splits.
+
+    `num_u2581`: the number of documents that contain U+2581.
+    """
     lines = []
     if line := corpus.loss.describe():
         lines.append(line)
+    if num_u2581 and corpus.tokenizer.kind == "sentencepiece":
+        contain = "document contains" if num_u2581 == 1 else "documents contain"
+        lines.append(
+            f"{num_u2581:,} {contain} the character U+2581 (\u2581), SentencePiece's sign for a space, which is "
+            "decoded as a space; replace it in the input"
+        )
     if num_leaks := corpus.assignment.num_leaks:
         lines.append(describe_leaks(num_leaks))
     if is_grouped_by_position(corpus.recipe):
