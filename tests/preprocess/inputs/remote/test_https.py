@@ -182,6 +182,17 @@ def test_fetch_explains_refusals(
 
 
 @pytest.mark.parametrize("has_size", [False, True])
+def test_fetch_warns_if_a_copy_that_ends_too_early_cannot_be_noticed(
+    server: FileServer, fetch: Fetch, capfd: pytest.CaptureFixture, has_size: bool
+) -> None:
+    server.files["/a.txt"] = DATA
+    server.headers = {} if has_size else {"Content-Range": "bytes 0-0/*"}
+    [file] = fetch(f"{server.url}/a.txt")
+    assert Path(file.path).read_bytes() == DATA
+    assert ("/a.txt: the server does not say the size of the file" in capfd.readouterr().err) != has_size
+
+
+@pytest.mark.parametrize("has_size", [False, True])
 def test_fetch_rejects_an_html_page_that_comes_after_the_first_answer(
     server: FileServer, fetch: Fetch, has_size: bool
 ) -> None:
