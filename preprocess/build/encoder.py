@@ -13,10 +13,10 @@ from preprocess.build.receipts import EncodingReport
 from preprocess.build.work_dir import LENGTH_DTYPE, HashedFile
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.format import CONTROL_FIELDS, token_dtype
-from preprocess.stages.encode import SpotCheck, add_control_tokens, encode_checked, encode_long, has_bos, has_eot
+from preprocess.stages.encode import SpotCheck, add_control_tokens, encode_group, has_bos, has_eot
 from preprocess.stages.encode_chats import TurnIds, choose_turns, count_ids, make_loss_mask
-from preprocess.stages.slices import is_long_slice, iter_groups, slice_texts
-from preprocess.tokenizers.interface import Tokenizer
+from preprocess.stages.slices import iter_groups, slice_texts
+from preprocess.tokenizers.interface import Encoded, Tokenizer
 from preprocess.tokenizers.lost_characters import CharacterLoss, LossCounter
 
 
@@ -64,15 +64,13 @@ class Encoder:
         leading, trailing = self._turn_ids.add_to(leading, trailing, turns.kinds, first_slices)
         lengths = np.empty(len(slices), np.int64)  # in tokens
         for start, stop in iter_groups(slices):
-            group, rows = slices.slice(start, stop - start), slice(start, stop)
-            if is_long_slice(group):
-                control_ids = leading[start], trailing[start]
-                encoded = encode_long(self._tokenizer, group, is_checked=bool(is_checked[start]))
-                lengths[start] = self._write_parts(files["ids"], self._count_long(group, encoded), control_ids)
+            rows = slice(start, stop)
+            group = slices.slice(start, stop - start)
+            parts = encode_group(self._tokenizer, group, is_checked[rows], self._loss_counter)
+            if len(group) == 1:  # it may be long
+                lengths[start] = self._write_parts(files["ids"], parts, leading[start], trailing[start])
                 continue
-            ids, ends = encode_checked(self._tokenizer, group, np.flatnonzero(is_checked[rows]))
-            if self._loss_counter is not None:
-                self._loss_counter.add(group, ids, ends)
+            [(ids, ends)] = parts
             ids = ids.astype(self._dtype, copy=False)
             ids, ends = add_control_tokens(ids, ends, leading[rows], trailing[rows])
             files["ids"].write(ids)
@@ -82,23 +80,12 @@ class Encoder:
             kinds = np.repeat(turns.kinds, np.diff(first_slices))  # of the slices
             files["mask"].write(make_loss_mask(kinds, lengths, leading, trailing))
 
-    def _count_long(self, text: pa.LargeStringArray, encoded: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yield the ids of one long text, and count the characters that are lost."""
-        if self._loss_counter is None:
-            yield from encoded
-            return
-        self._loss_counter.add_text(text)
-        for ids in encoded:
-            self._loss_counter.add_ids(ids, np.array([len(ids)]))
-            yield ids
-
     def _write_parts(
-        self, file: HashedFile, encoded: Iterator[np.ndarray], control_ids: tuple[np.ndarray, np.ndarray]
+        self, file: HashedFile, parts: Iterator[Encoded], leading: np.ndarray, trailing: np.ndarray
     ) -> int:
-        """Write the ids of one slice between its control ids, and return the number of all ids."""
-        leading, trailing = control_ids
+        """Write the ids of one slice between its control ids, (F,) and (1,), and return the number of all ids."""
         num_ids = 0
-        for ids in itertools.chain([leading[leading >= 0]], encoded, [trailing[trailing >= 0]]):
+        for ids in itertools.chain([leading[leading >= 0]], (ids for ids, _ in parts), [trailing[trailing >= 0]]):
             file.write(ids.astype(self._dtype))
             num_ids += len(ids)
         return num_ids

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -37,11 +36,12 @@ from preprocess.shards.format import DOC_DTYPE, END_DTYPE, token_dtype
 from preprocess.shards.windows import keyed_hash
 from preprocess.stages.decontaminate import CONTAMINATED, Decontaminator
 from preprocess.stages.dedup import hash_contents
+from preprocess.stages.encode import BackendMismatch, encode_group
 from preprocess.stages.encode_chats import TurnIds
 from preprocess.stages.evaluation_items import make_decontaminator
 from preprocess.stages.near_dup import hash_bands, hash_shingles
 from preprocess.stages.pipeline import count_dropped, decontaminate, read_documents
-from preprocess.stages.slices import is_long_slice, iter_groups, slice_texts
+from preprocess.stages.slices import iter_groups, slice_texts
 from preprocess.tokenizers import characters, sentencepiece_bpe
 from preprocess.tokenizers.interface import Tokenizer
 from preprocess.tokenizers.lost_characters import LossCounter
@@ -79,12 +79,13 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
     texts, _ = _choose(found, num_documents, plan)
     tokenizer = plan.tokenizer or _train_on(texts, plan.recipe)
     tokenizer.start_fast_backend()
-    loss_counter = LossCounter(tokenizer) if tokenizer.can_lose_characters else None
-    has_chats = plan.recipe.chat_columns is not None
-    lengths, encode_s = _count_tokens(TurnIds(plan.recipe, tokenizer), tokenizer, texts, loss_counter)
-    texts = get_plain_texts(texts, has_chats=has_chats)
+    try:
+        lengths, encode_s, num_lost = _count_tokens(plan.recipe, tokenizer, texts)
+    except BackendMismatch:  # a build starts again with the reference too
+        tokenizer.use_reference()
+        lengths, encode_s, num_lost = _count_tokens(plan.recipe, tokenizer, texts)
+    texts = get_plain_texts(texts, has_chats=plan.recipe.chat_columns is not None)
     num_tokens = int(lengths.sum())
-    num_lost = loss_counter.measure().lost.total() if loss_counter else 0
     encoded_bytes = max(int(count_text_bytes(texts).sum()), 1)
     read_bytes = max(found.text_bytes, 1)
     # Scale the sizes of the documents that were read and encoded to the whole input.
@@ -132,44 +133,28 @@ def _count_leaks(found: _ReadDocuments, recipe: Recipe) -> int:
     return len(np.intersect1d(hashes[sides == TRAIN], hashes[sides == VAL]))
 
 
-def _count_tokens(
-    turn_ids: TurnIds, tokenizer: Tokenizer, texts: pa.LargeStringArray, loss_counter: LossCounter | None
-) -> tuple[np.ndarray, float]:
-    """Return the number of tokens of each of D texts, (D,) int64, and the time of encoding in seconds.
+def _count_tokens(recipe: Recipe, tokenizer: Tokenizer, texts: pa.LargeStringArray) -> tuple[np.ndarray, float, int]:
+    """Return the tokens of each of D texts, (D,) int64, the seconds of encoding, and how many characters are lost.
 
     Long texts are encoded in slices, and chats turn by turn, as in a build. The control tokens of turns
-    are counted, those of whole documents are not. `loss_counter`, if any, counts all texts and their ids.
+    are counted, those of whole documents are not. Raises BackendMismatch if the fast backend fails.
     """
+    turn_ids = TurnIds(recipe, tokenizer)
+    loss_counter = LossCounter(tokenizer) if tokenizer.can_lose_characters else None
     turns = turn_ids.split(texts)
     slices, first_slices = slice_texts(turns.texts, tokenizer.cuts)
     lengths = np.zeros(len(slices), np.int64)
     elapsed_s = 0.0
     for start, stop in iter_groups(slices):
         group = slices.slice(start, stop - start)
-        if loss_counter is not None:
-            loss_counter.add_text(group)
-        parts = _encode(tokenizer, group)
-        while True:
-            begin = time.perf_counter()
-            part = next(parts, None)
-            elapsed_s += time.perf_counter() - begin
-            if part is None:
-                break
-            ids, ends = part
-            if loss_counter is not None:
-                loss_counter.add_ids(ids, ends)
+        parts = encode_group(tokenizer, group, np.zeros(len(group), bool), loss_counter)
+        begin = time.perf_counter()
+        for _, ends in parts:
             lengths[start:stop] += np.diff(ends, prepend=0)
+        elapsed_s += time.perf_counter() - begin
     of_turns = np.add.reduceat(lengths, first_slices[:-1]) + turn_ids.count(turns.kinds)
-    return np.add.reduceat(of_turns, turns.firsts[:-1]), elapsed_s
-
-
-def _encode(tokenizer: Tokenizer, group: pa.LargeStringArray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the ids of a group of slices and where each ends, or those of one long slice in parts."""
-    if is_long_slice(group):
-        for ids in tokenizer.encode_long(group):
-            yield ids, np.array([len(ids)])
-    else:
-        yield tokenizer.encode(group)
+    num_lost = loss_counter.measure().lost.total() if loss_counter else 0
+    return np.add.reduceat(of_turns, turns.firsts[:-1]), elapsed_s, num_lost
 
 
 def choose_documents(plan: Plan, num_documents: int) -> tuple[pa.LargeStringArray, pa.StringArray]:

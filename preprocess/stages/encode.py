@@ -23,7 +23,9 @@ import pyarrow.compute as pc
 
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.permutation import keyed_hash
+from preprocess.stages.slices import is_long_slice
 from preprocess.tokenizers.interface import Encoded, Tokenizer
+from preprocess.tokenizers.lost_characters import LossCounter
 
 INITIAL_CHECK_BYTES = 1 << 17  # of text, in every process
 CALL_BYTES = 64  # a call of the reference costs as much time as encoding this much text
@@ -109,6 +111,27 @@ def encode_long(tokenizer: Tokenizer, text: pa.LargeStringArray, *, is_checked: 
         if isinstance(e, MemoryError) or not tokenizer.has_fast_backend:
             raise
         raise BackendMismatch(f"{tokenizer.backend} failed ({type(e).__name__}: {e})") from e
+
+
+def encode_group(
+    tokenizer: Tokenizer, group: pa.LargeStringArray, is_checked: np.ndarray, loss_counter: LossCounter | None
+) -> Iterator[Encoded]:
+    """Yield the flat ids of G slices and the end of each, (G,) int64, at once, or those of one long slice in parts.
+
+    `group`: one of `iter_groups`. `is_checked`: (G,) bool, which slices are compared with the reference.
+    `loss_counter`, if any, counts the slices and their ids. Raises BackendMismatch like `encode_checked`.
+    """
+    if loss_counter is not None:
+        loss_counter.add_text(group)
+    if is_long_slice(group):
+        long_ids = encode_long(tokenizer, group, is_checked=bool(is_checked[0]))
+        parts: Iterator[Encoded] = ((ids, np.array([len(ids)])) for ids in long_ids)
+    else:
+        parts = iter([encode_checked(tokenizer, group, np.flatnonzero(is_checked))])
+    for ids, ends in parts:
+        if loss_counter is not None:
+            loss_counter.add_ids(ids, ends)
+        yield ids, ends
 
 
 def _compare_with_reference(tokenizer: Tokenizer, texts: pa.LargeStringArray, ids_of_texts: list[np.ndarray]) -> None:

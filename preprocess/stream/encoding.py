@@ -18,17 +18,9 @@ import pyarrow as pa
 from preprocess.chats.marked_text import count_plain_bytes
 from preprocess.errors import FolioError
 from preprocess.shards.format import CONTROL_FIELDS, format_control_token
-from preprocess.stages.encode import (
-    BackendMismatch,
-    SpotCheck,
-    add_control_tokens,
-    encode_checked,
-    encode_long,
-    has_bos,
-    has_eot,
-)
+from preprocess.stages.encode import BackendMismatch, SpotCheck, add_control_tokens, encode_group, has_bos, has_eot
 from preprocess.stages.encode_chats import TurnIds, choose_turns
-from preprocess.stages.slices import is_long_slice, iter_groups, slice_texts
+from preprocess.stages.slices import iter_groups, slice_texts
 from preprocess.stream.corpus import StreamCorpus
 from preprocess.stream.reading import Cursor, SelectedDocuments
 from preprocess.tokenizers.interface import Encoded
@@ -110,24 +102,12 @@ class ChunkEncoder:
         parts, lengths = [np.empty(0, self._corpus.dtype)], np.zeros(len(slices), np.int64)
         for start, stop in iter_groups(slices):
             group = slices.slice(start, stop - start)
-            if self._loss_counter is not None:
-                self._loss_counter.add_text(group)
-            for ids, ends in self._encode_group(group, is_checked[start:stop]):
-                if self._loss_counter is not None:
-                    self._loss_counter.add_ids(ids, ends)
+            for ids, ends in encode_group(self._tokenizer, group, is_checked[start:stop], self._loss_counter):
                 # Convert each part: a document may have 64 million ids of 4 bytes.
                 parts.append(ids.astype(self._corpus.dtype, copy=False))
                 lengths[start:stop] += np.diff(ends, prepend=0)
             self._log_lost_characters()
         return np.concatenate(parts), np.cumsum(lengths)[first_slices[1:] - 1]
-
-    def _encode_group(self, group: pa.LargeStringArray, is_checked: np.ndarray) -> Iterator[Encoded]:
-        """Yield the ids of a group of slices and where each ends, or those of one long slice in parts."""
-        if is_long_slice(group):
-            for ids in encode_long(self._tokenizer, group, is_checked=bool(is_checked[0])):
-                yield ids, np.array([len(ids)])
-        else:
-            yield encode_checked(self._tokenizer, group, np.flatnonzero(is_checked))
 
     def _log_lost_characters(self) -> None:
         if self._loss_counter is not None and (line := self._loss_counter.measure().describe()):

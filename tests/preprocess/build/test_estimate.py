@@ -17,6 +17,7 @@ from preprocess.errors import FolioError
 from preprocess.recipes.catalog import load_recipe
 from preprocess.shards.files import JsonObject
 from preprocess.shards.format import Build
+from preprocess.tokenizers.interface import Encoded
 from tests.helpers.memory import measure_peak_bytes
 from tests.preprocess.build.helpers import QUIET
 
@@ -49,6 +50,21 @@ def test_estimate_is_seeded_and_formatted(rows: Path) -> None:
     assert results[0]["tokens_per_document"] == results[1]["tokens_per_document"] != results[2]["tokens_per_document"]
     lines = format_estimate(results[0])
     assert lines[0].startswith("documents   50 were encoded") and "GB of memory" in lines[-1]
+
+
+def test_estimate_uses_the_reference_if_the_fast_backend_fails(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(load_recipe(None, inputs=(str(rows),), tokenizer="gpt2"), None, QUIET)
+    fast = estimate_build(plan, 50, workers=1)
+    assert fast["engine"] == "gigatoken" and plan.tokenizer is not None
+
+    def fail(texts: pa.LargeStringArray) -> Encoded:
+        raise RuntimeError("a bug in Rust")
+
+    monkeypatch.setattr(plan.tokenizer, "start_fast_backend", lambda: None)  # it is started already
+    monkeypatch.setattr(plan.tokenizer._fast, "encode", fail)  # type: ignore[attr-defined]
+    reference = estimate_build(plan, 50, workers=1)
+    assert reference["engine"] == "tiktoken"
+    assert reference["tokens_per_document"] == fast["tokens_per_document"]
 
 
 def test_estimate_counts_the_files_of_near_dedup(tmp_path: Path) -> None:
