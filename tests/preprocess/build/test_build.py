@@ -208,7 +208,7 @@ def test_stats_count_the_documents_of_the_build(
     [
         (b"", "no document is left of own: 1 document read; 1 empty"),
         (b"\xef\xbb\xbf", "no document is left of own"),
-        (b"\x00\x01", "no document is left of own"),
+        (b"\x01\x02", "no document is left of own"),
         (b"x", "its training side would be empty"),
         (
             b"good \xff bad" * 9,
