@@ -168,6 +168,7 @@ def test_texts_in_both_given_splits_are_reported(run: Callable[..., Result], tmp
     val = write_nanogpt(tmp_path / "b.bin", [[6, EOT]])
     result = run("import", train, "--val", val, "--format", "nanogpt", "--tokenizer", "gpt2", "--name", "own")
     assert result.exit_code == 0 and "1 text is in both train and val" in result.stderr
+    assert "too low; name the training files only, to split their" in result.stderr and "--dedup" not in result.stderr
     assert count_leaks(Build("own")).num_texts == 1
 
 
