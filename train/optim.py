@@ -274,6 +274,14 @@ def make_optimizers(model: LanguageModel, config: Config, *, device: torch.devic
     return optimizers
 
 
+def use_whole_matrices(optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Make Muon update the queries, keys and values of all heads as one matrix, as earlier versions of Folio did."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, Muon):
+            for group in optimizer.param_groups:
+                group["num_parts"] = 1
+
+
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
     """Set the learning rate of every parameter group to `factor` times its maximum."""
     for optimizer in optimizers:

@@ -50,7 +50,9 @@ def test_run_of_earlier_version_resumes(folder: Path, arch: str) -> None:
         after = [(row["step"], row[key]) for row in resumed if key in row]
         assert [step for step, _ in after] == [step for step, _ in before]
         # Processors round differently. On the one that made the fixture the losses are equal.
-        assert [loss for _, loss in after] == pytest.approx([loss for _, loss in before], rel=1e-3)
+        # With Muon's update of this version they would differ by 1e-4.
+        assert [loss for _, loss in after] == pytest.approx([loss for _, loss in before], rel=1e-5)
+    assert ("Muon updates the matrices of all heads as one" in result.stdout) == (arch == "modern")
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "modern"])

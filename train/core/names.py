@@ -1,4 +1,4 @@
-"""Short names of runs for tables and legends."""
+"""Short names of runs and builds for tables and legends."""
 
 from __future__ import annotations
 

@@ -215,7 +215,7 @@ class ValidationData(ValidationWindows):
         nothing = [(np.empty(0, np.int64), np.empty(0, np.int64))]
         self._first, self._second = (np.concatenate(column) for column in zip(*(located or nothing), strict=True))
         self.shares = builds.shares
-        self.names = [build.name for build in builds.builds]
+        self.names = builds.names
         splits = [build.manifest.splits["val"] for build in builds.builds]
         self.sizes = [TextSize(num_tokens=split.tokens, text_bytes=split.text_bytes) for split in splits]
         self.loss_fractions = self._split.loss_fractions((self.build_index, self._first, self._second))

@@ -17,6 +17,7 @@ from preprocess.shards.format import Build, find_build
 from preprocess.shards.manifest import SPLITS, Manifest, TokenizerEntry
 from preprocess.shards.replaced import read_unreplaced
 from train.config import URL_MARK
+from train.core.names import make_run_names
 
 # The number at the end of http://HOST:8000 is a port, not a weight.
 NAME_AND_WEIGHT = re.compile(
@@ -38,10 +39,19 @@ class Builds:
     warnings: ClassVar[list[str]] = []  # always empty; those of a stream are in StreamedText.warnings
 
     @property
+    def names(self) -> list[str]:
+        """The name of each build; if several have the same one, with so many of their folders that they differ."""
+        names = [build.name for build in self.builds]
+        if len({*names}) == len(names):
+            return names
+        ends = make_run_names([build.folder for build in self.builds])
+        return [end if names.count(name) > 1 else name for name, end in zip(names, ends, strict=True)]
+
+    @property
     def name(self) -> str:
         if len(self.builds) == 1:
             return self.builds[0].name
-        return ", ".join(f"{build.name} {share:.1%}" for build, share in zip(self.builds, self.shares, strict=True))
+        return ", ".join(f"{name} {share:.1%}" for name, share in zip(self.names, self.shares, strict=True))
 
     @property
     def build_id(self) -> str:

@@ -30,9 +30,18 @@ def completion_seed(seed: int, number: int) -> int:
 
 @torch.no_grad()
 def generate(
-    model: LanguageModel, ids: list[int], *, config: Config, eot_id: int | None, number: int = 0
+    model: LanguageModel,
+    ids: list[int],
+    *,
+    config: Config,
+    eot_id: int | None,
+    number: int = 0,
+    forget_prompt: bool = False,
 ) -> Generator[int, None, None]:
     """Yield the ids that continue `ids`, which must not be empty.
+
+    With `forget_prompt`, only the first id is predicted from `ids`, and the others from those after them:
+    with mask_documents, no token attends to the end of the document before.
 
     Ends after config.completion_tokens ids, or when `eot_id` is drawn, which is not yielded. The
     random numbers depend only on config.seed and `number`, the number of the completion. torch's
@@ -47,7 +56,8 @@ def generate(
             if next_id == eot_id:
                 return
             yield next_id
-            context = extend_context(context, next_id, block_size=model.block_size)
+            context = [next_id] if forget_prompt else extend_context(context, next_id, block_size=model.block_size)
+            forget_prompt = False
 
 
 def extend_context(context: list[int], next_id: int, *, block_size: int) -> list[int]:

@@ -38,6 +38,7 @@ class Sampler:
         self._eot_id = manifest.eot_id
         ids = [*controls.values(), *encode_text(self._tokenizer, config.completion_prompt, "the prompt")]
         self._ids = ids or [self._eot_id or 0]
+        self._forget_prompt = config.mask_documents and not ids
         self._prompt = " ".join([*controls, config.completion_prompt])
         # Ids without text: control tokens, and ids of a larger build that the model was trained on
         # before this one.
@@ -49,7 +50,15 @@ class Sampler:
         Raises FolioError if the model's output is not finite.
         """
         yield self._prompt
-        with closing(generate(self._model, self._ids, config=self._config, eot_id=self._eot_id, number=number)) as ids:
+        drawn = generate(
+            self._model,
+            self._ids,
+            config=self._config,
+            eot_id=self._eot_id,
+            number=number,
+            forget_prompt=self._forget_prompt,
+        )
+        with closing(drawn) as ids:
             yield from decode_stream(self._tokenizer.decode_bytes, (i for i in ids if i not in self._control_ids))
 
 

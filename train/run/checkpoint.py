@@ -235,10 +235,16 @@ def _stored_weights(checkpoint: Checkpoint) -> Mapping[str, StoredTensor]:
 
 
 def check_shapes(checkpoint: Checkpoint, config: Config) -> None:
-    """Raise MisuseError unless the weights have the names and shapes of a model of `config`.
+    """Raise MisuseError unless the weights have the names and shapes of a model of `config`, and as many heads.
 
-    No memory is allocated for the model. Raises CheckpointError if the weights are damaged.
+    With another number of heads the shapes would be the same, but the model another one. No memory is
+    allocated for the model. Raises CheckpointError if the weights are damaged.
     """
+    if (n_head := checkpoint.info.config.n_head) != config.n_head:
+        raise MisuseError(
+            f"{checkpoint.folder} has n_head {n_head}, but the settings have {config.n_head}, which is another model; "
+            f"set --n_head={n_head}"
+        )
     with torch.device("meta"):
         parameters = make_model(config, checkpoint.info.vocab_size).state_dict()
     expected = {name: tuple(p.shape) for name, p in parameters.items()}

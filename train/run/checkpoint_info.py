@@ -30,6 +30,7 @@ VERSION, SHARDED_VERSION = 2, 3  # a sharded one also has num_parts; an earlier 
 INFO_FILE, MODEL_FILE, TRAINING_FILE = "checkpoint.json", "model.safetensors", "training.safetensors"
 TENSOR_FILES = (MODEL_FILE, TRAINING_FILE)
 EARLY_STOPPING = "watch"  # the key of earlier versions, kept so that their checkpoints can be read
+MUON_BY_HEAD = "muon_by_head"  # earlier versions did not write it, and Muon updated whole matrices
 CHECKSUM = "checksum"
 ADVICE = "; use another checkpoint"
 MAX_VOCAB_SIZE = 1 << 32
@@ -65,6 +66,7 @@ class CheckpointInfo:
     num_samples: int  # samples used
     micro_batch: int | None  # windows per forward pass; None if not known
     num_threads: int | None  # of the CPU; None if not known
+    has_muon_by_head: bool  # whether Muon updates queries, keys and values of each head separately
     streams: list[JsonObject] | None  # the resume state of each process's stream; None for builds
     skipped_updates: int  # in the whole run
     scaler: JsonObject  # of the gradient scaler; empty if it is off
@@ -162,6 +164,7 @@ def _parse(content: JsonObject, config: Config) -> CheckpointInfo:
         num_samples=num_samples,
         micro_batch=_parse_micro_batch(content, config),
         num_threads=_parse_num_threads(content),
+        has_muon_by_head=_get(content, MUON_BY_HEAD, bool) if MUON_BY_HEAD in content else False,
         streams=_parse_streams(content, config),
         skipped_updates=_get_int(content, "skipped_updates", 0, num_samples),
         scaler=_parse_scaler(_get(content, "scaler", dict)),

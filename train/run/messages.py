@@ -51,6 +51,8 @@ def describe_continuation(checkpoint: Checkpoint, config: Config) -> str:
     line = f"continuing after step {info.step:,}, from {checkpoint.folder}"
     if changes := list_rounding_changes(info.config, config):
         line += f"; {', '.join(changes)}: the losses from here on differ slightly from those without this change"
+    if config.optimizer == "muon" and not info.has_muon_by_head:
+        line += "; Muon updates the matrices of all heads as one, as in the version of Folio that began the run"
     if not info.is_extended_by(config):
         return line
     return f"{line}; max_steps is raised from {info.config.max_steps:,} to {config.max_steps:,}: " + (

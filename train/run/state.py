@@ -20,8 +20,8 @@ from train.core.distributed import World
 from train.core.sharding import shard_model
 from train.model import make_model
 from train.model.base import LanguageModel
-from train.optim import SLOTS, allocate_state, make_optimizers
-from train.run.checkpoint_info import EARLY_STOPPING, CheckpointInfo
+from train.optim import SLOTS, allocate_state, make_optimizers, use_whole_matrices
+from train.run.checkpoint_info import EARLY_STOPPING, MUON_BY_HEAD, CheckpointInfo
 from train.run.stored_tensors import StoredTensor
 from train.run.validation import EarlyStopping
 
@@ -44,6 +44,7 @@ class TrainingState:
     step: int = 0  # optimizer steps done
     micro_batch: int | None = None  # windows per forward pass, set by the preflight; dropout depends on it
     num_threads: int | None = None  # of the CPU, set by the preflight; the order of sums depends on it
+    has_muon_by_head: bool = True  # False in a run with Muon that an earlier version began (`use_whole_matrices`)
     num_samples: int = 0  # samples used; more than step · windows_per_step if a rollback skipped some
     streams: list[Any] | None = None  # the resume state of each process's stream, as JSON; None for builds
     early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
@@ -117,6 +118,7 @@ def state_numbers(state: TrainingState) -> JsonObject:
         "num_samples": state.num_samples,
         "micro_batch": state.micro_batch,
         "num_threads": state.num_threads,
+        MUON_BY_HEAD: state.has_muon_by_head,
         "streams": state.streams,
         "skipped_updates": int(state.skipped[1]),
         "scaler": state.scaler.state_dict(),
@@ -149,7 +151,15 @@ def load_state(state: TrainingState, info: CheckpointInfo, tensors: Mapping[str,
         state.scaler.load_state_dict(info.scaler)
     state.micro_batch, state.num_threads, state.streams = info.micro_batch, info.num_threads, info.streams
     state.step, state.num_samples = info.step, info.num_samples
+    _set_muon_rule(state, has_muon_by_head=info.has_muon_by_head)
     state.skipped.copy_(torch.tensor([0, info.skipped_updates]))
+
+
+def _set_muon_rule(state: TrainingState, *, has_muon_by_head: bool) -> None:
+    """Make Muon continue with the rule that the run began with, or its losses would change."""
+    state.has_muon_by_head = has_muon_by_head
+    if not has_muon_by_head:
+        use_whole_matrices(state.optimizers)
 
 
 def load_in_all(world: World, state: TrainingState, load: Callable[[], None]) -> None:
@@ -182,10 +192,12 @@ def broadcast_state(state: TrainingState, world: World) -> None:
             state.micro_batch or 0,
             scaler.get("scale", 0),
             scaler.get("_growth_tracker", 0),
+            state.has_muon_by_head,
         ],
         dtype=torch.float64,
     )
     world.broadcast_tensors([numbers])
     state.step, state.num_samples, state.micro_batch = int(numbers[0]), int(numbers[1]), int(numbers[2]) or None
+    _set_muon_rule(state, has_muon_by_head=bool(numbers[5]))
     if scaler:
         state.scaler.load_state_dict(scaler | {"scale": numbers[3].item(), "_growth_tracker": int(numbers[4])})

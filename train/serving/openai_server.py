@@ -14,6 +14,7 @@ are parts of the extra `serve`. The classes are those of transformers 5.23; late
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import socket
@@ -33,7 +34,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
-from transformers.cli.serving.utils import GenerateManager, GenerationState
+from transformers.cli.serving.utils import GenerateManager, GenerationState, _StreamError
 
 from preprocess.errors import shorten
 from preprocess.shards.files import JsonObject, parse_json
@@ -42,6 +43,7 @@ from train.serving.bodies import BodyError, BodyReader
 from train.serving.loaded_model import LoadedModel
 from train.serving.requests import RequestError, parse_chat, parse_completion
 from train.serving.stops import StopQueue
+from train.serving.streamer import Cancelled, WholeStreamer
 
 MAX_CONNECTIONS = 256  # further ones get the status 503
 SECONDS_TO_FINISH = 2  # after Ctrl-C, for the requests that are being answered
@@ -71,14 +73,21 @@ class BoundedGeneration(GenerateManager):
     ) -> tuple[Any, Any]:
         """Start to generate. Return the queue of the parts and the streamer, as the base class does."""
         self._bound(inputs, gen_config)
-        queue, streamer = super().generate_streaming(
-            _seed_model(model, gen_config),
-            processor,
-            inputs,
-            gen_config,
-            request_id=request_id,
-            response_parser=response_parser,
+        model, queue = _seed_model(model, gen_config), asyncio.Queue[Any]()
+        tokenizer = processor._tokenizer
+        streamer = WholeStreamer(
+            tokenizer, queue, on_end=lambda ids: _note_end(gen_config, ids, str(tokenizer.decode(ids)))
         )
+
+        def run() -> None:
+            try:
+                model.generate(**inputs, streamer=streamer, generation_config=gen_config, tokenizer=processor)
+            except Cancelled:
+                streamer.send(None)
+            except Exception as e:  # the handler reports it to the client, between quotation marks
+                streamer.send(_StreamError(json.dumps(str(e))[1:-1]))
+
+        self.submit(run)
         stops = gen_config.stop_strings
         return (StopQueue(queue, stops) if stops else queue), streamer
 
@@ -90,6 +99,7 @@ class BoundedGeneration(GenerateManager):
         text, length, ids = await super().generate_non_streaming(
             _seed_model(model, gen_config), processor, inputs, gen_config, request_id=request_id
         )
+        _note_end(gen_config, ids.tolist(), text)
         return cut_at_stop(text, gen_config.stop_strings or []), length, ids
 
     def _bound(self, inputs: Any, gen_config: Any) -> None:
@@ -101,6 +111,16 @@ class BoundedGeneration(GenerateManager):
                 "answer; shorten it"
             )
         gen_config.max_new_tokens = min(gen_config.max_new_tokens, self._context - length)
+
+
+def _note_end(gen_config: Any, ids: list[int], text: str) -> None:
+    """Make the handlers report an answer that the model or a stop text ended as such.
+
+    They would report that it was too long if it has all the tokens that it may have.
+    """
+    end_ids = gen_config.eos_token_id if isinstance(gen_config.eos_token_id, list) else [gen_config.eos_token_id]
+    if (ids and ids[-1] in end_ids) or cut_at_stop(text, gen_config.stop_strings or []) != text:
+        gen_config.max_new_tokens = None
 
 
 def _seed_model(model: Any, gen_config: Any) -> Any:

@@ -54,8 +54,11 @@ def find_or_create_experiment(client: MlflowClient, default_name: str) -> str:
 
 
 def format_metric_name(key: str) -> str:
-    """Return `key` with an underscore for each character that MLflow rejects in a metric's name."""
-    return re.sub(r"[^\w\-./ :]", "_", key, flags=re.ASCII)
+    """Return `key` with an underscore for each character that MLflow rejects in a metric's name.
+
+    It takes the letters of all languages, so two builds with Russian names remain two metrics.
+    """
+    return re.sub(r"[^\w\-./ :]", "_", key)
 
 
 class MLflow:

@@ -106,6 +106,17 @@ def test_validation_of_a_mixture_reads_all_builds(folder: Path) -> None:
     assert ValidationData(builds, make_config(eval_tokens=16 * 8), device=CPU).num_windows == 6 + 2
 
 
+def test_builds_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("first/same", "second/same", "other")]
+    for path, repeats in zip(paths, (40, 30, 20), strict=True):
+        make_build(path, train_repeats=repeats)
+    builds = open_builds(",".join(f"{path}:1" for path in paths))
+    names = ["first/same", "second/same", "other"]
+    assert builds.names == names and builds.name == "first/same 33.3%, second/same 33.3%, other 33.3%"
+    assert ValidationData(builds, make_config(), device=CPU).names == names, "each has its own loss"
+    assert open_builds(str(paths[0])).names == ["same"]
+
+
 def test_vocabulary_is_that_of_the_build_with_most_control_tokens(folder: Path) -> None:
     builds = open_builds(f"{folder / 'fewer'}:1,{folder / 'one'}:1")
     assert "<author_Anna_Akimova>" in builds.manifest.special_tokens

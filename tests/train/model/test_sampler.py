@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from preprocess.errors import MisuseError
 from preprocess.shards.format import Build
 from tests.conftest import assert_one_line
 from tests.helpers.runs import AUTHOR_ID, EOT_ID, VOCAB_SIZE, encode, make_build, make_config
+from train.model.generate import generate
 from train.model.gpt2 import GPT2
 from train.model.sampler import complete, control_tokens, encode_text, load_text_tokenizer
 
@@ -124,6 +126,22 @@ def test_complete_draws_no_global_random_number_and_restores_the_mode(build: Bui
     assert torch.equal(before, torch.get_rng_state())
     assert model.training
     assert complete(model, build.folder, build.manifest, config=config) == first
+
+
+@pytest.mark.parametrize("mask_documents", [False, True])
+def test_document_is_not_continued_from_the_end_of_the_one_before(build: Build, mask_documents: bool) -> None:
+    config = make_config(mask_documents=mask_documents, temperature=0.0, completion_tokens=12, block_size=32)
+    torch.manual_seed(1)
+    model = GPT2(config, VOCAB_SIZE)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    first, *_ = generate(model, [EOT_ID], config=config, eot_id=None)
+    prompt = [first] if mask_documents else [EOT_ID, first]
+    rest = dataclasses.replace(config, completion_tokens=11)
+    expected = [first, *generate(model, prompt, config=rest, eot_id=EOT_ID)]
+    tokenizer = load_text_tokenizer(build.folder, build.manifest)
+    text = tokenizer.decode(np.array([i for i in expected if i < EOT_ID], np.uint32))
+    assert complete(model, build.folder, build.manifest, config=config) == text and len(text) > 3
 
 
 def test_drawn_control_ids_have_no_text(build: Build) -> None:

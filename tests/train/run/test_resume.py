@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from preprocess.shards.files import readable_json
 from tests.helpers.runs import (
     delete_checkpoints_after,
     invoke,
@@ -20,6 +22,7 @@ from tests.helpers.runs import (
     write_config,
 )
 from train.run.checkpoint import list_checkpoints
+from train.run.checkpoint_info import INFO_FILE, MUON_BY_HEAD, seal_info
 
 # Each differs from TINY, which has dropout, two micro-batches per step, random windows, AdamW and
 # fp32.
@@ -61,6 +64,23 @@ def test_resumed_run_equals_an_uninterrupted_one(folder: Path, variant: str) -> 
         copy = interrupt(run, after=after)
         assert invoke("train.py", folder / f"{name}.py", f"--out_dir={copy}").returncode == 0
         assert_same_end(copy, run)
+
+
+def test_run_with_muon_of_an_earlier_version_keeps_its_update(folder: Path) -> None:
+    settings = {"max_steps": 12, "checkpoint_interval": 4, "keep_checkpoints": 9, "optimizer": "muon"}
+    run = train_run(folder, "by_head", **settings)
+    whole = interrupt(run, after=4)
+    content = json.loads((list_checkpoints(whole)[-1] / INFO_FILE).read_bytes())
+    assert content.pop(MUON_BY_HEAD) is True
+    (list_checkpoints(whole)[-1] / INFO_FILE).write_bytes(readable_json(seal_info(content)))
+    config = [folder / "by_head.py", f"--out_dir={whole}"]
+    result = invoke("train.py", *config)
+    assert result.returncode == 0 and "Muon updates the matrices of all heads as one" in result.stdout
+    assert read_train_losses(whole)[:5] == read_train_losses(run)[:5], "those of the checkpoint's weights"
+    assert read_train_losses(whole)[5:] != read_train_losses(run)[5:]
+    again = interrupt(whole, after=8)
+    assert invoke("train.py", config[0], f"--out_dir={again}").returncode == 0
+    assert_same_end(again, whole)
 
 
 def test_resumed_mixture_equals_an_uninterrupted_one(folder: Path) -> None:

@@ -278,10 +278,12 @@ def test_resume_continues_another_run_in_a_new_folder(folder: Path, long_run: Pa
 
 def test_resume_with_a_model_of_another_shape_writes_nothing(folder: Path) -> None:
     run, new_run = train_run(folder, "shaped"), folder / "reshaped"
-    done = invoke(
-        "train.py", folder / "shaped.py", f"--out_dir={new_run}", f"--resume={run}", "--n_embd=16", "--max_steps=40"
-    )
+    arguments = [folder / "shaped.py", f"--out_dir={new_run}", f"--resume={run}", "--max_steps=40"]
+    done = invoke("train.py", *arguments, "--n_embd=16")
     assert done.returncode == 2 and "but the settings need" in done.stderr
+    # The weights have the same shapes for any number of heads.
+    done = invoke("train.py", *arguments, "--n_head=4")
+    assert done.returncode == 2 and done.stderr.endswith("which is another model; set --n_head=2\n")
     assert not (new_run / "metrics.jsonl").exists()
 
 

@@ -62,6 +62,23 @@ def test_reply_ends_where_the_turn_does_streamed_or_not(client: Any) -> None:
         assert len(chunks) > len(reply) and chunks[-1].choices[0].finish_reason == "stop"
 
 
+@pytest.mark.parametrize(
+    ("options", "text", "reason"),
+    [
+        ({"max_tokens": 8}, "the fox", "stop"),  # the last token ends the turn
+        ({"max_tokens": 7}, "the fox", "length"),
+        ({"max_tokens": 5, "stop": "f"}, "the ", "stop"),
+    ],
+)
+def test_reason_is_right_for_the_last_token_that_is_allowed(
+    client: Any, options: dict[str, Any], text: str, reason: str
+) -> None:
+    answer = ask(client, "what jumps", **options).choices[0]
+    assert (answer.message.content, answer.finish_reason) == (text, reason)
+    chunks = [chunk.choices[0] for chunk in ask(client, "what jumps", stream=True, **options)]
+    assert "".join(chunk.delta.content or "" for chunk in chunks) == text and chunks[-1].finish_reason == reason
+
+
 def test_conversation_with_earlier_turns_is_answered(client: Any) -> None:
     first, second = REPLIES
     messages = [

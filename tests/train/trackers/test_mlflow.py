@@ -28,7 +28,7 @@ from tests.train.trackers.helpers import (
     stop_at,
 )
 from train.trackers import client as tracker_client
-from train.trackers.mlflow_backend import find_or_create_experiment
+from train.trackers.mlflow_backend import find_or_create_experiment, format_metric_name
 
 pytestmark = [pytest.mark.slow, needs("mlflow", "sqlalchemy", "uvicorn", "fastapi")]
 
@@ -123,6 +123,17 @@ def test_mlflow_has_metrics_completions_and_settings_of_a_run(
     assert " ".join(text.split()) in " ".join(result.stdout.split())
     settings = json.loads(Path(client.download_artifacts(run.info.run_id, "settings.json")).read_text())
     assert settings == json.loads((folder / "whole" / "settings.json").read_text())
+
+
+def test_mlflow_keeps_metrics_of_builds_with_russian_names_apart(mlflow_server: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(mlflow_server)
+    run = client.create_run(find_or_create_experiment(client, "names"))
+    losses = {"val_loss/старый": 1.0, "val_loss/новый?": 2.0}
+    for key, loss in losses.items():
+        client.log_metric(run.info.run_id, format_metric_name(key), loss)
+    assert client.get_run(run.info.run_id).data.metrics == {"val_loss/старый": 1.0, "val_loss/новый_": 2.0}
 
 
 def test_mlflow_marks_failed_runs_and_has_rollbacks(

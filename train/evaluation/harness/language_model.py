@@ -101,9 +101,17 @@ class HarnessModel(TemplateLM):
     def _complete(self, context: str, config: Config, stops: Sequence[str], number: int) -> str:
         # Leave room for the completion, at most half of the context.
         room = min(config.completion_tokens, self._model.block_size // 2)
-        ids = (self.tok_encode(context) or self._start.before or [0])[-max(1, self._model.block_size - room) :]
+        ids = self.tok_encode(context)[-max(1, self._model.block_size - room) :]
+        drawn_ids = generate(
+            self._model,
+            ids or self._start.before or [0],
+            config=config,
+            eot_id=self._eot_id,
+            number=number,
+            forget_prompt=not ids,
+        )
         text = ""
-        with closing(generate(self._model, ids, config=config, eot_id=self._eot_id, number=number)) as drawn:
+        with closing(drawn_ids) as drawn:
             visible = (i for i in drawn if i not in self._silent_ids)
             for part in decode_stream(self._text_tokenizer.decode_bytes, visible):
                 text += part
