@@ -7,10 +7,11 @@ what was expected, and what to do. Commands print it without a traceback.
 import errno
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 MAX_SHOWN = 80  # characters of a name, a value or an expression that a message repeats
+FULL_DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 BLOCKING_PATHS = {errno.EISDIR: "a folder", errno.EEXIST: "a file"}  # what prevents creating a file or a folder
 SCHEME = r"\b[A-Za-z][A-Za-z0-9+.-]{1,20}:/{1,2}"
 LOGIN = re.compile(rf"({SCHEME})[^\s/?#'\"]{{1,1000}}@")
@@ -32,7 +33,7 @@ class MisuseError(FolioError):
 def explain_os_error(error: OSError) -> str:
     """Return `error` as one line, with advice, e.g. if the disk is full, access is denied, or a file is in the way."""
     file = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+    if error.errno in FULL_DISK:
         return (
             f"no space left on the disk{file}; free some space, or choose a directory on another disk, and run the "
             "same command again"
@@ -54,12 +55,15 @@ def explain_os_error(error: OSError) -> str:
 
 
 @contextmanager
-def name_file_in_errors(path: str) -> Iterator[None]:
-    """Add `path` to an OSError that names no file, such as those of reads from a disk that fails."""
+def name_file_in_errors(path: str, *, only: Collection[int] | None = None) -> Iterator[None]:
+    """Add `path` to an OSError that names no file, such as those of reads from a disk that fails.
+
+    `only`: the numbers of the errors to which it is added, by default all.
+    """
     try:
         yield
     except OSError as e:
-        if e.errno is not None and e.filename is None:
+        if e.errno is not None and e.filename is None and (only is None or e.errno in only):
             e.filename = path
         raise
 

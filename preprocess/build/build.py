@@ -312,7 +312,7 @@ class _Build:
         self._check_input_files()
         build_log = self.log.to_json(contents.layout.counts.total("text_bytes"), self.engine.num_workers)
         write_metadata(self.staging_dir, contents, build_log)
-        for line in list_warnings(contents.corpus, self.plan.input_files):
+        for line in list_warnings(contents.corpus, self.plan.input_files, contents.layout.counts.num_u2581):
             self.progress.warn(line)
         publish(self.staging_dir, self.output_dir)
 

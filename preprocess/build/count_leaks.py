@@ -21,6 +21,7 @@ from preprocess.stages.dedup import to_uint64_halves
 
 # h, low: the halves of a content hash; sides: bits TRAIN and VAL are set if a document with this hash is there.
 SIDES_DTYPE = np.dtype([("h", "<u8"), ("low", "<u8"), ("sides", "<u8")])
+LEAK_ADVICE = "pass --dedup to keep each text only once"
 BOTH_SIDES = 1 << TRAIN | 1 << VAL
 
 
@@ -55,11 +56,11 @@ def count_bucket_leaks(texts: Shuffle, bucket: int) -> int:
     return int(np.count_nonzero(found["sides"] == BOTH_SIDES))
 
 
-def describe_leaks(num_leaks: int) -> str:
-    """Return the warning about `num_leaks` > 0 texts that are in both splits."""
+def describe_leaks(num_leaks: int, advice: str = LEAK_ADVICE) -> str:
+    """Return the warning about `num_leaks` > 0 texts that are in both splits. `advice`: what to do."""
     return (
         f"{format_quantity(num_leaks, 'text')} {'is' if num_leaks == 1 else 'are'} in both train and val, so the "
-        "validation loss will be too low; pass --dedup to keep each text only once"
+        f"validation loss will be too low; {advice}"
     )
 
 

@@ -208,6 +208,12 @@ def _check_sides(assignment: SplitAssignment, recipe: Recipe) -> None:
                 f"{recipe.corpus} is too short to cut: its {name} side would be empty; give it more text or another "
                 "--val-fraction"
             )
+        if side == VAL and assignment.dropped.get("held_out"):
+            raise FolioError(
+                f"{recipe.corpus} has training and test documents, but none for validation, which the given split "
+                "needs; pass only the training files, which are then split at random without --split given, or call "
+                "the test split val"
+            )
         raise FolioError(
             f"the {name} side of {recipe.corpus} would be empty with the {recipe.split} split; add documents, or "
             "choose another split"

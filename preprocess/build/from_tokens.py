@@ -43,6 +43,7 @@ from preprocess.tokenizers.vocabulary import Vocabulary
 
 # Settings of the recipe in the manifest that are found in the documents.
 FOUND_SETTINGS = ("bos", "chat_columns", "eot", "masks")
+LEAK_ADVICE = "name the training files only, to split their documents with equal texts on one side"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +172,7 @@ def _make(inputs: TokenInputs, work_dir: WorkDir, output_dir: Path, name: str, p
         build_log = log.to_json(layout.counts.total("text_bytes"), engine.num_workers)
         write_metadata(staging_dir, BuildContents(name, plan, corpus, layout, shards), build_log)
         publish(staging_dir, output_dir)
-    for line in (*found.list_warnings(), *list_warnings(corpus, inputs.files)):
+    for line in (*found.list_warnings(), *list_warnings(corpus, inputs.files, layout.counts.num_u2581, LEAK_ADVICE)):
         progress.warn(line)
 
 

@@ -38,7 +38,6 @@ from preprocess.build.receipts import (
     LinesReceipt,
     PartitionValues,
     PrepareReceipt,
-    make_partial_path,
 )
 from preprocess.build.repeated_lines import LINES_SUFFIX, LineRemover, write_units
 from preprocess.build.work_dir import (
@@ -56,6 +55,7 @@ from preprocess.inputs.input_files import InputFile
 from preprocess.readers.partitions import Partition
 from preprocess.readers.records import Rejects
 from preprocess.recipes.schema import Recipe
+from preprocess.shards.files import make_partial_path
 from preprocess.shards.manifest import TokenizerEntry
 from preprocess.stages.decontaminate import CONTAMINATED
 from preprocess.stages.dedup import hash_contents, hash_groups

@@ -88,5 +88,10 @@ def contains_only_a_build(output_dir: Path) -> bool:
 
 
 def publish(staging_dir: Path, output_dir: Path) -> None:
-    """Move the finished build to `output_dir`, and delete a build that was there."""
+    """Move the finished build to `output_dir`, and delete a build that was there.
+
+    Raises FolioError if another program, such as an export, has put other files there meanwhile.
+    """
+    if output_dir.is_dir() and any(output_dir.iterdir()) and not contains_only_a_build(output_dir):
+        raise FolioError(f"{output_dir} got other files meanwhile; move them away, and run the same command again")
     replace_directory(staging_dir, output_dir)

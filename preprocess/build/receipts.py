@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import secrets
 import types
 import typing
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ import xxhash
 
 from preprocess.filters.counts import FilterCounts
 from preprocess.readers.reject_reasons import RejectReason
-from preprocess.shards.files import canonical_json, parse_json
+from preprocess.shards.files import canonical_json, make_partial_path, parse_json
 
 T = TypeVar("T")
 
@@ -111,14 +110,6 @@ class EncodeReceipt(PartitionReceipt):
     TASK: ClassVar[str] = "encode"
 
     encoding: EncodingReport
-
-
-def make_partial_path(path: Path) -> Path:
-    """Return a path beside `path` for a file that is being written.
-
-    The name is random, because a task that is repeated on another machine may have the same process id there.
-    """
-    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def write_receipt(path: Path, receipt: Any) -> None:

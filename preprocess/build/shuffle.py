@@ -27,8 +27,8 @@ import numpy as np
 
 from preprocess.build.buckets import get_max_piece_rows
 from preprocess.build.engines.interface import Engine, Task
-from preprocess.build.receipts import make_partial_path
 from preprocess.build.work_dir import Chunk, WorkDir, cut_chunk, iter_chunks
+from preprocess.shards.files import make_partial_path
 
 MIN_SECTION_DOCUMENTS = 1 << 20
 BUFFER_ROWS = 1 << 20  # collected before they are written, so that each block is not too small

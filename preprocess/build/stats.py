@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from preprocess.build.contamination import format_contamination
-from preprocess.build.count_leaks import describe_leaks
+from preprocess.build.count_leaks import LEAK_ADVICE, describe_leaks
 from preprocess.build.document_counts import DocumentCounts, ValueCounts
 from preprocess.build.filter_stats import format_filter_counts
 from preprocess.build.prepared_corpus import PreparedCorpus
@@ -167,13 +167,24 @@ def sum_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
     return total
 
 
-def list_warnings(corpus: PreparedCorpus, input_files: Sequence[InputFile]) -> list[str]:
-    """Return the warnings about a build: characters that are lost, files that do not match, texts in both splits."""
+def list_warnings(
+    corpus: PreparedCorpus, input_files: Sequence[InputFile], num_u2581: int, leak_advice: str = LEAK_ADVICE
+) -> list[str]:
+    """Return the warnings about a build: characters that are lost, files that do not match, texts in both splits.
+
+    `num_u2581`: the number of documents that contain U+2581. `leak_advice`: what to do about texts in both splits.
+    """
     lines = []
     if line := corpus.loss.describe():
         lines.append(line)
+    if num_u2581 and corpus.tokenizer.kind == "sentencepiece":
+        contain = "document contains" if num_u2581 == 1 else "documents contain"
+        lines.append(
+            f"{num_u2581:,} {contain} the character U+2581 (\u2581), SentencePiece's sign for a space, which is "
+            "decoded as a space; replace it in the input"
+        )
     if num_leaks := corpus.assignment.num_leaks:
-        lines.append(describe_leaks(num_leaks))
+        lines.append(describe_leaks(num_leaks, leak_advice))
     if is_grouped_by_position(corpus.recipe):
         lines += _compare_lengths(corpus, input_files)
     return lines

@@ -49,13 +49,12 @@ from preprocess.build.receipts import (
     FileChecksum,
     PartitionReceipt,
     PartitionValues,
-    make_partial_path,
     read_receipt,
     write_receipt,
 )
 from preprocess.errors import format_quantity
 from preprocess.progress import Progress
-from preprocess.shards.files import HASH_CHUNK_BYTES
+from preprocess.shards.files import HASH_CHUNK_BYTES, make_partial_path
 from preprocess.shards.format import default_root
 
 # One row per document. `hash`: of its content. `group`: of its group, whose documents are all on

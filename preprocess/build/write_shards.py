@@ -23,11 +23,11 @@ import numpy as np
 
 from preprocess.build.engines.interface import Engine, Task
 from preprocess.build.id_maps import IdMaps
-from preprocess.build.receipts import make_partial_path, read_receipt, write_receipt
+from preprocess.build.receipts import read_receipt, write_receipt
 from preprocess.build.shard_layout import SIDE_OF_SPLIT, PlannedShard, Segment, ShardLayout
 from preprocess.build.work_dir import WorkDir
 from preprocess.progress import Bar, Progress
-from preprocess.shards.files import sha256_file
+from preprocess.shards.files import make_partial_path, sha256_file
 from preprocess.shards.format import CONTROL_FIELDS, DOC_DTYPE, SPLITS, token_dtype
 from preprocess.shards.manifest import ShardEntry
 from preprocess.shards.writer import (

@@ -65,7 +65,7 @@ def import_command(
     from preprocess.build.import_tokens import ImportFiles, ImportSettings, plan_import
     from preprocess.exchange.find_files import find_token_paths
     from preprocess.inputs.part_names import find_gaps, find_missing_parts
-    from preprocess.inputs.token_files import describe_token_files
+    from preprocess.inputs.token_files import TokenIds, describe_token_files
     from preprocess.shards.format import Build, check_name, default_root
     from preprocess.tokenizers.vocabulary import load_vocabulary
 
@@ -83,7 +83,11 @@ def import_command(
         train, validation = describe_token_files([train_paths, val_paths], module.NAMES)
     named = {path.name for path in (*files, *val)}  # who names some files wants no others
     names = [file.tokens.name for file in (*train, *validation) if Path(file.tokens.path).name not in named]
-    for line in (*find_missing_parts(names), *find_gaps(names)):
+    warnings = [*find_missing_parts(names), *find_gaps(names)]
+    if module.NAMES.find_missing is not None:
+        ids = TokenIds(vocabulary.vocab_size, vocabulary.tokenizer.eot_id)
+        warnings += [line for files_ in (train, validation) for line in module.NAMES.find_missing(files_, ids)]
+    for line in warnings:
         progress.warn(line)
     described = ImportFiles(train, validation, getattr(module, function))
     is_new = build_from_tokens(

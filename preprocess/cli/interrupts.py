@@ -59,5 +59,5 @@ def signals_as_exceptions() -> Iterator[None]:
 def explain(error: KeyboardInterrupt) -> tuple[str, int]:
     """Return the message and the exit status of an interruption: 128 + the number of the signal."""
     if isinstance(error, Terminated):
-        return "terminated; run the same command again to continue", 128 + signal.SIGTERM
-    return "interrupted; run the same command again to continue", 128 + signal.SIGINT
+        return "terminated; run the same command again", 128 + signal.SIGTERM
+    return "interrupted; run the same command again", 128 + signal.SIGINT

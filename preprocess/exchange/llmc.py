@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,9 +26,9 @@ from preprocess.exchange.tokens import iter_ends, iter_tokens
 from preprocess.inputs.token_files import TokenBatch, TokenFile, TokenIds, TokenNames
 from preprocess.shards.format import SPLITS, Build
 
-NAMES = TokenNames(".bin")
 HEADER_INTEGERS = 256
 HEADER_BYTES = 4 * HEADER_INTEGERS
+MAX_TOKEN_BYTES = 4
 MAGIC_AND_VERSION = {"<u2": (20240520, 1), "<u4": (20240801, 7)}
 FILE_TOKENS = 100_000_000  # as in the files that llm.c makes; its reader needs files of less than 2 GiB
 
@@ -158,6 +159,44 @@ def _iter_with_last_eot(files: list[TokenFile], eot_id: int) -> Iterator[tuple[T
             is_first, last = False, file
     if last is not None:
         yield last, np.array([eot_id], np.uint32)
+
+
+def _find_missing(files: Sequence[TokenFile], ids: TokenIds) -> list[str]:
+    """Return a warning for each data set whose files seem to be incomplete or in the wrong order.
+
+    The files of a data set have the same name up to its number. The first one begins with the
+    end-of-text token of the first document, and all but the last one have the same size, to one token.
+    """
+    data_sets: dict[str, list[TokenFile]] = {}
+    for file in files:
+        data_sets.setdefault(re.sub(r"\d+", "#", str(file.path)), []).append(file)
+    warnings = []
+    for of_set in data_sets.values():
+        if not _begins_with(of_set[0], ids.eot_id):
+            warnings.append(
+                f"{of_set[0].path} does not begin with an end-of-text token, so a file before it may be missing; its "
+                "first document may be the rest of one"
+            )
+        *others, last = (file.tokens.size_bytes for file in of_set)
+        if others and (max(others) - min(others) > MAX_TOKEN_BYTES or last - max(others) > MAX_TOKEN_BYTES):
+            odd = of_set[int(np.argmin(others))] if max(others) - min(others) > MAX_TOKEN_BYTES else of_set[-1]
+            warnings.append(
+                f"{odd.path} has {odd.tokens.size_bytes:,} bytes, and another file of its set {max(others):,}; all but "
+                "the last one should have the same size: check their names, and that each is whole"
+            )
+    return warnings
+
+
+def _begins_with(file: TokenFile, eot_id: int | None) -> bool:
+    """Return whether the first token of a file is `eot_id`, or the file has no tokens."""
+    dtype = _read_header(file)
+    if file.tokens.size_bytes == HEADER_BYTES:
+        return True
+    with open_values(file.path, dtype, offset=HEADER_BYTES) as values:
+        return int(values.read(1)[0]) == eot_id
+
+
+NAMES = TokenNames(".bin", find_missing=_find_missing)
 
 
 def _read_header(file: TokenFile) -> str:

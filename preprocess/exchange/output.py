@@ -8,8 +8,16 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from preprocess.errors import MisuseError
-from preprocess.shards.files import REPLACED_SUFFIX, check_output_file, sync_folder
+from preprocess.errors import FULL_DISK, MisuseError, name_file_in_errors
+from preprocess.shards.files import (
+    REPLACED_SUFFIX,
+    FileVersion,
+    check_output_file,
+    check_version,
+    make_partial_path,
+    read_version,
+    sync_folder,
+)
 from preprocess.shards.format import check_no_build
 
 
@@ -53,6 +61,7 @@ class NewFiles:
 
     def __init__(self) -> None:
         self.temporary: dict[Path, Path] = {}  # by the name that the file gets
+        self.versions: dict[Path, FileVersion] = {}  # of the old files with these names
         self.folders: list[Path] = []  # that were made for the files, each after the one that contains it
 
     @contextlib.contextmanager
@@ -65,8 +74,9 @@ class NewFiles:
         for folder in reversed(missing):
             folder.mkdir()
             self.folders.append(folder)
-        self.temporary[path] = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        with open(self.temporary[path], "wb") as file:
+        self.versions[path] = read_version(path)
+        self.temporary[path] = make_partial_path(path)
+        with name_file_in_errors(str(path), only=FULL_DISK), open(self.temporary[path], "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -77,11 +87,14 @@ def write_together() -> Iterator[NewFiles]:
     """Yield an object that opens files for writing, and name them when the block ends without an exception.
 
     After an exception, e.g. because of a full disk or Ctrl-C, the old files are what they were, and no
-    part of a new file and no new folder remains.
+    part of a new file and no new folder remains. Raises FolioError if another program wrote one of the files
+    during the block: the folder would get files of two exports.
     """
     files = NewFiles()
     try:
         yield files
+        for path, version in files.versions.items():
+            check_version(path, version)  # another export to this folder may have ended meanwhile
         _rename_all(files.temporary)
     except BaseException:
         for temporary in files.temporary.values():

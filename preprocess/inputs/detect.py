@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+from collections.abc import Collection
 
 from preprocess.errors import FolioError, MisuseError
 from preprocess.recipes.schema import PAGE_FORMATS, TABLE_FORMATS
@@ -101,7 +102,10 @@ BYTE_ORDER_MARKS = {  # UTF-32 first: its mark in little-endian order begins wit
 MIN_NUL_SHARE = 0.05  # of the high bytes of UTF-16: those of spaces and line ends, in any language
 MAX_LOW_NUL_SHARE = 0.4  # low bytes that are NUL, as of U+0100, per high byte; UTF-32 and padded UTF-8 have more
 HIGH_BYTES_OF_ALPHABETS = range(0x22)  # of letters and punctuation; in UTF-8 they are spaces and control characters
+HIGH_BYTES_OF_SCRIPTS = (*range(9), *range(0xE, 0x20))  # without those that are white space in UTF-8
 MIN_ALPHABET_SHARE = 0.9  # of the high bytes of UTF-16 that could be UTF-8, too
+UNASSIGNED_PLANES = re.compile("[\U00040000-\U000dffff]")  # of Unicode
+MIN_ALPHABET_BYTES = 24  # of a file with such bytes: fewer may be a text in UTF-8 with a NUL after every letter
 MIN_CLEAR_BYTES = 32  # of these, ideographs in UTF-16 practically never are valid UTF-8
 
 
@@ -243,21 +247,43 @@ def detect_encoding(head: bytes) -> str | None:
 
     Without a byte order mark, UTF-16 is recognised by its NULs: the high bytes of all Latin letters,
     spaces and line ends are NUL, and the low bytes rarely are. UTF-8 with NULs can look like this,
-    too, but then the other bytes are letters, and as high bytes they would mean ideographs. Returns
-    None if a file is too short to say.
+    too, but then the other bytes are letters, and as high bytes they would mean ideographs. A script
+    without spaces, such as Thai, is recognised by high bytes that are control characters in UTF-8, and
+    UTF-32 by the upper halves of its characters, which are at most 16. Returns None if a file is too
+    short to say.
     """
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
             return encoding
-    if b"\0" not in head:
+    if not CONTROL.search(head):
         return ""
+    for encoding in ("utf-32-le", "utf-32-be"):
+        if _may_be_utf32(head, encoding):
+            return None if len(head) < MIN_ALPHABET_BYTES else encoding
     evens, odds = head[0::2], head[1::2]
     for high_bytes, low_bytes, encoding in ((odds, evens, "utf-16-le"), (evens, odds, "utf-16-be")):
-        num_nuls = high_bytes.count(0)
-        if num_nuls <= MIN_NUL_SHARE * len(high_bytes) or low_bytes.count(0) > MAX_LOW_NUL_SHARE * num_nuls:
+        num_nuls, num_low_nuls = high_bytes.count(0), low_bytes.count(0)
+        has_nuls = num_nuls > MIN_NUL_SHARE * len(high_bytes) and num_low_nuls <= MAX_LOW_NUL_SHARE * num_nuls
+        has_controls = len(head) >= MIN_CLEAR_BYTES and not num_low_nuls and _are(HIGH_BYTES_OF_SCRIPTS, high_bytes)
+        if not (has_nuls or has_controls):
             continue
-        num_alphabetic = sum(map(high_bytes.count, HIGH_BYTES_OF_ALPHABETS))
-        if num_alphabetic > MIN_ALPHABET_SHARE * len(high_bytes) or not _is_utf8(head):
+        if not _is_utf8(head):
             return encoding
-        return None if len(head) < MIN_CLEAR_BYTES else ""
+        if _are(HIGH_BYTES_OF_ALPHABETS, high_bytes):
+            return encoding if len(head) >= MIN_ALPHABET_BYTES else None
+        return "" if len(head) >= MIN_CLEAR_BYTES else None
     return ""
+
+
+def _are(values: Collection[int], data: bytes) -> bool:
+    """Return whether more than MIN_ALPHABET_SHARE of the bytes of `data` are `values`."""
+    return sum(map(data.count, values)) > MIN_ALPHABET_SHARE * len(data)
+
+
+def _may_be_utf32(head: bytes, encoding: str) -> bool:
+    """Return whether all characters of `head`, perhaps cut within one, are UTF-32, and few of them are NUL."""
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return text.count("\0") < MAX_LOW_NUL_SHARE * len(text) and not UNASSIGNED_PLANES.search(text)

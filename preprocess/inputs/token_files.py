@@ -79,6 +79,8 @@ class TokenNames:
     # Raises FolioError if the sizes of a file and its companions do not fit together. Hashing takes minutes for large
     # files, so this is called before.
     check_sizes: Callable[[TokenFile], None] | None = None
+    # Returns warnings about the files of a split, in the order in which they are read.
+    find_missing: Callable[[Sequence[TokenFile], TokenIds], list[str]] | None = None
 
     def find_companions(self, path: Path) -> dict[str, Path]:
         """Return the companions of a file of tokens, by suffix. Raises MisuseError if one is missing."""

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from io import BufferedIOBase, BufferedReader, BytesIO, RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from preprocess.errors import FolioError, MisuseError
+from preprocess.errors import FULL_DISK, FolioError, MisuseError, name_file_in_errors
 
 HASH_CHUNK_BYTES = 1 << 20
 COPY_BLOCK_BYTES = 256 << 10  # stays in a core's cache while it is hashed and written; more takes a third more time
@@ -273,6 +274,33 @@ def check_free_space(folder: Path, num_bytes: int, *, needed_by: str, advice: st
         )
 
 
+FileVersion = tuple[int, ...] | None
+
+
+def read_version(path: Path) -> FileVersion:
+    """Return the inode, times and size of a file, or None if it does not exist."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    # The ctime is needed: a copied file can have the modification time of a deleted one, and even its inode.
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+
+
+def check_version(path: Path, version: FileVersion) -> None:
+    """Raise FolioError if `path` was made, changed or replaced since `read_version` returned `version`."""
+    if read_version(path) != version:
+        raise FolioError(f"{path} was written by another program meanwhile; choose another --output, or run it again")
+
+
+def make_partial_path(path: Path) -> Path:
+    """Return a hidden path beside `path` for what is being written.
+
+    The name is random, because a process on another machine or in another container may have the same id.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file for writing, which replaces `path` if the block succeeds.
@@ -280,9 +308,9 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
     After the block the new file is complete and on the disk. After an exception `path` is unchanged
     and the temporary file is deleted.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = make_partial_path(path)
     try:
-        with open(temporary, "wb") as file:
+        with name_file_in_errors(str(path), only=FULL_DISK), open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -347,7 +375,7 @@ def open_new_directory(target: Path) -> Iterator[Path]:
 
     The block must write its files durably. If it raises an exception, the new directory is deleted.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    temporary = make_partial_path(target)
     try:
         temporary.mkdir()
         yield temporary

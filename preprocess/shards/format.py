@@ -27,7 +27,7 @@ from preprocess.shards.files import JsonObject, find_blocking_file, read_small_f
 from preprocess.shards.loss_mask import count_mask_bytes, unpack_mask
 from preprocess.shards.manifest import SPLITS, ShardEntry, hash_manifest
 from preprocess.shards.manifest_file import MANIFEST, MAX_FILE_BYTES, ShardError, read_manifest, read_verified
-from preprocess.shards.replaced import ReplacedError, read_unreplaced, read_version, wait_for_manifest
+from preprocess.shards.replaced import ReplacedError, read_manifest_version, read_unreplaced, wait_for_manifest
 from preprocess.shards.runs import is_run
 
 STATS = "stats.json"
@@ -110,6 +110,11 @@ def find_build(name_or_folder: str) -> Path:
             f"{candidates[0]} is a run, not a build; choose a build that `preprocess list` shows, or use `folio report`"
         )
     tried = " and ".join(map(str, candidates))
+    here = Path(name_or_folder)
+    if here not in candidates and (here / MANIFEST).is_file():
+        raise MissingBuildError(
+            f"no build {name_or_folder!r}: no {MANIFEST} in {tried}; for the folder here, pass ./{here}"
+        )
     raise MissingBuildError(
         f"no build {name_or_folder!r}: no {MANIFEST} in {tried}; "
         "`preprocess list` lists the existing builds, `preprocess build --help` explains how to make one"
@@ -162,7 +167,7 @@ class Build:
         read_unreplaced(self.folder, self._open)
 
     def _open(self) -> None:
-        self._version = read_version(self.folder)
+        self._version = read_manifest_version(self.folder)
         self.manifest = read_manifest(self.folder)
         self._check()
 
@@ -171,7 +176,7 @@ class Build:
 
         Call this after mapping or reading files: if it does not raise, they belong to this build.
         """
-        if read_version(self.folder) == self._version:
+        if read_manifest_version(self.folder) == self._version:
             return
         # The same build may have been made again, or only the times of the file have changed.
         if not wait_for_manifest(self.folder) or read_manifest(self.folder).build_id != self.build_id:
@@ -188,13 +193,14 @@ class Build:
         looks like a damaged one. A block that writes files is inside the one that names them.
         """
         self.check_unreplaced()
-        version = read_version(self.folder)
+        version = read_manifest_version(self.folder)
         try:
             yield
         except Exception:
             self.check_unreplaced()
             raise
-        if read_version(self.folder) != version:  # even if the first build is back: another one may have been read
+        # Even if the first build is back: another one may have been read.
+        if read_manifest_version(self.folder) != version:
             raise self._make_replaced_error()
 
     def read_vocabulary(self) -> dict[str, bytes]:

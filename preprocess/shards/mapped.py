@@ -26,7 +26,7 @@ from preprocess.shards.loss_mask import gather_mask
 from preprocess.shards.manifest import SPLITS
 from preprocess.shards.manifest_file import ADVICE, ShardError, read_manifest
 from preprocess.shards.packing import PackedRows
-from preprocess.shards.replaced import ReplacedError, read_unreplaced, read_version
+from preprocess.shards.replaced import ReplacedError, read_manifest_version, read_unreplaced
 from preprocess.shards.windows import gather_windows
 
 ENDS_CHUNK = 1 << 20  # document ends that are checked at a time
@@ -134,11 +134,11 @@ def _map_shards(build: Build | str | Path, split: str) -> tuple[Build, list[Shar
     if not isinstance(build, Build):
         folder = build if isinstance(build, Path) else find_build(build)
         return read_unreplaced(folder, lambda: _map_shards(Build(folder), split))
-    version = read_version(build.folder)
+    version = read_manifest_version(build.folder)
     try:
         shards = build.shards(split)
     except FileNotFoundError as e:
-        if read_version(build.folder) != version:
+        if read_manifest_version(build.folder) != version:
             raise ReplacedError(f"{build.folder} was replaced while it was read; run the command again") from e
         build.check_unreplaced()
         raise ShardError(f"{e.filename} is missing; {ADVICE}") from e

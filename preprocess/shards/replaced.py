@@ -15,27 +15,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from preprocess.shards.files import REPLACED_SUFFIX
+from preprocess.shards.files import REPLACED_SUFFIX, FileVersion, read_version
 from preprocess.shards.manifest_file import MANIFEST, ShardError
 
 MAX_READS = 5
 MAX_WAIT_S = 1.0  # for the second rename, which follows the first immediately
 Result = TypeVar("Result")
-Version = tuple[int, ...] | None
 
 
 class ReplacedError(ShardError):
     """A build was replaced by another one while it was read."""
 
 
-def read_version(folder: Path) -> Version:
-    """Return the inode, times and size of the manifest file in `folder`, or None if it has none."""
-    try:
-        status = (folder / MANIFEST).stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    # The ctime is needed: a copied file can have the modification time of a deleted one, and even its inode.
-    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+def read_manifest_version(folder: Path) -> FileVersion:
+    """Return the version of the manifest file in `folder`, or None if it has none."""
+    return read_version(folder / MANIFEST)
 
 
 def read_unreplaced(folder: Path, read: Callable[[], Result]) -> Result:
@@ -46,16 +40,16 @@ def read_unreplaced(folder: Path, read: Callable[[], Result]) -> Result:
     """
     for _ in range(MAX_READS):
         wait_for_manifest(folder)
-        version = read_version(folder)
+        version = read_manifest_version(folder)
         try:
             result = read()
         except ReplacedError:
             continue
         except (ShardError, OSError):
-            if read_version(folder) == version:
+            if read_manifest_version(folder) == version:
                 raise
             continue
-        if read_version(folder) == version:
+        if read_manifest_version(folder) == version:
             return result
     raise ReplacedError(
         f"{folder} was replaced {MAX_READS} times while it was read; run the command again when the builds are finished"

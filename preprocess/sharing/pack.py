@@ -19,7 +19,14 @@ from typing import IO, Any
 from preprocess.errors import MisuseError, shorten
 from preprocess.inputs.compressions import import_zstd
 from preprocess.progress import Progress
-from preprocess.shards.files import check_output_file, open_atomic, open_regular_file, read_small_file
+from preprocess.shards.files import (
+    check_output_file,
+    check_version,
+    open_atomic,
+    open_regular_file,
+    read_small_file,
+    read_version,
+)
 from preprocess.shards.format import BUILD_NAME, Build
 from preprocess.shards.manifest_file import MANIFEST, MAX_FILE_BYTES, ShardError
 from preprocess.sharing.build_files import BuildFile, count_bytes, list_build_files
@@ -37,6 +44,7 @@ def pack(build: Build, output: Path, *, replace: bool, progress: Progress) -> No
     check_output_file(output, replace=replace)
     if not BUILD_NAME.fullmatch(build.name):
         raise MisuseError(f"the build is named {shorten(build.name)!r}, which cannot be the name of a folder")
+    version = read_version(output)
     files = list_build_files(build.manifest, str(build.folder / MANIFEST))
     output.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -50,6 +58,7 @@ def pack(build: Build, output: Path, *, replace: bool, progress: Progress) -> No
         tar.addfile(_make_entry(build.name, MANIFEST, len(manifest)), io.BytesIO(manifest))
         for file in files:
             _add(tar, build, file, bar.update if file.size_bytes is not None else lambda num_bytes: None)
+        check_version(output, version)  # another command may have written it meanwhile
 
 
 def _open_zstd(raw: IO[bytes]) -> Any:

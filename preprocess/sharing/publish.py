@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from preprocess.build.publish import contains_only_a_build, lock_build
+from preprocess.build.publish import publish as publish_build
 from preprocess.errors import FolioError, MisuseError, shorten
-from preprocess.shards.files import replace_directory, restore_replaced_directory, sync_file, sync_folder, write_durable
+from preprocess.shards.files import restore_replaced_directory, sync_file, sync_folder, write_durable
 from preprocess.shards.format import BUILD_NAME, TOKENIZER_DIR, Build, check_name, default_root
 from preprocess.shards.manifest import Manifest
 from preprocess.shards.manifest_file import MANIFEST
@@ -96,4 +97,4 @@ def publish(work: Path, manifest_data: bytes, target: Path) -> None:
     if (work / TOKENIZER_DIR).is_dir():
         sync_folder(work / TOKENIZER_DIR)
     write_durable(work / MANIFEST, manifest_data)
-    replace_directory(work, target)
+    publish_build(work, target)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from preprocess.errors import (
+    FULL_DISK,
     MAX_SHOWN,
     explain_os_error,
     first_line,
@@ -95,6 +96,9 @@ def test_name_file_in_errors_names_the_file_only_if_none_is_named() -> None:
     with pytest.raises(OSError, match="Input/output error") as named, name_file_in_errors("a"):
         raise OSError(errno.EIO, "Input/output error", "b")
     assert named.value.filename == "b"
+    with pytest.raises(OSError, match="error") as other, name_file_in_errors("a", only=FULL_DISK):
+        raise OSError(errno.EIO, "Input/output error")
+    assert other.value.filename is None
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="needs /proc")

@@ -183,4 +183,4 @@ def test_interrupted_build_leaves_a_clean_line(tmp_path: Path, phase: str) -> No
     status, output = run_on_terminal([*BUILD, *arguments], env=env, cwd=tmp_path, watch=interrupt)
     assert sent and status == 130, output
     *_, last, end = render(output)
-    assert end == "" and last == "error: interrupted; run the same command again to continue"
+    assert end == "" and last == "error: interrupted; run the same command again"

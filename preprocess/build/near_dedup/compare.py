@@ -19,10 +19,10 @@ from preprocess.build.duplicate_pairs import MAX_PAIRS, Pair
 from preprocess.build.near_dedup.components import LINK_DTYPE, locate
 from preprocess.build.near_dedup.forest import Forest
 from preprocess.build.near_dedup.shingles import PLACE_DTYPE, ShingleReader
-from preprocess.build.receipts import make_partial_path
 from preprocess.build.shuffle import Shuffle
 from preprocess.build.work_dir import WorkDir
 from preprocess.recipes.schema import Recipe
+from preprocess.shards.files import make_partial_path
 
 MAX_FIRST_DOCUMENTS = 16  # of a run, with which the others are compared
 CLUSTERED_DOCUMENTS = 1 << 20  # whose clusters are read at once

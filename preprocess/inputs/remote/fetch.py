@@ -185,6 +185,11 @@ def _resolve(
         progress.warn(f"{reason}; the copies in the cache are read (version {known[0].version or 'unknown'})")
         return None, known, []
     save_listing(url, recipe_format, files)
+    if isinstance(service, HttpService) and files[0].size_bytes is None:
+        progress.warn(
+            f"{show_url(url)}: the server does not say the size of the file, so a copy that ends too early may not be "
+            "noticed; compare it with the original"
+        )
     return service, files, skipped
 
 

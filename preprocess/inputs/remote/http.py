@@ -47,6 +47,7 @@ class HttpService:
     def open(self, file: RemoteFile, start: int, stop: int | None = None) -> Iterator[Body]:
         """Open the file at byte `start`."""
         with request(file.url, start, stop=None if stop is None else stop - 1) as response:
+            _reject_page(response, file.url)  # the first answer may have been the file
             if _read_version(response) != file.version:
                 raise InputChanged(f"{show_url(file.url)} changed while it was downloaded")
             yield read_body(response, start, file)

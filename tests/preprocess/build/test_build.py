@@ -182,7 +182,9 @@ def test_build_log_names_the_phases(tmp_path: Path) -> None:
     assert sorted(read_build_log(tmp_path / "x")["elapsed_s_by_phase"]) == sorted(phases)
 
 
-def test_stats_count_the_documents_of_the_build(build_text: Callable[..., Build]) -> None:
+def test_stats_count_the_documents_of_the_build(
+    build_text: Callable[..., Build], capsys: pytest.CaptureFixture[str]
+) -> None:
     cleaned = "".join(f"а\u2581б слово{i} word{i * 7} {i * i}\n\n" for i in range(90))
     text = cleaned.replace("\n\n", "\r\n\n") + "\x00"
     settings_ = {"tokenizer": "sentencepiece", "num_pieces": 310, "document": "passage", "passage_characters": 5}
@@ -192,6 +194,7 @@ def test_stats_count_the_documents_of_the_build(build_text: Callable[..., Build]
     num_documents = {split: build.manifest.splits[split].documents for split in ("train", "val")}
     documents = {split: [build.document(split, i) for i in range(num_documents[split])] for split in num_documents}
     assert stats["documents"]["kept"] == sum(num_documents.values()) and stats["documents_with_u2581"] == 90
+    assert "90 documents contain the character U+2581 (\u2581), SentencePiece's sign for" in capsys.readouterr().err
     assert stats["tokens"] == sum(len(ids) for split in documents.values() for ids in split)
     assert stats["text_bytes"] == len(cleaned.encode())
     assert stats["languages"]["ru"]["tokens"] == stats["tokens"]
@@ -205,7 +208,7 @@ def test_stats_count_the_documents_of_the_build(build_text: Callable[..., Build]
     [
         (b"", "no document is left of own: 1 document read; 1 empty"),
         (b"\xef\xbb\xbf", "no document is left of own"),
-        (b"\x00\x01", "no document is left of own"),
+        (b"\x01\x02", "no document is left of own"),
         (b"x", "its training side would be empty"),
         (
             b"good \xff bad" * 9,

@@ -122,6 +122,9 @@ def test_given_split_drops_test_documents_unless_there_is_no_training_split(tmp_
     num_documents = write_documents(work_dir, list(range(3)), list(range(3)), [], side=[TRAIN] * 3)
     with pytest.raises(FolioError, match="the validation side of x would be empty with the given split"):
         dedup_and_split(recipe, work_dir, num_documents)
+    num_documents = write_documents(work_dir, list(range(3)), list(range(3)), [], side=[TRAIN, TRAIN, HELD_OUT])
+    with pytest.raises(FolioError, match="test documents, but none for validation, .*; pass only the training files"):
+        dedup_and_split(recipe, work_dir, num_documents)
 
 
 @ANY_EXAMPLES

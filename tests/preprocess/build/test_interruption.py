@@ -331,7 +331,7 @@ def test_signal_leaves_no_build_and_work_that_continues(tmp_path: Path, signal_:
     assert process.returncode == status and not output_dir.exists()
     if signal_ != signal.SIGKILL:
         word = "terminated" if signal_ == signal.SIGTERM else "interrupted"
-        assert stderr.splitlines()[-1] == f"error: {word}; run the same command again to continue"
+        assert stderr.splitlines()[-1] == f"error: {word}; run the same command again"
         assert list_leftovers(output_dir.parent) in ([], [".synthetic.work"])
     assert start_synthetic_build(output_dir).wait(timeout=120) == 0
     assert list_leftovers(output_dir.parent) == [] and list(verify(Build(output_dir))) == []

@@ -11,6 +11,8 @@ from pathlib import Path
 import filelock
 import pytest
 
+from preprocess.build.prepared_corpus import PreparedCorpus
+from preprocess.build.shard_layout import ShardLayout, lay_out_shards
 from preprocess.errors import FolioError, MisuseError
 from preprocess.recipes.catalog import load_recipe
 from preprocess.recipes.schema import Recipe
@@ -70,6 +72,22 @@ def test_directory_that_is_not_a_build_is_never_replaced(text_recipe: TextRecipe
     assert (output_dir / "thesis.txt").read_text() == "years of work"
     (output_dir / "thesis.txt").unlink()
     assert run_build(recipe, output_dir, source=path) is True  # the directory is empty now
+
+
+def test_files_that_appear_in_the_directory_during_a_build_are_kept(
+    text_recipe: TextRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, path = text_recipe()
+
+    def export_and_lay_out(corpus: PreparedCorpus) -> ShardLayout:
+        (tmp_path / "own").mkdir()
+        (tmp_path / "own/train.bin").write_text("of an export")
+        return lay_out_shards(corpus)
+
+    monkeypatch.setattr("preprocess.build.build.lay_out_shards", export_and_lay_out)
+    with pytest.raises(FolioError, match="own got other files meanwhile; move them away"):
+        run_build(recipe, tmp_path / "own", source=path)
+    assert (tmp_path / "own/train.bin").read_text() == "of an export"
 
 
 @pytest.mark.parametrize("damage", ['{"version": 99}', "{", ""])

@@ -169,6 +169,7 @@ def test_texts_in_both_given_splits_are_reported(run: Callable[..., Result], tmp
     val = write_nanogpt(tmp_path / "b.bin", [[6, EOT]])
     result = run("import", train, "--val", val, "--format", "nanogpt", "--tokenizer", "gpt2", "--name", "own")
     assert result.exit_code == 0 and "1 text is in both train and val" in result.stderr
+    assert "too low; name the training files only, to split their" in result.stderr and "--dedup" not in result.stderr
     assert count_leaks(Build("own")).num_texts == 1
 
 
@@ -186,6 +187,30 @@ def write_llmc(path: Path, ids: list[int], num_tokens: int | None = None, magic:
     header[:3] = magic, 1, len(ids) if num_tokens is None else num_tokens
     path.write_bytes(header.tobytes() + np.array(ids, "<u2").tobytes())
     return path
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a_000000": 9, "a_000001": 9, "a_000002": 4}, ""),
+        ({"a_000000": 8, "a_000001": 9, "a_000002": 9}, ""),  # as exported: of equal size to one token
+        ({"a_000000": 9, "a_000001": 4, "a_000002": 9}, "a_000001.bin has 1,032 bytes, and another file of its set 1,"),
+        ({"a_000000": 4, "a_000001": 9}, "a_000001.bin has 1,042 bytes, and another file of its set 1,032"),
+        ({"a_000000": 9, "b_000000": 4, "b_000001": 4}, ""),
+        ({"a_000001": -9}, "a_000001.bin does not begin with an end-of-text token, so a file before it may be missing"),
+    ],
+)
+def test_llmc_files_that_do_not_follow_each_other_have_a_warning(
+    run: Callable[..., Result], tmp_path: Path, files: dict[str, int], message: str
+) -> None:
+    (tmp_path / "files").mkdir()
+    for number, (name, size) in enumerate(files.items()):
+        ids = [number + 1] * abs(size)
+        write_llmc(tmp_path / f"files/{name}.bin", [EOT, *ids[1:]] if size > 0 else ids)
+    arguments = ("--format", "llm.c", "--tokenizer", "gpt2", "--name", "own", "--val-fraction", 0)
+    result = run("import", tmp_path / "files", *arguments)
+    assert result.exit_code == 0 and message in result.stderr
+    assert ("its set" in result.stderr or "does not begin" in result.stderr) == bool(message)
 
 
 def test_llmc_documents_continue_in_the_next_file(run: Callable[..., Result], tmp_path: Path) -> None:

@@ -101,6 +101,27 @@ def test_interrupted_export_keeps_the_old_files(
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
 
+@pytest.mark.parametrize("replace", [False, True])
+def test_two_exports_to_one_folder_at_the_same_time_are_not_mixed(
+    build_text: Callable[..., Build], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replace: bool
+) -> None:
+    build, out, other = build_text(), tmp_path / "out", tmp_path / "other"
+    export_nanogpt(build, other, replace=False)
+    if replace:
+        export_nanogpt(build, out, replace=False)
+
+    def end_other_export(*_: object) -> Iterator[np.ndarray]:
+        for path in other.iterdir():
+            path.replace(out / path.name)
+        yield np.arange(5, dtype=np.uint16)
+
+    before = {path.name: path.read_bytes() for path in other.iterdir()}
+    monkeypatch.setattr("preprocess.exchange.nanogpt.iter_tokens", end_other_export)
+    with pytest.raises(FolioError, match=r"train\.bin was written by another program meanwhile; choose another"):
+        export_nanogpt(build, out, replace=replace)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_export_text_rejects_a_language_that_the_manifest_lacks(
     build_text: Callable[..., Build], tmp_path: Path
 ) -> None:

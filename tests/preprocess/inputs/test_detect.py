@@ -204,6 +204,21 @@ def test_a_short_file_with_nuls_needs_an_encoding(tmp_path: Path) -> None:
     assert read_texts(result) == ["hello\0world", "more"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("text", ["Привет, мир! ", "hello world\n", "ภาษาไทย", "смех 😂 "])
+def test_an_encoding_without_a_mark_is_recognised_or_asked_for(encoding: str, text: str) -> None:
+    assert detect_encoding((text * 40).encode(encoding)) == encoding
+    assert detect_encoding((text * 400).encode(encoding)[:4_095]) == encoding  # within a character
+    if text.isascii():
+        for size in range(4, 16, 4):
+            assert detect_encoding(text.encode(encoding)[:size]) is None
+
+
+@pytest.mark.parametrize("text", ["a\0", "\0a", "a\0b\0", "\0a\0b", "a\0\0\0", "ab\0\0c\0"])
+def test_a_few_letters_with_nuls_are_not_read_as_utf16_or_utf32(text: str) -> None:
+    assert not detect_encoding(text.encode())
+
+
 @pytest.mark.parametrize("suffix", ["gz", "zst", "bz2", "xz"])
 def test_a_compressed_file_that_is_cut_in_its_first_bytes_is_an_error(tmp_path: Path, suffix: str) -> None:
     magic = {"gz": b"\x1f\x8b\x08", "zst": b"\x28\xb5\x2f\xfd", "bz2": b"BZh91AY&SY", "xz": b"\xfd7zXZ\0"}[suffix]

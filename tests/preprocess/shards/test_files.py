@@ -99,6 +99,12 @@ def test_write_durable_replaces_the_whole_file(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
+def test_open_atomic_names_the_file_if_the_disk_is_full(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as error, open_atomic(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as `write` raises it
+    assert error.value.filename == str(tmp_path / "a")
+
+
 def test_open_atomic_keeps_the_old_file_after_an_exception(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")

@@ -41,6 +41,10 @@ def test_find_build_takes_a_name_or_a_folder(
     assert find_build("own") == Path("shards/own")
     with pytest.raises(MisuseError, match=r"no manifest\.json in shards/other"):
         find_build("other")
+    folder.rename("own")
+    with pytest.raises(MisuseError, match=r"in shards/own; for the folder here, pass \./own"):
+        find_build("own")
+    assert find_build("./own") == Path("own")
 
 
 def test_build_rejects_truncated_or_missing_files(build_text: Callable[..., Build]) -> None:

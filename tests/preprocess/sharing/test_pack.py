@@ -106,6 +106,16 @@ def test_pack_refuses_existing_files_and_damaged_builds(build: Build, archive: P
     assert archive.read_bytes() == before and not [p for p in archive.parent.iterdir() if p.name.endswith(".partial")]
 
 
+def test_pack_keeps_an_archive_that_another_command_wrote_meanwhile(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.tar.zst"
+    monkeypatch.setattr("preprocess.sharing.pack._add", lambda *_: path.write_bytes(b"another archive"))
+    with pytest.raises(FolioError, match=r"x\.tar\.zst was written by another program meanwhile; choose another"):
+        pack(build, path, replace=False, progress=QUIET)
+    assert path.read_bytes() == b"another archive" and not list(tmp_path.glob(".x*"))
+
+
 def test_unpack_replaces_another_build_only_if_it_is_told_to(
     archive: Path, shards: Path, build_text: Callable[..., Build], build: Build
 ) -> None:

@@ -181,6 +181,29 @@ def test_fetch_explains_refusals(
     assert "secret" not in str(error.value) and not list_files(remote_cache)
 
 
+@pytest.mark.parametrize("has_size", [False, True])
+def test_fetch_warns_if_a_copy_that_ends_too_early_cannot_be_noticed(
+    server: FileServer, fetch: Fetch, capfd: pytest.CaptureFixture, has_size: bool
+) -> None:
+    server.files["/a.txt"] = DATA
+    server.headers = {} if has_size else {"Content-Range": "bytes 0-0/*"}
+    [file] = fetch(f"{server.url}/a.txt")
+    assert Path(file.path).read_bytes() == DATA
+    assert ("/a.txt: the server does not say the size of the file" in capfd.readouterr().err) != has_size
+
+
+@pytest.mark.parametrize("has_size", [False, True])
+def test_fetch_rejects_an_html_page_that_comes_after_the_first_answer(
+    server: FileServer, fetch: Fetch, has_size: bool
+) -> None:
+    server.files["/a.txt"], server.has_versions = b"a line of text\n", False
+    server.headers = {} if has_size else {"Content-Range": "bytes 0-0/*"}
+    body, kind = b"<html>log in now</html>"[: len(server.files["/a.txt"])], {"Content-Type": "text/html"}
+    server.faults = [Fault(status=200, headers=kind, body=body)]
+    with pytest.raises(FolioError, match=r"/a.txt is an HTML page, not the file: perhaps a login"):
+        fetch(f"{server.url}/a.txt")
+
+
 def test_fetch_rejects_an_html_page_in_place_of_a_file(server: FileServer, fetch: Fetch) -> None:
     server.files |= {"/a.jsonl": b"<html>log in</html>", "/a.txt": b"<html>log in</html>"}
     server.headers = {"Content-Type": "text/html; charset=utf-8"}
