@@ -51,9 +51,13 @@ def plan_merge(builds: Sequence[Build], *, dedup: bool) -> TokenInputs:
         corpus="own", dedup=dedup, authors=False, shard_tokens=shard_tokens, stored=stored, keeps_texts_together=True,
         **split,
     )  # fmt: skip
+    are_decoded = [_has_decoded_hashes(build) for build in builds]
+    if any(are_decoded):
+        stored["decoded_hashes"] = True
     hasher, parts, num_sources = TextHasher(vocabulary), [], 0
     for build, own in zip(builds, vocabularies, strict=True):
-        reader = _Reader(build, _map_ids(own, vocabulary), hasher, num_sources)
+        ids = _map_ids(own, vocabulary)
+        reader = _Reader(build, ids, hasher, num_sources, keeps_hashes=len(set(are_decoded)) == 1)
         parts += [reader.make_part(split) for split in SPLITS]
         num_sources += len(build.manifest.sources)
 
@@ -83,6 +87,13 @@ def _check_equal(builds: Sequence[Build]) -> None:
                 )
         if a.has_masks != b.has_masks:
             raise MisuseError(f"only one of {a.name} and {b.name} has loss masks; build the other one again with chats")
+
+
+def _has_decoded_hashes(build: Build) -> bool:
+    """Return whether the content hashes of a build are those of decoded tokens, and not of the texts that were read."""
+    recipe = build.manifest.recipe
+    is_import = "clean" not in recipe and "merged" not in recipe
+    return is_import or bool(recipe.get("decoded_hashes", False))
 
 
 def _identify_tokenizer(build: Build) -> tuple[object, ...]:
@@ -122,9 +133,16 @@ def _map_ids(own: Vocabulary, joined: Vocabulary) -> np.ndarray:
 class _Reader:
     """Reads the documents of one of the builds."""
 
-    def __init__(self, build: Build, new_ids: np.ndarray, hasher: TextHasher, first_source: int) -> None:
-        """`first_source`: the number of sources of the builds before it."""
+    def __init__(
+        self, build: Build, new_ids: np.ndarray, hasher: TextHasher, first_source: int, *, keeps_hashes: bool
+    ) -> None:
+        """`first_source`: the number of sources of the builds before it.
+
+        `keeps_hashes`: whether the content hashes of all builds are of one kind. Otherwise they are computed
+        from the tokens: the hash of a chat, or of a text that its tokens do not give back, is not that of its import.
+        """
         self._build, self._new_ids, self._hasher, self._first_source = build, new_ids, hasher, first_source
+        self._keeps_hashes = keeps_hashes
         self._authors: dict[str, np.ndarray] = {}
         self._languages: dict[int, int] = {}  # number in the build -> index in the values of the part
 
@@ -183,8 +201,8 @@ class _Reader:
             )
 
     def _make_table(self, docs: np.ndarray, ids: np.ndarray, ends: np.ndarray, split: str) -> np.ndarray:
-        _, text_bytes = self._hasher.hash(ids, ends)
-        table = make_table(docs["hash"], text_bytes, SIDES[split])
+        hashes, text_bytes = self._hasher.hash(ids, ends)
+        table = make_table(docs["hash"] if self._keeps_hashes else hashes, text_bytes, SIDES[split])
         # The tables of numbers are not made anew for each shard: there may be 20,000 shards and a million sources.
         table["lang"] = self._map_languages(docs["lang"])
         sources = range(len(self._build.manifest.sources))

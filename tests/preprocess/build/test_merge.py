@@ -17,6 +17,7 @@ from preprocess.shards.format import SPLITS, Build
 from preprocess.shards.leaks import count_leaks
 from preprocess.shards.verify import verify
 from tests.conftest import assert_one_line, file_bytes
+from tests.helpers.file_builds import build_files
 
 
 @pytest.fixture
@@ -94,6 +95,36 @@ def test_merge_without_dedup_moves_copies_to_the_split_of_the_first(
     for split in SPLITS:
         expected = sorted(bytes(digest) for digest in a.docs(split)["hash"])
         assert sorted(bytes(digest) for digest in c.docs(split)["hash"]) == sorted(2 * expected)
+
+
+def test_merge_finds_the_chats_of_a_build_in_an_import(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chats = [
+        [{"role": "user", "content": f"question {i}"}, {"role": "assistant", "content": f"answer {i}"}]
+        for i in range(40)
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    a = build_files(tmp_path / "shards", tmp_path / "chats.jsonl", name="a")
+    invoke = CliRunner().invoke
+    export = invoke(main, ["export", "a", "--format", "parquet", "--output", str(tmp_path / "files")])
+    assert export.exit_code == 0, export.output
+    for number, path in enumerate(sorted((tmp_path / "files").iterdir())):
+        path.rename(tmp_path / "files" / f"{number}.parquet")  # so that the import makes another split
+    flags = ["--format", "parquet", "--tokenizer", str(a.folder), "--val-fraction", "0.5", "--seed", "1"]
+    imported = invoke(main, ["import", str(tmp_path / "files"), *flags, "--name", "b"])
+    assert imported.exit_code == 0, imported.output
+    for names in (("a", "b"), ("b", "a")):
+        assert run(*names, "--name", "c", "--replace").exit_code == 0
+        for split in SPLITS:
+            first = Build(names[0])
+            assert name_documents(Build("c"), split) == name_documents(first, split)
+    assert run("a", "b", "--name", "c", "--no-dedup", "--replace").exit_code == 0
+    c = Build("c")
+    sides = [{tuple(document) for document in name_documents(c, split)} for split in SPLITS]
+    assert not sides[0] & sides[1] and [c.manifest.splits[split].documents for split in SPLITS] == [40, 40]
+    assert run("c", "a", "--name", "d").exit_code == 0
+    assert sum(Build("d").manifest.splits[split].documents for split in SPLITS) == 40
 
 
 def test_merge_of_builds_without_validation(make: Callable[..., Build], run: Callable[..., Result]) -> None:
