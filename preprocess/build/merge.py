@@ -17,7 +17,7 @@ from preprocess.shards.files import JsonObject
 from preprocess.shards.format import CONTROL_FIELDS, SPLITS, Build
 from preprocess.shards.loss_mask import unpack_mask
 from preprocess.shards.manifest import ShardEntry
-from preprocess.shards.verify import check_known
+from preprocess.shards.verify import check_files, check_known
 from preprocess.tokenizers.vocabulary import TextHasher, Vocabulary, read_vocabulary
 
 # Settings of a tokenizer that follow from its files. The others say how a build trained it.
@@ -158,6 +158,7 @@ class _Reader:
             self._authors = self._number_authors(values)
             with self._build.reading():
                 for entry in self._build.manifest.splits[split].shards:
+                    check_files(self._build, [entry])
                     yield from self._read_shard(entry, split)
 
         return TokenPart(f"{split} of {self._build.name}", num_bytes, read)

@@ -68,7 +68,8 @@ def export(
     with the ids of each document, for Hugging Face datasets; and the text without tokens, as plain text
     or as JSON lines with the author, city, year, language, source and position of each document.
     """
-    from preprocess.shards.format import Build
+    from preprocess.shards.format import SPLITS, Build
+    from preprocess.shards.verify import check_files
 
     for option, is_given in ((f"--by {by}", by is not None), ("--authors", authors)):
         if is_given and format_ != "text":
@@ -76,8 +77,10 @@ def export(
     if drop_masks and format_ in (*FORMATS_WITH_MASKS, *TEXT_FORMATS):
         raise click.UsageError(f"--drop-masks needs a format of tokens without loss masks, got --format {format_}")
     build, progress = Build(name), output.progress()
+    _check_masks(build, format_, drop_masks=drop_masks)
+    with progress.phase("verify"), build.reading():
+        check_files(build, [shard for split in SPLITS for shard in build.manifest.splits[split].shards])
     if format_ in WRITERS:
-        _check_masks(build, format_, drop_masks=drop_masks)
         module, function = WRITERS[format_]
         with progress.phase("export"):
             paths = getattr(importlib.import_module(module), function)(build, folder, replace=replace)

@@ -9,7 +9,7 @@ files of token ids and document ends twice.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from preprocess.errors import FolioError
@@ -17,7 +17,7 @@ from preprocess.shards.files import HASH_CHUNK_BYTES, parse_json, read_small_fil
 from preprocess.shards.format import STATS, TOKENIZER_DIR, Build
 from preprocess.shards.loss_mask import count_ones
 from preprocess.shards.manifest import SPLITS, ShardEntry
-from preprocess.shards.manifest_file import MANIFEST, MAX_FILE_BYTES
+from preprocess.shards.manifest_file import MANIFEST, MAX_FILE_BYTES, ShardError
 from preprocess.shards.mapped import has_valid_ends
 from preprocess.shards.replaced import read_unreplaced
 
@@ -46,6 +46,17 @@ def verify(build: Build) -> Iterator[str]:
     for split in SPLITS:
         for shard in manifest.splits[split].shards:
             yield from _verify_shard(build, shard)
+
+
+def check_files(build: Build, shards: Iterable[ShardEntry]) -> None:
+    """Raise ShardError if a file of `shards` does not have the SHA-256 in the manifest.
+
+    What is made of a damaged build has hashes of its own, so the damage could not be found later.
+    """
+    for shard in shards:
+        for suffix, expected in shard.hashes().items():
+            for fault in _verify_hash((build.folder / shard.file).with_suffix(f".{suffix}"), expected):
+                raise ShardError(f"{build.folder} is damaged: {fault}; copy the build again or rebuild it")
 
 
 def check_known(build: Build, noun: str, numbers: set[int], names: Container[int]) -> None:

@@ -174,13 +174,16 @@ def test_merge_needs_two_builds_and_a_new_name(make: Callable[..., Build], run: 
     assert result.exit_code == 2 and "is one of the builds to merge" in result.stderr
 
 
+@pytest.mark.parametrize("file", ["train-00000.bin", "train-00000.docs", "val-00000.ends"])
 def test_damaged_build_is_not_merged(
-    make: Callable[..., Build], run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Build], run: Callable[..., Result], tmp_path: Path, file: str
 ) -> None:
     make("a", range(20))
     b = make("b", range(20, 40))
-    path = b.folder / "train-00000.bin"
-    path.write_bytes(b"\xff" * path.stat().st_size)
+    data = bytearray((b.folder / file).read_bytes())
+    data[0] ^= 1
+    (b.folder / file).write_bytes(data)
     result = run("a", "b", "--name", "c")
-    assert result.exit_code == 1 and "holds id 65535, but its vocabulary ends at 256" in result.stderr
+    assert result.exit_code == 1 and f"is damaged: {file} has sha256" in result.stderr
+    assert_one_line(result.stderr.splitlines()[-1])
     assert not (tmp_path / "shards" / "c").exists() and not list((tmp_path / "shards").glob("*.work"))

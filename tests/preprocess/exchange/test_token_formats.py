@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
+from preprocess.cli.main import main
 from preprocess.errors import FolioError, MisuseError
 from preprocess.exchange import litdata, llmc, mds, megatron, parquet, tokens
 from preprocess.exchange.datatrove import export_datatrove
@@ -485,3 +487,14 @@ def test_sources_of_a_batch_are_looked_up_one_at_a_time(build: Build) -> None:
     build.manifest = dataclasses.replace(build.manifest, sources=NotIterable(build.manifest.sources))
     for docs in build.iter_docs(build.manifest.splits["val"].shards[0], 7):
         assert tokens.name_sources(build, docs) == [names[i] for i in docs["source"].tolist()]
+
+
+@pytest.mark.parametrize("format_", ["parquet", "nanogpt", "text"])
+def test_damaged_build_is_not_exported(build: Build, tmp_path: Path, format_: str) -> None:
+    path = build.folder / "train-00001.bin"
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    flags = ["--format", format_, "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, ["export", str(build.folder), *flags])
+    assert result.exit_code == 1 and "is damaged: train-00001.bin has sha256" in result.stderr
+    assert_one_line(result.stderr.splitlines()[-1])
+    assert not (tmp_path / "out").exists()
