@@ -187,7 +187,23 @@ def list_warnings(
         lines.append(describe_leaks(num_leaks, leak_advice))
     if is_grouped_by_position(corpus.recipe):
         lines += _compare_lengths(corpus, input_files)
+    if corpus.recipe.document == "separator" and input_files:
+        lines += _look_for_separator(corpus, input_files)
     return lines
+
+
+def _look_for_separator(corpus: PreparedCorpus, input_files: Sequence[InputFile]) -> list[str]:
+    """Return a warning if the separator divides no file, because it is misspelled or the lines end with CR and LF."""
+    num_documents = sum(count for receipt in corpus.receipts for _, count in receipt.num_positions)
+    num_cut = sum(receipt.dropped.get("cut", 0) for receipt in corpus.receipts)  # parts of long documents
+    num_files = len(input_files)
+    if any(file.format != "text" for file in input_files) or num_documents - num_cut > num_files:
+        return []
+    files = "the file, which is one document" if num_files == 1 else f"any of the {num_files:,} files"
+    advice = (
+        "; if their lines end with CR LF, write \\r\\n for each line feed" if "\n" in corpus.recipe.separator else ""
+    )
+    return [f"the separator {corpus.recipe.separator!r:.80} does not divide {files}; compare it with the text{advice}"]
 
 
 def _compare_lengths(corpus: PreparedCorpus, input_files: Sequence[InputFile]) -> list[str]:

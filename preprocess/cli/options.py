@@ -71,7 +71,7 @@ INPUT_OPTIONS = [
     click.option(
         "--separator",
         metavar="TEXT",
-        help="With --document separator: the text between two documents; \\n means a line feed.",
+        help="With --document separator: the text between two documents; \\n means a line feed, \\r a carriage return.",
     ),
     click.option(
         "--text-column",
@@ -344,8 +344,8 @@ class RecipeOptions:
         if not self.has_text:
             raise click.UsageError("no text to read: pass --corpus NAME, or --input PATH with your own files")
         settings = self.settings | overrides
-        for name in ("template", "separator", "delimiter"):
-            settings[name] = _unescape(settings[name])
+        for name, letters in (("template", "nt"), ("separator", "nrt"), ("delimiter", "nt")):
+            settings[name] = _unescape(settings[name], letters)
         if settings["clean"] is not None:
             settings["clean"] = tuple(rule for rule in settings["clean"].split(",") if rule != "none")
         settings["decontaminate"] = settings["decontaminate"] or None
@@ -411,11 +411,12 @@ def num_documents_option(default: int, help: str = "Number of documents to encod
     )
 
 
-def _unescape(text: str | None) -> str | None:
-    """Replace `\\n`, `\\t` and `\\\\` by a line feed, a tab and a backslash.
+def _unescape(text: str | None, letters: str) -> str | None:
+    """Replace `\\n`, `\\r` and `\\t`, if they are in `letters`, and `\\\\` by the characters that they mean.
 
     Most shells pass these escapes unchanged.
     """
     if text is None:
         return None
-    return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], text)
+    characters = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
+    return re.sub(rf"\\([{letters}\\])", lambda match: characters[match[1]], text)
