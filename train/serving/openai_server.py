@@ -75,7 +75,7 @@ class Hangup(StoppingCriteria):
 
 
 class StoppableModel:
-    """A model that ends to generate, or does not begin, after its client has hung up."""
+    """A model that stops generating, or does not start, after its client has hung up."""
 
     def __init__(self, model: Any, hangup: Hangup) -> None:
         self._model, self._hangup = model, hangup
@@ -138,7 +138,8 @@ class BoundedGeneration(GenerateManager):
             text, length, ids = await asyncio.shield(generation)
         except asyncio.CancelledError:
             hangup.has_hung_up.set()
-            generation.add_done_callback(lambda done: done.exception())  # else asyncio would log ClientHasGoneError
+            # Else asyncio would log ClientHasGoneError. When the server ends, the generation itself is cancelled.
+            generation.add_done_callback(lambda done: done.cancelled() or done.exception())
             raise
         _note_end(gen_config, ids.tolist(), text)
         return cut_at_stop(text, gen_config.stop_strings or []), length, ids

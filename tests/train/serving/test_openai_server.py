@@ -248,6 +248,36 @@ def test_text_that_cannot_fit_the_context_is_refused_before_it_is_encoded(url: s
         assert status == 400 and "do not fit the model's context of 64 tokens" in answer, path
 
 
+def test_end_of_the_server_during_a_generation_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("openai")
+    import torch
+
+    from train.serving.openai_server import BoundedGeneration
+
+    began, may_end = threading.Event(), threading.Event()
+
+    class Model:
+        def generate(self, **_: Any) -> None:
+            began.set()
+            may_end.wait(60)
+
+    async def ask_and_end() -> None:
+        manager, inputs = BoundedGeneration(8), {"input_ids": torch.tensor([[1]])}
+        config = SimpleNamespace(max_new_tokens=1, stop_strings=None, eos_token_id=None)
+        asyncio.create_task(manager.generate_non_streaming(Model(), None, inputs, config, ""))  # noqa: RUF006
+        await asyncio.to_thread(began.wait, 60)
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:  # as asyncio.run does
+            task.cancel()
+        await asyncio.wait(tasks)
+        await asyncio.sleep(0)  # for the callbacks
+        assert len(tasks) == 2 and not caplog.records
+        may_end.set()
+        await asyncio.wrap_future(manager.submit(lambda: None))
+
+    asyncio.run(ask_and_end())
+
+
 def test_generations_of_clients_that_have_hung_up_end() -> None:
     pytest.importorskip("openai")
     import torch
