@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import logging
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -212,6 +215,41 @@ def test_body_that_is_not_a_request_is_answered_by_its_fault(
 ) -> None:
     found = send(f"{url}/chat/completions", data, kind)
     assert found[0] == status and message in found[1]
+
+
+def test_body_of_many_lists_is_parsed_without_looking_for_garbage() -> None:
+    from starlette.requests import Request
+
+    from train.serving.bodies import BodyReader
+    from train.serving.openai_server import _read_json
+
+    scope = {"type": "http", "headers": [(b"content-type", b"application/json")]}
+    body = b"[" + b"[]," * 300_000 + b"[]]"
+    collections: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "start" and info["generation"] == 2:
+            collections.append(phase)
+
+    gc.collect()
+    gc.callbacks.append(note)
+    try:
+        assert len(asyncio.run(_read_json(Request(scope, receive), BodyReader()))) == 300_001
+    finally:
+        gc.callbacks.remove(note)
+    assert not collections and gc.isenabled()
+
+
+def test_lines_of_the_log_of_requests_are_short() -> None:
+    from train.serving.openai_server import ShortPaths
+
+    arguments = ("127.0.0.1:1", "GET", "/v1/models/" + "x" * 15_000, "1.1", 404)
+    record = logging.LogRecord("uvicorn.access", logging.INFO, "", 0, '%s - "%s %s HTTP/%s" %d', arguments, None)
+    assert ShortPaths().filter(record)
+    assert re.fullmatch(r'127.0.0.1:1 - "GET /v1/models/x{50,150}… HTTP/1.1" 404', record.getMessage())
 
 
 @pytest.mark.parametrize("path", ["/load_model", "/reset", "/v1/responses"])
