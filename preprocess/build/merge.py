@@ -160,6 +160,7 @@ class _Reader:
                 for entry in self._build.manifest.splits[split].shards:
                     check_files(self._build, [entry])
                     yield from self._read_shard(entry, split)
+            self._languages, self._authors = {}, {}  # the reader is kept, and a build may have 200,000 languages
 
         return TokenPart(f"{split} of {self._build.name}", num_bytes, read)
 
