@@ -120,7 +120,7 @@ class Config:
     )
     n_layer: int = setting(12, "transformer blocks", min=1, max=1_000)
     n_head: int = setting(12, "attention heads per block", min=1, max=10_000)
-    n_embd: int = setting(768, "width; a multiple of n_head", min=1, max=1 << 24)
+    n_embd: int = setting(768, "width; a multiple of n_head", min=1, max=1 << 16)
     block_size: int = setting(1024, "context length in tokens", min=1, max=1 << 24)
     dropout: float = setting(0.0, "fraction of activations dropped in training", min=0)
     mask_documents: bool = setting(False, "restrict attention to the token's own document")
@@ -170,7 +170,7 @@ class Config:
         None,
         "the n_embd for which the learning rates were tuned; at another one they are scaled; none: no scaling",
         min=1,
-        max=1 << 24,
+        max=1 << 16,
     )
     min_lr: float = setting(6e-5, "final learning rate of AdamW, reached at max_steps", min=0)
     schedule: str = setting(

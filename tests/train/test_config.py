@@ -200,7 +200,7 @@ def test_any_command_line_is_accepted_or_rejected_in_one_line(options: list[tupl
         ("--max_steps=1000000000001", "max_steps must be at most 1,?000,?000,?000,?000, got"),
         ("--batch_size=100000000", "batch_size must be at most 16,?777,?216, got"),
         ("--gradient_accumulation_steps=100000000", "gradient_accumulation_steps must be at most 16,?777,?216, got"),
-        ("--n_embd=100000000", "n_embd must be at most 16,?777,?216, got"),
+        ("--n_embd=100000000", "n_embd must be at most 65,?536, got"),
         ("--max_steps=" + "9" * 5000, r"max_steps must be at most 1e\+18, got 5,000 characters, '999"),
         ("--grad_clip=1" + "0" * 200, r"grad_clip must be at most 1e\+18, got 201 characters, '100"),
         ("--learning_rate=1e400", r"learning_rate must be at most 1e\+18, got inf"),
