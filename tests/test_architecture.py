@@ -21,6 +21,7 @@ CONTRACT = ("preprocess.errors", "preprocess.shards")
 # not import each other.
 PREPROCESS_RULES = {
     "errors.py": (),
+    "limited_child.py": CONTRACT,
     "console.py": CONTRACT,
     "progress.py": (*CONTRACT, "preprocess.console"),
     "documents.py": CONTRACT,
@@ -31,9 +32,17 @@ PREPROCESS_RULES = {
     "chats": (*CONTRACT, "preprocess.documents"),
     "recipes": (*CONTRACT, "preprocess.chats"),
     "inputs": (*CONTRACT, "preprocess.recipes", "preprocess.progress"),
-    "readers": (*CONTRACT, "preprocess.recipes", "preprocess.documents", "preprocess.chats", "preprocess.inputs"),
+    "readers": (
+        *CONTRACT,
+        "preprocess.limited_child",
+        "preprocess.recipes",
+        "preprocess.documents",
+        "preprocess.chats",
+        "preprocess.inputs",
+    ),
     "tokenizers": (
         *CONTRACT,
+        "preprocess.limited_child",
         "preprocess.recipes",
         "preprocess.documents",
         "preprocess.chats",
@@ -107,7 +116,7 @@ HOMES = {
     "awkward": {"preprocess/tokenizers/gigatoken_backend.py", "preprocess/build/engines/worker_modules.py"},
     "tiktoken": {"preprocess/tokenizers/tiktoken_bpe.py"},
     "tiktoken_ext": {"preprocess/tokenizers/tiktoken_bpe.py"},
-    "tokenizers": {"preprocess/tokenizers/huggingface.py"},
+    "tokenizers": {f"preprocess/tokenizers/{name}.py" for name in ("huggingface", "encoder_child")},
     "ftfy": {"preprocess/stages/mojibake.py"},
     "py3langid": {"preprocess/filters/language.py"},
     "huggingface_hub": {

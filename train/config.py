@@ -55,8 +55,9 @@ CHOICES = {
     "parallel": ("ddp", FSDP),
 }
 MAX_MINUTES = 525_600  # a year
+MAX_STEPS = 10**12
 # With `minutes`, the values of these settings until they are planned. Any others are valid with them.
-BEFORE_PLAN = {"n_head": 1, "block_size": 1, "max_steps": 10**12}
+BEFORE_PLAN = {"n_head": 1, "block_size": 1, "max_steps": MAX_STEPS}
 DOCUMENTS = "documents"  # the data_order of packed rows
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 SECONDS = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?s")  # of `log_interval`
@@ -119,7 +120,7 @@ class Config:
     )
     n_layer: int = setting(12, "transformer blocks", min=1, max=1_000)
     n_head: int = setting(12, "attention heads per block", min=1, max=10_000)
-    n_embd: int = setting(768, "width; a multiple of n_head", min=1)
+    n_embd: int = setting(768, "width; a multiple of n_head", min=1, max=1 << 24)
     block_size: int = setting(1024, "context length in tokens", min=1, max=1 << 24)
     dropout: float = setting(0.0, "fraction of activations dropped in training", min=0)
     mask_documents: bool = setting(False, "restrict attention to the token's own document")
@@ -139,15 +140,15 @@ class Config:
         needs=URL,
     )
     # These two are free, because their product is compared instead when a run continues.
-    batch_size: int = setting(12, "windows per forward pass", min=1, free=True)
+    batch_size: int = setting(12, "windows per forward pass", min=1, max=1 << 24, free=True)
     gradient_accumulation_steps: int = setting(
-        1, "forward passes per optimizer step, of all processes together", min=1, free=True
+        1, "forward passes per optimizer step, of all processes together", min=1, max=1 << 24, free=True
     )
     gradient_checkpointing: bool = setting(
         False, "recompute activations in the backward pass: less memory, a third more time", free=True
     )
 
-    max_steps: int = setting(5_000, "optimizer steps of the whole run", min=1)
+    max_steps: int = setting(5_000, "optimizer steps of the whole run", min=1, max=MAX_STEPS)
     minutes: float | None = setting(
         None,
         "time of the whole run, from which sizes, dropout, learning rates, intervals and max_steps are chosen, except "
@@ -222,7 +223,7 @@ class Config:
     completion_interval: int | None = setting(
         None, "steps between completions of the prompt; none: one at the end", min=1, free=True
     )
-    completion_tokens: int = setting(200, "maximum number of tokens per completion", min=1, free=True)
+    completion_tokens: int = setting(200, "maximum number of tokens per completion", min=1, max=1_000_000, free=True)
     completion_prompt: str = setting("", "text that a completion continues", free=True)
     completion_author: str | None = setting(None, "author token before the prompt", free=True)
     completion_city: str | None = setting(None, "city token before the prompt", free=True)

@@ -43,7 +43,7 @@ from preprocess.tokenizers.vocabulary import Vocabulary
 
 # Settings of the recipe in the manifest that are found in the documents.
 FOUND_SETTINGS = ("bos", "chat_columns", "eot", "masks")
-LEAK_ADVICE = "name the training files only, to split their documents with equal texts on one side"
+LEAK_ADVICE = "import only the training files: a random split keeps equal texts on one side"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,6 +141,7 @@ class _Reader:
             with self._build.reading():
                 for entry in self._build.manifest.splits[split].shards:
                     yield from self._read_shard(entry, split)
+            self._languages, self._authors = {}, {}  # the reader is kept, and a build may have 200,000 languages
 
         return TokenPart(f"{split} of {self._build.name}", num_bytes, read)
 

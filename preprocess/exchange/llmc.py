@@ -164,12 +164,12 @@ def _iter_with_last_eot(files: list[TokenFile], eot_id: int) -> Iterator[tuple[T
 def _find_missing(files: Sequence[TokenFile], ids: TokenIds) -> list[str]:
     """Return a warning for each data set whose files seem to be incomplete or in the wrong order.
 
-    The files of a data set have the same name up to its number. The first one begins with the
-    end-of-text token of the first document, and all but the last one have the same size, to one token.
+    The files of a data set are in one folder, and their names differ only in a number. The first one begins with
+    the end-of-text token of the first document, and all but the last one have the same size, to one token.
     """
-    data_sets: dict[str, list[TokenFile]] = {}
+    data_sets: dict[Path, list[TokenFile]] = {}
     for file in files:
-        data_sets.setdefault(re.sub(r"\d+", "#", str(file.path)), []).append(file)
+        data_sets.setdefault(file.path.with_name(re.sub(r"\d+", "#", file.path.name)), []).append(file)
     warnings = []
     for of_set in data_sets.values():
         if not _begins_with(of_set[0], ids.eot_id):

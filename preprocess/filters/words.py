@@ -75,7 +75,10 @@ class TextGroup:
         return sums
 
     def count_characters_between(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """Return the number of characters from each byte of `starts` to that of `ends`: an int64 array like them."""
+        """Return the number of characters from each byte of `starts` to that of `ends`: an int64 array like them.
+
+        `starts` and `ends` must ascend.
+        """
         if len(self.data) > GROUP_BYTES and len(starts) <= MAX_FEW:
             return np.array([self._count_characters(*each) for each in zip(starts, ends, strict=True)], np.int64)
         lengths: np.ndarray = ends - starts
@@ -89,17 +92,15 @@ class TextGroup:
         return sum(int(np.count_nonzero((part & 0xC0) != 0x80)) for part in parts)
 
     def _count_continuations_before(self, offsets: np.ndarray) -> np.ndarray:
-        """Return what `_num_continuations` has for (N,) offsets: (N,) int64, without its array for the whole text."""
-        order = np.argsort(offsets, kind="stable")
+        """Return `_num_continuations[offsets]`, (N,) int64, for ascending offsets, without an array for all bytes."""
         counts, total, begin = np.empty(len(offsets), np.int64), 0, 0
         for first in range(0, len(self.data) + 1, GROUP_BYTES):
             is_continuation = (self.data[first : first + GROUP_BYTES] & 0xC0) == 0x80
-            end = int(np.searchsorted(offsets, first + GROUP_BYTES, sorter=order))
-            rows, begin = order[begin:end], end
-            if len(rows):
+            end = int(np.searchsorted(offsets, first + GROUP_BYTES))
+            if begin < end:
                 sums = np.concatenate([[0], np.cumsum(is_continuation)])
-                counts[rows] = total + sums[offsets[rows] - first]
-            total += int(np.count_nonzero(is_continuation))
+                counts[begin:end] = total + sums[offsets[begin:end] - first]
+            total, begin = total + int(np.count_nonzero(is_continuation)), end
         return counts
 
     def count_characters(self) -> np.ndarray:

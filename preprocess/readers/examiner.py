@@ -22,7 +22,7 @@ import os
 import subprocess
 import sys
 
-from preprocess.readers.limited_child import (
+from preprocess.limited_child import (
     explain_end,
     explain_failed_start,
     limit_resources,

@@ -22,7 +22,7 @@ import sys
 from contextlib import suppress
 from typing import IO
 
-from preprocess.readers.limited_child import (
+from preprocess.limited_child import (
     explain_end,
     explain_failed_start,
     limit_resources,

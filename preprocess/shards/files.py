@@ -66,7 +66,7 @@ def parse_json(data: bytes) -> Any:
     if len(data) > MAX_JSON_VALUES and sum(map(data.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
         raise ValueError(f"it has more than {MAX_JSON_VALUES:,} values")
     try:
-        value = json.loads(data, parse_constant=_reject_constant, parse_float=_parse_finite)
+        value = _DECODER.decode(data.decode(json.detect_encoding(data), "surrogatepass"))
     except RecursionError:
         raise ValueError("its values are nested too deeply") from None
     if b"\\u" in data:
@@ -83,6 +83,10 @@ def _parse_finite(text: str) -> float:
     if math.isinf(value):
         raise ValueError(f"{text[:40]} is too large for a number")
     return value
+
+
+# `json.loads` would make a decoder for each text.
+_DECODER = json.JSONDecoder(parse_constant=_reject_constant, parse_float=_parse_finite)
 
 
 def _check_encodable(value: Any) -> None:

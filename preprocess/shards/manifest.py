@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cache
@@ -131,7 +132,9 @@ def parse_manifest(value: Any) -> Manifest:
         found = ", ".join(map(_shorten, sorted(fields["splits"])[:3]))
         raise TypeError(f"its splits are {found}, expected {' and '.join(SPLITS)}")
     splits = {split: _parse_split(split, fields["splits"][split]) for split in SPLITS}
-    return Manifest(**fields | {"tokenizer": tokenizer, "splits": splits})
+    # Builds that are opened together, to merge them, may have the same 200,000 languages: keep each text once.
+    languages = {sys.intern(number): sys.intern(tag) for number, tag in fields["languages"].items()}
+    return Manifest(**fields | {"tokenizer": tokenizer, "splits": splits, "languages": languages})
 
 
 def hash_manifest(value: JsonObject) -> tuple[str, str]:

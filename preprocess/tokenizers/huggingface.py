@@ -26,6 +26,7 @@ import base64
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,7 +35,8 @@ import pyarrow as pa
 
 from preprocess.documents import divide_texts
 from preprocess.errors import FolioError, one_line
-from preprocess.tokenizers.huggingface_limits import MAX_UNCHECKED_GROWTH, LimitedEncoder
+from preprocess.tokenizers.encoder_process import EncoderProcess, EncodingError
+from preprocess.tokenizers.huggingface_limits import MAX_UNCHECKED_GROWTH, Encode, encode_checked, is_ordinary
 from preprocess.tokenizers.huggingface_spec import (
     Spec,
     can_lose_characters,
@@ -88,19 +90,17 @@ class HuggingFaceTokenizer(TwoBackendTokenizer):
         """`data` is the content of the file.
 
         Raises ValueError (or RecursionError) if it is not a usable tokenizer.json. A hostile file
-        cannot run code, and LimitedEncoder limits the time and memory that it can take.
+        cannot run code, and `huggingface_limits` limits the time and memory that it can take.
         """
         spec = strip_extras(parse_spec(data))
-        growth = compute_growth(spec)
+        compute_growth(spec)  # raises if it is too large
         vocab, added = read_vocabulary(spec), spec["added_tokens"]
         num_ids = max((*vocab.values(), *(token["id"] for token in added)), default=-1) + 1
         if not 0 < num_ids <= MAX_VOCAB_SIZE:
             raise ValueError(f"it has {num_ids} ids, expected 1 to {MAX_VOCAB_SIZE}")
         self.special_tokens = {token["content"]: token["id"] for token in added if not is_text_token(token)}
         self._assign_roles(find_unknown_token(spec["model"]), vocab)
-        encoder = _make_encoder(spec, self.special_tokens, self.unk_id)
-        counter = _make_character_counter(encoder) if growth > MAX_UNCHECKED_GROWTH else None
-        self._encoder = LimitedEncoder(encoder, counter=counter)
+        self._encode, self._count = _make_encoders(spec, self.special_tokens, self.unk_id)
         self.id_to_bytes = _list_bytes_by_id(spec, vocab, self.special_tokens, num_ids)
         has_byte_alphabet = make_byte_level_alphabet().keys() <= vocab.keys()
         self.is_byte_level = has_byte_alphabet and "ByteLevel" in _component_types(spec, "decoder", "pre_tokenizer")
@@ -151,8 +151,8 @@ class HuggingFaceTokenizer(TwoBackendTokenizer):
     def encode_reference(self, texts: pa.LargeStringArray) -> Encoded:
         """Encode D texts with the library `tokenizers`.
 
-        Raises FolioError if the library fails, exceeds the limits of LimitedEncoder, or turns text
-        into a control token.
+        Raises FolioError if the library fails, exceeds the limits of `huggingface_limits`, or turns
+        text into a control token.
         """
         ids_of_parts = [np.empty(0, np.uint32)]
         lengths = [np.empty(0, np.int64)]  # of the texts
@@ -169,14 +169,14 @@ class HuggingFaceTokenizer(TwoBackendTokenizer):
 
     def _encode_part(self, texts: pa.LargeStringArray) -> Encoded:
         try:
-            encodings = self._encoder.encode(texts.to_pylist())
+            ids_of_texts = encode_checked(texts.to_pylist(), self._encode, self._count)
         except (FolioError, *FATAL_ERRORS):
             raise
         except BaseException as e:
             raise FolioError(
                 f"the library tokenizers could not encode with this {JSON_FILE} ({_describe(e)}); use another tokenizer"
             ) from e
-        return flatten_ids([encoding.ids for encoding in encodings])
+        return flatten_ids(ids_of_texts)
 
 
 def load(path: Path) -> HuggingFaceTokenizer:
@@ -203,35 +203,61 @@ def strip_extras(spec: Spec) -> Spec:
     return {**spec, "model": model, "post_processor": None, "truncation": None, "padding": None}
 
 
-def _make_encoder(spec: Spec, special_tokens: dict[str, int], unk_id: int | None) -> Any:
-    """Return the library's tokenizer, with new names for all special tokens except the unknown one.
+def _make_encoders(spec: Spec, special_tokens: dict[str, int], unk_id: int | None) -> tuple[Encode, Encode | None]:
+    """Return functions that encode texts, and that give one id for each character of the normalized texts.
 
-    Raises ValueError if the library rejects the file or gives an added token another id.
+    All special tokens except the unknown one have new names. The second function is None if the file lengthens
+    no text by more than MAX_UNCHECKED_GROWTH. Raises ValueError if the library rejects the file or gives an added
+    token another id.
     """
-    try:
-        import tokenizers
-    except ImportError as e:
-        raise FolioError(
-            f"a {JSON_FILE} needs the library tokenizers; install it with `pip install 'folio-lm[huggingface]'`"
-        ) from e
     # Unicode will never assign U+10FFFF. If a text contains a new name anyway, `encode_reference`
     # raises.
     new_names = {name: f"\U0010ffff{i}\U0010ffff" for name, i in special_tokens.items() if i != unk_id}
     renamed = json.dumps(spec | _rename_tokens(spec, new_names))
-    try:
-        encoder = tokenizers.Tokenizer.from_str(renamed)
-    except FATAL_ERRORS:
-        raise
-    except BaseException as e:  # the library has no narrower exception
-        raise ValueError(_describe(e)) from e
-    encoder.encode_special_tokens = True  # do not look for special tokens in text, by their new names either
+    in_child = None if is_ordinary(spec) else _start_child(renamed)  # before this process loads the file
+    encoder = _load(renamed)
     for token in spec["added_tokens"]:
         name = new_names.get(token["content"], token["content"])
         if encoder.token_to_id(name) != token["id"]:
             raise ValueError(
                 f"it gives {token['content']!r} the id {token['id']}, the library reads {encoder.token_to_id(name)}"
             )
+    counter = _make_character_counter(encoder) if compute_growth(spec) > MAX_UNCHECKED_GROWTH else None
+    if in_child is None:
+        return partial(_encode_here, encoder), None if counter is None else partial(_encode_here, counter)
+    return in_child.encode, None if counter is None else _start_child(counter.to_str()).encode
+
+
+def _start_child(spec: str) -> EncoderProcess:
+    """Return a child that encodes with a tokenizer.json. Raises ValueError if the library rejects it there."""
+    child = EncoderProcess(spec)
+    try:
+        child.start()
+    except EncodingError as e:
+        raise ValueError(_describe(e)) from e
+    return child
+
+
+def _load(spec: str) -> Any:
+    """Return the library's tokenizer. Raises ValueError if the library rejects the file."""
+    try:
+        import tokenizers
+    except ImportError as e:
+        raise FolioError(
+            f"a {JSON_FILE} needs the library tokenizers; install it with `pip install 'folio-lm[huggingface]'`"
+        ) from e
+    try:
+        encoder = tokenizers.Tokenizer.from_str(spec)
+    except FATAL_ERRORS:
+        raise
+    except BaseException as e:  # the library has no narrower exception
+        raise ValueError(_describe(e)) from e
+    encoder.encode_special_tokens = True  # do not look for special tokens in text, by their new names either
     return encoder
+
+
+def _encode_here(encoder: Any, texts: list[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in encoder.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def _make_character_counter(encoder: Any) -> Any:

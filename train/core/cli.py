@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 from preprocess.console import discard_unwritten_messages, hidden_live_line, paint
 from preprocess.errors import BLOCKING_PATHS, FolioError, explain_os_error, hide_credentials, one_line
 
+MAX_WARNINGS = 5  # about things of one kind, of which there may be thousands
+
 
 def print_result(result: Any, lines: Iterable[str], *, as_json: bool) -> None:
     """Print `result` as JSON on stdout if `as_json` is true, else `lines`."""
@@ -32,6 +34,27 @@ def warn(line: str) -> None:
     """Print one line on stderr about a problem that does not end the command."""
     with hidden_live_line():
         print(paint("warning:", "yellow", sys.stderr), one_line(hide_credentials(line)), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def few_warnings(warn: Callable[[str], None], rest: str) -> Iterator[Callable[[str], None]]:
+    """Yield a function that gives a line to `warn`, and that only counts the lines after MAX_WARNINGS.
+
+    At the end of the block, `warn` gets the line "N REST" about the counted ones.
+    """
+    num_lines = 0
+
+    def add(line: str) -> None:
+        nonlocal num_lines
+        num_lines += 1
+        if num_lines <= MAX_WARNINGS:
+            warn(line)
+
+    try:
+        yield add
+    finally:
+        if num_lines > MAX_WARNINGS:
+            warn(f"{num_lines - MAX_WARNINGS:,} {rest}")
 
 
 def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> int:

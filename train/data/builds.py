@@ -40,7 +40,7 @@ class Builds:
 
     @property
     def names(self) -> list[str]:
-        """The name of each build; if several have the same one, with so many of their folders that they differ."""
+        """The name of each build. Builds with the same name are distinguished by the folders that contain them."""
         names = [build.name for build in self.builds]
         if len({*names}) == len(names):
             return names

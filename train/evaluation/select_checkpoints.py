@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from preprocess.errors import FolioError, MisuseError
-from train.core.cli import warn
+from train.core.cli import few_warnings, warn
 from train.run.checkpoint import (
     CHECKPOINTS_DIR,
     MAX_LISTINGS,
@@ -58,13 +58,14 @@ def iter_checkpoints(path: Path, which: str) -> Iterator[Checkpoint]:
     seen: set[Path] = set()
     for _ in range(MAX_LISTINGS):
         folders = [folder for folder in list_checkpoints(path) if folder not in seen]
-        for folder in folders:
-            try:
-                checkpoint = map_weights(open_checkpoint(folder))
-            except FolioError as e:
-                warn_skipped(e)
-            else:
-                yield checkpoint
+        with few_warnings(warn, "more checkpoints are skipped") as warn_of_some:
+            for folder in folders:
+                try:
+                    checkpoint = map_weights(open_checkpoint(folder))
+                except FolioError as e:
+                    warn_of_some(_describe_skipped(e))
+                else:
+                    yield checkpoint
         if all(folder.exists() for folder in folders):
             return
         seen.update(folders)
@@ -72,4 +73,8 @@ def iter_checkpoints(path: Path, which: str) -> Iterator[Checkpoint]:
 
 def warn_skipped(error: FolioError) -> None:
     """Warn that a checkpoint is not evaluated because of `error`."""
-    warn(f"{str(error).removesuffix(ADVICE)}; skipped")
+    warn(_describe_skipped(error))
+
+
+def _describe_skipped(error: FolioError) -> str:
+    return f"{str(error).removesuffix(ADVICE)}; skipped"

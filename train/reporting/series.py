@@ -3,6 +3,7 @@
 A row of metrics.jsonl has no time. The time of training is the sum of the tokens of each interval divided
 by its tokens per second, so it has no evaluations and no interruptions in it, and runs can be compared.
 
+Of very many rows, consecutive ones are merged already while they are read; see ThinRows.
 A series of many rows is thinned to `max_points` buckets of consecutive rows, whose means are drawn. Half of
 the edges of the buckets are equally far apart, and half of them in the logarithm of the row's number, because
 the beginning of a run fills half of a logarithmic axis.
@@ -10,14 +11,17 @@ the beginning of a run fills half of a logarithmic axis.
 
 from __future__ import annotations
 
-from array import array
+import dataclasses
+import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from train.plotting.curves import MAX_VALUE, ROLLBACK_KEY, find_metrics
+from train.plotting.curves import MAX_ROLLBACKS, MAX_VALUE, ROLLBACK_KEY, find_metrics
+from train.plotting.thin_rows import ThinRows
 from train.run.metrics import open_rows
 
 STEP_METRICS = ("train_loss", "learning_rate", "grad_norm", "tokens_per_s", "mfu", "peak_memory_bytes")
@@ -60,45 +64,49 @@ def read_series(run: Path, tokens_per_step: int) -> RunSeries:
 
     Raises MisuseError if there is no run, and FolioError if a row of its metrics.jsonl is damaged.
     """
-    training, evaluations = _Columns(STEP_METRICS), _Columns(EVALUATION_METRICS)
-    rollbacks = []
+    training = ThinRows(2 + len(STEP_METRICS), _merge_pairs)
+    evaluations = ThinRows(2 + len(EVALUATION_METRICS), _merge_pairs)
+    rollbacks: deque[tuple[int, int]] = deque(maxlen=MAX_ROLLBACKS)
+    last_step, seconds = 0, 0.0
     for row in open_rows(find_metrics(run)):
         if "train_loss" in row.values:
-            training.add(row.step, row.values)
-        if "val_loss" in row.values:
-            evaluations.add(row.step, row.values)
+            values = [_get_value(row.values, key) for key in STEP_METRICS]
+            rate = values[STEP_METRICS.index("tokens_per_s")]
+            if rate > MIN_RATE:
+                seconds += (row.step - last_step) * tokens_per_step / rate
+            last_step = row.step
+            training.add((row.step, seconds, *values))
+        if "val_loss" in row.values:  # the time of training at its step is not known yet
+            evaluations.add((row.step, math.nan, *(_get_value(row.values, key) for key in EVALUATION_METRICS)))
         if (from_step := row.values.get(ROLLBACK_KEY)) is not None and 0 <= from_step <= MAX_VALUE:
             rollbacks.append((row.step, int(from_step)))
-    steps, values = training.as_arrays()
-    rates = values["tokens_per_s"]
-    is_known = rates > MIN_RATE
-    intervals_s = np.diff(steps, prepend=0) * tokens_per_step / np.where(is_known, rates, 1)
-    seconds = np.cumsum(np.where(is_known, intervals_s, 0))
-    eval_steps, eval_values = evaluations.as_arrays()
-    eval_seconds = np.interp(eval_steps, np.append(0, steps), np.append(0, seconds))
+    of_training = _make_series(training, STEP_METRICS)
+    of_evaluations = _make_series(evaluations, EVALUATION_METRICS)
+    eval_seconds = np.interp(of_evaluations.steps, np.append(0, of_training.steps), np.append(0, of_training.seconds))
     return RunSeries(
-        training=Series(steps=steps, seconds=seconds, values=values),
-        evaluations=Series(steps=eval_steps, seconds=eval_seconds, values=eval_values),
-        rollbacks=rollbacks,
+        training=of_training,
+        evaluations=dataclasses.replace(of_evaluations, seconds=eval_seconds),
+        rollbacks=list(rollbacks),
     )
 
 
-class _Columns:
-    """Collects the steps and the values of rows, 8 bytes for each."""
+def _get_value(values: Mapping[str, float | None], key: str) -> float:
+    value = values.get(key)
+    return math.nan if value is None or abs(value) > MAX_VALUE else float(value)
 
-    def __init__(self, keys: tuple[str, ...]) -> None:
-        self._steps = array("d")
-        self._values = {key: array("d") for key in keys}
 
-    def add(self, step: int, values: Mapping[str, float | None]) -> None:
-        self._steps.append(step)
-        for key, column in self._values.items():
-            value = values.get(key)
-            column.append(float("nan") if value is None or abs(value) > MAX_VALUE else value)
+def _make_series(rows: ThinRows, keys: tuple[str, ...]) -> Series:
+    steps, seconds, *values = rows.as_array().T
+    return Series(steps=steps, seconds=seconds, values=dict(zip(keys, values, strict=True)))
 
-    def as_arrays(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return the steps and the values of each key, (P,) float64."""
-        return np.array(self._steps), {key: np.array(column) for key, column in self._values.items()}
+
+def _merge_pairs(rows: np.ndarray) -> np.ndarray:
+    """Return of each two of R rows (step, seconds, values) the last step and seconds, and means: (R / 2, C)."""
+    merged = rows[1::2].copy()
+    columns = np.ascontiguousarray(rows[:, 2:].T)
+    starts = np.arange(0, len(rows), 2)
+    merged[:, 2:] = np.stack([_mean_of_buckets(column, starts) for column in columns], axis=1)
+    return merged
 
 
 def _mean_of_buckets(values: np.ndarray, starts: np.ndarray) -> np.ndarray:

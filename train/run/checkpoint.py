@@ -28,6 +28,7 @@ from torch import Tensor
 from preprocess.errors import FolioError, MisuseError
 from preprocess.shards.files import sha256_file
 from train.config import Config
+from train.core.cli import few_warnings
 from train.core.distributed import World
 from train.core.tensors import TensorFileError
 from train.model import make_model
@@ -145,13 +146,14 @@ def find_newest_checkpoint(out_dir: Path, warn: Callable[[str], None]) -> Checkp
 
 def _open_newest(folders: Sequence[Path], warn: Callable[[str], None]) -> Checkpoint | None:
     """Return the last complete checkpoint of `folders`, or None if all are damaged or one is gone."""
-    for folder in reversed(folders):
-        try:
-            return open_checkpoint(folder)
-        except CheckpointError as e:
-            if not os.path.lexists(folder):
-                return None
-            warn(f"{str(e).removesuffix(ADVICE)}; skipped, trying the previous one")
+    with few_warnings(warn, "more checkpoints are damaged and skipped") as warn_of_some:
+        for folder in reversed(folders):
+            try:
+                return open_checkpoint(folder)
+            except CheckpointError as e:
+                if not os.path.lexists(folder):
+                    return None
+                warn_of_some(f"{str(e).removesuffix(ADVICE)}; skipped, trying the previous one")
     return None
 
 

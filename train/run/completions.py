@@ -13,6 +13,7 @@ from train.run.metrics import parse_step
 
 COMPLETIONS_FILE = "completions.jsonl"
 MAX_ROW_BYTES = 64 << 20  # a completion may have a million tokens
+MAX_CHARACTERS = 5_000_000  # of the text of a row; each is at most the 12 bytes of two escapes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,11 @@ class CompletionRow:
     text: str
 
     def encode(self) -> bytes:
-        """Return the line of the row. Half of a surrogate pair, which is not a character, is written as an escape."""
-        text = self.text.encode("utf-8", "backslashreplace").decode()
+        """Return the line of the row, with at most MAX_CHARACTERS of the text.
+
+        Half of a surrogate pair, which is not a character, is written as an escape.
+        """
+        text = self.text.encode("utf-8", "backslashreplace").decode()[:MAX_CHARACTERS]
         return json.dumps({"step": self.step, "text": text}).encode() + b"\n"
 
 

@@ -1,8 +1,8 @@
-"""Close connections whose clients keep them without need, so that such clients cannot keep all others out.
+"""Close the connections of slow clients, so that they cannot keep other clients out.
 
-A server that waits without a limit of time for headers, for the rest of a body that it has already answered,
-or until a client reads its answer, can be blocked by MAX_CONNECTIONS clients that send one byte per second.
-The time for the bodies of requests is limited by bodies.py. Idle connections are closed by uvicorn.
+Without a time limit for headers, for the rest of a body that is answered already, and for reading the answer,
+MAX_CONNECTIONS clients that send one byte per second can block the server. bodies.py limits the time for the
+bodies of requests, and uvicorn closes idle connections.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class LoadedModel:
         return Modality.LLM
 
     def check_texts(self, texts: list[str], *, are_messages: bool) -> None:
-        """Raise RequestError if the texts do not fit the context for sure, or if the tokenizer cannot encode one.
+        """Raise RequestError if the texts certainly do not fit the context, or if the tokenizer cannot encode one.
 
         Encoding 4 MB takes seconds, in which no other request is answered, and hundreds of megabytes.
         Messages have no control tokens.

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import json
+import logging
 import socket
 import threading
 import uuid
@@ -75,7 +77,7 @@ class Hangup(StoppingCriteria):
 
 
 class StoppableModel:
-    """A model that ends to generate, or does not begin, after its client has hung up."""
+    """A model that stops generating, or does not start, after its client has hung up."""
 
     def __init__(self, model: Any, hangup: Hangup) -> None:
         self._model, self._hangup = model, hangup
@@ -138,7 +140,8 @@ class BoundedGeneration(GenerateManager):
             text, length, ids = await asyncio.shield(generation)
         except asyncio.CancelledError:
             hangup.has_hung_up.set()
-            generation.add_done_callback(lambda done: done.exception())  # else asyncio would log ClientHasGoneError
+            # Else asyncio would log ClientHasGoneError. When the server ends, the generation itself is cancelled.
+            generation.add_done_callback(lambda done: done.cancelled() or done.exception())
             raise
         _note_end(gen_config, ids.tolist(), text)
         return cut_at_stop(text, gen_config.stop_strings or []), length, ids
@@ -287,10 +290,13 @@ async def _read_json(request: Request, reader: BodyReader) -> Any:
         raise HTTPException(e.status, str(e)) from e
     except ClientDisconnect as e:  # else the log would have a traceback
         raise HTTPException(CLIENT_HAS_GONE, "the client has hung up") from e
+    gc.disable()  # a body may be a million lists, for which Python would look for garbage in all objects of the process
     try:
         return parse_json(body)
     except ValueError as e:
         raise RequestError(f"the request is not JSON: {e!s:.80}") from e
+    finally:
+        gc.enable()
 
 
 async def _answer(request: Request, handling: Coroutine[Any, Any, Response]) -> Response:
@@ -345,10 +351,23 @@ def make_example(loaded: LoadedModel, url: str) -> str:
     return f"curl -N {url}/{path} -H 'Content-Type: application/json' -d '{quoted}'"
 
 
+class ShortPaths(logging.Filter):
+    """Shortens what a client has sent in the lines of the log of requests."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change `record`, and return that it is logged."""
+        if isinstance(record.args, tuple):
+            record.args = tuple(shorten(arg) if isinstance(arg, str) else arg for arg in record.args)
+        return True
+
+
 def run_server(loaded: LoadedModel, listening: socket.socket, *, log_requests: bool) -> None:
     """Answer the connections to `listening` until Ctrl-C or SIGTERM, whose exceptions are then raised."""
     log_config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
     log_config["loggers"]["uvicorn.error"]["level"] = "WARNING"  # not how the server starts and ends
+    log_config["filters"] = {"short": {"()": ShortPaths}}
+    log_config["loggers"]["uvicorn.access"]["filters"] = ["short"]
+    gc.freeze()  # the model and the libraries are no garbage
     config = uvicorn.Config(
         make_app(loaded),
         http=LimitedConnection,

@@ -80,6 +80,7 @@ def export_run(checkpoint: Checkpoint) -> ServedModel:
     _, manifest = vocabulary_of(checkpoint)
     source = {
         "folio": __version__,
+        "export": EXPORT_VERSION,  # it may change during the development of a version
         "step": checkpoint.info.step,
         "weights_sha256": checkpoint.info.model_sha256,
         "vocabulary": manifest.build_id,

@@ -12,7 +12,8 @@ the numbers with none are the first of their components. A second pass from the 
 replaces each link by one to the first number of the component.
 
 The cost: both passes are made in the calling process. They read and write each number that has a link a
-few times. The memory is that of one range and its links.
+few times, and open a file for each two of the R ranges, 2 R² times in all; R is at most MAX_SECTIONS. The
+memory is that of one range and its links.
 """
 
 from __future__ import annotations
@@ -90,8 +91,9 @@ def _join(index: np.ndarray, first: np.ndarray) -> np.ndarray:
 
 def _forward_links(reduced: Shuffle, forwarded: Shuffle, children: Shuffle, starts: np.ndarray, number: int) -> None:
     """Write the link of each number of a range to the range of the other number, and links between earlier numbers."""
-    later = range(number + 1, forwarded.num_writers)
-    links = _join_pieces(itertools.chain(reduced.read(number), forwarded.read(number, later)))
+    # A range links its own numbers and earlier ones only, so the files of earlier ranges have no row for this one.
+    own, later = range(number, reduced.num_writers), range(number + 1, forwarded.num_writers)
+    links = _join_pieces(itertools.chain(reduced.read(number, own), forwarded.read(number, later)))
     is_earlier = links["index"] < starts[number]
     with forwarded.open(number) as append:
         append(links[is_earlier], locate(starts, links["index"][is_earlier]))
@@ -101,7 +103,7 @@ def _forward_links(reduced: Shuffle, forwarded: Shuffle, children: Shuffle, star
 
 def _resolve_links(children: Shuffle, resolved: Shuffle, starts: np.ndarray, number: int) -> None:
     """Write the first number of the component for each number that is linked to a number of a range."""
-    links = children.read_all(number)
+    links = children.read_all(number, range(number, children.num_writers))
     is_inside = locate(starts, links["index"]) == number
     known = np.concatenate([resolved.read_all(number, range(number)), links[is_inside]])
     links["first"] = resolve(known, links["first"])

@@ -169,7 +169,7 @@ def test_texts_in_both_given_splits_are_reported(run: Callable[..., Result], tmp
     val = write_nanogpt(tmp_path / "b.bin", [[6, EOT]])
     result = run("import", train, "--val", val, "--format", "nanogpt", "--tokenizer", "gpt2", "--name", "own")
     assert result.exit_code == 0 and "1 text is in both train and val" in result.stderr
-    assert "too low; name the training files only, to split their" in result.stderr and "--dedup" not in result.stderr
+    assert "too low; import only the training files:" in result.stderr and "--dedup" not in result.stderr
     assert count_leaks(Build("own")).num_texts == 1
 
 
@@ -197,14 +197,15 @@ def write_llmc(path: Path, ids: list[int], num_tokens: int | None = None, magic:
         ({"a_000000": 9, "a_000001": 4, "a_000002": 9}, "a_000001.bin has 1,032 bytes, and another file of its set 1,"),
         ({"a_000000": 4, "a_000001": 9}, "a_000001.bin has 1,042 bytes, and another file of its set 1,032"),
         ({"a_000000": 9, "b_000000": 4, "b_000001": 4}, ""),
+        ({"1/a_000000": 9, "1/a_000001": 4, "2/a_000000": 9}, ""),  # the same name in two folders
         ({"a_000001": -9}, "a_000001.bin does not begin with an end-of-text token, so a file before it may be missing"),
     ],
 )
 def test_llmc_files_that_do_not_follow_each_other_have_a_warning(
     run: Callable[..., Result], tmp_path: Path, files: dict[str, int], message: str
 ) -> None:
-    (tmp_path / "files").mkdir()
     for number, (name, size) in enumerate(files.items()):
+        (tmp_path / "files" / name).parent.mkdir(parents=True, exist_ok=True)
         ids = [number + 1] * abs(size)
         write_llmc(tmp_path / f"files/{name}.bin", [EOT, *ids[1:]] if size > 0 else ids)
     arguments = ("--format", "llm.c", "--tokenizer", "gpt2", "--name", "own", "--val-fraction", 0)

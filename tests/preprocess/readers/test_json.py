@@ -60,6 +60,12 @@ def test_read_jsonl_raises_or_skips_overlong_lines(tmp_path: Path) -> None:
     assert read_stats(result)["documents"]["oversized"] == 1
 
 
+def test_the_last_value_of_a_doubled_key_counts(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(f'{{"text": "first {word}", "text": "{word}"}}\n' for word in WORDS))
+    assert sorted(read_texts(build_files(tmp_path, path))) == sorted(WORDS)
+
+
 def test_read_jsonl_ignores_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + b'{"text": "one"}\n{"text": "two"}\n')
     assert read_texts(build_files(tmp_path, tmp_path / "a.jsonl")) == ["one", "two"]

@@ -34,6 +34,15 @@ def test_parse_manifest_keeps_every_key(build_text: Callable[..., Build]) -> Non
     assert isinstance(manifest.splits["train"].shards[0], ShardEntry)
 
 
+def test_manifests_share_the_texts_of_their_languages(build_text: Callable[..., Build]) -> None:
+    stored = read_manifest_json(build_text()) | {"languages": {"300": "a language", "301": "another one"}}
+    first, second = (parse_manifest(json.loads(json.dumps(stored))).languages for _ in range(2))
+    assert first == second == stored["languages"]
+    assert all(
+        a is b for one, two in zip(first.items(), second.items(), strict=True) for a, b in zip(one, two, strict=True)
+    )
+
+
 @pytest.mark.parametrize("value", [None, [], "text", 3])
 def test_parse_manifest_rejects_what_is_not_an_object(value: object) -> None:
     with pytest.raises(TypeError, match="expected an object"):

@@ -51,7 +51,7 @@ def test_sentencepiece_model_without_end_is_rejected_too(tmp_path: Path) -> None
             minloglevel=2,
         )
     recipe = Recipe(corpus="x", tokenizer=str(tmp_path / "x.model"), eot="append")
-    with pytest.raises(MisuseError, match="x.mod.* has no end-of-text token"):
+    with pytest.raises(MisuseError, match="has no end-of-text token"):
         load_recipe_tokenizer(recipe)
 
 

@@ -433,8 +433,8 @@ def test_few_texts_at_once_are_objects_of_the_library(tokenizers: Tokenizers, mo
     texts = arrow(["thou " * 30, "", "Romeo " * 50, "a", "b"])
     ids, ends = tokenizer.encode_reference(texts)
     sizes = []
-    encode = tokenizer._encoder.encode
-    monkeypatch.setattr(tokenizer._encoder, "encode", lambda texts: sizes.append(sum(map(len, texts))) or encode(texts))
+    encode = tokenizer._encode
+    monkeypatch.setattr(tokenizer, "_encode", lambda texts: sizes.append(sum(map(len, texts))) or encode(texts))
     monkeypatch.setattr(huggingface, "MAX_ENCODED_BYTES", 160)
     of_parts = tokenizer.encode_reference(texts)
     assert sizes == [150, 300, 2]

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from preprocess.errors import FolioError
-from preprocess.tokenizers import huggingface_limits
+from preprocess.tokenizers import encoder_process
+from preprocess.tokenizers.encoder_process import EncoderProcess, run_limited
 from preprocess.tokenizers.huggingface import HuggingFaceTokenizer
-from preprocess.tokenizers.huggingface_limits import run_limited
+from preprocess.tokenizers.huggingface_limits import is_ordinary
 from preprocess.tokenizers.huggingface_spec import MAX_GROWTH, Spec, compute_growth
 from tests.conftest import assert_one_line
 from tests.preprocess.tokenizers.json_makers import byte_level, library, to_bytes, unigram
@@ -131,8 +132,8 @@ def make_slow_regex(part: str) -> bytes:
 )
 def test_tokenizer_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch, data: bytes, length: int) -> None:
     tokenizer = HuggingFaceTokenizer(data)
-    monkeypatch.setattr(huggingface_limits, "MIN_SECONDS", 0.05)
-    monkeypatch.setattr(huggingface_limits, "MIN_CHARACTERS_PER_SECOND", 1_000_000)
+    monkeypatch.setattr(encoder_process, "MIN_SECONDS", 0.05)
+    monkeypatch.setattr(encoder_process, "MIN_CHARACTERS_PER_SECOND", 1_000_000)
     began = time.monotonic()
     with pytest.raises(FolioError, match="has not finished encoding after 0 s; its file may be malicious") as raised:
         tokenizer.encode_text("a" * length)
@@ -140,12 +141,88 @@ def test_tokenizer_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatc
     assert_one_line(str(raised.value))
 
 
-def test_exponential_regex_is_refused_at_once() -> None:
-    spec = byte_level()
+def make_exponential_regex() -> bytes:
     split = {"type": "Split", "pattern": {"Regex": "(a+)+[bc]"}, "behavior": "Isolated", "invert": False}
-    tokenizer = HuggingFaceTokenizer(to_bytes(spec | {"pre_tokenizer": split}))
-    with pytest.raises(FolioError, match="could not encode with this tokenizer.json"):
-        tokenizer.encode_text("a" * 60)
+    return to_bytes(byte_level() | {"pre_tokenizer": split})
+
+
+def test_exponential_regex_is_refused_at_once_and_without_the_output_of_the_library(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    tokenizer = HuggingFaceTokenizer(make_exponential_regex())
+    expected = tokenizer.encode_text("able").tolist()
+    for _ in range(2):
+        with pytest.raises(FolioError, match="could not encode with this tokenizer.json .Onig: Regex search error"):
+            tokenizer.encode_text("a" * 60)
+        assert tokenizer.encode_text("able").tolist() == expected  # a new child
+    assert capfd.readouterr().err == ""
+
+
+def test_normalizer_that_fails_on_an_added_token_is_rejected_silently(capfd: pytest.CaptureFixture[str]) -> None:
+    spec = byte_level() | {"normalizer": replace("(a+)+[bc]", "a", is_regex=True)}
+    spec["added_tokens"].append({**spec["added_tokens"][-1], "content": "a" * 60, "id": 402, "normalized": True})
+    with pytest.raises(ValueError, match="Onig: Regex search error"):
+        HuggingFaceTokenizer(to_bytes(spec))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"normalizer": replace(" {2,}", " ", is_regex=True)}, False),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits"}] * 60}}, False),
+        ({"model": {"type": "WordPiece", "vocab": {"a": 0}, "max_input_chars_per_word": 100}}, True),
+        ({"model": {"type": "WordPiece", "vocab": {"a": 0}, "max_input_chars_per_word": 10**9}}, False),
+        ({"model": {"type": "Unigram", "vocab": [["a" * 2_000, 0.0]]}}, False),
+    ],
+)
+def test_only_ordinary_files_are_encoded_in_this_process(changes: Spec, expected: bool) -> None:
+    assert is_ordinary({"model": {"type": "BPE", "vocab": {"a": 0}}} | changes) == expected
+
+
+def test_child_gives_the_ids_that_the_library_gives_here() -> None:
+    spec = byte_level()
+    split = {"type": "Split", "pattern": {"Regex": "[a-z]+"}, "behavior": "Isolated", "invert": False}
+    steps = [split, {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]
+    spec |= {"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}, "post_processor": None, "truncation": None}
+    texts = ["thou art", "", "Мой дядя самых честных правил 🎉\0\n", LONG_TEXT]
+    here = library.Tokenizer.from_str(to_bytes(spec | {"padding": None}).decode())
+    expected = [here.encode(text, add_special_tokens=False).ids for text in texts]
+    tokenizer = HuggingFaceTokenizer(to_bytes(spec))
+    assert [tokenizer.encode_text(text).tolist() for text in texts] == expected
+
+
+def test_child_that_is_killed_is_explained_and_replaced() -> None:
+    encoder = EncoderProcess(make_exponential_regex().decode())
+    encoder.start()
+    assert encoder._child is not None
+    encoder._child._process.kill()
+    with pytest.raises(FolioError, match="the process that encodes text has ended with SIGKILL") as raised:
+        encoder.encode(["a"])
+    assert_one_line(str(raised.value))
+    assert encoder.encode(["able"])
+
+
+UNFINISHED = """
+import sys
+from preprocess.errors import FolioError
+from preprocess.tokenizers import encoder_process
+from preprocess.tokenizers.huggingface import HuggingFaceTokenizer
+tokenizer = HuggingFaceTokenizer(sys.stdin.buffer.read())
+encoder_process.MIN_SECONDS, encoder_process.MIN_CHARACTERS_PER_SECOND = 0.05, 10**9
+try:
+    tokenizer.encode_text("a" * 300_000)
+except FolioError as e:
+    print(e)
+    sys.exit(3)
+"""
+
+
+def test_process_ends_in_order_after_the_refusal() -> None:
+    data = make_slow_regex("pre_tokenizer")
+    ended = subprocess.run([sys.executable, "-c", UNFINISHED], input=data, capture_output=True, timeout=60)
+    assert ended.returncode == 3 and ended.stderr == b"" and b"has not finished encoding" in ended.stdout
 
 
 def test_run_limited_passes_on_results_and_exceptions() -> None:
@@ -156,7 +233,7 @@ def test_run_limited_passes_on_results_and_exceptions() -> None:
 
 STOPPED_WORK = """
 import time
-from preprocess.tokenizers.huggingface_limits import run_limited
+from preprocess.tokenizers.encoder_process import run_limited
 
 def work():
     now = time.monotonic()

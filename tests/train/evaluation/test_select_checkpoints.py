@@ -25,6 +25,14 @@ def test_damaged_checkpoint_is_skipped_with_a_warning(run: Path) -> None:
     assert [row["step"] for row in read_rows(run)] == [12, 24]
 
 
+def test_many_damaged_checkpoints_get_few_warnings(run: Path) -> None:
+    for step in range(100, 120):
+        (run / "checkpoints" / f"step-{step:08d}").mkdir()
+    result = invoke("evaluate.py", run, "--all", *CPU)
+    lines = result.stderr.splitlines()
+    assert (result.returncode, len(lines)) == (0, 6) and lines[-1] == "warning: 15 more checkpoints are skipped"
+
+
 def test_deleted_checkpoint_is_evaluated_if_it_was_open_and_otherwise_skipped(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

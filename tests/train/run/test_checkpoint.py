@@ -366,6 +366,16 @@ def test_damaged_newest_checkpoint_is_skipped_with_a_warning(tmp_path: Path) -> 
         find_newest_checkpoint(tmp_path, warnings.append)
 
 
+def test_thousands_of_empty_checkpoints_get_few_warnings(tmp_path: Path) -> None:
+    for step in range(2_000):
+        (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    warnings: list[str] = []
+    with pytest.raises(FolioError, match="all 2000 checkpoints in .* are damaged"):
+        find_newest_checkpoint(tmp_path, warnings.append)
+    assert "step-00001999" in warnings[0] and warnings[-1] == "1,995 more checkpoints are damaged and skipped"
+    assert len(warnings) == 6
+
+
 def test_checkpoint_of_a_newer_version_is_not_skipped(tmp_path: Path) -> None:
     state = make_state()
     for _ in range(2):

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from preprocess.errors import FolioError
-from train.run.completions import CompletionRow, append_completion, drop_completions, open_completions
+from train.run.completions import (
+    MAX_CHARACTERS,
+    MAX_ROW_BYTES,
+    CompletionRow,
+    append_completion,
+    drop_completions,
+    open_completions,
+)
 
 
 def test_rows_are_read_back_and_later_ones_are_dropped(tmp_path: Path) -> None:
@@ -41,3 +48,11 @@ def test_other_lines_are_rejected(tmp_path: Path, row: object) -> None:
     (tmp_path / "completions.jsonl").write_text(f"{json.dumps(row)}\n{good}\n")
     with pytest.raises(FolioError, match="line 1 .*completion.*delete the line"):
         list(open_completions(tmp_path))
+
+
+def test_longest_text_that_is_written_can_be_read(tmp_path: Path) -> None:
+    row = CompletionRow(step=1, text="\U0001f600" * (MAX_CHARACTERS + 9))  # 12 bytes of JSON each
+    append_completion(tmp_path, row)
+    assert (tmp_path / "completions.jsonl").stat().st_size <= MAX_ROW_BYTES
+    [read] = open_completions(tmp_path)
+    assert read.text == row.text[:MAX_CHARACTERS]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import logging
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
@@ -214,6 +217,41 @@ def test_body_that_is_not_a_request_is_answered_by_its_fault(
     assert found[0] == status and message in found[1]
 
 
+def test_body_of_many_lists_is_parsed_without_looking_for_garbage() -> None:
+    from starlette.requests import Request
+
+    from train.serving.bodies import BodyReader
+    from train.serving.openai_server import _read_json
+
+    scope = {"type": "http", "headers": [(b"content-type", b"application/json")]}
+    body = b"[" + b"[]," * 300_000 + b"[]]"
+    collections: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "start" and info["generation"] == 2:
+            collections.append(phase)
+
+    gc.collect()
+    gc.callbacks.append(note)
+    try:
+        assert len(asyncio.run(_read_json(Request(scope, receive), BodyReader()))) == 300_001
+    finally:
+        gc.callbacks.remove(note)
+    assert not collections and gc.isenabled()
+
+
+def test_lines_of_the_log_of_requests_are_short() -> None:
+    from train.serving.openai_server import ShortPaths
+
+    arguments = ("127.0.0.1:1", "GET", "/v1/models/" + "x" * 15_000, "1.1", 404)
+    record = logging.LogRecord("uvicorn.access", logging.INFO, "", 0, '%s - "%s %s HTTP/%s" %d', arguments, None)
+    assert ShortPaths().filter(record)
+    assert re.fullmatch(r'127.0.0.1:1 - "GET /v1/models/x{50,150}… HTTP/1.1" 404', record.getMessage())
+
+
 @pytest.mark.parametrize("path", ["/load_model", "/reset", "/v1/responses"])
 def test_other_endpoints_of_transformers_are_closed(url: str, path: str) -> None:
     assert send(url.removesuffix("/v1") + path, b'{"model": "/etc"}')[0] == 404
@@ -246,6 +284,36 @@ def test_text_that_cannot_fit_the_context_is_refused_before_it_is_encoded(url: s
     ]:
         status, answer = send(f"{url}/{path}", json.dumps(body).encode())
         assert status == 400 and "do not fit the model's context of 64 tokens" in answer, path
+
+
+def test_end_of_the_server_during_a_generation_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("openai")
+    import torch
+
+    from train.serving.openai_server import BoundedGeneration
+
+    began, may_end = threading.Event(), threading.Event()
+
+    class Model:
+        def generate(self, **_: Any) -> None:
+            began.set()
+            may_end.wait(60)
+
+    async def ask_and_end() -> None:
+        manager, inputs = BoundedGeneration(8), {"input_ids": torch.tensor([[1]])}
+        config = SimpleNamespace(max_new_tokens=1, stop_strings=None, eos_token_id=None)
+        asyncio.create_task(manager.generate_non_streaming(Model(), None, inputs, config, ""))  # noqa: RUF006
+        await asyncio.to_thread(began.wait, 60)
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:  # as asyncio.run does
+            task.cancel()
+        await asyncio.wait(tasks)
+        await asyncio.sleep(0)  # for the callbacks
+        assert len(tasks) == 2 and not caplog.records
+        may_end.set()
+        await asyncio.wrap_future(manager.submit(lambda: None))
+
+    asyncio.run(ask_and_end())
 
 
 def test_generations_of_clients_that_have_hung_up_end() -> None:

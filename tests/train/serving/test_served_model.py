@@ -11,6 +11,7 @@ import pytest
 from preprocess.errors import FolioError
 from tests.helpers.runs import AUTHOR_ID, invoke, make_build, read_files, small_disk, train_run, write_config
 from train.run.checkpoint import find_checkpoint
+from train.serving import served_model
 from train.serving.served_model import export_run, open_exported_folder
 
 
@@ -34,7 +35,9 @@ def test_run_is_exported_to_the_folder_of_the_run(run: Path, tmp_path: Path) -> 
     assert [path.name for path in copy.glob(".served*")] == []
 
 
-def test_export_is_reused_until_the_checkpoint_changes(run: Path, tmp_path: Path) -> None:
+def test_export_is_reused_until_the_checkpoint_or_the_version_changes(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copy = copy_run(run, tmp_path)
     weights = export_run(find_checkpoint(copy, pytest.fail)).folder / "model.safetensors"
     first = weights.stat().st_ino, weights.read_bytes()
@@ -44,6 +47,10 @@ def test_export_is_reused_until_the_checkpoint_changes(run: Path, tmp_path: Path
     assert weights.read_bytes() != first[1]
     export_run(find_checkpoint(copy, pytest.fail))
     assert weights.read_bytes() == first[1]
+    monkeypatch.setattr(served_model, "EXPORT_VERSION", -1)
+    inode = weights.stat().st_ino
+    export_run(find_checkpoint(copy, pytest.fail))
+    assert weights.stat().st_ino != inode, "an export of another version is made again"
     weights.write_bytes(b"")
     export_run(find_checkpoint(copy, pytest.fail))
     assert weights.read_bytes() == first[1], "an export with a file of another size is made again"
