@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -92,7 +93,7 @@ def estimate_build(plan: Plan, num_documents: int, *, workers: int) -> JsonObjec
     scale = 1 + plan.num_bytes_left_out / max(plan.count_input_bytes(), 1)
     total_bytes = round(scale * sum(plan.partition_bytes()) * (found.text_bytes / max(found.input_bytes, 1)))
     total_tokens = round(total_bytes * num_tokens / encoded_bytes)
-    total_documents = round(total_bytes * sum(map(len, found.texts)) / read_bytes)
+    total_documents = round(total_bytes * sum(map(len, found.hashes)) / read_bytes)
     near_s, near_bytes = _measure_near_dedup(plan.recipe, texts)
     s_per_byte = found.elapsed_s / read_bytes + (encode_s + near_s) / encoded_bytes
     return {
@@ -232,11 +233,13 @@ def _read_partition(plan: Plan, number: int, found: _ReadDocuments, decontaminat
 def _choose(found: _ReadDocuments, num_documents: int, plan: Plan) -> tuple[pa.LargeStringArray, pa.StringArray]:
     """Return the texts and languages of the documents with the smallest keyed content hashes."""
     texts = pa.concat_arrays(found.texts) if found.texts else pa.array([], pa.large_string())
-    found.texts = [texts]  # in place of its parts, which may be documents of 64 MB
+    found.texts.clear()  # they may be documents of 64 MB
     if not len(texts):
         counts = "; ".join(format_counts(found.rejects.counts)) or "the input has no records"
         reasons = found.rejects.reasons.as_list()
         raise FolioError(explain_no_document(plan.recipe.corpus, counts, reasons, plan.input_files))
+    if len(texts) <= num_documents:  # a copy of all would take as much memory again
+        return texts, pa.concat_arrays(found.languages)
     first_halves = np.ascontiguousarray(np.concatenate(found.hashes)[:, :8]).view("<u8").reshape(-1)
     order = np.argsort(keyed_hash(plan.recipe.seed, first_halves), kind="stable")
     rows = pa.array(np.sort(order[:num_documents]))
@@ -247,11 +250,21 @@ def _train_on(texts: pa.LargeStringArray, recipe: Recipe) -> Tokenizer:
     """Train a tokenizer on `texts`. The build trains on more text, so it will need fewer tokens."""
     has_chats = recipe.chat_columns is not None
     if recipe.tokenizer == "char":
-        alphabet = get_plain_texts(texts, has_chats=has_chats).to_pylist()
-        return characters.train_char(alphabet, has_eot=recipe.eot == "append")
-    turns = split_turns(texts) if has_chats else None
-    lines = texts.to_pylist() if turns is None else [get_turn_lines(turns, row) for row in range(len(texts))]
-    return sentencepiece_bpe.train(lines, num_pieces=recipe.num_pieces)
+        plain, _ = slice_texts(get_plain_texts(texts, has_chats=has_chats), "characters")
+        return characters.train_char((text.as_py() for text in plain), has_eot=recipe.eot == "append")
+    return sentencepiece_bpe.train(_iter_training_texts(texts, recipe), num_pieces=recipe.num_pieces)
+
+
+def _iter_training_texts(texts: pa.LargeStringArray, recipe: Recipe) -> Iterator[str]:
+    """Yield the texts until they have `sample_bytes` characters, since the trainer needs several times their size."""
+    turns = split_turns(texts) if recipe.chat_columns is not None else None
+    num_left = recipe.sample_bytes
+    for row in range(len(texts)):
+        text = texts[row].as_py() if turns is None else get_turn_lines(turns, row)
+        yield text[:num_left]
+        num_left -= len(text)
+        if num_left <= 0:
+            break
 
 
 def format_estimate(estimate: JsonObject) -> list[str]:

@@ -5,7 +5,9 @@ hidden files are skipped. Only the bytes of one block are in memory.
 
 The files of a zip archive and of a plain tar archive can be read in any order. A compressed tar
 archive can only be read from its beginning, so this module keeps the last one open: as long as its
-files are read in their order, it is decompressed once.
+files are read in their order, it is decompressed once. If each file is read twice before the next
+one, to check its columns or to count its characters, the archive is opened twice: the second
+position follows the first.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ TAR_MAGIC, TAR_MAGIC_OFFSET = (b"ustar\0", b"ustar  \0"), 257  # of POSIX and of
 MAX_NAME_CHARACTERS = 4_096  # no file system has longer names
 MAX_NAMES_CHARACTERS = 64 << 20  # of all files of an archive; these names are in memory several times
 MAX_ZIP_LIST_BYTES = 64 << 20  # a name, comments and attributes of each file; every process reads them
+MAX_OPEN_TARS = 2  # positions in one compressed tar archive
 READABLE_ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}
 DAMAGE = (  # what the modules raise
     tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, MemoryError,
@@ -134,32 +137,59 @@ def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
     return stream
 
 
-class _LastTar(threading.local):
-    """The compressed tar archive that this thread read last, and the entry that it is at."""
+class _OpenTar:
+    """A compressed tar archive that is being read, and the entry that it is at."""
 
-    key: tuple[DiskFile, int] | None = None  # the file and the process: a fork shares the position in the file
-    closing = ExitStack()
-    entries: Iterator[tarfile.TarInfo]
-    tar: tarfile.TarFile
-    index = -1
+    def __init__(self, file: DiskFile, compression: str) -> None:
+        self._closing = ExitStack()
+        self._tar = self._closing.enter_context(open_tar(file.path, compression))
+        self._entries = iter_entries(self._tar)
+        self.index = -1
+
+    def seek(self, index: int) -> IO[bytes]:
+        """Return a stream of the entry `index`, which is after the current one. After an error, the tar is closed."""
+        try:
+            for entry in self._entries:
+                self.index += 1
+                if self.index == index:
+                    return _extract(self._tar, entry)
+            raise tarfile.ReadError("an entry is missing")
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._closing.close()
 
 
-_last_tar = _LastTar()
+class _OpenTars(threading.local):
+    """The compressed tar archive that this thread read last, opened up to MAX_OPEN_TARS times."""
+
+    def __init__(self) -> None:
+        self.key: tuple[DiskFile, int] | None = None  # the file and the process: a fork shares the position in the file
+        self.tars: list[_OpenTar] = []  # the one that was used last is at the end
+
+
+_open_tars = _OpenTars()
 
 
 def _seek_in_tar(file: DiskFile, compression: str, index: int) -> IO[bytes]:
-    last, key = _last_tar, (file, os.getpid())
-    if last.key != key or last.index >= index:
-        last.closing.close()
-        last.closing = ExitStack()
-        last.tar = last.closing.enter_context(open_tar(file.path, compression))
-        last.key, last.entries, last.index = key, iter_entries(last.tar), -1
-    for entry in last.entries:
-        last.index += 1
-        if last.index == index:
-            return _extract(last.tar, entry)
-    last.key = None
-    raise tarfile.ReadError("an entry is missing")
+    """Return a stream of the entry `index`, from the nearest position before it."""
+    opened, key = _open_tars, (file, os.getpid())
+    if opened.key != key:
+        while opened.tars:
+            opened.tars.pop().close()
+        opened.key = key
+    tar = max((tar for tar in opened.tars if tar.index < index), key=lambda tar: tar.index, default=None)
+    if tar is not None:
+        opened.tars.remove(tar)
+    else:
+        if len(opened.tars) == MAX_OPEN_TARS:
+            opened.tars.pop(0).close()
+        tar = _OpenTar(file, compression)
+    stream = tar.seek(index)
+    opened.tars.append(tar)
+    return stream
 
 
 @functools.lru_cache(maxsize=4)

@@ -14,7 +14,9 @@ from preprocess.progress import Progress
 from preprocess.recipes.schema import Recipe
 from preprocess.shards.format import Build
 from preprocess.shards.replaced import ReplacedError
+from preprocess.tokenizers.inspect import Figures
 from tests.conftest import VERSE
+from tests.helpers.memory import measure_peak_bytes
 
 
 def test_inspect_build_counts_the_validation_documents(build_text: Callable[..., Build]) -> None:
@@ -48,3 +50,19 @@ def test_inspect_build_rejects_a_build_that_was_replaced(build_text: Callable[..
     build_text(VERSE * 20, replace=True)
     with pytest.raises(ReplacedError, match="was replaced or deleted while it was read"):
         inspect_build(build, 10)
+
+
+def test_inspect_build_keeps_only_the_texts_that_it_measures(
+    build_text: Callable[..., Build], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Because of the emoji, a Python string takes four bytes per character.
+    documents = [f"{i:02}\U0001f600 " + "ab " * 60_000 for i in range(40)]
+    build = build_text("\n".join(documents), document="line", split="exact", tokenizer="byte", val_fraction=0.9)
+    for module in ("preprocess.tokenizers.inspect", "preprocess.build.inspect_tokenizer"):
+        monkeypatch.setattr(f"{module}.MAX_CHARACTERS", 100_000)
+        monkeypatch.setattr(f"{module}.MAX_BYTES", 400_000)
+    measured: list[dict[str, Figures]] = []
+    peak = measure_peak_bytes(lambda: measured.append(inspect_build(build, 36)))
+    figures = measured[0]["unknown"]
+    assert (figures["documents"], figures["text_bytes"]) == (3, 3 * 100_003)  # four would have more than 400,000
+    assert peak < 55_000_000  # 69 MB if all 36 documents are kept

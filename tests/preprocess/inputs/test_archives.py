@@ -17,6 +17,9 @@ import pytest
 from preprocess.errors import FolioError, MisuseError
 from preprocess.inputs import archives
 from preprocess.inputs.disk_file import NO_SHA256, DiskFile
+from preprocess.recipes.catalog import load_recipe
+from preprocess.stream.corpus import open_corpus
+from preprocess.stream.token_stream import TokenStream
 from tests.conftest import assert_one_line
 from tests.helpers.file_builds import build_files, read_texts
 
@@ -83,6 +86,19 @@ def test_archive_gives_the_build_of_its_folder(
     assert result.build_id == expected.build_id
 
 
+def count_opened_tars(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which the path of each tar archive is added when it is opened."""
+    opened: list[str] = []
+    open_tar = archives.open_tar
+
+    def count(path, compression):
+        opened.append(path)
+        return open_tar(path, compression)
+
+    monkeypatch.setattr(archives, "open_tar", count)
+    return opened
+
+
 @pytest.mark.parametrize("name", [*(name for name in MODES if name != "a.tar"), "a.tar.zst"])
 def test_compressed_tar_is_read_in_its_order_and_decompressed_once(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
@@ -94,20 +110,36 @@ def test_compressed_tar_is_read_in_its_order_and_decompressed_once(
     write_tar(tmp_path / name, MODES.get(name, "w"))
     if name == "a.tar.zst":
         (tmp_path / name).write_bytes(pa.compress((tmp_path / name).read_bytes(), codec="zstd", asbytes=True))
-    num_opened = 0
-    open_tar = archives.open_tar
-
-    def count(*arguments):
-        nonlocal num_opened
-        num_opened += 1
-        return open_tar(*arguments)
-
-    monkeypatch.setattr(archives, "open_tar", count)
+    opened = count_opened_tars(monkeypatch)
     texts = read_texts(build_files(tmp_path, tmp_path / name))
     rows = [f"row {i}" for i in range(30)]
     expected = [text for key, text in FILES.items() if key.startswith("data/") and key[5].isdigit()]
     assert texts == expected + rows
-    assert num_opened == 3  # to list the files, to check the head of the table, and to read
+    assert len(opened) == 3  # to list the files, to check the head of the table, and to read
+
+
+def test_compressed_tar_whose_files_are_read_twice_is_opened_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preprocess.inputs.describe.MAX_KEPT_BYTES", 0)
+    monkeypatch.setattr("preprocess.stream.reading.SMALL_FILE_BYTES", 0)  # streams check each file before they read it
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        for i in range(9):
+            for name, text in ((f"{i}.txt", f"text {i} " * 9), (f"{i}.csv", f"text,n\ntable {i} of a file,1\n")):
+                info = tarfile.TarInfo(name)
+                info.size = len(text)
+                tar.addfile(info, io.BytesIO(text.encode()))
+    opened = count_opened_tars(monkeypatch)
+    texts = read_texts(build_files(tmp_path, tmp_path / "a.tar.gz", format="text", split="contiguous"))
+    assert texts[0][:7] == "text 0 " and len(texts) == 18  # both parts of each text
+    assert len(opened) == 3  # to list the files, to count the characters, and to read
+    opened.clear()
+    recipe = load_recipe(
+        None, inputs=(str(tmp_path / "a.tar.gz"),), format="csv", tokenizer="byte", split="threshold", dedup=False
+    )
+    num_tokens = sum(map(len, TokenStream(open_corpus(recipe, log=[].append), block_size=1, stream_buffer=1)))
+    assert num_tokens > 100
+    assert len(opened) == 3  # to list the files, to check the columns, and to read
 
 
 def test_archives_among_files_in_a_folder_are_read(tmp_path: Path) -> None:
