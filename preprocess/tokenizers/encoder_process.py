@@ -27,6 +27,7 @@ from preprocess.tokenizers import encoder_child
 from preprocess.tokenizers.encoder_child import ANSWER, ERROR, REQUEST
 
 MIN_SECONDS = 5.0
+MAX_START_S = 60.0  # beside the others, for a child that starts while the machine is busy
 MIN_CHARACTERS_PER_SECOND = 20_000  # the slowest real tokenizers encode fifty times as much
 MAX_WAIT_S = 0.25  # in one call
 CHILD_CODE = f"""import runpy, sys
@@ -59,8 +60,10 @@ class EncoderProcess:
 
     def encode(self, texts: list[str]) -> list[Ids]:
         """Return the ids of each text, without special tokens."""
-        seconds = MIN_SECONDS + (len(self._spec) + sum(map(len, texts))) / MIN_CHARACTERS_PER_SECOND
+        seconds = MIN_SECONDS + sum(map(len, texts)) / MIN_CHARACTERS_PER_SECOND
         with self._lock:
+            if self._child is None or not self._child.is_usable():
+                seconds += MAX_START_S + len(self._spec) / MIN_CHARACTERS_PER_SECOND
             try:
                 return run_limited(lambda: self._get_child().encode(texts), seconds)
             except BaseException:  # also an interruption, after which the child may still send the ids
@@ -134,6 +137,12 @@ def _end(process: subprocess.Popen[bytes], parent_id: int) -> None:
     if parent_id == os.getpid():
         process.kill()
         process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            assert stream is not None
+            # Closing fails if the child has not read all. If the files were left to the garbage collector, Python
+            # 3.13 and later would print this error.
+            with suppress(OSError):
+                stream.close()
 
 
 def run_limited(work: Callable[[], Result], seconds: float) -> Result:

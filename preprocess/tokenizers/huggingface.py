@@ -210,6 +210,7 @@ def _make_encoders(spec: Spec, special_tokens: dict[str, int], unk_id: int | Non
     no text by more than MAX_UNCHECKED_GROWTH. Raises ValueError if the library rejects the file or gives an added
     token another id.
     """
+    _check_library()
     # Unicode will never assign U+10FFFF. If a text contains a new name anyway, `encode_reference`
     # raises.
     new_names = {name: f"\U0010ffff{i}\U0010ffff" for name, i in special_tokens.items() if i != unk_id}
@@ -238,16 +239,22 @@ def _start_child(spec: str) -> EncoderProcess:
     return child
 
 
-def _load(spec: str) -> Any:
-    """Return the library's tokenizer. Raises ValueError if the library rejects the file."""
+def _check_library() -> None:
+    """Raise FolioError if the library is not installed, which a child could not explain."""
     try:
-        import tokenizers
+        import tokenizers  # noqa: F401
     except ImportError as e:
         raise FolioError(
             f"a {JSON_FILE} needs the library tokenizers; install it with `pip install 'folio-lm[huggingface]'`"
         ) from e
+
+
+def _load(spec: str) -> Any:
+    """Return the library's tokenizer. Raises ValueError if the library rejects the file."""
+    from tokenizers import Tokenizer
+
     try:
-        encoder = tokenizers.Tokenizer.from_str(spec)
+        encoder = Tokenizer.from_str(spec)
     except FATAL_ERRORS:
         raise
     except BaseException as e:  # the library has no narrower exception

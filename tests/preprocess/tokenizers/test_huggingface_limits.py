@@ -197,11 +197,27 @@ def test_child_that_is_killed_is_explained_and_replaced() -> None:
     encoder = EncoderProcess(make_exponential_regex().decode())
     encoder.start()
     assert encoder._child is not None
-    encoder._child._process.kill()
+    process = encoder._child._process
+    process.kill()
     with pytest.raises(FolioError, match="the process that encodes text has ended with SIGKILL") as raised:
         encoder.encode(["a"])
     assert_one_line(str(raised.value))
+    assert all(stream is not None and stream.closed for stream in (process.stdin, process.stdout, process.stderr))
     assert encoder.encode(["able"])
+
+
+def test_start_of_a_child_may_take_longer_than_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_process, "MIN_SECONDS", 0.0)  # the machine may be busy
+    monkeypatch.setattr(encoder_process, "MIN_CHARACTERS_PER_SECOND", 10**12)
+    EncoderProcess(make_exponential_regex().decode()).start()
+
+
+def test_missing_library_is_named_before_a_child_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_exponential_regex()
+    monkeypatch.setattr(encoder_process, "start_child", lambda *_: pytest.fail("a child was started"))
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(FolioError, match="a tokenizer.json needs the library tokenizers; install it with"):
+        HuggingFaceTokenizer(data)
 
 
 UNFINISHED = """
