@@ -194,25 +194,30 @@ def list_warnings(
 
 def _look_for_separator(corpus: PreparedCorpus, input_files: Sequence[InputFile]) -> list[str]:
     """Return a warning if the separator divides no file, because it is misspelled or the lines end with CR and LF."""
-    num_documents = sum(count for receipt in corpus.receipts for _, count in receipt.num_positions)
+    num_documents, separator = _count_documents(corpus), corpus.recipe.separator
     num_cut = sum(receipt.dropped.get("cut", 0) for receipt in corpus.receipts)  # parts of long documents
-    num_files = len(input_files)
-    if any(file.format != "text" for file in input_files) or num_documents - num_cut > num_files:
+    num_with_text = sum(count > 0 for count in num_documents.values())
+    if any(file.format != "text" for file in input_files) or num_documents.total() - num_cut > num_with_text:
         return []
+    num_files = len(input_files)
     files = "the file, which is one document" if num_files == 1 else f"any of the {num_files:,} files"
-    advice = (
-        "; if their lines end with CR LF, write \\r\\n for each line feed" if "\n" in corpus.recipe.separator else ""
-    )
-    return [f"the separator {corpus.recipe.separator!r:.80} does not divide {files}; compare it with the text{advice}"]
+    needs_cr = "\n" in separator and "\r" not in separator
+    advice = "; if their lines end with CR LF, write \\r\\n for each line feed" if needs_cr else ""
+    return [f"the separator {separator!r:.80} does not divide {files}; compare it with the text{advice}"]
+
+
+def _count_documents(corpus: PreparedCorpus) -> Counter[int]:
+    """Return the number of documents of each input file, including those that were dropped, by file number."""
+    num_documents: Counter[int] = Counter()
+    for receipt in corpus.receipts:
+        for file_number, num_positions in receipt.num_positions:
+            num_documents[file_number] += num_positions
+    return num_documents
 
 
 def _compare_lengths(corpus: PreparedCorpus, input_files: Sequence[InputFile]) -> list[str]:
     """Return a warning if files whose documents are grouped by position have different numbers of documents."""
-    num_documents: Counter[int] = Counter()  # by input file
-    for receipt in corpus.receipts:
-        for file_number, num_positions in receipt.num_positions:
-            num_documents[file_number] += num_positions
-    by_number = num_documents.most_common()
+    by_number = _count_documents(corpus).most_common()
     (longest, most), (shortest, fewest) = by_number[0], by_number[-1]
     if most == fewest:
         return []

@@ -140,10 +140,11 @@ def test_build_reads_escapes_in_template_and_separator(preprocess: Run, tmp_path
 def test_separator_that_divides_no_file_is_warned_about(preprocess: Run, tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / f"{name}.txt").write_bytes(f"{name} one\r\n--\r\n{name} two\r\n--\r\n".encode())
+    (tmp_path / "empty.txt").touch()
     flags = ("--input", "*.txt", "--document", "separator", "--tokenizer", "byte", "--val-fraction", "0.5")
     done = preprocess("build", *flags, "--separator", r"\n--\n", "--name", "x")
     assert done.returncode == 0, done.stderr
-    warning = r"the separator '\n--\n' does not divide any of the 2 files; compare it with the text; if their lines end"
+    warning = r"the separator '\n--\n' does not divide any of the 3 files; compare it with the text; if their lines end"
     assert warning in done.stderr
     done = preprocess("build", *flags, "--separator", r"\r\n--\r\n", "--name", "y", "--json")
     splits = json.loads(done.stdout)["splits"]
