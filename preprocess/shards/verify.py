@@ -54,9 +54,8 @@ def check_files(build: Build, shards: Iterable[ShardEntry]) -> None:
     What is made of a damaged build has hashes of its own, so the damage could not be found later.
     """
     for shard in shards:
-        for suffix, expected in shard.hashes().items():
-            for fault in _verify_hash((build.folder / shard.file).with_suffix(f".{suffix}"), expected):
-                raise ShardError(f"{build.folder} is damaged: {fault}; copy the build again or rebuild it")
+        for fault in _verify_hashes(build, shard):
+            raise ShardError(f"{build.folder} is damaged: {fault}; copy the build again or rebuild it")
 
 
 def check_known(build: Build, noun: str, numbers: set[int], names: Container[int]) -> None:
@@ -84,11 +83,14 @@ def _verify_hash(path: Path, expected: str) -> Iterator[str]:
         yield f"{path.name} has sha256 {found}, its manifest says {expected}"
 
 
-def _verify_shard(build: Build, entry: ShardEntry) -> Iterator[str]:
-    path = build.folder / entry.file
+def _verify_hashes(build: Build, entry: ShardEntry) -> Iterator[str]:
     for suffix, expected in entry.hashes().items():
-        yield from _verify_hash(path.with_suffix(f".{suffix}"), expected)
-    shard = build.map_shard(entry)
+        yield from _verify_hash((build.folder / entry.file).with_suffix(f".{suffix}"), expected)
+
+
+def _verify_shard(build: Build, entry: ShardEntry) -> Iterator[str]:
+    yield from _verify_hashes(build, entry)
+    path, shard = build.folder / entry.file, build.map_shard(entry)
     if not has_valid_ends(shard.ends, num_tokens=len(shard.tokens)):
         yield f"{path.stem}.ends does not ascend to the shard's {len(shard.tokens):,} tokens"
     chunks = (shard.tokens[i : i + HASH_CHUNK_BYTES] for i in range(0, len(shard.tokens), HASH_CHUNK_BYTES))
