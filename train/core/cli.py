@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from preprocess.console import discard_unwritten_messages, hidden_live_line, paint
-from preprocess.errors import BLOCKING_PATHS, FolioError, explain_os_error, hide_credentials, one_line
+from preprocess.errors import BLOCKING_PATHS, FolioError, explain_os_error, format_quantity, hide_credentials, one_line
 
-MAX_WARNINGS = 5  # about things of one kind, of which there may be thousands
+MAX_WARNINGS = 5  # about things that are skipped, of which there may be thousands
 
 
 def print_result(result: Any, lines: Iterable[str], *, as_json: bool) -> None:
@@ -37,10 +37,11 @@ def warn(line: str) -> None:
 
 
 @contextmanager
-def few_warnings(warn: Callable[[str], None], rest: str) -> Iterator[Callable[[str], None]]:
+def few_warnings(warn: Callable[[str], None], noun: str) -> Iterator[Callable[[str], None]]:
     """Yield a function that gives a line to `warn`, and that only counts the lines after MAX_WARNINGS.
 
-    At the end of the block, `warn` gets the line "N REST" about the counted ones.
+    At the end of the block, `warn` gets a line about the counted ones, such as "1 more file skipped" for the
+    noun "file".
     """
     num_lines = 0
 
@@ -54,7 +55,7 @@ def few_warnings(warn: Callable[[str], None], rest: str) -> Iterator[Callable[[s
         yield add
     finally:
         if num_lines > MAX_WARNINGS:
-            warn(f"{num_lines - MAX_WARNINGS:,} {rest}")
+            warn(f"{format_quantity(num_lines - MAX_WARNINGS, f'more {noun}')} skipped")
 
 
 def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> int:

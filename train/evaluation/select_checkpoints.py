@@ -58,7 +58,7 @@ def iter_checkpoints(path: Path, which: str) -> Iterator[Checkpoint]:
     seen: set[Path] = set()
     for _ in range(MAX_LISTINGS):
         folders = [folder for folder in list_checkpoints(path) if folder not in seen]
-        with few_warnings(warn, "more checkpoints are skipped") as warn_of_some:
+        with few_warnings(warn, "checkpoint") as warn_of_some:
             for folder in folders:
                 try:
                     checkpoint = map_weights(open_checkpoint(folder))

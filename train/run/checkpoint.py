@@ -146,7 +146,7 @@ def find_newest_checkpoint(out_dir: Path, warn: Callable[[str], None]) -> Checkp
 
 def _open_newest(folders: Sequence[Path], warn: Callable[[str], None]) -> Checkpoint | None:
     """Return the last complete checkpoint of `folders`, or None if all are damaged or one is gone."""
-    with few_warnings(warn, "more checkpoints are damaged and skipped") as warn_of_some:
+    with few_warnings(warn, "checkpoint") as warn_of_some:
         for folder in reversed(folders):
             try:
                 return open_checkpoint(folder)

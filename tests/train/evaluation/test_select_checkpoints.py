@@ -30,7 +30,7 @@ def test_many_damaged_checkpoints_get_few_warnings(run: Path) -> None:
         (run / "checkpoints" / f"step-{step:08d}").mkdir()
     result = invoke("evaluate.py", run, "--all", *CPU)
     lines = result.stderr.splitlines()
-    assert (result.returncode, len(lines)) == (0, 6) and lines[-1] == "warning: 15 more checkpoints are skipped"
+    assert (result.returncode, len(lines)) == (0, 6) and lines[-1] == "warning: 15 more checkpoints skipped"
 
 
 def test_deleted_checkpoint_is_evaluated_if_it_was_open_and_otherwise_skipped(
