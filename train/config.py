@@ -419,7 +419,7 @@ def _expand_paths(config: Config) -> Config:
 
 
 def expand_data(data: str, name: str) -> str:
-    """Return the setting `data` with home directories in place of `~` and `~USER`.
+    """Return the setting `data` with `~` and `~USER` replaced by home directories.
 
     `name` is the option or the setting, for messages. Raises MisuseError for a value that cannot be
     a path.

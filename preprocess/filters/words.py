@@ -75,9 +75,9 @@ class TextGroup:
         return sums
 
     def count_characters_between(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """Return the number of characters from each byte of `starts` to that of `ends`: an int64 array like them.
+        """Return the number of characters from each byte of `starts` to that of `ends`: (N,) int64.
 
-        `starts` and `ends` must ascend.
+        `starts`, `ends`: (N,) int64, each in ascending order.
         """
         if len(self.data) > GROUP_BYTES and len(starts) <= MAX_FEW:
             return np.array([self._count_characters(*each) for each in zip(starts, ends, strict=True)], np.int64)

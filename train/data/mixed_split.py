@@ -123,8 +123,8 @@ class MixedSplit:
 def build_seed(seed: int, index: int) -> int:
     """Return the seed of the data order of build number `index`.
 
-    For build 0 it is `seed` itself, so that it has the same order alone and as the first of
-    several.
+    Build 0 has `seed` itself, so that its order is the same alone and as the first of several
+    builds.
     """
     return seed if index == 0 else int(keyed_hash(seed ^ BUILD_KEY, np.array([index], np.uint64))[0])
 

@@ -103,7 +103,7 @@ class StepTimer:
     def seconds_left(self, step: int, max_steps: int) -> float:
         """Return the expected seconds that the remaining steps take, including pauses.
 
-        The estimate is the mean of this process's steps so far.
+        Each step is expected to take the mean time of this process's steps so far.
         """
         return (time.monotonic() - self._began) / max(step - self._first_step, 1) * (max_steps - step)
 
