@@ -206,6 +206,15 @@ def test_child_that_is_killed_is_explained_and_replaced() -> None:
     assert encoder.encode(["able"])
 
 
+def test_child_ends_with_its_parent_while_it_encodes() -> None:
+    child = encoder_process._Child()
+    child.load(make_slow_regex("normalizer"))
+    child._send(json.dumps(["a" * 1_000_000]).encode())  # takes minutes
+    assert child._process.stdin is not None
+    child._process.stdin.close()  # as when the parent ends in any way
+    assert child._process.wait(60) == 0
+
+
 def test_start_of_a_child_may_take_longer_than_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder_process, "MIN_SECONDS", 0.0)  # the machine may be busy
     monkeypatch.setattr(encoder_process, "MIN_CHARACTERS_PER_SECOND", 10**12)
