@@ -51,7 +51,7 @@ def test_empty_prompt_starts_a_new_document(run: Path) -> None:
         (["--temperature", "0", "--seed", "5"], "--seed has no effect because temperature is 0"),
         (["--temperature", "1e400"], "--temperature must be at most 1e+18, got inf"),
         (["--top_k", "9" * 5000], "--top_k must be a whole number, got '999"),
-        (["--tokens", "9" * 70], "--tokens must be at most 1e+18, got 999"),
+        (["--tokens", "9" * 70], "--tokens must be at most 1,000,000, got 999"),
         (["--num_completions", "0"], "--num_completions must be at least 1, got 0"),
         (["--seed", "-1"], "seed must be at least 0, got -1"),
         (["--device", "tpu"], "device must be auto, cpu, mps, cuda or cuda:N such as cuda:1, got 'tpu'"),

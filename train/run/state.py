@@ -17,6 +17,7 @@ from torch import Tensor
 from preprocess.shards.files import JsonObject
 from train.config import Config
 from train.core.distributed import World
+from train.core.memory import available_bytes
 from train.core.sharding import shard_model
 from train.model import make_model
 from train.model.base import LanguageModel
@@ -67,8 +68,10 @@ class StepResult:
 def new_state(config: Config, vocab_size: int, *, device: torch.device, is_sharded: bool = False) -> TrainingState:
     """Return the state at step 0 on `device`, with weights that the setting `seed` determines.
 
-    With `is_sharded`, it is divided among all processes.
+    With `is_sharded`, it is divided among all processes. Raises MemoryError, before memory is taken,
+    if the weights do not fit the memory of this machine.
     """
+    _check_memory(config, vocab_size)
     torch.manual_seed(config.seed)
     model = make_model(config, vocab_size)  # drawn on the CPU, to be the same on every device
     if is_sharded:
@@ -89,6 +92,17 @@ def new_state(config: Config, vocab_size: int, *, device: torch.device, is_shard
         skipped=skipped,
         is_sharded=is_sharded,
     )
+
+
+def _check_memory(config: Config, vocab_size: int) -> None:
+    """Raise MemoryError if the weights, which are drawn on the CPU, take more memory than is available.
+
+    An allocation that is too large fails at once, but many smaller ones may first fill the memory.
+    """
+    with torch.device("meta"):
+        needed_bytes = sum(p.nbytes for p in make_model(config, vocab_size).parameters())
+    if needed_bytes > available_bytes():
+        raise MemoryError(f"the weights take {needed_bytes:,} bytes")
 
 
 def optimizer_tensors(state: TrainingState) -> Iterator[tuple[str, Tensor]]:

@@ -137,7 +137,7 @@ def test_estimate_max_windows_is_safe_where_the_loss_switches_to_its_kernel(
 
 def test_model_that_does_not_fit_memory_is_one_line(folder: Path) -> None:
     config = write_config(folder / "huge.py", folder / "tiny", learning_rate=1e-11, min_lr=0.0)  # no warning about it
-    result = invoke("train.py", config, "--n_embd=10000000000")
+    result = invoke("train.py", config, "--n_embd=65536", "--n_layer=1000")
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     advice = "use a smaller model or block_size, or --gradient_checkpointing=true"
     assert f"do not fit the memory of cpu; {advice}" in result.stderr

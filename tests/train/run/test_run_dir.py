@@ -213,9 +213,9 @@ def test_restart_deletes_only_the_run(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argument", "status", "message"),
+    ("arguments", "status", "message"),
     [
-        ("--n_embd=10000000000", 1, "do not fit the memory of cpu; use a smaller model"),
+        ("--n_embd=65536 --n_layer=1000", 1, "do not fit the memory of cpu; use a smaller model"),
         ("--completion_prompt=\udcff", 2, "completion_prompt must be UTF-8 text"),
         ("--completion_author=Nobody", 2, "has no author 'Nobody'"),
         ("--max_steps=" + "9" * 400, 2, "max_steps must be at most 1e+18"),
@@ -223,13 +223,13 @@ def test_restart_deletes_only_the_run(folder: Path) -> None:
     ],
 )
 def test_restart_deletes_nothing_until_the_new_run_can_start(
-    folder: Path, argument: str, status: int, message: str
+    folder: Path, arguments: str, status: int, message: str
 ) -> None:
     path = write_config(folder / "kept.py", folder / "tiny")
     if not (folder / "kept").exists():
         assert invoke("train.py", path).returncode == 0
     before = read_losses(folder / "kept")
-    done = invoke("train.py", path, "--restart", argument)
+    done = invoke("train.py", path, "--restart", *arguments.split())
     errors = [line for line in done.stderr.splitlines() if not line.startswith("warning: with the learning_rate")]
     assert (done.returncode, len(errors)) == (status, 1) and message in errors[0], done.stderr
     assert read_losses(folder / "kept") == before and len(list_checkpoints(folder / "kept")) == 3
