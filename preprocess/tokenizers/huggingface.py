@@ -93,14 +93,16 @@ class HuggingFaceTokenizer(TwoBackendTokenizer):
         cannot run code, and `huggingface_limits` limits the time and memory that it can take.
         """
         spec = strip_extras(parse_spec(data))
-        compute_growth(spec)  # raises if it is too large
+        growth = compute_growth(spec)
         vocab, added = read_vocabulary(spec), spec["added_tokens"]
         num_ids = max((*vocab.values(), *(token["id"] for token in added)), default=-1) + 1
         if not 0 < num_ids <= MAX_VOCAB_SIZE:
             raise ValueError(f"it has {num_ids} ids, expected 1 to {MAX_VOCAB_SIZE}")
         self.special_tokens = {token["content"]: token["id"] for token in added if not is_text_token(token)}
         self._assign_roles(find_unknown_token(spec["model"]), vocab)
-        self._encode, self._count = _make_encoders(spec, self.special_tokens, self.unk_id)
+        self._encode, self._count = _make_encoders(
+            spec, self.special_tokens, self.unk_id, with_counter=growth > MAX_UNCHECKED_GROWTH
+        )
         self.id_to_bytes = _list_bytes_by_id(spec, vocab, self.special_tokens, num_ids)
         has_byte_alphabet = make_byte_level_alphabet().keys() <= vocab.keys()
         self.is_byte_level = has_byte_alphabet and "ByteLevel" in _component_types(spec, "decoder", "pre_tokenizer")
@@ -203,12 +205,13 @@ def strip_extras(spec: Spec) -> Spec:
     return {**spec, "model": model, "post_processor": None, "truncation": None, "padding": None}
 
 
-def _make_encoders(spec: Spec, special_tokens: dict[str, int], unk_id: int | None) -> tuple[Encode, Encode | None]:
+def _make_encoders(
+    spec: Spec, special_tokens: dict[str, int], unk_id: int | None, *, with_counter: bool
+) -> tuple[Encode, Encode | None]:
     """Return functions that encode texts, and that give one id for each character of the normalized texts.
 
-    All special tokens except the unknown one have new names. The second function is None if the file lengthens
-    no text by more than MAX_UNCHECKED_GROWTH. Raises ValueError if the library rejects the file or gives an added
-    token another id.
+    All special tokens except the unknown one have new names. The second function is None without
+    `with_counter`. Raises ValueError if the library rejects the file or gives an added token another id.
     """
     _check_library()
     # Unicode will never assign U+10FFFF. If a text contains a new name anyway, `encode_reference`
@@ -223,7 +226,7 @@ def _make_encoders(spec: Spec, special_tokens: dict[str, int], unk_id: int | Non
             raise ValueError(
                 f"it gives {token['content']!r} the id {token['id']}, the library reads {encoder.token_to_id(name)}"
             )
-    counter = _make_character_counter(encoder) if compute_growth(spec) > MAX_UNCHECKED_GROWTH else None
+    counter = _make_character_counter(encoder) if with_counter else None
     if in_child is None:
         return partial(_encode_here, encoder), None if counter is None else partial(_encode_here, counter)
     return in_child.encode, None if counter is None else _start_child(counter.to_str()).encode

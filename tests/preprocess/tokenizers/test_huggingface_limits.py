@@ -218,7 +218,9 @@ def test_child_ends_with_its_parent_while_it_encodes() -> None:
 def test_start_of_a_child_may_take_longer_than_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder_process, "MIN_SECONDS", 0.0)  # the machine may be busy
     monkeypatch.setattr(encoder_process, "MIN_CHARACTERS_PER_SECOND", 10**12)
-    EncoderProcess(make_exponential_regex().decode()).start()
+    process = EncoderProcess(make_exponential_regex().decode())
+    process.start()
+    assert process._child is not None and process._child.is_usable()
 
 
 def test_missing_library_is_named_before_a_child_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
