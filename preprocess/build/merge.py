@@ -205,7 +205,7 @@ class _Reader:
     def _make_table(self, docs: np.ndarray, ids: np.ndarray, ends: np.ndarray, split: str) -> np.ndarray:
         hashes, text_bytes = self._hasher.hash(ids, ends)
         table = make_table(docs["hash"] if self._keeps_hashes else hashes, text_bytes, SIDES[split])
-        # The tables of numbers are not made anew for each shard: there may be 20,000 shards and a million sources.
+        # No table of all sources is made for each shard: there may be 20,000 shards and a million sources.
         table["lang"] = self._map_languages(docs["lang"])
         sources = range(len(self._build.manifest.sources))
         check_known(self._build, "source", set(np.unique(docs["source"]).tolist()), sources)

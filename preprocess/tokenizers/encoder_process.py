@@ -2,7 +2,7 @@
 
 The library `tokenizers` runs in Rust and cannot be interrupted. A thread that still encodes when the
 process ends can crash it, and where a regular expression exceeds the limit of its engine, the library
-prints a backtrace. A child can be ended at any time, and nobody sees what it prints.
+prints a backtrace. A child can be ended at any time, and what it prints is not shown.
 
 The cost: 0.05 s for the start of the child, 20 MB beside the tokenizer itself, which this process then
 does not hold, and 15 ns for a character, which takes at least ten times as long to encode.

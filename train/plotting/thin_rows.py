@@ -17,7 +17,7 @@ class ThinRows:
 
     Fewer than MAX_ROWS rows are kept as they are. Of more rows, 2, 4, 8, … consecutive ones are merged, the
     same number everywhere. The last rows, fewer than BLOCK_ROWS, are not merged, and the very last is always
-    kept. The first number of a row, its step, tells it from the next one.
+    kept. The first number of a row is its step, which identifies it.
     """
 
     def __init__(self, num_columns: int, merge: Merge) -> None:

@@ -367,7 +367,7 @@ def run_server(loaded: LoadedModel, listening: socket.socket, *, log_requests: b
     log_config["loggers"]["uvicorn.error"]["level"] = "WARNING"  # not how the server starts and ends
     log_config["filters"] = {"short": {"()": ShortPaths}}
     log_config["loggers"]["uvicorn.access"]["filters"] = ["short"]
-    gc.freeze()  # the model and the libraries are no garbage
+    gc.freeze()  # the model and the libraries are never garbage, so they are not searched for it
     config = uvicorn.Config(
         make_app(loaded),
         http=LimitedConnection,
